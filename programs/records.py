@@ -1,0 +1,47 @@
+"""What a program is given and what it returns: plain, frozen, free of SGLang."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class SampleState(StrEnum):
+    """How one sample ended. A failure is a state of its own, never an empty or a wrong answer."""
+
+    FINISHED = "finished"
+    """The model ended its turn."""
+    TRUNCATED = "truncated"
+    """`max_tokens` was reached first."""
+    FAILED = "failed"
+    """The server or the connection failed; `Sample.error` says how."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How each sample is drawn. Defaults: the paper's temperature and top_p."""
+
+    max_tokens: int = 2048
+    temperature: float = 0.6
+    top_p: float = 0.95
+    seed: int | None = None
+    """Base seed; sample i is sent `seed + i`. SGLang drops it unless it runs deterministically."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One chain of thought, as it ended."""
+
+    index: int
+    """Position among the samples of its question, from 0."""
+    state: SampleState
+    text: str
+    answer: str | None
+    """The extracted final answer; None where the text states none."""
+    num_tokens: int
+    """Generated tokens."""
+    latency_s: float
+    seed: int | None
+    """The seed that was sent."""
+    seed_honoured: bool
+    rid: str
+    """The request id at the server."""
+    error: str | None = None

@@ -1,0 +1,123 @@
+"""The configuration: defaults, JSON, precedence, presets, and what is refused."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from lim_sglang.config import (
+    LimConfig,
+    ModelShape,
+    default_select_layers,
+    parse_layers,
+    resolve_settings,
+    with_preset,
+)
+from lim_sglang.errors import ConfigError
+
+QWEN3_8B = ModelShape("qwen3", 36, 4096, 32)
+UNKNOWN = ModelShape("qwen3", 28, 1024, 16)
+
+
+def test_json_comes_back_as_it_went() -> None:
+    config = LimConfig(budget=300, sinks=0, recent_ratio=1.0, select_layers=(3, 9))
+    assert LimConfig.from_json(config.to_json()) == config
+
+
+def test_json_holds_every_field() -> None:
+    assert json.loads(LimConfig().to_json()).keys() == asdict(LimConfig()).keys()
+
+
+def test_defaults_are_the_papers() -> None:
+    config = LimConfig()
+    assert (config.policy, config.budget, config.recent_ratio) == ("lessismore", 2048, 0.25)
+    assert (config.sinks, config.dense_layers, config.select_layers) == (4, (0, 1), None)
+
+
+def test_unknown_keys_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'bugdet'.*known settings: policy, budget"):
+        LimConfig.from_json('{"bugdet": 5}')
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("policy", "quest"),
+        ("budget", 0),
+        ("budget", True),
+        ("budget", 2.5),
+        ("budget", "64"),
+        ("recent_ratio", -0.1),
+        ("recent_ratio", 1.01),
+        ("recent_ratio", float("nan")),
+        ("recent_ratio", "0.5"),
+        ("sinks", -1),
+        ("sinks", 1.0),
+        ("select_layers", [12, 2]),
+        ("select_layers", [2, 2]),
+        ("select_layers", [-1]),
+        ("select_layers", "2,12"),
+        ("dense_layers", None),
+        ("dense_layers", [1, 0]),
+    ],
+)
+def test_a_bad_value_is_named(setting: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=setting):
+        LimConfig.from_mapping({setting: value})
+
+
+def test_all_bad_values_are_named_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"budget.*sinks"):
+        LimConfig(budget=0, sinks=-1)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "7", '"budget"'])
+def test_json_that_is_no_object_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match="budget"):
+        LimConfig.from_json(text)
+
+
+def test_a_flag_beats_the_option_which_beats_the_environment() -> None:
+    environment = '{"budget": 1, "sinks": 1, "recent_ratio": 0.1}'
+    option = '{"budget": 2, "sinks": 2}'
+    config = resolve_settings(environment, option, {"budget": 3})
+    assert (config.budget, config.sinks, config.recent_ratio) == (3, 2, 0.1)
+
+
+def test_errors_name_the_source_of_bad_json() -> None:
+    with pytest.raises(ConfigError, match="LIM_CONFIG"):
+        resolve_settings("{", None, {})
+    with pytest.raises(ConfigError, match="--lim-config"):
+        resolve_settings(None, "{", {})
+
+
+def test_a_measured_shape_has_its_preset() -> None:
+    assert with_preset(LimConfig(), QWEN3_8B).select_layers == (2, 12)
+
+
+def test_an_unmeasured_shape_has_a_third_of_its_depth() -> None:
+    assert with_preset(LimConfig(), UNKNOWN).select_layers == (2, 9)
+
+
+@pytest.mark.parametrize("layers", [(), (5,), (2, 20)])
+def test_layers_that_the_user_named_beat_the_preset(layers: tuple[int, ...]) -> None:
+    assert with_preset(LimConfig(select_layers=layers), QWEN3_8B).select_layers == layers
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(1, ()), (2, ()), (3, (2,)), (4, (2, 3)), (8, (2, 3)), (30, (2, 10))]
+)
+def test_default_select_layers_lie_within_the_model(depth: int, layers: tuple[int, ...]) -> None:
+    assert default_select_layers(depth) == layers
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"), [("", ()), ("2", (2,)), ("2,12", (2, 12)), (" 2, 12 ", (2, 12))]
+)
+def test_a_layer_list_reads_as_typed(text: str, layers: tuple[int, ...]) -> None:
+    assert parse_layers(text) == layers
+
+
+def test_a_layer_list_with_words_is_refused() -> None:
+    with pytest.raises(ConfigError, match="2,12"):
+        parse_layers("two")
