@@ -1,0 +1,188 @@
+"""The definition of LessIsMore's token selection and sparse attention, in plain torch.
+
+Source: Yang et al., "Less Is More", arXiv 2508.07101, and its public code where the paper is
+silent. Every kernel in this folder has a function of the same meaning here, and its tests use it.
+
+Shapes: H query heads, G KV heads, D head_dim, S tokens of one request (newest included),
+C candidates, K budget.
+"""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The three parts of a budget, in tokens; they add up to it."""
+
+    sinks: int
+    selected: int
+    recent: int
+
+
+def split_budget(budget: int, recent_ratio: float, sinks: int) -> Shares:
+    """Divide a budget; the sinks come out of the recency share, and the newest token is kept.
+
+    The epsilon keeps a product such as 10 * 0.9 from being cut to 8.
+    """
+    selected = int(budget * (1 - recent_ratio) + 1e-9)
+    share = budget - selected
+    if share == 0:
+        return Shares(sinks=0, selected=budget - 1, recent=1)
+    sinks = min(sinks, share - 1)
+    return Shares(sinks=sinks, selected=selected, recent=share - sinks)
+
+
+def score_tokens(query: Tensor, keys: Tensor) -> Tensor:
+    """Raw q·k of every query head with every token, in f32.
+
+    Softmax, scale and soft-cap are monotone within a head, so they would change no ranking.
+
+    Args:
+        query: [H, D].
+        keys: [S, G, D]; H is a multiple of G.
+
+    Returns:
+        [H, S] float32.
+    """
+    heads, dim = query.shape
+    groups = keys.shape[1]
+    # [G, H/G, D] @ [G, D, S]
+    scores = query.float().view(groups, heads // groups, dim) @ keys.float().permute(1, 2, 0)
+    return scores.reshape(heads, -1)
+
+
+def rank_tokens(scores: Tensor) -> Tensor:
+    """Each head's candidates, best first; equal scores put the older token first.
+
+    -0.0 ties with +0.0, and NaN ranks last, beside -inf.
+
+    Args:
+        scores: [H, C] float, candidates in order of position.
+
+    Returns:
+        [H, C] int64, candidate indices.
+    """
+    # Adding +0.0 turns -0.0 into +0.0, which sorting on a GPU would tell apart.
+    values = (scores + 0.0).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    return values.sort(dim=-1, descending=True, stable=True).indices
+
+
+def unite_rankings(ranking: Tensor, selected: int) -> Tensor:
+    """The first `selected` different tokens when heads take turns, rank by rank.
+
+    A token's turn is `min_h(rank_h * H + h)`; the smallest turns win. The walk never goes deeper
+    than rank `selected - 1`, because one head alone reaches `selected` tokens by then.
+
+    Args:
+        ranking: [H, C] int64, from `rank_tokens`.
+        selected: tokens to take, at most C.
+
+    Returns:
+        [selected] int64 candidate indices, in the order in which they are taken.
+    """
+    candidates = ranking.shape[1]
+    taken_in_turn = ranking[:, :selected].T.reshape(-1)
+    turns = torch.arange(taken_in_turn.numel(), device=ranking.device)
+    first_turn = torch.full((candidates,), turns.numel(), device=ranking.device)
+    first_turn.scatter_reduce_(0, taken_in_turn, turns, reduce="amin")
+    return first_turn.sort(stable=True).indices[:selected]
+
+
+def keep_tokens(scores: Tensor, shares: Shares) -> Tensor:
+    """The kept positions of one request, without checks: what serving calls.
+
+    Args:
+        scores: [H, S] float, raw q·k.
+
+    Returns:
+        [min(S, K)] int64, ascending.
+    """
+    length, device = scores.shape[1], scores.device
+    if length <= shares.sinks + shares.selected + shares.recent:
+        return torch.arange(length, device=device)
+    newest = length - shares.recent
+    ranking = rank_tokens(scores[:, shares.sinks : newest])
+    chosen = unite_rankings(ranking, shares.selected) + shares.sinks
+    return torch.cat(
+        [
+            torch.arange(shares.sinks, device=device),
+            chosen.sort().values,
+            torch.arange(newest, length, device=device),
+        ]
+    )
+
+
+def select_tokens(
+    scores: Tensor, *, budget: int, recent_ratio: float = 0.25, sinks: int = 4
+) -> Tensor:
+    """The tokens that one request keeps in one decode step, alike for all heads.
+
+    Args:
+        scores: [heads, length] float, raw q·k of every query head; the newest token is last.
+        budget: tokens to keep at most (the paper's K).
+        recent_ratio: share of the budget for the newest tokens and the sinks.
+        sinks: oldest tokens that are always kept, out of that share.
+
+    Returns:
+        [min(length, budget)] int64 positions, ascending.
+
+    Raises:
+        ValueError: an argument outside its range, an empty request, or a non-finite score.
+    """
+    _check(scores, budget, recent_ratio, sinks)
+    return keep_tokens(scores, split_budget(budget, recent_ratio, sinks))
+
+
+def attend_tokens(
+    query: Tensor, keys: Tensor, values: Tensor, kept: Tensor, scale: float
+) -> Tensor:
+    """Attention of one decoded token over the kept tokens only.
+
+    Args:
+        query: [H, D].
+        keys, values: [S, G, D].
+        kept: [n] int64 positions.
+        scale: factor on q·k before the softmax.
+
+    Returns:
+        [H, D] in the query's dtype.
+    """
+    # [1, heads, tokens, D] in one dtype: the form that torch has fused kernels for.
+    chosen_keys = keys[kept].transpose(0, 1).to(query.dtype)
+    chosen_values = values[kept].transpose(0, 1).to(query.dtype)
+    output = functional.scaled_dot_product_attention(
+        query[None, :, None], chosen_keys[None], chosen_values[None], scale=scale, enable_gqa=True
+    )
+    return output[0, :, 0]
+
+
+def _check(scores: Tensor, budget: int, recent_ratio: float, sinks: int) -> None:
+    if scores.ndim != 2 or not scores.is_floating_point():
+        raise ValueError(
+            "scores must be a float tensor [heads, length], "
+            f"not {scores.dtype} of shape {list(scores.shape)}"
+        )
+    if not scores.isfinite().all():
+        raise ValueError("scores must be finite, but some are NaN or infinite")
+    if scores.numel() == 0:
+        raise ValueError(f"scores must hold at least one token, not shape {list(scores.shape)}")
+    if not _is_int(budget) or budget < 1:
+        raise ValueError(f"budget must be an integer of at least 1, not {budget!r}")
+    if not _is_int(sinks) or sinks < 0:
+        raise ValueError(f"sinks must be an integer of at least 0, not {sinks!r}")
+    if not _is_number(recent_ratio) or not 0 <= recent_ratio <= 1:
+        raise ValueError(f"recent_ratio must be a number from 0 to 1, not {recent_ratio!r}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,0 +1,181 @@
+"""The definition: exact sets, ties, edges, and facts that hold for any scores."""
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lim_sglang.kernels.reference import (
+    Shares,
+    attend_tokens,
+    keep_tokens,
+    rank_tokens,
+    score_tokens,
+    select_tokens,
+    split_budget,
+    unite_rankings,
+)
+from tests.kernels.plain_lists import Case, draw_case, kept_positions
+
+VECTORS = Path(__file__).parents[3] / "shared" / "oracle" / "vectors.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "selection.json"
+
+
+def select(case: Case, dtype: torch.dtype = torch.float32) -> list[int]:
+    """The reference's answer to a case."""
+    kept = select_tokens(
+        torch.tensor(case.scores, dtype=dtype),
+        budget=case.budget,
+        recent_ratio=case.recent_ratio,
+        sinks=case.sinks,
+    )
+    assert kept.dtype == torch.int64
+    return [int(position) for position in kept]
+
+
+def read_cases(path: Path) -> list[dict[str, Any]]:
+    """Cases with their names and expected sets; none where the file is not there."""
+    cases: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return cases
+
+
+def expect(row: dict[str, Any]) -> None:
+    """One recorded case is reproduced."""
+    case = Case(row["scores"], row["budget"], row["recent_ratio"], row["sinks"])
+    assert select(case) == row["kept"]
+
+
+@pytest.mark.parametrize("row", read_cases(GOLDEN), ids=lambda row: row["name"])
+def test_own_vectors(row: dict[str, Any]) -> None:
+    expect(row)
+
+
+@pytest.mark.skipif(not VECTORS.exists(), reason="the shared vectors are not beside this checkout")
+def test_shared_vectors() -> None:
+    rows = read_cases(VECTORS)
+    assert rows
+    for row in rows:
+        expect(row)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(40))
+def test_equals_plain_lists_on_random_cases(seed: int, dtype: torch.dtype) -> None:
+    case = draw_case(random.Random(seed))
+    assert select(case, dtype) == kept_positions(case)
+
+
+@pytest.mark.parametrize(
+    ("budget", "ratio", "sinks", "expected"),
+    [
+        (2048, 0.25, 4, (4, 1536, 508)),
+        (10, 0.1, 4, (0, 9, 1)),
+        (100, 0.0, 4, (0, 99, 1)),
+        (100, 1.0, 4, (4, 0, 96)),
+        (8, 0.25, 4, (1, 6, 1)),
+        (1, 0.25, 4, (0, 0, 1)),
+        (2, 0.25, 4, (0, 1, 1)),
+        (1, 0.0, 4, (0, 0, 1)),
+        (40, 0.9, 0, (0, 4, 36)),
+    ],
+)
+def test_shares_add_up_to_the_budget(
+    budget: int, ratio: float, sinks: int, expected: tuple[int, int, int]
+) -> None:
+    shares = split_budget(budget, ratio, sinks)
+    assert (shares.sinks, shares.selected, shares.recent) == expected
+    assert sum(expected) == budget
+
+
+def test_heads_take_turns_and_skip_repeats() -> None:
+    ranking = torch.tensor([[3, 1, 0, 2], [3, 2, 1, 0]])
+    assert unite_rankings(ranking, 3).tolist() == [3, 1, 2]
+
+
+def test_equal_scores_put_the_older_token_first() -> None:
+    assert rank_tokens(torch.tensor([[1.0, 2.0, 1.0, 2.0]])).tolist() == [[1, 3, 0, 2]]
+
+
+def test_negative_zero_ties_with_zero() -> None:
+    assert rank_tokens(torch.tensor([[-0.0, 0.0, -0.0]])).tolist() == [[0, 1, 2]]
+
+
+def test_infinities_rank_at_the_ends_and_nan_last() -> None:
+    scores = torch.tensor([[math.nan, -1.0, math.inf, 3.0, -1e38]])
+    assert rank_tokens(scores).tolist() == [[2, 3, 1, 4, 0]]
+
+
+def test_set_does_not_depend_on_the_order_of_growth_of_selected() -> None:
+    generator = torch.Generator().manual_seed(5)
+    scores = torch.randn(6, 200, generator=generator)
+    small = keep_tokens(scores, Shares(sinks=4, selected=20, recent=16))
+    large = keep_tokens(scores, Shares(sinks=4, selected=50, recent=16))
+    assert set(small.tolist()) < set(large.tolist())
+
+
+def test_scores_are_raw_products_of_each_query_head() -> None:
+    generator = torch.Generator().manual_seed(1)
+    query, keys = torch.randn(6, 8, generator=generator), torch.randn(5, 2, 8, generator=generator)
+    scores = score_tokens(query, keys)
+    assert scores.shape == (6, 5)
+    assert scores[4, 3].item() == pytest.approx((query[4] @ keys[3, 1]).item(), rel=1e-5)
+
+
+def test_attention_over_everything_is_dense_attention() -> None:
+    generator = torch.Generator().manual_seed(2)
+    query = torch.randn(4, 8, generator=generator)
+    keys, values = torch.randn(2, 9, 2, 8, generator=generator).unbind()
+    output = attend_tokens(query, keys, values, torch.arange(9), scale=0.3)
+    for head in range(4):
+        weights = (keys[:, head // 2] @ query[head] * 0.3).softmax(0)
+        torch.testing.assert_close(output[head], weights @ values[:, head // 2])
+
+
+def test_attention_reads_only_the_kept_tokens() -> None:
+    keys, values = torch.full((2, 6, 1, 4), math.nan).unbind()
+    keys[[1, 4]], values[[1, 4]] = 1.0, 2.0
+    output = attend_tokens(torch.ones(3, 4), keys, values, torch.tensor([1, 4]), scale=1.0)
+    torch.testing.assert_close(output, torch.full((3, 4), 2.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"budget": 0}, "budget"),
+        ({"budget": 2.0}, "budget"),
+        ({"budget": True}, "budget"),
+        ({"budget": 4, "sinks": -1}, "sinks"),
+        ({"budget": 4, "sinks": 0.5}, "sinks"),
+        ({"budget": 4, "recent_ratio": -0.01}, "recent_ratio"),
+        ({"budget": 4, "recent_ratio": 1.5}, "recent_ratio"),
+        ({"budget": 4, "recent_ratio": math.nan}, "recent_ratio"),
+    ],
+)
+def test_a_bad_argument_is_named(arguments: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        select_tokens(torch.zeros(2, 9), **arguments)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("length", [3, 50])
+def test_non_finite_scores_are_refused_at_any_length(value: float, length: int) -> None:
+    scores = torch.zeros(2, length)
+    scores[1, 2] = value
+    with pytest.raises(ValueError, match="finite"):
+        select_tokens(scores, budget=8)
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 3)])
+def test_an_empty_request_is_refused(shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        select_tokens(torch.zeros(shape), budget=8)
+
+
+@pytest.mark.parametrize("scores", [torch.zeros(3), torch.zeros(1, 2, 3), torch.ones(2, 3).int()])
+def test_scores_of_another_form_are_refused(scores: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="float tensor"):
+        select_tokens(scores, budget=8)
