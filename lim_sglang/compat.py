@@ -1,0 +1,216 @@
+"""The only place that names SGLang's internals: pinned version, late imports, hooks, mends."""
+
+import importlib
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+from lim_sglang.errors import ServerError
+
+if TYPE_CHECKING:
+    from sglang.lang.backend.base_backend import BaseBackend
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+    from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    __all__ = ["BaseBackend", "KVWriteLoc", "ModelRunner", "TorchNativeAttnBackend"]
+
+SGLANG_VERSION = "0.5.16"
+
+CPU_ENGINE_VAR = "SGLANG_USE_CPU_ENGINE"
+"""SGLang reads it when it is imported: 1 makes a host without a GPU serve on its CPU."""
+
+_CLASSES: Mapping[str, str] = {
+    "BaseBackend": "sglang.lang.backend.base_backend",
+    "HybridAttnBackend": "sglang.srt.layers.attention.hybrid_attn_backend",
+    "KVWriteLoc": "sglang.srt.mem_cache.memory_pool",
+    "ModelRunner": "sglang.srt.model_executor.model_runner",
+    "RadixAttention": "sglang.srt.layers.radix_attention",
+    "TorchNativeAttnBackend": "sglang.srt.layers.attention.torch_native_backend",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class of SGLang when it is first asked for, so that this module stays light."""
+    if name not in _CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_version()
+    return getattr(importlib.import_module(_CLASSES[name]), name)
+
+
+class Target(StrEnum):
+    """The functions of SGLang that are hooked."""
+
+    ADD_CLI_ARGS = "sglang.srt.server_args.ServerArgs.add_cli_args"
+    FROM_CLI_ARGS = "sglang.srt.server_args.ServerArgs.from_cli_args"
+    POST_INIT = "sglang.srt.server_args.ServerArgs.__post_init__"
+    INIT_MODEL_RUNNER = "sglang.srt.managers.tp_worker.TpModelWorker._init_model_runner"
+    INTERNAL_STATE = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
+    QUEUE_REQUEST = "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue"
+    SUPPORT_TRITON = "sglang.srt.utils.common.support_triton"
+    HANDLE_BATCH = "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_batch_request"
+
+
+_PARAMETERS: Mapping[Target, tuple[str, ...]] = {
+    Target.ADD_CLI_ARGS: ("parser",),
+    Target.FROM_CLI_ARGS: ("args",),
+    Target.POST_INIT: ("self",),
+    Target.INIT_MODEL_RUNNER: ("self",),
+    Target.INTERNAL_STATE: ("self", "recv_req"),
+    Target.QUEUE_REQUEST: ("self", "req", "is_retracted"),
+    Target.SUPPORT_TRITON: ("backend",),
+    Target.HANDLE_BATCH: ("self", "obj", "request"),
+}
+
+
+def installed_version() -> str | None:
+    """The installed SGLang's version, None where there is none."""
+    try:
+        return version("sglang")
+    except PackageNotFoundError:
+        return None
+
+
+def check_version() -> None:
+    """Refuse any SGLang but the one that this plugin was verified with."""
+    found = installed_version()
+    if found != SGLANG_VERSION:
+        raise ServerError(
+            f"lim-sglang needs sglang {SGLANG_VERSION} exactly, found {found or 'none'}: "
+            f"install sglang=={SGLANG_VERSION}"
+        )
+
+
+def check_signatures() -> None:
+    """Refuse an SGLang whose hooked functions take other parameters than expected."""
+    for target, expected in _PARAMETERS.items():
+        found = tuple(signature(_resolve(target)).parameters)
+        if found != expected:
+            raise ServerError(
+                f"{target} takes {found}, expected {expected}: "
+                f"this sglang is not {SGLANG_VERSION} as published"
+            )
+
+
+def hook_before(target: Target, function: Callable[..., Any]) -> None:
+    """Call `function` with the target's arguments before the target runs."""
+    _register(target, function, "BEFORE")
+
+
+def hook_after(target: Target, function: Callable[..., Any]) -> None:
+    """Call `function(result, *arguments)` after the target ran."""
+    _register(target, function, "AFTER")
+
+
+def hook_around(target: Target, function: Callable[..., Any]) -> None:
+    """Call `function(original, *arguments)` in the target's place."""
+    _register(target, function, "AROUND")
+
+
+def register_backend(name: str, create: Callable[[Any], Any]) -> None:
+    """Make `name` an attention backend that the command line accepts and `create` builds."""
+    arguments = importlib.import_module("sglang.srt.server_args")
+    if name not in arguments.ATTENTION_BACKEND_CHOICES:
+        arguments.add_attention_backend_choices([name])
+    registry = importlib.import_module("sglang.srt.layers.attention.attention_registry")
+    registry.register_attention_backend(name)(create)
+
+
+def with_model_runner(replacement: type, build: Callable[[], None]) -> None:
+    """Run `build`, which looks `ModelRunner` up in its module, with `replacement` in its place."""
+    module: Any = importlib.import_module(_CLASSES["ModelRunner"])
+    original = module.ModelRunner
+    module.ModelRunner = replacement
+    try:
+        build()
+    finally:
+        module.ModelRunner = original
+
+
+def load_model_config(options: Any) -> Any | None:
+    """The Hugging Face text configuration of the model that `options` name.
+
+    None where it cannot be read: SGLang then says what is wrong with the model.
+    """
+    reader = importlib.import_module("sglang.srt.utils.hf_transformers")
+    overrides = json.loads(options.json_model_override_args or "{}")
+    try:
+        config = reader.get_config(
+            options.model_path,
+            trust_remote_code=options.trust_remote_code,
+            revision=options.revision,
+            model_override_args=overrides,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        logging.getLogger(__name__).debug("no configuration for %s: %s", options.model_path, error)
+        return None
+    return reader.get_hf_text_config(config)
+
+
+def attention_layers(model: Any) -> Iterator[Any]:
+    """The decoder attention layers of a loaded model."""
+    radix_attention = __getattr__("RadixAttention")
+    return (module for module in model.modules() if isinstance(module, radix_attention))
+
+
+def decode_backend(backend: Any) -> Any:
+    """The part of a live attention backend that serves decode steps."""
+    if isinstance(backend, __getattr__("HybridAttnBackend")):
+        return backend.decode_backend
+    return backend
+
+
+def serves_on_cpu() -> bool:
+    """Whether SGLang was told to serve on the CPU."""
+    return os.environ.get(CPU_ENGINE_VAR) == "1"
+
+
+def mend_parallel_sampling() -> None:
+    """Stop the leak of request states when a client asks for n > 1 samples."""
+    hook_around(Target.HANDLE_BATCH, handle_batch_without_leak)
+
+
+async def handle_batch_without_leak(
+    original: Callable[..., AsyncIterator[Any]], manager: Any, obj: Any, request: Any = None
+) -> AsyncIterator[Any]:
+    """Run SGLang's batch handler, then drop the request states that it forgets.
+
+    SGLang 0.5.16 registers n states a prompt and drops one; the others never reach the scheduler,
+    and its shutdown waits for them forever.
+    """
+    try:
+        async for output in original(manager, obj, request):
+            yield output
+    finally:
+        if getattr(obj, "parallel_sample_num", 1) > 1:
+            manager._discard_pending_req_states(obj)
+
+
+def mend_triton_dispatch(name: str) -> None:
+    """On a CPU, keep SGLang from running Triton kernels for the backend `name`."""
+
+    def supports(original: Callable[[str], bool], backend: str) -> bool:
+        return original(backend) and not (backend == name and serves_on_cpu())
+
+    hook_around(Target.SUPPORT_TRITON, supports)
+
+
+def _register(target: Target, function: Callable[..., Any], kind: str) -> None:
+    registry = importlib.import_module("sglang.srt.plugins.hook_registry")
+    registry.HookRegistry.register(target.value, function, registry.HookType[kind])
+
+
+def _resolve(target: Target) -> Callable[..., Any]:
+    """Import the object that a dotted path names."""
+    module_name, *attributes = target.value.split(".")
+    found: Any = importlib.import_module(module_name)
+    for attribute in attributes:
+        module_name = f"{module_name}.{attribute}"
+        found = getattr(found, attribute, None) or importlib.import_module(module_name)
+    result: Callable[..., Any] = found
+    return result

@@ -1,0 +1,126 @@
+"""`register()`: SGLang calls it in each of its processes, through the entry point `lim`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from lim_sglang import compat
+from lim_sglang.compat import Target
+from lim_sglang.config import ENV_VAR, resolve_settings
+from lim_sglang.errors import ConfigError, LimError, RefusedError, ServerError
+from lim_sglang.flags import CONFIG_DEST, add_flags, given_flags, given_settings
+from lim_sglang.refusals import BACKEND, decodes_with_lim, reasons_against, reasons_against_model
+
+USAGE_ERROR = 2
+"""Exit code of a start that was refused."""
+
+
+def register() -> None:
+    """Make the backend `lim`, its flags, its refusals and its counters known to SGLang."""
+    compat.check_version()
+    compat.check_signatures()
+    compat.register_backend(BACKEND, create_backend)
+    compat.hook_after(Target.ADD_CLI_ARGS, _add_flags)
+    compat.hook_around(Target.FROM_CLI_ARGS, _read_flags)
+    compat.hook_before(Target.POST_INIT, _refuse)
+    compat.hook_around(Target.INIT_MODEL_RUNNER, _use_lim_runner)
+    compat.hook_after(Target.INTERNAL_STATE, _show_state)
+    compat.hook_before(Target.QUEUE_REQUEST, _count_retraction)
+    compat.mend_triton_dispatch(BACKEND)
+    compat.mend_parallel_sampling()
+
+
+def create_backend(runner: Any) -> Any:
+    """Build the attention backend for a runner that must be ours.
+
+    Raises:
+        ServerError: the runner was not replaced, so its schedule and counters are missing.
+    """
+    if not hasattr(runner, "lim_roles"):
+        raise ServerError(
+            f"the backend {BACKEND} needs LimModelRunner, found {type(runner).__name__}: "
+            f"SGLang did not apply the plugin's hooks, or only prefill uses {BACKEND}"
+        )
+    from lim_sglang.cpu_backend import LimCpuBackend
+
+    return LimCpuBackend(runner)
+
+
+def _add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
+    add_flags(parser)
+
+
+def _read_flags(
+    original: Callable[..., Any], server_args_class: type, args: argparse.Namespace
+) -> Any:
+    """Put the settings where every process finds them; end a refused start without a traceback."""
+    try:
+        if decodes_with_lim(args):
+            settings = given_settings(args)
+            config = resolve_settings(os.environ.get(ENV_VAR), getattr(args, CONFIG_DEST), settings)
+            os.environ[ENV_VAR] = config.to_json()
+        else:
+            _refuse_unused_flags(args)
+        return original(server_args_class, args)
+    except LimError as error:
+        _end(error)
+
+
+def _refuse_unused_flags(args: argparse.Namespace) -> None:
+    flags = given_flags(args)
+    if flags:
+        raise ConfigError(
+            f"{', '.join(flags)} would have no effect: decode is not served by {BACKEND}; "
+            f"add --attention-backend {BACKEND}"
+        )
+
+
+def _end(error: LimError) -> NoReturn:
+    sys.stderr.write(f"error: {error}\n")
+    raise SystemExit(USAGE_ERROR)
+
+
+def _refuse(server_args: Any) -> None:
+    """Name every reason against the options as they were given, before SGLang rewrites them."""
+    if server_args.prefill_attention_backend == BACKEND and not decodes_with_lim(server_args):
+        raise RefusedError([f"--prefill-attention-backend {BACKEND}: only decode is sparse"])
+    if not decodes_with_lim(server_args):
+        return
+    on_cpu = compat.serves_on_cpu()
+    reasons = reasons_against(server_args, on_cpu=on_cpu)
+    if not on_cpu:
+        reasons.append(
+            "this version decodes on a CPU only: set "
+            f"{compat.CPU_ENGINE_VAR}=1 and --device cpu, as `lim serve -- --device cpu` does"
+        )
+    model_config = compat.load_model_config(server_args)
+    if model_config is not None:
+        config = resolve_settings(os.environ.get(ENV_VAR), None, {})
+        reasons += reasons_against_model(model_config, config)
+    if reasons:
+        raise RefusedError(reasons)
+
+
+def _use_lim_runner(original: Callable[[Any], None], worker: Any) -> None:
+    if not decodes_with_lim(worker.server_args):
+        original(worker)
+        return
+    from lim_sglang.model_runner import LimModelRunner
+
+    compat.with_model_runner(LimModelRunner, lambda: original(worker))
+
+
+def _show_state(result: Any, scheduler: Any, _request: Any) -> None:
+    runner = scheduler.tp_worker.model_runner
+    if hasattr(runner, "lim_stats"):
+        from lim_sglang.model_runner import live_state
+
+        result.internal_state[BACKEND] = live_state(runner)
+
+
+def _count_retraction(scheduler: Any, _request: Any, is_retracted: bool = False) -> None:
+    runner = scheduler.tp_worker.model_runner
+    if is_retracted and hasattr(runner, "lim_stats"):
+        runner.lim_stats.retractions += 1

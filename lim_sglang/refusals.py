@@ -1,0 +1,177 @@
+"""What cannot be served without silently changing the result, and why. Pure: it only looks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lim_sglang.config import LimConfig, ModelShape, with_preset
+from lim_sglang.errors import ConfigError
+from lim_sglang.schedule import layer_roles
+
+BACKEND = "lim"
+"""The name of the attention backend."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One SGLang option that is refused while the decode backend is ours."""
+
+    option: str
+    field: str
+    refused: Callable[[Any], bool]
+    why: str
+
+
+def _more_than_one(value: Any) -> bool:
+    return value is not None and value > 1
+
+
+def _given(value: Any) -> bool:
+    return value is not None
+
+
+_DENSE = "these steps would be dense"
+_UNTESTED = "it has not been verified with sparse decode"
+
+REFUSALS = (
+    Refusal("--tp-size", "tp_size", _more_than_one, "the set needs the heads of all ranks"),
+    Refusal("--pp-size", "pp_size", _more_than_one, "a set cannot cross pipeline stages"),
+    Refusal("--enable-dp-attention", "enable_dp_attention", bool, _UNTESTED),
+    Refusal("--dcp-size", "dcp_size", _more_than_one, "the set needs the whole context"),
+    Refusal("--attn-cp-size", "attn_cp_size", _more_than_one, "the set needs the whole context"),
+    Refusal("--enable-prefill-cp", "enable_prefill_cp", bool, _UNTESTED),
+    Refusal(
+        "--speculative-algorithm",
+        "speculative_algorithm",
+        _given,
+        f"drafts are verified as prefill, so {_DENSE}",
+    ),
+    Refusal(
+        "--enable-mixed-chunk",
+        "enable_mixed_chunk",
+        bool,
+        f"decode tokens would join prefill batches, and {_DENSE}",
+    ),
+    Refusal("--enable-two-batch-overlap", "enable_two_batch_overlap", bool, _UNTESTED),
+    Refusal("--enable-pdmux", "enable_pdmux", bool, _UNTESTED),
+    Refusal(
+        "--disaggregation-mode", "disaggregation_mode", lambda v: v not in (None, "null"), _UNTESTED
+    ),
+    Refusal(
+        "--enable-deterministic-inference",
+        "enable_deterministic_inference",
+        bool,
+        "the backend has no batch-invariant kernels",
+    ),
+    Refusal("--enable-torch-compile", "enable_torch_compile", bool, _UNTESTED),
+    Refusal(
+        "--cuda-graph-backend-decode",
+        "cuda_graph_backend_decode",
+        lambda v: v not in (None, "full", "disabled"),
+        "decode graphs must be captured whole, so use full or disabled",
+    ),
+    Refusal("--debug-cuda-graph", "debug_cuda_graph", bool, _UNTESTED),
+    Refusal("--enable-mis", "enable_mis", bool, "it needs another attention backend"),
+    Refusal("--enable-hisparse", "enable_hisparse", bool, "it is another sparse attention"),
+    Refusal("--dllm-algorithm", "dllm_algorithm", _given, "diffusion models do not decode"),
+    Refusal("--is-embedding", "is_embedding", bool, "embedding models do not decode"),
+    Refusal("--encoder-only", "encoder_only", bool, "an encoder does not decode"),
+    Refusal("--language-only", "language_only", bool, _UNTESTED),
+    Refusal(
+        "--prefill-only-disable-kv-cache",
+        "prefill_only_disable_kv_cache",
+        bool,
+        "the set is picked from the KV cache",
+    ),
+    Refusal(
+        "--kv-cache-dtype",
+        "kv_cache_dtype",
+        lambda v: v is not None and "fp4" in v,
+        "4-bit keys cannot be scored exactly",
+    ),
+)
+
+CPU_REFUSALS = (
+    Refusal(
+        "--page-size",
+        "page_size",
+        _more_than_one,
+        "SGLang needs a GPU for pages of several tokens",
+    ),
+)
+
+
+def decodes_with_lim(options: Any) -> bool:
+    """Whether decode steps go to the backend `lim`. `options`: a namespace or ServerArgs."""
+    return (options.decode_attention_backend or options.attention_backend) == BACKEND
+
+
+def reasons_against(options: Any, *, on_cpu: bool) -> list[str]:
+    """Why these SGLang options cannot be served, one line each. `options`: as typed or resolved."""
+    table = REFUSALS + (CPU_REFUSALS if on_cpu else ())
+    reasons = [
+        f"{refusal.option} {_shown(getattr(options, refusal.field, None))}: {refusal.why}".replace(
+            " :", ":"
+        )
+        for refusal in table
+        if refusal.refused(getattr(options, refusal.field, None))
+    ]
+    decode_graph = getattr(getattr(options, "cuda_graph_config", None), "decode", None)
+    if getattr(decode_graph, "backend", None) not in (None, "full", "disabled"):
+        reasons.append("--cuda-graph-config: decode graphs must be full or disabled")
+    return reasons
+
+
+def reasons_against_model(model_config: Any, config: LimConfig) -> list[str]:
+    """Why a model with this Hugging Face text configuration cannot be served, one line each."""
+    kinds = set(getattr(model_config, "layer_types", None) or ())
+    window = getattr(model_config, "sliding_window", None)
+    sliding = "sliding_attention" in kinds or (not kinds and window is not None)
+    found = {
+        "multi-head latent attention (MLA)": getattr(model_config, "kv_lora_rank", None),
+        "sliding-window attention": sliding,
+        "chunked attention": getattr(model_config, "attention_chunk_size", None),
+        "an encoder and a decoder": getattr(model_config, "is_encoder_decoder", False),
+        "layers without full attention (a hybrid)": kinds - {"full_attention", "sliding_attention"},
+    }
+    reasons = [f"the model has {trait}: not supported yet" for trait, has in found.items() if has]
+    return reasons or _reasons_against_schedule(model_config, config)
+
+
+def reasons_against_layers(layers: list[Any], depth: int, *, on_cpu: bool) -> list[str]:
+    """Why the attention layers of the loaded model cannot be served, one line each."""
+    reasons = []
+    if [layer.layer_id for layer in layers] != list(range(depth)):
+        reasons.append(
+            f"the model has {len(layers)} attention layers, expected one in each of {depth} layers"
+        )
+    if any(layer.sliding_window_size > -1 for layer in layers):
+        reasons.append("the model has sliding-window attention: not supported yet")
+    if any(layer.is_cross_attention for layer in layers):
+        reasons.append("the model has cross-attention: not supported yet")
+    if on_cpu and any(layer.logit_cap for layer in layers):
+        reasons.append("the model caps attention logits: SGLang ignores that on a CPU")
+    return reasons
+
+
+def model_shape(model_config: Any) -> ModelShape:
+    """The preset's key for a Hugging Face text configuration."""
+    return ModelShape(
+        model_config.model_type,
+        model_config.num_hidden_layers,
+        model_config.hidden_size,
+        model_config.num_attention_heads,
+    )
+
+
+def _reasons_against_schedule(model_config: Any, config: LimConfig) -> list[str]:
+    shape = model_shape(model_config)
+    try:
+        layer_roles(with_preset(config, shape), shape.num_layers)
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def _shown(value: Any) -> str:
+    return "" if value is True else str(value)

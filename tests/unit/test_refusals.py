@@ -1,0 +1,130 @@
+"""What is refused, and that reasons come all at once."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lim_sglang.config import LimConfig
+from lim_sglang.refusals import (
+    CPU_REFUSALS,
+    REFUSALS,
+    Refusal,
+    decodes_with_lim,
+    reasons_against,
+    reasons_against_layers,
+    reasons_against_model,
+)
+
+BAD_VALUES: dict[str, Any] = {
+    "disaggregation_mode": "decode",
+    "speculative_algorithm": "EAGLE",
+    "dllm_algorithm": "LowConfidence",
+    "kv_cache_dtype": "fp4_e2m1",
+    "cuda_graph_backend_decode": "breakable",
+    "tp_size": 2,
+    "pp_size": 2,
+    "dcp_size": 2,
+    "attn_cp_size": 2,
+    "page_size": 16,
+}
+
+
+def model(**traits: Any) -> SimpleNamespace:
+    """A plain dense decoder-only configuration with some traits changed."""
+    shape = {
+        "model_type": "qwen3",
+        "num_hidden_layers": 8,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+    }
+    return SimpleNamespace(**(shape | traits))
+
+
+@pytest.mark.parametrize("refusal", REFUSALS + CPU_REFUSALS, ids=lambda r: r.option)
+def test_each_option_is_refused_by_name(refusal: Refusal) -> None:
+    options = SimpleNamespace(**{refusal.field: BAD_VALUES.get(refusal.field, True)})
+    (reason,) = reasons_against(options, on_cpu=True)
+    assert reason.startswith(refusal.option)
+    assert refusal.why in reason
+
+
+def test_default_options_are_served() -> None:
+    defaults = SimpleNamespace(
+        tp_size=1,
+        pp_size=1,
+        page_size=None,
+        disaggregation_mode="null",
+        kv_cache_dtype="auto",
+        cuda_graph_backend_decode=None,
+        enable_mixed_chunk=False,
+    )
+    assert reasons_against(defaults, on_cpu=True) == []
+
+
+def test_pages_of_several_tokens_are_refused_on_a_cpu_only() -> None:
+    assert reasons_against(SimpleNamespace(page_size=16), on_cpu=False) == []
+
+
+def test_a_decode_graph_that_is_cut_into_pieces_is_refused() -> None:
+    graph = SimpleNamespace(decode=SimpleNamespace(backend="breakable"))
+    (reason,) = reasons_against(SimpleNamespace(cuda_graph_config=graph), on_cpu=False)
+    assert "--cuda-graph-config" in reason
+
+
+def test_all_reasons_come_at_once() -> None:
+    options = SimpleNamespace(pp_size=2, enable_mixed_chunk=True, tp_size=4)
+    assert len(reasons_against(options, on_cpu=False)) == 3
+
+
+@pytest.mark.parametrize(
+    ("traits", "word"),
+    [
+        ({"kv_lora_rank": 512}, "MLA"),
+        ({"sliding_window": 4096}, "sliding"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "hybrid"),
+        ({"is_encoder_decoder": True}, "encoder"),
+        ({"attention_chunk_size": 8192}, "chunked"),
+    ],
+)
+def test_a_model_is_refused_by_its_trait(traits: dict[str, Any], word: str) -> None:
+    (reason,) = reasons_against_model(model(**traits), LimConfig())
+    assert word in reason
+
+
+@pytest.mark.parametrize(
+    "traits",
+    [{}, {"sliding_window": 4096, "layer_types": ["full_attention"] * 8}, {"kv_lora_rank": None}],
+)
+def test_a_plain_model_is_served(traits: dict[str, Any]) -> None:
+    assert reasons_against_model(model(**traits), LimConfig()) == []
+
+
+def test_a_layer_that_the_model_lacks_is_a_reason() -> None:
+    (reason,) = reasons_against_model(model(), LimConfig(select_layers=(2, 30)))
+    assert "layer 30" in reason
+
+
+def layer(index: int, **traits: Any) -> SimpleNamespace:
+    """A plain attention layer with some traits changed."""
+    plain = {"sliding_window_size": -1, "is_cross_attention": False, "logit_cap": 0.0}
+    return SimpleNamespace(layer_id=index, **(plain | traits))
+
+
+def test_loaded_layers_are_checked_again() -> None:
+    assert reasons_against_layers([layer(0), layer(1)], 2, on_cpu=True) == []
+    assert reasons_against_layers([layer(0)], 2, on_cpu=True)
+    assert reasons_against_layers([layer(0, sliding_window_size=128)], 1, on_cpu=True)
+    assert reasons_against_layers([layer(0, is_cross_attention=True)], 1, on_cpu=True)
+    assert reasons_against_layers([layer(0, logit_cap=30.0)], 1, on_cpu=True)
+    assert reasons_against_layers([layer(0, logit_cap=30.0)], 1, on_cpu=False) == []
+
+
+@pytest.mark.parametrize(
+    ("both", "decode", "ours"),
+    [("lim", None, True), ("fa3", "lim", True), ("lim", "fa3", False), (None, None, False)],
+)
+def test_the_decode_backend_decides(both: str | None, decode: str | None, ours: bool) -> None:
+    options = SimpleNamespace(attention_backend=both, decode_attention_backend=decode)
+    assert decodes_with_lim(options) is ours
