@@ -1,6 +1,6 @@
 """What cannot be served without silently changing the result, and why. Pure: it only looks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,15 @@ def _given(value: Any) -> bool:
     return value is not None
 
 
+def _decode_graph(config: Any) -> str | None:
+    """The decode backend of a graph configuration, as typed (a mapping) or as resolved."""
+    if isinstance(config, Mapping):
+        backend: str | None = config.get("decode", {}).get("backend")
+        return backend
+    return getattr(getattr(config, "decode", None), "backend", None)
+
+
+_GRAPHS = (None, "full", "disabled")
 _DENSE = "these steps would be dense"
 _UNTESTED = "it has not been verified with sparse decode"
 
@@ -67,7 +76,13 @@ REFUSALS = (
     Refusal(
         "--cuda-graph-backend-decode",
         "cuda_graph_backend_decode",
-        lambda v: v not in (None, "full", "disabled"),
+        lambda backend: backend not in _GRAPHS,
+        "decode graphs must be captured whole, so use full or disabled",
+    ),
+    Refusal(
+        "--cuda-graph-config",
+        "cuda_graph_config",
+        lambda config: _decode_graph(config) not in _GRAPHS,
         "decode graphs must be captured whole, so use full or disabled",
     ),
     Refusal("--debug-cuda-graph", "debug_cuda_graph", bool, _UNTESTED),
@@ -109,17 +124,12 @@ def decodes_with_lim(options: Any) -> bool:
 def reasons_against(options: Any, *, on_cpu: bool) -> list[str]:
     """Why these SGLang options cannot be served, one line each. `options`: as typed or resolved."""
     table = REFUSALS + (CPU_REFUSALS if on_cpu else ())
-    reasons = [
-        f"{refusal.option} {_shown(getattr(options, refusal.field, None))}: {refusal.why}".replace(
-            " :", ":"
-        )
-        for refusal in table
-        if refusal.refused(getattr(options, refusal.field, None))
+    given = ((refusal, getattr(options, refusal.field, None)) for refusal in table)
+    return [
+        f"{_shown(refusal.option, value)}: {refusal.why}"
+        for refusal, value in given
+        if refusal.refused(value)
     ]
-    decode_graph = getattr(getattr(options, "cuda_graph_config", None), "decode", None)
-    if getattr(decode_graph, "backend", None) not in (None, "full", "disabled"):
-        reasons.append("--cuda-graph-config: decode graphs must be full or disabled")
-    return reasons
 
 
 def reasons_against_model(model_config: Any, config: LimConfig) -> list[str]:
@@ -173,5 +183,6 @@ def _reasons_against_schedule(model_config: Any, config: LimConfig) -> list[str]
     return []
 
 
-def _shown(value: Any) -> str:
-    return "" if value is True else str(value)
+def _shown(option: str, value: Any) -> str:
+    """The option as a user would type it."""
+    return f"{option} {value}" if isinstance(value, str | int) and value is not True else option

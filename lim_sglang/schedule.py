@@ -26,8 +26,6 @@ def layer_roles(config: LimConfig, depth: int) -> tuple[Role, ...]:
     Raises:
         ConfigError: a layer list that names a layer which the model does not have.
     """
-    if config.policy == "full":
-        return (Role.FULL,) * depth
     select = config.select_layers
     if select is None:
         select = default_select_layers(depth)
@@ -35,6 +33,8 @@ def layer_roles(config: LimConfig, depth: int) -> tuple[Role, ...]:
     # The default means "the first two layers", also of a model that has only one.
     if config.dense_layers != DEFAULT_DENSE_LAYERS:
         _check_within(config.dense_layers, depth, "dense_layers")
+    if config.policy == "full":
+        return (Role.FULL,) * depth
     first = min(select, default=depth)
     return tuple(_role(layer, first, select, config.dense_layers) for layer in range(depth))
 

@@ -26,6 +26,7 @@ BAD_VALUES: dict[str, Any] = {
     "pp_size": 2,
     "dcp_size": 2,
     "attn_cp_size": 2,
+    "cuda_graph_config": {"decode": {"backend": "breakable"}},
     "page_size": 16,
 }
 
@@ -66,10 +67,21 @@ def test_pages_of_several_tokens_are_refused_on_a_cpu_only() -> None:
     assert reasons_against(SimpleNamespace(page_size=16), on_cpu=False) == []
 
 
-def test_a_decode_graph_that_is_cut_into_pieces_is_refused() -> None:
-    graph = SimpleNamespace(decode=SimpleNamespace(backend="breakable"))
-    (reason,) = reasons_against(SimpleNamespace(cuda_graph_config=graph), on_cpu=False)
-    assert "--cuda-graph-config" in reason
+@pytest.mark.parametrize(
+    ("graphs", "refused"),
+    [
+        ({"decode": {"backend": "breakable"}}, True),
+        ({"decode": {"backend": "full"}, "prefill": {"backend": "breakable"}}, False),
+        ({"decode": {"max_bs": 8}}, False),
+        (SimpleNamespace(decode=SimpleNamespace(backend="tc_piecewise")), True),
+        (SimpleNamespace(decode=SimpleNamespace(backend="full")), False),
+    ],
+)
+def test_a_decode_graph_in_pieces_is_refused_as_typed_and_as_resolved(
+    graphs: object, refused: bool
+) -> None:
+    reasons = reasons_against(SimpleNamespace(cuda_graph_config=graphs), on_cpu=False)
+    assert [r.split(":")[0] for r in reasons] == ["--cuda-graph-config"] * refused
 
 
 def test_all_reasons_come_at_once() -> None:

@@ -39,8 +39,9 @@ def test_roles(config: LimConfig, depth: int, expected: str) -> None:
     assert roles(config, depth) == expected
 
 
+@pytest.mark.parametrize("policy", ["lessismore", "full"])
 @pytest.mark.parametrize("name", ["select_layers", "dense_layers"])
-def test_a_layer_beyond_the_model_is_refused(name: str) -> None:
-    config = LimConfig.from_mapping({name: [1, 8]})
+def test_a_layer_beyond_the_model_is_refused(name: str, policy: str) -> None:
+    config = LimConfig.from_mapping({name: [1, 8], "policy": policy})
     with pytest.raises(ConfigError, match=rf"{name} names layer 8.*0 to 7"):
         layer_roles(config, 8)
