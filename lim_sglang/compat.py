@@ -121,6 +121,15 @@ def register_backend(name: str, create: Callable[[Any], Any]) -> None:
     registry.register_attention_backend(name)(create)
 
 
+def loads_backend(name: str) -> bool:
+    """Load all plugins as SGLang does; whether `name` is an attention backend afterwards."""
+    if not importlib.import_module("torch").cuda.is_available():
+        os.environ.setdefault(CPU_ENGINE_VAR, "1")
+    importlib.import_module("sglang.srt.plugins").load_plugins()
+    choices: list[str] = importlib.import_module("sglang.srt.server_args").ATTENTION_BACKEND_CHOICES
+    return name in choices
+
+
 def with_model_runner(replacement: type, build: Callable[[], None]) -> None:
     """Run `build`, which looks `ModelRunner` up in its module, with `replacement` in its place."""
     module: Any = importlib.import_module(_CLASSES["ModelRunner"])

