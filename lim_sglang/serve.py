@@ -1,5 +1,6 @@
 """`lim serve`: from a model's name to a server that is proved to decode with LessIsMore."""
 
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ def serve(
 ) -> None:
     """Serve a model with LessIsMore at decode. Options after -- go to SGLang."""
     from lim_sglang.models import check_model, default_model, has_gpu
-    from lim_sglang.server import Server, ServerOptions
+    from lim_sglang.server import Server, ServerOptions, reasons_against_start
 
     further: tuple[str, ...] = context.obj or ()
     on_cpu = not has_gpu() or _device(further) == "cpu"
@@ -64,7 +65,11 @@ def serve(
         "--lim-sinks": lim_sinks,
         "--lim-config": lim_config,
     }
-    _refuse_ours(further)
+    # Before a model is fetched: nobody waits for a download that ends in a refusal.
+    reasons = _options_of_ours(further)
+    reasons += reasons_against_start(host, port, further, os.environ)
+    if reasons:
+        raise RefusedError(reasons)
     options = ServerOptions(
         model=check_model(model) if model else default_model(on_cpu=on_cpu),
         host=host,
@@ -156,13 +161,11 @@ OURS = {
 }
 
 
-def _refuse_ours(sglang_options: Sequence[str]) -> None:
-    """Refuse options after -- that `lim serve` itself has to know."""
+def _options_of_ours(sglang_options: Sequence[str]) -> list[str]:
+    """Options after -- that `lim serve` itself has to know."""
     given = [word.split("=")[0] for word in sglang_options]
-    reasons = [
+    return [
         f"{word} after --: give it to lim itself, as {OURS[word]} before the --"
         for word in given
         if word in OURS
     ]
-    if reasons:
-        raise RefusedError(reasons)

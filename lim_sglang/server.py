@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,7 +17,7 @@ import psutil
 import requests
 
 from lim_sglang.compat import CPU_ENGINE_VAR
-from lim_sglang.errors import RefusedError, ServerError
+from lim_sglang.errors import ServerError
 
 BACKEND = "lim"
 POLL_S = 0.5
@@ -67,8 +67,10 @@ class ServerOptions:
         return f"http://{host}:{self.port}"
 
 
-def reasons_against_start(options: ServerOptions, environment: Mapping[str, str]) -> list[str]:
-    """Why the server cannot be started as asked, one line each; SGLang's own process adds more."""
+def reasons_against_start(
+    host: str, port: int, sglang_options: Sequence[str], environment: Mapping[str, str]
+) -> list[str]:
+    """Why a server cannot be started so, one line each; SGLang's own process may add more."""
     reasons = []
     plugins = environment.get("SGLANG_PLUGINS")
     if plugins and BACKEND not in [name.strip() for name in plugins.split(",")]:
@@ -81,14 +83,14 @@ def reasons_against_start(options: ServerOptions, environment: Mapping[str, str]
             f"SGLANG_PLATFORM={environment['SGLANG_PLATFORM']} keeps the plugin {BACKEND} from "
             "loading: unset it"
         )
-    decode = _decode_backend(options.sglang_options)
+    decode = _decode_backend(sglang_options)
     if decode != BACKEND:
         reasons.append(
             f"decode would be served by {decode}: leave --attention-backend and "
             f"--decode-attention-backend out, or use `sglang serve` for a server without {BACKEND}"
         )
-    if not _port_is_free(options.host, options.port):
-        reasons.append(f"port {options.port} of {options.host} is in use: choose another --port")
+    if not _port_is_free(host, port):
+        reasons.append(f"port {port} of {host} is in use: choose another --port")
     return reasons
 
 
@@ -124,14 +126,7 @@ class Server:
         return self.options.url
 
     def start(self) -> None:
-        """Start SGLang in a process group of its own.
-
-        Raises:
-            RefusedError: all reasons why it cannot be started as asked.
-        """
-        reasons = reasons_against_start(self.options, os.environ)
-        if reasons:
-            raise RefusedError(reasons)
+        """Start SGLang in a process group of its own."""
         self._process = subprocess.Popen(
             self.options.command_line(),
             env=self.options.environment(),
@@ -222,7 +217,7 @@ def _tree(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _decode_backend(sglang_options: tuple[str, ...]) -> str:
+def _decode_backend(sglang_options: Sequence[str]) -> str:
     """The decode backend after the user's options."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--attention-backend", default=BACKEND)
