@@ -1,0 +1,53 @@
+"""The Triton kernels, compiled, on a GPU: shapes, dtypes, budgets, and lengths that users have."""
+
+import pytest
+import torch
+
+from lim_sglang.kernels.launch import interpreted
+from tests.kernels.selection_checks import Batch, check_pipeline, check_scores, check_selection
+
+pytestmark = pytest.mark.gpu
+
+BF16, FP16, F32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
+
+BATCHES = {
+    "qwen3-8b": Batch((32768, 5000, 2048, 2049, 1), 32, 8, 128, 2048, dtype=BF16),
+    "coder-1.5b": Batch((900, 513, 100), 12, 2, 128, 512, dtype=BF16),
+    "coder-0.5b": Batch((900, 300), 14, 2, 64, 256, dtype=FP16),
+    "smollm2": Batch((1400, 257, 3), 9, 3, 64, 256, dtype=FP16),
+    "wide-head": Batch((700,), 8, 4, 256, 300, dtype=BF16),
+    "fp8-cache": Batch((3000, 90), 32, 8, 128, 1024, dtype=BF16, key_dtype=FP8),
+    "group-of-one": Batch((3000, 90), 6, 6, 64, 333, dtype=FP16),
+    "group-of-sixteen": Batch((3000, 90), 32, 2, 128, 333, dtype=BF16),
+    "budget-4096": Batch((9000,), 32, 8, 128, 4096, dtype=BF16),
+    "budget-6144": Batch((9000,), 32, 8, 128, 6144, dtype=BF16),
+    "odd-budget": Batch((5001, 777), 32, 8, 128, 777, dtype=BF16),
+    "ties": Batch((5000, 2100), 32, 8, 128, 1024, dtype=BF16, spread=2),
+    "all-ties": Batch((5000, 2100), 8, 8, 64, 1024, dtype=BF16, spread=1),
+    "no-recency": Batch((5000,), 32, 8, 128, 1024, 0.0, dtype=BF16),
+    "window-only": Batch((5000,), 32, 8, 128, 1024, 1.0, dtype=BF16),
+    "no-sinks": Batch((5000,), 32, 8, 128, 1024, sinks=0, dtype=BF16),
+    "budget-of-one": Batch((5000, 2), 4, 2, 64, 1, dtype=FP16),
+    "f32": Batch((3000,), 8, 2, 64, 512, dtype=F32),
+    "sixty-four-rows": Batch(tuple(range(1, 6401, 100)), 16, 8, 128, 512, dtype=BF16),
+}
+
+
+def test_kernels_are_compiled() -> None:
+    assert not interpreted()
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_scores_are_the_reference_s(name: str) -> None:
+    check_scores(BATCHES[name], "cuda")
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_the_set_is_exactly_the_reference_s(name: str) -> None:
+    check_selection(BATCHES[name], "cuda")
+
+
+@pytest.mark.parametrize("max_rows", [1, 5, 64])
+@pytest.mark.parametrize("name", ["qwen3-8b", "smollm2", "sixty-four-rows"])
+def test_chunks_of_rows_change_nothing(name: str, max_rows: int) -> None:
+    check_pipeline(BATCHES[name], "cuda", max_rows)

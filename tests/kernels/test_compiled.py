@@ -1,0 +1,38 @@
+"""Every kernel compiles for the GPUs that are supported, and fits into their shared memory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "compile_all.py"
+SHARED_BYTES = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10}
+"""What one program may take, by architecture: NVIDIA's CUDA programming guide."""
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, dict[str, int]]:
+    """Shared memory by architecture and kernel."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, dict[str, int]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("architecture", SHARED_BYTES)
+def test_every_kernel_fits(compiled: dict[str, dict[str, int]], architecture: str) -> None:
+    kernels = compiled[architecture]
+    assert {name.split()[0] for name in kernels} == {
+        "score",
+        "rank",
+        "_take_turns",
+        "_cut",
+        "_compact",
+    }
+    assert max(kernels.values()) <= SHARED_BYTES[architecture]

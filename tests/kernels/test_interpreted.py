@@ -1,0 +1,45 @@
+"""The Triton kernels, interpreted on the CPU: indexing, masks, order, fp32 and fp16 arithmetic."""
+
+import pytest
+import torch
+
+from lim_sglang.kernels.launch import interpreted
+from tests.kernels.selection_checks import Batch, check_pipeline, check_scores, check_selection
+
+BATCHES = {
+    "mixed-lengths": Batch((5, 33, 200, 32, 1)),
+    "odd-heads": Batch((90, 1, 140), heads=9, kv_heads=3, budget=37),
+    "one-kv-head": Batch((70,), heads=16, kv_heads=1, budget=40),
+    "no-groups": Batch((60, 50), heads=6, kv_heads=6, budget=40),
+    "ties": Batch((120, 80), budget=41, spread=2),
+    "few-values-of-either-sign": Batch((60,), budget=24, spread=1),
+    "no-recency": Batch((80,), recent_ratio=0.0),
+    "window-only": Batch((80,), recent_ratio=1.0),
+    "no-sinks": Batch((80,), sinks=0),
+    "budget-of-one": Batch((9, 1), budget=1),
+    "budget-of-two": Batch((9, 70), budget=2, sinks=0),
+    "more-heads-than-selected": Batch((70,), heads=32, kv_heads=8, budget=16),
+    "longer-than-a-block": Batch((2600, 40), heads=2, kv_heads=1, budget=50, spread=9),
+    "f32": Batch((100,), dtype=torch.float32),
+    "bf16": Batch((100,), dtype=torch.bfloat16),
+    "wide-head": Batch((70,), dim=256),
+}
+
+
+def test_kernels_are_interpreted() -> None:
+    assert interpreted()
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_scores_are_the_reference_s(name: str) -> None:
+    check_scores(BATCHES[name], "cpu")
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_the_set_is_exactly_the_reference_s(name: str) -> None:
+    check_selection(BATCHES[name], "cpu")
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 8])
+def test_chunks_of_rows_change_nothing(max_rows: int) -> None:
+    check_pipeline(BATCHES["mixed-lengths"], "cpu", max_rows)
