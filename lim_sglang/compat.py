@@ -13,34 +13,47 @@ from typing import TYPE_CHECKING, Any
 from lim_sglang.errors import ServerError
 
 if TYPE_CHECKING:
+    from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper, fast_decode_plan
     from sglang.lang.backend.base_backend import BaseBackend
+    from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
     from sglang.srt.mem_cache.memory_pool import KVWriteLoc
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-    __all__ = ["BaseBackend", "KVWriteLoc", "ModelRunner", "TorchNativeAttnBackend"]
+    __all__ = [
+        "BaseBackend",
+        "BatchDecodeWithPagedKVCacheWrapper",
+        "FlashInferAttnBackend",
+        "KVWriteLoc",
+        "ModelRunner",
+        "TorchNativeAttnBackend",
+        "fast_decode_plan",
+    ]
 
 SGLANG_VERSION = "0.5.16"
 
 CPU_ENGINE_VAR = "SGLANG_USE_CPU_ENGINE"
 """SGLang reads it when it is imported: 1 makes a host without a GPU serve on its CPU."""
 
-_CLASSES: Mapping[str, str] = {
+_INTERNALS: Mapping[str, str] = {
     "BaseBackend": "sglang.lang.backend.base_backend",
+    "BatchDecodeWithPagedKVCacheWrapper": "flashinfer.decode",
+    "FlashInferAttnBackend": "sglang.srt.layers.attention.flashinfer_backend",
     "HybridAttnBackend": "sglang.srt.layers.attention.hybrid_attn_backend",
     "KVWriteLoc": "sglang.srt.mem_cache.memory_pool",
     "ModelRunner": "sglang.srt.model_executor.model_runner",
     "RadixAttention": "sglang.srt.layers.radix_attention",
     "TorchNativeAttnBackend": "sglang.srt.layers.attention.torch_native_backend",
+    "fast_decode_plan": "flashinfer.decode",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a class of SGLang when it is first asked for, so that this module stays light."""
-    if name not in _CLASSES:
+    """Import a name of SGLang when it is first asked for, so that this module stays light."""
+    if name not in _INTERNALS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     check_version()
-    return getattr(importlib.import_module(_CLASSES[name]), name)
+    return getattr(importlib.import_module(_INTERNALS[name]), name)
 
 
 class Target(StrEnum):
@@ -132,7 +145,7 @@ def loads_backend(name: str) -> bool:
 
 def with_model_runner(replacement: type, build: Callable[[], None]) -> None:
     """Run `build`, which looks `ModelRunner` up in its module, with `replacement` in its place."""
-    module: Any = importlib.import_module(_CLASSES["ModelRunner"])
+    module: Any = importlib.import_module(_INTERNALS["ModelRunner"])
     original = module.ModelRunner
     module.ModelRunner = replacement
     try:

@@ -41,7 +41,6 @@ class LimCpuBackend(TorchNativeAttnBackend):
             table[row, :length].long() for row, length in zip(rows, self.plan.seq_lens, strict=True)
         ]
         self.kept_slots = list(self.slots)  # a row within the budget keeps everything
-        self.stats.count_step(self.plan)
 
     def forward_decode(
         self,

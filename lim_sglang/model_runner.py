@@ -5,9 +5,14 @@ import os
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from lim_sglang import __version__, compat
 from lim_sglang.config import ENV_VAR, PRESETS, LimConfig, resolve_settings, with_preset
 from lim_sglang.errors import RefusedError, ServerError
+from lim_sglang.kernels.reference import split_budget
+from lim_sglang.kernels.selector import Selector
+from lim_sglang.plan import plan_decode
 from lim_sglang.refusals import (
     model_shape,
     reasons_against,
@@ -18,6 +23,9 @@ from lim_sglang.schedule import Role, layer_roles
 from lim_sglang.stats import Stats
 
 logger = logging.getLogger(__name__)
+
+MAX_RUNNING_REQUESTS = 4096
+"""The most requests that SGLang runs at once where the user sets no limit."""
 
 
 class LimModelRunner(compat.ModelRunner):
@@ -34,6 +42,13 @@ class LimModelRunner(compat.ModelRunner):
         shape = model_shape(text_config)
         self.lim_config: LimConfig = with_preset(config, shape)
         self.lim_roles: tuple[Role, ...] = layer_roles(self.lim_config, shape.num_layers)
+        if config.budget >= model_config.context_len and Role.REUSE in self.lim_roles:
+            logger.warning(
+                "the budget of %d tokens covers the whole context of %d: every layer is dense",
+                config.budget,
+                model_config.context_len,
+            )
+            self.lim_roles = (Role.FULL,) * shape.num_layers
         self.lim_stats = Stats()
         if config.policy == "lessismore" and config.select_layers is None and shape not in PRESETS:
             logger.warning(
@@ -42,6 +57,37 @@ class LimModelRunner(compat.ModelRunner):
                 self.lim_config.select_layers,
             )
         super().__init__(model_config=model_config, server_args=server_args, **rest)
+
+    def alloc_memory_pool(self, *arguments: Any, **options: Any) -> None:
+        """Take the selection's memory first, so that the KV pool is sized by what is left."""
+        self.lim_selector: Selector | None = None
+        if Role.REUSE in self.lim_roles and not compat.serves_on_cpu():
+            self._allocate_selection()
+        super().alloc_memory_pool(*arguments, **options)
+
+    def forward(self, forward_batch: Any, *arguments: Any, **options: Any) -> Any:
+        """Run one step; a decode step is counted from its real rows, never from padded ones."""
+        if forward_batch.forward_mode.is_decode():
+            budget = self.lim_config.budget if Role.REUSE in self.lim_roles else None
+            lengths = forward_batch.seq_lens_cpu[: forward_batch.batch_size].tolist()
+            self.lim_stats.count_step(plan_decode(lengths, budget))
+        return super().forward(forward_batch, *arguments, **options)
+
+    def _allocate_selection(self) -> None:
+        config = self.lim_config
+        max_rows = self.server_args.max_running_requests or MAX_RUNNING_REQUESTS
+        self.lim_kept_slots = torch.zeros(
+            max_rows * config.budget, dtype=torch.int32, device=self.device
+        )
+        self.lim_selector = Selector.allocate(
+            split_budget(config.budget, config.recent_ratio, config.sinks),
+            max_rows=max_rows,
+            num_heads=self.model_config.num_attention_heads,
+            context=self.model_config.context_len,
+            device=self.device,
+        )
+        taken = self.lim_selector.num_bytes + self.lim_kept_slots.nbytes
+        logger.info("LessIsMore: %.0f MiB for selection", taken / 2**20)
 
     def init_attention_backends(self) -> None:
         """Build SGLang's backends, then refuse to go on when decode would not be ours."""

@@ -43,9 +43,13 @@ def create_backend(runner: Any) -> Any:
             f"the backend {BACKEND} needs LimModelRunner, found {type(runner).__name__}: "
             f"SGLang did not apply the plugin's hooks, or only prefill uses {BACKEND}"
         )
-    from lim_sglang.cpu_backend import LimCpuBackend
+    if compat.serves_on_cpu():
+        from lim_sglang.cpu_backend import LimCpuBackend
 
-    return LimCpuBackend(runner)
+        return LimCpuBackend(runner)
+    from lim_sglang.backend import LimAttnBackend
+
+    return LimAttnBackend(runner, init_new_workspace=runner.init_new_workspace)
 
 
 def _add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
@@ -90,11 +94,6 @@ def _refuse(server_args: Any) -> None:
         return
     on_cpu = compat.serves_on_cpu()
     reasons = reasons_against(server_args, on_cpu=on_cpu)
-    if not on_cpu:
-        reasons.append(
-            "this version decodes on a CPU only: set "
-            f"{compat.CPU_ENGINE_VAR}=1 and --device cpu, as `lim serve -- --device cpu` does"
-        )
     model_config = compat.load_model_config(server_args)
     if model_config is not None:
         config = resolve_settings(os.environ.get(ENV_VAR), None, {})
