@@ -1,0 +1,131 @@
+"""The `lim eval` command."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from lim_sglang.programs.answers import AnswerJudge
+from lim_sglang.programs.endpoint import Endpoint
+from rich.console import Console
+
+from lim_sglang.errors import ServerError
+from lim_sglang.evals.grade import Grader
+from lim_sglang.evals.run import Deliver, Draw, Job
+from lim_sglang.evals.score import score_samples
+from lim_sglang.evals.session import Outcome, Plan, Request, execute, how_to_go_on, plan_run
+from lim_sglang.evals.table import score_table
+from lim_sglang.evals.tasks import TASKS, find_task
+from lim_sglang.programs.options import (
+    DEFAULT_URL,
+    ApiKeyOption,
+    MaxTokensOption,
+    SamplesOption,
+    SeedOption,
+    TemperatureOption,
+    TimeoutOption,
+    TopKOption,
+    TopPOption,
+    UrlOption,
+)
+from lim_sglang.programs.records import Sampling
+
+INTERRUPTED = 130
+"""Exit code of a process that Ctrl-C ended, by the shell's convention."""
+
+
+def evaluate(
+    task: Annotated[str, typer.Argument(help=f"The questions: {' or '.join(TASKS)}.")],
+    samples: SamplesOption = 4,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Ask only so many questions, the first ones.")
+    ] = None,
+    max_tokens: MaxTokensOption = Sampling.max_tokens,
+    temperature: TemperatureOption = Sampling.temperature,
+    top_p: TopPOption = Sampling.top_p,
+    top_k: TopKOption = Sampling.top_k,
+    seed: SeedOption = Sampling.seed,
+    url: UrlOption = DEFAULT_URL,
+    api_key: ApiKeyOption = None,
+    timeout: TimeoutOption = 600.0,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with TASK.jsonl, read in place of the Hugging Face hub."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; by default runs/ and the run's id.")
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Samples that the server is asked for at the same time.")
+    ] = 64,
+) -> None:
+    """Score a running server on a benchmark.
+
+    Each sample is stored as it ends. The same command goes on where an earlier one stopped, and
+    redoes samples that the server failed.
+    """
+    request = Request(
+        task=find_task(task),
+        num_samples=samples,
+        sampling=Sampling(
+            max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        ),
+        limit=limit,
+        data_dir=data_dir,
+        out=out,
+        concurrency=concurrency,
+    )
+    endpoint = Endpoint(url, api_key=api_key, timeout_s=timeout, max_concurrency=concurrency)
+    with closing(endpoint), AnswerJudge() as judge:
+        _evaluate(request, endpoint, url, Grader(request.task.answer_kind, judge))
+
+
+def _evaluate(request: Request, endpoint: Endpoint, url: str, grader: Grader) -> None:
+    """Run what is missing, then print the table of all of it."""
+    console = Console(stderr=True)
+    plan = plan_run(request, endpoint.server_info(), url)
+    try:
+        outcome = execute(
+            plan,
+            draw_with(endpoint, request.sampling),
+            grader,
+            concurrency=request.concurrency,
+            check_server=endpoint.server_info,
+            console=console,
+        )
+    except KeyboardInterrupt:
+        console.print(f"interrupted; {how_to_go_on(plan)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+    _show(plan, outcome, grader)
+
+
+def draw_with(endpoint: Endpoint, sampling: Sampling) -> Draw:
+    """The majority program on one server, as a run draws with it."""
+    from lim_sglang.programs.majority import run_majority
+
+    def draw(job: Job, deliver: Deliver) -> None:
+        run_majority(
+            endpoint,
+            job.question.text,
+            indices=job.indices,
+            sampling=sampling,
+            on_sample=deliver,
+        )
+
+    return draw
+
+
+def _show(plan: Plan, outcome: Outcome, grader: Grader) -> None:
+    """Print the table.
+
+    Raises:
+        ServerError: samples failed, so that the run is not complete.
+    """
+    if outcome.samples:
+        score = score_samples(outcome.samples, grader.same)
+        Console().print(score_table(plan.record.settings, score, len(outcome.failed)))
+    if outcome.failed:
+        raise ServerError(
+            f"the server failed {len(outcome.failed)} samples, the first with: "
+            f"{outcome.failed[0].error}\nthey are not scored; the same command draws them again"
+        )

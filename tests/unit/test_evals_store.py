@@ -1,0 +1,173 @@
+"""The run folder: what is written stays, what is torn is redone, what differs is not mixed."""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lim_sglang.errors import DataError
+from lim_sglang.evals.records import GradedSample
+from lim_sglang.evals.store import RunFolder, RunRecord, open_run, read_record
+from lim_sglang.programs.records import Sample, SampleState
+
+SETTINGS: dict[str, Any] = {
+    "task": "math500",
+    "lim": {"config": {"policy": "lessismore", "budget": 256, "dense_layers": (0, 1)}},
+}
+
+
+def graded(index: int = 0, question_id: str = "q", **changes: Any) -> GradedSample:
+    """A finished sample with answer 4."""
+    values = {
+        "index": index,
+        "state": SampleState.FINISHED,
+        "text": "so \\boxed{4}\n\u2028 ½",
+        "answer": "4",
+        "num_tokens": 12,
+        "latency_s": 0.5,
+        "seed": None,
+        "seed_honoured": False,
+        "rid": f"q/{index:03}.",
+    }
+    sample = Sample(**{**values, **changes})
+    return GradedSample(question_id, gold="4", correct=sample.answer == "4", sample=sample)
+
+
+def begin(path: Path, settings: dict[str, Any] = SETTINGS) -> RunFolder:
+    return open_run(path, RunRecord("math500-x", settings, {"url": "http://here"}))
+
+
+def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
+    written = [graded(0), graded(1, state=SampleState.TRUNCATED, answer=None), graded(0, "r")]
+    with begin(tmp_path / "run") as folder:
+        for sample in written:
+            folder.append(sample)
+    with begin(tmp_path / "run") as folder:
+        assert folder.samples == written
+
+
+def test_a_sample_is_on_disk_when_append_returns(tmp_path: Path) -> None:
+    with begin(tmp_path) as folder:
+        folder.append(graded())
+        assert json.loads((tmp_path / "samples.jsonl").read_text())["question"] == "q"
+
+
+@pytest.mark.parametrize("cut", [1, 2, 60, 10_000])
+def test_a_torn_last_line_is_dropped_and_can_be_redone(tmp_path: Path, cut: int) -> None:
+    with begin(tmp_path) as folder:
+        folder.append(graded(0))
+    file = tmp_path / "samples.jsonl"
+    whole = file.read_bytes()
+    with begin(tmp_path) as folder:
+        folder.append(graded(1))
+    second = file.read_bytes()[len(whole) :]
+    file.write_bytes(whole + second[:-cut])
+    with begin(tmp_path) as folder:
+        assert folder.samples == [graded(0)]
+        folder.append(graded(1))
+    assert file.read_bytes() == whole + second
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path) -> None:
+    with begin(tmp_path) as folder:
+        folder.append(graded(0))
+        folder.append(graded(1))
+    file = tmp_path / "samples.jsonl"
+    lines = file.read_text().split("\n")
+    file.write_text("\n".join([lines[0], lines[1][:20], ""]))
+    with pytest.raises(DataError, match=r"samples\.jsonl, line 2"):
+        begin(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"state": "asleep"}, "unknown state 'asleep'; expected finished"),
+        ({"rid": None, "drop": "rid"}, "has no rid"),
+        ({"index": 0}, "occurs a second time"),
+    ],
+)
+def test_a_line_that_is_no_new_sample_is_an_error(
+    tmp_path: Path, change: dict[str, Any], complaint: str
+) -> None:
+    with begin(tmp_path) as folder:
+        folder.append(graded(0))
+    row = {**graded(1).to_row(), **change}
+    row.pop(row.pop("drop", ""), None)
+    with (tmp_path / "samples.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=complaint):
+        begin(tmp_path)
+
+
+def test_a_run_of_other_settings_is_not_mixed_with(tmp_path: Path) -> None:
+    begin(tmp_path).__exit__(None, None, None)
+    other = {"task": "math500", "lim": {"config": {"policy": "full", "budget": 256}}}
+    with pytest.raises(DataError) as caught:
+        begin(tmp_path, other)
+    message = str(caught.value)
+    assert 'lim.config.policy was "lessismore" and is now "full"' in message
+    assert "lim.config.dense_layers was [0, 1] and is now null" in message
+    assert "budget" not in message
+    assert "name another folder with --out" in message
+
+
+def test_where_a_run_began_may_differ(tmp_path: Path) -> None:
+    begin(tmp_path).__exit__(None, None, None)
+    open_run(tmp_path, RunRecord("math500-x", SETTINGS, {"url": "http://there"}))
+    assert read_record(tmp_path).about == {"url": "http://here"}
+
+
+def test_samples_without_a_record_are_not_adopted(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=r"no run\.json"):
+        begin(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"run_id": "x"}'])
+def test_a_damaged_record_is_an_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(DataError, match="is no record of a run"):
+        begin(tmp_path)
+
+
+def test_two_writers_are_refused(tmp_path: Path) -> None:
+    with begin(tmp_path), pytest.raises(DataError, match="another lim eval is writing"):
+        begin(tmp_path)
+    begin(tmp_path).__exit__(None, None, None)
+
+
+def test_a_full_disk_is_a_sentence_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+
+    def write_a_little(descriptor: int, data: memoryview) -> int:
+        if len(data) < 100:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data[:50])
+
+    with begin(tmp_path) as folder:
+        folder.append(graded(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", write_a_little)
+            with pytest.raises(DataError, match="No space left on device"):
+                folder.append(graded(1))
+    with begin(tmp_path) as folder:
+        assert folder.samples == [graded(0)]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="name another folder with --out"):
+        begin(tmp_path / "file" / "run")
+
+
+def test_half_a_surrogate_pair_does_not_stop_a_run(tmp_path: Path) -> None:
+    with begin(tmp_path) as folder:
+        folder.append(graded(0, text="\ud83d"))
+    with begin(tmp_path) as folder:
+        assert folder.samples[0].sample.text == "?"
