@@ -52,8 +52,10 @@ STARTS = {
     "full": Start(("--lim-policy", "full")),
     "prefill-elsewhere": Start(
         (),
-        backend=("--prefill-attention-backend", "torch_native")
-        + ("--decode-attention-backend", "lim"),
+        backend=(
+            *("--prefill-attention-backend", "torch_native"),
+            *("--decode-attention-backend", "lim"),
+        ),
     ),
     "tp": Start(("--tp-size", "2"), ("--tp-size 2",)),
     "dp-attention": Start(
@@ -102,8 +104,10 @@ STARTS = {
     "prefill-only": Start(
         (),
         ("--prefill-attention-backend lim",),
-        backend=("--prefill-attention-backend", "lim")
-        + ("--decode-attention-backend", "torch_native"),
+        backend=(
+            *("--prefill-attention-backend", "lim"),
+            *("--decode-attention-backend", "torch_native"),
+        ),
     ),
 }
 
@@ -122,8 +126,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, ob
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(config))
     lines = [
-        ["--model-path", str(folder / start.model), "--device", "cpu", "--skip-tokenizer-init"]
-        + [*start.backend, *start.options]
+        [
+            *("--model-path", str(folder / start.model), "--device", "cpu"),
+            *("--skip-tokenizer-init", *start.backend, *start.options),
+        ]
         for start in STARTS.values()
     ]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("LIM_", "SGLANG_"))}

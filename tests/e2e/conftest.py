@@ -1,0 +1,51 @@
+"""Models, oracles and the dense reference that the end-to-end tests share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.oracle import Oracle, OracleRun
+from tests.e2e.processes import ON_CPU, SGLANG, serving
+from tests.e2e.prompts import BUDGET, NUM_NEW, Prompt, long_prompts, short_prompts
+from tests.e2e.tiny_models import SELECT_LAYERS, build_tiny_qwen3
+
+DenseTokens = dict[tuple[int, ...], tuple[int, ...]]
+"""Prompt -> the tokens that SGLang's own dense server generates."""
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny random Qwen3."""
+    return build_tiny_qwen3(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_oracle(tiny_model: Path) -> Oracle:
+    """LessIsMore on the tiny model."""
+    return Oracle(tiny_model, select_layers=SELECT_LAYERS, budget=BUDGET)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_oracle: Oracle) -> Callable[[Prompt], OracleRun]:
+    """What the oracle does with a prompt; each prompt is run once."""
+    runs: dict[tuple[int, ...], OracleRun] = {}
+
+    def run(prompt: Prompt) -> OracleRun:
+        key = tuple(prompt)
+        if key not in runs:
+            runs[key] = tiny_oracle.generate(prompt, NUM_NEW)
+        return runs[key]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def dense_tokens(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> DenseTokens:
+    """What SGLang's own `torch_native` server makes of the long and the short prompts."""
+    command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU]
+    command += ["--attention-backend", "torch_native"]
+    with serving(command, folder=tmp_path_factory.mktemp("dense")) as server:
+        assert server.lim() is None
+        prompts = [*long_prompts(), *short_prompts()]
+        return {tuple(prompt): server.ask(prompt).tokens for prompt in prompts}

@@ -1,0 +1,129 @@
+"""An independent LessIsMore: Hugging Face transformers with an attention function of our own.
+
+Written from the paper's definition alone and sharing no code with the package, so that a server
+that agrees with it token for token and set for set is right for the right reason. Prefill is dense;
+at decode, layers attend as their role says. One request at a time, fp32, greedy.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+KeptSets = dict[tuple[int, int], tuple[int, ...]]
+"""(sequence length with the newest token, SELECT layer) -> ascending positions kept."""
+
+
+@dataclass(frozen=True)
+class OracleRun:
+    """What one request generates, and the sets that it read to do so."""
+
+    tokens: tuple[int, ...]
+    kept: KeptSets
+    """Only of sparse steps: a step with a sequence no longer than the budget has no entry."""
+
+
+class Oracle:
+    """Greedy decoding of one model under LessIsMore; an empty `select_layers` means dense."""
+
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        select_layers: Sequence[int],
+        budget: int,
+        recent_ratio: float = 0.25,
+        sinks: int = 4,
+        dense_layers: Collection[int] = (0, 1),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._select_layers = frozenset(select_layers)
+        self._dense_layers = frozenset(dense_layers) - self._select_layers
+        self._budget, self._recent_ratio, self._sinks = budget, recent_ratio, sinks
+        self._set: torch.Tensor | None = None  # of the nearest SELECT layer below; None: everything
+        self._kept: KeptSets = {}
+        name = f"lim_oracle_{id(self)}"
+        AttentionInterface.register(name, self._attend)
+        AttentionMaskInterface.register(name, sdpa_mask)
+        self._model = AutoModelForCausalLM.from_pretrained(
+            model_path, dtype=dtype, attn_implementation=name
+        ).eval()
+
+    @torch.inference_mode()
+    def generate(
+        self, prompt: Sequence[int], num_tokens: int, *, reprefill_at: Collection[int] = ()
+    ) -> OracleRun:
+        """Decode `num_tokens` greedily, through end tokens.
+
+        `reprefill_at` holds numbers of output tokens at which a server retracted the request: there
+        the prompt and the output so far are prefilled again, densely, into an empty cache.
+        """
+        self._kept = {}
+        tokens: list[int] = []
+        cache = None
+        while len(tokens) < num_tokens:
+            if len(tokens) in reprefill_at:
+                cache = None
+            fed = [*prompt, *tokens] if cache is None else tokens[-1:]
+            out = self._model(
+                torch.tensor([fed]), past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+            cache = out.past_key_values
+            tokens.append(int(out.logits[0, -1].argmax()))
+        return OracleRun(tuple(tokens), self._kept)
+
+    def _attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,  # [1, heads, new tokens, head_dim]
+        key: torch.Tensor,  # [1, kv_heads, length, head_dim], newest token included
+        value: torch.Tensor,  # as key
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Attention of one layer: [1, new tokens, heads, head_dim]."""
+        layer = module.layer_idx
+        if layer == 0:
+            self._set = None
+        is_decode = query.shape[2] == 1
+        if is_decode and layer in self._select_layers:
+            self._set = self._select(layer, query, key, module.num_key_value_groups)
+        elif is_decode and layer not in self._dense_layers and self._set is not None:
+            key, value = key[:, :, self._set], value[:, :, self._set]
+            attention_mask = None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+    def _select(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, group: int
+    ) -> torch.Tensor | None:
+        """Positions that the layers above read, ascending int64 [budget]; None for everything."""
+        length = key.shape[2]
+        if length <= self._budget:
+            return None
+        keys = key[0].repeat_interleave(group, dim=0)  # [heads, length, head_dim]
+        scores = (keys @ query[0].transpose(1, 2)).squeeze(2)  # [heads, length], no scale
+        positions = unified_set(scores, self._budget, self._recent_ratio, self._sinks)
+        self._kept[length, layer] = tuple(positions)
+        return torch.tensor(positions)
+
+
+def unified_set(scores: torch.Tensor, budget: int, recent_ratio: float, sinks: int) -> list[int]:
+    """The ascending positions that one request keeps; `scores` is [heads, length > budget]."""
+    length = scores.shape[1]
+    selected = int(budget * (1 - recent_ratio) + 1e-9)
+    if selected == budget:  # the newest token is always kept
+        sinks, selected, recent = 0, budget - 1, 1
+    else:
+        sinks = min(sinks, budget - selected - 1)
+        recent = budget - selected - sinks
+    # Stable: among equal scores the older token comes first.
+    ranking = scores[:, sinks : length - recent].sort(dim=1, descending=True, stable=True).indices
+    turns = (ranking[:, :selected].T + sinks).flatten()  # rank by rank, head by head
+    chosen = islice(dict.fromkeys(turns.tolist()), selected)
+    return sorted([*range(sinks), *chosen, *range(length - recent, length)])

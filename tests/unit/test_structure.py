@@ -1,0 +1,106 @@
+"""The rules of the tree that no linter knows."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("lim_sglang", "kernels", "programs", "evals")
+MAX_LINES = 300
+
+# Each module of the server side may import those before it.
+LAYERS = ("errors", "config", "schedule", "plan", "stats", "cpu_backend", "model_runner", "plugin")
+SERVING = {"plan", "stats", "trace", "cpu_backend", "model_runner", "plugin", "cpu_platform"}
+
+
+def sources(*folders: str) -> list[Path]:
+    """The Python files of some folders, symlinks not followed."""
+    return sorted(path for folder in folders for path in (ROOT / folder).glob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The dotted names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_module(name: str) -> str | None:
+    """`plan` for `lim_sglang.plan.DecodePlan`; None for what is not ours."""
+    found = re.match(r"lim_sglang\.(\w+)", name)
+    return found[1] if found else None
+
+
+@pytest.mark.parametrize("index", range(len(LAYERS)), ids=LAYERS)
+def test_imports_go_one_way(index: int) -> None:
+    later = set(LAYERS[index + 1 :])
+    used = {own_module(name) for name in imports(ROOT / "lim_sglang" / f"{LAYERS[index]}.py")}
+    assert not used & later
+
+
+def test_kernels_import_only_torch_triton_and_each_other() -> None:
+    allowed = set(sys.stdlib_module_names) | {"torch", "triton"}
+    for path in sources("kernels"):
+        foreign = {n for n in imports(path) if not n.startswith("lim_sglang.kernels.")}
+        assert {name.split(".")[0] for name in foreign} <= allowed, path
+
+
+def test_programs_and_evals_speak_http_only() -> None:
+    for path in sources("programs", "evals"):
+        assert not {own_module(name) for name in imports(path)} & SERVING, path
+
+
+def test_only_compat_names_sglang_internals() -> None:
+    for path in sources(*PACKAGES):
+        internal = re.findall(r"sglang\.(?:srt|lang)\b", path.read_text())
+        # cpu_platform and plugin are named by SGLang's own entry point groups, not the reverse.
+        assert not internal or path.name == "compat.py" or path.name == "doctor.py", path
+
+
+def test_importing_the_package_is_light() -> None:
+    heavy = "{'torch', 'sglang', 'transformers', 'datasets', 'math_verify'}"
+    program = f"import sys, lim_sglang.cli; print(sorted({heavy} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert shown.stdout.strip() == "[]", shown.stderr
+
+
+@pytest.mark.parametrize("folder", ["kernels", "programs", "evals"])
+def test_folders_behind_symlinks_have_no_package_marker(folder: str) -> None:
+    assert not (ROOT / folder / "__init__.py").exists()
+    assert (ROOT / "lim_sglang" / folder).is_symlink()
+
+
+def test_no_file_is_called_like_a_standard_module() -> None:
+    names = {path.stem for path in sources(*PACKAGES)} - {"__init__"}
+    assert not names & set(sys.stdlib_module_names)
+
+
+def test_no_code_file_is_long() -> None:
+    files = [*sources(*PACKAGES), *(ROOT / "tests").rglob("*.py"), ROOT / "launch.sh"]
+    long = {str(path): n for path in files if (n := len(path.read_text().splitlines())) > MAX_LINES}
+    assert not long
+
+
+def test_the_readmes_file_tree_is_true() -> None:
+    readme = (ROOT / "README.md").read_text()
+    tree = re.search(r"```text\n(lim_sglang/.*?)```", readme, re.DOTALL)
+    assert tree, "the README shows no file tree"
+    named: set[str] = set()
+    folder = ""
+    for line in tree[1].splitlines():
+        path = line.split()[0]
+        folder = "" if not line.startswith(" ") else folder
+        if path.endswith("/"):
+            folder = path
+        named.add(path if path.endswith("/") else folder + path)
+    missing = [path for path in named if not (ROOT / path).exists()]
+    unnamed = {str(p.relative_to(ROOT)) for p in sources(*PACKAGES)} - named
+    assert not missing
+    assert unnamed <= {"lim_sglang/__init__.py"}
