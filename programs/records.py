@@ -17,13 +17,15 @@ class SampleState(StrEnum):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How each sample is drawn. Defaults: the paper's temperature and top_p."""
+    """How each sample is drawn. Defaults: the paper's temperature, top_p and top_k."""
 
     max_tokens: int = 2048
     temperature: float = 0.6
     top_p: float = 0.95
     seed: int | None = None
     """Base seed; sample i is sent `seed + i`. SGLang drops it unless it runs deterministically."""
+    top_k: int = 20
+    """-1: no limit."""
 
 
 @dataclass(frozen=True)

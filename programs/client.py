@@ -1,0 +1,200 @@
+"""A SGLang server over HTTP, for any number of threads: one event loop, failures in words."""
+
+import asyncio
+import ipaddress
+import json
+import threading
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import Future
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+
+from lim_sglang.errors import ServerError
+
+CONNECT_TIMEOUT_S = 10.0
+INFO_TIMEOUT_S = 60.0
+"""For what the server answers at once, unless it is busy with a long step."""
+CLOSE_TIMEOUT_S = 5.0
+
+T = TypeVar("T")
+
+
+class RequestError(ServerError):
+    """One request failed."""
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        """Whether the same request may well succeed a little later."""
+
+
+class RequestTimeoutError(RequestError):
+    """The server took the request and did not answer in time."""
+
+
+class Client:
+    """JSON requests to one server. Coroutines run on a thread of their own, so any of them can be
+    given a time limit or be cancelled, and `close` ends all of them.
+    """
+
+    def __init__(self, url: str, *, api_key: str | None = None) -> None:
+        """Raises `ServerError` when `url` is no HTTP address; connects to nothing yet."""
+        self.url = normalise_url(url)
+        self._http = httpx.AsyncClient(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=None),
+            # No proxy can reach this machine's own loopback address.
+            trust_env=not _is_loopback(self.url),
+        )
+        self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="lim-client", daemon=True
+        )
+        self._thread.start()
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the client's thread. Cancelling the future cancels it there."""
+        with self._lock:
+            if self._closed:
+                coroutine.close()
+                raise RequestError(f"the connection to {self.url} is closed")
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def get(self, path: str) -> Any:
+        """The JSON that the server answers under `path`; raises `RequestError`."""
+        return self.start(self.fetch("GET", path, timeout_s=INFO_TIMEOUT_S)).result()
+
+    async def fetch(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float
+    ) -> Any:
+        """Like `send`, and reads the answer as JSON."""
+        response = await self.send(method, path, body, timeout_s=timeout_s)
+        try:
+            return response.json()
+        except ValueError:
+            raise RequestError(
+                f"{self.url}{path} answered something other than JSON: {response.text[:80]!r}"
+            ) from None
+
+    async def send(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float
+    ) -> httpx.Response:
+        """One request, one answer.
+
+        Raises:
+            RequestError: unreachable, connection lost, out of time, or a status above 399.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._http.request(method, path, json=body)
+        except TimeoutError:
+            raise RequestTimeoutError(
+                f"{self.url}{path} did not answer within {timeout_s:g} seconds"
+            ) from None
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            raise RequestError(
+                f"no server answers at {self.url}: start one with `lim serve`, "
+                "or name a running one with --url",
+                retryable=True,
+            ) from None
+        except httpx.TransportError as error:
+            raise RequestError(
+                f"the connection to {self.url} was lost ({type(error).__name__})", retryable=True
+            ) from None
+        self._check_status(response, path)
+        return response
+
+    def close(self) -> None:
+        """Cancel what is running, let it say goodbye to the server, and end the thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _shut_down(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            # A task that was cancelled before is busy with its goodbye.
+            if not task.cancelling():
+                task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
+        await self._http.aclose()
+
+    def _check_status(self, response: httpx.Response, path: str) -> None:
+        status = response.status_code
+        if status < 400:
+            return
+        if status in (401, 403):
+            raise RequestError(
+                f"{self.url} refuses the API key (HTTP {status}): give the key that the server "
+                "was started with by --api-key or LIM_API_KEY"
+            )
+        if status == 404:
+            raise RequestError(f"{self.url} has no {path}: is it a SGLang server?")
+        raise RequestError(
+            f"{self.url} answered HTTP {status}: {_reason(response)}",
+            retryable=status == 429 or status >= 500,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def check_server(url: str, api_key: str | None = None) -> None:
+    """Ask the server for a sign of life; takes no time, unlike the import of the frontend.
+
+    Raises:
+        ServerError: nothing answers, the key is wrong, or it is no SGLang server.
+    """
+    with Client(url, api_key=api_key) as client:
+        client.get("/model_info")
+
+
+def normalise_url(url: str) -> str:
+    """`url` with a scheme and without a final slash; raises `ServerError` when it is none."""
+    full = url if "://" in url else f"http://{url}"
+    try:
+        parts = urlsplit(full)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ServerError(
+            f"{url!r} is no server address: write one like http://127.0.0.1:30000 after --url"
+        )
+    return full.rstrip("/")
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _reason(response: httpx.Response) -> str:
+    """What the server says went wrong; SGLang's routes say it in three shapes."""
+    try:
+        body = response.json()
+    except json.JSONDecodeError:
+        return response.text[:200] or response.reason_phrase
+    if isinstance(body, dict):
+        error = body.get("error")
+        inner = error.get("message") if isinstance(error, dict) else error
+        return str(inner or body.get("message") or body.get("detail") or body)
+    return str(body)
