@@ -2,11 +2,10 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from lim_sglang.programs.answers import AnswerJudge
-from lim_sglang.programs.endpoint import Endpoint
 from rich.console import Console
 
 from lim_sglang.errors import ServerError
@@ -16,8 +15,10 @@ from lim_sglang.evals.score import score_samples
 from lim_sglang.evals.session import Outcome, Plan, Request, execute, how_to_go_on, plan_run
 from lim_sglang.evals.table import score_table
 from lim_sglang.evals.tasks import TASKS, find_task
+from lim_sglang.programs.connect import connect
 from lim_sglang.programs.options import (
     DEFAULT_URL,
+    INTERRUPTED,
     ApiKeyOption,
     MaxTokensOption,
     SamplesOption,
@@ -30,8 +31,8 @@ from lim_sglang.programs.options import (
 )
 from lim_sglang.programs.records import Sampling
 
-INTERRUPTED = 130
-"""Exit code of a process that Ctrl-C ended, by the shell's convention."""
+if TYPE_CHECKING:
+    from lim_sglang.programs.endpoint import Endpoint
 
 
 def evaluate(
@@ -75,14 +76,18 @@ def evaluate(
         out=out,
         concurrency=concurrency,
     )
-    endpoint = Endpoint(url, api_key=api_key, timeout_s=timeout, max_concurrency=concurrency)
-    with closing(endpoint), AnswerJudge() as judge:
-        _evaluate(request, endpoint, url, Grader(request.task.answer_kind, judge))
-
-
-def _evaluate(request: Request, endpoint: Endpoint, url: str, grader: Grader) -> None:
-    """Run what is missing, then print the table of all of it."""
     console = Console(stderr=True)
+    endpoint = connect(url, api_key, console, timeout_s=timeout, max_concurrency=concurrency)
+    with closing(endpoint), AnswerJudge() as judge:
+        judge.warm_up()
+        grader = Grader(request.task.answer_kind, judge)
+        _evaluate(request, endpoint, url, grader, console)
+
+
+def _evaluate(
+    request: Request, endpoint: "Endpoint", url: str, grader: Grader, console: Console
+) -> None:
+    """Run what is missing, then print the table of all of it."""
     plan = plan_run(request, endpoint.server_info(), url)
     try:
         outcome = execute(
@@ -99,7 +104,7 @@ def _evaluate(request: Request, endpoint: Endpoint, url: str, grader: Grader) ->
     _show(plan, outcome, grader)
 
 
-def draw_with(endpoint: Endpoint, sampling: Sampling) -> Draw:
+def draw_with(endpoint: "Endpoint", sampling: Sampling) -> Draw:
     """The majority program on one server, as a run draws with it."""
     from lim_sglang.programs.majority import run_majority
 

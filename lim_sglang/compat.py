@@ -15,6 +15,7 @@ from lim_sglang.errors import ServerError
 if TYPE_CHECKING:
     from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper, fast_decode_plan
     from sglang.lang.backend.base_backend import BaseBackend
+    from sglang.lang.chat_template import ChatTemplate
     from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
     from sglang.srt.mem_cache.memory_pool import KVWriteLoc
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     __all__ = [
         "BaseBackend",
         "BatchDecodeWithPagedKVCacheWrapper",
+        "ChatTemplate",
         "FlashInferAttnBackend",
         "KVWriteLoc",
         "ModelRunner",
@@ -38,6 +40,7 @@ CPU_ENGINE_VAR = "SGLANG_USE_CPU_ENGINE"
 _INTERNALS: Mapping[str, str] = {
     "BaseBackend": "sglang.lang.backend.base_backend",
     "BatchDecodeWithPagedKVCacheWrapper": "flashinfer.decode",
+    "ChatTemplate": "sglang.lang.chat_template",
     "FlashInferAttnBackend": "sglang.srt.layers.attention.flashinfer_backend",
     "HybridAttnBackend": "sglang.srt.layers.attention.hybrid_attn_backend",
     "KVWriteLoc": "sglang.srt.mem_cache.memory_pool",

@@ -8,7 +8,7 @@ from lim_sglang.compat import KVWriteLoc, TorchNativeAttnBackend
 from lim_sglang.kernels.reference import attend_tokens, keep_tokens, score_tokens, split_budget
 from lim_sglang.plan import DecodePlan, plan_decode
 from lim_sglang.schedule import Role
-from lim_sglang.trace import Trace
+from lim_sglang.tracing import Trace
 
 
 class LimCpuBackend(TorchNativeAttnBackend):

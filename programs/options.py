@@ -6,6 +6,8 @@ import click
 import typer
 
 DEFAULT_URL = "http://127.0.0.1:30000"
+INTERRUPTED = 130
+"""Exit code of a process that Ctrl-C ended, by the shell's convention."""
 
 
 def _refuse_zero(top_k: int) -> int:

@@ -15,7 +15,7 @@ MAX_LINES = 300
 
 # Each module of the server side may import those before it.
 LAYERS = ("errors", "config", "schedule", "plan", "stats", "cpu_backend", "model_runner", "plugin")
-SERVING = {"plan", "stats", "trace", "cpu_backend", "model_runner", "plugin", "cpu_platform"}
+SERVING = {"plan", "stats", "tracing", "cpu_backend", "model_runner", "plugin", "cpu_platform"}
 
 
 def sources(*folders: str) -> list[Path]:

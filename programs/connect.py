@@ -1,0 +1,25 @@
+"""From an address to a frontend backend: quick to fail, slow only where SGLang is imported."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from lim_sglang.programs.client import check_server
+
+if TYPE_CHECKING:
+    from lim_sglang.programs.endpoint import Endpoint
+
+
+def connect(
+    url: str, api_key: str | None, console: Console, *, timeout_s: float, max_concurrency: int
+) -> "Endpoint":
+    """The server as a frontend backend, once it is known to be there.
+
+    Raises:
+        ServerError: nothing answers, the key is wrong, or it is no SGLang server.
+    """
+    check_server(url, api_key)
+    # SGLang takes seconds to import, which a user should not wait for in vain or in the dark.
+    with console.status("Loading SGLang's frontend"):
+        from lim_sglang.programs.endpoint import Endpoint
+    return Endpoint(url, api_key=api_key, timeout_s=timeout_s, max_concurrency=max_concurrency)
