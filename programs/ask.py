@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from lim_sglang.programs.answers import AnswerJudge
 from rich.console import Console
 
 from lim_sglang.errors import ServerError
+from lim_sglang.programs.answers import AnswerJudge
 from lim_sglang.programs.connect import connect
 from lim_sglang.programs.display import VoteDisplay, verdict
 from lim_sglang.programs.options import (

@@ -2,7 +2,6 @@
 
 import asyncio
 import ipaddress
-import json
 import threading
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
@@ -40,8 +39,17 @@ class Client:
     """
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
-        """Raises `ServerError` when `url` is no HTTP address; connects to nothing yet."""
+        """Connects to nothing yet.
+
+        Raises:
+            ServerError: `url` is no HTTP address, or no HTTP header can hold the key.
+        """
         self.url = normalise_url(url)
+        if api_key and not _fits_header(api_key):
+            raise ServerError(
+                "the API key holds a line break, a space at an end or a character that is not "
+                "ASCII: give it as the server has it"
+            )
         self._http = httpx.AsyncClient(
             base_url=self.url,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
@@ -103,7 +111,7 @@ class Client:
                 "or name a running one with --url",
                 retryable=True,
             ) from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise RequestError(
                 f"the connection to {self.url} was lost ({type(error).__name__})", retryable=True
             ) from None
@@ -128,7 +136,12 @@ class Client:
             if not task.cancelling():
                 task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
+            _, late = await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
+            # Their goodbyes are cut short, so that nobody waits for them for ever.
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=CLOSE_TIMEOUT_S)
         await self._http.aclose()
 
     def _check_status(self, response: httpx.Response, path: str) -> None:
@@ -169,7 +182,13 @@ def normalise_url(url: str) -> str:
     full = url if "://" in url else f"http://{url}"
     try:
         parts = urlsplit(full)
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        valid = (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and parts.port != 0
+            and full.isprintable()
+            and " " not in full
+        )
     except ValueError:
         valid = False
     if not valid:
@@ -187,11 +206,15 @@ def _is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
+def _fits_header(text: str) -> bool:
+    return text.isascii() and text.isprintable() and text == text.strip()
+
+
 def _reason(response: httpx.Response) -> str:
     """What the server says went wrong; SGLang's routes say it in three shapes."""
     try:
         body = response.json()
-    except json.JSONDecodeError:
+    except ValueError:
         return response.text[:200] or response.reason_phrase
     if isinstance(body, dict):
         error = body.get("error")

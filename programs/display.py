@@ -20,6 +20,8 @@ class VoteDisplay:
 
     def __init__(self, console: Console, total: int, same: Callable[[str, str], bool]) -> None:
         self.samples: list[Sample] = []
+        self.tally = tally([], same)
+        """The vote of the samples so far."""
         self._console = console
         self._total = total
         self._same = same
@@ -47,11 +49,6 @@ class VoteDisplay:
                 self._console.print(vote_table(self.tally))
 
     @property
-    def tally(self) -> Tally:
-        """The vote of the samples so far."""
-        return tally(self.samples, self._same)
-
-    @property
     def elapsed_s(self) -> float:
         """Seconds since the question was asked."""
         return time.monotonic() - self._start_s
@@ -59,6 +56,7 @@ class VoteDisplay:
     def add(self, sample: Sample) -> None:
         """Show one sample more."""
         self.samples.append(sample)
+        self.tally = tally(self.samples, self._same)
         self._bar.advance(self._task)
         place = f"{len(self.samples)}/{self._total}"
         # As text: an answer may hold what rich takes for markup.

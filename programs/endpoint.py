@@ -10,6 +10,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -83,7 +84,7 @@ class Endpoint(BaseBackend):
         body = chat_request(s.messages_, sampling_params, s.variables.get(SEED))
         try:
             found = self._client.start(self._generate(body)).result()
-        except (RequestError, asyncio.CancelledError) as error:
+        except (RequestError, CancelledError) as error:
             # Closed while this waited.
             found = Generation(new_rid(), error=str(error) or "the connection was closed")
         return found.text, found

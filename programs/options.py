@@ -2,12 +2,17 @@
 
 from typing import Annotated
 
-import click
 import typer
 
 DEFAULT_URL = "http://127.0.0.1:30000"
 INTERRUPTED = 130
 """Exit code of a process that Ctrl-C ended, by the shell's convention."""
+
+
+def _refuse_none(top_p: float) -> float:
+    if top_p == 0:
+        raise typer.BadParameter("0 leaves no token to draw from; use more, up to 1 for all.")
+    return top_p
 
 
 def _refuse_zero(top_k: int) -> int:
@@ -35,13 +40,16 @@ MaxTokensOption = Annotated[
     int, typer.Option("--max-tokens", min=1, help="A sample is cut off after so many tokens.")
 ]
 TemperatureOption = Annotated[
-    float, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest token.")
+    float,
+    typer.Option("--temperature", min=0.0, max=2.0, help="0 always takes the likeliest token."),
 ]
 TopPOption = Annotated[
     float,
     typer.Option(
         "--top-p",
-        click_type=click.FloatRange(0.0, 1.0, min_open=True),
+        min=0.0,
+        max=1.0,
+        callback=_refuse_none,
         help="Draw from the likeliest tokens of this total probability.",
     ),
 ]
@@ -64,5 +72,7 @@ SeedOption = Annotated[
 ]
 TimeoutOption = Annotated[
     float,
-    typer.Option("--timeout", min=1.0, help="Seconds that the server has for one sample."),
+    typer.Option(
+        "--timeout", min=1.0, max=86400.0, help="Seconds that the server has for one sample."
+    ),
 ]

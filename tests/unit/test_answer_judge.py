@@ -1,0 +1,234 @@
+"""Answers are compared by math-verify, in processes that may hang, die or be interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lim_sglang.errors import LimError
+from lim_sglang.programs.answers import MAX_LENGTH, AnswerJudge
+
+SLOW = ("10^{10^{8}}", "1")
+"""math-verify works on this pair until it gives up after five seconds."""
+
+ASKS_UNTIL_INTERRUPTED = """
+import signal
+from lim_sglang.programs.answers import AnswerJudge
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with AnswerJudge() as judge:
+    judge.same("1/2", "0.5")
+    print("asking", flush=True)
+    judge.same("10^{10^{8}}", "1")
+"""
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[AnswerJudge]:
+    with AnswerJudge() as shared:
+        yield shared
+
+
+@pytest.mark.parametrize(
+    ("gold", "prediction", "expected"),
+    [
+        ("1/2", r"\frac{1}{2}", True),
+        ("0.5", r"\dfrac12", True),
+        (r"\frac{1}{3}", "0.33", False),
+        ("10,000", "10000", True),
+        (r"10,\!080", "10{,}080", True),
+        ("1,2", "12", False),
+        ("x=5", "5", True),
+        ("5", "x = 5", True),
+        ("x=3", "y=3", False),
+        (r"\text{(C)}", "C", True),
+        (r"\textbf{(A)}", "(B)", False),
+        (r"\text{Evelyn}", "Evelyn", True),
+        (r"\text{June 20}", "June 20", True),
+        (r"\text{June 20}", "June 21", False),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \pi/2)", True),
+        ("(1,2)", "(2,1)", False),
+        (r"\{1,2\}", "2, 1", True),
+        ("5,6", "5", False),
+        ("(3,4]", "(3, 4]", True),
+        ("(3,4]", "[3,4]", False),
+        (r"x \in [-2,7]", "[-2,7]", True),
+        (r"(0,9) \cup (9,36)", r"(9, 36) \cup (0, 9)", True),
+        (r"50\%", "50%", True),
+        (r"50\%", "0.5", True),
+        (r"90^\circ", "90", True),
+        ("90°", "90 degrees", True),
+        (r"5.4 \text{ cents}", "5.4", True),
+        (r"15\ \mathrm{cm}^2", "15", True),
+        (r"2\sqrt{3}", r"\sqrt{12}", True),
+        (r"\sqrt{51}", "sqrt(51)", True),
+        (r"\pm\sqrt{19}", r"\sqrt{19},-\sqrt{19}", True),
+        (
+            r"\begin{pmatrix} -1/3 \\ 2 \end{pmatrix}",
+            "\\begin{pmatrix}\n-\\frac{1}{3} \\\\\n2\n\\end{pmatrix}",
+            True,
+        ),
+        (r"\$18.90", "18.9", True),
+        ("p - q", "q - p", False),
+        ("2k+2", "2(k+1)", True),
+        ("6 - 5i", "-5i+6", True),
+        ("12:30", "12 eggs and 30 chairs", False),
+        ("5", "there are 5 of them", False),
+        ("", "5", False),
+        (r"\frac{", "5", False),
+        ("\ud800", "5", False),
+    ],
+)
+def test_equal_values_are_equal_answers(
+    judge: AnswerJudge, gold: str, prediction: str, expected: bool
+) -> None:
+    assert judge.correct(gold, prediction) is expected
+    assert judge.same(gold, prediction) is judge.same(prediction, gold) is expected
+
+
+@pytest.mark.parametrize(
+    ("gold", "prediction", "expected"),
+    [("4210_5", "4210_6", True), ("(1,2)", "x=1,y=2", True), ("1000", "1e3", False)],
+)
+def test_what_math_verify_gets_wrong(
+    judge: AnswerJudge, gold: str, prediction: str, expected: bool
+) -> None:
+    assert judge.correct(gold, prediction) is expected
+
+
+Workers = Callable[[], list[psutil.Process]]
+
+
+@pytest.fixture
+def workers() -> Workers:
+    """Lists the processes that were started after this test began."""
+    known = {child.pid for child in psutil.Process().children()}
+    return lambda: [child for child in psutil.Process().children() if child.pid not in known]
+
+
+def wait_for_end(process: psutil.Process) -> None:
+    """Until it is a zombie, which its parent has yet to notice."""
+    deadline = time.monotonic() + 5
+    while process.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_no_worker_starts_for_texts_that_tell_by_themselves(workers: Workers) -> None:
+    with AnswerJudge() as judge:
+        assert judge.same("5", "5")
+        assert judge.correct(r"\text{(C)}", " **(C)**.")
+        assert not judge.same("5" * (MAX_LENGTH + 1), "5")
+        assert workers() == []
+
+
+def test_a_warmed_up_worker_is_not_waited_for_and_its_verdict_is_cached(workers: Workers) -> None:
+    with AnswerJudge() as judge:
+        began = time.monotonic()
+        judge.warm_up()
+        assert time.monotonic() - began < 1
+        (worker,) = workers()
+        assert judge.same("1/2", "0.5")
+        worker.suspend()
+        assert judge.same("0.5", "1/2")
+        assert workers() == [worker]
+
+
+def test_a_worker_that_hangs_is_replaced_and_its_pair_is_not_equal(
+    workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    with AnswerJudge(deadline_s=1.5) as judge:
+        assert not judge.same(*SLOW)
+        assert "did not decide" in caplog.text
+        assert workers() == []
+        assert judge.same("1/2", "0.5")
+        assert len(workers()) == 1
+
+
+def test_a_worker_that_dies_is_replaced(workers: Workers, caplog: pytest.LogCaptureFixture) -> None:
+    with AnswerJudge() as judge, ThreadPoolExecutor() as pool:
+        assert judge.same("1/2", "0.5")
+        (idle,) = workers()
+        idle.kill()
+        wait_for_end(idle)
+        assert judge.same("1/4", "0.25")
+        assert caplog.text == ""
+        verdict = pool.submit(judge.same, *SLOW)
+        time.sleep(0.3)
+        workers()[0].kill()
+        assert not verdict.result(timeout=2)
+        assert "did not decide" in caplog.text
+
+
+def test_any_number_of_threads_shares_two_workers(judge: AnswerJudge, workers: Workers) -> None:
+    assert judge.same("1/2", "0.5")
+    pairs = [(f"{n}/8", f"{number}") for n in range(12) for number in (n / 8, n / 8 + 1)]
+    with ThreadPoolExecutor(8) as pool:
+        verdicts = list(pool.map(lambda pair: judge.same(*pair), pairs))
+    assert verdicts == [True, False] * 12
+    assert len(workers()) <= 1
+
+
+def test_closing_ends_the_workers_at_once_and_verdicts_with_them(workers: Workers) -> None:
+    with ThreadPoolExecutor() as pool:
+        judge = AnswerJudge()
+        assert judge.same("1/2", "0.5")
+        verdict = pool.submit(judge.same, *SLOW)
+        time.sleep(0.3)
+        began = time.monotonic()
+        judge.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            verdict.result(timeout=2)
+        assert time.monotonic() - began < 1
+    assert workers() == []
+    with pytest.raises(RuntimeError, match="closed"):
+        judge.same("1/3", "2/6")
+    judge.close()
+
+
+def test_ctrl_c_ends_the_program_and_its_workers_at_once(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(ASKS_UNTIL_INTERRUPTED)
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as program:
+        assert program.stdout
+        assert program.stdout.readline() == "asking\n"
+        asked = psutil.Process(program.pid).children()
+        time.sleep(0.2)
+        os.killpg(program.pid, signal.SIGINT)
+        _, complaint = program.communicate(timeout=3)
+    assert complaint.count("Traceback") == 1
+    assert complaint.endswith("KeyboardInterrupt\n")
+    assert len(asked) == 1
+    assert not asked[0].is_running()
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [("raise ImportError('no antlr4')", "no antlr4"), ("raise SystemExit", "process ended")],
+)
+def test_a_judge_that_cannot_start_is_an_error_and_not_a_verdict(
+    module: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "math_verify.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with AnswerJudge() as judge, pytest.raises(LimError, match=reason):
+        judge.same("1/2", "0.5")
+
+
+def test_importing_the_judge_is_light() -> None:
+    heavy = "{'math_verify', 'sympy', 'torch', 'sglang'}"
+    program = f"import sys, lim_sglang.programs.answers; print({heavy} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert shown.stdout == "set()\n", shown.stderr
