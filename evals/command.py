@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from lim_sglang.programs.answers import AnswerJudge
 from rich.console import Console
 
 from lim_sglang.errors import ServerError
@@ -16,6 +15,7 @@ from lim_sglang.evals.session import Outcome, Plan, Request, execute, how_to_go_
 from lim_sglang.evals.table import score_table
 from lim_sglang.evals.tasks import TASKS, find_task
 from lim_sglang.programs.connect import connect
+from lim_sglang.programs.judge import AnswerJudge
 from lim_sglang.programs.options import (
     DEFAULT_URL,
     INTERRUPTED,

@@ -15,7 +15,7 @@ class AnswerKind(StrEnum):
 
 
 class Judge(Protocol):
-    """What grading needs of `programs.answers.AnswerJudge`."""
+    """What grading needs of `programs.judge.AnswerJudge`."""
 
     def same(self, a: str, b: str) -> bool:
         """Whether two answers are equal; symmetric."""

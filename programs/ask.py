@@ -6,9 +6,9 @@ import typer
 from rich.console import Console
 
 from lim_sglang.errors import ServerError
-from lim_sglang.programs.answers import AnswerJudge
 from lim_sglang.programs.connect import connect
 from lim_sglang.programs.display import VoteDisplay, verdict
+from lim_sglang.programs.judge import AnswerJudge
 from lim_sglang.programs.options import (
     DEFAULT_URL,
     INTERRUPTED,
