@@ -18,6 +18,8 @@ RANK_BLOCK = 2048
 """Scores that one pass of the radix selection reads at a time."""
 UNION_BLOCK = 1024
 """Turns or positions that one pass of the union reads at a time."""
+LENGTH_BLOCK = 1024
+"""Rows whose lengths are added up at a time."""
 MAX_SORT = 16384
 """The longest ranking of one head that is sorted within one program."""
 

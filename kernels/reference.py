@@ -38,6 +38,19 @@ def split_budget(budget: int, recent_ratio: float, sinks: int) -> Shares:
     return Shares(sinks=sinks, selected=selected, recent=share - sinks)
 
 
+def count_kept(lengths: Tensor, budget: int) -> Tensor:
+    """Where each row's kept tokens begin: every row keeps `min(length, budget)`.
+
+    Args:
+        lengths: [B] int, tokens of each row, the newest included.
+
+    Returns:
+        [B + 1] int32; row b keeps `result[b + 1] - result[b]` tokens.
+    """
+    kept = lengths.clamp(max=budget).cumsum(0)
+    return torch.cat([kept.new_zeros(1), kept]).int()
+
+
 def score_tokens(query: Tensor, keys: Tensor) -> Tensor:
     """Raw q·k of every query head with every token, in f32.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper, fast_decode_plan
     from sglang.lang.backend.base_backend import BaseBackend
     from sglang.lang.chat_template import ChatTemplate
-    from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
+    from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, FlashInferAttnBackend
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
     from sglang.srt.mem_cache.memory_pool import KVWriteLoc
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         "BaseBackend",
         "BatchDecodeWithPagedKVCacheWrapper",
         "ChatTemplate",
+        "DecodeMetadata",
         "FlashInferAttnBackend",
         "KVWriteLoc",
         "ModelRunner",
@@ -41,6 +42,7 @@ _INTERNALS: Mapping[str, str] = {
     "BaseBackend": "sglang.lang.backend.base_backend",
     "BatchDecodeWithPagedKVCacheWrapper": "flashinfer.decode",
     "ChatTemplate": "sglang.lang.chat_template",
+    "DecodeMetadata": "sglang.srt.layers.attention.flashinfer_backend",
     "FlashInferAttnBackend": "sglang.srt.layers.attention.flashinfer_backend",
     "HybridAttnBackend": "sglang.srt.layers.attention.hybrid_attn_backend",
     "KVWriteLoc": "sglang.srt.mem_cache.memory_pool",

@@ -1,8 +1,11 @@
 """`lim doctor`: what is installed, and what would keep LessIsMore from being served."""
 
+import logging
 import os
 import platform
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -48,7 +51,7 @@ def examine() -> Iterator[Finding]:
     yield _python()
     yield _sglang()
     yield from map(_package, PACKAGES)
-    yield _device()
+    yield from _device()
     yield from map(_entry_point, GROUPS)
     yield from _environment()
     yield _backend()
@@ -80,12 +83,31 @@ def _package(name: str) -> Finding:
         return Finding(Verdict.OFF, f"{name} is missing: run `make install`")
 
 
-def _device() -> Finding:
+def _device() -> Iterator[Finding]:
     import torch
 
-    if torch.cuda.is_available():
-        return Finding(Verdict.OK, f"GPU {torch.cuda.get_device_name()}")
-    return Finding(Verdict.OK, f"no GPU: serving on the CPU with {torch.get_num_threads()} threads")
+    if not torch.cuda.is_available():
+        threads = torch.get_num_threads()
+        yield Finding(Verdict.OK, f"no GPU: serving on the CPU with {threads} threads")
+        return
+    from lim_sglang.gpu import find_gpu, reasons_against_gpu
+
+    gpu = find_gpu()
+    yield Finding(Verdict.OK, f"GPU {gpu.name}")
+    reasons = reasons_against_gpu(gpu, None, os.environ)
+    yield from (Finding(Verdict.OFF, reason) for reason in reasons)
+    if not reasons:
+        yield from _kernels()
+
+
+def _kernels() -> Iterator[Finding]:
+    """Compile every kernel on the GPU and compare it with the definition."""
+    from lim_sglang.gate import BATCHES, check_gpu
+
+    found = check_gpu()
+    yield from (Finding(Verdict.OFF, f"kernels: {difference}") for difference in found)
+    if not found:
+        yield Finding(Verdict.OK, f"kernels are exact for {', '.join(BATCHES)}")
 
 
 def _entry_point(group: str) -> Finding:
@@ -121,12 +143,24 @@ def _backend() -> Finding:
     from lim_sglang import compat
 
     try:
-        registered = compat.loads_backend(PLUGIN)
+        with _quiet():
+            registered = compat.loads_backend(PLUGIN)
     except (ImportError, LimError) as error:
         return Finding(Verdict.OFF, f"the plugin does not load: {error}")
     if registered:
         return Finding(Verdict.OK, f"SGLang accepts --attention-backend {PLUGIN}")
     return Finding(Verdict.OFF, f"SGLang does not know --attention-backend {PLUGIN}: see its log")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep out what SGLang warns of while it is imported: none of it is for the user."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _cache() -> Finding:

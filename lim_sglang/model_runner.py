@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lim_sglang import __version__, compat
+from lim_sglang.audit import Audit
 from lim_sglang.config import ENV_VAR, PRESETS, LimConfig, resolve_settings, with_preset
 from lim_sglang.errors import RefusedError, ServerError
 from lim_sglang.kernels.reference import split_budget
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 MAX_RUNNING_REQUESTS = 4096
 """The most requests that SGLang runs at once where the user sets no limit."""
+EXTRA_CONTEXT = 4
+"""Tokens by which SGLang lets a request outgrow the model's context."""
 
 
 class LimModelRunner(compat.ModelRunner):
@@ -61,8 +64,9 @@ class LimModelRunner(compat.ModelRunner):
     def alloc_memory_pool(self, *arguments: Any, **options: Any) -> None:
         """Take the selection's memory first, so that the KV pool is sized by what is left."""
         self.lim_selector: Selector | None = None
+        self.lim_audit: Audit | None = None
         if Role.REUSE in self.lim_roles and not compat.serves_on_cpu():
-            self._allocate_selection()
+            self.allocate_selection()
         super().alloc_memory_pool(*arguments, **options)
 
     def forward(self, forward_batch: Any, *arguments: Any, **options: Any) -> Any:
@@ -71,9 +75,13 @@ class LimModelRunner(compat.ModelRunner):
             budget = self.lim_config.budget if Role.REUSE in self.lim_roles else None
             lengths = forward_batch.seq_lens_cpu[: forward_batch.batch_size].tolist()
             self.lim_stats.count_step(plan_decode(lengths, budget))
-        return super().forward(forward_batch, *arguments, **options)
+        output = super().forward(forward_batch, *arguments, **options)
+        if self.lim_audit:
+            self.lim_audit.end_step()
+        return output
 
-    def _allocate_selection(self) -> None:
+    def allocate_selection(self) -> None:
+        """Take the memory that the configuration's selection needs."""
         config = self.lim_config
         max_rows = self.server_args.max_running_requests or MAX_RUNNING_REQUESTS
         self.lim_kept_slots = torch.zeros(
@@ -83,9 +91,12 @@ class LimModelRunner(compat.ModelRunner):
             split_budget(config.budget, config.recent_ratio, config.sinks),
             max_rows=max_rows,
             num_heads=self.model_config.num_attention_heads,
-            context=self.model_config.context_len,
+            context=self.model_config.context_len + EXTRA_CONTEXT,
             device=self.device,
         )
+        if Audit.is_wanted():
+            select = [n for n, role in enumerate(self.lim_roles) if role is Role.SELECT]
+            self.lim_audit = Audit(self.lim_selector, self.lim_kept_slots, select)
         taken = self.lim_selector.num_bytes + self.lim_kept_slots.nbytes
         logger.info("LessIsMore: %.0f MiB for selection", taken / 2**20)
 
@@ -117,9 +128,16 @@ def describe(runner: LimModelRunner) -> str:
 
 def live_state(runner: LimModelRunner) -> dict[str, Any]:
     """What `/server_info` shows: version, configuration, roles and counters."""
-    return {
+    state = {
         "version": __version__,
         "config": asdict(runner.lim_config),
         "roles": [role.value for role in runner.lim_roles],
         **asdict(runner.lim_stats),
     }
+    if runner.lim_audit:
+        runner.lim_audit.check()
+        state |= {
+            "checked_sets": runner.lim_audit.checked_sets,
+            "wrong_sets": runner.lim_audit.wrong_sets,
+        }
+    return state

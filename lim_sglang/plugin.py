@@ -11,6 +11,7 @@ from lim_sglang.compat import Target
 from lim_sglang.config import ENV_VAR, resolve_settings
 from lim_sglang.errors import ConfigError, LimError, RefusedError, ServerError
 from lim_sglang.flags import CONFIG_DEST, add_flags, given_flags, given_settings
+from lim_sglang.gpu import find_gpu, reasons_against_gpu
 from lim_sglang.refusals import BACKEND, decodes_with_lim, reasons_against, reasons_against_model
 
 USAGE_ERROR = 2
@@ -95,6 +96,8 @@ def _refuse(server_args: Any) -> None:
     on_cpu = compat.serves_on_cpu()
     reasons = reasons_against(server_args, on_cpu=on_cpu)
     model_config = compat.load_model_config(server_args)
+    if not on_cpu:
+        reasons += reasons_against_gpu(find_gpu(), model_config, os.environ)
     if model_config is not None:
         config = resolve_settings(os.environ.get(ENV_VAR), None, {})
         reasons += reasons_against_model(model_config, config)

@@ -3,8 +3,14 @@
 import pytest
 import torch
 
+from lim_sglang.kernels.check import (
+    Batch,
+    differing_lengths,
+    differing_pipeline,
+    differing_scores,
+    differing_sets,
+)
 from lim_sglang.kernels.launch import interpreted
-from tests.kernels.selection_checks import Batch, check_pipeline, check_scores, check_selection
 
 pytestmark = pytest.mark.gpu
 
@@ -37,17 +43,22 @@ def test_kernels_are_compiled() -> None:
     assert not interpreted()
 
 
+@pytest.mark.parametrize("rows", [1, 64, 1024, 3000])
+def test_kept_lengths_are_the_reference_s(rows: int) -> None:
+    assert not differing_lengths(Batch(tuple(range(1, rows + 1)), budget=300), "cuda")
+
+
 @pytest.mark.parametrize("name", BATCHES)
 def test_scores_are_the_reference_s(name: str) -> None:
-    check_scores(BATCHES[name], "cuda")
+    assert not differing_scores(BATCHES[name], "cuda")
 
 
 @pytest.mark.parametrize("name", BATCHES)
 def test_the_set_is_exactly_the_reference_s(name: str) -> None:
-    check_selection(BATCHES[name], "cuda")
+    assert not differing_sets(BATCHES[name], "cuda")
 
 
 @pytest.mark.parametrize("max_rows", [1, 5, 64])
 @pytest.mark.parametrize("name", ["qwen3-8b", "smollm2", "sixty-four-rows"])
 def test_chunks_of_rows_change_nothing(name: str, max_rows: int) -> None:
-    check_pipeline(BATCHES[name], "cuda", max_rows)
+    assert not differing_pipeline(BATCHES[name], "cuda", max_rows)

@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lim_sglang.kernels import launch, rank, score, union
+from lim_sglang.kernels import launch, lengths, rank, score, union
 
 ARCHITECTURES = (80, 90, 100)
 FP8_FROM = 89
@@ -19,6 +19,7 @@ FP8_FROM = 89
 POINTERS = {
     **dict.fromkeys(("indptr", "slots", "ranking", "first_turn", "last_turn"), "*i32"),
     **dict.fromkeys(("kept_indptr", "kept"), "*i32"),
+    "lengths": "*i64",
     "scores": "*fp32",
 }
 
@@ -63,7 +64,7 @@ def compile_scores(architecture: int) -> dict[str, int]:
 
 
 def compile_rest(architecture: int) -> dict[str, int]:
-    """Ranking for budgets of 256, 2,048 and 6,144, and the union."""
+    """Ranking for budgets of 256, 2,048 and 6,144, the union, and the kept lengths."""
     found = {}
     for k in (192, 1536, 4608):
         padded = triton.next_power_of_2(k)
@@ -71,6 +72,9 @@ def compile_rest(architecture: int) -> dict[str, int]:
         found[f"rank {k}"] = shared_memory(
             rank._rank, architecture, constants, warps=launch.rank_warps(padded)
         )
+    name = lengths._count_kept.fn.__name__
+    constants = {"BLOCK": launch.LENGTH_BLOCK}
+    found[name] = shared_memory(lengths._count_kept, architecture, constants)
     for kernel in (union._take_turns, union._cut, union._compact):
         name = kernel.fn.__name__
         found[name] = shared_memory(kernel, architecture, {"BLOCK": launch.UNION_BLOCK})

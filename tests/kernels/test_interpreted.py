@@ -3,8 +3,14 @@
 import pytest
 import torch
 
+from lim_sglang.kernels.check import (
+    Batch,
+    differing_lengths,
+    differing_pipeline,
+    differing_scores,
+    differing_sets,
+)
 from lim_sglang.kernels.launch import interpreted
-from tests.kernels.selection_checks import Batch, check_pipeline, check_scores, check_selection
 
 BATCHES = {
     "mixed-lengths": Batch((5, 33, 200, 32, 1)),
@@ -30,16 +36,21 @@ def test_kernels_are_interpreted() -> None:
     assert interpreted()
 
 
+@pytest.mark.parametrize("lengths", [(5, 33, 200, 32, 1), (7,), tuple(range(1, 2051))])
+def test_kept_lengths_are_the_reference_s(lengths: tuple[int, ...]) -> None:
+    assert not differing_lengths(Batch(lengths), "cpu")
+
+
 @pytest.mark.parametrize("name", BATCHES)
 def test_scores_are_the_reference_s(name: str) -> None:
-    check_scores(BATCHES[name], "cpu")
+    assert not differing_scores(BATCHES[name], "cpu")
 
 
 @pytest.mark.parametrize("name", BATCHES)
 def test_the_set_is_exactly_the_reference_s(name: str) -> None:
-    check_selection(BATCHES[name], "cpu")
+    assert not differing_sets(BATCHES[name], "cpu")
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, 8])
 def test_chunks_of_rows_change_nothing(max_rows: int) -> None:
-    check_pipeline(BATCHES["mixed-lengths"], "cpu", max_rows)
+    assert not differing_pipeline(BATCHES["mixed-lengths"], "cpu", max_rows)

@@ -1,0 +1,147 @@
+"""SGLang's model runner in the test's own process, on a small random model, with any schedule."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lim_sglang.bench.runner import Contender, load_runner, with_backend
+from torch import Tensor
+
+from lim_sglang.kernels.reference import split_budget
+from lim_sglang.schedule import layer_roles
+
+NUM_LAYERS = 6
+CONTEXT = 4096
+GRAPH_ROWS = (1, 2, 4, 8, 16, 24, 64)
+SHAPES = {"smollm2": (576, 9, 3), "coder-0.5b": (896, 14, 2)}
+"""Hidden size, query heads and KV heads of models whose FlashInfer kernels differ: CUDA cores for
+the first, tensor cores for the second."""
+
+
+def build_model(folder: Path, shape: str) -> Path:
+    """Write a random Llama whose attention is peaked, head_dim 64, fp16."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    hidden, heads, kv_heads = SHAPES[shape]
+    config = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,
+        dtype="float16",
+    )
+    torch.manual_seed(3)
+    model = LlamaForCausalLM(config).float()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2:
+                gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
+                weight.normal_(0.0, gain / weight.shape[1] ** 0.5)
+    model.half().save_pretrained(folder)
+    return folder
+
+
+class Rig:
+    """One runner; schedules and dense backends take turns on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runner = load_runner(
+            str(folder),
+            backend="lim",
+            dummy=False,
+            mem_fraction_static=0.3,
+            batch_sizes=GRAPH_ROWS,
+            dtype="float16",
+            context_length=CONTEXT,
+            max_total_tokens=80_000,
+            max_running_requests=64,
+        )
+        self._contenders: dict[object, Contender] = {}
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """Query heads, KV heads, head_dim."""
+        config = self.runner.model_config
+        kv_heads = config.hf_text_config.num_key_value_heads
+        return config.num_attention_heads, kv_heads, config.head_dim
+
+    def use_dense(self) -> Any:
+        """Let SGLang's own FlashInfer backend serve; returns it."""
+        if "dense" not in self._contenders:
+            with_backend(self.runner, "flashinfer")
+            self._keep("dense")
+        return self._take("dense")
+
+    def use_lim(self, budget: int, select_layers: Sequence[int] = (2, 4), sinks: int = 4) -> Any:
+        """Let LessIsMore serve with these settings; returns its backend."""
+        key = (budget, tuple(select_layers), sinks)
+        if key not in self._contenders:
+            runner = self.runner
+            runner.lim_config = replace(
+                runner.lim_config, budget=budget, select_layers=tuple(select_layers), sinks=sinks
+            )
+            runner.lim_roles = layer_roles(runner.lim_config, NUM_LAYERS)
+            runner.allocate_selection()
+            runner.init_attention_backends()
+            runner.init_decode_cuda_graph()
+            self._keep(key)
+        return self._take(key)
+
+    def _keep(self, key: object) -> None:
+        runner = self.runner
+        self._contenders[key] = Contender(
+            str(key), runner.attn_backend, runner.decode_cuda_graph_runner
+        )
+
+    def _take(self, key: object) -> Any:
+        contender = self._contenders[key]
+        contender.take_over(self.runner)
+        return contender.attn_backend
+
+    def greedy(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Prefill and decode with whoever serves: tokens [B, n], logits [B, n, V] of decode."""
+        from sglang.benchmark.one_batch import decode, extend
+
+        self.clear()
+        next_ids, _, batch = extend(_requests(prompts), self.runner)
+        tokens, logits = [next_ids], []
+        for _ in range(num_tokens - 1):
+            next_ids, step_logits = decode(next_ids, batch, self.runner)
+            tokens.append(next_ids)
+            logits.append(step_logits.float().clone())
+        return torch.stack(tokens, 1), torch.stack(logits, 1)
+
+    def clear(self) -> None:
+        """Forget all requests."""
+        self.runner.req_to_token_pool.clear()
+        self.runner.token_to_kv_pool_allocator.clear()
+
+    def shares(self, budget: int) -> Any:
+        """The parts of a budget with the settings of the rig."""
+        return split_budget(budget, 0.25, 4)
+
+
+def _requests(prompts: Sequence[Sequence[int]]) -> list[Any]:
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    requests = []
+    for rid, prompt in enumerate(prompts):
+        request = Req(
+            rid=str(rid),
+            origin_input_text="",
+            origin_input_ids=array("q", prompt),
+            sampling_params=SamplingParams(temperature=0, max_new_tokens=512),
+        )
+        request.full_untruncated_fill_ids = request.origin_input_ids
+        request.logprob_start_len = -1
+        request.set_extend_range(len(request.prefix_indices), len(request.origin_input_ids))
+        requests.append(request)
+    return requests
