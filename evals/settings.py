@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import lim_sglang
 from lim_sglang.evals.tasks import Question, Task, selection_digest
 from lim_sglang.programs.records import Sampling
+from lim_sglang.provenance import project_commit
 
 SERVER_ARGUMENTS = (
     "attention_backend",
@@ -36,8 +35,6 @@ SERVER_ARGUMENTS = (
 )
 """The server's arguments that can change an answer. `random_seed` is left out: SGLang draws a new
 one at each start unless told otherwise, and the same command has to go on with a new server."""
-
-CODE_FOLDERS = ("lim_sglang", "kernels", "programs", "evals")
 
 
 def run_settings(
@@ -111,29 +108,3 @@ def differences(old: object, new: object, name: str = "") -> Iterator[str]:
             yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif old != new:
         yield f"{name} was {json.dumps(old)} and is now {json.dumps(new)}"
-
-
-def project_commit() -> str | None:
-    """The commit of this checkout; with local edits of the code, a digest of them behind it.
-
-    None when the package is not run from its own git checkout.
-    """
-    root = Path(lim_sglang.__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    commit = _git(root, "rev-parse", "--verify", "HEAD")
-    if not commit:
-        return None
-    edits = _git(root, "diff", "HEAD", "--", *CODE_FOLDERS)
-    return f"{commit}+{hashlib.sha256(edits.encode()).hexdigest()[:10]}" if edits else commit
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints, None where it is missing or fails."""
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None

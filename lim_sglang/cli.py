@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from lim_sglang.bench.command import bench
 from lim_sglang.doctor import doctor
 from lim_sglang.errors import LimError
 from lim_sglang.evals.command import evaluate
@@ -24,6 +25,7 @@ app.command("serve")(serve)
 app.command("ask")(ask)
 app.command("eval")(evaluate)
 app.command("doctor")(doctor)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

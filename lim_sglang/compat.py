@@ -41,13 +41,19 @@ CPU_ENGINE_VAR = "SGLANG_USE_CPU_ENGINE"
 _INTERNALS: Mapping[str, str] = {
     "BaseBackend": "sglang.lang.backend.base_backend",
     "BatchDecodeWithPagedKVCacheWrapper": "flashinfer.decode",
+    "CaptureHiddenMode": "sglang.srt.model_executor.forward_batch_info",
     "ChatTemplate": "sglang.lang.chat_template",
     "DecodeMetadata": "sglang.srt.layers.attention.flashinfer_backend",
     "FlashInferAttnBackend": "sglang.srt.layers.attention.flashinfer_backend",
+    "ForwardBatch": "sglang.srt.model_executor.forward_batch_info",
+    "ForwardMode": "sglang.srt.model_executor.forward_batch_info",
     "HybridAttnBackend": "sglang.srt.layers.attention.hybrid_attn_backend",
     "KVWriteLoc": "sglang.srt.mem_cache.memory_pool",
+    "ModelConfig": "sglang.srt.configs.model_config",
     "ModelRunner": "sglang.srt.model_executor.model_runner",
+    "ParallelState": "sglang.srt.distributed.parallel_state_wrapper",
     "RadixAttention": "sglang.srt.layers.radix_attention",
+    "ServerArgs": "sglang.srt.server_args",
     "TorchNativeAttnBackend": "sglang.srt.layers.attention.torch_native_backend",
     "fast_decode_plan": "flashinfer.decode",
 }
@@ -177,6 +183,41 @@ def load_model_config(options: Any) -> Any | None:
         logging.getLogger(__name__).debug("no configuration for %s: %s", options.model_path, error)
         return None
     return reader.get_hf_text_config(config)
+
+
+def load_runner(runner_class: type, server_args: Any, port: int) -> Any:
+    """A model runner in this process, on its first GPU, as SGLang's scheduler starts one.
+
+    Its weights are loaded; memory pools, attention backends and CUDA graphs are still to be made.
+
+    Args:
+        port: a free one, for torch's process group of one.
+    """
+    # What SGLang sets up in a process before it loads a model.
+    importlib.import_module("sglang.srt.entrypoints.engine")._set_envs_and_config(server_args)
+    importlib.import_module("sglang.srt.layers.moe").initialize_moe_config(server_args)
+    quantization = "sglang.srt.layers.quantization"
+    importlib.import_module(f"{quantization}.fp8_utils").initialize_fp8_gemm_config(server_args)
+    importlib.import_module(f"{quantization}.fp4_utils").initialize_fp4_gemm_config(server_args)
+    return runner_class(
+        model_config=__getattr__("ModelConfig").from_server_args(server_args),
+        mem_fraction_static=server_args.mem_fraction_static,
+        gpu_id=0,
+        ps=__getattr__("ParallelState").trivial(dp_rank=None, moe_dp_rank=None),
+        nccl_port=port,
+        server_args=server_args,
+    )
+
+
+def missing_backend(name: str) -> str | None:
+    """Why one of SGLang's own attention backends cannot run on this GPU, None where it can."""
+    if name != "fa3":
+        return None
+    try:
+        supported: bool = importlib.import_module("sgl_kernel.flash_attn").is_fa3_supported()
+    except ImportError as error:
+        return f"its binary does not load ({error})"
+    return None if supported else "this GPU is too old or too new for it"
 
 
 def attention_layers(model: Any) -> Iterator[Any]:

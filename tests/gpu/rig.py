@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lim_sglang.bench.runner import Contender, load_runner, with_backend
 from torch import Tensor
 
+from lim_sglang.bench.runner import Contender, load_runner, with_backend
 from lim_sglang.kernels.reference import split_budget
 from lim_sglang.schedule import layer_roles
 

@@ -1,0 +1,1 @@
+"""`lim bench`: what a decode step costs, and where its time goes."""

@@ -1,0 +1,133 @@
+"""A decode batch whose context is really there: every layer's K and V, in scattered slots."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lim_sglang import compat
+from lim_sglang.bench.points import Point
+from lim_sglang.errors import LimError
+
+FILL_ROWS = 1 << 16
+"""Slots of one layer that are drawn at a time."""
+
+
+@dataclass(frozen=True)
+class FilledBatch:
+    """Requests in the middle of decoding, all of the same length."""
+
+    point: Point
+    slots: Tensor
+    """[B, S] int64: where each request's tokens lie, oldest first."""
+    forward_batch: Any
+
+
+def fill_cache(pool: Any, seed: int) -> None:
+    """Draw K and V of every slot and layer from a normal distribution, in place."""
+    generator = torch.Generator(pool.k_buffer[0].device).manual_seed(seed)
+    for buffer in [*pool.k_buffer, *pool.v_buffer]:
+        for piece in buffer.split(FILL_ROWS):
+            drawn = torch.randn(
+                piece.shape, generator=generator, device=piece.device, dtype=torch.bfloat16
+            )
+            piece.copy_(drawn.to(pool.dtype).view(pool.store_dtype))
+
+
+def check_room(runner: Any, points: tuple[Point, ...]) -> None:
+    """Refuse points that the KV cache or the model's context cannot hold, all at once."""
+    room, context = runner.max_total_num_tokens, runner.model_config.context_len
+    reasons = [
+        f"{point} fills {point.num_tokens:,} slots, the KV cache has {room:,}"
+        for point in points
+        if point.num_tokens > room
+    ]
+    reasons += [
+        f"{point} is longer than the model's context of {context:,} tokens"
+        for point in points
+        if point.context > context
+    ]
+    if reasons:
+        raise LimError("; ".join(reasons))
+
+
+@contextmanager
+def filled_batch(runner: Any, point: Point, seed: int) -> Iterator[FilledBatch]:
+    """Give a batch its slots, in random order, for as long as it is measured.
+
+    The newest token of each request has a slot like the others; each step writes its K and V there
+    again and the length stays, so that all steps of all windows do the same.
+    """
+    device = runner.device
+    generator = torch.Generator(device).manual_seed(seed)
+    allocator, pool = runner.token_to_kv_pool_allocator, runner.req_to_token_pool
+    free = allocator.alloc(point.num_tokens)
+    if free is None or len(pool.free_slots) < point.batch:
+        raise LimError(f"the runner has no room for {point}")
+    order = torch.randperm(point.num_tokens, generator=generator, device=device)
+    slots = free[order].view(point.batch, point.context)
+    rows = torch.tensor(pool.free_slots[: point.batch], dtype=torch.int64, device=device)
+    pool.req_to_token[rows, : point.context] = slots.to(torch.int32)
+    tokens = torch.randint(
+        runner.model_config.vocab_size, (point.batch,), generator=generator, device=device
+    )
+    try:
+        yield FilledBatch(point, slots, _decode_batch(runner, point, rows, slots, tokens))
+    finally:
+        allocator.clear()
+
+
+def _decode_batch(runner: Any, point: Point, rows: Tensor, slots: Tensor, tokens: Tensor) -> Any:
+    """The fields that SGLang's decode reads, as `ForwardBatch.init_new` fills them."""
+    lengths = torch.full((point.batch,), point.context, dtype=torch.int64)
+    on_device = lengths.to(runner.device)
+    return compat.ForwardBatch(
+        forward_mode=compat.ForwardMode.DECODE,
+        batch_size=point.batch,
+        input_ids=tokens,
+        req_pool_indices=rows,
+        seq_lens=on_device,
+        out_cache_loc=slots[:, -1].contiguous(),
+        seq_lens_sum=point.num_tokens,
+        seq_lens_cpu=lengths,
+        orig_seq_lens=on_device,
+        positions=on_device - 1,
+        spec_algorithm=runner.spec_algorithm,
+        capture_hidden_mode=compat.CaptureHiddenMode.NULL,
+        num_token_non_padded_cpu=point.batch,
+    )
+
+
+def prepare_kept(runner: Any) -> None:
+    """Empty the kept slots, so that `check_kept` sees only what the next step writes."""
+    kept = getattr(runner, "lim_kept_slots", None)
+    if kept is not None:
+        kept.zero_()
+
+
+def check_kept(runner: Any, batch: FilledBatch, budget: int) -> str | None:
+    """What is wrong with the kept slots of the step that just ran, None where nothing is.
+
+    Every row that is longer than the budget must keep that many different slots of its own, in
+    order of position, its newest token among them.
+    """
+    point = batch.point
+    kept = getattr(runner, "lim_kept_slots", None)
+    if kept is None or point.context <= budget:
+        return None
+    kept = kept[: point.batch * budget].view(point.batch, budget).long()
+    position_of = torch.full((int(batch.slots.max()) + 1,), -1, device=kept.device)
+    row_starts = torch.arange(point.batch, device=kept.device)[:, None] * point.context
+    places = torch.arange(point.context, device=kept.device)
+    position_of[batch.slots] = row_starts + places
+    inside = kept < position_of.shape[0]
+    found = position_of[kept.where(inside, 0)] - row_starts
+    ascending = (found[:, 1:] > found[:, :-1]).all()
+    within = (inside & (found >= 0) & (found < point.context)).all()
+    newest = (found[:, -1] == point.context - 1).all()
+    if ascending and within and newest:
+        return None
+    return f"{point}: the kept slots are not {budget:,} of each request's own, in order"

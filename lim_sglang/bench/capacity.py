@@ -1,0 +1,64 @@
+"""`lim bench capacity`: tokens that the KV cache holds, with LessIsMore and without.
+
+A KV cache is sized when a server starts, so each backend starts in a process of its own.
+"""
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+from lim_sglang.bench.points import ModelChoice
+from lim_sglang.errors import LimError, ServerError
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What one backend's KV cache holds."""
+
+    backend: str
+    num_tokens: int
+
+
+def measure_capacities(
+    model: ModelChoice, backends: Sequence[str], *, budget: int, mem_fraction_static: float
+) -> list[Capacity]:
+    """Start a model runner for each backend, one after the other, up to its KV cache.
+
+    Raises:
+        LimError: a process failed; its own message.
+    """
+    found = []
+    for backend in backends:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            future = pool.submit(_count_slots, model, backend, budget, mem_fraction_static)
+            try:
+                found.append(Capacity(backend, future.result()))
+            except BrokenProcessPool:
+                raise ServerError(
+                    f"the process for {backend} died: see what it has printed above"
+                ) from None
+    return found
+
+
+def _count_slots(model: ModelChoice, backend: str, budget: int, mem_fraction_static: float) -> int:
+    """Runs in a process of its own."""
+    from lim_sglang.bench.facts import model_folder
+    from lim_sglang.bench.gate import require_gpu
+    from lim_sglang.bench.runner import load_runner, settings_for
+
+    try:
+        require_gpu()
+        settings_for(budget)
+        with model_folder(model, longest=1) as folder:
+            runner = load_runner(
+                folder,
+                backend=backend,
+                dummy=model.shape is not None,
+                mem_fraction_static=mem_fraction_static,
+            )
+            return int(runner.max_total_num_tokens)
+    except LimError as error:
+        # Errors with arguments of their own do not travel between processes.
+        raise LimError(str(error)) from None

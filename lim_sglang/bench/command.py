@@ -1,0 +1,183 @@
+"""`lim bench`: what decode costs on this GPU, and what it may cost at least."""
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lim_sglang.bench.points import (
+    DecodeOptions,
+    ModelChoice,
+    Repeats,
+    choose_backends,
+    choose_points,
+)
+from lim_sglang.bench.progress import progress, wide_console
+from lim_sglang.bench.shapes import SHAPES, check_shape
+
+if TYPE_CHECKING:
+    from lim_sglang.bench.rows import Row
+
+bench = typer.Typer(
+    name="bench",
+    help="Measure speed and memory on an NVIDIA GPU. No time is shown where a kernel is not exact.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+ShapeOption = Annotated[
+    str | None,
+    typer.Option(help=f"A published shape with dummy weights: {', '.join(SHAPES)}."),
+]
+ModelOption = Annotated[str | None, typer.Option("--model", help="A model folder instead.")]
+BudgetOption = Annotated[int, typer.Option(min=1, help="Tokens that a sparse layer reads.")]
+MemoryOption = Annotated[
+    float,
+    typer.Option(min=0.01, max=0.99, help="Share of the GPU for weights and KV cache."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option(help="A file to which one JSON line a row is added.")
+]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show SGLang's log.")]
+
+
+@bench.command("decode")
+def decode(
+    shape: ShapeOption = None,
+    model: ModelOption = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(help="BATCHxCONTEXT such as 8x32768 or 8x32k; may be repeated."),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Requests, with --context.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of each, with --batch.")] = None,
+    budget: BudgetOption = 2048,
+    backends: Annotated[
+        str, typer.Option(help="lim, and of flashinfer, triton, fa3 those to compare with.")
+    ] = "lim,flashinfer",
+    windows: Annotated[int, typer.Option(min=1, help="Timed windows of each backend.")] = 7,
+    steps: Annotated[int, typer.Option(min=1, help="Decode steps in a window.")] = 20,
+    mem_fraction_static: MemoryOption = 0.88,
+    split: Annotated[bool, typer.Option(help="Divide the step into its parts.")] = True,
+    out: OutOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Time decode steps of lim and of SGLang's dense backends, window by window in turns."""
+    options = DecodeOptions(
+        model=_choose_model(shape, model),
+        points=choose_points(point or [], batch, context),
+        backends=choose_backends(backends),
+        repeats=Repeats(windows, steps),
+        budget=budget,
+        mem_fraction_static=mem_fraction_static,
+        split=split,
+    )
+    _log(verbose)
+    if not _show_decode(options, out):
+        raise typer.Exit(1)
+
+
+def _show_decode(options: DecodeOptions, out: Path | None) -> bool:
+    """Measure, showing and keeping each row as it comes; whether all parts were measured."""
+    from lim_sglang.bench.decode import measure
+    from lim_sglang.bench.rows import append_lines, json_line, make_table, one_line, under_table
+
+    rows: list[Row] = []
+    conditions: dict[str, Any] = {}
+    with progress() as report:
+        for found, conditions in measure(options, report.doing):
+            rows += found
+            if out:
+                append_lines(out, [json_line(row, conditions) for row in found])
+            for row in found:
+                report.done(one_line(row))
+    console = wide_console()
+    console.print(make_table(rows, title=options.model.name, budget=options.budget))
+    typer.echo(under_table(conditions))
+    errors = [f"{row.point} {row.backend}: {row.split_error}" for row in rows if row.split_error]
+    for error in errors:
+        typer.echo(f"error: the step could not be divided, {error}", err=True)
+    return not errors
+
+
+@bench.command("capacity")
+def capacity(
+    shape: ShapeOption = None,
+    model: ModelOption = None,
+    budget: BudgetOption = 2048,
+    backends: Annotated[
+        str, typer.Option(help="lim, and SGLang's own to compare with.")
+    ] = "lim,flashinfer",
+    mem_fraction_static: MemoryOption = 0.88,
+    out: OutOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Count the tokens that the KV cache holds, each backend in a process of its own."""
+    chosen, names = _choose_model(shape, model), choose_backends(backends)
+    _log(verbose)
+    from lim_sglang.bench.capacity import measure_capacities
+    from lim_sglang.bench.facts import surroundings
+    from lim_sglang.bench.rows import append_lines
+
+    with progress() as report:
+        report.doing(f"Starting {', '.join(names)}, one after the other")
+        found = measure_capacities(
+            chosen, names, budget=budget, mem_fraction_static=mem_fraction_static
+        )
+    most = max((each.num_tokens for each in found[1:]), default=None)
+    for each in found:
+        share = f" ({100 * each.num_tokens / most:.2f} % of dense)" if most else ""
+        typer.echo(f"{each.backend:>12}  {each.num_tokens:,} tokens{share}")
+    if out:
+        conditions = surroundings() | {
+            "model": chosen.name,
+            "budget": budget,
+            "mem_fraction_static": mem_fraction_static,
+        }
+        slots = {each.backend: each.num_tokens for each in found}
+        append_lines(out, [json.dumps({"kv_capacity": slots, "conditions": conditions})])
+
+
+@bench.command("kernel")
+def kernel(
+    op: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="score, rank, union, compact or select; may be repeated; all by default."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Requests.")] = 8,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 32768,
+    heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 32,
+    kv_heads: Annotated[int, typer.Option(min=1, help="KV heads.")] = 8,
+    dim: Annotated[int, typer.Option(min=16, help="Dimensions of a head.")] = 128,
+    budget: BudgetOption = 2048,
+    repeats: Annotated[int, typer.Option(min=1, help="Replays that the median is of.")] = 30,
+    out: OutOption = None,
+) -> None:
+    """Time the selection's kernels one by one, in CUDA graphs, with a cold and a warm L2 cache."""
+    from lim_sglang.bench.kernel import check_case, measure_ops, op_line, op_table
+    from lim_sglang.bench.rows import append_lines
+    from lim_sglang.kernels.bench import Case
+
+    case = Case(batch, context, heads, kv_heads, dim, budget)
+    check_case(case, op or [])
+    rows = []
+    with progress() as report:
+        report.doing("Are the kernels exact on this GPU?")
+        for row in measure_ops(op or [], case, repeats):
+            report.doing(f"Measured {row.op}")
+            rows.append(row)
+            if out:
+                append_lines(out, [op_line(row, case, repeats)])
+    wide_console().print(op_table(rows, case))
+
+
+def _choose_model(shape: str | None, model: str | None) -> ModelChoice:
+    return ModelChoice(check_shape(shape) if shape else None, model)
+
+
+def _log(verbose: bool) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)

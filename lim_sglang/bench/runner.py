@@ -1,0 +1,142 @@
+"""A real SGLang model runner in this process, and the attention backends that take turns on it.
+
+One set of weights and one KV cache serve all backends: each has its own CUDA graphs, and the pair
+of backend and graphs is exchanged on the runner between two windows of one measurement.
+"""
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lim_sglang import compat
+from lim_sglang.config import ENV_VAR, LimConfig, resolve_settings
+from lim_sglang.errors import LimError, ServerError
+from lim_sglang.plugin import register
+from lim_sglang.refusals import BACKEND
+
+SOURCE = "lim bench"
+"""What SGLang records as the origin of the options that are changed here."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An attention backend with its captured decode graphs."""
+
+    name: str
+    attn_backend: Any
+    graph_runner: Any
+
+    def take_over(self, runner: Any) -> None:
+        """Let the runner's next steps be served by this backend."""
+        runner.attn_backend = self.attn_backend
+        runner.decode_cuda_graph_runner = self.graph_runner
+
+
+def settings_for(budget: int) -> LimConfig:
+    """LessIsMore's settings: those of the environment with this budget; kept there for SGLang."""
+    config = resolve_settings(os.environ.get(ENV_VAR), None, {"budget": budget})
+    os.environ[ENV_VAR] = config.to_json()
+    return config
+
+
+def load_runner(
+    folder: str,
+    *,
+    backend: str,
+    dummy: bool,
+    mem_fraction_static: float,
+    batch_sizes: Sequence[int] | None = None,
+    **options: Any,
+) -> Any:
+    """Load a model and size its KV cache, exactly as a server with this backend does.
+
+    Args:
+        folder: a model folder; with `dummy`, its configuration is enough.
+        batch_sizes: what decode graphs will be captured for; None for SGLang's own choice.
+        options: further fields of SGLang's `ServerArgs`.
+    """
+    if not compat.loads_backend(BACKEND):  # a checkout that is not installed has no entry point
+        register()
+    server_args = compat.ServerArgs(
+        model_path=folder,
+        load_format="dummy" if dummy else "auto",
+        skip_tokenizer_init=True,
+        attention_backend=backend,
+        mem_fraction_static=mem_fraction_static,
+        cuda_graph_bs_decode=list(batch_sizes) if batch_sizes else None,
+        # Prefill is not measured, and capturing its graphs takes minutes.
+        disable_prefill_cuda_graph=True,
+        disable_flashinfer_autotune=True,
+        random_seed=0,
+        log_level="warning",
+        **options,
+    )
+    runner = compat.load_runner(_runner_class(backend), server_args, _free_port())
+    runner.alloc_memory_pool()
+    return runner
+
+
+def _runner_class(backend: str) -> type:
+    if backend != BACKEND:
+        dense: type = compat.ModelRunner
+        return dense
+    from lim_sglang.model_runner import LimModelRunner
+
+    return LimModelRunner
+
+
+def check_backends(names: Sequence[str]) -> None:
+    """Refuse backends that this GPU cannot run, before a model is loaded."""
+    reasons = [
+        f"--backends {name}: {why}" for name in names if (why := compat.missing_backend(name))
+    ]
+    if reasons:
+        raise LimError("; ".join(reasons))
+
+
+def make_contender(runner: Any, name: str) -> Contender:
+    """Build a backend on the runner and capture its decode graphs. Ours has to be the first.
+
+    Raises:
+        ServerError: another backend than the named one is live, or no graph was captured.
+    """
+    if name == BACKEND:
+        runner.init_attention_backends()
+        runner.init_cuda_graphs()
+    else:
+        with_backend(runner, name)
+    live = runner.attn_backend
+    if hasattr(live, "roles") != (name == BACKEND):
+        raise ServerError(f"SGLang built {type(live).__name__} for the backend {name}")
+    if runner.decode_cuda_graph_runner is None:
+        raise ServerError(f"SGLang captured no decode graph for the backend {name}")
+    return Contender(name, live, runner.decode_cuda_graph_runner)
+
+
+def with_backend(runner: Any, name: str) -> None:
+    """Make SGLang build one of its own backends on a runner that was started with ours."""
+    _set_backend(runner, name)
+    try:
+        # Past LimModelRunner's check that the live backend is ours: here it must not be.
+        compat.ModelRunner.init_attention_backends(runner)
+        runner.init_decode_cuda_graph()
+    finally:
+        _set_backend(runner, BACKEND)
+
+
+def _set_backend(runner: Any, name: str) -> None:
+    runner.server_args.override(
+        SOURCE,
+        attention_backend=name,
+        prefill_attention_backend=None,
+        decode_attention_backend=None,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

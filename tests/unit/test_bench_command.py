@@ -1,0 +1,108 @@
+"""`lim bench` on a machine without a GPU: what it refuses, and in which words."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lim_sglang import compat
+from lim_sglang.bench import capacity, kernel
+from lim_sglang.bench.capacity import Capacity
+from lim_sglang.bench.command import bench
+from lim_sglang.bench.runner import check_backends, with_backend
+from lim_sglang.errors import ConfigError, LimError
+from lim_sglang.kernels.bench import Case, Op, OpTiming, Spread, prepare
+
+CASE = Case(8, 32768, 32, 8, 128, 2048)
+
+
+def run(*words: str) -> Any:
+    """What a command does."""
+    return CliRunner().invoke(bench, list(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("decode", "--point", "8x32k"), "either --shape"),
+        (("decode", "--shape", "qwen3-8b"), "at least one point"),
+        (("decode", "--shape", "qwen9", "--point", "1x1k"), "unknown shape 'qwen9'"),
+        (("decode", "--shape", "qwen3-8b", "--point", "8"), "8x32768 or 8x32k"),
+        (
+            ("decode", "--shape", "qwen3-8b", "--point", "1x1k", "--backends", "flashinfer"),
+            "must name lim",
+        ),
+        (("capacity",), "either --shape"),
+        (("kernel", "--op", "sort"), "unknown --op sort"),
+        (("kernel", "--context", "100"), "--context 100 is within --budget 2048"),
+        (("kernel", "--heads", "9", "--dim", "96"), "no multiple of --kv-heads 8; --dim 96"),
+    ],
+)
+def test_bad_use_is_refused_before_anything_starts(words: tuple[str, ...], message: str) -> None:
+    error = run(*words).exception
+    assert isinstance(error, ConfigError)
+    assert message in str(error)
+
+
+@pytest.mark.parametrize("option", ["--budget", "--windows", "--steps"])
+def test_nothing_is_measured_zero_times(option: str) -> None:
+    assert run("decode", "--shape", "qwen3-8b", "--point", "1x1k", option, "0").exit_code == 2
+
+
+def test_capacities_are_compared_with_dense(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = [Capacity("lim", 388_000), Capacity("flashinfer", 391_000)]
+    monkeypatch.setattr(capacity, "measure_capacities", lambda *_, **__: found)
+    out = tmp_path / "capacity.jsonl"
+    shown = run("capacity", "--shape", "qwen3-8b", "--out", str(out)).output
+    assert "388,000 tokens (99.23 % of dense)" in shown
+    assert json.loads(out.read_text())["kv_capacity"] == {"lim": 388_000, "flashinfer": 391_000}
+
+
+def test_a_backend_without_its_binary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "missing_backend", {"fa3": "no binary"}.get)
+    check_backends(["flashinfer", "triton"])
+    with pytest.raises(LimError, match="--backends fa3: no binary"):
+        check_backends(["flashinfer", "fa3"])
+
+
+def test_a_dense_backend_is_built_under_its_own_name_and_ours_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = SimpleNamespace(attention_backend="lim", decode_attention_backend=None)
+    args.override = lambda _source, **fields: vars(args).update(fields)
+    seen: list[str] = []
+    runner = SimpleNamespace(
+        server_args=args, init_decode_cuda_graph=lambda: seen.append(args.attention_backend)
+    )
+    base = SimpleNamespace(
+        init_attention_backends=lambda built: seen.append(built.server_args.attention_backend)
+    )
+    monkeypatch.setitem(vars(compat), "ModelRunner", base)
+    with_backend(runner, "triton")
+    assert seen == ["triton", "triton"]
+    assert args.attention_backend == "lim"
+
+
+def test_an_operation_s_line_holds_its_shape_and_speed() -> None:
+    timing = OpTiming(Spread(50.0, 49.0, 52.0), Spread(40.0, 39.0, 41.0), 100_000_000)
+    row = kernel.OpRow("score", timing)
+    line = json.loads(kernel.op_line(row, CASE, 30))
+    assert line["gb_per_s"] == pytest.approx(2000)
+    assert (line["op"], line["case"]["heads"], line["conditions"]["repeats"]) == ("score", 32, 30)
+    assert kernel.op_table([row], CASE).row_count == 1
+
+
+def test_an_operation_without_necessary_bytes_has_no_bandwidth() -> None:
+    spread = Spread(1.0, 1.0, 1.0)
+    assert OpTiming(spread, spread, Op(print, None).num_bytes).gb_per_s is None
+
+
+@pytest.mark.parametrize(("op", "context"), [("sort", 4096), ("score", 2048)])
+def test_an_operation_without_work_is_refused(op: str, context: int) -> None:
+    with pytest.raises(ValueError, match=r"unknown operation|nothing to select"):
+        prepare(op, Case(1, context, 2, 1, 64, 2048), "cpu")

@@ -1,0 +1,117 @@
+"""Rows of a benchmark: compared, shown and kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lim_sglang.bench.limit import StepSplit
+from lim_sglang.bench.points import Point
+from lim_sglang.bench.rows import (
+    Row,
+    append_lines,
+    cells,
+    json_line,
+    make_table,
+    one_line,
+    under_table,
+    with_speedups,
+)
+from lim_sglang.kernels.bench import Spread
+
+SPLIT = StepSplit(dense_ms=1.5, selection_ms=0.25, sparse_ms=1.0, rest_ms=7.25)
+CONDITIONS = {
+    "gpu": "NVIDIA H100 80GB HBM3",
+    "driver": "580.95",
+    "commit": "c0ffee",
+    "copy_gb_per_s": 3028.0,
+    "kv_capacity": 391234,
+    "mem_fraction_static": 0.88,
+    "windows": 7,
+    "steps": 20,
+    "versions": {"torch": "2.11.0", "sglang": "0.5.16"},
+    "notes": ["no prefill"],
+}
+
+
+def row(backend: str, step_ms: float, split: StepSplit | None = None) -> Row:
+    """A row at 8 x 32K."""
+    return Row(
+        point=Point(8, 32768),
+        backend=backend,
+        step_ms=Spread(step_ms, step_ms - 0.1, step_ms + 0.2),
+        replay_ms=Spread(step_ms - 0.3, 0.0, 0.0),
+        sparse_rows=8 if backend == "lim" else None,
+        num_bytes=10**10,
+        limit_share=0.615,
+        split=split,
+    )
+
+
+def test_a_spread_is_the_median_and_the_reach() -> None:
+    assert Spread.of([3.0, 1.0, 10.0]) == Spread(3.0, 1.0, 10.0)
+    assert Spread.of([4.0, 2.0]).median == 3.0
+
+
+def test_speed_is_compared_with_the_fastest_dense_backend() -> None:
+    rows = with_speedups([row("lim", 10.0), row("flashinfer", 21.0), row("triton", 30.0)])
+    assert [each.speedup for each in rows] == [2.1, 1.0, 0.7]
+
+
+def test_without_a_dense_backend_nothing_is_compared() -> None:
+    assert with_speedups([row("lim", 10.0)])[0].speedup is None
+
+
+def test_tokens_per_second_are_those_of_the_whole_batch() -> None:
+    assert row("lim", 10.0).tokens_per_s == pytest.approx(800)
+
+
+def test_a_json_line_holds_the_row_and_its_conditions() -> None:
+    line = json.loads(json_line(row("lim", 10.0, SPLIT), CONDITIONS))
+    assert (line["batch"], line["context"], line["backend"]) == (8, 32768, "lim")
+    assert line["step_ms"] == {"median": 10.0, "low": 9.9, "high": 10.2}
+    assert line["split"]["selection_ms"] == 0.25
+    assert line["sparse_rows"] == 8
+    assert line["tokens_per_s"] == 800
+    assert line["conditions"] == CONDITIONS
+
+
+def test_lines_are_added_to_what_is_there(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "rows.jsonl"
+    append_lines(out, ["{}"])
+    append_lines(out, ["[]"])
+    assert out.read_text() == "{}\n[]\n"
+
+
+def test_a_table_line_has_every_part() -> None:
+    shown = cells(with_speedups([row("lim", 10.0, SPLIT), row("flashinfer", 21.0)])[0], 2048)
+    assert shown[:4] == ["8", "32,768", "2,048", "lim"]
+    assert shown[4:8] == ["10.000", "9.900 - 10.200", "9.700", "2.10"]
+    assert shown[8:] == ["1.500", "0.250", "1.000", "7.250", "800", "62 %"]
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    shown = cells(row("triton", 10.0), 2048)
+    assert shown[2] == "-"
+    assert shown[7:12] == ["-"] * 5
+
+
+def test_the_table_fits_into_160_columns() -> None:
+    console = Console(width=160, record=True, file=None, force_terminal=False, quiet=True)
+    rows = [row("lim", 10.0, SPLIT), row("flashinfer", 21.0, SPLIT)]
+    table = make_table(rows, title="qwen3-8b", budget=2048)
+    assert console.measure(table).maximum <= 160
+
+
+def test_below_the_table_stand_the_conditions() -> None:
+    text = under_table(CONDITIONS)
+    for words in ("H100", "580.95", "c0ffee", "3,028 GB/s", "391,234 tokens", "0.88"):
+        assert words in text
+    assert "median of 7 windows of 20 steps; no prefill" in text
+    assert "torch 2.11.0, triton None" in text
+
+
+def test_a_row_is_one_line_while_the_rest_is_measured() -> None:
+    rows = with_speedups([row("lim", 10.0), row("flashinfer", 21.0)])
+    assert one_line(rows[0]) == "8x32768 lim: 10.000 ms a step (9.900 - 10.200), 2.10 x"
