@@ -182,6 +182,36 @@ def differing_pipeline(batch: Batch, device: str, max_rows: int) -> list[str]:
     return differing_rows(batch, tensors, scores, kept)
 
 
+def lost_mass(batch: Batch, device: str) -> float:
+    """Attention mass that the pipeline's sets lose against the reference's own, at most.
+
+    The reference scores in f32 from the same query and cache; mass is a head's softmax over all
+    tokens, scaled by 1 / sqrt(D), summed over the kept ones.
+    """
+    tensors = draw(batch, device)
+    selector = Selector.allocate(
+        batch.shares,
+        max_rows=len(batch.lengths),
+        num_heads=batch.heads,
+        context=max(batch.lengths),
+        device=device,
+    )
+    kept = torch.full_like(tensors.slots, POISON)
+    selector.keep_slots(
+        tensors.query, tensors.keys, tensors.indptr, tensors.slots, tensors.kept_indptr, kept
+    )
+    lost = 0.0
+    for row in batch.sparse:
+        slots = row_slots(tensors, row)
+        scores = reference.score_tokens(tensors.query[row], tensors.keys[slots].to(batch.dtype))
+        mass = (scores / batch.dim**0.5).softmax(-1)
+        first, last = tensors.kept_indptr[row : row + 2].tolist()
+        ours = torch.isin(slots, kept[first:last].long())
+        wanted = reference.keep_tokens(scores, batch.shares)
+        lost = max(lost, float((mass[:, wanted].sum(-1) - mass[:, ours].sum(-1)).abs().max()))
+    return lost
+
+
 def differing_rows(batch: Batch, tensors: Tensors, scores: Tensor, kept: Tensor) -> list[str]:
     """Rows whose kept slots are not the reference's set in order of position."""
     found = []

@@ -43,13 +43,15 @@ class Answer:
 class Client:
     """One server, asked greedily and through end tokens."""
 
-    def __init__(self, url: str, trace: Path) -> None:
-        self._url, self._trace = url, trace
+    def __init__(self, url: str, trace: Path, api_key: str | None = None) -> None:
+        self.url = url
+        self._trace = trace
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def is_ready(self) -> bool:
         """Whether the server takes requests."""
         try:
-            return requests.get(f"{self._url}/health", timeout=5).ok
+            return requests.get(f"{self.url}/health", timeout=5).ok
         except requests.RequestException:
             return False
 
@@ -77,11 +79,21 @@ class Client:
         """Generate for one prompt; yields after every few tokens."""
         body = _request(prompt, rid, num_tokens) | {"stream": True}
         with requests.post(
-            f"{self._url}/generate", json=body, timeout=_TIMEOUT_S, stream=True
+            f"{self.url}/generate",
+            json=body,
+            headers=self._headers,
+            timeout=_TIMEOUT_S,
+            stream=True,
         ) as response:
             for line in response.iter_lines():
                 if line.startswith(b"data: {"):
                     yield Answer.read(json.loads(line.removeprefix(b"data: ")))
+
+    def chat(self, text: str, num_tokens: int) -> dict[str, Any]:
+        """The answer of the OpenAI API to one user message."""
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": num_tokens}
+        answer: dict[str, Any] = self._post("/v1/chat/completions", body).json()
+        return answer
 
     def abort(self, rid: str) -> None:
         """End one request in mid-stream."""
@@ -89,7 +101,9 @@ class Client:
 
     def lim(self) -> dict[str, Any] | None:
         """What the server shows of LessIsMore; None where it is not live."""
-        response = requests.get(f"{self._url}/server_info", timeout=_TIMEOUT_S)
+        response = requests.get(
+            f"{self.url}/server_info", headers=self._headers, timeout=_TIMEOUT_S
+        )
         state: dict[str, Any] | None = response.json()["internal_states"][0].get("lim")
         return state
 
@@ -107,12 +121,15 @@ class Client:
             if line["seq_len"] <= last
         }
 
-    def steps(self, rid: str) -> set[int]:
-        """Numbers of the decode steps in which a request had a sparse row."""
-        return {line["step"] for line in read_trace(self._trace) if line["rid"] == rid}
+    def steps(self, rid: str) -> dict[int, int]:
+        """Number of the decode step in which a request had a sparse row -> its length there."""
+        lines = read_trace(self._trace)
+        return {line["step"]: line["seq_len"] for line in lines if line["rid"] == rid}
 
     def _post(self, path: str, body: dict[str, Any]) -> requests.Response:
-        response = requests.post(f"{self._url}{path}", json=body, timeout=_TIMEOUT_S)
+        response = requests.post(
+            f"{self.url}{path}", json=body, headers=self._headers, timeout=_TIMEOUT_S
+        )
         response.raise_for_status()
         return response
 

@@ -1,10 +1,13 @@
 """Models, oracles and the dense reference that the end-to-end tests share."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from lim_sglang.errors import ServerError
+from lim_sglang.server import Server, ServerOptions
 from tests.e2e.oracle import Oracle, OracleRun
 from tests.e2e.processes import ON_CPU, SGLANG, serving
 from tests.e2e.prompts import BUDGET, NUM_NEW, Prompt, long_prompts, short_prompts
@@ -40,12 +43,30 @@ def tiny_run(tiny_oracle: Oracle) -> Callable[[Prompt], OracleRun]:
     return run
 
 
+@dataclass(frozen=True)
+class DenseServer:
+    """What SGLang's own `torch_native` server did."""
+
+    tokens: DenseTokens
+    """Of the long and the short prompts."""
+    verdict: str
+    """Why `lim serve` would not take it for a server of LessIsMore."""
+
+
 @pytest.fixture(scope="session")
-def dense_tokens(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> DenseTokens:
-    """What SGLang's own `torch_native` server makes of the long and the short prompts."""
+def dense(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> DenseServer:
+    """SGLang without LessIsMore; it has ended when its answers are here."""
     command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU]
     command += ["--attention-backend", "torch_native"]
     with serving(command, folder=tmp_path_factory.mktemp("dense")) as server:
-        assert server.lim() is None
+        with pytest.raises(ServerError) as refused:
+            Server(ServerOptions(str(tiny_model), port=server.port)).prove()
         prompts = [*long_prompts(), *short_prompts()]
-        return {tuple(prompt): server.ask(prompt).tokens for prompt in prompts}
+        tokens = {tuple(prompt): server.ask(prompt).tokens for prompt in prompts}
+        return DenseServer(tokens, str(refused.value))
+
+
+@pytest.fixture(scope="session")
+def dense_tokens(dense: DenseServer) -> DenseTokens:
+    """What SGLang's own `torch_native` server makes of the long and the short prompts."""
+    return dense.tokens

@@ -42,6 +42,7 @@ class Oracle:
         sinks: int = 4,
         dense_layers: Collection[int] = (0, 1),
         dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
     ) -> None:
         self._select_layers = frozenset(select_layers)
         self._dense_layers = frozenset(dense_layers) - self._select_layers
@@ -53,30 +54,43 @@ class Oracle:
         AttentionMaskInterface.register(name, sdpa_mask)
         self._model = AutoModelForCausalLM.from_pretrained(
             model_path, dtype=dtype, attn_implementation=name
-        ).eval()
+        ).to(device)
+        self._model.eval()
+        self._steps: list[torch.Tensor] = []
 
     @torch.inference_mode()
     def generate(
-        self, prompt: Sequence[int], num_tokens: int, *, reprefill_at: Collection[int] = ()
+        self,
+        prompt: Sequence[int],
+        num_tokens: int,
+        *,
+        reprefill_at: Collection[int] = (),
+        forced: Sequence[int] | None = None,
     ) -> OracleRun:
-        """Decode `num_tokens` greedily, through end tokens.
+        """Decode `num_tokens` greedily, through end tokens; `forced` gives the tokens instead.
 
         `reprefill_at` holds numbers of output tokens at which a server retracted the request: there
         the prompt and the output so far are prefilled again, densely, into an empty cache.
         """
         self._kept = {}
+        self._steps = []
         tokens: list[int] = []
         cache = None
         while len(tokens) < num_tokens:
             if len(tokens) in reprefill_at:
                 cache = None
             fed = [*prompt, *tokens] if cache is None else tokens[-1:]
-            out = self._model(
-                torch.tensor([fed]), past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            ids = torch.tensor([fed], device=self._model.device)
+            out = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            if cache is not None:
+                self._steps.append(out.logits[0, -1])
             cache = out.past_key_values
-            tokens.append(int(out.logits[0, -1].argmax()))
+            tokens.append(forced[len(tokens)] if forced else int(out.logits[0, -1].argmax()))
         return OracleRun(tuple(tokens), self._kept)
+
+    def logits(self) -> torch.Tensor:
+        """Of the decode steps of the last run: [steps, vocabulary]."""
+        return torch.stack(self._steps)
 
     def _attend(
         self,
@@ -107,10 +121,12 @@ class Oracle:
         if length <= self._budget:
             return None
         keys = key[0].repeat_interleave(group, dim=0)  # [heads, length, head_dim]
-        scores = (keys @ query[0].transpose(1, 2)).squeeze(2)  # [heads, length], no scale
+        # [heads, length], no scale; products of fp16 are exact in f32 and would tie in fp16
+        wide = torch.promote_types(keys.dtype, torch.float32)
+        scores = (keys.to(wide) @ query[0].to(wide).transpose(1, 2)).squeeze(2)
         positions = unified_set(scores, self._budget, self._recent_ratio, self._sinks)
         self._kept[length, layer] = tuple(positions)
-        return torch.tensor(positions)
+        return torch.tensor(positions, device=key.device)
 
 
 def unified_set(scores: torch.Tensor, budget: int, recent_ratio: float, sinks: int) -> list[int]:

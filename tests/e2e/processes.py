@@ -8,11 +8,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from tests.e2e.client import Client
+from tests.e2e.prompts import BUDGET
+from tests.e2e.tiny_models import SELECT_LAYERS
 
 SGLANG = (sys.executable, "-m", "sglang.launch_server")
 LIM_SERVE = (sys.executable, "-m", "lim_sglang", "serve")
@@ -24,33 +27,81 @@ ON_CPU = (
     *("--chunked-prefill-size", "512", "--sleep-on-idle"),
 )
 
+WITH_LIM = (
+    *("--attention-backend", "lim", "--lim-budget", str(BUDGET)),
+    *("--lim-select-layers", ",".join(map(str, SELECT_LAYERS))),
+)
+"""Options for the tiny model."""
+
 READY_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a server took a polite request to end."""
+
+    code: int | None
+    """Exit code of its main process; None where that did not end."""
+    left: tuple[str, ...]
+    """What was left of its process tree."""
+
+
+class LocalServer(Client):
+    """A client whose server is a child of this process."""
+
+    def __init__(
+        self, port: int, trace: Path, api_key: str | None, process: subprocess.Popen[bytes]
+    ) -> None:
+        super().__init__(f"http://127.0.0.1:{port}", trace, api_key)
+        self.port = port
+        self._process = process
+
+    def kill(self) -> None:
+        """End the whole process tree at once, as a crash would."""
+        end_tree(self._process)
+
+    def end_by_sigterm(self, timeout_s: float) -> Ending:
+        """Send SIGTERM to the main process; wait until nothing is left, or the time is over."""
+        main = psutil.Process(self._process.pid)
+        tree = [main, *main.children(recursive=True)]
+        deadline = time.monotonic() + timeout_s
+        self._process.terminate()
+        while (left := [member for member in tree if _runs(member)]) and (
+            time.monotonic() < deadline
+        ):
+            time.sleep(0.1)
+        for member in left:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        return Ending(self._process.poll(), tuple(map(str, left)))
 
 
 @contextmanager
 def serving(
     command: Sequence[str], *, folder: Path, settings: Mapping[str, str] | None = None
-) -> Iterator[Client]:
+) -> Iterator[LocalServer]:
     """Run a server on a free port until the block ends.
 
-    Its output goes to `folder`/server.log, its kept sets to `folder`/trace.
+    Its output goes to `folder`/server.log, its kept sets to `folder`/trace. `LIM_API_KEY` among the
+    settings is sent with each request.
 
     Raises:
         AssertionError: it ended, or was not ready in time; the text holds the end of its log.
     """
+    settings = settings or {}
     port, log, trace = free_port(), folder / "server.log", folder / "trace"
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
-            env=clean_environment({"LIM_TRACE": str(trace), **(settings or {})}),
+            env=clean_environment({"LIM_TRACE": str(trace), **settings}),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    client = Client(f"http://127.0.0.1:{port}", trace)
+    server = LocalServer(port, trace, settings.get("LIM_API_KEY"), process)
     try:
-        _wait_until_ready(client, process, log)
-        yield client
+        _wait_until_ready(server, process, log)
+        yield server
     finally:
         end_tree(process)
 
@@ -87,6 +138,12 @@ def _wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Pat
         assert not ended, f"the server ended with code {process.returncode}:\n{_tail(log)}"
         assert time.monotonic() < deadline, f"not ready in {READY_TIMEOUT_S} s:\n{_tail(log)}"
         time.sleep(0.5)
+
+
+def _runs(member: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return member.is_running() and member.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _tail(log: Path) -> str:

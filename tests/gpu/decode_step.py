@@ -154,6 +154,10 @@ class Graph:
         """Plan, replay, and copy what is left."""
         self.plan(step)
         self.replay()
+        return self.outcome(step)
+
+    def outcome(self, step: Step) -> Outcome:
+        """Copy what the last replay left."""
         return outcome(self._backend, step, self._outputs)
 
     @staticmethod

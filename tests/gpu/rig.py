@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lim_sglang.bench.runner import Contender, load_runner, with_backend
-from lim_sglang.kernels.reference import split_budget
 from lim_sglang.schedule import layer_roles
 
 NUM_LAYERS = 6
+"""Of the small random models."""
 CONTEXT = 4096
 GRAPH_ROWS = (1, 2, 4, 8, 16, 24, 64)
 SHAPES = {"smollm2": (576, 9, 3), "coder-0.5b": (896, 14, 2)}
@@ -63,6 +63,8 @@ class Rig:
             max_total_tokens=80_000,
             max_running_requests=64,
         )
+        self.runner.init_attention_backends()
+        self.runner.init_cuda_graphs()
         self._contenders: dict[object, Contender] = {}
 
     @property
@@ -87,7 +89,7 @@ class Rig:
             runner.lim_config = replace(
                 runner.lim_config, budget=budget, select_layers=tuple(select_layers), sinks=sinks
             )
-            runner.lim_roles = layer_roles(runner.lim_config, NUM_LAYERS)
+            runner.lim_roles = layer_roles(runner.lim_config, len(runner.lim_roles))
             runner.allocate_selection()
             runner.init_attention_backends()
             runner.init_decode_cuda_graph()
@@ -118,14 +120,25 @@ class Rig:
             logits.append(step_logits.float().clone())
         return torch.stack(tokens, 1), torch.stack(logits, 1)
 
+    def teacher_forced(
+        self, prompts: Sequence[Sequence[int]], forced: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Prefill, then decode while the given tokens are fed: logits [B, n - 1, V] of decode."""
+        from sglang.benchmark.one_batch import decode, extend
+
+        self.clear()
+        fed = torch.tensor(forced, device="cuda")  # [B, n]
+        _, _, batch = extend(_requests(prompts), self.runner)
+        logits = []
+        for step in range(fed.shape[1] - 1):
+            _, step_logits = decode(fed[:, step], batch, self.runner)
+            logits.append(step_logits.clone())
+        return torch.stack(logits, 1)
+
     def clear(self) -> None:
         """Forget all requests."""
         self.runner.req_to_token_pool.clear()
         self.runner.token_to_kv_pool_allocator.clear()
-
-    def shares(self, budget: int) -> Any:
-        """The parts of a budget with the settings of the rig."""
-        return split_budget(budget, 0.25, 4)
 
 
 def _requests(prompts: Sequence[Sequence[int]]) -> list[Any]:

@@ -9,6 +9,7 @@ from lim_sglang.kernels.check import (
     differing_pipeline,
     differing_scores,
     differing_sets,
+    lost_mass,
 )
 from lim_sglang.kernels.launch import interpreted
 
@@ -62,3 +63,8 @@ def test_the_set_is_exactly_the_reference_s(name: str) -> None:
 @pytest.mark.parametrize("name", ["qwen3-8b", "smollm2", "sixty-four-rows"])
 def test_chunks_of_rows_change_nothing(name: str, max_rows: int) -> None:
     assert not differing_pipeline(BATCHES[name], "cuda", max_rows)
+
+
+@pytest.mark.parametrize("name", ["qwen3-8b", "coder-1.5b", "group-of-sixteen", "fp8-cache"])
+def test_kept_mass_is_the_reference_s(name: str) -> None:
+    assert lost_mass(BATCHES[name], "cuda") <= 1e-3
