@@ -1,9 +1,12 @@
 """`lim serve`: from a model's name to a server that is proved to decode with LessIsMore."""
 
 import os
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -125,7 +128,7 @@ def ready_block(options: Any, live: dict[str, Any]) -> str:
             f"  url       {options.url}",
             f"  model     {options.model}",
             f"  policy    {config['policy']}: {schedule}",
-            f'  ask       lim ask "What is 17 * 23?" --samples 8 --url {options.url}',
+            f'  ask       {_lim()} ask "What is 17 * 23?" --samples 8 --url {options.url}',
             f"  or        curl {options.url}/v1/chat/completions{key} "
             "-H 'Content-Type: application/json' "
             """-d '{"messages": [{"role": "user", "content": "What is 17 * 23?"}]}'""",
@@ -133,6 +136,16 @@ def ready_block(options: Any, live: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _lim() -> str:
+    """How a user calls this program: by name where that is found, else by its path."""
+    beside = Path(sys.executable).with_name("lim")
+    found = shutil.which("lim")
+    if found or not beside.is_file():
+        return "lim"
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: the user asked for it

@@ -23,7 +23,7 @@ BACKEND = "lim"
 POLL_S = 0.5
 START_TIMEOUT_S = 1800.0
 """A first start on a GPU may compile kernels and download weights."""
-GRACE_S = 5.0
+GRACE_S = 3.0
 """How long SGLang may take to end by itself before the whole tree is killed."""
 REFUSED = 2
 """Exit code with which SGLang's process tells that the plugin refused the start."""
