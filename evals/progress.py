@@ -2,11 +2,16 @@
 
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from lim_sglang.evals.records import GradedSample
 
@@ -63,7 +68,11 @@ class BarProgress:
     def __init__(self, console: Console, pace: Pace) -> None:
         self._pace = pace
         self._progress = Progress(
-            BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), console=console
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=console,
         )
         self._bar = self._progress.add_task(pace.describe(), total=pace.total, completed=pace.done)
 
@@ -71,12 +80,7 @@ class BarProgress:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def update(self, graded: GradedSample | None) -> None:
@@ -103,12 +107,7 @@ class LineProgress:
         self._show()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._is_news:
             self._show()
 

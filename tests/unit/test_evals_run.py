@@ -19,6 +19,7 @@ from lim_sglang.evals.run import (
 from lim_sglang.evals.store import RunFolder, RunRecord, open_run
 from lim_sglang.evals.tasks import Question
 from lim_sglang.programs.records import Sample, SampleState
+from tests.unit.samples import make_sample
 
 QUESTIONS = [Question(str(n), f"Add {n} and 1.", str(n + 1)) for n in range(6)]
 
@@ -31,23 +32,6 @@ class TextJudge:
 
     def correct(self, gold: str, answer: str) -> bool:
         return gold == answer
-
-
-def make_sample(
-    index: int, answer: str | None, state: SampleState = SampleState.FINISHED
-) -> Sample:
-    return Sample(
-        index=index,
-        state=state,
-        text=f"It is {answer}.",
-        answer=answer,
-        num_tokens=10,
-        latency_s=0.1,
-        seed=None,
-        seed_honoured=False,
-        rid=f"r{index}",
-        error="connection refused" if state is SampleState.FAILED else None,
-    )
 
 
 def answer_right(job: Job, deliver: Deliver) -> None:

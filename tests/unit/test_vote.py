@@ -5,27 +5,11 @@ from itertools import permutations
 
 import pytest
 
-from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.records import SampleState
 from lim_sglang.programs.vote import Group, Tally, tally
+from tests.unit.samples import make_sample
 
 FINISHED, TRUNCATED, FAILED = SampleState
-
-
-def make_sample(
-    index: int, answer: str | None, state: SampleState = SampleState.FINISHED
-) -> Sample:
-    return Sample(
-        index=index,
-        state=state,
-        text=f"It is {answer}.",
-        answer=answer,
-        num_tokens=10,
-        latency_s=0.1,
-        seed=None,
-        seed_honoured=False,
-        rid=f"r{index}",
-        error="connection refused" if state is SampleState.FAILED else None,
-    )
 
 
 def as_numbers(a: str, b: str) -> bool:

@@ -1,0 +1,26 @@
+"""Samples for tests of what happens to them afterwards."""
+
+from lim_sglang.programs.records import Sample, SampleState
+
+
+def make_sample(
+    index: int,
+    answer: str | None,
+    state: SampleState = SampleState.FINISHED,
+    *,
+    num_tokens: int = 10,
+    error: str = "connection refused",
+) -> Sample:
+    """A sample that says its answer; a failed one has the error."""
+    return Sample(
+        index=index,
+        state=state,
+        text=f"It is {answer}.",
+        answer=answer,
+        num_tokens=num_tokens,
+        latency_s=1.5,
+        seed=None,
+        seed_honoured=False,
+        rid=f"r{index}",
+        error=error if state is SampleState.FAILED else None,
+    )

@@ -1,0 +1,77 @@
+"""The vote as a person sees it."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from lim_sglang.programs.display import VoteDisplay, describe, standing, verdict
+from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.vote import tally
+from tests.unit.samples import make_sample
+
+SAMPLES = [
+    make_sample(0, "391"),
+    make_sample(1, "[bold]"),
+    make_sample(2, "391"),
+    make_sample(3, None),
+    make_sample(4, None, SampleState.TRUNCATED),
+    make_sample(5, None, SampleState.FAILED, num_tokens=0, error="HTTP 503"),
+]
+
+
+def same(a: str, b: str) -> bool:
+    """Equality of texts."""
+    return a == b
+
+
+def shown(samples: list[Sample], *, terminal: bool) -> str:
+    """What the display writes while samples come in."""
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=terminal, width=100)
+    with VoteDisplay(console, len(samples), same) as display:
+        for one in samples:
+            display.add(one)
+    return output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("index", "line"),
+    [
+        (0, "391  (10 tokens, 1.5 s)"),
+        (3, "no answer  (10 tokens, 1.5 s)"),
+        (4, "no answer  (10 tokens, 1.5 s, cut off)"),
+        (5, "failed: HTTP 503"),
+    ],
+)
+def test_a_sample_is_told_in_one_line(index: int, line: str) -> None:
+    assert describe(SAMPLES[index]) == line
+
+
+def test_the_standing_counts_every_sample_once() -> None:
+    assert (
+        standing(tally(SAMPLES, same)) == "391: 2, [bold]: 1, no answer: 1, cut off: 1, failed: 1"
+    )
+
+
+def test_the_verdict_says_answer_votes_failures_tokens_and_seconds() -> None:
+    line = verdict(tally(SAMPLES, same), SAMPLES, 12.34)
+    assert line == "answer: 391  (2 of 6 votes, 1 failed, 50 tokens, 12.3 s)"
+
+
+def test_a_vote_without_answers_is_said_to_have_none() -> None:
+    silent = SAMPLES[3:5]
+    assert verdict(tally(silent, same), silent, 1.0).startswith("no answer  (0 of 2 votes, ")
+
+
+def test_without_a_terminal_each_sample_is_a_line_with_the_vote_so_far() -> None:
+    lines = shown(SAMPLES, terminal=False).splitlines()
+    assert len(lines) == len(SAMPLES)
+    assert lines[2] == "3/6  391  (10 tokens, 1.5 s)  |  391: 2, [bold]: 1"
+
+
+def test_on_a_terminal_the_vote_stands_at_the_end_and_markup_in_answers_is_text() -> None:
+    output = shown(SAMPLES, terminal=True)
+    assert "[bold]" in output
+    assert "██" in output
+    assert "6/6" in output
