@@ -7,7 +7,7 @@ install:  ## make the virtual environment and install everything, pinned
 	./launch.sh --install-only
 
 check:  ## lint, formatting and types
-	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff check --no-cache .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 

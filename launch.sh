@@ -26,7 +26,7 @@ find_python() {
   fail "needs Python 3.11 or 3.12, found neither: install one and put it on the PATH"
 }
 
-# The environment is made anew when what it was made from has changed.
+# The environment is brought up to date when what it was made from has changed.
 fingerprint() {
   cat "$here/requirements.lock" "$here/pyproject.toml" "$here/launch.sh" | cksum
   printf '%s\n' "$here"
@@ -39,9 +39,12 @@ install_once() {
   fi
   python=$(find_python)
   printf 'Installing into %s (once, about 9 GB)\n' "$venv" >&2
-  [[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
+  # Scripts in an environment name the folder that it was made in.
+  if [[ ! -f $stamp ]] || ! grep -qxF "$here" "$stamp"; then
+    "$python" -m venv --clear "$venv"
+  fi
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION"
-  "$venv/bin/uv" pip install --python "$venv/bin/python" --require-hashes -r "$here/requirements.lock"
+  "$venv/bin/uv" pip sync --python "$venv/bin/python" --require-hashes "$here/requirements.lock"
   "$venv/bin/uv" pip install --python "$venv/bin/python" --no-deps --editable "$here"
   fingerprint >"$stamp"
 }
@@ -52,6 +55,11 @@ arguments=()
 while (($#)); do
   case $1 in
     --no-install) install=false ;;
+    --help)
+      sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      if [[ ! -f $venv/.lim-installed ]]; then exit 0; fi
+      arguments+=("$1")
+      ;;
     --install-only) serve=false ;;
     --)
       arguments+=("$@")

@@ -18,6 +18,7 @@ from lim_sglang.evals.store import RunRecord, open_run
 from lim_sglang.evals.tasks import Question, Task, load_questions, questions_digest
 from lim_sglang.programs.prompts import MATH_PROMPT
 from lim_sglang.programs.records import Sample, Sampling
+from lim_sglang.provenance import project_commit
 
 RUNS_FOLDER = Path("runs")
 
@@ -75,6 +76,7 @@ def plan_run(request: Request, server_info: Mapping[str, Any], url: str) -> Plan
         server_info=server_info,
     )
     about = {
+        "commit": project_commit(),
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "url": url,
         "questions_from": str(request.data_dir) if request.data_dir else request.task.hub_id,
@@ -99,7 +101,7 @@ def execute(
 
     Raises:
         LimError: the folder holds another run, the server is gone, or the disk refuses; the text
-            says how many samples are safe.
+            says that what is finished is safe, and where.
     """
     total = len(plan.questions) * plan.num_samples
     with open_run(plan.path, plan.record) as folder:

@@ -5,12 +5,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import lim_sglang
 from lim_sglang.evals.tasks import Question, Task, selection_digest
 from lim_sglang.programs.records import Sampling
-from lim_sglang.provenance import project_commit
 
 SERVER_ARGUMENTS = (
     "attention_backend",
@@ -35,6 +35,13 @@ SERVER_ARGUMENTS = (
 )
 """The server's arguments that can change an answer. `random_seed` is left out: SGLang draws a new
 one at each start unless told otherwise, and the same command has to go on with a new server."""
+
+
+SHAPING_FILES = (
+    *("programs/majority.py", "programs/endpoint.py", "programs/answers.py", "programs/judge.py"),
+    "evals/grade.py",
+)
+"""What a sample and its verdict depend on, under the package's folder."""
 
 
 def run_settings(
@@ -81,8 +88,15 @@ def run_settings(
             "sglang_server": server_info.get("version"),
             "math_verify": metadata.version("math-verify"),
         },
-        "commit": project_commit(),
+        "code_sha256": code_digest(),
     }
+
+
+def code_digest() -> str:
+    """SHA-256 of the files that make a sample and its verdict; other edits leave a run as it is."""
+    root = Path(lim_sglang.__file__).parent
+    content = b"".join((root / name).read_bytes() for name in SHAPING_FILES)
+    return hashlib.sha256(content).hexdigest()
 
 
 def run_id(settings: Mapping[str, Any]) -> str:

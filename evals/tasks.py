@@ -128,6 +128,8 @@ def _read_question(row: object, kind: AnswerKind, index: int) -> Question:
     problem = row["problem"]
     if not isinstance(problem, str) or not problem.strip():
         raise DataError("problem must be a text that is not empty")
+    if not problem.isascii() and problem != problem.encode(errors="ignore").decode():
+        raise DataError("problem holds half a surrogate pair, which is no text")
     gold = _answer_text(row["answer"])
     if kind is AnswerKind.INTEGER and as_integer(gold) is None:
         raise DataError(f"answer must be an integer from 0 to 999, not {gold!r}")

@@ -6,12 +6,10 @@ import typer
 
 from lim_sglang.bench.command import bench
 from lim_sglang.doctor import doctor
-from lim_sglang.errors import LimError
+from lim_sglang.errors import errors_in_words
 from lim_sglang.evals.command import evaluate
 from lim_sglang.programs.ask import ask
 from lim_sglang.serve import serve
-
-FAILED = 1
 
 app = typer.Typer(
     name="lim",
@@ -31,11 +29,8 @@ app.add_typer(bench, name="bench")
 def main() -> None:
     """Run the command line; a failure that the user can act on is one message, no traceback."""
     words, further = _split(sys.argv[1:])
-    try:
+    with errors_in_words():
         app(args=words, obj=further)
-    except LimError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(FAILED)
 
 
 def _split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:

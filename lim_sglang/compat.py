@@ -171,8 +171,8 @@ def load_model_config(options: Any) -> Any | None:
     None where it cannot be read: SGLang then says what is wrong with the model.
     """
     reader = importlib.import_module("sglang.srt.utils.hf_transformers")
-    overrides = json.loads(options.json_model_override_args or "{}")
     try:
+        overrides = json.loads(options.json_model_override_args or "{}")
         config = reader.get_config(
             options.model_path,
             trust_remote_code=options.trust_remote_code,

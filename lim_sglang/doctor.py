@@ -12,10 +12,11 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 
 import typer
 
+from lim_sglang.compat import CPU_ENGINE_VAR
 from lim_sglang.config import ENV_VAR, LimConfig
 from lim_sglang.errors import ConfigError, LimError
+from lim_sglang.refusals import BACKEND
 
-PLUGIN = "lim"
 GROUPS = ("sglang.srt.plugins", "sglang.srt.platforms")
 PACKAGES = ("torch", "triton", "flashinfer-python", "transformers", "openai", "datasets")
 
@@ -84,7 +85,11 @@ def _package(name: str) -> Finding:
 
 
 def _device() -> Iterator[Finding]:
-    import torch
+    try:
+        import torch
+    except ImportError as error:
+        yield Finding(Verdict.OFF, f"torch does not load ({error}): run `make install`")
+        return
 
     if not torch.cuda.is_available():
         threads = torch.get_num_threads()
@@ -93,7 +98,12 @@ def _device() -> Iterator[Finding]:
     from lim_sglang.gpu import find_gpu, reasons_against_gpu
 
     gpu = find_gpu()
+    assert gpu is not None, "torch found one"
     yield Finding(Verdict.OK, f"GPU {gpu.name}")
+    if os.environ.get(CPU_ENGINE_VAR) == "1":
+        text = f"{CPU_ENGINE_VAR}=1 keeps SGLang from using the GPU: unset it"
+        yield Finding(Verdict.OFF, text)
+        return
     reasons = reasons_against_gpu(gpu, None, os.environ)
     yield from (Finding(Verdict.OFF, reason) for reason in reasons)
     if not reasons:
@@ -112,17 +122,17 @@ def _kernels() -> Iterator[Finding]:
 
 def _entry_point(group: str) -> Finding:
     names = [point.name for point in entry_points(group=group)]
-    if PLUGIN in names:
-        return Finding(Verdict.OK, f"entry point {PLUGIN} in {group}")
-    return Finding(Verdict.OFF, f"no entry point {PLUGIN} in {group}: run `make install`")
+    if BACKEND in names:
+        return Finding(Verdict.OK, f"entry point {BACKEND} in {group}")
+    return Finding(Verdict.OFF, f"no entry point {BACKEND} in {group}: run `make install`")
 
 
 def _environment() -> Iterator[Finding]:
-    plugins = os.environ.get("SGLANG_PLUGINS", "")
-    if plugins and PLUGIN not in [name.strip() for name in plugins.split(",")]:
-        yield Finding(Verdict.OFF, f"SGLANG_PLUGINS={plugins} leaves {PLUGIN} out: unset it")
+    plugins = os.environ.get("SGLANG_BACKENDS", "")
+    if plugins and BACKEND not in [name.strip() for name in plugins.split(",")]:
+        yield Finding(Verdict.OFF, f"SGLANG_BACKENDS={plugins} leaves {BACKEND} out: unset it")
     else:
-        yield Finding(Verdict.OK, "SGLANG_PLUGINS lets the plugin load")
+        yield Finding(Verdict.OK, "SGLANG_BACKENDS lets the plugin load")
     selected = os.environ.get("SGLANG_PLATFORM")
     if selected:
         yield Finding(Verdict.OFF, f"SGLANG_PLATFORM={selected} disables the plugin: unset it")
@@ -144,12 +154,12 @@ def _backend() -> Finding:
 
     try:
         with _quiet():
-            registered = compat.loads_backend(PLUGIN)
+            registered = compat.loads_backend(BACKEND)
     except (ImportError, LimError) as error:
         return Finding(Verdict.OFF, f"the plugin does not load: {error}")
     if registered:
-        return Finding(Verdict.OK, f"SGLang accepts --attention-backend {PLUGIN}")
-    return Finding(Verdict.OFF, f"SGLang does not know --attention-backend {PLUGIN}: see its log")
+        return Finding(Verdict.OK, f"SGLang accepts --attention-backend {BACKEND}")
+    return Finding(Verdict.OFF, f"SGLang does not know --attention-backend {BACKEND}: see its log")
 
 
 @contextmanager

@@ -1,18 +1,30 @@
 """Every failure that a user can act on: what was wrong, what was expected, what to do."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class LimError(Exception):
     """Base of the errors that the command line prints as one message, without a traceback."""
 
+    exit_code = 1
+
+
+REFUSED = 2
+"""Exit code of a command or a server that would not start as it was asked to."""
+
 
 class ConfigError(LimError, ValueError):
     """A LessIsMore option or configuration value is unknown, malformed or out of range."""
 
+    exit_code = REFUSED
+
 
 class RefusedError(LimError):
     """The server would not compute what was asked for: all reasons at once."""
+
+    exit_code = REFUSED
 
     def __init__(self, reasons: Sequence[str]) -> None:
         self.reasons = tuple(reasons)
@@ -30,3 +42,13 @@ class ModelError(LimError):
 
 class DataError(LimError):
     """Questions, samples or a run folder are missing or do not have the expected form."""
+
+
+@contextmanager
+def errors_in_words() -> Iterator[None]:
+    """End the process with a message and an exit code where a `LimError` comes through."""
+    try:
+        yield
+    except LimError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lim_sglang.compat import CPU_ENGINE_VAR
 from lim_sglang.tracing import ENV_VAR as TRACE_VAR
 
 MIN_CAPABILITY = (8, 0)
@@ -25,10 +26,12 @@ class Gpu:
     compiles: bool
 
 
-def find_gpu() -> Gpu:
-    """The current CUDA device."""
+def find_gpu() -> Gpu | None:
+    """The current CUDA device, None where there is none."""
     import torch
 
+    if not torch.cuda.is_available():
+        return None
     return Gpu(
         torch.cuda.get_device_name(),
         torch.cuda.get_device_capability(),
@@ -45,13 +48,16 @@ def has_nvcc() -> bool:
 
 
 def reasons_against_gpu(
-    gpu: Gpu, model_config: Any | None, environment: Mapping[str, str]
+    gpu: Gpu | None, model_config: Any | None, environment: Mapping[str, str]
 ) -> list[str]:
     """Why this GPU cannot serve, one line each.
 
     Args:
+        gpu: None where there is none.
         model_config: the Hugging Face text configuration, None where it cannot be read.
     """
+    if gpu is None:
+        return [f"there is no NVIDIA GPU: set {CPU_ENGINE_VAR}=1 to serve on the CPU"]
     reasons = []
     if gpu.capability < MIN_CAPABILITY:
         reasons.append(

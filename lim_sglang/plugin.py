@@ -9,13 +9,10 @@ from typing import Any, NoReturn
 from lim_sglang import compat
 from lim_sglang.compat import Target
 from lim_sglang.config import ENV_VAR, resolve_settings
-from lim_sglang.errors import ConfigError, LimError, RefusedError, ServerError
+from lim_sglang.errors import REFUSED, ConfigError, LimError, RefusedError, ServerError
 from lim_sglang.flags import CONFIG_DEST, add_flags, given_flags, given_settings
 from lim_sglang.gpu import find_gpu, reasons_against_gpu
 from lim_sglang.refusals import BACKEND, decodes_with_lim, reasons_against, reasons_against_model
-
-USAGE_ERROR = 2
-"""Exit code of a start that was refused."""
 
 
 def register() -> None:
@@ -63,14 +60,27 @@ def _read_flags(
     """Put the settings where every process finds them; end a refused start without a traceback."""
     try:
         if decodes_with_lim(args):
-            settings = given_settings(args)
-            config = resolve_settings(os.environ.get(ENV_VAR), getattr(args, CONFIG_DEST), settings)
-            os.environ[ENV_VAR] = config.to_json()
+            _keep_settings(args)
         else:
             _refuse_unused_flags(args)
         return original(server_args_class, args)
     except LimError as error:
         _end(error)
+
+
+def _keep_settings(args: argparse.Namespace) -> None:
+    """Merge the settings into the environment.
+
+    Raises:
+        RefusedError: they are wrong; options that are refused are named with them.
+    """
+    settings = given_settings(args)
+    try:
+        config = resolve_settings(os.environ.get(ENV_VAR), getattr(args, CONFIG_DEST), settings)
+    except ConfigError as error:
+        others = reasons_against(args, on_cpu=compat.serves_on_cpu())
+        raise RefusedError([str(error), *others]) from None
+    os.environ[ENV_VAR] = config.to_json()
 
 
 def _refuse_unused_flags(args: argparse.Namespace) -> None:
@@ -84,7 +94,7 @@ def _refuse_unused_flags(args: argparse.Namespace) -> None:
 
 def _end(error: LimError) -> NoReturn:
     sys.stderr.write(f"error: {error}\n")
-    raise SystemExit(USAGE_ERROR)
+    raise SystemExit(REFUSED)
 
 
 def _refuse(server_args: Any) -> None:
@@ -98,9 +108,12 @@ def _refuse(server_args: Any) -> None:
     model_config = compat.load_model_config(server_args)
     if not on_cpu:
         reasons += reasons_against_gpu(find_gpu(), model_config, os.environ)
-    if model_config is not None:
+    try:
         config = resolve_settings(os.environ.get(ENV_VAR), None, {})
-        reasons += reasons_against_model(model_config, config)
+        if model_config is not None:
+            reasons += reasons_against_model(model_config, config)
+    except ConfigError as error:
+        reasons.append(str(error))
     if reasons:
         raise RefusedError(reasons)
 

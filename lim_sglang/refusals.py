@@ -33,8 +33,9 @@ def _given(value: Any) -> bool:
 def _decode_graph(config: Any) -> str | None:
     """The decode backend of a graph configuration, as typed (a mapping) or as resolved."""
     if isinstance(config, Mapping):
-        backend: str | None = config.get("decode", {}).get("backend")
-        return backend
+        decode = config.get("decode")
+        # Anything else than a mapping is SGLang's to refuse.
+        return decode.get("backend") if isinstance(decode, Mapping) else None
     return getattr(getattr(config, "decode", None), "backend", None)
 
 
@@ -175,11 +176,13 @@ def model_shape(model_config: Any) -> ModelShape:
 
 
 def _reasons_against_schedule(model_config: Any, config: LimConfig) -> list[str]:
-    shape = model_shape(model_config)
     try:
+        shape = model_shape(model_config)
         layer_roles(with_preset(config, shape), shape.num_layers)
     except ConfigError as error:
         return [str(error)]
+    except AttributeError as error:
+        return [f"the model's configuration has no {error.name}: it is no decoder that is known"]
     return []
 
 

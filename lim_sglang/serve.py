@@ -12,10 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
-from lim_sglang.errors import RefusedError, ServerError
+from lim_sglang.config import ENV_VAR
+from lim_sglang.errors import REFUSED, RefusedError, ServerError
+from lim_sglang.flags import reasons_against_settings
 from lim_sglang.schedule import Role
 
 POLL_S = 0.5
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a service manager, a terminal that is closed."""
 
 
 def serve(
@@ -49,7 +53,7 @@ def serve(
         str | None, typer.Option(help="Any of these settings as one JSON object.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 30000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 30000,
     api_key: Annotated[
         str | None, typer.Option(envvar="LIM_API_KEY", help="Key that clients must send.")
     ] = None,
@@ -71,6 +75,9 @@ def serve(
     # Before a model is fetched: nobody waits for a download that ends in a refusal.
     reasons = _options_of_ours(further)
     reasons += reasons_against_start(host, port, further, os.environ)
+    reasons += reasons_against_settings(os.environ.get(ENV_VAR), lim_flags)
+    if api_key == "":
+        reasons.append("the API key is empty: leave it out, or give one that clients must send")
     if reasons:
         raise RefusedError(reasons)
     options = ServerOptions(
@@ -87,11 +94,11 @@ def serve(
 
 
 def _run(server: Any) -> None:
-    """Serve until SIGINT or SIGTERM; relay the exit code of a refused start."""
-    from lim_sglang.server import REFUSED, StartError
+    """Serve until a signal to stop; relay the exit code of a refused start."""
+    from lim_sglang.server import StartError
 
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    for number in STOPPING:
+        signal.signal(number, _stop)
     try:
         server.start()
         live = server.wait_until_ready()
@@ -149,13 +156,13 @@ def _lim() -> str:
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: the user asked for it
-    """SIGINT or SIGTERM arrived."""
+    """One of the `STOPPING` signals arrived."""
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
     # A second signal must not interrupt the clean-up that the first one starts.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     raise _Stopped
 
 
@@ -172,6 +179,11 @@ OURS = {
     "--port": "--port",
     "--api-key": "--api-key",
 }
+NOT_SERVED = {
+    "--ssl-certfile": "put a proxy that speaks TLS in front",
+    "--ssl-keyfile": "put a proxy that speaks TLS in front",
+}
+"""Options after -- with which `lim serve` could not see whether its server is ready."""
 
 
 def _options_of_ours(sglang_options: Sequence[str]) -> list[str]:
@@ -179,6 +191,8 @@ def _options_of_ours(sglang_options: Sequence[str]) -> list[str]:
     given = [word.split("=")[0] for word in sglang_options]
     return [
         f"{word} after --: give it to lim itself, as {OURS[word]} before the --"
-        for word in given
         if word in OURS
+        else f"{word} after --: {NOT_SERVED[word]}"
+        for word in given
+        if word in OURS or word in NOT_SERVED
     ]

@@ -1,6 +1,7 @@
 """A SGLang server as a child process: its command line, its proof of life, its end."""
 
 import argparse
+import errno
 import os
 import signal
 import socket
@@ -17,15 +18,15 @@ import requests
 
 from lim_sglang.compat import CPU_ENGINE_VAR
 from lim_sglang.errors import ServerError
+from lim_sglang.refusals import BACKEND
 
-BACKEND = "lim"
 POLL_S = 0.5
+HEALTH_TIMEOUT_S = 5.0
+INFO_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 1800.0
 """A first start on a GPU may compile kernels and download weights."""
 GRACE_S = 3.0
 """How long SGLang may take to end by itself before the whole tree is killed."""
-REFUSED = 2
-"""Exit code with which SGLang's process tells that the plugin refused the start."""
 
 CPU_DEFAULTS = (
     *("--device", "cpu", "--dtype", "float32"),
@@ -62,8 +63,8 @@ class ServerOptions:
     @property
     def url(self) -> str:
         """Where a client on this machine reaches the server."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
-        return f"http://{host}:{self.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 def reasons_against_start(
@@ -88,9 +89,8 @@ def reasons_against_start(
             f"decode would be served by {decode}: leave --attention-backend and "
             f"--decode-attention-backend out, or use `sglang serve` for a server without {BACKEND}"
         )
-    if not _port_is_free(host, port):
-        reasons.append(f"port {port} of {host} is in use: choose another --port")
-    return reasons
+    problem = _problem_with(host, port)
+    return [*reasons, problem] if problem else reasons
 
 
 class Server:
@@ -101,6 +101,10 @@ class Server:
         self.options = options
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._http = requests.Session()
+        self._http.trust_env = False  # no proxy can reach this machine's own addresses
+        if options.api_key:
+            self._http.headers["Authorization"] = f"Bearer {options.api_key}"
 
     def __enter__(self) -> Self:
         self.start()
@@ -152,8 +156,13 @@ class Server:
         Raises:
             ServerError: nothing is shown, so decode is not ours.
         """
-        answer = requests.get(f"{self.url}/server_info", headers=self._headers(), timeout=30)
-        states = answer.json().get("internal_states") or [{}]
+        try:
+            answer = self._http.get(f"{self.url}/server_info", timeout=INFO_TIMEOUT_S).json()
+        except requests.RequestException as error:
+            raise ServerError(
+                f"the server went away before it said what it serves ({type(error).__name__})"
+            ) from None
+        states = answer.get("internal_states") or [{}]
         live: dict[str, Any] | None = states[0].get(BACKEND)
         if live is None:
             raise ServerError(
@@ -184,14 +193,10 @@ class Server:
 
     def _is_healthy(self) -> bool:
         try:
-            answer = requests.get(f"{self.url}/health", headers=self._headers(), timeout=5)
+            answer = self._http.get(f"{self.url}/health", timeout=HEALTH_TIMEOUT_S)
         except requests.RequestException:
             return False
         return answer.ok
-
-    def _headers(self) -> dict[str, str]:
-        key = self.options.api_key
-        return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 class StartError(ServerError):
@@ -221,12 +226,15 @@ def _decode_backend(sglang_options: Sequence[str]) -> str:
     return backend
 
 
-def _port_is_free(host: str, port: int) -> bool:
+def _problem_with(host: str, port: int) -> str | None:
+    """Why nothing can listen there, None where it can."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return f"port {port} of {host} is in use: choose another --port"
+            return f"cannot listen on {host}, port {port} ({error.strerror}): choose other ones"
+    return None

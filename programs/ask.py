@@ -41,7 +41,11 @@ def ask(
     timeout: TimeoutOption = 600.0,
 ) -> None:
     """Ask a running server and let its samples vote on the answer."""
-    sampling = Sampling(max_tokens, temperature, top_p, seed, top_k)
+    if not question.strip():
+        raise typer.BadParameter("it is empty.", param_hint="question")
+    sampling = Sampling(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+    )
     console = Console(stderr=True)
     endpoint = connect(url, api_key, console, timeout_s=timeout, max_concurrency=samples)
     try:

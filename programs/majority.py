@@ -11,8 +11,8 @@ from itertools import islice
 from typing import Any
 
 import sglang as sgl
-from lim_sglang.programs.answers import extract_answer
 
+from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.endpoint import SEED, Endpoint, Generation
 from lim_sglang.programs.prompts import MATH_PROMPT
 from lim_sglang.programs.records import Sample, SampleState, Sampling
@@ -129,6 +129,8 @@ def _read_sample(branch: Any, index: int) -> Sample:
 if __name__ == "__main__":
     import typer
 
+    from lim_sglang.errors import errors_in_words
     from lim_sglang.programs.ask import ask
 
-    typer.run(ask)
+    with errors_in_words():
+        typer.run(ask)

@@ -18,7 +18,10 @@ from tests.e2e.prompts import BUDGET
 from tests.e2e.tiny_models import SELECT_LAYERS
 
 SGLANG = (sys.executable, "-m", "sglang.launch_server")
+SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
 LIM_SERVE = (sys.executable, "-m", "lim_sglang", "serve")
+LAUNCH = (str(Path(__file__).parents[2] / "launch.sh"), "--no-install")
+"""`lim serve` by the python3 on the PATH, which is the one that runs the tests."""
 
 ON_CPU = (
     *("--device", "cpu", "--dtype", "float32", "--mem-fraction-static", "0.3"),
@@ -61,11 +64,15 @@ class LocalServer(Client):
         end_tree(self._process)
 
     def end_by_sigterm(self, timeout_s: float) -> Ending:
-        """Send SIGTERM to the main process; wait until nothing is left, or the time is over."""
+        """Send SIGTERM to the main process; see `end_by`."""
+        return self.end_by(signal.SIGTERM, timeout_s)
+
+    def end_by(self, number: signal.Signals, timeout_s: float) -> Ending:
+        """Send a signal to the main process; wait until nothing is left, or the time is over."""
         main = psutil.Process(self._process.pid)
         tree = [main, *main.children(recursive=True)]
         deadline = time.monotonic() + timeout_s
-        self._process.terminate()
+        self._process.send_signal(number)
         while (left := [member for member in tree if _runs(member)]) and (
             time.monotonic() < deadline
         ):
@@ -110,7 +117,9 @@ def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
     """This process's environment; what steers SGLang and lim is replaced by `settings`."""
     steering = ("LIM_", "SGLANG_")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(steering) or k == "LIM_CACHE"}
-    return {**kept, "SGLANG_USE_CPU_ENGINE": "1", "HF_HUB_OFFLINE": "1", **settings}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+    steered = {"PATH": path, "SGLANG_USE_CPU_ENGINE": "1", "HF_HUB_OFFLINE": "1"}
+    return {**kept, **steered, **settings}
 
 
 def free_port() -> int:

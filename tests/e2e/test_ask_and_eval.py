@@ -1,6 +1,7 @@
 """The commands against real servers: a vote, and an evaluation whose server is killed meanwhile."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from tests.e2e.processes import (
     LIM_SERVE,
+    Ending,
     LocalServer,
     clean_environment,
     serving,
@@ -23,6 +25,7 @@ NUM_QUESTIONS, NUM_SAMPLES = 3, 4
 LONG, SHORT = "600", "24"
 """Tokens a sample: so many that a server dies meanwhile, and so few that one is soon done."""
 WAIT_S = 240.0
+ENDS_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Interrupted:
     run_record: dict
     ask: subprocess.CompletedProcess[str]
     """`lim ask` on the second server."""
+    ending: Ending
+    """Of the second server, after Ctrl-C."""
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +97,7 @@ def interrupted(
     with serving(command, folder=tmp_path_factory.mktemp("second"), settings=settings) as server:
         second = run(evaluating(questions, out, server))
         ask = run(lim("ask", "w7 w8", "--samples", "3", "--max-tokens", SHORT, server=server))
+        ending = server.end_by(signal.SIGINT, ENDS_WITHIN_S)
     return Interrupted(
         first.returncode,
         error,
@@ -100,6 +106,7 @@ def interrupted(
         (out / "samples.jsonl").read_text().splitlines(),
         json.loads((out / "run.json").read_text()),
         ask,
+        ending,
     )
 
 
@@ -164,3 +171,7 @@ def test_a_vote_comes_in_sample_by_sample_and_ends_in_one_line(interrupted: Inte
     (last,) = ask.stdout.splitlines()
     assert "of 3 votes" in last
     assert "tokens" in last
+
+
+def test_ctrl_c_ends_the_whole_process_tree(interrupted: Interrupted) -> None:
+    assert interrupted.ending == Ending(0, ())

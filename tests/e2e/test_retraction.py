@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.client import Answer, Client
 from tests.e2e.comparing import set_differences, token_differences
 from tests.e2e.oracle import KeptSets, Oracle, OracleRun
-from tests.e2e.processes import ON_CPU, SGLANG, WITH_LIM, serving
+from tests.e2e.processes import ON_CPU, SGLANG_SERVE, WITH_LIM, serving
 from tests.e2e.prompts import NUM_NEW, Prompt, crossing_prompts, long_prompts
 
 pytestmark = pytest.mark.e2e
@@ -44,7 +44,7 @@ class Round:
 @pytest.fixture(scope="module")
 def served(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Round:
     """One round on a server that has done nothing before."""
-    command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU, *WITH_LIM]
+    command = [*SGLANG_SERVE, "--model-path", str(tiny_model), *ON_CPU, *WITH_LIM]
     folder = tmp_path_factory.mktemp("retracting")
     with serving([*command, "--skip-server-warmup"], folder=folder, settings=RETRACTING) as server:
         answers = server.ask_together(PROMPTS)

@@ -1,4 +1,4 @@
-"""`lim serve` with the embedded model: a real one, whose tokens and sets are the oracle's."""
+"""`./launch.sh` with the embedded model: a real one, whose tokens and sets are the oracle's."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from lim_sglang.models import SMOLLM2, embedded_model
 from tests.e2e.comparing import disagreements
 from tests.e2e.oracle import Oracle, OracleRun
-from tests.e2e.processes import LIM_SERVE, LocalServer, serving
+from tests.e2e.processes import LAUNCH, LocalServer, serving
 from tests.e2e.prompts import BUDGET, NUM_NEW, Prompt, stories
 
 pytestmark = pytest.mark.e2e
@@ -50,9 +50,7 @@ def runs(prompts: list[Prompt]) -> list[OracleRun]:
 @pytest.fixture(scope="module")
 def server(folder: Path, runs: list[OracleRun]) -> Iterator[LocalServer]:
     """`lim serve --budget 256`, started when the oracle has left the cores free."""
-    with serving(
-        [*LIM_SERVE, "--budget", str(BUDGET)], folder=folder, settings=SETTINGS
-    ) as running:
+    with serving([*LAUNCH, "--budget", str(BUDGET)], folder=folder, settings=SETTINGS) as running:
         yield running
 
 

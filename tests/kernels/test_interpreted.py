@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from triton.runtime.interpreter import InterpretedFunction
 
 from lim_sglang.kernels.check import (
     Batch,
@@ -11,6 +12,7 @@ from lim_sglang.kernels.check import (
     differing_sets,
 )
 from lim_sglang.kernels.launch import interpreted
+from lim_sglang.kernels.rank import _rank
 
 BATCHES = {
     "mixed-lengths": Batch((5, 33, 200, 32, 1)),
@@ -34,6 +36,7 @@ BATCHES = {
 
 def test_kernels_are_interpreted() -> None:
     assert interpreted()
+    assert isinstance(_rank, InterpretedFunction)
 
 
 @pytest.mark.parametrize("lengths", [(5, 33, 200, 32, 1), (7,), tuple(range(1, 2051))])

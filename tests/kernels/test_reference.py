@@ -109,7 +109,7 @@ def test_infinities_rank_at_the_ends_and_nan_last() -> None:
     assert rank_tokens(scores).tolist() == [[2, 3, 1, 4, 0]]
 
 
-def test_set_does_not_depend_on_the_order_of_growth_of_selected() -> None:
+def test_a_larger_selected_share_contains_the_smaller_set() -> None:
     generator = torch.Generator().manual_seed(5)
     scores = torch.randn(6, 200, generator=generator)
     small = keep_tokens(scores, Shares(sinks=4, selected=20, recent=16))

@@ -26,6 +26,7 @@ class FakeServer:
     answer: Answerer
     url: str = ""
     deterministic: bool = False
+    max_running_requests: int | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     running: int = 0
@@ -39,6 +40,7 @@ class FakeServer:
                 "model_path": "/models/fake",
                 "version": "0.5.16",
                 "enable_deterministic_inference": self.deterministic,
+                "max_running_requests": self.max_running_requests,
                 "internal_states": [{}],
             }
         if path == "/abort_request":

@@ -52,8 +52,8 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def _one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings_module, "project_commit", lambda: "c0ffee")
+def _one_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings_module, "code_digest", lambda: "c0ffee")
 
 
 @pytest.mark.parametrize(
@@ -97,10 +97,10 @@ def test_what_cannot_change_the_result_keeps_the_id(changes: dict[str, Any]) -> 
     assert not list(differences(settings(), settings(**changes)))
 
 
-def test_another_commit_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_code_of_samples_and_verdicts_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
     before = settings()
-    monkeypatch.setattr(settings_module, "project_commit", lambda: None)
-    assert list(differences(before, settings())) == ['commit was "c0ffee" and is now null']
+    monkeypatch.setattr(settings_module, "code_digest", lambda: "decade")
+    assert list(differences(before, settings())) == ['code_sha256 was "c0ffee" and is now "decade"']
 
 
 @pytest.mark.parametrize(

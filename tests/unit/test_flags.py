@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from lim_sglang.flags import add_flags, given_flags, given_settings
+from lim_sglang.flags import add_flags, given_flags, given_settings, reasons_against_settings
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -41,3 +41,15 @@ def test_json_counts_as_a_given_flag() -> None:
         "--lim-sinks",
         "--lim-config",
     ]
+
+
+def test_everything_wrong_with_the_settings_is_named_at_once() -> None:
+    texts = {"--lim-budget": "abc", "--lim-select-layers": "two", "--lim-policy": "dense"}
+    reasons = reasons_against_settings('{"sinks": -1}', texts)
+    expected = ["--lim-budget: must be an integer, not 'abc'", "--lim-select-layers: layers must"]
+    for words in [*expected, "policy must be one of", "sinks must be"]:
+        assert any(words in reason for reason in reasons), words
+
+
+def test_good_settings_have_no_reasons_against_them() -> None:
+    assert reasons_against_settings(None, {"--lim-budget": "256", "--lim-config": "{}"}) == []
