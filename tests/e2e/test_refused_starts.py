@@ -69,7 +69,7 @@ def test_an_environment_that_disables_the_plugin_is_refused(
     tiny_model: Path, variable: str, value: str
 ) -> None:
     ended = start(str(tiny_model), settings={variable: value})
-    assert ended.code == FAILED
+    assert ended.code == REFUSED
     assert not ended.lacks(f"{variable}={value}", "unset it")
 
 
@@ -79,7 +79,7 @@ def test_a_port_in_use_is_refused_and_named(tiny_model: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         ended = start(str(tiny_model), port=port)
-    assert ended.code == FAILED
+    assert ended.code == REFUSED
     assert not ended.lacks(f"port {port} of 127.0.0.1 is in use")
 
 
