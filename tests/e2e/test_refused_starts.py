@@ -14,7 +14,7 @@ from tests.e2e.processes import LIM_SERVE, clean_environment, end_tree, free_por
 pytestmark = pytest.mark.e2e
 
 FAILED, REFUSED = 1, 2
-"""Exit codes: refused by `lim serve` itself, and by the plugin in SGLang's own process."""
+"""Exit codes: a start that failed, and one that was refused, by whichever process."""
 TIMEOUT_S = 120
 
 
