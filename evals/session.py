@@ -18,7 +18,7 @@ from lim_sglang.evals.store import RunRecord, open_run
 from lim_sglang.evals.tasks import Question, Task, load_questions, questions_digest
 from lim_sglang.programs.prompts import MATH_PROMPT
 from lim_sglang.programs.records import Sample, Sampling
-from lim_sglang.provenance import project_commit
+from lim_sglang.provenance import installed_versions, project_commit
 
 RUNS_FOLDER = Path("runs")
 
@@ -77,6 +77,7 @@ def plan_run(request: Request, server_info: Mapping[str, Any], url: str) -> Plan
     )
     about = {
         "commit": project_commit(),
+        "client_versions": installed_versions(),
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "url": url,
         "questions_from": str(request.data_dir) if request.data_dir else request.task.hub_id,
