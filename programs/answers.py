@@ -7,6 +7,8 @@ _TOKEN = re.compile(
     rf"{_BOX}\s*(?P<box>\{{)|{_BOX}\s*(?P<number>[-+]?\.?\d[^\s$]{{,99}})|\\.|[{{}}]", re.DOTALL
 )
 """What a box begins with, and every brace; an escaped brace is none."""
+_EMPTY_BOX = re.compile(rf"{_BOX}\s*(?:\{{\s*\}}|$)")
+"""In a statement, the prompt's own words: the answer is to stand "within" it."""
 _STATEMENT = re.compile(
     # GSM8K's `#### 5`: one word with a digit in it, since a heading may look the same.
     r"^####[ \t]*(?=[^\s\d]*\d\S*[ \t]*$)|\banswer\**\s*(?:is\b\s*:?|:)[\s*]*",
@@ -66,7 +68,8 @@ def _last_statement(text: str) -> str | None:
     for lead in reversed(list(_STATEMENT.finditer(text))):
         stated = _STATED.match(text, lead.end())
         answer = tidy(stated[0]) if stated else ""
-        if answer and len(_WORD.findall(answer)) <= MAX_WORDS:
+        echoes = _EMPTY_BOX.search(answer) and not re.search(r"\d", answer)
+        if answer and len(_WORD.findall(answer)) <= MAX_WORDS and not echoes:
             return answer
     return None
 

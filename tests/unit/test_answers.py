@@ -139,3 +139,20 @@ def test_hundreds_of_thousands_of_characters_take_no_time(piece: str) -> None:
     began = time.process_time()
     extract_answer(piece * (300_000 // len(piece)))
     assert time.process_time() - began < 2.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"The final answer is within \boxed{}.",
+        r"Put it in a box. The answer is \boxed{ }",
+        r"Answer: \boxed{}",
+        r"The final answer is \boxed",
+    ],
+)
+def test_the_prompts_own_words_are_no_answer(text: str) -> None:
+    assert extract_answer(text) is None
+
+
+def test_a_statement_before_the_prompts_own_words_still_counts() -> None:
+    assert extract_answer(r"The answer is 391. The answer is within \boxed{}.") == "391"
