@@ -15,7 +15,7 @@ import typer
 from lim_sglang.compat import CPU_ENGINE_VAR
 from lim_sglang.config import ENV_VAR, LimConfig
 from lim_sglang.errors import ConfigError, LimError
-from lim_sglang.refusals import BACKEND
+from lim_sglang.refusals import BACKEND, reasons_against_environment
 
 GROUPS = ("sglang.srt.plugins", "sglang.srt.platforms")
 PACKAGES = ("torch", "triton", "flashinfer-python", "transformers", "openai", "datasets")
@@ -128,16 +128,10 @@ def _entry_point(group: str) -> Finding:
 
 
 def _environment() -> Iterator[Finding]:
-    plugins = os.environ.get("SGLANG_BACKENDS", "")
-    if plugins and BACKEND not in [name.strip() for name in plugins.split(",")]:
-        yield Finding(Verdict.OFF, f"SGLANG_BACKENDS={plugins} leaves {BACKEND} out: unset it")
-    else:
-        yield Finding(Verdict.OK, "SGLANG_BACKENDS lets the plugin load")
-    selected = os.environ.get("SGLANG_PLATFORM")
-    if selected:
-        yield Finding(Verdict.OFF, f"SGLANG_PLATFORM={selected} disables the plugin: unset it")
-    else:
-        yield Finding(Verdict.OK, "SGLANG_PLATFORM is not set")
+    reasons = reasons_against_environment(os.environ)
+    yield from (Finding(Verdict.OFF, reason) for reason in reasons)
+    if not reasons:
+        yield Finding(Verdict.OK, "SGLANG_PLUGINS and SGLANG_PLATFORM let the plugin load")
     settings = os.environ.get(ENV_VAR)
     if not settings:
         yield Finding(Verdict.OK, f"{ENV_VAR} is not set: flags and presets decide")

@@ -133,6 +133,23 @@ def reasons_against(options: Any, *, on_cpu: bool) -> list[str]:
     ]
 
 
+def reasons_against_environment(environment: Mapping[str, str]) -> list[str]:
+    """Which variables would keep SGLang from loading the plugin, one line each."""
+    reasons = []
+    plugins = environment.get("SGLANG_PLUGINS")
+    if plugins and BACKEND not in [name.strip() for name in plugins.split(",")]:
+        reasons.append(
+            f"SGLANG_PLUGINS={plugins} keeps the plugin {BACKEND} from loading: "
+            f"unset it, or add {BACKEND}"
+        )
+    platform = environment.get("SGLANG_PLATFORM")
+    if platform:
+        reasons.append(
+            f"SGLANG_PLATFORM={platform} keeps the plugin {BACKEND} from loading: unset it"
+        )
+    return reasons
+
+
 def reasons_against_model(model_config: Any, config: LimConfig) -> list[str]:
     """Why a model with this Hugging Face text configuration cannot be served, one line each."""
     kinds = set(getattr(model_config, "layer_types", None) or ())

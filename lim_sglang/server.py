@@ -18,7 +18,7 @@ import requests
 
 from lim_sglang.compat import CPU_ENGINE_VAR
 from lim_sglang.errors import ServerError
-from lim_sglang.refusals import BACKEND
+from lim_sglang.refusals import BACKEND, reasons_against_environment
 
 POLL_S = 0.5
 HEALTH_TIMEOUT_S = 5.0
@@ -71,18 +71,7 @@ def reasons_against_start(
     host: str, port: int, sglang_options: Sequence[str], environment: Mapping[str, str]
 ) -> list[str]:
     """Why a server cannot be started so, one line each; SGLang's own process may add more."""
-    reasons = []
-    plugins = environment.get("SGLANG_PLUGINS")
-    if plugins and BACKEND not in [name.strip() for name in plugins.split(",")]:
-        reasons.append(
-            f"SGLANG_PLUGINS={plugins} keeps the plugin {BACKEND} from loading: "
-            f"unset it, or add {BACKEND}"
-        )
-    if environment.get("SGLANG_PLATFORM"):
-        reasons.append(
-            f"SGLANG_PLATFORM={environment['SGLANG_PLATFORM']} keeps the plugin {BACKEND} from "
-            "loading: unset it"
-        )
+    reasons = reasons_against_environment(environment)
     decode = _decode_backend(sglang_options)
     if decode != BACKEND:
         reasons.append(
