@@ -98,7 +98,9 @@ def _run(server: Any) -> None:
     from lim_sglang.server import StartError
 
     for number in STOPPING:
-        signal.signal(number, _stop)
+        # nohup ignores SIGHUP for us: such a server outlives its terminal.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
     try:
         server.start()
         live = server.wait_until_ready()
