@@ -1,7 +1,9 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
+SHAPES := smollm2 coder-0.5b fp8
+GPU_JOBS := 4
 
-.PHONY: install check format test test-gpu gate-gpu
+.PHONY: install check format test test-gpu test-gpu-rest gate-gpu gate-kernels gate-backend
 
 install:  ## make the virtual environment and install everything, pinned
 	./launch.sh --install-only
@@ -18,10 +20,22 @@ format:  ## rewrite in the project's style
 test: check  ## all that a machine without a GPU can run; starts real servers
 	$(PYTHON) -m pytest -m "not gpu"
 
-test-gpu:  ## needs one NVIDIA GPU; backend tests run once for each of FlashInfer's decode kernels
-	$(PYTHON) -m pytest -m gpu tests/gpu
-	LIM_TEST_SHAPE=coder-0.5b $(PYTHON) -m pytest -m gpu tests/gpu/test_backend.py
+# Each shape has a process of its own, as SGLang has one runner a process; they share the GPU.
+test-gpu:  ## needs one NVIDIA GPU
+	$(MAKE) -j$(GPU_JOBS) --output-sync=target test-gpu-rest $(SHAPES:%=test-gpu-%)
+
+test-gpu-rest:
+	$(PYTHON) -m pytest -rP -m gpu tests/gpu --ignore tests/gpu/test_backend.py
+
+test-gpu-%:
+	LIM_TEST_SHAPE=$* $(PYTHON) -m pytest -m gpu tests/gpu/test_backend.py
 
 gate-gpu:  ## exactness of kernels and backend, before any timing; PYTHON=python3 without .venv
 	$(PYTHON) -c "from lim_sglang.provenance import project_commit; print('commit', project_commit())"
-	$(PYTHON) -m pytest -q -m gpu tests/gpu/test_gate.py tests/gpu/test_backend.py
+	$(MAKE) -j2 --output-sync=target gate-kernels gate-backend
+
+gate-kernels:
+	$(PYTHON) -m pytest -q -m gpu tests/gpu/test_gate.py
+
+gate-backend:
+	$(PYTHON) -m pytest -q -m gpu tests/gpu/test_backend.py

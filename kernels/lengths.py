@@ -10,7 +10,7 @@ from torch import Tensor
 from lim_sglang.kernels.launch import LENGTH_BLOCK, check_same_device
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "budget"])
 def _count_kept(
     lengths,  # [B] int64
     kept_indptr,  # [B + 1] int32

@@ -28,7 +28,7 @@ def _sortable(scores):
     return (ordered ^ _SIGN).to(tl.uint32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["budget", "sinks", "recent", "num_ranks"])
 def _rank(
     scores,  # [B, H, >= S] f32
     indptr,  # [B + 1] int32
@@ -36,11 +36,11 @@ def _rank(
     budget,
     sinks,
     recent,
+    num_ranks,  # K
     score_row_stride,
     score_head_stride,
     ranking_row_stride,
     ranking_head_stride,
-    K: tl.constexpr,  # tokens to rank
     PADDED_K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -58,7 +58,7 @@ def _rank(
     # The K-th best key, 8 bits at a time: `threshold` is its prefix, `wanted` how many with this
     # prefix are still to take.
     threshold = tl.full((), 0, tl.uint32)
-    wanted = K
+    wanted = num_ranks
     for shift in tl.static_range(24, -1, -8):
         counts = tl.zeros((256,), tl.int32)
         for first in range(sinks, end, BLOCK):
@@ -91,7 +91,7 @@ def _rank(
 
     # Best first; among equals the lower position, which its complement makes the larger key.
     lanes = tl.arange(0, PADDED_K)
-    inside = lanes < K
+    inside = lanes < num_ranks
     positions = tl.load(ranking + lanes, mask=inside, other=0)
     keys = _sortable(tl.load(scores + positions, mask=inside, other=0.0))
     packed = (keys.to(tl.uint64) << 32) | (0xFFFFFFFF - positions.to(tl.uint64))
@@ -136,11 +136,11 @@ def rank_tokens(
             budget,
             sinks,
             recent,
+            k,
             scores.stride(0),
             scores.stride(1),
             out.stride(0),
             out.stride(1),
-            K=k,
             PADDED_K=padded,
             BLOCK=RANK_BLOCK,
             num_warps=rank_warps(padded),

@@ -18,7 +18,7 @@ from lim_sglang.kernels.launch import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["budget"])
 def _score(
     query,  # [B, H, D]
     keys,  # [P, G, D]

@@ -15,7 +15,7 @@ NEVER = 2**31 - 1
 """The first turn of a token that no head has ranked."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["budget", "num_heads", "num_turns"])
 def _take_turns(
     ranking,  # [B, H, K] int32
     indptr,  # [B + 1] int32
@@ -39,7 +39,7 @@ def _take_turns(
     tl.atomic_min(first_turn + row * turn_row_stride + token, turns, mask=inside, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["budget", "selected", "num_heads", "num_turns"])
 def _cut(
     ranking,  # [B, H, K] int32
     indptr,  # [B + 1] int32
@@ -76,7 +76,7 @@ def _cut(
     tl.store(last_turn + row, cut)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["budget", "sinks", "recent"])
 def _compact(
     indptr,  # [B + 1] int32, of all tokens
     slots,  # [indptr[B]] int32

@@ -15,4 +15,5 @@ from tests.gpu.rig import SHAPES, Rig, build_model
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
     """The runner."""
     shape = os.environ.get("LIM_TEST_SHAPE", next(iter(SHAPES)))
-    return Rig(build_model(tmp_path_factory.mktemp(shape), shape))
+    folder = build_model(tmp_path_factory.mktemp(shape), shape)
+    return Rig(folder, SHAPES[shape].kv_cache_dtype)

@@ -49,7 +49,8 @@ def fill_cache(rig: Rig, seed: int = 0) -> None:
     pool = rig.runner.token_to_kv_pool
     for layer in (SELECT, REUSE):
         for buffer in (pool.get_key_buffer(layer), pool.get_value_buffer(layer)):
-            buffer.normal_(generator=generator)
+            drawn = torch.randn(buffer.shape, generator=generator, device="cuda")
+            buffer.copy_(drawn)
 
 
 def make_step(rig: Rig, lengths: Sequence[int], *, padding: int = 0, seed: int = 0) -> Step:
@@ -169,7 +170,7 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome, tolerance: fl
     """Rows that are not what the definition gives, from the kernel's own scores on."""
     heads, _, dim = rig.heads
     pool = rig.runner.token_to_kv_pool
-    keys, values = pool.get_key_buffer(REUSE), pool.get_value_buffer(REUSE)
+    keys, values = pool.get_key_buffer(REUSE).float(), pool.get_value_buffer(REUSE).float()
     scale = layers_of(rig)[1].scaling
     wrong = []
     for row, slots in enumerate(step.slots):

@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,38 @@ NUM_LAYERS = 6
 """Of the small random models."""
 CONTEXT = 4096
 GRAPH_ROWS = (1, 2, 4, 8, 16, 24, 64)
-SHAPES = {"smollm2": (576, 9, 3), "coder-0.5b": (896, 14, 2)}
-"""Hidden size, query heads and KV heads of models whose FlashInfer kernels differ: CUDA cores for
-the first, tensor cores for the second."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides which of FlashInfer's decode kernels run."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    kv_cache_dtype: str = "auto"
+    """SGLang's option."""
+
+
+SHAPES = {
+    "smollm2": Shape(576, 9, 3),  # CUDA cores
+    "coder-0.5b": Shape(896, 14, 2),  # tensor cores
+    "fp8": Shape(896, 14, 2, "fp8_e4m3"),
+}
 
 
 def build_model(folder: Path, shape: str) -> Path:
     """Write a random Llama whose attention is peaked, head_dim 64, fp16."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    hidden, heads, kv_heads = SHAPES[shape]
+    found = SHAPES[shape]
     config = LlamaConfig(
         vocab_size=1024,
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
+        hidden_size=found.hidden,
+        intermediate_size=2 * found.hidden,
         num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
+        num_attention_heads=found.heads,
+        num_key_value_heads=found.kv_heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=False,
         dtype="float16",
@@ -51,12 +66,13 @@ def build_model(folder: Path, shape: str) -> Path:
 class Rig:
     """One runner; schedules and dense backends take turns on it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kv_cache_dtype: str = "auto") -> None:
         self.runner = load_runner(
             str(folder),
             backend="lim",
             dummy=False,
-            mem_fraction_static=0.3,
+            mem_fraction_static=0.6,  # `max_total_tokens` is what counts
+            kv_cache_dtype=kv_cache_dtype,
             batch_sizes=GRAPH_ROWS,
             dtype="float16",
             context_length=CONTEXT,

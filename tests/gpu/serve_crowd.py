@@ -28,7 +28,9 @@ def make_requests() -> list[dict[str, Any]]:
     return requests
 
 
-async def ask(engine: Any, request: dict[str, Any], number: int) -> list[int] | None:
+async def ask(
+    engine: Any, request: dict[str, Any], number: int, adapter: str | None
+) -> list[int] | None:
     """The tokens of one request; None where it was aborted in mid-stream."""
     await asyncio.sleep(0.02 * number % 1.0)
     sampling = {
@@ -38,7 +40,11 @@ async def ask(engine: Any, request: dict[str, Any], number: int) -> list[int] | 
     }
     aborts = number % ABORT_EVERY == 0
     stream = await engine.async_generate(
-        input_ids=request["prompt"], sampling_params=sampling, rid=request["rid"], stream=True
+        input_ids=request["prompt"],
+        sampling_params=sampling,
+        rid=request["rid"],
+        stream=True,
+        lora_path=adapter if number % 2 else None,
     )
     tokens: list[int] = []
     async for part in stream:
@@ -48,23 +54,23 @@ async def ask(engine: Any, request: dict[str, Any], number: int) -> list[int] | 
     return None if aborts else tokens
 
 
-async def ask_all(engine: Any) -> list[list[int] | None]:
-    """All requests, as a crowd."""
-    tasks = [ask(engine, request, n) for n, request in enumerate(make_requests())]
+async def ask_all(engine: Any, adapter: str | None) -> list[list[int] | None]:
+    """All requests, as a crowd; every other one with the adapter, if there is one."""
+    tasks = [ask(engine, request, n, adapter) for n, request in enumerate(make_requests())]
     return await asyncio.gather(*tasks)
 
 
 def main() -> None:
-    """`MODEL BACKEND [SGLang engine option as JSON]`."""
+    """`MODEL OPTIONS`, the options of SGLang's engine as JSON."""
     import sglang as sgl
 
-    model, backend, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    model, options = sys.argv[1], json.loads(sys.argv[2])
+    adapter = next(iter(options.get("lora_paths", ())), None)
     engine = sgl.Engine(
         model_path=model,
         skip_tokenizer_init=True,
-        attention_backend=backend,
         dtype="float16",
-        mem_fraction_static=0.3,
+        mem_fraction_static=0.6,
         max_total_tokens=24_000,
         max_running_requests=32,
         chunked_prefill_size=512,
@@ -75,7 +81,7 @@ def main() -> None:
     )
     try:
         loop = asyncio.get_event_loop()
-        tokens = loop.run_until_complete(ask_all(engine))
+        tokens = loop.run_until_complete(ask_all(engine, adapter))
         state = engine.get_server_info()["internal_states"][0].get("lim")
     finally:
         engine.shutdown()

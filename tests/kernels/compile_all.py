@@ -68,7 +68,7 @@ def compile_rest(architecture: int) -> dict[str, int]:
     found = {}
     for k in (192, 1536, 4608):
         padded = triton.next_power_of_2(k)
-        constants = {"K": k, "PADDED_K": padded, "BLOCK": launch.RANK_BLOCK}
+        constants = {"PADDED_K": padded, "BLOCK": launch.RANK_BLOCK}
         found[f"rank {k}"] = shared_memory(
             rank._rank, architecture, constants, warps=launch.rank_warps(padded)
         )
