@@ -1,9 +1,9 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-SHAPES := smollm2 coder-0.5b fp8
+SHAPES := qwen3-8b smollm2 coder-0.5b wide-head fp8-cache
 GPU_JOBS := 4
 
-.PHONY: install check format test test-gpu test-gpu-rest gate-gpu gate-kernels gate-backend
+.PHONY: install check format test test-gpu test-gpu-rest gate-gpu gate-kernels gate-backend sanitize-gpu
 
 install:  ## make the virtual environment and install everything, pinned
 	./launch.sh --install-only
@@ -38,4 +38,8 @@ gate-kernels:
 	$(PYTHON) -m pytest -q -m gpu tests/gpu/test_gate.py
 
 gate-backend:
-	$(PYTHON) -m pytest -q -m gpu tests/gpu/test_backend.py
+	LIM_TEST_SHAPE=qwen3-8b $(PYTHON) -m pytest -q -m gpu tests/gpu/test_backend.py
+
+sanitize-gpu:  ## memory errors and races in the kernels' smallest cases
+	compute-sanitizer --tool memcheck --error-exitcode 9 $(PYTHON) -m tests.gpu.smallest_cases
+	compute-sanitizer --tool racecheck --error-exitcode 9 $(PYTHON) -m tests.gpu.smallest_cases

@@ -6,19 +6,18 @@ decode step does between two layers, and straight after itself.
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lim_sglang.kernels.rank import rank_tokens
+from lim_sglang.kernels.launch import UNDECIDED
 from lim_sglang.kernels.reference import Shares, split_budget
-from lim_sglang.kernels.score import score_tokens
 from lim_sglang.kernels.selector import Selector
-from lim_sglang.kernels.union import compact_slots, unite_rankings
 
-OPS = ("score", "rank", "union", "compact", "select")
-"""`select` is all of them in order, in chunks, as a SELECT layer runs them."""
+OPS = ("score", "shortlist", "union", "compact", "rank", "select")
+"""`rank` is what rows need whose shortlists do not decide; `select` is all of it, in order and in
+chunks, as a SELECT layer runs it."""
 WARM_UPS = 3
 MIN_FLUSH_BYTES = 256 << 20
 
@@ -96,72 +95,48 @@ def prepare(op: str, case: Case, device: torch.device | str, seed: int = 0) -> O
             "there is nothing to select"
         )
     stages = _Stages(case, torch.device(device), seed)
-    if op == "select":
-        return Op(stages.select, None)
-    runs = {"score": stages.score, "rank": stages.rank, "union": stages.unite}
-    runs["compact"] = stages.compact
-    for name, run in runs.items():
-        if name == op:
-            break
-        run()
-    return Op(runs[op], stages.num_bytes(op))
+    return Op(stages.runs[op], stages.num_bytes(op))
 
 
 class _Stages:
-    """The selection's four stages on one batch, without chunks."""
+    """The selection's stages on one batch; the scores are of one chunk."""
 
     def __init__(self, case: Case, device: torch.device, seed: int) -> None:
         generator = torch.Generator(device).manual_seed(seed)
-        rows, total, shares = case.batch, case.batch * case.context, case.shares
+        rows, total = case.batch, case.batch * case.context
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator, device=device, dtype=case.dtype)
 
-        def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device)
-
         self.case = case
-        self.ends = {"budget": case.budget, "sinks": shares.sinks, "recent": shares.recent}
         self.query = normal(rows, case.heads, case.dim)
         self.keys = normal(total, case.kv_heads, case.dim)
         self.slots = torch.randperm(total, generator=generator, device=device).int()
         steps = torch.arange(rows + 1, dtype=torch.int32, device=device)
         self.indptr = steps * case.context
         self.kept_indptr = steps * case.budget
-        self.scores = empty(rows, case.heads, case.context, dtype=torch.float32)
-        self.ranking = empty(rows, case.heads, shares.selected)
-        self.first_turn, self.last_turn = empty(rows, case.context), empty(rows)
-        self.kept = empty(rows * case.budget)
+        self.kept = torch.empty(rows * case.budget, dtype=torch.int32, device=device)
         self.selector = Selector.allocate(
-            shares, max_rows=rows, num_heads=case.heads, context=case.context, device=device
+            case.shares, max_rows=rows, num_heads=case.heads, context=case.context, device=device
         )
-
-    def score(self) -> None:
-        score_tokens(self.query, self.keys, self.indptr, self.slots, self.case.budget, self.scores)
-
-    def rank(self) -> None:
-        rank_tokens(self.scores, self.indptr, out=self.ranking, **self.ends)
-
-    def unite(self) -> None:
-        unite_rankings(
-            self.ranking,
-            self.indptr,
-            budget=self.case.budget,
-            selected=self.case.shares.selected,
-            first_turn=self.first_turn,
-            last_turn=self.last_turn,
+        chunk = min(rows, self.selector.max_rows)
+        self.chunk = self.selector.narrow(chunk)
+        self.ends = self.indptr[: chunk + 1]
+        self.undecided = replace(
+            self.chunk, last_turn=torch.full_like(self.chunk.last_turn, UNDECIDED)
         )
-
-    def compact(self) -> None:
-        compact_slots(
-            self.indptr,
-            self.slots,
-            self.kept_indptr,
-            first_turn=self.first_turn,
-            last_turn=self.last_turn,
-            out=self.kept,
-            **self.ends,
-        )
+        self.runs: dict[str, Run] = {
+            "score": lambda: self.chunk.score(self.query[:chunk], self.keys, self.ends, self.slots),
+            "shortlist": lambda: self.chunk.shortlist(self.ends),
+            "union": lambda: self.chunk.unite(self.ends, whole=False),
+            "compact": lambda: self.chunk.compact(
+                self.ends, self.slots, self.kept_indptr[: chunk + 1], self.kept
+            ),
+            "rank": lambda: self.undecided.rank(self.ends),
+            "select": self.select,
+        }
+        for stage in ("score", "shortlist", "union"):  # every stage finds what it needs
+            self.runs[stage]()
 
     def select(self) -> None:
         self.selector.keep_slots(
@@ -170,12 +145,16 @@ class _Stages:
 
     def num_bytes(self, op: str) -> int | None:
         """Bytes that an operation cannot avoid."""
-        ends = self.ends["sinks"] + self.ends["recent"]
-        candidates = self.scores.nbytes * (self.case.context - ends) // self.case.context
+        shares, chunk = self.case.shares, self.chunk
+        share = chunk.max_rows / self.case.batch
+        candidates = chunk.scores[..., shares.sinks : self.case.context - shares.recent]
+        score_bytes = candidates.numel() * candidates.element_size()
+        ranks = chunk.scores.shape[0] * chunk.scores.shape[1] * shares.selected * 4
         return {
-            "score": self.keys.nbytes + self.slots.nbytes + self.scores.nbytes,
-            "rank": candidates + self.ranking.nbytes,
-            "compact": self.first_turn.nbytes + 2 * self.kept.nbytes,
+            "score": int(share * (self.keys.nbytes + self.slots.nbytes)) + chunk.scores.nbytes,
+            "shortlist": score_bytes,
+            "rank": score_bytes + ranks,
+            "compact": chunk.first_turn.nbytes + int(2 * share * self.kept.nbytes),
         }.get(op)
 
 
@@ -227,15 +206,6 @@ def cache_flush() -> Run:
     filler = torch.zeros(size // 4, dtype=torch.float32, device="cuda")
     total = torch.zeros((), device="cuda")
     return lambda: torch.sum(filler, dim=0, out=total)
-
-
-def copy_gb_per_s(num_bytes: int = 1 << 29, repeats: int = 20) -> float:
-    """Bandwidth of a copy within the GPU's memory, reads and writes counted."""
-    source = torch.zeros(num_bytes, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    graph = capture(lambda: target.copy_(source))
-    copy_ms = statistics.median(time_graph(graph, repeats))
-    return 2 * num_bytes / copy_ms / 1e6
 
 
 def _in_us(samples_ms: Sequence[float]) -> Spread:

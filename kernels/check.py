@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from lim_sglang.kernels import reference
+from lim_sglang.kernels.launch import NEVER, UNDECIDED
 from lim_sglang.kernels.lengths import count_kept
-from lim_sglang.kernels.rank import rank_tokens
 from lim_sglang.kernels.reference import Shares, split_budget
 from lim_sglang.kernels.score import score_tokens
 from lim_sglang.kernels.selector import Selector
-from lim_sglang.kernels.union import compact_slots, unite_rankings
 
 POISON = -77
 SCORE_TOLERANCE = 1e-5
@@ -38,6 +37,10 @@ class Batch:
     key_dtype: torch.dtype | None = None
     spread: int = 0
     """Scores are drawn from this many values of either sign; 0 draws them freely."""
+    alike: bool = False
+    """Every head has the same scores, so that the union has to go as deep as it can."""
+    odd: bool = False
+    """Some candidates are NaN or infinite."""
 
     @property
     def shares(self) -> Shares:
@@ -77,6 +80,10 @@ def draw(batch: Batch, device: str, seed: int = 0) -> Tensors:
     if batch.spread:
         scores = torch.randint(-batch.spread, batch.spread + 1, shape, generator=generator) / 8
         scores = torch.where(torch.rand(shape, generator=generator) < 0.5, -scores, scores)
+    if batch.alike:
+        scores = scores[:, :1].expand(shape).contiguous()
+    if batch.odd:
+        scores[..., ::5], scores[..., 3::7], scores[..., 4::11] = torch.nan, -torch.inf, torch.inf
     for row, length in enumerate(batch.lengths):
         scores[row, :, length:] = torch.nan  # columns past the end must not be looked at
     return Tensors(
@@ -126,44 +133,104 @@ def differing_scores(batch: Batch, device: str) -> list[str]:
     return found
 
 
-def differing_sets(batch: Batch, device: str) -> list[str]:
-    """Rows whose ranking or kept slots are not exactly the reference's, given equal scores."""
+def prepared_selector(batch: Batch, tensors: Tensors, device: str) -> Selector:
+    """A selector for the whole batch that holds its scores; all else is poisoned."""
+    selector = Selector.allocate(
+        batch.shares,
+        max_rows=len(batch.lengths),
+        num_heads=batch.heads,
+        context=tensors.scores.shape[2],
+        device=device,
+    )
+    if selector.max_rows < len(batch.lengths):
+        raise ValueError("the batch is larger than a chunk of the selector")
+    selector.scores.copy_(tensors.scores)
+    if batch.shares.selected:
+        for name in ("ranking", "depth", "first_turn", "last_turn"):
+            getattr(selector, name).fill_(POISON)
+    return selector
+
+
+def differing_shortlists(batch: Batch, device: str) -> list[str]:
+    """Heads whose shortlist is not the beginning of the reference's ranking."""
     tensors, shares = draw(batch, device), batch.shares
-    rows, width = len(batch.lengths), tensors.scores.shape[2]
-
-    def poisoned(*shape: int) -> Tensor:
-        return torch.full(shape, POISON, dtype=torch.int32, device=device)
-
-    ranking, first_turn = poisoned(rows, batch.heads, shares.selected), poisoned(rows, width)
-    last_turn, kept = poisoned(rows), poisoned(int(tensors.kept_indptr[-1]) + 5)
-    ends = {"sinks": shares.sinks, "recent": shares.recent}
-    rank_tokens(tensors.scores, tensors.indptr, budget=batch.budget, out=ranking, **ends)
-    unite_rankings(
-        ranking,
-        tensors.indptr,
-        budget=batch.budget,
-        selected=shares.selected,
-        first_turn=first_turn,
-        last_turn=last_turn,
-    )
-    compact_slots(
-        tensors.indptr,
-        tensors.slots,
-        tensors.kept_indptr,
-        budget=batch.budget,
-        first_turn=first_turn,
-        last_turn=last_turn,
-        out=kept,
-        **ends,
-    )
+    if not shares.selected:
+        return []
+    selector = prepared_selector(batch, tensors, device)
+    selector.shortlist(tensors.indptr)
     found = []
     for row in batch.sparse:
-        candidates = tensors.scores[row, :, shares.sinks : batch.lengths[row] - shares.recent]
-        wanted = reference.rank_tokens(candidates)[:, : shares.selected] + shares.sinks
-        if not torch.equal(ranking[row].long(), wanted):
+        wanted = ranked_candidates(batch, tensors, row)
+        for head, depth in enumerate(selector.depth[row].tolist()):
+            ranking = selector.ranking[row, head, :depth].long()
+            if not 0 <= depth <= wanted.shape[1] or not torch.equal(ranking, wanted[head, :depth]):
+                found.append(f"row {row}, head {head}: another shortlist of {depth}")
+        if not (selector.first_turn[row, : batch.lengths[row]] == NEVER).all():
+            found.append(f"row {row}: turns of an earlier step are left")
+    return found
+
+
+def undecided_rows(batch: Batch, device: str) -> list[int]:
+    """Rows over the budget whose shortlists are not deep enough for the union."""
+    tensors = draw(batch, device)
+    selector = prepared_selector(batch, tensors, device)
+    selector.shortlist(tensors.indptr)
+    selector.unite(tensors.indptr, whole=False)
+    return [row for row in batch.sparse if selector.last_turn[row] == UNDECIDED]
+
+
+def differing_rankings(batch: Batch, device: str) -> list[str]:
+    """Rows whose whole ranking, or whose set by way of it, is not the reference's."""
+    tensors, shares = draw(batch, device), batch.shares
+    if not shares.selected:
+        return []
+    selector = prepared_selector(batch, tensors, device)
+    selector.first_turn.fill_(NEVER)
+    selector.last_turn.fill_(UNDECIDED)
+    selector.rank(tensors.indptr)
+    found = []
+    for row in batch.sparse:
+        ranking = selector.ranking[row, :, : shares.selected].long()
+        if not torch.equal(ranking, ranked_candidates(batch, tensors, row)[:, : shares.selected]):
             found.append(f"row {row}: another ranking")
-    found += differing_rows(batch, tensors, tensors.scores, kept)
-    return found + ([] if (kept[-5:] == POISON).all() else ["slots written past the last row"])
+    selector.unite(tensors.indptr, whole=True)
+    return found + differing_compaction(batch, tensors, selector)
+
+
+def differing_sets(batch: Batch, device: str) -> list[str]:
+    """Rows whose kept slots are not exactly the reference's, given equal scores."""
+    tensors = draw(batch, device)
+    selector = prepared_selector(batch, tensors, device)
+    selector.choose(tensors.indptr)
+    return differing_compaction(batch, tensors, selector)
+
+
+def differing_compaction(batch: Batch, tensors: Tensors, selector: Selector) -> list[str]:
+    """Rows whose slots are not those of the turns that won, or not the reference's set."""
+    kept = torch.full(
+        (int(tensors.kept_indptr[-1]) + 5,), POISON, dtype=torch.int32, device=tensors.slots.device
+    )
+    selector.compact(tensors.indptr, tensors.slots, tensors.kept_indptr, kept)
+    found = [] if (kept[-5:] == POISON).all() else ["slots written past the last row"]
+    for row, length in enumerate(batch.lengths):
+        turns, last = selector.first_turn[row, :length], int(selector.last_turn[row])
+        wanted = reference.compact_slots(row_slots(tensors, row), turns, last, batch.shares)
+        if not torch.equal(kept_of(tensors, kept, row), wanted):
+            found.append(f"row {row} of {length} tokens: turns are compacted to other slots")
+    return found + differing_rows(batch, tensors, tensors.scores, kept)
+
+
+def ranked_candidates(batch: Batch, tensors: Tensors, row: int) -> Tensor:
+    """The reference's ranking [H, C] of one row, as positions."""
+    shares = batch.shares
+    candidates = tensors.scores[row, :, shares.sinks : batch.lengths[row] - shares.recent]
+    return reference.rank_tokens(candidates) + shares.sinks
+
+
+def kept_of(tensors: Tensors, kept: Tensor, row: int) -> Tensor:
+    """What a row keeps, in order of position."""
+    first, last = tensors.kept_indptr[row : row + 2].tolist()
+    return kept[first:last].long()
 
 
 def differing_pipeline(batch: Batch, device: str, max_rows: int) -> list[str]:
@@ -205,8 +272,7 @@ def lost_mass(batch: Batch, device: str) -> float:
         slots = row_slots(tensors, row)
         scores = reference.score_tokens(tensors.query[row], tensors.keys[slots].to(batch.dtype))
         mass = (scores / batch.dim**0.5).softmax(-1)
-        first, last = tensors.kept_indptr[row : row + 2].tolist()
-        ours = torch.isin(slots, kept[first:last].long())
+        ours = torch.isin(slots, kept_of(tensors, kept, row))
         wanted = reference.keep_tokens(scores, batch.shares)
         lost = max(lost, float((mass[:, wanted].sum(-1) - mass[:, ours].sum(-1)).abs().max()))
     return lost
@@ -217,8 +283,7 @@ def differing_rows(batch: Batch, tensors: Tensors, scores: Tensor, kept: Tensor)
     found = []
     for row, length in enumerate(batch.lengths):
         wanted = reference.keep_tokens(scores[row, :, :length], batch.shares)
-        first, last = tensors.kept_indptr[row : row + 2].tolist()
-        if not torch.equal(kept[first:last].long(), row_slots(tensors, row)[wanted]):
+        if not torch.equal(kept_of(tensors, kept, row), row_slots(tensors, row)[wanted]):
             found.append(f"row {row} of {length} tokens keeps another set")
     return found
 
@@ -228,6 +293,8 @@ def differences(batch: Batch, device: str) -> list[str]:
     return [
         *differing_lengths(batch, device),
         *differing_scores(batch, device),
+        *differing_shortlists(batch, device),
+        *differing_rankings(batch, device),
         *differing_sets(batch, device),
         *differing_pipeline(batch, device, max_rows=2),
     ]

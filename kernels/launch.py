@@ -4,6 +4,7 @@ No autotuning: a kernel must launch the same in a CUDA graph, in the interpreter
 compiled without a GPU.
 """
 
+import torch
 import triton
 from torch import Tensor
 from triton import knobs
@@ -14,14 +15,32 @@ SCORE_SPLITS = 32
 """Programs a request and KV head, so that the grid does not depend on the length."""
 MIN_DOT_ROWS = 16
 """The fewest rows that a tensor core takes; smaller query groups are padded."""
+SHORTLIST_SAMPLE = 2048
+"""Scores of a head that a shortlist's threshold comes from."""
+SHORTLIST_BLOCK = 4096
+"""Scores that a shortlist reads at a time."""
 RANK_BLOCK = 2048
 """Scores that one pass of the radix selection reads at a time."""
-UNION_BLOCK = 1024
-"""Turns or positions that one pass of the union reads at a time."""
+TURN_BLOCK = 1024
+"""Turns that one program notes."""
+CUT_BLOCK = 4096
+"""Turns that the one program of a row reads at a time."""
+COMPACT_BLOCK = 2048
+"""Positions that one program compacts."""
+COUNT_BLOCK = 8192
+"""Earlier positions that it counts at a time."""
 LENGTH_BLOCK = 1024
 """Rows whose lengths are added up at a time."""
 MAX_SORT = 16384
 """The longest ranking of one head that is sorted within one program."""
+WIDE_WARPS = 8
+"""Warps of a program that reads thousands of turns or positions at a time."""
+NUM_STAGES = 2
+"""Tiles of keys in flight while scores are computed."""
+NEVER = 2**31 - 1
+"""The first turn of a token that no head has ranked."""
+UNDECIDED = -1
+"""The last turn of a row whose rankings are not deep enough."""
 
 
 def interpreted() -> bool:
@@ -34,22 +53,26 @@ def padded_group(num_heads: int, num_kv_heads: int) -> int:
     return max(MIN_DOT_ROWS, triton.next_power_of_2(num_heads // num_kv_heads))
 
 
-def rank_warps(padded_ranks: int) -> int:
+def sort_warps(padded_ranks: int) -> int:
     """Warps that sort so many tokens of one head in registers."""
     return 8 if padded_ranks <= 4096 else 16
 
 
-def check_same_device(**tensors: Tensor) -> None:
-    """Refuse tensors on different devices: a kernel would read garbage."""
-    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
-    if len(set(devices.values())) > 1:
-        raise ValueError(f"tensors must be on one device, not {devices}")
-
-
-def check_last_dim_dense(**tensors: Tensor) -> None:
-    """Refuse tensors whose last dimension has gaps."""
+def check_tensors(**tensors: Tensor) -> None:
+    """Refuse tensors on different devices, or with gaps in the last dimension."""
+    first = next(iter(tensors.values()))
     for name, tensor in tensors.items():
+        if tensor.device != first.device:
+            devices = {name: str(tensor.device) for name, tensor in tensors.items()}
+            raise ValueError(f"tensors must be on one device, not {devices}")
         if tensor.stride(-1) != 1:
             raise ValueError(
                 f"{name} must be contiguous in its last dimension, not strides {tensor.stride()}"
             )
+
+
+def check_int32(**tensors: Tensor) -> None:
+    """Refuse tensors of another type, which a kernel would misread."""
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.int32:
+            raise ValueError(f"{name} must be int32, not {tensor.dtype}")

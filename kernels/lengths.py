@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lim_sglang.kernels.launch import LENGTH_BLOCK, check_same_device
+from lim_sglang.kernels.launch import LENGTH_BLOCK, check_int32, check_tensors
 
 
 @triton.jit(do_not_specialize=["num_rows", "budget"])
@@ -40,6 +40,7 @@ def count_kept(lengths: Tensor, budget: int, out: Tensor) -> Tensor:
     Returns:
         `out`: row b keeps `out[b + 1] - out[b]` tokens.
     """
-    check_same_device(lengths=lengths, out=out)
+    check_tensors(lengths=lengths, out=out)
+    check_int32(out=out)
     _count_kept[(1,)](lengths, out, lengths.shape[0], budget, BLOCK=LENGTH_BLOCK)
     return out

@@ -1,7 +1,6 @@
-"""Each head's best tokens, best first: radix selection of the k best, then a sort of those.
+"""Each head's best tokens, best first, as deep as a union can go: radix selection, then a sort.
 
-Defined by `reference.rank_tokens`: equal scores put the older token first, -0.0 ties with +0.0,
-NaN ranks last.
+For the rows that no shortlist decided. Defined by `reference.rank_tokens`.
 """
 
 import triton
@@ -11,28 +10,21 @@ from torch import Tensor
 from lim_sglang.kernels.launch import (
     MAX_SORT,
     RANK_BLOCK,
-    check_last_dim_dense,
-    check_same_device,
-    rank_warps,
+    UNDECIDED,
+    check_int32,
+    check_tensors,
+    sort_warps,
 )
-
-_SIGN: tl.constexpr = tl.constexpr(-0x80000000)
-
-
-@triton.jit
-def _sortable(scores):
-    """Map floats to unsigned integers of the same order; NaN below -inf."""
-    bits = (scores + 0.0).to(tl.int32, bitcast=True)
-    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    ordered = tl.where(scores != scores, _SIGN, ordered)
-    return (ordered ^ _SIGN).to(tl.uint32, bitcast=True)
+from lim_sglang.kernels.order import sort_ranking, sortable_key
+from lim_sglang.kernels.reference import Shares
 
 
 @triton.jit(do_not_specialize=["budget", "sinks", "recent", "num_ranks"])
 def _rank(
     scores,  # [B, H, >= S] f32
     indptr,  # [B + 1] int32
-    ranking,  # [B, H, K] int32, best first
+    last_turn,  # [B] int32
+    ranking,  # [B, H, >= K] int32, best first
     budget,
     sinks,
     recent,
@@ -41,13 +33,14 @@ def _rank(
     score_head_stride,
     ranking_row_stride,
     ranking_head_stride,
+    UNDECIDED: tl.constexpr,
     PADDED_K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)
-    if length <= budget:
+    if (length <= budget) | (tl.load(last_turn + row) != UNDECIDED):
         return
     scores += row * score_row_stride + head * score_head_stride
     ranking += row * ranking_row_stride + head * ranking_head_stride
@@ -63,7 +56,7 @@ def _rank(
         counts = tl.zeros((256,), tl.int32)
         for first in range(sinks, end, BLOCK):
             inside = first + lanes < end
-            keys = _sortable(tl.load(scores + first + lanes, mask=inside, other=0.0))
+            keys = sortable_key(tl.load(scores + first + lanes, mask=inside, other=0.0))
             if shift < 24:
                 inside &= (keys >> (shift + 8)) == (threshold >> (shift + 8))
             counts += tl.histogram(((keys >> shift) & 255).to(tl.int32), 256, mask=inside)
@@ -78,7 +71,7 @@ def _rank(
     for first in range(sinks, end, BLOCK):
         positions = first + lanes
         inside = positions < end
-        keys = _sortable(tl.load(scores + positions, mask=inside, other=0.0))
+        keys = sortable_key(tl.load(scores + positions, mask=inside, other=0.0))
         equal = (inside & (keys == threshold)).to(tl.int32)
         take = inside & (
             (keys > threshold) | ((equal > 0) & (ties + tl.cumsum(equal, 0) <= wanted))
@@ -87,62 +80,52 @@ def _rank(
         tl.store(ranking + place, positions, mask=take)
         taken += tl.sum(take.to(tl.int32), 0)
         ties += tl.sum(equal, 0)
-    tl.debug_barrier()  # the sort below reads what other threads of this program wrote
-
-    # Best first; among equals the lower position, which its complement makes the larger key.
-    lanes = tl.arange(0, PADDED_K)
-    inside = lanes < num_ranks
-    positions = tl.load(ranking + lanes, mask=inside, other=0)
-    keys = _sortable(tl.load(scores + positions, mask=inside, other=0.0))
-    packed = (keys.to(tl.uint64) << 32) | (0xFFFFFFFF - positions.to(tl.uint64))
-    packed = tl.sort(tl.where(inside, packed, 0), descending=True)
-    tl.debug_barrier()  # no thread overwrites what another has yet to read
-    best = 0xFFFFFFFF - (packed & 0xFFFFFFFF)
-    tl.store(ranking + lanes, best.to(tl.int32), mask=inside)
+    sort_ranking(scores, ranking, num_ranks, PADDED_K)
 
 
 def rank_tokens(
     scores: Tensor,
     indptr: Tensor,
+    last_turn: Tensor,
     *,
-    budget: int,
-    sinks: int,
-    recent: int,
+    shares: Shares,
     out: Tensor,
 ) -> Tensor:
-    """Rank the best candidates of every head in each row that is longer than the budget.
+    """Rank the best candidates of every head in each row that is undecided.
 
     Args:
         scores: [B, H, N] f32, from `score_tokens`.
         indptr: [B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens.
-        budget: rows within it stay untouched.
-        sinks, recent: tokens at either end that are no candidates.
-        out: [B, H, K] int32; K tokens are ranked, at most as many as a long row has candidates.
+        last_turn: [B] int32, from `unite_rankings`; rows that it decided stay untouched.
+        shares: rows within its budget stay untouched; its ends are no candidates.
+        out: [B, H, >= selected] int32; `selected` tokens are ranked.
 
     Returns:
         `out`: positions, best first.
     """
-    check_same_device(scores=scores, indptr=indptr, out=out)
-    check_last_dim_dense(scores=scores, out=out)
-    rows, heads, k = out.shape
-    if k > MAX_SORT:
-        raise ValueError(f"at most {MAX_SORT} tokens a head can be ranked, not {k}")
-    if k:
-        padded = max(16, triton.next_power_of_2(k))
-        _rank[(rows, heads)](
-            scores,
-            indptr,
-            out,
-            budget,
-            sinks,
-            recent,
-            k,
-            scores.stride(0),
-            scores.stride(1),
-            out.stride(0),
-            out.stride(1),
-            PADDED_K=padded,
-            BLOCK=RANK_BLOCK,
-            num_warps=rank_warps(padded),
-        )
+    check_tensors(scores=scores, indptr=indptr, last_turn=last_turn, out=out)
+    check_int32(indptr=indptr, last_turn=last_turn, out=out)
+    rows, heads, _ = scores.shape
+    num_ranks = shares.selected
+    if num_ranks > MAX_SORT:
+        raise ValueError(f"at most {MAX_SORT} tokens a head can be ranked, not {num_ranks}")
+    padded = max(16, triton.next_power_of_2(num_ranks))
+    _rank[(rows, heads)](
+        scores,
+        indptr,
+        last_turn,
+        out,
+        shares.budget,
+        shares.sinks,
+        shares.recent,
+        num_ranks,
+        scores.stride(0),
+        scores.stride(1),
+        out.stride(0),
+        out.stride(1),
+        UNDECIDED=UNDECIDED,
+        PADDED_K=padded,
+        BLOCK=RANK_BLOCK,
+        num_warps=sort_warps(padded),
+    )
     return out

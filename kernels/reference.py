@@ -7,7 +7,6 @@ Shapes: H query heads, G KV heads, D head_dim, S tokens of one request (newest i
 C candidates, K budget.
 """
 
-import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -23,6 +22,11 @@ class Shares:
     sinks: int
     selected: int
     recent: int
+
+    @property
+    def budget(self) -> int:
+        """Tokens that a row may keep."""
+        return self.sinks + self.selected + self.recent
 
 
 def split_budget(budget: int, recent_ratio: float, sinks: int) -> Shares:
@@ -73,7 +77,7 @@ def score_tokens(query: Tensor, keys: Tensor) -> Tensor:
 def rank_tokens(scores: Tensor) -> Tensor:
     """Each head's candidates, best first; equal scores put the older token first.
 
-    -0.0 ties with +0.0, and NaN ranks last, beside -inf.
+    -0.0 ties with +0.0, and NaN ranks last, after -inf.
 
     Args:
         scores: [H, C] float, candidates in order of position.
@@ -81,9 +85,9 @@ def rank_tokens(scores: Tensor) -> Tensor:
     Returns:
         [H, C] int64, candidate indices.
     """
-    # Adding +0.0 turns -0.0 into +0.0, which sorting on a GPU would tell apart.
-    values = (scores + 0.0).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-    return values.sort(dim=-1, descending=True, stable=True).indices
+    # Adding +0.0 turns -0.0 into +0.0, which sorting on a GPU would tell apart; negated, NaN is
+    # what an ascending sort puts last.
+    return (-(scores + 0.0)).sort(dim=-1, stable=True).indices
 
 
 def unite_rankings(ranking: Tensor, selected: int) -> Tensor:
@@ -117,7 +121,7 @@ def keep_tokens(scores: Tensor, shares: Shares) -> Tensor:
         [min(S, K)] int64, ascending.
     """
     length, device = scores.shape[1], scores.device
-    if length <= shares.sinks + shares.selected + shares.recent:
+    if length <= shares.budget:
         return torch.arange(length, device=device)
     newest = length - shares.recent
     ranking = rank_tokens(scores[:, shares.sinks : newest])
@@ -150,6 +154,25 @@ def select_tokens(
     """
     _check(scores, budget, recent_ratio, sinks)
     return keep_tokens(scores, split_budget(budget, recent_ratio, sinks))
+
+
+def compact_slots(slots: Tensor, first_turn: Tensor, last_turn: int, shares: Shares) -> Tensor:
+    """The kept tokens' cache slots: sinks, tokens whose first turn wins, newest tokens.
+
+    Args:
+        slots: [S], of all tokens, oldest first.
+        first_turn: [S] int.
+        last_turn: the last turn that wins.
+
+    Returns:
+        [min(S, K)] in order of position.
+    """
+    length = slots.shape[0]
+    if length <= shares.budget:
+        return slots
+    positions = torch.arange(length, device=slots.device)
+    ends = (positions < shares.sinks) | (positions >= length - shares.recent)
+    return slots[ends | (first_turn <= last_turn)]
 
 
 def attend_tokens(

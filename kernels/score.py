@@ -9,10 +9,11 @@ import triton.language as tl
 from torch import Tensor
 
 from lim_sglang.kernels.launch import (
+    NUM_STAGES,
     SCORE_BLOCK,
     SCORE_SPLITS,
-    check_last_dim_dense,
-    check_same_device,
+    check_int32,
+    check_tensors,
     interpreted,
     padded_group,
 )
@@ -94,10 +95,15 @@ def score_tokens(
     Returns:
         `out`.
     """
-    check_same_device(query=query, keys=keys, indptr=indptr, slots=slots, out=out)
-    check_last_dim_dense(query=query, keys=keys, out=out)
+    check_tensors(query=query, keys=keys, indptr=indptr, slots=slots, out=out)
+    check_int32(indptr=indptr, slots=slots)
     rows, num_heads, dim = query.shape
     num_kv_heads = keys.shape[1]
+    if num_heads % num_kv_heads or keys.shape[2] != dim or dim & (dim - 1):
+        raise ValueError(
+            f"query heads must be a multiple of KV heads and dims one power of two, not "
+            f"{tuple(query.shape)} and {tuple(keys.shape)}"
+        )
     _score[(rows, SCORE_SPLITS, num_kv_heads)](
         query,
         keys,
@@ -119,6 +125,6 @@ def score_tokens(
         # The interpreter computes bf16 products wrongly (Triton 3.6).
         UPCAST=interpreted() and query.dtype == torch.bfloat16,
         num_warps=4,
-        num_stages=2,
+        num_stages=NUM_STAGES,
     )
     return out

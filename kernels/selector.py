@@ -1,14 +1,17 @@
-"""The memory that selection needs, allocated once: rows are processed in chunks of its size."""
+"""The memory that selection needs, allocated once, and the stages that run in it, in order."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lim_sglang.kernels.compact import compact_slots
+from lim_sglang.kernels.launch import NEVER, UNDECIDED
 from lim_sglang.kernels.rank import rank_tokens
 from lim_sglang.kernels.reference import Shares
 from lim_sglang.kernels.score import score_tokens
-from lim_sglang.kernels.union import compact_slots, unite_rankings
+from lim_sglang.kernels.shortlist import shortlist_capacity, shortlist_tokens
+from lim_sglang.kernels.union import unite_rankings
 
 MAX_SCORE_BYTES = 256 << 20
 """Scores of a chunk of rows take no more than this, unless a single row does."""
@@ -16,14 +19,18 @@ MAX_SCORE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Selector:
-    """Picks the kept slots of a batch, chunk by chunk, in memory of its own."""
+    """Picks the kept slots of a batch, chunk by chunk, in memory of its own.
 
-    budget: int
+    Shapes: R rows a chunk, H query heads, N the longest row there can be.
+    """
+
     shares: Shares
     scores: Tensor
-    """[R, H, N] f32, R rows a chunk, N the model's context."""
+    """[R, H, N] f32."""
     ranking: Tensor
-    """[R, H, selected] int32."""
+    """[R, H, the larger of selected and a shortlist's capacity] int32."""
+    depth: Tensor
+    """[R, H] int32, ranks in each shortlist."""
     first_turn: Tensor
     """[R, N] int32."""
     last_turn: Tensor
@@ -41,24 +48,41 @@ class Selector:
     ) -> "Selector":
         """Size a chunk by its scores, at most `max_rows` rows."""
         rows = max(1, min(max_rows, MAX_SCORE_BYTES // (4 * num_heads * context)))
+        num_ranks = max(shares.selected, shortlist_capacity(shares.selected))
 
-        def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device)
+        def ints(*shape: int, fill: int = 0) -> Tensor:
+            return torch.full(shape, fill, dtype=torch.int32, device=device)
 
         return cls(
-            budget=shares.sinks + shares.selected + shares.recent,
             shares=shares,
-            scores=empty(rows, num_heads, context, dtype=torch.float32),
-            ranking=empty(rows, num_heads, shares.selected),
-            first_turn=empty(rows, context),
-            last_turn=empty(rows),
+            scores=torch.empty(rows, num_heads, context, dtype=torch.float32, device=device),
+            ranking=ints(rows, num_heads, num_ranks),
+            depth=ints(rows, num_heads),
+            first_turn=ints(rows, context, fill=NEVER),
+            last_turn=ints(rows, fill=UNDECIDED),
         )
+
+    @property
+    def max_rows(self) -> int:
+        """R."""
+        return self.scores.shape[0]
 
     @property
     def num_bytes(self) -> int:
         """Device memory held, in bytes."""
-        tensors = (self.scores, self.ranking, self.first_turn, self.last_turn)
+        tensors = (self.scores, self.ranking, self.depth, self.first_turn, self.last_turn)
         return sum(tensor.nbytes for tensor in tensors)
+
+    def narrow(self, rows: int) -> "Selector":
+        """The same memory for a chunk of fewer rows."""
+        return Selector(
+            self.shares,
+            scores=self.scores[:rows],
+            ranking=self.ranking[:rows],
+            depth=self.depth[:rows],
+            first_turn=self.first_turn[:rows],
+            last_turn=self.last_turn[:rows],
+        )
 
     def keep_slots(
         self,
@@ -68,6 +92,8 @@ class Selector:
         slots: Tensor,
         kept_indptr: Tensor,
         out: Tensor,
+        *,
+        scored_rows: int = 0,
     ) -> Tensor:
         """Write each row's kept slots, ascending by position; a row within the budget keeps all.
 
@@ -77,57 +103,75 @@ class Selector:
             indptr, slots: [B + 1] and [indptr[B]] int32, all tokens, oldest first.
             kept_indptr: [B + 1] int32, `min(length, budget)` tokens a row.
             out: [kept_indptr[B]] int32 or longer.
+            scored_rows: rows of the first chunk whose scores are there (`scoring.py`): all or none.
         """
-        chunk = self.scores.shape[0]
-        for first in range(0, query.shape[0], chunk):
-            rows = min(chunk, query.shape[0] - first)
-            part = indptr[first : first + rows + 1]
-            self._keep_chunk(
-                query[first : first + rows],
-                keys,
-                part,
-                slots,
-                kept_indptr[first : first + rows + 1],
-                out,
-            )
+        num_rows = query.shape[0]
+        for first in range(0, num_rows, self.max_rows):
+            rows = min(self.max_rows, num_rows - first)
+            chunk = self.narrow(rows)
+            ends = slice(first, first + rows + 1)
+            if first >= scored_rows:
+                chunk.score(query[first : first + rows], keys, indptr[ends], slots)
+            chunk.choose(indptr[ends])
+            chunk.compact(indptr[ends], slots, kept_indptr[ends], out)
         return out
 
-    def _keep_chunk(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        indptr: Tensor,
-        slots: Tensor,
-        kept_indptr: Tensor,
-        out: Tensor,
-    ) -> None:
-        rows, sinks, recent = query.shape[0], self.shares.sinks, self.shares.recent
-        first_turn, last_turn = self.first_turn[:rows], self.last_turn[:rows]
-        scores = score_tokens(query, keys, indptr, slots, self.budget, self.scores[:rows])
-        ranking = rank_tokens(
-            scores,
+    def score(self, query: Tensor, keys: Tensor, indptr: Tensor, slots: Tensor) -> None:
+        """Raw q·k of all heads and tokens."""
+        score_tokens(query, keys, indptr, slots, self.shares.budget, self.scores)
+
+    def choose(self, indptr: Tensor) -> None:
+        """Find the turns that win, from the scores."""
+        if self.shares.selected:  # else sinks and the newest tokens are all
+            self.shortlist(indptr)
+            self.unite(indptr, whole=False)
+            self.rank(indptr)
+            self.unite(indptr, whole=True)
+
+    def shortlist(self, indptr: Tensor) -> None:
+        """Rank what the union is likely to look at."""
+        shortlist_tokens(
+            self.scores,
             indptr,
-            budget=self.budget,
-            sinks=sinks,
-            recent=recent,
-            out=self.ranking[:rows],
+            shares=self.shares,
+            capacity=shortlist_capacity(self.shares.selected),
+            ranking=self.ranking,
+            depth=self.depth,
+            first_turn=self.first_turn,
         )
+
+    def rank(self, indptr: Tensor) -> None:
+        """Rank all that a union can look at, for rows whose shortlists did not decide."""
+        rank_tokens(
+            self.scores,
+            indptr,
+            self.last_turn,
+            shares=self.shares,
+            out=self.ranking,
+        )
+
+    def unite(self, indptr: Tensor, *, whole: bool) -> None:
+        """Let heads take turns over the shortlists, or over whole rankings."""
+        selected = self.shares.selected
         unite_rankings(
-            ranking,
+            self.ranking,
             indptr,
-            budget=self.budget,
-            selected=self.shares.selected,
-            first_turn=first_turn,
-            last_turn=last_turn,
+            self.depth,
+            shares=self.shares,
+            num_ranks=selected if whole else shortlist_capacity(selected),
+            whole=whole,
+            first_turn=self.first_turn,
+            last_turn=self.last_turn,
         )
+
+    def compact(self, indptr: Tensor, slots: Tensor, kept_indptr: Tensor, out: Tensor) -> None:
+        """Write the chosen tokens' slots between those of the ends."""
         compact_slots(
             indptr,
             slots,
             kept_indptr,
-            budget=self.budget,
-            sinks=sinks,
-            recent=recent,
-            first_turn=first_turn,
-            last_turn=last_turn,
+            shares=self.shares,
+            first_turn=self.first_turn,
+            last_turn=self.last_turn,
             out=out,
         )

@@ -1,37 +1,60 @@
-"""One set for all heads: heads take turns, repeats are skipped, and the set is written as slots.
+"""One set for all heads: heads take turns, and repeats are skipped until enough tokens are taken.
 
-Defined by `reference.unite_rankings` and `reference.keep_tokens`. Each token's first turn is
-found by a scatter-min; the turn of the last token that fits cuts the set off; positions within
-the cut are compacted in ascending order. All of it is linear work.
+Defined by `reference.unite_rankings`. Each token's first turn is found by a scatter-min; the turn
+of the last token that fits cuts the set off. Both are linear work.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lim_sglang.kernels.launch import UNION_BLOCK, check_same_device
+from lim_sglang.kernels.launch import (
+    CUT_BLOCK,
+    TURN_BLOCK,
+    UNDECIDED,
+    WIDE_WARPS,
+    check_int32,
+    check_tensors,
+)
+from lim_sglang.kernels.reference import Shares
 
-NEVER = 2**31 - 1
-"""The first turn of a token that no head has ranked."""
+
+@triton.jit
+def _num_turns(depth, row, num_heads, max_ranks, PADDED_HEADS: tl.constexpr):
+    """Turns up to the shortest of a row's rankings."""
+    heads = tl.arange(0, PADDED_HEADS)
+    ranks = tl.load(depth + row * num_heads + heads, mask=heads < num_heads, other=max_ranks)
+    return tl.min(ranks, 0) * num_heads
 
 
-@triton.jit(do_not_specialize=["budget", "num_heads", "num_turns"])
+@triton.jit(do_not_specialize=["budget", "num_heads", "max_ranks"])
 def _take_turns(
-    ranking,  # [B, H, K] int32
+    ranking,  # [B, H, >= K] int32
     indptr,  # [B + 1] int32
-    first_turn,  # [B, >= S] int32, NEVER everywhere
+    depth,  # [B, H] int32
+    first_turn,  # [B, >= S] int32
+    last_turn,  # [B] int32
     budget,
     num_heads,
-    num_turns,
+    max_ranks,  # K
     ranking_row_stride,
     ranking_head_stride,
     turn_row_stride,
+    WHOLE: tl.constexpr,  # the undecided rows, whose rankings are all K deep
+    UNDECIDED: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)
     if length <= budget:
         return
+    if WHOLE:
+        if tl.load(last_turn + row) != UNDECIDED:
+            return
+        num_turns = max_ranks * num_heads
+    else:
+        num_turns = _num_turns(depth, row, num_heads, max_ranks, PADDED_HEADS)
     turns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = turns < num_turns
     source = (turns % num_heads).to(tl.int64) * ranking_head_stride + turns // num_heads
@@ -39,25 +62,35 @@ def _take_turns(
     tl.atomic_min(first_turn + row * turn_row_stride + token, turns, mask=inside, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["budget", "selected", "num_heads", "num_turns"])
+@triton.jit(do_not_specialize=["budget", "selected", "num_heads", "max_ranks"])
 def _cut(
-    ranking,  # [B, H, K] int32
+    ranking,  # [B, H, >= K] int32
     indptr,  # [B + 1] int32
+    depth,  # [B, H] int32
     first_turn,  # [B, >= S] int32
     last_turn,  # [B] int32
     budget,
     selected,
     num_heads,
-    num_turns,
+    max_ranks,  # K
     ranking_row_stride,
     ranking_head_stride,
     turn_row_stride,
+    WHOLE: tl.constexpr,
+    UNDECIDED: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)
     if length <= budget:
         return
+    if WHOLE:
+        if tl.load(last_turn + row) != UNDECIDED:
+            return
+        num_turns = max_ranks * num_heads
+    else:
+        num_turns = _num_turns(depth, row, num_heads, max_ranks, PADDED_HEADS)
     taken = 0
     cut = -1
     first = 0
@@ -73,112 +106,56 @@ def _cut(
         cut = tl.maximum(cut, tl.max(tl.where(fits, turns, -1), 0))
         taken += tl.sum(new, 0)
         first += BLOCK
-    tl.store(last_turn + row, cut)
-
-
-@triton.jit(do_not_specialize=["budget", "sinks", "recent"])
-def _compact(
-    indptr,  # [B + 1] int32, of all tokens
-    slots,  # [indptr[B]] int32
-    kept_indptr,  # [B + 1] int32, of the kept tokens
-    first_turn,  # [B, >= S] int32
-    last_turn,  # [B] int32
-    kept,  # [kept_indptr[B]] int32
-    budget,
-    sinks,
-    recent,
-    turn_row_stride,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    start = tl.load(indptr + row).to(tl.int64)
-    length = tl.load(indptr + row + 1).to(tl.int64) - start
-    target = tl.load(kept_indptr + row).to(tl.int64)
-    whole = length <= budget
-    cut = tl.load(last_turn + row)
-    lanes = tl.arange(0, BLOCK)
-    taken = 0
-    for first in range(0, length, BLOCK):
-        positions = first + lanes
-        inside = positions < length
-        turn = tl.load(first_turn + row * turn_row_stride + positions, mask=inside, other=0)
-        always = whole | (positions < sinks) | (positions >= length - recent)
-        keep = inside & (always | (turn <= cut))
-        place = taken + tl.cumsum(keep.to(tl.int32), 0) - 1
-        slot = tl.load(slots + start + positions, mask=inside, other=0)
-        tl.store(kept + target + place, slot, mask=keep)
-        taken += tl.sum(keep.to(tl.int32), 0)
+    tl.store(last_turn + row, tl.where(taken >= selected, cut, UNDECIDED))
 
 
 def unite_rankings(
     ranking: Tensor,
     indptr: Tensor,
+    depth: Tensor,
     *,
-    budget: int,
-    selected: int,
+    shares: Shares,
+    num_ranks: int,
+    whole: bool,
     first_turn: Tensor,
     last_turn: Tensor,
 ) -> None:
     """Find which turns win: token t of row b is chosen if `first_turn[b, t] <= last_turn[b]`.
 
     Args:
-        ranking: [B, H, K] int32, from `rank_tokens`; K at least `selected`.
+        ranking: [B, H, >= K] int32, from `shortlist_tokens` or `rank_tokens`.
         indptr: [B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens.
-        budget: rows within it are not looked at.
-        selected: tokens to choose.
-        first_turn: [B, N] int32, written whole.
-        last_turn: [B] int32, written for rows over the budget.
+        depth: [B, H] int32, from `shortlist_tokens`: how deep each ranking is.
+        shares: rows within its budget are not looked at; its `selected`, at least 1, are chosen.
+        num_ranks: K, the deepest that a ranking can be.
+        whole: take the undecided rows only, all of whose rankings are K deep.
+        first_turn: [B, N] int32, made ready by `shortlist_tokens`.
+        last_turn: [B] int32, written for rows over the budget: UNDECIDED where the rankings are not
+            deep enough. With K `selected` they always are.
     """
-    check_same_device(ranking=ranking, indptr=indptr, first_turn=first_turn, last_turn=last_turn)
-    rows, heads, ranks = ranking.shape
-    turns = heads * ranks
-    shape = (heads, turns, ranking.stride(0), ranking.stride(1), first_turn.stride(0))
-    first_turn.fill_(NEVER)
-    if turns:
-        _take_turns[(rows, triton.cdiv(turns, UNION_BLOCK))](
-            ranking, indptr, first_turn, budget, *shape, BLOCK=UNION_BLOCK
-        )
+    ints = {"ranking": ranking, "indptr": indptr, "depth": depth}
+    ints |= {"first_turn": first_turn, "last_turn": last_turn}
+    check_tensors(**ints)
+    check_int32(**ints)
+    rows, heads, _ = ranking.shape
+    strides = (ranking.stride(0), ranking.stride(1), first_turn.stride(0))
+    flags = {
+        "WHOLE": whole,
+        "UNDECIDED": UNDECIDED,
+        "PADDED_HEADS": triton.next_power_of_2(heads),
+    }
+    _take_turns[(rows, triton.cdiv(heads * num_ranks, TURN_BLOCK))](
+        *(ranking, indptr, depth, first_turn, last_turn),
+        *(shares.budget, heads, num_ranks),
+        *strides,
+        **flags,
+        BLOCK=TURN_BLOCK,
+    )
     _cut[(rows,)](
-        ranking, indptr, first_turn, last_turn, budget, selected, *shape, BLOCK=UNION_BLOCK
+        *(ranking, indptr, depth, first_turn, last_turn),
+        *(shares.budget, shares.selected, heads, num_ranks),
+        *strides,
+        **flags,
+        BLOCK=CUT_BLOCK,
+        num_warps=WIDE_WARPS,
     )
-
-
-def compact_slots(
-    indptr: Tensor,
-    slots: Tensor,
-    kept_indptr: Tensor,
-    *,
-    budget: int,
-    sinks: int,
-    recent: int,
-    first_turn: Tensor,
-    last_turn: Tensor,
-    out: Tensor,
-) -> Tensor:
-    """Write the slots of each row's kept tokens, in order of position.
-
-    Args:
-        indptr, slots: [B + 1] and [indptr[B]] int32, all tokens.
-        kept_indptr: [B + 1] int32, where each row's kept tokens begin: `min(length, budget)` each.
-        sinks, recent: tokens at either end that are always kept.
-        first_turn, last_turn: from `unite_rankings`.
-        out: [kept_indptr[B]] int32 or longer.
-
-    Returns:
-        `out`.
-    """
-    check_same_device(indptr=indptr, slots=slots, kept_indptr=kept_indptr, out=out)
-    _compact[(first_turn.shape[0],)](
-        indptr,
-        slots,
-        kept_indptr,
-        first_turn,
-        last_turn,
-        out,
-        budget,
-        sinks,
-        recent,
-        first_turn.stride(0),
-        BLOCK=UNION_BLOCK,
-    )
-    return out

@@ -1,24 +1,30 @@
-"""A debugging aid for GPUs: every step's kept slots against the definition, without a pause.
+"""A debugging aid for GPUs: every step's kept slots and sparse attention against the definition.
 
 When a step is planned, its lengths and cache slots are copied; when a SELECT layer has run, also
 inside a CUDA graph, its scores and kept slots are. All of it stays on the GPU, in the order of the
 stream, so that overlap scheduling goes on as always. The sets are recomputed when the copies fill
-their share of memory, and when `/server_info` is asked.
+their share of memory, and when `/server_info` is asked. What a REUSE layer gives is recomputed on
+the spot, since its cache may be overwritten soon, and only the number of wrong rows is kept.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lim_sglang.errors import ServerError
 from lim_sglang.kernels.reference import keep_tokens
 from lim_sglang.kernels.selector import Selector
 
 ENV_VAR = "LIM_AUDIT"
 """Set to 1, it lets every SELECT layer of every step be checked. Slow, and takes memory."""
 MAX_BYTES = 4 << 30
+"""Copies that are kept before they are checked."""
+TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
+"""Relative RMS of a row's sparse attention."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +43,34 @@ class AuditedStep:
 class Audit:
     """Records steps and counts the sets that are not the definition's."""
 
-    def __init__(self, selector: Selector, kept_slots: Tensor, select_layers: list[int]) -> None:
+    def __init__(
+        self,
+        selector: Selector,
+        kept_slots: Tensor,
+        select_layers: Sequence[int],
+        max_rows: int,
+    ) -> None:
+        """Take the memory of the copies.
+
+        Raises:
+            ServerError: a step may have more rows than the selector's memory holds at once.
+        """
+        if max_rows > selector.max_rows:
+            raise ServerError(
+                f"{ENV_VAR} covers {selector.max_rows} rows a step, not {max_rows}: "
+                f"set --max-running-requests {selector.max_rows} or less"
+            )
         self.checked_sets = 0
         self.wrong_sets = 0
         self._selector = selector
         self._kept_slots = kept_slots
         self._layers = {layer: place for place, layer in enumerate(select_layers)}
-        rows = selector.scores.shape[0]
+        budget = selector.shares.budget
         # Written inside CUDA graphs, so they must stay where they are.
         self._scores = selector.scores.new_empty(len(select_layers), *selector.scores.shape)
-        self._kept = kept_slots.new_empty(len(select_layers), rows * selector.budget)
+        self._kept = kept_slots.new_empty(len(select_layers), max_rows * budget)
+        self._outputs = kept_slots.new_zeros(2)  # rows checked, rows wrong
+        self._lanes = torch.arange(budget, device=kept_slots.device)
         self._steps: list[AuditedStep] = []
         self._lengths: tuple[int, ...] = ()
         self._slots: Tensor | None = None
@@ -59,11 +83,6 @@ class Audit:
     def begin_step(self, forward_batch: Any, req_to_token: Tensor) -> None:
         """Copy where the rows' tokens lie, on the stream that the step is planned on."""
         rows = forward_batch.batch_size
-        if rows > self._scores.shape[1]:
-            raise ValueError(
-                f"{ENV_VAR} covers {self._scores.shape[1]} rows a step, not {rows}: "
-                "lower --max-running-requests"
-            )
         self._lengths = tuple(forward_batch.seq_lens_cpu[:rows].tolist())
         width = max(self._lengths)
         self._slots = req_to_token[forward_batch.req_pool_indices[:rows], :width]
@@ -74,12 +93,44 @@ class Audit:
         self._scores[place, :rows].copy_(self._selector.scores[:rows])
         self._kept[place].copy_(self._kept_slots[: self._kept.shape[1]])
 
+    def note_attention(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        output: Tensor,
+        kept_indptr: Tensor,
+        scale: float,
+    ) -> None:
+        """Recompute what a REUSE layer has just computed; a CUDA graph captures this.
+
+        Args:
+            query, output: [B, H, D].
+            keys, values: [P, G, D].
+            kept_indptr: [B + 1] int32, where each row's kept slots begin.
+            scale: factor on q·k before the softmax.
+        """
+        starts, ends = kept_indptr[:-1, None], kept_indptr[1:, None]
+        places = starts + self._lanes  # [B, K]
+        inside = places < ends
+        slots = self._kept_slots[torch.where(inside, places, 0)].long()
+        rows, heads, dim = query.shape
+        grouped = query.float().view(rows, keys.shape[1], -1, dim)  # [B, G, H/G, D]
+        scores = torch.einsum("bgqd,bkgd->bgqk", grouped, keys[slots].float()) * scale
+        weights = scores.masked_fill(~inside[:, None, None], -torch.inf).softmax(-1)
+        expected = torch.einsum("bgqk,bkgd->bgqd", weights, values[slots].float())
+        expected = expected.reshape(rows, heads * dim)
+        error = (output.float().view_as(expected) - expected).square().mean(-1)
+        bound = TOLERANCE[output.dtype] ** 2 * expected.square().mean(-1)
+        self._outputs[0] += rows
+        self._outputs[1] += (~(error <= bound)).sum()
+
     def end_step(self) -> None:
         """Keep the copies of the step that has just been launched."""
         if self._slots is None:
             return
         rows, width = len(self._lengths), max(self._lengths)
-        total = sum(min(length, self._selector.budget) for length in self._lengths)
+        total = sum(min(length, self._selector.shares.budget) for length in self._lengths)
         step = AuditedStep(
             self._lengths,
             self._slots,
@@ -91,8 +142,20 @@ class Audit:
         if sum(step.scores.nbytes for step in self._steps) > MAX_BYTES:
             self.check()
 
+    def counts(self) -> dict[str, int]:
+        """Sets and outputs that were checked and found wrong so far, once all steps have run."""
+        self.check()
+        checked, wrong = self._outputs.tolist()
+        return {
+            "checked_sets": self.checked_sets,
+            "wrong_sets": self.wrong_sets,
+            "checked_outputs": checked,
+            "wrong_outputs": wrong,
+        }
+
     def check(self) -> None:
         """Recompute the sets of all recorded steps."""
+        torch.cuda.synchronize()  # they ran on another stream
         steps, self._steps = self._steps, []
         for step in steps:
             for place in range(len(self._layers)):
@@ -101,7 +164,7 @@ class Audit:
     def _check_layer(self, step: AuditedStep, scores: Tensor, kept: Tensor) -> None:
         first = 0
         for row, length in enumerate(step.lengths):
-            last = first + min(length, self._selector.budget)
+            last = first + min(length, self._selector.shares.budget)
             # A short row has no scores: it keeps everything.
             row_scores = scores[row, :, :length]
             wanted = step.slots[row, keep_tokens(row_scores, self._selector.shares)]

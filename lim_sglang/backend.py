@@ -4,15 +4,50 @@ FULL and SELECT layers are SGLang's own dense decode. A SELECT layer then writes
 slots, and REUSE layers run FlashInfer's paged decode over them at page size 1.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from lim_sglang.audit import Audit
 from lim_sglang.compat import DecodeMetadata, FlashInferAttnBackend
+from lim_sglang.errors import ServerError
 from lim_sglang.kept_plan import KeptPlan
+from lim_sglang.kernels.scoring import DTYPES, ScoringAttention
 from lim_sglang.kernels.selector import Selector
 from lim_sglang.schedule import Role
+
+
+@dataclass(frozen=True)
+class ScoringDecode:
+    """Stands where SGLang's decode expects FlashInfer's wrapper: the same, and scores."""
+
+    attention: ScoringAttention
+    planned: Any
+    selector: Selector
+
+    def forward(
+        self,
+        query: Tensor,
+        kv_cache: tuple[Tensor, Tensor],
+        *,
+        sm_scale: float,
+        logits_soft_cap: float | None,
+        k_scale: float | None,
+        v_scale: float | None,
+    ) -> Tensor:
+        """Attend [B, H, D] over the planned slots; what FlashInfer's wrapper takes and gives."""
+        if logits_soft_cap:
+            raise ValueError("scores are stored without a soft-cap only")
+        output = self.attention.run(
+            self.planned,
+            query,
+            kv_cache,
+            sm_scale * (1.0 if k_scale is None else k_scale),
+            self.selector.scores,
+            self.selector.shares.budget,
+        )
+        return output if v_scale is None else output.mul_(v_scale)
 
 
 class LimAttnBackend(FlashInferAttnBackend):
@@ -33,13 +68,30 @@ class LimAttnBackend(FlashInferAttnBackend):
         self.selector: Selector | None = runner.lim_selector
         self.audit: Audit | None = runner.lim_audit
         if self.selector is not None:
-            self.kept = KeptPlan(self, runner.lim_kept_slots, self.selector.budget)
+            width = self.req_to_token_pool.req_to_token.shape[1]
+            if width > self.selector.scores.shape[2]:
+                raise ServerError(
+                    f"a request may have {width} tokens, and LessIsMore has memory for "
+                    f"{self.selector.scores.shape[2]}: this version of SGLang is not supported"
+                )
+            self.kept_plan = KeptPlan(self, runner.lim_kept_slots, self.selector.shares.budget)
+        self.scoring = self._load_scoring()
+
+    def _load_scoring(self) -> ScoringAttention | None:
+        """The kernel that scores while it attends, where SGLang's decode is its like."""
+        updater = self.indices_updater_decode
+        dtypes = {updater.q_data_type, updater.data_type}
+        if self.selector is None or not self.decode_use_tensor_cores or len(dtypes) > 1:
+            return None
+        if updater.q_data_type not in DTYPES:
+            return None
+        return ScoringAttention(updater.q_data_type, updater.head_dim)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Plan an eager step: the dense plan is SGLang's, the sparse one ours."""
         super().init_forward_metadata(forward_batch)
         if self.selector and forward_batch.forward_mode.is_decode() and forward_batch.batch_size:
-            self.kept.plan_eager(forward_batch)
+            self.kept_plan.plan_eager(forward_batch)
             self._begin_audit(forward_batch)
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
@@ -48,9 +100,9 @@ class LimAttnBackend(FlashInferAttnBackend):
         if not self.selector or not forward_batch.forward_mode.is_decode_or_idle():
             return
         if in_capture:
-            self.kept.plan_capture(forward_batch)
+            self.kept_plan.plan_capture(forward_batch)
         else:
-            self.kept.plan_replay(forward_batch)
+            self.kept_plan.plan_replay(forward_batch)
             self._begin_audit(forward_batch)
 
     def forward_decode(
@@ -66,31 +118,53 @@ class LimAttnBackend(FlashInferAttnBackend):
         role = self.roles[layer.layer_id]
         planned = self.forward_metadata
         if role is Role.REUSE:  # SGLang's decode, but over the kept slots
-            self.forward_metadata = DecodeMetadata([self.kept.wrapper])
+            self.forward_metadata = DecodeMetadata([self.kept_plan.wrapper])
+        elif role is Role.SELECT and (scoring := self._scoring_decode(layer)):
+            self.forward_metadata = DecodeMetadata([scoring])
         try:
             output: Tensor = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
         finally:
             self.forward_metadata = planned
         if role is Role.SELECT:
             self._select(q, layer)
+        elif role is Role.REUSE and self.audit:
+            self._audit_attention(self.audit, q, layer, output)
         return output
 
     def _select(self, q: Tensor, layer: Any) -> None:
         """Write each row's kept slots from this layer's queries and keys."""
         if self.selector is None:  # no layer above reuses
             return
-        dense = self.forward_metadata.decode_wrappers[0]
+        dense_wrapper = self.forward_metadata.decode_wrappers[0]
         query = q.view(-1, layer.tp_q_head_num, layer.head_dim)
         self.selector.keep_slots(
             query,
             self.token_to_kv_pool.get_key_buffer(layer.layer_id),
-            dense._paged_kv_indptr_buf,
-            dense._paged_kv_indices_buf,
-            self.kept.kept_indptr,
-            self.kept.kept_slots,
+            dense_wrapper._paged_kv_indptr_buf,
+            dense_wrapper._paged_kv_indices_buf,
+            self.kept_plan.kept_indptr,
+            self.kept_plan.kept_slots,
+            scored_rows=self.selector.max_rows if self._scoring_decode(layer) else 0,
         )
         if self.audit:
             self.audit.note_layer(layer.layer_id, query.shape[0])
+
+    def _scoring_decode(self, layer: Any) -> ScoringDecode | None:
+        """The planned decode of a SELECT layer that leaves its scores behind, if there is one."""
+        if self.selector is None or self.scoring is None or layer.logit_cap:
+            return None
+        return ScoringDecode(self.scoring, self.forward_metadata.decode_wrappers[0], self.selector)
+
+    def _audit_attention(self, audit: Audit, q: Tensor, layer: Any, output: Tensor) -> None:
+        shape = (-1, layer.tp_q_head_num, layer.head_dim)
+        audit.note_attention(
+            q.view(shape),
+            self.token_to_kv_pool.get_key_buffer(layer.layer_id),
+            self.token_to_kv_pool.get_value_buffer(layer.layer_id),
+            output.view(shape),
+            self.kept_plan.kept_indptr,
+            layer.scaling,
+        )
 
     def _begin_audit(self, forward_batch: Any) -> None:
         if self.audit:

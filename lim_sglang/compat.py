@@ -1,16 +1,13 @@
-"""The only place that names SGLang's internals: pinned version, late imports, hooks, mends."""
+"""The only place that imports SGLang's internals, late: names, hooks, mends."""
 
 import importlib
 import json
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from lim_sglang.errors import ServerError
+from lim_sglang.versions import Target, check_version
 
 if TYPE_CHECKING:
     from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper, fast_decode_plan
@@ -32,8 +29,6 @@ if TYPE_CHECKING:
         "TorchNativeAttnBackend",
         "fast_decode_plan",
     ]
-
-SGLANG_VERSION = "0.5.16"
 
 CPU_ENGINE_VAR = "SGLANG_USE_CPU_ENGINE"
 """SGLang reads it when it is imported: 1 makes a host without a GPU serve on its CPU."""
@@ -65,60 +60,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     check_version()
     return getattr(importlib.import_module(_INTERNALS[name]), name)
-
-
-class Target(StrEnum):
-    """The functions of SGLang that are hooked."""
-
-    ADD_CLI_ARGS = "sglang.srt.server_args.ServerArgs.add_cli_args"
-    FROM_CLI_ARGS = "sglang.srt.server_args.ServerArgs.from_cli_args"
-    POST_INIT = "sglang.srt.server_args.ServerArgs.__post_init__"
-    INIT_MODEL_RUNNER = "sglang.srt.managers.tp_worker.TpModelWorker._init_model_runner"
-    INTERNAL_STATE = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
-    QUEUE_REQUEST = "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue"
-    SUPPORT_TRITON = "sglang.srt.utils.common.support_triton"
-    HANDLE_BATCH = "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_batch_request"
-
-
-_PARAMETERS: Mapping[Target, tuple[str, ...]] = {
-    Target.ADD_CLI_ARGS: ("parser",),
-    Target.FROM_CLI_ARGS: ("args",),
-    Target.POST_INIT: ("self",),
-    Target.INIT_MODEL_RUNNER: ("self",),
-    Target.INTERNAL_STATE: ("self", "recv_req"),
-    Target.QUEUE_REQUEST: ("self", "req", "is_retracted"),
-    Target.SUPPORT_TRITON: ("backend",),
-    Target.HANDLE_BATCH: ("self", "obj", "request"),
-}
-
-
-def installed_version() -> str | None:
-    """The installed SGLang's version, None where there is none."""
-    try:
-        return version("sglang")
-    except PackageNotFoundError:
-        return None
-
-
-def check_version() -> None:
-    """Refuse any SGLang but the one that this plugin was verified with."""
-    found = installed_version()
-    if found != SGLANG_VERSION:
-        raise ServerError(
-            f"lim-sglang needs sglang {SGLANG_VERSION} exactly, found {found or 'none'}: "
-            f"install sglang=={SGLANG_VERSION}"
-        )
-
-
-def check_signatures() -> None:
-    """Refuse an SGLang whose hooked functions take other parameters than expected."""
-    for target, expected in _PARAMETERS.items():
-        found = tuple(signature(_resolve(target)).parameters)
-        if found != expected:
-            raise ServerError(
-                f"{target} takes {found}, expected {expected}: "
-                f"this sglang is not {SGLANG_VERSION} as published"
-            )
 
 
 def hook_before(target: Target, function: Callable[..., Any]) -> None:
@@ -183,6 +124,24 @@ def load_model_config(options: Any) -> Any | None:
         logging.getLogger(__name__).debug("no configuration for %s: %s", options.model_path, error)
         return None
     return reader.get_hf_text_config(config)
+
+
+def context_length(options: Any, model_config: Any) -> int:
+    """Tokens of the longest request, prompt and answer, as SGLang works them out.
+
+    Args:
+        model_config: from `load_model_config`.
+    """
+    if options.context_length is not None:
+        return int(options.context_length)
+    reader = importlib.import_module("sglang.srt.utils.hf_transformers")
+    return int(reader.get_context_length(model_config))
+
+
+def extra_context(server_args: Any) -> int:
+    """Tokens by which SGLang makes a row of `req_to_token` longer than the model's context."""
+    sizing = importlib.import_module("sglang.srt.mem_cache.allocation_sizing")
+    return int(sizing.get_req_to_token_extra_context_len(server_args))
 
 
 def load_runner(runner_class: type, server_args: Any, port: int) -> Any:
@@ -271,14 +230,3 @@ def mend_triton_dispatch(name: str) -> None:
 def _register(target: Target, function: Callable[..., Any], kind: str) -> None:
     registry = importlib.import_module("sglang.srt.plugins.hook_registry")
     registry.HookRegistry.register(target.value, function, registry.HookType[kind])
-
-
-def _resolve(target: Target) -> Callable[..., Any]:
-    """Import the object that a dotted path names."""
-    module_name, *attributes = target.value.split(".")
-    found: Any = importlib.import_module(module_name)
-    for attribute in attributes:
-        module_name = f"{module_name}.{attribute}"
-        found = getattr(found, attribute, None) or importlib.import_module(module_name)
-    result: Callable[..., Any] = found
-    return result

@@ -16,6 +16,12 @@ from lim_sglang.compat import CPU_ENGINE_VAR
 from lim_sglang.config import ENV_VAR, LimConfig
 from lim_sglang.errors import ConfigError, LimError
 from lim_sglang.refusals import BACKEND, reasons_against_environment
+from lim_sglang.versions import (
+    FLASHINFER_VERSION,
+    SGLANG_VERSION,
+    reasons_against_decode_stack,
+    reasons_against_version,
+)
 
 GROUPS = ("sglang.srt.plugins", "sglang.srt.platforms")
 PACKAGES = ("torch", "triton", "flashinfer-python", "transformers", "openai", "datasets")
@@ -68,13 +74,10 @@ def _python() -> Finding:
 
 
 def _sglang() -> Finding:
-    from lim_sglang import compat
-
-    try:
-        compat.check_version()
-    except LimError as error:
-        return Finding(Verdict.OFF, str(error))
-    return Finding(Verdict.OK, f"sglang {compat.SGLANG_VERSION}, the version this plugin is for")
+    reasons = reasons_against_version("sglang", SGLANG_VERSION)
+    if reasons:
+        return Finding(Verdict.OFF, reasons[0])
+    return Finding(Verdict.OK, f"sglang {SGLANG_VERSION}, the version this plugin is for")
 
 
 def _package(name: str) -> Finding:
@@ -104,20 +107,32 @@ def _device() -> Iterator[Finding]:
         text = f"{CPU_ENGINE_VAR}=1 keeps SGLang from using the GPU: unset it"
         yield Finding(Verdict.OFF, text)
         return
+    yield from _decode_stack()
     reasons = reasons_against_gpu(gpu, None, os.environ)
     yield from (Finding(Verdict.OFF, reason) for reason in reasons)
     if not reasons:
-        yield from _kernels()
+        yield from _kernels(gpu.capability)
 
 
-def _kernels() -> Iterator[Finding]:
+def _decode_stack() -> Iterator[Finding]:
+    """Look at what decodes on a GPU beside our kernels."""
+    with _quiet():
+        reasons = reasons_against_decode_stack()
+    yield from (Finding(Verdict.OFF, reason) for reason in reasons)
+    if not reasons:
+        text = f"FlashInfer {FLASHINFER_VERSION} and SGLang's part for it are as published"
+        yield Finding(Verdict.OK, text)
+
+
+def _kernels(capability: tuple[int, int]) -> Iterator[Finding]:
     """Compile every kernel on the GPU and compare it with the definition."""
-    from lim_sglang.gate import BATCHES, check_gpu
+    from lim_sglang.gate import check_gpu, served_batches
 
     found = check_gpu()
     yield from (Finding(Verdict.OFF, f"kernels: {difference}") for difference in found)
     if not found:
-        yield Finding(Verdict.OK, f"kernels are exact for {', '.join(BATCHES)}")
+        names = ", ".join(served_batches(capability))
+        yield Finding(Verdict.OK, f"kernels are exact for {names}")
 
 
 def _entry_point(group: str) -> Finding:

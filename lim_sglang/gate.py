@@ -1,10 +1,20 @@
 """Exactness before anything else: no time is shown for a GPU whose kernels differ."""
 
+import logging
+from subprocess import SubprocessError
+
 import torch
+from triton.errors import TritonError
+from triton.runtime.errors import OutOfResources
 
+from lim_sglang.gpu import INTERPRET_VAR, reasons_against_kv_cache
 from lim_sglang.kernels.check import Batch, differences
+from lim_sglang.kernels.launch import interpreted
 
-BF16, FP16, FP8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
+logger = logging.getLogger(__name__)
+
+BF16, FP16 = torch.bfloat16, torch.float16
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 BATCHES = {
     "Qwen3-8B": Batch((8192, 2049, 2048, 1), 32, 8, 128, 2048, dtype=BF16),
@@ -12,22 +22,54 @@ BATCHES = {
     "Qwen2.5-Coder-0.5B": Batch((900, 300), 14, 2, 64, 256, dtype=FP16),
     "SmolLM2-135M": Batch((1400, 257, 3), 9, 3, 64, 256, dtype=FP16),
     "heads of 256": Batch((700,), 8, 4, 256, 300, dtype=BF16),
-    "fp8 cache": Batch((3000, 90), 32, 8, 128, 1024, dtype=BF16, key_dtype=FP8),
+    "fp8_e4m3 cache": Batch((3000, 90), 32, 8, 128, 1024, dtype=BF16, key_dtype=E4M3),
+    "fp8_e5m2 cache": Batch((900, 90), 12, 2, 128, 256, dtype=BF16, key_dtype=E5M2),
     "real ties": Batch((5000, 2100), 32, 8, 128, 1024, dtype=BF16, spread=2),
 }
 """Shapes that are served, with lengths on both sides of the budget."""
+
+FAILURES = (TritonError, SubprocessError, OSError, RuntimeError)
+"""What a compiler, its helper programs, the cache folder and the GPU raise."""
+
+
+def served_batches(capability: tuple[int, int]) -> dict[str, Batch]:
+    """The batches whose KV cache is served on a GPU of this capability."""
+    return {
+        name: batch
+        for name, batch in BATCHES.items()
+        if not reasons_against_kv_cache(batch.key_dtype or batch.dtype, batch.dtype, capability)
+    }
 
 
 def check_gpu() -> list[str]:
     """Compile every selection kernel on the current GPU and compare it with the definition.
 
     Returns:
-        What differs, in words; nothing where all is exact.
+        What differs or fails, in words; nothing where all is exact.
     """
-    capability = torch.cuda.get_device_capability()
+    if interpreted():
+        return [f"{INTERPRET_VAR} is set: unset it, interpreted kernels prove nothing of a GPU"]
     found = []
-    for name, batch in BATCHES.items():
-        if batch.key_dtype is FP8 and capability < (8, 9):
-            continue  # SGLang offers no fp8 cache there
-        found += [f"{name}: {difference}" for difference in differences(batch, "cuda")]
+    for name, batch in served_batches(torch.cuda.get_device_capability()).items():
+        try:
+            found += [f"{name}: {difference}" for difference in differences(batch, "cuda")]
+        except FAILURES as error:
+            logger.debug("the batch %s failed", name, exc_info=True)
+            found.append(f"{name}: {_in_words(error)}")
     return found
+
+
+def _in_words(error: Exception) -> str:
+    """What went wrong, and what to do about it."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "the GPU has no memory left: end what else uses it, nvidia-smi lists it"
+    if isinstance(error, OutOfResources):
+        return (
+            f"a kernel takes {error.required} of {error.name}, this GPU has {error.limit}: "
+            "use another GPU, and report this line"
+        )
+    last = (str(error).strip() or "no message").splitlines()[-1]
+    return (
+        f"a kernel does not compile or run ({type(error).__name__}: {last}): "
+        "run `make install` for the pinned versions, and report this line if it stays"
+    )

@@ -11,6 +11,7 @@ from lim_sglang import __version__, compat
 from lim_sglang.audit import Audit
 from lim_sglang.config import ENV_VAR, PRESETS, LimConfig, resolve_settings, with_preset
 from lim_sglang.errors import RefusedError, ServerError
+from lim_sglang.gpu import reasons_against_kv_cache
 from lim_sglang.kernels.reference import split_budget
 from lim_sglang.kernels.selector import Selector
 from lim_sglang.plan import plan_decode
@@ -27,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 MAX_RUNNING_REQUESTS = 4096
 """The most requests that SGLang runs at once where the user sets no limit."""
-EXTRA_CONTEXT = 4
-"""Tokens by which SGLang lets a request outgrow the model's context."""
 
 
 class LimModelRunner(compat.ModelRunner):
@@ -66,6 +65,10 @@ class LimModelRunner(compat.ModelRunner):
         self.lim_selector: Selector | None = None
         self.lim_audit: Audit | None = None
         if Role.REUSE in self.lim_roles and not compat.serves_on_cpu():
+            capability = torch.cuda.get_device_capability()
+            reasons = reasons_against_kv_cache(self.kv_cache_dtype, self.dtype, capability)
+            if reasons:  # SGLang may have found the dtype in the checkpoint
+                raise RefusedError(reasons)
             self.allocate_selection()
         super().alloc_memory_pool(*arguments, **options)
 
@@ -91,12 +94,12 @@ class LimModelRunner(compat.ModelRunner):
             split_budget(config.budget, config.recent_ratio, config.sinks),
             max_rows=max_rows,
             num_heads=self.model_config.num_attention_heads,
-            context=self.model_config.context_len + EXTRA_CONTEXT,
+            context=self.model_config.context_len + compat.extra_context(self.server_args),
             device=self.device,
         )
         if Audit.is_wanted():
             select = [n for n, role in enumerate(self.lim_roles) if role is Role.SELECT]
-            self.lim_audit = Audit(self.lim_selector, self.lim_kept_slots, select)
+            self.lim_audit = Audit(self.lim_selector, self.lim_kept_slots, select, max_rows)
         taken = self.lim_selector.num_bytes + self.lim_kept_slots.nbytes
         logger.info("LessIsMore: %.0f MiB for selection", taken / 2**20)
 
@@ -135,9 +138,5 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
         **asdict(runner.lim_stats),
     }
     if runner.lim_audit:
-        runner.lim_audit.check()
-        state |= {
-            "checked_sets": runner.lim_audit.checked_sets,
-            "wrong_sets": runner.lim_audit.wrong_sets,
-        }
+        state |= runner.lim_audit.counts()
     return state

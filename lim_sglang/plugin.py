@@ -6,19 +6,25 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from lim_sglang import compat
-from lim_sglang.compat import Target
+from lim_sglang import compat, versions
 from lim_sglang.config import ENV_VAR, resolve_settings
 from lim_sglang.errors import REFUSED, ConfigError, LimError, RefusedError, ServerError
 from lim_sglang.flags import CONFIG_DEST, add_flags, given_flags, given_settings
-from lim_sglang.gpu import find_gpu, reasons_against_gpu
-from lim_sglang.refusals import BACKEND, decodes_with_lim, reasons_against, reasons_against_model
+from lim_sglang.gpu import Gpu, find_gpu, reasons_against_gpu, reasons_against_selection
+from lim_sglang.refusals import (
+    BACKEND,
+    decodes_with_lim,
+    reasons_against,
+    reasons_against_model,
+    reuses_sets,
+)
+from lim_sglang.versions import Target
 
 
 def register() -> None:
     """Make the backend `lim`, its flags, its refusals and its counters known to SGLang."""
-    compat.check_version()
-    compat.check_signatures()
+    versions.check_version()
+    versions.check_signatures()
     compat.register_backend(BACKEND, create_backend)
     compat.hook_after(Target.ADD_CLI_ARGS, _add_flags)
     compat.hook_around(Target.FROM_CLI_ARGS, _read_flags)
@@ -106,16 +112,31 @@ def _refuse(server_args: Any) -> None:
     on_cpu = compat.serves_on_cpu()
     reasons = reasons_against(server_args, on_cpu=on_cpu)
     model_config = compat.load_model_config(server_args)
+    gpu = None if on_cpu else find_gpu()
     if not on_cpu:
-        reasons += reasons_against_gpu(find_gpu(), model_config, os.environ)
-    try:
-        config = resolve_settings(os.environ.get(ENV_VAR), None, {})
-        if model_config is not None:
-            reasons += reasons_against_model(model_config, config)
-    except ConfigError as error:
-        reasons.append(str(error))
+        reasons += reasons_against_gpu(gpu, model_config, os.environ)
+    if gpu is not None:
+        reasons += versions.reasons_against_decode_stack()
+    reasons += _reasons_against_settings(server_args, model_config, gpu)
     if reasons:
         raise RefusedError(reasons)
+
+
+def _reasons_against_settings(
+    server_args: Any, model_config: Any | None, gpu: Gpu | None
+) -> list[str]:
+    """Why LessIsMore's settings cannot be served with this model on this GPU, one line each."""
+    try:
+        config = resolve_settings(os.environ.get(ENV_VAR), None, {})
+    except ConfigError as error:
+        return [str(error)]
+    if model_config is None:
+        return []
+    reasons = reasons_against_model(model_config, config)
+    if reasons or gpu is None or not reuses_sets(model_config, config):
+        return reasons
+    context = compat.context_length(server_args, model_config)
+    return reasons_against_selection(gpu, config, context, server_args.kv_cache_dtype)
 
 
 def _use_lim_runner(original: Callable[[Any], None], worker: Any) -> None:

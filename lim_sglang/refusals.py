@@ -6,7 +6,7 @@ from typing import Any
 
 from lim_sglang.config import LimConfig, ModelShape, with_preset
 from lim_sglang.errors import ConfigError
-from lim_sglang.schedule import layer_roles
+from lim_sglang.schedule import Role, layer_roles
 
 BACKEND = "lim"
 """The name of the attention backend."""
@@ -39,6 +39,8 @@ def _decode_graph(config: Any) -> str | None:
     return getattr(getattr(config, "decode", None), "backend", None)
 
 
+KV_CACHE_DTYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2")
+"""KV caches that hold keys as they are; all others of SGLang's keep scales beside them."""
 _GRAPHS = (None, "full", "disabled")
 _DENSE = "these steps would be dense"
 _UNTESTED = "it has not been verified with sparse decode"
@@ -102,8 +104,8 @@ REFUSALS = (
     Refusal(
         "--kv-cache-dtype",
         "kv_cache_dtype",
-        lambda v: v is not None and "fp4" in v,
-        "4-bit keys cannot be scored exactly",
+        lambda v: v is not None and v not in KV_CACHE_DTYPES,
+        f"keys are scored without scales beside them, so use {', '.join(KV_CACHE_DTYPES)}",
     ),
 )
 
@@ -164,6 +166,12 @@ def reasons_against_model(model_config: Any, config: LimConfig) -> list[str]:
     }
     reasons = [f"the model has {trait}: not supported yet" for trait, has in found.items() if has]
     return reasons or _reasons_against_schedule(model_config, config)
+
+
+def reuses_sets(model_config: Any, config: LimConfig) -> bool:
+    """Whether any layer of a model that can be served reads a set."""
+    shape = model_shape(model_config)
+    return Role.REUSE in layer_roles(with_preset(config, shape), shape.num_layers)
 
 
 def reasons_against_layers(layers: list[Any], depth: int, *, on_cpu: bool) -> list[str]:

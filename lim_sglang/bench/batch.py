@@ -102,10 +102,13 @@ def _decode_batch(runner: Any, point: Point, rows: Tensor, slots: Tensor, tokens
 
 
 def prepare_kept(runner: Any) -> None:
-    """Empty the kept slots, so that `check_kept` sees only what the next step writes."""
+    """Empty the kept slots and the scores, so that what the next step does not write is seen."""
     kept = getattr(runner, "lim_kept_slots", None)
     if kept is not None:
         kept.zero_()
+    selector = getattr(runner, "lim_selector", None)
+    if selector is not None:
+        selector.scores.fill_(torch.nan)
 
 
 def check_kept(runner: Any, batch: FilledBatch, budget: int) -> str | None:

@@ -82,7 +82,14 @@ def decode(
 def _show_decode(options: DecodeOptions, out: Path | None) -> bool:
     """Measure, showing and keeping each row as it comes; whether all parts were measured."""
     from lim_sglang.bench.decode import measure
-    from lim_sglang.bench.rows import append_lines, json_line, make_table, one_line, under_table
+    from lim_sglang.bench.rows import (
+        append_lines,
+        json_line,
+        limit_warnings,
+        make_table,
+        one_line,
+        under_table,
+    )
 
     rows: list[Row] = []
     conditions: dict[str, Any] = {}
@@ -96,6 +103,8 @@ def _show_decode(options: DecodeOptions, out: Path | None) -> bool:
     console = wide_console()
     console.print(make_table(rows, title=options.model.name, budget=options.budget))
     typer.echo(under_table(conditions))
+    for warning in limit_warnings(rows):
+        typer.echo(f"warning: {warning}", err=True)
     errors = [f"{row.point} {row.backend}: {row.split_error}" for row in rows if row.split_error]
     for error in errors:
         typer.echo(f"error: the step could not be divided, {error}", err=True)
@@ -145,7 +154,8 @@ def kernel(
     op: Annotated[
         list[str] | None,
         typer.Option(
-            help="score, rank, union, compact or select; may be repeated; all by default."
+            help="score, shortlist, union, compact, rank or select; may be repeated; all by "
+            "default."
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Requests.")] = 8,

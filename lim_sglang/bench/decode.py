@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lim_sglang.bench.batch import (
     filled_batch,
     prepare_kept,
 )
+from lim_sglang.bench.exact import differences
 from lim_sglang.bench.facts import model_facts, model_folder, surroundings, traffic_of
 from lim_sglang.bench.gate import check_exactness, require_gpu
 from lim_sglang.bench.limit import StepSplit, Traffic, share_of_limit, split_step
@@ -27,10 +29,18 @@ from lim_sglang.bench.runner import (
     make_contender,
     settings_for,
 )
-from lim_sglang.bench.timing import can_split, run_step, time_layers, time_replays, time_windows
+from lim_sglang.bench.timing import (
+    can_split,
+    count_launches,
+    run_step,
+    time_layers,
+    time_replays,
+    time_windows,
+)
 from lim_sglang.config import LimConfig
 from lim_sglang.errors import LimError
-from lim_sglang.kernels.bench import Run, Spread, cache_flush, copy_gb_per_s
+from lim_sglang.kernels.bench import Run, Spread, cache_flush
+from lim_sglang.kernels.copy_speed import copy_gb_per_s
 from lim_sglang.refusals import BACKEND
 from lim_sglang.schedule import Role
 
@@ -64,6 +74,7 @@ class Bench:
         """Fill the context of one point and time every contender on it."""
         runner, options = self.runner, self.options
         with filled_batch(runner, point, options.seed) as batch:
+            report(f"{point}: are the steps exact?")
             sparse_rows = self._verify(batch)
             report(f"{point}: {options.repeats.windows} windows of each backend")
             steps = time_windows(runner, batch, self.contenders, options.repeats)
@@ -98,6 +109,7 @@ class Bench:
             sparse_rows=sparse_rows if ours else None,
             num_bytes=num_bytes,
             limit_share=share_of_limit(num_bytes, self.gb_per_s, step.median),
+            kernel_launches=count_launches(contender),
             split=split,
             split_error=error,
         )
@@ -121,12 +133,12 @@ class Bench:
         """Run a step of each contender and look at what it did.
 
         Returns:
-            The rows that were sparse in our step.
+            The rows of our step that the runner counted as sparse.
 
         Raises:
-            LimError: logits that are not finite, or a step that was not as sparse as it has to be.
+            LimError: logits that are not finite, or a step of ours that is not the definition's.
         """
-        runner, point, budget = self.runner, batch.point, self.options.budget
+        runner, point = self.runner, batch.point
         problems = []
         sparse = 0
         for contender in self.contenders:
@@ -137,14 +149,18 @@ class Bench:
                 problems.append(f"{point}: {contender.name} gives logits that are not finite")
             if contender.name == BACKEND:
                 sparse = runner.lim_stats.sparse_rows - before
-                problems += [problem for problem in [check_kept(runner, batch, budget)] if problem]
-        reuses = Role.REUSE in self.traffic.roles
-        expected = point.batch if reuses and point.context > budget else 0
-        if sparse != expected:
-            problems.append(f"{point}: {sparse} rows were sparse in a step, expected {expected}")
+                problems += self._differences(batch)
         if problems:
             raise LimError("no time is shown: " + "; ".join(problems))
         return sparse
+
+    def _differences(self, batch: FilledBatch) -> list[str]:
+        """What is wrong with the step of ours that just ran."""
+        runner, budget = self.runner, self.options.budget
+        problem = check_kept(runner, batch, budget)
+        if problem:  # slots of nobody cannot be looked at more closely
+            return [problem]
+        return differences(runner, batch, budget, partial(run_step, runner, batch))
 
 
 @contextmanager

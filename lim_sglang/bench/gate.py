@@ -1,5 +1,7 @@
 """What comes before every time: a GPU, and kernels that are exact on it."""
 
+from collections.abc import Sequence
+
 from lim_sglang.errors import LimError
 
 
@@ -23,7 +25,11 @@ def check_exactness() -> None:
     """
     from lim_sglang.gate import check_gpu
 
-    failures = check_gpu()
-    if failures:
-        lines = "".join(f"\n  - {failure}" for failure in failures)
-        raise LimError(f"no time is shown: kernels are not exact on this GPU:{lines}")
+    refuse_differences(check_gpu(), "on this GPU")
+
+
+def refuse_differences(differences: Sequence[str], where: str) -> None:
+    """Refuse to measure where something differs, with the list of it."""
+    if differences:
+        lines = "".join(f"\n  - {difference}" for difference in differences)
+        raise LimError(f"no time is shown: kernels are not exact {where}:{lines}")

@@ -8,10 +8,15 @@ from typing import Any
 from rich.table import Table
 
 from lim_sglang.bench.facts import surroundings
-from lim_sglang.bench.gate import check_exactness, require_gpu
+from lim_sglang.bench.gate import check_exactness, refuse_differences, require_gpu
 from lim_sglang.bench.rows import NONE
 from lim_sglang.errors import ConfigError
 from lim_sglang.kernels.bench import OPS, Case, OpTiming, Spread, prepare, time_op
+from lim_sglang.kernels.check import Batch, differences
+from lim_sglang.kernels.selector import MAX_SCORE_BYTES
+
+CHECKED_ROWS = 2
+"""Rows of a case that are judged by the reference before the case is timed."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,28 @@ class OpRow:
 
 
 def measure_ops(ops: Sequence[str], case: Case, repeats: int) -> Iterator[OpRow]:
-    """Time operations one after the other, after the kernels have proved exact."""
+    """Time operations one after the other, after the kernels have proved exact, on the case too."""
     require_gpu()
     check_exactness()
+    refuse_differences(differences(checked_batch(case), "cuda"), "on this case")
     for op in ops or OPS:
         yield OpRow(op, time_op(prepare(op, case, "cuda"), repeats))
+
+
+def checked_batch(case: Case) -> Batch:
+    """The first rows of a case, for the check of exactness, which takes them in one chunk."""
+    room = MAX_SCORE_BYTES // 2 // (4 * case.heads * case.context)
+    rows = max(1, min(case.batch, CHECKED_ROWS, room))
+    return Batch(
+        lengths=(case.context,) * rows,
+        heads=case.heads,
+        kv_heads=case.kv_heads,
+        dim=case.dim,
+        budget=case.budget,
+        recent_ratio=case.recent_ratio,
+        sinks=case.sinks,
+        dtype=case.dtype,
+    )
 
 
 def check_case(case: Case, ops: Sequence[str]) -> None:

@@ -32,6 +32,8 @@ class Row:
     """What the step reads at least."""
     limit_share: float
     """Time of these bytes at copy bandwidth over the step's."""
+    kernel_launches: int | None = None
+    """Kernels in the step's CUDA graph; None where they could not be counted."""
     split: StepSplit | None = None
     split_error: str | None = None
     """Why the split is missing, None where it was not asked for or does not apply."""
@@ -42,6 +44,11 @@ class Row:
     def tokens_per_s(self) -> float:
         """New tokens of the whole batch."""
         return self.point.batch / (self.step_ms.median / 1e3)
+
+    @property
+    def over_limit(self) -> bool:
+        """Whether the step is faster than its bytes can be, so that one of the two is wrong."""
+        return self.limit_share > 1
 
 
 def with_speedups(rows: Sequence[Row]) -> list[Row]:
@@ -56,9 +63,8 @@ def json_line(row: Row, conditions: Mapping[str, Any]) -> str:
     """One row with all that it depends on."""
     fields = asdict(row)
     point = fields.pop("point")
-    return json.dumps(
-        {**point, **fields, "tokens_per_s": row.tokens_per_s, "conditions": dict(conditions)}
-    )
+    derived = {"tokens_per_s": row.tokens_per_s, "over_limit": row.over_limit}
+    return json.dumps({**point, **fields, **derived, "conditions": dict(conditions)})
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
@@ -83,6 +89,7 @@ def make_table(rows: Sequence[Row], *, title: str, budget: int) -> Table:
         "select",
         "sparse",
         "rest",
+        "kernels",
         "tokens/s",
         "limit",
     ):
@@ -114,8 +121,9 @@ def cells(row: Row, budget: int) -> list[str]:
         f"{row.replay_ms.median:.3f}",
         NONE if row.speedup is None else f"{row.speedup:.2f}",
         *(NONE if part is None else f"{part:.3f}" for part in parts),
+        NONE if row.kernel_launches is None else f"{row.kernel_launches:,}",
         f"{row.tokens_per_s:,.0f}",
-        f"{100 * row.limit_share:.0f} %",
+        _share(row),
     ]
 
 
@@ -123,7 +131,17 @@ def one_line(row: Row) -> str:
     """A row as it is measured, before the table is complete."""
     speedup = f", {row.speedup:.2f} x" if row.speedup else ""
     step = f"{row.step_ms.median:.3f} ms a step ({_range(row.step_ms)})"
-    return f"{row.point} {row.backend}: {step}{speedup}"
+    return f"{row.point} {row.backend}: {step}{speedup}, {_share(row)} of the limit"
+
+
+def limit_warnings(rows: Iterable[Row]) -> list[str]:
+    """What to say about rows that are faster than their bytes can be."""
+    return [
+        f"{row.point} {row.backend} is at {_share(row)} of the byte limit, which cannot be: the "
+        "copy bandwidth was measured too low, or bytes are counted that are not read"
+        for row in rows
+        if row.over_limit
+    ]
 
 
 def under_table(conditions: Mapping[str, Any]) -> str:
@@ -141,6 +159,11 @@ def under_table(conditions: Mapping[str, Any]) -> str:
             + "; ".join(conditions["notes"]),
         ]
     )
+
+
+def _share(row: Row) -> str:
+    """The share of the limit, marked where it cannot be."""
+    return f"{100 * row.limit_share:.0f} %{' (!)' if row.over_limit else ''}"
 
 
 def _range(spread: Spread) -> str:

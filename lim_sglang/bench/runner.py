@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lim_sglang import compat
+from lim_sglang.bench.launches import listed_graphs
 from lim_sglang.config import ENV_VAR, LimConfig, resolve_settings
 from lim_sglang.errors import LimError, ServerError
 from lim_sglang.plugin import register
@@ -102,13 +103,15 @@ def make_contender(runner: Any, name: str) -> Contender:
     Raises:
         ServerError: another backend than the named one is live, or no graph was captured.
     """
-    if name == BACKEND:
-        runner.init_attention_backends()
-        runner.init_cuda_graphs()
-    else:
-        with_backend(runner, name)
+    with listed_graphs():
+        if name == BACKEND:
+            runner.init_attention_backends()
+            runner.init_cuda_graphs()
+        else:
+            with_backend(runner, name)
     live = runner.attn_backend
-    if hasattr(live, "roles") != (name == BACKEND):
+    # SGLang notes what it made of the name; ours alone has roles.
+    if live.decode_attention_backend_str != name or hasattr(live, "roles") != (name == BACKEND):
         raise ServerError(f"SGLang built {type(live).__name__} for the backend {name}")
     if runner.decode_cuda_graph_runner is None:
         raise ServerError(f"SGLang captured no decode graph for the backend {name}")

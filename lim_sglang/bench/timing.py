@@ -1,5 +1,6 @@
 """Timing decode steps on the GPU: whole steps, graphs alone, and layers by role."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,11 +9,14 @@ import torch
 
 from lim_sglang import compat
 from lim_sglang.bench.batch import FilledBatch
+from lim_sglang.bench.launches import count_kernels
 from lim_sglang.bench.points import Repeats
 from lim_sglang.bench.runner import Contender
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.bench import Run, Spread, capture, time_graph
 from lim_sglang.schedule import Role
+
+logger = logging.getLogger(__name__)
 
 WARM_UP_STEPS = 3
 LAYER_REPEATS = 20
@@ -87,6 +91,19 @@ def time_replays(runner: Any, batch: FilledBatch, contender: Contender, repeats:
         end.synchronize()
         samples.append(start.elapsed_time(end) / repeats.steps)
     return Spread.of(samples)
+
+
+def count_launches(contender: Contender) -> int | None:
+    """Kernels in the CUDA graph that the contender's last step replayed.
+
+    None, with a warning, where they cannot be counted: a time is not lost by it.
+    """
+    graphs, key = contender.graph_runner.backend, contender.graph_runner._replay_graph_key
+    try:
+        return count_kernels(graphs._graphs[key])
+    except (ImportError, AttributeError, KeyError, RuntimeError) as error:
+        logger.warning("%s: its kernels cannot be counted: %s", contender.name, error)
+        return None
 
 
 def time_layers(

@@ -90,6 +90,7 @@ STARTS = {
     "language": Start(("--language-only",), ("--language-only",)),
     "no-cache": Start(("--prefill-only-disable-kv-cache",), ("--prefill-only-disable-kv-cache",)),
     "fp4": Start(("--kv-cache-dtype", "fp4_e2m1"), ("--kv-cache-dtype fp4_e2m1",)),
+    "scaled-cache": Start(("--kv-cache-dtype", "mxfp8"), ("--kv-cache-dtype mxfp8",)),
     "pages": Start(("--page-size", "16"), ("--page-size 16",)),
     "sliding": Start((), ("sliding-window",), model="sliding"),
     "mla": Start((), ("MLA",), model="mla"),

@@ -16,4 +16,4 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
     """The runner."""
     shape = os.environ.get("LIM_TEST_SHAPE", next(iter(SHAPES)))
     folder = build_model(tmp_path_factory.mktemp(shape), shape)
-    return Rig(folder, SHAPES[shape].kv_cache_dtype)
+    return Rig(folder, SHAPES[shape].dtype, SHAPES[shape].kv_cache_dtype)

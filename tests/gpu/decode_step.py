@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lim_sglang import compat
-from lim_sglang.kernels.reference import attend_tokens, keep_tokens
+from lim_sglang.kernels.check import SCORE_TOLERANCE
+from lim_sglang.kernels.reference import attend_tokens, keep_tokens, score_tokens
 from tests.gpu.rig import Rig
 
 SELECT, REUSE = 2, 3
@@ -68,7 +69,8 @@ def make_step(rig: Rig, lengths: Sequence[int], *, padding: int = 0, seed: int =
     rows = len(all_lengths)
 
     def drawn(width: int) -> Tensor:
-        return torch.randn(rows, width, generator=generator, device="cuda").half()
+        drawn = torch.randn(rows, width, generator=generator, device="cuda")
+        return drawn.to(rig.runner.dtype)
 
     lens = torch.tensor(all_lengths, dtype=torch.int64)
     new_slots = [int(row[-1]) for row in slots] + [0] * padding
@@ -114,8 +116,8 @@ def run_eager(rig: Rig, backend: Any, step: Step) -> Outcome:
 
 def outcome(backend: Any, step: Step, outputs: tuple[Tensor, Tensor]) -> Outcome:
     """Copy what a step left."""
-    ends = backend.kept.kept_indptr.tolist()
-    kept = backend.kept.kept_slots.clone()
+    ends = backend.kept_plan.kept_indptr.tolist()
+    kept = backend.kept_plan.kept_slots.clone()
     rows = step.forward_batch.batch_size
     return Outcome(
         (outputs[0].clone(), outputs[1].clone()),
@@ -163,26 +165,41 @@ class Graph:
 
     @staticmethod
     def _inputs(step: Step) -> list[Tensor]:
-        return [*step.query, *step.new_kv, step.forward_batch.out_cache_loc]
+        batch = step.forward_batch
+        inputs = [batch.out_cache_loc, batch.req_pool_indices, batch.seq_lens]
+        return [*step.query, *step.new_kv, *inputs]
 
 
-def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome, tolerance: float) -> list[str]:
-    """Rows that are not what the definition gives, from the kernel's own scores on."""
+def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
+    """Rows of which anything is not what the definition gives for the step's q, k and v."""
     heads, _, dim = rig.heads
     pool = rig.runner.token_to_kv_pool
-    keys, values = pool.get_key_buffer(REUSE).float(), pool.get_value_buffer(REUSE).float()
-    scale = layers_of(rig)[1].scaling
+    keys = [pool.get_key_buffer(layer) for layer in (SELECT, REUSE)]
+    values = [pool.get_value_buffer(layer) for layer in (SELECT, REUSE)]
+    budget = backend.selector.shares.budget
     wrong = []
     for row, slots in enumerate(step.slots):
+        name = f"row {row} of {len(slots)} tokens"
+        query = [q[row].view(heads, dim).float() for q in step.query]
         scores = found.scores[row, :, : len(slots)]
-        wanted = slots[keep_tokens(scores, backend.selector.shares)]
-        if not torch.equal(found.kept[row], wanted):
-            wrong.append(f"row {row} of {len(slots)} tokens keeps other slots")
-            continue
-        query = step.query[1][row].view(heads, dim)
-        expected = attend_tokens(query.float(), keys, values, wanted.long(), scale)
-        got = found.outputs[1][row].view(heads, dim).float()
-        error = (got - expected).square().mean().sqrt() / expected.square().mean().sqrt()
-        if not error <= tolerance:
-            wrong.append(f"row {row} of {len(slots)} tokens is off by {error:.1e}")
+        if len(slots) > budget:
+            expected = score_tokens(query[0], keys[0][slots.long()].float())
+            error = relative_error(scores, expected)
+            if not error <= SCORE_TOLERANCE:
+                wrong.append(f"{name}: scores are off by {error:.1e}")
+        kept = slots[keep_tokens(scores, backend.selector.shares)]
+        if not torch.equal(found.kept[row], kept):
+            wrong.append(f"{name} keeps other slots")
+        for place, read in enumerate((slots, kept)):
+            scale = layers_of(rig)[place].scaling
+            expected = attend_tokens(query[place], keys[place], values[place], read.long(), scale)
+            error = relative_error(found.outputs[place][row].view(heads, dim), expected)
+            if not error <= rig.tolerance:
+                wrong.append(f"{name}: layer {(SELECT, REUSE)[place]} is off by {error:.1e}")
     return wrong
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """RMS of the difference over RMS of what is expected."""
+    difference = (found.float() - expected).square().mean().sqrt()
+    return float(difference / expected.square().mean().sqrt())

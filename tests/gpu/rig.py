@@ -25,19 +25,26 @@ class Shape:
     hidden: int
     heads: int
     kv_heads: int
+    dim: int = 64
+    dtype: str = "float16"
     kv_cache_dtype: str = "auto"
     """SGLang's option."""
 
 
 SHAPES = {
-    "smollm2": Shape(576, 9, 3),  # CUDA cores
-    "coder-0.5b": Shape(896, 14, 2),  # tensor cores
-    "fp8": Shape(896, 14, 2, "fp8_e4m3"),
+    "qwen3-8b": Shape(1024, 32, 8, 128, "bfloat16"),
+    "smollm2": Shape(576, 9, 3),  # on CUDA cores; the others on tensor cores
+    "coder-0.5b": Shape(896, 14, 2),
+    "wide-head": Shape(1024, 8, 4, 256, "bfloat16"),
+    "fp8-cache": Shape(896, 14, 2, kv_cache_dtype="fp8_e4m3"),
 }
+"""The heads of real models, in small random ones."""
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+"""Relative RMS of one layer's attention."""
 
 
 def build_model(folder: Path, shape: str) -> Path:
-    """Write a random Llama whose attention is peaked, head_dim 64, fp16."""
+    """Write a random Llama whose attention is peaked."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     found = SHAPES[shape]
@@ -48,9 +55,10 @@ def build_model(folder: Path, shape: str) -> Path:
         num_hidden_layers=NUM_LAYERS,
         num_attention_heads=found.heads,
         num_key_value_heads=found.kv_heads,
+        head_dim=found.dim,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=False,
-        dtype="float16",
+        dtype=found.dtype,
     )
     torch.manual_seed(3)
     model = LlamaForCausalLM(config).float()
@@ -59,14 +67,14 @@ def build_model(folder: Path, shape: str) -> Path:
             if weight.dim() == 2:
                 gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
                 weight.normal_(0.0, gain / weight.shape[1] ** 0.5)
-    model.half().save_pretrained(folder)
+    model.to(getattr(torch, found.dtype)).save_pretrained(folder)
     return folder
 
 
 class Rig:
     """One runner; schedules and dense backends take turns on it."""
 
-    def __init__(self, folder: Path, kv_cache_dtype: str = "auto") -> None:
+    def __init__(self, folder: Path, dtype: str = "float16", kv_cache_dtype: str = "auto") -> None:
         self.runner = load_runner(
             str(folder),
             backend="lim",
@@ -74,7 +82,7 @@ class Rig:
             mem_fraction_static=0.6,  # `max_total_tokens` is what counts
             kv_cache_dtype=kv_cache_dtype,
             batch_sizes=GRAPH_ROWS,
-            dtype="float16",
+            dtype=dtype,
             context_length=CONTEXT,
             max_total_tokens=80_000,
             max_running_requests=64,
@@ -89,6 +97,11 @@ class Rig:
         config = self.runner.model_config
         kv_heads = config.hf_text_config.num_key_value_heads
         return config.num_attention_heads, kv_heads, config.head_dim
+
+    @property
+    def tolerance(self) -> float:
+        """Of one layer's attention."""
+        return TOLERANCE[self.runner.dtype]
 
     def use_dense(self) -> Any:
         """Let SGLang's own FlashInfer backend serve; returns it."""

@@ -28,17 +28,21 @@ def make_requests() -> list[dict[str, Any]]:
     return requests
 
 
+def is_aborted(number: int) -> bool:
+    """Whether a request is aborted in mid-stream."""
+    return number % ABORT_EVERY == 0
+
+
 async def ask(
     engine: Any, request: dict[str, Any], number: int, adapter: str | None
-) -> list[int] | None:
-    """The tokens of one request; None where it was aborted in mid-stream."""
+) -> dict[str, Any]:
+    """Tokens of one request, and how many of its prompt were cached."""
     await asyncio.sleep(0.02 * number % 1.0)
     sampling = {
         "temperature": 0,
         "max_new_tokens": request["num_tokens"],
         "ignore_eos": True,
     }
-    aborts = number % ABORT_EVERY == 0
     stream = await engine.async_generate(
         input_ids=request["prompt"],
         sampling_params=sampling,
@@ -47,14 +51,16 @@ async def ask(
         lora_path=adapter if number % 2 else None,
     )
     tokens: list[int] = []
+    cached = 0
     async for part in stream:
         tokens = part["output_ids"]
-        if aborts and len(tokens) >= request["num_tokens"] // 2:
+        cached = part["meta_info"].get("cached_tokens", 0)
+        if is_aborted(number) and len(tokens) >= request["num_tokens"] // 2:
             engine.tokenizer_manager.abort_request(rid=request["rid"])
-    return None if aborts else tokens
+    return {"tokens": tokens, "cached": cached}
 
 
-async def ask_all(engine: Any, adapter: str | None) -> list[list[int] | None]:
+async def ask_all(engine: Any, adapter: str | None) -> list[dict[str, Any]]:
     """All requests, as a crowd; every other one with the adapter, if there is one."""
     tasks = [ask(engine, request, n, adapter) for n, request in enumerate(make_requests())]
     return await asyncio.gather(*tasks)
@@ -74,18 +80,18 @@ def main() -> None:
         max_total_tokens=24_000,
         max_running_requests=32,
         chunked_prefill_size=512,
-        cuda_graph_max_bs_decode=32,
+        cuda_graph_max_bs_decode=24,  # larger steps run layer by layer
         disable_prefill_cuda_graph=True,
         log_level="warning",
         **options,
     )
     try:
         loop = asyncio.get_event_loop()
-        tokens = loop.run_until_complete(ask_all(engine, adapter))
+        answers = loop.run_until_complete(ask_all(engine, adapter))
         state = engine.get_server_info()["internal_states"][0].get("lim")
     finally:
         engine.shutdown()
-    sys.stdout.write("\n" + json.dumps({"tokens": tokens, "lim": state}))
+    sys.stdout.write("\n" + json.dumps({"answers": answers, "lim": state}))
 
 
 if __name__ == "__main__":

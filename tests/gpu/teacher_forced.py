@@ -73,10 +73,13 @@ def main() -> None:
     served_dense = rig.teacher_forced(prompts, forced)
     rig.use_lim(BUDGET, select)
     served_sparse = rig.teacher_forced(prompts, forced)
+    rig.use_lim(BUDGET, [select[0], select[1] + 3])
+    served_otherwise = rig.teacher_forced(prompts, forced)
     found = {
         "dense": asdict(distance(dense, served_dense)),
         "lim": asdict(distance(sparse, served_sparse)),
         "dense_oracle_to_lim": asdict(distance(dense, served_sparse)),
+        "oracle_to_other_select_layers": asdict(distance(sparse, served_otherwise)),
         "shortest": min(map(len, prompts)),
         "longest": max(map(len, prompts)) + NUM_STEPS,
     }

@@ -7,9 +7,12 @@ from lim_sglang.kernels.check import (
     Batch,
     differing_lengths,
     differing_pipeline,
+    differing_rankings,
     differing_scores,
     differing_sets,
+    differing_shortlists,
     lost_mass,
+    undecided_rows,
 )
 from lim_sglang.kernels.launch import interpreted
 
@@ -35,6 +38,8 @@ BATCHES = {
     "window-only": Batch((5000,), 32, 8, 128, 1024, 1.0, dtype=BF16),
     "no-sinks": Batch((5000,), 32, 8, 128, 1024, sinks=0, dtype=BF16),
     "budget-of-one": Batch((5000, 2), 4, 2, 64, 1, dtype=FP16),
+    "heads-that-agree": Batch((5000, 2100), 8, 2, 64, 1024, dtype=BF16, alike=True),
+    "nan-and-infinities": Batch((5000, 2100), 8, 2, 64, 1024, dtype=BF16, odd=True),
     "f32": Batch((3000,), 8, 2, 64, 512, dtype=F32),
     "sixty-four-rows": Batch(tuple(range(1, 6401, 100)), 16, 8, 128, 512, dtype=BF16),
 }
@@ -52,6 +57,26 @@ def test_kept_lengths_are_the_reference_s(rows: int) -> None:
 @pytest.mark.parametrize("name", BATCHES)
 def test_scores_are_the_reference_s(name: str) -> None:
     assert not differing_scores(BATCHES[name], "cuda")
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_shortlist_is_the_beginning_of_the_reference_s_ranking(name: str) -> None:
+    assert not differing_shortlists(BATCHES[name], "cuda")
+
+
+@pytest.mark.parametrize("name", ["qwen3-8b", "smollm2", "coder-1.5b", "wide-head"])
+def test_shortlists_decide_where_heads_differ(name: str) -> None:
+    assert not undecided_rows(BATCHES[name], "cuda")
+
+
+@pytest.mark.parametrize("name", ["heads-that-agree", "all-ties"])
+def test_shortlists_do_not_decide_what_they_cannot_know(name: str) -> None:
+    assert undecided_rows(BATCHES[name], "cuda") == BATCHES[name].sparse
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_whole_ranking_is_exactly_the_reference_s(name: str) -> None:
+    assert not differing_rankings(BATCHES[name], "cuda")
 
 
 @pytest.mark.parametrize("name", BATCHES)

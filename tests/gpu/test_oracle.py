@@ -18,6 +18,9 @@ MODELS = {
 }
 """Folder and SELECT layers; a converted SmolLM2 is in the cache after a first `lim serve`."""
 
+KL_NOISE = 2e-4
+"""Nats that fp16 may cost a set which a near tie decides."""
+
 
 @pytest.mark.parametrize("name", MODELS)
 def test_served_logits_are_as_near_the_oracle_as_dense_ones(name: str) -> None:
@@ -35,6 +38,7 @@ def test_served_logits_are_as_near_the_oracle_as_dense_ones(name: str) -> None:
     sys.stdout.write(json.dumps(found) + "\n")  # shown with -rP, for docs/log.md
     dense, lim = found["dense"], found["lim"]
     assert lim["top1"] >= dense["top1"] - 0.01
-    assert lim["kl"] <= 2 * dense["kl"] + 1e-3
-    # So far apart are dense and sparse decoding; a server that is dense would be as far.
-    assert found["dense_oracle_to_lim"]["kl"] > 5 * lim["kl"]
+    assert lim["kl"] <= 1.5 * dense["kl"] + KL_NOISE
+    # What would be seen if decode were dense, or another layer selected.
+    assert found["dense_oracle_to_lim"]["kl"] > 10 * lim["kl"]
+    assert found["oracle_to_other_select_layers"]["kl"] > 10 * lim["kl"]

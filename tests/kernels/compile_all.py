@@ -11,14 +11,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lim_sglang.kernels import launch, lengths, rank, score, union
+from lim_sglang.kernels import compact, launch, lengths, rank, score, shortlist, union
 
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 90, 100, 120)
 FP8_FROM = 89
 """The first architecture whose compiler takes fp8 of the kind that KV caches use."""
 POINTERS = {
     **dict.fromkeys(("indptr", "slots", "ranking", "first_turn", "last_turn"), "*i32"),
-    **dict.fromkeys(("kept_indptr", "kept"), "*i32"),
+    **dict.fromkeys(("kept_indptr", "kept", "depth"), "*i32"),
     "lengths": "*i64",
     "scores": "*fp32",
 }
@@ -27,14 +27,20 @@ POINTERS = {
 def shared_memory(
     kernel: Any, architecture: int, constants: dict[str, Any], warps: int = 4, **types: str
 ) -> int:
-    """Bytes of shared memory that a program of the compiled kernel takes."""
+    """Bytes of shared memory that a program of the kernel takes, compiled as it is launched."""
     pointers = POINTERS | types
     signature = {name: pointers.get(name, "i32") for name in kernel.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")
+    # What Triton learns from real arguments: addresses and strides are multiples of 16.
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(kernel.arg_names)
+        if name in pointers or name.endswith("_stride")
+    }
     compiled = triton.compile(
-        ASTSource(fn=kernel, signature=signature, constexprs=constants),
+        ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": warps},
+        options={"num_warps": warps, "num_stages": launch.NUM_STAGES},
     )
     shared: int = compiled.metadata.shared
     return shared
@@ -45,7 +51,7 @@ def compile_scores(architecture: int) -> dict[str, int]:
     found = {}
     for query, keys in (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp8e4nv")):
         for dim in (64, 128, 256):
-            for group in (1, 16, 32):
+            for group in (1, 16):
                 if keys == "fp8e4nv" and architecture < FP8_FROM:
                     continue
                 constants = {
@@ -64,20 +70,40 @@ def compile_scores(architecture: int) -> dict[str, int]:
 
 
 def compile_rest(architecture: int) -> dict[str, int]:
-    """Ranking for budgets of 256, 2,048 and 6,144, the union, and the kept lengths."""
+    """The rest for budgets of 256, 2,048 and 6,144 of 32 heads."""
     found = {}
-    for k in (192, 1536, 4608):
-        padded = triton.next_power_of_2(k)
-        constants = {"PADDED_K": padded, "BLOCK": launch.RANK_BLOCK}
-        found[f"rank {k}"] = shared_memory(
-            rank._rank, architecture, constants, warps=launch.rank_warps(padded)
+    for selected in (192, 1536, 4608):
+        capacity = shortlist.shortlist_capacity(selected)
+        constants = {
+            "NO_TURN": launch.NEVER,
+            "CAPACITY": capacity,
+            "SAMPLE": launch.SHORTLIST_SAMPLE,
+            "BLOCK": launch.SHORTLIST_BLOCK,
+        }
+        found[f"shortlist {selected}"] = shared_memory(
+            shortlist._shortlist, architecture, constants, launch.sort_warps(capacity)
         )
-    name = lengths._count_kept.fn.__name__
-    constants = {"BLOCK": launch.LENGTH_BLOCK}
-    found[name] = shared_memory(lengths._count_kept, architecture, constants)
-    for kernel in (union._take_turns, union._cut, union._compact):
-        name = kernel.fn.__name__
-        found[name] = shared_memory(kernel, architecture, {"BLOCK": launch.UNION_BLOCK})
+        padded = triton.next_power_of_2(selected)
+        constants = {
+            "UNDECIDED": launch.UNDECIDED,
+            "PADDED_K": padded,
+            "BLOCK": launch.RANK_BLOCK,
+        }
+        found[f"rank {selected}"] = shared_memory(
+            rank._rank, architecture, constants, launch.sort_warps(padded)
+        )
+    for whole in (False, True):
+        flags = {"WHOLE": whole, "UNDECIDED": launch.UNDECIDED, "PADDED_HEADS": 32}
+        found[f"take_turns {whole}"] = shared_memory(
+            union._take_turns, architecture, flags | {"BLOCK": launch.TURN_BLOCK}
+        )
+        found[f"cut {whole}"] = shared_memory(
+            union._cut, architecture, flags | {"BLOCK": launch.CUT_BLOCK}, launch.WIDE_WARPS
+        )
+    blocks = {"BLOCK": launch.COMPACT_BLOCK, "COUNT_BLOCK": launch.COUNT_BLOCK}
+    found["compact"] = shared_memory(compact._compact, architecture, blocks, launch.WIDE_WARPS)
+    blocks = {"BLOCK": launch.LENGTH_BLOCK}
+    found["count_kept"] = shared_memory(lengths._count_kept, architecture, blocks)
     return found
 
 

@@ -6,15 +6,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from lim_sglang import compat
-from lim_sglang.bench import capacity, kernel
+from lim_sglang.bench import capacity, command, kernel
+from lim_sglang.bench import runner as runner_module
 from lim_sglang.bench.capacity import Capacity
 from lim_sglang.bench.command import bench
-from lim_sglang.bench.runner import check_backends, with_backend
-from lim_sglang.errors import ConfigError, LimError
+from lim_sglang.bench.launches import ListedGraph
+from lim_sglang.bench.points import DecodeOptions
+from lim_sglang.bench.runner import check_backends, make_contender, with_backend
+from lim_sglang.errors import ConfigError, LimError, ServerError
 from lim_sglang.kernels.bench import Case, Op, OpTiming, Spread, prepare
+from lim_sglang.kernels.check import Batch
 
 CASE = Case(8, 32768, 32, 8, 128, 2048)
 
@@ -86,6 +91,57 @@ def test_a_dense_backend_is_built_under_its_own_name_and_ours_comes_back(
     with_backend(runner, "triton")
     assert seen == ["triton", "triton"]
     assert args.attention_backend == "lim"
+
+
+def test_every_dense_backend_can_be_measured_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[DecodeOptions] = []
+    monkeypatch.setattr(command, "_show_decode", lambda options, _out: bool(asked.append(options)))
+    named = "triton,lim,fa3,flashinfer"
+    run("decode", "--shape", "qwen3-8b", "--point", "1x1k", "--backends", named)
+    assert asked[0].backends == ("lim", "triton", "fa3", "flashinfer")
+
+
+@pytest.mark.parametrize(("built", "is_it"), [("fa3", True), ("flashinfer", False)])
+def test_a_backend_is_measured_under_no_other_s_name(
+    monkeypatch: pytest.MonkeyPatch, built: str, is_it: bool
+) -> None:
+    graphs: list[type] = []
+
+    def build(runner: Any, _name: str) -> None:
+        graphs.append(torch.cuda.CUDAGraph)
+        runner.attn_backend = SimpleNamespace(decode_attention_backend_str=built)
+        runner.decode_cuda_graph_runner = "graphs"
+
+    monkeypatch.setattr(runner_module, "with_backend", build)
+    if is_it:
+        assert make_contender(SimpleNamespace(), "fa3").graph_runner == "graphs"
+        assert graphs == [ListedGraph]
+        return
+    with pytest.raises(ServerError, match="built SimpleNamespace for the backend fa3"):
+        make_contender(SimpleNamespace(), "fa3")
+
+
+@pytest.mark.parametrize(
+    ("batch", "context", "rows"), [(8, 32768, 2), (1, 32768, 1), (8, 800_000, 1)]
+)
+def test_the_case_itself_is_checked_before_it_is_timed(
+    monkeypatch: pytest.MonkeyPatch, batch: int, context: int, rows: int
+) -> None:
+    case = Case(batch, context, 40, 10, 64, 1000)
+    asked: list[Batch] = []
+
+    def differences(checked: Batch, device: str) -> list[str]:
+        assert device == "cuda"
+        asked.append(checked)
+        return ["row 1 of 32768 tokens keeps another set"]
+
+    for name in ("require_gpu", "check_exactness"):
+        monkeypatch.setattr(kernel, name, lambda: None)
+    monkeypatch.setattr(kernel, "differences", differences)
+    with pytest.raises(LimError, match=r"not exact on this case:\n  - row 1 of 32768") as caught:
+        next(kernel.measure_ops(["score"], case, 1))
+    assert "no time is shown" in str(caught.value)
+    assert asked == [Batch((context,) * rows, 40, 10, 64, 1000, dtype=torch.bfloat16)]
 
 
 def test_an_operation_s_line_holds_its_shape_and_speed() -> None:

@@ -13,6 +13,7 @@ from lim_sglang.bench.rows import (
     append_lines,
     cells,
     json_line,
+    limit_warnings,
     make_table,
     one_line,
     under_table,
@@ -35,7 +36,9 @@ CONDITIONS = {
 }
 
 
-def row(backend: str, step_ms: float, split: StepSplit | None = None) -> Row:
+def row(
+    backend: str, step_ms: float, split: StepSplit | None = None, limit_share: float = 0.615
+) -> Row:
     """A row at 8 x 32K."""
     return Row(
         point=Point(8, 32768),
@@ -44,7 +47,8 @@ def row(backend: str, step_ms: float, split: StepSplit | None = None) -> Row:
         replay_ms=Spread(step_ms - 0.3, 0.0, 0.0),
         sparse_rows=8 if backend == "lim" else None,
         num_bytes=10**10,
-        limit_share=0.615,
+        limit_share=limit_share,
+        kernel_launches=1234 if split else None,
         split=split,
     )
 
@@ -74,6 +78,8 @@ def test_a_json_line_holds_the_row_and_its_conditions() -> None:
     assert line["split"]["selection_ms"] == 0.25
     assert line["sparse_rows"] == 8
     assert line["tokens_per_s"] == 800
+    assert (line["limit_share"], line["over_limit"]) == (0.615, False)
+    assert line["kernel_launches"] == 1234
     assert line["conditions"] == CONDITIONS
 
 
@@ -88,18 +94,18 @@ def test_a_table_line_has_every_part() -> None:
     shown = cells(with_speedups([row("lim", 10.0, SPLIT), row("flashinfer", 21.0)])[0], 2048)
     assert shown[:4] == ["8", "32,768", "2,048", "lim"]
     assert shown[4:8] == ["10.000", "9.900 - 10.200", "9.700", "2.10"]
-    assert shown[8:] == ["1.500", "0.250", "1.000", "7.250", "800", "62 %"]
+    assert shown[8:] == ["1.500", "0.250", "1.000", "7.250", "1,234", "800", "62 %"]
 
 
 def test_what_was_not_measured_is_a_dash() -> None:
     shown = cells(row("triton", 10.0), 2048)
     assert shown[2] == "-"
-    assert shown[7:12] == ["-"] * 5
+    assert shown[7:13] == ["-"] * 6
 
 
 def test_the_table_fits_into_160_columns() -> None:
     console = Console(width=160, record=True, file=None, force_terminal=False, quiet=True)
-    rows = [row("lim", 10.0, SPLIT), row("flashinfer", 21.0, SPLIT)]
+    rows = [row("lim", 10.0, SPLIT), row("flashinfer", 21.0, SPLIT, limit_share=1.12)]
     table = make_table(rows, title="qwen3-8b", budget=2048)
     assert console.measure(table).maximum <= 160
 
@@ -114,4 +120,14 @@ def test_below_the_table_stand_the_conditions() -> None:
 
 def test_a_row_is_one_line_while_the_rest_is_measured() -> None:
     rows = with_speedups([row("lim", 10.0), row("flashinfer", 21.0)])
-    assert one_line(rows[0]) == "8x32768 lim: 10.000 ms a step (9.900 - 10.200), 2.10 x"
+    expected = "8x32768 lim: 10.000 ms a step (9.900 - 10.200), 2.10 x, 62 % of the limit"
+    assert one_line(rows[0]) == expected
+
+
+def test_a_step_faster_than_its_bytes_is_marked_wherever_it_is_shown() -> None:
+    fine, impossible = row("lim", 10.0), row("flashinfer", 19.7, limit_share=1.12)
+    assert json.loads(json_line(impossible, CONDITIONS))["over_limit"] is True
+    assert cells(impossible, 2048)[-1] == "112 % (!)"
+    assert one_line(impossible).endswith("112 % (!) of the limit")
+    (warning,) = limit_warnings([fine, impossible])
+    assert "8x32768 flashinfer is at 112 % (!) of the byte limit, which cannot be" in warning

@@ -1,18 +1,22 @@
 """Timing without a GPU: who runs when, on which metadata, with which layers."""
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
+from enum import Enum
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lim_sglang import compat
-from lim_sglang.bench import timing
+from lim_sglang.bench import launches, timing
 from lim_sglang.bench.batch import FilledBatch
 from lim_sglang.bench.points import Point, Repeats
 from lim_sglang.bench.runner import Contender
 from lim_sglang.errors import ServerError
+from lim_sglang.kernels import copy_speed
 from lim_sglang.schedule import Role
 
 BATCH = FilledBatch(Point(3, 40), torch.empty(0), SimpleNamespace(name="batch"))
@@ -160,3 +164,137 @@ def test_the_graph_alone_is_replayed_without_a_step(monkeypatch: pytest.MonkeyPa
     chosen = Contender("lim", "backend", graphs)
     timing.time_replays(runner, BATCH, chosen, Repeats(windows=2, steps=3))
     assert replayed == [("key", BATCH.forward_batch)] * 2 * (1 + 3)
+
+
+class NodeType(Enum):
+    """As CUDA's driver API."""
+
+    CU_GRAPH_NODE_TYPE_KERNEL = 0
+    CU_GRAPH_NODE_TYPE_MEMCPY = 1
+    CU_GRAPH_NODE_TYPE_GRAPH = 4
+
+
+KERNEL, COPY = NodeType.CU_GRAPH_NODE_TYPE_KERNEL, NodeType.CU_GRAPH_NODE_TYPE_MEMCPY
+
+
+class Code(int):
+    """An error code with a name."""
+
+    name = "CUDA_ERROR_INVALID_VALUE"
+
+
+@dataclass
+class Driver:
+    """Stands in for `cuda.bindings.driver`: a graph is a list of nodes, one within it a node."""
+
+    error: Code = field(default_factory=Code)
+    CUgraphNodeType = NodeType
+    CUgraph = staticmethod(lambda init_value: init_value)
+
+    def cuGraphGetNodes(self, graph: Any, num_nodes: int = 0) -> Any:  # noqa: N802 - CUDA's name
+        """The number of nodes, and as many as there is room for."""
+        return self.error, graph[:num_nodes], num_nodes or len(graph)
+
+    def cuGraphNodeGetType(self, node: Any) -> Any:  # noqa: N802 - CUDA's name
+        """What a node is."""
+        return self.error, NodeType.CU_GRAPH_NODE_TYPE_GRAPH if isinstance(node, list) else node
+
+    def cuGraphChildGraphNodeGetGraph(self, node: Any) -> Any:  # noqa: N802 - CUDA's name
+        """The graph within a node."""
+        return self.error, node
+
+
+def replayed(graph: Any) -> Contender:
+    """A contender whose last step replayed a graph."""
+    backend = SimpleNamespace(_graphs={"key": graph, "another": None})
+    graph_runner = SimpleNamespace(backend=backend, _replay_graph_key="key")
+    return Contender("lim", "backend", graph_runner)
+
+
+def test_kernels_are_counted_in_the_graph_and_in_those_within_it() -> None:
+    assert launches.count_nodes(Driver(), [KERNEL, COPY, [KERNEL, [KERNEL], COPY], KERNEL]) == 4
+    assert launches.count_nodes(Driver(), []) == 0
+
+
+def test_the_graph_of_the_last_step_is_the_one_that_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver: Any = Driver()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
+    graph = SimpleNamespace(raw_cuda_graph=lambda: [KERNEL, KERNEL, COPY])
+    assert timing.count_launches(replayed(graph)) == 2
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not kept"), ImportError("no cuda-python")])
+def test_kernels_that_cannot_be_counted_cost_no_time_but_are_mentioned(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def fail(_graph: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(timing, "count_kernels", fail)
+    assert timing.count_launches(replayed("graph")) is None
+    assert f"lim: its kernels cannot be counted: {error}" in caplog.text
+
+
+def test_the_driver_s_refusal_is_told_in_its_words() -> None:
+    with pytest.raises(RuntimeError, match="CUDA_ERROR_INVALID_VALUE"):
+        launches.count_nodes(Driver(Code(1)), [KERNEL])
+
+
+def test_graphs_that_sglang_captures_can_be_listed_and_others_are_torch_s() -> None:
+    original = torch.cuda.CUDAGraph
+
+    def fail() -> None:
+        with launches.listed_graphs():
+            assert torch.cuda.CUDAGraph is launches.ListedGraph
+            assert issubclass(torch.cuda.CUDAGraph, original)
+            raise ServerError("out of memory")
+
+    with pytest.raises(ServerError):
+        fail()
+    assert torch.cuda.CUDAGraph is original
+
+
+@pytest.mark.parametrize(
+    ("free", "measured"), [(1000, [100, 200, 400]), (500, [100, 200]), (10, [100])]
+)
+def test_the_copy_s_bandwidth_is_the_best_of_the_sizes_that_fit(
+    monkeypatch: pytest.MonkeyPatch, free: int, measured: list[int]
+) -> None:
+    sizes: list[int] = []
+
+    def take_ms(num_bytes: int, _device: str) -> float:
+        sizes.append(num_bytes)
+        return 1e-4 if num_bytes == 100 else 1e-3
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 1 << 40))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(copy_speed, "_median_copy_ms", take_ms)
+    assert copy_speed.copy_gb_per_s((100, 200, 400)) == pytest.approx(2 * 100 / 1e-4 / 1e6)
+    assert sizes == measured
+
+
+class Operations(TorchDispatchMode):
+    """Notes which of torch's operations run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_copy_that_is_timed_is_no_memcpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    operations = Operations()
+
+    def capture(run: Any) -> None:
+        with operations:
+            run()
+
+    monkeypatch.setattr(copy_speed, "capture", capture)
+    monkeypatch.setattr(copy_speed, "time_graph", lambda _graph, _repeats: [3.0, 1.0, 9.0])
+    assert copy_speed._median_copy_ms(4096, "cpu") == 3.0
+    assert operations.names == ["aten.neg.out"]

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent / "compile_all.py"
-SHARED_BYTES = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10}
+SHARED_BYTES = {
+    "80": 163 << 10,
+    "90": 227 << 10,
+    "100": 227 << 10,
+    "120": 99 << 10,
+}
 """What one program may take, by architecture: NVIDIA's CUDA programming guide."""
 
 
@@ -30,10 +35,11 @@ def test_every_kernel_fits(compiled: dict[str, dict[str, int]], architecture: st
     kernels = compiled[architecture]
     assert {name.split()[0] for name in kernels} == {
         "score",
+        "shortlist",
         "rank",
-        "_take_turns",
-        "_cut",
-        "_compact",
-        "_count_kept",
+        "take_turns",
+        "cut",
+        "compact",
+        "count_kept",
     }
     assert max(kernels.values()) <= SHARED_BYTES[architecture]

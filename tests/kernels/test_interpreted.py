@@ -8,8 +8,11 @@ from lim_sglang.kernels.check import (
     Batch,
     differing_lengths,
     differing_pipeline,
+    differing_rankings,
     differing_scores,
     differing_sets,
+    differing_shortlists,
+    undecided_rows,
 )
 from lim_sglang.kernels.launch import interpreted
 from lim_sglang.kernels.rank import _rank
@@ -30,6 +33,11 @@ BATCHES = {
     "longer-than-a-block": Batch((2600, 40), heads=2, kv_heads=1, budget=50, spread=9),
     "f32": Batch((100,), dtype=torch.float32),
     "bf16": Batch((100,), dtype=torch.bfloat16),
+    "heads-that-agree": Batch((1900, 700), heads=4, budget=700, alike=True),
+    "as-long-as-a-shortlist": Batch((1700,), heads=3, kv_heads=1, budget=1000),
+    "too-many-ties-for-a-shortlist": Batch((1900, 1500), heads=2, kv_heads=1, budget=400, spread=1),
+    "nan-and-infinities": Batch((300, 90), budget=80, odd=True),
+    "more-than-a-sample": Batch((5000,), heads=8, budget=300),
     "wide-head": Batch((70,), dim=256),
 }
 
@@ -47,6 +55,26 @@ def test_kept_lengths_are_the_reference_s(lengths: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("name", BATCHES)
 def test_scores_are_the_reference_s(name: str) -> None:
     assert not differing_scores(BATCHES[name], "cpu")
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_shortlist_is_the_beginning_of_the_reference_s_ranking(name: str) -> None:
+    assert not differing_shortlists(BATCHES[name], "cpu")
+
+
+@pytest.mark.parametrize("name", ["mixed-lengths", "odd-heads", "more-than-a-sample"])
+def test_shortlists_decide_where_heads_differ(name: str) -> None:
+    assert not undecided_rows(BATCHES[name], "cpu")
+
+
+@pytest.mark.parametrize("name", ["heads-that-agree", "too-many-ties-for-a-shortlist"])
+def test_shortlists_do_not_decide_what_they_cannot_know(name: str) -> None:
+    assert undecided_rows(BATCHES[name], "cpu") == BATCHES[name].sparse
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_whole_ranking_is_exactly_the_reference_s(name: str) -> None:
+    assert not differing_rankings(BATCHES[name], "cpu")
 
 
 @pytest.mark.parametrize("name", BATCHES)

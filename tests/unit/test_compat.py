@@ -1,4 +1,4 @@
-"""What of SGLang is pinned and mended, without SGLang."""
+"""What of SGLang is mended and looked up, without SGLang."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,16 +8,6 @@ from typing import Any
 import pytest
 
 from lim_sglang import compat
-from lim_sglang.errors import ServerError
-
-
-@pytest.mark.parametrize("found", ["0.5.17", None])
-def test_another_sglang_is_refused_in_words(
-    monkeypatch: pytest.MonkeyPatch, found: str | None
-) -> None:
-    monkeypatch.setattr(compat, "installed_version", lambda: found)
-    with pytest.raises(ServerError, match=rf"0\.5\.16 exactly, found {found or 'none'}"):
-        compat.check_version()
 
 
 def test_an_unknown_name_is_no_attribute() -> None:
@@ -78,3 +68,17 @@ def test_the_environment_says_where_sglang_serves(
     if value is not None:
         monkeypatch.setenv(compat.CPU_ENGINE_VAR, value)
     assert compat.serves_on_cpu() is on_cpu
+
+
+def test_the_context_is_the_option_or_what_sglang_derives(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = SimpleNamespace(get_context_length=lambda config: config.max_position_embeddings)
+    monkeypatch.setattr(compat.importlib, "import_module", lambda _name: reader)
+    model = SimpleNamespace(max_position_embeddings=4096)
+    assert compat.context_length(SimpleNamespace(context_length=None), model) == 4096
+    assert compat.context_length(SimpleNamespace(context_length=512), model) == 512
+
+
+def test_extra_context_is_what_sglang_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizing = SimpleNamespace(get_req_to_token_extra_context_len=lambda args: 4 + args.drafts)
+    monkeypatch.setattr(compat.importlib, "import_module", lambda _name: sizing)
+    assert compat.extra_context(SimpleNamespace(drafts=3)) == 7

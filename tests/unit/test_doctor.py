@@ -1,8 +1,9 @@
-"""What `lim doctor` says of the environment."""
+"""What `lim doctor` says of the environment and of a GPU."""
 
 import pytest
 
-from lim_sglang.doctor import Verdict, _environment
+from lim_sglang import doctor, gate
+from lim_sglang.doctor import Verdict, _decode_stack, _environment, _kernels
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +31,25 @@ def test_a_variable_that_is_in_the_way_is_named(
 def test_a_list_of_plugins_with_ours_in_it_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLANG_PLUGINS", "other, lim")
     assert {finding.verdict for finding in _environment()} == {Verdict.OK}
+
+
+def test_what_cannot_decode_on_a_gpu_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "reasons_against_decode_stack", lambda: ["another flashinfer"])
+    (off,) = _decode_stack()
+    assert (off.verdict, off.text) == (Verdict.OFF, "another flashinfer")
+    monkeypatch.setattr(doctor, "reasons_against_decode_stack", list)
+    (fine,) = _decode_stack()
+    assert fine.verdict is Verdict.OK
+
+
+def test_kernels_that_fail_are_off_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "check_gpu", lambda: ["Qwen3-8B: the GPU has no memory left"])
+    (off,) = _kernels((9, 0))
+    assert (off.verdict, off.text) == (
+        Verdict.OFF,
+        "kernels: Qwen3-8B: the GPU has no memory left",
+    )
+    monkeypatch.setattr(gate, "check_gpu", list)
+    (fine,) = _kernels((8, 0))
+    assert "fp8_e5m2 cache" in fine.text
+    assert "fp8_e4m3 cache" not in fine.text

@@ -14,6 +14,7 @@ from lim_sglang.refusals import (
     reasons_against,
     reasons_against_layers,
     reasons_against_model,
+    reuses_sets,
 )
 
 BAD_VALUES: dict[str, Any] = {
@@ -84,6 +85,17 @@ def test_a_decode_graph_in_pieces_is_refused_as_typed_and_as_resolved(
     assert [r.split(":")[0] for r in reasons] == ["--cuda-graph-config"] * refused
 
 
+@pytest.mark.parametrize("dtype", ["mxfp8", "nvfp4", "fp4_mx_block16", "fp4_e2m1", "int8"])
+def test_a_cache_with_scales_beside_its_keys_is_refused(dtype: str) -> None:
+    (reason,) = reasons_against(SimpleNamespace(kv_cache_dtype=dtype), on_cpu=False)
+    assert reason.startswith(f"--kv-cache-dtype {dtype}: ")
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2", None])
+def test_a_cache_that_holds_keys_alone_is_served(dtype: str | None) -> None:
+    assert reasons_against(SimpleNamespace(kv_cache_dtype=dtype), on_cpu=False) == []
+
+
 def test_all_reasons_come_at_once() -> None:
     options = SimpleNamespace(pp_size=2, enable_mixed_chunk=True, tp_size=4)
     assert len(reasons_against(options, on_cpu=False)) == 3
@@ -111,6 +123,21 @@ def test_a_model_is_refused_by_its_trait(traits: dict[str, Any], word: str) -> N
 )
 def test_a_plain_model_is_served(traits: dict[str, Any]) -> None:
     assert reasons_against_model(model(**traits), LimConfig()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "reuses"),
+    [
+        ({}, True),
+        ({"policy": "full"}, False),
+        ({"select_layers": ()}, False),
+        ({"select_layers": (7,)}, False),  # of 8: nothing above it
+    ],
+)
+def test_a_schedule_reuses_sets_unless_all_its_layers_read_everything(
+    settings: dict[str, Any], reuses: bool
+) -> None:
+    assert reuses_sets(model(), LimConfig(**settings)) is reuses
 
 
 def test_a_layer_that_the_model_lacks_is_a_reason() -> None:

@@ -1,0 +1,111 @@
+"""The kept tokens as cache slots, in order of position: sinks, chosen tokens, newest tokens.
+
+Defined by `reference.compact_slots`. Programs share a row's positions; each counts what is kept
+before its own, so that no second pass is needed.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lim_sglang.kernels.launch import (
+    COMPACT_BLOCK,
+    COUNT_BLOCK,
+    WIDE_WARPS,
+    check_int32,
+    check_tensors,
+)
+from lim_sglang.kernels.reference import Shares
+
+
+@triton.jit
+def _is_kept(first_turn, cut, positions, inside, sinks, newest):
+    turn = tl.load(first_turn + positions, mask=inside, other=0)
+    return inside & ((turn <= cut) | (positions < sinks) | (positions >= newest))
+
+
+@triton.jit(do_not_specialize=["budget", "sinks", "recent"])
+def _compact(
+    indptr,  # [B + 1] int32, of all tokens
+    slots,  # [indptr[B]] int32
+    kept_indptr,  # [B + 1] int32, of the kept tokens
+    first_turn,  # [B, >= S] int32
+    last_turn,  # [B] int32
+    kept,  # [kept_indptr[B]] int32
+    budget,
+    sinks,
+    recent,
+    turn_row_stride,
+    BLOCK: tl.constexpr,
+    COUNT_BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    start = tl.load(indptr + row).to(tl.int64)
+    length = (tl.load(indptr + row + 1) - start).to(tl.int32)
+    own = tl.program_id(1) * BLOCK
+    if own >= length:
+        return
+    positions = own + tl.arange(0, BLOCK)
+    inside = positions < length
+    slot = tl.load(slots + start + positions, mask=inside, other=0)
+    kept += tl.load(kept_indptr + row).to(tl.int64)
+    if length <= budget:
+        tl.store(kept + positions, slot, mask=inside)
+        return
+    first_turn += row * turn_row_stride
+    cut = tl.load(last_turn + row)
+    newest = length - recent
+    before = 0
+    for first in range(0, own, COUNT_BLOCK):
+        earlier = first + tl.arange(0, COUNT_BLOCK)
+        counted = _is_kept(first_turn, cut, earlier, earlier < own, sinks, newest)
+        before += tl.sum(counted.to(tl.int32), 0)
+    keep = _is_kept(first_turn, cut, positions, inside, sinks, newest)
+    place = before + tl.cumsum(keep.to(tl.int32), 0) - 1
+    tl.store(kept + place, slot, mask=keep)
+
+
+def compact_slots(
+    indptr: Tensor,
+    slots: Tensor,
+    kept_indptr: Tensor,
+    *,
+    shares: Shares,
+    first_turn: Tensor,
+    last_turn: Tensor,
+    out: Tensor,
+) -> Tensor:
+    """Write the slots of each row's kept tokens, in order of position.
+
+    Args:
+        indptr, slots: [B + 1] and [indptr[B]] int32, all tokens.
+        kept_indptr: [B + 1] int32, where each row's kept tokens begin: `min(length, budget)` each.
+        shares: rows within its budget keep everything; its ends are always kept.
+        first_turn: [B, N] int32, N at least the longest row; from `unite_rankings`.
+        last_turn: [B] int32, from `unite_rankings`.
+        out: [kept_indptr[B]] int32 or longer.
+
+    Returns:
+        `out`.
+    """
+    ints = {"indptr": indptr, "slots": slots, "kept_indptr": kept_indptr, "out": out}
+    ints |= {"first_turn": first_turn, "last_turn": last_turn}
+    check_tensors(**ints)
+    check_int32(**ints)
+    rows, width = first_turn.shape
+    _compact[(rows, triton.cdiv(width, COMPACT_BLOCK))](
+        indptr,
+        slots,
+        kept_indptr,
+        first_turn,
+        last_turn,
+        out,
+        shares.budget,
+        shares.sinks,
+        shares.recent,
+        first_turn.stride(0),
+        BLOCK=COMPACT_BLOCK,
+        COUNT_BLOCK=COUNT_BLOCK,
+        num_warps=WIDE_WARPS,
+    )
+    return out

@@ -1,0 +1,135 @@
+"""Dense attention that leaves its raw scores behind: FlashInfer's decode with a variant of ours.
+
+A SELECT layer computes q·k of every head and token anyway; storing it costs less than reading the
+keys a second time in `score.py`. Attention is what FlashInfer's own kernel gives, bit for bit. The
+only kernel here that is not Triton's: nvcc compiles it once, as it does FlashInfer's own.
+
+Scores are defined by `reference.score_tokens`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lim_sglang.kernels.launch import check_tensors
+
+NAME = "LimScoringAttention"
+VARIANT = f"""
+struct {NAME} : AttentionVariantBase {{
+  static constexpr bool use_softmax = true;
+
+  uint32_t qo_len, kv_len, window_left, chunk_end;
+  float sm_scale_log2;
+  float* row_scores;
+
+  template <typename Params>
+  __device__ __host__ {NAME}(const Params& params, uint32_t batch_idx, uint8_t* smem_ptr) {{
+    qo_len = params.get_qo_len(batch_idx);
+    kv_len = params.get_kv_len(batch_idx);
+    window_left = kv_len;
+    sm_scale_log2 = params.sm_scale * math::log2e;
+    const bool wanted = batch_idx < params.num_scored_rows && kv_len > params.budget;
+    row_scores = wanted ? params.scores + batch_idx * params.score_row_stride : nullptr;
+    chunk_end = kv_len;
+#ifdef __CUDA_ARCH__
+    // The last tile of a chunk also computes positions past its end. Another block has those.
+    if (params.partition_kv) {{
+      const uint32_t chunk = *params.kv_chunk_size_ptr;
+      chunk_end = min((params.kv_tile_indices[blockIdx.x] + 1) * chunk, kv_len);
+    }}
+#endif
+  }}
+
+  REGISTER_LOGITS_TRANSFORM(params, logits, batch_idx, qo_idx, kv_idx, qo_head_idx, kv_head_idx, {{
+    // A tile has more query rows than a request has heads.
+    if (row_scores != nullptr && qo_idx < qo_len && kv_idx < chunk_end) {{
+      row_scores[qo_head_idx * params.score_head_stride + kv_idx] = logits;
+    }}
+    return logits;
+  }})
+}};
+"""
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+class ScoringAttention:
+    """One compiled kernel: a head dimension and a dtype of queries and cache."""
+
+    def __init__(self, dtype: torch.dtype, head_dim: int) -> None:
+        """Load the kernel; compile it where that was not done before (26 s on 16 cores)."""
+        from flashinfer.jit import gen_customize_batch_prefill_module
+        from flashinfer.utils import device_support_pdl
+
+        name = f"lim_scoring_{str(dtype).removeprefix('torch.')}_{head_dim}"
+        tensors, scalars = (
+            {"scores": "float"},
+            dict.fromkeys(
+                ("num_scored_rows", "budget", "score_row_stride", "score_head_stride"), "int64_t"
+            ),
+        )
+        spec = gen_customize_batch_prefill_module(
+            "fa2",
+            name,
+            *(dtype, dtype, dtype, torch.int32),
+            *(head_dim, head_dim),
+            list(tensors),
+            list(tensors.values()),
+            ["sm_scale", *scalars],
+            ["double", *scalars.values()],
+            NAME,
+            VARIANT,
+        )
+        self._paged_run = spec.build_and_load().paged_run
+        self._launches_early = device_support_pdl(torch.device("cuda"))
+
+    def run(
+        self,
+        planned: Any,
+        query: Tensor,
+        kv_cache: tuple[Tensor, Tensor],
+        sm_scale: float,
+        scores: Tensor,
+        budget: int,
+    ) -> Tensor:
+        """Attend as a planned decode does, and store the scores of rows over the budget.
+
+        Args:
+            planned: FlashInfer's decode wrapper, planned for tensor cores at page size 1.
+            query: [B, H, D].
+            kv_cache: K and V, [P, G, D] each.
+            sm_scale: factor on q·k before the softmax.
+            scores: [R, H, N] f32; written for the first R rows, N at least the longest of them.
+            budget: rows within it leave no scores.
+
+        Returns:
+            [B, H, D].
+        """
+        check_tensors(query=query, keys=kv_cache[0], values=kv_cache[1], scores=scores)
+        keys, values = (cache.unsqueeze(1) for cache in kv_cache)  # pages of one token
+        output = torch.empty_like(query)
+        self._paged_run(
+            planned._float_workspace_buffer,
+            planned._int_workspace_buffer,
+            planned._plan_info,
+            query,
+            keys,
+            values,
+            planned._qo_indptr_buf,
+            planned._paged_kv_indptr_buf,
+            planned._paged_kv_indices_buf,
+            planned._paged_kv_last_page_len_buf,
+            output,
+            None,  # no log-sum-exp
+            0,  # no mask
+            0,  # NHD
+            -1,  # no window
+            self._launches_early,
+            scores,
+            sm_scale,
+            scores.shape[0],
+            budget,
+            scores.stride(0),
+            scores.stride(1),
+        )
+        return output

@@ -1,0 +1,157 @@
+"""Each head's very best tokens, best first, as many as the union is likely to look at.
+
+Heads agree on some tokens and not on others, so the union of their rankings is complete long
+before any ranking ends. A threshold from a sample of a head's scores lets about the wanted number
+of tokens pass; those that do are sorted. Nothing is guessed: what passed is exactly the head's best
+so many tokens, and a row for which they are too few or too many is ranked whole by `rank.py`.
+
+Defined by `reference.rank_tokens`, of which this is the beginning.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lim_sglang.kernels.launch import (
+    NEVER,
+    SHORTLIST_BLOCK,
+    SHORTLIST_SAMPLE,
+    check_int32,
+    check_tensors,
+    sort_warps,
+)
+from lim_sglang.kernels.order import sort_ranking, sortable_key
+from lim_sglang.kernels.reference import Shares
+
+
+@triton.jit
+def _threshold(scores, sinks, end, target, SAMPLE: tl.constexpr):
+    """The key that about `target` candidates reach, from SAMPLE of them, evenly spaced."""
+    lanes = tl.arange(0, SAMPLE)
+    candidates = end - sinks
+    sampled = tl.minimum(candidates, SAMPLE)
+    offsets = (lanes.to(tl.int64) * candidates // sampled).to(tl.int32)
+    inside = lanes < sampled
+    keys = sortable_key(tl.load(scores + sinks + offsets, mask=inside, other=0.0))
+    keys = tl.where(inside, keys, 0)
+    wanted = tl.maximum(target.to(tl.int64) * sampled // candidates, 1)
+    threshold = tl.full((), 0, tl.uint32)
+    bit = tl.full((), 0x80000000, tl.uint32)
+    for _ in range(32):
+        reached = tl.sum((keys >= (threshold | bit)).to(tl.int32), 0)
+        threshold = tl.where(reached >= wanted, threshold | bit, threshold)
+        bit = bit >> 1
+    return threshold
+
+
+@triton.jit(do_not_specialize=["budget", "sinks", "recent", "target", "num_heads"])
+def _shortlist(
+    scores,  # [B, H, >= S] f32
+    indptr,  # [B + 1] int32
+    ranking,  # [B, H, >= CAPACITY] int32, best first
+    depth,  # [B, H] int32
+    first_turn,  # [B, >= S] int32
+    budget,
+    sinks,
+    recent,
+    target,
+    num_heads,
+    score_row_stride,
+    score_head_stride,
+    ranking_row_stride,
+    ranking_head_stride,
+    turn_row_stride,
+    NO_TURN: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    SAMPLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    length = tl.load(indptr + row + 1) - tl.load(indptr + row)
+    if length <= budget:
+        return
+    scores += row * score_row_stride + head * score_head_stride
+    ranking += row * ranking_row_stride + head * ranking_head_stride
+    first_turn += row * turn_row_stride
+    end = length - recent
+    lanes = tl.arange(0, BLOCK)
+
+    share = tl.cdiv(length, num_heads)  # the heads' programs forget the row's turns together
+    start = tl.program_id(1) * share
+    stop = tl.minimum(start + share, length)
+    for first in range(start, stop, BLOCK):
+        tl.store(first_turn + first + lanes, NO_TURN, mask=first + lanes < stop)
+
+    threshold = _threshold(scores, sinks, end, target, SAMPLE)
+    passed = 0
+    for first in range(sinks, end, BLOCK):
+        positions = first + lanes
+        inside = positions < end
+        keys = sortable_key(tl.load(scores + positions, mask=inside, other=0.0))
+        passes = (inside & (keys >= threshold)).to(tl.int32)
+        place = passed + tl.cumsum(passes, 0) - 1
+        tl.store(ranking + place, positions, mask=(passes > 0) & (place < CAPACITY))
+        passed += tl.sum(passes, 0)
+    fits = passed <= CAPACITY
+    if fits:
+        sort_ranking(scores, ranking, passed, CAPACITY)
+    tl.store(depth + row * num_heads + head, tl.where(fits, passed, 0))
+
+
+def shortlist_capacity(selected: int) -> int:
+    """Tokens a head that a shortlist has room for, a power of two.
+
+    Heads of real models are united after a fifth to a half of `selected` ranks (docs/log.md).
+    """
+    small = min(256, triton.next_power_of_2(2 * selected))
+    return max(16, small, triton.next_power_of_2(triton.cdiv(selected, 2)))
+
+
+def shortlist_tokens(
+    scores: Tensor,
+    indptr: Tensor,
+    *,
+    shares: Shares,
+    capacity: int,
+    ranking: Tensor,
+    depth: Tensor,
+    first_turn: Tensor,
+) -> None:
+    """Rank the very best candidates of every head in each row that is longer than the budget.
+
+    Args:
+        scores: [B, H, N] f32, from `score_tokens`.
+        indptr: [B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens.
+        shares: rows within its budget stay untouched; its ends are no candidates.
+        capacity: from `shortlist_capacity`.
+        ranking: [B, H, >= capacity] int32; positions, best first, are written to its beginning.
+        depth: [B, H] int32; how many were ranked. 0 where more would have passed than fit.
+        first_turn: [B, N] int32; made ready for `unite_rankings`.
+    """
+    ints = {"indptr": indptr, "ranking": ranking, "depth": depth, "first_turn": first_turn}
+    check_tensors(scores=scores, **ints)
+    check_int32(**ints)
+    rows, heads, _ = scores.shape
+    _shortlist[(rows, heads)](
+        scores,
+        indptr,
+        ranking,
+        depth,
+        first_turn,
+        shares.budget,
+        shares.sinks,
+        shares.recent,
+        5 * capacity // 8,  # enough room for a sample's error
+        heads,
+        scores.stride(0),
+        scores.stride(1),
+        ranking.stride(0),
+        ranking.stride(1),
+        first_turn.stride(0),
+        NO_TURN=NEVER,
+        CAPACITY=capacity,
+        SAMPLE=SHORTLIST_SAMPLE,
+        BLOCK=SHORTLIST_BLOCK,
+        num_warps=sort_warps(capacity),
+    )
