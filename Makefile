@@ -1,9 +1,10 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 SHAPES := qwen3-8b smollm2 coder-0.5b wide-head fp8-cache
+PARTS := race oracle kernels gate
 GPU_JOBS := 4
 
-.PHONY: install check format test test-gpu test-gpu-rest gate-gpu gate-kernels gate-backend sanitize-gpu
+.PHONY: install check format test test-gpu gate-gpu gate-kernels gate-backend sanitize-gpu
 
 install:  ## make the virtual environment and install everything, pinned
 	./launch.sh --install-only
@@ -22,12 +23,12 @@ test: check  ## all that a machine without a GPU can run; starts real servers
 
 # Each shape has a process of its own, as SGLang has one runner a process; they share the GPU.
 test-gpu:  ## needs one NVIDIA GPU
-	$(MAKE) -j$(GPU_JOBS) --output-sync=target test-gpu-rest $(SHAPES:%=test-gpu-%)
-
-test-gpu-rest:
-	$(PYTHON) -m pytest -rP -m gpu tests/gpu --ignore tests/gpu/test_backend.py
+	$(MAKE) -j$(GPU_JOBS) --output-sync=target $(PARTS:%=test-gpu-%) $(SHAPES:%=test-backend-%)
 
 test-gpu-%:
+	$(PYTHON) -m pytest -rP -m gpu tests/gpu/test_$*.py
+
+test-backend-%:
 	LIM_TEST_SHAPE=$* $(PYTHON) -m pytest -m gpu tests/gpu/test_backend.py
 
 gate-gpu:  ## exactness of kernels and backend, before any timing; PYTHON=python3 without .venv

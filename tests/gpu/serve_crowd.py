@@ -36,7 +36,7 @@ def is_aborted(number: int) -> bool:
 async def ask(
     engine: Any, request: dict[str, Any], number: int, adapter: str | None
 ) -> dict[str, Any]:
-    """Tokens of one request, and how many of its prompt were cached."""
+    """Tokens of one request, how many of its prompt were cached, and its retractions."""
     await asyncio.sleep(0.02 * number % 1.0)
     sampling = {
         "temperature": 0,
@@ -51,13 +51,16 @@ async def ask(
         lora_path=adapter if number % 2 else None,
     )
     tokens: list[int] = []
-    cached = 0
+    meta: dict[str, Any] = {}
     async for part in stream:
-        tokens = part["output_ids"]
-        cached = part["meta_info"].get("cached_tokens", 0)
+        tokens, meta = part["output_ids"], meta | part["meta_info"]
         if is_aborted(number) and len(tokens) >= request["num_tokens"] // 2:
             engine.tokenizer_manager.abort_request(rid=request["rid"])
-    return {"tokens": tokens, "cached": cached}
+    return {
+        "tokens": tokens,
+        "cached": meta["cached_tokens"],
+        "retractions": meta["num_retractions"],
+    }
 
 
 async def ask_all(engine: Any, adapter: str | None) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from lim_sglang.compat import missing_backend
 from tests.gpu.rig import NUM_LAYERS, SHAPES, build_model
 from tests.gpu.serve_crowd import NUM_REQUESTS, is_aborted, make_requests
 
@@ -23,7 +24,7 @@ SCRIPT = Path(__file__).parent / "serve_crowd.py"
 SHAPE = "smollm2"
 SETTINGS = json.dumps({"budget": 256, "select_layers": [2, 4]})
 RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "20"}
-ENGINES_AT_ONCE = 4
+ENGINES_AT_ONCE = 6
 LORA_RANK = 8
 
 
@@ -52,7 +53,7 @@ BESIDE = {
 
 
 def build_adapter(folder: Path) -> Path:
-    """Write a random LoRA adapter for the query and output projections."""
+    """Write a random LoRA adapter for the attention's projections."""
     from safetensors.torch import save_file
 
     folder.mkdir()
@@ -60,20 +61,22 @@ def build_adapter(folder: Path) -> Path:
         "peft_type": "LORA",
         "r": LORA_RANK,
         "lora_alpha": LORA_RANK,
-        "target_modules": ["q_proj", "o_proj"],
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
     }
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    width = SHAPES[SHAPE].hidden
+    shape = SHAPES[SHAPE]
+    narrow = dict.fromkeys(("k_proj", "v_proj"), shape.kv_heads * shape.dim)
     generator = torch.Generator().manual_seed(4)
 
-    def drawn(*shape: int) -> torch.Tensor:
-        return (torch.randn(shape, generator=generator) / width**0.5).half()
+    def drawn(*size: int) -> torch.Tensor:
+        return (torch.randn(size, generator=generator) / shape.hidden**0.5).half()
 
     weights = {}
     for layer in range(NUM_LAYERS):
         for module in settings["target_modules"]:
             name = f"base_model.model.model.layers.{layer}.self_attn.{module}"
-            weights[f"{name}.lora_A.weight"] = drawn(LORA_RANK, width)
+            weights[f"{name}.lora_A.weight"] = drawn(LORA_RANK, shape.hidden)
+            width = narrow.get(module, shape.hidden)
             weights[f"{name}.lora_B.weight"] = drawn(width, LORA_RANK)
     save_file(weights, folder / "adapter_model.safetensors")
     return folder
@@ -115,9 +118,17 @@ def crowds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowds]:
         yield {key: pool.submit(serve_crowd, model, key[0], crowd) for key, crowd in wanted.items()}
 
 
+def result_of(crowds: Crowds, name: str) -> dict[str, Any]:
+    """What came of one of our crowds; skips what this GPU cannot run."""
+    backend = ORDERS.get(name, BESIDE.get(name, Crowd())).options.get("prefill_attention_backend")
+    if backend and (why := missing_backend(backend)):
+        pytest.skip(f"{backend}: {why}")
+    return crowds["lim", name].result()
+
+
 @pytest.mark.parametrize("name", [*ORDERS, *BESIDE])
 def test_every_step_keeps_and_reads_the_set_of_its_own_snapshot(crowds: Crowds, name: str) -> None:
-    state = crowds["lim", name].result()["lim"]
+    state = result_of(crowds, name)["lim"]
     assert state["retractions"] > 0
     assert state["sparse_rows"] > 1000
     assert state["checked_sets"] > 2000
@@ -127,7 +138,7 @@ def test_every_step_keeps_and_reads_the_set_of_its_own_snapshot(crowds: Crowds, 
 
 @pytest.mark.parametrize("name", [*ORDERS, *BESIDE])
 def test_the_crowd_comes_finishes_aborts_and_shares_prefixes(crowds: Crowds, name: str) -> None:
-    answers = crowds["lim", name].result()["answers"]
+    answers = result_of(crowds, name)["answers"]
     wanted = [request["num_tokens"] for request in make_requests()]
     found = [len(answer["tokens"]) for answer in answers]
     whole = [found[n] == wanted[n] for n in range(NUM_REQUESTS)]
@@ -139,19 +150,27 @@ def test_the_crowd_comes_finishes_aborts_and_shares_prefixes(crowds: Crowds, nam
 def test_the_order_of_host_and_gpu_changes_no_more_tokens_than_in_dense_sglang(
     crowds: Crowds,
 ) -> None:
+    """The coarse barrier runs overlap's batches; without overlap, rows meet other rows."""
     shares = {}
     for backend in ("lim", "flashinfer"):
         answers = {name: crowds[backend, name].result()["answers"] for name in ORDERS}
         for one, other in combinations(ORDERS, 2):
-            differing = [
-                a["tokens"] != b["tokens"]
-                for n, (a, b) in enumerate(zip(answers[one], answers[other], strict=True))
-                if not is_aborted(n)
-            ]
-            shares[f"{backend} {one} / {other}"] = sum(differing) / len(differing)
+            pairs = list(zip(answers[one], answers[other], strict=True))
+            shares[f"{backend}, {one} / {other}"] = share_that_differs(pairs)
     sys.stdout.write(json.dumps(shares) + "\n")  # shown with -rP, for docs/log.md
-    lim, dense = (
-        max(share for name, share in shares.items() if name.startswith(backend))
-        for backend in ("lim", "flashinfer")
-    )
-    assert lim <= 2 * dense + 0.1
+    lim, dense = (shares[f"{name}, overlap / coarse-barrier"] for name in ("lim", "flashinfer"))
+    assert lim <= dense + 0.1
+
+
+def share_that_differs(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> float:
+    """Of the requests that ran to their end and were not retracted in either run.
+
+    A retracted request is prefilled again, densely, so its later steps read another cache.
+    """
+    differing = [
+        one["tokens"] != other["tokens"]
+        for number, (one, other) in enumerate(pairs)
+        if not is_aborted(number) and not one["retractions"] and not other["retractions"]
+    ]
+    assert len(differing) > NUM_REQUESTS // 4
+    return round(sum(differing) / len(differing), 3)
