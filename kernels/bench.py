@@ -145,16 +145,16 @@ class _Stages:
 
     def num_bytes(self, op: str) -> int | None:
         """Bytes that an operation cannot avoid."""
-        shares, chunk = self.case.shares, self.chunk
-        share = chunk.max_rows / self.case.batch
-        candidates = chunk.scores[..., shares.sinks : self.case.context - shares.recent]
-        score_bytes = candidates.numel() * candidates.element_size()
-        ranks = chunk.scores.shape[0] * chunk.scores.shape[1] * shares.selected * 4
+        case, shares = self.case, self.case.shares
+        rows = self.chunk.max_rows
+        num_heads = rows * case.heads
+        candidates = num_heads * (case.context - shares.sinks - shares.recent) * 4
+        read = rows * case.context * (2 * case.kv_heads * case.dim + 4)  # keys and slots
         return {
-            "score": int(share * (self.keys.nbytes + self.slots.nbytes)) + chunk.scores.nbytes,
-            "shortlist": score_bytes,
-            "rank": score_bytes + ranks,
-            "compact": chunk.first_turn.nbytes + int(2 * share * self.kept.nbytes),
+            "score": read + num_heads * case.context * 4,
+            "shortlist": candidates,
+            "rank": candidates + num_heads * shares.selected * 4,
+            "compact": rows * (case.context * 4 + 2 * case.budget * 4),
         }.get(op)
 
 

@@ -144,7 +144,7 @@ def prepared_selector(batch: Batch, tensors: Tensors, device: str) -> Selector:
     )
     if selector.max_rows < len(batch.lengths):
         raise ValueError("the batch is larger than a chunk of the selector")
-    selector.scores.copy_(tensors.scores)
+    selector.scores[..., : tensors.scores.shape[2]].copy_(tensors.scores)
     if batch.shares.selected:
         for name in ("ranking", "depth", "first_turn", "last_turn"):
             getattr(selector, name).fill_(POISON)

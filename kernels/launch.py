@@ -17,7 +17,7 @@ MIN_DOT_ROWS = 16
 """The fewest rows that a tensor core takes; smaller query groups are padded."""
 SHORTLIST_SAMPLE = 2048
 """Scores of a head that a shortlist's threshold comes from."""
-SHORTLIST_BLOCK = 4096
+SHORTLIST_BLOCK = 8192
 """Scores that a shortlist reads at a time."""
 RANK_BLOCK = 2048
 """Scores that one pass of the radix selection reads at a time."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import triton
 from torch import Tensor
 
 from lim_sglang.kernels.compact import compact_slots
@@ -13,6 +14,8 @@ from lim_sglang.kernels.score import score_tokens
 from lim_sglang.kernels.shortlist import shortlist_capacity, shortlist_tokens
 from lim_sglang.kernels.union import unite_rankings
 
+ALIGNMENT = 64
+"""Rows of scores begin at multiples of so many elements, for wide loads."""
 MAX_SCORE_BYTES = 256 << 20
 """Scores of a chunk of rows take no more than this, unless a single row does."""
 
@@ -46,7 +49,8 @@ class Selector:
         context: int,
         device: torch.device | str,
     ) -> "Selector":
-        """Size a chunk by its scores, at most `max_rows` rows."""
+        """Size a chunk by its scores, at most `max_rows` rows of `context` tokens or a few more."""
+        context = triton.cdiv(context, ALIGNMENT) * ALIGNMENT
         rows = max(1, min(max_rows, MAX_SCORE_BYTES // (4 * num_heads * context)))
         num_ranks = max(shares.selected, shortlist_capacity(shares.selected))
 

@@ -35,12 +35,18 @@ def _threshold(scores, sinks, end, target, SAMPLE: tl.constexpr):
     keys = sortable_key(tl.load(scores + sinks + offsets, mask=inside, other=0.0))
     keys = tl.where(inside, keys, 0)
     wanted = tl.maximum(target.to(tl.int64) * sampled // candidates, 1)
+    # Bisection, two bits of the key at a time: one sum counts what reaches each of three keys.
     threshold = tl.full((), 0, tl.uint32)
-    bit = tl.full((), 0x80000000, tl.uint32)
-    for _ in range(32):
-        reached = tl.sum((keys >= (threshold | bit)).to(tl.int32), 0)
-        threshold = tl.where(reached >= wanted, threshold | bit, threshold)
-        bit = bit >> 1
+    step = tl.full((), 1 << 30, tl.uint32)
+    for _ in range(16):
+        one = (keys >= threshold + step).to(tl.int64)
+        two = (keys >= threshold + 2 * step).to(tl.int64)
+        three = (keys >= threshold + 3 * step).to(tl.int64)
+        counts = tl.sum(one | (two << 16) | (three << 32), 0)
+        threshold += tl.where((counts & 0xFFFF) >= wanted, step, 0)
+        threshold += tl.where(((counts >> 16) & 0xFFFF) >= wanted, step, 0)
+        threshold += tl.where((counts >> 32) >= wanted, step, 0)
+        step = step >> 2
     return threshold
 
 
@@ -85,10 +91,12 @@ def _shortlist(
 
     threshold = _threshold(scores, sinks, end, target, SAMPLE)
     passed = 0
-    for first in range(sinks, end, BLOCK):
+    for first in range(0, end, BLOCK):
         positions = first + lanes
-        inside = positions < end
-        keys = sortable_key(tl.load(scores + positions, mask=inside, other=0.0))
+        # Four scores at a time, from aligned addresses: rows are longer than their last four.
+        read = first + lanes // 4 * 4 < end
+        keys = sortable_key(tl.load(scores + positions, mask=read, other=0.0))
+        inside = (positions >= sinks) & (positions < end)
         passes = (inside & (keys >= threshold)).to(tl.int32)
         place = passed + tl.cumsum(passes, 0) - 1
         tl.store(ranking + place, positions, mask=(passes > 0) & (place < CAPACITY))
@@ -121,7 +129,7 @@ def shortlist_tokens(
     """Rank the very best candidates of every head in each row that is longer than the budget.
 
     Args:
-        scores: [B, H, N] f32, from `score_tokens`.
+        scores: [B, H, N] f32, from `score_tokens`; N a multiple of 4, at least the longest row.
         indptr: [B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens.
         shares: rows within its budget stay untouched; its ends are no candidates.
         capacity: from `shortlist_capacity`.
@@ -132,7 +140,9 @@ def shortlist_tokens(
     ints = {"indptr": indptr, "ranking": ranking, "depth": depth, "first_turn": first_turn}
     check_tensors(scores=scores, **ints)
     check_int32(**ints)
-    rows, heads, _ = scores.shape
+    rows, heads, columns = scores.shape
+    if columns % 4:
+        raise ValueError(f"rows of scores must have a multiple of 4 columns, not {columns}")
     _shortlist[(rows, heads)](
         scores,
         indptr,
