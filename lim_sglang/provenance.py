@@ -11,21 +11,23 @@ import lim_sglang
 
 CODE_FOLDERS = ("lim_sglang", "kernels", "programs", "evals")
 COMMIT_VAR = "LIM_COMMIT"
-"""Names the commit of a copy that has no git checkout around it."""
+"""Names the commit of a copy whose git checkout, if it has one, is not the code's."""
 SPEED_PACKAGES = ("torch", "triton", "flashinfer-python", "sglang", "sglang-kernel", "transformers")
 
 
 def project_commit() -> str | None:
     """The commit of this checkout; with local edits of the code, a digest of them behind it.
 
-    None when the package is not run from its own git checkout and `LIM_COMMIT` names none.
+    `LIM_COMMIT` wins. None when it is not set and the package is not run from its own checkout.
     """
+    if named := os.environ.get(COMMIT_VAR):
+        return named
     root = Path(lim_sglang.__file__).resolve().parent.parent
     if not (root / ".git").exists():
-        return os.environ.get(COMMIT_VAR) or None
+        return None
     commit = _run("git", "-C", str(root), "rev-parse", "--verify", "HEAD")
     if not commit:
-        return os.environ.get(COMMIT_VAR) or None
+        return None
     edits = _run("git", "-C", str(root), "diff", "HEAD", "--", *CODE_FOLDERS)
     return f"{commit}+{hashlib.sha256(edits.encode()).hexdigest()[:10]}" if edits else commit
 

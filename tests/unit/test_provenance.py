@@ -22,6 +22,11 @@ def test_a_copy_without_git_is_told_its_commit(
     assert project_commit() == expected
 
 
+def test_a_named_commit_wins_over_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(COMMIT_VAR, "c0ffee")
+    assert project_commit() == "c0ffee"
+
+
 def test_missing_packages_and_drivers_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert installed_versions(["no-such-package"])["no-such-package"] is None
