@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from lim_sglang.kernels.launch import UNDECIDED
+from lim_sglang.kernels.mass_selector import MassSelector
+from lim_sglang.kernels.pool import log_sum_exp, pool_mass
 from lim_sglang.kernels.reference import Shares, split_budget
-from lim_sglang.kernels.selector import Selector
+from lim_sglang.kernels.selector import RankSelector, Selector
 
-OPS = ("score", "shortlist", "union", "compact", "rank", "select")
+RANK_OPS = ("score", "shortlist", "union", "compact", "rank", "select")
 """`rank` is what rows need whose shortlists do not decide; `select` is all of it, in order and in
 chunks, as a SELECT layer runs it."""
+MASS_OPS = ("lse", "pool", "heaviest", "select-by-mass")
+"""`lse` is for layers whose dense pass leaves no normalisers; the last is all, with scoring."""
+OPS = RANK_OPS + MASS_OPS
 WARM_UPS = 3
 MIN_FLUSH_BYTES = 256 << 20
 
@@ -51,6 +56,11 @@ class Case:
     recent_ratio: float = 0.25
     sinks: int = 4
     dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def scale(self) -> float:
+        """Factor on q·k before the softmax."""
+        return self.dim**-0.5
 
     @property
     def shares(self) -> Shares:
@@ -95,6 +105,8 @@ def prepare(op: str, case: Case, device: torch.device | str, seed: int = 0) -> O
             "there is nothing to select"
         )
     stages = _Stages(case, torch.device(device), seed)
+    if op in MASS_OPS:
+        stages.prepare_mass()
     return Op(stages.runs[op], stages.num_bytes(op))
 
 
@@ -116,7 +128,7 @@ class _Stages:
         self.indptr = steps * case.context
         self.kept_indptr = steps * case.budget
         self.kept = torch.empty(rows * case.budget, dtype=torch.int32, device=device)
-        self.selector = Selector.allocate(
+        self.selector = RankSelector.allocate(
             case.shares, max_rows=rows, num_heads=case.heads, context=case.context, device=device
         )
         chunk = min(rows, self.selector.max_rows)
@@ -133,15 +145,40 @@ class _Stages:
                 self.ends, self.slots, self.kept_indptr[: chunk + 1], self.kept
             ),
             "rank": lambda: self.undecided.rank(self.ends),
-            "select": self.select,
+            "select": lambda: self.select(self.selector),
         }
         for stage in ("score", "shortlist", "union"):  # every stage finds what it needs
             self.runs[stage]()
 
-    def select(self) -> None:
-        self.selector.keep_slots(
-            self.query, self.keys, self.indptr, self.slots, self.kept_indptr, self.kept
+    def select(self, selector: Selector) -> None:
+        selector.keep_slots(
+            *(self.query, self.keys, self.indptr, self.slots, self.kept_indptr, self.kept),
+            scale=self.case.scale,
         )
+
+    def prepare_mass(self) -> None:
+        """Add the operations of selection by mass, on the scores that are there."""
+        case, chunk = self.case, self.chunk.max_rows
+        whole = MassSelector.allocate(
+            case.shares,
+            max_rows=case.batch,
+            num_heads=case.heads,
+            context=case.context,
+            device=self.query.device,
+        )
+        part = whole.narrow(chunk)
+        part.scores.copy_(self.chunk.scores)
+        step = (case.shares.budget, case.scale)
+        self.runs |= {
+            "lse": lambda: log_sum_exp(part.scores, self.ends, *step, part.normalisers),
+            "pool": lambda: pool_mass(part.scores, self.ends, part.normalisers, *step, part.mass),
+            "heaviest": lambda: part.write(
+                self.ends, self.slots, self.kept_indptr[: chunk + 1], self.kept
+            ),
+            "select-by-mass": lambda: self.select(whole),
+        }
+        for stage in ("lse", "pool"):
+            self.runs[stage]()
 
     def num_bytes(self, op: str) -> int | None:
         """Bytes that an operation cannot avoid."""
@@ -154,6 +191,9 @@ class _Stages:
             "score": read + num_heads * case.context * 4,
             "shortlist": candidates,
             "rank": candidates + num_heads * shares.selected * 4,
+            "lse": num_heads * case.context * 4,
+            "pool": (num_heads + rows) * case.context * 4,
+            "heaviest": rows * (case.context * 4 + 2 * case.budget * 4),
             "compact": rows * (case.context * 4 + 2 * case.budget * 4),
         }.get(op)
 

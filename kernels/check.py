@@ -15,7 +15,7 @@ from lim_sglang.kernels.launch import NEVER, UNDECIDED
 from lim_sglang.kernels.lengths import count_kept
 from lim_sglang.kernels.reference import Shares, split_budget
 from lim_sglang.kernels.score import score_tokens
-from lim_sglang.kernels.selector import Selector
+from lim_sglang.kernels.selector import RankSelector
 
 POISON = -77
 SCORE_TOLERANCE = 1e-5
@@ -46,6 +46,11 @@ class Batch:
     def shares(self) -> Shares:
         """The budget's parts."""
         return split_budget(self.budget, self.recent_ratio, self.sinks)
+
+    @property
+    def scale(self) -> float:
+        """Factor on q·k before the softmax."""
+        return self.dim**-0.5
 
     @property
     def sparse(self) -> list[int]:
@@ -133,9 +138,9 @@ def differing_scores(batch: Batch, device: str) -> list[str]:
     return found
 
 
-def prepared_selector(batch: Batch, tensors: Tensors, device: str) -> Selector:
+def prepared_selector(batch: Batch, tensors: Tensors, device: str) -> RankSelector:
     """A selector for the whole batch that holds its scores; all else is poisoned."""
-    selector = Selector.allocate(
+    selector = RankSelector.allocate(
         batch.shares,
         max_rows=len(batch.lengths),
         num_heads=batch.heads,
@@ -205,7 +210,7 @@ def differing_sets(batch: Batch, device: str) -> list[str]:
     return differing_compaction(batch, tensors, selector)
 
 
-def differing_compaction(batch: Batch, tensors: Tensors, selector: Selector) -> list[str]:
+def differing_compaction(batch: Batch, tensors: Tensors, selector: RankSelector) -> list[str]:
     """Rows whose slots are not those of the turns that won, or not the reference's set."""
     kept = torch.full(
         (int(tensors.kept_indptr[-1]) + 5,), POISON, dtype=torch.int32, device=tensors.slots.device
@@ -237,45 +242,17 @@ def differing_pipeline(batch: Batch, device: str, max_rows: int) -> list[str]:
     """From query and cache to slots, in chunks: rows that are not what the scores give."""
     tensors = draw(batch, device)
     width = max(batch.lengths)
-    selector = Selector.allocate(
+    selector = RankSelector.allocate(
         batch.shares, max_rows=max_rows, num_heads=batch.heads, context=width, device=device
     )
     kept = torch.full_like(tensors.slots, POISON)
     selector.keep_slots(
-        tensors.query, tensors.keys, tensors.indptr, tensors.slots, tensors.kept_indptr, kept
+        *(tensors.query, tensors.keys, tensors.indptr, tensors.slots, tensors.kept_indptr, kept),
+        scale=batch.scale,
     )
     scores = torch.zeros(len(batch.lengths), batch.heads, width, device=device)
     score_tokens(tensors.query, tensors.keys, tensors.indptr, tensors.slots, batch.budget, scores)
     return differing_rows(batch, tensors, scores, kept)
-
-
-def lost_mass(batch: Batch, device: str) -> float:
-    """Attention mass that the pipeline's sets lose against the reference's own, at most.
-
-    The reference scores in f32 from the same query and cache; mass is a head's softmax over all
-    tokens, scaled by 1 / sqrt(D), summed over the kept ones.
-    """
-    tensors = draw(batch, device)
-    selector = Selector.allocate(
-        batch.shares,
-        max_rows=len(batch.lengths),
-        num_heads=batch.heads,
-        context=max(batch.lengths),
-        device=device,
-    )
-    kept = torch.full_like(tensors.slots, POISON)
-    selector.keep_slots(
-        tensors.query, tensors.keys, tensors.indptr, tensors.slots, tensors.kept_indptr, kept
-    )
-    lost = 0.0
-    for row in batch.sparse:
-        slots = row_slots(tensors, row)
-        scores = reference.score_tokens(tensors.query[row], tensors.keys[slots].to(batch.dtype))
-        mass = (scores / batch.dim**0.5).softmax(-1)
-        ours = torch.isin(slots, kept_of(tensors, kept, row))
-        wanted = reference.keep_tokens(scores, batch.shares)
-        lost = max(lost, float((mass[:, wanted].sum(-1) - mass[:, ours].sum(-1)).abs().max()))
-    return lost
 
 
 def differing_rows(batch: Batch, tensors: Tensors, scores: Tensor, kept: Tensor) -> list[str]:

@@ -25,6 +25,10 @@ TURN_BLOCK = 1024
 """Turns that one program notes."""
 CUT_BLOCK = 4096
 """Turns that the one program of a row reads at a time."""
+POOL_BLOCK = 1024
+"""Positions whose mass one program adds up."""
+HEAVIEST_BLOCK = 4096
+"""Masses that the one program of a row reads at a time."""
 COMPACT_BLOCK = 2048
 """Positions that one program compacts."""
 COUNT_BLOCK = 8192

@@ -1,4 +1,4 @@
-"""The order of scores, for kernels: floats as integers, and a sort of one head's ranking.
+"""The order of scores, for kernels: floats as integers, thresholds, and a sort of a ranking.
 
 Equal scores put the older token first, -0.0 ties with +0.0, NaN ranks last: the order of
 `reference.rank_tokens`.
@@ -17,6 +17,47 @@ def sortable_key(scores):
     ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     ordered = tl.where(scores != scores, _SIGN, ordered)
     return (ordered ^ _SIGN).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def count_reaching(keys, threshold, step):
+    """How many keys reach `threshold` plus one, two and three steps, 21 bits each."""
+    one = (keys >= threshold + step).to(tl.int64)
+    two = (keys >= threshold + 2 * step).to(tl.int64)
+    three = (keys >= threshold + 3 * step).to(tl.int64)
+    return tl.sum(one | (two << 21) | (three << 42), 0)
+
+
+@triton.jit
+def raise_threshold(threshold, step, counts, wanted):
+    """The largest of the four thresholds that `wanted` keys still reach."""
+    threshold += tl.where((counts & 0x1FFFFF) >= wanted, step, 0)
+    threshold += tl.where(((counts >> 21) & 0x1FFFFF) >= wanted, step, 0)
+    return threshold + tl.where((counts >> 42) >= wanted, step, 0)
+
+
+@triton.jit
+def nth_largest(keys, wanted):
+    """The key of that rank among fewer than 2^21, found two bits at a time; 0 if there are less."""
+    threshold = tl.full((), 0, tl.uint32)
+    step = tl.full((), 1 << 30, tl.uint32)
+    for _ in range(16):
+        threshold = raise_threshold(threshold, step, count_reaching(keys, threshold, step), wanted)
+        step = step >> 2
+    return threshold
+
+
+@triton.jit
+def sampled_threshold(scores, sinks, end, target, SAMPLE: tl.constexpr):
+    """The key that about `target` candidates reach, from SAMPLE of them, evenly spaced."""
+    lanes = tl.arange(0, SAMPLE)
+    candidates = end - sinks
+    sampled = tl.minimum(candidates, SAMPLE)
+    offsets = (lanes.to(tl.int64) * candidates // sampled).to(tl.int32)
+    inside = lanes < sampled
+    keys = sortable_key(tl.load(scores + sinks + offsets, mask=inside, other=0.0))
+    wanted = tl.maximum(target.to(tl.int64) * sampled // candidates, 1)
+    return nth_largest(tl.where(inside, keys, 0), wanted)
 
 
 @triton.jit

@@ -7,6 +7,7 @@ Shapes: H query heads, G KV heads, D head_dim, S tokens of one request (newest i
 C candidates, K budget.
 """
 
+import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -135,8 +136,53 @@ def keep_tokens(scores: Tensor, shares: Shares) -> Tensor:
     )
 
 
+def log_sum_exp(scores: Tensor, scale: float) -> Tensor:
+    """Each head's normaliser as FlashInfer has it: log2 of the sum of e^(scale · score).
+
+    Args:
+        scores: [H, S] float, raw q·k.
+        scale: factor on q·k before the softmax.
+
+    Returns:
+        [H] float32.
+    """
+    return (scores.float() * scale).logsumexp(dim=-1) / math.log(2)
+
+
+def pool_mass(scores: Tensor, scale: float) -> Tensor:
+    """The attention that all heads together give each token: their softmax, added up.
+
+    Args:
+        scores: [H, S] float, raw q·k.
+        scale: factor on q·k before the softmax.
+
+    Returns:
+        [S] float32, between 0 and H.
+    """
+    return (scores.float() * scale).softmax(dim=-1).sum(dim=0)
+
+
+def keep_heaviest(mass: Tensor, shares: Shares) -> Tensor:
+    """The kept positions of one request when tokens are ordered by mass.
+
+    Of equal masses the older token is taken; -0.0 ties with +0.0, and NaN is taken last.
+
+    Args:
+        mass: [S] float, from `pool_mass`.
+
+    Returns:
+        [min(S, K)] int64, ascending.
+    """
+    return keep_tokens(mass[None], shares)  # the heads take turns, and there is one
+
+
 def select_tokens(
-    scores: Tensor, *, budget: int, recent_ratio: float = 0.25, sinks: int = 4
+    scores: Tensor,
+    *,
+    budget: int,
+    recent_ratio: float = 0.25,
+    sinks: int = 4,
+    mass_scale: float | None = None,
 ) -> Tensor:
     """The tokens that one request keeps in one decode step, alike for all heads.
 
@@ -145,6 +191,7 @@ def select_tokens(
         budget: tokens to keep at most (the paper's K).
         recent_ratio: share of the budget for the newest tokens and the sinks.
         sinks: oldest tokens that are always kept, out of that share.
+        mass_scale: order tokens by mass, with this factor on q·k; None for the paper's ranking.
 
     Returns:
         [min(length, budget)] int64 positions, ascending.
@@ -153,7 +200,10 @@ def select_tokens(
         ValueError: an argument outside its range, an empty request, or a non-finite score.
     """
     _check(scores, budget, recent_ratio, sinks)
-    return keep_tokens(scores, split_budget(budget, recent_ratio, sinks))
+    shares = split_budget(budget, recent_ratio, sinks)
+    if mass_scale is not None:
+        return keep_heaviest(pool_mass(scores, mass_scale), shares)
+    return keep_tokens(scores, shares)
 
 
 def compact_slots(slots: Tensor, first_turn: Tensor, last_turn: int, shares: Shares) -> Tensor:

@@ -91,6 +91,7 @@ class ScoringAttention:
         sm_scale: float,
         scores: Tensor,
         budget: int,
+        lse: Tensor | None = None,
     ) -> Tensor:
         """Attend as a planned decode does, and store the scores of rows over the budget.
 
@@ -101,6 +102,7 @@ class ScoringAttention:
             sm_scale: factor on q·k before the softmax.
             scores: [R, H, N] f32; written for the first R rows, N at least the longest of them.
             budget: rows within it leave no scores.
+            lse: [>= B, H] f32; log2 of each head's normaliser is written for all rows.
 
         Returns:
             [B, H, D].
@@ -120,7 +122,7 @@ class ScoringAttention:
             planned._paged_kv_indices_buf,
             planned._paged_kv_last_page_len_buf,
             output,
-            None,  # no log-sum-exp
+            None if lse is None else lse[: query.shape[0]],
             0,  # no mask
             0,  # NHD
             -1,  # no window

@@ -1,6 +1,11 @@
-"""The memory that selection needs, allocated once, and the stages that run in it, in order."""
+"""The memory that selection needs, allocated once, and the stages that run in it, in order.
 
+`RankSelector` is the paper's selection; `MassSelector` in `mass_selector.py` orders by mass.
+"""
+
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import triton
@@ -21,7 +26,7 @@ MAX_SCORE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class Selector:
+class Selector(ABC):
     """Picks the kept slots of a batch, chunk by chunk, in memory of its own.
 
     Shapes: R rows a chunk, H query heads, N the longest row there can be.
@@ -29,7 +34,108 @@ class Selector:
 
     shares: Shares
     scores: Tensor
-    """[R, H, N] f32."""
+    """[R, H, N] f32, raw q·k."""
+
+    @classmethod
+    @abstractmethod
+    def allocate(
+        cls,
+        shares: Shares,
+        *,
+        max_rows: int,
+        num_heads: int,
+        context: int,
+        device: torch.device | str,
+    ) -> Self:
+        """Size a chunk by its scores, at most `max_rows` rows of `context` tokens or a few more."""
+
+    @abstractmethod
+    def narrow(self, rows: int) -> Self:
+        """The same memory for a chunk of fewer rows."""
+
+    @abstractmethod
+    def keep(
+        self,
+        indptr: Tensor,
+        slots: Tensor,
+        kept_indptr: Tensor,
+        out: Tensor,
+        *,
+        scale: float,
+        has_lse: bool,
+    ) -> None:
+        """Write the kept slots of a chunk of R rows whose scores are there; see `keep_slots`."""
+
+    @property
+    @abstractmethod
+    def decisive(self) -> Tensor:
+        """[R, heads that take turns, N] f32: what decides which tokens are kept."""
+
+    @property
+    def lse(self) -> Tensor | None:
+        """[>= B, H] f32, log2 of each head's normaliser; None where nothing needs it."""
+        return None
+
+    @property
+    def max_rows(self) -> int:
+        """R."""
+        return self.scores.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """Device memory held, in bytes."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+
+    def score(self, query: Tensor, keys: Tensor, indptr: Tensor, slots: Tensor) -> None:
+        """Raw q·k of all heads and tokens."""
+        score_tokens(query, keys, indptr, slots, self.shares.budget, self.scores)
+
+    def keep_slots(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        indptr: Tensor,
+        slots: Tensor,
+        kept_indptr: Tensor,
+        out: Tensor,
+        *,
+        scale: float,
+        scored_rows: int = 0,
+    ) -> Tensor:
+        """Write each row's kept slots, ascending by position; a row within the budget keeps all.
+
+        Args:
+            query: [B, H, D].
+            keys: [P, G, D], one layer of the KV cache.
+            indptr, slots: [B + 1] and [indptr[B]] int32, all tokens, oldest first.
+            kept_indptr: [B + 1] int32, `min(length, budget)` tokens a row.
+            out: [kept_indptr[B]] int32 or longer.
+            scale: factor on q·k before the softmax.
+            scored_rows: rows of the first chunk whose scores and normalisers are there
+                (`scoring.py`): all or none.
+        """
+        num_rows = query.shape[0]
+        for first in range(0, num_rows, self.max_rows):
+            rows = min(self.max_rows, num_rows - first)
+            chunk, ends = self.narrow(rows), slice(first, first + rows + 1)
+            scored = first < scored_rows
+            if not scored:
+                chunk.score(query[first : first + rows], keys, indptr[ends], slots)
+            chunk.keep(indptr[ends], slots, kept_indptr[ends], out, scale=scale, has_lse=scored)
+        return out
+
+
+def chunk_shape(max_rows: int, num_heads: int, context: int) -> tuple[int, int, int]:
+    """[R, H, N] of the scores of a chunk."""
+    columns = triton.cdiv(context, ALIGNMENT) * ALIGNMENT
+    rows = max(1, min(max_rows, MAX_SCORE_BYTES // (4 * num_heads * columns)))
+    return rows, num_heads, columns
+
+
+@dataclass(frozen=True)
+class RankSelector(Selector):
+    """The paper's selection: heads take turns over their rankings."""
+
     ranking: Tensor
     """[R, H, the larger of selected and a shortlist's capacity] int32."""
     depth: Tensor
@@ -48,10 +154,9 @@ class Selector:
         num_heads: int,
         context: int,
         device: torch.device | str,
-    ) -> "Selector":
+    ) -> Self:
         """Size a chunk by its scores, at most `max_rows` rows of `context` tokens or a few more."""
-        context = triton.cdiv(context, ALIGNMENT) * ALIGNMENT
-        rows = max(1, min(max_rows, MAX_SCORE_BYTES // (4 * num_heads * context)))
+        rows, _, columns = shape = chunk_shape(max_rows, num_heads, context)
         num_ranks = max(shares.selected, shortlist_capacity(shares.selected))
 
         def ints(*shape: int, fill: int = 0) -> Tensor:
@@ -59,27 +164,21 @@ class Selector:
 
         return cls(
             shares=shares,
-            scores=torch.empty(rows, num_heads, context, dtype=torch.float32, device=device),
+            scores=torch.empty(shape, dtype=torch.float32, device=device),
             ranking=ints(rows, num_heads, num_ranks),
             depth=ints(rows, num_heads),
-            first_turn=ints(rows, context, fill=NEVER),
+            first_turn=ints(rows, columns, fill=NEVER),
             last_turn=ints(rows, fill=UNDECIDED),
         )
 
     @property
-    def max_rows(self) -> int:
-        """R."""
-        return self.scores.shape[0]
+    def decisive(self) -> Tensor:
+        """The scores."""
+        return self.scores
 
-    @property
-    def num_bytes(self) -> int:
-        """Device memory held, in bytes."""
-        tensors = (self.scores, self.ranking, self.depth, self.first_turn, self.last_turn)
-        return sum(tensor.nbytes for tensor in tensors)
-
-    def narrow(self, rows: int) -> "Selector":
+    def narrow(self, rows: int) -> Self:
         """The same memory for a chunk of fewer rows."""
-        return Selector(
+        return type(self)(
             self.shares,
             scores=self.scores[:rows],
             ranking=self.ranking[:rows],
@@ -88,41 +187,19 @@ class Selector:
             last_turn=self.last_turn[:rows],
         )
 
-    def keep_slots(
+    def keep(
         self,
-        query: Tensor,
-        keys: Tensor,
         indptr: Tensor,
         slots: Tensor,
         kept_indptr: Tensor,
         out: Tensor,
         *,
-        scored_rows: int = 0,
-    ) -> Tensor:
-        """Write each row's kept slots, ascending by position; a row within the budget keeps all.
-
-        Args:
-            query: [B, H, D].
-            keys: [P, G, D], one layer of the KV cache.
-            indptr, slots: [B + 1] and [indptr[B]] int32, all tokens, oldest first.
-            kept_indptr: [B + 1] int32, `min(length, budget)` tokens a row.
-            out: [kept_indptr[B]] int32 or longer.
-            scored_rows: rows of the first chunk whose scores are there (`scoring.py`): all or none.
-        """
-        num_rows = query.shape[0]
-        for first in range(0, num_rows, self.max_rows):
-            rows = min(self.max_rows, num_rows - first)
-            chunk = self.narrow(rows)
-            ends = slice(first, first + rows + 1)
-            if first >= scored_rows:
-                chunk.score(query[first : first + rows], keys, indptr[ends], slots)
-            chunk.choose(indptr[ends])
-            chunk.compact(indptr[ends], slots, kept_indptr[ends], out)
-        return out
-
-    def score(self, query: Tensor, keys: Tensor, indptr: Tensor, slots: Tensor) -> None:
-        """Raw q·k of all heads and tokens."""
-        score_tokens(query, keys, indptr, slots, self.shares.budget, self.scores)
+        scale: float,  # monotone within a head: it changes no ranking
+        has_lse: bool,
+    ) -> None:
+        """Rank, unite and compact."""
+        self.choose(indptr)
+        self.compact(indptr, slots, kept_indptr, out)
 
     def choose(self, indptr: Tensor) -> None:
         """Find the turns that win, from the scores."""

@@ -20,34 +20,8 @@ from lim_sglang.kernels.launch import (
     check_tensors,
     sort_warps,
 )
-from lim_sglang.kernels.order import sort_ranking, sortable_key
+from lim_sglang.kernels.order import sampled_threshold, sort_ranking, sortable_key
 from lim_sglang.kernels.reference import Shares
-
-
-@triton.jit
-def _threshold(scores, sinks, end, target, SAMPLE: tl.constexpr):
-    """The key that about `target` candidates reach, from SAMPLE of them, evenly spaced."""
-    lanes = tl.arange(0, SAMPLE)
-    candidates = end - sinks
-    sampled = tl.minimum(candidates, SAMPLE)
-    offsets = (lanes.to(tl.int64) * candidates // sampled).to(tl.int32)
-    inside = lanes < sampled
-    keys = sortable_key(tl.load(scores + sinks + offsets, mask=inside, other=0.0))
-    keys = tl.where(inside, keys, 0)
-    wanted = tl.maximum(target.to(tl.int64) * sampled // candidates, 1)
-    # Bisection, two bits of the key at a time: one sum counts what reaches each of three keys.
-    threshold = tl.full((), 0, tl.uint32)
-    step = tl.full((), 1 << 30, tl.uint32)
-    for _ in range(16):
-        one = (keys >= threshold + step).to(tl.int64)
-        two = (keys >= threshold + 2 * step).to(tl.int64)
-        three = (keys >= threshold + 3 * step).to(tl.int64)
-        counts = tl.sum(one | (two << 16) | (three << 32), 0)
-        threshold += tl.where((counts & 0xFFFF) >= wanted, step, 0)
-        threshold += tl.where(((counts >> 16) & 0xFFFF) >= wanted, step, 0)
-        threshold += tl.where((counts >> 32) >= wanted, step, 0)
-        step = step >> 2
-    return threshold
 
 
 @triton.jit(do_not_specialize=["budget", "sinks", "recent", "target", "num_heads"])
@@ -89,7 +63,7 @@ def _shortlist(
     for first in range(start, stop, BLOCK):
         tl.store(first_turn + first + lanes, NO_TURN, mask=first + lanes < stop)
 
-    threshold = _threshold(scores, sinks, end, target, SAMPLE)
+    threshold = sampled_threshold(scores, sinks, end, target, SAMPLE)
     passed = 0
     for first in range(0, end, BLOCK):
         positions = first + lanes

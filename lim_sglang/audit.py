@@ -35,7 +35,7 @@ class AuditedStep:
     slots: Tensor
     """[B, S] int32: where each row's tokens lay when the step was planned."""
     scores: Tensor
-    """[L, B, H, S] f32."""
+    """[L, B, H, S] f32, what decides which tokens are kept; H is 1 for masses."""
     kept: Tensor
     """[L, sum of kept lengths] int32."""
 
@@ -67,7 +67,7 @@ class Audit:
         self._layers = {layer: place for place, layer in enumerate(select_layers)}
         budget = selector.shares.budget
         # Written inside CUDA graphs, so they must stay where they are.
-        self._scores = selector.scores.new_empty(len(select_layers), *selector.scores.shape)
+        self._scores = selector.decisive.new_empty(len(select_layers), *selector.decisive.shape)
         self._kept = kept_slots.new_empty(len(select_layers), max_rows * budget)
         self._outputs = kept_slots.new_zeros(2)  # rows checked, rows wrong
         self._lanes = torch.arange(budget, device=kept_slots.device)
@@ -90,7 +90,7 @@ class Audit:
     def note_layer(self, layer: int, rows: int) -> None:
         """Copy what a SELECT layer has just computed; a CUDA graph captures this."""
         place = self._layers[layer]
-        self._scores[place, :rows].copy_(self._selector.scores[:rows])
+        self._scores[place, :rows].copy_(self._selector.decisive[:rows])
         self._kept[place].copy_(self._kept_slots[: self._kept.shape[1]])
 
     def note_attention(

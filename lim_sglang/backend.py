@@ -46,6 +46,7 @@ class ScoringDecode:
             sm_scale * (1.0 if k_scale is None else k_scale),
             self.selector.scores,
             self.selector.shares.budget,
+            self.selector.lse,
         )
         return output if v_scale is None else output.mul_(v_scale)
 
@@ -144,6 +145,7 @@ class LimAttnBackend(FlashInferAttnBackend):
             dense_wrapper._paged_kv_indices_buf,
             self.kept_plan.kept_indptr,
             self.kept_plan.kept_slots,
+            scale=layer.scaling * (1.0 if layer.k_scale_float is None else layer.k_scale_float),
             scored_rows=self.selector.max_rows if self._scoring_decode(layer) else 0,
         )
         if self.audit:

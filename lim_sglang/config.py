@@ -12,6 +12,7 @@ ENV_VAR = "LIM_CONFIG"
 """Environment variable with a `LimConfig` as JSON; it reaches every process that SGLang starts."""
 
 POLICIES = ("lessismore", "full")
+RANKINGS = ("rank", "mass")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class LimConfig:
     """Share of the budget kept for the newest tokens and the sinks."""
     sinks: int = 4
     """Oldest tokens that are always kept, taken out of the recency share."""
+    ranking: str = "rank"
+    """How a SELECT layer orders tokens: `rank` is the paper's, heads in turns; `mass` adds up what
+    the heads' softmax gives each token, which is not the paper's."""
     dense_layers: tuple[int, ...] = (0, 1)
     """Layers that always read everything."""
     select_layers: tuple[int, ...] | None = None
@@ -153,6 +157,10 @@ def _problems(config: LimConfig) -> list[str | None]:
         _unless(
             config.policy in POLICIES,
             f"policy must be one of {', '.join(POLICIES)}, not {config.policy!r}",
+        ),
+        _unless(
+            config.ranking in RANKINGS,
+            f"ranking must be one of {', '.join(RANKINGS)}, not {config.ranking!r}",
         ),
         _unless(
             _is_int(config.budget) and config.budget >= 1,

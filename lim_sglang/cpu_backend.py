@@ -5,7 +5,14 @@ from typing import Any
 from torch import Tensor
 
 from lim_sglang.compat import KVWriteLoc, TorchNativeAttnBackend
-from lim_sglang.kernels.reference import attend_tokens, keep_tokens, score_tokens, split_budget
+from lim_sglang.kernels.reference import (
+    attend_tokens,
+    keep_heaviest,
+    keep_tokens,
+    pool_mass,
+    score_tokens,
+    split_budget,
+)
 from lim_sglang.plan import DecodePlan, plan_decode
 from lim_sglang.schedule import Role
 from lim_sglang.tracing import Trace
@@ -22,6 +29,7 @@ class LimCpuBackend(TorchNativeAttnBackend):
         config = runner.lim_config
         self.roles: tuple[Role, ...] = runner.lim_roles
         self.stats = runner.lim_stats
+        self.by_mass = config.ranking == "mass"
         self.shares = split_budget(config.budget, config.recent_ratio, config.sinks)
         self.budget: int | None = config.budget if Role.REUSE in self.roles else None
         self.trace = Trace.from_environment()
@@ -66,7 +74,11 @@ class LimCpuBackend(TorchNativeAttnBackend):
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)  # [P, G, D]
         for row in self.plan.sparse_rows:
             slots = self.slots[row]
-            kept = keep_tokens(score_tokens(query[row], keys[slots]), self.shares)
+            scores = score_tokens(query[row], keys[slots])
+            if self.by_mass:
+                kept = keep_heaviest(pool_mass(scores, layer.scaling), self.shares)
+            else:
+                kept = keep_tokens(scores, self.shares)
             self.kept_slots[row] = slots[kept]
             if self.trace:
                 self.trace.record(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lim_sglang.config import POLICIES, parse_layers, resolve_settings
+from lim_sglang.config import POLICIES, RANKINGS, parse_layers, resolve_settings
 from lim_sglang.errors import ConfigError
 
 CONFIG_DEST = "lim_config"
@@ -59,6 +59,13 @@ FLAGS = (
         "Share of the budget for the newest tokens, 0 to 1.",
     ),
     Flag("--lim-sinks", "sinks", int, "TOKENS", "Oldest tokens that are always kept."),
+    Flag(
+        "--lim-ranking",
+        "ranking",
+        str,
+        "RANKING",
+        f"How tokens are ordered: {' or '.join(RANKINGS)}; rank is the paper's.",
+    ),
 )
 
 

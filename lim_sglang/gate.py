@@ -9,6 +9,7 @@ from triton.runtime.errors import OutOfResources
 
 from lim_sglang.gpu import INTERPRET_VAR, reasons_against_kv_cache
 from lim_sglang.kernels.check import Batch, differences
+from lim_sglang.kernels.check_mass import mass_differences
 from lim_sglang.kernels.launch import interpreted
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def check_gpu() -> list[str]:
     found = []
     for name, batch in served_batches(torch.cuda.get_device_capability()).items():
         try:
-            found += [f"{name}: {difference}" for difference in differences(batch, "cuda")]
+            problems = differences(batch, "cuda") + mass_differences(batch, "cuda")
+            found += [f"{name}: {problem}" for problem in problems]
         except FAILURES as error:
             logger.debug("the batch %s failed", name, exc_info=True)
             found.append(f"{name}: {_in_words(error)}")

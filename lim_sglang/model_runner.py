@@ -12,8 +12,9 @@ from lim_sglang.audit import Audit
 from lim_sglang.config import ENV_VAR, PRESETS, LimConfig, resolve_settings, with_preset
 from lim_sglang.errors import RefusedError, ServerError
 from lim_sglang.gpu import reasons_against_kv_cache
+from lim_sglang.kernels.mass_selector import MassSelector
 from lim_sglang.kernels.reference import split_budget
-from lim_sglang.kernels.selector import Selector
+from lim_sglang.kernels.selector import RankSelector, Selector
 from lim_sglang.plan import plan_decode
 from lim_sglang.refusals import (
     model_shape,
@@ -26,6 +27,8 @@ from lim_sglang.stats import Stats
 
 logger = logging.getLogger(__name__)
 
+SELECTORS: dict[str, type[Selector]] = {"rank": RankSelector, "mass": MassSelector}
+"""By `LimConfig.ranking`."""
 MAX_RUNNING_REQUESTS = 4096
 """The most requests that SGLang runs at once where the user sets no limit."""
 
@@ -90,7 +93,7 @@ class LimModelRunner(compat.ModelRunner):
         self.lim_kept_slots = torch.zeros(
             max_rows * config.budget, dtype=torch.int32, device=self.device
         )
-        self.lim_selector = Selector.allocate(
+        self.lim_selector = SELECTORS[config.ranking].allocate(
             split_budget(config.budget, config.recent_ratio, config.sinks),
             max_rows=max_rows,
             num_heads=self.model_config.num_attention_heads,
@@ -114,7 +117,9 @@ class LimModelRunner(compat.ModelRunner):
                 "another plugin replaced it"
             )
         layers = list(compat.attention_layers(self.model))
-        reasons = reasons_against_layers(layers, len(self.lim_roles), on_cpu=compat.serves_on_cpu())
+        reasons = reasons_against_layers(
+            layers, self.lim_roles, self.lim_config, on_cpu=compat.serves_on_cpu()
+        )
         if reasons:
             raise RefusedError(reasons)
         logger.info("LessIsMore: %s", describe(self))

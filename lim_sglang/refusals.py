@@ -1,6 +1,6 @@
 """What cannot be served without silently changing the result, and why. Pure: it only looks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,9 +174,12 @@ def reuses_sets(model_config: Any, config: LimConfig) -> bool:
     return Role.REUSE in layer_roles(with_preset(config, shape), shape.num_layers)
 
 
-def reasons_against_layers(layers: list[Any], depth: int, *, on_cpu: bool) -> list[str]:
+def reasons_against_layers(
+    layers: list[Any], roles: Sequence[Role], config: LimConfig, *, on_cpu: bool
+) -> list[str]:
     """Why the attention layers of the loaded model cannot be served, one line each."""
-    reasons = []
+    reasons, depth = [], len(roles)
+    capped = any(layer.logit_cap for layer in layers)
     if [layer.layer_id for layer in layers] != list(range(depth)):
         reasons.append(
             f"the model has {len(layers)} attention layers, expected one in each of {depth} layers"
@@ -185,7 +188,9 @@ def reasons_against_layers(layers: list[Any], depth: int, *, on_cpu: bool) -> li
         reasons.append("the model has sliding-window attention: not supported yet")
     if any(layer.is_cross_attention for layer in layers):
         reasons.append("the model has cross-attention: not supported yet")
-    if on_cpu and any(layer.logit_cap for layer in layers):
+    if capped and config.ranking == "mass" and Role.REUSE in roles:
+        reasons.append("the model caps attention logits: use --lim-ranking rank")
+    if capped and on_cpu:
         reasons.append("the model caps attention logits: SGLang ignores that on a CPU")
     return reasons
 

@@ -49,6 +49,10 @@ def serve(
     lim_sinks: Annotated[
         str | None, typer.Option(help="Oldest tokens that are always kept.")
     ] = None,
+    lim_ranking: Annotated[
+        str | None,
+        typer.Option(help="How tokens are ordered: rank, as in the paper, or mass."),
+    ] = None,
     lim_config: Annotated[
         str | None, typer.Option(help="Any of these settings as one JSON object.")
     ] = None,
@@ -70,6 +74,7 @@ def serve(
         "--lim-select-layers": lim_select_layers,
         "--lim-recent-ratio": lim_recent_ratio,
         "--lim-sinks": lim_sinks,
+        "--lim-ranking": lim_ranking,
         "--lim-config": lim_config,
     }
     # Before a model is fetched: nobody waits for a download that ends in a refusal.

@@ -108,7 +108,7 @@ def prepare_kept(runner: Any) -> None:
         kept.zero_()
     selector = getattr(runner, "lim_selector", None)
     if selector is not None:
-        selector.scores.fill_(torch.nan)
+        selector.decisive.fill_(torch.nan)
 
 
 def check_kept(runner: Any, batch: FilledBatch, budget: int) -> str | None:

@@ -61,11 +61,11 @@ def differing_sets(selector: Any, batch: FilledBatch, kept: Tensor) -> list[str]
     Args:
         kept: [B, K] int64.
     """
-    chunk = selector.scores.shape[0]
+    chunk = selector.decisive.shape[0]
     first = (batch.point.batch - 1) // chunk * chunk
     found = []
     for row in range(first, batch.point.batch):
-        scores = selector.scores[row - first, :, : batch.point.context]
+        scores = selector.decisive[row - first, :, : batch.point.context]
         if not scores.isfinite().all():
             found.append(f"row {row} has scores that are not finite, or not written")
         elif not torch.equal(kept[row], batch.slots[row, keep_tokens(scores, selector.shares)]):

@@ -40,6 +40,7 @@ class Oracle:
         budget: int,
         recent_ratio: float = 0.25,
         sinks: int = 4,
+        by_mass: bool = False,
         dense_layers: Collection[int] = (0, 1),
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
@@ -47,6 +48,7 @@ class Oracle:
         self._select_layers = frozenset(select_layers)
         self._dense_layers = frozenset(dense_layers) - self._select_layers
         self._budget, self._recent_ratio, self._sinks = budget, recent_ratio, sinks
+        self._by_mass = by_mass
         self._set: torch.Tensor | None = None  # of the nearest SELECT layer below; None: everything
         self._kept: KeptSets = {}
         name = f"lim_oracle_{id(self)}"
@@ -107,25 +109,29 @@ class Oracle:
             self._set = None
         is_decode = query.shape[2] == 1
         if is_decode and layer in self._select_layers:
-            self._set = self._select(layer, query, key, module.num_key_value_groups)
+            self._set = self._select(module, query, key)
         elif is_decode and layer not in self._dense_layers and self._set is not None:
             key, value = key[:, :, self._set], value[:, :, self._set]
             attention_mask = None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
     def _select(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, group: int
+        self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor
     ) -> torch.Tensor | None:
         """Positions that the layers above read, ascending int64 [budget]; None for everything."""
         length = key.shape[2]
         if length <= self._budget:
             return None
-        keys = key[0].repeat_interleave(group, dim=0)  # [heads, length, head_dim]
+        keys = key[0].repeat_interleave(
+            module.num_key_value_groups, dim=0
+        )  # [heads, length, head_dim]
         # [heads, length], no scale; products of fp16 are exact in f32 and would tie in fp16
         wide = torch.promote_types(keys.dtype, torch.float32)
         scores = (keys.to(wide) @ query[0].to(wide).transpose(1, 2)).squeeze(2)
+        if self._by_mass:  # one ranking, by what the heads' softmax gives each token together
+            scores = torch.softmax(scores * module.scaling, dim=1).sum(dim=0, keepdim=True)
         positions = unified_set(scores, self._budget, self._recent_ratio, self._sinks)
-        self._kept[length, layer] = tuple(positions)
+        self._kept[length, module.layer_idx] = tuple(positions)
         return torch.tensor(positions, device=key.device)
 
 

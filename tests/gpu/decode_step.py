@@ -42,6 +42,8 @@ class Outcome:
     kept: list[Tensor]
     """The slots of each row."""
     scores: Tensor
+    decisive: Tensor
+    """The scores, or the mass of each token as of one head."""
 
 
 def fill_cache(rig: Rig, seed: int = 0) -> None:
@@ -123,6 +125,7 @@ def outcome(backend: Any, step: Step, outputs: tuple[Tensor, Tensor]) -> Outcome
         (outputs[0].clone(), outputs[1].clone()),
         [kept[first:last] for first, last in itertools.pairwise(ends)],
         backend.selector.scores[:rows].clone(),
+        backend.selector.decisive[:rows].clone(),
     )
 
 
@@ -187,7 +190,8 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
             error = relative_error(scores, expected)
             if not error <= SCORE_TOLERANCE:
                 wrong.append(f"{name}: scores are off by {error:.1e}")
-        kept = slots[keep_tokens(scores, backend.selector.shares)]
+        decisive = found.decisive[row, :, : len(slots)]
+        kept = slots[keep_tokens(decisive, backend.selector.shares)]
         if not torch.equal(found.kept[row], kept):
             wrong.append(f"{name} keeps other slots")
         for place, read in enumerate((slots, kept)):

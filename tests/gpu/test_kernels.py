@@ -11,9 +11,9 @@ from lim_sglang.kernels.check import (
     differing_scores,
     differing_sets,
     differing_shortlists,
-    lost_mass,
     undecided_rows,
 )
+from lim_sglang.kernels.check_mass import lost_mass, mass_differences
 from lim_sglang.kernels.launch import interpreted
 
 pytestmark = pytest.mark.gpu
@@ -93,3 +93,8 @@ def test_chunks_of_rows_change_nothing(name: str, max_rows: int) -> None:
 @pytest.mark.parametrize("name", ["qwen3-8b", "coder-1.5b", "group-of-sixteen", "fp8-cache"])
 def test_kept_mass_is_the_reference_s(name: str) -> None:
     assert lost_mass(BATCHES[name], "cuda") <= 1e-3
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_selection_by_mass_is_exactly_the_reference_s(name: str) -> None:
+    assert not mass_differences(BATCHES[name], "cuda")

@@ -11,16 +11,27 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lim_sglang.kernels import compact, launch, lengths, rank, score, shortlist, union
+from lim_sglang.kernels import (
+    compact,
+    heaviest,
+    launch,
+    lengths,
+    pool,
+    rank,
+    score,
+    shortlist,
+    union,
+)
 
 ARCHITECTURES = (80, 90, 100, 120)
 FP8_FROM = 89
 """The first architecture whose compiler takes fp8 of the kind that KV caches use."""
 POINTERS = {
     **dict.fromkeys(("indptr", "slots", "ranking", "first_turn", "last_turn"), "*i32"),
-    **dict.fromkeys(("kept_indptr", "kept", "depth"), "*i32"),
+    **dict.fromkeys(("kept_indptr", "kept", "depth", "candidates"), "*i32"),
     "lengths": "*i64",
-    "scores": "*fp32",
+    **dict.fromkeys(("scores", "lse", "mass"), "*fp32"),
+    "scale": "fp32",
 }
 
 
@@ -35,7 +46,7 @@ def shared_memory(
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(kernel.arg_names)
-        if name in pointers or name.endswith("_stride")
+        if pointers.get(name, "").startswith("*") or name.endswith("_stride")
     }
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned),
@@ -92,6 +103,18 @@ def compile_rest(architecture: int) -> dict[str, int]:
         found[f"rank {selected}"] = shared_memory(
             rank._rank, architecture, constants, launch.sort_warps(padded)
         )
+        capacity = heaviest.candidate_capacity(selected)
+        constants = {
+            "CAPACITY": capacity,
+            "SAMPLE": launch.SHORTLIST_SAMPLE,
+            "BLOCK": launch.HEAVIEST_BLOCK,
+        }
+        warps = max(launch.WIDE_WARPS, launch.sort_warps(capacity))
+        found[f"heaviest {selected}"] = shared_memory(
+            heaviest._keep_heaviest, architecture, constants, warps
+        )
+    for name, kernel in (("log_sum_exp", pool._log_sum_exp), ("pool", pool._pool)):
+        found[name] = shared_memory(kernel, architecture, {"BLOCK": launch.POOL_BLOCK})
     for whole in (False, True):
         flags = {"WHOLE": whole, "UNDECIDED": launch.UNDECIDED, "PADDED_HEADS": 32}
         found[f"take_turns {whole}"] = shared_memory(

@@ -104,7 +104,7 @@ class Runner:
     def __post_init__(self) -> None:
         self.lim_stats = Stats()
         self.lim_kept_slots = torch.zeros(2 * BUDGET, dtype=torch.int32)
-        self.lim_selector = SimpleNamespace(scores=torch.zeros(self.chunk, 2, 9), shares=SHARES)
+        self.lim_selector = SimpleNamespace(decisive=torch.zeros(self.chunk, 2, 9), shares=SHARES)
         self.token_to_kv_pool = Pool()
         self.ours = Backend(self, self.dense_layer)
         self.attn_backend: Any = None
@@ -125,7 +125,7 @@ class Runner:
         kept = torch.stack(wanted) if self.kept is None else self.kept
         if self.writes:
             self.lim_kept_slots[:] = kept.flatten()
-            self.lim_selector.scores[:, :, :6] = scores[-1:] if self.chunk == 1 else scores
+            self.lim_selector.decisive[:, :, :6] = scores[-1:] if self.chunk == 1 else scores
         query = torch.ones(2, 16)
         reads = kept if self.reads is None else self.reads
         return attend(self.token_to_kv_pool, LAYERS[3], query, reads)
@@ -194,7 +194,7 @@ def test_no_time_is_shown_for_a_step_that_is_not_what_it_should_be(
 
 def test_scores_that_the_step_did_not_write_prove_no_set() -> None:
     runner = Runner()
-    runner.lim_selector.scores.fill_(torch.nan)
+    runner.lim_selector.decisive.fill_(torch.nan)
     found = differing_sets(runner.lim_selector, BATCH, WRONG)
     assert found == [f"row {row} has scores that are not finite, or not written" for row in (0, 1)]
 

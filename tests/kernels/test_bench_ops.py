@@ -23,7 +23,7 @@ def test_the_stages_and_the_whole_pick_the_reference_s_tokens() -> None:
     stages.runs["compact"]()
     in_stages = stages.kept.clone()
     stages.kept.fill_(-1)
-    stages.select()
+    stages.select(stages.selector)
     assert torch.equal(stages.kept, in_stages)
     for row in range(CASE.batch):
         slots = stages.slots.view(CASE.batch, CASE.context)[row].long()
@@ -39,6 +39,10 @@ def test_necessary_bytes_by_hand() -> None:
     expected = {
         "score": rows * (tokens * (2 * 64 * 2 + 4) + heads * tokens * 4),
         "shortlist": rows * heads * (tokens - recent) * 4,
+        "lse": rows * heads * tokens * 4,
+        "pool": rows * (heads + 1) * tokens * 4,
+        "heaviest": rows * (tokens * 4 + 32 * 8),
+        "select-by-mass": None,
         "rank": rows * heads * ((tokens - recent) * 4 + selected * 4),
         "union": None,
         "compact": rows * (tokens * 4 + 32 * 8),

@@ -14,6 +14,7 @@ from lim_sglang.kernels.check import (
     differing_shortlists,
     undecided_rows,
 )
+from lim_sglang.kernels.check_mass import mass_differences
 from lim_sglang.kernels.launch import interpreted
 from lim_sglang.kernels.rank import _rank
 
@@ -85,3 +86,8 @@ def test_the_set_is_exactly_the_reference_s(name: str) -> None:
 @pytest.mark.parametrize("max_rows", [1, 2, 8])
 def test_chunks_of_rows_change_nothing(max_rows: int) -> None:
     assert not differing_pipeline(BATCHES["mixed-lengths"], "cpu", max_rows)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_selection_by_mass_is_exactly_the_reference_s(name: str) -> None:
+    assert not mass_differences(BATCHES[name], "cpu")

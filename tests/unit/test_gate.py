@@ -30,6 +30,7 @@ def fail_with(error: Exception) -> Callable[[Batch, str], list[str]]:
 def hopper(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A GPU that compiles."""
     monkeypatch.setattr(gate, "interpreted", lambda: False)
+    monkeypatch.setattr(gate, "mass_differences", lambda _batch, _device: [])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: HOPPER)
     return monkeypatch
 
@@ -47,6 +48,12 @@ def test_interpreted_kernels_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(gate, "differences", lambda _batch, _device: [])
     (found,) = check_gpu()
     assert found.startswith("TRITON_INTERPRET is set")
+
+
+def test_selection_by_mass_is_checked_too(hopper: pytest.MonkeyPatch) -> None:
+    hopper.setattr(gate, "differences", lambda _batch, _device: [])
+    hopper.setattr(gate, "mass_differences", lambda _batch, _device: ["row 0: other masses"])
+    assert "Qwen3-8B: row 0: other masses" in gate.check_gpu()
 
 
 def test_differences_are_named_by_batch(hopper: pytest.MonkeyPatch) -> None:

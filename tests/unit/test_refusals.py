@@ -16,6 +16,7 @@ from lim_sglang.refusals import (
     reasons_against_model,
     reuses_sets,
 )
+from lim_sglang.schedule import Role
 
 BAD_VALUES: dict[str, Any] = {
     "disaggregation_mode": "decode",
@@ -152,12 +153,22 @@ def layer(index: int, **traits: Any) -> SimpleNamespace:
 
 
 def test_loaded_layers_are_checked_again() -> None:
-    assert reasons_against_layers([layer(0), layer(1)], 2, on_cpu=True) == []
-    assert reasons_against_layers([layer(0)], 2, on_cpu=True)
-    assert reasons_against_layers([layer(0, sliding_window_size=128)], 1, on_cpu=True)
-    assert reasons_against_layers([layer(0, is_cross_attention=True)], 1, on_cpu=True)
-    assert reasons_against_layers([layer(0, logit_cap=30.0)], 1, on_cpu=True)
-    assert reasons_against_layers([layer(0, logit_cap=30.0)], 1, on_cpu=False) == []
+    rank, mass = LimConfig(), LimConfig(ranking="mass")
+
+    def reasons(layers: list, depth: int, config: LimConfig = rank, *, on_cpu: bool = True) -> list:
+        roles = (Role.SELECT, Role.REUSE)[:depth]
+        return reasons_against_layers(layers, roles, config, on_cpu=on_cpu)
+
+    assert reasons([layer(0), layer(1)], 2) == []
+    assert reasons([layer(0)], 2)
+    assert reasons([layer(0, sliding_window_size=128)], 1)
+    assert reasons([layer(0, is_cross_attention=True)], 1)
+    assert reasons([layer(0, logit_cap=30.0)], 1)
+    assert reasons([layer(0, logit_cap=30.0)], 1, on_cpu=False) == []
+    capped = [layer(0, logit_cap=30.0), layer(1)]
+    assert reasons(capped, 2, on_cpu=False) == []
+    assert len(reasons(capped, 2, mass, on_cpu=False)) == 1
+    assert reasons([layer(0), layer(1)], 2, mass) == []
 
 
 @pytest.mark.parametrize(
