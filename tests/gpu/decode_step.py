@@ -15,7 +15,9 @@ from torch import Tensor
 
 from lim_sglang import compat
 from lim_sglang.kernels.check import SCORE_TOLERANCE
-from lim_sglang.kernels.reference import attend_tokens, keep_tokens, score_tokens
+from lim_sglang.kernels.check_mass import MASS_TOLERANCE
+from lim_sglang.kernels.mass_selector import MassSelector
+from lim_sglang.kernels.reference import attend_tokens, keep_tokens, pool_mass, score_tokens
 from tests.gpu.rig import Rig
 
 SELECT, REUSE = 2, 3
@@ -190,6 +192,11 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
             error = relative_error(scores, expected)
             if not error <= SCORE_TOLERANCE:
                 wrong.append(f"{name}: scores are off by {error:.1e}")
+            if isinstance(backend.selector, MassSelector):
+                mass = pool_mass(scores, layers_of(rig)[0].scaling)
+                error = relative_error(found.decisive[row, 0, : len(slots)], mass)
+                if not error <= 10 * MASS_TOLERANCE:  # the normalisers are FlashInfer's
+                    wrong.append(f"{name}: masses are off by {error:.1e}")
         decisive = found.decisive[row, :, : len(slots)]
         kept = slots[keep_tokens(decisive, backend.selector.shares)]
         if not torch.equal(found.kept[row], kept):

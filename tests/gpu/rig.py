@@ -110,13 +110,18 @@ class Rig:
             self._keep("dense")
         return self._take("dense")
 
-    def use_lim(self, budget: int, select_layers: Sequence[int] = (2, 4), sinks: int = 4) -> Any:
+    def use_lim(
+        self, budget: int, select_layers: Sequence[int] = (2, 4), ranking: str = "rank"
+    ) -> Any:
         """Let LessIsMore serve with these settings; returns its backend."""
-        key = (budget, tuple(select_layers), sinks)
+        key = (budget, tuple(select_layers), ranking)
         if key not in self._contenders:
             runner = self.runner
             runner.lim_config = replace(
-                runner.lim_config, budget=budget, select_layers=tuple(select_layers), sinks=sinks
+                runner.lim_config,
+                budget=budget,
+                select_layers=tuple(select_layers),
+                ranking=ranking,
             )
             runner.lim_roles = layer_roles(runner.lim_config, len(runner.lim_roles))
             runner.allocate_selection()

@@ -86,6 +86,17 @@ def test_a_graph_attends_as_the_definition_says(rig: Rig, backend: Any, name: st
     assert not wrong_rows(rig, backend, step, graph.run(step))
 
 
+@pytest.mark.parametrize("name", RAGGED)
+def test_selection_by_mass_is_the_definition_s_in_graphs_too(rig: Rig, name: str) -> None:
+    fill_cache(rig)
+    backend = rig.use_lim(BUDGET, ranking="mass")
+    lengths = RAGGED[name]
+    graph = Graph(rig, backend, make_step(rig, [1] * len(lengths), seed=1))
+    step = make_step(rig, lengths)
+    assert not wrong_rows(rig, backend, step, graph.run(step))
+    assert not wrong_rows(rig, backend, step, run_eager(rig, backend, step))
+
+
 def test_a_graph_keeps_what_an_eager_step_keeps(rig: Rig, backend: Any) -> None:
     graph = Graph(rig, backend, make_step(rig, [1] * 8, seed=1))
     step = make_step(rig, EIGHT)
