@@ -19,7 +19,7 @@ from lim_sglang.kernels.selector import RankSelector, Selector
 
 RANK_OPS = ("score", "shortlist", "union", "compact", "rank", "select")
 """`rank` is what rows need whose shortlists do not decide; `select` is all of it, in order and in
-chunks, as a SELECT layer runs it."""
+chunks, as a SELECT layer runs it whose dense pass leaves no scores: without `score` otherwise."""
 MASS_OPS = ("lse", "pool", "heaviest", "select-by-mass")
 """`lse` is for layers whose dense pass leaves no normalisers; the last is all, with scoring."""
 OPS = RANK_OPS + MASS_OPS

@@ -18,6 +18,8 @@ from lim_sglang.kernels.score import score_tokens
 from lim_sglang.kernels.selector import RankSelector
 
 POISON = -77
+ATTENTION_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+"""Relative RMS of one layer's attention, by its dtype."""
 SCORE_TOLERANCE = 1e-5
 """Relative RMS: products of fp16 or bf16 are exact in f32, and so are all sums up to rounding."""
 

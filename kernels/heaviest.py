@@ -11,16 +11,16 @@ from torch import Tensor
 
 from lim_sglang.kernels.launch import (
     HEAVIEST_BLOCK,
-    SHORTLIST_SAMPLE,
     check_int32,
     check_tensors,
+    sample_size,
     sort_warps,
 )
 from lim_sglang.kernels.order import (
     count_reaching,
     nth_largest,
     raise_threshold,
-    sampled_threshold,
+    sample_keys,
     sortable_key,
 )
 from lim_sglang.kernels.reference import Shares
@@ -129,7 +129,9 @@ def _keep_heaviest(
     _copy(slots + end, kept + sinks + selected, recent, BLOCK)
     kept += sinks
 
-    lowest = sampled_threshold(mass, sinks, end, target, SAMPLE)
+    sampled = tl.minimum(end - sinks, SAMPLE)
+    wanted = tl.maximum(target.to(tl.int64) * sampled // (end - sinks), 1)
+    lowest = nth_largest(sample_keys(mass, sinks, end, SAMPLE), wanted)
     lanes = tl.arange(0, BLOCK)
     passed = 0
     for first in range(0, end, BLOCK):
@@ -197,7 +199,7 @@ def keep_heaviest(
         mass.stride(0),
         candidates.stride(0),
         CAPACITY=capacity,
-        SAMPLE=SHORTLIST_SAMPLE,
+        SAMPLE=sample_size(columns),
         BLOCK=HEAVIEST_BLOCK,
         num_warps=max(8, sort_warps(capacity)),
     )

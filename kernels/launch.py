@@ -15,8 +15,10 @@ SCORE_SPLITS = 32
 """Programs a request and KV head, so that the grid does not depend on the length."""
 MIN_DOT_ROWS = 16
 """The fewest rows that a tensor core takes; smaller query groups are padded."""
-SHORTLIST_SAMPLE = 2048
-"""Scores of a head that a shortlist's threshold comes from."""
+MIN_SAMPLE, MAX_SAMPLE = 2048, 8192
+"""Scores of a head that a threshold is sampled from, at least and at most."""
+SAMPLED_SHARE = 16
+"""One score of so many is sampled in the longest rows that a buffer holds."""
 SHORTLIST_BLOCK = 8192
 """Scores that a shortlist reads at a time."""
 RANK_BLOCK = 2048
@@ -55,6 +57,11 @@ def interpreted() -> bool:
 def padded_group(num_heads: int, num_kv_heads: int) -> int:
     """Rows of the score tile of one KV head."""
     return max(MIN_DOT_ROWS, triton.next_power_of_2(num_heads // num_kv_heads))
+
+
+def sample_size(columns: int) -> int:
+    """Scores to sample of rows of up to so many, a power of two."""
+    return min(MAX_SAMPLE, max(MIN_SAMPLE, triton.next_power_of_2(columns // SAMPLED_SHARE)))
 
 
 def sort_warps(padded_ranks: int) -> int:

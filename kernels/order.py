@@ -48,16 +48,15 @@ def nth_largest(keys, wanted):
 
 
 @triton.jit
-def sampled_threshold(scores, sinks, end, target, SAMPLE: tl.constexpr):
-    """The key that about `target` candidates reach, from SAMPLE of them, evenly spaced."""
+def sample_keys(scores, sinks, end, SAMPLE: tl.constexpr):
+    """Keys of SAMPLE candidates, evenly spaced; 0 where there are fewer."""
     lanes = tl.arange(0, SAMPLE)
     candidates = end - sinks
     sampled = tl.minimum(candidates, SAMPLE)
     offsets = (lanes.to(tl.int64) * candidates // sampled).to(tl.int32)
     inside = lanes < sampled
     keys = sortable_key(tl.load(scores + sinks + offsets, mask=inside, other=0.0))
-    wanted = tl.maximum(target.to(tl.int64) * sampled // candidates, 1)
-    return nth_largest(tl.where(inside, keys, 0), wanted)
+    return tl.where(inside, keys, 0)
 
 
 @triton.jit

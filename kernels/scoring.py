@@ -7,6 +7,7 @@ only kernel here that is not Triton's: nvcc compiles it once, as it does FlashIn
 Scores are defined by `reference.score_tokens`.
 """
 
+import hashlib
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ struct {NAME} : AttentionVariantBase {{
 }};
 """
 DTYPES = (torch.float16, torch.bfloat16)
+WORKSPACE_BYTES = 128 << 20
+"""Of a decode that splits long rows, by FlashInfer's advice."""
 
 
 class ScoringAttention:
@@ -61,7 +64,8 @@ class ScoringAttention:
         from flashinfer.jit import gen_customize_batch_prefill_module
         from flashinfer.utils import device_support_pdl
 
-        name = f"lim_scoring_{str(dtype).removeprefix('torch.')}_{head_dim}"
+        source = hashlib.sha256(VARIANT.encode()).hexdigest()[:8]  # the cache goes by the name
+        name = f"lim_scoring_{str(dtype).removeprefix('torch.')}_{head_dim}_{source}"
         tensors, scalars = (
             {"scores": "float"},
             dict.fromkeys(
@@ -135,3 +139,30 @@ class ScoringAttention:
             scores.stride(1),
         )
         return output
+
+
+def planned_decode(
+    indptr: Tensor, slots: Tensor, *, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> Any:
+    """FlashInfer's own decode over these slots, planned for tensor cores: what checks compare with.
+
+    Args:
+        indptr: [B + 1] int32, where each row's slots begin.
+        slots: [indptr[B]] int32.
+        heads, kv_heads, head_dim: H, G and D.
+        dtype: of queries and cache.
+    """
+    from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper
+
+    workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=indptr.device)
+    wrapper = BatchDecodeWithPagedKVCacheWrapper(
+        workspace, "NHD", use_tensor_cores=True, backend="fa2"
+    )
+    rows = indptr.shape[0] - 1
+    last_page_len = torch.ones(rows, dtype=torch.int32, device=indptr.device)
+    wrapper.plan(
+        *(indptr, slots, last_page_len, heads, kv_heads, head_dim, 1),
+        q_data_type=dtype,
+        kv_data_type=dtype,
+    )
+    return wrapper

@@ -71,6 +71,10 @@ class Selector(ABC):
     def decisive(self) -> Tensor:
         """[R, heads that take turns, N] f32: what decides which tokens are kept."""
 
+    def counts(self) -> dict[str, int]:
+        """Counters of how it went so far, for `/server_info`; waits for the device."""
+        return {}
+
     @property
     def lse(self) -> Tensor | None:
         """[>= B, H] f32, log2 of each head's normaliser; None where nothing needs it."""
@@ -100,7 +104,7 @@ class Selector(ABC):
         out: Tensor,
         *,
         scale: float,
-        scored_rows: int = 0,
+        first_chunk_is_scored: bool = False,
     ) -> Tensor:
         """Write each row's kept slots, ascending by position; a row within the budget keeps all.
 
@@ -111,14 +115,13 @@ class Selector(ABC):
             kept_indptr: [B + 1] int32, `min(length, budget)` tokens a row.
             out: [kept_indptr[B]] int32 or longer.
             scale: factor on q·k before the softmax.
-            scored_rows: rows of the first chunk whose scores and normalisers are there
-                (`scoring.py`): all or none.
+            first_chunk_is_scored: its scores and normalisers are there (`scoring.py`).
         """
         num_rows = query.shape[0]
         for first in range(0, num_rows, self.max_rows):
             rows = min(self.max_rows, num_rows - first)
             chunk, ends = self.narrow(rows), slice(first, first + rows + 1)
-            scored = first < scored_rows
+            scored = first == 0 and first_chunk_is_scored
             if not scored:
                 chunk.score(query[first : first + rows], keys, indptr[ends], slots)
             chunk.keep(indptr[ends], slots, kept_indptr[ends], out, scale=scale, has_lse=scored)
@@ -144,6 +147,8 @@ class RankSelector(Selector):
     """[R, N] int32."""
     last_turn: Tensor
     """[R] int32."""
+    undecided_rows: Tensor
+    """[1] int64, rows so far whose shortlists did not decide, each SELECT layer counted."""
 
     @classmethod
     def allocate(
@@ -169,7 +174,12 @@ class RankSelector(Selector):
             depth=ints(rows, num_heads),
             first_turn=ints(rows, columns, fill=NEVER),
             last_turn=ints(rows, fill=UNDECIDED),
+            undecided_rows=torch.zeros(1, dtype=torch.int64, device=device),
         )
+
+    def counts(self) -> dict[str, int]:
+        """Rows that had to be ranked whole, each SELECT layer counted."""
+        return {"rows_ranked_whole": int(self.undecided_rows)}
 
     @property
     def decisive(self) -> Tensor:
@@ -185,6 +195,7 @@ class RankSelector(Selector):
             depth=self.depth[:rows],
             first_turn=self.first_turn[:rows],
             last_turn=self.last_turn[:rows],
+            undecided_rows=self.undecided_rows,
         )
 
     def keep(
@@ -243,6 +254,7 @@ class RankSelector(Selector):
             whole=whole,
             first_turn=self.first_turn,
             last_turn=self.last_turn,
+            undecided_rows=self.undecided_rows,
         )
 
     def compact(self, indptr: Tensor, slots: Tensor, kept_indptr: Tensor, out: Tensor) -> None:

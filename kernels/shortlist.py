@@ -15,16 +15,46 @@ from torch import Tensor
 from lim_sglang.kernels.launch import (
     NEVER,
     SHORTLIST_BLOCK,
-    SHORTLIST_SAMPLE,
     check_int32,
     check_tensors,
+    sample_size,
     sort_warps,
 )
-from lim_sglang.kernels.order import sampled_threshold, sort_ranking, sortable_key
+from lim_sglang.kernels.order import nth_largest, sample_keys, sort_ranking, sortable_key
 from lim_sglang.kernels.reference import Shares
 
 
-@triton.jit(do_not_specialize=["budget", "sinks", "recent", "target", "num_heads"])
+@triton.jit
+def _wanted(candidates, sampled, CAPACITY: tl.constexpr):
+    """Ranks of a sample whose last, as a threshold, lets fewer than CAPACITY candidates pass.
+
+    The number that passes varies by about sqrt(CAPACITY * (candidates / sampled - 1)): three times
+    that is left free, so that a whole sample fills the room and a thin one half of it.
+    """
+    left = candidates.to(tl.float32) / sampled - 1.0
+    target = tl.maximum(CAPACITY - 3.0 * tl.sqrt(CAPACITY * left), CAPACITY / 2)
+    return tl.maximum((target * sampled / candidates).to(tl.int32), 1)
+
+
+@triton.jit
+def _collect(scores, ranking, threshold, sinks, end, CAPACITY: tl.constexpr, BLOCK: tl.constexpr):
+    """Write the candidates that reach the threshold, as many as there is room for; count all."""
+    lanes = tl.arange(0, BLOCK)
+    passed = 0
+    for first in range(0, end, BLOCK):
+        positions = first + lanes
+        # Four scores at a time, from aligned addresses: rows are longer than their last four.
+        read = first + lanes // 4 * 4 < end
+        keys = sortable_key(tl.load(scores + positions, mask=read, other=0.0))
+        inside = (positions >= sinks) & (positions < end)
+        passes = (inside & (keys >= threshold)).to(tl.int32)
+        place = passed + tl.cumsum(passes, 0) - 1
+        tl.store(ranking + place, positions, mask=(passes > 0) & (place < CAPACITY))
+        passed += tl.sum(passes, 0)
+    return passed
+
+
+@triton.jit(do_not_specialize=["budget", "sinks", "recent", "num_heads"])
 def _shortlist(
     scores,  # [B, H, >= S] f32
     indptr,  # [B + 1] int32
@@ -34,7 +64,6 @@ def _shortlist(
     budget,
     sinks,
     recent,
-    target,
     num_heads,
     score_row_stride,
     score_head_stride,
@@ -63,18 +92,14 @@ def _shortlist(
     for first in range(start, stop, BLOCK):
         tl.store(first_turn + first + lanes, NO_TURN, mask=first + lanes < stop)
 
-    threshold = sampled_threshold(scores, sinks, end, target, SAMPLE)
-    passed = 0
-    for first in range(0, end, BLOCK):
-        positions = first + lanes
-        # Four scores at a time, from aligned addresses: rows are longer than their last four.
-        read = first + lanes // 4 * 4 < end
-        keys = sortable_key(tl.load(scores + positions, mask=read, other=0.0))
-        inside = (positions >= sinks) & (positions < end)
-        passes = (inside & (keys >= threshold)).to(tl.int32)
-        place = passed + tl.cumsum(passes, 0) - 1
-        tl.store(ranking + place, positions, mask=(passes > 0) & (place < CAPACITY))
-        passed += tl.sum(passes, 0)
+    keys = sample_keys(scores, sinks, end, SAMPLE)
+    candidates = end - sinks
+    wanted = _wanted(candidates, tl.minimum(candidates, SAMPLE), CAPACITY)
+    passed = _collect(scores, ranking, nth_largest(keys, wanted), sinks, end, CAPACITY, BLOCK)
+    if passed > CAPACITY:  # what passed says how far off the sample was: once more, with half of it
+        wanted = tl.maximum((wanted.to(tl.float32) * CAPACITY / (2.0 * passed)).to(tl.int32), 1)
+        tl.debug_barrier()  # the same places are written again
+        passed = _collect(scores, ranking, nth_largest(keys, wanted), sinks, end, CAPACITY, BLOCK)
     fits = passed <= CAPACITY
     if fits:
         sort_ranking(scores, ranking, passed, CAPACITY)
@@ -126,7 +151,6 @@ def shortlist_tokens(
         shares.budget,
         shares.sinks,
         shares.recent,
-        5 * capacity // 8,  # enough room for a sample's error
         heads,
         scores.stride(0),
         scores.stride(1),
@@ -135,7 +159,7 @@ def shortlist_tokens(
         first_turn.stride(0),
         NO_TURN=NEVER,
         CAPACITY=capacity,
-        SAMPLE=SHORTLIST_SAMPLE,
+        SAMPLE=sample_size(columns),
         BLOCK=SHORTLIST_BLOCK,
         num_warps=sort_warps(capacity),
     )

@@ -69,6 +69,7 @@ def _cut(
     depth,  # [B, H] int32
     first_turn,  # [B, >= S] int32
     last_turn,  # [B] int32
+    undecided_rows,  # [1] int64
     budget,
     selected,
     num_heads,
@@ -107,6 +108,8 @@ def _cut(
         taken += tl.sum(new, 0)
         first += BLOCK
     tl.store(last_turn + row, tl.where(taken >= selected, cut, UNDECIDED))
+    if taken < selected:
+        tl.atomic_add(undecided_rows, 1, sem="relaxed")
 
 
 def unite_rankings(
@@ -119,6 +122,7 @@ def unite_rankings(
     whole: bool,
     first_turn: Tensor,
     last_turn: Tensor,
+    undecided_rows: Tensor,
 ) -> None:
     """Find which turns win: token t of row b is chosen if `first_turn[b, t] <= last_turn[b]`.
 
@@ -132,10 +136,11 @@ def unite_rankings(
         first_turn: [B, N] int32, made ready by `shortlist_tokens`.
         last_turn: [B] int32, written for rows over the budget: UNDECIDED where the rankings are not
             deep enough. With K `selected` they always are.
+        undecided_rows: [1] int64, counts them.
     """
     ints = {"ranking": ranking, "indptr": indptr, "depth": depth}
     ints |= {"first_turn": first_turn, "last_turn": last_turn}
-    check_tensors(**ints)
+    check_tensors(**ints, undecided_rows=undecided_rows)
     check_int32(**ints)
     rows, heads, _ = ranking.shape
     strides = (ranking.stride(0), ranking.stride(1), first_turn.stride(0))
@@ -152,7 +157,7 @@ def unite_rankings(
         BLOCK=TURN_BLOCK,
     )
     _cut[(rows,)](
-        *(ranking, indptr, depth, first_turn, last_turn),
+        *(ranking, indptr, depth, first_turn, last_turn, undecided_rows),
         *(shares.budget, shares.selected, heads, num_ranks),
         *strides,
         **flags,

@@ -4,7 +4,8 @@ When a step is planned, its lengths and cache slots are copied; when a SELECT la
 inside a CUDA graph, its scores and kept slots are. All of it stays on the GPU, in the order of the
 stream, so that overlap scheduling goes on as always. The sets are recomputed when the copies fill
 their share of memory, and when `/server_info` is asked. What a REUSE layer gives is recomputed on
-the spot, since its cache may be overwritten soon, and only the number of wrong rows is kept.
+the spot, since its cache may be overwritten soon, and only the number of wrong rows is kept. Scores
+are taken as they are; rows that pad a graph's batch and those of its warm-up are checked, too.
 """
 
 import os
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang.errors import ServerError
+from lim_sglang.kernels.check import ATTENTION_TOLERANCE
 from lim_sglang.kernels.reference import keep_tokens
 from lim_sglang.kernels.selector import Selector
 
@@ -23,8 +25,6 @@ ENV_VAR = "LIM_AUDIT"
 """Set to 1, it lets every SELECT layer of every step be checked. Slow, and takes memory."""
 MAX_BYTES = 4 << 30
 """Copies that are kept before they are checked."""
-TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
-"""Relative RMS of a row's sparse attention."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Audit:
         values: Tensor,
         output: Tensor,
         kept_indptr: Tensor,
-        scale: float,
+        layer: Any,
     ) -> None:
         """Recompute what a REUSE layer has just computed; a CUDA graph captures this.
 
@@ -108,7 +108,7 @@ class Audit:
             query, output: [B, H, D].
             keys, values: [P, G, D].
             kept_indptr: [B + 1] int32, where each row's kept slots begin.
-            scale: factor on q·k before the softmax.
+            layer: SGLang's, for its scales and soft-cap.
         """
         starts, ends = kept_indptr[:-1, None], kept_indptr[1:, None]
         places = starts + self._lanes  # [B, K]
@@ -116,12 +116,15 @@ class Audit:
         slots = self._kept_slots[torch.where(inside, places, 0)].long()
         rows, heads, dim = query.shape
         grouped = query.float().view(rows, keys.shape[1], -1, dim)  # [B, G, H/G, D]
-        scores = torch.einsum("bgqd,bkgd->bgqk", grouped, keys[slots].float()) * scale
+        scores = torch.einsum("bgqd,bkgd->bgqk", grouped, keys[slots].float())
+        scores *= layer.scaling * (layer.k_scale_float or 1.0)
+        if layer.logit_cap:
+            scores = layer.logit_cap * torch.tanh(scores / layer.logit_cap)
         weights = scores.masked_fill(~inside[:, None, None], -torch.inf).softmax(-1)
         expected = torch.einsum("bgqk,bkgd->bgqd", weights, values[slots].float())
-        expected = expected.reshape(rows, heads * dim)
+        expected = expected.reshape(rows, heads * dim) * (layer.v_scale_float or 1.0)
         error = (output.float().view_as(expected) - expected).square().mean(-1)
-        bound = TOLERANCE[output.dtype] ** 2 * expected.square().mean(-1)
+        bound = ATTENTION_TOLERANCE[output.dtype] ** 2 * expected.square().mean(-1)
         self._outputs[0] += rows
         self._outputs[1] += (~(error <= bound)).sum()
 

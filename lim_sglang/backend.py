@@ -4,6 +4,7 @@ FULL and SELECT layers are SGLang's own dense decode. A SELECT layer then writes
 slots, and REUSE layers run FlashInfer's paged decode over them at page size 1.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from lim_sglang.kept_plan import KeptPlan
 from lim_sglang.kernels.scoring import DTYPES, ScoringAttention
 from lim_sglang.kernels.selector import Selector
 from lim_sglang.schedule import Role
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class ScoringDecode:
             self.planned,
             query,
             kv_cache,
-            sm_scale * (1.0 if k_scale is None else k_scale),
+            sm_scale * (k_scale or 1.0),
             self.selector.scores,
             self.selector.shares.budget,
             self.selector.lse,
@@ -77,6 +80,13 @@ class LimAttnBackend(FlashInferAttnBackend):
                 )
             self.kept_plan = KeptPlan(self, runner.lim_kept_slots, self.selector.shares.budget)
         self.scoring = self._load_scoring()
+        if self.selector is not None:
+            logger.info("LessIsMore: SELECT layers' scores come from %s", self.scores_come_from)
+
+    @property
+    def scores_come_from(self) -> str:
+        """What computes the scores of a SELECT layer."""
+        return "a second reading of K" if self.scoring is None else "the dense pass"
 
     def _load_scoring(self) -> ScoringAttention | None:
         """The kernel that scores while it attends, where SGLang's decode is its like."""
@@ -120,19 +130,20 @@ class LimAttnBackend(FlashInferAttnBackend):
         planned = self.forward_metadata
         if role is Role.REUSE:  # SGLang's decode, but over the kept slots
             self.forward_metadata = DecodeMetadata([self.kept_plan.wrapper])
-        elif role is Role.SELECT and (scoring := self._scoring_decode(layer)):
+        scoring = self._scoring_decode(layer) if role is Role.SELECT else None
+        if scoring:
             self.forward_metadata = DecodeMetadata([scoring])
         try:
             output: Tensor = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
         finally:
             self.forward_metadata = planned
         if role is Role.SELECT:
-            self._select(q, layer)
+            self._select(q, layer, is_scored=scoring is not None)
         elif role is Role.REUSE and self.audit:
             self._audit_attention(self.audit, q, layer, output)
         return output
 
-    def _select(self, q: Tensor, layer: Any) -> None:
+    def _select(self, q: Tensor, layer: Any, *, is_scored: bool) -> None:
         """Write each row's kept slots from this layer's queries and keys."""
         if self.selector is None:  # no layer above reuses
             return
@@ -145,8 +156,8 @@ class LimAttnBackend(FlashInferAttnBackend):
             dense_wrapper._paged_kv_indices_buf,
             self.kept_plan.kept_indptr,
             self.kept_plan.kept_slots,
-            scale=layer.scaling * (1.0 if layer.k_scale_float is None else layer.k_scale_float),
-            scored_rows=self.selector.max_rows if self._scoring_decode(layer) else 0,
+            scale=layer.scaling * (layer.k_scale_float or 1.0),
+            first_chunk_is_scored=is_scored,
         )
         if self.audit:
             self.audit.note_layer(layer.layer_id, query.shape[0])
@@ -165,7 +176,7 @@ class LimAttnBackend(FlashInferAttnBackend):
             self.token_to_kv_pool.get_value_buffer(layer.layer_id),
             output.view(shape),
             self.kept_plan.kept_indptr,
-            layer.scaling,
+            layer,
         )
 
     def _begin_audit(self, forward_batch: Any) -> None:

@@ -10,6 +10,7 @@ from triton.runtime.errors import OutOfResources
 from lim_sglang.gpu import INTERPRET_VAR, reasons_against_kv_cache
 from lim_sglang.kernels.check import Batch, differences
 from lim_sglang.kernels.check_mass import mass_differences
+from lim_sglang.kernels.check_scoring import differing_scoring
 from lim_sglang.kernels.launch import interpreted
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 BATCHES = {
     "Qwen3-8B": Batch((8192, 2049, 2048, 1), 32, 8, 128, 2048, dtype=BF16),
+    "Qwen3-8B alone": Batch((16385,), 32, 8, 128, 2048, dtype=BF16),  # split into chunks
     "Qwen2.5-Coder-1.5B": Batch((900, 257, 100), 12, 2, 128, 256, dtype=BF16),
     "Qwen2.5-Coder-0.5B": Batch((900, 300), 14, 2, 64, 256, dtype=FP16),
     "SmolLM2-135M": Batch((1400, 257, 3), 9, 3, 64, 256, dtype=FP16),
@@ -28,6 +30,9 @@ BATCHES = {
     "real ties": Batch((5000, 2100), 32, 8, 128, 2048, dtype=BF16, spread=2),
 }
 """Shapes that are served, with lengths on both sides of the budget. Few budgets: each compiles."""
+
+SCORED = ("Qwen3-8B", "Qwen3-8B alone", "Qwen2.5-Coder-1.5B")
+"""Those whose dense pass leaves scores behind, of one dtype and head dimension: nvcc is slow."""
 
 FAILURES = (TritonError, SubprocessError, OSError, RuntimeError)
 """What a compiler, its helper programs, the cache folder and the GPU raise."""
@@ -54,6 +59,8 @@ def check_gpu() -> list[str]:
     for name, batch in served_batches(torch.cuda.get_device_capability()).items():
         try:
             problems = differences(batch, "cuda") + mass_differences(batch, "cuda")
+            if name in SCORED:
+                problems += differing_scoring(batch)
             found += [f"{name}: {problem}" for problem in problems]
         except FAILURES as error:
             logger.debug("the batch %s failed", name, exc_info=True)

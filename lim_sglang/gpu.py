@@ -1,6 +1,5 @@
 """What the GPU, its host and the model must have for the backend: asked before anything loads."""
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Mapping
@@ -50,7 +49,7 @@ def find_gpu() -> Gpu | None:
     return Gpu(
         torch.cuda.get_device_name(),
         torch.cuda.get_device_capability(),
-        has_nvcc() or importlib.util.find_spec("flashinfer_jit_cache") is not None,
+        has_nvcc(),
         properties.shared_memory_per_block_optin,
     )
 
@@ -82,8 +81,8 @@ def reasons_against_gpu(
         )
     if not gpu.compiles:
         reasons.append(
-            "FlashInfer compiles its kernels at the first start and found no nvcc: install the "
-            "CUDA toolkit and set CUDA_HOME, or install flashinfer-jit-cache"
+            "FlashInfer compiles its kernels and one of ours at the first start, and found no "
+            "nvcc: install the CUDA toolkit and set CUDA_HOME"
         )
     head_dim = model_config and head_dim_of(model_config)
     if head_dim and head_dim not in HEAD_DIMS:

@@ -142,6 +142,10 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
         "roles": [role.value for role in runner.lim_roles],
         **asdict(runner.lim_stats),
     }
+    if runner.lim_selector:
+        state |= runner.lim_selector.counts()
+        live = compat.decode_backend(runner.attn_backend)
+        state["scores_come_from"] = live.scores_come_from
     if runner.lim_audit:
         state |= runner.lim_audit.counts()
     return state

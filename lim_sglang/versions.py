@@ -70,7 +70,8 @@ USED_ON_GPU: Mapping[str, tuple[str, ...]] = {
 
 WRAPPER_BUFFERS = (
     *("_float_workspace_buffer", "_int_workspace_buffer", "_pin_memory_int_workspace_buffer"),
-    *("_paged_kv_indptr_buf", "_paged_kv_indices_buf"),
+    *("_paged_kv_indptr_buf", "_paged_kv_indices_buf", "_paged_kv_last_page_len_buf"),
+    "_qo_indptr_buf",
 )
 """FlashInfer's private buffers that we exchange or read."""
 

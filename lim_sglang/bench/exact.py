@@ -15,11 +15,9 @@ from torch import Tensor
 
 from lim_sglang import compat
 from lim_sglang.bench.batch import FilledBatch
+from lim_sglang.kernels.check import ATTENTION_TOLERANCE
 from lim_sglang.kernels.reference import attend_tokens, keep_tokens
 from lim_sglang.schedule import Role
-
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-"""Relative RMS of an attention output, by its dtype."""
 
 
 def differences(
@@ -93,7 +91,7 @@ def differing_attention(runner: Any, batch: FilledBatch, kept: Tensor, layer: An
         )
         error = (output[row].view(heads, dim).float() - wanted).square().mean().sqrt()
         error /= wanted.square().mean().sqrt()
-        if not error <= TOLERANCE[runner.dtype]:
+        if not error <= ATTENTION_TOLERANCE[runner.dtype]:
             found.append(f"row {row}: attention in layer {layer.layer_id} is off by {error:.1e}")
     return found
 

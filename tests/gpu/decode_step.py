@@ -114,8 +114,16 @@ def run_layers(rig: Rig, backend: Any, step: Step) -> tuple[Tensor, Tensor]:
 
 def run_eager(rig: Rig, backend: Any, step: Step) -> Outcome:
     """Plan and run layer by layer."""
+    poison(backend)
     backend.init_forward_metadata(step.forward_batch)
     return outcome(backend, step, run_layers(rig, backend, step))
+
+
+def poison(backend: Any) -> None:
+    """Leave nothing of an earlier step that could be taken for this one's."""
+    backend.selector.scores.fill_(torch.nan)
+    backend.selector.decisive.fill_(torch.nan)
+    backend.kept_plan.kept_slots.zero_()
 
 
 def outcome(backend: Any, step: Step, outputs: tuple[Tensor, Tensor]) -> Outcome:
@@ -160,6 +168,7 @@ class Graph:
 
     def run(self, step: Step) -> Outcome:
         """Plan, replay, and copy what is left."""
+        poison(self._backend)
         self.plan(step)
         self.replay()
         return self.outcome(step)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang.bench.runner import Contender, load_runner, with_backend
+from lim_sglang.kernels.check import ATTENTION_TOLERANCE
 from lim_sglang.schedule import layer_roles
 
 NUM_LAYERS = 6
@@ -39,8 +40,6 @@ SHAPES = {
     "fp8-cache": Shape(896, 14, 2, kv_cache_dtype="fp8_e4m3"),
 }
 """The heads of real models, in small random ones."""
-TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
-"""Relative RMS of one layer's attention."""
 
 
 def build_model(folder: Path, shape: str) -> Path:
@@ -101,7 +100,7 @@ class Rig:
     @property
     def tolerance(self) -> float:
         """Of one layer's attention."""
-        return TOLERANCE[self.runner.dtype]
+        return ATTENTION_TOLERANCE[self.runner.dtype]
 
     def use_dense(self) -> Any:
         """Let SGLang's own FlashInfer backend serve; returns it."""

@@ -3,6 +3,8 @@
 import torch
 
 from lim_sglang.kernels.check import Batch, differences
+from lim_sglang.kernels.check_mass import mass_differences
+from lim_sglang.kernels.check_scoring import differing_scoring
 
 BATCHES = (
     Batch((90, 40, 1), 4, 2, 64, 32),
@@ -14,6 +16,8 @@ BATCHES = (
 def main() -> None:
     """Run every kernel; a difference is an error, too."""
     found = [difference for batch in BATCHES for difference in differences(batch, "cuda")]
+    found += [difference for batch in BATCHES for difference in mass_differences(batch, "cuda")]
+    found += differing_scoring(BATCHES[0])
     if found:
         raise SystemExit("\n".join(found))
 

@@ -109,6 +109,17 @@ def test_a_graph_keeps_what_an_eager_step_keeps(rig: Rig, backend: Any) -> None:
         assert relative_error(one, other.float()) <= rig.tolerance
 
 
+@pytest.mark.parametrize("name", RAGGED)
+def test_a_select_layers_attention_has_the_dense_backends_bits(rig: Rig, name: str) -> None:
+    fill_cache(rig)
+    step = make_step(rig, RAGGED[name])
+    outputs = []
+    for backend in (rig.use_dense(), rig.use_lim(BUDGET)):
+        backend.init_forward_metadata(step.forward_batch)
+        outputs.append(run_layers(rig, backend, step)[0].clone())
+    assert torch.equal(*outputs)
+
+
 def test_two_replays_give_the_same_bits(rig: Rig, backend: Any) -> None:
     graph = Graph(rig, backend, make_step(rig, [1] * 8, seed=1))
     step = make_step(rig, EIGHT)

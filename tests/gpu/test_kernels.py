@@ -14,6 +14,7 @@ from lim_sglang.kernels.check import (
     undecided_rows,
 )
 from lim_sglang.kernels.check_mass import lost_mass, mass_differences
+from lim_sglang.kernels.check_scoring import differing_scoring
 from lim_sglang.kernels.launch import interpreted
 
 pytestmark = pytest.mark.gpu
@@ -98,3 +99,18 @@ def test_kept_mass_is_the_reference_s(name: str) -> None:
 @pytest.mark.parametrize("name", BATCHES)
 def test_selection_by_mass_is_exactly_the_reference_s(name: str) -> None:
     assert not mass_differences(BATCHES[name], "cuda")
+
+
+@pytest.mark.parametrize("name", ["qwen3-8b", "coder-1.5b", "group-of-sixteen", "sixty-four-rows"])
+def test_the_dense_pass_stores_the_reference_s_scores(name: str) -> None:
+    assert not differing_scoring(BATCHES[name])
+
+
+@pytest.mark.parametrize("length", [300, 2049, 16385, 32768, 65537])
+def test_a_lone_rows_chunks_store_no_others_scores(length: int) -> None:
+    assert not differing_scoring(Batch((length,), 32, 8, 128, 256, dtype=BF16))
+
+
+@pytest.mark.parametrize("length", [3000, 8192, 32768, 131072])
+def test_shortlists_of_32_heads_decide_at_any_length(length: int) -> None:
+    assert not undecided_rows(Batch((length, length), 32, 8, 128, 2048, dtype=BF16), "cuda")

@@ -29,7 +29,7 @@ FP8_FROM = 89
 POINTERS = {
     **dict.fromkeys(("indptr", "slots", "ranking", "first_turn", "last_turn"), "*i32"),
     **dict.fromkeys(("kept_indptr", "kept", "depth", "candidates"), "*i32"),
-    "lengths": "*i64",
+    **dict.fromkeys(("lengths", "undecided_rows"), "*i64"),
     **dict.fromkeys(("scores", "lse", "mass"), "*fp32"),
     "scale": "fp32",
 }
@@ -88,7 +88,7 @@ def compile_rest(architecture: int) -> dict[str, int]:
         constants = {
             "NO_TURN": launch.NEVER,
             "CAPACITY": capacity,
-            "SAMPLE": launch.SHORTLIST_SAMPLE,
+            "SAMPLE": launch.MAX_SAMPLE,
             "BLOCK": launch.SHORTLIST_BLOCK,
         }
         found[f"shortlist {selected}"] = shared_memory(
@@ -106,7 +106,7 @@ def compile_rest(architecture: int) -> dict[str, int]:
         capacity = heaviest.candidate_capacity(selected)
         constants = {
             "CAPACITY": capacity,
-            "SAMPLE": launch.SHORTLIST_SAMPLE,
+            "SAMPLE": launch.MAX_SAMPLE,
             "BLOCK": launch.HEAVIEST_BLOCK,
         }
         warps = max(launch.WIDE_WARPS, launch.sort_warps(capacity))
