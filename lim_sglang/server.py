@@ -44,6 +44,8 @@ class ServerOptions:
     port: int = 30000
     api_key: str | None = None
     on_cpu: bool = True
+    backend: str = BACKEND
+    """The attention backend of decode: ours, or one of SGLang's to compare with."""
     lim_flags: tuple[str, ...] = ()
     sglang_options: tuple[str, ...] = ()
     """Passed on as they are; they win over everything above."""
@@ -52,7 +54,7 @@ class ServerOptions:
         """The arguments that start SGLang's server."""
         command = [sys.executable, "-m", "sglang.launch_server", "--model-path", self.model]
         command += ["--host", self.host, "--port", str(self.port)]
-        command += [*(CPU_DEFAULTS if self.on_cpu else ()), "--attention-backend", BACKEND]
+        command += [*(CPU_DEFAULTS if self.on_cpu else ()), "--attention-backend", self.backend]
         command += ["--api-key", self.api_key] if self.api_key else []
         return [*command, *self.lim_flags, *self.sglang_options]
 
@@ -83,7 +85,7 @@ def reasons_against_start(
 
 
 class Server:
-    """A running server. As a context manager it is started, proved to be ours, and stopped."""
+    """A running server. As a context manager it is started, proved to be as asked, and stopped."""
 
     def __init__(self, options: ServerOptions, *, log: int | None = None) -> None:
         """`log`: a file descriptor for SGLang's output; None shows it as it comes."""
@@ -127,7 +129,7 @@ class Server:
         """Wait for the first answer and return what the server says of LessIsMore.
 
         Raises:
-            ServerError: it ended, took too long, or decodes without LessIsMore.
+            ServerError: it ended, took too long, or decodes by another backend.
         """
         deadline = time.monotonic() + timeout_s
         while not self._is_healthy():
@@ -140,10 +142,10 @@ class Server:
         return self.prove()
 
     def prove(self) -> dict[str, Any]:
-        """What `/server_info` shows under `lim`.
+        """What `/server_info` shows under `lim`; nothing where a dense server was asked for.
 
         Raises:
-            ServerError: nothing is shown, so decode is not ours.
+            ServerError: another backend decodes than the one that was asked for.
         """
         try:
             answer = self._http.get(f"{self.url}/server_info", timeout=INFO_TIMEOUT_S).json()
@@ -151,8 +153,15 @@ class Server:
             raise ServerError(
                 f"the server went away before it said what it serves ({type(error).__name__})"
             ) from None
-        states = answer.get("internal_states") or [{}]
-        live: dict[str, Any] | None = states[0].get(BACKEND)
+        live = lim_state(answer)
+        if self.options.backend != BACKEND:
+            if live is not None or (found := decode_backend(answer)) != self.options.backend:
+                raise ServerError(
+                    f"the server decodes by {BACKEND if live else found}, asked for was "
+                    f"{self.options.backend}, so it was ended: leave other backends out of its "
+                    "options"
+                )
+            return {}
         if live is None:
             raise ServerError(
                 "the server decodes without LessIsMore, so it was ended: "
@@ -194,6 +203,27 @@ class StartError(ServerError):
     def __init__(self, code: int) -> None:
         self.code = code
         super().__init__(f"the server ended with code {code} before it was ready: see its log")
+
+
+def lim_state(server_info: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `/server_info` shows of LessIsMore; None where it is not live."""
+    states = server_info.get("internal_states") or [{}]
+    live: dict[str, Any] | None = states[0].get(BACKEND)
+    return live
+
+
+def decode_backend(server_info: Mapping[str, Any]) -> str | None:
+    """The attention backend of decode that `/server_info` names."""
+    found: str | None = server_info.get("decode_attention_backend")
+    return found or server_info.get("attention_backend")
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _tree(pid: int) -> list[psutil.Process]:

@@ -56,7 +56,7 @@ class Client:
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             limits=httpx.Limits(max_connections=None),
             # No proxy can reach this machine's own loopback address.
-            trust_env=not _is_loopback(self.url),
+            trust_env=not is_loopback(self.url),
         )
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()
@@ -198,7 +198,8 @@ def normalise_url(url: str) -> str:
     return full.rstrip("/")
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """Whether an address names this machine."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -3,14 +3,11 @@
 A KV cache is sized when a server starts, so each backend starts in a process of its own.
 """
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
+from lim_sglang.bench.apart import run_apart
 from lim_sglang.bench.points import ModelChoice
-from lim_sglang.errors import LimError, ServerError
 
 
 @dataclass(frozen=True)
@@ -29,17 +26,20 @@ def measure_capacities(
     Raises:
         LimError: a process failed; its own message.
     """
-    found = []
-    for backend in backends:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            future = pool.submit(_count_slots, model, backend, budget, mem_fraction_static)
-            try:
-                found.append(Capacity(backend, future.result()))
-            except BrokenProcessPool:
-                raise ServerError(
-                    f"the process for {backend} died: see what it has printed above"
-                ) from None
-    return found
+    return [
+        Capacity(
+            backend,
+            run_apart(
+                f"the process for {backend}",
+                _count_slots,
+                model,
+                backend,
+                budget,
+                mem_fraction_static,
+            ),
+        )
+        for backend in backends
+    ]
 
 
 def _count_slots(model: ModelChoice, backend: str, budget: int, mem_fraction_static: float) -> int:
@@ -48,17 +48,13 @@ def _count_slots(model: ModelChoice, backend: str, budget: int, mem_fraction_sta
     from lim_sglang.bench.gate import require_gpu
     from lim_sglang.bench.runner import load_runner, settings_for
 
-    try:
-        require_gpu()
-        settings_for(budget)
-        with model_folder(model, longest=1) as folder:
-            runner = load_runner(
-                folder,
-                backend=backend,
-                dummy=model.shape is not None,
-                mem_fraction_static=mem_fraction_static,
-            )
-            return int(runner.max_total_num_tokens)
-    except LimError as error:
-        # Errors with arguments of their own do not travel between processes.
-        raise LimError(str(error)) from None
+    require_gpu()
+    settings_for(budget)
+    with model_folder(model, longest=1) as folder:
+        runner = load_runner(
+            folder,
+            backend=backend,
+            dummy=model.shape is not None,
+            mem_fraction_static=mem_fraction_static,
+        )
+        return int(runner.max_total_num_tokens)

@@ -1,21 +1,25 @@
 """`lim bench`: what decode costs on this GPU, and what it may cost at least."""
 
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lim_sglang.bench.points import (
-    DecodeOptions,
-    ModelChoice,
-    Repeats,
-    choose_backends,
-    choose_points,
+from lim_sglang.bench.options import (
+    BudgetOption,
+    MemoryOption,
+    ModelOption,
+    OutOption,
+    ShapeOption,
+    VerboseOption,
+    choose_model,
+    log,
 )
+from lim_sglang.bench.points import DecodeOptions, Repeats, choose_backends, choose_points
 from lim_sglang.bench.progress import progress, wide_console
-from lim_sglang.bench.shapes import SHAPES, check_shape
+from lim_sglang.bench.report import write_report
+from lim_sglang.bench.serve_command import serve
 
 if TYPE_CHECKING:
     from lim_sglang.bench.rows import Row
@@ -27,20 +31,8 @@ bench = typer.Typer(
     rich_markup_mode=None,
 )
 
-ShapeOption = Annotated[
-    str | None,
-    typer.Option(help=f"A published shape with dummy weights: {', '.join(SHAPES)}."),
-]
-ModelOption = Annotated[str | None, typer.Option("--model", help="A model folder instead.")]
-BudgetOption = Annotated[int, typer.Option(min=1, help="Tokens that a sparse layer reads.")]
-MemoryOption = Annotated[
-    float,
-    typer.Option(min=0.01, max=0.99, help="Share of the GPU for weights and KV cache."),
-]
-OutOption = Annotated[
-    Path | None, typer.Option(help="A file to which one JSON line a row is added.")
-]
-VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show SGLang's log.")]
+bench.command("serve")(serve)
+bench.command("report")(write_report)
 
 
 @bench.command("decode")
@@ -66,7 +58,7 @@ def decode(
 ) -> None:
     """Time decode steps of lim and of SGLang's dense backends, window by window in turns."""
     options = DecodeOptions(
-        model=_choose_model(shape, model),
+        model=choose_model(shape, model),
         points=choose_points(point or [], batch, context),
         backends=choose_backends(backends),
         repeats=Repeats(windows, steps),
@@ -74,7 +66,7 @@ def decode(
         mem_fraction_static=mem_fraction_static,
         split=split,
     )
-    _log(verbose)
+    log(verbose)
     if not _show_decode(options, out):
         raise typer.Exit(1)
 
@@ -124,8 +116,8 @@ def capacity(
     verbose: VerboseOption = False,
 ) -> None:
     """Count the tokens that the KV cache holds, each backend in a process of its own."""
-    chosen, names = _choose_model(shape, model), choose_backends(backends)
-    _log(verbose)
+    chosen, names = choose_model(shape, model), choose_backends(backends)
+    log(verbose)
     from lim_sglang.bench.capacity import measure_capacities
     from lim_sglang.bench.facts import surroundings
     from lim_sglang.bench.rows import append_lines
@@ -183,11 +175,3 @@ def kernel(
             if out:
                 append_lines(out, [op_line(row, case, repeats)])
     wide_console().print(op_table(rows, case))
-
-
-def _choose_model(shape: str | None, model: str | None) -> ModelChoice:
-    return ModelChoice(check_shape(shape) if shape else None, model)
-
-
-def _log(verbose: bool) -> None:
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)

@@ -56,14 +56,20 @@ def choose_points(
 
 def choose_backends(text: str) -> tuple[str, ...]:
     """Read a comma-separated list of attention backends that starts with ours."""
+    names = read_backends(text)
+    if BACKEND not in names:
+        raise ConfigError(f"--backends must name {BACKEND}: it is what is measured")
+    return (BACKEND, *(name for name in names if name != BACKEND))
+
+
+def read_backends(text: str) -> tuple[str, ...]:
+    """Read a comma-separated list of attention backends, ours or others, each once."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     known = (BACKEND, *DENSE_BACKENDS)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f"unknown backend {', '.join(unknown)}; known: {', '.join(known)}")
-    if BACKEND not in names:
-        raise ConfigError(f"--backends must name {BACKEND}: it is what is measured")
-    return (BACKEND, *(name for name in names if name != BACKEND))
+    return names
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ of backend and graphs is exchanged on the runner between two windows of one meas
 """
 
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from lim_sglang.config import ENV_VAR, LimConfig, resolve_settings
 from lim_sglang.errors import LimError, ServerError
 from lim_sglang.plugin import register
 from lim_sglang.refusals import BACKEND
+from lim_sglang.server import free_port
 
 SOURCE = "lim bench"
 """What SGLang records as the origin of the options that are changed here."""
@@ -74,7 +74,7 @@ def load_runner(
         log_level="warning",
         **options,
     )
-    runner = compat.load_runner(_runner_class(backend), server_args, _free_port())
+    runner = compat.load_runner(_runner_class(backend), server_args, free_port())
     runner.alloc_memory_pool()
     return runner
 
@@ -136,10 +136,3 @@ def _set_backend(runner: Any, name: str) -> None:
         prefill_attention_backend=None,
         decode_attention_backend=None,
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

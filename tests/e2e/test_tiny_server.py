@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from lim_sglang.bench.load import Load
+from lim_sglang.bench.progress import Progress
+from lim_sglang.bench.serve import empty, measure_load
+from lim_sglang.bench.streams import HEAD_START
+from lim_sglang.programs.client import Client as BenchClient
 from tests.e2e.client import Answer, Client, new_rid
 from tests.e2e.comparing import disagreements
 from tests.e2e.conftest import DenseTokens
@@ -27,6 +32,7 @@ Run = Callable[[Prompt], OracleRun]
 COUNTERS = ("dense_rows", "sparse_rows", "tokens_kept", "tokens_seen", "retractions")
 SAMPLES = 3
 ENDS_WITHIN_S = 10.0
+SILENT = Progress(lambda _text: None, lambda _text: None, lambda _share, _text: None)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +186,33 @@ def test_each_of_several_samples_of_one_request_is_the_oracles(
     prompt = long_prompts()[0]
     answers = server.ask_copies(prompt, SAMPLES)
     assert not disagreements(server, answers, [tiny_run(prompt)] * SAMPLES)
+
+
+def test_the_serve_bench_counts_what_the_server_streams(server: LocalServer) -> None:
+    load = Load(concurrency=3, prompt_tokens=BUDGET + 50, new_tokens=100)
+    with BenchClient(server.url) as client:
+        row, _, facts = measure_load(client, load, [], SILENT)
+    assert (row.policy, row.concurrency, row.cut, row.retractions) == ("lim", 3, False, 0)
+    # All tokens but the first of each stream, and those that came while others were prefilled.
+    assert 3 * 99 - 2 * HEAD_START < row.num_tokens <= 3 * 99
+    assert row.sparse_rows == 3 * 100  # SGLang runs one step more for a request that has ended
+    assert row.tokens_per_s == pytest.approx(row.num_tokens / row.seconds)
+    # Three streams side by side: a token of each a step.
+    assert 0.2 < row.itl_ms.p50 * row.tokens_per_s / 1e3 / 3 < 2
+    assert row.itl_ms.p50 <= row.itl_ms.p99 < 1e3 * row.seconds
+    assert row.kv_share is not None
+    assert 3 * BUDGET / 16384 < row.kv_share < 0.2
+    assert facts["kv_capacity"] == 16384
+    assert facts["lim_config"]["budget"] == BUDGET
+
+
+def test_the_serve_bench_leaves_nothing_running_where_it_is_cut(server: LocalServer) -> None:
+    load = Load(concurrency=3, prompt_tokens=50, new_tokens=3000, limit_s=1.0)
+    with BenchClient(server.url) as client:
+        row, _, _ = measure_load(client, load, [], SILENT)
+        assert row.cut
+        assert 0 < row.num_tokens < 3 * 2999
+        empty(client)  # refuses while anything runs
 
 
 def test_several_samples_of_one_request_leave_nothing_that_hangs_the_end(

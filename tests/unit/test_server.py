@@ -72,6 +72,11 @@ def test_a_cpu_server_is_told_so_by_option_and_environment() -> None:
     assert "--device" not in on_gpu.command_line()
 
 
+def test_a_dense_server_decodes_by_the_backend_that_is_named() -> None:
+    command = ServerOptions("model", backend="flashinfer").command_line()
+    assert command[command.index("--attention-backend") + 1] == "flashinfer"
+
+
 def test_the_key_is_handed_on() -> None:
     command = ServerOptions("model", api_key="secret").command_line()
     assert command[command.index("--api-key") + 1] == "secret"
@@ -179,12 +184,14 @@ class Info(BaseHTTPRequestHandler):
     """Answers as SGLang does; `state` is what it shows of its scheduler."""
 
     state: dict[str, Any]
+    top: dict[str, str]
+    """What else it shows."""
     keys: list[str | None]
 
     def do_GET(self) -> None:
         """Both addresses that a start asks."""
         self.keys.append(self.headers["Authorization"])
-        body = json.dumps({"internal_states": [self.state]}).encode()
+        body = json.dumps(self.top | {"internal_states": [self.state]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -197,7 +204,7 @@ class Info(BaseHTTPRequestHandler):
 @pytest.fixture
 def info() -> Iterator[tuple[type[Info], int]]:
     """A listening stand-in, and its port."""
-    handler = type("OneInfo", (Info,), {"state": {}, "keys": []})
+    handler = type("OneInfo", (Info,), {"state": {}, "top": {}, "keys": []})
     listener = HTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=listener.serve_forever, daemon=True).start()
     yield handler, listener.server_port
@@ -217,6 +224,36 @@ def test_a_dense_server_is_an_error(info: tuple[type[Info], int]) -> None:
     _, port = info
     with pytest.raises(ServerError, match=r"without LessIsMore.*lim doctor"):
         Server(ServerOptions("model", port=port)).wait_until_ready()
+
+
+def test_a_dense_server_that_was_asked_for_is_proved_to_be_one(
+    info: tuple[type[Info], int],
+) -> None:
+    handler, port = info
+    handler.top = {"attention_backend": "flashinfer"}
+    server = Server(ServerOptions("model", port=port, backend="flashinfer"))
+    assert server.wait_until_ready() == {}
+
+
+@pytest.mark.parametrize(
+    ("top", "state", "words"),
+    [
+        ({"attention_backend": "triton"}, {}, "decodes by triton, asked for was flashinfer"),
+        (
+            {"attention_backend": "flashinfer", "decode_attention_backend": "fa3"},
+            {},
+            "decodes by fa3",
+        ),
+        ({"attention_backend": "flashinfer"}, {"lim": {"roles": []}}, "decodes by lim"),
+    ],
+)
+def test_another_backend_than_the_dense_one_that_was_asked_for_is_an_error(
+    info: tuple[type[Info], int], top: dict[str, str], state: dict[str, Any], words: str
+) -> None:
+    handler, port = info
+    handler.top, handler.state = top, state
+    with pytest.raises(ServerError, match=words):
+        Server(ServerOptions("model", port=port, backend="flashinfer")).wait_until_ready()
 
 
 def test_a_dense_server_is_ended(
