@@ -48,7 +48,7 @@ class ServeRow:
     """Decoded tokens over the measured stretch."""
     itl_ms: Latencies
     kv_share: float | None
-    """Of the KV cache, at its fullest; None where the server never told."""
+    """Of the KV cache, at its fullest; None for a stretch too short to be told of."""
     waiting: int
     """The most requests that had no room, within the measured stretch."""
     retractions: int
@@ -95,7 +95,7 @@ def make_row(
         concurrency=load.concurrency,
         tokens_per_s=num_tokens / stretch.seconds,
         itl_ms=latencies,
-        kv_share=max((o.kv_share for o in run.occupancies), default=None),
+        kv_share=max((o.kv_share for o in within), default=None),
         waiting=max((o.waiting for o in within), default=0),
         retractions=sum(stream.retractions for stream in run.streams),
         num_tokens=num_tokens,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lim_sglang.bench import driver
 from lim_sglang.bench.load import Load
 from lim_sglang.bench.progress import Progress
 from lim_sglang.bench.serve import empty, measure_load
@@ -188,7 +189,10 @@ def test_each_of_several_samples_of_one_request_is_the_oracles(
     assert not disagreements(server, answers, [tiny_run(prompt)] * SAMPLES)
 
 
-def test_the_serve_bench_counts_what_the_server_streams(server: LocalServer) -> None:
+def test_the_serve_bench_counts_what_the_server_streams(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "POLL_S", 0.02)  # the whole run may take half a second
     load = Load(concurrency=3, prompt_tokens=BUDGET + 50, new_tokens=100)
     with BenchClient(server.url) as client:
         row, _, facts = measure_load(client, load, [], SILENT)

@@ -52,7 +52,7 @@ def test_a_row_says_what_the_run_says() -> None:
     assert row.seconds == pytest.approx(8.0)
     assert row.tokens_per_s == pytest.approx(20.0)
     assert row.itl_ms == Latencies(pytest.approx(100.0), pytest.approx(100.0))
-    assert row.kv_share == pytest.approx(0.9)
+    assert row.kv_share == pytest.approx(0.8)  # what is told after the last token is no part of it
     assert (row.speedup, row.sparse_rows, row.retractions, row.waiting) == (None, 7, 0, 0)
 
 
@@ -105,7 +105,7 @@ def test_a_json_line_holds_the_row_over_time_and_its_conditions() -> None:
 def test_a_table_line_says_whether_the_run_was_cut() -> None:
     shown = cells(row_of(speedup=1.5, cut=True, waiting=3, retractions=4))
     assert shown[:6] == ["2", "lim", "20", "1.50", "100.00", "100.00"]
-    assert shown[6:] == ["90 %", "3", "4", "8.0", "cut"]
+    assert shown[6:] == ["80 %", "3", "4", "8.0", "cut"]
     assert cells(row_of(kv_share=None))[3:7:3] == ["-", "-"]
     assert cells(row_of())[-1] == "whole"
     assert one_line(row_of(cut=True, speedup=1.5)).endswith(
