@@ -111,6 +111,18 @@ def row_slots(tensors: Tensors, row: int) -> Tensor:
     return tensors.slots[tensors.indptr[row] : tensors.indptr[row + 1]].long()
 
 
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """RMS of the difference over RMS of what is wanted; NaN if either has one."""
+    difference = (found.float() - wanted.float()).square().mean().sqrt()
+    return float(difference / wanted.float().square().mean().sqrt())
+
+
+def poisoned_slots(tensors: Tensors) -> Tensor:
+    """Room for what is kept, and for five slots more, which must stay as they are."""
+    total = int(tensors.kept_indptr[-1])
+    return torch.full((total + 5,), POISON, dtype=torch.int32, device=tensors.slots.device)
+
+
 def differing_lengths(batch: Batch, device: str) -> list[str]:
     """Where `count_kept` is not the reference's."""
     lengths = torch.tensor(batch.lengths, device=device)
@@ -134,8 +146,8 @@ def differing_scores(batch: Batch, device: str) -> list[str]:
         if written:
             keys = tensors.keys[row_slots(tensors, row)].to(batch.dtype)
             wanted = reference.score_tokens(tensors.query[row], keys)
-            error = (out[row, :, :length] - wanted).square().mean().sqrt()
-            if not error <= SCORE_TOLERANCE * wanted.square().mean().sqrt():
+            error = relative_error(out[row, :, :length], wanted)
+            if not error <= SCORE_TOLERANCE:
                 found.append(f"row {row}: scores are off by {error:.2e}")
     return found
 
@@ -214,9 +226,7 @@ def differing_sets(batch: Batch, device: str) -> list[str]:
 
 def differing_compaction(batch: Batch, tensors: Tensors, selector: RankSelector) -> list[str]:
     """Rows whose slots are not those of the turns that won, or not the reference's set."""
-    kept = torch.full(
-        (int(tensors.kept_indptr[-1]) + 5,), POISON, dtype=torch.int32, device=tensors.slots.device
-    )
+    kept = poisoned_slots(tensors)
     selector.compact(tensors.indptr, tensors.slots, tensors.kept_indptr, kept)
     found = [] if (kept[-5:] == POISON).all() else ["slots written past the last row"]
     for row, length in enumerate(batch.lengths):

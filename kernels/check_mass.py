@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from lim_sglang.kernels import reference
-from lim_sglang.kernels.check import POISON, Batch, Tensors, draw, kept_of, row_slots
+from lim_sglang.kernels.check import (
+    POISON,
+    Batch,
+    Tensors,
+    draw,
+    kept_of,
+    poisoned_slots,
+    relative_error,
+    row_slots,
+)
 from lim_sglang.kernels.mass_selector import MassSelector
 from lim_sglang.kernels.pool import log_sum_exp, pool_mass
 from lim_sglang.kernels.selector import RankSelector
@@ -50,8 +59,8 @@ def differing_masses(batch: Batch, device: str) -> list[str]:
             if not torch.allclose(selector.normalisers[row], lse, rtol=1e-5, atol=1e-5):
                 found.append(f"row {row}: other normalisers")
             wanted = reference.pool_mass(scores, batch.scale)
-            error = (selector.mass[row, :length] - wanted).square().mean().sqrt()
-            if not error <= MASS_TOLERANCE * wanted.square().mean().sqrt():
+            error = relative_error(selector.mass[row, :length], wanted)
+            if not error <= MASS_TOLERANCE:
                 found.append(f"row {row}: masses are off by {error:.2e}")
     return found
 
@@ -83,12 +92,6 @@ def differing_pipeline(batch: Batch, device: str, max_rows: int) -> list[str]:
     if not torch.equal(*kept):
         return [f"chunks of {max_rows} rows keep other slots"]
     return differing_rows(batch, tensors, whole.mass, kept[0])
-
-
-def poisoned_slots(tensors: Tensors) -> Tensor:
-    """Room for what is kept, and a little more."""
-    total = int(tensors.kept_indptr[-1])
-    return torch.full((total + 5,), POISON, dtype=torch.int32, device=tensors.slots.device)
 
 
 def differing_rows(batch: Batch, tensors: Tensors, masses: Tensor, kept: Tensor) -> list[str]:

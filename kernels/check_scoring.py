@@ -6,7 +6,7 @@ Needs a GPU and nvcc, since FlashInfer's kernel is compiled.
 import torch
 
 from lim_sglang.kernels import reference
-from lim_sglang.kernels.check import SCORE_TOLERANCE, Batch, draw, row_slots
+from lim_sglang.kernels.check import SCORE_TOLERANCE, Batch, draw, relative_error, row_slots
 from lim_sglang.kernels.scoring import ScoringAttention, planned_decode
 
 
@@ -48,7 +48,7 @@ def differing_scoring(batch: Batch) -> list[str]:
         ):
             found.append(f"row {row}: other normalisers")
         if stored:
-            error = (scores[row, :, :length] - wanted).square().mean().sqrt()
-            if not error <= SCORE_TOLERANCE * wanted.square().mean().sqrt():
+            error = relative_error(scores[row, :, :length], wanted)
+            if not error <= SCORE_TOLERANCE:
                 found.append(f"row {row}: stored scores are off by {error:.2e}")
     return found

@@ -9,7 +9,7 @@ from torch import Tensor
 from lim_sglang.kernels.heaviest import candidate_capacity, keep_heaviest
 from lim_sglang.kernels.pool import log_sum_exp, pool_mass
 from lim_sglang.kernels.reference import Shares
-from lim_sglang.kernels.selector import Selector, chunk_shape
+from lim_sglang.kernels.selector import Selector
 
 
 @dataclass(frozen=True)
@@ -24,28 +24,15 @@ class MassSelector(Selector):
     """[R, candidates that there is room for] int32."""
 
     @classmethod
-    def allocate(
-        cls,
-        shares: Shares,
-        *,
-        max_rows: int,
-        num_heads: int,
-        context: int,
-        device: torch.device | str,
-    ) -> Self:
-        """Size a chunk by its scores, at most `max_rows` rows of `context` tokens or a few more."""
-        rows, _, columns = shape = chunk_shape(max_rows, num_heads, context)
-
-        def floats(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float32, device=device)
-
+    def _around(cls, shares: Shares, scores: Tensor, max_rows: int) -> Self:
+        rows, num_heads, columns = scores.shape
         room = candidate_capacity(shares.selected)
         return cls(
             shares=shares,
-            scores=floats(*shape),
-            normalisers=floats(max_rows, num_heads),  # a dense pass leaves them for all rows
-            mass=floats(rows, columns),
-            candidates=torch.zeros(rows, room, dtype=torch.int32, device=device),
+            scores=scores,
+            normalisers=scores.new_zeros(max_rows, num_heads),  # a dense pass leaves all rows'
+            mass=scores.new_zeros(rows, columns),
+            candidates=scores.new_zeros(rows, room, dtype=torch.int32),
         )
 
     @property
@@ -57,16 +44,6 @@ class MassSelector(Selector):
     def lse(self) -> Tensor | None:
         """Where a dense pass leaves its normalisers."""
         return self.normalisers
-
-    def narrow(self, rows: int) -> Self:
-        """The same memory for a chunk of fewer rows."""
-        return type(self)(
-            self.shares,
-            scores=self.scores[:rows],
-            normalisers=self.normalisers[:rows],
-            mass=self.mass[:rows],
-            candidates=self.candidates[:rows],
-        )
 
     def keep(
         self,

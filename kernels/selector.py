@@ -5,7 +5,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 import triton
@@ -37,7 +37,6 @@ class Selector(ABC):
     """[R, H, N] f32, raw q·k."""
 
     @classmethod
-    @abstractmethod
     def allocate(
         cls,
         shares: Shares,
@@ -48,10 +47,23 @@ class Selector(ABC):
         device: torch.device | str,
     ) -> Self:
         """Size a chunk by its scores, at most `max_rows` rows of `context` tokens or a few more."""
+        columns = triton.cdiv(context, ALIGNMENT) * ALIGNMENT
+        rows = max(1, min(max_rows, MAX_SCORE_BYTES // (4 * num_heads * columns)))
+        scores = torch.zeros(rows, num_heads, columns, dtype=torch.float32, device=device)
+        return cls._around(shares, scores, max_rows)
 
+    @classmethod
     @abstractmethod
+    def _around(cls, shares: Shares, scores: Tensor, max_rows: int) -> Self:
+        """Take the rest of the memory, for chunks of these scores and batches of `max_rows`."""
+
     def narrow(self, rows: int) -> Self:
-        """The same memory for a chunk of fewer rows."""
+        """The same memory for a chunk of fewer rows; what is not by row stays whole."""
+        fields: dict[str, Any] = {
+            name: value[:rows] if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
+        return type(self)(**fields)
 
     @abstractmethod
     def keep(
@@ -128,13 +140,6 @@ class Selector(ABC):
         return out
 
 
-def chunk_shape(max_rows: int, num_heads: int, context: int) -> tuple[int, int, int]:
-    """[R, H, N] of the scores of a chunk."""
-    columns = triton.cdiv(context, ALIGNMENT) * ALIGNMENT
-    rows = max(1, min(max_rows, MAX_SCORE_BYTES // (4 * num_heads * columns)))
-    return rows, num_heads, columns
-
-
 @dataclass(frozen=True)
 class RankSelector(Selector):
     """The paper's selection: heads take turns over their rankings."""
@@ -151,30 +156,21 @@ class RankSelector(Selector):
     """[1] int64, rows so far whose shortlists did not decide, each SELECT layer counted."""
 
     @classmethod
-    def allocate(
-        cls,
-        shares: Shares,
-        *,
-        max_rows: int,
-        num_heads: int,
-        context: int,
-        device: torch.device | str,
-    ) -> Self:
-        """Size a chunk by its scores, at most `max_rows` rows of `context` tokens or a few more."""
-        rows, _, columns = shape = chunk_shape(max_rows, num_heads, context)
+    def _around(cls, shares: Shares, scores: Tensor, max_rows: int) -> Self:
+        rows, num_heads, columns = scores.shape
         num_ranks = max(shares.selected, shortlist_capacity(shares.selected))
 
-        def ints(*shape: int, fill: int = 0) -> Tensor:
-            return torch.full(shape, fill, dtype=torch.int32, device=device)
+        def ints(*shape: int, fill: int = 0, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.full(shape, fill, dtype=dtype, device=scores.device)
 
         return cls(
             shares=shares,
-            scores=torch.empty(shape, dtype=torch.float32, device=device),
+            scores=scores,
             ranking=ints(rows, num_heads, num_ranks),
             depth=ints(rows, num_heads),
             first_turn=ints(rows, columns, fill=NEVER),
             last_turn=ints(rows, fill=UNDECIDED),
-            undecided_rows=torch.zeros(1, dtype=torch.int64, device=device),
+            undecided_rows=ints(1, dtype=torch.int64),
         )
 
     def counts(self) -> dict[str, int]:
@@ -185,18 +181,6 @@ class RankSelector(Selector):
     def decisive(self) -> Tensor:
         """The scores."""
         return self.scores
-
-    def narrow(self, rows: int) -> Self:
-        """The same memory for a chunk of fewer rows."""
-        return type(self)(
-            self.shares,
-            scores=self.scores[:rows],
-            ranking=self.ranking[:rows],
-            depth=self.depth[:rows],
-            first_turn=self.first_turn[:rows],
-            last_turn=self.last_turn[:rows],
-            undecided_rows=self.undecided_rows,
-        )
 
     def keep(
         self,

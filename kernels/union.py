@@ -20,11 +20,21 @@ from lim_sglang.kernels.reference import Shares
 
 
 @triton.jit
-def _num_turns(depth, row, num_heads, max_ranks, PADDED_HEADS: tl.constexpr):
+def _num_turns(depth, row, num_heads, max_ranks, WHOLE: tl.constexpr, PADDED_HEADS: tl.constexpr):
     """Turns up to the shortest of a row's rankings."""
-    heads = tl.arange(0, PADDED_HEADS)
-    ranks = tl.load(depth + row * num_heads + heads, mask=heads < num_heads, other=max_ranks)
-    return tl.min(ranks, 0) * num_heads
+    ranks = max_ranks
+    if not WHOLE:
+        heads = tl.arange(0, PADDED_HEADS)
+        inside = heads < num_heads
+        ranks = tl.min(tl.load(depth + row * num_heads + heads, mask=inside, other=max_ranks), 0)
+    return ranks * num_heads
+
+
+@triton.jit
+def _token_of_turn(ranking, turns, inside, num_heads, ranking_head_stride):
+    """The token of a row that a head offers at each turn."""
+    source = (turns % num_heads).to(tl.int64) * ranking_head_stride + turns // num_heads
+    return tl.load(ranking + source, mask=inside, other=0)
 
 
 @triton.jit(do_not_specialize=["budget", "num_heads", "max_ranks"])
@@ -47,18 +57,16 @@ def _take_turns(
 ):
     row = tl.program_id(0).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)
-    if length <= budget:
-        return
+    skipped = length <= budget
     if WHOLE:
-        if tl.load(last_turn + row) != UNDECIDED:
-            return
-        num_turns = max_ranks * num_heads
-    else:
-        num_turns = _num_turns(depth, row, num_heads, max_ranks, PADDED_HEADS)
+        skipped |= tl.load(last_turn + row) != UNDECIDED
+    if skipped:
+        return
+    num_turns = _num_turns(depth, row, num_heads, max_ranks, WHOLE, PADDED_HEADS)
+    ranking += row * ranking_row_stride
     turns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = turns < num_turns
-    source = (turns % num_heads).to(tl.int64) * ranking_head_stride + turns // num_heads
-    token = tl.load(ranking + row * ranking_row_stride + source, mask=inside, other=0)
+    token = _token_of_turn(ranking, turns, inside, num_heads, ranking_head_stride)
     tl.atomic_min(first_turn + row * turn_row_stride + token, turns, mask=inside, sem="relaxed")
 
 
@@ -84,22 +92,20 @@ def _cut(
 ):
     row = tl.program_id(0).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)
-    if length <= budget:
-        return
+    skipped = length <= budget
     if WHOLE:
-        if tl.load(last_turn + row) != UNDECIDED:
-            return
-        num_turns = max_ranks * num_heads
-    else:
-        num_turns = _num_turns(depth, row, num_heads, max_ranks, PADDED_HEADS)
+        skipped |= tl.load(last_turn + row) != UNDECIDED
+    if skipped:
+        return
+    num_turns = _num_turns(depth, row, num_heads, max_ranks, WHOLE, PADDED_HEADS)
+    ranking += row * ranking_row_stride
     taken = 0
     cut = -1
     first = 0
     while (taken < selected) & (first < num_turns):
         turns = first + tl.arange(0, BLOCK)
         inside = turns < num_turns
-        source = (turns % num_heads).to(tl.int64) * ranking_head_stride + turns // num_heads
-        token = tl.load(ranking + row * ranking_row_stride + source, mask=inside, other=0)
+        token = _token_of_turn(ranking, turns, inside, num_heads, ranking_head_stride)
         turn = tl.load(first_turn + row * turn_row_stride + token, mask=inside, other=-1)
         new = (inside & (turn == turns)).to(tl.int32)
         count = taken + tl.cumsum(new, 0)

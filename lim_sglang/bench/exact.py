@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lim_sglang import compat
 from lim_sglang.bench.batch import FilledBatch
-from lim_sglang.kernels.check import ATTENTION_TOLERANCE
+from lim_sglang.kernels.check import ATTENTION_TOLERANCE, relative_error
 from lim_sglang.kernels.reference import attend_tokens, keep_tokens
 from lim_sglang.schedule import Role
 
@@ -89,8 +89,7 @@ def differing_attention(runner: Any, batch: FilledBatch, kept: Tensor, layer: An
         wanted = attend_tokens(
             query[row].view(heads, dim).float(), keys, values, kept[row], layer.scaling
         )
-        error = (output[row].view(heads, dim).float() - wanted).square().mean().sqrt()
-        error /= wanted.square().mean().sqrt()
+        error = relative_error(output[row].view(heads, dim), wanted)
         if not error <= ATTENTION_TOLERANCE[runner.dtype]:
             found.append(f"row {row}: attention in layer {layer.layer_id} is off by {error:.1e}")
     return found

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from lim_sglang.server import free_port
 from tests.e2e.client import Client
 from tests.e2e.prompts import BUDGET
 from tests.e2e.tiny_models import SELECT_LAYERS
@@ -120,14 +120,6 @@ def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     steered = {"PATH": path, "SGLANG_USE_CPU_ENGINE": "1", "HF_HUB_OFFLINE": "1"}
     return {**kept, **steered, **settings}
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def end_tree(process: subprocess.Popen[bytes]) -> None:

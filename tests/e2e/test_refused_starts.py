@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lim_sglang.server import free_port
 from tests.e2e.conftest import DenseServer
-from tests.e2e.processes import LIM_SERVE, clean_environment, end_tree, free_port
+from tests.e2e.processes import LIM_SERVE, clean_environment, end_tree
 
 pytestmark = pytest.mark.e2e
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang import compat
-from lim_sglang.kernels.check import SCORE_TOLERANCE
+from lim_sglang.kernels.check import SCORE_TOLERANCE, relative_error
 from lim_sglang.kernels.check_mass import MASS_TOLERANCE
 from lim_sglang.kernels.mass_selector import MassSelector
 from lim_sglang.kernels.reference import attend_tokens, keep_tokens, pool_mass, score_tokens
@@ -217,9 +217,3 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
             if not error <= rig.tolerance:
                 wrong.append(f"{name}: layer {(SELECT, REUSE)[place]} is off by {error:.1e}")
     return wrong
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """RMS of the difference over RMS of what is expected."""
-    difference = (found.float() - expected).square().mean().sqrt()
-    return float(difference / expected.square().mean().sqrt())

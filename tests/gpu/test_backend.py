@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from lim_sglang.kernels.check import relative_error
 from tests.gpu.decode_step import (
     Graph,
     Step,
     fill_cache,
     make_step,
-    relative_error,
     run_eager,
     run_layers,
     wrong_rows,

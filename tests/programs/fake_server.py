@@ -1,13 +1,13 @@
 """A server that speaks as much of SGLang's HTTP as a program needs, and fails on request."""
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.http_fake import JsonHandler, served
 
 Reply = tuple[int, Any]
 Answerer = Callable[[dict[str, Any]], Reply]
@@ -67,32 +67,12 @@ def serving(answer: Answerer, **options: Any) -> Iterator[FakeServer]:
     """Run a fake server on a free port until the block ends."""
     fake = FakeServer(answer, **options)
 
-    class Handler(BaseHTTPRequestHandler):
-        def _reply(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length) or b"{}")
-            status, content = fake.reply(self.path, body)
-            payload = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
+    class Handler(JsonHandler):
+        def answer(self, body: dict[str, Any]) -> None:
+            self.send_json(*fake.reply(self.path, body))
 
-        do_GET = do_POST = _reply  # noqa: N815 - names of the standard library
-
-        def log_message(self, *_: object) -> None:
-            """Keep the test's output clean."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that hang up
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    fake.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with served(Handler) as fake.url:
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def eventually(holds: Callable[[], bool], timeout_s: float = 5.0) -> bool:

@@ -1,13 +1,13 @@
 """A server that streams like SGLang's `/generate`, as fast and as badly as a test wants it."""
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.http_fake import JsonHandler, served
 
 Event = tuple[float, dict[str, Any]]
 """Seconds to wait, and what is then sent."""
@@ -77,23 +77,17 @@ def streaming(stream: Streamer, **options: Any) -> Iterator[StreamingServer]:
     """Run a server on a free port until the block ends."""
     fake = StreamingServer(stream, **options)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(JsonHandler):
         protocol_version = "HTTP/1.1"
 
-        def _reply(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length) or b"{}")
-            if self.path == "/generate" and fake.status == 200:
+        def answer(self, body: dict[str, Any]) -> None:
+            if self.path != "/generate":
+                self.send_json(*fake.answer(self.path, body))
+            elif fake.status == 200:
                 fake.requests.append(body)
                 self._stream(body)
-                return
-            found = (fake.status, {}) if self.path == "/generate" else fake.answer(self.path, body)
-            payload = json.dumps(found[1]).encode()
-            self.send_response(found[0])
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
+            else:
+                self.send_json(fake.status, {})
 
         def _stream(self, body: dict[str, Any]) -> None:
             self.send_response(200)
@@ -110,18 +104,5 @@ def streaming(stream: Streamer, **options: Any) -> Iterator[StreamingServer]:
         def _chunk(self, content: bytes) -> None:
             self.wfile.write(b"%x\r\n%s\r\n" % (len(content), content))
 
-        do_GET = do_POST = _reply  # noqa: N815 - names of the standard library
-
-        def log_message(self, *_: object) -> None:
-            """Keep the test's output clean."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that hang up
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    fake.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with served(Handler) as fake.url:
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -17,7 +17,13 @@ import pytest
 
 from lim_sglang import server as server_module
 from lim_sglang.errors import ServerError
-from lim_sglang.server import Server, ServerOptions, StartError, reasons_against_start
+from lim_sglang.server import (
+    Server,
+    ServerOptions,
+    StartError,
+    free_port,
+    reasons_against_start,
+)
 
 STUBBORN_TREE = """
 import signal, subprocess, sys, time
@@ -32,14 +38,6 @@ import subprocess, sys
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 sys.exit(3)
 """
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def running(monkeypatch: pytest.MonkeyPatch, program: str, **options: Any) -> Server:
