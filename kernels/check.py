@@ -165,7 +165,7 @@ def prepared_selector(batch: Batch, tensors: Tensors, device: str) -> RankSelect
         raise ValueError("the batch is larger than a chunk of the selector")
     selector.scores[..., : tensors.scores.shape[2]].copy_(tensors.scores)
     if batch.shares.selected:
-        for name in ("ranking", "depth", "first_turn", "last_turn"):
+        for name in ("ranking", "depth", "first_turn", "last_turn", "chosen_counts"):
             getattr(selector, name).fill_(POISON)
     return selector
 

@@ -1,7 +1,7 @@
 """The kept tokens as cache slots, in order of position: sinks, chosen tokens, newest tokens.
 
-Defined by `reference.compact_slots`. Programs share a row's positions; each counts what is kept
-before its own, so that no second pass is needed.
+Defined by `reference.compact_slots`. Programs share a row's positions; how many are kept before a
+program's own is known from what the union has counted, so that no second pass is needed.
 """
 
 import triton
@@ -10,18 +10,11 @@ from torch import Tensor
 
 from lim_sglang.kernels.launch import (
     COMPACT_BLOCK,
-    COUNT_BLOCK,
     WIDE_WARPS,
     check_int32,
     check_tensors,
 )
 from lim_sglang.kernels.reference import Shares
-
-
-@triton.jit
-def _is_kept(first_turn, cut, positions, inside, sinks, newest):
-    turn = tl.load(first_turn + positions, mask=inside, other=0)
-    return inside & ((turn <= cut) | (positions < sinks) | (positions >= newest))
 
 
 @triton.jit(do_not_specialize=["budget", "sinks", "recent"])
@@ -31,13 +24,15 @@ def _compact(
     kept_indptr,  # [B + 1] int32, of the kept tokens
     first_turn,  # [B, >= S] int32
     last_turn,  # [B] int32
+    chosen_counts,  # [B, PADDED_COUNTS] int32, of BLOCK positions each
     kept,  # [kept_indptr[B]] int32
     budget,
     sinks,
     recent,
     turn_row_stride,
+    count_row_stride,
+    PADDED_COUNTS: tl.constexpr,
     BLOCK: tl.constexpr,
-    COUNT_BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     start = tl.load(indptr + row).to(tl.int64)
@@ -52,15 +47,14 @@ def _compact(
     if length <= budget:
         tl.store(kept + positions, slot, mask=inside)
         return
-    first_turn += row * turn_row_stride
-    cut = tl.load(last_turn + row)
     newest = length - recent
-    before = 0
-    for first in range(0, own, COUNT_BLOCK):
-        earlier = first + tl.arange(0, COUNT_BLOCK)
-        counted = _is_kept(first_turn, cut, earlier, earlier < own, sinks, newest)
-        before += tl.sum(counted.to(tl.int32), 0)
-    keep = _is_kept(first_turn, cut, positions, inside, sinks, newest)
+    blocks = tl.arange(0, PADDED_COUNTS)
+    counts = chosen_counts + row * count_row_stride + blocks
+    before = tl.sum(tl.load(counts, mask=blocks < tl.program_id(1), other=0), 0)
+    before += tl.minimum(own, sinks) + tl.maximum(own - newest, 0)
+    turn = tl.load(first_turn + row * turn_row_stride + positions, mask=inside, other=0)
+    chosen = turn <= tl.load(last_turn + row)
+    keep = inside & (chosen | (positions < sinks) | (positions >= newest))
     place = before + tl.cumsum(keep.to(tl.int32), 0) - 1
     tl.store(kept + place, slot, mask=keep)
 
@@ -73,6 +67,7 @@ def compact_slots(
     shares: Shares,
     first_turn: Tensor,
     last_turn: Tensor,
+    chosen_counts: Tensor,
     out: Tensor,
 ) -> Tensor:
     """Write the slots of each row's kept tokens, in order of position.
@@ -82,14 +77,14 @@ def compact_slots(
         kept_indptr: [B + 1] int32, where each row's kept tokens begin: `min(length, budget)` each.
         shares: rows within its budget keep everything; its ends are always kept.
         first_turn: [B, N] int32, N at least the longest row; from `unite_rankings`.
-        last_turn: [B] int32, from `unite_rankings`.
+        last_turn, chosen_counts: [B] and [B, `padded_counts(N)`] int32, from `unite_rankings`.
         out: [kept_indptr[B]] int32 or longer.
 
     Returns:
         `out`.
     """
     ints = {"indptr": indptr, "slots": slots, "kept_indptr": kept_indptr, "out": out}
-    ints |= {"first_turn": first_turn, "last_turn": last_turn}
+    ints |= {"first_turn": first_turn, "last_turn": last_turn, "chosen_counts": chosen_counts}
     check_tensors(**ints)
     check_int32(**ints)
     rows, width = first_turn.shape
@@ -99,13 +94,15 @@ def compact_slots(
         kept_indptr,
         first_turn,
         last_turn,
+        chosen_counts,
         out,
         shares.budget,
         shares.sinks,
         shares.recent,
         first_turn.stride(0),
+        chosen_counts.stride(0),
+        PADDED_COUNTS=chosen_counts.shape[1],
         BLOCK=COMPACT_BLOCK,
-        COUNT_BLOCK=COUNT_BLOCK,
         num_warps=WIDE_WARPS,
     )
     return out

@@ -17,6 +17,8 @@ from lim_sglang.kernels.launch import (
     sort_warps,
 )
 from lim_sglang.kernels.order import (
+    THRESHOLD_BITS,
+    collect,
     count_reaching,
     nth_largest,
     raise_threshold,
@@ -60,7 +62,7 @@ def _keep_among(mass, slots, candidates, kept, passed, selected, CAPACITY: tl.co
     positions = tl.load(candidates + places, mask=inside, other=0)
     keys = sortable_key(tl.load(mass + positions, mask=inside, other=0.0))
     keys = tl.where(inside, keys, 0)
-    threshold = nth_largest(keys, selected)
+    threshold = nth_largest(keys, selected, 32)
     above = tl.sum((inside & (keys > threshold)).to(tl.int32), 0)
     taken = _take(keys, inside, threshold, selected - above).to(tl.int32)
     slot = tl.load(slots + positions, mask=taken > 0, other=0)
@@ -131,17 +133,8 @@ def _keep_heaviest(
 
     sampled = tl.minimum(end - sinks, SAMPLE)
     wanted = tl.maximum(target.to(tl.int64) * sampled // (end - sinks), 1)
-    lowest = nth_largest(sample_keys(mass, sinks, end, SAMPLE), wanted)
-    lanes = tl.arange(0, BLOCK)
-    passed = 0
-    for first in range(0, end, BLOCK):
-        positions = first + lanes
-        keys = _load_keys(mass, first, sinks, end, BLOCK)
-        passes = ((keys >= lowest) & (positions >= sinks) & (positions < end)).to(tl.int32)
-        place = passed + tl.cumsum(passes, 0) - 1
-        tl.store(candidates + place, positions, mask=(passes > 0) & (place < CAPACITY))
-        passed += tl.sum(passes, 0)
-
+    lowest = nth_largest(sample_keys(mass, sinks, end, SAMPLE), wanted, THRESHOLD_BITS)
+    passed = collect(mass, candidates, lowest, sinks, end, CAPACITY, BLOCK)
     if (passed >= selected) & (passed <= CAPACITY):
         _keep_among(mass, slots, candidates, kept, passed, selected, CAPACITY)
     else:

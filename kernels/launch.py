@@ -23,18 +23,20 @@ SHORTLIST_BLOCK = 8192
 """Scores that a shortlist reads at a time."""
 RANK_BLOCK = 2048
 """Scores that one pass of the radix selection reads at a time."""
-TURN_BLOCK = 1024
+TURN_BLOCK = 2048
 """Turns that one program notes."""
 CUT_BLOCK = 4096
-"""Turns that the one program of a row reads at a time."""
+"""Turns that the last program of a row reads at a time."""
+RESET_BLOCK = 1024
+"""Turns that are forgotten at a time."""
 POOL_BLOCK = 1024
 """Positions whose mass one program adds up."""
-HEAVIEST_BLOCK = 4096
+POOL_HEADS = 8
+"""Heads whose scores are in flight at a time."""
+HEAVIEST_BLOCK = 8192
 """Masses that the one program of a row reads at a time."""
 COMPACT_BLOCK = 2048
-"""Positions that one program compacts."""
-COUNT_BLOCK = 8192
-"""Earlier positions that it counts at a time."""
+"""Positions that one program compacts, and whose chosen tokens the union counts."""
 LENGTH_BLOCK = 1024
 """Rows whose lengths are added up at a time."""
 MAX_SORT = 16384

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 
 _SIGN: tl.constexpr = tl.constexpr(-0x80000000)
+THRESHOLD_BITS: tl.constexpr = tl.constexpr(24)
+"""Of a key, enough for a threshold that only has to let about so many pass."""
 
 
 @triton.jit
@@ -37,11 +39,14 @@ def raise_threshold(threshold, step, counts, wanted):
 
 
 @triton.jit
-def nth_largest(keys, wanted):
-    """The key of that rank among fewer than 2^21, found two bits at a time; 0 if there are less."""
+def nth_largest(keys, wanted, BITS: tl.constexpr):
+    """The key of that rank among fewer than 2^21, found two bits at a time; 0 if there are less.
+
+    With fewer than 32 BITS it is rounded down: at least as many keys reach it.
+    """
     threshold = tl.full((), 0, tl.uint32)
     step = tl.full((), 1 << 30, tl.uint32)
-    for _ in range(16):
+    for _ in range(BITS // 2):
         threshold = raise_threshold(threshold, step, count_reaching(keys, threshold, step), wanted)
         step = step >> 2
     return threshold
@@ -53,10 +58,42 @@ def sample_keys(scores, sinks, end, SAMPLE: tl.constexpr):
     lanes = tl.arange(0, SAMPLE)
     candidates = end - sinks
     sampled = tl.minimum(candidates, SAMPLE)
-    offsets = (lanes.to(tl.int64) * candidates // sampled).to(tl.int32)
+    # lanes * candidates // sampled, in products that stay within 32 bits.
+    offsets = lanes * (candidates // sampled) + lanes * (candidates % sampled) // sampled
     inside = lanes < sampled
     keys = sortable_key(tl.load(scores + sinks + offsets, mask=inside, other=0.0))
     return tl.where(inside, keys, 0)
+
+
+@triton.jit
+def collect(
+    values,  # of one head or row, [>= the next multiple of 4 after `end`] f32
+    positions,  # [>= CAPACITY] int32, written in ascending order
+    threshold,
+    sinks,
+    end,
+    CAPACITY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write the candidates that reach the threshold, as many as there is room for; count all.
+
+    A thread takes four neighbours, loaded at once from an aligned address, so that most of a
+    block's running count is within threads.
+    """
+    first_of_four = tl.arange(0, BLOCK // 4) * 4
+    lanes = first_of_four[:, None] + tl.arange(0, 4)[None, :]
+    passed = 0
+    for first in range(0, end, BLOCK):
+        found = first + lanes
+        read = (first + first_of_four < end)[:, None]
+        keys = sortable_key(tl.load(values + found, mask=read, other=0.0))
+        passes = ((found >= sinks) & (found < end) & (keys >= threshold)).to(tl.int32)
+        of_four = tl.sum(passes, 1)
+        before = passed + tl.cumsum(of_four, 0) - of_four
+        place = before[:, None] + tl.cumsum(passes, 1) - 1
+        tl.store(positions + place, found, mask=(passes > 0) & (place < CAPACITY))
+        passed += tl.sum(of_four, 0)
+    return passed
 
 
 @triton.jit

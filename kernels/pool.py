@@ -8,7 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lim_sglang.kernels.launch import POOL_BLOCK, check_int32, check_tensors
+from lim_sglang.kernels.launch import (
+    POOL_BLOCK,
+    POOL_HEADS,
+    WIDE_WARPS,
+    check_int32,
+    check_tensors,
+)
 
 LOG2_E = 1.4426950408889634
 
@@ -61,6 +67,7 @@ def _pool(
     score_head_stride,
     lse_row_stride,
     mass_row_stride,
+    HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -69,13 +76,16 @@ def _pool(
     if (length <= budget) | (first >= length):
         return
     positions = first + tl.arange(0, BLOCK)
-    scores += row * score_row_stride
+    scores += row * score_row_stride + positions[None, :]
+    # Rows are longer than a block's last four scores, which are loaded at once.
+    read = (positions // 4 * 4 < length)[None, :]
     total = tl.zeros((BLOCK,), tl.float32)
-    for head in range(0, num_heads):
-        # Rows are longer than a block's last four scores: see `shortlist.py`.
-        read = positions // 4 * 4 < length
-        score = tl.load(scores + head * score_head_stride + positions, mask=read, other=0.0)
-        total += tl.exp2(score * scale - tl.load(lse + row * lse_row_stride + head))
+    for first_head in range(0, num_heads, HEADS):
+        heads = first_head + tl.arange(0, HEADS)[:, None]
+        of_heads = scores + heads.to(tl.int64) * score_head_stride
+        score = tl.load(of_heads, mask=read & (heads < num_heads), other=float("-inf"))
+        of_all = tl.load(lse + row * lse_row_stride + heads, mask=heads < num_heads, other=0.0)
+        total += tl.sum(tl.exp2(score * scale - of_all), 0)
     tl.store(mass + row * mass_row_stride + positions, total, mask=positions < length)
 
 
@@ -142,6 +152,8 @@ def pool_mass(
         scores.stride(1),
         lse.stride(0),
         out.stride(0),
+        HEADS=POOL_HEADS,
         BLOCK=POOL_BLOCK,
+        num_warps=WIDE_WARPS,
     )
     return out

@@ -17,7 +17,7 @@ from lim_sglang.kernels.rank import rank_tokens
 from lim_sglang.kernels.reference import Shares
 from lim_sglang.kernels.score import score_tokens
 from lim_sglang.kernels.shortlist import shortlist_capacity, shortlist_tokens
-from lim_sglang.kernels.union import unite_rankings
+from lim_sglang.kernels.union import padded_counts, unite_rankings
 
 ALIGNMENT = 64
 """Rows of scores begin at multiples of so many elements, for wide loads."""
@@ -152,6 +152,10 @@ class RankSelector(Selector):
     """[R, N] int32."""
     last_turn: Tensor
     """[R] int32."""
+    chosen_counts: Tensor
+    """[R, blocks of N] int32, chosen tokens among each block of positions."""
+    arrivals: Tensor
+    """[R] int32, 0 between two kernels."""
     undecided_rows: Tensor
     """[1] int64, rows so far whose shortlists did not decide, each SELECT layer counted."""
 
@@ -170,6 +174,8 @@ class RankSelector(Selector):
             depth=ints(rows, num_heads),
             first_turn=ints(rows, columns, fill=NEVER),
             last_turn=ints(rows, fill=UNDECIDED),
+            chosen_counts=ints(rows, padded_counts(columns)),
+            arrivals=ints(rows),
             undecided_rows=ints(1, dtype=torch.int64),
         )
 
@@ -238,6 +244,8 @@ class RankSelector(Selector):
             whole=whole,
             first_turn=self.first_turn,
             last_turn=self.last_turn,
+            chosen_counts=self.chosen_counts,
+            arrivals=self.arrivals,
             undecided_rows=self.undecided_rows,
         )
 
@@ -250,5 +258,6 @@ class RankSelector(Selector):
             shares=self.shares,
             first_turn=self.first_turn,
             last_turn=self.last_turn,
+            chosen_counts=self.chosen_counts,
             out=out,
         )

@@ -14,13 +14,20 @@ from torch import Tensor
 
 from lim_sglang.kernels.launch import (
     NEVER,
+    RESET_BLOCK,
     SHORTLIST_BLOCK,
     check_int32,
     check_tensors,
     sample_size,
     sort_warps,
 )
-from lim_sglang.kernels.order import nth_largest, sample_keys, sort_ranking, sortable_key
+from lim_sglang.kernels.order import (
+    THRESHOLD_BITS,
+    collect,
+    nth_largest,
+    sample_keys,
+    sort_ranking,
+)
 from lim_sglang.kernels.reference import Shares
 
 
@@ -34,24 +41,6 @@ def _wanted(candidates, sampled, CAPACITY: tl.constexpr):
     left = candidates.to(tl.float32) / sampled - 1.0
     target = tl.maximum(CAPACITY - 3.0 * tl.sqrt(CAPACITY * left), CAPACITY / 2)
     return tl.maximum((target * sampled / candidates).to(tl.int32), 1)
-
-
-@triton.jit
-def _collect(scores, ranking, threshold, sinks, end, CAPACITY: tl.constexpr, BLOCK: tl.constexpr):
-    """Write the candidates that reach the threshold, as many as there is room for; count all."""
-    lanes = tl.arange(0, BLOCK)
-    passed = 0
-    for first in range(0, end, BLOCK):
-        positions = first + lanes
-        # Four scores at a time, from aligned addresses: rows are longer than their last four.
-        read = first + lanes // 4 * 4 < end
-        keys = sortable_key(tl.load(scores + positions, mask=read, other=0.0))
-        inside = (positions >= sinks) & (positions < end)
-        passes = (inside & (keys >= threshold)).to(tl.int32)
-        place = passed + tl.cumsum(passes, 0) - 1
-        tl.store(ranking + place, positions, mask=(passes > 0) & (place < CAPACITY))
-        passed += tl.sum(passes, 0)
-    return passed
 
 
 @triton.jit(do_not_specialize=["budget", "sinks", "recent", "num_heads"])
@@ -73,6 +62,7 @@ def _shortlist(
     NO_TURN: tl.constexpr,
     CAPACITY: tl.constexpr,
     SAMPLE: tl.constexpr,
+    RESET_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -84,22 +74,24 @@ def _shortlist(
     ranking += row * ranking_row_stride + head * ranking_head_stride
     first_turn += row * turn_row_stride
     end = length - recent
-    lanes = tl.arange(0, BLOCK)
 
+    lanes = tl.arange(0, RESET_BLOCK)
     share = tl.cdiv(length, num_heads)  # the heads' programs forget the row's turns together
     start = tl.program_id(1) * share
     stop = tl.minimum(start + share, length)
-    for first in range(start, stop, BLOCK):
+    for first in range(start, stop, RESET_BLOCK):
         tl.store(first_turn + first + lanes, NO_TURN, mask=first + lanes < stop)
 
-    keys = sample_keys(scores, sinks, end, SAMPLE)
     candidates = end - sinks
     wanted = _wanted(candidates, tl.minimum(candidates, SAMPLE), CAPACITY)
-    passed = _collect(scores, ranking, nth_largest(keys, wanted), sinks, end, CAPACITY, BLOCK)
+    threshold = nth_largest(sample_keys(scores, sinks, end, SAMPLE), wanted, THRESHOLD_BITS)
+    passed = collect(scores, ranking, threshold, sinks, end, CAPACITY, BLOCK)
     if passed > CAPACITY:  # what passed says how far off the sample was: once more, with half of it
         wanted = tl.maximum((wanted.to(tl.float32) * CAPACITY / (2.0 * passed)).to(tl.int32), 1)
         tl.debug_barrier()  # the same places are written again
-        passed = _collect(scores, ranking, nth_largest(keys, wanted), sinks, end, CAPACITY, BLOCK)
+        # The sample is read again rather than kept in registers all along.
+        threshold = nth_largest(sample_keys(scores, sinks, end, SAMPLE), wanted, THRESHOLD_BITS)
+        passed = collect(scores, ranking, threshold, sinks, end, CAPACITY, BLOCK)
     fits = passed <= CAPACITY
     if fits:
         sort_ranking(scores, ranking, passed, CAPACITY)
@@ -160,6 +152,7 @@ def shortlist_tokens(
         NO_TURN=NEVER,
         CAPACITY=capacity,
         SAMPLE=sample_size(columns),
+        RESET_BLOCK=RESET_BLOCK,
         BLOCK=SHORTLIST_BLOCK,
         num_warps=sort_warps(capacity),
     )

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lim_sglang.kernels.launch import (
+    COMPACT_BLOCK,
     CUT_BLOCK,
     TURN_BLOCK,
     UNDECIDED,
@@ -37,46 +38,66 @@ def _token_of_turn(ranking, turns, inside, num_heads, ranking_head_stride):
     return tl.load(ranking + source, mask=inside, other=0)
 
 
-@triton.jit(do_not_specialize=["budget", "num_heads", "max_ranks"])
-def _take_turns(
-    ranking,  # [B, H, >= K] int32
-    indptr,  # [B + 1] int32
-    depth,  # [B, H] int32
-    first_turn,  # [B, >= S] int32
-    last_turn,  # [B] int32
-    budget,
+@triton.jit
+def _arrives_last(arrivals, expected):
+    """Whether all other programs of a row have arrived; what they wrote is then seen.
+
+    The last one leaves the counter as it found it.
+    """
+    tl.debug_barrier()  # this program's own writes come before its arrival
+    is_last = tl.atomic_add(arrivals, 1, sem="acq_rel") == expected - 1
+    if is_last:
+        tl.store(arrivals, 0)
+    return is_last
+
+
+@triton.jit
+def _cut(
+    ranking,  # [H, >= K] int32, of one row
+    first_turn,  # [>= S] int32
+    chosen_counts,  # [>= S / COUNTED] int32
+    num_turns,
+    selected,
     num_heads,
-    max_ranks,  # K
-    ranking_row_stride,
     ranking_head_stride,
-    turn_row_stride,
-    WHOLE: tl.constexpr,  # the undecided rows, whose rankings are all K deep
-    UNDECIDED: tl.constexpr,
-    PADDED_HEADS: tl.constexpr,
+    COUNTED: tl.constexpr,
+    PADDED_COUNTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    length = tl.load(indptr + row + 1) - tl.load(indptr + row)
-    skipped = length <= budget
-    if WHOLE:
-        skipped |= tl.load(last_turn + row) != UNDECIDED
-    if skipped:
-        return
-    num_turns = _num_turns(depth, row, num_heads, max_ranks, WHOLE, PADDED_HEADS)
-    ranking += row * ranking_row_stride
-    turns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = turns < num_turns
-    token = _token_of_turn(ranking, turns, inside, num_heads, ranking_head_stride)
-    tl.atomic_min(first_turn + row * turn_row_stride + token, turns, mask=inside, sem="relaxed")
+    """The turn of the last token that fits, and how many tokens the turns up to it take.
+
+    What each block of COUNTED positions has of them is counted.
+    """
+    counts = chosen_counts + tl.arange(0, PADDED_COUNTS)
+    tl.store(counts, 0)
+    tl.debug_barrier()
+    taken = 0
+    cut = -1
+    first = 0
+    while (taken < selected) & (first < num_turns):
+        turns = first + tl.arange(0, BLOCK)
+        inside = turns < num_turns
+        token = _token_of_turn(ranking, turns, inside, num_heads, ranking_head_stride)
+        # Other programs wrote these turns: not from this processor's own cache.
+        turn = tl.load(first_turn + token, mask=inside, other=-1, cache_modifier=".cg")
+        new = (inside & (turn == turns)).to(tl.int32)
+        fits = (new > 0) & (taken + tl.cumsum(new, 0) <= selected)
+        tl.atomic_add(chosen_counts + token // COUNTED, 1, mask=fits, sem="relaxed")
+        cut = tl.maximum(cut, tl.max(tl.where(fits, turns, -1), 0))
+        taken += tl.sum(new, 0)
+        first += BLOCK
+    return cut, taken
 
 
 @triton.jit(do_not_specialize=["budget", "selected", "num_heads", "max_ranks"])
-def _cut(
+def _unite(
     ranking,  # [B, H, >= K] int32
     indptr,  # [B + 1] int32
     depth,  # [B, H] int32
     first_turn,  # [B, >= S] int32
     last_turn,  # [B] int32
+    chosen_counts,  # [B, PADDED_COUNTS] int32
+    arrivals,  # [B] int32
     undecided_rows,  # [1] int64
     budget,
     selected,
@@ -85,10 +106,14 @@ def _cut(
     ranking_row_stride,
     ranking_head_stride,
     turn_row_stride,
-    WHOLE: tl.constexpr,
+    count_row_stride,
+    WHOLE: tl.constexpr,  # the undecided rows, whose rankings are all K deep
     UNDECIDED: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    PADDED_COUNTS: tl.constexpr,
+    COUNTED: tl.constexpr,
+    TURN_BLOCK: tl.constexpr,
+    CUT_BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)
@@ -99,23 +124,32 @@ def _cut(
         return
     num_turns = _num_turns(depth, row, num_heads, max_ranks, WHOLE, PADDED_HEADS)
     ranking += row * ranking_row_stride
-    taken = 0
-    cut = -1
-    first = 0
-    while (taken < selected) & (first < num_turns):
-        turns = first + tl.arange(0, BLOCK)
-        inside = turns < num_turns
-        token = _token_of_turn(ranking, turns, inside, num_heads, ranking_head_stride)
-        turn = tl.load(first_turn + row * turn_row_stride + token, mask=inside, other=-1)
-        new = (inside & (turn == turns)).to(tl.int32)
-        count = taken + tl.cumsum(new, 0)
-        fits = (new > 0) & (count <= selected)
-        cut = tl.maximum(cut, tl.max(tl.where(fits, turns, -1), 0))
-        taken += tl.sum(new, 0)
-        first += BLOCK
-    tl.store(last_turn + row, tl.where(taken >= selected, cut, UNDECIDED))
-    if taken < selected:
-        tl.atomic_add(undecided_rows, 1, sem="relaxed")
+    first_turn += row * turn_row_stride
+    turns = tl.program_id(1) * TURN_BLOCK + tl.arange(0, TURN_BLOCK)
+    inside = turns < num_turns
+    token = _token_of_turn(ranking, turns, inside, num_heads, ranking_head_stride)
+    tl.atomic_min(first_turn + token, turns, mask=inside, sem="relaxed")
+    if _arrives_last(arrivals + row, tl.num_programs(1)):
+        cut, taken = _cut(
+            ranking,
+            first_turn,
+            chosen_counts + row * count_row_stride,
+            num_turns,
+            selected,
+            num_heads,
+            ranking_head_stride,
+            COUNTED,
+            PADDED_COUNTS,
+            CUT_BLOCK,
+        )
+        tl.store(last_turn + row, tl.where(taken >= selected, cut, UNDECIDED))
+        if taken < selected:
+            tl.atomic_add(undecided_rows, 1, sem="relaxed")
+
+
+def padded_counts(columns: int) -> int:
+    """Blocks of positions of the longest row, as a power of two."""
+    return triton.next_power_of_2(triton.cdiv(columns, COMPACT_BLOCK))
 
 
 def unite_rankings(
@@ -128,6 +162,8 @@ def unite_rankings(
     whole: bool,
     first_turn: Tensor,
     last_turn: Tensor,
+    chosen_counts: Tensor,
+    arrivals: Tensor,
     undecided_rows: Tensor,
 ) -> None:
     """Find which turns win: token t of row b is chosen if `first_turn[b, t] <= last_turn[b]`.
@@ -142,31 +178,27 @@ def unite_rankings(
         first_turn: [B, N] int32, made ready by `shortlist_tokens`.
         last_turn: [B] int32, written for rows over the budget: UNDECIDED where the rankings are not
             deep enough. With K `selected` they always are.
+        chosen_counts: [B, `padded_counts(N)`] int32, written for rows that are decided: chosen
+            tokens among each COMPACT_BLOCK positions.
+        arrivals: [B] int32, zero before and after.
         undecided_rows: [1] int64, counts them.
     """
     ints = {"ranking": ranking, "indptr": indptr, "depth": depth}
     ints |= {"first_turn": first_turn, "last_turn": last_turn}
+    ints |= {"chosen_counts": chosen_counts, "arrivals": arrivals}
     check_tensors(**ints, undecided_rows=undecided_rows)
     check_int32(**ints)
     rows, heads, _ = ranking.shape
-    strides = (ranking.stride(0), ranking.stride(1), first_turn.stride(0))
-    flags = {
-        "WHOLE": whole,
-        "UNDECIDED": UNDECIDED,
-        "PADDED_HEADS": triton.next_power_of_2(heads),
-    }
-    _take_turns[(rows, triton.cdiv(heads * num_ranks, TURN_BLOCK))](
-        *(ranking, indptr, depth, first_turn, last_turn),
-        *(shares.budget, heads, num_ranks),
-        *strides,
-        **flags,
-        BLOCK=TURN_BLOCK,
-    )
-    _cut[(rows,)](
-        *(ranking, indptr, depth, first_turn, last_turn, undecided_rows),
+    _unite[(rows, triton.cdiv(heads * num_ranks, TURN_BLOCK))](
+        *(ranking, indptr, depth, first_turn, last_turn, chosen_counts, arrivals, undecided_rows),
         *(shares.budget, shares.selected, heads, num_ranks),
-        *strides,
-        **flags,
-        BLOCK=CUT_BLOCK,
+        *(ranking.stride(0), ranking.stride(1), first_turn.stride(0), chosen_counts.stride(0)),
+        WHOLE=whole,
+        UNDECIDED=UNDECIDED,
+        PADDED_HEADS=triton.next_power_of_2(heads),
+        PADDED_COUNTS=chosen_counts.shape[1],
+        COUNTED=COMPACT_BLOCK,
+        TURN_BLOCK=TURN_BLOCK,
+        CUT_BLOCK=CUT_BLOCK,
         num_warps=WIDE_WARPS,
     )

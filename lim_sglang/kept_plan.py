@@ -97,6 +97,9 @@ class KeptPlan:
         self._staging = [
             torch.empty(PLAN_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)
         ]
+        self._last: tuple[SparseWrapper, int] | None = None
+        """What was planned last, for how many rows; their lengths are in `_last_indptr`."""
+        self._last_indptr = torch.zeros_like(self._host_indptr)
         self._eager = SparseWrapper(backend, kept_slots, None)
         self._captured: dict[int, SparseWrapper] = {}
         self.wrapper = self._eager.wrapper
@@ -124,8 +127,19 @@ class KeptPlan:
         host_lens, host_indptr = self._host_lens[:rows], self._host_indptr[: rows + 1]
         torch.clamp(forward_batch.seq_lens_cpu[:rows], max=self.budget, out=host_lens)
         torch.cumsum(host_lens, 0, dtype=torch.int32, out=host_indptr[1:])
+        self.wrapper = sparse.wrapper
         self.kept_indptr = self._indptr[: rows + 1]
+        last_indptr = self._last_indptr[: rows + 1]
+        if self._last == (sparse, rows) and torch.equal(host_indptr, last_indptr):
+            return  # as in most steps: rows over the budget keep as many as before
         count_kept(forward_batch.seq_lens[:rows], self.budget, self.kept_indptr)
+        self._plan_lengths(sparse, rows)
+        self._last = (sparse, rows)
+        last_indptr.copy_(host_indptr)
+
+    def _plan_lengths(self, sparse: SparseWrapper, rows: int) -> None:
+        """Tell FlashInfer how many slots each row keeps."""
+        host_indptr = self._host_indptr[: rows + 1]
         slots = self.kept_slots
         if not sparse.is_captured:
             slots = slots[: int(host_indptr[rows])]
@@ -145,4 +159,3 @@ class KeptPlan:
             q_data_type=updater.q_data_type,
             non_blocking=True,
         )
-        self.wrapper = sparse.wrapper

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from lim_sglang import kept_plan
 from lim_sglang.kernels.check import relative_error
 from tests.gpu.decode_step import (
     Graph,
@@ -145,6 +146,32 @@ def test_one_graph_serves_other_lengths_padding_and_other_batch_sizes_between(
         step = make()
         found = captured.run(step)
         assert not wrong_rows(rig, backend, step, found), place
+
+
+def test_a_plan_is_made_anew_only_where_kept_lengths_change(
+    rig: Rig, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = Graph(rig, backend, make_step(rig, [1] * 4, seed=1))
+    other = Graph(rig, backend, make_step(rig, [1] * 2, seed=2))
+    plans: list[Any] = []
+    plan = kept_plan.fast_decode_plan
+    monkeypatch.setattr(
+        kept_plan,
+        "fast_decode_plan",
+        lambda wrapper, *a, **k: (plans.append(wrapper), plan(wrapper, *a, **k)),
+    )
+    for captured, lengths, planned in (
+        (graph, [300, 400, 900, 256], 1),
+        (graph, [301, 401, 901, 257], 1),
+        (graph, [302, 402, 902, 5], 2),
+        (graph, [303, 403, 903, 6], 3),
+        (graph, [300, 400, 900, 256], 4),
+        (other, [700, 800], 5),
+        (graph, [301, 401, 901, 257], 6),
+    ):
+        step = make_step(rig, lengths, seed=planned)
+        assert not wrong_rows(rig, backend, step, captured.run(step)), lengths
+        assert len(plans) == planned, lengths
 
 
 def test_what_the_scheduler_writes_after_planning_changes_nothing(rig: Rig, backend: Any) -> None:

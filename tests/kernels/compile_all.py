@@ -29,6 +29,7 @@ FP8_FROM = 89
 POINTERS = {
     **dict.fromkeys(("indptr", "slots", "ranking", "first_turn", "last_turn"), "*i32"),
     **dict.fromkeys(("kept_indptr", "kept", "depth", "candidates"), "*i32"),
+    **dict.fromkeys(("chosen_counts", "arrivals"), "*i32"),
     **dict.fromkeys(("lengths", "undecided_rows"), "*i64"),
     **dict.fromkeys(("scores", "lse", "mass"), "*fp32"),
     "scale": "fp32",
@@ -89,6 +90,7 @@ def compile_rest(architecture: int) -> dict[str, int]:
             "NO_TURN": launch.NEVER,
             "CAPACITY": capacity,
             "SAMPLE": launch.MAX_SAMPLE,
+            "RESET_BLOCK": launch.RESET_BLOCK,
             "BLOCK": launch.SHORTLIST_BLOCK,
         }
         found[f"shortlist {selected}"] = shared_memory(
@@ -113,17 +115,18 @@ def compile_rest(architecture: int) -> dict[str, int]:
         found[f"heaviest {selected}"] = shared_memory(
             heaviest._keep_heaviest, architecture, constants, warps
         )
-    for name, kernel in (("log_sum_exp", pool._log_sum_exp), ("pool", pool._pool)):
-        found[name] = shared_memory(kernel, architecture, {"BLOCK": launch.POOL_BLOCK})
+    blocks = {"BLOCK": launch.POOL_BLOCK}
+    found["log_sum_exp"] = shared_memory(pool._log_sum_exp, architecture, blocks)
+    blocks |= {"HEADS": launch.POOL_HEADS}
+    found["pool"] = shared_memory(pool._pool, architecture, blocks, launch.WIDE_WARPS)
     for whole in (False, True):
         flags = {"WHOLE": whole, "UNDECIDED": launch.UNDECIDED, "PADDED_HEADS": 32}
-        found[f"take_turns {whole}"] = shared_memory(
-            union._take_turns, architecture, flags | {"BLOCK": launch.TURN_BLOCK}
+        blocks = {"TURN_BLOCK": launch.TURN_BLOCK, "CUT_BLOCK": launch.CUT_BLOCK}
+        counts = {"PADDED_COUNTS": 64, "COUNTED": launch.COMPACT_BLOCK}
+        found[f"unite {whole}"] = shared_memory(
+            union._unite, architecture, flags | blocks | counts, launch.WIDE_WARPS
         )
-        found[f"cut {whole}"] = shared_memory(
-            union._cut, architecture, flags | {"BLOCK": launch.CUT_BLOCK}, launch.WIDE_WARPS
-        )
-    blocks = {"BLOCK": launch.COMPACT_BLOCK, "COUNT_BLOCK": launch.COUNT_BLOCK}
+    blocks = {"BLOCK": launch.COMPACT_BLOCK, "PADDED_COUNTS": 64}
     found["compact"] = shared_memory(compact._compact, architecture, blocks, launch.WIDE_WARPS)
     blocks = {"BLOCK": launch.LENGTH_BLOCK}
     found["count_kept"] = shared_memory(lengths._count_kept, architecture, blocks)

@@ -40,8 +40,7 @@ def test_every_kernel_fits(compiled: dict[str, dict[str, int]], architecture: st
         "heaviest",
         "log_sum_exp",
         "pool",
-        "take_turns",
-        "cut",
+        "unite",
         "compact",
         "count_kept",
     }
