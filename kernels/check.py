@@ -189,13 +189,17 @@ def differing_shortlists(batch: Batch, device: str) -> list[str]:
     return found
 
 
-def undecided_rows(batch: Batch, device: str) -> list[int]:
-    """Rows over the budget whose shortlists are not deep enough for the union."""
+def undecided_rows(batch: Batch, device: str) -> tuple[list[int], int]:
+    """Rows over the budget whose shortlists are not deep enough for the union, and their count
+    after the whole selection."""
     tensors = draw(batch, device)
     selector = prepared_selector(batch, tensors, device)
     selector.shortlist(tensors.indptr)
     selector.unite(tensors.indptr, whole=False)
-    return [row for row in batch.sparse if selector.last_turn[row] == UNDECIDED]
+    undecided = [row for row in batch.sparse if selector.last_turn[row] == UNDECIDED]
+    selector.undecided_rows.zero_()
+    selector.choose(tensors.indptr)
+    return undecided, selector.counts()["rows_ranked_whole"]
 
 
 def differing_rankings(batch: Batch, device: str) -> list[str]:

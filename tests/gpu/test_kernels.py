@@ -67,12 +67,13 @@ def test_a_shortlist_is_the_beginning_of_the_reference_s_ranking(name: str) -> N
 
 @pytest.mark.parametrize("name", ["qwen3-8b", "smollm2", "coder-1.5b", "wide-head"])
 def test_shortlists_decide_where_heads_differ(name: str) -> None:
-    assert not undecided_rows(BATCHES[name], "cuda")
+    assert undecided_rows(BATCHES[name], "cuda") == ([], 0)
 
 
 @pytest.mark.parametrize("name", ["heads-that-agree", "all-ties"])
 def test_shortlists_do_not_decide_what_they_cannot_know(name: str) -> None:
-    assert undecided_rows(BATCHES[name], "cuda") == BATCHES[name].sparse
+    sparse = BATCHES[name].sparse
+    assert undecided_rows(BATCHES[name], "cuda") == (sparse, len(sparse))
 
 
 @pytest.mark.parametrize("name", BATCHES)
@@ -113,4 +114,5 @@ def test_a_lone_rows_chunks_store_no_others_scores(length: int) -> None:
 
 @pytest.mark.parametrize("length", [3000, 8192, 32768, 131072])
 def test_shortlists_of_32_heads_decide_at_any_length(length: int) -> None:
-    assert not undecided_rows(Batch((length, length), 32, 8, 128, 2048, dtype=BF16), "cuda")
+    batch = Batch((length, length), 32, 8, 128, 2048, dtype=BF16)
+    assert undecided_rows(batch, "cuda") == ([], 0)
