@@ -32,6 +32,7 @@ BATCHES = {
     "budget-of-two": Batch((9, 70), budget=2, sinks=0),
     "more-heads-than-selected": Batch((70,), heads=32, kv_heads=8, budget=16),
     "longer-than-a-block": Batch((2600, 40), heads=2, kv_heads=1, budget=50, spread=9),
+    "newest-in-two-blocks": Batch((2060, 2100), heads=2, kv_heads=1, budget=600, spread=9),
     "f32": Batch((100,), dtype=torch.float32),
     "bf16": Batch((100,), dtype=torch.bfloat16),
     "heads-that-agree": Batch((1900, 700), heads=4, budget=700, alike=True),
