@@ -54,6 +54,8 @@ struct {NAME} : AttentionVariantBase {{
 DTYPES = (torch.float16, torch.bfloat16)
 WORKSPACE_BYTES = 128 << 20
 """Of a decode that splits long rows, by FlashInfer's advice."""
+GRAPH_WORKSPACE_BYTES = 512 << 20
+"""Of one that a CUDA graph captures, which always splits and pads: SGLang's choice for Qwen3."""
 
 
 class ScoringAttention:
@@ -142,27 +144,39 @@ class ScoringAttention:
 
 
 def planned_decode(
-    indptr: Tensor, slots: Tensor, *, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    indptr: Tensor,
+    slots: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    tensor_cores: bool = True,
+    in_graph: bool = False,
 ) -> Any:
-    """FlashInfer's own decode over these slots, planned for tensor cores: what checks compare with.
+    """FlashInfer's own decode over these slots, planned once: what checks compare with.
 
     Args:
         indptr: [B + 1] int32, where each row's slots begin.
         slots: [indptr[B]] int32.
-        heads, kv_heads, head_dim: H, G and D.
-        dtype: of queries and cache.
+        heads, kv_heads, head_dim, dtype: H, G and D, and the dtype of queries and cache.
+        tensor_cores: or CUDA cores.
+        in_graph: plan as for a CUDA graph, as SGLang does; `indptr` and `slots` are its buffers.
     """
     from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper
 
-    workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=indptr.device)
+    last_page_len = torch.ones_like(indptr[1:])
+    num_bytes = GRAPH_WORKSPACE_BYTES if in_graph else WORKSPACE_BYTES
     wrapper = BatchDecodeWithPagedKVCacheWrapper(
-        workspace, "NHD", use_tensor_cores=True, backend="fa2"
+        torch.zeros(num_bytes, dtype=torch.uint8, device=indptr.device),
+        "NHD",
+        use_cuda_graph=in_graph,
+        use_tensor_cores=tensor_cores,
+        paged_kv_indptr_buffer=indptr if in_graph else None,
+        paged_kv_indices_buffer=slots if in_graph else None,
+        paged_kv_last_page_len_buffer=last_page_len if in_graph else None,
+        backend="fa2",
     )
-    rows = indptr.shape[0] - 1
-    last_page_len = torch.ones(rows, dtype=torch.int32, device=indptr.device)
-    wrapper.plan(
-        *(indptr, slots, last_page_len, heads, kv_heads, head_dim, 1),
-        q_data_type=dtype,
-        kv_data_type=dtype,
-    )
+    shape = (heads, kv_heads, head_dim, 1)
+    wrapper.plan(indptr, slots, last_page_len, *shape, q_data_type=dtype, kv_data_type=dtype)
     return wrapper

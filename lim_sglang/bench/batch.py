@@ -1,6 +1,6 @@
 """A decode batch whose context is really there: every layer's K and V, in scattered slots."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +18,11 @@ FILL_ROWS = 1 << 16
 
 @dataclass(frozen=True)
 class FilledBatch:
-    """Requests in the middle of decoding, all of the same length."""
+    """Requests in the middle of decoding."""
 
     point: Point
-    slots: Tensor
-    """[B, S] int64: where each request's tokens lie, oldest first."""
+    slots: tuple[Tensor, ...]
+    """[S] int64 a request: where its tokens lie, oldest first."""
     forward_batch: Any
 
 
@@ -48,7 +48,7 @@ def check_room(runner: Any, points: tuple[Point, ...]) -> None:
     reasons += [
         f"{point} is longer than the model's context of {context:,} tokens"
         for point in points
-        if point.context > context
+        if point.longest > context
     ]
     if reasons:
         raise LimError("; ".join(reasons))
@@ -68,9 +68,11 @@ def filled_batch(runner: Any, point: Point, seed: int) -> Iterator[FilledBatch]:
     if free is None or len(pool.free_slots) < point.batch:
         raise LimError(f"the runner has no room for {point}")
     order = torch.randperm(point.num_tokens, generator=generator, device=device)
-    slots = free[order].view(point.batch, point.context)
-    rows = torch.tensor(pool.free_slots[: point.batch], dtype=torch.int64, device=device)
-    pool.req_to_token[rows, : point.context] = slots.to(torch.int32)
+    slots = free[order].split(point.lengths)
+    requests = pool.free_slots[: point.batch]
+    for request, mine in zip(requests, slots, strict=True):
+        pool.req_to_token[request, : len(mine)] = mine.to(torch.int32)
+    rows = torch.tensor(requests, dtype=torch.int64, device=device)
     tokens = torch.randint(
         runner.model_config.vocab_size, (point.batch,), generator=generator, device=device
     )
@@ -80,9 +82,11 @@ def filled_batch(runner: Any, point: Point, seed: int) -> Iterator[FilledBatch]:
         allocator.clear()
 
 
-def _decode_batch(runner: Any, point: Point, rows: Tensor, slots: Tensor, tokens: Tensor) -> Any:
+def _decode_batch(
+    runner: Any, point: Point, rows: Tensor, slots: Sequence[Tensor], tokens: Tensor
+) -> Any:
     """The fields that SGLang's decode reads, as `ForwardBatch.init_new` fills them."""
-    lengths = torch.full((point.batch,), point.context, dtype=torch.int64)
+    lengths = torch.tensor(point.lengths, dtype=torch.int64)
     on_device = lengths.to(runner.device)
     return compat.ForwardBatch(
         forward_mode=compat.ForwardMode.DECODE,
@@ -90,7 +94,7 @@ def _decode_batch(runner: Any, point: Point, rows: Tensor, slots: Tensor, tokens
         input_ids=tokens,
         req_pool_indices=rows,
         seq_lens=on_device,
-        out_cache_loc=slots[:, -1].contiguous(),
+        out_cache_loc=torch.stack([mine[-1] for mine in slots]),
         seq_lens_sum=point.num_tokens,
         seq_lens_cpu=lengths,
         orig_seq_lens=on_device,
@@ -111,26 +115,51 @@ def prepare_kept(runner: Any) -> None:
         selector.decisive.fill_(torch.nan)
 
 
+def kept_slots(runner: Any, point: Point, budget: int) -> tuple[Tensor, ...] | None:
+    """What each row of the last step keeps, [min(S, budget)] int64 a row; a copy.
+
+    None where the runner keeps no slots, as on a CPU.
+    """
+    kept = getattr(runner, "lim_kept_slots", None)
+    if kept is None:
+        return None
+    counts = [min(length, budget) for length in point.lengths]
+    return kept[: sum(counts)].long().split(counts)
+
+
 def check_kept(runner: Any, batch: FilledBatch, budget: int) -> str | None:
     """What is wrong with the kept slots of the step that just ran, None where nothing is.
 
-    Every row that is longer than the budget must keep that many different slots of its own, in
-    order of position, its newest token among them.
+    Every row must keep different slots of its own, in order of position, its newest token among
+    them: as many as the budget allows, so that a row within it keeps all.
     """
     point = batch.point
-    kept = getattr(runner, "lim_kept_slots", None)
-    if kept is None or point.context <= budget:
+    kept = kept_slots(runner, point, budget)
+    if kept is None or not point.rows_over(budget):
         return None
-    kept = kept[: point.batch * budget].view(point.batch, budget).long()
-    position_of = torch.full((int(batch.slots.max()) + 1,), -1, device=kept.device)
-    row_starts = torch.arange(point.batch, device=kept.device)[:, None] * point.context
-    places = torch.arange(point.context, device=kept.device)
-    position_of[batch.slots] = row_starts + places
-    inside = kept < position_of.shape[0]
-    found = position_of[kept.where(inside, 0)] - row_starts
-    ascending = (found[:, 1:] > found[:, :-1]).all()
-    within = (inside & (found >= 0) & (found < point.context)).all()
-    newest = (found[:, -1] == point.context - 1).all()
-    if ascending and within and newest:
+    wrong = [
+        row
+        for row, (mine, found) in enumerate(zip(batch.slots, kept, strict=True))
+        if not keeps_own(mine, found)
+    ]
+    if not wrong:
         return None
-    return f"{point}: the kept slots are not {budget:,} of each request's own, in order"
+    return (
+        f"{point}: row {', '.join(map(str, wrong))} does not keep {budget:,} slots, or all that it "
+        "has, of its own, in order, its newest among them"
+    )
+
+
+def keeps_own(slots: Tensor, kept: Tensor) -> bool:
+    """Whether a row's kept slots are its own, in order of position, and end with its newest.
+
+    Args:
+        slots: [S] int64, oldest first, each once.
+        kept: [n] int64.
+    """
+    ascending, position = slots.sort()
+    places = torch.searchsorted(ascending, kept).clamp(max=len(slots) - 1)
+    found = position[places]
+    own = (ascending[places] == kept).all()
+    in_order = (found[1:] > found[:-1]).all()
+    return bool(own & in_order & (found[-1] == len(slots) - 1))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lim_sglang.bench.apart import run_apart
-from lim_sglang.bench.points import ModelChoice
+from lim_sglang.bench.points import ModelChoice, Precision
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,12 @@ class Capacity:
 
 
 def measure_capacities(
-    model: ModelChoice, backends: Sequence[str], *, budget: int, mem_fraction_static: float
+    model: ModelChoice,
+    backends: Sequence[str],
+    *,
+    budget: int,
+    mem_fraction_static: float,
+    precision: Precision,
 ) -> list[Capacity]:
     """Start a model runner for each backend, one after the other, up to its KV cache.
 
@@ -36,17 +41,24 @@ def measure_capacities(
                 backend,
                 budget,
                 mem_fraction_static,
+                precision,
             ),
         )
         for backend in backends
     ]
 
 
-def _count_slots(model: ModelChoice, backend: str, budget: int, mem_fraction_static: float) -> int:
+def _count_slots(
+    model: ModelChoice,
+    backend: str,
+    budget: int,
+    mem_fraction_static: float,
+    precision: Precision,
+) -> int:
     """Runs in a process of its own."""
     from lim_sglang.bench.facts import model_folder
     from lim_sglang.bench.gate import require_gpu
-    from lim_sglang.bench.runner import load_runner, settings_for
+    from lim_sglang.bench.runner import check_precision, load_runner, settings_for
 
     require_gpu()
     settings_for(budget)
@@ -56,5 +68,7 @@ def _count_slots(model: ModelChoice, backend: str, budget: int, mem_fraction_sta
             backend=backend,
             dummy=model.shape is not None,
             mem_fraction_static=mem_fraction_static,
+            **precision.server_args,
         )
+        check_precision(runner, precision)
         return int(runner.max_total_num_tokens)

@@ -1,27 +1,40 @@
 """`lim bench`: what decode costs on this GPU, and what it may cost at least."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lim_sglang.bench.options import (
+    BackendsOption,
     BudgetOption,
+    CacheOption,
     MemoryOption,
     ModelOption,
     OutOption,
+    PointOption,
+    QuantizationOption,
     ShapeOption,
     VerboseOption,
     choose_model,
     log,
 )
-from lim_sglang.bench.points import DecodeOptions, Repeats, choose_backends, choose_points
+from lim_sglang.bench.points import (
+    DecodeOptions,
+    Precision,
+    Repeats,
+    choose_backends,
+    choose_points,
+)
 from lim_sglang.bench.progress import progress, wide_console
 from lim_sglang.bench.report import write_report
 from lim_sglang.bench.serve_command import serve
 
 if TYPE_CHECKING:
+    from lim_sglang.bench.capacity import Capacity
     from lim_sglang.bench.rows import Row
 
 bench = typer.Typer(
@@ -39,16 +52,13 @@ bench.command("report")(write_report)
 def decode(
     shape: ShapeOption = None,
     model: ModelOption = None,
-    point: Annotated[
-        list[str] | None,
-        typer.Option(help="BATCHxCONTEXT such as 8x32768 or 8x32k; may be repeated."),
-    ] = None,
+    point: PointOption = None,
     batch: Annotated[int | None, typer.Option(help="Requests, with --context.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens of each, with --batch.")] = None,
     budget: BudgetOption = 2048,
-    backends: Annotated[
-        str, typer.Option(help="lim, and of flashinfer, triton, fa3 those to compare with.")
-    ] = "lim,flashinfer",
+    backends: BackendsOption = "lim,flashinfer",
+    kv_cache_dtype: CacheOption = "auto",
+    quantization: QuantizationOption = "none",
     windows: Annotated[int, typer.Option(min=1, help="Timed windows of each backend.")] = 7,
     steps: Annotated[int, typer.Option(min=1, help="Decode steps in a window.")] = 20,
     mem_fraction_static: MemoryOption = 0.88,
@@ -64,6 +74,7 @@ def decode(
         repeats=Repeats(windows, steps),
         budget=budget,
         mem_fraction_static=mem_fraction_static,
+        precision=Precision(kv_cache_dtype, quantization),
         split=split,
     )
     log(verbose)
@@ -93,7 +104,7 @@ def _show_decode(options: DecodeOptions, out: Path | None) -> bool:
             for row in found:
                 report.done(one_line(row))
     console = wide_console()
-    console.print(make_table(rows, title=options.model.name, budget=options.budget))
+    console.print(make_table(rows, title=options.title, budget=options.budget))
     typer.echo(under_table(conditions))
     for warning in limit_warnings(rows):
         typer.echo(f"warning: {warning}", err=True)
@@ -108,15 +119,17 @@ def capacity(
     shape: ShapeOption = None,
     model: ModelOption = None,
     budget: BudgetOption = 2048,
-    backends: Annotated[
-        str, typer.Option(help="lim, and SGLang's own to compare with.")
-    ] = "lim,flashinfer",
+    backends: BackendsOption = "lim,flashinfer",
+    kv_cache_dtype: CacheOption = "auto",
+    quantization: QuantizationOption = "none",
     mem_fraction_static: MemoryOption = 0.88,
     out: OutOption = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Count the tokens that the KV cache holds, each backend in a process of its own."""
     chosen, names = choose_model(shape, model), choose_backends(backends)
+    precision = Precision(kv_cache_dtype, quantization)
+    precision.check_backends(names)
     log(verbose)
     from lim_sglang.bench.capacity import measure_capacities
     from lim_sglang.bench.facts import surroundings
@@ -125,20 +138,31 @@ def capacity(
     with progress() as report:
         report.doing(f"Starting {', '.join(names)}, one after the other")
         found = measure_capacities(
-            chosen, names, budget=budget, mem_fraction_static=mem_fraction_static
+            chosen,
+            names,
+            budget=budget,
+            mem_fraction_static=mem_fraction_static,
+            precision=precision,
         )
-    most = max((each.num_tokens for each in found[1:]), default=None)
-    for each in found:
-        share = f" ({100 * each.num_tokens / most:.2f} % of dense)" if most else ""
-        typer.echo(f"{each.backend:>12}  {each.num_tokens:,} tokens{share}")
+    _show_capacities(precision.describe(chosen.name), found)
     if out:
         conditions = surroundings() | {
             "model": chosen.name,
             "budget": budget,
             "mem_fraction_static": mem_fraction_static,
+            **asdict(precision),
         }
         slots = {each.backend: each.num_tokens for each in found}
         append_lines(out, [json.dumps({"kv_capacity": slots, "conditions": conditions})])
+
+
+def _show_capacities(title: str, found: Sequence["Capacity"]) -> None:
+    """Ours first, as a share of the largest of the others."""
+    typer.echo(title)
+    most = max((each.num_tokens for each in found[1:]), default=None)
+    for each in found:
+        share = f" ({100 * each.num_tokens / most:.2f} % of dense)" if most else ""
+        typer.echo(f"{each.backend:>12}  {each.num_tokens:,} tokens{share}")
 
 
 @bench.command("kernel")
@@ -146,8 +170,9 @@ def kernel(
     op: Annotated[
         list[str] | None,
         typer.Option(
-            help="score, shortlist, union, compact, rank or select; may be repeated; all by "
-            "default."
+            help="score, shortlist, union, compact, rank, select, lse, pool, heaviest, "
+            "select-by-mass, sparse-attention or sparse-attention-cuda-cores; may be repeated; "
+            "all by default."
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Requests.")] = 8,
@@ -159,7 +184,8 @@ def kernel(
     repeats: Annotated[int, typer.Option(min=1, help="Replays that the median is of.")] = 30,
     out: OutOption = None,
 ) -> None:
-    """Time the selection's kernels one by one, in CUDA graphs, with a cold and a warm L2 cache."""
+    """Time kernels of selection and sparse attention one by one, in CUDA graphs, with a cold and a
+    warm L2 cache."""
     from lim_sglang.bench.kernel import check_case, measure_ops, op_line, op_table
     from lim_sglang.bench.rows import append_lines
     from lim_sglang.kernels.bench import Case

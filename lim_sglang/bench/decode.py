@@ -25,6 +25,7 @@ from lim_sglang.bench.rows import Row, with_speedups
 from lim_sglang.bench.runner import (
     Contender,
     check_backends,
+    check_precision,
     load_runner,
     make_contender,
     settings_for,
@@ -47,6 +48,8 @@ from lim_sglang.schedule import Role
 NOTES = (
     "no prefill: K and V are drawn, in slots of random order",
     "the length stays: each step writes its newest token again",
+    "lengths that stay are planned once; in serving, a row within the budget grows, and the sparse "
+    "layers are planned at each step",
     "queries meet drawn keys, so heads agree on fewer tokens than a real model's",
     "no scheduler and no sampling; the host is at most one step ahead",
     "what selection itself reads and writes is not in the byte limit",
@@ -172,14 +175,16 @@ def set_up(options: DecodeOptions, report: Report) -> Iterator[Bench]:
     check_exactness()
     config = settings_for(options.budget)
     with model_folder(options.model, options.longest) as folder:
-        report(f"Loading {options.model.name}")
+        report(f"Loading {options.title}")
         runner = load_runner(
             folder,
             backend=BACKEND,
             dummy=options.model.shape is not None,
             mem_fraction_static=options.mem_fraction_static,
             batch_sizes=options.batch_sizes,
+            **options.precision.server_args,
         )
+        check_precision(runner, options.precision)
         check_room(runner, options.points)
         contenders = []
         for name in options.backends:
@@ -207,6 +212,7 @@ def asked(options: DecodeOptions, config: LimConfig) -> dict[str, Any]:
         "mem_fraction_static": options.mem_fraction_static,
         "graph_batch_sizes": list(options.batch_sizes),
         "seed": options.seed,
+        "kv_cache_dtype": options.precision.kv_cache_dtype,
         **asdict(options.repeats),
     }
 

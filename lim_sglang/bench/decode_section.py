@@ -62,8 +62,12 @@ def _cells(recorded: Recorded, point: Point) -> list[str]:
 
 
 def _name(point: Point) -> str:
-    whole, rest = divmod(point.context, 1024)
-    return f"{point.batch} {TIMES} {point.context:,}" if rest else f"{point.batch} {TIMES} {whole}K"
+    return " + ".join(f"{batch} {TIMES} {_tokens(context)}" for batch, context in point.groups)
+
+
+def _tokens(context: int) -> str:
+    whole, rest = divmod(context, 1024)
+    return f"{context:,}" if rest else f"{whole}K"
 
 
 def _ms(row: RecordedRow | None) -> str:
@@ -85,8 +89,8 @@ def _conditions(recorded: Recorded) -> str:
     dates = " to ".join(dict.fromkeys([recorded.dates[0], recorded.dates[-1]]))
     shape = f"{found['model']} shape, dummy weights" if found["dummy_weights"] else found["model"]
     return (
-        f"{shape}, {found['gpu']}, budget {found['budget']:,}; B requests of S tokens. By "
-        f"`lim bench decode` on {dates}, commit {_short(found['commit'])}, driver "
+        f"{shape}{recorded.formats}, {found['gpu']}, budget {found['budget']:,}; B requests of S "
+        f"tokens. By `lim bench decode` on {dates}, commit {_short(found['commit'])}, driver "
         f"{found['driver']}, {', '.join(stack)}, SGLang {versions.get('sglang')}; medians of "
         f"{found['windows']} windows of {found['steps']} steps in CUDA graphs, backends in turns; "
         "speed-up over the fastest dense backend; byte limit at the measured copy speed of "

@@ -50,7 +50,7 @@ class Run:
     streams: tuple[Stream, ...]
     occupancies: tuple[Occupancy, ...]
     cut: bool
-    """The time limit came before the last token."""
+    """It was ended before the last token."""
     client_share: float
     """Of one core, while the streams ran: near 1, the client may have been what was measured."""
 
@@ -63,19 +63,22 @@ class Glance:
     seconds: float
     """Since the first token; 0 before it."""
     last: Occupancy | None
+    fewest: int = 0
+    """Tokens of the stream that has the fewest."""
 
 
-Watch = Callable[[Glance], None]
+Watch = Callable[[Glance], bool | None]
+"""Told of a run in progress; true ends it."""
 
 
 def drive(
     url: str, load: Load, vocab_size: int, *, api_key: str | None = None, watch: Watch
 ) -> Run:
-    """Send all requests of a load at once and read their streams to the end or the time limit.
+    """Send all requests of a load at once and read their streams to the end, or until they are cut.
 
     Args:
         url: of an idle server.
-        watch: called several times a second.
+        watch: called several times a second; cuts the run when it returns true.
 
     Raises:
         ServerError: a request failed, ended early or was aborted, or no token came for long.
@@ -138,7 +141,7 @@ async def _until_done(
     occupancies: Sequence[Occupancy],
     watch: Watch,
 ) -> bool:
-    """Wait for the streams to be read; whether the time limit came first."""
+    """Wait for the streams to be read; whether they were cut."""
     tasks = [*reading, polling]
     first_s: float | None = None
     seen, news_s = 0, time.perf_counter()
@@ -148,15 +151,17 @@ async def _until_done(
             if task.done():
                 task.result()  # raises what it failed with
         now_s = time.perf_counter()
-        num_tokens = sum(stream.num_tokens for stream in streams)
+        totals = [stream.num_tokens for stream in streams]
+        num_tokens = sum(totals)
         if num_tokens > seen:
             seen, news_s = num_tokens, now_s
             first_s = first_s or now_s
         elif now_s - news_s > STALL_S:
             raise ServerError(f"no token came for {STALL_S:.0f} s: see the server's log")
         seconds = now_s - first_s if first_s else 0.0
-        watch(Glance(num_tokens, seconds, occupancies[-1] if occupancies else None))
-        if load.limit_s is not None and seconds >= load.limit_s:
+        last = occupancies[-1] if occupancies else None
+        enough = watch(Glance(num_tokens, seconds, last, min(totals)))
+        if enough or (load.limit_s is not None and seconds >= load.limit_s):
             return not all(stream.finished for stream in streams)
     return False
 

@@ -2,11 +2,11 @@
 
 Everything here looks at what a replay of the timed CUDA graph has left, or replays it once more.
 
-Shapes: B requests of S tokens each, more than the K that the budget allows; H query heads, G KV
-heads, D head_dim; R rows a chunk of the selector.
+Shapes: B requests, S tokens of one of them, of which min(S, K) are kept under a budget of K; H
+query heads, G KV heads, D head_dim; R rows a chunk of the selector.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang import compat
-from lim_sglang.bench.batch import FilledBatch
+from lim_sglang.bench.batch import FilledBatch, kept_slots
 from lim_sglang.kernels.check import ATTENTION_TOLERANCE, relative_error
 from lim_sglang.kernels.reference import attend_tokens, keep_tokens
 from lim_sglang.schedule import Role
@@ -30,7 +30,8 @@ def differences(
         step: runs one more step; the logits [B, V].
     """
     roles, point = runner.lim_roles, batch.point
-    if Role.REUSE not in roles or point.context <= budget:
+    sparse = point.rows_over(budget)
+    if Role.REUSE not in roles or not sparse:
         return []
     last_select = max(layer for layer, role in enumerate(roles) if role is Role.SELECT)
     above = [
@@ -39,43 +40,49 @@ def differences(
     if not above:
         return [f"{point}: layer {last_select} selects for no layer, so its set is not proved"]
     layer = list(compat.attention_layers(runner.model))[above[-1]]
-    kept = runner.lim_kept_slots[: point.batch * budget].view(point.batch, budget).long()  # a copy
+    kept = kept_slots(runner, point, budget)
+    if kept is None:
+        return [f"{point}: the runner keeps no slots, so no set is proved"]
+    last, pool = sparse[-1], runner.token_to_kv_pool
     return [
         f"{point}: {problem}"
         for problem in (
             *differing_sets(runner.lim_selector, batch, kept),
             *differing_attention(runner, batch, kept, layer),
-            *differing_reads(runner.token_to_kv_pool, batch, kept, layer.layer_id, step),
+            *differing_reads(pool, last, batch.slots[last], kept[last], layer.layer_id, step),
         )
     ]
 
 
-def differing_sets(selector: Any, batch: FilledBatch, kept: Tensor) -> list[str]:
-    """Rows that keep other slots than their scores give: those whose scores are still there.
+def differing_sets(selector: Any, batch: FilledBatch, kept: Sequence[Tensor]) -> list[str]:
+    """Rows over the budget that keep other slots than their scores give.
 
-    These are the rows of the last chunk in the last SELECT layer; for rows of earlier chunks there
-    is `check_kept`.
+    Only those whose scores in the last SELECT layer are still there: a later chunk's row over the
+    budget overwrites an earlier one's in the same place. For all others there is `check_kept`.
 
     Args:
-        kept: [B, K] int64.
+        kept: [min(S, K)] int64 a row.
     """
     chunk = selector.decisive.shape[0]
-    first = (batch.point.batch - 1) // chunk * chunk
+    scored = {row % chunk: row for row in batch.point.rows_over(selector.shares.budget)}
     found = []
-    for row in range(first, batch.point.batch):
-        scores = selector.decisive[row - first, :, : batch.point.context]
+    for place, row in sorted(scored.items(), key=lambda item: item[1]):
+        scores = selector.decisive[place, :, : batch.point.lengths[row]]
         if not scores.isfinite().all():
             found.append(f"row {row} has scores that are not finite, or not written")
-        elif not torch.equal(kept[row], batch.slots[row, keep_tokens(scores, selector.shares)]):
+        elif not torch.equal(kept[row], batch.slots[row][keep_tokens(scores, selector.shares)]):
             found.append(f"row {row} keeps another set than its scores give")
     return found
 
 
-def differing_attention(runner: Any, batch: FilledBatch, kept: Tensor, layer: Any) -> list[str]:
+def differing_attention(
+    runner: Any, batch: FilledBatch, kept: Sequence[Tensor], layer: Any
+) -> list[str]:
     """Rows whose attention in a REUSE layer is not that over the kept slots.
 
     A replay shows nobody its queries, so the layer runs once more by itself, on the plan and the
-    slots that the replay left, with a query that is drawn.
+    slots that the replay left, with a query that is drawn. K and V of an fp8 cache are exact in
+    f32; a layer's scales of them are SGLang's.
     """
     rows, heads, dim = batch.point.batch, layer.tp_q_head_num, layer.head_dim
     query = torch.randn(rows, heads * dim, device=runner.device, dtype=runner.dtype)
@@ -84,10 +91,11 @@ def differing_attention(runner: Any, batch: FilledBatch, kept: Tensor, layer: An
     )
     pool = runner.token_to_kv_pool
     keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+    scale, v_scale = layer.scaling * (layer.k_scale_float or 1.0), layer.v_scale_float or 1.0
     found = []
     for row in range(rows):
-        wanted = attend_tokens(
-            query[row].view(heads, dim).float(), keys, values, kept[row], layer.scaling
+        wanted = v_scale * attend_tokens(
+            query[row].view(heads, dim).float(), keys, values, kept[row], scale
         )
         error = relative_error(output[row].view(heads, dim), wanted)
         if not error <= ATTENTION_TOLERANCE[runner.dtype]:
@@ -96,20 +104,29 @@ def differing_attention(runner: Any, batch: FilledBatch, kept: Tensor, layer: An
 
 
 def differing_reads(
-    pool: Any, batch: FilledBatch, kept: Tensor, layer: int, step: Callable[[], Tensor]
+    pool: Any, row: int, slots: Tensor, kept: Tensor, layer: int, step: Callable[[], Tensor]
 ) -> list[str]:
-    """Whether the timed graph reads in a REUSE layer just what the last row keeps.
+    """Whether the timed graph reads in a REUSE layer just what a row over the budget keeps.
 
-    The layer's V is overwritten for one step each: by NaN where the row keeps nothing, which must
-    not be seen, and by zeros where it does, which must.
+    The layer's V is overwritten for one step each: by what cannot be missed where the row keeps
+    nothing, which must not be seen, and by zeros where it does, which must.
+
+    Args:
+        row: its place in the batch.
+        slots: [S] int64, the row's.
+        kept: [K] int64.
     """
-    mine, others = kept[-1], batch.slots[-1][~torch.isin(batch.slots[-1], kept[-1])]
+    others = slots[~torch.isin(slots, kept)]
     # A layer above the last SELECT layer decides nothing about the sets.
-    before = step()[-1].clone()
-    with _overwritten(pool, layer, others, torch.nan):
-        found = [] if step().isfinite().all() else [f"layer {layer} reads more than the kept slots"]
-    with _overwritten(pool, layer, mine, 0.0):
-        found += [f"layer {layer} reads no kept slot"] if torch.equal(step()[-1], before) else []
+    before = step()[row].clone()
+    # FlashInfer converts fp8 by moving bits (vec_dtypes.cuh), which makes a number of NaN.
+    survives = pool.dtype.itemsize > 1
+    with _overwritten(pool, layer, others, torch.nan if survives else torch.finfo(pool.dtype).max):
+        after = step()
+        seen = not after.isfinite().all() or not (survives or torch.equal(after[row], before))
+        found = [f"layer {layer} reads more than the kept slots"] if seen else []
+    with _overwritten(pool, layer, kept, 0.0):
+        found += [f"layer {layer} reads no kept slot"] if torch.equal(step()[row], before) else []
     return found
 
 

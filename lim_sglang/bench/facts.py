@@ -1,6 +1,7 @@
 """What a number depends on: model, memory, versions, device, commit."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -48,7 +49,13 @@ def traffic_of(runner: Any) -> Traffic:
 def model_facts(runner: Any, traffic: Traffic) -> dict[str, Any]:
     """What of the model and its memory a number depends on."""
     layer = next(compat.attention_layers(runner.model))
+    by_dtype: Counter[str] = Counter()
+    for weight in runner.model.parameters():
+        by_dtype[str(weight.dtype)] += weight.nbytes
     return {
+        # SGLang's name of it, asked for or found in the checkpoint.
+        "quantization": runner.model_config.quantization or "none",
+        "weight_bytes_by_dtype": dict(by_dtype),
         "weight_bytes_read": traffic.weight_bytes,
         "kv_bytes_per_token_and_layer": traffic.token_bytes,
         "roles": [role.value for role in traffic.roles],

@@ -1,4 +1,4 @@
-"""`lim bench kernel`: one selection kernel at a time, on a batch of one length."""
+"""`lim bench kernel`: one kernel of selection or sparse attention, on a batch of one length."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,20 @@ from lim_sglang.bench.facts import surroundings
 from lim_sglang.bench.gate import check_exactness, refuse_differences, require_gpu
 from lim_sglang.bench.rows import NONE
 from lim_sglang.errors import ConfigError
-from lim_sglang.kernels.bench import OPS, Case, OpTiming, Spread, prepare, time_op
+from lim_sglang.gpu import HEAD_DIMS
+from lim_sglang.kernels.bench import OPS as SELECTION_OPS
+from lim_sglang.kernels.bench import Case, Op, OpTiming, Spread, prepare, time_op
+from lim_sglang.kernels.bench_attention import (
+    ATTENTION_OPS,
+    CUDA_CORE_GROUPS,
+    CUDA_CORES,
+    prepare_attention,
+)
 from lim_sglang.kernels.check import Batch, differences
+from lim_sglang.kernels.copy_speed import copy_gb_per_s
 from lim_sglang.kernels.selector import MAX_SCORE_BYTES
 
+OPS = SELECTION_OPS + ATTENTION_OPS
 CHECKED_ROWS = 2
 """Rows of a case that are judged by the reference before the case is timed."""
 
@@ -25,15 +35,42 @@ class OpRow:
 
     op: str
     timing: OpTiming
+    copy_gb_per_s: float
+    """Of this GPU, reads and writes counted."""
+
+    @property
+    def copy_share(self) -> float | None:
+        """Necessary bytes a second with a cold L2 cache, over a copy's."""
+        speed = self.timing.gb_per_s
+        return None if speed is None else speed / self.copy_gb_per_s
 
 
 def measure_ops(ops: Sequence[str], case: Case, repeats: int) -> Iterator[OpRow]:
-    """Time operations one after the other, after the kernels have proved exact, on the case too."""
+    """Time operations one after the other, after the kernels have proved exact, on the case too.
+
+    Args:
+        ops: none for all that take the case.
+    """
     require_gpu()
     check_exactness()
     refuse_differences(differences(checked_batch(case), "cuda"), "on this case")
-    for op in ops or OPS:
-        yield OpRow(op, time_op(prepare(op, case, "cuda"), repeats))
+    copy = copy_gb_per_s()
+    for op in ops or [name for name in OPS if not reasons_against(name, case)]:
+        yield OpRow(op, time_op(prepared(op, case, "cuda"), repeats), copy)
+
+
+def prepared(op: str, case: Case, device: str) -> Op:
+    """An operation that may be timed.
+
+    Raises:
+        LimError: its attention is not the definition's.
+    """
+    if op not in ATTENTION_OPS:
+        return prepare(op, case, device)
+    attention = prepare_attention(op, case, device)
+    attention.run()
+    refuse_differences(attention.differences(), f"in {op}")
+    return Op(attention.run, attention.num_bytes)
 
 
 def checked_batch(case: Case) -> Batch:
@@ -53,9 +90,10 @@ def checked_batch(case: Case) -> Batch:
 
 
 def check_case(case: Case, ops: Sequence[str]) -> None:
-    """Refuse shapes that no kernel takes, all reasons at once."""
+    """Refuse shapes that no kernel takes, or one that was named, all reasons at once."""
     unknown = [op for op in ops if op not in OPS]
     reasons = [f"unknown --op {op}; known: {', '.join(OPS)}" for op in unknown]
+    reasons += [reason for op in ops for reason in reasons_against(op, case)]
     if case.heads % case.kv_heads:
         reasons.append(f"--heads {case.heads} is no multiple of --kv-heads {case.kv_heads}")
     if case.dim & (case.dim - 1):
@@ -68,11 +106,29 @@ def check_case(case: Case, ops: Sequence[str]) -> None:
         raise ConfigError("; ".join(reasons))
 
 
+def reasons_against(op: str, case: Case) -> list[str]:
+    """Why FlashInfer has no kernel for an operation on this case, one line each."""
+    if op not in ATTENTION_OPS:
+        return []
+    reasons = []
+    if case.dim not in HEAD_DIMS:
+        reasons.append(f"--op {op} takes --dim {', '.join(map(str, HEAD_DIMS))}, not {case.dim}")
+    group, rest = divmod(case.heads, case.kv_heads)
+    if op == CUDA_CORES and not rest and group not in CUDA_CORE_GROUPS:
+        reasons.append(
+            f"--op {op} takes {', '.join(map(str, CUDA_CORE_GROUPS))} query heads a KV head, not "
+            f"{group}: choose other --heads or --kv-heads"
+        )
+    return reasons
+
+
 def op_line(row: OpRow, case: Case, repeats: int) -> str:
     """One operation as a line of JSON."""
-    conditions = surroundings() | {"repeats": repeats}
+    copy = round(row.copy_gb_per_s, 1)
+    conditions = surroundings() | {"repeats": repeats, "copy_gb_per_s": copy}
     shape = asdict(case) | {"dtype": str(case.dtype)}
-    timing: dict[str, Any] = asdict(row.timing) | {"gb_per_s": row.timing.gb_per_s}
+    speed = {"gb_per_s": row.timing.gb_per_s, "copy_share": row.copy_share}
+    timing: dict[str, Any] = asdict(row.timing) | speed
     return json.dumps({"op": row.op, **timing, "case": shape, "conditions": conditions})
 
 
@@ -84,15 +140,17 @@ def op_table(rows: Sequence[OpRow], case: Case) -> Table:
     )
     table = Table(title=title, title_justify="left")
     table.add_column("op")
-    for heading in ("µs, L2 cold", "min - max", "µs, L2 warm", "min - max", "GB/s, cold"):
+    times = ("µs, L2 cold", "min - max", "µs, L2 warm", "min - max")
+    for heading in (*times, "GB/s, cold", "share of copy bandwidth"):
         table.add_column(heading, justify="right")
     for row in rows:
-        speed = row.timing.gb_per_s
+        speed, share = row.timing.gb_per_s, row.copy_share
         table.add_row(
             row.op,
             *_cells(row.timing.cold_us),
             *_cells(row.timing.warm_us),
             NONE if speed is None else f"{speed:,.0f}",
+            NONE if share is None else f"{100 * share:.0f} %",
         )
     return table
 

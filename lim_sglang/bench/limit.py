@@ -32,9 +32,8 @@ class Traffic:
         """A step whose REUSE layers read at most `budget` tokens a request."""
         reuse = Counter(self.roles)[Role.REUSE]
         whole = len(self.roles) - reuse
-        kept = min(point.context, budget)
-        tokens = point.context * whole + kept * reuse
-        return self.weight_bytes + point.batch * self.token_bytes * tokens
+        kept = sum(min(length, budget) for length in point.lengths)
+        return self.weight_bytes + self.token_bytes * (point.num_tokens * whole + kept * reuse)
 
 
 def share_of_limit(num_bytes: int, gb_per_s: float, step_ms: float) -> float:

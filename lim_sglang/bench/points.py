@@ -1,43 +1,90 @@
 """What a benchmark measures: batches by contexts, backends, repetitions. Pure."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from itertools import groupby
+from typing import Any, Self
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.refusals import BACKEND
 
 DENSE_BACKENDS = ("flashinfer", "triton", "fa3")
 """SGLang's own backends that can be measured beside ours."""
+CACHE_DTYPES = ("auto", "fp8_e4m3", "fp8_e5m2")
+"""What a KV cache may hold; `auto` is the model's dtype, or what its checkpoint says."""
+QUANTIZATIONS = ("none", "fp8")
+"""How SGLang may quantize weights while it loads them; a checkpoint's own stays with `none`."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Point:
-    """One place of the table: so many requests with so many tokens each, the newest included."""
+    """One place of the table: the requests of a batch, each with so many tokens."""
 
-    batch: int
-    context: int
+    lengths: tuple[int, ...]
+    """Tokens of each request, the newest included, in the order of the batch's rows."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.context < 1:
-            raise ConfigError(f"a point needs a batch and a context of at least 1, not {self}")
+        if not self.lengths or min(self.lengths) < 1:
+            raise ConfigError(
+                f"a point needs requests of at least 1 token each, not {list(self.lengths)}"
+            )
 
     def __str__(self) -> str:
-        return f"{self.batch}x{self.context}"
+        return "+".join(f"{batch}x{context}" for batch, context in self.groups)
+
+    @classmethod
+    def uniform(cls, batch: int, context: int) -> Self:
+        """So many requests with so many tokens each."""
+        if batch < 1 or context < 1:
+            raise ConfigError(
+                f"a point needs a batch and a context of at least 1, not {batch}x{context}"
+            )
+        return cls((context,) * batch)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `8x32768` or `8x32k`; k stands for 1,024 tokens."""
-        found = re.fullmatch(r"(\d+)[xX](\d+)([kK]?)", text.strip())
-        if not found:
-            raise ConfigError(f"a point is BATCHxCONTEXT such as 8x32768 or 8x32k, not {text!r}")
-        return cls(int(found[1]), int(found[2]) * (1024 if found[3] else 1))
+        """Read `8x32768`, `8x32k` or a mixed batch such as `4x32k+4x1k`; k is 1,024 tokens."""
+        lengths: list[int] = []
+        for part in text.split("+"):
+            found = re.fullmatch(r"(\d+)[xX](\d+)([kK]?)", part.strip())
+            if not found:
+                raise ConfigError(
+                    "a point is BATCHxCONTEXT such as 8x32768 or 8x32k, or several joined by + "
+                    f"such as 4x32k+4x1k, not {text!r}"
+                )
+            group = cls.uniform(int(found[1]), int(found[2]) * (1024 if found[3] else 1))
+            lengths += group.lengths
+        return cls(tuple(lengths))
+
+    @property
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """Neighbours of one length as (batch, context), in order; one group unless it is mixed."""
+        return tuple((len(list(rows)), length) for length, rows in groupby(self.lengths))
+
+    @property
+    def batch(self) -> int:
+        """Requests."""
+        return len(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request."""
+        return max(self.lengths)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether requests differ in length, so that there is no one context."""
+        return min(self.lengths) < self.longest
 
     @property
     def num_tokens(self) -> int:
         """Slots of the KV cache that the point fills."""
-        return self.batch * self.context
+        return sum(self.lengths)
+
+    def rows_over(self, budget: int) -> tuple[int, ...]:
+        """Rows with more tokens than the budget: those that LessIsMore decodes sparsely."""
+        return tuple(row for row, length in enumerate(self.lengths) if length > budget)
 
 
 def choose_points(
@@ -48,7 +95,7 @@ def choose_points(
     if (batch is None) != (context is None):
         raise ConfigError("--batch and --context belong together: give both or neither")
     if batch is not None and context is not None:
-        points.append(Point(batch, context))
+        points.append(Point.uniform(batch, context))
     if not points:
         raise ConfigError("name at least one point: --point 8x32768, or --batch 8 --context 32768")
     return tuple(dict.fromkeys(points))
@@ -103,6 +150,50 @@ class ModelChoice:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """In which formats SGLang holds the KV cache and the weights, for all backends alike."""
+
+    kv_cache_dtype: str = "auto"
+    quantization: str = "none"
+
+    def __post_init__(self) -> None:
+        asked = (
+            ("--kv-cache-dtype", self.kv_cache_dtype, CACHE_DTYPES),
+            ("--quantization", self.quantization, QUANTIZATIONS),
+        )
+        reasons = [
+            f"{option} {value} is not measured: use {', '.join(known)}"
+            for option, value, known in asked
+            if value not in known
+        ]
+        if reasons:
+            raise ConfigError("; ".join(reasons))
+
+    @property
+    def server_args(self) -> Mapping[str, Any]:
+        """The fields of SGLang's `ServerArgs`."""
+        quantization = None if self.quantization == "none" else self.quantization
+        return {"kv_cache_dtype": self.kv_cache_dtype, "quantization": quantization}
+
+    def check_backends(self, names: Sequence[str]) -> None:
+        """Refuse a backend that cannot read such a KV cache.
+
+        SGLang would put Triton in the place of FlashAttention 3 without a word in the table.
+        """
+        if self.kv_cache_dtype == "fp8_e5m2" and "fa3" in names:
+            raise ConfigError(
+                "--backends fa3: FlashAttention 3 reads no KV cache of fp8_e5m2: leave fa3 out, "
+                "or use --kv-cache-dtype fp8_e4m3"
+            )
+
+    def describe(self, model: str) -> str:
+        """A model's name, with what is not its own format."""
+        weights = "" if self.quantization == "none" else f", weights {self.quantization}"
+        cache = "" if self.kv_cache_dtype == "auto" else f", KV cache {self.kv_cache_dtype}"
+        return f"{model}{weights}{cache}"
+
+
+@dataclass(frozen=True)
 class DecodeOptions:
     """Everything that `lim bench decode` was asked for."""
 
@@ -112,14 +203,23 @@ class DecodeOptions:
     repeats: Repeats
     budget: int
     mem_fraction_static: float
+    precision: Precision = Precision()
     split: bool = True
     """Whether the step is also divided into its parts."""
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        self.precision.check_backends(self.backends)
+
+    @property
+    def title(self) -> str:
+        """What is measured, as it stands over the table."""
+        return self.precision.describe(self.model.name)
+
     @property
     def longest(self) -> int:
-        """Tokens of the longest context."""
-        return max(point.context for point in self.points)
+        """Tokens of the longest request."""
+        return max(point.longest for point in self.points)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:

@@ -21,6 +21,8 @@ SAME: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "settings of LessIsMore": lambda found: found["lim_config"],
     "schedules": lambda found: found["roles"],
     "dtypes of the KV cache": lambda found: found["kv_dtype"],
+    # Older rows do not say it: there was nothing to choose.
+    "quantizations of the weights": lambda found: found.get("quantization", "none"),
     "versions": lambda found: found["versions"],
 }
 """What all rows of one table must share."""
@@ -49,8 +51,17 @@ class Recorded:
 
     @property
     def points(self) -> tuple[Point, ...]:
-        """By batch, then by context."""
-        return tuple(sorted({point for point, _ in self.rows}))
+        """By batch, then by context; mixed batches at the end."""
+        found = {point for point, _ in self.rows}
+        return tuple(sorted(found, key=lambda point: (point.is_mixed, point.batch, point.lengths)))
+
+    @property
+    def formats(self) -> str:
+        """To follow the model's name: which of weights and KV cache are in 8 bits, if any."""
+        quantization = self.conditions.get("quantization", "none")
+        cache = str(self.conditions["kv_dtype"]).removeprefix("torch.")
+        weights = "" if quantization == "none" else f", weights in {quantization}"
+        return f"{weights}, KV cache in {cache}" if "float8" in cache else weights
 
     @property
     def dense_backends(self) -> tuple[str, ...]:
@@ -168,8 +179,10 @@ def _read_line(text: str, where: str) -> dict[str, Any]:
 def _row(found: Mapping[str, Any]) -> RecordedRow:
     if found["backend"] not in (BACKEND, *DENSE_BACKENDS):
         raise ValueError("an unknown backend")
+    # Older rows have no `point`: all their requests were of one length.
+    point = found.get("point", f"{found['batch']}x{found['context']}")
     return RecordedRow(
-        point=Point(found["batch"], found["context"]),
+        point=Point.parse(str(point)),
         backend=found["backend"],
         step_ms=float(found["step_ms"]["median"]),
         limit_share=float(found["limit_share"]),

@@ -1,16 +1,17 @@
 """Step time over context, dense and LessIsMore, with what the bytes alone would take: an SVG.
 
-One panel a batch, all on the same axes, both logarithmic. Colours follow the reader's light or dark
-setting, and shapes tell the lines apart without them.
+One panel a batch, all on the same axes, both logarithmic. Shapes tell the lines apart without
+colours.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from lim_sglang.bench.points import Point
 from lim_sglang.bench.recorded import Recorded, RecordedRow
+from lim_sglang.bench.svg import document, group, line, words
+from lim_sglang.errors import DataError
 
 PANEL_WIDTH, PANEL_HEIGHT = 280, 240
 LEFT, TOP, RIGHT, BOTTOM = 64, 84, 20, 56
@@ -24,22 +25,8 @@ SHORTEST = 1024
 ROOM = 1.15
 """Factor by which the axes go beyond what they have to show."""
 
-COLOURS = """
-.paper {{ fill: {paper}; }} text {{ fill: {ink}; }} .frame {{ stroke: {ink}; }}
-.grid {{ stroke: {grid}; }} .dense {{ stroke: {dense}; }} .lim {{ stroke: {lim}; }}
-rect.dense {{ fill: {dense}; }} circle.lim {{ fill: {lim}; }}
-"""
-LIGHT = COLOURS.format(
-    paper="#ffffff", ink="#1f2328", grid="#d8dee4", dense="#bc4c00", lim="#0969da"
-)
-DARK = COLOURS.format(
-    paper="#0d1117", ink="#e6edf3", grid="#30363d", dense="#f0883e", lim="#58a6ff"
-)
-STYLE = f"""
-text {{ font: 12px sans-serif; }} .title {{ font-size: 15px; font-weight: bold; }}
-.measured {{ stroke-width: 2; fill: none; }} .frame {{ fill: none; }}
-.limit {{ stroke-width: 1.5; stroke-dasharray: 5 4; fill: none; }}{LIGHT}
-@media (prefers-color-scheme: dark) {{{DARK}}}"""
+STYLE = """.measured { stroke-width: 2; fill: none; } .frame { fill: none; }
+.limit { stroke-width: 1.5; stroke-dasharray: 5 4; fill: none; }"""
 Y_TITLE = (
     f'<text transform="translate(-44 {PANEL_HEIGHT / 2:g}) rotate(-90)" text-anchor="middle">'
     "decode step, ms</text>"
@@ -60,8 +47,12 @@ class Axis:
 
 
 def draw(recorded: Recorded) -> str:
-    """The plot as the text of an SVG file; the same rows give the same text."""
-    batches = sorted({point.batch for point in recorded.points})
+    """The plot as the text of an SVG file; the same rows give the same text.
+
+    Raises:
+        DataError: no row is of requests that are all of one length.
+    """
+    batches = _batches(recorded)
     x_axis, y_axis = _axes(recorded, batches)
     columns = min(len(batches), PER_ROW)
     rows = -(-len(batches) // PER_ROW)
@@ -69,25 +60,31 @@ def draw(recorded: Recorded) -> str:
     height = TOP + rows * PANEL_HEIGHT + (rows - 1) * GAP_Y + BOTTOM
     width = max(width, 620)  # the title and the legend
     found = recorded.conditions
-    title = f"Decode step, {found['model']}, {found['gpu']}, budget {found['budget']:,}"
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" role="img" aria-label="{escape(title)}">',
-        f"<style>{STYLE}</style>",
-        f'<rect class="paper" width="{width}" height="{height}"/>',
-        f'<text class="title" x="{LEFT}" y="28">{escape(title)}</text>',
-        _legend(),
-    ]
+    model = f"{found['model']}{recorded.formats}"
+    title = f"Decode step, {model}, {found['gpu']}, budget {found['budget']:,}"
+    parts = [_legend()]
     for number, batch in enumerate(batches):
         left = LEFT + number % PER_ROW * (PANEL_WIDTH + GAP_X)
         top = TOP + number // PER_ROW * (PANEL_HEIGHT + GAP_Y)
-        parts += [
-            f'<g transform="translate({left} {top})">',
-            *_panel(recorded, batch, x_axis, y_axis),
-            *([] if number % PER_ROW else [Y_TITLE]),
-            "</g>",
-        ]
-    return "\n".join([*parts, "</svg>", ""])
+        panel = _panel(recorded, batch, x_axis, y_axis)
+        parts += group(left, top, [*panel, *([] if number % PER_ROW else [Y_TITLE])])
+    return document(title, (width, height), parts, left=LEFT, style=STYLE)
+
+
+def _plotted(recorded: Recorded) -> list[Point]:
+    """All but mixed batches: the axis is the context of each request, and they have several."""
+    return [point for point in recorded.points if not point.is_mixed]
+
+
+def _batches(recorded: Recorded) -> list[int]:
+    """A panel each."""
+    batches = sorted({point.batch for point in _plotted(recorded)})
+    if not batches:
+        raise DataError(
+            "every row is of a mixed batch, which has no one context to plot it over: record "
+            "points such as 8x32k, or leave --plot out"
+        )
+    return batches
 
 
 def _limits(recorded: Recorded) -> dict[str, Callable[[Point], float]]:
@@ -101,12 +98,13 @@ def _limits(recorded: Recorded) -> dict[str, Callable[[Point], float]]:
 
 def _axes(recorded: Recorded, batches: Sequence[int]) -> tuple[Axis, Axis]:
     """Tokens of context, and milliseconds: wide enough for all panels."""
-    contexts = [point.context for point in recorded.points]
+    points = _plotted(recorded)
+    contexts = [point.longest for point in points]
     low, high = min(SHORTEST, *contexts) / ROOM, max(contexts) * ROOM
-    shown = [row.step_ms for row in recorded.rows.values()]
+    shown = [row.step_ms for row in recorded.rows.values() if row.point in points]
     limits = _limits(recorded).values()
     for batch in batches:
-        shown += [limit(Point(batch, int(x))) for limit in limits for x in (low, high)]
+        shown += [limit(Point.uniform(batch, int(x))) for limit in limits for x in (low, high)]
     return (
         Axis(low, high, PANEL_WIDTH),
         Axis(min(shown) / ROOM, max(shown) * ROOM, PANEL_HEIGHT),
@@ -125,21 +123,20 @@ def _panel(recorded: Recorded, batch: int, x_axis: Axis, y_axis: Axis) -> list[s
             x_axis.low * (x_axis.high / x_axis.low) ** (step / CURVE_STEPS)
             for step in range(CURVE_STEPS + 1)
         ]
-        places = [at(each, limit(Point(batch, round(each)))) for each in contexts]
-        parts.append(_line(places, f"{name} limit"))
-    points = [point for point in recorded.points if point.batch == batch]
+        places = [at(each, limit(Point.uniform(batch, round(each)))) for each in contexts]
+        parts.append(line(places, f"{name} limit"))
+    points = [point for point in _plotted(recorded) if point.batch == batch]
     for name, read in (("dense", recorded.fastest_dense), ("lim", recorded.lim)):
         rows = [row for point in points if (row := read(point))]
-        places = [at(row.point.context, row.step_ms) for row in rows]
-        parts.append(_line(places, f"{name} measured"))
+        places = [at(row.point.longest, row.step_ms) for row in rows]
+        parts.append(line(places, f"{name} measured"))
         parts += [_mark(*place, name, row) for place, row in zip(places, rows, strict=True)]
     plural = "s" if batch > 1 else ""
     return [
         *parts,
         f'<rect class="frame" width="{PANEL_WIDTH}" height="{PANEL_HEIGHT}"/>',
-        f'<text x="{PANEL_WIDTH / 2:g}" y="-8" text-anchor="middle">{batch} request{plural}</text>',
-        f'<text x="{PANEL_WIDTH / 2:g}" y="{PANEL_HEIGHT + 38}" text-anchor="middle">'
-        "context of each request, tokens</text>",
+        words(PANEL_WIDTH / 2, -8, f"{batch} request{plural}", "middle"),
+        words(PANEL_WIDTH / 2, PANEL_HEIGHT + 38, "context of each request, tokens", "middle"),
     ]
 
 
@@ -170,11 +167,6 @@ def _one_two_five(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
-def _line(places: Sequence[tuple[float, float]], classes: str) -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    return f'<polyline class="{classes}" points="{path}"/>'
-
-
 def _mark(x: float, y: float, name: str, row: RecordedRow | None = None) -> str:
     """A square for dense, a circle for LessIsMore; the figure shows under the pointer."""
     told = f"<title>{row.point} {row.backend}: {row.step_ms:.3f} ms</title>" if row else ""
@@ -195,11 +187,11 @@ def _legend() -> str:
         ("lim measured", "LessIsMore", 120),
         ("lim limit", "its byte limit", 135),
     )
-    for classes, words, width in entries:
-        parts.append(_line([(x, 48), (x + 28, 48)], classes))
+    for classes, meaning, width in entries:
+        parts.append(line([(x, 48), (x + 28, 48)], classes))
         name, kind = classes.split()
         if kind == "measured":
             parts.append(_mark(x + 14, 48, name))
-        parts.append(f'<text x="{x + 34:g}" y="52">{words}</text>')
+        parts.append(words(x + 34, 52, meaning))
         x += width
     return "\n".join(parts)

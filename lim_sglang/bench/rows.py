@@ -60,9 +60,10 @@ def with_speedups(rows: Sequence[Row]) -> list[Row]:
 
 
 def json_line(row: Row, conditions: Mapping[str, Any]) -> str:
-    """One row with all that it depends on."""
-    fields = asdict(row)
-    point = fields.pop("point")
+    """One row with all that it depends on; `context` is null where requests differ in length."""
+    fields = asdict(row) | {"point": str(row.point)}
+    context = None if row.point.is_mixed else row.point.longest
+    point = {"batch": row.point.batch, "context": context}
     derived = {"tokens_per_s": row.tokens_per_s, "over_limit": row.over_limit}
     return json.dumps({**point, **fields, **derived, "conditions": dict(conditions)})
 
@@ -112,8 +113,8 @@ def cells(row: Row, budget: int) -> list[str]:
         else (None,) * 4
     )
     return [
-        f"{row.point.batch}",
-        f"{row.point.context:,}",
+        "+".join(f"{batch}" for batch, _ in row.point.groups),
+        "+".join(f"{context:,}" for _, context in row.point.groups),
         f"{budget:,}" if row.backend == BACKEND else NONE,
         row.backend,
         f"{row.step_ms.median:.3f}",
@@ -148,13 +149,16 @@ def under_table(conditions: Mapping[str, Any]) -> str:
     """The conditions that people look for first; the JSON lines have all of them."""
     versions = conditions["versions"]
     shown = ("torch", "triton", "flashinfer-python", "sglang")
+    quantization = conditions["quantization"]
+    weights = "not quantized" if quantization == "none" else f"in {quantization}"
+    cache = str(conditions["kv_dtype"]).removeprefix("torch.")
     return "\n".join(
         [
             f"{conditions['gpu']}, driver {conditions['driver']}, copy "
             f"{conditions['copy_gb_per_s']:,.0f} GB/s, commit {conditions['commit']}",
             ", ".join(f"{name} {versions.get(name)}" for name in shown),
-            f"KV cache {conditions['kv_capacity']:,} tokens at mem_fraction_static "
-            f"{conditions['mem_fraction_static']}",
+            f"KV cache {conditions['kv_capacity']:,} tokens of {cache} at mem_fraction_static "
+            f"{conditions['mem_fraction_static']}, weights {weights}",
             f"median of {conditions['windows']} windows of {conditions['steps']} steps; "
             + "; ".join(conditions["notes"]),
         ]

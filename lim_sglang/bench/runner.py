@@ -5,12 +5,13 @@ of backend and graphs is exchanged on the runner between two windows of one meas
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lim_sglang import compat
 from lim_sglang.bench.launches import listed_graphs
+from lim_sglang.bench.points import Precision
 from lim_sglang.config import ENV_VAR, LimConfig, resolve_settings
 from lim_sglang.errors import LimError, ServerError
 from lim_sglang.plugin import register
@@ -75,8 +76,43 @@ def load_runner(
         **options,
     )
     runner = compat.load_runner(_runner_class(backend), server_args, free_port())
+    if dummy:
+        drop_dummy_scales(compat.attention_layers(runner.model))
     runner.alloc_memory_pool()
     return runner
+
+
+def drop_dummy_scales(layers: Iterable[Any]) -> None:
+    """Set the scales of K and V that the layers of a quantized model have to 1.
+
+    SGLang's dummy loader draws them with the weights, from -0.001 to 0.001, and believes them where
+    they come out positive: attention would be near uniform, and its output lost in rounding.
+    """
+    for layer in layers:
+        if layer.k_scale is not None:
+            layer.k_scale.fill_(1.0)
+            layer.v_scale.fill_(1.0)
+            layer.k_scale_float = layer.v_scale_float = 1.0
+
+
+def check_precision(runner: Any, precision: Precision) -> None:
+    """Refuse a runner whose KV cache or weights are in another format than was asked for.
+
+    Raises:
+        ServerError: what was asked for, and what there is.
+    """
+    reasons = []
+    cache, weights = precision.kv_cache_dtype, precision.quantization
+    # torch calls fp8_e4m3 float8_e4m3fn.
+    if cache != "auto" and cache.replace("fp8", "float8") not in str(runner.kv_cache_dtype):
+        reasons.append(f"--kv-cache-dtype {cache} gave a KV cache of {runner.kv_cache_dtype}")
+    dtypes = {str(weight.dtype) for weight in runner.model.parameters()}
+    if weights != "none" and not any("float8" in dtype for dtype in dtypes):
+        reasons.append(f"--quantization {weights} left weights of {', '.join(sorted(dtypes))}")
+    if reasons:
+        raise ServerError(
+            f"{'; '.join(reasons)}: this model or version of SGLang cannot be measured so"
+        )
 
 
 def _runner_class(backend: str) -> type:

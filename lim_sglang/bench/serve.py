@@ -1,9 +1,10 @@
 """`lim bench serve`: one server a policy, one after the other, under the same loads."""
 
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from lim_sglang.bench.apart import run_apart
@@ -11,10 +12,13 @@ from lim_sglang.bench.driver import Glance, Run, drive
 from lim_sglang.bench.facts import model_folder, surroundings
 from lim_sglang.bench.gate import check_exactness, require_gpu
 from lim_sglang.bench.load import Load, ServeOptions
+from lim_sglang.bench.profiled import record
 from lim_sglang.bench.progress import Progress
-from lim_sglang.bench.serve_rows import ServeRow, make_row, one_line
+from lim_sglang.bench.serve_facts import server_facts, vocabulary
+from lim_sglang.bench.serve_rows import ServeRow, make_row, one_line, timeline_line
 from lim_sglang.bench.streams import Curve
-from lim_sglang.errors import LimError, ModelError, ServerError
+from lim_sglang.bench.timeline import Steps, cut_strip, recorded_steps, summarise
+from lim_sglang.errors import LimError, ServerError
 from lim_sglang.programs.client import Client
 from lim_sglang.refusals import BACKEND
 from lim_sglang.server import Server, ServerOptions, decode_backend, free_port, lim_state
@@ -28,15 +32,11 @@ NOTES = (
     "the speed-up is of the seconds for as many tokens as both policies decoded",
 )
 """What a reader of the numbers has to know."""
-
-FACTS = (
-    *("attention_backend", "decode_attention_backend", "prefill_attention_backend", "load_format"),
-    *("dtype", "kv_cache_dtype", "quantization", "page_size", "mem_fraction_static"),
-    *("max_running_requests", "chunked_prefill_size", "schedule_conservativeness"),
-    *("disable_overlap_schedule", "disable_radix_cache", "incremental_streaming_output"),
-    *("skip_tokenizer_init", "stream_interval"),
+TIMELINE_NOTES = (
+    "the timeline is of a run of its own after the timed ones, with half of the new tokens in the "
+    "prompts",
+    "the profiler makes launches and kernels slower, so its gaps are upper bounds",
 )
-"""What of `/server_info` a number depends on."""
 
 FLUSH_S = 60.0
 """How long a server may take to end what ran before."""
@@ -61,22 +61,86 @@ def measure(options: ServeOptions, report: Progress) -> Iterator[Measured]:
         for policy in options.policies:
             report.doing(f"Starting a server with {policy}")
             with started(options, policy, folder) as server, Client(server.url) as client:
-                for load in options.loads:
-                    row, curve, facts = measure_load(client, load, curves[load], report)
-                    if policy != BACKEND:
-                        curves[load].append(curve)
+                for row, facts in measure_loads(client, curves, report, steps=options.timeline):
                     yield row, made_by | asked | facts
 
 
 def measure_running(
-    client: Client, loads: Sequence[Load], report: Progress, api_key: str | None
+    client: Client,
+    loads: Sequence[Load],
+    report: Progress,
+    api_key: str | None,
+    *,
+    steps: int = 0,
 ) -> Iterator[Measured]:
     """The rows of a server on this machine that someone else has started."""
     report.doing("Are the kernels exact on this GPU?")
     made_by = run_apart("the check of this GPU", checked_surroundings)
-    for load in loads:
-        row, _, facts = measure_load(client, load, [], report, api_key)
+    curves: dict[Load, list[Curve]] = {load: [] for load in loads}
+    for row, facts in measure_loads(client, curves, report, steps=steps, api_key=api_key):
         yield row, made_by | facts
+
+
+def measure_loads(
+    client: Client,
+    curves: Mapping[Load, list[Curve]],
+    report: Progress,
+    *,
+    steps: int = 0,
+    api_key: str | None = None,
+) -> Iterator[Measured]:
+    """The rows of one server. It is profiled when all its timed runs are over, because CUPTI stays
+    attached; until then they are held back, and given without a timeline where a run fails.
+
+    Args:
+        curves: of dense policies by load; this server's join them if it is dense.
+        steps: to be profiled under each load.
+    """
+    held: deque[tuple[Load, ServeRow, dict[str, Any]]] = deque()
+    try:
+        for load, dense in curves.items():
+            row, curve, facts = measure_load(client, load, dense, report, api_key)
+            if row.policy != BACKEND:
+                dense.append(curve)
+            if steps:
+                held.append((load, row, facts))
+            else:
+                yield row, facts
+        while held:
+            found = add_timeline(client, *held[0], steps, report, api_key)
+            held.popleft()
+            yield found
+    except (LimError, KeyboardInterrupt):
+        yield from ((row, facts) for _, row, facts in held)
+        raise
+
+
+def add_timeline(
+    client: Client,
+    load: Load,
+    row: ServeRow,
+    facts: dict[str, Any],
+    steps: int,
+    report: Progress,
+    api_key: str | None = None,
+) -> Measured:
+    """A timed row with what a profiled run under its load shows, or why that shows nothing."""
+    report.doing(f"{row.policy}, {row.concurrency} requests: profiling {steps} decode steps")
+    try:
+        if facts["server"]["device"] == "cpu":
+            raise ServerError("the server decodes on a CPU, and SGLang's dies of a GPU's profile")
+        empty(client)
+        half_way = load.half_way(recorded_steps(steps), facts["kv_capacity"])
+        vocab_size = vocabulary(facts["model_path"])
+        trace = record(client, half_way, vocab_size, steps, api_key=api_key)
+        found = Steps.of(trace, steps)
+        row = replace(row, timeline=summarise(found), strip=cut_strip(found))
+    except (LimError, OSError) as error:
+        report.done(f"{row.policy}, {row.concurrency} requests: no timeline: {error}")
+        return replace(row, timeline_error=str(error)), facts
+    report.done(str(timeline_line(row)))
+    notes = [*facts["notes"], *TIMELINE_NOTES]
+    return row, facts | {"notes": notes, "timeline_load": asdict(half_way)}
 
 
 def checked_surroundings() -> dict[str, Any]:
@@ -154,38 +218,6 @@ def empty(client: Client) -> None:
         client.start(client.send("POST", path, timeout_s=2 * FLUSH_S)).result()
     except ServerError as error:
         raise ServerError(f"the server has to be idle before it is measured: {error}") from None
-
-
-def server_facts(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a server, by its own account, a number depends on."""
-    state = info["internal_states"][0]
-    live = lim_state(info) or {}
-    return {
-        "server": {name: info.get(name) for name in FACTS},
-        "model_path": info["model_path"],
-        "sglang_version": info.get("version"),
-        "kv_capacity": state["memory_usage"]["token_capacity"],
-        "lim_config": live.get("config"),
-        "roles": live.get("roles"),
-    }
-
-
-def vocabulary(model_path: str) -> int:
-    """Tokens that the served model knows.
-
-    Raises:
-        ModelError: its configuration is not on this machine.
-    """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(model_path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(
-            f"the configuration of {model_path}, which the server serves, cannot be read: {reason}"
-        ) from None
-    return int(config.get_text_config().vocab_size)
 
 
 def counted_rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> int | None:

@@ -36,6 +36,21 @@ OF_OUR_SERVERS = {
     "mem_fraction_static": "--mem-fraction-static",
 }
 """Options that say how a server is started, so that they mean nothing with --url."""
+PROFILER_OF_STAGES = "SGLANG_PROFILE_V2"
+"""Variable of SGLang whose profiler dies of a profile that is not of one stage."""
+TimelineOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=1000,
+        help="Profile so many decode steps after the timed runs: how idle the GPU was.",
+        show_default="none",
+    ),
+]
+PictureOption = Annotated[
+    Path | None,
+    typer.Option("--timeline-svg", help="An SVG file: some of these steps, host above GPU."),
+]
 
 
 def serve(
@@ -65,6 +80,8 @@ def serve(
         typer.Option(help="Measure a server that runs on this machine instead."),
     ] = None,
     api_key: ApiKeyOption = None,
+    timeline: TimelineOption = 0,
+    timeline_svg: PictureOption = None,
     out: OutOption = None,
     verbose: VerboseOption = False,
 ) -> None:
@@ -77,11 +94,12 @@ def serve(
         limit_s=limit_seconds,
         stream_interval=stream_interval,
     )
+    check_timeline(loads, timeline, timeline_svg)
     further: tuple[str, ...] = context.obj or ()
     if url is not None:
         refuse_with_url(context, further)
         log(verbose)
-        show(url, partial(_measure_running, url, api_key, loads), out)
+        show(url, partial(_measure_running, url, api_key, loads, timeline), out, timeline_svg)
         return
     options = ServeOptions(
         model=choose_model(shape, model),
@@ -91,10 +109,24 @@ def serve(
         mem_fraction_static=mem_fraction_static,
         verbose=verbose,
         sglang_options=further,
+        timeline=timeline,
     )
     refuse_start(options)
     log(verbose)
-    show(options.model.name, partial(_measure, options), out)
+    show(options.model.name, partial(_measure, options), out, timeline_svg)
+
+
+def check_timeline(loads: tuple[Load, ...], steps: int, picture: Path | None) -> None:
+    """Refuse what no timeline can be made of, before an hour of timed runs rather than after."""
+    from lim_sglang.bench.timeline import recorded_steps
+
+    if picture and not steps:
+        raise ConfigError("--timeline-svg draws what --timeline records: give --timeline 50, too")
+    if picture and picture.is_dir():
+        raise ConfigError(f"--timeline-svg {picture} is a folder: name a file")
+    if steps:
+        for load in loads:
+            load.half_way(recorded_steps(steps))
 
 
 def _measure(options: ServeOptions, report: Progress) -> "Iterator[Measured]":
@@ -107,13 +139,13 @@ def _measure(options: ServeOptions, report: Progress) -> "Iterator[Measured]":
 
 
 def _measure_running(
-    url: str, api_key: str | None, loads: tuple[Load, ...], report: Progress
+    url: str, api_key: str | None, loads: tuple[Load, ...], steps: int, report: Progress
 ) -> "Iterator[Measured]":
     from lim_sglang.bench.serve import measure_running
     from lim_sglang.programs.client import Client
 
     with Client(url, api_key=api_key) as client:
-        yield from measure_running(client, loads, report, api_key)
+        yield from measure_running(client, loads, report, api_key, steps=steps)
 
 
 def refuse_start(options: ServeOptions) -> None:
@@ -137,6 +169,8 @@ def refuse_start(options: ServeOptions) -> None:
     reasons += reasons_against_start("127.0.0.1", free_port(), options.sglang_options, os.environ)
     texts = {"--lim-budget": str(options.budget)} if BACKEND in options.policies else {}
     reasons += reasons_against_settings(os.environ.get(ENV_VAR), texts)
+    if options.timeline and os.environ.get(PROFILER_OF_STAGES):
+        reasons.append(f"{PROFILER_OF_STAGES} is set, a server would die of --timeline: unset it")
     if reasons:
         raise RefusedError(reasons)
 
@@ -163,11 +197,23 @@ def refuse_with_url(context: typer.Context, further: tuple[str, ...]) -> None:
         )
 
 
-def show(title: str, start: "Callable[[Progress], Iterator[Measured]]", out: Path | None) -> None:
+def show(
+    title: str,
+    start: "Callable[[Progress], Iterator[Measured]]",
+    out: Path | None,
+    picture: Path | None = None,
+) -> None:
     """Measure, showing and keeping each row as it comes."""
     from lim_sglang.bench.gate import require_gpu
     from lim_sglang.bench.rows import append_lines
-    from lim_sglang.bench.serve_rows import json_line, make_table, under_table, warnings
+    from lim_sglang.bench.serve_rows import (
+        json_line,
+        make_table,
+        timeline_line,
+        under_table,
+        warnings,
+    )
+    from lim_sglang.bench.timeline_plot import draw_timelines
 
     require_gpu()
     rows = []
@@ -177,7 +223,12 @@ def show(title: str, start: "Callable[[Progress], Iterator[Measured]]", out: Pat
             rows.append(row)
             if out:
                 append_lines(out, [json_line(row, conditions)])
+            if picture and (drawn := draw_timelines(rows, conditions)):
+                picture.parent.mkdir(parents=True, exist_ok=True)
+                picture.write_text(drawn)
     wide_console().print(make_table(rows, title=title))
+    for line in filter(None, map(timeline_line, rows)):
+        typer.echo(line)
     typer.echo(under_table(conditions))
     for warning in warnings(rows):
         typer.echo(f"warning: {warning}", err=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.table import Table
@@ -19,6 +19,7 @@ from lim_sglang.bench.streams import (
     token_latencies,
     tokens_per_bin,
 )
+from lim_sglang.bench.timeline import Strip, Timeline
 from lim_sglang.errors import LimError
 
 BIN_S = 5.0
@@ -66,6 +67,12 @@ class ServeRow:
     speedup: float | None = None
     """Seconds of the fastest dense policy over this one's, for as many tokens as both decoded;
     None for a dense one, and where none was measured."""
+    timeline: Timeline | None = None
+    """Of a run of its own, which was profiled; None where none was."""
+    timeline_error: str | None = None
+    """Why that run came to nothing."""
+    strip: Strip | None = None
+    """Some of its steps, to be drawn; not recorded."""
 
 
 def make_row(
@@ -128,8 +135,10 @@ def make_bins(
 
 
 def json_line(row: ServeRow, conditions: Mapping[str, Any]) -> str:
-    """One row with all that it depends on; clock readings of the client are left out."""
-    fields = asdict(row)
+    """One row with all that it depends on; clock readings of the client, and what is only drawn,
+    are left out."""
+    fields = asdict(replace(row, strip=None))
+    del fields["strip"]
     for each in fields["bins"]:
         if each["occupancy"]:
             del each["occupancy"]["at_s"]
@@ -189,6 +198,26 @@ def one_line(row: ServeRow) -> str:
     )
 
 
+def timeline_line(row: ServeRow) -> str | None:
+    """What the GPU did during decode steps; None where no run was profiled."""
+    found = row.timeline
+    if found is None:
+        return None
+    ahead = ""
+    if found.ahead_p50_us is not None:
+        ahead = (
+            f", launched {found.ahead_p50_us:,.0f} µs ahead (at least {found.ahead_least_us:,.0f})"
+        )
+    return (
+        f"{row.policy}, {row.concurrency} requests: GPU busy {100 * found.busy_share:.1f} % over "
+        f"{found.steps} steps of {found.step_us:,.0f} µs, "
+        f"{found.idle_us_per_step:,.0f} µs idle a step "
+        f"({found.between_us_per_step:,.0f} between replays), longest gap of a step "
+        f"{found.gap_p50_us:,.0f} µs (p99 {found.gap_p99_us:,.0f}), largest "
+        f"{found.largest_gap_us:,.0f}{ahead}"
+    )
+
+
 def warnings(rows: Iterable[ServeRow]) -> list[str]:
     """What to know of rows that show less than they seem to."""
     found = []
@@ -204,6 +233,8 @@ def warnings(rows: Iterable[ServeRow]) -> list[str]:
                 f"{where}: the client took {100 * row.client_share:.0f} % of a core, so it may "
                 "have been what was measured: use --stream-interval 8"
             )
+        if row.timeline_error:
+            found.append(f"{where}: no timeline: {row.timeline_error}")
     return found
 
 

@@ -32,11 +32,14 @@ def compare(runner, point: Point) -> dict[str, object]:
         with_backend(runner, "torch_native")
         dense, _ = step(runner, batch)
         built, runner.attn_backend = type(runner.attn_backend).__name__, ours
+    over = point.rows_over(runner.lim_config.budget)
     return {
         "finite": bool(logits.isfinite().all()),
         "sparse_rows": sparse,
         "same_again": torch.equal(logits, again),
         "same_as_dense": torch.equal(logits, dense),
+        "rows_over": over,
+        "rows_as_dense": [n for n in range(point.batch) if torch.equal(logits[n], dense[n])],
         "dense_backend": built,
         "attention_backend": runner.server_args.attention_backend,
     }

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from lim_sglang.bench import driver
+from lim_sglang.bench import driver, profiled
 from lim_sglang.bench.load import Load
 from lim_sglang.bench.progress import Progress
 from lim_sglang.bench.serve import empty, measure_load
+from lim_sglang.bench.serve_facts import vocabulary
 from lim_sglang.bench.streams import HEAD_START
+from lim_sglang.bench.timeline import recorded_steps
+from lim_sglang.errors import DataError
 from lim_sglang.programs.client import Client as BenchClient
 from tests.e2e.client import Answer, Client, new_rid
 from tests.e2e.comparing import disagreements
@@ -216,6 +219,18 @@ def test_the_serve_bench_leaves_nothing_running_where_it_is_cut(server: LocalSer
         row, _, _ = measure_load(client, load, [], SILENT)
         assert row.cut
         assert 0 < row.num_tokens < 3 * 2999
+        empty(client)  # refuses while anything runs
+
+
+def test_a_profile_of_a_real_server_is_asked_for_and_comes(
+    server: LocalServer, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiled, "ACTIVITIES", ("CPU",))  # all that a CPU has
+    steps = 3
+    load = Load(concurrency=3, new_tokens=3000).half_way(recorded_steps(steps), kv_capacity=16384)
+    with BenchClient(server.url) as client:
+        with pytest.raises(DataError, match="no activity of a GPU"):  # a whole trace was read
+            profiled.record(client, load, vocabulary(str(tiny_model)), steps)
         empty(client)  # refuses while anything runs
 
 

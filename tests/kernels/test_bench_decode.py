@@ -1,7 +1,6 @@
 """What keeps a time from being shown, and what a row is made of."""
 
 import sys
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,138 +9,40 @@ import torch
 
 from lim_sglang import compat
 from lim_sglang.bench import decode, gate
-from lim_sglang.bench.batch import FilledBatch
+from lim_sglang.bench.batch import kept_slots
 from lim_sglang.bench.decode import Bench
 from lim_sglang.bench.exact import differing_sets
 from lim_sglang.bench.limit import StepSplit, Traffic
-from lim_sglang.bench.points import DecodeOptions, ModelChoice, Point, Repeats
+from lim_sglang.bench.points import DecodeOptions, ModelChoice, Repeats
 from lim_sglang.bench.runner import Contender
 from lim_sglang.errors import LimError
 from lim_sglang.kernels.bench import Spread
-from lim_sglang.kernels.reference import Shares, attend_tokens, keep_tokens
 from lim_sglang.schedule import Role
-from lim_sglang.stats import Stats
-
-POINT = Point(2, 6)
-SLOTS = torch.tensor([[7, 3, 9, 5, 1, 8], [2, 12, 4, 10, 6, 11]])
-BATCH = FilledBatch(POINT, SLOTS, None)
-ROLES = (Role.FULL, Role.SELECT, Role.REUSE, Role.REUSE)
-BUDGET, SHARES = 4, Shares(sinks=1, selected=2, recent=1)
-LAYERS = [
-    SimpleNamespace(layer_id=n, tp_q_head_num=2, head_dim=8, scaling=0.3) for n in range(len(ROLES))
-]
-
-
-class Pool:
-    """A KV cache of drawn K and V: 13 slots, one KV head."""
-
-    dtype = store_dtype = torch.float32
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        shape = (len(ROLES), 13, 1, 8)
-        self.k_buffer = list(torch.randn(shape, generator=generator))
-        self.v_buffer = list(torch.randn(shape, generator=generator))
-
-    def get_key_buffer(self, layer: int) -> torch.Tensor:
-        """[P, G, D]."""
-        return self.k_buffer[layer]
-
-    def get_value_buffer(self, layer: int) -> torch.Tensor:
-        """[P, G, D]."""
-        return self.v_buffer[layer]
-
-
-class Backend:
-    """Ours, as far as a bench sees it: one layer's attention over what is kept."""
-
-    def __init__(self, runner: Any, dense: bool) -> None:
-        self._runner = runner
-        self._dense = dense
-
-    def forward_decode(
-        self, q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, save_kv_cache: bool
-    ) -> torch.Tensor:
-        """[B, H * D]."""
-        assert (k, v, save_kv_cache) == (None, None, False)
-        assert ROLES[layer.layer_id] is Role.REUSE
-        read = SLOTS if self._dense else self._runner.lim_kept_slots.view(2, -1).long()
-        return attend(self._runner.token_to_kv_pool, layer, q, read)
-
-
-def attend(pool: Pool, layer: Any, query: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """Attention of each row over its slots: [B, H * D]."""
-    buffers = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
-    rows = [
-        attend_tokens(each.view(2, 8), *buffers, mine, layer.scaling)
-        for each, mine in zip(query, slots, strict=True)
-    ]
-    return torch.stack(rows).flatten(1)
-
-
-@dataclass
-class Runner:
-    """Stands in for `LimModelRunner`, healthy unless told otherwise."""
-
-    logit: float = 0.0
-    """What dense backends answer."""
-    chunk: int = 2
-    """Rows of the selector."""
-    writes: bool = True
-    """Whether the step writes slots and scores."""
-    kept: torch.Tensor | None = None
-    """What it keeps instead of the definition's sets."""
-    reads: torch.Tensor | None = None
-    """What the last layer of the graph reads instead; one slot for nothing that matters."""
-    dense_layer: bool = False
-    """Whether a REUSE layer by itself reads everything."""
-    lim_roles: tuple[Role, ...] = ROLES
-    decode_cuda_graph_runner: Any = None
-    model: Any = None
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-
-    def __post_init__(self) -> None:
-        self.lim_stats = Stats()
-        self.lim_kept_slots = torch.zeros(2 * BUDGET, dtype=torch.int32)
-        self.lim_selector = SimpleNamespace(decisive=torch.zeros(self.chunk, 2, 9), shares=SHARES)
-        self.token_to_kv_pool = Pool()
-        self.ours = Backend(self, self.dense_layer)
-        self.attn_backend: Any = None
-
-    def forward(self, _batch: Any) -> Any:
-        """One step."""
-        logits = torch.tensor([[0.0, self.logit]])
-        if self.attn_backend is self.ours:
-            self.lim_stats.sparse_rows += 2
-            logits = self._sparse_step()
-        return SimpleNamespace(
-            can_run_graph=True, logits_output=SimpleNamespace(next_token_logits=logits)
-        )
-
-    def _sparse_step(self) -> torch.Tensor:
-        scores = torch.randn(2, 2, 6, generator=torch.Generator().manual_seed(1))
-        wanted = [SLOTS[row, keep_tokens(scores[row], SHARES)] for row in range(2)]
-        kept = torch.stack(wanted) if self.kept is None else self.kept
-        if self.writes:
-            self.lim_kept_slots[:] = kept.flatten()
-            self.lim_selector.decisive[:, :, :6] = scores[-1:] if self.chunk == 1 else scores
-        query = torch.ones(2, 16)
-        reads = kept if self.reads is None else self.reads
-        return attend(self.token_to_kv_pool, LAYERS[3], query, reads)
+from tests.kernels.fake_runner import (
+    BATCH,
+    BUDGET,
+    MIXED,
+    ROLES,
+    SHORT,
+    SLOTS,
+    Runner,
+    layers,
+)
 
 
 @pytest.fixture(autouse=True)
 def four_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model that the runners have loaded."""
-    monkeypatch.setattr(compat, "attention_layers", lambda _model: iter(LAYERS))
+    monkeypatch.setattr(compat, "attention_layers", lambda _model: iter(layers()))
 
 
 def bench(runner: Runner | None = None, budget: int = BUDGET) -> Any:
     """A bench with our backend and a dense one."""
     runner = runner or Runner()
     names = ("lim", "flashinfer")
-    options = DecodeOptions(ModelChoice("qwen3-8b", None), (POINT,), names, Repeats(), budget, 0.88)
+    options = DecodeOptions(
+        ModelChoice("qwen3-8b", None), (runner.batch.point,), names, Repeats(), budget, 0.88
+    )
     contenders = [Contender("lim", runner.ours, None), Contender("flashinfer", "dense", None)]
     return Bench(options, runner, contenders, Traffic(1000, 10, ROLES), 3000.0, lambda: None, {})
 
@@ -163,7 +64,21 @@ def test_a_schedule_without_reuse_is_dense() -> None:
     bench(Runner(lim_roles=(Role.FULL,) * 4), budget=6)._verify(BATCH)
 
 
-WRONG = SLOTS[:, [0, 2, 3, 5]]
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_a_mixed_step_may_be_timed_and_its_sparse_rows_count(chunk: int) -> None:
+    assert bench(Runner(chunk=chunk, batch=MIXED))._verify(MIXED) == 2
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_step_over_an_fp8_cache_may_be_timed(cache_dtype: torch.dtype) -> None:
+    subject = bench(Runner(cache_dtype=cache_dtype))
+    values = [buffer.clone() for buffer in subject.runner.token_to_kv_pool.v_buffer]
+    assert subject._verify(BATCH) == 2
+    after = subject.runner.token_to_kv_pool.v_buffer
+    assert all(map(torch.equal, values, after)), "the check left its marks in the cache"
+
+
+WRONG = tuple(SLOTS[:, [0, 2, 3, 5]])
 """Ascending, own, the newest included, and neither row's set."""
 
 
@@ -171,25 +86,55 @@ WRONG = SLOTS[:, [0, 2, 3, 5]]
     ("broken", "words"),
     [
         (Runner(logit=float("nan")), "flashinfer gives logits that are not finite"),
-        (Runner(writes=False), "the kept slots are not 4 of each request's own"),
+        (Runner(writes=False), "row 0, 1 does not keep 4 slots"),
         (Runner(kept=WRONG), "row 0 keeps another set than its scores give"),
         (Runner(kept=WRONG), "row 1 keeps another set than its scores give"),
         (Runner(kept=WRONG, chunk=1), "row 1 keeps another set than its scores give"),
         (Runner(dense_layer=True), "row 1: attention in layer 3 is off by"),
-        (Runner(reads=SLOTS), "layer 3 reads more than the kept slots"),
-        (Runner(reads=torch.tensor([[0], [0]])), "layer 3 reads no kept slot"),
+        (Runner(reads=SLOTS.unbind()), "layer 3 reads more than the kept slots"),
+        (Runner(reads=[torch.tensor([0])] * 2), "layer 3 reads no kept slot"),
         (
             Runner(lim_roles=(Role.SELECT, Role.REUSE, Role.REUSE, Role.SELECT)),
             "layer 3 selects for no layer",
         ),
+        # The last row is within the budget: what is proved of it says nothing of the others.
+        (Runner(batch=MIXED, kept=(*WRONG, SHORT), chunk=1), "row 1 keeps another set"),
+        (Runner(batch=MIXED, reads=MIXED.slots), "layer 3 reads more than the kept slots"),
+        (Runner(batch=MIXED, reads=[torch.tensor([0])] * 3), "layer 3 reads no kept slot"),
+        (Runner(batch=MIXED, dense_layer=True), "row 0: attention in layer 3 is off by"),
+        (Runner(cache_dtype=torch.float8_e4m3fn, reads=SLOTS.unbind()), "layer 3 reads more"),
+        (Runner(cache_dtype=torch.float8_e5m2, reads=SLOTS.unbind()), "layer 3 reads more"),
+        (Runner(cache_dtype=torch.float8_e4m3fn, reads=[torch.tensor([0])] * 2), "reads no kept"),
+        (Runner(cache_dtype=torch.float8_e4m3fn, dense_layer=True), "row 0: attention in layer 3"),
     ],
 )
 def test_no_time_is_shown_for_a_step_that_is_not_what_it_should_be(
     broken: Runner, words: str
 ) -> None:
     with pytest.raises(LimError, match="no time is shown") as caught:
-        bench(broken)._verify(BATCH)
+        bench(broken)._verify(broken.batch)
     assert words in str(caught.value)
+
+
+def test_a_short_row_that_loses_a_token_is_found() -> None:
+    # The sparse rows keep the sets of their scores, so that nothing else is wrong.
+    sound = Runner(batch=MIXED)
+    sound.attn_backend = sound.ours
+    sound.forward(None)
+    kept = kept_slots(sound, MIXED.point, BUDGET)
+    assert kept is not None
+    broken = Runner(batch=MIXED, kept=(*kept[:2], SHORT[[0, 0, 2]]))
+    with pytest.raises(LimError, match=r"2x6\+1x3: row 2 does not keep 4 slots, or all that it"):
+        bench(broken)._verify(MIXED)
+
+
+def test_scales_of_k_and_v_are_the_layer_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    scaled = layers(k_scale=4.0, v_scale=0.5)
+    monkeypatch.setattr(compat, "attention_layers", lambda _model: iter(scaled))
+    bench(Runner(cache_dtype=torch.float8_e4m3fn))._verify(BATCH)
+    for other in (layers(k_scale=1.0, v_scale=0.5), layers(k_scale=4.0)):
+        with pytest.raises(LimError, match="row 0: attention in layer 3 is off by"):
+            bench(Runner(cache_dtype=torch.float8_e4m3fn, acts_as=other[3]))._verify(BATCH)
 
 
 def test_scores_that_the_step_did_not_write_prove_no_set() -> None:

@@ -28,6 +28,8 @@ CONDITIONS = {
     "commit": "c0ffee",
     "copy_gb_per_s": 3028.0,
     "kv_capacity": 391234,
+    "kv_dtype": "torch.bfloat16",
+    "quantization": "none",
     "mem_fraction_static": 0.88,
     "windows": 7,
     "steps": 20,
@@ -37,11 +39,15 @@ CONDITIONS = {
 
 
 def row(
-    backend: str, step_ms: float, split: StepSplit | None = None, limit_share: float = 0.615
+    backend: str,
+    step_ms: float,
+    split: StepSplit | None = None,
+    limit_share: float = 0.615,
+    point: str = "8x32k",
 ) -> Row:
-    """A row at 8 x 32K."""
+    """A row at 8 x 32K, or elsewhere."""
     return Row(
-        point=Point(8, 32768),
+        point=Point.parse(point),
         backend=backend,
         step_ms=Spread(step_ms, step_ms - 0.1, step_ms + 0.2),
         replay_ms=Spread(step_ms - 0.3, 0.0, 0.0),
@@ -74,6 +80,7 @@ def test_tokens_per_second_are_those_of_the_whole_batch() -> None:
 def test_a_json_line_holds_the_row_and_its_conditions() -> None:
     line = json.loads(json_line(row("lim", 10.0, SPLIT), CONDITIONS))
     assert (line["batch"], line["context"], line["backend"]) == (8, 32768, "lim")
+    assert line["point"] == "8x32768"
     assert line["step_ms"] == {"median": 10.0, "low": 9.9, "high": 10.2}
     assert line["split"]["selection_ms"] == 0.25
     assert line["sparse_rows"] == 8
@@ -97,6 +104,15 @@ def test_a_table_line_has_every_part() -> None:
     assert shown[8:] == ["1.500", "0.250", "1.000", "7.250", "1,234", "800", "62 %"]
 
 
+def test_a_mixed_batch_is_named_by_its_groups() -> None:
+    mixed = row("lim", 10.0, point="4x32k+4x1k")
+    assert cells(mixed, 2048)[:4] == ["4+4", "32,768+1,024", "2,048", "lim"]
+    assert one_line(mixed).startswith("4x32768+4x1024 lim: 10.000 ms a step")
+    line = json.loads(json_line(mixed, CONDITIONS))
+    assert (line["point"], line["batch"], line["context"]) == ("4x32768+4x1024", 8, None)
+    assert line["tokens_per_s"] == 800
+
+
 def test_what_was_not_measured_is_a_dash() -> None:
     shown = cells(row("triton", 10.0), 2048)
     assert shown[2] == "-"
@@ -105,7 +121,10 @@ def test_what_was_not_measured_is_a_dash() -> None:
 
 def test_the_table_fits_into_160_columns() -> None:
     console = Console(width=160, record=True, file=None, force_terminal=False, quiet=True)
-    rows = [row("lim", 10.0, SPLIT), row("flashinfer", 21.0, SPLIT, limit_share=1.12)]
+    rows = [
+        row("lim", 10.0, SPLIT, point="4x32k+4x1k"),
+        row("flashinfer", 21.0, SPLIT, limit_share=1.12),
+    ]
     table = make_table(rows, title="qwen3-8b", budget=2048)
     assert console.measure(table).maximum <= 160
 
@@ -114,6 +133,10 @@ def test_below_the_table_stand_the_conditions() -> None:
     text = under_table(CONDITIONS)
     for words in ("H100", "580.95", "c0ffee", "3,028 GB/s", "391,234 tokens", "0.88"):
         assert words in text
+    assert "391,234 tokens of bfloat16 at mem_fraction_static 0.88, weights not quantized" in text
+    eight_bits = CONDITIONS | {"kv_dtype": "torch.float8_e4m3fn", "quantization": "fp8"}
+    text = under_table(eight_bits)
+    assert "tokens of float8_e4m3fn at mem_fraction_static 0.88, weights in fp8" in text
     assert "median of 7 windows of 20 steps; no prefill" in text
     assert "torch 2.11.0, triton None" in text
 

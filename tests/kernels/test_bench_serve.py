@@ -40,6 +40,7 @@ def info(policy: str = "lim", sparse_rows: int = 0) -> dict[str, Any]:
         "version": "0.5.16",
         "attention_backend": policy,
         "stream_interval": 1,
+        "device": "cuda",
         "internal_states": [state],
     }
 

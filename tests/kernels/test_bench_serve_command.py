@@ -14,7 +14,7 @@ from lim_sglang.bench import serve as serve_module
 from lim_sglang.bench.command import bench
 from lim_sglang.bench.load import Load, ServeOptions
 from lim_sglang.errors import ConfigError, LimError, RefusedError
-from tests.kernels.test_bench_serve_rows import CONDITIONS, row_of
+from tests.kernels.test_bench_serve_rows import CONDITIONS, profiled_row, row_of
 
 
 def run(*words: str, further: tuple[str, ...] = ()) -> Any:
@@ -34,6 +34,9 @@ def run(*words: str, further: tuple[str, ...] = ()) -> Any:
             "--policies, --budget would change nothing",
         ),
         (("--url", "http://10.0.0.7:30000"), "on another machine: run lim bench serve there"),
+        (("--shape", "qwen3-8b", "--timeline-svg", "x.svg"), "give --timeline 50, too"),
+        (("--url", "localhost:1", "--timeline", "5", "--timeline-svg", "."), ". is a folder"),
+        (("--url", "localhost:1", "--timeline", "5", "--new-tokens", "90"), "use more --new-tok"),
     ],
 )
 def test_bad_use_is_refused_before_anything_starts(words: tuple[str, ...], message: str) -> None:
@@ -122,14 +125,46 @@ def test_rows_are_kept_as_they_come_and_shown_as_a_table(
 def test_a_running_server_is_measured_at_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def measure(client: Any, loads: Any, _report: Any, api_key: str | None) -> Iterator[Any]:
-        asked.append((client.url, [load.concurrency for load in loads], api_key))
+    def measure(
+        client: Any, loads: Any, _report: Any, api_key: str | None, *, steps: int
+    ) -> Iterator[Any]:
+        asked.append((client.url, [load.concurrency for load in loads], api_key, steps))
         yield row_of(), CONDITIONS
 
     monkeypatch.setattr(serve_module, "measure_running", measure)
-    done = run("--url", "localhost:30000", "--api-key", "secret")
+    done = run("--url", "localhost:30000", "--api-key", "secret", "--timeline", "20")
     assert done.exit_code == 0, done.exception
-    assert asked == [("http://localhost:30000", [64], "secret")]
+    assert asked == [("http://localhost:30000", [64], "secret", 20)]
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_timelines_are_shown_and_drawn_as_they_come(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[int] = []
+    picture = tmp_path / "plots" / "timeline.svg"
+
+    def measure(options: ServeOptions, _report: Any) -> Iterator[Any]:
+        asked.append(options.timeline)
+        yield row_of(policy="flashinfer", timeline_error="no trace"), CONDITIONS
+        assert not picture.exists()
+        yield profiled_row(), CONDITIONS
+        assert "lim, 2 requests" in picture.read_text()
+
+    monkeypatch.setattr(serve_module, "measure", measure)
+    words = ("--shape", "qwen3-8b", "--timeline", "10", "--timeline-svg", str(picture))
+    done = run(*words)
+    assert done.exit_code == 0, done.exception
+    assert asked == [10]
+    assert "lim, 2 requests: GPU busy 98.0 % over 10 steps" in done.output
+    assert "warning: flashinfer, 2 requests: no timeline: no trace" in done.output
+
+
+def test_a_profiler_that_a_server_would_die_of_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_PROFILE_V2", "1")
+    error = run("--shape", "qwen3-8b", "--timeline", "10").exception
+    assert isinstance(error, RefusedError)
+    assert "SGLANG_PROFILE_V2 is set" in str(error)
 
 
 def test_the_options_that_need_a_server_of_ours_exist() -> None:

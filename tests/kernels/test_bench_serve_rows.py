@@ -17,11 +17,14 @@ from lim_sglang.bench.serve_rows import (
     make_row,
     make_table,
     one_line,
+    timeline_line,
     under_table,
     warnings,
 )
 from lim_sglang.bench.streams import Latencies, Stream
+from lim_sglang.bench.timeline import Steps, Timeline, cut_strip, read_trace, summarise
 from lim_sglang.errors import LimError
+from tests.unit.traces import steps, text
 
 LOAD = Load(concurrency=2, prompt_tokens=10, new_tokens=81)
 
@@ -44,6 +47,12 @@ def row_of(**fields: Any) -> ServeRow:
     """A row of ours, changed."""
     row, _ = make_row("lim", LOAD, run_of(at_pace(0.1), at_pace(0.1)), dense=[], sparse_rows=7)
     return replace(row, **fields)
+
+
+def profiled_row(**fields: Any) -> ServeRow:
+    """A row of ours with the timeline of hand-written steps."""
+    found = Steps.of(read_trace(text(steps(20))), 10)
+    return row_of(timeline=summarise(found), strip=cut_strip(found), **fields)
 
 
 def test_a_row_says_what_the_run_says() -> None:
@@ -102,6 +111,32 @@ def test_a_json_line_holds_the_row_over_time_and_its_conditions() -> None:
     }
 
 
+def test_a_json_line_holds_the_figures_of_a_timeline_and_not_its_picture() -> None:
+    row = json.loads(json_line(profiled_row(), CONDITIONS))["serve"]
+    assert "strip" not in row
+    assert row["timeline_error"] is None
+    assert set(row["timeline"]) == set(Timeline.__dataclass_fields__)
+    assert row["timeline"]["busy_share"] == pytest.approx(0.98)
+    assert len(json.dumps(row["timeline"])) < 500
+    failed = json.loads(json_line(row_of(timeline_error="no trace"), CONDITIONS))["serve"]
+    assert (failed["timeline"], failed["timeline_error"]) == (None, "no trace")
+
+
+def test_a_timeline_is_one_line_of_text() -> None:
+    assert timeline_line(row_of()) is None
+    start = (
+        "lim, 2 requests: GPU busy 98.0 % over 10 steps of 1,000 \N{MICRO SIGN}s, "
+        "20 \N{MICRO SIGN}s idle a step (20 between replays), "
+        "longest gap of a step 20 \N{MICRO SIGN}s (p99 20), largest 20"
+    )
+    row = profiled_row()
+    ahead = ", launched 500 \N{MICRO SIGN}s ahead (at least 500)"
+    assert timeline_line(row) == start + ahead
+    assert row.timeline
+    without = replace(row.timeline, ahead_p50_us=None, ahead_least_us=None)
+    assert timeline_line(replace(row, timeline=without)) == start
+
+
 def test_a_table_line_says_whether_the_run_was_cut() -> None:
     shown = cells(row_of(speedup=1.5, cut=True, waiting=3, retractions=4))
     assert shown[:6] == ["2", "lim", "20", "1.50", "100.00", "100.00"]
@@ -128,6 +163,7 @@ def test_the_table_fits_and_groups_by_concurrency() -> None:
         ({"waiting": 3}, "up to 3 waited and 0 retractions"),
         ({"retractions": 5}, "up to 0 waited and 5 retractions"),
         ({"client_share": 0.9}, "client took 90 % of a core"),
+        ({"timeline_error": "no trace"}, "lim, 2 requests: no timeline: no trace"),
     ],
 )
 def test_what_makes_a_row_doubtful_is_said(fields: dict[str, Any], words: str) -> None:

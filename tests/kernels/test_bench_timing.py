@@ -19,7 +19,7 @@ from lim_sglang.errors import ServerError
 from lim_sglang.kernels import copy_speed
 from lim_sglang.schedule import Role
 
-BATCH = FilledBatch(Point(3, 40), torch.empty(0), SimpleNamespace(name="batch"))
+BATCH = FilledBatch(Point.uniform(3, 40), (), SimpleNamespace(name="batch"))
 
 
 class Runner:

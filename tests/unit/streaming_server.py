@@ -13,6 +13,8 @@ Event = tuple[float, dict[str, Any]]
 """Seconds to wait, and what is then sent."""
 Streamer = Callable[[dict[str, Any]], Iterator[Event]]
 """The events of one request, from its body."""
+Profiler = Callable[[str, dict[str, Any]], tuple[int, Any]]
+"""Status and answer, from path and body."""
 
 
 def event(total: int, reason: dict[str, Any] | None = None, retractions: int = 0) -> dict[str, Any]:
@@ -58,6 +60,8 @@ class StreamingServer:
     asked: list[str] = field(default_factory=list)
     """Paths of everything else, in order."""
     aborted: set[str] = field(default_factory=set)
+    profiler: Profiler | None = None
+    """Answers `/start_profile` and `/stop_profile`; without one, neither exists."""
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Everything but streams."""
@@ -69,6 +73,8 @@ class StreamingServer:
         if path == "/abort_request":
             self.aborted.add(body["rid"])
             return 200, {}
+        if self.profiler and path in ("/start_profile", "/stop_profile"):
+            return self.profiler(path, body)
         return (200, self.info) if path == "/server_info" else (404, {})
 
 

@@ -61,12 +61,12 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_every_slot_of_every_layer_is_drawn(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr("lim_sglang.bench.batch.FILL_ROWS", 30)
-    store = torch.uint8 if dtype is torch.float8_e4m3fn else dtype
+    store = torch.uint8 if dtype.itemsize == 1 else dtype
     buffers = [torch.zeros(101, 2, 8, dtype=store) for _ in range(4)]
     pool = SimpleNamespace(
         k_buffer=buffers[:2], v_buffer=buffers[2:], dtype=dtype, store_dtype=store
@@ -81,13 +81,14 @@ def test_every_slot_of_every_layer_is_drawn(
 
 
 def test_requests_own_scattered_slots_and_write_their_newest_again(runner: Any) -> None:
-    with filled_batch(runner, Point(3, 40), seed=0) as batch:
+    with filled_batch(runner, Point.uniform(3, 40), seed=0) as batch:
         fields = batch.forward_batch
-        assert sorted(batch.slots.flatten().tolist()) == list(range(1, 121))
-        assert (batch.slots.diff(dim=1) < 0).any()
+        slots = torch.stack(batch.slots)
+        assert sorted(slots.flatten().tolist()) == list(range(1, 121))
+        assert (slots.diff(dim=1) < 0).any()
         rows = runner.req_to_token_pool.req_to_token[fields.req_pool_indices]
-        assert torch.equal(rows[:, :40].long(), batch.slots)
-        assert torch.equal(fields.out_cache_loc, batch.slots[:, 39])
+        assert torch.equal(rows[:, :40].long(), slots)
+        assert torch.equal(fields.out_cache_loc, slots[:, 39])
         assert fields.seq_lens.tolist() == fields.seq_lens_cpu.tolist() == [40] * 3
         assert fields.positions.tolist() == [39] * 3
         assert (fields.batch_size, fields.seq_lens_sum) == (3, 120)
@@ -96,42 +97,62 @@ def test_requests_own_scattered_slots_and_write_their_newest_again(runner: Any) 
             assert getattr(fields, name).dtype == torch.int64
 
 
+def test_each_request_of_a_mixed_batch_has_its_own_length(runner: Any) -> None:
+    with filled_batch(runner, Point((40, 3, 17)), seed=0) as batch:
+        fields = batch.forward_batch
+        assert [len(mine) for mine in batch.slots] == [40, 3, 17]
+        assert sorted(torch.cat(batch.slots).tolist()) == list(range(1, 61))
+        table = runner.req_to_token_pool.req_to_token
+        for request, mine in zip(fields.req_pool_indices.tolist(), batch.slots, strict=True):
+            assert torch.equal(table[request, : len(mine)].long(), mine)
+            assert not table[request, len(mine) :].any()
+        assert fields.out_cache_loc.tolist() == [int(mine[-1]) for mine in batch.slots]
+        assert fields.seq_lens.tolist() == fields.seq_lens_cpu.tolist() == [40, 3, 17]
+        assert fields.positions.tolist() == [39, 2, 16]
+        assert (fields.batch_size, fields.seq_lens_sum) == (3, 60)
+        assert fields.num_token_non_padded_cpu == 3
+        for name in ("seq_lens", "seq_lens_cpu", "out_cache_loc", "positions"):
+            assert getattr(fields, name).dtype == torch.int64
+
+
 def test_the_slots_are_free_again_after_a_point(runner: Any) -> None:
     for _ in range(2):
-        with filled_batch(runner, Point(3, 60), seed=0):
+        with filled_batch(runner, Point.uniform(3, 60), seed=0):
             assert len(runner.token_to_kv_pool_allocator.free) == POOL_SIZE - 180
     assert len(runner.token_to_kv_pool_allocator.free) == POOL_SIZE
 
 
 def test_the_same_seed_gives_the_same_batch(runner: Any) -> None:
-    with filled_batch(runner, Point(2, 30), seed=5) as first:
+    with filled_batch(runner, Point.uniform(2, 30), seed=5) as first:
         pass
-    with filled_batch(runner, Point(2, 30), seed=5) as second:
-        assert torch.equal(first.slots, second.slots)
+    with filled_batch(runner, Point.uniform(2, 30), seed=5) as second:
+        assert all(map(torch.equal, first.slots, second.slots))
 
 
 def test_points_without_room_are_refused_all_at_once(runner: Any) -> None:
     with pytest.raises(LimError) as caught:
-        check_room(runner, (Point(2, 50), Point(3, 99), Point(1, 101)))
+        check_room(runner, (Point.uniform(2, 50), Point.uniform(3, 99), Point((5, 101))))
     assert "3x99 fills 297 slots, the KV cache has 200" in str(caught.value)
-    assert "1x101 is longer than the model's context of 100 tokens" in str(caught.value)
+    assert "1x5+1x101 is longer than the model's context of 100 tokens" in str(caught.value)
     assert "2x50" not in str(caught.value)
 
 
 BUDGET = 4
 SLOTS = torch.tensor([[7, 3, 9, 5, 1, 8], [2, 12, 4, 10, 6, 11]])
-BATCH = FilledBatch(Point(2, 6), SLOTS, None)
+BATCH = FilledBatch(Point.uniform(2, 6), tuple(SLOTS), None)
 KEPT = SLOTS[:, [0, 2, 4, 5]]
+SHORT = torch.tensor([15, 14, 16])
+MIXED = FilledBatch(Point((6, 3, 6)), (SLOTS[0], SHORT, SLOTS[1]), None)
 
 
-def problem_of(kept: torch.Tensor) -> str | None:
+def problem_of(*kept: torch.Tensor, batch: FilledBatch = BATCH) -> str | None:
     """What the check says; the buffer is longer than the batch needs, as in a runner."""
-    buffer = torch.cat([kept.flatten(), torch.full((5,), -1)]).to(torch.int32)
-    return check_kept(SimpleNamespace(lim_kept_slots=buffer), BATCH, BUDGET)
+    buffer = torch.cat([*kept, torch.full((5,), -1)]).to(torch.int32)
+    return check_kept(SimpleNamespace(lim_kept_slots=buffer), batch, BUDGET)
 
 
 def test_a_good_set_passes() -> None:
-    assert problem_of(KEPT) is None
+    assert problem_of(*KEPT) is None
 
 
 @pytest.mark.parametrize(
@@ -148,7 +169,29 @@ def test_a_good_set_passes() -> None:
     ids=["rows-swapped", "row-0-s", "descending", "twice", "not-the-newest", "untouched", "beyond"],
 )
 def test_a_bad_set_is_found(kept: torch.Tensor) -> None:
-    assert problem_of(kept) is not None
+    problem = problem_of(*kept)
+    assert problem is not None
+    assert "does not keep 4 slots, or all that it has, of its own" in problem
+
+
+def test_a_row_of_a_mixed_batch_within_the_budget_keeps_all_its_slots() -> None:
+    assert problem_of(KEPT[0], SHORT, KEPT[1], batch=MIXED) is None
+
+
+@pytest.mark.parametrize(
+    ("short", "rows"),
+    [
+        (SHORT.flip(0), "1"),
+        (SHORT[[0, 2, 2]], "1"),
+        (torch.tensor([15, 0, 16]), "1"),
+        # All rows after it begin too early.
+        (SHORT[:2], "1, 2"),
+    ],
+    ids=["descending", "twice", "not-written", "one-too-few"],
+)
+def test_a_short_row_that_loses_a_slot_is_found(short: torch.Tensor, rows: str) -> None:
+    problem = problem_of(KEPT[0], short, KEPT[1], batch=MIXED)
+    assert f"1x6+1x3+1x6: row {rows} does not keep" in str(problem)
 
 
 def test_within_the_budget_there_is_no_set_to_check() -> None:

@@ -96,6 +96,25 @@ def test_the_limit_cuts_the_run_and_the_server_is_told() -> None:
     assert counts == sorted(counts)
 
 
+def test_who_watches_sees_the_slowest_stream_and_may_end_the_run() -> None:
+    def stream(body: dict[str, Any]) -> Iterator[Event]:
+        slow = body["rid"].endswith("-1.")
+        yield from steadily(wait_s=0.1 if slow else 0.01)(body)
+
+    seen: list[Glance] = []
+
+    def watch(glance: Glance) -> bool:
+        seen.append(glance)
+        return glance.fewest >= 4
+
+    with streaming(stream) as server:
+        run = drive(server.url, LOAD, VOCAB, watch=watch)
+    assert run.cut
+    assert len(server.aborted) == 3
+    assert 4 <= seen[-1].fewest <= run.streams[1].num_tokens < 20
+    assert all(glance.fewest < 4 for glance in seen[:-1])
+
+
 def test_a_limit_that_is_not_reached_cuts_nothing() -> None:
     with streaming(steadily()) as server:
         load = Load(concurrency=1, prompt_tokens=5, new_tokens=20, limit_s=60)

@@ -26,11 +26,10 @@ def ceiling(weight_bytes: float, point: Point) -> float:
 
 @pytest.mark.parametrize(
     ("point", "expected"),
-    [(Point(1, 32768), 1.23), (Point(16, 32768), 3.20), (Point(16, 16384), 2.20)],
-    ids=str,
+    [("1x32k", 1.23), ("16x32k", 3.20), ("16x16k", 2.20)],
 )
-def test_qwen3_8b_has_the_known_ceilings(point: Point, expected: float) -> None:
-    assert ceiling(16.4e9, point) == pytest.approx(expected, abs=0.005)
+def test_qwen3_8b_has_the_known_ceilings(point: str, expected: float) -> None:
+    assert ceiling(16.4e9, Point.parse(point)) == pytest.approx(expected, abs=0.005)
 
 
 @pytest.mark.parametrize(
@@ -38,18 +37,25 @@ def test_qwen3_8b_has_the_known_ceilings(point: Point, expected: float) -> None:
 )
 @pytest.mark.parametrize("batch", [1, 64])
 def test_attention_alone_has_the_known_ceilings(batch: int, context: int, expected: float) -> None:
-    assert ceiling(0, Point(batch, context)) == pytest.approx(expected, abs=0.05)
+    assert ceiling(0, Point.uniform(batch, context)) == pytest.approx(expected, abs=0.05)
 
 
 def test_within_the_budget_both_read_the_same() -> None:
-    assert ceiling(16.4e9, Point(8, 1024)) == 1.0
+    assert ceiling(16.4e9, Point.uniform(8, 1024)) == 1.0
 
 
 def test_bytes_of_one_step_by_hand() -> None:
     traffic = Traffic(1000, 10, (Role.FULL, Role.SELECT, Role.REUSE, Role.REUSE))
-    point = Point(3, 50)
+    point = Point.uniform(3, 50)
     assert traffic.dense_bytes(point) == 1000 + 3 * 50 * 10 * 4
     assert traffic.lim_bytes(point, 20) == 1000 + 3 * 10 * (50 * 2 + 20 * 2)
+
+
+def test_a_row_of_a_mixed_batch_within_the_budget_is_read_whole() -> None:
+    traffic = Traffic(1000, 10, (Role.FULL, Role.SELECT, Role.REUSE, Role.REUSE))
+    point = Point((50, 50, 7))
+    assert traffic.dense_bytes(point) == 1000 + 10 * 4 * (50 + 50 + 7)
+    assert traffic.lim_bytes(point, 20) == 1000 + 10 * 2 * (50 + 50 + 7) + 10 * 2 * (20 + 20 + 7)
 
 
 def test_the_share_is_the_time_of_the_bytes_over_the_time_of_the_step() -> None:

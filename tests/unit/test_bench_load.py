@@ -4,7 +4,15 @@ from itertools import pairwise
 
 import pytest
 
-from lim_sglang.bench.load import Load, ServeOptions, choose_loads, choose_policies
+from lim_sglang.bench.load import (
+    KV_SHARE,
+    SPARE_TOKENS,
+    WARM_TOKENS,
+    Load,
+    ServeOptions,
+    choose_loads,
+    choose_policies,
+)
 from lim_sglang.bench.points import ModelChoice
 from lim_sglang.errors import ConfigError
 
@@ -26,6 +34,42 @@ def test_a_load_without_work_is_refused(fields: dict[str, int], words: str) -> N
 def test_a_load_knows_what_it_fills() -> None:
     load = Load(concurrency=64, prompt_tokens=200, new_tokens=8192)
     assert (load.context, load.num_tokens) == (8392, 64 * 8392)
+
+
+STEPS = 50
+NEEDED = WARM_TOKENS + SPARE_TOKENS + STEPS
+
+
+def test_half_way_a_request_has_half_of_its_new_tokens_in_its_prompt() -> None:
+    load = Load(concurrency=64, prompt_tokens=200, new_tokens=8192, limit_s=60.0, stream_interval=8)
+    half_way = load.half_way(STEPS)
+    assert (half_way.prompt_tokens, half_way.new_tokens) == (200 + 4096, NEEDED)
+    assert (half_way.concurrency, half_way.stream_interval, half_way.limit_s) == (64, 8, None)
+    assert load.half_way(STEPS, 10**6) == half_way
+
+
+def test_half_way_a_short_request_is_no_longer_than_it_was() -> None:
+    half_way = Load(concurrency=1, prompt_tokens=10, new_tokens=NEEDED).half_way(STEPS)
+    assert (half_way.prompt_tokens, half_way.new_tokens) == (10, NEEDED)
+
+
+def test_half_way_all_requests_fit_into_the_kv_cache() -> None:
+    half_way = Load(concurrency=100, new_tokens=8192).half_way(STEPS, 200_000)
+    assert half_way.num_tokens <= KV_SHARE * 200_000 < half_way.num_tokens + 100
+
+
+@pytest.mark.parametrize(
+    ("load", "kv_capacity", "words"),
+    [
+        (Load(1, 10, NEEDED - 10), None, rf"more than {NEEDED} tokens, .* give {NEEDED}: use more"),
+        (Load(200), 100_000, f"100,000 tokens has no room for 200 requests of {NEEDED} tokens"),
+    ],
+)
+def test_requests_that_cannot_be_profiled_are_refused(
+    load: Load, kv_capacity: int | None, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load.half_way(STEPS, kv_capacity)
 
 
 def test_no_two_prompts_share_a_prefix_and_the_seed_gives_them_again() -> None:

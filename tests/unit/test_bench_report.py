@@ -1,8 +1,5 @@
 """The README's table and the plot, from recorded rows."""
 
-import json
-import xml.etree.ElementTree as ElementTree
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,71 +8,10 @@ from typer.testing import CliRunner
 
 from lim_sglang.bench.command import bench
 from lim_sglang.bench.decode_section import BEGIN, END, make_section, replace_section
-from lim_sglang.bench.points import Point
-from lim_sglang.bench.recorded import Recorded, read_recorded
-from lim_sglang.bench.roofline import MARK, draw
+from lim_sglang.bench.recorded import read_recorded
+from lim_sglang.bench.roofline import draw
 from lim_sglang.errors import DataError
-
-CONDITIONS: dict[str, Any] = {
-    "date": "2026-11-24T19:09:16+00:00",
-    "commit": "c0ffee0123456789abcdef",
-    "gpu": "NVIDIA H100 80GB HBM3",
-    "driver": "580.95",
-    "versions": {
-        "torch": "2.11.0",
-        "triton": "3.6.0",
-        "flashinfer-python": "0.6.14",
-        "sglang": "0.5.16",
-    },
-    "model": "qwen3-8b",
-    "dummy_weights": True,
-    "lim_config": {"policy": "lessismore", "budget": 2048},
-    "budget": 2048,
-    "roles": ["full", "select", "reuse", "reuse"],
-    "kv_dtype": "torch.bfloat16",
-    "copy_gb_per_s": 3000.0,
-    "weight_bytes_read": 15_000_000_000,
-    "kv_bytes_per_token_and_layer": 4096,
-    "windows": 7,
-    "steps": 20,
-}
-
-
-def line(
-    backend: str, point: str = "8x32k", step_ms: float = 10.0, share: float = 0.8, **changed: Any
-) -> dict[str, Any]:
-    """One row as `lim bench decode --out` writes it, as far as it is read."""
-    where = Point.parse(point)
-    return {
-        "batch": where.batch,
-        "context": where.context,
-        "backend": backend,
-        "step_ms": {"median": step_ms, "low": step_ms, "high": step_ms},
-        "limit_share": share,
-        "conditions": CONDITIONS | changed,
-    }
-
-
-def write(folder: Path, *lines: Any, name: str = "decode.jsonl") -> Path:
-    """A file of recorded lines."""
-    path = folder / name
-    path.write_text("".join(f"{json.dumps(each)}\n" for each in lines))
-    return path
-
-
-def recorded(folder: Path, *lines: Any) -> Recorded:
-    """What is read of them."""
-    return read_recorded([write(folder, *lines)])
-
-
-ROWS = (
-    line("lim", "8x32k", 10.0, 0.75),
-    line("flashinfer", "8x32k", 20.0, 0.9),
-    line("lim", "1x32k", 7.0),
-    line("flashinfer", "1x32k", 8.4),
-    line("fa3", "8x32k", 19.0, 1.2),
-    line("lim", "8x1500", 7.5),
-)
+from tests.unit.recorded_rows import CONDITIONS, ROWS, line, recorded, write
 
 
 def test_the_table_is_by_batch_then_context_with_a_dash_for_what_is_missing(
@@ -94,6 +30,32 @@ def test_the_table_is_by_batch_then_context_with_a_dash_for_what_is_missing(
         f"| 8 {times} 1,500 | - | - | 7.50 | - | - {dot} 80 % |",
         f"| 8 {times} 32K | 20.00 | 19.00 | 10.00 | 1.90 | 120 % (!) {dot} 75 % |",
     ]
+
+
+def test_a_mixed_batch_is_in_the_table_after_the_others_and_not_in_the_plot(
+    tmp_path: Path,
+) -> None:
+    mixed = line("lim", "4x32k+4x1500", 8.0), line("flashinfer", "4x32k+4x1500", 12.0)
+    found = recorded(tmp_path, *mixed, *ROWS)
+    times, dot = "\N{MULTIPLICATION SIGN}", "\N{MIDDLE DOT}"
+    rows = make_section(found).split("\n\n")[0].splitlines()
+    shown = f"| 4 {times} 32K + 4 {times} 1,500 | 12.00 | - | 8.00 | 1.50 | 80 % {dot} 80 % |"
+    assert rows[-1] == shown
+    assert rows[:-1] == make_section(recorded(tmp_path, *ROWS)).split("\n\n")[0].splitlines()
+    assert draw(found) == draw(recorded(tmp_path, *ROWS))
+
+
+def test_rows_without_a_point_are_read_as_before(tmp_path: Path) -> None:
+    old = [{name: value for name, value in row.items() if name != "point"} for row in ROWS]
+    assert recorded(tmp_path, *old) == recorded(tmp_path, *ROWS)
+
+
+def test_formats_of_eight_bits_stand_with_the_model_s_name(tmp_path: Path) -> None:
+    changed = {"quantization": "fp8", "kv_dtype": "torch.float8_e4m3fn"}
+    found = recorded(tmp_path, line("lim", **changed), line("flashinfer", **changed))
+    shown = "weights in fp8, KV cache in float8_e4m3fn, NVIDIA H100"
+    assert f"qwen3-8b shape, dummy weights, {shown}" in make_section(found)
+    assert f"Decode step, qwen3-8b, {shown}" in draw(found)
 
 
 def test_the_order_of_files_and_lines_changes_nothing(tmp_path: Path) -> None:
@@ -139,6 +101,7 @@ def test_real_weights_are_no_dummy_shape(tmp_path: Path) -> None:
         ({"lim_config": {"sinks": 9}}, "settings of LessIsMore ("),
         ({"roles": ["full"] * 4}, "schedules ("),
         ({"kv_dtype": "torch.float8_e5m2"}, "dtypes of the KV cache"),
+        ({"quantization": "fp8"}, "different quantizations of the weights (none, fp8): report"),
         ({"versions": {"torch": "2.12.0"}}, "different versions: report"),
     ],
 )
@@ -160,6 +123,8 @@ def test_rows_that_do_not_belong_together_are_refused_in_one_sentence(
         ([{"kv_capacity": {"lim": 5}, "conditions": CONDITIONS}], "line 1 is no row of"),
         ([line("lim"), line("vllm")], "line 2 is no row of"),
         ([["lim"]], "line 1 is no row of"),
+        ([line("lim") | {"point": "0x5"}], "line 1 is no row of"),
+        ([line("lim") | {"point": 5}], "line 1 is no row of"),
         ([line("lim") | {"conditions": {"commit": "x"}}], "line 1 does not say gpu, driver"),
     ],
 )
@@ -231,50 +196,3 @@ def test_a_refusal_writes_nothing(tmp_path: Path) -> None:
     assert isinstance(done.exception, DataError)
     assert readme.read_text() == "no markers"
     assert not plot.exists()
-
-
-def shapes(svg: str, tag: str, classes: str) -> list[ElementTree.Element]:
-    """Elements of a kind in the panels of a plot, its legend left out."""
-    root = ElementTree.fromstring(svg)
-    found = root.findall(f".//{{*}}g/{{*}}{tag}")
-    return [each for each in found if each.get("class") == classes]
-
-
-def test_a_panel_a_batch_holds_measured_points_and_both_limits(tmp_path: Path) -> None:
-    svg = draw(recorded(tmp_path, *ROWS))
-    texts = [each.text for each in ElementTree.fromstring(svg).iter() if each.text]
-    assert {"1 request", "8 requests", "decode step, ms", "context of each request, tokens"} <= set(
-        texts
-    )
-    assert "Decode step, qwen3-8b, NVIDIA H100 80GB HBM3, budget 2,048" in texts
-    for name in ("dense", "lim"):
-        assert len(shapes(svg, "polyline", f"{name} limit")) == 2
-    told = [each[0].text for each in shapes(svg, "rect", "dense")]
-    assert told == ["1x32768 flashinfer: 8.400 ms", "8x32768 fa3: 19.000 ms"]
-    assert len(shapes(svg, "circle", "lim")) == 3
-    assert "prefers-color-scheme: dark" in svg
-
-
-def height_at(line: ElementTree.Element, x: float) -> float:
-    """How far down a line is at a place, in pixels."""
-    places = [tuple(map(float, each.split(","))) for each in (line.get("points") or "").split()]
-    (x0, y0), (x1, y1) = next(
-        (left, right) for left, right in pairwise(places) if left[0] <= x <= right[0]
-    )
-    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-
-
-def test_a_step_at_its_byte_limit_lies_on_the_limit_s_line(tmp_path: Path) -> None:
-    # 15 GB of weights, and 8 x 32,768 tokens of 4,096 bytes in 4 layers, or in 2 and 2,048 in 2.
-    dense_ms = (15e9 + 8 * 32768 * 4096 * 4) / 3e9
-    lim_ms = (15e9 + 8 * 4096 * (32768 * 2 + 2048 * 2)) / 3e9
-    svg = draw(
-        recorded(tmp_path, line("lim", step_ms=lim_ms), line("flashinfer", step_ms=dense_ms))
-    )
-    (square,), (circle,) = shapes(svg, "rect", "dense"), shapes(svg, "circle", "lim")
-    (dense,), (lim,) = (shapes(svg, "polyline", f"{n} limit") for n in ("dense", "lim"))
-    x, lim_y = float(circle.get("cx") or 0), float(circle.get("cy") or 0)
-    dense_y = float(square.get("y") or 0) + MARK
-    assert height_at(dense, x) == pytest.approx(dense_y, abs=0.5)
-    assert height_at(lim, x) == pytest.approx(lim_y, abs=0.5)
-    assert dense_y < lim_y - 5

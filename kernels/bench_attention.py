@@ -1,0 +1,106 @@
+"""How long attention over a kept set takes, as a REUSE layer runs it: FlashInfer at page size 1.
+
+What is timed is compared with `reference.attend_tokens` before; `bench.py` times it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lim_sglang.kernels.bench import Case
+from lim_sglang.kernels.check import ATTENTION_TOLERANCE, relative_error
+from lim_sglang.kernels.reference import attend_tokens
+from lim_sglang.kernels.scoring import planned_decode
+
+TENSOR_CORES, CUDA_CORES = "sparse-attention", "sparse-attention-cuda-cores"
+ATTENTION_OPS = (TENSOR_CORES, CUDA_CORES)
+"""SGLang decodes on tensor cores from 4 query heads a KV head on, else on CUDA cores."""
+CUDA_CORE_GROUPS = (1, 2, 3, 4, 8)
+"""Query heads a KV head that FlashInfer compiles for CUDA cores (DISPATCH_GQA_GROUP_SIZE)."""
+
+
+@dataclass(frozen=True)
+class KeptAttention:
+    """One decode over kept slots, planned and ready to run again and again.
+
+    Shapes: B rows that keep K slots each of a pool of P = B * context; H query heads, G KV heads,
+    D head_dim.
+    """
+
+    case: Case
+    planned: Any
+    """FlashInfer's wrapper."""
+    query: Tensor
+    """[B, H, D]."""
+    keys: Tensor
+    """[P, G, D]."""
+    values: Tensor
+    """[P, G, D]."""
+    slots: Tensor
+    """[B, K] int32, ascending in a row; no slot belongs to two rows."""
+    output: Tensor
+    """[B, H, D], NaN until it has run."""
+
+    @property
+    def num_bytes(self) -> int:
+        """K and V of the kept tokens, queries and output: what cannot be avoided."""
+        kept = self.slots.numel() * self.case.kv_heads * self.case.dim * self.keys.itemsize
+        return 2 * kept + self.query.nbytes + self.output.nbytes
+
+    def run(self) -> None:
+        """Attend once; a CUDA graph may capture it."""
+        pages = self.keys.unsqueeze(1), self.values.unsqueeze(1)  # of one token
+        self.planned.run(self.query, pages, out=self.output)
+
+    def differences(self) -> list[str]:
+        """Rows of the last run that are not the definition's, beyond the tolerance."""
+        found = []
+        for row in range(self.case.batch):
+            wanted = attend_tokens(
+                self.query[row].float(),
+                self.keys,
+                self.values,
+                self.slots[row].long(),
+                self.case.scale,
+            )
+            error = relative_error(self.output[row], wanted)
+            if not error <= ATTENTION_TOLERANCE[self.case.dtype]:
+                found.append(f"row {row}: attention over the kept slots is off by {error:.1e}")
+        return found
+
+
+def prepare_attention(
+    op: str, case: Case, device: torch.device | str, seed: int = 0
+) -> KeptAttention:
+    """Draw a batch and its kept slots, and plan the decode as for a CUDA graph.
+
+    Raises:
+        ValueError: the operation is unknown.
+    """
+    if op not in ATTENTION_OPS:
+        raise ValueError(f"unknown operation {op!r}; known: {', '.join(ATTENTION_OPS)}")
+    generator = torch.Generator(device).manual_seed(seed)
+    pool = case.batch * case.context
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device, dtype=case.dtype)
+
+    drawn = torch.randperm(pool, generator=generator, device=device)[: case.batch * case.budget]
+    slots = drawn.view(case.batch, case.budget).sort(dim=1).values.int()
+    planned = planned_decode(
+        torch.arange(case.batch + 1, dtype=torch.int32, device=device) * case.budget,
+        slots.view(-1),
+        heads=case.heads,
+        kv_heads=case.kv_heads,
+        head_dim=case.dim,
+        dtype=case.dtype,
+        tensor_cores=op == TENSOR_CORES,
+        in_graph=True,
+    )
+    query = normal(case.batch, case.heads, case.dim)
+    keys, values = (normal(pool, case.kv_heads, case.dim) for _ in range(2))
+    return KeptAttention(
+        case, planned, query, keys, values, slots, torch.full_like(query, torch.nan)
+    )
