@@ -1,5 +1,6 @@
 """The `lim eval` command."""
 
+import operator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,10 +30,14 @@ from lim_sglang.programs.options import (
     TopPOption,
     UrlOption,
 )
+from lim_sglang.programs.prompts import ask_messages
 from lim_sglang.programs.records import Sampling
 
 if TYPE_CHECKING:
     from lim_sglang.programs.endpoint import Endpoint
+
+MOST_AT_ONCE = 64
+"""Samples of one question in flight: the frontend starts a thread for each."""
 
 
 def evaluate(
@@ -106,14 +111,24 @@ def _evaluate(
 
 def draw_with(endpoint: "Endpoint", sampling: Sampling) -> Draw:
     """The majority program on one server, as a run draws with it."""
-    from lim_sglang.programs.majority import run_majority
+    from lim_sglang.programs.drawing import Question
+    from lim_sglang.programs.majority import MAJORITY
+    from lim_sglang.programs.program import run_program
+
+    honoured = sampling.seed is not None and endpoint.honours_seeds
 
     def draw(job: Job, deliver: Deliver) -> None:
-        run_majority(
+        run_program(
+            MAJORITY,
             endpoint,
-            job.question.text,
+            Question(
+                ask_messages(job.question.text),
+                sampling,
+                parallel=MOST_AT_ONCE,
+                seeds_honoured=honoured,
+            ),
             indices=job.indices,
-            sampling=sampling,
+            same=operator.eq,  # the votes are counted when the run is scored
             on_sample=deliver,
         )
 

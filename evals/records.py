@@ -1,13 +1,15 @@
 """A graded sample, and its line in `samples.jsonl`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 from lim_sglang.errors import DataError
 from lim_sglang.programs.records import Sample, SampleState
 
 SAMPLE_FIELDS = tuple(field.name for field in fields(Sample))
+REQUIRED_FIELDS = tuple(field.name for field in fields(Sample) if field.default is MISSING)
+"""The others came later; a line that was written before has their defaults."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,13 @@ class GradedSample:
         """
         if not isinstance(row, Mapping):
             raise DataError("expected an object with a sample's fields")
-        expected = ("question", "gold", "correct", *SAMPLE_FIELDS)
+        expected = ("question", "gold", "correct", *REQUIRED_FIELDS)
         missing = [name for name in expected if name not in row]
         if missing:
             raise DataError(f"has no {', no '.join(missing)}")
         if row["state"] not in list(SampleState):
             raise DataError(f"unknown state {row['state']!r}; expected {', '.join(SampleState)}")
-        sample = {name: row[name] for name in SAMPLE_FIELDS}
+        sample = {name: row[name] for name in SAMPLE_FIELDS if name in row}
         sample["state"] = SampleState(row["state"])
         return cls(
             question_id=row["question"],

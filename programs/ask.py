@@ -1,11 +1,14 @@
 """The `lim ask` command: one question, several chains of thought, the vote while it comes in."""
 
-from typing import TYPE_CHECKING, Annotated
+import json
+from collections.abc import Callable
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from lim_sglang.errors import ServerError
+from lim_sglang.errors import ServerError, errors_in_words
 from lim_sglang.programs.connect import connect
 from lim_sglang.programs.display import VoteDisplay, verdict
 from lim_sglang.programs.judge import AnswerJudge
@@ -14,28 +17,49 @@ from lim_sglang.programs.options import (
     INTERRUPTED,
     ApiKeyOption,
     MaxTokensOption,
+    ProgramOption,
     SamplesOption,
     SeedOption,
+    SettingsOption,
+    SystemOption,
     TemperatureOption,
+    TemplateOption,
+    ThinkingOption,
     TimeoutOption,
     TopKOption,
     TopPOption,
     UrlOption,
+    read_settings,
 )
+from lim_sglang.programs.prompts import MATH_PROMPT, Message, ask_messages
+from lim_sglang.programs.record import ask_record
 from lim_sglang.programs.records import SampleState, Sampling
 
 if TYPE_CHECKING:
     from lim_sglang.programs.endpoint import Endpoint
+    from lim_sglang.programs.program import Outcome, Program
 
 
 def ask(
     question: Annotated[str, typer.Argument(help="A question with one short answer.")],
+    program: ProgramOption = "majority",
     samples: SamplesOption = 8,
+    parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples in flight at once.", show_default="all"),
+    ] = None,
+    settings: SettingsOption = None,
     max_tokens: MaxTokensOption = Sampling.max_tokens,
     temperature: TemperatureOption = Sampling.temperature,
     top_p: TopPOption = Sampling.top_p,
     top_k: TopKOption = Sampling.top_k,
     seed: SeedOption = Sampling.seed,
+    system: SystemOption = None,
+    template: TemplateOption = MATH_PROMPT,
+    thinking: ThinkingOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON record of all that happened.")
+    ] = False,
     url: UrlOption = DEFAULT_URL,
     api_key: ApiKeyOption = None,
     timeout: TimeoutOption = 600.0,
@@ -43,38 +67,96 @@ def ask(
     """Ask a running server and let its samples vote on the answer."""
     if not question.strip():
         raise typer.BadParameter("it is empty.", param_hint="question")
+    messages = ask_messages(question, template=template, system=system)
+    options = read_settings(settings or [])
     sampling = Sampling(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
     console = Console(stderr=True)
-    endpoint = connect(url, api_key, console, timeout_s=timeout, max_concurrency=samples)
-    try:
-        with AnswerJudge() as judge, VoteDisplay(console, samples, judge.same) as display:
-            judge.warm_up()
-            _draw(endpoint, question, samples, sampling, display)
-            last_line = verdict(display.tally, display.samples, display.elapsed_s)
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        endpoint.close()
-    typer.echo(last_line)
+    endpoint = connect(
+        *(url, api_key, console), timeout_s=timeout, max_concurrency=samples, thinking=thinking
+    )
+    with closing(endpoint):
+        from lim_sglang.programs.catalogue import find_program
+
+        chosen = find_program(program)
+        try:
+            outcome = _draw(
+                *(endpoint, chosen, messages, sampling, options, console),
+                samples=samples,
+                parallel=parallel or samples,
+            )
+        except KeyboardInterrupt:
+            console.print("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        record = (
+            ask_record(question, chosen, options, sampling, outcome, endpoint) if as_json else {}
+        )
+    typer.echo(json.dumps(record) if as_json else verdict(outcome))
 
 
 def _draw(
-    endpoint: "Endpoint", question: str, count: int, sampling: Sampling, display: VoteDisplay
-) -> None:
-    """Run the program.
+    endpoint: "Endpoint",
+    program: "Program",
+    messages: tuple[Message, ...],
+    sampling: Sampling,
+    options: dict[str, Any],
+    console: Console,
+    *,
+    samples: int,
+    parallel: int,
+) -> "Outcome":
+    """Run the program and show it.
 
     Raises:
         ServerError: every sample failed.
     """
-    from lim_sglang.programs.majority import run_majority
+    from lim_sglang.programs.drawing import Question
+    from lim_sglang.programs.program import run_program
 
-    drawn = run_majority(
-        endpoint, question, indices=range(count), sampling=sampling, on_sample=display.add
+    question = Question(
+        messages,
+        sampling,
+        parallel=parallel,
+        watched=program.watched or console.is_terminal,
+        seeds_honoured=sampling.seed is not None and endpoint.honours_seeds,
     )
-    if all(sample.state is SampleState.FAILED for sample in drawn):
-        raise ServerError(
-            f"the server failed all {count} samples, the first with: {drawn[0].error}"
+    with (
+        AnswerJudge() as judge,
+        VoteDisplay(console, samples, judge.same, program.order) as display,
+    ):
+        judge.warm_up()
+        outcome = run_program(
+            *(program, endpoint, question),
+            indices=range(samples),
+            same=judge.same,
+            options=options,
+            on_sample=display.add,
+            on_begin=display.begin,
         )
+    failed = [sample for sample in outcome.samples if sample.state is SampleState.FAILED]
+    if failed and len(failed) == len(outcome.samples):
+        raise ServerError(
+            f"the server failed all {len(failed)} samples, the first with: {failed[0].error}"
+        )
+    return outcome
+
+
+def run_script(program: str) -> None:
+    """What the file of a program does as a script: `lim ask` with this program."""
+
+    def script(**options: Any) -> None:
+        ask(**{**options, "program": program})
+
+    script.__doc__ = ask.__doc__
+    script.__signature__ = _without_program(ask)  # type: ignore[attr-defined]
+    with errors_in_words():
+        typer.run(script)
+
+
+def _without_program(command: Callable[..., None]) -> Any:
+    from inspect import signature
+
+    whole = signature(command)
+    kept = [given for name, given in whole.parameters.items() if name != "program"]
+    return whole.replace(parameters=kept)

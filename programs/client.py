@@ -3,8 +3,9 @@
 import asyncio
 import ipaddress
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -98,9 +99,31 @@ class Client:
         Raises:
             RequestError: unreachable, connection lost, out of time, or a status above 399.
         """
+        async with self._in_words(path, timeout_s):
+            response = await self._http.request(method, path, json=body)
+        self._check_status(response, path)
+        return response
+
+    async def lines(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float
+    ) -> AsyncGenerator[str]:
+        """Like `send`, for an answer that comes line by line; the time limit is of all of it."""
+        async with (
+            self._in_words(path, timeout_s),
+            self._http.stream(method, path, json=body) as response,
+        ):
+            if response.status_code >= 400:
+                await response.aread()
+            self._check_status(response, path)
+            async for line in response.aiter_lines():
+                yield line
+
+    @asynccontextmanager
+    async def _in_words(self, path: str, timeout_s: float) -> AsyncIterator[None]:
+        """Limit the time of a request, and say what became of it."""
         try:
             async with asyncio.timeout(timeout_s):
-                response = await self._http.request(method, path, json=body)
+                yield
         except TimeoutError:
             raise RequestTimeoutError(
                 f"{self.url}{path} did not answer within {timeout_s:g} seconds"
@@ -115,8 +138,6 @@ class Client:
             raise RequestError(
                 f"the connection to {self.url} was lost ({type(error).__name__})", retryable=True
             ) from None
-        self._check_status(response, path)
-        return response
 
     def close(self) -> None:
         """Cancel what is running, let it say goodbye to the server, and end the thread."""

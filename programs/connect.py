@@ -11,7 +11,13 @@ if TYPE_CHECKING:
 
 
 def connect(
-    url: str, api_key: str | None, console: Console, *, timeout_s: float, max_concurrency: int
+    url: str,
+    api_key: str | None,
+    console: Console,
+    *,
+    timeout_s: float,
+    max_concurrency: int,
+    thinking: bool | None = None,
 ) -> "Endpoint":
     """The server as a frontend backend, once it is known to be there.
 
@@ -19,6 +25,7 @@ def connect(
         timeout_s: limit of one generation, from sending to the answer.
         max_concurrency: requests in flight at once; a server that says that it runs fewer gets
             fewer, so that no request spends its time waiting there.
+        thinking: on or off for models that can do both; None leaves it to the model's template.
 
     Raises:
         ServerError: nothing answers, the key is wrong, or it is no SGLang server.
@@ -34,4 +41,5 @@ def connect(
         api_key=api_key,
         timeout_s=timeout_s,
         max_concurrency=min(max_concurrency, running or max_concurrency),
+        thinking=thinking,
     )

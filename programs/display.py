@@ -1,8 +1,8 @@
 """The vote as a person sees it come in, and its last line."""
 
 import time
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -11,24 +11,36 @@ from rich.table import Table
 from rich.text import Text
 
 from lim_sglang.programs.records import Sample, SampleState
-from lim_sglang.programs.vote import Tally, tally
+from lim_sglang.programs.running import Running
+from lim_sglang.programs.vote import Order, Same, Tally, tally
+
+if TYPE_CHECKING:
+    from lim_sglang.programs.drawing import Drawing
+    from lim_sglang.programs.program import Outcome
+
+SHOWN = 16
+"""Running samples that have a line of their own."""
 
 
 class VoteDisplay:
     """The vote as it stands: redrawn in place on a terminal, a line a sample elsewhere."""
 
-    def __init__(self, console: Console, total: int, same: Callable[[str, str], bool]) -> None:
+    def __init__(
+        self, console: Console, total: int, same: Same, order: Order = Order.BY_VOTES
+    ) -> None:
         self.samples: list[Sample] = []
         self.tally = tally([], same)
         """The vote of the samples so far."""
         self._console = console
         self._total = total
         self._same = same
-        self._start_s = time.monotonic()
+        self._order = order
+        self._drawing: Drawing | None = None
         self._bar = Progress(
             TextColumn("samples"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         )
         self._task = self._bar.add_task("", total=total)
+        self._start_s = time.monotonic()
         self._live = Live(console=console, get_renderable=self._render, transient=True)
 
     def __enter__(self) -> Self:
@@ -42,15 +54,14 @@ class VoteDisplay:
             if self.samples:
                 self._console.print(vote_table(self.tally))
 
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the question was asked."""
-        return time.monotonic() - self._start_s
+    def begin(self, drawing: "Drawing") -> None:
+        """Show the samples that are running, too."""
+        self._drawing = drawing
 
     def add(self, sample: Sample) -> None:
         """Show one sample more."""
         self.samples.append(sample)
-        self.tally = tally(self.samples, self._same)
+        self.tally = tally(self.samples, self._same, self._order)
         self._bar.advance(self._task)
         place = f"{len(self.samples)}/{self._total}"
         # As text: an answer may hold what rich takes for markup.
@@ -60,13 +71,34 @@ class VoteDisplay:
         self._console.print(line, highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
-        return Group(vote_table(self.tally), self._bar) if self.samples else self._bar
+        parts: list[RenderableType] = [vote_table(self.tally)] if self.samples else []
+        if self._drawing and self._drawing.running:
+            elapsed_s = time.monotonic() - self._start_s
+            parts.append(running_table(list(self._drawing.running.values()), elapsed_s))
+        return Group(*parts, self._bar)
+
+
+def running_table(samples: Sequence[Running], elapsed_s: float) -> Table:
+    """Samples in flight: how long each is, and how fast all of them grow together."""
+    begun = [sample for sample in samples if sample.has_started]
+    table = Table("sample", "tokens", "state", box=None, header_style="bold")
+    for sample in sorted(begun, key=lambda sample: sample.index)[:SHOWN]:
+        state = "ending" if sample.is_cancelled else "running" if sample.num_tokens else "waiting"
+        table.add_row(str(sample.index), f"{sample.num_tokens:,}", state)
+    more = len(begun) - SHOWN
+    if more > 0:
+        table.add_row("…", "", f"{more} more")
+    total = sum(sample.num_tokens for sample in begun)
+    table.caption = f"{total:,} tokens in flight after {elapsed_s:.0f} s"
+    return table
 
 
 def describe(sample: Sample) -> str:
     """One sample in a line."""
     if sample.state is SampleState.FAILED:
         return f"failed: {sample.error}"
+    if sample.state is SampleState.ABORTED:
+        return f"stopped  ({sample.num_tokens} tokens, {sample.latency_s:.1f} s)"
     cut = ", cut off" if sample.state is SampleState.TRUNCATED else ""
     answer = "no answer" if sample.answer is None else sample.answer
     return f"{answer}  ({sample.num_tokens} tokens, {sample.latency_s:.1f} s{cut})"
@@ -80,7 +112,12 @@ def standing(vote: Tally) -> str:
 
 def silent(vote: Tally) -> dict[str, int]:
     """Samples without a vote, by reason."""
-    return {"no answer": vote.unanswered, "cut off": vote.truncated, "failed": vote.failed}
+    return {
+        "no answer": vote.unanswered,
+        "cut off": vote.truncated,
+        "stopped": vote.aborted,
+        "failed": vote.failed,
+    }
 
 
 def vote_table(vote: Tally) -> Table:
@@ -94,12 +131,13 @@ def vote_table(vote: Tally) -> Table:
     return table
 
 
-def verdict(vote: Tally, samples: list[Sample], elapsed_s: float) -> str:
-    """The last line: answer, votes, tokens, seconds."""
-    votes = f"{vote.votes} of {len(samples)} votes"
+def verdict(outcome: "Outcome") -> str:
+    """The last line: answer, votes, tokens spent and saved, seconds."""
+    vote = outcome.vote
+    votes = f"{vote.votes} of {outcome.num_asked - vote.aborted - outcome.num_undrawn} votes"
     answer = (
         f"answer: {vote.winner}  ({votes}" if vote.winner is not None else f"no answer  ({votes}"
     )
-    tokens = sum(sample.num_tokens for sample in samples)
     failed = f", {vote.failed} failed" if vote.failed else ""
-    return f"{answer}{failed}, {tokens:,} tokens, {elapsed_s:.1f} s)"
+    saved = f", about {outcome.saved_tokens:,} saved" if outcome.settled else ""
+    return f"{answer}{failed}, {outcome.spent_tokens:,} tokens{saved}, {outcome.elapsed_s:.1f} s)"

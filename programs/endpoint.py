@@ -9,38 +9,38 @@ the frontend turns an exception in a branch into a KeyError somewhere else.
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, replace
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from lim_sglang.compat import BaseBackend, ChatTemplate
+from lim_sglang.programs.chat import (
+    Generation,
+    StreamReader,
+    as_stream,
+    chat_request,
+    read_answer,
+)
 from lim_sglang.programs.client import Client, RequestError, RequestTimeoutError
+from lim_sglang.programs.running import Running
 
 SEED = "seed"
 """A branch's variable with the seed that its generations are sent."""
+RUNNING = "running"
+"""A branch's variable with its `Running`; without one, nobody can end its generation early."""
 
 RETRY_DELAYS_S = (0.5, 2.0)
 """Pauses before a request that may succeed later is tried again."""
 ABORT_TIMEOUT_S = 3.0
+"""For one word to the server, and for all that it says about a generation that was ended."""
+ABORT_AGAIN_S = 0.5
+"""The server forgets an abort that overtakes its request, so it is told again."""
 
 TRANSPARENT = ChatTemplate("transparent", default_system_prompt=None, role_prefix_and_suffix={})
 """Adds nothing to the messages: the server renders them."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What the server made of one request, or why it made nothing. The branch's `meta_info`."""
-
-    rid: str
-    text: str = ""
-    num_tokens: int = 0
-    truncated: bool = False
-    """`max_new_tokens` was reached before the model ended its turn."""
-    latency_s: float = 0.0
-    """From sending to the answer, of the last try; waiting for a free place is no part of it."""
-    error: str | None = None
 
 
 class Endpoint(BaseBackend):
@@ -53,12 +53,14 @@ class Endpoint(BaseBackend):
         api_key: str | None = None,
         timeout_s: float = 600.0,
         max_concurrency: int = 64,
+        thinking: bool | None = None,
     ) -> None:
         """Connects to nothing yet.
 
         Args:
             timeout_s: limit of one generation, from sending to the answer.
             max_concurrency: requests that the server is given at once; others wait here.
+            thinking: on or off for models that can do both; None leaves it to the model's template.
 
         Raises:
             ServerError: `url` is no HTTP address.
@@ -66,6 +68,7 @@ class Endpoint(BaseBackend):
         super().__init__()
         self.chat_template = TRANSPARENT
         self._timeout_s = timeout_s
+        self._thinking = thinking
         self._places = asyncio.Semaphore(max_concurrency)
         self._client = Client(url, api_key=api_key)
 
@@ -74,6 +77,13 @@ class Endpoint(BaseBackend):
         info: dict[str, Any] = self._client.get("/server_info")
         return info
 
+    def about(self) -> dict[str, Any]:
+        """What of the server an answer depends on; raises `ServerError`."""
+        info = self.server_info()
+        live = (info.get("internal_states") or [{}])[0].get("lim") or {}
+        about = {name: info.get(name) for name in ("model_path", "version", "random_seed")}
+        return about | {"url": self._client.url, "lim_config": live.get("config")}
+
     @cached_property
     def honours_seeds(self) -> bool:
         """Whether equal seeds give equal samples; raises `ServerError`."""
@@ -81,9 +91,12 @@ class Endpoint(BaseBackend):
 
     def generate(self, s: Any, sampling_params: Any) -> tuple[str, Generation]:
         """Called by the frontend for `sgl.gen`: the next turn after the branch's messages."""
-        body = chat_request(s.messages_, sampling_params, s.variables.get(SEED))
+        running: Running = s.variables.get(RUNNING) or Running(0)
+        body = chat_request(
+            s.messages_, sampling_params, s.variables.get(SEED), thinking=self._thinking
+        )
         try:
-            found = self._client.start(self._generate(body)).result()
+            found = self._client.start(self._generate(body, running)).result()
         except (RequestError, CancelledError) as error:
             # Closed while this waited.
             found = Generation(new_rid(), error=str(error) or "the connection was closed")
@@ -93,31 +106,84 @@ class Endpoint(BaseBackend):
         """Abort what is running and end the connection; every waiting branch gets an error."""
         self._client.close()
 
-    async def _generate(self, body: Mapping[str, Any]) -> Generation:
+    async def _generate(self, body: Mapping[str, Any], running: Running) -> Generation:
+        cancelled = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        # The loop may be closed by then, and with it all that could be cancelled.
+        running.when_cancelled(lambda: _call(loop, cancelled.set))
         async with self._places:
+            running.has_started = not cancelled.is_set()
             for delay_s in (*RETRY_DELAYS_S, None):
                 rid = new_rid()
+                if cancelled.is_set():
+                    return Generation(rid, aborted=True)
                 start_s = time.monotonic()
                 try:
-                    answer = await self._ask({**body, "rid": rid}, rid)
-                    found = read_answer(answer, rid)
+                    found = await self._try({**body, "rid": rid}, running, cancelled)
+                    if found.aborted and not cancelled.is_set():
+                        raise RequestError("the server aborted the request", retryable=True)
                 except RequestError as error:
-                    if error.retryable and delay_s is not None:
-                        await asyncio.sleep(delay_s)
+                    if error.retryable and delay_s is not None and not cancelled.is_set():
+                        with suppress(TimeoutError):
+                            await asyncio.wait_for(cancelled.wait(), delay_s)
                         continue
                     found = Generation(rid, error=str(error))
                 return replace(found, latency_s=time.monotonic() - start_s)
         raise AssertionError("the last try returns")
 
-    async def _ask(self, body: Mapping[str, Any], rid: str) -> Any:
+    async def _try(
+        self, body: Mapping[str, Any], running: Running, cancelled: asyncio.Event
+    ) -> Generation:
         """One try. What the server may still be busy with is aborted."""
+        rid = body["rid"]
+        reader = StreamReader(rid)
+        request = asyncio.ensure_future(self._ask(body, running, reader))
+        ending = asyncio.ensure_future(cancelled.wait())
         try:
-            return await self._client.fetch(
-                "POST", "/v1/chat/completions", body, timeout_s=self._timeout_s
-            )
+            await asyncio.wait({request, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not request.done():
+                return await self._end_early(request, reader)
+            return await request
         except (RequestTimeoutError, asyncio.CancelledError):
             await self._abort(rid)
             raise
+        finally:
+            ending.cancel()
+            request.cancel()
+
+    async def _ask(
+        self, body: Mapping[str, Any], running: Running, reader: StreamReader
+    ) -> Generation:
+        path = "/v1/chat/completions"
+        if not running.watched:
+            answer = await self._client.fetch("POST", path, body, timeout_s=self._timeout_s)
+            return read_answer(answer, body["rid"])
+        watch = running.on_confidence
+        stream = as_stream(body, logprobs=watch is not None)
+        lines = self._client.lines("POST", path, stream, timeout_s=self._timeout_s)
+        async with aclosing(lines):
+            async for line in lines:
+                confidences = reader.read(line)
+                running.num_tokens = reader.found.num_tokens
+                if watch and any(watch(confidence) for confidence in confidences):
+                    running.cancel()
+        if not reader.is_whole:
+            raise RequestError("the server ended the stream before the answer", retryable=True)
+        return reader.result()
+
+    async def _end_early(
+        self, request: "asyncio.Future[Generation]", reader: StreamReader
+    ) -> Generation:
+        """Abort a request, and wait for what the server says about it as long as that is quick."""
+        rid = reader.found.rid
+        deadline = time.monotonic() + ABORT_TIMEOUT_S
+        while time.monotonic() < deadline and not request.done():
+            await self._abort(rid)
+            await asyncio.wait({request}, timeout=ABORT_AGAIN_S)
+        if request.done():
+            with suppress(RequestError):  # lost, but nobody wants it any more
+                return replace(await request, aborted=not (await request).truncated)
+        return replace(reader.result(), aborted=True)
 
     async def _abort(self, rid: str) -> None:
         try:
@@ -128,46 +194,9 @@ class Endpoint(BaseBackend):
             return  # the server is gone, and the request with it
 
 
-def chat_request(
-    messages: Sequence[Mapping[str, str]], sampling_params: Any, seed: int | None
-) -> dict[str, Any]:
-    """The body of one chat completion, without its id.
-
-    Args:
-        sampling_params: SGLang's `SglSamplingParams`.
-    """
-    body = {
-        "model": "default",
-        "messages": list(messages),
-        "max_tokens": sampling_params.max_new_tokens,
-        "temperature": sampling_params.temperature,
-        "top_p": sampling_params.top_p,
-        "top_k": sampling_params.top_k,
-        # One text, as the model wrote it, also where the server has a reasoning parser.
-        "separate_reasoning": False,
-    }
-    if sampling_params.stop:
-        body["stop"] = sampling_params.stop
-    if seed is not None:
-        body["seed"] = seed
-    return body
-
-
-def read_answer(answer: Any, rid: str) -> Generation:
-    """Read a chat completion.
-
-    Raises:
-        RequestError: the server aborted the request, or the answer has another form.
-    """
-    try:
-        choice = answer["choices"][0]
-        text, reason = choice["message"]["content"] or "", choice["finish_reason"]
-        num_tokens = int(answer["usage"]["completion_tokens"])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise RequestError(f"the answer is no chat completion ({error!r})") from None
-    if reason == "abort":
-        raise RequestError("the server aborted the request", retryable=True)
-    return Generation(rid, text, num_tokens, truncated=reason == "length")
+def _call(loop: asyncio.AbstractEventLoop, callback: Any) -> None:
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(callback)
 
 
 def new_rid() -> str:

@@ -29,6 +29,8 @@ MAX_MEMORY = 4 * 1024**3
 CACHE_SIZE = 65_536
 
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathbf|mathrm|mbox)\{([^{}]*)\}")
+_CHOICE = re.compile(r"^\(?\s*([A-J])\s*\)$")
+"""A letter of a multiple choice in brackets, or before one; a small letter is a variable."""
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +129,7 @@ class AnswerJudge:
 
 
 def _bare(answer: str) -> str:
-    return tidy(_TEXT_COMMAND.sub(r"\1", answer))
+    return _CHOICE.sub(r"\1", tidy(_TEXT_COMMAND.sub(r"\1", answer)))
 
 
 class _Worker:

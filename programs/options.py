@@ -1,8 +1,11 @@
 """Command-line options that every command which draws samples understands."""
 
+import math
 from typing import Annotated
 
 import typer
+
+from lim_sglang.errors import ConfigError
 
 DEFAULT_URL = "http://127.0.0.1:30000"
 INTERRUPTED = 130
@@ -70,9 +73,64 @@ SeedOption = Annotated[
         help="Sample i is sent SEED + i. SGLang heeds it only in deterministic inference.",
     ),
 ]
+ProgramOption = Annotated[
+    str,
+    typer.Option(
+        "--program",
+        help="single, majority, adaptive, early_stop, short, confidence or budget.",
+    ),
+]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="An option of the program: confidence of adaptive; window of early_stop; wanted of "
+        "short; tokens of budget; warm_up, keep, agreement, window of confidence. May be repeated.",
+    ),
+]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", help="A system prompt.", show_default="none")
+]
+TemplateOption = Annotated[
+    str,
+    typer.Option(
+        "--template", help="What the question is wrapped in, with {question} where it goes."
+    ),
+]
+ThinkingOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--thinking/--no-thinking",
+        help="For models that can think or not.",
+        show_default="the model's own",
+    ),
+]
 TimeoutOption = Annotated[
     float,
     typer.Option(
         "--timeout", min=1.0, max=86400.0, help="Seconds that the server has for one sample."
     ),
 ]
+
+
+def read_settings(texts: list[str]) -> dict[str, int | float]:
+    """Read NAME=VALUE options of a program; each name once.
+
+    Raises:
+        ConfigError: a text of another form.
+    """
+    settings: dict[str, int | float] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not sign or not name or not math.isfinite(number):
+            raise ConfigError(f"--set takes NAME=VALUE with a number, not {text!r}")
+        if name in settings:
+            raise ConfigError(f"--set {name} is given twice")
+        settings[name] = int(number) if number.is_integer() else number
+    return settings

@@ -13,6 +13,8 @@ class SampleState(StrEnum):
     """`max_tokens` was reached first."""
     FAILED = "failed"
     """The server or the connection failed; `Sample.error` says how."""
+    ABORTED = "aborted"
+    """Its program was settled, or a person stopped it, before the sample ended."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class Sampling:
     """Base seed; sample i is sent `seed + i`. SGLang drops it unless it runs deterministically."""
     top_k: int = 20
     """-1: no limit."""
+
+    def seed_of(self, index: int) -> int | None:
+        """The seed that one sample is sent."""
+        return None if self.seed is None else self.seed + index
 
 
 @dataclass(frozen=True)
@@ -47,3 +53,7 @@ class Sample:
     rid: str
     """The request id at the server."""
     error: str | None = None
+    num_reasoning_tokens: int = 0
+    """Of `num_tokens`, before the end of the thoughts."""
+    confidence: float | None = None
+    """DeepConf's lowest group confidence of the chain (`stopping.py`); None without logprobs."""

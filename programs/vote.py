@@ -1,9 +1,25 @@
 """The vote over the samples of one question: pure, and the same whatever order they ended in."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from lim_sglang.programs.records import Sample, SampleState
+
+Same = Callable[[str, str], bool]
+"""Whether two answers are equal."""
+
+
+class Order(StrEnum):
+    """How groups are ranked. What still ties goes to the group with the earlier sample."""
+
+    BY_VOTES = "votes"
+    """More votes, then more weight: self-consistency, arXiv 2203.11171."""
+    BY_CONFIDENCE = "confidence"
+    """More weight, then more votes: DeepConf's confidence-weighted vote, arXiv 2508.15260."""
+    SHORTER_FIRST = "shorter"
+    """More votes, then the shortest chain: short-m@k, arXiv 2505.17813."""
 
 
 @dataclass(frozen=True)
@@ -14,6 +30,10 @@ class Group:
     """As the earliest of them wrote it."""
     indices: tuple[int, ...]
     """`Sample.index` of each, ascending."""
+    weight: float
+    """Sum of their confidences; where not every sample with a vote has one, the votes."""
+    shortest: int
+    """Tokens of the shortest of them."""
 
     @property
     def votes(self) -> int:
@@ -23,19 +43,21 @@ class Group:
 
 @dataclass(frozen=True)
 class Tally:
-    """Where each sample went: into one group, or into exactly one of the three counts."""
+    """Where each sample went: into one group, or into exactly one of the four counts."""
 
     groups: tuple[Group, ...]
-    """Most votes first; at a tie the group with the earlier sample first."""
+    """As the order ranks them."""
     unanswered: int
     """Finished without stating an answer."""
     truncated: int
     """Reached `max_tokens` before stating an answer."""
     failed: int
+    aborted: int
+    """Ended early; what they say so far is no vote."""
 
     @property
     def winner(self) -> str | None:
-        """The answer with the most votes, None where no sample states one."""
+        """The answer of the first group, None where no sample states one."""
         return self.groups[0].answer if self.groups else None
 
     @property
@@ -43,28 +65,57 @@ class Tally:
         """Votes of the winner."""
         return self.groups[0].votes if self.groups else 0
 
+    @property
+    def margin(self) -> int:
+        """Votes of the winner minus those of the second group; negative where weight beat votes."""
+        second = self.groups[1].votes if len(self.groups) > 1 else 0
+        return self.votes - second
 
-def tally(samples: Sequence[Sample], same: Callable[[str, str], bool]) -> Tally:
+
+def tally(samples: Sequence[Sample], same: Same, order: Order = Order.BY_VOTES) -> Tally:
     """Group the answers of one question's samples.
 
     Args:
         same: whether two answers are equal. An answer joins the first group whose earliest
             answer it equals.
+        order: which group comes first.
     """
-    groups: dict[str, list[int]] = {}
+    groups: dict[str, list[Sample]] = {}
     silent = []
     for sample in sorted(samples, key=lambda sample: sample.index):
-        if sample.state is SampleState.FAILED or sample.answer is None:
+        if sample.answer is None or sample.state in (SampleState.FAILED, SampleState.ABORTED):
             silent.append(sample.state)
             continue
         answer = sample.answer
         leader = next((known for known in groups if known == answer or same(known, answer)), answer)
-        groups.setdefault(leader, []).append(sample.index)
-    # sorted() is stable and the groups stand in the order of their earliest sample.
-    ranked = sorted(groups.items(), key=lambda item: -len(item[1]))
+        groups.setdefault(leader, []).append(sample)
+    weighted = all(sample.confidence is not None for group in groups.values() for sample in group)
+    found = [_group(answer, voters, weighted) for answer, voters in groups.items()]
     return Tally(
-        groups=tuple(Group(answer, tuple(indices)) for answer, indices in ranked),
+        groups=tuple(sorted(found, key=lambda group: _rank(group, order))),
         unanswered=silent.count(SampleState.FINISHED),
         truncated=silent.count(SampleState.TRUNCATED),
         failed=silent.count(SampleState.FAILED),
+        aborted=silent.count(SampleState.ABORTED),
     )
+
+
+def _group(answer: str, voters: Sequence[Sample], weighted: bool) -> Group:
+    # fsum rounds once, so that equal groups weigh the same to the last bit.
+    weight = math.fsum(sample.confidence or 0.0 for sample in voters) if weighted else len(voters)
+    return Group(
+        answer=answer,
+        indices=tuple(sample.index for sample in voters),
+        weight=float(weight),
+        shortest=min(sample.num_tokens for sample in voters),
+    )
+
+
+def _rank(group: Group, order: Order) -> tuple[float, ...]:
+    """The lower, the earlier."""
+    votes, weight, earliest = -group.votes, -group.weight, group.indices[0]
+    return {
+        Order.BY_VOTES: (votes, weight, earliest),
+        Order.BY_CONFIDENCE: (weight, votes, earliest),
+        Order.SHORTER_FIRST: (votes, group.shortest, earliest),
+    }[order]

@@ -8,8 +8,7 @@ from rich.console import Console
 
 from lim_sglang.errors import ServerError
 from lim_sglang.programs.connect import connect
-from lim_sglang.programs.majority import run_majority
-from lim_sglang.programs.records import Sampling
+from tests.programs.drawn import run_on
 from tests.programs.fake_server import Reply, completion, serving
 
 CONSOLE = Console(quiet=True)
@@ -24,7 +23,7 @@ def test_a_server_is_not_given_more_than_it_says_it_runs() -> None:
 
     with serving(answer, max_running_requests=2) as fake:
         endpoint = connect(fake.url, None, CONSOLE, timeout_s=20, max_concurrency=64)
-        run_majority(endpoint, "Why?", indices=range(8), sampling=Sampling())
+        run_on(endpoint, 8)
         endpoint.close()
     assert len(fake.requests) == 8
     assert fake.most_running == 2

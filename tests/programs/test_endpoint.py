@@ -9,7 +9,8 @@ import pytest
 
 from lim_sglang.errors import ServerError
 from lim_sglang.programs import endpoint as endpoint_module
-from lim_sglang.programs.endpoint import SEED, Endpoint, Generation, chat_request, new_rid
+from lim_sglang.programs.chat import Generation, chat_request
+from lim_sglang.programs.endpoint import SEED, Endpoint, new_rid
 from tests.programs.fake_server import FakeServer, Reply, completion, eventually, serving
 
 PARAMS = SimpleNamespace(max_new_tokens=64, temperature=0.6, top_p=0.95, top_k=20, stop=[])

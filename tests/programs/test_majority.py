@@ -4,44 +4,24 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from lim_sglang.programs import majority as majority_module
-from lim_sglang.programs.endpoint import Endpoint
-from lim_sglang.programs.majority import run_majority
-from lim_sglang.programs.records import Sample, SampleState, Sampling
-from tests.programs.fake_server import FakeServer, Reply, completion, serving
+from lim_sglang.programs.records import Sample, SampleState
+from tests.programs.drawn import draw
+from tests.programs.fake_server import Reply, completion, serving
 
 SCRIPT = Path(__file__).parents[2] / "programs" / "majority.py"
 
 
-def draw(
-    fake: FakeServer,
-    count: int,
-    on_sample: Callable[[Sample], None] = lambda _: None,
-    **options: Any,
-) -> list[Sample]:
+def draw_samples(*arguments: Any, **how: Any) -> list[Sample]:
     """The samples of one question."""
-    endpoint = Endpoint(fake.url)
-    try:
-        return run_majority(
-            endpoint,
-            "What is 17 * 23?",
-            indices=range(count),
-            sampling=Sampling(**options),
-            on_sample=on_sample,
-        )
-    finally:
-        endpoint.close()
+    return list(draw(*arguments, **how).samples)
 
 
 def test_each_sample_is_a_request_of_its_own_with_its_own_seed() -> None:
     with serving(lambda _: completion("\\boxed{391}")) as fake:
-        samples = draw(fake, 5, seed=40, max_tokens=9)
+        samples = draw_samples(fake, 5, seed=40, max_tokens=9)
     assert [sample.index for sample in samples] == list(range(5))
     assert {sample.answer for sample in samples} == {"391"}
     assert sorted(request["seed"] for request in fake.requests) == [40, 41, 42, 43, 44]
@@ -68,7 +48,7 @@ def test_samples_are_delivered_as_they_end_and_returned_in_order() -> None:
             others.set()
 
     with serving(answer) as fake:
-        samples = draw(fake, 3, note, seed=0)
+        samples = draw_samples(fake, 3, note, seed=0)
     assert [sample.index for sample in samples] == [0, 1, 2]
     assert ended[-1] == 0
 
@@ -76,17 +56,17 @@ def test_samples_are_delivered_as_they_end_and_returned_in_order() -> None:
 def test_failures_are_samples_of_their_own_state() -> None:
     replies = {0: completion("\\boxed{1}"), 1: completion("and", reason="length"), 2: (400, {})}
     with serving(lambda request: replies[request["seed"]]) as fake:
-        samples = draw(fake, 3, seed=0)
+        samples = draw_samples(fake, 3, seed=0)
     states = [SampleState.FINISHED, SampleState.TRUNCATED, SampleState.FAILED]
     assert [sample.state for sample in samples] == states
     assert samples[2].error
     assert samples[2].answer is None
 
 
-def test_more_samples_than_a_wave_holds_are_all_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(majority_module, "WAVE", 4)
+def test_more_samples_than_may_run_at_once_are_all_drawn() -> None:
     with serving(lambda _: completion("\\boxed{2}")) as fake:
-        samples = draw(fake, 10, seed=0)
+        samples = draw_samples(fake, 10, seed=0, parallel=4)
+    assert fake.most_running <= 4
     assert Counter(request["seed"] for request in fake.requests) == Counter(range(10))
     assert len(samples) == 10
     assert {len(request["messages"]) for request in fake.requests} == {1}
@@ -94,7 +74,7 @@ def test_more_samples_than_a_wave_holds_are_all_drawn(monkeypatch: pytest.Monkey
 
 def test_seeds_are_marked_where_the_server_honours_them() -> None:
     with serving(lambda _: completion(""), deterministic=True) as fake:
-        samples = draw(fake, 1, seed=3)
+        samples = draw_samples(fake, 1, seed=3)
     assert samples[0].seed_honoured
 
 

@@ -9,6 +9,7 @@ def make_sample(
     state: SampleState = SampleState.FINISHED,
     *,
     num_tokens: int = 10,
+    confidence: float | None = None,
     error: str = "connection refused",
 ) -> Sample:
     """A sample that says its answer; a failed one has the error."""
@@ -23,4 +24,5 @@ def make_sample(
         seed_honoured=False,
         rid=f"r{index}",
         error=error if state is SampleState.FAILED else None,
+        confidence=confidence,
     )

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from lim_sglang.programs.display import VoteDisplay, describe, standing, verdict
+from lim_sglang.programs.program import Outcome
 from lim_sglang.programs.records import Sample, SampleState
 from lim_sglang.programs.vote import tally
 from tests.unit.samples import make_sample
@@ -23,6 +24,14 @@ SAMPLES = [
 def same(a: str, b: str) -> bool:
     """Equality of texts."""
     return a == b
+
+
+def outcome(
+    samples: list[Sample], *, num_asked: int | None = None, settled: bool = False
+) -> Outcome:
+    """What a program made of a question."""
+    vote = tally(samples, same)
+    return Outcome(tuple(samples), vote, num_asked or len(samples), settled, 12.34)
 
 
 def shown(samples: list[Sample], *, terminal: bool) -> str:
@@ -55,13 +64,19 @@ def test_the_standing_counts_every_sample_once() -> None:
 
 
 def test_the_verdict_says_answer_votes_failures_tokens_and_seconds() -> None:
-    line = verdict(tally(SAMPLES, same), SAMPLES, 12.34)
+    line = verdict(outcome(SAMPLES))
     assert line == "answer: 391  (2 of 6 votes, 1 failed, 50 tokens, 12.3 s)"
+
+
+def test_the_verdict_of_a_settled_vote_says_what_it_saved() -> None:
+    stopped = make_sample(6, None, SampleState.ABORTED, num_tokens=4)
+    line = verdict(outcome([*SAMPLES[:3], stopped], num_asked=6, settled=True))
+    assert line == "answer: 391  (2 of 3 votes, 34 tokens, about 26 saved, 12.3 s)"
 
 
 def test_a_vote_without_answers_is_said_to_have_none() -> None:
     silent = SAMPLES[3:5]
-    assert verdict(tally(silent, same), silent, 1.0).startswith("no answer  (0 of 2 votes, ")
+    assert verdict(outcome(silent)).startswith("no answer  (0 of 2 votes, ")
 
 
 def test_without_a_terminal_each_sample_is_a_line_with_the_vote_so_far() -> None:

@@ -49,6 +49,20 @@ def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
         assert folder.samples == written
 
 
+def test_lines_from_before_a_field_was_there_have_its_default(tmp_path: Path) -> None:
+    begin(tmp_path).__exit__(None, None, None)
+    row = graded(0).to_row()
+    added = {"error": None, "num_reasoning_tokens": 0, "confidence": None}
+    old = {name: value for name, value in row.items() if name not in added}
+    assert row == old | added
+    (tmp_path / "samples.jsonl").write_text(json.dumps(old) + "\n")
+    with begin(tmp_path) as folder:
+        assert folder.samples == [graded(0)]
+        folder.append(graded(1, num_reasoning_tokens=9, confidence=17.25))
+    with begin(tmp_path) as folder:
+        assert folder.samples[1].sample.confidence == 17.25
+
+
 def test_a_sample_is_on_disk_when_append_returns(tmp_path: Path) -> None:
     with begin(tmp_path) as folder:
         folder.append(graded())

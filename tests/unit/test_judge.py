@@ -94,12 +94,47 @@ def test_equal_values_are_equal_answers(
 
 @pytest.mark.parametrize(
     ("gold", "prediction", "expected"),
-    [("4210_5", "4210_6", True), ("(1,2)", "x=1,y=2", True), ("1000", "1e3", False)],
+    [
+        ("4210_5", "4210_6", True),
+        ("(1,2)", "x=1,y=2", True),
+        ("1000", "1e3", False),
+        ("B", "b", True),
+    ],
 )
 def test_what_math_verify_gets_wrong(
     judge: AnswerJudge, gold: str, prediction: str, expected: bool
 ) -> None:
     assert judge.correct(gold, prediction) is expected
+
+
+@pytest.mark.parametrize(
+    ("gold", "prediction", "expected"),
+    [
+        ("B", "(B)", True),
+        ("B", "B.", True),
+        ("B", "B)", True),
+        ("B", r"\text{B}", True),
+        ("B", r"\textbf{(B)}", True),
+        ("(A)", r"\text{A.}", True),
+        ("J", "( J )", True),
+        (r"\mathrm{(C)}", "**C)**", True),
+        ("$D$", r"\textbf{D)}", True),
+        ("B", "C)", False),
+        ("(B)", "(C)", False),
+        (r"\text{(B)}", r"\text{(D)}", False),
+        ("B", "b)", False),
+        ("b", "b)", False),
+        ("K", "K)", False),
+        ("A", "(A", False),
+        ("A", "(A,B)", False),
+        ("B", "(B) 42", False),
+    ],
+)
+def test_a_choice_is_its_letter_however_it_is_written(
+    judge: AnswerJudge, gold: str, prediction: str, expected: bool
+) -> None:
+    assert judge.correct(gold, prediction) is judge.correct(prediction, gold) is expected
+    assert judge.same(gold, prediction) is judge.same(prediction, gold) is expected
 
 
 Workers = Callable[[], list[psutil.Process]]
@@ -124,6 +159,7 @@ def test_no_worker_starts_for_texts_that_tell_by_themselves(workers: Workers) ->
     with AnswerJudge() as judge:
         assert judge.same("5", "5")
         assert judge.correct(r"\text{(C)}", " **(C)**.")
+        assert judge.same(r"\textbf{(C)}", "C)")
         assert not judge.same("5" * (MAX_LENGTH + 1), "5")
         assert workers() == []
 

@@ -1,0 +1,37 @@
+"""Adaptive-Consistency: stop once the leading answer is probably the more frequent one.
+
+Source, criterion and guarantee: `stopping.PosteriorRule`, after Aggarwal et al., "Let's Sample Step
+by Step", arXiv 2305.11860. The paper draws at most 40 samples, one after the other; here several
+are in flight, and those that are not needed are aborted. Also a script:
+`python programs/adaptive.py QUESTION --samples 40`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sglang as sgl
+
+from lim_sglang.programs.drawing import Drawing, add_messages
+from lim_sglang.programs.program import Program
+from lim_sglang.programs.stopping import PosteriorRule
+
+
+@sgl.function
+def adaptive(s: Any, drawing: Drawing, indices: Sequence[int], confidence: float = 0.95) -> None:
+    """Draw samples until the leader is more probable than the second with this confidence."""
+    add_messages(s, drawing.question.messages)
+    drawing.draw(s, indices, PosteriorRule(confidence))
+
+
+ADAPTIVE = Program(
+    "adaptive",
+    adaptive,
+    stops_when="the leader's Beta posterior passes a confidence",
+    source="Adaptive-Consistency, arXiv 2305.11860",
+)
+
+
+if __name__ == "__main__":
+    from lim_sglang.programs.ask import run_script
+
+    run_script(ADAPTIVE.name)

@@ -1,0 +1,36 @@
+"""A token budget for the whole question: what has finished when it is spent votes.
+
+No paper's method: the baseline that others are compared with at equal cost. Also a script:
+`python programs/budget.py QUESTION --tokens 8192`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sglang as sgl
+
+from lim_sglang.programs.drawing import Drawing, add_messages
+from lim_sglang.programs.program import Program
+from lim_sglang.programs.stopping import TokenBudgetRule
+
+
+@sgl.function
+def budget(s: Any, drawing: Drawing, indices: Sequence[int], tokens: int = 16384) -> None:
+    """Draw samples until all of them together have generated so many tokens."""
+    add_messages(s, drawing.question.messages)
+    drawing.draw(s, indices, TokenBudgetRule(tokens))
+
+
+BUDGET = Program(
+    "budget",
+    budget,
+    stops_when="a token budget for the whole question is spent",
+    source="ours; a baseline at equal cost",
+    watched=True,
+)
+
+
+if __name__ == "__main__":
+    from lim_sglang.programs.ask import run_script
+
+    run_script(BUDGET.name)

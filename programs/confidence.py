@@ -1,0 +1,67 @@
+"""DeepConf, online: chains of low confidence are aborted, and the others vote by confidence.
+
+Source and what is ours: `stopping.ConsensusRule` and `GroupConfidence`, after Fu et al., "Deep
+Think with Confidence", arXiv 2508.15260. A warm-up of whole chains gives the threshold under which
+later chains are aborted. Asks the server for log-probabilities. Also a script:
+`python programs/confidence.py QUESTION --samples 32`.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import sglang as sgl
+
+from lim_sglang.programs.drawing import Drawing, add_messages
+from lim_sglang.programs.program import DRAWN_WHOLE, Program
+from lim_sglang.programs.stopping import (
+    WINDOW,
+    ConsensusRule,
+    GroupConfidence,
+    Never,
+    confidence_threshold,
+)
+from lim_sglang.programs.vote import Order
+
+
+@sgl.function
+def confidence(
+    s: Any,
+    drawing: Drawing,
+    indices: Sequence[int],
+    warm_up: int = 16,
+    keep: float = 0.1,
+    agreement: float = 0.95,
+    window: int = WINDOW,
+) -> None:
+    """Draw the warm-up whole, then the rest under its threshold until the leader's share is enough.
+
+    `keep` is the paper's eta: 0.1 is DeepConf-low, 0.9 DeepConf-high.
+    """
+    rule = ConsensusRule(agreement, warm_up)
+    measure = partial(GroupConfidence, window)
+    add_messages(s, drawing.question.messages)
+    drawing.draw(s, indices[:warm_up], Never(), confidence=measure)
+    whole = [sample for sample in drawing.ended if sample.state in DRAWN_WHOLE]
+    rest = indices[warm_up:]
+    if not rest or not whole or drawing.settles(rule):
+        return
+    lowest = [sample.confidence for sample in whole if sample.confidence is not None]
+    threshold = confidence_threshold(lowest, keep)
+    drawing.draw(s, rest, rule, confidence=measure, threshold=threshold)
+
+
+CONFIDENCE = Program(
+    "confidence",
+    confidence,
+    stops_when="one answer has nearly all of the confidence; unsure chains end early",
+    source="DeepConf, arXiv 2508.15260",
+    order=Order.BY_CONFIDENCE,
+    watched=True,
+)
+
+
+if __name__ == "__main__":
+    from lim_sglang.programs.ask import run_script
+
+    run_script(CONFIDENCE.name)

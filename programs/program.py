@@ -1,0 +1,121 @@
+"""What a reasoning program is, and how one is run on a question."""
+
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from lim_sglang.errors import ConfigError
+from lim_sglang.programs.drawing import Drawing, Question
+from lim_sglang.programs.endpoint import Endpoint
+from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.vote import Order, Same, Tally, tally
+
+DRAWN_WHOLE = (SampleState.FINISHED, SampleState.TRUNCATED)
+"""Samples that ended by themselves."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A way to answer a question with samples: which are drawn, when to stop, how they vote."""
+
+    name: str
+    function: Any
+    """An `@sgl.function` of `(s, drawing, indices)` and its options with their defaults."""
+    stops_when: str
+    source: str
+    order: Order = Order.BY_VOTES
+    watched: bool = False
+    """Whether it needs to know the tokens of running samples."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its options with their defaults."""
+        _, _, _, *options = inspect.signature(self.function.func).parameters.values()
+        return {option.name: option.default for option in options}
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuse options that it does not have; raises `ConfigError`."""
+        unknown = [name for name in options if name not in self.options]
+        if unknown:
+            known = ", ".join(self.options) or "none"
+            raise ConfigError(
+                f"the program {self.name} has no option {', '.join(unknown)}; it has: {known}"
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a program made of a question."""
+
+    samples: tuple[Sample, ...]
+    """All that were begun, by index."""
+    vote: Tally
+    num_asked: int
+    """Samples that the program could have drawn."""
+    settled: bool
+    """Whether it stopped before it had drawn them all."""
+    elapsed_s: float
+
+    @property
+    def num_undrawn(self) -> int:
+        """Samples that were never begun."""
+        return self.num_asked - len(self.samples)
+
+    @property
+    def spent_tokens(self) -> int:
+        """Generated, by aborted samples too."""
+        return sum(sample.num_tokens for sample in self.samples)
+
+    @property
+    def saved_tokens(self) -> int:
+        """An estimate of what all samples would have taken more: those that were not drawn or were
+        aborted, had they been as long as the mean of those that ended by themselves.
+        """
+        whole = [s.num_tokens for s in self.samples if s.state in DRAWN_WHOLE]
+        early = [s.num_tokens for s in self.samples if s.state is SampleState.ABORTED]
+        if not whole:
+            return 0
+        mean = fmean(whole)
+        return round(self.num_undrawn * mean + sum(max(mean - tokens, 0.0) for tokens in early))
+
+
+def run_program(
+    program: Program,
+    endpoint: Endpoint,
+    question: Question,
+    *,
+    indices: Sequence[int],
+    same: Same,
+    options: Mapping[str, Any] | None = None,
+    on_sample: Callable[[Sample], None] = lambda _: None,
+    on_begin: Callable[[Drawing], None] = lambda _: None,
+) -> Outcome:
+    """Draw samples of one question, as many as the program needs.
+
+    Args:
+        indices: which samples; they give each its seed and its name.
+        same: whether two answers are equal.
+        options: the program's, by name; see `Program.options`.
+        on_sample: called with each sample as it ends, in the caller's thread.
+        on_begin: given the samples that are running, before the first is.
+
+    Raises:
+        ConfigError: an option that the program does not have, or cannot be.
+    """
+    options = dict(options or {})
+    program.check(options)
+    start_s = time.monotonic()
+    drawing = Drawing(question, same, on_sample)
+    on_begin(drawing)
+    program.function.run(drawing=drawing, indices=tuple(indices), **options, backend=endpoint)
+    samples = tuple(sorted(drawing.ended, key=lambda sample: sample.index))
+    return Outcome(
+        samples=samples,
+        vote=tally(samples, same, program.order),
+        num_asked=len(indices),
+        settled=drawing.settled,
+        elapsed_s=time.monotonic() - start_s,
+    )

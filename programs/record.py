@@ -1,0 +1,52 @@
+"""One question and all that came of it, as one JSON record."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from lim_sglang.programs.records import Sampling
+from lim_sglang.provenance import project_commit
+
+if TYPE_CHECKING:
+    from lim_sglang.programs.endpoint import Endpoint
+    from lim_sglang.programs.program import Outcome, Program
+
+
+def ask_record(
+    question: str,
+    program: "Program",
+    options: Mapping[str, Any],
+    sampling: Sampling,
+    outcome: "Outcome",
+    endpoint: "Endpoint",
+) -> dict[str, Any]:
+    """What `lim ask --json` prints."""
+    vote = outcome.vote
+    return {
+        "question": question,
+        "answer": vote.winner,
+        "votes": [
+            {"answer": group.answer, "votes": group.votes, "weight": group.weight}
+            for group in vote.groups
+        ],
+        "margin": vote.margin,
+        "without_vote": {
+            "unanswered": vote.unanswered,
+            "truncated": vote.truncated,
+            "failed": vote.failed,
+            "aborted": vote.aborted,
+        },
+        "program": program.name,
+        "options": {**program.options, **options},
+        "sampling": asdict(sampling),
+        "samples_asked": outcome.num_asked,
+        "settled_early": outcome.settled,
+        "tokens_spent": outcome.spent_tokens,
+        "tokens_saved_estimate": outcome.saved_tokens,
+        "seconds": round(outcome.elapsed_s, 3),
+        "samples": [asdict(sample) for sample in outcome.samples],
+        "server": endpoint.about(),
+        "commit": project_commit(),
+        "asked": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,38 @@
+"""short-m@k: of k samples, the first m to finish vote, and a tie goes to the shorter chain.
+
+Source: `stopping.FirstRule`, after Hassid et al., "Don't Overthink it", arXiv 2505.17813. All k
+are to be in flight at once: what waits cannot finish first. Also a script:
+`python programs/short.py QUESTION --samples 8`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sglang as sgl
+
+from lim_sglang.programs.drawing import Drawing, add_messages
+from lim_sglang.programs.program import Program
+from lim_sglang.programs.stopping import FirstRule
+from lim_sglang.programs.vote import Order
+
+
+@sgl.function
+def short(s: Any, drawing: Drawing, indices: Sequence[int], wanted: int = 3) -> None:
+    """Draw all samples, and abort the rest once `wanted` have finished."""
+    add_messages(s, drawing.question.messages)
+    drawing.draw(s, indices, FirstRule(wanted))
+
+
+SHORT = Program(
+    "short",
+    short,
+    stops_when="the first m of k samples have finished",
+    source="short-m@k, arXiv 2505.17813",
+    order=Order.SHORTER_FIRST,
+)
+
+
+if __name__ == "__main__":
+    from lim_sglang.programs.ask import run_script
+
+    run_script(SHORT.name)

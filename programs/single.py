@@ -1,0 +1,34 @@
+"""One chain of thought, and its answer: what the others are compared with.
+
+Also a script: `python programs/single.py QUESTION`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sglang as sgl
+
+from lim_sglang.programs.drawing import Drawing, add_messages
+from lim_sglang.programs.program import Program
+from lim_sglang.programs.stopping import Never
+
+
+@sgl.function
+def single(s: Any, drawing: Drawing, indices: Sequence[int]) -> None:
+    """Draw the first sample."""
+    add_messages(s, drawing.question.messages)
+    drawing.draw(s, indices[:1], Never())
+
+
+SINGLE = Program(
+    "single",
+    single,
+    stops_when="its one sample has ended",
+    source="greedy or sampled chain of thought, arXiv 2201.11903",
+)
+
+
+if __name__ == "__main__":
+    from lim_sglang.programs.ask import run_script
+
+    run_script(SINGLE.name)
