@@ -75,6 +75,8 @@ class Op:
     run: Run
     num_bytes: int | None
     """What it must read and write at least; None where no such number says anything."""
+    times: int = 1
+    """How often `run` runs it: an operation that a step has many of is timed in a row."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def time_op(op: Op, repeats: int) -> OpTiming:
     """Time an operation on the current GPU."""
     graph = capture(op.run)
     cold, warm = time_graph(graph, repeats, flush=cache_flush()), time_graph(graph, repeats)
-    return OpTiming(_in_us(cold), _in_us(warm), op.num_bytes)
+    return OpTiming(_in_us(cold, op.times), _in_us(warm, op.times), op.num_bytes)
 
 
 def capture(run: Run) -> torch.cuda.CUDAGraph:
@@ -248,5 +250,5 @@ def cache_flush() -> Run:
     return lambda: torch.sum(filler, dim=0, out=total)
 
 
-def _in_us(samples_ms: Sequence[float]) -> Spread:
-    return Spread.of([1e3 * sample for sample in samples_ms])
+def _in_us(samples_ms: Sequence[float], times: int) -> Spread:
+    return Spread.of([1e3 * sample / times for sample in samples_ms])

@@ -4,6 +4,7 @@ What is timed is compared with `reference.attend_tokens` before; `bench.py` time
 """
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -21,12 +22,19 @@ CUDA_CORE_GROUPS = (1, 2, 3, 4, 8)
 """Query heads a KV head that FlashInfer compiles for CUDA cores (DISPATCH_GQA_GROUP_SIZE)."""
 
 
+LAYERS = 8
+"""Layers with K and V of their own that run one after the other, as in a step: so the launch of a
+graph is no part of a layer's time, and each finds a cache that others have filled."""
+MAX_CACHE_BYTES = 16 << 30
+"""Of K and V together, from which on there are fewer layers."""
+
+
 @dataclass(frozen=True)
 class KeptAttention:
-    """One decode over kept slots, planned and ready to run again and again.
+    """Some layers' decode over kept slots, planned and ready to run again and again.
 
-    Shapes: B rows that keep K slots each of a pool of P = B * context; H query heads, G KV heads,
-    D head_dim.
+    Shapes: L layers, B rows that keep K slots each of a pool of P = B * context; H query heads,
+    G KV heads, D head_dim.
     """
 
     case: Case
@@ -35,39 +43,45 @@ class KeptAttention:
     query: Tensor
     """[B, H, D]."""
     keys: Tensor
-    """[P, G, D]."""
+    """[L, P, G, D]."""
     values: Tensor
-    """[P, G, D]."""
+    """[L, P, G, D]."""
     slots: Tensor
     """[B, K] int32, ascending in a row; no slot belongs to two rows."""
-    output: Tensor
-    """[B, H, D], NaN until it has run."""
+    outputs: Tensor
+    """[L, B, H, D], NaN until they have run."""
+
+    @property
+    def times(self) -> int:
+        """L."""
+        return len(self.outputs)
 
     @property
     def num_bytes(self) -> int:
-        """K and V of the kept tokens, queries and output: what cannot be avoided."""
+        """K and V of the kept tokens, queries and output of a layer: what cannot be avoided."""
         kept = self.slots.numel() * self.case.kv_heads * self.case.dim * self.keys.itemsize
-        return 2 * kept + self.query.nbytes + self.output.nbytes
+        return 2 * kept + 2 * self.query.nbytes
 
     def run(self) -> None:
-        """Attend once; a CUDA graph may capture it."""
-        pages = self.keys.unsqueeze(1), self.values.unsqueeze(1)  # of one token
-        self.planned.run(self.query, pages, out=self.output)
+        """Attend once a layer; a CUDA graph may capture it."""
+        for keys, values, output in zip(self.keys, self.values, self.outputs, strict=True):
+            pages = keys.unsqueeze(1), values.unsqueeze(1)  # of one token
+            self.planned.run(self.query, pages, out=output)
 
     def differences(self) -> list[str]:
         """Rows of the last run that are not the definition's, beyond the tolerance."""
         found = []
-        for row in range(self.case.batch):
+        for layer, row in product(range(self.times), range(self.case.batch)):
             wanted = attend_tokens(
                 self.query[row].float(),
-                self.keys,
-                self.values,
+                self.keys[layer],
+                self.values[layer],
                 self.slots[row].long(),
                 self.case.scale,
             )
-            error = relative_error(self.output[row], wanted)
+            error = relative_error(self.outputs[layer, row], wanted)
             if not error <= ATTENTION_TOLERANCE[self.case.dtype]:
-                found.append(f"row {row}: attention over the kept slots is off by {error:.1e}")
+                found.append(f"layer {layer}, row {row}: attention is off by {error:.1e}")
         return found
 
 
@@ -100,7 +114,8 @@ def prepare_attention(
         in_graph=True,
     )
     query = normal(case.batch, case.heads, case.dim)
-    keys, values = (normal(pool, case.kv_heads, case.dim) for _ in range(2))
-    return KeptAttention(
-        case, planned, query, keys, values, slots, torch.full_like(query, torch.nan)
-    )
+    layer_bytes = 2 * pool * case.kv_heads * case.dim * case.dtype.itemsize
+    layers = max(1, min(LAYERS, MAX_CACHE_BYTES // layer_bytes))
+    keys, values = (normal(layers, pool, case.kv_heads, case.dim) for _ in range(2))
+    outputs = torch.full((layers, *query.shape), torch.nan, dtype=query.dtype, device=query.device)
+    return KeptAttention(case, planned, query, keys, values, slots, outputs)

@@ -17,7 +17,6 @@ from lim_sglang.kernels.launch import (
     sort_warps,
 )
 from lim_sglang.kernels.order import (
-    THRESHOLD_BITS,
     collect,
     count_reaching,
     nth_largest,
@@ -62,7 +61,7 @@ def _keep_among(mass, slots, candidates, kept, passed, selected, CAPACITY: tl.co
     positions = tl.load(candidates + places, mask=inside, other=0)
     keys = sortable_key(tl.load(mass + positions, mask=inside, other=0.0))
     keys = tl.where(inside, keys, 0)
-    threshold = nth_largest(keys, selected, 32)
+    threshold = nth_largest(keys, selected)
     above = tl.sum((inside & (keys > threshold)).to(tl.int32), 0)
     taken = _take(keys, inside, threshold, selected - above).to(tl.int32)
     slot = tl.load(slots + positions, mask=taken > 0, other=0)
@@ -133,7 +132,7 @@ def _keep_heaviest(
 
     sampled = tl.minimum(end - sinks, SAMPLE)
     wanted = tl.maximum(target.to(tl.int64) * sampled // (end - sinks), 1)
-    lowest = nth_largest(sample_keys(mass, sinks, end, SAMPLE), wanted, THRESHOLD_BITS)
+    lowest = nth_largest(sample_keys(mass, sinks, end, SAMPLE), wanted)
     passed = collect(mass, candidates, lowest, sinks, end, CAPACITY, BLOCK)
     if (passed >= selected) & (passed <= CAPACITY):
         _keep_among(mass, slots, candidates, kept, passed, selected, CAPACITY)

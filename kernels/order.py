@@ -8,8 +8,6 @@ import triton
 import triton.language as tl
 
 _SIGN: tl.constexpr = tl.constexpr(-0x80000000)
-THRESHOLD_BITS: tl.constexpr = tl.constexpr(24)
-"""Of a key, enough for a threshold that only has to let about so many pass."""
 
 
 @triton.jit
@@ -39,14 +37,11 @@ def raise_threshold(threshold, step, counts, wanted):
 
 
 @triton.jit
-def nth_largest(keys, wanted, BITS: tl.constexpr):
-    """The key of that rank among fewer than 2^21, found two bits at a time; 0 if there are less.
-
-    With fewer than 32 BITS it is rounded down: at least as many keys reach it.
-    """
+def nth_largest(keys, wanted):
+    """The key of that rank among fewer than 2^21, found two bits at a time; 0 if there are less."""
     threshold = tl.full((), 0, tl.uint32)
     step = tl.full((), 1 << 30, tl.uint32)
-    for _ in range(BITS // 2):
+    for _ in range(16):
         threshold = raise_threshold(threshold, step, count_reaching(keys, threshold, step), wanted)
         step = step >> 2
     return threshold

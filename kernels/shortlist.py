@@ -22,7 +22,6 @@ from lim_sglang.kernels.launch import (
     sort_warps,
 )
 from lim_sglang.kernels.order import (
-    THRESHOLD_BITS,
     collect,
     nth_largest,
     sample_keys,
@@ -84,13 +83,13 @@ def _shortlist(
 
     candidates = end - sinks
     wanted = _wanted(candidates, tl.minimum(candidates, SAMPLE), CAPACITY)
-    threshold = nth_largest(sample_keys(scores, sinks, end, SAMPLE), wanted, THRESHOLD_BITS)
+    threshold = nth_largest(sample_keys(scores, sinks, end, SAMPLE), wanted)
     passed = collect(scores, ranking, threshold, sinks, end, CAPACITY, BLOCK)
     if passed > CAPACITY:  # what passed says how far off the sample was: once more, with half of it
         wanted = tl.maximum((wanted.to(tl.float32) * CAPACITY / (2.0 * passed)).to(tl.int32), 1)
         tl.debug_barrier()  # the same places are written again
         # The sample is read again rather than kept in registers all along.
-        threshold = nth_largest(sample_keys(scores, sinks, end, SAMPLE), wanted, THRESHOLD_BITS)
+        threshold = nth_largest(sample_keys(scores, sinks, end, SAMPLE), wanted)
         passed = collect(scores, ranking, threshold, sinks, end, CAPACITY, BLOCK)
     fits = passed <= CAPACITY
     if fits:

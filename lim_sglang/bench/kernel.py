@@ -70,7 +70,7 @@ def prepared(op: str, case: Case, device: str) -> Op:
     attention = prepare_attention(op, case, device)
     attention.run()
     refuse_differences(attention.differences(), f"in {op}")
-    return Op(attention.run, attention.num_bytes)
+    return Op(attention.run, attention.num_bytes, attention.times)
 
 
 def checked_batch(case: Case) -> Batch:

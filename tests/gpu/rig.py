@@ -149,6 +149,7 @@ class Rig:
         tokens, logits = [next_ids], []
         for _ in range(num_tokens - 1):
             next_ids, step_logits = decode(next_ids, batch, self.runner)
+            torch.cuda.synchronize()  # as a scheduler does that reads what was drawn
             tokens.append(next_ids)
             logits.append(step_logits.float().clone())
         return torch.stack(tokens, 1), torch.stack(logits, 1)
@@ -165,6 +166,7 @@ class Rig:
         logits = []
         for step in range(fed.shape[1] - 1):
             _, step_logits = decode(fed[:, step], batch, self.runner)
+            torch.cuda.synchronize()
             logits.append(step_logits.clone())
         return torch.stack(logits, 1)
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,19 +23,35 @@ KL_NOISE = 2e-4
 """Nats that fp16 may cost a set which a near tie decides."""
 
 
+@pytest.fixture(scope="module")
+def started() -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """A process for each model that is here, all at once; ended with the tests."""
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "tests.gpu.teacher_forced", str(folder), select],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        for name, (folder, select) in MODELS.items()
+        if folder.is_dir()
+    }
+    yield processes
+    for process in processes.values():
+        process.kill()
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_served_logits_are_as_near_the_oracle_as_dense_ones(name: str) -> None:
-    folder, select = MODELS[name]
-    if not folder.is_dir():
-        pytest.skip(f"{folder.name} is not here: set LIM_TEST_MODELS, or run lim serve once")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.teacher_forced", str(folder), select],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_served_logits_are_as_near_the_oracle_as_dense_ones(
+    started: dict[str, subprocess.Popen[str]], name: str
+) -> None:
+    if name not in started:
+        folder = MODELS[name][0].name
+        pytest.skip(f"{folder} is not here: set LIM_TEST_MODELS, or run lim serve once")
+    output, errors = started[name].communicate()
+    assert started[name].returncode == 0, errors[-3000:]
+    found = json.loads(output.splitlines()[-1])
     sys.stdout.write(json.dumps(found) + "\n")  # shown with -rP, for docs/log.md
     dense, lim = found["dense"], found["lim"]
     assert lim["top1"] >= dense["top1"] - 0.01

@@ -10,7 +10,7 @@ import torch
 
 from lim_sglang.bench import kernel
 from lim_sglang.errors import LimError
-from lim_sglang.kernels import bench_attention, scoring
+from lim_sglang.kernels import bench, bench_attention, scoring
 from lim_sglang.kernels.bench import Case, OpTiming, Spread
 from lim_sglang.kernels.bench_attention import (
     ATTENTION_OPS,
@@ -108,7 +108,7 @@ def test_checks_go_on_planning_without_a_graph() -> None:
 
 def test_nothing_has_run_before_it_is_run() -> None:
     attention = prepare_attention(TENSOR_CORES, CASE, "cpu")
-    assert len(attention.differences()) == CASE.batch
+    assert len(attention.differences()) == attention.times * CASE.batch
     attention.run()
     attention.run()
     assert attention.differences() == []
@@ -123,8 +123,22 @@ def test_a_row_that_reads_another_slot_is_found(place: int, row: int) -> None:
     other[place] = unused
     attention.planned.planned = (indptr, other, *rest)
     attention.run()
-    (found,) = attention.differences()
-    assert found.startswith(f"row {row}: attention over the kept slots is off by ")
+    found = attention.differences()
+    assert [text.split(":")[0] for text in found] == [
+        f"layer {layer}, row {row}" for layer in range(bench_attention.LAYERS)
+    ]
+
+
+def test_each_layer_has_a_cache_of_its_own_as_far_as_memory_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer_bytes = 2 * 270 * 2 * 64 * 4
+    monkeypatch.setattr(bench_attention, "MAX_CACHE_BYTES", 3 * layer_bytes + 1)
+    attention = prepare_attention(TENSOR_CORES, CASE, "cpu")
+    assert attention.times == len(attention.keys) == 3
+    assert not torch.equal(attention.keys[0], attention.keys[1])
+    monkeypatch.setattr(bench_attention, "MAX_CACHE_BYTES", 1)
+    assert prepare_attention(TENSOR_CORES, CASE, "cpu").times == 1
 
 
 def test_necessary_bytes_by_hand() -> None:
@@ -185,8 +199,19 @@ def test_no_time_is_shown_for_wrong_attention(
     monkeypatch.setattr(Wrapper, "run", lambda _self, query, _pages, out: out.copy_(query))
     with pytest.raises(LimError, match=f"no time is shown: kernels are not exact in {op}:") as e:
         next(kernel.measure_ops([op], CASE, 1))
-    assert "row 2: attention over the kept slots is off by" in str(e.value)
+    assert "layer 7, row 2: attention is off by" in str(e.value)
     assert "time" not in measured
+
+
+def test_the_time_of_a_replay_is_divided_by_what_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "capture", lambda run: run)
+    monkeypatch.setattr(bench, "cache_flush", lambda: print)
+    monkeypatch.setattr(
+        bench, "time_graph", lambda _graph, _n, flush=None: [0.8, 0.4] if flush else [0.2]
+    )
+    timing = bench.time_op(bench.Op(print, 1000, times=4), 2)
+    assert (timing.cold_us.low, timing.cold_us.high) == (100.0, 200.0)
+    assert timing.warm_us.median == 50.0
 
 
 def test_by_default_all_are_timed_that_take_the_case(measured: list[str]) -> None:
