@@ -15,13 +15,15 @@ from lim_sglang.evals.score import score_samples
 from lim_sglang.evals.session import Outcome, Plan, Request, execute, how_to_go_on, plan_run
 from lim_sglang.evals.table import score_table
 from lim_sglang.evals.tasks import TASKS, find_task
-from lim_sglang.programs.connect import connect
+from lim_sglang.programs.connect import Api, connect
 from lim_sglang.programs.judge import AnswerJudge
 from lim_sglang.programs.options import (
     DEFAULT_URL,
     INTERRUPTED,
     ApiKeyOption,
+    ApiOption,
     MaxTokensOption,
+    ModelOption,
     SamplesOption,
     SeedOption,
     TemperatureOption,
@@ -32,9 +34,10 @@ from lim_sglang.programs.options import (
 )
 from lim_sglang.programs.prompts import ask_messages
 from lim_sglang.programs.records import Sampling
+from lim_sglang.programs.sampling import resolve_sampling
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.endpoint import Endpoint
+    from lim_sglang.programs.endpoint import Transport
 
 MOST_AT_ONCE = 64
 """Samples of one question in flight: the frontend starts a thread for each."""
@@ -47,11 +50,13 @@ def evaluate(
         int | None, typer.Option(min=1, help="Ask only so many questions, the first ones.")
     ] = None,
     max_tokens: MaxTokensOption = Sampling.max_tokens,
-    temperature: TemperatureOption = Sampling.temperature,
-    top_p: TopPOption = Sampling.top_p,
-    top_k: TopKOption = Sampling.top_k,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
     seed: SeedOption = Sampling.seed,
+    api: ApiOption = Api.SGLANG,
     url: UrlOption = DEFAULT_URL,
+    model: ModelOption = None,
     api_key: ApiKeyOption = None,
     timeout: TimeoutOption = 600.0,
     data_dir: Annotated[
@@ -70,27 +75,40 @@ def evaluate(
     Each sample is stored as it ends. The same command goes on where an earlier one stopped, and
     redoes samples that the server failed.
     """
-    request = Request(
-        task=find_task(task),
-        num_samples=samples,
-        sampling=Sampling(
-            max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
-        ),
-        limit=limit,
-        data_dir=data_dir,
-        out=out,
-        concurrency=concurrency,
-    )
+    questions = find_task(task)
     console = Console(stderr=True)
-    endpoint = connect(url, api_key, console, timeout_s=timeout, max_concurrency=concurrency)
+    endpoint = connect(
+        *(url, api_key, console),
+        timeout_s=timeout,
+        max_concurrency=concurrency,
+        api=api,
+        model=model,
+    )
     with closing(endpoint), AnswerJudge() as judge:
         judge.warm_up()
-        grader = Grader(request.task.answer_kind, judge)
+        sampling = resolve_sampling(
+            endpoint.sampling_defaults(),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+        )
+        request = Request(
+            task=questions,
+            num_samples=samples,
+            sampling=sampling,
+            limit=limit,
+            data_dir=data_dir,
+            out=out,
+            concurrency=concurrency,
+        )
+        grader = Grader(questions.answer_kind, judge)
         _evaluate(request, endpoint, url, grader, console)
 
 
 def _evaluate(
-    request: Request, endpoint: "Endpoint", url: str, grader: Grader, console: Console
+    request: Request, endpoint: "Transport", url: str, grader: Grader, console: Console
 ) -> None:
     """Run what is missing, then print the table of all of it."""
     plan = plan_run(request, endpoint.server_info(), url)
@@ -109,7 +127,7 @@ def _evaluate(
     _show(plan, outcome, grader)
 
 
-def draw_with(endpoint: "Endpoint", sampling: Sampling) -> Draw:
+def draw_with(endpoint: "Transport", sampling: Sampling) -> Draw:
     """The majority program on one server, as a run draws with it."""
     from lim_sglang.programs.drawing import Question
     from lim_sglang.programs.majority import MAJORITY

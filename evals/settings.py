@@ -38,7 +38,8 @@ one at each start unless told otherwise, and the same command has to go on with 
 
 
 SHAPING_FILES = (
-    *("programs/majority.py", "programs/endpoint.py", "programs/answers.py", "programs/judge.py"),
+    *("programs/majority.py", "programs/endpoint.py", "programs/openai_endpoint.py"),
+    *("programs/chat.py", "programs/answers.py", "programs/judge.py"),
     "evals/grade.py",
 )
 """What a sample and its verdict depend on, under the package's folder."""
@@ -59,7 +60,7 @@ def run_settings(
     Args:
         questions: those that are asked, in their order.
         digest: `questions_digest` of the whole benchmark that they are the beginning of.
-        server_info: what the server answers under `/server_info`.
+        server_info: what the endpoint says of its server.
     """
     states = server_info.get("internal_states") or [{}]
     lim = states[0].get("lim")
@@ -79,8 +80,9 @@ def run_settings(
             "seed_honoured": sampling.seed is not None
             and bool(server_info.get("enable_deterministic_inference")),
         },
+        "api": server_info.get("api", "sglang"),
         "server": {name: server_info.get(name) for name in SERVER_ARGUMENTS},
-        # None: a SGLang server without LessIsMore answers.
+        # None: a server without LessIsMore answers.
         "lim": {"config": lim.get("config"), "roles": lim.get("roles")} if lim else None,
         "versions": {
             "lim_sglang": lim_sglang.__version__,
@@ -107,10 +109,10 @@ def run_id(settings: Mapping[str, Any]) -> str:
 
 
 def describe_policy(settings: Mapping[str, Any]) -> str:
-    """How decode reads, in a word or two: `lessismore-256`, `full`, or `sglang` without lim."""
+    """How decode reads, in a word or two: `lessismore-256`, `full`, or the API without lim."""
     config = (settings["lim"] or {}).get("config")
     if not config:
-        return "sglang"
+        return str(settings.get("api", "sglang"))
     policy = str(config["policy"])
     return policy if policy == "full" else f"{policy}-{config['budget']}"
 

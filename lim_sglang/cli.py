@@ -9,6 +9,7 @@ from lim_sglang.doctor import doctor
 from lim_sglang.errors import errors_in_words
 from lim_sglang.evals.command import evaluate
 from lim_sglang.programs.ask import ask
+from lim_sglang.programs.proxy_command import proxy
 from lim_sglang.serve import serve
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve)
 app.command("ask")(ask)
+app.command("proxy")(proxy)
 app.command("eval")(evaluate)
 app.command("doctor")(doctor)
 app.add_typer(bench, name="bench")

@@ -135,11 +135,12 @@ def describe(runner: LimModelRunner) -> str:
 
 
 def live_state(runner: LimModelRunner) -> dict[str, Any]:
-    """What `/server_info` shows: version, configuration, roles and counters."""
+    """What `/server_info` shows: version, configuration, roles, the model's defaults, counters."""
     state = {
         "version": __version__,
         "config": asdict(runner.lim_config),
         "roles": [role.value for role in runner.lim_roles],
+        "sampling_defaults": runner.model_config.get_default_sampling_params(),
         **asdict(runner.lim_stats),
     }
     if runner.lim_selector:

@@ -1,9 +1,9 @@
 """Adaptive-Consistency: stop once the leading answer is probably the more frequent one.
 
 Source, criterion and guarantee: `stopping.PosteriorRule`, after Aggarwal et al., "Let's Sample Step
-by Step", arXiv 2305.11860. The paper draws at most 40 samples, one after the other; here several
-are in flight, and those that are not needed are aborted. Also a script:
-`python programs/adaptive.py QUESTION --samples 40`.
+by Step", arXiv 2305.11860. The paper draws at most 40 samples, one after the other; here eight are
+in flight unless the caller says otherwise, and those that are not needed are aborted.
+Also a script: `python programs/adaptive.py QUESTION --samples 40`.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,7 @@ ADAPTIVE = Program(
     adaptive,
     stops_when="the leader's Beta posterior passes a confidence",
     source="Adaptive-Consistency, arXiv 2305.11860",
+    parallel=8,
 )
 
 

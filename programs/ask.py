@@ -9,14 +9,16 @@ import typer
 from rich.console import Console
 
 from lim_sglang.errors import ServerError, errors_in_words
-from lim_sglang.programs.connect import connect
+from lim_sglang.programs.connect import Api, connect
 from lim_sglang.programs.display import VoteDisplay, verdict
 from lim_sglang.programs.judge import AnswerJudge
 from lim_sglang.programs.options import (
     DEFAULT_URL,
     INTERRUPTED,
     ApiKeyOption,
+    ApiOption,
     MaxTokensOption,
+    ModelOption,
     ProgramOption,
     SamplesOption,
     SeedOption,
@@ -24,6 +26,7 @@ from lim_sglang.programs.options import (
     SystemOption,
     TemperatureOption,
     TemplateOption,
+    ThinkingBudgetOption,
     ThinkingOption,
     TimeoutOption,
     TopKOption,
@@ -34,9 +37,10 @@ from lim_sglang.programs.options import (
 from lim_sglang.programs.prompts import MATH_PROMPT, Message, ask_messages
 from lim_sglang.programs.record import ask_record
 from lim_sglang.programs.records import SampleState, Sampling
+from lim_sglang.programs.sampling import resolve_sampling
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.endpoint import Endpoint
+    from lim_sglang.programs.endpoint import Transport
     from lim_sglang.programs.program import Outcome, Program
 
 
@@ -46,37 +50,56 @@ def ask(
     samples: SamplesOption = 8,
     parallel: Annotated[
         int | None,
-        typer.Option(min=1, help="Samples in flight at once.", show_default="all"),
+        typer.Option(min=1, help="Samples in flight at once.", show_default="all; adaptive: 8"),
     ] = None,
     settings: SettingsOption = None,
     max_tokens: MaxTokensOption = Sampling.max_tokens,
-    temperature: TemperatureOption = Sampling.temperature,
-    top_p: TopPOption = Sampling.top_p,
-    top_k: TopKOption = Sampling.top_k,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
     seed: SeedOption = Sampling.seed,
     system: SystemOption = None,
     template: TemplateOption = MATH_PROMPT,
     thinking: ThinkingOption = None,
+    thinking_budget: ThinkingBudgetOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON record of all that happened.")
     ] = False,
+    api: ApiOption = Api.SGLANG,
     url: UrlOption = DEFAULT_URL,
+    model: ModelOption = None,
     api_key: ApiKeyOption = None,
     timeout: TimeoutOption = 600.0,
 ) -> None:
     """Ask a running server and let its samples vote on the answer."""
     if not question.strip():
         raise typer.BadParameter("it is empty.", param_hint="question")
+    if thinking_budget and thinking_budget >= max_tokens:
+        raise typer.BadParameter(
+            f"it leaves nothing of --max-tokens {max_tokens} to answer with.",
+            param_hint="--thinking-budget",
+        )
     messages = ask_messages(question, template=template, system=system)
     options = read_settings(settings or [])
-    sampling = Sampling(
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
-    )
     console = Console(stderr=True)
     endpoint = connect(
-        *(url, api_key, console), timeout_s=timeout, max_concurrency=samples, thinking=thinking
+        *(url, api_key, console),
+        timeout_s=timeout,
+        max_concurrency=samples,
+        thinking=thinking,
+        thinking_budget=thinking_budget,
+        api=api,
+        model=model,
     )
     with closing(endpoint):
+        sampling = resolve_sampling(
+            endpoint.sampling_defaults(),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+        )
         from lim_sglang.programs.catalogue import find_program
 
         chosen = find_program(program)
@@ -84,7 +107,7 @@ def ask(
             outcome = _draw(
                 *(endpoint, chosen, messages, sampling, options, console),
                 samples=samples,
-                parallel=parallel or samples,
+                parallel=parallel or chosen.parallel or samples,
             )
         except KeyboardInterrupt:
             console.print("interrupted")
@@ -96,7 +119,7 @@ def ask(
 
 
 def _draw(
-    endpoint: "Endpoint",
+    endpoint: "Transport",
     program: "Program",
     messages: tuple[Message, ...],
     sampling: Sampling,
@@ -121,9 +144,10 @@ def _draw(
         watched=program.watched or console.is_terminal,
         seeds_honoured=sampling.seed is not None and endpoint.honours_seeds,
     )
+    total = min(samples, program.most or samples)
     with (
         AnswerJudge() as judge,
-        VoteDisplay(console, samples, judge.same, program.order) as display,
+        VoteDisplay(console, total, judge.same, program.order) as display,
     ):
         judge.warm_up()
         outcome = run_program(

@@ -26,6 +26,8 @@ class Generation:
     """`max_new_tokens` was reached before the model ended its turn."""
     aborted: bool = False
     """Ended early by its program; text and tokens are what there was by then."""
+    num_prompt_tokens: int = 0
+    """Of the request; 0 where the server does not say."""
     latency_s: float = 0.0
     """From sending to the answer, of the last try; waiting for a free place is no part of it."""
     error: str | None = None
@@ -78,18 +80,38 @@ def read_answer(answer: Any, rid: str) -> Generation:
     """
     try:
         choice = answer["choices"][0]
-        text, reason = choice["message"]["content"] or "", choice["finish_reason"]
+        text, reason = Thoughts().mark(choice["message"]), choice["finish_reason"]
         usage = answer["usage"]
         num_tokens = int(usage["completion_tokens"])
-        reasoning = int(usage.get("reasoning_tokens") or 0)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        reasoning = _reasoning_tokens(usage)
+        prompt = int(usage.get("prompt_tokens") or 0)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise RequestError(f"the answer is no chat completion ({error!r})") from None
-    return with_reason(Generation(rid, text, num_tokens, reasoning), reason)
+    found = Generation(rid, text, num_tokens, reasoning, num_prompt_tokens=prompt)
+    return with_reason(found, reason)
 
 
 def with_reason(found: Generation, reason: str) -> Generation:
     """A generation that ended for a reason of the API's."""
     return replace(found, truncated=reason == "length", aborted=reason == "abort")
+
+
+class Thoughts:
+    """Puts thoughts that a server tells apart back where the model wrote them, between marks."""
+
+    def __init__(self) -> None:
+        self._open = False
+
+    def mark(self, message: Mapping[str, Any]) -> str:
+        """The text of a message, or of the next piece of one."""
+        # SGLang, DeepSeek and llama.cpp use the first name, newer vLLM the second.
+        thoughts = message.get("reasoning_content") or message.get("reasoning") or ""
+        text = message.get("content") or ""
+        opening = "<think>\n" if thoughts and not self._open else ""
+        self._open = self._open or bool(thoughts)
+        closing = f"\n{END_OF_THOUGHT}\n\n" if text and self._open else ""
+        self._open = self._open and not closing
+        return f"{opening}{thoughts}{closing}{text}"
 
 
 class StreamReader:
@@ -100,8 +122,14 @@ class StreamReader:
         """What has come so far."""
         self.is_whole = False
         """Whether the server has said why it ended."""
+        self._thoughts = Thoughts()
         self._pieces: list[str] = []
         self._end_of_text = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the stream has begun, and the server has not said why it ended."""
+        return bool(self._pieces) and not self.is_whole
 
     def read(self, line: str) -> list[float]:
         """Take one line of the stream.
@@ -116,43 +144,83 @@ class StreamReader:
             return []
         try:
             event = json.loads(line.removeprefix("data:"))
+        except ValueError as error:
+            raise _no_event(line, error) from None
+        return self.take(event)
+
+    def take(self, event: Any) -> list[float]:
+        """Like `read`, for an event that has been parsed."""
+        try:
             if "error" in event:
                 message = event["error"].get("message", event["error"])
                 raise RequestError(f"the server ended the stream: {message}", retryable=True)
             return self._take(event)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise RequestError(
-                f"the stream is no chat completion ({error!r}): {line[:80]!r}", retryable=True
-            ) from None
+            raise _no_event(str(event), error) from None
 
     def result(self) -> Generation:
         """The generation, with all of its text."""
         return replace(self.found, text="".join(self._pieces))
 
+    def whole(self) -> Generation:
+        """The generation, once the stream has ended.
+
+        Raises:
+            RequestError: the server never said that the answer is whole.
+        """
+        if not self.is_whole:
+            raise RequestError("the server ended the stream before the answer", retryable=True)
+        return self.result()
+
     def _take(self, event: Mapping[str, Any]) -> list[float]:
         confidences = []
-        reason = None
+        reason, text, num_new = None, "", 0
         for choice in event["choices"]:
-            self._pieces.append(choice["delta"].get("content") or "")
+            # A server that does not stream sends one event, which holds the whole message.
+            piece = self._thoughts.mark(choice["delta"] if "delta" in choice else choice["message"])
             reason = choice.get("finish_reason")
-            confidences += confidences_of(choice.get("logprobs"))
-        self._count(event.get("usage"))
+            logprobs = choice.get("logprobs") or {}
+            confidences += confidences_of(logprobs)
+            num_new += len(logprobs.get("content") or []) or bool(piece)
+            text += piece
+        self._pieces.append(text)
+        self._count(event.get("usage"), text, num_new)
         if reason:
             self.found, self.is_whole = with_reason(self.found, reason), True
         return confidences
 
-    def _count(self, usage: Mapping[str, Any] | None) -> None:
-        """Tokens so far; those before the end of the thoughts are the thoughts'."""
-        if usage is None:
-            return
-        num_tokens = int(usage["completion_tokens"])
-        thoughts = int(usage.get("reasoning_tokens") or 0) or self.found.num_reasoning_tokens
+    def _count(self, usage: Mapping[str, Any] | None, text: str, num_new: int) -> None:
+        """Tokens so far; those before the end of the thoughts are the thoughts'.
+
+        Where the server does not say how many, each piece of text is taken for one; what it says
+        in the end corrects this.
+        """
+        num_tokens = int(usage["completion_tokens"]) if usage else self.found.num_tokens + num_new
+        thoughts = _reasoning_tokens(usage or {}) or self.found.num_reasoning_tokens
         # The mark may be split between two pieces.
-        self._end_of_text += self._pieces[-1] if self._pieces else ""
+        self._end_of_text += text
         if not thoughts and END_OF_THOUGHT in self._end_of_text:
             thoughts = num_tokens
         self._end_of_text = self._end_of_text[1 - len(END_OF_THOUGHT) :]
-        self.found = replace(self.found, num_tokens=num_tokens, num_reasoning_tokens=thoughts)
+        self.found = replace(
+            self.found,
+            num_tokens=num_tokens,
+            num_reasoning_tokens=thoughts,
+            num_prompt_tokens=int((usage or {}).get("prompt_tokens") or 0)
+            or self.found.num_prompt_tokens,
+        )
+
+
+def _reasoning_tokens(usage: Mapping[str, Any]) -> int:
+    """Tokens of thoughts, where SGLang says it or where OpenAI does; 0 where nobody does."""
+    details = usage.get("completion_tokens_details") or {}
+    return int(usage.get("reasoning_tokens") or details.get("reasoning_tokens") or 0)
+
+
+def _no_event(shown: str, error: Exception) -> RequestError:
+    return RequestError(
+        f"the stream is no chat completion ({error!r}): {shown[:80]!r}", retryable=True
+    )
 
 
 def confidences_of(logprobs: Mapping[str, Any] | None) -> list[float]:

@@ -14,9 +14,13 @@ import httpx
 from lim_sglang.errors import ServerError
 
 CONNECT_TIMEOUT_S = 10.0
+MAX_KEPT = 8
+"""Idle connections that are kept. For each one the pool looks at all others, at each request."""
 INFO_TIMEOUT_S = 60.0
 """For what the server answers at once, unless it is busy with a long step."""
 CLOSE_TIMEOUT_S = 5.0
+RETRY_AFTER_MOST_S = 60.0
+"""A server that wants a longer pause is asked again all the same."""
 
 T = TypeVar("T")
 
@@ -24,10 +28,14 @@ T = TypeVar("T")
 class RequestError(ServerError):
     """One request failed."""
 
-    def __init__(self, message: str, *, retryable: bool = False) -> None:
+    def __init__(
+        self, message: str, *, retryable: bool = False, retry_after_s: float = 0.0
+    ) -> None:
         super().__init__(message)
         self.retryable = retryable
         """Whether the same request may well succeed a little later."""
+        self.retry_after_s = retry_after_s
+        """The server wants no other try before."""
 
 
 class RequestTimeoutError(RequestError):
@@ -51,11 +59,11 @@ class Client:
                 "the API key holds a line break, a space at an end or a character that is not "
                 "ASCII: give it as the server has it"
             )
-        self._http = httpx.AsyncClient(
+        self.http = httpx.AsyncClient(
             base_url=self.url,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_KEPT),
             # No proxy can reach this machine's own loopback address.
             trust_env=not is_loopback(self.url),
         )
@@ -100,7 +108,7 @@ class Client:
             RequestError: unreachable, connection lost, out of time, or a status above 399.
         """
         async with self._in_words(path, timeout_s):
-            response = await self._http.request(method, path, json=body)
+            response = await self.http.request(method, path, json=body)
         self._check_status(response, path)
         return response
 
@@ -110,13 +118,20 @@ class Client:
         """Like `send`, for an answer that comes line by line; the time limit is of all of it."""
         async with (
             self._in_words(path, timeout_s),
-            self._http.stream(method, path, json=body) as response,
+            self.http.stream(method, path, json=body) as response,
         ):
             if response.status_code >= 400:
                 await response.aread()
             self._check_status(response, path)
-            async for line in response.aiter_lines():
-                yield line
+            # Only at line feeds: httpx also breaks lines at characters that JSON may hold as they
+            # are, U+2028 among them.
+            rest = b""
+            async for content in response.aiter_bytes():
+                *whole, rest = (rest + content).split(b"\n")
+                for line in whole:
+                    yield line.decode(errors="replace").rstrip("\r")
+            if rest:
+                yield rest.decode(errors="replace")
 
     @asynccontextmanager
     async def _in_words(self, path: str, timeout_s: float) -> AsyncIterator[None]:
@@ -163,7 +178,7 @@ class Client:
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=CLOSE_TIMEOUT_S)
-        await self._http.aclose()
+        await self.http.aclose()
 
     def _check_status(self, response: httpx.Response, path: str) -> None:
         status = response.status_code
@@ -177,8 +192,9 @@ class Client:
         if status == 404:
             raise RequestError(f"{self.url} has no {path}: is it a SGLang server?")
         raise RequestError(
-            f"{self.url} answered HTTP {status}: {_reason(response)}",
+            f"{self.url} answered HTTP {status}: {reason_of(response)}",
             retryable=status == 429 or status >= 500,
+            retry_after_s=retry_after_s(response),
         )
 
     def __enter__(self) -> Self:
@@ -232,7 +248,13 @@ def _fits_header(text: str) -> bool:
     return text.isascii() and text.isprintable() and text == text.strip()
 
 
-def _reason(response: httpx.Response) -> str:
+def retry_after_s(response: httpx.Response) -> float:
+    """How long the server wants no other try, in seconds; 0 where it does not say in seconds."""
+    text = response.headers.get("retry-after", "")
+    return min(float(text), RETRY_AFTER_MOST_S) if text.isdecimal() else 0.0
+
+
+def reason_of(response: httpx.Response) -> str:
     """What the server says went wrong; SGLang's routes say it in three shapes."""
     try:
         body = response.json()

@@ -40,6 +40,9 @@ def confidence(
     """
     rule = ConsensusRule(agreement, warm_up)
     measure = partial(GroupConfidence, window)
+    # What cannot be is refused before anything is drawn.
+    measure()
+    confidence_threshold([0.0], keep)
     add_messages(s, drawing.question.messages)
     drawing.draw(s, indices[:warm_up], Never(), confidence=measure)
     whole = [sample for sample in drawing.ended if sample.state in DRAWN_WHOLE]

@@ -54,6 +54,11 @@ class VoteDisplay:
             if self.samples:
                 self._console.print(vote_table(self.tally))
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the question was asked."""
+        return time.monotonic() - self._start_s
+
     def begin(self, drawing: "Drawing") -> None:
         """Show the samples that are running, too."""
         self._drawing = drawing
@@ -73,13 +78,13 @@ class VoteDisplay:
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = [vote_table(self.tally)] if self.samples else []
         if self._drawing and self._drawing.running:
-            elapsed_s = time.monotonic() - self._start_s
-            parts.append(running_table(list(self._drawing.running.values()), elapsed_s))
+            parts.append(running_table(list(self._drawing.running.values())))
+            parts.append(Text(pace(self._drawing.spent_tokens, self.elapsed_s)))
         return Group(*parts, self._bar)
 
 
-def running_table(samples: Sequence[Running], elapsed_s: float) -> Table:
-    """Samples in flight: how long each is, and how fast all of them grow together."""
+def running_table(samples: Sequence[Running]) -> Table:
+    """Samples in flight: how long each is, and what it does."""
     begun = [sample for sample in samples if sample.has_started]
     table = Table("sample", "tokens", "state", box=None, header_style="bold")
     for sample in sorted(begun, key=lambda sample: sample.index)[:SHOWN]:
@@ -88,9 +93,12 @@ def running_table(samples: Sequence[Running], elapsed_s: float) -> Table:
     more = len(begun) - SHOWN
     if more > 0:
         table.add_row("…", "", f"{more} more")
-    total = sum(sample.num_tokens for sample in begun)
-    table.caption = f"{total:,} tokens in flight after {elapsed_s:.0f} s"
     return table
+
+
+def pace(num_tokens: int, elapsed_s: float) -> str:
+    """How much all samples have generated so far, and how fast."""
+    return f"{num_tokens:,} tokens so far, {num_tokens / max(elapsed_s, 1e-3):,.0f} a second"
 
 
 def describe(sample: Sample) -> str:
@@ -134,7 +142,8 @@ def vote_table(vote: Tally) -> Table:
 def verdict(outcome: "Outcome") -> str:
     """The last line: answer, votes, tokens spent and saved, seconds."""
     vote = outcome.vote
-    votes = f"{vote.votes} of {outcome.num_asked - vote.aborted - outcome.num_undrawn} votes"
+    num_votes = len(outcome.samples) - vote.aborted - outcome.num_late
+    votes = f"{vote.votes} of {num_votes} votes"
     answer = (
         f"answer: {vote.winner}  ({votes}" if vote.winner is not None else f"no answer  ({votes}"
     )

@@ -6,9 +6,10 @@ and once a rule is settled the others are aborted at the server.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import sglang as sgl
@@ -53,7 +54,18 @@ class Drawing:
     running: dict[int, Running] = field(default_factory=dict)
     """By index of the sample."""
     settled: bool = False
-    """Whether a rule was settled before all had been drawn and had ended."""
+    """Whether it was stopped before all had been drawn and had ended."""
+    num_evidence: int | None = None
+    """How many samples had ended when a rule was settled; None where none was."""
+
+    @property
+    def voters(self) -> list[Sample]:
+        """What votes, and what was aborted: not samples that ended by themselves in the moment
+        between the rule and the abort, since nobody looked at them when the rule was settled.
+        """
+        late = self.ended[self.num_evidence :] if self.num_evidence is not None else []
+        whole = {sample.index for sample in late if sample.state is not SampleState.ABORTED}
+        return [sample for sample in self.ended if sample.index not in whole]
 
     @property
     def spent_tokens(self) -> int:
@@ -79,26 +91,26 @@ class Drawing:
             threshold: a sample whose group confidence falls under it is aborted.
         """
         left = deque(indices)
+        # Each branch is a thread, and one that can only wait for a place is none too early.
+        places = min(self.question.parallel, s.stream_executor.backend.max_concurrency)
         branches: dict[int, Any] = {}
-        groups: dict[int, GroupConfidence] = {}
-        with self._nothing_left_running():
+        measured = _Confidences(confidence, threshold) if confidence else None
+        with self._nothing_left_running(branches):
             while left or branches:
-                room = self.question.parallel - len(branches)
+                room = places - len(branches)
                 for index in [left.popleft() for _ in range(min(room, len(left)))]:
-                    groups[index] = confidence() if confidence else GroupConfidence(1)
-                    watch = _watch(groups[index], threshold) if confidence else None
-                    running = Running(index, watched=self.question.watched, on_confidence=watch)
+                    watcher = partial(measured.watcher, index) if measured else None
+                    running = Running(index, watched=self.question.watched, watcher=watcher)
                     self.running[index] = running
                     branches[index] = self._start(s, running)
                 ended = [n for n, branch in branches.items() if _has_ended(branch)]
                 for index in ended:
-                    branch = branches.pop(index)
-                    del self.running[index]
-                    self._end(branch, index, groups.pop(index).lowest if confidence else None)
-                if (left or branches) and self.settles(rule):
-                    left.clear()
-                    self.cancel()
+                    lowest = measured.lowest(index) if measured else None
+                    self._end(branches.pop(index), self.running.pop(index), lowest)
+                    self._look(rule, left, branches)
                 if not ended:
+                    if self.question.watched or self.settled:
+                        self._look(rule, left, branches)
                     time.sleep(POLL_S)
 
     def cancel(self) -> None:
@@ -108,17 +120,30 @@ class Drawing:
 
     def settles(self, rule: Rule) -> bool:
         """Whether the rule is settled, now or before, by what has ended and what is spent."""
-        if not self.settled:
-            self.settled = rule.is_settled(self.ended, self.spent_tokens, self.same)
+        if not self.settled and rule.is_settled(self.ended, self.spent_tokens, self.same):
+            self.settled, self.num_evidence = True, len(self.ended)
         return self.settled
 
+    def abandon(self) -> None:
+        """Want no answer any more: begin no further sample, and abort those that run."""
+        self.settled = True
+        self.cancel()
+
+    def _look(self, rule: Rule, left: deque[int], branches: Mapping[int, Any]) -> None:
+        """Stop, once the rule is settled and there is anything to stop."""
+        if (left or branches) and self.settles(rule):
+            left.clear()
+            self.cancel()
+
     @contextmanager
-    def _nothing_left_running(self) -> Iterator[None]:
-        """Where the program is interrupted, the server is told."""
+    def _nothing_left_running(self, branches: Mapping[int, Any]) -> Iterator[None]:
+        """Where the program is interrupted, the server is told, and no thread is left."""
         try:
             yield
         finally:
             self.cancel()
+            for branch in branches.values():
+                branch.stream_executor.end()
 
     def _start(self, s: Any, running: Running) -> Any:
         sampling = self.question.sampling
@@ -136,13 +161,15 @@ class Drawing:
         )
         return branch
 
-    def _end(self, branch: Any, index: int, confidence: float | None) -> None:
+    def _end(self, branch: Any, running: Running, confidence: float | None) -> None:
         sample = read_sample(
             branch,
-            index,
+            running.index,
             seed_honoured=self.question.seeds_honoured and branch[SEED] is not None,
             confidence=confidence,
         )
+        if running.is_doubted and sample.state is not SampleState.FAILED:
+            sample = replace(sample, state=SampleState.ABORTED, answer=None)
         branch.stream_executor.end()
         self.ended.append(sample)
         self.on_sample(sample)
@@ -169,7 +196,7 @@ def read_sample(
         index=index,
         state=state_of(found),
         text=found.text,
-        answer=None if found.aborted else extract_answer(found.text),
+        answer=None if found.aborted or found.error else extract_answer(found.text),
         num_tokens=found.num_tokens,
         latency_s=found.latency_s,
         seed=branch[SEED],
@@ -177,6 +204,7 @@ def read_sample(
         rid=found.rid,
         error=found.error,
         num_reasoning_tokens=found.num_reasoning_tokens,
+        num_prompt_tokens=found.num_prompt_tokens,
         confidence=confidence,
     )
 
@@ -194,9 +222,24 @@ def _has_ended(branch: Any) -> bool:
     return bool(branch.stream_executor.variable_event[SOLUTION].is_set())
 
 
-def _watch(group: GroupConfidence, threshold: float | None) -> Callable[[float], bool]:
-    def falls_under(confidence: float) -> bool:
-        now = group.push(confidence)
-        return threshold is not None and now is not None and now < threshold
+class _Confidences:
+    """Of samples while they are generated; the last try of each counts."""
 
-    return falls_under
+    def __init__(self, new: Callable[[], GroupConfidence], threshold: float | None) -> None:
+        self._new = new
+        self._threshold = threshold
+        self._groups: dict[int, GroupConfidence] = {}
+
+    def watcher(self, index: int) -> Callable[[float], bool]:
+        """For a new try of a sample: says of each token whether it is the one to end it."""
+        group = self._groups[index] = self._new()
+
+        def falls_under(confidence: float) -> bool:
+            now = group.push(confidence)
+            return self._threshold is not None and now is not None and now < self._threshold
+
+        return falls_under
+
+    def lowest(self, index: int) -> float | None:
+        """The lowest group confidence of a sample; None where nothing has come."""
+        return self._groups[index].lowest if index in self._groups else None

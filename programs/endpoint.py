@@ -9,7 +9,8 @@ the frontend turns an exception in a branch into a KeyError somewhere else.
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -43,8 +44,158 @@ TRANSPARENT = ChatTemplate("transparent", default_system_prompt=None, role_prefi
 """Adds nothing to the messages: the server renders them."""
 
 
-class Endpoint(BaseBackend):
-    """One running server. Any number of programs and threads may share it."""
+class Transport(BaseBackend, ABC):
+    """What all endpoints share: places, tries with pauses, generations that a program ends early.
+
+    Any number of programs and threads may use one.
+    """
+
+    def __init__(self, client: Client, *, timeout_s: float, max_concurrency: int) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            timeout_s: limit of one generation, from sending to the answer.
+            max_concurrency: requests that the server is given at once; others wait here.
+        """
+        super().__init__()
+        self.chat_template = TRANSPARENT
+        self._client = client
+        self.max_concurrency = max_concurrency
+        self._timeout_s = timeout_s
+        self._places = asyncio.Semaphore(max_concurrency)
+
+    @property
+    @abstractmethod
+    def honours_seeds(self) -> bool:
+        """Whether equal seeds give equal samples; raises `ServerError`."""
+
+    @abstractmethod
+    def server_info(self) -> dict[str, Any]:
+        """What the server says of itself; raises `ServerError`, also where it is gone."""
+
+    @abstractmethod
+    def about(self) -> dict[str, Any]:
+        """What of the server an answer depends on; raises `ServerError`."""
+
+    @abstractmethod
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """Sampling parameters that the model's makers recommend, as far as the server says."""
+
+    def generate(self, s: Any, sampling_params: Any) -> tuple[str, Generation]:
+        """Called by the frontend for `sgl.gen`: the next turn after the branch's messages."""
+        running: Running = s.variables.get(RUNNING) or Running(0)
+        body = self._request(s.messages_, sampling_params, s.variables.get(SEED))
+        try:
+            found = self._client.start(self._generate(body, running)).result()
+        except (RequestError, CancelledError) as error:
+            # Closed while this waited.
+            found = Generation(new_rid(), error=str(error) or "the connection was closed")
+        return found.text, found
+
+    def close(self) -> None:
+        """End what is running and then the connection; every waiting branch gets an error."""
+        self._client.close()
+
+    @abstractmethod
+    def _request(
+        self, messages: Sequence[Mapping[str, str]], sampling_params: Any, seed: int | None
+    ) -> dict[str, Any]:
+        """The body of one request, without its id."""
+
+    @abstractmethod
+    async def _ask(
+        self, body: Mapping[str, Any], running: Running, reader: StreamReader
+    ) -> Generation:
+        """Send a request under the reader's id; raises `RequestError`."""
+
+    @abstractmethod
+    async def _end_early(
+        self, request: "asyncio.Future[Generation]", reader: StreamReader
+    ) -> Generation:
+        """End a request in flight, and say what came of it; soon, and without an error."""
+
+    @abstractmethod
+    async def _abandon(self, rid: str) -> None:
+        """See to it that the server drops a request whose answer nobody will read."""
+
+    async def _generate(self, body: Mapping[str, Any], running: Running) -> Generation:
+        cancelled = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        # The loop may be closed by then, and with it all that could be cancelled.
+        running.when_cancelled(lambda: _call(loop, cancelled.set))
+        if not await self._take_place(running, cancelled):
+            return Generation(new_rid(), aborted=True)
+        try:
+            running.has_started = True
+            return await self._tries(body, running, cancelled)
+        finally:
+            self._places.release()
+
+    async def _take_place(self, running: Running, cancelled: asyncio.Event) -> bool:
+        """Wait for a free place; false, and none is taken, where it is cancelled before."""
+        place = asyncio.ensure_future(self._places.acquire())
+        ending = asyncio.ensure_future(cancelled.wait())
+        is_wanted = False
+        try:
+            await asyncio.wait({place, ending}, return_when=asyncio.FIRST_COMPLETED)
+            # The event is set a moment after the generation is cancelled.
+            is_wanted = place.done() and not running.is_cancelled
+        finally:
+            ending.cancel()
+            if not is_wanted and not place.cancel():
+                self._places.release()
+        return is_wanted
+
+    async def _tries(
+        self, body: Mapping[str, Any], running: Running, cancelled: asyncio.Event
+    ) -> Generation:
+        for delay_s in (*RETRY_DELAYS_S, None):
+            reader = StreamReader(new_rid())
+            if running.is_cancelled:
+                return Generation(reader.found.rid, aborted=True)
+            running.begin_try()
+            start_s = time.monotonic()
+            try:
+                found = await self._try(body, reader, running, cancelled)
+                if found.aborted and not running.is_cancelled:
+                    raise RequestError("the server aborted the request", retryable=True)
+            except RequestError as error:
+                if error.retryable and delay_s is not None and not running.is_cancelled:
+                    with suppress(TimeoutError):
+                        pause_s = max(delay_s, error.retry_after_s)
+                        await asyncio.wait_for(cancelled.wait(), pause_s)
+                    continue
+                # What had come by then was generated all the same.
+                found = replace(reader.result(), aborted=False, error=str(error))
+            return replace(found, latency_s=time.monotonic() - start_s)
+        raise AssertionError("the last try returns")
+
+    async def _try(
+        self,
+        body: Mapping[str, Any],
+        reader: StreamReader,
+        running: Running,
+        cancelled: asyncio.Event,
+    ) -> Generation:
+        """One try. What the server may still be busy with is abandoned."""
+        request = asyncio.ensure_future(self._ask(body, running, reader))
+        ending = asyncio.ensure_future(cancelled.wait())
+        try:
+            await asyncio.wait({request, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not request.done():
+                return await self._end_early(request, reader)
+            return await request
+        except (RequestError, asyncio.CancelledError) as error:
+            if reader.is_open or isinstance(error, RequestTimeoutError | asyncio.CancelledError):
+                await self._abandon(reader.found.rid)
+            raise
+        finally:
+            ending.cancel()
+            request.cancel()
+
+
+class Endpoint(Transport):
+    """One running SGLang server."""
 
     def __init__(
         self,
@@ -65,12 +216,9 @@ class Endpoint(BaseBackend):
         Raises:
             ServerError: `url` is no HTTP address.
         """
-        super().__init__()
-        self.chat_template = TRANSPARENT
-        self._timeout_s = timeout_s
+        client = Client(url, api_key=api_key)
+        super().__init__(client, timeout_s=timeout_s, max_concurrency=max_concurrency)
         self._thinking = thinking
-        self._places = asyncio.Semaphore(max_concurrency)
-        self._client = Client(url, api_key=api_key)
 
     def server_info(self) -> dict[str, Any]:
         """What the server answers under `/server_info`; raises `ServerError`."""
@@ -80,81 +228,28 @@ class Endpoint(BaseBackend):
     def about(self) -> dict[str, Any]:
         """What of the server an answer depends on; raises `ServerError`."""
         info = self.server_info()
-        live = (info.get("internal_states") or [{}])[0].get("lim") or {}
         about = {name: info.get(name) for name in ("model_path", "version", "random_seed")}
-        return about | {"url": self._client.url, "lim_config": live.get("config")}
+        return about | {"url": self._client.url, "lim_config": _live(info).get("config")}
+
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """Of the model's generation config, where LessIsMore serves it; raises `ServerError`."""
+        return _live(self.server_info()).get("sampling_defaults") or {}
 
     @cached_property
     def honours_seeds(self) -> bool:
         """Whether equal seeds give equal samples; raises `ServerError`."""
         return bool(self.server_info().get("enable_deterministic_inference"))
 
-    def generate(self, s: Any, sampling_params: Any) -> tuple[str, Generation]:
-        """Called by the frontend for `sgl.gen`: the next turn after the branch's messages."""
-        running: Running = s.variables.get(RUNNING) or Running(0)
-        body = chat_request(
-            s.messages_, sampling_params, s.variables.get(SEED), thinking=self._thinking
-        )
-        try:
-            found = self._client.start(self._generate(body, running)).result()
-        except (RequestError, CancelledError) as error:
-            # Closed while this waited.
-            found = Generation(new_rid(), error=str(error) or "the connection was closed")
-        return found.text, found
-
-    def close(self) -> None:
-        """Abort what is running and end the connection; every waiting branch gets an error."""
-        self._client.close()
-
-    async def _generate(self, body: Mapping[str, Any], running: Running) -> Generation:
-        cancelled = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        # The loop may be closed by then, and with it all that could be cancelled.
-        running.when_cancelled(lambda: _call(loop, cancelled.set))
-        async with self._places:
-            running.has_started = not cancelled.is_set()
-            for delay_s in (*RETRY_DELAYS_S, None):
-                rid = new_rid()
-                if cancelled.is_set():
-                    return Generation(rid, aborted=True)
-                start_s = time.monotonic()
-                try:
-                    found = await self._try({**body, "rid": rid}, running, cancelled)
-                    if found.aborted and not cancelled.is_set():
-                        raise RequestError("the server aborted the request", retryable=True)
-                except RequestError as error:
-                    if error.retryable and delay_s is not None and not cancelled.is_set():
-                        with suppress(TimeoutError):
-                            await asyncio.wait_for(cancelled.wait(), delay_s)
-                        continue
-                    found = Generation(rid, error=str(error))
-                return replace(found, latency_s=time.monotonic() - start_s)
-        raise AssertionError("the last try returns")
-
-    async def _try(
-        self, body: Mapping[str, Any], running: Running, cancelled: asyncio.Event
-    ) -> Generation:
-        """One try. What the server may still be busy with is aborted."""
-        rid = body["rid"]
-        reader = StreamReader(rid)
-        request = asyncio.ensure_future(self._ask(body, running, reader))
-        ending = asyncio.ensure_future(cancelled.wait())
-        try:
-            await asyncio.wait({request, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if not request.done():
-                return await self._end_early(request, reader)
-            return await request
-        except (RequestTimeoutError, asyncio.CancelledError):
-            await self._abort(rid)
-            raise
-        finally:
-            ending.cancel()
-            request.cancel()
+    def _request(
+        self, messages: Sequence[Mapping[str, str]], sampling_params: Any, seed: int | None
+    ) -> dict[str, Any]:
+        return chat_request(messages, sampling_params, seed, thinking=self._thinking)
 
     async def _ask(
         self, body: Mapping[str, Any], running: Running, reader: StreamReader
     ) -> Generation:
         path = "/v1/chat/completions"
+        body = {**body, "rid": reader.found.rid}
         if not running.watched:
             answer = await self._client.fetch("POST", path, body, timeout_s=self._timeout_s)
             return read_answer(answer, body["rid"])
@@ -163,13 +258,8 @@ class Endpoint(BaseBackend):
         lines = self._client.lines("POST", path, stream, timeout_s=self._timeout_s)
         async with aclosing(lines):
             async for line in lines:
-                confidences = reader.read(line)
-                running.num_tokens = reader.found.num_tokens
-                if watch and any(watch(confidence) for confidence in confidences):
-                    running.cancel()
-        if not reader.is_whole:
-            raise RequestError("the server ended the stream before the answer", retryable=True)
-        return reader.result()
+                running.see(reader.read(line), reader.found.num_tokens)
+        return reader.whole()
 
     async def _end_early(
         self, request: "asyncio.Future[Generation]", reader: StreamReader
@@ -178,20 +268,25 @@ class Endpoint(BaseBackend):
         rid = reader.found.rid
         deadline = time.monotonic() + ABORT_TIMEOUT_S
         while time.monotonic() < deadline and not request.done():
-            await self._abort(rid)
+            await self._abandon(rid)
             await asyncio.wait({request}, timeout=ABORT_AGAIN_S)
         if request.done():
             with suppress(RequestError):  # lost, but nobody wants it any more
-                return replace(await request, aborted=not (await request).truncated)
+                return await request
         return replace(reader.result(), aborted=True)
 
-    async def _abort(self, rid: str) -> None:
+    async def _abandon(self, rid: str) -> None:
         try:
             await self._client.send(
                 "POST", "/abort_request", {"rid": rid}, timeout_s=ABORT_TIMEOUT_S
             )
         except RequestError:
             return  # the server is gone, and the request with it
+
+
+def _live(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What LessIsMore shows in `/server_info`; nothing where another SGLang serves."""
+    return (info.get("internal_states") or [{}])[0].get("lim") or {}
 
 
 def _call(loop: asyncio.AbstractEventLoop, callback: Any) -> None:

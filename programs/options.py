@@ -6,26 +6,46 @@ from typing import Annotated
 import typer
 
 from lim_sglang.errors import ConfigError
+from lim_sglang.programs.connect import Api
+from lim_sglang.programs.records import Sampling
 
 DEFAULT_URL = "http://127.0.0.1:30000"
 INTERRUPTED = 130
 """Exit code of a process that Ctrl-C ended, by the shell's convention."""
 
 
-def _refuse_none(top_p: float) -> float:
+def _refuse_none(top_p: float | None) -> float | None:
     if top_p == 0:
         raise typer.BadParameter("0 leaves no token to draw from; use more, up to 1 for all.")
     return top_p
 
 
-def _refuse_zero(top_k: int) -> int:
+def _refuse_zero(top_k: int | None) -> int | None:
     if top_k == 0:
         raise typer.BadParameter("0 leaves no token to draw from; use 1 or more, or -1 for all.")
     return top_k
 
 
 UrlOption = Annotated[
-    str, typer.Option("--url", envvar="LIM_URL", help="Address of the running server.")
+    str,
+    typer.Option(
+        "--url",
+        "--base-url",
+        envvar="LIM_URL",
+        help="Address of the running server; of OpenAI's API the base URL, /v1 if it is a host.",
+    ),
+]
+ApiOption = Annotated[
+    Api,
+    typer.Option(
+        "--api", help="openai asks any OpenAI-compatible server; it has no top_k and no aborts."
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Which model, with --api openai.", show_default="the server's only one"
+    ),
 ]
 ApiKeyOption = Annotated[
     str | None,
@@ -43,26 +63,34 @@ MaxTokensOption = Annotated[
     int, typer.Option("--max-tokens", min=1, help="A sample is cut off after so many tokens.")
 ]
 TemperatureOption = Annotated[
-    float,
-    typer.Option("--temperature", min=0.0, max=2.0, help="0 always takes the likeliest token."),
+    float | None,
+    typer.Option(
+        "--temperature",
+        min=0.0,
+        max=2.0,
+        help="0 always takes the likeliest token.",
+        show_default=f"the model's, else {Sampling.temperature}",
+    ),
 ]
 TopPOption = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--top-p",
         min=0.0,
         max=1.0,
         callback=_refuse_none,
         help="Draw from the likeliest tokens of this total probability.",
+        show_default=f"the model's, else {Sampling.top_p}",
     ),
 ]
 TopKOption = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--top-k",
         min=-1,
         callback=_refuse_zero,
         help="Draw from so many tokens at most; -1: from all.",
+        show_default=f"the model's, else {Sampling.top_k}",
     ),
 ]
 SeedOption = Annotated[
@@ -104,6 +132,16 @@ ThinkingOption = Annotated[
         "--thinking/--no-thinking",
         help="For models that can think or not.",
         show_default="the model's own",
+    ),
+]
+ThinkingBudgetOption = Annotated[
+    int | None,
+    typer.Option(
+        "--thinking-budget",
+        min=1,
+        help="For models that think: after so many tokens their thoughts are closed and they "
+        "answer, up to --max-tokens in all.",
+        show_default="no limit",
     ),
 ]
 TimeoutOption = Annotated[

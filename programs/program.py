@@ -9,7 +9,7 @@ from typing import Any
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.drawing import Drawing, Question
-from lim_sglang.programs.endpoint import Endpoint
+from lim_sglang.programs.endpoint import Transport
 from lim_sglang.programs.records import Sample, SampleState
 from lim_sglang.programs.vote import Order, Same, Tally, tally
 
@@ -29,6 +29,10 @@ class Program:
     order: Order = Order.BY_VOTES
     watched: bool = False
     """Whether it needs to know the tokens of running samples."""
+    parallel: int | None = None
+    """Samples in flight where the caller does not say how many; None for all."""
+    most: int | None = None
+    """Samples that it draws at most, however many it is offered."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -37,13 +41,20 @@ class Program:
         return {option.name: option.default for option in options}
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """Refuse options that it does not have; raises `ConfigError`."""
+        """Refuse options that it does not have, and parts of what is counted.
+
+        Raises:
+            ConfigError: there is such an option.
+        """
         unknown = [name for name in options if name not in self.options]
         if unknown:
             known = ", ".join(self.options) or "none"
             raise ConfigError(
                 f"the program {self.name} has no option {', '.join(unknown)}; it has: {known}"
             )
+        for name, value in options.items():
+            if isinstance(self.options[name], int) and not isinstance(value, int):
+                raise ConfigError(f"{name}: expected a whole number, got {value}")
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,8 @@ class Outcome:
     settled: bool
     """Whether it stopped before it had drawn them all."""
     elapsed_s: float
+    num_late: int = 0
+    """Samples that ended by themselves after that, too late to vote."""
 
     @property
     def num_undrawn(self) -> int:
@@ -71,20 +84,21 @@ class Outcome:
 
     @property
     def saved_tokens(self) -> int:
-        """An estimate of what all samples would have taken more: those that were not drawn or were
-        aborted, had they been as long as the mean of those that ended by themselves.
+        """A cautious estimate of what all samples would have taken more: an undrawn one the mean
+        of those that ended by themselves, which are the shorter ones; an aborted one what it lacks
+        of that mean, and at least one token.
         """
         whole = [s.num_tokens for s in self.samples if s.state in DRAWN_WHOLE]
         early = [s.num_tokens for s in self.samples if s.state is SampleState.ABORTED]
         if not whole:
             return 0
         mean = fmean(whole)
-        return round(self.num_undrawn * mean + sum(max(mean - tokens, 0.0) for tokens in early))
+        return round(self.num_undrawn * mean + sum(max(mean - tokens, 1.0) for tokens in early))
 
 
 def run_program(
     program: Program,
-    endpoint: Endpoint,
+    endpoint: Transport,
     question: Question,
     *,
     indices: Sequence[int],
@@ -107,6 +121,7 @@ def run_program(
     """
     options = dict(options or {})
     program.check(options)
+    indices = indices[: program.most]
     start_s = time.monotonic()
     drawing = Drawing(question, same, on_sample)
     on_begin(drawing)
@@ -114,8 +129,9 @@ def run_program(
     samples = tuple(sorted(drawing.ended, key=lambda sample: sample.index))
     return Outcome(
         samples=samples,
-        vote=tally(samples, same, program.order),
+        vote=tally(drawing.voters, same, program.order),
         num_asked=len(indices),
         settled=drawing.settled,
         elapsed_s=time.monotonic() - start_s,
+        num_late=len(samples) - len(drawing.voters),
     )

@@ -9,7 +9,7 @@ from lim_sglang.programs.records import Sampling
 from lim_sglang.provenance import project_commit
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.endpoint import Endpoint
+    from lim_sglang.programs.endpoint import Transport
     from lim_sglang.programs.program import Outcome, Program
 
 
@@ -19,12 +19,26 @@ def ask_record(
     options: Mapping[str, Any],
     sampling: Sampling,
     outcome: "Outcome",
-    endpoint: "Endpoint",
+    endpoint: "Transport",
 ) -> dict[str, Any]:
     """What `lim ask --json` prints."""
-    vote = outcome.vote
     return {
         "question": question,
+        **outcome_record(outcome),
+        "program": program.name,
+        "options": {**program.options, **options},
+        "sampling": asdict(sampling),
+        "samples": [asdict(sample) for sample in outcome.samples],
+        "server": endpoint.about(),
+        "commit": project_commit(),
+        "asked": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def outcome_record(outcome: "Outcome") -> dict[str, Any]:
+    """The vote and what it cost."""
+    vote = outcome.vote
+    return {
         "answer": vote.winner,
         "votes": [
             {"answer": group.answer, "votes": group.votes, "weight": group.weight}
@@ -37,16 +51,9 @@ def ask_record(
             "failed": vote.failed,
             "aborted": vote.aborted,
         },
-        "program": program.name,
-        "options": {**program.options, **options},
-        "sampling": asdict(sampling),
         "samples_asked": outcome.num_asked,
         "settled_early": outcome.settled,
         "tokens_spent": outcome.spent_tokens,
         "tokens_saved_estimate": outcome.saved_tokens,
         "seconds": round(outcome.elapsed_s, 3),
-        "samples": [asdict(sample) for sample in outcome.samples],
-        "server": endpoint.about(),
-        "commit": project_commit(),
-        "asked": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -55,5 +55,7 @@ class Sample:
     error: str | None = None
     num_reasoning_tokens: int = 0
     """Of `num_tokens`, before the end of the thoughts."""
+    num_prompt_tokens: int = 0
+    """Of the request that drew it; 0 where the server did not say."""
     confidence: float | None = None
     """DeepConf's lowest group confidence of the chain (`stopping.py`); None without logprobs."""

@@ -1,7 +1,7 @@
 """A sample while it is generated: what its program sees of it, and how the program ends it."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class Running:
@@ -15,7 +15,7 @@ class Running:
         index: int,
         *,
         watched: bool = False,
-        on_confidence: Callable[[float], bool] | None = None,
+        watcher: Callable[[], Callable[[float], bool]] | None = None,
     ) -> None:
         """Nothing is sent yet.
 
@@ -23,16 +23,22 @@ class Running:
             index: of the sample.
             watched: the answer is streamed, so that `num_tokens` grows as it comes in; costs the
                 client more than one answer at the end.
-            on_confidence: called in the client's thread with each token's confidence (`chat.py`);
-                true ends the sample. Implies `watched`, and asks the server for logprobs.
+            watcher: makes, for each try, what is called in the client's thread with each token's
+                confidence (`chat.py`); true ends the sample. Implies `watched`, and asks the
+                server for logprobs.
         """
         self.index = index
-        self.on_confidence = on_confidence
-        self.watched = watched or on_confidence is not None
+        self.watched = watched or watcher is not None
+        self.on_confidence: Callable[[float], bool] | None = None
+        """What the watcher made for this try."""
         self.num_tokens = 0
-        """Generated so far, where it is watched."""
+        """Generated so far by this try, where it is watched."""
+        self.is_doubted = False
+        """Whether its own confidence ended it. It has no vote, also if it was whole by then."""
         self.has_started = False
         """Whether the server has been asked."""
+        self._num_kept = 0
+        self._watcher = watcher
         self._lock = threading.Lock()
         self._cancelled = False
         self._wake: Callable[[], object] | None = None
@@ -49,6 +55,25 @@ class Running:
             wake = self._wake
         if wake:
             wake()
+
+    def begin_try(self) -> None:
+        """Forget what an earlier try has brought."""
+        self.num_tokens = self._num_kept
+        self.on_confidence = self._watcher() if self._watcher else None
+
+    def keep(self, num_tokens: int) -> None:
+        """Of what has come nothing is forgotten: the tries that follow go on from there."""
+        self._num_kept = num_tokens
+        watch = self.on_confidence
+        self._watcher = (lambda: watch) if watch else None
+
+    def see(self, confidences: Iterable[float], num_tokens: int) -> None:
+        """Take note of what has come in; may cancel it."""
+        self.num_tokens = self._num_kept + num_tokens
+        watch = self.on_confidence
+        if watch and any(watch(confidence) for confidence in confidences):
+            self.is_doubted = True
+            self.cancel()
 
     def when_cancelled(self, wake: Callable[[], object]) -> None:
         """Call `wake`, from any thread, once it is cancelled; at once if it is already."""

@@ -15,9 +15,9 @@ from lim_sglang.programs.stopping import Never
 
 @sgl.function
 def single(s: Any, drawing: Drawing, indices: Sequence[int]) -> None:
-    """Draw the first sample."""
+    """Draw one sample."""
     add_messages(s, drawing.question.messages)
-    drawing.draw(s, indices[:1], Never())
+    drawing.draw(s, indices, Never())
 
 
 SINGLE = Program(
@@ -25,6 +25,7 @@ SINGLE = Program(
     single,
     stops_when="its one sample has ended",
     source="greedy or sampled chain of thought, arXiv 2201.11903",
+    most=1,
 )
 
 

@@ -1,7 +1,9 @@
 """A program on a fake server, in one call."""
 
-from collections.abc import Callable
-from contextlib import closing
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 
 from lim_sglang.programs.drawing import Question
@@ -10,7 +12,7 @@ from lim_sglang.programs.majority import MAJORITY
 from lim_sglang.programs.program import Outcome, Program, run_program
 from lim_sglang.programs.prompts import ask_messages
 from lim_sglang.programs.records import Sample, Sampling
-from tests.programs.fake_server import FakeServer
+from tests.programs.fake_server import Answerer, FakeServer, eventually
 
 QUESTION = ask_messages("What is 17 * 23?")
 
@@ -50,3 +52,32 @@ def draw(
     """The same, on an endpoint of its own."""
     with closing(Endpoint(fake.url)) as endpoint:
         return run_on(endpoint, count, on_sample, seeds_honoured=fake.deterministic, **how)
+
+
+def by_sample(answers: Mapping[int, Any], usual: Any = None) -> Answerer:
+    """What each sample is answered, by its seed."""
+    return lambda body: answers.get(body["seed"], usual)
+
+
+def asked(fake: FakeServer) -> Counter[int]:
+    """How often each sample was asked for, by its seed."""
+    return Counter(body["seed"] for body in fake.requests)
+
+
+def states(outcome: Outcome) -> list[str]:
+    """Of the samples, by index."""
+    return [str(sample.state) for sample in outcome.samples]
+
+
+@contextmanager
+def no_thread_is_left() -> Iterator[None]:
+    """Of the frontend, the endpoint or the fake server, when the block has ended."""
+    before = set(threading.enumerate())
+    yield
+
+    def left() -> list[threading.Thread]:
+        # Those of a pool wait for more work until the process ends.
+        new = set(threading.enumerate()) - before
+        return [thread for thread in new if not thread.name.startswith("ThreadPool")]
+
+    assert eventually(lambda: not left()), left()

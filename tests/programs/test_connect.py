@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lim_sglang.errors import ServerError
-from lim_sglang.programs.connect import connect
+from lim_sglang.errors import ConfigError, ServerError
+from lim_sglang.programs.connect import Api, choose_model, connect
 from tests.programs.drawn import run_on
+from tests.programs.fake_openai import Streamed, serving_openai
 from tests.programs.fake_server import Reply, completion, serving
 
 CONSOLE = Console(quiet=True)
@@ -32,3 +33,55 @@ def test_a_server_is_not_given_more_than_it_says_it_runs() -> None:
 def test_what_is_not_there_is_said_before_the_frontend_is_loaded() -> None:
     with pytest.raises(ServerError, match="no server answers"):
         connect("http://127.0.0.1:9", None, CONSOLE, timeout_s=20, max_concurrency=1)
+
+
+def test_a_model_is_refused_where_the_server_has_but_one() -> None:
+    with pytest.raises(ConfigError, match="--model goes with --api openai"):
+        connect("http://127.0.0.1:9", None, CONSOLE, timeout_s=20, max_concurrency=1, model="small")
+
+
+def test_openais_api_is_spoken_to_the_only_model() -> None:
+    with serving_openai(lambda _: Streamed(("so",), num_tokens=1), models=("small",)) as fake:
+        endpoint = connect(
+            *(fake.url, None, CONSOLE), timeout_s=20, max_concurrency=4, api=Api.OPENAI
+        )
+        run_on(endpoint, 2, top_k=-1)
+        assert endpoint.server_info() == {"api": "openai", "model_path": "small"}
+        endpoint.close()
+    assert {request["model"] for request in fake.requests} == {"small"}
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://127.0.0.1:9/v1"])
+def test_openais_api_is_looked_for_before_the_frontend_is_loaded(url: str) -> None:
+    with pytest.raises(ServerError, match="no server answers"):
+        connect(url, None, CONSOLE, timeout_s=20, max_concurrency=1, api=Api.OPENAI, model="m")
+
+
+@pytest.mark.parametrize(
+    ("given", "listed", "chosen"),
+    [
+        ("majority@16", ("small",), "majority@16"),
+        ("small", None, "small"),
+        (None, ("small",), "small"),
+    ],
+)
+def test_a_given_model_is_taken_or_else_the_only_one(
+    given: str | None, listed: tuple[str, ...] | None, chosen: str
+) -> None:
+    assert choose_model(given, listed, "http://here/v1") == chosen
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        (None, "does not list its models: name one with --model"),
+        ((), "has 0 models: choose one with --model$"),
+        (("a", "b"), "has 2 models: choose one with --model from a, b$"),
+        (tuple("abcdefghijkl"), "from a, b, c, d, e, f, g, h, i, j, …$"),
+    ],
+)
+def test_a_model_must_be_chosen_where_there_is_not_exactly_one(
+    listed: tuple[str, ...] | None, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        choose_model(None, listed, "http://here/v1")

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,24 +9,14 @@ import pytest
 from lim_sglang.errors import ServerError
 from lim_sglang.programs import endpoint as endpoint_module
 from lim_sglang.programs.chat import Generation, chat_request
-from lim_sglang.programs.endpoint import SEED, Endpoint, new_rid
+from lim_sglang.programs.endpoint import Endpoint, new_rid
 from tests.programs.fake_server import FakeServer, Reply, completion, eventually, serving
-
-PARAMS = SimpleNamespace(max_new_tokens=64, temperature=0.6, top_p=0.95, top_k=20, stop=[])
-MESSAGES = [{"role": "user", "content": "What is 17 * 23?"}]
+from tests.programs.generating import MESSAGES, PARAMS, generate
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint_module, "RETRY_DELAYS_S", (0.01, 0.01))
-
-
-def generate(endpoint: Endpoint, seed: int | None = None) -> Generation:
-    """One generation, as the frontend asks for it."""
-    state = SimpleNamespace(messages_=MESSAGES, variables={SEED: seed})
-    text, found = endpoint.generate(state, PARAMS)
-    assert text == found.text
-    return found
 
 
 def hang(_: dict[str, Any]) -> Reply:

@@ -1,13 +1,23 @@
 """The vote as a person sees it."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from lim_sglang.programs.display import VoteDisplay, describe, standing, verdict
+from lim_sglang.programs.display import (
+    SHOWN,
+    VoteDisplay,
+    describe,
+    pace,
+    running_table,
+    standing,
+    verdict,
+)
 from lim_sglang.programs.program import Outcome
 from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.running import Running
 from lim_sglang.programs.vote import tally
 from tests.unit.samples import make_sample
 
@@ -90,3 +100,32 @@ def test_on_a_terminal_the_vote_stands_at_the_end_and_markup_in_answers_is_text(
     assert "[bold]" in output
     assert "██" in output
     assert "6/6" in output
+
+
+def test_running_samples_are_shown_with_their_tokens_and_states() -> None:
+    samples = [Running(index) for index in range(SHOWN + 5)]
+    for sample in samples[:-1]:
+        sample.has_started = True
+    samples[0].num_tokens = 1200
+    samples[1].num_tokens = 7
+    samples[1].cancel()
+    output = io.StringIO()
+    Console(file=output, width=80).print(running_table(samples))
+    lines = [line.split() for line in output.getvalue().splitlines()]
+    assert lines[1] == ["0", "1,200", "running"]
+    assert lines[2] == ["1", "7", "ending"]
+    assert lines[3] == ["2", "0", "waiting"]
+    assert lines[1 + SHOWN] == ["…", "4", "more"]  # one has not been sent yet
+    assert pace(1207, 10.0) == "1,207 tokens so far, 121 a second"
+
+
+def test_on_a_terminal_running_samples_stand_below_the_vote() -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=100)
+    running = Running(3)
+    running.has_started, running.num_tokens = True, 77
+    with VoteDisplay(console, 2, same) as display:
+        display.begin(SimpleNamespace(running={3: running}, spent_tokens=87))
+        display.add(SAMPLES[0])
+        display._live.refresh()
+    assert "87 tokens so far" in output.getvalue()

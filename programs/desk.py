@@ -1,0 +1,176 @@
+"""Questions to programs, many at once: a bounded pool, a bounded queue, each can be given up."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from lim_sglang.errors import LimError
+from lim_sglang.programs.catalogue import find_program
+from lim_sglang.programs.drawing import Drawing, Question
+from lim_sglang.programs.endpoint import Transport
+from lim_sglang.programs.openai_shapes import VoteRequest
+from lim_sglang.programs.program import Outcome, run_program
+from lim_sglang.programs.records import Sample
+from lim_sglang.programs.vote import Same
+
+
+class BusyError(LimError):
+    """As many questions wait as may."""
+
+
+class ClosedError(LimError):
+    """No more questions are taken."""
+
+
+class Asking:
+    """One question from when it is taken until its outcome."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_samples = num_samples
+        self.num_ended = 0
+        """Samples so far."""
+        self.is_cancelled = False
+        self.outcome: Future[Outcome] = Future()
+        """Cancelled as soon as the question is, whatever the server still has to say."""
+        self._lock = threading.Lock()
+        self._drawing: Drawing | None = None
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more: it leaves the queue, or its samples are aborted."""
+        with self._lock:
+            self.is_cancelled = True
+            drawing = self._drawing
+        self.outcome.cancel()  # outside the lock: where it was queued, this calls `end`
+        if drawing:
+            drawing.abandon()
+
+    def begin(self, drawing: Drawing) -> None:
+        """Its program is about to draw."""
+        with self._lock:
+            self._drawing = drawing
+            cancelled = self.is_cancelled
+        if cancelled:
+            drawing.abandon()
+
+    def end(self, work: Future[Outcome]) -> None:
+        """Its program has ended, or was never begun."""
+        with self._lock:
+            if self.is_cancelled:
+                return
+            error = work.exception()
+            if error:
+                self.outcome.set_exception(error)
+            else:
+                self.outcome.set_result(work.result())
+
+    def count(self, _: Sample) -> None:
+        """One of its samples has ended."""
+        self.num_ended += 1
+
+
+class Desk:
+    """Takes questions for one server. Any thread may ask."""
+
+    def __init__(
+        self,
+        endpoint: Transport,
+        same: Same,
+        *,
+        max_concurrency: int,
+        max_questions: int,
+        max_waiting: int,
+    ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            same: whether two answers are equal.
+            max_concurrency: samples of one question in flight, since each takes a thread; the
+                endpoint has a limit of its own for those of all questions.
+            max_questions: answered at the same time.
+            max_waiting: taken beyond these; they wait.
+        """
+        self._endpoint = endpoint
+        self._same = same
+        self._max_concurrency = max_concurrency
+        self._max_open = max_questions + max_waiting
+        self._pool = ThreadPoolExecutor(max_questions, thread_name_prefix="lim-question")
+        self._lock = threading.Lock()
+        self._open: set[Asking] = set()
+        """Until their programs have ended."""
+        self._closed = False
+
+    def ask(self, request: VoteRequest) -> Asking:
+        """Take a question.
+
+        Raises:
+            BusyError: as many wait as may.
+            ClosedError: the desk is closed.
+        """
+        asking = Asking(request.samples)
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the proxy is being stopped")
+            if len(self._open) >= self._max_open:
+                raise BusyError(
+                    f"{len(self._open)} questions are open, as many as may be: try again later"
+                )
+            work = self._pool.submit(self._answer, asking, request)
+            self._open.add(asking)
+        asking.outcome.add_done_callback(lambda _: work.cancel())
+        work.add_done_callback(lambda _: self._forget(asking))
+        work.add_done_callback(asking.end)
+        return asking
+
+    def check_options(self, request: VoteRequest) -> None:
+        """Refuse options that the program does not have, or that cannot be; takes milliseconds.
+
+        Raises:
+            ConfigError: what is wrong with them.
+        """
+        self._run(request, samples=0)
+
+    def close(self) -> None:
+        """Take no more questions, and give up those that are open."""
+        with self._lock:
+            self._closed = True
+            still_open = list(self._open)
+        for asking in still_open:
+            asking.cancel()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _answer(self, asking: Asking, request: VoteRequest) -> Outcome:
+        return self._run(
+            request, samples=request.samples, on_begin=asking.begin, on_sample=asking.count
+        )
+
+    def _run(
+        self,
+        request: VoteRequest,
+        *,
+        samples: int,
+        on_begin: Callable[[Drawing], None] = lambda _: None,
+        on_sample: Callable[[Sample], None] = lambda _: None,
+    ) -> Outcome:
+        program = find_program(request.program)
+        parallel = request.parallel or program.parallel or request.samples
+        question = Question(
+            request.messages,
+            request.sampling,
+            parallel=min(parallel, self._max_concurrency),
+            watched=program.watched,
+            seeds_honoured=bool(
+                samples and request.sampling.seed is not None and self._endpoint.honours_seeds
+            ),
+        )
+        return run_program(
+            *(program, self._endpoint, question),
+            indices=range(samples),
+            same=self._same,
+            options=request.options,
+            on_sample=on_sample,
+            on_begin=on_begin,
+        )
+
+    def _forget(self, asking: Asking) -> None:
+        with self._lock:
+            self._open.discard(asking)

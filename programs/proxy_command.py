@@ -1,0 +1,153 @@
+"""The `lim proxy` command: a server in front of a running one, whose answers are votes."""
+
+import errno
+import socket
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from lim_sglang.errors import ConfigError
+from lim_sglang.programs.connect import connect
+from lim_sglang.programs.judge import AnswerJudge
+from lim_sglang.programs.options import (
+    DEFAULT_URL,
+    ApiKeyOption,
+    MaxTokensOption,
+    TemperatureOption,
+    ThinkingOption,
+    TimeoutOption,
+    TopKOption,
+    TopPOption,
+    UrlOption,
+)
+from lim_sglang.programs.records import Sampling
+from lim_sglang.programs.sampling import resolve_sampling
+
+if TYPE_CHECKING:
+    from lim_sglang.programs.endpoint import Transport
+
+
+def proxy(
+    url: UrlOption = DEFAULT_URL,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")
+    ] = 30001,
+    api_key: ApiKeyOption = None,
+    max_questions: Annotated[
+        int, typer.Option(min=1, max=256, help="Questions answered at the same time.")
+    ] = 16,
+    max_waiting: Annotated[
+        int, typer.Option(min=0, help="Questions that may wait; further ones get HTTP 429.")
+    ] = 64,
+    concurrency: Annotated[
+        int,
+        typer.Option(min=1, help="Samples that the server is asked for at the same time."),
+    ] = 64,
+    max_tokens: MaxTokensOption = Sampling.max_tokens,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    thinking: ThinkingOption = None,
+    timeout: TimeoutOption = 600.0,
+) -> None:
+    """Answer OpenAI's chat completions by a vote: model "majority@16" in place of a model's name.
+
+    Clients send the key of the server. Sampling options are for requests that say nothing else.
+    Other models are passed on to the server.
+    """
+    with ExitStack() as open_things:
+        listener = open_things.enter_context(listen(host, port))
+        endpoint = connect(
+            *(url, api_key, Console(stderr=True)),
+            timeout_s=timeout,
+            max_concurrency=concurrency,
+            thinking=thinking,
+        )
+        open_things.enter_context(closing(endpoint))  # aborts what still runs at the server
+        sampling = resolve_sampling(
+            endpoint.sampling_defaults(),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=None,
+        )
+        _serve(
+            *(listener, endpoint, url, api_key, sampling),
+            max_concurrency=concurrency,
+            max_questions=max_questions,
+            max_waiting=max_waiting,
+        )
+
+
+def _serve(
+    listener: socket.socket,
+    endpoint: "Transport",
+    url: str,
+    api_key: str | None,
+    sampling: Sampling,
+    *,
+    max_concurrency: int,
+    max_questions: int,
+    max_waiting: int,
+) -> None:
+    from lim_sglang.programs.desk import Desk
+    from lim_sglang.programs.proxy import Proxy, create_app
+    from lim_sglang.programs.proxy_server import ProxyServer
+    from lim_sglang.programs.upstream import Upstream
+
+    with AnswerJudge() as judge:
+        judge.warm_up()
+        desk = Desk(
+            *(endpoint, judge.same),
+            max_concurrency=max_concurrency,
+            max_questions=max_questions,
+            max_waiting=max_waiting,
+        )
+        app = create_app(Proxy(desk, Upstream(url), sampling, api_key))
+        ProxyServer(
+            app,
+            when_ready=lambda: typer.echo(ready_block(listener, url, with_key=bool(api_key))),
+            when_stopped=desk.close,
+        ).serve_until_stopped(listener)
+        typer.echo("Stopping the proxy.")
+
+
+def ready_block(listener: socket.socket, url: str, *, with_key: bool) -> str:
+    """What a user sees when the proxy is ready: where it is, how to ask."""
+    host, port, *_ = listener.getsockname()
+    here = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    key = ' -H "Authorization: Bearer $LIM_API_KEY"' if with_key else ""
+    question = '{"model": "majority@8", "messages": [{"role": "user", "content": "..."}]}'
+    return "\n".join(
+        [
+            "",
+            "The voting proxy is live",
+            f"  base url  {here}/v1",
+            f"  server    {url}",
+            '  model     "majority@16", "adaptive@40?confidence=0.9"; others go to the server',
+            f"  ask       curl {here}/v1/chat/completions{key} "
+            f"-H 'Content-Type: application/json' -d '{question}'",
+            "  stop      Ctrl-C",
+            "",
+        ]
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the port before anything slow is done; raises `ConfigError` where that fails."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"port {port} of {host} is in use: choose another --port") from None
+        raise ConfigError(
+            f"cannot listen on {host}, port {port} ({error.strerror}): choose other ones"
+        ) from None
+    return listener

@@ -1,0 +1,97 @@
+"""What the fake server says is what SGLang would say, in its own words."""
+
+import json
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+from sglang.srt.entrypoints.openai.protocol import (
+    ChatCompletionResponse,
+    ChatCompletionStreamResponse,
+)
+from sglang.srt.entrypoints.openai.sse_utils import build_sse_content
+
+from tests.programs.chains import END_OF_TURN, Chain, endless
+from tests.programs.fake_server import FakeServer, eventually, serving
+
+USAGE = {"include_usage": True, "continuous_usage_stats": True}
+LOGPROBS = {"logprobs": True, "top_logprobs": 2}
+STREAM = {"rid": "r", "model": "m", "stream": True, "stream_options": USAGE}
+
+
+def complete(fake: FakeServer, body: dict[str, Any]) -> httpx.Response:
+    """Ask for a chat completion."""
+    return httpx.post(f"{fake.url}/v1/chat/completions", json=body, timeout=20)
+
+
+def abort(fake: FakeServer, rid: str) -> None:
+    """Ask for an end."""
+    assert httpx.post(f"{fake.url}/abort_request", json={"rid": rid}).status_code == 200
+
+
+def test_a_stream_has_the_events_of_sglang() -> None:
+    with serving(lambda _: Chain(("so ", "", "é\u2028"))) as fake:
+        events = complete(fake, {**STREAM, **LOGPROBS}).text.split("\n\n")
+    usages = [json.loads(event.removeprefix("data: "))["usage"] for event in (events[1], events[2])]
+    logprobs = [
+        json.loads(event.removeprefix("data: "))["choices"][0]["logprobs"] for event in events[1:3]
+    ]
+    of = {"chunk_id": "r", "created": 1, "model": "m", "index": 0}
+    theirs = [
+        build_sse_content(**of, role="assistant", content=""),
+        build_sse_content(**of, content="so ", logprobs=logprobs[0], usage=usages[0]),
+        build_sse_content(**of, content="é\u2028", logprobs=logprobs[1], usage=usages[1]),
+        build_sse_content(**of, finish_reason="stop", matched_stop=END_OF_TURN),
+    ]
+    assert [f"{event}\n\n" for event in events[:4]] == theirs
+    assert [usage["completion_tokens"] for usage in usages] == [1, 3]
+    assert len(logprobs[0]["content"][0]["top_logprobs"]) == 2
+    last = ChatCompletionStreamResponse.model_validate_json(events[4].removeprefix("data: "))
+    assert not last.choices
+    assert last.usage is not None
+    assert last.usage.completion_tokens == 3
+    assert events[5:] == ["data: [DONE]", ""]
+
+
+def test_an_answer_has_the_fields_of_sglang() -> None:
+    with serving(lambda _: Chain(("so ", "391"), reason="length")) as fake:
+        found = complete(fake, {"rid": "r", "model": "m", **LOGPROBS}).json()
+    theirs = ChatCompletionResponse.model_validate(found).model_dump()
+    assert found == {name: theirs[name] for name in found}
+    assert found["choices"][0]["message"]["content"] == "so 391"
+    assert found["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_abort_ends_all_that_begin_with_a_known_id(stream: bool) -> None:
+    chains = {"a": endless("some"), "ab": endless("some", "more"), "b": Chain(("b",))}
+    found: dict[str, str] = {}
+
+    def ask(rid: str) -> None:
+        found[rid] = complete(fake, {"rid": rid, "model": "m", "stream": stream}).text
+
+    with serving(lambda body: chains[body["rid"]]) as fake:
+        threads = [Thread(target=ask, args=(rid,)) for rid in ("a", "ab")]
+        for thread in threads:
+            thread.start()
+        assert eventually(lambda: fake.running == 2)
+        abort(fake, "unknown")
+        abort(fake, "")
+        ask("b")
+        assert fake.running == 2
+        abort(fake, "a")
+        for thread in threads:
+            thread.join(5)
+    assert '"finish_reason":"stop"' in found["b"].replace(" ", "")
+    assert all('"finish_reason":"abort"' in found[r].replace(" ", "") for r in ("a", "ab"))
+    assert fake.running == 0
+    assert not fake.hung_up
+
+
+def test_who_hangs_up_ends_the_request() -> None:
+    with serving(lambda _: endless("some")) as fake:
+        with httpx.stream("POST", f"{fake.url}/v1/chat/completions", json=STREAM) as response:
+            next(response.iter_bytes())
+        assert eventually(lambda: fake.running == 0)
+    assert fake.hung_up == ["r"]

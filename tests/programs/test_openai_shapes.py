@@ -1,0 +1,168 @@
+"""What `lim proxy` reads out of a chat completion: pure."""
+
+from typing import Any
+
+import pytest
+
+from lim_sglang.errors import ConfigError
+from lim_sglang.programs.openai_shapes import VoteRequest, read_model, read_request
+from lim_sglang.programs.records import Sampling
+
+PROGRAMS = {"single": 1, "majority": None, "adaptive": None}
+DEFAULTS = Sampling(max_tokens=100)
+
+
+def read(**fields: Any) -> VoteRequest | None:
+    """The request of one question."""
+    body = {"messages": [{"role": "user", "content": "2 + 2?"}], **fields}
+    return read_request(body, PROGRAMS, DEFAULTS)
+
+
+def read_vote(**fields: Any) -> VoteRequest:
+    """The same, where it is a vote."""
+    found = read(**fields)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("majority", ("majority", None, {})),
+        ("majority@16", ("majority", 16, {})),
+        ("adaptive@40?confidence=0.9", ("adaptive", 40, {"confidence": 0.9})),
+        ("adaptive?confidence=0.9&window=5", ("adaptive", None, {"confidence": 0.9, "window": 5})),
+        ("majority@16?", ("majority", 16, {})),
+        ("Qwen/Qwen3-8B", None),
+        ("default", None),
+        ("gpt-4o", None),
+        ("mine@home", None),
+        ("Majority@16", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_model_string_names_a_program_or_a_model(model: Any, expected: Any) -> None:
+    assert read_model(model, PROGRAMS) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("majorty@16", "unknown program 'majorty'; known: single, majority, adaptive"),
+        ("majority@0", "1 to 1024"),
+        ("majority@1025", "1 to 1024"),
+        ("majority@", "1 to 1024"),
+        ("majority@many", "1 to 1024"),
+        ("majority@²", "1 to 1024"),
+        ("majority@" + "9" * 5000, "1 to 1024"),
+        ("adaptive?confidence", "name=number"),
+        ("adaptive?confidence=high", "name=number"),
+        ("adaptive?confidence=0.9&confidence=0.8", "each name once"),
+    ],
+)
+def test_a_slip_in_a_model_string_is_refused(model: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read_model(model, PROGRAMS)
+
+
+def test_what_is_no_vote_is_not_looked_at() -> None:
+    assert read_request({"model": "x", "messages": "?", "n": 3}, PROGRAMS, DEFAULTS) is None
+    assert read_request({"lim": None}, PROGRAMS, DEFAULTS) is None
+
+
+@pytest.mark.parametrize("body", [[], "majority@3", None, 3])
+def test_a_body_is_an_object(body: Any) -> None:
+    with pytest.raises(ConfigError, match="no JSON object"):
+        read_request(body, PROGRAMS, DEFAULTS)
+
+
+def test_a_field_asks_for_the_same_as_a_model_string() -> None:
+    field = {"program": "adaptive", "samples": 40, "parallel": 4, "options": {"confidence": 0.9}}
+    by_field, by_string = read_vote(lim=field), read_vote(model="adaptive@40?confidence=0.9")
+    for name in ("program", "samples", "options", "messages", "sampling"):
+        assert getattr(by_field, name) == getattr(by_string, name)
+    assert by_field.parallel == 4
+
+
+def test_an_empty_field_asks_for_the_default_vote() -> None:
+    asked = read_vote(model="Qwen/Qwen3-8B", lim={})
+    assert (asked.program, asked.samples, asked.model) == ("majority", 8, "Qwen/Qwen3-8B")
+    assert read_vote(model="single").samples == 1
+
+
+def test_nothing_may_be_said_twice_and_differ() -> None:
+    assert read_vote(model="majority@4", lim={"samples": 4, "program": "majority"}).samples == 4
+    with pytest.raises(ConfigError, match="differ in program, samples"):
+        read(model="majority@4", lim={"samples": 5, "program": "adaptive"})
+
+
+def test_sampling_is_the_requests_then_the_proxys() -> None:
+    asked = read_vote(model="majority", temperature=0, top_k=-1, max_completion_tokens=7, seed=0)
+    assert asked.sampling == Sampling(max_tokens=7, temperature=0, top_k=-1, seed=0)
+    assert read_vote(model="majority", max_tokens=9).sampling.max_tokens == 9
+    assert read_vote(model="majority", max_tokens=None).sampling == DEFAULTS
+
+
+def test_messages_are_passed_as_they_are() -> None:
+    parts = [{"type": "text", "text": "2 + "}, {"type": "text", "text": "2?"}]
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "{x}"},
+        {"role": "assistant", "content": "y"},
+        {"role": "user", "content": parts},
+    ]
+    told = read_vote(model="majority", messages=turns).messages
+    assert [turn["content"] for turn in told] == ["Be brief.", "{x}", "y", "2 + 2?"]
+
+
+def test_the_projects_instruction_is_added_where_it_is_asked_for() -> None:
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "{2} + 2?"}]
+    told = read_vote(messages=turns, lim={"template": "math"}).messages
+    assert told[0]["content"] == "s"
+    assert told[1]["content"].startswith("{2} + 2?\n\nPlease reason")
+    assert told[1]["content"].endswith("\\boxed{}.")
+    with pytest.raises(ConfigError, match="last message"):
+        read(messages=[{"role": "assistant", "content": "4"}], lim={"template": "math"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"n": 2}, "n: a vote cannot honour 2"),
+        ({"tools": [{"type": "function"}]}, "tools: a vote cannot honour"),
+        ({"response_format": {"type": "json_object"}}, "response_format: a vote cannot honour"),
+        ({"logprobs": True}, "logprobs: a vote cannot honour true"),
+        ({"stop": "\n"}, "stop: a vote cannot honour"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"mirostat": 1}, "mirostat: a vote does not know this field"),
+        ({"temperature": 3}, "temperature: input should be less than or equal to 2"),
+        ({"temperature": float("nan")}, "temperature: "),
+        ({"top_p": 0}, "top_p: input should be greater than 0"),
+        ({"top_k": 0}, "top_k: 0 leaves no token"),
+        ({"max_tokens": 0}, "max_tokens: "),
+        ({"seed": -1}, "seed: "),
+        ({"stream": "yes"}, "stream: "),
+        ({"messages": []}, "messages: "),
+        ({"messages": [{"role": "tool", "content": ""}]}, "messages.0.role: "),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0"),
+        ({"lim": {"programme": "majority"}}, "lim.programme: "),
+        ({"lim": {"program": "majorty"}, "model": "x"}, "unknown program 'majorty'"),
+        ({"lim": {"samples": 0}}, "lim.samples: "),
+        ({"lim": {"options": {"confidence": "0.9"}}}, "lim.options.confidence"),
+        ({"lim": {"template": "poem"}}, "lim.template: "),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_in_words(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read(**{"model": "majority", **fields})
+
+
+def test_all_reasons_are_given_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"n: .*; tools: .*; temperature: "):
+        read(model="majority", n=2, tools=[1], temperature=9)
+
+
+def test_fields_that_ask_for_nothing_are_no_reason() -> None:
+    neutral = {"n": 1, "tools": [], "logprobs": False, "stop": None, "presence_penalty": 0}
+    assert read(model="majority", user="me", response_format={"type": "text"}, **neutral)
