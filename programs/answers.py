@@ -24,6 +24,11 @@ _STATED = re.compile(
 )
 """What is stated: formulas, or else the text up to the end of the sentence or of the line."""
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
+MAX_BARE = 200
+"""Characters of a reply that may be nothing but an answer."""
+_BARE = re.compile(
+    rf"\s*\**\s*(?:[-+]?\$?\d[\d,./]*\s*%?|\(?[A-J]\)?|{_FORMULA})\s*\.?\s*\**\s*", re.DOTALL
+)
 MAX_WORDS = 4
 """In an answer that is not boxed; with more, it is a sentence about the answer."""
 
@@ -33,16 +38,24 @@ def extract_answer(text: str) -> str | None:
     or `#### X`. None where there is none; a last number is not an answer.
 
     What follows the last `</think>` counts first, since it is what the reader is told. If nothing
-    is stated there, the thoughts count, as they do when a sample is cut off within them.
+    is stated there, the thoughts count, as they do when a sample is cut off within them. A reply
+    that is nothing but a number, a formula or a letter to choose is an answer, too.
     An empty box only talks about boxes and an unclosed one was cut off: both are passed over.
     Without braces, as in `\boxed 5`, a box needs a number. Takes time linear in the length.
     """
     thoughts, _, reply = text.rpartition("</think>")
-    return _find_answer(reply) or _find_answer(thoughts)
+    return _find_answer(reply) or _bare_answer(reply) or _find_answer(thoughts)
 
 
 def _find_answer(text: str) -> str | None:
     return _last_box(text) or _last_statement(text)
+
+
+def _bare_answer(reply: str) -> str | None:
+    """The whole reply, where it is nothing but a number, a formula or a letter to choose."""
+    if len(reply) > MAX_BARE or not _BARE.fullmatch(reply):
+        return None
+    return tidy(reply) or None
 
 
 def _last_box(text: str) -> str | None:

@@ -111,6 +111,32 @@ def test_the_reply_comes_before_the_thoughts(text: str, expected: str | None) ->
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("5", "5"),
+        (" 5.\n", "5"),
+        ("**1,024**", "1,024"),
+        ("-3/4", "-3/4"),
+        ("50%", "50%"),
+        (r"$\frac{1}{2}$", r"\frac{1}{2}"),
+        (r"\(x^2\)", "x^2"),
+        ("(B)", "(B)"),
+        ("C.", "C"),
+        (r"is it \boxed{4}?</think>5", "5"),
+        ("5 apples", None),
+        ("I", "I"),
+        ("Paris", None),
+        ("b", None),
+        ("1. First", None),
+        ("$5 and $6", None),
+        ("$$", None),
+    ],
+)
+def test_a_reply_that_is_nothing_but_an_answer_is_one(text: str, expected: str | None) -> None:
+    assert extract_answer(text) == expected
+
+
+@pytest.mark.parametrize(
     "piece",
     [
         r"\boxed{",
