@@ -37,7 +37,7 @@ from lim_sglang.programs.records import Sampling
 from lim_sglang.programs.sampling import resolve_sampling
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.endpoint import Transport
+    from lim_sglang.programs.transport import Transport
 
 MOST_AT_ONCE = 64
 """Samples of one question in flight: the frontend starts a thread for each."""

@@ -38,7 +38,8 @@ one at each start unless told otherwise, and the same command has to go on with 
 
 
 SHAPING_FILES = (
-    *("programs/majority.py", "programs/endpoint.py", "programs/openai_endpoint.py"),
+    *("programs/majority.py", "programs/drawing.py", "programs/transport.py"),
+    *("programs/endpoint.py", "programs/openai_endpoint.py", "programs/openai_client.py"),
     *("programs/chat.py", "programs/answers.py", "programs/judge.py"),
     "evals/grade.py",
 )

@@ -17,6 +17,25 @@ PLAN_BYTES = 1 << 20
 """Workspace of one plan; FlashInfer's default is 8 MiB on the GPU and 8 MiB pinned."""
 
 
+class Staging:
+    """Pinned memory that a plan is copied from, in the order of the stream."""
+
+    def __init__(self) -> None:
+        self.buffer = torch.empty(PLAN_BYTES, dtype=torch.uint8, pin_memory=True)
+        self._copied = torch.cuda.Event()
+
+    def wait_until_free(self) -> None:
+        """Wait for the last copy. Under SGLang's scheduler there is nothing to wait for, since the
+        host is at most one step ahead; a caller that runs on would overwrite a plan.
+        """
+        if not self._copied.query():
+            self._copied.synchronize()
+
+    def note_copy(self) -> None:
+        """The copy has been queued."""
+        self._copied.record()
+
+
 class SparseWrapper:
     """A FlashInfer decode wrapper over the kept slots that is planned without a wait.
 
@@ -94,9 +113,7 @@ class KeptPlan:
         self._host_indptr = torch.zeros(max_rows + 1, dtype=torch.int32)
         # The host is at most one step ahead, so what it stages for one step is still to be copied
         # while it stages the next, and is free again for the one after that.
-        self._staging = [
-            torch.empty(PLAN_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)
-        ]
+        self._staging = [Staging(), Staging()]
         self._last: tuple[SparseWrapper, int] | None = None
         """What was planned last, for how many rows; their lengths are in `_last_indptr`."""
         self._last_indptr = torch.zeros_like(self._host_indptr)
@@ -122,6 +139,10 @@ class KeptPlan:
         """Plan a step that replays the CUDA graph of its batch size."""
         self._plan(self._captured[forward_batch.batch_size], forward_batch)
 
+    def forget(self) -> None:
+        """Make the next plan anew, even if no kept length changes."""
+        self._last = None
+
     def _plan(self, sparse: SparseWrapper, forward_batch: Any) -> None:
         rows = forward_batch.batch_size
         host_lens, host_indptr = self._host_lens[:rows], self._host_indptr[: rows + 1]
@@ -132,6 +153,7 @@ class KeptPlan:
         last_indptr = self._last_indptr[: rows + 1]
         if self._last == (sparse, rows) and torch.equal(host_indptr, last_indptr):
             return  # as in most steps: rows over the budget keep as many as before
+        self._last = None  # until all of it is planned
         count_kept(forward_batch.seq_lens[:rows], self.budget, self.kept_indptr)
         self._plan_lengths(sparse, rows)
         self._last = (sparse, rows)
@@ -144,9 +166,11 @@ class KeptPlan:
         if not sparse.is_captured:
             slots = slots[: int(host_indptr[rows])]
         self._staging.reverse()
+        staging = self._staging[0]
+        staging.wait_until_free()
         updater = self._backend.indices_updater_decode
         sparse.plan(
-            self._staging[0],
+            staging.buffer,
             host_indptr,
             self.kept_indptr,
             slots,
@@ -159,3 +183,4 @@ class KeptPlan:
             q_data_type=updater.q_data_type,
             non_blocking=True,
         )
+        staging.note_copy()

@@ -19,8 +19,8 @@ from lim_sglang.programs.options import (
     ApiOption,
     MaxTokensOption,
     ModelOption,
+    MostSamplesOption,
     ProgramOption,
-    SamplesOption,
     SeedOption,
     SettingsOption,
     SystemOption,
@@ -33,24 +33,28 @@ from lim_sglang.programs.options import (
     TopPOption,
     UrlOption,
     read_settings,
+    samples_of,
 )
-from lim_sglang.programs.prompts import MATH_PROMPT, Message, ask_messages
+from lim_sglang.programs.prompts import MATH_PROMPT, ask_messages
 from lim_sglang.programs.record import ask_record
 from lim_sglang.programs.records import SampleState, Sampling
 from lim_sglang.programs.sampling import resolve_sampling
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.endpoint import Transport
+    from lim_sglang.programs.drawing import Question
     from lim_sglang.programs.program import Outcome, Program
+    from lim_sglang.programs.transport import Transport
 
 
 def ask(
     question: Annotated[str, typer.Argument(help="A question with one short answer.")],
     program: ProgramOption = "majority",
-    samples: SamplesOption = 8,
+    samples: MostSamplesOption = None,
     parallel: Annotated[
         int | None,
-        typer.Option(min=1, help="Samples in flight at once.", show_default="all; adaptive: 8"),
+        typer.Option(
+            min=1, help="Samples in flight at once.", show_default="all; adaptive 8, budget 4"
+        ),
     ] = None,
     settings: SettingsOption = None,
     max_tokens: MaxTokensOption = Sampling.max_tokens,
@@ -79,6 +83,7 @@ def ask(
             f"it leaves nothing of --max-tokens {max_tokens} to answer with.",
             param_hint="--thinking-budget",
         )
+    samples = samples_of(program, samples)
     messages = ask_messages(question, template=template, system=system)
     options = read_settings(settings or [])
     console = Console(stderr=True)
@@ -101,56 +106,50 @@ def ask(
             seed=seed,
         )
         from lim_sglang.programs.catalogue import find_program
+        from lim_sglang.programs.drawing import Question
 
         chosen = find_program(program)
+        chosen.check(options)
+        question_asked = Question(
+            messages,
+            sampling,
+            parallel=parallel or chosen.parallel or samples,
+            watched=chosen.watched or console.is_terminal,
+            seeds_honoured=sampling.seed is not None and endpoint.honours_seeds,
+        )
+        # Before anything is drawn: the server may be gone afterwards.
+        about = endpoint.about() if as_json else {}
         try:
-            outcome = _draw(
-                *(endpoint, chosen, messages, sampling, options, console),
-                samples=samples,
-                parallel=parallel or chosen.parallel or samples,
-            )
+            outcome = _draw(endpoint, chosen, question_asked, samples, options, console)
         except KeyboardInterrupt:
             console.print("interrupted")
             raise typer.Exit(INTERRUPTED) from None
-        record = (
-            ask_record(question, chosen, options, sampling, outcome, endpoint) if as_json else {}
-        )
-    typer.echo(json.dumps(record) if as_json else verdict(outcome))
+    if as_json:
+        record = ask_record(question, chosen, options, question_asked, outcome)
+        typer.echo(json.dumps({**record, "server": about}))
+    _refuse_silence(outcome)
+    if not as_json:
+        typer.echo(verdict(outcome))
 
 
 def _draw(
     endpoint: "Transport",
     program: "Program",
-    messages: tuple[Message, ...],
-    sampling: Sampling,
+    question: "Question",
+    samples: int,
     options: dict[str, Any],
     console: Console,
-    *,
-    samples: int,
-    parallel: int,
 ) -> "Outcome":
-    """Run the program and show it.
-
-    Raises:
-        ServerError: every sample failed.
-    """
-    from lim_sglang.programs.drawing import Question
+    """Run the program and show it."""
     from lim_sglang.programs.program import run_program
 
-    question = Question(
-        messages,
-        sampling,
-        parallel=parallel,
-        watched=program.watched or console.is_terminal,
-        seeds_honoured=sampling.seed is not None and endpoint.honours_seeds,
-    )
     total = min(samples, program.most or samples)
     with (
         AnswerJudge() as judge,
         VoteDisplay(console, total, judge.same, program.order) as display,
     ):
         judge.warm_up()
-        outcome = run_program(
+        return run_program(
             *(program, endpoint, question),
             indices=range(samples),
             same=judge.same,
@@ -158,12 +157,15 @@ def _draw(
             on_sample=display.add,
             on_begin=display.begin,
         )
+
+
+def _refuse_silence(outcome: "Outcome") -> None:
+    """Raise `ServerError` where every sample failed."""
     failed = [sample for sample in outcome.samples if sample.state is SampleState.FAILED]
     if failed and len(failed) == len(outcome.samples):
         raise ServerError(
             f"the server failed all {len(failed)} samples, the first with: {failed[0].error}"
         )
-    return outcome
 
 
 def run_script(program: str) -> None:

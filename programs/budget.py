@@ -1,7 +1,8 @@
 """A token budget for the whole question: what has finished when it is spent votes.
 
-No paper's method: the baseline that others are compared with at equal cost. Also a script:
-`python programs/budget.py QUESTION --tokens 8192`.
+No paper's method: the baseline that others are compared with at equal cost. Four samples are in
+flight unless the caller says otherwise, so that some have finished by then. Also a script:
+`python programs/budget.py QUESTION --set tokens=8192`.
 """
 
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ BUDGET = Program(
     stops_when="a token budget for the whole question is spent",
     source="ours; a baseline at equal cost",
     watched=True,
+    finished_only=True,
+    parallel=4,
 )
 
 

@@ -31,6 +31,8 @@ class Generation:
     latency_s: float = 0.0
     """From sending to the answer, of the last try; waiting for a free place is no part of it."""
     error: str | None = None
+    ended_s: float = 0.0
+    """When it ended, by the client's monotonic clock."""
 
 
 def chat_request(

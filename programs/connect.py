@@ -11,8 +11,9 @@ from lim_sglang.errors import ConfigError
 from lim_sglang.programs.client import Client, check_server
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.endpoint import Endpoint, Transport
+    from lim_sglang.programs.endpoint import Endpoint
     from lim_sglang.programs.openai_endpoint import OpenAIEndpoint
+    from lim_sglang.programs.transport import Transport
 
 MODELS_SHOWN = 10
 """Of a long list, enough to see what the names look like."""

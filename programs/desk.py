@@ -7,10 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from lim_sglang.errors import LimError
 from lim_sglang.programs.catalogue import find_program
 from lim_sglang.programs.drawing import Drawing, Question
-from lim_sglang.programs.endpoint import Transport
 from lim_sglang.programs.openai_shapes import VoteRequest
 from lim_sglang.programs.program import Outcome, run_program
 from lim_sglang.programs.records import Sample
+from lim_sglang.programs.transport import Transport
 from lim_sglang.programs.vote import Same
 
 

@@ -148,5 +148,6 @@ def verdict(outcome: "Outcome") -> str:
         f"answer: {vote.winner}  ({votes}" if vote.winner is not None else f"no answer  ({votes}"
     )
     failed = f", {vote.failed} failed" if vote.failed else ""
-    saved = f", about {outcome.saved_tokens:,} saved" if outcome.settled else ""
+    stopped = outcome.settled or vote.aborted
+    saved = f", about {outcome.saved_tokens:,} saved" if stopped else ""
     return f"{answer}{failed}, {outcome.spent_tokens:,} tokens{saved}, {outcome.elapsed_s:.1f} s)"

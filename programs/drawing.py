@@ -16,11 +16,11 @@ import sglang as sgl
 
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.chat import Generation
-from lim_sglang.programs.endpoint import RUNNING, SEED
 from lim_sglang.programs.prompts import Message
 from lim_sglang.programs.records import Sample, SampleState, Sampling
 from lim_sglang.programs.running import Running
 from lim_sglang.programs.stopping import GroupConfidence, Rule, Same
+from lim_sglang.programs.transport import RUNNING, SEED
 
 SOLUTION = "solution"
 POLL_S = 0.02
@@ -71,7 +71,9 @@ class Drawing:
     def spent_tokens(self) -> int:
         """Generated so far, by running samples too where they are watched."""
         return sum(sample.num_tokens for sample in self.ended) + sum(
-            running.num_tokens for running in self.running.values()
+            # A display asks from another thread, while samples come and go.
+            running.num_tokens
+            for running in list(self.running.values())
         )
 
     def draw(
@@ -103,13 +105,16 @@ class Drawing:
                     running = Running(index, watched=self.question.watched, watcher=watcher)
                     self.running[index] = running
                     branches[index] = self._start(s, running)
-                ended = [n for n, branch in branches.items() if _has_ended(branch)]
+                ended = sorted(
+                    (n for n in branches if _has_ended(branches[n])), key=_ended_at(branches)
+                )
                 for index in ended:
                     lowest = measured.lowest(index) if measured else None
-                    self._end(branches.pop(index), self.running.pop(index), lowest)
-                    self._look(rule, left, branches)
+                    sample = self._end(branches.pop(index), self.running.pop(index), lowest)
+                    self._look(rule, left, branches)  # before the display takes its time
+                    self.on_sample(sample)
                 if not ended:
-                    if self.question.watched or self.settled:
+                    if rule.looks_at_tokens or self.settled:
                         self._look(rule, left, branches)
                     time.sleep(POLL_S)
 
@@ -161,7 +166,7 @@ class Drawing:
         )
         return branch
 
-    def _end(self, branch: Any, running: Running, confidence: float | None) -> None:
+    def _end(self, branch: Any, running: Running, confidence: float | None) -> Sample:
         sample = read_sample(
             branch,
             running.index,
@@ -172,7 +177,7 @@ class Drawing:
             sample = replace(sample, state=SampleState.ABORTED, answer=None)
         branch.stream_executor.end()
         self.ended.append(sample)
-        self.on_sample(sample)
+        return sample
 
 
 def add_messages(s: Any, messages: Sequence[Message]) -> None:
@@ -220,6 +225,16 @@ def state_of(found: Generation) -> SampleState:
 
 def _has_ended(branch: Any) -> bool:
     return bool(branch.stream_executor.variable_event[SOLUTION].is_set())
+
+
+def _ended_at(branches: Mapping[int, Any]) -> Callable[[int], float]:
+    """When the generation of a branch ended; one that raised comes first."""
+
+    def ended_s(index: int) -> float:
+        found: Generation | None = branches[index].get_meta_info(SOLUTION)
+        return found.ended_s if found else 0.0
+
+    return ended_s
 
 
 class _Confidences:

@@ -12,17 +12,20 @@ import sglang as sgl
 
 from lim_sglang.programs.drawing import Drawing, add_messages
 from lim_sglang.programs.program import Program
-from lim_sglang.programs.stopping import Never, WindowRule
+from lim_sglang.programs.stopping import Never, WindowRule, window_agrees
 
 
 @sgl.function
 def early_stop(s: Any, drawing: Drawing, indices: Sequence[int], window: int = 5) -> None:
     """Draw window by window, until one agrees."""
-    rule = WindowRule(window)
+    size = WindowRule(window).size
     add_messages(s, drawing.question.messages)
-    for first in range(0, len(indices), window):
-        drawing.draw(s, indices[first : first + window], Never())
-        if first + window < len(indices) and drawing.settles(rule):
+    for first in range(0, len(indices), size):
+        drawn = len(drawing.ended)
+        drawing.draw(s, indices[first : first + size], Never())
+        agrees = window_agrees(drawing.ended[drawn:], size, drawing.same)
+        if drawing.settled or (agrees and first + size < len(indices)):
+            drawing.settled = True
             return
 
 

@@ -1,23 +1,18 @@
-"""A SGLang server as a backend of SGLang's frontend language: what `@sgl.function` programs run on.
+"""A SGLang server as what programs run on.
 
 SGLang's own `RuntimeEndpoint` sends no request ids and has neither time-outs nor the model's chat
-template. This one sends messages, which the server renders with the model's own template; it gives
-each try an id of its own, aborts what is no longer wanted, and returns failures as values, because
-the frontend turns an exception in a branch into a KeyError somewhere else.
+template. This one sends messages, which the server renders with the model's own template, and
+aborts by id what is no longer wanted.
 """
 
 import asyncio
 import time
-import uuid
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from lim_sglang.compat import BaseBackend, ChatTemplate
 from lim_sglang.programs.chat import (
     Generation,
     StreamReader,
@@ -25,173 +20,14 @@ from lim_sglang.programs.chat import (
     chat_request,
     read_answer,
 )
-from lim_sglang.programs.client import Client, RequestError, RequestTimeoutError
+from lim_sglang.programs.client import Client, RequestError
 from lim_sglang.programs.running import Running
+from lim_sglang.programs.transport import Transport
 
-SEED = "seed"
-"""A branch's variable with the seed that its generations are sent."""
-RUNNING = "running"
-"""A branch's variable with its `Running`; without one, nobody can end its generation early."""
-
-RETRY_DELAYS_S = (0.5, 2.0)
-"""Pauses before a request that may succeed later is tried again."""
 ABORT_TIMEOUT_S = 3.0
 """For one word to the server, and for all that it says about a generation that was ended."""
 ABORT_AGAIN_S = 0.5
 """The server forgets an abort that overtakes its request, so it is told again."""
-
-TRANSPARENT = ChatTemplate("transparent", default_system_prompt=None, role_prefix_and_suffix={})
-"""Adds nothing to the messages: the server renders them."""
-
-
-class Transport(BaseBackend, ABC):
-    """What all endpoints share: places, tries with pauses, generations that a program ends early.
-
-    Any number of programs and threads may use one.
-    """
-
-    def __init__(self, client: Client, *, timeout_s: float, max_concurrency: int) -> None:
-        """Connects to nothing yet.
-
-        Args:
-            timeout_s: limit of one generation, from sending to the answer.
-            max_concurrency: requests that the server is given at once; others wait here.
-        """
-        super().__init__()
-        self.chat_template = TRANSPARENT
-        self._client = client
-        self.max_concurrency = max_concurrency
-        self._timeout_s = timeout_s
-        self._places = asyncio.Semaphore(max_concurrency)
-
-    @property
-    @abstractmethod
-    def honours_seeds(self) -> bool:
-        """Whether equal seeds give equal samples; raises `ServerError`."""
-
-    @abstractmethod
-    def server_info(self) -> dict[str, Any]:
-        """What the server says of itself; raises `ServerError`, also where it is gone."""
-
-    @abstractmethod
-    def about(self) -> dict[str, Any]:
-        """What of the server an answer depends on; raises `ServerError`."""
-
-    @abstractmethod
-    def sampling_defaults(self) -> Mapping[str, Any]:
-        """Sampling parameters that the model's makers recommend, as far as the server says."""
-
-    def generate(self, s: Any, sampling_params: Any) -> tuple[str, Generation]:
-        """Called by the frontend for `sgl.gen`: the next turn after the branch's messages."""
-        running: Running = s.variables.get(RUNNING) or Running(0)
-        body = self._request(s.messages_, sampling_params, s.variables.get(SEED))
-        try:
-            found = self._client.start(self._generate(body, running)).result()
-        except (RequestError, CancelledError) as error:
-            # Closed while this waited.
-            found = Generation(new_rid(), error=str(error) or "the connection was closed")
-        return found.text, found
-
-    def close(self) -> None:
-        """End what is running and then the connection; every waiting branch gets an error."""
-        self._client.close()
-
-    @abstractmethod
-    def _request(
-        self, messages: Sequence[Mapping[str, str]], sampling_params: Any, seed: int | None
-    ) -> dict[str, Any]:
-        """The body of one request, without its id."""
-
-    @abstractmethod
-    async def _ask(
-        self, body: Mapping[str, Any], running: Running, reader: StreamReader
-    ) -> Generation:
-        """Send a request under the reader's id; raises `RequestError`."""
-
-    @abstractmethod
-    async def _end_early(
-        self, request: "asyncio.Future[Generation]", reader: StreamReader
-    ) -> Generation:
-        """End a request in flight, and say what came of it; soon, and without an error."""
-
-    @abstractmethod
-    async def _abandon(self, rid: str) -> None:
-        """See to it that the server drops a request whose answer nobody will read."""
-
-    async def _generate(self, body: Mapping[str, Any], running: Running) -> Generation:
-        cancelled = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        # The loop may be closed by then, and with it all that could be cancelled.
-        running.when_cancelled(lambda: _call(loop, cancelled.set))
-        if not await self._take_place(running, cancelled):
-            return Generation(new_rid(), aborted=True)
-        try:
-            running.has_started = True
-            return await self._tries(body, running, cancelled)
-        finally:
-            self._places.release()
-
-    async def _take_place(self, running: Running, cancelled: asyncio.Event) -> bool:
-        """Wait for a free place; false, and none is taken, where it is cancelled before."""
-        place = asyncio.ensure_future(self._places.acquire())
-        ending = asyncio.ensure_future(cancelled.wait())
-        is_wanted = False
-        try:
-            await asyncio.wait({place, ending}, return_when=asyncio.FIRST_COMPLETED)
-            # The event is set a moment after the generation is cancelled.
-            is_wanted = place.done() and not running.is_cancelled
-        finally:
-            ending.cancel()
-            if not is_wanted and not place.cancel():
-                self._places.release()
-        return is_wanted
-
-    async def _tries(
-        self, body: Mapping[str, Any], running: Running, cancelled: asyncio.Event
-    ) -> Generation:
-        for delay_s in (*RETRY_DELAYS_S, None):
-            reader = StreamReader(new_rid())
-            if running.is_cancelled:
-                return Generation(reader.found.rid, aborted=True)
-            running.begin_try()
-            start_s = time.monotonic()
-            try:
-                found = await self._try(body, reader, running, cancelled)
-                if found.aborted and not running.is_cancelled:
-                    raise RequestError("the server aborted the request", retryable=True)
-            except RequestError as error:
-                if error.retryable and delay_s is not None and not running.is_cancelled:
-                    with suppress(TimeoutError):
-                        pause_s = max(delay_s, error.retry_after_s)
-                        await asyncio.wait_for(cancelled.wait(), pause_s)
-                    continue
-                # What had come by then was generated all the same.
-                found = replace(reader.result(), aborted=False, error=str(error))
-            return replace(found, latency_s=time.monotonic() - start_s)
-        raise AssertionError("the last try returns")
-
-    async def _try(
-        self,
-        body: Mapping[str, Any],
-        reader: StreamReader,
-        running: Running,
-        cancelled: asyncio.Event,
-    ) -> Generation:
-        """One try. What the server may still be busy with is abandoned."""
-        request = asyncio.ensure_future(self._ask(body, running, reader))
-        ending = asyncio.ensure_future(cancelled.wait())
-        try:
-            await asyncio.wait({request, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if not request.done():
-                return await self._end_early(request, reader)
-            return await request
-        except (RequestError, asyncio.CancelledError) as error:
-            if reader.is_open or isinstance(error, RequestTimeoutError | asyncio.CancelledError):
-                await self._abandon(reader.found.rid)
-            raise
-        finally:
-            ending.cancel()
-            request.cancel()
 
 
 class Endpoint(Transport):
@@ -229,7 +65,8 @@ class Endpoint(Transport):
         """What of the server an answer depends on; raises `ServerError`."""
         info = self.server_info()
         about = {name: info.get(name) for name in ("model_path", "version", "random_seed")}
-        return about | {"url": self._client.url, "lim_config": _live(info).get("config")}
+        about |= {"url": self._client.url, "lim_config": _live(info).get("config")}
+        return about | {"thinking": self._thinking, "timeout_s": self._timeout_s}
 
     def sampling_defaults(self) -> Mapping[str, Any]:
         """Of the model's generation config, where LessIsMore serves it; raises `ServerError`."""
@@ -287,13 +124,3 @@ class Endpoint(Transport):
 def _live(info: Mapping[str, Any]) -> Mapping[str, Any]:
     """What LessIsMore shows in `/server_info`; nothing where another SGLang serves."""
     return (info.get("internal_states") or [{}])[0].get("lim") or {}
-
-
-def _call(loop: asyncio.AbstractEventLoop, callback: Any) -> None:
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(callback)
-
-
-def new_rid() -> str:
-    """A request id that is no other's beginning: SGLang aborts by prefix."""
-    return f"lim-{uuid.uuid4().hex}."

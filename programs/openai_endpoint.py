@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from lim_sglang.programs.chat import TOP_LOGPROBS, Generation, StreamReader
-from lim_sglang.programs.endpoint import Transport
 from lim_sglang.programs.openai_client import OpenAIClient
 from lim_sglang.programs.running import Running
+from lim_sglang.programs.transport import Transport
 
 CLOSE_TIMEOUT_S = 3.0
 """For the end of a connection that nobody needs any more."""

@@ -59,14 +59,21 @@ class _Part(_Strict):
 
 
 class _Turn(_Strict):
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: str | list[_Part]
     name: None = None
+    # An answer comes back as a turn with all that it had.
+    refusal: None = None
+    audio: None = None
+    annotations: list[None] | None = None
+    function_call: None = None
+    tool_calls: list[None] | None = None
 
     def message(self) -> Message:
         parts = self.content
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return Message(role=self.role, content=text)
+        role = "system" if self.role == "developer" else self.role
+        return Message(role=role, content=text)
 
 
 class _LimField(_Strict):

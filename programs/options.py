@@ -101,11 +101,32 @@ SeedOption = Annotated[
         help="Sample i is sent SEED + i. SGLang heeds it only in deterministic inference.",
     ),
 ]
+PROGRAM_SAMPLES = {
+    "single": 1,
+    "majority": 8,
+    "adaptive": 40,
+    "early_stop": 40,
+    "short": 8,
+    "confidence": 32,
+    "budget": 40,
+}
+"""Every program, and the samples that it may draw where nobody says how many: the papers' 40 where
+a program stops by itself, twice DeepConf's warm-up. Known without SGLang, whose import takes long.
+"""
 ProgramOption = Annotated[
     str,
     typer.Option(
         "--program",
         help="single, majority, adaptive, early_stop, short, confidence or budget.",
+    ),
+]
+MostSamplesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        min=1,
+        help="Chains of thought, at most.",
+        show_default="the program's: 8, adaptive, early_stop and budget 40, confidence 32",
     ),
 ]
 SettingsOption = Annotated[
@@ -150,6 +171,13 @@ TimeoutOption = Annotated[
         "--timeout", min=1.0, max=86400.0, help="Seconds that the server has for one sample."
     ),
 ]
+
+
+def samples_of(program: str, asked: int | None) -> int:
+    """How many samples a program may draw; raises `ConfigError` for an unknown one."""
+    if program not in PROGRAM_SAMPLES:
+        raise ConfigError(f"unknown program {program!r}; known: {', '.join(PROGRAM_SAMPLES)}")
+    return asked or PROGRAM_SAMPLES[program]
 
 
 def read_settings(texts: list[str]) -> dict[str, int | float]:

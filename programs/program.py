@@ -3,14 +3,14 @@
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.drawing import Drawing, Question
-from lim_sglang.programs.endpoint import Transport
 from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.transport import Transport
 from lim_sglang.programs.vote import Order, Same, Tally, tally
 
 DRAWN_WHOLE = (SampleState.FINISHED, SampleState.TRUNCATED)
@@ -29,6 +29,8 @@ class Program:
     order: Order = Order.BY_VOTES
     watched: bool = False
     """Whether it needs to know the tokens of running samples."""
+    finished_only: bool = False
+    """Whether a sample that was cut off has no vote, even if it states an answer."""
     parallel: int | None = None
     """Samples in flight where the caller does not say how many; None for all."""
     most: int | None = None
@@ -129,9 +131,19 @@ def run_program(
     samples = tuple(sorted(drawing.ended, key=lambda sample: sample.index))
     return Outcome(
         samples=samples,
-        vote=tally(drawing.voters, same, program.order),
+        vote=tally(_heard(drawing.voters, program), same, program.order),
         num_asked=len(indices),
         settled=drawing.settled,
         elapsed_s=time.monotonic() - start_s,
         num_late=len(samples) - len(drawing.voters),
     )
+
+
+def _heard(samples: Sequence[Sample], program: Program) -> list[Sample]:
+    """The samples as the program lets them vote."""
+    return [
+        replace(sample, answer=None)
+        if program.finished_only and sample.state is SampleState.TRUNCATED
+        else sample
+        for sample in samples
+    ]

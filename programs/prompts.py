@@ -31,7 +31,7 @@ def ask_messages(
     except (KeyError, IndexError, ValueError) as error:
         raise ConfigError(
             f"the prompt template cannot be filled in ({error!r}): write {{question}} where the "
-            "question goes, and {{{{ and }}}} for braces"
+            "question goes, and {{ and }} for braces"
         ) from None
     if not holds_question:
         raise ConfigError("the prompt template must hold {question} exactly once")

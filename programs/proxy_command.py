@@ -26,7 +26,7 @@ from lim_sglang.programs.records import Sampling
 from lim_sglang.programs.sampling import resolve_sampling
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.endpoint import Transport
+    from lim_sglang.programs.transport import Transport
 
 
 def proxy(

@@ -5,11 +5,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from lim_sglang.programs.records import Sampling
 from lim_sglang.provenance import project_commit
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.endpoint import Transport
+    from lim_sglang.programs.drawing import Question
     from lim_sglang.programs.program import Outcome, Program
 
 
@@ -17,19 +16,19 @@ def ask_record(
     question: str,
     program: "Program",
     options: Mapping[str, Any],
-    sampling: Sampling,
+    asked: "Question",
     outcome: "Outcome",
-    endpoint: "Transport",
 ) -> dict[str, Any]:
-    """What `lim ask --json` prints."""
+    """What `lim ask --json` prints, but for what the server says of itself."""
     return {
         "question": question,
         **outcome_record(outcome),
         "program": program.name,
         "options": {**program.options, **options},
-        "sampling": asdict(sampling),
+        "messages": list(asked.messages),
+        "parallel": asked.parallel,
+        "sampling": asdict(asked.sampling),
         "samples": [asdict(sample) for sample in outcome.samples],
-        "server": endpoint.about(),
         "commit": project_commit(),
         "asked": datetime.now(UTC).isoformat(timespec="seconds"),
     }

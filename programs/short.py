@@ -29,6 +29,7 @@ SHORT = Program(
     stops_when="the first m of k samples have finished",
     source="short-m@k, arXiv 2505.17813",
     order=Order.SHORTER_FIRST,
+    finished_only=True,
 )
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.records import Sample, SampleState
@@ -23,6 +23,10 @@ WINDOW = 2048
 
 class Rule(Protocol):
     """Decides when a question needs no more samples."""
+
+    @property
+    def looks_at_tokens(self) -> bool:
+        """Whether it may be settled by tokens alone, while no sample ends."""
 
     def is_settled(self, ended: Sequence[Sample], spent_tokens: int, same: Same) -> bool:
         """Whether to stop now.
@@ -37,6 +41,8 @@ class Rule(Protocol):
 @dataclass(frozen=True)
 class Never:
     """Draw all samples: self-consistency (arXiv 2203.11171), or a single sample."""
+
+    looks_at_tokens: ClassVar[bool] = False
 
     def is_settled(self, ended: Sequence[Sample], spent_tokens: int, same: Same) -> bool:
         """Never before all have been drawn."""
@@ -60,6 +66,7 @@ class PosteriorRule:
     """
 
     confidence: float = 0.95
+    looks_at_tokens: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _require(0.5 < self.confidence < 1, "confidence", self.confidence, "above 0.5 and below 1")
@@ -102,6 +109,7 @@ class WindowRule:
     """
 
     size: int = 5
+    looks_at_tokens: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _require(self.size >= 1, "size", self.size, "at least 1")
@@ -112,10 +120,13 @@ class WindowRule:
         for sample in ended:
             if sample.state is SampleState.FINISHED:
                 windows.setdefault(sample.index // self.size, []).append(sample)
-        return any(
-            len(window) == self.size and tally(window, same).votes == self.size
-            for window in windows.values()
-        )
+        return any(window_agrees(window, self.size, same) for window in windows.values())
+
+
+def window_agrees(samples: Sequence[Sample], size: int, same: Same) -> bool:
+    """Whether `size` samples have finished, all with the same answer."""
+    finished = [sample for sample in samples if sample.state is SampleState.FINISHED]
+    return len(finished) == size and tally(finished, same).votes == size
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,7 @@ class FirstRule:
     """
 
     wanted: int = 3
+    looks_at_tokens: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _require(self.wanted >= 1, "wanted", self.wanted, "at least 1")
@@ -146,6 +158,7 @@ class TokenBudgetRule:
     """
 
     tokens: int
+    looks_at_tokens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _require(self.tokens >= 1, "tokens", self.tokens, "at least 1")
@@ -171,6 +184,7 @@ class ConsensusRule:
 
     agreement: float = 0.95
     warm_up: int = 16
+    looks_at_tokens: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _require(0 < self.agreement <= 1, "agreement", self.agreement, "above 0 and at most 1")

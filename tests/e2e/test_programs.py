@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import requests
@@ -40,6 +40,7 @@ class Noting:
 
     rule: TokenBudgetRule = field(default_factory=lambda: TokenBudgetRule(TOKENS))
     settled_at_s: float | None = None
+    looks_at_tokens: ClassVar[bool] = True
 
     def is_settled(self, ended: Sequence[Sample], spent_tokens: int, same: Same) -> bool:
         """As the rule says."""

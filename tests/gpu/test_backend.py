@@ -232,8 +232,8 @@ def allocations() -> int:
 
 def test_planning_and_replaying_neither_allocate_nor_wait(rig: Rig, backend: Any) -> None:
     graph = Graph(rig, backend, make_step(rig, [1] * 8, seed=1))
-    step = make_step(rig, EIGHT)
-    graph.run(step)
+    graph.run(make_step(rig, EIGHT))
+    step = make_step(rig, OTHER_EIGHT, seed=3)  # other lengths, so that there is a plan to make
     torch.cuda.synchronize()
     before = allocations()
     torch.cuda.set_sync_debug_mode("error")
@@ -252,8 +252,8 @@ def test_an_eager_step_waits_and_allocates_no_more_than_a_dense_one(
     fill_cache(rig)
     counts = {}
     for name, backend in (("dense", rig.use_dense()), ("lim", rig.use_lim(BUDGET))):
-        step = make_step(rig, EIGHT)
-        for _ in range(2):  # the first time loads modules
+        for lengths in (EIGHT, OTHER_EIGHT):  # the first time loads modules
+            step = make_step(rig, lengths)
             torch.cuda.synchronize()
             before = allocations()
             with torch.profiler.profile() as profile:

@@ -4,8 +4,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 
 from lim_sglang.programs.chat import Generation
-from lim_sglang.programs.endpoint import RUNNING, SEED, Endpoint
+from lim_sglang.programs.endpoint import Endpoint
 from lim_sglang.programs.running import Running
+from lim_sglang.programs.transport import RUNNING, SEED
 
 PARAMS = SimpleNamespace(max_new_tokens=64, temperature=0.6, top_p=0.95, top_k=20, stop=[])
 MESSAGES = [{"role": "user", "content": "What is 17 * 23?"}]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.programs.catalogue import PROGRAMS
+from lim_sglang.programs.options import PROGRAM_SAMPLES, samples_of
 from tests.programs.chains import endless
 from tests.programs.drawn import by_sample
 from tests.programs.fake_server import completion, eventually, serving
@@ -144,3 +145,44 @@ def test_a_second_ctrl_c_and_a_server_that_hangs_do_not_keep_it(
         assert command.wait(30) == 130
         assert time.monotonic() - start_s < 15.0
         assert eventually(lambda: fake.running == 0)
+
+
+def test_a_record_is_printed_though_the_server_died_in_mid_vote(
+    forker: Forker, tmp_path: Path
+) -> None:
+    good = {0: completion("\\boxed{391}"), 1: completion("\\boxed{391}")}
+    with serving(by_sample(good, endless("let me"))) as fake:
+        asked = ("ask", QUESTION, "--url", fake.url, "--json", "--samples", "4", "--seed", "0")
+        command = forker.start(tmp_path, *asked)
+        assert eventually(lambda: fake.running == 2 and len(fake.requests) == 4, 60)
+        fake.kill()
+        assert command.wait(60) == 0, command.error
+    record = json.loads(command.output)
+    assert (record["answer"], record["without_vote"]["failed"]) == ("391", 2)
+    assert record["server"]["url"] == fake.url
+    assert record["messages"][0]["role"] == "user"
+
+
+def test_a_record_is_printed_where_every_sample_failed(forker: Forker, tmp_path: Path) -> None:
+    with serving(lambda _: (400, {"detail": "too long"})) as fake:
+        asked = ("ask", QUESTION, "--url", fake.url, "--json", "--samples", "2")
+        command = forker.start(tmp_path, *asked)
+        assert command.wait() == 1
+    assert json.loads(command.output)["without_vote"]["failed"] == 2
+    assert "the server failed all 2 samples" in command.error
+
+
+def test_the_programs_are_known_without_sglang() -> None:
+    assert list(PROGRAM_SAMPLES) == list(PROGRAMS)
+    assert all(samples_of(name, None) > 0 for name in PROGRAMS)
+    assert samples_of("short", 3) == 3
+
+
+def test_an_unknown_program_is_refused_before_a_server_is_looked_for(
+    forker: Forker, tmp_path: Path
+) -> None:
+    command = forker.start(
+        tmp_path, "ask", QUESTION, "--program", "majorty", "--url", "http://127.0.0.1:9"
+    )
+    assert command.wait() != 0
+    assert "unknown program 'majorty'; known: single, majority" in command.error

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lim_sglang.programs import endpoint as endpoint_module
+from lim_sglang.programs import transport
 from lim_sglang.programs.endpoint import Endpoint
 from lim_sglang.programs.running import Running
 from tests.programs.chains import Chain, endless
@@ -137,7 +138,7 @@ def test_a_server_that_heeds_no_abort_is_not_waited_for(
 
 
 def test_a_pause_before_the_next_try_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "RETRY_DELAYS_S", (60.0,))
+    monkeypatch.setattr(transport, "RETRY_DELAYS_S", (60.0,))
     with at(lambda _: (503, {"detail": "busy"})) as (fake, endpoint):
         running = Running(0)
         future = begin(endpoint, running)

@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import ServerError
-from lim_sglang.programs import endpoint as endpoint_module
+from lim_sglang.programs import transport
 from lim_sglang.programs.chat import Generation, chat_request
-from lim_sglang.programs.endpoint import Endpoint, new_rid
+from lim_sglang.programs.endpoint import Endpoint
+from lim_sglang.programs.transport import new_rid
 from tests.programs.fake_server import FakeServer, Reply, completion, eventually, serving
 from tests.programs.generating import MESSAGES, PARAMS, generate
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "RETRY_DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr(transport, "RETRY_DELAYS_S", (0.01, 0.01))
 
 
 def hang(_: dict[str, Any]) -> Reply:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lim_sglang.programs import endpoint as endpoint_module
+from lim_sglang.programs import transport
 from lim_sglang.programs.budget import BUDGET
 from lim_sglang.programs.confidence import CONFIDENCE
 from lim_sglang.programs.endpoint import Endpoint
@@ -25,7 +26,7 @@ KEEP_ALIVE = Raw(": ping")
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "RETRY_DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr(transport, "RETRY_DELAYS_S", (0.01, 0.01))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_thoughts_are_counted_where_their_end_is_split_between_chunks() -> None:
 def test_too_many_requests_are_waited_out_with_growing_pauses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(endpoint_module, "RETRY_DELAYS_S", (0.1, 0.3))
+    monkeypatch.setattr(transport, "RETRY_DELAYS_S", (0.1, 0.3))
     times_s: list[float] = []
 
     def answer(_: dict[str, Any]) -> Reply:

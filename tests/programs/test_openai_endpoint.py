@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import ServerError
-from lim_sglang.programs import endpoint as endpoint_module
+from lim_sglang.programs import transport
 from lim_sglang.programs.chat import Generation
 from lim_sglang.programs.confidence import CONFIDENCE
-from lim_sglang.programs.endpoint import RUNNING, SEED
 from lim_sglang.programs.openai_endpoint import OpenAIEndpoint, openai_request
 from lim_sglang.programs.records import SampleState
 from lim_sglang.programs.running import Running
 from lim_sglang.programs.short import SHORT
+from lim_sglang.programs.transport import RUNNING, SEED
 from tests.programs.drawn import run_on
 from tests.programs.fake_openai import Answerer, FakeOpenAI, Refusal, Streamed, serving_openai
 from tests.programs.fake_server import eventually
@@ -32,7 +32,7 @@ WHOLE = {
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "RETRY_DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr(transport, "RETRY_DELAYS_S", (0.01, 0.01))
 
 
 def generate(endpoint: OpenAIEndpoint, **variables: Any) -> Generation:

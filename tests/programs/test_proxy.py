@@ -10,8 +10,8 @@ import httpx
 import openai
 import pytest
 
-from lim_sglang.programs import endpoint as endpoint_module
 from lim_sglang.programs import proxy as proxy_module
+from lim_sglang.programs import transport
 from tests.programs.chains import PROMPT_TOKENS, Chain, endless, words
 from tests.programs.fake_server import FakeServer, Reply, eventually, serving
 from tests.programs.proxied import QUESTION, Served, proxied
@@ -21,7 +21,7 @@ THREE = ("so \\boxed{391}", "no \\boxed{390}", "thus \\boxed{391}")
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "RETRY_DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr(transport, "RETRY_DELAYS_S", (0.01, 0.01))
     monkeypatch.setattr(proxy_module, "HEARTBEAT_S", 0.05)
 
 
@@ -274,3 +274,20 @@ def test_programs_are_listed_as_models() -> None:
         names = [model.id for model in served.client().models.list()]
         assert httpx.get(f"{served.url}/health").status_code == 503  # the fake server has none
     assert {"single@1", "majority@8", "adaptive@8", "confidence@8"} <= set(names)
+
+
+def test_an_answer_may_be_a_turn_of_the_next_question() -> None:
+    with both(by_seed(*THREE)) as (fake, served):
+        found = served.ask("majority@3", seed=0)
+        turns = [*QUESTION, found.choices[0].message, {"role": "user", "content": "Sure?"}]
+        again = served.ask("majority@2", messages=turns, seed=0)
+    assert again.choices[0].message.content == "so \\boxed{391}"
+    roles = [message["role"] for message in fake.requests[-1]["messages"]]
+    assert roles == ["user", "assistant", "user"]
+
+
+def test_a_developer_s_turn_is_the_systems() -> None:
+    turns = [{"role": "developer", "content": "Be brief."}, *QUESTION]
+    with both(by_seed(*THREE)) as (fake, served):
+        served.ask("single", messages=turns, seed=0)
+    assert fake.requests[0]["messages"][0] == {"role": "system", "content": "Be brief."}

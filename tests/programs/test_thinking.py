@@ -9,9 +9,9 @@ import pytest
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.chat import Generation
 from lim_sglang.programs.connect import Api, connect
-from lim_sglang.programs.endpoint import RUNNING, SEED
 from lim_sglang.programs.running import Running
 from lim_sglang.programs.thinking import ENOUGH, BudgetedEndpoint, close_thoughts
+from lim_sglang.programs.transport import RUNNING, SEED
 from tests.programs.fake_server import FakeServer, Reply, completion, serving
 from tests.programs.test_connect import CONSOLE
 
