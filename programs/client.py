@@ -138,7 +138,14 @@ class Client:
         """Limit the time of a request, and say what became of it."""
         try:
             async with asyncio.timeout(timeout_s):
-                yield
+                try:
+                    yield
+                except ValueError:
+                    # anyio, cancelled while it connects, may raise an empty group of failures.
+                    task = asyncio.current_task()
+                    if task and task.cancelling():
+                        raise asyncio.CancelledError from None
+                    raise
         except TimeoutError:
             raise RequestTimeoutError(
                 f"{self.url}{path} did not answer within {timeout_s:g} seconds"
