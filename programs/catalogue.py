@@ -1,11 +1,11 @@
 """All programs, by the name that `--program` takes."""
 
-from lim_sglang.errors import ConfigError
 from lim_sglang.programs.adaptive import ADAPTIVE
 from lim_sglang.programs.budget import BUDGET
 from lim_sglang.programs.confidence import CONFIDENCE
 from lim_sglang.programs.early_stop import EARLY_STOP
 from lim_sglang.programs.majority import MAJORITY
+from lim_sglang.programs.options import check_program
 from lim_sglang.programs.program import Program
 from lim_sglang.programs.short import SHORT
 from lim_sglang.programs.single import SINGLE
@@ -18,6 +18,5 @@ PROGRAMS: dict[str, Program] = {
 
 def find_program(name: str) -> Program:
     """The program of that name; raises `ConfigError` where there is none."""
-    if name not in PROGRAMS:
-        raise ConfigError(f"unknown program {name!r}; known: {', '.join(PROGRAMS)}")
+    check_program(name)
     return PROGRAMS[name]

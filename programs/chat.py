@@ -48,15 +48,26 @@ def chat_request(
         sampling_params: SGLang's `SglSamplingParams`.
         thinking: on or off for models that can do both; None leaves it to the model's template.
     """
+    body = any_request("default", messages, sampling_params, seed, thinking=thinking)
+    # One text, as the model wrote it, also where the server has a reasoning parser.
+    return body | {"top_k": sampling_params.top_k, "separate_reasoning": False}
+
+
+def any_request(
+    model: str,
+    messages: Sequence[Mapping[str, str]],
+    sampling_params: Any,
+    seed: int | None,
+    *,
+    thinking: bool | None,
+) -> dict[str, Any]:
+    """What every server takes, and of the rest only what was asked for; see `chat_request`."""
     body = {
-        "model": "default",
+        "model": model,
         "messages": list(messages),
         "max_tokens": sampling_params.max_new_tokens,
         "temperature": sampling_params.temperature,
         "top_p": sampling_params.top_p,
-        "top_k": sampling_params.top_k,
-        # One text, as the model wrote it, also where the server has a reasoning parser.
-        "separate_reasoning": False,
     }
     if sampling_params.stop:
         body["stop"] = sampling_params.stop

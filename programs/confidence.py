@@ -13,7 +13,8 @@ from typing import Any
 import sglang as sgl
 
 from lim_sglang.programs.drawing import Drawing, add_messages
-from lim_sglang.programs.program import DRAWN_WHOLE, Program
+from lim_sglang.programs.program import Program
+from lim_sglang.programs.records import DRAWN_WHOLE
 from lim_sglang.programs.stopping import (
     WINDOW,
     ConsensusRule,

@@ -61,21 +61,26 @@ class Endpoint(Transport):
         info: dict[str, Any] = self._client.get("/server_info")
         return info
 
+    @cached_property
+    def _first_info(self) -> dict[str, Any]:
+        """What it said when it was first asked, for what does not change while it runs."""
+        return self.server_info()
+
     def about(self) -> dict[str, Any]:
         """What of the server an answer depends on; raises `ServerError`."""
-        info = self.server_info()
+        info = self._first_info
         about = {name: info.get(name) for name in ("model_path", "version", "random_seed")}
         about |= {"url": self._client.url, "lim_config": _live(info).get("config")}
         return about | {"thinking": self._thinking, "timeout_s": self._timeout_s}
 
     def sampling_defaults(self) -> Mapping[str, Any]:
         """Of the model's generation config, where LessIsMore serves it; raises `ServerError`."""
-        return _live(self.server_info()).get("sampling_defaults") or {}
+        return _live(self._first_info).get("sampling_defaults") or {}
 
-    @cached_property
+    @property
     def honours_seeds(self) -> bool:
         """Whether equal seeds give equal samples; raises `ServerError`."""
-        return bool(self.server_info().get("enable_deterministic_inference"))
+        return bool(self._first_info.get("enable_deterministic_inference"))
 
     def _request(
         self, messages: Sequence[Mapping[str, str]], sampling_params: Any, seed: int | None

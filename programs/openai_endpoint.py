@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from lim_sglang.programs.chat import TOP_LOGPROBS, Generation, StreamReader
+from lim_sglang.programs.chat import TOP_LOGPROBS, Generation, StreamReader, any_request
 from lim_sglang.programs.openai_client import OpenAIClient
 from lim_sglang.programs.running import Running
 from lim_sglang.programs.transport import Transport
@@ -119,20 +119,8 @@ def openai_request(
         sampling_params: SGLang's `SglSamplingParams`; a top_k of -1 is not sent.
         thinking: on or off; None sends nothing.
     """
-    body = {
-        "model": model,
-        "messages": list(messages),
-        "max_tokens": sampling_params.max_new_tokens,
-        "temperature": sampling_params.temperature,
-        "top_p": sampling_params.top_p,
-        "stream_options": {"include_usage": True},
-    }
+    body = any_request(model, messages, sampling_params, seed, thinking=thinking)
+    body["stream_options"] = {"include_usage": True}
     if sampling_params.top_k > 0:
         body["top_k"] = sampling_params.top_k
-    if sampling_params.stop:
-        body["stop"] = sampling_params.stop
-    if seed is not None:
-        body["seed"] = seed
-    if thinking is not None:
-        body["chat_template_kwargs"] = {"enable_thinking": thinking}
     return body

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions as `lim proxy` reads and writes them: pure, no connection.
+"""OpenAI's chat completions as `lim proxy` reads them: pure, no connection.
 
 A request is a vote if its model string names a program, as in `majority@16` or
 `adaptive@40?confidence=0.9`, or if it has a `lim` field. Every other one is the server's.

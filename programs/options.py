@@ -173,10 +173,15 @@ TimeoutOption = Annotated[
 ]
 
 
+def check_program(name: str) -> None:
+    """Refuse a name that no program has; raises `ConfigError`."""
+    if name not in PROGRAM_SAMPLES:
+        raise ConfigError(f"unknown program {name!r}; known: {', '.join(PROGRAM_SAMPLES)}")
+
+
 def samples_of(program: str, asked: int | None) -> int:
     """How many samples a program may draw; raises `ConfigError` for an unknown one."""
-    if program not in PROGRAM_SAMPLES:
-        raise ConfigError(f"unknown program {program!r}; known: {', '.join(PROGRAM_SAMPLES)}")
+    check_program(program)
     return asked or PROGRAM_SAMPLES[program]
 
 

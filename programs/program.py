@@ -9,12 +9,9 @@ from typing import Any
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.drawing import Drawing, Question
-from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.records import DRAWN_WHOLE, Sample, SampleState
 from lim_sglang.programs.transport import Transport
 from lim_sglang.programs.vote import Order, Same, Tally, tally
-
-DRAWN_WHOLE = (SampleState.FINISHED, SampleState.TRUNCATED)
-"""Samples that ended by themselves."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +126,14 @@ def run_program(
     on_begin(drawing)
     program.function.run(drawing=drawing, indices=tuple(indices), **options, backend=endpoint)
     samples = tuple(sorted(drawing.ended, key=lambda sample: sample.index))
+    voters = drawing.voters
     return Outcome(
         samples=samples,
-        vote=tally(_heard(drawing.voters, program), same, program.order),
+        vote=tally(_heard(voters, program), same, program.order),
         num_asked=len(indices),
         settled=drawing.settled,
         elapsed_s=time.monotonic() - start_s,
-        num_late=len(samples) - len(drawing.voters),
+        num_late=len(samples) - len(voters),
     )
 
 

@@ -17,6 +17,10 @@ class SampleState(StrEnum):
     """Its program was settled, or a person stopped it, before the sample ended."""
 
 
+DRAWN_WHOLE = (SampleState.FINISHED, SampleState.TRUNCATED)
+"""Samples that ended by themselves."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How each sample is drawn. Defaults: the paper's temperature, top_p and top_k."""

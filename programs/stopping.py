@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import ClassVar, Protocol
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.records import DRAWN_WHOLE, Sample, SampleState
 from lim_sglang.programs.vote import Order, Same, tally
 
 WINDOW = 2048
@@ -192,8 +192,7 @@ class ConsensusRule:
 
     def is_settled(self, ended: Sequence[Sample], spent_tokens: int, same: Same) -> bool:
         """Whether the warm-up is over and the leader's share is large enough."""
-        whole = (SampleState.FINISHED, SampleState.TRUNCATED)
-        if sum(sample.state in whole for sample in ended) < self.warm_up:
+        if sum(sample.state in DRAWN_WHOLE for sample in ended) < self.warm_up:
             return False
         groups = tally(ended, same, Order.BY_CONFIDENCE).groups
         total = math.fsum(group.weight for group in groups)
