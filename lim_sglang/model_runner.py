@@ -138,6 +138,7 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
     """What `/server_info` shows: version, configuration, roles, the model's defaults, counters."""
     state = {
         "version": __version__,
+        "device_name": "CPU" if compat.serves_on_cpu() else torch.cuda.get_device_name(),
         "config": asdict(runner.lim_config),
         "roles": [role.value for role in runner.lim_roles],
         "sampling_defaults": runner.model_config.get_default_sampling_params(),
