@@ -142,11 +142,14 @@ class ServeOptions:
     def server_options(self) -> tuple[str, ...]:
         """SGLang's options, the same for every policy's server."""
         most = str(self.most_requests)
+        # One place more: SGLang counts a prompt that a chunk of prefill cuts in two twice, takes the
+        # batch for full with one place free, and lets a request wait until another has ended.
+        places = str(self.most_requests + 1)
         ours = [
             *(("--load-format", "dummy") if self.model.shape else ()),
             *("--skip-tokenizer-init", "--incremental-streaming-output"),
             *("--mem-fraction-static", str(self.mem_fraction_static)),
-            *("--max-running-requests", most, "--cuda-graph-max-bs-decode", most),
+            *("--max-running-requests", places, "--cuda-graph-max-bs-decode", most),
             # As in the other benchmarks: prefill is not what is measured.
             *("--disable-prefill-cuda-graph", "--disable-flashinfer-autotune"),
             *("--random-seed", "0"),

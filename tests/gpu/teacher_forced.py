@@ -50,14 +50,18 @@ def make_prompts(model: Path) -> list[list[int]]:
 
 
 def by_oracle(
-    model: Path, select: Sequence[int], prompts: list[list[int]], forced: list[list[int]] | None
+    model: Path,
+    select: Sequence[int],
+    prompts: list[list[int]],
+    forced: list[list[int]] | None,
+    dtype: torch.dtype = torch.float16,
 ) -> tuple[Tensor, list[list[int]]]:
     """Logits of the decode steps [B, n, V], and the tokens that were fed."""
-    oracle = Oracle(model, select_layers=select, budget=BUDGET, dtype=torch.float16, device="cuda")
+    oracle = Oracle(model, select_layers=select, budget=BUDGET, dtype=dtype, device="cuda")
     logits, fed = [], []
     for number, prompt in enumerate(prompts):
         run = oracle.generate(prompt, NUM_STEPS, forced=forced[number] if forced else None)
-        logits.append(oracle.logits())
+        logits.append(oracle.logits().half())
         fed.append(list(run.tokens))
     return torch.stack(logits), fed
 
@@ -68,6 +72,7 @@ def main() -> None:
     prompts = make_prompts(model)
     dense, forced = by_oracle(model, (), prompts, None)
     sparse, _ = by_oracle(model, select, prompts, forced)
+    exact, _ = by_oracle(model, select, prompts, forced, torch.float32)
     rig = Rig(model)
     rig.use_dense()
     served_dense = rig.teacher_forced(prompts, forced)
@@ -77,7 +82,8 @@ def main() -> None:
     served_otherwise = rig.teacher_forced(prompts, forced)
     found = {
         "dense": asdict(distance(dense, served_dense)),
-        "lim": asdict(distance(sparse, served_sparse)),
+        "lim": asdict(distance(exact, served_sparse)),
+        "oracle_in_fp16": asdict(distance(exact, sparse)),
         "dense_oracle_to_lim": asdict(distance(dense, served_sparse)),
         "oracle_to_other_select_layers": asdict(distance(sparse, served_otherwise)),
         "shortest": min(map(len, prompts)),
