@@ -19,8 +19,9 @@ MODELS = {
 }
 """Folder and SELECT layers; a converted SmolLM2 is in the cache after a first `lim serve`."""
 
-KL_NOISE = 2e-4
-"""Nats that fp16 may cost a set which a near tie decides."""
+NOISE = 3
+"""Times as far from the oracle in fp32 as the oracle itself is in fp16, where near ties decide half
+of the sets otherwise (by up to 3 of 256 tokens in Coder-0.5B)."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_served_logits_are_as_near_the_oracle_as_dense_ones(
     sys.stdout.write(json.dumps(found) + "\n")  # shown with -rP, for docs/log.md
     dense, lim = found["dense"], found["lim"]
     assert lim["top1"] >= dense["top1"] - 0.01
-    assert lim["kl"] <= 1.5 * dense["kl"] + KL_NOISE
+    assert lim["kl"] <= NOISE * found["oracle_in_fp16"]["kl"] + dense["kl"]
     # What would be seen if decode were dense, or another layer selected.
     assert found["dense_oracle_to_lim"]["kl"] > 10 * lim["kl"]
     assert found["oracle_to_other_select_layers"]["kl"] > 10 * lim["kl"]
