@@ -1,6 +1,9 @@
-"""Is an answer right, and are two answers the same: by math-verify, or as integers for the AIME."""
+"""Is an answer right, and are two answers the same: by math-verify, as integers for the AIME, as
+letters where one is to be chosen.
+"""
 
 import re
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Protocol
 
@@ -12,6 +15,11 @@ class AnswerKind(StrEnum):
     """Mathematical equality, judged by math-verify."""
     INTEGER = "integer"
     """An integer from 0 to 999, as the AIME asks for."""
+    CHOICE = "choice"
+    """The letter of an option, A to J."""
+
+
+CHOICES = "ABCDEFGHIJ"
 
 
 class Judge(Protocol):
@@ -35,19 +43,19 @@ class Grader:
         """Whether an answer is right; no answer is not."""
         if answer is None:
             return False
-        if self.kind is AnswerKind.INTEGER:
-            value = as_integer(answer)
-            return value is not None and value == as_integer(gold)
-        return self._judge.correct(gold, answer)
+        if (read := READERS.get(self.kind)) is None:
+            return self._judge.correct(gold, answer)
+        value = read(answer)
+        return value is not None and value == read(gold)
 
     def same(self, a: str, b: str) -> bool:
         """Whether two answers share a vote."""
         if a == b:
             return True
-        if self.kind is AnswerKind.INTEGER:
-            value = as_integer(a)
-            return value is not None and value == as_integer(b)
-        return self._judge.same(a, b)
+        if (read := READERS.get(self.kind)) is None:
+            return self._judge.same(a, b)
+        value = read(a)
+        return value is not None and value == read(b)
 
 
 def as_integer(text: str) -> int | None:
@@ -58,3 +66,20 @@ def as_integer(text: str) -> int | None:
     bare = re.sub(r"\\(?:text|textbf|mathbf|mathrm)\{([^{}]*)\}", r"\1", text)
     match = re.fullmatch(r"[\s$]*0*(\d{1,3})(?:\.0*)?[\s$.]*", bare, re.ASCII)
     return int(match[1]) if match else None
+
+
+def as_choice(text: str) -> str | None:
+    r"""The letter that `text` chooses, as `B`, `(B)`, `\text{B}`, `b`, `B) because …` and `option B`
+    do; None where it chooses none, as a number or a word does.
+    """
+    bare = re.sub(r"\\(?:text|textbf|mathbf|mathrm|boxed)\{([^{}]*)\}", r"\1", text).strip(" $*.")
+    lead = r"(?:(?:the\s+)?(?:option|choice|answer)\s*(?:is)?:?\s*)?"
+    match = re.match(rf"{lead}\(?\s*([A-Ja-j])(?:\s*$|\s*[).:,])", bare, re.IGNORECASE)
+    return match[1].upper() if match else None
+
+
+READERS: Mapping[AnswerKind, Callable[[str], int | str | None]] = {
+    AnswerKind.INTEGER: as_integer,
+    AnswerKind.CHOICE: as_choice,
+}
+"""Kinds that are read before they are compared; all others are math-verify's."""

@@ -11,14 +11,13 @@ import pytest
 
 from lim_sglang.errors import DataError
 from lim_sglang.evals.grade import as_integer
-from lim_sglang.evals.tasks import (
-    TASKS,
+from lim_sglang.evals.questions import (
     Question,
-    find_task,
     load_questions,
     questions_digest,
     selection_digest,
 )
+from lim_sglang.evals.tasks import TASKS, find_task
 
 MATH = TASKS["math500"]
 AIME = TASKS["aime24"]
@@ -145,19 +144,24 @@ def test_an_unknown_task_lists_the_known_ones() -> None:
 def test_the_hub_is_asked_at_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def load_dataset(name: str, **options: str) -> list[dict[str, Any]]:
-        asked.update(options, name=name)
+    def load_dataset(path: str, **options: str | None) -> list[dict[str, Any]]:
+        asked.update(options, path=path)
         return [{"problem": "P", "answer": "1", "unique_id": "u"}]
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert load_questions(MATH) == [Question("u", "P", "1")]
-    assert asked == {"name": MATH.hub_id, "split": "test", "revision": MATH.revision}
+    assert asked == {
+        "path": MATH.hub_id,
+        "name": None,
+        "split": "test",
+        "revision": MATH.revision,
+    }
 
 
 def test_a_missing_hub_is_one_sentence_that_names_the_way_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def load_dataset(name: str, **options: str) -> None:
+    def load_dataset(path: str, **options: str | None) -> None:
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
