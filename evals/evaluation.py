@@ -14,6 +14,9 @@ from rich.console import Console
 from lim_sglang.errors import ConfigError, DataError, LimError
 from lim_sglang.evals.grade import Grader
 from lim_sglang.evals.method import USUAL, Method
+from lim_sglang.evals.records import GradedSample
+from lim_sglang.evals.regrade import grade_run
+from lim_sglang.evals.runs import GRADES_FILE, load_run
 from lim_sglang.evals.servers import Access, Connection, connected
 from lim_sglang.evals.session import (
     Asked,
@@ -26,10 +29,14 @@ from lim_sglang.evals.session import (
     plan_run,
     servers_of,
 )
-from lim_sglang.evals.settings import folder_name
+from lim_sglang.evals.settings import folder_name, grading_digest
+from lim_sglang.evals.store import read_record
 from lim_sglang.evals.summary import Summary, summarise
 from lim_sglang.evals.tasks import find_task
 from lim_sglang.programs.judge import AnswerJudge
+
+NUM_GRADING = 2
+"""Verdicts at a time: as many as the judge has workers."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +149,28 @@ def _run(
     servers = servers_of(plan, connections, grader.same)
     with _told_how_to_go_on(plan, console):
         outcome = execute(plan, servers, grader, console=console)
-    summary = (
-        summarise(plan.record, outcome.samples, grader.same, len(outcome.failures))
-        if outcome.samples
-        else None
-    )
+        samples = _of_one_version(plan, outcome.samples, grader, console)
+    num_failed = len(outcome.failures)
+    summary = summarise(plan.record, samples, grader.same, num_failed) if samples else None
     return Finished(plan, outcome, summary)
+
+
+def _of_one_version(
+    plan: Plan, samples: tuple[GradedSample, ...], grader: Grader, console: Console
+) -> tuple[GradedSample, ...]:
+    """The samples with the verdicts of this version of the grader, all of them renewed where
+    another one has judged some.
+    """
+    began_with = read_record(plan.path).about.get("grading_sha256")
+    if began_with == grading_digest() and not (plan.path / GRADES_FILE).exists():
+        return samples
+    found = grade_run(plan.path, grader, num_threads=NUM_GRADING)
+    console.print(
+        f"verdicts of another version were renewed, as lim grade does: {found.num_changed} changed",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return load_run(plan.path).samples
 
 
 @contextmanager

@@ -20,6 +20,24 @@ class AnswerKind(StrEnum):
 
 
 CHOICES = "ABCDEFGHIJ"
+MAX_READ = 500
+"""Characters that are looked at for a number or a letter; with more before it, it is neither."""
+
+_MARKED = r"\\(?:text|textbf|mathbf|mathrm|mbox|boxed)"
+_MARKED_TEXT = re.compile(rf"{_MARKED}\s*\{{([^{{}}]*)\}}")
+_NAME = re.compile(r"\A(?!.*\b(?:and|or)\b)[^,;]*=", re.DOTALL)
+"""What an integer is said to be, as in `m+n = 33`; two numbers have two names."""
+_SIGNS = re.compile(r"\\left|\\right|\^\s*\{?\s*\\circ\s*\}?|\\?%|[$°]")
+_INTEGER = re.compile(r"[\s(]*0*(\d{1,3})(?:\.0*)?[\s.)]*", re.ASCII)
+_MARKUP = re.compile(rf"{_MARKED}\b|[{{}}$*]")
+_LETTER = re.compile(
+    r"(?i:(?:the )?(?:correct |final )?(?:option|choice|answer)(?: is)?:? )?[(\[]?"
+    # Alone, or a bracket or a full stop before the reason; an article has neither.
+    r"([A-Ja-j](?=[)\].:]*$)|[A-J](?=[)\].:,])|[a-j](?=[)\]]))"
+)
+_SECOND_LETTER = re.compile(
+    r"[)\].:]*(?:,|/| and\b| or\b)[, ]*(?:(?:and|or) )?[(\[]?(?:[A-J](?!\w)|[a-j](?=[)\]]|$))"
+)
 
 
 class Judge(Protocol):
@@ -61,21 +79,27 @@ class Grader:
 def as_integer(text: str) -> int | None:
     r"""The integer from 0 to 999 that `text` states, None where it states none.
 
-    Leading zeros, dollar signs, `\text{}` and a final full stop are no part of the number.
+    Leading zeros, its name (`m+n = 33`), a degree or percent sign, brackets, `\text{}` with or
+    without it, a decimal part of zeros and a full stop are no part of the number.
     """
-    bare = re.sub(r"\\(?:text|textbf|mathbf|mathrm)\{([^{}]*)\}", r"\1", text)
-    match = re.fullmatch(r"[\s$]*0*(\d{1,3})(?:\.0*)?[\s$.]*", bare, re.ASCII)
+    bare = _MARKED_TEXT.sub(_keep_digits, _NAME.sub("", text[:MAX_READ]))
+    match = _INTEGER.fullmatch(_SIGNS.sub("", bare))
     return int(match[1]) if match else None
 
 
 def as_choice(text: str) -> str | None:
     r"""The letter that `text` chooses, as `B`, `(B)`, `\text{B}`, `b`, `B) because …` and `option B`
-    do; None where it chooses none, as a number or a word does.
+    do. None where it chooses none, as a number or a word does, or two.
     """
-    bare = re.sub(r"\\(?:text|textbf|mathbf|mathrm|boxed)\{([^{}]*)\}", r"\1", text).strip(" $*.")
-    lead = r"(?:(?:the\s+)?(?:option|choice|answer)\s*(?:is)?:?\s*)?"
-    match = re.match(rf"{lead}\(?\s*([A-Ja-j])(?:\s*$|\s*[).:,])", bare, re.IGNORECASE)
-    return match[1].upper() if match else None
+    bare = " ".join(_MARKUP.sub("", text[:MAX_READ]).split())
+    match = _LETTER.match(bare)
+    if match is None or _SECOND_LETTER.match(bare, match.end()):
+        return None
+    return match[1].upper()
+
+
+def _keep_digits(marked: re.Match[str]) -> str:
+    return marked[1] if re.search(r"\d", marked[1]) else ""
 
 
 READERS: Mapping[AnswerKind, Callable[[str], int | str | None]] = {

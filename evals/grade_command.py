@@ -1,31 +1,46 @@
 """`lim grade`: the verdicts of a run anew."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+MAX_WORKERS = 16
+"""Unless asked for more: each has to import math-verify before it is of use."""
 
 
 def grade(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes of math-verify.", show_default="one a core"),
+        typer.Option(
+            min=1,
+            help="Processes of math-verify.",
+            show_default=f"one a core, {MAX_WORKERS} at most",
+        ),
     ] = None,
 ) -> None:
     """Extract the answers of a run's samples again and grade them: after a mend of the grader, or
-    to check verdicts on another machine. Samples are left as they are; grades.jsonl holds the new
-    verdicts."""
+    to check verdicts on another machine. Samples are left as they are; grades.jsonl beside them
+    holds the new verdicts, all of them or, where this is interrupted, none."""
     from lim_sglang.evals.grade import Grader
     from lim_sglang.evals.regrade import grade_run
     from lim_sglang.evals.runs import load_run
     from lim_sglang.evals.tasks import find_task
     from lim_sglang.programs.judge import AnswerJudge
 
-    num_workers = workers or os.cpu_count() or 1
+    num_workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
     loaded = [load_run(path) for path in runs]  # what is none is refused before any is graded
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -40,9 +55,13 @@ def grade(
                 run.path,
                 Grader(kind, judge),
                 num_threads=num_workers,
-                on_graded=lambda done, bar=bar: progress.update(bar, completed=done),
+                on_graded=partial(_show, progress, bar),
             )
             typer.echo(
                 f"{run.path}: {found.num_right} of {found.num_samples} right, "
                 f"{found.num_changed} verdicts changed"
             )
+
+
+def _show(progress: Progress, bar: TaskID, done: int) -> None:
+    progress.update(bar, completed=done)

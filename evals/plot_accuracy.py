@@ -8,6 +8,7 @@ from lim_sglang.evals.plot_look import (
     MARKERS,
     SERIES,
     Palette,
+    budget_name,
     fit_percent,
     legend_below,
     legend_height,
@@ -48,7 +49,7 @@ def draw_accuracy(panel: "SubFigure", group: Group, palette: Palette) -> None:
     budgets = sorted({row.budget for row in group.rows if row.budget})
     if budgets:
         axes.set_xscale("log", base=2)
-        tick_at(axes, budgets)
+        tick_at(axes, budgets, budget_name)
         axes.set_xlim(budgets[0] / ROOM, budgets[-1] * ROOM)
     else:
         axes.set_xticks([])
@@ -126,7 +127,7 @@ def draw_tokens(panel: "SubFigure", group: Group, palette: Palette) -> None:
                 axes.plot(list(found), list(found.values()), label=row.name, **look)
     top.set_xscale("log")
     low, high = top.get_xlim()
-    tick_at(top, round_values(low, high))
+    tick_at(top, round_values(low, high), thousands)
     top.set_ylabel("vote right, %")
     bottom.set_ylabel("any right, %")
     bottom.set_xlabel("mean tokens a question, of 1, 2, 4, \N{HORIZONTAL ELLIPSIS} samples")

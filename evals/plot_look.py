@@ -5,7 +5,7 @@ colour. A PNG is drawn in the light colours themselves.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,8 @@ LEAST_RANGE = 4.0
 """Percent that an axis shows at least."""
 SHORT_NAME = 20
 """Characters of a name that fits into half a panel."""
+
+MOST_UPRIGHT = 6
 
 SETTINGS = {
     "svg.fonttype": "none",
@@ -127,18 +129,26 @@ def name_rows(axes: "Axes", names: Sequence[str], middle: float = 0.0) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def tick_at(axes: "Axes", values: Sequence[float]) -> None:
-    """Ticks of a logarithmic x axis, at these values alone."""
+def tick_at(axes: "Axes", values: Sequence[float], name: Callable[[float], str]) -> None:
+    """Ticks of a logarithmic x axis, at these values alone; slanted where there are many."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     axes.xaxis.set_major_locator(FixedLocator(values))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda value, _: thousands(value))
+    axes.xaxis.set_major_formatter(lambda value, _: name(value))
+    if len(values) > MOST_UPRIGHT:
+        axes.tick_params(axis="x", labelrotation=45)
 
 
 def thousands(value: float) -> str:
-    """`1,024`; `65.5K` from 10,000."""
-    return f"{value:,.0f}" if value < 10_000 else f"{value / 1000:.4g}K"
+    """`2,000`; `65.5K` from 10,000."""
+    return f"{value:,.0f}" if value < 10_000 else f"{value / 1000:.3g}K"
+
+
+def budget_name(budget: float) -> str:
+    """`1,024`; `64K` for 65,536."""
+    short = budget >= 10_000 and budget % 1024 == 0
+    return f"{budget / 1024:.0f}K" if short else f"{budget:,.0f}"
 
 
 def wrapped(text: str, width: int) -> str:

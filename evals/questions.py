@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +80,7 @@ def _read_question(row: object, task: Task, columns: Columns, index: int) -> Que
     if isinstance(row, str):
         try:
             row = json.loads(row)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"not JSON ({error})") from None
     if not isinstance(row, Mapping):
         raise DataError("expected an object with problem and answer")
@@ -89,26 +88,28 @@ def _read_question(row: object, task: Task, columns: Columns, index: int) -> Que
     missing = [name for name in wanted if row.get(name) is None]
     if missing:
         raise DataError(f"has no {' and no '.join(missing)}")
-    text = _problem_text(row[columns.problem])
-    gold = _answer_text(row[columns.answer], columns.answer_follows)
+    text = _text(row[columns.problem], columns.problem)
+    gold = _answer_text(row[columns.answer], columns.answer, columns.answer_follows)
     names = columns.identity
-    identity = str(next((row[name] for name in names if row.get(name) is not None), index))
+    identity = _text(
+        str(next((row[name] for name in names if row.get(name) is not None), index)), "id"
+    )
     if columns.wrong_answers:
-        wrong = [_answer_text(row[name]) for name in columns.wrong_answers]
+        wrong = [_answer_text(row[name], name) for name in columns.wrong_answers]
         text, gold = _with_options(text, [gold, *wrong], f"{task.shuffle_seed} {identity}")
     _check_gold(gold, task.answer_kind)
     return Question(question_id=identity, text=text, gold=gold)
 
 
-def _problem_text(problem: object) -> str:
-    if not isinstance(problem, str) or not problem.strip():
-        raise DataError("problem must be a text that is not empty")
-    if not problem.isascii() and problem != problem.encode(errors="ignore").decode():
-        raise DataError("problem holds half a surrogate pair, which is no text")
-    return problem
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{name} must be a text that is not empty")
+    if not value.isascii() and value != value.encode(errors="ignore").decode():
+        raise DataError(f"{name} holds half a surrogate pair, which is no text")
+    return value
 
 
-def _answer_text(answer: Any, follows: str | None = None) -> str:
+def _answer_text(answer: Any, name: str, follows: str | None = None) -> str:
     """An answer as text; 25 and 25.0 are both "25".
 
     Args:
@@ -117,21 +118,25 @@ def _answer_text(answer: Any, follows: str | None = None) -> str:
     if follows and isinstance(answer, str):
         _, mark, answer = answer.rpartition(follows)
         if not mark:
-            raise DataError(f"answer must end in {follows} and the number")
+            raise DataError(f"{name} must end in {follows} and the number")
         answer = answer.replace(",", "")
     if isinstance(answer, str) and answer.strip():
-        return answer.strip()
+        return _text(answer, name).strip()
     if isinstance(answer, float) and math.isfinite(answer):
         return str(int(answer)) if answer.is_integer() else str(answer)
     if isinstance(answer, int) and not isinstance(answer, bool):
         return str(answer)
-    raise DataError(f"answer must be a number or a text that is not empty, not {answer!r}")
+    raise DataError(f"{name} must be a number or a text that is not empty, not {answer!r}")
 
 
 def _with_options(text: str, options: list[str], seed: str) -> tuple[str, str]:
-    """The question with its options in an order of its own, and the letter of the first one."""
-    order = list(range(len(options)))
-    random.Random(seed).shuffle(order)
+    """The question with its options in an order of its own, and the letter of the first one.
+
+    Ordered by digests, so that no version of Python and no other data set changes it.
+    """
+    order = sorted(
+        range(len(options)), key=lambda n: hashlib.sha256(f"{seed} {n}".encode()).digest()
+    )
     lines = [f"{CHOICES[place]}) {options[n]}" for place, n in enumerate(order)]
     return "\n".join([text.strip(), "", *lines]), CHOICES[order.index(0)]
 
@@ -159,7 +164,7 @@ def _file_rows(path: Path, expected: str) -> Rows:
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8, or no name that a file can have
         raise DataError(
             f"cannot read {path} ({error}); {expected}, one JSON object a line with problem and "
             "answer"

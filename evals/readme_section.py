@@ -14,7 +14,8 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 METHOD = (
     f"{PLUS_MINUS} is one standard error, clustered by question. Differences are of pass@1, paired "
     "by question, with 95 % intervals by bootstrap over questions, not corrected for their number; "
-    "McNemar's exact test compares the votes. Length ratios are to full."
+    "McNemar's exact test compares the votes. Cut off: samples that reached the limit of new "
+    "tokens. Length ratios are to full; tokens per correct counts all that was generated."
 )
 PACKAGES = {"sglang_server": "SGLang", "torch": "torch", "math_verify": "Math-Verify"}
 """Versions that are named, by their names among the conditions."""

@@ -1,11 +1,12 @@
 """Grading as a step of its own: the verdicts of a run anew, from the texts of its samples."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from lim_sglang.evals.grade import Grader
 from lim_sglang.evals.lines import write_whole
@@ -42,31 +43,36 @@ def grade_run(
     Raises:
         DataError: there is no run, a line of it is damaged, or the disk refuses.
     """
-    run = load_run(path)
+    samples = load_run(path).samples
     by = f"math-verify {metadata.version('math-verify')}, grading {grading_digest()[:10]}"
-
-    def verdict(graded: GradedSample) -> dict[str, object]:
-        answer = extract_answer(graded.sample.text)
-        correct = grader.correct(graded.gold, answer)
-        question, index = graded.key
-        return {
-            "question": question,
-            "index": index,
-            "answer": answer,
-            "correct": correct,
-            "by": by,
-        }
-
     rows = []
-    with ThreadPoolExecutor(num_threads) as pool:
-        for row in pool.map(verdict, run.samples):
-            rows.append(row)
-            on_graded(len(rows))
-    before = [graded.correct for graded in run.samples]
-    after = [row["correct"] for row in rows]
+    for row in _verdicts(samples, grader, num_threads):
+        rows.append({**row, "by": by})
+        on_graded(len(rows))
     write_whole(path / GRADES_FILE, "".join(f"{json.dumps(row)}\n" for row in rows))
     return Regraded(
         num_samples=len(rows),
-        num_changed=sum(old != new for old, new in zip(before, after, strict=True)),
-        num_right=sum(map(bool, after)),
+        num_changed=sum(
+            graded.correct != row["correct"] for graded, row in zip(samples, rows, strict=True)
+        ),
+        num_right=sum(row["correct"] for row in rows),
     )
+
+
+def _verdicts(
+    samples: Sequence[GradedSample], grader: Grader, num_threads: int
+) -> Iterator[dict[str, Any]]:
+    """The verdict of each sample, in their order."""
+
+    def verdict(graded: GradedSample) -> dict[str, Any]:
+        question, index = graded.key
+        answer = extract_answer(graded.sample.text)
+        correct = grader.correct(graded.gold, answer)
+        return {"question": question, "index": index, "answer": answer, "correct": correct}
+
+    pool = ThreadPoolExecutor(num_threads)
+    try:
+        yield from pool.map(verdict, samples)
+    finally:
+        # Not waited for: where this ends early, the judge's end is that of the threads.
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -87,7 +87,7 @@ def load_asked(task: Task, data_dir: Path | None = None, limit: int | None = Non
         DataError: they cannot be read, or rows are no questions.
     """
     everything = load_questions(task, data_dir)
-    origin = str(data_dir) if data_dir else task.hub_id or task.name
+    origin = str(task.file or data_dir or task.hub_id)
     return Asked(task, tuple(everything[:limit]), questions_digest(everything), origin)
 
 
@@ -226,6 +226,7 @@ def _about(request: Request, servers: Sequence[Facts]) -> dict[str, Any]:
         "places": [server.places for server in servers],
         "prompt": asked.task.prompt,
         "questions_from": asked.origin,
+        "revision": asked.task.revision if asked.origin == asked.task.hub_id else None,
         "known_questions": asked.digest == asked.task.digest,
     }
 

@@ -6,13 +6,10 @@ from pathlib import Path
 
 from lim_sglang.errors import DataError
 from lim_sglang.evals.grade import AnswerKind
-from lim_sglang.programs.prompts import MATH_PROMPT
+from lim_sglang.programs.prompts import CHOICE_PROMPT, MATH_PROMPT
 
 OWN_FILE = "file:"
 """How the name of a task from a user's own file begins."""
-CHOICE_PROMPT = r"""{question}
-
-Please reason step by step, and put the letter of your final answer within \boxed{{}}."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +41,13 @@ class Task:
     hub_id: str | None = None
     hub_config: str | None = None
     revision: str | None = None
-    """None: the newest; a run's record says by a digest what was asked."""
+    """The commit that is loaded."""
     split: str = "test"
     columns: Columns = Columns()
     digest: str | None = None
     """`questions_digest` of the whole benchmark, to tell it from other questions of that name."""
     shuffle_seed: int = 0
-    """Of the options' order, which is drawn for each question from this and its id."""
+    """Of the options' order, which follows for each question from this and its id."""
     file: Path | None = None
     """Of a user's own questions."""
 
@@ -83,11 +80,22 @@ TASKS: Mapping[str, Task] = {
         answer_kind=AnswerKind.INTEGER,
         source="American Invitational Mathematics Examination 2025, I and II",
     ),
+    "aime26": Task(
+        name="aime26",
+        version=1,
+        hub_id="MathArena/aime_2026",
+        revision="d2de22f3c656b4f56cf8981212186377d1e23bc3",
+        split="train",
+        columns=Columns(identity=("problem_idx",)),
+        answer_kind=AnswerKind.INTEGER,
+        source="American Invitational Mathematics Examination 2026, I and II",
+    ),
     "gpqa_diamond": Task(
         name="gpqa_diamond",
         version=1,
         hub_id="Idavidrein/gpqa",
         hub_config="gpqa_diamond",
+        revision="633f5ee89ab8ad4522a9f850766b73f62147ffdd",
         split="train",
         columns=Columns(
             problem="Question",
@@ -104,6 +112,7 @@ TASKS: Mapping[str, Task] = {
         version=1,
         hub_id="openai/gsm8k",
         hub_config="main",
+        revision="740312add88f781978c0658806c59bc2815b9866",
         columns=Columns(problem="question", answer_follows="####"),
         answer_kind=AnswerKind.EXPRESSION,
         source="Cobbe et al., Training Verifiers to Solve Math Word Problems, arXiv 2110.14168",
@@ -112,21 +121,35 @@ TASKS: Mapping[str, Task] = {
 
 
 def find_task(name: str) -> Task:
-    """The task of that name; `file:PATH.jsonl` is one of a user's own questions.
+    """The task of that name, or one of a user's own questions.
+
+    `file:PATH.jsonl` has answers that math-verify compares, letters and integers among them;
+    `file:PATH.jsonl:choice` asks for the letter of an option, and `file:PATH.jsonl:integer` takes
+    integers from 0 to 999 only. Such a task is found by its own name as well, without its file.
 
     Raises:
         DataError: there is none; the message lists those that there are.
     """
-    if name.startswith(OWN_FILE) and (path := name.removeprefix(OWN_FILE)):
-        # Named by the file alone: a folder of one machine is no part of what was asked.
-        return Task(
-            name=OWN_FILE + Path(path).stem,
-            version=1,
-            answer_kind=AnswerKind.EXPRESSION,
-            source="a file of the user's own",
-            file=Path(path),
-        )
+    if name.startswith(OWN_FILE) and (place := name.removeprefix(OWN_FILE)):
+        return _own_task(place)
     if name not in TASKS:
         known = ", ".join(TASKS)
         raise DataError(f"unknown task {name!r}; the tasks are {known}, and {OWN_FILE}PATH.jsonl")
     return TASKS[name]
+
+
+def _own_task(place: str) -> Task:
+    path, colon, word = place.rpartition(":")
+    if word not in list(AnswerKind):
+        path, colon, word = place, "", AnswerKind.EXPRESSION
+    kind = AnswerKind(word)
+    file = Path(path).expanduser()
+    return Task(
+        # Named by the file alone: a folder of one machine is no part of what was asked.
+        name=f"{OWN_FILE}{file.stem}{colon}{word if colon else ''}",
+        version=1,
+        answer_kind=kind,
+        prompt=CHOICE_PROMPT if kind is AnswerKind.CHOICE else MATH_PROMPT,
+        source="a file of the user's own",
+        file=file,
+    )

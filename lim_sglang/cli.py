@@ -11,6 +11,7 @@ from lim_sglang.evals.command import evaluate
 from lim_sglang.evals.compare_command import compare_runs
 from lim_sglang.evals.grade_command import grade
 from lim_sglang.evals.report_command import write_report
+from lim_sglang.evals.sweep_command import sweep
 from lim_sglang.programs.ask import ask
 from lim_sglang.programs.proxy_command import proxy
 from lim_sglang.serve import serve
@@ -30,6 +31,7 @@ app.command("eval")(evaluate)
 app.command("grade")(grade)
 app.command("compare")(compare_runs)
 app.command("report")(write_report)
+app.command("sweep")(sweep)
 app.command("doctor")(doctor)
 app.add_typer(bench, name="bench")
 

@@ -30,10 +30,10 @@ def asked(body: Mapping[str, Any]) -> int:
 
 
 def said(body: Mapping[str, Any]) -> str:
-    """A text that only question and seed decide on; a third of the answers are wrong."""
+    """A text that only question and seed decide on; a quarter of the answers are wrong."""
     question, seed = asked(body), body.get("seed")
     digest = hashlib.sha256(f"{question}/{seed}".encode()).digest()
-    return f"so \\boxed{{{question + 1 + (digest[0] % 3 == 0)}}}"
+    return f"so \\boxed{{{question + 1 + (digest[0] % 4 == 0)}}}"
 
 
 def answering(pace_s: float = 0.0) -> Any:

@@ -80,8 +80,8 @@ def test_killed_twenty_times_each_sample_is_there_once_and_the_scores_are_the_sa
         counts = kill_again_and_again(forker, fake, tmp_path, words, times=20)
         # Killed before a sample was there, and between two of them: else nothing was shown.
         grown = [after - before for before, after in pairwise([0, *counts])]
-        assert sum(count > 0 for count in grown) >= 10
-        assert sum(count == 0 for count in grown) >= 2
+        assert sum(count > 0 for count in grown) >= 6
+        assert sum(count == 0 for count in grown) >= 1
         assert counts[-1] < NUM_LINES
         last = in_a_new_process(words)
         drawn_twice = len(fake.requests) - NUM_LINES

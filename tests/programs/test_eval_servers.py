@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.programs.chains import Chain, words
 from tests.programs.evaluating import (
     NUM_TOKENS,
     answering,
@@ -69,9 +70,7 @@ def test_two_servers_share_the_questions(forker: Forker, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("between", [" ", ",", ", "])
-def test_one_option_may_name_several_servers(
-    between: str, forker: Forker, tmp_path: Path
-) -> None:
+def test_one_option_may_name_several_servers(between: str, forker: Forker, tmp_path: Path) -> None:
     questions, out = write_questions(tmp_path, 4), tmp_path / "run"
     with serving(answering()) as first, serving(answering()) as second:
         named = words_for(questions, out)
@@ -183,7 +182,8 @@ def test_every_program_can_be_scored_and_goes_on_question_by_question(
     assert settings["program"]["name"] == program
     assert settings["num_samples"] == most
     by_question = [[row for row in stored if row["question"] == str(n)] for n in range(4)]
-    assert sum(map(len, by_question)) == drawn <= 4 * most
+    # One that was ended before the server was asked is told of, too.
+    assert drawn <= sum(map(len, by_question)) == len(stored) <= 4 * most
     if program == "single":
         assert all(len(lines) == 1 and "of" not in lines[0] for lines in by_question)
         return
@@ -192,6 +192,25 @@ def test_every_program_can_be_scored_and_goes_on_question_by_question(
     for lines in by_question:
         assert all(row["of"] == len(lines) for row in lines)
         assert any(not row["late"] for row in lines)
+
+
+def test_a_sample_that_was_cut_off_is_marked_where_only_finished_ones_vote(
+    forker: Forker, tmp_path: Path
+) -> None:
+    questions = write_questions(tmp_path, 2)
+
+    def answer(body: dict[str, Any]) -> Chain:
+        reason = "length" if body["seed"] % 2 else "stop"
+        return Chain(words(said(body), NUM_TOKENS), reason)
+
+    with serving(answer) as fake:
+        for program, cut_off_votes in (("short", False), ("early_stop", True)):
+            out = tmp_path / program
+            command = [*words_for(questions, out, fake), "--program", program]
+            assert run(forker, tmp_path, *command).code == 0
+            cut_off = [row for row in rows(out) if row["state"] == "truncated"]
+            assert len(cut_off) == 4
+            assert all(row["answer"] and row["late"] is not cut_off_votes for row in cut_off)
 
 
 def test_a_sample_that_ends_after_the_program_has_stopped_is_marked_late(

@@ -1,6 +1,7 @@
 """`lim eval` as a command line: what its words mean, and how it ends."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from lim_sglang.evals.evaluation import Evaluation
 from lim_sglang.evals.method import Method
 from lim_sglang.evals.records import Failure
 from lim_sglang.evals.servers import Access
+from lim_sglang.evals.serving import ServerSpec
 from lim_sglang.programs.connect import Api
 
 MODEL_OWN = {"temperature": None, "top_p": None, "top_k": None, "seed": None}
@@ -108,6 +110,32 @@ def test_the_environment_names_several_servers(
     assert runs.urls == ("http://a:1", "http://b:2")
     lim_eval("math500", "--url", "c:3")
     assert runs.urls == ("http://c:3",)
+
+
+def test_a_server_is_started_for_the_run_with_what_lim_serve_takes(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Any] = []
+
+    @contextmanager
+    def serving(spec: ServerSpec, _: object) -> Iterator[str]:
+        served.append(spec)
+        yield "http://127.0.0.1:31999"
+        served.append(runs.urls)
+
+    monkeypatch.setattr(command_module, "serving", serving)
+    lim_eval(
+        *("math500", "--serve", "tiny", "--policy", "lessismore", "--budget", "256"),
+        *("--lim-ranking", "mass", "--api-key", "k"),
+        further=("--dtype", "half"),
+    )
+    flags = {"--lim-policy": "lessismore", "--lim-budget": "256", "--lim-ranking": "mass"}
+    assert served == [
+        ServerSpec("tiny", flags, ("--dtype", "half"), "k"),
+        ("http://127.0.0.1:31999",),
+    ]
+    with pytest.raises(ConfigError, match="--serve starts a server of its own"):
+        lim_eval("math500", "--serve", "tiny", "--url", "a:1")
 
 
 @pytest.mark.parametrize(

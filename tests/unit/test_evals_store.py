@@ -3,47 +3,15 @@
 import errno
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.records import Failure, GradedSample
-from lim_sglang.evals.store import RunFolder, RunRecord, open_run, read_record, read_samples
-from lim_sglang.programs.records import Sample, SampleState
-
-SETTINGS: dict[str, Any] = {
-    "task": "math500",
-    "lim": {"config": {"policy": "lessismore", "budget": 256, "dense_layers": (0, 1)}},
-}
-
-
-def graded(index: int = 0, question_id: str = "q", **changes: Any) -> GradedSample:
-    """A finished sample with answer 4."""
-    values = {
-        "index": index,
-        "state": SampleState.FINISHED,
-        "text": "so \\boxed{4}\n\u2028 ½",
-        "answer": "4",
-        "num_tokens": 12,
-        "latency_s": 0.5,
-        "seed": None,
-        "seed_honoured": False,
-        "rid": f"q/{index:03}.",
-    }
-    sample = Sample(**{**values, **changes})
-    return GradedSample(question_id, gold="4", correct=sample.answer == "4", sample=sample)
-
-
-def question(question_id: str, of: int = 3) -> list[GradedSample]:
-    """The samples of a question that are written at once, the last of them too late to vote."""
-    return [replace(graded(index, question_id), of=of, late=index == of - 1) for index in range(of)]
-
-
-def begin(path: Path, settings: dict[str, Any] = SETTINGS) -> RunFolder:
-    return open_run(path, RunRecord("math500-x", settings, {"url": "http://here"}))
+from lim_sglang.evals.store import RunRecord, open_run, read_record
+from lim_sglang.programs.records import SampleState
+from tests.unit.stored import SETTINGS, begin, graded, question, write_a_little
 
 
 def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
@@ -73,6 +41,18 @@ def test_a_sample_is_on_disk_when_append_returns(tmp_path: Path) -> None:
     with begin(tmp_path) as folder:
         folder.append(graded())
         assert json.loads((tmp_path / "samples.jsonl").read_text())["question"] == "q"
+
+
+def test_a_sample_is_synced_before_append_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    with begin(tmp_path) as folder:
+        folder.append(graded(0))
+        folder.append(graded(1))
+    assert synced[-1] == (tmp_path / "samples.jsonl").stat().st_size
+    assert synced[-2] == (tmp_path / "samples.jsonl").read_bytes().index(b"\n") + 1
 
 
 @pytest.mark.parametrize("cut", [1, 2, 60, 10_000])
@@ -160,13 +140,6 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
     begin(tmp_path).__exit__(None, None, None)
 
 
-def write_a_little(descriptor: int, data: memoryview, write: Any = os.write) -> int:
-    """A disk that is soon full."""
-    if len(data) < 100:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return write(descriptor, data[:50])
-
-
 def test_a_full_disk_is_a_sentence_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,109 +197,3 @@ def test_half_a_surrogate_pair_does_not_stop_a_run(tmp_path: Path) -> None:
         folder.append(graded(0, text="\ud83d"))
     with begin(tmp_path) as folder:
         assert folder.samples[0].sample.text == "?"
-
-
-def test_a_question_that_is_written_at_once_comes_back_as_it_was(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
-        folder.append(*question("q"))
-        folder.append(*question("r", of=1))
-    with begin(tmp_path) as folder:
-        assert folder.samples == [*question("q"), *question("r", of=1)]
-        assert [each.late for each in folder.samples] == [False, False, True, True]
-
-
-def test_a_question_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writes: list[int] = []
-    write = os.write
-
-    def counted(descriptor: int, data: memoryview) -> int:
-        writes.append(len(data))
-        return write(descriptor, data)
-
-    monkeypatch.setattr(os, "write", counted)
-    with begin(tmp_path) as folder:
-        folder.append(*question("q"))
-    assert writes == [(tmp_path / "samples.jsonl").stat().st_size]
-
-
-def test_wherever_a_crash_tears_a_question_all_of_it_is_dropped(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
-        folder.append(*question("q"))
-        kept = (tmp_path / "samples.jsonl").read_bytes()
-        folder.append(*question("r"))
-    file = tmp_path / "samples.jsonl"
-    whole = file.read_bytes()
-    for size in range(len(kept), len(whole)):
-        file.write_bytes(whole[:size])
-        with begin(tmp_path) as folder:
-            assert folder.samples == question("q"), size
-        assert file.read_bytes() == kept, size
-    with begin(tmp_path) as folder:
-        folder.append(*question("r"))
-    assert file.read_bytes() == whole
-
-
-def test_half_a_question_before_another_is_an_error_with_its_line(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
-        folder.append(*question("q")[:2], *question("r"))
-    with pytest.raises(DataError, match=r"line 3: the question 'q' has 2 lines before it, and sho"):
-        begin(tmp_path)
-
-
-@pytest.mark.parametrize("of", [0, -1, "3", True, 2.0])
-def test_a_number_of_lines_that_cannot_be_is_an_error(tmp_path: Path, of: object) -> None:
-    with begin(tmp_path) as folder:
-        folder.append(graded(0))
-    with (tmp_path / "samples.jsonl").open("a") as file:
-        file.write(json.dumps({**graded(1).to_row(), "of": of}) + "\n")
-    with pytest.raises(DataError, match="line 2: of must be a number of lines"):
-        begin(tmp_path)
-
-
-def test_reading_leaves_a_file_as_it_is_while_another_process_writes(tmp_path: Path) -> None:
-    file = tmp_path / "samples.jsonl"
-    with begin(tmp_path) as folder:
-        folder.append(*question("q"))
-        size = file.stat().st_size
-        folder.append(*question("r"))
-        torn = file.read_bytes()[:-3]
-        file.write_bytes(torn)
-        assert read_samples(file) == (question("q"), size)
-        assert file.read_bytes() == torn
-
-
-def test_a_failure_is_remembered_until_the_sample_is_drawn(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
-        folder.append_failure(Failure("q", 0, "HTTP 400"))
-        folder.append_failure(Failure("q", 1, "HTTP 500"))
-        folder.append_failure(Failure("q", 1, "HTTP 400: too long"))
-    with begin(tmp_path) as folder:
-        assert [str(each.error) for each in folder.failures.values()] == [
-            "HTTP 400",
-            "HTTP 400: too long",
-        ]
-        folder.append(graded(1))
-        assert list(folder.failures) == [("q", 0)]
-    with begin(tmp_path) as folder:
-        assert list(folder.failures) == [("q", 0)]
-        assert folder.samples == [graded(1)]
-
-
-def test_a_failure_that_a_crash_tore_off_is_forgotten(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
-        folder.append_failure(Failure("q", 0, "HTTP 400"))
-    file = tmp_path / "failures.jsonl"
-    whole = file.read_bytes()
-    file.write_bytes(whole + whole[:20])
-    with begin(tmp_path) as folder:
-        assert list(folder.failures) == [("q", 0)]
-        folder.append_failure(Failure("q", 1, "HTTP 400"))
-    with begin(tmp_path) as folder:
-        assert list(folder.failures) == [("q", 0), ("q", 1)]
-
-
-def test_a_damaged_failure_is_an_error_with_its_number(tmp_path: Path) -> None:
-    begin(tmp_path).__exit__(None, None, None)
-    (tmp_path / "failures.jsonl").write_text('{"question": "q", "index": 0}\n')
-    with pytest.raises(DataError, match=r"failures\.jsonl, line 1: has no error"):
-        begin(tmp_path)
