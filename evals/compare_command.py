@@ -13,6 +13,8 @@ from lim_sglang.errors import ConfigError
 if TYPE_CHECKING:
     from lim_sglang.evals.compare import Comparison
 
+MANY = "Each interval is for itself: of 20 comparisons without a difference, one would show one."
+
 
 def compare_runs(
     runs: Annotated[
@@ -38,16 +40,22 @@ def compare_runs(
     for found in comparisons:
         typer.echo(found.sentence)
         for difference in found.other_differences:
-            typer.echo(f"warning: {found.b} also differs in {difference}", err=True)
+            typer.echo(f"warning: {found.a} and {found.b} differ in {difference}", err=True)
+    if len(comparisons) > 1:
+        typer.echo(MANY)
 
 
 def _compare(runs: list[Path], *, common: bool, seed: int) -> list["Comparison"]:
-    from lim_sglang.evals.compare import compare
+    from lim_sglang.evals.compare import compare, names_of
     from lim_sglang.evals.summary import load_summary
 
     if len(runs) < 2:
         raise ConfigError("lim compare needs two runs: the one to compare with, then the others")
     console = Console(stderr=True)
     with console.status("Counting votes"):
-        first, *others = map(load_summary, runs)
-        return [compare(first, other, common=common, seed=seed) for other in others]
+        first, *others = summaries = [load_summary(path) for path in runs]
+        name, *names = names_of(summaries)
+        return [
+            compare(first, other, names=(name, other_name), common=common, seed=seed)
+            for other, other_name in zip(others, names, strict=True)
+        ]

@@ -73,20 +73,17 @@ class Dispatcher:
         return self._closed
 
     def take(self) -> tuple[Job, Server] | None:
-        """The next job and the server with the most room for it, once there are both.
+        """The next job and the server with the most room for it, once one has room.
 
         Returns:
-            None when all jobs are done, or nobody can or wants to do them.
+            None when no job is left, or nobody can or wants to do it.
         """
         with self._changed:
-            while self._servers and not self._closed:
-                if not self._waiting and not any(self._loads.values()):
-                    break
+            while self._waiting and self._servers and not self._closed:
                 server = min(self._servers, key=self._fullness)
-                if self._waiting and self._fullness(server) < 1:
+                if self._fullness(server) < 1:
                     self._loads[server.url] += 1
                     return self._waiting.popleft(), server
-                # What another thread has may come back, if its server dies.
                 self._changed.wait()
             return None
 
@@ -97,8 +94,8 @@ class Dispatcher:
             self._changed.notify_all()
 
     def give_back(self, job: Job, server: Server) -> None:
-        """A job is done by half. It waits behind the others, so that a question that kills servers
-        does so last.
+        """A job is done by half; the same thread may take the rest, on another server. It waits
+        behind the others, so that a question that kills servers does so last.
         """
         with self._changed:
             self._waiting.append(job)
@@ -113,10 +110,6 @@ class Dispatcher:
             self._servers.remove(server)
             self._changed.notify_all()
             return True
-
-    def why_lost(self, server: Server) -> ServerError | None:
-        """How a server was lost, if it was."""
-        return self._gone.get(server.url)
 
     @property
     def lost_all(self) -> ServerError | None:
@@ -201,8 +194,6 @@ class _Attempt:
         return not self._is_over
 
     def _server_is_gone(self) -> bool:
-        if self._dispatcher.why_lost(self._server):
-            return True
         try:
             self._server.check()
         except ServerError as error:

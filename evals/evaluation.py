@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from lim_sglang.errors import ConfigError, DataError, LimError
-from lim_sglang.evals.grade import Grader
+from lim_sglang.evals.grade import READERS, Grader
 from lim_sglang.evals.method import USUAL, Method
 from lim_sglang.evals.records import GradedSample
 from lim_sglang.evals.regrade import grade_run
@@ -96,7 +96,8 @@ def run_evaluation(
         ) as connections,
         AnswerJudge() as judge,
     ):
-        judge.warm_up()
+        if any(asked.task.answer_kind not in READERS for asked in everything):
+            judge.warm_up()
         facts = [connection.facts for connection in connections]
         plans = [plan_run(_request(evaluation, asked), facts) for asked in everything]
         for plan in plans:

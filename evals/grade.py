@@ -21,7 +21,7 @@ class AnswerKind(StrEnum):
 
 CHOICES = "ABCDEFGHIJ"
 MAX_READ = 500
-"""Characters that are looked at for a number or a letter; with more before it, it is neither."""
+"""Characters in which a letter is chosen, and of the longest text that is a number."""
 
 _MARKED = r"\\(?:text|textbf|mathbf|mathrm|mbox|boxed)"
 _MARKED_TEXT = re.compile(rf"{_MARKED}\s*\{{([^{{}}]*)\}}")
@@ -82,14 +82,16 @@ def as_integer(text: str) -> int | None:
     Leading zeros, its name (`m+n = 33`), a degree or percent sign, brackets, `\text{}` with or
     without it, a decimal part of zeros and a full stop are no part of the number.
     """
-    bare = _MARKED_TEXT.sub(_keep_digits, _NAME.sub("", text[:MAX_READ]))
+    if len(text) > MAX_READ:
+        return None
+    bare = _MARKED_TEXT.sub(_keep_digits, _NAME.sub("", text))
     match = _INTEGER.fullmatch(_SIGNS.sub("", bare))
     return int(match[1]) if match else None
 
 
 def as_choice(text: str) -> str | None:
-    r"""The letter that `text` chooses, as `B`, `(B)`, `\text{B}`, `b`, `B) because …` and `option B`
-    do. None where it chooses none, as a number or a word does, or two.
+    r"""The letter that `text` chooses, as `B`, `(B)`, `\text{B}`, `b`, `B) because …` and `option
+    B` do. None where it chooses none, as a number or a word does, or two.
     """
     bare = " ".join(_MARKUP.sub("", text[:MAX_READ]).split())
     match = _LETTER.match(bare)

@@ -59,7 +59,7 @@ def grade(
             )
             typer.echo(
                 f"{run.path}: {found.num_right} of {found.num_samples} right, "
-                f"{found.num_changed} verdicts changed"
+                f"{found.num_changed} changed"
             )
 
 

@@ -1,7 +1,7 @@
 """Plots of accuracy: over the budget, and over the tokens that it takes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lim_sglang.evals.plot_look import (
@@ -41,12 +41,13 @@ def interval(estimate: Estimate) -> tuple[float, float]:
 def draw_accuracy(panel: "SubFigure", group: Group, palette: Palette) -> None:
     """pass@1 over the budget; full attention, which has none, is a band."""
     (axes,) = open_axes(panel)
-    for row in group.rows:
+    rows = shown_rows(group)
+    for row in rows:
         if not row.budget:
             _draw_band(axes, row, palette["full" if row.is_full else "s6"])
-    for number, (name, rows) in enumerate(_series(group).items()):
-        _draw_series(axes, name, rows, number, palette)
-    budgets = sorted({row.budget for row in group.rows if row.budget})
+    for number, (name, found) in enumerate(_series(rows).items()):
+        _draw_series(axes, name, found, number, palette)
+    budgets = sorted({row.budget for row in rows if row.budget})
     if budgets:
         axes.set_xscale("log", base=2)
         tick_at(axes, budgets, budget_name)
@@ -56,35 +57,42 @@ def draw_accuracy(panel: "SubFigure", group: Group, palette: Palette) -> None:
     axes.margins(y=0.12)
     fit_percent(axes)
     axes.set_xlabel("budget: tokens that a sparse layer reads")
-    axes.set_ylabel("pass@1, % (95 % intervals)")
+    measure = "pass@1" if rows[0].draws_all else "vote right"
+    axes.set_ylabel(f"{measure}, % (95 % intervals)")
     legend_below(panel, axes)
+
+
+def shown_rows(group: Group) -> list[Row]:
+    """Those with a pass@1; of a table of programs that stop by themselves, all, by their votes."""
+    return [row for row in group.rows if row.draws_all] or list(group.rows)
 
 
 def accuracy_height(group: Group) -> int:
     """Pixels of a panel."""
-    bands = [row.series for row in group.rows if not row.budget]
-    return 270 + legend_height([*bands, *_series(group)])
+    rows = shown_rows(group)
+    bands = [row.name for row in rows if not row.budget]
+    return 270 + legend_height([*bands, *_series(rows)])
 
 
 def _draw_band(axes: "Axes", row: Row, colour: str) -> None:
-    low, high = interval(row.score.pass_at_1)
+    low, high = interval(row.accuracy)
     axes.axhspan(low, high, color=colour, alpha=0.16, linewidth=0)
     look: dict[str, Any] = {"color": colour, "linewidth": 1.8, "linestyle": (0, (5, 3))}
-    axes.axhline(100 * row.score.pass_at_1.value, label=row.name, **look)
+    axes.axhline(100 * row.accuracy.value, label=row.name, **look)
 
 
-def _series(group: Group) -> dict[str, list[Row]]:
+def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows with a budget, from the smallest."""
     found: dict[str, list[Row]] = {}
-    for row in group.rows:
+    for row in rows:
         if row.budget:
             found.setdefault(row.series, []).insert(0, row)
     return found
 
 
 def _draw_series(axes: "Axes", name: str, rows: list[Row], number: int, palette: Palette) -> None:
-    values = [100 * row.score.pass_at_1.value for row in rows]
-    ends = [interval(row.score.pass_at_1) for row in rows]
+    values = [100 * row.accuracy.value for row in rows]
+    ends = [interval(row.accuracy) for row in rows]
     below = [value - low for value, (low, _) in zip(values, ends, strict=True)]
     above = [high - value for value, (_, high) in zip(values, ends, strict=True)]
     axes.errorbar(
@@ -102,12 +110,12 @@ def _draw_series(axes: "Axes", name: str, rows: list[Row], number: int, palette:
 
 def describe_accuracy(group: Group) -> str:
     """The plot's figures in words."""
-    parts = []
-    for row in group.rows:
-        low, high = interval(row.score.pass_at_1)
-        value = 100 * row.score.pass_at_1.value
-        parts.append(f"{row.name} {value:.1f} % ({low:.1f} to {high:.1f})")
-    return f"pass@1 with its 95 % interval: {'; '.join(parts)}."
+    rows, parts = shown_rows(group), []
+    for row in rows:
+        low, high = interval(row.accuracy)
+        parts.append(f"{row.name} {100 * row.accuracy.value:.1f} % ({low:.1f} to {high:.1f})")
+    measure = "pass@1" if rows[0].draws_all else "Right votes"
+    return f"{measure} with 95 % intervals: {'; '.join(parts)}."
 
 
 def draw_tokens(panel: "SubFigure", group: Group, palette: Palette) -> None:

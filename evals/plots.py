@@ -61,7 +61,8 @@ PLOTS = (
         title="Accuracy against budget",
         caption=(
             "Bars and the band of full attention are 95 % intervals of each run alone. Runs share "
-            "their questions, so differences are known better: see the table."
+            "their questions, so differences are known better: see the table. Programs that stop "
+            "by themselves have no pass@1."
         ),
         draw=draw_accuracy,
         describe=describe_accuracy,

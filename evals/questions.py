@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,14 +174,27 @@ def _file_rows(path: Path, expected: str) -> Rows:
     return ((f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip())
 
 
+@contextmanager
+def _without_retries_being_told() -> Iterator[None]:
+    """The hub's client warns of each of its attempts; what came of the last one is the error."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _hub_rows(task: Task) -> Rows:
     """The rows of the hub's data set at the pinned revision."""
     try:
         from datasets import load_dataset
 
-        rows = load_dataset(
-            task.hub_id, name=task.hub_config, split=task.split, revision=task.revision
-        )
+        with _without_retries_being_told():
+            rows = load_dataset(
+                task.hub_id, name=task.hub_config, split=task.split, revision=task.revision
+            )
     except Exception as error:  # noqa: BLE001 - the hub's clients raise a dozen unrelated classes
         reason = " ".join(str(error).split())
         version = f" at revision {task.revision[:8]}" if task.revision else ""

@@ -17,6 +17,10 @@ METHOD = (
     "McNemar's exact test compares the votes. Cut off: samples that reached the limit of new "
     "tokens. Length ratios are to full; tokens per correct counts all that was generated."
 )
+STOPPING = (
+    "Programs that stop by themselves have more samples where these disagree, so that they are "
+    "judged by their answers and by the tokens of a question."
+)
 PACKAGES = {"sglang_server": "SGLang", "torch": "torch", "math_verify": "Math-Verify"}
 """Versions that are named, by their names among the conditions."""
 
@@ -31,7 +35,13 @@ def make_section(groups: Sequence[Group], plot: str | None = None) -> str:
         return NOT_MEASURED
     parts = [f"{markdown(group)}\n\n{group.title}: {conditions(group)}" for group in groups]
     picture = [f"![Accuracy against budget]({plot})"] if plot else []
-    return "\n\n".join([*parts, METHOD, *picture])
+    return "\n\n".join([*parts, method(groups), *picture])
+
+
+def method(groups: Sequence[Group]) -> str:
+    """How the figures of tables came about."""
+    fair = all(row.draws_all for group in groups for row in group.rows)
+    return METHOD if fair else f"{METHOD} {STOPPING}"
 
 
 def replace_section(text: str, section: str, name: str) -> str:

@@ -1,8 +1,9 @@
 """Grading as a step of its own: the verdicts of a run anew, from the texts of its samples."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -46,9 +47,10 @@ def grade_run(
     samples = load_run(path).samples
     by = f"math-verify {metadata.version('math-verify')}, grading {grading_digest()[:10]}"
     rows = []
-    for row in _verdicts(samples, grader, num_threads):
-        rows.append({**row, "by": by})
-        on_graded(len(rows))
+    with closing(_verdicts(samples, grader, num_threads)) as verdicts:
+        for row in verdicts:
+            rows.append({**row, "by": by})
+            on_graded(len(rows))
     write_whole(path / GRADES_FILE, "".join(f"{json.dumps(row)}\n" for row in rows))
     return Regraded(
         num_samples=len(rows),
@@ -61,7 +63,7 @@ def grade_run(
 
 def _verdicts(
     samples: Sequence[GradedSample], grader: Grader, num_threads: int
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """The verdict of each sample, in their order."""
 
     def verdict(graded: GradedSample) -> dict[str, Any]:

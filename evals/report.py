@@ -8,23 +8,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.compare import POLICY, PROVENANCE, Comparison, compare
-from lim_sglang.evals.score import Score, score
+from lim_sglang.evals.compare import POLICY, PROVENANCE, Comparison, Interval, compare
+from lim_sglang.evals.method import SAMPLE_BY_SAMPLE
+from lim_sglang.evals.score import Estimate, Score, score
 from lim_sglang.evals.summary import Summary
 
 FULL = "full"
 POLICY_NAMES = {FULL: "full", "lessismore": "LessIsMore"}
 """As documents write them."""
-USUAL = {"ranking": ("rank",), "program": ("majority", "single")}
+USUAL = {"ranking": ("rank",), "program": SAMPLE_BY_SAMPLE}
 """What a name leaves out; of these conditions, other values are always part of it."""
 SHARED = (
-    *("task", "task_version", "questions", "prompt_sha256", "model", "thinking"),
-    *("thinking_budget", "max_tokens", "temperature", "top_p", "top_k"),
+    *("task", "task_version", "questions", "prompt_sha256", "system_sha256", "model"),
+    *("thinking", "thinking_budget", "max_tokens", "temperature", "top_p", "top_k"),
 )
 """Conditions that all rows of a table share: of other values there is another table."""
 TITLE = ("task", "model")
 """Those that a table is always called by; others follow where these are not enough."""
-NEEDED = (*SHARED, "policy", "program", "samples", "asked")
+NEEDED = ("task", "model", "policy", "program", "samples", "asked", "max_tokens")
+"""Without which a run cannot be shown."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,36 @@ class Row:
 
     @property
     def draws_all(self) -> bool:
-        """Whether each question has its samples, whatever they say."""
-        return self.conditions["program"] in USUAL["program"]
+        """Whether each question has its samples, whatever they say. Those of a program that stops
+        where they agree are no fair ones: its answers speak for it.
+        """
+        return self.conditions["program"] in SAMPLE_BY_SAMPLE
+
+    @property
+    def accuracy(self) -> Estimate:
+        """pass@1, or the answers of a program that stops by itself."""
+        return self.score.pass_at_1 if self.draws_all else self.score.answered
+
+    @property
+    def difference(self) -> Interval | None:
+        """To full attention: of pass@1, or of the answers if either program stops by itself."""
+        found = self.against_full
+        if not found:
+            return None
+        return found.answers if found.stops_by_itself else found.difference
+
+    @property
+    def ratio(self) -> Interval | None:
+        """To full attention: of the lengths, or of the tokens a question as above."""
+        found = self.against_full
+        if not found:
+            return None
+        return found.spent_ratio if found.stops_by_itself else found.length_ratio
+
+    @property
+    def is_of_answers(self) -> bool:
+        """Whether difference and ratio are those of answers."""
+        return bool(self.against_full and self.against_full.stops_by_itself)
 
 
 @dataclass(frozen=True)
@@ -103,7 +133,7 @@ def make_groups(summaries: Sequence[Summary]) -> tuple[Group, ...]:
         missing = [name for name in NEEDED if name not in summary.conditions]
         if missing:
             raise DataError(f"{summary.run_id} does not say its {', '.join(missing)}")
-        shared = [summary.conditions[name] for name in SHARED]
+        shared = [summary.conditions.get(name) for name in SHARED]
         found.setdefault(repr(shared), []).append(summary)
     together = [found[key] for key in sorted(found)]
     firsts = [group[0].conditions for group in together]
@@ -173,7 +203,7 @@ def _unusual(conditions: Mapping[str, Any]) -> str:
 
 def _distinguishing(summaries: Sequence[Summary]) -> list[str]:
     """Conditions in the order in which they tell rows apart; when a run was made does not."""
-    first = ("select_layers", "recent_ratio", "sinks", "options", "samples")
+    first = (*("select_layers", "dense_layers", "recent_ratio", "sinks"), "options", "samples")
     names = _each_once(name for summary in summaries for name in summary.conditions)
     return [*first, *(name for name in names if name not in (*first, "date", "commit"))]
 

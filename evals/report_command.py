@@ -13,6 +13,7 @@ from rich.console import Console
 from lim_sglang.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from lim_sglang.evals.report import Group
     from lim_sglang.evals.summary import Summary
 
 README_PLOT = "accuracy"
@@ -47,14 +48,28 @@ def write_report(
     ] = None,
 ) -> None:
     """Write what runs have shown, with its conditions; without options, print the tables."""
-    from lim_sglang.evals.plots import PLOTS, draw_png, draw_svg
-    from lim_sglang.evals.readme_section import make_section, replace_section
+    from lim_sglang.evals.readme_section import make_section
     from lim_sglang.evals.report import make_groups
-    from lim_sglang.evals.report_page import make_page
 
-    found = rename(read_runs(runs), parse_names(name or []))
+    names = parse_names(name or [])
+    found = rename(read_runs(runs), names)
     groups = make_groups(found)
     # All is made before anything is written, so that a refusal leaves no half of it.
+    files = _make(groups, html=html, plots=plots, update=update)
+    _write(files)
+    _write_summaries(found, summaries)
+    if not (files or summaries):
+        typer.echo(make_section(groups))
+
+
+def _make(
+    groups: Sequence["Group"], *, html: Path | None, plots: Path | None, update: Path | None
+) -> dict[Path, str | bytes]:
+    """The contents of all files that are asked for, but for the summaries."""
+    from lim_sglang.evals.plots import PLOTS, draw_png, draw_svg
+    from lim_sglang.evals.readme_section import make_section, replace_section
+    from lim_sglang.evals.report_page import make_page
+
     files: dict[Path, str | bytes] = {}
     if update:
         section = make_section(groups, plot_link(plots, update) if plots else None)
@@ -66,10 +81,7 @@ def write_report(
             drawn = draw_svg(plot, groups, name=plot.name, alone=True)
             files[plots / f"{plot.name}.svg"] = drawn
             files[plots / f"{plot.name}.png"] = draw_png(plot, groups)
-    _write(files)
-    _write_summaries(found, summaries)
-    if not (files or summaries):
-        typer.echo(make_section(groups))
+    return files
 
 
 def plot_link(plots: Path, update: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from lim_sglang.evals.plot_look import DARK, FONT, LIGHT
 from lim_sglang.evals.plot_svg import PAGE_STYLE
 from lim_sglang.evals.plots import PLOTS, draw_svg
-from lim_sglang.evals.readme_section import METHOD, conditions
+from lim_sglang.evals.readme_section import conditions, method
 from lim_sglang.evals.report import Group, Row
 from lim_sglang.evals.tables import (
     MOST_CONTESTED,
@@ -31,6 +31,8 @@ class Tile:
     name: str
     value: str
     error: str
+    measure: str
+    """Of which this is the value."""
     difference: str | None
     """To full attention, in points."""
     interval: str
@@ -67,6 +69,7 @@ class Section:
     tiles: tuple[Tile, ...]
     summary: str
     """The conditions in a sentence."""
+    method: str
     columns: tuple[Column, ...]
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
@@ -89,7 +92,6 @@ def make_page(groups: Sequence[Group]) -> str:
         dark=DARK,
         font=FONT,
         plot_style=PAGE_STYLE,
-        method=METHOD,
         most_contested=MOST_CONTESTED,
     )
 
@@ -100,6 +102,7 @@ def _section(group: Group, name: str) -> Section:
         group=group,
         tiles=tuple(_tile(row) for row in group.rows),
         summary=conditions(group).replace("`", ""),
+        method=method([group]),
         columns=columns(group),
         sentences=tuple(row.against_full.sentence for row in group.rows if row.against_full),
         notes=tuple(_notes(group)),
@@ -117,16 +120,16 @@ def _section(group: Group, name: str) -> Section:
 
 
 def _tile(row: Row) -> Tile:
-    found = row.score.pass_at_1
-    against = row.against_full
+    found, difference = row.accuracy, row.difference
     return Tile(
         name=row.name,
         value=f"{100 * found.value:.1f}",
         error="?" if found.error is None else f"{100 * found.error:.1f}",
-        difference=signed(against.difference.value) if against else None,
-        interval=to(against.difference) if against else "",
+        measure="pass@1" if row.draws_all else "vote right",
+        difference=signed(difference.value) if difference else None,
+        interval=to(difference) if difference else "",
         is_full=row.is_full,
-        excludes_zero=bool(against and against.difference.excludes_zero),
+        excludes_zero=bool(difference and difference.excludes_zero),
     )
 
 

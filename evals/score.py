@@ -25,21 +25,24 @@ class Estimate:
 @dataclass(frozen=True)
 class Score:
     """What a run's samples say. Rates are shares from 0 to 1, of the samples that ended by
-    themselves where nothing else is said.
+    themselves where nothing else is said. Late samples are among these: only votes are without.
     """
 
     num_questions: int
+    """Those with any sample."""
     num_samples: int
     """Those that ended by themselves."""
     num_failed: int
     pass_at_1: Estimate
-    """Mean over questions of the mean over their samples."""
+    """Mean over questions of the mean over their samples, however many each has."""
     pass_at: Mapping[int, Estimate]
     """By k, in powers of two and the number of samples: `pass_at_k`."""
     majority_at: Mapping[int, Estimate]
     """By k, as above: `majority_at_k`."""
+    questions_at: Mapping[int, int]
+    """By k: questions with at least k samples, which `pass_at` is over."""
     answered: Estimate
-    """Share of questions that the program's own vote answers rightly."""
+    """Share of questions that the program's own vote answers rightly; none is no right answer."""
     truncated: float
     answerless: float
     aborted: float
@@ -63,6 +66,7 @@ def score(summary: Summary) -> Score:
     if not questions:
         raise DataError(f"run {summary.run_id} has no sample that ended, so nothing to score")
     most = max(len(question.whole) for question in questions)
+    most_voters = max(len(question.voters) for question in questions)
     ks = sorted({*(2**n for n in range(most.bit_length())), most})
     states = [state for question in summary.questions for state in question.states]
     whole = [(question, n) for question in questions for n in question.whole]
@@ -75,7 +79,8 @@ def score(summary: Summary) -> Score:
         num_failed=summary.num_failed,
         pass_at_1=pass_at_k(summary, 1),
         pass_at={k: pass_at_k(summary, k) for k in ks},
-        majority_at={k: majority_at_k(summary, k) for k in ks if _heard(summary, k)},
+        majority_at={k: majority_at_k(summary, k) for k in ks if k <= most_voters},
+        questions_at={k: sum(len(question.whole) >= k for question in questions) for k in ks},
         answered=estimate([float(question.answer_correct) for question in summary.questions]),
         truncated=states.count(SampleState.TRUNCATED) / len(whole),
         answerless=sum(question.group[n] is None for question, n in whole) / len(whole),
@@ -104,66 +109,65 @@ def pass_at_k(summary: Summary, k: int) -> Estimate:
 
 def majority_at_k(summary: Summary, k: int) -> Estimate:
     """Probability that the most frequent answer of k samples is right; ties go to the group with
-    the earlier sample. Exact: the mean over all subsets of k samples (`majority_probability`).
+    the earlier sample. Exact: the mean over all subsets of k samples (`winning_subsets`).
 
-    Over the questions with at least k samples that had a vote.
+    Votes count alike, also where the program's own vote weighs them. Over the questions with at
+    least k samples that had a vote.
     """
     shares = []
-    for question in _with(summary, k, _voters):
-        voters = _voters(question)
+    for question in _with(summary, k, lambda question: question.voters):
+        voters = question.voters
         groups = tuple(question.group[n] for n in voters)
-        right = {question.group[n] for n in voters if question.correct[n]} - {None}
-        shares.append(majority_probability(groups, frozenset(right), k))
+        correct = tuple(question.correct[n] for n in voters)
+        shares.append(winning_subsets(groups, correct)[k] / comb(len(voters), k))
     return estimate(shares)
 
 
 @lru_cache(maxsize=4096)
-def majority_probability(groups: tuple[int | None, ...], right: frozenset[int], k: int) -> float:
-    """Share of all subsets of k samples whose vote falls on a right group.
+def winning_subsets(groups: tuple[int | None, ...], correct: tuple[bool, ...]) -> tuple[int, ...]:
+    """How many subsets of 0, 1, … of the samples answer rightly by their vote.
 
-    Counted without listing the subsets: for each right group, number v of its votes and first
-    sample of it that is in the subset, every other group has fewer than v, or v if its first
-    sample comes later; samples without an answer fill up.
+    Counted without listing them. A subset answers with the group that has v votes from sample f on
+    if each other group has fewer than v, or v and begins after f; samples without an answer fill
+    up. As polynomials in x, whose power is the size of the subset, the ways of all groups multiply.
+    At x = 2^(n + 1), above any coefficient, an integer holds such a polynomial digit by digit.
 
     Args:
         groups: each sample's group, None for no answer, in the order of the samples.
-        right: groups whose answer is right.
-        k: 1 to the number of samples.
+        correct: whether each sample's answer is right; that of the group is its earliest one's.
     """
-    places: dict[int | None, list[int]] = {}
+    bits = len(groups) + 1
+    places: dict[int, list[int]] = {}
     for place, group in enumerate(groups):
-        places.setdefault(group, []).append(place)
-    silent = len(places.pop(None, []))
-    num_subsets = 0
-    for group in right:
-        others = [members for other, members in places.items() if other != group]
-        for number, first in enumerate(places[group]):
-            num_later = len(places[group]) - number - 1
-            for votes in range(1, min(num_later + 1, k) + 1):
-                ways = [comb(silent, size) for size in range(k - votes + 1)]
-                for members in others:
-                    ways = _convolve(ways, _losing(members, votes, first))
-                num_subsets += comb(num_later, votes - 1) * ways[k - votes]
-    return num_subsets / comb(len(groups), k)
+        if group is not None:
+            places.setdefault(group, []).append(place)
+    silent = (1 + (1 << bits)) ** groups.count(None)
+    found = 0
+    for group, members in places.items():
+        others = [others for other, others in places.items() if other != group]
+        for number, first in enumerate(members):
+            if not correct[first]:
+                continue
+            num_later = len(members) - number - 1
+            for votes in range(1, num_later + 2):
+                ways = silent * comb(num_later, votes - 1)
+                for other in others:
+                    ways *= _losing(other, votes, first, bits)
+                found += ways << (bits * votes)
+    digit = (1 << bits) - 1
+    return tuple((found >> (bits * k)) & digit for k in range(len(groups) + 1))
 
 
-def _losing(members: Sequence[int], votes: int, first: int) -> list[int]:
-    """In how many ways a group has 0, 1, … votes and loses to `votes` that begin at `first`."""
-    fewer = [comb(len(members), size) for size in range(votes)]
-    return [*fewer, comb(sum(place > first for place in members), votes)]
+def _losing(members: Sequence[int], votes: int, first: int, bits: int) -> int:
+    """The ways of a group that loses to `votes` votes from `first` on, as digits of `bits` bits."""
+    num_later = sum(place > first for place in members)
+    return _fewer(len(members), votes, bits) + (comb(num_later, votes) << (bits * votes))
 
 
-def _convolve(a: Sequence[int], b: Sequence[int]) -> list[int]:
-    """Coefficients of the product, as many as `a` has."""
-    return [sum(a[n - m] * b[m] for m in range(min(n + 1, len(b)))) for n in range(len(a))]
-
-
-def _voters(question: QuestionResult) -> tuple[int, ...]:
-    return tuple(n for n in question.whole if not question.late[n])
-
-
-def _heard(summary: Summary, k: int) -> bool:
-    return any(len(_voters(question)) >= k for question in summary.questions)
+@lru_cache(maxsize=65_536)
+def _fewer(count: int, votes: int, bits: int) -> int:
+    """The ways to take 0, 1, … but fewer than `votes` of `count`."""
+    return sum(comb(count, size) << (bits * size) for size in range(min(votes, count + 1)))
 
 
 def _with(

@@ -72,7 +72,8 @@ def serving(spec: ServerSpec, console: Console, log: Path | None = None) -> Iter
                 server.wait_until_ready()
             yield server.url
         except ServerError as error:
-            raise ServerError(f"{error}\n{_last_words(path)}") from None
+            end = _end_of(path).strip() or "(which is empty)"
+            raise ServerError(f"{error} (log: {path})\n{end}") from None
         finally:
             # Nobody who is impatient shall leave a server behind.
             with _on_signals(signal.SIG_IGN):
@@ -143,17 +144,12 @@ def _log_followed(opening: str, log: Path, console: Console) -> Iterator[None]:
 
 
 def newest_line(log: Path) -> str:
-    """The last line that says something, as a terminal would be left with: without colours, and of
-    a progress bar its last state.
+    """The last line that says something, as it looks on a terminal: without colours, and of a
+    progress bar its last state.
     """
-    lines = [line.strip() for line in re.split(r"[\r\n]+", Text.from_ansi(_end_of(log)).plain)]
-    return next((line for line in reversed(lines) if line), "")
-
-
-def _last_words(log: Path) -> str:
-    """Where a log is, and how it ends."""
-    end = _end_of(log).strip()
-    return f"the end of its log, {log}:\n{end}" if end else f"its log, {log}, is empty"
+    lines = re.split(r"[\r\n]+", _end_of(log))
+    found = (Text.from_ansi(line).plain.strip() for line in reversed(lines))
+    return next(filter(None, found), "")
 
 
 def _end_of(log: Path) -> str:

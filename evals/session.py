@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -132,7 +133,7 @@ def servers_of(plan: Plan, connections: Sequence[Connection], same: Same) -> tup
                 parallel=plan.parallel,
                 same=same,
             ),
-            check=partial(_check_still_the_same, plan, facts, endpoint.server_info),
+            check=partial(check_unchanged, plan, facts, endpoint.server_info),
             close=endpoint.close,
             places=facts.places,
         )
@@ -171,6 +172,24 @@ def execute(plan: Plan, servers: Sequence[Server], grader: Grader, *, console: C
         return Outcome(tuple(folder.samples), tuple(folder.failures.values()))
 
 
+def check_unchanged(
+    plan: Plan, server: Facts, server_info: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Ask a server whether it is still the one that the plan is for.
+
+    Raises:
+        ServerError: it is gone, or another one answers in its place.
+    """
+    try:
+        now = replace(server, info=server_info())
+    except CancelledError:  # another thread has found out before, and closed the connection
+        raise ServerError(f"the connection to {server.url} is closed") from None
+    found = list(differences(plan.record.settings, _settings(plan.request, now, plan.parallel)))
+    if found:
+        lines = "".join(f"\n  - {difference}" for difference in found)
+        raise ServerError(f"another server answers at {server.url} by now:{lines}")
+
+
 def how_to_go_on(plan: Plan) -> str:
     """What to do about a run that did not end."""
     return f"what is finished is safe in {plan.path}; the same command goes on from there"
@@ -202,17 +221,6 @@ def _refuse_disagreement(
             for name, here, there in found
         )
         raise ServerError(f"samples of these servers cannot be mixed, since they differ:{lines}")
-
-
-def _check_still_the_same(
-    plan: Plan, server: Facts, server_info: Callable[[], Mapping[str, Any]]
-) -> None:
-    """Raise `ServerError` where a server is gone, or another one answers in its place."""
-    now = replace(server, info=server_info())
-    found = list(differences(plan.record.settings, _settings(plan.request, now, plan.parallel)))
-    if found:
-        lines = "".join(f"\n  - {difference}" for difference in found)
-        raise ServerError(f"another server answers at {server.url} by now:{lines}")
 
 
 def _about(request: Request, servers: Sequence[Facts]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 A summary may be committed and published where the samples may not: they quote the questions.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from lim_sglang.errors import DataError
+from lim_sglang.evals.lines import write_whole
 from lim_sglang.evals.records import GradedSample
 from lim_sglang.programs.records import DRAWN_WHOLE, SampleState
 from lim_sglang.programs.vote import Order, Same, tally
@@ -22,6 +24,11 @@ ORDERS = {"short": Order.SHORTER_FIRST, "confidence": Order.BY_CONFIDENCE}
 """How programs rank their groups; all others by votes. Known here without loading SGLang."""
 LISTS = ("indices", "correct", "group", "states", "tokens", "late")
 """Fields of a question that run along its samples."""
+FILES = ("tokenizer_path", "chat_template")
+"""Arguments of a server that may name a file of its machine."""
+MACHINE = ("device_name", "dtype", "kv_cache_dtype", "quantization")
+"""What of the server has a name of its own among the conditions, like model and revision."""
+EXPECTED = "expected a run's folder, or a file that lim report --summaries wrote"
 
 
 @dataclass(frozen=True)
@@ -43,17 +50,22 @@ class QuestionResult:
 
     @property
     def answer_correct(self) -> bool:
-        """Whether the program's answer is right; no answer is not."""
-        return self.chosen is not None and any(
-            right
-            for right, group in zip(self.correct, self.group, strict=True)
-            if group == self.chosen
-        )
+        """Whether the program's answer is right, which is the chosen group's as its first voter
+        wrote it; no answer is not.
+        """
+        if self.chosen is None:
+            return False
+        return self.correct[next(n for n in self.voters if self.group[n] == self.chosen)]
 
     @property
     def whole(self) -> tuple[int, ...]:
         """Positions of the samples that ended by themselves."""
         return tuple(n for n, state in enumerate(self.states) if state in DRAWN_WHOLE)
+
+    @property
+    def voters(self) -> tuple[int, ...]:
+        """Positions of those among them that the vote heard."""
+        return tuple(n for n in self.whole if not self.late[n])
 
     @property
     def share_correct(self) -> float | None:
@@ -71,15 +83,21 @@ class QuestionResult:
         """Read back what `to_row` gave.
 
         Raises:
-            DataError: the lists differ in length.
-            KeyError, ValueError, TypeError: it is something else.
+            ValueError: the lists do not belong together.
+            KeyError, TypeError: it is something else.
         """
         lists = {name: tuple(row[name]) for name in LISTS}
+        indices, tokens = lists["indices"], lists["tokens"]
         if len({len(values) for values in lists.values()}) != 1:
-            raise DataError(f"question {row['id']}: its lists differ in length")
+            raise ValueError(f"the lists of question {row['id']} differ in length")
+        if list(indices) != sorted(set(indices)) or not all(type(n) is int for n in tokens):
+            raise ValueError(f"question {row['id']} needs ascending indices and whole tokens")
         lists["correct"] = tuple(map(bool, lists["correct"]))
         lists["states"] = tuple(map(SampleState, lists["states"]))
-        return cls(question_id=row["id"], chosen=row["chosen"], **lists)
+        found = cls(question_id=row["id"], chosen=row["chosen"], **lists)
+        if found.chosen not in (None, *(found.group[n] for n in found.voters)):
+            raise ValueError(f"question {found.question_id} chose a group without a vote")
+        return found
 
 
 @dataclass(frozen=True)
@@ -90,7 +108,7 @@ class Summary:
     conditions: Mapping[str, Any]
     """What the results hold for: task, model, policy, sampling, machine, versions, date."""
     questions: tuple[QuestionResult, ...]
-    """Those with samples, in the order of the run."""
+    """Those with samples, by id, so that it does not matter which of them ended first."""
     num_failed: int
     """Samples that the server failed: neither right nor wrong, and no part of `questions`."""
 
@@ -111,7 +129,9 @@ def summarise(
     return Summary(
         run_id=record.run_id,
         conditions=conditions_of(record),
-        questions=tuple(_question(name, group, same, order) for name, group in questions.items()),
+        questions=tuple(
+            _question(name, group, same, order) for name, group in sorted(questions.items())
+        ),
         num_failed=num_failed,
     )
 
@@ -136,36 +156,31 @@ def _question(name: str, group: Sequence[GradedSample], same: Same, order: Order
 
 
 def _program(record: "RunRecord") -> Mapping[str, Any]:
-    """Records that were written before programs could be chosen are of majority."""
+    """The program of a run; a record of the time before there was a choice is of majority."""
     found: Mapping[str, Any] = record.settings.get("program") or {"name": "majority", "options": {}}
     return found
 
 
 def conditions_of(record: "RunRecord") -> dict[str, Any]:
     """What a reader of the scores has to know, in flat and readable terms."""
-    settings, about = record.settings, record.about
-    server, sampling = settings["server"], settings["sampling"]
-    lim = settings.get("lim") or {}
-    config = lim.get("config") or {}
-    roles = lim.get("roles") or []
-    thinking = settings.get("thinking") or {}
-    is_sparse = config.get("policy") == "lessismore"
+    settings, about, program = record.settings, record.about, _program(record)
+    questions, sampling, server = settings["questions"], settings["sampling"], settings["server"]
+    system, thinking = settings.get("system"), settings.get("thinking") or {}
     return {
         "task": settings["task"],
         "task_version": settings.get("task_version", 1),
-        "questions": settings["questions"]["asked_digest"],
-        "asked": settings["questions"]["asked"],
-        "revision": settings["questions"]["revision"],
+        "questions": questions["asked_digest"],
+        "benchmark": questions["digest"],
+        "asked": questions["asked"],
+        "revision": questions["revision"],
         "prompt_sha256": settings["prompt_sha256"],
+        "system_sha256": hashlib.sha256(system.encode()).hexdigest() if system else None,
         "model": published_name(str(server["model_path"])),
-        "policy": config.get("policy", settings.get("api", "sglang")),
-        "budget": config.get("budget") if is_sparse else None,
-        "ranking": config.get("ranking") if is_sparse else None,
-        "recent_ratio": config.get("recent_ratio") if is_sparse else None,
-        "sinks": config.get("sinks") if is_sparse else None,
-        "select_layers": [n for n, role in enumerate(roles) if role == "select"] or None,
-        "program": _program(record)["name"],
-        "options": dict(_program(record)["options"]),
+        "model_revision": server.get("revision"),
+        **_policy(settings.get("lim") or {}, other=str(settings.get("api", "sglang"))),
+        "program": program["name"],
+        "options": dict(program["options"]),
+        "parallel": program.get("parallel"),
         "samples": settings["num_samples"],
         "thinking": thinking.get("enabled"),
         "thinking_budget": thinking.get("budget"),
@@ -173,13 +188,33 @@ def conditions_of(record: "RunRecord") -> dict[str, Any]:
         "seed": sampling["seed"],
         "seed_honoured": sampling["seed_honoured"],
         "api": settings.get("api", "sglang"),
-        "device_name": server.get("device_name"),
-        "dtype": server.get("dtype"),
-        "kv_cache_dtype": server.get("kv_cache_dtype"),
-        "quantization": server.get("quantization"),
+        **{name: server.get(name) for name in MACHINE},
+        "server": _other_arguments(server),
         "versions": {**(about.get("client_versions") or {}), **settings["versions"]},
+        "code_sha256": settings.get("code_sha256"),
         "commit": about.get("commit"),
         "date": str(about.get("began", ""))[:10],
+    }
+
+
+def _policy(lim: Mapping[str, Any], *, other: str) -> dict[str, Any]:
+    """How decode reads; of a server without LessIsMore no more than `other`."""
+    config, roles = lim.get("config") or {}, lim.get("roles") or []
+    sparse = config if config.get("policy") == "lessismore" else {}
+    return {
+        "policy": config.get("policy", other),
+        **{name: sparse.get(name) for name in ("budget", "ranking", "recent_ratio", "sinks")},
+        "dense_layers": [n for n, role in enumerate(roles) if role == "full"] if sparse else None,
+        "select_layers": [n for n, role in enumerate(roles) if role == "select"] or None,
+    }
+
+
+def _other_arguments(server: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the server, those that are set."""
+    return {
+        name: published_name(value) if name in FILES else value
+        for name, value in server.items()
+        if name not in ("model_path", "revision", *MACHINE) and value not in (None, "", "{}")
     }
 
 
@@ -205,9 +240,9 @@ def write_summary(summary: Summary, path: Path) -> None:
     text = f'{json.dumps(head, indent=1)[:-2]},\n "questions": [\n{rows}\n ]\n}}\n'
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot write {path} ({error.strerror}); name another file") from None
+    write_whole(path, text)
 
 
 def read_summary(path: Path) -> Summary:
@@ -218,20 +253,27 @@ def read_summary(path: Path) -> Summary:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise DataError(
-                f"{path} is of format {content['format']}, expected {FORMAT}: write it again with "
-                "lim report --summaries from its run"
-            )
-        questions = tuple(map(QuestionResult.from_row, content["questions"]))
-        return Summary(content["run_id"], content["conditions"], questions, content["num_failed"])
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise DataError(f"cannot read {path} ({error.strerror}); {EXPECTED}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON ({error}); {EXPECTED}") from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise DataError(f"{path} is no summary of a run; {EXPECTED}")
+    if content["format"] != FORMAT:
         raise DataError(
-            f"{path} is no summary of a run ({error!r}); expected a run's folder or a file that "
-            "lim report --summaries wrote"
-        ) from None
+            f"{path} is of format {content['format']}, expected {FORMAT}: write it again with "
+            "lim report --summaries from its run"
+        )
+    try:
+        questions = tuple(map(QuestionResult.from_row, content["questions"]))
+        if len({question.question_id for question in questions}) != len(questions):
+            raise ValueError("a question is there twice")
+        return Summary(
+            content["run_id"], dict(content["conditions"]), questions, content["num_failed"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{path} is a damaged summary: {reason}; {EXPECTED}") from None
 
 
 def load_summary(path: Path) -> Summary:

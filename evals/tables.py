@@ -25,22 +25,24 @@ class Column:
 
 
 def columns(group: Group) -> tuple[Column, ...]:
-    """The measures of one table; those of several samples where there are several."""
+    """The measures of one table; those of several samples, or of programs that stop by themselves,
+    where there are any.
+    """
     k = most_common_k(group)
     several = (
         Column(vote_title(group), lambda row: percent(row.score.answered)),
-        Column(
-            f"pass@{k}, %", lambda row: percent(row.score.pass_at[k] if _is_fair(row) else None)
-        ),
+        Column(f"pass@{k}, %", lambda row: percent(_if_fair(row, row.score.pass_at.get(k)))),
     )
+    spent = Column("tokens a question", lambda row: whole(row.score.tokens_per_question))
     return (
-        Column("pass@1, %", lambda row: percent(row.score.pass_at_1)),
+        Column("pass@1, %", lambda row: percent(_if_fair(row, row.score.pass_at_1))),
         *(several if group.num_samples > 1 else ()),
         Column("difference to full, points (95 %)", _difference),
         Column("McNemar p", _p_value),
         Column("cut off, %", lambda row: share(row.score.truncated)),
         Column("no answer, %", lambda row: share(row.score.answerless), in_readme=False),
         Column("mean tokens", lambda row: whole(row.score.mean_tokens)),
+        *(() if all(row.draws_all for row in group.rows) else (spent,)),
         Column("length ratio (95 %)", _length_ratio),
         Column("tokens per correct", lambda row: whole(row.score.tokens_per_correct)),
     )
@@ -48,13 +50,13 @@ def columns(group: Group) -> tuple[Column, ...]:
 
 def most_common_k(group: Group) -> int:
     """The largest k for which every run that draws all its samples has pass@k."""
-    found = [set(row.score.pass_at) for row in group.rows if _is_fair(row)]
+    found = [set(row.score.pass_at) for row in group.rows if row.draws_all]
     return max(set.intersection(*found)) if found else 1
 
 
-def _is_fair(row: Row) -> bool:
-    """A program that stops where samples agree has many samples of hard questions only."""
-    return row.draws_all
+def _if_fair(row: Row, estimate: Estimate | None) -> Estimate | None:
+    """Nothing for a program that stops by itself: it has many samples of hard questions only."""
+    return estimate if row.draws_all else None
 
 
 def vote_title(group: Group) -> str:
@@ -106,7 +108,9 @@ def p_value(p: float) -> str:
 
 
 def _difference(row: Row) -> str:
-    return points(row.against_full.difference) if row.against_full else NONE
+    if not row.difference:
+        return NONE
+    return f"{points(row.difference)}{', answers' if row.is_of_answers else ''}"
 
 
 def _p_value(row: Row) -> str:
@@ -114,10 +118,10 @@ def _p_value(row: Row) -> str:
 
 
 def _length_ratio(row: Row) -> str:
-    if not row.against_full:
+    if not row.ratio:
         return NONE
-    found = row.against_full.length_ratio
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+    text = f"{row.ratio.value:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})"
+    return f"{text}, a question" if row.is_of_answers else text
 
 
 def markdown(group: Group) -> str:

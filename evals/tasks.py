@@ -139,16 +139,14 @@ def find_task(name: str) -> Task:
 
 
 def _own_task(place: str) -> Task:
-    path, colon, word = place.rpartition(":")
-    if word not in list(AnswerKind):
-        path, colon, word = place, "", AnswerKind.EXPRESSION
-    kind = AnswerKind(word)
-    file = Path(path).expanduser()
+    path, _, word = place.rpartition(":")
+    kind = AnswerKind(word) if path and word in list(AnswerKind) else None
+    file = Path(path if kind else place).expanduser()
     return Task(
         # Named by the file alone: a folder of one machine is no part of what was asked.
-        name=f"{OWN_FILE}{file.stem}{colon}{word if colon else ''}",
+        name=f"{OWN_FILE}{file.stem}" + (f":{kind}" if kind else ""),
         version=1,
-        answer_kind=kind,
+        answer_kind=kind or AnswerKind.EXPRESSION,
         prompt=CHOICE_PROMPT if kind is AnswerKind.CHOICE else MATH_PROMPT,
         source="a file of the user's own",
         file=file,

@@ -2,6 +2,7 @@
 
 import re
 from collections import deque
+from decimal import Decimal
 
 _BOX = r"\\{1,2}(?:boxed|fbox)"
 _TOKEN = re.compile(
@@ -37,6 +38,20 @@ MAX_STATEMENTS = 100
 _CHOICE = re.compile(r"\(?[A-J]\)(?=[\s.,;:]|$)")
 """A letter that is chosen, whatever follows it."""
 _NO_BOX = -1
+_CHARACTERS = str.maketrans(
+    {"°": r"^\circ ", "∞": r"\infty ", "√": r"\sqrt ", "²": "^2", "³": "^3", "£": "", "€": ""}
+    | {"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
+    | {chr(0xFF10 + digit): str(digit) for digit in range(10)}
+)
+"""What math-verify does not know as a character; the last are full-width digits."""
+
+_THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;: ]|[~ ])(?=\d{3}(?![\d/]))")
+_SIGNED_POWER = re.compile(r"\^(-\d+)")
+_SCIENTIFIC = re.compile(
+    r"([-+]?\d*\.?\d+)(?:[eE]| ?(?:\\times|\\cdot|×|\*) ?10\^)\{?([-+]?\d{1,3})\}?"  # noqa: RUF001
+)
+_MIXED = re.compile(r"([-+]?\d+) (\d+)/(\d+)")
+_RECURRING = re.compile(r"(\d*)\.(\d*)\\overline\{(\d+)\}")
 
 
 def extract_answer(text: str) -> str | None:
@@ -110,27 +125,15 @@ def tidy(answer: str) -> str:
     return answer
 
 
-_CHARACTERS = str.maketrans(
-    {"°": r"^\circ ", "∞": r"\infty ", "√": r"\sqrt ", "²": "^2", "³": "^3", "£": "", "€": ""}
-    | {"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
-    | {chr(0xFF10 + digit): str(digit) for digit in range(10)}
-)
-"""What math-verify does not know as a character; the last are full-width digits."""
-_THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;: ]|[~ ])(?=\d{3}(?![\d/]))")
-_SIGNED_POWER = re.compile(r"\^(-\d+)")
-_SCIENTIFIC = re.compile(r"([-+]?\d*\.?\d+)[eE]([-+]?\d{1,3})")
-_MIXED = re.compile(r"([-+]?\d+) (\d+)/(\d+)")
-_RECURRING = re.compile(r"(\d*)\.(\d*)\\overline\{(\d+)\}")
-
-
 def as_latex(answer: str) -> str:
     """An answer in one line of the LaTeX that math-verify reads, equal to the one that is given."""
     answer = " ".join(tidy(answer).translate(_CHARACTERS).split())
     answer = _THOUSANDS.sub("", answer)
+    if number := _SCIENTIFIC.fullmatch(answer):
+        # Its digits: SymPy has 1.1 times 100 in binary, which is not 110.
+        return f"{Decimal(f'{number[1]}e{number[2]}'):f}"
     answer = _SIGNED_POWER.sub(r"^{\1}", answer)
     answer = _RECURRING.sub(_recurring_fraction, answer)
-    if number := _SCIENTIFIC.fullmatch(answer):
-        return rf"{number[1]}\cdot 10^{{{number[2]}}}"
     if number := _MIXED.fullmatch(answer):
         return rf"{number[1]}\frac{{{number[2]}}}{{{number[3]}}}"
     return answer

@@ -25,6 +25,8 @@ from tests.programs.evaluating import (
 from tests.programs.fake_server import eventually, serving
 from tests.programs.forking import Command, Forker
 
+INTEGERS = "aime24"
+"""Their answers are compared without math-verify, which takes seconds to start."""
 DISK_SIZE = 64 * 1024
 FILE_SIZE = 12 * 1024
 
@@ -95,7 +97,7 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(
 
 
 def test_a_folder_of_other_settings_is_not_mixed_with(forker: Forker, tmp_path: Path) -> None:
-    questions, out = write_questions(tmp_path, 2), tmp_path / "run"
+    questions, out = write_questions(tmp_path, 2, INTEGERS), tmp_path / "run"
     with serving(answering()) as fake:
         words = words_for(questions, out, fake)
         run(forker, tmp_path, *words)
@@ -112,7 +114,7 @@ def test_a_folder_of_other_settings_is_not_mixed_with(forker: Forker, tmp_path: 
 
 
 def test_two_commands_do_not_write_to_one_folder(forker: Forker, tmp_path: Path) -> None:
-    questions, out = write_questions(tmp_path, 2), tmp_path / "run"
+    questions, out = write_questions(tmp_path, 2, INTEGERS), tmp_path / "run"
     with serving(lambda _: endless("so")) as fake:
         words = words_for(questions, out, fake)
         first = forker.start(tmp_path, *words)
@@ -123,7 +125,7 @@ def test_two_commands_do_not_write_to_one_folder(forker: Forker, tmp_path: Path)
 
 
 def test_ctrl_c_leaves_a_run_that_goes_on(forker: Forker, tmp_path: Path) -> None:
-    questions, out = write_questions(tmp_path, 6), tmp_path / "run"
+    questions, out = write_questions(tmp_path, 6, INTEGERS), tmp_path / "run"
     answer = answering()
     with serving(lambda body: answer(body) if asked(body) < 3 else endless("so")) as fake:
         words = words_for(questions, out, fake)
@@ -144,7 +146,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(forker: Forker, tmp_path: Path) -> Non
 
 
 def test_a_server_that_is_gone_in_mid_run_loses_nothing(forker: Forker, tmp_path: Path) -> None:
-    questions, out = write_questions(tmp_path, 10), tmp_path / "run"
+    questions, out = write_questions(tmp_path, 10, INTEGERS), tmp_path / "run"
     with serving(answering(0.01)) as fake:
         command = forker.start(tmp_path, *words_for(questions, out, fake), "--concurrency", "4")
         assert eventually(lambda: len(fake.requests) > 12, 60), command.error
@@ -164,7 +166,7 @@ def test_a_server_that_is_gone_in_mid_run_loses_nothing(forker: Forker, tmp_path
 def test_what_a_living_server_fails_is_told_left_out_and_drawn_again_on_request(
     forker: Forker, tmp_path: Path
 ) -> None:
-    questions, out = write_questions(tmp_path, 4), tmp_path / "run"
+    questions, out = write_questions(tmp_path, 4, INTEGERS), tmp_path / "run"
     good = answering()
 
     def answer(body: dict[str, Any]) -> Any:
@@ -211,7 +213,7 @@ def _no_more(_: object) -> None:
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(forker: Forker, tmp_path: Path) -> None:
-    questions, disk = write_questions(tmp_path, 60), tmp_path / "disk"
+    questions, disk = write_questions(tmp_path, 60, INTEGERS), tmp_path / "disk"
     disk.mkdir()
     out, other = disk / "run", tmp_path / "other"
     started = tmp_path / "started"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lim_sglang.evals.tasks import TASKS
 from tests.programs.chains import Chain, words
 from tests.programs.evaluating import (
     NUM_TOKENS,
@@ -23,6 +24,9 @@ from tests.programs.evaluating import (
 from tests.programs.fake_openai import Streamed, serving_openai
 from tests.programs.fake_server import eventually, serving
 from tests.programs.forking import Forker
+
+INTEGERS = "aime24"
+"""Their answers are compared without math-verify, which takes seconds to start."""
 
 
 def run_record(out: Path) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def test_two_tasks_on_a_server_of_openais_api(forker: Forker, tmp_path: Path) ->
 
 
 def test_two_servers_share_the_questions(forker: Forker, tmp_path: Path) -> None:
-    questions, out = write_questions(tmp_path, 8), tmp_path / "run"
+    questions, out = write_questions(tmp_path, 8, INTEGERS), tmp_path / "run"
     one_server = tmp_path / "one"
     with serving(answering(0.005)) as first, serving(answering(0.005)) as second:
         done = run(forker, tmp_path, *words_for(questions, out, first, second))
@@ -71,7 +75,7 @@ def test_two_servers_share_the_questions(forker: Forker, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("between", [" ", ",", ", "])
 def test_one_option_may_name_several_servers(between: str, forker: Forker, tmp_path: Path) -> None:
-    questions, out = write_questions(tmp_path, 4), tmp_path / "run"
+    questions, out = write_questions(tmp_path, 4, INTEGERS), tmp_path / "run"
     with serving(answering()) as first, serving(answering()) as second:
         named = words_for(questions, out)
         urls = between.join([first.url, second.url])
@@ -83,7 +87,7 @@ def test_one_option_may_name_several_servers(between: str, forker: Forker, tmp_p
 def test_servers_that_differ_are_refused_before_anything_is_drawn(
     forker: Forker, tmp_path: Path
 ) -> None:
-    questions, out = write_questions(tmp_path, 2), tmp_path / "run"
+    questions, out = write_questions(tmp_path, 2, INTEGERS), tmp_path / "run"
     with serving(answering()) as first, serving(answering(), deterministic=True) as second:
         done = run(forker, tmp_path, *words_for(questions, out, first, second))
         assert done.code == 1
@@ -96,7 +100,7 @@ def test_servers_that_differ_are_refused_before_anything_is_drawn(
 def test_a_server_that_dies_loses_nothing_while_another_lives(
     program: str, forker: Forker, tmp_path: Path
 ) -> None:
-    questions, out = write_questions(tmp_path, 20), tmp_path / "run"
+    questions, out = write_questions(tmp_path, 20, INTEGERS), tmp_path / "run"
     options = ["--program", program, "--concurrency", "8"]
     with serving(answering(0.02)) as dying, serving(answering(0.02)) as living:
         words = [*words_for(questions, out, dying, living), *options]
@@ -113,7 +117,7 @@ def test_a_server_that_dies_loses_nothing_while_another_lives(
 
 
 def test_the_run_ends_when_the_last_of_the_servers_is_gone(forker: Forker, tmp_path: Path) -> None:
-    questions, out = write_questions(tmp_path, 20), tmp_path / "run"
+    questions, out = write_questions(tmp_path, 20, INTEGERS), tmp_path / "run"
     with serving(answering(0.02)) as first, serving(answering(0.02)) as second:
         words = words_for(questions, out, first, second)
         command = forker.start(tmp_path, *words, "--concurrency", "4")
@@ -136,7 +140,7 @@ def test_the_run_ends_when_the_last_of_the_servers_is_gone(forker: Forker, tmp_p
 def test_another_server_in_the_place_of_the_first_is_not_taken_for_it(
     forker: Forker, tmp_path: Path
 ) -> None:
-    questions, out = write_questions(tmp_path, 10), tmp_path / "run"
+    questions, out = write_questions(tmp_path, 10, INTEGERS), tmp_path / "run"
     changed = threading.Event()
 
     def answer(body: dict[str, Any]) -> Any:
@@ -169,7 +173,7 @@ def test_another_server_in_the_place_of_the_first_is_not_taken_for_it(
 def test_every_program_can_be_scored_and_goes_on_question_by_question(
     program: str, options: list[str], most: int, forker: Forker, tmp_path: Path
 ) -> None:
-    questions, out = write_questions(tmp_path, 4), tmp_path / "run"
+    questions, out = write_questions(tmp_path, 4, INTEGERS), tmp_path / "run"
     with serving(answering(0.002)) as fake:
         words = [*words_for(questions, out, fake, samples=most), "--program", program, *options]
         done = run(forker, tmp_path, *words)
@@ -194,10 +198,60 @@ def test_every_program_can_be_scored_and_goes_on_question_by_question(
         assert any(not row["late"] for row in lines)
 
 
+def test_a_program_that_stops_by_itself_is_told_which_answers_are_equal(
+    forker: Forker, tmp_path: Path
+) -> None:
+    rows_ = [{"id": n, "problem": f"What is {n} + 1/2 - {n}?", "answer": "0.5"} for n in range(2)]
+    questions, out = tmp_path / "halves.jsonl", tmp_path / "run"
+    questions.write_text("".join(f"{json.dumps(row)}\n" for row in rows_))
+
+    def answer(body: dict[str, Any]) -> Chain:
+        text = "\\frac{1}{2}" if body["seed"] % 2 else "0.5"
+        return Chain(words(f"\\boxed{{{text}}}", NUM_TOKENS))
+
+    with serving(answer) as fake:
+        command = words_for(questions, out, fake, samples=6)
+        options = ["--program", "early_stop", "--set", "window=2"]
+        done = run(forker, tmp_path, *command, *options)
+        assert done.code == 0, done.error
+        assert len(fake.requests) == 2 * 2
+    assert all(row["correct"] for row in rows(out))
+
+
+def test_what_is_said_beside_a_question_arrives(forker: Forker, tmp_path: Path) -> None:
+    questions, out = write_questions(tmp_path, 1, INTEGERS), tmp_path / "run"
+    with serving(answering()) as fake:
+        command = [*words_for(questions, out, fake, samples=2), "--system", "Be brief."]
+        more = ["--no-thinking", "--temperature", "0.5", "--max-tokens", "64"]
+        assert run(forker, tmp_path, *command, *more).code == 0
+    for body in fake.requests:
+        system, question = body["messages"]
+        assert system == {"role": "system", "content": "Be brief."}
+        assert question["content"] == TASKS[INTEGERS].prompt.format(question="What is 0 + 1?")
+        assert body["chat_template_kwargs"] == {"enable_thinking": False}
+        assert (body["temperature"], body["max_tokens"]) == (0.5, 64)
+    assert sorted(body["seed"] for body in fake.requests) == [100, 101]
+    settings = run_record(out)["settings"]
+    assert (settings["system"], settings["thinking"]["enabled"]) == ("Be brief.", False)
+
+
+def test_a_program_has_as_many_samples_in_flight_on_each_server(
+    forker: Forker, tmp_path: Path
+) -> None:
+    questions, out = write_questions(tmp_path, 4, INTEGERS), tmp_path / "run"
+    small = serving(answering(0.01), max_running_requests=3)
+    with small as first, serving(answering(0.01)) as second:
+        words = [*words_for(questions, out, first, second, samples=6), "--program", "early_stop"]
+        assert run(forker, tmp_path, *words).code == 0
+        assert first.most_running == 3
+    assert run_record(out)["settings"]["program"]["parallel"] == 3
+    assert run_record(out)["about"]["places"] == [3, 64]
+
+
 def test_a_sample_that_was_cut_off_is_marked_where_only_finished_ones_vote(
     forker: Forker, tmp_path: Path
 ) -> None:
-    questions = write_questions(tmp_path, 2)
+    questions = write_questions(tmp_path, 2, INTEGERS)
 
     def answer(body: dict[str, Any]) -> Chain:
         reason = "length" if body["seed"] % 2 else "stop"
@@ -216,7 +270,7 @@ def test_a_sample_that_was_cut_off_is_marked_where_only_finished_ones_vote(
 def test_a_sample_that_ends_after_the_program_has_stopped_is_marked_late(
     forker: Forker, tmp_path: Path
 ) -> None:
-    questions, out = write_questions(tmp_path, 6), tmp_path / "run"
+    questions, out = write_questions(tmp_path, 6, INTEGERS), tmp_path / "run"
     with serving(answering(), answers_aborts=False) as fake:
         words = [*words_for(questions, out, fake, samples=6), "--program", "short"]
         assert run(forker, tmp_path, *words, "--set", "wanted=1").code == 0

@@ -13,12 +13,14 @@ CONDITIONS: dict[str, Any] = {
     "asked": 500,
     "revision": "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
     "prompt_sha256": "3c5e" * 16,
+    "system_sha256": None,
     "model": "Qwen/Qwen2.5-Coder-1.5B-Instruct",
     "policy": "lessismore",
     "budget": 256,
     "ranking": "rank",
     "recent_ratio": 0.25,
     "sinks": 4,
+    "dense_layers": [0, 1],
     "select_layers": [2, 14],
     "program": "majority",
     "options": {},
@@ -41,7 +43,7 @@ CONDITIONS: dict[str, Any] = {
     "date": "2026-11-25",
 }
 FULL: dict[str, Any] = dict.fromkeys(
-    ("budget", "ranking", "recent_ratio", "sinks", "select_layers")
+    ("budget", "ranking", "recent_ratio", "sinks", "dense_layers", "select_layers")
 ) | {"policy": "full"}
 """What is different under full attention."""
 

@@ -202,6 +202,22 @@ def test_a_living_server_is_asked_after_each_failure_and_the_failure_is_told() -
     assert sum(keys(events).values()) == 10
 
 
+def test_what_a_server_failed_while_it_lived_is_not_given_to_the_others() -> None:
+    class Failing(FakeServer):
+        """Fails one sample, and dies over the next."""
+
+        def draw(self, job: Job, deliver: Deliver) -> None:
+            self.lives = 0
+            assert deliver(Drawn(make_sample(0, None, SampleState.FAILED)))
+            self.lives = -1
+            assert not deliver(Drawn(make_sample(1, None, SampleState.FAILED)))
+
+    todo = [Job(Question("0", "?", "1"), (0, 1, 2))]
+    events = drawn(todo, Failing("a"), FakeServer("b"))
+    assert [event.key for event in events if isinstance(event, Failure)] == [("0", 0)]
+    assert keys(events) == {("0", 1): 1, ("0", 2): 1}
+
+
 def test_nothing_to_do_asks_no_server() -> None:
     server = FakeServer("a")
     assert drawn([], server) == []

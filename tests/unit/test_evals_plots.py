@@ -56,6 +56,20 @@ def test_accuracy_is_drawn_where_it_was_scored(groups: tuple[Group, ...]) -> Non
     )
 
 
+def test_programs_without_a_pass_at_1_are_not_among_those_that_have_one() -> None:
+    stopping = made(questions=9, program="adaptive")
+    (group,) = make_groups([made(questions=9, **FULL), made(questions=9), stopping])
+    (axes,) = axes_of("accuracy", group)
+    assert [container.get_label() for container in axes.containers] == ["LessIsMore"]
+    assert axes.get_ylabel().startswith("pass@1")
+    assert "adaptive" not in BY_NAME["accuracy"].describe(group)
+    (alone,) = make_groups([stopping])
+    (axes,) = axes_of("accuracy", alone)
+    answered = 100 * alone.rows[0].score.answered.value
+    assert list(axes.containers[0].lines[0].get_ydata()) == [answered]
+    assert axes.get_ylabel().startswith("vote right")
+
+
 def test_an_interval_is_two_standard_errors_to_each_side_within_0_and_100() -> None:
     assert interval(Estimate(0.5, 0.1)) == pytest.approx((30.4, 69.6), abs=0.01)
     assert interval(Estimate(0.99, 0.02))[1] == 100.0
@@ -108,6 +122,18 @@ def test_histograms_hold_every_finished_sample_and_share_a_scale(
         assert heights / heights.sum() == pytest.approx(expected / expected.sum())
         assert heights.max() < 1
     assert scales == pytest.approx([scales[0]] * len(scales))
+
+
+def test_only_samples_that_the_model_ended_have_a_length(groups: tuple[Group, ...]) -> None:
+    for row in groups[1].rows:
+        ended = [
+            (tokens, state)
+            for question in row.summary.questions
+            for tokens, state in zip(question.tokens, question.states, strict=True)
+            if state == "finished"
+        ]
+        assert lengths_of(row) == [tokens for tokens, _ in ended]
+        assert len(ended) < row.score.num_samples
 
 
 def test_votes_reach_as_far_as_answers_are_right(groups: tuple[Group, ...]) -> None:
@@ -184,7 +210,8 @@ def test_pictures_of_one_page_share_no_id_and_all_references_hold(
             for found in re.findall(r"#([\w.-]+)", value)
         }
         assert len(ids) == len(set(ids))
-        assert references <= set(ids)
+        said = {f"{name}-title", f"{name}-desc"}
+        assert set(ids) == references | said
         assert not seen & set(ids)
         seen |= {identity for identity in ids if identity}
 

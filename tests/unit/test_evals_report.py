@@ -128,7 +128,7 @@ def test_an_incomplete_run_says_so_and_is_not_compared() -> None:
     assert row.against_full is None
     assert row.note
     assert row.note.startswith("9 of 12 questions; 3 samples failed and are not scored; not compa")
-    assert "3 questions are in one only" in row.note
+    assert "3 are in one only" in row.note
 
 
 def test_no_run_is_an_error() -> None:
@@ -138,7 +138,5 @@ def test_no_run_is_an_error() -> None:
 
 def test_a_run_that_does_not_say_its_conditions_is_an_error() -> None:
     dumb = replace(made(), conditions={"task": "math500", "policy": FULL})
-    with pytest.raises(
-        DataError, match="math500-lessismore-256-0 does not say its task_version, q"
-    ):
+    with pytest.raises(DataError, match="math500-lessismore-256-0 does not say its model, program"):
         make_groups([dumb])

@@ -10,7 +10,15 @@ from typer.testing import CliRunner
 
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.plots import PLOTS
-from lim_sglang.evals.readme_section import BEGIN, END, TIMES, make_section, replace_section
+from lim_sglang.evals.readme_section import (
+    BEGIN,
+    END,
+    METHOD,
+    STOPPING,
+    TIMES,
+    make_section,
+    replace_section,
+)
 from lim_sglang.evals.records import GradedSample
 from lim_sglang.evals.report import make_groups
 from lim_sglang.evals.report_command import read_runs, write_report
@@ -144,8 +152,8 @@ def test_what_is_no_run_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "odd.json").write_text('{"format": 1}')
     for path, words in (
         (tmp_path / "empty", "holds no run and no summary; name a run's folder, a file"),
-        (tmp_path / "odd.json", "odd.json is no summary of a run"),
-        (tmp_path / "none.json", "none.json is no summary of a run"),
+        (tmp_path / "odd.json", "odd.json is a damaged summary"),
+        (tmp_path / "none.json", f"cannot read {tmp_path / 'none.json'}"),
     ):
         done = report(path)
         assert isinstance(done.exception, DataError), done.exception
@@ -217,6 +225,12 @@ def test_what_is_unknown_or_missing_is_said() -> None:
     section = make_section(make_groups([run]))
     assert "; unknown device name. By `lim eval` on 2026-11-25, commit unknown. " in section
     assert " LessIsMore 256: 2 samples failed and are not scored.\n" in section
+
+
+def test_programs_that_stop_by_themselves_are_explained_where_there_are_any() -> None:
+    assert STOPPING not in make_section(make_groups(two_runs()))
+    runs = [*two_runs(), made(questions=9, program="adaptive")]
+    assert make_section(make_groups(runs)).endswith(f"{METHOD} {STOPPING}")
 
 
 def test_several_tables_have_their_conditions_each() -> None:

@@ -162,7 +162,7 @@ def test_tiles_and_sentences_are_those_of_the_runs(page: Page, groups: tuple[Gro
     for group in groups:
         for row in group.rows:
             value, error = row.score.pass_at_1.value, row.score.pass_at_1.error
-            head = f"{row.name} {100 * value:.1f} ± {100 * (error or 0):.1f} %"
+            head = f"{row.name} {100 * value:.1f} ± {100 * (error or 0):.1f} % pass@1"
             assert any(item.startswith(head) for item in items)
             assert not row.against_full or row.against_full.sentence in items
     assert METHOD in page.texts["p"]

@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,15 @@ from lim_sglang.evals.grade import AnswerKind, Grader
 from lim_sglang.evals.jobs import Deliver, Drawn, Job
 from lim_sglang.evals.method import Method
 from lim_sglang.evals.servers import Facts
-from lim_sglang.evals.session import Outcome, Plan, Request, execute, load_asked, plan_run
+from lim_sglang.evals.session import (
+    Outcome,
+    Plan,
+    Request,
+    check_unchanged,
+    execute,
+    load_asked,
+    plan_run,
+)
 from lim_sglang.evals.tasks import find_task
 from lim_sglang.programs.records import SampleState
 from tests.unit.samples import make_sample
@@ -186,6 +195,28 @@ def test_one_server_of_two_dies_and_nothing_is_missing(request_: Request) -> Non
     assert not outcome.failures
     assert "http://dying is asked no more, and its questions go to the others: no serv" in shown
     assert not plan(request_).path.joinpath("failures.jsonl").exists()
+
+
+def test_a_server_is_known_again_by_what_it_says(request_: Request) -> None:
+    planned = plan(request_)
+    check_unchanged(planned, HERE, lambda: INFO | {"random_seed": 7})
+    with pytest.raises(ServerError, match="another server answers at http://here by now:") as found:
+        check_unchanged(planned, HERE, lambda: INFO | {"dtype": "float16"})
+    assert 'server.dtype was null and is now "float16"' in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(ServerError("no server answers"), "no server answers"), (CancelledError(), "is closed")],
+)
+def test_a_server_that_does_not_answer_is_gone(
+    error: Exception, words: str, request_: Request
+) -> None:
+    def server_info() -> dict[str, Any]:
+        raise error
+
+    with pytest.raises(ServerError, match=words):
+        check_unchanged(plan(request_), HERE, server_info)
 
 
 def test_ctrl_c_leaves_a_run_that_goes_on(request_: Request) -> None:

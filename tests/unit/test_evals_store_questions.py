@@ -59,6 +59,14 @@ def test_half_a_question_before_another_is_an_error_with_its_line(tmp_path: Path
         begin(tmp_path)
 
 
+def test_a_sample_that_a_question_has_twice_is_an_error_with_its_line(tmp_path: Path) -> None:
+    first, second, _ = question("q")
+    with begin(tmp_path) as folder:
+        folder.append(first, second, second)
+    with pytest.raises(DataError, match=r"line 3: sample \('q', 1\) occurs a second time"):
+        begin(tmp_path)
+
+
 @pytest.mark.parametrize("of", [0, -1, "3", True, 2.0])
 def test_a_number_of_lines_that_cannot_be_is_an_error(tmp_path: Path, of: object) -> None:
     with begin(tmp_path) as folder:

@@ -1,22 +1,14 @@
-"""A run's summary: votes counted, texts left out, written and read again."""
+"""A run's summary: its votes counted, its conditions told."""
 
-import json
+import hashlib
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lim_sglang.errors import DataError
 from lim_sglang.evals.records import GradedSample
 from lim_sglang.evals.store import RunRecord
-from lim_sglang.evals.summary import (
-    Summary,
-    published_name,
-    read_summary,
-    summarise,
-    write_summary,
-)
+from lim_sglang.evals.summary import published_name, summarise
 from lim_sglang.programs.records import SampleState
 from tests.unit.samples import make_sample
 
@@ -26,7 +18,7 @@ SETTINGS: dict[str, Any] = {
     "questions": {"asked": 2, "asked_digest": "d1", "digest": "d2", "revision": "r"},
     "prompt_sha256": "p",
     "system": "SECRET system prompt",
-    "thinking": {"enabled": None, "budget": None},
+    "thinking": {"enabled": True, "budget": 50},
     "program": {"name": "majority", "options": {}, "parallel": None},
     "num_samples": 4,
     "sampling": {
@@ -38,7 +30,16 @@ SETTINGS: dict[str, Any] = {
         "seed_honoured": False,
     },
     "api": "sglang",
-    "server": {"model_path": "/data/models/tiny/", "device_name": "GPU", "dtype": "bfloat16"},
+    "server": {
+        "model_path": "/data/models/tiny/",
+        "tokenizer_path": "/data/models/tiny/",
+        "chat_template": None,
+        "json_model_override_args": "{}",
+        "tp_size": 1,
+        "revision": "main",
+        "device_name": "GPU",
+        "dtype": "bfloat16",
+    },
     "lim": {
         "config": {
             "policy": "lessismore",
@@ -57,7 +58,7 @@ RECORD = RunRecord("run-1", SETTINGS, ABOUT)
 
 def graded(question: str, index: int, answer: str | None, **more: Any) -> GradedSample:
     late = more.pop("late", False)
-    sample = make_sample(index, answer, **more)
+    sample = replace(make_sample(index, answer, **more), rid="SECRET rid")
     return GradedSample(question, "SECRET 4", answer == "4", sample, late=late)
 
 
@@ -78,13 +79,45 @@ SAMPLES = [
 
 
 def test_votes_are_counted_by_index_whoever_ended_first() -> None:
-    b, a = summarise(RECORD, SAMPLES, same, num_failed=1).questions
+    a, b = summarise(RECORD, SAMPLES, same, num_failed=1).questions
     assert (a.question_id, a.indices, a.group, a.chosen) == ("a", (0, 1, 2, 3), (0, 0, 1, 1), 0)
     assert a.correct == (True, False, False, False)  # as they were graded
     assert a.tokens[0] == 70
     assert a.answer_correct
     assert (b.group, b.chosen, b.answer_correct) == ((0, 1, None, 0), 0, False)
     assert b.states[2] is SampleState.TRUNCATED
+
+
+def test_it_makes_no_difference_which_sample_ended_first() -> None:
+    assert summarise(RECORD, SAMPLES[::-1], same) == summarise(RECORD, SAMPLES, same)
+
+
+def test_the_answer_is_the_first_voters_own() -> None:
+    """Equality is not transitive: what shares a vote may be graded differently."""
+    mixed = [
+        graded("q", 0, " 4", late=True),  # wrong, as it was graded
+        graded("q", 1, "4"),
+        graded("q", 2, " 4"),
+        graded("q", 3, "5"),
+    ]
+    (found,) = summarise(RECORD, mixed, same).questions
+    assert (found.group, found.chosen, found.answer_correct) == ((0, 0, 0, 1), 0, True)
+    assert found.voters == (1, 2, 3)
+    (first_wrong,) = summarise(RECORD, mixed[2:], same).questions
+    assert not first_wrong.answer_correct
+
+
+def test_an_aborted_sample_has_no_vote_and_no_share() -> None:
+    ended = [
+        graded("q", 0, None, state=SampleState.ABORTED, num_tokens=7),
+        graded("q", 1, "4", state=SampleState.TRUNCATED),
+    ]
+    (found,) = summarise(RECORD, ended, same).questions
+    assert (found.group, found.chosen, found.whole) == ((None, 0), 0, (1,))
+    assert found.share_correct == 1
+    assert found.tokens == (7, 10)
+    (nothing,) = summarise(RECORD, ended[:1], same).questions
+    assert (nothing.share_correct, nothing.chosen, nothing.answer_correct) == (None, None, False)
 
 
 def test_a_late_sample_has_no_vote() -> None:
@@ -111,14 +144,56 @@ def test_each_program_ranks_its_groups_in_its_own_way(program: str, chosen: int)
 
 def test_conditions_say_what_the_scores_hold_for() -> None:
     found = summarise(RECORD, SAMPLES, same).conditions
-    assert found["model"] == "tiny"
-    assert (found["policy"], found["budget"], found["select_layers"]) == (
-        "lessismore",
-        256,
-        [2, 4],
-    )
-    assert (found["device_name"], found["commit"], found["date"]) == ("GPU", "abc", "2026-11-25")
-    assert found["versions"] == {"torch": "2", "math_verify": "0.9.0"}
+    system_sha256 = hashlib.sha256(b"SECRET system prompt").hexdigest()
+    expected = {
+        "task": "sums",
+        "task_version": 2,
+        "questions": "d1",
+        "benchmark": "d2",
+        "asked": 2,
+        "revision": "r",
+        "prompt_sha256": "p",
+        "system_sha256": system_sha256,
+        "model": "tiny",
+        "model_revision": "main",
+        "policy": "lessismore",
+        "budget": 256,
+        "ranking": "rank",
+        "recent_ratio": 0.25,
+        "sinks": 4,
+        "dense_layers": [0, 1],
+        "select_layers": [2, 4],
+        "program": "majority",
+        "options": {},
+        "parallel": None,
+        "samples": 4,
+        "thinking": True,
+        "thinking_budget": 50,
+        "max_tokens": 100,
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "top_k": 20,
+        "seed": None,
+        "seed_honoured": False,
+        "api": "sglang",
+        "device_name": "GPU",
+        "dtype": "bfloat16",
+        "kv_cache_dtype": None,
+        "quantization": None,
+        "server": {"tokenizer_path": "tiny", "tp_size": 1},
+        "versions": {"torch": "2", "math_verify": "0.9.0"},
+        "code_sha256": None,
+        "commit": "abc",
+        "date": "2026-11-25",
+    }
+    assert found == expected
+    assert list(found) == list(expected)  # as a reader looks for them
+
+
+def test_a_server_without_lessismore_is_called_by_how_it_was_asked() -> None:
+    found = summarise(RunRecord("r", {**SETTINGS, "lim": None, "api": "openai"}, ABOUT), [], same)
+    assert (found.conditions["policy"], found.conditions["budget"]) == ("openai", None)
+    assert found.conditions["dense_layers"] is found.conditions["select_layers"] is None
 
 
 def test_a_dense_run_has_no_budget_though_its_config_has_one() -> None:
@@ -148,42 +223,3 @@ def test_a_record_of_before_programs_could_be_chosen_is_of_majority() -> None:
 )
 def test_a_folder_of_this_machine_is_not_published(path: str, expected: str) -> None:
     assert published_name(path) == expected
-
-
-def test_a_summary_is_read_as_it_was_written_and_holds_no_text(tmp_path: Path) -> None:
-    found = summarise(RECORD, SAMPLES, same, num_failed=2)
-    write_summary(found, tmp_path / "deep" / "s.json")
-    assert read_summary(tmp_path / "deep" / "s.json") == found
-    text = (tmp_path / "deep" / "s.json").read_text()
-    assert "SECRET" not in text
-    assert "It is" not in text  # what the samples say
-    assert sum('"id"' in line for line in text.splitlines()) == 2  # a line a question
-
-
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot write"):
-        write_summary(Summary("r", {}, (), 0), tmp_path / "file" / "s.json")
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda found: found.update(format=9), "format 9, expected 1"),
-        (lambda found: found.pop("conditions"), "no summary of a run"),
-        (lambda found: found["questions"][0]["tokens"].pop(), "differ in length"),
-        (lambda found: found["questions"][0].pop("group"), "no summary of a run"),
-        (lambda found: found["questions"][0].update(states=["lost"] * 4), "no summary of a run"),
-    ],
-    ids=["format", "no conditions", "lengths", "no groups", "unknown state"],
-)
-def test_what_is_no_summary_is_refused(tmp_path: Path, change: Any, says: str) -> None:
-    path = tmp_path / "s.json"
-    write_summary(summarise(RECORD, SAMPLES, same), path)
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=says):
-        read_summary(path)
-    with pytest.raises(DataError, match="no summary"):
-        read_summary(tmp_path / "missing.json")

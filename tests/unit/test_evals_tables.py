@@ -142,6 +142,24 @@ def test_runs_of_unlike_votes_are_not_called_by_one_number_of_samples() -> None:
     ]
 
 
+def test_a_program_that_stops_by_itself_is_judged_by_its_answers() -> None:
+    full, adaptive = made(questions=61, **FULL), made(questions=61, program="adaptive")
+    (mixed,) = make_groups([full, adaptive])
+    row = mixed.rows[1]
+    shown = cells(mixed, row)
+    answers = [sum(q.answer_correct for q in run.questions) for run in (full, adaptive)]
+    spent = [sum(sum(q.tokens) for q in run.questions) for run in (full, adaptive)]
+    expected = f"{100 * (answers[1] - answers[0]) / 61:+.1f} (".replace("-", MINUS)
+    assert shown["difference to full, points (95 %)"].startswith(expected)
+    assert shown["difference to full, points (95 %)"].endswith("), answers")
+    assert shown["length ratio (95 %)"].startswith(f"{spent[1] / spent[0]:.2f} (")
+    assert shown["length ratio (95 %)"].endswith("), a question")
+    assert shown["tokens a question"] == f"{spent[1] / 61:,.0f}"
+    assert shown["pass@1, %"] == DASH
+    assert row.accuracy == row.score.answered
+    assert mixed.rows[0].accuracy == mixed.rows[0].score.pass_at_1
+
+
 def test_figures_as_people_write_them() -> None:
     assert percent(Estimate(0.3712, 0.0171)) == f"37.1 {PLUS_MINUS} 1.7"
     assert percent(Estimate(0.5, None)) == f"50.0 {PLUS_MINUS} ?"
