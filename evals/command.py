@@ -1,22 +1,35 @@
 """The `lim eval` command."""
 
-import operator
-from contextlib import closing
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import typer
 from rich.console import Console
 
-from lim_sglang.errors import ServerError
-from lim_sglang.evals.grade import Grader
-from lim_sglang.evals.run import Deliver, Draw, Job
-from lim_sglang.evals.score import score_samples
-from lim_sglang.evals.session import Outcome, Plan, Request, execute, how_to_go_on, plan_run
+from lim_sglang.errors import ConfigError, ServerError
+from lim_sglang.evals.evaluation import Evaluation, Finished, run_evaluation
+from lim_sglang.evals.method import choose_method
+from lim_sglang.evals.options import (
+    BudgetOption,
+    ConcurrencyOption,
+    DataDirOption,
+    LimConfigOption,
+    LimitOption,
+    NumSamplesOption,
+    OutOption,
+    PolicyOption,
+    RankingOption,
+    RetryOption,
+    SelectLayersOption,
+    ServeOption,
+    TasksArgument,
+    UrlsOption,
+)
+from lim_sglang.evals.score import score
+from lim_sglang.evals.servers import Access, split_urls
+from lim_sglang.evals.serving import ServerSpec, serving
 from lim_sglang.evals.table import score_table
-from lim_sglang.evals.tasks import TASKS, find_task
-from lim_sglang.programs.connect import Api, connect
-from lim_sglang.programs.judge import AnswerJudge
+from lim_sglang.programs.connect import Api
 from lim_sglang.programs.options import (
     DEFAULT_URL,
     INTERRUPTED,
@@ -24,146 +37,150 @@ from lim_sglang.programs.options import (
     ApiOption,
     MaxTokensOption,
     ModelOption,
-    SamplesOption,
+    ProgramOption,
     SeedOption,
+    SettingsOption,
+    SystemOption,
     TemperatureOption,
+    ThinkingBudgetOption,
+    ThinkingOption,
     TimeoutOption,
     TopKOption,
     TopPOption,
-    UrlOption,
+    read_settings,
 )
-from lim_sglang.programs.prompts import ask_messages
 from lim_sglang.programs.records import Sampling
-from lim_sglang.programs.sampling import resolve_sampling
-
-if TYPE_CHECKING:
-    from lim_sglang.programs.transport import Transport
-
-MOST_AT_ONCE = 64
-"""Samples of one question in flight: the frontend starts a thread for each."""
 
 
 def evaluate(
-    task: Annotated[str, typer.Argument(help=f"The questions: {' or '.join(TASKS)}.")],
-    samples: SamplesOption = 4,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Ask only so many questions, the first ones.")
-    ] = None,
+    context: typer.Context,
+    tasks: TasksArgument,
+    program: ProgramOption = "majority",
+    samples: NumSamplesOption = None,
+    settings: SettingsOption = None,
+    limit: LimitOption = None,
     max_tokens: MaxTokensOption = Sampling.max_tokens,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
     top_k: TopKOption = None,
     seed: SeedOption = Sampling.seed,
+    system: SystemOption = None,
+    thinking: ThinkingOption = None,
+    thinking_budget: ThinkingBudgetOption = None,
     api: ApiOption = Api.SGLANG,
-    url: UrlOption = DEFAULT_URL,
+    url: UrlsOption = None,
     model: ModelOption = None,
     api_key: ApiKeyOption = None,
+    serve: ServeOption = None,
+    policy: PolicyOption = None,
+    budget: BudgetOption = None,
+    lim_select_layers: SelectLayersOption = None,
+    lim_ranking: RankingOption = None,
+    lim_config: LimConfigOption = None,
     timeout: TimeoutOption = 600.0,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder with TASK.jsonl, read in place of the Hugging Face hub."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; by default runs/ and the run's id.")
-    ] = None,
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Samples that the server is asked for at the same time.")
-    ] = 64,
+    data_dir: DataDirOption = None,
+    out: OutOption = None,
+    concurrency: ConcurrencyOption = 64,
+    retry_failed: RetryOption = False,
 ) -> None:
-    """Score a running server on a benchmark.
+    """Score running servers, or one that is started for it, on benchmarks.
 
-    Each sample is stored as it ends. The same command goes on where an earlier one stopped, and
-    redoes samples that the server failed.
+    Each sample is stored as it ends. The same command goes on where an earlier one stopped.
     """
-    questions = find_task(task)
-    console = Console(stderr=True)
-    endpoint = connect(
-        *(url, api_key, console),
-        timeout_s=timeout,
-        max_concurrency=concurrency,
-        api=api,
-        model=model,
+    if thinking_budget and thinking_budget >= max_tokens:
+        raise typer.BadParameter(
+            f"it leaves nothing of --max-tokens {max_tokens} to answer with.",
+            param_hint="--thinking-budget",
+        )
+    evaluation = Evaluation(
+        tasks=tuple(tasks),
+        method=choose_method(
+            program,
+            samples,
+            options=read_settings(settings or []),
+            system=system,
+            thinking=thinking,
+            thinking_budget=thinking_budget,
+        ),
+        sampling={
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "seed": seed,
+        },
+        limit=limit,
+        data_dir=data_dir,
+        out=out,
+        retry_failed=retry_failed,
     )
-    with closing(endpoint), AnswerJudge() as judge:
-        judge.warm_up()
-        sampling = resolve_sampling(
-            endpoint.sampling_defaults(),
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-        )
-        request = Request(
-            task=questions,
-            num_samples=samples,
-            sampling=sampling,
-            limit=limit,
-            data_dir=data_dir,
-            out=out,
-            concurrency=concurrency,
-        )
-        grader = Grader(questions.answer_kind, judge)
-        _evaluate(request, endpoint, url, grader, console)
+    access = Access(api, model, api_key, timeout, concurrency)
+    lim_flags = {
+        "--lim-policy": policy,
+        "--lim-budget": budget,
+        "--lim-select-layers": lim_select_layers,
+        "--lim-ranking": lim_ranking,
+        "--lim-config": lim_config,
+    }
+    given = {flag: text for flag, text in lim_flags.items() if text is not None}
+    with _interrupted_in_a_word(), _servers(serve, url, access, given, context.obj or ()) as urls:
+        finished = run_evaluation(evaluation, urls, access, Console(stderr=True), _show)
+    _refuse_gaps(finished)
 
 
-def _evaluate(
-    request: Request, endpoint: "Transport", url: str, grader: Grader, console: Console
-) -> None:
-    """Run what is missing, then print the table of all of it."""
-    plan = plan_run(request, endpoint.server_info(), url)
-    try:
-        outcome = execute(
-            plan,
-            draw_with(endpoint, request.sampling),
-            grader,
-            concurrency=request.concurrency,
-            check_server=endpoint.server_info,
-            console=console,
-        )
-    except KeyboardInterrupt:
-        console.print(f"interrupted; {how_to_go_on(plan)}", highlight=False, soft_wrap=True)
-        raise typer.Exit(INTERRUPTED) from None
-    _show(plan, outcome, grader)
-
-
-def draw_with(endpoint: "Transport", sampling: Sampling) -> Draw:
-    """The majority program on one server, as a run draws with it."""
-    from lim_sglang.programs.drawing import Question
-    from lim_sglang.programs.majority import MAJORITY
-    from lim_sglang.programs.program import run_program
-
-    honoured = sampling.seed is not None and endpoint.honours_seeds
-
-    def draw(job: Job, deliver: Deliver) -> None:
-        run_program(
-            MAJORITY,
-            endpoint,
-            Question(
-                ask_messages(job.question.text),
-                sampling,
-                parallel=MOST_AT_ONCE,
-                seeds_honoured=honoured,
-            ),
-            indices=job.indices,
-            same=operator.eq,  # the votes are counted when the run is scored
-            on_sample=deliver,
-        )
-
-    return draw
-
-
-def _show(plan: Plan, outcome: Outcome, grader: Grader) -> None:
-    """Print the table.
+@contextmanager
+def _servers(
+    serve: str | None,
+    urls: Sequence[str] | None,
+    access: Access,
+    lim_flags: dict[str, str],
+    sglang_options: tuple[str, ...],
+) -> Iterator[tuple[str, ...]]:
+    """The addresses of the servers to ask: those that are named, or one for the length of a block.
 
     Raises:
-        ServerError: samples failed, so that the run is not complete.
+        ConfigError: options of a server that is to be started, and none is.
+        LimError: it does not start.
     """
-    if outcome.samples:
-        score = score_samples(outcome.samples, grader.same)
-        Console().print(score_table(plan.record.settings, score, len(outcome.failed)))
-    if outcome.failed:
+    if serve is None:
+        if lim_flags or sglang_options:
+            given = ", ".join([*lim_flags, *(["what follows --"] if sglang_options else [])])
+            raise ConfigError(f"{given}: options of a server that --serve MODEL would start")
+        yield split_urls(urls or [DEFAULT_URL])
+        return
+    if urls:
+        raise ConfigError("--serve starts a server of its own: leave --url and LIM_URL out")
+    spec = ServerSpec(serve, lim_flags, sglang_options, access.api_key)
+    with serving(spec, Console(stderr=True)) as url:
+        yield (url,)
+
+
+@contextmanager
+def _interrupted_in_a_word() -> Iterator[None]:
+    """End with the exit code of Ctrl-C; what became of a run has been said."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _show(finished: Finished) -> None:
+    """Print the table of a run, if it has a sample."""
+    if finished.summary:
+        Console().print(score_table(finished.summary.conditions, score(finished.summary)))
+
+
+def _refuse_gaps(finished: Sequence[Finished]) -> None:
+    """Raise `ServerError` where samples are missing because they failed."""
+    gaps = [each for each in finished if each.outcome.failures]
+    if gaps:
+        lines = "\n".join(_describe_gap(each) for each in gaps)
         raise ServerError(
-            f"the server failed {len(outcome.failed)} samples, the first with: "
-            f"{outcome.failed[0].error}\nthey are not scored; the same command draws them again"
+            f"{lines}\nthey are not scored; the same command with --retry-failed draws them again"
         )
+
+
+def _describe_gap(finished: Finished) -> str:
+    failures = finished.outcome.failures
+    task = finished.plan.request.asked.task.name
+    return f"{task}: {len(failures)} samples failed, the last with: {failures[-1].error}"

@@ -1,7 +1,7 @@
 """How far a run is: a bar on a terminal, a line now and then elsewhere."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from rich.console import Console
@@ -13,7 +13,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from lim_sglang.evals.records import GradedSample
+from lim_sglang.evals.dispatch import Event, Gone
+from lim_sglang.evals.records import Failure, GradedSample
+from lim_sglang.programs.records import DRAWN_WHOLE
 
 LINE_INTERVAL_S = 10.0
 
@@ -24,42 +26,65 @@ class Pace:
     def __init__(
         self,
         total: int,
-        there: list[GradedSample],
+        there: Sequence[GradedSample],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        name: str = "",
+        by_question: bool = False,
+        num_failed: int = 0,
     ) -> None:
-        """Begin at the samples that are there already, out of `total`."""
+        """Begin at the samples that are there already.
+
+        Args:
+            total: of samples, or of questions.
+            name: of the run, before everything else.
+            by_question: questions are counted, whose samples come together, as many as it takes.
+            num_failed: samples or questions that failed before and are left out.
+        """
         self.total = total
-        self.done = len(there)
-        self.failed = 0
-        self._correct = sum(graded.correct for graded in there)
-        self._new_samples = 0
+        self.done = len({graded.question_id for graded in there}) if by_question else len(there)
+        self.failed = num_failed
+        self.unit = "questions" if by_question else "samples"
+        self._head = f"{name}: " if name else ""
+        self._by_question = by_question
+        self._num_judged = self._correct = 0
+        self._judge(there)
+        self._new = 0
         self._new_tokens = 0
         self._clock = clock
         self._start_s = clock()
 
-    def count(self, graded: GradedSample | None) -> None:
-        """Count one sample, or a failure where it is None."""
-        if graded is None:
+    def count(self, event: Event) -> None:
+        """Count samples that came together, or a failure."""
+        if isinstance(event, Failure):
             self.failed += 1
-            return
-        self.done += 1
-        self._correct += graded.correct
-        self._new_samples += 1
-        self._new_tokens += graded.sample.num_tokens
+        elif not isinstance(event, Gone):
+            new = 1 if self._by_question else len(event)
+            self.done += new
+            self._new += new
+            self._judge(event)
+            self._new_tokens += sum(graded.sample.num_tokens for graded in event)
 
     def describe(self) -> str:
-        """Samples, accuracy so far, tokens per second and time left, in one line."""
-        parts = [f"{self.done}/{self.total} samples"]
-        if self.done:
-            parts.append(f"{100 * self._correct / self.done:.1f} % right")
+        """How far, accuracy so far, tokens per second and time left, in one line."""
+        parts = [f"{self._head}{self.done}/{self.total} {self.unit}"]
+        if self._num_judged:
+            of = " of samples" if self._by_question else ""
+            parts.append(f"{100 * self._correct / self._num_judged:.1f} %{of} right")
         elapsed_s = self._clock() - self._start_s
-        if self._new_samples and elapsed_s > 0:
+        if self._new and elapsed_s > 0:
             left = self.total - self.done - self.failed
             parts.append(f"{self._new_tokens / elapsed_s:.0f} tokens/s")
-            parts.append(f"{_duration(left * elapsed_s / self._new_samples)} left")
+            parts.append(f"{_duration(left * elapsed_s / self._new)} left")
         if self.failed:
             parts.append(f"{self.failed} failed")
         return ", ".join(parts)
+
+    def _judge(self, samples: Sequence[GradedSample]) -> None:
+        """Count those that ended by themselves; an aborted one is neither right nor wrong."""
+        whole = [graded for graded in samples if graded.sample.state in DRAWN_WHOLE]
+        self._num_judged += len(whole)
+        self._correct += sum(graded.correct for graded in whole)
 
 
 class BarProgress:
@@ -83,9 +108,9 @@ class BarProgress:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def update(self, graded: GradedSample | None) -> None:
-        """Show one sample more, or one failure more where it is None."""
-        self._pace.count(graded)
+    def update(self, event: Event) -> None:
+        """Show samples more, or a failure more."""
+        self._pace.count(event)
         self._progress.update(
             self._bar, completed=self._pace.done, description=self._pace.describe()
         )
@@ -111,9 +136,9 @@ class LineProgress:
         if self._is_news:
             self._show()
 
-    def update(self, graded: GradedSample | None) -> None:
-        """Count one sample, or one failure where it is None."""
-        self._pace.count(graded)
+    def update(self, event: Event) -> None:
+        """Count samples, or a failure."""
+        self._pace.count(event)
         self._is_news = True
         if self._clock() - self._shown_s >= LINE_INTERVAL_S:
             self._show()

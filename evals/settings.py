@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lim_sglang
-from lim_sglang.evals.tasks import Question, Task, selection_digest
+from lim_sglang.evals.method import Method
+from lim_sglang.evals.questions import Question, selection_digest
+from lim_sglang.evals.tasks import Task
 from lim_sglang.programs.records import Sampling
 
 SERVER_ARGUMENTS = (
@@ -37,13 +40,16 @@ SERVER_ARGUMENTS = (
 one at each start unless told otherwise, and the same command has to go on with a new server."""
 
 
-SHAPING_FILES = (
-    *("programs/majority.py", "programs/drawing.py", "programs/transport.py"),
-    *("programs/endpoint.py", "programs/openai_endpoint.py", "programs/openai_client.py"),
-    *("programs/chat.py", "programs/answers.py", "programs/judge.py"),
-    "evals/grade.py",
+DRAWING_FILES = (
+    *("programs/drawing.py", "programs/transport.py", "programs/chat.py"),
+    *("programs/endpoint.py", "programs/thinking.py"),
+    *("programs/openai_endpoint.py", "programs/openai_client.py"),
 )
-"""What a sample and its verdict depend on, under the package's folder."""
+"""What a sample depends on, under the package's folder, beside the program's own file."""
+STOPPING_FILES = ("programs/program.py", "programs/stopping.py", "programs/vote.py")
+"""What decides when a question has samples enough; so do the verdicts of `GRADING_FILES`."""
+GRADING_FILES = ("programs/answers.py", "programs/judge.py", "evals/grade.py")
+"""What a verdict depends on. Verdicts can be renewed, unlike samples."""
 
 
 def run_settings(
@@ -51,9 +57,9 @@ def run_settings(
     questions: Sequence[Question],
     *,
     digest: str,
-    num_samples: int,
+    method: Method,
+    parallel: int,
     sampling: Sampling,
-    prompt: str,
     server_info: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything that can change the result, ready for JSON.
@@ -61,12 +67,14 @@ def run_settings(
     Args:
         questions: those that are asked, in their order.
         digest: `questions_digest` of the whole benchmark that they are the beginning of.
+        method: with all options of its program.
+        parallel: samples of one question in flight.
         server_info: what the endpoint says of its server.
     """
-    states = server_info.get("internal_states") or [{}]
-    lim = states[0].get("lim")
+    lim = _live(server_info)
     return {
         "task": task.name,
+        "task_version": task.version,
         "questions": {
             "hub_id": task.hub_id,
             "revision": task.revision if digest == task.digest else None,
@@ -74,39 +82,72 @@ def run_settings(
             "asked": len(questions),
             "asked_digest": selection_digest(questions),
         },
-        "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
-        "num_samples": num_samples,
+        "prompt_sha256": hashlib.sha256(task.prompt.encode()).hexdigest(),
+        "system": method.system,
+        "thinking": {"enabled": method.thinking, "budget": method.thinking_budget},
+        "program": {
+            "name": method.program,
+            "options": dict(method.options),
+            # Where all are drawn, it makes no difference how many at a time.
+            "parallel": parallel if method.stops_by_itself else None,
+        },
+        "num_samples": method.num_samples,
         "sampling": {
             **asdict(sampling),
             "seed_honoured": sampling.seed is not None
             and bool(server_info.get("enable_deterministic_inference")),
         },
         "api": server_info.get("api", "sglang"),
-        "server": {name: server_info.get(name) for name in SERVER_ARGUMENTS},
+        "server": {
+            **{name: server_info.get(name) for name in SERVER_ARGUMENTS},
+            "device_name": lim.get("device_name"),
+        },
         # None: a server without LessIsMore answers.
         "lim": {"config": lim.get("config"), "roles": lim.get("roles")} if lim else None,
         "versions": {
             "lim_sglang": lim_sglang.__version__,
-            "lim_server": lim.get("version") if lim else None,
+            "lim_server": lim.get("version"),
             "sglang_server": server_info.get("version"),
             "math_verify": metadata.version("math-verify"),
         },
-        "code_sha256": code_digest(),
+        "code_sha256": code_digest(method),
     }
 
 
-def code_digest() -> str:
-    """SHA-256 of the files that make a sample and its verdict; other edits leave a run as it is."""
+def code_digest(method: Method) -> str:
+    """SHA-256 of the files that make a sample; other edits leave a run as it is."""
+    names = [f"programs/{method.program}.py", *DRAWING_FILES]
+    if method.stops_by_itself:
+        names += [*STOPPING_FILES, *GRADING_FILES]
+    return _digest(names)
+
+
+def grading_digest() -> str:
+    """SHA-256 of the files that make a verdict."""
+    return _digest(GRADING_FILES)
+
+
+def _digest(names: Sequence[str]) -> str:
     root = Path(lim_sglang.__file__).parent
-    content = b"".join((root / name).read_bytes() for name in SHAPING_FILES)
+    content = b"".join((root / name).read_bytes() for name in names)
     return hashlib.sha256(content).hexdigest()
+
+
+def _live(server_info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What LessIsMore shows in `/server_info`; nothing where another server answers."""
+    return (server_info.get("internal_states") or [{}])[0].get("lim") or {}
 
 
 def run_id(settings: Mapping[str, Any]) -> str:
     """A readable name that is the same for the same settings, and only for those."""
     text = json.dumps(settings, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return "-".join([settings["task"], describe_policy(settings), digest[:10]])
+    return "-".join([folder_name(settings["task"]), describe_policy(settings), digest[:10]])
+
+
+def folder_name(task: str) -> str:
+    """A task's name as a folder can have it: that of a file of questions is a path."""
+    return re.sub(r"[^\w.-]+", "-", task)
 
 
 def describe_policy(settings: Mapping[str, Any]) -> str:
@@ -118,10 +159,21 @@ def describe_policy(settings: Mapping[str, Any]) -> str:
     return policy if policy == "full" else f"{policy}-{config['budget']}"
 
 
-def differences(old: object, new: object, name: str = "") -> Iterator[str]:
-    """Where two settings differ, one text a value, with the old value and the new one."""
+class Difference(NamedTuple):
+    """A setting that has two values."""
+
+    name: str
+    old: object
+    new: object
+
+    def __str__(self) -> str:
+        return f"{self.name} was {json.dumps(self.old)} and is now {json.dumps(self.new)}"
+
+
+def differences(old: object, new: object, name: str = "") -> Iterator[Difference]:
+    """Where two settings differ, value by value."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif old != new:
-        yield f"{name} was {json.dumps(old)} and is now {json.dumps(new)}"
+        yield Difference(name, old, new)

@@ -8,6 +8,10 @@ from lim_sglang.bench.command import bench
 from lim_sglang.doctor import doctor
 from lim_sglang.errors import errors_in_words
 from lim_sglang.evals.command import evaluate
+from lim_sglang.evals.compare_command import compare_runs
+from lim_sglang.evals.grade_command import grade
+from lim_sglang.evals.report_command import write_report
+from lim_sglang.evals.sweep_command import sweep
 from lim_sglang.programs.ask import ask
 from lim_sglang.programs.proxy_command import proxy
 from lim_sglang.serve import serve
@@ -24,6 +28,10 @@ app.command("serve")(serve)
 app.command("ask")(ask)
 app.command("proxy")(proxy)
 app.command("eval")(evaluate)
+app.command("grade")(grade)
+app.command("compare")(compare_runs)
+app.command("report")(write_report)
+app.command("sweep")(sweep)
 app.command("doctor")(doctor)
 app.add_typer(bench, name="bench")
 

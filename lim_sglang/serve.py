@@ -5,10 +5,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from lim_sglang.config import ENV_VAR
 from lim_sglang.errors import REFUSED, RefusedError, ServerError
 from lim_sglang.flags import reasons_against_settings
 from lim_sglang.schedule import Role
+
+if TYPE_CHECKING:
+    from lim_sglang.server import ServerOptions
 
 POLL_S = 0.5
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -63,11 +66,8 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model with LessIsMore at decode. Options after -- go to SGLang."""
-    from lim_sglang.models import check_model, default_model, has_gpu
-    from lim_sglang.server import Server, ServerOptions, reasons_against_start
+    from lim_sglang.server import Server
 
-    further: tuple[str, ...] = context.obj or ()
-    on_cpu = not has_gpu() or _device(further) == "cpu"
     lim_flags = {
         "--lim-budget": budget,
         "--lim-policy": policy,
@@ -77,15 +77,45 @@ def serve(
         "--lim-ranking": lim_ranking,
         "--lim-config": lim_config,
     }
+    options = server_options(
+        model, lim_flags, context.obj or (), host=host, port=port, api_key=api_key
+    )
+    _run(Server(options))
+
+
+def server_options(
+    model: str | None,
+    lim_flags: Mapping[str, str | None],
+    sglang_options: tuple[str, ...] = (),
+    *,
+    host: str = "127.0.0.1",
+    port: int,
+    api_key: str | None = None,
+) -> "ServerOptions":
+    """How `lim serve` starts SGLang.
+
+    Args:
+        model: folder or hub id; None for the default of this machine.
+        lim_flags: our flags by name, None for what was not given.
+        sglang_options: passed on to SGLang.
+
+    Raises:
+        RefusedError: no server can be started so, with all reasons.
+        LimError: the model is not there.
+    """
+    from lim_sglang.models import check_model, default_model, has_gpu
+    from lim_sglang.server import ServerOptions, reasons_against_start
+
     # Before a model is fetched: nobody waits for a download that ends in a refusal.
-    reasons = _options_of_ours(further)
-    reasons += reasons_against_start(host, port, further, os.environ)
+    reasons = _options_of_ours(sglang_options)
+    reasons += reasons_against_start(host, port, sglang_options, os.environ)
     reasons += reasons_against_settings(os.environ.get(ENV_VAR), lim_flags)
     if api_key == "":
         reasons.append("the API key is empty: leave it out, or give one that clients must send")
     if reasons:
         raise RefusedError(reasons)
-    options = ServerOptions(
+    on_cpu = not has_gpu() or _device(sglang_options) == "cpu"
+    return ServerOptions(
         model=check_model(model) if model else default_model(on_cpu=on_cpu),
         host=host,
         port=port,
@@ -93,9 +123,8 @@ def serve(
         on_cpu=on_cpu,
         # One word a flag, so that a value such as "" or "-1" stays with its flag.
         lim_flags=tuple(f"{flag}={text}" for flag, text in lim_flags.items() if text is not None),
-        sglang_options=further,
+        sglang_options=sglang_options,
     )
-    _run(Server(options))
 
 
 def _run(server: Any) -> None:

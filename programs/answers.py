@@ -1,6 +1,8 @@
 """The final answer that a chain of thought states."""
 
 import re
+from collections import deque
+from decimal import Decimal
 
 _BOX = r"\\{1,2}(?:boxed|fbox)"
 _TOKEN = re.compile(
@@ -31,6 +33,25 @@ _BARE = re.compile(
 )
 MAX_WORDS = 4
 """In an answer that is not boxed; with more, it is a sentence about the answer."""
+MAX_STATEMENTS = 100
+"""The last ones, of which one is taken; the others are of no interest in a text of any length."""
+_CHOICE = re.compile(r"\(?[A-J]\)(?=[\s.,;:]|$)")
+"""A letter that is chosen, whatever follows it."""
+_NO_BOX = -1
+_CHARACTERS = str.maketrans(
+    {"°": r"^\circ ", "∞": r"\infty ", "√": r"\sqrt ", "²": "^2", "³": "^3", "£": "", "€": ""}
+    | {"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
+    | {chr(0xFF10 + digit): str(digit) for digit in range(10)}
+)
+"""What math-verify does not know as a character; the last are full-width digits."""
+
+_THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;: ]|[~ ])(?=\d{3}(?![\d/]))")
+_SIGNED_POWER = re.compile(r"\^(-\d+)")
+_SCIENTIFIC = re.compile(
+    r"([-+]?\d*\.?\d+)(?:[eE]| ?(?:\\times|\\cdot|×|\*) ?10\^)\{?([-+]?\d{1,3})\}?"  # noqa: RUF001
+)
+_MIXED = re.compile(r"([-+]?\d+) (\d+)/(\d+)")
+_RECURRING = re.compile(r"(\d*)\.(\d*)\\overline\{(\d+)\}")
 
 
 def extract_answer(text: str) -> str | None:
@@ -61,30 +82,38 @@ def _bare_answer(reply: str) -> str | None:
 def _last_box(text: str) -> str | None:
     """Of the boxes that are closed and not empty, the one that begins last."""
     start, answer = -1, None
-    open_braces: list[re.Match[str]] = []
+    # Where the content of each open box begins. No match objects: there may be millions.
+    open_braces: list[int] = []
     for token in _TOKEN.finditer(text):
         if token["number"]:
-            start, answer = token.start(), tidy(token["number"])
+            start, answer = token.start("number"), tidy(token["number"])
         elif token["box"] or token[0] == "{":
-            open_braces.append(token)
+            open_braces.append(token.end() if token["box"] else _NO_BOX)
         elif token[0] == "}" and open_braces:
-            opening = open_braces.pop()
+            begin = open_braces.pop()
             # An outer box ends later but begins earlier.
-            if opening["box"] and opening.start() > start:
-                content = tidy(text[opening.end() : token.start()])
-                if content:
-                    start, answer = opening.start(), content
+            if begin > start and (content := tidy(text[begin : token.start()])):
+                start, answer = begin, content
     return answer
 
 
 def _last_statement(text: str) -> str | None:
-    for lead in reversed(list(_STATEMENT.finditer(text))):
-        stated = _STATED.match(text, lead.end())
+    leads = deque((lead.end() for lead in _STATEMENT.finditer(text)), maxlen=MAX_STATEMENTS)
+    for end in reversed(leads):
+        stated = _STATED.match(text, end)
         answer = tidy(stated[0]) if stated else ""
-        echoes = _EMPTY_BOX.search(answer) and not re.search(r"\d", answer)
-        if answer and len(_WORD.findall(answer)) <= MAX_WORDS and not echoes:
+        if chosen := _CHOICE.match(answer):
+            return chosen[0]
+        if answer and len(_WORD.findall(answer)) <= MAX_WORDS and not _is_about_a_box(answer):
             return answer
     return None
+
+
+def _is_about_a_box(answer: str) -> bool:
+    """Whether a statement echoes the prompt, or is a box that was cut off."""
+    echoes = _EMPTY_BOX.search(answer) and not re.search(r"\d", answer)
+    cut_off = re.search(_BOX, answer) and answer.count("{") > answer.count("}")
+    return bool(echoes or cut_off)
 
 
 def tidy(answer: str) -> str:
@@ -94,3 +123,24 @@ def tidy(answer: str) -> str:
         if answer.startswith(opening) and answer.endswith(closing):
             answer = answer.removeprefix(opening).removesuffix(closing)
     return answer
+
+
+def as_latex(answer: str) -> str:
+    """An answer in one line of the LaTeX that math-verify reads, equal to the one that is given."""
+    answer = " ".join(tidy(answer).translate(_CHARACTERS).split())
+    answer = _THOUSANDS.sub("", answer)
+    if number := _SCIENTIFIC.fullmatch(answer):
+        # Its digits: SymPy has 1.1 times 100 in binary, which is not 110.
+        return f"{Decimal(f'{number[1]}e{number[2]}'):f}"
+    answer = _SIGNED_POWER.sub(r"^{\1}", answer)
+    answer = _RECURRING.sub(_recurring_fraction, answer)
+    if number := _MIXED.fullmatch(answer):
+        return rf"{number[1]}\frac{{{number[2]}}}{{{number[3]}}}"
+    return answer
+
+
+def _recurring_fraction(decimal: re.Match[str]) -> str:
+    whole, fixed, period = decimal.groups()
+    head = int(whole + fixed or "0")
+    numerator = int(f"{head}{period}") - head
+    return rf"\frac{{{numerator}}}{{{'9' * len(period)}{'0' * len(fixed)}}}"

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from functools import lru_cache
+from decimal import Decimal
+from functools import lru_cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import LifoQueue
@@ -17,7 +18,7 @@ from typing import Any, Self
 
 import lim_sglang
 from lim_sglang.errors import LimError
-from lim_sglang.programs.answers import tidy
+from lim_sglang.programs.answers import as_latex, tidy
 
 DEADLINE_S = 30.0
 """For one pair. math-verify gives up by itself after 4 times 5 seconds, unless it hangs."""
@@ -27,10 +28,17 @@ MAX_LENGTH = 1000
 MAX_MEMORY = 4 * 1024**3
 """Bytes of address space of a worker; some powers are larger than any memory."""
 CACHE_SIZE = 65_536
+DECIMALS = 10
+"""To which a decimal is compared with a fraction or a root; with math-verify's own 6, 0.333333 is
+1/3, and all small numbers are equal."""
 
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathbf|mathrm|mbox)\{([^{}]*)\}")
 _CHOICE = re.compile(r"^\(?\s*([A-J])\s*\)$")
 """A letter of a multiple choice in brackets, or before one; a small letter is a variable."""
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
+"""One that tells by itself: most answers are such, and math-verify takes 20 ms."""
+_BASED = re.compile(r"\d[\dA-F]*_\{?(\d+)\}?")
+"""A number with its base, which math-verify drops."""
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +96,14 @@ class AnswerJudge:
             return True
         if max(len(a), len(b)) > MAX_LENGTH:
             return False
-        return _bare(a) == _bare(b) or self._verdict(a, b, symmetric)
+        if _bare(a) == _bare(b):
+            return True
+        a, b = as_latex(a), as_latex(b)
+        if a == b:
+            return True
+        if _NUMBER.fullmatch(a) and _NUMBER.fullmatch(b):
+            return Decimal(a) == Decimal(b)
+        return _bases_agree(a, b) and self._verdict(a, b, symmetric)
 
     def _ask(self, a: str, b: str, symmetric: bool) -> bool:
         worker, verdict = self._idle.get(), None
@@ -130,6 +145,12 @@ class AnswerJudge:
 
 def _bare(answer: str) -> str:
     return _CHOICE.sub(r"\1", tidy(_TEXT_COMMAND.sub(r"\1", answer)))
+
+
+def _bases_agree(a: str, b: str) -> bool:
+    """False for `12_5` and `12_7`; where one has no base, the question has named it."""
+    bases = {found[1] for answer in (a, b) if (found := _BASED.fullmatch(answer))}
+    return len(bases) < 2
 
 
 class _Worker:
@@ -209,13 +230,13 @@ def _compare(a: str, b: str, symmetric: bool) -> bool:
 
     # LaTeX only: math-verify's plain expressions would take the last number of any prose, and its
     # LaTeX reads 1/2, sqrt(3) and 10,000 as well.
-    first, second = (parse(_as_latex(answer), [LatexExtractionConfig()]) for answer in (a, b))
-    return bool(verify(first, second) or (symmetric and verify(second, first)))
-
-
-def _as_latex(answer: str) -> str:
-    """In a box, where math-verify looks for it but knows no line break and no degree sign."""
-    return rf"\boxed{{{' '.join(tidy(answer).split())}}}".replace("°", r"^\circ")
+    first, second = (
+        # In a box, since that is where math-verify looks for LaTeX.
+        parse(rf"\boxed{{{answer}}}", [LatexExtractionConfig()])
+        for answer in (a, b)
+    )
+    same = partial(verify, float_rounding=DECIMALS, allow_set_relation_comp=True)
+    return bool(same(first, second) or (symmetric and same(second, first)))
 
 
 if __name__ == "__main__":

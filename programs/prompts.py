@@ -8,6 +8,10 @@ MATH_PROMPT = r"""{question}
 
 Please reason step by step, and put your final answer within \boxed{{}}."""
 """For `str.format(question=...)`; raw, since `\b` would be a backspace."""
+CHOICE_PROMPT = r"""{question}
+
+Please reason step by step, and put the letter of your final answer within \boxed{{}}."""
+"""For a question that ends with its options."""
 
 
 class Message(TypedDict):

@@ -150,6 +150,8 @@ def test_the_table_and_the_record_say_what_was_run(interrupted: Interrupted) -> 
     settings = interrupted.run_record["settings"]
     assert settings["lim"]["config"]["budget"] == 64
     assert settings["sampling"]["seed_honoured"] is False
+    assert settings["server"]["device_name"] == "CPU"
+    assert settings["program"] == {"name": "majority", "options": {}, "parallel": None}
 
 
 def test_samples_hold_the_seed_that_was_sent_and_that_it_was_not_heeded(

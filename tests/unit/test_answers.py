@@ -1,10 +1,12 @@
 """The final answer is found in any text, however long."""
 
+import subprocess
+import sys
 import time
 
 import pytest
 
-from lim_sglang.programs.answers import extract_answer
+from lim_sglang.programs.answers import as_latex, extract_answer
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,9 @@ def test_an_empty_or_unclosed_box_is_no_answer(text: str, expected: str | None) 
         ("**Final Answer**: **42**", "42"),
         ("Answer:\n\n42", "42"),
         ("ANSWER: (C).", "(C)"),
+        ("The answer is (C), since the others would need more energy than that.", "(C)"),
+        ("Answer: B) because all of the other options have the wrong sign", "B)"),
+        ("The answer is (A)(x+1)", "(A)(x+1)"),
         (r"The answer is $\frac{1}{2}$, since $x > 0$.", r"\frac{1}{2}"),
         ("The answer is $3$, $5$, and $7$.", "3$, $5$, and $7"),
         ("The answer is:\n\\[\nx = 5\n\\]\nDone.", "x = 5"),
@@ -174,6 +179,8 @@ def test_hundreds_of_thousands_of_characters_take_no_time(piece: str) -> None:
         r"Put it in a box. The answer is \boxed{ }",
         r"Answer: \boxed{}",
         r"The final answer is \boxed",
+        r"The answer is \boxed{12",
+        r"The answer is \boxed{\frac{1}{2}",
     ],
 )
 def test_the_prompts_own_words_are_no_answer(text: str) -> None:
@@ -182,3 +189,64 @@ def test_the_prompts_own_words_are_no_answer(text: str) -> None:
 
 def test_a_statement_before_the_prompts_own_words_still_counts() -> None:
     assert extract_answer(r"The answer is 391. The answer is within \boxed{}.") == "391"
+
+
+MEGABYTES = 10
+GARBAGE = """
+import resource, time
+resource.setrlimit(resource.RLIMIT_AS, (400 * 1024**2,) * 2)
+from lim_sglang.evals.grade import as_choice, as_integer
+from lim_sglang.programs.answers import extract_answer
+from lim_sglang.programs.judge import AnswerJudge
+text = {piece!r} * ({size} // len({piece!r}))
+answer = extract_answer(text)
+with AnswerJudge() as judge:
+    for found in (answer or "", text):
+        assert not judge.correct("5", found), found[:20]
+        assert as_integer(found) != 5
+        assert as_choice(found) is None
+print(time.process_time())
+"""
+
+
+@pytest.mark.parametrize(
+    "piece", [r"\boxed{", "{", r"\boxed{6}}{", "answer: ", "</think>", "a $1$, ", r"\text{ ", "0"]
+)
+def test_ten_megabytes_of_garbage_take_seconds_and_little_memory(piece: str) -> None:
+    script = GARBAGE.format(piece=piece, size=MEGABYTES * 1_000_000)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert float(done.stdout) < 10
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("5", "5"),
+        (r" $\frac{1}{2}$. ", r"\frac{1}{2}"),
+        ("a\n b", "a b"),
+        ("45°", r"45^\circ"),
+        ("(-∞, 3)", r"(-\infty , 3)"),
+        ("½x²", r"\frac{1}{2}x^2"),
+        ("€5", "5"),
+        ("\uff11\uff12", "12"),
+        (r"12\,345", "12345"),
+        ("1 234 567", "1234567"),
+        ("12 34", "12 34"),
+        ("3 125/1000", r"3\frac{125}{1000}"),
+        ("-3 1/2", r"-3\frac{1}{2}"),
+        ("10^-3x", "10^{-3}x"),
+        ("1.5e3", "1500"),
+        (r"-2.5\times10^{-3}", "-0.0025"),
+        (r"3 \cdot 10^2", "300"),
+        (f"{'7' * 40}e2", f"{'7' * 40}00"),
+        ("2e", "2e"),
+        ("1e1000000000", "1e1000000000"),
+        (r"0.\overline{3}", r"\frac{3}{9}"),
+        (r"-2.1\overline{6}", r"-\frac{195}{90}"),
+        (r".0\overline{01}", r"\frac{1}{990}"),
+        (r"\overline{AB}", r"\overline{AB}"),
+    ],
+)
+def test_an_answer_is_put_as_math_verify_reads_it(answer: str, expected: str) -> None:
+    assert as_latex(answer) == expected

@@ -1,15 +1,28 @@
 """What a run depends on, and the id that follows from it."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lim_sglang.evals import settings as settings_module
-from lim_sglang.evals.settings import describe_policy, differences, run_id, run_settings
-from lim_sglang.evals.tasks import TASKS, Question
+from lim_sglang.evals.method import Method
+from lim_sglang.evals.questions import Question
+from lim_sglang.evals.settings import (
+    code_digest,
+    describe_policy,
+    differences,
+    grading_digest,
+    run_id,
+    run_settings,
+)
+from lim_sglang.evals.tasks import TASKS, Task
 from lim_sglang.programs.records import Sampling
 
+REAL_CODE_DIGEST = code_digest
+MATH = TASKS["math500"]
+ADAPTIVE = Method(40, "adaptive", {"confidence": 0.95})
 QUESTIONS = (Question("0", "Add 1 and 2.", "3"), Question("1", "Add 2 and 2.", "4"))
 
 
@@ -20,6 +33,7 @@ def server_info(**changes: Any) -> dict[str, Any]:
         "roles": ["full", "full", "select", "reuse"],
         "decode_steps": 17,
         "version": "0.1.0",
+        "device_name": "NVIDIA H100 80GB HBM3",
     }
     return {
         "model_path": "/models/tiny",
@@ -39,12 +53,12 @@ def lim_state(**changes: Any) -> list[dict[str, Any]]:
 
 def settings(**changes: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {
-        "task": TASKS["math500"],
+        "task": MATH,
         "questions": QUESTIONS,
         "digest": "d",
-        "num_samples": 4,
+        "method": Method(),
+        "parallel": 4,
         "sampling": Sampling(),
-        "prompt": "{question}",
         "server_info": server_info(),
     }
     arguments.update(changes)
@@ -53,29 +67,38 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _one_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings_module, "code_digest", lambda: "c0ffee")
+    monkeypatch.setattr(settings_module, "code_digest", lambda _: "c0ffee")
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"task": TASKS["aime24"]},
-        {"task": replace(TASKS["math500"], digest="d")},
+        {"task": replace(MATH, digest="d")},
+        {"task": replace(MATH, version=99)},
+        {"task": replace(MATH, prompt=r"{question} Think.")},
         {"questions": QUESTIONS[:1]},
         {"questions": (QUESTIONS[0], replace(QUESTIONS[1], gold="5"))},
         {"digest": "e"},
-        {"num_samples": 8},
+        {"method": Method(8)},
+        {"method": Method(system="Be brief.")},
+        {"method": Method(thinking=False)},
+        {"method": Method(thinking_budget=1000)},
+        {"method": Method(program="single")},
+        {"method": ADAPTIVE},
         {"sampling": Sampling(max_tokens=400)},
         {"sampling": Sampling(temperature=0.0)},
         {"sampling": Sampling(top_p=1.0)},
         {"sampling": Sampling(seed=7)},
-        {"prompt": "{question} Think."},
         {"server_info": server_info(model_path="/models/other")},
         {"server_info": server_info(dtype="bfloat16")},
         {"server_info": server_info(version="0.5.17")},
         {"server_info": server_info(internal_states=lim_state(config={"policy": "full"}))},
         {"server_info": server_info(internal_states=lim_state(roles=["full"] * 4))},
         {"server_info": server_info(internal_states=[{}])},
+        {"server_info": server_info(internal_states=lim_state(device_name="NVIDIA H200"))},
+        {"server_info": server_info(revision="abc")},
+        {"server_info": server_info(api="openai")},
     ],
 )
 def test_whatever_can_change_the_result_changes_the_id(changes: dict[str, Any]) -> None:
@@ -90,6 +113,7 @@ def test_whatever_can_change_the_result_changes_the_id(changes: dict[str, Any]) 
         {"server_info": server_info(random_seed=2)},
         {"server_info": server_info(internal_states=lim_state(decode_steps=99))},
         {"server_info": server_info(port=31000)},
+        {"parallel": 2},
     ],
 )
 def test_what_cannot_change_the_result_keeps_the_id(changes: dict[str, Any]) -> None:
@@ -97,10 +121,63 @@ def test_what_cannot_change_the_result_keeps_the_id(changes: dict[str, Any]) -> 
     assert not list(differences(settings(), settings(**changes)))
 
 
-def test_other_code_of_samples_and_verdicts_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parallel": 2},
+        {"method": replace(ADAPTIVE, options={"confidence": 0.9})},
+        {"method": replace(ADAPTIVE, num_samples=20)},
+    ],
+)
+def test_what_decides_when_a_program_stops_changes_the_id(changes: dict[str, Any]) -> None:
+    usual: dict[str, Any] = {"method": ADAPTIVE, "parallel": 8}
+    assert run_id(settings(**{**usual, **changes})) != run_id(settings(**usual))
+
+
+def test_other_code_of_samples_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
     before = settings()
-    monkeypatch.setattr(settings_module, "code_digest", lambda: "decade")
-    assert list(differences(before, settings())) == ['code_sha256 was "c0ffee" and is now "decade"']
+    monkeypatch.setattr(settings_module, "code_digest", lambda _: "decade")
+    found = [str(difference) for difference in differences(before, settings())]
+    assert found == ['code_sha256 was "c0ffee" and is now "decade"']
+
+
+def edited(monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    """As if a file of the package had been edited."""
+    read = Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: read(path) + b"#" * str(path).endswith(file)
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "shapes_votes", "shapes_stops", "shapes_verdicts"),
+    [
+        ("programs/drawing.py", True, True, False),
+        ("programs/chat.py", True, True, False),
+        ("programs/answers.py", False, True, True),
+        ("evals/grade.py", False, True, True),
+        ("programs/judge.py", False, True, True),
+        ("programs/stopping.py", False, True, False),
+        ("programs/adaptive.py", False, True, False),
+        ("programs/majority.py", True, False, False),
+        ("evals/score.py", False, False, False),
+        ("programs/display.py", False, False, False),
+    ],
+)
+def test_an_edit_ends_the_runs_whose_samples_it_may_change(
+    file: str,
+    shapes_votes: bool,
+    shapes_stops: bool,
+    shapes_verdicts: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def digests() -> list[str]:
+        return [REAL_CODE_DIGEST(Method()), REAL_CODE_DIGEST(ADAPTIVE), grading_digest()]
+
+    before = digests()
+    edited(monkeypatch, file)
+    changed = [new != old for new, old in zip(digests(), before, strict=True)]
+    assert changed == [shapes_votes, shapes_stops, shapes_verdicts]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +209,12 @@ def test_a_seed_is_honoured_only_by_a_deterministic_server(
 
 
 def test_the_revision_is_recorded_only_of_the_known_questions() -> None:
-    task = TASKS["math500"]
-    assert settings(digest=task.digest)["questions"]["revision"] == task.revision
+    assert settings(digest=MATH.digest)["questions"]["revision"] == MATH.revision
     assert settings(digest="d")["questions"]["revision"] is None
+
+
+def test_a_run_is_named_by_what_a_folder_can_be_called(tmp_path: Path) -> None:
+    task: Task = replace(MATH, name="file:/data/my questions.jsonl")
+    name = run_id(settings(task=task))
+    assert name.startswith("file-data-my-questions.jsonl-lessismore-256-")
+    (tmp_path / name).mkdir()

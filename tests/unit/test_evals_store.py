@@ -9,35 +9,9 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.records import GradedSample
-from lim_sglang.evals.store import RunFolder, RunRecord, open_run, read_record
-from lim_sglang.programs.records import Sample, SampleState
-
-SETTINGS: dict[str, Any] = {
-    "task": "math500",
-    "lim": {"config": {"policy": "lessismore", "budget": 256, "dense_layers": (0, 1)}},
-}
-
-
-def graded(index: int = 0, question_id: str = "q", **changes: Any) -> GradedSample:
-    """A finished sample with answer 4."""
-    values = {
-        "index": index,
-        "state": SampleState.FINISHED,
-        "text": "so \\boxed{4}\n\u2028 ½",
-        "answer": "4",
-        "num_tokens": 12,
-        "latency_s": 0.5,
-        "seed": None,
-        "seed_honoured": False,
-        "rid": f"q/{index:03}.",
-    }
-    sample = Sample(**{**values, **changes})
-    return GradedSample(question_id, gold="4", correct=sample.answer == "4", sample=sample)
-
-
-def begin(path: Path, settings: dict[str, Any] = SETTINGS) -> RunFolder:
-    return open_run(path, RunRecord("math500-x", settings, {"url": "http://here"}))
+from lim_sglang.evals.store import RunRecord, open_run, read_record
+from lim_sglang.programs.records import SampleState
+from tests.unit.stored import SETTINGS, begin, graded, question, write_a_little
 
 
 def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
@@ -67,6 +41,18 @@ def test_a_sample_is_on_disk_when_append_returns(tmp_path: Path) -> None:
     with begin(tmp_path) as folder:
         folder.append(graded())
         assert json.loads((tmp_path / "samples.jsonl").read_text())["question"] == "q"
+
+
+def test_a_sample_is_synced_before_append_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    with begin(tmp_path) as folder:
+        folder.append(graded(0))
+        folder.append(graded(1))
+    assert synced[-1] == (tmp_path / "samples.jsonl").stat().st_size
+    assert synced[-2] == (tmp_path / "samples.jsonl").read_bytes().index(b"\n") + 1
 
 
 @pytest.mark.parametrize("cut", [1, 2, 60, 10_000])
@@ -157,21 +143,47 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
 def test_a_full_disk_is_a_sentence_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = os.write
-
-    def write_a_little(descriptor: int, data: memoryview) -> int:
-        if len(data) < 100:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(descriptor, data[:50])
-
     with begin(tmp_path) as folder:
         folder.append(graded(0))
+        before = (tmp_path / "samples.jsonl").read_bytes()
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", write_a_little)
-            with pytest.raises(DataError, match="No space left on device"):
+            with pytest.raises(DataError, match=r"No space left on device\); make room"):
                 folder.append(graded(1))
-    with begin(tmp_path) as folder:
+        assert (tmp_path / "samples.jsonl").read_bytes() == before
         assert folder.samples == [graded(0)]
+        folder.append(graded(1))
+    with begin(tmp_path) as folder:
+        assert folder.samples == [graded(0), graded(1)]
+
+
+def test_a_full_disk_keeps_a_question_out_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with begin(tmp_path) as folder:
+        folder.append(*question("q"))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", write_a_little)
+            with pytest.raises(DataError, match="No space left"):
+                folder.append(*question("r"))
+        assert folder.samples == question("q")
+    with begin(tmp_path) as folder:
+        assert folder.samples == question("q")
+
+
+def test_a_full_disk_before_the_first_sample_leaves_no_half_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(DataError, match=r"cannot write .*run\.json \(No space left"):
+            begin(tmp_path)
+    assert not (tmp_path / "run.json").exists()
+    with begin(tmp_path) as folder:
+        assert folder.samples == []
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

@@ -41,6 +41,15 @@ def judge() -> Iterator[AnswerJudge]:
         ("1/2", r"\frac{1}{2}", True),
         ("0.5", r"\dfrac12", True),
         (r"\frac{1}{3}", "0.33", False),
+        (r"\frac{1}{3}", "0.333333", False),
+        (r"\frac{1}{3}", r"0.\overline{3}", True),
+        ("0.0000012", r"\frac{14}{10000000}", False),
+        (r"\frac{123456789}{1000}", "123456.789", True),
+        ("1000", "1e3", True),
+        ("110", r"1.1\times 10^2", True),
+        ("4210_5", "4210_{5}", True),
+        ("4210_5", "4210_6", False),
+        ("4210_5", "4210", True),
         ("10,000", "10000", True),
         (r"10,\!080", "10{,}080", True),
         ("1,2", "12", False),
@@ -58,6 +67,8 @@ def judge() -> Iterator[AnswerJudge]:
         ("5,6", "5", False),
         ("(3,4]", "(3, 4]", True),
         ("(3,4]", "[3,4]", False),
+        ("(3,4]", r"3 < x \le 4", True),
+        ("(3,4]", r"3 \le x \le 4", False),
         (r"x \in [-2,7]", "[-2,7]", True),
         (r"(0,9) \cup (9,36)", r"(9, 36) \cup (0, 9)", True),
         (r"50\%", "50%", True),
@@ -95,10 +106,9 @@ def test_equal_values_are_equal_answers(
 @pytest.mark.parametrize(
     ("gold", "prediction", "expected"),
     [
-        ("4210_5", "4210_6", True),
         ("(1,2)", "x=1,y=2", True),
-        ("1000", "1e3", False),
         ("B", "b", True),
+        ("0.3x", "0.1x+0.2x", False),
     ],
 )
 def test_what_math_verify_gets_wrong(
@@ -160,6 +170,11 @@ def test_no_worker_starts_for_texts_that_tell_by_themselves(workers: Workers) ->
         assert judge.same("5", "5")
         assert judge.correct(r"\text{(C)}", " **(C)**.")
         assert judge.same(r"\textbf{(C)}", "C)")
+        assert judge.correct("1,000".replace(",", r"\,"), "1e3")
+        assert judge.correct("2.50", "+2.5")
+        assert not judge.correct("2.50", "2.05")
+        assert not judge.same("9" * 30, "9" * 29 + "8")
+        assert judge.correct("x²", "x^2")
         assert not judge.same("5" * (MAX_LENGTH + 1), "5")
         assert workers() == []
 

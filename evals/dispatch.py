@@ -1,0 +1,259 @@
+"""The jobs of a run on its servers: each question goes to the one that has the most room."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+
+from lim_sglang.errors import ServerError
+from lim_sglang.evals.grade import Grader
+from lim_sglang.evals.jobs import Draw, Drawn, Job, questions_at_once
+from lim_sglang.evals.records import Failure, GradedSample
+from lim_sglang.programs.records import Sample, SampleState
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server that a run is drawn from."""
+
+    url: str
+    draw: Draw
+    check: Callable[[], object]
+    """Raises `ServerError` where it is gone, or serves something else by now."""
+    close: Callable[[], object] = lambda: None
+    """Ends what is in flight there, once it is gone."""
+    places: int = 64
+    """Requests that it is given at once."""
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A server that is asked no more."""
+
+    url: str
+    error: ServerError
+
+
+Event = tuple[GradedSample, ...] | Failure | Gone
+"""Samples that belong together, one that failed, or a server less."""
+
+
+class Dispatcher:
+    """Which job is next, and on which server. For any number of threads."""
+
+    def __init__(self, jobs: Sequence[Job], servers: Sequence[Server], in_flight: int) -> None:
+        """Nothing is begun yet.
+
+        Args:
+            in_flight: samples of one question that are drawn at the same time.
+        """
+        whole = any(job.whole for job in jobs)
+        self._most = {
+            server.url: questions_at_once(server.places, in_flight, whole=whole)
+            for server in servers
+        }
+        self._waiting = deque(jobs)
+        self._loads = {server.url: 0 for server in servers}
+        """Jobs that each server has."""
+        self._servers = list(servers)
+        """Those that are not gone."""
+        self._gone: dict[str, ServerError] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+
+    @property
+    def num_threads(self) -> int:
+        """As many as can be busy at once."""
+        return min(len(self._waiting), sum(self._most.values()))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody wants any more."""
+        return self._closed
+
+    def take(self) -> tuple[Job, Server] | None:
+        """The next job and the server with the most room for it, once one has room.
+
+        Returns:
+            None when no job is left, or nobody can or wants to do it.
+        """
+        with self._changed:
+            while self._waiting and self._servers and not self._closed:
+                server = min(self._servers, key=self._fullness)
+                if self._fullness(server) < 1:
+                    self._loads[server.url] += 1
+                    return self._waiting.popleft(), server
+                self._changed.wait()
+            return None
+
+    def finish(self, server: Server) -> None:
+        """A job is done."""
+        with self._changed:
+            self._loads[server.url] -= 1
+            self._changed.notify_all()
+
+    def give_back(self, job: Job, server: Server) -> None:
+        """A job is done by half; the same thread may take the rest, on another server. It waits
+        behind the others, so that a question that kills servers does so last.
+        """
+        with self._changed:
+            self._waiting.append(job)
+        self.finish(server)
+
+    def lose(self, server: Server, error: ServerError) -> bool:
+        """Give a server nothing more to do; false where it was lost before."""
+        with self._changed:
+            if server.url in self._gone:
+                return False
+            self._gone[server.url] = error
+            self._servers.remove(server)
+            self._changed.notify_all()
+            return True
+
+    @property
+    def lost_all(self) -> ServerError | None:
+        """The end of the last server, or of all of them; None while there is one."""
+        with self._changed:
+            if self._servers:
+                return None
+        errors = list(self._gone.values())
+        if len(errors) == 1:
+            return errors[0]
+        reasons = "".join(f"\n  - {error}" for error in errors)
+        return ServerError(f"all {len(errors)} servers are gone:{reasons}")
+
+    def close(self) -> None:
+        """Let no further job begin."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _fullness(self, server: Server) -> float:
+        return self._loads[server.url] / self._most[server.url]
+
+
+class _Attempt:
+    """One job on one server."""
+
+    def __init__(
+        self,
+        job: Job,
+        server: Server,
+        dispatcher: Dispatcher,
+        grader: Grader,
+        put: Callable[[Event], None],
+    ) -> None:
+        self.is_lost = False
+        """Whether the server is gone."""
+        self._job = job
+        self._left = set(job.indices)
+        self._server = server
+        self._dispatcher = dispatcher
+        self._grader = grader
+        self._put = put
+        self._is_over = False
+
+    @property
+    def left(self) -> Job:
+        """What it did not bring."""
+        return replace(self._job, indices=tuple(sorted(self._left)))
+
+    def deliver(self, *drawn: Drawn) -> bool:
+        """See `jobs.Deliver`. Grades in the caller's thread."""
+        if self._is_over or self._dispatcher.is_closed:
+            return False
+        failed = [each.sample for each in drawn if each.sample.state is SampleState.FAILED]
+        if failed:
+            return self._fail(failed[0])
+        self._put(tuple(self._grade(each, len(drawn)) for each in drawn))
+        brought = (each.sample.index for each in drawn)
+        self._left -= set(self._job.indices if self._job.whole else brought)
+        return True
+
+    def _grade(self, drawn: Drawn, together: int) -> GradedSample:
+        question = self._job.question
+        return GradedSample(
+            question.question_id,
+            question.gold,
+            self._grader.correct(question.gold, drawn.sample.answer),
+            drawn.sample,
+            late=drawn.late,
+            of=together if self._job.whole else None,
+        )
+
+    def _fail(self, sample: Sample) -> bool:
+        """Is it the sample or the server? A failure of the server is nothing to remember."""
+        if self._server_is_gone():
+            self.is_lost = self._is_over = True
+            return False
+        error = sample.error or "it did not say why"
+        self._put(Failure(self._job.question.question_id, sample.index, error))
+        self._left.discard(sample.index)
+        self._is_over = self._job.whole
+        return not self._is_over
+
+    def _server_is_gone(self) -> bool:
+        try:
+            self._server.check()
+        except ServerError as error:
+            if self._dispatcher.lose(self._server, error):
+                self._put(Gone(self._server.url, error))
+                self._server.close()
+            return True
+        return False
+
+
+def stream(
+    jobs: Sequence[Job], servers: Sequence[Server], grader: Grader, *, in_flight: int
+) -> Generator[Event]:
+    """Run the jobs and yield what comes of them, in the caller's thread; see `Dispatcher`.
+
+    An exception of a program or of the grader is raised here. Closing the iterator lets no further
+    job begin and drops what still comes; closing the endpoints then ends the programs. The threads
+    are daemons, as are those that they start, so that a request in flight does not keep the process
+    alive.
+
+    Raises:
+        ServerError: jobs are left and every server is gone.
+    """
+    dispatcher = Dispatcher(jobs, servers, in_flight)
+    results: SimpleQueue[Event | Exception | None] = SimpleQueue()
+    running = dispatcher.num_threads
+    for number in range(running):
+        arguments = (dispatcher, grader, results.put)
+        threading.Thread(
+            target=_work, args=arguments, name=f"lim-eval-{number}", daemon=True
+        ).start()
+    try:
+        while running:
+            result = results.get()
+            if result is None:
+                running -= 1
+            elif isinstance(result, Exception):
+                raise result
+            else:
+                yield result
+            if results.empty() and (error := dispatcher.lost_all):
+                raise error
+    finally:
+        dispatcher.close()
+
+
+def _work(
+    dispatcher: Dispatcher, grader: Grader, put: Callable[[Event | Exception | None], None]
+) -> None:
+    """One thread: job after job until none is left, or the caller wants no more."""
+    try:
+        while task := dispatcher.take():
+            job, server = task
+            attempt = _Attempt(job, server, dispatcher, grader, put)
+            server.draw(job, attempt.deliver)
+            if attempt.is_lost:
+                dispatcher.give_back(attempt.left, server)
+            else:
+                dispatcher.finish(server)
+    except Exception as error:  # noqa: BLE001 - carried to the caller's thread
+        put(error)
+    finally:
+        put(None)

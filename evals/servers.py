@@ -1,0 +1,112 @@
+"""The servers that a run is drawn from: found, connected, and of one mind."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from lim_sglang.errors import ConfigError, ServerError
+from lim_sglang.programs.client import check_server, normalise_url
+from lim_sglang.programs.connect import Api, connect
+
+if TYPE_CHECKING:
+    from lim_sglang.programs.transport import Transport
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a server says of itself."""
+
+    url: str
+    info: Mapping[str, Any]
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """That the model's makers recommend."""
+    places: int = 64
+    """Requests that it is given at once."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A server that answers."""
+
+    facts: Facts
+    endpoint: "Transport"
+
+
+@dataclass(frozen=True)
+class Access:
+    """How servers are spoken to; see `connect`."""
+
+    api: Api = Api.SGLANG
+    model: str | None = None
+    api_key: str | None = None
+    timeout_s: float = 600.0
+    concurrency: int = 64
+    """Requests in flight at once at each server."""
+
+
+def split_urls(texts: Sequence[str]) -> tuple[str, ...]:
+    """The addresses in some texts, each of which may hold several, between spaces or commas.
+
+    Raises:
+        ConfigError: there is none, or one twice.
+        ServerError: one is no address.
+    """
+    urls = [normalise_url(url) for text in texts for url in re.split(r"[\s,]+", text) if url]
+    if not urls:
+        raise ConfigError("no server is named: give --url or LIM_URL an address, or use --serve")
+    twice = {url for url in urls if urls.count(url) > 1}
+    if twice:
+        raise ConfigError(f"{', '.join(sorted(twice))} is named twice: name each server once")
+    return tuple(urls)
+
+
+@contextmanager
+def connected(
+    urls: Sequence[str],
+    access: Access,
+    console: Console,
+    *,
+    thinking: bool | None = None,
+    thinking_budget: int | None = None,
+) -> Iterator[tuple[Connection, ...]]:
+    """Connections to all servers, until the block ends.
+
+    Raises:
+        ConfigError: an option that the API does not take.
+        ServerError: a server does not answer; all that do not are named.
+    """
+    if access.api is Api.SGLANG:
+        _check_all(urls, access.api_key)
+    with ExitStack() as stack:
+        connections = []
+        for url in urls:
+            endpoint = connect(
+                *(url, access.api_key, console),
+                timeout_s=access.timeout_s,
+                max_concurrency=access.concurrency,
+                thinking=thinking,
+                thinking_budget=thinking_budget,
+                api=access.api,
+                model=access.model,
+            )
+            stack.callback(endpoint.close)
+            defaults = endpoint.sampling_defaults()
+            facts = Facts(url, endpoint.server_info(), defaults, endpoint.max_concurrency)
+            connections.append(Connection(facts, endpoint))
+        yield tuple(connections)
+
+
+def _check_all(urls: Sequence[str], api_key: str | None) -> None:
+    """Before SGLang is loaded, which takes seconds."""
+    problems = []
+    for url in urls:
+        try:
+            check_server(url, api_key)
+        except ServerError as error:
+            problems.append(str(error))
+    if problems:
+        raise ServerError("\n".join(problems))
