@@ -142,8 +142,8 @@ class ServeOptions:
     def server_options(self) -> tuple[str, ...]:
         """SGLang's options, the same for every policy's server."""
         most = str(self.most_requests)
-        # One place more: SGLang counts a prompt twice that a chunk of prefill cuts in two, and takes
-        # the batch for full with one place free, so that a request waits until another has ended.
+        # One place more: SGLang counts a prompt twice that a chunk of prefill cuts in two, takes
+        # the batch for full with one place free, and lets a request wait until another has ended.
         places = str(self.most_requests + 1)
         ours = [
             *(("--load-format", "dummy") if self.model.shape else ()),
