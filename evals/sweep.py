@@ -20,6 +20,9 @@ from lim_sglang.evals.tasks import find_task
 SWEEPS = Path(__file__).parent / "sweeps"
 """Those that come with this package, each known by its file's name."""
 
+Wanted = tuple[str, int | None]
+"""A task, and how many of its questions."""
+
 
 @dataclass(frozen=True)
 class SweepServer:
@@ -67,6 +70,11 @@ class SweepRun:
     """Fields of `Sampling` that are given."""
     limit: int | None = None
     """Questions; None: all."""
+
+    @property
+    def questions(self) -> Wanted:
+        """What it asks."""
+        return self.task, self.limit
 
     @property
     def task_name(self) -> str:

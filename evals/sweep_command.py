@@ -78,13 +78,14 @@ def sweep(
     standings = look(runs, out, asked)
     if dry_run:
         Console().print(plan_table(standings))
-        for problem in problems:
+        for problem in problems.values():
             typer.echo(f"warning: {problem}", err=True)
         typer.echo(describe_plan(standings))
         return
-    if problems:
-        raise DataError("\n".join(map(str, problems)))
     missing = [standing for standing in standings if not standing.is_complete]
+    needed = dict.fromkeys(standing.run.questions for standing in missing)
+    if unread := [str(problems[each]) for each in needed if each in problems]:
+        raise DataError("\n".join(unread))
     access = Access(timeout_s=wanted.timeout_s, concurrency=wanted.concurrency)
     try:
         failed = run_sweep(missing, access, Console(stderr=True), data_dir=data_dir)

@@ -21,13 +21,11 @@ from lim_sglang.evals.serving import ServerSpec, serving
 from lim_sglang.evals.session import Asked, load_asked
 from lim_sglang.evals.settings import differences, folder_name
 from lim_sglang.evals.store import RUN_FILE
-from lim_sglang.evals.sweep import SweepRun
+from lim_sglang.evals.sweep import SweepRun, Wanted
 from lim_sglang.evals.table import percent
 from lim_sglang.evals.tasks import find_task
 
 Serve = Callable[[ServerSpec, Console, Path], AbstractContextManager[str]]
-Wanted = tuple[str, int | None]
-"""A task, and how many of its questions."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +60,17 @@ class Failed:
 
 def load_questions_of(
     runs: Sequence[SweepRun], data_dir: Path | None
-) -> tuple[dict[Wanted, Asked], list[DataError]]:
+) -> tuple[dict[Wanted, Asked], dict[Wanted, DataError]]:
     """The questions of every run, each task read once, and why some cannot be read."""
     found: dict[Wanted, Asked] = {}
-    problems = []
-    for task, limit in dict.fromkeys((run.task, run.limit) for run in runs):
+    problems: dict[Wanted, DataError] = {}
+    for run in runs:
+        if run.questions in found or run.questions in problems:
+            continue
         try:
-            found[task, limit] = load_asked(find_task(task), data_dir, limit)
+            found[run.questions] = load_asked(find_task(run.task), data_dir, run.limit)
         except DataError as problem:
-            problems.append(problem)
+            problems[run.questions] = problem
     return found, problems
 
 
@@ -89,7 +89,7 @@ def look(runs: Sequence[SweepRun], out: Path, asked: Mapping[Wanted, Asked]) -> 
     for run in runs:
         path = out / run.folder
         try:
-            questions = asked.get((run.task, run.limit))
+            questions = asked.get(run.questions)
             stored = load_run(path) if (path / RUN_FILE).exists() else None
             if stored:
                 _refuse_others(stored, run, questions)

@@ -45,7 +45,7 @@ def kill_again_and_again(
         command = forker.start(Path(mkdtemp(dir=folder)), *words)
         assert eventually(partial(_has_asked, fake, asked_before + wanted), WAIT_S), command.error
         time.sleep(moments.uniform(0.0, 0.2))
-        os.killpg(command.pid, signal.SIGKILL)
+        os.kill(command.pid, signal.SIGKILL)
         assert command.wait() == -signal.SIGKILL, f"it had ended before: {command.error}"
         stored = keys(out) if (out / "samples.jsonl").exists() else []
         assert len(stored) == len(set(stored))

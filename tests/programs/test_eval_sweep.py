@@ -75,6 +75,7 @@ def test_each_server_starts_once_and_what_is_complete_starts_none(sweeps: Sweeps
     record = json.loads((sweeps.out / FOLDERS[2] / "run.json").read_text())
     assert record["settings"]["lim"]["config"] == {"policy": "lessismore", "budget": 64}
     assert record["settings"]["sampling"]["max_tokens"] == 64
+    assert record["about"]["places"] == [8]
     again = sweeps.run()
     assert again.code == 0, again.error
     assert sweeps.starts == []
@@ -145,6 +146,7 @@ def test_samples_that_failed_are_told_and_drawn_by_the_next_command(sweeps: Swee
         assert words in done.error
     assert "the prompt is too long" in done.error
     assert done.output.count("15 of 18") == 2
+    assert "lim compare" not in done.output
     assert sweeps.run("--only", "full").code == 0
     assert sweeps.starts == [SERVERS[0]]
     assert sorted(keys(sweeps.out / FOLDERS[0])) == sorted(set(keys(sweeps.out / FOLDERS[1])))
@@ -226,6 +228,15 @@ def test_questions_that_cannot_be_read_are_told_before_a_server_starts(sweeps: S
     assert planned.code == 0
     assert "warning: cannot read" in planned.error
     assert "6 runs: 0 complete, 0 begun, 6 missing; 3 servers to start" in planned.output
+
+
+def test_questions_of_runs_that_are_complete_need_not_be_read(sweeps: Sweeps) -> None:
+    assert sweeps.run("--only", "*full file:more").code == 0
+    (sweeps.folder / "more.jsonl").unlink()
+    done = sweeps.run("--only", "full")
+    assert done.code == 0, done.error
+    assert sweeps.starts == [SERVERS[0]]
+    assert "file:more, Org/Tiny" in done.output
 
 
 def test_a_folder_in_place_of_the_hub_is_reported_by_the_hubs_name(sweeps: Sweeps) -> None:

@@ -240,3 +240,12 @@ def test_ratios_are_of_means_not_means_of_ratios() -> None:
     )
     assert compare(a, b).length_ratio.value == pytest.approx(401 / 201)
     assert math.isfinite(compare(a, b).length_ratio.low)
+
+
+def test_a_question_without_a_token_counts_one_so_that_every_resample_has_a_ratio() -> None:
+    a, b = run_of((0, 1), (0, 1)), run_of((0, 1), (0, 1), policy="lim")
+    a, b = (
+        replace(run, questions=tuple(replace(q, tokens=(0,)) for q in run.questions))
+        for run in (a, b)
+    )
+    assert compare(a, b).spent_ratio == compare(a, b).length_ratio == Interval(1.0, 1.0, 1.0)
