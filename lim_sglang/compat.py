@@ -218,6 +218,22 @@ async def handle_batch_without_leak(
             manager._discard_pending_req_states(obj)
 
 
+def mend_streamed_logprobs() -> None:
+    """Stream each token with its own candidates, also where a chunk has several tokens."""
+    hook_around(Target.CHUNK_LOGPROBS, tokens_with_own_candidates)
+
+
+def tokens_with_own_candidates(
+    original: Callable[..., list[Any]], chat: Any, logprobs: Any, use_token_index: bool = False
+) -> list[Any]:
+    """Run SGLang's reader of logprobs so that it takes the candidates of each token.
+
+    SGLang 0.5.16 does this for whole answers only. In a stream it takes those of the chunk's first
+    token for all of them, although both lists are of the chunk's tokens.
+    """
+    return original(chat, logprobs, use_token_index=True)
+
+
 def mend_triton_dispatch(name: str) -> None:
     """On a CPU, keep SGLang from running Triton kernels for the backend `name`."""
 

@@ -34,6 +34,7 @@ def register() -> None:
     compat.hook_before(Target.QUEUE_REQUEST, _count_retraction)
     compat.mend_triton_dispatch(BACKEND)
     compat.mend_parallel_sampling()
+    compat.mend_streamed_logprobs()
 
 
 def create_backend(runner: Any) -> Any:

@@ -24,6 +24,9 @@ class Target(StrEnum):
     INTERNAL_STATE = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
     QUEUE_REQUEST = "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue"
     SUPPORT_TRITON = "sglang.srt.utils.common.support_triton"
+    CHUNK_LOGPROBS = (
+        "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._process_logprobs_tokens"
+    )
     HANDLE_BATCH = "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_batch_request"
 
 
@@ -35,6 +38,7 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
     Target.INTERNAL_STATE: ("self", "recv_req"),
     Target.QUEUE_REQUEST: ("self", "req", "is_retracted"),
     Target.SUPPORT_TRITON: ("backend",),
+    Target.CHUNK_LOGPROBS: ("self", "logprobs", "use_token_index"),
     Target.HANDLE_BATCH: ("self", "obj", "request"),
 }
 """The parameters of what is hooked."""

@@ -26,8 +26,6 @@ def adaptive(s: Any, drawing: Drawing, indices: Sequence[int], confidence: float
 ADAPTIVE = Program(
     "adaptive",
     adaptive,
-    stops_when="the leader's Beta posterior passes a confidence",
-    source="Adaptive-Consistency, arXiv 2305.11860",
     parallel=8,
 )
 

@@ -38,7 +38,7 @@ from lim_sglang.programs.options import (
 from lim_sglang.programs.prompts import MATH_PROMPT, ask_messages
 from lim_sglang.programs.record import ask_record
 from lim_sglang.programs.records import SampleState, Sampling
-from lim_sglang.programs.sampling import resolve_sampling
+from lim_sglang.programs.sampling import check_thinking_budget, resolve_sampling
 
 if TYPE_CHECKING:
     from lim_sglang.programs.drawing import Question
@@ -78,11 +78,7 @@ def ask(
     """Ask a running server and let its samples vote on the answer."""
     if not question.strip():
         raise typer.BadParameter("it is empty.", param_hint="question")
-    if thinking_budget and thinking_budget >= max_tokens:
-        raise typer.BadParameter(
-            f"it leaves nothing of --max-tokens {max_tokens} to answer with.",
-            param_hint="--thinking-budget",
-        )
+    check_thinking_budget(thinking_budget, max_tokens)
     samples = samples_of(program, samples)
     messages = ask_messages(question, template=template, system=system)
     options = read_settings(settings or [])

@@ -25,8 +25,6 @@ def budget(s: Any, drawing: Drawing, indices: Sequence[int], tokens: int = 16384
 BUDGET = Program(
     "budget",
     budget,
-    stops_when="a token budget for the whole question is spent",
-    source="ours; a baseline at equal cost",
     watched=True,
     finished_only=True,
     parallel=4,

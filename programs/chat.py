@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lim_sglang.programs.client import RequestError
+from lim_sglang.programs.thoughts import END_OF_THOUGHT, Thoughts, share_of_thoughts, thoughts_of
 
 TOP_LOGPROBS = 20
 """Candidates of each token whose log-probabilities make its confidence: DeepConf's k."""
-END_OF_THOUGHT = "</think>"
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,14 @@ class Generation:
     rid: str
     text: str = ""
     num_tokens: int = 0
+    tokens_at_least: bool = False
+    """Whether more may have been generated: nobody heard how this, or an earlier try, ended."""
     num_reasoning_tokens: int = 0
-    """Of these, before the end of the thoughts, as far as the server or the stream says."""
+    """Of these, up to the end of the thoughts: as the server, the stream or a tokenizer counts."""
+    reasoning_estimated: bool = False
+    """Whether nobody counted them: they are pieces of a stream, or a share of the characters."""
+    num_repeated_logprobs: int = 0
+    """Tokens that came with the candidates of another one; see `count_repeated`."""
     truncated: bool = False
     """`max_new_tokens` was reached before the model ended its turn."""
     aborted: bool = False
@@ -73,9 +79,12 @@ def any_request(
         body["stop"] = sampling_params.stop
     if seed is not None:
         body["seed"] = seed
-    if thinking is not None:
-        body["chat_template_kwargs"] = {"enable_thinking": thinking}
-    return body
+    return body | switched(thinking)
+
+
+def switched(thinking: bool | None) -> dict[str, Any]:
+    """What switches thoughts on or off in a request; nothing for None."""
+    return {} if thinking is None else {"chat_template_kwargs": {"enable_thinking": thinking}}
 
 
 def as_stream(body: Mapping[str, Any], *, logprobs: bool) -> dict[str, Any]:
@@ -100,8 +109,10 @@ def read_answer(answer: Any, rid: str) -> Generation:
         prompt = int(usage.get("prompt_tokens") or 0)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise RequestError(f"the answer is no chat completion ({error!r})") from None
-    found = Generation(rid, text, num_tokens, reasoning, num_prompt_tokens=prompt)
-    return with_reason(found, reason)
+    found = Generation(
+        *(rid, text, num_tokens), num_reasoning_tokens=reasoning, num_prompt_tokens=prompt
+    )
+    return with_reason(_with_open_thoughts(found), reason)
 
 
 def with_reason(found: Generation, reason: str) -> Generation:
@@ -109,22 +120,12 @@ def with_reason(found: Generation, reason: str) -> Generation:
     return replace(found, truncated=reason == "length", aborted=reason == "abort")
 
 
-class Thoughts:
-    """Puts thoughts that a server tells apart back where the model wrote them, between marks."""
-
-    def __init__(self) -> None:
-        self._open = False
-
-    def mark(self, message: Mapping[str, Any]) -> str:
-        """The text of a message, or of the next piece of one."""
-        # SGLang, DeepSeek and llama.cpp use the first name, newer vLLM the second.
-        thoughts = message.get("reasoning_content") or message.get("reasoning") or ""
-        text = message.get("content") or ""
-        opening = "<think>\n" if thoughts and not self._open else ""
-        self._open = self._open or bool(thoughts)
-        closing = f"\n{END_OF_THOUGHT}\n\n" if text and self._open else ""
-        self._open = self._open and not closing
-        return f"{opening}{thoughts}{closing}{text}"
+def _with_open_thoughts(found: Generation) -> Generation:
+    """All tokens are thoughts where these were begun and never ended."""
+    only_thoughts = END_OF_THOUGHT not in found.text and thoughts_of(found.text)
+    if not only_thoughts or found.num_reasoning_tokens:
+        return found
+    return replace(found, num_reasoning_tokens=found.num_tokens)
 
 
 class StreamReader:
@@ -171,9 +172,13 @@ class StreamReader:
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise _no_event(str(event), error) from None
 
+    def text(self) -> str:
+        """What has come so far; any thread may ask."""
+        return "".join(self._pieces)
+
     def result(self) -> Generation:
         """The generation, with all of its text."""
-        return replace(self.found, text="".join(self._pieces))
+        return _with_open_thoughts(replace(self.found, text=self.text()))
 
     def whole(self) -> Generation:
         """The generation, once the stream has ended.
@@ -187,41 +192,56 @@ class StreamReader:
 
     def _take(self, event: Mapping[str, Any]) -> list[float]:
         confidences = []
-        reason, text, num_new = None, "", 0
+        reason, text, num_new, num_repeated = None, "", 0, 0
         for choice in event["choices"]:
             # A server that does not stream sends one event, which holds the whole message.
             piece = self._thoughts.mark(choice["delta"] if "delta" in choice else choice["message"])
             reason = choice.get("finish_reason")
             logprobs = choice.get("logprobs") or {}
             confidences += confidences_of(logprobs)
+            num_repeated += count_repeated(logprobs)
             num_new += len(logprobs.get("content") or []) or bool(piece)
             text += piece
         self._pieces.append(text)
-        self._count(event.get("usage"), text, num_new)
+        self._count(event.get("usage") or {}, text, num_new)
+        if num_repeated:
+            num_repeated += self.found.num_repeated_logprobs
+            self.found = replace(self.found, num_repeated_logprobs=num_repeated)
         if reason:
             self.found, self.is_whole = with_reason(self.found, reason), True
         return confidences
 
-    def _count(self, usage: Mapping[str, Any] | None, text: str, num_new: int) -> None:
-        """Tokens so far; those before the end of the thoughts are the thoughts'.
+    def _count(self, usage: Mapping[str, Any], text: str, num_new: int) -> None:
+        """Tokens so far; those up to the end of the thoughts are the thoughts'.
 
         Where the server does not say how many, each piece of text is taken for one; what it says
         in the end corrects this.
         """
-        num_tokens = int(usage["completion_tokens"]) if usage else self.found.num_tokens + num_new
-        thoughts = _reasoning_tokens(usage or {}) or self.found.num_reasoning_tokens
+        before = self.found
+        num_tokens = int(usage["completion_tokens"]) if usage else before.num_tokens + num_new
+        prompt = int(usage.get("prompt_tokens") or 0) or before.num_prompt_tokens
+        self.found = replace(before, num_tokens=num_tokens, num_prompt_tokens=prompt)
+        thoughts = _reasoning_tokens(usage)
+        if thoughts:
+            self.found = replace(
+                self.found, num_reasoning_tokens=thoughts, reasoning_estimated=False
+            )
+        elif not before.num_reasoning_tokens:
+            num_new = num_tokens - before.num_tokens
+            self._look_for_end_of_thoughts(text, num_new, is_counted=bool(usage))
+
+    def _look_for_end_of_thoughts(self, text: str, num_new: int, *, is_counted: bool) -> None:
+        """Where one piece has the end of the thoughts and more, its tokens are shared out."""
         # The mark may be split between two pieces.
-        self._end_of_text += text
-        if not thoughts and END_OF_THOUGHT in self._end_of_text:
-            thoughts = num_tokens
-        self._end_of_text = self._end_of_text[1 - len(END_OF_THOUGHT) :]
-        self.found = replace(
-            self.found,
-            num_tokens=num_tokens,
-            num_reasoning_tokens=thoughts,
-            num_prompt_tokens=int((usage or {}).get("prompt_tokens") or 0)
-            or self.found.num_prompt_tokens,
-        )
+        _, mark, reply = (self._end_of_text + text).partition(END_OF_THOUGHT)
+        self._end_of_text = (self._end_of_text + text)[1 - len(END_OF_THOUGHT) :]
+        if mark:
+            thoughts = self.found.num_tokens - share_of_thoughts(num_new, reply, text)
+            self.found = replace(
+                self.found,
+                num_reasoning_tokens=thoughts,
+                reasoning_estimated=bool(reply) or not is_counted,
+            )
 
 
 def _reasoning_tokens(usage: Mapping[str, Any]) -> int:
@@ -239,6 +259,9 @@ def _no_event(shown: str, error: Exception) -> RequestError:
 def confidences_of(logprobs: Mapping[str, Any] | None) -> list[float]:
     """DeepConf's confidence of each token, in nats: minus the mean log-probability of the likeliest
     candidates (arXiv 2508.15260, section 2). High where the model is sure of one of them.
+
+    SGLang 0.5.16 streams none for a token without text (`serving_chat.py:577`), and one of several
+    candidates with the same text (`utils.py:43`).
     """
     found = []
     for token in (logprobs or {}).get("content") or []:
@@ -246,3 +269,15 @@ def confidences_of(logprobs: Mapping[str, Any] | None) -> list[float]:
         if candidates:
             found.append(-math.fsum(candidates) / len(candidates))
     return found
+
+
+def count_repeated(logprobs: Mapping[str, Any] | None) -> int:
+    """Tokens of one chunk that came with the candidates of its first token.
+
+    A busy server sends several tokens as one chunk. SGLang 0.5.16 then sends the first one's
+    candidates with each of them (`serving_chat.py:1627`), unless the plugin `lim` mends it. The
+    confidence of the others is a guess: over a window of W tokens in chunks of m, whose confidences
+    have the standard deviation s, it puts the mean off by some s * sqrt((m - 1) / W).
+    """
+    tops = [token["top_logprobs"] for token in (logprobs or {}).get("content") or []]
+    return sum(bool(top) and top == tops[0] for top in tops[1:])

@@ -3,9 +3,11 @@
 import asyncio
 import ipaddress
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -19,8 +21,6 @@ MAX_KEPT = 8
 INFO_TIMEOUT_S = 60.0
 """For what the server answers at once, unless it is busy with a long step."""
 CLOSE_TIMEOUT_S = 5.0
-RETRY_AFTER_MOST_S = 60.0
-"""A server that wants a longer pause is asked again all the same."""
 
 T = TypeVar("T")
 
@@ -40,6 +40,10 @@ class RequestError(ServerError):
 
 class RequestTimeoutError(RequestError):
     """The server took the request and did not answer in time."""
+
+
+class TurnedAwayError(RequestError):
+    """Nothing was generated: no server was reached, or it did not take the request."""
 
 
 class Client:
@@ -86,6 +90,10 @@ class Client:
     def get(self, path: str) -> Any:
         """The JSON that the server answers under `path`; raises `RequestError`."""
         return self.start(self.fetch("GET", path, timeout_s=INFO_TIMEOUT_S)).result()
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The JSON that it answers to a body; raises `RequestError`."""
+        return self.start(self.fetch("POST", path, body, timeout_s=INFO_TIMEOUT_S)).result()
 
     async def fetch(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float
@@ -151,7 +159,7 @@ class Client:
                 f"{self.url}{path} did not answer within {timeout_s:g} seconds"
             ) from None
         except (httpx.ConnectError, httpx.ConnectTimeout):
-            raise RequestError(
+            raise TurnedAwayError(
                 f"no server answers at {self.url}: start one with `lim serve`, "
                 "or name a running one with --url",
                 retryable=True,
@@ -192,16 +200,20 @@ class Client:
         if status < 400:
             return
         if status in (401, 403):
-            raise RequestError(
+            raise TurnedAwayError(
                 f"{self.url} refuses the API key (HTTP {status}): give the key that the server "
                 "was started with by --api-key or LIM_API_KEY"
             )
         if status == 404:
-            raise RequestError(f"{self.url} has no {path}: is it a SGLang server?")
-        raise RequestError(
-            f"{self.url} answered HTTP {status}: {reason_of(response)}",
+            raise TurnedAwayError(f"{self.url} has no {path}: is it a SGLang server?")
+        # SGLang also answers 5xx in the midst of a generation.
+        kind = TurnedAwayError if status < 500 else RequestError
+        pause_s = retry_after_s(response)
+        wish = f" (it wants no other try for {pause_s:,.0f} s)" if pause_s else ""
+        raise kind(
+            f"{self.url} answered HTTP {status}: {reason_of(response)}{wish}",
             retryable=status == 429 or status >= 500,
-            retry_after_s=retry_after_s(response),
+            retry_after_s=pause_s,
         )
 
     def __enter__(self) -> Self:
@@ -256,9 +268,16 @@ def _fits_header(text: str) -> bool:
 
 
 def retry_after_s(response: httpx.Response) -> float:
-    """How long the server wants no other try, in seconds; 0 where it does not say in seconds."""
+    """How long the server wants no other try; 0 where it does not say. It says so in seconds, or
+    with the date of the next try (RFC 9110, 10.2.3).
+    """
     text = response.headers.get("retry-after", "")
-    return min(float(text), RETRY_AFTER_MOST_S) if text.isdecimal() else 0.0
+    if text.isdecimal():
+        return float(text)
+    try:
+        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return 0.0
 
 
 def reason_of(response: httpx.Response) -> str:

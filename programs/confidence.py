@@ -58,8 +58,6 @@ def confidence(
 CONFIDENCE = Program(
     "confidence",
     confidence,
-    stops_when="one answer has nearly all of the confidence; unsure chains end early",
-    source="DeepConf, arXiv 2508.15260",
     order=Order.BY_CONFIDENCE,
     watched=True,
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lim_sglang.errors import ConfigError
+from lim_sglang.programs.chat import switched
 from lim_sglang.programs.client import Client, check_server
 
 if TYPE_CHECKING:
@@ -46,14 +47,13 @@ def connect(
 
     Args:
         timeout_s: limit of one generation, from sending to the answer.
-        max_concurrency: requests in flight at once; a server that says that it runs fewer gets
-            fewer, so that no request spends its time waiting there.
+        max_concurrency: requests in flight; a server that says that it runs fewer gets fewer.
         thinking: on or off for models that can do both; None leaves it to the model's template.
         thinking_budget: tokens after which thoughts are closed (`thinking.py`); None: no limit.
         model: its name at a server of OpenAI's API; None: its only one.
 
     Raises:
-        ConfigError: an option that this API does not take, or no model where one must be chosen.
+        ConfigError: an option that cannot be honoured there, or no model where one must be chosen.
         ServerError: nothing answers, the key is wrong, or it speaks something else.
     """
     _refuse_options(api, model, thinking=thinking, thinking_budget=thinking_budget)
@@ -86,6 +86,7 @@ def _connect_sglang(
     check_server(url, api_key)
     with Client(url, api_key=api_key) as client:
         running: int | None = client.get("/server_info").get("max_running_requests")
+        check_switch(client, thinking)
     with console.status(LOADING):
         from lim_sglang.programs.endpoint import Endpoint
         from lim_sglang.programs.thinking import BudgetedEndpoint
@@ -99,6 +100,28 @@ def _connect_sglang(
         max_concurrency=min(max_concurrency, running or max_concurrency),
         thinking=thinking,
     )
+
+
+def check_switch(client: Client, thinking: bool | None) -> None:
+    """Refuse to switch thoughts on or off where the chat template of the server's model renders
+    the same prompt either way.
+
+    Raises:
+        ConfigError: that is so.
+        ServerError: the server does not render prompts.
+    """
+    if thinking is None:
+        return
+    messages = [{"role": "user", "content": "Do you think?"}]
+    on, off = (
+        client.post("/v1/tokenize", {"messages": messages, **switched(choice)})
+        for choice in (True, False)
+    )
+    if on == off:
+        raise ConfigError(
+            f"--{'' if thinking else 'no-'}thinking: the chat template of the server's model has "
+            "no enable_thinking to switch; leave the option out"
+        )
 
 
 def _refuse_options(

@@ -76,7 +76,6 @@ class Desk:
         endpoint: Transport,
         same: Same,
         *,
-        max_concurrency: int,
         max_questions: int,
         max_waiting: int,
     ) -> None:
@@ -84,20 +83,34 @@ class Desk:
 
         Args:
             same: whether two answers are equal.
-            max_concurrency: samples of one question in flight, since each takes a thread; the
-                endpoint has a limit of its own for those of all questions.
-            max_questions: answered at the same time.
+            max_questions: answered at the same time; the samples of all of them share the
+                endpoint's places.
             max_waiting: taken beyond these; they wait.
         """
         self._endpoint = endpoint
         self._same = same
-        self._max_concurrency = max_concurrency
+        self._max_questions = max_questions
         self._max_open = max_questions + max_waiting
         self._pool = ThreadPoolExecutor(max_questions, thread_name_prefix="lim-question")
         self._lock = threading.Lock()
         self._open: set[Asking] = set()
         """Until their programs have ended."""
         self._closed = False
+
+    @property
+    def most_threads(self) -> int:
+        """That questions and their samples ever have: each question one of the pool, one of its
+        program and one of a sample, and all of them together those of the endpoint's places.
+        """
+        return 3 * self._max_questions + self._endpoint.places.total
+
+    @property
+    def bounds(self) -> str:
+        """What is done at the same time at most, in a line."""
+        return (
+            f"{self._max_questions} questions and {self._endpoint.places.total} samples of all of "
+            f"them, in at most {self.most_threads} threads"
+        )
 
     def ask(self, request: VoteRequest) -> Asking:
         """Take a question.
@@ -152,11 +165,10 @@ class Desk:
         on_sample: Callable[[Sample], None] = lambda _: None,
     ) -> Outcome:
         program = find_program(request.program)
-        parallel = request.parallel or program.parallel or request.samples
         question = Question(
             request.messages,
             request.sampling,
-            parallel=min(parallel, self._max_concurrency),
+            parallel=request.parallel or program.parallel or request.samples,
             watched=program.watched,
             seeds_honoured=bool(
                 samples and request.sampling.seed is not None and self._endpoint.honours_seeds

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.records import Sample, SampleState
 from lim_sglang.programs.running import Running
 from lim_sglang.programs.vote import Order, Same, Tally, tally
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 SHOWN = 16
 """Running samples that have a line of their own."""
+LONGEST_BOX = 1000
+"""Characters of a box with an answer."""
+BOXES_LOOKED_AT = 3
+"""From the end: the last may be open still, or the prompt's own empty one."""
 
 
 class VoteDisplay:
@@ -84,16 +89,35 @@ class VoteDisplay:
 
 
 def running_table(samples: Sequence[Running]) -> Table:
-    """Samples in flight: how long each is, and what it does."""
+    """Samples in flight: how long each is, how fast, what it does, and its answer so far."""
     begun = [sample for sample in samples if sample.has_started]
-    table = Table("sample", "tokens", "state", box=None, header_style="bold")
+    columns = ("sample", "tokens", "tokens/s", "state", "answer so far")
+    table = Table(*columns, box=None, header_style="bold")
     for sample in sorted(begun, key=lambda sample: sample.index)[:SHOWN]:
         state = "ending" if sample.is_cancelled else "running" if sample.num_tokens else "waiting"
-        table.add_row(str(sample.index), f"{sample.num_tokens:,}", state)
+        speed = f"{sample.tokens_per_s:,.1f}"
+        answer = Text(answer_so_far(sample.text))
+        table.add_row(str(sample.index), f"{sample.num_tokens:,}", speed, state, answer)
     more = len(begun) - SHOWN
     if more > 0:
         table.add_row("…", "", f"{more} more")
     return table
+
+
+def answer_so_far(text: str) -> str:
+    """What the last box holds that is closed; nothing where there is none. Quick on long texts:
+    the table is drawn several times a second.
+    """
+    end = len(text)
+    for _ in range(BOXES_LOOKED_AT):
+        start = max(text.rfind(box, 0, end) for box in ("\\boxed", "\\fbox"))
+        if start < 0:
+            return ""
+        answer = extract_answer(text[start : start + LONGEST_BOX])
+        if answer:
+            return answer
+        end = start
+    return ""
 
 
 def pace(num_tokens: int, elapsed_s: float) -> str:
@@ -105,11 +129,13 @@ def describe(sample: Sample) -> str:
     """One sample in a line."""
     if sample.state is SampleState.FAILED:
         return f"failed: {sample.error}"
+    least = "at least " if sample.tokens_at_least else ""
+    took = f"{least}{sample.num_tokens} tokens, {sample.latency_s:.1f} s"
     if sample.state is SampleState.ABORTED:
-        return f"stopped  ({sample.num_tokens} tokens, {sample.latency_s:.1f} s)"
+        return f"stopped  ({took})"
     cut = ", cut off" if sample.state is SampleState.TRUNCATED else ""
     answer = "no answer" if sample.answer is None else sample.answer
-    return f"{answer}  ({sample.num_tokens} tokens, {sample.latency_s:.1f} s{cut})"
+    return f"{answer}  ({took}{cut})"
 
 
 def standing(vote: Tally) -> str:
@@ -150,4 +176,5 @@ def verdict(outcome: "Outcome") -> str:
     failed = f", {vote.failed} failed" if vote.failed else ""
     stopped = outcome.settled or vote.aborted
     saved = f", about {outcome.saved_tokens:,} saved" if stopped else ""
-    return f"{answer}{failed}, {outcome.spent_tokens:,} tokens{saved}, {outcome.elapsed_s:.1f} s)"
+    spent = f"{'at least ' if outcome.spent_at_least else ''}{outcome.spent_tokens:,} tokens"
+    return f"{answer}{failed}, {spent}{saved}, {outcome.elapsed_s:.1f} s)"

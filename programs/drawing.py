@@ -16,6 +16,7 @@ import sglang as sgl
 
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.chat import Generation
+from lim_sglang.programs.places import Places
 from lim_sglang.programs.prompts import Message
 from lim_sglang.programs.records import Sample, SampleState, Sampling
 from lim_sglang.programs.running import Running
@@ -93,24 +94,18 @@ class Drawing:
             threshold: a sample whose group confidence falls under it is aborted.
         """
         left = deque(indices)
-        # Each branch is a thread, and one that can only wait for a place is none too early.
-        places = min(self.question.parallel, s.stream_executor.backend.max_concurrency)
         branches: dict[int, Any] = {}
         measured = _Confidences(confidence, threshold) if confidence else None
-        with self._nothing_left_running(branches):
+        places: Places = s.stream_executor.backend.places
+        with places.for_question() as share, self._nothing_left_running(branches):
             while left or branches:
-                room = places - len(branches)
-                for index in [left.popleft() for _ in range(min(room, len(left)))]:
-                    watcher = partial(measured.watcher, index) if measured else None
-                    running = Running(index, watched=self.question.watched, watcher=watcher)
-                    self.running[index] = running
-                    branches[index] = self._start(s, running)
-                ended = sorted(
-                    (n for n in branches if _has_ended(branches[n])), key=_ended_at(branches)
-                )
+                while share.take(wanted=bool(left) and len(branches) < self.question.parallel):
+                    index = left.popleft()
+                    branches[index] = self._start(s, index, measured)
+                ended = _ended(branches)
                 for index in ended:
-                    lowest = measured.lowest(index) if measured else None
-                    sample = self._end(branches.pop(index), self.running.pop(index), lowest)
+                    sample = self._end(branches.pop(index), self.running.pop(index), measured)
+                    share.give_back()
                     self._look(rule, left, branches)  # before the display takes its time
                     self.on_sample(sample)
                 if not ended:
@@ -150,7 +145,10 @@ class Drawing:
             for branch in branches.values():
                 branch.stream_executor.end()
 
-    def _start(self, s: Any, running: Running) -> Any:
+    def _start(self, s: Any, index: int, measured: "_Confidences | None") -> Any:
+        watcher = partial(measured.watcher, index) if measured else None
+        running = Running(index, watched=self.question.watched, watcher=watcher)
+        self.running[index] = running
         sampling = self.question.sampling
         branch = s.fork(1)[0]
         branch[SEED] = sampling.seed_of(running.index)
@@ -166,12 +164,12 @@ class Drawing:
         )
         return branch
 
-    def _end(self, branch: Any, running: Running, confidence: float | None) -> Sample:
+    def _end(self, branch: Any, running: Running, measured: "_Confidences | None") -> Sample:
         sample = read_sample(
             branch,
             running.index,
             seed_honoured=self.question.seeds_honoured and branch[SEED] is not None,
-            confidence=confidence,
+            confidence=measured.lowest(running.index) if measured else None,
         )
         if running.is_doubted and sample.state is not SampleState.FAILED:
             sample = replace(sample, state=SampleState.ABORTED, answer=None)
@@ -208,9 +206,12 @@ def read_sample(
         seed_honoured=seed_honoured,
         rid=found.rid,
         error=found.error,
+        tokens_at_least=found.tokens_at_least,
         num_reasoning_tokens=found.num_reasoning_tokens,
+        reasoning_estimated=found.reasoning_estimated,
         num_prompt_tokens=found.num_prompt_tokens,
         confidence=confidence,
+        num_repeated_logprobs=found.num_repeated_logprobs,
     )
 
 
@@ -223,18 +224,18 @@ def state_of(found: Generation) -> SampleState:
     return SampleState.TRUNCATED if found.truncated else SampleState.FINISHED
 
 
-def _has_ended(branch: Any) -> bool:
-    return bool(branch.stream_executor.variable_event[SOLUTION].is_set())
-
-
-def _ended_at(branches: Mapping[int, Any]) -> Callable[[int], float]:
-    """When the generation of a branch ended; one that raised comes first."""
+def _ended(branches: Mapping[int, Any]) -> list[int]:
+    """Whose generations have ended, in this order; one that raised comes first."""
 
     def ended_s(index: int) -> float:
         found: Generation | None = branches[index].get_meta_info(SOLUTION)
         return found.ended_s if found else 0.0
 
-    return ended_s
+    return sorted((index for index in branches if _has_ended(branches[index])), key=ended_s)
+
+
+def _has_ended(branch: Any) -> bool:
+    return bool(branch.stream_executor.variable_event[SOLUTION].is_set())
 
 
 class _Confidences:

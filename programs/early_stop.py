@@ -32,8 +32,6 @@ def early_stop(s: Any, drawing: Drawing, indices: Sequence[int], window: int = 5
 EARLY_STOP = Program(
     "early_stop",
     early_stop,
-    stops_when="a window of samples agrees",
-    source="ESC, arXiv 2401.10480",
 )
 
 

@@ -22,10 +22,13 @@ from lim_sglang.programs.chat import (
 )
 from lim_sglang.programs.client import Client, RequestError
 from lim_sglang.programs.running import Running
+from lim_sglang.programs.thoughts import share_of_thoughts, thoughts_of
 from lim_sglang.programs.transport import Transport
 
 ABORT_TIMEOUT_S = 3.0
 """For one word to the server, and for all that it says about a generation that was ended."""
+COUNT_TIMEOUT_S = 2.0
+"""For the count of a text's tokens; less, so that an abort does not lose what is whole."""
 ABORT_AGAIN_S = 0.5
 """The server forgets an abort that overtakes its request, so it is told again."""
 
@@ -94,7 +97,7 @@ class Endpoint(Transport):
         body = {**body, "rid": reader.found.rid}
         if not running.watched:
             answer = await self._client.fetch("POST", path, body, timeout_s=self._timeout_s)
-            return read_answer(answer, body["rid"])
+            return await self._with_thoughts_counted(read_answer(answer, body["rid"]))
         watch = running.on_confidence
         stream = as_stream(body, logprobs=watch is not None)
         lines = self._client.lines("POST", path, stream, timeout_s=self._timeout_s)
@@ -102,6 +105,25 @@ class Endpoint(Transport):
             async for line in lines:
                 running.see(reader.read(line), reader.found.num_tokens)
         return reader.whole()
+
+    async def _with_thoughts_counted(self, found: Generation) -> Generation:
+        """The tokens of thoughts that the server did not count, since it parses none: by its
+        tokenizer, which may cut a text otherwise than the model wrote it, though it seldom does;
+        by their share of the text where it does not answer.
+        """
+        thoughts = thoughts_of(found.text)
+        if not thoughts or found.num_reasoning_tokens:
+            return found
+        prompt = {"prompt": thoughts, "add_special_tokens": False}
+        try:
+            answer = await self._client.fetch(
+                "POST", "/v1/tokenize", prompt, timeout_s=COUNT_TIMEOUT_S
+            )
+            counted = min(int(answer["count"]), found.num_tokens)
+        except (RequestError, KeyError, TypeError, ValueError):
+            estimate = share_of_thoughts(found.num_tokens, thoughts, found.text)
+            return replace(found, num_reasoning_tokens=estimate, reasoning_estimated=True)
+        return replace(found, num_reasoning_tokens=counted)
 
     async def _end_early(
         self, request: "asyncio.Future[Generation]", reader: StreamReader
@@ -115,7 +137,7 @@ class Endpoint(Transport):
         if request.done():
             with suppress(RequestError):  # lost, but nobody wants it any more
                 return await request
-        return replace(reader.result(), aborted=True)
+        return replace(reader.result(), aborted=True, tokens_at_least=True)
 
     async def _abandon(self, rid: str) -> None:
         try:

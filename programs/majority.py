@@ -24,8 +24,6 @@ def majority(s: Any, drawing: Drawing, indices: Sequence[int]) -> None:
 MAJORITY = Program(
     "majority",
     majority,
-    stops_when="all samples have ended",
-    source="self-consistency, arXiv 2203.11171",
 )
 
 

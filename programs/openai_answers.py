@@ -1,4 +1,7 @@
-"""What a vote is to a client of OpenAI's API: one message, and the vote in a `lim` field. Pure."""
+"""What a vote is to a client of OpenAI's API: one message, and the vote in a `lim` field. Pure.
+
+Thoughts are in `reasoning_content`, as SGLang and DeepSeek's API have them.
+"""
 
 import json
 import time
@@ -12,6 +15,7 @@ from lim_sglang.programs.openai_shapes import VoteRequest
 from lim_sglang.programs.program import Outcome
 from lim_sglang.programs.record import outcome_record
 from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.thoughts import split_thoughts
 
 PIECE = 200
 """Characters of the answer in one streamed chunk."""
@@ -49,7 +53,10 @@ class Answer:
     def completion(self, outcome: Outcome) -> dict[str, Any]:
         """The whole answer; raises `ServerError` where every sample failed."""
         shown = shown_sample(outcome)
-        message = {"role": "assistant", "content": shown.text, "refusal": None}
+        thoughts, reply = split_thoughts(shown.text)
+        message = {"role": "assistant", "content": reply, "refusal": None}
+        if thoughts:
+            message["reasoning_content"] = thoughts
         choice = {
             "index": 0,
             "message": message,
@@ -74,8 +81,10 @@ class Answer:
             ServerError: every sample failed; before the first chunk.
         """
         shown = shown_sample(outcome)
-        for start in range(0, len(shown.text), PIECE):
-            yield self._chunk({"content": shown.text[start : start + PIECE]})
+        thoughts, reply = split_thoughts(shown.text)
+        for name, text in (("reasoning_content", thoughts), ("content", reply)):
+            for start in range(0, len(text), PIECE):
+                yield self._chunk({name: text[start : start + PIECE]})
         vote = {"lim": self._vote(outcome, shown)}
         with_usage = self.request.include_usage
         yield self._chunk({}, _finish_reason(shown), **({} if with_usage else vote))
@@ -108,6 +117,7 @@ class Answer:
                     "state": sample.state,
                     "answer": sample.answer,
                     "num_tokens": sample.num_tokens,
+                    "tokens_at_least": sample.tokens_at_least,
                     "error": sample.error,
                 }
                 for sample in outcome.samples

@@ -20,6 +20,7 @@ from lim_sglang.programs.client import (
     INFO_TIMEOUT_S,
     Client,
     RequestError,
+    TurnedAwayError,
     normalise_url,
     reason_of,
 )
@@ -132,12 +133,12 @@ class OpenAIClient(Client):
         refused = isinstance(error, BadRequestError) and error.param == LIMIT
         if refused and NEWER_LIMIT in error.message:
             self._limit_name = NEWER_LIMIT
-            raise RequestError(f"{self.url} takes {NEWER_LIMIT} only", retryable=True)
+            raise TurnedAwayError(f"{self.url} takes {NEWER_LIMIT} only", retryable=True)
 
     def _check_status(self, response: httpx.Response, path: str) -> None:
         if response.status_code == 404:
             reason = reason_of(response)
-            raise RequestError(
+            raise TurnedAwayError(
                 f"{self.url} refuses the model (HTTP 404): {reason}"
                 if "model" in reason.lower()
                 else f"{self.url} has no {path}: does the base URL end in /v1?"

@@ -99,7 +99,10 @@ class OpenAIEndpoint(Transport):
     ) -> Generation:
         request.cancel()
         await asyncio.wait({request}, timeout=CLOSE_TIMEOUT_S)
-        return replace(reader.result(), aborted=not reader.is_whole)
+        # What it generates until it notices is nowhere told.
+        return replace(
+            reader.result(), aborted=not reader.is_whole, tokens_at_least=not reader.is_whole
+        )
 
     async def _abandon(self, rid: str) -> None:
         """Its connection is closed already, or about to be."""

@@ -38,6 +38,11 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
+    # Whether and how long a model thinks, the proxy's own options say.
+    "chat_template_kwargs": ({},),
+    "reasoning_effort": (),
+    "separate_reasoning": (True,),
+    "stream_reasoning": (True,),
 }
 """Fields that a vote cannot honour, and the values that ask for nothing."""
 _IGNORED = frozenset(
@@ -62,7 +67,8 @@ class _Turn(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[_Part]
     name: None = None
-    # An answer comes back as a turn with all that it had.
+    # An answer comes back as a turn with all that it had; thoughts are no part of what was said.
+    reasoning_content: str | None = None
     refusal: None = None
     audio: None = None
     annotations: list[None] | None = None
@@ -134,14 +140,7 @@ def read_request(body: Any, programs: Programs, defaults: Sampling) -> VoteReque
     named = read_model(body.get("model"), programs)
     if named is None and body.get("lim") is None:
         return None
-    known = {name: body[name] for name in _ChatRequest.model_fields if name in body}
-    reasons = _reasons_against(body)
-    try:
-        asked = _ChatRequest.model_validate(known)
-    except ValidationError as error:
-        reasons += [_in_words(problem) for problem in error.errors()]
-    if reasons:
-        raise ConfigError("; ".join(reasons))
+    asked = _validated(body)
     program, samples, options = _merge(named or (None, None, {}), asked.lim or _LimField())
     if program not in programs:
         raise ConfigError(f"unknown program {program!r}; known: {', '.join(programs)}")
@@ -160,6 +159,19 @@ def read_request(body: Any, programs: Programs, defaults: Sampling) -> VoteReque
         stream=bool(asked.stream),
         include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
     )
+
+
+def _validated(body: Mapping[str, Any]) -> _ChatRequest:
+    """The fields that are understood; raises `ConfigError` with all reasons against the request."""
+    known = {name: body[name] for name in _ChatRequest.model_fields if name in body}
+    reasons = _reasons_against(body)
+    try:
+        asked = _ChatRequest.model_validate(known)
+    except ValidationError as error:
+        reasons += [_in_words(problem) for problem in error.errors()]
+    if reasons:
+        raise ConfigError("; ".join(reasons))
+    return asked
 
 
 Named = tuple[str | None, int | None, Mapping[str, int | float]]

@@ -8,8 +8,11 @@ import typer
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.connect import Api
 from lim_sglang.programs.records import Sampling
+from lim_sglang.programs.summaries import SUMMARIES, listing, summary_of
 
 DEFAULT_URL = "http://127.0.0.1:30000"
+LIST = "?"
+"""In place of a program's name, asks which there are."""
 INTERRUPTED = 130
 """Exit code of a process that Ctrl-C ended, by the shell's convention."""
 
@@ -101,23 +104,22 @@ SeedOption = Annotated[
         help="Sample i is sent SEED + i. SGLang heeds it only in deterministic inference.",
     ),
 ]
-PROGRAM_SAMPLES = {
-    "single": 1,
-    "majority": 8,
-    "adaptive": 40,
-    "early_stop": 40,
-    "short": 8,
-    "confidence": 32,
-    "budget": 40,
-}
-"""Every program, and the samples that it may draw where nobody says how many: the papers' 40 where
-a program stops by itself, twice DeepConf's warm-up. Known without SGLang, whose import takes long.
-"""
+
+
+def _list_programs(name: str) -> str:
+    if name == LIST:
+        typer.echo(listing())
+        raise typer.Exit
+    return name
+
+
 ProgramOption = Annotated[
     str,
     typer.Option(
         "--program",
-        help="single, majority, adaptive, early_stop, short, confidence or budget.",
+        is_eager=True,
+        callback=_list_programs,
+        help=f"{', '.join(SUMMARIES)}; {LIST} lists when each stops.",
     ),
 ]
 MostSamplesOption = Annotated[
@@ -173,16 +175,10 @@ TimeoutOption = Annotated[
 ]
 
 
-def check_program(name: str) -> None:
-    """Refuse a name that no program has; raises `ConfigError`."""
-    if name not in PROGRAM_SAMPLES:
-        raise ConfigError(f"unknown program {name!r}; known: {', '.join(PROGRAM_SAMPLES)}")
-
-
 def samples_of(program: str, asked: int | None) -> int:
     """How many samples a program may draw; raises `ConfigError` for an unknown one."""
-    check_program(program)
-    return asked or PROGRAM_SAMPLES[program]
+    summary = summary_of(program)
+    return asked or summary.samples
 
 
 def read_settings(texts: list[str]) -> dict[str, int | float]:

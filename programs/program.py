@@ -21,8 +21,6 @@ class Program:
     name: str
     function: Any
     """An `@sgl.function` of `(s, drawing, indices)` and its options with their defaults."""
-    stops_when: str
-    source: str
     order: Order = Order.BY_VOTES
     watched: bool = False
     """Whether it needs to know the tokens of running samples."""
@@ -80,6 +78,11 @@ class Outcome:
     def spent_tokens(self) -> int:
         """Generated, by aborted samples too."""
         return sum(sample.num_tokens for sample in self.samples)
+
+    @property
+    def spent_at_least(self) -> bool:
+        """Whether the server may have generated more than is known of."""
+        return any(sample.tokens_at_least for sample in self.samples)
 
     @property
     def saved_tokens(self) -> int:

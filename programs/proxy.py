@@ -22,6 +22,7 @@ from lim_sglang.programs.hanging_up import HungUpError, Released, unless_hung_up
 from lim_sglang.programs.openai_answers import DONE, Answer, event
 from lim_sglang.programs.openai_shapes import default_samples, error_body, read_request
 from lim_sglang.programs.records import Sampling
+from lim_sglang.programs.sampling import check_thinking_budget
 from lim_sglang.programs.upstream import Upstream
 
 HEARTBEAT_S = 2.0
@@ -45,6 +46,8 @@ class Proxy:
     sampling: Sampling
     """What a request does not say."""
     api_key: str | None = None
+    thinking_budget: int | None = None
+    """Tokens after which the endpoint closes thoughts."""
 
     async def check_key(self, request: Request) -> None:
         """Refuse a request without the server's key."""
@@ -78,6 +81,7 @@ class Proxy:
         asked = read_request(_parsed(body), MOST, self.sampling)
         if asked is None:
             return await unless_hung_up(request, self.upstream.forward(request, body))
+        check_thinking_budget(self.thinking_budget, asked.sampling.max_tokens)
         if asked.options:
             await asyncio.to_thread(self.desk.check_options, asked)
         asking = self.desk.ask(asked)

@@ -16,6 +16,7 @@ from lim_sglang.programs.options import (
     ApiKeyOption,
     MaxTokensOption,
     TemperatureOption,
+    ThinkingBudgetOption,
     ThinkingOption,
     TimeoutOption,
     TopKOption,
@@ -23,7 +24,7 @@ from lim_sglang.programs.options import (
     UrlOption,
 )
 from lim_sglang.programs.records import Sampling
-from lim_sglang.programs.sampling import resolve_sampling
+from lim_sglang.programs.sampling import check_thinking_budget, resolve_sampling
 
 if TYPE_CHECKING:
     from lim_sglang.programs.transport import Transport
@@ -51,6 +52,7 @@ def proxy(
     top_p: TopPOption = None,
     top_k: TopKOption = None,
     thinking: ThinkingOption = None,
+    thinking_budget: ThinkingBudgetOption = None,
     timeout: TimeoutOption = 600.0,
 ) -> None:
     """Answer OpenAI's chat completions by a vote: model "majority@16" in place of a model's name.
@@ -58,6 +60,7 @@ def proxy(
     Clients send the key of the server. Sampling options are for requests that say nothing else.
     Other models are passed on to the server.
     """
+    check_thinking_budget(thinking_budget, max_tokens)
     with ExitStack() as open_things:
         listener = open_things.enter_context(listen(host, port))
         endpoint = connect(
@@ -65,6 +68,7 @@ def proxy(
             timeout_s=timeout,
             max_concurrency=concurrency,
             thinking=thinking,
+            thinking_budget=thinking_budget,
         )
         open_things.enter_context(closing(endpoint))  # aborts what still runs at the server
         sampling = resolve_sampling(
@@ -76,8 +80,7 @@ def proxy(
             seed=None,
         )
         _serve(
-            *(listener, endpoint, url, api_key, sampling),
-            max_concurrency=concurrency,
+            *(listener, endpoint, url, api_key, sampling, thinking_budget),
             max_questions=max_questions,
             max_waiting=max_waiting,
         )
@@ -89,8 +92,8 @@ def _serve(
     url: str,
     api_key: str | None,
     sampling: Sampling,
+    thinking_budget: int | None,
     *,
-    max_concurrency: int,
     max_questions: int,
     max_waiting: int,
 ) -> None:
@@ -103,20 +106,20 @@ def _serve(
         judge.warm_up()
         desk = Desk(
             *(endpoint, judge.same),
-            max_concurrency=max_concurrency,
             max_questions=max_questions,
             max_waiting=max_waiting,
         )
-        app = create_app(Proxy(desk, Upstream(url), sampling, api_key))
+        app = create_app(Proxy(desk, Upstream(url), sampling, api_key, thinking_budget))
+        block = ready_block(listener, url, desk.bounds, with_key=bool(api_key))
         ProxyServer(
             app,
-            when_ready=lambda: typer.echo(ready_block(listener, url, with_key=bool(api_key))),
+            when_ready=lambda: typer.echo(block),
             when_stopped=desk.close,
         ).serve_until_stopped(listener)
         typer.echo("Stopping the proxy.")
 
 
-def ready_block(listener: socket.socket, url: str, *, with_key: bool) -> str:
+def ready_block(listener: socket.socket, url: str, bounds: str, *, with_key: bool) -> str:
     """What a user sees when the proxy is ready: where it is, how to ask."""
     host, port, *_ = listener.getsockname()
     here = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -128,6 +131,7 @@ def ready_block(listener: socket.socket, url: str, *, with_key: bool) -> str:
             "The voting proxy is live",
             f"  base url  {here}/v1",
             f"  server    {url}",
+            f"  at once   {bounds}",
             '  model     "majority@16", "adaptive@40?confidence=0.9"; others go to the server',
             f"  ask       curl {here}/v1/chat/completions{key} "
             f"-H 'Content-Type: application/json' -d '{question}'",

@@ -53,6 +53,7 @@ def outcome_record(outcome: "Outcome") -> dict[str, Any]:
         "samples_asked": outcome.num_asked,
         "settled_early": outcome.settled,
         "tokens_spent": outcome.spent_tokens,
+        "tokens_spent_at_least": outcome.spent_at_least,
         "tokens_saved_estimate": outcome.saved_tokens,
         "seconds": round(outcome.elapsed_s, 3),
     }

@@ -49,7 +49,7 @@ class Sample:
     answer: str | None
     """The extracted final answer; None where the text states none."""
     num_tokens: int
-    """Generated tokens."""
+    """Generated tokens of the text."""
     latency_s: float
     seed: int | None
     """The seed that was sent."""
@@ -57,9 +57,16 @@ class Sample:
     rid: str
     """The request id at the server."""
     error: str | None = None
+    tokens_at_least: bool = False
+    """Whether the server may have generated more for it: nobody heard how it, or an earlier try of
+    it, ended there."""
     num_reasoning_tokens: int = 0
-    """Of `num_tokens`, before the end of the thoughts."""
+    """Of `num_tokens`, up to the end of the thoughts."""
+    reasoning_estimated: bool = False
+    """Whether nobody counted these: they are pieces of a stream, or a share of the characters."""
     num_prompt_tokens: int = 0
     """Of the request that drew it; 0 where the server did not say."""
     confidence: float | None = None
     """DeepConf's lowest group confidence of the chain (`stopping.py`); None without logprobs."""
+    num_repeated_logprobs: int = 0
+    """Tokens whose part in the confidence is a guess (`chat.count_repeated`)."""

@@ -1,6 +1,7 @@
 """A sample while it is generated: what its program sees of it, and how the program ends it."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 
@@ -38,6 +39,9 @@ class Running:
         self.has_started = False
         """Whether the server has been asked."""
         self._num_kept = 0
+        self._kept = ""
+        self._text: Callable[[], str] = str
+        self._sent_s = 0.0
         self._watcher = watcher
         self._lock = threading.Lock()
         self._cancelled = False
@@ -56,14 +60,31 @@ class Running:
         if wake:
             wake()
 
-    def begin_try(self) -> None:
-        """Forget what an earlier try has brought."""
+    @property
+    def text(self) -> str:
+        """Generated so far, where it is watched; any thread may ask."""
+        return self._kept + self._text()
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Since the server was asked, the wait for the first token included."""
+        return self.num_tokens / max(time.monotonic() - self._sent_s, 1e-3)
+
+    def begin_try(self, text: Callable[[], str]) -> None:
+        """Forget what an earlier try has brought.
+
+        Args:
+            text: what the new one has brought so far.
+        """
         self.num_tokens = self._num_kept
+        self._text = text
+        if not self._num_kept:
+            self._sent_s = time.monotonic()
         self.on_confidence = self._watcher() if self._watcher else None
 
-    def keep(self, num_tokens: int) -> None:
+    def keep(self, num_tokens: int, text: str) -> None:
         """Of what has come nothing is forgotten: the tries that follow go on from there."""
-        self._num_kept = num_tokens
+        self._num_kept, self._kept, self._text = num_tokens, text, str
         watch = self.on_confidence
         self._watcher = (lambda: watch) if watch else None
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lim_sglang.errors import ConfigError
 from lim_sglang.programs.records import Sampling
 
 RECOMMENDED = ("temperature", "top_p", "top_k")
@@ -22,3 +23,12 @@ def resolve_sampling(published: Mapping[str, Any], **given: Any) -> Sampling:
         recommended["top_k"] = -1
     wanted = {name: value for name, value in given.items() if value is not None}
     return Sampling(**{**recommended, **wanted})
+
+
+def check_thinking_budget(budget: int | None, max_tokens: int) -> None:
+    """Refuse a limit of the thoughts that no answer fits behind; raises `ConfigError`."""
+    if budget is not None and budget >= max_tokens:
+        raise ConfigError(
+            f"a thinking budget of {budget:,} tokens leaves nothing of max_tokens {max_tokens:,} "
+            "to answer with: lower the one or raise the other"
+        )

@@ -26,8 +26,6 @@ def short(s: Any, drawing: Drawing, indices: Sequence[int], wanted: int = 3) -> 
 SHORT = Program(
     "short",
     short,
-    stops_when="the first m of k samples have finished",
-    source="short-m@k, arXiv 2505.17813",
     order=Order.SHORTER_FIRST,
     finished_only=True,
 )

@@ -23,8 +23,6 @@ def single(s: Any, drawing: Drawing, indices: Sequence[int]) -> None:
 SINGLE = Program(
     "single",
     single,
-    stops_when="its one sample has ended",
-    source="greedy or sampled chain of thought, arXiv 2201.11903",
     most=1,
 )
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lim_sglang.programs.chat import END_OF_THOUGHT, Generation
+from lim_sglang.programs.chat import Generation
 from lim_sglang.programs.endpoint import Endpoint
 from lim_sglang.programs.running import Running
+from lim_sglang.programs.thoughts import END_OF_THOUGHT
 
 ENOUGH = (
     "\n\nConsidering the limited time by the user, I have to give the solution based on the "
@@ -46,8 +47,8 @@ class BudgetedEndpoint(Endpoint):
         first = await super()._generate({**body, "max_tokens": budget}, running)
         if not first.truncated or budget == limit:
             return first
-        running.keep(first.num_tokens)
         said = close_thoughts(first.text)
+        running.keep(first.num_tokens, said)
         rest = await super()._generate(continuation(body, said, limit - budget), running)
         return joined(first, said, rest)
 
@@ -70,7 +71,10 @@ def joined(first: Generation, said: str, rest: Generation) -> Generation:
         rest,
         text=said + rest.text,
         num_tokens=first.num_tokens + rest.num_tokens,
+        tokens_at_least=first.tokens_at_least or rest.tokens_at_least,
         num_reasoning_tokens=first.num_reasoning_tokens if closed else first.num_tokens,
+        reasoning_estimated=closed and first.reasoning_estimated,
+        num_repeated_logprobs=first.num_repeated_logprobs + rest.num_repeated_logprobs,
         num_prompt_tokens=first.num_prompt_tokens,
         latency_s=first.latency_s + rest.latency_s,
     )

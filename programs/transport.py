@@ -15,8 +15,10 @@ from dataclasses import replace
 from typing import Any
 
 from lim_sglang.compat import BaseBackend, ChatTemplate
+from lim_sglang.programs.backoff import Backoff, Retries
 from lim_sglang.programs.chat import Generation, StreamReader
-from lim_sglang.programs.client import Client, RequestError, RequestTimeoutError
+from lim_sglang.programs.client import Client, RequestError, RequestTimeoutError, TurnedAwayError
+from lim_sglang.programs.places import Places
 from lim_sglang.programs.running import Running
 
 SEED = "seed"
@@ -24,8 +26,8 @@ SEED = "seed"
 RUNNING = "running"
 """A branch's variable with its `Running`; without one, nobody can end its generation early."""
 
-RETRY_DELAYS_S = (0.5, 2.0)
-"""Pauses before a request that may succeed later is tried again."""
+BACKOFF = Backoff()
+"""When a request that may succeed later is sent again."""
 TRANSPARENT = ChatTemplate("transparent", default_system_prompt=None, role_prefix_and_suffix={})
 """Adds nothing to the messages: the server renders them."""
 
@@ -46,9 +48,10 @@ class Transport(BaseBackend, ABC):
         super().__init__()
         self.chat_template = TRANSPARENT
         self._client = client
-        self.max_concurrency = max_concurrency
+        self.places = Places(max_concurrency)
+        """For samples, whose threads are none too early where they could only wait here."""
         self._timeout_s = timeout_s
-        self._places = asyncio.Semaphore(max_concurrency)
+        self._requests = asyncio.Semaphore(max_concurrency)
 
     @property
     @abstractmethod
@@ -75,7 +78,12 @@ class Transport(BaseBackend, ABC):
             found = self._client.start(self._generate(body, running)).result()
         except (RequestError, CancelledError) as error:
             # Closed while this waited.
-            found = Generation(new_rid(), error=str(error) or "the connection was closed")
+            found = Generation(
+                new_rid(),
+                num_tokens=running.num_tokens,
+                tokens_at_least=running.has_started,
+                error=str(error) or "the connection was closed",
+            )
         return found.text, found
 
     def close(self) -> None:
@@ -115,11 +123,11 @@ class Transport(BaseBackend, ABC):
             running.has_started = True
             return await self._tries(body, running, cancelled)
         finally:
-            self._places.release()
+            self._requests.release()
 
     async def _take_place(self, running: Running, cancelled: asyncio.Event) -> bool:
         """Wait for a free place; false, and none is taken, where it is cancelled before."""
-        place = asyncio.ensure_future(self._places.acquire())
+        place = asyncio.ensure_future(self._requests.acquire())
         ending = asyncio.ensure_future(cancelled.wait())
         is_wanted = False
         try:
@@ -129,33 +137,40 @@ class Transport(BaseBackend, ABC):
         finally:
             ending.cancel()
             if not is_wanted and not place.cancel():
-                self._places.release()
+                self._requests.release()
         return is_wanted
 
     async def _tries(
         self, body: Mapping[str, Any], running: Running, cancelled: asyncio.Event
     ) -> Generation:
-        for delay_s in (*RETRY_DELAYS_S, None):
+        retries = Retries(BACKOFF)
+        any_lost = False
+        while True:
             reader = StreamReader(new_rid())
             if running.is_cancelled:
-                return Generation(reader.found.rid, aborted=True)
-            running.begin_try()
+                return Generation(reader.found.rid, aborted=True, tokens_at_least=any_lost)
+            running.begin_try(reader.text)
             start_s = time.monotonic()
             try:
                 found = await self._try(body, reader, running, cancelled)
                 if found.aborted and not running.is_cancelled:
                     raise RequestError("the server aborted the request", retryable=True)
             except RequestError as error:
-                if error.retryable and delay_s is not None and not running.is_cancelled:
+                any_lost = any_lost or not isinstance(error, TurnedAwayError)
+                pause_s = retries.pause_s(error.retry_after_s) if error.retryable else None
+                if pause_s is not None and not running.is_cancelled:
                     with suppress(TimeoutError):
-                        pause_s = max(delay_s, error.retry_after_s)
                         await asyncio.wait_for(cancelled.wait(), pause_s)
                     continue
                 # What had come by then was generated all the same.
                 found = replace(reader.result(), aborted=False, error=str(error))
             ended_s = time.monotonic()
-            return replace(found, latency_s=ended_s - start_s, ended_s=ended_s)
-        raise AssertionError("the last try returns")
+            return replace(
+                found,
+                latency_s=ended_s - start_s,
+                ended_s=ended_s,
+                tokens_at_least=found.tokens_at_least or any_lost,
+            )
 
     async def _try(
         self,

@@ -84,7 +84,7 @@ def test_samples_of_a_settled_program_are_gone_from_the_server_at_once(server: L
     )
     with closing(Endpoint(server.url)) as endpoint:
         outcome = run_program(
-            *(Program("noting", program, "", ""), endpoint, question),
+            *(Program("noting", program), endpoint, question),
             indices=range(SAMPLES),
             same=str.__eq__,
         )

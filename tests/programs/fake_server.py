@@ -88,12 +88,18 @@ class FakeServer:
     url: str = ""
     deterministic: bool = False
     max_running_requests: int | None = None
+    tokenizes: bool = True
+    """Otherwise it has no tokenizer to ask."""
+    switches_thoughts: bool = True
+    """Whether its chat template has a switch for thoughts."""
     forgets_aborts: int = 0
     """So many aborts overtake their requests."""
     answers_aborts: bool = True
     """Otherwise it neither answers them nor heeds them."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of all chat completions that were asked for."""
+    paths: list[str] = field(default_factory=list)
+    """Of all that was asked for."""
     aborted: list[str] = field(default_factory=list)
     """The id of each abort that was asked for."""
     hung_up: list[str] = field(default_factory=list)
@@ -149,6 +155,7 @@ class FakeServer:
             writer.close()
 
     async def _reply(self, path: str, body: dict[str, Any], peer: _Peer) -> None:
+        self.paths.append(path)
         if path == "/v1/chat/completions":
             await self._complete(body, peer)
         elif path == "/abort_request":
@@ -157,11 +164,21 @@ class FakeServer:
                 await _until(lambda: peer.is_gone)
             self._abort(body["rid"])
             await peer.send_json(200, {})
+        elif path == "/v1/tokenize" and self.tokenizes:
+            tokens = self._tokens(body)
+            await peer.send_json(200, {"tokens": tokens, "count": len(tokens)})
         elif path == "/server_info":
             await peer.send_json(200, self._about())
         else:
             found = path == "/model_info"
             await peer.send_json(200 if found else 404, {} if found else {"detail": "Not Found"})
+
+    def _tokens(self, body: dict[str, Any]) -> list[str]:
+        """A word is a token."""
+        if "prompt" in body:
+            return list(body["prompt"].split())
+        switch = body.get("chat_template_kwargs", {}) if self.switches_thoughts else {}
+        return [*body["messages"][-1]["content"].split(), *(f"{n}={v}" for n, v in switch.items())]
 
     def _about(self) -> dict[str, Any]:
         return {

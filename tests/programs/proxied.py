@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from lim_sglang.programs.proxy import Proxy, create_app
 from lim_sglang.programs.proxy_command import listen
 from lim_sglang.programs.proxy_server import ProxyServer
 from lim_sglang.programs.records import Sampling
+from lim_sglang.programs.thinking import BudgetedEndpoint
 from lim_sglang.programs.upstream import Upstream
 from tests.programs.fake_server import FakeServer
 
@@ -49,18 +51,25 @@ class Served:
 
 @contextmanager
 def proxied(
-    fake: FakeServer, *, api_key: str | None = None, max_questions: int = 4, max_waiting: int = 4
+    fake: FakeServer,
+    *,
+    api_key: str | None = None,
+    max_questions: int = 4,
+    max_waiting: int = 4,
+    thinking_budget: int | None = None,
 ) -> Iterator[Served]:
     """Run a proxy until the block ends; answers are equal if their texts are."""
     ready = threading.Event()
-    with closing(Endpoint(fake.url, api_key=api_key)) as endpoint, listen("127.0.0.1", 0) as port:
+    create = (
+        partial(BudgetedEndpoint, thinking_budget=thinking_budget) if thinking_budget else Endpoint
+    )
+    with closing(create(fake.url, api_key=api_key)) as endpoint, listen("127.0.0.1", 0) as port:
         desk = Desk(
             *(endpoint, str.__eq__),
-            max_concurrency=64,
             max_questions=max_questions,
             max_waiting=max_waiting,
         )
-        app = create_app(Proxy(desk, Upstream(fake.url), Sampling(), api_key))
+        app = create_app(Proxy(desk, Upstream(fake.url), Sampling(), api_key, thinking_budget))
         server = ProxyServer(app, when_ready=ready.set, when_stopped=desk.close)
         thread = threading.Thread(target=server.run, args=([port],))
         thread.start()

@@ -1,13 +1,15 @@
 """`lim ask` and the programs' own files, as processes."""
 
 import json
+import re
 import time
 from pathlib import Path
 
 import pytest
 
 from lim_sglang.programs.catalogue import PROGRAMS
-from lim_sglang.programs.options import PROGRAM_SAMPLES, samples_of
+from lim_sglang.programs.options import samples_of
+from lim_sglang.programs.summaries import SUMMARIES
 from tests.programs.chains import endless
 from tests.programs.drawn import by_sample
 from tests.programs.fake_server import completion, eventually, serving
@@ -85,7 +87,7 @@ def test_what_was_aborted_is_told_in_the_record(forker: Forker, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--program", "oracle"), "unknown program 'oracle'; known: single, majority, adaptive"),
+        (("--program", "oracle"), "single      its one sample has ended"),
         (("--set", "window=3"), "the program majority has no option window; it has: none"),
         (
             ("--program", "adaptive", "--set", "window=3"),
@@ -173,9 +175,34 @@ def test_a_record_is_printed_where_every_sample_failed(forker: Forker, tmp_path:
 
 
 def test_the_programs_are_known_without_sglang() -> None:
-    assert list(PROGRAM_SAMPLES) == list(PROGRAMS)
-    assert all(samples_of(name, None) > 0 for name in PROGRAMS)
+    assert list(SUMMARIES) == list(PROGRAMS)
+    assert [name for name, program in PROGRAMS.items() if name != program.name] == []
+    assert samples_of("adaptive", None) == 40
     assert samples_of("short", 3) == 3
+
+
+def test_the_readmes_table_of_programs_is_true() -> None:
+    readme = (ROOT / "README.md").read_text()
+    table = readme.partition("| `--program` | stops when |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines()[2:]]
+    told = {row[1].strip("`"): row for row in rows}
+    assert list(told) == list(PROGRAMS)
+    for name, (_, _, stops_when, answer, options, _) in told.items():
+        link = re.search(r"\[(.+)\]\(https://arxiv.org/abs/([\d.]+)\)", f"{stops_when} {answer}")
+        assert re.sub(r" \(\[.*\]\(.*\)\)", "", stops_when) == SUMMARIES[name].stops_when
+        if link:
+            assert SUMMARIES[name].source == f"{link[1]}, arXiv {link[2]}"
+        defaults = " ".join(f"{name}={value}" for name, value in PROGRAMS[name].options.items())
+        assert options.strip("`") == defaults
+
+
+def test_a_question_mark_lists_when_each_program_stops(forker: Forker, tmp_path: Path) -> None:
+    command = forker.start(tmp_path, "ask", "--program", "?")
+    assert command.wait() == 0, command.error
+    for (name, about), line in zip(SUMMARIES.items(), command.output.splitlines(), strict=True):
+        assert line.split()[0] == name
+        assert about.stops_when in line
+        assert about.source in line
 
 
 def test_an_unknown_program_is_refused_before_a_server_is_looked_for(
@@ -185,4 +212,5 @@ def test_an_unknown_program_is_refused_before_a_server_is_looked_for(
         tmp_path, "ask", QUESTION, "--program", "majorty", "--url", "http://127.0.0.1:9"
     )
     assert command.wait() != 0
-    assert "unknown program 'majorty'; known: single, majority" in command.error
+    assert "unknown program 'majorty'; known, and when each stops:\n  single " in command.error
+    assert "  short       the first m of k samples have finished (short-m@k" in command.error

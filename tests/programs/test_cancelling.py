@@ -10,6 +10,7 @@ import pytest
 
 from lim_sglang.programs import endpoint as endpoint_module
 from lim_sglang.programs import transport
+from lim_sglang.programs.backoff import Backoff
 from lim_sglang.programs.endpoint import Endpoint
 from lim_sglang.programs.running import Running
 from tests.programs.chains import Chain, endless
@@ -36,6 +37,7 @@ def test_what_is_cancelled_before_it_begins_is_never_sent() -> None:
         found = generate(endpoint, running)
     assert found.aborted
     assert (found.num_tokens, found.text, found.error) == (0, "", None)
+    assert not found.tokens_at_least
     assert not running.has_started
     assert not fake.requests
     assert not fake.aborted
@@ -67,6 +69,8 @@ def test_what_runs_is_aborted_at_the_server_and_its_tokens_are_counted(watched: 
         future = begin(endpoint, running)
         assert eventually(lambda: fake.num_tokens == 3)
         assert eventually(lambda: running.num_tokens == (2 if watched else 0))
+        assert running.text == ("so far " if watched else "")
+        assert (running.tokens_per_s > 0) == watched
         running.cancel()
         found = future.result(WAIT_S)
         assert eventually(lambda: fake.running == 0)
@@ -74,6 +78,7 @@ def test_what_runs_is_aborted_at_the_server_and_its_tokens_are_counted(watched: 
     assert not found.truncated
     assert (found.text, found.error) == ("so far ", None)
     assert found.num_tokens == 3  # the last has no text yet, and is told of in the end
+    assert not found.tokens_at_least
     assert set(fake.aborted) == {found.rid}
     assert not fake.hung_up
 
@@ -135,10 +140,11 @@ def test_a_server_that_heeds_no_abort_is_not_waited_for(
         assert eventually(lambda: fake.hung_up == [found.rid])
     assert found.aborted
     assert (found.num_tokens, found.text) == ((1, "so ") if watched else (0, ""))
+    assert found.tokens_at_least
 
 
 def test_a_pause_before_the_next_try_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "RETRY_DELAYS_S", (60.0,))
+    monkeypatch.setattr(transport, "BACKOFF", Backoff(first_s=1e6, most_s=1e6, total_s=1e7))
     with at(lambda _: (503, {"detail": "busy"})) as (fake, endpoint):
         running = Running(0)
         future = begin(endpoint, running)

@@ -9,9 +9,12 @@ import pytest
 from sglang.srt.entrypoints.openai.protocol import (
     ChatCompletionResponse,
     ChatCompletionStreamResponse,
+    TokenizeRequest,
+    TokenizeResponse,
 )
 from sglang.srt.entrypoints.openai.sse_utils import build_sse_content
 
+from lim_sglang.programs.chat import switched
 from tests.programs.chains import END_OF_TURN, Chain, endless
 from tests.programs.fake_server import FakeServer, eventually, serving
 
@@ -95,3 +98,20 @@ def test_who_hangs_up_ends_the_request() -> None:
             next(response.iter_bytes())
         assert eventually(lambda: fake.running == 0)
     assert fake.hung_up == ["r"]
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_tokenizer_is_asked_as_sglang_has_it(thinking: bool) -> None:
+    messages = [{"role": "user", "content": "Do you think?"}]
+    bodies = [
+        {"prompt": "<think> hm </think>", "add_special_tokens": False},
+        {"messages": messages, **switched(thinking)},
+    ]
+    with serving(lambda _: Chain(())) as fake:
+        found = [httpx.post(f"{fake.url}/v1/tokenize", json=body).json() for body in bodies]
+    text, rendered = (TokenizeRequest.model_validate(body) for body in bodies)
+    assert not text.add_special_tokens
+    asked = rendered.to_chat_completion_request()
+    assert asked.chat_template_kwargs == {"enable_thinking": thinking}
+    assert set(TokenizeResponse.model_fields) == {*found[0], "max_model_len"}
+    assert [answer["count"] for answer in found] == [3, 4]

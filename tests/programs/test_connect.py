@@ -51,6 +51,29 @@ def test_openais_api_is_spoken_to_the_only_model() -> None:
     assert {request["model"] for request in fake.requests} == {"small"}
 
 
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_switch_is_refused_where_the_template_has_none(thinking: bool) -> None:
+    with serving(lambda _: completion(""), switches_thoughts=False) as fake:
+        with pytest.raises(ConfigError, match="has no enable_thinking to switch") as refused:
+            connect(fake.url, None, CONSOLE, timeout_s=20, max_concurrency=1, thinking=thinking)
+        assert not fake.requests
+    assert str(refused.value).startswith("--thinking" if thinking else "--no-thinking")
+
+
+def test_a_switch_is_sent_where_the_template_has_one() -> None:
+    with serving(lambda _: completion("")) as fake:
+        endpoint = connect(fake.url, None, CONSOLE, timeout_s=20, max_concurrency=1, thinking=False)
+        run_on(endpoint, 1)
+        endpoint.close()
+    assert fake.requests[0]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_without_a_switch_nobody_is_asked_for_one() -> None:
+    with serving(lambda _: completion(""), tokenizes=False) as fake:
+        connect(fake.url, None, CONSOLE, timeout_s=20, max_concurrency=1).close()
+        assert "/v1/tokenize" not in fake.paths
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://127.0.0.1:9/v1"])
 def test_openais_api_is_looked_for_before_the_frontend_is_loaded(url: str) -> None:
     with pytest.raises(ServerError, match="no server answers"):

@@ -8,6 +8,7 @@ import pytest
 
 from lim_sglang.errors import ServerError
 from lim_sglang.programs import transport
+from lim_sglang.programs.backoff import Backoff
 from lim_sglang.programs.chat import Generation, chat_request
 from lim_sglang.programs.endpoint import Endpoint
 from lim_sglang.programs.transport import new_rid
@@ -17,7 +18,7 @@ from tests.programs.generating import MESSAGES, PARAMS, generate
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "RETRY_DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr(transport, "BACKOFF", Backoff(tries=3, first_s=0.01))
 
 
 def hang(_: dict[str, Any]) -> Reply:

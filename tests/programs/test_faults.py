@@ -1,22 +1,21 @@
 """Servers that fail: each sample has a clear state, and the others do not notice."""
 
 import threading
-import time
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
 
 import pytest
 
 from lim_sglang.programs import endpoint as endpoint_module
 from lim_sglang.programs import transport
+from lim_sglang.programs.backoff import Backoff
 from lim_sglang.programs.budget import BUDGET
 from lim_sglang.programs.confidence import CONFIDENCE
 from lim_sglang.programs.endpoint import Endpoint
 from lim_sglang.programs.records import Sample, SampleState
 from tests.programs.chains import CUT, Chain, Raw, endless
 from tests.programs.drawn import asked, by_sample, draw, run_on, states
-from tests.programs.fake_server import FakeServer, Reply, completion, eventually, serving
+from tests.programs.fake_server import FakeServer, completion, eventually, serving
 
 ERROR = Raw('data: {"error": {"object": "error", "message": "out of memory", "code": 503}}')
 MALFORMED = Raw('data: {"choices": [{"delta"')
@@ -26,7 +25,7 @@ KEEP_ALIVE = Raw(": ping")
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "RETRY_DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr(transport, "BACKOFF", Backoff(tries=3, first_s=0.01))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +62,7 @@ def test_a_stream_that_breaks_once_is_whole_at_the_next_try(fault: Raw) -> None:
     with serving(lambda _: next(chains)) as fake:
         (sample,) = draw(fake, 1, watched=True).samples
     assert (sample.text, sample.num_tokens, sample.error) == ("\\boxed{391}", 2, None)
+    assert sample.tokens_at_least  # the try that broke took some, too
 
 
 def test_the_confidence_of_a_sample_is_that_of_its_last_try() -> None:
@@ -91,23 +91,15 @@ def test_thoughts_are_counted_where_their_end_is_split_between_chunks() -> None:
     with serving(lambda _: Chain(pieces)) as fake:
         (sample,) = draw(fake, 1, watched=True).samples
     assert (sample.num_reasoning_tokens, sample.num_tokens) == (4, 6)
+    assert not sample.reasoning_estimated
 
 
-def test_too_many_requests_are_waited_out_with_growing_pauses(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(transport, "RETRY_DELAYS_S", (0.1, 0.3))
-    times_s: list[float] = []
-
-    def answer(_: dict[str, Any]) -> Reply:
-        times_s.append(time.monotonic())
-        return (429, {"message": "slow down"}) if len(times_s) < 3 else completion("\\boxed{1}")
-
-    with serving(answer) as fake:
+def test_too_many_requests_are_waited_out() -> None:
+    replies = iter([(429, {"message": "slow down"})] * 2 + [completion("\\boxed{1}")])
+    with serving(lambda _: next(replies)) as fake:
         (sample,) = draw(fake, 1).samples
     assert sample.answer == "1"
-    assert times_s[1] - times_s[0] >= 0.1
-    assert times_s[2] - times_s[1] >= 0.3
+    assert (sample.num_tokens, sample.tokens_at_least) == (7, False)  # a refusal generates nothing
 
 
 def test_too_many_requests_for_too_long_are_a_failure_in_the_servers_words() -> None:
@@ -115,6 +107,7 @@ def test_too_many_requests_for_too_long_are_a_failure_in_the_servers_words() -> 
         outcome = draw(fake, 2, seed=0)
     assert states(outcome) == ["finished", "failed"]
     assert "HTTP 429: slow down" in str(outcome.samples[1].error)
+    assert not outcome.spent_at_least
     assert asked(fake) == {0: 1, 1: 3}
 
 
@@ -133,6 +126,8 @@ def test_a_sample_that_never_ends_fails_in_time_and_is_aborted(watched: bool) ->
     assert fake.aborted == [endless_one.rid]
     assert asked(fake)[1] == 1  # the next try would take as long
     assert endless_one.num_tokens == (2 if watched else 0)
+    assert [sample.tokens_at_least for sample in outcome.samples] == [False, True, False]
+    assert outcome.spent_at_least
     assert endless_one.answer is None
 
 
@@ -171,6 +166,7 @@ def test_a_server_killed_in_mid_vote_takes_no_finished_sample_with_it(watched: b
     assert states(outcome) == ["finished"] * 3 + ["failed"] * 5
     assert outcome.elapsed_s < 3.0
     assert (outcome.vote.winner, outcome.vote.votes, outcome.vote.failed) == ("391", 3, 5)
+    assert [sample.tokens_at_least for sample in outcome.samples] == [False] * 3 + [True] * 5
     for sample in outcome.samples[3:]:
         assert "no server answers" in str(sample.error) or "was lost" in str(sample.error)
 
@@ -179,6 +175,7 @@ def test_what_had_not_begun_when_the_server_died_fails_too() -> None:
     with serving(lambda _: completion("\\boxed{391}")) as fake:
         outcome = draw(fake, 6, killed_after(fake, 2), seed=0, parallel=1)
     assert states(outcome) == ["finished"] * 2 + ["failed"] * 4
+    assert not outcome.spent_at_least  # nobody was there to generate anything
 
 
 def test_a_failed_sample_is_no_evidence_but_what_it_took_is_spent() -> None:

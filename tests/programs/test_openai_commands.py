@@ -68,7 +68,7 @@ def test_an_evaluation_says_which_api_it_used(tmp_path: Path) -> None:
         (("--api", "grpc"), "'grpc'"),
         (("--model", "small"), "--model goes with --api openai"),
         (("--api", "openai", "--thinking-budget", "9"), "--thinking-budget needs --api sglang"),
-        (("--thinking-budget", "2048"), "nothing of --max-tokens 2048 to answer with"),
+        (("--thinking-budget", "2048"), "leaves nothing of max_tokens 2,048 to answer"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: tuple[str, ...], words: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from lim_sglang.errors import ServerError
 from lim_sglang.programs import transport
+from lim_sglang.programs.backoff import Backoff
 from lim_sglang.programs.chat import Generation
 from lim_sglang.programs.confidence import CONFIDENCE
 from lim_sglang.programs.openai_endpoint import OpenAIEndpoint, openai_request
@@ -32,7 +33,7 @@ WHOLE = {
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "RETRY_DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr(transport, "BACKOFF", Backoff(tries=3, first_s=0.01))
 
 
 def generate(endpoint: OpenAIEndpoint, **variables: Any) -> Generation:
@@ -233,6 +234,7 @@ def test_cancelling_closes_the_connection_and_counts_what_there_was() -> None:
         endpoint.close()
     assert found[0].aborted
     assert 3 <= found[0].num_tokens == len(found[0].text) < 100
+    assert found[0].tokens_at_least
 
 
 def test_closing_frees_who_waits() -> None:
@@ -250,6 +252,8 @@ def test_closing_frees_who_waits() -> None:
             thread.join(5.0)
         assert eventually(lambda: fake.hung_up == 1)
     assert [generation.error is not None for generation in found] == [True] * 3
+    # One was under way.
+    assert sorted(generation.tokens_at_least for generation in found) == [False, False, True]
     assert len(fake.requests) == 1
 
 

@@ -116,6 +116,13 @@ def test_messages_are_passed_as_they_are() -> None:
     assert [turn["content"] for turn in told] == ["Be brief.", "{x}", "y", "2 + 2?"]
 
 
+def test_thoughts_of_an_earlier_answer_are_not_said_again() -> None:
+    answer = {"role": "assistant", "content": "4", "reasoning_content": "hm"}
+    turns = [{"role": "user", "content": "2 + 2?"}, answer, {"role": "user", "content": "Sure?"}]
+    told = read_vote(model="majority", messages=turns).messages
+    assert told[1] == {"role": "assistant", "content": "4"}
+
+
 def test_the_projects_instruction_is_added_where_it_is_asked_for() -> None:
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "{2} + 2?"}]
     told = read_vote(messages=turns, lim={"template": "math"}).messages
@@ -133,6 +140,12 @@ def test_the_projects_instruction_is_added_where_it_is_asked_for() -> None:
         ({"tools": [{"type": "function"}]}, "tools: a vote cannot honour"),
         ({"response_format": {"type": "json_object"}}, "response_format: a vote cannot honour"),
         ({"logprobs": True}, "logprobs: a vote cannot honour true"),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False}},
+            'chat_template_kwargs: a vote cannot honour {"enable_thinking": false}',
+        ),
+        ({"reasoning_effort": "low"}, "reasoning_effort: a vote cannot honour"),
+        ({"separate_reasoning": False}, "separate_reasoning: a vote cannot honour false"),
         ({"stop": "\n"}, "stop: a vote cannot honour"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"mirostat": 1}, "mirostat: a vote does not know this field"),
@@ -165,4 +178,5 @@ def test_all_reasons_are_given_at_once() -> None:
 
 def test_fields_that_ask_for_nothing_are_no_reason() -> None:
     neutral = {"n": 1, "tools": [], "logprobs": False, "stop": None, "presence_penalty": 0}
+    neutral |= {"separate_reasoning": True, "chat_template_kwargs": {}}
     assert read(model="majority", user="me", response_format={"type": "text"}, **neutral)

@@ -12,6 +12,7 @@ import pytest
 
 from lim_sglang.programs import proxy as proxy_module
 from lim_sglang.programs import transport
+from lim_sglang.programs.backoff import Backoff
 from tests.programs.chains import PROMPT_TOKENS, Chain, endless, words
 from tests.programs.fake_server import FakeServer, Reply, eventually, serving
 from tests.programs.proxied import QUESTION, Served, proxied
@@ -21,7 +22,7 @@ THREE = ("so \\boxed{391}", "no \\boxed{390}", "thus \\boxed{391}")
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "RETRY_DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr(transport, "BACKOFF", Backoff(tries=3, first_s=0.01))
     monkeypatch.setattr(proxy_module, "HEARTBEAT_S", 0.05)
 
 

@@ -1,9 +1,15 @@
 """Many samples at once: threads and memory stay bounded."""
 
+import asyncio
 import json
+import threading
 from contextlib import closing
 from pathlib import Path
 from threading import active_count
+from typing import Any
+
+import httpx
+import pytest
 
 from lim_sglang.programs.endpoint import Endpoint
 from lim_sglang.programs.records import Sample
@@ -11,6 +17,7 @@ from tests.programs.chains import Chain
 from tests.programs.drawn import no_thread_is_left, run_on
 from tests.programs.fake_server import completion, serving
 from tests.programs.forking import ROOT, Forker
+from tests.programs.proxied import QUESTION, proxied
 
 TOKENS = 20
 SCRIPT = ROOT / "tests" / "programs" / "drawing_many.py"
@@ -49,3 +56,41 @@ def test_a_sample_that_could_only_wait_for_a_place_has_no_thread() -> None:
     assert fake.most_running <= 2
     # The program, the client, two branches that end and two that run, the answers' own threads.
     assert most - before <= 12
+
+
+def started_since(before: set[threading.Thread]) -> list[str]:
+    """Names of the threads that run now and did not then; the fake server's own left out."""
+    new = set(threading.enumerate()) - before
+    return [thread.name for thread in new if not thread.name.startswith("ThreadPoolExecutor")]
+
+
+@pytest.mark.parametrize("max_questions", [16, 200])
+def test_200_questions_at_once_have_no_more_threads_than_the_proxy_says(max_questions: int) -> None:
+    chain = Chain(("so ", "\\boxed{391}"), pace_s=0.1)
+    body = {"model": "majority@8", "messages": QUESTION}
+    most = 0
+
+    async def ask_all(url: str) -> list[dict[str, Any]]:
+        nonlocal most
+        async with httpx.AsyncClient(
+            timeout=120, limits=httpx.Limits(max_connections=None)
+        ) as http:
+            posts = [http.post(f"{url}/v1/chat/completions", json=body) for _ in range(200)]
+            answers = asyncio.ensure_future(asyncio.gather(*posts))
+            while not answers.done():
+                most = max(most, len(started_since(before)))
+                await asyncio.sleep(0.01)
+            return [answer.json() for answer in answers.result()]
+
+    with (
+        serving(lambda _: chain) as fake,
+        proxied(fake, max_questions=max_questions, max_waiting=200) as served,
+    ):
+        bound = served.desk.most_threads
+        before = set(threading.enumerate())
+        answers = asyncio.run(ask_all(served.url))
+    assert {answer["lim"]["answer"] for answer in answers} == {"391"}
+    assert len(fake.requests) == 200 * 8
+    assert fake.most_running <= 64
+    assert bound == 3 * max_questions + 64
+    assert 64 < most <= bound

@@ -59,6 +59,7 @@ def test_thoughts_that_take_longer_are_closed_and_the_model_answers(watched: boo
     assert (found.num_tokens, found.num_reasoning_tokens) == (BUDGET + 7, BUDGET)
     assert (found.truncated, found.error, found.rid) == (False, None, second["rid"])
     assert running.num_tokens == (BUDGET + 7 if watched else BUDGET)
+    assert running.text == (found.text if watched else said)
 
 
 def test_an_answer_that_has_begun_goes_on_as_it_was() -> None:

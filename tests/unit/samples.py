@@ -11,6 +11,7 @@ def make_sample(
     num_tokens: int = 10,
     confidence: float | None = None,
     error: str = "connection refused",
+    tokens_at_least: bool = False,
 ) -> Sample:
     """A sample that says its answer; a failed one has the error."""
     return Sample(
@@ -25,4 +26,5 @@ def make_sample(
         rid=f"r{index}",
         error=error if state is SampleState.FAILED else None,
         confidence=confidence,
+        tokens_at_least=tokens_at_least,
     )

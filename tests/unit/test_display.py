@@ -1,6 +1,7 @@
 """The vote as a person sees it."""
 
 import io
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from rich.console import Console
 from lim_sglang.programs.display import (
     SHOWN,
     VoteDisplay,
+    answer_so_far,
     describe,
     pace,
     running_table,
@@ -16,6 +18,7 @@ from lim_sglang.programs.display import (
     verdict,
 )
 from lim_sglang.programs.program import Outcome
+from lim_sglang.programs.record import outcome_record
 from lim_sglang.programs.records import Sample, SampleState
 from lim_sglang.programs.running import Running
 from lim_sglang.programs.vote import tally
@@ -84,6 +87,15 @@ def test_the_verdict_of_a_settled_vote_says_what_it_saved() -> None:
     assert line == "answer: 391  (2 of 3 votes, 34 tokens, about 26 saved, 12.3 s)"
 
 
+def test_tokens_that_nobody_counted_are_at_least_so_many() -> None:
+    lost = make_sample(6, None, SampleState.ABORTED, num_tokens=0, tokens_at_least=True)
+    assert describe(lost) == "stopped  (at least 0 tokens, 1.5 s)"
+    line = verdict(outcome([SAMPLES[0], lost], settled=True))
+    assert line.startswith("answer: 391  (1 of 1 votes, at least 10 tokens, about 10 saved")
+    assert outcome_record(outcome([SAMPLES[0], lost]))["tokens_spent_at_least"]
+    assert not outcome_record(outcome(SAMPLES))["tokens_spent_at_least"]
+
+
 def test_a_vote_without_answers_is_said_to_have_none() -> None:
     silent = SAMPLES[3:5]
     assert verdict(outcome(silent)).startswith("no answer  (0 of 2 votes, ")
@@ -106,17 +118,45 @@ def test_running_samples_are_shown_with_their_tokens_and_states() -> None:
     samples = [Running(index) for index in range(SHOWN + 5)]
     for sample in samples[:-1]:
         sample.has_started = True
+    for sample in samples:
+        sample.begin_try(lambda: "")
+    samples[0].begin_try(lambda: r"so \boxed{391}. Wait, \boxed{40")
     samples[0].num_tokens = 1200
+    samples[0]._sent_s = time.monotonic() - 30.0
     samples[1].num_tokens = 7
     samples[1].cancel()
     output = io.StringIO()
     Console(file=output, width=80).print(running_table(samples))
     lines = [line.split() for line in output.getvalue().splitlines()]
-    assert lines[1] == ["0", "1,200", "running"]
-    assert lines[2] == ["1", "7", "ending"]
-    assert lines[3] == ["2", "0", "waiting"]
+    assert lines[0] == ["sample", "tokens", "tokens/s", "state", "answer", "so", "far"]
+    assert lines[1] == ["0", "1,200", "40.0", "running", "391"]
+    assert (lines[2][:2], lines[2][3:]) == (["1", "7"], ["ending"])
+    assert lines[3] == ["2", "0", "0.0", "waiting"]
     assert lines[1 + SHOWN] == ["…", "4", "more"]  # one has not been sent yet
     assert pace(1207, 10.0) == "1,207 tokens so far, 121 a second"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{1}, no, \boxed{[red]} it is", "[red]"),
+        (r"\boxed{1}, no, \boxed{\frac{1}{2", "1"),
+        (r"\boxed{1} within \boxed{}, so \boxed{", "1"),
+        (r"\boxed{7}</think>It is", "7"),
+        (r"the answer is 5", ""),
+        ("", ""),
+    ],
+)
+def test_the_answer_so_far_is_the_last_box_that_is_closed(text: str, answer: str) -> None:
+    assert answer_so_far(text) == answer
+
+
+def test_a_long_text_keeps_no_table_waiting() -> None:
+    texts = [r"\boxed{1}" + " so what" * 300_000, r"\boxed{}" * 50_000, r"\boxed{1" * 20_000]
+    start_s = time.process_time()
+    for text in texts * 20:
+        answer_so_far(text)
+    assert time.process_time() - start_s < 1.0  # of which reading all of it would take seconds
 
 
 def test_on_a_terminal_running_samples_stand_below_the_vote() -> None:
@@ -124,8 +164,10 @@ def test_on_a_terminal_running_samples_stand_below_the_vote() -> None:
     console = Console(file=output, force_terminal=True, width=100)
     running = Running(3)
     running.has_started, running.num_tokens = True, 77
+    running.begin_try(lambda: r"\boxed{12345}")
     with VoteDisplay(console, 2, same) as display:
         display.begin(SimpleNamespace(running={3: running}, spent_tokens=87))
         display.add(SAMPLES[0])
         display._live.refresh()
     assert "87 tokens so far" in output.getvalue()
+    assert "12345" in output.getvalue()

@@ -1,0 +1,58 @@
+"""What each program is, known without SGLang, whose import is slow."""
+
+from dataclasses import dataclass
+
+from lim_sglang.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a user wants to know before choosing a program."""
+
+    samples: int
+    """That it may draw where nobody says how many: the papers' 40 where a program stops by itself,
+    twice DeepConf's warm-up."""
+    stops_when: str
+    source: str
+
+
+SUMMARIES: dict[str, Summary] = {
+    "single": Summary(1, "its one sample has ended", "chain of thought, arXiv 2201.11903"),
+    "majority": Summary(8, "all samples have ended", "self-consistency, arXiv 2203.11171"),
+    "adaptive": Summary(
+        40,
+        "the leader is the more frequent answer with the given confidence",
+        "Adaptive-Consistency, arXiv 2305.11860",
+    ),
+    "early_stop": Summary(40, "a window of samples agrees", "ESC, arXiv 2401.10480"),
+    "short": Summary(8, "the first m of k samples have finished", "short-m@k, arXiv 2505.17813"),
+    "confidence": Summary(
+        32,
+        "one answer has nearly all of the confidence; unsure chains are aborted",
+        "DeepConf, arXiv 2508.15260",
+    ),
+    "budget": Summary(
+        40, "a token budget for the whole question is spent", "ours, a baseline at equal cost"
+    ),
+}
+"""Every program, by the name that `--program` takes; `catalogue.py` has the programs themselves."""
+
+
+def summary_of(program: str) -> Summary:
+    """What a program is.
+
+    Raises:
+        ConfigError: none has this name; says which there are.
+    """
+    if program not in SUMMARIES:
+        raise ConfigError(f"unknown program {program!r}; known, and when each stops:\n{listing()}")
+    return SUMMARIES[program]
+
+
+def listing() -> str:
+    """The programs, a line each."""
+    width = max(map(len, SUMMARIES))
+    return "\n".join(
+        f"  {name:{width}}  {about.stops_when} ({about.source})"
+        for name, about in SUMMARIES.items()
+    )
