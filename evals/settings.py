@@ -42,7 +42,7 @@ one at each start unless told otherwise, and the same command has to go on with 
 
 DRAWING_FILES = (
     *("programs/drawing.py", "programs/transport.py", "programs/chat.py"),
-    *("programs/endpoint.py", "programs/thinking.py"),
+    *("programs/endpoint.py", "programs/thinking.py", "programs/thoughts.py"),
     *("programs/openai_endpoint.py", "programs/openai_client.py"),
 )
 """What a sample depends on, under the package's folder, beside the program's own file."""
