@@ -87,45 +87,37 @@ def evaluate(
 
     Each sample is stored as it ends. The same command goes on where an earlier one stopped.
     """
-    if thinking_budget and thinking_budget >= max_tokens:
-        raise typer.BadParameter(
-            f"it leaves nothing of --max-tokens {max_tokens} to answer with.",
-            param_hint="--thinking-budget",
-        )
-    evaluation = Evaluation(
-        tasks=tuple(tasks),
-        method=choose_method(
-            program,
-            samples,
-            options=read_settings(settings or []),
-            system=system,
-            thinking=thinking,
-            thinking_budget=thinking_budget,
-        ),
-        sampling={
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "seed": seed,
-        },
-        limit=limit,
-        data_dir=data_dir,
-        out=out,
-        retry_failed=retry_failed,
-    )
+    _check_room(thinking_budget, max_tokens)
+    beside = {"system": system, "thinking": thinking, "thinking_budget": thinking_budget}
+    method = choose_method(program, samples, options=read_settings(settings or []), **beside)
+    sampling = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+    }
+    evaluation = Evaluation(tuple(tasks), method, sampling, limit, data_dir, out, retry_failed)
     access = Access(api, model, api_key, timeout, concurrency)
-    lim_flags = {
+    flags = {
         "--lim-policy": policy,
         "--lim-budget": budget,
         "--lim-select-layers": lim_select_layers,
         "--lim-ranking": lim_ranking,
         "--lim-config": lim_config,
     }
-    given = {flag: text for flag, text in lim_flags.items() if text is not None}
+    given = {flag: text for flag, text in flags.items() if text is not None}
     with _interrupted_in_a_word(), _servers(serve, url, access, given, context.obj or ()) as urls:
         finished = run_evaluation(evaluation, urls, access, Console(stderr=True), _show)
     _refuse_gaps(finished)
+
+
+def _check_room(thinking_budget: int | None, max_tokens: int) -> None:
+    if thinking_budget and thinking_budget >= max_tokens:
+        raise typer.BadParameter(
+            f"it leaves nothing of --max-tokens {max_tokens} to answer with.",
+            param_hint="--thinking-budget",
+        )
 
 
 @contextmanager

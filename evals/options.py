@@ -33,7 +33,8 @@ UrlsOption = Annotated[
         "--base-url",
         envvar="LIM_URL",
         help="Address of a running server. May be repeated: each question goes to the server that "
-        "has the most room, and all must serve the same. LIM_URL takes several, between spaces.",
+        "has the most room, and all must serve the same. LIM_URL takes several, between spaces or "
+        "commas.",
         show_default="http://127.0.0.1:30000",
     ),
 ]

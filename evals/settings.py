@@ -71,7 +71,6 @@ def run_settings(
         parallel: samples of one question in flight.
         server_info: what the endpoint says of its server.
     """
-    lim = _live(server_info)
     return {
         "task": task.name,
         "task_version": task.version,
@@ -83,6 +82,19 @@ def run_settings(
             "asked_digest": selection_digest(questions),
         },
         "prompt_sha256": hashlib.sha256(task.prompt.encode()).hexdigest(),
+        **_method_settings(method, parallel),
+        "sampling": {
+            **asdict(sampling),
+            "seed_honoured": sampling.seed is not None
+            and bool(server_info.get("enable_deterministic_inference")),
+        },
+        **_server_settings(server_info),
+        "code_sha256": code_digest(method),
+    }
+
+
+def _method_settings(method: Method, parallel: int) -> dict[str, Any]:
+    return {
         "system": method.system,
         "thinking": {"enabled": method.thinking, "budget": method.thinking_budget},
         "program": {
@@ -92,25 +104,26 @@ def run_settings(
             "parallel": parallel if method.stops_by_itself else None,
         },
         "num_samples": method.num_samples,
-        "sampling": {
-            **asdict(sampling),
-            "seed_honoured": sampling.seed is not None
-            and bool(server_info.get("enable_deterministic_inference")),
-        },
-        "api": server_info.get("api", "sglang"),
+    }
+
+
+def _server_settings(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What answers, and by which versions."""
+    # What LessIsMore shows of itself; nothing where another server answers.
+    lim: Mapping[str, Any] = (info.get("internal_states") or [{}])[0].get("lim") or {}
+    return {
+        "api": info.get("api", "sglang"),
         "server": {
-            **{name: server_info.get(name) for name in SERVER_ARGUMENTS},
+            **{name: info.get(name) for name in SERVER_ARGUMENTS},
             "device_name": lim.get("device_name"),
         },
-        # None: a server without LessIsMore answers.
         "lim": {"config": lim.get("config"), "roles": lim.get("roles")} if lim else None,
         "versions": {
             "lim_sglang": lim_sglang.__version__,
             "lim_server": lim.get("version"),
-            "sglang_server": server_info.get("version"),
+            "sglang_server": info.get("version"),
             "math_verify": metadata.version("math-verify"),
         },
-        "code_sha256": code_digest(method),
     }
 
 
@@ -131,11 +144,6 @@ def _digest(names: Sequence[str]) -> str:
     root = Path(lim_sglang.__file__).parent
     content = b"".join((root / name).read_bytes() for name in names)
     return hashlib.sha256(content).hexdigest()
-
-
-def _live(server_info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What LessIsMore shows in `/server_info`; nothing where another server answers."""
-    return (server_info.get("internal_states") or [{}])[0].get("lim") or {}
 
 
 def run_id(settings: Mapping[str, Any]) -> str:
