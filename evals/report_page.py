@@ -138,7 +138,7 @@ def _notes(group: Group) -> Iterator[str]:
     for row in group.rows:
         if row.against_full and row.against_full.other_differences:
             told = "; ".join(row.against_full.other_differences)
-            yield f"{row.name} and {row.against_full.a} also differ in {told}."
+            yield f"{row.against_full.a} and {row.name} also differ in {told}."
 
 
 def all_conditions(group: Group) -> Iterator[Condition]:
