@@ -196,7 +196,7 @@ def test_all_conditions_are_there_and_shared_ones_stand_once(
 def test_runs_that_differ_in_more_than_their_policy_say_so() -> None:
     page = Page(make_page(make_groups([made(questions=9, **FULL), made(questions=9, dtype="fp8")])))
     (note,) = (item for item in page.texts["li"] if "also differ" in item)
-    assert note == "LessIsMore 256 and full also differ in dtype: 'bfloat16' and 'fp8'."
+    assert note == "full and LessIsMore 256 also differ in dtype: 'bfloat16' and 'fp8'."
 
 
 def test_names_from_files_cannot_become_markup() -> None:
