@@ -95,7 +95,7 @@ def connected(
             )
             stack.callback(endpoint.close)
             defaults = endpoint.sampling_defaults()
-            facts = Facts(url, endpoint.server_info(), defaults, endpoint.max_concurrency)
+            facts = Facts(url, endpoint.server_info(), defaults, endpoint.places.total)
             connections.append(Connection(facts, endpoint))
         yield tuple(connections)
 
