@@ -47,13 +47,13 @@ def compare_runs(
 
 def _compare(runs: list[Path], *, common: bool, seed: int) -> list["Comparison"]:
     from lim_sglang.evals.compare import compare, names_of
-    from lim_sglang.evals.summary import load_summary
+    from lim_sglang.evals.summary_file import load_summaries
 
     if len(runs) < 2:
         raise ConfigError("lim compare needs two runs: the one to compare with, then the others")
     console = Console(stderr=True)
     with console.status("Counting votes"):
-        first, *others = summaries = [load_summary(path) for path in runs]
+        first, *others = summaries = load_summaries(runs)
         name, *names = names_of(summaries)
         return [
             compare(first, other, names=(name, other_name), common=common, seed=seed)

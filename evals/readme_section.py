@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lim_sglang.errors import DataError
 from lim_sglang.evals.report import Group, in_words
 from lim_sglang.evals.tables import PLUS_MINUS, listed, markdown
+from lim_sglang.readme_part import Part, short_commit
 
-BEGIN = "<!-- lim report: begin -->"
-END = "<!-- lim report: end -->"
+PART = Part("<!-- lim report: begin -->", "<!-- lim report: end -->")
 NOT_MEASURED = "Accuracy: not measured yet."
 TIMES = "\N{MULTIPLICATION SIGN}"
 METHOD = (
@@ -42,24 +41,6 @@ def method(groups: Sequence[Group]) -> str:
     """How the figures of tables came about."""
     fair = all(row.draws_all for group in groups for row in group.rows)
     return METHOD if fair else f"{METHOD} {STOPPING}"
-
-
-def replace_section(text: str, section: str, name: str) -> str:
-    """A file's text with another section between the markers; the rest stays as it is.
-
-    Args:
-        name: the file's, for the message.
-
-    Raises:
-        DataError: the markers are not there once each, in order.
-    """
-    begin, end = text.find(BEGIN), text.find(END)
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or end < begin:
-        raise DataError(
-            f"{name} needs one line {BEGIN} and, below it, one line {END}: put them around the "
-            "place of the table"
-        )
-    return f"{text[: begin + len(BEGIN)]}\n{section}\n{text[end:]}"
 
 
 def conditions(group: Group) -> str:
@@ -96,11 +77,3 @@ def versions(found: Iterable[Mapping[str, Any] | None]) -> list[str]:
         if known:
             texts.append(f"{shown} {listed(known)}")
     return texts
-
-
-def short_commit(commit: str | None) -> str:
-    """A commit as people write it; local edits stay visible."""
-    if not commit:
-        return "unknown"
-    base, plus, edits = commit.partition("+")
-    return f"{base[:10]}{' with local edits ' if plus else ''}{edits}"

@@ -67,13 +67,13 @@ def _make(
 ) -> dict[Path, str | bytes]:
     """The contents of all files that are asked for, but for the summaries."""
     from lim_sglang.evals.plots import PLOTS, draw_png, draw_svg
-    from lim_sglang.evals.readme_section import make_section, replace_section
+    from lim_sglang.evals.readme_section import PART, make_section
     from lim_sglang.evals.report_page import make_page
 
     files: dict[Path, str | bytes] = {}
     if update:
         section = make_section(groups, plot_link(plots, update) if plots else None)
-        files[update] = replace_section(_read(update), section, str(update))
+        files[update] = PART.replace_in(update, section)
     if html:
         files[html] = make_page(groups)
     if plots:
@@ -96,10 +96,10 @@ def read_runs(paths: Sequence[Path]) -> list["Summary"]:
     Raises:
         DataError: a path is none of what it may be.
     """
-    from lim_sglang.evals.summary import load_summary
+    from lim_sglang.evals.summary_file import load_summaries
 
     with Console(stderr=True).status("Reading runs"):
-        return [load_summary(found) for path in paths for found in _expand(path)]
+        return load_summaries([found for path in paths for found in _expand(path)])
 
 
 def _expand(path: Path) -> list[Path]:
@@ -167,7 +167,7 @@ def summary_file(summary: "Summary") -> str:
 
 
 def _write_summaries(summaries: Sequence["Summary"], folder: Path | None) -> None:
-    from lim_sglang.evals.summary import write_summary
+    from lim_sglang.evals.summary_file import write_summary
 
     if not folder:
         return
@@ -175,13 +175,6 @@ def _write_summaries(summaries: Sequence["Summary"], folder: Path | None) -> Non
         path = folder / summary_file(summary)
         write_summary(summary, path)
         typer.echo(f"wrote {path}", err=True)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
 
 
 def _write(files: Mapping[Path, str | bytes]) -> None:

@@ -4,14 +4,10 @@ A summary may be committed and published where the samples may not: they quote t
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from lim_sglang.errors import DataError
-from lim_sglang.evals.lines import write_whole
 from lim_sglang.evals.records import GradedSample
 from lim_sglang.programs.records import DRAWN_WHOLE, SampleState
 from lim_sglang.programs.vote import Order, Same, tally
@@ -19,7 +15,6 @@ from lim_sglang.programs.vote import Order, Same, tally
 if TYPE_CHECKING:
     from lim_sglang.evals.store import RunRecord
 
-FORMAT = 1
 ORDERS = {"short": Order.SHORTER_FIRST, "confidence": Order.BY_CONFIDENCE}
 """How programs rank their groups; all others by votes. Known here without loading SGLang."""
 LISTS = ("indices", "correct", "group", "states", "tokens", "late")
@@ -28,7 +23,6 @@ FILES = ("tokenizer_path", "chat_template")
 """Arguments of a server that may name a file of its machine."""
 MACHINE = ("device_name", "dtype", "kv_cache_dtype", "quantization")
 """What of the server has a name of its own among the conditions, like model and revision."""
-EXPECTED = "expected a run's folder, or a file that lim report --summaries wrote"
 
 
 @dataclass(frozen=True)
@@ -222,77 +216,3 @@ def published_name(model_path: str) -> str:
     """A hub's id as it is; of a folder, which another machine does not have, the last name."""
     path = model_path.rstrip("/")
     return path if path.count("/") == 1 and path[0] not in "/.~" else path.rpartition("/")[2]
-
-
-def write_summary(summary: Summary, path: Path) -> None:
-    """Write it as JSON with a line a question, so that two can be compared line by line.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    head = {
-        "format": FORMAT,
-        "run_id": summary.run_id,
-        "conditions": summary.conditions,
-        "num_failed": summary.num_failed,
-    }
-    rows = ",\n".join(f"  {json.dumps(question.to_row())}" for question in summary.questions)
-    text = f'{json.dumps(head, indent=1)[:-2]},\n "questions": [\n{rows}\n ]\n}}\n'
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot write {path} ({error.strerror}); name another file") from None
-    write_whole(path, text)
-
-
-def read_summary(path: Path) -> Summary:
-    """Read what `write_summary` wrote.
-
-    Raises:
-        DataError: it is none, or one of another format.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}); {EXPECTED}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON ({error}); {EXPECTED}") from None
-    if not isinstance(content, dict) or "format" not in content:
-        raise DataError(f"{path} is no summary of a run; {EXPECTED}")
-    if content["format"] != FORMAT:
-        raise DataError(
-            f"{path} is of format {content['format']}, expected {FORMAT}: write it again with "
-            "lim report --summaries from its run"
-        )
-    try:
-        questions = tuple(map(QuestionResult.from_row, content["questions"]))
-        if len({question.question_id for question in questions}) != len(questions):
-            raise ValueError("a question is there twice")
-        return Summary(
-            content["run_id"], dict(content["conditions"]), questions, content["num_failed"]
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{path} is a damaged summary: {reason}; {EXPECTED}") from None
-
-
-def load_summary(path: Path) -> Summary:
-    """Of a run's folder, whose votes are counted anew, or of a summary's file.
-
-    Raises:
-        DataError: it is neither, or the run has no sample.
-    """
-    if not path.is_dir():
-        return read_summary(path)
-    from lim_sglang.evals.grade import Grader
-    from lim_sglang.evals.runs import load_run
-    from lim_sglang.evals.tasks import find_task
-    from lim_sglang.programs.judge import AnswerJudge
-
-    run = load_run(path)
-    if not run.samples:
-        raise DataError(f"{path} has no sample yet; run lim eval until it has")
-    task = find_task(run.record.settings["task"])
-    with AnswerJudge() as judge:
-        grader = Grader(task.answer_kind, judge)
-        return summarise(run.record, run.samples, grader.same, len(run.failures))

@@ -185,7 +185,7 @@ def grouped(standings: Sequence["Standing"]) -> list[list["Standing"]]:
 def result_table(group: Sequence["Standing"]) -> Table:
     """The scores of runs of one model and task."""
     from lim_sglang.evals.score import score
-    from lim_sglang.evals.summary import load_summary
+    from lim_sglang.evals.summary_file import load_summaries
     from lim_sglang.evals.table import percent, share
 
     title = f"{group[0].run.task_name}, {group[0].run.server.model}"
@@ -194,8 +194,8 @@ def result_table(group: Sequence["Standing"]) -> Table:
     for name in ("samples", "pass@1", "vote", "tokens", "cut off"):
         table.add_column(name, justify="right")
     with Console(stderr=True).status("Counting votes"):
-        for standing in group:
-            found = score(load_summary(standing.path))
+        summaries = load_summaries([standing.path for standing in group])
+        for standing, found in zip(group, map(score, summaries), strict=True):
             count = f"{standing.num_samples:,}" if standing.is_complete else _samples(standing)
             table.add_row(
                 *(standing.run.server.policy, count),

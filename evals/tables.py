@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from lim_sglang.evals.compare import Interval
+from lim_sglang.evals.compare import MINUS, Interval
 from lim_sglang.evals.report import Group, Row
 from lim_sglang.evals.score import Estimate
 
 NONE = "\N{EN DASH}"
-MINUS = "\N{MINUS SIGN}"
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 ROW_TITLE = "policy and budget"
 MOST_CONTESTED = 20

@@ -2,10 +2,9 @@
 
 from lim_sglang.bench.points import Point
 from lim_sglang.bench.recorded import Recorded, RecordedRow
-from lim_sglang.errors import DataError
+from lim_sglang.readme_part import Part, short_commit
 
-BEGIN = "<!-- lim bench decode: begin -->"
-END = "<!-- lim bench decode: end -->"
+PART = Part("<!-- lim bench decode: begin -->", "<!-- lim bench decode: end -->")
 NONE = "-"
 TIMES = "\N{MULTIPLICATION SIGN}"
 NAMES = {"flashinfer": "FlashInfer", "triton": "Triton", "fa3": "FlashAttention 3"}
@@ -25,24 +24,6 @@ def make_section(recorded: Recorded, plot: str | None = None) -> str:
     table = "\n".join(lines)
     picture = f"\n\n![Step time over context]({plot})" if plot else ""
     return f"{table}\n\n{_conditions(recorded)}{picture}"
-
-
-def replace_section(text: str, section: str, name: str) -> str:
-    """A file's text with another section between the markers; the rest stays as it is.
-
-    Args:
-        name: the file's, for the message.
-
-    Raises:
-        DataError: the markers are not there once each, in order.
-    """
-    begin, end = text.find(BEGIN), text.find(END)
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or end < begin:
-        raise DataError(
-            f"{name} needs one line {BEGIN} and, below it, one line {END}: put them around the "
-            "place of the table"
-        )
-    return f"{text[: begin + len(BEGIN)]}\n{section}\n{text[end:]}"
 
 
 def _line(cells: list[str]) -> str:
@@ -90,17 +71,9 @@ def _conditions(recorded: Recorded) -> str:
     shape = f"{found['model']} shape, dummy weights" if found["dummy_weights"] else found["model"]
     return (
         f"{shape}{recorded.formats}, {found['gpu']}, budget {found['budget']:,}; B requests of S "
-        f"tokens. By `lim bench decode` on {dates}, commit {_short(found['commit'])}, driver "
+        f"tokens. By `lim bench decode` on {dates}, commit {short_commit(found['commit'])}, driver "
         f"{found['driver']}, {', '.join(stack)}, SGLang {versions.get('sglang')}; medians of "
         f"{found['windows']} windows of {found['steps']} steps in CUDA graphs, backends in turns; "
         "speed-up over the fastest dense backend; byte limit at the measured copy speed of "
         f"{found['copy_gb_per_s']:,.0f} GB/s."
     )
-
-
-def _short(commit: str | None) -> str:
-    """A commit as people write it; local edits stay visible."""
-    if not commit:
-        return "unknown"
-    base, plus, edits = commit.partition("+")
-    return f"{base[:10]}{' with local edits ' if plus else ''}{edits}"

@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from lim_sglang.errors import DataError
-
 
 def write_report(
     files: Annotated[list[Path], typer.Argument(help="What `lim bench decode --out` has written.")],
@@ -20,7 +18,7 @@ def write_report(
     ] = None,
 ) -> None:
     """Write the table of recorded decode rows, and draw them; needs no GPU."""
-    from lim_sglang.bench.decode_section import make_section, replace_section
+    from lim_sglang.bench.decode_section import PART, make_section
     from lim_sglang.bench.recorded import read_recorded
     from lim_sglang.bench.roofline import draw
 
@@ -28,7 +26,7 @@ def write_report(
     link = os.path.relpath(plot, update.parent) if update and plot else None
     section = make_section(recorded, link)
     # All is made before anything is written, so that a refusal leaves no half of it.
-    changed = replace_section(_read(update), section, str(update)) if update else None
+    changed = PART.replace_in(update, section) if update else None
     drawn = draw(recorded) if plot else None
     if update and changed is not None:
         update.write_text(changed)
@@ -39,10 +37,3 @@ def write_report(
         plot.parent.mkdir(parents=True, exist_ok=True)
         plot.write_text(drawn)
         typer.echo(f"The plot is in {plot}.", err=True)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None

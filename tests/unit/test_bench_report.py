@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lim_sglang.bench.command import bench
-from lim_sglang.bench.decode_section import BEGIN, END, make_section, replace_section
+from lim_sglang.bench.decode_section import PART, make_section
 from lim_sglang.bench.recorded import read_recorded
 from lim_sglang.bench.roofline import draw
 from lim_sglang.errors import DataError
@@ -145,25 +145,9 @@ def test_a_missing_file_and_one_that_is_no_json_are_refused(tmp_path: Path) -> N
 BEFORE, AFTER = "# Title\n\ntext\n\n", "\n\nmore | text |\n"
 
 
-def test_only_the_text_between_the_markers_is_replaced() -> None:
-    text = f"{BEFORE}{BEGIN}\n| old |\n{END}{AFTER}"
-    once = replace_section(text, "| new |", "README.md")
-    assert once == f"{BEFORE}{BEGIN}\n| new |\n{END}{AFTER}"
-    assert replace_section(once, "| new |", "README.md") == once
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", BEGIN, END, f"{END}\n{BEGIN}", f"{BEGIN}\n{END}\n{END}", f"{BEGIN}\n{BEGIN}\n{END}"],
-)
-def test_markers_that_are_missing_twofold_or_swapped_are_refused(text: str) -> None:
-    with pytest.raises(DataError, match=r"README.md needs one line <!-- lim bench decode: begin"):
-        replace_section(text, "| new |", "README.md")
-
-
 def test_the_readme_has_a_place_for_the_table() -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text()
-    assert "| new |" in replace_section(text, "| new |", "README.md")
+    assert "| new |" in PART.replace(text, "| new |", "README.md")
 
 
 def report(*words: Any) -> Any:
@@ -173,7 +157,7 @@ def report(*words: Any) -> Any:
 
 def test_the_command_updates_the_file_and_draws_beside_it(tmp_path: Path) -> None:
     file, readme = write(tmp_path, *ROWS), tmp_path / "README.md"
-    readme.write_text(f"{BEFORE}{BEGIN}\n{END}{AFTER}")
+    readme.write_text(f"{BEFORE}{PART.begin}\n{PART.end}{AFTER}")
     plot = tmp_path / "docs" / "decode.svg"
     done = report(file, "--update", readme, "--plot", plot)
     assert done.exit_code == 0, done.exception

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 from lim_sglang.evals.plots import PLOTS, draw_svg
-from lim_sglang.evals.readme_section import BEGIN, END, NOT_MEASURED, make_section
+from lim_sglang.evals.readme_section import NOT_MEASURED, PART, make_section
 from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.evals.report_command import README_PLOT
-from lim_sglang.evals.summary import read_summary
+from lim_sglang.evals.summary_file import read_summary
 from tests.unit.made_summaries import five_runs
 
 ROOT = Path(__file__).parents[2]
@@ -22,8 +22,10 @@ def committed() -> tuple[Group, ...]:
 
 def shown() -> str:
     """What the README has between its markers."""
-    found = re.search(f"{BEGIN}\n(.*?)\n{END}", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert found, f"README.md needs the lines {BEGIN} and {END}"
+    found = re.search(
+        f"{PART.begin}\n(.*?)\n{PART.end}", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert found, f"README.md needs the lines {PART.begin} and {PART.end}"
     return found[1]
 
 

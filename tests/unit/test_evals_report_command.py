@@ -11,20 +11,19 @@ from typer.testing import CliRunner
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.plots import PLOTS
 from lim_sglang.evals.readme_section import (
-    BEGIN,
-    END,
     METHOD,
+    PART,
     STOPPING,
     TIMES,
     make_section,
-    replace_section,
 )
 from lim_sglang.evals.records import GradedSample
 from lim_sglang.evals.report import make_groups
 from lim_sglang.evals.report_command import read_runs, write_report
 from lim_sglang.evals.report_page import make_page
 from lim_sglang.evals.store import RunRecord, open_run
-from lim_sglang.evals.summary import Summary, read_summary, write_summary
+from lim_sglang.evals.summary import Summary
+from lim_sglang.evals.summary_file import read_summary, write_summary
 from tests.unit.made_summaries import FULL, made
 from tests.unit.samples import make_sample
 from tests.unit.test_evals_summary import RECORD
@@ -83,7 +82,7 @@ def test_a_run_s_folder_is_read_and_so_is_a_folder_of_runs(tmp_path: Path) -> No
 
 def test_everything_is_written_at_once(tmp_path: Path, folder: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"{BEFORE}{BEGIN}\nold\n{END}{AFTER}")
+    readme.write_text(f"{BEFORE}{PART.begin}\nold\n{PART.end}{AFTER}")
     page, plots, kept = tmp_path / "out" / "a.html", tmp_path / "docs" / "eval", tmp_path / "kept"
     done = report(
         *(folder, "--html", page, "--plots", plots, "--update", readme, "--summaries", kept)
@@ -91,7 +90,7 @@ def test_everything_is_written_at_once(tmp_path: Path, folder: Path) -> None:
     assert done.exit_code == 0, done.exception
     groups = make_groups(two_runs())
     section = make_section(groups, "docs/eval/accuracy.svg")
-    assert readme.read_text() == f"{BEFORE}{BEGIN}\n{section}\n{END}{AFTER}"
+    assert readme.read_text() == f"{BEFORE}{PART.begin}\n{section}\n{PART.end}{AFTER}"
     assert page.read_text() == make_page(groups)
     assert sorted(path.name for path in plots.iterdir()) == sorted(
         f"{plot.name}.{kind}" for plot in PLOTS for kind in ("svg", "png")
@@ -103,7 +102,7 @@ def test_everything_is_written_at_once(tmp_path: Path, folder: Path) -> None:
 
 def test_updating_twice_changes_nothing(tmp_path: Path, folder: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"{BEGIN}\n{END}")
+    readme.write_text(f"{PART.begin}\n{PART.end}")
     assert report(folder, "--update", readme).exit_code == 0
     once = readme.read_text()
     assert report(folder, "--update", readme).exit_code == 0
@@ -186,22 +185,6 @@ def test_what_cannot_be_written_or_read_is_named(tmp_path: Path, folder: Path) -
     done = report(folder, "--update", tmp_path / "none.md")
     assert isinstance(done.exception, DataError)
     assert "none.md cannot be read" in str(done.exception)
-
-
-def test_only_the_text_between_the_markers_is_replaced() -> None:
-    text = f"{BEFORE}{BEGIN}\n| old |\n{END}{AFTER}"
-    once = replace_section(text, "| new |", "README.md")
-    assert once == f"{BEFORE}{BEGIN}\n| new |\n{END}{AFTER}"
-    assert replace_section(once, "| new |", "README.md") == once
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", BEGIN, END, f"{END}\n{BEGIN}", f"{BEGIN}\n{END}\n{END}", f"{BEGIN}\n{BEGIN}\n{END}"],
-)
-def test_markers_that_are_missing_twofold_or_swapped_are_refused(text: str) -> None:
-    with pytest.raises(DataError, match=r"README.md needs one line <!-- lim report: begin"):
-        replace_section(text, "| new |", "README.md")
 
 
 def test_conditions_stand_under_the_table() -> None:

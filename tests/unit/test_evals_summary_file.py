@@ -12,13 +12,8 @@ from lim_sglang.errors import DataError
 from lim_sglang.evals.records import Failure
 from lim_sglang.evals.runs import GRADES_FILE
 from lim_sglang.evals.store import RunRecord, open_run
-from lim_sglang.evals.summary import (
-    Summary,
-    load_summary,
-    read_summary,
-    summarise,
-    write_summary,
-)
+from lim_sglang.evals.summary import Summary, summarise
+from lim_sglang.evals.summary_file import load_summaries, read_summary, write_summary
 from tests.unit.test_evals_summary import ABOUT, RECORD, SAMPLES, SETTINGS, graded, same
 
 
@@ -109,19 +104,19 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_runs_folder_is_summarised_with_the_verdicts_of_today(folder: Path) -> None:
-    found = load_summary(folder)
+    (found,) = load_summaries([folder])
     a, b = found.questions
     assert (found.run_id, found.num_failed) == ("run-2", 1)
     assert a.group == (0, 0, 1)  # " 4" is the integer 4
     assert (b.group, b.correct, b.chosen) == ((0, 1, 0, 0), (False, True, True, False), 0)
     write_summary(found, folder / "s.json")
-    assert load_summary(folder / "s.json") == found
+    assert load_summaries([folder, folder / "s.json"]) == [found, found]
 
 
 def test_a_run_without_a_sample_is_no_summary_yet(tmp_path: Path) -> None:
     with open_run(tmp_path / "run", INTEGERS):
         pass
     with pytest.raises(DataError, match="has no sample yet"):
-        load_summary(tmp_path / "run")
+        load_summaries([tmp_path / "run"])
     with pytest.raises(DataError, match="no record of a run"):
-        load_summary(tmp_path)
+        load_summaries([tmp_path])

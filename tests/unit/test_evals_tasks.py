@@ -77,6 +77,6 @@ def test_a_users_own_file_is_a_task_with_the_kind_of_answer_that_is_named(
     assert find_task(name).answer_kind is kind
 
 
-def test_a_home_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert find_task("file:~/sums.jsonl").file == Path("/home/someone/sums.jsonl")
+def test_a_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_task("file:~/sums.jsonl").file == tmp_path / "sums.jsonl"
