@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.summaries import SUMMARIES, summary_of
+from lim_sglang.programs.descriptions import DESCRIPTIONS, description_of
 
 MOST_AT_ONCE = 64
 """Samples of one question in flight: the frontend starts a thread for each."""
 SAMPLE_BY_SAMPLE = ("single", "majority")
 """Programs that draw every sample, so that each is worth keeping without the others."""
-DEFAULT_SAMPLES = {name: about.samples for name, about in SUMMARIES.items()} | {"majority": 4}
+DEFAULT_SAMPLES = {name: about.samples for name, about in DESCRIPTIONS.items()} | {"majority": 4}
 """Of each question, where nobody says how many."""
 
 
@@ -49,7 +49,7 @@ def choose_method(program: str, num_samples: int | None, **others: Any) -> Metho
     Raises:
         ConfigError: there is no such program, or it does not draw so many samples.
     """
-    summary_of(program)
+    description_of(program)
     if program == "single" and num_samples not in (None, 1):
         raise ConfigError(
             f"--program single draws one sample a question, not {num_samples}: "

@@ -3,12 +3,12 @@
 from lim_sglang.programs.adaptive import ADAPTIVE
 from lim_sglang.programs.budget import BUDGET
 from lim_sglang.programs.confidence import CONFIDENCE
+from lim_sglang.programs.descriptions import description_of
 from lim_sglang.programs.early_stop import EARLY_STOP
 from lim_sglang.programs.majority import MAJORITY
 from lim_sglang.programs.program import Program
 from lim_sglang.programs.short import SHORT
 from lim_sglang.programs.single import SINGLE
-from lim_sglang.programs.summaries import summary_of
 
 PROGRAMS: dict[str, Program] = {
     program.name: program
@@ -18,5 +18,5 @@ PROGRAMS: dict[str, Program] = {
 
 def find_program(name: str) -> Program:
     """The program of that name; raises `ConfigError` where there is none."""
-    summary_of(name)
+    description_of(name)
     return PROGRAMS[name]

@@ -7,8 +7,8 @@ import typer
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.connect import Api
+from lim_sglang.programs.descriptions import DESCRIPTIONS, description_of, listing
 from lim_sglang.programs.records import Sampling
-from lim_sglang.programs.summaries import SUMMARIES, listing, summary_of
 
 DEFAULT_URL = "http://127.0.0.1:30000"
 LIST = "?"
@@ -119,7 +119,7 @@ ProgramOption = Annotated[
         "--program",
         is_eager=True,
         callback=_list_programs,
-        help=f"{', '.join(SUMMARIES)}; {LIST} lists when each stops.",
+        help=f"{', '.join(DESCRIPTIONS)}; {LIST} lists when each stops.",
     ),
 ]
 MostSamplesOption = Annotated[
@@ -177,8 +177,8 @@ TimeoutOption = Annotated[
 
 def samples_of(program: str, asked: int | None) -> int:
     """How many samples a program may draw; raises `ConfigError` for an unknown one."""
-    summary = summary_of(program)
-    return asked or summary.samples
+    description = description_of(program)
+    return asked or description.samples
 
 
 def read_settings(texts: list[str]) -> dict[str, int | float]:

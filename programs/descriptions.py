@@ -6,7 +6,7 @@ from lim_sglang.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Summary:
+class Description:
     """What a user wants to know before choosing a program."""
 
     samples: int
@@ -16,43 +16,45 @@ class Summary:
     source: str
 
 
-SUMMARIES: dict[str, Summary] = {
-    "single": Summary(1, "its one sample has ended", "chain of thought, arXiv 2201.11903"),
-    "majority": Summary(8, "all samples have ended", "self-consistency, arXiv 2203.11171"),
-    "adaptive": Summary(
+DESCRIPTIONS: dict[str, Description] = {
+    "single": Description(1, "its one sample has ended", "chain of thought, arXiv 2201.11903"),
+    "majority": Description(8, "all samples have ended", "self-consistency, arXiv 2203.11171"),
+    "adaptive": Description(
         40,
         "the leader is the more frequent answer with the given confidence",
         "Adaptive-Consistency, arXiv 2305.11860",
     ),
-    "early_stop": Summary(40, "a window of samples agrees", "ESC, arXiv 2401.10480"),
-    "short": Summary(8, "the first m of k samples have finished", "short-m@k, arXiv 2505.17813"),
-    "confidence": Summary(
+    "early_stop": Description(40, "a window of samples agrees", "ESC, arXiv 2401.10480"),
+    "short": Description(
+        8, "the first m of k samples have finished", "short-m@k, arXiv 2505.17813"
+    ),
+    "confidence": Description(
         32,
         "one answer has nearly all of the confidence; unsure chains are aborted",
         "DeepConf, arXiv 2508.15260",
     ),
-    "budget": Summary(
+    "budget": Description(
         40, "a token budget for the whole question is spent", "ours, a baseline at equal cost"
     ),
 }
 """Every program, by the name that `--program` takes; `catalogue.py` has the programs themselves."""
 
 
-def summary_of(program: str) -> Summary:
+def description_of(program: str) -> Description:
     """What a program is.
 
     Raises:
         ConfigError: none has this name; says which there are.
     """
-    if program not in SUMMARIES:
+    if program not in DESCRIPTIONS:
         raise ConfigError(f"unknown program {program!r}; known, and when each stops:\n{listing()}")
-    return SUMMARIES[program]
+    return DESCRIPTIONS[program]
 
 
 def listing() -> str:
     """The programs, a line each."""
-    width = max(map(len, SUMMARIES))
+    width = max(map(len, DESCRIPTIONS))
     return "\n".join(
         f"  {name:{width}}  {about.stops_when} ({about.source})"
-        for name, about in SUMMARIES.items()
+        for name, about in DESCRIPTIONS.items()
     )
