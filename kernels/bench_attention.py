@@ -1,4 +1,4 @@
-"""How long attention over a kept set takes, as a REUSE layer runs it: FlashInfer at page size 1.
+"""How long attention over a kept set takes: as a REUSE layer runs it, and FlashInfer in its place.
 
 What is timed is compared with `reference.attend_tokens` before; `bench.py` times it.
 """
@@ -10,14 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lim_sglang.kernels import reference
+from lim_sglang.kernels.attend import attend_tokens
 from lim_sglang.kernels.bench import Case
 from lim_sglang.kernels.check import ATTENTION_TOLERANCE, relative_error
-from lim_sglang.kernels.reference import attend_tokens
+from lim_sglang.kernels.parts import Parts
 from lim_sglang.kernels.scoring import planned_decode
 
-TENSOR_CORES, CUDA_CORES = "sparse-attention", "sparse-attention-cuda-cores"
-ATTENTION_OPS = (TENSOR_CORES, CUDA_CORES)
-"""SGLang decodes on tensor cores from 4 query heads a KV head on, else on CUDA cores."""
+OURS = "sparse-attention"
+"""What REUSE layers run."""
+TENSOR_CORES, CUDA_CORES = "sparse-attention-tensor-cores", "sparse-attention-cuda-cores"
+"""FlashInfer's decode at page size 1; SGLang takes the former from 4 query heads a KV head on."""
+FLASHINFER_OPS = (TENSOR_CORES, CUDA_CORES)
+ATTENTION_OPS = (OURS, *FLASHINFER_OPS)
 CUDA_CORE_GROUPS = (1, 2, 3, 4, 8)
 """Query heads a KV head that FlashInfer compiles for CUDA cores (DISPATCH_GQA_GROUP_SIZE)."""
 
@@ -27,6 +32,31 @@ LAYERS = 8
 graph is no part of a layer's time, and each finds a cache that others have filled."""
 MAX_CACHE_BYTES = 16 << 30
 """Of K and V together, from which on there are fewer layers."""
+
+
+class OwnAttention:
+    """`attend.py` in the place of FlashInfer's wrapper."""
+
+    def __init__(self, case: Case, indptr: Tensor, slots: Tensor) -> None:
+        self._case, self._indptr, self._slots = case, indptr, slots
+        self._parts = Parts.allocate(
+            num_heads=case.heads,
+            num_kv_heads=case.kv_heads,
+            dim=case.dim,
+            cache_dtype=case.dtype,
+            device=slots.device,
+        )
+
+    def run(self, query: Tensor, pages: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
+        """Attend [B, H, D] over the kept slots, in pages of one token."""
+        keys, values = (cache.squeeze(1) for cache in pages)
+        return attend_tokens(
+            *(query, keys, values, self._slots, self._indptr),
+            longest=self._case.budget,
+            scale=self._case.scale,
+            parts=self._parts,
+            out=out,
+        )
 
 
 @dataclass(frozen=True)
@@ -39,7 +69,7 @@ class KeptAttention:
 
     case: Case
     planned: Any
-    """FlashInfer's wrapper."""
+    """FlashInfer's wrapper, or ours."""
     query: Tensor
     """[B, H, D]."""
     keys: Tensor
@@ -72,7 +102,7 @@ class KeptAttention:
         """Rows of the last run that are not the definition's, beyond the tolerance."""
         found = []
         for layer, row in product(range(self.times), range(self.case.batch)):
-            wanted = attend_tokens(
+            wanted = reference.attend_tokens(
                 self.query[row].float(),
                 self.keys[layer],
                 self.values[layer],
@@ -88,7 +118,7 @@ class KeptAttention:
 def prepare_attention(
     op: str, case: Case, device: torch.device | str, seed: int = 0
 ) -> KeptAttention:
-    """Draw a batch and its kept slots, and plan the decode as for a CUDA graph.
+    """Draw a batch and its kept slots, and make ready what runs in a CUDA graph.
 
     Raises:
         ValueError: the operation is unknown.
@@ -103,16 +133,21 @@ def prepare_attention(
 
     drawn = torch.randperm(pool, generator=generator, device=device)[: case.batch * case.budget]
     slots = drawn.view(case.batch, case.budget).sort(dim=1).values.int()
-    planned = planned_decode(
-        torch.arange(case.batch + 1, dtype=torch.int32, device=device) * case.budget,
-        slots.view(-1),
-        heads=case.heads,
-        kv_heads=case.kv_heads,
-        head_dim=case.dim,
-        dtype=case.dtype,
-        tensor_cores=op == TENSOR_CORES,
-        in_graph=True,
-    )
+    indptr = torch.arange(case.batch + 1, dtype=torch.int32, device=device) * case.budget
+    planned: Any
+    if op == OURS:
+        planned = OwnAttention(case, indptr, slots.view(-1))
+    else:
+        planned = planned_decode(
+            indptr,
+            slots.view(-1),
+            heads=case.heads,
+            kv_heads=case.kv_heads,
+            head_dim=case.dim,
+            dtype=case.dtype,
+            tensor_cores=op == TENSOR_CORES,
+            in_graph=True,
+        )
     query = normal(case.batch, case.heads, case.dim)
     layer_bytes = 2 * pool * case.kv_heads * case.dim * case.dtype.itemsize
     layers = max(1, min(LAYERS, MAX_CACHE_BYTES // layer_bytes))

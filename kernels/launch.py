@@ -19,6 +19,21 @@ MIN_SAMPLE, MAX_SAMPLE = 2048, 8192
 """Scores of a head that a threshold is sampled from, at least and at most."""
 SAMPLED_SHARE = 16
 """One score of so many is sampled in the longest rows that a buffer holds."""
+ATTEND_TILE = 8192
+"""Elements of K, and of V, that attention over a kept set has in a tile."""
+ATTEND_WARPS = 2
+"""Of a program of it: more of them on a processor hide more of the memory's latency."""
+ATTEND_STAGES = 3
+"""Of its loop: slots, then K and V, are asked for ahead of what is computed."""
+BYTES_PER_PROCESSOR = 4
+"""Programs of it that few rows are shared among, times bytes a number of the cache: narrow numbers
+need more programs for as many bytes in flight. Many rows make more, which share nothing."""
+MIN_PART, MAX_PARTS = 64, 16
+"""Tokens of a row that a program is worth, and programs that a row is worth, at most."""
+PART_ALIGNMENT = 16
+"""Tokens that parts are multiples of, so that slots are read in whole loads."""
+PARTS_AT_ONCE = 32
+"""Heads times parts that are merged at a time."""
 SHORTLIST_BLOCK = 8192
 """Scores that a shortlist reads at a time."""
 RANK_BLOCK = 2048
@@ -59,6 +74,11 @@ def interpreted() -> bool:
 def padded_group(num_heads: int, num_kv_heads: int) -> int:
     """Rows of the score tile of one KV head."""
     return max(MIN_DOT_ROWS, triton.next_power_of_2(num_heads // num_kv_heads))
+
+
+def attend_block(dim: int) -> int:
+    """Tokens in a tile of attention over a kept set."""
+    return ATTEND_TILE // dim
 
 
 def sample_size(columns: int) -> int:

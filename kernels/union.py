@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lim_sglang.kernels.arrive import arrives_last
 from lim_sglang.kernels.launch import (
     COMPACT_BLOCK,
     CUT_BLOCK,
@@ -36,19 +37,6 @@ def _token_of_turn(ranking, turns, inside, num_heads, ranking_head_stride):
     """The token of a row that a head offers at each turn."""
     source = (turns % num_heads).to(tl.int64) * ranking_head_stride + turns // num_heads
     return tl.load(ranking + source, mask=inside, other=0)
-
-
-@triton.jit
-def _arrives_last(arrivals, expected):
-    """Whether all other programs of a row have arrived; what they wrote is then seen.
-
-    The last one leaves the counter as it found it.
-    """
-    tl.debug_barrier()  # this program's own writes come before its arrival
-    is_last = tl.atomic_add(arrivals, 1, sem="acq_rel") == expected - 1
-    if is_last:
-        tl.store(arrivals, 0)
-    return is_last
 
 
 @triton.jit
@@ -129,7 +117,7 @@ def _unite(
     inside = turns < num_turns
     token = _token_of_turn(ranking, turns, inside, num_heads, ranking_head_stride)
     tl.atomic_min(first_turn + token, turns, mask=inside, sem="relaxed")
-    if _arrives_last(arrivals + row, tl.num_programs(1)):
+    if arrives_last(arrivals + row, tl.num_programs(1)):
         cut, taken = _cut(
             ranking,
             first_turn,

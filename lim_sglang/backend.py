@@ -1,7 +1,7 @@
-"""LessIsMore at decode on a GPU: FlashInfer reads token lists that Triton kernels write.
+"""LessIsMore at decode on a GPU, layer by layer.
 
-FULL and SELECT layers are SGLang's own dense decode. A SELECT layer then writes each row's kept
-slots, and REUSE layers run FlashInfer's paged decode over them at page size 1.
+FULL and SELECT layers are SGLang's own dense decode, through FlashInfer. A SELECT layer then writes
+each row's kept slots, and REUSE layers attend to those and no others.
 """
 
 import logging
@@ -13,7 +13,7 @@ from torch import Tensor
 from lim_sglang.audit import Audit
 from lim_sglang.compat import DecodeMetadata, FlashInferAttnBackend
 from lim_sglang.errors import ServerError
-from lim_sglang.kept_plan import KeptPlan
+from lim_sglang.kept_attention import KeptAttention
 from lim_sglang.kernels.scoring import DTYPES, ScoringAttention
 from lim_sglang.kernels.selector import Selector
 from lim_sglang.schedule import Role
@@ -57,8 +57,8 @@ class ScoringDecode:
 class LimAttnBackend(FlashInferAttnBackend):
     """SGLang's FlashInfer backend whose decode layers act by their roles.
 
-    Lengths are planned outside CUDA graphs, on the host; indices are written inside them. Positions
-    become slots through the dense indices that FlashInfer's plan gathered, never through
+    How much each row keeps is counted outside CUDA graphs; which slots is written inside them.
+    Positions become slots through the dense indices that FlashInfer's plan gathered, never through
     `req_to_token`, which the scheduler may already be writing for the next step.
 
     Shapes: B requests, H query heads, G KV heads, D head_dim.
@@ -78,7 +78,8 @@ class LimAttnBackend(FlashInferAttnBackend):
                     f"a request may have {width} tokens, and LessIsMore has memory for "
                     f"{self.selector.scores.shape[2]}: this version of SGLang is not supported"
                 )
-            self.kept_plan = KeptPlan(self, runner.lim_kept_slots, self.selector.shares.budget)
+            budget = self.selector.shares.budget
+            self.kept_attention = KeptAttention(self, runner.lim_kept_slots, budget)
         self.scoring = self._load_scoring()
         if self.selector is not None:
             logger.info("LessIsMore: SELECT layers' scores come from %s", self.scores_come_from)
@@ -99,22 +100,22 @@ class LimAttnBackend(FlashInferAttnBackend):
         return ScoringAttention(updater.q_data_type, updater.head_dim)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        """Plan an eager step: the dense plan is SGLang's, the sparse one ours."""
+        """Begin an eager step; the plan is SGLang's dense one."""
         super().init_forward_metadata(forward_batch)
         if self.selector and forward_batch.forward_mode.is_decode() and forward_batch.batch_size:
-            self.kept_plan.plan_eager(forward_batch)
-            self._begin_audit(forward_batch)
+            self._begin_step(forward_batch)
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
-        """Plan a step that a CUDA graph captures or replays."""
+        """Begin a step that a CUDA graph captures or replays."""
         super().init_forward_metadata_out_graph(forward_batch, in_capture)
-        if not self.selector or not forward_batch.forward_mode.is_decode_or_idle():
-            return
-        if in_capture:
-            self.kept_plan.plan_capture(forward_batch)
-        else:
-            self.kept_plan.plan_replay(forward_batch)
-            self._begin_audit(forward_batch)
+        if self.selector and forward_batch.forward_mode.is_decode_or_idle():
+            self._begin_step(forward_batch, is_recorded=not in_capture)
+
+    def _begin_step(self, forward_batch: Any, *, is_recorded: bool = True) -> None:
+        rows = forward_batch.batch_size
+        self.kept_attention.begin_step(forward_batch.seq_lens[:rows])
+        if self.audit and is_recorded:
+            self.audit.begin_step(forward_batch, self.req_to_token_pool.req_to_token)
 
     def forward_decode(
         self,
@@ -129,7 +130,7 @@ class LimAttnBackend(FlashInferAttnBackend):
         role = self.roles[layer.layer_id]
         planned = self.forward_metadata
         if role is Role.REUSE:  # SGLang's decode, but over the kept slots
-            self.forward_metadata = DecodeMetadata([self.kept_plan.wrapper])
+            self.forward_metadata = DecodeMetadata([self.kept_attention])
         scoring = self._scoring_decode(layer) if role is Role.SELECT else None
         if scoring:
             self.forward_metadata = DecodeMetadata([scoring])
@@ -154,8 +155,8 @@ class LimAttnBackend(FlashInferAttnBackend):
             self.token_to_kv_pool.get_key_buffer(layer.layer_id),
             dense_wrapper._paged_kv_indptr_buf,
             dense_wrapper._paged_kv_indices_buf,
-            self.kept_plan.kept_indptr,
-            self.kept_plan.kept_slots,
+            self.kept_attention.kept_indptr,
+            self.kept_attention.kept_slots,
             scale=layer.scaling * (layer.k_scale_float or 1.0),
             first_chunk_is_scored=is_scored,
         )
@@ -175,10 +176,6 @@ class LimAttnBackend(FlashInferAttnBackend):
             self.token_to_kv_pool.get_key_buffer(layer.layer_id),
             self.token_to_kv_pool.get_value_buffer(layer.layer_id),
             output.view(shape),
-            self.kept_plan.kept_indptr,
+            self.kept_attention.kept_indptr,
             layer,
         )
-
-    def _begin_audit(self, forward_batch: Any) -> None:
-        if self.audit:
-            self.audit.begin_step(forward_batch, self.req_to_token_pool.req_to_token)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from lim_sglang.versions import Target, check_version
 
 if TYPE_CHECKING:
-    from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper, fast_decode_plan
     from sglang.lang.backend.base_backend import BaseBackend
     from sglang.lang.chat_template import ChatTemplate
     from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, FlashInferAttnBackend
@@ -20,14 +19,12 @@ if TYPE_CHECKING:
 
     __all__ = [
         "BaseBackend",
-        "BatchDecodeWithPagedKVCacheWrapper",
         "ChatTemplate",
         "DecodeMetadata",
         "FlashInferAttnBackend",
         "KVWriteLoc",
         "ModelRunner",
         "TorchNativeAttnBackend",
-        "fast_decode_plan",
     ]
 
 CPU_ENGINE_VAR = "SGLANG_USE_CPU_ENGINE"
@@ -35,7 +32,6 @@ CPU_ENGINE_VAR = "SGLANG_USE_CPU_ENGINE"
 
 _INTERNALS: Mapping[str, str] = {
     "BaseBackend": "sglang.lang.backend.base_backend",
-    "BatchDecodeWithPagedKVCacheWrapper": "flashinfer.decode",
     "CaptureHiddenMode": "sglang.srt.model_executor.forward_batch_info",
     "ChatTemplate": "sglang.lang.chat_template",
     "DecodeMetadata": "sglang.srt.layers.attention.flashinfer_backend",
@@ -50,7 +46,6 @@ _INTERNALS: Mapping[str, str] = {
     "RadixAttention": "sglang.srt.layers.radix_attention",
     "ServerArgs": "sglang.srt.server_args",
     "TorchNativeAttnBackend": "sglang.srt.layers.attention.torch_native_backend",
-    "fast_decode_plan": "flashinfer.decode",
 }
 
 

@@ -9,6 +9,7 @@ from triton.runtime.errors import OutOfResources
 
 from lim_sglang.gpu import INTERPRET_VAR, reasons_against_kv_cache
 from lim_sglang.kernels.check import Batch, differences
+from lim_sglang.kernels.check_attend import differing_attention
 from lim_sglang.kernels.check_mass import mass_differences
 from lim_sglang.kernels.check_scoring import differing_scoring
 from lim_sglang.kernels.launch import interpreted
@@ -48,7 +49,7 @@ def served_batches(capability: tuple[int, int]) -> dict[str, Batch]:
 
 
 def check_gpu() -> list[str]:
-    """Compile every selection kernel on the current GPU and compare it with the definition.
+    """Compile every kernel on the current GPU and compare it with the definition.
 
     Returns:
         What differs or fails, in words; nothing where all is exact.
@@ -59,6 +60,7 @@ def check_gpu() -> list[str]:
     for name, batch in served_batches(torch.cuda.get_device_capability()).items():
         try:
             problems = differences(batch, "cuda") + mass_differences(batch, "cuda")
+            problems += differing_attention(batch, "cuda")
             if name in SCORED:
                 problems += differing_scoring(batch)
             found += [f"{name}: {problem}" for problem in problems]

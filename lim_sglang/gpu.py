@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MIN_CAPABILITY = (8, 0)
 """Ampere: older GPUs have no bf16 tensor cores, and the kernels are not compiled for them."""
 HEAD_DIMS = (64, 128, 256)
-"""Head dimensions that FlashInfer decodes and the kernels score."""
+"""Head dimensions that FlashInfer decodes and our kernels are tested with."""
 FP8_E4M3_CAPABILITY = (8, 9)
 """Ada: Triton compiles no kernel that reads fp8_e4m3 for older GPUs; fp8_e5m2 it does."""
 SORT_BYTES = 8

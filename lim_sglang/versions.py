@@ -63,21 +63,14 @@ USED_ON_GPU: Mapping[str, tuple[str, ...]] = {
         *("paged_kv_indptr_buffer", "paged_kv_indices_buffer", "paged_kv_last_page_len_buffer"),
         *("backend", "jit_args"),
     ),
-    "flashinfer.decode.fast_decode_plan": (
-        *("self", "indptr", "indices", "last_page_len", "num_qo_heads", "num_kv_heads"),
-        *("head_dim", "page_size", "pos_encoding_mode", "window_left", "logits_soft_cap"),
-        *("q_data_type", "kv_data_type", "data_type", "sm_scale", "rope_scale", "rope_theta"),
-        *("non_blocking", "fixed_split_size", "disable_split_kv", "global_override_indptr_cpu"),
-    ),
 }
 """The parameters of what is overridden or called on a GPU."""
 
 WRAPPER_BUFFERS = (
-    *("_float_workspace_buffer", "_int_workspace_buffer", "_pin_memory_int_workspace_buffer"),
+    *("_float_workspace_buffer", "_int_workspace_buffer", "_qo_indptr_buf"),
     *("_paged_kv_indptr_buf", "_paged_kv_indices_buf", "_paged_kv_last_page_len_buf"),
-    "_qo_indptr_buf",
 )
-"""FlashInfer's private buffers that we exchange or read."""
+"""FlashInfer's private buffers that we read."""
 
 
 def installed_version(package: str = "sglang") -> str | None:

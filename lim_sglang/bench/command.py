@@ -171,7 +171,8 @@ def kernel(
         list[str] | None,
         typer.Option(
             help="score, shortlist, union, compact, rank, select, lse, pool, heaviest, "
-            "select-by-mass, sparse-attention or sparse-attention-cuda-cores; may be repeated; "
+            "select-by-mass, sparse-attention, and FlashInfer's in its place: "
+            "sparse-attention-tensor-cores or sparse-attention-cuda-cores; may be repeated; "
             "all by default."
         ),
     ] = None,

@@ -48,8 +48,6 @@ from lim_sglang.schedule import Role
 NOTES = (
     "no prefill: K and V are drawn, in slots of random order",
     "the length stays: each step writes its newest token again",
-    "as in serving, sparse layers are planned at each step while a row is within the budget, else "
-    "once",
     "queries meet drawn keys, so heads agree on fewer tokens than a real model's",
     "no scheduler and no sampling; the host is at most one step ahead",
     "what selection itself reads and writes is not in the byte limit",

@@ -80,8 +80,8 @@ def differing_attention(
 ) -> list[str]:
     """Rows whose attention in a REUSE layer is not that over the kept slots.
 
-    A replay shows nobody its queries, so the layer runs once more by itself, on the plan and the
-    slots that the replay left, with a query that is drawn. K and V of an fp8 cache are exact in
+    A replay shows nobody its queries, so the layer runs once more by itself, over the slots that
+    the replay left, with a query that is drawn. K and V of an fp8 cache are exact in
     f32; a layer's scales of them are SGLang's.
     """
     rows, heads, dim = batch.point.batch, layer.tp_q_head_num, layer.head_dim

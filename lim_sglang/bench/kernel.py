@@ -18,6 +18,7 @@ from lim_sglang.kernels.bench_attention import (
     ATTENTION_OPS,
     CUDA_CORE_GROUPS,
     CUDA_CORES,
+    FLASHINFER_OPS,
     prepare_attention,
 )
 from lim_sglang.kernels.check import Batch, differences
@@ -108,7 +109,7 @@ def check_case(case: Case, ops: Sequence[str]) -> None:
 
 def reasons_against(op: str, case: Case) -> list[str]:
     """Why FlashInfer has no kernel for an operation on this case, one line each."""
-    if op not in ATTENTION_OPS:
+    if op not in FLASHINFER_OPS:
         return []
     reasons = []
     if case.dim not in HEAD_DIMS:

@@ -29,9 +29,6 @@ def run_step(runner: Any, batch: FilledBatch) -> torch.Tensor:
     Raises:
         ServerError: the step was not a replay of a captured graph.
     """
-    kept_plan = getattr(runner.attn_backend, "kept_plan", None)
-    if kept_plan is not None and min(batch.point.lengths) < kept_plan.budget:
-        kept_plan.forget()  # in serving, a row within the budget grows, and is planned each time
     output = runner.forward(batch.forward_batch)
     if not output.can_run_graph:
         raise ServerError(f"{batch.point}: the step ran without its CUDA graph")

@@ -123,13 +123,13 @@ def poison(backend: Any) -> None:
     """Leave nothing of an earlier step that could be taken for this one's."""
     backend.selector.scores.fill_(torch.nan)
     backend.selector.decisive.fill_(torch.nan)
-    backend.kept_plan.kept_slots.zero_()
+    backend.kept_attention.kept_slots.zero_()
 
 
 def outcome(backend: Any, step: Step, outputs: tuple[Tensor, Tensor]) -> Outcome:
     """Copy what a step left."""
-    ends = backend.kept_plan.kept_indptr.tolist()
-    kept = backend.kept_plan.kept_slots.clone()
+    ends = backend.kept_attention.kept_indptr.tolist()
+    kept = backend.kept_attention.kept_slots.clone()
     rows = step.forward_batch.batch_size
     return Outcome(
         (outputs[0].clone(), outputs[1].clone()),

@@ -3,6 +3,7 @@
 import torch
 
 from lim_sglang.kernels.check import Batch, differences
+from lim_sglang.kernels.check_attend import differing_attention
 from lim_sglang.kernels.check_mass import mass_differences
 from lim_sglang.kernels.check_scoring import differing_scoring
 
@@ -17,6 +18,7 @@ def main() -> None:
     """Run every kernel; a difference is an error, too."""
     found = [difference for batch in BATCHES for difference in differences(batch, "cuda")]
     found += [difference for batch in BATCHES for difference in mass_differences(batch, "cuda")]
+    found += [difference for batch in BATCHES for difference in differing_attention(batch, "cuda")]
     found += differing_scoring(BATCHES[0])
     if found:
         raise SystemExit("\n".join(found))

@@ -13,6 +13,7 @@ from lim_sglang.kernels.check import (
     differing_shortlists,
     undecided_rows,
 )
+from lim_sglang.kernels.check_attend import differing_attention
 from lim_sglang.kernels.check_mass import lost_mass, mass_differences
 from lim_sglang.kernels.check_scoring import differing_scoring
 from lim_sglang.kernels.launch import interpreted
@@ -44,6 +45,17 @@ BATCHES = {
     "f32": Batch((3000,), 8, 2, 64, 512, dtype=F32),
     "sixty-four-rows": Batch(tuple(range(1, 6401, 100)), 16, 8, 128, 512, dtype=BF16),
 }
+
+
+ATTENDED = {
+    "a-full-gpu": Batch((2048, *range(1, 2048, 16)), 32, 8, 128, 2048, dtype=BF16),
+    "one-long-row": Batch((131072,), 32, 8, 128, 2048, dtype=BF16),
+    "heads-of-their-own": Batch((2048, 77), 32, 32, 128, 2048, dtype=BF16),
+    "group-of-thirty-two": Batch((2048, 77), 64, 2, 128, 2048, dtype=BF16),
+    "wide-head-fp8": Batch((700, 1), 8, 4, 256, 300, dtype=FP16, key_dtype=FP8),
+    "fp8_e5m2": Batch((3000, 90), 14, 2, 64, 256, dtype=FP16, key_dtype=torch.float8_e5m2),
+}
+"""More shapes for attention: as many programs as rows, one row for all of them, any group."""
 
 
 def test_kernels_are_compiled() -> None:
@@ -100,6 +112,11 @@ def test_kept_mass_is_the_reference_s(name: str) -> None:
 @pytest.mark.parametrize("name", BATCHES)
 def test_selection_by_mass_is_exactly_the_reference_s(name: str) -> None:
     assert not mass_differences(BATCHES[name], "cuda")
+
+
+@pytest.mark.parametrize("name", [*BATCHES, *ATTENDED])
+def test_attention_over_slots_is_the_reference_s(name: str) -> None:
+    assert not differing_attention((BATCHES | ATTENDED)[name], "cuda")
 
 
 @pytest.mark.parametrize("name", ["qwen3-8b", "coder-1.5b", "group-of-sixteen", "sixty-four-rows"])

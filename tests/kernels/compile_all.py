@@ -12,6 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lim_sglang.kernels import (
+    attend,
     compact,
     heaviest,
     launch,
@@ -31,13 +32,18 @@ POINTERS = {
     **dict.fromkeys(("kept_indptr", "kept", "depth", "candidates"), "*i32"),
     **dict.fromkeys(("chosen_counts", "arrivals"), "*i32"),
     **dict.fromkeys(("lengths", "undecided_rows"), "*i64"),
-    **dict.fromkeys(("scores", "lse", "mass"), "*fp32"),
-    "scale": "fp32",
+    **dict.fromkeys(("scores", "lse", "mass", "part_outputs", "part_lse"), "*fp32"),
+    **dict.fromkeys(("scale", "soft_cap", "value_scale"), "fp32"),
 }
 
 
 def shared_memory(
-    kernel: Any, architecture: int, constants: dict[str, Any], warps: int = 4, **types: str
+    kernel: Any,
+    architecture: int,
+    constants: dict[str, Any],
+    warps: int = 4,
+    stages: int = launch.NUM_STAGES,
+    **types: str,
 ) -> int:
     """Bytes of shared memory that a program of the kernel takes, compiled as it is launched."""
     pointers = POINTERS | types
@@ -52,7 +58,7 @@ def shared_memory(
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": warps, "num_stages": launch.NUM_STAGES},
+        options={"num_warps": warps, "num_stages": stages},
     )
     shared: int = compiled.metadata.shared
     return shared
@@ -78,6 +84,43 @@ def compile_scores(architecture: int) -> dict[str, int]:
                 found[name] = shared_memory(
                     score._score, architecture, constants, query=f"*{query}", keys=f"*{keys}"
                 )
+    return found
+
+
+def compile_attention(architecture: int) -> dict[str, int]:
+    """The same for attention over a kept set, with a soft-cap, too."""
+    found = {}
+    for query, cache in (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp8e4nv")):
+        for dim, group, capped in (
+            (64, 1, False),
+            (128, 4, False),
+            (128, 16, True),
+            (256, 32, False),
+        ):
+            if cache == "fp8e4nv" and architecture < FP8_FROM:
+                continue
+            constants = {
+                "GROUP": group,
+                "MERGED_GROUP": group,
+                "PADDED_GROUP": launch.padded_group(group, 1),
+                "DIM": dim,
+                "BLOCK": launch.attend_block(dim),
+                "PART_ALIGNMENT": launch.PART_ALIGNMENT,
+                "MAX_PARTS": launch.MAX_PARTS,
+                "AT_ONCE": max(1, launch.PARTS_AT_ONCE // group),
+                "CAPPED": capped,
+                "UPCAST": False,
+            }
+            types = {"query": f"*{query}", "output": f"*{query}"}
+            types |= dict.fromkeys(("keys", "values"), f"*{cache}")
+            found[f"attend {query} {cache} {dim} {group}"] = shared_memory(
+                attend._attend,
+                architecture,
+                constants,
+                launch.ATTEND_WARPS,
+                launch.ATTEND_STAGES,
+                **types,
+            )
     return found
 
 
@@ -135,7 +178,7 @@ def compile_rest(architecture: int) -> dict[str, int]:
 
 def main() -> None:
     """Compile for every architecture."""
-    found = {a: compile_scores(a) | compile_rest(a) for a in ARCHITECTURES}
+    found = {a: compile_scores(a) | compile_attention(a) | compile_rest(a) for a in ARCHITECTURES}
     sys.stdout.write("\n" + json.dumps(found))
 
 

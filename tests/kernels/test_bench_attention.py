@@ -1,4 +1,5 @@
-"""Attention over a kept set, as `lim bench kernel` times it, with torch in FlashInfer's place."""
+"""Attention over a kept set, as `lim bench kernel` times it: ours interpreted, and torch in
+FlashInfer's place."""
 
 import sys
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from lim_sglang.kernels.bench import Case, OpTiming, Spread
 from lim_sglang.kernels.bench_attention import (
     ATTENTION_OPS,
     CUDA_CORES,
+    OURS,
     TENSOR_CORES,
     prepare_attention,
 )
@@ -106,8 +108,9 @@ def test_checks_go_on_planning_without_a_graph() -> None:
     assert wrapper.paged_kv_indices_buffer is None
 
 
-def test_nothing_has_run_before_it_is_run() -> None:
-    attention = prepare_attention(TENSOR_CORES, CASE, "cpu")
+@pytest.mark.parametrize("op", ATTENTION_OPS)
+def test_nothing_has_run_before_it_is_run(op: str) -> None:
+    attention = prepare_attention(op, CASE, "cpu")
     assert len(attention.differences()) == attention.times * CASE.batch
     attention.run()
     attention.run()
@@ -186,17 +189,20 @@ def test_attention_is_timed_after_it_has_proved_right_and_the_copy_is_measured_o
     measured: list[str],
 ) -> None:
     rows = list(kernel.measure_ops(ATTENTION_OPS, CASE, 1))
-    assert measured == ["copy", "time", "time"]
+    assert measured == ["copy", "time", "time", "time"]
     assert [row.op for row in rows] == list(ATTENTION_OPS)
     bytes_per_s = rows[0].timing.num_bytes / 50e-6  # type: ignore[operator]
     assert rows[0].copy_share == pytest.approx(bytes_per_s / 3000e9)
 
 
-@pytest.mark.parametrize("op", ATTENTION_OPS)
+@pytest.mark.parametrize(
+    ("op", "runs"),
+    [(OURS, bench_attention.OwnAttention), (TENSOR_CORES, Wrapper), (CUDA_CORES, Wrapper)],
+)
 def test_no_time_is_shown_for_wrong_attention(
-    monkeypatch: pytest.MonkeyPatch, measured: list[str], op: str
+    monkeypatch: pytest.MonkeyPatch, measured: list[str], op: str, runs: type
 ) -> None:
-    monkeypatch.setattr(Wrapper, "run", lambda _self, query, _pages, out: out.copy_(query))
+    monkeypatch.setattr(runs, "run", lambda _self, query, _pages, out: out.copy_(query))
     with pytest.raises(LimError, match=f"no time is shown: kernels are not exact in {op}:") as e:
         next(kernel.measure_ops([op], CASE, 1))
     assert "layer 7, row 2: attention is off by" in str(e.value)

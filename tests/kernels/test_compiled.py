@@ -35,6 +35,7 @@ def test_every_kernel_fits(compiled: dict[str, dict[str, int]], architecture: st
     kernels = compiled[architecture]
     assert {name.split()[0] for name in kernels} == {
         "score",
+        "attend",
         "shortlist",
         "rank",
         "heaviest",

@@ -1,9 +1,12 @@
 """The Triton kernels, interpreted on the CPU: indexing, masks, order, fp32 and fp16 arithmetic."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from triton.runtime.interpreter import InterpretedFunction
 
+from lim_sglang.kernels.attend import attend_tokens
 from lim_sglang.kernels.check import (
     Batch,
     differing_lengths,
@@ -14,9 +17,13 @@ from lim_sglang.kernels.check import (
     differing_shortlists,
     undecided_rows,
 )
+from lim_sglang.kernels.check_attend import differing_attention
 from lim_sglang.kernels.check_mass import mass_differences
 from lim_sglang.kernels.launch import interpreted
+from lim_sglang.kernels.parts import Parts
 from lim_sglang.kernels.rank import _rank
+from lim_sglang.kernels.reference import attend_tokens as attend_by_definition
+from lim_sglang.kernels.reference import score_tokens
 
 BATCHES = {
     "mixed-lengths": Batch((5, 33, 200, 32, 1)),
@@ -93,3 +100,94 @@ def test_chunks_of_rows_change_nothing(max_rows: int) -> None:
 @pytest.mark.parametrize("name", BATCHES)
 def test_selection_by_mass_is_exactly_the_reference_s(name: str) -> None:
     assert not mass_differences(BATCHES[name], "cpu")
+
+
+@pytest.mark.parametrize("name", [*BATCHES, "fp8-cache"])
+def test_attention_over_slots_is_the_reference_s(name: str) -> None:
+    fp8 = Batch((90, 20), key_dtype=torch.float8_e5m2)
+    assert not differing_attention(BATCHES.get(name, fp8), "cpu")
+
+
+def allocated(num_programs: int) -> Parts:
+    """Memory that so many programs share, for 4 heads of 2 KV heads of 64 dimensions."""
+    return Parts(
+        torch.zeros(num_programs, 16, 64),
+        torch.zeros(num_programs, 16),
+        torch.zeros(num_programs, dtype=torch.int32),
+    )
+
+
+def test_narrow_numbers_get_more_programs() -> None:
+    shape = {"num_heads": 12, "num_kv_heads": 2, "dim": 128}
+    for dtype, per_processor in ((torch.bfloat16, 2), (torch.float8_e4m3fn, 4), (torch.float32, 1)):
+        parts = Parts.allocate(**shape, cache_dtype=dtype, device="cpu")
+        assert parts.outputs.shape == (8 * per_processor, 16, 128)
+        assert len(parts.lse) == len(parts.arrivals) == len(parts.outputs)
+
+
+@pytest.mark.parametrize(
+    ("units", "longest", "count"),
+    [
+        *((1, 2048, 16), (8, 2048, 16), (32, 2048, 8), (64, 2048, 4)),
+        *((264, 2048, 1), (999, 2048, 1), (8, 64, 1), (8, 65, 2), (8, 1, 1)),
+    ],
+)
+def test_as_many_programs_share_a_row_as_run_at_once(units: int, longest: int, count: int) -> None:
+    assert allocated(264).count_for(units, longest) == count
+
+
+def attended(lengths: list[int], *, soft_cap: float = 0.0, longest: int = 256) -> torch.Tensor:
+    """[B, 4, 64] f32 over slots in order, and the reference's."""
+    generator = torch.Generator().manual_seed(2)
+    query, keys, values = (
+        torch.randn(shape, generator=generator)
+        for shape in ((len(lengths), 4, 64), (700, 2, 64), (700, 2, 64))
+    )
+    indptr = torch.tensor([0, *lengths]).cumsum(0).int()
+    slots = torch.randperm(700, generator=generator).int()
+    found = attend_tokens(
+        *(query, keys, values, slots, indptr),
+        longest=longest,
+        scale=0.5,
+        soft_cap=soft_cap,
+        parts=allocated(16),
+        out=torch.full_like(query, torch.nan),
+    )
+    wanted = []
+    for row, (first, last) in enumerate(pairwise(indptr.tolist())):
+        kept = slots[first:last].long()
+        if soft_cap:
+            scores = 0.5 * score_tokens(query[row], keys[kept])
+            weights = (soft_cap * torch.tanh(scores / soft_cap)).softmax(-1)
+            grouped = weights.view(2, 2, -1) @ values[kept].transpose(0, 1)
+            wanted.append(grouped.reshape(4, 64))
+        elif first < last:
+            wanted.append(attend_by_definition(query[row], keys, values, kept, 0.5))
+        else:
+            wanted.append(torch.zeros(4, 64))
+    return torch.stack([found, torch.stack(wanted)])
+
+
+def test_scores_may_be_capped() -> None:
+    found, wanted = attended([200, 33], soft_cap=1.5)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert not torch.allclose(found, attended([200, 33])[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("longest", [1, 256])
+def test_a_row_without_tokens_gives_zeros_and_disturbs_no_other(longest: int) -> None:
+    found, wanted = attended([3, 0, 150], longest=longest)
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_memory_for_another_shape_is_refused() -> None:
+    tensors = [torch.zeros(1, 4, 32), torch.zeros(9, 2, 32), torch.zeros(9, 2, 32)]
+    slots, indptr = torch.arange(9).int(), torch.tensor([0, 9]).int()
+    with pytest.raises(ValueError, match=r"parts are for \(16, 64\) padded heads and dims"):
+        attend_tokens(
+            *(*tensors, slots, indptr),
+            longest=9,
+            scale=1.0,
+            parts=allocated(4),
+            out=torch.zeros(1, 4, 32),
+        )

@@ -16,7 +16,16 @@ MAX_LINES = 300
 # Each module of the server side may import those before it.
 LAYERS = (
     *("errors", "versions", "config", "schedule", "refusals", "plan", "stats", "tracing", "flags"),
-    *("compat", "gpu", "audit", "kept_plan", "backend", "cpu_backend", "model_runner", "plugin"),
+    *(
+        "compat",
+        "gpu",
+        "audit",
+        "kept_attention",
+        "backend",
+        "cpu_backend",
+        "model_runner",
+        "plugin",
+    ),
     *("models", "server", "serve"),
 )
 SERVING = {*LAYERS[LAYERS.index("plan") :], "cpu_platform", "gate"} - {"compat"}

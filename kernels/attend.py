@@ -1,0 +1,262 @@
+"""Attention of one decoded token over a list of slots: what a REUSE layer runs.
+
+Defined by `reference.attend_tokens`, row by row. Programs share a row's tokens where rows are few;
+the last of them to end puts the parts together, always in the same order, so that one launch does
+all and equal inputs give equal bits. Lengths are read on the device: nothing is planned.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lim_sglang.kernels.arrive import arrives_last
+from lim_sglang.kernels.launch import (
+    ATTEND_STAGES,
+    ATTEND_WARPS,
+    MAX_PARTS,
+    PART_ALIGNMENT,
+    PARTS_AT_ONCE,
+    attend_block,
+    check_int32,
+    check_tensors,
+    interpreted,
+    padded_group,
+)
+from lim_sglang.kernels.merge import merge_parts
+from lim_sglang.kernels.parts import Parts
+
+_LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _attend_part(
+    q,  # [PADDED_GROUP, DIM]
+    keys,  # [P, DIM], of one KV head
+    values,  # [P, DIM]
+    slots,  # [length] int32, of one row
+    first,
+    end,
+    scale,
+    soft_cap,
+    key_slot_stride,
+    value_slot_stride,
+    DIM: tl.constexpr,
+    PADDED_GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CAPPED: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Attention over the tokens from `first` to `end`, and log2 of its normaliser."""
+    dims = tl.arange(0, DIM)
+    largest = tl.full([PADDED_GROUP], float("-inf"), tl.float32)
+    total = tl.zeros([PADDED_GROUP], tl.float32)
+    output = tl.zeros([PADDED_GROUP, DIM], tl.float32)
+    for begin in range(first, end, BLOCK):
+        places = begin + tl.arange(0, BLOCK)
+        inside = places < end
+        slot = tl.load(slots + places, mask=inside, other=0).to(tl.int64)
+        # [DIM, BLOCK] and [BLOCK, DIM]
+        k = tl.load(
+            keys + slot[None, :] * key_slot_stride + dims[:, None],
+            mask=inside[None, :],
+            other=0.0,
+        ).to(q.dtype)
+        v = tl.load(
+            values + slot[:, None] * value_slot_stride + dims[None, :],
+            mask=inside[:, None],
+            other=0.0,
+        ).to(q.dtype)
+        if UPCAST:
+            scores = tl.dot(q.to(tl.float32), k.to(tl.float32), input_precision="ieee")
+        else:
+            scores = tl.dot(q, k, input_precision="ieee")
+        scores *= scale
+        if CAPPED:  # soft_cap * tanh(scores / soft_cap)
+            scores = soft_cap * (1 - 2 / (tl.exp(2 * scores / soft_cap) + 1))
+        scores = tl.where(inside[None, :], scores * _LOG2_E, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(scores, 1))
+        shrunk = tl.exp2(largest - new_largest)
+        weights = tl.exp2(scores - new_largest[:, None])
+        total = total * shrunk + tl.sum(weights, 1)
+        if UPCAST:
+            weights = weights.to(q.dtype).to(tl.float32)
+            added = tl.dot(weights, v.to(tl.float32), input_precision="ieee")
+        else:
+            added = tl.dot(weights.to(q.dtype), v, input_precision="ieee")
+        output = output * shrunk[:, None] + added
+        largest = new_largest
+    has_any = total > 0
+    total = tl.where(has_any, total, 1.0)
+    lse = tl.where(has_any, largest + tl.log2(total), float("-inf"))
+    return output / total[:, None], lse
+
+
+@triton.jit(do_not_specialize=["parts"])
+def _attend(
+    query,  # [B, H, DIM]
+    keys,  # [P, G, DIM]
+    values,  # [P, G, DIM]
+    slots,  # [indptr[B]] int32
+    indptr,  # [B + 1] int32
+    part_outputs,  # [N, PADDED_GROUP, DIM] f32
+    part_lse,  # [N, PADDED_GROUP] f32
+    arrivals,  # [N] int32
+    output,  # [B, H, DIM]
+    parts,
+    scale,
+    soft_cap,
+    value_scale,
+    query_row_stride,
+    query_head_stride,
+    key_slot_stride,
+    key_head_stride,
+    value_slot_stride,
+    value_head_stride,
+    output_row_stride,
+    output_head_stride,
+    GROUP: tl.constexpr,  # query heads a KV head
+    MERGED_GROUP: tl.constexpr,  # the next power of two
+    PADDED_GROUP: tl.constexpr,  # what a tensor core takes
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PART_ALIGNMENT: tl.constexpr,
+    MAX_PARTS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    CAPPED: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    kv_head = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    row = tl.program_id(2).to(tl.int64)
+    start = tl.load(indptr + row).to(tl.int64)
+    length = (tl.load(indptr + row + 1) - start).to(tl.int32)
+    share = tl.cdiv(tl.cdiv(length, parts), PART_ALIGNMENT) * PART_ALIGNMENT
+    first = part * share
+    dims = tl.arange(0, DIM)
+    members = tl.arange(0, PADDED_GROUP)
+    heads = kv_head * GROUP + members
+    q = tl.load(
+        query + row * query_row_stride + heads[:, None] * query_head_stride + dims[None, :],
+        mask=members[:, None] < GROUP,
+        other=0.0,
+    )
+    attended, lse = _attend_part(
+        q,
+        keys + kv_head * key_head_stride,
+        values + kv_head * value_head_stride,
+        slots + start,
+        first,
+        tl.minimum(first + share, length),
+        scale,
+        soft_cap,
+        key_slot_stride,
+        value_slot_stride,
+        DIM,
+        PADDED_GROUP,
+        BLOCK,
+        CAPPED,
+        UPCAST,
+    )
+    output += row * output_row_stride + kv_head * GROUP * output_head_stride
+    if parts == 1:
+        tl.store(
+            output + members[:, None] * output_head_stride + dims[None, :],
+            (attended * value_scale).to(output.dtype.element_ty),
+            mask=members[:, None] < GROUP,
+        )
+    else:
+        unit = row * tl.num_programs(0) + kv_head
+        part_outputs += unit * parts * PADDED_GROUP * DIM
+        part_lse += unit * parts * PADDED_GROUP
+        places = part * PADDED_GROUP + members
+        tl.store(
+            part_outputs + places[:, None] * DIM + dims[None, :],
+            attended,
+            mask=members[:, None] < GROUP,
+        )
+        tl.store(part_lse + places, lse, mask=members < GROUP)
+        if arrives_last(arrivals + unit, parts):
+            merged = merge_parts(
+                part_outputs,
+                part_lse,
+                parts,
+                GROUP,
+                MERGED_GROUP,
+                DIM,
+                PADDED_GROUP,
+                MAX_PARTS,
+                AT_ONCE,
+            )
+            merging = tl.arange(0, MERGED_GROUP)
+            tl.store(
+                output + merging[:, None] * output_head_stride + dims[None, :],
+                (merged * value_scale).to(output.dtype.element_ty),
+                mask=merging[:, None] < GROUP,
+            )
+
+
+def attend_tokens(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    indptr: Tensor,
+    *,
+    longest: int,
+    scale: float,
+    soft_cap: float = 0.0,
+    value_scale: float = 1.0,
+    parts: Parts,
+    out: Tensor,
+) -> Tensor:
+    """Attend, for each row, over the tokens in its slots.
+
+    Args:
+        query: [B, H, D] fp16, bf16 or f32.
+        keys, values: [P, G, D], one layer of the KV cache, in the query's dtype or fp8.
+        slots: [indptr[B]] int32 or longer; in order of position, neighbours are read together.
+        indptr: [B + 1] int32, where each row's slots begin; a row without any gives zeros.
+        longest: tokens of the longest row that there can be; a CUDA graph keeps what follows.
+        scale: factor on q·k before the softmax.
+        soft_cap: what scaled scores approach, by a tanh; 0 for none.
+        value_scale: factor on the result, of a quantised cache.
+        parts: from `Parts.allocate`.
+        out: [B, H, D], in the query's dtype.
+
+    Returns:
+        `out`.
+    """
+    check_tensors(query=query, keys=keys, values=values, slots=slots, indptr=indptr, out=out)
+    check_int32(slots=slots, indptr=indptr)
+    rows, num_heads, dim = query.shape
+    num_kv_heads = keys.shape[1]
+    group = num_heads // num_kv_heads
+    padded = padded_group(num_heads, num_kv_heads)
+    if parts.outputs.shape[1:] != (padded, dim):
+        raise ValueError(
+            f"parts are for {tuple(parts.outputs.shape[1:])} padded heads and dims, not "
+            f"{(padded, dim)}"
+        )
+    count = parts.count_for(rows * num_kv_heads, longest)
+    merged = triton.next_power_of_2(group)
+    _attend[(num_kv_heads, count, rows)](
+        *(query, keys, values, slots, indptr, parts.outputs, parts.lse, parts.arrivals, out),
+        *(count, scale, soft_cap, value_scale),
+        *(query.stride(0), query.stride(1), keys.stride(0), keys.stride(1)),
+        *(values.stride(0), values.stride(1), out.stride(0), out.stride(1)),
+        GROUP=group,
+        MERGED_GROUP=merged,
+        PADDED_GROUP=padded,
+        DIM=dim,
+        BLOCK=attend_block(dim),
+        PART_ALIGNMENT=PART_ALIGNMENT,
+        MAX_PARTS=MAX_PARTS,
+        AT_ONCE=max(1, PARTS_AT_ONCE // merged),
+        CAPPED=bool(soft_cap),
+        # The interpreter computes bf16 products wrongly (Triton 3.6).
+        UPCAST=interpreted() and query.dtype == torch.bfloat16,
+        num_warps=ATTEND_WARPS,
+        num_stages=ATTEND_STAGES,
+    )
+    return out
