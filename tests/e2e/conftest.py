@@ -1,6 +1,6 @@
 """Models, oracles and the dense reference that the end-to-end tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pytest
 from lim_sglang.errors import ServerError
 from lim_sglang.server import Server, ServerOptions
 from tests.e2e.oracle import Oracle, OracleRun
-from tests.e2e.processes import ON_CPU, SGLANG, serving
+from tests.e2e.processes import ON_CPU, SGLANG, WITH_LIM, LocalServer, serving
 from tests.e2e.prompts import BUDGET, NUM_NEW, Prompt, long_prompts, short_prompts
 from tests.e2e.tiny_models import SELECT_LAYERS, build_tiny_qwen3
 
@@ -70,3 +70,19 @@ def dense(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> DenseSe
 def dense_tokens(dense: DenseServer) -> DenseTokens:
     """What SGLang's own `torch_native` server makes of the long and the short prompts."""
     return dense.tokens
+
+
+@pytest.fixture(scope="session")
+def tiny_server(
+    tiny_model: Path,
+    dense_tokens: DenseTokens,  # two servers at once would be too much for two cores
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[LocalServer]:
+    """The tiny model behind `sglang.launch_server --attention-backend lim`.
+
+    Of `test_tiny_programs.py` and `test_tiny_server.py`, which run one after the other; the latter
+    ends it.
+    """
+    command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU, *WITH_LIM]
+    with serving(command, folder=tmp_path_factory.mktemp("sparse")) as running:
+        yield running

@@ -18,7 +18,7 @@ from tests.e2e.client import Answer, Client, new_rid
 from tests.e2e.comparing import disagreements
 from tests.e2e.conftest import DenseTokens
 from tests.e2e.oracle import OracleRun
-from tests.e2e.processes import ON_CPU, SGLANG, WITH_LIM, LocalServer, serving
+from tests.e2e.processes import LocalServer
 from tests.e2e.prompts import (
     BUDGET,
     NUM_NEW,
@@ -39,16 +39,10 @@ ENDS_WITHIN_S = 10.0
 SILENT = Progress(lambda _text: None, lambda _text: None, lambda _share, _text: None)
 
 
-@pytest.fixture(scope="module")
-def server(
-    tiny_model: Path,
-    dense_tokens: DenseTokens,  # two servers at once would be too much for two cores
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[LocalServer]:
-    """The tiny model behind `sglang.launch_server --attention-backend lim`."""
-    command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU, *WITH_LIM]
-    with serving(command, folder=tmp_path_factory.mktemp("sparse")) as running:
-        yield running
+@pytest.fixture
+def server(tiny_server: LocalServer) -> LocalServer:
+    """The server of this file and of `test_tiny_programs.py`."""
+    return tiny_server
 
 
 def counters(server: Client) -> dict[str, int]:

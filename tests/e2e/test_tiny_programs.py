@@ -2,10 +2,9 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -18,7 +17,7 @@ from lim_sglang.programs.program import Program, run_program
 from lim_sglang.programs.prompts import Message
 from lim_sglang.programs.records import Sample, SampleState, Sampling
 from lim_sglang.programs.stopping import Same, TokenBudgetRule
-from tests.e2e.processes import ON_CPU, SGLANG, WITH_LIM, LocalServer, serving
+from tests.e2e.processes import LocalServer
 
 pytestmark = pytest.mark.e2e
 
@@ -26,12 +25,10 @@ SAMPLES, TOKENS = 6, 60
 GONE_WITHIN_S = 2.0
 
 
-@pytest.fixture(scope="module")
-def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """The tiny model behind SGLang's own command."""
-    command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU, *WITH_LIM]
-    with serving(command, folder=tmp_path_factory.mktemp("programs")) as running:
-        yield running
+@pytest.fixture
+def server(tiny_server: LocalServer) -> LocalServer:
+    """The server of this file and of `test_tiny_server.py`."""
+    return tiny_server
 
 
 @dataclass
