@@ -102,12 +102,12 @@ class Rig:
         """Of one layer's attention."""
         return ATTENTION_TOLERANCE[self.runner.dtype]
 
-    def use_dense(self) -> Any:
-        """Let SGLang's own FlashInfer backend serve; returns it."""
-        if "dense" not in self._contenders:
-            with_backend(self.runner, "flashinfer")
-            self._keep("dense")
-        return self._take("dense")
+    def use_dense(self, name: str = "flashinfer") -> Any:
+        """Let one of SGLang's own backends serve; returns it."""
+        if name not in self._contenders:
+            with_backend(self.runner, name)
+            self._keep(name)
+        return self._take(name)
 
     def use_lim(
         self, budget: int, select_layers: Sequence[int] = (2, 4), ranking: str = "rank"
