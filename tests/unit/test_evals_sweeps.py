@@ -39,7 +39,7 @@ def test_the_headline_is_what_it_says() -> None:
         *(f"lessismore-{budget}" for budget in (128, 256, 512, 1024)),
     ]
     for run in found:
-        assert (run.task, run.limit, run.method) == ("math500", None, Method(8))
+        assert (run.task, run.limit, run.method) == ("math500", None, Method(4))
         expected = {"max_tokens": 2048, "temperature": 0.6, "top_p": 0.95, "top_k": -1}
         assert run.sampling == expected
         assert run.server.model == "Qwen/Qwen2.5-Coder-1.5B-Instruct"
