@@ -92,7 +92,7 @@ def _attend_part(
     return output / total[:, None], lse
 
 
-@triton.jit(do_not_specialize=["parts"])
+@triton.jit(do_not_specialize=["num_parts"])
 def _attend(
     query,  # [B, H, DIM]
     keys,  # [P, G, DIM]
@@ -103,7 +103,7 @@ def _attend(
     part_lse,  # [N, PADDED_GROUP] f32
     arrivals,  # [N] int32
     output,  # [B, H, DIM]
-    parts,
+    num_parts,
     scale,
     soft_cap,
     value_scale,
@@ -119,19 +119,19 @@ def _attend(
     MERGED_GROUP: tl.constexpr,  # the next power of two
     PADDED_GROUP: tl.constexpr,  # what a tensor core takes
     DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PART_ALIGNMENT: tl.constexpr,
+    BLOCK: tl.constexpr,  # tokens of a tile
+    PART_ALIGNMENT: tl.constexpr,  # tokens that parts are multiples of
     MAX_PARTS: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-    CAPPED: tl.constexpr,
-    UPCAST: tl.constexpr,
+    AT_ONCE: tl.constexpr,  # parts merged at a time
+    CAPPED: tl.constexpr,  # whether there is a soft-cap
+    UPCAST: tl.constexpr,  # products in f32, for the interpreter
 ):
     kv_head = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)
     start = tl.load(indptr + row).to(tl.int64)
     length = (tl.load(indptr + row + 1) - start).to(tl.int32)
-    share = tl.cdiv(tl.cdiv(length, parts), PART_ALIGNMENT) * PART_ALIGNMENT
+    share = tl.cdiv(tl.cdiv(length, num_parts), PART_ALIGNMENT) * PART_ALIGNMENT
     first = part * share
     dims = tl.arange(0, DIM)
     members = tl.arange(0, PADDED_GROUP)
@@ -159,7 +159,7 @@ def _attend(
         UPCAST,
     )
     output += row * output_row_stride + kv_head * GROUP * output_head_stride
-    if parts == 1:
+    if num_parts == 1:
         tl.store(
             output + members[:, None] * output_head_stride + dims[None, :],
             (attended * value_scale).to(output.dtype.element_ty),
@@ -167,8 +167,8 @@ def _attend(
         )
     else:
         unit = row * tl.num_programs(0) + kv_head
-        part_outputs += unit * parts * PADDED_GROUP * DIM
-        part_lse += unit * parts * PADDED_GROUP
+        part_outputs += unit * num_parts * PADDED_GROUP * DIM
+        part_lse += unit * num_parts * PADDED_GROUP
         places = part * PADDED_GROUP + members
         tl.store(
             part_outputs + places[:, None] * DIM + dims[None, :],
@@ -176,11 +176,11 @@ def _attend(
             mask=members[:, None] < GROUP,
         )
         tl.store(part_lse + places, lse, mask=members < GROUP)
-        if arrives_last(arrivals + unit, parts):
+        if arrives_last(arrivals + unit, num_parts):
             merged = merge_parts(
                 part_outputs,
                 part_lse,
-                parts,
+                num_parts,
                 GROUP,
                 MERGED_GROUP,
                 DIM,
@@ -229,30 +229,25 @@ def attend_tokens(
     """
     check_tensors(query=query, keys=keys, values=values, slots=slots, indptr=indptr, out=out)
     check_int32(slots=slots, indptr=indptr)
+    _check_shapes(query, keys, values, indptr, parts, out)
     rows, num_heads, dim = query.shape
     num_kv_heads = keys.shape[1]
     group = num_heads // num_kv_heads
-    padded = padded_group(num_heads, num_kv_heads)
-    if parts.outputs.shape[1:] != (padded, dim):
-        raise ValueError(
-            f"parts are for {tuple(parts.outputs.shape[1:])} padded heads and dims, not "
-            f"{(padded, dim)}"
-        )
-    count = parts.count_for(rows * num_kv_heads, longest)
-    merged = triton.next_power_of_2(group)
-    _attend[(num_kv_heads, count, rows)](
+    merged_group = triton.next_power_of_2(group)
+    num_parts = parts.count_for(rows * num_kv_heads, longest)
+    _attend[(num_kv_heads, num_parts, rows)](
         *(query, keys, values, slots, indptr, parts.outputs, parts.lse, parts.arrivals, out),
-        *(count, scale, soft_cap, value_scale),
+        *(num_parts, scale, soft_cap, value_scale),
         *(query.stride(0), query.stride(1), keys.stride(0), keys.stride(1)),
         *(values.stride(0), values.stride(1), out.stride(0), out.stride(1)),
         GROUP=group,
-        MERGED_GROUP=merged,
-        PADDED_GROUP=padded,
+        MERGED_GROUP=merged_group,
+        PADDED_GROUP=padded_group(num_heads, num_kv_heads),
         DIM=dim,
         BLOCK=attend_block(dim),
         PART_ALIGNMENT=PART_ALIGNMENT,
         MAX_PARTS=MAX_PARTS,
-        AT_ONCE=max(1, PARTS_AT_ONCE // merged),
+        AT_ONCE=max(1, PARTS_AT_ONCE // merged_group),
         CAPPED=bool(soft_cap),
         # The interpreter computes bf16 products wrongly (Triton 3.6).
         UPCAST=interpreted() and query.dtype == torch.bfloat16,
@@ -260,3 +255,28 @@ def attend_tokens(
         num_stages=ATTEND_STAGES,
     )
     return out
+
+
+def _check_shapes(
+    query: Tensor, keys: Tensor, values: Tensor, indptr: Tensor, parts: Parts, out: Tensor
+) -> None:
+    """Refuse what the kernel would read or write out of bounds."""
+    rows, num_heads, dim = query.shape
+    num_kv_heads = keys.shape[1]
+    if values.shape != keys.shape or keys.shape[2] != dim or num_heads % num_kv_heads:
+        raise ValueError(
+            f"query heads must be a multiple of KV heads, and all have the same dims, not "
+            f"{tuple(query.shape)}, {tuple(keys.shape)} and {tuple(values.shape)}"
+        )
+    if out.shape != query.shape or out.dtype != query.dtype:
+        raise ValueError(
+            f"out must be {query.dtype} of shape {tuple(query.shape)}, not {out.dtype} of "
+            f"{tuple(out.shape)}"
+        )
+    if len(indptr) != rows + 1:
+        raise ValueError(f"indptr must have {rows + 1} numbers, not {len(indptr)}")
+    wanted = (padded_group(num_heads, num_kv_heads), dim)
+    if parts.outputs.shape[1:] != wanted:
+        raise ValueError(
+            f"parts are for {tuple(parts.outputs.shape[1:])} padded heads and dims, not {wanted}"
+        )

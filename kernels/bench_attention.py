@@ -60,16 +60,16 @@ class OwnAttention:
 
 
 @dataclass(frozen=True)
-class KeptAttention:
-    """Some layers' decode over kept slots, planned and ready to run again and again.
+class AttentionLayers:
+    """Some layers' attention over kept slots, ready to run again and again.
 
     Shapes: L layers, B rows that keep K slots each of a pool of P = B * context; H query heads,
     G KV heads, D head_dim.
     """
 
     case: Case
-    planned: Any
-    """FlashInfer's wrapper, or ours."""
+    attention: Any
+    """FlashInfer's planned wrapper, or `OwnAttention`."""
     query: Tensor
     """[B, H, D]."""
     keys: Tensor
@@ -96,7 +96,7 @@ class KeptAttention:
         """Attend once a layer; a CUDA graph may capture it."""
         for keys, values, output in zip(self.keys, self.values, self.outputs, strict=True):
             pages = keys.unsqueeze(1), values.unsqueeze(1)  # of one token
-            self.planned.run(self.query, pages, out=output)
+            self.attention.run(self.query, pages, out=output)
 
     def differences(self) -> list[str]:
         """Rows of the last run that are not the definition's, beyond the tolerance."""
@@ -117,7 +117,7 @@ class KeptAttention:
 
 def prepare_attention(
     op: str, case: Case, device: torch.device | str, seed: int = 0
-) -> KeptAttention:
+) -> AttentionLayers:
     """Draw a batch and its kept slots, and make ready what runs in a CUDA graph.
 
     Raises:
@@ -134,11 +134,11 @@ def prepare_attention(
     drawn = torch.randperm(pool, generator=generator, device=device)[: case.batch * case.budget]
     slots = drawn.view(case.batch, case.budget).sort(dim=1).values.int()
     indptr = torch.arange(case.batch + 1, dtype=torch.int32, device=device) * case.budget
-    planned: Any
+    attention: Any
     if op == OURS:
-        planned = OwnAttention(case, indptr, slots.view(-1))
+        attention = OwnAttention(case, indptr, slots.view(-1))
     else:
-        planned = planned_decode(
+        attention = planned_decode(
             indptr,
             slots.view(-1),
             heads=case.heads,
@@ -153,4 +153,4 @@ def prepare_attention(
     layers = max(1, min(LAYERS, MAX_CACHE_BYTES // layer_bytes))
     keys, values = (normal(layers, pool, case.kv_heads, case.dim) for _ in range(2))
     outputs = torch.full((layers, *query.shape), torch.nan, dtype=query.dtype, device=query.device)
-    return KeptAttention(case, planned, query, keys, values, slots, outputs)
+    return AttentionLayers(case, attention, query, keys, values, slots, outputs)

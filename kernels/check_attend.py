@@ -1,13 +1,14 @@
 """Judges attention over lists of slots by the reference; what `check.py` is for selection."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lim_sglang.kernels import reference
 from lim_sglang.kernels.attend import attend_tokens
-from lim_sglang.kernels.check import ATTENTION_TOLERANCE, Batch, Tensors, draw, relative_error
+from lim_sglang.kernels.check import ATTENTION_TOLERANCE, Batch, draw, relative_error
 from lim_sglang.kernels.parts import Parts
 
 VALUE_SCALE = 0.5
@@ -17,68 +18,91 @@ VALUE_SCALE = 0.5
 def differing_attention(batch: Batch, device: str) -> list[str]:
     """Rows whose attention over the batch's slots is beyond tolerance, and what else is amiss.
 
-    Rows are taken whole, whatever the budget. Slots that no row reads are NaN.
+    Rows are taken whole, whatever the budget. Slots that no row reads are NaN, the first among
+    them, and no tensor is without gaps.
     """
-    tensors = draw(batch, device)
-    values = drawn_values(tensors)
-    keys, values = (poisoned(cache, tensors) for cache in (tensors.keys, values))
+    step = draw_step(batch, device)
     parts = Parts.allocate(
         num_heads=batch.heads,
         num_kv_heads=batch.kv_heads,
         dim=batch.dim,
-        cache_dtype=keys.dtype,
+        cache_dtype=step.keys.dtype,
         device=device,
     )
     found = []
     # As many programs a row as there are; and one, as where rows are many.
     for name, some in (("shared", parts), ("alone", replace(parts, outputs=parts.outputs[:0]))):
-        outputs = [attended(batch, tensors, keys, values, some) for _ in range(2)]
+        outputs = [attended(batch, step, some) for _ in range(2)]
         if not torch.equal(*outputs):
             found.append(f"{name}: the same again gives other bits")
         if parts.arrivals.any():
             found.append(f"{name}: arrivals are left, so the next step would end too early")
             parts.arrivals.zero_()
-        found += [f"{name}, {text}" for text in differing_rows(batch, tensors, values, outputs[0])]
+        found += [f"{name}, {text}" for text in differing_rows(batch, step, outputs[0])]
     return found
 
 
-def drawn_values(tensors: Tensors) -> Tensor:
-    """V of the same shape and dtype as K."""
+@dataclass(frozen=True)
+class Step:
+    """What attention finds on the device; B rows, P slots."""
+
+    query: Tensor
+    """[B, H, D]."""
+    keys: Tensor
+    """[P, G, D]."""
+    values: Tensor
+    """[P, G, D]."""
+    indptr: Tensor
+    """[B + 1] int32."""
+    slots: Tensor
+    """[indptr[B]] int32, none of them 0."""
+
+
+def draw_step(batch: Batch, device: str) -> Step:
+    """The batch's query, keys and slots, and values beside them."""
+    tensors = draw(batch, device)
     generator = torch.Generator().manual_seed(1)
-    drawn = torch.randn(tensors.keys.shape, generator=generator)
-    return drawn.to(tensors.query.dtype).to(tensors.keys.dtype).to(tensors.keys.device)
+    values = torch.randn(tensors.keys.shape, generator=generator).to(batch.dtype)
+    unread = torch.ones(len(values), dtype=torch.bool)
+    unread[tensors.slots.long().cpu()] = False
+
+    def cache(drawn: Tensor, more_heads: int, more_dims: int) -> Tensor:
+        poisoned = drawn.cpu().float().masked_fill(unread[:, None, None], torch.nan)
+        return _within(poisoned, (1, 0), more_heads, more_dims).to(tensors.keys.dtype).to(device)
+
+    _, kv_heads, dim = values.shape
+    keys = cache(tensors.keys, more_heads=1, more_dims=0)[:, :kv_heads]
+    values = cache(values, more_heads=0, more_dims=16)[..., :dim]
+    query = _within(tensors.query, (0, 0), 1, 16)[:, : batch.heads, :dim]
+    return Step(query, keys, values, tensors.indptr, tensors.slots + 1)
 
 
-def poisoned(cache: Tensor, tensors: Tensors) -> Tensor:
-    """A cache [P, G, D] with NaN in all slots that no row reads."""
-    unread = torch.ones(len(cache), dtype=torch.bool, device=cache.device)
-    unread[tensors.slots.long()] = False
-    filled = cache.float().masked_fill(unread[:, None, None], torch.nan)
-    return filled.to(cache.dtype)
+def _within(drawn: Tensor, more_rows: tuple[int, int], more_heads: int, more_dims: int) -> Tensor:
+    """A tensor of three dimensions with NaN around it."""
+    return functional.pad(drawn, (0, more_dims, 0, more_heads, *more_rows), value=torch.nan)
 
 
-def attended(batch: Batch, tensors: Tensors, keys: Tensor, values: Tensor, parts: Parts) -> Tensor:
+def attended(batch: Batch, step: Step, parts: Parts) -> Tensor:
     """[B, H, D] over each row's slots, in memory that was NaN."""
-    out = torch.full_like(tensors.query, torch.nan)
     return attend_tokens(
-        *(tensors.query, keys, values, tensors.slots, tensors.indptr),
+        *(step.query, step.keys, step.values, step.slots, step.indptr),
         longest=max(batch.lengths),
         scale=batch.scale,
         value_scale=VALUE_SCALE,
         parts=parts,
-        out=out,
+        out=torch.full_like(step.query, torch.nan),
     )
 
 
-def differing_rows(batch: Batch, tensors: Tensors, values: Tensor, found: Tensor) -> list[str]:
+def differing_rows(batch: Batch, step: Step, found: Tensor) -> list[str]:
     """Rows that are not the reference's."""
-    keys, values = tensors.keys.float(), values.float()
-    ends = tensors.indptr.tolist()
+    keys, values = step.keys.float(), step.values.float()
+    ends = step.indptr.tolist()
     wrong = []
     for row, length in enumerate(batch.lengths):
-        slots = tensors.slots[ends[row] : ends[row + 1]].long()
+        slots = step.slots[ends[row] : ends[row + 1]].long()
         wanted = VALUE_SCALE * reference.attend_tokens(
-            tensors.query[row].float(), keys, values, slots, batch.scale
+            step.query[row].float(), keys, values, slots, batch.scale
         )
         error = relative_error(found[row], wanted)
         if not error <= ATTENTION_TOLERANCE[batch.dtype]:

@@ -21,10 +21,12 @@ SAMPLED_SHARE = 16
 """One score of so many is sampled in the longest rows that a buffer holds."""
 ATTEND_TILE = 8192
 """Elements of K, and of V, that attention over a kept set has in a tile."""
+MAX_ATTENDED_DIM = ATTEND_TILE // MIN_DOT_ROWS
+"""Of a head: a tile of it has as many tokens as a tensor core takes."""
 ATTEND_WARPS = 2
 """Of a program of it: more of them on a processor hide more of the memory's latency."""
 ATTEND_STAGES = 3
-"""Of its loop: slots, then K and V, are asked for ahead of what is computed."""
+"""Of its loop, in Triton's sense: slots, then K and V, are asked for ahead of what is computed."""
 BYTES_PER_PROCESSOR = 4
 """Programs of it that few rows are shared among, times bytes a number of the cache: narrow numbers
 need more programs for as many bytes in flight. Many rows make more, which share nothing."""

@@ -42,5 +42,7 @@ def count_kept(lengths: Tensor, budget: int, out: Tensor) -> Tensor:
     """
     check_tensors(lengths=lengths, out=out)
     check_int32(out=out)
+    if len(out) != len(lengths) + 1:
+        raise ValueError(f"out must have {len(lengths) + 1} numbers, not {len(out)}")
     _count_kept[(1,)](lengths, out, lengths.shape[0], budget, BLOCK=LENGTH_BLOCK)
     return out

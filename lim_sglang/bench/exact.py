@@ -119,7 +119,7 @@ def differing_reads(
     others = slots[~torch.isin(slots, kept)]
     # A layer above the last SELECT layer decides nothing about the sets.
     before = step()[row].clone()
-    # FlashInfer converts fp8 by moving bits (vec_dtypes.cuh), which makes a number of NaN.
+    # Not every conversion of fp8 keeps NaN (FlashInfer's moves bits, vec_dtypes.cuh).
     survives = pool.dtype.itemsize > 1
     with _overwritten(pool, layer, others, torch.nan if survives else torch.finfo(pool.dtype).max):
         after = step()

@@ -19,10 +19,12 @@ from lim_sglang.kernels.bench_attention import (
     CUDA_CORE_GROUPS,
     CUDA_CORES,
     FLASHINFER_OPS,
+    OURS,
     prepare_attention,
 )
 from lim_sglang.kernels.check import Batch, differences
 from lim_sglang.kernels.copy_speed import copy_gb_per_s
+from lim_sglang.kernels.launch import MAX_ATTENDED_DIM
 from lim_sglang.kernels.selector import MAX_SCORE_BYTES
 
 OPS = SELECTION_OPS + ATTENTION_OPS
@@ -108,7 +110,9 @@ def check_case(case: Case, ops: Sequence[str]) -> None:
 
 
 def reasons_against(op: str, case: Case) -> list[str]:
-    """Why FlashInfer has no kernel for an operation on this case, one line each."""
+    """Why there is no kernel for an operation on this case, one line each."""
+    if op == OURS and case.dim > MAX_ATTENDED_DIM:
+        return [f"--op {op} takes --dim {MAX_ATTENDED_DIM} or less, not {case.dim}"]
     if op not in FLASHINFER_OPS:
         return []
     reasons = []

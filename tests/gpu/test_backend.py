@@ -1,6 +1,7 @@
 """The GPU backend inside SGLang's model runner: parity, graphs, padding, chunks, no pauses."""
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -49,7 +50,7 @@ def prompts(*lengths: int) -> list[list[int]]:
 def test_a_budget_over_the_length_differs_from_the_dense_backend_by_rounding_alone(
     rig: Rig,
 ) -> None:
-    """No more than SGLang's dense backends differ from each other, up to a factor of two."""
+    """By no more than twice what SGLang's Triton backend does, and far less than a set does."""
     asked = prompts(30, 400, 700, 120)
     rig.use_dense()
     forced = rig.greedy(asked, 24)[0].tolist()
@@ -60,7 +61,9 @@ def test_a_budget_over_the_length_differs_from_the_dense_backend_by_rounding_alo
     error = relative_error(rig.teacher_forced(asked, forced), dense)
     rig.use_lim(64)
     sparse = relative_error(rig.teacher_forced(asked, forced), dense)
-    assert error <= 2 * rounding < sparse / 2, (error, rounding, sparse)
+    sys.stdout.write(f"{error:.2e}, Triton {rounding:.2e}, a budget of 64 {sparse:.2e}\n")
+    assert error <= 2 * rounding
+    assert error < sparse / 4
 
 
 def test_layers_that_all_select_give_the_dense_backends_tokens(rig: Rig) -> None:

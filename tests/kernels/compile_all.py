@@ -5,6 +5,7 @@ Run by `test_compiled.py` in a process of its own: the test process decorates fo
 
 import json
 import sys
+from itertools import product
 from typing import Any
 
 import triton
@@ -90,37 +91,34 @@ def compile_scores(architecture: int) -> dict[str, int]:
 def compile_attention(architecture: int) -> dict[str, int]:
     """The same for attention over a kept set, with a soft-cap, too."""
     found = {}
-    for query, cache in (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp8e4nv")):
-        for dim, group, capped in (
-            (64, 1, False),
-            (128, 4, False),
-            (128, 16, True),
-            (256, 32, False),
-        ):
-            if cache == "fp8e4nv" and architecture < FP8_FROM:
-                continue
-            constants = {
-                "GROUP": group,
-                "MERGED_GROUP": group,
-                "PADDED_GROUP": launch.padded_group(group, 1),
-                "DIM": dim,
-                "BLOCK": launch.attend_block(dim),
-                "PART_ALIGNMENT": launch.PART_ALIGNMENT,
-                "MAX_PARTS": launch.MAX_PARTS,
-                "AT_ONCE": max(1, launch.PARTS_AT_ONCE // group),
-                "CAPPED": capped,
-                "UPCAST": False,
-            }
-            types = {"query": f"*{query}", "output": f"*{query}"}
-            types |= dict.fromkeys(("keys", "values"), f"*{cache}")
-            found[f"attend {query} {cache} {dim} {group}"] = shared_memory(
-                attend._attend,
-                architecture,
-                constants,
-                launch.ATTEND_WARPS,
-                launch.ATTEND_STAGES,
-                **types,
-            )
+    caches = (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp8e4nv"), ("fp16", "fp8e5"))
+    shapes = ((64, 1, False), (64, 7, False), (128, 4, False), (128, 16, True), (256, 32, False))
+    for (query, cache), (dim, group, capped) in product(caches, shapes):
+        if cache == "fp8e4nv" and architecture < FP8_FROM:
+            continue
+        merged_group = triton.next_power_of_2(group)
+        constants = {
+            "GROUP": group,
+            "MERGED_GROUP": merged_group,
+            "PADDED_GROUP": launch.padded_group(group, 1),
+            "DIM": dim,
+            "BLOCK": launch.attend_block(dim),
+            "PART_ALIGNMENT": launch.PART_ALIGNMENT,
+            "MAX_PARTS": launch.MAX_PARTS,
+            "AT_ONCE": max(1, launch.PARTS_AT_ONCE // merged_group),
+            "CAPPED": capped,
+            "UPCAST": False,
+        }
+        types = {"query": f"*{query}", "output": f"*{query}"}
+        types |= dict.fromkeys(("keys", "values"), f"*{cache}")
+        found[f"attend {query} {cache} {dim} {group}"] = shared_memory(
+            attend._attend,
+            architecture,
+            constants,
+            launch.ATTEND_WARPS,
+            launch.ATTEND_STAGES,
+            **types,
+        )
     return found
 
 

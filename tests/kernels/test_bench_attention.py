@@ -85,7 +85,7 @@ def test_rows_keep_slots_of_their_own_scattered_over_the_whole_pool(op: str) -> 
 def test_it_is_planned_once_as_serving_plans_it_for_a_graph(op: str, tensor_cores: bool) -> None:
     attention = prepare_attention(op, CASE, "cpu")
     (wrapper,) = Wrapper.made
-    assert attention.planned is wrapper
+    assert attention.attention is wrapper
     assert (wrapper.layout, wrapper.use_tensor_cores) == ("NHD", tensor_cores)
     assert (wrapper.backend, wrapper.use_cuda_graph) == ("fa2", True)
     indptr, slots, last_page_len, *shape = wrapper.planned
@@ -120,11 +120,11 @@ def test_nothing_has_run_before_it_is_run(op: str) -> None:
 @pytest.mark.parametrize(("place", "row"), [(0, 0), (31, 0), (70, 2)])
 def test_a_row_that_reads_another_slot_is_found(place: int, row: int) -> None:
     attention = prepare_attention(TENSOR_CORES, CASE, "cpu")
-    indptr, slots, *rest = attention.planned.planned
+    indptr, slots, *rest = attention.attention.planned
     other = slots.clone()
     unused = torch.isin(torch.arange(270), slots).logical_not().nonzero()[0]
     other[place] = unused
-    attention.planned.planned = (indptr, other, *rest)
+    attention.attention.planned = (indptr, other, *rest)
     attention.run()
     found = attention.differences()
     assert [text.split(":")[0] for text in found] == [

@@ -20,7 +20,8 @@ from lim_sglang.kernels.check import (
 from lim_sglang.kernels.check_attend import differing_attention
 from lim_sglang.kernels.check_mass import mass_differences
 from lim_sglang.kernels.launch import interpreted
-from lim_sglang.kernels.parts import Parts
+from lim_sglang.kernels.lengths import count_kept
+from lim_sglang.kernels.parts import INTERPRETED_PROCESSORS, Parts
 from lim_sglang.kernels.rank import _rank
 from lim_sglang.kernels.reference import attend_tokens as attend_by_definition
 from lim_sglang.kernels.reference import score_tokens
@@ -121,7 +122,7 @@ def test_narrow_numbers_get_more_programs() -> None:
     shape = {"num_heads": 12, "num_kv_heads": 2, "dim": 128}
     for dtype, per_processor in ((torch.bfloat16, 2), (torch.float8_e4m3fn, 4), (torch.float32, 1)):
         parts = Parts.allocate(**shape, cache_dtype=dtype, device="cpu")
-        assert parts.outputs.shape == (8 * per_processor, 16, 128)
+        assert parts.outputs.shape == (INTERPRETED_PROCESSORS * per_processor, 16, 128)
         assert len(parts.lse) == len(parts.arrivals) == len(parts.outputs)
 
 
@@ -180,14 +181,32 @@ def test_a_row_without_tokens_gives_zeros_and_disturbs_no_other(longest: int) ->
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
-def test_memory_for_another_shape_is_refused() -> None:
-    tensors = [torch.zeros(1, 4, 32), torch.zeros(9, 2, 32), torch.zeros(9, 2, 32)]
-    slots, indptr = torch.arange(9).int(), torch.tensor([0, 9]).int()
-    with pytest.raises(ValueError, match=r"parts are for \(16, 64\) padded heads and dims"):
-        attend_tokens(
-            *(*tensors, slots, indptr),
-            longest=9,
-            scale=1.0,
-            parts=allocated(4),
-            out=torch.zeros(1, 4, 32),
-        )
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"values": torch.zeros(9, 2, 32)}, "multiple of KV heads"),
+        ({"keys": torch.zeros(9, 3, 64), "values": torch.zeros(9, 3, 64)}, "multiple of KV heads"),
+        ({"out": torch.zeros(2, 4, 64)}, "out must be torch.float32 of shape"),
+        ({"out": torch.zeros(1, 4, 64).half()}, "out must be torch.float32 of shape"),
+        ({"indptr": torch.tensor([0, 4, 9]).int()}, "indptr must have 2 numbers, not 3"),
+        ({"slots": torch.arange(9)}, "slots must be int32"),
+        (
+            {"query": torch.zeros(1, 4, 32), "keys": torch.zeros(9, 2, 32)}
+            | {"values": torch.zeros(9, 2, 32), "out": torch.zeros(1, 4, 32)},
+            r"parts are for \(16, 64\) padded heads and dims, not \(16, 32\)",
+        ),
+    ],
+)
+def test_what_would_be_read_out_of_bounds_is_refused(
+    changed: dict[str, torch.Tensor], words: str
+) -> None:
+    cache, row = torch.zeros(9, 2, 64), torch.zeros(1, 4, 64)
+    tensors = {"query": row, "keys": cache, "values": cache, "out": row.clone()}
+    tensors |= {"slots": torch.arange(9).int(), "indptr": torch.tensor([0, 9]).int()}
+    with pytest.raises(ValueError, match=words):
+        attend_tokens(**(tensors | changed), longest=9, scale=1.0, parts=allocated(4))
+
+
+def test_lengths_for_another_number_of_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="out must have 3 numbers, not 5"):
+        count_kept(torch.tensor([4, 5]), 3, torch.zeros(5, dtype=torch.int32))

@@ -31,6 +31,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A GPU that compiles."""
     monkeypatch.setattr(gate, "interpreted", lambda: False)
     monkeypatch.setattr(gate, "mass_differences", lambda _batch, _device: [])
+    monkeypatch.setattr(gate, "differing_attention", lambda _batch, _device: [])
     monkeypatch.setattr(gate, "differing_scoring", lambda _batch: [])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: HOPPER)
     return monkeypatch
@@ -55,6 +56,12 @@ def test_selection_by_mass_is_checked_too(hopper: pytest.MonkeyPatch) -> None:
     hopper.setattr(gate, "differences", lambda _batch, _device: [])
     hopper.setattr(gate, "mass_differences", lambda _batch, _device: ["row 0: other masses"])
     assert "Qwen3-8B: row 0: other masses" in gate.check_gpu()
+
+
+def test_attention_over_slots_is_checked_too(hopper: pytest.MonkeyPatch) -> None:
+    hopper.setattr(gate, "differences", lambda _batch, _device: [])
+    hopper.setattr(gate, "differing_attention", lambda _batch, _device: ["row 0: off"])
+    assert gate.check_gpu() == [f"{name}: row 0: off" for name in BATCHES]
 
 
 def test_the_scoring_dense_pass_is_checked_too(hopper: pytest.MonkeyPatch) -> None:
