@@ -77,10 +77,12 @@ def test_stories_all_at_once_are_the_oracles(
     assert not disagreements(server, server.ask_cold(prompts, together=True), runs)
 
 
-def test_stories_one_by_one_are_the_oracles(
+def test_some_stories_one_by_one_are_the_oracles(
     server: LocalServer, prompts: list[Prompt], runs: list[OracleRun]
 ) -> None:
-    assert not disagreements(server, server.ask_cold(prompts, together=False), runs)
+    some = slice(None, None, 3)  # all of them have been asked together
+    answers = server.ask_cold(prompts[some], together=False)
+    assert not disagreements(server, answers, runs[some])
 
 
 def test_a_chat_longer_than_the_budget_has_sparse_rows(server: LocalServer) -> None:

@@ -71,8 +71,12 @@ def run(*words: str) -> Any:
             "takes 1, 2, 3, 4, 8 query heads a KV head, not 7: choose other --heads",
         ),
         (
-            ("kernel", "--op", "sparse-attention", "--dim", "32"),
-            "--op sparse-attention takes --dim 64, 128, 256, not 32",
+            ("kernel", "--op", "sparse-attention-tensor-cores", "--dim", "32"),
+            "--op sparse-attention-tensor-cores takes --dim 64, 128, 256, not 32",
+        ),
+        (
+            ("kernel", "--op", "sparse-attention", "--dim", "1024"),
+            "--op sparse-attention takes --dim 512 or less, not 1024",
         ),
         (
             ("kernel", "--op", "sparse-attention", "--context", "100"),
