@@ -50,6 +50,7 @@ from lim_sglang.programs.options import (
     read_settings,
 )
 from lim_sglang.programs.records import Sampling
+from lim_sglang.programs.sampling import check_thinking_budget
 
 
 def evaluate(
@@ -87,7 +88,7 @@ def evaluate(
 
     Each sample is stored as it ends. The same command goes on where an earlier one stopped.
     """
-    _check_room(thinking_budget, max_tokens)
+    check_thinking_budget(thinking_budget, max_tokens)
     beside = {"system": system, "thinking": thinking, "thinking_budget": thinking_budget}
     method = choose_method(program, samples, options=read_settings(settings or []), **beside)
     sampling = {
@@ -110,14 +111,6 @@ def evaluate(
     with _interrupted_in_a_word(), _servers(serve, url, access, given, context.obj or ()) as urls:
         finished = run_evaluation(evaluation, urls, access, Console(stderr=True), _show)
     _refuse_gaps(finished)
-
-
-def _check_room(thinking_budget: int | None, max_tokens: int) -> None:
-    if thinking_budget and thinking_budget >= max_tokens:
-        raise typer.BadParameter(
-            f"it leaves nothing of --max-tokens {max_tokens} to answer with.",
-            param_hint="--thinking-budget",
-        )
 
 
 @contextmanager

@@ -1,9 +1,12 @@
 """Command-line options of `lim eval`, beside those that every command which draws samples has."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from lim_sglang.errors import ConfigError
 
 TasksArgument = Annotated[
     list[str],
@@ -91,3 +94,23 @@ RetryOption = Annotated[
         "out otherwise.",
     ),
 ]
+
+
+def read_pairs(option: str, form: str, texts: Sequence[str]) -> dict[str, str]:
+    """What is after each text's first `=`, by what is before it.
+
+    Args:
+        form: of a text, for people.
+
+    Raises:
+        ConfigError: a text of another form, or a name that is given twice.
+    """
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, _, value = (part.strip() for part in text.partition("="))
+        if not (name and value):
+            raise ConfigError(f"{option} takes {form}, not {text}")
+        if name in pairs:
+            raise ConfigError(f"{option} is given twice for {name}")
+        pairs[name] = value
+    return pairs

@@ -15,6 +15,7 @@ from lim_sglang.evals.records import GradedSample
 from lim_sglang.evals.runs import GRADES_FILE, load_run
 from lim_sglang.evals.settings import grading_digest
 from lim_sglang.programs.answers import extract_answer
+from lim_sglang.programs.records import SampleState
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Regraded:
     """What became of a run's verdicts."""
 
     num_samples: int
+    """Those that count: they ended by themselves or at their limit."""
     num_changed: int
     """Verdicts that are other than before."""
     num_right: int
@@ -52,12 +54,16 @@ def grade_run(
             rows.append({**row, "by": by})
             on_graded(len(rows))
     write_whole(path / GRADES_FILE, "".join(f"{json.dumps(row)}\n" for row in rows))
+    # What was aborted is neither right nor wrong.
+    counted = [
+        (graded.correct, row["correct"])
+        for graded, row in zip(samples, rows, strict=True)
+        if graded.sample.state is not SampleState.ABORTED
+    ]
     return Regraded(
-        num_samples=len(rows),
-        num_changed=sum(
-            graded.correct != row["correct"] for graded, row in zip(samples, rows, strict=True)
-        ),
-        num_right=sum(row["correct"] for row in rows),
+        num_samples=len(counted),
+        num_changed=sum(before != now for before, now in counted),
+        num_right=sum(now for _, now in counted),
     )
 
 

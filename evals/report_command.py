@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from lim_sglang.errors import ConfigError, DataError
+from lim_sglang.evals.options import read_pairs
 
 if TYPE_CHECKING:
     from lim_sglang.evals.report import Group
@@ -51,7 +52,7 @@ def write_report(
     from lim_sglang.evals.readme_section import make_section
     from lim_sglang.evals.report import make_groups
 
-    names = parse_names(name or [])
+    names = read_pairs("--name", "FOLDER=MODEL", name or [])
     found = rename(read_runs(runs), names)
     groups = make_groups(found)
     # All is made before anything is written, so that a refusal leaves no half of it.
@@ -116,26 +117,6 @@ def _expand(path: Path) -> list[Path]:
             "--summaries wrote, or a folder of these"
         )
     return found
-
-
-def parse_names(words: Sequence[str]) -> dict[str, str]:
-    """`coder-1.5b=Qwen/Qwen2.5-Coder-1.5B-Instruct`, each local name once.
-
-    Raises:
-        ConfigError: it is not of that form, or a name is given twice.
-    """
-    names: dict[str, str] = {}
-    for each in words:
-        local, equals, published = (part.strip() for part in each.partition("="))
-        if not (local and equals and published):
-            raise ConfigError(
-                f"--name {each}: expected FOLDER=MODEL, such as "
-                "coder-1.5b=Qwen/Qwen2.5-Coder-1.5B-Instruct"
-            )
-        if local in names:
-            raise ConfigError(f"--name is given twice for {local}")
-        names[local] = published
-    return names
 
 
 def rename(summaries: Sequence["Summary"], names: Mapping[str, str]) -> list["Summary"]:

@@ -6,24 +6,22 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 from rich.text import Text
 
 from lim_sglang.errors import DataError, ServerError
-from lim_sglang.serve import STOPPING, server_options
+from lim_sglang.serve import server_options
+from lim_sglang.signals import on_signals
 
 SHOWN_S = 1.0
 """Between two looks at the log of a server that is starting."""
 LOG_TAIL = 2000
 """Bytes of a log that an error quotes."""
-
-Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def serving(spec: ServerSpec, console: Console, log: Path | None = None) -> Iter
     options = server_options(
         spec.model, spec.lim_flags, spec.sglang_options, port=free_port(), api_key=spec.api_key
     )
-    with _log_file(log) as path, path.open("wb") as file, _on_signals(signal.default_int_handler):
+    with _log_file(log) as path, path.open("wb") as file, on_signals(signal.default_int_handler):
         server = Server(options, log=file.fileno())
         try:
             server.start()
@@ -75,9 +73,7 @@ def serving(spec: ServerSpec, console: Console, log: Path | None = None) -> Iter
             end = _end_of(path).strip() or "(which is empty)"
             raise ServerError(f"{error} (log: {path})\n{end}") from None
         finally:
-            # Nobody who is impatient shall leave a server behind.
-            with _on_signals(signal.SIG_IGN):
-                server.stop()
+            server.stop()
 
 
 @contextmanager
@@ -157,23 +153,3 @@ def _end_of(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - LOG_TAIL))
         return file.read().decode(errors="replace")
-
-
-@contextmanager
-def _on_signals(handler: Handler) -> Iterator[None]:
-    """Handle the signals that end a process until the block ends: a server outlives us otherwise.
-
-    What is ignored stays so, as under nohup. Threads get no signals.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    ours = [number for number in STOPPING if before[number] not in (signal.SIG_IGN, None)]
-    for number in ours:
-        signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, before[number])

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lim_sglang.config import ENV_VAR
 from lim_sglang.errors import ConfigError, DataError, ServerError
+from lim_sglang.evals.options import read_pairs
 from lim_sglang.programs.options import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def sweep(
         raise ConfigError(f"{ENV_VAR} is set, and would change what the file says: unset it")
     path = find_sweep(file)
     wanted = read_sweep(path)
-    runs = expand(wanted, read_paths(model or []), only or [])
+    runs = expand(wanted, read_pairs("--model", "NAME=FOLDER", model or []), only or [])
     check_runs(runs)
     out = out or Path("runs") / path.stem
     asked, problems = load_questions_of(runs, data_dir)
@@ -95,23 +96,6 @@ def sweep(
         raise typer.Exit(INTERRUPTED) from None
     _show(look(runs, out, asked), out / REPORT_FILE, is_wanted=report)
     _refuse_gaps(failed)
-
-
-def read_paths(texts: Sequence[str]) -> dict[str, str]:
-    """Folders by the names of the models that they are served for.
-
-    Raises:
-        ConfigError: a text of another form, or a name that is given twice.
-    """
-    paths: dict[str, str] = {}
-    for text in texts:
-        name, _, folder = text.partition("=")
-        if not (name and folder):
-            raise ConfigError(f"--model takes NAME=FOLDER, not {text}")
-        if name in paths:
-            raise ConfigError(f"--model is given twice for {name}")
-        paths[name] = folder
-    return paths
 
 
 def plan_table(standings: Sequence["Standing"]) -> Table:

@@ -16,13 +16,12 @@ from lim_sglang.config import ENV_VAR
 from lim_sglang.errors import REFUSED, RefusedError, ServerError
 from lim_sglang.flags import reasons_against_settings
 from lim_sglang.schedule import Role
+from lim_sglang.signals import STOPPING
 
 if TYPE_CHECKING:
     from lim_sglang.server import ServerOptions
 
 POLL_S = 0.5
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, a service manager, a terminal that is closed."""
 
 
 def serve(

@@ -19,6 +19,7 @@ import requests
 from lim_sglang.compat import CPU_ENGINE_VAR
 from lim_sglang.errors import ServerError
 from lim_sglang.refusals import BACKEND, reasons_against_environment
+from lim_sglang.signals import on_signals
 
 POLL_S = 0.5
 HEALTH_TIMEOUT_S = 5.0
@@ -177,16 +178,22 @@ class Server:
         """End SGLang and everything that it started; SGLang's own shutdown can hang."""
         if self._process is None:
             return
-        processes = _tree(self._process.pid)
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+        # Nobody who is impatient shall leave a server behind.
+        with on_signals(signal.SIG_IGN):
+            self._end(self._process)
+
+    @staticmethod
+    def _end(main: "subprocess.Popen[bytes]") -> None:
+        processes = _tree(main.pid)
+        if main.poll() is None:
+            main.send_signal(signal.SIGTERM)
             psutil.wait_procs(processes, timeout=GRACE_S)
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         with suppress(ProcessLookupError):  # what a process that died before has left behind
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+            os.killpg(main.pid, signal.SIGKILL)
+        main.wait()
         psutil.wait_procs(processes, timeout=GRACE_S)
 
     def _is_healthy(self) -> bool:

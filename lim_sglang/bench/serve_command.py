@@ -24,6 +24,7 @@ from lim_sglang.bench.progress import Progress, progress, wide_console
 from lim_sglang.errors import ConfigError, RefusedError
 from lim_sglang.programs.options import ApiKeyOption
 from lim_sglang.refusals import BACKEND
+from lim_sglang.signals import on_signals
 
 if TYPE_CHECKING:
     from lim_sglang.bench.serve import Measured
@@ -133,9 +134,8 @@ def _measure(options: ServeOptions, report: Progress) -> "Iterator[Measured]":
     from lim_sglang.bench.serve import measure
 
     # A service manager's signal ends the server that is running, too, as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    return measure(options, report)
+    with on_signals(signal.default_int_handler):
+        yield from measure(options, report)
 
 
 def _measure_running(

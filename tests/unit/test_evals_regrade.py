@@ -18,6 +18,7 @@ from lim_sglang.evals.records import GradedSample
 from lim_sglang.evals.regrade import Regraded, grade_run
 from lim_sglang.evals.runs import load_run
 from lim_sglang.evals.store import RunRecord, open_run
+from lim_sglang.programs.records import SampleState
 from tests.unit.samples import make_sample
 
 TEXTS = {
@@ -66,6 +67,15 @@ def test_answers_and_verdicts_come_from_the_texts_alone(tmp_path: Path) -> None:
     found = {graded.key: (graded.sample.answer, graded.correct) for graded in load_run(run).samples}
     assert found == {key: (answer, answer == "4") for key, answer in ANSWERS.items()}
     assert (run / "samples.jsonl").read_bytes() == before
+
+
+def test_an_aborted_sample_has_a_verdict_and_is_not_counted(tmp_path: Path) -> None:
+    with open_run(tmp_path, RunRecord("math500-x", {"task": "math500"}, {})) as folder:
+        for index, state in enumerate((SampleState.FINISHED, SampleState.ABORTED)):
+            sample = replace(make_sample(index, "4"), text=r"\boxed{4}", state=state)
+            folder.append(GradedSample("q", "4", False, sample))
+    assert regrade(tmp_path) == Regraded(num_samples=1, num_changed=1, num_right=1)
+    assert len((tmp_path / "grades.jsonl").read_text().splitlines()) == 2
 
 
 def test_each_verdict_says_who_gave_it(tmp_path: Path) -> None:

@@ -134,8 +134,8 @@ def test_a_name_from_a_file_stays_in_the_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["coder"], "--name coder: expected FOLDER=MODEL, such as coder-1.5b=Qwen/"),
-        (["=a/b"], "--name =a/b: expected FOLDER=MODEL"),
+        (["coder"], "--name takes FOLDER=MODEL, not coder"),
+        (["=a/b"], "--name takes FOLDER=MODEL, not =a/b"),
         (["a=b", "a=c"], "--name is given twice for a"),
         (["other=b"], f"--name other: no run is of that model; they are of {CODER}"),
     ],

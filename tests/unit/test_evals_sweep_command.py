@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.evals.method import Method
+from lim_sglang.evals.options import read_pairs
 from lim_sglang.evals.sweep import SweepRun, SweepServer
-from lim_sglang.evals.sweep_command import describe_plan, grouped, read_paths, report_names, sweep
+from lim_sglang.evals.sweep_command import describe_plan, grouped, report_names, sweep
 from lim_sglang.evals.sweeping import Standing
 
 
@@ -46,7 +47,8 @@ def test_settings_of_the_environment_are_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_folders_are_given_by_the_names_of_their_models() -> None:
-    assert read_paths(["Org/One=/models/one=1", "two=here"]) == {
+    given = ["Org/One=/models/one=1", "two=here"]
+    assert read_pairs("--model", "NAME=FOLDER", given) == {
         "Org/One": "/models/one=1",
         "two": "here",
     }
@@ -55,7 +57,7 @@ def test_folders_are_given_by_the_names_of_their_models() -> None:
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        (["Org/One"], "takes NAME=FOLDER, not Org/One"),
+        (["Org/One"], "--model takes NAME=FOLDER, not Org/One"),
         (["Org/One="], "takes NAME=FOLDER, not Org/One="),
         (["=here"], "takes NAME=FOLDER, not =here"),
         (["a=here", "a=there"], "given twice for a"),
@@ -63,7 +65,7 @@ def test_folders_are_given_by_the_names_of_their_models() -> None:
 )
 def test_other_forms_are_refused(texts: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        read_paths(texts)
+        read_pairs("--model", "NAME=FOLDER", texts)
 
 
 def test_runs_worth_comparing_come_together_with_the_dense_one_first() -> None:

@@ -15,7 +15,18 @@ MAX_LINES = 300
 
 # Each module of the server side may import those before it.
 LAYERS = (
-    *("errors", "versions", "config", "schedule", "refusals", "plan", "stats", "tracing", "flags"),
+    *(
+        "errors",
+        "signals",
+        "versions",
+        "config",
+        "schedule",
+        "refusals",
+        "plan",
+        "stats",
+        "tracing",
+        "flags",
+    ),
     *(
         "compat",
         "gpu",
