@@ -1,4 +1,4 @@
-"""Command-line options of `lim eval`, beside those that every command which draws samples has."""
+"""Command-line options of `lim eval` and its like, beside those of all that draw samples."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 BINS = 48
-PEAK = 0.7
-"""Height of the highest bar; a row is 1."""
+PEAK, TOLD_AT = 0.7, 0.95
+"""Heights of the highest bar, and of what is told above; a row is 1."""
 MOST_BANDS = 5
 TINTS = (1.0, 0.74, 0.52, 0.34, 0.2)
 """Opacity of the votes' bands, the most votes first."""
@@ -47,7 +47,7 @@ def draw_lengths(panel: "SubFigure", group: Group, palette: Palette) -> None:
             "fontsize": SMALL,
             "color": palette["faint"],
         }
-        axes.text(end, place + 0.95, told, **look)
+        axes.text(end, place + TOLD_AT, told, **look)
     name_rows(axes, [row.name for row in group.rows], middle=PEAK / 2)
     axes.set_xlim(0, end)
     axes.set_ylim(-0.02, len(group.rows))

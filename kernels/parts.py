@@ -60,5 +60,5 @@ class Parts:
             num_units: rows times KV heads.
             longest: tokens of the longest row that there can be.
         """
-        fitting = self.outputs.shape[0] // num_units
+        fitting = self.outputs.shape[0] // max(1, num_units)
         return max(1, min(fitting, MAX_PARTS, triton.cdiv(longest, MIN_PART)))

@@ -31,7 +31,7 @@ class KeptAttention:
         Raises:
             ServerError: `kept_slots` is too small for the rows that SGLang runs at once.
         """
-        max_rows: int = backend.kv_last_page_len.shape[0]  # SGLang has one a request
+        max_rows: int = backend.kv_last_page_len.shape[0]  # one a request
         if kept_slots.shape[0] < max_rows * budget:
             raise ServerError(
                 f"SGLang runs {max_rows} requests at once, more than LessIsMore has memory for: "

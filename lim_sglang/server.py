@@ -178,9 +178,12 @@ class Server:
         """End SGLang and everything that it started; SGLang's own shutdown can hang."""
         if self._process is None:
             return
-        # Nobody who is impatient shall leave a server behind.
-        with on_signals(signal.SIG_IGN):
+        # Nobody who is impatient shall leave a server behind, nor be overheard.
+        noted: list[int] = []
+        with on_signals(lambda number, _: noted.append(number)):
             self._end(self._process)
+        for number in noted[:1]:
+            signal.raise_signal(number)
 
     @staticmethod
     def _end(main: "subprocess.Popen[bytes]") -> None:

@@ -1,7 +1,6 @@
 """The GPU backend inside SGLang's model runner: parity, graphs, padding, chunks, no pauses."""
 
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -61,9 +60,7 @@ def test_a_budget_over_the_length_differs_from_the_dense_backend_by_rounding_alo
     error = relative_error(rig.teacher_forced(asked, forced), dense)
     rig.use_lim(64)
     sparse = relative_error(rig.teacher_forced(asked, forced), dense)
-    sys.stdout.write(f"{error:.2e}, Triton {rounding:.2e}, a budget of 64 {sparse:.2e}\n")
-    assert error <= 2 * rounding
-    assert error < sparse / 4
+    assert error <= min(2 * rounding, sparse / 4), (error, rounding, sparse)
 
 
 def test_layers_that_all_select_give_the_dense_backends_tokens(rig: Rig) -> None:

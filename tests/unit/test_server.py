@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -140,6 +141,27 @@ def test_a_stubborn_tree_is_gone_within_ten_seconds(monkeypatch: pytest.MonkeyPa
     server.stop()
     assert time.monotonic() - started < 10
     assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_signal_that_comes_while_it_ends_is_heeded_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "GRACE_S", 1.0)
+    server = running(monkeypatch, STUBBORN_TREE)
+    assert server._process
+    main = server._process
+    while not psutil.Process(main.pid).children():
+        time.sleep(0.05)
+    heard: list[bool] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(main.poll() is not None))
+    try:
+        soon = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+        soon.start()
+        server.stop()
+        soon.join()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [True]  # once, and when nothing ran any more
 
 
 def test_what_a_dead_server_left_behind_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
