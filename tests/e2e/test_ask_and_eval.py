@@ -22,7 +22,7 @@ pytestmark = pytest.mark.e2e
 
 API_KEY = "a-key-of-the-tests"
 NUM_QUESTIONS, NUM_SAMPLES = 3, 4
-LONG, SHORT = "600", "24"
+LONG, SHORT = "300", "24"
 """Tokens a sample: so many that a server dies meanwhile, and so few that one is soon done."""
 WAIT_S = 240.0
 ENDS_WITHIN_S = 10.0

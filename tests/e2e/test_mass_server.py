@@ -24,7 +24,7 @@ def test_tokens_and_sets_are_the_oracle_s(
     by_mass = Oracle(tiny_model, select_layers=SELECT_LAYERS, budget=BUDGET, by_mass=True)
     command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU, *WITH_LIM]
     command += ["--lim-ranking", "mass"]
-    prompts = long_prompts()[:4]
+    prompts = long_prompts()[:2]
     with serving(command, folder=tmp_path_factory.mktemp("mass")) as server:
         answers = [server.ask(prompt) for prompt in prompts]
         runs = [by_mass.generate(prompt, NUM_NEW) for prompt in prompts]
