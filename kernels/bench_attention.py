@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lim_sglang.kernels import reference
 from lim_sglang.kernels.attend import attend_tokens
 from lim_sglang.kernels.bench import Case
-from lim_sglang.kernels.check import ATTENTION_TOLERANCE, relative_error
+from lim_sglang.kernels.check import ATTENTION_TOLERANCE
+from lim_sglang.kernels.check_attend import attention_error
 from lim_sglang.kernels.parts import Parts
 from lim_sglang.kernels.scoring import planned_decode
 
@@ -102,14 +102,14 @@ class AttentionLayers:
         """Rows of the last run that are not the definition's, beyond the tolerance."""
         found = []
         for layer, row in product(range(self.times), range(self.case.batch)):
-            wanted = reference.attend_tokens(
-                self.query[row].float(),
+            error = attention_error(
+                self.outputs[layer, row],
+                self.query[row],
                 self.keys[layer],
                 self.values[layer],
                 self.slots[row].long(),
                 self.case.scale,
             )
-            error = relative_error(self.outputs[layer, row], wanted)
             if not error <= ATTENTION_TOLERANCE[self.case.dtype]:
                 found.append(f"layer {layer}, row {row}: attention is off by {error:.1e}")
         return found

@@ -94,6 +94,20 @@ def attended(batch: Batch, step: Step, parts: Parts) -> Tensor:
     )
 
 
+def attention_error(
+    found: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    scale: float,
+    value_scale: float = 1.0,
+) -> float:
+    """Relative RMS of one row's attention [H, D] against the reference's in f32."""
+    wanted = reference.attend_tokens(query.float(), keys, values, slots, scale)
+    return relative_error(found, value_scale * wanted)
+
+
 def differing_rows(batch: Batch, step: Step, found: Tensor) -> list[str]:
     """Rows that are not the reference's."""
     keys, values = step.keys.float(), step.values.float()
@@ -101,10 +115,9 @@ def differing_rows(batch: Batch, step: Step, found: Tensor) -> list[str]:
     wrong = []
     for row, length in enumerate(batch.lengths):
         slots = step.slots[ends[row] : ends[row + 1]].long()
-        wanted = VALUE_SCALE * reference.attend_tokens(
-            step.query[row].float(), keys, values, slots, batch.scale
+        error = attention_error(
+            found[row], step.query[row], keys, values, slots, batch.scale, VALUE_SCALE
         )
-        error = relative_error(found[row], wanted)
         if not error <= ATTENTION_TOLERANCE[batch.dtype]:
             wrong.append(f"row {row} of {length} tokens: attention is off by {error:.1e}")
     return wrong

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lim_sglang import compat
 from lim_sglang.bench.batch import FilledBatch, kept_slots
-from lim_sglang.kernels.check import ATTENTION_TOLERANCE, relative_error
-from lim_sglang.kernels.reference import attend_tokens, keep_tokens
+from lim_sglang.kernels.check import ATTENTION_TOLERANCE
+from lim_sglang.kernels.check_attend import attention_error
+from lim_sglang.kernels.reference import keep_tokens
 from lim_sglang.schedule import Role
 
 
@@ -94,10 +95,8 @@ def differing_attention(
     scale, v_scale = layer.scaling * (layer.k_scale_float or 1.0), layer.v_scale_float or 1.0
     found = []
     for row in range(rows):
-        wanted = v_scale * attend_tokens(
-            query[row].view(heads, dim).float(), keys, values, kept[row], scale
-        )
-        error = relative_error(output[row].view(heads, dim), wanted)
+        shown, asked = (tensor[row].view(heads, dim) for tensor in (output, query))
+        error = attention_error(shown, asked, keys, values, kept[row], scale, v_scale)
         if not error <= ATTENTION_TOLERANCE[runner.dtype]:
             found.append(f"row {row}: attention in layer {layer.layer_id} is off by {error:.1e}")
     return found

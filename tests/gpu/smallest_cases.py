@@ -16,9 +16,8 @@ BATCHES = (
 
 def main() -> None:
     """Run every kernel; a difference is an error, too."""
-    found = [difference for batch in BATCHES for difference in differences(batch, "cuda")]
-    found += [difference for batch in BATCHES for difference in mass_differences(batch, "cuda")]
-    found += [difference for batch in BATCHES for difference in differing_attention(batch, "cuda")]
+    checks = (differences, mass_differences, differing_attention)
+    found = [problem for batch in BATCHES for check in checks for problem in check(batch, "cuda")]
     found += differing_scoring(BATCHES[0])
     if found:
         raise SystemExit("\n".join(found))
