@@ -6,7 +6,7 @@ decode step does between two layers, and straight after itself.
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ from lim_sglang.kernels.pool import log_sum_exp, pool_mass
 from lim_sglang.kernels.reference import Shares, split_budget
 from lim_sglang.kernels.selector import RankSelector, Selector
 
-RANK_OPS = ("score", "shortlist", "union", "compact", "rank", "select")
-"""`rank` is what rows need whose shortlists do not decide; `select` is all of it, in order and in
-chunks, as a SELECT layer runs it whose dense pass leaves no scores: without `score` otherwise."""
+RANK_OPS = ("score", "shortlist", "rank", "keep", "select")
+"""`rank` is what rows need whose shortlists do not decide; `keep` is all that a SELECT layer runs
+whose dense pass leaves scores, of one chunk; `select` scores as well, in chunks."""
 MASS_OPS = ("lse", "pool", "heaviest", "select-by-mass")
 """`lse` is for layers whose dense pass leaves no normalisers; the last is all, with scoring."""
 OPS = RANK_OPS + MASS_OPS
@@ -136,21 +136,19 @@ class _Stages:
         chunk = min(rows, self.selector.max_rows)
         self.chunk = self.selector.narrow(chunk)
         self.ends = self.indptr[: chunk + 1]
-        self.undecided = replace(
-            self.chunk, last_turn=torch.full_like(self.chunk.last_turn, UNDECIDED)
-        )
+        step = (self.ends, self.slots, self.kept_indptr[: chunk + 1], self.kept)
         self.runs: dict[str, Run] = {
             "score": lambda: self.chunk.score(self.query[:chunk], self.keys, self.ends, self.slots),
             "shortlist": lambda: self.chunk.shortlist(self.ends),
-            "union": lambda: self.chunk.unite(self.ends, whole=False),
-            "compact": lambda: self.chunk.compact(
-                self.ends, self.slots, self.kept_indptr[: chunk + 1], self.kept
-            ),
-            "rank": lambda: self.undecided.rank(self.ends),
+            "rank": self.rank,
+            "keep": lambda: self.chunk.keep(*step, scale=case.scale, has_lse=False),
             "select": lambda: self.select(self.selector),
         }
-        for stage in ("score", "shortlist", "union"):  # every stage finds what it needs
-            self.runs[stage]()
+        self.runs["score"]()  # every stage finds what it needs
+
+    def rank(self) -> None:
+        self.chunk.last_turn.fill_(UNDECIDED)
+        self.chunk.rank(self.ends)
 
     def select(self, selector: Selector) -> None:
         selector.keep_slots(
@@ -196,7 +194,6 @@ class _Stages:
             "lse": num_heads * case.context * 4,
             "pool": (num_heads + rows) * case.context * 4,
             "heaviest": rows * (case.context * 4 + 2 * case.budget * 4),
-            "compact": rows * (case.context * 4 + 2 * case.budget * 4),
         }.get(op)
 
 

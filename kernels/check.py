@@ -165,7 +165,7 @@ def prepared_selector(batch: Batch, tensors: Tensors, device: str) -> RankSelect
         raise ValueError("the batch is larger than a chunk of the selector")
     selector.scores[..., : tensors.scores.shape[2]].copy_(tensors.scores)
     if batch.shares.selected:
-        for name in ("ranking", "depth", "first_turn", "last_turn", "chosen_counts"):
+        for name in ("ranking", "depth", "last_turn", "chosen_counts"):
             getattr(selector, name).fill_(POISON)
     return selector
 
@@ -184,8 +184,6 @@ def differing_shortlists(batch: Batch, device: str) -> list[str]:
             ranking = selector.ranking[row, head, :depth].long()
             if not 0 <= depth <= wanted.shape[1] or not torch.equal(ranking, wanted[head, :depth]):
                 found.append(f"row {row}, head {head}: another shortlist of {depth}")
-        if not (selector.first_turn[row, : batch.lengths[row]] == NEVER).all():
-            found.append(f"row {row}: turns of an earlier step are left")
     return found
 
 
@@ -195,8 +193,8 @@ def undecided_rows(batch: Batch, device: str) -> tuple[list[int], int]:
     tensors = draw(batch, device)
     selector = prepared_selector(batch, tensors, device)
     selector.shortlist(tensors.indptr)
-    selector.unite(tensors.indptr, whole=False)
     undecided = [row for row in batch.sparse if selector.last_turn[row] == UNDECIDED]
+    selector.first_turn.fill_(NEVER)
     selector.undecided_rows.zero_()
     selector.choose(tensors.indptr)
     return undecided, selector.counts()["rows_ranked_whole"]
@@ -208,7 +206,6 @@ def differing_rankings(batch: Batch, device: str) -> list[str]:
     if not shares.selected:
         return []
     selector = prepared_selector(batch, tensors, device)
-    selector.first_turn.fill_(NEVER)
     selector.last_turn.fill_(UNDECIDED)
     selector.rank(tensors.indptr)
     found = []
@@ -216,7 +213,6 @@ def differing_rankings(batch: Batch, device: str) -> list[str]:
         ranking = selector.ranking[row, :, : shares.selected].long()
         if not torch.equal(ranking, ranked_candidates(batch, tensors, row)[:, : shares.selected]):
             found.append(f"row {row}: another ranking")
-    selector.unite(tensors.indptr, whole=True)
     return found + differing_compaction(batch, tensors, selector)
 
 
@@ -231,13 +227,16 @@ def differing_sets(batch: Batch, device: str) -> list[str]:
 def differing_compaction(batch: Batch, tensors: Tensors, selector: RankSelector) -> list[str]:
     """Rows whose slots are not those of the turns that won, or not the reference's set."""
     kept = poisoned_slots(tensors)
+    first_turns = selector.first_turn.clone()
     selector.compact(tensors.indptr, tensors.slots, tensors.kept_indptr, kept)
     found = [] if (kept[-5:] == POISON).all() else ["slots written past the last row"]
     for row, length in enumerate(batch.lengths):
-        turns, last = selector.first_turn[row, :length], int(selector.last_turn[row])
+        turns, last = first_turns[row, :length], int(selector.last_turn[row])
         wanted = reference.compact_slots(row_slots(tensors, row), turns, last, batch.shares)
         if not torch.equal(kept_of(tensors, kept, row), wanted):
             found.append(f"row {row} of {length} tokens: turns are compacted to other slots")
+    if not (selector.first_turn == NEVER).all():
+        found.append("turns are left for the next step")
     return found + differing_rows(batch, tensors, tensors.scores, kept)
 
 

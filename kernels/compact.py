@@ -1,7 +1,8 @@
 """The kept tokens as cache slots, in order of position: sinks, chosen tokens, newest tokens.
 
 Defined by `reference.compact_slots`. Programs share a row's positions; how many are kept before a
-program's own is known from what the union has counted, so that no second pass is needed.
+program's own is known from what the union has counted, so that no second pass is needed. Turns are
+forgotten as they are read, for the next step's.
 """
 
 import triton
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lim_sglang.kernels.launch import (
     COMPACT_BLOCK,
+    NEVER,
     WIDE_WARPS,
     check_int32,
     check_tensors,
@@ -31,6 +33,7 @@ def _compact(
     recent,
     turn_row_stride,
     count_row_stride,
+    NO_TURN: tl.constexpr,
     PADDED_COUNTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -52,7 +55,9 @@ def _compact(
     counts = chosen_counts + row * count_row_stride + blocks
     before = tl.sum(tl.load(counts, mask=blocks < tl.program_id(1), other=0), 0)
     before += tl.minimum(own, sinks) + tl.maximum(own - newest, 0)
-    turn = tl.load(first_turn + row * turn_row_stride + positions, mask=inside, other=0)
+    first_turn += row * turn_row_stride + positions
+    turn = tl.load(first_turn, mask=inside, other=0)
+    tl.store(first_turn, NO_TURN, mask=inside & (turn != NO_TURN))
     chosen = turn <= tl.load(last_turn + row)
     keep = inside & (chosen | (positions < sinks) | (positions >= newest))
     place = before + tl.cumsum(keep.to(tl.int32), 0) - 1
@@ -76,8 +81,9 @@ def compact_slots(
         indptr, slots: [B + 1] and [indptr[B]] int32, all tokens.
         kept_indptr: [B + 1] int32, where each row's kept tokens begin: `min(length, budget)` each.
         shares: rows within its budget keep everything; its ends are always kept.
-        first_turn: [B, N] int32, N at least the longest row; from `unite_rankings`.
-        last_turn, chosen_counts: [B] and [B, `padded_counts(N)`] int32, from `unite_rankings`.
+        first_turn: [B, N] int32, N at least the longest row; from `shortlist_tokens` and
+            `rank_tokens`. NEVER is written.
+        last_turn, chosen_counts: [B] and [B, `padded_counts(N)`] int32, from these, too.
         out: [kept_indptr[B]] int32 or longer.
 
     Returns:
@@ -101,6 +107,7 @@ def compact_slots(
         shares.recent,
         first_turn.stride(0),
         chosen_counts.stride(0),
+        NO_TURN=NEVER,
         PADDED_COUNTS=chosen_counts.shape[1],
         BLOCK=COMPACT_BLOCK,
         num_warps=WIDE_WARPS,

@@ -73,12 +73,13 @@ def _keep_of_all(mass, slots, kept, sinks, end, selected, BLOCK: tl.constexpr):
     """Keep the heaviest of all candidates, reading their masses again and again."""
     threshold = tl.full((), 0, tl.uint32)
     step = tl.full((), 1 << 30, tl.uint32)
-    for _ in range(16):
+    reached = tl.full((), -1, tl.int64)
+    while (step > 0) & (reached != selected):
         counts = tl.full((), 0, tl.int64)
         for first in range(0, end, BLOCK):
             keys = _load_keys(mass, first, sinks, end, BLOCK)
             counts += count_reaching(keys, threshold, step)
-        threshold = raise_threshold(threshold, step, counts, selected)
+        threshold, reached = raise_threshold(threshold, reached, step, counts, selected)
         step = step >> 2
     ties_wanted = selected
     for first in range(0, end, BLOCK):

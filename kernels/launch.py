@@ -40,12 +40,8 @@ SHORTLIST_BLOCK = 8192
 """Scores that a shortlist reads at a time."""
 RANK_BLOCK = 2048
 """Scores that one pass of the radix selection reads at a time."""
-TURN_BLOCK = 2048
-"""Turns that one program notes."""
 CUT_BLOCK = 4096
 """Turns that the last program of a row reads at a time."""
-RESET_BLOCK = 1024
-"""Turns that are forgotten at a time."""
 POOL_BLOCK = 1024
 """Positions whose mass one program adds up."""
 POOL_HEADS = 8

@@ -29,20 +29,29 @@ def count_reaching(keys, threshold, step):
 
 
 @triton.jit
-def raise_threshold(threshold, step, counts, wanted):
-    """The largest of the four thresholds that `wanted` keys still reach."""
-    threshold += tl.where((counts & 0x1FFFFF) >= wanted, step, 0)
-    threshold += tl.where(((counts >> 21) & 0x1FFFFF) >= wanted, step, 0)
-    return threshold + tl.where((counts >> 42) >= wanted, step, 0)
+def raise_threshold(threshold, reached, step, counts, wanted):
+    """The largest of the four thresholds that `wanted` keys still reach, and how many reach it."""
+    one, two, three = counts & 0x1FFFFF, (counts >> 21) & 0x1FFFFF, counts >> 42
+    reached = tl.where(one >= wanted, one, reached)
+    reached = tl.where(two >= wanted, two, reached)
+    reached = tl.where(three >= wanted, three, reached)
+    threshold += tl.where(one >= wanted, step, 0)
+    threshold += tl.where(two >= wanted, step, 0)
+    return threshold + tl.where(three >= wanted, step, 0), reached
 
 
 @triton.jit
 def nth_largest(keys, wanted):
-    """The key of that rank among fewer than 2^21, found two bits at a time; 0 if there are less."""
+    """A threshold that `wanted` keys reach and no more, or with ties the key of that rank.
+
+    Found two bits at a time among fewer than 2^21 keys; 0 if there are less than `wanted`.
+    """
     threshold = tl.full((), 0, tl.uint32)
     step = tl.full((), 1 << 30, tl.uint32)
-    for _ in range(16):
-        threshold = raise_threshold(threshold, step, count_reaching(keys, threshold, step), wanted)
+    reached = tl.full((), -1, tl.int64)
+    while (step > 0) & (reached != wanted):
+        counts = count_reaching(keys, threshold, step)
+        threshold, reached = raise_threshold(threshold, reached, step, counts, wanted)
         step = step >> 2
     return threshold
 
@@ -98,7 +107,7 @@ def sort_ranking(
     count,
     PADDED: tl.constexpr,  # a power of two, at least `count`
 ):
-    """Put the positions that this program has written into order, best first."""
+    """Put the positions that this program has written into order, best first; also returned."""
     tl.debug_barrier()  # other threads of this program wrote some of them
     lanes = tl.arange(0, PADDED)
     inside = lanes < count
@@ -108,5 +117,6 @@ def sort_ranking(
     packed = (keys.to(tl.uint64) << 32) | (0xFFFFFFFF - positions.to(tl.uint64))
     packed = tl.sort(tl.where(inside, packed, 0), descending=True)
     tl.debug_barrier()  # no thread overwrites what another has yet to read
-    best = 0xFFFFFFFF - (packed & 0xFFFFFFFF)
-    tl.store(ranking + lanes, best.to(tl.int32), mask=inside)
+    best = (0xFFFFFFFF - (packed & 0xFFFFFFFF)).to(tl.int32)
+    tl.store(ranking + lanes, best, mask=inside)
+    return best

@@ -1,13 +1,17 @@
-"""Each head's best tokens, best first, as deep as a union can go: radix selection, then a sort.
+"""Each head's best tokens, best first, as deep as a union can go, and the union.
 
-For the rows that no shortlist decided. Defined by `reference.rank_tokens`.
+For the rows that no shortlist decided: radix selection, then a sort. Defined by
+`reference.rank_tokens` and `reference.unite_rankings`.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from lim_sglang.kernels.arrive import arrives_last
 from lim_sglang.kernels.launch import (
+    COMPACT_BLOCK,
+    CUT_BLOCK,
     MAX_SORT,
     RANK_BLOCK,
     UNDECIDED,
@@ -17,25 +21,35 @@ from lim_sglang.kernels.launch import (
 )
 from lim_sglang.kernels.order import sort_ranking, sortable_key
 from lim_sglang.kernels.reference import Shares
+from lim_sglang.kernels.union import cut_turns, note_turns
 
 
-@triton.jit(do_not_specialize=["budget", "sinks", "recent", "num_ranks"])
+@triton.jit(do_not_specialize=["budget", "sinks", "recent", "num_ranks", "num_heads"])
 def _rank(
     scores,  # [B, H, >= S] f32
     indptr,  # [B + 1] int32
-    last_turn,  # [B] int32
     ranking,  # [B, H, >= K] int32, best first
+    first_turn,  # [B, >= S] int32
+    last_turn,  # [B] int32
+    chosen_counts,  # [B, PADDED_COUNTS] int32
+    arrivals,  # [B] int32
     budget,
     sinks,
     recent,
-    num_ranks,  # K
+    num_ranks,  # K, and as many are chosen
+    num_heads,
     score_row_stride,
     score_head_stride,
     ranking_row_stride,
     ranking_head_stride,
+    turn_row_stride,
+    count_row_stride,
     UNDECIDED: tl.constexpr,
     PADDED_K: tl.constexpr,
     BLOCK: tl.constexpr,
+    PADDED_COUNTS: tl.constexpr,
+    COUNTED: tl.constexpr,
+    CUT_BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
@@ -43,7 +57,9 @@ def _rank(
     if (length <= budget) | (tl.load(last_turn + row) != UNDECIDED):
         return
     scores += row * score_row_stride + head * score_head_stride
-    ranking += row * ranking_row_stride + head * ranking_head_stride
+    rankings = ranking + row * ranking_row_stride
+    ranking = rankings + head * ranking_head_stride
+    first_turn += row * turn_row_stride
     end = length - recent
     lanes = tl.arange(0, BLOCK)
     bins = tl.arange(0, 256)
@@ -80,52 +96,68 @@ def _rank(
         tl.store(ranking + place, positions, mask=take)
         taken += tl.sum(take.to(tl.int32), 0)
         ties += tl.sum(equal, 0)
-    sort_ranking(scores, ranking, num_ranks, PADDED_K)
+    ranked = sort_ranking(scores, ranking, num_ranks, PADDED_K)
+    note_turns(first_turn, ranked, num_ranks, head, num_heads, PADDED_K)
+
+    if arrives_last(arrivals + row, num_heads):
+        cut, _ = cut_turns(
+            rankings,
+            first_turn,
+            chosen_counts + row * count_row_stride,
+            num_ranks * num_heads,
+            num_ranks,
+            num_heads,
+            ranking_head_stride,
+            COUNTED,
+            PADDED_COUNTS,
+            CUT_BLOCK,
+        )
+        tl.store(last_turn + row, cut)
 
 
 def rank_tokens(
     scores: Tensor,
     indptr: Tensor,
-    last_turn: Tensor,
     *,
     shares: Shares,
-    out: Tensor,
-) -> Tensor:
-    """Rank the best candidates of every head in each row that is undecided.
+    ranking: Tensor,
+    first_turn: Tensor,
+    last_turn: Tensor,
+    chosen_counts: Tensor,
+    arrivals: Tensor,
+) -> None:
+    """Rank the best candidates of every head in each row that is undecided, and unite them.
 
     Args:
         scores: [B, H, N] f32, from `score_tokens`.
         indptr: [B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens.
-        last_turn: [B] int32, from `unite_rankings`; rows that it decided stay untouched.
         shares: rows within its budget stay untouched; its ends are no candidates.
-        out: [B, H, >= selected] int32; `selected` tokens are ranked.
-
-    Returns:
-        `out`: positions, best first.
+        ranking: [B, H, >= selected] int32; positions, best first, are written.
+        first_turn: [B, N] int32, from `shortlist_tokens`; lowered.
+        last_turn: [B] int32, from `shortlist_tokens`; rows that it decided stay untouched. Written.
+        chosen_counts: [B, `padded_counts(N)`] int32; chosen tokens among each COMPACT_BLOCK
+            positions are written.
+        arrivals: [B] int32, zero before and after.
     """
-    check_tensors(scores=scores, indptr=indptr, last_turn=last_turn, out=out)
-    check_int32(indptr=indptr, last_turn=last_turn, out=out)
+    ints = {"indptr": indptr, "ranking": ranking, "first_turn": first_turn}
+    ints |= {"last_turn": last_turn, "chosen_counts": chosen_counts, "arrivals": arrivals}
+    check_tensors(scores=scores, **ints)
+    check_int32(**ints)
     rows, heads, _ = scores.shape
     num_ranks = shares.selected
     if num_ranks > MAX_SORT:
         raise ValueError(f"at most {MAX_SORT} tokens a head can be ranked, not {num_ranks}")
     padded = max(16, triton.next_power_of_2(num_ranks))
     _rank[(rows, heads)](
-        scores,
-        indptr,
-        last_turn,
-        out,
-        shares.budget,
-        shares.sinks,
-        shares.recent,
-        num_ranks,
-        scores.stride(0),
-        scores.stride(1),
-        out.stride(0),
-        out.stride(1),
+        *(scores, indptr, ranking, first_turn, last_turn, chosen_counts, arrivals),
+        *(shares.budget, shares.sinks, shares.recent, num_ranks, heads),
+        *(scores.stride(0), scores.stride(1), ranking.stride(0), ranking.stride(1)),
+        *(first_turn.stride(0), chosen_counts.stride(0)),
         UNDECIDED=UNDECIDED,
         PADDED_K=padded,
         BLOCK=RANK_BLOCK,
+        PADDED_COUNTS=chosen_counts.shape[1],
+        COUNTED=COMPACT_BLOCK,
+        CUT_BLOCK=CUT_BLOCK,
         num_warps=sort_warps(padded),
     )
-    return out

@@ -17,7 +17,7 @@ from lim_sglang.kernels.rank import rank_tokens
 from lim_sglang.kernels.reference import Shares
 from lim_sglang.kernels.score import score_tokens
 from lim_sglang.kernels.shortlist import shortlist_capacity, shortlist_tokens
-from lim_sglang.kernels.union import padded_counts, unite_rankings
+from lim_sglang.kernels.union import padded_counts
 
 ALIGNMENT = 64
 """Rows of scores begin at multiples of so many elements, for wide loads."""
@@ -149,7 +149,7 @@ class RankSelector(Selector):
     depth: Tensor
     """[R, H] int32, ranks in each shortlist."""
     first_turn: Tensor
-    """[R, N] int32."""
+    """[R, N] int32, NEVER between two steps."""
     last_turn: Tensor
     """[R] int32."""
     chosen_counts: Tensor
@@ -198,7 +198,7 @@ class RankSelector(Selector):
         scale: float,  # monotone within a head: it changes no ranking
         has_lse: bool,
     ) -> None:
-        """Rank, unite and compact."""
+        """Rank and unite, then compact."""
         self.choose(indptr)
         self.compact(indptr, slots, kept_indptr, out)
 
@@ -206,12 +206,10 @@ class RankSelector(Selector):
         """Find the turns that win, from the scores."""
         if self.shares.selected:  # else sinks and the newest tokens are all
             self.shortlist(indptr)
-            self.unite(indptr, whole=False)
             self.rank(indptr)
-            self.unite(indptr, whole=True)
 
     def shortlist(self, indptr: Tensor) -> None:
-        """Rank what the union is likely to look at."""
+        """Rank what the union is likely to look at, and unite it."""
         shortlist_tokens(
             self.scores,
             indptr,
@@ -220,33 +218,23 @@ class RankSelector(Selector):
             ranking=self.ranking,
             depth=self.depth,
             first_turn=self.first_turn,
-        )
-
-    def rank(self, indptr: Tensor) -> None:
-        """Rank all that a union can look at, for rows whose shortlists did not decide."""
-        rank_tokens(
-            self.scores,
-            indptr,
-            self.last_turn,
-            shares=self.shares,
-            out=self.ranking,
-        )
-
-    def unite(self, indptr: Tensor, *, whole: bool) -> None:
-        """Let heads take turns over the shortlists, or over whole rankings."""
-        selected = self.shares.selected
-        unite_rankings(
-            self.ranking,
-            indptr,
-            self.depth,
-            shares=self.shares,
-            num_ranks=selected if whole else shortlist_capacity(selected),
-            whole=whole,
-            first_turn=self.first_turn,
             last_turn=self.last_turn,
             chosen_counts=self.chosen_counts,
             arrivals=self.arrivals,
             undecided_rows=self.undecided_rows,
+        )
+
+    def rank(self, indptr: Tensor) -> None:
+        """Rank and unite all that a union can look at, for rows whose shortlists did not decide."""
+        rank_tokens(
+            self.scores,
+            indptr,
+            shares=self.shares,
+            ranking=self.ranking,
+            first_turn=self.first_turn,
+            last_turn=self.last_turn,
+            chosen_counts=self.chosen_counts,
+            arrivals=self.arrivals,
         )
 
     def compact(self, indptr: Tensor, slots: Tensor, kept_indptr: Tensor, out: Tensor) -> None:

@@ -1,21 +1,23 @@
-"""Each head's very best tokens, best first, as many as the union is likely to look at.
+"""Each head's very best tokens, best first, as many as the union is likely to look at; the union.
 
 Heads agree on some tokens and not on others, so the union of their rankings is complete long
 before any ranking ends. A threshold from a sample of a head's scores lets about the wanted number
 of tokens pass; those that do are sorted. Nothing is guessed: what passed is exactly the head's best
 so many tokens, and a row for which they are too few or too many is ranked whole by `rank.py`.
 
-Defined by `reference.rank_tokens`, of which this is the beginning.
+Defined by `reference.rank_tokens`, of which this is the beginning, and `reference.unite_rankings`.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from lim_sglang.kernels.arrive import arrives_last
 from lim_sglang.kernels.launch import (
-    NEVER,
-    RESET_BLOCK,
+    COMPACT_BLOCK,
+    CUT_BLOCK,
     SHORTLIST_BLOCK,
+    UNDECIDED,
     check_int32,
     check_tensors,
     sample_size,
@@ -28,6 +30,7 @@ from lim_sglang.kernels.order import (
     sort_ranking,
 )
 from lim_sglang.kernels.reference import Shares
+from lim_sglang.kernels.union import cut_turns, note_turns
 
 
 @triton.jit
@@ -42,27 +45,36 @@ def _wanted(candidates, sampled, CAPACITY: tl.constexpr):
     return tl.maximum((target * sampled / candidates).to(tl.int32), 1)
 
 
-@triton.jit(do_not_specialize=["budget", "sinks", "recent", "num_heads"])
+@triton.jit(do_not_specialize=["budget", "sinks", "recent", "selected", "num_heads"])
 def _shortlist(
     scores,  # [B, H, >= S] f32
     indptr,  # [B + 1] int32
     ranking,  # [B, H, >= CAPACITY] int32, best first
     depth,  # [B, H] int32
     first_turn,  # [B, >= S] int32
+    last_turn,  # [B] int32
+    chosen_counts,  # [B, PADDED_COUNTS] int32
+    arrivals,  # [B] int32
+    undecided_rows,  # [1] int64
     budget,
     sinks,
     recent,
+    selected,
     num_heads,
     score_row_stride,
     score_head_stride,
     ranking_row_stride,
     ranking_head_stride,
     turn_row_stride,
-    NO_TURN: tl.constexpr,
+    count_row_stride,
+    UNDECIDED: tl.constexpr,
     CAPACITY: tl.constexpr,
     SAMPLE: tl.constexpr,
-    RESET_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    PADDED_COUNTS: tl.constexpr,
+    COUNTED: tl.constexpr,
+    CUT_BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
@@ -70,16 +82,11 @@ def _shortlist(
     if length <= budget:
         return
     scores += row * score_row_stride + head * score_head_stride
-    ranking += row * ranking_row_stride + head * ranking_head_stride
+    rankings = ranking + row * ranking_row_stride
+    ranking = rankings + head * ranking_head_stride
     first_turn += row * turn_row_stride
+    depth += row * num_heads
     end = length - recent
-
-    lanes = tl.arange(0, RESET_BLOCK)
-    share = tl.cdiv(length, num_heads)  # the heads' programs forget the row's turns together
-    start = tl.program_id(1) * share
-    stop = tl.minimum(start + share, length)
-    for first in range(start, stop, RESET_BLOCK):
-        tl.store(first_turn + first + lanes, NO_TURN, mask=first + lanes < stop)
 
     candidates = end - sinks
     wanted = _wanted(candidates, tl.minimum(candidates, SAMPLE), CAPACITY)
@@ -93,8 +100,29 @@ def _shortlist(
         passed = collect(scores, ranking, threshold, sinks, end, CAPACITY, BLOCK)
     fits = passed <= CAPACITY
     if fits:
-        sort_ranking(scores, ranking, passed, CAPACITY)
-    tl.store(depth + row * num_heads + head, tl.where(fits, passed, 0))
+        ranked = sort_ranking(scores, ranking, passed, CAPACITY)
+        note_turns(first_turn, ranked, passed, head, num_heads, CAPACITY)
+    tl.store(depth + head, tl.where(fits, passed, 0))
+
+    if arrives_last(arrivals + row, num_heads):
+        heads = tl.arange(0, PADDED_HEADS)
+        inside = heads < num_heads
+        depths = tl.load(depth + heads, mask=inside, other=CAPACITY, cache_modifier=".cg")
+        cut, taken = cut_turns(
+            rankings,
+            first_turn,
+            chosen_counts + row * count_row_stride,
+            tl.min(depths, 0) * num_heads,  # up to the end of the shortest ranking
+            selected,
+            num_heads,
+            ranking_head_stride,
+            COUNTED,
+            PADDED_COUNTS,
+            CUT_BLOCK,
+        )
+        tl.store(last_turn + row, tl.where(taken >= selected, cut, UNDECIDED))
+        if taken < selected:
+            tl.atomic_add(undecided_rows, 1, sem="relaxed")
 
 
 def shortlist_capacity(selected: int) -> int:
@@ -115,43 +143,49 @@ def shortlist_tokens(
     ranking: Tensor,
     depth: Tensor,
     first_turn: Tensor,
+    last_turn: Tensor,
+    chosen_counts: Tensor,
+    arrivals: Tensor,
+    undecided_rows: Tensor,
 ) -> None:
-    """Rank the very best candidates of every head in each row that is longer than the budget.
+    """Rank the very best candidates of every head in each row over the budget, and unite them.
+
+    Token t of row b is chosen if `first_turn[b, t] <= last_turn[b]`.
 
     Args:
         scores: [B, H, N] f32, from `score_tokens`; N a multiple of 4, at least the longest row.
         indptr: [B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens.
-        shares: rows within its budget stay untouched; its ends are no candidates.
+        shares: rows within its budget stay untouched; its ends are no candidates; its `selected`,
+            at least 1, are chosen.
         capacity: from `shortlist_capacity`.
         ranking: [B, H, >= capacity] int32; positions, best first, are written to its beginning.
         depth: [B, H] int32; how many were ranked. 0 where more would have passed than fit.
-        first_turn: [B, N] int32; made ready for `unite_rankings`.
+        first_turn: [B, N] int32, NEVER at first; a token's first turn is written.
+        last_turn: [B] int32, written: UNDECIDED where the rankings are not deep enough.
+        chosen_counts: [B, `padded_counts(N)`] int32, written for rows that are decided: chosen
+            tokens among each COMPACT_BLOCK positions.
+        arrivals: [B] int32, zero before and after.
+        undecided_rows: [1] int64, counts them.
     """
     ints = {"indptr": indptr, "ranking": ranking, "depth": depth, "first_turn": first_turn}
-    check_tensors(scores=scores, **ints)
+    ints |= {"last_turn": last_turn, "chosen_counts": chosen_counts, "arrivals": arrivals}
+    check_tensors(scores=scores, **ints, undecided_rows=undecided_rows)
     check_int32(**ints)
     rows, heads, columns = scores.shape
     if columns % 4:
         raise ValueError(f"rows of scores must have a multiple of 4 columns, not {columns}")
     _shortlist[(rows, heads)](
-        scores,
-        indptr,
-        ranking,
-        depth,
-        first_turn,
-        shares.budget,
-        shares.sinks,
-        shares.recent,
-        heads,
-        scores.stride(0),
-        scores.stride(1),
-        ranking.stride(0),
-        ranking.stride(1),
-        first_turn.stride(0),
-        NO_TURN=NEVER,
+        *(scores, indptr, ranking, depth, first_turn, last_turn, chosen_counts, arrivals),
+        *(undecided_rows, shares.budget, shares.sinks, shares.recent, shares.selected, heads),
+        *(scores.stride(0), scores.stride(1), ranking.stride(0), ranking.stride(1)),
+        *(first_turn.stride(0), chosen_counts.stride(0)),
+        UNDECIDED=UNDECIDED,
         CAPACITY=capacity,
         SAMPLE=sample_size(columns),
-        RESET_BLOCK=RESET_BLOCK,
         BLOCK=SHORTLIST_BLOCK,
+        PADDED_HEADS=triton.next_power_of_2(heads),
+        PADDED_COUNTS=chosen_counts.shape[1],
+        COUNTED=COMPACT_BLOCK,
+        CUT_BLOCK=CUT_BLOCK,
         num_warps=sort_warps(capacity),
     )

@@ -170,7 +170,7 @@ def kernel(
     op: Annotated[
         list[str] | None,
         typer.Option(
-            help="score, shortlist, union, compact, rank, select, lse, pool, heaviest, "
+            help="score, shortlist, rank, keep, select, lse, pool, heaviest, "
             "select-by-mass, sparse-attention, and FlashInfer's in its place: "
             "sparse-attention-tensor-cores or sparse-attention-cuda-cores; may be repeated; "
             "all by default."

@@ -21,7 +21,6 @@ from lim_sglang.kernels import (
     rank,
     score,
     shortlist,
-    union,
 )
 
 ARCHITECTURES = (80, 90, 100, 120)
@@ -126,24 +125,25 @@ def compile_attention(architecture: int) -> dict[str, int]:
 def compile_rest(architecture: int) -> dict[str, int]:
     """The rest for budgets of 256, 2,048 and 6,144 of 32 heads."""
     found = {}
+    cutting = {
+        "UNDECIDED": launch.UNDECIDED,
+        "PADDED_COUNTS": 64,
+        "COUNTED": launch.COMPACT_BLOCK,
+        "CUT_BLOCK": launch.CUT_BLOCK,
+    }
     for selected in (192, 1536, 4608):
         capacity = shortlist.shortlist_capacity(selected)
-        constants = {
-            "NO_TURN": launch.NEVER,
+        constants = cutting | {
+            "PADDED_HEADS": 32,
             "CAPACITY": capacity,
             "SAMPLE": launch.MAX_SAMPLE,
-            "RESET_BLOCK": launch.RESET_BLOCK,
             "BLOCK": launch.SHORTLIST_BLOCK,
         }
         found[f"shortlist {selected}"] = shared_memory(
             shortlist._shortlist, architecture, constants, launch.sort_warps(capacity)
         )
         padded = triton.next_power_of_2(selected)
-        constants = {
-            "UNDECIDED": launch.UNDECIDED,
-            "PADDED_K": padded,
-            "BLOCK": launch.RANK_BLOCK,
-        }
+        constants = cutting | {"PADDED_K": padded, "BLOCK": launch.RANK_BLOCK}
         found[f"rank {selected}"] = shared_memory(
             rank._rank, architecture, constants, launch.sort_warps(padded)
         )
@@ -161,14 +161,7 @@ def compile_rest(architecture: int) -> dict[str, int]:
     found["log_sum_exp"] = shared_memory(pool._log_sum_exp, architecture, blocks)
     blocks |= {"HEADS": launch.POOL_HEADS}
     found["pool"] = shared_memory(pool._pool, architecture, blocks, launch.WIDE_WARPS)
-    for whole in (False, True):
-        flags = {"WHOLE": whole, "UNDECIDED": launch.UNDECIDED, "PADDED_HEADS": 32}
-        blocks = {"TURN_BLOCK": launch.TURN_BLOCK, "CUT_BLOCK": launch.CUT_BLOCK}
-        counts = {"PADDED_COUNTS": 64, "COUNTED": launch.COMPACT_BLOCK}
-        found[f"unite {whole}"] = shared_memory(
-            union._unite, architecture, flags | blocks | counts, launch.WIDE_WARPS
-        )
-    blocks = {"BLOCK": launch.COMPACT_BLOCK, "PADDED_COUNTS": 64}
+    blocks = {"BLOCK": launch.COMPACT_BLOCK, "PADDED_COUNTS": 64, "NO_TURN": launch.NEVER}
     found["compact"] = shared_memory(compact._compact, architecture, blocks, launch.WIDE_WARPS)
     blocks = {"BLOCK": launch.LENGTH_BLOCK}
     found["count_kept"] = shared_memory(lengths._count_kept, architecture, blocks)

@@ -19,8 +19,7 @@ def test_every_operation_runs_again_and_again(op: str) -> None:
 
 def test_the_stages_and_the_whole_pick_the_reference_s_tokens() -> None:
     stages = bench._Stages(CASE, torch.device("cpu"), seed=1)
-    stages.chunk.choose(stages.ends)  # the scores are there
-    stages.runs["compact"]()
+    stages.runs["keep"]()  # the scores are there
     in_stages = stages.kept.clone()
     stages.kept.fill_(-1)
     stages.select(stages.selector)
@@ -44,8 +43,7 @@ def test_necessary_bytes_by_hand() -> None:
         "heaviest": rows * (tokens * 4 + 32 * 8),
         "select-by-mass": None,
         "rank": rows * heads * ((tokens - recent) * 4 + selected * 4),
-        "union": None,
-        "compact": rows * (tokens * 4 + 32 * 8),
+        "keep": None,
         "select": None,
     }
     assert {op: prepare(op, CASE, "cpu").num_bytes for op in OPS} == expected

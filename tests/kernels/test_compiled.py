@@ -41,7 +41,6 @@ def test_every_kernel_fits(compiled: dict[str, dict[str, int]], architecture: st
         "heaviest",
         "log_sum_exp",
         "pool",
-        "unite",
         "compact",
         "count_kept",
     }
