@@ -136,12 +136,13 @@ class _Stages:
         chunk = min(rows, self.selector.max_rows)
         self.chunk = self.selector.narrow(chunk)
         self.ends = self.indptr[: chunk + 1]
-        step = (self.ends, self.slots, self.kept_indptr[: chunk + 1], self.kept)
+        # Where a chunk's slots are, and where those that it keeps go.
+        self.lists = (self.ends, self.slots, self.kept_indptr[: chunk + 1], self.kept)
         self.runs: dict[str, Run] = {
             "score": lambda: self.chunk.score(self.query[:chunk], self.keys, self.ends, self.slots),
             "shortlist": lambda: self.chunk.shortlist(self.ends),
             "rank": self.rank,
-            "keep": lambda: self.chunk.keep(*step, scale=case.scale, has_lse=False),
+            "keep": lambda: self.chunk.keep(*self.lists, scale=case.scale, has_lse=False),
             "select": lambda: self.select(self.selector),
         }
         self.runs["score"]()  # every stage finds what it needs
@@ -158,7 +159,7 @@ class _Stages:
 
     def prepare_mass(self) -> None:
         """Add the operations of selection by mass, on the scores that are there."""
-        case, chunk = self.case, self.chunk.max_rows
+        case = self.case
         whole = MassSelector.allocate(
             case.shares,
             max_rows=case.batch,
@@ -166,15 +167,13 @@ class _Stages:
             context=case.context,
             device=self.query.device,
         )
-        part = whole.narrow(chunk)
+        part = whole.narrow(self.chunk.max_rows)
         part.scores.copy_(self.chunk.scores)
         step = (case.shares.budget, case.scale)
         self.runs |= {
             "lse": lambda: log_sum_exp(part.scores, self.ends, *step, part.normalisers),
             "pool": lambda: pool_mass(part.scores, self.ends, part.normalisers, *step, part.mass),
-            "heaviest": lambda: part.write(
-                self.ends, self.slots, self.kept_indptr[: chunk + 1], self.kept
-            ),
+            "heaviest": lambda: part.write(*self.lists),
             "select-by-mass": lambda: self.select(whole),
         }
         for stage in ("lse", "pool"):

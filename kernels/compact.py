@@ -2,7 +2,7 @@
 
 Defined by `reference.compact_slots`. Programs share a row's positions; how many are kept before a
 program's own is known from what the union has counted, so that no second pass is needed. Turns are
-forgotten as they are read, for the next step's.
+forgotten as they are read, so that the next step finds none.
 """
 
 import triton
