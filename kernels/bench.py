@@ -77,6 +77,8 @@ class Op:
     """What it must read and write at least; None where no such number says anything."""
     times: int = 1
     """How often `run` runs it: an operation that a step has many of is timed in a row."""
+    reset: Run | None = None
+    """Puts back what a run uses up, before the next; untimed."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def prepare(op: str, case: Case, device: torch.device | str, seed: int = 0) -> O
     stages = _Stages(case, torch.device(device), seed)
     if op in MASS_OPS:
         stages.prepare_mass()
-    return Op(stages.runs[op], stages.num_bytes(op))
+    reset = stages.reset if op in ("shortlist", "rank") else None
+    return Op(stages.runs[op], stages.num_bytes(op), reset=reset)
 
 
 class _Stages:
@@ -141,15 +144,16 @@ class _Stages:
         self.runs: dict[str, Run] = {
             "score": lambda: self.chunk.score(self.query[:chunk], self.keys, self.ends, self.slots),
             "shortlist": lambda: self.chunk.shortlist(self.ends),
-            "rank": self.rank,
+            "rank": lambda: self.chunk.rank(self.ends),
             "keep": lambda: self.chunk.keep(*self.lists, scale=case.scale, has_lse=False),
             "select": lambda: self.select(self.selector),
         }
         self.runs["score"]()  # every stage finds what it needs
 
-    def rank(self) -> None:
+    def reset(self) -> None:
+        """Forget what was decided."""
+        self.chunk.forget()
         self.chunk.last_turn.fill_(UNDECIDED)
-        self.chunk.rank(self.ends)
 
     def select(self, selector: Selector) -> None:
         selector.keep_slots(
@@ -199,7 +203,8 @@ class _Stages:
 def time_op(op: Op, repeats: int) -> OpTiming:
     """Time an operation on the current GPU."""
     graph = capture(op.run)
-    cold, warm = time_graph(graph, repeats, flush=cache_flush()), time_graph(graph, repeats)
+    cold = time_graph(graph, repeats, before=_each(op.reset, cache_flush()))
+    warm = time_graph(graph, repeats, before=_each(graph.replay, op.reset))
     return OpTiming(_in_us(cold, op.times), _in_us(warm, op.times), op.num_bytes)
 
 
@@ -218,13 +223,13 @@ def capture(run: Run) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def time_graph(graph: torch.cuda.CUDAGraph, repeats: int, flush: Run | None = None) -> list[float]:
+def time_graph(graph: torch.cuda.CUDAGraph, repeats: int, before: Run | None = None) -> list[float]:
     """Milliseconds of each replay. The device has work queued, so launching costs nothing.
 
     Args:
-        flush: runs before each replay, untimed.
+        before: runs before each replay, untimed; else the same replay.
     """
-    before = flush or graph.replay
+    before = before or graph.replay
     events = []
     for _ in range(repeats):
         before()
@@ -244,6 +249,15 @@ def cache_flush() -> Run:
     filler = torch.zeros(size // 4, dtype=torch.float32, device="cuda")
     total = torch.zeros((), device="cuda")
     return lambda: torch.sum(filler, dim=0, out=total)
+
+
+def _each(*runs: Run | None) -> Run:
+    def run() -> None:
+        for one in runs:
+            if one:
+                one()
+
+    return run
 
 
 def _in_us(samples_ms: Sequence[float], times: int) -> Spread:

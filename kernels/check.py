@@ -194,7 +194,7 @@ def undecided_rows(batch: Batch, device: str) -> tuple[list[int], int]:
     selector = prepared_selector(batch, tensors, device)
     selector.shortlist(tensors.indptr)
     undecided = [row for row in batch.sparse if selector.last_turn[row] == UNDECIDED]
-    selector.first_turn.fill_(NEVER)
+    selector.forget()
     selector.undecided_rows.zero_()
     selector.choose(tensors.indptr)
     return undecided, selector.counts()["rows_ranked_whole"]
@@ -237,6 +237,8 @@ def differing_compaction(batch: Batch, tensors: Tensors, selector: RankSelector)
             found.append(f"row {row} of {length} tokens: turns are compacted to other slots")
     if not (selector.first_turn == NEVER).all():
         found.append("turns are left for the next step")
+    if selector.met_counts.any():
+        found.append("counts of turns are left for the next step")
     return found + differing_rows(batch, tensors, tensors.scores, kept)
 
 

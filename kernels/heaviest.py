@@ -1,6 +1,7 @@
-"""The heaviest tokens of each row as cache slots, in order of position, in one program a row.
+"""The heaviest tokens of each row as cache slots, in order of position.
 
-Defined by `reference.keep_heaviest`. Candidates that pass a sampled threshold are collected in
+Defined by `reference.keep_heaviest`. One program a row takes the heaviest, another copies the
+ends or a row that is kept whole. Candidates that pass a sampled threshold are collected in
 order of position; the exact threshold is found among them in registers. Where they are too few or
 too many, it is found in all of the row's masses, which is slower and gives the same.
 """
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lim_sglang.kernels.launch import (
     HEAVIEST_BLOCK,
+    HEAVIEST_FEW,
     check_int32,
     check_tensors,
     sample_size,
@@ -21,7 +23,7 @@ from lim_sglang.kernels.order import (
     count_reaching,
     nth_largest,
     raise_threshold,
-    sample_keys,
+    sampled_threshold,
     sortable_key,
 )
 from lim_sglang.kernels.reference import Shares
@@ -53,15 +55,15 @@ def _take(keys, inside, threshold, ties_wanted):
 
 
 @triton.jit
-def _keep_among(mass, slots, candidates, kept, passed, selected, CAPACITY: tl.constexpr):
-    """Keep the heaviest of at least as many candidates, which are in order of position."""
+def _keep_among(mass, slots, candidates, kept, lowest, passed, selected, CAPACITY: tl.constexpr):
+    """Keep the heaviest of at least as many candidates, in order of position, from `lowest` on."""
     tl.debug_barrier()  # other threads of this program wrote some of them
     places = tl.arange(0, CAPACITY)
     inside = places < passed
     positions = tl.load(candidates + places, mask=inside, other=0)
     keys = sortable_key(tl.load(mass + positions, mask=inside, other=0.0))
-    keys = tl.where(inside, keys, 0)
-    threshold = nth_largest(keys, selected)
+    keys = tl.where(inside, keys - lowest, 0)
+    threshold = nth_largest(keys, selected, 0, tl.max(keys, 0))
     above = tl.sum((inside & (keys > threshold)).to(tl.int32), 0)
     taken = _take(keys, inside, threshold, selected - above).to(tl.int32)
     slot = tl.load(slots + positions, mask=taken > 0, other=0)
@@ -115,30 +117,35 @@ def _keep_heaviest(
     CAPACITY: tl.constexpr,
     SAMPLE: tl.constexpr,
     BLOCK: tl.constexpr,
+    FEW: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     start = tl.load(indptr + row).to(tl.int64)
     length = (tl.load(indptr + row + 1) - start).to(tl.int32)
     slots += start
     kept += tl.load(kept_indptr + row).to(tl.int64)
+    end = length - recent
+    if tl.program_id(1) == 1:
+        if length <= budget:
+            _copy(slots, kept, length, FEW)
+        else:
+            _copy(slots, kept, sinks, FEW)
+            _copy(slots + end, kept + sinks + selected, recent, FEW)
+        return
     if length <= budget:
-        _copy(slots, kept, length, BLOCK)
         return
     mass += row * mass_row_stride
     candidates += row * candidate_row_stride
-    end = length - recent
-    _copy(slots, kept, sinks, BLOCK)
-    _copy(slots + end, kept + sinks + selected, recent, BLOCK)
     kept += sinks
 
     sampled = tl.minimum(end - sinks, SAMPLE)
     wanted = tl.maximum(target.to(tl.int64) * sampled // (end - sinks), 1)
-    lowest = nth_largest(sample_keys(mass, sinks, end, SAMPLE), wanted)
+    lowest = sampled_threshold(mass, sinks, end, wanted, SAMPLE)
     passed = collect(mass, candidates, lowest, sinks, end, CAPACITY, BLOCK)
     if (passed >= selected) & (passed <= CAPACITY):
-        _keep_among(mass, slots, candidates, kept, passed, selected, CAPACITY)
+        _keep_among(mass, slots, candidates, kept, lowest, passed, selected, CAPACITY)
     else:
-        _keep_of_all(mass, slots, kept, sinks, end, selected, BLOCK)
+        _keep_of_all(mass, slots, kept, sinks, end, selected, FEW)
 
 
 def candidate_capacity(selected: int) -> int:
@@ -177,7 +184,7 @@ def keep_heaviest(
     if columns % 4:
         raise ValueError(f"rows of masses must have a multiple of 4 columns, not {columns}")
     capacity = candidate_capacity(shares.selected)
-    _keep_heaviest[(rows,)](
+    _keep_heaviest[(rows, 2)](
         mass,
         indptr,
         slots,
@@ -194,6 +201,7 @@ def keep_heaviest(
         CAPACITY=capacity,
         SAMPLE=sample_size(columns),
         BLOCK=HEAVIEST_BLOCK,
-        num_warps=max(8, sort_warps(capacity)),
+        FEW=HEAVIEST_FEW,
+        num_warps=sort_warps(capacity),
     )
     return out

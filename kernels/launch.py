@@ -36,18 +36,22 @@ PART_ALIGNMENT = 16
 """Tokens that parts are multiples of, so that slots are read in whole loads."""
 PARTS_AT_ONCE = 32
 """Heads times parts that are merged at a time."""
-SHORTLIST_BLOCK = 8192
+SLACK_SHARE = 16
+"""One in so many of a sample may miss a threshold that was meant for it: none is exact anyway."""
+SHORTLIST_BLOCK = 4096
 """Scores that a shortlist reads at a time."""
 RANK_BLOCK = 2048
 """Scores that one pass of the radix selection reads at a time."""
-CUT_BLOCK = 4096
-"""Turns that the last program of a row reads at a time."""
-POOL_BLOCK = 1024
+POOL_BLOCK = 256
 """Positions whose mass one program adds up."""
-POOL_HEADS = 8
-"""Heads whose scores are in flight at a time."""
+POOL_HEADS = 32
+"""Heads whose scores are in flight at a time, at most."""
 HEAVIEST_BLOCK = 8192
 """Masses that the one program of a row reads at a time."""
+HEAVIEST_FEW = 1024
+"""Slots that are copied at a time, and masses where all are read again: less code to fetch."""
+LSE_BLOCK = 1024
+"""Scores whose exponentials are added up at a time."""
 COMPACT_BLOCK = 2048
 """Positions that one program compacts, and whose chosen tokens the union counts."""
 LENGTH_BLOCK = 1024

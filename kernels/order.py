@@ -7,6 +7,9 @@ Equal scores put the older token first, -0.0 ties with +0.0, NaN ranks last: the
 import triton
 import triton.language as tl
 
+from lim_sglang.kernels.launch import SLACK_SHARE
+
+_SLACK_SHARE: tl.constexpr = tl.constexpr(SLACK_SHARE)
 _SIGN: tl.constexpr = tl.constexpr(-0x80000000)
 
 
@@ -17,6 +20,14 @@ def sortable_key(scores):
     ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     ordered = tl.where(scores != scores, _SIGN, ordered)
     return (ordered ^ _SIGN).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def least_score(key):
+    """The score that one has to reach for its `sortable_key` to reach `key`, which is not 0."""
+    above_nan = tl.maximum(key, 0x007FFFFF)  # the key of -inf: no score has one in between
+    ordered = above_nan.to(tl.int32, bitcast=True) ^ _SIGN
+    return tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -41,15 +52,18 @@ def raise_threshold(threshold, reached, step, counts, wanted):
 
 
 @triton.jit
-def nth_largest(keys, wanted):
-    """A threshold that `wanted` keys reach and no more, or with ties the key of that rank.
+def nth_largest(keys, wanted, slack, highest):
+    """A threshold that `wanted` keys reach and at most `slack` more, or with ties that rank's key.
 
-    Found two bits at a time among fewer than 2^21 keys; 0 if there are less than `wanted`.
+    Found two bits at a time among fewer than 2^21 keys, none above `highest`; 0 if there are less
+    than `wanted`.
     """
     threshold = tl.full((), 0, tl.uint32)
     step = tl.full((), 1 << 30, tl.uint32)
+    while step > highest:
+        step = step >> 2
     reached = tl.full((), -1, tl.int64)
-    while (step > 0) & (reached != wanted):
+    while (step > 0) & ((reached < wanted) | (reached > wanted + slack)):
         counts = count_reaching(keys, threshold, step)
         threshold, reached = raise_threshold(threshold, reached, step, counts, wanted)
         step = step >> 2
@@ -61,12 +75,20 @@ def sample_keys(scores, sinks, end, SAMPLE: tl.constexpr):
     """Keys of SAMPLE candidates, evenly spaced; 0 where there are fewer."""
     lanes = tl.arange(0, SAMPLE)
     candidates = end - sinks
-    sampled = tl.minimum(candidates, SAMPLE)
-    # lanes * candidates // sampled, in products that stay within 32 bits.
-    offsets = lanes * (candidates // sampled) + lanes * (candidates % sampled) // sampled
-    inside = lanes < sampled
+    # lanes * candidates // SAMPLE, in products that stay within 32 bits.
+    spread = lanes * (candidates // SAMPLE) + lanes * (candidates % SAMPLE) // SAMPLE
+    offsets = tl.where(candidates > SAMPLE, spread, lanes)
+    inside = lanes < candidates
     keys = sortable_key(tl.load(scores + sinks + offsets, mask=inside, other=0.0))
     return tl.where(inside, keys, 0)
+
+
+@triton.jit
+def sampled_threshold(values, sinks, end, wanted, SAMPLE: tl.constexpr):
+    """A threshold that at most `wanted` of a sample of candidates reach, and hardly fewer."""
+    slack = wanted // _SLACK_SHARE
+    keys = sample_keys(values, sinks, end, SAMPLE)
+    return nth_largest(keys, wanted - slack, slack, tl.full((), 0xFFFFFFFF, tl.uint32))
 
 
 @triton.jit
@@ -86,12 +108,13 @@ def collect(
     """
     first_of_four = tl.arange(0, BLOCK // 4) * 4
     lanes = first_of_four[:, None] + tl.arange(0, 4)[None, :]
+    least = least_score(threshold)
     passed = 0
     for first in range(0, end, BLOCK):
         found = first + lanes
         read = (first + first_of_four < end)[:, None]
-        keys = sortable_key(tl.load(values + found, mask=read, other=0.0))
-        passes = ((found >= sinks) & (found < end) & (keys >= threshold)).to(tl.int32)
+        reaches = (tl.load(values + found, mask=read, other=0.0) >= least) | (threshold == 0)
+        passes = ((found >= sinks) & (found < end) & reaches).to(tl.int32)
         of_four = tl.sum(passes, 1)
         before = passed + tl.cumsum(of_four, 0) - of_four
         place = before[:, None] + tl.cumsum(passes, 1) - 1

@@ -9,9 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lim_sglang.kernels.launch import (
+    LSE_BLOCK,
     POOL_BLOCK,
     POOL_HEADS,
-    WIDE_WARPS,
     check_int32,
     check_tensors,
 )
@@ -114,7 +114,7 @@ def log_sum_exp(scores: Tensor, indptr: Tensor, budget: int, scale: float, out: 
         scores.stride(0),
         scores.stride(1),
         out.stride(0),
-        BLOCK=POOL_BLOCK,
+        BLOCK=LSE_BLOCK,
     )
     return out
 
@@ -152,8 +152,7 @@ def pool_mass(
         scores.stride(1),
         lse.stride(0),
         out.stride(0),
-        HEADS=POOL_HEADS,
+        HEADS=min(POOL_HEADS, triton.next_power_of_2(heads)),
         BLOCK=POOL_BLOCK,
-        num_warps=WIDE_WARPS,
     )
     return out

@@ -1,7 +1,8 @@
-"""Each head's best tokens, best first, as deep as a union can go, and the union.
+"""Each head's best tokens, best first, as deep as a union can go, and the union; what is chosen.
 
-For the rows that no shortlist decided: radix selection, then a sort. Defined by
-`reference.rank_tokens` and `reference.unite_rankings`.
+For the rows that no shortlist decided: radix selection, then a sort. For all that are over the
+budget: how many tokens are chosen in each block of positions. Defined by `reference.rank_tokens`
+and `reference.unite_rankings`.
 """
 
 import triton
@@ -11,7 +12,6 @@ from torch import Tensor
 from lim_sglang.kernels.arrive import arrives_last
 from lim_sglang.kernels.launch import (
     COMPACT_BLOCK,
-    CUT_BLOCK,
     MAX_SORT,
     RANK_BLOCK,
     UNDECIDED,
@@ -21,7 +21,7 @@ from lim_sglang.kernels.launch import (
 )
 from lim_sglang.kernels.order import sort_ranking, sortable_key
 from lim_sglang.kernels.reference import Shares
-from lim_sglang.kernels.union import cut_turns, note_turns
+from lim_sglang.kernels.union import count_chosen, cut_turns, note_turns
 
 
 @triton.jit(do_not_specialize=["budget", "sinks", "recent", "num_ranks", "num_heads"])
@@ -31,7 +31,8 @@ def _rank(
     ranking,  # [B, H, >= K] int32, best first
     first_turn,  # [B, >= S] int32
     last_turn,  # [B] int32
-    chosen_counts,  # [B, PADDED_COUNTS] int32
+    met_counts,  # [B, MET_RANKS] int32
+    chosen_counts,  # [B, >= blocks of S] int32
     arrivals,  # [B] int32
     budget,
     sinks,
@@ -43,23 +44,30 @@ def _rank(
     ranking_row_stride,
     ranking_head_stride,
     turn_row_stride,
+    met_row_stride,
     count_row_stride,
     UNDECIDED: tl.constexpr,
     PADDED_K: tl.constexpr,
     BLOCK: tl.constexpr,
-    PADDED_COUNTS: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    MET_RANKS: tl.constexpr,
     COUNTED: tl.constexpr,
-    CUT_BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)
-    if (length <= budget) | (tl.load(last_turn + row) != UNDECIDED):
+    if length <= budget:
+        return
+    first_turn += row * turn_row_stride
+    chosen_counts += row * count_row_stride
+    cut = tl.load(last_turn + row)
+    if cut != UNDECIDED:  # the row's programs share the counting
+        count_chosen(first_turn, chosen_counts, cut, length, head, num_heads, COUNTED)
         return
     scores += row * score_row_stride + head * score_head_stride
     rankings = ranking + row * ranking_row_stride
     ranking = rankings + head * ranking_head_stride
-    first_turn += row * turn_row_stride
+    met_counts += row * met_row_stride
     end = length - recent
     lanes = tl.arange(0, BLOCK)
     bins = tl.arange(0, 256)
@@ -97,22 +105,22 @@ def _rank(
         taken += tl.sum(take.to(tl.int32), 0)
         ties += tl.sum(equal, 0)
     ranked = sort_ranking(scores, ranking, num_ranks, PADDED_K)
-    note_turns(first_turn, ranked, num_ranks, head, num_heads, PADDED_K)
+    note_turns(first_turn, met_counts, ranked, num_ranks, head, num_heads, PADDED_K)
 
     if arrives_last(arrivals + row, num_heads):
-        cut, _ = cut_turns(
+        cut = cut_turns(
             rankings,
             first_turn,
-            chosen_counts + row * count_row_stride,
-            num_ranks * num_heads,
+            met_counts,
+            num_ranks,
             num_ranks,
             num_heads,
             ranking_head_stride,
-            COUNTED,
-            PADDED_COUNTS,
-            CUT_BLOCK,
+            PADDED_HEADS,
+            MET_RANKS,
         )
         tl.store(last_turn + row, cut)
+        count_chosen(first_turn, chosen_counts, cut, length, 0, 1, COUNTED)
 
 
 def rank_tokens(
@@ -123,10 +131,13 @@ def rank_tokens(
     ranking: Tensor,
     first_turn: Tensor,
     last_turn: Tensor,
+    met_counts: Tensor,
     chosen_counts: Tensor,
     arrivals: Tensor,
 ) -> None:
     """Rank the best candidates of every head in each row that is undecided, and unite them.
+
+    In rows over the budget, decided or not, count what is chosen.
 
     Args:
         scores: [B, H, N] f32, from `score_tokens`.
@@ -134,13 +145,15 @@ def rank_tokens(
         shares: rows within its budget stay untouched; its ends are no candidates.
         ranking: [B, H, >= selected] int32; positions, best first, are written.
         first_turn: [B, N] int32, from `shortlist_tokens`; lowered.
-        last_turn: [B] int32, from `shortlist_tokens`; rows that it decided stay untouched. Written.
+        last_turn: [B] int32, from `shortlist_tokens`; written for undecided rows.
+        met_counts: [B, `met_ranks(selected)`] int32, from `shortlist_tokens`; 0 afterwards.
         chosen_counts: [B, `padded_counts(N)`] int32; chosen tokens among each COMPACT_BLOCK
             positions are written.
         arrivals: [B] int32, zero before and after.
     """
     ints = {"indptr": indptr, "ranking": ranking, "first_turn": first_turn}
-    ints |= {"last_turn": last_turn, "chosen_counts": chosen_counts, "arrivals": arrivals}
+    ints |= {"last_turn": last_turn, "met_counts": met_counts, "arrivals": arrivals}
+    ints |= {"chosen_counts": chosen_counts}
     check_tensors(scores=scores, **ints)
     check_int32(**ints)
     rows, heads, _ = scores.shape
@@ -149,15 +162,15 @@ def rank_tokens(
         raise ValueError(f"at most {MAX_SORT} tokens a head can be ranked, not {num_ranks}")
     padded = max(16, triton.next_power_of_2(num_ranks))
     _rank[(rows, heads)](
-        *(scores, indptr, ranking, first_turn, last_turn, chosen_counts, arrivals),
+        *(scores, indptr, ranking, first_turn, last_turn, met_counts, chosen_counts, arrivals),
         *(shares.budget, shares.sinks, shares.recent, num_ranks, heads),
         *(scores.stride(0), scores.stride(1), ranking.stride(0), ranking.stride(1)),
-        *(first_turn.stride(0), chosen_counts.stride(0)),
+        *(first_turn.stride(0), met_counts.stride(0), chosen_counts.stride(0)),
         UNDECIDED=UNDECIDED,
         PADDED_K=padded,
         BLOCK=RANK_BLOCK,
-        PADDED_COUNTS=chosen_counts.shape[1],
+        PADDED_HEADS=triton.next_power_of_2(heads),
+        MET_RANKS=met_counts.shape[1],
         COUNTED=COMPACT_BLOCK,
-        CUT_BLOCK=CUT_BLOCK,
         num_warps=sort_warps(padded),
     )

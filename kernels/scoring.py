@@ -23,6 +23,14 @@ struct {NAME} : AttentionVariantBase {{
   uint32_t qo_len, kv_len, window_left, chunk_end;
   float sm_scale_log2;
   float* row_scores;
+  // A thread's part of a tile of 16 x 16: in two rows, two columns and the two eight on. Members in
+  // another order, or a name for num_seen % 8 below, and nvcc puts some of it on the stack.
+  uint32_t num_seen;
+  bool even, wanted[2];
+  int64_t head_scores[2];
+  float tile[8];
+  uint32_t column;
+  uint64_t policy;
 
   template <typename Params>
   __device__ __host__ {NAME}(const Params& params, uint32_t batch_idx, uint8_t* smem_ptr) {{
@@ -30,23 +38,56 @@ struct {NAME} : AttentionVariantBase {{
     kv_len = params.get_kv_len(batch_idx);
     window_left = kv_len;
     sm_scale_log2 = params.sm_scale * math::log2e;
-    const bool wanted = batch_idx < params.num_scored_rows && kv_len > params.budget;
-    row_scores = wanted ? params.scores + batch_idx * params.score_row_stride : nullptr;
+    const bool scored = batch_idx < params.num_scored_rows && kv_len > params.budget;
+    row_scores = scored ? params.scores + batch_idx * params.score_row_stride : nullptr;
     chunk_end = kv_len;
+    even = true;
+    num_seen = 0;
+    policy = 0;
 #ifdef __CUDA_ARCH__
+    // Selection reads the scores next: K and V, which nobody does, shall leave the cache first.
+    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
     // The last tile of a chunk also computes positions past its end. Another block has those.
     if (params.partition_kv) {{
       const uint32_t chunk = *params.kv_chunk_size_ptr;
+      even = params.kv_tile_indices[blockIdx.x] * chunk % 2 == 0;
       chunk_end = min((params.kv_tile_indices[blockIdx.x] + 1) * chunk, kv_len);
     }}
 #endif
   }}
 
-  REGISTER_LOGITS_TRANSFORM(params, logits, batch_idx, qo_idx, kv_idx, qo_head_idx, kv_head_idx, {{
-    // A tile has more query rows than a request has heads.
-    if (row_scores != nullptr && qo_idx < qo_len && kv_idx < chunk_end) {{
-      row_scores[qo_head_idx * params.score_head_stride + kv_idx] = logits;
+  __device__ __forceinline__ void store(const int row) {{
+    if (!wanted[row]) return;
+    float* to = row_scores + (head_scores[row] + column);
+    const float a = tile[2 * row], b = tile[2 * row + 1];
+    const float c = tile[2 * row + 4], d = tile[2 * row + 5];
+    if (even && column + 9 < chunk_end) {{
+      asm volatile("st.global.L2::cache_hint.v2.f32 [%0], {{%1, %2}}, %3;"
+                   :: "l"(to), "f"(a), "f"(b), "l"(policy) : "memory");
+      asm volatile("st.global.L2::cache_hint.v2.f32 [%0], {{%1, %2}}, %3;"
+                   :: "l"(to + 8), "f"(c), "f"(d), "l"(policy) : "memory");
+    }} else {{
+      if (column < chunk_end) to[0] = a;
+      if (column + 1 < chunk_end) to[1] = b;
+      if (column + 8 < chunk_end) to[8] = c;
+      if (column + 9 < chunk_end) to[9] = d;
     }}
+  }}
+
+  // Called for a thread's numbers of a tile in turn: num_seen is known when this is compiled.
+  REGISTER_LOGITS_TRANSFORM(params, logits, batch_idx, qo_idx, kv_idx, qo_head_idx, kv_head_idx, {{
+    tile[num_seen % 8] = logits;
+    if (num_seen % 8 == 0) column = kv_idx;
+    if (num_seen % 8 == 0 || num_seen % 8 == 2) {{
+      // A tile has more query rows than a request has heads.
+      wanted[num_seen % 8 / 2] = row_scores != nullptr && qo_idx < qo_len;
+      head_scores[num_seen % 8 / 2] = qo_head_idx * params.score_head_stride;
+    }}
+    if (num_seen % 8 == 7) {{
+      store(0);
+      store(1);
+    }}
+    ++num_seen;
     return logits;
   }})
 }};

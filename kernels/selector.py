@@ -16,7 +16,7 @@ from lim_sglang.kernels.launch import NEVER, UNDECIDED
 from lim_sglang.kernels.rank import rank_tokens
 from lim_sglang.kernels.reference import Shares
 from lim_sglang.kernels.score import score_tokens
-from lim_sglang.kernels.shortlist import shortlist_capacity, shortlist_tokens
+from lim_sglang.kernels.shortlist import met_ranks, shortlist_capacity, shortlist_tokens
 from lim_sglang.kernels.union import padded_counts
 
 ALIGNMENT = 64
@@ -152,6 +152,8 @@ class RankSelector(Selector):
     """[R, N] int32, NEVER between two steps."""
     last_turn: Tensor
     """[R] int32."""
+    met_counts: Tensor
+    """[R, ranks] int32, tokens first met at each rank; 0 between two steps."""
     chosen_counts: Tensor
     """[R, blocks of N] int32, chosen tokens among each block of positions."""
     arrivals: Tensor
@@ -174,6 +176,7 @@ class RankSelector(Selector):
             depth=ints(rows, num_heads),
             first_turn=ints(rows, columns, fill=NEVER),
             last_turn=ints(rows, fill=UNDECIDED),
+            met_counts=ints(rows, met_ranks(shares.selected)),
             chosen_counts=ints(rows, padded_counts(columns)),
             arrivals=ints(rows),
             undecided_rows=ints(1, dtype=torch.int64),
@@ -219,7 +222,7 @@ class RankSelector(Selector):
             depth=self.depth,
             first_turn=self.first_turn,
             last_turn=self.last_turn,
-            chosen_counts=self.chosen_counts,
+            met_counts=self.met_counts,
             arrivals=self.arrivals,
             undecided_rows=self.undecided_rows,
         )
@@ -233,9 +236,15 @@ class RankSelector(Selector):
             ranking=self.ranking,
             first_turn=self.first_turn,
             last_turn=self.last_turn,
+            met_counts=self.met_counts,
             chosen_counts=self.chosen_counts,
             arrivals=self.arrivals,
         )
+
+    def forget(self) -> None:
+        """Back to how it is between two steps, where no compaction has brought it there."""
+        self.first_turn.fill_(NEVER)
+        self.met_counts.zero_()
 
     def compact(self, indptr: Tensor, slots: Tensor, kept_indptr: Tensor, out: Tensor) -> None:
         """Write the chosen tokens' slots between those of the ends."""

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from lim_sglang.kernels.arrive import arrives_last
 from lim_sglang.kernels.launch import (
-    COMPACT_BLOCK,
-    CUT_BLOCK,
     SHORTLIST_BLOCK,
     UNDECIDED,
     check_int32,
@@ -25,8 +23,7 @@ from lim_sglang.kernels.launch import (
 )
 from lim_sglang.kernels.order import (
     collect,
-    nth_largest,
-    sample_keys,
+    sampled_threshold,
     sort_ranking,
 )
 from lim_sglang.kernels.reference import Shares
@@ -53,7 +50,7 @@ def _shortlist(
     depth,  # [B, H] int32
     first_turn,  # [B, >= S] int32
     last_turn,  # [B] int32
-    chosen_counts,  # [B, PADDED_COUNTS] int32
+    met_counts,  # [B, MET_RANKS] int32
     arrivals,  # [B] int32
     undecided_rows,  # [1] int64
     budget,
@@ -66,15 +63,13 @@ def _shortlist(
     ranking_row_stride,
     ranking_head_stride,
     turn_row_stride,
-    count_row_stride,
+    met_row_stride,
     UNDECIDED: tl.constexpr,
     CAPACITY: tl.constexpr,
     SAMPLE: tl.constexpr,
     BLOCK: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
-    PADDED_COUNTS: tl.constexpr,
-    COUNTED: tl.constexpr,
-    CUT_BLOCK: tl.constexpr,
+    MET_RANKS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
@@ -85,43 +80,44 @@ def _shortlist(
     rankings = ranking + row * ranking_row_stride
     ranking = rankings + head * ranking_head_stride
     first_turn += row * turn_row_stride
+    met_counts += row * met_row_stride
     depth += row * num_heads
     end = length - recent
 
     candidates = end - sinks
     wanted = _wanted(candidates, tl.minimum(candidates, SAMPLE), CAPACITY)
-    threshold = nth_largest(sample_keys(scores, sinks, end, SAMPLE), wanted)
-    passed = collect(scores, ranking, threshold, sinks, end, CAPACITY, BLOCK)
-    if passed > CAPACITY:  # what passed says how far off the sample was: once more, with half of it
-        wanted = tl.maximum((wanted.to(tl.float32) * CAPACITY / (2.0 * passed)).to(tl.int32), 1)
-        tl.debug_barrier()  # the same places are written again
-        # The sample is read again rather than kept in registers all along.
-        threshold = nth_largest(sample_keys(scores, sinks, end, SAMPLE), wanted)
+    passed = CAPACITY + 1
+    attempts = 0
+    while (passed > CAPACITY) & (attempts < 2):
+        tl.debug_barrier()  # the same places may be written again
+        threshold = sampled_threshold(scores, sinks, end, wanted, SAMPLE)
         passed = collect(scores, ranking, threshold, sinks, end, CAPACITY, BLOCK)
+        # What passed says how far off the sample was: if too many, once more, with half of it.
+        wanted = tl.maximum((wanted.to(tl.float32) * CAPACITY / (2.0 * passed)).to(tl.int32), 1)
+        attempts += 1
     fits = passed <= CAPACITY
     if fits:
         ranked = sort_ranking(scores, ranking, passed, CAPACITY)
-        note_turns(first_turn, ranked, passed, head, num_heads, CAPACITY)
+        note_turns(first_turn, met_counts, ranked, passed, head, num_heads, CAPACITY)
     tl.store(depth + head, tl.where(fits, passed, 0))
 
     if arrives_last(arrivals + row, num_heads):
         heads = tl.arange(0, PADDED_HEADS)
         inside = heads < num_heads
         depths = tl.load(depth + heads, mask=inside, other=CAPACITY, cache_modifier=".cg")
-        cut, taken = cut_turns(
+        cut = cut_turns(
             rankings,
             first_turn,
-            chosen_counts + row * count_row_stride,
-            tl.min(depths, 0) * num_heads,  # up to the end of the shortest ranking
+            met_counts,
+            tl.min(depths, 0),  # the end of the shortest ranking
             selected,
             num_heads,
             ranking_head_stride,
-            COUNTED,
-            PADDED_COUNTS,
-            CUT_BLOCK,
+            PADDED_HEADS,
+            MET_RANKS,
         )
-        tl.store(last_turn + row, tl.where(taken >= selected, cut, UNDECIDED))
-        if taken < selected:
+        tl.store(last_turn + row, tl.where(cut >= 0, cut, UNDECIDED))
+        if cut < 0:
             tl.atomic_add(undecided_rows, 1, sem="relaxed")
 
 
@@ -134,6 +130,11 @@ def shortlist_capacity(selected: int) -> int:
     return max(16, small, triton.next_power_of_2(triton.cdiv(selected, 2)))
 
 
+def met_ranks(selected: int) -> int:
+    """Ranks at which a token can be met first, a power of two: of shortlists or whole rankings."""
+    return max(shortlist_capacity(selected), triton.next_power_of_2(max(1, selected)))
+
+
 def shortlist_tokens(
     scores: Tensor,
     indptr: Tensor,
@@ -144,7 +145,7 @@ def shortlist_tokens(
     depth: Tensor,
     first_turn: Tensor,
     last_turn: Tensor,
-    chosen_counts: Tensor,
+    met_counts: Tensor,
     arrivals: Tensor,
     undecided_rows: Tensor,
 ) -> None:
@@ -162,30 +163,28 @@ def shortlist_tokens(
         depth: [B, H] int32; how many were ranked. 0 where more would have passed than fit.
         first_turn: [B, N] int32, NEVER at first; a token's first turn is written.
         last_turn: [B] int32, written: UNDECIDED where the rankings are not deep enough.
-        chosen_counts: [B, `padded_counts(N)`] int32, written for rows that are decided: chosen
-            tokens among each COMPACT_BLOCK positions.
+        met_counts: [B, `met_ranks(selected)`] int32, 0 at first, and afterwards but in undecided
+            rows: tokens whose first turn is at each rank.
         arrivals: [B] int32, zero before and after.
         undecided_rows: [1] int64, counts them.
     """
     ints = {"indptr": indptr, "ranking": ranking, "depth": depth, "first_turn": first_turn}
-    ints |= {"last_turn": last_turn, "chosen_counts": chosen_counts, "arrivals": arrivals}
+    ints |= {"last_turn": last_turn, "met_counts": met_counts, "arrivals": arrivals}
     check_tensors(scores=scores, **ints, undecided_rows=undecided_rows)
     check_int32(**ints)
     rows, heads, columns = scores.shape
     if columns % 4:
         raise ValueError(f"rows of scores must have a multiple of 4 columns, not {columns}")
     _shortlist[(rows, heads)](
-        *(scores, indptr, ranking, depth, first_turn, last_turn, chosen_counts, arrivals),
+        *(scores, indptr, ranking, depth, first_turn, last_turn, met_counts, arrivals),
         *(undecided_rows, shares.budget, shares.sinks, shares.recent, shares.selected, heads),
         *(scores.stride(0), scores.stride(1), ranking.stride(0), ranking.stride(1)),
-        *(first_turn.stride(0), chosen_counts.stride(0)),
+        *(first_turn.stride(0), met_counts.stride(0)),
         UNDECIDED=UNDECIDED,
         CAPACITY=capacity,
         SAMPLE=sample_size(columns),
         BLOCK=SHORTLIST_BLOCK,
         PADDED_HEADS=triton.next_power_of_2(heads),
-        PADDED_COUNTS=chosen_counts.shape[1],
-        COUNTED=COMPACT_BLOCK,
-        CUT_BLOCK=CUT_BLOCK,
+        MET_RANKS=met_counts.shape[1],
         num_warps=sort_warps(capacity),
     )

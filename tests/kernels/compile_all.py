@@ -29,7 +29,7 @@ FP8_FROM = 89
 POINTERS = {
     **dict.fromkeys(("indptr", "slots", "ranking", "first_turn", "last_turn"), "*i32"),
     **dict.fromkeys(("kept_indptr", "kept", "depth", "candidates"), "*i32"),
-    **dict.fromkeys(("chosen_counts", "arrivals"), "*i32"),
+    **dict.fromkeys(("chosen_counts", "met_counts", "arrivals"), "*i32"),
     **dict.fromkeys(("lengths", "undecided_rows"), "*i64"),
     **dict.fromkeys(("scores", "lse", "mass", "part_outputs", "part_lse"), "*fp32"),
     **dict.fromkeys(("scale", "soft_cap", "value_scale"), "fp32"),
@@ -125,16 +125,14 @@ def compile_attention(architecture: int) -> dict[str, int]:
 def compile_rest(architecture: int) -> dict[str, int]:
     """The rest for budgets of 256, 2,048 and 6,144 of 32 heads."""
     found = {}
-    cutting = {
-        "UNDECIDED": launch.UNDECIDED,
-        "PADDED_COUNTS": 64,
-        "COUNTED": launch.COMPACT_BLOCK,
-        "CUT_BLOCK": launch.CUT_BLOCK,
-    }
     for selected in (192, 1536, 4608):
         capacity = shortlist.shortlist_capacity(selected)
-        constants = cutting | {
+        cutting = {
+            "UNDECIDED": launch.UNDECIDED,
             "PADDED_HEADS": 32,
+            "MET_RANKS": shortlist.met_ranks(selected),
+        }
+        constants = cutting | {
             "CAPACITY": capacity,
             "SAMPLE": launch.MAX_SAMPLE,
             "BLOCK": launch.SHORTLIST_BLOCK,
@@ -143,7 +141,11 @@ def compile_rest(architecture: int) -> dict[str, int]:
             shortlist._shortlist, architecture, constants, launch.sort_warps(capacity)
         )
         padded = triton.next_power_of_2(selected)
-        constants = cutting | {"PADDED_K": padded, "BLOCK": launch.RANK_BLOCK}
+        constants = cutting | {
+            "PADDED_K": padded,
+            "BLOCK": launch.RANK_BLOCK,
+            "COUNTED": launch.COMPACT_BLOCK,
+        }
         found[f"rank {selected}"] = shared_memory(
             rank._rank, architecture, constants, launch.sort_warps(padded)
         )
@@ -152,15 +154,15 @@ def compile_rest(architecture: int) -> dict[str, int]:
             "CAPACITY": capacity,
             "SAMPLE": launch.MAX_SAMPLE,
             "BLOCK": launch.HEAVIEST_BLOCK,
+            "FEW": launch.HEAVIEST_FEW,
         }
-        warps = max(launch.WIDE_WARPS, launch.sort_warps(capacity))
         found[f"heaviest {selected}"] = shared_memory(
-            heaviest._keep_heaviest, architecture, constants, warps
+            heaviest._keep_heaviest, architecture, constants, launch.sort_warps(capacity)
         )
-    blocks = {"BLOCK": launch.POOL_BLOCK}
+    blocks = {"BLOCK": launch.LSE_BLOCK}
     found["log_sum_exp"] = shared_memory(pool._log_sum_exp, architecture, blocks)
-    blocks |= {"HEADS": launch.POOL_HEADS}
-    found["pool"] = shared_memory(pool._pool, architecture, blocks, launch.WIDE_WARPS)
+    blocks = {"BLOCK": launch.POOL_BLOCK, "HEADS": launch.POOL_HEADS}
+    found["pool"] = shared_memory(pool._pool, architecture, blocks)
     blocks = {"BLOCK": launch.COMPACT_BLOCK, "PADDED_COUNTS": 64, "NO_TURN": launch.NEVER}
     found["compact"] = shared_memory(compact._compact, architecture, blocks, launch.WIDE_WARPS)
     blocks = {"BLOCK": launch.LENGTH_BLOCK}

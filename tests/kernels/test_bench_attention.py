@@ -210,14 +210,21 @@ def test_no_time_is_shown_for_wrong_attention(
 
 
 def test_the_time_of_a_replay_is_divided_by_what_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "capture", lambda run: run)
-    monkeypatch.setattr(bench, "cache_flush", lambda: print)
-    monkeypatch.setattr(
-        bench, "time_graph", lambda _graph, _n, flush=None: [0.8, 0.4] if flush else [0.2]
-    )
-    timing = bench.time_op(bench.Op(print, 1000, times=4), 2)
+    ran: list[str] = []
+    graph = SimpleNamespace(replay=lambda: ran.append("replay"))
+    monkeypatch.setattr(bench, "capture", lambda _run: graph)
+    monkeypatch.setattr(bench, "cache_flush", lambda: lambda: ran.append("flush"))
+
+    def time_graph(_graph: Any, _repeats: int, before: bench.Run) -> list[float]:
+        before()
+        return [0.8, 0.4] if ran[-1] == "flush" else [0.2]
+
+    monkeypatch.setattr(bench, "time_graph", time_graph)
+    op = bench.Op(print, 1000, times=4, reset=lambda: ran.append("reset"))
+    timing = bench.time_op(op, 2)
     assert (timing.cold_us.low, timing.cold_us.high) == (100.0, 200.0)
     assert timing.warm_us.median == 50.0
+    assert ran == ["reset", "flush", "replay", "reset"]  # what is timed finds a fresh state
 
 
 def test_by_default_all_are_timed_that_take_the_case(measured: list[str]) -> None:
