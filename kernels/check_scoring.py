@@ -4,6 +4,7 @@ Needs a GPU and nvcc, since FlashInfer's kernel is compiled.
 """
 
 import torch
+import triton
 
 from lim_sglang.kernels import reference
 from lim_sglang.kernels.check import SCORE_TOLERANCE, Batch, draw, relative_error, row_slots
@@ -17,7 +18,7 @@ def differing_scoring(batch: Batch) -> list[str]:
     that belong to the next one: lengths decide what is tried.
     """
     tensors = draw(batch, "cuda")
-    rows, width = len(batch.lengths), tensors.scores.shape[2]
+    rows, width = len(batch.lengths), triton.cdiv(tensors.scores.shape[2], 2) * 2
     values = tensors.keys.flip(0).contiguous()
     planned = planned_decode(
         tensors.indptr,

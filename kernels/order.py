@@ -85,8 +85,11 @@ def sample_keys(scores, sinks, end, SAMPLE: tl.constexpr):
 
 @triton.jit
 def sampled_threshold(values, sinks, end, wanted, SAMPLE: tl.constexpr):
-    """A threshold that at most `wanted` of a sample of candidates reach, and hardly fewer."""
-    slack = wanted // _SLACK_SHARE
+    """A threshold that `wanted` of a sample of candidates reach, or a few less.
+
+    Just so many where the sample is whole: then it is the number that passes.
+    """
+    slack = tl.where(end - sinks > SAMPLE, wanted // _SLACK_SHARE, 0)
     keys = sample_keys(values, sinks, end, SAMPLE)
     return nth_largest(keys, wanted - slack, slack, tl.full((), 0xFFFFFFFF, tl.uint32))
 

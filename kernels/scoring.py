@@ -147,7 +147,8 @@ class ScoringAttention:
             query: [B, H, D].
             kv_cache: K and V, [P, G, D] each.
             sm_scale: factor on q·k before the softmax.
-            scores: [R, H, N] f32; written for the first R rows, N at least the longest of them.
+            scores: [R, H, N] f32; written for the first R rows, N at least the longest of them;
+                strides of rows and heads are even.
             budget: rows within it leave no scores.
             lse: [>= B, H] f32; log2 of each head's normaliser is written for all rows.
 
@@ -155,6 +156,11 @@ class ScoringAttention:
             [B, H, D].
         """
         check_tensors(query=query, keys=kv_cache[0], values=kv_cache[1], scores=scores)
+        if scores.stride(0) % 2 or scores.stride(1) % 2:
+            raise ValueError(
+                "scores are stored in pairs, so rows and heads must begin at multiples of two "
+                f"elements, not at strides of {scores.stride()}"
+            )
         keys, values = (cache.unsqueeze(1) for cache in kv_cache)  # pages of one token
         output = torch.empty_like(query)
         self._paged_run(

@@ -37,7 +37,7 @@ def _wanted(candidates, sampled, CAPACITY: tl.constexpr):
     The number that passes varies by about sqrt(CAPACITY * (candidates / sampled - 1)): three times
     that is left free, so that a whole sample fills the room and a thin one half of it.
     """
-    left = candidates.to(tl.float32) / sampled - 1.0
+    left = (candidates - sampled).to(tl.float32) / sampled  # never below 0, however it is rounded
     target = tl.maximum(CAPACITY - 3.0 * tl.sqrt(CAPACITY * left), CAPACITY / 2)
     return tl.maximum((target * sampled / candidates).to(tl.int32), 1)
 

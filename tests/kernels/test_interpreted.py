@@ -27,6 +27,7 @@ from lim_sglang.kernels.reference import attend_tokens as attend_by_definition
 from lim_sglang.kernels.reference import score_tokens
 
 BATCHES = {
+    "one-over-the-budget": Batch((301,), 12, 2, 64, 300),
     "mixed-lengths": Batch((5, 33, 200, 32, 1)),
     "odd-heads": Batch((90, 1, 140), heads=9, kv_heads=3, budget=37),
     "one-kv-head": Batch((70,), heads=16, kv_heads=1, budget=40),
@@ -72,7 +73,9 @@ def test_a_shortlist_is_the_beginning_of_the_reference_s_ranking(name: str) -> N
     assert not differing_shortlists(BATCHES[name], "cpu")
 
 
-@pytest.mark.parametrize("name", ["mixed-lengths", "odd-heads", "more-than-a-sample"])
+@pytest.mark.parametrize(
+    "name", ["mixed-lengths", "odd-heads", "more-than-a-sample", "one-over-the-budget"]
+)
 def test_shortlists_decide_where_heads_differ(name: str) -> None:
     assert undecided_rows(BATCHES[name], "cpu") == ([], 0)
 

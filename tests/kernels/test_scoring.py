@@ -1,0 +1,15 @@
+"""Dense attention that stores scores: what its kernel, which needs a GPU, could not store."""
+
+import pytest
+import torch
+
+from lim_sglang.kernels.scoring import ScoringAttention
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 91), (2, 3, 45)])
+def test_scores_that_cannot_be_stored_in_pairs_are_refused(shape: tuple[int, ...]) -> None:
+    attention = object.__new__(ScoringAttention)  # compiled only where there is a GPU
+    query = torch.zeros(2, 4, 64)
+    cache = (torch.zeros(200, 2, 64), torch.zeros(200, 2, 64))
+    with pytest.raises(ValueError, match="multiples of two elements, not at strides"):
+        attention.run(None, query, cache, 1.0, torch.zeros(shape), budget=32)
