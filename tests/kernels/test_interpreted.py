@@ -15,11 +15,13 @@ from lim_sglang.kernels.check import (
     differing_scores,
     differing_sets,
     differing_shortlists,
+    draw,
+    prepared_selector,
     undecided_rows,
 )
 from lim_sglang.kernels.check_attend import differing_attention
 from lim_sglang.kernels.check_mass import mass_differences
-from lim_sglang.kernels.launch import interpreted
+from lim_sglang.kernels.launch import UNDECIDED, interpreted
 from lim_sglang.kernels.lengths import count_kept
 from lim_sglang.kernels.parts import INTERPRETED_PROCESSORS, Parts
 from lim_sglang.kernels.rank import _rank
@@ -84,6 +86,16 @@ def test_shortlists_decide_where_heads_differ(name: str) -> None:
 def test_shortlists_do_not_decide_what_they_cannot_know(name: str) -> None:
     sparse = BATCHES[name].sparse
     assert undecided_rows(BATCHES[name], "cpu") == (sparse, len(sparse))
+
+
+def test_no_row_is_decided_without_all_of_its_heads() -> None:
+    batch = Batch((1500,), heads=6, kv_heads=2, budget=400)
+    tensors = draw(batch, "cpu")
+    tensors.scores[0, 0] = 0.0  # one head cannot choose, and the others have enough tokens
+    selector = prepared_selector(batch, tensors, "cpu")
+    selector.shortlist(tensors.indptr)
+    assert (selector.depth[0] > 0).tolist() == [False, True, True, True, True, True]
+    assert selector.last_turn.tolist() == [UNDECIDED]
 
 
 @pytest.mark.parametrize("name", BATCHES)
