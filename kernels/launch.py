@@ -53,7 +53,7 @@ HEAVIEST_FEW = 1024
 LSE_BLOCK = 1024
 """Scores whose exponentials are added up at a time."""
 COMPACT_BLOCK = 2048
-"""Positions that one program compacts, and whose chosen tokens the union counts."""
+"""Positions that one program compacts, and whose chosen tokens are counted for it (`rank.py`)."""
 LENGTH_BLOCK = 1024
 """Rows whose lengths are added up at a time."""
 MAX_SORT = 16384

@@ -228,7 +228,7 @@ class RankSelector(Selector):
         )
 
     def rank(self, indptr: Tensor) -> None:
-        """Rank and unite all that a union can look at, for rows whose shortlists did not decide."""
+        """Rank whole and unite the rows that no shortlist decided; count what is chosen in all."""
         rank_tokens(
             self.scores,
             indptr,
@@ -242,7 +242,7 @@ class RankSelector(Selector):
         )
 
     def forget(self) -> None:
-        """Back to how it is between two steps, where no compaction has brought it there."""
+        """Back to how it is between two steps, where a step was not finished."""
         self.first_turn.fill_(NEVER)
         self.met_counts.zero_()
 

@@ -9,6 +9,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from lim_sglang.kernels.attend import attend_tokens
 from lim_sglang.kernels.check import (
     Batch,
+    differing_compaction,
     differing_lengths,
     differing_pipeline,
     differing_rankings,
@@ -29,7 +30,7 @@ from lim_sglang.kernels.reference import attend_tokens as attend_by_definition
 from lim_sglang.kernels.reference import score_tokens
 
 BATCHES = {
-    "one-over-the-budget": Batch((301,), 12, 2, 64, 300),
+    "one-over-the-budget": Batch((513,), 12, 2, 64, 512),
     "mixed-lengths": Batch((5, 33, 200, 32, 1)),
     "odd-heads": Batch((90, 1, 140), heads=9, kv_heads=3, budget=37),
     "one-kv-head": Batch((70,), heads=16, kv_heads=1, budget=40),
@@ -96,6 +97,8 @@ def test_no_row_is_decided_without_all_of_its_heads() -> None:
     selector.shortlist(tensors.indptr)
     assert (selector.depth[0] > 0).tolist() == [False, True, True, True, True, True]
     assert selector.last_turn.tolist() == [UNDECIDED]
+    selector.rank(tensors.indptr)  # goes on from the turns that five heads have noted
+    assert not differing_compaction(batch, tensors, selector)
 
 
 @pytest.mark.parametrize("name", BATCHES)
