@@ -1,7 +1,8 @@
 """How long each selection kernel takes, replayed from a CUDA graph.
 
 An operation is timed twice: after a pass that leaves the L2 cache full of something else, as a
-decode step does between two layers, and straight after itself.
+decode step does between two layers, and straight after itself, or after what puts back what it used
+up.
 """
 
 import statistics
@@ -18,8 +19,8 @@ from lim_sglang.kernels.reference import Shares, split_budget
 from lim_sglang.kernels.selector import RankSelector, Selector
 
 RANK_OPS = ("score", "shortlist", "rank", "keep", "select")
-"""`rank` is what rows need whose shortlists do not decide; `keep` is all that a SELECT layer runs
-whose dense pass leaves scores, of one chunk; `select` scores as well, in chunks."""
+"""`rank` finds every row undecided, where in a step it mostly only counts; `keep` is all that a
+SELECT layer runs whose dense pass leaves scores, of one chunk; `select` scores too, in chunks."""
 MASS_OPS = ("lse", "pool", "heaviest", "select-by-mass")
 """`lse` is for layers whose dense pass leaves no normalisers; the last is all, with scoring."""
 OPS = RANK_OPS + MASS_OPS

@@ -1,7 +1,7 @@
 """The kept tokens as cache slots, in order of position: sinks, chosen tokens, newest tokens.
 
 Defined by `reference.compact_slots`. Programs share a row's positions; how many are kept before a
-program's own is known from what the union has counted, so that no second pass is needed. Turns are
+program's own is known from what `rank.py` has counted, so that no second pass is needed. Turns are
 forgotten as they are read, so that the next step finds none.
 """
 

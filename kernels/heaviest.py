@@ -42,7 +42,7 @@ def _copy(slots, kept, count, BLOCK: tl.constexpr):
 def _load_keys(mass, first, sinks, end, BLOCK: tl.constexpr):
     """Keys of a block of positions, 0 for what is no candidate."""
     positions = first + tl.arange(0, BLOCK)
-    read = first + tl.arange(0, BLOCK) // 4 * 4 < end  # four at a time: see `shortlist.py`
+    read = first + tl.arange(0, BLOCK) // 4 * 4 < end  # four at a time: see `order.collect`
     keys = sortable_key(tl.load(mass + positions, mask=read, other=0.0))
     return tl.where((positions >= sinks) & (positions < end), keys, 0)
 

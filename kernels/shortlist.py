@@ -32,7 +32,7 @@ from lim_sglang.kernels.union import cut_turns, note_turns
 
 @triton.jit
 def _wanted(candidates, sampled, CAPACITY: tl.constexpr):
-    """Ranks of a sample whose last, as a threshold, lets fewer than CAPACITY candidates pass.
+    """Ranks of a sample whose last, as a threshold, seldom lets more than CAPACITY candidates pass.
 
     The number that passes varies by about sqrt(CAPACITY * (candidates / sampled - 1)): three times
     that is left free, so that a whole sample fills the room and a thin one half of it.
