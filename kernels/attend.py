@@ -235,6 +235,7 @@ def attend_tokens(
     group = num_heads // num_kv_heads
     merged_group = triton.next_power_of_2(group)
     num_parts = parts.count_for(rows * num_kv_heads, longest)
+    per_processor = num_parts * rows * num_kv_heads / parts.processors
     _attend[(num_kv_heads, num_parts, rows)](
         *(query, keys, values, slots, indptr, parts.outputs, parts.lse, parts.arrivals, out),
         *(num_parts, scale, soft_cap, value_scale),
@@ -244,7 +245,7 @@ def attend_tokens(
         MERGED_GROUP=merged_group,
         PADDED_GROUP=padded_group(num_heads, num_kv_heads),
         DIM=dim,
-        BLOCK=attend_block(dim),
+        BLOCK=attend_block(dim, group, keys.itemsize, per_processor),
         PART_ALIGNMENT=PART_ALIGNMENT,
         MAX_PARTS=MAX_PARTS,
         AT_ONCE=max(1, PARTS_AT_ONCE // merged_group),

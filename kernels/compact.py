@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lim_sglang.kernels.follow import follow, follows
 from lim_sglang.kernels.launch import (
     COMPACT_BLOCK,
     NEVER,
@@ -36,7 +37,9 @@ def _compact(
     NO_TURN: tl.constexpr,
     PADDED_COUNTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    FOLLOWS: tl.constexpr,
 ):
+    follow(FOLLOWS)
     row = tl.program_id(0).to(tl.int64)
     start = tl.load(indptr + row).to(tl.int64)
     length = (tl.load(indptr + row + 1) - start).to(tl.int32)
@@ -111,5 +114,6 @@ def compact_slots(
         PADDED_COUNTS=chosen_counts.shape[1],
         BLOCK=COMPACT_BLOCK,
         num_warps=WIDE_WARPS,
+        **follows(),
     )
     return out

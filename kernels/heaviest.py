@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lim_sglang.kernels.follow import follow, follows
 from lim_sglang.kernels.launch import (
     HEAVIEST_BLOCK,
-    HEAVIEST_FEW,
+    HEAVIEST_SMALL_BLOCK,
     check_int32,
     check_tensors,
     sample_size,
@@ -117,8 +118,10 @@ def _keep_heaviest(
     CAPACITY: tl.constexpr,
     SAMPLE: tl.constexpr,
     BLOCK: tl.constexpr,
-    FEW: tl.constexpr,
+    SMALL_BLOCK: tl.constexpr,
+    FOLLOWS: tl.constexpr,
 ):
+    follow(FOLLOWS)
     row = tl.program_id(0).to(tl.int64)
     start = tl.load(indptr + row).to(tl.int64)
     length = (tl.load(indptr + row + 1) - start).to(tl.int32)
@@ -127,10 +130,10 @@ def _keep_heaviest(
     end = length - recent
     if tl.program_id(1) == 1:
         if length <= budget:
-            _copy(slots, kept, length, FEW)
+            _copy(slots, kept, length, SMALL_BLOCK)
         else:
-            _copy(slots, kept, sinks, FEW)
-            _copy(slots + end, kept + sinks + selected, recent, FEW)
+            _copy(slots, kept, sinks, SMALL_BLOCK)
+            _copy(slots + end, kept + sinks + selected, recent, SMALL_BLOCK)
         return
     if length <= budget:
         return
@@ -145,7 +148,7 @@ def _keep_heaviest(
     if (passed >= selected) & (passed <= CAPACITY):
         _keep_among(mass, slots, candidates, kept, lowest, passed, selected, CAPACITY)
     else:
-        _keep_of_all(mass, slots, kept, sinks, end, selected, FEW)
+        _keep_of_all(mass, slots, kept, sinks, end, selected, SMALL_BLOCK)
 
 
 def candidate_capacity(selected: int) -> int:
@@ -201,7 +204,8 @@ def keep_heaviest(
         CAPACITY=capacity,
         SAMPLE=sample_size(columns),
         BLOCK=HEAVIEST_BLOCK,
-        FEW=HEAVIEST_FEW,
+        SMALL_BLOCK=HEAVIEST_SMALL_BLOCK,
         num_warps=sort_warps(capacity),
+        **follows(),
     )
     return out

@@ -4,10 +4,23 @@ No autotuning: a kernel must launch the same in a CUDA graph, in the interpreter
 compiled without a GPU.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 from torch import Tensor
 from triton import knobs
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a program of attention over a kept set reads at a time."""
+
+    elements: int
+    """Of K, and of V."""
+    at_once: int
+    """Programs that a processor of an H100 runs at a time, by their memory and registers."""
+
 
 SCORE_BLOCK = 128
 """Tokens that one program scores at a time."""
@@ -19,14 +32,14 @@ MIN_SAMPLE, MAX_SAMPLE = 2048, 8192
 """Scores of a head that a threshold is sampled from, at least and at most."""
 SAMPLED_SHARE = 16
 """One score of so many is sampled in the longest rows that a buffer holds."""
-ATTEND_TILE = 8192
-"""Elements of K, and of V, that attention over a kept set has in a tile."""
-MAX_ATTENDED_DIM = ATTEND_TILE // MIN_DOT_ROWS
-"""Of a head: a tile of it has as many tokens as a tensor core takes."""
 ATTEND_WARPS = 2
-"""Of a program of it: more of them on a processor hide more of the memory's latency."""
+"""Of attention over a kept set: more programs on a processor hide more of the memory's latency."""
 ATTEND_STAGES = 3
 """Of its loop, in Triton's sense: slots, then K and V, are asked for ahead of what is computed."""
+WIDE_TILE, NARROW_TILE = Tile(8192, at_once=5), Tile(4096, at_once=8)
+"""Of attention over a kept set."""
+MAX_ATTENDED_DIM = WIDE_TILE.elements // MIN_DOT_ROWS
+"""Of a head: a tile of it has as many tokens as a tensor core takes."""
 BYTES_PER_PROCESSOR = 4
 """Programs of it that few rows are shared among, times bytes a number of the cache: narrow numbers
 need more programs for as many bytes in flight. Many rows make more, which share nothing."""
@@ -48,7 +61,7 @@ POOL_HEADS = 32
 """Heads whose scores are in flight at a time, at most."""
 HEAVIEST_BLOCK = 8192
 """Masses that the one program of a row reads at a time."""
-HEAVIEST_FEW = 1024
+HEAVIEST_SMALL_BLOCK = 1024
 """Slots that are copied at a time, and masses where all are read again: less code to fetch."""
 LSE_BLOCK = 1024
 """Scores whose exponentials are added up at a time."""
@@ -78,14 +91,30 @@ def padded_group(num_heads: int, num_kv_heads: int) -> int:
     return max(MIN_DOT_ROWS, triton.next_power_of_2(num_heads // num_kv_heads))
 
 
-def attend_block(dim: int) -> int:
-    """Tokens in a tile of attention over a kept set."""
-    return ATTEND_TILE // dim
+def attend_block(dim: int, group: int, cache_bytes: int, per_processor: float) -> int:
+    """Tokens in a tile of attention over a kept set.
+
+    Wide tiles are faster, unless it takes narrow ones to run all programs at once. With wider
+    heads, larger groups or another cache, registers do not let narrow ones run in that number.
+
+    Args:
+        dim, group: of a head, and query heads a KV head.
+        cache_bytes: of a number of K or V.
+        per_processor: programs that a processor runs in all.
+    """
+    light = dim <= 128 and group * dim < 1024 and cache_bytes == 2
+    narrow = light and WIDE_TILE.at_once < per_processor <= NARROW_TILE.at_once
+    return (NARROW_TILE if narrow else WIDE_TILE).elements // dim
 
 
 def sample_size(columns: int) -> int:
     """Scores to sample of rows of up to so many, a power of two."""
     return min(MAX_SAMPLE, max(MIN_SAMPLE, triton.next_power_of_2(columns // SAMPLED_SHARE)))
+
+
+def rank_warps(padded_ranks: int) -> int:
+    """Warps that rank one head whole."""
+    return 8 if padded_ranks < 2048 else 16
 
 
 def sort_warps(padded_ranks: int) -> int:

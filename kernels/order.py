@@ -127,22 +127,19 @@ def collect(
 
 
 @triton.jit
-def sort_ranking(
-    scores,  # of one head
-    ranking,  # [>= count] int32, positions in any order
-    count,
-    PADDED: tl.constexpr,  # a power of two, at least `count`
-):
-    """Put the positions that this program has written into order, best first; also returned."""
-    tl.debug_barrier()  # other threads of this program wrote some of them
-    lanes = tl.arange(0, PADDED)
-    inside = lanes < count
-    positions = tl.load(ranking + lanes, mask=inside, other=0)
+def sort_tokens(scores, positions, inside):
+    """Some of one head's tokens, best first, before those that are not `inside`."""
     keys = sortable_key(tl.load(scores + positions, mask=inside, other=0.0))
     # Among equals the lower position, which its complement makes the larger key.
     packed = (keys.to(tl.uint64) << 32) | (0xFFFFFFFF - positions.to(tl.uint64))
     packed = tl.sort(tl.where(inside, packed, 0), descending=True)
-    tl.debug_barrier()  # no thread overwrites what another has yet to read
-    best = (0xFFFFFFFF - (packed & 0xFFFFFFFF)).to(tl.int32)
-    tl.store(ranking + lanes, best, mask=inside)
-    return best
+    return (0xFFFFFFFF - (packed & 0xFFFFFFFF)).to(tl.int32)
+
+
+@triton.jit
+def written_tokens(ranking, count, PADDED: tl.constexpr):
+    """Positions that this program has written, and which of as many lanes have one."""
+    tl.debug_barrier()  # other threads of this program wrote some of them
+    lanes = tl.arange(0, PADDED)
+    inside = lanes < count
+    return tl.load(ranking + lanes, mask=inside, other=0), inside

@@ -30,6 +30,8 @@ class Parts:
     """[N, padded group] f32, log2 of each head's normaliser."""
     arrivals: Tensor
     """[N] int32, 0 between two kernels."""
+    processors: int
+    """Of the GPU."""
 
     @classmethod
     def allocate(
@@ -51,6 +53,7 @@ class Parts:
             torch.zeros(programs, group, dim, dtype=torch.float32, device=device),
             torch.zeros(programs, group, dtype=torch.float32, device=device),
             torch.zeros(programs, dtype=torch.int32, device=device),
+            processors,
         )
 
     def count_for(self, num_units: int, longest: int) -> int:

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lim_sglang.kernels.follow import follow, follows
 from lim_sglang.kernels.launch import (
     LSE_BLOCK,
     POOL_BLOCK,
@@ -69,7 +70,9 @@ def _pool(
     mass_row_stride,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
+    FOLLOWS: tl.constexpr,
 ):
+    follow(FOLLOWS)
     row = tl.program_id(0).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)
     first = tl.program_id(1) * BLOCK
@@ -154,5 +157,6 @@ def pool_mass(
         out.stride(0),
         HEADS=min(POOL_HEADS, triton.next_power_of_2(heads)),
         BLOCK=POOL_BLOCK,
+        **follows(),
     )
     return out

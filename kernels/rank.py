@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lim_sglang.kernels.arrive import arrives_last
+from lim_sglang.kernels.follow import follow, follows
 from lim_sglang.kernels.launch import (
     COMPACT_BLOCK,
     MAX_SORT,
@@ -17,11 +18,51 @@ from lim_sglang.kernels.launch import (
     UNDECIDED,
     check_int32,
     check_tensors,
-    sort_warps,
+    rank_warps,
 )
-from lim_sglang.kernels.order import sort_ranking, sortable_key
+from lim_sglang.kernels.order import sort_tokens, sortable_key, written_tokens
 from lim_sglang.kernels.reference import Shares
 from lim_sglang.kernels.union import count_chosen, cut_turns, note_turns
+
+
+@triton.jit
+def _write_best(scores, ranking, sinks, end, num_ranks, BLOCK: tl.constexpr):
+    """Write the positions of a head's best candidates, in order of position: radix selection."""
+    lanes = tl.arange(0, BLOCK)
+    bins = tl.arange(0, 256)
+
+    # The K-th best key, 8 bits at a time: `threshold` is its prefix, `wanted` how many with this
+    # prefix are still to take.
+    threshold = tl.full((), 0, tl.uint32)
+    wanted = num_ranks
+    for eighth in range(4):  # a loop, since four copies of it would not stay in a cache for code
+        shift = 24 - 8 * eighth
+        counts = tl.zeros((256,), tl.int32)
+        for first in range(sinks, end, BLOCK):
+            inside = first + lanes < end
+            keys = sortable_key(tl.load(scores + first + lanes, mask=inside, other=0.0))
+            inside &= (keys >> shift >> 8) == (threshold >> shift >> 8)
+            counts += tl.histogram(((keys >> shift) & 255).to(tl.int32), 256, mask=inside)
+        at_least = tl.cumsum(counts, 0, reverse=True)
+        chosen = tl.sum((at_least >= wanted).to(tl.int32), 0) - 1
+        wanted -= tl.sum(tl.where(bins > chosen, counts, 0), 0)
+        threshold |= chosen.to(tl.uint32) << shift
+
+    # Everything above the threshold, and the oldest `wanted` that equal it, in order of position.
+    taken = 0
+    ties = 0
+    for first in range(sinks, end, BLOCK):
+        positions = first + lanes
+        inside = positions < end
+        keys = sortable_key(tl.load(scores + positions, mask=inside, other=0.0))
+        equal = (inside & (keys == threshold)).to(tl.int32)
+        take = inside & (
+            (keys > threshold) | ((equal > 0) & (ties + tl.cumsum(equal, 0) <= wanted))
+        )
+        place = taken + tl.cumsum(take.to(tl.int32), 0) - 1
+        tl.store(ranking + place, positions, mask=take)
+        taken += tl.sum(take.to(tl.int32), 0)
+        ties += tl.sum(equal, 0)
 
 
 @triton.jit(do_not_specialize=["budget", "sinks", "recent", "num_ranks", "num_heads"])
@@ -47,12 +88,14 @@ def _rank(
     met_row_stride,
     count_row_stride,
     UNDECIDED: tl.constexpr,
-    PADDED_K: tl.constexpr,
+    PADDED_RANKS: tl.constexpr,
     BLOCK: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
     MET_RANKS: tl.constexpr,
     COUNTED: tl.constexpr,
+    FOLLOWS: tl.constexpr,
 ):
+    follow(FOLLOWS)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)
@@ -69,43 +112,17 @@ def _rank(
     ranking = rankings + head * ranking_head_stride
     met_counts += row * met_row_stride
     end = length - recent
-    lanes = tl.arange(0, BLOCK)
-    bins = tl.arange(0, 256)
-
-    # The K-th best key, 8 bits at a time: `threshold` is its prefix, `wanted` how many with this
-    # prefix are still to take.
-    threshold = tl.full((), 0, tl.uint32)
-    wanted = num_ranks
-    for shift in tl.static_range(24, -1, -8):
-        counts = tl.zeros((256,), tl.int32)
-        for first in range(sinks, end, BLOCK):
-            inside = first + lanes < end
-            keys = sortable_key(tl.load(scores + first + lanes, mask=inside, other=0.0))
-            if shift < 24:
-                inside &= (keys >> (shift + 8)) == (threshold >> (shift + 8))
-            counts += tl.histogram(((keys >> shift) & 255).to(tl.int32), 256, mask=inside)
-        at_least = tl.cumsum(counts, 0, reverse=True)
-        chosen = tl.sum((at_least >= wanted).to(tl.int32), 0) - 1
-        wanted -= tl.sum(tl.where(bins > chosen, counts, 0), 0)
-        threshold |= chosen.to(tl.uint32) << shift
-
-    # Everything above the threshold, and the oldest `wanted` that equal it, in order of position.
-    taken = 0
-    ties = 0
-    for first in range(sinks, end, BLOCK):
-        positions = first + lanes
-        inside = positions < end
-        keys = sortable_key(tl.load(scores + positions, mask=inside, other=0.0))
-        equal = (inside & (keys == threshold)).to(tl.int32)
-        take = inside & (
-            (keys > threshold) | ((equal > 0) & (ties + tl.cumsum(equal, 0) <= wanted))
-        )
-        place = taken + tl.cumsum(take.to(tl.int32), 0) - 1
-        tl.store(ranking + place, positions, mask=take)
-        taken += tl.sum(take.to(tl.int32), 0)
-        ties += tl.sum(equal, 0)
-    ranked = sort_ranking(scores, ranking, num_ranks, PADDED_K)
-    note_turns(first_turn, met_counts, ranked, num_ranks, head, num_heads, PADDED_K)
+    ranks = tl.arange(0, PADDED_RANKS)
+    if end - sinks <= PADDED_RANKS:  # so few are all sorted
+        found = sinks + ranks
+        inside = found < end
+    else:
+        _write_best(scores, ranking, sinks, end, num_ranks, BLOCK)
+        found, inside = written_tokens(ranking, num_ranks, PADDED_RANKS)
+    ranked = sort_tokens(scores, found, inside)
+    tl.debug_barrier()  # no thread overwrites what another has yet to read
+    tl.store(ranking + ranks, ranked, mask=ranks < num_ranks)
+    note_turns(first_turn, met_counts, ranked, num_ranks, head, num_heads, PADDED_RANKS)
 
     if arrives_last(arrivals + row, num_heads):
         cut = cut_turns(
@@ -121,6 +138,11 @@ def _rank(
         )
         tl.store(last_turn + row, cut)
         count_chosen(first_turn, chosen_counts, cut, length, 0, 1, COUNTED)
+
+
+def padded_ranks(selected: int) -> int:
+    """Tokens of a head that are sorted at once, a power of two, at least `selected`."""
+    return max(16, triton.next_power_of_2(selected))
 
 
 def rank_tokens(
@@ -160,17 +182,18 @@ def rank_tokens(
     num_ranks = shares.selected
     if num_ranks > MAX_SORT:
         raise ValueError(f"at most {MAX_SORT} tokens a head can be ranked, not {num_ranks}")
-    padded = max(16, triton.next_power_of_2(num_ranks))
+    padded = padded_ranks(num_ranks)
     _rank[(rows, heads)](
         *(scores, indptr, ranking, first_turn, last_turn, met_counts, chosen_counts, arrivals),
         *(shares.budget, shares.sinks, shares.recent, num_ranks, heads),
         *(scores.stride(0), scores.stride(1), ranking.stride(0), ranking.stride(1)),
         *(first_turn.stride(0), met_counts.stride(0), chosen_counts.stride(0)),
         UNDECIDED=UNDECIDED,
-        PADDED_K=padded,
+        PADDED_RANKS=padded,
         BLOCK=RANK_BLOCK,
         PADDED_HEADS=triton.next_power_of_2(heads),
         MET_RANKS=met_counts.shape[1],
         COUNTED=COMPACT_BLOCK,
-        num_warps=sort_warps(padded),
+        num_warps=rank_warps(padded),
+        **follows(),
     )

@@ -26,11 +26,10 @@ struct {NAME} : AttentionVariantBase {{
   // A thread's part of a tile of 16 x 16: in two rows, two columns and the two eight on. Members in
   // another order, or a name for num_seen % 8 below, and nvcc puts some of it on the stack.
   uint32_t num_seen;
-  bool even, wanted[2];
+  bool even, is_stored[2];
   int64_t head_scores[2];
   float tile[8];
   uint32_t column;
-  uint64_t policy;
 
   template <typename Params>
   __device__ __host__ {NAME}(const Params& params, uint32_t batch_idx, uint8_t* smem_ptr) {{
@@ -43,10 +42,7 @@ struct {NAME} : AttentionVariantBase {{
     chunk_end = kv_len;
     even = true;
     num_seen = 0;
-    policy = 0;
 #ifdef __CUDA_ARCH__
-    // Selection reads the scores next: K and V, which nobody does, shall leave the cache first.
-    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
     // The last tile of a chunk also computes positions past its end. Another block has those.
     if (params.partition_kv) {{
       const uint32_t chunk = *params.kv_chunk_size_ptr;
@@ -57,15 +53,13 @@ struct {NAME} : AttentionVariantBase {{
   }}
 
   __device__ __forceinline__ void store(const int row) {{
-    if (!wanted[row]) return;
+    if (!is_stored[row]) return;
     float* to = row_scores + (head_scores[row] + column);
     const float a = tile[2 * row], b = tile[2 * row + 1];
     const float c = tile[2 * row + 4], d = tile[2 * row + 5];
     if (even && column + 9 < chunk_end) {{
-      asm volatile("st.global.L2::cache_hint.v2.f32 [%0], {{%1, %2}}, %3;"
-                   :: "l"(to), "f"(a), "f"(b), "l"(policy) : "memory");
-      asm volatile("st.global.L2::cache_hint.v2.f32 [%0], {{%1, %2}}, %3;"
-                   :: "l"(to + 8), "f"(c), "f"(d), "l"(policy) : "memory");
+      *reinterpret_cast<float2*>(to) = make_float2(a, b);
+      *reinterpret_cast<float2*>(to + 8) = make_float2(c, d);
     }} else {{
       if (column < chunk_end) to[0] = a;
       if (column + 1 < chunk_end) to[1] = b;
@@ -80,7 +74,7 @@ struct {NAME} : AttentionVariantBase {{
     if (num_seen % 8 == 0) column = kv_idx;
     if (num_seen % 8 == 0 || num_seen % 8 == 2) {{
       // A tile has more query rows than a request has heads.
-      wanted[num_seen % 8 / 2] = row_scores != nullptr && qo_idx < qo_len;
+      is_stored[num_seen % 8 / 2] = row_scores != nullptr && qo_idx < qo_len;
       head_scores[num_seen % 8 / 2] = qo_head_idx * params.score_head_stride;
     }}
     if (num_seen % 8 == 7) {{
@@ -148,7 +142,7 @@ class ScoringAttention:
             kv_cache: K and V, [P, G, D] each.
             sm_scale: factor on q·k before the softmax.
             scores: [R, H, N] f32; written for the first R rows, N at least the longest of them;
-                strides of rows and heads are even.
+                rows and heads begin at multiples of 8 bytes.
             budget: rows within it leave no scores.
             lse: [>= B, H] f32; log2 of each head's normaliser is written for all rows.
 
@@ -156,10 +150,12 @@ class ScoringAttention:
             [B, H, D].
         """
         check_tensors(query=query, keys=kv_cache[0], values=kv_cache[1], scores=scores)
-        if scores.stride(0) % 2 or scores.stride(1) % 2:
+        if scores.dtype != torch.float32:
+            raise ValueError(f"scores must be float32, not {scores.dtype}")
+        if scores.stride(0) % 2 or scores.stride(1) % 2 or scores.data_ptr() % 8:
             raise ValueError(
-                "scores are stored in pairs, so rows and heads must begin at multiples of two "
-                f"elements, not at strides of {scores.stride()}"
+                "scores are stored in pairs, so all rows and heads must begin at multiples of 8 "
+                f"bytes, not at address {scores.data_ptr()} with strides of {scores.stride()}"
             )
         keys, values = (cache.unsqueeze(1) for cache in kv_cache)  # pages of one token
         output = torch.empty_like(query)

@@ -3,7 +3,8 @@
 Heads agree on some tokens and not on others, so the union of their rankings is complete long
 before any ranking ends. A threshold from a sample of a head's scores lets about the wanted number
 of tokens pass; those that do are sorted. Nothing is guessed: what passed is exactly the head's best
-so many tokens, and a row for which they are too few or too many is ranked whole by `rank.py`.
+so many tokens, and a row for which they are too few or too many is ranked whole by `rank.py`. So
+is one just over the budget: most of its tokens are chosen, and heads that agree need deep rankings.
 
 Defined by `reference.rank_tokens`, of which this is the beginning, and `reference.unite_rankings`.
 """
@@ -13,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lim_sglang.kernels.arrive import arrives_last
+from lim_sglang.kernels.follow import follow, follows
 from lim_sglang.kernels.launch import (
     SHORTLIST_BLOCK,
     UNDECIDED,
@@ -24,8 +26,10 @@ from lim_sglang.kernels.launch import (
 from lim_sglang.kernels.order import (
     collect,
     sampled_threshold,
-    sort_ranking,
+    sort_tokens,
+    written_tokens,
 )
+from lim_sglang.kernels.rank import padded_ranks
 from lim_sglang.kernels.reference import Shares
 from lim_sglang.kernels.union import cut_turns, note_turns
 
@@ -37,8 +41,9 @@ def _wanted(candidates, sampled, CAPACITY: tl.constexpr):
     The number that passes varies by about sqrt(CAPACITY * (candidates / sampled - 1)): three times
     that is left free, so that a whole sample fills the room and a thin one half of it.
     """
-    left = (candidates - sampled).to(tl.float32) / sampled  # never below 0, however it is rounded
-    target = tl.maximum(CAPACITY - 3.0 * tl.sqrt(CAPACITY * left), CAPACITY / 2)
+    # Never below 0, however it is rounded.
+    unsampled = (candidates - sampled).to(tl.float32) / sampled
+    target = tl.maximum(CAPACITY - 3.0 * tl.sqrt(CAPACITY * unsampled), CAPACITY / 2)
     return tl.maximum((target * sampled / candidates).to(tl.int32), 1)
 
 
@@ -66,11 +71,14 @@ def _shortlist(
     met_row_stride,
     UNDECIDED: tl.constexpr,
     CAPACITY: tl.constexpr,
+    SORTED_AT_ONCE: tl.constexpr,  # candidates that `rank.py` sorts without a threshold
     SAMPLE: tl.constexpr,
     BLOCK: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
     MET_RANKS: tl.constexpr,
+    FOLLOWS: tl.constexpr,
 ):
+    follow(FOLLOWS)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)
@@ -85,6 +93,12 @@ def _shortlist(
     end = length - recent
 
     candidates = end - sinks
+    if (candidates > CAPACITY) & (candidates <= SORTED_AT_ONCE):
+        tl.store(depth + head, 0)
+        if head == 0:
+            tl.store(last_turn + row, UNDECIDED)
+            tl.atomic_add(undecided_rows, 1, sem="relaxed")
+        return
     wanted = _wanted(candidates, tl.minimum(candidates, SAMPLE), CAPACITY)
     passed = CAPACITY + 1
     attempts = 0
@@ -97,7 +111,10 @@ def _shortlist(
         attempts += 1
     fits = passed <= CAPACITY
     if fits:
-        ranked = sort_ranking(scores, ranking, passed, CAPACITY)
+        found, inside = written_tokens(ranking, passed, CAPACITY)
+        ranked = sort_tokens(scores, found, inside)
+        tl.debug_barrier()  # no thread overwrites what another has yet to read
+        tl.store(ranking + tl.arange(0, CAPACITY), ranked, mask=inside)
         note_turns(first_turn, met_counts, ranked, passed, head, num_heads, CAPACITY)
     tl.store(depth + head, tl.where(fits, passed, 0))
 
@@ -116,8 +133,8 @@ def _shortlist(
             PADDED_HEADS,
             MET_RANKS,
         )
-        tl.store(last_turn + row, tl.where(cut >= 0, cut, UNDECIDED))
-        if cut < 0:
+        tl.store(last_turn + row, cut)
+        if cut == UNDECIDED:
             tl.atomic_add(undecided_rows, 1, sem="relaxed")
 
 
@@ -160,7 +177,8 @@ def shortlist_tokens(
             at least 1, are chosen.
         capacity: from `shortlist_capacity`.
         ranking: [B, H, >= capacity] int32; positions, best first, are written to its beginning.
-        depth: [B, H] int32; how many were ranked. 0 where more would have passed than fit.
+        depth: [B, H] int32; how many were ranked. 0 where more would have passed than fit, or in
+            a row of so few candidates that `rank_tokens` sorts them all.
         first_turn: [B, N] int32, NEVER at first; a token's first turn is written.
         last_turn: [B] int32, written: UNDECIDED where the rankings are not deep enough.
         met_counts: [B, `met_ranks(selected)`] int32, 0 at first, and afterwards but in undecided
@@ -182,9 +200,11 @@ def shortlist_tokens(
         *(first_turn.stride(0), met_counts.stride(0)),
         UNDECIDED=UNDECIDED,
         CAPACITY=capacity,
+        SORTED_AT_ONCE=padded_ranks(shares.selected),
         SAMPLE=sample_size(columns),
         BLOCK=SHORTLIST_BLOCK,
         PADDED_HEADS=triton.next_power_of_2(heads),
         MET_RANKS=met_counts.shape[1],
         num_warps=sort_warps(capacity),
+        **follows(),
     )

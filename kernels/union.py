@@ -10,9 +10,10 @@ programs cuts, and the next launch counts what is chosen.
 import triton
 import triton.language as tl
 
-from lim_sglang.kernels.launch import COMPACT_BLOCK, NEVER
+from lim_sglang.kernels.launch import COMPACT_BLOCK, NEVER, UNDECIDED
 
 _NO_TURN: tl.constexpr = tl.constexpr(NEVER)
+_UNDECIDED: tl.constexpr = tl.constexpr(UNDECIDED)
 
 
 @triton.jit
@@ -45,7 +46,7 @@ def cut_turns(
     PADDED_HEADS: tl.constexpr,
     MET_RANKS: tl.constexpr,
 ):
-    """The turn of the last token that fits; -1 where the turns do not take enough tokens.
+    """The turn of the last token that fits; UNDECIDED where turns do not take enough tokens.
 
     Token t is chosen if its first turn is not after that. Counts are forgotten where they were
     enough. Other programs wrote all that is read: see `arrive.py`.
@@ -53,7 +54,7 @@ def cut_turns(
     ranks = tl.arange(0, MET_RANKS)
     met = tl.load(met_counts + ranks, mask=ranks < num_ranks, other=0, cache_modifier=".cg")
     last = tl.sum((tl.cumsum(met, 0) < selected).to(tl.int32), 0)  # the rank of the cut
-    cut = -1
+    cut = _UNDECIDED
     if last < MET_RANKS:
         before = tl.sum(tl.where(ranks < last, met, 0), 0)
         heads = tl.arange(0, PADDED_HEADS)
@@ -64,7 +65,7 @@ def cut_turns(
         turns = last * num_heads + heads
         new = (inside & (turn == turns)).to(tl.int32)
         fits = (new > 0) & (before + tl.cumsum(new, 0) <= selected)
-        cut = tl.max(tl.where(fits, turns, -1), 0)
+        cut = tl.max(tl.where(fits, turns, _UNDECIDED), 0)
         tl.debug_barrier()  # no thread forgets what another has yet to read
         tl.store(met_counts + ranks, 0)
     return cut

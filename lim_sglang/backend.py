@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lim_sglang.audit import Audit
-from lim_sglang.compat import DecodeMetadata, FlashInferAttnBackend
+from lim_sglang.compat import DecodeMetadata, FlashInferAttnBackend, decode_on_tensor_cores
 from lim_sglang.errors import ServerError
 from lim_sglang.kept_attention import KeptAttention
 from lim_sglang.kernels.scoring import DTYPES, ScoringAttention
@@ -67,7 +67,10 @@ class LimAttnBackend(FlashInferAttnBackend):
     forward_metadata: Any
 
     def __init__(self, runner: Any, **options: Any) -> None:
-        super().__init__(runner, **options)
+        # Tensor cores cost few rows some microseconds a dense layer; scores come from them for less
+        # than a second reading of K.
+        with decode_on_tensor_cores(wanted=runner.lim_selector is not None):
+            super().__init__(runner, **options)
         self.roles: tuple[Role, ...] = runner.lim_roles
         self.selector: Selector | None = runner.lim_selector
         self.audit: Audit | None = runner.lim_audit

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lim_sglang.versions import Target, check_version
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 CPU_ENGINE_VAR = "SGLANG_USE_CPU_ENGINE"
 """SGLang reads it when it is imported: 1 makes a host without a GPU serve on its CPU."""
+
+TENSOR_CORE_VAR = "SGLANG_FLASHINFER_USE_TENSOR_CORE"
+"""SGLang reads it when a FlashInfer backend is made: true or false, for decode."""
 
 _INTERNALS: Mapping[str, str] = {
     "BaseBackend": "sglang.lang.backend.base_backend",
@@ -99,6 +103,22 @@ def with_model_runner(replacement: type, build: Callable[[], None]) -> None:
         build()
     finally:
         module.ModelRunner = original
+
+
+@contextmanager
+def decode_on_tensor_cores(*, wanted: bool) -> Iterator[None]:
+    """While a FlashInfer backend is made: let its decode use tensor cores for any group of heads.
+
+    SGLang does so from four query heads a KV head on. Where the user has chosen, nothing changes.
+    """
+    if not wanted or TENSOR_CORE_VAR in os.environ:
+        yield
+        return
+    os.environ[TENSOR_CORE_VAR] = "true"
+    try:
+        yield
+    finally:
+        del os.environ[TENSOR_CORE_VAR]
 
 
 def load_model_config(options: Any) -> Any | None:

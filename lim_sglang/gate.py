@@ -22,6 +22,7 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 BATCHES = {
     "Qwen3-8B": Batch((8192, 2049, 2048, 1), 32, 8, 128, 2048, dtype=BF16),
     "Qwen3-8B alone": Batch((16385,), 32, 8, 128, 2048, dtype=BF16),  # split into chunks
+    "Qwen3-1.7B": Batch((4700, 2560, 2050), 16, 8, 128, 2048, dtype=BF16),
     "Qwen2.5-Coder-1.5B": Batch((900, 257, 100), 12, 2, 128, 256, dtype=BF16),
     "Qwen2.5-Coder-0.5B": Batch((900, 300), 14, 2, 64, 256, dtype=FP16),
     "SmolLM2-135M": Batch((1400, 257, 3), 9, 3, 64, 256, dtype=FP16),
@@ -32,7 +33,7 @@ BATCHES = {
 }
 """Shapes that are served, with lengths on both sides of the budget. Few budgets: each compiles."""
 
-SCORED = ("Qwen3-8B", "Qwen3-8B alone", "Qwen2.5-Coder-1.5B")
+SCORED = ("Qwen3-8B", "Qwen3-8B alone", "Qwen3-1.7B", "Qwen2.5-Coder-1.5B")
 """Those whose dense pass leaves scores behind, of one dtype and head dimension: nvcc is slow."""
 
 FAILURES = (TritonError, SubprocessError, OSError, RuntimeError)

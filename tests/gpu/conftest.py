@@ -8,6 +8,7 @@ import os
 
 import pytest
 
+from lim_sglang.compat import TENSOR_CORE_VAR
 from tests.gpu.rig import SHAPES, Rig, build_model
 
 
@@ -16,4 +17,6 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
     """The runner."""
     shape = os.environ.get("LIM_TEST_SHAPE", next(iter(SHAPES)))
     folder = build_model(tmp_path_factory.mktemp(shape), shape)
+    if not SHAPES[shape].tensor_cores:
+        os.environ[TENSOR_CORE_VAR] = "false"
     return Rig(folder, SHAPES[shape].dtype, SHAPES[shape].kv_cache_dtype)

@@ -30,11 +30,13 @@ class Shape:
     dtype: str = "float16"
     kv_cache_dtype: str = "auto"
     """SGLang's option."""
+    tensor_cores: bool = True
+    """For dense decode; else the user chose CUDA cores."""
 
 
 SHAPES = {
     "qwen3-8b": Shape(1024, 32, 8, 128, "bfloat16"),
-    "smollm2": Shape(576, 9, 3),  # on CUDA cores, as wide-head; the others on tensor cores
+    "smollm2": Shape(576, 9, 3, tensor_cores=False),
     "coder-0.5b": Shape(896, 14, 2),
     "wide-head": Shape(1024, 8, 4, 256, "bfloat16"),
     "fp8-cache": Shape(896, 14, 2, kv_cache_dtype="fp8_e4m3"),

@@ -11,12 +11,15 @@ from lim_sglang.kernels.check import (
     differing_scores,
     differing_sets,
     differing_shortlists,
+    draw,
+    prepared_selector,
     undecided_rows,
 )
 from lim_sglang.kernels.check_attend import differing_attention
 from lim_sglang.kernels.check_mass import lost_mass, mass_differences
 from lim_sglang.kernels.check_scoring import differing_scoring
 from lim_sglang.kernels.launch import interpreted
+from lim_sglang.kernels.shortlist import shortlist_capacity
 
 pytestmark = pytest.mark.gpu
 
@@ -49,6 +52,7 @@ BATCHES = {
 
 ATTENDED = {
     "a-full-gpu": Batch((2048, *range(1, 2048, 16)), 32, 8, 128, 2048, dtype=BF16),
+    "in-two-turns": Batch(tuple(range(1, 512, 3)), 16, 8, 128, 512, dtype=BF16),
     "one-long-row": Batch((131072,), 32, 8, 128, 2048, dtype=BF16),
     "heads-of-their-own": Batch((2048, 77), 32, 32, 128, 2048, dtype=BF16),
     "group-of-thirty-two": Batch((2048, 77), 64, 2, 128, 2048, dtype=BF16),
@@ -77,9 +81,23 @@ def test_a_shortlist_is_the_beginning_of_the_reference_s_ranking(name: str) -> N
     assert not differing_shortlists(BATCHES[name], "cuda")
 
 
-@pytest.mark.parametrize("name", ["qwen3-8b", "smollm2", "coder-1.5b", "wide-head"])
-def test_shortlists_decide_where_heads_differ(name: str) -> None:
-    assert undecided_rows(BATCHES[name], "cuda") == ([], 0)
+@pytest.mark.parametrize(
+    ("name", "at_once"),
+    [("qwen3-8b", [3]), ("smollm2", []), ("coder-1.5b", [1]), ("wide-head", [])],
+)
+def test_shortlists_decide_where_heads_differ(name: str, at_once: list[int]) -> None:
+    """But for rows just over the budget, all of whose candidates are sorted at once."""
+    assert undecided_rows(BATCHES[name], "cuda") == (at_once, len(at_once))
+
+
+@pytest.mark.parametrize("length", [645, 700, 1023, 1501, 2111])
+def test_a_whole_sample_fills_a_shortlist(length: int) -> None:
+    """However a GPU rounds: no deeper threshold can be had from all candidates."""
+    batch = Batch((length,), 12, 2, 64, 512, dtype=BF16)
+    tensors = draw(batch, "cuda")
+    selector = prepared_selector(batch, tensors, "cuda")
+    selector.shortlist(tensors.indptr)
+    assert (selector.depth >= shortlist_capacity(batch.shares.selected) - 1).all()
 
 
 @pytest.mark.parametrize("name", ["heads-that-agree", "all-ties"])

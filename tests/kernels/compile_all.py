@@ -22,6 +22,7 @@ from lim_sglang.kernels import (
     score,
     shortlist,
 )
+from lim_sglang.kernels.follow import FOLLOWS_FROM
 
 ARCHITECTURES = (80, 90, 100, 120)
 FP8_FROM = 89
@@ -89,20 +90,22 @@ def compile_scores(architecture: int) -> dict[str, int]:
 def compile_attention(architecture: int) -> dict[str, int]:
     """The same for attention over a kept set, with a soft-cap, too."""
     found = {}
-    for query, cache, dim, group, capped in (
-        *(("bf16", "bf16", 128, 4, False), ("bf16", "bf16", 256, 32, True)),
-        *(("fp16", "fp16", 64, 1, False), ("fp16", "fp16", 64, 7, False)),
-        *(("bf16", "fp8e4nv", 128, 16, False), ("fp16", "fp8e5", 256, 2, False)),
+    for query, cache, dim, group, capped, per_processor in (
+        *(("bf16", "bf16", 128, 4, False, 1), ("bf16", "bf16", 128, 7, True, 8)),
+        *(("bf16", "bf16", 256, 32, True, 1), ("fp16", "fp16", 64, 1, False, 8)),
+        *(("fp16", "fp16", 64, 7, False, 1), ("fp16", "fp8e5", 256, 2, False, 1)),
+        ("bf16", "fp8e4nv", 128, 16, False, 1),
     ):
         if cache == "fp8e4nv" and architecture < FP8_FROM:
             continue
         merged_group = triton.next_power_of_2(group)
+        cache_bytes = 1 if cache.startswith("fp8") else 2
         constants = {
             "GROUP": group,
             "MERGED_GROUP": merged_group,
             "PADDED_GROUP": launch.padded_group(group, 1),
             "DIM": dim,
-            "BLOCK": launch.attend_block(dim),
+            "BLOCK": launch.attend_block(dim, group, cache_bytes, per_processor),
             "PART_ALIGNMENT": launch.PART_ALIGNMENT,
             "MAX_PARTS": launch.MAX_PARTS,
             "AT_ONCE": max(1, launch.PARTS_AT_ONCE // merged_group),
@@ -125,6 +128,7 @@ def compile_attention(architecture: int) -> dict[str, int]:
 def compile_rest(architecture: int) -> dict[str, int]:
     """The rest for budgets of 256, 2,048 and 6,144 of 32 heads."""
     found = {}
+    follows = {"FOLLOWS": architecture >= 10 * FOLLOWS_FROM[0]}
     for selected in (192, 1536, 4608):
         capacity = shortlist.shortlist_capacity(selected)
         cutting = {
@@ -132,38 +136,41 @@ def compile_rest(architecture: int) -> dict[str, int]:
             "PADDED_HEADS": 32,
             "MET_RANKS": shortlist.met_ranks(selected),
         }
+        cutting |= follows
         constants = cutting | {
             "CAPACITY": capacity,
+            "SORTED_AT_ONCE": rank.padded_ranks(selected),
             "SAMPLE": launch.MAX_SAMPLE,
             "BLOCK": launch.SHORTLIST_BLOCK,
         }
         found[f"shortlist {selected}"] = shared_memory(
             shortlist._shortlist, architecture, constants, launch.sort_warps(capacity)
         )
-        padded = triton.next_power_of_2(selected)
+        padded = rank.padded_ranks(selected)
         constants = cutting | {
-            "PADDED_K": padded,
+            "PADDED_RANKS": padded,
             "BLOCK": launch.RANK_BLOCK,
             "COUNTED": launch.COMPACT_BLOCK,
         }
         found[f"rank {selected}"] = shared_memory(
-            rank._rank, architecture, constants, launch.sort_warps(padded)
+            rank._rank, architecture, constants, launch.rank_warps(padded)
         )
         capacity = heaviest.candidate_capacity(selected)
-        constants = {
+        constants = follows | {
             "CAPACITY": capacity,
             "SAMPLE": launch.MAX_SAMPLE,
             "BLOCK": launch.HEAVIEST_BLOCK,
-            "FEW": launch.HEAVIEST_FEW,
+            "SMALL_BLOCK": launch.HEAVIEST_SMALL_BLOCK,
         }
         found[f"heaviest {selected}"] = shared_memory(
             heaviest._keep_heaviest, architecture, constants, launch.sort_warps(capacity)
         )
     blocks = {"BLOCK": launch.LSE_BLOCK}
     found["log_sum_exp"] = shared_memory(pool._log_sum_exp, architecture, blocks)
-    blocks = {"BLOCK": launch.POOL_BLOCK, "HEADS": launch.POOL_HEADS}
+    blocks = {"BLOCK": launch.POOL_BLOCK, "HEADS": launch.POOL_HEADS} | follows
     found["pool"] = shared_memory(pool._pool, architecture, blocks)
     blocks = {"BLOCK": launch.COMPACT_BLOCK, "PADDED_COUNTS": 64, "NO_TURN": launch.NEVER}
+    blocks |= follows
     found["compact"] = shared_memory(compact._compact, architecture, blocks, launch.WIDE_WARPS)
     blocks = {"BLOCK": launch.LENGTH_BLOCK}
     found["count_kept"] = shared_memory(lengths._count_kept, architecture, blocks)

@@ -22,12 +22,13 @@ from lim_sglang.kernels.check import (
 )
 from lim_sglang.kernels.check_attend import differing_attention
 from lim_sglang.kernels.check_mass import mass_differences
-from lim_sglang.kernels.launch import UNDECIDED, interpreted
+from lim_sglang.kernels.launch import UNDECIDED, attend_block, interpreted
 from lim_sglang.kernels.lengths import count_kept
 from lim_sglang.kernels.parts import INTERPRETED_PROCESSORS, Parts
 from lim_sglang.kernels.rank import _rank
 from lim_sglang.kernels.reference import attend_tokens as attend_by_definition
 from lim_sglang.kernels.reference import score_tokens
+from lim_sglang.kernels.shortlist import shortlist_capacity
 
 BATCHES = {
     "one-over-the-budget": Batch((513,), 12, 2, 64, 512),
@@ -76,14 +77,23 @@ def test_a_shortlist_is_the_beginning_of_the_reference_s_ranking(name: str) -> N
     assert not differing_shortlists(BATCHES[name], "cpu")
 
 
-@pytest.mark.parametrize(
-    "name", ["mixed-lengths", "odd-heads", "more-than-a-sample", "one-over-the-budget"]
-)
+@pytest.mark.parametrize("name", ["mixed-lengths", "odd-heads", "more-than-a-sample"])
 def test_shortlists_decide_where_heads_differ(name: str) -> None:
     assert undecided_rows(BATCHES[name], "cpu") == ([], 0)
 
 
-@pytest.mark.parametrize("name", ["heads-that-agree", "too-many-ties-for-a-shortlist"])
+@pytest.mark.parametrize("length", [645, 1500])  # 512 candidates or less are sorted at once
+def test_a_whole_sample_fills_a_shortlist(length: int) -> None:
+    batch = Batch((length,), 6, 2, 64, 512)
+    tensors = draw(batch, "cpu")
+    selector = prepared_selector(batch, tensors, "cpu")
+    selector.shortlist(tensors.indptr)
+    assert (selector.depth >= shortlist_capacity(batch.shares.selected) - 1).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["heads-that-agree", "too-many-ties-for-a-shortlist", "one-over-the-budget"]
+)
 def test_shortlists_do_not_decide_what_they_cannot_know(name: str) -> None:
     sparse = BATCHES[name].sparse
     assert undecided_rows(BATCHES[name], "cpu") == (sparse, len(sparse))
@@ -133,6 +143,7 @@ def allocated(num_programs: int) -> Parts:
         torch.zeros(num_programs, 16, 64),
         torch.zeros(num_programs, 16),
         torch.zeros(num_programs, dtype=torch.int32),
+        processors=num_programs // 2,
     )
 
 
@@ -153,6 +164,20 @@ def test_narrow_numbers_get_more_programs() -> None:
 )
 def test_as_many_programs_share_a_row_as_run_at_once(units: int, longest: int, count: int) -> None:
     assert allocated(264).count_for(units, longest) == count
+
+
+@pytest.mark.parametrize(
+    ("dim", "group", "cache_bytes", "per_processor", "block"),
+    [
+        *((128, 4, 2, 2, 64), (128, 4, 2, 5, 64), (128, 4, 2, 5.1, 32), (128, 4, 2, 8, 32)),
+        *((128, 4, 2, 8.1, 64), (128, 8, 2, 7, 64), (128, 4, 1, 7, 64), (128, 4, 4, 7, 64)),
+        *((64, 7, 2, 7, 64), (64, 7, 2, 2, 128), (256, 2, 2, 7, 32), (512, 1, 2, 7, 16)),
+    ],
+)
+def test_tiles_are_narrow_where_only_so_all_programs_run_at_once(
+    dim: int, group: int, cache_bytes: int, per_processor: float, block: int
+) -> None:
+    assert attend_block(dim, group, cache_bytes, per_processor) == block
 
 
 def attended(lengths: list[int], *, soft_cap: float = 0.0, longest: int = 256) -> torch.Tensor:

@@ -1,11 +1,14 @@
 """What of SGLang is mended and looked up, without SGLang."""
 
 import asyncio
+import importlib
+import os
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lim_sglang import compat
 
@@ -82,3 +85,34 @@ def test_extra_context_is_what_sglang_adds(monkeypatch: pytest.MonkeyPatch) -> N
     sizing = SimpleNamespace(get_req_to_token_extra_context_len=lambda args: 4 + args.drafts)
     monkeypatch.setattr(compat.importlib, "import_module", lambda _name: sizing)
     assert compat.extra_context(SimpleNamespace(drafts=3)) == 7
+
+
+@pytest.mark.parametrize(
+    ("chosen", "wanted", "meanwhile"),
+    [(None, True, "true"), (None, False, None), ("false", True, "false"), ("true", False, "true")],
+)
+def test_dense_decode_is_on_tensor_cores_unless_the_user_chose(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, wanted: bool, meanwhile: str | None
+) -> None:
+    monkeypatch.delenv(compat.TENSOR_CORE_VAR, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv(compat.TENSOR_CORE_VAR, chosen)
+    seen = []
+
+    def make_backend() -> None:
+        with compat.decode_on_tensor_cores(wanted=wanted):
+            seen.append(os.environ.get(compat.TENSOR_CORE_VAR))
+            raise KeyError  # whatever becomes of it
+
+    with pytest.raises(KeyError):
+        make_backend()
+    assert [*seen, os.environ.get(compat.TENSOR_CORE_VAR)] == [meanwhile, chosen]
+
+
+def test_sglang_reads_the_choice_when_a_backend_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("sglang.srt.layers.attention.flashinfer_backend")
+    monkeypatch.delenv(compat.TENSOR_CORE_VAR, raising=False)
+    heads = (torch.bfloat16, 16, 8)
+    assert not module.should_use_tensor_core(*heads)
+    with compat.decode_on_tensor_cores(wanted=True):
+        assert module.should_use_tensor_core(*heads)

@@ -1,0 +1,35 @@
+"""How a kernel follows the one before it: launched while that still runs, it waits on the device.
+
+Programmatic dependent launch of NVIDIA's Hopper and later GPUs. What is between two short kernels
+of a step then shrinks to the wait itself. A kernel that follows reads and writes nothing before.
+"""
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from lim_sglang.kernels.launch import interpreted
+
+FOLLOWS_FROM = (9, 0)
+"""Compute capability."""
+
+
+@triton.jit
+def follow(FOLLOWS: tl.constexpr):
+    """Let the next kernel be launched, then wait until the one before has ended and is seen."""
+    if FOLLOWS:
+        gdc_launch_dependents()
+        gdc_wait()
+
+
+def follows() -> dict[str, bool]:
+    """Launch options of a kernel that begins with `follow`."""
+    return {"FOLLOWS": True, "launch_pdl": True} if _can_follow() else {"FOLLOWS": False}
+
+
+@cache
+def _can_follow() -> bool:
+    return not interpreted() and torch.cuda.get_device_capability() >= FOLLOWS_FROM
