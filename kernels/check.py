@@ -170,13 +170,19 @@ def prepared_selector(batch: Batch, tensors: Tensors, device: str) -> RankSelect
     return selector
 
 
+def shortlisted(batch: Batch, tensors: Tensors) -> RankSelector:
+    """A selector that has just tried shortlists."""
+    selector = prepared_selector(batch, tensors, str(tensors.scores.device))
+    selector.shortlist(tensors.indptr)
+    return selector
+
+
 def differing_shortlists(batch: Batch, device: str) -> list[str]:
     """Heads whose shortlist is not the beginning of the reference's ranking."""
     tensors, shares = draw(batch, device), batch.shares
     if not shares.selected:
         return []
-    selector = prepared_selector(batch, tensors, device)
-    selector.shortlist(tensors.indptr)
+    selector = shortlisted(batch, tensors)
     found = []
     for row in batch.sparse:
         wanted = ranked_candidates(batch, tensors, row)
@@ -185,19 +191,6 @@ def differing_shortlists(batch: Batch, device: str) -> list[str]:
             if not 0 <= depth <= wanted.shape[1] or not torch.equal(ranking, wanted[head, :depth]):
                 found.append(f"row {row}, head {head}: another shortlist of {depth}")
     return found
-
-
-def undecided_rows(batch: Batch, device: str) -> tuple[list[int], int]:
-    """Rows over the budget whose shortlists are not deep enough for the union, and their count
-    after the whole selection."""
-    tensors = draw(batch, device)
-    selector = prepared_selector(batch, tensors, device)
-    selector.shortlist(tensors.indptr)
-    undecided = [row for row in batch.sparse if selector.last_turn[row] == UNDECIDED]
-    selector.forget()
-    selector.undecided_rows.zero_()
-    selector.choose(tensors.indptr)
-    return undecided, selector.counts()["rows_ranked_whole"]
 
 
 def differing_rankings(batch: Batch, device: str) -> list[str]:

@@ -1,7 +1,8 @@
 """How a kernel follows the one before it: launched while that still runs, it waits on the device.
 
 Programmatic dependent launch of NVIDIA's Hopper and later GPUs. What is between two short kernels
-of a step then shrinks to the wait itself. A kernel that follows reads and writes nothing before.
+of a step then shrinks to the wait itself. Order is as it was: before `follow`, a kernel neither
+reads nor writes memory. Only kernels whose next one is ours `let_next_follow`.
 """
 
 from functools import cache
@@ -19,10 +20,16 @@ FOLLOWS_FROM = (9, 0)
 
 @triton.jit
 def follow(FOLLOWS: tl.constexpr):
-    """Let the next kernel be launched, then wait until the one before has ended and is seen."""
+    """Wait until the kernel before has ended and what it wrote is seen."""
+    if FOLLOWS:
+        gdc_wait()
+
+
+@triton.jit
+def let_next_follow(FOLLOWS: tl.constexpr):
+    """Let the next kernel be launched as soon as all programs of this one have come here."""
     if FOLLOWS:
         gdc_launch_dependents()
-        gdc_wait()
 
 
 def follows() -> dict[str, bool]:

@@ -18,7 +18,7 @@ class Tile:
 
     elements: int
     """Of K, and of V."""
-    at_once: int
+    side_by_side: int
     """Programs that a processor of an H100 runs at a time, by their memory and registers."""
 
 
@@ -32,17 +32,20 @@ MIN_SAMPLE, MAX_SAMPLE = 2048, 8192
 """Scores of a head that a threshold is sampled from, at least and at most."""
 SAMPLED_SHARE = 16
 """One score of so many is sampled in the longest rows that a buffer holds."""
+WIDE_TILE, NARROW_TILE = Tile(8192, side_by_side=5), Tile(4096, side_by_side=8)
+"""Of attention over a kept set; which of them, `attend_block` says."""
+MAX_ATTENDED_DIM = WIDE_TILE.elements // MIN_DOT_ROWS
+"""Of a head: a tile of it has as many tokens as a tensor core takes."""
+MAX_NARROW_DIM, MAX_NARROW_GROUP = 128, 896
+"""Of a head, and times query heads a KV head: more, and a program with narrow tiles takes more than
+128 registers a thread."""
 ATTEND_WARPS = 2
 """Of attention over a kept set: more programs on a processor hide more of the memory's latency."""
 ATTEND_STAGES = 3
 """Of its loop, in Triton's sense: slots, then K and V, are asked for ahead of what is computed."""
-WIDE_TILE, NARROW_TILE = Tile(8192, at_once=5), Tile(4096, at_once=8)
-"""Of attention over a kept set."""
-MAX_ATTENDED_DIM = WIDE_TILE.elements // MIN_DOT_ROWS
-"""Of a head: a tile of it has as many tokens as a tensor core takes."""
 BYTES_PER_PROCESSOR = 4
-"""Programs of it that few rows are shared among, times bytes a number of the cache: narrow numbers
-need more programs for as many bytes in flight. Many rows make more, which share nothing."""
+"""Programs of attention that few rows are shared among, times bytes a number of the cache: narrow
+numbers need more programs for as many bytes in flight. Many rows make more, which share nothing."""
 MIN_PART, MAX_PARTS = 64, 16
 """Tokens of a row that a program is worth, and programs that a row is worth, at most."""
 PART_ALIGNMENT = 16
@@ -78,7 +81,7 @@ NUM_STAGES = 2
 NEVER = 2**31 - 1
 """The first turn of a token that no head has ranked."""
 UNDECIDED = -1
-"""The last turn of a row whose rankings are not deep enough."""
+"""The last turn of a row that is still to be ranked whole."""
 
 
 def interpreted() -> bool:
@@ -102,8 +105,8 @@ def attend_block(dim: int, group: int, cache_bytes: int, per_processor: float) -
         cache_bytes: of a number of K or V.
         per_processor: programs that a processor runs in all.
     """
-    light = dim <= 128 and group * dim < 1024 and cache_bytes == 2
-    narrow = light and WIDE_TILE.at_once < per_processor <= NARROW_TILE.at_once
+    light = dim <= MAX_NARROW_DIM and group * dim <= MAX_NARROW_GROUP and cache_bytes == 2
+    narrow = light and WIDE_TILE.side_by_side < per_processor <= NARROW_TILE.side_by_side
     return (NARROW_TILE if narrow else WIDE_TILE).elements // dim
 
 
@@ -113,7 +116,7 @@ def sample_size(columns: int) -> int:
 
 
 def rank_warps(padded_ranks: int) -> int:
-    """Warps that rank one head whole."""
+    """Warps that rank one head whole: sorting it, unlike a selection among many, gains by 16."""
     return 8 if padded_ranks < 2048 else 16
 
 

@@ -127,8 +127,12 @@ def collect(
 
 
 @triton.jit
-def sort_tokens(scores, positions, inside):
-    """Some of one head's tokens, best first, before those that are not `inside`."""
+def sort_tokens(
+    scores,  # of one head
+    positions,  # [a power of two] int32, in any order
+    inside,  # as many booleans: which of them count
+):
+    """The positions that count, best first; what comes after them is none."""
     keys = sortable_key(tl.load(scores + positions, mask=inside, other=0.0))
     # Among equals the lower position, which its complement makes the larger key.
     packed = (keys.to(tl.uint64) << 32) | (0xFFFFFFFF - positions.to(tl.uint64))
@@ -137,8 +141,12 @@ def sort_tokens(scores, positions, inside):
 
 
 @triton.jit
-def written_tokens(ranking, count, PADDED: tl.constexpr):
-    """Positions that this program has written, and which of as many lanes have one."""
+def written_tokens(
+    ranking,  # [>= count] int32
+    count,
+    PADDED: tl.constexpr,  # a power of two, at least `count`
+):
+    """The positions that this program has written, and which of PADDED lanes have one."""
     tl.debug_barrier()  # other threads of this program wrote some of them
     lanes = tl.arange(0, PADDED)
     inside = lanes < count

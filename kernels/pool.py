@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lim_sglang.kernels.follow import follow, follows
+from lim_sglang.kernels.follow import follow, follows, let_next_follow
 from lim_sglang.kernels.launch import (
     LSE_BLOCK,
     POOL_BLOCK,
@@ -72,6 +72,7 @@ def _pool(
     BLOCK: tl.constexpr,
     FOLLOWS: tl.constexpr,
 ):
+    let_next_follow(FOLLOWS)
     follow(FOLLOWS)
     row = tl.program_id(0).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)

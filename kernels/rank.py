@@ -1,8 +1,8 @@
 """Each head's best tokens, best first, as deep as a union can go, and the union; what is chosen.
 
-For the rows that no shortlist decided: radix selection, then a sort. For all that are over the
-budget: how many tokens are chosen in each block of positions. Defined by `reference.rank_tokens`
-and `reference.unite_rankings`.
+For the rows that no shortlist decided: a sort, after a radix selection where candidates are many.
+For all that are over the budget: how many tokens are chosen in each block of positions. Defined by
+`reference.rank_tokens` and `reference.unite_rankings`.
 """
 
 import triton
@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lim_sglang.kernels.arrive import arrives_last
-from lim_sglang.kernels.follow import follow, follows
+from lim_sglang.kernels.follow import follow, follows, let_next_follow
 from lim_sglang.kernels.launch import (
     COMPACT_BLOCK,
     MAX_SORT,
@@ -35,8 +35,8 @@ def _write_best(scores, ranking, sinks, end, num_ranks, BLOCK: tl.constexpr):
     # prefix are still to take.
     threshold = tl.full((), 0, tl.uint32)
     wanted = num_ranks
-    for eighth in range(4):  # a loop, since four copies of it would not stay in a cache for code
-        shift = 24 - 8 * eighth
+    for byte in range(4):  # a loop, since four copies of it would not stay in a cache for code
+        shift = 24 - 8 * byte
         counts = tl.zeros((256,), tl.int32)
         for first in range(sinks, end, BLOCK):
             inside = first + lanes < end
@@ -95,6 +95,7 @@ def _rank(
     COUNTED: tl.constexpr,
     FOLLOWS: tl.constexpr,
 ):
+    let_next_follow(FOLLOWS)
     follow(FOLLOWS)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
@@ -114,12 +115,12 @@ def _rank(
     end = length - recent
     ranks = tl.arange(0, PADDED_RANKS)
     if end - sinks <= PADDED_RANKS:  # so few are all sorted
-        found = sinks + ranks
-        inside = found < end
+        positions = sinks + ranks
+        inside = positions < end
     else:
         _write_best(scores, ranking, sinks, end, num_ranks, BLOCK)
-        found, inside = written_tokens(ranking, num_ranks, PADDED_RANKS)
-    ranked = sort_tokens(scores, found, inside)
+        positions, inside = written_tokens(ranking, num_ranks, PADDED_RANKS)
+    ranked = sort_tokens(scores, positions, inside)
     tl.debug_barrier()  # no thread overwrites what another has yet to read
     tl.store(ranking + ranks, ranked, mask=ranks < num_ranks)
     note_turns(first_turn, met_counts, ranked, num_ranks, head, num_heads, PADDED_RANKS)

@@ -159,7 +159,7 @@ class RankSelector(Selector):
     arrivals: Tensor
     """[R] int32, 0 between two kernels."""
     undecided_rows: Tensor
-    """[1] int64, rows so far whose shortlists did not decide, each SELECT layer counted."""
+    """[1] int64, rows so far that shortlists did not decide, each SELECT layer counted."""
 
     @classmethod
     def _around(cls, shares: Shares, scores: Tensor, max_rows: int) -> Self:
@@ -183,7 +183,7 @@ class RankSelector(Selector):
         )
 
     def counts(self) -> dict[str, int]:
-        """Rows that had to be ranked whole, each SELECT layer counted."""
+        """Rows that were ranked whole, those just over the budget among them; per SELECT layer."""
         return {"rows_ranked_whole": int(self.undecided_rows)}
 
     @property

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lim_sglang.kernels.arrive import arrives_last
-from lim_sglang.kernels.follow import follow, follows
+from lim_sglang.kernels.follow import follow, follows, let_next_follow
 from lim_sglang.kernels.launch import (
     SHORTLIST_BLOCK,
     UNDECIDED,
@@ -78,6 +78,7 @@ def _shortlist(
     MET_RANKS: tl.constexpr,
     FOLLOWS: tl.constexpr,
 ):
+    let_next_follow(FOLLOWS)
     follow(FOLLOWS)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
@@ -111,8 +112,8 @@ def _shortlist(
         attempts += 1
     fits = passed <= CAPACITY
     if fits:
-        found, inside = written_tokens(ranking, passed, CAPACITY)
-        ranked = sort_tokens(scores, found, inside)
+        positions, inside = written_tokens(ranking, passed, CAPACITY)
+        ranked = sort_tokens(scores, positions, inside)
         tl.debug_barrier()  # no thread overwrites what another has yet to read
         tl.store(ranking + tl.arange(0, CAPACITY), ranked, mask=inside)
         note_turns(first_turn, met_counts, ranked, passed, head, num_heads, CAPACITY)
@@ -177,10 +178,10 @@ def shortlist_tokens(
             at least 1, are chosen.
         capacity: from `shortlist_capacity`.
         ranking: [B, H, >= capacity] int32; positions, best first, are written to its beginning.
-        depth: [B, H] int32; how many were ranked. 0 where more would have passed than fit, or in
-            a row of so few candidates that `rank_tokens` sorts them all.
+        depth: [B, H] int32; how many were ranked. 0 where more would have passed than fit, and in
+            a row that is left to `rank_tokens` untried, which sorts all of its candidates.
         first_turn: [B, N] int32, NEVER at first; a token's first turn is written.
-        last_turn: [B] int32, written: UNDECIDED where the rankings are not deep enough.
+        last_turn: [B] int32, written: UNDECIDED where rankings are not deep enough or not tried.
         met_counts: [B, `met_ranks(selected)`] int32, 0 at first, and afterwards but in undecided
             rows: tokens whose first turn is at each rank.
         arrivals: [B] int32, zero before and after.

@@ -109,7 +109,8 @@ def with_model_runner(replacement: type, build: Callable[[], None]) -> None:
 def decode_on_tensor_cores(*, wanted: bool) -> Iterator[None]:
     """While a FlashInfer backend is made: let its decode use tensor cores for any group of heads.
 
-    SGLang does so from four query heads a KV head on. Where the user has chosen, nothing changes.
+    With a 16-bit cache SGLang does so from four query heads a KV head on. Where the user has
+    chosen, nothing changes.
     """
     if not wanted or TENSOR_CORE_VAR in os.environ:
         yield

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang.bench.runner import Contender, load_runner, with_backend
+from lim_sglang.compat import decode_on_tensor_cores
 from lim_sglang.kernels.check import ATTENTION_TOLERANCE
 from lim_sglang.schedule import layer_roles
 
@@ -31,7 +32,7 @@ class Shape:
     kv_cache_dtype: str = "auto"
     """SGLang's option."""
     tensor_cores: bool = True
-    """For dense decode; else the user chose CUDA cores."""
+    """Whether dense decode is left to us; else the user chose CUDA cores."""
 
 
 SHAPES = {
@@ -107,7 +108,8 @@ class Rig:
     def use_dense(self, name: str = "flashinfer") -> Any:
         """Let one of SGLang's own backends serve; returns it."""
         if name not in self._contenders:
-            with_backend(self.runner, name)
+            with decode_on_tensor_cores(wanted=True):  # as ours, which is compared with it
+                with_backend(self.runner, name)
             self._keep(name)
         return self._take(name)
 

@@ -1,5 +1,6 @@
 """The GPU backend inside SGLang's model runner: parity, graphs, padding, chunks, no pauses."""
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from lim_sglang.compat import TENSOR_CORE_VAR
 from lim_sglang.kernels.check import relative_error
 from tests.gpu.decode_step import (
     Graph,
@@ -125,6 +127,12 @@ def test_a_select_layers_attention_has_the_dense_backends_bits(rig: Rig, name: s
         backend.init_forward_metadata(step.forward_batch)
         outputs.append(run_layers(rig, backend, step)[0].clone())
     assert torch.equal(*outputs)
+
+
+def test_the_dense_pass_gives_the_scores_where_it_can(rig: Rig, backend: Any) -> None:
+    from_k = rig.runner.kv_cache_dtype != rig.runner.dtype or not backend.decode_use_tensor_cores
+    assert backend.scores_come_from == ("a second reading of K" if from_k else "the dense pass")
+    assert backend.decode_use_tensor_cores == (os.environ.get(TENSOR_CORE_VAR) != "false")
 
 
 def test_two_replays_give_the_same_bits(rig: Rig, backend: Any) -> None:

@@ -18,10 +18,10 @@ from lim_sglang.kernels.check import (
     differing_shortlists,
     draw,
     prepared_selector,
-    undecided_rows,
 )
 from lim_sglang.kernels.check_attend import differing_attention
 from lim_sglang.kernels.check_mass import mass_differences
+from lim_sglang.kernels.check_shortlist import shortlist_depths, undecided_rows
 from lim_sglang.kernels.launch import UNDECIDED, attend_block, interpreted
 from lim_sglang.kernels.lengths import count_kept
 from lim_sglang.kernels.parts import INTERPRETED_PROCESSORS, Parts
@@ -32,6 +32,9 @@ from lim_sglang.kernels.shortlist import shortlist_capacity
 
 BATCHES = {
     "one-over-the-budget": Batch((513,), 12, 2, 64, 512),
+    "just-over-ties": Batch((410,), heads=3, kv_heads=1, budget=400, spread=1),
+    "just-over-heads-that-agree": Batch((430,), heads=3, kv_heads=1, budget=400, alike=True),
+    "just-over-nan-and-infinities": Batch((420,), heads=3, kv_heads=1, budget=400, odd=True),
     "mixed-lengths": Batch((5, 33, 200, 32, 1)),
     "odd-heads": Batch((90, 1, 140), heads=9, kv_heads=3, budget=37),
     "one-kv-head": Batch((70,), heads=16, kv_heads=1, budget=40),
@@ -82,18 +85,22 @@ def test_shortlists_decide_where_heads_differ(name: str) -> None:
     assert undecided_rows(BATCHES[name], "cpu") == ([], 0)
 
 
-@pytest.mark.parametrize("length", [645, 1500])  # 512 candidates or less are sorted at once
+@pytest.mark.parametrize("length", [641, 1500])
 def test_a_whole_sample_fills_a_shortlist(length: int) -> None:
     batch = Batch((length,), 6, 2, 64, 512)
-    tensors = draw(batch, "cpu")
-    selector = prepared_selector(batch, tensors, "cpu")
-    selector.shortlist(tensors.indptr)
-    assert (selector.depth >= shortlist_capacity(batch.shares.selected) - 1).all()
+    assert min(shortlist_depths(batch, "cpu")) >= shortlist_capacity(batch.shares.selected) - 1
 
 
-@pytest.mark.parametrize(
-    "name", ["heads-that-agree", "too-many-ties-for-a-shortlist", "one-over-the-budget"]
-)
+@pytest.mark.parametrize(("length", "is_tried"), [(513, False), (640, False), (641, True)], ids=str)
+def test_rows_just_over_the_budget_are_left_to_be_sorted_at_once(
+    length: int, is_tried: bool
+) -> None:
+    batch = Batch((length,), 6, 2, 64, 512)  # 128 sinks and newest tokens
+    assert [depth > 0 for depth in shortlist_depths(batch, "cpu")] == [is_tried] * 6
+    assert undecided_rows(batch, "cpu")[1] == (not is_tried)
+
+
+@pytest.mark.parametrize("name", ["heads-that-agree", "too-many-ties-for-a-shortlist"])
 def test_shortlists_do_not_decide_what_they_cannot_know(name: str) -> None:
     sparse = BATCHES[name].sparse
     assert undecided_rows(BATCHES[name], "cpu") == (sparse, len(sparse))
@@ -131,10 +138,16 @@ def test_selection_by_mass_is_exactly_the_reference_s(name: str) -> None:
     assert not mass_differences(BATCHES[name], "cpu")
 
 
-@pytest.mark.parametrize("name", [*BATCHES, "fp8-cache"])
+ATTENDED = {
+    "fp8-cache": Batch((90, 20), key_dtype=torch.float8_e5m2),
+    "narrow-tiles": Batch(tuple(range(1, 201, 2)), heads=4, kv_heads=4, budget=90),
+}
+"""The latter: 400 programs of 64 processors."""
+
+
+@pytest.mark.parametrize("name", [*BATCHES, *ATTENDED])
 def test_attention_over_slots_is_the_reference_s(name: str) -> None:
-    fp8 = Batch((90, 20), key_dtype=torch.float8_e5m2)
-    assert not differing_attention(BATCHES.get(name, fp8), "cpu")
+    assert not differing_attention((BATCHES | ATTENDED)[name], "cpu")
 
 
 def allocated(num_programs: int) -> Parts:

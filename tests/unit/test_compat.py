@@ -1,14 +1,12 @@
 """What of SGLang is mended and looked up, without SGLang."""
 
 import asyncio
-import importlib
 import os
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from lim_sglang import compat
 
@@ -107,12 +105,3 @@ def test_dense_decode_is_on_tensor_cores_unless_the_user_chose(
     with pytest.raises(KeyError):
         make_backend()
     assert [*seen, os.environ.get(compat.TENSOR_CORE_VAR)] == [meanwhile, chosen]
-
-
-def test_sglang_reads_the_choice_when_a_backend_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("sglang.srt.layers.attention.flashinfer_backend")
-    monkeypatch.delenv(compat.TENSOR_CORE_VAR, raising=False)
-    heads = (torch.bfloat16, 16, 8)
-    assert not module.should_use_tensor_core(*heads)
-    with compat.decode_on_tensor_cores(wanted=True):
-        assert module.should_use_tensor_core(*heads)

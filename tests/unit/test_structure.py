@@ -133,3 +133,41 @@ def test_the_readmes_file_tree_is_true() -> None:
     assert not missing
     # The README names lim_sglang/bench/ as a whole.
     assert not {path for path in unnamed - {"lim_sglang/__init__.py"} if "/bench/" not in path}
+
+
+def kernels_that_follow() -> dict[str, ast.FunctionDef]:
+    """Kernels that are launched while the one before still runs."""
+    functions = (
+        node
+        for path in sources("kernels")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    )
+    return {
+        function.name: function
+        for function in functions
+        if function.name.startswith("_")
+        and "FOLLOWS" in [argument.arg for argument in function.args.args]
+    }
+
+
+def test_a_kernel_that_follows_waits_before_all_else() -> None:
+    begins = {
+        name: [ast.unparse(line) for line in function.body[:2]]
+        for name, function in kernels_that_follow().items()
+    }
+    assert set(begins) == {"_shortlist", "_rank", "_compact", "_pool", "_keep_heaviest"}
+    for name in ("_shortlist", "_rank", "_pool"):  # the next kernel is ours
+        assert begins[name] == ["let_next_follow(FOLLOWS)", "follow(FOLLOWS)"]
+    for name in ("_compact", "_keep_heaviest"):
+        assert begins[name][0] == "follow(FOLLOWS)"
+
+
+def test_a_kernel_is_launched_early_if_and_only_if_it_waits() -> None:
+    follow = kernels_that_follow()
+    for path in sources("kernels"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):  # kernel[grid]
+                options = [ast.unparse(word.value) for word in node.keywords if not word.arg]
+                assert ("follows()" in options) == (ast.unparse(node.func.value) in follow)
+                assert not any(word.arg == "launch_pdl" for word in node.keywords)
