@@ -5,6 +5,7 @@ Run by `test_compiled.py` in a process of its own: the test process decorates fo
 
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import triton
@@ -177,9 +178,17 @@ def compile_rest(architecture: int) -> dict[str, int]:
     return found
 
 
+def compile_for(architecture: int) -> dict[str, int]:
+    """Every kernel."""
+    return (
+        compile_scores(architecture) | compile_attention(architecture) | compile_rest(architecture)
+    )
+
+
 def main() -> None:
-    """Compile for every architecture."""
-    found = {a: compile_scores(a) | compile_attention(a) | compile_rest(a) for a in ARCHITECTURES}
+    """Compile for every architecture, as many at a time as there are cores."""
+    with ProcessPoolExecutor() as pool:
+        found = dict(zip(ARCHITECTURES, pool.map(compile_for, ARCHITECTURES), strict=True))
     sys.stdout.write("\n" + json.dumps(found))
 
 
