@@ -27,7 +27,7 @@ def follow(FOLLOWS: tl.constexpr):
 
 @triton.jit
 def let_next_follow(FOLLOWS: tl.constexpr):
-    """Let the next kernel be launched as soon as all programs of this one have come here."""
+    """Let the next kernel be launched once all programs of this one have come here or ended."""
     if FOLLOWS:
         gdc_launch_dependents()
 

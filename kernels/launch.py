@@ -36,9 +36,9 @@ WIDE_TILE, NARROW_TILE = Tile(8192, side_by_side=5), Tile(4096, side_by_side=8)
 """Of attention over a kept set; which of them, `attend_block` says."""
 MAX_ATTENDED_DIM = WIDE_TILE.elements // MIN_DOT_ROWS
 """Of a head: a tile of it has as many tokens as a tensor core takes."""
-MAX_NARROW_DIM, MAX_NARROW_GROUP = 128, 896
-"""Of a head, and times query heads a KV head: more, and a program with narrow tiles takes more than
-128 registers a thread."""
+MAX_NARROW_DIM, MAX_NARROW_QUERY = 128, 896
+"""Of a head, and of all query heads of a KV head: more, and a program with narrow tiles takes more
+than 128 registers a thread."""
 ATTEND_WARPS = 2
 """Of attention over a kept set: more programs on a processor hide more of the memory's latency."""
 ATTEND_STAGES = 3
@@ -105,7 +105,7 @@ def attend_block(dim: int, group: int, cache_bytes: int, per_processor: float) -
         cache_bytes: of a number of K or V.
         per_processor: programs that a processor runs in all.
     """
-    light = dim <= MAX_NARROW_DIM and group * dim <= MAX_NARROW_GROUP and cache_bytes == 2
+    light = dim <= MAX_NARROW_DIM and group * dim <= MAX_NARROW_QUERY and cache_bytes == 2
     narrow = light and WIDE_TILE.side_by_side < per_processor <= NARROW_TILE.side_by_side
     return (NARROW_TILE if narrow else WIDE_TILE).elements // dim
 

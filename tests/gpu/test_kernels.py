@@ -52,6 +52,7 @@ BATCHES = {
 
 ATTENDED = {
     "a-full-gpu": Batch((2048, *range(1, 2048, 16)), 32, 8, 128, 2048, dtype=BF16),
+    # narrow on the 132 processors of an H100
     "narrow-tiles": Batch(tuple(range(1, 512, 4)), 16, 8, 128, 512, dtype=BF16),
     "too-many-for-narrow-tiles": Batch(tuple(range(1, 512, 3)), 16, 8, 128, 512, dtype=BF16),
     "one-long-row": Batch((131072,), 32, 8, 128, 2048, dtype=BF16),

@@ -151,23 +151,40 @@ def kernels_that_follow() -> dict[str, ast.FunctionDef]:
     }
 
 
+def calls(function: ast.FunctionDef, name: str) -> bool:
+    """Whether a function calls another one by this name."""
+    return any(
+        isinstance(node, ast.Call) and ast.unparse(node.func) == name for node in ast.walk(function)
+    )
+
+
 def test_a_kernel_that_follows_waits_before_all_else() -> None:
-    begins = {
-        name: [ast.unparse(line) for line in function.body[:2]]
-        for name, function in kernels_that_follow().items()
+    kernels = kernels_that_follow()
+    assert set(kernels) == {"_shortlist", "_rank", "_compact", "_pool", "_keep_heaviest"}
+    for function in kernels.values():
+        lines = [ast.unparse(line) for line in function.body]
+        assert "follow(FOLLOWS)" in lines[: 1 + (lines[0] == "let_next_follow(FOLLOWS)")]
+
+
+def test_only_kernels_whose_next_one_is_ours_let_it_follow() -> None:
+    kernels = kernels_that_follow()
+    assert {name for name in kernels if calls(kernels[name], "let_next_follow")} == {
+        *("_shortlist", "_rank", "_pool")
     }
-    assert set(begins) == {"_shortlist", "_rank", "_compact", "_pool", "_keep_heaviest"}
-    for name in ("_shortlist", "_rank", "_pool"):  # the next kernel is ours
-        assert begins[name] == ["let_next_follow(FOLLOWS)", "follow(FOLLOWS)"]
-    for name in ("_compact", "_keep_heaviest"):
-        assert begins[name][0] == "follow(FOLLOWS)"
+    trees = (ast.parse(path.read_text()) for path in sources("kernels"))
+    functions = (node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef))
+    triggers = {f.name for f in functions if calls(f, "gdc_launch_dependents")}
+    assert triggers == {"let_next_follow"}
 
 
 def test_a_kernel_is_launched_early_if_and_only_if_it_waits() -> None:
-    follow = kernels_that_follow()
+    follow, launched = kernels_that_follow(), set()
     for path in sources("kernels"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):  # kernel[grid]
+                name = ast.unparse(node.func.value)
                 options = [ast.unparse(word.value) for word in node.keywords if not word.arg]
-                assert ("follows()" in options) == (ast.unparse(node.func.value) in follow)
+                assert ("follows()" in options) == (name in follow)
                 assert not any(word.arg == "launch_pdl" for word in node.keywords)
+                launched.add(name)
+    assert launched >= set(follow)
