@@ -66,7 +66,7 @@ class Client:
 
     def ask_cold(self, prompts: Sequence[Prompt], *, together: bool) -> list[Answer]:
         """Generate for all prompts, at once or one by one, from an empty radix cache."""
-        self._post("/flush_cache", {})
+        self._post("/flush_cache?timeout=20", {})  # an answer may come before its request's end
         return self.ask_together(prompts) if together else [self.ask(p) for p in prompts]
 
     def ask_copies(self, prompt: Prompt, num_copies: int) -> list[Answer]:
