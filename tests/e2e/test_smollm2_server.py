@@ -23,7 +23,7 @@ SETTINGS = {
     "LIM_API_KEY": API_KEY,
     "SGLANG_USE_CPU_ENGINE": "",  # `lim serve` sets it
 }
-ENDS_WITHIN_S = 10.0
+ENDS_WITHIN_S = 20.0
 BLOCK_WITHIN_S = 60.0
 
 

@@ -35,7 +35,7 @@ Run = Callable[[Prompt], OracleRun]
 
 COUNTERS = ("dense_rows", "sparse_rows", "tokens_kept", "tokens_seen", "retractions")
 SAMPLES = 3
-ENDS_WITHIN_S = 10.0
+ENDS_WITHIN_S = 20.0
 SILENT = Progress(lambda _text: None, lambda _text: None, lambda _share, _text: None)
 
 
