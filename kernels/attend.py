@@ -234,8 +234,9 @@ def attend_tokens(
     num_kv_heads = keys.shape[1]
     group = num_heads // num_kv_heads
     merged_group = triton.next_power_of_2(group)
-    num_parts = parts.count_for(rows * num_kv_heads, longest)
-    per_processor = num_parts * rows * num_kv_heads / parts.processors
+    num_units = rows * num_kv_heads
+    num_parts = parts.count_for(num_units, longest)
+    per_processor = num_parts * num_units / parts.processors
     _attend[(num_kv_heads, num_parts, rows)](
         *(query, keys, values, slots, indptr, parts.outputs, parts.lse, parts.arrivals, out),
         *(num_parts, scale, soft_cap, value_scale),

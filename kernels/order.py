@@ -127,17 +127,24 @@ def collect(
 
 
 @triton.jit
-def sort_tokens(
+def sort_ranking(
     scores,  # of one head
-    positions,  # [a power of two] int32, in any order
+    ranking,  # [>= count] int32, written
+    positions,  # [PADDED] int32, in any order, at least `count` of them inside
     inside,  # as many booleans: which of them count
+    count,
+    PADDED: tl.constexpr,  # a power of two
 ):
-    """The positions that count, best first; what comes after them is none."""
+    """Write the best `count` positions, best first; returned with what comes after them."""
     keys = sortable_key(tl.load(scores + positions, mask=inside, other=0.0))
     # Among equals the lower position, which its complement makes the larger key.
     packed = (keys.to(tl.uint64) << 32) | (0xFFFFFFFF - positions.to(tl.uint64))
     packed = tl.sort(tl.where(inside, packed, 0), descending=True)
-    return (0xFFFFFFFF - (packed & 0xFFFFFFFF)).to(tl.int32)
+    ranked = (0xFFFFFFFF - (packed & 0xFFFFFFFF)).to(tl.int32)
+    tl.debug_barrier()  # no thread overwrites what another has yet to read
+    ranks = tl.arange(0, PADDED)
+    tl.store(ranking + ranks, ranked, mask=ranks < count)
+    return ranked
 
 
 @triton.jit

@@ -20,7 +20,7 @@ from lim_sglang.kernels.launch import (
     check_tensors,
     rank_warps,
 )
-from lim_sglang.kernels.order import sort_tokens, sortable_key, written_tokens
+from lim_sglang.kernels.order import sort_ranking, sortable_key, written_tokens
 from lim_sglang.kernels.reference import Shares
 from lim_sglang.kernels.union import count_chosen, cut_turns, note_turns
 
@@ -120,9 +120,7 @@ def _rank(
     else:
         _write_best(scores, ranking, sinks, end, num_ranks, BLOCK)
         positions, inside = written_tokens(ranking, num_ranks, PADDED_RANKS)
-    ranked = sort_tokens(scores, positions, inside)
-    tl.debug_barrier()  # no thread overwrites what another has yet to read
-    tl.store(ranking + ranks, ranked, mask=ranks < num_ranks)
+    ranked = sort_ranking(scores, ranking, positions, inside, num_ranks, PADDED_RANKS)
     note_turns(first_turn, met_counts, ranked, num_ranks, head, num_heads, PADDED_RANKS)
 
     if arrives_last(arrivals + row, num_heads):

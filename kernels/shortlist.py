@@ -26,7 +26,7 @@ from lim_sglang.kernels.launch import (
 from lim_sglang.kernels.order import (
     collect,
     sampled_threshold,
-    sort_tokens,
+    sort_ranking,
     written_tokens,
 )
 from lim_sglang.kernels.rank import padded_ranks
@@ -113,9 +113,7 @@ def _shortlist(
     fits = passed <= CAPACITY
     if fits:
         positions, inside = written_tokens(ranking, passed, CAPACITY)
-        ranked = sort_tokens(scores, positions, inside)
-        tl.debug_barrier()  # no thread overwrites what another has yet to read
-        tl.store(ranking + tl.arange(0, CAPACITY), ranked, mask=inside)
+        ranked = sort_ranking(scores, ranking, positions, inside, passed, CAPACITY)
         note_turns(first_turn, met_counts, ranked, passed, head, num_heads, CAPACITY)
     tl.store(depth + head, tl.where(fits, passed, 0))
 
