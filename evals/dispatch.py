@@ -8,7 +8,7 @@ from queue import SimpleQueue
 
 from lim_sglang.errors import ServerError
 from lim_sglang.evals.grade import Grader
-from lim_sglang.evals.jobs import Draw, Drawn, Job, questions_at_once
+from lim_sglang.evals.jobs import Draw, Job, SampleResult, questions_at_once
 from lim_sglang.evals.records import Failure, GradedSample
 from lim_sglang.programs.records import Sample, SampleState
 
@@ -23,23 +23,23 @@ class Server:
     """Raises `ServerError` where it is gone, or serves something else by now."""
     close: Callable[[], object] = lambda: None
     """Ends what is in flight there, once it is gone."""
-    places: int = 64
+    concurrency: int = 64
     """Requests that it is given at once."""
 
 
 @dataclass(frozen=True)
-class Gone:
+class ServerLost:
     """A server that is asked no more."""
 
     url: str
     error: ServerError
 
 
-Event = tuple[GradedSample, ...] | Failure | Gone
+Event = tuple[GradedSample, ...] | Failure | ServerLost
 """Samples that belong together, one that failed, or a server less."""
 
 
-class Dispatcher:
+class Scheduler:
     """Which job is next, and on which server. For any number of threads."""
 
     def __init__(self, jobs: Sequence[Job], servers: Sequence[Server], in_flight: int) -> None:
@@ -50,7 +50,7 @@ class Dispatcher:
         """
         whole = any(job.whole for job in jobs)
         self._most = {
-            server.url: questions_at_once(server.places, in_flight, whole=whole)
+            server.url: questions_at_once(server.concurrency, in_flight, whole=whole)
             for server in servers
         }
         self._waiting = deque(jobs)
@@ -140,7 +140,7 @@ class _Attempt:
         self,
         job: Job,
         server: Server,
-        dispatcher: Dispatcher,
+        scheduler: Scheduler,
         grader: Grader,
         put: Callable[[Event], None],
     ) -> None:
@@ -149,7 +149,7 @@ class _Attempt:
         self._job = job
         self._left = set(job.indices)
         self._server = server
-        self._dispatcher = dispatcher
+        self._scheduler = scheduler
         self._grader = grader
         self._put = put
         self._is_over = False
@@ -159,9 +159,9 @@ class _Attempt:
         """What it did not bring."""
         return replace(self._job, indices=tuple(sorted(self._left)))
 
-    def deliver(self, *drawn: Drawn) -> bool:
+    def deliver(self, *drawn: SampleResult) -> bool:
         """See `jobs.Deliver`. Grades in the caller's thread."""
-        if self._is_over or self._dispatcher.is_closed:
+        if self._is_over or self._scheduler.is_closed:
             return False
         failed = [each.sample for each in drawn if each.sample.state is SampleState.FAILED]
         if failed:
@@ -171,7 +171,7 @@ class _Attempt:
         self._left -= set(self._job.indices if self._job.whole else brought)
         return True
 
-    def _grade(self, drawn: Drawn, together: int) -> GradedSample:
+    def _grade(self, drawn: SampleResult, together: int) -> GradedSample:
         question = self._job.question
         return GradedSample(
             question.question_id,
@@ -197,8 +197,8 @@ class _Attempt:
         try:
             self._server.check()
         except ServerError as error:
-            if self._dispatcher.lose(self._server, error):
-                self._put(Gone(self._server.url, error))
+            if self._scheduler.lose(self._server, error):
+                self._put(ServerLost(self._server.url, error))
                 self._server.close()
             return True
         return False
@@ -217,11 +217,11 @@ def stream(
     Raises:
         ServerError: jobs are left and every server is gone.
     """
-    dispatcher = Dispatcher(jobs, servers, in_flight)
+    scheduler = Scheduler(jobs, servers, in_flight)
     results: SimpleQueue[Event | Exception | None] = SimpleQueue()
-    running = dispatcher.num_threads
+    running = scheduler.num_threads
     for number in range(running):
-        arguments = (dispatcher, grader, results.put)
+        arguments = (scheduler, grader, results.put)
         threading.Thread(
             target=_work, args=arguments, name=f"lim-eval-{number}", daemon=True
         ).start()
@@ -234,25 +234,25 @@ def stream(
                 raise result
             else:
                 yield result
-            if results.empty() and (error := dispatcher.lost_all):
+            if results.empty() and (error := scheduler.lost_all):
                 raise error
     finally:
-        dispatcher.close()
+        scheduler.close()
 
 
 def _work(
-    dispatcher: Dispatcher, grader: Grader, put: Callable[[Event | Exception | None], None]
+    scheduler: Scheduler, grader: Grader, put: Callable[[Event | Exception | None], None]
 ) -> None:
     """One thread: job after job until none is left, or the caller wants no more."""
     try:
-        while task := dispatcher.take():
+        while task := scheduler.take():
             job, server = task
-            attempt = _Attempt(job, server, dispatcher, grader, put)
+            attempt = _Attempt(job, server, scheduler, grader, put)
             server.draw(job, attempt.deliver)
             if attempt.is_lost:
-                dispatcher.give_back(attempt.left, server)
+                scheduler.give_back(attempt.left, server)
             else:
-                dispatcher.finish(server)
+                scheduler.finish(server)
     except Exception as error:  # noqa: BLE001 - carried to the caller's thread
         put(error)
     finally:

@@ -19,10 +19,10 @@ from lim_sglang.evals.regrade import grade_run
 from lim_sglang.evals.runs import GRADES_FILE, load_run
 from lim_sglang.evals.servers import Access, Connection, connected
 from lim_sglang.evals.session import (
-    Asked,
-    Outcome,
     Plan,
     Request,
+    RunOutcome,
+    TaskQuestions,
     execute,
     how_to_go_on,
     load_asked,
@@ -33,7 +33,7 @@ from lim_sglang.evals.settings import folder_name, grading_digest
 from lim_sglang.evals.store import read_record
 from lim_sglang.evals.summary import Summary, summarise
 from lim_sglang.evals.tasks import find_task
-from lim_sglang.programs.judge import AnswerJudge
+from lim_sglang.programs.judge import EquivalenceChecker
 
 NUM_GRADING = 2
 """Verdicts at a time: as many as the judge has workers."""
@@ -61,7 +61,7 @@ class Finished:
     """A run whose command has come to its end."""
 
     plan: Plan
-    outcome: Outcome
+    outcome: RunOutcome
     summary: Summary | None
     """None where no sample is there."""
 
@@ -94,20 +94,20 @@ def run_evaluation(
             thinking=method.thinking,
             thinking_budget=method.thinking_budget,
         ) as connections,
-        AnswerJudge() as judge,
+        EquivalenceChecker() as checker,
     ):
         if any(asked.task.answer_kind not in READERS for asked in everything):
-            judge.warm_up()
+            checker.warm_up()
         facts = [connection.facts for connection in connections]
         plans = [plan_run(_request(evaluation, asked), facts) for asked in everything]
         for plan in plans:
-            grader = Grader(plan.request.asked.task.answer_kind, judge)
+            grader = Grader(plan.request.asked.task.answer_kind, checker)
             finished.append(_run(plan, connections, grader, console))
             on_finished(finished[-1])
     return finished
 
 
-def load_all(evaluation: Evaluation) -> list[Asked]:
+def load_all(evaluation: Evaluation) -> list[TaskQuestions]:
     """The questions of all tasks.
 
     Raises:
@@ -117,7 +117,7 @@ def load_all(evaluation: Evaluation) -> list[Asked]:
     twice = {name for name in evaluation.tasks if evaluation.tasks.count(name) > 1}
     if twice:
         raise ConfigError(f"{', '.join(sorted(twice))} is named twice: name each task once")
-    everything: list[Asked] = []
+    everything: list[TaskQuestions] = []
     problems: list[LimError] = []
     for name in evaluation.tasks:
         try:
@@ -131,7 +131,7 @@ def load_all(evaluation: Evaluation) -> list[Asked]:
     return everything
 
 
-def _request(evaluation: Evaluation, asked: Asked) -> Request:
+def _request(evaluation: Evaluation, asked: TaskQuestions) -> Request:
     out = evaluation.out
     if out and len(evaluation.tasks) > 1:
         out /= folder_name(asked.task.name)
@@ -147,12 +147,12 @@ def _request(evaluation: Evaluation, asked: Asked) -> Request:
 def _run(
     plan: Plan, connections: Sequence[Connection], grader: Grader, console: Console
 ) -> Finished:
-    servers = servers_of(plan, connections, grader.same)
+    servers = servers_of(plan, connections, grader.equivalent)
     with _told_how_to_go_on(plan, console):
         outcome = execute(plan, servers, grader, console=console)
         samples = _of_one_version(plan, outcome.samples, grader, console)
     num_failed = len(outcome.failures)
-    summary = summarise(plan.record, samples, grader.same, num_failed) if samples else None
+    summary = summarise(plan.record, samples, grader.equivalent, num_failed) if samples else None
     return Finished(plan, outcome, summary)
 
 

@@ -40,10 +40,10 @@ _SECOND_LETTER = re.compile(
 )
 
 
-class Judge(Protocol):
+class Equivalence(Protocol):
     """What grading needs of `programs.judge.AnswerJudge`."""
 
-    def same(self, a: str, b: str) -> bool:
+    def equivalent(self, a: str, b: str) -> bool:
         """Whether two answers are equal; symmetric."""
 
     def correct(self, gold: str, answer: str) -> bool:
@@ -53,25 +53,25 @@ class Judge(Protocol):
 class Grader:
     """Verdicts of one kind of answer. Grading again gives the same verdicts."""
 
-    def __init__(self, kind: AnswerKind, judge: Judge) -> None:
+    def __init__(self, kind: AnswerKind, checker: Equivalence) -> None:
         self.kind = kind
-        self._judge = judge
+        self._checker = checker
 
     def correct(self, gold: str, answer: str | None) -> bool:
         """Whether an answer is right; no answer is not."""
         if answer is None:
             return False
         if (read := READERS.get(self.kind)) is None:
-            return self._judge.correct(gold, answer)
+            return self._checker.correct(gold, answer)
         value = read(answer)
         return value is not None and value == read(gold)
 
-    def same(self, a: str, b: str) -> bool:
+    def equivalent(self, a: str, b: str) -> bool:
         """Whether two answers share a vote."""
         if a == b:
             return True
         if (read := READERS.get(self.kind)) is None:
-            return self._judge.same(a, b)
+            return self._checker.equivalent(a, b)
         value = read(a)
         return value is not None and value == read(b)
 

@@ -38,14 +38,14 @@ def grade(
     from lim_sglang.evals.regrade import grade_run
     from lim_sglang.evals.runs import load_run
     from lim_sglang.evals.tasks import find_task
-    from lim_sglang.programs.judge import AnswerJudge
+    from lim_sglang.programs.judge import EquivalenceChecker
 
     num_workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
     loaded = [load_run(path) for path in runs]  # what is none is refused before any is graded
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
-        AnswerJudge(num_workers=num_workers) as judge,
+        EquivalenceChecker(num_workers=num_workers) as checker,
         Progress(*columns, TimeRemainingColumn(), console=console) as progress,
     ):
         for run in loaded:
@@ -53,7 +53,7 @@ def grade(
             kind = find_task(run.record.settings["task"]).answer_kind
             found = grade_run(
                 run.path,
-                Grader(kind, judge),
+                Grader(kind, checker),
                 num_threads=num_workers,
                 on_graded=partial(_show, progress, bar),
             )

@@ -21,7 +21,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampleResult:
     """One sample as it ended."""
 
     sample: Sample
@@ -32,7 +32,7 @@ class Drawn:
 class Deliver(Protocol):
     """How a program hands samples over, from any thread."""
 
-    def __call__(self, *drawn: Drawn) -> bool:
+    def __call__(self, *drawn: SampleResult) -> bool:
         """Hand over samples that belong together, or one that failed.
 
         Returns:
@@ -74,7 +74,7 @@ def open_jobs(
     return [job for job in jobs if job.indices]
 
 
-def questions_at_once(places: int, in_flight: int, *, whole: bool = False) -> int:
+def questions_at_once(concurrency: int, in_flight: int, *, whole: bool = False) -> int:
     """Questions that a server is asked side by side.
 
     Twice as many as fill its places, since the last sample of a question holds its thread. Where a
@@ -84,4 +84,4 @@ def questions_at_once(places: int, in_flight: int, *, whole: bool = False) -> in
         places: requests that the server is given at once.
         in_flight: samples of one question among these.
     """
-    return max(1, places // in_flight) if whole else 2 * math.ceil(places / in_flight)
+    return max(1, concurrency // in_flight) if whole else 2 * math.ceil(concurrency / in_flight)

@@ -73,7 +73,7 @@ def complete(method: Method) -> Method:
     return replace(method, options={**program.options, **method.options})
 
 
-def in_flight(method: Method, places: int) -> int:
+def in_flight(method: Method, concurrency: int) -> int:
     """Samples of one question that are drawn at the same time.
 
     Args:
@@ -84,4 +84,4 @@ def in_flight(method: Method, places: int) -> int:
         from lim_sglang.programs.catalogue import find_program
 
         wanted = find_program(method.program).parallel
-    return min(wanted or method.num_samples, method.num_samples, MOST_AT_ONCE, places)
+    return min(wanted or method.num_samples, method.num_samples, MOST_AT_ONCE, concurrency)

@@ -13,9 +13,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from lim_sglang.evals.dispatch import Event, Gone
+from lim_sglang.evals.dispatch import Event, ServerLost
 from lim_sglang.evals.records import Failure, GradedSample
-from lim_sglang.programs.records import DRAWN_WHOLE
+from lim_sglang.programs.records import COMPLETED_STATES
 
 LINE_INTERVAL_S = 10.0
 
@@ -48,7 +48,7 @@ class Pace:
         self._head = f"{name}: " if name else ""
         self._by_question = by_question
         self._num_judged = self._correct = 0
-        self._judge(there)
+        self._checker(there)
         self._new = 0
         self._new_tokens = 0
         self._clock = clock
@@ -58,11 +58,11 @@ class Pace:
         """Count samples that came together, or a failure."""
         if isinstance(event, Failure):
             self.failed += 1
-        elif not isinstance(event, Gone):
+        elif not isinstance(event, ServerLost):
             new = 1 if self._by_question else len(event)
             self.done += new
             self._new += new
-            self._judge(event)
+            self._checker(event)
             self._new_tokens += sum(graded.sample.num_tokens for graded in event)
 
     def describe(self) -> str:
@@ -80,9 +80,9 @@ class Pace:
             parts.append(f"{self.failed} failed")
         return ", ".join(parts)
 
-    def _judge(self, samples: Sequence[GradedSample]) -> None:
+    def _checker(self, samples: Sequence[GradedSample]) -> None:
         """Count those that ended by themselves; an aborted one is neither right nor wrong."""
-        whole = [graded for graded in samples if graded.sample.state in DRAWN_WHOLE]
+        whole = [graded for graded in samples if graded.sample.state in COMPLETED_STATES]
         self._num_judged += len(whole)
         self._correct += sum(graded.correct for graded in whole)
 

@@ -15,7 +15,7 @@ from lim_sglang.evals.records import GradedSample
 from lim_sglang.evals.runs import GRADES_FILE, load_run
 from lim_sglang.evals.settings import grading_digest
 from lim_sglang.programs.answers import extract_answer
-from lim_sglang.programs.records import DRAWN_WHOLE
+from lim_sglang.programs.records import COMPLETED_STATES
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def grade_run(
     counted = [
         (graded.correct, row["correct"])
         for graded, row in zip(samples, rows, strict=True)
-        if graded.sample.state in DRAWN_WHOLE
+        if graded.sample.state in COMPLETED_STATES
     ]
     return Regraded(
         num_samples=len(counted),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
-from lim_sglang.evals.dispatch import Event, Gone, Server, stream
+from lim_sglang.evals.dispatch import Event, Server, ServerLost, stream
 from lim_sglang.evals.grade import Grader
 from lim_sglang.evals.jobs import Job
 from lim_sglang.evals.records import Failure
@@ -32,6 +32,6 @@ def run_jobs(
         for event in events:
             if isinstance(event, Failure):
                 folder.append_failure(event)
-            elif not isinstance(event, Gone):
+            elif not isinstance(event, ServerLost):
                 folder.append(*event)
             on_event(event)

@@ -13,7 +13,7 @@ from lim_sglang.programs.client import check_server, normalise_url
 from lim_sglang.programs.connect import Api, connect
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.transport import Transport
+    from lim_sglang.programs.transport import Backend
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Facts:
     info: Mapping[str, Any]
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     """That the model's makers recommend."""
-    places: int = 64
+    concurrency: int = 64
     """Requests that it is given at once."""
 
 
@@ -33,7 +33,7 @@ class Connection:
     """A server that answers."""
 
     facts: Facts
-    endpoint: "Transport"
+    backend: "Backend"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def connected(
     with ExitStack() as stack:
         connections = []
         for url in urls:
-            endpoint = connect(
+            backend = connect(
                 *(url, access.api_key, console),
                 timeout_s=access.timeout_s,
                 max_concurrency=access.concurrency,
@@ -93,10 +93,10 @@ def connected(
                 api=access.api,
                 model=access.model,
             )
-            stack.callback(endpoint.close)
-            defaults = endpoint.sampling_defaults()
-            facts = Facts(url, endpoint.server_info(), defaults, endpoint.places.total)
-            connections.append(Connection(facts, endpoint))
+            stack.callback(backend.close)
+            defaults = backend.sampling_defaults()
+            facts = Facts(url, backend.server_info(), defaults, backend.concurrency.total)
+            connections.append(Connection(facts, backend))
         yield tuple(connections)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from lim_sglang.errors import ServerError
-from lim_sglang.evals.dispatch import Event, Gone, Server
+from lim_sglang.evals.dispatch import Event, Server, ServerLost
 from lim_sglang.evals.grade import Grader
 from lim_sglang.evals.jobs import Job, open_jobs
 from lim_sglang.evals.method import USUAL, Method, complete, in_flight
@@ -26,14 +26,14 @@ from lim_sglang.evals.store import RunFolder, RunRecord, open_run
 from lim_sglang.evals.tasks import Task
 from lim_sglang.programs.records import Sampling
 from lim_sglang.programs.sampling import resolve_sampling
-from lim_sglang.programs.vote import Same
+from lim_sglang.programs.vote import Equivalent
 from lim_sglang.provenance import installed_versions, project_commit
 
 RUNS_FOLDER = Path("runs")
 
 
 @dataclass(frozen=True)
-class Asked:
+class TaskQuestions:
     """The questions of a run."""
 
     task: Task
@@ -49,7 +49,7 @@ class Asked:
 class Request:
     """What is to be run."""
 
-    asked: Asked
+    asked: TaskQuestions
     method: Method = USUAL
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `Sampling` that were given; the model's own are taken for the others."""
@@ -73,7 +73,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """What a run has when its command ends."""
 
     samples: tuple[GradedSample, ...]
@@ -81,7 +81,7 @@ class Outcome:
     """Samples that are missing because a living server failed them, now or before."""
 
 
-def load_asked(task: Task, data_dir: Path | None = None, limit: int | None = None) -> Asked:
+def load_asked(task: Task, data_dir: Path | None = None, limit: int | None = None) -> TaskQuestions:
     """The first `limit` questions of a task, all without one.
 
     Raises:
@@ -89,7 +89,7 @@ def load_asked(task: Task, data_dir: Path | None = None, limit: int | None = Non
     """
     everything = load_questions(task, data_dir)
     origin = str(task.file or data_dir or task.hub_id)
-    return Asked(task, tuple(everything[:limit]), questions_digest(everything), origin)
+    return TaskQuestions(task, tuple(everything[:limit]), questions_digest(everything), origin)
 
 
 def plan_run(request: Request, servers: Sequence[Facts]) -> Plan:
@@ -100,7 +100,7 @@ def plan_run(request: Request, servers: Sequence[Facts]) -> Plan:
         ServerError: the servers differ in something that an answer depends on.
     """
     request = replace(request, method=complete(request.method))
-    parallel = min(in_flight(request.method, server.places) for server in servers)
+    parallel = min(in_flight(request.method, server.concurrency) for server in servers)
     settings = _settings(request, servers[0], parallel)
     for other in servers[1:]:
         _refuse_disagreement(servers[0].url, settings, other, _settings(request, other, parallel))
@@ -114,34 +114,38 @@ def plan_run(request: Request, servers: Sequence[Facts]) -> Plan:
     )
 
 
-def servers_of(plan: Plan, connections: Sequence[Connection], same: Same) -> tuple[Server, ...]:
+def servers_of(
+    plan: Plan, connections: Sequence[Connection], equivalent: Equivalent
+) -> tuple[Server, ...]:
     """Connected servers as those that a run is drawn from.
 
     Raises:
         ConfigError: an option of the program cannot be.
     """
-    from lim_sglang.evals.draw import ProgramDraw
+    from lim_sglang.evals.draw import ProgramSampler
 
     return tuple(
         Server(
             facts.url,
-            ProgramDraw(
-                endpoint,
+            ProgramSampler(
+                backend,
                 plan.request.method,
                 prompt=plan.request.asked.task.prompt,
                 sampling=plan.sampling,
                 parallel=plan.parallel,
-                same=same,
+                equivalent=equivalent,
             ),
-            check=partial(check_unchanged, plan, facts, endpoint.server_info),
-            close=endpoint.close,
-            places=facts.places,
+            check=partial(check_unchanged, plan, facts, backend.server_info),
+            close=backend.close,
+            concurrency=facts.concurrency,
         )
-        for facts, endpoint in ((each.facts, each.endpoint) for each in connections)
+        for facts, backend in ((each.facts, each.backend) for each in connections)
     )
 
 
-def execute(plan: Plan, servers: Sequence[Server], grader: Grader, *, console: Console) -> Outcome:
+def execute(
+    plan: Plan, servers: Sequence[Server], grader: Grader, *, console: Console
+) -> RunOutcome:
     """Draw what the run's folder lacks. `console` shows the progress.
 
     Raises:
@@ -156,7 +160,7 @@ def execute(plan: Plan, servers: Sequence[Server], grader: Grader, *, console: C
 
             def tell(event: Event) -> None:
                 progress.update(event)
-                if isinstance(event, Gone) and len(servers) > 1:
+                if isinstance(event, ServerLost) and len(servers) > 1:
                     console.print(_farewell(event), highlight=False, soft_wrap=True)
 
             try:
@@ -169,7 +173,7 @@ def execute(plan: Plan, servers: Sequence[Server], grader: Grader, *, console: C
                 )
             except ServerError as error:
                 raise ServerError(f"{error}\n{how_to_go_on(plan)}") from None
-        return Outcome(tuple(folder.samples), tuple(folder.failures.values()))
+        return RunOutcome(tuple(folder.samples), tuple(folder.failures.values()))
 
 
 def check_unchanged(
@@ -231,7 +235,7 @@ def _about(request: Request, servers: Sequence[Facts]) -> dict[str, Any]:
         "grading_sha256": grading_digest(),
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "urls": [server.url for server in servers],
-        "places": [server.places for server in servers],
+        "places": [server.concurrency for server in servers],
         "prompt": asked.task.prompt,
         "questions_from": asked.origin,
         "revision": asked.task.revision if asked.origin == asked.task.hub_id else None,
@@ -279,5 +283,5 @@ def _opening(plan: Plan, folder: RunFolder, pace: Pace) -> str:
     )
 
 
-def _farewell(gone: Gone) -> str:
+def _farewell(gone: ServerLost) -> str:
     return f"{gone.url} is asked no more, and its questions go to the others: {gone.error}"

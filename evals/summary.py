@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from lim_sglang.evals.records import GradedSample
-from lim_sglang.programs.records import DRAWN_WHOLE, SampleState
-from lim_sglang.programs.vote import Order, Same, tally
+from lim_sglang.programs.records import COMPLETED_STATES, SampleState
+from lim_sglang.programs.vote import Equivalent, Order, tally
 
 if TYPE_CHECKING:
     from lim_sglang.evals.store import RunRecord
@@ -54,7 +54,7 @@ class QuestionResult:
     @property
     def whole(self) -> tuple[int, ...]:
         """Positions of the samples that ended by themselves."""
-        return tuple(n for n, state in enumerate(self.states) if state in DRAWN_WHOLE)
+        return tuple(n for n, state in enumerate(self.states) if state in COMPLETED_STATES)
 
     @property
     def voters(self) -> tuple[int, ...]:
@@ -108,7 +108,10 @@ class Summary:
 
 
 def summarise(
-    record: "RunRecord", samples: Sequence[GradedSample], same: Same, num_failed: int = 0
+    record: "RunRecord",
+    samples: Sequence[GradedSample],
+    equivalent: Equivalent,
+    num_failed: int = 0,
 ) -> Summary:
     """Count what a run's samples say.
 
@@ -124,19 +127,21 @@ def summarise(
         run_id=record.run_id,
         conditions=conditions_of(record),
         questions=tuple(
-            _question(name, group, same, order) for name, group in sorted(questions.items())
+            _question(name, group, equivalent, order) for name, group in sorted(questions.items())
         ),
         num_failed=num_failed,
     )
 
 
-def _question(name: str, group: Sequence[GradedSample], same: Same, order: Order) -> QuestionResult:
+def _question(
+    name: str, group: Sequence[GradedSample], equivalent: Equivalent, order: Order
+) -> QuestionResult:
     group = sorted(group, key=lambda graded: graded.sample.index)
     samples = [graded.sample for graded in group]
     # Ordered by their earliest samples, whatever wins.
-    found = sorted(tally(samples, same).groups, key=lambda answers: answers.indices[0])
+    found = sorted(tally(samples, equivalent).groups, key=lambda answers: answers.indices[0])
     number = {index: n for n, answers in enumerate(found) for index in answers.indices}
-    winners = tally([g.sample for g in group if not g.late], same, order).groups
+    winners = tally([g.sample for g in group if not g.late], equivalent, order).groups
     return QuestionResult(
         question_id=name,
         indices=tuple(sample.index for sample in samples),

@@ -10,7 +10,7 @@ from lim_sglang.evals.lines import write_whole
 from lim_sglang.evals.summary import QuestionResult, Summary, summarise
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.judge import AnswerJudge
+    from lim_sglang.programs.judge import EquivalenceChecker
 
 FORMAT = 1
 EXPECTED = "expected a run's folder, or a file that lim report --summaries wrote"
@@ -74,14 +74,14 @@ def load_summaries(paths: Sequence[Path]) -> list[Summary]:
     Raises:
         DataError: a path is neither, or a run has no sample.
     """
-    from lim_sglang.programs.judge import AnswerJudge
+    from lim_sglang.programs.judge import EquivalenceChecker
 
     # One for all: it remembers verdicts, and takes seconds to start.
-    with AnswerJudge() as judge:
-        return [_of_run(path, judge) if path.is_dir() else read_summary(path) for path in paths]
+    with EquivalenceChecker() as checker:
+        return [_of_run(path, checker) if path.is_dir() else read_summary(path) for path in paths]
 
 
-def _of_run(path: Path, judge: "AnswerJudge") -> Summary:
+def _of_run(path: Path, checker: "EquivalenceChecker") -> Summary:
     from lim_sglang.evals.grade import Grader
     from lim_sglang.evals.runs import load_run
     from lim_sglang.evals.tasks import find_task
@@ -89,5 +89,5 @@ def _of_run(path: Path, judge: "AnswerJudge") -> Summary:
     run = load_run(path)
     if not run.samples:
         raise DataError(f"{path} has no sample yet; run lim eval until it has")
-    grader = Grader(find_task(run.record.settings["task"]).answer_kind, judge)
-    return summarise(run.record, run.samples, grader.same, len(run.failures))
+    grader = Grader(find_task(run.record.settings["task"]).answer_kind, checker)
+    return summarise(run.record, run.samples, grader.equivalent, len(run.failures))

@@ -18,7 +18,7 @@ from lim_sglang.evals.runs import Run, load_run
 from lim_sglang.evals.score import score
 from lim_sglang.evals.servers import Access
 from lim_sglang.evals.serving import ServerSpec, serving
-from lim_sglang.evals.session import Asked, load_asked
+from lim_sglang.evals.session import TaskQuestions, load_asked
 from lim_sglang.evals.settings import differences, folder_name
 from lim_sglang.evals.store import RUN_FILE
 from lim_sglang.evals.sweep import SweepRun, Wanted
@@ -60,9 +60,9 @@ class Failed:
 
 def load_questions_of(
     runs: Sequence[SweepRun], data_dir: Path | None
-) -> tuple[dict[Wanted, Asked], dict[Wanted, DataError]]:
+) -> tuple[dict[Wanted, TaskQuestions], dict[Wanted, DataError]]:
     """The questions of every run, each task read once, and why some cannot be read."""
-    found: dict[Wanted, Asked] = {}
+    found: dict[Wanted, TaskQuestions] = {}
     problems: dict[Wanted, DataError] = {}
     for run in runs:
         if run.questions in found or run.questions in problems:
@@ -74,7 +74,9 @@ def load_questions_of(
     return found, problems
 
 
-def look(runs: Sequence[SweepRun], out: Path, asked: Mapping[Wanted, Asked]) -> list[Standing]:
+def look(
+    runs: Sequence[SweepRun], out: Path, asked: Mapping[Wanted, TaskQuestions]
+) -> list[Standing]:
     """How far each run is.
 
     Args:
@@ -101,13 +103,13 @@ def look(runs: Sequence[SweepRun], out: Path, asked: Mapping[Wanted, Asked]) -> 
     return standings
 
 
-def _num_wanted(run: SweepRun, asked: Asked | None) -> int | None:
+def _num_wanted(run: SweepRun, asked: TaskQuestions | None) -> int | None:
     if asked is None or run.method.stops_by_itself:
         return None
     return len(asked.questions) * run.method.num_samples
 
 
-def _refuse_others(stored: Run, run: SweepRun, asked: Asked | None) -> None:
+def _refuse_others(stored: Run, run: SweepRun, asked: TaskQuestions | None) -> None:
     """Raise `DataError` where a run was made with other settings than those of the file."""
     wanted = _settings(run, asked)
     found = list(differences(_alike(stored.record.settings, wanted), wanted))
@@ -116,7 +118,7 @@ def _refuse_others(stored: Run, run: SweepRun, asked: Asked | None) -> None:
         raise DataError(f"the run in {stored.path} was made with other settings:{lines}")
 
 
-def _settings(run: SweepRun, asked: Asked | None) -> dict[str, Any]:
+def _settings(run: SweepRun, asked: TaskQuestions | None) -> dict[str, Any]:
     """What of a run's settings is known before its server is; see `run_settings`."""
     task, method = find_task(run.task), complete(run.method)
     settings = {

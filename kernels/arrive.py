@@ -5,14 +5,14 @@ import triton.language as tl
 
 
 @triton.jit
-def arrives_last(arrivals, expected):
+def is_last_block(block_counters, expected):
     """Whether all other programs of a unit have arrived; what they wrote is then seen.
 
     The last one leaves the counter as it found it. It has to read what others wrote past its own
     cache (`cache_modifier=".cg"`).
     """
     tl.debug_barrier()  # this program's own writes come before its arrival
-    is_last = tl.atomic_add(arrivals, 1, sem="acq_rel") == expected - 1
+    is_last = tl.atomic_add(block_counters, 1, sem="acq_rel") == expected - 1
     if is_last:
-        tl.store(arrivals, 0)
+        tl.store(block_counters, 0)
     return is_last

@@ -10,27 +10,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lim_sglang.kernels.arrive import arrives_last
+from lim_sglang.kernels.arrive import is_last_block
 from lim_sglang.kernels.launch import (
     ATTEND_STAGES,
     ATTEND_WARPS,
-    MAX_PARTS,
-    PART_ALIGNMENT,
-    PARTS_AT_ONCE,
+    MAX_SPLITS,
+    SPLIT_ALIGNMENT,
+    SPLITS_AT_ONCE,
     attend_block,
     check_int32,
     check_tensors,
     interpreted,
     padded_group,
 )
-from lim_sglang.kernels.merge import merge_parts
-from lim_sglang.kernels.parts import Parts
+from lim_sglang.kernels.merge import combine_splits
+from lim_sglang.kernels.parts import SplitWorkspace
 
 _LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _attend_part(
+def _attend_split(
     q,  # [PADDED_GROUP, DIM]
     keys,  # [P, DIM], of one KV head
     values,  # [P, DIM]
@@ -99,11 +99,11 @@ def _attend(
     values,  # [P, G, DIM]
     slots,  # [indptr[B]] int32
     indptr,  # [B + 1] int32
-    part_outputs,  # [N, PADDED_GROUP, DIM] f32
-    part_lse,  # [N, PADDED_GROUP] f32
-    arrivals,  # [N] int32
+    split_outputs,  # [N, PADDED_GROUP, DIM] f32
+    split_lse,  # [N, PADDED_GROUP] f32
+    block_counters,  # [N] int32
     output,  # [B, H, DIM]
-    num_parts,
+    num_splits,
     scale,
     soft_cap,
     value_scale,
@@ -116,23 +116,23 @@ def _attend(
     output_row_stride,
     output_head_stride,
     GROUP: tl.constexpr,  # query heads a KV head
-    MERGED_GROUP: tl.constexpr,  # the next power of two
+    COMBINED_GROUP: tl.constexpr,  # the next power of two
     PADDED_GROUP: tl.constexpr,  # what a tensor core takes
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,  # tokens of a tile
-    PART_ALIGNMENT: tl.constexpr,  # tokens that parts are multiples of
-    MAX_PARTS: tl.constexpr,
+    SPLIT_ALIGNMENT: tl.constexpr,  # tokens that parts are multiples of
+    MAX_SPLITS: tl.constexpr,
     AT_ONCE: tl.constexpr,  # parts merged at a time
     CAPPED: tl.constexpr,  # whether there is a soft-cap
     UPCAST: tl.constexpr,  # products in f32, for the interpreter
 ):
     kv_head = tl.program_id(0).to(tl.int64)
-    part = tl.program_id(1)
+    split = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)
     start = tl.load(indptr + row).to(tl.int64)
     length = (tl.load(indptr + row + 1) - start).to(tl.int32)
-    share = tl.cdiv(tl.cdiv(length, num_parts), PART_ALIGNMENT) * PART_ALIGNMENT
-    first = part * share
+    share = tl.cdiv(tl.cdiv(length, num_splits), SPLIT_ALIGNMENT) * SPLIT_ALIGNMENT
+    first = split * share
     dims = tl.arange(0, DIM)
     members = tl.arange(0, PADDED_GROUP)
     heads = kv_head * GROUP + members
@@ -141,7 +141,7 @@ def _attend(
         mask=members[:, None] < GROUP,
         other=0.0,
     )
-    attended, lse = _attend_part(
+    attended, lse = _attend_split(
         q,
         keys + kv_head * key_head_stride,
         values + kv_head * value_head_stride,
@@ -159,7 +159,7 @@ def _attend(
         UPCAST,
     )
     output += row * output_row_stride + kv_head * GROUP * output_head_stride
-    if num_parts == 1:
+    if num_splits == 1:
         tl.store(
             output + members[:, None] * output_head_stride + dims[None, :],
             (attended * value_scale).to(output.dtype.element_ty),
@@ -167,32 +167,32 @@ def _attend(
         )
     else:
         unit = row * tl.num_programs(0) + kv_head
-        part_outputs += unit * num_parts * PADDED_GROUP * DIM
-        part_lse += unit * num_parts * PADDED_GROUP
-        places = part * PADDED_GROUP + members
+        split_outputs += unit * num_splits * PADDED_GROUP * DIM
+        split_lse += unit * num_splits * PADDED_GROUP
+        places = split * PADDED_GROUP + members
         tl.store(
-            part_outputs + places[:, None] * DIM + dims[None, :],
+            split_outputs + places[:, None] * DIM + dims[None, :],
             attended,
             mask=members[:, None] < GROUP,
         )
-        tl.store(part_lse + places, lse, mask=members < GROUP)
-        if arrives_last(arrivals + unit, num_parts):
-            merged = merge_parts(
-                part_outputs,
-                part_lse,
-                num_parts,
+        tl.store(split_lse + places, lse, mask=members < GROUP)
+        if is_last_block(block_counters + unit, num_splits):
+            combined = combine_splits(
+                split_outputs,
+                split_lse,
+                num_splits,
                 GROUP,
-                MERGED_GROUP,
+                COMBINED_GROUP,
                 DIM,
                 PADDED_GROUP,
-                MAX_PARTS,
+                MAX_SPLITS,
                 AT_ONCE,
             )
-            merging = tl.arange(0, MERGED_GROUP)
+            combining = tl.arange(0, COMBINED_GROUP)
             tl.store(
-                output + merging[:, None] * output_head_stride + dims[None, :],
-                (merged * value_scale).to(output.dtype.element_ty),
-                mask=merging[:, None] < GROUP,
+                output + combining[:, None] * output_head_stride + dims[None, :],
+                (combined * value_scale).to(output.dtype.element_ty),
+                mask=combining[:, None] < GROUP,
             )
 
 
@@ -207,7 +207,7 @@ def attend_tokens(
     scale: float,
     soft_cap: float = 0.0,
     value_scale: float = 1.0,
-    parts: Parts,
+    workspace: SplitWorkspace,
     out: Tensor,
 ) -> Tensor:
     """Attend, for each row, over the tokens in its slots.
@@ -229,27 +229,37 @@ def attend_tokens(
     """
     check_tensors(query=query, keys=keys, values=values, slots=slots, indptr=indptr, out=out)
     check_int32(slots=slots, indptr=indptr)
-    _check_shapes(query, keys, values, indptr, parts, out)
+    _check_shapes(query, keys, values, indptr, workspace, out)
     rows, num_heads, dim = query.shape
     num_kv_heads = keys.shape[1]
     group = num_heads // num_kv_heads
-    merged_group = triton.next_power_of_2(group)
+    combined_group = triton.next_power_of_2(group)
     num_units = rows * num_kv_heads
-    num_parts = parts.count_for(num_units, longest)
-    per_processor = num_parts * num_units / parts.processors
-    _attend[(num_kv_heads, num_parts, rows)](
-        *(query, keys, values, slots, indptr, parts.outputs, parts.lse, parts.arrivals, out),
-        *(num_parts, scale, soft_cap, value_scale),
+    num_splits = workspace.count_for(num_units, longest)
+    per_processor = num_splits * num_units / workspace.processors
+    _attend[(num_kv_heads, num_splits, rows)](
+        *(
+            query,
+            keys,
+            values,
+            slots,
+            indptr,
+            workspace.outputs,
+            workspace.lse,
+            workspace.block_counters,
+            out,
+        ),
+        *(num_splits, scale, soft_cap, value_scale),
         *(query.stride(0), query.stride(1), keys.stride(0), keys.stride(1)),
         *(values.stride(0), values.stride(1), out.stride(0), out.stride(1)),
         GROUP=group,
-        MERGED_GROUP=merged_group,
+        COMBINED_GROUP=combined_group,
         PADDED_GROUP=padded_group(num_heads, num_kv_heads),
         DIM=dim,
         BLOCK=attend_block(dim, group, keys.itemsize, per_processor),
-        PART_ALIGNMENT=PART_ALIGNMENT,
-        MAX_PARTS=MAX_PARTS,
-        AT_ONCE=max(1, PARTS_AT_ONCE // merged_group),
+        SPLIT_ALIGNMENT=SPLIT_ALIGNMENT,
+        MAX_SPLITS=MAX_SPLITS,
+        AT_ONCE=max(1, SPLITS_AT_ONCE // combined_group),
         CAPPED=bool(soft_cap),
         # The interpreter computes bf16 products wrongly (Triton 3.6).
         UPCAST=interpreted() and query.dtype == torch.bfloat16,
@@ -260,7 +270,12 @@ def attend_tokens(
 
 
 def _check_shapes(
-    query: Tensor, keys: Tensor, values: Tensor, indptr: Tensor, parts: Parts, out: Tensor
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    indptr: Tensor,
+    workspace: SplitWorkspace,
+    out: Tensor,
 ) -> None:
     """Refuse what the kernel would read or write out of bounds."""
     rows, num_heads, dim = query.shape
@@ -278,7 +293,7 @@ def _check_shapes(
     if len(indptr) != rows + 1:
         raise ValueError(f"indptr must have {rows + 1} numbers, not {len(indptr)}")
     wanted = (padded_group(num_heads, num_kv_heads), dim)
-    if parts.outputs.shape[1:] != wanted:
+    if workspace.outputs.shape[1:] != wanted:
         raise ValueError(
-            f"parts are for {tuple(parts.outputs.shape[1:])} padded heads and dims, not {wanted}"
+            f"parts are for {tuple(workspace.outputs.shape[1:])} padded heads and dims, not {wanted}"
         )

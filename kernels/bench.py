@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lim_sglang.kernels.launch import UNDECIDED
+from lim_sglang.kernels.launch import NEEDS_FULL_RANKING
 from lim_sglang.kernels.mass_selector import MassSelector
-from lim_sglang.kernels.pool import log_sum_exp, pool_mass
-from lim_sglang.kernels.reference import Shares, split_budget
+from lim_sglang.kernels.pool import log_sum_exp, softmax_mass
+from lim_sglang.kernels.reference import BudgetSplit, split_budget
 from lim_sglang.kernels.selector import RankSelector, Selector
 
 RANK_OPS = ("score", "shortlist", "rank", "keep", "select")
@@ -64,7 +64,7 @@ class Case:
         return self.dim**-0.5
 
     @property
-    def shares(self) -> Shares:
+    def budget_split(self) -> BudgetSplit:
         """The budget's parts."""
         return split_budget(self.budget, self.recent_ratio, self.sinks)
 
@@ -135,7 +135,11 @@ class _Stages:
         self.kept_indptr = steps * case.budget
         self.kept = torch.empty(rows * case.budget, dtype=torch.int32, device=device)
         self.selector = RankSelector.allocate(
-            case.shares, max_rows=rows, num_heads=case.heads, context=case.context, device=device
+            case.budget_split,
+            max_rows=rows,
+            num_heads=case.heads,
+            context=case.context,
+            device=device,
         )
         chunk = min(rows, self.selector.max_rows)
         self.chunk = self.selector.narrow(chunk)
@@ -154,7 +158,7 @@ class _Stages:
     def reset(self) -> None:
         """Forget what was decided."""
         self.chunk.forget()
-        self.chunk.last_turn.fill_(UNDECIDED)
+        self.chunk.last_turn.fill_(NEEDS_FULL_RANKING)
 
     def select(self, selector: Selector) -> None:
         selector.keep_slots(
@@ -166,7 +170,7 @@ class _Stages:
         """Add the operations of selection by mass, on the scores that are there."""
         case = self.case
         whole = MassSelector.allocate(
-            case.shares,
+            case.budget_split,
             max_rows=case.batch,
             num_heads=case.heads,
             context=case.context,
@@ -174,10 +178,12 @@ class _Stages:
         )
         part = whole.narrow(self.chunk.max_rows)
         part.scores.copy_(self.chunk.scores)
-        step = (case.shares.budget, case.scale)
+        step = (case.budget_split.budget, case.scale)
         self.runs |= {
             "lse": lambda: log_sum_exp(part.scores, self.ends, *step, part.normalisers),
-            "pool": lambda: pool_mass(part.scores, self.ends, part.normalisers, *step, part.mass),
+            "pool": lambda: softmax_mass(
+                part.scores, self.ends, part.normalisers, *step, part.mass
+            ),
             "heaviest": lambda: part.write(*self.lists),
             "select-by-mass": lambda: self.select(whole),
         }
@@ -186,15 +192,15 @@ class _Stages:
 
     def num_bytes(self, op: str) -> int | None:
         """Bytes that an operation cannot avoid."""
-        case, shares = self.case, self.case.shares
+        case, budget_split = self.case, self.case.budget_split
         rows = self.chunk.max_rows
         num_heads = rows * case.heads
-        candidates = num_heads * (case.context - shares.sinks - shares.recent) * 4
+        candidates = num_heads * (case.context - budget_split.sinks - budget_split.recent) * 4
         read = rows * case.context * (2 * case.kv_heads * case.dim + 4)  # keys and slots
         return {
             "score": read + num_heads * case.context * 4,
             "shortlist": candidates,
-            "rank": candidates + num_heads * shares.selected * 4,
+            "rank": candidates + num_heads * budget_split.selected * 4,
             "lse": num_heads * case.context * 4,
             "pool": (num_heads + rows) * case.context * 4,
             "heaviest": rows * (case.context * 4 + 2 * case.budget * 4),

@@ -14,7 +14,7 @@ from lim_sglang.kernels.attend import attend_tokens
 from lim_sglang.kernels.bench import Case
 from lim_sglang.kernels.check import ATTENTION_TOLERANCE
 from lim_sglang.kernels.check_attend import attention_error
-from lim_sglang.kernels.parts import Parts
+from lim_sglang.kernels.parts import SplitWorkspace
 from lim_sglang.kernels.scoring import planned_decode
 
 OURS = "sparse-attention"
@@ -39,7 +39,7 @@ class OwnAttention:
 
     def __init__(self, case: Case, indptr: Tensor, slots: Tensor) -> None:
         self._case, self._indptr, self._slots = case, indptr, slots
-        self._parts = Parts.allocate(
+        self._workspace = SplitWorkspace.allocate(
             num_heads=case.heads,
             num_kv_heads=case.kv_heads,
             dim=case.dim,
@@ -54,7 +54,7 @@ class OwnAttention:
             *(query, keys, values, self._slots, self._indptr),
             longest=self._case.budget,
             scale=self._case.scale,
-            parts=self._parts,
+            workspace=self._workspace,
             out=out,
         )
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lim_sglang.kernels import reference
-from lim_sglang.kernels.launch import NEVER, UNDECIDED
+from lim_sglang.kernels.launch import NEEDS_FULL_RANKING, NEVER
 from lim_sglang.kernels.lengths import count_kept
-from lim_sglang.kernels.reference import Shares, split_budget
+from lim_sglang.kernels.reference import BudgetSplit, split_budget
 from lim_sglang.kernels.score import score_tokens
 from lim_sglang.kernels.selector import RankSelector
 
@@ -45,7 +45,7 @@ class Batch:
     """Some candidates are NaN or infinite."""
 
     @property
-    def shares(self) -> Shares:
+    def budget_split(self) -> BudgetSplit:
         """The budget's parts."""
         return split_budget(self.budget, self.recent_ratio, self.sinks)
 
@@ -155,7 +155,7 @@ def differing_scores(batch: Batch, device: str) -> list[str]:
 def prepared_selector(batch: Batch, tensors: Tensors, device: str) -> RankSelector:
     """A selector for the whole batch that holds its scores; all else is poisoned."""
     selector = RankSelector.allocate(
-        batch.shares,
+        batch.budget_split,
         max_rows=len(batch.lengths),
         num_heads=batch.heads,
         context=tensors.scores.shape[2],
@@ -164,7 +164,7 @@ def prepared_selector(batch: Batch, tensors: Tensors, device: str) -> RankSelect
     if selector.max_rows < len(batch.lengths):
         raise ValueError("the batch is larger than a chunk of the selector")
     selector.scores[..., : tensors.scores.shape[2]].copy_(tensors.scores)
-    if batch.shares.selected:
+    if batch.budget_split.selected:
         for name in ("ranking", "depth", "last_turn", "chosen_counts"):
             getattr(selector, name).fill_(POISON)
     return selector
@@ -179,8 +179,8 @@ def shortlisted(batch: Batch, tensors: Tensors) -> RankSelector:
 
 def differing_shortlists(batch: Batch, device: str) -> list[str]:
     """Heads whose shortlist is not the beginning of the reference's ranking."""
-    tensors, shares = draw(batch, device), batch.shares
-    if not shares.selected:
+    tensors, budget_split = draw(batch, device), batch.budget_split
+    if not budget_split.selected:
         return []
     selector = shortlisted(batch, tensors)
     found = []
@@ -195,16 +195,18 @@ def differing_shortlists(batch: Batch, device: str) -> list[str]:
 
 def differing_rankings(batch: Batch, device: str) -> list[str]:
     """Rows whose whole ranking, or whose set by way of it, is not the reference's."""
-    tensors, shares = draw(batch, device), batch.shares
-    if not shares.selected:
+    tensors, budget_split = draw(batch, device), batch.budget_split
+    if not budget_split.selected:
         return []
     selector = prepared_selector(batch, tensors, device)
-    selector.last_turn.fill_(UNDECIDED)
+    selector.last_turn.fill_(NEEDS_FULL_RANKING)
     selector.rank(tensors.indptr)
     found = []
     for row in batch.sparse:
-        ranking = selector.ranking[row, :, : shares.selected].long()
-        if not torch.equal(ranking, ranked_candidates(batch, tensors, row)[:, : shares.selected]):
+        ranking = selector.ranking[row, :, : budget_split.selected].long()
+        if not torch.equal(
+            ranking, ranked_candidates(batch, tensors, row)[:, : budget_split.selected]
+        ):
             found.append(f"row {row}: another ranking")
     return found + differing_compaction(batch, tensors, selector)
 
@@ -225,21 +227,23 @@ def differing_compaction(batch: Batch, tensors: Tensors, selector: RankSelector)
     found = [] if (kept[-5:] == POISON).all() else ["slots written past the last row"]
     for row, length in enumerate(batch.lengths):
         turns, last = first_turns[row, :length], int(selector.last_turn[row])
-        wanted = reference.compact_slots(row_slots(tensors, row), turns, last, batch.shares)
+        wanted = reference.compact_slots(row_slots(tensors, row), turns, last, batch.budget_split)
         if not torch.equal(kept_of(tensors, kept, row), wanted):
             found.append(f"row {row} of {length} tokens: turns are compacted to other slots")
     if not (selector.first_turn == NEVER).all():
         found.append("turns are left for the next step")
-    if selector.met_counts.any():
+    if selector.new_tokens_per_rank.any():
         found.append("counts of turns are left for the next step")
     return found + differing_rows(batch, tensors, tensors.scores, kept)
 
 
 def ranked_candidates(batch: Batch, tensors: Tensors, row: int) -> Tensor:
     """The reference's ranking [H, C] of one row, as positions."""
-    shares = batch.shares
-    candidates = tensors.scores[row, :, shares.sinks : batch.lengths[row] - shares.recent]
-    return reference.rank_tokens(candidates) + shares.sinks
+    budget_split = batch.budget_split
+    candidates = tensors.scores[
+        row, :, budget_split.sinks : batch.lengths[row] - budget_split.recent
+    ]
+    return reference.rank_tokens(candidates) + budget_split.sinks
 
 
 def kept_of(tensors: Tensors, kept: Tensor, row: int) -> Tensor:
@@ -253,7 +257,7 @@ def differing_pipeline(batch: Batch, device: str, max_rows: int) -> list[str]:
     tensors = draw(batch, device)
     width = max(batch.lengths)
     selector = RankSelector.allocate(
-        batch.shares, max_rows=max_rows, num_heads=batch.heads, context=width, device=device
+        batch.budget_split, max_rows=max_rows, num_heads=batch.heads, context=width, device=device
     )
     kept = torch.full_like(tensors.slots, POISON)
     selector.keep_slots(
@@ -269,7 +273,7 @@ def differing_rows(batch: Batch, tensors: Tensors, scores: Tensor, kept: Tensor)
     """Rows whose kept slots are not the reference's set in order of position."""
     found = []
     for row, length in enumerate(batch.lengths):
-        wanted = reference.keep_tokens(scores[row, :, :length], batch.shares)
+        wanted = reference.keep_tokens(scores[row, :, :length], batch.budget_split)
         if not torch.equal(kept_of(tensors, kept, row), row_slots(tensors, row)[wanted]):
             found.append(f"row {row} of {length} tokens keeps another set")
     return found

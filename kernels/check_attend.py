@@ -9,7 +9,7 @@ from torch.nn import functional
 from lim_sglang.kernels import reference
 from lim_sglang.kernels.attend import attend_tokens
 from lim_sglang.kernels.check import ATTENTION_TOLERANCE, Batch, draw, relative_error
-from lim_sglang.kernels.parts import Parts
+from lim_sglang.kernels.parts import SplitWorkspace
 
 VALUE_SCALE = 0.5
 """Of a quantised cache; a power of two, so that it changes no error."""
@@ -22,7 +22,7 @@ def differing_attention(batch: Batch, device: str) -> list[str]:
     them, and no tensor is without gaps.
     """
     step = draw_step(batch, device)
-    parts = Parts.allocate(
+    workspace = SplitWorkspace.allocate(
         num_heads=batch.heads,
         num_kv_heads=batch.kv_heads,
         dim=batch.dim,
@@ -31,13 +31,16 @@ def differing_attention(batch: Batch, device: str) -> list[str]:
     )
     found = []
     # As many programs a row as there are; and one, as where rows are many.
-    for name, some in (("shared", parts), ("alone", replace(parts, outputs=parts.outputs[:0]))):
+    for name, some in (
+        ("shared", workspace),
+        ("alone", replace(workspace, outputs=workspace.outputs[:0])),
+    ):
         outputs = [attended(batch, step, some) for _ in range(2)]
         if not torch.equal(*outputs):
             found.append(f"{name}: the same again gives other bits")
-        if parts.arrivals.any():
+        if workspace.block_counters.any():
             found.append(f"{name}: arrivals are left, so the next step would end too early")
-            parts.arrivals.zero_()
+            workspace.block_counters.zero_()
         found += [f"{name}, {text}" for text in differing_rows(batch, step, outputs[0])]
     return found
 
@@ -82,14 +85,14 @@ def _within(drawn: Tensor, more_rows: tuple[int, int], more_heads: int, more_dim
     return functional.pad(drawn, (0, more_dims, 0, more_heads, *more_rows), value=torch.nan)
 
 
-def attended(batch: Batch, step: Step, parts: Parts) -> Tensor:
+def attended(batch: Batch, step: Step, workspace: SplitWorkspace) -> Tensor:
     """[B, H, D] over each row's slots, in memory that was NaN."""
     return attend_tokens(
         *(step.query, step.keys, step.values, step.slots, step.indptr),
         longest=max(batch.lengths),
         scale=batch.scale,
         value_scale=VALUE_SCALE,
-        parts=parts,
+        workspace=workspace,
         out=torch.full_like(step.query, torch.nan),
     )
 

@@ -18,7 +18,7 @@ from lim_sglang.kernels.check import (
     row_slots,
 )
 from lim_sglang.kernels.mass_selector import MassSelector
-from lim_sglang.kernels.pool import log_sum_exp, pool_mass
+from lim_sglang.kernels.pool import log_sum_exp, softmax_mass
 from lim_sglang.kernels.selector import RankSelector
 
 MASS_TOLERANCE = 2e-5
@@ -28,7 +28,7 @@ MASS_TOLERANCE = 2e-5
 def prepared_selector(batch: Batch, tensors: Tensors, device: str, max_rows: int) -> MassSelector:
     """A selector whose memory is poisoned."""
     selector = MassSelector.allocate(
-        batch.shares,
+        batch.budget_split,
         max_rows=max_rows,
         num_heads=batch.heads,
         context=tensors.scores.shape[2],
@@ -45,9 +45,9 @@ def differing_masses(batch: Batch, device: str) -> list[str]:
     tensors = draw(batch, device)
     selector = prepared_selector(batch, tensors, device, len(batch.lengths))
     selector.scores[..., : tensors.scores.shape[2]].copy_(tensors.scores)
-    step = (batch.shares.budget, batch.scale)
+    step = (batch.budget_split.budget, batch.scale)
     log_sum_exp(selector.scores, tensors.indptr, *step, selector.normalisers)
-    pool_mass(selector.scores, tensors.indptr, selector.normalisers, *step, selector.mass)
+    softmax_mass(selector.scores, tensors.indptr, selector.normalisers, *step, selector.mass)
     found = []
     for row, length in enumerate(batch.lengths):
         written = length if row in batch.sparse else 0
@@ -58,7 +58,7 @@ def differing_masses(batch: Batch, device: str) -> list[str]:
             lse = reference.log_sum_exp(scores, batch.scale)
             if not torch.allclose(selector.normalisers[row], lse, rtol=1e-5, atol=1e-5):
                 found.append(f"row {row}: other normalisers")
-            wanted = reference.pool_mass(scores, batch.scale)
+            wanted = reference.softmax_mass(scores, batch.scale)
             error = relative_error(selector.mass[row, :length], wanted)
             if not error <= MASS_TOLERANCE:
                 found.append(f"row {row}: masses are off by {error:.2e}")
@@ -98,7 +98,7 @@ def differing_rows(batch: Batch, tensors: Tensors, masses: Tensor, kept: Tensor)
     """Rows whose kept slots are not the reference's for these masses, in order of position."""
     found = [] if (kept[-5:] == POISON).all() else ["slots written past the last row"]
     for row, length in enumerate(batch.lengths):
-        wanted = reference.keep_heaviest(masses[row, :length], batch.shares)
+        wanted = reference.topk_by_mass(masses[row, :length], batch.budget_split)
         if not torch.equal(kept_of(tensors, kept, row), row_slots(tensors, row)[wanted]):
             found.append(f"row {row} of {length} tokens keeps another set by mass")
     return found
@@ -118,7 +118,7 @@ def lost_mass(batch: Batch, device: str) -> float:
     """
     tensors = draw(batch, device)
     selector = RankSelector.allocate(
-        batch.shares,
+        batch.budget_split,
         max_rows=len(batch.lengths),
         num_heads=batch.heads,
         context=max(batch.lengths),
@@ -135,6 +135,6 @@ def lost_mass(batch: Batch, device: str) -> float:
         scores = reference.score_tokens(tensors.query[row], tensors.keys[slots].to(batch.dtype))
         mass = (scores * batch.scale).softmax(-1)
         ours = torch.isin(slots, kept_of(tensors, kept, row))
-        wanted = reference.keep_tokens(scores, batch.shares)
+        wanted = reference.keep_tokens(scores, batch.budget_split)
         lost = max(lost, float((mass[:, wanted].sum(-1) - mass[:, ours].sum(-1)).abs().max()))
     return lost

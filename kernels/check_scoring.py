@@ -8,7 +8,7 @@ import triton
 
 from lim_sglang.kernels import reference
 from lim_sglang.kernels.check import SCORE_TOLERANCE, Batch, draw, relative_error, row_slots
-from lim_sglang.kernels.scoring import ScoringAttention, planned_decode
+from lim_sglang.kernels.scoring import ScoreStoringAttention, planned_decode
 
 
 def differing_scoring(batch: Batch) -> list[str]:
@@ -31,9 +31,9 @@ def differing_scoring(batch: Batch) -> list[str]:
     cache = (tensors.keys, values)
     scores = torch.full((rows, batch.heads, width), torch.nan, device="cuda")
     lse = torch.full((rows, batch.heads), torch.nan, device="cuda")
-    attention = ScoringAttention(batch.dtype, batch.dim)
+    attention = ScoreStoringAttention(batch.dtype, batch.dim)
     output = attention.run(
-        planned, tensors.query, cache, batch.scale, scores, batch.shares.budget, lse
+        planned, tensors.query, cache, batch.scale, scores, batch.budget_split.budget, lse
     )
     found = []
     pages = (tensors.keys[:, None], values[:, None])

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lim_sglang.kernels.follow import follow, follows
+from lim_sglang.kernels.follow import pdl_options, pdl_wait
 from lim_sglang.kernels.launch import (
     COMPACT_BLOCK,
     NEVER,
@@ -17,7 +17,7 @@ from lim_sglang.kernels.launch import (
     check_int32,
     check_tensors,
 )
-from lim_sglang.kernels.reference import Shares
+from lim_sglang.kernels.reference import BudgetSplit
 
 
 @triton.jit(do_not_specialize=["budget", "sinks", "recent"])
@@ -37,9 +37,9 @@ def _compact(
     NO_TURN: tl.constexpr,
     PADDED_COUNTS: tl.constexpr,
     BLOCK: tl.constexpr,
-    FOLLOWS: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):
-    follow(FOLLOWS)
+    pdl_wait(USE_PDL)
     row = tl.program_id(0).to(tl.int64)
     start = tl.load(indptr + row).to(tl.int64)
     length = (tl.load(indptr + row + 1) - start).to(tl.int32)
@@ -72,7 +72,7 @@ def compact_slots(
     slots: Tensor,
     kept_indptr: Tensor,
     *,
-    shares: Shares,
+    budget_split: BudgetSplit,
     first_turn: Tensor,
     last_turn: Tensor,
     chosen_counts: Tensor,
@@ -105,15 +105,15 @@ def compact_slots(
         last_turn,
         chosen_counts,
         out,
-        shares.budget,
-        shares.sinks,
-        shares.recent,
+        budget_split.budget,
+        budget_split.sinks,
+        budget_split.recent,
         first_turn.stride(0),
         chosen_counts.stride(0),
         NO_TURN=NEVER,
         PADDED_COUNTS=chosen_counts.shape[1],
         BLOCK=COMPACT_BLOCK,
         num_warps=WIDE_WARPS,
-        **follows(),
+        **pdl_options(),
     )
     return out

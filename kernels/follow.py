@@ -14,29 +14,29 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from lim_sglang.kernels.launch import interpreted
 
-FOLLOWS_FROM = (9, 0)
+PDL_CAPABILITY = (9, 0)
 """Compute capability."""
 
 
 @triton.jit
-def follow(FOLLOWS: tl.constexpr):
+def pdl_wait(USE_PDL: tl.constexpr):
     """Wait until the kernel before has ended and what it wrote is seen."""
-    if FOLLOWS:
+    if USE_PDL:
         gdc_wait()
 
 
 @triton.jit
-def let_next_follow(FOLLOWS: tl.constexpr):
+def pdl_launch_next(USE_PDL: tl.constexpr):
     """Let the next kernel be launched once all programs of this one have come here or ended."""
-    if FOLLOWS:
+    if USE_PDL:
         gdc_launch_dependents()
 
 
-def follows() -> dict[str, bool]:
+def pdl_options() -> dict[str, bool]:
     """Launch options of a kernel that begins with `follow`."""
-    return {"FOLLOWS": True, "launch_pdl": True} if _can_follow() else {"FOLLOWS": False}
+    return {"FOLLOWS": True, "launch_pdl": True} if _has_pdl() else {"FOLLOWS": False}
 
 
 @cache
-def _can_follow() -> bool:
-    return not interpreted() and torch.cuda.get_device_capability() >= FOLLOWS_FROM
+def _has_pdl() -> bool:
+    return not interpreted() and torch.cuda.get_device_capability() >= PDL_CAPABILITY

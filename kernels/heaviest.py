@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lim_sglang.kernels.follow import follow, follows
+from lim_sglang.kernels.follow import pdl_options, pdl_wait
 from lim_sglang.kernels.launch import (
     HEAVIEST_BLOCK,
     HEAVIEST_SMALL_BLOCK,
@@ -27,7 +27,7 @@ from lim_sglang.kernels.order import (
     sampled_threshold,
     sortable_key,
 )
-from lim_sglang.kernels.reference import Shares
+from lim_sglang.kernels.reference import BudgetSplit
 
 
 @triton.jit
@@ -101,7 +101,7 @@ def _keep_of_all(mass, slots, kept, sinks, end, selected, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["budget", "sinks", "recent", "selected", "target"])
-def _keep_heaviest(
+def _topk_by_mass(
     mass,  # [B, >= S] f32
     indptr,  # [B + 1] int32, of all tokens
     slots,  # [indptr[B]] int32
@@ -119,9 +119,9 @@ def _keep_heaviest(
     SAMPLE: tl.constexpr,
     BLOCK: tl.constexpr,
     SMALL_BLOCK: tl.constexpr,
-    FOLLOWS: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):
-    follow(FOLLOWS)
+    pdl_wait(USE_PDL)
     row = tl.program_id(0).to(tl.int64)
     start = tl.load(indptr + row).to(tl.int64)
     length = (tl.load(indptr + row + 1) - start).to(tl.int32)
@@ -156,13 +156,13 @@ def candidate_capacity(selected: int) -> int:
     return max(16, triton.next_power_of_2(2 * selected))
 
 
-def keep_heaviest(
+def topk_by_mass(
     mass: Tensor,
     indptr: Tensor,
     slots: Tensor,
     kept_indptr: Tensor,
     *,
-    shares: Shares,
+    budget_split: BudgetSplit,
     candidates: Tensor,
     out: Tensor,
 ) -> Tensor:
@@ -186,19 +186,19 @@ def keep_heaviest(
     rows, columns = mass.shape
     if columns % 4:
         raise ValueError(f"rows of masses must have a multiple of 4 columns, not {columns}")
-    capacity = candidate_capacity(shares.selected)
-    _keep_heaviest[(rows, 2)](
+    capacity = candidate_capacity(budget_split.selected)
+    _topk_by_mass[(rows, 2)](
         mass,
         indptr,
         slots,
         kept_indptr,
         candidates,
         out,
-        shares.budget,
-        shares.sinks,
-        shares.recent,
-        shares.selected,
-        (shares.selected + capacity) // 2,
+        budget_split.budget,
+        budget_split.sinks,
+        budget_split.recent,
+        budget_split.selected,
+        (budget_split.selected + capacity) // 2,
         mass.stride(0),
         candidates.stride(0),
         CAPACITY=capacity,
@@ -206,6 +206,6 @@ def keep_heaviest(
         BLOCK=HEAVIEST_BLOCK,
         SMALL_BLOCK=HEAVIEST_SMALL_BLOCK,
         num_warps=sort_warps(capacity),
-        **follows(),
+        **pdl_options(),
     )
     return out

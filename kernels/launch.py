@@ -46,11 +46,11 @@ ATTEND_STAGES = 3
 BYTES_PER_PROCESSOR = 4
 """Programs of attention that few rows are shared among, times bytes a number of the cache: narrow
 numbers need more programs for as many bytes in flight. Many rows make more, which share nothing."""
-MIN_PART, MAX_PARTS = 64, 16
+MIN_SPLIT, MAX_SPLITS = 64, 16
 """Tokens of a row that a program is worth, and programs that a row is worth, at most."""
-PART_ALIGNMENT = 16
+SPLIT_ALIGNMENT = 16
 """Tokens that parts are multiples of, so that slots are read in whole loads."""
-PARTS_AT_ONCE = 32
+SPLITS_AT_ONCE = 32
 """Heads times parts that are merged at a time."""
 SLACK_SHARE = 16
 """One in so many of a sample may miss a threshold that was meant for it: none is exact anyway."""
@@ -80,7 +80,7 @@ NUM_STAGES = 2
 """Tiles of keys in flight while scores are computed."""
 NEVER = 2**31 - 1
 """The first turn of a token that no head has ranked."""
-UNDECIDED = -1
+NEEDS_FULL_RANKING = -1
 """The last turn of a row that is still to be ranked whole."""
 
 

@@ -6,9 +6,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lim_sglang.kernels.heaviest import candidate_capacity, keep_heaviest
-from lim_sglang.kernels.pool import log_sum_exp, pool_mass
-from lim_sglang.kernels.reference import Shares
+from lim_sglang.kernels.heaviest import candidate_capacity, topk_by_mass
+from lim_sglang.kernels.pool import log_sum_exp, softmax_mass
+from lim_sglang.kernels.reference import BudgetSplit
 from lim_sglang.kernels.selector import Selector
 
 
@@ -24,11 +24,11 @@ class MassSelector(Selector):
     """[R, candidates that there is room for] int32."""
 
     @classmethod
-    def _around(cls, shares: Shares, scores: Tensor, max_rows: int) -> Self:
+    def _around(cls, budget_split: BudgetSplit, scores: Tensor, max_rows: int) -> Self:
         rows, num_heads, columns = scores.shape
-        room = candidate_capacity(shares.selected)
+        room = candidate_capacity(budget_split.selected)
         return cls(
-            shares=shares,
+            budget_split=budget_split,
             scores=scores,
             normalisers=scores.new_zeros(max_rows, num_heads),  # a dense pass leaves all rows'
             mass=scores.new_zeros(rows, columns),
@@ -56,20 +56,20 @@ class MassSelector(Selector):
         has_lse: bool,
     ) -> None:
         """Pool the scores and keep the heaviest tokens."""
-        budget = self.shares.budget
+        budget = self.budget_split.budget
         if not has_lse:
             log_sum_exp(self.scores, indptr, budget, scale, self.normalisers)
-        pool_mass(self.scores, indptr, self.normalisers, budget, scale, self.mass)
+        softmax_mass(self.scores, indptr, self.normalisers, budget, scale, self.mass)
         self.write(indptr, slots, kept_indptr, out)
 
     def write(self, indptr: Tensor, slots: Tensor, kept_indptr: Tensor, out: Tensor) -> None:
         """Write the slots of the heaviest tokens between those of the ends."""
-        keep_heaviest(
+        topk_by_mass(
             self.mass,
             indptr,
             slots,
             kept_indptr,
-            shares=self.shares,
+            budget_split=self.budget_split,
             candidates=self.candidates,
             out=out,
         )

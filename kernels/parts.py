@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lim_sglang.kernels.launch import (
     BYTES_PER_PROCESSOR,
-    MAX_PARTS,
-    MIN_PART,
+    MAX_SPLITS,
+    MIN_SPLIT,
     padded_group,
 )
 
@@ -18,7 +18,7 @@ INTERPRETED_PROCESSORS = 64
 
 
 @dataclass(frozen=True)
-class Parts:
+class SplitWorkspace:
     """Where programs that share a row leave what they found, allocated once.
 
     Shapes: N programs that run side by side.
@@ -28,7 +28,7 @@ class Parts:
     """[N, padded group, D] f32."""
     lse: Tensor
     """[N, padded group] f32, log2 of each head's normaliser."""
-    arrivals: Tensor
+    block_counters: Tensor
     """[N] int32, 0 between two kernels."""
     processors: int
     """Of the GPU."""
@@ -42,7 +42,7 @@ class Parts:
         dim: int,
         cache_dtype: torch.dtype,
         device: torch.device | str,
-    ) -> "Parts":
+    ) -> "SplitWorkspace":
         """Take the memory for this GPU's processors."""
         processors = INTERPRETED_PROCESSORS
         if torch.device(device).type == "cuda":
@@ -64,4 +64,4 @@ class Parts:
             longest: tokens of the longest row that there can be.
         """
         fitting = self.outputs.shape[0] // max(1, num_units)
-        return max(1, min(fitting, MAX_PARTS, triton.cdiv(longest, MIN_PART)))
+        return max(1, min(fitting, MAX_SPLITS, triton.cdiv(longest, MIN_SPLIT)))

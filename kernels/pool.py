@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lim_sglang.kernels.follow import follow, follows, let_next_follow
+from lim_sglang.kernels.follow import pdl_launch_next, pdl_options, pdl_wait
 from lim_sglang.kernels.launch import (
     LSE_BLOCK,
     POOL_BLOCK,
@@ -70,10 +70,10 @@ def _pool(
     mass_row_stride,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
-    FOLLOWS: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):
-    let_next_follow(FOLLOWS)
-    follow(FOLLOWS)
+    pdl_launch_next(USE_PDL)
+    pdl_wait(USE_PDL)
     row = tl.program_id(0).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)
     first = tl.program_id(1) * BLOCK
@@ -123,7 +123,7 @@ def log_sum_exp(scores: Tensor, indptr: Tensor, budget: int, scale: float, out: 
     return out
 
 
-def pool_mass(
+def softmax_mass(
     scores: Tensor, indptr: Tensor, lse: Tensor, budget: int, scale: float, out: Tensor
 ) -> Tensor:
     """Add up the heads' attention to each token of each row that is longer than the budget.
@@ -158,6 +158,6 @@ def pool_mass(
         out.stride(0),
         HEADS=min(POOL_HEADS, triton.next_power_of_2(heads)),
         BLOCK=POOL_BLOCK,
-        **follows(),
+        **pdl_options(),
     )
     return out

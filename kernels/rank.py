@@ -9,19 +9,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lim_sglang.kernels.arrive import arrives_last
-from lim_sglang.kernels.follow import follow, follows, let_next_follow
+from lim_sglang.kernels.arrive import is_last_block
+from lim_sglang.kernels.follow import pdl_launch_next, pdl_options, pdl_wait
 from lim_sglang.kernels.launch import (
     COMPACT_BLOCK,
     MAX_SORT,
+    NEEDS_FULL_RANKING,
     RANK_BLOCK,
-    UNDECIDED,
     check_int32,
     check_tensors,
     rank_warps,
 )
 from lim_sglang.kernels.order import sort_ranking, sortable_key, written_tokens
-from lim_sglang.kernels.reference import Shares
+from lim_sglang.kernels.reference import BudgetSplit
 from lim_sglang.kernels.union import count_chosen, cut_turns, note_turns
 
 
@@ -72,9 +72,9 @@ def _rank(
     ranking,  # [B, H, >= K] int32, best first
     first_turn,  # [B, >= S] int32
     last_turn,  # [B] int32
-    met_counts,  # [B, MET_RANKS] int32
+    new_tokens_per_rank,  # [B, MET_RANKS] int32
     chosen_counts,  # [B, >= blocks of S] int32
-    arrivals,  # [B] int32
+    block_counters,  # [B] int32
     budget,
     sinks,
     recent,
@@ -85,18 +85,18 @@ def _rank(
     ranking_row_stride,
     ranking_head_stride,
     turn_row_stride,
-    met_row_stride,
+    rank_count_row_stride,
     count_row_stride,
-    UNDECIDED: tl.constexpr,
+    NEEDS_FULL_RANKING: tl.constexpr,
     PADDED_RANKS: tl.constexpr,
     BLOCK: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
-    MET_RANKS: tl.constexpr,
+    COUNTED_RANKS: tl.constexpr,
     COUNTED: tl.constexpr,
-    FOLLOWS: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):
-    let_next_follow(FOLLOWS)
-    follow(FOLLOWS)
+    pdl_launch_next(USE_PDL)
+    pdl_wait(USE_PDL)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)
@@ -105,13 +105,13 @@ def _rank(
     first_turn += row * turn_row_stride
     chosen_counts += row * count_row_stride
     cut = tl.load(last_turn + row)
-    if cut != UNDECIDED:  # the row's programs share the counting
+    if cut != NEEDS_FULL_RANKING:  # the row's programs share the counting
         count_chosen(first_turn, chosen_counts, cut, length, head, num_heads, COUNTED)
         return
     scores += row * score_row_stride + head * score_head_stride
     rankings = ranking + row * ranking_row_stride
     ranking = rankings + head * ranking_head_stride
-    met_counts += row * met_row_stride
+    new_tokens_per_rank += row * rank_count_row_stride
     end = length - recent
     ranks = tl.arange(0, PADDED_RANKS)
     if end - sinks <= PADDED_RANKS:  # so few are all sorted
@@ -121,19 +121,19 @@ def _rank(
         _write_best(scores, ranking, sinks, end, num_ranks, BLOCK)
         positions, inside = written_tokens(ranking, num_ranks, PADDED_RANKS)
     ranked = sort_ranking(scores, ranking, positions, inside, num_ranks, PADDED_RANKS)
-    note_turns(first_turn, met_counts, ranked, num_ranks, head, num_heads, PADDED_RANKS)
+    note_turns(first_turn, new_tokens_per_rank, ranked, num_ranks, head, num_heads, PADDED_RANKS)
 
-    if arrives_last(arrivals + row, num_heads):
+    if is_last_block(block_counters + row, num_heads):
         cut = cut_turns(
             rankings,
             first_turn,
-            met_counts,
+            new_tokens_per_rank,
             num_ranks,
             num_ranks,
             num_heads,
             ranking_head_stride,
             PADDED_HEADS,
-            MET_RANKS,
+            COUNTED_RANKS,
         )
         tl.store(last_turn + row, cut)
         count_chosen(first_turn, chosen_counts, cut, length, 0, 1, COUNTED)
@@ -148,13 +148,13 @@ def rank_tokens(
     scores: Tensor,
     indptr: Tensor,
     *,
-    shares: Shares,
+    budget_split: BudgetSplit,
     ranking: Tensor,
     first_turn: Tensor,
     last_turn: Tensor,
-    met_counts: Tensor,
+    new_tokens_per_rank: Tensor,
     chosen_counts: Tensor,
-    arrivals: Tensor,
+    block_counters: Tensor,
 ) -> None:
     """Rank the best candidates of every head in each row that is undecided, and unite them.
 
@@ -173,26 +173,35 @@ def rank_tokens(
         arrivals: [B] int32, zero before and after.
     """
     ints = {"indptr": indptr, "ranking": ranking, "first_turn": first_turn}
-    ints |= {"last_turn": last_turn, "met_counts": met_counts, "arrivals": arrivals}
+    ints |= {"last_turn": last_turn, "met_counts": new_tokens_per_rank, "arrivals": block_counters}
     ints |= {"chosen_counts": chosen_counts}
     check_tensors(scores=scores, **ints)
     check_int32(**ints)
     rows, heads, _ = scores.shape
-    num_ranks = shares.selected
+    num_ranks = budget_split.selected
     if num_ranks > MAX_SORT:
         raise ValueError(f"at most {MAX_SORT} tokens a head can be ranked, not {num_ranks}")
     padded = padded_ranks(num_ranks)
     _rank[(rows, heads)](
-        *(scores, indptr, ranking, first_turn, last_turn, met_counts, chosen_counts, arrivals),
-        *(shares.budget, shares.sinks, shares.recent, num_ranks, heads),
+        *(
+            scores,
+            indptr,
+            ranking,
+            first_turn,
+            last_turn,
+            new_tokens_per_rank,
+            chosen_counts,
+            block_counters,
+        ),
+        *(budget_split.budget, budget_split.sinks, budget_split.recent, num_ranks, heads),
         *(scores.stride(0), scores.stride(1), ranking.stride(0), ranking.stride(1)),
-        *(first_turn.stride(0), met_counts.stride(0), chosen_counts.stride(0)),
-        UNDECIDED=UNDECIDED,
+        *(first_turn.stride(0), new_tokens_per_rank.stride(0), chosen_counts.stride(0)),
+        NEEDS_FULL_RANKING=NEEDS_FULL_RANKING,
         PADDED_RANKS=padded,
         BLOCK=RANK_BLOCK,
         PADDED_HEADS=triton.next_power_of_2(heads),
-        MET_RANKS=met_counts.shape[1],
+        COUNTED_RANKS=new_tokens_per_rank.shape[1],
         COUNTED=COMPACT_BLOCK,
         num_warps=rank_warps(padded),
-        **follows(),
+        **pdl_options(),
     )

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True)
-class Shares:
+class BudgetSplit:
     """The three parts of a budget, in tokens; they add up to it."""
 
     sinks: int
@@ -30,7 +30,7 @@ class Shares:
         return self.sinks + self.selected + self.recent
 
 
-def split_budget(budget: int, recent_ratio: float, sinks: int) -> Shares:
+def split_budget(budget: int, recent_ratio: float, sinks: int) -> BudgetSplit:
     """Divide a budget; the sinks come out of the recency share, and the newest token is kept.
 
     The epsilon keeps a product such as 10 * 0.9 from being cut to 8.
@@ -38,9 +38,9 @@ def split_budget(budget: int, recent_ratio: float, sinks: int) -> Shares:
     selected = int(budget * (1 - recent_ratio) + 1e-9)
     share = budget - selected
     if share == 0:
-        return Shares(sinks=0, selected=budget - 1, recent=1)
+        return BudgetSplit(sinks=0, selected=budget - 1, recent=1)
     sinks = min(sinks, share - 1)
-    return Shares(sinks=sinks, selected=selected, recent=share - sinks)
+    return BudgetSplit(sinks=sinks, selected=selected, recent=share - sinks)
 
 
 def count_kept(lengths: Tensor, budget: int) -> Tensor:
@@ -113,7 +113,7 @@ def unite_rankings(ranking: Tensor, selected: int) -> Tensor:
     return first_turn.sort(stable=True).indices[:selected]
 
 
-def keep_tokens(scores: Tensor, shares: Shares) -> Tensor:
+def keep_tokens(scores: Tensor, budget_split: BudgetSplit) -> Tensor:
     """The kept positions of one request, without checks: what serving calls.
 
     Args:
@@ -123,14 +123,14 @@ def keep_tokens(scores: Tensor, shares: Shares) -> Tensor:
         [min(S, K)] int64, ascending.
     """
     length, device = scores.shape[1], scores.device
-    if length <= shares.budget:
+    if length <= budget_split.budget:
         return torch.arange(length, device=device)
-    newest = length - shares.recent
-    ranking = rank_tokens(scores[:, shares.sinks : newest])
-    chosen = unite_rankings(ranking, shares.selected) + shares.sinks
+    newest = length - budget_split.recent
+    ranking = rank_tokens(scores[:, budget_split.sinks : newest])
+    chosen = unite_rankings(ranking, budget_split.selected) + budget_split.sinks
     return torch.cat(
         [
-            torch.arange(shares.sinks, device=device),
+            torch.arange(budget_split.sinks, device=device),
             chosen.sort().values,
             torch.arange(newest, length, device=device),
         ]
@@ -150,7 +150,7 @@ def log_sum_exp(scores: Tensor, scale: float) -> Tensor:
     return (scores.float() * scale).logsumexp(dim=-1) / math.log(2)
 
 
-def pool_mass(scores: Tensor, scale: float) -> Tensor:
+def softmax_mass(scores: Tensor, scale: float) -> Tensor:
     """The attention that all heads together give each token: their softmax, added up.
 
     Args:
@@ -163,7 +163,7 @@ def pool_mass(scores: Tensor, scale: float) -> Tensor:
     return (scores.float() * scale).softmax(dim=-1).sum(dim=0)
 
 
-def keep_heaviest(mass: Tensor, shares: Shares) -> Tensor:
+def topk_by_mass(mass: Tensor, budget_split: BudgetSplit) -> Tensor:
     """The kept positions of one request when tokens are ordered by mass.
 
     Of equal masses the older token is taken; -0.0 ties with +0.0, and NaN is taken last.
@@ -174,7 +174,7 @@ def keep_heaviest(mass: Tensor, shares: Shares) -> Tensor:
     Returns:
         [min(S, K)] int64, ascending.
     """
-    return keep_tokens(mass[None], shares)  # the heads take turns, and there is one
+    return keep_tokens(mass[None], budget_split)  # the heads take turns, and there is one
 
 
 def select_tokens(
@@ -201,13 +201,15 @@ def select_tokens(
         ValueError: an argument outside its range, an empty request, or a non-finite score.
     """
     _check(scores, budget, recent_ratio, sinks)
-    shares = split_budget(budget, recent_ratio, sinks)
+    budget_split = split_budget(budget, recent_ratio, sinks)
     if mass_scale is not None:
-        return keep_heaviest(pool_mass(scores, mass_scale), shares)
-    return keep_tokens(scores, shares)
+        return topk_by_mass(softmax_mass(scores, mass_scale), budget_split)
+    return keep_tokens(scores, budget_split)
 
 
-def compact_slots(slots: Tensor, first_turn: Tensor, last_turn: int, shares: Shares) -> Tensor:
+def compact_slots(
+    slots: Tensor, first_turn: Tensor, last_turn: int, budget_split: BudgetSplit
+) -> Tensor:
     """The kept tokens' cache slots: sinks, tokens whose first turn wins, newest tokens.
 
     Args:
@@ -219,10 +221,10 @@ def compact_slots(slots: Tensor, first_turn: Tensor, last_turn: int, shares: Sha
         [min(S, K)] in order of position.
     """
     length = slots.shape[0]
-    if length <= shares.budget:
+    if length <= budget_split.budget:
         return slots
     positions = torch.arange(length, device=slots.device)
-    ends = (positions < shares.sinks) | (positions >= length - shares.recent)
+    ends = (positions < budget_split.sinks) | (positions >= length - budget_split.recent)
     return slots[ends | (first_turn <= last_turn)]
 
 

@@ -93,7 +93,7 @@ GRAPH_WORKSPACE_BYTES = 512 << 20
 """Of one that a CUDA graph captures, which always splits and pads: SGLang's choice for Qwen3."""
 
 
-class ScoringAttention:
+class ScoreStoringAttention:
     """One compiled kernel: a head dimension and a dtype of queries and cache."""
 
     def __init__(self, dtype: torch.dtype, head_dim: int) -> None:

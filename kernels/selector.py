@@ -12,11 +12,11 @@ import triton
 from torch import Tensor
 
 from lim_sglang.kernels.compact import compact_slots
-from lim_sglang.kernels.launch import NEVER, UNDECIDED
+from lim_sglang.kernels.launch import NEEDS_FULL_RANKING, NEVER
 from lim_sglang.kernels.rank import rank_tokens
-from lim_sglang.kernels.reference import Shares
+from lim_sglang.kernels.reference import BudgetSplit
 from lim_sglang.kernels.score import score_tokens
-from lim_sglang.kernels.shortlist import met_ranks, shortlist_capacity, shortlist_tokens
+from lim_sglang.kernels.shortlist import counted_ranks, shortlist_capacity, shortlist_tokens
 from lim_sglang.kernels.union import padded_counts
 
 ALIGNMENT = 64
@@ -32,14 +32,14 @@ class Selector(ABC):
     Shapes: R rows a chunk, H query heads, N the longest row there can be.
     """
 
-    shares: Shares
+    budget_split: BudgetSplit
     scores: Tensor
     """[R, H, N] f32, raw q·k."""
 
     @classmethod
     def allocate(
         cls,
-        shares: Shares,
+        budget_split: BudgetSplit,
         *,
         max_rows: int,
         num_heads: int,
@@ -50,11 +50,11 @@ class Selector(ABC):
         columns = triton.cdiv(context, ALIGNMENT) * ALIGNMENT
         rows = max(1, min(max_rows, MAX_SCORE_BYTES // (4 * num_heads * columns)))
         scores = torch.zeros(rows, num_heads, columns, dtype=torch.float32, device=device)
-        return cls._around(shares, scores, max_rows)
+        return cls._around(budget_split, scores, max_rows)
 
     @classmethod
     @abstractmethod
-    def _around(cls, shares: Shares, scores: Tensor, max_rows: int) -> Self:
+    def _around(cls, budget_split: BudgetSplit, scores: Tensor, max_rows: int) -> Self:
         """Take the rest of the memory, for chunks of these scores and batches of `max_rows`."""
 
     def narrow(self, rows: int) -> Self:
@@ -104,7 +104,7 @@ class Selector(ABC):
 
     def score(self, query: Tensor, keys: Tensor, indptr: Tensor, slots: Tensor) -> None:
         """Raw q·k of all heads and tokens."""
-        score_tokens(query, keys, indptr, slots, self.shares.budget, self.scores)
+        score_tokens(query, keys, indptr, slots, self.budget_split.budget, self.scores)
 
     def keep_slots(
         self,
@@ -152,39 +152,39 @@ class RankSelector(Selector):
     """[R, N] int32, NEVER between two steps."""
     last_turn: Tensor
     """[R] int32."""
-    met_counts: Tensor
+    new_tokens_per_rank: Tensor
     """[R, ranks] int32, tokens first met at each rank; 0 between two steps."""
     chosen_counts: Tensor
     """[R, blocks of N] int32, chosen tokens among each block of positions."""
-    arrivals: Tensor
+    block_counters: Tensor
     """[R] int32, 0 between two kernels."""
-    undecided_rows: Tensor
+    full_ranking_rows: Tensor
     """[1] int64, rows so far that shortlists did not decide, each SELECT layer counted."""
 
     @classmethod
-    def _around(cls, shares: Shares, scores: Tensor, max_rows: int) -> Self:
+    def _around(cls, budget_split: BudgetSplit, scores: Tensor, max_rows: int) -> Self:
         rows, num_heads, columns = scores.shape
-        num_ranks = max(shares.selected, shortlist_capacity(shares.selected))
+        num_ranks = max(budget_split.selected, shortlist_capacity(budget_split.selected))
 
         def ints(*shape: int, fill: int = 0, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.full(shape, fill, dtype=dtype, device=scores.device)
 
         return cls(
-            shares=shares,
+            budget_split=budget_split,
             scores=scores,
             ranking=ints(rows, num_heads, num_ranks),
             depth=ints(rows, num_heads),
             first_turn=ints(rows, columns, fill=NEVER),
-            last_turn=ints(rows, fill=UNDECIDED),
-            met_counts=ints(rows, met_ranks(shares.selected)),
+            last_turn=ints(rows, fill=NEEDS_FULL_RANKING),
+            new_tokens_per_rank=ints(rows, counted_ranks(budget_split.selected)),
             chosen_counts=ints(rows, padded_counts(columns)),
-            arrivals=ints(rows),
-            undecided_rows=ints(1, dtype=torch.int64),
+            block_counters=ints(rows),
+            full_ranking_rows=ints(1, dtype=torch.int64),
         )
 
     def counts(self) -> dict[str, int]:
         """Rows that were ranked whole, those just over the budget among them; per SELECT layer."""
-        return {"rows_ranked_whole": int(self.undecided_rows)}
+        return {"rows_ranked_whole": int(self.full_ranking_rows)}
 
     @property
     def decisive(self) -> Tensor:
@@ -207,7 +207,7 @@ class RankSelector(Selector):
 
     def choose(self, indptr: Tensor) -> None:
         """Find the turns that win, from the scores."""
-        if self.shares.selected:  # else sinks and the newest tokens are all
+        if self.budget_split.selected:  # else sinks and the newest tokens are all
             self.shortlist(indptr)
             self.rank(indptr)
 
@@ -216,15 +216,15 @@ class RankSelector(Selector):
         shortlist_tokens(
             self.scores,
             indptr,
-            shares=self.shares,
-            capacity=shortlist_capacity(self.shares.selected),
+            budget_split=self.budget_split,
+            capacity=shortlist_capacity(self.budget_split.selected),
             ranking=self.ranking,
             depth=self.depth,
             first_turn=self.first_turn,
             last_turn=self.last_turn,
-            met_counts=self.met_counts,
-            arrivals=self.arrivals,
-            undecided_rows=self.undecided_rows,
+            new_tokens_per_rank=self.new_tokens_per_rank,
+            block_counters=self.block_counters,
+            full_ranking_rows=self.full_ranking_rows,
         )
 
     def rank(self, indptr: Tensor) -> None:
@@ -232,19 +232,19 @@ class RankSelector(Selector):
         rank_tokens(
             self.scores,
             indptr,
-            shares=self.shares,
+            budget_split=self.budget_split,
             ranking=self.ranking,
             first_turn=self.first_turn,
             last_turn=self.last_turn,
-            met_counts=self.met_counts,
+            new_tokens_per_rank=self.new_tokens_per_rank,
             chosen_counts=self.chosen_counts,
-            arrivals=self.arrivals,
+            block_counters=self.block_counters,
         )
 
     def forget(self) -> None:
         """Back to how it is between two steps, where a step was not finished."""
         self.first_turn.fill_(NEVER)
-        self.met_counts.zero_()
+        self.new_tokens_per_rank.zero_()
 
     def compact(self, indptr: Tensor, slots: Tensor, kept_indptr: Tensor, out: Tensor) -> None:
         """Write the chosen tokens' slots between those of the ends."""
@@ -252,7 +252,7 @@ class RankSelector(Selector):
             indptr,
             slots,
             kept_indptr,
-            shares=self.shares,
+            budget_split=self.budget_split,
             first_turn=self.first_turn,
             last_turn=self.last_turn,
             chosen_counts=self.chosen_counts,

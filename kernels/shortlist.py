@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lim_sglang.kernels.arrive import arrives_last
-from lim_sglang.kernels.follow import follow, follows, let_next_follow
+from lim_sglang.kernels.arrive import is_last_block
+from lim_sglang.kernels.follow import pdl_launch_next, pdl_options, pdl_wait
 from lim_sglang.kernels.launch import (
+    NEEDS_FULL_RANKING,
     SHORTLIST_BLOCK,
-    UNDECIDED,
     check_int32,
     check_tensors,
     sample_size,
@@ -30,7 +30,7 @@ from lim_sglang.kernels.order import (
     written_tokens,
 )
 from lim_sglang.kernels.rank import padded_ranks
-from lim_sglang.kernels.reference import Shares
+from lim_sglang.kernels.reference import BudgetSplit
 from lim_sglang.kernels.union import cut_turns, note_turns
 
 
@@ -55,9 +55,9 @@ def _shortlist(
     depth,  # [B, H] int32
     first_turn,  # [B, >= S] int32
     last_turn,  # [B] int32
-    met_counts,  # [B, MET_RANKS] int32
-    arrivals,  # [B] int32
-    undecided_rows,  # [1] int64
+    new_tokens_per_rank,  # [B, MET_RANKS] int32
+    block_counters,  # [B] int32
+    full_ranking_rows,  # [1] int64
     budget,
     sinks,
     recent,
@@ -68,18 +68,18 @@ def _shortlist(
     ranking_row_stride,
     ranking_head_stride,
     turn_row_stride,
-    met_row_stride,
-    UNDECIDED: tl.constexpr,
+    rank_count_row_stride,
+    NEEDS_FULL_RANKING: tl.constexpr,
     CAPACITY: tl.constexpr,
     SORTED_AT_ONCE: tl.constexpr,  # candidates that `rank.py` sorts without a threshold
     SAMPLE: tl.constexpr,
     BLOCK: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
-    MET_RANKS: tl.constexpr,
-    FOLLOWS: tl.constexpr,
+    COUNTED_RANKS: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):
-    let_next_follow(FOLLOWS)
-    follow(FOLLOWS)
+    pdl_launch_next(USE_PDL)
+    pdl_wait(USE_PDL)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)
@@ -89,7 +89,7 @@ def _shortlist(
     rankings = ranking + row * ranking_row_stride
     ranking = rankings + head * ranking_head_stride
     first_turn += row * turn_row_stride
-    met_counts += row * met_row_stride
+    new_tokens_per_rank += row * rank_count_row_stride
     depth += row * num_heads
     end = length - recent
 
@@ -97,8 +97,8 @@ def _shortlist(
     if (candidates > CAPACITY) & (candidates <= SORTED_AT_ONCE):
         tl.store(depth + head, 0)
         if head == 0:
-            tl.store(last_turn + row, UNDECIDED)
-            tl.atomic_add(undecided_rows, 1, sem="relaxed")
+            tl.store(last_turn + row, NEEDS_FULL_RANKING)
+            tl.atomic_add(full_ranking_rows, 1, sem="relaxed")
         return
     wanted = _wanted(candidates, tl.minimum(candidates, SAMPLE), CAPACITY)
     passed = CAPACITY + 1
@@ -114,27 +114,27 @@ def _shortlist(
     if fits:
         positions, inside = written_tokens(ranking, passed, CAPACITY)
         ranked = sort_ranking(scores, ranking, positions, inside, passed, CAPACITY)
-        note_turns(first_turn, met_counts, ranked, passed, head, num_heads, CAPACITY)
+        note_turns(first_turn, new_tokens_per_rank, ranked, passed, head, num_heads, CAPACITY)
     tl.store(depth + head, tl.where(fits, passed, 0))
 
-    if arrives_last(arrivals + row, num_heads):
+    if is_last_block(block_counters + row, num_heads):
         heads = tl.arange(0, PADDED_HEADS)
         inside = heads < num_heads
         depths = tl.load(depth + heads, mask=inside, other=CAPACITY, cache_modifier=".cg")
         cut = cut_turns(
             rankings,
             first_turn,
-            met_counts,
+            new_tokens_per_rank,
             tl.min(depths, 0),  # the end of the shortest ranking
             selected,
             num_heads,
             ranking_head_stride,
             PADDED_HEADS,
-            MET_RANKS,
+            COUNTED_RANKS,
         )
         tl.store(last_turn + row, cut)
-        if cut == UNDECIDED:
-            tl.atomic_add(undecided_rows, 1, sem="relaxed")
+        if cut == NEEDS_FULL_RANKING:
+            tl.atomic_add(full_ranking_rows, 1, sem="relaxed")
 
 
 def shortlist_capacity(selected: int) -> int:
@@ -146,7 +146,7 @@ def shortlist_capacity(selected: int) -> int:
     return max(16, small, triton.next_power_of_2(triton.cdiv(selected, 2)))
 
 
-def met_ranks(selected: int) -> int:
+def counted_ranks(selected: int) -> int:
     """Ranks at which a token can be met first, a power of two: of shortlists or whole rankings."""
     return max(shortlist_capacity(selected), triton.next_power_of_2(max(1, selected)))
 
@@ -155,15 +155,15 @@ def shortlist_tokens(
     scores: Tensor,
     indptr: Tensor,
     *,
-    shares: Shares,
+    budget_split: BudgetSplit,
     capacity: int,
     ranking: Tensor,
     depth: Tensor,
     first_turn: Tensor,
     last_turn: Tensor,
-    met_counts: Tensor,
-    arrivals: Tensor,
-    undecided_rows: Tensor,
+    new_tokens_per_rank: Tensor,
+    block_counters: Tensor,
+    full_ranking_rows: Tensor,
 ) -> None:
     """Rank the very best candidates of every head in each row over the budget, and unite them.
 
@@ -186,24 +186,40 @@ def shortlist_tokens(
         undecided_rows: [1] int64, counts them.
     """
     ints = {"indptr": indptr, "ranking": ranking, "depth": depth, "first_turn": first_turn}
-    ints |= {"last_turn": last_turn, "met_counts": met_counts, "arrivals": arrivals}
-    check_tensors(scores=scores, **ints, undecided_rows=undecided_rows)
+    ints |= {"last_turn": last_turn, "met_counts": new_tokens_per_rank, "arrivals": block_counters}
+    check_tensors(scores=scores, **ints, full_ranking_rows=full_ranking_rows)
     check_int32(**ints)
     rows, heads, columns = scores.shape
     if columns % 4:
         raise ValueError(f"rows of scores must have a multiple of 4 columns, not {columns}")
     _shortlist[(rows, heads)](
-        *(scores, indptr, ranking, depth, first_turn, last_turn, met_counts, arrivals),
-        *(undecided_rows, shares.budget, shares.sinks, shares.recent, shares.selected, heads),
+        *(
+            scores,
+            indptr,
+            ranking,
+            depth,
+            first_turn,
+            last_turn,
+            new_tokens_per_rank,
+            block_counters,
+        ),
+        *(
+            full_ranking_rows,
+            budget_split.budget,
+            budget_split.sinks,
+            budget_split.recent,
+            budget_split.selected,
+            heads,
+        ),
         *(scores.stride(0), scores.stride(1), ranking.stride(0), ranking.stride(1)),
-        *(first_turn.stride(0), met_counts.stride(0)),
-        UNDECIDED=UNDECIDED,
+        *(first_turn.stride(0), new_tokens_per_rank.stride(0)),
+        NEEDS_FULL_RANKING=NEEDS_FULL_RANKING,
         CAPACITY=capacity,
-        SORTED_AT_ONCE=padded_ranks(shares.selected),
+        SORTED_AT_ONCE=padded_ranks(budget_split.selected),
         SAMPLE=sample_size(columns),
         BLOCK=SHORTLIST_BLOCK,
         PADDED_HEADS=triton.next_power_of_2(heads),
-        MET_RANKS=met_counts.shape[1],
+        COUNTED_RANKS=new_tokens_per_rank.shape[1],
         num_warps=sort_warps(capacity),
-        **follows(),
+        **pdl_options(),
     )

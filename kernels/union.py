@@ -10,14 +10,16 @@ programs cuts, and the next launch counts what is chosen.
 import triton
 import triton.language as tl
 
-from lim_sglang.kernels.launch import COMPACT_BLOCK, NEVER, UNDECIDED
+from lim_sglang.kernels.launch import COMPACT_BLOCK, NEEDS_FULL_RANKING, NEVER
 
 _NO_TURN: tl.constexpr = tl.constexpr(NEVER)
-_UNDECIDED: tl.constexpr = tl.constexpr(UNDECIDED)
+_NEEDS_FULL_RANKING: tl.constexpr = tl.constexpr(NEEDS_FULL_RANKING)
 
 
 @triton.jit
-def note_turns(first_turn, met_counts, ranked, count, head, num_heads, PADDED: tl.constexpr):
+def note_turns(
+    first_turn, new_tokens_per_rank, ranked, count, head, num_heads, PADDED: tl.constexpr
+):
     """Lower the first turn of the `count` tokens that a head has ranked, best first.
 
     A token that another head has met before is counted at the lower of both ranks.
@@ -27,10 +29,10 @@ def note_turns(first_turn, met_counts, ranked, count, head, num_heads, PADDED: t
     turns = (ranks * num_heads + head).to(tl.int32)
     before = tl.atomic_min(first_turn + ranked, turns, mask=inside, sem="relaxed")
     lowered = inside & (turns < before)
-    tl.atomic_add(met_counts + ranks, 1, mask=lowered, sem="relaxed")
+    tl.atomic_add(new_tokens_per_rank + ranks, 1, mask=lowered, sem="relaxed")
     moved = lowered & (before != _NO_TURN)
     tl.atomic_add(
-        met_counts + tl.where(moved, before // num_heads, 0), -1, mask=moved, sem="relaxed"
+        new_tokens_per_rank + tl.where(moved, before // num_heads, 0), -1, mask=moved, sem="relaxed"
     )
 
 
@@ -38,24 +40,26 @@ def note_turns(first_turn, met_counts, ranked, count, head, num_heads, PADDED: t
 def cut_turns(
     ranking,  # [H, >= num_ranks] int32, of one row
     first_turn,  # [>= S] int32
-    met_counts,  # [MET_RANKS] int32
+    new_tokens_per_rank,  # [MET_RANKS] int32
     num_ranks,  # of each head's, that all have noted
     selected,
     num_heads,
     ranking_head_stride,
     PADDED_HEADS: tl.constexpr,
-    MET_RANKS: tl.constexpr,
+    COUNTED_RANKS: tl.constexpr,
 ):
     """The turn of the last token that fits; UNDECIDED where turns do not take enough tokens.
 
     Token t is chosen if its first turn is not after that. Counts are forgotten where they were
     enough. Other programs wrote all that is read: see `arrive.py`.
     """
-    ranks = tl.arange(0, MET_RANKS)
-    met = tl.load(met_counts + ranks, mask=ranks < num_ranks, other=0, cache_modifier=".cg")
+    ranks = tl.arange(0, COUNTED_RANKS)
+    met = tl.load(
+        new_tokens_per_rank + ranks, mask=ranks < num_ranks, other=0, cache_modifier=".cg"
+    )
     last = tl.sum((tl.cumsum(met, 0) < selected).to(tl.int32), 0)  # the rank of the cut
-    cut = _UNDECIDED
-    if last < MET_RANKS:
+    cut = _NEEDS_FULL_RANKING
+    if last < COUNTED_RANKS:
         before = tl.sum(tl.where(ranks < last, met, 0), 0)
         heads = tl.arange(0, PADDED_HEADS)
         inside = heads < num_heads
@@ -65,9 +69,9 @@ def cut_turns(
         turns = last * num_heads + heads
         new = (inside & (turn == turns)).to(tl.int32)
         fits = (new > 0) & (before + tl.cumsum(new, 0) <= selected)
-        cut = tl.max(tl.where(fits, turns, _UNDECIDED), 0)
+        cut = tl.max(tl.where(fits, turns, _NEEDS_FULL_RANKING), 0)
         tl.debug_barrier()  # no thread forgets what another has yet to read
-        tl.store(met_counts + ranks, 0)
+        tl.store(new_tokens_per_rank + ranks, 0)
     return cut
 
 

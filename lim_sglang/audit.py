@@ -65,7 +65,7 @@ class Audit:
         self._selector = selector
         self._kept_slots = kept_slots
         self._layers = {layer: place for place, layer in enumerate(select_layers)}
-        budget = selector.shares.budget
+        budget = selector.budget_split.budget
         # Written inside CUDA graphs, so they must stay where they are.
         self._scores = selector.decisive.new_empty(len(select_layers), *selector.decisive.shape)
         self._kept = kept_slots.new_empty(len(select_layers), max_rows * budget)
@@ -133,7 +133,7 @@ class Audit:
         if self._slots is None:
             return
         rows, width = len(self._lengths), max(self._lengths)
-        total = sum(min(length, self._selector.shares.budget) for length in self._lengths)
+        total = sum(min(length, self._selector.budget_split.budget) for length in self._lengths)
         step = AuditedStep(
             self._lengths,
             self._slots,
@@ -167,10 +167,10 @@ class Audit:
     def _check_layer(self, step: AuditedStep, scores: Tensor, kept: Tensor) -> None:
         first = 0
         for row, length in enumerate(step.lengths):
-            last = first + min(length, self._selector.shares.budget)
+            last = first + min(length, self._selector.budget_split.budget)
             # A short row has no scores: it keeps everything.
             row_scores = scores[row, :, :length]
-            wanted = step.slots[row, keep_tokens(row_scores, self._selector.shares)]
+            wanted = step.slots[row, keep_tokens(row_scores, self._selector.budget_split)]
             self.checked_sets += 1
             self.wrong_sets += not torch.equal(kept[first:last], wanted)
             first = last

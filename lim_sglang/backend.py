@@ -13,8 +13,8 @@ from torch import Tensor
 from lim_sglang.audit import Audit
 from lim_sglang.compat import DecodeMetadata, FlashInferAttnBackend, decode_on_tensor_cores
 from lim_sglang.errors import ServerError
-from lim_sglang.kept_attention import KeptAttention
-from lim_sglang.kernels.scoring import DTYPES, ScoringAttention
+from lim_sglang.kept_attention import SparseDecodeWrapper
+from lim_sglang.kernels.scoring import DTYPES, ScoreStoringAttention
 from lim_sglang.kernels.selector import Selector
 from lim_sglang.schedule import Role
 
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ScoringDecode:
+class ScoreStoringWrapper:
     """Stands where SGLang's decode expects FlashInfer's wrapper: the same, and scores."""
 
-    attention: ScoringAttention
+    attention: ScoreStoringAttention
     planned: Any
     selector: Selector
 
@@ -48,7 +48,7 @@ class ScoringDecode:
             kv_cache,
             sm_scale * (k_scale or 1.0),
             self.selector.scores,
-            self.selector.shares.budget,
+            self.selector.budget_split.budget,
             self.selector.lse,
         )
         return output if v_scale is None else output.mul_(v_scale)
@@ -81,18 +81,18 @@ class LimAttnBackend(FlashInferAttnBackend):
                     f"a request may have {width} tokens, and LessIsMore has memory for "
                     f"{self.selector.scores.shape[2]}: this version of SGLang is not supported"
                 )
-            budget = self.selector.shares.budget
-            self.kept_attention = KeptAttention(self, runner.lim_kept_slots, budget)
+            budget = self.selector.budget_split.budget
+            self.sparse_decode = SparseDecodeWrapper(self, runner.lim_kept_slots, budget)
         self.scoring = self._load_scoring()
         if self.selector is not None:
-            logger.info("LessIsMore: SELECT layers' scores come from %s", self.scores_come_from)
+            logger.info("LessIsMore: SELECT layers' scores come from %s", self.score_source)
 
     @property
-    def scores_come_from(self) -> str:
+    def score_source(self) -> str:
         """What computes the scores of a SELECT layer."""
         return "a second reading of K" if self.scoring is None else "the dense pass"
 
-    def _load_scoring(self) -> ScoringAttention | None:
+    def _load_scoring(self) -> ScoreStoringAttention | None:
         """The kernel that scores while it attends, where SGLang's decode is its like."""
         updater = self.indices_updater_decode
         dtypes = {updater.q_data_type, updater.data_type}
@@ -100,7 +100,7 @@ class LimAttnBackend(FlashInferAttnBackend):
             return None
         if updater.q_data_type not in DTYPES:
             return None
-        return ScoringAttention(updater.q_data_type, updater.head_dim)
+        return ScoreStoringAttention(updater.q_data_type, updater.head_dim)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Begin an eager step; the plan is SGLang's dense one."""
@@ -116,7 +116,7 @@ class LimAttnBackend(FlashInferAttnBackend):
 
     def _begin_step(self, forward_batch: Any, *, is_recorded: bool = True) -> None:
         rows = forward_batch.batch_size
-        self.kept_attention.begin_step(forward_batch.seq_lens[:rows])
+        self.sparse_decode.begin_step(forward_batch.seq_lens[:rows])
         if self.audit and is_recorded:
             self.audit.begin_step(forward_batch, self.req_to_token_pool.req_to_token)
 
@@ -133,8 +133,8 @@ class LimAttnBackend(FlashInferAttnBackend):
         role = self.roles[layer.layer_id]
         planned = self.forward_metadata
         if role is Role.REUSE:  # SGLang's decode, but over the kept slots
-            self.forward_metadata = DecodeMetadata([self.kept_attention])
-        scoring = self._scoring_decode(layer) if role is Role.SELECT else None
+            self.forward_metadata = DecodeMetadata([self.sparse_decode])
+        scoring = self._score_storing_wrapper(layer) if role is Role.SELECT else None
         if scoring:
             self.forward_metadata = DecodeMetadata([scoring])
         try:
@@ -158,19 +158,21 @@ class LimAttnBackend(FlashInferAttnBackend):
             self.token_to_kv_pool.get_key_buffer(layer.layer_id),
             dense_wrapper._paged_kv_indptr_buf,
             dense_wrapper._paged_kv_indices_buf,
-            self.kept_attention.kept_indptr,
-            self.kept_attention.kept_slots,
+            self.sparse_decode.kept_indptr,
+            self.sparse_decode.kept_slots,
             scale=layer.scaling * (layer.k_scale_float or 1.0),
             first_chunk_is_scored=is_scored,
         )
         if self.audit:
             self.audit.note_layer(layer.layer_id, query.shape[0])
 
-    def _scoring_decode(self, layer: Any) -> ScoringDecode | None:
+    def _score_storing_wrapper(self, layer: Any) -> ScoreStoringWrapper | None:
         """The planned decode of a SELECT layer that leaves its scores behind, if there is one."""
         if self.selector is None or self.scoring is None or layer.logit_cap:
             return None
-        return ScoringDecode(self.scoring, self.forward_metadata.decode_wrappers[0], self.selector)
+        return ScoreStoringWrapper(
+            self.scoring, self.forward_metadata.decode_wrappers[0], self.selector
+        )
 
     def _audit_attention(self, audit: Audit, q: Tensor, layer: Any, output: Tensor) -> None:
         shape = (-1, layer.tp_q_head_num, layer.head_dim)
@@ -179,6 +181,6 @@ class LimAttnBackend(FlashInferAttnBackend):
             self.token_to_kv_pool.get_key_buffer(layer.layer_id),
             self.token_to_kv_pool.get_value_buffer(layer.layer_id),
             output.view(shape),
-            self.kept_attention.kept_indptr,
+            self.sparse_decode.kept_indptr,
             layer,
         )

@@ -7,13 +7,13 @@ from torch import Tensor
 from lim_sglang.compat import KVWriteLoc, TorchNativeAttnBackend
 from lim_sglang.kernels.reference import (
     attend_tokens,
-    keep_heaviest,
     keep_tokens,
-    pool_mass,
     score_tokens,
+    softmax_mass,
     split_budget,
+    topk_by_mass,
 )
-from lim_sglang.plan import DecodePlan, plan_decode
+from lim_sglang.plan import StepLengths, step_lengths
 from lim_sglang.schedule import Role
 from lim_sglang.tracing import Trace
 
@@ -30,10 +30,10 @@ class LimCpuBackend(TorchNativeAttnBackend):
         self.roles: tuple[Role, ...] = runner.lim_roles
         self.stats = runner.lim_stats
         self.by_mass = config.ranking == "mass"
-        self.shares = split_budget(config.budget, config.recent_ratio, config.sinks)
+        self.budget_split = split_budget(config.budget, config.recent_ratio, config.sinks)
         self.budget: int | None = config.budget if Role.REUSE in self.roles else None
         self.trace = Trace.from_environment()
-        self.plan: DecodePlan = plan_decode([], None)
+        self.plan: StepLengths = step_lengths([], None)
         self.slots: list[Tensor] = []
         self.kept_slots: list[Tensor] = []
 
@@ -42,7 +42,7 @@ class LimCpuBackend(TorchNativeAttnBackend):
         super().init_forward_metadata(forward_batch)
         if not forward_batch.forward_mode.is_decode():
             return
-        self.plan = plan_decode(forward_batch.seq_lens.tolist(), self.budget)
+        self.plan = step_lengths(forward_batch.seq_lens.tolist(), self.budget)
         rows = forward_batch.req_pool_indices.tolist()
         table = self.req_to_token_pool.req_to_token
         self.slots = [
@@ -76,9 +76,9 @@ class LimCpuBackend(TorchNativeAttnBackend):
             slots = self.slots[row]
             scores = score_tokens(query[row], keys[slots])
             if self.by_mass:
-                kept = keep_heaviest(pool_mass(scores, layer.scaling), self.shares)
+                kept = topk_by_mass(softmax_mass(scores, layer.scaling), self.budget_split)
             else:
-                kept = keep_tokens(scores, self.shares)
+                kept = keep_tokens(scores, self.budget_split)
             self.kept_slots[row] = slots[kept]
             if self.trace:
                 self.trace.record(

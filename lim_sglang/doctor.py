@@ -126,9 +126,9 @@ def _decode_stack() -> Iterator[Finding]:
 
 def _kernels(capability: tuple[int, int]) -> Iterator[Finding]:
     """Compile every kernel on the GPU and compare it with the definition."""
-    from lim_sglang.gate import check_gpu, served_batches
+    from lim_sglang.gate import served_batches, verify_gpu
 
-    found = check_gpu()
+    found = verify_gpu()
     yield from (Finding(Verdict.OFF, f"kernels: {difference}") for difference in found)
     if not found:
         names = ", ".join(served_batches(capability))

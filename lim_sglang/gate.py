@@ -49,7 +49,7 @@ def served_batches(capability: tuple[int, int]) -> dict[str, Batch]:
     }
 
 
-def check_gpu() -> list[str]:
+def verify_gpu() -> list[str]:
     """Compile every kernel on the current GPU and compare it with the definition.
 
     Returns:

@@ -12,10 +12,10 @@ from torch import Tensor
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.attend import attend_tokens
 from lim_sglang.kernels.lengths import count_kept
-from lim_sglang.kernels.parts import Parts
+from lim_sglang.kernels.parts import SplitWorkspace
 
 
-class KeptAttention:
+class SparseDecodeWrapper:
     """What REUSE layers run: `forward` is what SGLang's decode calls of a FlashInfer wrapper.
 
     Shapes: R rows at most, K budget; B rows of the step; H query heads, D head_dim.
@@ -41,7 +41,7 @@ class KeptAttention:
         self.kept_slots = kept_slots
         self.budget = budget
         self._indptr = torch.zeros(max_rows + 1, dtype=torch.int32, device=kept_slots.device)
-        self._parts = Parts.allocate(
+        self._workspace = SplitWorkspace.allocate(
             num_heads=shape.num_qo_heads,
             num_kv_heads=shape.num_kv_heads,
             dim=shape.head_dim,
@@ -82,6 +82,6 @@ class KeptAttention:
             scale=sm_scale * (k_scale or 1.0),
             soft_cap=logits_soft_cap or 0.0,
             value_scale=v_scale or 1.0,
-            parts=self._parts,
+            workspace=self._workspace,
             out=torch.empty_like(query),
         )

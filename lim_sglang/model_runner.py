@@ -15,7 +15,7 @@ from lim_sglang.gpu import reasons_against_kv_cache
 from lim_sglang.kernels.mass_selector import MassSelector
 from lim_sglang.kernels.reference import split_budget
 from lim_sglang.kernels.selector import RankSelector, Selector
-from lim_sglang.plan import plan_decode
+from lim_sglang.plan import step_lengths
 from lim_sglang.refusals import (
     model_shape,
     reasons_against,
@@ -80,7 +80,7 @@ class LimModelRunner(compat.ModelRunner):
         if forward_batch.forward_mode.is_decode():
             budget = self.lim_config.budget if Role.REUSE in self.lim_roles else None
             lengths = forward_batch.seq_lens_cpu[: forward_batch.batch_size].tolist()
-            self.lim_stats.count_step(plan_decode(lengths, budget))
+            self.lim_stats.count_step(step_lengths(lengths, budget))
         output = super().forward(forward_batch, *arguments, **options)
         if self.lim_audit:
             self.lim_audit.end_step()
@@ -147,7 +147,7 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
     if runner.lim_selector:
         state |= runner.lim_selector.counts()
         live = compat.decode_backend(runner.attn_backend)
-        state["scores_come_from"] = live.scores_come_from
+        state["scores_come_from"] = live.score_source
     if runner.lim_audit:
         state |= runner.lim_audit.counts()
     return state

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class DecodePlan:
+class StepLengths:
     """The rows of one decode step; a row is one request.
 
     Lengths are known before the step runs, because a kept set always has `min(length, budget)`
@@ -24,7 +24,7 @@ class DecodePlan:
         return tuple(row for row, (seen, kept) in enumerate(pairs) if kept < seen)
 
 
-def plan_decode(seq_lens: Sequence[int], budget: int | None) -> DecodePlan:
+def step_lengths(seq_lens: Sequence[int], budget: int | None) -> StepLengths:
     """Plan a step. `budget` is None where the schedule has no REUSE layer: then all is read."""
     kept = seq_lens if budget is None else [min(length, budget) for length in seq_lens]
-    return DecodePlan(tuple(seq_lens), tuple(kept))
+    return StepLengths(tuple(seq_lens), tuple(kept))

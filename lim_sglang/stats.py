@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lim_sglang.plan import DecodePlan
+from lim_sglang.plan import StepLengths
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Stats:
     retractions: int = 0
     """Requests that gave their KV cache back and were prefilled again, densely."""
 
-    def count_step(self, plan: DecodePlan) -> None:
+    def count_step(self, plan: StepLengths) -> None:
         """Count one decode step."""
         sparse = len(plan.sparse_rows)
         self.decode_steps += 1

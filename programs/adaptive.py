@@ -11,16 +11,16 @@ from typing import Any
 
 import sglang as sgl
 
-from lim_sglang.programs.drawing import Drawing, add_messages
+from lim_sglang.programs.drawing import SamplingRun, add_messages
 from lim_sglang.programs.program import Program
 from lim_sglang.programs.stopping import PosteriorRule
 
 
 @sgl.function
-def adaptive(s: Any, drawing: Drawing, indices: Sequence[int], confidence: float = 0.95) -> None:
+def adaptive(s: Any, run: SamplingRun, indices: Sequence[int], confidence: float = 0.95) -> None:
     """Draw samples until the leader is more probable than the second with this confidence."""
-    add_messages(s, drawing.question.messages)
-    drawing.draw(s, indices, PosteriorRule(confidence))
+    add_messages(s, run.question.messages)
+    run.sample(s, indices, PosteriorRule(confidence))
 
 
 ADAPTIVE = Program(

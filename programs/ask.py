@@ -11,7 +11,7 @@ from rich.console import Console
 from lim_sglang.errors import ServerError, errors_in_words
 from lim_sglang.programs.connect import Api, connect
 from lim_sglang.programs.display import VoteDisplay, verdict
-from lim_sglang.programs.judge import AnswerJudge
+from lim_sglang.programs.judge import EquivalenceChecker
 from lim_sglang.programs.options import (
     DEFAULT_URL,
     INTERRUPTED,
@@ -41,9 +41,9 @@ from lim_sglang.programs.records import SampleState, Sampling
 from lim_sglang.programs.sampling import check_thinking_budget, resolve_sampling
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.drawing import Question
+    from lim_sglang.programs.drawing import SamplingRequest
     from lim_sglang.programs.program import Outcome, Program
-    from lim_sglang.programs.transport import Transport
+    from lim_sglang.programs.transport import Backend
 
 
 def ask(
@@ -83,7 +83,7 @@ def ask(
     messages = ask_messages(question, template=template, system=system)
     options = read_settings(settings or [])
     console = Console(stderr=True)
-    endpoint = connect(
+    backend = connect(
         *(url, api_key, console),
         timeout_s=timeout,
         max_concurrency=samples,
@@ -92,9 +92,9 @@ def ask(
         api=api,
         model=model,
     )
-    with closing(endpoint):
+    with closing(backend):
         sampling = resolve_sampling(
-            endpoint.sampling_defaults(),
+            backend.sampling_defaults(),
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -102,21 +102,21 @@ def ask(
             seed=seed,
         )
         from lim_sglang.programs.catalogue import find_program
-        from lim_sglang.programs.drawing import Question
+        from lim_sglang.programs.drawing import SamplingRequest
 
         chosen = find_program(program)
         chosen.check(options)
-        question_asked = Question(
+        question_asked = SamplingRequest(
             messages,
             sampling,
             parallel=parallel or chosen.parallel or samples,
-            watched=chosen.watched or console.is_terminal,
-            seeds_honoured=sampling.seed is not None and endpoint.honours_seeds,
+            streamed=chosen.streamed or console.is_terminal,
+            seeds_honoured=sampling.seed is not None and backend.honours_seeds,
         )
         # Before anything is drawn: the server may be gone afterwards.
-        about = endpoint.about() if as_json else {}
+        about = backend.about() if as_json else {}
         try:
-            outcome = _draw(endpoint, chosen, question_asked, samples, options, console)
+            outcome = _draw(backend, chosen, question_asked, samples, options, console)
         except KeyboardInterrupt:
             console.print("interrupted")
             raise typer.Exit(INTERRUPTED) from None
@@ -129,9 +129,9 @@ def ask(
 
 
 def _draw(
-    endpoint: "Transport",
+    backend: "Backend",
     program: "Program",
-    question: "Question",
+    question: "SamplingRequest",
     samples: int,
     options: dict[str, Any],
     console: Console,
@@ -141,14 +141,14 @@ def _draw(
 
     total = min(samples, program.most or samples)
     with (
-        AnswerJudge() as judge,
-        VoteDisplay(console, total, judge.same, program.order) as display,
+        EquivalenceChecker() as checker,
+        VoteDisplay(console, total, checker.equivalent, program.order) as display,
     ):
-        judge.warm_up()
+        checker.warm_up()
         return run_program(
-            *(program, endpoint, question),
+            *(program, backend, question),
             indices=range(samples),
-            same=judge.same,
+            equivalent=checker.equivalent,
             options=options,
             on_sample=display.add,
             on_begin=display.begin,

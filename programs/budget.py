@@ -10,22 +10,22 @@ from typing import Any
 
 import sglang as sgl
 
-from lim_sglang.programs.drawing import Drawing, add_messages
+from lim_sglang.programs.drawing import SamplingRun, add_messages
 from lim_sglang.programs.program import Program
 from lim_sglang.programs.stopping import TokenBudgetRule
 
 
 @sgl.function
-def budget(s: Any, drawing: Drawing, indices: Sequence[int], tokens: int = 16384) -> None:
+def budget(s: Any, run: SamplingRun, indices: Sequence[int], tokens: int = 16384) -> None:
     """Draw samples until all of them together have generated so many tokens."""
-    add_messages(s, drawing.question.messages)
-    drawing.draw(s, indices, TokenBudgetRule(tokens))
+    add_messages(s, run.question.messages)
+    run.sample(s, indices, TokenBudgetRule(tokens))
 
 
 BUDGET = Program(
     "budget",
     budget,
-    watched=True,
+    streamed=True,
     finished_only=True,
     parallel=4,
 )

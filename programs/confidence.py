@@ -12,9 +12,9 @@ from typing import Any
 
 import sglang as sgl
 
-from lim_sglang.programs.drawing import Drawing, add_messages
+from lim_sglang.programs.drawing import SamplingRun, add_messages
 from lim_sglang.programs.program import Program
-from lim_sglang.programs.records import DRAWN_WHOLE
+from lim_sglang.programs.records import COMPLETED_STATES
 from lim_sglang.programs.stopping import (
     WINDOW,
     ConsensusRule,
@@ -28,7 +28,7 @@ from lim_sglang.programs.vote import Order
 @sgl.function
 def confidence(
     s: Any,
-    drawing: Drawing,
+    run: SamplingRun,
     indices: Sequence[int],
     warm_up: int = 16,
     keep: float = 0.1,
@@ -44,22 +44,22 @@ def confidence(
     # What cannot be is refused before anything is drawn.
     measure()
     confidence_threshold([0.0], keep)
-    add_messages(s, drawing.question.messages)
-    drawing.draw(s, indices[:warm_up], Never(), confidence=measure)
-    whole = [sample for sample in drawing.ended if sample.state in DRAWN_WHOLE]
+    add_messages(s, run.question.messages)
+    run.sample(s, indices[:warm_up], Never(), confidence=measure)
+    whole = [sample for sample in run.ended if sample.state in COMPLETED_STATES]
     rest = indices[warm_up:]
-    if not rest or not whole or drawing.settles(rule):
+    if not rest or not whole or run.settles(rule):
         return
     lowest = [sample.confidence for sample in whole if sample.confidence is not None]
     threshold = confidence_threshold(lowest, keep)
-    drawing.draw(s, rest, rule, confidence=measure, threshold=threshold)
+    run.sample(s, rest, rule, confidence=measure, threshold=threshold)
 
 
 CONFIDENCE = Program(
     "confidence",
     confidence,
     order=Order.BY_CONFIDENCE,
-    watched=True,
+    streamed=True,
 )
 
 

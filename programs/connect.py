@@ -12,9 +12,9 @@ from lim_sglang.programs.chat import switched
 from lim_sglang.programs.client import Client, check_server
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.endpoint import Endpoint
-    from lim_sglang.programs.openai_endpoint import OpenAIEndpoint
-    from lim_sglang.programs.transport import Transport
+    from lim_sglang.programs.endpoint import SglangBackend
+    from lim_sglang.programs.openai_endpoint import OpenAIBackend
+    from lim_sglang.programs.transport import Backend
 
 MODELS_SHOWN = 10
 """Of a long list, enough to see what the names look like."""
@@ -42,7 +42,7 @@ def connect(
     thinking_budget: int | None = None,
     api: Api = Api.SGLANG,
     model: str | None = None,
-) -> "Transport":
+) -> "Backend":
     """The server as a frontend backend, once it is known to be there.
 
     Args:
@@ -82,16 +82,18 @@ def _connect_sglang(
     max_concurrency: int,
     thinking: bool | None,
     thinking_budget: int | None,
-) -> "Endpoint":
+) -> "SglangBackend":
     check_server(url, api_key)
     with Client(url, api_key=api_key) as client:
         running: int | None = client.get("/server_info").get("max_running_requests")
         check_switch(client, thinking)
     with console.status(LOADING):
-        from lim_sglang.programs.endpoint import Endpoint
-        from lim_sglang.programs.thinking import BudgetedEndpoint
+        from lim_sglang.programs.endpoint import SglangBackend
+        from lim_sglang.programs.thinking import ThinkingBudgetBackend
     create = (
-        partial(BudgetedEndpoint, thinking_budget=thinking_budget) if thinking_budget else Endpoint
+        partial(ThinkingBudgetBackend, thinking_budget=thinking_budget)
+        if thinking_budget
+        else SglangBackend
     )
     return create(
         url,
@@ -146,7 +148,7 @@ def _connect_openai(
     timeout_s: float,
     max_concurrency: int,
     thinking: bool | None,
-) -> "OpenAIEndpoint":
+) -> "OpenAIBackend":
     from lim_sglang.programs.openai_client import OpenAIClient
 
     with OpenAIClient(url, api_key=api_key) as client:
@@ -157,8 +159,8 @@ def _connect_openai(
         soft_wrap=True,
     )
     with console.status(LOADING):
-        from lim_sglang.programs.openai_endpoint import OpenAIEndpoint
-    return OpenAIEndpoint(
+        from lim_sglang.programs.openai_endpoint import OpenAIBackend
+    return OpenAIBackend(
         url,
         model,
         api_key=api_key,

@@ -12,11 +12,11 @@ from rich.text import Text
 
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.records import Sample, SampleState
-from lim_sglang.programs.running import Running
-from lim_sglang.programs.vote import Order, Same, Tally, tally
+from lim_sglang.programs.running import InFlightSample
+from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.drawing import Drawing
+    from lim_sglang.programs.drawing import SamplingRun
     from lim_sglang.programs.program import Outcome
 
 SHOWN = 16
@@ -31,16 +31,16 @@ class VoteDisplay:
     """The vote as it stands: redrawn in place on a terminal, a line a sample elsewhere."""
 
     def __init__(
-        self, console: Console, total: int, same: Same, order: Order = Order.BY_VOTES
+        self, console: Console, total: int, equivalent: Equivalent, order: Order = Order.BY_VOTES
     ) -> None:
         self.samples: list[Sample] = []
-        self.tally = tally([], same)
+        self.tally = tally([], equivalent)
         """The vote of the samples so far."""
         self._console = console
         self._total = total
-        self._same = same
+        self._equivalent = equivalent
         self._order = order
-        self._drawing: Drawing | None = None
+        self._run: SamplingRun | None = None
         self._bar = Progress(
             TextColumn("samples"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         )
@@ -64,14 +64,14 @@ class VoteDisplay:
         """Seconds since the question was asked."""
         return time.monotonic() - self._start_s
 
-    def begin(self, drawing: "Drawing") -> None:
+    def begin(self, run: "SamplingRun") -> None:
         """Show the samples that are running, too."""
-        self._drawing = drawing
+        self._run = run
 
     def add(self, sample: Sample) -> None:
         """Show one sample more."""
         self.samples.append(sample)
-        self.tally = tally(self.samples, self._same, self._order)
+        self.tally = tally(self.samples, self._equivalent, self._order)
         self._bar.advance(self._task)
         place = f"{len(self.samples)}/{self._total}"
         # As text: an answer may hold what rich takes for markup.
@@ -82,13 +82,13 @@ class VoteDisplay:
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = [vote_table(self.tally)] if self.samples else []
-        if self._drawing and self._drawing.running:
-            parts.append(running_table(list(self._drawing.running.values())))
-            parts.append(Text(pace(self._drawing.spent_tokens, self.elapsed_s)))
+        if self._run and self._run.in_flight:
+            parts.append(running_table(list(self._run.in_flight.values())))
+            parts.append(Text(pace(self._run.spent_tokens, self.elapsed_s)))
         return Group(*parts, self._bar)
 
 
-def running_table(samples: Sequence[Running]) -> Table:
+def running_table(samples: Sequence[InFlightSample]) -> Table:
     """Samples in flight: how long each is, how fast, what it does, and its answer so far."""
     begun = [sample for sample in samples if sample.has_started]
     columns = ("sample", "tokens", "tokens/s", "state", "answer so far")

@@ -16,12 +16,12 @@ import sglang as sgl
 
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.chat import Generation
-from lim_sglang.programs.places import Places
+from lim_sglang.programs.places import ConcurrencyLimiter
 from lim_sglang.programs.prompts import Message
 from lim_sglang.programs.records import Sample, SampleState, Sampling
-from lim_sglang.programs.running import Running
-from lim_sglang.programs.stopping import GroupConfidence, Rule, Same
-from lim_sglang.programs.transport import RUNNING, SEED
+from lim_sglang.programs.running import InFlightSample
+from lim_sglang.programs.stopping import Equivalent, GroupConfidence, Rule
+from lim_sglang.programs.transport import IN_FLIGHT, SEED
 
 SOLUTION = "solution"
 POLL_S = 0.02
@@ -30,29 +30,29 @@ ROLES = {"system": sgl.system, "user": sgl.user, "assistant": sgl.assistant}
 
 
 @dataclass(frozen=True)
-class Question:
+class SamplingRequest:
     """What is asked, and how each sample of it is drawn."""
 
     messages: tuple[Message, ...]
     sampling: Sampling
     parallel: int
     """Samples in flight at once."""
-    watched: bool = False
+    streamed: bool = False
     """Whether the tokens of running samples are counted as they come in."""
     seeds_honoured: bool = False
 
 
 @dataclass
-class Drawing:
+class SamplingRun:
     """The samples of one question so far, and those that are running."""
 
-    question: Question
-    same: Same
+    question: SamplingRequest
+    equivalent: Equivalent
     on_sample: Callable[[Sample], None] = lambda _: None
     """Called with each sample as it ends, in the program's thread."""
     ended: list[Sample] = field(default_factory=list)
     """In the order in which they ended."""
-    running: dict[int, Running] = field(default_factory=dict)
+    in_flight: dict[int, InFlightSample] = field(default_factory=dict)
     """By index of the sample."""
     settled: bool = False
     """Whether it was stopped before all had been drawn and had ended."""
@@ -73,11 +73,11 @@ class Drawing:
         """Generated so far, by running samples too where they are watched."""
         return sum(sample.num_tokens for sample in self.ended) + sum(
             # A display asks from another thread, while samples come and go.
-            running.num_tokens
-            for running in list(self.running.values())
+            in_flight.num_tokens
+            for in_flight in list(self.in_flight.values())
         )
 
-    def draw(
+    def sample(
         self,
         s: Any,
         indices: Sequence[int],
@@ -96,16 +96,16 @@ class Drawing:
         left = deque(indices)
         branches: dict[int, Any] = {}
         measured = _Confidences(confidence, threshold) if confidence else None
-        places: Places = s.stream_executor.backend.places
-        with places.for_question() as share, self._nothing_left_running(branches):
+        limiter: ConcurrencyLimiter = s.stream_executor.backend.limiter
+        with limiter.for_question() as slots, self._nothing_left_running(branches):
             while left or branches:
-                while share.take(wanted=bool(left) and len(branches) < self.question.parallel):
+                while slots.take(wanted=bool(left) and len(branches) < self.question.parallel):
                     index = left.popleft()
                     branches[index] = self._start(s, index, measured)
                 ended = _ended(branches)
                 for index in ended:
-                    sample = self._end(branches.pop(index), self.running.pop(index), measured)
-                    share.give_back()
+                    sample = self._end(branches.pop(index), self.in_flight.pop(index), measured)
+                    slots.give_back()
                     self._look(rule, left, branches)  # before the display takes its time
                     self.on_sample(sample)
                 if not ended:
@@ -115,12 +115,12 @@ class Drawing:
 
     def cancel(self) -> None:
         """Want no more of any running sample."""
-        for running in list(self.running.values()):
-            running.cancel()
+        for in_flight in list(self.in_flight.values()):
+            in_flight.cancel()
 
     def settles(self, rule: Rule) -> bool:
         """Whether the rule is settled, now or before, by what has ended and what is spent."""
-        if not self.settled and rule.is_settled(self.ended, self.spent_tokens, self.same):
+        if not self.settled and rule.is_settled(self.ended, self.spent_tokens, self.equivalent):
             self.settled, self.num_evidence = True, len(self.ended)
         return self.settled
 
@@ -147,12 +147,12 @@ class Drawing:
 
     def _start(self, s: Any, index: int, measured: "_Confidences | None") -> Any:
         watcher = partial(measured.watcher, index) if measured else None
-        running = Running(index, watched=self.question.watched, watcher=watcher)
-        self.running[index] = running
+        in_flight = InFlightSample(index, streamed=self.question.streamed, watcher=watcher)
+        self.in_flight[index] = in_flight
         sampling = self.question.sampling
         branch = s.fork(1)[0]
-        branch[SEED] = sampling.seed_of(running.index)
-        branch[RUNNING] = running
+        branch[SEED] = sampling.seed_of(in_flight.index)
+        branch[IN_FLIGHT] = in_flight
         branch += sgl.assistant(
             sgl.gen(
                 SOLUTION,
@@ -164,14 +164,16 @@ class Drawing:
         )
         return branch
 
-    def _end(self, branch: Any, running: Running, measured: "_Confidences | None") -> Sample:
+    def _end(
+        self, branch: Any, in_flight: InFlightSample, measured: "_Confidences | None"
+    ) -> Sample:
         sample = read_sample(
             branch,
-            running.index,
+            in_flight.index,
             seed_honoured=self.question.seeds_honoured and branch[SEED] is not None,
-            confidence=measured.lowest(running.index) if measured else None,
+            confidence=measured.lowest(in_flight.index) if measured else None,
         )
-        if running.is_doubted and sample.state is not SampleState.FAILED:
+        if in_flight.low_confidence and sample.state is not SampleState.FAILED:
             sample = replace(sample, state=SampleState.ABORTED, answer=None)
         branch.stream_executor.end()
         self.ended.append(sample)

@@ -10,22 +10,22 @@ from typing import Any
 
 import sglang as sgl
 
-from lim_sglang.programs.drawing import Drawing, add_messages
+from lim_sglang.programs.drawing import SamplingRun, add_messages
 from lim_sglang.programs.program import Program
 from lim_sglang.programs.stopping import Never, WindowRule, window_agrees
 
 
 @sgl.function
-def early_stop(s: Any, drawing: Drawing, indices: Sequence[int], window: int = 5) -> None:
+def early_stop(s: Any, run: SamplingRun, indices: Sequence[int], window: int = 5) -> None:
     """Draw window by window, until one agrees."""
     size = WindowRule(window).size
-    add_messages(s, drawing.question.messages)
+    add_messages(s, run.question.messages)
     for first in range(0, len(indices), size):
-        drawn = len(drawing.ended)
-        drawing.draw(s, indices[first : first + size], Never())
-        agrees = window_agrees(drawing.ended[drawn:], size, drawing.same)
-        if drawing.settled or (agrees and first + size < len(indices)):
-            drawing.settled = True
+        drawn = len(run.ended)
+        run.sample(s, indices[first : first + size], Never())
+        agrees = window_agrees(run.ended[drawn:], size, run.equivalent)
+        if run.settled or (agrees and first + size < len(indices)):
+            run.settled = True
             return
 
 

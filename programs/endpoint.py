@@ -21,9 +21,9 @@ from lim_sglang.programs.chat import (
     read_answer,
 )
 from lim_sglang.programs.client import Client, RequestError
-from lim_sglang.programs.running import Running
+from lim_sglang.programs.running import InFlightSample
 from lim_sglang.programs.thoughts import share_of_thoughts, thoughts_of
-from lim_sglang.programs.transport import Transport
+from lim_sglang.programs.transport import Backend
 
 ABORT_TIMEOUT_S = 3.0
 """For one word to the server, and for all that it says about a generation that was ended."""
@@ -33,7 +33,7 @@ ABORT_AGAIN_S = 0.5
 """The server forgets an abort that overtakes its request, so it is told again."""
 
 
-class Endpoint(Transport):
+class SglangBackend(Backend):
     """One running SGLang server."""
 
     def __init__(
@@ -91,19 +91,19 @@ class Endpoint(Transport):
         return chat_request(messages, sampling_params, seed, thinking=self._thinking)
 
     async def _ask(
-        self, body: Mapping[str, Any], running: Running, reader: StreamReader
+        self, body: Mapping[str, Any], in_flight: InFlightSample, reader: StreamReader
     ) -> Generation:
         path = "/v1/chat/completions"
         body = {**body, "rid": reader.found.rid}
-        if not running.watched:
+        if not in_flight.streamed:
             answer = await self._client.fetch("POST", path, body, timeout_s=self._timeout_s)
             return await self._with_thoughts_counted(read_answer(answer, body["rid"]))
-        watch = running.on_confidence
+        watch = in_flight.on_confidence
         stream = as_stream(body, logprobs=watch is not None)
         lines = self._client.lines("POST", path, stream, timeout_s=self._timeout_s)
         async with aclosing(lines):
             async for line in lines:
-                running.see(reader.read(line), reader.found.num_tokens)
+                in_flight.see(reader.read(line), reader.found.num_tokens)
         return reader.whole()
 
     async def _with_thoughts_counted(self, found: Generation) -> Generation:

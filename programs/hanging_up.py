@@ -10,29 +10,29 @@ from fastapi.responses import StreamingResponse
 T = TypeVar("T")
 
 
-class HungUpError(Exception):
+class ClientDisconnectedError(Exception):
     """Nobody reads the answer any more."""
 
 
-async def unless_hung_up(request: Request, work: Awaitable[T]) -> T:
+async def cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
     """Wait for some work, as long as the client does; else it is cancelled.
 
     Raises:
         HungUpError: the client is gone.
     """
     working = asyncio.ensure_future(work)
-    hanging_up = asyncio.ensure_future(_hangs_up(request))
+    disconnected = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({working, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise HungUpError
+            raise ClientDisconnectedError
         return await working
     finally:
         working.cancel()
-        hanging_up.cancel()
+        disconnected.cancel()
 
 
-async def _hangs_up(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

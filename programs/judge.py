@@ -43,7 +43,7 @@ _BASED = re.compile(r"\d[\dA-F]*_\{?(\d+)\}?")
 logger = logging.getLogger(__name__)
 
 
-class AnswerJudge:
+class EquivalenceChecker:
     """Mathematical equality by math-verify, for any number of threads.
 
     math-verify takes a second to import, needs a main thread for its time limits and hangs on some
@@ -66,7 +66,7 @@ class AnswerJudge:
             self._idle.put(None)
         self._verdict = lru_cache(maxsize=CACHE_SIZE)(self._ask)
 
-    def same(self, a: str, b: str) -> bool:
+    def equivalent(self, a: str, b: str) -> bool:
         r"""Whether two answers are equal, whichever is taken as the gold one. Symmetric, but not
         transitive: `50\%` equals both 50 and 0.5.
         """
@@ -235,8 +235,8 @@ def _compare(a: str, b: str, symmetric: bool) -> bool:
         parse(rf"\boxed{{{answer}}}", [LatexExtractionConfig()])
         for answer in (a, b)
     )
-    same = partial(verify, float_rounding=DECIMALS, allow_set_relation_comp=True)
-    return bool(same(first, second) or (symmetric and same(second, first)))
+    equivalent = partial(verify, float_rounding=DECIMALS, allow_set_relation_comp=True)
+    return bool(equivalent(first, second) or (symmetric and equivalent(second, first)))
 
 
 if __name__ == "__main__":

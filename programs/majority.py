@@ -9,16 +9,16 @@ from typing import Any
 
 import sglang as sgl
 
-from lim_sglang.programs.drawing import Drawing, add_messages
+from lim_sglang.programs.drawing import SamplingRun, add_messages
 from lim_sglang.programs.program import Program
 from lim_sglang.programs.stopping import Never
 
 
 @sgl.function
-def majority(s: Any, drawing: Drawing, indices: Sequence[int]) -> None:
+def majority(s: Any, run: SamplingRun, indices: Sequence[int]) -> None:
     """Draw all samples."""
-    add_messages(s, drawing.question.messages)
-    drawing.draw(s, indices, Never())
+    add_messages(s, run.question.messages)
+    run.sample(s, indices, Never())
 
 
 MAJORITY = Program(

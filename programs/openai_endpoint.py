@@ -12,14 +12,14 @@ from typing import Any
 
 from lim_sglang.programs.chat import TOP_LOGPROBS, Generation, StreamReader, any_request
 from lim_sglang.programs.openai_client import OpenAIClient
-from lim_sglang.programs.running import Running
-from lim_sglang.programs.transport import Transport
+from lim_sglang.programs.running import InFlightSample
+from lim_sglang.programs.transport import Backend
 
 CLOSE_TIMEOUT_S = 3.0
 """For the end of a connection that nobody needs any more."""
 
 
-class OpenAIEndpoint(Transport):
+class OpenAIBackend(Backend):
     """One model of one server. Answers are always streamed: else the tokens of an ended generation
     would be unknown.
     """
@@ -82,13 +82,13 @@ class OpenAIEndpoint(Transport):
         return openai_request(self._model, messages, sampling_params, seed, thinking=self._thinking)
 
     async def _ask(
-        self, body: Mapping[str, Any], running: Running, reader: StreamReader
+        self, body: Mapping[str, Any], in_flight: InFlightSample, reader: StreamReader
     ) -> Generation:
-        if running.on_confidence:
+        if in_flight.on_confidence:
             body = {**body, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
         async with aclosing(self._openai.events(body, timeout_s=self._timeout_s)) as events:
             async for event in events:
-                running.see(reader.take(event), reader.found.num_tokens)
+                in_flight.see(reader.take(event), reader.found.num_tokens)
                 # The server knows it by a name of its own.
                 rid = str(event.get("id") or reader.found.rid)
                 reader.found = replace(reader.found, rid=rid)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Places:
+class ConcurrencyLimiter:
     """Places for samples, each of which has a thread. Any thread may ask.
 
     A question always gets its first one, so that none waits for the end of another: at most `total`
@@ -16,45 +16,45 @@ class Places:
     def __init__(self, total: int) -> None:
         self.total = total
         self.num_taken = 0
-        self._waiting: set[Share] = set()
+        self._waiting: set[QuestionSlots] = set()
         self._lock = threading.Lock()
 
     @contextmanager
-    def for_question(self) -> Iterator["Share"]:
+    def for_question(self) -> Iterator["QuestionSlots"]:
         """What one question takes; given back when the block ends."""
-        share = Share(self)
+        slots = QuestionSlots(self)
         try:
-            yield share
+            yield slots
         finally:
-            self.give_back(share, share.num_taken)
+            self.give_back(slots, slots.num_taken)
 
-    def take(self, share: "Share", *, wanted: bool) -> bool:
+    def take(self, slots: "QuestionSlots", *, wanted: bool) -> bool:
         """Take a place; false where none is wanted, or another question is to have the next."""
         with self._lock:
-            self._waiting.discard(share)
-            is_next = all(share.num_taken <= other.num_taken for other in self._waiting)
-            may = share.num_taken == 0 or (self.num_taken < self.total and is_next)
+            self._waiting.discard(slots)
+            is_next = all(slots.num_taken <= other.num_taken for other in self._waiting)
+            may = slots.num_taken == 0 or (self.num_taken < self.total and is_next)
             if wanted and not may:
-                self._waiting.add(share)
+                self._waiting.add(slots)
             taken = int(wanted and may)
-            share.num_taken += taken
+            slots.num_taken += taken
             self.num_taken += taken
             return bool(taken)
 
-    def give_back(self, share: "Share", num_places: int) -> None:
+    def give_back(self, slots: "QuestionSlots", num_places: int) -> None:
         """So many are free again. Whoever gives back is busy, and does not wait meanwhile."""
         with self._lock:
-            self._waiting.discard(share)
-            share.num_taken -= num_places
+            self._waiting.discard(slots)
+            slots.num_taken -= num_places
             self.num_taken -= num_places
 
 
-class Share:
+class QuestionSlots:
     """The places of one question."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, limiter: ConcurrencyLimiter) -> None:
         self.num_taken = 0
-        self._places = places
+        self._places = limiter
 
     def take(self, *, wanted: bool = True) -> bool:
         """Take one more where that is fair; who wants none does not wait for one any more."""

@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.drawing import Drawing, Question
-from lim_sglang.programs.records import DRAWN_WHOLE, Sample, SampleState
-from lim_sglang.programs.transport import Transport
-from lim_sglang.programs.vote import Order, Same, Tally, tally
+from lim_sglang.programs.drawing import SamplingRequest, SamplingRun
+from lim_sglang.programs.records import COMPLETED_STATES, Sample, SampleState
+from lim_sglang.programs.transport import Backend
+from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Program:
     function: Any
     """An `@sgl.function` of `(s, drawing, indices)` and its options with their defaults."""
     order: Order = Order.BY_VOTES
-    watched: bool = False
+    streamed: bool = False
     """Whether it needs to know the tokens of running samples."""
     finished_only: bool = False
     """Whether a sample that was cut off has no vote, even if it states an answer."""
@@ -90,7 +90,7 @@ class Outcome:
         of those that ended by themselves, which are the shorter ones; an aborted one what it lacks
         of that mean, and at least one token.
         """
-        whole = [s.num_tokens for s in self.samples if s.state in DRAWN_WHOLE]
+        whole = [s.num_tokens for s in self.samples if s.state in COMPLETED_STATES]
         early = [s.num_tokens for s in self.samples if s.state is SampleState.ABORTED]
         if not whole:
             return 0
@@ -100,14 +100,14 @@ class Outcome:
 
 def run_program(
     program: Program,
-    endpoint: Transport,
-    question: Question,
+    backend: Backend,
+    question: SamplingRequest,
     *,
     indices: Sequence[int],
-    same: Same,
+    equivalent: Equivalent,
     options: Mapping[str, Any] | None = None,
     on_sample: Callable[[Sample], None] = lambda _: None,
-    on_begin: Callable[[Drawing], None] = lambda _: None,
+    on_begin: Callable[[SamplingRun], None] = lambda _: None,
 ) -> Outcome:
     """Draw samples of one question, as many as the program needs.
 
@@ -125,16 +125,16 @@ def run_program(
     program.check(options)
     indices = indices[: program.most]
     start_s = time.monotonic()
-    drawing = Drawing(question, same, on_sample)
-    on_begin(drawing)
-    program.function.run(drawing=drawing, indices=tuple(indices), **options, backend=endpoint)
-    samples = tuple(sorted(drawing.ended, key=lambda sample: sample.index))
-    voters = drawing.voters
+    run = SamplingRun(question, equivalent, on_sample)
+    on_begin(run)
+    program.function.run(run=run, indices=tuple(indices), **options, backend=backend)
+    samples = tuple(sorted(run.ended, key=lambda sample: sample.index))
+    voters = run.voters
     return Outcome(
         samples=samples,
-        vote=tally(_heard(voters, program), same, program.order),
+        vote=tally(_heard(voters, program), equivalent, program.order),
         num_asked=len(indices),
-        settled=drawing.settled,
+        settled=run.settled,
         elapsed_s=time.monotonic() - start_s,
         num_late=len(samples) - len(voters),
     )

@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lim_sglang.errors import ConfigError, LimError
 from lim_sglang.programs.catalogue import PROGRAMS
-from lim_sglang.programs.desk import Asking, BusyError, ClosedError, Desk
-from lim_sglang.programs.hanging_up import HungUpError, Released, unless_hung_up
+from lim_sglang.programs.desk import BusyError, ClosedError, PendingVote, VoteQueue
+from lim_sglang.programs.hanging_up import ClientDisconnectedError, Released, cancel_on_disconnect
 from lim_sglang.programs.openai_answers import DONE, Answer, event
 from lim_sglang.programs.openai_shapes import default_samples, error_body, read_request
 from lim_sglang.programs.records import Sampling
@@ -29,7 +29,7 @@ HEARTBEAT_S = 2.0
 """A sign of life in a stream while samples are drawn, so that no client's time-out fires."""
 RETRY_AFTER_S = 5
 """What a client that was turned away is told to wait."""
-HUNG_UP = 499
+CLIENT_CLOSED_REQUEST = 499
 """Nobody reads it; nginx writes this number into its log."""
 MOST = {name: program.most for name, program in PROGRAMS.items()}
 """Samples that each program draws, where it has a limit."""
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 class Proxy:
     """What the routes need."""
 
-    desk: Desk
+    queue: VoteQueue
     upstream: Upstream
     sampling: Sampling
     """What a request does not say."""
@@ -80,26 +80,26 @@ class Proxy:
         body = await request.body()
         asked = read_request(_parsed(body), MOST, self.sampling)
         if asked is None:
-            return await unless_hung_up(request, self.upstream.forward(request, body))
+            return await cancel_on_disconnect(request, self.upstream.forward(request, body))
         check_thinking_budget(self.thinking_budget, asked.sampling.max_tokens)
         if asked.options:
-            await asyncio.to_thread(self.desk.check_options, asked)
-        asking = self.desk.ask(asked)
+            await asyncio.to_thread(self.queue.check_options, asked)
+        pending = self.queue.ask(asked)
         answer = Answer(asked)
         if asked.stream:
-            return _stream(answer, asking)
-        outcome = asyncio.wrap_future(asking.outcome)
+            return _stream(answer, pending)
+        outcome = asyncio.wrap_future(pending.outcome)
         try:
-            await unless_hung_up(request, asyncio.wait({outcome}))
-            _check_wanted(asking)
+            await cancel_on_disconnect(request, asyncio.wait({outcome}))
+            _check_wanted(pending)
             return JSONResponse(answer.completion(outcome.result()))
         finally:
-            asking.cancel()
+            pending.cancel()
 
     async def pass_on(self, request: Request) -> Response:
         """Whatever else OpenAI's API has is the server's matter."""
         body = await request.body()
-        return await unless_hung_up(request, self.upstream.forward(request, body))
+        return await cancel_on_disconnect(request, self.upstream.forward(request, body))
 
 
 def create_app(proxy: Proxy) -> FastAPI:
@@ -116,7 +116,13 @@ def create_app(proxy: Proxy) -> FastAPI:
     app.get("/v1/models", dependencies=keyed)(proxy.models)
     app.post("/v1/chat/completions", dependencies=keyed)(proxy.chat)
     app.api_route("/v1/{path:path}", methods=["GET", "POST"], dependencies=keyed)(proxy.pass_on)
-    for kind in (LimError, httpx.RequestError, StarletteHTTPException, HungUpError, Exception):
+    for kind in (
+        LimError,
+        httpx.RequestError,
+        StarletteHTTPException,
+        ClientDisconnectedError,
+        Exception,
+    ):
         app.add_exception_handler(kind, _refusal)
     return app
 
@@ -128,28 +134,28 @@ def _parsed(body: bytes) -> Any:
         raise ConfigError("the body is no JSON") from None
 
 
-def _stream(answer: Answer, asking: Asking) -> Response:
+def _stream(answer: Answer, pending: PendingVote) -> Response:
     async def release() -> None:
-        asking.cancel()
+        pending.cancel()
 
     return Released(
-        _events(answer, asking),
+        _events(answer, pending),
         release=release,
         media_type="text/event-stream",
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )
 
 
-async def _events(answer: Answer, asking: Asking) -> AsyncIterator[str]:
+async def _events(answer: Answer, pending: PendingVote) -> AsyncIterator[str]:
     """Signs of life until the vote is settled, then the answer. Errors are events by now."""
     yield answer.begin()
-    outcome = asyncio.wrap_future(asking.outcome)
+    outcome = asyncio.wrap_future(pending.outcome)
     try:
         while not outcome.done():
             await asyncio.wait({outcome}, timeout=HEARTBEAT_S)
             if not outcome.done():
-                yield f": {asking.num_ended} of {asking.num_samples} samples have ended\n\n"
-        _check_wanted(asking)
+                yield f": {pending.num_ended} of {pending.num_samples} samples have ended\n\n"
+        _check_wanted(pending)
         for chunk in answer.chunks(outcome.result()):
             yield chunk
     except Exception as error:
@@ -160,15 +166,15 @@ async def _events(answer: Answer, asking: Asking) -> AsyncIterator[str]:
         yield DONE
 
 
-def _check_wanted(asking: Asking) -> None:
+def _check_wanted(pending: PendingVote) -> None:
     """Only a proxy that ends gives a question up while its client waits."""
-    if asking.is_cancelled:
+    if pending.is_cancelled:
         raise ClosedError("the proxy is being stopped")
 
 
 async def _refusal(_: Request, error: Exception) -> Response:
-    if isinstance(error, HungUpError):
-        return Response(status_code=HUNG_UP)
+    if isinstance(error, ClientDisconnectedError):
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     status, body = _told(error)
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else None
     return JSONResponse(body, status, headers)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.connect import connect
-from lim_sglang.programs.judge import AnswerJudge
+from lim_sglang.programs.judge import EquivalenceChecker
 from lim_sglang.programs.options import (
     DEFAULT_URL,
     ApiKeyOption,
@@ -27,7 +27,7 @@ from lim_sglang.programs.records import Sampling
 from lim_sglang.programs.sampling import check_thinking_budget, resolve_sampling
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.transport import Transport
+    from lim_sglang.programs.transport import Backend
 
 
 def proxy(
@@ -63,16 +63,16 @@ def proxy(
     check_thinking_budget(thinking_budget, max_tokens)
     with ExitStack() as open_things:
         listener = open_things.enter_context(listen(host, port))
-        endpoint = connect(
+        backend = connect(
             *(url, api_key, Console(stderr=True)),
             timeout_s=timeout,
             max_concurrency=concurrency,
             thinking=thinking,
             thinking_budget=thinking_budget,
         )
-        open_things.enter_context(closing(endpoint))  # aborts what still runs at the server
+        open_things.enter_context(closing(backend))  # aborts what still runs at the server
         sampling = resolve_sampling(
-            endpoint.sampling_defaults(),
+            backend.sampling_defaults(),
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -80,7 +80,7 @@ def proxy(
             seed=None,
         )
         _serve(
-            *(listener, endpoint, url, api_key, sampling, thinking_budget),
+            *(listener, backend, url, api_key, sampling, thinking_budget),
             max_questions=max_questions,
             max_waiting=max_waiting,
         )
@@ -88,7 +88,7 @@ def proxy(
 
 def _serve(
     listener: socket.socket,
-    endpoint: "Transport",
+    backend: "Backend",
     url: str,
     api_key: str | None,
     sampling: Sampling,
@@ -97,24 +97,24 @@ def _serve(
     max_questions: int,
     max_waiting: int,
 ) -> None:
-    from lim_sglang.programs.desk import Desk
+    from lim_sglang.programs.desk import VoteQueue
     from lim_sglang.programs.proxy import Proxy, create_app
     from lim_sglang.programs.proxy_server import ProxyServer
     from lim_sglang.programs.upstream import Upstream
 
-    with AnswerJudge() as judge:
-        judge.warm_up()
-        desk = Desk(
-            *(endpoint, judge.same),
+    with EquivalenceChecker() as checker:
+        checker.warm_up()
+        queue = VoteQueue(
+            *(backend, checker.equivalent),
             max_questions=max_questions,
             max_waiting=max_waiting,
         )
-        app = create_app(Proxy(desk, Upstream(url), sampling, api_key, thinking_budget))
-        block = ready_block(listener, url, desk.bounds, with_key=bool(api_key))
+        app = create_app(Proxy(queue, Upstream(url), sampling, api_key, thinking_budget))
+        block = ready_block(listener, url, queue.bounds, with_key=bool(api_key))
         ProxyServer(
             app,
             when_ready=lambda: typer.echo(block),
-            when_stopped=desk.close,
+            when_stopped=queue.close,
         ).serve_until_stopped(listener)
         typer.echo("Stopping the proxy.")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lim_sglang.provenance import project_commit
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.drawing import Question
+    from lim_sglang.programs.drawing import SamplingRequest
     from lim_sglang.programs.program import Outcome, Program
 
 
@@ -16,7 +16,7 @@ def ask_record(
     question: str,
     program: "Program",
     options: Mapping[str, Any],
-    asked: "Question",
+    asked: "SamplingRequest",
     outcome: "Outcome",
 ) -> dict[str, Any]:
     """What `lim ask --json` prints, but for what the server says of itself."""

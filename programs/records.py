@@ -17,7 +17,7 @@ class SampleState(StrEnum):
     """Its program was settled, or a person stopped it, before the sample ended."""
 
 
-DRAWN_WHOLE = (SampleState.FINISHED, SampleState.TRUNCATED)
+COMPLETED_STATES = (SampleState.FINISHED, SampleState.TRUNCATED)
 """Samples that ended by themselves."""
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 
 
-class Running:
+class InFlightSample:
     """One generation in flight, shared by the program's thread and the client's.
 
     The program reads and cancels; the client writes.
@@ -15,7 +15,7 @@ class Running:
         self,
         index: int,
         *,
-        watched: bool = False,
+        streamed: bool = False,
         watcher: Callable[[], Callable[[float], bool]] | None = None,
     ) -> None:
         """Nothing is sent yet.
@@ -29,12 +29,12 @@ class Running:
                 server for logprobs.
         """
         self.index = index
-        self.watched = watched or watcher is not None
+        self.streamed = streamed or watcher is not None
         self.on_confidence: Callable[[float], bool] | None = None
         """What the watcher made for this try."""
         self.num_tokens = 0
         """Generated so far by this try, where it is watched."""
-        self.is_doubted = False
+        self.low_confidence = False
         """Whether its own confidence ended it. It has no vote, also if it was whole by then."""
         self.has_started = False
         """Whether the server has been asked."""
@@ -93,7 +93,7 @@ class Running:
         self.num_tokens = self._num_kept + num_tokens
         watch = self.on_confidence
         if watch and any(watch(confidence) for confidence in confidences):
-            self.is_doubted = True
+            self.low_confidence = True
             self.cancel()
 
     def when_cancelled(self, wake: Callable[[], object]) -> None:

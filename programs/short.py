@@ -10,17 +10,17 @@ from typing import Any
 
 import sglang as sgl
 
-from lim_sglang.programs.drawing import Drawing, add_messages
+from lim_sglang.programs.drawing import SamplingRun, add_messages
 from lim_sglang.programs.program import Program
 from lim_sglang.programs.stopping import FirstRule
 from lim_sglang.programs.vote import Order
 
 
 @sgl.function
-def short(s: Any, drawing: Drawing, indices: Sequence[int], wanted: int = 3) -> None:
+def short(s: Any, run: SamplingRun, indices: Sequence[int], wanted: int = 3) -> None:
     """Draw all samples, and abort the rest once `wanted` have finished."""
-    add_messages(s, drawing.question.messages)
-    drawing.draw(s, indices, FirstRule(wanted))
+    add_messages(s, run.question.messages)
+    run.sample(s, indices, FirstRule(wanted))
 
 
 SHORT = Program(

@@ -14,8 +14,8 @@ from fractions import Fraction
 from typing import ClassVar, Protocol
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.records import DRAWN_WHOLE, Sample, SampleState
-from lim_sglang.programs.vote import Order, Same, tally
+from lim_sglang.programs.records import COMPLETED_STATES, Sample, SampleState
+from lim_sglang.programs.vote import Equivalent, Order, tally
 
 WINDOW = 2048
 """DeepConf's sliding window, in tokens."""
@@ -28,7 +28,9 @@ class Rule(Protocol):
     def looks_at_tokens(self) -> bool:
         """Whether it may be settled by tokens alone, while no sample ends."""
 
-    def is_settled(self, ended: Sequence[Sample], spent_tokens: int, same: Same) -> bool:
+    def is_settled(
+        self, ended: Sequence[Sample], spent_tokens: int, equivalent: Equivalent
+    ) -> bool:
         """Whether to stop now.
 
         Args:
@@ -44,7 +46,9 @@ class Never:
 
     looks_at_tokens: ClassVar[bool] = False
 
-    def is_settled(self, ended: Sequence[Sample], spent_tokens: int, same: Same) -> bool:
+    def is_settled(
+        self, ended: Sequence[Sample], spent_tokens: int, equivalent: Equivalent
+    ) -> bool:
         """Never before all have been drawn."""
         return False
 
@@ -71,9 +75,11 @@ class PosteriorRule:
     def __post_init__(self) -> None:
         _require(0.5 < self.confidence < 1, "confidence", self.confidence, "above 0.5 and below 1")
 
-    def is_settled(self, ended: Sequence[Sample], spent_tokens: int, same: Same) -> bool:
+    def is_settled(
+        self, ended: Sequence[Sample], spent_tokens: int, equivalent: Equivalent
+    ) -> bool:
         """Whether the leader is probable enough."""
-        groups = tally(ended, same).groups
+        groups = tally(ended, equivalent).groups
         if not groups:
             return False
         second = groups[1].votes if len(groups) > 1 else 0
@@ -114,19 +120,21 @@ class WindowRule:
     def __post_init__(self) -> None:
         _require(self.size >= 1, "size", self.size, "at least 1")
 
-    def is_settled(self, ended: Sequence[Sample], spent_tokens: int, same: Same) -> bool:
+    def is_settled(
+        self, ended: Sequence[Sample], spent_tokens: int, equivalent: Equivalent
+    ) -> bool:
         """Whether a whole window agrees."""
         windows: dict[int, list[Sample]] = {}
         for sample in ended:
             if sample.state is SampleState.FINISHED:
                 windows.setdefault(sample.index // self.size, []).append(sample)
-        return any(window_agrees(window, self.size, same) for window in windows.values())
+        return any(window_agrees(window, self.size, equivalent) for window in windows.values())
 
 
-def window_agrees(samples: Sequence[Sample], size: int, same: Same) -> bool:
+def window_agrees(samples: Sequence[Sample], size: int, equivalent: Equivalent) -> bool:
     """Whether `size` samples have finished, all with the same answer."""
     finished = [sample for sample in samples if sample.state is SampleState.FINISHED]
-    return len(finished) == size and tally(finished, same).votes == size
+    return len(finished) == size and tally(finished, equivalent).votes == size
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,9 @@ class FirstRule:
     def __post_init__(self) -> None:
         _require(self.wanted >= 1, "wanted", self.wanted, "at least 1")
 
-    def is_settled(self, ended: Sequence[Sample], spent_tokens: int, same: Same) -> bool:
+    def is_settled(
+        self, ended: Sequence[Sample], spent_tokens: int, equivalent: Equivalent
+    ) -> bool:
         """Whether so many have finished."""
         return sum(sample.state is SampleState.FINISHED for sample in ended) >= self.wanted
 
@@ -163,7 +173,9 @@ class TokenBudgetRule:
     def __post_init__(self) -> None:
         _require(self.tokens >= 1, "tokens", self.tokens, "at least 1")
 
-    def is_settled(self, ended: Sequence[Sample], spent_tokens: int, same: Same) -> bool:
+    def is_settled(
+        self, ended: Sequence[Sample], spent_tokens: int, equivalent: Equivalent
+    ) -> bool:
         """Whether the budget is spent."""
         return spent_tokens >= self.tokens
 
@@ -190,11 +202,13 @@ class ConsensusRule:
         _require(0 < self.agreement <= 1, "agreement", self.agreement, "above 0 and at most 1")
         _require(self.warm_up >= 1, "warm_up", self.warm_up, "at least 1")
 
-    def is_settled(self, ended: Sequence[Sample], spent_tokens: int, same: Same) -> bool:
+    def is_settled(
+        self, ended: Sequence[Sample], spent_tokens: int, equivalent: Equivalent
+    ) -> bool:
         """Whether the warm-up is over and the leader's share is large enough."""
-        if sum(sample.state in DRAWN_WHOLE for sample in ended) < self.warm_up:
+        if sum(sample.state in COMPLETED_STATES for sample in ended) < self.warm_up:
             return False
-        groups = tally(ended, same, Order.BY_CONFIDENCE).groups
+        groups = tally(ended, equivalent, Order.BY_CONFIDENCE).groups
         total = math.fsum(group.weight for group in groups)
         return total > 0 and groups[0].weight / total >= self.agreement
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from lim_sglang.programs.chat import Generation
-from lim_sglang.programs.endpoint import Endpoint
-from lim_sglang.programs.running import Running
+from lim_sglang.programs.endpoint import SglangBackend
+from lim_sglang.programs.running import InFlightSample
 from lim_sglang.programs.thoughts import END_OF_THOUGHT
 
 ENOUGH = (
@@ -23,7 +23,7 @@ CUT_CHARACTER = "\ufffd"
 """In place of a character whose first bytes alone were generated."""
 
 
-class BudgetedEndpoint(Endpoint):
+class ThinkingBudgetBackend(SglangBackend):
     """A SGLang server with a thinking model. The words that close the thoughts are no tokens of its
     own: they are in the text and not in the counts.
     """
@@ -41,15 +41,15 @@ class BudgetedEndpoint(Endpoint):
         """What of the server an answer depends on; raises `ServerError`."""
         return super().about() | {"thinking_budget": self._thinking_budget}
 
-    async def _generate(self, body: Mapping[str, Any], running: Running) -> Generation:
+    async def _generate(self, body: Mapping[str, Any], in_flight: InFlightSample) -> Generation:
         limit = body["max_tokens"]
         budget = min(self._thinking_budget, limit)
-        first = await super()._generate({**body, "max_tokens": budget}, running)
+        first = await super()._generate({**body, "max_tokens": budget}, in_flight)
         if not first.truncated or budget == limit:
             return first
         said = close_thoughts(first.text)
-        running.keep(first.num_tokens, said)
-        rest = await super()._generate(continuation(body, said, limit - budget), running)
+        in_flight.keep(first.num_tokens, said)
+        rest = await super()._generate(continuation(body, said, limit - budget), in_flight)
         return joined(first, said, rest)
 
 

@@ -18,12 +18,12 @@ from lim_sglang.compat import BaseBackend, ChatTemplate
 from lim_sglang.programs.backoff import Backoff, Retries
 from lim_sglang.programs.chat import Generation, StreamReader
 from lim_sglang.programs.client import Client, RequestError, RequestTimeoutError, TurnedAwayError
-from lim_sglang.programs.places import Places
-from lim_sglang.programs.running import Running
+from lim_sglang.programs.places import ConcurrencyLimiter
+from lim_sglang.programs.running import InFlightSample
 
 SEED = "seed"
 """A branch's variable with the seed that its generations are sent."""
-RUNNING = "running"
+IN_FLIGHT = "running"
 """A branch's variable with its `Running`; without one, nobody can end its generation early."""
 
 BACKOFF = Backoff()
@@ -32,7 +32,7 @@ TRANSPARENT = ChatTemplate("transparent", default_system_prompt=None, role_prefi
 """Adds nothing to the messages: the server renders them."""
 
 
-class Transport(BaseBackend, ABC):
+class Backend(BaseBackend, ABC):
     """What all endpoints share: places, tries with pauses, generations that a program ends early.
 
     Any number of programs and threads may use one.
@@ -48,7 +48,7 @@ class Transport(BaseBackend, ABC):
         super().__init__()
         self.chat_template = TRANSPARENT
         self._client = client
-        self.places = Places(max_concurrency)
+        self.limiter = ConcurrencyLimiter(max_concurrency)
         """For samples, whose threads are none too early where they could only wait here."""
         self._timeout_s = timeout_s
         self._requests = asyncio.Semaphore(max_concurrency)
@@ -72,16 +72,16 @@ class Transport(BaseBackend, ABC):
 
     def generate(self, s: Any, sampling_params: Any) -> tuple[str, Generation]:
         """Called by the frontend for `sgl.gen`: the next turn after the branch's messages."""
-        running: Running = s.variables.get(RUNNING) or Running(0)
+        in_flight: InFlightSample = s.variables.get(IN_FLIGHT) or InFlightSample(0)
         body = self._request(s.messages_, sampling_params, s.variables.get(SEED))
         try:
-            found = self._client.start(self._generate(body, running)).result()
+            found = self._client.start(self._generate(body, in_flight)).result()
         except (RequestError, CancelledError) as error:
             # Closed while this waited.
             found = Generation(
                 new_rid(),
-                num_tokens=running.num_tokens,
-                tokens_at_least=running.has_started,
+                num_tokens=in_flight.num_tokens,
+                tokens_at_least=in_flight.has_started,
                 error=str(error) or "the connection was closed",
             )
         return found.text, found
@@ -98,7 +98,7 @@ class Transport(BaseBackend, ABC):
 
     @abstractmethod
     async def _ask(
-        self, body: Mapping[str, Any], running: Running, reader: StreamReader
+        self, body: Mapping[str, Any], in_flight: InFlightSample, reader: StreamReader
     ) -> Generation:
         """Send a request under the reader's id; raises `RequestError`."""
 
@@ -112,20 +112,20 @@ class Transport(BaseBackend, ABC):
     async def _abandon(self, rid: str) -> None:
         """See to it that the server drops a request whose answer nobody will read."""
 
-    async def _generate(self, body: Mapping[str, Any], running: Running) -> Generation:
+    async def _generate(self, body: Mapping[str, Any], in_flight: InFlightSample) -> Generation:
         cancelled = asyncio.Event()
         loop = asyncio.get_running_loop()
         # The loop may be closed by then, and with it all that could be cancelled.
-        running.when_cancelled(lambda: _call(loop, cancelled.set))
-        if not await self._take_place(running, cancelled):
+        in_flight.when_cancelled(lambda: _call(loop, cancelled.set))
+        if not await self._take_place(in_flight, cancelled):
             return Generation(new_rid(), aborted=True)
         try:
-            running.has_started = True
-            return await self._tries(body, running, cancelled)
+            in_flight.has_started = True
+            return await self._tries(body, in_flight, cancelled)
         finally:
             self._requests.release()
 
-    async def _take_place(self, running: Running, cancelled: asyncio.Event) -> bool:
+    async def _take_place(self, in_flight: InFlightSample, cancelled: asyncio.Event) -> bool:
         """Wait for a free place; false, and none is taken, where it is cancelled before."""
         place = asyncio.ensure_future(self._requests.acquire())
         ending = asyncio.ensure_future(cancelled.wait())
@@ -133,7 +133,7 @@ class Transport(BaseBackend, ABC):
         try:
             await asyncio.wait({place, ending}, return_when=asyncio.FIRST_COMPLETED)
             # The event is set a moment after the generation is cancelled.
-            is_wanted = place.done() and not running.is_cancelled
+            is_wanted = place.done() and not in_flight.is_cancelled
         finally:
             ending.cancel()
             if not is_wanted and not place.cancel():
@@ -141,24 +141,24 @@ class Transport(BaseBackend, ABC):
         return is_wanted
 
     async def _tries(
-        self, body: Mapping[str, Any], running: Running, cancelled: asyncio.Event
+        self, body: Mapping[str, Any], in_flight: InFlightSample, cancelled: asyncio.Event
     ) -> Generation:
         retries = Retries(BACKOFF)
         any_lost = False
         while True:
             reader = StreamReader(new_rid())
-            if running.is_cancelled:
+            if in_flight.is_cancelled:
                 return Generation(reader.found.rid, aborted=True, tokens_at_least=any_lost)
-            running.begin_try(reader.text)
+            in_flight.begin_try(reader.text)
             start_s = time.monotonic()
             try:
-                found = await self._try(body, reader, running, cancelled)
-                if found.aborted and not running.is_cancelled:
+                found = await self._try(body, reader, in_flight, cancelled)
+                if found.aborted and not in_flight.is_cancelled:
                     raise RequestError("the server aborted the request", retryable=True)
             except RequestError as error:
                 any_lost = any_lost or not isinstance(error, TurnedAwayError)
                 pause_s = retries.pause_s(error.retry_after_s) if error.retryable else None
-                if pause_s is not None and not running.is_cancelled:
+                if pause_s is not None and not in_flight.is_cancelled:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(cancelled.wait(), pause_s)
                     continue
@@ -176,11 +176,11 @@ class Transport(BaseBackend, ABC):
         self,
         body: Mapping[str, Any],
         reader: StreamReader,
-        running: Running,
+        in_flight: InFlightSample,
         cancelled: asyncio.Event,
     ) -> Generation:
         """One try. What the server may still be busy with is abandoned."""
-        request = asyncio.ensure_future(self._ask(body, running, reader))
+        request = asyncio.ensure_future(self._ask(body, in_flight, reader))
         ending = asyncio.ensure_future(cancelled.wait())
         try:
             await asyncio.wait({request, ending}, return_when=asyncio.FIRST_COMPLETED)

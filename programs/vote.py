@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from lim_sglang.programs.records import Sample, SampleState
 
-Same = Callable[[str, str], bool]
+Equivalent = Callable[[str, str], bool]
 """Whether two answers are equal."""
 
 
@@ -72,7 +72,9 @@ class Tally:
         return self.votes - second
 
 
-def tally(samples: Sequence[Sample], same: Same, order: Order = Order.BY_VOTES) -> Tally:
+def tally(
+    samples: Sequence[Sample], equivalent: Equivalent, order: Order = Order.BY_VOTES
+) -> Tally:
     """Group the answers of one question's samples.
 
     Args:
@@ -87,7 +89,9 @@ def tally(samples: Sequence[Sample], same: Same, order: Order = Order.BY_VOTES) 
             silent.append(sample.state)
             continue
         answer = sample.answer
-        leader = next((known for known in groups if known == answer or same(known, answer)), answer)
+        leader = next(
+            (known for known in groups if known == answer or equivalent(known, answer)), answer
+        )
         groups.setdefault(leader, []).append(sample)
     weighted = all(sample.confidence is not None for group in groups.values() for sample in group)
     found = [_group(answer, voters, weighted) for answer, voters in groups.items()]

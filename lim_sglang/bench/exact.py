@@ -65,13 +65,15 @@ def differing_sets(selector: Any, batch: FilledBatch, kept: Sequence[Tensor]) ->
         kept: [min(S, K)] int64 a row.
     """
     chunk = selector.decisive.shape[0]
-    scored = {row % chunk: row for row in batch.point.rows_over(selector.shares.budget)}
+    scored = {row % chunk: row for row in batch.point.rows_over(selector.budget_split.budget)}
     found = []
     for place, row in sorted(scored.items(), key=lambda item: item[1]):
         scores = selector.decisive[place, :, : batch.point.lengths[row]]
         if not scores.isfinite().all():
             found.append(f"row {row} has scores that are not finite, or not written")
-        elif not torch.equal(kept[row], batch.slots[row][keep_tokens(scores, selector.shares)]):
+        elif not torch.equal(
+            kept[row], batch.slots[row][keep_tokens(scores, selector.budget_split)]
+        ):
             found.append(f"row {row} keeps another set than its scores give")
     return found
 

@@ -23,9 +23,9 @@ def check_exactness() -> None:
     Raises:
         LimError: what differs, in words.
     """
-    from lim_sglang.gate import check_gpu
+    from lim_sglang.gate import verify_gpu
 
-    refuse_differences(check_gpu(), "on this GPU")
+    refuse_differences(verify_gpu(), "on this GPU")
 
 
 def refuse_differences(differences: Sequence[str], where: str) -> None:

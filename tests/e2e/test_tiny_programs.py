@@ -11,12 +11,12 @@ import pytest
 import requests
 import sglang as sgl
 
-from lim_sglang.programs.drawing import Drawing, Question, add_messages
-from lim_sglang.programs.endpoint import Endpoint
+from lim_sglang.programs.drawing import SamplingRequest, SamplingRun, add_messages
+from lim_sglang.programs.endpoint import SglangBackend
 from lim_sglang.programs.program import Program, run_program
 from lim_sglang.programs.prompts import Message
 from lim_sglang.programs.records import Sample, SampleState, Sampling
-from lim_sglang.programs.stopping import Same, TokenBudgetRule
+from lim_sglang.programs.stopping import Equivalent, TokenBudgetRule
 from tests.e2e.processes import LocalServer
 
 pytestmark = pytest.mark.e2e
@@ -39,9 +39,11 @@ class Noting:
     settled_at_s: float | None = None
     looks_at_tokens: ClassVar[bool] = True
 
-    def is_settled(self, ended: Sequence[Sample], spent_tokens: int, same: Same) -> bool:
+    def is_settled(
+        self, ended: Sequence[Sample], spent_tokens: int, equivalent: Equivalent
+    ) -> bool:
         """As the rule says."""
-        settled = self.rule.is_settled(ended, spent_tokens, same)
+        settled = self.rule.is_settled(ended, spent_tokens, equivalent)
         if settled and self.settled_at_s is None:
             self.settled_at_s = time.monotonic()
         return settled
@@ -67,23 +69,23 @@ def test_samples_of_a_settled_program_are_gone_from_the_server_at_once(server: L
                 gone_at_s.append(time.monotonic())
 
     @sgl.function
-    def program(s: Any, drawing: Drawing, indices: Sequence[int]) -> None:
-        add_messages(s, drawing.question.messages)
-        drawing.draw(s, indices, rule)
+    def program(s: Any, run: SamplingRun, indices: Sequence[int]) -> None:
+        add_messages(s, run.question.messages)
+        run.draw(s, indices, rule)
 
     watching = threading.Thread(target=watch)
     watching.start()
-    question = Question(
+    question = SamplingRequest(
         (Message(role="user", content="w7 w8"),),
         Sampling(max_tokens=900, temperature=1.0, top_p=1.0, top_k=-1),
         parallel=SAMPLES,
-        watched=True,
+        streamed=True,
     )
-    with closing(Endpoint(server.url)) as endpoint:
+    with closing(SglangBackend(server.url)) as backend:
         outcome = run_program(
-            *(Program("noting", program), endpoint, question),
+            *(Program("noting", program), backend, question),
             indices=range(SAMPLES),
-            same=str.__eq__,
+            equivalent=str.__eq__,
         )
     watching.join(30)
     assert rule.settled_at_s is not None

@@ -17,7 +17,7 @@ from lim_sglang import compat
 from lim_sglang.kernels.check import SCORE_TOLERANCE, relative_error
 from lim_sglang.kernels.check_mass import MASS_TOLERANCE
 from lim_sglang.kernels.mass_selector import MassSelector
-from lim_sglang.kernels.reference import attend_tokens, keep_tokens, pool_mass, score_tokens
+from lim_sglang.kernels.reference import attend_tokens, keep_tokens, score_tokens, softmax_mass
 from tests.gpu.rig import Rig
 
 SELECT, REUSE = 2, 3
@@ -123,13 +123,13 @@ def poison(backend: Any) -> None:
     """Leave nothing of an earlier step that could be taken for this one's."""
     backend.selector.scores.fill_(torch.nan)
     backend.selector.decisive.fill_(torch.nan)
-    backend.kept_attention.kept_slots.zero_()
+    backend.sparse_decode.kept_slots.zero_()
 
 
 def outcome(backend: Any, step: Step, outputs: tuple[Tensor, Tensor]) -> Outcome:
     """Copy what a step left."""
-    ends = backend.kept_attention.kept_indptr.tolist()
-    kept = backend.kept_attention.kept_slots.clone()
+    ends = backend.sparse_decode.kept_indptr.tolist()
+    kept = backend.sparse_decode.kept_slots.clone()
     rows = step.forward_batch.batch_size
     return Outcome(
         (outputs[0].clone(), outputs[1].clone()),
@@ -190,7 +190,7 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
     pool = rig.runner.token_to_kv_pool
     keys = [pool.get_key_buffer(layer) for layer in (SELECT, REUSE)]
     values = [pool.get_value_buffer(layer) for layer in (SELECT, REUSE)]
-    budget = backend.selector.shares.budget
+    budget = backend.selector.budget_split.budget
     wrong = []
     for row, slots in enumerate(step.slots):
         name = f"row {row} of {len(slots)} tokens"
@@ -202,12 +202,12 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
             if not error <= SCORE_TOLERANCE:
                 wrong.append(f"{name}: scores are off by {error:.1e}")
             if isinstance(backend.selector, MassSelector):
-                mass = pool_mass(scores, layers_of(rig)[0].scaling)
+                mass = softmax_mass(scores, layers_of(rig)[0].scaling)
                 error = relative_error(found.decisive[row, 0, : len(slots)], mass)
                 if not error <= 10 * MASS_TOLERANCE:  # the normalisers are FlashInfer's
                     wrong.append(f"{name}: masses are off by {error:.1e}")
         decisive = found.decisive[row, :, : len(slots)]
-        kept = slots[keep_tokens(decisive, backend.selector.shares)]
+        kept = slots[keep_tokens(decisive, backend.selector.budget_split)]
         if not torch.equal(found.kept[row], kept):
             wrong.append(f"{name} keeps other slots")
         for place, read in enumerate((slots, kept)):

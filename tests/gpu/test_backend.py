@@ -131,7 +131,7 @@ def test_a_select_layers_attention_has_the_dense_backends_bits(rig: Rig, name: s
 
 def test_the_dense_pass_gives_the_scores_where_it_can(rig: Rig, backend: Any) -> None:
     from_k = rig.runner.kv_cache_dtype != rig.runner.dtype or not backend.decode_use_tensor_cores
-    assert backend.scores_come_from == ("a second reading of K" if from_k else "the dense pass")
+    assert backend.score_source == ("a second reading of K" if from_k else "the dense pass")
     assert backend.decode_use_tensor_cores == (os.environ.get(TENSOR_CORE_VAR) != "false")
 
 
@@ -228,7 +228,7 @@ def test_beginning_a_step_and_replaying_it_neither_allocate_nor_wait(
     before = allocations()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        backend.kept_attention.begin_step(step.forward_batch.seq_lens)
+        backend.sparse_decode.begin_step(step.forward_batch.seq_lens)
         graph.replay()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -2,10 +2,10 @@
 
 import pytest
 
-from lim_sglang.gate import check_gpu
+from lim_sglang.gate import verify_gpu
 
 pytestmark = pytest.mark.gpu
 
 
 def test_kernels_are_exact_on_the_shapes_of_the_gate() -> None:
-    assert check_gpu() == []
+    assert verify_gpu() == []

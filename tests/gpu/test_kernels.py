@@ -15,7 +15,7 @@ from lim_sglang.kernels.check import (
 from lim_sglang.kernels.check_attend import differing_attention
 from lim_sglang.kernels.check_mass import lost_mass, mass_differences
 from lim_sglang.kernels.check_scoring import differing_scoring
-from lim_sglang.kernels.check_shortlist import shortlist_depths, undecided_rows
+from lim_sglang.kernels.check_shortlist import full_ranking_rows, shortlist_depths
 from lim_sglang.kernels.launch import interpreted
 from lim_sglang.kernels.shortlist import shortlist_capacity
 
@@ -89,20 +89,22 @@ def test_a_shortlist_is_the_beginning_of_the_reference_s_ranking(name: str) -> N
 )
 def test_shortlists_decide_where_heads_differ(name: str, at_once: list[int]) -> None:
     """But for rows just over the budget, all of whose candidates are sorted at once."""
-    assert undecided_rows(BATCHES[name], "cuda") == (at_once, len(at_once))
+    assert full_ranking_rows(BATCHES[name], "cuda") == (at_once, len(at_once))
 
 
 @pytest.mark.parametrize("length", [641, 700, 1023, 1501, 2111])
 def test_a_whole_sample_fills_a_shortlist(length: int) -> None:
     """However a GPU rounds: no deeper threshold can be had from all candidates."""
     batch = Batch((length,), 12, 2, 64, 512, dtype=BF16)
-    assert min(shortlist_depths(batch, "cuda")) >= shortlist_capacity(batch.shares.selected) - 1
+    assert (
+        min(shortlist_depths(batch, "cuda")) >= shortlist_capacity(batch.budget_split.selected) - 1
+    )
 
 
 @pytest.mark.parametrize("name", ["heads-that-agree", "all-ties"])
 def test_shortlists_do_not_decide_what_they_cannot_know(name: str) -> None:
     sparse = BATCHES[name].sparse
-    assert undecided_rows(BATCHES[name], "cuda") == (sparse, len(sparse))
+    assert full_ranking_rows(BATCHES[name], "cuda") == (sparse, len(sparse))
 
 
 @pytest.mark.parametrize("name", BATCHES)
@@ -155,4 +157,4 @@ def test_a_lone_rows_chunks_store_no_others_scores(length: int) -> None:
 @pytest.mark.parametrize("length", [3000, 8192, 32768, 131072])
 def test_shortlists_of_32_heads_decide_at_any_length(length: int) -> None:
     batch = Batch((length, length), 32, 8, 128, 2048, dtype=BF16)
-    assert undecided_rows(batch, "cuda") == ([], 0)
+    assert full_ranking_rows(batch, "cuda") == ([], 0)

@@ -153,7 +153,7 @@ def test_the_crowd_comes_finishes_aborts_and_shares_prefixes(crowds: Crowds, nam
 
 def test_how_often_tokens_differ_is_shown_beside_dense_sglang(crowds: Crowds) -> None:
     """Other batches give other rounding, which a sparse row amplifies and a dense row does not."""
-    shares = {}
+    budget_split = {}
     for backend in ("lim", "flashinfer"):
         answers = {name: crowds[backend, name].result()["answers"] for name in ORDERS}
         for one, other in combinations(ORDERS, 2):
@@ -161,11 +161,15 @@ def test_how_often_tokens_differ_is_shown_beside_dense_sglang(crowds: Crowds) ->
             for kind in ("sparse", "short"):
                 differing = differing_requests(pairs, short=kind == "short")
                 name = f"{backend}, {kind}, {one} / {other}"
-                shares[name] = (sum(differing), len(differing))
-    sys.stdout.write(json.dumps(shares) + "\n")  # shown with -rP, for docs/log.md
+                budget_split[name] = (sum(differing), len(differing))
+    sys.stdout.write(json.dumps(budget_split) + "\n")  # shown with -rP, for docs/log.md
     # A request within the budget reads everything: LessIsMore may change nothing in it.
     lim, dense = (
-        sum(differing / of for name, (differing, of) in shares.items() if name.startswith(kind))
+        sum(
+            differing / of
+            for name, (differing, of) in budget_split.items()
+            if name.startswith(kind)
+        )
         for kind in ("lim, short", "flashinfer, short")
     )
     assert lim <= dense + 0.3

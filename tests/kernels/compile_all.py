@@ -23,7 +23,7 @@ from lim_sglang.kernels import (
     score,
     shortlist,
 )
-from lim_sglang.kernels.follow import FOLLOWS_FROM
+from lim_sglang.kernels.follow import PDL_CAPABILITY
 
 ARCHITECTURES = (80, 90, 100, 120)
 FP8_FROM = 89
@@ -99,17 +99,17 @@ def compile_attention(architecture: int) -> dict[str, int]:
     ):
         if cache == "fp8e4nv" and architecture < FP8_FROM:
             continue
-        merged_group = triton.next_power_of_2(group)
+        combined_group = triton.next_power_of_2(group)
         cache_bytes = 1 if cache.startswith("fp8") else 2
         constants = {
             "GROUP": group,
-            "MERGED_GROUP": merged_group,
+            "MERGED_GROUP": combined_group,
             "PADDED_GROUP": launch.padded_group(group, 1),
             "DIM": dim,
             "BLOCK": launch.attend_block(dim, group, cache_bytes, per_processor),
-            "PART_ALIGNMENT": launch.PART_ALIGNMENT,
-            "MAX_PARTS": launch.MAX_PARTS,
-            "AT_ONCE": max(1, launch.PARTS_AT_ONCE // merged_group),
+            "PART_ALIGNMENT": launch.SPLIT_ALIGNMENT,
+            "MAX_PARTS": launch.MAX_SPLITS,
+            "AT_ONCE": max(1, launch.SPLITS_AT_ONCE // combined_group),
             "CAPPED": capped,
             "UPCAST": False,
         }
@@ -129,15 +129,15 @@ def compile_attention(architecture: int) -> dict[str, int]:
 def compile_rest(architecture: int) -> dict[str, int]:
     """The rest for budgets of 256, 2,048 and 6,144 of 32 heads."""
     found = {}
-    follows = {"FOLLOWS": architecture >= 10 * FOLLOWS_FROM[0]}
+    pdl_options = {"FOLLOWS": architecture >= 10 * PDL_CAPABILITY[0]}
     for selected in (192, 1536, 4608):
         capacity = shortlist.shortlist_capacity(selected)
         cutting = {
-            "UNDECIDED": launch.UNDECIDED,
+            "UNDECIDED": launch.NEEDS_FULL_RANKING,
             "PADDED_HEADS": 32,
-            "MET_RANKS": shortlist.met_ranks(selected),
+            "MET_RANKS": shortlist.counted_ranks(selected),
         }
-        cutting |= follows
+        cutting |= pdl_options
         constants = cutting | {
             "CAPACITY": capacity,
             "SORTED_AT_ONCE": rank.padded_ranks(selected),
@@ -157,21 +157,21 @@ def compile_rest(architecture: int) -> dict[str, int]:
             rank._rank, architecture, constants, launch.rank_warps(padded)
         )
         capacity = heaviest.candidate_capacity(selected)
-        constants = follows | {
+        constants = pdl_options | {
             "CAPACITY": capacity,
             "SAMPLE": launch.MAX_SAMPLE,
             "BLOCK": launch.HEAVIEST_BLOCK,
             "SMALL_BLOCK": launch.HEAVIEST_SMALL_BLOCK,
         }
         found[f"heaviest {selected}"] = shared_memory(
-            heaviest._keep_heaviest, architecture, constants, launch.sort_warps(capacity)
+            heaviest._topk_by_mass, architecture, constants, launch.sort_warps(capacity)
         )
     blocks = {"BLOCK": launch.LSE_BLOCK}
     found["log_sum_exp"] = shared_memory(pool._log_sum_exp, architecture, blocks)
-    blocks = {"BLOCK": launch.POOL_BLOCK, "HEADS": launch.POOL_HEADS} | follows
+    blocks = {"BLOCK": launch.POOL_BLOCK, "HEADS": launch.POOL_HEADS} | pdl_options
     found["pool"] = shared_memory(pool._pool, architecture, blocks)
     blocks = {"BLOCK": launch.COMPACT_BLOCK, "PADDED_COUNTS": 64, "NO_TURN": launch.NEVER}
-    blocks |= follows
+    blocks |= pdl_options
     found["compact"] = shared_memory(compact._compact, architecture, blocks, launch.WIDE_WARPS)
     blocks = {"BLOCK": launch.LENGTH_BLOCK}
     found["count_kept"] = shared_memory(lengths._count_kept, architecture, blocks)

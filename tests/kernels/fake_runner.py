@@ -10,7 +10,7 @@ import torch
 from lim_sglang import compat
 from lim_sglang.bench.batch import FilledBatch, kept_slots
 from lim_sglang.bench.points import Point
-from lim_sglang.kernels.reference import Shares, attend_tokens, keep_tokens
+from lim_sglang.kernels.reference import BudgetSplit, attend_tokens, keep_tokens
 from lim_sglang.schedule import Role
 from lim_sglang.stats import Stats
 
@@ -19,7 +19,7 @@ SHORT = torch.tensor([14, 13, 15])
 BATCH = FilledBatch(Point.uniform(2, 6), tuple(SLOTS), None)
 MIXED = FilledBatch(Point((6, 6, 3)), (*SLOTS, SHORT), None)
 ROLES = (Role.FULL, Role.SELECT, Role.REUSE, Role.REUSE)
-BUDGET, SHARES = 4, Shares(sinks=1, selected=2, recent=1)
+BUDGET, SHARES = 4, BudgetSplit(sinks=1, selected=2, recent=1)
 
 
 def layers(k_scale: float | None = None, v_scale: float | None = None) -> list[Any]:
@@ -124,7 +124,9 @@ class Runner:
     def __post_init__(self) -> None:
         self.lim_stats = Stats()
         self.lim_kept_slots = torch.zeros(4 * BUDGET, dtype=torch.int32)
-        self.lim_selector = SimpleNamespace(decisive=torch.zeros(self.chunk, 2, 9), shares=SHARES)
+        self.lim_selector = SimpleNamespace(
+            decisive=torch.zeros(self.chunk, 2, 9), budget_split=SHARES
+        )
         self.token_to_kv_pool = Pool(self.cache_dtype)
         self.ours = Backend(self)
         self.attn_backend: Any = None

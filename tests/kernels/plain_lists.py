@@ -31,7 +31,7 @@ def kept_positions(case: Case) -> list[int]:
     length = len(case.scores[0])
     if length <= case.budget:
         return list(range(length))
-    sinks, selected, recent = shares(case)
+    sinks, selected, recent = budget_split(case)
     candidates = list(range(sinks, length - recent))
     orders = [sorted(candidates, key=lambda t, row=row: (-row[t], t)) for row in case.scores]
     chosen: list[int] = []
@@ -42,7 +42,7 @@ def kept_positions(case: Case) -> list[int]:
     return sorted([*range(sinks), *chosen, *range(length - recent, length)])
 
 
-def shares(case: Case) -> tuple[int, int, int]:
+def budget_split(case: Case) -> tuple[int, int, int]:
     """Sinks, selected and recent tokens."""
     selected = int(case.budget * (1 - case.recent_ratio) + 1e-9)
     rest = case.budget - selected

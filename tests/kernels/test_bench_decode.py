@@ -179,7 +179,7 @@ def test_a_split_that_fails_leaves_the_step_and_says_why(monkeypatch: pytest.Mon
 
 def let_gate_find(monkeypatch: pytest.MonkeyPatch, failures: list[str]) -> None:
     """Let the exactness check find these failures."""
-    module: Any = SimpleNamespace(check_gpu=lambda: failures)
+    module: Any = SimpleNamespace(verify_gpu=lambda: failures)
     monkeypatch.setitem(sys.modules, "lim_sglang.gate", module)
 
 

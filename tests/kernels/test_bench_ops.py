@@ -27,14 +27,14 @@ def test_the_stages_and_the_whole_pick_the_reference_s_tokens() -> None:
     for row in range(CASE.batch):
         slots = stages.slots.view(CASE.batch, CASE.context)[row].long()
         scores = score_tokens(stages.query[row], stages.keys[slots])
-        wanted = slots[keep_tokens(scores, CASE.shares)]
+        wanted = slots[keep_tokens(scores, CASE.budget_split)]
         assert torch.equal(in_stages.view(CASE.batch, -1)[row].long(), wanted)
 
 
 def test_necessary_bytes_by_hand() -> None:
     rows, tokens, heads, recent = 3, 90, 4, 4 + 4
-    selected = CASE.shares.selected
-    assert (CASE.shares.sinks, CASE.shares.recent, selected) == (4, 4, 24)
+    selected = CASE.budget_split.selected
+    assert (CASE.budget_split.sinks, CASE.budget_split.recent, selected) == (4, 4, 24)
     expected = {
         "score": rows * (tokens * (2 * 64 * 2 + 4) + heads * tokens * 4),
         "shortlist": rows * heads * (tokens - recent) * 4,

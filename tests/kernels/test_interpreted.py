@@ -23,10 +23,10 @@ from lim_sglang.kernels.check import (
 )
 from lim_sglang.kernels.check_attend import differing_attention
 from lim_sglang.kernels.check_mass import mass_differences
-from lim_sglang.kernels.check_shortlist import shortlist_depths, undecided_rows
-from lim_sglang.kernels.launch import NARROW_TILE, UNDECIDED, attend_block, interpreted
+from lim_sglang.kernels.check_shortlist import full_ranking_rows, shortlist_depths
+from lim_sglang.kernels.launch import NARROW_TILE, NEEDS_FULL_RANKING, attend_block, interpreted
 from lim_sglang.kernels.lengths import count_kept
-from lim_sglang.kernels.parts import INTERPRETED_PROCESSORS, Parts
+from lim_sglang.kernels.parts import INTERPRETED_PROCESSORS, SplitWorkspace
 from lim_sglang.kernels.rank import _rank
 from lim_sglang.kernels.reference import attend_tokens as attend_by_definition
 from lim_sglang.kernels.reference import score_tokens
@@ -84,13 +84,15 @@ def test_a_shortlist_is_the_beginning_of_the_reference_s_ranking(name: str) -> N
 
 @pytest.mark.parametrize("name", ["mixed-lengths", "odd-heads", "more-than-a-sample"])
 def test_shortlists_decide_where_heads_differ(name: str) -> None:
-    assert undecided_rows(BATCHES[name], "cpu") == ([], 0)
+    assert full_ranking_rows(BATCHES[name], "cpu") == ([], 0)
 
 
 @pytest.mark.parametrize("length", [641, 1500])
 def test_a_whole_sample_fills_a_shortlist(length: int) -> None:
     batch = Batch((length,), 6, 2, 64, 512)
-    assert min(shortlist_depths(batch, "cpu")) >= shortlist_capacity(batch.shares.selected) - 1
+    assert (
+        min(shortlist_depths(batch, "cpu")) >= shortlist_capacity(batch.budget_split.selected) - 1
+    )
 
 
 @pytest.mark.parametrize(("length", "is_tried"), [(513, False), (640, False), (641, True)], ids=str)
@@ -99,13 +101,13 @@ def test_rows_just_over_the_budget_are_left_to_be_sorted_at_once(
 ) -> None:
     batch = Batch((length,), 6, 2, 64, 512)  # 128 sinks and newest tokens
     assert [depth > 0 for depth in shortlist_depths(batch, "cpu")] == [is_tried] * 6
-    assert undecided_rows(batch, "cpu") == (([], 0) if is_tried else ([0], 1))
+    assert full_ranking_rows(batch, "cpu") == (([], 0) if is_tried else ([0], 1))
 
 
 @pytest.mark.parametrize("name", ["heads-that-agree", "too-many-ties-for-a-shortlist"])
 def test_shortlists_do_not_decide_what_they_cannot_know(name: str) -> None:
     sparse = BATCHES[name].sparse
-    assert undecided_rows(BATCHES[name], "cpu") == (sparse, len(sparse))
+    assert full_ranking_rows(BATCHES[name], "cpu") == (sparse, len(sparse))
 
 
 def test_no_row_is_decided_without_all_of_its_heads() -> None:
@@ -115,7 +117,7 @@ def test_no_row_is_decided_without_all_of_its_heads() -> None:
     selector = prepared_selector(batch, tensors, "cpu")
     selector.shortlist(tensors.indptr)
     assert (selector.depth[0] > 0).tolist() == [False, True, True, True, True, True]
-    assert selector.last_turn.tolist() == [UNDECIDED]
+    assert selector.last_turn.tolist() == [NEEDS_FULL_RANKING]
     selector.rank(tensors.indptr)  # goes on from the turns that five heads have noted
     assert not differing_compaction(batch, tensors, selector)
 
@@ -160,9 +162,9 @@ def test_attention_with_narrow_tiles_is_the_reference_s(monkeypatch: pytest.Monk
     assert set(chosen) == {NARROW_TILE.elements // 64}
 
 
-def allocated(num_programs: int) -> Parts:
+def allocated(num_programs: int) -> SplitWorkspace:
     """Memory that so many programs share, for 4 heads of 2 KV heads of 64 dimensions."""
-    return Parts(
+    return SplitWorkspace(
         torch.zeros(num_programs, 16, 64),
         torch.zeros(num_programs, 16),
         torch.zeros(num_programs, dtype=torch.int32),
@@ -173,9 +175,9 @@ def allocated(num_programs: int) -> Parts:
 def test_narrow_numbers_get_more_programs() -> None:
     shape = {"num_heads": 12, "num_kv_heads": 2, "dim": 128}
     for dtype, per_processor in ((torch.bfloat16, 2), (torch.float8_e4m3fn, 4), (torch.float32, 1)):
-        parts = Parts.allocate(**shape, cache_dtype=dtype, device="cpu")
+        parts = SplitWorkspace.allocate(**shape, cache_dtype=dtype, device="cpu")
         assert parts.outputs.shape == (INTERPRETED_PROCESSORS * per_processor, 16, 128)
-        assert len(parts.lse) == len(parts.arrivals) == len(parts.outputs)
+        assert len(parts.lse) == len(parts.block_counters) == len(parts.outputs)
 
 
 @pytest.mark.parametrize(

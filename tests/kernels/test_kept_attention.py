@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from lim_sglang.errors import ServerError
-from lim_sglang.kept_attention import KeptAttention
+from lim_sglang.kept_attention import SparseDecodeWrapper
 from lim_sglang.kernels.reference import attend_tokens
 
 BUDGET, MAX_ROWS = 24, 4
 HEADS, KV_HEADS, DIM = 4, 2, 64
 
 
-def kept_attention(num_slots: int = MAX_ROWS * BUDGET) -> KeptAttention:
+def sparse_decode(num_slots: int = MAX_ROWS * BUDGET) -> SparseDecodeWrapper:
     """As a backend of up to four rows makes it; the kept slots are drawn."""
     shape = SimpleNamespace(
         num_qo_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=DIM, data_type=torch.float32
@@ -22,7 +22,7 @@ def kept_attention(num_slots: int = MAX_ROWS * BUDGET) -> KeptAttention:
     backend = SimpleNamespace(kv_last_page_len=torch.ones(MAX_ROWS), indices_updater_decode=shape)
     generator = torch.Generator().manual_seed(3)
     slots = torch.randperm(200, generator=generator)[:num_slots].int()
-    return KeptAttention(backend, slots, BUDGET)
+    return SparseDecodeWrapper(backend, slots, BUDGET)
 
 
 def cache() -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,7 +33,7 @@ def cache() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def attended(
-    kept: KeptAttention,
+    kept: SparseDecodeWrapper,
     query: torch.Tensor,
     *,
     sm_scale: float = 0.125,
@@ -53,7 +53,7 @@ def attended(
 
 
 def test_rows_read_as_many_slots_as_they_keep_one_row_after_the_other() -> None:
-    kept = kept_attention()
+    kept = sparse_decode()
     query = torch.randn(3, HEADS, DIM, generator=torch.Generator().manual_seed(5))
     for lengths in ([30, 5, 24], [1, 300, 2]):  # the second step has forgotten the first
         kept.begin_step(torch.tensor(lengths))
@@ -69,7 +69,7 @@ def test_rows_read_as_many_slots_as_they_keep_one_row_after_the_other() -> None:
 
 
 def test_a_step_of_other_rows_leaves_the_memory_where_it_is() -> None:
-    kept = kept_attention()
+    kept = sparse_decode()
     kept.begin_step(torch.tensor([9, 9, 9, 9]))
     first = kept.kept_indptr.data_ptr()
     kept.begin_step(torch.tensor([30]))
@@ -78,7 +78,7 @@ def test_a_step_of_other_rows_leaves_the_memory_where_it_is() -> None:
 
 
 def test_scales_and_soft_cap_reach_the_kernel() -> None:
-    kept = kept_attention()
+    kept = sparse_decode()
     query = torch.randn(1, HEADS, DIM, generator=torch.Generator().manual_seed(5))
     kept.begin_step(torch.tensor([20]))
     plain = attended(kept, query)
@@ -91,7 +91,7 @@ def test_scales_and_soft_cap_reach_the_kernel() -> None:
 
 def test_more_rows_than_there_is_memory_for_are_refused_in_words() -> None:
     with pytest.raises(ServerError, match=r"runs 4 requests at once.*--max-running-requests 2"):
-        kept_attention(2 * BUDGET)
-    kept = kept_attention()
+        sparse_decode(2 * BUDGET)
+    kept = sparse_decode()
     with pytest.raises(ValueError, match="out must have 6 numbers, not 5"):
         kept.begin_step(torch.tensor([1, 1, 1, 1, 1]))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lim_sglang.kernels.reference import (
-    Shares,
+    BudgetSplit,
     attend_tokens,
     keep_tokens,
     rank_tokens,
@@ -86,8 +86,8 @@ def test_equals_plain_lists_on_random_cases(seed: int, dtype: torch.dtype) -> No
 def test_shares_add_up_to_the_budget(
     budget: int, ratio: float, sinks: int, expected: tuple[int, int, int]
 ) -> None:
-    shares = split_budget(budget, ratio, sinks)
-    assert (shares.sinks, shares.selected, shares.recent) == expected
+    budget_split = split_budget(budget, ratio, sinks)
+    assert (budget_split.sinks, budget_split.selected, budget_split.recent) == expected
     assert sum(expected) == budget
 
 
@@ -112,8 +112,8 @@ def test_infinities_rank_at_the_ends_and_nan_last() -> None:
 def test_a_larger_selected_share_contains_the_smaller_set() -> None:
     generator = torch.Generator().manual_seed(5)
     scores = torch.randn(6, 200, generator=generator)
-    small = keep_tokens(scores, Shares(sinks=4, selected=20, recent=16))
-    large = keep_tokens(scores, Shares(sinks=4, selected=50, recent=16))
+    small = keep_tokens(scores, BudgetSplit(sinks=4, selected=20, recent=16))
+    large = keep_tokens(scores, BudgetSplit(sinks=4, selected=50, recent=16))
     assert set(small.tolist()) < set(large.tolist())
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lim_sglang.kernels.scoring import ScoringAttention
+from lim_sglang.kernels.scoring import ScoreStoringAttention
 
 PAIRS = "multiples of 8 bytes, not at address"
 
@@ -19,7 +19,7 @@ PAIRS = "multiples of 8 bytes, not at address"
 def test_scores_that_cannot_be_stored_are_refused(
     strides: tuple[int, ...], offset: int, dtype: torch.dtype, reason: str
 ) -> None:
-    attention = object.__new__(ScoringAttention)  # compiled only where there is a GPU
+    attention = object.__new__(ScoreStoringAttention)  # compiled only where there is a GPU
     query = torch.zeros(2, 4, 64)
     cache = (torch.zeros(200, 2, 64), torch.zeros(200, 2, 64))
     scores = torch.zeros(1000, dtype=dtype).as_strided((2, 3, 44), strides, offset)

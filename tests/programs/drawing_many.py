@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from contextlib import closing
 
-from lim_sglang.programs.endpoint import Endpoint
+from lim_sglang.programs.endpoint import SglangBackend
 from lim_sglang.programs.majority import MAJORITY
 from tests.programs.drawn import run_on
 
@@ -29,8 +29,8 @@ def main(url: str, count: int) -> None:
     before_bytes = _peak_bytes()
     start_s = time.monotonic()
     threading.Thread(target=count_threads, daemon=True).start()
-    with closing(Endpoint(url, max_concurrency=count)) as endpoint:
-        outcome = run_on(endpoint, count, program=MAJORITY, parallel=count, seed=0, watched=True)
+    with closing(SglangBackend(url, max_concurrency=count)) as backend:
+        outcome = run_on(backend, count, program=MAJORITY, parallel=count, seed=0, streamed=True)
     ended.set()
     record = {
         "threads": most_threads,

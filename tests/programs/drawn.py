@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
-from lim_sglang.programs.drawing import Question
-from lim_sglang.programs.endpoint import Endpoint
+from lim_sglang.programs.drawing import SamplingRequest
+from lim_sglang.programs.endpoint import SglangBackend
 from lim_sglang.programs.majority import MAJORITY
 from lim_sglang.programs.program import Outcome, Program, run_program
 from lim_sglang.programs.prompts import ask_messages
@@ -18,29 +18,29 @@ QUESTION = ask_messages("What is 17 * 23?")
 
 
 def run_on(
-    endpoint: Endpoint,
+    backend: SglangBackend,
     count: int,
     on_sample: Callable[[Sample], None] = lambda _: None,
     *,
     program: Program = MAJORITY,
     parallel: int = 64,
-    watched: bool | None = None,
+    streamed: bool | None = None,
     seeds_honoured: bool = False,
     options: dict[str, Any] | None = None,
     **sampling: Any,
 ) -> Outcome:
     """What a program makes of one question; answers are equal if their texts are."""
-    question = Question(
+    question = SamplingRequest(
         QUESTION,
         Sampling(**sampling),
         parallel,
-        watched=program.watched if watched is None else watched,
+        streamed=program.streamed if streamed is None else streamed,
         seeds_honoured=seeds_honoured,
     )
     return run_program(
-        *(program, endpoint, question),
+        *(program, backend, question),
         indices=range(count),
-        same=str.__eq__,
+        equivalent=str.__eq__,
         options=options,
         on_sample=on_sample,
     )
@@ -50,8 +50,8 @@ def draw(
     fake: FakeServer, count: int, on_sample: Callable[[Sample], None] = lambda _: None, **how: Any
 ) -> Outcome:
     """The same, on an endpoint of its own."""
-    with closing(Endpoint(fake.url)) as endpoint:
-        return run_on(endpoint, count, on_sample, seeds_honoured=fake.deterministic, **how)
+    with closing(SglangBackend(fake.url)) as backend:
+        return run_on(backend, count, on_sample, seeds_honoured=fake.deterministic, **how)
 
 
 def by_sample(answers: Mapping[int, Any], usual: Any = None) -> Answerer:

@@ -104,7 +104,7 @@ class FakeServer:
     """The id of each abort that was asked for."""
     hung_up: list[str] = field(default_factory=list)
     """Ids of requests whose clients closed the connection; that ends them, as at SGLang."""
-    running: int = 0
+    in_flight: int = 0
     most_running: int = 0
     num_tokens: int = 0
     """Said so far in all chains."""
@@ -203,8 +203,8 @@ class FakeServer:
         rid = body.get("rid") or uuid.uuid4().hex
         live = self._live[rid] = _Live()
         self.requests.append(body)
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
+        self.in_flight += 1
+        self.most_running = max(self.most_running, self.in_flight)
         try:
             said = Said(body, rid)
             answer = self._loop.run_in_executor(self._threads, self.answer, body)
@@ -219,7 +219,7 @@ class FakeServer:
         finally:
             if peer.is_gone:
                 self.hung_up.append(rid)
-            self.running -= 1
+            self.in_flight -= 1
             del self._live[rid]
 
     async def _generate(self, chain: Chain, said: Said, live: _Live, peer: _Peer) -> None:

@@ -4,27 +4,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 
 from lim_sglang.programs.chat import Generation
-from lim_sglang.programs.endpoint import Endpoint
-from lim_sglang.programs.running import Running
-from lim_sglang.programs.transport import RUNNING, SEED
+from lim_sglang.programs.endpoint import SglangBackend
+from lim_sglang.programs.running import InFlightSample
+from lim_sglang.programs.transport import IN_FLIGHT, SEED
 
 PARAMS = SimpleNamespace(max_new_tokens=64, temperature=0.6, top_p=0.95, top_k=20, stop=[])
 MESSAGES = [{"role": "user", "content": "What is 17 * 23?"}]
 
 
 def generate(
-    endpoint: Endpoint, running: Running | None = None, seed: int | None = None
+    backend: SglangBackend, in_flight: InFlightSample | None = None, seed: int | None = None
 ) -> Generation:
     """Wait for it."""
-    state = SimpleNamespace(messages_=MESSAGES, variables={SEED: seed, RUNNING: running})
-    text, found = endpoint.generate(state, PARAMS)
+    state = SimpleNamespace(messages_=MESSAGES, variables={SEED: seed, IN_FLIGHT: in_flight})
+    text, found = backend.generate(state, PARAMS)
     assert text == found.text
     return found
 
 
-def begin(endpoint: Endpoint, running: Running) -> Future[Generation]:
+def begin(backend: SglangBackend, in_flight: InFlightSample) -> Future[Generation]:
     """The same, in a thread of its own."""
     with_thread = ThreadPoolExecutor(1)
-    future = with_thread.submit(generate, endpoint, running)
+    future = with_thread.submit(generate, backend, in_flight)
     with_thread.shutdown(wait=False)
     return future

@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import openai
 
-from lim_sglang.programs.desk import Desk
-from lim_sglang.programs.endpoint import Endpoint
+from lim_sglang.programs.desk import VoteQueue
+from lim_sglang.programs.endpoint import SglangBackend
 from lim_sglang.programs.proxy import Proxy, create_app
 from lim_sglang.programs.proxy_command import listen
 from lim_sglang.programs.proxy_server import ProxyServer
 from lim_sglang.programs.records import Sampling
-from lim_sglang.programs.thinking import BudgetedEndpoint
+from lim_sglang.programs.thinking import ThinkingBudgetBackend
 from lim_sglang.programs.upstream import Upstream
 from tests.programs.fake_server import FakeServer
 
@@ -28,7 +28,7 @@ class Served:
     """A running proxy."""
 
     url: str
-    desk: Desk
+    queue: VoteQueue
 
     def client(self, key: str = "none") -> openai.OpenAI:
         """What users have; it tries nothing twice here."""
@@ -61,21 +61,23 @@ def proxied(
     """Run a proxy until the block ends; answers are equal if their texts are."""
     ready = threading.Event()
     create = (
-        partial(BudgetedEndpoint, thinking_budget=thinking_budget) if thinking_budget else Endpoint
+        partial(ThinkingBudgetBackend, thinking_budget=thinking_budget)
+        if thinking_budget
+        else SglangBackend
     )
-    with closing(create(fake.url, api_key=api_key)) as endpoint, listen("127.0.0.1", 0) as port:
-        desk = Desk(
-            *(endpoint, str.__eq__),
+    with closing(create(fake.url, api_key=api_key)) as backend, listen("127.0.0.1", 0) as port:
+        queue = VoteQueue(
+            *(backend, str.__eq__),
             max_questions=max_questions,
             max_waiting=max_waiting,
         )
-        app = create_app(Proxy(desk, Upstream(fake.url), Sampling(), api_key, thinking_budget))
-        server = ProxyServer(app, when_ready=ready.set, when_stopped=desk.close)
+        app = create_app(Proxy(queue, Upstream(fake.url), Sampling(), api_key, thinking_budget))
+        server = ProxyServer(app, when_ready=ready.set, when_stopped=queue.close)
         thread = threading.Thread(target=server.run, args=([port],))
         thread.start()
         assert ready.wait(10)
         try:
-            yield Served(f"http://127.0.0.1:{port.getsockname()[1]}", desk)
+            yield Served(f"http://127.0.0.1:{port.getsockname()[1]}", queue)
         finally:
             server.should_exit = True
             thread.join(10)

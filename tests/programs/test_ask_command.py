@@ -75,7 +75,7 @@ def test_what_was_aborted_is_told_in_the_record(forker: Forker, tmp_path: Path) 
         asked = ("ask", QUESTION, "--program", "short", "--url", fake.url, "--json")
         command = forker.start(tmp_path, *asked, "--samples", "6", "--seed", "0")
         assert command.wait() == 0, command.error
-        assert eventually(lambda: fake.running == 0)
+        assert eventually(lambda: fake.in_flight == 0)
     record = json.loads(command.output)
     assert record["without_vote"]["aborted"] == 3
     assert record["tokens_saved_estimate"] == 3 * (7 - 2)
@@ -129,7 +129,7 @@ def test_ctrl_c_ends_it_soon_and_leaves_nothing_at_the_server(
         command.interrupt()
         assert command.wait() == 130
         assert time.monotonic() - start_s < 3.0
-        assert eventually(lambda: fake.running == 0)
+        assert eventually(lambda: fake.in_flight == 0)
     assert set(fake.aborted) == {body["rid"] for body in fake.requests}
     assert "interrupted" in command.error
     assert "Traceback" not in command.error
@@ -146,7 +146,7 @@ def test_a_second_ctrl_c_and_a_server_that_hangs_do_not_keep_it(
         command.interrupt()
         assert command.wait(30) == 130
         assert time.monotonic() - start_s < 15.0
-        assert eventually(lambda: fake.running == 0)
+        assert eventually(lambda: fake.in_flight == 0)
 
 
 def test_a_record_is_printed_though_the_server_died_in_mid_vote(
@@ -156,7 +156,7 @@ def test_a_record_is_printed_though_the_server_died_in_mid_vote(
     with serving(by_sample(good, endless("let me"))) as fake:
         asked = ("ask", QUESTION, "--url", fake.url, "--json", "--samples", "4", "--seed", "0")
         command = forker.start(tmp_path, *asked)
-        assert eventually(lambda: fake.running == 2 and len(fake.requests) == 4, 60)
+        assert eventually(lambda: fake.in_flight == 2 and len(fake.requests) == 4, 60)
         fake.kill()
         assert command.wait(60) == 0, command.error
     record = json.loads(command.output)

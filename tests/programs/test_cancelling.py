@@ -11,8 +11,8 @@ import pytest
 from lim_sglang.programs import endpoint as endpoint_module
 from lim_sglang.programs import transport
 from lim_sglang.programs.backoff import Backoff
-from lim_sglang.programs.endpoint import Endpoint
-from lim_sglang.programs.running import Running
+from lim_sglang.programs.endpoint import SglangBackend
+from lim_sglang.programs.running import InFlightSample
 from tests.programs.chains import Chain, endless
 from tests.programs.fake_server import Answerer, FakeServer, completion, eventually, serving
 from tests.programs.generating import begin, generate
@@ -21,34 +21,36 @@ WAIT_S = 10.0
 
 
 @contextmanager
-def at(answer: Answerer, places: int = 8, **options: Any) -> Iterator[tuple[FakeServer, Endpoint]]:
+def at(
+    answer: Answerer, limiter: int = 8, **options: Any
+) -> Iterator[tuple[FakeServer, SglangBackend]]:
     """A server and an endpoint."""
     with (
         serving(answer, **options) as fake,
-        closing(Endpoint(fake.url, max_concurrency=places)) as endpoint,
+        closing(SglangBackend(fake.url, max_concurrency=limiter)) as backend,
     ):
-        yield fake, endpoint
+        yield fake, backend
 
 
 def test_what_is_cancelled_before_it_begins_is_never_sent() -> None:
-    running = Running(0)
-    running.cancel()
-    with at(lambda _: completion("never")) as (fake, endpoint):
-        found = generate(endpoint, running)
+    in_flight = InFlightSample(0)
+    in_flight.cancel()
+    with at(lambda _: completion("never")) as (fake, backend):
+        found = generate(backend, in_flight)
     assert found.aborted
     assert (found.num_tokens, found.text, found.error) == (0, "", None)
     assert not found.tokens_at_least
-    assert not running.has_started
+    assert not in_flight.has_started
     assert not fake.requests
     assert not fake.aborted
 
 
 def test_what_waits_for_a_place_ends_at_once_though_no_place_is_free() -> None:
-    first, second = Running(0), Running(1)
-    with at(lambda _: endless(), places=1) as (fake, endpoint):
-        ahead = begin(endpoint, first)
-        assert eventually(lambda: fake.running == 1)
-        behind = begin(endpoint, second)
+    first, second = InFlightSample(0), InFlightSample(1)
+    with at(lambda _: endless(), limiter=1) as (fake, backend):
+        ahead = begin(backend, first)
+        assert eventually(lambda: fake.in_flight == 1)
+        behind = begin(backend, second)
         second.cancel()
         assert behind.result(WAIT_S).aborted
         assert not ahead.done()
@@ -56,24 +58,24 @@ def test_what_waits_for_a_place_ends_at_once_though_no_place_is_free() -> None:
         first.cancel()
         ahead.result(WAIT_S)
         # The place of the first is free again, and that of the second was never lost.
-        third = begin(endpoint, Running(2))
+        third = begin(backend, InFlightSample(2))
         assert eventually(lambda: len(fake.requests) == 2)
     assert third.result(WAIT_S).error
     assert fake.aborted == [fake.requests[0]["rid"], fake.requests[1]["rid"]]
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_what_runs_is_aborted_at_the_server_and_its_tokens_are_counted(watched: bool) -> None:
-    running = Running(0, watched=watched)
-    with at(lambda _: endless("so ", "far ", "")) as (fake, endpoint):
-        future = begin(endpoint, running)
+def test_what_runs_is_aborted_at_the_server_and_its_tokens_are_counted(streamed: bool) -> None:
+    in_flight = InFlightSample(0, streamed=streamed)
+    with at(lambda _: endless("so ", "far ", "")) as (fake, backend):
+        future = begin(backend, in_flight)
         assert eventually(lambda: fake.num_tokens == 3)
-        assert eventually(lambda: running.num_tokens == (2 if watched else 0))
-        assert running.text == ("so far " if watched else "")
-        assert (running.tokens_per_s > 0) == watched
-        running.cancel()
+        assert eventually(lambda: in_flight.num_tokens == (2 if streamed else 0))
+        assert in_flight.text == ("so far " if streamed else "")
+        assert (in_flight.tokens_per_s > 0) == streamed
+        in_flight.cancel()
         found = future.result(WAIT_S)
-        assert eventually(lambda: fake.running == 0)
+        assert eventually(lambda: fake.in_flight == 0)
     assert found.aborted
     assert not found.truncated
     assert (found.text, found.error) == ("so far ", None)
@@ -84,24 +86,24 @@ def test_what_runs_is_aborted_at_the_server_and_its_tokens_are_counted(watched: 
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_after_its_end_a_cancel_changes_nothing(watched: bool) -> None:
-    running = Running(0, watched=watched)
-    with at(lambda _: Chain(("391",))) as (fake, endpoint):
-        found = generate(endpoint, running)
-        running.cancel()
-        assert generate(endpoint, Running(1)).text == "391"
+def test_after_its_end_a_cancel_changes_nothing(streamed: bool) -> None:
+    in_flight = InFlightSample(0, streamed=streamed)
+    with at(lambda _: Chain(("391",))) as (fake, backend):
+        found = generate(backend, in_flight)
+        in_flight.cancel()
+        assert generate(backend, InFlightSample(1)).text == "391"
     assert not found.aborted
     assert not fake.aborted
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_what_ends_by_itself_before_the_abort_arrives_is_whole(watched: bool) -> None:
+def test_what_ends_by_itself_before_the_abort_arrives_is_whole(streamed: bool) -> None:
     end = Event()
-    with at(lambda _: Chain(("391",), until=end), forgets_aborts=1) as (fake, endpoint):
-        running = Running(0, watched=watched)
-        future = begin(endpoint, running)
-        assert eventually(lambda: fake.running == 1)
-        running.cancel()
+    with at(lambda _: Chain(("391",), until=end), forgets_aborts=1) as (fake, backend):
+        in_flight = InFlightSample(0, streamed=streamed)
+        future = begin(backend, in_flight)
+        assert eventually(lambda: fake.in_flight == 1)
+        in_flight.cancel()
         assert eventually(lambda: len(fake.aborted) == 1)
         end.set()
         found = future.result(WAIT_S)
@@ -112,13 +114,13 @@ def test_an_abort_that_overtakes_its_request_is_told_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(endpoint_module, "ABORT_AGAIN_S", 0.05)
-    with at(lambda _: endless("so"), forgets_aborts=2) as (fake, endpoint):
-        running = Running(0)
-        future = begin(endpoint, running)
+    with at(lambda _: endless("so"), forgets_aborts=2) as (fake, backend):
+        in_flight = InFlightSample(0)
+        future = begin(backend, in_flight)
         assert eventually(lambda: fake.num_tokens == 1)
-        running.cancel()
+        in_flight.cancel()
         found = future.result(WAIT_S)
-        assert eventually(lambda: fake.running == 0)
+        assert eventually(lambda: fake.in_flight == 0)
     assert found.aborted
     assert found.num_tokens == 1
     assert fake.aborted == [found.rid] * 3
@@ -126,29 +128,29 @@ def test_an_abort_that_overtakes_its_request_is_told_again(
 
 @pytest.mark.parametrize("watched", [False, True])
 def test_a_server_that_heeds_no_abort_is_not_waited_for(
-    watched: bool, monkeypatch: pytest.MonkeyPatch
+    streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint_module, "ABORT_TIMEOUT_S", 0.2)
-    with at(lambda _: endless("so "), answers_aborts=False) as (fake, endpoint):
-        running = Running(0, watched=watched)
-        future = begin(endpoint, running)
-        assert eventually(lambda: running.num_tokens == 1 if watched else fake.running == 1)
+    with at(lambda _: endless("so "), answers_aborts=False) as (fake, backend):
+        in_flight = InFlightSample(0, streamed=streamed)
+        future = begin(backend, in_flight)
+        assert eventually(lambda: in_flight.num_tokens == 1 if streamed else fake.in_flight == 1)
         start_s = time.monotonic()
-        running.cancel()
+        in_flight.cancel()
         found = future.result(WAIT_S)
         assert time.monotonic() - start_s < 2.0
         assert eventually(lambda: fake.hung_up == [found.rid])
     assert found.aborted
-    assert (found.num_tokens, found.text) == ((1, "so ") if watched else (0, ""))
+    assert (found.num_tokens, found.text) == ((1, "so ") if streamed else (0, ""))
     assert found.tokens_at_least
 
 
 def test_a_pause_before_the_next_try_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "BACKOFF", Backoff(first_s=1e6, most_s=1e6, total_s=1e7))
-    with at(lambda _: (503, {"detail": "busy"})) as (fake, endpoint):
-        running = Running(0)
-        future = begin(endpoint, running)
-        assert eventually(lambda: len(fake.requests) == 1 and fake.running == 0)
-        running.cancel()
+    with at(lambda _: (503, {"detail": "busy"})) as (fake, backend):
+        in_flight = InFlightSample(0)
+        future = begin(backend, in_flight)
+        assert eventually(lambda: len(fake.requests) == 1 and fake.in_flight == 0)
+        in_flight.cancel()
         assert future.result(WAIT_S).aborted
     assert len(fake.requests) == 1

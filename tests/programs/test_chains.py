@@ -78,17 +78,17 @@ def test_an_abort_ends_all_that_begin_with_a_known_id(stream: bool) -> None:
         threads = [Thread(target=ask, args=(rid,)) for rid in ("a", "ab")]
         for thread in threads:
             thread.start()
-        assert eventually(lambda: fake.running == 2)
+        assert eventually(lambda: fake.in_flight == 2)
         abort(fake, "unknown")
         abort(fake, "")
         ask("b")
-        assert eventually(lambda: fake.running == 2)  # its answer comes before its end
+        assert eventually(lambda: fake.in_flight == 2)  # its answer comes before its end
         abort(fake, "a")
         for thread in threads:
             thread.join(5)
     assert '"finish_reason":"stop"' in found["b"].replace(" ", "")
     assert all('"finish_reason":"abort"' in found[r].replace(" ", "") for r in ("a", "ab"))
-    assert fake.running == 0
+    assert fake.in_flight == 0
     assert not fake.hung_up
 
 
@@ -96,7 +96,7 @@ def test_who_hangs_up_ends_the_request() -> None:
     with serving(lambda _: endless("some")) as fake:
         with httpx.stream("POST", f"{fake.url}/v1/chat/completions", json=STREAM) as response:
             next(response.iter_bytes())
-        assert eventually(lambda: fake.running == 0)
+        assert eventually(lambda: fake.in_flight == 0)
     assert fake.hung_up == ["r"]
 
 

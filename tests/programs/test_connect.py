@@ -23,9 +23,9 @@ def test_a_server_is_not_given_more_than_it_says_it_runs() -> None:
         return completion("")
 
     with serving(answer, max_running_requests=2) as fake:
-        endpoint = connect(fake.url, None, CONSOLE, timeout_s=20, max_concurrency=64)
-        run_on(endpoint, 8)
-        endpoint.close()
+        backend = connect(fake.url, None, CONSOLE, timeout_s=20, max_concurrency=64)
+        run_on(backend, 8)
+        backend.close()
     assert len(fake.requests) == 8
     assert fake.most_running == 2
 
@@ -42,12 +42,12 @@ def test_a_model_is_refused_where_the_server_has_but_one() -> None:
 
 def test_openais_api_is_spoken_to_the_only_model() -> None:
     with serving_openai(lambda _: Streamed(("so",), num_tokens=1), models=("small",)) as fake:
-        endpoint = connect(
+        backend = connect(
             *(fake.url, None, CONSOLE), timeout_s=20, max_concurrency=4, api=Api.OPENAI
         )
-        run_on(endpoint, 2, top_k=-1)
-        assert endpoint.server_info() == {"api": "openai", "model_path": "small"}
-        endpoint.close()
+        run_on(backend, 2, top_k=-1)
+        assert backend.server_info() == {"api": "openai", "model_path": "small"}
+        backend.close()
     assert {request["model"] for request in fake.requests} == {"small"}
 
 
@@ -62,9 +62,9 @@ def test_a_switch_is_refused_where_the_template_has_none(thinking: bool) -> None
 
 def test_a_switch_is_sent_where_the_template_has_one() -> None:
     with serving(lambda _: completion("")) as fake:
-        endpoint = connect(fake.url, None, CONSOLE, timeout_s=20, max_concurrency=1, thinking=False)
-        run_on(endpoint, 1)
-        endpoint.close()
+        backend = connect(fake.url, None, CONSOLE, timeout_s=20, max_concurrency=1, thinking=False)
+        run_on(backend, 1)
+        backend.close()
     assert fake.requests[0]["chat_template_kwargs"] == {"enable_thinking": False}
 
 

@@ -10,7 +10,7 @@ from lim_sglang.errors import ServerError
 from lim_sglang.programs import transport
 from lim_sglang.programs.backoff import Backoff
 from lim_sglang.programs.chat import Generation, chat_request
-from lim_sglang.programs.endpoint import Endpoint
+from lim_sglang.programs.endpoint import SglangBackend
 from lim_sglang.programs.transport import new_rid
 from tests.programs.fake_server import FakeServer, Reply, completion, eventually, serving
 from tests.programs.generating import MESSAGES, PARAMS, generate
@@ -40,11 +40,11 @@ def failing(times: int, status: int = 503) -> Any:
 
 def ask(fake: FakeServer, **options: Any) -> Generation:
     """One generation from an endpoint of its own."""
-    endpoint = Endpoint(fake.url, **options)
+    backend = SglangBackend(fake.url, **options)
     try:
-        return generate(endpoint)
+        return generate(backend)
     finally:
-        endpoint.close()
+        backend.close()
 
 
 def test_a_generation_carries_what_the_server_says() -> None:
@@ -113,14 +113,14 @@ def test_a_time_out_is_a_failure_and_aborts_the_request() -> None:
 def test_closing_aborts_what_is_running_and_frees_who_waits() -> None:
     found: list[Generation] = []
     with serving(hang) as fake:
-        endpoint = Endpoint(fake.url, max_concurrency=1)
+        backend = SglangBackend(fake.url, max_concurrency=1)
         threads = [
-            threading.Thread(target=lambda: found.append(generate(endpoint))) for _ in range(3)
+            threading.Thread(target=lambda: found.append(generate(backend))) for _ in range(3)
         ]
         for thread in threads:
             thread.start()
         assert eventually(lambda: bool(fake.requests))
-        endpoint.close()
+        backend.close()
         for thread in threads:
             thread.join(1.0)
         assert fake.aborted == [fake.requests[0]["rid"]]
@@ -136,13 +136,13 @@ def test_no_more_requests_are_sent_at_once_than_allowed() -> None:
         return completion("done")
 
     with serving(slow) as fake:
-        endpoint = Endpoint(fake.url, max_concurrency=2)
-        threads = [threading.Thread(target=generate, args=(endpoint,)) for _ in range(6)]
+        backend = SglangBackend(fake.url, max_concurrency=2)
+        threads = [threading.Thread(target=generate, args=(backend,)) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        endpoint.close()
+        backend.close()
     assert len(fake.requests) == 6
     assert fake.most_running == 2
 
@@ -150,17 +150,17 @@ def test_no_more_requests_are_sent_at_once_than_allowed() -> None:
 def test_seeds_are_honoured_only_in_deterministic_inference() -> None:
     for deterministic in (False, True):
         with serving(lambda _: completion(""), deterministic=deterministic) as fake:
-            endpoint = Endpoint(fake.url)
-            assert endpoint.honours_seeds is deterministic
-            endpoint.close()
+            backend = SglangBackend(fake.url)
+            assert backend.honours_seeds is deterministic
+            backend.close()
 
 
 def test_a_server_that_is_not_there_is_an_error_of_its_own() -> None:
-    endpoint = Endpoint("http://127.0.0.1:9")
+    backend = SglangBackend("http://127.0.0.1:9")
     with pytest.raises(ServerError, match="no server answers"):
-        endpoint.server_info()
-    assert "no server answers" in str(generate(endpoint).error)
-    endpoint.close()
+        backend.server_info()
+    assert "no server answers" in str(generate(backend).error)
+    backend.close()
 
 
 def test_no_request_id_is_the_beginning_of_another() -> None:

@@ -133,7 +133,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(forker: Forker, tmp_path: Path) -> Non
         assert eventually(lambda: out.exists() and len(rows(out)) == 12, 60), command.error
         command.interrupt()
         assert command.wait() == 130
-        assert eventually(lambda: fake.running == 0)
+        assert eventually(lambda: fake.in_flight == 0)
     assert "interrupted; what is finished is safe in" in command.error
     assert "Traceback" not in command.error
     stored = rows(out)

@@ -63,7 +63,7 @@ def test_two_servers_share_the_questions(forker: Forker, tmp_path: Path) -> None
         done = run(forker, tmp_path, *words_for(questions, out, first, second))
         assert done.code == 0, done.error
         shares = [{asked(body) for body in fake.requests} for fake in (first, second)]
-        assert all(len(share) >= 3 for share in shares)
+        assert all(len(slots) >= 3 for slots in shares)
         assert not shares[0] & shares[1]
         assert len(first.requests) + len(second.requests) == 32
         assert run_record(out)["about"]["urls"] == [first.url, second.url]

@@ -97,10 +97,10 @@ def test_the_end_shows_all_scores_and_the_commands_that_say_more(
     scores = r"│ +18 │ +\d+\.\d ± \d+\.\d % │ +\d+\.\d ± \d+\.\d % │ +7 │ +0\.0 % │"
     assert len(re.findall(scores, table)) == 4
     first, second, report = f"lim compare{commands}".strip().split("\n")
-    places = [str(sweeps.out / folder) for folder in FOLDERS[:4]]
-    assert first.split()[2:] == [places[0], places[2]]
-    assert second.split()[2:] == [places[1], places[3]]
-    assert report.split() == ["lim", "report", *places, "--html", str(sweeps.out / "report.html")]
+    limiter = [str(sweeps.out / folder) for folder in FOLDERS[:4]]
+    assert first.split()[2:] == [limiter[0], limiter[2]]
+    assert second.split()[2:] == [limiter[1], limiter[3]]
+    assert report.split() == ["lim", "report", *limiter, "--html", str(sweeps.out / "report.html")]
     compared = sweeps.forker.start(tmp_path, *first.split()[1:])
     assert compared.wait() == 0, compared.error
 

@@ -11,7 +11,7 @@ from lim_sglang.programs import transport
 from lim_sglang.programs.backoff import Backoff
 from lim_sglang.programs.budget import BUDGET
 from lim_sglang.programs.confidence import CONFIDENCE
-from lim_sglang.programs.endpoint import Endpoint
+from lim_sglang.programs.endpoint import SglangBackend
 from lim_sglang.programs.records import Sample, SampleState
 from tests.programs.chains import CUT, Chain, Raw, endless
 from tests.programs.drawn import asked, by_sample, draw, run_on, states
@@ -42,8 +42,8 @@ def test_a_broken_stream_is_tried_again_and_then_fails_in_words(fault: Raw, word
     broken = Chain(("so ", "far ", fault, "on"))
     good = Chain(("\\boxed{391}",))
     with serving(by_sample({1: broken}, good)) as fake:
-        outcome = draw(fake, 3, seed=0, watched=True)
-        assert eventually(lambda: fake.running == 0)
+        outcome = draw(fake, 3, seed=0, streamed=True)
+        assert eventually(lambda: fake.in_flight == 0)
     assert states(outcome) == ["finished", "failed", "finished"]
     assert words in str(outcome.samples[1].error)
     assert outcome.samples[1].answer is None
@@ -60,7 +60,7 @@ def test_a_broken_stream_is_tried_again_and_then_fails_in_words(fault: Raw, word
 def test_a_stream_that_breaks_once_is_whole_at_the_next_try(fault: Raw) -> None:
     chains = iter([Chain(("lost ", fault)), Chain(("\\boxed", "{391}"))])
     with serving(lambda _: next(chains)) as fake:
-        (sample,) = draw(fake, 1, watched=True).samples
+        (sample,) = draw(fake, 1, streamed=True).samples
     assert (sample.text, sample.num_tokens, sample.error) == ("\\boxed{391}", 2, None)
     assert sample.tokens_at_least  # the try that broke took some, too
 
@@ -80,7 +80,7 @@ def test_the_confidence_of_a_sample_is_that_of_its_last_try() -> None:
 def test_a_stream_may_hold_what_is_no_event_and_any_character() -> None:
     pieces = ("a\u2028b", KEEP_ALIVE, "\x85", "\\boxed{", "7}")
     with serving(lambda _: Chain(pieces)) as fake:
-        (sample,) = draw(fake, 1, watched=True).samples
+        (sample,) = draw(fake, 1, streamed=True).samples
     assert sample.text == "a\u2028b\x85\\boxed{7}"
     assert (sample.answer, sample.num_tokens) == ("7", 4)
     assert len(fake.requests) == 1
@@ -89,7 +89,7 @@ def test_a_stream_may_hold_what_is_no_event_and_any_character() -> None:
 def test_thoughts_are_counted_where_their_end_is_split_between_chunks() -> None:
     pieces = ("<think>", "hm", "</th", "ink>", "\\boxed{", "7}")
     with serving(lambda _: Chain(pieces)) as fake:
-        (sample,) = draw(fake, 1, watched=True).samples
+        (sample,) = draw(fake, 1, streamed=True).samples
     assert (sample.num_reasoning_tokens, sample.num_tokens) == (4, 6)
     assert not sample.reasoning_estimated
 
@@ -112,20 +112,20 @@ def test_too_many_requests_for_too_long_are_a_failure_in_the_servers_words() -> 
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_a_sample_that_never_ends_fails_in_time_and_is_aborted(watched: bool) -> None:
+def test_a_sample_that_never_ends_fails_in_time_and_is_aborted(streamed: bool) -> None:
     good = completion("\\boxed{1}")
     with (
         serving(by_sample({1: endless("on and ", "on ")}, good)) as fake,
-        closing(Endpoint(fake.url, timeout_s=0.5)) as endpoint,
+        closing(SglangBackend(fake.url, timeout_s=0.5)) as backend,
     ):
-        outcome = run_on(endpoint, 3, seed=0, watched=watched)
-        assert eventually(lambda: fake.running == 0)
+        outcome = run_on(backend, 3, seed=0, streamed=streamed)
+        assert eventually(lambda: fake.in_flight == 0)
     assert states(outcome) == ["finished", "failed", "finished"]
     endless_one = outcome.samples[1]
     assert "did not answer within 0.5 seconds" in str(endless_one.error)
     assert fake.aborted == [endless_one.rid]
     assert asked(fake)[1] == 1  # the next try would take as long
-    assert endless_one.num_tokens == (2 if watched else 0)
+    assert endless_one.num_tokens == (2 if streamed else 0)
     assert [sample.tokens_at_least for sample in outcome.samples] == [False, True, False]
     assert outcome.spent_at_least
     assert endless_one.answer is None
@@ -137,11 +137,11 @@ def test_a_server_that_hangs_costs_no_more_than_the_time_outs(
     monkeypatch.setattr(endpoint_module, "ABORT_TIMEOUT_S", 0.2)
     with (
         serving(lambda _: endless(), answers_aborts=False) as fake,
-        closing(Endpoint(fake.url, timeout_s=0.3)) as endpoint,
+        closing(SglangBackend(fake.url, timeout_s=0.3)) as backend,
     ):
-        outcome = run_on(endpoint, 16)
+        outcome = run_on(backend, 16)
         assert outcome.elapsed_s < 3.0
-        assert eventually(lambda: fake.running == 0)
+        assert eventually(lambda: fake.in_flight == 0)
     assert set(states(outcome)) == {"failed"}
     assert outcome.vote.winner is None
 
@@ -159,10 +159,10 @@ def killed_after(fake: FakeServer, count: int) -> Callable[[Sample], None]:
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_a_server_killed_in_mid_vote_takes_no_finished_sample_with_it(watched: bool) -> None:
+def test_a_server_killed_in_mid_vote_takes_no_finished_sample_with_it(streamed: bool) -> None:
     good = {index: completion("\\boxed{391}") for index in range(3)}
     with serving(by_sample(good, endless("so ", "far"))) as fake:
-        outcome = draw(fake, 8, killed_after(fake, 3), seed=0, watched=watched)
+        outcome = draw(fake, 8, killed_after(fake, 3), seed=0, streamed=streamed)
     assert states(outcome) == ["finished"] * 3 + ["failed"] * 5
     assert outcome.elapsed_s < 3.0
     assert (outcome.vote.winner, outcome.vote.votes, outcome.vote.failed) == ("391", 3, 5)
@@ -197,7 +197,7 @@ def test_the_server_may_abort_a_sample_by_itself_and_it_is_tried_again() -> None
     with serving(lambda _: next(chains)) as fake:
         thread = threading.Thread(target=abort_at_the_server, args=(fake,))
         thread.start()
-        (sample,) = draw(fake, 1, watched=True).samples
+        (sample,) = draw(fake, 1, streamed=True).samples
         thread.join()
     assert (sample.answer, sample.state) == ("391", SampleState.FINISHED)
     assert len(fake.requests) == 2

@@ -93,7 +93,9 @@ def test_a_sample_says_how_much_of_its_confidence_is_a_guess(
 def test_equal_candidates_in_different_chunks_are_no_repetition() -> None:
     reader = StreamReader("r")
     for chunk in streamed((3.0, 3.0, 3.0, 3.0), mended=True):
-        same = [{**token, "top_logprobs": [{"logprob": -3.0}]} for token in chunk["content"][:1]]
-        choice = {"delta": {"content": "w"}, "logprobs": {"content": same}}
+        equivalent = [
+            {**token, "top_logprobs": [{"logprob": -3.0}]} for token in chunk["content"][:1]
+        ]
+        choice = {"delta": {"content": "w"}, "logprobs": {"content": equivalent}}
         reader.take({"choices": [choice]})
     assert reader.result().num_repeated_logprobs == 0

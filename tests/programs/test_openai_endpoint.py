@@ -12,11 +12,11 @@ from lim_sglang.programs import transport
 from lim_sglang.programs.backoff import Backoff
 from lim_sglang.programs.chat import Generation
 from lim_sglang.programs.confidence import CONFIDENCE
-from lim_sglang.programs.openai_endpoint import OpenAIEndpoint, openai_request
+from lim_sglang.programs.openai_endpoint import OpenAIBackend, openai_request
 from lim_sglang.programs.records import SampleState
-from lim_sglang.programs.running import Running
+from lim_sglang.programs.running import InFlightSample
 from lim_sglang.programs.short import SHORT
-from lim_sglang.programs.transport import RUNNING, SEED
+from lim_sglang.programs.transport import IN_FLIGHT, SEED
 from tests.programs.drawn import run_on
 from tests.programs.fake_openai import Answerer, FakeOpenAI, Refusal, Streamed, serving_openai
 from tests.programs.fake_server import eventually
@@ -36,21 +36,21 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "BACKOFF", Backoff(tries=3, first_s=0.01))
 
 
-def generate(endpoint: OpenAIEndpoint, **variables: Any) -> Generation:
+def generate(backend: OpenAIBackend, **variables: Any) -> Generation:
     """One generation, as the frontend asks for it."""
     state = SimpleNamespace(messages_=MESSAGES, variables=variables)
-    text, found = endpoint.generate(state, PARAMS)
+    text, found = backend.generate(state, PARAMS)
     assert text == found.text
     return found
 
 
 def ask(fake: FakeOpenAI, *, timeout_s: float = 20.0, **variables: Any) -> Generation:
     """One generation from an endpoint of its own."""
-    endpoint = OpenAIEndpoint(fake.url, "small", timeout_s=timeout_s)
+    backend = OpenAIBackend(fake.url, "small", timeout_s=timeout_s)
     try:
-        return generate(endpoint, **variables)
+        return generate(backend, **variables)
     finally:
-        endpoint.close()
+        backend.close()
 
 
 def in_turn(*replies: Any) -> Answerer:
@@ -109,7 +109,7 @@ def test_what_is_asked_for_is_sent(wish: dict[str, Any], expected: dict[str, Any
 def test_the_seed_of_a_branch_is_sent() -> None:
     with serving_openai(lambda _: ANSWER) as fake:
         ask(fake, **{SEED: 7})
-        assert not OpenAIEndpoint(fake.url, "small").honours_seeds
+        assert not OpenAIBackend(fake.url, "small").honours_seeds
     assert fake.requests[0]["seed"] == 7
 
 
@@ -200,11 +200,11 @@ def test_a_time_out_is_a_failure_and_closes_the_connection() -> None:
 
 
 def test_a_server_that_is_not_there_is_said() -> None:
-    endpoint = OpenAIEndpoint("http://127.0.0.1:9", "small")
-    assert "no server answers at http://127.0.0.1:9/v1" in str(generate(endpoint).error)
+    backend = OpenAIBackend("http://127.0.0.1:9", "small")
+    assert "no server answers at http://127.0.0.1:9/v1" in str(generate(backend).error)
     with pytest.raises(ServerError, match="no server answers"):
-        endpoint.server_info()
-    endpoint.close()
+        backend.server_info()
+    backend.close()
 
 
 def test_newer_models_get_the_limit_under_its_newer_name() -> None:
@@ -219,19 +219,19 @@ def test_newer_models_get_the_limit_under_its_newer_name() -> None:
 
 
 def test_cancelling_closes_the_connection_and_counts_what_there_was() -> None:
-    running = Running(0)
+    in_flight = InFlightSample(0)
     with serving_openai(lambda _: Streamed(("a",) * 500, pace_s=0.02)) as fake:
-        endpoint = OpenAIEndpoint(fake.url, "small")
+        backend = OpenAIBackend(fake.url, "small")
         found: list[Generation] = []
         thread = threading.Thread(
-            target=lambda: found.append(generate(endpoint, **{RUNNING: running}))
+            target=lambda: found.append(generate(backend, **{IN_FLIGHT: in_flight}))
         )
         thread.start()
-        assert eventually(lambda: running.num_tokens >= 3)
-        running.cancel()
+        assert eventually(lambda: in_flight.num_tokens >= 3)
+        in_flight.cancel()
         thread.join(5.0)
         assert eventually(lambda: fake.hung_up == 1)
-        endpoint.close()
+        backend.close()
     assert found[0].aborted
     assert 3 <= found[0].num_tokens == len(found[0].text) < 100
     assert found[0].tokens_at_least
@@ -240,14 +240,14 @@ def test_cancelling_closes_the_connection_and_counts_what_there_was() -> None:
 def test_closing_frees_who_waits() -> None:
     found: list[Generation] = []
     with serving_openai(lambda _: Streamed(("a",) * 500, pace_s=0.02)) as fake:
-        endpoint = OpenAIEndpoint(fake.url, "small", max_concurrency=1)
+        backend = OpenAIBackend(fake.url, "small", max_concurrency=1)
         threads = [
-            threading.Thread(target=lambda: found.append(generate(endpoint))) for _ in range(3)
+            threading.Thread(target=lambda: found.append(generate(backend))) for _ in range(3)
         ]
         for thread in threads:
             thread.start()
         assert eventually(lambda: bool(fake.requests))
-        endpoint.close()
+        backend.close()
         for thread in threads:
             thread.join(5.0)
         assert eventually(lambda: fake.hung_up == 1)
@@ -262,29 +262,29 @@ def test_a_program_ends_its_samples_early() -> None:
         return ANSWER if body["seed"] < 3 else Streamed(("a",) * 500, pace_s=0.02)
 
     with serving_openai(answer) as fake:
-        endpoint = OpenAIEndpoint(fake.url, "small")
-        outcome = run_on(endpoint, 5, program=SHORT, options={"wanted": 3}, seed=0, top_k=-1)
+        backend = OpenAIBackend(fake.url, "small")
+        outcome = run_on(backend, 5, program=SHORT, options={"wanted": 3}, seed=0, top_k=-1)
         assert eventually(lambda: fake.hung_up == 2)
-        endpoint.close()
+        backend.close()
     states = [sample.state for sample in outcome.samples]
     assert states == [SampleState.FINISHED] * 3 + [SampleState.ABORTED] * 2
 
 
 def test_confidence_comes_from_logprobs() -> None:
     with serving_openai(lambda _: Streamed(("a", "b"), num_tokens=2, logprob=-3.5)) as fake:
-        endpoint = OpenAIEndpoint(fake.url, "small")
+        backend = OpenAIBackend(fake.url, "small")
         outcome = run_on(
-            endpoint, 2, program=CONFIDENCE, options={"warm_up": 2, "window": 1}, top_k=-1
+            backend, 2, program=CONFIDENCE, options={"warm_up": 2, "window": 1}, top_k=-1
         )
-        endpoint.close()
+        backend.close()
     assert [sample.confidence for sample in outcome.samples] == [3.5, 3.5]
     assert {request["top_logprobs"] for request in fake.requests} == {20}
 
 
 def test_it_says_what_it_cannot_do() -> None:
-    endpoint = OpenAIEndpoint("somewhere:8000", "small")
-    about = endpoint.about()
+    backend = OpenAIBackend("somewhere:8000", "small")
+    about = backend.about()
     assert (about["api"], about["model_path"]) == ("openai", "small")
     assert about["aborts"] == "connection closed"
-    assert endpoint.sampling_defaults() == {"top_k": -1}
-    endpoint.close()
+    assert backend.sampling_defaults() == {"top_k": -1}
+    backend.close()

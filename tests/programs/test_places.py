@@ -3,37 +3,37 @@
 import threading
 from contextlib import ExitStack
 
-from lim_sglang.programs.places import Places, Share
+from lim_sglang.programs.places import ConcurrencyLimiter, QuestionSlots
 
 
-def fill(share: Share) -> int:
+def fill(slots: QuestionSlots) -> int:
     """Take as many as there are; how many."""
     taken = 0
-    while share.take():
+    while slots.take():
         taken += 1
     return taken
 
 
 def test_a_question_alone_takes_all_places() -> None:
-    places = Places(5)
-    with places.for_question() as share:
-        assert fill(share) == 5
-        assert places.num_taken == 5
-    assert places.num_taken == 0
+    limiter = ConcurrencyLimiter(5)
+    with limiter.for_question() as slots:
+        assert fill(slots) == 5
+        assert limiter.num_taken == 5
+    assert limiter.num_taken == 0
 
 
 def test_no_question_waits_for_the_end_of_another() -> None:
-    places = Places(3)
-    with places.for_question() as first, places.for_question() as second:
+    limiter = ConcurrencyLimiter(3)
+    with limiter.for_question() as first, limiter.for_question() as second:
         assert (fill(first), fill(second)) == (3, 1)
-        assert places.num_taken == 4  # `total` and one for each further question
+        assert limiter.num_taken == 4  # `total` and one for each further question
         second.give_back()
         assert second.take()
 
 
 def test_a_free_place_goes_to_who_waits_with_the_fewest() -> None:
-    places = Places(4)
-    with places.for_question() as first, places.for_question() as second:
+    limiter = ConcurrencyLimiter(4)
+    with limiter.for_question() as first, limiter.for_question() as second:
         assert (fill(first), fill(second)) == (4, 1)
         for left, has in ((3, 1), (2, 2)):
             first.give_back()
@@ -43,8 +43,8 @@ def test_a_free_place_goes_to_who_waits_with_the_fewest() -> None:
 
 
 def test_who_wants_none_keeps_nobody_waiting() -> None:
-    places = Places(4)
-    with places.for_question() as first, places.for_question() as second:
+    limiter = ConcurrencyLimiter(4)
+    with limiter.for_question() as first, limiter.for_question() as second:
         fill(first)
         fill(second)
         assert not second.take(wanted=False)
@@ -54,9 +54,9 @@ def test_who_wants_none_keeps_nobody_waiting() -> None:
 
 
 def test_who_is_busy_keeps_nobody_waiting() -> None:
-    places = Places(3)
-    with places.for_question() as first:
-        with places.for_question() as second:
+    limiter = ConcurrencyLimiter(3)
+    with limiter.for_question() as first:
+        with limiter.for_question() as second:
             fill(first)
             fill(second)
             second.give_back()  # and then looks at its sample
@@ -67,17 +67,17 @@ def test_who_is_busy_keeps_nobody_waiting() -> None:
 
 
 def test_many_questions_at_once_take_no_more_than_there_are() -> None:
-    places, most = Places(8), 0
+    limiter, most = ConcurrencyLimiter(8), 0
     together = threading.Barrier(20)
 
     def question() -> None:
         nonlocal most
-        with places.for_question() as share:
+        with limiter.for_question() as slots:
             together.wait(10)
             for _ in range(200):
-                if not share.take():
-                    share.give_back()
-                most = max(most, places.num_taken)
+                if not slots.take():
+                    slots.give_back()
+                most = max(most, limiter.num_taken)
                 together.wait(10)
 
     with ExitStack() as stack:
@@ -86,4 +86,4 @@ def test_many_questions_at_once_take_no_more_than_there_are() -> None:
             thread.start()
             stack.callback(thread.join)
     assert 20 <= most <= 8 + 20
-    assert places.num_taken == 0
+    assert limiter.num_taken == 0

@@ -206,11 +206,11 @@ def test_who_hangs_up_leaves_nothing_at_the_server(model: str, stream: bool) -> 
     wanted = 4 if "@" in model else 1
     with both(lambda _: endless("let me")) as (fake, served):
         with suppress(httpx.ReadTimeout), served.post(body, timeout=0.5) as answer:
-            assert eventually(lambda: fake.running == wanted)
+            assert eventually(lambda: fake.in_flight == wanted)
             assert any(line for line in answer.iter_lines())
         assert fake.most_running == wanted
-        assert eventually(lambda: fake.running == 0, 2.0)
-        assert eventually(lambda: not served.desk._open, 2.0)
+        assert eventually(lambda: fake.in_flight == 0, 2.0)
+        assert eventually(lambda: not served.queue._open, 2.0)
 
 
 def test_no_sample_is_begun_for_who_has_hung_up() -> None:
@@ -218,7 +218,7 @@ def test_no_sample_is_begun_for_who_has_hung_up() -> None:
     with both(lambda _: endless("let me")) as (fake, served):
         with pytest.raises(httpx.ReadTimeout), served.post(body, timeout=0.5):
             pass
-        assert eventually(lambda: fake.running == 0 and not served.desk._open)
+        assert eventually(lambda: fake.in_flight == 0 and not served.queue._open)
         assert len(fake.requests) == 2
 
 
@@ -230,7 +230,7 @@ def test_questions_wait_and_then_are_turned_away() -> None:
         ThreadPoolExecutor() as pool,
     ):
         asked = [pool.submit(served.ask, "majority@2") for _ in range(2)]
-        assert eventually(lambda: len(served.desk._open) == 2 and fake.running == 2)
+        assert eventually(lambda: len(served.queue._open) == 2 and fake.in_flight == 2)
         with pytest.raises(openai.RateLimitError) as busy:
             served.ask("majority@2")
         assert int(busy.value.response.headers["retry-after"]) >= 1
@@ -244,11 +244,11 @@ def test_a_waiting_question_can_be_given_up() -> None:
     with both(lambda _: endless(), max_questions=1) as (fake, served):
         body = {"model": "majority@2", "messages": QUESTION, "stream": True}
         with served.post(body, timeout=5):
-            assert eventually(lambda: fake.running == 2)
+            assert eventually(lambda: fake.in_flight == 2)
             with served.post(body, timeout=5):
-                assert len(served.desk._open) == 2
-            assert eventually(lambda: len(served.desk._open) == 1)
-        assert eventually(lambda: not served.desk._open)
+                assert len(served.queue._open) == 2
+            assert eventually(lambda: len(served.queue._open) == 1)
+        assert eventually(lambda: not served.queue._open)
         assert len(fake.requests) == 2
 
 
@@ -260,10 +260,10 @@ def test_who_waits_when_the_proxy_stops_is_told_at_once(stream: bool) -> None:
         ThreadPoolExecutor() as pool,
     ):
         asked = pool.submit(httpx.post, f"{served.url}/v1/chat/completions", json=body)
-        assert eventually(lambda: fake.running == 2)
-        served.desk.close()
+        assert eventually(lambda: fake.in_flight == 2)
+        served.queue.close()
         answer = asked.result(0.4)
-        assert fake.running == 2  # it lets the server go before the server has let go
+        assert fake.in_flight == 2  # it lets the server go before the server has let go
         assert "the proxy is being stopped" in answer.text
         assert answer.status_code == (200 if stream else 503)
         with pytest.raises(openai.InternalServerError, match="being stopped"):

@@ -72,12 +72,12 @@ def test_it_answers_and_ends_at_once_with_all_that_runs(number: signal.Signals) 
         threads = [threading.Thread(target=ask, args=(base_url, s)) for s in (False, True)]
         for thread in threads:
             thread.start()
-        assert eventually(lambda: fake.running == 8)
+        assert eventually(lambda: fake.in_flight == 8)
         start_s = time.monotonic()
         process.send_signal(number)
         for thread in threads:
             thread.join()
-        assert eventually(lambda: fake.running == 0, 1.0)
+        assert eventually(lambda: fake.in_flight == 0, 1.0)
         assert time.monotonic() - start_s < 3
         assert len(set(fake.aborted)) == 8
         # The interpreter takes its time to put torch away.

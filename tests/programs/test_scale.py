@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lim_sglang.programs.endpoint import Endpoint
+from lim_sglang.programs.endpoint import SglangBackend
 from lim_sglang.programs.records import Sample
 from tests.programs.chains import Chain
 from tests.programs.drawn import no_thread_is_left, run_on
@@ -50,8 +50,8 @@ def test_a_sample_that_could_only_wait_for_a_place_has_no_thread() -> None:
 
     with no_thread_is_left(), serving(lambda _: completion("\\boxed{391}")) as fake:
         before = active_count()
-        with closing(Endpoint(fake.url, max_concurrency=2)) as endpoint:
-            outcome = run_on(endpoint, 40, note, parallel=40)
+        with closing(SglangBackend(fake.url, max_concurrency=2)) as backend:
+            outcome = run_on(backend, 40, note, parallel=40)
     assert outcome.vote.votes == 40
     assert fake.most_running <= 2
     # The program, the client, two branches that end and two that run, the answers' own threads.
@@ -86,7 +86,7 @@ def test_200_questions_at_once_have_no_more_threads_than_the_proxy_says(max_ques
         serving(lambda _: chain) as fake,
         proxied(fake, max_questions=max_questions, max_waiting=200) as served,
     ):
-        bound = served.desk.most_threads
+        bound = served.queue.most_threads
         before = set(threading.enumerate())
         answers = asyncio.run(ask_all(served.url))
     assert {answer["lim"]["answer"] for answer in answers} == {"391"}

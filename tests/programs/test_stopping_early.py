@@ -13,7 +13,7 @@ from lim_sglang.programs.budget import BUDGET
 from lim_sglang.programs.catalogue import PROGRAMS
 from lim_sglang.programs.confidence import CONFIDENCE
 from lim_sglang.programs.early_stop import EARLY_STOP
-from lim_sglang.programs.endpoint import Endpoint
+from lim_sglang.programs.endpoint import SglangBackend
 from lim_sglang.programs.program import Outcome, Program
 from lim_sglang.programs.records import Sample, SampleState
 from lim_sglang.programs.short import SHORT
@@ -55,7 +55,7 @@ def as_samples(answers: list[str | None]) -> list[Sample]:
 
 def assert_the_rest_was_aborted(fake: FakeServer, outcome: Outcome) -> None:
     """Exactly the samples that had not ended, of those that the server was asked for."""
-    assert eventually(lambda: fake.running == 0)
+    assert eventually(lambda: fake.in_flight == 0)
     sent = {body["rid"] for body in fake.requests}
     aborted = {s.rid for s in outcome.samples if s.state is SampleState.ABORTED}
     assert set(fake.aborted) == aborted & sent
@@ -85,10 +85,10 @@ def test_adaptive_stops_at_the_first_sample_that_settles_its_rule(seed: int) -> 
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_adaptive_aborts_what_still_runs_when_the_vote_is_settled(watched: bool) -> None:
+def test_adaptive_aborts_what_still_runs_when_the_vote_is_settled(streamed: bool) -> None:
     agree = {index: Chain(words(boxed("391"), 9)) for index in (1, 2, 5, 6)}
     with serving(by_sample(agree, endless("let me"))) as fake:
-        outcome = draw(fake, 40, program=ADAPTIVE, parallel=8, seed=0, watched=watched)
+        outcome = draw(fake, 40, program=ADAPTIVE, parallel=8, seed=0, streamed=streamed)
         assert_the_rest_was_aborted(fake, outcome)
     assert outcome.vote.votes == 4
     assert {s.index for s in outcome.samples if s.state is SampleState.FINISHED} == set(agree)
@@ -173,7 +173,7 @@ def test_budget_stops_at_the_sample_that_spends_it(tokens: int) -> None:
             7,
             program=BUDGET,
             parallel=1,
-            watched=False,
+            streamed=False,
             seed=0,
             options={"tokens": tokens},
         )
@@ -212,7 +212,7 @@ def test_confidence_aborts_unsure_chains_and_weighs_the_votes() -> None:
     }
     with serving(by_sample({**WARM_UP, **after})) as fake:
         outcome = draw(fake, 8, program=CONFIDENCE, seed=0, options=OPTIONS)
-        assert eventually(lambda: fake.running == 0)
+        assert eventually(lambda: fake.in_flight == 0)
     assert states(outcome) == ["finished"] * 4 + ["aborted", "finished", "aborted", "finished"]
     assert [s.confidence for s in outcome.samples] == [6.0, 8.0, 5.0, 5.0, 4.75, 30.0, 5.45, 5.5]
     assert [outcome.samples[index].num_tokens for index in (4, 6)] == [3, 2]
@@ -246,7 +246,7 @@ def test_confidence_stops_once_the_warm_up_agrees() -> None:
 def test_confidence_stops_at_the_chain_that_gives_the_leader_its_share() -> None:
     usual = Chain((boxed("1"), "x"), confidences=(8.0, 8.0))
     shares = [22 / 32, 30 / 40, 38 / 48, 46 / 56]  # of 14 + 8 n against 10
-    stop = next(n for n, share in enumerate(shares, 1) if share >= 0.8)
+    stop = next(n for n, slots in enumerate(shares, 1) if slots >= 0.8)
     with serving(by_sample(WARM_UP, usual)) as fake:
         options = {**OPTIONS, "agreement": 0.8}
         outcome = draw(fake, 32, program=CONFIDENCE, parallel=1, seed=0, options=options)
@@ -271,12 +271,12 @@ def test_ctrl_c_aborts_what_is_in_flight_and_leaves_no_thread(program: Program) 
     with (
         no_thread_is_left(),
         serving(by_sample({0: completion(boxed("1"))}, endless("let me"))) as fake,
-        closing(Endpoint(fake.url)) as endpoint,
+        closing(SglangBackend(fake.url)) as backend,
     ):
         with pytest.raises(KeyboardInterrupt):
-            run_on(endpoint, 20, interrupt, program=program, parallel=8, seed=0)
+            run_on(backend, 20, interrupt, program=program, parallel=8, seed=0)
         # The endpoint is still open: others may use it.
-        assert eventually(lambda: fake.running == 0)
+        assert eventually(lambda: fake.in_flight == 0)
         in_flight = {body["rid"] for body in fake.requests if body["seed"] != 0}
         assert set(fake.aborted) == in_flight
         assert len(in_flight) <= 7
@@ -285,12 +285,12 @@ def test_ctrl_c_aborts_what_is_in_flight_and_leaves_no_thread(program: Program) 
 
 def test_closing_the_endpoint_in_a_vote_fails_what_runs_and_what_waits() -> None:
     with no_thread_is_left(), serving(lambda _: endless("let me")) as fake:
-        endpoint = Endpoint(fake.url, max_concurrency=2)
+        backend = SglangBackend(fake.url, max_concurrency=2)
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(run_on, endpoint, 6, parallel=4, seed=0)
-            assert eventually(lambda: fake.running == 2)
-            endpoint.close()
+            future = pool.submit(run_on, backend, 6, parallel=4, seed=0)
+            assert eventually(lambda: fake.in_flight == 2)
+            backend.close()
             outcome = future.result(10)
-        assert eventually(lambda: fake.running == 0)
+        assert eventually(lambda: fake.in_flight == 0)
         assert set(fake.aborted) == {body["rid"] for body in fake.requests}
     assert states(outcome) == ["failed"] * 6

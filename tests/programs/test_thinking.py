@@ -9,9 +9,9 @@ import pytest
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.chat import Generation
 from lim_sglang.programs.connect import Api, connect
-from lim_sglang.programs.running import Running
-from lim_sglang.programs.thinking import ENOUGH, BudgetedEndpoint, close_thoughts
-from lim_sglang.programs.transport import RUNNING, SEED
+from lim_sglang.programs.running import InFlightSample
+from lim_sglang.programs.thinking import ENOUGH, ThinkingBudgetBackend, close_thoughts
+from lim_sglang.programs.transport import IN_FLIGHT, SEED
 from tests.programs.fake_server import FakeServer, Reply, completion, serving
 from tests.programs.test_connect import CONSOLE
 
@@ -21,11 +21,13 @@ BUDGET = 30
 ANSWER = "It is \\boxed{391}."
 
 
-def ask(fake: FakeServer, running: Running | None = None, budget: int = BUDGET) -> Generation:
+def ask(
+    fake: FakeServer, in_flight: InFlightSample | None = None, budget: int = BUDGET
+) -> Generation:
     """One generation from an endpoint of its own."""
-    with closing(BudgetedEndpoint(fake.url, thinking_budget=budget)) as endpoint:
-        state = SimpleNamespace(messages_=MESSAGES, variables={SEED: None, RUNNING: running})
-        return endpoint.generate(state, PARAMS)[1]
+    with closing(ThinkingBudgetBackend(fake.url, thinking_budget=budget)) as backend:
+        state = SimpleNamespace(messages_=MESSAGES, variables={SEED: None, IN_FLIGHT: in_flight})
+        return backend.generate(state, PARAMS)[1]
 
 
 def thinking(first: str, second: Reply | None = None) -> Any:
@@ -47,10 +49,10 @@ def test_thoughts_that_end_in_time_take_one_request() -> None:
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_thoughts_that_take_longer_are_closed_and_the_model_answers(watched: bool) -> None:
-    running = Running(0, watched=watched)
+def test_thoughts_that_take_longer_are_closed_and_the_model_answers(streamed: bool) -> None:
+    in_flight = InFlightSample(0, streamed=streamed)
     with serving(thinking("<think>\nhm hm")) as fake:
-        found = ask(fake, running)
+        found = ask(fake, in_flight)
     first, second = fake.requests
     said = f"<think>\nhm hm{ENOUGH}"
     assert (first["max_tokens"], second["max_tokens"]) == (BUDGET, 100 - BUDGET)
@@ -58,8 +60,8 @@ def test_thoughts_that_take_longer_are_closed_and_the_model_answers(watched: boo
     assert found.text == said + ANSWER
     assert (found.num_tokens, found.num_reasoning_tokens) == (BUDGET + 7, BUDGET)
     assert (found.truncated, found.error, found.rid) == (False, None, second["rid"])
-    assert running.num_tokens == (BUDGET + 7 if watched else BUDGET)
-    assert running.text == (found.text if watched else said)
+    assert in_flight.num_tokens == (BUDGET + 7 if streamed else BUDGET)
+    assert in_flight.text == (found.text if streamed else said)
 
 
 def test_an_answer_that_has_begun_goes_on_as_it_was() -> None:
@@ -88,14 +90,14 @@ def test_what_was_thought_is_counted_if_the_answer_fails() -> None:
 
 
 def test_nothing_follows_once_it_is_not_wanted() -> None:
-    running = Running(0)
+    in_flight = InFlightSample(0)
 
     def answer(body: dict[str, Any]) -> Reply:
-        running.cancel()
+        in_flight.cancel()
         return completion("<think>\nhm", num_tokens=BUDGET, reason="length")
 
     with serving(answer) as fake:
-        found = ask(fake, running)
+        found = ask(fake, in_flight)
     assert found.aborted
     assert len(fake.requests) == 1
 

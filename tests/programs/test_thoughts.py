@@ -46,10 +46,10 @@ def test_a_share_is_that_of_the_characters() -> None:
     assert share_of_thoughts(100, "", "") == 0
 
 
-def drawn(answer: Any, *, tokenizes: bool, watched: bool = False) -> Sample:
+def drawn(answer: Any, *, tokenizes: bool, streamed: bool = False) -> Sample:
     """One sample."""
     with serving(answer, tokenizes=tokenizes) as fake:
-        (sample,) = draw(fake, 1, watched=watched).samples
+        (sample,) = draw(fake, 1, streamed=streamed).samples
     return sample
 
 
@@ -61,8 +61,8 @@ def test_thoughts_of_an_answer_in_one_piece_are_counted_by_the_servers_tokenizer
 
 def test_without_a_tokenizer_they_are_estimated_and_said_to_be() -> None:
     sample = drawn(lambda _: completion(TEXT, num_tokens=90), tokenizes=False)
-    share = len("<think>\none two three\n</think>") / len(TEXT)
-    assert sample.num_reasoning_tokens == round(90 * share)
+    slots = len("<think>\none two three\n</think>") / len(TEXT)
+    assert sample.num_reasoning_tokens == round(90 * slots)
     assert sample.reasoning_estimated
 
 
@@ -91,9 +91,9 @@ def test_without_thoughts_nobody_is_asked(text: str) -> None:
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_thoughts_that_never_end_are_all_there_is(watched: bool) -> None:
+def test_thoughts_that_never_end_are_all_there_is(streamed: bool) -> None:
     chain = Chain(("<think>", "\n", "hm", "hm"), reason="length")
-    sample = drawn(lambda _: chain, tokenizes=True, watched=watched)
+    sample = drawn(lambda _: chain, tokenizes=True, streamed=streamed)
     assert (sample.num_reasoning_tokens, sample.num_tokens) == (4, 4)
     assert not sample.reasoning_estimated
 

@@ -23,7 +23,7 @@ def test_what_ends_before_the_abort_is_kept_and_does_not_vote() -> None:
 
         def wait_for_all(_: Sample) -> None:
             # The display takes its time: meanwhile all others end.
-            assert eventually(lambda: len(fake.requests) == 6 and fake.running == 0)
+            assert eventually(lambda: len(fake.requests) == 6 and fake.in_flight == 0)
 
         outcome = draw(fake, 6, wait_for_all, program=SHORT, seed=0, options={"wanted": 2})
     assert outcome.settled

@@ -20,7 +20,7 @@ from lim_sglang.programs.display import (
 from lim_sglang.programs.program import Outcome
 from lim_sglang.programs.record import outcome_record
 from lim_sglang.programs.records import Sample, SampleState
-from lim_sglang.programs.running import Running
+from lim_sglang.programs.running import InFlightSample
 from lim_sglang.programs.vote import tally
 from tests.unit.samples import make_sample
 
@@ -34,7 +34,7 @@ SAMPLES = [
 ]
 
 
-def same(a: str, b: str) -> bool:
+def equivalent(a: str, b: str) -> bool:
     """Equality of texts."""
     return a == b
 
@@ -43,7 +43,7 @@ def outcome(
     samples: list[Sample], *, num_asked: int | None = None, settled: bool = False
 ) -> Outcome:
     """What a program made of a question."""
-    vote = tally(samples, same)
+    vote = tally(samples, equivalent)
     return Outcome(tuple(samples), vote, num_asked or len(samples), settled, 12.34)
 
 
@@ -51,7 +51,7 @@ def shown(samples: list[Sample], *, terminal: bool) -> str:
     """What the display writes while samples come in."""
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=100)
-    with VoteDisplay(console, len(samples), same) as display:
+    with VoteDisplay(console, len(samples), equivalent) as display:
         for one in samples:
             display.add(one)
     return output.getvalue()
@@ -72,7 +72,8 @@ def test_a_sample_is_told_in_one_line(index: int, line: str) -> None:
 
 def test_the_standing_counts_every_sample_once() -> None:
     assert (
-        standing(tally(SAMPLES, same)) == "391: 2, [bold]: 1, no answer: 1, cut off: 1, failed: 1"
+        standing(tally(SAMPLES, equivalent))
+        == "391: 2, [bold]: 1, no answer: 1, cut off: 1, failed: 1"
     )
 
 
@@ -115,7 +116,7 @@ def test_on_a_terminal_the_vote_stands_at_the_end_and_markup_in_answers_is_text(
 
 
 def test_running_samples_are_shown_with_their_tokens_and_states() -> None:
-    samples = [Running(index) for index in range(SHOWN + 5)]
+    samples = [InFlightSample(index) for index in range(SHOWN + 5)]
     for sample in samples[:-1]:
         sample.has_started = True
     for sample in samples:
@@ -162,11 +163,11 @@ def test_a_long_text_keeps_no_table_waiting() -> None:
 def test_on_a_terminal_running_samples_stand_below_the_vote() -> None:
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=100)
-    running = Running(3)
-    running.has_started, running.num_tokens = True, 77
-    running.begin_try(lambda: r"\boxed{12345}")
-    with VoteDisplay(console, 2, same) as display:
-        display.begin(SimpleNamespace(running={3: running}, spent_tokens=87))
+    in_flight = InFlightSample(3)
+    in_flight.has_started, in_flight.num_tokens = True, 77
+    in_flight.begin_try(lambda: r"\boxed{12345}")
+    with VoteDisplay(console, 2, equivalent) as display:
+        display.begin(SimpleNamespace(in_flight={3: in_flight}, spent_tokens=87))
         display.add(SAMPLES[0])
         display._live.refresh()
     assert "87 tokens so far" in output.getvalue()

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import pytest
 
 from lim_sglang.errors import ServerError
-from lim_sglang.evals.dispatch import Dispatcher, Event, Gone, Server, stream
+from lim_sglang.evals.dispatch import Event, Scheduler, Server, ServerLost, stream
 from lim_sglang.evals.grade import AnswerKind, Grader
-from lim_sglang.evals.jobs import Deliver, Drawn, Job
+from lim_sglang.evals.jobs import Deliver, Job, SampleResult
 from lim_sglang.evals.questions import Question
 from lim_sglang.evals.records import Failure, GradedSample
 from lim_sglang.programs.records import SampleState
@@ -23,10 +23,10 @@ NUM_SAMPLES = 2
 class TextJudge:
     """Answers are the same when their texts are."""
 
-    def same(self, a: str, b: str) -> bool:
+    def equivalent(self, a: str, b: str) -> bool:
         return a == b
 
-    correct = same
+    correct = equivalent
 
 
 def jobs(count: int, *, whole: bool = False) -> list[Job]:
@@ -54,7 +54,7 @@ class FakeServer:
             time.sleep(self.pace_s)
             self.lives -= 1
             state = SampleState.FINISHED if self.lives >= 0 else SampleState.FAILED
-            drawn.append(Drawn(make_sample(index, "1", state)))
+            drawn.append(SampleResult(make_sample(index, "1", state)))
             if (not job.whole or state is SampleState.FAILED) and not deliver(drawn[-1]):
                 return
         if job.whole:
@@ -68,8 +68,8 @@ class FakeServer:
     def close(self) -> None:
         self.closed += 1
 
-    def as_server(self, places: int = NUM_SAMPLES) -> Server:
-        return Server(self.url, self.draw, self.check, self.close, places)
+    def as_server(self, concurrency: int = NUM_SAMPLES) -> Server:
+        return Server(self.url, self.draw, self.check, self.close, concurrency)
 
 
 def drawn(todo: list[Job], *servers: FakeServer) -> list[Event]:
@@ -89,12 +89,12 @@ def every_key_once(count: int) -> dict[tuple[str, int], int]:
 
 
 @contextmanager
-def watched(dispatcher: Dispatcher) -> Iterator[list[str]]:
+def streamed(scheduler: Scheduler) -> Iterator[list[str]]:
     """What a thread is handed that asks for jobs until there are none."""
     handed: list[str] = []
 
     def ask() -> None:
-        while task := dispatcher.take():
+        while task := scheduler.take():
             handed.append(task[0].question.question_id)
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -106,33 +106,33 @@ def watched(dispatcher: Dispatcher) -> Iterator[list[str]]:
 
 def test_questions_go_in_turns_to_servers_that_have_as_much_room() -> None:
     servers = [FakeServer("a").as_server(), FakeServer("b").as_server()]
-    dispatcher = Dispatcher(jobs(4), servers, NUM_SAMPLES)
-    handed = [dispatcher.take() for _ in range(4)]
+    scheduler = Scheduler(jobs(4), servers, NUM_SAMPLES)
+    handed = [scheduler.take() for _ in range(4)]
     assert [task[1].url for task in handed if task] == ["a", "b", "a", "b"]
     assert [task[0].question.question_id for task in handed if task] == ["0", "1", "2", "3"]
 
 
 def test_a_server_with_more_places_gets_more_questions() -> None:
     servers = [FakeServer("a").as_server(2), FakeServer("b").as_server(6)]
-    dispatcher = Dispatcher(jobs(8), servers, NUM_SAMPLES)
-    handed = [dispatcher.take() for _ in range(8)]
+    scheduler = Scheduler(jobs(8), servers, NUM_SAMPLES)
+    handed = [scheduler.take() for _ in range(8)]
     assert Counter(task[1].url for task in handed if task) == {"a": 2, "b": 6}
 
 
 def test_the_next_question_goes_to_the_server_that_has_finished_one() -> None:
     servers = [FakeServer("a").as_server(), FakeServer("b").as_server()]
-    dispatcher = Dispatcher(jobs(5), servers, NUM_SAMPLES)
+    scheduler = Scheduler(jobs(5), servers, NUM_SAMPLES)
     for _ in range(4):
-        dispatcher.take()
-    with watched(dispatcher) as handed:
+        scheduler.take()
+    with streamed(scheduler) as handed:
         time.sleep(0.05)
         assert handed == []
-        dispatcher.finish(servers[1])
+        scheduler.finish(servers[1])
         while not handed:
             time.sleep(0.001)
         assert handed == ["4"]
-        assert dispatcher._loads == {"a": 2, "b": 2}
-        dispatcher.close()
+        assert scheduler._loads == {"a": 2, "b": 2}
+        scheduler.close()
 
 
 def test_all_is_drawn_once_and_the_faster_server_does_more() -> None:
@@ -146,7 +146,7 @@ def test_what_a_dead_server_had_is_drawn_by_the_others(whole: bool) -> None:
     dying, living = FakeServer("dying", lives=7, pace_s=0.001), FakeServer("living", pace_s=0.002)
     events = drawn(jobs(30, whole=whole), dying, living)
     assert keys(events) == every_key_once(30)
-    gone = [event for event in events if isinstance(event, Gone)]
+    gone = [event for event in events if isinstance(event, ServerLost)]
     assert [event.url for event in gone] == ["dying"]
     assert not any(isinstance(event, Failure) for event in events)
     assert dying.closed == 1
@@ -161,11 +161,11 @@ def test_what_comes_back_last_is_still_drawn_though_the_others_were_done() -> No
 
 
 def test_a_question_that_kills_servers_comes_last() -> None:
-    dispatcher = Dispatcher(jobs(3), [FakeServer("a").as_server(6)], NUM_SAMPLES)
-    first = dispatcher.take()
+    scheduler = Scheduler(jobs(3), [FakeServer("a").as_server(6)], NUM_SAMPLES)
+    first = scheduler.take()
     assert first
-    dispatcher.give_back(*first)
-    handed = [task[0].question.question_id for _ in range(3) if (task := dispatcher.take())]
+    scheduler.give_back(*first)
+    handed = [task[0].question.question_id for _ in range(3) if (task := scheduler.take())]
     assert handed == ["1", "2", "0"]
 
 
@@ -208,9 +208,9 @@ def test_what_a_server_failed_while_it_lived_is_not_given_to_the_others() -> Non
 
         def draw(self, job: Job, deliver: Deliver) -> None:
             self.lives = 0
-            assert deliver(Drawn(make_sample(0, None, SampleState.FAILED)))
+            assert deliver(SampleResult(make_sample(0, None, SampleState.FAILED)))
             self.lives = -1
-            assert not deliver(Drawn(make_sample(1, None, SampleState.FAILED)))
+            assert not deliver(SampleResult(make_sample(1, None, SampleState.FAILED)))
 
     todo = [Job(Question("0", "?", "1"), (0, 1, 2))]
     events = drawn(todo, Failing("a"), FakeServer("b"))

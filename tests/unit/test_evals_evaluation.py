@@ -14,7 +14,7 @@ from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals import evaluation as evaluation_module
 from lim_sglang.evals.dispatch import Server
 from lim_sglang.evals.evaluation import Evaluation, Finished, load_all, run_evaluation
-from lim_sglang.evals.jobs import Deliver, Drawn, Job
+from lim_sglang.evals.jobs import Deliver, Job, SampleResult
 from lim_sglang.evals.method import Method
 from lim_sglang.evals.score import score
 from lim_sglang.evals.servers import Access, Connection, Facts
@@ -32,7 +32,7 @@ class TextJudge:
     def warm_up(self) -> None:
         """Nothing is to be started."""
 
-    def same(self, a: str, b: str) -> bool:
+    def equivalent(self, a: str, b: str) -> bool:
         return a == b
 
     def correct(self, gold: str, answer: str) -> bool:
@@ -58,12 +58,12 @@ def _no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
             answer = "9" if index else "1"
             text = f"\\boxed{{{answer}}}"
             sample = make_sample(index, answer)
-            deliver(Drawn(type(sample)(**{**vars(sample), "text": text})))
+            deliver(SampleResult(type(sample)(**{**vars(sample), "text": text})))
 
     server = Server(FACTS.url, draw, lambda: None)
     monkeypatch.setattr(evaluation_module, "connected", connected)
     monkeypatch.setattr(evaluation_module, "servers_of", lambda *_: (server,))
-    monkeypatch.setattr(evaluation_module, "AnswerJudge", TextJudge)
+    monkeypatch.setattr(evaluation_module, "EquivalenceChecker", TextJudge)
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_a_run_without_a_sample_has_no_summary(
 ) -> None:
     def fail(job: Job, deliver: Deliver) -> None:
         for index in job.indices:
-            deliver(Drawn(make_sample(index, None, SampleState.FAILED)))
+            deliver(SampleResult(make_sample(index, None, SampleState.FAILED)))
 
     server = Server(FACTS.url, fail, lambda: None)
     monkeypatch.setattr(evaluation_module, "servers_of", lambda *_: (server,))

@@ -104,7 +104,7 @@ class Recorder:
     def __init__(self) -> None:
         self.asked: list[tuple[str, ...]] = []
 
-    def same(self, a: str, b: str) -> bool:
+    def equivalent(self, a: str, b: str) -> bool:
         self.asked.append(("same", a, b))
         return True
 
@@ -114,13 +114,13 @@ class Recorder:
 
 
 def test_expressions_are_the_judges_and_no_answer_is_wrong() -> None:
-    judge = Recorder()
-    grader = Grader(AnswerKind.EXPRESSION, judge)
+    checker = Recorder()
+    grader = Grader(AnswerKind.EXPRESSION, checker)
     assert grader.correct("1", "2")
-    assert grader.same("1", "2")
+    assert grader.equivalent("1", "2")
     assert not grader.correct("1", None)
-    assert grader.same("x", "x")
-    assert judge.asked == [("correct", "1", "2"), ("same", "1", "2")]
+    assert grader.equivalent("x", "x")
+    assert checker.asked == [("correct", "1", "2"), ("same", "1", "2")]
 
 
 @pytest.mark.parametrize(
@@ -133,16 +133,16 @@ def test_expressions_are_the_judges_and_no_answer_is_wrong() -> None:
 def test_what_is_read_is_compared_without_the_judge(
     kind: AnswerKind, equal: tuple[str, str], other: str, unread: str
 ) -> None:
-    judge = Recorder()
-    grader = Grader(kind, judge)
+    checker = Recorder()
+    grader = Grader(kind, checker)
     gold, answer = equal
     assert grader.correct(gold, answer)
-    assert grader.same(gold, answer)
+    assert grader.equivalent(gold, answer)
     for wrong in (other, unread):
         assert not grader.correct(gold, wrong)
-        assert not grader.same(gold, wrong)
+        assert not grader.equivalent(gold, wrong)
     # What cannot be read is nobody's equal, but a vote for itself.
     assert not grader.correct(unread, unread)
-    assert grader.same(unread, unread)
-    assert not grader.same(unread, f"{unread} ")
-    assert judge.asked == []
+    assert grader.equivalent(unread, unread)
+    assert not grader.equivalent(unread, f"{unread} ")
+    assert checker.asked == []

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from lim_sglang.errors import ServerError
-from lim_sglang.evals.dispatch import Gone
+from lim_sglang.evals.dispatch import ServerLost
 from lim_sglang.evals.progress import BarProgress, LineProgress, Pace, show_progress
 from lim_sglang.evals.records import Failure, GradedSample
 from lim_sglang.programs.records import Sample, SampleState
@@ -91,7 +91,7 @@ def test_nobody_waits_for_what_failed_before() -> None:
 
 def test_a_server_less_is_no_sample() -> None:
     pace = Pace(4, [], Clock())
-    pace.count(Gone("http://here", ServerError("no server answers")))
+    pace.count(ServerLost("http://here", ServerError("no server answers")))
     assert pace.describe() == "0/4 samples"
 
 

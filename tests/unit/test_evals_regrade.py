@@ -37,7 +37,7 @@ class TextJudge:
         self.on_asked = on_asked
         self.asked = 0
 
-    def same(self, a: str, b: str) -> bool:
+    def equivalent(self, a: str, b: str) -> bool:
         return a == b
 
     def correct(self, gold: str, answer: str) -> bool:
@@ -55,8 +55,8 @@ def write_run(path: Path, texts: dict[tuple[str, int], str] = TEXTS) -> Path:
     return path
 
 
-def regrade(path: Path, judge: TextJudge | None = None, **options: Any) -> Regraded:
-    grader = Grader(AnswerKind.EXPRESSION, judge or TextJudge())
+def regrade(path: Path, checker: TextJudge | None = None, **options: Any) -> Regraded:
+    grader = Grader(AnswerKind.EXPRESSION, checker or TextJudge())
     return grade_run(path, grader, **{"num_threads": 2, **options})
 
 
@@ -108,19 +108,19 @@ def test_verdicts_are_given_side_by_side_and_counted_as_they_come(tmp_path: Path
 def test_an_interruption_leaves_the_verdicts_of_before_and_does_not_go_on(tmp_path: Path) -> None:
     run = write_run(tmp_path, {("q", index): r"\boxed{4}" for index in range(200)})
     (run / "grades.jsonl").write_text("")
-    judge = TextJudge(lambda: time.sleep(0.02))
+    checker = TextJudge(lambda: time.sleep(0.02))
 
     def interrupt(done: int) -> None:
         if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        regrade(run, judge, on_graded=interrupt)
-    assert judge.asked < 50
+        regrade(run, checker, on_graded=interrupt)
+    assert checker.asked < 50
     time.sleep(0.1)  # what is being judged ends
-    asked = judge.asked
+    asked = checker.asked
     time.sleep(0.2)
-    assert judge.asked == asked
+    assert checker.asked == asked
     assert {path.name for path in run.iterdir()} == {"run.json", "samples.jsonl", "grades.jsonl"}
     assert (run / "grades.jsonl").read_text() == ""
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.errors import DataError, ServerError
-from lim_sglang.evals.dispatch import Event, Gone, Server
+from lim_sglang.evals.dispatch import Event, Server, ServerLost
 from lim_sglang.evals.grade import AnswerKind, Grader
-from lim_sglang.evals.jobs import Deliver, Drawn, Job, open_jobs, questions_at_once
+from lim_sglang.evals.jobs import Deliver, Job, SampleResult, open_jobs, questions_at_once
 from lim_sglang.evals.questions import Question
 from lim_sglang.evals.records import Failure, GradedSample
 from lim_sglang.evals.run import run_jobs
@@ -23,7 +23,7 @@ QUESTIONS = [Question(str(n), f"Add {n} and 1.", str(n + 1)) for n in range(6)]
 class TextJudge:
     """Answers are the same when their texts are."""
 
-    def same(self, a: str, b: str) -> bool:
+    def equivalent(self, a: str, b: str) -> bool:
         return a == b
 
     def correct(self, gold: str, answer: str) -> bool:
@@ -33,7 +33,7 @@ class TextJudge:
 def answer_right(job: Job, deliver: Deliver) -> None:
     """Every sample is right, but the second says nothing."""
     for index in job.indices:
-        assert deliver(Drawn(make_sample(index, None if index == 1 else job.question.gold)))
+        assert deliver(SampleResult(make_sample(index, None if index == 1 else job.question.gold)))
 
 
 def open_folder(path: Path) -> RunFolder:
@@ -54,7 +54,7 @@ def run(
     jobs = open_jobs(QUESTIONS, num_samples, done, given_up=folder.failures, whole=whole)
     run_jobs(
         jobs,
-        [Server("http://here", draw, check, places=num_samples)],
+        [Server("http://here", draw, check, concurrency=num_samples)],
         grader=Grader(AnswerKind.EXPRESSION, TextJudge()),
         folder=folder,
         in_flight=num_samples,
@@ -98,9 +98,9 @@ def test_a_question_that_is_drawn_whole_is_there_or_not() -> None:
     ],
 )
 def test_as_many_questions_run_as_fill_the_server(
-    places: int, in_flight: int, whole: bool, expected: int
+    concurrency: int, in_flight: int, whole: bool, expected: int
 ) -> None:
-    assert questions_at_once(places, in_flight, whole=whole) == expected
+    assert questions_at_once(concurrency, in_flight, whole=whole) == expected
 
 
 def test_each_sample_is_stored_once_with_its_verdict(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_failed_sample_is_neither_wrong_nor_stored_and_is_not_tried_for_ever(
         for index in job.indices:
             failed = job.question.question_id == "3" and index == 1
             state = SampleState.FAILED if failed else SampleState.FINISHED
-            assert deliver(Drawn(make_sample(index, None, state)))
+            assert deliver(SampleResult(make_sample(index, None, state)))
 
     failure = Failure("3", 1, "connection refused")
     with open_folder(tmp_path) as folder:
@@ -145,7 +145,7 @@ def test_a_dead_server_ends_the_run_at_its_first_failure(tmp_path: Path) -> None
         alive = len(begun) < 3
         for index in job.indices:
             state = SampleState.FINISHED if alive else SampleState.FAILED
-            assert deliver(Drawn(make_sample(index, job.question.gold, state))) is alive
+            assert deliver(SampleResult(make_sample(index, job.question.gold, state))) is alive
             if not alive:
                 closed.append(True)
                 blocked.wait(timeout=10)
@@ -187,15 +187,15 @@ def test_nothing_begins_and_nothing_is_wanted_once_the_run_is_left(tmp_path: Pat
 
     def draw(job: Job, deliver: Deliver) -> None:
         begun.append(job.question.question_id)
-        deliver(Drawn(make_sample(0, "1")))
+        deliver(SampleResult(make_sample(0, "1")))
         left.wait(timeout=10)
-        wanted.append(deliver(Drawn(make_sample(1, "1"))))
+        wanted.append(deliver(SampleResult(make_sample(1, "1"))))
         ended.set()
 
     def interrupt(_: Event) -> None:
         raise KeyboardInterrupt
 
-    server = Server("http://here", draw, lambda: None, places=1)
+    server = Server("http://here", draw, lambda: None, concurrency=1)
     with open_folder(tmp_path) as folder:
         with pytest.raises(KeyboardInterrupt):
             run_jobs(
@@ -214,7 +214,12 @@ def test_nothing_begins_and_nothing_is_wanted_once_the_run_is_left(tmp_path: Pat
 
 def draw_whole(job: Job, deliver: Deliver) -> None:
     """Three samples, however many are offered; the last comes too late to vote."""
-    deliver(*(Drawn(make_sample(index, job.question.gold), late=index == 2) for index in range(3)))
+    deliver(
+        *(
+            SampleResult(make_sample(index, job.question.gold), late=index == 2)
+            for index in range(3)
+        )
+    )
 
 
 def test_a_question_that_is_drawn_whole_is_stored_in_one_go(tmp_path: Path) -> None:
@@ -232,7 +237,7 @@ def test_a_failure_in_a_question_that_is_drawn_whole_keeps_all_of_it_out(tmp_pat
 
     def fail_in_the_third(job: Job, deliver: Deliver) -> None:
         if job.question.question_id == "2":
-            wanted.append(deliver(Drawn(make_sample(7, None, SampleState.FAILED))))
+            wanted.append(deliver(SampleResult(make_sample(7, None, SampleState.FAILED))))
         draw_whole(job, deliver)
 
     with open_folder(tmp_path) as folder:
@@ -250,9 +255,9 @@ def test_what_was_drawn_of_a_question_by_a_dying_server_is_kept(tmp_path: Path) 
         raise ServerError("gone")
 
     def die_in_the_middle(job: Job, deliver: Deliver) -> None:
-        deliver(Drawn(make_sample(0, "1")))
-        deliver(Drawn(make_sample(1, None, SampleState.FAILED)))
-        deliver(Drawn(make_sample(2, "1")))
+        deliver(SampleResult(make_sample(0, "1")))
+        deliver(SampleResult(make_sample(1, None, SampleState.FAILED)))
+        deliver(SampleResult(make_sample(2, "1")))
 
     with open_folder(tmp_path) as folder:
         with pytest.raises(ServerError, match="gone"):
@@ -260,4 +265,4 @@ def test_what_was_drawn_of_a_question_by_a_dying_server_is_kept(tmp_path: Path) 
         assert {index for _, index in keys(folder)} == {0}
         told = run(folder, answer_right, num_samples=3)
         assert len(folder.samples) == 18
-        assert not any(isinstance(event, Gone) for event in told)
+        assert not any(isinstance(event, ServerLost) for event in told)

@@ -16,13 +16,13 @@ from lim_sglang.errors import DataError, ServerError
 from lim_sglang.evals import session as session_module
 from lim_sglang.evals.dispatch import Server
 from lim_sglang.evals.grade import AnswerKind, Grader
-from lim_sglang.evals.jobs import Deliver, Drawn, Job
+from lim_sglang.evals.jobs import Deliver, Job, SampleResult
 from lim_sglang.evals.method import Method
 from lim_sglang.evals.servers import Facts
 from lim_sglang.evals.session import (
-    Outcome,
     Plan,
     Request,
+    RunOutcome,
     check_unchanged,
     execute,
     load_asked,
@@ -40,10 +40,10 @@ HERE = Facts("http://here", INFO)
 class TextJudge:
     """Answers are the same when their texts are."""
 
-    def same(self, a: str, b: str) -> bool:
+    def equivalent(self, a: str, b: str) -> bool:
         return a == b
 
-    correct = same
+    correct = equivalent
 
 
 class FakeServer:
@@ -65,7 +65,7 @@ class FakeServer:
             alive = self.left > 0
             self.left -= alive
             state = SampleState.FINISHED if alive else SampleState.FAILED
-            if not deliver(Drawn(make_sample(index, "1" if alive else None, state))):
+            if not deliver(SampleResult(make_sample(index, "1" if alive else None, state))):
                 self.released.wait(5)  # as the next sample of a dead server would
                 return
 
@@ -91,12 +91,14 @@ def plan(request: Request, info: dict[str, Any] = INFO) -> Plan:
     return plan_run(request, [replace(HERE, info=info)])
 
 
-def run(request: Request, *servers: FakeServer, info: dict[str, Any] = INFO) -> tuple[Outcome, str]:
+def run(
+    request: Request, *servers: FakeServer, info: dict[str, Any] = INFO
+) -> tuple[RunOutcome, str]:
     """What the run has at its end, and what was shown meanwhile."""
     shown = io.StringIO()
     outcome = execute(
         plan(request, info),
-        [Server(each.url, each.draw, each.check, places=1) for each in servers],
+        [Server(each.url, each.draw, each.check, concurrency=1) for each in servers],
         Grader(AnswerKind.EXPRESSION, TextJudge()),
         console=Console(file=shown, width=200),
     )
@@ -134,7 +136,7 @@ def test_the_same_settings_give_the_same_folder_and_others_another(request_: Req
 
 
 def test_neither_the_url_nor_its_room_is_part_of_the_identity(request_: Request) -> None:
-    there = plan_run(request_, [replace(HERE, url="http://there", places=2)])
+    there = plan_run(request_, [replace(HERE, url="http://there", concurrency=2)])
     assert there.path == plan(request_).path
 
 

@@ -62,7 +62,7 @@ def graded(question: str, index: int, answer: str | None, **more: Any) -> Graded
     return GradedSample(question, "SECRET 4", answer == "4", sample, late=late)
 
 
-def same(a: str, b: str) -> bool:
+def equivalent(a: str, b: str) -> bool:
     return a.strip() == b.strip()
 
 
@@ -79,7 +79,7 @@ SAMPLES = [
 
 
 def test_votes_are_counted_by_index_whoever_ended_first() -> None:
-    a, b = summarise(RECORD, SAMPLES, same, num_failed=1).questions
+    a, b = summarise(RECORD, SAMPLES, equivalent, num_failed=1).questions
     assert (a.question_id, a.indices, a.group, a.chosen) == ("a", (0, 1, 2, 3), (0, 0, 1, 1), 0)
     assert a.correct == (True, False, False, False)  # as they were graded
     assert a.tokens[0] == 70
@@ -89,7 +89,7 @@ def test_votes_are_counted_by_index_whoever_ended_first() -> None:
 
 
 def test_it_makes_no_difference_which_sample_ended_first() -> None:
-    assert summarise(RECORD, SAMPLES[::-1], same) == summarise(RECORD, SAMPLES, same)
+    assert summarise(RECORD, SAMPLES[::-1], equivalent) == summarise(RECORD, SAMPLES, equivalent)
 
 
 def test_the_answer_is_the_first_voters_own() -> None:
@@ -100,10 +100,10 @@ def test_the_answer_is_the_first_voters_own() -> None:
         graded("q", 2, " 4"),
         graded("q", 3, "5"),
     ]
-    (found,) = summarise(RECORD, mixed, same).questions
+    (found,) = summarise(RECORD, mixed, equivalent).questions
     assert (found.group, found.chosen, found.answer_correct) == ((0, 0, 0, 1), 0, True)
     assert found.voters == (1, 2, 3)
-    (first_wrong,) = summarise(RECORD, mixed[2:], same).questions
+    (first_wrong,) = summarise(RECORD, mixed[2:], equivalent).questions
     assert not first_wrong.answer_correct
 
 
@@ -112,20 +112,20 @@ def test_an_aborted_sample_has_no_vote_and_no_share() -> None:
         graded("q", 0, None, state=SampleState.ABORTED, num_tokens=7),
         graded("q", 1, "4", state=SampleState.TRUNCATED),
     ]
-    (found,) = summarise(RECORD, ended, same).questions
+    (found,) = summarise(RECORD, ended, equivalent).questions
     assert (found.group, found.chosen, found.whole) == ((None, 0), 0, (1,))
     assert found.share_correct == 1
     assert found.tokens == (7, 10)
-    (nothing,) = summarise(RECORD, ended[:1], same).questions
+    (nothing,) = summarise(RECORD, ended[:1], equivalent).questions
     assert (nothing.share_correct, nothing.chosen, nothing.answer_correct) == (None, None, False)
 
 
 def test_a_late_sample_has_no_vote() -> None:
     late = [graded("q", 0, "4"), graded("q", 1, "6", late=True), graded("q", 2, "6", late=True)]
-    (found,) = summarise(RECORD, late, same).questions
+    (found,) = summarise(RECORD, late, equivalent).questions
     assert (found.chosen, found.late) == (0, (False, True, True))
     heard = [replace(sample, late=False) for sample in late]
-    assert summarise(RECORD, heard, same).questions[0].chosen == 1
+    assert summarise(RECORD, heard, equivalent).questions[0].chosen == 1
 
 
 @pytest.mark.parametrize(
@@ -138,12 +138,12 @@ def test_each_program_ranks_its_groups_in_its_own_way(program: str, chosen: int)
         graded("q", 0, "4", num_tokens=50, confidence=1.0 if sure else None),
         graded("q", 1, "6", num_tokens=20, confidence=3.0 if sure else None),
     ]
-    (found,) = summarise(RunRecord("r", settings, ABOUT), tie, same).questions
+    (found,) = summarise(RunRecord("r", settings, ABOUT), tie, equivalent).questions
     assert found.chosen == chosen
 
 
 def test_conditions_say_what_the_scores_hold_for() -> None:
-    found = summarise(RECORD, SAMPLES, same).conditions
+    found = summarise(RECORD, SAMPLES, equivalent).conditions
     system_sha256 = hashlib.sha256(b"SECRET system prompt").hexdigest()
     expected = {
         "task": "sums",
@@ -191,7 +191,9 @@ def test_conditions_say_what_the_scores_hold_for() -> None:
 
 
 def test_a_server_without_lessismore_is_called_by_how_it_was_asked() -> None:
-    found = summarise(RunRecord("r", {**SETTINGS, "lim": None, "api": "openai"}, ABOUT), [], same)
+    found = summarise(
+        RunRecord("r", {**SETTINGS, "lim": None, "api": "openai"}, ABOUT), [], equivalent
+    )
     assert (found.conditions["policy"], found.conditions["budget"]) == ("openai", None)
     assert found.conditions["dense_layers"] is found.conditions["select_layers"] is None
 
@@ -200,13 +202,13 @@ def test_a_dense_run_has_no_budget_though_its_config_has_one() -> None:
     config = {**SETTINGS["lim"]["config"], "policy": "full"}
     lim = {"config": config, "roles": ["full"] * 6}
     record = RunRecord("r", {**SETTINGS, "lim": lim}, ABOUT)
-    found = summarise(record, SAMPLES, same).conditions
+    found = summarise(record, SAMPLES, equivalent).conditions
     assert (found["policy"], found["budget"], found["select_layers"]) == ("full", None, None)
 
 
 def test_a_record_of_before_programs_could_be_chosen_is_of_majority() -> None:
     old = {k: v for k, v in SETTINGS.items() if k not in ("program", "thinking", "task_version")}
-    found = summarise(RunRecord("r", old, {}), SAMPLES, same).conditions
+    found = summarise(RunRecord("r", old, {}), SAMPLES, equivalent).conditions
     assert (found["program"], found["task_version"]) == ("majority", 1)
 
 

@@ -14,11 +14,11 @@ from lim_sglang.evals.runs import GRADES_FILE
 from lim_sglang.evals.store import RunRecord, open_run
 from lim_sglang.evals.summary import Summary, summarise
 from lim_sglang.evals.summary_file import load_summaries, read_summary, write_summary
-from tests.unit.test_evals_summary import ABOUT, RECORD, SAMPLES, SETTINGS, graded, same
+from tests.unit.test_evals_summary import ABOUT, RECORD, SAMPLES, SETTINGS, equivalent, graded
 
 
 def test_a_summary_is_read_as_it_was_written_and_holds_no_text(tmp_path: Path) -> None:
-    found = summarise(RECORD, SAMPLES, same, num_failed=2)
+    found = summarise(RECORD, SAMPLES, equivalent, num_failed=2)
     write_summary(found, tmp_path / "deep" / "s.json")
     assert read_summary(tmp_path / "deep" / "s.json") == found
     text = (tmp_path / "deep" / "s.json").read_text()
@@ -34,7 +34,7 @@ def test_a_summary_holds_nothing_of_what_was_asked_and_said(tmp_path: Path) -> N
             (graded("q", 1, None), {"text": "SECRET thoughts", "error": "SECRET error"}),
         )
     ]
-    write_summary(summarise(RECORD, secret, same), tmp_path / "s.json")
+    write_summary(summarise(RECORD, secret, equivalent), tmp_path / "s.json")
     assert "SECRET" not in (tmp_path / "s.json").read_text()
 
 
@@ -72,7 +72,7 @@ def in_question(**changes: Any) -> Callable[[dict[str, Any]], None]:
 )
 def test_what_is_no_summary_is_refused(tmp_path: Path, change: Any, says: str) -> None:
     path = tmp_path / "s.json"
-    write_summary(summarise(RECORD, SAMPLES, same), path)
+    write_summary(summarise(RECORD, SAMPLES, equivalent), path)
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))

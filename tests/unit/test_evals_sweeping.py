@@ -19,7 +19,7 @@ from lim_sglang.evals.questions import Question
 from lim_sglang.evals.records import Failure
 from lim_sglang.evals.servers import Access
 from lim_sglang.evals.serving import ServerSpec
-from lim_sglang.evals.session import Asked
+from lim_sglang.evals.session import TaskQuestions
 from lim_sglang.evals.sweep import SweepRun, SweepServer
 from lim_sglang.evals.sweeping import Failed, Standing, look, run_sweep
 from lim_sglang.evals.tasks import find_task
@@ -175,7 +175,7 @@ def test_so_many_samples_are_wanted_unless_a_program_stops_by_itself(
     program: str, num_wanted: int | None, tmp_path: Path
 ) -> None:
     questions = tuple(Question(str(n), f"What is {n} + 1?", str(n + 1)) for n in range(3))
-    asked = Asked(find_task("math500"), questions, "digest", "here")
+    asked = TaskQuestions(find_task("math500"), questions, "digest", "here")
     [run] = runs(tasks=["math500"])
     run = replace(run, method=Method(2, program))
     known = {("math500", 4): asked}

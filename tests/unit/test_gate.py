@@ -9,7 +9,7 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
 from lim_sglang import gate
-from lim_sglang.gate import BATCHES, check_gpu, served_batches
+from lim_sglang.gate import BATCHES, served_batches, verify_gpu
 from lim_sglang.kernels.check import Batch
 
 AMPERE, HOPPER = (8, 0), (9, 0)
@@ -48,31 +48,31 @@ def test_every_fp8_cache_that_is_served_is_checked() -> None:
 def test_interpreted_kernels_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "interpreted", lambda: True)
     monkeypatch.setattr(gate, "differences", lambda _batch, _device: [])
-    (found,) = check_gpu()
+    (found,) = verify_gpu()
     assert found.startswith("TRITON_INTERPRET is set")
 
 
 def test_selection_by_mass_is_checked_too(hopper: pytest.MonkeyPatch) -> None:
     hopper.setattr(gate, "differences", lambda _batch, _device: [])
     hopper.setattr(gate, "mass_differences", lambda _batch, _device: ["row 0: other masses"])
-    assert "Qwen3-8B: row 0: other masses" in gate.check_gpu()
+    assert "Qwen3-8B: row 0: other masses" in gate.verify_gpu()
 
 
 def test_attention_over_slots_is_checked_too(hopper: pytest.MonkeyPatch) -> None:
     hopper.setattr(gate, "differences", lambda _batch, _device: [])
     hopper.setattr(gate, "differing_attention", lambda _batch, _device: ["row 0: off"])
-    assert gate.check_gpu() == [f"{name}: row 0: off" for name in BATCHES]
+    assert gate.verify_gpu() == [f"{name}: row 0: off" for name in BATCHES]
 
 
 def test_the_scoring_dense_pass_is_checked_too(hopper: pytest.MonkeyPatch) -> None:
     hopper.setattr(gate, "differences", lambda _batch, _device: [])
     hopper.setattr(gate, "differing_scoring", lambda _batch: ["row 0: other normalisers"])
-    assert gate.check_gpu() == [f"{name}: row 0: other normalisers" for name in gate.SCORED]
+    assert gate.verify_gpu() == [f"{name}: row 0: other normalisers" for name in gate.SCORED]
 
 
 def test_differences_are_named_by_batch(hopper: pytest.MonkeyPatch) -> None:
     hopper.setattr(gate, "differences", lambda _batch, _device: ["row 0: another ranking"])
-    assert check_gpu() == [f"{name}: row 0: another ranking" for name in BATCHES]
+    assert verify_gpu() == [f"{name}: row 0: another ranking" for name in BATCHES]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_failure_names_the_batch_and_the_others_are_checked(
     hopper: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
     hopper.setattr(gate, "differences", fail_with(error))
-    (found,) = check_gpu()
+    (found,) = verify_gpu()
     assert found.startswith("Qwen3-8B: ")
     assert words in found
     assert "\n" not in found
@@ -101,4 +101,4 @@ def test_a_failure_names_the_batch_and_the_others_are_checked(
 def test_our_own_mistakes_keep_their_traceback(hopper: pytest.MonkeyPatch) -> None:
     hopper.setattr(gate, "differences", fail_with(ValueError("tensors must be on one device")))
     with pytest.raises(ValueError, match="one device"):
-        check_gpu()
+        verify_gpu()

@@ -17,7 +17,7 @@ import pytest
 
 from lim_sglang.evals.grade import AnswerKind, Grader
 from lim_sglang.programs.answers import extract_answer
-from lim_sglang.programs.judge import AnswerJudge
+from lim_sglang.programs.judge import EquivalenceChecker
 
 Row = dict[str, Any]
 GOLDEN = Path(__file__).parents[1] / "golden" / "answers.jsonl"
@@ -34,14 +34,14 @@ def name(number: int) -> str:
 @pytest.fixture(scope="module")
 def verdicts() -> Iterator[list[bool]]:
     """Ours, of all rows."""
-    with AnswerJudge() as judge, ThreadPoolExecutor(2) as pool:
-        yield list(pool.map(lambda row: verdict(row, judge), ROWS))
+    with EquivalenceChecker() as checker, ThreadPoolExecutor(2) as pool:
+        yield list(pool.map(lambda row: verdict(row, checker), ROWS))
 
 
-def verdict(row: Row, judge: AnswerJudge) -> bool:
+def verdict(row: Row, checker: EquivalenceChecker) -> bool:
     """Ours."""
     answer = extract_answer(row["prediction"]) if "reply" in row else row["prediction"]
-    return Grader(AnswerKind(row["kind"]), judge).correct(row["gold"], answer)
+    return Grader(AnswerKind(row["kind"]), checker).correct(row["gold"], answer)
 
 
 def verdict_of_math_verify(row: Row) -> bool:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from lim_sglang.errors import LimError
-from lim_sglang.programs.judge import MAX_LENGTH, AnswerJudge
+from lim_sglang.programs.judge import MAX_LENGTH, EquivalenceChecker
 
 SLOW = ("10^{10^{8}}", "1")
 """math-verify works on this pair until it gives up after five seconds."""
@@ -30,8 +30,8 @@ with AnswerJudge() as judge:
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[AnswerJudge]:
-    with AnswerJudge() as shared:
+def checker() -> Iterator[EquivalenceChecker]:
+    with EquivalenceChecker() as shared:
         yield shared
 
 
@@ -97,10 +97,10 @@ def judge() -> Iterator[AnswerJudge]:
     ],
 )
 def test_equal_values_are_equal_answers(
-    judge: AnswerJudge, gold: str, prediction: str, expected: bool
+    checker: EquivalenceChecker, gold: str, prediction: str, expected: bool
 ) -> None:
-    assert judge.correct(gold, prediction) is expected
-    assert judge.same(gold, prediction) is judge.same(prediction, gold) is expected
+    assert checker.correct(gold, prediction) is expected
+    assert checker.equivalent(gold, prediction) is checker.equivalent(prediction, gold) is expected
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ def test_equal_values_are_equal_answers(
     ],
 )
 def test_what_math_verify_gets_wrong(
-    judge: AnswerJudge, gold: str, prediction: str, expected: bool
+    checker: EquivalenceChecker, gold: str, prediction: str, expected: bool
 ) -> None:
-    assert judge.correct(gold, prediction) is expected
+    assert checker.correct(gold, prediction) is expected
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_what_math_verify_gets_wrong(
     ],
 )
 def test_a_choice_is_its_letter_however_it_is_written(
-    judge: AnswerJudge, gold: str, prediction: str, expected: bool
+    checker: EquivalenceChecker, gold: str, prediction: str, expected: bool
 ) -> None:
-    assert judge.correct(gold, prediction) is judge.correct(prediction, gold) is expected
-    assert judge.same(gold, prediction) is judge.same(prediction, gold) is expected
+    assert checker.correct(gold, prediction) is checker.correct(prediction, gold) is expected
+    assert checker.equivalent(gold, prediction) is checker.equivalent(prediction, gold) is expected
 
 
 Workers = Callable[[], list[psutil.Process]]
@@ -166,81 +166,83 @@ def wait_for_end(process: psutil.Process) -> None:
 
 
 def test_no_worker_starts_for_texts_that_tell_by_themselves(workers: Workers) -> None:
-    with AnswerJudge() as judge:
-        assert judge.same("5", "5")
-        assert judge.correct(r"\text{(C)}", " **(C)**.")
-        assert judge.same(r"\textbf{(C)}", "C)")
-        assert judge.correct("1,000".replace(",", r"\,"), "1e3")
-        assert judge.correct("2.50", "+2.5")
-        assert not judge.correct("2.50", "2.05")
-        assert not judge.same("9" * 30, "9" * 29 + "8")
-        assert judge.correct("x²", "x^2")
-        assert not judge.same("5" * (MAX_LENGTH + 1), "5")
+    with EquivalenceChecker() as checker:
+        assert checker.equivalent("5", "5")
+        assert checker.correct(r"\text{(C)}", " **(C)**.")
+        assert checker.equivalent(r"\textbf{(C)}", "C)")
+        assert checker.correct("1,000".replace(",", r"\,"), "1e3")
+        assert checker.correct("2.50", "+2.5")
+        assert not checker.correct("2.50", "2.05")
+        assert not checker.equivalent("9" * 30, "9" * 29 + "8")
+        assert checker.correct("x²", "x^2")
+        assert not checker.equivalent("5" * (MAX_LENGTH + 1), "5")
         assert workers() == []
 
 
 def test_a_warmed_up_worker_is_not_waited_for_and_its_verdict_is_cached(workers: Workers) -> None:
-    with AnswerJudge() as judge:
+    with EquivalenceChecker() as checker:
         began = time.monotonic()
-        judge.warm_up()
+        checker.warm_up()
         assert time.monotonic() - began < 1
         (worker,) = workers()
-        assert judge.same("1/2", "0.5")
+        assert checker.equivalent("1/2", "0.5")
         worker.suspend()
-        assert judge.same("0.5", "1/2")
+        assert checker.equivalent("0.5", "1/2")
         assert workers() == [worker]
 
 
 def test_a_worker_that_hangs_is_replaced_and_its_pair_is_not_equal(
     workers: Workers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with AnswerJudge(deadline_s=1.5) as judge:
-        assert not judge.same(*SLOW)
+    with EquivalenceChecker(deadline_s=1.5) as checker:
+        assert not checker.equivalent(*SLOW)
         assert "did not decide" in caplog.text
         assert workers() == []
-        assert judge.same("1/2", "0.5")
+        assert checker.equivalent("1/2", "0.5")
         assert len(workers()) == 1
 
 
 def test_a_worker_that_dies_is_replaced(workers: Workers, caplog: pytest.LogCaptureFixture) -> None:
-    with AnswerJudge() as judge, ThreadPoolExecutor() as pool:
-        assert judge.same("1/2", "0.5")
+    with EquivalenceChecker() as checker, ThreadPoolExecutor() as pool:
+        assert checker.equivalent("1/2", "0.5")
         (idle,) = workers()
         idle.kill()
         wait_for_end(idle)
-        assert judge.same("1/4", "0.25")
+        assert checker.equivalent("1/4", "0.25")
         assert caplog.text == ""
-        verdict = pool.submit(judge.same, *SLOW)
+        verdict = pool.submit(checker.equivalent, *SLOW)
         time.sleep(0.3)
         workers()[0].kill()
         assert not verdict.result(timeout=2)
         assert "did not decide" in caplog.text
 
 
-def test_any_number_of_threads_shares_two_workers(judge: AnswerJudge, workers: Workers) -> None:
-    assert judge.same("1/2", "0.5")
+def test_any_number_of_threads_shares_two_workers(
+    checker: EquivalenceChecker, workers: Workers
+) -> None:
+    assert checker.equivalent("1/2", "0.5")
     pairs = [(f"{n}/8", f"{number}") for n in range(12) for number in (n / 8, n / 8 + 1)]
     with ThreadPoolExecutor(8) as pool:
-        verdicts = list(pool.map(lambda pair: judge.same(*pair), pairs))
+        verdicts = list(pool.map(lambda pair: checker.equivalent(*pair), pairs))
     assert verdicts == [True, False] * 12
     assert len(workers()) <= 1
 
 
 def test_closing_ends_the_workers_at_once_and_verdicts_with_them(workers: Workers) -> None:
     with ThreadPoolExecutor() as pool:
-        judge = AnswerJudge()
-        assert judge.same("1/2", "0.5")
-        verdict = pool.submit(judge.same, *SLOW)
+        checker = EquivalenceChecker()
+        assert checker.equivalent("1/2", "0.5")
+        verdict = pool.submit(checker.equivalent, *SLOW)
         time.sleep(0.3)
         began = time.monotonic()
-        judge.close()
+        checker.close()
         with pytest.raises(RuntimeError, match="closed"):
             verdict.result(timeout=2)
         assert time.monotonic() - began < 1
     assert workers() == []
     with pytest.raises(RuntimeError, match="closed"):
-        judge.same("1/3", "2/6")
-    judge.close()
+        checker.equivalent("1/3", "2/6")
+    checker.close()
 
 
 def test_ctrl_c_ends_the_program_and_its_workers_at_once(tmp_path: Path) -> None:
@@ -274,8 +276,8 @@ def test_a_judge_that_cannot_start_is_an_error_and_not_a_verdict(
 ) -> None:
     (tmp_path / "math_verify.py").write_text(module)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with AnswerJudge() as judge, pytest.raises(LimError, match=reason):
-        judge.same("1/2", "0.5")
+    with EquivalenceChecker() as checker, pytest.raises(LimError, match=reason):
+        checker.equivalent("1/2", "0.5")
 
 
 def test_importing_the_judge_is_light() -> None:

@@ -1,25 +1,25 @@
 """What a step reads, and how it is counted."""
 
-from lim_sglang.plan import plan_decode
+from lim_sglang.plan import step_lengths
 from lim_sglang.stats import Stats
 
 
 def test_rows_over_the_budget_are_sparse() -> None:
-    plan = plan_decode([5, 8, 9, 100], budget=8)
+    plan = step_lengths([5, 8, 9, 100], budget=8)
     assert plan.kept_lens == (5, 8, 8, 8)
     assert plan.sparse_rows == (2, 3)
 
 
 def test_without_a_reuse_layer_every_row_is_dense() -> None:
-    plan = plan_decode([5, 100], budget=None)
+    plan = step_lengths([5, 100], budget=None)
     assert plan.kept_lens == plan.seq_lens
     assert plan.sparse_rows == ()
 
 
 def test_counters_add_up_over_steps() -> None:
     stats = Stats()
-    stats.count_step(plan_decode([5, 100], budget=8))
-    stats.count_step(plan_decode([101], budget=8))
+    stats.count_step(step_lengths([5, 100], budget=8))
+    stats.count_step(step_lengths([101], budget=8))
     assert stats == Stats(
         decode_steps=2, dense_rows=1, sparse_rows=2, tokens_kept=21, tokens_seen=206
     )

@@ -22,8 +22,8 @@ def within_one(a: str, b: str) -> bool:
     return abs(float(a) - float(b)) <= 1
 
 
-def vote(*answers: str | None, same: Callable[[str, str], bool] = as_numbers) -> Tally:
-    return tally([make_sample(index, answer) for index, answer in enumerate(answers)], same)
+def vote(*answers: str | None, equivalent: Callable[[str, str], bool] = as_numbers) -> Tally:
+    return tally([make_sample(index, answer) for index, answer in enumerate(answers)], equivalent)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_the_weight_is_the_sum_of_the_confidences_of_those_who_vote() -> None:
 
 @pytest.mark.parametrize("same", [as_numbers, within_one])
 def test_the_order_in_which_samples_end_is_of_no_account(
-    same: Callable[[str, str], bool],
+    equivalent: Callable[[str, str], bool],
 ) -> None:
     samples = [
         make_sample(0, "2"),
@@ -139,7 +139,7 @@ def test_the_order_in_which_samples_end_is_of_no_account(
         make_sample(4, "3.0"),
         make_sample(5, "4", ABORTED),
     ]
-    tallies = {tally(order, same) for order in permutations(samples)}
+    tallies = {tally(order, equivalent) for order in permutations(samples)}
     assert len(tallies) == 1
 
 
@@ -159,7 +159,7 @@ def test_weights_do_not_depend_on_the_order_in_which_they_come(order: Order) -> 
 
 def test_an_answer_joins_the_first_group_whose_earliest_answer_it_equals() -> None:
     # 2 equals both 1 and 3, which differ; 3 stays apart, though the first group holds a 2.
-    found = [vote(*answers, same=within_one).groups for answers in ("132", "123")]
+    found = [vote(*answers, equivalent=within_one).groups for answers in ("132", "123")]
     assert [[group.indices for group in groups] for groups in found] == [
         [(0, 2), (1,)],
         [(0, 1), (2,)],
@@ -207,15 +207,15 @@ def test_equal_texts_are_one_group_without_asking() -> None:
     def never(a: str, b: str) -> bool:
         raise AssertionError((a, b))
 
-    assert vote("5", "5", "5", same=never).votes == 3
+    assert vote("5", "5", "5", equivalent=never).votes == 3
 
 
 def test_each_new_answer_is_asked_once_for_each_group() -> None:
     asked: list[tuple[str, str]] = []
 
-    def same(a: str, b: str) -> bool:
+    def equivalent(a: str, b: str) -> bool:
         asked.append((a, b))
         return as_numbers(a, b)
 
-    vote("1", "2", "1.0", "3", same=same)
+    vote("1", "2", "1.0", "3", equivalent=equivalent)
     assert asked == [("1", "2"), ("1", "1.0"), ("1", "3"), ("2", "3")]
