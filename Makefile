@@ -32,7 +32,7 @@ test-backend-%:
 	LIM_TEST_SHAPE=$* $(PYTHON) -m pytest -m gpu tests/gpu/test_backend.py
 
 gate-gpu:  ## exactness of kernels and backend, before any timing; PYTHON=python3 without .venv
-	$(PYTHON) -c "from lim_sglang.provenance import project_commit; print('commit', project_commit())"
+	$(PYTHON) -c "from lim_sglang.environment import project_commit; print('commit', project_commit())"
 	$(MAKE) -j2 --output-sync=target gate-kernels gate-backend
 
 gate-kernels:

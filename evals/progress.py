@@ -13,9 +13,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from lim_sglang.evals.dispatch import Event, ServerLost
-from lim_sglang.evals.records import Failure, GradedSample
-from lim_sglang.programs.records import COMPLETED_STATES
+from lim_sglang.evals.run_store import Failure, GradedSample
+from lim_sglang.evals.scheduler import Event, ServerLost
+from lim_sglang.programs.schema import COMPLETED_STATES
 
 LINE_INTERVAL_S = 10.0
 

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lim_sglang.evals.grade import Grader
-from lim_sglang.evals.lines import write_whole
-from lim_sglang.evals.records import GradedSample
-from lim_sglang.evals.runs import GRADES_FILE, load_run
-from lim_sglang.evals.settings import grading_digest
+from lim_sglang.evals.run_config import grading_digest
+from lim_sglang.evals.run_store import GRADES_FILE, GradedSample, load_run, write_whole
 from lim_sglang.programs.answers import extract_answer
-from lim_sglang.programs.records import COMPLETED_STATES
+from lim_sglang.programs.schema import COMPLETED_STATES
 
 
 @dataclass(frozen=True)

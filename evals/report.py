@@ -9,9 +9,8 @@ from typing import Any
 
 from lim_sglang.errors import DataError
 from lim_sglang.evals.compare import POLICY, PROVENANCE, Comparison, Interval, compare
-from lim_sglang.evals.method import SAMPLE_BY_SAMPLE
-from lim_sglang.evals.score import Estimate, Score, score
-from lim_sglang.evals.summary import Summary
+from lim_sglang.evals.metrics import Estimate, Score, Summary, score
+from lim_sglang.evals.run_config import SAMPLE_BY_SAMPLE
 
 FULL = "full"
 POLICY_NAMES = {FULL: "full", "lessismore": "LessIsMore"}

@@ -5,10 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lim_sglang.evals.plot_look import DARK, FONT, LIGHT
-from lim_sglang.evals.plot_svg import PAGE_STYLE
 from lim_sglang.evals.plots import PLOTS, draw_svg
-from lim_sglang.evals.readme_section import conditions, method
 from lim_sglang.evals.report import Group, Row
 from lim_sglang.evals.tables import (
     MOST_CONTESTED,
@@ -16,10 +13,13 @@ from lim_sglang.evals.tables import (
     Column,
     Contested,
     columns,
+    conditions,
     contested,
+    method,
     signed,
     to,
 )
+from lim_sglang.plot_style import DARK, FONT, LIGHT, PAGE_STYLE
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 

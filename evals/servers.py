@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lim_sglang.errors import ConfigError, ServerError
-from lim_sglang.programs.client import check_server, normalise_url
 from lim_sglang.programs.connect import Api, connect
+from lim_sglang.programs.http_client import check_server, normalise_url
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.transport import Backend
+    from lim_sglang.programs.backend import Backend
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lim_sglang.errors import DataError, ServerError
 from lim_sglang.serve import server_options
-from lim_sglang.signals import on_signals
+from lim_sglang.server import on_signals
 
 SHOWN_S = 1.0
 """Between two looks at the log of a server that is starting."""

@@ -11,9 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.evals.method import Method, choose_method, complete
-from lim_sglang.evals.settings import folder_name
-from lim_sglang.evals.summary import published_name
+from lim_sglang.evals.metrics import published_name
+from lim_sglang.evals.run_config import Method, choose_method, complete, folder_name
 from lim_sglang.evals.sweep_file import Sweep, describe
 from lim_sglang.evals.tasks import find_task
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lim_sglang.config import ENV_VAR
 from lim_sglang.errors import ConfigError, DataError, ServerError
-from lim_sglang.evals.options import read_pairs
+from lim_sglang.evals.commands import read_pairs
 from lim_sglang.programs.options import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _show(standings: Sequence["Standing"], report: Path, *, is_wanted: bool) -> 
     options = ["--html", str(report), *(word for name in names for word in ("--name", name))]
     typer.echo(f"lim report {_paths(drawn)} {shlex.join(options)}")
     if is_wanted:
-        from lim_sglang.evals.report_command import write_report
+        from lim_sglang.evals.commands import write_report
 
         write_report([standing.path for standing in drawn], html=report, name=names)
 
@@ -168,8 +168,7 @@ def grouped(standings: Sequence["Standing"]) -> list[list["Standing"]]:
 
 def result_table(group: Sequence["Standing"]) -> Table:
     """The scores of runs of one model and task."""
-    from lim_sglang.evals.score import score
-    from lim_sglang.evals.summary_file import load_summaries
+    from lim_sglang.evals.metrics import load_summaries, score
     from lim_sglang.evals.table import percent, share
 
     title = f"{group[0].run.task_name}, {group[0].run.server.model}"
@@ -191,7 +190,7 @@ def result_table(group: Sequence["Standing"]) -> Table:
 
 def report_names(runs: Sequence["SweepRun"]) -> list[str]:
     """How `lim report` is told the names of models that are served from folders of other names."""
-    from lim_sglang.evals.summary import published_name
+    from lim_sglang.evals.metrics import published_name
 
     served = {run.server.model: run.server.path for run in runs}
     folders = {name: published_name(path) for name, path in served.items() if path}

@@ -11,19 +11,15 @@ from rich.console import Console
 from rich.text import Text
 
 from lim_sglang.errors import DataError, LimError, ServerError
-from lim_sglang.evals.evaluation import Evaluation, run_evaluation
-from lim_sglang.evals.method import complete
-from lim_sglang.evals.questions import selection_digest
-from lim_sglang.evals.runs import Run, load_run
-from lim_sglang.evals.score import score
+from lim_sglang.evals.metrics import score
+from lim_sglang.evals.run_config import complete, differences, folder_name
+from lim_sglang.evals.run_store import RUN_FILE, Run, load_run
+from lim_sglang.evals.runner import Evaluation, TaskQuestions, load_asked, run_evaluation
 from lim_sglang.evals.servers import Access
 from lim_sglang.evals.serving import ServerSpec, serving
-from lim_sglang.evals.session import TaskQuestions, load_asked
-from lim_sglang.evals.settings import differences, folder_name
-from lim_sglang.evals.store import RUN_FILE
 from lim_sglang.evals.sweep import SweepRun, Wanted
 from lim_sglang.evals.table import percent
-from lim_sglang.evals.tasks import find_task
+from lim_sglang.evals.tasks import find_task, selection_digest
 
 Serve = Callable[[ServerSpec, Console, Path], AbstractContextManager[str]]
 

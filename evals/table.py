@@ -6,8 +6,8 @@ from typing import Any
 from rich.table import Table
 
 from lim_sglang.evals.compare import MINUS, Comparison, Interval, name_of
-from lim_sglang.evals.method import SAMPLE_BY_SAMPLE
-from lim_sglang.evals.score import Estimate, Score
+from lim_sglang.evals.metrics import Estimate, Score
+from lim_sglang.evals.run_config import SAMPLE_BY_SAMPLE
 
 
 def score_table(conditions: Mapping[str, Any], score: Score) -> Table:

@@ -1,15 +1,19 @@
-"""What every Triton kernel here shares: tile shapes and the checks before a launch.
+"""Shared by every Triton kernel here: tile shapes, checks before a launch, and device functions
+that order programs: the last program of a unit (block counters) and programmatic dependent launch.
 
 No autotuning: a kernel must launch the same in a CUDA graph, in the interpreter and when it is
 compiled without a GPU.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton import knobs
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @dataclass(frozen=True)
@@ -143,3 +147,45 @@ def check_int32(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype != torch.int32:
             raise ValueError(f"{name} must be int32, not {tensor.dtype}")
+
+
+@triton.jit
+def is_last_block(block_counters, expected):
+    """Whether all other programs of a unit have arrived; what they wrote is then seen.
+
+    The last one leaves the counter as it found it. It has to read what others wrote past its own
+    cache (`cache_modifier=".cg"`).
+    """
+    tl.debug_barrier()  # this program's own writes come before its arrival
+    is_last = tl.atomic_add(block_counters, 1, sem="acq_rel") == expected - 1
+    if is_last:
+        tl.store(block_counters, 0)
+    return is_last
+
+
+PDL_CAPABILITY = (9, 0)
+"""Compute capability."""
+
+
+@triton.jit
+def pdl_wait(USE_PDL: tl.constexpr):
+    """Wait until the kernel before has ended and what it wrote is seen."""
+    if USE_PDL:
+        gdc_wait()
+
+
+@triton.jit
+def pdl_launch_next(USE_PDL: tl.constexpr):
+    """Let the next kernel be launched once all programs of this one have come here or ended."""
+    if USE_PDL:
+        gdc_launch_dependents()
+
+
+def pdl_options() -> dict[str, bool]:
+    """Launch options of a kernel that begins with `follow`."""
+    return {"FOLLOWS": True, "launch_pdl": True} if _has_pdl() else {"FOLLOWS": False}
+
+
+@cache
+def _has_pdl() -> bool:
+    return not interpreted() and torch.cuda.get_device_capability() >= PDL_CAPABILITY

@@ -1,6 +1,6 @@
 """The memory that selection needs, allocated once, and the stages that run in it, in order.
 
-`RankSelector` is the paper's selection; `MassSelector` in `mass_selector.py` orders by mass.
+`RankSelector` is the paper's selection; `MassSelector` orders tokens by attention mass.
 """
 
 from abc import ABC, abstractmethod
@@ -12,10 +12,11 @@ import triton
 from torch import Tensor
 
 from lim_sglang.kernels.compact import compact_slots
+from lim_sglang.kernels.full_ranking import rank_tokens
 from lim_sglang.kernels.launch import NEEDS_FULL_RANKING, NEVER
-from lim_sglang.kernels.rank import rank_tokens
+from lim_sglang.kernels.mass import candidate_capacity, log_sum_exp, softmax_mass, topk_by_mass
 from lim_sglang.kernels.reference import BudgetSplit
-from lim_sglang.kernels.score import score_tokens
+from lim_sglang.kernels.scores import score_tokens
 from lim_sglang.kernels.shortlist import counted_ranks, shortlist_capacity, shortlist_tokens
 from lim_sglang.kernels.union import padded_counts
 
@@ -256,5 +257,68 @@ class RankSelector(Selector):
             first_turn=self.first_turn,
             last_turn=self.last_turn,
             chosen_counts=self.chosen_counts,
+            out=out,
+        )
+
+
+@dataclass(frozen=True)
+class MassSelector(Selector):
+    """Orders tokens by the attention that all heads together give them; not the paper's."""
+
+    normalisers: Tensor
+    """[>= R, H] f32, log2 of the sum of e^(scale · score)."""
+    mass: Tensor
+    """[R, N] f32."""
+    candidates: Tensor
+    """[R, candidates that there is room for] int32."""
+
+    @classmethod
+    def _around(cls, budget_split: BudgetSplit, scores: Tensor, max_rows: int) -> Self:
+        rows, num_heads, columns = scores.shape
+        room = candidate_capacity(budget_split.selected)
+        return cls(
+            budget_split=budget_split,
+            scores=scores,
+            normalisers=scores.new_zeros(max_rows, num_heads),  # a dense pass leaves all rows'
+            mass=scores.new_zeros(rows, columns),
+            candidates=scores.new_zeros(rows, room, dtype=torch.int32),
+        )
+
+    @property
+    def decisive(self) -> Tensor:
+        """The masses, as of one head."""
+        return self.mass[:, None]
+
+    @property
+    def lse(self) -> Tensor | None:
+        """Where a dense pass leaves its normalisers."""
+        return self.normalisers
+
+    def keep(
+        self,
+        indptr: Tensor,
+        slots: Tensor,
+        kept_indptr: Tensor,
+        out: Tensor,
+        *,
+        scale: float,
+        has_lse: bool,
+    ) -> None:
+        """Pool the scores and keep the heaviest tokens."""
+        budget = self.budget_split.budget
+        if not has_lse:
+            log_sum_exp(self.scores, indptr, budget, scale, self.normalisers)
+        softmax_mass(self.scores, indptr, self.normalisers, budget, scale, self.mass)
+        self.write(indptr, slots, kept_indptr, out)
+
+    def write(self, indptr: Tensor, slots: Tensor, kept_indptr: Tensor, out: Tensor) -> None:
+        """Write the slots of the heaviest tokens between those of the ends."""
+        topk_by_mass(
+            self.mass,
+            indptr,
+            slots,
+            kept_indptr,
+            budget_split=self.budget_split,
+            candidates=self.candidates,
             out=out,
         )

@@ -13,23 +13,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lim_sglang.kernels.arrive import is_last_block
-from lim_sglang.kernels.follow import pdl_launch_next, pdl_options, pdl_wait
+from lim_sglang.kernels.full_ranking import padded_ranks
 from lim_sglang.kernels.launch import (
     NEEDS_FULL_RANKING,
     SHORTLIST_BLOCK,
     check_int32,
     check_tensors,
+    is_last_block,
+    pdl_launch_next,
+    pdl_options,
+    pdl_wait,
     sample_size,
     sort_warps,
 )
-from lim_sglang.kernels.order import (
-    collect,
-    sampled_threshold,
-    sort_ranking,
-    written_tokens,
-)
-from lim_sglang.kernels.rank import padded_ranks
+from lim_sglang.kernels.radix import collect, sampled_threshold, sort_ranking, written_tokens
 from lim_sglang.kernels.reference import BudgetSplit
 from lim_sglang.kernels.union import cut_turns, note_turns
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from lim_sglang.errors import ServerError
-from lim_sglang.kernels.check import ATTENTION_TOLERANCE
 from lim_sglang.kernels.reference import keep_tokens
 from lim_sglang.kernels.selector import Selector
+from lim_sglang.kernels.verify import ATTENTION_TOLERANCE
 
 ENV_VAR = "LIM_AUDIT"
 """Set to 1, it lets every SELECT layer of every step be checked. Slow, and takes memory."""

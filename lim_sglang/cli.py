@@ -7,10 +7,7 @@ import typer
 from lim_sglang.bench.command import bench
 from lim_sglang.doctor import doctor
 from lim_sglang.errors import errors_in_words
-from lim_sglang.evals.command import evaluate
-from lim_sglang.evals.compare_command import compare_runs
-from lim_sglang.evals.grade_command import grade
-from lim_sglang.evals.report_command import write_report
+from lim_sglang.evals.commands import compare_runs, evaluate, grade, write_report
 from lim_sglang.evals.sweep_command import sweep
 from lim_sglang.programs.ask import ask
 from lim_sglang.programs.proxy_command import proxy

@@ -1,9 +1,12 @@
-"""`LimConfig`: the one configuration object, its defaults, and the presets measured by model."""
+"""`LimConfig`, the one configuration object: its defaults, the presets measured by model, and the
+role that each layer gets from it.
+"""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
 from typing import Any, Self
 
 from lim_sglang.errors import ConfigError
@@ -207,3 +210,53 @@ def _is_layer_list(value: object) -> bool:
         and all(_is_int(layer) and layer >= 0 for layer in value)
         and list(value) == sorted(set(value))
     )
+
+
+DEFAULT_DENSE_LAYERS = LimConfig.dense_layers
+
+
+class Role(StrEnum):
+    """A layer's part in one decode step."""
+
+    FULL = "full"
+    """Reads the whole KV cache."""
+    SELECT = "select"
+    """Reads the whole KV cache and picks the token set."""
+    REUSE = "reuse"
+    """Reads the set of the nearest SELECT layer below."""
+
+
+def layer_roles(config: LimConfig, depth: int) -> tuple[Role, ...]:
+    """The role of each of a model's `depth` layers under `config.policy`.
+
+    Raises:
+        ConfigError: a layer list that names a layer which the model does not have.
+    """
+    select = config.select_layers
+    if select is None:
+        select = default_select_layers(depth)
+    _check_within(select, depth, "select_layers")
+    # The default means "the first two layers", also of a model that has only one.
+    if config.dense_layers != DEFAULT_DENSE_LAYERS:
+        _check_within(config.dense_layers, depth, "dense_layers")
+    if config.policy == "full":
+        return (Role.FULL,) * depth
+    first = min(select, default=depth)
+    return tuple(_role(layer, first, select, config.dense_layers) for layer in range(depth))
+
+
+def _role(layer: int, first: int, select: Sequence[int], dense: Sequence[int]) -> Role:
+    if layer in select:
+        return Role.SELECT
+    if layer < first or layer in dense:
+        return Role.FULL
+    return Role.REUSE
+
+
+def _check_within(layers: Sequence[int], depth: int, name: str) -> None:
+    beyond = [layer for layer in layers if layer >= depth]
+    if beyond:
+        raise ConfigError(
+            f"{name} names layer {', '.join(map(str, beyond))}, but the model has {depth} layers: "
+            f"use indices from 0 to {depth - 1}"
+        )

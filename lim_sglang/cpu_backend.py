@@ -5,6 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from lim_sglang.compat import KVWriteLoc, TorchNativeAttnBackend
+from lim_sglang.config import Role
+from lim_sglang.counters import StepLengths, step_lengths
 from lim_sglang.kernels.reference import (
     attend_tokens,
     keep_tokens,
@@ -13,8 +15,6 @@ from lim_sglang.kernels.reference import (
     split_budget,
     topk_by_mass,
 )
-from lim_sglang.plan import StepLengths, step_lengths
-from lim_sglang.schedule import Role
 from lim_sglang.tracing import Trace
 
 

@@ -12,16 +12,16 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 
 import typer
 
-from lim_sglang.compat import CPU_ENGINE_VAR
-from lim_sglang.config import ENV_VAR, LimConfig
-from lim_sglang.errors import ConfigError, LimError
-from lim_sglang.refusals import BACKEND, reasons_against_environment
-from lim_sglang.versions import (
+from lim_sglang.compat import (
+    CPU_ENGINE_VAR,
     FLASHINFER_VERSION,
     SGLANG_VERSION,
     reasons_against_decode_stack,
     reasons_against_version,
 )
+from lim_sglang.config import ENV_VAR, LimConfig
+from lim_sglang.errors import ConfigError, LimError
+from lim_sglang.validation import BACKEND, reasons_against_environment
 
 GROUPS = ("sglang.srt.plugins", "sglang.srt.platforms")
 PACKAGES = ("torch", "triton", "flashinfer-python", "transformers", "openai", "datasets")
@@ -98,7 +98,7 @@ def _device() -> Iterator[Finding]:
         threads = torch.get_num_threads()
         yield Finding(Verdict.OK, f"no GPU: serving on the CPU with {threads} threads")
         return
-    from lim_sglang.gpu import find_gpu, reasons_against_gpu
+    from lim_sglang.validation import find_gpu, reasons_against_gpu
 
     gpu = find_gpu()
     assert gpu is not None, "torch found one"
@@ -126,7 +126,7 @@ def _decode_stack() -> Iterator[Finding]:
 
 def _kernels(capability: tuple[int, int]) -> Iterator[Finding]:
     """Compile every kernel on the GPU and compare it with the definition."""
-    from lim_sglang.gate import served_batches, verify_gpu
+    from lim_sglang.verify_gpu import served_batches, verify_gpu
 
     found = verify_gpu()
     yield from (Finding(Verdict.OFF, f"kernels: {difference}") for difference in found)

@@ -9,21 +9,26 @@ import torch
 
 from lim_sglang import __version__, compat
 from lim_sglang.audit import Audit
-from lim_sglang.config import ENV_VAR, PRESETS, LimConfig, resolve_settings, with_preset
+from lim_sglang.config import (
+    ENV_VAR,
+    PRESETS,
+    LimConfig,
+    Role,
+    layer_roles,
+    resolve_settings,
+    with_preset,
+)
+from lim_sglang.counters import Stats, step_lengths
 from lim_sglang.errors import RefusedError, ServerError
-from lim_sglang.gpu import reasons_against_kv_cache
-from lim_sglang.kernels.mass_selector import MassSelector
 from lim_sglang.kernels.reference import split_budget
-from lim_sglang.kernels.selector import RankSelector, Selector
-from lim_sglang.plan import step_lengths
-from lim_sglang.refusals import (
+from lim_sglang.kernels.selector import MassSelector, RankSelector, Selector
+from lim_sglang.validation import (
     model_shape,
     reasons_against,
+    reasons_against_kv_cache,
     reasons_against_layers,
     reasons_against_model,
 )
-from lim_sglang.schedule import Role, layer_roles
-from lim_sglang.stats import Stats
 
 logger = logging.getLogger(__name__)
 

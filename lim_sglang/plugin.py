@@ -1,30 +1,40 @@
-"""`register()`: SGLang calls it in each of its processes, through the entry point `lim`."""
+"""The two entry points that SGLang calls in each of its processes.
+
+`activate_cpu_platform` lets SGLang's wheels serve on a host without CUDA; `register` makes the
+backend `lim`, its flags, its refusals and its counters known.
+"""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any, NoReturn
 
-from lim_sglang import compat, versions
+from lim_sglang import compat
+from lim_sglang.compat import Target, serves_on_cpu
 from lim_sglang.config import ENV_VAR, resolve_settings
 from lim_sglang.errors import REFUSED, ConfigError, LimError, RefusedError, ServerError
 from lim_sglang.flags import CONFIG_DEST, add_flags, given_flags, given_settings
-from lim_sglang.gpu import Gpu, find_gpu, reasons_against_gpu, reasons_against_selection
-from lim_sglang.refusals import (
+from lim_sglang.validation import (
     BACKEND,
+    Gpu,
     decodes_with_lim,
+    find_gpu,
     reasons_against,
+    reasons_against_gpu,
     reasons_against_model,
+    reasons_against_selection,
     reuses_sets,
 )
-from lim_sglang.versions import Target
 
 
 def register() -> None:
     """Make the backend `lim`, its flags, its refusals and its counters known to SGLang."""
-    versions.check_version()
-    versions.check_signatures()
+    compat.check_version()
+    compat.check_signatures()
     compat.register_backend(BACKEND, create_backend)
     compat.hook_after(Target.ADD_CLI_ARGS, _add_flags)
     compat.hook_around(Target.FROM_CLI_ARGS, _read_flags)
@@ -52,7 +62,7 @@ def create_backend(runner: Any) -> Any:
         from lim_sglang.cpu_backend import LimCpuBackend
 
         return LimCpuBackend(runner)
-    from lim_sglang.backend import LimAttnBackend
+    from lim_sglang.attention_backend import LimAttnBackend
 
     return LimAttnBackend(runner, init_new_workspace=runner.init_new_workspace)
 
@@ -117,7 +127,7 @@ def _refuse(server_args: Any) -> None:
     if not on_cpu:
         reasons += reasons_against_gpu(gpu, model_config, os.environ)
     if gpu is not None:
-        reasons += versions.reasons_against_decode_stack()
+        reasons += compat.reasons_against_decode_stack()
     reasons += _reasons_against_settings(server_args, model_config, gpu)
     if reasons:
         raise RefusedError(reasons)
@@ -161,3 +171,47 @@ def _count_retraction(scheduler: Any, _request: Any, is_retracted: bool = False)
     runner = scheduler.tp_worker.model_runner
     if is_retracted and hasattr(runner, "lim_stats"):
         runner.lim_stats.retractions += 1
+
+
+KERNELS = "sgl_kernel"
+
+
+def activate() -> None:
+    """Called by SGLang in each of its processes, before anything imports its kernels.
+
+    Returns None, which tells SGLang that this is not a platform of its own.
+    """
+    if serves_on_cpu() and not _can_import(KERNELS):
+        sys.modules[KERNELS] = _stand_in(KERNELS)
+
+
+def _can_import(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        # A failed import can leave submodules behind.
+        for loaded in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
+            del sys.modules[loaded]
+        return False
+    return True
+
+
+def _stand_in(name: str) -> ModuleType:
+    """A module whose functions can be imported by name, and say what is missing when called."""
+    module = ModuleType(name, "Stands in for SGLang's GPU kernels on a host without CUDA.")
+    module.__path__ = []
+    module.__spec__ = ModuleSpec(name, None)
+
+    def get(attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+
+        def missing(*_: object, **__: object) -> None:
+            raise NotImplementedError(
+                f"{name}.{attribute} needs a GPU: this option cannot be served on a CPU"
+            )
+
+        return missing
+
+    module.__dict__["__getattr__"] = get
+    return module

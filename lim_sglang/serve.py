@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lim_sglang.config import ENV_VAR
+from lim_sglang.config import ENV_VAR, Role
 from lim_sglang.errors import REFUSED, RefusedError, ServerError
 from lim_sglang.flags import reasons_against_settings
-from lim_sglang.schedule import Role
-from lim_sglang.signals import STOPPING
+from lim_sglang.server import STOPPING
 
 if TYPE_CHECKING:
     from lim_sglang.server import ServerOptions

@@ -7,10 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Self
 
 import psutil
@@ -18,8 +20,33 @@ import requests
 
 from lim_sglang.compat import CPU_ENGINE_VAR
 from lim_sglang.errors import ServerError
-from lim_sglang.refusals import BACKEND, reasons_against_environment
-from lim_sglang.signals import on_signals
+from lim_sglang.validation import BACKEND, reasons_against_environment
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a service manager, a terminal that is closed."""
+
+Handler = Callable[[int, FrameType | None], object] | signal.Handlers
+
+
+@contextmanager
+def on_signals(handler: Handler) -> Iterator[None]:
+    """Handle the `STOPPING` signals until the block ends: a server outlives us otherwise.
+
+    What is ignored stays so, as under nohup. Threads get no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    ours = [number for number in STOPPING if before[number] not in (signal.SIG_IGN, None)]
+    for number in ours:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
 
 POLL_S = 0.5
 HEALTH_TIMEOUT_S = 5.0

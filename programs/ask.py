@@ -1,17 +1,23 @@
-"""The `lim ask` command: one question, several chains of thought, the vote while it comes in."""
+"""`lim ask`: one question, several chains of thought, the vote while it comes in."""
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 from lim_sglang.errors import ServerError, errors_in_words
+from lim_sglang.programs.answers import extract_answer
+from lim_sglang.programs.backend import InFlightSample
 from lim_sglang.programs.connect import Api, connect
-from lim_sglang.programs.display import VoteDisplay, verdict
-from lim_sglang.programs.judge import EquivalenceChecker
+from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.options import (
     DEFAULT_URL,
     INTERRUPTED,
@@ -35,15 +41,182 @@ from lim_sglang.programs.options import (
     read_settings,
     samples_of,
 )
-from lim_sglang.programs.prompts import MATH_PROMPT, ask_messages
-from lim_sglang.programs.record import ask_record
-from lim_sglang.programs.records import SampleState, Sampling
-from lim_sglang.programs.sampling import check_thinking_budget, resolve_sampling
+from lim_sglang.programs.program import ask_record
+from lim_sglang.programs.schema import (
+    MATH_PROMPT,
+    Sample,
+    SampleState,
+    Sampling,
+    ask_messages,
+    check_thinking_budget,
+    resolve_sampling,
+)
+from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.drawing import SamplingRequest
+    from lim_sglang.programs.backend import Backend
     from lim_sglang.programs.program import Outcome, Program
-    from lim_sglang.programs.transport import Backend
+    from lim_sglang.programs.sampler import SamplingRequest, SamplingRun
+
+SHOWN = 16
+"""Running samples that have a line of their own."""
+LONGEST_BOX = 1000
+"""Characters of a box with an answer."""
+BOXES_LOOKED_AT = 3
+"""From the end: the last may be open still, or the prompt's own empty one."""
+
+
+class VoteDisplay:
+    """The vote as it stands: redrawn in place on a terminal, a line a sample elsewhere."""
+
+    def __init__(
+        self, console: Console, total: int, equivalent: Equivalent, order: Order = Order.BY_VOTES
+    ) -> None:
+        self.samples: list[Sample] = []
+        self.tally = tally([], equivalent)
+        """The vote of the samples so far."""
+        self._console = console
+        self._total = total
+        self._equivalent = equivalent
+        self._order = order
+        self._run: SamplingRun | None = None
+        self._bar = Progress(
+            TextColumn("samples"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        )
+        self._task = self._bar.add_task("", total=total)
+        self._start_s = time.monotonic()
+        self._live = Live(console=console, get_renderable=self._render, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+            if self.samples:
+                self._console.print(vote_table(self.tally))
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the question was asked."""
+        return time.monotonic() - self._start_s
+
+    def begin(self, run: "SamplingRun") -> None:
+        """Show the samples that are running, too."""
+        self._run = run
+
+    def add(self, sample: Sample) -> None:
+        """Show one sample more."""
+        self.samples.append(sample)
+        self.tally = tally(self.samples, self._equivalent, self._order)
+        self._bar.advance(self._task)
+        place = f"{len(self.samples)}/{self._total}"
+        # As text: an answer may hold what rich takes for markup.
+        line = Text(f"{place}  {describe(sample)}")
+        if not self._console.is_terminal:
+            line.append(f"  |  {standing(self.tally)}")
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        parts: list[RenderableType] = [vote_table(self.tally)] if self.samples else []
+        if self._run and self._run.in_flight:
+            parts.append(running_table(list(self._run.in_flight.values())))
+            parts.append(Text(pace(self._run.spent_tokens, self.elapsed_s)))
+        return Group(*parts, self._bar)
+
+
+def running_table(samples: Sequence[InFlightSample]) -> Table:
+    """Samples in flight: how long each is, how fast, what it does, and its answer so far."""
+    begun = [sample for sample in samples if sample.has_started]
+    columns = ("sample", "tokens", "tokens/s", "state", "answer so far")
+    table = Table(*columns, box=None, header_style="bold")
+    for sample in sorted(begun, key=lambda sample: sample.index)[:SHOWN]:
+        state = "ending" if sample.is_cancelled else "running" if sample.num_tokens else "waiting"
+        speed = f"{sample.tokens_per_s:,.1f}"
+        answer = Text(answer_so_far(sample.text))
+        table.add_row(str(sample.index), f"{sample.num_tokens:,}", speed, state, answer)
+    more = len(begun) - SHOWN
+    if more > 0:
+        table.add_row("…", "", f"{more} more")
+    return table
+
+
+def answer_so_far(text: str) -> str:
+    """What the last box holds that is closed; nothing where there is none. Quick on long texts:
+    the table is drawn several times a second.
+    """
+    end = len(text)
+    for _ in range(BOXES_LOOKED_AT):
+        start = max(text.rfind(box, 0, end) for box in ("\\boxed", "\\fbox"))
+        if start < 0:
+            return ""
+        answer = extract_answer(text[start : start + LONGEST_BOX])
+        if answer:
+            return answer
+        end = start
+    return ""
+
+
+def pace(num_tokens: int, elapsed_s: float) -> str:
+    """How much all samples have generated so far, and how fast."""
+    return f"{num_tokens:,} tokens so far, {num_tokens / max(elapsed_s, 1e-3):,.0f} a second"
+
+
+def describe(sample: Sample) -> str:
+    """One sample in a line."""
+    if sample.state is SampleState.FAILED:
+        return f"failed: {sample.error}"
+    least = "at least " if sample.tokens_at_least else ""
+    took = f"{least}{sample.num_tokens} tokens, {sample.latency_s:.1f} s"
+    if sample.state is SampleState.ABORTED:
+        return f"stopped  ({took})"
+    cut = ", cut off" if sample.state is SampleState.TRUNCATED else ""
+    answer = "no answer" if sample.answer is None else sample.answer
+    return f"{answer}  ({took}{cut})"
+
+
+def standing(vote: Tally) -> str:
+    """The vote in a line: `391: 5, 401: 1, no answer: 2`."""
+    counts = [*((group.answer, group.votes) for group in vote.groups), *silent(vote).items()]
+    return ", ".join(f"{name}: {count}" for name, count in counts if count)
+
+
+def silent(vote: Tally) -> dict[str, int]:
+    """Samples without a vote, by reason."""
+    return {
+        "no answer": vote.unanswered,
+        "cut off": vote.truncated,
+        "stopped": vote.aborted,
+        "failed": vote.failed,
+    }
+
+
+def vote_table(vote: Tally) -> Table:
+    """The vote with a bar an answer."""
+    table = Table("answer", "votes", "", box=None, header_style="bold")
+    for group in vote.groups:
+        table.add_row(Text(group.answer), str(group.votes), "█" * group.votes)
+    for name, count in silent(vote).items():
+        if count:
+            table.add_row(Text(name, style="dim"), str(count), "")
+    return table
+
+
+def verdict(outcome: "Outcome") -> str:
+    """The last line: answer, votes, tokens spent and saved, seconds."""
+    vote = outcome.vote
+    num_votes = len(outcome.samples) - vote.aborted - outcome.num_late
+    votes = f"{vote.votes} of {num_votes} votes"
+    answer = (
+        f"answer: {vote.winner}  ({votes}" if vote.winner is not None else f"no answer  ({votes}"
+    )
+    failed = f", {vote.failed} failed" if vote.failed else ""
+    stopped = outcome.settled or vote.aborted
+    saved = f", about {outcome.saved_tokens:,} saved" if stopped else ""
+    spent = f"{'at least ' if outcome.spent_at_least else ''}{outcome.spent_tokens:,} tokens"
+    return f"{answer}{failed}, {spent}{saved}, {outcome.elapsed_s:.1f} s)"
 
 
 def ask(
@@ -101,8 +274,8 @@ def ask(
             top_k=top_k,
             seed=seed,
         )
-        from lim_sglang.programs.catalogue import find_program
-        from lim_sglang.programs.drawing import SamplingRequest
+        from lim_sglang.programs.registry import find_program
+        from lim_sglang.programs.sampler import SamplingRequest
 
         chosen = find_program(program)
         chosen.check(options)

@@ -10,8 +10,8 @@ from typing import Any
 
 import sglang as sgl
 
-from lim_sglang.programs.drawing import SamplingRun, add_messages
 from lim_sglang.programs.program import Program
+from lim_sglang.programs.sampler import SamplingRun, add_messages
 from lim_sglang.programs.stopping import TokenBudgetRule
 
 

@@ -9,12 +9,12 @@ from rich.console import Console
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.chat import switched
-from lim_sglang.programs.client import Client, check_server
+from lim_sglang.programs.http_client import Client, check_server
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.endpoint import SglangBackend
-    from lim_sglang.programs.openai_endpoint import OpenAIBackend
-    from lim_sglang.programs.transport import Backend
+    from lim_sglang.programs.backend import Backend
+    from lim_sglang.programs.openai_backend import OpenAIBackend
+    from lim_sglang.programs.sglang_backend import SglangBackend
 
 MODELS_SHOWN = 10
 """Of a long list, enough to see what the names look like."""
@@ -88,8 +88,7 @@ def _connect_sglang(
         running: int | None = client.get("/server_info").get("max_running_requests")
         check_switch(client, thinking)
     with console.status(LOADING):
-        from lim_sglang.programs.endpoint import SglangBackend
-        from lim_sglang.programs.thinking import ThinkingBudgetBackend
+        from lim_sglang.programs.sglang_backend import SglangBackend, ThinkingBudgetBackend
     create = (
         partial(ThinkingBudgetBackend, thinking_budget=thinking_budget)
         if thinking_budget
@@ -149,7 +148,7 @@ def _connect_openai(
     max_concurrency: int,
     thinking: bool | None,
 ) -> "OpenAIBackend":
-    from lim_sglang.programs.openai_client import OpenAIClient
+    from lim_sglang.programs.openai_backend import OpenAIClient
 
     with OpenAIClient(url, api_key=api_key) as client:
         model = choose_model(model, client.models(), client.url)
@@ -159,7 +158,7 @@ def _connect_openai(
         soft_wrap=True,
     )
     with console.status(LOADING):
-        from lim_sglang.programs.openai_endpoint import OpenAIBackend
+        from lim_sglang.programs.openai_backend import OpenAIBackend
     return OpenAIBackend(
         url,
         model,

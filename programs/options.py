@@ -7,8 +7,8 @@ import typer
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.connect import Api
-from lim_sglang.programs.descriptions import DESCRIPTIONS, description_of, listing
-from lim_sglang.programs.records import Sampling
+from lim_sglang.programs.registry import DESCRIPTIONS, description_of, listing
+from lim_sglang.programs.schema import Sampling
 
 DEFAULT_URL = "http://127.0.0.1:30000"
 LIST = "?"

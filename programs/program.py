@@ -1,16 +1,18 @@
-"""What a reasoning program is, and how one is run on a question."""
+"""A reasoning program, and how one is run on a question."""
 
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
 
+from lim_sglang.environment import project_commit
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.drawing import SamplingRequest, SamplingRun
-from lim_sglang.programs.records import COMPLETED_STATES, Sample, SampleState
-from lim_sglang.programs.transport import Backend
+from lim_sglang.programs.backend import Backend
+from lim_sglang.programs.sampler import SamplingRequest, SamplingRun
+from lim_sglang.programs.schema import COMPLETED_STATES, Sample, SampleState
 from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
 
 
@@ -148,3 +150,50 @@ def _heard(samples: Sequence[Sample], program: Program) -> list[Sample]:
         else sample
         for sample in samples
     ]
+
+
+def ask_record(
+    question: str,
+    program: "Program",
+    options: Mapping[str, Any],
+    asked: "SamplingRequest",
+    outcome: "Outcome",
+) -> dict[str, Any]:
+    """What `lim ask --json` prints, but for what the server says of itself."""
+    return {
+        "question": question,
+        **outcome_record(outcome),
+        "program": program.name,
+        "options": {**program.options, **options},
+        "messages": list(asked.messages),
+        "parallel": asked.parallel,
+        "sampling": asdict(asked.sampling),
+        "samples": [asdict(sample) for sample in outcome.samples],
+        "commit": project_commit(),
+        "asked": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def outcome_record(outcome: "Outcome") -> dict[str, Any]:
+    """The vote and what it cost."""
+    vote = outcome.vote
+    return {
+        "answer": vote.winner,
+        "votes": [
+            {"answer": group.answer, "votes": group.votes, "weight": group.weight}
+            for group in vote.groups
+        ],
+        "margin": vote.margin,
+        "without_vote": {
+            "unanswered": vote.unanswered,
+            "truncated": vote.truncated,
+            "failed": vote.failed,
+            "aborted": vote.aborted,
+        },
+        "samples_asked": outcome.num_asked,
+        "settled_early": outcome.settled,
+        "tokens_spent": outcome.spent_tokens,
+        "tokens_spent_at_least": outcome.spent_at_least,
+        "tokens_saved_estimate": outcome.saved_tokens,
+        "seconds": round(outcome.elapsed_s, 3),
+    }

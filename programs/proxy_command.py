@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.connect import connect
-from lim_sglang.programs.judge import EquivalenceChecker
+from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.options import (
     DEFAULT_URL,
     ApiKeyOption,
@@ -23,11 +23,10 @@ from lim_sglang.programs.options import (
     TopPOption,
     UrlOption,
 )
-from lim_sglang.programs.records import Sampling
-from lim_sglang.programs.sampling import check_thinking_budget, resolve_sampling
+from lim_sglang.programs.schema import Sampling, check_thinking_budget, resolve_sampling
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.transport import Backend
+    from lim_sglang.programs.backend import Backend
 
 
 def proxy(
@@ -97,10 +96,7 @@ def _serve(
     max_questions: int,
     max_waiting: int,
 ) -> None:
-    from lim_sglang.programs.desk import VoteQueue
-    from lim_sglang.programs.proxy import Proxy, create_app
-    from lim_sglang.programs.proxy_server import ProxyServer
-    from lim_sglang.programs.upstream import Upstream
+    from lim_sglang.programs.proxy import Proxy, ProxyServer, Upstream, VoteQueue, create_app
 
     with EquivalenceChecker() as checker:
         checker.warm_up()

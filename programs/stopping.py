@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import ClassVar, Protocol
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.records import COMPLETED_STATES, Sample, SampleState
+from lim_sglang.programs.schema import COMPLETED_STATES, Sample, SampleState
 from lim_sglang.programs.vote import Equivalent, Order, tally
 
 WINDOW = 2048

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.schema import Sample, SampleState
 
 Equivalent = Callable[[str, str], bool]
 """Whether two answers are equal."""

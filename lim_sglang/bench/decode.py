@@ -38,12 +38,10 @@ from lim_sglang.bench.timing import (
     time_replays,
     time_windows,
 )
-from lim_sglang.config import LimConfig
+from lim_sglang.config import LimConfig, Role
 from lim_sglang.errors import LimError
-from lim_sglang.kernels.bench import Run, Spread, cache_flush
-from lim_sglang.kernels.copy_speed import copy_gb_per_s
-from lim_sglang.refusals import BACKEND
-from lim_sglang.schedule import Role
+from lim_sglang.kernels.bench import Run, Spread, cache_flush, copy_gb_per_s
+from lim_sglang.validation import BACKEND
 
 NOTES = (
     "no prefill: K and V are drawn, in slots of random order",

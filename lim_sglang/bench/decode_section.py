@@ -2,7 +2,7 @@
 
 from lim_sglang.bench.points import Point
 from lim_sglang.bench.recorded import Recorded, RecordedRow
-from lim_sglang.readme_part import Part, short_commit
+from lim_sglang.markdown_section import Part, short_commit
 
 PART = Part("<!-- lim bench decode: begin -->", "<!-- lim bench decode: end -->")
 NONE = "-"

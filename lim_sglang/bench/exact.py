@@ -15,10 +15,9 @@ from torch import Tensor
 
 from lim_sglang import compat
 from lim_sglang.bench.batch import FilledBatch, kept_slots
-from lim_sglang.kernels.check import ATTENTION_TOLERANCE
-from lim_sglang.kernels.check_attend import attention_error
+from lim_sglang.config import Role
 from lim_sglang.kernels.reference import keep_tokens
-from lim_sglang.schedule import Role
+from lim_sglang.kernels.verify import ATTENTION_TOLERANCE, attention_error
 
 
 def differences(

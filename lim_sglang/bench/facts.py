@@ -14,8 +14,8 @@ from lim_sglang import compat
 from lim_sglang.bench.limit import Traffic, read_weight_bytes
 from lim_sglang.bench.points import ModelChoice
 from lim_sglang.bench.shapes import write_shape
+from lim_sglang.environment import driver_version, installed_versions, project_commit
 from lim_sglang.errors import ModelError
-from lim_sglang.provenance import driver_version, installed_versions, project_commit
 
 
 @contextmanager

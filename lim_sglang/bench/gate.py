@@ -23,7 +23,7 @@ def check_exactness() -> None:
     Raises:
         LimError: what differs, in words.
     """
-    from lim_sglang.gate import verify_gpu
+    from lim_sglang.verify_gpu import verify_gpu
 
     refuse_differences(verify_gpu(), "on this GPU")
 

@@ -11,21 +11,26 @@ from lim_sglang.bench.facts import surroundings
 from lim_sglang.bench.gate import check_exactness, refuse_differences, require_gpu
 from lim_sglang.bench.rows import NONE
 from lim_sglang.errors import ConfigError
-from lim_sglang.gpu import HEAD_DIMS
-from lim_sglang.kernels.bench import OPS as SELECTION_OPS
-from lim_sglang.kernels.bench import Case, Op, OpTiming, Spread, prepare, time_op
-from lim_sglang.kernels.bench_attention import (
+from lim_sglang.kernels.bench import (
     ATTENTION_OPS,
     CUDA_CORE_GROUPS,
     CUDA_CORES,
     FLASHINFER_OPS,
     OURS,
+    Case,
+    Op,
+    OpTiming,
+    Spread,
+    copy_gb_per_s,
+    prepare,
     prepare_attention,
+    time_op,
 )
-from lim_sglang.kernels.check import Batch, differences
-from lim_sglang.kernels.copy_speed import copy_gb_per_s
+from lim_sglang.kernels.bench import OPS as SELECTION_OPS
 from lim_sglang.kernels.launch import MAX_ATTENDED_DIM
 from lim_sglang.kernels.selector import MAX_SCORE_BYTES
+from lim_sglang.kernels.verify import Batch, differences
+from lim_sglang.validation import HEAD_DIMS
 
 OPS = SELECTION_OPS + ATTENTION_OPS
 CHECKED_ROWS = 2

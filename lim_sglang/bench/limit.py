@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lim_sglang.bench.points import Point
-from lim_sglang.schedule import Role
+from lim_sglang.config import Role
 
 EMBEDDING = "embed_tokens.weight"
 OUTPUT_MATRIX = "lm_head.weight"

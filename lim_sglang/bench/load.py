@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from lim_sglang.bench.points import ModelChoice, read_backends
 from lim_sglang.errors import ConfigError
-from lim_sglang.refusals import BACKEND
+from lim_sglang.validation import BACKEND
 
 POLICIES = f"{BACKEND},flashinfer"
 """What is compared where nothing else is asked for."""

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any, Self
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.refusals import BACKEND
+from lim_sglang.validation import BACKEND
 
 DENSE_BACKENDS = ("flashinfer", "triton", "fa3")
 """SGLang's own backends that can be measured beside ours."""

@@ -14,7 +14,7 @@ from lim_sglang.bench.driver import Glance, drive
 from lim_sglang.bench.load import WARM_TOKENS, Load
 from lim_sglang.bench.timeline import Trace, read_trace, recorded_steps
 from lim_sglang.errors import ServerError
-from lim_sglang.programs.client import Client
+from lim_sglang.programs.http_client import Client
 
 ACTIVITIES = ("GPU",)
 """Kernels, copies and CUDA calls. `CPU` would record every operator and slow the host down."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from lim_sglang.bench.limit import Traffic
 from lim_sglang.bench.points import DENSE_BACKENDS, Point
+from lim_sglang.config import Role
 from lim_sglang.errors import DataError
-from lim_sglang.refusals import BACKEND
-from lim_sglang.schedule import Role
+from lim_sglang.validation import BACKEND
 
 SAME: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "commits": lambda found: found["commit"],

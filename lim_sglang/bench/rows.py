@@ -11,7 +11,7 @@ from rich.table import Table
 from lim_sglang.bench.limit import StepSplit
 from lim_sglang.bench.points import Point
 from lim_sglang.kernels.bench import Spread
-from lim_sglang.refusals import BACKEND
+from lim_sglang.validation import BACKEND
 
 NONE = "-"
 

@@ -15,8 +15,8 @@ from lim_sglang.bench.points import Precision
 from lim_sglang.config import ENV_VAR, LimConfig, resolve_settings
 from lim_sglang.errors import LimError, ServerError
 from lim_sglang.plugin import register
-from lim_sglang.refusals import BACKEND
 from lim_sglang.server import free_port
+from lim_sglang.validation import BACKEND
 
 SOURCE = "lim bench"
 """What SGLang records as the origin of the options that are changed here."""

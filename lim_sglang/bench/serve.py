@@ -19,9 +19,9 @@ from lim_sglang.bench.serve_rows import ServeRow, make_row, one_line, timeline_l
 from lim_sglang.bench.streams import Curve
 from lim_sglang.bench.timeline import Steps, cut_strip, recorded_steps, summarise
 from lim_sglang.errors import LimError, ServerError
-from lim_sglang.programs.client import Client
-from lim_sglang.refusals import BACKEND
+from lim_sglang.programs.http_client import Client
 from lim_sglang.server import Server, ServerOptions, decode_backend, free_port, lim_state
+from lim_sglang.validation import BACKEND
 
 NOTES = (
     "measured by the client over HTTP, from the last first token of the requests that began "

@@ -23,8 +23,8 @@ from lim_sglang.bench.options import (
 from lim_sglang.bench.progress import Progress, progress, wide_console
 from lim_sglang.errors import ConfigError, RefusedError
 from lim_sglang.programs.options import ApiKeyOption
-from lim_sglang.refusals import BACKEND
-from lim_sglang.signals import on_signals
+from lim_sglang.server import on_signals
+from lim_sglang.validation import BACKEND
 
 if TYPE_CHECKING:
     from lim_sglang.bench.serve import Measured
@@ -142,7 +142,7 @@ def _measure_running(
     url: str, api_key: str | None, loads: tuple[Load, ...], steps: int, report: Progress
 ) -> "Iterator[Measured]":
     from lim_sglang.bench.serve import measure_running
-    from lim_sglang.programs.client import Client
+    from lim_sglang.programs.http_client import Client
 
     with Client(url, api_key=api_key) as client:
         yield from measure_running(client, loads, report, api_key, steps=steps)
@@ -177,7 +177,7 @@ def refuse_start(options: ServeOptions) -> None:
 
 def refuse_with_url(context: typer.Context, further: tuple[str, ...]) -> None:
     """Refuse options that would change nothing of a server that already runs, and other hosts."""
-    from lim_sglang.programs.client import is_loopback, normalise_url
+    from lim_sglang.programs.http_client import is_loopback, normalise_url
 
     given = [
         option

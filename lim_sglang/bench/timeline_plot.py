@@ -11,7 +11,7 @@ from typing import Any
 from lim_sglang.bench.serve_rows import ServeRow
 from lim_sglang.bench.svg import document, group, line, words
 from lim_sglang.bench.timeline import Span, Strip, Timeline, clipped, union
-from lim_sglang.refusals import BACKEND
+from lim_sglang.validation import BACKEND
 
 LEFT, TOP, RIGHT, BOTTOM = 170, 96, 24, 72
 STEPS_WIDTH, BETWEEN_WIDTH, GAP = 520, 320, 40

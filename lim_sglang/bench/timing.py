@@ -12,9 +12,9 @@ from lim_sglang.bench.batch import FilledBatch
 from lim_sglang.bench.launches import count_kernels
 from lim_sglang.bench.points import Repeats
 from lim_sglang.bench.runner import Contender
+from lim_sglang.config import Role
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.bench import Run, Spread, capture, time_graph
-from lim_sglang.schedule import Role
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from lim_sglang.bench.batch import FilledBatch, check_room, fill_cache, filled_b
 from lim_sglang.bench.facts import model_facts, traffic_of
 from lim_sglang.bench.points import Point
 from lim_sglang.bench.runner import load_runner, settings_for, with_backend
-from lim_sglang.refusals import BACKEND
+from lim_sglang.validation import BACKEND
 
 
 def step(runner, batch: FilledBatch) -> tuple[torch.Tensor, int]:

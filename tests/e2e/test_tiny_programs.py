@@ -11,11 +11,10 @@ import pytest
 import requests
 import sglang as sgl
 
-from lim_sglang.programs.drawing import SamplingRequest, SamplingRun, add_messages
-from lim_sglang.programs.endpoint import SglangBackend
 from lim_sglang.programs.program import Program, run_program
-from lim_sglang.programs.prompts import Message
-from lim_sglang.programs.records import Sample, SampleState, Sampling
+from lim_sglang.programs.sampler import SamplingRequest, SamplingRun, add_messages
+from lim_sglang.programs.schema import Message, Sample, SampleState, Sampling
+from lim_sglang.programs.sglang_backend import SglangBackend
 from lim_sglang.programs.stopping import Equivalent, TokenBudgetRule
 from tests.e2e.processes import LocalServer
 

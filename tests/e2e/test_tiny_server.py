@@ -13,7 +13,7 @@ from lim_sglang.bench.serve_facts import vocabulary
 from lim_sglang.bench.streams import HEAD_START
 from lim_sglang.bench.timeline import recorded_steps
 from lim_sglang.errors import DataError
-from lim_sglang.programs.client import Client as BenchClient
+from lim_sglang.programs.http_client import Client as BenchClient
 from tests.e2e.client import Answer, Client, new_rid
 from tests.e2e.comparing import disagreements
 from tests.e2e.conftest import DenseTokens

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from lim_sglang import compat
-from lim_sglang.kernels.check import SCORE_TOLERANCE, relative_error
-from lim_sglang.kernels.check_mass import MASS_TOLERANCE
-from lim_sglang.kernels.mass_selector import MassSelector
 from lim_sglang.kernels.reference import attend_tokens, keep_tokens, score_tokens, softmax_mass
+from lim_sglang.kernels.selector import MassSelector
+from lim_sglang.kernels.verify import MASS_TOLERANCE, SCORE_TOLERANCE, relative_error
 from tests.gpu.rig import Rig
 
 SELECT, REUSE = 2, 3

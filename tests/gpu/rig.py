@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lim_sglang.bench.runner import Contender, load_runner, with_backend
 from lim_sglang.compat import decode_on_tensor_cores
-from lim_sglang.kernels.check import ATTENTION_TOLERANCE
-from lim_sglang.schedule import layer_roles
+from lim_sglang.config import layer_roles
+from lim_sglang.kernels.verify import ATTENTION_TOLERANCE
 
 NUM_LAYERS = 6
 """Of the small random models."""

@@ -2,10 +2,13 @@
 
 import torch
 
-from lim_sglang.kernels.check import Batch, differences
-from lim_sglang.kernels.check_attend import differing_attention
-from lim_sglang.kernels.check_mass import mass_differences
-from lim_sglang.kernels.check_scoring import differing_scoring
+from lim_sglang.kernels.verify import (
+    Batch,
+    differences,
+    differing_attention,
+    differing_scoring,
+    mass_differences,
+)
 
 BATCHES = (
     Batch((90, 40, 1), 4, 2, 64, 32),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lim_sglang.compat import TENSOR_CORE_VAR
-from lim_sglang.kernels.check import relative_error
+from lim_sglang.kernels.verify import relative_error
 from tests.gpu.decode_step import (
     Graph,
     Step,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lim_sglang.gate import verify_gpu
+from lim_sglang.verify_gpu import verify_gpu
 
 pytestmark = pytest.mark.gpu
 

@@ -3,21 +3,23 @@
 import pytest
 import torch
 
-from lim_sglang.kernels.check import (
+from lim_sglang.kernels.launch import interpreted
+from lim_sglang.kernels.shortlist import shortlist_capacity
+from lim_sglang.kernels.verify import (
     Batch,
+    differing_attention,
     differing_lengths,
     differing_pipeline,
     differing_rankings,
     differing_scores,
+    differing_scoring,
     differing_sets,
     differing_shortlists,
+    full_ranking_rows,
+    lost_mass,
+    mass_differences,
+    shortlist_depths,
 )
-from lim_sglang.kernels.check_attend import differing_attention
-from lim_sglang.kernels.check_mass import lost_mass, mass_differences
-from lim_sglang.kernels.check_scoring import differing_scoring
-from lim_sglang.kernels.check_shortlist import full_ranking_rows, shortlist_depths
-from lim_sglang.kernels.launch import interpreted
-from lim_sglang.kernels.shortlist import shortlist_capacity
 
 pytestmark = pytest.mark.gpu
 

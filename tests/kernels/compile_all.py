@@ -13,17 +13,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lim_sglang.kernels import (
-    attend,
     compact,
-    heaviest,
+    full_ranking,
     launch,
-    lengths,
-    pool,
-    rank,
-    score,
+    mass,
+    scores,
     shortlist,
+    sparse_attention,
 )
-from lim_sglang.kernels.follow import PDL_CAPABILITY
+from lim_sglang.kernels.launch import PDL_CAPABILITY
 
 ARCHITECTURES = (80, 90, 100, 120)
 FP8_FROM = 89
@@ -83,7 +81,7 @@ def compile_scores(architecture: int) -> dict[str, int]:
                 }
                 name = f"score {query} {keys} {dim} {group}"
                 found[name] = shared_memory(
-                    score._score, architecture, constants, query=f"*{query}", keys=f"*{keys}"
+                    scores._score, architecture, constants, query=f"*{query}", keys=f"*{keys}"
                 )
     return found
 
@@ -116,7 +114,7 @@ def compile_attention(architecture: int) -> dict[str, int]:
         types = {"query": f"*{query}", "output": f"*{query}"}
         types |= dict.fromkeys(("keys", "values"), f"*{cache}")
         found[f"attend {query} {cache} {dim} {group}"] = shared_memory(
-            attend._attend,
+            sparse_attention._attend,
             architecture,
             constants,
             launch.ATTEND_WARPS,
@@ -140,23 +138,23 @@ def compile_rest(architecture: int) -> dict[str, int]:
         cutting |= pdl_options
         constants = cutting | {
             "CAPACITY": capacity,
-            "SORTED_AT_ONCE": rank.padded_ranks(selected),
+            "SORTED_AT_ONCE": full_ranking.padded_ranks(selected),
             "SAMPLE": launch.MAX_SAMPLE,
             "BLOCK": launch.SHORTLIST_BLOCK,
         }
         found[f"shortlist {selected}"] = shared_memory(
             shortlist._shortlist, architecture, constants, launch.sort_warps(capacity)
         )
-        padded = rank.padded_ranks(selected)
+        padded = full_ranking.padded_ranks(selected)
         constants = cutting | {
             "PADDED_RANKS": padded,
             "BLOCK": launch.RANK_BLOCK,
             "COUNTED": launch.COMPACT_BLOCK,
         }
         found[f"rank {selected}"] = shared_memory(
-            rank._rank, architecture, constants, launch.rank_warps(padded)
+            full_ranking._rank, architecture, constants, launch.rank_warps(padded)
         )
-        capacity = heaviest.candidate_capacity(selected)
+        capacity = mass.candidate_capacity(selected)
         constants = pdl_options | {
             "CAPACITY": capacity,
             "SAMPLE": launch.MAX_SAMPLE,
@@ -164,17 +162,17 @@ def compile_rest(architecture: int) -> dict[str, int]:
             "SMALL_BLOCK": launch.HEAVIEST_SMALL_BLOCK,
         }
         found[f"heaviest {selected}"] = shared_memory(
-            heaviest._topk_by_mass, architecture, constants, launch.sort_warps(capacity)
+            mass._topk_by_mass, architecture, constants, launch.sort_warps(capacity)
         )
     blocks = {"BLOCK": launch.LSE_BLOCK}
-    found["log_sum_exp"] = shared_memory(pool._log_sum_exp, architecture, blocks)
+    found["log_sum_exp"] = shared_memory(mass._log_sum_exp, architecture, blocks)
     blocks = {"BLOCK": launch.POOL_BLOCK, "HEADS": launch.POOL_HEADS} | pdl_options
-    found["pool"] = shared_memory(pool._pool, architecture, blocks)
+    found["pool"] = shared_memory(mass._pool, architecture, blocks)
     blocks = {"BLOCK": launch.COMPACT_BLOCK, "PADDED_COUNTS": 64, "NO_TURN": launch.NEVER}
     blocks |= pdl_options
     found["compact"] = shared_memory(compact._compact, architecture, blocks, launch.WIDE_WARPS)
     blocks = {"BLOCK": launch.LENGTH_BLOCK}
-    found["count_kept"] = shared_memory(lengths._count_kept, architecture, blocks)
+    found["count_kept"] = shared_memory(compact._count_kept, architecture, blocks)
     return found
 
 
@@ -187,8 +185,8 @@ def compile_for(architecture: int) -> dict[str, int]:
 
 def main() -> None:
     """Compile for every architecture, as many at a time as there are cores."""
-    with ProcessPoolExecutor() as pool:
-        found = dict(zip(ARCHITECTURES, pool.map(compile_for, ARCHITECTURES), strict=True))
+    with ProcessPoolExecutor() as mass:
+        found = dict(zip(ARCHITECTURES, mass.map(compile_for, ARCHITECTURES), strict=True))
     sys.stdout.write("\n" + json.dumps(found))
 
 

@@ -10,9 +10,9 @@ import torch
 from lim_sglang import compat
 from lim_sglang.bench.batch import FilledBatch, kept_slots
 from lim_sglang.bench.points import Point
+from lim_sglang.config import Role
+from lim_sglang.counters import Stats
 from lim_sglang.kernels.reference import BudgetSplit, attend_tokens, keep_tokens
-from lim_sglang.schedule import Role
-from lim_sglang.stats import Stats
 
 SLOTS = torch.tensor([[7, 3, 9, 5, 1, 8], [2, 12, 4, 10, 6, 11]])
 SHORT = torch.tensor([14, 13, 15])

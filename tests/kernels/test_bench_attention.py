@@ -11,13 +11,15 @@ import torch
 
 from lim_sglang.bench import kernel
 from lim_sglang.errors import LimError
-from lim_sglang.kernels import bench, bench_attention, scoring
-from lim_sglang.kernels.bench import Case, OpTiming, Spread
-from lim_sglang.kernels.bench_attention import (
+from lim_sglang.kernels import bench, scores
+from lim_sglang.kernels.bench import (
     ATTENTION_OPS,
     CUDA_CORES,
     OURS,
     TENSOR_CORES,
+    Case,
+    OpTiming,
+    Spread,
     prepare_attention,
 )
 from lim_sglang.kernels.reference import attend_tokens
@@ -66,7 +68,7 @@ def flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
     package: Any = SimpleNamespace(decode=module)
     monkeypatch.setitem(sys.modules, "flashinfer", package)
     monkeypatch.setitem(sys.modules, "flashinfer.decode", module)
-    monkeypatch.setattr(scoring, "GRAPH_WORKSPACE_BYTES", 8)
+    monkeypatch.setattr(scores, "GRAPH_WORKSPACE_BYTES", 8)
     Wrapper.made.clear()
 
 
@@ -102,7 +104,7 @@ def test_it_is_planned_once_as_serving_plans_it_for_a_graph(op: str, tensor_core
 def test_checks_go_on_planning_without_a_graph() -> None:
     ends = torch.tensor([0, 5], dtype=torch.int32)
     shape = {"heads": 4, "kv_heads": 2, "head_dim": 64, "dtype": torch.float16}
-    scoring.planned_decode(ends, torch.arange(5), **shape)  # type: ignore[arg-type]
+    scores.planned_decode(ends, torch.arange(5), **shape)  # type: ignore[arg-type]
     (wrapper,) = Wrapper.made
     assert (wrapper.use_tensor_cores, wrapper.use_cuda_graph) == (True, False)
     assert wrapper.paged_kv_indices_buffer is None
@@ -128,7 +130,7 @@ def test_a_row_that_reads_another_slot_is_found(place: int, row: int) -> None:
     attention.run()
     found = attention.differences()
     assert [text.split(":")[0] for text in found] == [
-        f"layer {layer}, row {row}" for layer in range(bench_attention.LAYERS)
+        f"layer {layer}, row {row}" for layer in range(bench.LAYERS)
     ]
 
 
@@ -136,11 +138,11 @@ def test_each_layer_has_a_cache_of_its_own_as_far_as_memory_allows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layer_bytes = 2 * 270 * 2 * 64 * 4
-    monkeypatch.setattr(bench_attention, "MAX_CACHE_BYTES", 3 * layer_bytes + 1)
+    monkeypatch.setattr(bench, "MAX_CACHE_BYTES", 3 * layer_bytes + 1)
     attention = prepare_attention(TENSOR_CORES, CASE, "cpu")
     assert attention.times == len(attention.keys) == 3
     assert not torch.equal(attention.keys[0], attention.keys[1])
-    monkeypatch.setattr(bench_attention, "MAX_CACHE_BYTES", 1)
+    monkeypatch.setattr(bench, "MAX_CACHE_BYTES", 1)
     assert prepare_attention(TENSOR_CORES, CASE, "cpu").times == 1
 
 
@@ -163,7 +165,7 @@ SPREAD = Spread(50.0, 49.0, 52.0)
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Lets `measure_ops` run on the CPU; what it did, in order."""
     did: list[str] = []
-    real_prepare = bench_attention.prepare_attention
+    real_prepare = bench.prepare_attention
 
     def copy() -> float:
         did.append("copy")
@@ -197,7 +199,7 @@ def test_attention_is_timed_after_it_has_proved_right_and_the_copy_is_measured_o
 
 @pytest.mark.parametrize(
     ("op", "runs"),
-    [(OURS, bench_attention.OwnAttention), (TENSOR_CORES, Wrapper), (CUDA_CORES, Wrapper)],
+    [(OURS, bench.OwnAttention), (TENSOR_CORES, Wrapper), (CUDA_CORES, Wrapper)],
 )
 def test_no_time_is_shown_for_wrong_attention(
     monkeypatch: pytest.MonkeyPatch, measured: list[str], op: str, runs: type

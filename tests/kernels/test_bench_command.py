@@ -19,7 +19,7 @@ from lim_sglang.bench.points import DecodeOptions, Point, Precision
 from lim_sglang.bench.runner import check_backends, make_contender, with_backend
 from lim_sglang.errors import ConfigError, LimError, ServerError
 from lim_sglang.kernels.bench import Case, Op, OpTiming, Spread, prepare
-from lim_sglang.kernels.check import Batch
+from lim_sglang.kernels.verify import Batch
 
 CASE = Case(8, 32768, 32, 8, 128, 2048)
 

@@ -15,9 +15,9 @@ from lim_sglang.bench.exact import differing_sets
 from lim_sglang.bench.limit import StepSplit, Traffic
 from lim_sglang.bench.points import DecodeOptions, ModelChoice, Repeats
 from lim_sglang.bench.runner import Contender
+from lim_sglang.config import Role
 from lim_sglang.errors import LimError
 from lim_sglang.kernels.bench import Spread
-from lim_sglang.schedule import Role
 from tests.kernels.fake_runner import (
     BATCH,
     BUDGET,
@@ -180,7 +180,7 @@ def test_a_split_that_fails_leaves_the_step_and_says_why(monkeypatch: pytest.Mon
 def let_gate_find(monkeypatch: pytest.MonkeyPatch, failures: list[str]) -> None:
     """Let the exactness check find these failures."""
     module: Any = SimpleNamespace(verify_gpu=lambda: failures)
-    monkeypatch.setitem(sys.modules, "lim_sglang.gate", module)
+    monkeypatch.setitem(sys.modules, "lim_sglang.verify_gpu", module)
 
 
 def test_kernels_that_are_not_exact_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:

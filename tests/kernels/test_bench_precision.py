@@ -14,9 +14,8 @@ from lim_sglang.bench.decode import asked, set_up
 from lim_sglang.bench.facts import model_facts, traffic_of
 from lim_sglang.bench.points import DecodeOptions, ModelChoice, Point, Precision, Repeats
 from lim_sglang.bench.runner import check_precision, drop_dummy_scales, load_runner
-from lim_sglang.config import LimConfig
+from lim_sglang.config import LimConfig, Role
 from lim_sglang.errors import ServerError
-from lim_sglang.schedule import Role
 
 E4M3 = torch.float8_e4m3fn
 EIGHT_BITS = Precision("fp8_e4m3", "fp8")

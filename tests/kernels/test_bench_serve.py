@@ -16,7 +16,7 @@ from lim_sglang.bench.load import Load, ServeOptions
 from lim_sglang.bench.points import ModelChoice
 from lim_sglang.bench.progress import Progress
 from lim_sglang.errors import LimError, ModelError, ServerError
-from lim_sglang.programs.client import Client
+from lim_sglang.programs.http_client import Client
 from lim_sglang.server import Server
 from tests.unit.streaming_server import StreamingServer, steadily, streaming
 

@@ -10,7 +10,7 @@ from lim_sglang.bench.load import Load
 from lim_sglang.bench.serve_rows import ServeRow
 from lim_sglang.bench.timeline import recorded_steps
 from lim_sglang.errors import ServerError
-from lim_sglang.programs.client import Client
+from lim_sglang.programs.http_client import Client
 from tests.kernels.test_bench_serve import SILENT, info
 from tests.unit.streaming_server import Event, StreamingServer, steadily, streaming
 from tests.unit.test_bench_profiled import profiling

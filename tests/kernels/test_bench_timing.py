@@ -15,9 +15,9 @@ from lim_sglang.bench import launches, timing
 from lim_sglang.bench.batch import FilledBatch
 from lim_sglang.bench.points import Point, Repeats
 from lim_sglang.bench.runner import Contender
+from lim_sglang.config import Role
 from lim_sglang.errors import ServerError
-from lim_sglang.kernels import copy_speed
-from lim_sglang.schedule import Role
+from lim_sglang.kernels import bench
 
 BATCH = FilledBatch(Point.uniform(3, 40), (), SimpleNamespace(name="batch"))
 
@@ -270,8 +270,8 @@ def test_the_copy_s_bandwidth_is_the_best_of_the_sizes_that_fit(
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 1 << 40))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(copy_speed, "_median_copy_ms", take_ms)
-    assert copy_speed.copy_gb_per_s((100, 200, 400)) == pytest.approx(2 * 100 / 1e-4 / 1e6)
+    monkeypatch.setattr(bench, "_median_copy_ms", take_ms)
+    assert bench.copy_gb_per_s((100, 200, 400)) == pytest.approx(2 * 100 / 1e-4 / 1e6)
     assert sizes == measured
 
 
@@ -294,7 +294,7 @@ def test_the_copy_that_is_timed_is_no_memcpy(monkeypatch: pytest.MonkeyPatch) ->
         with operations:
             run()
 
-    monkeypatch.setattr(copy_speed, "capture", capture)
-    monkeypatch.setattr(copy_speed, "time_graph", lambda _graph, _repeats: [3.0, 1.0, 9.0])
-    assert copy_speed._median_copy_ms(4096, "cpu") == 3.0
+    monkeypatch.setattr(bench, "capture", capture)
+    monkeypatch.setattr(bench, "time_graph", lambda _graph, _repeats: [3.0, 1.0, 9.0])
+    assert bench._median_copy_ms(4096, "cpu") == 3.0
     assert operations.names == ["aten.neg.out"]

@@ -7,10 +7,21 @@ import pytest
 import torch
 from triton.runtime.interpreter import InterpretedFunction
 
-from lim_sglang.kernels import attend, parts
-from lim_sglang.kernels.attend import attend_tokens
-from lim_sglang.kernels.check import (
+from lim_sglang.kernels import sparse_attention
+from lim_sglang.kernels.compact import count_kept
+from lim_sglang.kernels.full_ranking import _rank
+from lim_sglang.kernels.launch import NARROW_TILE, NEEDS_FULL_RANKING, attend_block, interpreted
+from lim_sglang.kernels.reference import attend_tokens as attend_by_definition
+from lim_sglang.kernels.reference import score_tokens
+from lim_sglang.kernels.shortlist import shortlist_capacity
+from lim_sglang.kernels.sparse_attention import (
+    INTERPRETED_PROCESSORS,
+    SplitWorkspace,
+    attend_tokens,
+)
+from lim_sglang.kernels.verify import (
     Batch,
+    differing_attention,
     differing_compaction,
     differing_lengths,
     differing_pipeline,
@@ -19,18 +30,11 @@ from lim_sglang.kernels.check import (
     differing_sets,
     differing_shortlists,
     draw,
+    full_ranking_rows,
+    mass_differences,
     prepared_selector,
+    shortlist_depths,
 )
-from lim_sglang.kernels.check_attend import differing_attention
-from lim_sglang.kernels.check_mass import mass_differences
-from lim_sglang.kernels.check_shortlist import full_ranking_rows, shortlist_depths
-from lim_sglang.kernels.launch import NARROW_TILE, NEEDS_FULL_RANKING, attend_block, interpreted
-from lim_sglang.kernels.lengths import count_kept
-from lim_sglang.kernels.parts import INTERPRETED_PROCESSORS, SplitWorkspace
-from lim_sglang.kernels.rank import _rank
-from lim_sglang.kernels.reference import attend_tokens as attend_by_definition
-from lim_sglang.kernels.reference import score_tokens
-from lim_sglang.kernels.shortlist import shortlist_capacity
 
 BATCHES = {
     "one-over-the-budget": Batch((513,), 6, 2, 64, 512),
@@ -155,8 +159,8 @@ def test_attention_with_narrow_tiles_is_the_reference_s(monkeypatch: pytest.Monk
         chosen.append(attend_block(*arguments))
         return chosen[-1]
 
-    monkeypatch.setattr(attend, "attend_block", choose)
-    monkeypatch.setattr(parts, "INTERPRETED_PROCESSORS", 8)
+    monkeypatch.setattr(sparse_attention, "attend_block", choose)
+    monkeypatch.setattr(sparse_attention, "INTERPRETED_PROCESSORS", 8)
     rows = tuple(range(1, 145, 12))  # times 4 KV heads: 6 programs a processor
     assert not differing_attention(Batch(rows, heads=4, kv_heads=4, budget=90), "cpu")
     assert set(chosen) == {NARROW_TILE.elements // 64}
@@ -175,9 +179,13 @@ def allocated(num_programs: int) -> SplitWorkspace:
 def test_narrow_numbers_get_more_programs() -> None:
     shape = {"num_heads": 12, "num_kv_heads": 2, "dim": 128}
     for dtype, per_processor in ((torch.bfloat16, 2), (torch.float8_e4m3fn, 4), (torch.float32, 1)):
-        parts = SplitWorkspace.allocate(**shape, cache_dtype=dtype, device="cpu")
-        assert parts.outputs.shape == (INTERPRETED_PROCESSORS * per_processor, 16, 128)
-        assert len(parts.lse) == len(parts.block_counters) == len(parts.outputs)
+        sparse_attention = SplitWorkspace.allocate(**shape, cache_dtype=dtype, device="cpu")
+        assert sparse_attention.outputs.shape == (INTERPRETED_PROCESSORS * per_processor, 16, 128)
+        assert (
+            len(sparse_attention.lse)
+            == len(sparse_attention.block_counters)
+            == len(sparse_attention.outputs)
+        )
 
 
 @pytest.mark.parametrize(
@@ -219,7 +227,7 @@ def attended(lengths: list[int], *, soft_cap: float = 0.0, longest: int = 256) -
         longest=longest,
         scale=0.5,
         soft_cap=soft_cap,
-        parts=allocated(16),
+        sparse_attention=allocated(16),
         out=torch.full_like(query, torch.nan),
     )
     wanted = []
@@ -272,7 +280,7 @@ def test_what_would_be_read_out_of_bounds_is_refused(
     tensors = {"query": row, "keys": cache, "values": cache, "out": row.clone()}
     tensors |= {"slots": torch.arange(9).int(), "indptr": torch.tensor([0, 9]).int()}
     with pytest.raises(ValueError, match=words):
-        attend_tokens(**(tensors | changed), longest=9, scale=1.0, parts=allocated(4))
+        attend_tokens(**(tensors | changed), longest=9, scale=1.0, sparse_attention=allocated(4))
 
 
 def test_lengths_for_another_number_of_rows_are_refused() -> None:

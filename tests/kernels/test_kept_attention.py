@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lim_sglang.attention_backend import SparseDecodeWrapper
 from lim_sglang.errors import ServerError
-from lim_sglang.kept_attention import SparseDecodeWrapper
 from lim_sglang.kernels.reference import attend_tokens
 
 BUDGET, MAX_ROWS = 24, 4

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lim_sglang.kernels.scoring import ScoreStoringAttention
+from lim_sglang.kernels.scores import ScoreStoringAttention
 
 PAIRS = "multiples of 8 bytes, not at address"
 

@@ -11,8 +11,8 @@ import time
 from collections import Counter
 from contextlib import closing
 
-from lim_sglang.programs.endpoint import SglangBackend
 from lim_sglang.programs.majority import MAJORITY
+from lim_sglang.programs.sglang_backend import SglangBackend
 from tests.programs.drawn import run_on
 
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
-from lim_sglang.programs.drawing import SamplingRequest
-from lim_sglang.programs.endpoint import SglangBackend
 from lim_sglang.programs.majority import MAJORITY
 from lim_sglang.programs.program import Outcome, Program, run_program
-from lim_sglang.programs.prompts import ask_messages
-from lim_sglang.programs.records import Sample, Sampling
+from lim_sglang.programs.sampler import SamplingRequest
+from lim_sglang.programs.schema import Sample, Sampling, ask_messages
+from lim_sglang.programs.sglang_backend import SglangBackend
 from tests.programs.fake_server import Answerer, FakeServer, eventually
 
 QUESTION = ask_messages("What is 17 * 23?")

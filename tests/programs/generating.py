@@ -3,10 +3,9 @@
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 
+from lim_sglang.programs.backend import IN_FLIGHT, SEED, InFlightSample
 from lim_sglang.programs.chat import Generation
-from lim_sglang.programs.endpoint import SglangBackend
-from lim_sglang.programs.running import InFlightSample
-from lim_sglang.programs.transport import IN_FLIGHT, SEED
+from lim_sglang.programs.sglang_backend import SglangBackend
 
 PARAMS = SimpleNamespace(max_new_tokens=64, temperature=0.6, top_p=0.95, top_k=20, stop=[])
 MESSAGES = [{"role": "user", "content": "What is 17 * 23?"}]

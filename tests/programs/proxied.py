@@ -10,14 +10,10 @@ from typing import Any
 import httpx
 import openai
 
-from lim_sglang.programs.desk import VoteQueue
-from lim_sglang.programs.endpoint import SglangBackend
-from lim_sglang.programs.proxy import Proxy, create_app
+from lim_sglang.programs.proxy import Proxy, ProxyServer, Upstream, VoteQueue, create_app
 from lim_sglang.programs.proxy_command import listen
-from lim_sglang.programs.proxy_server import ProxyServer
-from lim_sglang.programs.records import Sampling
-from lim_sglang.programs.thinking import ThinkingBudgetBackend
-from lim_sglang.programs.upstream import Upstream
+from lim_sglang.programs.schema import Sampling
+from lim_sglang.programs.sglang_backend import SglangBackend, ThinkingBudgetBackend
 from tests.programs.fake_server import FakeServer
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 17 * 23?"}]

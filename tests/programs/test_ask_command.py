@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lim_sglang.programs.catalogue import PROGRAMS
-from lim_sglang.programs.descriptions import DESCRIPTIONS
 from lim_sglang.programs.options import samples_of
+from lim_sglang.programs.registry import DESCRIPTIONS, PROGRAMS
 from tests.programs.chains import endless
 from tests.programs.drawn import by_sample
 from tests.programs.fake_server import completion, eventually, serving

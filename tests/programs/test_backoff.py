@@ -7,8 +7,7 @@ from email.utils import formatdate
 import httpx
 import pytest
 
-from lim_sglang.programs.backoff import Backoff, Retries
-from lim_sglang.programs.client import retry_after_s
+from lim_sglang.programs.http_client import Backoff, Retries, retry_after_s
 
 BACKOFF = Backoff(tries=6, first_s=1.0, most_s=8.0, total_s=60.0)
 

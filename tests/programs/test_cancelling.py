@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.programs import endpoint as endpoint_module
-from lim_sglang.programs import transport
-from lim_sglang.programs.backoff import Backoff
-from lim_sglang.programs.endpoint import SglangBackend
-from lim_sglang.programs.running import InFlightSample
+from lim_sglang.programs import backend
+from lim_sglang.programs import sglang_backend as endpoint_module
+from lim_sglang.programs.backend import InFlightSample
+from lim_sglang.programs.http_client import Backoff
+from lim_sglang.programs.sglang_backend import SglangBackend
 from tests.programs.chains import Chain, endless
 from tests.programs.fake_server import Answerer, FakeServer, completion, eventually, serving
 from tests.programs.generating import begin, generate
@@ -146,7 +146,7 @@ def test_a_server_that_heeds_no_abort_is_not_waited_for(
 
 
 def test_a_pause_before_the_next_try_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "BACKOFF", Backoff(first_s=1e6, most_s=1e6, total_s=1e7))
+    monkeypatch.setattr(backend, "BACKOFF", Backoff(first_s=1e6, most_s=1e6, total_s=1e7))
     with at(lambda _: (503, {"detail": "busy"})) as (fake, backend):
         in_flight = InFlightSample(0)
         future = begin(backend, in_flight)

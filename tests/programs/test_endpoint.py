@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import ServerError
-from lim_sglang.programs import transport
-from lim_sglang.programs.backoff import Backoff
+from lim_sglang.programs import backend
+from lim_sglang.programs.backend import new_rid
 from lim_sglang.programs.chat import Generation, chat_request
-from lim_sglang.programs.endpoint import SglangBackend
-from lim_sglang.programs.transport import new_rid
+from lim_sglang.programs.http_client import Backoff
+from lim_sglang.programs.sglang_backend import SglangBackend
 from tests.programs.fake_server import FakeServer, Reply, completion, eventually, serving
 from tests.programs.generating import MESSAGES, PARAMS, generate
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "BACKOFF", Backoff(tries=3, first_s=0.01))
+    monkeypatch.setattr(backend, "BACKOFF", Backoff(tries=3, first_s=0.01))
 
 
 def hang(_: dict[str, Any]) -> Reply:

@@ -6,13 +6,13 @@ from contextlib import closing
 
 import pytest
 
-from lim_sglang.programs import endpoint as endpoint_module
-from lim_sglang.programs import transport
-from lim_sglang.programs.backoff import Backoff
+from lim_sglang.programs import backend
+from lim_sglang.programs import sglang_backend as endpoint_module
 from lim_sglang.programs.budget import BUDGET
 from lim_sglang.programs.confidence import CONFIDENCE
-from lim_sglang.programs.endpoint import SglangBackend
-from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.http_client import Backoff
+from lim_sglang.programs.schema import Sample, SampleState
+from lim_sglang.programs.sglang_backend import SglangBackend
 from tests.programs.chains import CUT, Chain, Raw, endless
 from tests.programs.drawn import asked, by_sample, draw, run_on, states
 from tests.programs.fake_server import FakeServer, completion, eventually, serving
@@ -25,7 +25,7 @@ KEEP_ALIVE = Raw(": ping")
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "BACKOFF", Backoff(tries=3, first_s=0.01))
+    monkeypatch.setattr(backend, "BACKOFF", Backoff(tries=3, first_s=0.01))
 
 
 @pytest.mark.parametrize(

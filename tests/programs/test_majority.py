@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.schema import Sample, SampleState
 from tests.programs.drawn import draw
 from tests.programs.fake_server import Reply, completion, serving
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lim_sglang.errors import ServerError
-from lim_sglang.programs.openai_client import OpenAIClient, base_url
+from lim_sglang.programs.openai_backend import OpenAIClient, base_url
 from tests.programs.fake_openai import Streamed, serving_openai
 
 

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import ServerError
-from lim_sglang.programs import transport
-from lim_sglang.programs.backoff import Backoff
+from lim_sglang.programs import backend
+from lim_sglang.programs.backend import IN_FLIGHT, SEED, InFlightSample
 from lim_sglang.programs.chat import Generation
 from lim_sglang.programs.confidence import CONFIDENCE
-from lim_sglang.programs.openai_endpoint import OpenAIBackend, openai_request
-from lim_sglang.programs.records import SampleState
-from lim_sglang.programs.running import InFlightSample
+from lim_sglang.programs.http_client import Backoff
+from lim_sglang.programs.openai_backend import OpenAIBackend, openai_request
+from lim_sglang.programs.schema import SampleState
 from lim_sglang.programs.short import SHORT
-from lim_sglang.programs.transport import IN_FLIGHT, SEED
 from tests.programs.drawn import run_on
 from tests.programs.fake_openai import Answerer, FakeOpenAI, Refusal, Streamed, serving_openai
 from tests.programs.fake_server import eventually
@@ -33,7 +32,7 @@ WHOLE = {
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "BACKOFF", Backoff(tries=3, first_s=0.01))
+    monkeypatch.setattr(backend, "BACKOFF", Backoff(tries=3, first_s=0.01))
 
 
 def generate(backend: OpenAIBackend, **variables: Any) -> Generation:

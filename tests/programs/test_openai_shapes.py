@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.openai_shapes import VoteRequest, read_model, read_request
-from lim_sglang.programs.records import Sampling
+from lim_sglang.programs.protocol import VoteRequest, read_model, read_request
+from lim_sglang.programs.schema import Sampling
 
 PROGRAMS = {"single": 1, "majority": None, "adaptive": None}
 DEFAULTS = Sampling(max_tokens=100)

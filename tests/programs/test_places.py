@@ -3,7 +3,7 @@
 import threading
 from contextlib import ExitStack
 
-from lim_sglang.programs.places import ConcurrencyLimiter, QuestionSlots
+from lim_sglang.programs.backend import ConcurrencyLimiter, QuestionSlots
 
 
 def fill(slots: QuestionSlots) -> int:

@@ -10,9 +10,9 @@ import httpx
 import openai
 import pytest
 
+from lim_sglang.programs import backend
 from lim_sglang.programs import proxy as proxy_module
-from lim_sglang.programs import transport
-from lim_sglang.programs.backoff import Backoff
+from lim_sglang.programs.http_client import Backoff
 from tests.programs.chains import PROMPT_TOKENS, Chain, endless, words
 from tests.programs.fake_server import FakeServer, Reply, eventually, serving
 from tests.programs.proxied import QUESTION, Served, proxied
@@ -22,7 +22,7 @@ THREE = ("so \\boxed{391}", "no \\boxed{390}", "thus \\boxed{391}")
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "BACKOFF", Backoff(tries=3, first_s=0.01))
+    monkeypatch.setattr(backend, "BACKOFF", Backoff(tries=3, first_s=0.01))
     monkeypatch.setattr(proxy_module, "HEARTBEAT_S", 0.05)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from lim_sglang.programs.endpoint import SglangBackend
-from lim_sglang.programs.records import Sample
+from lim_sglang.programs.schema import Sample
+from lim_sglang.programs.sglang_backend import SglangBackend
 from tests.programs.chains import Chain
 from tests.programs.drawn import no_thread_is_left, run_on
 from tests.programs.fake_server import completion, serving

@@ -10,12 +10,12 @@ import pytest
 
 from lim_sglang.programs.adaptive import ADAPTIVE
 from lim_sglang.programs.budget import BUDGET
-from lim_sglang.programs.catalogue import PROGRAMS
 from lim_sglang.programs.confidence import CONFIDENCE
 from lim_sglang.programs.early_stop import EARLY_STOP
-from lim_sglang.programs.endpoint import SglangBackend
 from lim_sglang.programs.program import Outcome, Program
-from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.registry import PROGRAMS
+from lim_sglang.programs.schema import Sample, SampleState
+from lim_sglang.programs.sglang_backend import SglangBackend
 from lim_sglang.programs.short import SHORT
 from lim_sglang.programs.single import SINGLE
 from lim_sglang.programs.stopping import PosteriorRule, WindowRule, confidence_threshold

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import ConfigError
+from lim_sglang.programs.backend import IN_FLIGHT, SEED, InFlightSample
 from lim_sglang.programs.chat import Generation
 from lim_sglang.programs.connect import Api, connect
-from lim_sglang.programs.running import InFlightSample
-from lim_sglang.programs.thinking import ENOUGH, ThinkingBudgetBackend, close_thoughts
-from lim_sglang.programs.transport import IN_FLIGHT, SEED
+from lim_sglang.programs.sglang_backend import ENOUGH, ThinkingBudgetBackend, close_thoughts
 from tests.programs.fake_server import FakeServer, Reply, completion, serving
 from tests.programs.test_connect import CONSOLE
 

@@ -6,10 +6,16 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.programs.chat import StreamReader, read_answer
-from lim_sglang.programs.records import Sample
+from lim_sglang.programs.chat import (
+    StreamReader,
+    Thoughts,
+    read_answer,
+    share_of_thoughts,
+    split_thoughts,
+    thoughts_of,
+)
+from lim_sglang.programs.schema import Sample
 from lim_sglang.programs.short import SHORT
-from lim_sglang.programs.thoughts import Thoughts, share_of_thoughts, split_thoughts, thoughts_of
 from tests.programs.chains import Chain, endless
 from tests.programs.drawn import by_sample, draw
 from tests.programs.fake_server import Reply, completion, eventually, serving

@@ -1,7 +1,7 @@
 """How a summary votes again, against the programs themselves."""
 
-from lim_sglang.evals.summary import ORDERS
-from lim_sglang.programs.catalogue import PROGRAMS
+from lim_sglang.evals.metrics import ORDERS
+from lim_sglang.programs.registry import PROGRAMS
 from lim_sglang.programs.vote import Order
 
 

@@ -1,6 +1,6 @@
 """Whose answers count: samples that had finished when the vote was settled."""
 
-from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.schema import Sample, SampleState
 from lim_sglang.programs.short import SHORT
 from tests.programs.drawn import by_sample, draw
 from tests.programs.fake_server import completion, eventually, serving

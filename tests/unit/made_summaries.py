@@ -3,8 +3,8 @@
 import random
 from typing import Any
 
-from lim_sglang.evals.summary import QuestionResult, Summary
-from lim_sglang.programs.records import SampleState
+from lim_sglang.evals.metrics import QuestionResult, Summary
+from lim_sglang.programs.schema import SampleState
 
 CONDITIONS: dict[str, Any] = {
     "task": "math500",

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lim_sglang.evals.summary import QuestionResult, Summary
-from lim_sglang.programs.records import SampleState
+from lim_sglang.evals.metrics import QuestionResult, Summary
+from lim_sglang.programs.schema import SampleState
 
 CONDITIONS: Mapping[str, Any] = {
     "task": "sums",

@@ -1,6 +1,6 @@
 """Samples for tests of what happens to them afterwards."""
 
-from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.schema import Sample, SampleState
 
 
 def make_sample(

@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lim_sglang.evals.records import GradedSample
-from lim_sglang.evals.store import RunFolder, RunRecord, open_run
-from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.evals.run_store import GradedSample, RunFolder, RunRecord, open_run
+from lim_sglang.programs.schema import Sample, SampleState
 
 SETTINGS: dict[str, Any] = {
     "task": "math500",

@@ -197,7 +197,7 @@ import resource, time
 resource.setrlimit(resource.RLIMIT_AS, (400 * 1024**2,) * 2)
 from lim_sglang.evals.grade import as_choice, as_integer
 from lim_sglang.programs.answers import extract_answer
-from lim_sglang.programs.judge import AnswerJudge
+from lim_sglang.programs.equivalence import AnswerJudge
 text = {piece!r} * ({size} // len({piece!r}))
 answer = extract_answer(text)
 with AnswerJudge() as judge:

@@ -10,8 +10,7 @@ from lim_sglang.bench.limit import (
     split_step,
 )
 from lim_sglang.bench.points import Point
-from lim_sglang.config import LimConfig
-from lim_sglang.schedule import Role, layer_roles
+from lim_sglang.config import LimConfig, Role, layer_roles
 
 QWEN3_8B_ROLES = layer_roles(LimConfig(select_layers=(2, 12)), 36)
 TOKEN_BYTES = 2 * 8 * 128 * 2

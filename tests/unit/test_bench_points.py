@@ -13,7 +13,7 @@ from lim_sglang.bench.points import (
     choose_points,
 )
 from lim_sglang.errors import ConfigError
-from lim_sglang.refusals import KV_CACHE_DTYPES
+from lim_sglang.validation import KV_CACHE_DTYPES
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from lim_sglang.bench.load import WARM_TOKENS, Load
 from lim_sglang.bench.profiled import read_whole, record
 from lim_sglang.bench.timeline import Trace, recorded_steps
 from lim_sglang.errors import DataError, LimError, ServerError
-from lim_sglang.programs.client import Client
+from lim_sglang.programs.http_client import Client
 from tests.unit.streaming_server import Event, Profiler, StreamingServer, event, steadily, streaming
 from tests.unit.traces import steps, text
 

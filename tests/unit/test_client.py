@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import ServerError
-from lim_sglang.programs import client as client_module
-from lim_sglang.programs.client import (
+from lim_sglang.programs import http_client as client_module
+from lim_sglang.programs.http_client import (
     Client,
     RequestError,
     RequestTimeoutError,

@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from lim_sglang.programs.client import Client, RequestTimeoutError
+from lim_sglang.programs.http_client import Client, RequestTimeoutError
 
 
 @pytest.mark.parametrize("closed", [True, False])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from lim_sglang.programs.display import (
+from lim_sglang.programs.ask import (
     SHOWN,
     VoteDisplay,
     answer_so_far,
@@ -17,10 +17,9 @@ from lim_sglang.programs.display import (
     standing,
     verdict,
 )
-from lim_sglang.programs.program import Outcome
-from lim_sglang.programs.record import outcome_record
-from lim_sglang.programs.records import Sample, SampleState
-from lim_sglang.programs.running import InFlightSample
+from lim_sglang.programs.backend import InFlightSample
+from lim_sglang.programs.program import Outcome, outcome_record
+from lim_sglang.programs.schema import Sample, SampleState
 from lim_sglang.programs.vote import tally
 from tests.unit.samples import make_sample
 

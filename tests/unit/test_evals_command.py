@@ -11,11 +11,11 @@ import typer
 from typer.testing import CliRunner
 
 from lim_sglang.errors import ConfigError, ServerError
-from lim_sglang.evals import command as command_module
-from lim_sglang.evals.command import evaluate
-from lim_sglang.evals.evaluation import Evaluation
-from lim_sglang.evals.method import Method
-from lim_sglang.evals.records import Failure
+from lim_sglang.evals import commands as command_module
+from lim_sglang.evals.commands import evaluate
+from lim_sglang.evals.run_config import Method
+from lim_sglang.evals.run_store import Failure
+from lim_sglang.evals.runner import Evaluation
 from lim_sglang.evals.servers import Access
 from lim_sglang.evals.serving import ServerSpec
 from lim_sglang.programs.connect import Api

@@ -7,8 +7,8 @@ import pytest
 
 from lim_sglang.errors import DataError
 from lim_sglang.evals.compare import MINUS, Interval, compare, mcnemar, names_of, sentence
-from lim_sglang.evals.summary import Summary
-from lim_sglang.programs.records import SampleState
+from lim_sglang.evals.metrics import Summary
+from lim_sglang.programs.schema import SampleState
 from tests.unit.results import result, summary
 
 ABORTED = SampleState.ABORTED

@@ -9,10 +9,9 @@ from typer.testing import CliRunner, Result
 
 from lim_sglang.cli import app
 from lim_sglang.errors import ConfigError, DataError
+from lim_sglang.evals.commands import MANY
 from lim_sglang.evals.compare import compare
-from lim_sglang.evals.compare_command import MANY
-from lim_sglang.evals.summary import Summary
-from lim_sglang.evals.summary_file import write_summary
+from lim_sglang.evals.metrics import Summary, write_summary
 from tests.unit.results import result, summary
 
 SHARES = (("a", (0, 0, 1)), ("b", (0, 1, 1)), ("c", (1, 1, 1)), ("d", (0, 0, 0)))

@@ -9,12 +9,20 @@ from contextlib import contextmanager
 import pytest
 
 from lim_sglang.errors import ServerError
-from lim_sglang.evals.dispatch import Event, Scheduler, Server, ServerLost, stream
 from lim_sglang.evals.grade import AnswerKind, Grader
-from lim_sglang.evals.jobs import Deliver, Job, SampleResult
-from lim_sglang.evals.questions import Question
-from lim_sglang.evals.records import Failure, GradedSample
-from lim_sglang.programs.records import SampleState
+from lim_sglang.evals.run_store import Failure, GradedSample
+from lim_sglang.evals.scheduler import (
+    Deliver,
+    Event,
+    Job,
+    SampleResult,
+    Scheduler,
+    Server,
+    ServerLost,
+    stream,
+)
+from lim_sglang.evals.tasks import Question
+from lim_sglang.programs.schema import SampleState
 from tests.unit.samples import make_sample
 
 NUM_SAMPLES = 2

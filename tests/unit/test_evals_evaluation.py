@@ -11,14 +11,13 @@ import pytest
 from rich.console import Console
 
 from lim_sglang.errors import ConfigError, DataError
-from lim_sglang.evals import evaluation as evaluation_module
-from lim_sglang.evals.dispatch import Server
-from lim_sglang.evals.evaluation import Evaluation, Finished, load_all, run_evaluation
-from lim_sglang.evals.jobs import Deliver, Job, SampleResult
-from lim_sglang.evals.method import Method
-from lim_sglang.evals.score import score
+from lim_sglang.evals import runner as evaluation_module
+from lim_sglang.evals.metrics import score
+from lim_sglang.evals.run_config import Method
+from lim_sglang.evals.runner import Evaluation, Finished, load_all, run_evaluation
+from lim_sglang.evals.scheduler import Deliver, Job, SampleResult, Server
 from lim_sglang.evals.servers import Access, Connection, Facts
-from lim_sglang.programs.records import SampleState
+from lim_sglang.programs.schema import SampleState
 from tests.unit.samples import make_sample
 
 FACTS = Facts("http://here", {"model_path": "/models/tiny", "internal_states": [{}]})

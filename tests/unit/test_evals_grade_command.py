@@ -15,9 +15,8 @@ import typer
 from typer.testing import CliRunner
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.grade_command import grade
-from lim_sglang.evals.records import GradedSample
-from lim_sglang.evals.store import RunRecord, open_run
+from lim_sglang.evals.commands import grade
+from lim_sglang.evals.run_store import GradedSample, RunRecord, open_run
 from tests.unit.samples import make_sample
 
 LIM = "import sys; from lim_sglang.cli import main; main()"

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.questions import Question, load_questions
-from lim_sglang.evals.tasks import TASKS
+from lim_sglang.evals.tasks import TASKS, Question, load_questions
 
 GPQA = TASKS["gpqa_diamond"]
 GSM8K = TASKS["gsm8k"]

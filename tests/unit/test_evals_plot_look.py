@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lim_sglang.evals.plot_look import (
+from lim_sglang.plot_style import (
     DARK,
     LIGHT,
     SERIES,
     STAND_INS,
     Palette,
     budget_name,
+    finish,
     thousands,
     wrapped,
 )
-from lim_sglang.evals.plot_svg import finish
 
 
 def luminance(colour: str) -> float:

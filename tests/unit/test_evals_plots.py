@@ -10,13 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lim_sglang.evals.plot_accuracy import interval
-from lim_sglang.evals.plot_look import LIGHT, settings
-from lim_sglang.evals.plot_samples import bands_of, count_votes, lengths_of
-from lim_sglang.evals.plot_svg import FILE_STYLE, PAGE_STYLE
-from lim_sglang.evals.plots import PLOTS, Plot, draw_png, draw_svg
+from lim_sglang.evals.metrics import Estimate
+from lim_sglang.evals.plots import (
+    PLOTS,
+    Plot,
+    bands_of,
+    count_votes,
+    draw_png,
+    draw_svg,
+    interval,
+    lengths_of,
+)
 from lim_sglang.evals.report import Group, make_groups
-from lim_sglang.evals.score import Estimate
+from lim_sglang.plot_style import FILE_STYLE, LIGHT, PAGE_STYLE, settings
 from tests.unit.made_summaries import FULL, five_runs, made
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from lim_sglang.errors import ServerError
-from lim_sglang.evals.dispatch import ServerLost
 from lim_sglang.evals.progress import BarProgress, LineProgress, Pace, show_progress
-from lim_sglang.evals.records import Failure, GradedSample
-from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.evals.run_store import Failure, GradedSample
+from lim_sglang.evals.scheduler import ServerLost
+from lim_sglang.programs.schema import Sample, SampleState
 
 FAILURE = Failure("q", 1, "HTTP 400")
 

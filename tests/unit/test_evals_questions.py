@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.questions import (
+from lim_sglang.evals.tasks import (
+    TASKS,
     Question,
+    Task,
+    find_task,
     load_questions,
     questions_digest,
     selection_digest,
 )
-from lim_sglang.evals.tasks import TASKS, Task, find_task
 
 MATH = TASKS["math500"]
 AIME = TASKS["aime24"]

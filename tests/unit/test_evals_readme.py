@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
+from lim_sglang.evals.commands import README_PLOT
+from lim_sglang.evals.metrics import read_summary
 from lim_sglang.evals.plots import PLOTS, draw_svg
-from lim_sglang.evals.readme_section import NOT_MEASURED, PART, make_section
 from lim_sglang.evals.report import Group, make_groups
-from lim_sglang.evals.report_command import README_PLOT
-from lim_sglang.evals.summary_file import read_summary
+from lim_sglang.evals.tables import NOT_MEASURED, PART, make_section
 from tests.unit.made_summaries import five_runs
 
 ROOT = Path(__file__).parents[2]

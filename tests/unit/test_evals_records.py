@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.records import Failure, GradedSample
-from lim_sglang.programs.records import SampleState
+from lim_sglang.evals.run_store import Failure, GradedSample
+from lim_sglang.programs.schema import SampleState
 from tests.unit.samples import make_sample
 
 PLAIN = GradedSample("q", "4", True, make_sample(2, "4"))

@@ -14,11 +14,9 @@ import pytest
 
 from lim_sglang.errors import DataError
 from lim_sglang.evals.grade import AnswerKind, Grader
-from lim_sglang.evals.records import GradedSample
 from lim_sglang.evals.regrade import Regraded, grade_run
-from lim_sglang.evals.runs import load_run
-from lim_sglang.evals.store import RunRecord, open_run
-from lim_sglang.programs.records import SampleState
+from lim_sglang.evals.run_store import GradedSample, RunRecord, load_run, open_run
+from lim_sglang.programs.schema import SampleState
 from tests.unit.samples import make_sample
 
 TEXTS = {

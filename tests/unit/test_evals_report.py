@@ -7,9 +7,8 @@ import pytest
 
 from lim_sglang.errors import DataError
 from lim_sglang.evals.compare import compare
+from lim_sglang.evals.metrics import Summary, score
 from lim_sglang.evals.report import FULL, Group, make_groups
-from lim_sglang.evals.score import score
-from lim_sglang.evals.summary import Summary
 from tests.unit import made_summaries
 from tests.unit.made_summaries import five_runs
 

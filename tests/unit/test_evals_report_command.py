@@ -9,21 +9,13 @@ import typer
 from typer.testing import CliRunner
 
 from lim_sglang.errors import ConfigError, DataError
+from lim_sglang.evals.commands import read_runs, write_report
+from lim_sglang.evals.metrics import Summary, read_summary, write_summary
 from lim_sglang.evals.plots import PLOTS
-from lim_sglang.evals.readme_section import (
-    METHOD,
-    PART,
-    STOPPING,
-    TIMES,
-    make_section,
-)
-from lim_sglang.evals.records import GradedSample
 from lim_sglang.evals.report import make_groups
-from lim_sglang.evals.report_command import read_runs, write_report
 from lim_sglang.evals.report_page import make_page
-from lim_sglang.evals.store import RunRecord, open_run
-from lim_sglang.evals.summary import Summary
-from lim_sglang.evals.summary_file import read_summary, write_summary
+from lim_sglang.evals.run_store import GradedSample, RunRecord, open_run
+from lim_sglang.evals.tables import METHOD, PART, STOPPING, TIMES, make_section
 from tests.unit.made_summaries import FULL, made
 from tests.unit.samples import make_sample
 from tests.unit.test_evals_summary import RECORD

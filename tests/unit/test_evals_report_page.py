@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.evals.readme_section import METHOD
 from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.evals.report_page import all_conditions, make_page
-from lim_sglang.evals.tables import NONE, columns, contested
+from lim_sglang.evals.tables import METHOD, NONE, columns, contested
 from tests.unit.made_summaries import FULL, five_runs, made
 
 VOID = {"meta", "br"}

@@ -7,14 +7,21 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.errors import DataError, ServerError
-from lim_sglang.evals.dispatch import Event, Server, ServerLost
 from lim_sglang.evals.grade import AnswerKind, Grader
-from lim_sglang.evals.jobs import Deliver, Job, SampleResult, open_jobs, questions_at_once
-from lim_sglang.evals.questions import Question
-from lim_sglang.evals.records import Failure, GradedSample
-from lim_sglang.evals.run import run_jobs
-from lim_sglang.evals.store import RunFolder, RunRecord, open_run
-from lim_sglang.programs.records import SampleState
+from lim_sglang.evals.run_store import Failure, GradedSample, RunFolder, RunRecord, open_run
+from lim_sglang.evals.runner import run_jobs
+from lim_sglang.evals.scheduler import (
+    Deliver,
+    Event,
+    Job,
+    SampleResult,
+    Server,
+    ServerLost,
+    open_jobs,
+    questions_at_once,
+)
+from lim_sglang.evals.tasks import Question
+from lim_sglang.programs.schema import SampleState
 from tests.unit.samples import make_sample
 
 QUESTIONS = [Question(str(n), f"Add {n} and 1.", str(n + 1)) for n in range(6)]

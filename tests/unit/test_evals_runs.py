@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.records import Failure, GradedSample
-from lim_sglang.evals.runs import load_run
-from lim_sglang.evals.store import RunRecord, open_run
+from lim_sglang.evals.run_store import Failure, GradedSample, RunRecord, load_run, open_run
 from tests.unit.samples import make_sample
 
 SETTINGS: dict[str, Any] = {"task": "math500", "num_samples": 2, "questions": {"asked": 2}}

@@ -10,7 +10,7 @@ from itertools import combinations
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.score import (
+from lim_sglang.evals.metrics import (
     Estimate,
     estimate,
     majority_at_k,
@@ -19,7 +19,7 @@ from lim_sglang.evals.score import (
     score,
     winning_subsets,
 )
-from lim_sglang.programs.records import SampleState
+from lim_sglang.programs.schema import SampleState
 from lim_sglang.programs.vote import tally
 from tests.unit.results import result, summary
 from tests.unit.samples import make_sample

@@ -13,13 +13,10 @@ import pytest
 from rich.console import Console
 
 from lim_sglang.errors import DataError, ServerError
-from lim_sglang.evals import session as session_module
-from lim_sglang.evals.dispatch import Server
+from lim_sglang.evals import runner as session_module
 from lim_sglang.evals.grade import AnswerKind, Grader
-from lim_sglang.evals.jobs import Deliver, Job, SampleResult
-from lim_sglang.evals.method import Method
-from lim_sglang.evals.servers import Facts
-from lim_sglang.evals.session import (
+from lim_sglang.evals.run_config import Method
+from lim_sglang.evals.runner import (
     Plan,
     Request,
     RunOutcome,
@@ -28,8 +25,10 @@ from lim_sglang.evals.session import (
     load_asked,
     plan_run,
 )
+from lim_sglang.evals.scheduler import Deliver, Job, SampleResult, Server
+from lim_sglang.evals.servers import Facts
 from lim_sglang.evals.tasks import find_task
-from lim_sglang.programs.records import SampleState
+from lim_sglang.programs.schema import SampleState
 from tests.unit.samples import make_sample
 
 NUM_QUESTIONS = 5

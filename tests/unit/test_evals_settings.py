@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.evals import settings as settings_module
-from lim_sglang.evals.method import Method
-from lim_sglang.evals.questions import Question
-from lim_sglang.evals.settings import (
+from lim_sglang.evals import run_config as settings_module
+from lim_sglang.evals.run_config import (
+    Method,
     code_digest,
     describe_policy,
     differences,
@@ -17,8 +16,8 @@ from lim_sglang.evals.settings import (
     run_id,
     run_settings,
 )
-from lim_sglang.evals.tasks import TASKS, Task
-from lim_sglang.programs.records import Sampling
+from lim_sglang.evals.tasks import TASKS, Question, Task
+from lim_sglang.programs.schema import Sampling
 
 REAL_CODE_DIGEST = code_digest
 MATH = TASKS["math500"]

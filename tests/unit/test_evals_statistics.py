@@ -14,12 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from scipy.stats import binomtest
 
-from lim_sglang.evals.resampling import (
-    mcnemar_p,
-    mean_interval,
-    ratio_interval,
-    resampled_means,
-)
+from lim_sglang.evals.compare import mcnemar_p, mean_interval, ratio_interval, resampled_means
 
 SIMULATIONS, QUESTIONS, SAMPLES = 4000, 200, 4
 RESAMPLES = 500
@@ -190,7 +185,7 @@ def test_many_questions_are_resampled_in_blocks(monkeypatch: pytest.MonkeyPatch)
     rng = random.Random(1)
     values = [rng.random() for _ in range(50)]
     whole = mean_interval(values, seed=1, resamples=4000)
-    monkeypatch.setattr("lim_sglang.evals.resampling.BLOCK", 50 * 333)
+    monkeypatch.setattr("lim_sglang.evals.compare.BLOCK", 50 * 333)
     assert mean_interval(values, seed=1, resamples=4000) == pytest.approx(whole, rel=0.02)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.store import RunRecord, open_run, read_record
-from lim_sglang.programs.records import SampleState
+from lim_sglang.evals.run_store import RunRecord, open_run, read_record
+from lim_sglang.programs.schema import SampleState
 from tests.unit.stored import SETTINGS, begin, graded, question, write_a_little
 
 

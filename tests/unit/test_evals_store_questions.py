@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.records import Failure
-from lim_sglang.evals.store import read_samples
+from lim_sglang.evals.run_store import Failure, read_samples
 from tests.unit.stored import begin, graded, question
 
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.evals.records import GradedSample
-from lim_sglang.evals.store import RunRecord
-from lim_sglang.evals.summary import published_name, summarise
-from lim_sglang.programs.records import SampleState
+from lim_sglang.evals.metrics import published_name, summarise
+from lim_sglang.evals.run_store import GradedSample, RunRecord
+from lim_sglang.programs.schema import SampleState
 from tests.unit.samples import make_sample
 
 SETTINGS: dict[str, Any] = {

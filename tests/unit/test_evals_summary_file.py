@@ -9,11 +9,8 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.records import Failure
-from lim_sglang.evals.runs import GRADES_FILE
-from lim_sglang.evals.store import RunRecord, open_run
-from lim_sglang.evals.summary import Summary, summarise
-from lim_sglang.evals.summary_file import load_summaries, read_summary, write_summary
+from lim_sglang.evals.metrics import Summary, load_summaries, read_summary, summarise, write_summary
+from lim_sglang.evals.run_store import GRADES_FILE, Failure, RunRecord, open_run
 from tests.unit.test_evals_summary import ABOUT, RECORD, SAMPLES, SETTINGS, equivalent, graded
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.evals.method import Method
+from lim_sglang.evals.run_config import Method
 from lim_sglang.evals.sweep import (
     SWEEPS,
     SweepRun,

@@ -8,8 +8,8 @@ import typer
 from typer.testing import CliRunner
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.evals.method import Method
-from lim_sglang.evals.options import read_pairs
+from lim_sglang.evals.commands import read_pairs
+from lim_sglang.evals.run_config import Method
 from lim_sglang.evals.sweep import SweepRun, SweepServer
 from lim_sglang.evals.sweep_command import describe_plan, grouped, report_names, sweep
 from lim_sglang.evals.sweeping import Standing

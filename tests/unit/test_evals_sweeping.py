@@ -13,16 +13,14 @@ from rich.console import Console
 
 from lim_sglang.errors import DataError, LimError, ServerError
 from lim_sglang.evals import sweeping as sweeping_module
-from lim_sglang.evals.evaluation import Evaluation
-from lim_sglang.evals.method import Method
-from lim_sglang.evals.questions import Question
-from lim_sglang.evals.records import Failure
+from lim_sglang.evals.run_config import Method
+from lim_sglang.evals.run_store import Failure
+from lim_sglang.evals.runner import Evaluation, TaskQuestions
 from lim_sglang.evals.servers import Access
 from lim_sglang.evals.serving import ServerSpec
-from lim_sglang.evals.session import TaskQuestions
 from lim_sglang.evals.sweep import SweepRun, SweepServer
 from lim_sglang.evals.sweeping import Failed, Standing, look, run_sweep
-from lim_sglang.evals.tasks import find_task
+from lim_sglang.evals.tasks import Question, find_task
 from tests.unit.stored import begin, graded
 
 ACCESS = Access(timeout_s=5.0, concurrency=3)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lim_sglang.evals.method import Method
+from lim_sglang.evals.run_config import Method
 from lim_sglang.evals.sweep import SWEEPS, check_runs, expand, find_sweep, read_sweep
 
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lim_sglang.evals.compare import MINUS, Interval, compare
-from lim_sglang.evals.score import score
+from lim_sglang.evals.metrics import score
 from lim_sglang.evals.table import comparison_table, p_value, points, ratio, score_table
-from lim_sglang.programs.records import SampleState
+from lim_sglang.programs.schema import SampleState
 from tests.unit.results import CONDITIONS, result, summary
 
 FOUR = summary(

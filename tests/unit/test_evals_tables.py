@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from lim_sglang.evals.compare import Interval
+from lim_sglang.evals.metrics import Estimate, Summary
 from lim_sglang.evals.report import Group, Row, make_groups
-from lim_sglang.evals.score import Estimate
-from lim_sglang.evals.summary import Summary
 from lim_sglang.evals.tables import (
     columns,
     contested,

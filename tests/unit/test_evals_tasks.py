@@ -8,7 +8,7 @@ import pytest
 from lim_sglang.errors import DataError
 from lim_sglang.evals.grade import AnswerKind
 from lim_sglang.evals.tasks import TASKS, Task, find_task
-from lim_sglang.programs.prompts import CHOICE_PROMPT, MATH_PROMPT, ask_messages
+from lim_sglang.programs.schema import CHOICE_PROMPT, MATH_PROMPT, ask_messages
 
 EVERY = [*TASKS.values(), find_task("file:mine.jsonl"), find_task("file:mine.jsonl:choice")]
 

@@ -17,7 +17,7 @@ import pytest
 
 from lim_sglang.evals.grade import AnswerKind, Grader
 from lim_sglang.programs.answers import extract_answer
-from lim_sglang.programs.judge import EquivalenceChecker
+from lim_sglang.programs.equivalence import EquivalenceChecker
 
 Row = dict[str, Any]
 GOLDEN = Path(__file__).parents[1] / "golden" / "answers.jsonl"

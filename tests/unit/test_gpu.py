@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lim_sglang.config import LimConfig
-from lim_sglang.gpu import (
+from lim_sglang.validation import (
     Gpu,
     has_nvcc,
     head_dim_of,

@@ -13,14 +13,14 @@ import psutil
 import pytest
 
 from lim_sglang.errors import LimError
-from lim_sglang.programs.judge import MAX_LENGTH, EquivalenceChecker
+from lim_sglang.programs.equivalence import MAX_LENGTH, EquivalenceChecker
 
 SLOW = ("10^{10^{8}}", "1")
 """math-verify works on this pair until it gives up after five seconds."""
 
 ASKS_UNTIL_INTERRUPTED = """
 import signal
-from lim_sglang.programs.judge import AnswerJudge
+from lim_sglang.programs.equivalence import AnswerJudge
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with AnswerJudge() as judge:
     judge.same("1/2", "0.5")
@@ -282,6 +282,6 @@ def test_a_judge_that_cannot_start_is_an_error_and_not_a_verdict(
 
 def test_importing_the_judge_is_light() -> None:
     heavy = "{'math_verify', 'sympy', 'torch', 'sglang'}"
-    program = f"import sys, lim_sglang.programs.judge; print({heavy} & set(sys.modules))"
+    program = f"import sys, lim_sglang.programs.equivalence; print({heavy} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert shown.stdout == "set()\n", shown.stderr

@@ -1,7 +1,6 @@
 """What a step reads, and how it is counted."""
 
-from lim_sglang.plan import step_lengths
-from lim_sglang.stats import Stats
+from lim_sglang.counters import Stats, step_lengths
 
 
 def test_rows_over_the_budget_are_sparse() -> None:

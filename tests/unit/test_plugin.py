@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from lim_sglang import compat, plugin, versions
+from lim_sglang import compat, plugin
 from lim_sglang.errors import RefusedError
-from lim_sglang.gpu import Gpu
+from lim_sglang.validation import Gpu
 
 A10 = Gpu("A10", (8, 6), compiles=True, shared_bytes=101_376)
 MODEL = SimpleNamespace(
@@ -24,7 +24,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     monkeypatch.delenv("LIM_TRACE", raising=False)
     monkeypatch.setattr(compat, "load_model_config", lambda _options: MODEL)
     monkeypatch.setattr(compat, "context_length", lambda _options, _model: CONTEXT)
-    monkeypatch.setattr(versions, "reasons_against_decode_stack", lambda: ["another flashinfer"])
+    monkeypatch.setattr(compat, "reasons_against_decode_stack", lambda: ["another flashinfer"])
 
     def ask(settings: str = "{}", gpu: Gpu | None = A10, **options: Any) -> list[str]:
         monkeypatch.setattr(compat, "serves_on_cpu", lambda: gpu is None)

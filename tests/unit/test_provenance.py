@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import lim_sglang
-from lim_sglang.provenance import COMMIT_VAR, driver_version, installed_versions, project_commit
+from lim_sglang.environment import COMMIT_VAR, driver_version, installed_versions, project_commit
 
 
 def test_a_checkout_knows_its_commit() -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from lim_sglang.bench.decode_section import PART as DECODE
 from lim_sglang.errors import DataError
-from lim_sglang.evals.readme_section import PART as ACCURACY
-from lim_sglang.readme_part import Part
+from lim_sglang.evals.tables import PART as ACCURACY
+from lim_sglang.markdown_section import Part
 
 BEFORE, AFTER = "# Title\n\ntext\n\n", "\n\nmore | text |\n"
 PARTS = {"bench decode": DECODE, "report": ACCURACY}

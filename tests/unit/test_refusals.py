@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.config import LimConfig
-from lim_sglang.refusals import (
+from lim_sglang.config import LimConfig, Role
+from lim_sglang.validation import (
     CPU_REFUSALS,
     REFUSALS,
     Refusal,
@@ -16,7 +16,6 @@ from lim_sglang.refusals import (
     reasons_against_model,
     reuses_sets,
 )
-from lim_sglang.schedule import Role
 
 BAD_VALUES: dict[str, Any] = {
     "disaggregation_mode": "decode",

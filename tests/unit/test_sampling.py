@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.programs.records import Sampling
-from lim_sglang.programs.sampling import resolve_sampling
+from lim_sglang.programs.schema import Sampling, resolve_sampling
 
 QWEN3 = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
 LLAMA = {"temperature": 0.7, "top_p": 0.9}

@@ -2,9 +2,8 @@
 
 import pytest
 
-from lim_sglang.config import LimConfig
+from lim_sglang.config import LimConfig, layer_roles
 from lim_sglang.errors import ConfigError
-from lim_sglang.schedule import layer_roles
 
 LETTER = {"F": "full", "S": "select", "R": "reuse"}
 

@@ -11,7 +11,7 @@ import pytest
 from scipy.integrate import quad
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.schema import Sample, SampleState
 from lim_sglang.programs.stopping import (
     ConsensusRule,
     FirstRule,

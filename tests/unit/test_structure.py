@@ -57,7 +57,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def own_module(name: str) -> str | None:
-    """`plan` for `lim_sglang.plan.DecodePlan`; None for what is not ours."""
+    """`plan` for `lim_sglang.counters.DecodePlan`; None for what is not ours."""
     found = re.match(r"lim_sglang\.(\w+)", name)
     return found[1] if found else None
 

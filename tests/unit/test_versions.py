@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from lim_sglang import versions
-from lim_sglang.errors import ServerError
-from lim_sglang.versions import (
+from lim_sglang import compat
+from lim_sglang.compat import (
     FLASHINFER_VERSION,
     SGLANG_VERSION,
     missing_attributes,
     reasons_against_decode_stack,
     wrong_signatures,
 )
+from lim_sglang.errors import ServerError
 
 ROOT = Path(__file__).parents[2]
 HERE = __name__
@@ -50,16 +50,16 @@ def test_the_pins_are_those_of_the_package() -> None:
 def test_another_sglang_is_refused_in_words(
     monkeypatch: pytest.MonkeyPatch, found: str | None
 ) -> None:
-    monkeypatch.setattr(versions, "installed_version", lambda _package: found)
+    monkeypatch.setattr(compat, "installed_version", lambda _package: found)
     with pytest.raises(ServerError, match=rf"sglang 0\.5\.16 exactly, found {found or 'none'}"):
-        versions.check_version()
+        compat.check_version()
 
 
 @pytest.mark.parametrize("found", ["0.6.13", "0.6.15", None])
 def test_another_flashinfer_is_a_reason_of_its_own(
     monkeypatch: pytest.MonkeyPatch, found: str | None
 ) -> None:
-    monkeypatch.setattr(versions, "installed_version", lambda _package: found)
+    monkeypatch.setattr(compat, "installed_version", lambda _package: found)
     (reason,) = reasons_against_decode_stack()
     assert f"flashinfer-python 0.6.14 exactly, found {found or 'none'}" in reason
 
@@ -78,10 +78,10 @@ def test_the_pinned_flashinfer_must_have_what_is_used(
     buffers: tuple[str, ...],
     words: list[str],
 ) -> None:
-    monkeypatch.setattr(versions, "installed_version", lambda _package: FLASHINFER_VERSION)
-    monkeypatch.setattr(versions, "USED_ON_GPU", signatures)
-    monkeypatch.setattr(versions, "WRAPPER", f"{HERE}.Wrapper")
-    monkeypatch.setattr(versions, "WRAPPER_BUFFERS", buffers)
+    monkeypatch.setattr(compat, "installed_version", lambda _package: FLASHINFER_VERSION)
+    monkeypatch.setattr(compat, "USED_ON_GPU", signatures)
+    monkeypatch.setattr(compat, "WRAPPER", f"{HERE}.Wrapper")
+    monkeypatch.setattr(compat, "WRAPPER_BUFFERS", buffers)
     reasons = reasons_against_decode_stack()
     assert len(reasons) == len(words)
     assert all(word in reason for word, reason in zip(words, reasons, strict=True))
@@ -90,9 +90,9 @@ def test_the_pinned_flashinfer_must_have_what_is_used(
 def test_a_hooked_function_with_other_parameters_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(versions, "HOOKED", {"json.dumps": ("text",)})
+    monkeypatch.setattr(compat, "HOOKED", {"json.dumps": ("text",)})
     with pytest.raises(ServerError, match=r"json\.dumps takes \('obj', "):
-        versions.check_signatures()
+        compat.check_signatures()
 
 
 def test_what_does_not_load_is_named_and_ends_the_search() -> None:

@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 
-from lim_sglang.programs.records import Sample, SampleState
+from lim_sglang.programs.schema import Sample, SampleState
 from lim_sglang.programs.vote import Group, Order, Tally, tally
 from tests.unit.samples import make_sample
 

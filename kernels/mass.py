@@ -1,0 +1,363 @@
+"""Selection by attention mass: the heads' softmax added up, and the heaviest tokens of each row.
+
+Defined by `reference.softmax_mass` and `reference.topk_by_mass`. A head's normaliser is the log-
+sum-exp that its dense attention has anyway; where that is not at hand, `log_sum_exp` finds it in
+the scores. In `_topk_by_mass` one program a row takes the heaviest, another copies the ends or a
+row that is kept whole. Candidates that pass a sampled threshold are collected in order of
+position; the exact threshold is found among them in registers. Where they are too few or too many,
+it is found in all of the row's masses, which is slower and gives the same.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lim_sglang.kernels.launch import (
+    HEAVIEST_BLOCK,
+    HEAVIEST_SMALL_BLOCK,
+    LSE_BLOCK,
+    POOL_BLOCK,
+    POOL_HEADS,
+    check_int32,
+    check_tensors,
+    pdl_launch_next,
+    pdl_options,
+    pdl_wait,
+    sample_size,
+    sort_warps,
+)
+from lim_sglang.kernels.radix import (
+    collect,
+    count_reaching,
+    nth_largest,
+    raise_threshold,
+    sampled_threshold,
+    sortable_key,
+)
+from lim_sglang.kernels.reference import BudgetSplit
+
+LOG2_E = 1.4426950408889634
+
+
+@triton.jit(do_not_specialize=["budget"])
+def _log_sum_exp(
+    scores,  # [B, H, >= S] f32
+    indptr,  # [B + 1] int32
+    lse,  # [B, H] f32
+    budget,
+    scale,  # times log2 e
+    score_row_stride,
+    score_head_stride,
+    lse_row_stride,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    length = tl.load(indptr + row + 1) - tl.load(indptr + row)
+    if length <= budget:
+        return
+    scores += row * score_row_stride + head * score_head_stride
+    lanes = tl.arange(0, BLOCK)
+    largest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, length, BLOCK):
+        inside = first + lanes < length
+        score = tl.load(scores + first + lanes, mask=inside, other=float("-inf")) * scale
+        higher = tl.maximum(largest, score)
+        # A lane that has seen nothing yet stays at zero.
+        safe = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp2(largest - safe) + tl.exp2(score - safe)
+        largest = higher
+    top = tl.max(largest, 0)
+    tl.store(
+        lse + row * lse_row_stride + head, top + tl.log2(tl.sum(total * tl.exp2(largest - top), 0))
+    )
+
+
+@triton.jit(do_not_specialize=["budget", "num_heads"])
+def _pool(
+    scores,  # [B, H, >= S] f32
+    indptr,  # [B + 1] int32
+    lse,  # [B, H] f32
+    mass,  # [B, >= S] f32
+    budget,
+    num_heads,
+    scale,  # times log2 e
+    score_row_stride,
+    score_head_stride,
+    lse_row_stride,
+    mass_row_stride,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    pdl_launch_next(USE_PDL)
+    pdl_wait(USE_PDL)
+    row = tl.program_id(0).to(tl.int64)
+    length = tl.load(indptr + row + 1) - tl.load(indptr + row)
+    first = tl.program_id(1) * BLOCK
+    if (length <= budget) | (first >= length):
+        return
+    positions = first + tl.arange(0, BLOCK)
+    scores += row * score_row_stride + positions[None, :]
+    # Rows are longer than a block's last four scores, which are loaded at once.
+    read = (positions // 4 * 4 < length)[None, :]
+    total = tl.zeros((BLOCK,), tl.float32)
+    for first_head in range(0, num_heads, HEADS):
+        heads = first_head + tl.arange(0, HEADS)[:, None]
+        of_heads = scores + heads.to(tl.int64) * score_head_stride
+        score = tl.load(of_heads, mask=read & (heads < num_heads), other=float("-inf"))
+        of_all = tl.load(lse + row * lse_row_stride + heads, mask=heads < num_heads, other=0.0)
+        total += tl.sum(tl.exp2(score * scale - of_all), 0)
+    tl.store(mass + row * mass_row_stride + positions, total, mask=positions < length)
+
+
+def log_sum_exp(scores: Tensor, indptr: Tensor, budget: int, scale: float, out: Tensor) -> Tensor:
+    """Each head's normaliser in each row that is longer than the budget.
+
+    Args:
+        scores: [B, H, N] f32, from `score_tokens`.
+        indptr: [B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens.
+        budget: rows within it stay untouched.
+        scale: factor on q·k before the softmax.
+        out: [B, H] f32.
+
+    Returns:
+        `out`: log2 of the sum of e^(scale · score), as FlashInfer has it.
+    """
+    check_tensors(scores=scores, indptr=indptr, out=out)
+    check_int32(indptr=indptr)
+    rows, heads, _ = scores.shape
+    _log_sum_exp[(rows, heads)](
+        scores,
+        indptr,
+        out,
+        budget,
+        scale * LOG2_E,
+        scores.stride(0),
+        scores.stride(1),
+        out.stride(0),
+        BLOCK=LSE_BLOCK,
+    )
+    return out
+
+
+def softmax_mass(
+    scores: Tensor, indptr: Tensor, lse: Tensor, budget: int, scale: float, out: Tensor
+) -> Tensor:
+    """Add up the heads' attention to each token of each row that is longer than the budget.
+
+    Args:
+        scores: [B, H, N] f32, from `score_tokens`; N a multiple of 4, at least the longest row.
+        indptr: [B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens.
+        lse: [B, H] f32, from `log_sum_exp` or FlashInfer.
+        budget: rows within it stay untouched.
+        scale: factor on q·k before the softmax.
+        out: [B, M] f32, M at least the longest row.
+
+    Returns:
+        `out`.
+    """
+    check_tensors(scores=scores, indptr=indptr, lse=lse, out=out)
+    check_int32(indptr=indptr)
+    rows, heads, columns = scores.shape
+    if columns % 4:
+        raise ValueError(f"rows of scores must have a multiple of 4 columns, not {columns}")
+    _pool[(rows, triton.cdiv(columns, POOL_BLOCK))](
+        scores,
+        indptr,
+        lse,
+        out,
+        budget,
+        heads,
+        scale * LOG2_E,
+        scores.stride(0),
+        scores.stride(1),
+        lse.stride(0),
+        out.stride(0),
+        HEADS=min(POOL_HEADS, triton.next_power_of_2(heads)),
+        BLOCK=POOL_BLOCK,
+        **pdl_options(),
+    )
+    return out
+
+
+@triton.jit
+def _copy(slots, kept, count, BLOCK: tl.constexpr):
+    lanes = tl.arange(0, BLOCK)
+    for first in range(0, count, BLOCK):
+        inside = first + lanes < count
+        slot = tl.load(slots + first + lanes, mask=inside, other=0)
+        tl.store(kept + first + lanes, slot, mask=inside)
+
+
+@triton.jit
+def _load_keys(mass, first, sinks, end, BLOCK: tl.constexpr):
+    """Keys of a block of positions, 0 for what is no candidate."""
+    positions = first + tl.arange(0, BLOCK)
+    read = first + tl.arange(0, BLOCK) // 4 * 4 < end  # four at a time: see `order.collect`
+    keys = sortable_key(tl.load(mass + positions, mask=read, other=0.0))
+    return tl.where((positions >= sinks) & (positions < end), keys, 0)
+
+
+@triton.jit
+def _take(keys, inside, threshold, ties_wanted):
+    """What is above the threshold, and the first few that equal it."""
+    equal = (inside & (keys == threshold)).to(tl.int32)
+    return inside & ((keys > threshold) | ((equal > 0) & (tl.cumsum(equal, 0) <= ties_wanted)))
+
+
+@triton.jit
+def _keep_among(mass, slots, candidates, kept, lowest, passed, selected, CAPACITY: tl.constexpr):
+    """Keep the heaviest of at least as many candidates, in order of position, from `lowest` on."""
+    tl.debug_barrier()  # other threads of this program wrote some of them
+    places = tl.arange(0, CAPACITY)
+    inside = places < passed
+    positions = tl.load(candidates + places, mask=inside, other=0)
+    keys = sortable_key(tl.load(mass + positions, mask=inside, other=0.0))
+    keys = tl.where(inside, keys - lowest, 0)
+    threshold = nth_largest(keys, selected, 0, tl.max(keys, 0))
+    above = tl.sum((inside & (keys > threshold)).to(tl.int32), 0)
+    taken = _take(keys, inside, threshold, selected - above).to(tl.int32)
+    slot = tl.load(slots + positions, mask=taken > 0, other=0)
+    tl.store(kept + tl.cumsum(taken, 0) - 1, slot, mask=taken > 0)
+
+
+@triton.jit
+def _keep_of_all(mass, slots, kept, sinks, end, selected, BLOCK: tl.constexpr):
+    """Keep the heaviest of all candidates, reading their masses again and again."""
+    threshold = tl.full((), 0, tl.uint32)
+    step = tl.full((), 1 << 30, tl.uint32)
+    reached = tl.full((), -1, tl.int64)
+    while (step > 0) & (reached != selected):
+        counts = tl.full((), 0, tl.int64)
+        for first in range(0, end, BLOCK):
+            keys = _load_keys(mass, first, sinks, end, BLOCK)
+            counts += count_reaching(keys, threshold, step)
+        threshold, reached = raise_threshold(threshold, reached, step, counts, selected)
+        step = step >> 2
+    ties_wanted = selected
+    for first in range(0, end, BLOCK):
+        keys = _load_keys(mass, first, sinks, end, BLOCK)
+        ties_wanted -= tl.sum((keys > threshold).to(tl.int32), 0)
+    done = 0
+    for first in range(0, end, BLOCK):
+        positions = first + tl.arange(0, BLOCK)
+        inside = (positions >= sinks) & (positions < end)
+        keys = _load_keys(mass, first, sinks, end, BLOCK)
+        taken = _take(keys, inside, threshold, ties_wanted).to(tl.int32)
+        slot = tl.load(slots + positions, mask=taken > 0, other=0)
+        tl.store(kept + done + tl.cumsum(taken, 0) - 1, slot, mask=taken > 0)
+        done += tl.sum(taken, 0)
+        ties_wanted -= tl.sum(taken * (keys == threshold).to(tl.int32), 0)
+
+
+@triton.jit(do_not_specialize=["budget", "sinks", "recent", "selected", "target"])
+def _topk_by_mass(
+    mass,  # [B, >= S] f32
+    indptr,  # [B + 1] int32, of all tokens
+    slots,  # [indptr[B]] int32
+    kept_indptr,  # [B + 1] int32, of the kept tokens
+    candidates,  # [B, >= CAPACITY] int32
+    kept,  # [kept_indptr[B]] int32
+    budget,
+    sinks,
+    recent,
+    selected,
+    target,
+    mass_row_stride,
+    candidate_row_stride,
+    CAPACITY: tl.constexpr,
+    SAMPLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SMALL_BLOCK: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    pdl_wait(USE_PDL)
+    row = tl.program_id(0).to(tl.int64)
+    start = tl.load(indptr + row).to(tl.int64)
+    length = (tl.load(indptr + row + 1) - start).to(tl.int32)
+    slots += start
+    kept += tl.load(kept_indptr + row).to(tl.int64)
+    end = length - recent
+    if tl.program_id(1) == 1:
+        if length <= budget:
+            _copy(slots, kept, length, SMALL_BLOCK)
+        else:
+            _copy(slots, kept, sinks, SMALL_BLOCK)
+            _copy(slots + end, kept + sinks + selected, recent, SMALL_BLOCK)
+        return
+    if length <= budget:
+        return
+    mass += row * mass_row_stride
+    candidates += row * candidate_row_stride
+    kept += sinks
+
+    sampled = tl.minimum(end - sinks, SAMPLE)
+    wanted = tl.maximum(target.to(tl.int64) * sampled // (end - sinks), 1)
+    lowest = sampled_threshold(mass, sinks, end, wanted, SAMPLE)
+    passed = collect(mass, candidates, lowest, sinks, end, CAPACITY, BLOCK)
+    if (passed >= selected) & (passed <= CAPACITY):
+        _keep_among(mass, slots, candidates, kept, lowest, passed, selected, CAPACITY)
+    else:
+        _keep_of_all(mass, slots, kept, sinks, end, selected, SMALL_BLOCK)
+
+
+def candidate_capacity(selected: int) -> int:
+    """Candidates a row that there is room for, a power of two."""
+    return max(16, triton.next_power_of_2(2 * selected))
+
+
+def topk_by_mass(
+    mass: Tensor,
+    indptr: Tensor,
+    slots: Tensor,
+    kept_indptr: Tensor,
+    *,
+    budget_split: BudgetSplit,
+    candidates: Tensor,
+    out: Tensor,
+) -> Tensor:
+    """Write the slots of each row's ends and heaviest tokens, in order of position.
+
+    Args:
+        mass: [B, N] f32, from `pool_mass`; N a multiple of 4, at least the longest row.
+        indptr, slots: [B + 1] and [indptr[B]] int32, all tokens.
+        kept_indptr: [B + 1] int32, where each row's kept tokens begin: `min(length, budget)` each.
+        shares: rows within its budget keep everything; its ends are always kept.
+        candidates: [B, >= `candidate_capacity(selected)`] int32, written.
+        out: [kept_indptr[B]] int32 or longer.
+
+    Returns:
+        `out`.
+    """
+    ints = {"indptr": indptr, "slots": slots, "kept_indptr": kept_indptr, "out": out}
+    ints |= {"candidates": candidates}
+    check_tensors(mass=mass, **ints)
+    check_int32(**ints)
+    rows, columns = mass.shape
+    if columns % 4:
+        raise ValueError(f"rows of masses must have a multiple of 4 columns, not {columns}")
+    capacity = candidate_capacity(budget_split.selected)
+    _topk_by_mass[(rows, 2)](
+        mass,
+        indptr,
+        slots,
+        kept_indptr,
+        candidates,
+        out,
+        budget_split.budget,
+        budget_split.sinks,
+        budget_split.recent,
+        budget_split.selected,
+        (budget_split.selected + capacity) // 2,
+        mass.stride(0),
+        candidates.stride(0),
+        CAPACITY=capacity,
+        SAMPLE=sample_size(columns),
+        BLOCK=HEAVIEST_BLOCK,
+        SMALL_BLOCK=HEAVIEST_SMALL_BLOCK,
+        num_warps=sort_warps(capacity),
+        **pdl_options(),
+    )
+    return out

@@ -1,0 +1,399 @@
+"""Attention of one decoded token over a list of slots: what a REUSE layer runs.
+
+Defined by `reference.attend_tokens`, row by row. Split-KV: where rows are few, several programs
+share a row's tokens; the last of them to end combines the splits, always in the same order, so
+that one launch does all and equal inputs give equal bits. Lengths are read on the device: nothing
+is planned.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lim_sglang.kernels.launch import (
+    ATTEND_STAGES,
+    ATTEND_WARPS,
+    BYTES_PER_PROCESSOR,
+    MAX_SPLITS,
+    MIN_SPLIT,
+    SPLIT_ALIGNMENT,
+    SPLITS_AT_ONCE,
+    attend_block,
+    check_int32,
+    check_tensors,
+    interpreted,
+    is_last_block,
+    padded_group,
+)
+
+INTERPRETED_PROCESSORS = 64
+"""On a CPU, where there are none: enough that a few rows are shared."""
+
+
+@dataclass(frozen=True)
+class SplitWorkspace:
+    """Where programs that share a row leave what they found, allocated once.
+
+    Shapes: N programs that run side by side.
+    """
+
+    outputs: Tensor
+    """[N, padded group, D] f32."""
+    lse: Tensor
+    """[N, padded group] f32, log2 of each head's normaliser."""
+    block_counters: Tensor
+    """[N] int32, 0 between two kernels."""
+    processors: int
+    """Of the GPU."""
+
+    @classmethod
+    def allocate(
+        cls,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        dim: int,
+        cache_dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> "SplitWorkspace":
+        """Take the memory for this GPU's processors."""
+        processors = INTERPRETED_PROCESSORS
+        if torch.device(device).type == "cuda":
+            processors = torch.cuda.get_device_properties(device).multi_processor_count
+        programs = processors * max(1, BYTES_PER_PROCESSOR // cache_dtype.itemsize)
+        group = padded_group(num_heads, num_kv_heads)
+        return cls(
+            torch.zeros(programs, group, dim, dtype=torch.float32, device=device),
+            torch.zeros(programs, group, dtype=torch.float32, device=device),
+            torch.zeros(programs, dtype=torch.int32, device=device),
+            processors,
+        )
+
+    def count_for(self, num_units: int, longest: int) -> int:
+        """Programs that share each row and KV head, so that all of them run side by side.
+
+        Args:
+            num_units: rows times KV heads.
+            longest: tokens of the longest row that there can be.
+        """
+        fitting = self.outputs.shape[0] // max(1, num_units)
+        return max(1, min(fitting, MAX_SPLITS, triton.cdiv(longest, MIN_SPLIT)))
+
+
+@triton.jit
+def combine_splits(
+    split_outputs,  # [num_parts, PADDED_GROUP, DIM] f32, of one row and KV head
+    split_lse,  # [num_parts, PADDED_GROUP] f32
+    num_splits,
+    GROUP: tl.constexpr,  # query heads a KV head
+    COMBINED_GROUP: tl.constexpr,  # the next power of two
+    DIM: tl.constexpr,
+    PADDED_GROUP: tl.constexpr,  # rows that a part has room for
+    MAX_SPLITS: tl.constexpr,
+    AT_ONCE: tl.constexpr,  # parts read at a time
+):
+    """[MERGED_GROUP, DIM]: the parts, weighted by their normalisers."""
+    dims = tl.arange(0, DIM)
+    members = tl.arange(0, COMBINED_GROUP)
+    all_splits = tl.arange(0, MAX_SPLITS)[:, None]
+    # [MAX_PARTS, MERGED_GROUP]; other programs wrote it: not from this processor's own cache
+    inside = (all_splits < num_splits) & (members[None, :] < GROUP)
+    places = split_lse + all_splits * PADDED_GROUP + members[None, :]
+    lse = tl.load(places, mask=inside, other=float("-inf"), cache_modifier=".cg")
+    largest = tl.max(lse, 0)
+    largest = tl.where(largest > float("-inf"), largest, 0.0)
+    total = tl.sum(tl.exp2(lse - largest[None, :]), 0)
+    combined = tl.zeros([COMBINED_GROUP, DIM], tl.float32)
+    for first in range(0, num_splits, AT_ONCE):
+        some = first + tl.arange(0, AT_ONCE)[:, None]
+        taken = (some < num_splits) & (members[None, :] < GROUP)
+        rows = some * PADDED_GROUP + members[None, :]
+        split_lses = tl.load(
+            split_lse + rows, mask=taken, other=float("-inf"), cache_modifier=".cg"
+        )
+        weights = tl.exp2(split_lses - largest[None, :])
+        # [AT_ONCE, MERGED_GROUP, DIM]
+        outputs = tl.load(
+            split_outputs + rows[:, :, None] * DIM + dims[None, None, :],
+            mask=taken[:, :, None],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        combined += tl.sum(outputs * weights[:, :, None], 0)
+    return combined / tl.where(total > 0, total, 1.0)[:, None]
+
+
+_LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _attend_split(
+    q,  # [PADDED_GROUP, DIM]
+    keys,  # [P, DIM], of one KV head
+    values,  # [P, DIM]
+    slots,  # [length] int32, of one row
+    first,
+    end,
+    scale,
+    soft_cap,
+    key_slot_stride,
+    value_slot_stride,
+    DIM: tl.constexpr,
+    PADDED_GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CAPPED: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Attention over the tokens from `first` to `end`, and log2 of its normaliser."""
+    dims = tl.arange(0, DIM)
+    largest = tl.full([PADDED_GROUP], float("-inf"), tl.float32)
+    total = tl.zeros([PADDED_GROUP], tl.float32)
+    output = tl.zeros([PADDED_GROUP, DIM], tl.float32)
+    for begin in range(first, end, BLOCK):
+        places = begin + tl.arange(0, BLOCK)
+        inside = places < end
+        slot = tl.load(slots + places, mask=inside, other=0).to(tl.int64)
+        # [DIM, BLOCK] and [BLOCK, DIM]
+        k = tl.load(
+            keys + slot[None, :] * key_slot_stride + dims[:, None],
+            mask=inside[None, :],
+            other=0.0,
+        ).to(q.dtype)
+        v = tl.load(
+            values + slot[:, None] * value_slot_stride + dims[None, :],
+            mask=inside[:, None],
+            other=0.0,
+        ).to(q.dtype)
+        if UPCAST:
+            scores = tl.dot(q.to(tl.float32), k.to(tl.float32), input_precision="ieee")
+        else:
+            scores = tl.dot(q, k, input_precision="ieee")
+        scores *= scale
+        if CAPPED:  # soft_cap * tanh(scores / soft_cap)
+            scores = soft_cap * (1 - 2 / (tl.exp(2 * scores / soft_cap) + 1))
+        scores = tl.where(inside[None, :], scores * _LOG2_E, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(scores, 1))
+        shrunk = tl.exp2(largest - new_largest)
+        weights = tl.exp2(scores - new_largest[:, None])
+        total = total * shrunk + tl.sum(weights, 1)
+        if UPCAST:
+            weights = weights.to(q.dtype).to(tl.float32)
+            added = tl.dot(weights, v.to(tl.float32), input_precision="ieee")
+        else:
+            added = tl.dot(weights.to(q.dtype), v, input_precision="ieee")
+        output = output * shrunk[:, None] + added
+        largest = new_largest
+    has_any = total > 0
+    total = tl.where(has_any, total, 1.0)
+    lse = tl.where(has_any, largest + tl.log2(total), float("-inf"))
+    return output / total[:, None], lse
+
+
+@triton.jit(do_not_specialize=["num_parts"])
+def _attend(
+    query,  # [B, H, DIM]
+    keys,  # [P, G, DIM]
+    values,  # [P, G, DIM]
+    slots,  # [indptr[B]] int32
+    indptr,  # [B + 1] int32
+    split_outputs,  # [N, PADDED_GROUP, DIM] f32
+    split_lse,  # [N, PADDED_GROUP] f32
+    block_counters,  # [N] int32
+    output,  # [B, H, DIM]
+    num_splits,
+    scale,
+    soft_cap,
+    value_scale,
+    query_row_stride,
+    query_head_stride,
+    key_slot_stride,
+    key_head_stride,
+    value_slot_stride,
+    value_head_stride,
+    output_row_stride,
+    output_head_stride,
+    GROUP: tl.constexpr,  # query heads a KV head
+    COMBINED_GROUP: tl.constexpr,  # the next power of two
+    PADDED_GROUP: tl.constexpr,  # what a tensor core takes
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,  # tokens of a tile
+    SPLIT_ALIGNMENT: tl.constexpr,  # tokens that parts are multiples of
+    MAX_SPLITS: tl.constexpr,
+    AT_ONCE: tl.constexpr,  # parts merged at a time
+    CAPPED: tl.constexpr,  # whether there is a soft-cap
+    UPCAST: tl.constexpr,  # products in f32, for the interpreter
+):
+    kv_head = tl.program_id(0).to(tl.int64)
+    split = tl.program_id(1)
+    row = tl.program_id(2).to(tl.int64)
+    start = tl.load(indptr + row).to(tl.int64)
+    length = (tl.load(indptr + row + 1) - start).to(tl.int32)
+    share = tl.cdiv(tl.cdiv(length, num_splits), SPLIT_ALIGNMENT) * SPLIT_ALIGNMENT
+    first = split * share
+    dims = tl.arange(0, DIM)
+    members = tl.arange(0, PADDED_GROUP)
+    heads = kv_head * GROUP + members
+    q = tl.load(
+        query + row * query_row_stride + heads[:, None] * query_head_stride + dims[None, :],
+        mask=members[:, None] < GROUP,
+        other=0.0,
+    )
+    attended, lse = _attend_split(
+        q,
+        keys + kv_head * key_head_stride,
+        values + kv_head * value_head_stride,
+        slots + start,
+        first,
+        tl.minimum(first + share, length),
+        scale,
+        soft_cap,
+        key_slot_stride,
+        value_slot_stride,
+        DIM,
+        PADDED_GROUP,
+        BLOCK,
+        CAPPED,
+        UPCAST,
+    )
+    output += row * output_row_stride + kv_head * GROUP * output_head_stride
+    if num_splits == 1:
+        tl.store(
+            output + members[:, None] * output_head_stride + dims[None, :],
+            (attended * value_scale).to(output.dtype.element_ty),
+            mask=members[:, None] < GROUP,
+        )
+    else:
+        unit = row * tl.num_programs(0) + kv_head
+        split_outputs += unit * num_splits * PADDED_GROUP * DIM
+        split_lse += unit * num_splits * PADDED_GROUP
+        places = split * PADDED_GROUP + members
+        tl.store(
+            split_outputs + places[:, None] * DIM + dims[None, :],
+            attended,
+            mask=members[:, None] < GROUP,
+        )
+        tl.store(split_lse + places, lse, mask=members < GROUP)
+        if is_last_block(block_counters + unit, num_splits):
+            combined = combine_splits(
+                split_outputs,
+                split_lse,
+                num_splits,
+                GROUP,
+                COMBINED_GROUP,
+                DIM,
+                PADDED_GROUP,
+                MAX_SPLITS,
+                AT_ONCE,
+            )
+            combining = tl.arange(0, COMBINED_GROUP)
+            tl.store(
+                output + combining[:, None] * output_head_stride + dims[None, :],
+                (combined * value_scale).to(output.dtype.element_ty),
+                mask=combining[:, None] < GROUP,
+            )
+
+
+def attend_tokens(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    indptr: Tensor,
+    *,
+    longest: int,
+    scale: float,
+    soft_cap: float = 0.0,
+    value_scale: float = 1.0,
+    workspace: SplitWorkspace,
+    out: Tensor,
+) -> Tensor:
+    """Attend, for each row, over the tokens in its slots.
+
+    Args:
+        query: [B, H, D] fp16, bf16 or f32.
+        keys, values: [P, G, D], one layer of the KV cache, in the query's dtype or fp8.
+        slots: [indptr[B]] int32 or longer; in order of position, neighbours are read together.
+        indptr: [B + 1] int32, where each row's slots begin; a row without any gives zeros.
+        longest: tokens of the longest row that there can be; a CUDA graph keeps what follows.
+        scale: factor on q·k before the softmax.
+        soft_cap: what scaled scores approach, by a tanh; 0 for none.
+        value_scale: factor on the result, of a quantised cache.
+        parts: from `Parts.allocate`.
+        out: [B, H, D], in the query's dtype.
+
+    Returns:
+        `out`.
+    """
+    check_tensors(query=query, keys=keys, values=values, slots=slots, indptr=indptr, out=out)
+    check_int32(slots=slots, indptr=indptr)
+    _check_shapes(query, keys, values, indptr, workspace, out)
+    rows, num_heads, dim = query.shape
+    num_kv_heads = keys.shape[1]
+    group = num_heads // num_kv_heads
+    combined_group = triton.next_power_of_2(group)
+    num_units = rows * num_kv_heads
+    num_splits = workspace.count_for(num_units, longest)
+    per_processor = num_splits * num_units / workspace.processors
+    _attend[(num_kv_heads, num_splits, rows)](
+        *(
+            query,
+            keys,
+            values,
+            slots,
+            indptr,
+            workspace.outputs,
+            workspace.lse,
+            workspace.block_counters,
+            out,
+        ),
+        *(num_splits, scale, soft_cap, value_scale),
+        *(query.stride(0), query.stride(1), keys.stride(0), keys.stride(1)),
+        *(values.stride(0), values.stride(1), out.stride(0), out.stride(1)),
+        GROUP=group,
+        COMBINED_GROUP=combined_group,
+        PADDED_GROUP=padded_group(num_heads, num_kv_heads),
+        DIM=dim,
+        BLOCK=attend_block(dim, group, keys.itemsize, per_processor),
+        SPLIT_ALIGNMENT=SPLIT_ALIGNMENT,
+        MAX_SPLITS=MAX_SPLITS,
+        AT_ONCE=max(1, SPLITS_AT_ONCE // combined_group),
+        CAPPED=bool(soft_cap),
+        # The interpreter computes bf16 products wrongly (Triton 3.6).
+        UPCAST=interpreted() and query.dtype == torch.bfloat16,
+        num_warps=ATTEND_WARPS,
+        num_stages=ATTEND_STAGES,
+    )
+    return out
+
+
+def _check_shapes(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    indptr: Tensor,
+    workspace: SplitWorkspace,
+    out: Tensor,
+) -> None:
+    """Refuse what the kernel would read or write out of bounds."""
+    rows, num_heads, dim = query.shape
+    num_kv_heads = keys.shape[1]
+    if values.shape != keys.shape or keys.shape[2] != dim or num_heads % num_kv_heads:
+        raise ValueError(
+            f"query heads must be a multiple of KV heads, and all have the same dims, not "
+            f"{tuple(query.shape)}, {tuple(keys.shape)} and {tuple(values.shape)}"
+        )
+    if out.shape != query.shape or out.dtype != query.dtype:
+        raise ValueError(
+            f"out must be {query.dtype} of shape {tuple(query.shape)}, not {out.dtype} of "
+            f"{tuple(out.shape)}"
+        )
+    if len(indptr) != rows + 1:
+        raise ValueError(f"indptr must have {rows + 1} numbers, not {len(indptr)}")
+    wanted = (padded_group(num_heads, num_kv_heads), dim)
+    if workspace.outputs.shape[1:] != wanted:
+        raise ValueError(
+            f"parts are for {tuple(workspace.outputs.shape[1:])} padded heads and dims, not {wanted}"
+        )

@@ -1,0 +1,264 @@
+"""LessIsMore at decode on a GPU, layer by layer.
+
+FULL and SELECT layers are SGLang's own dense decode, through FlashInfer. A SELECT layer then
+writes each row's kept slots, and REUSE layers attend to those and no others: `SparseDecodeWrapper`
+stands in the place of FlashInfer's wrapper. A kept set has `min(length, budget)` tokens, so where
+each row's slots begin follows from the lengths that a step starts with: nothing else is planned,
+and nothing here waits for the device.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lim_sglang.audit import Audit
+from lim_sglang.compat import DecodeMetadata, FlashInferAttnBackend, decode_on_tensor_cores
+from lim_sglang.config import Role
+from lim_sglang.errors import ServerError
+from lim_sglang.kernels.compact import count_kept
+from lim_sglang.kernels.scores import DTYPES, ScoreStoringAttention
+from lim_sglang.kernels.selector import Selector
+from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
+
+
+class SparseDecodeWrapper:
+    """What REUSE layers run: `forward` is what SGLang's decode calls of a FlashInfer wrapper.
+
+    Shapes: R rows at most, K budget; B rows of the step; H query heads, D head_dim.
+    """
+
+    def __init__(self, backend: Any, kept_slots: Tensor, budget: int) -> None:
+        """Take the memory of any step.
+
+        Args:
+            backend: the `FlashInferAttnBackend` whose layers are attended.
+            kept_slots: [>= R * K] int32; REUSE layers read what is written here.
+
+        Raises:
+            ServerError: `kept_slots` is too small for the rows that SGLang runs at once.
+        """
+        max_rows: int = backend.kv_last_page_len.shape[0]  # one a request
+        if kept_slots.shape[0] < max_rows * budget:
+            raise ServerError(
+                f"SGLang runs {max_rows} requests at once, more than LessIsMore has memory for: "
+                f"set --max-running-requests {kept_slots.shape[0] // budget} or less"
+            )
+        shape = backend.indices_updater_decode
+        self.kept_slots = kept_slots
+        self.budget = budget
+        self._indptr = torch.zeros(max_rows + 1, dtype=torch.int32, device=kept_slots.device)
+        self._workspace = SplitWorkspace.allocate(
+            num_heads=shape.num_qo_heads,
+            num_kv_heads=shape.num_kv_heads,
+            dim=shape.head_dim,
+            cache_dtype=shape.data_type,
+            device=kept_slots.device,
+        )
+        self.kept_indptr = self._indptr
+        """[B + 1] int32, where each row's slots begin in the step that was begun last."""
+
+    def begin_step(self, seq_lens: Tensor) -> None:
+        """Count what each row will keep, in the order of the stream.
+
+        Args:
+            seq_lens: [B] int64 on the device, the newest token included.
+        """
+        self.kept_indptr = self._indptr[: len(seq_lens) + 1]
+        count_kept(seq_lens, self.budget, self.kept_indptr)
+
+    def forward(
+        self,
+        query: Tensor,
+        kv_cache: tuple[Tensor, Tensor],
+        *,
+        sm_scale: float,
+        logits_soft_cap: float | None,
+        k_scale: float | None,
+        v_scale: float | None,
+    ) -> Tensor:
+        """Attend [B, H, D] over the kept slots; a CUDA graph may capture it."""
+        keys, values = kv_cache
+        return attend_tokens(
+            query,
+            keys,
+            values,
+            self.kept_slots,
+            self.kept_indptr,
+            longest=self.budget,
+            scale=sm_scale * (k_scale or 1.0),
+            soft_cap=logits_soft_cap or 0.0,
+            value_scale=v_scale or 1.0,
+            workspace=self._workspace,
+            out=torch.empty_like(query),
+        )
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScoreStoringWrapper:
+    """Stands where SGLang's decode expects FlashInfer's wrapper: the same, and scores."""
+
+    attention: ScoreStoringAttention
+    planned: Any
+    selector: Selector
+
+    def forward(
+        self,
+        query: Tensor,
+        kv_cache: tuple[Tensor, Tensor],
+        *,
+        sm_scale: float,
+        logits_soft_cap: float | None,
+        k_scale: float | None,
+        v_scale: float | None,
+    ) -> Tensor:
+        """Attend [B, H, D] over the planned slots; what FlashInfer's wrapper takes and gives."""
+        if logits_soft_cap:
+            raise ValueError("scores are stored without a soft-cap only")
+        output = self.attention.run(
+            self.planned,
+            query,
+            kv_cache,
+            sm_scale * (k_scale or 1.0),
+            self.selector.scores,
+            self.selector.budget_split.budget,
+            self.selector.lse,
+        )
+        return output if v_scale is None else output.mul_(v_scale)
+
+
+class LimAttnBackend(FlashInferAttnBackend):
+    """SGLang's FlashInfer backend whose decode layers act by their roles.
+
+    How much each row keeps is counted outside CUDA graphs; which slots is written inside them.
+    Positions become slots through the dense indices that FlashInfer's plan gathered, never through
+    `req_to_token`, which the scheduler may already be writing for the next step.
+
+    Shapes: B requests, H query heads, G KV heads, D head_dim.
+    """
+
+    forward_metadata: Any
+
+    def __init__(self, runner: Any, **options: Any) -> None:
+        # Tensor cores cost few rows some microseconds a dense layer; scores come from them for less
+        # than a second reading of K.
+        with decode_on_tensor_cores(wanted=runner.lim_selector is not None):
+            super().__init__(runner, **options)
+        self.roles: tuple[Role, ...] = runner.lim_roles
+        self.selector: Selector | None = runner.lim_selector
+        self.audit: Audit | None = runner.lim_audit
+        if self.selector is not None:
+            width = self.req_to_token_pool.req_to_token.shape[1]
+            if width > self.selector.scores.shape[2]:
+                raise ServerError(
+                    f"a request may have {width} tokens, and LessIsMore has memory for "
+                    f"{self.selector.scores.shape[2]}: this version of SGLang is not supported"
+                )
+            budget = self.selector.budget_split.budget
+            self.sparse_decode = SparseDecodeWrapper(self, runner.lim_kept_slots, budget)
+        self.scoring = self._load_scoring()
+        if self.selector is not None:
+            logger.info("LessIsMore: SELECT layers' scores come from %s", self.score_source)
+
+    @property
+    def score_source(self) -> str:
+        """What computes the scores of a SELECT layer."""
+        return "a second reading of K" if self.scoring is None else "the dense pass"
+
+    def _load_scoring(self) -> ScoreStoringAttention | None:
+        """The kernel that scores while it attends, where SGLang's decode is its like."""
+        updater = self.indices_updater_decode
+        dtypes = {updater.q_data_type, updater.data_type}
+        if self.selector is None or not self.decode_use_tensor_cores or len(dtypes) > 1:
+            return None
+        if updater.q_data_type not in DTYPES:
+            return None
+        return ScoreStoringAttention(updater.q_data_type, updater.head_dim)
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """Begin an eager step; the plan is SGLang's dense one."""
+        super().init_forward_metadata(forward_batch)
+        if self.selector and forward_batch.forward_mode.is_decode() and forward_batch.batch_size:
+            self._begin_step(forward_batch)
+
+    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
+        """Begin a step that a CUDA graph captures or replays."""
+        super().init_forward_metadata_out_graph(forward_batch, in_capture)
+        if self.selector and forward_batch.forward_mode.is_decode_or_idle():
+            self._begin_step(forward_batch, is_recorded=not in_capture)
+
+    def _begin_step(self, forward_batch: Any, *, is_recorded: bool = True) -> None:
+        rows = forward_batch.batch_size
+        self.sparse_decode.begin_step(forward_batch.seq_lens[:rows])
+        if self.audit and is_recorded:
+            self.audit.begin_step(forward_batch, self.req_to_token_pool.req_to_token)
+
+    def forward_decode(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+    ) -> Tensor:
+        """One layer of a decode step: `q` and the result [B, H * D], `k` and `v` [B, G * D]."""
+        role = self.roles[layer.layer_id]
+        planned = self.forward_metadata
+        if role is Role.REUSE:  # SGLang's decode, but over the kept slots
+            self.forward_metadata = DecodeMetadata([self.sparse_decode])
+        scoring = self._score_storing_wrapper(layer) if role is Role.SELECT else None
+        if scoring:
+            self.forward_metadata = DecodeMetadata([scoring])
+        try:
+            output: Tensor = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
+        finally:
+            self.forward_metadata = planned
+        if role is Role.SELECT:
+            self._select(q, layer, is_scored=scoring is not None)
+        elif role is Role.REUSE and self.audit:
+            self._audit_attention(self.audit, q, layer, output)
+        return output
+
+    def _select(self, q: Tensor, layer: Any, *, is_scored: bool) -> None:
+        """Write each row's kept slots from this layer's queries and keys."""
+        if self.selector is None:  # no layer above reuses
+            return
+        dense_wrapper = self.forward_metadata.decode_wrappers[0]
+        query = q.view(-1, layer.tp_q_head_num, layer.head_dim)
+        self.selector.keep_slots(
+            query,
+            self.token_to_kv_pool.get_key_buffer(layer.layer_id),
+            dense_wrapper._paged_kv_indptr_buf,
+            dense_wrapper._paged_kv_indices_buf,
+            self.sparse_decode.kept_indptr,
+            self.sparse_decode.kept_slots,
+            scale=layer.scaling * (layer.k_scale_float or 1.0),
+            first_chunk_is_scored=is_scored,
+        )
+        if self.audit:
+            self.audit.note_layer(layer.layer_id, query.shape[0])
+
+    def _score_storing_wrapper(self, layer: Any) -> ScoreStoringWrapper | None:
+        """The planned decode of a SELECT layer that leaves its scores behind, if there is one."""
+        if self.selector is None or self.scoring is None or layer.logit_cap:
+            return None
+        return ScoreStoringWrapper(
+            self.scoring, self.forward_metadata.decode_wrappers[0], self.selector
+        )
+
+    def _audit_attention(self, audit: Audit, q: Tensor, layer: Any, output: Tensor) -> None:
+        shape = (-1, layer.tp_q_head_num, layer.head_dim)
+        audit.note_attention(
+            q.view(shape),
+            self.token_to_kv_pool.get_key_buffer(layer.layer_id),
+            self.token_to_kv_pool.get_value_buffer(layer.layer_id),
+            output.view(shape),
+            self.sparse_decode.kept_indptr,
+            layer,
+        )

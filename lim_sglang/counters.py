@@ -1,0 +1,56 @@
+"""The lengths of one decode step, known on the host, and the counters that `/server_info` shows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepLengths:
+    """The rows of one decode step; a row is one request.
+
+    Lengths are known before the step runs, because a kept set always has `min(length, budget)`
+    tokens: so planning copies nothing from the device.
+    """
+
+    seq_lens: tuple[int, ...]
+    """Tokens of each row, the newest included."""
+    kept_lens: tuple[int, ...]
+    """Tokens that each row's REUSE layers read."""
+
+    @property
+    def sparse_rows(self) -> tuple[int, ...]:
+        """Rows that read less than everything."""
+        pairs = zip(self.seq_lens, self.kept_lens, strict=True)
+        return tuple(row for row, (seen, kept) in enumerate(pairs) if kept < seen)
+
+
+def step_lengths(seq_lens: Sequence[int], budget: int | None) -> StepLengths:
+    """Plan a step. `budget` is None where the schedule has no REUSE layer: then all is read."""
+    kept = seq_lens if budget is None else [min(length, budget) for length in seq_lens]
+    return StepLengths(tuple(seq_lens), tuple(kept))
+
+
+@dataclass
+class Stats:
+    """Counted on the host, once a decode step. A row is one request in one step."""
+
+    decode_steps: int = 0
+    dense_rows: int = 0
+    """Rows that read everything."""
+    sparse_rows: int = 0
+    """Rows whose REUSE layers read less than everything."""
+    tokens_kept: int = 0
+    """Sum over rows of the tokens that REUSE layers read."""
+    tokens_seen: int = 0
+    """Sum over rows of the row's length, newest token included."""
+    retractions: int = 0
+    """Requests that gave their KV cache back and were prefilled again, densely."""
+
+    def count_step(self, plan: StepLengths) -> None:
+        """Count one decode step."""
+        sparse = len(plan.sparse_rows)
+        self.decode_steps += 1
+        self.sparse_rows += sparse
+        self.dense_rows += len(plan.seq_lens) - sparse
+        self.tokens_kept += sum(plan.kept_lens)
+        self.tokens_seen += sum(plan.seq_lens)

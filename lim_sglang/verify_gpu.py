@@ -1,0 +1,90 @@
+"""Exactness before anything else: no time is shown for a GPU whose kernels differ."""
+
+import logging
+from subprocess import SubprocessError
+
+import torch
+from triton.errors import TritonError
+from triton.runtime.errors import OutOfResources
+
+from lim_sglang.kernels.launch import interpreted
+from lim_sglang.kernels.verify import (
+    Batch,
+    differences,
+    differing_attention,
+    differing_scoring,
+    mass_differences,
+)
+from lim_sglang.validation import INTERPRET_VAR, reasons_against_kv_cache
+
+logger = logging.getLogger(__name__)
+
+BF16, FP16 = torch.bfloat16, torch.float16
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+
+BATCHES = {
+    "Qwen3-8B": Batch((8192, 2049, 2048, 1), 32, 8, 128, 2048, dtype=BF16),
+    "Qwen3-8B alone": Batch((16385,), 32, 8, 128, 2048, dtype=BF16),  # split into chunks
+    "Qwen3-1.7B": Batch((4700, 2560, 2050), 16, 8, 128, 2048, dtype=BF16),
+    "Qwen2.5-Coder-1.5B": Batch((900, 257, 100), 12, 2, 128, 256, dtype=BF16),
+    "Qwen2.5-Coder-0.5B": Batch((900, 300), 14, 2, 64, 256, dtype=FP16),
+    "SmolLM2-135M": Batch((1400, 257, 3), 9, 3, 64, 256, dtype=FP16),
+    "heads of 256": Batch((700,), 8, 4, 256, 256, dtype=BF16),
+    "fp8_e4m3 cache": Batch((3000, 90), 32, 8, 128, 2048, dtype=BF16, key_dtype=E4M3),
+    "fp8_e5m2 cache": Batch((900, 90), 12, 2, 128, 256, dtype=BF16, key_dtype=E5M2),
+    "real ties": Batch((5000, 2100), 32, 8, 128, 2048, dtype=BF16, spread=2),
+}
+"""Shapes that are served, with lengths on both sides of the budget. Few budgets: each compiles."""
+
+SCORED = ("Qwen3-8B", "Qwen3-8B alone", "Qwen3-1.7B", "Qwen2.5-Coder-1.5B")
+"""Those whose dense pass leaves scores behind, of one dtype and head dimension: nvcc is slow."""
+
+FAILURES = (TritonError, SubprocessError, OSError, RuntimeError)
+"""What a compiler, its helper programs, the cache folder and the GPU raise."""
+
+
+def served_batches(capability: tuple[int, int]) -> dict[str, Batch]:
+    """The batches whose KV cache is served on a GPU of this capability."""
+    return {
+        name: batch
+        for name, batch in BATCHES.items()
+        if not reasons_against_kv_cache(batch.key_dtype or batch.dtype, batch.dtype, capability)
+    }
+
+
+def verify_gpu() -> list[str]:
+    """Compile every kernel on the current GPU and compare it with the definition.
+
+    Returns:
+        What differs or fails, in words; nothing where all is exact.
+    """
+    if interpreted():
+        return [f"{INTERPRET_VAR} is set: unset it, interpreted kernels prove nothing of a GPU"]
+    found = []
+    for name, batch in served_batches(torch.cuda.get_device_capability()).items():
+        try:
+            problems = differences(batch, "cuda") + mass_differences(batch, "cuda")
+            problems += differing_attention(batch, "cuda")
+            if name in SCORED:
+                problems += differing_scoring(batch)
+            found += [f"{name}: {problem}" for problem in problems]
+        except FAILURES as error:
+            logger.debug("the batch %s failed", name, exc_info=True)
+            found.append(f"{name}: {_in_words(error)}")
+    return found
+
+
+def _in_words(error: Exception) -> str:
+    """What went wrong, and what to do about it."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "the GPU has no memory left: end what else uses it, nvidia-smi lists it"
+    if isinstance(error, OutOfResources):
+        return (
+            f"a kernel takes {error.required} of {error.name}, this GPU has {error.limit}: "
+            "use another GPU, and report this line"
+        )
+    last = (str(error).strip() or "no message").splitlines()[-1]
+    return (
+        f"a kernel does not compile or run ({type(error).__name__}: {last}): "
+        "run `make install` for the pinned versions, and report this line if it stays"
+    )

@@ -1,0 +1,243 @@
+"""Whether two answers are equal: math-verify, in processes that may hang or die."""
+
+import logging
+import multiprocessing
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from decimal import Decimal
+from functools import lru_cache, partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import LifoQueue
+from typing import Any, Self
+
+import lim_sglang
+from lim_sglang.errors import LimError
+from lim_sglang.programs.answers import as_latex, tidy
+
+DEADLINE_S = 30.0
+"""For one pair. math-verify gives up by itself after 4 times 5 seconds, unless it hangs."""
+START_TIMEOUT_S = 120.0
+MAX_LENGTH = 1000
+"""Characters. A longer answer is prose, and equal only to its own text."""
+MAX_MEMORY = 4 * 1024**3
+"""Bytes of address space of a worker; some powers are larger than any memory."""
+CACHE_SIZE = 65_536
+DECIMALS = 10
+"""To which a decimal is compared with a fraction or a root; with math-verify's own 6, 0.333333 is
+1/3, and all small numbers are equal."""
+
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathbf|mathrm|mbox)\{([^{}]*)\}")
+_CHOICE = re.compile(r"^\(?\s*([A-J])\s*\)$")
+"""A letter of a multiple choice in brackets, or before one; a small letter is a variable."""
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
+"""One that tells by itself: most answers are such, and math-verify takes 20 ms."""
+_BASED = re.compile(r"\d[\dA-F]*_\{?(\d+)\}?")
+"""A number with its base, which math-verify drops."""
+
+logger = logging.getLogger(__name__)
+
+
+class EquivalenceChecker:
+    """Mathematical equality by math-verify, for any number of threads.
+
+    math-verify takes a second to import, needs a main thread for its time limits and hangs on some
+    input all the same, so it runs in processes of its own. They start when first needed. One that
+    misses the deadline or dies is replaced; its pair counts as not equal, with a warning.
+    Verdicts are cached, and raise:
+
+        LimError: math-verify does not start.
+        RuntimeError: the judge is closed.
+    """
+
+    def __init__(self, *, num_workers: int = 2, deadline_s: float = DEADLINE_S) -> None:
+        self._deadline_s = deadline_s
+        self._lock = threading.Lock()
+        self._closed = False
+        self._workers: list[_Worker] = []
+        # Last in, first out, so that a second worker starts only when two threads ask at once.
+        self._idle: LifoQueue[_Worker | None] = LifoQueue()
+        for _ in range(num_workers):
+            self._idle.put(None)
+        self._verdict = lru_cache(maxsize=CACHE_SIZE)(self._ask)
+
+    def equivalent(self, a: str, b: str) -> bool:
+        r"""Whether two answers are equal, whichever is taken as the gold one. Symmetric, but not
+        transitive: `50\%` equals both 50 and 0.5.
+        """
+        return self._equal(min(a, b), max(a, b), symmetric=True)
+
+    def correct(self, gold: str, answer: str) -> bool:
+        """Whether `answer` is equal to the gold answer."""
+        return self._equal(gold, answer, symmetric=False)
+
+    def warm_up(self) -> None:
+        """Start a worker and wait for nothing, so that the first verdict comes sooner."""
+        worker = self._idle.get()
+        try:
+            worker = worker or self._start()
+        finally:
+            self._idle.put(worker)
+
+    def close(self) -> None:
+        """End all workers at once. A thread that waits for a verdict gets a `RuntimeError`."""
+        with self._lock:
+            self._closed = True
+            for worker in self._workers:
+                worker.kill()
+
+    def _equal(self, a: str, b: str, *, symmetric: bool) -> bool:
+        if a == b:
+            return True
+        if max(len(a), len(b)) > MAX_LENGTH:
+            return False
+        if _bare(a) == _bare(b):
+            return True
+        a, b = as_latex(a), as_latex(b)
+        if a == b:
+            return True
+        if _NUMBER.fullmatch(a) and _NUMBER.fullmatch(b):
+            return Decimal(a) == Decimal(b)
+        return _bases_agree(a, b) and self._verdict(a, b, symmetric)
+
+    def _ask(self, a: str, b: str, symmetric: bool) -> bool:
+        worker, verdict = self._idle.get(), None
+        try:
+            if worker is None or not worker.is_alive():
+                worker = self._start()
+            verdict = worker.ask(a, b, symmetric, deadline_s=self._deadline_s)
+        except LimError:
+            self._check_open()
+            raise
+        finally:
+            # An interrupted worker owes an answer, which must not become that of the next pair.
+            if verdict is None and worker is not None:
+                worker.kill()
+                worker = None
+            self._idle.put(worker)
+        if verdict is None:
+            self._check_open()
+            logger.warning("math-verify did not decide whether %r equals %r: taken as no", a, b)
+        return bool(verdict)
+
+    def _start(self) -> "_Worker":
+        with self._lock:
+            self._check_open()
+            worker = _Worker()
+            self._workers = [known for known in self._workers if known.is_alive()] + [worker]
+            return worker
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the judge is closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _bare(answer: str) -> str:
+    return _CHOICE.sub(r"\1", tidy(_TEXT_COMMAND.sub(r"\1", answer)))
+
+
+def _bases_agree(a: str, b: str) -> bool:
+    """False for `12_5` and `12_7`; where one has no base, the question has named it."""
+    bases = {found[1] for answer in (a, b) if (found := _BASED.fullmatch(answer))}
+    return len(bases) < 2
+
+
+class _Worker:
+    """A process that runs `_serve`, for one thread at a time."""
+
+    def __init__(self) -> None:
+        self._pipe, theirs = multiprocessing.Pipe()
+        with theirs:
+            # Not multiprocessing's own processes: those run the user's main script once more.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "lim_sglang.programs.equivalence", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                cwd=Path(lim_sglang.__file__).parents[1],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C reaches the parent only
+            )
+        self._ready = False
+
+    def ask(self, a: str, b: str, symmetric: bool, *, deadline_s: float) -> bool | None:
+        """The verdict; None when the process dies over it or misses the deadline.
+
+        Raises:
+            LimError: math-verify does not start.
+        """
+        if not self._ready:
+            problem = self._receive(START_TIMEOUT_S)
+            if problem != "":
+                reason = problem or "its process ended or did not answer"
+                raise LimError(f"math-verify does not start ({reason}): reinstall lim-sglang")
+            self._ready = True
+        with suppress(OSError):
+            self._pipe.send((a, b, symmetric))
+        verdict: bool | None = self._receive(deadline_s)
+        return verdict
+
+    def is_alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End the process now, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+
+    def _receive(self, timeout_s: float) -> Any:
+        try:
+            return self._pipe.recv() if self._pipe.poll(timeout_s) else None
+        except (EOFError, OSError):
+            return None
+
+
+def _serve(pipe: Connection) -> None:
+    """What a worker does until the other end of the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(ValueError, OSError):  # there is a lower limit already
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    try:
+        _compare("1", "1.0", False)
+        pipe.send("")
+    except ImportError as error:
+        pipe.send(str(error))
+        return
+    with suppress(EOFError, OSError):
+        while True:
+            a, b, symmetric = pipe.recv()
+            try:
+                verdict = _compare(a, b, symmetric)
+            except Exception:  # noqa: BLE001 - SymPy raises whatever it likes on odd input
+                verdict = False
+            pipe.send(verdict)
+
+
+def _compare(a: str, b: str, symmetric: bool) -> bool:
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    # LaTeX only: math-verify's plain expressions would take the last number of any prose, and its
+    # LaTeX reads 1/2, sqrt(3) and 10,000 as well.
+    first, second = (
+        # In a box, since that is where math-verify looks for LaTeX.
+        parse(rf"\boxed{{{answer}}}", [LatexExtractionConfig()])
+        for answer in (a, b)
+    )
+    equivalent = partial(verify, float_rounding=DECIMALS, allow_set_relation_comp=True)
+    return bool(equivalent(first, second) or (symmetric and equivalent(second, first)))
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))

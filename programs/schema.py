@@ -1,0 +1,145 @@
+"""What a program is given and what it returns: prompts, sampling parameters, samples. Plain,
+frozen, free of SGLang.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypedDict
+
+from lim_sglang.errors import ConfigError
+
+
+class SampleState(StrEnum):
+    """How one sample ended. A failure is a state of its own, never an empty or a wrong answer."""
+
+    FINISHED = "finished"
+    """The model ended its turn."""
+    TRUNCATED = "truncated"
+    """`max_tokens` was reached first."""
+    FAILED = "failed"
+    """The server or the connection failed; `Sample.error` says how."""
+    ABORTED = "aborted"
+    """Its program was settled, or a person stopped it, before the sample ended."""
+
+
+COMPLETED_STATES = (SampleState.FINISHED, SampleState.TRUNCATED)
+"""Samples that ended by themselves."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How each sample is drawn. Defaults: the paper's temperature, top_p and top_k."""
+
+    max_tokens: int = 2048
+    temperature: float = 0.6
+    top_p: float = 0.95
+    seed: int | None = None
+    """Base seed; sample i is sent `seed + i`. SGLang drops it unless it runs deterministically."""
+    top_k: int = 20
+    """-1: no limit."""
+
+    def seed_of(self, index: int) -> int | None:
+        """The seed that one sample is sent."""
+        return None if self.seed is None else self.seed + index
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One chain of thought, as it ended."""
+
+    index: int
+    """Position among the samples of its question, from 0."""
+    state: SampleState
+    text: str
+    answer: str | None
+    """The extracted final answer; None where the text states none."""
+    num_tokens: int
+    """Generated tokens of the text."""
+    latency_s: float
+    seed: int | None
+    """The seed that was sent."""
+    seed_honoured: bool
+    rid: str
+    """The request id at the server."""
+    error: str | None = None
+    tokens_at_least: bool = False
+    """Whether the server may have generated more for it: nobody heard how it, or an earlier try of
+    it, ended there."""
+    num_reasoning_tokens: int = 0
+    """Of `num_tokens`, up to the end of the thoughts."""
+    reasoning_estimated: bool = False
+    """Whether nobody counted these: they are pieces of a stream, or a share of the characters."""
+    num_prompt_tokens: int = 0
+    """Of the request that drew it; 0 where the server did not say."""
+    confidence: float | None = None
+    """DeepConf's lowest group confidence of the chain (`stopping.py`); None without logprobs."""
+    num_repeated_logprobs: int = 0
+    """Tokens whose part in the confidence is a guess (`chat.count_repeated`)."""
+
+
+RECOMMENDED = ("temperature", "top_p", "top_k")
+"""What a model's generation config may recommend; the server itself applies the rest of it."""
+
+
+def resolve_sampling(published: Mapping[str, Any], **given: Any) -> Sampling:
+    """The parameters of a run, decided once.
+
+    Args:
+        published: the model's, by name, as far as its server says them. A top_k of 0 is no limit,
+            as in transformers.
+        given: fields of `Sampling`; None was not given.
+    """
+    recommended = {name: published[name] for name in RECOMMENDED if published.get(name) is not None}
+    if recommended.get("top_k") == 0:
+        recommended["top_k"] = -1
+    wanted = {name: value for name, value in given.items() if value is not None}
+    return Sampling(**{**recommended, **wanted})
+
+
+def check_thinking_budget(budget: int | None, max_tokens: int) -> None:
+    """Refuse a limit of the thoughts that no answer fits behind; raises `ConfigError`."""
+    if budget is not None and budget >= max_tokens:
+        raise ConfigError(
+            f"a thinking budget of {budget:,} tokens leaves nothing of max_tokens {max_tokens:,} "
+            "to answer with: lower the one or raise the other"
+        )
+
+
+MATH_PROMPT = r"""{question}
+
+Please reason step by step, and put your final answer within \boxed{{}}."""
+"""For `str.format(question=...)`; raw, since `\b` would be a backspace."""
+CHOICE_PROMPT = r"""{question}
+
+Please reason step by step, and put the letter of your final answer within \boxed{{}}."""
+"""For a question that ends with its options."""
+
+
+class Message(TypedDict):
+    """One turn of a conversation, as OpenAI's API has it."""
+
+    role: str
+    content: str
+
+
+def ask_messages(
+    question: str, *, template: str = MATH_PROMPT, system: str | None = None
+) -> tuple[Message, ...]:
+    """The conversation that asks one question.
+
+    Raises:
+        ConfigError: the template does not hold {question} once, or another field.
+    """
+    try:
+        content = template.format(question=question)
+        holds_question = template.format(question="\0").count("\0") == 1
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConfigError(
+            f"the prompt template cannot be filled in ({error!r}): write {{question}} where the "
+            "question goes, and {{ and }} for braces"
+        ) from None
+    if not holds_question:
+        raise ConfigError("the prompt template must hold {question} exactly once")
+    turns = [Message(role="system", content=system)] if system else []
+    return (*turns, Message(role="user", content=content))
