@@ -42,5 +42,5 @@ gate-backend:
 	LIM_TEST_SHAPE=qwen3-8b $(PYTHON) -m pytest -q -m gpu tests/gpu/test_backend.py
 
 sanitize-gpu:  ## memory errors and races in the kernels' smallest cases
-	compute-sanitizer --tool memcheck --error-exitcode 9 $(PYTHON) -m tests.gpu.smallest_cases
-	compute-sanitizer --tool racecheck --error-exitcode 9 $(PYTHON) -m tests.gpu.smallest_cases
+	compute-sanitizer --tool memcheck --error-exitcode 9 $(PYTHON) -m tests.kernels.smallest_cases
+	compute-sanitizer --tool racecheck --error-exitcode 9 $(PYTHON) -m tests.kernels.smallest_cases

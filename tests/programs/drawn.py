@@ -11,7 +11,7 @@ from lim_sglang.programs.program import Outcome, Program, run_program
 from lim_sglang.programs.sampler import SamplingRequest
 from lim_sglang.programs.schema import Sample, Sampling, ask_messages
 from lim_sglang.programs.sglang_backend import SglangBackend
-from tests.programs.fake_server import Answerer, FakeServer, eventually
+from tests.fakes.sglang_server import Answerer, FakeServer, eventually
 
 QUESTION = ask_messages("What is 17 * 23?")
 

@@ -14,7 +14,7 @@ from lim_sglang.programs.proxy import Proxy, ProxyServer, Upstream, VoteQueue, c
 from lim_sglang.programs.proxy_command import listen
 from lim_sglang.programs.schema import Sampling
 from lim_sglang.programs.sglang_backend import SglangBackend, ThinkingBudgetBackend
-from tests.programs.fake_server import FakeServer
+from tests.fakes.sglang_server import FakeServer
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 17 * 23?"}]
 

@@ -9,9 +9,9 @@ import pytest
 
 from lim_sglang.programs.options import samples_of
 from lim_sglang.programs.registry import DESCRIPTIONS, PROGRAMS
+from tests.fakes.sglang_server import completion, eventually, serving
 from tests.programs.chains import endless
 from tests.programs.drawn import by_sample
-from tests.programs.fake_server import completion, eventually, serving
 from tests.programs.forking import ROOT, Forker
 
 QUESTION = "What is 17 * 23?"

@@ -13,8 +13,8 @@ from lim_sglang.programs import sglang_backend as endpoint_module
 from lim_sglang.programs.backend import InFlightSample
 from lim_sglang.programs.http_client import Backoff
 from lim_sglang.programs.sglang_backend import SglangBackend
+from tests.fakes.sglang_server import Answerer, FakeServer, completion, eventually, serving
 from tests.programs.chains import Chain, endless
-from tests.programs.fake_server import Answerer, FakeServer, completion, eventually, serving
 from tests.programs.generating import begin, generate
 
 WAIT_S = 10.0

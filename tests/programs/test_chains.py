@@ -15,8 +15,8 @@ from sglang.srt.entrypoints.openai.protocol import (
 from sglang.srt.entrypoints.openai.sse_utils import build_sse_content
 
 from lim_sglang.programs.chat import switched
+from tests.fakes.sglang_server import FakeServer, eventually, serving
 from tests.programs.chains import END_OF_TURN, Chain, endless
-from tests.programs.fake_server import FakeServer, eventually, serving
 
 USAGE = {"include_usage": True, "continuous_usage_stats": True}
 LOGPROBS = {"logprobs": True, "top_logprobs": 2}

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.programs.connect import Api, choose_model, connect
+from tests.fakes.openai_server import Streamed, serving_openai
+from tests.fakes.sglang_server import Reply, completion, serving
 from tests.programs.drawn import run_on
-from tests.programs.fake_openai import Streamed, serving_openai
-from tests.programs.fake_server import Reply, completion, serving
 
 CONSOLE = Console(quiet=True)
 

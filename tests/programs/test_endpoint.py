@@ -12,7 +12,7 @@ from lim_sglang.programs.backend import new_rid
 from lim_sglang.programs.chat import Generation, chat_request
 from lim_sglang.programs.http_client import Backoff
 from lim_sglang.programs.sglang_backend import SglangBackend
-from tests.programs.fake_server import FakeServer, Reply, completion, eventually, serving
+from tests.fakes.sglang_server import FakeServer, Reply, completion, eventually, serving
 from tests.programs.generating import MESSAGES, PARAMS, generate
 
 

@@ -13,9 +13,9 @@ from lim_sglang.programs.confidence import CONFIDENCE
 from lim_sglang.programs.http_client import Backoff
 from lim_sglang.programs.schema import Sample, SampleState
 from lim_sglang.programs.sglang_backend import SglangBackend
+from tests.fakes.sglang_server import FakeServer, completion, eventually, serving
 from tests.programs.chains import CUT, Chain, Raw, endless
 from tests.programs.drawn import asked, by_sample, draw, run_on, states
-from tests.programs.fake_server import FakeServer, completion, eventually, serving
 
 ERROR = Raw('data: {"error": {"object": "error", "message": "out of memory", "code": 503}}')
 MALFORMED = Raw('data: {"choices": [{"delta"')

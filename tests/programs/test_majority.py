@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lim_sglang.programs.schema import Sample, SampleState
+from tests.fakes.sglang_server import Reply, completion, serving
 from tests.programs.drawn import draw
-from tests.programs.fake_server import Reply, completion, serving
 
 SCRIPT = Path(__file__).parents[2] / "programs" / "majority.py"
 

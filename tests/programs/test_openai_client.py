@@ -4,7 +4,7 @@ import pytest
 
 from lim_sglang.errors import ServerError
 from lim_sglang.programs.openai_backend import OpenAIClient, base_url
-from tests.programs.fake_openai import Streamed, serving_openai
+from tests.fakes.openai_server import Streamed, serving_openai
 
 
 @pytest.mark.parametrize(

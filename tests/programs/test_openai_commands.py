@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs.fake_openai import Streamed, serving_openai
+from tests.fakes.openai_server import Streamed, serving_openai
 
 ANSWER = Streamed(("It is ", "\\boxed{3}."), num_tokens=9)
 WAIT_S = 120.0

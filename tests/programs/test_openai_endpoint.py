@@ -16,9 +16,9 @@ from lim_sglang.programs.http_client import Backoff
 from lim_sglang.programs.openai_backend import OpenAIBackend, openai_request
 from lim_sglang.programs.schema import SampleState
 from lim_sglang.programs.short import SHORT
+from tests.fakes.openai_server import Answerer, FakeOpenAI, Refusal, Streamed, serving_openai
+from tests.fakes.sglang_server import eventually
 from tests.programs.drawn import run_on
-from tests.programs.fake_openai import Answerer, FakeOpenAI, Refusal, Streamed, serving_openai
-from tests.programs.fake_server import eventually
 
 PARAMS = SimpleNamespace(max_new_tokens=64, temperature=0.6, top_p=0.95, top_k=-1, stop=[])
 MESSAGES = [{"role": "user", "content": "What is 17 * 23?"}]

@@ -13,8 +13,8 @@ import pytest
 from lim_sglang.programs import backend
 from lim_sglang.programs import proxy as proxy_module
 from lim_sglang.programs.http_client import Backoff
+from tests.fakes.sglang_server import FakeServer, Reply, eventually, serving
 from tests.programs.chains import PROMPT_TOKENS, Chain, endless, words
-from tests.programs.fake_server import FakeServer, Reply, eventually, serving
 from tests.programs.proxied import QUESTION, Served, proxied
 
 THREE = ("so \\boxed{391}", "no \\boxed{390}", "thus \\boxed{391}")

@@ -16,8 +16,8 @@ import httpx
 import openai
 import pytest
 
+from tests.fakes.sglang_server import FakeServer, eventually, serving
 from tests.programs.chains import Chain, endless
-from tests.programs.fake_server import FakeServer, eventually, serving
 from tests.programs.forking import Forker
 from tests.programs.proxied import QUESTION
 

@@ -7,8 +7,8 @@ from typing import Any
 import openai
 import pytest
 
+from tests.fakes.sglang_server import FakeServer, completion, serving
 from tests.programs.chains import Chain, words
-from tests.programs.fake_server import FakeServer, completion, serving
 from tests.programs.proxied import QUESTION, Served, proxied
 
 THOUGHTS = "17 * 23, so " + "hm " * 200 + "391"

@@ -13,9 +13,9 @@ import pytest
 
 from lim_sglang.programs.schema import Sample
 from lim_sglang.programs.sglang_backend import SglangBackend
+from tests.fakes.sglang_server import completion, serving
 from tests.programs.chains import Chain
 from tests.programs.drawn import no_thread_is_left, run_on
-from tests.programs.fake_server import completion, serving
 from tests.programs.forking import ROOT, Forker
 from tests.programs.proxied import QUESTION, proxied
 

@@ -19,9 +19,9 @@ from lim_sglang.programs.sglang_backend import SglangBackend
 from lim_sglang.programs.short import SHORT
 from lim_sglang.programs.single import SINGLE
 from lim_sglang.programs.stopping import PosteriorRule, WindowRule, confidence_threshold
+from tests.fakes.sglang_server import FakeServer, completion, eventually, serving
 from tests.programs.chains import Chain, endless, words
 from tests.programs.drawn import asked, by_sample, draw, no_thread_is_left, run_on, states
-from tests.programs.fake_server import FakeServer, completion, eventually, serving
 
 
 def boxed(answer: str) -> str:

@@ -11,7 +11,7 @@ from lim_sglang.programs.backend import IN_FLIGHT, SEED, InFlightSample
 from lim_sglang.programs.chat import Generation
 from lim_sglang.programs.connect import Api, connect
 from lim_sglang.programs.sglang_backend import ENOUGH, ThinkingBudgetBackend, close_thoughts
-from tests.programs.fake_server import FakeServer, Reply, completion, serving
+from tests.fakes.sglang_server import FakeServer, Reply, completion, serving
 from tests.programs.test_connect import CONSOLE
 
 PARAMS = SimpleNamespace(max_new_tokens=100, temperature=0.6, top_p=0.95, top_k=20, stop=[])

@@ -16,9 +16,9 @@ from lim_sglang.programs.chat import (
 )
 from lim_sglang.programs.schema import Sample
 from lim_sglang.programs.short import SHORT
+from tests.fakes.sglang_server import Reply, completion, eventually, serving
 from tests.programs.chains import Chain, endless
 from tests.programs.drawn import by_sample, draw
-from tests.programs.fake_server import Reply, completion, eventually, serving
 
 TEXT = "<think>\none two three\n</think>\n\nIt is \\boxed{7}."
 """Five words up to the end of the thoughts."""

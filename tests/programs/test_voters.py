@@ -2,8 +2,8 @@
 
 from lim_sglang.programs.schema import Sample, SampleState
 from lim_sglang.programs.short import SHORT
+from tests.fakes.sglang_server import completion, eventually, serving
 from tests.programs.drawn import by_sample, draw
-from tests.programs.fake_server import completion, eventually, serving
 from tests.programs.test_stopping_early import boxed
 
 

@@ -1,0 +1,260 @@
+"""The GPU backend inside SGLang's model runner: parity, graphs, padding, chunks, no pauses."""
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from lim_sglang.compat import TENSOR_CORE_VAR
+from lim_sglang.kernels.verify import relative_error
+from tests.server.gpu_decode_step import (
+    Graph,
+    Step,
+    fill_cache,
+    make_step,
+    run_eager,
+    run_layers,
+    wrong_rows,
+)
+from tests.server.gpu_rig import Rig
+
+pytestmark = pytest.mark.gpu
+
+BUDGET = 256
+RAGGED = {
+    "one": [700],
+    "around-the-budget": [255, 256, 257, 1],
+    "eight": [1, 40, 300, 2000, 256, 511, 3000, 900],
+    "sixteen": [150 * n + 1 for n in range(16)],
+    "sixty-four": [30 * n + 1 for n in range(64)],
+}
+EIGHT, OTHER_EIGHT = RAGGED["eight"], [3500, 7, 256, 257, 1999, 1, 600, 601]
+
+
+@pytest.fixture
+def backend(rig: Rig) -> Any:
+    """LessIsMore with a small budget, on a fresh cache."""
+    fill_cache(rig)
+    return rig.use_lim(BUDGET)
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    """Random token ids."""
+    rng = random.Random(5)
+    return [[rng.randrange(5, 1000) for _ in range(length)] for length in lengths]
+
+
+def test_a_budget_over_the_length_differs_from_the_dense_backend_by_rounding_alone(
+    rig: Rig,
+) -> None:
+    """By no more than twice what SGLang's Triton backend does, and far less than a set does."""
+    asked = prompts(30, 400, 700, 120)
+    rig.use_dense()
+    forced = rig.greedy(asked, 24)[0].tolist()
+    dense = rig.teacher_forced(asked, forced).float()
+    rig.use_dense("triton")
+    rounding = relative_error(rig.teacher_forced(asked, forced), dense)
+    rig.use_lim(1024)
+    error = relative_error(rig.teacher_forced(asked, forced), dense)
+    rig.use_lim(64)
+    sparse = relative_error(rig.teacher_forced(asked, forced), dense)
+    assert error <= min(2 * rounding, sparse / 4), (error, rounding, sparse)
+
+
+def test_layers_that_all_select_give_the_dense_backends_tokens(rig: Rig) -> None:
+    asked = prompts(500, 300)
+    rig.use_dense()
+    dense, _ = rig.greedy(asked, 16)
+    rig.use_lim(BUDGET, select_layers=range(6))
+    assert torch.equal(rig.greedy(asked, 16)[0], dense)
+
+
+def test_a_small_budget_changes_the_tokens(rig: Rig) -> None:
+    asked = prompts(900, 700)
+    rig.use_dense()
+    dense, _ = rig.greedy(asked, 24)
+    rig.use_lim(64)
+    assert not torch.equal(rig.greedy(asked, 24)[0], dense)
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_an_eager_step_attends_as_the_definition_says(rig: Rig, backend: Any, name: str) -> None:
+    step = make_step(rig, RAGGED[name])
+    assert not wrong_rows(rig, backend, step, run_eager(rig, backend, step))
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_a_graph_attends_as_the_definition_says(rig: Rig, backend: Any, name: str) -> None:
+    lengths = RAGGED[name]
+    graph = Graph(rig, backend, make_step(rig, [1] * len(lengths), seed=1))
+    step = make_step(rig, lengths)
+    assert not wrong_rows(rig, backend, step, graph.run(step))
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_selection_by_mass_is_the_definition_s_in_graphs_too(rig: Rig, name: str) -> None:
+    fill_cache(rig)
+    backend = rig.use_lim(BUDGET, ranking="mass")
+    lengths = RAGGED[name]
+    graph = Graph(rig, backend, make_step(rig, [1] * len(lengths), seed=1))
+    step = make_step(rig, lengths)
+    assert not wrong_rows(rig, backend, step, graph.run(step))
+    assert not wrong_rows(rig, backend, step, run_eager(rig, backend, step))
+
+
+def test_a_graph_keeps_what_an_eager_step_keeps(rig: Rig, backend: Any) -> None:
+    graph = Graph(rig, backend, make_step(rig, [1] * 8, seed=1))
+    step = make_step(rig, EIGHT)
+    replayed, eager = graph.run(step), run_eager(rig, backend, step)
+    for row, length in enumerate(EIGHT):  # columns past a row's length are left as they were
+        scores = (replayed.scores[row, :, :length], eager.scores[row, :, :length])
+        assert length <= BUDGET or torch.equal(*scores)
+        assert torch.equal(replayed.kept[row], eager.kept[row])
+    for one, other in zip(replayed.outputs, eager.outputs, strict=True):
+        assert relative_error(one, other.float()) <= rig.tolerance
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_a_select_layers_attention_has_the_dense_backends_bits(rig: Rig, name: str) -> None:
+    fill_cache(rig)
+    step = make_step(rig, RAGGED[name])
+    outputs = []
+    for backend in (rig.use_dense(), rig.use_lim(BUDGET)):
+        backend.init_forward_metadata(step.forward_batch)
+        outputs.append(run_layers(rig, backend, step)[0].clone())
+    assert torch.equal(*outputs)
+
+
+def test_the_dense_pass_gives_the_scores_where_it_can(rig: Rig, backend: Any) -> None:
+    from_k = rig.runner.kv_cache_dtype != rig.runner.dtype or not backend.decode_use_tensor_cores
+    assert backend.score_source == ("a second reading of K" if from_k else "the dense pass")
+    assert backend.decode_use_tensor_cores == (os.environ.get(TENSOR_CORE_VAR) != "false")
+
+
+def test_two_replays_give_the_same_bits(rig: Rig, backend: Any) -> None:
+    graph = Graph(rig, backend, make_step(rig, [1] * 8, seed=1))
+    step = make_step(rig, EIGHT)
+    first, second = graph.run(step), graph.run(step)
+    assert torch.equal(first.outputs[0], second.outputs[0])
+    assert torch.equal(first.outputs[1], second.outputs[1])
+
+
+def test_one_graph_serves_other_lengths_padding_and_other_batch_sizes_between(
+    rig: Rig, backend: Any
+) -> None:
+    graph = Graph(rig, backend, make_step(rig, [1] * 8, seed=1))
+    other = Graph(rig, backend, make_step(rig, [1] * 4, seed=2))
+    steps: list[tuple[Graph, Callable[[], Step]]] = [
+        (graph, lambda: make_step(rig, EIGHT)),
+        (graph, lambda: make_step(rig, OTHER_EIGHT, seed=3)),
+        (other, lambda: make_step(rig, [900, 20, 256, 1300], seed=4)),
+        (graph, lambda: make_step(rig, [800, 257, 3], padding=5, seed=5)),
+        (graph, lambda: make_step(rig, [9] * 8, seed=6)),
+        (graph, lambda: make_step(rig, EIGHT, seed=7)),
+    ]
+    for place, (captured, make) in enumerate(steps):
+        step = make()
+        found = captured.run(step)
+        assert not wrong_rows(rig, backend, step, found), place
+
+
+def test_what_the_scheduler_writes_after_planning_changes_nothing(rig: Rig, backend: Any) -> None:
+    graph = Graph(rig, backend, make_step(rig, [1] * 8, seed=1))
+    step = make_step(rig, EIGHT)
+    graph.plan(step)
+    rig.runner.req_to_token_pool.req_to_token[1:9].fill_(7)  # as overlap scheduling may
+    graph.replay()
+    assert not wrong_rows(rig, backend, step, graph.outcome(step))
+
+
+def test_chunks_of_rows_keep_the_same_slots(rig: Rig, backend: Any) -> None:
+    step = make_step(rig, EIGHT)
+    whole = run_eager(rig, backend, step)
+    selector = backend.selector
+    try:
+        backend.selector = replace(selector, scores=selector.scores[:3])
+        chunked = run_eager(rig, backend, step)
+    finally:
+        backend.selector = selector
+    assert all(map(torch.equal, chunked.kept, whole.kept))
+
+
+def test_a_rows_set_does_not_depend_on_its_neighbours(rig: Rig, backend: Any) -> None:
+    together = run_eager(rig, backend, make_step(rig, EIGHT))
+    step = make_step(rig, EIGHT)
+    for row in (2, 3, 6):
+        batch = step.forward_batch
+        alone = run_eager(rig, backend, _only(step, row, batch))
+        assert torch.equal(alone.kept[0], together.kept[row])
+
+
+def _only(step: Step, row: int, batch: Any) -> Step:
+    """The step with one of its rows."""
+    one = slice(row, row + 1)
+    lens = batch.seq_lens_cpu[one]
+    narrow = type(batch)(
+        **{
+            **vars(batch),
+            "batch_size": 1,
+            "req_pool_indices": batch.req_pool_indices[one],
+            "seq_lens": batch.seq_lens[one],
+            "seq_lens_cpu": lens,
+            "seq_lens_sum": int(lens.sum()),
+            "out_cache_loc": batch.out_cache_loc[one],
+            "positions": batch.positions[one],
+        }
+    )
+    query = (step.query[0][one], step.query[1][one])
+    return Step(narrow, [step.slots[row]], query, (step.new_kv[0][one], step.new_kv[1][one]))
+
+
+def allocations() -> int:
+    """Allocator events so far."""
+    found: int = torch.cuda.memory_stats()["allocation.all.allocated"]
+    return found
+
+
+def test_beginning_a_step_and_replaying_it_neither_allocate_nor_wait(
+    rig: Rig, backend: Any
+) -> None:
+    graph = Graph(rig, backend, make_step(rig, [1] * 8, seed=1))
+    graph.run(make_step(rig, EIGHT))
+    step = make_step(rig, OTHER_EIGHT, seed=3)
+    torch.cuda.synchronize()
+    before = allocations()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        backend.sparse_decode.begin_step(step.forward_batch.seq_lens)
+        graph.replay()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert allocations() == before
+
+
+@pytest.mark.parametrize("plan_only", [True, False])
+def test_an_eager_step_waits_and_allocates_no_more_than_a_dense_one(
+    rig: Rig, plan_only: bool
+) -> None:
+    fill_cache(rig)
+    counts = {}
+    for name, backend in (("dense", rig.use_dense()), ("lim", rig.use_lim(BUDGET))):
+        for lengths in (EIGHT, OTHER_EIGHT):  # the first time loads modules
+            step = make_step(rig, lengths)
+            torch.cuda.synchronize()
+            before = allocations()
+            with torch.profiler.profile() as profile:
+                backend.init_forward_metadata(step.forward_batch)
+                if not plan_only:
+                    run_layers(rig, backend, step)
+            events = [event.name for event in profile.events()]
+            waits = [name for name in events if "Synchronize" in name or "DtoH" in name]
+            counts[name] = (allocations() - before, len(waits))
+    allocated, waited = (
+        lim - dense for lim, dense in zip(counts["lim"], counts["dense"], strict=True)
+    )
+    assert allocated <= 0
+    assert waited <= 0
