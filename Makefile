@@ -2,6 +2,10 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 SHAPES := qwen3-8b smollm2 coder-0.5b wide-head fp8-cache
 PARTS := race oracle kernels gate
+race := tests/server/test_gpu_race.py
+oracle := tests/server/test_gpu_oracle.py
+kernels := tests/kernels/test_gpu_kernels.py
+gate := tests/server/test_gpu_gate.py
 GPU_JOBS := 4
 
 .PHONY: install check format test test-gpu gate-gpu gate-kernels gate-backend sanitize-gpu
@@ -26,20 +30,20 @@ test-gpu:  ## needs one NVIDIA GPU
 	$(MAKE) -j$(GPU_JOBS) --output-sync=target $(PARTS:%=test-gpu-%) $(SHAPES:%=test-backend-%)
 
 test-gpu-%:
-	$(PYTHON) -m pytest -rP -m gpu tests/gpu/test_$*.py
+	$(PYTHON) -m pytest -rP -m gpu $($*)
 
 test-backend-%:
-	LIM_TEST_SHAPE=$* $(PYTHON) -m pytest -m gpu tests/gpu/test_backend.py
+	LIM_TEST_SHAPE=$* $(PYTHON) -m pytest -m gpu tests/server/test_gpu_backend.py
 
 gate-gpu:  ## exactness of kernels and backend, before any timing; PYTHON=python3 without .venv
 	$(PYTHON) -c "from lim_sglang.environment import project_commit; print('commit', project_commit())"
 	$(MAKE) -j2 --output-sync=target gate-kernels gate-backend
 
 gate-kernels:
-	$(PYTHON) -m pytest -q -m gpu tests/gpu/test_gate.py
+	$(PYTHON) -m pytest -q -m gpu tests/server/test_gpu_gate.py
 
 gate-backend:
-	LIM_TEST_SHAPE=qwen3-8b $(PYTHON) -m pytest -q -m gpu tests/gpu/test_backend.py
+	LIM_TEST_SHAPE=qwen3-8b $(PYTHON) -m pytest -q -m gpu tests/server/test_gpu_backend.py
 
 sanitize-gpu:  ## memory errors and races in the kernels' smallest cases
 	compute-sanitizer --tool memcheck --error-exitcode 9 $(PYTHON) -m tests.kernels.smallest_cases

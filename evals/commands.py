@@ -25,12 +25,10 @@ from lim_sglang.errors import ConfigError, DataError, ServerError
 from lim_sglang.evals.metrics import score
 from lim_sglang.evals.run_config import choose_method
 from lim_sglang.evals.runner import Evaluation, Finished, run_evaluation
-from lim_sglang.evals.servers import Access, split_urls
+from lim_sglang.evals.servers import split_urls
 from lim_sglang.evals.serving import ServerSpec, serving
 from lim_sglang.evals.table import score_table
-from lim_sglang.programs.connect import Api
 from lim_sglang.programs.options import (
-    DEFAULT_URL,
     INTERRUPTED,
     ApiKeyOption,
     ApiOption,
@@ -48,7 +46,7 @@ from lim_sglang.programs.options import (
     TopPOption,
     read_settings,
 )
-from lim_sglang.programs.schema import Sampling, check_thinking_budget
+from lim_sglang.programs.schema import DEFAULT_URL, Access, Api, Sampling, check_thinking_budget
 
 if TYPE_CHECKING:
     from lim_sglang.evals.compare import Comparison
@@ -209,7 +207,13 @@ def evaluate(
         "seed": seed,
     }
     evaluation = Evaluation(tuple(tasks), method, sampling, limit, data_dir, out, retry_failed)
-    access = Access(api, model, api_key, timeout, concurrency)
+    access = Access(
+        api=api,
+        model=model,
+        api_key=api_key,
+        timeout_s=timeout,
+        max_concurrency=concurrency,
+    )
     flags = {
         "--lim-policy": policy,
         "--lim-budget": budget,

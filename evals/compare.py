@@ -33,7 +33,7 @@ def mean_interval(values: Sequence[float], *, seed: int, resamples: int) -> tupl
     either side as the furthest that was seen, stand in for these, after Bonett and Price (2012,
     Journal of Educational and Behavioral Statistics 37, 479-488), who do so with pairs of verdicts.
 
-    `tests/unit/test_evals_statistics.py` measures how often the truth is inside.
+    `tests/evals/test_statistics.py` measures how often the truth is inside.
 
     Args:
         values: what is different in each question, from -1 to 1.

@@ -7,6 +7,11 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Protocol
 
+GRADING_VERSION = 1
+"""Version of extraction and grading: raise the number with a change of `programs/answers.py`,
+`programs/equivalence.py` or this module that changes a verdict. Verdicts of another version are
+renewed from the stored texts."""
+
 
 class AnswerKind(StrEnum):
     """How an answer is compared with the gold one."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lim_sglang.errors import DataError
 from lim_sglang.evals.run_store import GradedSample, write_whole
+from lim_sglang.programs.program import find_program
 from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
 from lim_sglang.programs.vote import Equivalent, Order, tally
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from lim_sglang.evals.run_store import RunRecord
     from lim_sglang.programs.equivalence import EquivalenceChecker
 
-ORDERS = {"short": Order.SHORTER_FIRST, "confidence": Order.BY_CONFIDENCE}
-"""How programs rank their groups; all others by votes. Known here without loading SGLang."""
 LISTS = ("indices", "correct", "group", "states", "tokens", "late")
 """Fields of a question that run along its samples."""
 FILES = ("tokenizer_path", "chat_template")
@@ -130,7 +129,7 @@ def summarise(
     questions: dict[str, list[GradedSample]] = {}
     for graded in samples:
         questions.setdefault(graded.question_id, []).append(graded)
-    order = ORDERS.get(_program(record)["name"], Order.BY_VOTES)
+    order = find_program(_program(record)["name"]).order
     return Summary(
         run_id=record.run_id,
         conditions=conditions_of(record),
@@ -199,6 +198,7 @@ def conditions_of(record: "RunRecord") -> dict[str, Any]:
         "server": _other_arguments(server),
         "versions": {**(about.get("client_versions") or {}), **settings["versions"]},
         "code_sha256": settings.get("code_sha256"),
+        "sampling_version": settings.get("sampling_version"),
         "commit": about.get("commit"),
         "date": str(about.get("began", ""))[:10],
     }

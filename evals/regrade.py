@@ -9,8 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lim_sglang.evals.grade import Grader
-from lim_sglang.evals.run_config import grading_digest
+from lim_sglang.evals.grade import GRADING_VERSION, Grader
 from lim_sglang.evals.run_store import GRADES_FILE, GradedSample, load_run, write_whole
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.schema import COMPLETED_STATES
@@ -45,7 +44,7 @@ def grade_run(
         DataError: there is no run, a line of it is damaged, or the disk refuses.
     """
     samples = load_run(path).samples
-    by = f"math-verify {metadata.version('math-verify')}, grading {grading_digest()[:10]}"
+    by = f"math-verify {metadata.version('math-verify')}, grading {GRADING_VERSION}"
     rows = []
     with closing(_verdicts(samples, grader, num_threads)) as verdicts:
         for row in verdicts:

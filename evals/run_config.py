@@ -6,20 +6,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lim_sglang
 from lim_sglang.errors import ConfigError
+from lim_sglang.evals.grade import GRADING_VERSION
 from lim_sglang.evals.tasks import Question, Task, selection_digest
-from lim_sglang.programs.registry import DESCRIPTIONS, description_of
+from lim_sglang.programs.program import PROGRAMS, SAMPLING_VERSION, find_program
 from lim_sglang.programs.schema import Sampling
 
 MOST_AT_ONCE = 64
 """Samples of one question in flight: the frontend starts a thread for each."""
-SAMPLE_BY_SAMPLE = ("single", "majority")
+SAMPLE_BY_SAMPLE = tuple(name for name, program in PROGRAMS.items() if not program.stops_early)
 """Programs that draw every sample, so that each is worth keeping without the others."""
-DEFAULT_SAMPLES = {name: about.samples for name, about in DESCRIPTIONS.items()} | {"majority": 4}
+DEFAULT_SAMPLES = {name: program.samples for name, program in PROGRAMS.items()} | {"majority": 4}
 """Of each question, where nobody says how many."""
 
 
@@ -57,7 +57,7 @@ def choose_method(program: str, num_samples: int | None, **others: Any) -> Metho
     Raises:
         ConfigError: there is no such program, or it does not draw so many samples.
     """
-    description_of(program)
+    find_program(program)
     if program == "single" and num_samples not in (None, 1):
         raise ConfigError(
             f"--program single draws one sample a question, not {num_samples}: "
@@ -74,8 +74,6 @@ def complete(method: Method) -> Method:
     """
     if not method.options and not method.stops_by_itself:
         return method  # and SGLang need not be loaded
-    from lim_sglang.programs.registry import find_program
-
     program = find_program(method.program)
     program.check(method.options)
     return replace(method, options={**program.options, **method.options})
@@ -89,8 +87,6 @@ def in_flight(method: Method, concurrency: int) -> int:
     """
     wanted = None
     if method.stops_by_itself:
-        from lim_sglang.programs.registry import find_program
-
         wanted = find_program(method.program).parallel
     return min(wanted or method.num_samples, method.num_samples, MOST_AT_ONCE, concurrency)
 
@@ -118,18 +114,6 @@ SERVER_ARGUMENTS = (
 )
 """The server's arguments that can change an answer. `random_seed` is left out: SGLang draws a new
 one at each start unless told otherwise, and the same command has to go on with a new server."""
-
-
-DRAWING_FILES = (
-    *("programs/drawing.py", "programs/transport.py", "programs/chat.py"),
-    *("programs/endpoint.py", "programs/thinking.py", "programs/thoughts.py"),
-    *("programs/openai_endpoint.py", "programs/openai_client.py"),
-)
-"""What a sample depends on, under the package's folder, beside the program's own file."""
-STOPPING_FILES = ("programs/program.py", "programs/stopping.py", "programs/vote.py")
-"""What decides when a question has samples enough; so do the verdicts of `GRADING_FILES`."""
-GRADING_FILES = ("programs/answers.py", "programs/judge.py", "evals/grade.py")
-"""What a verdict depends on. Verdicts can be renewed, unlike samples."""
 
 
 def run_settings(
@@ -169,7 +153,9 @@ def run_settings(
             and bool(server_info.get("enable_deterministic_inference")),
         },
         **_server_settings(server_info),
-        "code_sha256": code_digest(method),
+        "sampling_version": SAMPLING_VERSION,
+        # Verdicts decide when a program that stops by itself has samples enough.
+        "grading_version": GRADING_VERSION if method.stops_by_itself else None,
     }
 
 
@@ -205,25 +191,6 @@ def _server_settings(info: Mapping[str, Any]) -> dict[str, Any]:
             "math_verify": metadata.version("math-verify"),
         },
     }
-
-
-def code_digest(method: Method) -> str:
-    """SHA-256 of the files that make a sample; other edits leave a run as it is."""
-    names = [f"programs/{method.program}.py", *DRAWING_FILES]
-    if method.stops_by_itself:
-        names += [*STOPPING_FILES, *GRADING_FILES]
-    return _digest(names)
-
-
-def grading_digest() -> str:
-    """SHA-256 of the files that make a verdict."""
-    return _digest(GRADING_FILES)
-
-
-def _digest(names: Sequence[str]) -> str:
-    root = Path(lim_sglang.__file__).parent
-    content = b"".join((root / name).read_bytes() for name in names)
-    return hashlib.sha256(content).hexdigest()
 
 
 def run_id(settings: Mapping[str, Any]) -> str:

@@ -409,7 +409,14 @@ def _check_or_write_record(path: Path, record: RunRecord, *, is_empty: bool) -> 
         return
     # Through JSON, so that a tuple equals the list that it became.
     settings = json.loads(json.dumps(record.settings))
-    found = list(differences(read_record(path).settings, settings))
+    stored = read_record(path).settings
+    if "code_sha256" in stored:  # in the place of the sampling version
+        raise DataError(
+            f"the run in {path} was begun by an earlier lim-sglang, which recorded no sampling "
+            "version: it can be graded, compared and reported, but not continued; name another "
+            "folder with --out"
+        )
+    found = list(differences(stored, settings))
     if found:
         lines = "".join(f"\n  - {difference}" for difference in found)
         raise DataError(

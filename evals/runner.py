@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from lim_sglang.environment import installed_versions, project_commit
 from lim_sglang.errors import ConfigError, DataError, LimError, ServerError
-from lim_sglang.evals.grade import READERS, Grader
+from lim_sglang.evals.grade import GRADING_VERSION, READERS, Grader
 from lim_sglang.evals.metrics import Summary, summarise
 from lim_sglang.evals.progress import Pace, show_progress
 from lim_sglang.evals.regrade import grade_run
@@ -27,7 +27,6 @@ from lim_sglang.evals.run_config import (
     complete,
     differences,
     folder_name,
-    grading_digest,
     in_flight,
     run_id,
     run_settings,
@@ -52,18 +51,17 @@ from lim_sglang.evals.scheduler import (
     open_jobs,
     stream,
 )
-from lim_sglang.evals.servers import Access, Connection, Facts, connected
+from lim_sglang.evals.servers import Connection, Facts, connected
 from lim_sglang.evals.tasks import Question, Task, find_task, load_questions, questions_digest
-from lim_sglang.programs.backend import Backend
 from lim_sglang.programs.equivalence import EquivalenceChecker
-from lim_sglang.programs.program import Outcome, run_program
-from lim_sglang.programs.registry import find_program
-from lim_sglang.programs.sampler import SamplingRequest, SamplingRun
+from lim_sglang.programs.program import Outcome, find_program, run_program
 from lim_sglang.programs.schema import (
     COMPLETED_STATES,
+    Access,
     Sample,
     SampleState,
     Sampling,
+    SamplingRequest,
     ask_messages,
     resolve_sampling,
 )
@@ -102,7 +100,7 @@ class ProgramSampler:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: "Backend",
         method: Method,
         *,
         prompt: str,
@@ -144,7 +142,7 @@ class ProgramSampler:
         if self._method.stops_by_itself:
             deliver(*self._settled(outcome, begun[0]))
 
-    def _settled(self, outcome: Outcome, run: SamplingRun) -> Iterator[SampleResult]:
+    def _settled(self, outcome: Outcome, run: "SamplingRun") -> Iterator[SampleResult]:
         """The samples of a question that has come to its end."""
         heard = {sample.index for sample in run.voters}
         for sample in outcome.samples:
@@ -158,7 +156,7 @@ class ProgramSampler:
         indices: Sequence[int],
         *,
         on_sample: Callable[[Sample], None] = lambda _: None,
-        on_begin: Callable[[SamplingRun], None] = lambda _: None,
+        on_begin: "Callable[[SamplingRun], None]" = lambda _: None,
     ) -> Outcome:
         question = SamplingRequest(
             ask_messages(text, template=self._prompt, system=self._method.system),
@@ -177,6 +175,10 @@ class ProgramSampler:
             on_begin=on_begin,
         )
 
+
+if TYPE_CHECKING:
+    from lim_sglang.programs.backend import Backend
+    from lim_sglang.programs.sampler import SamplingRun
 
 RUNS_FOLDER = Path("runs")
 
@@ -380,7 +382,7 @@ def _about(request: Request, servers: Sequence[Facts]) -> dict[str, Any]:
     return {
         "commit": project_commit(),
         "client_versions": installed_versions(),
-        "grading_sha256": grading_digest(),
+        "grading_version": GRADING_VERSION,
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "urls": [server.url for server in servers],
         "places": [server.concurrency for server in servers],
@@ -490,9 +492,9 @@ def run_evaluation(
     finished = []
     with (
         connected(
-            *(urls, access, console),
-            thinking=method.thinking,
-            thinking_budget=method.thinking_budget,
+            urls,
+            replace(access, thinking=method.thinking, thinking_budget=method.thinking_budget),
+            console,
         ) as connections,
         EquivalenceChecker() as checker,
     ):
@@ -562,8 +564,8 @@ def _of_one_version(
     """The samples with the verdicts of this version of the grader, all of them renewed where
     another one has judged some.
     """
-    began_with = read_record(plan.path).about.get("grading_sha256")
-    if began_with == grading_digest() and not (plan.path / GRADES_FILE).exists():
+    began_with = read_record(plan.path).about.get("grading_version")
+    if began_with == GRADING_VERSION and not (plan.path / GRADES_FILE).exists():
         return samples
     found = grade_run(plan.path, grader, num_threads=NUM_GRADING)
     console.print(

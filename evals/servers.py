@@ -3,14 +3,15 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from lim_sglang.errors import ConfigError, ServerError
-from lim_sglang.programs.connect import Api, connect
+from lim_sglang.programs.connect import connect
 from lim_sglang.programs.http_client import check_server, normalise_url
+from lim_sglang.programs.schema import Access, Api
 
 if TYPE_CHECKING:
     from lim_sglang.programs.backend import Backend
@@ -36,18 +37,6 @@ class Connection:
     backend: "Backend"
 
 
-@dataclass(frozen=True)
-class Access:
-    """How servers are spoken to; see `connect`."""
-
-    api: Api = Api.SGLANG
-    model: str | None = None
-    api_key: str | None = None
-    timeout_s: float = 600.0
-    concurrency: int = 64
-    """Requests in flight at once at each server."""
-
-
 def split_urls(texts: Sequence[str]) -> tuple[str, ...]:
     """The addresses in some texts, each of which may hold several, between spaces or commas.
 
@@ -66,12 +55,7 @@ def split_urls(texts: Sequence[str]) -> tuple[str, ...]:
 
 @contextmanager
 def connected(
-    urls: Sequence[str],
-    access: Access,
-    console: Console,
-    *,
-    thinking: bool | None = None,
-    thinking_budget: int | None = None,
+    urls: Sequence[str], access: Access, console: Console
 ) -> Iterator[tuple[Connection, ...]]:
     """Connections to all servers, until the block ends.
 
@@ -84,18 +68,10 @@ def connected(
     with ExitStack() as stack:
         connections = []
         for url in urls:
-            backend = connect(
-                *(url, access.api_key, console),
-                timeout_s=access.timeout_s,
-                max_concurrency=access.concurrency,
-                thinking=thinking,
-                thinking_budget=thinking_budget,
-                api=access.api,
-                model=access.model,
-            )
+            backend = connect(replace(access, url=url), console)
             stack.callback(backend.close)
             defaults = backend.sampling_defaults()
-            facts = Facts(url, backend.server_info(), defaults, backend.concurrency.total)
+            facts = Facts(url, backend.server_info(), defaults, backend.limiter.total)
             connections.append(Connection(facts, backend))
         yield tuple(connections)
 

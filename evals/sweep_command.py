@@ -64,9 +64,9 @@ def sweep(
 ) -> None:
     """Run every model, policy, budget and task that a file names, server by server. What is
     complete is left alone; the same command goes on where an earlier one stopped."""
-    from lim_sglang.evals.servers import Access
     from lim_sglang.evals.sweep import check_runs, expand, find_sweep, read_sweep
     from lim_sglang.evals.sweeping import load_questions_of, look, run_sweep
+    from lim_sglang.programs.schema import Access
 
     if os.environ.get(ENV_VAR):
         raise ConfigError(f"{ENV_VAR} is set, and would change what the file says: unset it")
@@ -87,7 +87,7 @@ def sweep(
     needed = dict.fromkeys(standing.run.questions for standing in missing)
     if unread := [str(problems[each]) for each in needed if each in problems]:
         raise DataError("\n".join(unread))
-    access = Access(timeout_s=wanted.timeout_s, concurrency=wanted.concurrency)
+    access = Access(timeout_s=wanted.timeout_s, max_concurrency=wanted.concurrency)
     try:
         failed = run_sweep(missing, access, Console(stderr=True), data_dir=data_dir)
     except KeyboardInterrupt:

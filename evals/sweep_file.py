@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from lim_sglang.config import LimConfig
 from lim_sglang.errors import DataError
 from lim_sglang.evals.tasks import find_task
-from lim_sglang.programs.registry import description_of
+from lim_sglang.programs.program import find_program
 
 
 def _refuse_unknown_task(name: str) -> str:
@@ -21,7 +21,7 @@ def _refuse_unknown_task(name: str) -> str:
 
 
 def _refuse_unknown_program(name: str) -> str:
-    description_of(name)
+    find_program(name)
     return name
 
 

@@ -395,5 +395,6 @@ def _check_shapes(
     wanted = (padded_group(num_heads, num_kv_heads), dim)
     if workspace.outputs.shape[1:] != wanted:
         raise ValueError(
-            f"parts are for {tuple(workspace.outputs.shape[1:])} padded heads and dims, not {wanted}"
+            f"the workspace is for {tuple(workspace.outputs.shape[1:])} padded heads and dims, "
+            f"not {wanted}"
         )

@@ -176,7 +176,7 @@ def _count_retraction(scheduler: Any, _request: Any, is_retracted: bool = False)
 KERNELS = "sgl_kernel"
 
 
-def activate() -> None:
+def activate_cpu_platform() -> None:
     """Called by SGLang in each of its processes, before anything imports its kernels.
 
     Returns None, which tells SGLang that this is not a platform of its own.

@@ -11,7 +11,6 @@ from typing import Any
 
 import sglang as sgl
 
-from lim_sglang.programs.program import Program
 from lim_sglang.programs.sampler import SamplingRun, add_messages
 from lim_sglang.programs.stopping import PosteriorRule
 
@@ -23,14 +22,7 @@ def adaptive(s: Any, run: SamplingRun, indices: Sequence[int], confidence: float
     run.sample(s, indices, PosteriorRule(confidence))
 
 
-ADAPTIVE = Program(
-    "adaptive",
-    adaptive,
-    parallel=8,
-)
-
-
 if __name__ == "__main__":
     from lim_sglang.programs.ask import run_script
 
-    run_script(ADAPTIVE.name)
+    run_script("adaptive")

@@ -15,11 +15,9 @@ from rich.text import Text
 
 from lim_sglang.errors import ServerError, errors_in_words
 from lim_sglang.programs.answers import extract_answer
-from lim_sglang.programs.backend import InFlightSample
-from lim_sglang.programs.connect import Api, connect
+from lim_sglang.programs.connect import connect
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.options import (
-    DEFAULT_URL,
     INTERRUPTED,
     ApiKeyOption,
     ApiOption,
@@ -43,7 +41,10 @@ from lim_sglang.programs.options import (
 )
 from lim_sglang.programs.program import ask_record
 from lim_sglang.programs.schema import (
+    DEFAULT_URL,
     MATH_PROMPT,
+    Access,
+    Api,
     Sample,
     SampleState,
     Sampling,
@@ -54,9 +55,10 @@ from lim_sglang.programs.schema import (
 from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.backend import Backend
+    from lim_sglang.programs.backend import Backend, InFlightSample
     from lim_sglang.programs.program import Outcome, Program
-    from lim_sglang.programs.sampler import SamplingRequest, SamplingRun
+    from lim_sglang.programs.sampler import SamplingRun
+    from lim_sglang.programs.schema import SamplingRequest
 
 SHOWN = 16
 """Running samples that have a line of their own."""
@@ -127,7 +129,7 @@ class VoteDisplay:
         return Group(*parts, self._bar)
 
 
-def running_table(samples: Sequence[InFlightSample]) -> Table:
+def running_table(samples: "Sequence[InFlightSample]") -> Table:
     """Samples in flight: how long each is, how fast, what it does, and its answer so far."""
     begun = [sample for sample in samples if sample.has_started]
     columns = ("sample", "tokens", "tokens/s", "state", "answer so far")
@@ -256,15 +258,8 @@ def ask(
     messages = ask_messages(question, template=template, system=system)
     options = read_settings(settings or [])
     console = Console(stderr=True)
-    backend = connect(
-        *(url, api_key, console),
-        timeout_s=timeout,
-        max_concurrency=samples,
-        thinking=thinking,
-        thinking_budget=thinking_budget,
-        api=api,
-        model=model,
-    )
+    access = Access(url, api, model, api_key, timeout, samples, thinking, thinking_budget)
+    backend = connect(access, console)
     with closing(backend):
         sampling = resolve_sampling(
             backend.sampling_defaults(),
@@ -274,8 +269,8 @@ def ask(
             top_k=top_k,
             seed=seed,
         )
-        from lim_sglang.programs.registry import find_program
-        from lim_sglang.programs.sampler import SamplingRequest
+        from lim_sglang.programs.program import find_program
+        from lim_sglang.programs.schema import SamplingRequest
 
         chosen = find_program(program)
         chosen.check(options)

@@ -10,7 +10,6 @@ from typing import Any
 
 import sglang as sgl
 
-from lim_sglang.programs.program import Program
 from lim_sglang.programs.sampler import SamplingRun, add_messages
 from lim_sglang.programs.stopping import TokenBudgetRule
 
@@ -22,16 +21,7 @@ def budget(s: Any, run: SamplingRun, indices: Sequence[int], tokens: int = 16384
     run.sample(s, indices, TokenBudgetRule(tokens))
 
 
-BUDGET = Program(
-    "budget",
-    budget,
-    streamed=True,
-    finished_only=True,
-    parallel=4,
-)
-
-
 if __name__ == "__main__":
     from lim_sglang.programs.ask import run_script
 
-    run_script(BUDGET.name)
+    run_script("budget")

@@ -12,7 +12,6 @@ from typing import Any
 
 import sglang as sgl
 
-from lim_sglang.programs.program import Program
 from lim_sglang.programs.sampler import SamplingRun, add_messages
 from lim_sglang.programs.schema import COMPLETED_STATES
 from lim_sglang.programs.stopping import (
@@ -22,7 +21,6 @@ from lim_sglang.programs.stopping import (
     Never,
     confidence_threshold,
 )
-from lim_sglang.programs.vote import Order
 
 
 @sgl.function
@@ -55,15 +53,7 @@ def confidence(
     run.sample(s, rest, rule, confidence=measure, threshold=threshold)
 
 
-CONFIDENCE = Program(
-    "confidence",
-    confidence,
-    order=Order.BY_CONFIDENCE,
-    streamed=True,
-)
-
-
 if __name__ == "__main__":
     from lim_sglang.programs.ask import run_script
 
-    run_script(CONFIDENCE.name)
+    run_script("confidence")

@@ -1,15 +1,15 @@
 """From an address to a frontend backend: quick to fail, slow only where SGLang is imported."""
 
 from collections.abc import Sequence
-from enum import StrEnum
-from functools import partial
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.chat import switched
 from lim_sglang.programs.http_client import Client, check_server
+from lim_sglang.programs.schema import Access, Api
 
 if TYPE_CHECKING:
     from lim_sglang.programs.backend import Backend
@@ -22,85 +22,39 @@ LOADING = "Loading SGLang's frontend"
 """It takes seconds to import, which a user should not wait for in vain or in the dark."""
 
 
-class Api(StrEnum):
-    """What a server is spoken to in."""
-
-    SGLANG = "sglang"
-    """Chat completions with request ids, aborts and all of SGLang's options."""
-    OPENAI = "openai"
-    """Chat completions as any OpenAI-compatible server has them."""
-
-
-def connect(
-    url: str,
-    api_key: str | None,
-    console: Console,
-    *,
-    timeout_s: float,
-    max_concurrency: int,
-    thinking: bool | None = None,
-    thinking_budget: int | None = None,
-    api: Api = Api.SGLANG,
-    model: str | None = None,
-) -> "Backend":
-    """The server as a frontend backend, once it is known to be there.
-
-    Args:
-        timeout_s: limit of one generation, from sending to the answer.
-        max_concurrency: requests in flight; a server that says that it runs fewer gets fewer.
-        thinking: on or off for models that can do both; None leaves it to the model's template.
-        thinking_budget: tokens after which thoughts are closed (`thinking.py`); None: no limit.
-        model: its name at a server of OpenAI's API; None: its only one.
+def connect(access: Access, console: Console) -> "Backend":
+    """Connect to a server, once it is known to be there.
 
     Raises:
         ConfigError: an option that cannot be honoured there, or no model where one must be chosen.
         ServerError: nothing answers, the key is wrong, or it speaks something else.
     """
-    _refuse_options(api, model, thinking=thinking, thinking_budget=thinking_budget)
-    if api is Api.OPENAI:
-        return _connect_openai(
-            *(url, model, api_key, console),
-            timeout_s=timeout_s,
-            max_concurrency=max_concurrency,
-            thinking=thinking,
-        )
-    return _connect_sglang(
-        *(url, api_key, console),
-        timeout_s=timeout_s,
-        max_concurrency=max_concurrency,
-        thinking=thinking,
-        thinking_budget=thinking_budget,
+    _refuse_options(access)
+    return (
+        _connect_openai(access, console)
+        if access.api is Api.OPENAI
+        else _connect_sglang(access, console)
     )
 
 
-def _connect_sglang(
-    url: str,
-    api_key: str | None,
-    console: Console,
-    *,
-    timeout_s: float,
-    max_concurrency: int,
-    thinking: bool | None,
-    thinking_budget: int | None,
-) -> "SglangBackend":
-    check_server(url, api_key)
-    with Client(url, api_key=api_key) as client:
+def _connect_sglang(access: Access, console: Console) -> "SglangBackend":
+    check_server(access.url, access.api_key)
+    with Client(access.url, api_key=access.api_key) as client:
         running: int | None = client.get("/server_info").get("max_running_requests")
-        check_switch(client, thinking)
+        check_switch(client, access.thinking)
+    if running:
+        access = replace(access, max_concurrency=min(access.max_concurrency, running))
     with console.status(LOADING):
         from lim_sglang.programs.sglang_backend import SglangBackend, ThinkingBudgetBackend
-    create = (
-        partial(ThinkingBudgetBackend, thinking_budget=thinking_budget)
-        if thinking_budget
-        else SglangBackend
-    )
-    return create(
-        url,
-        api_key=api_key,
-        timeout_s=timeout_s,
-        max_concurrency=min(max_concurrency, running or max_concurrency),
-        thinking=thinking,
-    )
+    how: dict[str, Any] = {
+        "api_key": access.api_key,
+        "timeout_s": access.timeout_s,
+        "max_concurrency": access.max_concurrency,
+        "thinking": access.thinking,
+    }
+    if access.thinking_budget:
+        return ThinkingBudgetBackend(access.url, thinking_budget=access.thinking_budget, **how)
+    return SglangBackend(access.url, **how)
 
 
 def check_switch(client: Client, thinking: bool | None) -> None:
@@ -125,33 +79,22 @@ def check_switch(client: Client, thinking: bool | None) -> None:
         )
 
 
-def _refuse_options(
-    api: Api, model: str | None, *, thinking: bool | None, thinking_budget: int | None
-) -> None:
-    if api is Api.SGLANG and model is not None:
+def _refuse_options(access: Access) -> None:
+    if access.api is Api.SGLANG and access.model is not None:
         raise ConfigError("--model goes with --api openai: a SGLang server answers with its own")
-    if api is Api.OPENAI and thinking_budget is not None:
+    if access.api is Api.OPENAI and access.thinking_budget is not None:
         raise ConfigError(
             "--thinking-budget needs --api sglang: OpenAI's API cannot go on with half a turn"
         )
-    if thinking is False and thinking_budget is not None:
+    if access.thinking is False and access.thinking_budget is not None:
         raise ConfigError("--thinking-budget limits thoughts that --no-thinking forbids")
 
 
-def _connect_openai(
-    url: str,
-    model: str | None,
-    api_key: str | None,
-    console: Console,
-    *,
-    timeout_s: float,
-    max_concurrency: int,
-    thinking: bool | None,
-) -> "OpenAIBackend":
+def _connect_openai(access: Access, console: Console) -> "OpenAIBackend":
     from lim_sglang.programs.openai_backend import OpenAIClient
 
-    with OpenAIClient(url, api_key=api_key) as client:
-        model = choose_model(model, client.models(), client.url)
+    with OpenAIClient(access.url, api_key=access.api_key) as client:
+        model = choose_model(access.model, client.models(), client.url)
     console.print(
         f"{model} by OpenAI's API, which has no top_k: one is sent only if --top-k names it",
         highlight=False,
@@ -160,12 +103,12 @@ def _connect_openai(
     with console.status(LOADING):
         from lim_sglang.programs.openai_backend import OpenAIBackend
     return OpenAIBackend(
-        url,
+        access.url,
         model,
-        api_key=api_key,
-        timeout_s=timeout_s,
-        max_concurrency=max_concurrency,
-        thinking=thinking,
+        api_key=access.api_key,
+        timeout_s=access.timeout_s,
+        max_concurrency=access.max_concurrency,
+        thinking=access.thinking,
     )
 
 

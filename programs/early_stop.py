@@ -10,7 +10,6 @@ from typing import Any
 
 import sglang as sgl
 
-from lim_sglang.programs.program import Program
 from lim_sglang.programs.sampler import SamplingRun, add_messages
 from lim_sglang.programs.stopping import Never, WindowRule, window_agrees
 
@@ -29,13 +28,7 @@ def early_stop(s: Any, run: SamplingRun, indices: Sequence[int], window: int = 5
             return
 
 
-EARLY_STOP = Program(
-    "early_stop",
-    early_stop,
-)
-
-
 if __name__ == "__main__":
     from lim_sglang.programs.ask import run_script
 
-    run_script(EARLY_STOP.name)
+    run_script("early_stop")

@@ -9,7 +9,6 @@ from typing import Any
 
 import sglang as sgl
 
-from lim_sglang.programs.program import Program
 from lim_sglang.programs.sampler import SamplingRun, add_messages
 from lim_sglang.programs.stopping import Never
 
@@ -21,13 +20,7 @@ def majority(s: Any, run: SamplingRun, indices: Sequence[int]) -> None:
     run.sample(s, indices, Never())
 
 
-MAJORITY = Program(
-    "majority",
-    majority,
-)
-
-
 if __name__ == "__main__":
     from lim_sglang.programs.ask import run_script
 
-    run_script(MAJORITY.name)
+    run_script("majority")

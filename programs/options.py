@@ -6,11 +6,9 @@ from typing import Annotated
 import typer
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.connect import Api
-from lim_sglang.programs.registry import DESCRIPTIONS, description_of, listing
-from lim_sglang.programs.schema import Sampling
+from lim_sglang.programs.program import PROGRAMS, find_program, listing
+from lim_sglang.programs.schema import Api, Sampling
 
-DEFAULT_URL = "http://127.0.0.1:30000"
 LIST = "?"
 """In place of a program's name, asks which there are."""
 INTERRUPTED = 130
@@ -119,7 +117,7 @@ ProgramOption = Annotated[
         "--program",
         is_eager=True,
         callback=_list_programs,
-        help=f"{', '.join(DESCRIPTIONS)}; {LIST} lists when each stops.",
+        help=f"{', '.join(PROGRAMS)}; {LIST} lists when each stops.",
     ),
 ]
 MostSamplesOption = Annotated[
@@ -177,8 +175,7 @@ TimeoutOption = Annotated[
 
 def samples_of(program: str, asked: int | None) -> int:
     """How many samples a program may draw; raises `ConfigError` for an unknown one."""
-    description = description_of(program)
-    return asked or description.samples
+    return asked or find_program(program).samples
 
 
 def read_settings(texts: list[str]) -> dict[str, int | float]:

@@ -1,41 +1,66 @@
-"""A reasoning program, and how one is run on a question."""
+"""The reasoning programs, and how one of them is run on a question."""
 
+import importlib
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lim_sglang.environment import project_commit
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.backend import Backend
-from lim_sglang.programs.sampler import SamplingRequest, SamplingRun
 from lim_sglang.programs.schema import COMPLETED_STATES, Sample, SampleState
 from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
+
+if TYPE_CHECKING:
+    from lim_sglang.programs.backend import Backend
+    from lim_sglang.programs.sampler import SamplingRun
+    from lim_sglang.programs.schema import SamplingRequest
+
+
+SAMPLING_VERSION = 1
+"""Part of the identity of a run: samples of two versions are never mixed. Raise the number with a
+change of what a server is sent, of how its answer is read, or of when a program stops
+(`sampler.py`, `backend.py`, `chat.py`, the backends, `stopping.py`, the programs)."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A way to answer a question with samples: which are drawn, when to stop, how they vote."""
+    """A way to answer a question with samples: which are taken, when to stop, how they vote.
+
+    The function itself is in the module of the same name, which imports SGLang's frontend: seconds.
+    """
 
     name: str
-    function: Any
-    """An `@sgl.function` of `(s, drawing, indices)` and its options with their defaults."""
+    samples: int
+    """Samples that the program may take where nobody says how many: the papers' 40 where a program
+    stops by itself, twice DeepConf's warm-up."""
+    stops_when: str
+    source: str
     order: Order = Order.BY_VOTES
     streamed: bool = False
-    """Whether it needs to know the tokens of running samples."""
+    """The program needs to know the tokens of samples in flight."""
     finished_only: bool = False
-    """Whether a sample that was cut off has no vote, even if it states an answer."""
+    """A sample that was cut off has no vote, even if it states an answer."""
     parallel: int | None = None
     """Samples in flight where the caller does not say how many; None for all."""
     most: int | None = None
-    """Samples that it draws at most, however many it is offered."""
+    """Samples that the program takes at most, however many it is offered."""
+    stops_early: bool = True
+    """What its samples say decides how many a question has."""
+
+    @cached_property
+    def function(self) -> Any:
+        """The `@sgl.function` of `(s, run, indices)` and the program's options with defaults."""
+        module = importlib.import_module(f"lim_sglang.programs.{self.name}")
+        return getattr(module, self.name)
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its options with their defaults."""
+        """The program's options with their defaults; loads SGLang's frontend."""
         _, _, _, *options = inspect.signature(self.function.func).parameters.values()
         return {option.name: option.default for option in options}
 
@@ -54,6 +79,87 @@ class Program:
         for name, value in options.items():
             if isinstance(self.options[name], int) and not isinstance(value, int):
                 raise ConfigError(f"{name}: expected a whole number, got {value}")
+
+
+PROGRAMS: Mapping[str, Program] = {
+    program.name: program
+    for program in (
+        Program(
+            "single",
+            samples=1,
+            stops_when="its one sample has ended",
+            source="chain of thought, arXiv 2201.11903",
+            most=1,
+            stops_early=False,
+        ),
+        Program(
+            "majority",
+            samples=8,
+            stops_when="all samples have ended",
+            source="self-consistency, arXiv 2203.11171",
+            stops_early=False,
+        ),
+        Program(
+            "adaptive",
+            samples=40,
+            stops_when="the leader is the more frequent answer with the given confidence",
+            source="Adaptive-Consistency, arXiv 2305.11860",
+            parallel=8,
+        ),
+        Program(
+            "early_stop",
+            samples=40,
+            stops_when="a window of samples agrees",
+            source="ESC, arXiv 2401.10480",
+        ),
+        Program(
+            "short",
+            samples=8,
+            stops_when="the first m of k samples have finished",
+            source="short-m@k, arXiv 2505.17813",
+            order=Order.SHORTER_FIRST,
+            finished_only=True,
+        ),
+        Program(
+            "confidence",
+            samples=32,
+            stops_when="one answer has nearly all of the confidence; unsure chains are aborted",
+            source="DeepConf, arXiv 2508.15260",
+            order=Order.BY_CONFIDENCE,
+            streamed=True,
+        ),
+        Program(
+            "budget",
+            samples=40,
+            stops_when="a token budget for the whole question is spent",
+            source="ours, a baseline at equal cost",
+            streamed=True,
+            finished_only=True,
+            parallel=4,
+        ),
+    )
+}
+"""Every program by the name that `--program` takes."""
+
+
+def find_program(name: str) -> Program:
+    """Look up a program.
+
+    Raises:
+        ConfigError: none has this name; the message lists those that there are.
+    """
+    if name not in PROGRAMS:
+        raise ConfigError(f"unknown program {name!r}; known, and when each stops:\n{listing()}")
+    return PROGRAMS[name]
+
+
+def listing() -> str:
+    """Describe the programs, a line each."""
+    width = max(map(len, PROGRAMS))
+    return "\n".join(
+        f"  {program.name:{width}}  {program.stops_when} ({program.source})"
+        for program in PROGRAMS.values()
+    )
 
 
 @dataclass(frozen=True)
@@ -102,14 +208,14 @@ class Outcome:
 
 def run_program(
     program: Program,
-    backend: Backend,
-    question: SamplingRequest,
+    backend: "Backend",
+    question: "SamplingRequest",
     *,
     indices: Sequence[int],
     equivalent: Equivalent,
     options: Mapping[str, Any] | None = None,
     on_sample: Callable[[Sample], None] = lambda _: None,
-    on_begin: Callable[[SamplingRun], None] = lambda _: None,
+    on_begin: "Callable[[SamplingRun], None]" = lambda _: None,
 ) -> Outcome:
     """Draw samples of one question, as many as the program needs.
 
@@ -123,6 +229,8 @@ def run_program(
     Raises:
         ConfigError: an option that the program does not have, or cannot be.
     """
+    from lim_sglang.programs.sampler import SamplingRun
+
     options = dict(options or {})
     program.check(options)
     indices = indices[: program.most]

@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from lim_sglang.errors import ConfigError, LimError
 from lim_sglang.programs.backend import Backend
 from lim_sglang.programs.http_client import CONNECT_TIMEOUT_S, is_loopback, normalise_url
-from lim_sglang.programs.program import Outcome, run_program
+from lim_sglang.programs.program import PROGRAMS, Outcome, find_program, run_program
 from lim_sglang.programs.protocol import (
     DONE,
     Answer,
@@ -35,9 +35,8 @@ from lim_sglang.programs.protocol import (
     event,
     read_request,
 )
-from lim_sglang.programs.registry import PROGRAMS, find_program
-from lim_sglang.programs.sampler import SamplingRequest, SamplingRun
-from lim_sglang.programs.schema import Sample, Sampling, check_thinking_budget
+from lim_sglang.programs.sampler import SamplingRun
+from lim_sglang.programs.schema import Sample, Sampling, SamplingRequest, check_thinking_budget
 from lim_sglang.programs.vote import Equivalent
 
 T = TypeVar("T")

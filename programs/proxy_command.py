@@ -12,7 +12,6 @@ from lim_sglang.errors import ConfigError
 from lim_sglang.programs.connect import connect
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.options import (
-    DEFAULT_URL,
     ApiKeyOption,
     MaxTokensOption,
     TemperatureOption,
@@ -23,7 +22,13 @@ from lim_sglang.programs.options import (
     TopPOption,
     UrlOption,
 )
-from lim_sglang.programs.schema import Sampling, check_thinking_budget, resolve_sampling
+from lim_sglang.programs.schema import (
+    DEFAULT_URL,
+    Access,
+    Sampling,
+    check_thinking_budget,
+    resolve_sampling,
+)
 
 if TYPE_CHECKING:
     from lim_sglang.programs.backend import Backend
@@ -62,13 +67,15 @@ def proxy(
     check_thinking_budget(thinking_budget, max_tokens)
     with ExitStack() as open_things:
         listener = open_things.enter_context(listen(host, port))
-        backend = connect(
-            *(url, api_key, Console(stderr=True)),
+        access = Access(
+            url,
+            api_key=api_key,
             timeout_s=timeout,
             max_concurrency=concurrency,
             thinking=thinking,
             thinking_budget=thinking_budget,
         )
+        backend = connect(access, Console(stderr=True))
         open_things.enter_context(closing(backend))  # aborts what still runs at the server
         sampling = resolve_sampling(
             backend.sampling_defaults(),

@@ -17,26 +17,13 @@ import sglang as sgl
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.backend import IN_FLIGHT, SEED, ConcurrencyLimiter, InFlightSample
 from lim_sglang.programs.chat import Generation
-from lim_sglang.programs.schema import Message, Sample, SampleState, Sampling
+from lim_sglang.programs.schema import Message, Sample, SampleState, SamplingRequest
 from lim_sglang.programs.stopping import Equivalent, GroupConfidence, Rule
 
 SOLUTION = "solution"
 POLL_S = 0.02
 """The frontend tells of the end of a branch only to those who wait for this one branch."""
 ROLES = {"system": sgl.system, "user": sgl.user, "assistant": sgl.assistant}
-
-
-@dataclass(frozen=True)
-class SamplingRequest:
-    """What is asked, and how each sample of it is drawn."""
-
-    messages: tuple[Message, ...]
-    sampling: Sampling
-    parallel: int
-    """Samples in flight at once."""
-    streamed: bool = False
-    """Whether the tokens of running samples are counted as they come in."""
-    seeds_honoured: bool = False
 
 
 @dataclass

@@ -27,6 +27,39 @@ COMPLETED_STATES = (SampleState.FINISHED, SampleState.TRUNCATED)
 """Samples that ended by themselves."""
 
 
+DEFAULT_URL = "http://127.0.0.1:30000"
+"""Address of a server that `lim serve` starts without further options."""
+
+
+class Api(StrEnum):
+    """Protocol that a server speaks."""
+
+    SGLANG = "sglang"
+    """Chat completions with request ids, aborts and all of SGLang's options."""
+    OPENAI = "openai"
+    """Chat completions as any OpenAI-compatible server has them."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a server is reached and used."""
+
+    url: str = DEFAULT_URL
+    """Address; of OpenAI's API the base URL, /v1 is added to a bare host."""
+    api: Api = Api.SGLANG
+    model: str | None = None
+    """The model's name at a server of OpenAI's API; None: its only one."""
+    api_key: str | None = None
+    timeout_s: float = 600.0
+    """Limit of one generation, from sending to the answer."""
+    max_concurrency: int = 64
+    """Requests in flight; a server that says that it runs fewer gets fewer."""
+    thinking: bool | None = None
+    """On or off for models that can do both; None leaves it to the model's template."""
+    thinking_budget: int | None = None
+    """Tokens after which thoughts are closed; None: no limit."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How each sample is drawn. Defaults: the paper's temperature, top_p and top_k."""
@@ -143,3 +176,16 @@ def ask_messages(
         raise ConfigError("the prompt template must hold {question} exactly once")
     turns = [Message(role="system", content=system)] if system else []
     return (*turns, Message(role="user", content=content))
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """What is asked, and how each sample of it is drawn."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    parallel: int
+    """Samples in flight at once."""
+    streamed: bool = False
+    """Whether the tokens of running samples are counted as they come in."""
+    seeds_honoured: bool = False

@@ -10,10 +10,8 @@ from typing import Any
 
 import sglang as sgl
 
-from lim_sglang.programs.program import Program
 from lim_sglang.programs.sampler import SamplingRun, add_messages
 from lim_sglang.programs.stopping import FirstRule
-from lim_sglang.programs.vote import Order
 
 
 @sgl.function
@@ -23,15 +21,7 @@ def short(s: Any, run: SamplingRun, indices: Sequence[int], wanted: int = 3) -> 
     run.sample(s, indices, FirstRule(wanted))
 
 
-SHORT = Program(
-    "short",
-    short,
-    order=Order.SHORTER_FIRST,
-    finished_only=True,
-)
-
-
 if __name__ == "__main__":
     from lim_sglang.programs.ask import run_script
 
-    run_script(SHORT.name)
+    run_script("short")

@@ -8,7 +8,6 @@ from typing import Any
 
 import sglang as sgl
 
-from lim_sglang.programs.program import Program
 from lim_sglang.programs.sampler import SamplingRun, add_messages
 from lim_sglang.programs.stopping import Never
 
@@ -20,14 +19,7 @@ def single(s: Any, run: SamplingRun, indices: Sequence[int]) -> None:
     run.sample(s, indices, Never())
 
 
-SINGLE = Program(
-    "single",
-    single,
-    most=1,
-)
-
-
 if __name__ == "__main__":
     from lim_sglang.programs.ask import run_script
 
-    run_script(SINGLE.name)
+    run_script("single")

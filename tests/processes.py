@@ -20,7 +20,7 @@ from tests.server.tiny_models import SELECT_LAYERS
 SGLANG = (sys.executable, "-m", "sglang.launch_server")
 SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
 LIM_SERVE = (sys.executable, "-m", "lim_sglang", "serve")
-LAUNCH = (str(Path(__file__).parents[2] / "launch.sh"), "--no-install")
+LAUNCH = (str(Path(__file__).parents[1] / "launch.sh"), "--no-install")
 """`lim serve` by the python3 on the PATH, which is the one that runs the tests."""
 
 ON_CPU = (

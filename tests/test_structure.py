@@ -4,69 +4,98 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("lim_sglang", "lim_sglang/bench", "kernels", "programs", "evals")
-MAX_LINES = 300
-
-# Each module of the server side may import those before it.
-LAYERS = (
-    *(
-        "errors",
-        "signals",
-        "versions",
-        "config",
-        "schedule",
-        "refusals",
-        "plan",
-        "stats",
-        "tracing",
-        "flags",
-    ),
-    *(
-        "compat",
-        "gpu",
-        "audit",
-        "kept_attention",
-        "backend",
-        "cpu_backend",
-        "model_runner",
-        "plugin",
-    ),
-    *("models", "server", "serve"),
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("lim_sglang", "lim_sglang/bench", "kernels", "programs", "evals")
+MAX_LINES = 650
+MAX_FILES = 95
+SERVER_SIDE = (
+    *("errors", "config", "counters", "compat", "validation", "flags", "audit"),
+    *("attention_backend", "cpu_backend", "model_runner", "plugin"),
+    *("models", "server", "serve", "verify_gpu", "doctor"),
 )
-SERVING = {*LAYERS[LAYERS.index("plan") :], "cpu_platform", "gate"} - {"compat"}
+"""Modules of lim_sglang/, each of which may import those before it."""
+EVERYWHERE = {"errors", "config", "environment", "markdown_section", "plot_style", "progress"}
+"""Modules of lim_sglang/ that every folder may import."""
+MAY_IMPORT: Mapping[str, set[str]] = {
+    "kernels": {"kernels"},
+    "programs": {"programs", "compat", *EVERYWHERE},
+    "evals": {"evals", "programs", "server", *EVERYWHERE},
+    "bench": {"bench", "kernels", "programs", *SERVER_SIDE, *EVERYWHERE},
+}
+"""Folders, and modules of lim_sglang/, that each folder may import."""
 
 
 def sources(*folders: str) -> list[Path]:
-    """The Python files of some folders, symlinks not followed."""
+    """List the Python files of some folders, symlinks not followed."""
     return sorted(path for folder in folders for path in (ROOT / folder).glob("*.py"))
 
 
+def module_name(path: Path) -> str:
+    """Return the name under `lim_sglang` that a file is imported by."""
+    inside = path.relative_to(ROOT).with_suffix("")
+    return ".".join(part for part in inside.parts if part != "lim_sglang")
+
+
+MODULES = {module_name(path): path for path in sources(*FOLDERS) if path.stem != "__init__"}
+
+
 def imports(path: Path) -> Iterator[str]:
-    """The dotted names that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    """Yield the dotted names that a file imports, but for its part as a script."""
+    for statement in ast.parse(path.read_text()).body:
+        if isinstance(statement, ast.If) and ast.unparse(statement.test).startswith("__name__"):
+            continue
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def own_module(name: str) -> str | None:
-    """`plan` for `lim_sglang.counters.DecodePlan`; None for what is not ours."""
-    found = re.match(r"lim_sglang\.(\w+)", name)
-    return found[1] if found else None
+def own_imports(path: Path) -> set[str]:
+    """Return the modules of this project that a file imports."""
+    found = set()
+    for name in imports(path):
+        inside = name.removeprefix("lim_sglang.")
+        for module in (inside, inside.rpartition(".")[0]):
+            if module in MODULES and name != inside:
+                found.add(module)
+                break
+    return found - {module_name(path)}
 
 
-@pytest.mark.parametrize("index", range(len(LAYERS)), ids=LAYERS)
-def test_imports_go_one_way(index: int) -> None:
-    later = set(LAYERS[index + 1 :])
-    used = {own_module(name) for name in imports(ROOT / "lim_sglang" / f"{LAYERS[index]}.py")}
-    assert not used & later
+ARROWS = {name: own_imports(path) for name, path in MODULES.items()}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    left = dict(ARROWS)
+    while free := [name for name, used in left.items() if not used & set(left)]:
+        for name in free:
+            del left[name]
+    assert not left, "these modules import each other in a circle"
+
+
+@pytest.mark.parametrize("module", SERVER_SIDE)
+def test_the_server_side_imports_downwards(module: str) -> None:
+    below = {*SERVER_SIDE[: SERVER_SIDE.index(module)], *EVERYWHERE}
+    assert {name for name in ARROWS[module] if not name.startswith("kernels.")} <= below
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_imports_only_what_lies_below_it(folder: str) -> None:
+    rooms = {name: used for name, used in ARROWS.items() if name.startswith(f"{folder}.")}
+    for name, used in rooms.items():
+        above = {each for each in used if each.partition(".")[0] not in MAY_IMPORT[folder]}
+        assert not above, f"{name} imports {above}"
+
+
+def test_every_module_has_its_place() -> None:
+    alone = {name for name in MODULES if "." not in name}
+    assert alone == {*SERVER_SIDE, *EVERYWHERE, "cli", "__main__"}
 
 
 def test_kernels_import_only_torch_triton_and_each_other() -> None:
@@ -74,26 +103,18 @@ def test_kernels_import_only_torch_triton_and_each_other() -> None:
     for path in sources("kernels"):
         foreign = {n for n in imports(path) if not n.startswith("lim_sglang.kernels.")}
         packages = {name.split(".")[0] for name in foreign} - allowed
-        assert packages == ({"flashinfer"} if path.name == "scoring.py" else set()), path
-
-
-def test_programs_and_evals_speak_http_only() -> None:
-    for path in sources("programs", "evals"):
-        # What starts a server and ends it, in a process of its own.
-        may_use = {"serve", "server"} if path == ROOT / "evals/serving.py" else set()
-        assert not {own_module(name) for name in imports(path)} & SERVING - may_use, path
+        assert packages == ({"flashinfer"} if path.name == "scores.py" else set()), path
 
 
 def test_only_compat_names_sglang_internals() -> None:
-    # versions.py holds their signatures, doctor.py the names of SGLang's entry point groups.
-    may_name = ("compat.py", "versions.py", "doctor.py")
-    for path in sources(*PACKAGES):
+    for path in sources(*FOLDERS):
         internal = re.findall(r"sglang\.(?:srt|lang)\b", path.read_text())
-        assert not internal or path.name in may_name, path
+        # doctor.py has the names of SGLang's entry point groups.
+        assert not internal or path.name in ("compat.py", "doctor.py"), path
 
 
 def test_importing_the_package_is_light() -> None:
-    heavy = "{'torch', 'sglang', 'transformers', 'datasets', 'math_verify'}"
+    heavy = "{'torch', 'sglang', 'transformers', 'datasets', 'math_verify', 'matplotlib'}"
     program = f"import sys, lim_sglang.cli; print(sorted({heavy} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert shown.stdout.strip() == "[]", shown.stderr
@@ -106,36 +127,22 @@ def test_folders_behind_symlinks_have_no_package_marker(folder: str) -> None:
 
 
 def test_no_file_is_called_like_a_standard_module() -> None:
-    names = {path.stem for path in sources(*PACKAGES)} - {"__init__"}
-    assert not names & set(sys.stdlib_module_names)
+    assert not {path.stem for path in sources(*FOLDERS)} & (
+        set(sys.stdlib_module_names) - {"__init__", "__main__"}
+    )
 
 
-def test_no_code_file_is_long() -> None:
-    files = [*sources(*PACKAGES), *(ROOT / "tests").rglob("*.py"), ROOT / "launch.sh"]
-    long = {str(path): n for path in files if (n := len(path.read_text().splitlines())) > MAX_LINES}
+def test_files_are_few_and_not_long() -> None:
+    files = [path for path in sources(*FOLDERS) if path.stem != "__init__"]
+    assert len(files) <= MAX_FILES
+    tests = (ROOT / "tests").rglob("*.py")
+    long = {
+        str(p): n for p in [*files, *tests] if (n := len(p.read_text().splitlines())) > MAX_LINES
+    }
     assert not long
 
 
-def test_the_readmes_file_tree_is_true() -> None:
-    readme = (ROOT / "README.md").read_text()
-    tree = re.search(r"```text\n(lim_sglang/.*?)```", readme, re.DOTALL)
-    assert tree, "the README shows no file tree"
-    named: set[str] = set()
-    folder = ""
-    for line in tree[1].splitlines():
-        path = line.split()[0]
-        folder = "" if not line.startswith(" ") else folder
-        if path.endswith("/"):
-            folder = path
-        named.add(path if path.endswith("/") else folder + path)
-    missing = [path for path in named if not (ROOT / path).exists()]
-    unnamed = {str(p.relative_to(ROOT)) for p in sources(*PACKAGES)} - named
-    assert not missing
-    # The README names lim_sglang/bench/ as a whole.
-    assert not {path for path in unnamed - {"lim_sglang/__init__.py"} if "/bench/" not in path}
-
-
-def kernels_that_follow() -> dict[str, ast.FunctionDef]:
+def kernels_with_pdl() -> dict[str, ast.FunctionDef]:
     """Kernels that are launched while the one before still runs."""
     functions = (
         node
@@ -147,7 +154,7 @@ def kernels_that_follow() -> dict[str, ast.FunctionDef]:
         function.name: function
         for function in functions
         if function.name.startswith("_")
-        and "FOLLOWS" in [argument.arg for argument in function.args.args]
+        and "USE_PDL" in [argument.arg for argument in function.args.args]
     }
 
 
@@ -158,33 +165,33 @@ def calls(function: ast.FunctionDef, name: str) -> bool:
     )
 
 
-def test_a_kernel_that_follows_waits_before_all_else() -> None:
-    kernels = kernels_that_follow()
-    assert set(kernels) == {"_shortlist", "_rank", "_compact", "_pool", "_keep_heaviest"}
+def test_a_kernel_with_pdl_waits_before_all_else() -> None:
+    kernels = kernels_with_pdl()
+    assert set(kernels) == {"_shortlist", "_rank", "_compact", "_pool", "_topk_by_mass"}
     for function in kernels.values():
         lines = [ast.unparse(line) for line in function.body]
-        assert "follow(FOLLOWS)" in lines[: 1 + (lines[0] == "let_next_follow(FOLLOWS)")]
+        assert "pdl_wait(USE_PDL)" in lines[: 1 + (lines[0] == "pdl_launch_next(USE_PDL)")]
 
 
-def test_only_kernels_whose_next_one_is_ours_let_it_follow() -> None:
-    kernels = kernels_that_follow()
-    assert {name for name in kernels if calls(kernels[name], "let_next_follow")} == {
+def test_only_kernels_whose_next_one_is_ours_launch_it_early() -> None:
+    kernels = kernels_with_pdl()
+    assert {name for name in kernels if calls(kernels[name], "pdl_launch_next")} == {
         *("_shortlist", "_rank", "_pool")
     }
     trees = (ast.parse(path.read_text()) for path in sources("kernels"))
     functions = (node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef))
     triggers = {f.name for f in functions if calls(f, "gdc_launch_dependents")}
-    assert triggers == {"let_next_follow"}
+    assert triggers == {"pdl_launch_next"}
 
 
 def test_a_kernel_is_launched_early_if_and_only_if_it_waits() -> None:
-    follow, launched = kernels_that_follow(), set()
+    follow, launched = kernels_with_pdl(), set()
     for path in sources("kernels"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):  # kernel[grid]
                 name = ast.unparse(node.func.value)
                 options = [ast.unparse(word.value) for word in node.keywords if not word.arg]
-                assert ("follows()" in options) == (name in follow)
+                assert ("pdl_options()" in options) == (name in follow)
                 assert not any(word.arg == "launch_pdl" for word in node.keywords)
                 launched.add(name)
     assert launched >= set(follow)

@@ -16,9 +16,8 @@ from lim_sglang.evals.commands import evaluate
 from lim_sglang.evals.run_config import Method
 from lim_sglang.evals.run_store import Failure
 from lim_sglang.evals.runner import Evaluation
-from lim_sglang.evals.servers import Access
 from lim_sglang.evals.serving import ServerSpec
-from lim_sglang.programs.connect import Api
+from lim_sglang.programs.schema import Access, Api
 
 MODEL_OWN = {"temperature": None, "top_p": None, "top_k": None, "seed": None}
 
@@ -64,7 +63,7 @@ def test_without_options_it_is_four_samples_by_majority_on_a_local_server(runs: 
         ("math500",), Method(4, "majority"), {"max_tokens": 2048, **MODEL_OWN}
     )
     assert runs.urls == ("http://127.0.0.1:30000",)
-    assert runs.access == Access(Api.SGLANG, None, None, 600.0, 64)
+    assert runs.access == Access(api=Api.SGLANG, timeout_s=600.0, max_concurrency=64)
 
 
 def test_every_option_arrives(runs: Runs) -> None:
@@ -88,7 +87,7 @@ def test_every_option_arrives(runs: Runs) -> None:
         ("aime24", "file:mine.jsonl"), method, sampling, 3, Path("data"), Path("runs/x"), True
     )
     assert runs.urls == ("http://a:1", "http://b:2")
-    assert runs.access == Access(Api.SGLANG, None, "k", 60.0, 8)
+    assert runs.access == Access(api_key="k", timeout_s=60.0, max_concurrency=8)
 
 
 @pytest.mark.parametrize(

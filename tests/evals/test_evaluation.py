@@ -16,8 +16,8 @@ from lim_sglang.evals.metrics import score
 from lim_sglang.evals.run_config import Method
 from lim_sglang.evals.runner import Evaluation, Finished, load_all, run_evaluation
 from lim_sglang.evals.scheduler import Deliver, Job, SampleResult, Server
-from lim_sglang.evals.servers import Access, Connection, Facts
-from lim_sglang.programs.schema import SampleState
+from lim_sglang.evals.servers import Connection, Facts
+from lim_sglang.programs.schema import Access, SampleState
 from tests.builders import make_sample
 
 FACTS = Facts("http://here", {"model_path": "/models/tiny", "internal_states": [{}]})
@@ -138,8 +138,8 @@ def test_a_run_that_goes_on_with_a_mended_grader_has_verdicts_of_one_version(
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:4]))
     monkeypatch.setattr(TextJudge, "lenient", True)
-    for module in ("evaluation", "session", "regrade"):
-        monkeypatch.setattr(f"lim_sglang.evals.{module}.grading_digest", lambda: "mended")
+    for module in ("runner", "regrade"):
+        monkeypatch.setattr(f"lim_sglang.evals.{module}.GRADING_VERSION", 99)
     finished, shown = evaluate(questions, **one)
     assert right(finished) == 4
     assert "verdicts of another version were renewed, as lim grade does: 2 changed" in shown

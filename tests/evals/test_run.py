@@ -93,7 +93,7 @@ def test_a_question_that_is_drawn_whole_is_there_or_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("places", "in_flight", "whole", "expected"),
+    ("concurrency", "in_flight", "whole", "expected"),
     [
         (64, 1, False, 128),
         (64, 4, False, 32),

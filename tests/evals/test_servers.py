@@ -4,7 +4,8 @@ import pytest
 from rich.console import Console
 
 from lim_sglang.errors import ConfigError, ServerError
-from lim_sglang.evals.servers import Access, connected, split_urls
+from lim_sglang.evals.servers import connected, split_urls
+from lim_sglang.programs.schema import Access
 
 
 @pytest.mark.parametrize(

@@ -7,19 +7,18 @@ from typing import Any
 import pytest
 
 from lim_sglang.evals import run_config as settings_module
+from lim_sglang.evals.grade import GRADING_VERSION
 from lim_sglang.evals.run_config import (
     Method,
-    code_digest,
     describe_policy,
     differences,
-    grading_digest,
     run_id,
     run_settings,
 )
 from lim_sglang.evals.tasks import TASKS, Question, Task
+from lim_sglang.programs.program import SAMPLING_VERSION
 from lim_sglang.programs.schema import Sampling
 
-REAL_CODE_DIGEST = code_digest
 MATH = TASKS["math500"]
 ADAPTIVE = Method(40, "adaptive", {"confidence": 0.95})
 QUESTIONS = (Question("0", "Add 1 and 2.", "3"), Question("1", "Add 2 and 2.", "4"))
@@ -62,11 +61,6 @@ def settings(**changes: Any) -> dict[str, Any]:
     }
     arguments.update(changes)
     return run_settings(arguments.pop("task"), arguments.pop("questions"), **arguments)
-
-
-@pytest.fixture(autouse=True)
-def _one_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings_module, "code_digest", lambda _: "c0ffee")
 
 
 @pytest.mark.parametrize(
@@ -133,50 +127,22 @@ def test_what_decides_when_a_program_stops_changes_the_id(changes: dict[str, Any
     assert run_id(settings(**{**usual, **changes})) != run_id(settings(**usual))
 
 
-def test_other_code_of_samples_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_sampling_version_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
     before = settings()
-    monkeypatch.setattr(settings_module, "code_digest", lambda _: "decade")
-    found = [str(difference) for difference in differences(before, settings())]
-    assert found == ['code_sha256 was "c0ffee" and is now "decade"']
+    monkeypatch.setattr(settings_module, "SAMPLING_VERSION", SAMPLING_VERSION + 1)
+    found = [difference.name for difference in differences(before, settings())]
+    assert found == ["sampling_version"]
+    assert run_id(before) != run_id(settings())
 
 
-def edited(monkeypatch: pytest.MonkeyPatch, file: str) -> None:
-    """As if a file of the package had been edited."""
-    read = Path.read_bytes
-    monkeypatch.setattr(
-        Path, "read_bytes", lambda path: read(path) + b"#" * str(path).endswith(file)
-    )
-
-
-@pytest.mark.parametrize(
-    ("file", "shapes_votes", "shapes_stops", "shapes_verdicts"),
-    [
-        ("programs/drawing.py", True, True, False),
-        ("programs/chat.py", True, True, False),
-        ("programs/answers.py", False, True, True),
-        ("evals/grade.py", False, True, True),
-        ("programs/judge.py", False, True, True),
-        ("programs/stopping.py", False, True, False),
-        ("programs/adaptive.py", False, True, False),
-        ("programs/majority.py", True, False, False),
-        ("evals/score.py", False, False, False),
-        ("programs/display.py", False, False, False),
-    ],
-)
-def test_an_edit_ends_the_runs_whose_samples_it_may_change(
-    file: str,
-    shapes_votes: bool,
-    shapes_stops: bool,
-    shapes_verdicts: bool,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("method", "changed"), [(Method(), []), (ADAPTIVE, ["grading_version"])])
+def test_another_grading_version_is_another_run_only_where_verdicts_stop_it(
+    method: Method, changed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def digests() -> list[str]:
-        return [REAL_CODE_DIGEST(Method()), REAL_CODE_DIGEST(ADAPTIVE), grading_digest()]
-
-    before = digests()
-    edited(monkeypatch, file)
-    changed = [new != old for new, old in zip(digests(), before, strict=True)]
-    assert changed == [shapes_votes, shapes_stops, shapes_verdicts]
+    before = settings(method=method)
+    monkeypatch.setattr(settings_module, "GRADING_VERSION", GRADING_VERSION + 1)
+    found = [difference.name for difference in differences(before, settings(method=method))]
+    assert found == changed
 
 
 @pytest.mark.parametrize(

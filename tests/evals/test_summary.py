@@ -182,6 +182,7 @@ def test_conditions_say_what_the_scores_hold_for() -> None:
         "server": {"tokenizer_path": "tiny", "tp_size": 1},
         "versions": {"torch": "2", "math_verify": "0.9.0"},
         "code_sha256": None,
+        "sampling_version": None,
         "commit": "abc",
         "date": "2026-11-25",
     }

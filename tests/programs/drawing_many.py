@@ -11,9 +11,11 @@ import time
 from collections import Counter
 from contextlib import closing
 
-from lim_sglang.programs.majority import MAJORITY
+from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.programs.sglang_backend import SglangBackend
 from tests.programs.drawn import run_on
+
+MAJORITY = PROGRAMS["majority"]
 
 
 def main(url: str, count: int) -> None:

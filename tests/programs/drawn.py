@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
-from lim_sglang.programs.majority import MAJORITY
-from lim_sglang.programs.program import Outcome, Program, run_program
-from lim_sglang.programs.sampler import SamplingRequest
-from lim_sglang.programs.schema import Sample, Sampling, ask_messages
+from lim_sglang.programs.program import PROGRAMS, Outcome, Program, run_program
+from lim_sglang.programs.schema import Sample, Sampling, SamplingRequest, ask_messages
 from lim_sglang.programs.sglang_backend import SglangBackend
 from tests.fakes.sglang_server import Answerer, FakeServer, eventually
+
+MAJORITY = PROGRAMS["majority"]
 
 QUESTION = ask_messages("What is 17 * 23?")
 

@@ -91,7 +91,7 @@ def forking() -> Iterator[Forker]:
 
 def _serve() -> None:
     import lim_sglang.cli
-    import lim_sglang.programs.registry  # noqa: F401 - what takes so long
+    import lim_sglang.programs.sampler  # noqa: F401 - what takes so long
 
     for line in sys.stdin:
         order = json.loads(line)

@@ -197,10 +197,10 @@ import resource, time
 resource.setrlimit(resource.RLIMIT_AS, (400 * 1024**2,) * 2)
 from lim_sglang.evals.grade import as_choice, as_integer
 from lim_sglang.programs.answers import extract_answer
-from lim_sglang.programs.equivalence import AnswerJudge
+from lim_sglang.programs.equivalence import EquivalenceChecker
 text = {piece!r} * ({size} // len({piece!r}))
 answer = extract_answer(text)
-with AnswerJudge() as judge:
+with EquivalenceChecker() as judge:
     for found in (answer or "", text):
         assert not judge.correct("5", found), found[:20]
         assert as_integer(found) != 5

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.programs.options import samples_of
-from lim_sglang.programs.registry import DESCRIPTIONS, PROGRAMS
+from lim_sglang.programs.program import PROGRAMS
 from tests.fakes.sglang_server import completion, eventually, serving
 from tests.programs.chains import endless
 from tests.programs.drawn import by_sample
@@ -174,7 +174,6 @@ def test_a_record_is_printed_where_every_sample_failed(forker: Forker, tmp_path:
 
 
 def test_the_programs_are_known_without_sglang() -> None:
-    assert list(DESCRIPTIONS) == list(PROGRAMS)
     assert [name for name, program in PROGRAMS.items() if name != program.name] == []
     assert samples_of("adaptive", None) == 40
     assert samples_of("short", 3) == 3
@@ -188,9 +187,9 @@ def test_the_readmes_table_of_programs_is_true() -> None:
     assert list(told) == list(PROGRAMS)
     for name, (_, _, stops_when, answer, options, _) in told.items():
         link = re.search(r"\[(.+)\]\(https://arxiv.org/abs/([\d.]+)\)", f"{stops_when} {answer}")
-        assert re.sub(r" \(\[.*\]\(.*\)\)", "", stops_when) == DESCRIPTIONS[name].stops_when
+        assert re.sub(r" \(\[.*\]\(.*\)\)", "", stops_when) == PROGRAMS[name].stops_when
         if link:
-            assert DESCRIPTIONS[name].source == f"{link[1]}, arXiv {link[2]}"
+            assert PROGRAMS[name].source == f"{link[1]}, arXiv {link[2]}"
         defaults = " ".join(f"{name}={value}" for name, value in PROGRAMS[name].options.items())
         assert options.strip("`") == defaults
 
@@ -198,7 +197,7 @@ def test_the_readmes_table_of_programs_is_true() -> None:
 def test_a_question_mark_lists_when_each_program_stops(forker: Forker, tmp_path: Path) -> None:
     command = forker.start(tmp_path, "ask", "--program", "?")
     assert command.wait() == 0, command.error
-    for (name, about), line in zip(DESCRIPTIONS.items(), command.output.splitlines(), strict=True):
+    for (name, about), line in zip(PROGRAMS.items(), command.output.splitlines(), strict=True):
         assert line.split()[0] == name
         assert about.stops_when in line
         assert about.source in line

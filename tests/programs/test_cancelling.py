@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.programs import backend
+from lim_sglang.programs import backend as backend_module
 from lim_sglang.programs import sglang_backend as endpoint_module
 from lim_sglang.programs.backend import InFlightSample
 from lim_sglang.programs.http_client import Backoff
@@ -64,7 +64,7 @@ def test_what_waits_for_a_place_ends_at_once_though_no_place_is_free() -> None:
     assert fake.aborted == [fake.requests[0]["rid"], fake.requests[1]["rid"]]
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
 def test_what_runs_is_aborted_at_the_server_and_its_tokens_are_counted(streamed: bool) -> None:
     in_flight = InFlightSample(0, streamed=streamed)
     with at(lambda _: endless("so ", "far ", "")) as (fake, backend):
@@ -85,7 +85,7 @@ def test_what_runs_is_aborted_at_the_server_and_its_tokens_are_counted(streamed:
     assert not fake.hung_up
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
 def test_after_its_end_a_cancel_changes_nothing(streamed: bool) -> None:
     in_flight = InFlightSample(0, streamed=streamed)
     with at(lambda _: Chain(("391",))) as (fake, backend):
@@ -96,7 +96,7 @@ def test_after_its_end_a_cancel_changes_nothing(streamed: bool) -> None:
     assert not fake.aborted
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
 def test_what_ends_by_itself_before_the_abort_arrives_is_whole(streamed: bool) -> None:
     end = Event()
     with at(lambda _: Chain(("391",), until=end), forgets_aborts=1) as (fake, backend):
@@ -126,7 +126,7 @@ def test_an_abort_that_overtakes_its_request_is_told_again(
     assert fake.aborted == [found.rid] * 3
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
 def test_a_server_that_heeds_no_abort_is_not_waited_for(
     streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +146,7 @@ def test_a_server_that_heeds_no_abort_is_not_waited_for(
 
 
 def test_a_pause_before_the_next_try_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "BACKOFF", Backoff(first_s=1e6, most_s=1e6, total_s=1e7))
+    monkeypatch.setattr(backend_module, "BACKOFF", Backoff(first_s=1e6, most_s=1e6, total_s=1e7))
     with at(lambda _: (503, {"detail": "busy"})) as (fake, backend):
         in_flight = InFlightSample(0)
         future = begin(backend, in_flight)

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from lim_sglang.errors import ConfigError, ServerError
-from lim_sglang.programs.connect import Api, choose_model, connect
+from lim_sglang.programs.connect import choose_model, connect
+from lim_sglang.programs.schema import Access, Api
 from tests.fakes.openai_server import Streamed, serving_openai
 from tests.fakes.sglang_server import Reply, completion, serving
 from tests.programs.drawn import run_on
@@ -23,7 +24,7 @@ def test_a_server_is_not_given_more_than_it_says_it_runs() -> None:
         return completion("")
 
     with serving(answer, max_running_requests=2) as fake:
-        backend = connect(fake.url, None, CONSOLE, timeout_s=20, max_concurrency=64)
+        backend = connect(Access(fake.url, timeout_s=20, max_concurrency=64), CONSOLE)
         run_on(backend, 8)
         backend.close()
     assert len(fake.requests) == 8
@@ -32,12 +33,14 @@ def test_a_server_is_not_given_more_than_it_says_it_runs() -> None:
 
 def test_what_is_not_there_is_said_before_the_frontend_is_loaded() -> None:
     with pytest.raises(ServerError, match="no server answers"):
-        connect("http://127.0.0.1:9", None, CONSOLE, timeout_s=20, max_concurrency=1)
+        connect(Access("http://127.0.0.1:9", timeout_s=20, max_concurrency=1), CONSOLE)
 
 
 def test_a_model_is_refused_where_the_server_has_but_one() -> None:
     with pytest.raises(ConfigError, match="--model goes with --api openai"):
-        connect("http://127.0.0.1:9", None, CONSOLE, timeout_s=20, max_concurrency=1, model="small")
+        connect(
+            Access("http://127.0.0.1:9", timeout_s=20, max_concurrency=1, model="small"), CONSOLE
+        )
 
 
 def test_openais_api_is_spoken_to_the_only_model() -> None:
@@ -55,14 +58,16 @@ def test_openais_api_is_spoken_to_the_only_model() -> None:
 def test_a_switch_is_refused_where_the_template_has_none(thinking: bool) -> None:
     with serving(lambda _: completion(""), switches_thoughts=False) as fake:
         with pytest.raises(ConfigError, match="has no enable_thinking to switch") as refused:
-            connect(fake.url, None, CONSOLE, timeout_s=20, max_concurrency=1, thinking=thinking)
+            connect(Access(fake.url, timeout_s=20, max_concurrency=1, thinking=thinking), CONSOLE)
         assert not fake.requests
     assert str(refused.value).startswith("--thinking" if thinking else "--no-thinking")
 
 
 def test_a_switch_is_sent_where_the_template_has_one() -> None:
     with serving(lambda _: completion("")) as fake:
-        backend = connect(fake.url, None, CONSOLE, timeout_s=20, max_concurrency=1, thinking=False)
+        backend = connect(
+            Access(fake.url, timeout_s=20, max_concurrency=1, thinking=False), CONSOLE
+        )
         run_on(backend, 1)
         backend.close()
     assert fake.requests[0]["chat_template_kwargs"] == {"enable_thinking": False}
@@ -70,14 +75,14 @@ def test_a_switch_is_sent_where_the_template_has_one() -> None:
 
 def test_without_a_switch_nobody_is_asked_for_one() -> None:
     with serving(lambda _: completion(""), tokenizes=False) as fake:
-        connect(fake.url, None, CONSOLE, timeout_s=20, max_concurrency=1).close()
+        connect(Access(fake.url, timeout_s=20, max_concurrency=1), CONSOLE).close()
         assert "/v1/tokenize" not in fake.paths
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://127.0.0.1:9/v1"])
 def test_openais_api_is_looked_for_before_the_frontend_is_loaded(url: str) -> None:
     with pytest.raises(ServerError, match="no server answers"):
-        connect(url, None, CONSOLE, timeout_s=20, max_concurrency=1, api=Api.OPENAI, model="m")
+        connect(Access(url, timeout_s=20, max_concurrency=1, api=Api.OPENAI, model="m"), CONSOLE)
 
 
 @pytest.mark.parametrize(

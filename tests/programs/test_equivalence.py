@@ -20,12 +20,12 @@ SLOW = ("10^{10^{8}}", "1")
 
 ASKS_UNTIL_INTERRUPTED = """
 import signal
-from lim_sglang.programs.equivalence import AnswerJudge
+from lim_sglang.programs.equivalence import EquivalenceChecker
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with AnswerJudge() as judge:
-    judge.same("1/2", "0.5")
+with EquivalenceChecker() as judge:
+    judge.equivalent("1/2", "0.5")
     print("asking", flush=True)
-    judge.same("10^{10^{8}}", "1")
+    judge.equivalent("10^{10^{8}}", "1")
 """
 
 

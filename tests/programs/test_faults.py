@@ -8,14 +8,16 @@ import pytest
 
 from lim_sglang.programs import backend
 from lim_sglang.programs import sglang_backend as endpoint_module
-from lim_sglang.programs.budget import BUDGET
-from lim_sglang.programs.confidence import CONFIDENCE
 from lim_sglang.programs.http_client import Backoff
+from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.programs.schema import Sample, SampleState
 from lim_sglang.programs.sglang_backend import SglangBackend
 from tests.fakes.sglang_server import FakeServer, completion, eventually, serving
 from tests.programs.chains import CUT, Chain, Raw, endless
 from tests.programs.drawn import asked, by_sample, draw, run_on, states
+
+BUDGET = PROGRAMS["budget"]
+CONFIDENCE = PROGRAMS["confidence"]
 
 ERROR = Raw('data: {"error": {"object": "error", "message": "out of memory", "code": 503}}')
 MALFORMED = Raw('data: {"choices": [{"delta"')
@@ -111,7 +113,7 @@ def test_too_many_requests_for_too_long_are_a_failure_in_the_servers_words() -> 
     assert asked(fake) == {0: 1, 1: 3}
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
 def test_a_sample_that_never_ends_fails_in_time_and_is_aborted(streamed: bool) -> None:
     good = completion("\\boxed{1}")
     with (
@@ -158,7 +160,7 @@ def killed_after(fake: FakeServer, count: int) -> Callable[[Sample], None]:
     return note
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
 def test_a_server_killed_in_mid_vote_takes_no_finished_sample_with_it(streamed: bool) -> None:
     good = {index: completion("\\boxed{391}") for index in range(3)}
     with serving(by_sample(good, endless("so ", "far"))) as fake:

@@ -10,10 +10,12 @@ from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
 
 from lim_sglang.compat import tokens_with_own_candidates
 from lim_sglang.programs.chat import StreamReader, confidences_of, count_repeated
-from lim_sglang.programs.confidence import CONFIDENCE
+from lim_sglang.programs.program import PROGRAMS
 from tests.fakes.sglang_server import serving
 from tests.programs.chains import Chain, Raw, as_event
 from tests.programs.drawn import draw
+
+CONFIDENCE = PROGRAMS["confidence"]
 
 CONFIDENCES = (2.0, 8.0, 4.0, 6.0)
 """Of four tokens; the second and third come in one chunk."""

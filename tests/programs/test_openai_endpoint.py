@@ -11,14 +11,16 @@ from lim_sglang.errors import ServerError
 from lim_sglang.programs import backend
 from lim_sglang.programs.backend import IN_FLIGHT, SEED, InFlightSample
 from lim_sglang.programs.chat import Generation
-from lim_sglang.programs.confidence import CONFIDENCE
 from lim_sglang.programs.http_client import Backoff
 from lim_sglang.programs.openai_backend import OpenAIBackend, openai_request
+from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.programs.schema import SampleState
-from lim_sglang.programs.short import SHORT
 from tests.fakes.openai_server import Answerer, FakeOpenAI, Refusal, Streamed, serving_openai
 from tests.fakes.sglang_server import eventually
 from tests.programs.drawn import run_on
+
+CONFIDENCE = PROGRAMS["confidence"]
+SHORT = PROGRAMS["short"]
 
 PARAMS = SimpleNamespace(max_new_tokens=64, temperature=0.6, top_p=0.95, top_k=-1, stop=[])
 MESSAGES = [{"role": "user", "content": "What is 17 * 23?"}]

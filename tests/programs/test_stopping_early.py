@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.programs.adaptive import ADAPTIVE
-from lim_sglang.programs.budget import BUDGET
-from lim_sglang.programs.confidence import CONFIDENCE
-from lim_sglang.programs.early_stop import EARLY_STOP
-from lim_sglang.programs.program import Outcome, Program
-from lim_sglang.programs.registry import PROGRAMS
+from lim_sglang.programs.program import PROGRAMS, Outcome, Program
 from lim_sglang.programs.schema import Sample, SampleState
 from lim_sglang.programs.sglang_backend import SglangBackend
-from lim_sglang.programs.short import SHORT
-from lim_sglang.programs.single import SINGLE
 from lim_sglang.programs.stopping import PosteriorRule, WindowRule, confidence_threshold
 from tests.fakes.sglang_server import FakeServer, completion, eventually, serving
 from tests.programs.chains import Chain, endless, words
 from tests.programs.drawn import asked, by_sample, draw, no_thread_is_left, run_on, states
+
+ADAPTIVE = PROGRAMS["adaptive"]
+BUDGET = PROGRAMS["budget"]
+CONFIDENCE = PROGRAMS["confidence"]
+EARLY_STOP = PROGRAMS["early_stop"]
+SHORT = PROGRAMS["short"]
+SINGLE = PROGRAMS["single"]
 
 
 def boxed(answer: str) -> str:
@@ -84,7 +84,7 @@ def test_adaptive_stops_at_the_first_sample_that_settles_its_rule(seed: int) -> 
     assert not fake.aborted
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
 def test_adaptive_aborts_what_still_runs_when_the_vote_is_settled(streamed: bool) -> None:
     agree = {index: Chain(words(boxed("391"), 9)) for index in (1, 2, 5, 6)}
     with serving(by_sample(agree, endless("let me"))) as fake:

@@ -9,7 +9,8 @@ import pytest
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.backend import IN_FLIGHT, SEED, InFlightSample
 from lim_sglang.programs.chat import Generation
-from lim_sglang.programs.connect import Api, connect
+from lim_sglang.programs.connect import connect
+from lim_sglang.programs.schema import Access, Api
 from lim_sglang.programs.sglang_backend import ENOUGH, ThinkingBudgetBackend, close_thoughts
 from tests.fakes.sglang_server import FakeServer, Reply, completion, serving
 from tests.programs.test_connect import CONSOLE
@@ -47,7 +48,7 @@ def test_thoughts_that_end_in_time_take_one_request() -> None:
     assert (found.num_tokens, found.truncated) == (12, False)
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
 def test_thoughts_that_take_longer_are_closed_and_the_model_answers(streamed: bool) -> None:
     in_flight = InFlightSample(0, streamed=streamed)
     with serving(thinking("<think>\nhm hm")) as fake:
@@ -113,11 +114,8 @@ def test_half_a_character_is_not_repeated() -> None:
     ],
 )
 def test_what_cannot_be_limited_is_refused(options: dict[str, Any], words: str) -> None:
+    access = Access(
+        "127.0.0.1:9", timeout_s=20, max_concurrency=1, thinking_budget=BUDGET, **options
+    )
     with pytest.raises(ConfigError, match=words):
-        connect(
-            *("127.0.0.1:9", None, CONSOLE),
-            timeout_s=20,
-            max_concurrency=1,
-            thinking_budget=BUDGET,
-            **options,
-        )
+        connect(access, CONSOLE)

@@ -14,11 +14,13 @@ from lim_sglang.programs.chat import (
     split_thoughts,
     thoughts_of,
 )
+from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.programs.schema import Sample
-from lim_sglang.programs.short import SHORT
 from tests.fakes.sglang_server import Reply, completion, eventually, serving
 from tests.programs.chains import Chain, endless
 from tests.programs.drawn import by_sample, draw
+
+SHORT = PROGRAMS["short"]
 
 TEXT = "<think>\none two three\n</think>\n\nIt is \\boxed{7}."
 """Five words up to the end of the thoughts."""
@@ -96,7 +98,7 @@ def test_without_thoughts_nobody_is_asked(text: str) -> None:
     assert (sample.num_reasoning_tokens, sample.reasoning_estimated) == (0, False)
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
 def test_thoughts_that_never_end_are_all_there_is(streamed: bool) -> None:
     chain = Chain(("<think>", "\n", "hm", "hm"), reason="length")
     sample = drawn(lambda _: chain, tokenizes=True, streamed=streamed)

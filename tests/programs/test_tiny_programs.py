@@ -12,8 +12,8 @@ import requests
 import sglang as sgl
 
 from lim_sglang.programs.program import Program, run_program
-from lim_sglang.programs.sampler import SamplingRequest, SamplingRun, add_messages
-from lim_sglang.programs.schema import Message, Sample, SampleState, Sampling
+from lim_sglang.programs.sampler import SamplingRun, add_messages
+from lim_sglang.programs.schema import Message, Sample, SampleState, Sampling, SamplingRequest
 from lim_sglang.programs.sglang_backend import SglangBackend
 from lim_sglang.programs.stopping import Equivalent, TokenBudgetRule
 from tests.processes import LocalServer

@@ -127,7 +127,7 @@ def test_the_weight_is_the_sum_of_the_confidences_of_those_who_vote() -> None:
     assert tally(samples, as_numbers).groups == (Group("5", (0, 2), 3.75, 7),)
 
 
-@pytest.mark.parametrize("same", [as_numbers, within_one])
+@pytest.mark.parametrize("equivalent", [as_numbers, within_one])
 def test_the_order_in_which_samples_end_is_of_no_account(
     equivalent: Callable[[str, str], bool],
 ) -> None:

@@ -1,10 +1,12 @@
 """Whose answers count: samples that had finished when the vote was settled."""
 
+from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.programs.schema import Sample, SampleState
-from lim_sglang.programs.short import SHORT
 from tests.fakes.sglang_server import completion, eventually, serving
 from tests.programs.drawn import by_sample, draw
 from tests.programs.test_stopping_early import boxed
+
+SHORT = PROGRAMS["short"]
 
 
 def test_a_sample_that_was_cut_off_has_no_vote_where_finished_ones_are_counted() -> None:

@@ -20,7 +20,7 @@ from tests.server.gpu_serve_crowd import NUM_REQUESTS, is_aborted, make_requests
 
 pytestmark = pytest.mark.gpu
 
-SCRIPT = Path(__file__).parent / "serve_crowd.py"
+SCRIPT = Path(__file__).parent / "gpu_serve_crowd.py"
 SHAPE = "coder-0.5b"  # heads whose dense pass leaves the scores behind
 BUDGET = 256
 SETTINGS = json.dumps({"budget": BUDGET, "select_layers": [2, 4]})

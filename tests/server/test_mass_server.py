@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import DenseTokens
+from tests.conftest import DenseTokens
 from tests.processes import ON_CPU, SGLANG, WITH_LIM, serving
 from tests.server.comparing import disagreements
 from tests.server.oracle import Oracle, OracleRun

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.server import free_port
-from tests.e2e.conftest import DenseServer
+from tests.conftest import DenseServer
 from tests.processes import LIM_SERVE, clean_environment, end_tree
 
 pytestmark = pytest.mark.e2e

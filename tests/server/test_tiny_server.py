@@ -14,7 +14,7 @@ from lim_sglang.bench.streams import HEAD_START
 from lim_sglang.bench.timeline import recorded_steps
 from lim_sglang.errors import DataError
 from lim_sglang.programs.http_client import Client as BenchClient
-from tests.e2e.conftest import DenseTokens
+from tests.conftest import DenseTokens
 from tests.processes import LocalServer
 from tests.server.client import Answer, Client, new_rid
 from tests.server.comparing import disagreements
