@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lim_sglang.evals.compare import Comparison, Interval, policy_name
 from lim_sglang.evals.metrics import Estimate, QuestionResult, Score, stops_early
 from lim_sglang.evals.report import Group, Row, describe
-from lim_sglang.markdown_section import MarkdownSection, in_words, markdown_table, short_commit
+from lim_sglang.markdown_section import MarkdownSection, join_words, markdown_table, short_commit
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -56,7 +56,7 @@ def number(value: float | None) -> str:
 
 
 def p_value(p: float, decimals: int = 2) -> str:
-    """Return `0.38`, `0.041` or `< 0.001`: more decimals for values below 0.1."""
+    """Return `0.38`, `0.041` or `< 0.001`: `decimals` from 0.1 on, three below."""
     if p < 0.001:
         return "< 0.001"
     return f"{p:.{decimals if p >= 0.1 else 3}f}"
@@ -420,8 +420,8 @@ def conditions_text(group: Group) -> str:
         *(describe(name, value) for name, value in values.items()),
     ]
     stack = [_all_values(group, "device_name"), *_versions(group.values("versions"))]
-    commits = in_words(map(short_commit, group.values("commit")))
-    days = in_words(sorted(map(str, group.values("date"))))
+    commits = join_words(map(short_commit, group.values("commit")))
+    days = join_words(sorted(map(str, group.values("date"))))
     notes = "".join(f" {row.name}: {row.note}." for row in group.rows if row.note)
     return (
         f"{', '.join(sampling)}; {', '.join(stack)}. By `lim eval` on {days}, commit "
@@ -432,7 +432,7 @@ def conditions_text(group: Group) -> str:
 def _all_values(group: Group, condition: str) -> str:
     unknown = f"unknown {condition.replace('_', ' ')}"
     values = group.values(condition)
-    return in_words(f"{each:,}" if type(each) is int else each or unknown for each in values)
+    return join_words(f"{each:,}" if type(each) is int else each or unknown for each in values)
 
 
 def _counted(group: Group, condition: str, noun: str) -> str:
@@ -445,4 +445,4 @@ def _versions(runs: Iterable[Mapping[str, Any] | None]) -> Iterator[str]:
     for package, label in PACKAGES.items():
         known = dict.fromkeys(str(each[package]) for each in versions if each.get(package))
         if known:
-            yield f"{label} {in_words(known)}"
+            yield f"{label} {join_words(known)}"

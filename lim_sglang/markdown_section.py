@@ -76,7 +76,7 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
-def in_words(values: Iterable[object]) -> str:
+def join_words(values: Iterable[object]) -> str:
     """Return `a, b and c`."""
     *first, last = map(str, values)
     return f"{', '.join(first)} and {last}" if first else last

@@ -88,6 +88,16 @@ def run(*questions: QuestionResult, num_failed: int = 0, **conditions: Any) -> S
     return Summary("run", {**CONDITIONS, **changed}, questions, num_failed)
 
 
+FOUR = run(
+    question("all right", [0, 0, 0, 0], chosen=0),
+    question("right by vote", [0, 1, 1, None], 1, states={3: SampleState.TRUNCATED}, chosen=1),
+    question("wrong by vote", [0, 0, 1, 2], 1, chosen=0),
+    question("no answer", [None] * 4, states=dict.fromkeys(range(4), SampleState.TRUNCATED)),
+    num_failed=3,
+)
+"""A run whose scores are worked out by hand."""
+
+
 def simulated(
     seed: int = 0,
     *,

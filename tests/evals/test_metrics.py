@@ -39,7 +39,7 @@ from lim_sglang.evals.run_store import GRADES_FILE, Failure, GradedSample, RunRe
 from lim_sglang.programs.schema import SampleState
 from lim_sglang.programs.vote import tally
 from tests.builders import make_sample
-from tests.evals.summaries import question, run
+from tests.evals.summaries import FOUR, question, run
 
 FINISHED, TRUNCATED, ABORTED = SampleState.FINISHED, SampleState.TRUNCATED, SampleState.ABORTED
 SETTINGS: dict[str, Any] = {
@@ -365,15 +365,6 @@ def test_folders_without_a_sample_are_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(DataError, match="has no sample yet"):
         load_summaries([tmp_path / "run"])
-
-
-FOUR = run(
-    question("all right", [0, 0, 0, 0], chosen=0),
-    question("right by vote", [0, 1, 1, None], 1, states={3: TRUNCATED}, chosen=1),
-    question("wrong by vote", [0, 0, 1, 2], 1, chosen=0),
-    question("no answer", [None] * 4, states=dict.fromkeys(range(4), TRUNCATED)),
-    num_failed=3,
-)
 
 
 def test_scores_equal_those_worked_out_by_hand() -> None:

@@ -41,7 +41,7 @@ from lim_sglang.evals.tables import (
 )
 from lim_sglang.evals.tables import NONE as DASH
 from lim_sglang.programs.schema import SampleState
-from tests.evals.summaries import CONDITIONS, FULL, five_runs, question, run, simulated
+from tests.evals.summaries import CONDITIONS, FOUR, FULL, five_runs, question, run, simulated
 
 CODER = CONDITIONS["model"]
 
@@ -110,13 +110,6 @@ def test_a_sentence_says_what_the_data_support(
 
 
 TRUNCATED, ABORTED = SampleState.TRUNCATED, SampleState.ABORTED
-FOUR = run(
-    question("all right", [0, 0, 0, 0], chosen=0),
-    question("right by vote", [0, 1, 1, None], 1, states={3: TRUNCATED}, chosen=1),
-    question("wrong by vote", [0, 0, 1, 2], 1, chosen=0),
-    question("no answer", [None] * 4, states=dict.fromkeys(range(4), TRUNCATED)),
-    num_failed=3,
-)
 
 
 def scores_of(summary: Summary) -> dict[str, str]:

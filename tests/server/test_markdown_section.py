@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.markdown_section import MarkdownSection, in_words, markdown_table, short_commit
+from lim_sglang.markdown_section import MarkdownSection, join_words, markdown_table, short_commit
 
 SECTION = MarkdownSection("lim report")
 BEGIN, END = "<!-- lim report: begin -->", "<!-- lim report: end -->"
@@ -46,9 +46,9 @@ def test_a_table_has_one_line_a_row() -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (in_words("a"), "a"),
-        (in_words("ab"), "a and b"),
-        (in_words("abc"), "a, b and c"),
+        (join_words("a"), "a"),
+        (join_words("ab"), "a and b"),
+        (join_words("abc"), "a, b and c"),
         (short_commit(None), "unknown"),
         (short_commit("1be6cc2"), "1be6cc2"),
         (short_commit("0123456789abcdef+d61e"), "0123456789 with local edits d61e"),
