@@ -1,57 +1,23 @@
-"""Summaries of runs for tests: spelled out question by question, or simulated."""
+"""Summaries of runs for tests: committed, spelled out question by question, or simulated."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from lim_sglang.evals.metrics import QuestionResult, Summary
+from lim_sglang.evals.compare import POLICY
+from lim_sglang.evals.metrics import QuestionResult, Summary, read_summary
 from lim_sglang.programs.schema import SampleState
 
-CONDITIONS: Mapping[str, Any] = {
-    "task": "math500",
-    "task_version": 1,
-    "questions": "9b1f" * 16,
-    "asked": 500,
-    "revision": "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-    "prompt_sha256": "3c5e" * 16,
-    "system_sha256": None,
-    "model": "Qwen/Qwen2.5-Coder-1.5B-Instruct",
-    "policy": "lessismore",
-    "budget": 256,
-    "ranking": "rank",
-    "recent_ratio": 0.25,
-    "sinks": 4,
-    "dense_layers": [0, 1],
-    "select_layers": [2, 14],
-    "program": "majority",
-    "options": {},
-    "samples": 4,
-    "thinking": None,
-    "thinking_budget": None,
-    "max_tokens": 2048,
-    "temperature": 0.6,
-    "top_p": 0.95,
-    "top_k": 20,
-    "seed": None,
-    "seed_honoured": False,
-    "api": "sglang",
-    "device_name": "NVIDIA H100 80GB HBM3",
-    "dtype": "bfloat16",
-    "kv_cache_dtype": "auto",
-    "quantization": None,
-    "versions": {"torch": "2.11.0", "sglang_server": "0.5.16", "math_verify": "0.9.0"},
-    "commit": "c0ffee0123456789abcdef",
-    "date": "2026-11-25",
+MEASURED = Path(__file__).parents[2] / "docs" / "measured" / "eval"
+COMMITTED = {
+    summary.conditions["budget"]: summary
+    for summary in map(read_summary, sorted(MEASURED.glob("*.json")))
 }
-FULL: Mapping[str, Any] = {
-    "policy": "full",
-    "budget": None,
-    "ranking": None,
-    "recent_ratio": None,
-    "sinks": None,
-    "dense_layers": None,
-    "select_layers": None,
-}
+"""The committed summaries by their budgets; None: full attention."""
+CONDITIONS: Mapping[str, Any] = COMMITTED[256].conditions
+FULL = {name: COMMITTED[None].conditions[name] for name in POLICY}
 """Conditions that differ under full attention."""
 
 
@@ -101,7 +67,7 @@ FOUR = run(
 def simulated(
     seed: int = 0,
     *,
-    questions: int = 500,
+    questions: int = 9,
     samples: int = 4,
     harm: float = 0.0,
     longer: float = 1.0,
@@ -116,49 +82,31 @@ def simulated(
     found = {**CONDITIONS, "samples": samples, "asked": questions, **conditions}
     hardness = random.Random("questions")  # the same questions for every policy
     luck = random.Random(f"{seed} {found['policy']} {found['budget']}")
-    results = tuple(
-        _simulated_question(
-            f"q{n:03d}", hardness.gauss(0.7, 2.2), luck, samples, harm, longer, found["max_tokens"]
+    limit, results = found["max_tokens"], []
+    for number in range(questions):
+        hard, tokens, answers = hardness.gauss(0.7, 2.2), [], []
+        for _ in range(samples):
+            length = int(longer * luck.lognormvariate(5.95 + 0.16 * hard, 0.45))
+            cut = length >= limit or luck.random() < 0.02
+            right = luck.random() < 1 / (1 + math.exp(hard + harm))
+            wrong = None if luck.random() < 0.04 else 1 + min(int(luck.expovariate(0.7)), 5)
+            tokens.append(limit if cut else max(length, 20))
+            answers.append(None if cut else 0 if right else wrong)
+        order = list(dict.fromkeys(answer for answer in answers if answer is not None))
+        result = question(
+            f"q{number:03d}",
+            [None if answer is None else order.index(answer) for answer in answers],
+            order.index(0) if 0 in order else None,
+            states={n: SampleState.TRUNCATED for n in range(samples) if tokens[n] == limit},
+            tokens=tokens,
+            chosen=order.index(max(order, key=answers.count)) if order else None,
         )
-        for n in range(questions)
-    )
+        results.append(result)
     name = f"{found['task']}-{found['policy']}-{found['budget']}-{seed}"
-    return Summary(run_id=name, conditions=found, questions=results, num_failed=0)
+    return Summary(name, found, tuple(results), num_failed=0)
 
 
-def _simulated_question(
-    name: str,
-    hard: float,
-    luck: random.Random,
-    samples: int,
-    harm: float,
-    longer: float,
-    limit: int,
-) -> QuestionResult:
-    answers: list[int | None] = []  # 0 is right, the others are wrong ones
-    tokens, states = [], {}
-    for n in range(samples):
-        length = int(longer * luck.lognormvariate(5.95 + 0.16 * hard, 0.45))
-        cut = length >= limit or luck.random() < 0.02
-        tokens.append(limit if cut else max(length, 20))
-        states[n] = SampleState.TRUNCATED if cut else SampleState.FINISHED
-        right = luck.random() < 1 / (1 + 2.718281828 ** (hard + harm))
-        wrong = None if luck.random() < 0.04 else 1 + min(int(luck.expovariate(0.7)), 5)
-        answers.append(None if cut else 0 if right else wrong)
-    order = list(dict.fromkeys(answer for answer in answers if answer is not None))
-    groups = [None if answer is None else order.index(answer) for answer in answers]
-    votes = [groups.count(number) for number in range(len(order))]
-    return question(
-        name,
-        groups,
-        order.index(0) if 0 in order else None,
-        states=states,
-        tokens=tokens,
-        chosen=votes.index(max(votes)) if votes else None,
-    )
-
-
-def five_runs(questions: int = 500, **conditions: Any) -> list[Summary]:
+def five_runs(questions: int, **conditions: Any) -> list[Summary]:
     """Simulate full attention and four budgets, the smaller ones worse and longer."""
     sparse = ((128, 0.55, 1.25), (256, 0.3, 1.1), (512, 0.1, 1.03), (1024, 0.02, 1.0))
     return [

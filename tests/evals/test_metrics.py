@@ -1,21 +1,19 @@
 """Summaries of runs, and scores against figures worked out by hand or by listing all subsets."""
 
-import hashlib
 import json
 import math
 import operator
 import random
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lim_sglang.errors import ConfigError, DataError
+from lim_sglang.evals import metrics
 from lim_sglang.evals.metrics import (
     Estimate,
     QuestionResult,
@@ -25,61 +23,39 @@ from lim_sglang.evals.metrics import (
     load_summaries,
     majority_at_k,
     pass_at_k,
-    published_name,
     read_summary,
-    rename_models,
     score,
-    stops_early,
     summarise,
     winning_subsets,
-    write_summaries,
     write_summary,
 )
 from lim_sglang.evals.run_store import GRADES_FILE, Failure, GradedSample, RunRecord, open_run
 from lim_sglang.programs.schema import SampleState
 from lim_sglang.programs.vote import tally
 from tests.builders import make_sample
-from tests.evals.summaries import FOUR, question, run
+from tests.evals.summaries import CONDITIONS, FOUR, question, run
 
 FINISHED, TRUNCATED, ABORTED = SampleState.FINISHED, SampleState.TRUNCATED, SampleState.ABORTED
+CONFIG = {"policy": "lessismore", "budget": 256, "ranking": "rank", "recent_ratio": 0.25}
+SAMPLING = {"max_tokens": 100, "temperature": 0.6, "top_p": 0.95, "top_k": 20}
 SETTINGS: dict[str, Any] = {
     "task": "aime24",
-    "task_version": 2,
     "questions": {"asked": 2, "asked_digest": "d1", "digest": "d2", "revision": "r"},
     "prompt_sha256": "p",
     "system": "SECRET system prompt",
     "thinking": {"enabled": True, "budget": 50},
     "program": {"name": "majority", "options": {}, "parallel": None},
     "num_samples": 4,
-    "sampling": {
-        "max_tokens": 100,
-        "temperature": 0.6,
-        "top_p": 0.95,
-        "top_k": 20,
-        "seed": None,
-        "seed_honoured": False,
-    },
-    "api": "sglang",
+    "sampling": {**SAMPLING, "seed": None, "seed_honoured": False},
     "server": {
         "model_path": "/data/models/tiny/",
         "tokenizer_path": "/data/models/tiny/",
         "chat_template": None,
         "json_model_override_args": "{}",
         "tp_size": 1,
-        "revision": "main",
         "device_name": "GPU",
-        "dtype": "bfloat16",
     },
-    "lim": {
-        "config": {
-            "policy": "lessismore",
-            "budget": 256,
-            "ranking": "rank",
-            "recent_ratio": 0.25,
-            "sinks": 4,
-        },
-        "roles": ["full", "full", "select", "reuse", "select", "reuse"],
-    },
+    "lim": {"config": CONFIG, "roles": ["full", "full", "select", "reuse", "select", "reuse"]},
     "versions": {"math_verify": "0.9.0"},
 }
 ABOUT = {"commit": "abc", "began": "2026-11-25T10:00:00+00:00", "client_versions": {"torch": "2"}}
@@ -90,7 +66,7 @@ def graded(name: str, index: int, answer: str | None, **more: Any) -> GradedSamp
     """Make a sample of a question whose right answer is 4."""
     late = more.pop("late", False)
     sample = replace(make_sample(index, answer, **more), rid="SECRET rid")
-    return GradedSample(name, "SECRET 4", answer == "4", sample, late=late)
+    return GradedSample(name, "SECRET gold", answer == "4", sample, late=late)
 
 
 def equivalent(a: str, b: str) -> bool:
@@ -109,17 +85,11 @@ SAMPLES = [
 ]
 
 
-def summarise_one(*samples: GradedSample, record: RunRecord = RECORD) -> QuestionResult:
+def summarise_one(*samples: GradedSample, program: str = "majority") -> QuestionResult:
     """Summarise the samples of a single question."""
-    (found,) = summarise(record, samples, equivalent).questions
+    settings = {**SETTINGS, "program": {"name": program, "options": {}}}
+    (found,) = summarise(RunRecord("r", settings, ABOUT), samples, equivalent).questions
     return found
-
-
-def conditions_with(**changes: Any) -> dict[str, Any]:
-    """Return the conditions under other settings."""
-    return dict(
-        summarise(RunRecord("r", {**SETTINGS, **changes}, ABOUT), [], equivalent).conditions
-    )
 
 
 def test_votes_are_counted_by_index_in_any_order_of_completion() -> None:
@@ -127,8 +97,7 @@ def test_votes_are_counted_by_index_in_any_order_of_completion() -> None:
     assert found == summarise(RECORD, SAMPLES[::-1], equivalent, num_failed=1)
     a, b = found.questions
     assert (a.question_id, a.indices, a.group, a.chosen) == ("a", (0, 1, 2, 3), (0, 0, 1, 1), 0)
-    assert a.correct == (True, False, False, False)  # as graded
-    assert a.tokens[0] == 70
+    assert (a.correct, a.tokens[0]) == ((True, False, False, False), 70)  # as graded
     assert a.answer_correct
     assert (b.group, b.chosen, b.answer_correct) == ((0, 1, None, 0), 0, False)
     assert b.states[2] is TRUNCATED
@@ -144,105 +113,58 @@ def test_the_verdict_on_an_answer_is_that_of_its_earliest_voter() -> None:
     assert not summarise_one(*others[1:]).answer_correct
 
 
-def test_an_aborted_sample_has_no_vote_and_no_share() -> None:
+def test_aborted_and_late_samples_have_no_vote() -> None:
     aborted = graded("q", 0, None, state=ABORTED, num_tokens=7)
     found = summarise_one(aborted, graded("q", 1, "4", state=TRUNCATED))
     assert (found.group, found.chosen, found.completed) == ((None, 0), 0, (1,))
     assert (found.share_correct, found.tokens) == (1, (7, 10))
     nothing = summarise_one(aborted)
     assert (nothing.share_correct, nothing.chosen, nothing.answer_correct) == (None, None, False)
-
-
-def test_a_late_sample_has_no_vote() -> None:
-    late = [graded("q", 0, "4"), graded("q", 1, "6", late=True), graded("q", 2, "6", late=True)]
-    found = summarise_one(*late)
-    assert (found.chosen, found.late) == (0, (False, True, True))
-    assert summarise_one(*(replace(sample, late=False) for sample in late)).chosen == 1
+    for late, chosen in ((True, 0), (False, 1)):
+        samples = [graded("q", 0, "4"), *(graded("q", n, "6", late=late) for n in (1, 2))]
+        assert summarise_one(*samples).chosen == chosen
 
 
 @pytest.mark.parametrize(("program", "chosen"), [("majority", 0), ("short", 1), ("confidence", 1)])
 def test_each_program_ranks_its_groups_in_its_own_way(program: str, chosen: int) -> None:
-    settings = {**SETTINGS, "program": {"name": program, "options": {}}}
     weights = (1.0, 3.0) if program == "confidence" else (None, None)
     long = graded("q", 0, "4", num_tokens=50, confidence=weights[0])
     short = graded("q", 1, "6", num_tokens=20, confidence=weights[1])
-    assert summarise_one(long, short, record=RunRecord("r", settings, ABOUT)).chosen == chosen
-
-
-def test_conditions_say_what_the_scores_hold_for() -> None:
-    found = conditions_with()
-    expected = {
-        "task": "aime24",
-        "task_version": 2,
-        "questions": "d1",
-        "benchmark": "d2",
-        "asked": 2,
-        "revision": "r",
-        "prompt_sha256": "p",
-        "system_sha256": hashlib.sha256(b"SECRET system prompt").hexdigest(),
-        "model": "tiny",
-        "model_revision": "main",
-        "policy": "lessismore",
-        "budget": 256,
-        "ranking": "rank",
-        "recent_ratio": 0.25,
-        "sinks": 4,
-        "dense_layers": [0, 1],
-        "select_layers": [2, 4],
-        "program": "majority",
-        "options": {},
-        "parallel": None,
-        "samples": 4,
-        "thinking": True,
-        "thinking_budget": 50,
-        "max_tokens": 100,
-        "temperature": 0.6,
-        "top_p": 0.95,
-        "top_k": 20,
-        "seed": None,
-        "seed_honoured": False,
-        "api": "sglang",
-        "device_name": "GPU",
-        "dtype": "bfloat16",
-        "kv_cache_dtype": None,
-        "quantization": None,
-        "server": {"tokenizer_path": "tiny", "tp_size": 1},
-        "versions": {"torch": "2", "math_verify": "0.9.0"},
-        "code_sha256": None,
-        "sampling_version": None,
-        "commit": "abc",
-        "date": "2026-11-25",
-    }
-    assert found == expected
-    assert list(found) == list(expected)  # in the order in which people read them
-
-
-FULL_LIM = {"config": {**SETTINGS["lim"]["config"], "policy": "full"}, "roles": ["full"] * 6}
+    assert summarise_one(long, short, program=program).chosen == chosen
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({}, {"model": "tiny", "server": {"tokenizer_path": "tiny", "tp_size": 1}, "budget": 256}),
+        ({}, {"task_version": 1, "versions": {"torch": "2", "math_verify": "0.9.0"}}),
+        ({}, {"dense_layers": [0, 1], "select_layers": [2, 4], "date": "2026-11-25", **SAMPLING}),
+        ({"system": None}, {"system_sha256": None, "thinking": True, "thinking_budget": 50}),
         ({"lim": None, "api": "openai"}, {"policy": "openai", "budget": None}),
         ({"lim": None}, {"dense_layers": None, "select_layers": None}),
-        ({"lim": FULL_LIM}, {"policy": "full", "budget": None, "select_layers": None}),
+        (
+            {"lim": {"config": {**CONFIG, "policy": "full"}, "roles": ["full"] * 6}},
+            {"policy": "full", "budget": None, "dense_layers": None, "select_layers": None},
+        ),
         ({"program": None}, {"program": "majority", "options": {}}),  # of the oldest records
     ],
-    ids=["another server", "no roles", "full has no budget", "no program"],
 )
-def test_conditions_of_other_runs(changes: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert expected.items() <= conditions_with(**changes).items()
+def test_conditions_say_what_the_scores_hold_for(
+    changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    record = RunRecord("r", {**SETTINGS, **changes}, ABOUT)
+    found = summarise(record, [], equivalent).conditions
+    assert expected.items() <= found.items()
+    assert [name for name in found if name != "sampling_version"] == list(CONDITIONS)
+    assert "SECRET" not in str(found)
 
 
 @pytest.mark.parametrize(
     ("program", "expected"),
     [("majority", False), ("single", False), ("adaptive", True), ("of the future", True)],
 )
-def test_a_program_stops_early_unless_it_is_known_to_take_all_samples(
-    program: str, expected: bool
-) -> None:
-    assert stops_early({"program": program}) is expected
-    assert not stops_early({})
+def test_unknown_programs_are_taken_to_stop_early(program: str, expected: bool) -> None:
+    assert metrics.stops_early({"program": program}) is expected
 
 
 @pytest.mark.parametrize(
@@ -257,73 +179,65 @@ def test_a_program_stops_early_unless_it_is_known_to_take_all_samples(
     ],
 )
 def test_a_folder_of_this_machine_is_not_published(path: str, expected: str) -> None:
-    assert published_name(path) == expected
+    assert metrics.published_name(path) == expected
 
 
 def test_models_are_renamed_and_unknown_names_refused() -> None:
     runs = [run(model="tiny"), run(model="other")]
-    renamed = rename_models(runs, {"tiny": "a/b"})
+    renamed = metrics.rename_models(runs, {"tiny": "a/b"})
     assert [summary.conditions["model"] for summary in renamed] == ["a/b", "other"]
     with pytest.raises(ConfigError, match=r"--name big: no run has .*models are tiny, other"):
-        rename_models(runs, {"big": "a/b"})
+        metrics.rename_models(runs, {"big": "a/b"})
 
 
-def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
-    found = summarise(RECORD, SAMPLES, equivalent, num_failed=2)
+def test_a_summary_is_read_as_it_was_written_and_holds_no_text(tmp_path: Path) -> None:
+    texts = {"text": "SECRET thoughts", "error": "SECRET error"}
+    samples = [replace(each, sample=replace(each.sample, **texts)) for each in SAMPLES]
+    found = summarise(RECORD, samples, equivalent, num_failed=2)
     path = tmp_path / "deep" / "s.json"
     write_summary(found, path)
     assert read_summary(path) == found
+    assert "SECRET" not in path.read_text()
     assert sum('"id"' in line for line in path.read_text().splitlines()) == 2  # a line a question
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_summary_file_holds_no_text(tmp_path: Path) -> None:
-    answered, unanswered = graded("q", 0, "4"), graded("q", 1, None)
-    texts = {"text": "SECRET thoughts", "error": "SECRET error", "answer": "SECRET answer"}
-    secret = [
-        replace(each, gold="SECRET", sample=replace(each.sample, **texts))
-        for each in (answered, unanswered)
-    ]
-    write_summary(summarise(RECORD, secret, equivalent), tmp_path / "s.json")
-    assert "SECRET" not in (tmp_path / "s.json").read_text()
-
-
 def test_summaries_are_named_by_their_runs_and_stay_in_the_folder(tmp_path: Path) -> None:
     sly = Summary("../../sly/run", {}, (), 0)
-    assert write_summaries([sly], tmp_path / "kept") == [tmp_path / "kept" / "-..-sly-run.json"]
-    assert [path.name for path in tmp_path.rglob("*.json")] == ["-..-sly-run.json"]
+    written = metrics.write_summaries([sly], tmp_path / "kept")
+    assert written == list(tmp_path.rglob("*.json")) == [tmp_path / "kept" / "-..-sly-run.json"]
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot write"):
         write_summary(sly, tmp_path / "file" / "s.json")
 
 
-def in_question(**changes: Any) -> Callable[[dict[str, Any]], None]:
-    """Return a function that changes the first question of a summary file."""
-    return lambda content: content["questions"][0].update(changes)
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("field", "value", "message"),
     [
-        (lambda found: found.update(format=9), "has format 9, expected 1"),
-        (lambda found: found.pop("format"), "is not the summary of a run"),
-        (lambda found: found.pop("conditions"), "'conditions' is missing"),
-        (lambda found: found["questions"][0].pop("group"), "'group' is missing"),
-        (lambda found: found["questions"][0]["tokens"].pop(), "the lists of question a differ"),
-        (in_question(states=["lost"] * 4), "'lost' is not a valid SampleState"),
-        (in_question(id="b"), "a question occurs twice"),
-        (in_question(indices=[0, 2, 1, 3]), "ascending indices"),
-        (in_question(indices=[0, 1, 1, 3]), "ascending indices"),
-        (in_question(tokens=[1, 2, 3, "4"]), "integer tokens"),
-        (in_question(chosen=2), "chose a group without a vote"),
-        (in_question(late=[True, True, False, False]), "chose a group without a vote"),
+        ("format", 9, "has format 9, expected 1"),
+        ("format", None, "is not the summary of a run"),
+        ("conditions", None, "'conditions' is missing"),
+        ("group", None, "'group' is missing"),
+        ("tokens", [1, 2, 3], "the lists of question a differ"),
+        ("tokens", [1, 2, 3, "4"], "integer tokens"),
+        ("states", ["lost"] * 4, "'lost' is not a valid SampleState"),
+        ("id", "b", "a question occurs twice"),
+        ("indices", [0, 2, 1, 3], "ascending indices"),
+        ("indices", [0, 1, 1, 3], "ascending indices"),
+        ("chosen", 2, "chose a group without a vote"),
+        ("late", [True, True, False, False], "chose a group without a vote"),
     ],
 )
-def test_a_damaged_summary_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+def test_a_damaged_summary_is_refused(
+    tmp_path: Path, field: str, value: object, message: str
+) -> None:
     path = tmp_path / "s.json"
     write_summary(summarise(RECORD, SAMPLES, equivalent), path)
     content = json.loads(path.read_text())
-    change(content)
+    part = content if field in content else content["questions"][0]
+    part[field] = value
+    if value is None:
+        del part[field]
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=f"s.json.*{message}"):
         read_summary(path)
@@ -343,7 +257,7 @@ def test_another_file_is_refused(tmp_path: Path, content: str | None, message: s
 def test_the_folder_of_a_run_is_summarised_with_its_newest_verdicts(tmp_path: Path) -> None:
     folder = tmp_path / "run-1"
     with open_run(folder, RECORD) as opened:
-        opened.append(*(replace(each, of=None) for each in SAMPLES if not each.late))
+        opened.append(*(each for each in SAMPLES if not each.late))
         opened.append_failure(Failure("a", 3, "connection refused"))
     newer = {"question": "b", "index": 2, "answer": "005", "correct": True}
     (folder / GRADES_FILE).write_text(json.dumps(newer) + "\n")
@@ -361,9 +275,7 @@ def test_the_folder_of_a_run_is_summarised_with_its_newest_verdicts(tmp_path: Pa
 def test_folders_without_a_sample_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no run and no summary"):
         find_runs([tmp_path])
-    with open_run(tmp_path / "run", RECORD):
-        pass
-    with pytest.raises(DataError, match="has no sample yet"):
+    with open_run(tmp_path / "run", RECORD), pytest.raises(DataError, match="has no sample yet"):
         load_summaries([tmp_path / "run"])
 
 
@@ -379,30 +291,24 @@ def test_scores_equal_those_worked_out_by_hand() -> None:
     assert found.majority_at[4].value == found.vote_correct.value == 1 / 2
     assert found.vote_correct.error == pytest.approx(math.sqrt(4 * 0.25 / 3 / 4))
     assert (found.num_questions, found.num_samples, found.num_failed) == (4, 16, 3)
-    assert found.truncated == found.no_answer == 5 / 16
-    assert found.aborted == 0
-    assert found.mean_tokens == 25
+    assert (found.truncated, found.no_answer, found.aborted) == (5 / 16, 5 / 16, 0)
     # Four samples each of 10, 20, 30 and 40 tokens.
-    assert found.percentiles == pytest.approx({50: 25, 90: 40, 99: 40})
+    assert (found.mean_tokens, found.percentiles) == (25, {50: 25, 90: 40, 99: 40})
     assert found.questions_at == {1: 4, 2: 4, 4: 4}
-    assert found.tokens_per_question == 100
-    assert found.tokens_per_correct == 400 / 7
+    assert (found.tokens_per_question, found.tokens_per_correct) == (100, 400 / 7)
 
 
 def test_percentiles_are_interpolated() -> None:
     found = score(run(question("q", [0] * 4, tokens=[40, 10, 30, 20])))
     assert found.percentiles == pytest.approx({50: 25, 90: 37, 99: 39.7})
-    assert found.percentiles[90] == float(np.percentile([10, 20, 30, 40], 90))
 
 
 def test_an_aborted_sample_costs_tokens_and_is_neither_right_nor_wrong() -> None:
     stopped = question("q", [0, 1, None], states={2: ABORTED}, tokens=[10, 20, 70], chosen=0)
     found = score(run(stopped))
-    assert found.pass_at_1.value == 1 / 2
-    assert (found.num_samples, found.aborted) == (2, 1 / 3)
+    assert (found.pass_at_1.value, found.num_samples, found.aborted) == (1 / 2, 2, 1 / 3)
     assert (found.mean_tokens, found.tokens_per_question) == (15, 100)
-    assert found.tokens_per_correct == 100
-    assert found.no_answer == 0
+    assert (found.tokens_per_correct, found.no_answer) == (100, 0)
     cut = score(run(replace(stopped, group=(0, None, None), states=(FINISHED, TRUNCATED, ABORTED))))
     assert cut.truncated == cut.no_answer == 1 / 2
 
@@ -420,15 +326,14 @@ def test_questions_with_too_few_samples_are_left_out_of_larger_k_only() -> None:
     found = score(run(question("long", [1, 0, 0]), question("short", [1])))
     assert found.pass_at_1.value == pytest.approx((2 / 3 + 0) / 2)
     assert found.pass_at[3] == Estimate(1.0, None)
-    assert list(found.pass_at) == list(found.majority_at) == [1, 2, 3]
+    assert list(found.majority_at) == [1, 2, 3]
     assert found.questions_at == {1: 2, 2: 1, 3: 1}
 
 
 def test_a_question_without_a_completed_sample_has_no_share_and_no_answer() -> None:
     gone = question("gone", [None], states={0: ABORTED})
     found = score(run(question("q", [0], chosen=0), gone))
-    assert found.pass_at_1 == Estimate(1.0, None)
-    assert found.vote_correct.value == 1 / 2
+    assert (found.pass_at_1, found.vote_correct.value) == (Estimate(1.0, None), 1 / 2)
     assert (found.num_questions, found.num_samples, found.aborted) == (2, 1, 1 / 2)
     assert found.tokens_per_question == (10 + 10) / 2
     assert score(run(question("q", [1, 1]))).tokens_per_correct is None
@@ -437,32 +342,17 @@ def test_a_question_without_a_completed_sample_has_no_share_and_no_answer() -> N
 
 
 @pytest.mark.parametrize(
-    ("groups", "right", "expected"),
-    [
-        ([0, 1], 0, 1.0),
-        ([0, 1], 1, 0.0),
-        ([0, 1, 1], 1, 1.0),
-        ([None, 0], 0, 1.0),
-        ([None, None], 0, 0.0),
-        ([0, 1, 1, 0], 1, 0.0),
-        ([1, 0, 0, 1], 1, 1.0),
-    ],
-    ids=["tie", "tie lost", "more votes", "no answer, no vote", "no answers", "2:2", "2:2 won"],
-)
-def test_the_vote_of_all_samples(groups: list[int | None], right: int, expected: float) -> None:
-    assert majority_at_k(run(question("q", groups, right)), len(groups)).value == expected
-
-
-@pytest.mark.parametrize(
     ("groups", "correct", "expected"),
     [
         ((0, 0, 1), (True, False, False), (0, 1, 2, 1)),
         ((0, 0, 1), (False, True, False), (0, 1, 1, 0)),
         ((0, 1, 2, 2), (True, True, False, False), (0, 2, 5, 2, 0)),
+        ((None, 0), (False, True), (0, 1, 1)),
+        ((None, None), (False, False), (0, 0, 0)),
     ],
 )
 def test_a_subset_answers_with_its_earliest_vote_for_the_winner(
-    groups: tuple[int, ...], correct: tuple[bool, ...], expected: tuple[int, ...]
+    groups: tuple[int | None, ...], correct: tuple[bool, ...], expected: tuple[int, ...]
 ) -> None:
     assert winning_subsets(groups, correct) == expected
 
@@ -477,10 +367,9 @@ def winner_position(groups: list[int | None], subset: tuple[int, ...]) -> int | 
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["one group is right", "any sample may be"])
-@pytest.mark.parametrize("seed", range(6))
-def test_both_scores_of_k_samples_equal_the_mean_over_all_subsets(seed: int, mixed: bool) -> None:
-    rng = random.Random(seed)
-    for _ in range(60):
+def test_both_scores_of_k_samples_equal_the_mean_over_all_subsets(mixed: bool) -> None:
+    rng = random.Random(0)
+    for _ in range(360):
         groups = [rng.choice([None, 0, 1, 2, 3]) for _ in range(rng.randint(1, 9))]
         asked = question("q", groups, rng.choice([0, 1, 2]))
         if mixed:
@@ -522,11 +411,8 @@ def test_votes_of_64_samples_are_counted_exactly_and_in_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "value", "error"),
-    [([1.0], 1.0, None), ([0.0, 1.0], 0.5, 0.5), ([0.5, 0.5, 0.5], 0.5, 0.0)],
-    ids=["one question", "two", "no spread"],
+    ("values", "expected"),
+    [([1.0], (1.0, None)), ([0.0, 1.0], (0.5, 0.5)), ([0.5, 0.5, 0.5], (0.5, 0.0))],
 )
-def test_the_error_is_that_of_the_mean_over_questions(
-    values: list[float], value: float, error: float | None
-) -> None:
-    assert estimate(values) == Estimate(value, error)
+def test_the_error_is_that_of_the_mean_over_questions(values: list[float], expected: Any) -> None:
+    assert estimate(values) == Estimate(*expected)

@@ -17,19 +17,18 @@ from lim_sglang.evals.plots import PLOTS, draw_svg
 from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.evals.report_page import make_page
 from lim_sglang.evals.tables import SECTION, proof_section, results_section
-from tests.evals import summaries
-from tests.evals.summaries import CONDITIONS, five_runs
+from tests.evals.summaries import COMMITTED, CONDITIONS, FULL, five_runs, simulated
 
 ROOT = Path(__file__).parents[2]
 CODER = CONDITIONS["model"]
 
 
 def sparse(budget: int = 256, **conditions: Any) -> Summary:
-    return summaries.simulated(questions=12, budget=budget, **conditions)
+    return simulated(budget=budget, **conditions)
 
 
 def full(**conditions: Any) -> Summary:
-    return summaries.simulated(questions=12, **{**summaries.FULL, **conditions})
+    return simulated(**{**FULL, **conditions})
 
 
 def group_of(*runs: Summary) -> Group:
@@ -76,7 +75,7 @@ def test_tasks_models_questions_and_limits_have_tables_of_their_own() -> None:
 def test_other_questions_of_the_same_task_are_never_in_one_table() -> None:
     changed = replace(sparse(), conditions={**sparse().conditions, "questions": "ab" * 32})
     first, second = make_groups([full(), changed])
-    assert {first.title[-18:], second.title[-18:]} == {"questions 9b1f9b1f", "questions abababab"}
+    assert {first.title[-18:], second.title[-18:]} == {"questions 59695e34", "questions abababab"}
     assert first.rows[0].against_full is second.rows[0].against_full is None
 
 
@@ -136,11 +135,11 @@ def test_the_most_similar_run_of_full_attention_is_compared_with() -> None:
 
 
 def test_an_incomplete_run_has_a_note_and_is_not_compared() -> None:
-    part = replace(sparse(), questions=sparse().questions[:9], num_failed=3)
+    part = replace(sparse(), questions=sparse().questions[:6], num_failed=3)
     row = group_of(full(), part).rows[1]
     assert row.against_full is None
     assert row.note
-    assert row.note.startswith("9 of 12 questions; 3 samples failed and are not scored; not compa")
+    assert row.note.startswith("6 of 9 questions; 3 samples failed and are not scored; not compa")
     assert "3 are in one run only" in row.note
 
 
@@ -238,7 +237,7 @@ def test_published_names_replace_those_of_folders(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.exception
     kept = [read_summary(path) for path in (tmp_path / "kept").iterdir()]
     assert {summary.conditions["model"] for summary in kept} == {CODER}
-    assert f"math500, {CODER}: 12 questions" in report(tmp_path / "eval", *name).stdout
+    assert f"math500, {CODER}: 9 questions" in report(tmp_path / "eval", *name).stdout
 
 
 @pytest.mark.parametrize(
@@ -286,25 +285,17 @@ def test_a_refusal_writes_nothing(
     assert Path("plain.md").read_text() == "no markers"
 
 
-@pytest.fixture(scope="module")
-def committed() -> tuple[Group, ...]:
-    """The groups of the committed summaries."""
-    paths = sorted((ROOT / "docs" / "measured" / "eval").glob("*.json"))
-    return make_groups([read_summary(path) for path in paths])
-
-
-def test_the_documents_show_the_figures_of_the_committed_summaries(
-    committed: tuple[Group, ...],
-) -> None:
+def test_the_documents_show_the_figures_of_the_committed_summaries() -> None:
+    groups = make_groups(list(COMMITTED.values()))
     results = (ROOT / "docs" / "results.md").read_text()
-    assert SECTION.extract(results, "") == results_section(committed, "plots/accuracy.svg")
+    assert SECTION.extract(results, "") == results_section(groups, "plots/accuracy.svg")
     readme = (ROOT / "README.md").read_text()
-    assert SECTION.extract(readme, "") == proof_section(committed, "docs/results.md")
+    assert SECTION.extract(readme, "") == proof_section(groups, "docs/results.md")
     for plot in PLOTS:
         shown = (ROOT / "docs" / "plots" / f"{plot.name}.svg").read_text()
-        assert shown == draw_svg(plot, committed), f"write docs/plots/{plot.name}.svg again"
+        assert shown == draw_svg(plot, groups), f"write docs/plots/{plot.name}.svg again"
 
 
-def test_published_models_have_their_hub_names(committed: tuple[Group, ...]) -> None:
-    for group in committed:
-        assert re.fullmatch(r"[\w.-]+/[\w.-]+", str(group.rows[0].conditions["model"]))
+def test_published_models_have_their_hub_names() -> None:
+    for summary in COMMITTED.values():
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", str(summary.conditions["model"]))
