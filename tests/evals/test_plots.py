@@ -145,7 +145,7 @@ def test_each_question_is_in_the_band_of_its_votes() -> None:
     questions = [
         question("all", [0, 0, 0, 0], chosen=0),
         question("half", [0, 0, 1, None], 1, chosen=0),
-        question("late", [0, 1, 1, 1], late=[1, 2, 3], chosen=0),
+        question("late", [0, 0, 0, 0], late=[1, 2, 3], chosen=0),
         question("no answer", [None] * 4),
     ]
     (group,) = make_groups([run(*questions)])
