@@ -2,10 +2,9 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,7 +26,7 @@ from lim_sglang.evals.run_config import choose_method
 from lim_sglang.evals.runner import Evaluation, Finished, run_evaluation
 from lim_sglang.evals.servers import split_urls
 from lim_sglang.evals.serving import ServerSpec, serving
-from lim_sglang.evals.table import score_table
+from lim_sglang.evals.tables import score_table
 from lim_sglang.programs.options import (
     INTERRUPTED,
     ApiKeyOption,
@@ -49,8 +48,6 @@ from lim_sglang.programs.options import (
 from lim_sglang.programs.schema import DEFAULT_URL, Access, Api, Sampling, check_thinking_budget
 
 if TYPE_CHECKING:
-    from lim_sglang.evals.compare import Comparison
-    from lim_sglang.evals.metrics import Summary
     from lim_sglang.evals.report import Group
 
 TasksArgument = Annotated[
@@ -336,76 +333,80 @@ def _show_graded(progress: Progress, bar: TaskID, done: int) -> None:
     progress.update(bar, completed=done)
 
 
-MANY = "Each interval is for itself: of 20 comparisons without a difference, one would show one."
+MULTIPLE_COMPARISONS = "Of 20 comparisons without any difference, expect one to show a difference."
 
 
 def compare_runs(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Runs' folders or summaries; the others are compared with the first."),
+        typer.Argument(
+            help="Folders or summaries of runs; the first is compared with each of the others."
+        ),
     ],
     common: Annotated[
         bool, typer.Option("--common", help="Compare the questions that both runs have.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a comparison.")] = False,
 ) -> None:
-    """Say what runs of the same questions do and do not show: the difference with a 95 % interval,
-    McNemar's test on the votes, the ratio of lengths."""
-    from lim_sglang.evals.table import comparison_table
-
-    comparisons = _compare(runs, common=common, seed=seed)
-    if as_json:
-        for found in comparisons:
-            typer.echo(json.dumps(asdict(found), ensure_ascii=False))
-        return
-    Console().print(comparison_table(comparisons))
-    for found in comparisons:
-        typer.echo(found.sentence)
-        for difference in found.other_differences:
-            typer.echo(f"warning: {found.a} and {found.b} differ in {difference}", err=True)
-    if len(comparisons) > 1:
-        typer.echo(MANY)
-
-
-def _compare(runs: list[Path], *, common: bool, seed: int) -> list["Comparison"]:
-    from lim_sglang.evals.compare import compare, names_of
+    """Compare runs of the same questions: difference with a 95 % interval, McNemar's test on the
+    votes, ratio of lengths, and a sentence on what these show."""
+    from lim_sglang.evals.compare import compare, distinct_names
     from lim_sglang.evals.metrics import load_summaries
+    from lim_sglang.evals.tables import comparison_table, sentence
 
     if len(runs) < 2:
-        raise ConfigError("lim compare needs two runs: the one to compare with, then the others")
-    console = Console(stderr=True)
-    with console.status("Counting votes"):
+        raise ConfigError("lim compare needs two runs: the reference, then the others")
+    with Console(stderr=True).status("Counting votes"):
         first, *others = summaries = load_summaries(runs)
-        name, *names = names_of(summaries)
-        return [
+        name, *names = distinct_names(summaries)
+        comparisons = [
             compare(first, other, names=(name, other_name), common=common, seed=seed)
             for other, other_name in zip(others, names, strict=True)
         ]
+    if as_json:
+        for found in comparisons:
+            row = {**asdict(found), "sentence": sentence(found)}
+            typer.echo(json.dumps(row, ensure_ascii=False))
+        return
+    Console().print(comparison_table(comparisons))
+    for found in comparisons:
+        typer.echo(sentence(found))
+        for difference in found.other_differences:
+            typer.echo(f"warning: {found.a} and {found.b} differ in {difference}", err=True)
+    if len(comparisons) > 1:
+        typer.echo(MULTIPLE_COMPARISONS)
 
 
-README_PLOT = "accuracy"
-"""The plot that the README shows."""
+DOCUMENT_PLOT = "accuracy"
+"""The plot to which `--results` links."""
 
 
 def write_report(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Runs' folders, summaries, or folders full of these."),
+        typer.Argument(help="Folders or summaries of runs, or folders that contain these."),
     ],
     html: Annotated[
-        Path | None, typer.Option(help="An HTML file that needs no network: everything.")
+        Path | None, typer.Option(help="Write everything to an HTML file that needs no network.")
     ] = None,
     plots: Annotated[
-        Path | None, typer.Option(help="A folder for the plots, each as SVG and as PNG.")
+        Path | None, typer.Option(help="Write the plots to a folder, each as SVG and as PNG.")
     ] = None,
     summaries: Annotated[
         Path | None,
-        typer.Option(help="A folder for the runs' summaries, which hold no text of a question."),
+        typer.Option(help="Write the runs' summaries, which hold no text, to a folder."),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Replace the text between the markers of a Markdown file by all tables."),
     ] = None,
     update: Annotated[
         Path | None,
-        typer.Option(help="A Markdown file: the text between its markers is replaced."),
+        typer.Option(
+            help="Replace the text between the markers of a Markdown file by the rows on both "
+            "sides of the limit: the smallest budget without a loss, the largest with one."
+        ),
     ] = None,
     name: Annotated[
         list[str] | None,
@@ -415,117 +416,59 @@ def write_report(
         ),
     ] = None,
 ) -> None:
-    """Write what runs have shown, with its conditions; without options, print the tables."""
+    """Report runs with their conditions; without options, print the tables."""
+    from lim_sglang.evals.metrics import find_runs, load_summaries, rename_models, write_summaries
     from lim_sglang.evals.report import make_groups
-    from lim_sglang.evals.tables import make_section
+    from lim_sglang.evals.tables import results_section
 
     names = read_pairs("--name", "FOLDER=MODEL", name or [])
-    found = rename(read_runs(runs), names)
-    groups = make_groups(found)
-    # All is made before anything is written, so that a refusal leaves no half of it.
-    files = _make(groups, html=html, plots=plots, update=update)
-    _write(files)
-    _write_summaries(found, summaries)
-    if not (files or summaries):
-        typer.echo(make_section(groups))
+    with Console(stderr=True).status("Reading runs"):
+        loaded = rename_models(load_summaries(find_runs(runs)), names)
+    groups = make_groups(loaded)
+    # Everything is made before anything is written, so that an error leaves no half of a report.
+    files = _make_files(groups, html=html, plots=plots, results=results, update=update)
+    written = [*_write_files(files), *(write_summaries(loaded, summaries) if summaries else [])]
+    for path in written:
+        typer.echo(f"wrote {path}", err=True)
+    if not written:
+        typer.echo(results_section(groups))
 
 
-def _make(
-    groups: Sequence["Group"], *, html: Path | None, plots: Path | None, update: Path | None
+def _make_files(
+    groups: Sequence["Group"],
+    *,
+    html: Path | None,
+    plots: Path | None,
+    results: Path | None,
+    update: Path | None,
 ) -> dict[Path, str | bytes]:
-    """The contents of all files that are asked for, but for the summaries."""
+    """Return the contents of all requested files except the summaries."""
     from lim_sglang.evals.plots import PLOTS, draw_png, draw_svg
     from lim_sglang.evals.report_page import make_page
-    from lim_sglang.evals.tables import PART, make_section
+    from lim_sglang.evals.tables import SECTION, proof_section, results_section
 
     files: dict[Path, str | bytes] = {}
+    if results:
+        plot = _link(results, plots / f"{DOCUMENT_PLOT}.svg") if plots else None
+        files[results] = SECTION.replace_in(results, results_section(groups, plot))
     if update:
-        section = make_section(groups, plot_link(plots, update) if plots else None)
-        files[update] = PART.replace_in(update, section)
+        link = _link(update, results) if results else None
+        files[update] = SECTION.replace_in(update, proof_section(groups, link))
     if html:
         files[html] = make_page(groups)
     if plots:
-        for plot in PLOTS:
-            drawn = draw_svg(plot, groups, name=plot.name, alone=True)
-            files[plots / f"{plot.name}.svg"] = drawn
-            files[plots / f"{plot.name}.png"] = draw_png(plot, groups)
+        for each in PLOTS:
+            files[plots / f"{each.name}.svg"] = draw_svg(each, groups)
+            files[plots / f"{each.name}.png"] = draw_png(each, groups)
     return files
 
 
-def plot_link(plots: Path, update: Path) -> str:
-    """Where a file that is updated finds the plot that it shows."""
-    path = os.path.relpath(plots / f"{README_PLOT}.svg", update.parent)
-    return Path(path).as_posix()
+def _link(document: Path, target: Path) -> str:
+    """Return the relative link from a document to another file."""
+    return Path(os.path.relpath(target, document.parent)).as_posix()
 
 
-def read_runs(paths: Sequence[Path]) -> list["Summary"]:
-    """The summaries of runs, whose votes are counted anew, and those that are stored.
-
-    Raises:
-        DataError: a path is none of what it may be.
-    """
-    from lim_sglang.evals.metrics import load_summaries
-
-    with Console(stderr=True).status("Reading runs"):
-        return load_summaries([found for path in paths for found in _expand(path)])
-
-
-def _expand(path: Path) -> list[Path]:
-    """A folder of runs or of summaries becomes what is in it."""
-    from lim_sglang.evals.run_store import RUN_FILE
-
-    if not path.is_dir() or (path / RUN_FILE).exists():
-        return [path]
-    inside = sorted(path.iterdir())
-    found = [each for each in inside if each.suffix == ".json" or (each / RUN_FILE).exists()]
-    if not found:
-        raise DataError(
-            f"{path} holds no run and no summary; name a run's folder, a file that lim report "
-            "--summaries wrote, or a folder of these"
-        )
-    return found
-
-
-def rename(summaries: Sequence["Summary"], names: Mapping[str, str]) -> list["Summary"]:
-    """With the published names of models.
-
-    Raises:
-        ConfigError: a name is of no run's model.
-    """
-    models = dict.fromkeys(str(summary.conditions.get("model")) for summary in summaries)
-    unknown = [name for name in names if name not in models]
-    if unknown:
-        raise ConfigError(
-            f"--name {', '.join(unknown)}: no run is of that model; they are of {', '.join(models)}"
-        )
-    return [
-        replace(
-            summary,
-            conditions={**summary.conditions, "model": names[str(summary.conditions["model"])]},
-        )
-        if summary.conditions.get("model") in names
-        else summary
-        for summary in summaries
-    ]
-
-
-def summary_file(summary: "Summary") -> str:
-    """The file's name of a summary: that of its run, which may come from a stranger's file."""
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', summary.run_id).lstrip('.')}.json"
-
-
-def _write_summaries(summaries: Sequence["Summary"], folder: Path | None) -> None:
-    from lim_sglang.evals.metrics import write_summary
-
-    if not folder:
-        return
-    for summary in summaries:
-        path = folder / summary_file(summary)
-        write_summary(summary, path)
-        typer.echo(f"wrote {path}", err=True)
-
-
-def _write(files: Mapping[Path, str | bytes]) -> None:
+def _write_files(files: Mapping[Path, str | bytes]) -> list[Path]:
     for path, content in files.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -534,4 +477,4 @@ def _write(files: Mapping[Path, str | bytes]) -> None:
             raise DataError(
                 f"cannot write {path} ({error.strerror}); name another file, or make room"
             ) from None
-        typer.echo(f"wrote {path}", err=True)
+    return list(files)

@@ -1,22 +1,22 @@
-"""A run without its texts, and its scores: verdicts, votes, lengths and conditions, then pass@k
-and maj@k with standard errors.
+"""Summaries of runs, which hold no text, and their scores: pass@k, maj@k, lengths, standard errors.
 
-A summary may be committed and published where the samples may not: they quote the questions.
+A summary may be published where the samples may not, since samples quote the questions.
 """
 
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from lim_sglang.errors import DataError
-from lim_sglang.evals.run_store import GradedSample, write_whole
-from lim_sglang.programs.program import find_program
+from lim_sglang.errors import ConfigError, DataError
+from lim_sglang.evals.run_store import RUN_FILE, GradedSample, write_whole
+from lim_sglang.programs.program import PROGRAMS, find_program
 from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
 from lim_sglang.programs.vote import Equivalent, Order, tally
 
@@ -24,81 +24,89 @@ if TYPE_CHECKING:
     from lim_sglang.evals.run_store import RunRecord
     from lim_sglang.programs.equivalence import EquivalenceChecker
 
-LISTS = ("indices", "correct", "group", "states", "tokens", "late")
-"""Fields of a question that run along its samples."""
-FILES = ("tokenizer_path", "chat_template")
-"""Arguments of a server that may name a file of its machine."""
-MACHINE = ("device_name", "dtype", "kv_cache_dtype", "quantization")
-"""What of the server has a name of its own among the conditions, like model and revision."""
+SAMPLE_LISTS = ("indices", "correct", "group", "states", "tokens", "late")
+"""Fields of a question that have one value a sample."""
+FILE_ARGUMENTS = ("tokenizer_path", "chat_template")
+"""Server arguments that may name a file of the server's machine."""
+NAMED_ARGUMENTS = ("device_name", "dtype", "kv_cache_dtype", "quantization")
+"""Server arguments that are conditions under their own names."""
 
 
 @dataclass(frozen=True)
 class QuestionResult:
-    """The samples of one question, by index; the lists run along `indices`."""
+    """The samples of one question, by ascending index."""
 
     question_id: str
     indices: tuple[int, ...]
     correct: tuple[bool, ...]
     group: tuple[int | None, ...]
-    """Equal answers share a number, from 0 in the order of the samples; None: no answer."""
+    """Number of each sample's answer: equal answers share a number, from 0 in the order of the
+    samples; None: no answer."""
     states: tuple[SampleState, ...]
     tokens: tuple[int, ...]
-    """Generated."""
+    """Generated tokens of each sample."""
     late: tuple[bool, ...]
-    """Drawn, but not heard by the program's vote."""
+    """True for a completed sample without a vote: it ended after its program had stopped, or it was
+    truncated and its program takes finished samples only."""
     chosen: int | None
-    """The group that the program answers with; None: no answer."""
+    """The answer group that won the program's vote; None: no answer."""
 
     @property
     def answer_correct(self) -> bool:
-        """Whether the program's answer is right, which is the chosen group's as its first voter
-        wrote it; no answer is not.
+        """Verdict on the program's answer, which is the one of the chosen group's earliest voter.
+
+        False without an answer. (Equality of answers is not transitive, so a group may hold
+        answers with different verdicts.)
         """
         if self.chosen is None:
             return False
         return self.correct[next(n for n in self.voters if self.group[n] == self.chosen)]
 
     @property
-    def whole(self) -> tuple[int, ...]:
-        """Positions of the samples that ended by themselves."""
+    def completed(self) -> tuple[int, ...]:
+        """Positions of the samples that finished or reached the token limit."""
         return tuple(n for n, state in enumerate(self.states) if state in COMPLETED_STATES)
 
     @property
     def voters(self) -> tuple[int, ...]:
-        """Positions of those among them that the vote heard."""
-        return tuple(n for n in self.whole if not self.late[n])
+        """Positions of the completed samples that have a vote."""
+        return tuple(n for n in self.completed if not self.late[n])
+
+    @property
+    def num_correct(self) -> int:
+        """Number of completed samples that are correct."""
+        return sum(self.correct[n] for n in self.completed)
 
     @property
     def share_correct(self) -> float | None:
-        """Of the samples that ended by themselves; None where there is none."""
-        whole = self.whole
-        return sum(self.correct[n] for n in whole) / len(whole) if whole else None
+        """Share of the completed samples that are correct; None if none completed."""
+        return self.num_correct / len(self.completed) if self.completed else None
 
     def to_row(self) -> dict[str, Any]:
-        """One flat object, ready for JSON."""
+        """Return a flat JSON object."""
         row = asdict(self)
         return {"id": row.pop("question_id"), **row, "correct": [int(c) for c in self.correct]}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """Read back what `to_row` gave.
+        """Read an object that `to_row` returned.
 
         Raises:
-            ValueError: the lists do not belong together.
-            KeyError, TypeError: it is something else.
+            ValueError: the lists contradict each other.
+            KeyError, TypeError: the object has other fields or types.
         """
-        lists = {name: tuple(row[name]) for name in LISTS}
+        lists = {name: tuple(row[name]) for name in SAMPLE_LISTS}
         indices, tokens = lists["indices"], lists["tokens"]
         if len({len(values) for values in lists.values()}) != 1:
             raise ValueError(f"the lists of question {row['id']} differ in length")
         if list(indices) != sorted(set(indices)) or not all(type(n) is int for n in tokens):
-            raise ValueError(f"question {row['id']} needs ascending indices and whole tokens")
+            raise ValueError(f"question {row['id']} needs ascending indices and integer tokens")
         lists["correct"] = tuple(map(bool, lists["correct"]))
         lists["states"] = tuple(map(SampleState, lists["states"]))
-        found = cls(question_id=row["id"], chosen=row["chosen"], **lists)
-        if found.chosen not in (None, *(found.group[n] for n in found.voters)):
-            raise ValueError(f"question {found.question_id} chose a group without a vote")
-        return found
+        result = cls(question_id=row["id"], chosen=row["chosen"], **lists)
+        if result.chosen not in (None, *(result.group[n] for n in result.voters)):
+            raise ValueError(f"question {result.question_id} chose a group without a vote")
+        return result
 
 
 @dataclass(frozen=True)
@@ -107,11 +115,20 @@ class Summary:
 
     run_id: str
     conditions: Mapping[str, Any]
-    """What the results hold for: task, model, policy, sampling, machine, versions, date."""
+    """Everything that the results depend on: task, model, policy, sampling, machine, versions."""
     questions: tuple[QuestionResult, ...]
-    """Those with samples, by id, so that it does not matter which of them ended first."""
+    """The questions with samples, by id: their order does not depend on which finished first."""
     num_failed: int
     """Samples that the server failed: neither right nor wrong, and no part of `questions`."""
+
+
+def stops_early(conditions: Mapping[str, Any]) -> bool:
+    """Return True if a run's program decides from the samples how many a question gets.
+
+    Such samples are a biased selection: easy questions, on which samples agree, get few.
+    """
+    program = PROGRAMS.get(conditions.get("program", "majority"))
+    return program is None or program.stops_early
 
 
 def summarise(
@@ -120,11 +137,12 @@ def summarise(
     equivalent: Equivalent,
     num_failed: int = 0,
 ) -> Summary:
-    """Count what a run's samples say.
+    """Summarise a run.
 
     Args:
-        samples: finished, truncated and aborted ones; each question's in any order.
-        same: whether two answers share a vote.
+        samples: finished, truncated and aborted samples, in any order.
+        equivalent: returns True for two answers that share a vote.
+        num_failed: samples that the server failed.
     """
     questions: dict[str, list[GradedSample]] = {}
     for graded in samples:
@@ -132,43 +150,44 @@ def summarise(
     order = find_program(_program(record)["name"]).order
     return Summary(
         run_id=record.run_id,
-        conditions=conditions_of(record),
+        conditions=run_conditions(record),
         questions=tuple(
-            _question(name, group, equivalent, order) for name, group in sorted(questions.items())
+            _question_result(question_id, group, equivalent, order)
+            for question_id, group in sorted(questions.items())
         ),
         num_failed=num_failed,
     )
 
 
-def _question(
-    name: str, group: Sequence[GradedSample], equivalent: Equivalent, order: Order
+def _question_result(
+    question_id: str, group: Sequence[GradedSample], equivalent: Equivalent, order: Order
 ) -> QuestionResult:
     group = sorted(group, key=lambda graded: graded.sample.index)
     samples = [graded.sample for graded in group]
-    # Ordered by their earliest samples, whatever wins.
-    found = sorted(tally(samples, equivalent).groups, key=lambda answers: answers.indices[0])
-    number = {index: n for n, answers in enumerate(found) for index in answers.indices}
-    winners = tally([g.sample for g in group if not g.late], equivalent, order).groups
+    # Numbered by the earliest sample of each answer, independent of the program's ranking.
+    answers = sorted(tally(samples, equivalent).groups, key=lambda answer: answer.indices[0])
+    number = {index: n for n, answer in enumerate(answers) for index in answer.indices}
+    ranked = tally([g.sample for g in group if not g.late], equivalent, order).groups
     return QuestionResult(
-        question_id=name,
+        question_id=question_id,
         indices=tuple(sample.index for sample in samples),
         correct=tuple(graded.correct for graded in group),
         group=tuple(number.get(sample.index) for sample in samples),
         states=tuple(sample.state for sample in samples),
         tokens=tuple(sample.num_tokens for sample in samples),
         late=tuple(graded.late for graded in group),
-        chosen=number[winners[0].indices[0]] if winners else None,
+        chosen=number[ranked[0].indices[0]] if ranked else None,
     )
 
 
 def _program(record: "RunRecord") -> Mapping[str, Any]:
-    """The program of a run; a record of the time before there was a choice is of majority."""
-    found: Mapping[str, Any] = record.settings.get("program") or {"name": "majority", "options": {}}
-    return found
+    """Return a run's program; the oldest records name none, since there was only majority."""
+    majority = {"name": "majority", "options": {}}
+    return record.settings.get("program") or majority
 
 
-def conditions_of(record: "RunRecord") -> dict[str, Any]:
-    """What a reader of the scores has to know, in flat and readable terms."""
+def run_conditions(record: "RunRecord") -> dict[str, Any]:
+    """Return the conditions of a run's results, flat and in the order in which people read them."""
     settings, about, program = record.settings, record.about, _program(record)
     questions, sampling, server = settings["questions"], settings["sampling"], settings["server"]
     system, thinking = settings.get("system"), settings.get("thinking") or {}
@@ -183,7 +202,7 @@ def conditions_of(record: "RunRecord") -> dict[str, Any]:
         "system_sha256": hashlib.sha256(system.encode()).hexdigest() if system else None,
         "model": published_name(str(server["model_path"])),
         "model_revision": server.get("revision"),
-        **_policy(settings.get("lim") or {}, other=str(settings.get("api", "sglang"))),
+        **_policy_conditions(settings.get("lim") or {}, str(settings.get("api", "sglang"))),
         "program": program["name"],
         "options": dict(program["options"]),
         "parallel": program.get("parallel"),
@@ -194,7 +213,7 @@ def conditions_of(record: "RunRecord") -> dict[str, Any]:
         "seed": sampling["seed"],
         "seed_honoured": sampling["seed_honoured"],
         "api": settings.get("api", "sglang"),
-        **{name: server.get(name) for name in MACHINE},
+        **{name: server.get(name) for name in NAMED_ARGUMENTS},
         "server": _other_arguments(server),
         "versions": {**(about.get("client_versions") or {}), **settings["versions"]},
         "code_sha256": settings.get("code_sha256"),
@@ -204,12 +223,17 @@ def conditions_of(record: "RunRecord") -> dict[str, Any]:
     }
 
 
-def _policy(lim: Mapping[str, Any], *, other: str) -> dict[str, Any]:
-    """How decode reads; of a server without LessIsMore no more than `other`."""
+def _policy_conditions(lim: Mapping[str, Any], api: str) -> dict[str, Any]:
+    """Return the conditions of the attention policy.
+
+    Args:
+        lim: the server's report on LessIsMore; empty for other servers.
+        api: name of the policy of such other servers.
+    """
     config, roles = lim.get("config") or {}, lim.get("roles") or []
     sparse = config if config.get("policy") == "lessismore" else {}
     return {
-        "policy": config.get("policy", other),
+        "policy": config.get("policy", api),
         **{name: sparse.get(name) for name in ("budget", "ranking", "recent_ratio", "sinks")},
         "dense_layers": [n for n, role in enumerate(roles) if role == "full"] if sparse else None,
         "select_layers": [n for n, role in enumerate(roles) if role == "select"] or None,
@@ -217,26 +241,51 @@ def _policy(lim: Mapping[str, Any], *, other: str) -> dict[str, Any]:
 
 
 def _other_arguments(server: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the server, those that are set."""
+    """Return the server arguments that are set and are no conditions under their own names."""
     return {
-        name: published_name(value) if name in FILES else value
+        name: published_name(value) if name in FILE_ARGUMENTS else value
         for name, value in server.items()
-        if name not in ("model_path", "revision", *MACHINE) and value not in (None, "", "{}")
+        if name not in ("model_path", "revision", *NAMED_ARGUMENTS)
+        and value not in (None, "", "{}")
     }
 
 
 def published_name(model_path: str) -> str:
-    """A hub's id as it is; of a folder, which another machine does not have, the last name."""
+    """Return a model's hub id, or the last name of a local folder, which only one machine has."""
     path = model_path.rstrip("/")
     return path if path.count("/") == 1 and path[0] not in "/.~" else path.rpartition("/")[2]
 
 
+def rename_models(summaries: Sequence[Summary], names: Mapping[str, str]) -> list[Summary]:
+    """Replace the names of models.
+
+    Args:
+        names: from the name in the summaries to the published name.
+
+    Raises:
+        ConfigError: no summary has such a model.
+    """
+    models = dict.fromkeys(str(summary.conditions.get("model")) for summary in summaries)
+    unknown = [name for name in names if name not in models]
+    if unknown:
+        raise ConfigError(
+            f"--name {', '.join(unknown)}: no run has that model; the models are "
+            f"{', '.join(models)}"
+        )
+    return [
+        replace(summary, conditions={**summary.conditions, "model": names[model]})
+        if (model := str(summary.conditions.get("model"))) in names
+        else summary
+        for summary in summaries
+    ]
+
+
 FORMAT = 1
-EXPECTED = "expected a run's folder, or a file that lim report --summaries wrote"
+EXPECTED = "expected the folder of a run, or a summary written by lim report --summaries"
 
 
 def write_summary(summary: Summary, path: Path) -> None:
-    """Write it as JSON with a line a question, so that two can be compared line by line.
+    """Write a summary as JSON with one line a question, so that `diff` compares two summaries.
 
     Raises:
         DataError: the file cannot be written.
@@ -256,51 +305,93 @@ def write_summary(summary: Summary, path: Path) -> None:
     write_whole(path, text)
 
 
-def read_summary(path: Path) -> Summary:
-    """Read what `write_summary` wrote.
+def write_summaries(summaries: Iterable[Summary], folder: Path) -> list[Path]:
+    """Write summaries into a folder and return their paths.
+
+    The files are named by the runs' ids, which may come from a stranger's file.
 
     Raises:
-        DataError: it is none, or one of another format.
+        DataError: a file cannot be written.
+    """
+    paths = []
+    for summary in summaries:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", summary.run_id).lstrip(".")
+        paths.append(folder / f"{name}.json")
+        write_summary(summary, paths[-1])
+    return paths
+
+
+def read_summary(path: Path) -> Summary:
+    """Read a file of `write_summary`.
+
+    Raises:
+        DataError: the file is no summary, is damaged or has another format.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror}); {EXPECTED}") from None
     except ValueError as error:
-        raise DataError(f"{path} is no JSON ({error}); {EXPECTED}") from None
+        raise DataError(f"{path} is not JSON ({error}); {EXPECTED}") from None
     if not isinstance(content, dict) or "format" not in content:
-        raise DataError(f"{path} is no summary of a run; {EXPECTED}")
+        raise DataError(f"{path} is not the summary of a run; {EXPECTED}")
     if content["format"] != FORMAT:
         raise DataError(
-            f"{path} is of format {content['format']}, expected {FORMAT}: write it again with "
-            "lim report --summaries from its run"
+            f"{path} has format {content['format']}, expected {FORMAT}: write the summary again "
+            "from its run with lim report --summaries"
         )
     try:
         questions = tuple(map(QuestionResult.from_row, content["questions"]))
         if len({question.question_id for question in questions}) != len(questions):
-            raise ValueError("a question is there twice")
+            raise ValueError("a question occurs twice")
         return Summary(
             content["run_id"], dict(content["conditions"]), questions, content["num_failed"]
         )
     except (ValueError, KeyError, TypeError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{path} is a damaged summary: {reason}; {EXPECTED}") from None
 
 
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """Replace each folder of runs or summaries by its contents, sorted by name.
+
+    Raises:
+        DataError: a folder holds neither.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir() or (path / RUN_FILE).exists():
+            found.append(path)
+            continue
+        inside = [
+            p for p in sorted(path.iterdir()) if p.suffix == ".json" or (p / RUN_FILE).exists()
+        ]
+        if not inside:
+            raise DataError(
+                f"{path} holds no run and no summary; name the folder of a run, a summary written "
+                "by lim report --summaries, or a folder of these"
+            )
+        found += inside
+    return found
+
+
 def load_summaries(paths: Sequence[Path]) -> list[Summary]:
-    """Of runs' folders, whose votes are counted anew, and of summaries' files.
+    """Read summaries, and summarise the folders of runs with their newest verdicts.
 
     Raises:
         DataError: a path is neither, or a run has no sample.
     """
     from lim_sglang.programs.equivalence import EquivalenceChecker
 
-    # One for all: it remembers verdicts, and takes seconds to start.
+    # One checker for all runs: it caches verdicts, and takes seconds to start.
     with EquivalenceChecker() as checker:
-        return [_of_run(path, checker) if path.is_dir() else read_summary(path) for path in paths]
+        return [
+            _summarise_folder(path, checker) if path.is_dir() else read_summary(path)
+            for path in paths
+        ]
 
 
-def _of_run(path: Path, checker: "EquivalenceChecker") -> Summary:
+def _summarise_folder(path: Path, checker: "EquivalenceChecker") -> Summary:
     from lim_sglang.evals.grade import Grader
     from lim_sglang.evals.run_store import load_run
     from lim_sglang.evals.tasks import find_task
@@ -321,103 +412,111 @@ class Estimate:
 
     value: float
     error: float | None
-    """None where one question alone cannot show any spread."""
+    """None for a single question, which shows no spread."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a run's samples say. Rates are shares from 0 to 1, of the samples that ended by
-    themselves where nothing else is said. Late samples are among these: only votes are without.
+    """The scores of a run. Rates are shares, from 0 to 1, of the completed samples unless a field
+    says otherwise. Late samples count everywhere except in votes.
     """
 
     num_questions: int
-    """Those with any sample."""
+    """Questions with at least one sample."""
     num_samples: int
-    """Those that ended by themselves."""
+    """Completed samples."""
     num_failed: int
     pass_at_1: Estimate
-    """Mean over questions of the mean over their samples, however many each has."""
+    """Mean over questions of the share of correct samples, however many samples each has."""
     pass_at: Mapping[int, Estimate]
-    """By k, in powers of two and the number of samples: `pass_at_k`."""
+    """`pass_at_k` by k: powers of two and the largest number of samples."""
     majority_at: Mapping[int, Estimate]
-    """By k, as above: `majority_at_k`."""
+    """`majority_at_k` by the same k."""
     questions_at: Mapping[int, int]
-    """By k: questions with at least k samples, which `pass_at` is over."""
-    answered: Estimate
-    """Share of questions that the program's own vote answers rightly; none is no right answer."""
+    """By k: number of questions with at least k samples, which `pass_at` averages."""
+    vote_correct: Estimate
+    """Share of questions with a correct answer by the program's own vote; no answer is wrong."""
     truncated: float
-    answerless: float
+    no_answer: float
     aborted: float
-    """Of all samples that were begun."""
+    """Share of all samples that were started."""
     mean_tokens: float
     percentiles: Mapping[int, float]
-    """Of the length, in tokens."""
+    """Percentiles of the number of generated tokens."""
     tokens_per_question: float
-    """All that was generated for it, by aborted and late samples too."""
+    """Generated tokens, those of aborted and late samples included."""
     tokens_per_correct: float | None
-    """All generated tokens, a right sample; None where no sample is right."""
+    """All generated tokens over the number of correct samples; None if no sample is correct."""
 
 
 def score(summary: Summary) -> Score:
-    """Score what ended by itself; failed samples are counted apart.
+    """Score the completed samples of a run.
 
     Raises:
-        DataError: no sample ended by itself.
+        DataError: no sample completed.
     """
-    questions = [question for question in summary.questions if question.whole]
+    import numpy as np
+
+    questions = [question for question in summary.questions if question.completed]
     if not questions:
-        raise DataError(f"run {summary.run_id} has no sample that ended, so nothing to score")
-    most = max(len(question.whole) for question in questions)
+        raise DataError(f"run {summary.run_id} has no completed sample, so nothing to score")
+    most = max(len(question.completed) for question in questions)
     most_voters = max(len(question.voters) for question in questions)
     ks = sorted({*(2**n for n in range(most.bit_length())), most})
     states = [state for question in summary.questions for state in question.states]
-    whole = [(question, n) for question in questions for n in question.whole]
-    lengths = sorted(question.tokens[n] for question, n in whole)
+    completed = [(question, n) for question in questions for n in question.completed]
+    lengths = [question.tokens[n] for question, n in completed]
     tokens = sum(sum(question.tokens) for question in summary.questions)
-    num_correct = sum(question.correct[n] for question, n in whole)
+    num_correct = sum(question.num_correct for question in questions)
+    percentiles = np.percentile(lengths, PERCENTILES)
     return Score(
         num_questions=len(summary.questions),
-        num_samples=len(whole),
+        num_samples=len(completed),
         num_failed=summary.num_failed,
         pass_at_1=pass_at_k(summary, 1),
         pass_at={k: pass_at_k(summary, k) for k in ks},
         majority_at={k: majority_at_k(summary, k) for k in ks if k <= most_voters},
-        questions_at={k: sum(len(question.whole) >= k for question in questions) for k in ks},
-        answered=estimate([float(question.answer_correct) for question in summary.questions]),
-        truncated=states.count(SampleState.TRUNCATED) / len(whole),
-        answerless=sum(question.group[n] is None for question, n in whole) / len(whole),
+        questions_at={k: sum(len(question.completed) >= k for question in questions) for k in ks},
+        vote_correct=estimate([float(question.answer_correct) for question in summary.questions]),
+        truncated=states.count(SampleState.TRUNCATED) / len(completed),
+        no_answer=sum(question.group[n] is None for question, n in completed) / len(completed),
         aborted=states.count(SampleState.ABORTED) / len(states),
         mean_tokens=sum(lengths) / len(lengths),
-        percentiles={percent: percentile(lengths, percent) for percent in PERCENTILES},
+        percentiles=dict(zip(PERCENTILES, map(float, percentiles), strict=True)),
         tokens_per_question=tokens / len(summary.questions),
         tokens_per_correct=tokens / num_correct if num_correct else None,
     )
 
 
 def pass_at_k(summary: Summary, k: int) -> Estimate:
-    """Probability that of k samples at least one is right: 1 - C(n - c, k) / C(n, k), without bias
-    (Chen et al., arXiv 2107.03374).
+    """Estimate the probability that at least one of k samples is correct.
 
-    Over the questions with at least k samples that ended by themselves, which are all unless the
-    run is not complete or its program stops by itself; a program that stops where samples agree
-    makes this a score of the questions that it found hard.
+    Unbiased: 1 - C(n - c, k) / C(n, k) for c correct of n samples (Chen et al., arXiv 2107.03374),
+    averaged over the questions with at least k completed samples. These are all questions of a
+    complete run, unless its program stops early: then they are the questions that it found hard.
+
+    Raises:
+        DataError: no question has k completed samples.
     """
     shares = []
-    for question in _with(summary, k, lambda question: question.whole):
-        n, c = len(question.whole), sum(question.correct[i] for i in question.whole)
-        shares.append(1 - comb(n - c, k) / comb(n, k))
+    for question in _questions_with(summary, k, lambda question: question.completed):
+        n = len(question.completed)
+        shares.append(1 - comb(n - question.num_correct, k) / comb(n, k))
     return estimate(shares)
 
 
 def majority_at_k(summary: Summary, k: int) -> Estimate:
-    """Probability that the most frequent answer of k samples is right; ties go to the group with
-    the earlier sample. Exact: the mean over all subsets of k samples (`winning_subsets`).
+    """Estimate the probability that the most frequent answer of k samples is correct.
 
-    Votes count alike, also where the program's own vote weighs them. Over the questions with at
-    least k samples that had a vote.
+    Exact: the mean over all subsets of k voters (`winning_subsets`), averaged over the questions
+    with at least k voters. All votes weigh the same, even if the program weighs them differently;
+    ties go to the answer with the earlier sample.
+
+    Raises:
+        DataError: no question has k voters.
     """
     shares = []
-    for question in _with(summary, k, lambda question: question.voters):
+    for question in _questions_with(summary, k, lambda question: question.voters):
         voters = question.voters
         groups = tuple(question.group[n] for n in voters)
         correct = tuple(question.correct[n] for n in voters)
@@ -427,59 +526,59 @@ def majority_at_k(summary: Summary, k: int) -> Estimate:
 
 @lru_cache(maxsize=4096)
 def winning_subsets(groups: tuple[int | None, ...], correct: tuple[bool, ...]) -> tuple[int, ...]:
-    """How many subsets of 0, 1, … of the samples answer rightly by their vote.
+    """Count the subsets of 0, 1, … samples whose majority answer is correct, without listing them.
 
-    Counted without listing them. A subset answers with the group that has v votes from sample f on
-    if each other group has fewer than v, or v and begins after f; samples without an answer fill
-    up. As polynomials in x, whose power is the size of the subset, the ways of all groups multiply.
-    At x = 2^(n + 1), above any coefficient, an integer holds such a polynomial digit by digit.
+    A group wins with v votes, the earliest of them sample f, if every other group has fewer than v
+    votes, or exactly v that all come after f. Samples without an answer may be in the subset or
+    not. Generating functions: a polynomial in x counts the choices of one group by their size, and
+    the product of the polynomials counts the subsets. Integers hold these polynomials at
+    x = 2^(n + 1): each coefficient, at most 2^n, is a digit of n + 1 bits.
 
     Args:
-        groups: each sample's group, None for no answer, in the order of the samples.
-        correct: whether each sample's answer is right; that of the group is its earliest one's.
+        groups: group of each sample's answer, in the order of the samples; None: no answer.
+        correct: verdict on each sample; the verdict on a group is that of its earliest sample in
+            the subset.
+
+    Returns:
+        One count for each size from 0 to the number of samples.
     """
     bits = len(groups) + 1
-    places: dict[int, list[int]] = {}
-    for place, group in enumerate(groups):
+    members: dict[int, list[int]] = {}
+    for position, group in enumerate(groups):
         if group is not None:
-            places.setdefault(group, []).append(place)
-    silent = (1 + (1 << bits)) ** groups.count(None)
-    found = 0
-    for group, members in places.items():
-        others = [others for other, others in places.items() if other != group]
-        for number, first in enumerate(members):
+            members.setdefault(group, []).append(position)
+    unanswered = (1 + (1 << bits)) ** groups.count(None)
+    total = 0
+    for group, positions in members.items():
+        rivals = [others for other, others in members.items() if other != group]
+        for number, first in enumerate(positions):
             if not correct[first]:
                 continue
-            num_later = len(members) - number - 1
+            num_later = len(positions) - number - 1
             for votes in range(1, num_later + 2):
-                ways = silent * comb(num_later, votes - 1)
-                for other in others:
-                    ways *= _losing(other, votes, first, bits)
-                found += ways << (bits * votes)
+                ways = unanswered * comb(num_later, votes - 1)
+                for rival in rivals:
+                    ways *= _losing_choices(rival, votes, first, bits)
+                total += ways << (bits * votes)
     digit = (1 << bits) - 1
-    return tuple((found >> (bits * k)) & digit for k in range(len(groups) + 1))
+    return tuple((total >> (bits * k)) & digit for k in range(len(groups) + 1))
 
 
-def _losing(members: Sequence[int], votes: int, first: int, bits: int) -> int:
-    """The ways of a group that loses to `votes` votes from `first` on, as digits of `bits` bits."""
-    num_later = sum(place > first for place in members)
-    return _fewer(len(members), votes, bits) + (comb(num_later, votes) << (bits * votes))
+def _losing_choices(positions: Sequence[int], votes: int, first: int, bits: int) -> int:
+    """Return the polynomial of a group's choices that lose to `votes` votes from `first` on."""
+    num_later = sum(position > first for position in positions)
+    return _small_choices(len(positions), votes, bits) + (comb(num_later, votes) << (bits * votes))
 
 
 @lru_cache(maxsize=65_536)
-def _fewer(count: int, votes: int, bits: int) -> int:
-    """The ways to take 0, 1, … but fewer than `votes` of `count`."""
+def _small_choices(count: int, votes: int, bits: int) -> int:
+    """Return the polynomial of the choices of fewer than `votes` of `count` samples."""
     return sum(comb(count, size) << (bits * size) for size in range(min(votes, count + 1)))
 
 
-def _with(
+def _questions_with(
     summary: Summary, k: int, samples: Callable[[QuestionResult], Sequence[int]]
 ) -> Iterable[QuestionResult]:
-    """The questions with at least k samples.
-
-    Raises:
-        DataError: there is none.
-    """
     found = [question for question in summary.questions if len(samples(question)) >= k > 0]
     if not found:
         raise DataError(f"run {summary.run_id} has no question with {k} samples")
@@ -487,9 +586,9 @@ def _with(
 
 
 def estimate(per_question: Sequence[float]) -> Estimate:
-    """The mean with a standard error clustered by question.
+    """Return the mean and its standard error, clustered by question.
 
-    Samples of one question are not independent, so the spread is taken between questions.
+    Samples of one question are not independent, so the spread is the one between questions.
     """
     count = len(per_question)
     mean = math.fsum(per_question) / count
@@ -497,11 +596,3 @@ def estimate(per_question: Sequence[float]) -> Estimate:
         return Estimate(mean, None)
     variance = math.fsum((value - mean) ** 2 for value in per_question) / (count - 1)
     return Estimate(mean, math.sqrt(variance / count))
-
-
-def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Of ascending values, interpolated between neighbours."""
-    place = (len(ordered) - 1) * percent / 100
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)

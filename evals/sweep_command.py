@@ -169,7 +169,7 @@ def grouped(standings: Sequence["Standing"]) -> list[list["Standing"]]:
 def result_table(group: Sequence["Standing"]) -> Table:
     """The scores of runs of one model and task."""
     from lim_sglang.evals.metrics import load_summaries, score
-    from lim_sglang.evals.table import percent, share
+    from lim_sglang.evals.tables import percent, share
 
     title = f"{group[0].run.task_name}, {group[0].run.server.model}"
     table = Table(title=title, title_justify="left", title_style="bold")
@@ -182,8 +182,8 @@ def result_table(group: Sequence["Standing"]) -> Table:
             count = f"{standing.num_samples:,}" if standing.is_complete else _samples(standing)
             table.add_row(
                 *(standing.run.server.policy, count),
-                *(percent(found.pass_at_1), percent(found.answered)),
-                *(f"{found.mean_tokens:,.0f}", share(found.truncated)),
+                *(f"{percent(each)} %" for each in (found.pass_at_1, found.vote_correct)),
+                *(f"{found.mean_tokens:,.0f}", f"{share(found.truncated)} %"),
             )
     return table
 

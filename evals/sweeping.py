@@ -17,7 +17,7 @@ from lim_sglang.evals.run_store import RUN_FILE, Run, load_run
 from lim_sglang.evals.runner import Evaluation, TaskQuestions, load_asked, run_evaluation
 from lim_sglang.evals.serving import ServerSpec, serving
 from lim_sglang.evals.sweep import SweepRun, Wanted
-from lim_sglang.evals.table import percent
+from lim_sglang.evals.tables import percent
 from lim_sglang.evals.tasks import find_task, selection_digest
 from lim_sglang.programs.schema import Access
 
@@ -216,7 +216,7 @@ class _Work:
             self._fail(run.name, error)
             return
         if finished.summary:
-            right = percent(score(finished.summary).pass_at_1)
+            right = f"{percent(score(finished.summary).pass_at_1)} %"
             self._say(f"{run.name}: {right} of samples right")
         failures = finished.outcome.failures
         if failures:

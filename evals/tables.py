@@ -1,249 +1,448 @@
-"""A report's tables, pure: what each cell says, the tables as Markdown, and their section of a
-README.
+"""Figures in words: the formatters, and all tables of scores and comparisons.
+
+A table has the same cells on a terminal, in Markdown and in the HTML page.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lim_sglang.evals.compare import MINUS, Interval
-from lim_sglang.evals.metrics import Estimate
-from lim_sglang.evals.report import Group, Row, in_words
-from lim_sglang.markdown_section import Part, short_commit
+from lim_sglang.evals.compare import Comparison, Interval, policy_name
+from lim_sglang.evals.metrics import Estimate, QuestionResult, Score, stops_early
+from lim_sglang.evals.report import Group, Row, describe
+from lim_sglang.markdown_section import MarkdownSection, join_words, markdown_table, short_commit
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
 
 NONE = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
-ROW_TITLE = "policy and budget"
-MOST_CONTESTED = 20
-
-
-@dataclass(frozen=True)
-class Column:
-    """One measure, from a row to what its cell says."""
-
-    title: str
-    cell: Callable[[Row], str]
-    in_readme: bool = True
-    """Whether it is worth its width there."""
-
-
-def columns(group: Group) -> tuple[Column, ...]:
-    """The measures of one table; those of several samples, or of programs that stop by themselves,
-    where there are any.
-    """
-    k = most_common_k(group)
-    several = (
-        Column(vote_title(group), lambda row: percent(row.score.answered)),
-        Column(f"pass@{k}, %", lambda row: percent(_if_fair(row, row.score.pass_at.get(k)))),
-    )
-    spent = Column("tokens a question", lambda row: whole(row.score.tokens_per_question))
-    return (
-        Column("pass@1, %", lambda row: percent(_if_fair(row, row.score.pass_at_1))),
-        *(several if group.num_samples > 1 else ()),
-        Column("difference to full, points (95 %)", _difference),
-        Column("McNemar p", _p_value),
-        Column("cut off, %", lambda row: share(row.score.truncated)),
-        Column("no answer, %", lambda row: share(row.score.answerless), in_readme=False),
-        Column("mean tokens", lambda row: whole(row.score.mean_tokens)),
-        *(() if all(row.draws_all for row in group.rows) else (spent,)),
-        Column("length ratio (95 %)", _length_ratio),
-        Column("tokens per correct", lambda row: whole(row.score.tokens_per_correct)),
-    )
-
-
-def most_common_k(group: Group) -> int:
-    """The largest k for which every run that draws all its samples has pass@k."""
-    found = [set(row.score.pass_at) for row in group.rows if row.draws_all]
-    return max(set.intersection(*found)) if found else 1
-
-
-def _if_fair(row: Row, estimate: Estimate | None) -> Estimate | None:
-    """Nothing for a program that stops by itself: it has many samples of hard questions only."""
-    return estimate if row.draws_all else None
-
-
-def vote_title(group: Group) -> str:
-    """`maj@4, %` where all runs vote alike, otherwise no more than that there is a vote."""
-    numbers = group.values("samples")
-    alike = len(numbers) == 1 and all(row.draws_all for row in group.rows)
-    return f"maj@{numbers[0]}, %" if alike else "vote right, %"
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def percent(estimate: Estimate | None) -> str:
-    """`38.5 ± 1.6`, with one standard error."""
+    """Return `38.5 ± 1.6`: percent with one standard error."""
     if estimate is None:
         return NONE
-    error = "?" if estimate.error is None else f"{100 * estimate.error:.1f}"
-    return f"{100 * estimate.value:.1f} {PLUS_MINUS} {error}"
+    error = "?" if estimate.error is None else share(estimate.error)
+    return f"{share(estimate.value)} {PLUS_MINUS} {error}"
 
 
-def points(found: Interval) -> str:
-    """`+1.1 (+0.2 to +2.0)`."""
-    return f"{signed(found.value)} ({to(found)})"
-
-
-def to(found: Interval) -> str:
-    """The interval's ends in points."""
-    return f"{signed(found.low)} to {signed(found.high)}"
+def share(value: float) -> str:
+    """Return a share from 0 to 1 in percent, such as `4.5`."""
+    return f"{100 * value:.1f}"
 
 
 def signed(value: float) -> str:
-    """Points of a hundred, with their sign; nothing is neither more nor less."""
+    """Return a difference of shares in percentage points: `+1.1`, or `0.0` without a sign."""
     text = f"{100 * value:+.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", MINUS)
 
 
-def share(value: float) -> str:
-    """In percent."""
-    return f"{100 * value:.1f}"
+def points(interval: Interval) -> str:
+    """Return `+1.1 (+0.2 to +2.0)`."""
+    return f"{signed(interval.value)} ({signed(interval.low)} to {signed(interval.high)})"
 
 
-def whole(value: float | None) -> str:
-    """`1,403`."""
+def ratio(interval: Interval) -> str:
+    """Return `1.02 (0.99 to 1.05)`."""
+    return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+
+
+def number(value: float | None) -> str:
+    """Return `1,403`."""
     return NONE if value is None else f"{value:,.0f}"
 
 
-def p_value(p: float) -> str:
-    """With as many places as mean something."""
+def p_value(p: float, decimals: int = 2) -> str:
+    """Return `0.38`, `0.041` or `< 0.001`: `decimals` from 0.1 on, three below."""
     if p < 0.001:
         return "< 0.001"
-    return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}"
+    return f"{p:.{decimals if p >= 0.1 else 3}f}"
 
 
-def _difference(row: Row) -> str:
-    if not row.difference:
-        return NONE
-    return f"{points(row.difference)}{', answers' if row.is_of_answers else ''}"
+def measure(row: Row) -> str:
+    """Return the name of `Row.accuracy`."""
+    return "vote right" if row.stops_early else "pass@1"
 
 
-def _p_value(row: Row) -> str:
-    return p_value(row.against_full.mcnemar.p) if row.against_full else NONE
-
-
-def _length_ratio(row: Row) -> str:
-    if not row.ratio:
-        return NONE
-    text = f"{row.ratio.value:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})"
-    return f"{text}, a question" if row.is_of_answers else text
-
-
-def markdown(group: Group) -> str:
-    """The table as a README has it."""
-    shown = [column for column in columns(group) if column.in_readme]
-    head = [ROW_TITLE, *(column.title for column in shown)]
-    lines = [head, ["---", *["---:"] * len(shown)]]
-    lines += [[row.name, *(column.cell(row) for column in shown)] for row in group.rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def sentence(found: Comparison) -> str:
+    """Return in one sentence which differences the data show and which ones they exclude."""
+    difference, tokens = found.headline_difference, found.headline_ratio
+    measured = "share of right votes" if found.stops_by_itself else "pass@1"
+    size = share(abs(difference.value))
+    relation = f"{size} points {'above' if difference.value > 0 else 'below'}"
+    if size == "0.0":
+        relation = "equal to"
+    result = f"The {measured} of {found.b} is {relation} that of {found.a}"
+    interval = f"95 % interval {signed(difference.low)} to {signed(difference.high)}"
+    if difference.excludes_zero:
+        support = f"the data show a {'gain' if difference.value > 0 else 'loss'}"
+    else:
+        support = (
+            "the data do not show a difference, and exclude a loss of more than "
+            f"{share(max(0.0, -difference.low))} points and a gain of more than "
+            f"{share(max(0.0, difference.high))}"
+        )
+    times = f"{tokens.value:.2f} times as"
+    cost = f"samples are {times} long"
+    if found.stops_by_itself:
+        cost = f"questions take {times} many tokens"
+    return f"{result} ({interval}): {support}; {cost} ({tokens.low:.2f} to {tokens.high:.2f})."
 
 
 @dataclass(frozen=True)
-class Contested:
-    """A question that the runs of a table do not agree on."""
+class Table:
+    """The cells of a table."""
 
-    question_id: str
-    counts: tuple[str, ...]
-    """Right samples of those that ended, for each row."""
-    shares: tuple[float | None, ...]
-    """The same as a share; None where none ended."""
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    caption: str = ""
 
-    @property
-    def spread(self) -> float:
-        """Between the best row and the worst."""
-        found = [each for each in self.shares if each is not None]
-        return max(found) - min(found) if found else 0.0
+    def __rich__(self) -> "RichTable":
+        """Return the table as rich's console prints it."""
+        from rich.table import Table as RichTable
+
+        table = RichTable(
+            title=self.title,
+            title_justify="left",
+            title_style="bold",
+            caption=self.caption or None,
+            caption_justify="left",
+            min_width=60,
+        )
+        for n, name in enumerate(self.head):
+            table.add_column(name, justify="right" if n else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """Return the table in Markdown, without title and caption."""
+        return markdown_table(self.head, self.rows)
 
 
-def contested(rows: Sequence[Row], most: int = MOST_CONTESTED) -> list[Contested]:
-    """The questions whose verdicts differ most between runs, by that and then by their ids."""
-    asked: dict[str, None] = {}
-    for row in rows:
-        asked |= dict.fromkeys(question.question_id for question in row.summary.questions)
-    results = [{q.question_id: q for q in row.summary.questions} for row in rows]
-    found = []
-    for identity in asked:
-        each = [result.get(identity) for result in results]
-        counts = [
-            f"{sum(q.correct[n] for n in q.whole)} of {len(q.whole)}" if q else NONE for q in each
+def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
+    """Return the scores of one run, with its conditions in title and caption."""
+    program = conditions["program"]
+    rows = [("questions", str(score.num_questions)), ("samples", str(score.num_samples))]
+    if stops_early(conditions):
+        rows += [
+            (f"answered by {program}", f"{percent(score.vote_correct)} %"),
+            ("pass@1 of the samples taken", f"{percent(score.pass_at_1)} %"),
         ]
-        shares = [q.share_correct if q else None for q in each]
-        found.append(Contested(identity, tuple(counts), tuple(shares)))
-    differing = [question for question in found if question.spread > 0]
-    return sorted(differing, key=lambda question: (-question.spread, question.question_id))[:most]
+    else:
+        rows += [
+            (f"pass@{k}{_fewer_questions(score, k)}", f"{percent(found)} %")
+            for k, found in score.pass_at.items()
+        ]
+        rows += [
+            (f"maj@{k}{_fewer_questions(score, k)}", f"{percent(found)} %")
+            for k, found in score.majority_at.items()
+            if k > 2  # of two answers that differ, the first wins
+        ]
+    rows += [
+        ("truncated", f"{share(score.truncated)} %"),
+        ("without answer", f"{share(score.no_answer)} %"),
+    ]
+    if score.aborted:
+        rows.append(("aborted early", f"{share(score.aborted)} %"))
+    rows.append(("mean tokens", number(score.mean_tokens)))
+    rows += [
+        (f"tokens, {percentile} % are within", number(tokens))
+        for percentile, tokens in score.percentiles.items()
+    ]
+    rows.append(("tokens a question", number(score.tokens_per_question)))
+    if score.tokens_per_correct is not None:
+        rows.append(("tokens a right sample", number(score.tokens_per_correct)))
+    rows.append(("failed, not scored", str(score.num_failed)))
+    return Table(
+        head=("measure", "value"),
+        rows=tuple(rows),
+        title=f"{conditions['task']}, {conditions['model']}, {policy_name(conditions)}",
+        caption=_sampling_conditions(conditions),
+    )
 
 
-def listed(values: Iterable[object]) -> str:
-    """`a, b and c`."""
-    *head, last = map(str, values)
-    return f"{', '.join(head)} and {last}" if head else last
+def _fewer_questions(score: Score, k: int) -> str:
+    """Return the number of questions with k samples, if others have fewer."""
+    count = score.questions_at[k]
+    return f", {count} questions" if count < score.questions_at[1] else ""
 
 
-PART = Part("<!-- lim report: begin -->", "<!-- lim report: end -->")
-NOT_MEASURED = "Accuracy: not measured yet."
-TIMES = "\N{MULTIPLICATION SIGN}"
-METHOD = (
-    f"{PLUS_MINUS} is one standard error, clustered by question. Differences are of pass@1, paired "
-    "by question, with 95 % intervals by bootstrap over questions, not corrected for their number; "
-    "McNemar's exact test compares the votes. Cut off: samples that reached the limit of new "
-    "tokens. Length ratios are to full; tokens per correct counts all that was generated."
-)
-STOPPING = (
-    "Programs that stop by themselves have more samples where these disagree, so that they are "
-    "judged by their answers and by the tokens of a question."
-)
-PACKAGES = {"sglang_server": "SGLang", "torch": "torch", "math_verify": "Math-Verify"}
-"""Versions that are named, by their names among the conditions."""
+def _sampling_conditions(conditions: Mapping[str, Any]) -> str:
+    labels = {"samples": "samples", "max_tokens": "at most"}
+    labels |= {name: name for name in ("temperature", "top_p", "top_k")}
+    known = [(label, conditions.get(name)) for name, label in labels.items()]
+    parts = [f"{label} {value}" for label, value in known if value is not None]
+    return ", ".join([*parts, *filter(None, [conditions.get("device_name")])])
 
 
-def make_section(groups: Sequence[Group], plot: str | None = None) -> str:
-    """Tables in Markdown, each with its conditions.
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    """Return one column for each run that is compared with the first run."""
+    cells: dict[str, Callable[[Comparison], str]] = {
+        "questions": lambda found: str(found.num_questions),
+        "pass@1, points": lambda found: points(found.difference),
+        "answers, points": lambda found: points(found.answers),
+        "answered by it only": lambda found: str(found.mcnemar.only_b),
+        "by the first only": lambda found: str(found.mcnemar.only_a),
+        "McNemar's p": lambda found: p_value(found.mcnemar.p, decimals=3),
+        "length of samples": lambda found: ratio(found.length_ratio),
+        "tokens a question": lambda found: ratio(found.spent_ratio),
+    }
+    return Table(
+        head=("measure", *(found.b for found in comparisons)),
+        rows=tuple((name, *map(cell, comparisons)) for name, cell in cells.items()),
+        title=f"against {comparisons[0].a}",
+    )
+
+
+def group_table(group: Group, *, in_page: bool = False) -> Table:
+    """Return one row for each run of a group.
+
+    Columns for several samples a question, or for programs that stop early, are left out if no run
+    needs them.
 
     Args:
-        plot: where the README finds the plot of accuracy against budget.
+        in_page: include the columns that are too wide for a document.
+    """
+    k = _largest_common_k(group)
+    several = group.num_samples > 1
+    any_stops_early = any(row.stops_early for row in group.rows)
+    columns: list[tuple[str, bool, Callable[[Row], str]]] = [
+        ("pass@1, %", True, lambda row: percent(_pass_at(row, 1))),
+        (_vote_title(group), several, lambda row: percent(row.score.vote_correct)),
+        (f"pass@{k}, %", several, lambda row: percent(_pass_at(row, k))),
+        ("difference to full, points (95 %)", True, _difference_cell),
+        ("McNemar p", True, _p_cell),
+        ("cut off, %", True, lambda row: share(row.score.truncated)),
+        ("no answer, %", in_page, lambda row: share(row.score.no_answer)),
+        ("mean tokens", True, lambda row: number(row.score.mean_tokens)),
+        (
+            "tokens a question",
+            any_stops_early,
+            lambda row: number(row.score.tokens_per_question),
+        ),
+        ("length ratio (95 %)", True, _ratio_cell),
+        ("tokens per correct", True, lambda row: number(row.score.tokens_per_correct)),
+    ]
+    shown = [(title, cell) for title, is_shown, cell in columns if is_shown]
+    return Table(
+        head=("policy and budget", *(title for title, _ in shown)),
+        rows=tuple((row.name, *(cell(row) for _, cell in shown)) for row in group.rows),
+    )
+
+
+def _largest_common_k(group: Group) -> int:
+    """Return the largest k for which every run that takes all its samples has pass@k."""
+    ks = [set(row.score.pass_at) for row in group.rows if not row.stops_early]
+    return max(set.intersection(*ks)) if ks else 1
+
+
+def _pass_at(row: Row, k: int) -> Estimate | None:
+    """Return pass@k; None for a program that stops early, whose samples are a biased selection."""
+    return None if row.stops_early else row.score.pass_at.get(k)
+
+
+def _vote_title(group: Group) -> str:
+    """Return `maj@4, %` if all runs vote over four samples, else a title without a number."""
+    numbers = group.values("samples")
+    is_uniform = len(numbers) == 1 and not any(row.stops_early for row in group.rows)
+    return f"maj@{numbers[0]}, %" if is_uniform else "vote right, %"
+
+
+def _difference_cell(row: Row) -> str:
+    if not row.against_full:
+        return NONE
+    votes = ", answers" if row.against_full.stops_by_itself else ""
+    return f"{points(row.against_full.headline_difference)}{votes}"
+
+
+def _p_cell(row: Row) -> str:
+    return p_value(row.against_full.mcnemar.p) if row.against_full else NONE
+
+
+def _ratio_cell(row: Row) -> str:
+    if not row.against_full:
+        return NONE
+    votes = ", a question" if row.against_full.stops_by_itself else ""
+    return f"{ratio(row.against_full.headline_ratio)}{votes}"
+
+
+MAX_DISAGREEMENTS = 20
+
+
+def disagreement_table(rows: Sequence[Row], most: int = MAX_DISAGREEMENTS) -> Table:
+    """Return the questions whose share of correct samples differs most between runs.
+
+    Each cell counts the correct samples; the largest difference comes first, then the smaller id.
+    """
+    results = [{q.question_id: q for q in row.summary.questions} for row in rows]
+    spread: dict[str, float] = {}
+    for question_id in {question_id for run in results for question_id in run}:
+        shares = [run[question_id].share_correct for run in results if question_id in run]
+        known = [each for each in shares if each is not None]
+        spread[question_id] = max(known) - min(known) if known else 0.0
+    differing = sorted((n for n in spread if spread[n]), key=lambda n: (-spread[n], n))
+    return Table(
+        head=("question", *(row.name for row in rows)),
+        rows=tuple((n, *(_correct_cell(run.get(n)) for run in results)) for n in differing[:most]),
+    )
+
+
+def _correct_cell(question: QuestionResult | None) -> str:
+    return f"{question.num_correct} of {len(question.completed)}" if question else NONE
+
+
+def condition_table(group: Group) -> Table:
+    """Return every condition of a group's runs, one cell where all runs agree.
+
+    A condition with parts, such as the versions, has a row for each part.
+    """
+    runs = [dict(_flatten({"run": r.summary.run_id, **r.conditions})) for r in group.rows]
+    rows = []
+    for name in dict.fromkeys(name for run in runs for name in run):
+        cells = [_condition_cell(run.get(name)) for run in runs]
+        rows.append((name, *(cells[:1] if len(set(cells)) == 1 else cells)))
+    return Table(head=("condition", *(row.name for row in group.rows)), rows=tuple(rows))
+
+
+def _flatten(conditions: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in conditions.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _condition_cell(value: object) -> str:
+    if value is None or value == {}:
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or NONE
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+SECTION = MarkdownSection("lim report")
+NOT_MEASURED = "Accuracy: not measured yet."
+METHOD = (
+    f"{PLUS_MINUS} is one standard error, clustered by question. Differences of pass@1 are paired "
+    "by question, with 95 % intervals by bootstrap over questions, not corrected for their number; "
+    "McNemar's exact test compares the votes. Cut off: samples that reached the limit of new "
+    "tokens. Length ratios are relative to full; tokens per correct counts all generated tokens."
+)
+STOPPING = (
+    "Programs that stop early take more samples of the questions on which samples disagree, so "
+    "they are judged by their votes and by the tokens of a question."
+)
+PACKAGES = {"sglang_server": "SGLang", "torch": "torch", "math_verify": "Math-Verify"}
+"""Versions in a table's conditions, and their names there."""
+MAX_PROOF_ROWS = 2
+
+
+def results_section(groups: Sequence[Group], plot: str | None = None) -> str:
+    """Return all tables in Markdown, each with its conditions.
+
+    Args:
+        plot: link to the plot of accuracy over budget.
     """
     if not groups:
         return NOT_MEASURED
-    parts = [f"{markdown(group)}\n\n{group.title}: {conditions(group)}" for group in groups]
-    picture = [f"![Accuracy against budget]({plot})"] if plot else []
-    return "\n\n".join([*parts, method(groups), *picture])
-
-
-def method(groups: Sequence[Group]) -> str:
-    """How the figures of tables came about."""
-    fair = all(row.draws_all for group in groups for row in group.rows)
-    return METHOD if fair else f"{METHOD} {STOPPING}"
-
-
-def conditions(group: Group) -> str:
-    """What the figures of one table hold for, in a sentence or two."""
-    how = [
-        f"{_counted(group, 'asked', 'question')} {TIMES} {_counted(group, 'samples', 'sample')}",
-        f"at most {_all(group, 'max_tokens')} new tokens",
-        *(in_words(name, group.values(name)[0]) for name in ("temperature", "top_p", "top_k")),
+    parts = [
+        f"{group_table(group).markdown()}\n\n{group.title}: {conditions_text(group)}"
+        for group in groups
     ]
-    made = [_all(group, "device_name"), *versions(group.values("versions"))]
-    commits = listed(map(short_commit, group.values("commit")))
-    days = listed(sorted(map(str, group.values("date"))))
+    picture = [f"![Accuracy over budget]({plot})"] if plot else []
+    return "\n\n".join([*parts, method_text(groups), *picture])
+
+
+def proof_section(groups: Sequence[Group], results: str | None = None) -> str:
+    """Return the chosen rows in Markdown, with their conditions.
+
+    Args:
+        results: link to the document with all rows.
+    """
+    chosen = proof_rows(groups)
+    if not chosen:
+        return NOT_MEASURED
+    head = ("accuracy", "full, %", "sparse, %", "difference, points (95 %)", "length ratio (95 %)")
+    table = markdown_table(head, [_proof_cells(group, row) for group, row in chosen])
+    shown = [group for group in groups if any(group is each for each, _ in chosen)]
+    conditions = [f"{group.title}: {conditions_text(group)}" for group in shown]
+    link = f" [All rows]({results})." if results else ""
+    method = f"{PLUS_MINUS} one standard error; differences are paired by question."
+    return "\n\n".join([table, *conditions, f"{method}{link}"])
+
+
+def proof_rows(groups: Sequence[Group]) -> list[tuple[Group, Row]]:
+    """Choose the rows on both sides of the limit: the smallest budget for which the data show no
+    loss, then the largest budget for which they show one; groups with the most samples first.
+    """
+    chosen: list[tuple[Group, Row]] = []
+    for group in sorted(groups, key=lambda g: -sum(row.score.num_samples for row in g.rows)):
+        compared = [row for row in group.rows if row.budget and row.against_full]
+        losing = [row for row in compared if _shows_loss(row)]
+        other = [row for row in compared if not _shows_loss(row)]
+        chosen += [(group, row) for row in (*other[-1:], *losing[:1])]
+    return chosen[:MAX_PROOF_ROWS]
+
+
+def _shows_loss(row: Row) -> bool:
+    return bool(row.against_full and row.against_full.headline_difference.high < 0)
+
+
+def _proof_cells(group: Group, row: Row) -> tuple[str, ...]:
+    found = row.against_full
+    assert found, "proof_rows chooses compared rows only"
+    full = next(each for each in group.rows if each.name == found.a)
+    by_votes = found.stops_by_itself
+    both = [r.score.vote_correct if by_votes else r.score.pass_at_1 for r in (full, row)]
+    name = f"{group.title}, {row.name}, {'vote' if by_votes else 'pass@1'}"
+    return name, *map(percent, both), _difference_cell(row), _ratio_cell(row)
+
+
+def method_text(groups: Sequence[Group]) -> str:
+    """Return how the figures of the tables were computed."""
+    any_stops_early = any(row.stops_early for group in groups for row in group.rows)
+    return f"{METHOD} {STOPPING}" if any_stops_early else METHOD
+
+
+def conditions_text(group: Group) -> str:
+    """Return the conditions of a table's figures in a sentence or two."""
+    values = {name: group.values(name)[0] for name in ("temperature", "top_p", "top_k")}
+    sampling = [
+        f"{_counted(group, 'asked', 'question')} {TIMES} {_counted(group, 'samples', 'sample')}",
+        f"at most {_all_values(group, 'max_tokens')} new tokens",
+        *(describe(name, value) for name, value in values.items()),
+    ]
+    stack = [_all_values(group, "device_name"), *_versions(group.values("versions"))]
+    commits = join_words(map(short_commit, group.values("commit")))
+    days = join_words(sorted(map(str, group.values("date"))))
     notes = "".join(f" {row.name}: {row.note}." for row in group.rows if row.note)
-    return f"{', '.join(how)}; {', '.join(made)}. By `lim eval` on {days}, commit {commits}.{notes}"
+    return (
+        f"{', '.join(sampling)}; {', '.join(stack)}. By `lim eval` on {days}, commit "
+        f"{commits}.{notes}"
+    )
 
 
-def _all(group: Group, name: str) -> str:
-    """The values of a condition that the rows may not share."""
-    unknown = f"unknown {name.replace('_', ' ')}"
-    found = group.values(name)
-    return listed(f"{each:,}" if type(each) is int else each or unknown for each in found)
+def _all_values(group: Group, condition: str) -> str:
+    unknown = f"unknown {condition.replace('_', ' ')}"
+    values = group.values(condition)
+    return join_words(f"{each:,}" if type(each) is int else each or unknown for each in values)
 
 
-def _counted(group: Group, name: str, what: str) -> str:
-    return f"{_all(group, name)} {what}{'' if group.values(name) == [1] else 's'}"
+def _counted(group: Group, condition: str, noun: str) -> str:
+    plural = "" if group.values(condition) == [1] else "s"
+    return f"{_all_values(group, condition)} {noun}{plural}"
 
 
-def versions(found: Iterable[Mapping[str, Any] | None]) -> list[str]:
-    """`SGLang 0.5.16`, and so on; several where runs differ."""
-    texts = []
-    each_run = [versions or {} for versions in found]
-    for name, shown in PACKAGES.items():
-        known = dict.fromkeys(str(each[name]) for each in each_run if each.get(name))
+def _versions(runs: Iterable[Mapping[str, Any] | None]) -> Iterator[str]:
+    versions = [each or {} for each in runs]
+    for package, label in PACKAGES.items():
+        known = dict.fromkeys(str(each[package]) for each in versions if each.get(package))
         if known:
-            texts.append(f"{shown} {listed(known)}")
-    return texts
+            yield f"{label} {join_words(known)}"

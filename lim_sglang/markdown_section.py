@@ -1,5 +1,6 @@
-"""A part of a document that a command writes: what stands between two markers."""
+"""Sections of a Markdown document that a command writes: marker lines, tables, lists in words."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,44 +8,82 @@ from lim_sglang.errors import DataError
 
 
 @dataclass(frozen=True)
-class Part:
-    """The lines between which a command writes."""
+class MarkdownSection:
+    """The text between the marker lines of a command, such as `<!-- lim report: begin -->`."""
 
-    begin: str
-    end: str
+    command: str
 
-    def replace(self, text: str, section: str, name: str) -> str:
-        """A file's text with another section between the markers; the rest stays as it is.
+    @property
+    def begin(self) -> str:
+        """First marker line."""
+        return f"<!-- {self.command}: begin -->"
+
+    @property
+    def end(self) -> str:
+        """Last marker line."""
+        return f"<!-- {self.command}: end -->"
+
+    def extract(self, text: str, document: str) -> str:
+        """Return the section of a document's text.
 
         Args:
-            name: the file's, for the message.
+            document: name of the document, for the error.
 
         Raises:
-            DataError: the markers are not there once each, in order.
+            DataError: each marker does not occur exactly once, the first one before the last.
         """
-        begin, end = text.find(self.begin), text.find(self.end)
-        if text.count(self.begin) != 1 or text.count(self.end) != 1 or end < begin:
-            raise DataError(
-                f"{name} needs one line {self.begin} and, below it, one line {self.end}: put them "
-                "around the place of the table"
-            )
-        return f"{text[: begin + len(self.begin)]}\n{section}\n{text[end:]}"
+        begin, end = self._markers(text, document)
+        return text[begin:end].strip("\n")
+
+    def replace(self, text: str, section: str, document: str) -> str:
+        """Return a document's text with another section; the rest stays as it is.
+
+        Args:
+            document: name of the document, for the error.
+
+        Raises:
+            DataError: each marker does not occur exactly once, the first one before the last.
+        """
+        begin, end = self._markers(text, document)
+        return f"{text[:begin]}\n{section}\n{text[end:]}"
 
     def replace_in(self, path: Path, section: str) -> str:
-        """The text of a file with another section; nothing is written.
+        """Return the text of a file with another section; the file is not written.
 
         Raises:
-            DataError: it cannot be read, or has no such part.
+            DataError: the file cannot be read or lacks the markers.
         """
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read: {error}") from None
+            raise DataError(f"{path} cannot be read: {error}; name a Markdown file") from None
         return self.replace(text, section, str(path))
+
+    def _markers(self, text: str, document: str) -> tuple[int, int]:
+        """Return the positions behind the first marker and before the last one."""
+        begin, end = text.find(self.begin), text.find(self.end)
+        if text.count(self.begin) != 1 or text.count(self.end) != 1 or end < begin:
+            raise DataError(
+                f"{document} needs one line {self.begin} and, below it, one line {self.end}: put "
+                "them around the place of the table"
+            )
+        return begin + len(self.begin), end
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table whose first column is aligned to the left and whose others to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+def join_words(values: Iterable[object]) -> str:
+    """Return `a, b and c`."""
+    *first, last = map(str, values)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def short_commit(commit: str | None) -> str:
-    """A commit as people write it; local edits stay visible."""
+    """Return the first ten digits of a commit, with the digest of local edits if there are any."""
     if not commit:
         return "unknown"
     base, plus, edits = commit.partition("+")

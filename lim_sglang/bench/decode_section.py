@@ -2,9 +2,9 @@
 
 from lim_sglang.bench.points import Point
 from lim_sglang.bench.recorded import Recorded, RecordedRow
-from lim_sglang.markdown_section import Part, short_commit
+from lim_sglang.markdown_section import MarkdownSection, short_commit
 
-PART = Part("<!-- lim bench decode: begin -->", "<!-- lim bench decode: end -->")
+PART = MarkdownSection("lim bench decode")
 NONE = "-"
 TIMES = "\N{MULTIPLICATION SIGN}"
 NAMES = {"flashinfer": "FlashInfer", "triton": "Triton", "fa3": "FlashAttention 3"}

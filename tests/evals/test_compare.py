@@ -1,23 +1,189 @@
-"""Two runs against each other: pairs, what is different, what may be said of it."""
+"""Two runs against each other: statistics against simulated truth, pairs, `lim compare`."""
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+from scipy.stats import binomtest
+from typer.testing import CliRunner, Result
 
-from lim_sglang.errors import DataError
-from lim_sglang.evals.compare import MINUS, Interval, compare, mcnemar, names_of, sentence
-from lim_sglang.evals.metrics import Summary
+from lim_sglang.cli import app
+from lim_sglang.errors import ConfigError, DataError
+from lim_sglang.evals.commands import MULTIPLE_COMPARISONS
+from lim_sglang.evals.compare import (
+    Interval,
+    compare,
+    distinct_names,
+    mcnemar_p,
+    mean_interval,
+    ratio_interval,
+    resampled_means,
+)
+from lim_sglang.evals.metrics import Summary, read_summary, write_summaries
+from lim_sglang.evals.tables import sentence
 from lim_sglang.programs.schema import SampleState
-from tests.evals.results import result, summary
+from tests.evals.summaries import FOUR, five_runs, question, run, simulated
 
 ABORTED = SampleState.ABORTED
+SIMULATIONS, QUESTIONS, SAMPLES = 1000, 150, 4
+RESAMPLES = 400
+"""Fewer than a user's 10,000, to save time; the coverage differs only by noise."""
+EASY, HARD = 0.5, 0.7
+"""Parameters of the beta distribution of each question's probability, U-shaped as in benchmarks:
+42 % right on average, many questions near 0 or 1."""
+WRONG = np.cumsum([0.5, 0.3, 0.2])
+"""Shares of the wrong answers among wrong samples."""
+RATIO = 1.05
+
+
+def simulate(
+    generator: np.random.Generator, loss: float, questions: int = QUESTIONS
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Simulate the samples of two runs over the same questions.
+
+    Args:
+        loss: probability that run b spoils a right sample.
+
+    Returns:
+        Share of right samples, verdict on the majority's answer, mean tokens; [questions, 2] each.
+    """
+    chance = generator.beta(EASY, HARD, (questions, 1, 1))
+    right = generator.random((questions, 2, SAMPLES)) < chance * np.array([[1], [1 - loss]])
+    wrong = 1 + np.searchsorted(WRONG, generator.random(right.shape))
+    groups = np.where(right, 0, wrong)
+    votes = (groups[..., None] == np.arange(4)).sum(axis=2)
+    first = np.argmax(groups[..., None] == np.arange(4), axis=2)  # wins ties
+    winner = np.argmax(votes - first / (SAMPLES + 1), axis=2)
+    typical = 400 * np.exp(0.5 * generator.standard_normal((questions, 1, 1)))
+    noise = np.exp(0.4 * generator.standard_normal(right.shape) - 0.08)
+    lengths = typical * np.array([[1], [RATIO]]) * noise
+    return right.mean(axis=2), winner == 0, lengths.mean(axis=2)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1], ids=["no difference", "a loss"])
+def test_intervals_cover_the_truth_and_tests_find_what_is_there(loss: float) -> None:
+    truth = -loss * EASY / (EASY + HARD)
+    generator = np.random.default_rng(20251125)
+    counts = dict.fromkeys(("covered", "rejected", "votes rejected", "ratio covered", "mcnemar"), 0)
+    for seed in range(SIMULATIONS):
+        shares, right, lengths = simulate(generator, loss)
+        bootstrap = {"seed": seed, "resamples": RESAMPLES}
+        low, high = mean_interval(shares[:, 1] - shares[:, 0], **bootstrap)
+        counts["covered"] += low <= truth <= high
+        counts["rejected"] += low > 0 or high < 0
+        low, high = mean_interval(right[:, 1] - right[:, 0].astype(float), **bootstrap)
+        counts["votes rejected"] += low > 0 or high < 0
+        low, high = ratio_interval(lengths[:, 0], lengths[:, 1], **bootstrap)
+        counts["ratio covered"] += low <= RATIO <= high
+        a, b = right[:, 0], right[:, 1]
+        counts["mcnemar"] += mcnemar_p(int((a & ~b).sum()), int((b & ~a).sum())) <= 0.05
+    rates = {name: int(count) / SIMULATIONS for name, count in counts.items()}
+    print(f"loss {loss}: {rates}")  # noqa: T201 - shown with -rP, for docs/log
+    assert rates["covered"] == pytest.approx(0.95, abs=0.02)
+    assert rates["ratio covered"] == pytest.approx(0.95, abs=0.02)
+    if loss:
+        assert rates["rejected"] > 0.4
+        assert rates["mcnemar"] > 0.1
+    else:
+        assert rates["rejected"] == pytest.approx(0.05, abs=0.015)
+        assert rates["votes rejected"] == pytest.approx(0.05, abs=0.015)
+        assert 0.02 < rates["mcnemar"] <= 0.06
+
+
+@pytest.mark.parametrize(("differ", "worse"), [(0.02, 1.0), (0.05, 0.7), (0.1, 0.7), (0.2, 0.8)])
+def test_intervals_cover_the_truth_where_few_questions_differ(differ: float, worse: float) -> None:
+    """One sample of 30 questions, as many as AIME has.
+
+    Bare percentiles cover the truth 45, 64, 87 and 93 times of 100 here.
+    """
+    generator = np.random.default_rng(7)
+    covered = 0
+    for seed in range(1000):
+        luck = generator.random(30)
+        values = np.where(luck < differ * worse, -1.0, np.where(luck < differ, 1.0, 0.0))
+        low, high = mean_interval(values, seed=seed, resamples=RESAMPLES)
+        covered += low <= differ * (1 - 2 * worse) <= high
+    assert covered / 1000 > 0.945
+
+
+def test_intervals_cover_the_truth_for_few_questions() -> None:
+    generator, truth, covered = np.random.default_rng(7), -0.1 * EASY / (EASY + HARD), 0
+    for seed in range(1000):
+        shares, _, _ = simulate(generator, 0.1, questions=20)
+        low, high = mean_interval(shares[:, 1] - shares[:, 0], seed=seed, resamples=RESAMPLES)
+        covered += low <= truth <= high
+    assert covered / 1000 == pytest.approx(0.95, abs=0.02)
+
+
+def test_the_interval_is_that_of_a_t_distribution_for_many_different_values() -> None:
+    low, high = mean_interval([0.1 * (n % 3) for n in range(60)], seed=0, resamples=20_000)
+    # Mean 0.1, standard error 0.0823 / sqrt(60), t(59) = 2.001; means are in steps of 1/600.
+    assert high - low == pytest.approx(2 * 2.001 * 0.08234 / 60**0.5, abs=2 / 600)
+    assert (high + low) / 2 == pytest.approx(0.1, abs=1 / 600)
+
+
+def test_the_interval_of_two_questions_is_wide() -> None:
+    # Resampled means are 0, 0.5 and 1; t(1) / z = 6.48, times sqrt(2) for n - 1.
+    low, high = ratio_interval([1.0, 1.0], [1.0, math.e**2], seed=0, resamples=1000)
+    mean = math.log((1 + math.e**2) / 2)
+    assert math.log(high) == pytest.approx(mean + (2 - mean) * 6.4829 * 2**0.5, rel=1e-3)
+    assert math.log(low) == pytest.approx(mean - mean * 6.4829 * 2**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [30, 500])
+def test_without_a_differing_question_the_interval_follows_their_number(count: int) -> None:
+    low, high = mean_interval([0.0] * count, seed=0, resamples=10_000)
+    # Of two opposite values among n + 2, resamples have a sum of 3 or more in 100 on each side.
+    assert (low, high) == pytest.approx((-3 / (count + 2), 3 / (count + 2)), rel=0.07)
+
+
+def test_nine_differing_questions_are_few_and_ten_are_not() -> None:
+    low, high = mean_interval([0.5] * 9, seed=0, resamples=2000)
+    assert high - low > 0.3  # nine that agree do not say that all others would
+    assert mean_interval([0.5] * 10, seed=0, resamples=2000) == (0.5, 0.5)
+
+
+def test_pseudo_observations_are_as_large_as_the_largest_difference() -> None:
+    low, high = mean_interval([0.25, -0.5, *[0.0] * 38], seed=0, resamples=20_000)
+    spread = (0.25**2 + 3 * 0.5**2) / 42
+    half = stdtrit(41, 0.975) * math.sqrt(spread / 41)
+    assert high - low == pytest.approx(2 * half, abs=0.25 / 42)
+
+
+def test_resamples_draw_whole_questions_with_replacement() -> None:
+    values = np.array([[0.0, 5.0], [1.0, 7.0], [0.0, 5.0]])
+    means = resampled_means(values, seed=3, resamples=3000)
+    assert means.shape == (3000, 2)
+    np.testing.assert_allclose(means[:, 1], 5 + 2 * means[:, 0])  # the columns stay together
+    shares = [np.mean(np.isclose(means[:, 0], ones / 3)) for ones in range(4)]
+    np.testing.assert_allclose(shares, [8 / 27, 12 / 27, 6 / 27, 1 / 27], atol=0.03)
+
+
+def test_many_questions_are_resampled_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).random(50)
+    in_one = mean_interval(values, seed=1, resamples=4000)
+    monkeypatch.setattr("lim_sglang.evals.compare.BLOCK", 50 * 333)
+    assert mean_interval(values, seed=1, resamples=4000) == pytest.approx(in_one, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b"), [(1, 0), (3, 9), (9, 3), (12, 12), (0, 20), (210, 160), (900, 1000)]
+)
+def test_mcnemar_is_the_exact_binomial_test(only_a: int, only_b: int) -> None:
+    expected = binomtest(only_a, only_a + only_b).pvalue
+    assert mcnemar_p(only_a, only_b) == pytest.approx(expected)
+    assert mcnemar_p(0, 0) == 1.0
 
 
 def run_of(*shares: tuple[int, int], policy: str = "full", length: int = 100) -> Summary:
-    """Questions with so many right of so many samples; the vote is right where most are."""
+    """Make a run from each question's number of right samples of all; the majority votes."""
     questions = (
-        result(
+        question(
             f"q{n}",
             [0] * right + [1] * (total - right),
             tokens=[length + n] * total,
@@ -25,185 +191,131 @@ def run_of(*shares: tuple[int, int], policy: str = "full", length: int = 100) ->
         )
         for n, (right, total) in enumerate(shares)
     )
-    return summary(*questions, policy=policy)
+    return run(*questions, policy=policy)
 
 
 A = run_of((4, 4), (2, 4), (1, 4), (0, 4), (3, 4))
 B = run_of((4, 4), (1, 4), (1, 4), (0, 4), (1, 4), policy="lim", length=150)
 
 
-def test_the_difference_is_that_of_the_questions_means() -> None:
+def test_differences_are_those_of_the_questions_means() -> None:
     found = compare(A, B)
     assert found.difference.value == pytest.approx((0 - 1 / 4 + 0 + 0 - 2 / 4) / 5)
     assert found.difference.low < found.difference.value < found.difference.high
     assert found.answers.value == pytest.approx(-2 / 5)
-    assert found.length_ratio.value == pytest.approx(152 / 102)
+    assert found.length_ratio.value == found.spent_ratio.value == pytest.approx(152 / 102)
     assert 1.4 < found.length_ratio.low < found.length_ratio.value < found.length_ratio.high < 1.6
-    assert found.spent_ratio.value == pytest.approx(152 / 102)
     assert (found.a, found.b, found.num_questions) == ("full", "lim", 5)
     assert (found.mcnemar.only_a, found.mcnemar.only_b, found.mcnemar.p) == (2, 0, 0.5)
-    assert found.other_differences == ()
+    assert (found.other_differences, found.stops_by_itself) == ((), False)
+    assert found.headline_difference == found.difference
+    assert found.headline_ratio == found.length_ratio
 
 
-def test_questions_count_alike_however_many_samples_they_have() -> None:
-    few = run_of((1, 1), (0, 4), policy="lim")
-    many = run_of((0, 4), (1, 1))
-    assert compare(many, few).difference.value == 0
-    assert compare(run_of((4, 4), (0, 1)), run_of((1, 1), (4, 4))).difference.value == 1 / 2
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ([(0, 4), (1, 1)], [(1, 1), (0, 4)], 0),
+        ([(4, 4), (0, 1)], [(1, 1), (4, 4)], 1 / 2),
+        ([(4, 4)] * 3, [(0, 4)] * 3, -1),
+        ([(0, 4)] * 3, [(4, 4)] * 3, 1),
+    ],
+)
+def test_questions_count_alike_and_no_interval_exceeds_the_possible_values(
+    a: list[tuple[int, int]], b: list[tuple[int, int]], expected: float
+) -> None:
+    found = compare(run_of(*a), run_of(*b, policy="lim")).difference
+    assert found.value == expected
+    assert -1 <= found.low < found.high <= 1
 
 
-def test_the_other_way_round_everything_is_mirrored() -> None:
-    there, back = compare(A, B), compare(B, A)
+def test_swapped_runs_give_mirrored_results_in_any_order_of_the_questions() -> None:
+    there, back = compare(A, B), compare(B, replace(A, questions=A.questions[::-1]))
     assert back.difference.value == -there.difference.value
     assert back.difference.low == pytest.approx(-there.difference.high, abs=0.02)
     assert back.length_ratio.value == pytest.approx(1 / there.length_ratio.value)
     assert (back.mcnemar.only_a, back.mcnemar.only_b) == (0, 2)
 
 
-def test_the_order_of_the_questions_changes_nothing_that_counts() -> None:
-    turned = replace(B, questions=B.questions[::-1])
-    assert compare(A, turned).difference == compare(A, B).difference
-    assert compare(A, turned).mcnemar == compare(A, B).mcnemar
-
-
-def test_a_run_compared_with_itself_leaves_room_for_what_was_not_seen() -> None:
+def test_a_run_compared_with_itself_leaves_room_for_differences_not_seen() -> None:
     found = compare(A, A)
-    assert found.difference.value == 0
-    assert -0.6 < found.difference.low < -0.3  # of five questions, one in three may be different
+    assert (found.difference.value, found.mcnemar.p) == (0, 1.0)
+    assert -0.6 < found.difference.low < -0.3  # of five questions, one in three may differ
     assert found.difference.high == pytest.approx(-found.difference.low, abs=0.05)
-    assert found.mcnemar.p == 1.0
     assert found.length_ratio == Interval(1.0, 1.0, 1.0)
-    assert "right in as many of its samples as" in found.sentence
-    assert "do not show a difference" in found.sentence
 
 
-def test_no_interval_goes_beyond_what_can_be() -> None:
-    found = compare(run_of(*[(4, 4)] * 3), run_of(*[(0, 4)] * 3, policy="lim"))
-    assert found.difference.value == found.difference.low == -1
-    assert found.difference.high > -1
-    back = compare(run_of(*[(0, 4)] * 3), run_of(*[(4, 4)] * 3, policy="lim"))
-    assert back.difference.value == back.difference.high == 1
-    assert back.difference.low < 1
-
-
-def test_a_program_that_stops_by_itself_is_compared_by_its_answers() -> None:
-    early = summary(
+def test_a_program_that_stops_early_is_compared_by_its_votes() -> None:
+    early = run(
         *(
-            result(
-                question.question_id,
-                [*question.group[:2], None],
+            question(
+                asked.question_id,
+                [*asked.group[:2], None],
                 tokens=[10, 10, 31],
                 states={2: ABORTED},
                 chosen=0 if n < 3 else None,
             )
-            for n, question in enumerate(A.questions)
+            for n, asked in enumerate(A.questions)
         ),
         program="adaptive",
     )
     found = compare(A, early)
     assert found.stops_by_itself
+    assert (found.headline_difference, found.headline_ratio) == (found.answers, found.spent_ratio)
     assert found.answers.value == 0
     assert found.length_ratio.value == pytest.approx(10 / 102)
     assert found.spent_ratio.value == pytest.approx(51 / 408)
-    low, high = found.spent_ratio.low, found.spent_ratio.high
-    assert found.sentence.startswith(
-        "full adaptive answers as many questions rightly as full majority (95 % interval "
-    )
-    assert found.sentence.endswith(
-        f"it spends 0.12 times as many tokens a question ({low:.2f} to {high:.2f})."
-    )
 
 
-def test_a_question_that_was_aborted_altogether_has_no_share_but_no_right_answer() -> None:
-    gone = result("q4", [None], states={0: ABORTED}, tokens=[5])
-    stopped = replace(B, questions=(*B.questions[:4], gone))
-    found = compare(A, stopped)
+def test_an_aborted_question_has_no_share_and_no_right_answer() -> None:
+    gone = question("q4", [None], states={0: ABORTED}, tokens=[5])
+    found = compare(A, replace(B, questions=(*B.questions[:4], gone)))
     assert found.num_questions == 5
     assert found.difference.value == pytest.approx(-1 / 4 / 4)
     assert found.answers.value == pytest.approx(-2 / 5)
     assert found.length_ratio.value == pytest.approx(151.5 / 101.5)
     assert found.spent_ratio.value == pytest.approx((4 * 606 + 5) / (4 * 510))
-    nothing = tuple(replace(gone, question_id=f"q{n}") for n in range(1, 5))
-    with pytest.raises(DataError, match="share 1 questions with samples that ended"):
-        compare(A, replace(B, questions=(B.questions[0], *nothing)))
 
 
-def test_mcnemar_looks_at_questions_that_one_run_alone_answers() -> None:
-    answers = [(True, False)] * 3 + [(False, True)] * 9 + [(True, True)] * 5 + [(False, False)]
-    found = mcnemar(answers)
-    assert (found.only_a, found.only_b) == (3, 9)
-    # 1 + 12 + 66 + 220 of 2^12 ways, on both sides.
-    assert found.p == pytest.approx(2 * 299 / 4096)
+def test_ratios_are_of_means_and_questions_without_tokens_count_one() -> None:
+    def with_tokens(*tokens: int) -> Summary:
+        return run(*(question(f"q{n}", [0], tokens=[each]) for n, each in enumerate(tokens)))
+
+    found = compare(with_tokens(100, 101), with_tokens(400, 1)).length_ratio
+    assert found.value == pytest.approx(401 / 201)
+    empty = compare(with_tokens(0, 0), with_tokens(0, 0))
+    assert empty.spent_ratio == empty.length_ratio == Interval(1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
-    ("difference", "said"),
+    ("a", "b", "message"),
     [
-        (
-            Interval(-0.052, -0.08, -0.02),
-            "b is right in 5.2 points fewer of its samples than a "
-            "(95 % interval -8.0 to -2.0): the data show a loss; ",
-        ),
-        (
-            Interval(0.04, 0.01, 0.07),
-            "b is right in 4.0 points more of its samples than a "
-            "(95 % interval +1.0 to +7.0): the data show a gain; ",
-        ),
-        (
-            Interval(-0.012, -0.031, 0.007),
-            "b is right in 1.2 points fewer of its samples than a (95 % interval -3.1 to +0.7): "
-            "the data do not show a difference, and exclude a loss of more than 3.1 points and "
-            "a gain of more than 0.7; ",
-        ),
-        (
-            Interval(0.0004, -0.02, 0.02),
-            "b is right in as many of its samples as a (95 % interval -2.0 to +2.0): "
-            "the data do not show a difference, and exclude a loss of more than 2.0 points and "
-            "a gain of more than 2.0; ",
-        ),
+        (A, run(*A.questions, task="other"), "task sums and run has task other"),
+        (A, run(*A.questions, questions="changed"), "their digests are not equal"),
+        (A, run(*A.questions[:4]), r"1 are in one run only: q4.*--common"),
+        (run_of(*[(1, 1)] * 10), run_of((1, 1), (1, 1)), "8 are in one run only: q2, .*, q6, …"),
+        (run(A.questions[0]), run(A.questions[0]), "share 1 questions with completed samples"),
     ],
-    ids=["loss", "gain", "neither", "nothing"],
 )
-def test_the_sentence_says_what_the_data_support(difference: Interval, said: str) -> None:
-    ratio = Interval(1.02, 0.99, 1.05)
-    long = "its samples are 1.02 times as long (0.99 to 1.05)."
-    assert sentence("a", "b", difference, ratio) == said.replace(" -", f" {MINUS}") + long
+def test_runs_of_different_questions_are_not_compared(a: Summary, b: Summary, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        compare(a, b)
 
 
-def test_runs_of_other_tasks_or_questions_are_not_compared() -> None:
-    with pytest.raises(DataError, match="of sums and run of other"):
-        compare(A, summary(*A.questions, task="other"))
-    with pytest.raises(DataError, match="their digests are not equal"):
-        compare(A, summary(*A.questions, questions="changed"))
-    with pytest.raises(DataError, match=r"1 are in one only: q4.*--common"):
-        compare(A, summary(*A.questions[:4]))
-    with pytest.raises(DataError, match=r"8 are in one only: q2, q3, q4, q5, q6, …"):
-        compare(run_of(*[(1, 1)] * 10), run_of((1, 1), (1, 1)))
-
-
-def test_what_both_have_is_compared_on_demand() -> None:
-    found = compare(A, summary(*B.questions[:2], questions="fewer"), common=True)
+def test_the_questions_of_both_runs_are_compared_on_demand() -> None:
+    found = compare(A, run(*B.questions[:2], questions="fewer", asked=5), common=True)
     assert found.num_questions == 2
     assert found.difference.value == pytest.approx(-1 / 8)
-    assert found.other_differences == ("questions: 'digest' and 'fewer'",)
-    with pytest.raises(DataError, match="share 1 questions"):
-        compare(A, summary(A.questions[0]), common=True)
+    assert found.other_differences == ("questions: '59695e34…' and 'fewer'",)
 
 
-def test_conditions_that_differ_beside_the_policy_are_named() -> None:
-    here, there = (
-        summary(
-            *A.questions,
-            **{"policy": policy, "budget": budget, "dense_layers": [budget], "commit": policy},
-            **{"max_tokens": tokens, "versions": {"torch": torch, "sglang": "1"}},
-            **{"prompt_sha256": digit * 64},
-        )
-        for policy, budget, tokens, torch, digit in (
-            ("full", None, 10, "2", "a"),
-            ("lim", 256, 20, "3", "b"),
-        )
-    )
-    assert compare(here, there).other_differences == (
+def test_differing_conditions_other_than_the_policy_are_named() -> None:
+    policy = {"policy": "lim", "budget": 256, "dense_layers": [0], "commit": "other", "seed": 7}
+    other = {"max_tokens": 20, "versions": {"torch": "3"}, "prompt_sha256": "b" * 64}
+    usual = {"max_tokens": 10, "versions": {"torch": "2"}, "prompt_sha256": "a" * 64}
+    assert compare(
+        run(*A.questions, **usual), run(*A.questions, **policy, **other)
+    ).other_differences == (
         "max_tokens: 10 and 20",
         "prompt_sha256: 'aaaaaaaa…' and 'bbbbbbbb…'",
         "versions.torch: '2' and '3'",
@@ -211,41 +323,76 @@ def test_conditions_that_differ_beside_the_policy_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "names"),
+    ("runs", "names"),
     [
-        ([{}, {"policy": "lim", "budget": 256}], ("full", "lim-256")),
-        ([{}, {"program": "adaptive"}], ("full majority", "full adaptive")),
-        ([{}, {"model": "big"}], ("tiny full", "big full")),
-        ([{}, {}], ("run (1)", "run (2)")),
+        ([A, run(policy="lim", budget=256)], ("full", "lim-256")),
+        ([A, run(program="adaptive")], ("full majority", "full adaptive")),
+        ([A, run(model="big")], ("tiny full", "big full")),
+        ([A, replace(A, run_id="other")], ("run", "other")),
+        ([A, A], ("run (1)", "run (2)")),
     ],
-    ids=["policy", "program", "model", "nothing"],
 )
-def test_runs_are_called_by_what_tells_them_apart(
-    changes: list[dict[str, object]], names: tuple[str, ...]
+def test_runs_are_named_by_the_first_difference(
+    runs: list[Summary], names: tuple[str, ...]
 ) -> None:
-    assert names_of([summary(**change) for change in changes]) == names
+    assert distinct_names(runs) == names
 
 
-def test_runs_of_the_same_conditions_are_called_by_their_ids() -> None:
-    assert names_of([replace(A, run_id=name) for name in ("x", "y")]) == ("x", "y")
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    """Summaries of full attention, 128, 256, 512, 1,024, and of other questions."""
+    return [str(path) for path in write_summaries([*five_runs(40), FOUR], tmp_path)]
 
 
-def test_ratios_are_of_means_not_means_of_ratios() -> None:
-    a, b = run_of((1, 1), (1, 1), length=100), run_of((1, 1), (1, 1), policy="lim")
-    b = replace(
-        b,
-        questions=tuple(
-            replace(q, tokens=(n,)) for q, n in zip(b.questions, (400, 1), strict=True)
-        ),
+def lim_compare(*words: str) -> Result:
+    result = CliRunner().invoke(app, ["compare", *words])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_the_command_compares_all_runs_with_the_first(paths: list[str]) -> None:
+    dense, *sparse = (read_summary(Path(path)) for path in paths[:3])
+    expected = [compare(dense, each) for each in sparse]
+    shown = lim_compare(*paths[:3]).stdout
+    assert "against full" in shown
+    assert all(sentence(found) in shown for found in expected)
+    assert MULTIPLE_COMPARISONS in shown
+    lines = [json.loads(line) for line in lim_compare(*paths[:3], "--json").stdout.splitlines()]
+    for line, found in zip(lines, expected, strict=True):
+        assert (line["a"], line["b"]) == ("full", found.b)
+        assert line["difference"] == asdict(found.difference)
+        assert line["mcnemar"] == asdict(found.mcnemar)
+        assert line["sentence"] == sentence(found)
+
+
+def test_the_command_warns_of_other_differences(paths: list[str], tmp_path: Path) -> None:
+    (other,) = write_summaries([simulated(questions=40, device_name="other")], tmp_path / "b")
+    result = lim_compare(paths[0], str(other))
+    assert "warning: full and lessismore-256 differ in device_name" in result.stderr
+    assert MULTIPLE_COMPARISONS not in result.stdout
+
+
+def test_the_seed_is_that_of_the_bootstrap(paths: list[str]) -> None:
+    one, again, other = (
+        json.loads(lim_compare(*paths[:2], "--json", "--seed", seed).stdout)["length_ratio"]
+        for seed in "001"
     )
-    assert compare(a, b).length_ratio.value == pytest.approx(401 / 201)
-    assert math.isfinite(compare(a, b).length_ratio.low)
+    assert one == again != other
+    assert one["value"] == other["value"]
 
 
-def test_a_question_without_a_token_counts_one_so_that_every_resample_has_a_ratio() -> None:
-    a, b = run_of((0, 1), (0, 1)), run_of((0, 1), (0, 1), policy="lim")
-    a, b = (
-        replace(run, questions=tuple(replace(q, tokens=(0,)) for q in run.questions))
-        for run in (a, b)
-    )
-    assert compare(a, b).spent_ratio == compare(a, b).length_ratio == Interval(1.0, 1.0, 1.0)
+@pytest.mark.parametrize(
+    ("places", "error", "message"),
+    [
+        ([0], ConfigError, "needs two runs"),
+        ([0, None], DataError, "cannot read"),
+        ([0, 5], DataError, "compare runs of one task"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_compare(
+    paths: list[str], places: list[int | None], error: type[Exception], message: str
+) -> None:
+    words = ["missing.json" if place is None else paths[place] for place in places]
+    with pytest.raises(error, match=message):
+        lim_compare(*words)

@@ -1,193 +1,319 @@
-"""Cells against figures that are worked out here, from the samples."""
+"""Cells against figures computed here from the samples, and the sections of documents."""
 
-import math
-import statistics
-from collections.abc import Sequence
+import io
+from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
-from lim_sglang.evals.compare import Interval
-from lim_sglang.evals.metrics import Estimate, Summary
-from lim_sglang.evals.report import Group, Row, make_groups
+from lim_sglang.evals.compare import Comparison, Interval, McNemar, compare
+from lim_sglang.evals.metrics import Estimate, Summary, score
+from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.evals.tables import (
-    columns,
-    contested,
-    listed,
-    markdown,
+    METHOD,
+    MINUS,
+    NONE,
+    NOT_MEASURED,
+    PLUS_MINUS,
+    STOPPING,
+    TIMES,
+    comparison_table,
+    condition_table,
+    disagreement_table,
+    group_table,
+    number,
     p_value,
     percent,
     points,
+    proof_rows,
+    proof_section,
+    ratio,
+    results_section,
+    score_table,
+    sentence,
+    share,
     signed,
 )
-from tests.evals.made_summaries import FULL, five_runs, made
+from lim_sglang.programs.schema import SampleState
+from tests.evals.summaries import (
+    COMMITTED,
+    CONDITIONS,
+    FOUR,
+    FULL,
+    five_runs,
+    question,
+    run,
+    simulated,
+)
 
-MINUS, PLUS_MINUS, DASH = "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}", "\N{EN DASH}"
+CODER = CONDITIONS["model"]
 
 
-def with_error(values: Sequence[float]) -> str:
-    """Percent with the standard error over questions."""
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{100 * statistics.fmean(values):.1f} {PLUS_MINUS} {100 * error:.1f}"
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (percent(Estimate(0.3712, 0.0171)), f"37.1 {PLUS_MINUS} 1.7"),
+        (percent(Estimate(0.5, None)), f"50.0 {PLUS_MINUS} ?"),
+        (percent(None), NONE),
+        (share(0.0449), "4.5"),
+        (points(Interval(-0.0123, -0.0301, 0.0057)), f"{MINUS}1.2 ({MINUS}3.0 to +0.6)"),
+        (signed(-0.0001), "0.0"),
+        (signed(0.0001), "0.0"),
+        (ratio(Interval(1.024, 0.987, 1.05)), "1.02 (0.99 to 1.05)"),
+        (number(1403.4), "1,403"),
+        (number(None), NONE),
+        (p_value(1.0), "1.00"),
+        (p_value(0.38), "0.38"),
+        (p_value(0.0874), "0.087"),
+        (p_value(4e-9), "< 0.001"),
+        (p_value(0.2241, decimals=3), "0.224"),
+    ],
+)
+def test_formatters(shown: str, expected: str) -> None:
+    assert shown == expected
 
 
-def worked_out(summary: Summary, full: Summary) -> dict[str, str]:
-    """Every cell whose figure is no random one, from the samples of a complete run."""
-    questions = summary.questions
-    shares = [statistics.fmean(question.correct) for question in questions]
-    full_shares = [statistics.fmean(question.correct) for question in full.questions]
-    tokens = [count for question in questions for count in question.tokens]
-    states = [state for question in questions for state in question.states]
-    silent = [group is None for question in questions for group in question.group]
-    difference = 100 * (statistics.fmean(shares) - statistics.fmean(full_shares))
-    full_tokens = [count for question in full.questions for count in question.tokens]
-    ratio = statistics.fmean(tokens) / statistics.fmean(full_tokens)
-    answers = [
-        (q.answer_correct, f.answer_correct) for q, f in zip(questions, full.questions, strict=True)
-    ]
-    lost, won = answers.count((False, True)), answers.count((True, False))
-    tail = sum(math.comb(lost + won, n) for n in range(min(lost, won) + 1)) / 2 ** (lost + won)
-    is_full = summary is full
-    return {
-        "pass@1, %": with_error(shares),
-        "maj@4, %": with_error([float(question.answer_correct) for question in questions]),
-        "pass@4, %": with_error([float(any(question.correct)) for question in questions]),
-        "difference to full, points (95 %)": DASH if is_full else f"{difference:+.1f} (",
-        "McNemar p": DASH if is_full else p_value(min(1.0, 2 * tail)),
-        "cut off, %": f"{100 * states.count('truncated') / len(states):.1f}",
-        "no answer, %": f"{100 * statistics.fmean(silent):.1f}",
-        "mean tokens": f"{statistics.fmean(tokens):,.0f}",
-        "length ratio (95 %)": DASH if is_full else f"{ratio:.2f} (",
-        "tokens per correct": f"{sum(tokens) / sum(sum(q.correct) for q in questions):,.0f}",
+EXCLUDED = "the data do not show a difference, and exclude a loss of more than"
+
+
+@pytest.mark.parametrize("stops_early", [False, True])
+@pytest.mark.parametrize(
+    ("interval", "relation", "support"),
+    [
+        ((-0.052, -0.08, -0.02), "5.2 points below", "the data show a loss"),
+        ((0.04, 0.01, 0.07), "4.0 points above", "the data show a gain"),
+        (
+            (-0.012, -0.031, 0.007),
+            "1.2 points below",
+            f"{EXCLUDED} 3.1 points and a gain of more than 0.7",
+        ),
+        (
+            (0.0004, -0.02, 0.02),
+            "equal to",
+            f"{EXCLUDED} 2.0 points and a gain of more than 2.0",
+        ),
+    ],
+)
+def test_a_sentence_says_what_the_data_support(
+    interval: tuple[float, float, float], relation: str, support: str, stops_early: bool
+) -> None:
+    difference, none = Interval(*interval), McNemar(0, 0, 1.0)
+    length, spent = Interval(1.02, 0.99, 1.05), Interval(0.12, 0.1, 0.14)
+    found = Comparison("a", "b", 9, difference, difference, none, length, spent, stops_early, ())
+    measured = "share of right votes" if stops_early else "pass@1"
+    ends = f"{signed(difference.low)} to {signed(difference.high)}"
+    cost = (
+        "questions take 0.12 times as many tokens (0.10 to 0.14)"
+        if stops_early
+        else "samples are 1.02 times as long (0.99 to 1.05)"
+    )
+    assert sentence(found) == (
+        f"The {measured} of b is {relation} that of a (95 % interval {ends}): {support}; {cost}."
+    )
+
+
+TRUNCATED, ABORTED = SampleState.TRUNCATED, SampleState.ABORTED
+
+
+def scores_of(summary: Summary) -> dict[str, str]:
+    """Return the cells of a run's score table by their names."""
+    return dict(score_table(summary.conditions, score(summary)).rows)
+
+
+def test_a_score_table_has_a_row_for_every_score() -> None:
+    assert scores_of(FOUR) == {
+        "questions": "4",
+        "samples": "16",
+        "pass@1": "43.8 ± 21.3 %",
+        "pass@2": "58.3 ± 22.0 %",
+        "pass@4": "75.0 ± 25.0 %",
+        "maj@4": "50.0 ± 28.9 %",
+        "truncated": "31.2 %",
+        "without answer": "31.2 %",
+        "mean tokens": "25",
+        "tokens, 50 % are within": "25",
+        "tokens, 90 % are within": "40",
+        "tokens, 99 % are within": "40",
+        "tokens a question": "100",
+        "tokens a right sample": "57",
+        "failed, not scored": "3",
     }
 
 
-def cells(group: Group, row: Row) -> dict[str, str]:
-    """What the table says."""
-    return {column.title: column.cell(row) for column in columns(group)}
+EARLY = replace(FOUR, conditions={**FOUR.conditions, "program": "adaptive"})
 
 
-def disagreements(shown: dict[str, str], expected: dict[str, str]) -> list[str]:
-    """Columns that say something else; of an interval, the ends are random and are left out."""
-    return [
-        title
-        for title in {**shown, **expected}
-        if not (
-            shown[title].replace(MINUS, "-").startswith(expected[title])
-            if expected[title].endswith("(")
-            else shown[title] == expected[title]
-        )
-    ]
+@pytest.mark.parametrize(
+    ("summary", "name", "cell"),
+    [
+        (EARLY, "answered by adaptive", "50.0 ± 28.9 %"),
+        (EARLY, "pass@1 of the samples taken", "43.8 ± 21.3 %"),
+        (run(question("a", [0, 1]), question("b", [0])), "pass@2, 1 questions", "100.0 ± ? %"),
+        (run(question("q", [0, None], states={1: ABORTED})), "aborted early", "50.0 %"),
+    ],
+)
+def test_a_score_table_of_other_runs(summary: Summary, name: str, cell: str) -> None:
+    assert scores_of(summary)[name] == cell
+
+
+def test_a_terminal_shows_title_cells_and_conditions() -> None:
+    text = io.StringIO()
+    Console(file=text, width=100).print(score_table(FOUR.conditions, score(FOUR)))
+    for part in ("sums, tiny, full", "43.8 ± 21.3 %", "samples 4, at most 2048, temperature 0.6"):
+        assert part in text.getvalue()
+
+
+def test_a_comparison_table_has_a_column_for_each_run() -> None:
+    other = run(*FOUR.questions[:2], question("wrong by vote", [0, 1], 1, chosen=1), policy="b")
+    found = compare(FOUR, other, common=True, names=("a", "b"))
+    table = comparison_table([found, found])
+    assert (table.title, table.head) == ("against a", ("measure", "b", "b"))
+    assert table.rows == tuple(
+        (name, cell, cell)
+        for name, cell in {
+            "questions": "3",
+            "pass@1, points": points(found.difference),
+            "answers, points": points(found.answers),
+            "answered by it only": "1",
+            "by the first only": "0",
+            "McNemar's p": "1.000",
+            "length of samples": ratio(found.length_ratio),
+            "tokens a question": ratio(found.spent_ratio),
+        }.items()
+    )
 
 
 @pytest.fixture(scope="module")
 def group() -> Group:
-    # No mean over 61 questions of 4 samples lies half-way between two printed figures.
     (found,) = make_groups(five_runs(61))
     return found
 
 
-def test_every_cell_is_what_the_samples_give(group: Group) -> None:
-    full = group.rows[0].summary
-    for row in group.rows:
-        assert not disagreements(cells(group, row), worked_out(row.summary, full)), row.name
+def cells(group: Group, number: int) -> dict[str, str]:
+    """Return a row of the table by its titles."""
+    table = group_table(group, in_page=True)
+    return dict(zip(table.head, table.rows[number], strict=True))
 
 
-def test_a_wrong_number_in_any_column_is_found(group: Group) -> None:
-    row, full = group.rows[2], group.rows[0].summary
-    for title, text in cells(group, row).items():
-        first = next(letter for letter in text if letter.isdigit())
-        wrong = text.replace(first, str((int(first) + 1) % 10), 1)
-        planted = cells(group, row) | {title: wrong}
-        assert disagreements(planted, worked_out(row.summary, full)) == [title]
+def test_every_cell_is_the_figure_of_the_samples() -> None:
+    worse = run(
+        question("all right", [0, 0, 0, 1], tokens=[20] * 4, chosen=0),
+        question("right by vote", [0, 0, 1, None], 1, states={3: TRUNCATED}, chosen=0),
+        *FOUR.questions[2:],
+        policy="lessismore",
+        budget=256,
+    )
+    (found,) = make_groups([FOUR, worse])
+    row = found.rows[1]
+    assert row.against_full
+    difference, length = row.against_full.difference, row.against_full.length_ratio
+    # pass@1 by question: 3/4, 1/4, 1/4, 0; of full: 1, 1/2, 1/4, 0; tokens: 80 and 3 times 100.
+    assert difference.value == pytest.approx((-1 / 4 - 1 / 4) / 4)
+    assert length.value == pytest.approx(380 / 400)
+    assert cells(found, 1) == {
+        "policy and budget": "LessIsMore 256",
+        "pass@1, %": f"31.2 {PLUS_MINUS} 15.7",
+        "maj@4, %": f"25.0 {PLUS_MINUS} 25.0",
+        "pass@4, %": f"75.0 {PLUS_MINUS} 25.0",
+        "difference to full, points (95 %)": points(difference),
+        "McNemar p": "1.00",  # one question lost, none won
+        "cut off, %": "31.2",
+        "no answer, %": "31.2",
+        "mean tokens": "24",
+        "length ratio (95 %)": ratio(length),
+        "tokens per correct": "76",
+    }
+    unknown = ("difference to full, points (95 %)", "McNemar p", "length ratio (95 %)")
+    assert [cells(found, 0)[title] for title in unknown] == [NONE] * 3
 
 
-def test_intervals_are_around_their_value(group: Group) -> None:
-    for row in group.rows[1:]:
-        assert row.against_full
-        found = row.against_full.difference
-        assert found.low < found.value < found.high
-        assert cells(group, row)["difference to full, points (95 %)"] == points(found)
+def test_columns_follow_the_runs() -> None:
+    (single,) = make_groups([simulated(samples=1)])
+    assert group_table(single).head[1:3] == ("pass@1, %", "difference to full, points (95 %)")
+    full, adaptive = simulated(**FULL), simulated(program="adaptive", samples=16)
+    (mixed,) = make_groups([full, simulated(samples=8, budget=128), adaptive])
+    assert group_table(mixed).head[1:4] == ("pass@1, %", "vote right, %", "pass@4, %")
 
 
-def test_markdown_has_the_same_cells(group: Group) -> None:
-    lines = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in markdown(group).splitlines()
-    ]
-    shown = [column for column in columns(group) if column.in_readme]
-    assert lines[0] == ["policy and budget", *(column.title for column in shown)]
-    assert set(lines[1]) == {"---", "---:"}
-    assert lines[2:] == [[row.name, *(c.cell(row) for c in shown)] for row in group.rows]
-
-
-def test_one_sample_a_question_needs_no_columns_of_several() -> None:
-    (single,) = make_groups([made(questions=9, samples=1)])
-    titles = [column.title for column in columns(single)]
-    assert titles[:2] == ["pass@1, %", "difference to full, points (95 %)"]
-
-
-def test_runs_of_unlike_votes_are_not_called_by_one_number_of_samples() -> None:
-    runs = [
-        made(questions=9, **FULL),
-        made(questions=9, samples=8, budget=128),
-        made(questions=9, program="adaptive", samples=16),
-    ]
+def test_a_program_that_stops_early_is_judged_by_its_votes() -> None:
+    runs = [simulated(questions=61, **FULL), simulated(questions=61, program="adaptive")]
     (mixed,) = make_groups(runs)
-    titles = [column.title for column in columns(mixed)]
-    assert titles[1:3] == ["vote right, %", "pass@4, %"]
-    by_name = {row.name: cells(mixed, row)["pass@4, %"] for row in mixed.rows}
-    assert [name for name, cell in by_name.items() if cell == DASH] == [
-        "LessIsMore 256, program adaptive"
-    ]
-
-
-def test_a_program_that_stops_by_itself_is_judged_by_its_answers() -> None:
-    full, adaptive = made(questions=61, **FULL), made(questions=61, program="adaptive")
-    (mixed,) = make_groups([full, adaptive])
-    row = mixed.rows[1]
-    shown = cells(mixed, row)
-    answers = [sum(q.answer_correct for q in run.questions) for run in (full, adaptive)]
-    spent = [sum(sum(q.tokens) for q in run.questions) for run in (full, adaptive)]
-    expected = f"{100 * (answers[1] - answers[0]) / 61:+.1f} (".replace("-", MINUS)
-    assert shown["difference to full, points (95 %)"].startswith(expected)
+    shown = cells(mixed, 1)
+    right = [sum(q.answer_correct for q in each.questions) for each in runs]
+    spent = [sum(sum(q.tokens) for q in each.questions) for each in runs]
+    difference = f"{100 * (right[1] - right[0]) / 61:+.1f} (".replace("-", MINUS)
+    assert shown["difference to full, points (95 %)"].startswith(difference)
     assert shown["difference to full, points (95 %)"].endswith("), answers")
     assert shown["length ratio (95 %)"].startswith(f"{spent[1] / spent[0]:.2f} (")
     assert shown["length ratio (95 %)"].endswith("), a question")
     assert shown["tokens a question"] == f"{spent[1] / 61:,.0f}"
-    assert shown["pass@1, %"] == DASH
-    assert row.accuracy == row.score.answered
-    assert mixed.rows[0].accuracy == mixed.rows[0].score.pass_at_1
+    assert shown["pass@1, %"] == shown["pass@4, %"] == NONE
+    assert results_section([mixed]).endswith(f"{METHOD} {STOPPING}")
 
 
-def test_figures_as_people_write_them() -> None:
-    assert percent(Estimate(0.3712, 0.0171)) == f"37.1 {PLUS_MINUS} 1.7"
-    assert percent(Estimate(0.5, None)) == f"50.0 {PLUS_MINUS} ?"
-    assert percent(None) == DASH
-    assert points(Interval(-0.0123, -0.0301, 0.0057)) == f"{MINUS}1.2 ({MINUS}3.0 to +0.6)"
-    assert [signed(value) for value in (-0.0001, 0.0, 0.0001)] == ["0.0"] * 3
-    assert [p_value(p) for p in (1.0, 0.38, 0.0874, 0.0004)] == ["1.00", "0.38", "0.087", "< 0.001"]
-    assert [listed(values) for values in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
-
-
-def test_contested_questions_are_those_whose_rows_differ_most(group: Group) -> None:
-    found = contested(group.rows, most=500)
+def test_disagreements_are_ordered_by_the_distance_between_runs(group: Group) -> None:
+    table = disagreement_table(group.rows, most=500)
     by_row = [{q.question_id: sum(q.correct) for q in row.summary.questions} for row in group.rows]
-    spreads = {}
-    for name in by_row[0]:
-        counts = [row[name] for row in by_row]
-        spreads[name] = max(counts) - min(counts)
-    names = [question.question_id for question in found]
-    assert names == sorted((n for n in spreads if spreads[n]), key=lambda n: (-spreads[n], n))
-    assert [q.question_id for q in contested(group.rows)] == names[:20]
-    for question in found:
-        expected = tuple(f"{row[question.question_id]} of 4" for row in by_row)
-        assert question.counts == expected
+    counts = {name: [row[name] for row in by_row] for name in by_row[0]}
+    spread = {name: max(found) - min(found) for name, found in counts.items()}
+    names = sorted((n for n in spread if spread[n]), key=lambda n: (-spread[n], n))
+    assert table.rows == tuple((n, *(f"{count} of 4" for count in counts[n])) for n in names)
+    assert disagreement_table(group.rows).rows == table.rows[:20]
 
 
 def test_a_question_that_a_run_lacks_is_a_dash() -> None:
-    runs = [made(questions=9, **FULL), made(questions=9), made(questions=2, asked=9, budget=128)]
+    runs = [simulated(**FULL), simulated(), simulated(questions=2, asked=9, budget=128)]
     (short,) = make_groups(runs)
-    found = {question.question_id: question.counts for question in contested(short.rows)}
-    lacking = {name for name, counts in found.items() if counts[2] == DASH}
-    assert lacking
-    assert lacking == {name for name in found if name > "q001"}
+    rows = disagreement_table(short.rows).rows
+    assert {counts[2] == NONE for name, *counts in rows if name > "q001"} == {True}
+    assert {counts[2] == NONE for name, *counts in rows if name <= "q001"} <= {False}
+
+
+def test_conditions_that_all_runs_share_have_one_cell(group: Group) -> None:
+    found = {name: cells for name, *cells in condition_table(group).rows}
+    assert set(CONDITIONS) - {"versions", "server"} <= set(found)
+    assert found["versions.torch"] == ["2.11.0"]
+    assert found["max_tokens"] == ["2,048"]
+    assert found["budget"] == [NONE, "1,024", "512", "256", "128"]
+    assert found["dense_layers"] == [NONE, *["0, 1"] * 4]
+    assert found["seed_honoured"] == ["no"]
+
+
+def test_results_state_their_conditions_and_gaps() -> None:
+    changes = {"commit": "c0ffee0123456789+d61e43b333", "date": "2026-11-26", "device_name": None}
+    runs = [simulated(**FULL), replace(simulated(**changes), num_failed=2)]
+    table, below, method, plot = results_section(make_groups(runs), "a.svg").split("\n\n")
+    assert table == group_table(make_groups(runs)[0]).markdown()
+    assert below == (
+        f"math500, {CODER}: 9 questions {TIMES} 4 samples, at most 2,048 new tokens, "
+        "temperature 0.6, top_p 0.95, top_k -1; NVIDIA H100 80GB HBM3 and unknown device name, "
+        "SGLang 0.5.16, torch 2.11.0, Math-Verify 0.9.0. By `lim eval` on 2026-11-25 and "
+        "2026-11-26, commit 1be6cc2 and c0ffee0123 with local edits d61e43b333. LessIsMore 256: 2 "
+        "samples failed and are not scored."
+    )
+    assert (method, plot) == (METHOD, "![Accuracy over budget](a.svg)")
+
+
+def test_each_table_has_its_conditions() -> None:
+    parts = results_section(make_groups([simulated(), simulated(task="aime24")])).split("\n\n")
+    assert [part.split(",")[0] for part in parts[1:4:2]] == ["aime24", "math500"]
+    assert len(parts) == 5
+
+
+def test_the_rows_of_proof_lie_on_both_sides_of_the_limit() -> None:
+    groups = make_groups([*COMMITTED.values(), simulated(task="aime24"), simulated(task="gpqa")])
+    chosen = proof_rows(groups)  # of the group with the most samples
+    assert [row.name for _, row in chosen] == ["LessIsMore 256", "LessIsMore 128"]
+    table, conditions, method = proof_section(groups, "docs/results.md").split("\n\n")
+    for line, (group, row) in zip(table.splitlines()[2:], chosen, strict=True):
+        assert row.against_full
+        for estimate in (group.rows[0].score.pass_at_1, row.score.pass_at_1):
+            assert f"| {percent(estimate)} |" in line
+        assert f"| {points(row.against_full.difference)} |" in line
+    assert conditions in results_section(groups)
+    assert method.endswith("[All rows](docs/results.md).")
+
+
+def test_nothing_measured_is_stated() -> None:
+    assert results_section(()) == proof_section(()) == NOT_MEASURED
+    assert proof_section(make_groups([simulated()])) == NOT_MEASURED

@@ -1,32 +1,58 @@
-"""What commands write into the README, and where."""
+"""Sections that commands write into documents."""
 
-import re
-from itertools import product
+from pathlib import Path
 
 import pytest
 
-from lim_sglang.bench.decode_section import PART as DECODE
 from lim_sglang.errors import DataError
-from lim_sglang.evals.tables import PART as ACCURACY
-from lim_sglang.markdown_section import Part
+from lim_sglang.markdown_section import MarkdownSection, join_words, markdown_table, short_commit
 
-BEFORE, AFTER = "# Title\n\ntext\n\n", "\n\nmore | text |\n"
-PARTS = {"bench decode": DECODE, "report": ACCURACY}
-WRONG = ["", "{0}", "{1}", "{1}\n{0}", "{0}\n{1}\n{1}", "{0}\n{0}\n{1}"]
-"""Texts whose markers, begin and end, are not there once each in order."""
+SECTION = MarkdownSection("lim report")
+BEGIN, END = "<!-- lim report: begin -->", "<!-- lim report: end -->"
 
 
-@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
-def test_only_the_text_between_the_markers_is_replaced(part: Part) -> None:
-    text = f"{BEFORE}{part.begin}\n| old |\n{part.end}{AFTER}"
-    once = part.replace(text, "| new |", "README.md")
-    assert once == f"{BEFORE}{part.begin}\n| new |\n{part.end}{AFTER}"
-    assert part.replace(once, "| new |", "README.md") == once
+def test_only_the_text_between_the_markers_is_replaced(tmp_path: Path) -> None:
+    document = tmp_path / "README.md"
+    document.write_text(f"# Title\n\n{BEGIN}\n| old |\n{END}\n\nmore | text |\n")
+    changed = SECTION.replace_in(document, "| new |")
+    assert changed == f"# Title\n\n{BEGIN}\n| new |\n{END}\n\nmore | text |\n"
+    assert SECTION.replace(changed, "| new |", "README.md") == changed
+    assert SECTION.extract(changed, "README.md") == "| new |"
 
 
-@pytest.mark.parametrize(("command", "text"), list(product(PARTS, WRONG)))
-def test_markers_that_are_missing_twofold_or_swapped_are_refused(command: str, text: str) -> None:
-    part = PARTS[command]
-    found = rf"README.md needs one line {re.escape(f'<!-- lim {command}: begin')}"
-    with pytest.raises(DataError, match=found):
-        part.replace(text.format(part.begin, part.end), "| new |", "README.md")
+@pytest.mark.parametrize(
+    "text",
+    ["", BEGIN, END, f"{END}\n{BEGIN}", f"{BEGIN}\n{END}\n{END}", f"{BEGIN}\n{BEGIN}\n{END}"],
+)
+def test_missing_repeated_and_swapped_markers_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match=f"README.md needs one line {BEGIN}"):
+        SECTION.replace(text, "| new |", "README.md")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.md cannot be read"):
+        SECTION.replace_in(tmp_path / "none.md", "")
+
+
+def test_a_table_has_one_line_a_row() -> None:
+    assert markdown_table(["name", "n"], [["a", "1"], ["b", "2"]]).splitlines() == [
+        "| name | n |",
+        "| --- | ---: |",
+        "| a | 1 |",
+        "| b | 2 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (join_words("a"), "a"),
+        (join_words("ab"), "a and b"),
+        (join_words("abc"), "a, b and c"),
+        (short_commit(None), "unknown"),
+        (short_commit("1be6cc2"), "1be6cc2"),
+        (short_commit("0123456789abcdef+d61e"), "0123456789 with local edits d61e"),
+    ],
+)
+def test_lists_and_commits_as_people_write_them(shown: str, expected: str) -> None:
+    assert shown == expected
