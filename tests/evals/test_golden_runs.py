@@ -1,0 +1,69 @@
+"""Run folders that commit b95d0a5 sampled on CPU servers: read as ever, never continued."""
+
+import json
+import math
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lim_sglang.errors import DataError
+from lim_sglang.evals.compare import compare
+from lim_sglang.evals.grade import Grader
+from lim_sglang.evals.metrics import load_summaries
+from lim_sglang.evals.regrade import grade_run
+from lim_sglang.evals.report import make_groups
+from lim_sglang.evals.run_store import RunRecord, load_run, open_run
+from lim_sglang.evals.tables import group_table
+from lim_sglang.evals.tasks import find_task
+from lim_sglang.programs.equivalence import EquivalenceChecker
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "runs"
+GROUPS: dict[str, Any] = json.loads((GOLDEN / "expected.json").read_text())["groups"]
+RUNS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+
+
+def assert_close(found: Any, expected: Any) -> None:
+    """Compare JSON value by value, floats to 12 digits."""
+    if isinstance(expected, dict):
+        assert set(found) == set(expected)
+        for key, value in expected.items():
+            assert_close(found[key], value)
+    elif isinstance(expected, float):
+        assert math.isclose(found, expected, rel_tol=1e-12)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_comparison_and_table_are_those_of_then(name: str) -> None:
+    group = GROUPS[name]
+    full, sparse = load_summaries([GOLDEN / run for run in group["runs"]])
+    found = json.loads(json.dumps(asdict(compare(full, sparse))))
+    # The sentence is words for these figures.
+    assert_close(found, {k: v for k, v in group["comparison"].items() if k != "sentence"})
+    (table,) = make_groups([full, sparse])
+    assert group_table(table).markdown().splitlines() == group["table"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_verdicts_are_renewed_without_a_change(name: str, tmp_path: Path) -> None:
+    run = tmp_path / name
+    shutil.copytree(GOLDEN / name, run)
+    kind = find_task(load_run(run).record.settings["task"]).answer_kind
+    with EquivalenceChecker() as checker:
+        assert grade_run(run, Grader(kind, checker), num_threads=1).num_changed == 0
+    assert load_run(run).samples == load_run(GOLDEN / name).samples
+
+
+def test_a_run_of_then_is_not_continued_and_the_error_says_so(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(GOLDEN / "tiny-full", run)
+    old = load_run(run).record
+    settings = {**old.settings, "sampling_version": 1, "grading_version": None}
+    del settings["code_sha256"]
+    with pytest.raises(DataError, match="begun by an earlier lim-sglang.*not continued"):
+        open_run(run, RunRecord("id", settings, old.about))
+    assert load_run(run).record == old
