@@ -303,7 +303,7 @@ def grade(
     """Extract the answers of a run's samples again and grade them: after a mend of the grader, or
     to check verdicts on another machine. Samples are left as they are; grades.jsonl beside them
     holds the new verdicts, all of them or, where this is interrupted, none."""
-    from lim_sglang.evals.grade import Grader
+    from lim_sglang.evals.grading import Grader
     from lim_sglang.evals.regrade import grade_run
     from lim_sglang.evals.run_store import load_run
     from lim_sglang.evals.tasks import find_task

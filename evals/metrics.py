@@ -301,7 +301,7 @@ def load_summaries(paths: Sequence[Path]) -> list[Summary]:
 
 
 def _of_run(path: Path, checker: "EquivalenceChecker") -> Summary:
-    from lim_sglang.evals.grade import Grader
+    from lim_sglang.evals.grading import Grader
     from lim_sglang.evals.run_store import load_run
     from lim_sglang.evals.tasks import find_task
 

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lim_sglang.evals.grade import GRADING_VERSION, Grader
+from lim_sglang.evals.grading import GRADING_VERSION, Grader
 from lim_sglang.evals.run_store import GRADES_FILE, GradedSample, load_run, write_whole
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.schema import COMPLETED_STATES

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import lim_sglang
 from lim_sglang.errors import ConfigError
-from lim_sglang.evals.grade import GRADING_VERSION
+from lim_sglang.evals.grading import GRADING_VERSION
 from lim_sglang.evals.tasks import Question, Task, selection_digest
 from lim_sglang.programs.program import PROGRAMS, SAMPLING_VERSION, find_program
 from lim_sglang.programs.schema import Sampling

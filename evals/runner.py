@@ -17,7 +17,7 @@ from rich.console import Console
 
 from lim_sglang.environment import installed_versions, project_commit
 from lim_sglang.errors import ConfigError, DataError, LimError, ServerError
-from lim_sglang.evals.grade import GRADING_VERSION, READERS, Grader
+from lim_sglang.evals.grading import GRADING_VERSION, READERS, Grader
 from lim_sglang.evals.metrics import Summary, summarise
 from lim_sglang.evals.progress import Pace, show_progress
 from lim_sglang.evals.regrade import grade_run

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from lim_sglang.errors import ServerError
-from lim_sglang.evals.grade import Grader
+from lim_sglang.evals.grading import Grader
 from lim_sglang.evals.run_store import Failure, GradedSample, Key
 from lim_sglang.evals.tasks import Question
 from lim_sglang.programs.schema import Sample, SampleState

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.grade import GRADING_VERSION, AnswerKind, Grader
+from lim_sglang.evals.grading import GRADING_VERSION, AnswerKind, Grader
 from lim_sglang.evals.regrade import Regraded, grade_run
 from lim_sglang.evals.run_store import GradedSample, RunRecord, load_run, open_run
 from lim_sglang.programs.schema import SampleState

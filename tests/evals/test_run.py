@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.errors import DataError, ServerError
-from lim_sglang.evals.grade import AnswerKind, Grader
+from lim_sglang.evals.grading import AnswerKind, Grader
 from lim_sglang.evals.run_store import Failure, GradedSample, RunFolder, RunRecord, open_run
 from lim_sglang.evals.runner import run_jobs
 from lim_sglang.evals.scheduler import (

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.grade import AnswerKind
+from lim_sglang.evals.grading import AnswerKind
 from lim_sglang.evals.tasks import TASKS, Task, find_task
 from lim_sglang.programs.schema import CHOICE_PROMPT, MATH_PROMPT, ask_messages
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lim_sglang.evals.grade import MAX_READ, AnswerKind, Grader, as_choice, as_integer
+from lim_sglang.evals.grading import MAX_READ, AnswerKind, Grader, as_choice, as_integer
 
 
 @pytest.mark.parametrize(

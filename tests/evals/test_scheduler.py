@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from lim_sglang.errors import ServerError
-from lim_sglang.evals.grade import AnswerKind, Grader
+from lim_sglang.evals.grading import AnswerKind, Grader
 from lim_sglang.evals.run_store import Failure, GradedSample
 from lim_sglang.evals.scheduler import (
     Deliver,

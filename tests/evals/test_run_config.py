@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lim_sglang.evals import run_config as settings_module
-from lim_sglang.evals.grade import GRADING_VERSION
+from lim_sglang.evals.grading import GRADING_VERSION
 from lim_sglang.evals.run_config import (
     Method,
     describe_policy,

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lim_sglang.errors import DataError, ServerError
 from lim_sglang.evals import runner as session_module
-from lim_sglang.evals.grade import AnswerKind, Grader
+from lim_sglang.evals.grading import AnswerKind, Grader
 from lim_sglang.evals.run_config import Method
 from lim_sglang.evals.runner import (
     Plan,
