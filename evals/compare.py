@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from lim_sglang.errors import DataError
 from lim_sglang.evals.metrics import QuestionResult, Summary
-from lim_sglang.evals.run_config import SAMPLE_BY_SAMPLE, differences
+from lim_sglang.evals.run_config import SAMPLE_BY_SAMPLE
+from lim_sglang.evals.run_store import differences
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.run_store import GradedSample, write_whole
+from lim_sglang.evals.run_store import GradedSample, write_atomically
 from lim_sglang.programs.program import find_program
 from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
 from lim_sglang.programs.vote import Equivalent, Order, tally
@@ -253,7 +253,7 @@ def write_summary(summary: Summary, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot write {path} ({error.strerror}); name another file") from None
-    write_whole(path, text)
+    write_atomically(path, text)
 
 
 def read_summary(path: Path) -> Summary:
