@@ -195,5 +195,5 @@ def _verdicts(
     try:
         yield from pool.map(verdict, samples)
     finally:
-        # No waiting: after an interruption, closing the checker is what ends these threads.
+        # No waiting: after an interruption, these threads end when the checker is closed.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -1,7 +1,7 @@
 """Matrix of runs: rows of server settings times rows of task settings, from a TOML file.
 
-Each server is started once, if one of its runs is not complete, and its runs are completed as by
-`lim eval`.
+A server whose runs are all complete is not started. Any other server is started once, and each of
+its runs is completed by the function that `lim eval` uses.
 """
 
 import re
@@ -158,7 +158,7 @@ def read_matrix(
 
     Args:
         out: folder of the runs' folders.
-        only: shell patterns; a run is left out unless its name or a word of it matches one.
+        only: shell patterns; a run is left out unless its name, or a word in the name, matches one.
 
     Raises:
         ConfigError: not TOML, impossible values (all are named with their keys), or patterns that
@@ -197,13 +197,13 @@ def _matches(name: str, pattern: str) -> bool:
 def _describe(problem: Mapping[str, Any]) -> str:
     """Return one of pydantic's errors as a sentence that names the key."""
     *parents, key = problem["loc"]
-    place = ".".join(map(str, problem["loc"]))
+    location = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         table = next((TABLES[name] for name in reversed(parents) if name in TABLES), MatrixFile)
-        return f"{place}: unknown key {key}; known keys: {', '.join(table.model_fields)}"
+        return f"{location}: unknown key {key}; known keys: {', '.join(table.model_fields)}"
     text = re.sub(r"a valid dictionary( or instance of \w+)?", "a table", problem["msg"])
     given = "" if problem["type"] == "missing" else f", not {problem['input']!r}"
-    return f"{place}: {text.removeprefix('Input ')}{given}"
+    return f"{location}: {text.removeprefix('Input ')}{given}"
 
 
 def _expand(
@@ -318,12 +318,13 @@ def complete_matrix(matrix: Matrix, console: Console) -> dict[str, LimError]:
             try:
                 with serving(server.spec, console, log) as url:
                     while left:
-                        config, benchmark = left[0].config, benchmarks[left[0].config.task]
-                        run = complete_run(
+                        name, config = left[0].name, left[0].config
+                        benchmark = benchmarks[config.task]
+                        finished = complete_run(
                             config, benchmark, [url], matrix.access, checker, console
-                        ).run
-                        if run.failures:
-                            failed[left[0].name] = ServerError(describe_failures(run.failures))
+                        )
+                        if failures := finished.run.failures:
+                            failed[name] = ServerError(describe_failures(failures))
                         left.popleft()
             except LimError as error:
                 console.print(str(error), markup=False, highlight=False, soft_wrap=True)
@@ -343,8 +344,8 @@ def describe_matrix(matrix: Matrix) -> str:
 
 
 def next_commands(runs: Sequence[MatrixRun], folder: Path) -> list[list[str]]:
-    """Return the commands that compare runs of one model and task row, the dense run first, and
-    that report on all.
+    """Return `lim compare` for the runs of each model and task row, the dense run first, and
+    `lim report` for all runs.
     """
     groups: dict[tuple[str, str | None], list[str]] = {}
     for run in sorted(runs, key=lambda run: run.server.lim["policy"] != "full"):

@@ -49,7 +49,7 @@ class RunConfig:
     thinking_budget: int | None = None
     """Tokens after which thoughts are closed; None: no limit."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `Sampling` that were given; the others come from the model."""
+    """Fields of `Sampling` that were given; missing ones come from the model."""
     limit: int | None = None
     """Number of questions, the first ones of the task; None: all."""
     data_dir: Path | None = None
@@ -76,8 +76,8 @@ class RunConfig:
 
     @property
     def stops_early(self) -> bool:
-        """True if the program decides how many samples a question has, so that the samples of a
-        question are stored together or not at all.
+        """True if the program decides how many samples a question has. The samples of a question
+        are then stored together or not at all.
         """
         return self.program not in SAMPLE_BY_SAMPLE
 
@@ -171,7 +171,7 @@ def server_settings(info: Mapping[str, Any], sampling: Sampling) -> dict[str, An
     """Return the settings that a server decides: model, versions, how decode reads, sampling.
 
     Args:
-        info: the server's `/server_info`, or what another API tells in its place.
+        info: the server's `/server_info`, or the facts that another API has.
     """
     # LessIsMore's state; empty where another server answers.
     lim: Mapping[str, Any] = (info.get("internal_states") or [{}])[0].get("lim") or {}

@@ -40,11 +40,11 @@ class GradedSample:
     correct: bool
     sample: Sample
     late: bool = False
-    """True if the sample is complete but has no vote: it ended after its program had stopped, or it
+    """True if the sample is complete but has no vote: the program had stopped before, or the sample
     was cut off and the program counts only finished samples."""
     written_together: int | None = None
-    """Number of samples of this question, written in one go, where the program stops by itself;
-    None where each sample is written as it ends. The row's key is `of`."""
+    """Number of samples of this question, all written at once, where the program stops early; None
+    where each sample is written as it ends. The row's key is `of`."""
 
     @property
     def key(self) -> Key:
@@ -86,7 +86,7 @@ class GradedSample:
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample that failed although its server was alive. It is neither right nor wrong."""
+    """A sample that failed although its server was alive: neither right nor wrong."""
 
     question_id: str
     index: int
@@ -132,7 +132,7 @@ class JsonlFile:
         return os.fstat(self._descriptor).st_size
 
     def lock(self) -> bool:
-        """Lock the file against other processes until `close`; return False if one holds it."""
+        """Lock the file until `close`; return False if another process holds the lock."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -345,7 +345,7 @@ def open_run(path: Path, record: RunRecord) -> RunFolder:
     try:
         if not file.lock():
             raise DataError(
-                f"another lim eval is writing to {path}; wait for it, "
+                f"another lim eval is writing to {path}; wait for its end, "
                 "or name another folder with --out"
             )
         _check_or_write_record(path, record, is_empty=file.num_bytes == 0)

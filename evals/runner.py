@@ -1,5 +1,5 @@
 """A run from its configuration to its summary: load the questions, connect to the servers, plan,
-open or resume the run's folder, generate and grade what is missing, store it, and summarise.
+open or resume the run's folder, generate, grade and store the missing samples, and summarise.
 """
 
 import json

@@ -40,7 +40,7 @@ class SampleSink(Protocol):
     """Receiver of finished samples, called from any thread."""
 
     def __call__(self, *results: SampleResult) -> bool:
-        """Take samples that belong together, or one that failed.
+        """Take samples that belong together, or a failed sample.
 
         Returns:
             True if the rest of the job is still wanted.
@@ -86,9 +86,9 @@ def remaining_jobs(
 def max_jobs_in_flight(concurrency: int, in_flight: int, *, all_or_nothing: bool = False) -> int:
     """Return how many questions a server works on at the same time.
 
-    Twice as many as fill the server, since the last sample of a question keeps its job open while
-    the others have ended. A program that looks at the order in which samples end must not have one
-    waiting behind another question's, so there only as many questions as fit.
+    Twice as many questions as fill the server, since the last sample of a question keeps a job open
+    after its other samples have ended. With `all_or_nothing`, only as many questions as fit: the
+    program looks at the order in which samples end, so none may wait for another question's.
 
     Args:
         concurrency: requests that the server is sent at the same time.

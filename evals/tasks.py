@@ -31,7 +31,7 @@ class Columns:
     identity: tuple[str, ...] = ("id", "unique_id")
     """Candidates for the question's id: the first that a row has, else the row's number."""
     answer_follows: str | None = None
-    """Mark that precedes the answer, where the column holds a whole solution."""
+    """Mark before the answer, where the column holds a solution that ends in the answer."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def find_task(name: str) -> Task:
     Raises:
         DataError: unknown name; the message lists the known ones.
     """
-    if name.startswith(OWN_FILE) and (place := name.removeprefix(OWN_FILE)):
-        return _own_task(place)
+    if name.startswith(OWN_FILE) and (text := name.removeprefix(OWN_FILE)):
+        return _own_task(text)
     if name not in TASKS:
         known = ", ".join(TASKS)
         raise DataError(f"unknown task {name!r}; the tasks are {known}, and {OWN_FILE}PATH.jsonl")
@@ -152,12 +152,13 @@ def short_name(name: str) -> str:
     return find_task(name).name if name.startswith(OWN_FILE) and name != OWN_FILE else name
 
 
-def _own_task(place: str) -> Task:
-    path, _, word = place.rpartition(":")
+def _own_task(text: str) -> Task:
+    """Return the task of `PATH` or `PATH:KIND`."""
+    path, _, word = text.rpartition(":")
     kind = AnswerKind(word) if path and word in list(AnswerKind) else None
-    file = Path(path if kind else place).expanduser()
+    file = Path(path if kind else text).expanduser()
     return Task(
-        # Named by the file alone: a folder of one machine is no part of the question.
+        # The file's name alone: its folder differs from machine to machine.
         name=f"{OWN_FILE}{file.stem}" + (f":{kind}" if kind else ""),
         version=1,
         answer_kind=kind or AnswerKind.EXPRESSION,
@@ -169,7 +170,7 @@ def _own_task(place: str) -> Task:
 
 MAX_PROBLEMS_SHOWN = 10
 Rows = Iterator[tuple[str, object]]
-"""Pairs of a row's place, for errors, and the row: a mapping, or a line of JSON."""
+"""Pairs of a row's location, for errors, and the row: a mapping, or a line of JSON."""
 
 
 @dataclass(frozen=True)
@@ -199,14 +200,14 @@ def load_questions(task: Task, data_dir: Path | None = None) -> list[Question]:
         rows, columns = _hub_rows(task), task.columns
     questions: dict[str, Question] = {}
     problems = []
-    for index, (place, row) in enumerate(rows):
+    for index, (location, row) in enumerate(rows):
         try:
             question = _read_question(row, task, columns, index)
             if question.question_id in questions:
                 raise DataError(f"the id {question.question_id!r} occurs a second time")
             questions[question.question_id] = question
         except DataError as problem:
-            problems.append(f"{place}: {problem}")
+            problems.append(f"{location}: {problem}")
     if problems:
         raise DataError(_describe_problems(problems))
     if not questions:
@@ -265,7 +266,7 @@ def _read_question(row: object, task: Task, columns: Columns, index: int) -> Que
 
 def _check_text(value: object, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{name} must be a text that is not empty")
+        raise DataError(f"{name} must be a non-empty text")
     if not value.isascii() and value != value.encode(errors="ignore").decode():
         raise DataError(f"{name} holds half a surrogate pair, which is not valid text")
     return value
@@ -289,7 +290,7 @@ def _answer_text(answer: Any, name: str, follows: str | None = None) -> str:
         return str(int(answer)) if answer.is_integer() else str(answer)
     if isinstance(answer, int) and not isinstance(answer, bool):
         return str(answer)
-    raise DataError(f"{name} must be a number or a text that is not empty, not {answer!r}")
+    raise DataError(f"{name} must be a number or a non-empty text, not {answer!r}")
 
 
 def _with_options(text: str, options: list[str], seed: str) -> tuple[str, str]:
@@ -301,7 +302,7 @@ def _with_options(text: str, options: list[str], seed: str) -> tuple[str, str]:
     order = sorted(
         range(len(options)), key=lambda n: hashlib.sha256(f"{seed} {n}".encode()).digest()
     )
-    lines = [f"{CHOICES[place]}) {options[n]}" for place, n in enumerate(order)]
+    lines = [f"{CHOICES[letter]}) {options[n]}" for letter, n in enumerate(order)]
     return "\n".join([text.strip(), "", *lines]), CHOICES[order.index(0)]
 
 

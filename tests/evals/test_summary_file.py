@@ -93,7 +93,7 @@ INTEGERS = RunRecord("run-2", {**SETTINGS, "task": "aime24"}, ABOUT)
 def folder(tmp_path: Path) -> Path:
     """A run's, with a sample that failed and one whose verdict has been renewed."""
     with open_run(tmp_path / "run", INTEGERS) as run:
-        run.append(*(replace(each, of=None) for each in SAMPLES if not each.late))
+        run.append(*(replace(each, written_together=None) for each in SAMPLES if not each.late))
         run.append_failure(Failure("a", 3, "connection refused"))
     renewed = {"question": "b", "index": 2, "answer": "005", "correct": True}
     (tmp_path / "run" / GRADES_FILE).write_text(json.dumps(renewed) + "\n")

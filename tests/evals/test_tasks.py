@@ -144,17 +144,17 @@ def test_a_row_becomes_a_question(tmp_path: Path, row: dict[str, Any], expected:
         ({"answer": "3"}, "has no problem"),
         ({"problem": "P"}, "has no answer"),
         ({"question": "P"}, "has no problem and no answer"),
-        ({"problem": "  ", "answer": "3"}, "problem must be a text that is not empty"),
-        ({"problem": 7, "answer": "3"}, "problem must be a text that is not empty"),
-        ({"problem": "P", "answer": ""}, "answer must be a number or a text"),
-        ({"problem": "P", "answer": True}, "answer must be a number or a text"),
-        ({"problem": "P", "answer": ["3"]}, "answer must be a number or a text"),
-        ('{"problem": "P", "answer": NaN}', "answer must be a number or a text"),
+        ({"problem": "  ", "answer": "3"}, "problem must be a non-empty text"),
+        ({"problem": 7, "answer": "3"}, "problem must be a non-empty text"),
+        ({"problem": "P", "answer": ""}, "answer must be a number or a non-empty text"),
+        ({"problem": "P", "answer": True}, "answer must be a number or a non-empty text"),
+        ({"problem": "P", "answer": ["3"]}, "answer must be a number or a non-empty text"),
+        ('{"problem": "P", "answer": NaN}', "answer must be a number or a non-empty text"),
         ({"problem": "P", "answer": "1", "id": "first"}, "'first' occurs a second time"),
-        ({"problem": "P", "answer": "1", "id": ""}, "id must be a text that is not empty"),
+        ({"problem": "P", "answer": "1", "id": ""}, "id must be a non-empty text"),
         ('{"problem": "P\\ud800", "answer": "1"}', "problem holds half a surrogate pair"),
         ('{"problem": "P", "answer": "\\ud800"}', "answer holds half a surrogate pair"),
-        ('{"problem": "P", "answer": 1e400}', "answer must be a number or a text"),
+        ('{"problem": "P", "answer": 1e400}', "answer must be a number or a non-empty text"),
         (f'{{"problem": "P", "answer": {"9" * 5000}}}', "not JSON"),
         ("[" * 100_000, "not JSON"),
     ],
@@ -342,7 +342,7 @@ def test_a_bad_row_of_the_hub_is_named_by_its_own_fields(monkeypatch: pytest.Mon
         load_questions(GSM8K)
     message = str(caught.value)
     assert "openai/gsm8k, row 0: answer must end in #### and the number" in message
-    assert "openai/gsm8k, row 1: question must be a text that is not empty" in message
+    assert "openai/gsm8k, row 1: question must be a non-empty text" in message
 
 
 @pytest.mark.parametrize(
