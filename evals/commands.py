@@ -237,7 +237,7 @@ def evaluate(
         raise ConfigError("--only and --dry-run go with --matrix")
     if twice := {task for task in tasks if tasks.count(task) > 1}:
         raise ConfigError(f"{', '.join(sorted(twice))} is named twice: name each task once")
-    in_folders = out is not None and len(tasks) > 1
+    several = len(tasks) > 1
     configs = [
         RunConfig(
             task=task,
@@ -256,7 +256,7 @@ def evaluate(
             },
             limit=limit,
             data_dir=data_dir,
-            out=out / folder_name(short_name(task)) if out and in_folders else out,
+            out=out / folder_name(short_name(task)) if out and several else out,
             retry_failed=retry_failed,
         )
         for task in tasks
