@@ -15,8 +15,8 @@ from tests.processes import LIM_SERVE, Ending, LocalServer, clean_environment, s
 pytestmark = pytest.mark.e2e
 
 API_KEY = "a-key-of-the-tests"
-NUM_QUESTIONS, NUM_SAMPLES = 3, 4
-LONG, SHORT = "300", "24"
+NUM_QUESTIONS, NUM_SAMPLES = 2, 4
+LONG, SHORT = "100", "24"
 """Tokens a sample: enough for a server to die meanwhile; few for a quick vote."""
 WAIT_S = 240.0
 ENDS_WITHIN_S = 20.0
@@ -130,7 +130,10 @@ def test_a_killed_server_ends_the_evaluation_with_a_clear_error(interrupted: Int
 def test_finished_samples_are_kept_and_the_same_command_resumes(interrupted: Interrupted) -> None:
     assert 2 <= len(interrupted.stored) < NUM_QUESTIONS * NUM_SAMPLES
     assert interrupted.second.returncode == 0, interrupted.second.stderr
-    assert f"resuming at {len(interrupted.stored)} of 12 samples" in interrupted.second.stderr
+    assert (
+        f"resuming at {len(interrupted.stored)} of {NUM_QUESTIONS * NUM_SAMPLES} samples"
+        in interrupted.second.stderr
+    )
     assert interrupted.final[: len(interrupted.stored)] == interrupted.stored
     samples = [json.loads(line) for line in interrupted.final]
     assert len({(s["question"], s["index"]) for s in samples}) == NUM_QUESTIONS * NUM_SAMPLES
