@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -11,22 +12,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from lim_sglang.errors import ConfigError, DataError, ServerError
-from lim_sglang.evals.metrics import score
-from lim_sglang.evals.run_config import choose_method
-from lim_sglang.evals.runner import Evaluation, Finished, run_evaluation
+from lim_sglang.evals.metrics import Summary, score
+from lim_sglang.evals.run_config import RunConfig, folder_name
+from lim_sglang.evals.runner import (
+    RUNS_FOLDER,
+    FinishedRun,
+    complete_runs,
+    describe_failures,
+    load_benchmarks,
+)
 from lim_sglang.evals.servers import split_urls
 from lim_sglang.evals.serving import ServerSpec, serving
 from lim_sglang.evals.tables import score_table
+from lim_sglang.evals.tasks import short_name
 from lim_sglang.programs.options import (
     INTERRUPTED,
     ApiKeyOption,
@@ -45,15 +45,16 @@ from lim_sglang.programs.options import (
     TopPOption,
     read_settings,
 )
-from lim_sglang.programs.schema import DEFAULT_URL, Access, Api, Sampling, check_thinking_budget
+from lim_sglang.programs.schema import DEFAULT_URL, Access, Api, Sampling
+from lim_sglang.progress import show_progress
 
 if TYPE_CHECKING:
     from lim_sglang.evals.report import Group
 
 TasksArgument = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
-        help="The questions: math500, aime24, … or file:PATH.jsonl for your own; several are run "
+        help="Questions: math500, aime24, … or file:PATH.jsonl for your own; several tasks are run "
         "one after the other.",
         show_default=False,
     ),
@@ -63,13 +64,13 @@ NumSamplesOption = Annotated[
     typer.Option(
         "--samples",
         min=1,
-        help="Chains of thought drawn for each question, at most.",
+        help="Most chains of thought for each question.",
         show_default="4; short 8, adaptive, early_stop and budget 40, confidence 32",
     ),
 ]
 LimitOption = Annotated[
     int | None,
-    typer.Option("--limit", min=1, help="Ask only so many questions of a task, the first ones."),
+    typer.Option("--limit", min=1, help="Number of questions of each task, the first ones."),
 ]
 UrlsOption = Annotated[
     list[str] | None,
@@ -93,20 +94,23 @@ ServeOption = Annotated[
     ),
 ]
 PolicyOption = Annotated[
-    str | None, typer.Option("--policy", "--lim-policy", help="Of --serve: lessismore or full.")
+    str | None,
+    typer.Option("--policy", "--lim-policy", help="With --serve: lessismore or full."),
 ]
 BudgetOption = Annotated[
     str | None,
-    typer.Option("--budget", "--lim-budget", help="Of --serve: tokens that a sparse layer reads."),
+    typer.Option(
+        "--budget", "--lim-budget", help="With --serve: tokens that a sparse layer reads."
+    ),
 ]
 SelectLayersOption = Annotated[
-    str | None, typer.Option("--lim-select-layers", help="Of --serve, as `lim serve` has it.")
+    str | None, typer.Option("--lim-select-layers", help="With --serve, as for `lim serve`.")
 ]
 RankingOption = Annotated[
-    str | None, typer.Option("--lim-ranking", help="Of --serve, as `lim serve` has it.")
+    str | None, typer.Option("--lim-ranking", help="With --serve, as for `lim serve`.")
 ]
 LimConfigOption = Annotated[
-    str | None, typer.Option("--lim-config", help="Of --serve, as `lim serve` has it.")
+    str | None, typer.Option("--lim-config", help="With --serve, as for `lim serve`.")
 ]
 DataDirOption = Annotated[
     Path | None,
@@ -118,24 +122,47 @@ OutOption = Annotated[
     Path | None,
     typer.Option(
         "--out",
-        help="Folder of the run; of several tasks, the folder that gets one for each.",
-        show_default="runs/ and the run's id",
+        help="Folder of the run; with several tasks or --matrix, the folder of the runs' folders.",
+        show_default="runs/ and the run's id, or the matrix file's name",
     ),
 ]
 ConcurrencyOption = Annotated[
     int,
-    typer.Option(
-        "--concurrency", min=1, help="Samples that each server is asked for at the same time."
-    ),
+    typer.Option("--concurrency", min=1, help="Samples that each server is sent at the same time."),
 ]
 RetryOption = Annotated[
     bool,
     typer.Option(
         "--retry-failed",
-        help="Draw samples again that a living server failed in an earlier session; they are left "
+        help="Try samples again that a living server failed in an earlier session; they are left "
         "out otherwise.",
     ),
 ]
+MatrixOption = Annotated[
+    str | None,
+    typer.Option(
+        "--matrix",
+        metavar="FILE",
+        help="In place of TASK: complete all runs of a TOML file, rows of server settings times "
+        "rows of task settings. A path, or a file that comes with lim: paper, math500-coder-1.5b "
+        "or tiny.",
+        show_default=False,
+    ),
+]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="GLOB",
+        help="With --matrix: only runs whose name or a word of it matches, such as full, math500 "
+        "or 'Qwen/*'; --dry-run shows the names. May be repeated.",
+    ),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="With --matrix: only list the runs and their samples.")
+]
+BESIDE_MATRIX = ("matrix", "only", "dry_run", "data_dir", "out")
+"""Parameters of `lim eval` that go with --matrix. Everything else is in the file."""
 
 
 def read_pairs(option: str, form: str, texts: Sequence[str]) -> dict[str, str]:
@@ -160,7 +187,7 @@ def read_pairs(option: str, form: str, texts: Sequence[str]) -> dict[str, str]:
 
 def evaluate(
     context: typer.Context,
-    tasks: TasksArgument,
+    tasks: TasksArgument = None,
     program: ProgramOption = "majority",
     samples: NumSamplesOption = None,
     settings: SettingsOption = None,
@@ -188,22 +215,49 @@ def evaluate(
     out: OutOption = None,
     concurrency: ConcurrencyOption = 64,
     retry_failed: RetryOption = False,
+    matrix: MatrixOption = None,
+    only: OnlyOption = None,
+    dry_run: DryRunOption = False,
 ) -> None:
-    """Score running servers, or one that is started for it, on benchmarks.
+    """Score running servers, or one that is started for the run, on benchmarks.
 
-    Each sample is stored as it ends. The same command goes on where an earlier one stopped.
+    Each sample is stored as it ends. The same command resumes an interrupted run.
     """
-    check_thinking_budget(thinking_budget, max_tokens)
-    beside = {"system": system, "thinking": thinking, "thinking_budget": thinking_budget}
-    method = choose_method(program, samples, options=read_settings(settings or []), **beside)
-    sampling = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-    }
-    evaluation = Evaluation(tuple(tasks), method, sampling, limit, data_dir, out, retry_failed)
+    if matrix is not None:
+        _refuse_beside_matrix(context)
+        with _exit_code_of_ctrl_c():
+            _evaluate_matrix(matrix, out, data_dir, only or [], dry_run=dry_run)
+        return
+    if not tasks:
+        raise ConfigError("name a task, such as math500 or file:PATH.jsonl, or give --matrix FILE")
+    if only or dry_run:
+        raise ConfigError("--only and --dry-run go with --matrix")
+    if twice := {task for task in tasks if tasks.count(task) > 1}:
+        raise ConfigError(f"{', '.join(sorted(twice))} is named twice: name each task once")
+    several = len(tasks) > 1
+    configs = [
+        RunConfig(
+            task=task,
+            program=program,
+            options=read_settings(settings or []),
+            num_samples=samples,
+            system=system,
+            thinking=thinking,
+            thinking_budget=thinking_budget,
+            sampling={
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                "top_p": top_p,
+                "top_k": top_k,
+                "seed": seed,
+            },
+            limit=limit,
+            data_dir=data_dir,
+            out=out / folder_name(short_name(task)) if out and several else out,
+            retry_failed=retry_failed,
+        )
+        for task in tasks
+    ]
     access = Access(
         api=api,
         model=model,
@@ -219,8 +273,11 @@ def evaluate(
         "--lim-config": lim_config,
     }
     given = {flag: text for flag, text in flags.items() if text is not None}
-    with _interrupted_in_a_word(), _servers(serve, url, access, given, context.obj or ()) as urls:
-        finished = run_evaluation(evaluation, urls, access, Console(stderr=True), _show_score)
+    servers = _servers(serve, url, access, given, context.obj or ())
+    console = Console(stderr=True)
+    benchmarks = load_benchmarks(configs)
+    with _exit_code_of_ctrl_c(), servers as urls:
+        finished = complete_runs(configs, benchmarks, urls, access, console, _print_score)
     _refuse_gaps(finished)
 
 
@@ -232,11 +289,11 @@ def _servers(
     lim_flags: dict[str, str],
     sglang_options: tuple[str, ...],
 ) -> Iterator[tuple[str, ...]]:
-    """The addresses of the servers to ask: those that are named, or one for the length of a block.
+    """Yield the addresses of the named servers, or of a server that is started for the block.
 
     Raises:
-        ConfigError: options of a server that is to be started, and none is.
-        LimError: it does not start.
+        ConfigError: options of a server to start, without --serve.
+        LimError: the server does not start.
     """
     if serve is None:
         if lim_flags or sglang_options:
@@ -252,38 +309,87 @@ def _servers(
 
 
 @contextmanager
-def _interrupted_in_a_word() -> Iterator[None]:
-    """End with the exit code of Ctrl-C; what became of a run has been said."""
+def _exit_code_of_ctrl_c() -> Iterator[None]:
+    """Exit with the shell's code for Ctrl-C; the run has printed how to resume."""
     try:
         yield
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _show_score(finished: Finished) -> None:
-    """Print the table of a run, if it has a sample."""
+def _print_score(finished: FinishedRun) -> None:
     if finished.summary:
-        Console().print(score_table(finished.summary.conditions, score(finished.summary)))
+        _print_summary(finished.summary)
 
 
-def _refuse_gaps(finished: Sequence[Finished]) -> None:
+def _print_summary(summary: Summary) -> None:
+    Console().print(score_table(summary.conditions, score(summary)))
+
+
+def _refuse_gaps(finished: Sequence[FinishedRun]) -> None:
     """Raise `ServerError` where samples are missing because they failed."""
-    gaps = [each for each in finished if each.outcome.failures]
+    gaps = [
+        f"{each.run.record.settings['task']}: {describe_failures(each.run.failures)}\n"
+        for each in finished
+        if each.run.failures
+    ]
     if gaps:
-        lines = "\n".join(_describe_gap(each) for each in gaps)
         raise ServerError(
-            f"{lines}\nthey are not scored; the same command with --retry-failed draws them again"
+            f"{''.join(gaps)}they are not scored; the same command with --retry-failed tries them "
+            "again"
         )
 
 
-def _describe_gap(finished: Finished) -> str:
-    failures = finished.outcome.failures
-    task = finished.plan.request.asked.task.name
-    return f"{task}: {len(failures)} samples failed, the last with: {failures[-1].error}"
+def _refuse_beside_matrix(context: typer.Context) -> None:
+    """Raise `ConfigError` where options are given that a matrix file has."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if (name := parameter.name) and name not in BESIDE_MATRIX
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]
+    if given or context.obj:
+        names = ", ".join([*given, *(["what follows --"] if context.obj else [])])
+        raise ConfigError(f"{names}: with --matrix, leave it out and write it into the file")
+
+
+def _evaluate_matrix(
+    file: str, out: Path | None, data_dir: Path | None, only: Sequence[str], *, dry_run: bool
+) -> None:
+    """Complete the runs of a file; print their scores, and the commands that compare them."""
+    from lim_sglang.evals.matrix import (
+        complete_matrix,
+        describe_matrix,
+        find_matrix,
+        next_commands,
+        read_matrix,
+        stored_run,
+    )
+    from lim_sglang.evals.metrics import load_summaries
+
+    path = find_matrix(file)
+    folder = out or RUNS_FOLDER / path.stem
+    matrix = read_matrix(path, folder, data_dir, only)
+    if dry_run:
+        typer.echo(describe_matrix(matrix))
+        return
+    failed = complete_matrix(matrix, Console(stderr=True))
+    sampled = [run for run in matrix.runs if (found := stored_run(run)) and found.samples]
+    for summary in load_summaries([run.path for run in sampled]):
+        _print_summary(summary)
+    for command in next_commands(sampled, folder):
+        typer.echo(shlex.join(command))
+    if failed:
+        reasons = {name: str(error).partition("\n")[0] for name, error in failed.items()}
+        lines = "".join(f"\n  - {name}: {reason}" for name, reason in reasons.items())
+        raise ServerError(
+            f"these runs are not complete:{lines}\nfinished samples are safe; the same command "
+            "tries the others again"
+        )
 
 
 MAX_WORKERS = 16
-"""Unless asked for more: each has to import math-verify before it is of use."""
+"""Most workers by default: each has to import math-verify, which takes seconds, first."""
 
 
 def grade(
@@ -297,40 +403,35 @@ def grade(
         ),
     ] = None,
 ) -> None:
-    """Extract the answers of a run's samples again and grade them: after a mend of the grader, or
-    to check verdicts on another machine. Samples are left as they are; grades.jsonl beside them
-    holds the new verdicts, all of them or, where this is interrupted, none."""
-    from lim_sglang.evals.grade import Grader
-    from lim_sglang.evals.regrade import grade_run
+    """Extract and grade the answers of a run's samples again: after a correction of the grader, or
+    to check verdicts on another machine. The samples stay as they are; grades.jsonl beside them
+    gets the new verdicts, all of them or, if interrupted, none."""
+    from lim_sglang.evals.grading import Grader, grade_run
     from lim_sglang.evals.run_store import load_run
     from lim_sglang.evals.tasks import find_task
     from lim_sglang.programs.equivalence import EquivalenceChecker
 
     num_workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
-    loaded = [load_run(path) for path in runs]  # what is none is refused before any is graded
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with (
-        EquivalenceChecker(num_workers=num_workers) as checker,
-        Progress(*columns, TimeRemainingColumn(), console=console) as progress,
-    ):
+    loaded = [load_run(path) for path in runs]  # a folder without a run is refused before grading
+    with EquivalenceChecker(num_workers=num_workers) as checker:
         for run in loaded:
-            bar = progress.add_task(run.record.run_id, total=len(run.samples))
             kind = find_task(run.record.settings["task"]).answer_kind
-            found = grade_run(
-                run.path,
-                Grader(kind, checker),
-                num_threads=num_workers,
-                on_graded=partial(_show_graded, progress, bar),
-            )
+            name, total = run.record.run_id, len(run.samples)
+            with show_progress(Console(stderr=True), total, name) as show:
+                result = grade_run(
+                    run.path,
+                    Grader(kind, checker),
+                    num_threads=num_workers,
+                    on_graded=partial(_show_graded, show, name, total),
+                )
             typer.echo(
-                f"{run.path}: {found.num_right} of {found.num_samples} right, "
-                f"{found.num_changed} changed"
+                f"{run.path}: {result.num_right} of {result.num_samples} right, "
+                f"{result.num_changed} changed"
             )
 
 
-def _show_graded(progress: Progress, bar: TaskID, done: int) -> None:
-    progress.update(bar, completed=done)
+def _show_graded(show: Callable[[float, str], None], name: str, total: int, done: int) -> None:
+    show(done, f"{name}: {done}/{total} samples graded")
 
 
 MULTIPLE_COMPARISONS = "Of 20 comparisons without any difference, expect one to show a difference."

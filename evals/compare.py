@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lim_sglang.errors import DataError
 from lim_sglang.evals.metrics import QuestionResult, Summary, stops_early
-from lim_sglang.evals.run_config import differences
+from lim_sglang.evals.run_store import differences
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

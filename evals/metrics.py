@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from lim_sglang.errors import ConfigError, DataError
-from lim_sglang.evals.run_store import RUN_FILE, GradedSample, write_whole
+from lim_sglang.evals.run_store import RUN_FILE, GradedSample, write_atomically
 from lim_sglang.programs.program import PROGRAMS, find_program
 from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
 from lim_sglang.programs.vote import Equivalent, Order, tally
@@ -302,7 +302,7 @@ def write_summary(summary: Summary, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot write {path} ({error.strerror}); name another file") from None
-    write_whole(path, text)
+    write_atomically(path, text)
 
 
 def write_summaries(summaries: Iterable[Summary], folder: Path) -> list[Path]:
@@ -392,7 +392,7 @@ def load_summaries(paths: Sequence[Path]) -> list[Summary]:
 
 
 def _summarise_folder(path: Path, checker: "EquivalenceChecker") -> Summary:
-    from lim_sglang.evals.grade import Grader
+    from lim_sglang.evals.grading import Grader
     from lim_sglang.evals.run_store import load_run
     from lim_sglang.evals.tasks import find_task
 

@@ -1,94 +1,112 @@
-"""What a run depends on: collected once, compared on resuming, condensed into the run's id."""
+"""Configuration of a run and its identity: the settings that every result depends on, compared
+when a run is resumed and hashed into the run's id.
+"""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import lim_sglang
 from lim_sglang.errors import ConfigError
-from lim_sglang.evals.grade import GRADING_VERSION
-from lim_sglang.evals.tasks import Question, Task, selection_digest
+from lim_sglang.evals.grading import GRADING_VERSION
+from lim_sglang.evals.tasks import Question, Task, questions_digest, selection_digest
 from lim_sglang.programs.program import PROGRAMS, SAMPLING_VERSION, find_program
-from lim_sglang.programs.schema import Sampling
+from lim_sglang.programs.schema import Sampling, check_thinking_budget
 
-MOST_AT_ONCE = 64
-"""Samples of one question in flight: the frontend starts a thread for each."""
+MAX_PARALLEL = 64
+"""Most samples of one question in flight: the frontend starts a thread for each."""
 SAMPLE_BY_SAMPLE = tuple(name for name, program in PROGRAMS.items() if not program.stops_early)
-"""Programs that draw every sample, so that each is worth keeping without the others."""
+"""Programs that generate every sample, so that each sample is stored without the others."""
 DEFAULT_SAMPLES = {name: program.samples for name, program in PROGRAMS.items()} | {"majority": 4}
-"""Of each question, where nobody says how many."""
+"""Samples of each question by default."""
 
 
 @dataclass(frozen=True)
-class Method:
-    """A program with all that its samples depend on, but for the sampling parameters."""
+class RunConfig:
+    """Choices of a user for the run of one task, before questions are read or servers asked.
 
-    num_samples: int = DEFAULT_SAMPLES["majority"]
-    """Of each question, at most."""
+    Raises:
+        ConfigError: unknown program, a number of samples that the program does not take, or a
+            thinking budget that leaves no tokens for an answer.
+    """
+
+    task: str
+    """Name of a benchmark, or `file:PATH.jsonl`."""
     program: str = "majority"
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of the program, by name."""
+    """Options of the program that were given."""
+    num_samples: int | None = None
+    """Most samples of each question; None: the program's default."""
     system: str | None = None
-    """A system prompt."""
+    """System prompt."""
     thinking: bool | None = None
-    """None: as the model's own template has it."""
+    """None: the default of the model's chat template."""
     thinking_budget: int | None = None
-    """Tokens; None: no limit."""
+    """Tokens after which thoughts are closed; None: no limit."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `Sampling` that were given; missing ones come from the model."""
+    limit: int | None = None
+    """Number of questions, the first ones of the task; None: all."""
+    data_dir: Path | None = None
+    """Folder with `<task>.jsonl`; None: the hub."""
+    out: Path | None = None
+    """Folder of the run; None: `runs/<id>`."""
+    retry_failed: bool = False
+    """True: samples that failed in an earlier session are generated again."""
+
+    def __post_init__(self) -> None:
+        find_program(self.program)
+        if self.program == "single" and self.num_samples not in (None, 1):
+            raise ConfigError(
+                f"--program single generates one sample a question, not {self.num_samples}: "
+                "--program majority scores several samples, each alone and by their vote"
+            )
+        max_tokens = self.sampling.get("max_tokens") or Sampling.max_tokens
+        check_thinking_budget(self.thinking_budget, max_tokens)
 
     @property
-    def stops_by_itself(self) -> bool:
-        """Whether a question is drawn whole or not at all, since its samples decide on others."""
+    def samples_per_question(self) -> int:
+        """Most samples of each question."""
+        return self.num_samples or DEFAULT_SAMPLES[self.program]
+
+    @property
+    def stops_early(self) -> bool:
+        """True if the program decides how many samples a question has. The samples of a question
+        are then stored together or not at all.
+        """
         return self.program not in SAMPLE_BY_SAMPLE
 
+    def all_options(self) -> Mapping[str, Any]:
+        """Return every option of the program, given or by default.
 
-USUAL = Method()
+        Raises:
+            ConfigError: an option that the program does not have.
+        """
+        if not self.options and not self.stops_early:
+            return {}  # without loading SGLang's frontend, which takes seconds
+        program = find_program(self.program)
+        program.check(self.options)
+        return {**program.options, **self.options}
 
+    def samples_in_flight(self, concurrency: int) -> int:
+        """Return the number of samples of one question that are generated at the same time.
 
-def choose_method(program: str, num_samples: int | None, **others: Any) -> Method:
-    """A method whose program exists.
-
-    Args:
-        num_samples: None leaves it to the program.
-
-    Raises:
-        ConfigError: there is no such program, or it does not draw so many samples.
-    """
-    find_program(program)
-    if program == "single" and num_samples not in (None, 1):
-        raise ConfigError(
-            f"--program single draws one sample a question, not {num_samples}: "
-            "--program majority scores several, each for itself and by their vote"
+        Args:
+            concurrency: requests that the server is sent at the same time.
+        """
+        program = find_program(self.program)
+        wanted = program.parallel if self.stops_early else None
+        return min(
+            wanted or self.samples_per_question,
+            self.samples_per_question,
+            MAX_PARALLEL,
+            concurrency,
         )
-    return Method(num_samples or DEFAULT_SAMPLES[program], program, **others)
-
-
-def complete(method: Method) -> Method:
-    """With every option of its program, also those that nobody named.
-
-    Raises:
-        ConfigError: one that the program does not have.
-    """
-    if not method.options and not method.stops_by_itself:
-        return method  # and SGLang need not be loaded
-    program = find_program(method.program)
-    program.check(method.options)
-    return replace(method, options={**program.options, **method.options})
-
-
-def in_flight(method: Method, concurrency: int) -> int:
-    """Samples of one question that are drawn at the same time.
-
-    Args:
-        places: requests that a server is given at once.
-    """
-    wanted = None
-    if method.stops_by_itself:
-        wanted = find_program(method.program).parallel
-    return min(wanted or method.num_samples, method.num_samples, MOST_AT_ONCE, concurrency)
 
 
 SERVER_ARGUMENTS = (
@@ -112,72 +130,57 @@ SERVER_ARGUMENTS = (
     "tp_size",
     "weight_version",
 )
-"""The server's arguments that can change an answer. `random_seed` is left out: SGLang draws a new
-one at each start unless told otherwise, and the same command has to go on with a new server."""
+"""Server arguments that can change an answer. `random_seed` is left out: SGLang chooses a new seed
+at each start unless one is given, and the same command has to resume with a new server."""
 
 
-def run_settings(
-    task: Task,
-    questions: Sequence[Question],
-    *,
-    digest: str,
-    method: Method,
-    parallel: int,
-    sampling: Sampling,
-    server_info: Mapping[str, Any],
+def task_settings(
+    config: RunConfig, task: Task, benchmark: Sequence[Question] | None = None
 ) -> dict[str, Any]:
-    """Everything that can change the result, ready for JSON.
+    """Return the settings that are known without a server, ready for JSON.
 
     Args:
-        questions: those that are asked, in their order.
-        digest: `questions_digest` of the whole benchmark that they are the beginning of.
-        method: with all options of its program.
-        parallel: samples of one question in flight.
-        server_info: what the endpoint says of its server.
+        benchmark: all questions of the task; None leaves out the settings that follow from them.
+
+    Raises:
+        ConfigError: an option that the program does not have.
     """
-    return {
+    settings = {
         "task": task.name,
         "task_version": task.version,
-        "questions": {
+        "prompt_sha256": hashlib.sha256(task.prompt.encode()).hexdigest(),
+        "system": config.system,
+        "thinking": {"enabled": config.thinking, "budget": config.thinking_budget},
+        "program": {"name": config.program, "options": dict(config.all_options())},
+        "num_samples": config.samples_per_question,
+    }
+    if benchmark is not None:
+        digest = questions_digest(benchmark)
+        asked = benchmark[: config.limit]
+        settings["questions"] = {
             "hub_id": task.hub_id,
             "revision": task.revision if digest == task.digest else None,
             "digest": digest,
-            "asked": len(questions),
-            "asked_digest": selection_digest(questions),
-        },
-        "prompt_sha256": hashlib.sha256(task.prompt.encode()).hexdigest(),
-        **_method_settings(method, parallel),
+            "asked": len(asked),
+            "asked_digest": selection_digest(asked),
+        }
+    return settings
+
+
+def server_settings(info: Mapping[str, Any], sampling: Sampling) -> dict[str, Any]:
+    """Return the settings that a server decides: model, versions, how decode reads, sampling.
+
+    Args:
+        info: the server's `/server_info`, or the facts that another API has.
+    """
+    # LessIsMore's state; empty where another server answers.
+    lim: Mapping[str, Any] = (info.get("internal_states") or [{}])[0].get("lim") or {}
+    deterministic = bool(info.get("enable_deterministic_inference"))
+    return {
         "sampling": {
             **asdict(sampling),
-            "seed_honoured": sampling.seed is not None
-            and bool(server_info.get("enable_deterministic_inference")),
+            "seed_honoured": sampling.seed is not None and deterministic,
         },
-        **_server_settings(server_info),
-        "sampling_version": SAMPLING_VERSION,
-        # Verdicts decide when a program that stops by itself has samples enough.
-        "grading_version": GRADING_VERSION if method.stops_by_itself else None,
-    }
-
-
-def _method_settings(method: Method, parallel: int) -> dict[str, Any]:
-    return {
-        "system": method.system,
-        "thinking": {"enabled": method.thinking, "budget": method.thinking_budget},
-        "program": {
-            "name": method.program,
-            "options": dict(method.options),
-            # Where all are drawn, it makes no difference how many at a time.
-            "parallel": parallel if method.stops_by_itself else None,
-        },
-        "num_samples": method.num_samples,
-    }
-
-
-def _server_settings(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What answers, and by which versions."""
-    # What LessIsMore shows of itself; nothing where another server answers.
-    lim: Mapping[str, Any] = (info.get("internal_states") or [{}])[0].get("lim") or {}
-    return {
         "api": info.get("api", "sglang"),
         "server": {
             **{name: info.get(name) for name in SERVER_ARGUMENTS},
@@ -193,42 +196,52 @@ def _server_settings(info: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def run_settings(
+    config: RunConfig,
+    task: Task,
+    benchmark: Sequence[Question],
+    *,
+    parallel: int,
+    sampling: Sampling,
+    server_info: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return everything that can change the result, ready for JSON.
+
+    Args:
+        benchmark: all questions of the task.
+        parallel: samples of one question in flight.
+
+    Raises:
+        ConfigError: an option that the program does not have.
+    """
+    settings = task_settings(config, task, benchmark)
+    # Where every sample is generated, the number in flight makes no difference.
+    settings["program"]["parallel"] = parallel if config.stops_early else None
+    return {
+        **settings,
+        **server_settings(server_info, sampling),
+        "sampling_version": SAMPLING_VERSION,
+        # Verdicts decide when a program that stops by itself has enough samples.
+        "grading_version": GRADING_VERSION if config.stops_early else None,
+    }
+
+
 def run_id(settings: Mapping[str, Any]) -> str:
-    """A readable name that is the same for the same settings, and only for those."""
+    """Return a readable name that is the same for the same settings, and only for those."""
     text = json.dumps(settings, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return "-".join([folder_name(settings["task"]), describe_policy(settings), digest[:10]])
 
 
-def folder_name(task: str) -> str:
-    """A task's name as a folder can have it: that of a file of questions is a path."""
-    return re.sub(r"[^\w.-]+", "-", task)
+def folder_name(text: str) -> str:
+    """Return a text as the name of a folder; the name of a file of questions is a path."""
+    return re.sub(r"[^\w.-]+", "-", text)
 
 
 def describe_policy(settings: Mapping[str, Any]) -> str:
-    """How decode reads, in a word or two: `lessismore-256`, `full`, or the API without lim."""
+    """Return how decode reads: `lessismore-256`, `full`, or the API of a server without lim."""
     config = (settings["lim"] or {}).get("config")
     if not config:
         return str(settings.get("api", "sglang"))
     policy = str(config["policy"])
     return policy if policy == "full" else f"{policy}-{config['budget']}"
-
-
-class Difference(NamedTuple):
-    """A setting that has two values."""
-
-    name: str
-    old: object
-    new: object
-
-    def __str__(self) -> str:
-        return f"{self.name} was {json.dumps(self.old)} and is now {json.dumps(self.new)}"
-
-
-def differences(old: object, new: object, name: str = "") -> Iterator[Difference]:
-    """Where two settings differ, value by value."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    elif old != new:
-        yield Difference(name, old, new)

@@ -1,6 +1,7 @@
-"""A run's folder: `run.json` says what it depends on, `samples.jsonl` grows by a line a sample.
+"""A run's folder: `run.json` holds the settings, `samples.jsonl` grows by a line a sample.
 
-JSON lines are appended whole or not at all; a reader gets the newest verdicts.
+Lines are appended completely or not at all, a torn line at the end (crash, kill) is dropped on
+opening, and readers get the newest verdicts (`grades.jsonl`).
 """
 
 import fcntl
@@ -10,24 +11,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.run_config import differences
 from lim_sglang.programs.schema import Sample, SampleState
+
+RUN_FILE = "run.json"
+SAMPLES_FILE = "samples.jsonl"
+FAILURES_FILE = "failures.jsonl"
+GRADES_FILE = "grades.jsonl"
 
 SAMPLE_FIELDS = tuple(field.name for field in fields(Sample))
 REQUIRED_FIELDS = tuple(field.name for field in fields(Sample) if field.default is MISSING)
-"""The others came later; a line that was written before has their defaults."""
+"""Fields that every stored sample has. The others were added later; older lines get defaults."""
 
 Key = tuple[str, int]
-"""What occurs once in a run: the question's id and the sample's index."""
+"""Question id and sample index, unique in a run."""
 
 
 @dataclass(frozen=True)
 class GradedSample:
-    """One sample that ended without a failure, with its verdict. It quotes the model, never the
-    question.
+    """One sample that ended without a failure, with its verdict. The row quotes the model's text,
+    never the question.
     """
 
     question_id: str
@@ -35,33 +40,33 @@ class GradedSample:
     correct: bool
     sample: Sample
     late: bool = False
-    """Whether its program drew it whole and did not let it vote: it ended after the program had
-    stopped, or it was cut off and the program listens to finished samples only."""
-    of: int | None = None
-    """Lines of its question, which are written at once, where the program stops by itself; None
-    where each sample is written as it ends."""
+    """True if the sample is complete but has no vote: the program had stopped before, or the sample
+    was cut off and the program counts only finished samples."""
+    written_together: int | None = None
+    """Number of samples of this question, all written at once, where the program stops early; None
+    where each sample is written as it ends. The row's key is `of`."""
 
     @property
     def key(self) -> Key:
-        """What occurs once in a run."""
+        """Question id and sample index."""
         return self.question_id, self.sample.index
 
     def to_row(self) -> dict[str, Any]:
-        """One flat object, ready for JSON."""
+        """Return one flat object, ready for JSON."""
         head = {"question": self.question_id, "gold": self.gold, "correct": self.correct}
         row = {**head, **asdict(self.sample)}
-        if self.of is not None:
-            row |= {"late": self.late, "of": self.of}
+        if self.written_together is not None:
+            row |= {"late": self.late, "of": self.written_together}
         return row
 
     @classmethod
     def from_row(cls, row: object) -> Self:
-        """Read back what `to_row` gave.
+        """Parse a row that `to_row` made.
 
         Raises:
-            DataError: a field is missing or has a value that it cannot have.
+            DataError: a field is missing or has an impossible value.
         """
-        row = _checked(row, ("question", "gold", "correct", *REQUIRED_FIELDS))
+        row = _require_fields(row, ("question", "gold", "correct", *REQUIRED_FIELDS))
         if row["state"] not in list(SampleState):
             raise DataError(f"unknown state {row['state']!r}; expected {', '.join(SampleState)}")
         of = row.get("of")
@@ -75,13 +80,13 @@ class GradedSample:
             correct=row["correct"],
             sample=Sample(**sample),
             late=row.get("late", False),
-            of=of,
+            written_together=of,
         )
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample that a living server failed. It is neither right nor wrong."""
+    """A sample that failed although its server was alive: neither right nor wrong."""
 
     question_id: str
     index: int
@@ -89,21 +94,21 @@ class Failure:
 
     @property
     def key(self) -> Key:
-        """Of the sample that would have been."""
+        """Question id and sample index."""
         return self.question_id, self.index
 
     def to_row(self) -> dict[str, Any]:
-        """One flat object, ready for JSON."""
+        """Return one flat object, ready for JSON."""
         return {"question": self.question_id, "index": self.index, "error": self.error}
 
     @classmethod
     def from_row(cls, row: object) -> Self:
-        """Read back what `to_row` gave; raises `DataError` where a field is missing."""
-        row = _checked(row, ("question", "index", "error"))
+        """Parse a row that `to_row` made; raises `DataError` where a field is missing."""
+        row = _require_fields(row, ("question", "index", "error"))
         return cls(row["question"], row["index"], row["error"])
 
 
-def _checked(row: object, expected: tuple[str, ...]) -> Mapping[str, Any]:
+def _require_fields(row: object, expected: tuple[str, ...]) -> Mapping[str, Any]:
     if not isinstance(row, Mapping):
         raise DataError("expected an object with a sample's fields")
     missing = [name for name in expected if name not in row]
@@ -112,68 +117,69 @@ def _checked(row: object, expected: tuple[str, ...]) -> Mapping[str, Any]:
     return row
 
 
-class LineFile:
-    """One that is open for writing. It ends in whole lines, or else a crash tore its last write."""
+class JsonlFile:
+    """A JSONL file open for appending. Every line is complete, unless a crash tore the last one."""
 
     def __init__(self, path: Path) -> None:
-        """Open it, or make it; raises `OSError`."""
+        """Open or create the file; raises `OSError`."""
         self.path = path
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o644)
 
     @property
-    def size(self) -> int:
-        """Bytes."""
+    def num_bytes(self) -> int:
+        """Size of the file."""
         return os.fstat(self._descriptor).st_size
 
     def lock(self) -> bool:
-        """Keep other processes out until it is closed; false where one keeps us out."""
+        """Lock the file until `close`; return False if another process holds the lock."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
 
-    def cut(self, size: int) -> None:
-        """Drop what follows the first `size` bytes."""
-        os.ftruncate(self._descriptor, size)
+    def truncate(self, num_bytes: int) -> None:
+        """Drop everything after the first `num_bytes`."""
+        os.ftruncate(self._descriptor, num_bytes)
 
-    def mend(self) -> None:
-        """Drop half a line at the end, which a crash has left there."""
-        ends = [end for _, _, end in whole_lines(self.path)]
-        self.cut(ends[-1] if ends else 0)
+    def drop_torn_line(self) -> None:
+        """Drop an incomplete line at the end, left by a crash."""
+        ends = [end for _, _, end in complete_lines(self.path)]
+        self.truncate(ends[-1] if ends else 0)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines for good, in one write.
+        """Append lines in one write and sync them to disk.
 
         Raises:
-            DataError: the disk refused; the file is as it was before.
+            DataError: the disk is full or fails; the file is as it was before.
         """
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
-        # Half a surrogate pair cannot be written as UTF-8; a model may end in one.
+        # Half a surrogate pair cannot be written as UTF-8; a model's text may end in one.
         left = memoryview("".join(lines).encode(errors="replace"))
-        before = self.size
+        before = self.num_bytes
         try:
             while left:
                 left = left[os.write(self._descriptor, left) :]
             os.fsync(self._descriptor)
         except OSError as error:
             with suppress(OSError):
-                self.cut(before)
+                self.truncate(before)
             raise DataError(
                 f"cannot write {self.path} ({error.strerror}); make room, then run the same "
-                "command again: what is finished is safe, and it goes on from there"
+                "command again: finished samples are safe, and the command resumes after them"
             ) from None
 
     def close(self) -> None:
-        """Let others write."""
+        """Close the file and release its lock."""
         os.close(self._descriptor)
 
 
-def whole_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
-    """The lines of a file that end: number from 1, content, and where the next one begins.
+def complete_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
+    """Yield number (from 1), content and end offset of each line that ends in a line feed.
 
-    Split at line feeds alone: JSON may hold U+2028 as it is. What a crash tore off is left out.
+    Lines are split at line feeds alone, since JSON may hold U+2028 as it is. A torn last line is
+    left out.
     """
     end = 0
     *lines, _ = path.read_bytes().split(b"\n")
@@ -182,11 +188,11 @@ def whole_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
         yield number, line, end
 
 
-def write_whole(path: Path, content: str) -> None:
-    """Write a small file so that a reader finds all of it or the one before.
+def write_atomically(path: Path, content: str) -> None:
+    """Write a small file so that a reader finds either the new content or the old.
 
     Raises:
-        DataError: the disk refused.
+        DataError: the disk is full or fails.
     """
     draft = path.with_name(f"{path.name}.new")
     try:
@@ -203,7 +209,7 @@ def write_whole(path: Path, content: str) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Put the names in a folder on disk, those of files that were just made among them."""
+    """Sync a folder's entries to disk, so that a new file survives a power loss."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -211,51 +217,92 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-RUN_FILE = "run.json"
-SAMPLES_FILE = "samples.jsonl"
-FAILURES_FILE = "failures.jsonl"
+class Difference(NamedTuple):
+    """A setting with two values."""
+
+    name: str
+    old: object
+    new: object
+
+    def __str__(self) -> str:
+        return f"{self.name} was {json.dumps(self.old)} and is now {json.dumps(self.new)}"
+
+
+def differences(old: object, new: object, name: str = "") -> Iterator[Difference]:
+    """Yield the values in which two settings differ, however deeply they are nested."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield Difference(name, old, new)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The content of `run.json`."""
+    """Content of `run.json`."""
 
     run_id: str
     settings: Mapping[str, Any]
-    """What can change the result: all of it has to agree before a run goes on."""
+    """Everything that can change the result. A run is resumed only with equal settings."""
     about: Mapping[str, Any]
-    """Where and when the run began; free to differ."""
+    """Where and when the run began; may differ when the run is resumed."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Content of a run's folder."""
+
+    path: Path
+    record: RunRecord
+    samples: tuple[GradedSample, ...]
+    """Complete samples, in the order in which they ended."""
+    failures: tuple[Failure, ...] = ()
+    """Samples that are missing because a living server failed them."""
+
+    @property
+    def is_complete(self) -> bool:
+        """True if no sample is left to generate."""
+        settings = self.record.settings
+        num_questions = settings["questions"]["asked"]
+        if any(graded.written_together is not None for graded in self.samples):
+            return len({graded.question_id for graded in self.samples}) == num_questions
+        return len(self.samples) == num_questions * settings["num_samples"]
 
 
 class RunFolder:
     """A run that is open for writing, by one process at a time.
 
-    Samples are safe once `append` returns. What a crash tore off is dropped on opening, the whole
-    question where a question's lines are written at once, so that it is drawn again.
+    Samples are on disk once `append` returns. Torn lines at the end are dropped on opening; where
+    the lines of a question are written together, all lines of a torn question are dropped, and the
+    question is sampled again.
     """
 
-    def __init__(self, path: Path, file: LineFile) -> None:
-        """Use `open_run`."""
+    def __init__(self, path: Path, file: JsonlFile) -> None:
+        """Private: use `open_run`."""
         self.path = path
         self.samples: list[GradedSample] = []
         self.failures: dict[Key, Failure] = {}
-        """Samples that failed and were not drawn since."""
+        """Samples that failed and have not been generated since."""
         self._file = file
-        self._failures_file: LineFile | None = None
+        self._failures_file: JsonlFile | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files, so that another process may open the run."""
         self._file.close()
         if self._failures_file:
             self._failures_file.close()
 
     def append(self, *samples: GradedSample) -> None:
-        """Add samples for good, all of them or none.
+        """Store samples, all of them or none.
 
         Raises:
-            DataError: the disk refused; what was written before stays.
+            DataError: the disk is full or fails; earlier samples stay.
         """
         self._file.append(sample.to_row() for sample in samples)
         self.samples += samples
@@ -263,10 +310,10 @@ class RunFolder:
             self.failures.pop(sample.key, None)
 
     def append_failure(self, failure: Failure) -> None:
-        """Remember a failure, so that the run does not try it for ever.
+        """Store a failure, so that a resumed run does not try the sample forever.
 
         Raises:
-            DataError: the disk refused.
+            DataError: the disk is full or fails.
         """
         if not self._failures_file:
             self._failures_file = _open_failures(self.path / FAILURES_FILE)
@@ -274,14 +321,14 @@ class RunFolder:
         self.failures[failure.key] = failure
 
     def load(self) -> None:
-        """Read what is there, and cut off what is torn."""
-        self.samples, size = read_samples(self._file.path)
-        self._file.cut(size)
+        """Read the stored samples and failures, and drop torn lines."""
+        self.samples, num_bytes = read_samples(self._file.path)
+        self._file.truncate(num_bytes)
         self.failures = read_failures(self.path, self.samples)
 
 
 def open_run(path: Path, record: RunRecord) -> RunFolder:
-    """Begin the run in `path`, or go on with it where it stopped.
+    """Begin the run in `path`, or open the run that was begun there.
 
     Raises:
         DataError: the folder holds a run of other settings (each is named), another process is
@@ -289,7 +336,7 @@ def open_run(path: Path, record: RunRecord) -> RunFolder:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = LineFile(path / SAMPLES_FILE)
+        file = JsonlFile(path / SAMPLES_FILE)
     except OSError as error:
         raise DataError(
             f"cannot write to {path} ({error.strerror}); name another folder with --out"
@@ -298,10 +345,10 @@ def open_run(path: Path, record: RunRecord) -> RunFolder:
     try:
         if not file.lock():
             raise DataError(
-                f"another lim eval is writing to {path}; wait for it, "
+                f"another lim eval is writing to {path}; wait for its end, "
                 "or name another folder with --out"
             )
-        _check_or_write_record(path, record, is_empty=file.size == 0)
+        _check_or_write_record(path, record, is_empty=file.num_bytes == 0)
         folder.load()
     except BaseException:
         file.close()
@@ -309,20 +356,67 @@ def open_run(path: Path, record: RunRecord) -> RunFolder:
     return folder
 
 
-def _open_failures(path: Path) -> LineFile:
+def _check_or_write_record(path: Path, record: RunRecord, *, is_empty: bool) -> None:
+    if not (path / RUN_FILE).exists():
+        if not is_empty:
+            raise DataError(
+                f"{path} has samples but no {RUN_FILE} with the settings that made them; "
+                "name another folder with --out"
+            )
+        write_atomically(path / RUN_FILE, json.dumps(asdict(record), indent=2) + "\n")
+        return
+    stored = read_record(path).settings
+    if "code_sha256" in stored:  # in the place of the sampling version
+        raise DataError(
+            f"the run in {path} was begun by an earlier lim-sglang, which recorded no sampling "
+            "version: it can be graded, compared and reported, but not resumed; name another "
+            "folder with --out"
+        )
+    check_settings(path, stored, record.settings)
+
+
+def check_settings(path: Path, stored: object, settings: object) -> None:
+    """Refuse to mix samples of two settings.
+
+    Raises:
+        DataError: the stored settings of the run in `path` differ; each difference is named.
+    """
+    # Through JSON, so that a tuple equals the list that is stored in its place.
+    found = list(differences(stored, json.loads(json.dumps(settings))))
+    if found:
+        lines = "".join(f"\n  - {difference}" for difference in found)
+        raise DataError(
+            f"the run in {path} was made with other settings:{lines}\n"
+            "use the old settings, or name another folder with --out"
+        )
+
+
+def _open_failures(path: Path) -> JsonlFile:
     try:
-        file = LineFile(path)
+        file = JsonlFile(path)
     except OSError as error:
         raise DataError(f"cannot write {path} ({error.strerror}); make room") from None
-    file.mend()
+    file.drop_torn_line()
     return file
 
 
-def read_record(path: Path) -> RunRecord:
-    """The `run.json` of a folder.
+def load_run(path: Path) -> Run:
+    """Read a run, also one that another process is writing.
 
     Raises:
-        DataError: it is missing or not in the form that this version writes.
+        DataError: the folder holds no run, or a line of its files is damaged.
+    """
+    record = read_record(path)
+    samples, _ = read_samples(path / SAMPLES_FILE)
+    failures = read_failures(path, samples)
+    return Run(path, record, tuple(_with_new_grades(path, samples)), tuple(failures.values()))
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read the `run.json` of a folder.
+
+    Raises:
+        DataError: the file is missing, or not in the form that this version writes.
     """
     try:
         content = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
@@ -335,37 +429,51 @@ def read_record(path: Path) -> RunRecord:
 
 
 def read_samples(path: Path) -> tuple[list[GradedSample], int]:
-    """The samples of a file, and how many bytes of it they take.
+    """Return the samples of a file, and how many bytes of the file hold them.
 
-    What a crash may have left at the end is left out: half a line, or a part of the lines of a
-    question that are written at once.
+    Torn writes at the end are left out: an incomplete line, or some of the lines of a question that
+    are written together.
 
     Raises:
-        DataError: the file cannot be read, or a line before that is damaged.
+        DataError: the file cannot be read, or an earlier line is damaged.
     """
     samples: dict[Key, GradedSample] = {}
-    size = 0
+    num_bytes = 0
     question: list[GradedSample] = []
     try:
-        for number, line, end in whole_lines(path):
+        for number, line, end in complete_lines(path):
             try:
                 graded = GradedSample.from_row(json.loads(line))
-                _check_place(graded, question, samples)
+                _check_order(graded, question, samples)
             except (ValueError, DataError) as problem:
                 raise DataError(
-                    f"{path}, line {number}: {problem}; mend or delete the line"
+                    f"{path}, line {number}: {problem}; repair or delete the line"
                 ) from None
             question.append(graded)
-            if graded.of in (None, len(question)):
+            if graded.written_together in (None, len(question)):
                 samples |= {each.key: each for each in question}
-                size, question = end, []
+                num_bytes, question = end, []
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror})") from None
-    return list(samples.values()), size
+    return list(samples.values()), num_bytes
 
 
-def read_failures(path: Path, samples: list[GradedSample]) -> dict[Key, Failure]:
-    """What of a run's folder failed and was not drawn since; the last failure of each.
+def _check_order(
+    graded: GradedSample, question: list[GradedSample], samples: Mapping[Key, GradedSample]
+) -> None:
+    """Refuse a sample that was seen before, or that stands among the lines of another question."""
+    if graded.key in samples or graded.key in {each.key for each in question}:
+        raise DataError(f"sample {graded.key} occurs a second time")
+    first = question[0] if question else graded
+    if (graded.question_id, graded.written_together) != (first.question_id, first.written_together):
+        raise DataError(
+            f"the question {first.question_id!r} has {len(question)} lines before it, "
+            f"and should have {first.written_together}"
+        )
+
+
+def read_failures(path: Path, samples: Sequence[GradedSample]) -> dict[Key, Failure]:
+    """Return the last failure of each sample of a run that has not been generated since.
 
     Raises:
         DataError: a line is damaged.
@@ -374,122 +482,40 @@ def read_failures(path: Path, samples: list[GradedSample]) -> dict[Key, Failure]
     failures: dict[Key, Failure] = {}
     if not file.exists():
         return failures
-    for number, line, _ in whole_lines(file):
+    for number, line, _ in complete_lines(file):
         try:
             failure = Failure.from_row(json.loads(line))
         except (ValueError, DataError) as problem:
-            raise DataError(f"{file}, line {number}: {problem}; mend or delete the line") from None
-        failures[failure.key] = failure
-    drawn = {graded.key for graded in samples}
-    return {key: failure for key, failure in failures.items() if key not in drawn}
-
-
-def _check_place(
-    graded: GradedSample, question: list[GradedSample], samples: Mapping[Key, GradedSample]
-) -> None:
-    """Refuse a sample that cannot follow: seen before, or among the lines of another question."""
-    if graded.key in samples or graded.key in {each.key for each in question}:
-        raise DataError(f"sample {graded.key} occurs a second time")
-    first = question[0] if question else graded
-    if (graded.question_id, graded.of) != (first.question_id, first.of):
-        raise DataError(
-            f"the question {first.question_id!r} has {len(question)} lines before it, "
-            f"and should have {first.of}"
-        )
-
-
-def _check_or_write_record(path: Path, record: RunRecord, *, is_empty: bool) -> None:
-    if not (path / RUN_FILE).exists():
-        if not is_empty:
             raise DataError(
-                f"{path} has samples but no {RUN_FILE} that says how they were made; "
-                "name another folder with --out"
-            )
-        write_whole(path / RUN_FILE, json.dumps(asdict(record), indent=2) + "\n")
-        return
-    # Through JSON, so that a tuple equals the list that it became.
-    settings = json.loads(json.dumps(record.settings))
-    stored = read_record(path).settings
-    if "code_sha256" in stored:  # in the place of the sampling version
-        raise DataError(
-            f"the run in {path} was begun by an earlier lim-sglang, which recorded no sampling "
-            "version: it can be graded, compared and reported, but not continued; name another "
-            "folder with --out"
-        )
-    found = list(differences(stored, settings))
-    if found:
-        lines = "".join(f"\n  - {difference}" for difference in found)
-        raise DataError(
-            f"the run in {path} was made with other settings:{lines}\n"
-            "go on with the old ones, or name another folder with --out"
-        )
+                f"{file}, line {number}: {problem}; repair or delete the line"
+            ) from None
+        failures[failure.key] = failure
+    stored = {graded.key for graded in samples}
+    return {key: failure for key, failure in failures.items() if key not in stored}
 
 
-GRADES_FILE = "grades.jsonl"
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run's folder holds."""
-
-    path: Path
-    record: RunRecord
-    samples: tuple[GradedSample, ...]
-    """All that are whole, in the order in which they ended."""
-    failures: tuple[Failure, ...] = ()
-    """Samples that are missing because a living server failed them."""
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing is left to draw."""
-        settings = self.record.settings
-        num_questions = settings["questions"]["asked"]
-        if any(graded.of is not None for graded in self.samples):
-            return len({graded.question_id for graded in self.samples}) == num_questions
-        return len(self.samples) == num_questions * settings["num_samples"]
-
-
-def load_run(path: Path) -> Run:
-    """Read a run, also one that is being written.
-
-    Raises:
-        DataError: the folder holds none, or a line of it is damaged.
-    """
-    record = read_record(path)
-    samples, _ = read_samples(path / SAMPLES_FILE)
-    failures = read_failures(path, samples)
-    return Run(path, record, tuple(regraded(path, samples)), tuple(failures.values()))
-
-
-def regraded(path: Path, samples: Sequence[GradedSample]) -> list[GradedSample]:
-    """Samples with the answers and verdicts of `grades.jsonl`, as far as it has any.
+def _with_new_grades(path: Path, samples: Sequence[GradedSample]) -> list[GradedSample]:
+    """Return the samples with the answers and verdicts of `grades.jsonl`, where it has any.
 
     Raises:
         DataError: a line is damaged.
     """
-    grades = _read_grades(path / GRADES_FILE)
-    return [_with_grade(graded, grades.get(graded.key)) for graded in samples]
-
-
-def _with_grade(graded: GradedSample, grade: Mapping[str, Any] | None) -> GradedSample:
-    if grade is None:
-        return graded
-    sample = replace(graded.sample, answer=grade["answer"])
-    return replace(graded, correct=grade["correct"], sample=sample)
-
-
-def _read_grades(file: Path) -> dict[Key, Mapping[str, Any]]:
-    """Each row of `grades.jsonl`, by the sample that it is of."""
-    grades: dict[Key, Mapping[str, Any]] = {}
+    file = path / GRADES_FILE
     if not file.exists():
-        return grades
-    for number, line, _ in whole_lines(file):
+        return list(samples)
+    grades: dict[Key, tuple[str | None, bool]] = {}
+    for number, line, _ in complete_lines(file):
         try:
             row = json.loads(line)
-            grades[row["question"], row["index"]] = {k: row[k] for k in ("answer", "correct")}
+            grades[row["question"], row["index"]] = row["answer"], row["correct"]
         except (ValueError, KeyError, TypeError) as problem:
             raise DataError(
                 f"{file}, line {number} is no verdict ({problem!r}): delete the file, then "
-                f"`lim grade {file.parent}` writes it anew"
+                f"`lim grade {path}` writes it again"
             ) from None
-    return grades
+    renewed = []
+    for graded in samples:
+        answer, correct = grades.get(graded.key, (graded.sample.answer, graded.correct))
+        sample = replace(graded.sample, answer=answer)
+        renewed.append(replace(graded, sample=sample, correct=correct))
+    return renewed

@@ -1,384 +1,213 @@
-"""Several runs on the same servers, one after the other: each planned, opened or resumed, sampled,
-graded, stored and scored. What `lim eval` does.
+"""A run from its configuration to its summary: load the questions, connect to the servers, plan,
+open or resume the run's folder, generate, grade and store the missing samples, and summarise.
 """
 
 import json
-import operator
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from lim_sglang.environment import installed_versions, project_commit
-from lim_sglang.errors import ConfigError, DataError, LimError, ServerError
-from lim_sglang.evals.grade import GRADING_VERSION, READERS, Grader
+from lim_sglang.errors import DataError, ServerError
+from lim_sglang.evals.grading import GRADING_VERSION, AnswerKind, Grader, grade_run
 from lim_sglang.evals.metrics import Summary, summarise
-from lim_sglang.evals.progress import Pace, show_progress
-from lim_sglang.evals.regrade import grade_run
-from lim_sglang.evals.run_config import (
-    USUAL,
-    Method,
-    complete,
-    differences,
-    folder_name,
-    in_flight,
-    run_id,
-    run_settings,
-)
+from lim_sglang.evals.run_config import RunConfig, run_id, run_settings, server_settings
 from lim_sglang.evals.run_store import (
     GRADES_FILE,
     Failure,
     GradedSample,
+    Run,
     RunFolder,
     RunRecord,
+    differences,
     load_run,
     open_run,
     read_record,
 )
-from lim_sglang.evals.scheduler import (
-    Deliver,
-    Event,
-    Job,
-    SampleResult,
-    Server,
-    ServerLost,
-    open_jobs,
-    stream,
+from lim_sglang.evals.scheduler import Event, Server, ServerLost, remaining_jobs, sample_jobs
+from lim_sglang.evals.servers import Connection, ProgramSampler, ServerFacts, connected
+from lim_sglang.evals.tasks import (
+    Question,
+    Task,
+    find_task,
+    load_questions,
+    questions_digest,
+    questions_source,
 )
-from lim_sglang.evals.servers import Connection, Facts, connected
-from lim_sglang.evals.tasks import Question, Task, find_task, load_questions, questions_digest
 from lim_sglang.programs.equivalence import EquivalenceChecker
-from lim_sglang.programs.program import Outcome, find_program, run_program
-from lim_sglang.programs.schema import (
-    COMPLETED_STATES,
-    Access,
-    Sample,
-    SampleState,
-    Sampling,
-    SamplingRequest,
-    ask_messages,
-    resolve_sampling,
-)
+from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
 from lim_sglang.programs.vote import Equivalent
-
-
-def run_jobs(
-    jobs: Sequence[Job],
-    servers: Sequence[Server],
-    *,
-    grader: Grader,
-    folder: RunFolder,
-    in_flight: int,
-    on_event: Callable[[Event], object] = lambda _: None,
-) -> None:
-    """Draw, grade and store.
-
-    Args:
-        in_flight: samples of one question that are drawn at the same time.
-        on_event: told of samples and failures once they are safe, and of servers that are gone.
-
-    Raises:
-        LimError: all servers are gone or the disk refuses; what was finished before is stored.
-    """
-    with closing(stream(jobs, servers, grader, in_flight=in_flight)) as events:
-        for event in events:
-            if isinstance(event, Failure):
-                folder.append_failure(event)
-            elif not isinstance(event, ServerLost):
-                folder.append(*event)
-            on_event(event)
-
-
-class ProgramSampler:
-    """Draws jobs with one program on one server, from any number of threads."""
-
-    def __init__(
-        self,
-        backend: "Backend",
-        method: Method,
-        *,
-        prompt: str,
-        sampling: Sampling,
-        parallel: int,
-        equivalent: Equivalent,
-    ) -> None:
-        """Asks the server for nothing but whether it honours seeds.
-
-        Args:
-            prompt: of the task.
-            parallel: samples of one question in flight.
-            same: whether two answers share a vote.
-
-        Raises:
-            ConfigError: an option of the program or the prompt cannot be.
-        """
-        self._backend = backend
-        self._method = method
-        self._program = find_program(method.program)
-        self._prompt = prompt
-        self._sampling = sampling
-        self._parallel = parallel
-        # Votes are counted when the run is scored; only what stops by itself looks at them now.
-        self._equivalent: Equivalent = equivalent if method.stops_by_itself else operator.eq
-        self._seeds_honoured = sampling.seed is not None and backend.honours_seeds
-        self._run("", ())
-
-    def __call__(self, job: Job, deliver: Deliver) -> None:
-        """Draw what a job lacks. Where a delivery is not wanted any more, the rest is aborted."""
-        begun: list[SamplingRun] = []
-
-        def tell(sample: Sample) -> None:
-            is_news = not self._method.stops_by_itself or sample.state is SampleState.FAILED
-            if is_news and not deliver(SampleResult(sample)):
-                begun[0].abandon()
-
-        outcome = self._run(job.question.text, job.indices, on_sample=tell, on_begin=begun.append)
-        if self._method.stops_by_itself:
-            deliver(*self._settled(outcome, begun[0]))
-
-    def _settled(self, outcome: Outcome, run: "SamplingRun") -> Iterator[SampleResult]:
-        """The samples of a question that has come to its end."""
-        heard = {sample.index for sample in run.voters}
-        for sample in outcome.samples:
-            unheard = self._program.finished_only and sample.state is SampleState.TRUNCATED
-            late = sample.state in COMPLETED_STATES and (sample.index not in heard or unheard)
-            yield SampleResult(sample, late)
-
-    def _run(
-        self,
-        text: str,
-        indices: Sequence[int],
-        *,
-        on_sample: Callable[[Sample], None] = lambda _: None,
-        on_begin: "Callable[[SamplingRun], None]" = lambda _: None,
-    ) -> Outcome:
-        question = SamplingRequest(
-            ask_messages(text, template=self._prompt, system=self._method.system),
-            self._sampling,
-            parallel=self._parallel,
-            streamed=self._program.streamed,
-            seeds_honoured=self._seeds_honoured,
-        )
-        options: dict[str, Any] = dict(self._method.options)
-        return run_program(
-            *(self._program, self._backend, question),
-            indices=indices,
-            equivalent=self._equivalent,
-            options=options,
-            on_sample=on_sample,
-            on_begin=on_begin,
-        )
-
-
-if TYPE_CHECKING:
-    from lim_sglang.programs.backend import Backend
-    from lim_sglang.programs.sampler import SamplingRun
+from lim_sglang.progress import show_progress
 
 RUNS_FOLDER = Path("runs")
+NUM_GRADING_THREADS = 2
+"""Verdicts computed at the same time: the number of the checker's workers."""
 
 
 @dataclass(frozen=True)
-class TaskQuestions:
-    """The questions of a run."""
+class RunPlan:
+    """A run whose questions are read and whose servers have answered; nothing is sampled yet."""
 
+    config: RunConfig
     task: Task
     questions: tuple[Question, ...]
-    """Those that are asked, in their order."""
-    digest: str
-    """Of all questions of the task, also those that are not asked."""
-    origin: str
-    """Where they were read from."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be run."""
-
-    asked: TaskQuestions
-    method: Method = USUAL
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `Sampling` that were given; the model's own are taken for the others."""
-    out: Path | None = None
-    """The run's folder; None: `runs/<id>`."""
-    retry_failed: bool = False
-    """Whether samples that failed in an earlier session are drawn again."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run before anything of it is drawn."""
-
-    request: Request
-    """With all options of its program."""
-    path: Path
-    record: RunRecord
+    """Questions of the run, in their order."""
     sampling: Sampling
     parallel: int
-    """Samples of one question that are in flight at once."""
+    """Samples of one question in flight."""
+    record: RunRecord
+    path: Path
 
 
 @dataclass(frozen=True)
-class RunOutcome:
-    """What a run has when its command ends."""
+class FinishedRun:
+    """A run at the end of its command; samples may be missing because their server failed them."""
 
-    samples: tuple[GradedSample, ...]
-    failures: tuple[Failure, ...]
-    """Samples that are missing because a living server failed them, now or before."""
+    run: Run
+    summary: Summary | None
+    """None: the run has no sample."""
 
 
-def load_asked(task: Task, data_dir: Path | None = None, limit: int | None = None) -> TaskQuestions:
-    """The first `limit` questions of a task, all without one.
+def load_benchmarks(configs: Sequence[RunConfig]) -> dict[str, list[Question]]:
+    """Load all questions of each task, by the task's name in the configs.
 
     Raises:
-        DataError: they cannot be read, or rows are no questions.
+        DataError: unknown tasks, or questions that cannot be read; every problem is named.
     """
-    everything = load_questions(task, data_dir)
-    origin = str(task.file or data_dir or task.hub_id)
-    return TaskQuestions(task, tuple(everything[:limit]), questions_digest(everything), origin)
+    benchmarks: dict[str, list[Question]] = {}
+    problems: dict[str, DataError] = {}
+    for config in configs:
+        if config.task not in benchmarks and config.task not in problems:
+            try:
+                task = find_task(config.task)
+                benchmarks[config.task] = load_questions(task, config.data_dir)
+            except DataError as problem:
+                problems[config.task] = problem
+    if problems:
+        raise DataError("\n".join(map(str, problems.values())))
+    return benchmarks
 
 
-def plan_run(request: Request, servers: Sequence[Facts]) -> Plan:
+def complete_runs(
+    configs: Sequence[RunConfig],
+    benchmarks: Mapping[str, Sequence[Question]],
+    urls: Sequence[str],
+    access: Access,
+    console: Console,
+    on_finished: Callable[[FinishedRun], object] = lambda _: None,
+) -> list[FinishedRun]:
+    """Complete several runs on the same servers, one after the other.
+
+    Args:
+        benchmarks: questions by task; see `load_benchmarks`.
+        on_finished: called with each run as it ends.
+
+    Raises:
+        LimError: see `complete_run`.
+    """
+    finished = []
+    with EquivalenceChecker() as checker:
+        for config in configs:
+            benchmark = benchmarks[config.task]
+            finished.append(complete_run(config, benchmark, urls, access, checker, console))
+            on_finished(finished[-1])
+    return finished
+
+
+def complete_run(
+    config: RunConfig,
+    benchmark: Sequence[Question],
+    urls: Sequence[str],
+    access: Access,
+    checker: EquivalenceChecker,
+    console: Console,
+) -> FinishedRun:
+    """Generate, grade and store the samples that a run is missing, and summarise the run.
+
+    Args:
+        benchmark: all questions of the task.
+        urls: addresses of the servers; all must serve the same.
+        console: shows the progress.
+
+    Raises:
+        LimError: impossible options, servers that differ or do not answer, and a folder of another
+            run are refused before anything is sampled. Where all servers are lost or the disk is
+            full, finished samples are safe. Samples that a living server failed are no error.
+    """
+    access = replace(access, thinking=config.thinking, thinking_budget=config.thinking_budget)
+    with connected(urls, access, console) as connections:
+        plan = plan_run(config, benchmark, [each.facts for each in connections])
+        if plan.task.answer_kind is AnswerKind.EXPRESSION:
+            checker.warm_up()
+        grader = Grader(plan.task.answer_kind, checker)
+        servers = [server_of(plan, each, grader.equivalent) for each in connections]
+        with _resume_hint(plan, console):
+            run = sample_missing(plan, servers, grader, console)
+            run = _with_current_verdicts(run, grader, console)
+        return FinishedRun(run, _summarise(run, grader))
+
+
+def plan_run(
+    config: RunConfig, benchmark: Sequence[Question], servers: Sequence[ServerFacts]
+) -> RunPlan:
     """Fix everything that the result depends on.
 
     Raises:
-        ConfigError: an option of the program that it does not have.
-        ServerError: the servers differ in something that an answer depends on.
+        ConfigError: an option that the program does not have.
+        ServerError: the servers differ in a setting that an answer depends on.
     """
-    request = replace(request, method=complete(request.method))
-    parallel = min(in_flight(request.method, server.concurrency) for server in servers)
-    settings = _settings(request, servers[0], parallel)
-    for other in servers[1:]:
-        _refuse_disagreement(servers[0].url, settings, other, _settings(request, other, parallel))
-    name = run_id(settings)
-    return Plan(
-        request,
-        request.out or RUNS_FOLDER / name,
-        RunRecord(name, settings, _about(request, servers)),
-        _sampling(request, servers[0]),
-        parallel,
-    )
-
-
-def servers_of(
-    plan: Plan, connections: Sequence[Connection], equivalent: Equivalent
-) -> tuple[Server, ...]:
-    """Connected servers as those that a run is drawn from.
-
-    Raises:
-        ConfigError: an option of the program cannot be.
-    """
-
-    return tuple(
-        Server(
-            facts.url,
-            ProgramSampler(
-                backend,
-                plan.request.method,
-                prompt=plan.request.asked.task.prompt,
-                sampling=plan.sampling,
-                parallel=plan.parallel,
-                equivalent=equivalent,
-            ),
-            check=partial(check_unchanged, plan, facts, backend.server_info),
-            close=backend.close,
-            concurrency=facts.concurrency,
+    task = find_task(config.task)
+    parallel = min(config.samples_in_flight(server.concurrency) for server in servers)
+    samplings = [resolve_sampling(each.sampling_defaults, **config.sampling) for each in servers]
+    settings, *others = (
+        run_settings(
+            config,
+            task,
+            benchmark,
+            parallel=parallel,
+            sampling=sampling,
+            server_info=server.info,
         )
-        for facts, backend in ((each.facts, each.backend) for each in connections)
+        for server, sampling in zip(servers, samplings, strict=True)
     )
-
-
-def execute(
-    plan: Plan, servers: Sequence[Server], grader: Grader, *, console: Console
-) -> RunOutcome:
-    """Draw what the run's folder lacks. `console` shows the progress.
-
-    Raises:
-        LimError: the folder holds another run, all servers are gone, or the disk refuses; the text
-            says that what is finished is safe, and where.
-    """
-    with open_run(plan.path, plan.record) as folder:
-        jobs = _open_jobs(plan, folder)
-        pace = _pace(plan, folder)
-        console.print(_opening(plan, folder, pace), highlight=False, soft_wrap=True)
-        with show_progress(console, pace) as progress:
-
-            def tell(event: Event) -> None:
-                progress.update(event)
-                if isinstance(event, ServerLost) and len(servers) > 1:
-                    console.print(_farewell(event), highlight=False, soft_wrap=True)
-
-            try:
-                run_jobs(
-                    *(jobs, servers),
-                    grader=grader,
-                    folder=folder,
-                    in_flight=min(plan.parallel, max((len(j.indices) for j in jobs), default=1)),
-                    on_event=tell,
-                )
-            except ServerError as error:
-                raise ServerError(f"{error}\n{how_to_go_on(plan)}") from None
-        return RunOutcome(tuple(folder.samples), tuple(folder.failures.values()))
-
-
-def check_unchanged(
-    plan: Plan, server: Facts, server_info: Callable[[], Mapping[str, Any]]
-) -> None:
-    """Ask a server whether it is still the one that the plan is for.
-
-    Raises:
-        ServerError: it is gone, or another one answers in its place.
-    """
-    try:
-        now = replace(server, info=server_info())
-    except CancelledError:  # another thread has found out before, and closed the connection
-        raise ServerError(f"the connection to {server.url} is closed") from None
-    found = list(differences(plan.record.settings, _settings(plan.request, now, plan.parallel)))
-    if found:
-        lines = "".join(f"\n  - {difference}" for difference in found)
-        raise ServerError(f"another server answers at {server.url} by now:{lines}")
-
-
-def how_to_go_on(plan: Plan) -> str:
-    """What to do about a run that did not end."""
-    return f"what is finished is safe in {plan.path}; the same command goes on from there"
-
-
-def _settings(request: Request, server: Facts, parallel: int) -> dict[str, Any]:
-    return run_settings(
-        request.asked.task,
-        request.asked.questions,
-        digest=request.asked.digest,
-        method=request.method,
+    for server, other in zip(servers[1:], others, strict=True):
+        _refuse_disagreement(servers[0].url, settings, server.url, other)
+    name = run_id(settings)
+    return RunPlan(
+        config=config,
+        task=task,
+        questions=tuple(benchmark[: config.limit]),
+        sampling=samplings[0],
         parallel=parallel,
-        sampling=_sampling(request, server),
-        server_info=server.info,
+        record=RunRecord(name, settings, _about(config, task, benchmark, servers)),
+        path=config.out or RUNS_FOLDER / name,
     )
-
-
-def _sampling(request: Request, server: Facts) -> Sampling:
-    return resolve_sampling(server.sampling_defaults, **request.sampling)
 
 
 def _refuse_disagreement(
-    url: str, settings: Mapping[str, Any], other: Facts, others: Mapping[str, Any]
+    url: str, settings: Mapping[str, Any], other_url: str, other_settings: Mapping[str, Any]
 ) -> None:
-    found = list(differences(settings, others))
+    found = list(differences(settings, other_settings))
     if found:
         lines = "".join(
-            f"\n  - {name} is {json.dumps(here)} at {url} and {json.dumps(there)} at {other.url}"
+            f"\n  - {name} is {json.dumps(here)} at {url} and {json.dumps(there)} at {other_url}"
             for name, here, there in found
         )
         raise ServerError(f"samples of these servers cannot be mixed, since they differ:{lines}")
 
 
-def _about(request: Request, servers: Sequence[Facts]) -> dict[str, Any]:
-    asked = request.asked
+def _about(
+    config: RunConfig, task: Task, benchmark: Sequence[Question], servers: Sequence[ServerFacts]
+) -> dict[str, Any]:
+    source = questions_source(task, config.data_dir)
     return {
         "commit": project_commit(),
         "client_versions": installed_versions(),
@@ -386,200 +215,219 @@ def _about(request: Request, servers: Sequence[Facts]) -> dict[str, Any]:
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "urls": [server.url for server in servers],
         "places": [server.concurrency for server in servers],
-        "prompt": asked.task.prompt,
-        "questions_from": asked.origin,
-        "revision": asked.task.revision if asked.origin == asked.task.hub_id else None,
-        "known_questions": asked.digest == asked.task.digest,
+        "prompt": task.prompt,
+        "questions_from": source,
+        "revision": task.revision if source == task.hub_id else None,
+        "known_questions": questions_digest(benchmark) == task.digest,
     }
 
 
-def _open_jobs(plan: Plan, folder: RunFolder) -> list[Job]:
-    request = plan.request
-    return open_jobs(
-        request.asked.questions,
-        request.method.num_samples,
-        (graded.key for graded in folder.samples),
-        given_up=() if request.retry_failed else folder.failures,
-        whole=request.method.stops_by_itself,
+def server_of(plan: RunPlan, connection: Connection, equivalent: Equivalent) -> Server:
+    """Return a connected server as the scheduler needs it.
+
+    Raises:
+        ConfigError: an impossible option of the program.
+    """
+    backend = connection.backend
+    sampler = ProgramSampler(
+        backend,
+        plan.config,
+        prompt=plan.task.prompt,
+        sampling=plan.sampling,
+        parallel=plan.parallel,
+        equivalent=equivalent,
+    )
+    return Server(
+        connection.facts.url,
+        sampler,
+        check=partial(check_unchanged, plan, connection.facts.url, backend.server_info),
+        close=backend.close,
+        concurrency=connection.facts.concurrency,
     )
 
 
-def _pace(plan: Plan, folder: RunFolder) -> Pace:
-    whole = plan.request.method.stops_by_itself
-    num_questions = len(plan.request.asked.questions)
-    failed = {key[0] if whole else key for key in folder.failures}
-    return Pace(
-        num_questions if whole else num_questions * plan.request.method.num_samples,
-        folder.samples,
-        name=plan.request.asked.task.name,
-        by_question=whole,
-        num_failed=0 if plan.request.retry_failed else len(failed),
-    )
+def check_unchanged(plan: RunPlan, url: str, server_info: Callable[[], Mapping[str, Any]]) -> None:
+    """Check that the server that the run was planned for still answers.
+
+    Raises:
+        ServerError: the server is gone, or another one answers in its place.
+    """
+    try:
+        now = server_settings(server_info(), plan.sampling)
+    except CancelledError:  # another thread saw the loss first and closed the connection
+        raise ServerError(f"the connection to {url} is closed") from None
+    planned = plan.record.settings
+    found = list(differences(planned, {**planned, **now}))
+    if found:
+        lines = "".join(f"\n  - {difference}" for difference in found)
+        raise ServerError(f"another server answers at {url} by now:{lines}")
 
 
-def _opening(plan: Plan, folder: RunFolder, pace: Pace) -> str:
+def sample_missing(
+    plan: RunPlan, servers: Sequence[Server], grader: Grader, console: Console
+) -> Run:
+    """Generate, grade and store the samples that the run's folder is missing.
+
+    Raises:
+        LimError: the folder holds another run, all servers are lost, or the disk is full; finished
+            samples are safe, and the message says where.
+    """
+    config = plan.config
+    with open_run(plan.path, plan.record) as folder:
+        jobs = remaining_jobs(
+            plan.questions,
+            config.samples_per_question,
+            (graded.key for graded in folder.samples),
+            given_up=() if config.retry_failed else folder.failures,
+            all_or_nothing=config.stops_early,
+        )
+        in_flight = min(plan.parallel, max((len(job.indices) for job in jobs), default=1))
+        progress = RunProgress(plan, folder)
+        _print(console, _opening(plan, progress))
+        with (
+            show_progress(
+                console, progress.total, progress.describe(), completed=progress.done
+            ) as show,
+            closing(sample_jobs(jobs, servers, grader, in_flight=in_flight)) as events,
+        ):
+            try:
+                for event in events:
+                    if isinstance(event, Failure):
+                        folder.append_failure(event)
+                    elif not isinstance(event, ServerLost):
+                        folder.append(*event)
+                    elif len(servers) > 1:
+                        _print(console, f"{event.url} gets no more questions: {event.error}")
+                    progress.count(event)
+                    show(progress.done, progress.describe())
+            except ServerError as error:
+                raise ServerError(f"{error}\n{_how_to_resume(plan)}") from None
+        record = read_record(plan.path)
+        return Run(plan.path, record, tuple(folder.samples), tuple(folder.failures.values()))
+
+
+class RunProgress:
+    """Counts of a run, and the speed of this session.
+
+    Samples are counted, or, where the program stops by itself, questions.
+    """
+
+    def __init__(
+        self, plan: RunPlan, folder: RunFolder, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Start at the samples that are stored already."""
+        self._by_question = plan.config.stops_early
+        samples = folder.samples
+        failed = {key[0] if self._by_question else key for key in folder.failures}
+        num_each = 1 if self._by_question else plan.config.samples_per_question
+        self.total = len(plan.questions) * num_each
+        self.done = (
+            len({graded.question_id for graded in samples}) if self._by_question else len(samples)
+        )
+        self.num_failed = 0 if plan.config.retry_failed else len(failed)
+        self.unit = "questions" if self._by_question else "samples"
+        self._task = plan.task.name
+        self._num_right = self._num_judged = 0
+        self._count_verdicts(samples)
+        self._num_new = self._num_new_tokens = 0
+        self._clock = clock
+        self._start_s = clock()
+
+    def count(self, event: Event) -> None:
+        """Count samples that arrived together, or a failure."""
+        if isinstance(event, Failure):
+            self.num_failed += 1
+        elif not isinstance(event, ServerLost):
+            num_new = 1 if self._by_question else len(event)
+            self.done += num_new
+            self._num_new += num_new
+            self._num_new_tokens += sum(graded.sample.num_tokens for graded in event)
+            self._count_verdicts(event)
+
+    def describe(self) -> str:
+        """Return amount done, accuracy so far, tokens per second and time left, in one line."""
+        parts = [f"{self._task}: {self.done}/{self.total} {self.unit}"]
+        if self._num_judged:
+            of = " of samples" if self._by_question else ""
+            parts.append(f"{100 * self._num_right / self._num_judged:.1f} %{of} right")
+        elapsed_s = self._clock() - self._start_s
+        if self._num_new and elapsed_s > 0:
+            left = self.total - self.done - self.num_failed
+            parts.append(f"{self._num_new_tokens / elapsed_s:.0f} tokens/s")
+            parts.append(f"{_duration(left * elapsed_s / self._num_new)} left")
+        if self.num_failed:
+            parts.append(f"{self.num_failed} failed")
+        return ", ".join(parts)
+
+    def _count_verdicts(self, samples: Sequence[GradedSample]) -> None:
+        """Count samples that ended by themselves; an aborted one is neither right nor wrong."""
+        completed = [graded for graded in samples if graded.sample.state in COMPLETED_STATES]
+        self._num_judged += len(completed)
+        self._num_right += sum(graded.correct for graded in completed)
+
+
+def _duration(seconds: float) -> str:
+    """Return `1h02m`, `3m07s` or `12s`."""
+    minutes, rest_s = divmod(round(seconds), 60)
+    hours, rest_minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{rest_minutes:02}m"
+    return f"{minutes}m{rest_s:02}s" if minutes else f"{rest_s}s"
+
+
+def _opening(plan: RunPlan, progress: RunProgress) -> str:
     about = plan.record.about
-    is_known = about["known_questions"] or plan.request.asked.task.digest is None
-    origin = "" if is_known else ", which are not the questions of this benchmark"
-    begun = f"going on at {pace.done} of" if pace.done else "drawing"
+    is_known = about["known_questions"] or plan.task.digest is None
+    note = "" if is_known else ", which are not the questions of this benchmark"
+    begun = f"resuming at {progress.done} of" if progress.done else "sampling"
     left_out = (
-        f"; {pace.failed} that failed before are left out: --retry-failed draws them again"
-        if pace.failed
+        f"; {progress.num_failed} that failed before are left out: --retry-failed tries them again"
+        if progress.num_failed
         else ""
     )
     return (
-        f"{begun} {pace.total} {pace.unit} in {plan.path}, "
-        f"questions from {about['questions_from']}{origin}{left_out}"
+        f"{begun} {progress.total} {progress.unit} in {plan.path}, "
+        f"questions from {about['questions_from']}{note}{left_out}"
     )
 
 
-def _farewell(gone: ServerLost) -> str:
-    return f"{gone.url} is asked no more, and its questions go to the others: {gone.error}"
-
-
-NUM_GRADING = 2
-"""Verdicts at a time: as many as the judge has workers."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is to be run, before a server is known. Each task has a run of its own."""
-
-    tasks: tuple[str, ...]
-    method: Method = USUAL
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `Sampling` that were given."""
-    limit: int | None = None
-    """Questions of each task, the first ones; None: all."""
-    data_dir: Path | None = None
-    """Folder with `<task>.jsonl`; None: the hub."""
-    out: Path | None = None
-    """The run's folder, of several tasks the folder of theirs; None: `runs/<id>`."""
-    retry_failed: bool = False
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run whose command has come to its end."""
-
-    plan: Plan
-    outcome: RunOutcome
-    summary: Summary | None
-    """None where no sample is there."""
-
-
-def run_evaluation(
-    evaluation: Evaluation,
-    urls: Sequence[str],
-    access: Access,
-    console: Console,
-    on_finished: Callable[[Finished], object] = lambda _: None,
-) -> list[Finished]:
-    """Draw what is missing of each task.
-
-    Args:
-        urls: of the servers.
-        console: shows the progress.
-        on_finished: told of each run as it ends.
-
-    Raises:
-        LimError: what cannot be is refused before anything is drawn. Where all servers are gone or
-            the disk refuses, what is finished is safe. Samples that a living server failed are in
-            the outcome instead.
-    """
-    everything = load_all(evaluation)
-    method = evaluation.method
-    finished = []
-    with (
-        connected(
-            urls,
-            replace(access, thinking=method.thinking, thinking_budget=method.thinking_budget),
-            console,
-        ) as connections,
-        EquivalenceChecker() as checker,
-    ):
-        if any(asked.task.answer_kind not in READERS for asked in everything):
-            checker.warm_up()
-        facts = [connection.facts for connection in connections]
-        plans = [plan_run(_request(evaluation, asked), facts) for asked in everything]
-        for plan in plans:
-            grader = Grader(plan.request.asked.task.answer_kind, checker)
-            finished.append(_run(plan, connections, grader, console))
-            on_finished(finished[-1])
-    return finished
-
-
-def load_all(evaluation: Evaluation) -> list[TaskQuestions]:
-    """The questions of all tasks.
-
-    Raises:
-        LimError: a task is unknown or named twice, or its questions cannot be read; all that is
-            wrong is named at once.
-    """
-    twice = {name for name in evaluation.tasks if evaluation.tasks.count(name) > 1}
-    if twice:
-        raise ConfigError(f"{', '.join(sorted(twice))} is named twice: name each task once")
-    everything: list[TaskQuestions] = []
-    problems: list[LimError] = []
-    for name in evaluation.tasks:
-        try:
-            everything.append(load_asked(find_task(name), evaluation.data_dir, evaluation.limit))
-        except LimError as problem:
-            problems.append(problem)
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise DataError("\n".join(map(str, problems)))
-    return everything
-
-
-def _request(evaluation: Evaluation, asked: TaskQuestions) -> Request:
-    out = evaluation.out
-    if out and len(evaluation.tasks) > 1:
-        out /= folder_name(asked.task.name)
-    return Request(
-        asked,
-        evaluation.method,
-        evaluation.sampling,
-        out=out,
-        retry_failed=evaluation.retry_failed,
+def _with_current_verdicts(run: Run, grader: Grader, console: Console) -> Run:
+    """Return the run with all verdicts by this version of the grader, renewed where needed."""
+    began_with = run.record.about.get("grading_version")
+    if began_with == GRADING_VERSION and not (run.path / GRADES_FILE).exists():
+        return run
+    result = grade_run(run.path, grader, num_threads=NUM_GRADING_THREADS)
+    _print(
+        console,
+        f"verdicts of another version were renewed, as by lim grade: {result.num_changed} changed",
     )
+    return load_run(run.path)
 
 
-def _run(
-    plan: Plan, connections: Sequence[Connection], grader: Grader, console: Console
-) -> Finished:
-    servers = servers_of(plan, connections, grader.equivalent)
-    with _told_how_to_go_on(plan, console):
-        outcome = execute(plan, servers, grader, console=console)
-        samples = _of_one_version(plan, outcome.samples, grader, console)
-    num_failed = len(outcome.failures)
-    summary = summarise(plan.record, samples, grader.equivalent, num_failed) if samples else None
-    return Finished(plan, outcome, summary)
+def describe_failures(failures: Sequence[Failure]) -> str:
+    """Return the number of failed samples and the last reason."""
+    return f"{len(failures)} samples failed, the last with: {failures[-1].error}"
 
 
-def _of_one_version(
-    plan: Plan, samples: tuple[GradedSample, ...], grader: Grader, console: Console
-) -> tuple[GradedSample, ...]:
-    """The samples with the verdicts of this version of the grader, all of them renewed where
-    another one has judged some.
-    """
-    began_with = read_record(plan.path).about.get("grading_version")
-    if began_with == GRADING_VERSION and not (plan.path / GRADES_FILE).exists():
-        return samples
-    found = grade_run(plan.path, grader, num_threads=NUM_GRADING)
-    console.print(
-        f"verdicts of another version were renewed, as lim grade does: {found.num_changed} changed",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return load_run(plan.path).samples
+def _summarise(run: Run, grader: Grader) -> Summary | None:
+    if not run.samples:
+        return None
+    return summarise(run.record, run.samples, grader.equivalent, len(run.failures))
 
 
 @contextmanager
-def _told_how_to_go_on(plan: Plan, console: Console) -> Iterator[None]:
+def _resume_hint(plan: RunPlan, console: Console) -> Iterator[None]:
+    """On Ctrl-C, print how to resume the run."""
     try:
         yield
     except KeyboardInterrupt:
-        console.print(f"interrupted; {how_to_go_on(plan)}", highlight=False, soft_wrap=True)
+        _print(console, f"interrupted; {_how_to_resume(plan)}")
         raise
+
+
+def _how_to_resume(plan: RunPlan) -> str:
+    return f"finished samples are safe in {plan.path}; the same command resumes the run"
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,5 +1,5 @@
-"""The jobs of a run, question by question, and the servers that do them: each question goes to the
-server that has the most room.
+"""Scheduling of a run: one job a question, each given to the server with the most free room, and
+taken over by another server where the first one is lost.
 """
 
 import math
@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from lim_sglang.errors import ServerError
-from lim_sglang.evals.grade import Grader
+from lim_sglang.evals.grading import Grader
 from lim_sglang.evals.run_store import Failure, GradedSample, Key
 from lim_sglang.evals.tasks import Question
 from lim_sglang.programs.schema import Sample, SampleState
@@ -19,12 +19,12 @@ from lim_sglang.programs.schema import Sample, SampleState
 
 @dataclass(frozen=True)
 class Job:
-    """The samples of one question that are not there yet."""
+    """Missing samples of one question."""
 
     question: Question
     indices: tuple[int, ...]
-    whole: bool = False
-    """Whether they are of use only together."""
+    all_or_nothing: bool = False
+    """True if the samples are of use only together, since a program decides how many there are."""
 
 
 @dataclass(frozen=True)
@@ -33,185 +33,193 @@ class SampleResult:
 
     sample: Sample
     late: bool = False
-    """Whether its program drew it whole and did not let it vote."""
+    """True if the sample is complete but has no vote; see `GradedSample.late`."""
 
 
-class Deliver(Protocol):
-    """How a program hands samples over, from any thread."""
+class SampleSink(Protocol):
+    """Receiver of finished samples, called from any thread."""
 
-    def __call__(self, *drawn: SampleResult) -> bool:
-        """Hand over samples that belong together, or one that failed.
+    def __call__(self, *results: SampleResult) -> bool:
+        """Take samples that belong together, or a failed sample.
 
         Returns:
-            Whether the rest of the job is still wanted.
+            True if the rest of the job is still wanted.
         """
 
 
-class Draw(Protocol):
-    """A program: draws the samples of a job and delivers each that is of use, as it ends."""
+class JobSampler(Protocol):
+    """Generates the samples of a job on one server; called from several threads."""
 
-    def __call__(self, job: Job, deliver: Deliver) -> object:
-        """Return when all have ended."""
+    def __call__(self, job: Job, deliver: SampleSink) -> object:
+        """Deliver each useful sample as it ends; return when all have ended."""
 
 
-def open_jobs(
+def remaining_jobs(
     questions: Sequence[Question],
     num_samples: int,
-    done: Iterable[Key],
+    stored: Iterable[Key],
     *,
     given_up: Collection[Key] = (),
-    whole: bool = False,
+    all_or_nothing: bool = False,
 ) -> list[Job]:
-    """What is left to draw, in the order of the questions.
+    """Return the jobs of a run that are left, in the order of the questions.
 
     Args:
-        done: samples that are there.
-        given_up: samples that failed and are not tried again; with `whole`, their questions.
-        whole: a question with any sample is done, and one without any is drawn from its first.
+        stored: samples that the run has.
+        given_up: samples that failed and are not tried again; with `all_or_nothing`, their
+            questions are not tried again.
+        all_or_nothing: True: a question with any stored sample is done, and any other question
+            starts from its first sample.
     """
-    there = {*done, *given_up}
-    if whole:
-        questions_there = {question_id for question_id, _ in there}
-        every = tuple(range(num_samples))
-        return [Job(q, every, whole) for q in questions if q.question_id not in questions_there]
-    jobs = []
-    for question in questions:
-        indices = (i for i in range(num_samples) if (question.question_id, i) not in there)
-        jobs.append(Job(question, tuple(indices)))
+    done = {*stored, *given_up}
+    if all_or_nothing:
+        done_questions = {question_id for question_id, _ in done}
+        indices = tuple(range(num_samples))
+        return [Job(q, indices, True) for q in questions if q.question_id not in done_questions]
+    jobs = [
+        Job(q, tuple(i for i in range(num_samples) if (q.question_id, i) not in done))
+        for q in questions
+    ]
     return [job for job in jobs if job.indices]
 
 
-def questions_at_once(concurrency: int, in_flight: int, *, whole: bool = False) -> int:
-    """Questions that a server is asked side by side.
+def max_jobs_in_flight(concurrency: int, in_flight: int, *, all_or_nothing: bool = False) -> int:
+    """Return how many questions a server works on at the same time.
 
-    Twice as many as fill its places, since the last sample of a question holds its thread. Where a
-    program looks at what ends first, no sample may wait for another question's: as many as fit.
+    Twice as many questions as fill the server, since the last sample of a question keeps a job open
+    after its other samples have ended. With `all_or_nothing`, only as many questions as fit: the
+    program looks at the order in which samples end, so none may wait for another question's.
 
     Args:
-        places: requests that the server is given at once.
-        in_flight: samples of one question among these.
+        concurrency: requests that the server is sent at the same time.
+        in_flight: samples of one question among them.
     """
-    return max(1, concurrency // in_flight) if whole else 2 * math.ceil(concurrency / in_flight)
+    if all_or_nothing:
+        return max(1, concurrency // in_flight)
+    return 2 * math.ceil(concurrency / in_flight)
 
 
 @dataclass(frozen=True)
 class Server:
-    """One server that a run is drawn from."""
+    """One server of a run, as the scheduler needs it."""
 
     url: str
-    draw: Draw
+    sample: JobSampler
     check: Callable[[], object]
-    """Raises `ServerError` where it is gone, or serves something else by now."""
+    """Raises `ServerError` if the server is gone or serves something else by now."""
     close: Callable[[], object] = lambda: None
-    """Ends what is in flight there, once it is gone."""
+    """Ends the requests in flight there, once the server is lost."""
     concurrency: int = 64
-    """Requests that it is given at once."""
+    """Requests that the server is sent at the same time."""
 
 
 @dataclass(frozen=True)
 class ServerLost:
-    """A server that is asked no more."""
+    """A server that gets no more jobs."""
 
     url: str
     error: ServerError
 
 
 Event = tuple[GradedSample, ...] | Failure | ServerLost
-"""Samples that belong together, one that failed, or a server less."""
+"""Graded samples that belong together, a failed sample, or the loss of a server."""
 
 
 class Scheduler:
-    """Which job is next, and on which server. For any number of threads."""
+    """Assigns jobs to servers. Thread-safe."""
 
     def __init__(self, jobs: Sequence[Job], servers: Sequence[Server], in_flight: int) -> None:
-        """Nothing is begun yet.
+        """Start no job yet.
 
         Args:
-            in_flight: samples of one question that are drawn at the same time.
+            in_flight: samples of one question that are generated at the same time.
         """
-        whole = any(job.whole for job in jobs)
-        self._most = {
-            server.url: questions_at_once(server.concurrency, in_flight, whole=whole)
+        all_or_nothing = any(job.all_or_nothing for job in jobs)
+        self._max_jobs = {
+            server.url: max_jobs_in_flight(
+                server.concurrency, in_flight, all_or_nothing=all_or_nothing
+            )
             for server in servers
         }
         self._waiting = deque(jobs)
-        self._loads = {server.url: 0 for server in servers}
-        """Jobs that each server has."""
+        self._num_jobs = {server.url: 0 for server in servers}
+        """Jobs in flight on each server."""
         self._servers = list(servers)
-        """Those that are not gone."""
-        self._gone: dict[str, ServerError] = {}
+        """Servers that are not lost."""
+        self._lost: dict[str, ServerError] = {}
         self._changed = threading.Condition()
         self._closed = False
 
     @property
     def num_threads(self) -> int:
-        """As many as can be busy at once."""
-        return min(len(self._waiting), sum(self._most.values()))
+        """Number of threads that can be busy at the same time."""
+        return min(len(self._waiting), sum(self._max_jobs.values()))
 
     @property
     def is_closed(self) -> bool:
-        """Whether nobody wants any more."""
+        """True after `close()`: no further job starts."""
         return self._closed
 
     def take(self) -> tuple[Job, Server] | None:
-        """The next job and the server with the most room for it, once one has room.
+        """Wait until a server has room; return the next job and the server with the most room.
 
         Returns:
-            None when no job is left, or nobody can or wants to do it.
+            None when no job or no server is left, or the scheduler is closed.
         """
         with self._changed:
             while self._waiting and self._servers and not self._closed:
-                server = min(self._servers, key=self._fullness)
-                if self._fullness(server) < 1:
-                    self._loads[server.url] += 1
+                server = min(self._servers, key=self._load)
+                if self._load(server) < 1:
+                    self._num_jobs[server.url] += 1
                     return self._waiting.popleft(), server
                 self._changed.wait()
             return None
 
     def finish(self, server: Server) -> None:
-        """A job is done."""
+        """Give the room of a finished job back."""
         with self._changed:
-            self._loads[server.url] -= 1
+            self._num_jobs[server.url] -= 1
             self._changed.notify_all()
 
-    def give_back(self, job: Job, server: Server) -> None:
-        """A job is done by half; the same thread may take the rest, on another server. It waits
-        behind the others, so that a question that kills servers does so last.
+    def requeue(self, job: Job, server: Server) -> None:
+        """Put the rest of a job, whose server was lost, at the end of the queue.
+
+        The end, so that a question that kills servers is tried last.
         """
         with self._changed:
             self._waiting.append(job)
         self.finish(server)
 
     def lose(self, server: Server, error: ServerError) -> bool:
-        """Give a server nothing more to do; false where it was lost before."""
+        """Give a server no more jobs; return False if the server was lost before."""
         with self._changed:
-            if server.url in self._gone:
+            if server.url in self._lost:
                 return False
-            self._gone[server.url] = error
+            self._lost[server.url] = error
             self._servers.remove(server)
             self._changed.notify_all()
             return True
 
-    @property
-    def lost_all(self) -> ServerError | None:
-        """The end of the last server, or of all of them; None while there is one."""
+    def all_lost(self) -> ServerError | None:
+        """Return the reasons why every server was lost, or None while one is left."""
         with self._changed:
             if self._servers:
                 return None
-        errors = list(self._gone.values())
+        errors = list(self._lost.values())
         if len(errors) == 1:
             return errors[0]
         reasons = "".join(f"\n  - {error}" for error in errors)
         return ServerError(f"all {len(errors)} servers are gone:{reasons}")
 
     def close(self) -> None:
-        """Let no further job begin."""
+        """Start no further job."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    def _fullness(self, server: Server) -> float:
-        return self._loads[server.url] / self._most[server.url]
+    def _load(self, server: Server) -> float:
+        """Return the used share of a server's room; 1 is full."""
+        return self._num_jobs[server.url] / self._max_jobs[server.url]
 
 
 class _Attempt:
@@ -225,10 +233,9 @@ class _Attempt:
         grader: Grader,
         put: Callable[[Event], None],
     ) -> None:
-        self.is_lost = False
-        """Whether the server is gone."""
+        self.server_lost = False
         self._job = job
-        self._left = set(job.indices)
+        self._missing = set(job.indices)
         self._server = server
         self._scheduler = scheduler
         self._grader = grader
@@ -236,42 +243,42 @@ class _Attempt:
         self._is_over = False
 
     @property
-    def left(self) -> Job:
-        """What it did not bring."""
-        return replace(self._job, indices=tuple(sorted(self._left)))
+    def rest(self) -> Job:
+        """Samples of this job that are still missing."""
+        return replace(self._job, indices=tuple(sorted(self._missing)))
 
-    def deliver(self, *drawn: SampleResult) -> bool:
-        """See `jobs.Deliver`. Grades in the caller's thread."""
+    def deliver(self, *results: SampleResult) -> bool:
+        """Grade samples in the caller's thread and pass them on; see `SampleSink`."""
         if self._is_over or self._scheduler.is_closed:
             return False
-        failed = [each.sample for each in drawn if each.sample.state is SampleState.FAILED]
+        failed = [each.sample for each in results if each.sample.state is SampleState.FAILED]
         if failed:
             return self._fail(failed[0])
-        self._put(tuple(self._grade(each, len(drawn)) for each in drawn))
-        brought = (each.sample.index for each in drawn)
-        self._left -= set(self._job.indices if self._job.whole else brought)
+        self._put(tuple(self._grade(each, len(results)) for each in results))
+        delivered = (each.sample.index for each in results)
+        self._missing -= set(self._job.indices if self._job.all_or_nothing else delivered)
         return True
 
-    def _grade(self, drawn: SampleResult, together: int) -> GradedSample:
+    def _grade(self, result: SampleResult, num_together: int) -> GradedSample:
         question = self._job.question
         return GradedSample(
             question.question_id,
             question.gold,
-            self._grader.correct(question.gold, drawn.sample.answer),
-            drawn.sample,
-            late=drawn.late,
-            of=together if self._job.whole else None,
+            self._grader.correct(question.gold, result.sample.answer),
+            result.sample,
+            late=result.late,
+            written_together=num_together if self._job.all_or_nothing else None,
         )
 
     def _fail(self, sample: Sample) -> bool:
-        """Is it the sample or the server? A failure of the server is nothing to remember."""
+        """Record a failed sample, unless its server is gone: the loss of a server is no failure."""
         if self._server_is_gone():
-            self.is_lost = self._is_over = True
+            self.server_lost = self._is_over = True
             return False
-        error = sample.error or "it did not say why"
+        error = sample.error or "no reason given"
         self._put(Failure(self._job.question.question_id, sample.index, error))
-        self._left.discard(sample.index)
-        self._is_over = self._job.whole
+        self._missing.discard(sample.index)
+        self._is_over = self._job.all_or_nothing
         return not self._is_over
 
     def _server_is_gone(self) -> bool:
@@ -285,37 +292,42 @@ class _Attempt:
         return False
 
 
-def stream(
+def sample_jobs(
     jobs: Sequence[Job], servers: Sequence[Server], grader: Grader, *, in_flight: int
 ) -> Generator[Event]:
-    """Run the jobs and yield what comes of them, in the caller's thread; see `Dispatcher`.
+    """Run the jobs in threads and yield their events in the caller's thread.
 
-    An exception of a program or of the grader is raised here. Closing the iterator lets no further
-    job begin and drops what still comes; closing the endpoints then ends the programs. The threads
-    are daemons, as are those that they start, so that a request in flight does not keep the process
-    alive.
+    An exception of a sampler or of the grader is raised here. Closing the iterator starts no
+    further job and drops results that still arrive; closing the connections then ends the samplers.
+    The threads are daemons, as are the threads that they start, so that a request in flight does
+    not keep the process alive.
+
+    Args:
+        in_flight: samples of one question that are generated at the same time.
 
     Raises:
-        ServerError: jobs are left and every server is gone.
+        ServerError: jobs are left and every server is lost.
     """
     scheduler = Scheduler(jobs, servers, in_flight)
     results: SimpleQueue[Event | Exception | None] = SimpleQueue()
-    running = scheduler.num_threads
-    for number in range(running):
-        arguments = (scheduler, grader, results.put)
+    num_running = scheduler.num_threads
+    for number in range(num_running):
         threading.Thread(
-            target=_work, args=arguments, name=f"lim-eval-{number}", daemon=True
+            target=_work,
+            args=(scheduler, grader, results.put),
+            name=f"lim-eval-{number}",
+            daemon=True,
         ).start()
     try:
-        while running:
+        while num_running:
             result = results.get()
             if result is None:
-                running -= 1
+                num_running -= 1
             elif isinstance(result, Exception):
                 raise result
             else:
                 yield result
-            if results.empty() and (error := scheduler.lost_all):
+            if results.empty() and (error := scheduler.all_lost()):
                 raise error
     finally:
         scheduler.close()
@@ -324,17 +336,17 @@ def stream(
 def _work(
     scheduler: Scheduler, grader: Grader, put: Callable[[Event | Exception | None], None]
 ) -> None:
-    """One thread: job after job until none is left, or the caller wants no more."""
+    """Run jobs in this thread until none is left; then put None."""
     try:
         while task := scheduler.take():
             job, server = task
             attempt = _Attempt(job, server, scheduler, grader, put)
-            server.draw(job, attempt.deliver)
-            if attempt.is_lost:
-                scheduler.give_back(attempt.left, server)
+            server.sample(job, attempt.deliver)
+            if attempt.server_lost:
+                scheduler.requeue(attempt.rest, server)
             else:
                 scheduler.finish(server)
-    except Exception as error:  # noqa: BLE001 - carried to the caller's thread
+    except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
         put(error)
     finally:
         put(None)

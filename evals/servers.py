@@ -1,7 +1,8 @@
-"""The servers that a run is drawn from: found, connected, and of one mind."""
+"""The servers of a run: connect to all of them, and sample jobs there with the run's program."""
 
+import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -9,40 +10,54 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lim_sglang.errors import ConfigError, ServerError
+from lim_sglang.evals.run_config import RunConfig
+from lim_sglang.evals.scheduler import Job, SampleResult, SampleSink
 from lim_sglang.programs.connect import connect
 from lim_sglang.programs.http_client import check_server, normalise_url
-from lim_sglang.programs.schema import Access, Api
+from lim_sglang.programs.program import Outcome, find_program, run_program
+from lim_sglang.programs.schema import (
+    COMPLETED_STATES,
+    Access,
+    Api,
+    Sample,
+    SampleState,
+    Sampling,
+    SamplingRequest,
+    ask_messages,
+)
+from lim_sglang.programs.vote import Equivalent
 
 if TYPE_CHECKING:
     from lim_sglang.programs.backend import Backend
+    from lim_sglang.programs.sampler import SamplingRun
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a server says of itself."""
+class ServerFacts:
+    """Properties of a server, as it reports them."""
 
     url: str
     info: Mapping[str, Any]
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
-    """That the model's makers recommend."""
+    """Sampling parameters that the model's makers recommend."""
     concurrency: int = 64
-    """Requests that it is given at once."""
+    """Requests that the server is sent at the same time."""
 
 
 @dataclass(frozen=True)
 class Connection:
     """A server that answers."""
 
-    facts: Facts
+    facts: ServerFacts
     backend: "Backend"
 
 
 def split_urls(texts: Sequence[str]) -> tuple[str, ...]:
-    """The addresses in some texts, each of which may hold several, between spaces or commas.
+    """Return the addresses in some texts, several in one text between spaces or commas.
 
     Raises:
-        ConfigError: there is none, or one twice.
-        ServerError: one is no address.
+        ConfigError: no address, or one is given twice.
+        ServerError: a text is not an address.
     """
     urls = [normalise_url(url) for text in texts for url in re.split(r"[\s,]+", text) if url]
     if not urls:
@@ -57,11 +72,11 @@ def split_urls(texts: Sequence[str]) -> tuple[str, ...]:
 def connected(
     urls: Sequence[str], access: Access, console: Console
 ) -> Iterator[tuple[Connection, ...]]:
-    """Connections to all servers, until the block ends.
+    """Connect to all servers until the block ends.
 
     Raises:
-        ConfigError: an option that the API does not take.
-        ServerError: a server does not answer; all that do not are named.
+        ConfigError: an option that the API does not have.
+        ServerError: servers do not answer; all of them are named.
     """
     if access.api is Api.SGLANG:
         _check_all(urls, access.api_key)
@@ -71,13 +86,13 @@ def connected(
             backend = connect(replace(access, url=url), console)
             stack.callback(backend.close)
             defaults = backend.sampling_defaults()
-            facts = Facts(url, backend.server_info(), defaults, backend.limiter.total)
+            facts = ServerFacts(url, backend.server_info(), defaults, backend.limiter.total)
             connections.append(Connection(facts, backend))
         yield tuple(connections)
 
 
 def _check_all(urls: Sequence[str], api_key: str | None) -> None:
-    """Before SGLang is loaded, which takes seconds."""
+    """Check that every server answers, before SGLang's frontend is loaded, which takes seconds."""
     problems = []
     for url in urls:
         try:
@@ -86,3 +101,88 @@ def _check_all(urls: Sequence[str], api_key: str | None) -> None:
             problems.append(str(error))
     if problems:
         raise ServerError("\n".join(problems))
+
+
+class ProgramSampler:
+    """Samples jobs with the run's program on one server. Thread-safe; a `JobSampler`."""
+
+    def __init__(
+        self,
+        backend: "Backend",
+        config: RunConfig,
+        *,
+        prompt: str,
+        sampling: Sampling,
+        parallel: int,
+        equivalent: Equivalent,
+    ) -> None:
+        """Check the options; the server is only asked if it honours seeds.
+
+        Args:
+            prompt: template of the task's questions.
+            parallel: samples of one question in flight.
+            equivalent: returns True if two answers share a vote.
+
+        Raises:
+            ConfigError: an impossible option of the program, or a broken prompt.
+        """
+        self._backend = backend
+        self._config = config
+        self._program = find_program(config.program)
+        self._prompt = prompt
+        self._sampling = sampling
+        self._parallel = parallel
+        # Votes are counted when the run is scored; only a program that stops early needs them now.
+        self._equivalent: Equivalent = equivalent if config.stops_early else operator.eq
+        self._seeds_honoured = sampling.seed is not None and backend.honours_seeds
+        self._run("", ())
+
+    def __call__(self, job: Job, deliver: SampleSink) -> None:
+        """Sample a job. Once a delivery is no longer wanted, the rest of the job is aborted."""
+        runs: list[SamplingRun] = []
+
+        def on_sample(sample: Sample) -> None:
+            # A program that stops early delivers at the end, except for failures.
+            is_due = not self._config.stops_early or sample.state is SampleState.FAILED
+            if is_due and not deliver(SampleResult(sample)):
+                runs[0].abandon()
+
+        outcome = self._run(
+            job.question.text, job.indices, on_sample=on_sample, on_begin=runs.append
+        )
+        if self._config.stops_early:
+            deliver(*self._results(outcome, runs[0]))
+
+    def _results(self, outcome: Outcome, run: "SamplingRun") -> Iterator[SampleResult]:
+        """Yield the samples of a finished question, with those marked that have no vote."""
+        voters = {sample.index for sample in run.voters}
+        for sample in outcome.samples:
+            cut_off = self._program.finished_only and sample.state is SampleState.TRUNCATED
+            has_vote = sample.index in voters and not cut_off
+            yield SampleResult(sample, late=sample.state in COMPLETED_STATES and not has_vote)
+
+    def _run(
+        self,
+        text: str,
+        indices: Sequence[int],
+        *,
+        on_sample: Callable[[Sample], None] = lambda _: None,
+        on_begin: "Callable[[SamplingRun], None]" = lambda _: None,
+    ) -> Outcome:
+        request = SamplingRequest(
+            ask_messages(text, template=self._prompt, system=self._config.system),
+            self._sampling,
+            parallel=self._parallel,
+            streamed=self._program.streamed,
+            seeds_honoured=self._seeds_honoured,
+        )
+        return run_program(
+            self._program,
+            self._backend,
+            request,
+            indices=indices,
+            equivalent=self._equivalent,
+            options=self._config.all_options(),
+            on_sample=on_sample,
+            on_begin=on_begin,
+        )

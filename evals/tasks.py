@@ -1,5 +1,5 @@
-"""The benchmarks, one frozen, versioned record a task, and their questions: read from a hub or a
-file, checked row by row, and identified by digests.
+"""Benchmarks and their questions: one frozen, versioned record a task; questions loaded from the
+Hugging Face hub or a file, checked row by row, and identified by digests.
 """
 
 import hashlib
@@ -13,51 +13,51 @@ from pathlib import Path
 from typing import Any
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.grade import CHOICES, AnswerKind, as_choice, as_integer
+from lim_sglang.evals.grading import CHOICES, AnswerKind, as_choice, as_integer
 from lim_sglang.programs.schema import CHOICE_PROMPT, MATH_PROMPT
 
 OWN_FILE = "file:"
-"""How the name of a task from a user's own file begins."""
+"""Prefix of the name of a task whose questions are in a user's own file."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a data set keeps its questions; a file in its place has `problem` and `answer`."""
+    """Names of a data set's columns. A JSONL file always has `problem` and `answer`."""
 
     problem: str = "problem"
     answer: str = "answer"
     wrong_answers: tuple[str, ...] = ()
-    """Of a multiple choice: the options beside the right one, which are shuffled with it."""
+    """Columns of the wrong options of a multiple choice, which are shuffled with the right one."""
     identity: tuple[str, ...] = ("id", "unique_id")
-    """The first of these that a row has; its number in the file without any."""
+    """Candidates for the question's id: the first that a row has, else the row's number."""
     answer_follows: str | None = None
-    """What the answer follows in its text, where a solution leads to it."""
+    """Mark before the answer, where the column holds a solution that ends in the answer."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Where a benchmark's questions come from, how they are asked and how answers are compared."""
+    """A benchmark: source of the questions, prompt, and kind of answer."""
 
     name: str
     version: int
-    """Higher with every change of prompt, extraction or grading that is not a mend."""
+    """Raised with every change of prompt, extraction or grading that is not a correction."""
     answer_kind: AnswerKind
     source: str
-    """Who wrote the questions."""
+    """Authors of the questions."""
     prompt: str = MATH_PROMPT
-    """For `str.format(question=...)`."""
+    """Template for `str.format(question=...)`."""
     hub_id: str | None = None
     hub_config: str | None = None
     revision: str | None = None
-    """The commit that is loaded."""
+    """Commit of the data set that is loaded."""
     split: str = "test"
     columns: Columns = Columns()
     digest: str | None = None
-    """`questions_digest` of the whole benchmark, to tell it from other questions of that name."""
+    """`questions_digest` of the published benchmark; tells other questions of that name apart."""
     shuffle_seed: int = 0
-    """Of the options' order, which follows for each question from this and its id."""
+    """Seed of the order of options, which follows from the seed and the question's id."""
     file: Path | None = None
-    """Of a user's own questions."""
+    """File of a user's own questions."""
 
 
 TASKS: Mapping[str, Task] = {
@@ -129,29 +129,36 @@ TASKS: Mapping[str, Task] = {
 
 
 def find_task(name: str) -> Task:
-    """The task of that name, or one of a user's own questions.
+    """Return the benchmark of that name, or the task of a user's own file.
 
-    `file:PATH.jsonl` has answers that math-verify compares, letters and integers among them;
+    `file:PATH.jsonl` compares answers by math-verify, letters and integers among them;
     `file:PATH.jsonl:choice` asks for the letter of an option, and `file:PATH.jsonl:integer` takes
-    integers from 0 to 999 only. Such a task is found by its own name as well, without its file.
+    only integers from 0 to 999. The short name that such a task has in a stored run
+    (`file:STEM:choice`) is accepted, too.
 
     Raises:
-        DataError: there is none; the message lists those that there are.
+        DataError: unknown name; the message lists the known ones.
     """
-    if name.startswith(OWN_FILE) and (place := name.removeprefix(OWN_FILE)):
-        return _own_task(place)
+    if name.startswith(OWN_FILE) and (text := name.removeprefix(OWN_FILE)):
+        return _own_task(text)
     if name not in TASKS:
         known = ", ".join(TASKS)
         raise DataError(f"unknown task {name!r}; the tasks are {known}, and {OWN_FILE}PATH.jsonl")
     return TASKS[name]
 
 
-def _own_task(place: str) -> Task:
-    path, _, word = place.rpartition(":")
+def short_name(name: str) -> str:
+    """Return a task's name without the folder of a user's own file. The task need not exist."""
+    return find_task(name).name if name.startswith(OWN_FILE) and name != OWN_FILE else name
+
+
+def _own_task(text: str) -> Task:
+    """Return the task of `PATH` or `PATH:KIND`."""
+    path, _, word = text.rpartition(":")
     kind = AnswerKind(word) if path and word in list(AnswerKind) else None
-    file = Path(path if kind else place).expanduser()
+    file = Path(path if kind else text).expanduser()
     return Task(
-        # Named by the file alone: a folder of one machine is no part of what was asked.
+        # The file's name alone: its folder differs from machine to machine.
         name=f"{OWN_FILE}{file.stem}" + (f":{kind}" if kind else ""),
         version=1,
         answer_kind=kind or AnswerKind.EXPRESSION,
@@ -161,9 +168,9 @@ def _own_task(place: str) -> Task:
     )
 
 
-MOST_PROBLEMS_SHOWN = 10
+MAX_PROBLEMS_SHOWN = 10
 Rows = Iterator[tuple[str, object]]
-"""Each with the place that an error names."""
+"""Pairs of a row's location, for errors, and the row: a mapping, or a line of JSON."""
 
 
 @dataclass(frozen=True)
@@ -172,60 +179,69 @@ class Question:
 
     question_id: str
     text: str
-    """With the options, where one is to be chosen."""
+    """Problem, with the options of a multiple choice."""
     gold: str
 
 
-def load_questions(
-    task: Task, data_dir: Path | None = None, limit: int | None = None
-) -> list[Question]:
-    """The first `limit` questions (all without one), in the order of the file.
-
-    Args:
-        data_dir: a folder with `<task>.jsonl`; without one the hub is asked, or the user's file.
+def load_questions(task: Task, data_dir: Path | None = None) -> list[Question]:
+    """Load all questions of a task in the order of their source: the user's own file, else
+    `<data_dir>/<task>.jsonl`, else the hub.
 
     Raises:
-        DataError: the source cannot be read, or rows of it are no questions (each is named).
+        DataError: the source cannot be read, or rows are not questions (each is named).
     """
     columns = Columns()
     if task.file:
-        where, rows = str(task.file), _file_rows(task.file, f"{OWN_FILE}PATH must name a file")
+        rows = _file_rows(task.file, f"{OWN_FILE}PATH must name a file")
     elif data_dir:
         path = data_dir / f"{task.name}.jsonl"
-        where, rows = str(path), _file_rows(path, f"--data-dir must be a folder with {path.name}")
+        rows = _file_rows(path, f"--data-dir must be a folder with {path.name}")
     else:
-        where, rows, columns = str(task.hub_id), _hub_rows(task), task.columns
+        rows, columns = _hub_rows(task), task.columns
     questions: dict[str, Question] = {}
     problems = []
-    for index, (place, row) in enumerate(rows):
+    for index, (location, row) in enumerate(rows):
         try:
             question = _read_question(row, task, columns, index)
             if question.question_id in questions:
                 raise DataError(f"the id {question.question_id!r} occurs a second time")
             questions[question.question_id] = question
         except DataError as problem:
-            problems.append(f"{place}: {problem}")
+            problems.append(f"{location}: {problem}")
     if problems:
-        raise DataError(_bad_rows(problems))
+        raise DataError(_describe_problems(problems))
     if not questions:
-        raise DataError(f"{where} holds no question; expected one row a question")
-    return list(questions.values())[:limit]
+        source = questions_source(task, data_dir)
+        raise DataError(f"{source} holds no question; expected one row a question")
+    return list(questions.values())
+
+
+def questions_source(task: Task, data_dir: Path | None) -> str:
+    """Return the file or data set that `load_questions` reads."""
+    return str(task.file or (data_dir / f"{task.name}.jsonl" if data_dir else task.hub_id))
 
 
 def questions_digest(questions: Iterable[Question]) -> str:
-    """SHA-256 over the stripped problem texts, sorted, joined by newlines: free of order and id."""
+    """Return the SHA-256 of the stripped problem texts, sorted and joined by newlines.
+
+    The digest identifies a benchmark: the order and ids of its questions do not matter.
+    """
     texts = sorted(question.text.strip() for question in questions)
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def selection_digest(questions: Iterable[Question]) -> str:
-    """SHA-256 over ids, texts and gold answers in their order: exactly what a run asks."""
+    """Return the SHA-256 of ids, texts and gold answers in their order: exactly what a run asks."""
     rows = [[q.question_id, q.text, q.gold] for q in questions]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _read_question(row: object, task: Task, columns: Columns, index: int) -> Question:
-    """Check one row, a mapping or a line of JSON; its DataError says what is wrong, not where."""
+    """Check one row, a mapping or a line of JSON, and return its question.
+
+    Raises:
+        DataError: the row is no question; the message does not say where the row stands.
+    """
     if isinstance(row, str):
         try:
             row = json.loads(row)
@@ -233,36 +249,35 @@ def _read_question(row: object, task: Task, columns: Columns, index: int) -> Que
             raise DataError(f"not JSON ({error})") from None
     if not isinstance(row, Mapping):
         raise DataError("expected an object with problem and answer")
-    wanted = (columns.problem, columns.answer, *columns.wrong_answers)
-    missing = [name for name in wanted if row.get(name) is None]
+    required = (columns.problem, columns.answer, *columns.wrong_answers)
+    missing = [name for name in required if row.get(name) is None]
     if missing:
         raise DataError(f"has no {' and no '.join(missing)}")
-    text = _text(row[columns.problem], columns.problem)
+    text = _check_text(row[columns.problem], columns.problem)
     gold = _answer_text(row[columns.answer], columns.answer, columns.answer_follows)
-    names = columns.identity
-    identity = _text(
-        str(next((row[name] for name in names if row.get(name) is not None), index)), "id"
-    )
+    ids = (row[name] for name in columns.identity if row.get(name) is not None)
+    question_id = _check_text(str(next(ids, index)), "id")
     if columns.wrong_answers:
         wrong = [_answer_text(row[name], name) for name in columns.wrong_answers]
-        text, gold = _with_options(text, [gold, *wrong], f"{task.shuffle_seed} {identity}")
+        text, gold = _with_options(text, [gold, *wrong], f"{task.shuffle_seed} {question_id}")
     _check_gold(gold, task.answer_kind)
-    return Question(question_id=identity, text=text, gold=gold)
+    return Question(question_id=question_id, text=text, gold=gold)
 
 
-def _text(value: object, name: str) -> str:
+def _check_text(value: object, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{name} must be a text that is not empty")
+        raise DataError(f"{name} must be a non-empty text")
     if not value.isascii() and value != value.encode(errors="ignore").decode():
-        raise DataError(f"{name} holds half a surrogate pair, which is no text")
+        raise DataError(f"{name} holds half a surrogate pair, which is not valid text")
     return value
 
 
 def _answer_text(answer: Any, name: str, follows: str | None = None) -> str:
-    """An answer as text; 25 and 25.0 are both "25".
+    """Return an answer as text; 25 and 25.0 are both "25".
 
     Args:
-        follows: what it stands behind in a solution; such answers are numbers, whose commas go.
+        follows: mark before the answer at the end of a solution. Answers behind a mark are
+            numbers, so their thousands separators are removed.
     """
     if follows and isinstance(answer, str):
         _, mark, answer = answer.rpartition(follows)
@@ -270,23 +285,24 @@ def _answer_text(answer: Any, name: str, follows: str | None = None) -> str:
             raise DataError(f"{name} must end in {follows} and the number")
         answer = answer.replace(",", "")
     if isinstance(answer, str) and answer.strip():
-        return _text(answer, name).strip()
+        return _check_text(answer, name).strip()
     if isinstance(answer, float) and math.isfinite(answer):
         return str(int(answer)) if answer.is_integer() else str(answer)
     if isinstance(answer, int) and not isinstance(answer, bool):
         return str(answer)
-    raise DataError(f"{name} must be a number or a text that is not empty, not {answer!r}")
+    raise DataError(f"{name} must be a number or a non-empty text, not {answer!r}")
 
 
 def _with_options(text: str, options: list[str], seed: str) -> tuple[str, str]:
-    """The question with its options in an order of its own, and the letter of the first one.
+    """Append shuffled options to a question; return the text and the letter of the first option.
 
-    Ordered by digests, so that no version of Python and no other data set changes it.
+    The order follows from SHA-256 digests of the seed, so it is the same in every version of
+    Python and does not depend on the other questions.
     """
     order = sorted(
         range(len(options)), key=lambda n: hashlib.sha256(f"{seed} {n}".encode()).digest()
     )
-    lines = [f"{CHOICES[place]}) {options[n]}" for place, n in enumerate(order)]
+    lines = [f"{CHOICES[letter]}) {options[n]}" for letter, n in enumerate(order)]
     return "\n".join([text.strip(), "", *lines]), CHOICES[order.index(0)]
 
 
@@ -299,21 +315,21 @@ def _check_gold(gold: str, kind: AnswerKind) -> None:
         )
 
 
-def _bad_rows(problems: list[str]) -> str:
-    shown = problems[:MOST_PROBLEMS_SHOWN]
+def _describe_problems(problems: list[str]) -> str:
+    shown = problems[:MAX_PROBLEMS_SHOWN]
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more")
-    return "these rows are no questions:" + "".join(f"\n  - {problem}" for problem in shown)
+    return "these rows are not questions:" + "".join(f"\n  - {problem}" for problem in shown)
 
 
 def _file_rows(path: Path, expected: str) -> Rows:
-    """The lines of a JSONL file; blank ones are left out.
+    """Return the lines of a JSONL file, without blank ones.
 
-    Split at newlines alone: `str.splitlines` would also split at U+2028 inside a text.
+    Lines are split at newlines alone: `str.splitlines` would also split at U+2028 inside a text.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:  # no UTF-8, or no name that a file can have
+    except (OSError, ValueError) as error:  # not UTF-8, or not a valid file name
         raise DataError(
             f"cannot read {path} ({error}); {expected}, one JSON object a line with problem and "
             "answer"
@@ -322,8 +338,8 @@ def _file_rows(path: Path, expected: str) -> Rows:
 
 
 @contextmanager
-def _without_retries_being_told() -> Iterator[None]:
-    """The hub's client warns of each of its attempts; what came of the last one is the error."""
+def _quiet_hub() -> Iterator[None]:
+    """Silence the hub client's warning about each retry; the last failure becomes our error."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -334,11 +350,11 @@ def _without_retries_being_told() -> Iterator[None]:
 
 
 def _hub_rows(task: Task) -> Rows:
-    """The rows of the hub's data set at the pinned revision."""
+    """Return the rows of the hub's data set at the pinned revision."""
     try:
         from datasets import load_dataset
 
-        with _without_retries_being_told():
+        with _quiet_hub():
             rows = load_dataset(
                 task.hub_id, name=task.hub_config, split=task.split, revision=task.revision
             )

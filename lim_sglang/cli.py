@@ -8,7 +8,6 @@ from lim_sglang.bench.command import bench
 from lim_sglang.doctor import doctor
 from lim_sglang.errors import errors_in_words
 from lim_sglang.evals.commands import compare_runs, evaluate, grade, write_report
-from lim_sglang.evals.sweep_command import sweep
 from lim_sglang.programs.ask import ask
 from lim_sglang.programs.proxy_command import proxy
 from lim_sglang.serve import serve
@@ -28,7 +27,6 @@ app.command("eval")(evaluate)
 app.command("grade")(grade)
 app.command("compare")(compare_runs)
 app.command("report")(write_report)
-app.command("sweep")(sweep)
 app.command("doctor")(doctor)
 app.add_typer(bench, name="bench")
 

@@ -1,5 +1,9 @@
-"""Samples for tests of what happens to them afterwards."""
+"""Plain objects for tests: samples, graded samples, an equivalence of texts."""
 
+from dataclasses import replace
+from typing import Any, Self
+
+from lim_sglang.evals.run_store import GradedSample
 from lim_sglang.programs.schema import Sample, SampleState
 
 
@@ -13,7 +17,7 @@ def make_sample(
     error: str = "connection refused",
     tokens_at_least: bool = False,
 ) -> Sample:
-    """A sample that says its answer; a failed one has the error."""
+    """Return a sample that says its answer; a failed one has the error."""
     return Sample(
         index=index,
         state=state,
@@ -28,3 +32,34 @@ def make_sample(
         confidence=confidence,
         tokens_at_least=tokens_at_least,
     )
+
+
+def make_graded(
+    index: int = 0,
+    question_id: str = "q",
+    answer: str | None = "4",
+    gold: str = "4",
+    **changes: Any,
+) -> GradedSample:
+    """Return a graded sample; `changes` are fields of its `Sample`."""
+    sample = replace(make_sample(index, answer), **changes)
+    return GradedSample(question_id, gold, answer == gold, sample)
+
+
+class TextEquivalence:
+    """Stand-in for math-verify: answers are equal if their texts are."""
+
+    def equivalent(self, a: str, b: str) -> bool:
+        return a == b
+
+    def correct(self, gold: str, answer: str) -> bool:
+        return gold == answer
+
+    def warm_up(self) -> None:
+        """Start nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass

@@ -1,4 +1,4 @@
-"""The commands against real servers: a vote, and an evaluation whose server is killed meanwhile."""
+"""`lim ask` and `lim eval` on real servers, one of which is killed in the middle of a run."""
 
 import json
 import signal
@@ -15,33 +15,33 @@ from tests.processes import LIM_SERVE, Ending, LocalServer, clean_environment, s
 pytestmark = pytest.mark.e2e
 
 API_KEY = "a-key-of-the-tests"
-NUM_QUESTIONS, NUM_SAMPLES = 3, 4
-LONG, SHORT = "300", "24"
-"""Tokens a sample: so many that a server dies meanwhile, and so few that one is soon done."""
+NUM_QUESTIONS, NUM_SAMPLES = 2, 4
+LONG, SHORT = "100", "24"
+"""Tokens a sample: enough for a server to die meanwhile; few for a quick vote."""
 WAIT_S = 240.0
 ENDS_WITHIN_S = 20.0
 
 
 @dataclass(frozen=True)
 class Interrupted:
-    """An evaluation before and after its server was killed."""
+    """A run before and after its server was killed."""
 
     code: int
     error: str
     stored: list[str]
-    """Lines that were there when it ended."""
+    """Lines when the first command had ended."""
     second: subprocess.CompletedProcess[str]
     final: list[str]
     run_record: dict
     ask: subprocess.CompletedProcess[str]
     """`lim ask` on the second server."""
     ending: Ending
-    """Of the second server, after Ctrl-C."""
+    """End of the second server, after Ctrl-C."""
 
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a task of our own questions."""
+    """Folder with questions of our own in the place of a benchmark's."""
     folder = tmp_path_factory.mktemp("questions")
     rows = [{"problem": f"w{n + 9} w{n + 10}", "answer": n} for n in range(NUM_QUESTIONS + 2)]
     (folder / "math500.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -49,12 +49,12 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lim(*arguments: str, server: LocalServer) -> list[str]:
-    """A command line of ours against a server."""
+    """Return a `lim` command against a server."""
     return [sys.executable, "-m", "lim_sglang", *arguments, "--url", server.url]
 
 
 def evaluating(questions: Path, out: Path, server: LocalServer) -> list[str]:
-    """The command that is given twice."""
+    """Return the command that is given twice."""
     return lim(
         *("eval", "math500", "--data-dir", str(questions), "--out", str(out)),
         *("--limit", str(NUM_QUESTIONS), "--samples", str(NUM_SAMPLES)),
@@ -64,7 +64,7 @@ def evaluating(questions: Path, out: Path, server: LocalServer) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Of a client that knows the key."""
+    """Return the environment of a client that knows the key."""
     return clean_environment({"LIM_API_KEY": API_KEY})
 
 
@@ -72,7 +72,7 @@ def environment() -> dict[str, str]:
 def interrupted(
     tiny_model: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Interrupted:
-    """Evaluate; kill the server after some samples; go on with a new one."""
+    """Begin a run, kill its server after some samples, and resume the run with a new server."""
     out = tmp_path_factory.mktemp("run")
     command = [*LIM_SERVE, str(tiny_model), "--budget", "64", "--lim-select-layers", "2,5"]
     settings = {"LIM_API_KEY": API_KEY}
@@ -105,14 +105,14 @@ def interrupted(
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run to the end."""
+    """Run a command to its end."""
     return subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=WAIT_S
     )
 
 
 def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str]) -> None:
-    """Until so many samples are stored."""
+    """Wait until a number of samples is stored."""
     deadline = time.monotonic() + WAIT_S
     while not path.exists() or path.read_text().count("\n") < count:
         assert process.poll() is None, process.communicate()[1]
@@ -123,20 +123,23 @@ def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str]) -> No
 def test_a_killed_server_ends_the_evaluation_with_a_clear_error(interrupted: Interrupted) -> None:
     assert interrupted.code == 1
     assert "error: no server answers at" in interrupted.error
-    assert "the same command goes on from there" in interrupted.error
+    assert "the same command resumes the run" in interrupted.error
     assert "Traceback" not in interrupted.error
 
 
-def test_finished_samples_are_kept_and_the_same_command_goes_on(interrupted: Interrupted) -> None:
+def test_finished_samples_are_kept_and_the_same_command_resumes(interrupted: Interrupted) -> None:
     assert 2 <= len(interrupted.stored) < NUM_QUESTIONS * NUM_SAMPLES
     assert interrupted.second.returncode == 0, interrupted.second.stderr
-    assert f"going on at {len(interrupted.stored)} of 12 samples" in interrupted.second.stderr
+    assert (
+        f"resuming at {len(interrupted.stored)} of {NUM_QUESTIONS * NUM_SAMPLES} samples"
+        in interrupted.second.stderr
+    )
     assert interrupted.final[: len(interrupted.stored)] == interrupted.stored
     samples = [json.loads(line) for line in interrupted.final]
     assert len({(s["question"], s["index"]) for s in samples}) == NUM_QUESTIONS * NUM_SAMPLES
 
 
-def test_the_table_and_the_record_say_what_was_run(interrupted: Interrupted) -> None:
+def test_the_table_and_the_record_name_the_run(interrupted: Interrupted) -> None:
     table = interrupted.second.stdout
     assert "lessismore-64" in table
     assert "pass@1" in table
@@ -148,7 +151,7 @@ def test_the_table_and_the_record_say_what_was_run(interrupted: Interrupted) -> 
     assert settings["program"] == {"name": "majority", "options": {}, "parallel": None}
 
 
-def test_samples_hold_the_seed_that_was_sent_and_that_it_was_not_heeded(
+def test_samples_hold_the_seed_that_was_sent_and_was_not_honoured(
     interrupted: Interrupted,
 ) -> None:
     samples = [json.loads(line) for line in interrupted.final]
@@ -156,7 +159,7 @@ def test_samples_hold_the_seed_that_was_sent_and_that_it_was_not_heeded(
     assert not any(s["seed_honoured"] for s in samples)
 
 
-def test_a_vote_comes_in_sample_by_sample_and_ends_in_one_line(interrupted: Interrupted) -> None:
+def test_a_vote_is_shown_sample_by_sample_and_ends_in_one_line(interrupted: Interrupted) -> None:
     ask = interrupted.ask
     assert ask.returncode == 0, ask.stderr
     assert [line[:3] for line in ask.stderr.splitlines() if " tokens, " in line] == [

@@ -1,4 +1,4 @@
-"""Run folders that commit b95d0a5 sampled on CPU servers: read as ever, never continued."""
+"""Run folders that commit b95d0a5 sampled on CPU servers: read as ever, never resumed."""
 
 import json
 import math
@@ -11,9 +11,8 @@ import pytest
 
 from lim_sglang.errors import DataError
 from lim_sglang.evals.compare import compare
-from lim_sglang.evals.grade import Grader
+from lim_sglang.evals.grading import Grader, grade_run
 from lim_sglang.evals.metrics import load_summaries
-from lim_sglang.evals.regrade import grade_run
 from lim_sglang.evals.report import make_groups
 from lim_sglang.evals.run_store import RunRecord, load_run, open_run
 from lim_sglang.evals.tables import group_table
@@ -59,12 +58,12 @@ def test_verdicts_are_renewed_without_a_change(name: str, tmp_path: Path) -> Non
     assert load_run(run).samples == load_run(GOLDEN / name).samples
 
 
-def test_a_run_of_then_is_not_continued_and_the_error_says_so(tmp_path: Path) -> None:
+def test_a_run_of_then_is_not_resumed_and_the_error_says_so(tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(GOLDEN / "tiny-full", run)
     old = load_run(run).record
     settings = {**old.settings, "sampling_version": 1, "grading_version": None}
     del settings["code_sha256"]
-    with pytest.raises(DataError, match=r"begun by an earlier lim-sglang.*not continued"):
+    with pytest.raises(DataError, match=r"begun by an earlier lim-sglang.*not resumed"):
         open_run(run, RunRecord("id", settings, old.about))
     assert load_run(run).record == old

@@ -195,7 +195,7 @@ MEGABYTES = 10
 GARBAGE = """
 import resource, time
 resource.setrlimit(resource.RLIMIT_AS, (400 * 1024**2,) * 2)
-from lim_sglang.evals.grade import as_choice, as_integer
+from lim_sglang.evals.grading import as_choice, as_integer
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.equivalence import EquivalenceChecker
 text = {piece!r} * ({size} // len({piece!r}))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.evals.grade import AnswerKind, Grader
+from lim_sglang.evals.grading import AnswerKind, Grader
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.equivalence import EquivalenceChecker
 

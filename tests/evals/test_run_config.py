@@ -1,4 +1,4 @@
-"""What a run depends on, and the id that follows from it."""
+"""Configuration of a run, the settings that its results depend on, and the id of these."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,26 +6,30 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.evals import run_config as settings_module
-from lim_sglang.evals.grade import GRADING_VERSION
+from lim_sglang.errors import ConfigError
+from lim_sglang.evals import run_config as run_config_module
+from lim_sglang.evals.grading import GRADING_VERSION
 from lim_sglang.evals.run_config import (
-    Method,
+    RunConfig,
     describe_policy,
-    differences,
     run_id,
     run_settings,
+    server_settings,
+    task_settings,
 )
-from lim_sglang.evals.tasks import TASKS, Question, Task
+from lim_sglang.evals.run_store import differences
+from lim_sglang.evals.tasks import TASKS, Question, Task, questions_digest
 from lim_sglang.programs.program import SAMPLING_VERSION
 from lim_sglang.programs.schema import Sampling
 
 MATH = TASKS["math500"]
-ADAPTIVE = Method(40, "adaptive", {"confidence": 0.95})
+CONFIG = RunConfig("math500")
+ADAPTIVE = RunConfig("math500", "adaptive", {"confidence": 0.95})
 QUESTIONS = (Question("0", "Add 1 and 2.", "3"), Question("1", "Add 2 and 2.", "4"))
 
 
 def server_info(**changes: Any) -> dict[str, Any]:
-    """What a LessIsMore server with a budget of 256 says, as far as a run reads it."""
+    """Return what a run reads of the `/server_info` of LessIsMore with a budget of 256."""
     lim = {
         "config": {"policy": "lessismore", "budget": 256},
         "roles": ["full", "full", "select", "reuse"],
@@ -51,34 +55,33 @@ def lim_state(**changes: Any) -> list[dict[str, Any]]:
 
 def settings(**changes: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {
+        "config": CONFIG,
         "task": MATH,
-        "questions": QUESTIONS,
-        "digest": "d",
-        "method": Method(),
+        "benchmark": QUESTIONS,
         "parallel": 4,
         "sampling": Sampling(),
         "server_info": server_info(),
+        **changes,
     }
-    arguments.update(changes)
-    return run_settings(arguments.pop("task"), arguments.pop("questions"), **arguments)
+    return run_settings(**arguments)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"task": TASKS["aime24"]},
-        {"task": replace(MATH, digest="d")},
+        {"task": replace(MATH, digest=questions_digest(QUESTIONS))},
         {"task": replace(MATH, version=99)},
         {"task": replace(MATH, prompt=r"{question} Think.")},
-        {"questions": QUESTIONS[:1]},
-        {"questions": (QUESTIONS[0], replace(QUESTIONS[1], gold="5"))},
-        {"digest": "e"},
-        {"method": Method(8)},
-        {"method": Method(system="Be brief.")},
-        {"method": Method(thinking=False)},
-        {"method": Method(thinking_budget=1000)},
-        {"method": Method(program="single")},
-        {"method": ADAPTIVE},
+        {"config": replace(CONFIG, limit=1)},
+        {"benchmark": (QUESTIONS[0], replace(QUESTIONS[1], gold="5"))},
+        {"benchmark": QUESTIONS[:1]},
+        {"config": replace(CONFIG, num_samples=8)},
+        {"config": replace(CONFIG, system="Be brief.")},
+        {"config": replace(CONFIG, thinking=False)},
+        {"config": replace(CONFIG, thinking_budget=1000)},
+        {"config": replace(CONFIG, program="single")},
+        {"config": ADAPTIVE},
         {"sampling": Sampling(max_tokens=400)},
         {"sampling": Sampling(temperature=0.0)},
         {"sampling": Sampling(top_p=1.0)},
@@ -118,30 +121,30 @@ def test_what_cannot_change_the_result_keeps_the_id(changes: dict[str, Any]) -> 
     "changes",
     [
         {"parallel": 2},
-        {"method": replace(ADAPTIVE, options={"confidence": 0.9})},
-        {"method": replace(ADAPTIVE, num_samples=20)},
+        {"config": replace(ADAPTIVE, options={"confidence": 0.9})},
+        {"config": replace(ADAPTIVE, num_samples=20)},
     ],
 )
 def test_what_decides_when_a_program_stops_changes_the_id(changes: dict[str, Any]) -> None:
-    usual: dict[str, Any] = {"method": ADAPTIVE, "parallel": 8}
+    usual: dict[str, Any] = {"config": ADAPTIVE, "parallel": 8}
     assert run_id(settings(**{**usual, **changes})) != run_id(settings(**usual))
 
 
 def test_another_sampling_version_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
     before = settings()
-    monkeypatch.setattr(settings_module, "SAMPLING_VERSION", SAMPLING_VERSION + 1)
+    monkeypatch.setattr(run_config_module, "SAMPLING_VERSION", SAMPLING_VERSION + 1)
     found = [difference.name for difference in differences(before, settings())]
     assert found == ["sampling_version"]
     assert run_id(before) != run_id(settings())
 
 
-@pytest.mark.parametrize(("method", "changed"), [(Method(), []), (ADAPTIVE, ["grading_version"])])
+@pytest.mark.parametrize(("config", "changed"), [(CONFIG, []), (ADAPTIVE, ["grading_version"])])
 def test_another_grading_version_is_another_run_only_where_verdicts_stop_it(
-    method: Method, changed: list[str], monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, changed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = settings(method=method)
-    monkeypatch.setattr(settings_module, "GRADING_VERSION", GRADING_VERSION + 1)
-    found = [difference.name for difference in differences(before, settings(method=method))]
+    before = settings(config=config)
+    monkeypatch.setattr(run_config_module, "GRADING_VERSION", GRADING_VERSION + 1)
+    found = [difference.name for difference in differences(before, settings(config=config))]
     assert found == changed
 
 
@@ -174,8 +177,9 @@ def test_a_seed_is_honoured_only_by_a_deterministic_server(
 
 
 def test_the_revision_is_recorded_only_of_the_known_questions() -> None:
-    assert settings(digest=MATH.digest)["questions"]["revision"] == MATH.revision
-    assert settings(digest="d")["questions"]["revision"] is None
+    known = replace(MATH, digest=questions_digest(QUESTIONS))
+    assert settings(task=known)["questions"]["revision"] == MATH.revision
+    assert settings()["questions"]["revision"] is None
 
 
 def test_a_run_is_named_by_what_a_folder_can_be_called(tmp_path: Path) -> None:
@@ -183,3 +187,70 @@ def test_a_run_is_named_by_what_a_folder_can_be_called(tmp_path: Path) -> None:
     name = run_id(settings(task=task))
     assert name.startswith("file-data-my-questions.jsonl-lessismore-256-")
     (tmp_path / name).mkdir()
+
+
+def test_the_settings_known_without_a_server_and_those_of_the_server_are_all_but_versions() -> None:
+    before = task_settings(CONFIG, MATH, QUESTIONS)
+    later = server_settings(server_info(), Sampling())
+    assert not before.keys() & later.keys()
+    rest = settings().keys() - before.keys() - later.keys()
+    assert rest == {"sampling_version", "grading_version"}
+    assert task_settings(CONFIG, MATH).keys() == before.keys() - {"questions"}
+
+
+@pytest.mark.parametrize(
+    ("program", "given", "expected"),
+    [
+        ("majority", None, 4),
+        ("majority", 16, 16),
+        ("single", None, 1),
+        ("short", None, 8),
+        ("confidence", None, 32),
+        ("budget", None, 40),
+        ("budget", 12, 12),
+    ],
+)
+def test_each_program_has_its_default_number_of_samples(
+    program: str, given: int | None, expected: int
+) -> None:
+    assert RunConfig("math500", program, num_samples=given).samples_per_question == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "concurrency", "expected"),
+    [
+        (CONFIG, 64, 4),
+        (replace(CONFIG, num_samples=500), 1000, 64),
+        (replace(CONFIG, num_samples=16), 3, 3),
+        (ADAPTIVE, 64, 8),
+        (replace(ADAPTIVE, num_samples=5), 64, 5),
+        (RunConfig("math500", "early_stop"), 64, 40),
+    ],
+)
+def test_samples_of_one_question_in_flight_fit_program_number_and_server(
+    config: RunConfig, concurrency: int, expected: int
+) -> None:
+    assert config.samples_in_flight(concurrency) == expected
+
+
+def test_a_program_that_stops_early_is_recorded_with_all_its_options() -> None:
+    options = ADAPTIVE.all_options()
+    assert options == RunConfig("math500", "adaptive").all_options()
+    assert replace(ADAPTIVE, options={"confidence": 0.5}).all_options()["confidence"] == 0.5
+    assert CONFIG.all_options() == {}
+    with pytest.raises(ConfigError, match="the program majority has no option window"):
+        replace(CONFIG, options={"window": 3}).all_options()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"program": "oracle"}, "unknown program 'oracle'"),
+        ({"program": "single", "num_samples": 2}, "generates one sample a question, not 2"),
+        ({"thinking_budget": 2048}, "leaves nothing of max_tokens 2,048"),
+        ({"thinking_budget": 9, "sampling": {"max_tokens": 9}}, "leaves nothing of max_tokens 9"),
+    ],
+)
+def test_impossible_choices_are_refused_at_once(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RunConfig("math500", **changes)

@@ -1,0 +1,67 @@
+"""Progress on a console: a bar on a terminal, a line now and then in a log or a pipe."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+LINE_INTERVAL_S = 10.0
+"""Least time between two lines in a log or a pipe."""
+
+
+@contextmanager
+def show_progress(
+    console: Console,
+    total: float,
+    text: str,
+    *,
+    completed: float = 0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Callable[[float, str], None]]:
+    """Show progress until the block ends; yield the function that updates the display.
+
+    On a terminal, a bar is redrawn in place. Elsewhere a line is printed at the start, at most
+    every ten seconds, and at the end.
+
+    Args:
+        total: amount of work, in any unit.
+        text: description shown at the start.
+        completed: work done before.
+
+    Yields:
+        A function of the completed amount of work and the new description.
+    """
+    if console.is_terminal:
+        columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        description = TextColumn("{task.description}", markup=False)
+        with Progress(*columns, description, console=console) as bars:
+            bar = bars.add_task(text, total=total)
+            bars.update(bar, completed=completed)
+
+            def redraw(completed: float, text: str) -> None:
+                bars.update(bar, completed=completed, description=text)
+
+            yield redraw
+        return
+
+    shown, latest, shown_s = "", text, clock()
+
+    def print_line() -> None:
+        nonlocal shown, shown_s
+        console.print(latest, markup=False, highlight=False, soft_wrap=True)
+        shown, shown_s = latest, clock()
+
+    def update(completed: float, text: str) -> None:
+        nonlocal latest
+        latest = text
+        if clock() - shown_s >= LINE_INTERVAL_S:
+            print_line()
+
+    print_line()
+    try:
+        yield update
+    finally:
+        if latest != shown:
+            print_line()

@@ -1,0 +1,511 @@
+"""`lim eval` from its words to its table, on fake servers: what is refused, what a crash, a lost
+server or a full disk costs, and every program.
+"""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+
+from lim_sglang.evals.tasks import TASKS
+from tests.fakes.openai_server import Streamed, serving_openai
+from tests.fakes.sglang_server import FakeServer, eventually, serving
+from tests.fakes.sums import (
+    INTEGERS,
+    NUM_TOKENS,
+    Done,
+    answering,
+    asked,
+    comparable,
+    eval_words,
+    keys,
+    lim,
+    rows,
+    run_record,
+    said,
+    write_sums,
+)
+from tests.programs.chains import Chain, endless, words
+from tests.programs.forking import Command, Forker
+
+DISK_SIZE = 64 * 1024
+FILE_SIZE = 12 * 1024
+PACE_S = 0.01
+"""Time that a server takes for each of seven tokens."""
+WAIT_S = 120.0
+
+
+def assert_refused(done: Done, *messages: str, code: int = 1) -> None:
+    """Check that a command said why, in words, and printed no result."""
+    assert done.code == code, done.error
+    assert "error: " in done.error
+    assert "Traceback" not in done.error
+    assert done.output == ""
+    for message in messages:
+        assert message in done.error
+
+
+def run_again(questions: Path, out: Path, *options: str) -> FakeServer:
+    """Resume a run on a new, healthy server, and return the server."""
+    with serving(answering()) as healthy:
+        done = lim(*eval_words(questions, out, healthy), *options)
+        assert done.code == 0, done.error
+    return healthy
+
+
+@pytest.mark.parametrize(
+    ("given", "messages", "code"),
+    [
+        ("aime1924", ["unknown task 'aime1924'"], 1),
+        ("aime1924 math500", ["unknown task 'aime1924'", "math500.jsonl"], 1),
+        ("file:{folder}/none.jsonl", ["none.jsonl"], 1),
+        ("file:{folder}/sums.jsonl file:{folder}/sums.jsonl", ["is named twice"], 2),
+        ("file:{folder}/no_answer.jsonl", ["no_answer.jsonl, line 2: has no answer"], 1),
+        ("aime24", ["aime24.jsonl, line 1", "integer from 0 to 999", "1000"], 1),
+        ("file:{folder}/sums.jsonl --program oracle", ["unknown program 'oracle'"], 2),
+        (
+            "file:{folder}/sums.jsonl --set window=3",
+            ["the program majority has no option window"],
+            2,
+        ),
+        (
+            "file:{folder}/sums.jsonl --program short --set wanted=0",
+            ["wanted: expected at least 1, got 0"],
+            2,
+        ),
+        (
+            "file:{folder}/sums.jsonl --program single --samples 2",
+            ["single generates one sample a question, not 2"],
+            2,
+        ),
+        ("file:{folder}/sums.jsonl --budget 256", ["--lim-budget", "--serve MODEL"], 2),
+        ("file:{folder}/sums.jsonl -- --dtype half", ["what follows --"], 2),
+        ("file:{folder}/sums.jsonl --out /dev/null/run", ["cannot write to /dev/null"], 1),
+        ("file:{folder}/sums.jsonl --url {url}", ["is named twice"], 2),
+        (
+            "file:{folder}/sums.jsonl --url 127.0.0.1:9 --url 127.0.0.1:7",
+            ["no server answers at http://127.0.0.1:9", "no server answers at http://127.0.0.1:7"],
+            1,
+        ),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_sampled(
+    given: str, messages: list[str], code: int, tmp_path: Path
+) -> None:
+    write_sums(tmp_path, 2, "sums")
+    good = {"problem": "What is 1 + 1?", "answer": "2"}
+    lines = [good, {"problem": "What is 1 + 2?"}]
+    (tmp_path / "no_answer.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    (tmp_path / "aime24.jsonl").write_text(json.dumps({**good, "answer": 1000}) + "\n")
+    with serving(answering()) as fake:
+        ours, *further = given.format(folder=tmp_path, url=fake.url).split(" -- ")
+        where = ["--data-dir", str(tmp_path), "--url", fake.url]
+        out = [] if "--out" in ours else ["--out", str(tmp_path / "run")]
+        behind = ["--", *further[0].split()] if further else []
+        assert_refused(lim("eval", *ours.split(), *where, *out, *behind), *messages, code=code)
+        assert not fake.requests
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_other_settings_is_not_mixed_with(tmp_path: Path) -> None:
+    questions, out = write_sums(tmp_path, 2), tmp_path / "run"
+    with serving(answering()) as fake:
+        command = eval_words(questions, out, fake)
+        lim(*command)
+        before = (out / "samples.jsonl").read_bytes()
+        changed = ["--max-tokens", "64", "--system", "Be brief.", "--no-thinking"]
+        assert_refused(
+            lim(*command, *changed),
+            "sampling.max_tokens was 2048 and is now 64",
+            'system was null and is now "Be brief."',
+            "thinking.enabled was null and is now false",
+        )
+    assert (out / "samples.jsonl").read_bytes() == before
+
+
+def test_ctrl_c_leaves_a_run_that_is_resumed(forker: Forker, tmp_path: Path) -> None:
+    questions, out = write_sums(tmp_path, 6), tmp_path / "run"
+    answer = answering()
+    with serving(lambda body: answer(body) if asked(body) < 3 else endless("so")) as fake:
+        command = forker.start(tmp_path, *eval_words(questions, out, fake))
+        assert eventually(lambda: out.exists() and len(rows(out)) == 12, WAIT_S), command.error
+        command.interrupt()
+        assert command.wait() == 130
+        assert eventually(lambda: fake.in_flight == 0)
+    assert f"interrupted; finished samples are safe in {out}" in command.error
+    assert "Traceback" not in command.error
+    stored = rows(out)
+    assert len(run_again(questions, out).requests) == 12
+    assert rows(out)[:12] == stored
+    assert len(set(keys(out))) == len(keys(out)) == 24
+
+
+def test_a_server_that_is_lost_in_mid_run_loses_nothing(tmp_path: Path) -> None:
+    questions, out = write_sums(tmp_path, 10), tmp_path / "run"
+
+    def answer(body: dict[str, Any]) -> Any:
+        if len(fake.requests) >= 13:
+            threading.Thread(target=fake.kill).start()
+        return answering(PACE_S)(body)
+
+    with serving(answer) as fake:
+        done = lim(*eval_words(questions, out, fake), "--concurrency", "4")
+    assert done.code == 1
+    assert f"error: no server answers at {fake.url}" in done.error
+    assert "the same command resumes the run" in done.error
+    assert "Traceback" not in done.error
+    stored = rows(out)
+    assert 0 < len(stored) < 40
+    assert len(run_again(questions, out).requests) == 40 - len(stored)
+    assert rows(out)[: len(stored)] == stored
+    assert len(set(keys(out))) == len(keys(out)) == 40
+
+
+def test_failures_of_a_living_server_are_told_left_out_and_tried_again_on_request(
+    tmp_path: Path,
+) -> None:
+    questions, out = write_sums(tmp_path, 4), tmp_path / "run"
+    good = answering()
+
+    def answer(body: dict[str, Any]) -> Any:
+        too_long = asked(body) == 2 and body["seed"] % 2
+        return (400, {"message": "the prompt is too long"}) if too_long else good(body)
+
+    with serving(answer) as fake:
+        command = eval_words(questions, out, fake)
+        done = lim(*command)
+        assert done.code == 1
+        assert "2 samples failed" in done.error
+        assert "the prompt is too long" in done.error
+        assert "--retry-failed tries them again" in done.error
+        assert len(rows(out)) == 14
+        again = lim(*command)
+        assert (again.code, again.output) == (1, done.output)
+        assert "2 that failed before are left out" in again.error
+        assert len(fake.requests) == 16
+    assert len(run_again(questions, out, "--retry-failed").requests) == 2
+    assert len(set(keys(out))) == len(keys(out)) == 16
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Callable[[Command], None]]:
+    """Put a folder on a disk that is full soon, a small tmpfs.
+
+    Where none may be mounted, the yielded function limits the size of the files that a command
+    writes.
+    """
+    mount = ("mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE}", "tmpfs", str(folder))
+    if subprocess.run(mount, capture_output=True).returncode == 0:
+        try:
+            yield lambda _: None
+        finally:
+            subprocess.run(("umount", "--lazy", str(folder)), check=True)
+        return
+
+    def limit(command: Command) -> None:
+        resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE))
+
+    yield limit
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(forker: Forker, tmp_path: Path) -> None:
+    questions, disk = write_sums(tmp_path, 60), tmp_path / "disk"
+    disk.mkdir()
+    out, other = disk / "run", tmp_path / "other"
+    with serving(answering(0.001)) as fake, small_disk(disk) as limit:
+        command = forker.start(Path(mkdtemp(dir=tmp_path)), *eval_words(questions, out, fake))
+        limit(command)
+        assert command.wait() == 1, command.error
+        assert f"error: cannot write {out / 'samples.jsonl'} (" in command.error
+        assert "make room" in command.error
+        assert "Traceback" not in command.error
+        assert (out / "samples.jsonl").read_bytes().endswith(b"\n")
+        stored = rows(out)
+        assert 0 < len(stored) < 240
+        # The same run on a disk that has room.
+        other.mkdir()
+        for name in ("run.json", "samples.jsonl"):
+            (other / name).write_bytes((out / name).read_bytes())
+    assert len(run_again(questions, other).requests) == 240 - len(stored)
+    assert rows(other)[: len(stored)] == stored
+    assert len(set(keys(other))) == len(keys(other)) == 240
+
+
+def kill_repeatedly(
+    forker: Forker, fake: FakeServer, folder: Path, command: list[str], *, times: int
+) -> list[int]:
+    """Start a command and kill it at a random moment; return the number of lines after each time.
+
+    A moment follows from the number of requests, so that a slow machine is as random as a fast
+    one: before the first request, or up to eight samples later.
+    """
+    moments = random.Random(20261125)
+    out = Path(command[command.index("--out") + 1])
+    counts = []
+    for number in range(times):
+        wanted = len(fake.requests) + (0 if number == 0 else moments.randrange(9))
+        started = forker.start(Path(mkdtemp(dir=folder)), *command)
+        assert eventually(partial(has_asked, fake, wanted), WAIT_S), started.error
+        time.sleep(moments.uniform(0.0, 0.1))
+        os.kill(started.pid, signal.SIGKILL)
+        assert started.wait() == -signal.SIGKILL, f"the command had ended before: {started.error}"
+        stored = keys(out) if (out / "samples.jsonl").exists() else []
+        assert len(stored) == len(set(stored))
+        counts.append(len(stored))
+    return counts
+
+
+def has_asked(fake: FakeServer, count: int) -> bool:
+    return len(fake.requests) >= count
+
+
+def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(
+    forker: Forker, tmp_path: Path
+) -> None:
+    questions, num_lines, times = write_sums(tmp_path, 24), 24 * 4, 10
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    with serving(answering(PACE_S)) as fake:
+        command = [*eval_words(questions, killed, fake), "--concurrency", "2"]
+        counts = kill_repeatedly(forker, fake, tmp_path, command, times=times)
+        # Killed before a sample was stored, and between two: otherwise nothing was shown.
+        grown = [after - before for before, after in pairwise([0, *counts])]
+        assert sum(count > 0 for count in grown) >= 3
+        assert sum(count == 0 for count in grown) >= 1
+        assert counts[-1] < num_lines
+        last = lim(*command)
+        assert last.code == 0, last.error
+        num_repeated = len(fake.requests) - num_lines
+        fast = [*eval_words(questions, undisturbed, fake), "--concurrency", "32"]
+        assert lim(*fast).output == last.output
+    assert sorted(set(keys(killed))) == sorted(keys(killed)) == sorted(keys(undisturbed))
+    assert len(keys(killed)) == num_lines
+    assert comparable(killed) == comparable(undisturbed)
+    # Only samples in flight, or about to be written, are generated a second time.
+    assert 0 < num_repeated <= times * 4
+
+
+def test_a_program_that_stops_early_repeats_a_question_when_it_is_killed(
+    forker: Forker, tmp_path: Path
+) -> None:
+    questions = write_sums(tmp_path, 12)
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    options = ["--program", "early_stop", "--set", "window=2", "--concurrency", "4"]
+    with serving(answering(PACE_S)) as fake:
+        command = [*eval_words(questions, killed, fake, samples=6), *options]
+        counts = kill_repeatedly(forker, fake, tmp_path, command, times=4)
+        assert counts[-1] > 0
+        last = lim(*command)
+        assert last.code == 0, last.error
+        again = lim(*eval_words(questions, undisturbed, fake, samples=6), *options)
+        assert again.output == last.output
+    assert comparable(killed) == comparable(undisturbed)
+    for question in {row["question"] for row in rows(killed)}:
+        lines = [row for row in rows(killed) if row["question"] == question]
+        assert {row["of"] for row in lines} == {len(lines)}
+        assert [row["index"] for row in lines] == list(range(len(lines)))
+
+
+def test_two_tasks_on_a_server_of_openais_api(tmp_path: Path) -> None:
+    for name in ("aime24", "math500"):
+        write_sums(tmp_path, 5, name)
+    out = tmp_path / "runs"
+    with serving_openai(lambda body: Streamed((said(body),), num_tokens=NUM_TOKENS)) as fake:
+        how = ["--limit", "3", "--data-dir", str(tmp_path), "--out", str(out), "--seed", "7"]
+        done = lim("eval", "aime24", "math500", *how, "--api", "openai", "--base-url", fake.url)
+    assert done.code == 0, done.error
+    assert len(fake.requests) == 2 * 3 * 4
+    for name in ("aime24", "math500"):
+        settings = run_record(out / name)["settings"]
+        assert (settings["task"], settings["api"]) == (name, "openai")
+        assert settings["questions"]["asked"] == 3
+        assert settings["server"]["model_path"] == "small"
+        assert sorted(keys(out / name)) == [(str(q), i) for q in range(3) for i in range(4)]
+        assert f"{name}: 12/12 samples" in done.error
+        assert name in done.output
+
+
+def test_two_servers_share_the_questions(tmp_path: Path) -> None:
+    questions, out, alone = write_sums(tmp_path, 8), tmp_path / "run", tmp_path / "one"
+    with serving(answering(0.005)) as first, serving(answering(0.005)) as second:
+        done = lim(*eval_words(questions, out, first, second))
+        assert done.code == 0, done.error
+        shares = [{asked(body) for body in fake.requests} for fake in (first, second)]
+        assert all(len(share) >= 3 for share in shares)
+        assert not shares[0] & shares[1]
+        assert len(first.requests) + len(second.requests) == 32
+        assert run_record(out)["about"]["urls"] == [first.url, second.url]
+        assert lim(*eval_words(questions, alone, first)).output == done.output
+    assert comparable(out) == comparable(alone)
+    assert run_record(out)["run_id"] == run_record(alone)["run_id"]
+
+
+def test_servers_that_differ_are_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+    questions, out = write_sums(tmp_path, 2), tmp_path / "run"
+    with serving(answering()) as first, serving(answering(), deterministic=True) as second:
+        done = lim(*eval_words(questions, out, first, second))
+        assert_refused(done, f"enable_deterministic_inference is false at {first.url} and true at")
+        assert not first.requests
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("program", ["majority", "early_stop"])
+def test_a_server_that_dies_loses_nothing_while_another_lives(program: str, tmp_path: Path) -> None:
+    questions, out = write_sums(tmp_path, 20), tmp_path / "run"
+
+    def answer(body: dict[str, Any]) -> Any:
+        if len(dying.requests) >= 10:
+            threading.Thread(target=dying.kill).start()
+        return answering(PACE_S)(body)
+
+    with serving(answer) as dying, serving(answering(PACE_S)) as living:
+        options = ["--program", program, "--concurrency", "8"]
+        done = lim(*eval_words(questions, out, dying, living), *options)
+    assert done.code == 0, done.error
+    assert f"{dying.url} gets no more questions" in done.error
+    assert sorted(set(keys(out))) == sorted(keys(out))
+    assert {row["question"] for row in rows(out)} == {str(n) for n in range(20)}
+    if program == "majority":
+        assert len(keys(out)) == 80
+    assert not (out / "failures.jsonl").exists()
+
+
+def test_another_server_at_the_address_of_the_first_is_noticed(tmp_path: Path) -> None:
+    questions, out = write_sums(tmp_path, 10), tmp_path / "run"
+
+    def answer(body: dict[str, Any]) -> Any:
+        if len(fake.requests) > 6:
+            fake.deterministic = True
+            return 400, {"detail": "who are you?"}
+        return answering()(body)
+
+    with serving(answer) as fake:
+        done = lim(*eval_words(questions, out, fake), "--concurrency", "1")
+    assert done.code == 1
+    assert f"another server answers at {fake.url} by now:" in done.error
+    assert "enable_deterministic_inference was false and is now true" in done.error
+    assert not (out / "failures.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "option", "most"),
+    [
+        ("single", None, 1),
+        ("adaptive", "confidence=0.9", 8),
+        ("early_stop", "window=3", 8),
+        ("short", "wanted=2", 8),
+        ("confidence", "warm_up=3", 8),
+        ("budget", "tokens=30", 8),
+    ],
+)
+def test_every_program_can_be_scored_and_is_resumed_question_by_question(
+    program: str, option: str | None, most: int, tmp_path: Path
+) -> None:
+    questions, out = write_sums(tmp_path, 4), tmp_path / "run"
+    with serving(answering(0.002)) as fake:
+        command = [*eval_words(questions, out, fake, samples=most), "--program", program]
+        command += ["--set", option] if option else []
+        done = lim(*command)
+        assert done.code == 0, done.error
+        num_requests = len(fake.requests)
+        stored = rows(out)
+        assert lim(*command).output == done.output
+        assert len(fake.requests) == num_requests
+    settings = run_record(out)["settings"]
+    assert settings["program"]["name"] == program
+    assert settings["num_samples"] == most
+    by_question = [[row for row in stored if row["question"] == str(n)] for n in range(4)]
+    # A sample that was aborted before the server was asked is stored, too.
+    assert num_requests <= sum(map(len, by_question)) == len(stored) <= 4 * most
+    if option is None:
+        assert all(len(lines) == 1 and "of" not in lines[0] for lines in by_question)
+        return
+    name, value = option.split("=")
+    assert settings["program"]["options"][name] == float(value)
+    for lines in by_question:
+        assert all(row["of"] == len(lines) for row in lines)
+        assert any(not row["late"] for row in lines)
+
+
+def test_a_program_that_stops_early_knows_which_answers_are_equal(tmp_path: Path) -> None:
+    questions, out = write_sums(tmp_path, 2), tmp_path / "run"
+
+    def answer(body: dict[str, Any]) -> Chain:
+        zeros = "00" if body["seed"] % 2 else ""
+        return Chain(words(f"\\boxed{{{zeros}{asked(body) + 1}}}", NUM_TOKENS))
+
+    with serving(answer) as fake:
+        options = ["--program", "early_stop", "--set", "window=2"]
+        done = lim(*eval_words(questions, out, fake, samples=6), *options)
+        assert done.code == 0, done.error
+        assert len(fake.requests) == 2 * 2
+    assert all(row["correct"] for row in rows(out))
+
+
+def test_system_prompt_thinking_and_sampling_reach_the_server(tmp_path: Path) -> None:
+    questions, out = write_sums(tmp_path, 1), tmp_path / "run"
+    with serving(answering()) as fake:
+        command = [*eval_words(questions, out, fake, samples=2), "--system", "Be brief."]
+        more = ["--no-thinking", "--temperature", "0.5", "--max-tokens", "64"]
+        assert lim(*command, *more).code == 0
+    for body in fake.requests:
+        system, question = body["messages"]
+        assert system == {"role": "system", "content": "Be brief."}
+        assert question["content"] == TASKS[INTEGERS].prompt.format(question="What is 0 + 1?")
+        assert body["chat_template_kwargs"] == {"enable_thinking": False}
+        assert (body["temperature"], body["max_tokens"]) == (0.5, 64)
+    assert sorted(body["seed"] for body in fake.requests) == [100, 101]
+    settings = run_record(out)["settings"]
+    assert (settings["system"], settings["thinking"]["enabled"]) == ("Be brief.", False)
+
+
+def test_a_program_has_as_many_samples_in_flight_on_each_server(tmp_path: Path) -> None:
+    questions, out = write_sums(tmp_path, 4), tmp_path / "run"
+    small = serving(answering(PACE_S), max_running_requests=3)
+    with small as first, serving(answering(PACE_S)) as second:
+        command = eval_words(questions, out, first, second, samples=6)
+        assert lim(*command, "--program", "early_stop").code == 0
+        assert first.most_running == 3
+    assert run_record(out)["settings"]["program"]["parallel"] == 3
+    assert run_record(out)["about"]["places"] == [3, 64]
+
+
+@pytest.mark.parametrize(("program", "has_vote"), [("short", False), ("early_stop", True)])
+def test_a_cut_off_sample_is_marked_where_only_finished_ones_vote(
+    program: str, has_vote: bool, tmp_path: Path
+) -> None:
+    questions, out = write_sums(tmp_path, 2), tmp_path / "run"
+
+    def answer(body: dict[str, Any]) -> Chain:
+        reason = "length" if body["seed"] % 2 else "stop"
+        return Chain(words(said(body), NUM_TOKENS), reason)
+
+    with serving(answer) as fake:
+        assert lim(*eval_words(questions, out, fake), "--program", program).code == 0
+    cut_off = [row for row in rows(out) if row["state"] == "truncated"]
+    assert len(cut_off) == 4
+    assert all(row["answer"] and row["late"] is not has_vote for row in cut_off)
+
+
+def test_a_sample_that_ends_after_its_program_has_stopped_is_marked_late(tmp_path: Path) -> None:
+    questions, out = write_sums(tmp_path, 6), tmp_path / "run"
+    with serving(answering(), answers_aborts=False) as fake:
+        command = [*eval_words(questions, out, fake, samples=6), "--program", "short"]
+        assert lim(*command, "--set", "wanted=1").code == 0
+    for n in range(6):
+        lines = [row for row in rows(out) if row["question"] == str(n)]
+        voters = [row for row in lines if not row["late"] and row["state"] == "finished"]
+        assert len(voters) == 1
+        assert len(lines) == 6

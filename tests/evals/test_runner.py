@@ -1,0 +1,428 @@
+"""A run: planned, opened or resumed, sampled, graded, stored and summarised."""
+
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lim_sglang.errors import DataError, ServerError
+from lim_sglang.evals import runner as runner_module
+from lim_sglang.evals.grading import AnswerKind, Grader
+from lim_sglang.evals.metrics import score
+from lim_sglang.evals.run_config import RunConfig
+from lim_sglang.evals.run_store import Failure, Run, RunFolder, open_run
+from lim_sglang.evals.runner import (
+    FinishedRun,
+    RunPlan,
+    RunProgress,
+    check_unchanged,
+    complete_runs,
+    describe_failures,
+    load_benchmarks,
+    plan_run,
+    sample_missing,
+)
+from lim_sglang.evals.scheduler import Job, SampleResult, SampleSink, ServerLost
+from lim_sglang.evals.servers import Connection, ServerFacts
+from lim_sglang.evals.tasks import Question
+from lim_sglang.programs.schema import Access, SampleState
+from tests.builders import TextEquivalence, make_graded, make_sample
+from tests.fakes.job_server import FailingServer, JobServer
+
+INFO = {"model_path": "/models/tiny", "version": "0.5.16", "internal_states": [{}]}
+FACTS = ServerFacts("http://here", INFO)
+BENCHMARK = [Question(str(n), f"What is {n} mod 3?", str(n % 3)) for n in range(5)]
+"""Two of the answers are 1."""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """Three samples of each question, in a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    sampling = {"max_tokens": 64}
+    return RunConfig("math500", num_samples=3, sampling=sampling, data_dir=tmp_path)
+
+
+def plan(config: RunConfig, info: dict[str, Any] = INFO) -> RunPlan:
+    return plan_run(config, BENCHMARK, [replace(FACTS, info=info)])
+
+
+def run(config: RunConfig, *servers: JobServer, info: dict[str, Any] = INFO) -> tuple[Run, str]:
+    """Sample what is missing; return the run, and what was printed."""
+    printed = io.StringIO()
+    found = sample_missing(
+        plan(config, info),
+        [each.as_server(1) for each in servers],
+        Grader(AnswerKind.EXPRESSION, TextEquivalence()),
+        Console(file=printed, width=200),
+    )
+    return found, printed.getvalue()
+
+
+def test_a_run_leaves_a_line_a_sample_and_its_conditions(config: RunConfig) -> None:
+    found, printed = run(config, JobServer())
+    assert len(found.samples) == 15
+    assert sum(graded.correct for graded in found.samples) == 6
+    assert found.path.parent == Path("runs")
+    assert found.path.name.startswith("math500-sglang-")
+    lines = (found.path / "samples.jsonl").read_text().splitlines()
+    assert len(lines) == 15
+    assert not any("mod 3" in line for line in lines)
+    record = json.loads((found.path / "run.json").read_text())
+    assert record["settings"]["server"]["model_path"] == "/models/tiny"
+    assert record["about"]["known_questions"] is False
+    assert record["about"]["urls"] == ["http://here"]
+    assert "which are not the questions of this benchmark" in printed
+    assert "math500: 15/15 samples" in printed
+
+
+def test_the_same_settings_give_the_same_folder_and_others_another(config: RunConfig) -> None:
+    changed = [
+        replace(config, limit=2),
+        replace(config, num_samples=4),
+        replace(config, sampling={"max_tokens": 65}),
+    ]
+    paths = [plan(each).path for each in [config, config, *changed]]
+    assert paths[0] == paths[1]
+    assert len(set(paths)) == 4
+    assert len(plan(changed[0]).questions) == 2
+
+
+def test_neither_the_address_nor_the_room_of_a_server_is_part_of_the_identity(
+    config: RunConfig,
+) -> None:
+    there = plan_run(config, BENCHMARK, [replace(FACTS, url="http://there", concurrency=2)])
+    assert there.path == plan(config).path
+
+
+def test_the_models_own_sampling_is_used_where_none_is_given(config: RunConfig) -> None:
+    recommended = replace(FACTS, sampling_defaults={"temperature": 0.7, "top_k": 0})
+    sampling = plan_run(config, BENCHMARK, [recommended]).sampling
+    assert (sampling.temperature, sampling.top_k, sampling.max_tokens) == (0.7, -1, 64)
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (
+            ServerFacts("http://there", INFO | {"model_path": "/models/large"}),
+            'server.model_path is "/models/tiny" at http://here and "/models/large" at http://the',
+        ),
+        (ServerFacts("http://there", INFO | {"version": "0.5.17"}), "versions.sglang_server is"),
+        (ServerFacts("http://there", INFO, {"temperature": 0.7}), "sampling.temperature is 0.6 at"),
+    ],
+)
+def test_servers_that_differ_are_refused(
+    other: ServerFacts, difference: str, config: RunConfig
+) -> None:
+    with pytest.raises(ServerError, match="cannot be mixed") as caught:
+        plan_run(config, BENCHMARK, [FACTS, replace(FACTS, url="http://same"), other])
+    assert difference in str(caught.value)
+
+
+def test_a_complete_run_asks_no_server(config: RunConfig) -> None:
+    first, _ = run(config, JobServer())
+    server = JobServer()
+    second, _ = run(config, server)
+    assert server.asked == []
+    assert second == first
+
+
+def test_a_server_that_dies_ends_the_run_and_the_same_command_resumes(config: RunConfig) -> None:
+    with pytest.raises(ServerError, match="no server answers") as caught:
+        run(config, JobServer(lives=7))
+    path = plan(config).path
+    assert f"finished samples are safe in {path}; the same command resumes" in str(caught.value)
+    stored = (path / "samples.jsonl").read_bytes()
+    again = JobServer()
+    found, printed = run(config, again)
+    assert "resuming at 7 of 15 samples" in printed
+    assert len(again.asked) == len(set(again.asked)) == 8
+    assert (path / "samples.jsonl").read_bytes().startswith(stored)
+    assert len(found.samples) == len({graded.key for graded in found.samples}) == 15
+
+
+def test_one_server_of_two_dies_and_nothing_is_missing(config: RunConfig) -> None:
+    dying, living = JobServer("http://dying", lives=4), JobServer()
+    found, printed = run(config, dying, living)
+    assert len({graded.key for graded in found.samples}) == 15
+    assert not found.failures
+    assert "http://dying gets no more questions: no server answers" in printed
+    assert not (found.path / "failures.jsonl").exists()
+
+
+def test_a_server_is_recognised_by_what_it_reports(config: RunConfig) -> None:
+    planned = plan(config)
+    check_unchanged(planned, "http://here", lambda: INFO | {"random_seed": 7})
+    with pytest.raises(ServerError, match="another server answers at http://here by now:") as found:
+        check_unchanged(planned, "http://here", lambda: INFO | {"dtype": "float16"})
+    assert 'server.dtype was null and is now "float16"' in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(ServerError("no server answers"), "no server answers"), (CancelledError(), "is closed")],
+)
+def test_a_server_that_does_not_answer_is_gone(
+    error: Exception, words: str, config: RunConfig
+) -> None:
+    def server_info() -> dict[str, Any]:
+        raise error
+
+    with pytest.raises(ServerError, match=words):
+        check_unchanged(plan(config), "http://here", server_info)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DataError("cannot write")])
+def test_ctrl_c_and_a_full_disk_leave_a_run_that_is_resumed(
+    error: BaseException, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = RunFolder.append
+
+    def stop_after_four(folder: RunFolder, *samples: Any) -> None:
+        if len(folder.samples) == 4:
+            raise error
+        append(folder, *samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", stop_after_four)
+        with pytest.raises(type(error)):
+            run(config, JobServer())
+    server = JobServer()
+    found, printed = run(config, server)
+    assert "resuming at 4 of 15 samples" in printed
+    assert len(found.samples) == 15
+    assert len(server.asked) == 11
+
+
+def test_failures_of_a_living_server_are_told_and_tried_again_on_request(
+    config: RunConfig,
+) -> None:
+    found, printed = run(config, FailingServer(lives=13))
+    assert (len(found.samples), len(found.failures)) == (13, 2)
+    assert "2 failed" in printed
+    assert describe_failures(found.failures) == (
+        "2 samples failed, the last with: connection refused"
+    )
+    server = JobServer()
+    again, printed = run(config, server)
+    assert (again.samples, again.failures) == (found.samples, found.failures)
+    assert server.asked == []
+    assert "2 that failed before are left out: --retry-failed tries them again" in printed
+    retried = replace(config, retry_failed=True)
+    found, _ = run(retried, FailingServer(lives=1))
+    assert (len(found.samples), len(found.failures)) == (14, 1)
+    found, _ = run(retried, JobServer())
+    assert (len(found.samples), len(found.failures)) == (15, 0)
+
+
+def test_a_question_of_a_program_that_stops_early_is_stored_together_and_never_twice(
+    config: RunConfig,
+) -> None:
+    early = replace(config, program="early_stop")
+    found, printed = run(early, JobServer())
+    assert {graded.written_together for graded in found.samples} == {3}
+    assert "math500: 5/5 questions" in printed
+    server = JobServer()
+    assert run(early, server)[0] == found
+    assert server.asked == []
+
+
+def test_a_named_folder_takes_one_run_only(config: RunConfig, tmp_path: Path) -> None:
+    named = replace(config, out=tmp_path / "mine")
+    run(named, JobServer())
+    other = replace(named, sampling={"max_tokens": 65})
+    with pytest.raises(DataError, match=r"sampling\.max_tokens was 64 and is now 65"):
+        run(other, JobServer())
+    with pytest.raises(DataError, match=r"server\.model_path was .*tiny.* and is now .*other"):
+        run(named, JobServer(), info={**INFO, "model_path": "/models/other"})
+    assert len((tmp_path / "mine" / "samples.jsonl").read_text().splitlines()) == 15
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def progress_of(
+    config: RunConfig, clock: Clock, *stored: Any, failures: int = 0
+) -> tuple[RunProgress, RunFolder]:
+    """Return the progress of a run that has these samples and failures."""
+    folder = open_run(Path("runs/progress"), plan(config).record)
+    for each in stored:
+        folder.append(each)
+    for index in range(failures):
+        folder.append_failure(Failure("z", index, "HTTP 400"))
+    return RunProgress(plan(config), folder, clock), folder
+
+
+FIFTY = {"num_tokens": 50}
+
+
+def test_progress_tells_accuracy_speed_and_time_left_of_this_session(config: RunConfig) -> None:
+    clock = Clock()
+    progress, _ = progress_of(config, clock, make_graded(0, **FIFTY), make_graded(1, **FIFTY))
+    assert progress.describe() == "math500: 2/15 samples, 100.0 % right"
+    clock.now_s += 4
+    progress.count((make_graded(answer="5", **FIFTY),))
+    progress.count((make_graded(answer=None, **FIFTY),))
+    assert progress.describe() == ("math500: 4/15 samples, 50.0 % right, 25 tokens/s, 22s left")
+    clock.now_s += 3600
+    assert progress.describe().endswith(", 5h30m left")
+
+
+def test_an_aborted_sample_is_neither_right_nor_wrong_and_a_lost_server_is_no_sample(
+    config: RunConfig,
+) -> None:
+    progress, _ = progress_of(replace(config, program="early_stop"), Clock())
+    progress.count((make_graded(answer="5", state=SampleState.ABORTED), make_graded(1)))
+    progress.count(ServerLost("http://here", ServerError("no server answers")))
+    assert progress.describe() == "math500: 1/5 questions, 100.0 % of samples right"
+
+
+def test_failures_are_counted_apart_and_nobody_waits_for_earlier_ones(config: RunConfig) -> None:
+    clock = Clock()
+    progress, _ = progress_of(config, clock, make_graded(0, **FIFTY), failures=2)
+    clock.now_s += 3
+    progress.count(Failure("q", 1, "HTTP 400"))
+    progress.count((make_graded(2, **FIFTY),))
+    assert progress.describe() == (
+        "math500: 2/15 samples, 100.0 % right, 17 tokens/s, 30s left, 3 failed"
+    )
+
+
+def one_then_nine(job: Job, deliver: SampleSink) -> None:
+    """Answer 1 first and 9 in every further sample."""
+    for index in job.indices:
+        answer = "9" if index else "1"
+        sample = replace(make_sample(index, answer), text=f"\\boxed{{{answer}}}")
+        deliver(SampleResult(sample))
+
+
+class LenientEquivalence(TextEquivalence):
+    """A grader that was changed: the answer 9 is always right."""
+
+    def correct(self, gold: str, answer: str) -> bool:
+        return gold == answer or answer == "9"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> JobServer:
+    """Replace connecting by one server, and math-verify by an equality of texts."""
+    server = JobServer()
+    server.sample = one_then_nine  # type: ignore[method-assign]
+
+    @contextmanager
+    def connected(*_: Any) -> Iterator[tuple[Connection, ...]]:
+        yield (Connection(FACTS, None),)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner_module, "connected", connected)
+    monkeypatch.setattr(runner_module, "server_of", lambda *_: server.as_server())
+    monkeypatch.setattr(runner_module, "EquivalenceChecker", TextEquivalence)
+    return server
+
+
+def complete(*configs: RunConfig) -> tuple[list[FinishedRun], str]:
+    """Complete runs; return them, and what was printed."""
+    printed = io.StringIO()
+    benchmarks = {config.task: BENCHMARK[:3] for config in configs}
+    console = Console(file=printed, width=200)
+    told: list[FinishedRun] = []
+    found = complete_runs(configs, benchmarks, [FACTS.url], Access(), console, told.append)
+    assert found == told
+    return found, printed.getvalue()
+
+
+def num_right(finished: list[FinishedRun]) -> int:
+    (run,) = finished
+    assert run.summary
+    return sum(sum(question.correct) for question in run.summary.questions)
+
+
+@pytest.fixture
+def two_samples(config: RunConfig, tmp_path: Path) -> RunConfig:
+    return replace(config, num_samples=2, out=tmp_path / "run")
+
+
+def test_each_task_has_a_run_of_its_own(two_samples: RunConfig, server: JobServer) -> None:
+    own = replace(two_samples, task="file:mine.jsonl", out=Path("mine"))
+    finished, printed = complete(two_samples, own)
+    assert [each.run.path for each in finished] == [two_samples.out, Path("mine")]
+    for each in finished:
+        assert len((each.run.path / "samples.jsonl").read_text().splitlines()) == 6
+        assert each.summary
+        assert score(each.summary).pass_at_1.value == pytest.approx(1 / 6)
+    assert printed.index("math500: 6/6 samples") < printed.index("file:mine: 6/6 samples")
+
+
+def test_a_run_that_is_resumed_with_another_grader_has_verdicts_of_one_version(
+    two_samples: RunConfig, server: JobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished, printed = complete(two_samples)
+    assert num_right(finished) == 1
+    assert "renewed" not in printed
+    assert two_samples.out
+    file = two_samples.out / "samples.jsonl"
+    first_lines = b"".join(file.read_bytes().splitlines(keepends=True)[:4])
+    file.write_bytes(first_lines)
+    monkeypatch.setattr(runner_module, "EquivalenceChecker", LenientEquivalence)
+    for module in ("runner", "grading"):
+        monkeypatch.setattr(f"lim_sglang.evals.{module}.GRADING_VERSION", 99)
+    finished, printed = complete(two_samples)
+    assert num_right(finished) == 4
+    assert "verdicts of another version were renewed, as by lim grade: 2 changed" in printed
+    assert file.read_bytes().startswith(first_lines)
+    assert num_right(complete(two_samples)[0]) == 4
+
+
+def test_verdicts_that_lim_grade_has_written_are_renewed_too(
+    two_samples: RunConfig, server: JobServer
+) -> None:
+    complete(two_samples)
+    assert two_samples.out
+    row = {"question": "1", "index": 0, "answer": "7", "correct": False, "by": "old"}
+    (two_samples.out / "grades.jsonl").write_text(json.dumps(row) + "\n")
+    finished, printed = complete(two_samples)
+    assert num_right(finished) == 1
+    assert "renewed, as by lim grade: 1 changed" in printed
+
+
+def test_a_run_without_a_sample_has_no_summary(
+    two_samples: RunConfig, server: JobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = FailingServer(lives=0).as_server()
+    monkeypatch.setattr(runner_module, "server_of", lambda *_: failing)
+    (finished,), _ = complete(two_samples)
+    assert finished.summary is None
+    assert len(finished.run.failures) == 6
+
+
+def test_every_problem_with_tasks_is_named_at_once(tmp_path: Path) -> None:
+    configs = [
+        RunConfig(task, data_dir=tmp_path) for task in ("aime1924", "math500", "gsm8k", "math500")
+    ]
+    with pytest.raises(DataError) as caught:
+        load_benchmarks(configs)
+    expected = ("unknown task 'aime1924'", "math500.jsonl", "gsm8k.jsonl")
+    lines = str(caught.value).split("\n")
+    assert all(part in line for part, line in zip(expected, lines, strict=True))
+
+
+def test_a_benchmark_is_loaded_once_for_all_its_runs(tmp_path: Path) -> None:
+    row = {"problem": "What is 1 + 1?", "answer": 2}
+    (tmp_path / "math500.jsonl").write_text(json.dumps(row) + "\n")
+    config = RunConfig("math500", data_dir=tmp_path)
+    found = load_benchmarks([config, replace(config, num_samples=9)])
+    assert found == {"math500": [Question("0", "What is 1 + 1?", "2")]}
