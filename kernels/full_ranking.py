@@ -19,6 +19,7 @@ from lim_sglang.kernels.launch import (
     pdl_launch_next,
     pdl_options,
     pdl_wait,
+    row_and_head,
 )
 from lim_sglang.kernels.radix import read_back, sort_ranking, sortable_key
 from lim_sglang.kernels.reference import BudgetSplit
@@ -97,9 +98,7 @@ def _rank_tokens(
 ):
     pdl_launch_next(USE_PDL)
     pdl_wait(USE_PDL)
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1).to(tl.int64)
-    length = tl.load(indptr + row + 1) - tl.load(indptr + row)
+    row, head, length = row_and_head(indptr)
     if length <= budget:
         return
     first_turn += row * turn_row_stride

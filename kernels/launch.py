@@ -39,7 +39,7 @@ MIN_SAMPLE, MAX_SAMPLE = 2048, 8192
 SAMPLE_STRIDE = 16
 """Columns of the score buffer per sampled score, within those bounds."""
 SAMPLE_SLACK = 16
-"""Of this many sampled scores that should reach a threshold, one may miss it: a sample is inexact
+"""One in this many sampled scores that should reach a threshold may miss it: a sample is inexact
 anyway, and the search for the threshold ends earlier."""
 WIDE_TILE, NARROW_TILE = Tile(8192, programs_per_sm=5), Tile(4096, programs_per_sm=8)
 """Tiles of sparse attention; `attend_block` chooses."""
@@ -51,7 +51,7 @@ either, a program with narrow tiles takes more than 128 registers a thread."""
 ATTEND_WARPS = 2
 """Warps of a sparse attention program: more programs per SM hide more memory latency."""
 ATTEND_STAGES = 3
-"""Pipeline stages of its loop: slots, then K and V, are requested ahead of the computation."""
+"""Pipeline stages of the loop over tiles: slots, then K and V, are requested ahead of their use."""
 PROGRAM_BYTES_PER_SM = 4
 """Programs per SM that few rows are split among, times bytes per cache element: elements of fewer
 bytes need more programs for the same bytes in flight. Batches of many rows are not split."""
@@ -123,7 +123,7 @@ def sample_size(columns: int) -> int:
 
 
 def full_ranking_warps(padded_ranks: int) -> int:
-    """Return the warps that rank one head fully; sorting gains by 16 earlier than selecting."""
+    """Return the warps that rank one head fully: a sort gains by 16, a selection among many not."""
     return 8 if padded_ranks < 2048 else 16
 
 
@@ -175,10 +175,18 @@ def check_int32(**tensors: Tensor) -> None:
 
 
 @triton.jit
+def row_and_head(indptr):
+    """Return the row and head of this program, and the tokens of the row, in a grid [B, H]."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    return row, head, tl.load(indptr + row + 1) - tl.load(indptr + row)
+
+
+@triton.jit
 def is_last_block(block_counter, num_programs):
     """Return True in the last of `num_programs` programs to get here, and reset the counter.
 
-    What the others wrote is then visible, if it is read past the L1 cache
+    The writes of the others are then visible to reads that bypass the L1 cache
     (`cache_modifier=".cg"`).
     """
     tl.debug_barrier()  # every thread's writes come before the count

@@ -4,8 +4,8 @@ Defined by `reference.softmax_mass` and `reference.topk_by_mass`. A head's log-s
 its dense attention; where that is not available, `log_sum_exp` computes it from the scores. In
 `_topk_by_mass` one program per row takes the top-k, another copies the slots of sinks and recent
 tokens, or of a row within the budget. Candidates that reach a sampled threshold are collected in
-order of position; the exact threshold is found among them in registers. Where they are too few or
-too many, it is found in all masses of the row, which is slower and gives the same.
+order of position; the exact threshold is found among them in registers. Where too few or too many
+are collected, the threshold is found in all masses of the row: slower, with the same result.
 """
 
 import triton
@@ -25,6 +25,7 @@ from lim_sglang.kernels.launch import (
     pdl_launch_next,
     pdl_options,
     pdl_wait,
+    row_and_head,
     sample_size,
     sort_warps,
 )
@@ -51,9 +52,7 @@ def _log_sum_exp(
     lse_row_stride,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1).to(tl.int64)
-    length = tl.load(indptr + row + 1) - tl.load(indptr + row)
+    row, head, length = row_and_head(indptr)
     if length <= budget:
         return
     scores += row * score_row_stride + head * score_head_stride

@@ -87,7 +87,7 @@ def sample_keys(scores, sinks, end, SAMPLE: tl.constexpr):
 def sampled_threshold(values, sinks, end, wanted, SAMPLE: tl.constexpr):
     """Return a threshold that `wanted` of a sample of candidates reach, or up to 1/16 fewer.
 
-    Exactly `wanted` where the sample holds every candidate: all that reach it are then collected.
+    Exactly `wanted` reach the threshold where the sample holds every candidate, ties apart.
     """
     slack = tl.where(end - sinks > SAMPLE, wanted // _SAMPLE_SLACK, 0)
     keys = sample_keys(values, sinks, end, SAMPLE)

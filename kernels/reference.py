@@ -1,7 +1,7 @@
 """The definition of LessIsMore's token selection and sparse attention, in plain torch.
 
 Source: Yang et al., "Less Is More", arXiv 2508.07101, and its public code where the paper is
-silent. Every kernel in this folder has a function of the same meaning here, and is tested by it.
+silent. Every kernel in this folder is tested against a function of the same meaning here.
 
 Shapes: H query heads, G KV heads, D head dimension, S tokens of one request (newest included),
 C candidates, K budget.

@@ -22,6 +22,7 @@ from lim_sglang.kernels.launch import (
     pdl_launch_next,
     pdl_options,
     pdl_wait,
+    row_and_head,
     sample_size,
     sort_warps,
 )
@@ -32,11 +33,10 @@ from lim_sglang.kernels.union import RankingBuffers, find_last_turn, record_turn
 
 @triton.jit
 def _sample_rank(candidates, sampled, CAPACITY: tl.constexpr):
-    """Return a rank of a sample such that about CAPACITY candidates, seldom more, reach its score.
+    """Return the rank in a sample whose score seldom lets more than CAPACITY candidates pass.
 
-    The number of candidates that reach it varies by about sqrt(CAPACITY * (candidates / sampled -
-    1)): room is left for three times that, so a complete sample fills the shortlist and a thin one
-    half of it.
+    The number that passes varies by about sqrt(CAPACITY * (candidates / sampled - 1)): room is left
+    for three times that, so a complete sample fills the shortlist and a thin sample half of it.
     """
     # Never below 0, whatever the rounding.
     unsampled = (candidates - sampled).to(tl.float32) / sampled
@@ -77,9 +77,7 @@ def _shortlist_tokens(
 ):
     pdl_launch_next(USE_PDL)
     pdl_wait(USE_PDL)
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1).to(tl.int64)
-    length = tl.load(indptr + row + 1) - tl.load(indptr + row)
+    row, head, length = row_and_head(indptr)
     if length <= budget:
         return
     scores += row * score_row_stride + head * score_head_stride

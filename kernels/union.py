@@ -2,8 +2,8 @@
 
 Defined by `reference.unite_rankings`. A scatter-min finds each token's first turn and counts, for
 each rank, the tokens that are new there. So the last turn of the set is found without walking
-through the turns: all of it is linear work. None of it is a launch of its own: the program that
-ranks a head records the head's turns, the last of a row's programs finds the row's last turn, and
+through the turns: the work is linear. The union has no launch of its own: the program that ranks a
+head records the head's turns, the last of a row's programs to end finds the row's last turn, and
 the next launch counts the chosen tokens.
 """
 

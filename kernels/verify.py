@@ -55,7 +55,7 @@ class Batch:
     key_dtype: torch.dtype | None = None
     """Dtype of the cache; None for `dtype`."""
     levels: int = 0
-    """Scores are multiples of 1/8, at most this many of them from 0; 0 for normal scores."""
+    """Scores are multiples of 1/8 from -levels / 8 to levels / 8; 0 for normal scores."""
     heads_agree: bool = False
     """Every head has the same scores, so that the union has to go as deep as it can."""
     non_finite: bool = False
@@ -79,7 +79,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class RandomStep:
-    """Random tensors of a batch: B rows, N columns or more than the longest row has tokens."""
+    """Random tensors of a batch of B rows; N is more than the longest row has tokens."""
 
     query: Tensor
     """[B, H, D]."""

@@ -38,6 +38,28 @@ SMALL = {
     "fp8-cache": Batch((90, 20), key_dtype=E5M2),
 }
 
+
+def some(batches: dict[str, Batch], *names: str) -> dict[str, Batch]:
+    """Return the batches of these names."""
+    return {name: batches[name] for name in names}
+
+
+SMALL_SHAPES = some(
+    SMALL,
+    "mixed-lengths",
+    "odd-heads",
+    "one-kv-head",
+    "no-groups",
+    "more-heads-than-selected",
+    "budget-of-one",
+    "longer-than-a-block",
+    "f32",
+    "bf16",
+    "wide-head",
+    "fp8-cache",
+)
+"""Small batches that differ in lengths, heads or dtypes: scores and attention see nothing else."""
+
 LARGE = {
     "qwen3-8b": Batch((32768, 5000, 2048, 2049, 1), 32, 8, 128, 2048, dtype=BF16),
     "coder-1.5b": Batch((900, 513, 100), 12, 2, 128, 512, dtype=BF16),
@@ -79,8 +101,3 @@ def on_both(
             *(pytest.param(b, "cuda", id=n, marks=pytest.mark.gpu) for n, b in large.items()),
         ],
     )
-
-
-def some(batches: dict[str, Batch], *names: str) -> dict[str, Batch]:
-    """Return the batches of these names."""
-    return {name: batches[name] for name in names}

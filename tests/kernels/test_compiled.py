@@ -12,8 +12,15 @@ SCRIPT = Path(__file__).parent / "compile_all.py"
 SHARED_BYTES = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10, "120": 99 << 10}
 """Shared memory that one program may take, by architecture: NVIDIA's CUDA programming guide."""
 KERNELS = {
-    *("score_tokens", "attend_tokens", "shortlist_tokens", "rank_tokens", "compact_slots"),
-    *("count_kept", "log_sum_exp", "softmax_mass", "topk_by_mass"),
+    "score_tokens",
+    "shortlist_tokens",
+    "rank_tokens",
+    "count_kept",
+    "compact_slots",
+    "log_sum_exp",
+    "softmax_mass",
+    "topk_by_mass",
+    "attend_tokens",
 }
 
 

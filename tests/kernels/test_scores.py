@@ -5,29 +5,31 @@ import torch
 
 from lim_sglang.kernels.scores import ScoreStoringAttention, score_tokens
 from lim_sglang.kernels.verify import Batch, score_differences, stored_score_differences
-from tests.kernels.batches import BF16, LARGE, SMALL, on_both, some
+from tests.kernels.batches import BF16, LARGE, SMALL_SHAPES, on_both, some
 
-SHAPES = (
-    *("mixed-lengths", "odd-heads", "one-kv-head", "no-groups", "budget-of-one"),
-    *("longer-than-a-block", "f32", "bf16", "wide-head", "fp8-cache"),
-)
-"""Small batches that differ in anything that a score depends on."""
-STORED = (
-    *("qwen3-8b", "coder-1.5b", "group-of-sixteen", "sixty-four-rows"),
-    *("smollm2", "coder-0.5b", "group-of-one", "wide-head"),
+STORED = some(
+    LARGE,
+    "qwen3-8b",
+    "coder-1.5b",
+    "group-of-sixteen",
+    "sixty-four-rows",
+    "smollm2",
+    "coder-0.5b",
+    "group-of-one",
+    "wide-head",
 )
 PAIRS = "multiples of 8 bytes, not at address"
 
 
-@on_both(some(SMALL, *SHAPES))
+@on_both(SMALL_SHAPES)
 def test_scores_are_the_reference_s(batch: Batch, device: str) -> None:
     assert not score_differences(batch, device)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", STORED)
-def test_the_dense_pass_stores_the_reference_s_scores(name: str) -> None:
-    assert not stored_score_differences(LARGE[name])
+@pytest.mark.parametrize("batch", STORED.values(), ids=STORED)
+def test_the_dense_pass_stores_the_reference_s_scores(batch: Batch) -> None:
+    assert not stored_score_differences(batch)
 
 
 @pytest.mark.gpu

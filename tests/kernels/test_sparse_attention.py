@@ -12,13 +12,8 @@ from lim_sglang.kernels.reference import attend_tokens as attend_by_definition
 from lim_sglang.kernels.reference import score_tokens
 from lim_sglang.kernels.sparse_attention import INTERPRETED_SMS, SplitWorkspace, attend_tokens
 from lim_sglang.kernels.verify import Batch, attention_differences
-from tests.kernels.batches import BF16, E4M3, E5M2, FP16, LARGE, SMALL, on_both, some
+from tests.kernels.batches import BF16, E4M3, E5M2, FP16, LARGE, SMALL_SHAPES, on_both
 
-SHAPES = (
-    *("mixed-lengths", "odd-heads", "one-kv-head", "no-groups", "more-heads-than-selected"),
-    *("longer-than-a-block", "f32", "bf16", "wide-head", "fp8-cache"),
-)
-"""Small batches that differ in anything that attention depends on; the budget is ignored."""
 ATTENDED = {
     "a-full-gpu": Batch((2048, *range(1, 2048, 16)), 32, 8, 128, 2048, dtype=BF16),
     # Narrow tiles on the 132 SMs of an H100.
@@ -33,7 +28,7 @@ ATTENDED = {
 """More shapes on a GPU: as many programs as rows, one row for all of them, any group."""
 
 
-@on_both(some(SMALL, *SHAPES), LARGE | ATTENDED)
+@on_both(SMALL_SHAPES, LARGE | ATTENDED)
 def test_attention_over_slots_is_the_reference_s(batch: Batch, device: str) -> None:
     assert not attention_differences(batch, device)
 
