@@ -5,6 +5,9 @@ import torch
 
 from lim_sglang.kernels.verify import Batch
 
+COMPILED_HERE = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="kernels are compiled where there is a GPU"
+)
 BF16, FP16, F32 = torch.bfloat16, torch.float16, torch.float32
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
@@ -24,9 +27,10 @@ SMALL = {
     "no-sinks": Batch((80,), sinks=0),
     "budget-of-one": Batch((9, 1), budget=1),
     "budget-of-two": Batch((9, 70), budget=2, sinks=0),
-    "more-heads-than-selected": Batch((70,), heads=32, kv_heads=8, budget=16),
+    "more-heads-than-selected": Batch((70,), heads=33, kv_heads=11, budget=16),
     "longer-than-a-block": Batch((2600, 40), heads=2, kv_heads=1, budget=50, levels=9),
     "newest-in-two-blocks": Batch((2060, 2100), heads=2, kv_heads=1, budget=600, levels=9),
+    "ties-in-two-blocks": Batch((2600,), heads=2, kv_heads=1, budget=500, levels=9),
     "f32": Batch((100,), dtype=F32),
     "bf16": Batch((100,), dtype=BF16),
     "heads-that-agree": Batch((1900, 700), heads=4, budget=700, heads_agree=True),
@@ -91,13 +95,10 @@ def on_both(
     small: dict[str, Batch] = SMALL, large: dict[str, Batch] = LARGE
 ) -> pytest.MarkDecorator:
     """Run a test with (batch, device): small batches interpreted on a CPU, large ones on a GPU."""
-    compiled_here = pytest.mark.skipif(
-        torch.cuda.is_available(), reason="kernels are compiled where there is a GPU"
-    )
     return pytest.mark.parametrize(
         ("batch", "device"),
         [
-            *(pytest.param(b, "cpu", id=f"{n}-cpu", marks=compiled_here) for n, b in small.items()),
+            *(pytest.param(b, "cpu", id=f"{n}-cpu", marks=COMPILED_HERE) for n, b in small.items()),
             *(pytest.param(b, "cuda", id=n, marks=pytest.mark.gpu) for n, b in large.items()),
         ],
     )

@@ -6,9 +6,10 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from lim_sglang.kernels.full_ranking import _rank_tokens
 from lim_sglang.kernels.launch import attend_block, check_int32, check_tensors, interpreted
+from tests.kernels.batches import COMPILED_HERE
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled where there is a GPU")
+@COMPILED_HERE
 def test_kernels_are_interpreted_on_a_cpu() -> None:
     assert interpreted()
     assert isinstance(_rank_tokens, InterpretedFunction)
