@@ -4,7 +4,7 @@ SHAPES := qwen3-8b smollm2 coder-0.5b wide-head fp8-cache
 PARTS := race oracle kernels gate
 race := tests/server/test_gpu_race.py
 oracle := tests/server/test_gpu_oracle.py
-kernels := tests/kernels/test_gpu_kernels.py
+kernels := tests/kernels
 gate := tests/server/test_gpu_gate.py
 GPU_JOBS := 4
 
@@ -46,5 +46,5 @@ gate-backend:
 	LIM_TEST_SHAPE=qwen3-8b $(PYTHON) -m pytest -q -m gpu tests/server/test_gpu_backend.py
 
 sanitize-gpu:  ## memory errors and races in the kernels' smallest cases
-	compute-sanitizer --tool memcheck --error-exitcode 9 $(PYTHON) -m tests.kernels.smallest_cases
-	compute-sanitizer --tool racecheck --error-exitcode 9 $(PYTHON) -m tests.kernels.smallest_cases
+	compute-sanitizer --tool memcheck --error-exitcode 9 $(PYTHON) -m tests.kernels.sanitize
+	compute-sanitizer --tool racecheck --error-exitcode 9 $(PYTHON) -m tests.kernels.sanitize

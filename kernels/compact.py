@@ -1,10 +1,12 @@
-"""The kept tokens as cache slots, in order of position: sinks, chosen tokens, newest tokens.
+"""Cache slots of the kept tokens, in order of position: sinks, chosen tokens, newest tokens.
 
-Defined by `reference.count_kept` and `reference.compact_slots`. `count_kept` counts, from lengths
-alone, where each row's kept tokens begin. In `compact_slots` programs share a row's positions; how
-many are kept before a program's own is known from what `full_ranking.py` has counted, so that no
-second pass is needed. First turns are reset as they are read, so that the next step finds none.
+Defined by `reference.count_kept` and `reference.compact_slots`. `count_kept` computes from lengths
+alone where each row's kept tokens begin. In `compact_slots` many programs share a row; the counts
+of `full_ranking.py` tell each program how many tokens are kept before its own positions, so no
+second pass is needed. First turns are reset as they are read, ready for the next step.
 """
+
+from dataclasses import dataclass, replace
 
 import triton
 import triton.language as tl
@@ -13,7 +15,7 @@ from torch import Tensor
 from lim_sglang.kernels.launch import (
     COMPACT_BLOCK,
     LENGTH_BLOCK,
-    NEVER,
+    NO_TURN,
     WIDE_WARPS,
     check_int32,
     check_tensors,
@@ -21,6 +23,29 @@ from lim_sglang.kernels.launch import (
     pdl_wait,
 )
 from lim_sglang.kernels.reference import BudgetSplit
+from lim_sglang.kernels.union import RankingBuffers
+
+
+@dataclass(frozen=True)
+class StepSlots:
+    """Cache slots of one decode step: those of all tokens, and those of the tokens kept.
+
+    Shapes: B rows, one request each.
+    """
+
+    indptr: Tensor
+    """[B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens."""
+    slots: Tensor
+    """[indptr[B]] int32, the slot of each token, oldest first."""
+    kept_indptr: Tensor
+    """[B + 1] int32; row b keeps `kept_indptr[b + 1] - kept_indptr[b] = min(length, K)` tokens."""
+    kept: Tensor
+    """[>= kept_indptr[B]] int32, written in order of position."""
+
+    def chunk(self, first: int, num_rows: int) -> "StepSlots":
+        """Return the lists of `num_rows` rows from the row `first` on."""
+        ends = slice(first, first + num_rows + 1)
+        return replace(self, indptr=self.indptr[ends], kept_indptr=self.kept_indptr[ends])
 
 
 @triton.jit(do_not_specialize=["num_rows", "budget"])
@@ -47,7 +72,7 @@ def count_kept(lengths: Tensor, budget: int, out: Tensor) -> Tensor:
 
     Args:
         lengths: [B] int64, tokens of each row, the newest included.
-        budget: tokens that a row may keep.
+        budget: most tokens that a row keeps.
         out: [B + 1] int32.
 
     Returns:
@@ -56,13 +81,13 @@ def count_kept(lengths: Tensor, budget: int, out: Tensor) -> Tensor:
     check_tensors(lengths=lengths, out=out)
     check_int32(out=out)
     if len(out) != len(lengths) + 1:
-        raise ValueError(f"out must have {len(lengths) + 1} numbers, not {len(out)}")
+        raise ValueError(f"out must have {len(lengths) + 1} elements, not {len(out)}")
     _count_kept[(1,)](lengths, out, lengths.shape[0], budget, BLOCK=LENGTH_BLOCK)
     return out
 
 
 @triton.jit(do_not_specialize=["budget", "sinks", "recent"])
-def _compact(
+def _compact_slots(
     indptr,  # [B + 1] int32, of all tokens
     slots,  # [indptr[B]] int32
     kept_indptr,  # [B + 1] int32, of the kept tokens
@@ -104,57 +129,42 @@ def _compact(
     tl.store(first_turn, NO_TURN, mask=inside & (turn != NO_TURN))
     chosen = turn <= tl.load(last_turn + row)
     keep = inside & (chosen | (positions < sinks) | (positions >= newest))
-    place = before + tl.cumsum(keep.to(tl.int32), 0) - 1
-    tl.store(kept + place, slot, mask=keep)
+    index = before + tl.cumsum(keep.to(tl.int32), 0) - 1
+    tl.store(kept + index, slot, mask=keep)
 
 
-def compact_slots(
-    indptr: Tensor,
-    slots: Tensor,
-    kept_indptr: Tensor,
-    *,
-    budget_split: BudgetSplit,
-    first_turn: Tensor,
-    last_turn: Tensor,
-    chosen_counts: Tensor,
-    out: Tensor,
-) -> Tensor:
-    """Write the slots of each row's kept tokens, in order of position.
+def compact_slots(step: StepSlots, budget_split: BudgetSplit, buffers: RankingBuffers) -> None:
+    """Write the slots of each row's kept tokens to `step.kept`; reset `first_turn`.
 
     Args:
-        indptr, slots: [B + 1] and [indptr[B]] int32, all tokens.
-        kept_indptr: [B + 1] int32, where each row's kept tokens begin: `min(length, budget)` each.
-        shares: rows within its budget keep everything; its ends are always kept.
-        first_turn: [B, N] int32, N at least the longest row; from `shortlist_tokens` and
-            `rank_tokens`. NEVER is written.
-        last_turn, chosen_counts: [B] and [B, `padded_counts(N)`] int32, from these, too.
-        out: [kept_indptr[B]] int32 or longer.
-
-    Returns:
-        `out`.
+        step: slots of B rows.
+        budget_split: rows within its budget keep everything; sinks and recent tokens are kept.
+        buffers: of B rows, from `rank_tokens`.
     """
-    ints = {"indptr": indptr, "slots": slots, "kept_indptr": kept_indptr, "out": out}
-    ints |= {"first_turn": first_turn, "last_turn": last_turn, "chosen_counts": chosen_counts}
+    ints = vars(step) | {
+        "first_turn": buffers.first_turn,
+        "last_turn": buffers.last_turn,
+        "chosen_counts": buffers.chosen_counts,
+    }
     check_tensors(**ints)
     check_int32(**ints)
-    rows, width = first_turn.shape
-    _compact[(rows, triton.cdiv(width, COMPACT_BLOCK))](
-        indptr,
-        slots,
-        kept_indptr,
-        first_turn,
-        last_turn,
-        chosen_counts,
-        out,
+    rows, columns = buffers.first_turn.shape
+    _compact_slots[(rows, triton.cdiv(columns, COMPACT_BLOCK))](
+        step.indptr,
+        step.slots,
+        step.kept_indptr,
+        buffers.first_turn,
+        buffers.last_turn,
+        buffers.chosen_counts,
+        step.kept,
         budget_split.budget,
         budget_split.sinks,
         budget_split.recent,
-        first_turn.stride(0),
-        chosen_counts.stride(0),
-        NO_TURN=NEVER,
-        PADDED_COUNTS=chosen_counts.shape[1],
+        buffers.first_turn.stride(0),
+        buffers.chosen_counts.stride(0),
+        NO_TURN=NO_TURN,
+        PADDED_COUNTS=buffers.chosen_counts.shape[1],
         BLOCK=COMPACT_BLOCK,
         num_warps=WIDE_WARPS,
         **pdl_options(),
     )
-    return out

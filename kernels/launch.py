@@ -1,12 +1,13 @@
-"""Shared by every Triton kernel here: tile shapes, checks before a launch, and device functions
-that order programs: the last program of a unit (block counters) and programmatic dependent launch.
+"""Tile shapes, checks before a launch, and device functions that order programs.
 
-No autotuning: a kernel must launch the same in a CUDA graph, in the interpreter and when it is
-compiled without a GPU.
+Shared by every Triton kernel of this folder. Nothing is autotuned: a kernel must launch the same
+way in a CUDA graph, in the interpreter and when it is compiled without a GPU. A *program* is
+Triton's word for a thread block, an *SM* a streaming multiprocessor.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache
+from typing import Any, Self
 
 import torch
 import triton
@@ -18,115 +19,139 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @dataclass(frozen=True)
 class Tile:
-    """What a program of attention over a kept set reads at a time."""
+    """Tile of K, and of V, that one program of sparse attention reads at a time."""
 
     elements: int
-    """Of K, and of V."""
-    side_by_side: int
-    """Programs that a processor of an H100 runs at a time, by their memory and registers."""
+    programs_per_sm: int
+    """Programs that an SM of an H100 runs at a time, limited by shared memory and registers."""
 
 
 SCORE_BLOCK = 128
-"""Tokens that one program scores at a time."""
+"""Tokens that a program scores at a time."""
 SCORE_SPLITS = 32
-"""Programs a request and KV head, so that the grid does not depend on the length."""
+"""Scoring programs per request and KV head: constant, so the grid does not depend on lengths."""
+SCORE_STAGES = 2
+"""Tiles of keys in flight while scores are computed."""
 MIN_DOT_ROWS = 16
-"""The fewest rows that a tensor core takes; smaller query groups are padded."""
+"""Fewest rows that a tensor core takes; smaller query groups are padded."""
 MIN_SAMPLE, MAX_SAMPLE = 2048, 8192
-"""Scores of a head that a threshold is sampled from, at least and at most."""
-SAMPLED_SHARE = 16
-"""One score of so many is sampled in the longest rows that a buffer holds."""
-WIDE_TILE, NARROW_TILE = Tile(8192, side_by_side=5), Tile(4096, side_by_side=8)
-"""Of attention over a kept set; which of them, `attend_block` says."""
+"""Fewest and most scores of a head that a threshold is sampled from."""
+SAMPLE_STRIDE = 16
+"""Columns of the score buffer per sampled score, within those bounds."""
+SAMPLE_SLACK = 16
+"""One in this many sampled scores that should reach a threshold may miss it: a sample is inexact
+anyway, and the search for the threshold ends earlier."""
+WIDE_TILE, NARROW_TILE = Tile(8192, programs_per_sm=5), Tile(4096, programs_per_sm=8)
+"""Tiles of sparse attention; `attend_block` chooses."""
 MAX_ATTENDED_DIM = WIDE_TILE.elements // MIN_DOT_ROWS
-"""Of a head: a tile of it has as many tokens as a tensor core takes."""
+"""Largest head dimension of sparse attention: a tile then has 16 tokens, a tensor core's fewest."""
 MAX_NARROW_DIM, MAX_NARROW_QUERY = 128, 896
-"""Of a head, and of all query heads of a KV head: more, and a program with narrow tiles takes more
-than 128 registers a thread."""
+"""Largest head dimension, and largest query group times head dimension, for narrow tiles: above
+either, a program with narrow tiles takes more than 128 registers a thread."""
 ATTEND_WARPS = 2
-"""Of attention over a kept set: more programs on a processor hide more of the memory's latency."""
+"""Warps of a sparse attention program: more programs per SM hide more memory latency."""
 ATTEND_STAGES = 3
-"""Of its loop, in Triton's sense: slots, then K and V, are asked for ahead of what is computed."""
-BYTES_PER_PROCESSOR = 4
-"""Programs of attention that few rows are shared among, times bytes a number of the cache: narrow
-numbers need more programs for as many bytes in flight. Many rows make more, which share nothing."""
-MIN_SPLIT, MAX_SPLITS = 64, 16
-"""Tokens of a row that a program is worth, and programs that a row is worth, at most."""
+"""Pipeline stages of the loop over tiles: slots, then K and V, are requested ahead of their use."""
+PROGRAM_BYTES_PER_SM = 4
+"""Programs per SM that few rows are split among, times bytes per cache element: elements of fewer
+bytes need more programs for the same bytes in flight. Batches of many rows are not split."""
+MIN_SPLIT_TOKENS, MAX_SPLITS = 64, 16
+"""Fewest tokens per split of a row, and most splits per row."""
 SPLIT_ALIGNMENT = 16
-"""Tokens that parts are multiples of, so that slots are read in whole loads."""
-SPLITS_AT_ONCE = 32
-"""Heads times parts that are merged at a time."""
-SLACK_SHARE = 16
-"""One in so many of a sample may miss a threshold that was meant for it: none is exact anyway."""
+"""Splits begin at multiples of this many tokens, so that slots are read in whole loads."""
+COMBINED_HEADS = 32
+"""Heads times splits that are combined at a time."""
 SHORTLIST_BLOCK = 4096
 """Scores that a shortlist reads at a time."""
-RANK_BLOCK = 2048
-"""Scores that one pass of the radix selection reads at a time."""
-POOL_BLOCK = 256
-"""Positions whose mass one program adds up."""
-POOL_HEADS = 32
-"""Heads whose scores are in flight at a time, at most."""
-HEAVIEST_BLOCK = 8192
-"""Masses that the one program of a row reads at a time."""
-HEAVIEST_SMALL_BLOCK = 1024
-"""Slots that are copied at a time, and masses where all are read again: less code to fetch."""
-LSE_BLOCK = 1024
-"""Scores whose exponentials are added up at a time."""
-COMPACT_BLOCK = 2048
-"""Positions that one program compacts, and whose chosen tokens are counted for it (`rank.py`)."""
-LENGTH_BLOCK = 1024
-"""Rows whose lengths are added up at a time."""
+RADIX_BLOCK = 2048
+"""Scores that one pass of a full ranking's radix selection reads at a time."""
 MAX_SORT = 16384
-"""The longest ranking of one head that is sorted within one program."""
+"""Longest ranking of one head that is sorted within one program."""
+LSE_BLOCK = 1024
+"""Scores whose exponentials are summed at a time."""
+MASS_BLOCK = 256
+"""Positions whose softmax mass one program sums."""
+MASS_HEADS = 32
+"""Most heads whose scores are in flight at a time."""
+TOPK_BLOCK = 8192
+"""Masses that the one program of a row reads at a time."""
+TOPK_SMALL_BLOCK = 1024
+"""Slots that are copied at a time, and masses where all are read again: less code to fetch."""
+COMPACT_BLOCK = 2048
+"""Positions that one program compacts, and whose chosen tokens `full_ranking.py` counts for it."""
+LENGTH_BLOCK = 1024
+"""Rows whose lengths are summed at a time."""
 WIDE_WARPS = 8
 """Warps of a program that reads thousands of turns or positions at a time."""
-NUM_STAGES = 2
-"""Tiles of keys in flight while scores are computed."""
-NEVER = 2**31 - 1
-"""The first turn of a token that no head has ranked."""
+NO_TURN = 2**31 - 1
+"""First turn of a token that no head has ranked."""
 NEEDS_FULL_RANKING = -1
-"""The last turn of a row that is still to be ranked whole."""
+"""Last turn of a row whose heads are still to be ranked fully."""
+LOG2_E = 1.4426950408889634
 
 
 def interpreted() -> bool:
-    """Whether Triton interprets kernels on the CPU instead of compiling them."""
+    """Return True if Triton interprets kernels on the CPU instead of compiling them."""
     return bool(knobs.runtime.interpret)
 
 
 def padded_group(num_heads: int, num_kv_heads: int) -> int:
-    """Rows of the score tile of one KV head."""
+    """Return the rows of one KV head's score tile: its query heads, padded for tensor cores."""
     return max(MIN_DOT_ROWS, triton.next_power_of_2(num_heads // num_kv_heads))
 
 
-def attend_block(dim: int, group: int, cache_bytes: int, per_processor: float) -> int:
-    """Tokens in a tile of attention over a kept set.
+def attend_block(dim: int, group: int, cache_bytes: int, programs_per_sm: float) -> int:
+    """Return the tokens in a tile of sparse attention.
 
-    Wide tiles are faster, unless it takes narrow ones to run all programs at once. With wider
-    heads, larger groups or another cache, registers do not let narrow ones run in that number.
+    Wide tiles are faster unless only narrow ones let all programs run at once. With wider heads,
+    larger groups or another cache dtype, registers do not allow that many narrow programs.
 
     Args:
-        dim, group: of a head, and query heads a KV head.
-        cache_bytes: of a number of K or V.
-        per_processor: programs that a processor runs in all.
+        dim: head dimension.
+        group: query heads per KV head.
+        cache_bytes: bytes per element of K and V.
+        programs_per_sm: programs of the launch, divided by SMs of the GPU.
     """
     light = dim <= MAX_NARROW_DIM and group * dim <= MAX_NARROW_QUERY and cache_bytes == 2
-    narrow = light and WIDE_TILE.side_by_side < per_processor <= NARROW_TILE.side_by_side
+    narrow = light and WIDE_TILE.programs_per_sm < programs_per_sm <= NARROW_TILE.programs_per_sm
     return (NARROW_TILE if narrow else WIDE_TILE).elements // dim
 
 
 def sample_size(columns: int) -> int:
-    """Scores to sample of rows of up to so many, a power of two."""
-    return min(MAX_SAMPLE, max(MIN_SAMPLE, triton.next_power_of_2(columns // SAMPLED_SHARE)))
+    """Return the scores to sample of rows of up to `columns` tokens, a power of two."""
+    return min(MAX_SAMPLE, max(MIN_SAMPLE, triton.next_power_of_2(columns // SAMPLE_STRIDE)))
 
 
-def rank_warps(padded_ranks: int) -> int:
-    """Warps that rank one head whole: sorting it, unlike a selection among many, gains by 16."""
+def full_ranking_warps(padded_ranks: int) -> int:
+    """Return the warps that rank one head fully: a sort gains by 16, a selection among many not."""
     return 8 if padded_ranks < 2048 else 16
 
 
 def sort_warps(padded_ranks: int) -> int:
-    """Warps that sort so many tokens of one head in registers."""
+    """Return the warps that sort `padded_ranks` tokens of one head in registers."""
     return 8 if padded_ranks <= 4096 else 16
+
+
+@dataclass(frozen=True)
+class RowBuffers:
+    """Device memory that is allocated once; the first dimension of every tensor is rows."""
+
+    def first_rows(self, num_rows: int) -> Self:
+        """Return the same memory for fewer rows; a tensor with a shorter first dimension stays."""
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, RowBuffers):
+                return value.first_rows(num_rows)
+            return value[:num_rows] if isinstance(value, Tensor) else value
+
+        return replace(self, **{name: cut(value) for name, value in vars(self).items()})
+
+    @property
+    def num_bytes(self) -> int:
+        """Device memory held, in bytes."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        tensors = sum(value.nbytes for value in values if isinstance(value, Tensor))
+        return tensors + sum(value.num_bytes for value in values if isinstance(value, RowBuffers))
 
 
 def check_tensors(**tensors: Tensor) -> None:
@@ -143,47 +168,58 @@ def check_tensors(**tensors: Tensor) -> None:
 
 
 def check_int32(**tensors: Tensor) -> None:
-    """Refuse tensors of another type, which a kernel would misread."""
+    """Refuse tensors of another dtype, which a kernel would misread."""
     for name, tensor in tensors.items():
         if tensor.dtype != torch.int32:
             raise ValueError(f"{name} must be int32, not {tensor.dtype}")
 
 
 @triton.jit
-def is_last_block(block_counters, expected):
-    """Whether all other programs of a unit have arrived; what they wrote is then seen.
+def row_and_head(indptr):
+    """Return the row and head of this program, and the tokens of the row, in a grid [B, H]."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    return row, head, tl.load(indptr + row + 1) - tl.load(indptr + row)
 
-    The last one leaves the counter as it found it. It has to read what others wrote past its own
-    cache (`cache_modifier=".cg"`).
+
+@triton.jit
+def is_last_block(block_counter, num_programs):
+    """Return True in the last of `num_programs` programs to get here, and reset the counter.
+
+    The writes of the others are then visible to reads that bypass the L1 cache
+    (`cache_modifier=".cg"`).
     """
-    tl.debug_barrier()  # this program's own writes come before its arrival
-    is_last = tl.atomic_add(block_counters, 1, sem="acq_rel") == expected - 1
+    tl.debug_barrier()  # every thread's writes come before the count
+    is_last = tl.atomic_add(block_counter, 1, sem="acq_rel") == num_programs - 1
     if is_last:
-        tl.store(block_counters, 0)
+        tl.store(block_counter, 0)
     return is_last
 
 
 PDL_CAPABILITY = (9, 0)
-"""Compute capability."""
+"""Lowest compute capability with programmatic dependent launch."""
 
 
 @triton.jit
 def pdl_wait(USE_PDL: tl.constexpr):
-    """Wait until the kernel before has ended and what it wrote is seen."""
+    """Wait until the previous kernel has ended and its writes are visible."""
     if USE_PDL:
         gdc_wait()
 
 
 @triton.jit
 def pdl_launch_next(USE_PDL: tl.constexpr):
-    """Let the next kernel be launched once all programs of this one have come here or ended."""
+    """Allow the next kernel's launch once every program has got here or ended."""
     if USE_PDL:
         gdc_launch_dependents()
 
 
 def pdl_options() -> dict[str, bool]:
-    """Launch options of a kernel that begins with `follow`."""
-    return {"FOLLOWS": True, "launch_pdl": True} if _has_pdl() else {"FOLLOWS": False}
+    """Return the launch options of a kernel that calls `pdl_wait` first.
+
+    Programmatic dependent launch: the kernel may be launched while the previous one still runs.
+    """
+    return {"USE_PDL": True, "launch_pdl": True} if _has_pdl() else {"USE_PDL": False}
 
 
 @cache

@@ -1,28 +1,31 @@
-"""Selection by attention mass: the heads' softmax added up, and the heaviest tokens of each row.
+"""Selection by attention mass: the heads' softmax, summed, and the top-k tokens of each row.
 
-Defined by `reference.softmax_mass` and `reference.topk_by_mass`. A head's normaliser is the log-
-sum-exp that its dense attention has anyway; where that is not at hand, `log_sum_exp` finds it in
-the scores. In `_topk_by_mass` one program a row takes the heaviest, another copies the ends or a
-row that is kept whole. Candidates that pass a sampled threshold are collected in order of
-position; the exact threshold is found among them in registers. Where they are too few or too many,
-it is found in all of the row's masses, which is slower and gives the same.
+Defined by `reference.softmax_mass` and `reference.topk_by_mass`. A head's log-sum-exp is left by
+its dense attention; where that is not available, `log_sum_exp` computes it from the scores. In
+`_topk_by_mass` one program per row takes the top-k, another copies the slots of sinks and recent
+tokens, or of a row within the budget. Candidates that reach a sampled threshold are collected in
+order of position; the exact threshold is found among them in registers. Where too few or too many
+are collected, the threshold is found in all masses of the row: slower, with the same result.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from lim_sglang.kernels.compact import StepSlots
 from lim_sglang.kernels.launch import (
-    HEAVIEST_BLOCK,
-    HEAVIEST_SMALL_BLOCK,
+    LOG2_E,
     LSE_BLOCK,
-    POOL_BLOCK,
-    POOL_HEADS,
+    MASS_BLOCK,
+    MASS_HEADS,
+    TOPK_BLOCK,
+    TOPK_SMALL_BLOCK,
     check_int32,
     check_tensors,
     pdl_launch_next,
     pdl_options,
     pdl_wait,
+    row_and_head,
     sample_size,
     sort_warps,
 )
@@ -35,8 +38,6 @@ from lim_sglang.kernels.radix import (
     sortable_key,
 )
 from lim_sglang.kernels.reference import BudgetSplit
-
-LOG2_E = 1.4426950408889634
 
 
 @triton.jit(do_not_specialize=["budget"])
@@ -51,9 +52,7 @@ def _log_sum_exp(
     lse_row_stride,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1).to(tl.int64)
-    length = tl.load(indptr + row + 1) - tl.load(indptr + row)
+    row, head, length = row_and_head(indptr)
     if length <= budget:
         return
     scores += row * score_row_stride + head * score_head_stride
@@ -64,7 +63,7 @@ def _log_sum_exp(
         inside = first + lanes < length
         score = tl.load(scores + first + lanes, mask=inside, other=float("-inf")) * scale
         higher = tl.maximum(largest, score)
-        # A lane that has seen nothing yet stays at zero.
+        # A lane whose scores are all -inf keeps a total of 0.
         safe = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp2(largest - safe) + tl.exp2(score - safe)
         largest = higher
@@ -74,8 +73,38 @@ def _log_sum_exp(
     )
 
 
+def log_sum_exp(scores: Tensor, indptr: Tensor, budget: int, scale: float, out: Tensor) -> Tensor:
+    """Compute each head's log-sum-exp in each row that is longer than the budget.
+
+    Args:
+        scores: [B, H, N] f32, from `score_tokens`.
+        indptr: [B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens.
+        budget: rows within it stay untouched.
+        scale: factor on q·k before the softmax.
+        out: [B, H] f32.
+
+    Returns:
+        `out`: log2 of the sum of e^(scale · score), FlashInfer's convention.
+    """
+    check_tensors(scores=scores, indptr=indptr, out=out)
+    check_int32(indptr=indptr)
+    rows, heads, _ = scores.shape
+    _log_sum_exp[(rows, heads)](
+        scores,
+        indptr,
+        out,
+        budget,
+        scale * LOG2_E,
+        scores.stride(0),
+        scores.stride(1),
+        out.stride(0),
+        BLOCK=LSE_BLOCK,
+    )
+    return out
+
+
 @triton.jit(do_not_specialize=["budget", "num_heads"])
-def _pool(
+def _softmax_mass(
     scores,  # [B, H, >= S] f32
     indptr,  # [B + 1] int32
     lse,  # [B, H] f32
@@ -100,52 +129,22 @@ def _pool(
         return
     positions = first + tl.arange(0, BLOCK)
     scores += row * score_row_stride + positions[None, :]
-    # Rows are longer than a block's last four scores, which are loaded at once.
+    # Four scores at a time: a row of the buffer goes on to a multiple of four.
     read = (positions // 4 * 4 < length)[None, :]
     total = tl.zeros((BLOCK,), tl.float32)
     for first_head in range(0, num_heads, HEADS):
         heads = first_head + tl.arange(0, HEADS)[:, None]
         of_heads = scores + heads.to(tl.int64) * score_head_stride
         score = tl.load(of_heads, mask=read & (heads < num_heads), other=float("-inf"))
-        of_all = tl.load(lse + row * lse_row_stride + heads, mask=heads < num_heads, other=0.0)
-        total += tl.sum(tl.exp2(score * scale - of_all), 0)
+        head_lse = tl.load(lse + row * lse_row_stride + heads, mask=heads < num_heads, other=0.0)
+        total += tl.sum(tl.exp2(score * scale - head_lse), 0)
     tl.store(mass + row * mass_row_stride + positions, total, mask=positions < length)
-
-
-def log_sum_exp(scores: Tensor, indptr: Tensor, budget: int, scale: float, out: Tensor) -> Tensor:
-    """Each head's normaliser in each row that is longer than the budget.
-
-    Args:
-        scores: [B, H, N] f32, from `score_tokens`.
-        indptr: [B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens.
-        budget: rows within it stay untouched.
-        scale: factor on q·k before the softmax.
-        out: [B, H] f32.
-
-    Returns:
-        `out`: log2 of the sum of e^(scale · score), as FlashInfer has it.
-    """
-    check_tensors(scores=scores, indptr=indptr, out=out)
-    check_int32(indptr=indptr)
-    rows, heads, _ = scores.shape
-    _log_sum_exp[(rows, heads)](
-        scores,
-        indptr,
-        out,
-        budget,
-        scale * LOG2_E,
-        scores.stride(0),
-        scores.stride(1),
-        out.stride(0),
-        BLOCK=LSE_BLOCK,
-    )
-    return out
 
 
 def softmax_mass(
     scores: Tensor, indptr: Tensor, lse: Tensor, budget: int, scale: float, out: Tensor
 ) -> Tensor:
-    """Add up the heads' attention to each token of each row that is longer than the budget.
+    """Sum the heads' softmax weights of each token, in each row that is longer than the budget.
 
     Args:
         scores: [B, H, N] f32, from `score_tokens`; N a multiple of 4, at least the longest row.
@@ -163,7 +162,7 @@ def softmax_mass(
     rows, heads, columns = scores.shape
     if columns % 4:
         raise ValueError(f"rows of scores must have a multiple of 4 columns, not {columns}")
-    _pool[(rows, triton.cdiv(columns, POOL_BLOCK))](
+    _softmax_mass[(rows, triton.cdiv(columns, MASS_BLOCK))](
         scores,
         indptr,
         lse,
@@ -175,15 +174,15 @@ def softmax_mass(
         scores.stride(1),
         lse.stride(0),
         out.stride(0),
-        HEADS=min(POOL_HEADS, triton.next_power_of_2(heads)),
-        BLOCK=POOL_BLOCK,
+        HEADS=min(MASS_HEADS, triton.next_power_of_2(heads)),
+        BLOCK=MASS_BLOCK,
         **pdl_options(),
     )
     return out
 
 
 @triton.jit
-def _copy(slots, kept, count, BLOCK: tl.constexpr):
+def _copy_slots(slots, kept, count, BLOCK: tl.constexpr):
     lanes = tl.arange(0, BLOCK)
     for first in range(0, count, BLOCK):
         inside = first + lanes < count
@@ -193,27 +192,29 @@ def _copy(slots, kept, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _load_keys(mass, first, sinks, end, BLOCK: tl.constexpr):
-    """Keys of a block of positions, 0 for what is no candidate."""
+    """Load the keys of a block of positions, 0 for positions that are no candidates."""
     positions = first + tl.arange(0, BLOCK)
-    read = first + tl.arange(0, BLOCK) // 4 * 4 < end  # four at a time: see `order.collect`
+    read = first + tl.arange(0, BLOCK) // 4 * 4 < end  # four at a time, as in `radix.collect`
     keys = sortable_key(tl.load(mass + positions, mask=read, other=0.0))
     return tl.where((positions >= sinks) & (positions < end), keys, 0)
 
 
 @triton.jit
 def _take(keys, inside, threshold, ties_wanted):
-    """What is above the threshold, and the first few that equal it."""
+    """Return a mask of the keys above the threshold and of the first few that equal it."""
     equal = (inside & (keys == threshold)).to(tl.int32)
     return inside & ((keys > threshold) | ((equal > 0) & (tl.cumsum(equal, 0) <= ties_wanted)))
 
 
 @triton.jit
-def _keep_among(mass, slots, candidates, kept, lowest, passed, selected, CAPACITY: tl.constexpr):
-    """Keep the heaviest of at least as many candidates, in order of position, from `lowest` on."""
-    tl.debug_barrier()  # other threads of this program wrote some of them
-    places = tl.arange(0, CAPACITY)
-    inside = places < passed
-    positions = tl.load(candidates + places, mask=inside, other=0)
+def _keep_collected(
+    mass, slots, candidates, kept, lowest, passed, selected, CAPACITY: tl.constexpr
+):
+    """Keep the top `selected` of the collected candidates, whose keys are `lowest` or more."""
+    tl.debug_barrier()  # other threads of this program wrote some of the candidates
+    lanes = tl.arange(0, CAPACITY)
+    inside = lanes < passed
+    positions = tl.load(candidates + lanes, mask=inside, other=0)
     keys = sortable_key(tl.load(mass + positions, mask=inside, other=0.0))
     keys = tl.where(inside, keys - lowest, 0)
     threshold = nth_largest(keys, selected, 0, tl.max(keys, 0))
@@ -225,7 +226,7 @@ def _keep_among(mass, slots, candidates, kept, lowest, passed, selected, CAPACIT
 
 @triton.jit
 def _keep_of_all(mass, slots, kept, sinks, end, selected, BLOCK: tl.constexpr):
-    """Keep the heaviest of all candidates, reading their masses again and again."""
+    """Keep the top `selected` of all candidates, reading their masses again and again."""
     threshold = tl.full((), 0, tl.uint32)
     step = tl.full((), 1 << 30, tl.uint32)
     reached = tl.full((), -1, tl.int64)
@@ -264,7 +265,7 @@ def _topk_by_mass(
     sinks,
     recent,
     selected,
-    target,
+    target,  # candidates that the sampled threshold should let pass
     mass_row_stride,
     candidate_row_stride,
     CAPACITY: tl.constexpr,
@@ -282,10 +283,10 @@ def _topk_by_mass(
     end = length - recent
     if tl.program_id(1) == 1:
         if length <= budget:
-            _copy(slots, kept, length, SMALL_BLOCK)
+            _copy_slots(slots, kept, length, SMALL_BLOCK)
         else:
-            _copy(slots, kept, sinks, SMALL_BLOCK)
-            _copy(slots + end, kept + sinks + selected, recent, SMALL_BLOCK)
+            _copy_slots(slots, kept, sinks, SMALL_BLOCK)
+            _copy_slots(slots + end, kept + sinks + selected, recent, SMALL_BLOCK)
         return
     if length <= budget:
         return
@@ -298,41 +299,28 @@ def _topk_by_mass(
     lowest = sampled_threshold(mass, sinks, end, wanted, SAMPLE)
     passed = collect(mass, candidates, lowest, sinks, end, CAPACITY, BLOCK)
     if (passed >= selected) & (passed <= CAPACITY):
-        _keep_among(mass, slots, candidates, kept, lowest, passed, selected, CAPACITY)
+        _keep_collected(mass, slots, candidates, kept, lowest, passed, selected, CAPACITY)
     else:
         _keep_of_all(mass, slots, kept, sinks, end, selected, SMALL_BLOCK)
 
 
 def candidate_capacity(selected: int) -> int:
-    """Candidates a row that there is room for, a power of two."""
+    """Return the candidates per row that are collected at most, a power of two."""
     return max(16, triton.next_power_of_2(2 * selected))
 
 
 def topk_by_mass(
-    mass: Tensor,
-    indptr: Tensor,
-    slots: Tensor,
-    kept_indptr: Tensor,
-    *,
-    budget_split: BudgetSplit,
-    candidates: Tensor,
-    out: Tensor,
-) -> Tensor:
-    """Write the slots of each row's ends and heaviest tokens, in order of position.
+    mass: Tensor, step: StepSlots, budget_split: BudgetSplit, candidates: Tensor
+) -> None:
+    """Write the slots of each row's sinks, top-k and recent tokens to `step.kept`.
 
     Args:
-        mass: [B, N] f32, from `pool_mass`; N a multiple of 4, at least the longest row.
-        indptr, slots: [B + 1] and [indptr[B]] int32, all tokens.
-        kept_indptr: [B + 1] int32, where each row's kept tokens begin: `min(length, budget)` each.
-        shares: rows within its budget keep everything; its ends are always kept.
-        candidates: [B, >= `candidate_capacity(selected)`] int32, written.
-        out: [kept_indptr[B]] int32 or longer.
-
-    Returns:
-        `out`.
+        mass: [B, N] f32, from `softmax_mass`; N a multiple of 4, at least the longest row.
+        step: slots of B rows.
+        budget_split: rows within its budget keep everything; sinks and recent tokens are kept.
+        candidates: [B, >= `candidate_capacity(selected)`] int32, overwritten.
     """
-    ints = {"indptr": indptr, "slots": slots, "kept_indptr": kept_indptr, "out": out}
-    ints |= {"candidates": candidates}
+    ints = vars(step) | {"candidates": candidates}
     check_tensors(mass=mass, **ints)
     check_int32(**ints)
     rows, columns = mass.shape
@@ -341,11 +329,11 @@ def topk_by_mass(
     capacity = candidate_capacity(budget_split.selected)
     _topk_by_mass[(rows, 2)](
         mass,
-        indptr,
-        slots,
-        kept_indptr,
+        step.indptr,
+        step.slots,
+        step.kept_indptr,
         candidates,
-        out,
+        step.kept,
         budget_split.budget,
         budget_split.sinks,
         budget_split.recent,
@@ -355,9 +343,8 @@ def topk_by_mass(
         candidates.stride(0),
         CAPACITY=capacity,
         SAMPLE=sample_size(columns),
-        BLOCK=HEAVIEST_BLOCK,
-        SMALL_BLOCK=HEAVIEST_SMALL_BLOCK,
+        BLOCK=TOPK_BLOCK,
+        SMALL_BLOCK=TOPK_SMALL_BLOCK,
         num_warps=sort_warps(capacity),
         **pdl_options(),
     )
-    return out

@@ -1,15 +1,15 @@
-"""The order of scores, for kernels: floats as integers, thresholds, and a sort of a ranking.
+"""Scores as sortable integers: thresholds by radix selection, and a sort of one head's ranking.
 
-Equal scores put the older token first, -0.0 ties with +0.0, NaN ranks last: the order of
-`reference.rank_tokens`.
+The order is that of `reference.rank_tokens`: of equal scores the older token comes first, -0.0 ties
+with +0.0, NaN ranks last.
 """
 
 import triton
 import triton.language as tl
 
-from lim_sglang.kernels.launch import SLACK_SHARE
+from lim_sglang.kernels.launch import SAMPLE_SLACK
 
-_SLACK_SHARE: tl.constexpr = tl.constexpr(SLACK_SHARE)
+_SAMPLE_SLACK: tl.constexpr = tl.constexpr(SAMPLE_SLACK)
 _SIGN: tl.constexpr = tl.constexpr(-0x80000000)
 
 
@@ -23,16 +23,16 @@ def sortable_key(scores):
 
 
 @triton.jit
-def least_score(key):
-    """The score that one has to reach for its `sortable_key` to reach `key`, which is not 0."""
-    above_nan = tl.maximum(key, 0x007FFFFF)  # the key of -inf: no score has one in between
+def lowest_score(key):
+    """Return the lowest score whose `sortable_key` is at least `key`, which is not 0."""
+    above_nan = tl.maximum(key, 0x007FFFFF)  # the key of -inf: no score has a key in between
     ordered = above_nan.to(tl.int32, bitcast=True) ^ _SIGN
     return tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def count_reaching(keys, threshold, step):
-    """How many keys reach `threshold` plus one, two and three steps, 21 bits each."""
+    """Count the keys that reach `threshold` plus one, two and three steps, in 21 bits each."""
     one = (keys >= threshold + step).to(tl.int64)
     two = (keys >= threshold + 2 * step).to(tl.int64)
     three = (keys >= threshold + 3 * step).to(tl.int64)
@@ -41,7 +41,7 @@ def count_reaching(keys, threshold, step):
 
 @triton.jit
 def raise_threshold(threshold, reached, step, counts, wanted):
-    """The largest of the four thresholds that `wanted` keys still reach, and how many reach it."""
+    """Raise the threshold by the most steps at which `wanted` keys reach it, and count those."""
     one, two, three = counts & 0x1FFFFF, (counts >> 21) & 0x1FFFFF, counts >> 42
     reached = tl.where(one >= wanted, one, reached)
     reached = tl.where(two >= wanted, two, reached)
@@ -53,10 +53,10 @@ def raise_threshold(threshold, reached, step, counts, wanted):
 
 @triton.jit
 def nth_largest(keys, wanted, slack, highest):
-    """A threshold that `wanted` keys reach and at most `slack` more, or with ties that rank's key.
+    """Return a threshold that `wanted` keys reach, and at most `slack` more.
 
-    Found two bits at a time among fewer than 2^21 keys, none above `highest`; 0 if there are less
-    than `wanted`.
+    With ties, the threshold is the key of rank `wanted`. It is found two bits at a time among fewer
+    than 2^21 keys, none above `highest`; 0 if there are fewer than `wanted`.
     """
     threshold = tl.full((), 0, tl.uint32)
     step = tl.full((), 1 << 30, tl.uint32)
@@ -72,7 +72,7 @@ def nth_largest(keys, wanted, slack, highest):
 
 @triton.jit
 def sample_keys(scores, sinks, end, SAMPLE: tl.constexpr):
-    """Keys of SAMPLE candidates, evenly spaced; 0 where there are fewer."""
+    """Load the keys of SAMPLE candidates, evenly spaced; 0 where there are fewer candidates."""
     lanes = tl.arange(0, SAMPLE)
     candidates = end - sinks
     # lanes * candidates // SAMPLE, in products that stay within 32 bits.
@@ -85,11 +85,11 @@ def sample_keys(scores, sinks, end, SAMPLE: tl.constexpr):
 
 @triton.jit
 def sampled_threshold(values, sinks, end, wanted, SAMPLE: tl.constexpr):
-    """A threshold that `wanted` of a sample of candidates reach, or a few less.
+    """Return a threshold that `wanted` of a sample of candidates reach, or up to 1/16 fewer.
 
-    Just so many where the sample is whole: then it is the number that passes.
+    Exactly `wanted` reach the threshold where the sample holds every candidate, ties apart.
     """
-    slack = tl.where(end - sinks > SAMPLE, wanted // _SLACK_SHARE, 0)
+    slack = tl.where(end - sinks > SAMPLE, wanted // _SAMPLE_SLACK, 0)
     keys = sample_keys(values, sinks, end, SAMPLE)
     return nth_largest(keys, wanted - slack, slack, tl.full((), 0xFFFFFFFF, tl.uint32))
 
@@ -104,24 +104,24 @@ def collect(
     CAPACITY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the candidates that reach the threshold, as many as there is room for; count all.
+    """Write the first CAPACITY candidates that reach the threshold; return the number of all.
 
-    A thread takes four neighbours, loaded at once from an aligned address, so that most of a
-    block's running count is within threads.
+    A thread takes four neighbours, loaded at once from an aligned address, so most of a block's
+    prefix sum stays within threads.
     """
     first_of_four = tl.arange(0, BLOCK // 4) * 4
     lanes = first_of_four[:, None] + tl.arange(0, 4)[None, :]
-    least = least_score(threshold)
+    lowest = lowest_score(threshold)
     passed = 0
     for first in range(0, end, BLOCK):
         found = first + lanes
         read = (first + first_of_four < end)[:, None]
-        reaches = (tl.load(values + found, mask=read, other=0.0) >= least) | (threshold == 0)
+        reaches = (tl.load(values + found, mask=read, other=0.0) >= lowest) | (threshold == 0)
         passes = ((found >= sinks) & (found < end) & reaches).to(tl.int32)
         of_four = tl.sum(passes, 1)
         before = passed + tl.cumsum(of_four, 0) - of_four
-        place = before[:, None] + tl.cumsum(passes, 1) - 1
-        tl.store(positions + place, found, mask=(passes > 0) & (place < CAPACITY))
+        index = before[:, None] + tl.cumsum(passes, 1) - 1
+        tl.store(positions + index, found, mask=(passes > 0) & (index < CAPACITY))
         passed += tl.sum(of_four, 0)
     return passed
 
@@ -131,30 +131,30 @@ def sort_ranking(
     scores,  # of one head
     ranking,  # [>= count] int32, written
     positions,  # [PADDED] int32, in any order, at least `count` of them inside
-    inside,  # as many booleans: which of them count
+    inside,  # [PADDED] bool, which positions count
     count,
     PADDED: tl.constexpr,  # a power of two
 ):
-    """Write the best `count` positions, best first; returned with what comes after them."""
+    """Write the best `count` positions, best first; return all PADDED positions in that order."""
     keys = sortable_key(tl.load(scores + positions, mask=inside, other=0.0))
-    # Among equals the lower position, which its complement makes the larger key.
+    # Of equal keys the lower position comes first: its complement makes the larger number.
     packed = (keys.to(tl.uint64) << 32) | (0xFFFFFFFF - positions.to(tl.uint64))
     packed = tl.sort(tl.where(inside, packed, 0), descending=True)
     ranked = (0xFFFFFFFF - (packed & 0xFFFFFFFF)).to(tl.int32)
-    tl.debug_barrier()  # no thread overwrites what another has yet to read
+    tl.debug_barrier()  # no thread overwrites what another thread has yet to read
     ranks = tl.arange(0, PADDED)
     tl.store(ranking + ranks, ranked, mask=ranks < count)
     return ranked
 
 
 @triton.jit
-def written_tokens(
-    ranking,  # [>= count] int32
+def read_back(
+    positions,  # [>= count] int32
     count,
     PADDED: tl.constexpr,  # a power of two, at least `count`
 ):
-    """The positions that this program has written, and which of PADDED lanes have one."""
+    """Load the positions that this program has written; return them and their mask, [PADDED]."""
     tl.debug_barrier()  # other threads of this program wrote some of them
     lanes = tl.arange(0, PADDED)
     inside = lanes < count
-    return tl.load(ranking + lanes, mask=inside, other=0), inside
+    return tl.load(positions + lanes, mask=inside, other=0), inside

@@ -1,9 +1,9 @@
 """The definition of LessIsMore's token selection and sparse attention, in plain torch.
 
 Source: Yang et al., "Less Is More", arXiv 2508.07101, and its public code where the paper is
-silent. Every kernel in this folder has a function of the same meaning here, and its tests use it.
+silent. Every kernel in this folder is tested against a function of the same meaning here.
 
-Shapes: H query heads, G KV heads, D head_dim, S tokens of one request (newest included),
+Shapes: H query heads, G KV heads, D head dimension, S tokens of one request (newest included),
 C candidates, K budget.
 """
 
@@ -18,7 +18,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class BudgetSplit:
-    """The three parts of a budget, in tokens; they add up to it."""
+    """Budget in tokens, split into its three parts."""
 
     sinks: int
     selected: int
@@ -26,14 +26,14 @@ class BudgetSplit:
 
     @property
     def budget(self) -> int:
-        """Tokens that a row may keep."""
+        """Most tokens that a row keeps."""
         return self.sinks + self.selected + self.recent
 
 
 def split_budget(budget: int, recent_ratio: float, sinks: int) -> BudgetSplit:
-    """Divide a budget; the sinks come out of the recency share, and the newest token is kept.
+    """Split a budget; the sinks come out of the recency share, and the newest token is kept.
 
-    The epsilon keeps a product such as 10 * 0.9 from being cut to 8.
+    The epsilon keeps a product such as 10 * 0.9 from being truncated to 8.
     """
     selected = int(budget * (1 - recent_ratio) + 1e-9)
     share = budget - selected
@@ -44,10 +44,11 @@ def split_budget(budget: int, recent_ratio: float, sinks: int) -> BudgetSplit:
 
 
 def count_kept(lengths: Tensor, budget: int) -> Tensor:
-    """Where each row's kept tokens begin: every row keeps `min(length, budget)`.
+    """Return where each row's kept tokens begin: every row keeps `min(length, budget)`.
 
     Args:
         lengths: [B] int, tokens of each row, the newest included.
+        budget: most tokens that a row keeps.
 
     Returns:
         [B + 1] int32; row b keeps `result[b + 1] - result[b]` tokens.
@@ -57,7 +58,7 @@ def count_kept(lengths: Tensor, budget: int) -> Tensor:
 
 
 def score_tokens(query: Tensor, keys: Tensor) -> Tensor:
-    """Raw q·k of every query head with every token, in f32.
+    """Compute raw q·k of every query head with every token, in f32.
 
     Softmax, scale and soft-cap are monotone within a head, so they would change no ranking.
 
@@ -76,7 +77,7 @@ def score_tokens(query: Tensor, keys: Tensor) -> Tensor:
 
 
 def rank_tokens(scores: Tensor) -> Tensor:
-    """Each head's candidates, best first; equal scores put the older token first.
+    """Rank each head's candidates, best first; of equal scores, the older token comes first.
 
     -0.0 ties with +0.0, and NaN ranks last, after -inf.
 
@@ -93,28 +94,30 @@ def rank_tokens(scores: Tensor) -> Tensor:
 
 
 def unite_rankings(ranking: Tensor, selected: int) -> Tensor:
-    """The first `selected` different tokens when heads take turns, rank by rank.
+    """Return the first `selected` different tokens when heads take turns, rank by rank.
 
-    A token's turn is `min_h(rank_h * H + h)`; the smallest turns win. The walk never goes deeper
-    than rank `selected - 1`, because one head alone reaches `selected` tokens by then.
+    A token's first turn is `min_h(rank_h * H + h)`; the tokens with the smallest first turns are
+    chosen. No rank beyond `selected - 1` matters: one head alone has `selected` tokens by then.
 
     Args:
         ranking: [H, C] int64, from `rank_tokens`.
         selected: tokens to take, at most C.
 
     Returns:
-        [selected] int64 candidate indices, in the order in which they are taken.
+        [selected] int64 candidate indices, in the order of their turns.
     """
     candidates = ranking.shape[1]
-    taken_in_turn = ranking[:, :selected].T.reshape(-1)
-    turns = torch.arange(taken_in_turn.numel(), device=ranking.device)
+    token_by_turn = ranking[:, :selected].T.reshape(-1)
+    turns = torch.arange(token_by_turn.numel(), device=ranking.device)
     first_turn = torch.full((candidates,), turns.numel(), device=ranking.device)
-    first_turn.scatter_reduce_(0, taken_in_turn, turns, reduce="amin")
+    first_turn.scatter_reduce_(0, token_by_turn, turns, reduce="amin")
     return first_turn.sort(stable=True).indices[:selected]
 
 
 def keep_tokens(scores: Tensor, budget_split: BudgetSplit) -> Tensor:
-    """The kept positions of one request, without checks: what serving calls.
+    """Return the kept positions of one request, without the checks of `select_tokens`.
+
+    The CPU server calls this function.
 
     Args:
         scores: [H, S] float, raw q·k.
@@ -138,7 +141,7 @@ def keep_tokens(scores: Tensor, budget_split: BudgetSplit) -> Tensor:
 
 
 def log_sum_exp(scores: Tensor, scale: float) -> Tensor:
-    """Each head's normaliser as FlashInfer has it: log2 of the sum of e^(scale · score).
+    """Compute each head's log-sum-exp as FlashInfer does: log2 of the sum of e^(scale · score).
 
     Args:
         scores: [H, S] float, raw q·k.
@@ -151,7 +154,7 @@ def log_sum_exp(scores: Tensor, scale: float) -> Tensor:
 
 
 def softmax_mass(scores: Tensor, scale: float) -> Tensor:
-    """The attention that all heads together give each token: their softmax, added up.
+    """Compute each token's attention mass: the softmax weights of all heads, summed.
 
     Args:
         scores: [H, S] float, raw q·k.
@@ -164,17 +167,17 @@ def softmax_mass(scores: Tensor, scale: float) -> Tensor:
 
 
 def topk_by_mass(mass: Tensor, budget_split: BudgetSplit) -> Tensor:
-    """The kept positions of one request when tokens are ordered by mass.
+    """Return the kept positions of one request when candidates are ranked by mass.
 
     Of equal masses the older token is taken; -0.0 ties with +0.0, and NaN is taken last.
 
     Args:
-        mass: [S] float, from `pool_mass`.
+        mass: [S] float, from `softmax_mass`.
 
     Returns:
         [min(S, K)] int64, ascending.
     """
-    return keep_tokens(mass[None], budget_split)  # the heads take turns, and there is one
+    return keep_tokens(mass[None], budget_split)  # one head, which has every turn
 
 
 def select_tokens(
@@ -185,14 +188,14 @@ def select_tokens(
     sinks: int = 4,
     mass_scale: float | None = None,
 ) -> Tensor:
-    """The tokens that one request keeps in one decode step, alike for all heads.
+    """Return the tokens that one request keeps in one decode step, the same for all heads.
 
     Args:
         scores: [heads, length] float, raw q·k of every query head; the newest token is last.
-        budget: tokens to keep at most (the paper's K).
+        budget: most tokens to keep (the paper's K).
         recent_ratio: share of the budget for the newest tokens and the sinks.
         sinks: oldest tokens that are always kept, out of that share.
-        mass_scale: order tokens by mass, with this factor on q·k; None for the paper's ranking.
+        mass_scale: rank tokens by mass, with this factor on q·k; None for the paper's ranking.
 
     Returns:
         [min(length, budget)] int64 positions, ascending.
@@ -210,12 +213,12 @@ def select_tokens(
 def compact_slots(
     slots: Tensor, first_turn: Tensor, last_turn: int, budget_split: BudgetSplit
 ) -> Tensor:
-    """The kept tokens' cache slots: sinks, tokens whose first turn wins, newest tokens.
+    """Return the cache slots of the kept tokens: sinks, chosen tokens, newest tokens.
 
     Args:
-        slots: [S], of all tokens, oldest first.
-        first_turn: [S] int.
-        last_turn: the last turn that wins.
+        slots: [S], slots of all tokens, oldest first.
+        first_turn: [S] int, each token's first turn.
+        last_turn: last turn whose token is chosen.
 
     Returns:
         [min(S, K)] in order of position.
@@ -231,7 +234,7 @@ def compact_slots(
 def attend_tokens(
     query: Tensor, keys: Tensor, values: Tensor, kept: Tensor, scale: float
 ) -> Tensor:
-    """Attention of one decoded token over the kept tokens only.
+    """Compute attention of one decoded token over the kept tokens only.
 
     Args:
         query: [H, D].
@@ -242,7 +245,7 @@ def attend_tokens(
     Returns:
         [H, D] in the query's dtype.
     """
-    # [1, heads, tokens, D] in one dtype: the form that torch has fused kernels for.
+    # [heads, tokens, D] in one dtype: torch has fused kernels for this form.
     chosen_keys = keys[kept].transpose(0, 1).to(query.dtype)
     chosen_values = values[kept].transpose(0, 1).to(query.dtype)
     output = functional.scaled_dot_product_attention(

@@ -1,9 +1,9 @@
-"""Raw q·k of every query head with every token of each long row, in two ways.
+"""Raw q·k of every query head with every token of each row over the budget, computed in two ways.
 
 `score_tokens` reads keys from the paged KV cache (Triton). `ScoreStoringAttention` is FlashInfer's
 dense decode with a variant that stores its scores: a SELECT layer computes q·k of every head and
-token anyway, and storing it costs less than reading the keys a second time. Its attention is that
-of FlashInfer's own kernel, bit for bit; nvcc compiles it once. Defined by
+token anyway, and storing scores costs less than reading the keys a second time. The attention has
+the same bits as FlashInfer's own kernel; nvcc compiles the variant once. Defined by
 `reference.score_tokens`.
 """
 
@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lim_sglang.kernels.launch import (
-    NUM_STAGES,
     SCORE_BLOCK,
     SCORE_SPLITS,
+    SCORE_STAGES,
     check_int32,
     check_tensors,
     interpreted,
@@ -27,7 +27,7 @@ from lim_sglang.kernels.launch import (
 
 
 @triton.jit(do_not_specialize=["budget"])
-def _score(
+def _score_tokens(
     query,  # [B, H, D]
     keys,  # [P, G, D]
     indptr,  # [B + 1] int32
@@ -40,7 +40,7 @@ def _score(
     key_head_stride,
     score_row_stride,
     score_head_stride,
-    GROUP: tl.constexpr,  # query heads a KV head
+    GROUP: tl.constexpr,  # query heads per KV head
     PADDED_GROUP: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -88,16 +88,15 @@ def _score(
 def score_tokens(
     query: Tensor, keys: Tensor, indptr: Tensor, slots: Tensor, budget: int, out: Tensor
 ) -> Tensor:
-    """Score every token of each row that is longer than the budget; other rows stay untouched.
+    """Score every token of each row that is longer than the budget.
 
     Args:
         query: [B, H, D] fp16, bf16 or f32.
         keys: [P, G, D], one layer of the KV cache, in the query's dtype or fp8.
         indptr: [B + 1] int32, where each row's slots begin.
         slots: [indptr[B]] int32, the slot of each token, oldest first.
-        budget: tokens that a row may keep.
-        out: [B, H, N] f32 with N at least the longest row; columns past a row's length are not
-            written.
+        budget: rows within it stay untouched.
+        out: [B, H, N] f32, N at least the longest row; columns past a row's end stay untouched.
 
     Returns:
         `out`.
@@ -108,10 +107,10 @@ def score_tokens(
     num_kv_heads = keys.shape[1]
     if num_heads % num_kv_heads or keys.shape[2] != dim or dim & (dim - 1):
         raise ValueError(
-            f"query heads must be a multiple of KV heads and dims one power of two, not "
-            f"{tuple(query.shape)} and {tuple(keys.shape)}"
+            "query heads must be a multiple of KV heads, and the head dimension of both the same "
+            f"power of two, not query {tuple(query.shape)} and keys {tuple(keys.shape)}"
         )
-    _score[(rows, SCORE_SPLITS, num_kv_heads)](
+    _score_tokens[(rows, SCORE_SPLITS, num_kv_heads)](
         query,
         keys,
         indptr,
@@ -132,21 +131,24 @@ def score_tokens(
         # The interpreter computes bf16 products wrongly (Triton 3.6).
         UPCAST=interpreted() and query.dtype == torch.bfloat16,
         num_warps=4,
-        num_stages=NUM_STAGES,
+        num_stages=SCORE_STAGES,
     )
     return out
 
 
-NAME = "LimScoringAttention"
-VARIANT = f"""
-struct {NAME} : AttentionVariantBase {{
+DTYPES = (torch.float16, torch.bfloat16)
+"""Dtypes of queries and cache for which a dense pass stores scores."""
+VARIANT_NAME = "LimScoringAttention"
+VARIANT_SOURCE = f"""
+struct {VARIANT_NAME} : AttentionVariantBase {{
   static constexpr bool use_softmax = true;
 
   uint32_t qo_len, kv_len, window_left, chunk_end;
   float sm_scale_log2;
   float* row_scores;
-  // A thread's part of a tile of 16 x 16: in two rows, two columns and the two eight on. Members in
-  // another order, or a name for num_seen % 8 below, and nvcc puts some of it on the stack.
+  // A thread has 8 scores of a tile of 16 x 16: in each of two rows, two adjacent columns and the
+  // two that are eight further on. With members in another order, or a name for num_seen % 8 below,
+  // nvcc puts some of them on the stack.
   uint32_t num_seen;
   bool even, is_stored[2];
   int64_t head_scores[2];
@@ -154,7 +156,7 @@ struct {NAME} : AttentionVariantBase {{
   uint32_t column;
 
   template <typename Params>
-  __device__ __host__ {NAME}(const Params& params, uint32_t batch_idx, uint8_t* smem_ptr) {{
+  __device__ __host__ {VARIANT_NAME}(const Params& params, uint32_t batch_idx, uint8_t* smem_ptr) {{
     qo_len = params.get_qo_len(batch_idx);
     kv_len = params.get_kv_len(batch_idx);
     window_left = kv_len;
@@ -165,7 +167,7 @@ struct {NAME} : AttentionVariantBase {{
     even = true;
     num_seen = 0;
 #ifdef __CUDA_ARCH__
-    // The last tile of a chunk also computes positions past its end. Another block has those.
+    // The last tile of a chunk also computes positions past the chunk's end: another block's.
     if (params.partition_kv) {{
       const uint32_t chunk = *params.kv_chunk_size_ptr;
       even = params.kv_tile_indices[blockIdx.x] * chunk % 2 == 0;
@@ -190,12 +192,12 @@ struct {NAME} : AttentionVariantBase {{
     }}
   }}
 
-  // Called for a thread's numbers of a tile in turn: num_seen is known when this is compiled.
+  // Called for a thread's 8 scores of a tile in turn: unrolled, so num_seen % 8 is a constant.
   REGISTER_LOGITS_TRANSFORM(params, logits, batch_idx, qo_idx, kv_idx, qo_head_idx, kv_head_idx, {{
     tile[num_seen % 8] = logits;
     if (num_seen % 8 == 0) column = kv_idx;
     if (num_seen % 8 == 0 || num_seen % 8 == 2) {{
-      // A tile has more query rows than a request has heads.
+      // A tile may have more query rows than a KV head has query heads.
       is_stored[num_seen % 8 / 2] = row_scores != nullptr && qo_idx < qo_len;
       head_scores[num_seen % 8 / 2] = qo_head_idx * params.score_head_stride;
     }}
@@ -208,47 +210,50 @@ struct {NAME} : AttentionVariantBase {{
   }})
 }};
 """
-DTYPES = (torch.float16, torch.bfloat16)
 WORKSPACE_BYTES = 128 << 20
-"""Of a decode that splits long rows, by FlashInfer's advice."""
+"""FlashInfer's workspace for a decode that splits long rows, by FlashInfer's advice."""
 GRAPH_WORKSPACE_BYTES = 512 << 20
-"""Of one that a CUDA graph captures, which always splits and pads: SGLang's choice for Qwen3."""
+"""The same for a decode in a CUDA graph, which always splits and pads: SGLang's value for Qwen3."""
 
 
 class ScoreStoringAttention:
-    """One compiled kernel: a head dimension and a dtype of queries and cache."""
+    """FlashInfer's dense decode with stored scores, compiled for a head dimension and a dtype."""
 
     def __init__(self, dtype: torch.dtype, head_dim: int) -> None:
-        """Load the kernel; compile it where that was not done before (26 s on 16 cores)."""
+        """Load the kernel, compiled on first use (26 s on 16 cores).
+
+        Args:
+            dtype: of queries and cache, one of `DTYPES`.
+            head_dim: D.
+        """
         from flashinfer.jit import gen_customize_batch_prefill_module
         from flashinfer.utils import device_support_pdl
 
-        source = hashlib.sha256(VARIANT.encode()).hexdigest()[:8]  # the cache goes by the name
-        name = f"lim_scoring_{str(dtype).removeprefix('torch.')}_{head_dim}_{source}"
-        tensors, scalars = (
-            {"scores": "float"},
-            dict.fromkeys(
-                ("num_scored_rows", "budget", "score_row_stride", "score_head_stride"), "int64_t"
-            ),
-        )
+        # FlashInfer caches compiled modules by name.
+        digest = hashlib.sha256(VARIANT_SOURCE.encode()).hexdigest()[:8]
+        strides = ("num_scored_rows", "budget", "score_row_stride", "score_head_stride")
         spec = gen_customize_batch_prefill_module(
             "fa2",
-            name,
-            *(dtype, dtype, dtype, torch.int32),
-            *(head_dim, head_dim),
-            list(tensors),
-            list(tensors.values()),
-            ["sm_scale", *scalars],
-            ["double", *scalars.values()],
-            NAME,
-            VARIANT,
+            f"lim_scoring_{str(dtype).removeprefix('torch.')}_{head_dim}_{digest}",
+            dtype_q=dtype,
+            dtype_kv=dtype,
+            dtype_o=dtype,
+            idtype=torch.int32,
+            head_dim_qk=head_dim,
+            head_dim_vo=head_dim,
+            additional_tensor_names=["scores"],
+            additional_tensor_dtypes=["float"],
+            additional_scalar_names=["sm_scale", *strides],
+            additional_scalar_dtypes=["double", *["int64_t" for _ in strides]],
+            variant_name=VARIANT_NAME,
+            variant_decl=VARIANT_SOURCE,
         )
         self._paged_run = spec.build_and_load().paged_run
         self._launches_early = device_support_pdl(torch.device("cuda"))
 
     def run(
         self,
-        planned: Any,
+        wrapper: Any,
         query: Tensor,
         kv_cache: tuple[Tensor, Tensor],
         sm_scale: float,
@@ -259,14 +264,14 @@ class ScoreStoringAttention:
         """Attend as a planned decode does, and store the scores of rows over the budget.
 
         Args:
-            planned: FlashInfer's decode wrapper, planned for tensor cores at page size 1.
+            wrapper: FlashInfer's decode wrapper, planned for tensor cores at page size 1.
             query: [B, H, D].
             kv_cache: K and V, [P, G, D] each.
             sm_scale: factor on q·k before the softmax.
-            scores: [R, H, N] f32; written for the first R rows, N at least the longest of them;
-                rows and heads begin at multiples of 8 bytes.
+            scores: [R, H, N] f32, written for the first R rows; N is at least the longest of them,
+                and rows and heads begin at multiples of 8 bytes.
             budget: rows within it leave no scores.
-            lse: [>= B, H] f32; log2 of each head's normaliser is written for all rows.
+            lse: [>= B, H] f32; each head's log-sum-exp to base 2 is written for all rows.
 
         Returns:
             [B, H, D].
@@ -277,21 +282,21 @@ class ScoreStoringAttention:
         if scores.stride(0) % 2 or scores.stride(1) % 2 or scores.data_ptr() % 8:
             raise ValueError(
                 "scores are stored in pairs, so all rows and heads must begin at multiples of 8 "
-                f"bytes, not at address {scores.data_ptr()} with strides of {scores.stride()}"
+                f"bytes, not at address {scores.data_ptr()} with strides {scores.stride()}"
             )
         keys, values = (cache.unsqueeze(1) for cache in kv_cache)  # pages of one token
         output = torch.empty_like(query)
         self._paged_run(
-            planned._float_workspace_buffer,
-            planned._int_workspace_buffer,
-            planned._plan_info,
+            wrapper._float_workspace_buffer,
+            wrapper._int_workspace_buffer,
+            wrapper._plan_info,
             query,
             keys,
             values,
-            planned._qo_indptr_buf,
-            planned._paged_kv_indptr_buf,
-            planned._paged_kv_indices_buf,
-            planned._paged_kv_last_page_len_buf,
+            wrapper._qo_indptr_buf,
+            wrapper._paged_kv_indptr_buf,
+            wrapper._paged_kv_indices_buf,
+            wrapper._paged_kv_last_page_len_buf,
             output,
             None if lse is None else lse[: query.shape[0]],
             0,  # no mask
@@ -308,7 +313,7 @@ class ScoreStoringAttention:
         return output
 
 
-def planned_decode(
+def plan_flashinfer_decode(
     indptr: Tensor,
     slots: Tensor,
     *,
@@ -319,14 +324,15 @@ def planned_decode(
     tensor_cores: bool = True,
     in_graph: bool = False,
 ) -> Any:
-    """FlashInfer's own decode over these slots, planned once: what checks compare with.
+    """Plan FlashInfer's own decode over these slots, for comparisons; return its wrapper.
 
     Args:
         indptr: [B + 1] int32, where each row's slots begin.
         slots: [indptr[B]] int32.
-        heads, kv_heads, head_dim, dtype: H, G and D, and the dtype of queries and cache.
-        tensor_cores: or CUDA cores.
-        in_graph: plan as for a CUDA graph, as SGLang does; `indptr` and `slots` are its buffers.
+        heads, kv_heads, head_dim: H, G and D.
+        dtype: of queries and cache.
+        tensor_cores: decode on tensor cores; else on CUDA cores.
+        in_graph: plan as SGLang does for a CUDA graph; `indptr` and `slots` are its buffers.
     """
     from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper
 
@@ -342,6 +348,15 @@ def planned_decode(
         paged_kv_last_page_len_buffer=last_page_len if in_graph else None,
         backend="fa2",
     )
-    shape = (heads, kv_heads, head_dim, 1)
-    wrapper.plan(indptr, slots, last_page_len, *shape, q_data_type=dtype, kv_data_type=dtype)
+    wrapper.plan(
+        indptr,
+        slots,
+        last_page_len,
+        heads,
+        kv_heads,
+        head_dim,
+        1,  # token per page
+        q_data_type=dtype,
+        kv_data_type=dtype,
+    )
     return wrapper

@@ -1,41 +1,43 @@
-"""The memory that selection needs, allocated once, and the stages that run in it, in order.
+"""Selection of one SELECT layer: memory allocated once, and the kernels that run in it, in order.
 
-`RankSelector` is the paper's selection; `MassSelector` orders tokens by attention mass.
+`RankSelector` is the paper's selection; `MassSelector` ranks tokens by attention mass.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 import triton
 from torch import Tensor
 
-from lim_sglang.kernels.compact import compact_slots
+from lim_sglang.kernels.compact import StepSlots, compact_slots
 from lim_sglang.kernels.full_ranking import rank_tokens
-from lim_sglang.kernels.launch import NEEDS_FULL_RANKING, NEVER
+from lim_sglang.kernels.launch import RowBuffers
 from lim_sglang.kernels.mass import candidate_capacity, log_sum_exp, softmax_mass, topk_by_mass
 from lim_sglang.kernels.reference import BudgetSplit
 from lim_sglang.kernels.scores import score_tokens
-from lim_sglang.kernels.shortlist import counted_ranks, shortlist_capacity, shortlist_tokens
-from lim_sglang.kernels.union import padded_counts
+from lim_sglang.kernels.shortlist import shortlist_capacity, shortlist_tokens
+from lim_sglang.kernels.union import RankingBuffers
 
 ALIGNMENT = 64
-"""Rows of scores begin at multiples of so many elements, for wide loads."""
+"""Rows of scores begin at multiples of this many elements, for wide loads."""
 MAX_SCORE_BYTES = 256 << 20
-"""Scores of a chunk of rows take no more than this, unless a single row does."""
+"""Most bytes for the scores of a chunk of rows, unless a single row takes more."""
 
 
 @dataclass(frozen=True)
-class Selector(ABC):
-    """Picks the kept slots of a batch, chunk by chunk, in memory of its own.
+class Selector(RowBuffers, ABC):
+    """Selection of the kept slots of a batch, chunk by chunk of rows.
 
-    Shapes: R rows a chunk, H query heads, N the longest row there can be.
+    Shapes: R rows per chunk, B rows of the batch, H query heads, N the longest row there can be.
     """
 
     budget_split: BudgetSplit
     scores: Tensor
     """[R, H, N] f32, raw q·k."""
+    lse: Tensor | None
+    """[>= B, H] f32, log-sum-exp of the scaled scores to base 2; None if selection ignores it."""
 
     @classmethod
     def allocate(
@@ -47,278 +49,162 @@ class Selector(ABC):
         context: int,
         device: torch.device | str,
     ) -> Self:
-        """Size a chunk by its scores, at most `max_rows` rows of `context` tokens or a few more."""
+        """Allocate for batches of `max_rows` rows; a chunk has as many as `MAX_SCORE_BYTES` allow.
+
+        Args:
+            budget_split: tokens that each row keeps.
+            max_rows: most rows of a batch.
+            num_heads: query heads.
+            context: tokens of the longest row there can be.
+            device: of all tensors.
+        """
         columns = triton.cdiv(context, ALIGNMENT) * ALIGNMENT
         rows = max(1, min(max_rows, MAX_SCORE_BYTES // (4 * num_heads * columns)))
         scores = torch.zeros(rows, num_heads, columns, dtype=torch.float32, device=device)
-        return cls._around(budget_split, scores, max_rows)
+        return cls._with_scores(budget_split, scores, max_rows)
 
     @classmethod
     @abstractmethod
-    def _around(cls, budget_split: BudgetSplit, scores: Tensor, max_rows: int) -> Self:
-        """Take the rest of the memory, for chunks of these scores and batches of `max_rows`."""
-
-    def narrow(self, rows: int) -> Self:
-        """The same memory for a chunk of fewer rows; what is not by row stays whole."""
-        fields: dict[str, Any] = {
-            name: value[:rows] if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return type(self)(**fields)
-
-    @abstractmethod
-    def keep(
-        self,
-        indptr: Tensor,
-        slots: Tensor,
-        kept_indptr: Tensor,
-        out: Tensor,
-        *,
-        scale: float,
-        has_lse: bool,
-    ) -> None:
-        """Write the kept slots of a chunk of R rows whose scores are there; see `keep_slots`."""
+    def _with_scores(cls, budget_split: BudgetSplit, scores: Tensor, max_rows: int) -> Self:
+        """Allocate the other buffers, for chunks of these scores and batches of `max_rows` rows."""
 
     @property
     @abstractmethod
-    def decisive(self) -> Tensor:
-        """[R, heads that take turns, N] f32: what decides which tokens are kept."""
-
-    def counts(self) -> dict[str, int]:
-        """Counters of how it went so far, for `/server_info`; waits for the device."""
-        return {}
-
-    @property
-    def lse(self) -> Tensor | None:
-        """[>= B, H] f32, log2 of each head's normaliser; None where nothing needs it."""
-        return None
+    def deciding_scores(self) -> Tensor:
+        """Scores that decide which tokens are kept, [R, heads that take turns, N] f32."""
 
     @property
     def max_rows(self) -> int:
-        """R."""
+        """R, the most rows of a chunk."""
         return self.scores.shape[0]
 
-    @property
-    def num_bytes(self) -> int:
-        """Device memory held, in bytes."""
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+    def counts(self) -> dict[str, int]:
+        """Return counters for `/server_info`; waits for the device."""
+        return {}
 
-    def score(self, query: Tensor, keys: Tensor, indptr: Tensor, slots: Tensor) -> None:
-        """Raw q·k of all heads and tokens."""
-        score_tokens(query, keys, indptr, slots, self.budget_split.budget, self.scores)
-
-    def keep_slots(
+    def select(
         self,
         query: Tensor,
         keys: Tensor,
-        indptr: Tensor,
-        slots: Tensor,
-        kept_indptr: Tensor,
-        out: Tensor,
+        step: StepSlots,
         *,
         scale: float,
         first_chunk_is_scored: bool = False,
-    ) -> Tensor:
-        """Write each row's kept slots, ascending by position; a row within the budget keeps all.
+    ) -> None:
+        """Write each row's kept slots to `step.kept`.
 
         Args:
             query: [B, H, D].
             keys: [P, G, D], one layer of the KV cache.
-            indptr, slots: [B + 1] and [indptr[B]] int32, all tokens, oldest first.
-            kept_indptr: [B + 1] int32, `min(length, budget)` tokens a row.
-            out: [kept_indptr[B]] int32 or longer.
+            step: slots of B rows.
             scale: factor on q·k before the softmax.
-            first_chunk_is_scored: its scores and normalisers are there (`scoring.py`).
+            first_chunk_is_scored: `scores` and `lse` hold the first chunk's, from a dense pass
+                that stores them (`scores.ScoreStoringAttention`).
         """
         num_rows = query.shape[0]
         for first in range(0, num_rows, self.max_rows):
             rows = min(self.max_rows, num_rows - first)
-            chunk, ends = self.narrow(rows), slice(first, first + rows + 1)
-            scored = first == 0 and first_chunk_is_scored
-            if not scored:
-                chunk.score(query[first : first + rows], keys, indptr[ends], slots)
-            chunk.keep(indptr[ends], slots, kept_indptr[ends], out, scale=scale, has_lse=scored)
-        return out
+            chunk, lists = self.first_rows(rows), step.chunk(first, rows)
+            is_scored = first == 0 and first_chunk_is_scored
+            if not is_scored:
+                chunk.score(query[first : first + rows], keys, lists)
+            chunk.select_scored(lists, scale=scale, has_lse=is_scored)
+
+    def score(self, query: Tensor, keys: Tensor, step: StepSlots) -> None:
+        """Write raw q·k of a chunk of R rows to `scores`."""
+        budget = self.budget_split.budget
+        score_tokens(query, keys, step.indptr, step.slots, budget, self.scores)
+
+    @abstractmethod
+    def select_scored(self, step: StepSlots, *, scale: float, has_lse: bool) -> None:
+        """Write the kept slots of a chunk of R rows whose scores are in `scores`.
+
+        Args:
+            step: slots of R rows.
+            scale: factor on q·k before the softmax.
+            has_lse: `lse` holds the chunk's.
+        """
 
 
 @dataclass(frozen=True)
 class RankSelector(Selector):
-    """The paper's selection: heads take turns over their rankings."""
+    """The paper's selection: heads take turns, each by its own ranking."""
 
-    ranking: Tensor
-    """[R, H, the larger of selected and a shortlist's capacity] int32."""
-    depth: Tensor
-    """[R, H] int32, ranks in each shortlist."""
-    first_turn: Tensor
-    """[R, N] int32, NEVER between two steps."""
-    last_turn: Tensor
-    """[R] int32."""
-    new_tokens_per_rank: Tensor
-    """[R, ranks] int32, tokens first met at each rank; 0 between two steps."""
-    chosen_counts: Tensor
-    """[R, blocks of N] int32, chosen tokens among each block of positions."""
-    block_counters: Tensor
-    """[R] int32, 0 between two kernels."""
-    full_ranking_rows: Tensor
-    """[1] int64, rows so far that shortlists did not decide, each SELECT layer counted."""
+    buffers: RankingBuffers
 
     @classmethod
-    def _around(cls, budget_split: BudgetSplit, scores: Tensor, max_rows: int) -> Self:
-        rows, num_heads, columns = scores.shape
-        num_ranks = max(budget_split.selected, shortlist_capacity(budget_split.selected))
-
-        def ints(*shape: int, fill: int = 0, dtype: torch.dtype = torch.int32) -> Tensor:
-            return torch.full(shape, fill, dtype=dtype, device=scores.device)
-
-        return cls(
-            budget_split=budget_split,
-            scores=scores,
-            ranking=ints(rows, num_heads, num_ranks),
-            depth=ints(rows, num_heads),
-            first_turn=ints(rows, columns, fill=NEVER),
-            last_turn=ints(rows, fill=NEEDS_FULL_RANKING),
-            new_tokens_per_rank=ints(rows, counted_ranks(budget_split.selected)),
-            chosen_counts=ints(rows, padded_counts(columns)),
-            block_counters=ints(rows),
-            full_ranking_rows=ints(1, dtype=torch.int64),
-        )
-
-    def counts(self) -> dict[str, int]:
-        """Rows that were ranked whole, those just over the budget among them; per SELECT layer."""
-        return {"rows_ranked_whole": int(self.full_ranking_rows)}
+    def _with_scores(cls, budget_split: BudgetSplit, scores: Tensor, max_rows: int) -> Self:
+        depth = max(budget_split.selected, shortlist_capacity(budget_split.selected))
+        return cls(budget_split, scores, None, RankingBuffers.allocate(scores, depth))
 
     @property
-    def decisive(self) -> Tensor:
-        """The scores."""
+    def deciding_scores(self) -> Tensor:
+        """Raw q·k: scale and softmax change no head's ranking."""
         return self.scores
 
-    def keep(
-        self,
-        indptr: Tensor,
-        slots: Tensor,
-        kept_indptr: Tensor,
-        out: Tensor,
-        *,
-        scale: float,  # monotone within a head: it changes no ranking
-        has_lse: bool,
-    ) -> None:
-        """Rank and unite, then compact."""
-        self.choose(indptr)
-        self.compact(indptr, slots, kept_indptr, out)
+    def counts(self) -> dict[str, int]:
+        """Return the rows that shortlists left to a full ranking, counted per SELECT layer."""
+        return {"rows_fully_ranked": int(self.buffers.rows_fully_ranked)}
 
-    def choose(self, indptr: Tensor) -> None:
-        """Find the turns that win, from the scores."""
-        if self.budget_split.selected:  # else sinks and the newest tokens are all
+    def select_scored(self, step: StepSlots, *, scale: float, has_lse: bool) -> None:
+        """Rank, unite and compact."""
+        self.unite(step.indptr)
+        self.compact(step)
+
+    def unite(self, indptr: Tensor) -> None:
+        """Find each row's last turn, with shortlists and, where they fail, full rankings."""
+        if self.budget_split.selected:  # else nothing but sinks and recent tokens is kept
             self.shortlist(indptr)
-            self.rank(indptr)
+            self.rank_fully(indptr)
 
     def shortlist(self, indptr: Tensor) -> None:
-        """Rank what the union is likely to look at, and unite it."""
-        shortlist_tokens(
-            self.scores,
-            indptr,
-            budget_split=self.budget_split,
-            capacity=shortlist_capacity(self.budget_split.selected),
-            ranking=self.ranking,
-            depth=self.depth,
-            first_turn=self.first_turn,
-            last_turn=self.last_turn,
-            new_tokens_per_rank=self.new_tokens_per_rank,
-            block_counters=self.block_counters,
-            full_ranking_rows=self.full_ranking_rows,
-        )
+        """Try shortlists in every row over the budget."""
+        shortlist_tokens(self.scores, indptr, self.budget_split, self.buffers)
 
-    def rank(self, indptr: Tensor) -> None:
-        """Rank whole and unite the rows that no shortlist decided; count what is chosen in all."""
-        rank_tokens(
-            self.scores,
-            indptr,
-            budget_split=self.budget_split,
-            ranking=self.ranking,
-            first_turn=self.first_turn,
-            last_turn=self.last_turn,
-            new_tokens_per_rank=self.new_tokens_per_rank,
-            chosen_counts=self.chosen_counts,
-            block_counters=self.block_counters,
-        )
+    def rank_fully(self, indptr: Tensor) -> None:
+        """Rank the rows that shortlists left open; count the chosen tokens of every row."""
+        rank_tokens(self.scores, indptr, self.budget_split, self.buffers)
 
-    def forget(self) -> None:
-        """Back to how it is between two steps, where a step was not finished."""
-        self.first_turn.fill_(NEVER)
-        self.new_tokens_per_rank.zero_()
-
-    def compact(self, indptr: Tensor, slots: Tensor, kept_indptr: Tensor, out: Tensor) -> None:
-        """Write the chosen tokens' slots between those of the ends."""
-        compact_slots(
-            indptr,
-            slots,
-            kept_indptr,
-            budget_split=self.budget_split,
-            first_turn=self.first_turn,
-            last_turn=self.last_turn,
-            chosen_counts=self.chosen_counts,
-            out=out,
-        )
+    def compact(self, step: StepSlots) -> None:
+        """Write the slots of sinks, chosen and recent tokens."""
+        compact_slots(step, self.budget_split, self.buffers)
 
 
 @dataclass(frozen=True)
 class MassSelector(Selector):
-    """Orders tokens by the attention that all heads together give them; not the paper's."""
+    """Selection by the attention mass that all heads together give a token; not the paper's."""
 
-    normalisers: Tensor
-    """[>= R, H] f32, log2 of the sum of e^(scale · score)."""
+    lse: Tensor
     mass: Tensor
     """[R, N] f32."""
     candidates: Tensor
-    """[R, candidates that there is room for] int32."""
+    """[R, `candidate_capacity(selected)`] int32."""
 
     @classmethod
-    def _around(cls, budget_split: BudgetSplit, scores: Tensor, max_rows: int) -> Self:
+    def _with_scores(cls, budget_split: BudgetSplit, scores: Tensor, max_rows: int) -> Self:
         rows, num_heads, columns = scores.shape
-        room = candidate_capacity(budget_split.selected)
+        capacity = candidate_capacity(budget_split.selected)
         return cls(
             budget_split=budget_split,
             scores=scores,
-            normalisers=scores.new_zeros(max_rows, num_heads),  # a dense pass leaves all rows'
+            lse=scores.new_zeros(max_rows, num_heads),  # a dense pass writes every row's
             mass=scores.new_zeros(rows, columns),
-            candidates=scores.new_zeros(rows, room, dtype=torch.int32),
+            candidates=scores.new_zeros(rows, capacity, dtype=torch.int32),
         )
 
     @property
-    def decisive(self) -> Tensor:
-        """The masses, as of one head."""
+    def deciding_scores(self) -> Tensor:
+        """The masses, as the scores of one head."""
         return self.mass[:, None]
 
-    @property
-    def lse(self) -> Tensor | None:
-        """Where a dense pass leaves its normalisers."""
-        return self.normalisers
-
-    def keep(
-        self,
-        indptr: Tensor,
-        slots: Tensor,
-        kept_indptr: Tensor,
-        out: Tensor,
-        *,
-        scale: float,
-        has_lse: bool,
-    ) -> None:
-        """Pool the scores and keep the heaviest tokens."""
+    def select_scored(self, step: StepSlots, *, scale: float, has_lse: bool) -> None:
+        """Sum the heads' softmax weights and keep the top-k."""
         budget = self.budget_split.budget
         if not has_lse:
-            log_sum_exp(self.scores, indptr, budget, scale, self.normalisers)
-        softmax_mass(self.scores, indptr, self.normalisers, budget, scale, self.mass)
-        self.write(indptr, slots, kept_indptr, out)
+            log_sum_exp(self.scores, step.indptr, budget, scale, self.lse)
+        softmax_mass(self.scores, step.indptr, self.lse, budget, scale, self.mass)
+        self.topk(step)
 
-    def write(self, indptr: Tensor, slots: Tensor, kept_indptr: Tensor, out: Tensor) -> None:
-        """Write the slots of the heaviest tokens between those of the ends."""
-        topk_by_mass(
-            self.mass,
-            indptr,
-            slots,
-            kept_indptr,
-            budget_split=self.budget_split,
-            candidates=self.candidates,
-            out=out,
-        )
+    def topk(self, step: StepSlots) -> None:
+        """Write the slots of sinks, top-k by mass and recent tokens."""
+        topk_by_mass(self.mass, step, self.budget_split, self.candidates)

@@ -1,9 +1,9 @@
-"""Attention of one decoded token over a list of slots: what a REUSE layer runs.
+"""Attention of one decoded token over a list of slots, which REUSE layers run.
 
 Defined by `reference.attend_tokens`, row by row. Split-KV: where rows are few, several programs
 share a row's tokens; the last of them to end combines the splits, always in the same order, so
-that one launch does all and equal inputs give equal bits. Lengths are read on the device: nothing
-is planned.
+one launch does all and equal inputs give equal bits. Lengths are read on the device: nothing is
+planned.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ from torch import Tensor
 from lim_sglang.kernels.launch import (
     ATTEND_STAGES,
     ATTEND_WARPS,
-    BYTES_PER_PROCESSOR,
+    COMBINED_HEADS,
+    LOG2_E,
     MAX_SPLITS,
-    MIN_SPLIT,
+    MIN_SPLIT_TOKENS,
+    PROGRAM_BYTES_PER_SM,
     SPLIT_ALIGNMENT,
-    SPLITS_AT_ONCE,
     attend_block,
     check_int32,
     check_tensors,
@@ -29,25 +30,25 @@ from lim_sglang.kernels.launch import (
     padded_group,
 )
 
-INTERPRETED_PROCESSORS = 64
-"""On a CPU, where there are none: enough that a few rows are shared."""
+INTERPRETED_SMS = 64
+"""SMs to assume on a CPU, which has none: enough for a few rows to be split."""
 
 
 @dataclass(frozen=True)
 class SplitWorkspace:
-    """Where programs that share a row leave what they found, allocated once.
+    """Memory for the splits of rows that several programs share, allocated once.
 
-    Shapes: N programs that run side by side.
+    Shapes: W programs of all split rows together, as many as run at a time.
     """
 
     outputs: Tensor
-    """[N, padded group, D] f32."""
+    """[W, padded group, D] f32, attention over each split."""
     lse: Tensor
-    """[N, padded group] f32, log2 of each head's normaliser."""
+    """[W, padded group] f32, log-sum-exp of each split and head, to base 2."""
     block_counters: Tensor
-    """[N] int32, 0 between two kernels."""
-    processors: int
-    """Of the GPU."""
+    """[W] int32, programs of a row and KV head that have ended; 0 between two kernels."""
+    num_sms: int
+    """SMs of the GPU."""
 
     @classmethod
     def allocate(
@@ -59,63 +60,61 @@ class SplitWorkspace:
         cache_dtype: torch.dtype,
         device: torch.device | str,
     ) -> "SplitWorkspace":
-        """Take the memory for this GPU's processors."""
-        processors = INTERPRETED_PROCESSORS
+        """Allocate for the SMs of this GPU."""
+        num_sms = INTERPRETED_SMS
         if torch.device(device).type == "cuda":
-            processors = torch.cuda.get_device_properties(device).multi_processor_count
-        programs = processors * max(1, BYTES_PER_PROCESSOR // cache_dtype.itemsize)
+            num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+        programs = num_sms * max(1, PROGRAM_BYTES_PER_SM // cache_dtype.itemsize)
         group = padded_group(num_heads, num_kv_heads)
         return cls(
             torch.zeros(programs, group, dim, dtype=torch.float32, device=device),
             torch.zeros(programs, group, dtype=torch.float32, device=device),
             torch.zeros(programs, dtype=torch.int32, device=device),
-            processors,
+            num_sms,
         )
 
-    def count_for(self, num_units: int, longest: int) -> int:
-        """Programs that share each row and KV head, so that all of them run side by side.
+    def num_splits(self, num_units: int, longest: int) -> int:
+        """Return the programs that share each row and KV head, so that all of them run at a time.
 
         Args:
             num_units: rows times KV heads.
             longest: tokens of the longest row that there can be.
         """
         fitting = self.outputs.shape[0] // max(1, num_units)
-        return max(1, min(fitting, MAX_SPLITS, triton.cdiv(longest, MIN_SPLIT)))
+        return max(1, min(fitting, MAX_SPLITS, triton.cdiv(longest, MIN_SPLIT_TOKENS)))
 
 
 @triton.jit
-def combine_splits(
-    split_outputs,  # [num_parts, PADDED_GROUP, DIM] f32, of one row and KV head
-    split_lse,  # [num_parts, PADDED_GROUP] f32
+def _combine_splits(
+    split_outputs,  # [num_splits, PADDED_GROUP, DIM] f32, of one row and KV head
+    split_lse,  # [num_splits, PADDED_GROUP] f32
     num_splits,
-    GROUP: tl.constexpr,  # query heads a KV head
+    GROUP: tl.constexpr,  # query heads per KV head
     COMBINED_GROUP: tl.constexpr,  # the next power of two
     DIM: tl.constexpr,
-    PADDED_GROUP: tl.constexpr,  # rows that a part has room for
+    PADDED_GROUP: tl.constexpr,  # heads that a split has room for
     MAX_SPLITS: tl.constexpr,
-    AT_ONCE: tl.constexpr,  # parts read at a time
+    SPLIT_BLOCK: tl.constexpr,  # splits that are combined at a time
 ):
-    """[MERGED_GROUP, DIM]: the parts, weighted by their normalisers."""
+    """Return the splits' mean [COMBINED_GROUP, DIM], weighted by their normalisers."""
     dims = tl.arange(0, DIM)
     members = tl.arange(0, COMBINED_GROUP)
+    # [MAX_SPLITS, COMBINED_GROUP]; read past L1, since other programs wrote the data
     all_splits = tl.arange(0, MAX_SPLITS)[:, None]
-    # [MAX_PARTS, MERGED_GROUP]; other programs wrote it: not from this processor's own cache
     inside = (all_splits < num_splits) & (members[None, :] < GROUP)
-    places = split_lse + all_splits * PADDED_GROUP + members[None, :]
-    lse = tl.load(places, mask=inside, other=float("-inf"), cache_modifier=".cg")
+    of_all = split_lse + all_splits * PADDED_GROUP + members[None, :]
+    lse = tl.load(of_all, mask=inside, other=float("-inf"), cache_modifier=".cg")
     largest = tl.max(lse, 0)
     largest = tl.where(largest > float("-inf"), largest, 0.0)
     total = tl.sum(tl.exp2(lse - largest[None, :]), 0)
     combined = tl.zeros([COMBINED_GROUP, DIM], tl.float32)
-    for first in range(0, num_splits, AT_ONCE):
-        some = first + tl.arange(0, AT_ONCE)[:, None]
-        taken = (some < num_splits) & (members[None, :] < GROUP)
-        rows = some * PADDED_GROUP + members[None, :]
-        split_lses = tl.load(
-            split_lse + rows, mask=taken, other=float("-inf"), cache_modifier=".cg"
-        )
-        weights = tl.exp2(split_lses - largest[None, :])
-        # [AT_ONCE, MERGED_GROUP, DIM]
+    for first in range(0, num_splits, SPLIT_BLOCK):
+        splits = first + tl.arange(0, SPLIT_BLOCK)[:, None]
+        taken = (splits < num_splits) & (members[None, :] < GROUP)
+        rows = splits * PADDED_GROUP + members[None, :]
+        block_lse = tl.load(split_lse + rows, mask=taken, other=float("-inf"), cache_modifier=".cg")
+        weights = tl.exp2(block_lse - largest[None, :])
+        # [SPLIT_BLOCK, COMBINED_GROUP, DIM]
         outputs = tl.load(
             split_outputs + rows[:, :, None] * DIM + dims[None, None, :],
             mask=taken[:, :, None],
@@ -126,7 +125,7 @@ def combine_splits(
     return combined / tl.where(total > 0, total, 1.0)[:, None]
 
 
-_LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+_LOG2_E: tl.constexpr = tl.constexpr(LOG2_E)
 
 
 @triton.jit
@@ -147,15 +146,15 @@ def _attend_split(
     CAPPED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Attention over the tokens from `first` to `end`, and log2 of its normaliser."""
+    """Return attention over the tokens from `first` to `end`, and its log-sum-exp to base 2."""
     dims = tl.arange(0, DIM)
     largest = tl.full([PADDED_GROUP], float("-inf"), tl.float32)
     total = tl.zeros([PADDED_GROUP], tl.float32)
     output = tl.zeros([PADDED_GROUP, DIM], tl.float32)
     for begin in range(first, end, BLOCK):
-        places = begin + tl.arange(0, BLOCK)
-        inside = places < end
-        slot = tl.load(slots + places, mask=inside, other=0).to(tl.int64)
+        tokens = begin + tl.arange(0, BLOCK)
+        inside = tokens < end
+        slot = tl.load(slots + tokens, mask=inside, other=0).to(tl.int64)
         # [DIM, BLOCK] and [BLOCK, DIM]
         k = tl.load(
             keys + slot[None, :] * key_slot_stride + dims[:, None],
@@ -192,16 +191,16 @@ def _attend_split(
     return output / total[:, None], lse
 
 
-@triton.jit(do_not_specialize=["num_parts"])
-def _attend(
+@triton.jit(do_not_specialize=["num_splits"])
+def _attend_tokens(
     query,  # [B, H, DIM]
     keys,  # [P, G, DIM]
     values,  # [P, G, DIM]
     slots,  # [indptr[B]] int32
     indptr,  # [B + 1] int32
-    split_outputs,  # [N, PADDED_GROUP, DIM] f32
-    split_lse,  # [N, PADDED_GROUP] f32
-    block_counters,  # [N] int32
+    split_outputs,  # [W, PADDED_GROUP, DIM] f32
+    split_lse,  # [W, PADDED_GROUP] f32
+    block_counters,  # [W] int32
     output,  # [B, H, DIM]
     num_splits,
     scale,
@@ -215,15 +214,15 @@ def _attend(
     value_head_stride,
     output_row_stride,
     output_head_stride,
-    GROUP: tl.constexpr,  # query heads a KV head
+    GROUP: tl.constexpr,  # query heads per KV head
     COMBINED_GROUP: tl.constexpr,  # the next power of two
-    PADDED_GROUP: tl.constexpr,  # what a tensor core takes
+    PADDED_GROUP: tl.constexpr,  # the same, at least the fewest rows of a tensor core
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,  # tokens of a tile
-    SPLIT_ALIGNMENT: tl.constexpr,  # tokens that parts are multiples of
+    SPLIT_ALIGNMENT: tl.constexpr,  # splits begin at multiples of this many tokens
     MAX_SPLITS: tl.constexpr,
-    AT_ONCE: tl.constexpr,  # parts merged at a time
-    CAPPED: tl.constexpr,  # whether there is a soft-cap
+    SPLIT_BLOCK: tl.constexpr,  # splits that are combined at a time
+    CAPPED: tl.constexpr,  # with a soft-cap
     UPCAST: tl.constexpr,  # products in f32, for the interpreter
 ):
     kv_head = tl.program_id(0).to(tl.int64)
@@ -269,15 +268,15 @@ def _attend(
         unit = row * tl.num_programs(0) + kv_head
         split_outputs += unit * num_splits * PADDED_GROUP * DIM
         split_lse += unit * num_splits * PADDED_GROUP
-        places = split * PADDED_GROUP + members
+        rows = split * PADDED_GROUP + members
         tl.store(
-            split_outputs + places[:, None] * DIM + dims[None, :],
+            split_outputs + rows[:, None] * DIM + dims[None, :],
             attended,
             mask=members[:, None] < GROUP,
         )
-        tl.store(split_lse + places, lse, mask=members < GROUP)
+        tl.store(split_lse + rows, lse, mask=members < GROUP)
         if is_last_block(block_counters + unit, num_splits):
-            combined = combine_splits(
+            combined = _combine_splits(
                 split_outputs,
                 split_lse,
                 num_splits,
@@ -286,13 +285,13 @@ def _attend(
                 DIM,
                 PADDED_GROUP,
                 MAX_SPLITS,
-                AT_ONCE,
+                SPLIT_BLOCK,
             )
-            combining = tl.arange(0, COMBINED_GROUP)
+            combined_members = tl.arange(0, COMBINED_GROUP)
             tl.store(
-                output + combining[:, None] * output_head_stride + dims[None, :],
+                output + combined_members[:, None] * output_head_stride + dims[None, :],
                 (combined * value_scale).to(output.dtype.element_ty),
-                mask=combining[:, None] < GROUP,
+                mask=combined_members[:, None] < GROUP,
             )
 
 
@@ -315,13 +314,14 @@ def attend_tokens(
     Args:
         query: [B, H, D] fp16, bf16 or f32.
         keys, values: [P, G, D], one layer of the KV cache, in the query's dtype or fp8.
-        slots: [indptr[B]] int32 or longer; in order of position, neighbours are read together.
-        indptr: [B + 1] int32, where each row's slots begin; a row without any gives zeros.
-        longest: tokens of the longest row that there can be; a CUDA graph keeps what follows.
+        slots: [>= indptr[B]] int32; in order of position, neighbours are read together.
+        indptr: [B + 1] int32, where each row's slots begin; a row without slots gives zeros.
+        longest: tokens of the longest row that there can be; decides the grid, so a CUDA graph
+            that captures the launch serves every step.
         scale: factor on q·k before the softmax.
-        soft_cap: what scaled scores approach, by a tanh; 0 for none.
-        value_scale: factor on the result, of a quantised cache.
-        parts: from `Parts.allocate`.
+        soft_cap: bound that a tanh keeps scaled scores within; 0 for none.
+        value_scale: factor on the result, for a quantised cache.
+        workspace: from `SplitWorkspace.allocate`.
         out: [B, H, D], in the query's dtype.
 
     Returns:
@@ -335,31 +335,38 @@ def attend_tokens(
     group = num_heads // num_kv_heads
     combined_group = triton.next_power_of_2(group)
     num_units = rows * num_kv_heads
-    num_splits = workspace.count_for(num_units, longest)
-    per_processor = num_splits * num_units / workspace.processors
-    _attend[(num_kv_heads, num_splits, rows)](
-        *(
-            query,
-            keys,
-            values,
-            slots,
-            indptr,
-            workspace.outputs,
-            workspace.lse,
-            workspace.block_counters,
-            out,
-        ),
-        *(num_splits, scale, soft_cap, value_scale),
-        *(query.stride(0), query.stride(1), keys.stride(0), keys.stride(1)),
-        *(values.stride(0), values.stride(1), out.stride(0), out.stride(1)),
+    num_splits = workspace.num_splits(num_units, longest)
+    programs_per_sm = num_splits * num_units / workspace.num_sms
+    _attend_tokens[(num_kv_heads, num_splits, rows)](
+        query,
+        keys,
+        values,
+        slots,
+        indptr,
+        workspace.outputs,
+        workspace.lse,
+        workspace.block_counters,
+        out,
+        num_splits,
+        scale,
+        soft_cap,
+        value_scale,
+        query.stride(0),
+        query.stride(1),
+        keys.stride(0),
+        keys.stride(1),
+        values.stride(0),
+        values.stride(1),
+        out.stride(0),
+        out.stride(1),
         GROUP=group,
         COMBINED_GROUP=combined_group,
         PADDED_GROUP=padded_group(num_heads, num_kv_heads),
         DIM=dim,
-        BLOCK=attend_block(dim, group, keys.itemsize, per_processor),
+        BLOCK=attend_block(dim, group, keys.itemsize, programs_per_sm),
         SPLIT_ALIGNMENT=SPLIT_ALIGNMENT,
         MAX_SPLITS=MAX_SPLITS,
-        AT_ONCE=max(1, SPLITS_AT_ONCE // combined_group),
+        SPLIT_BLOCK=max(1, COMBINED_HEADS // combined_group),
         CAPPED=bool(soft_cap),
         # The interpreter computes bf16 products wrongly (Triton 3.6).
         UPCAST=interpreted() and query.dtype == torch.bfloat16,
@@ -377,13 +384,13 @@ def _check_shapes(
     workspace: SplitWorkspace,
     out: Tensor,
 ) -> None:
-    """Refuse what the kernel would read or write out of bounds."""
+    """Refuse shapes with which the kernel would read or write out of bounds."""
     rows, num_heads, dim = query.shape
     num_kv_heads = keys.shape[1]
     if values.shape != keys.shape or keys.shape[2] != dim or num_heads % num_kv_heads:
         raise ValueError(
-            f"query heads must be a multiple of KV heads, and all have the same dims, not "
-            f"{tuple(query.shape)}, {tuple(keys.shape)} and {tuple(values.shape)}"
+            "query heads must be a multiple of KV heads, and all head dimensions the same, not "
+            f"query {tuple(query.shape)}, keys {tuple(keys.shape)} and values {tuple(values.shape)}"
         )
     if out.shape != query.shape or out.dtype != query.dtype:
         raise ValueError(
@@ -391,10 +398,10 @@ def _check_shapes(
             f"{tuple(out.shape)}"
         )
     if len(indptr) != rows + 1:
-        raise ValueError(f"indptr must have {rows + 1} numbers, not {len(indptr)}")
-    wanted = (padded_group(num_heads, num_kv_heads), dim)
-    if workspace.outputs.shape[1:] != wanted:
+        raise ValueError(f"indptr must have {rows + 1} elements, not {len(indptr)}")
+    needed = (padded_group(num_heads, num_kv_heads), dim)
+    if workspace.outputs.shape[1:] != needed:
         raise ValueError(
-            f"the workspace is for {tuple(workspace.outputs.shape[1:])} padded heads and dims, "
-            f"not {wanted}"
+            f"the workspace is for (padded heads, head dimension) = "
+            f"{tuple(workspace.outputs.shape[1:])}, not {needed}: allocate one for this shape"
         )

@@ -1,28 +1,101 @@
-"""One set for all heads: heads take turns, and repeats are skipped until enough tokens are taken.
+"""One set for all heads: heads take turns, and repeats are skipped until enough tokens are chosen.
 
-Defined by `reference.unite_rankings`. Each token's first turn is found by a scatter-min, which also
-counts, for each rank, the tokens that are first met there. So the turn of the last token that fits,
-which cuts the set off, is found without walking through the turns. All of it is linear work, and no
-launch of its own: a head's turns are noted by the program that ranks it, the last of a row's
-programs cuts, and the next launch counts what is chosen.
+Defined by `reference.unite_rankings`. A scatter-min finds each token's first turn and counts, for
+each rank, the tokens that are new there. So the last turn of the set is found without walking
+through the turns: the work is linear. The union has no launch of its own: the program that ranks a
+head records the head's turns, the last of a row's programs to end finds the row's last turn, and
+the next launch counts the chosen tokens.
 """
 
+from dataclasses import dataclass
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from lim_sglang.kernels.launch import COMPACT_BLOCK, NEEDS_FULL_RANKING, NEVER
+from lim_sglang.kernels.launch import (
+    COMPACT_BLOCK,
+    NEEDS_FULL_RANKING,
+    NO_TURN,
+    RowBuffers,
+    check_int32,
+    check_tensors,
+)
 
-_NO_TURN: tl.constexpr = tl.constexpr(NEVER)
+_NO_TURN: tl.constexpr = tl.constexpr(NO_TURN)
 _NEEDS_FULL_RANKING: tl.constexpr = tl.constexpr(NEEDS_FULL_RANKING)
 
 
+@dataclass(frozen=True)
+class RankingBuffers(RowBuffers):
+    """Rankings and turns of a chunk of rows, shared by the kernels from shortlist to compaction.
+
+    Shapes: R rows, H query heads, N the longest row there can be.
+    """
+
+    ranking: Tensor
+    """[R, H, >= the deepest ranking] int32, each head's positions, best first."""
+    depth: Tensor
+    """[R, H] int32, ranks in each shortlist; 0 if more candidates passed than there was room for,
+    and in rows that are left to `rank_tokens`."""
+    first_turn: Tensor
+    """[R, N] int32, NO_TURN between two steps."""
+    last_turn: Tensor
+    """[R] int32; token t of row b is chosen if `first_turn[b, t] <= last_turn[b]`.
+    NEEDS_FULL_RANKING where no shortlist was tried, or shortlists are not deep enough."""
+    new_tokens_per_rank: Tensor
+    """[R, a power of two from the deepest ranking on] int32, tokens whose first turn is at each
+    rank; 0 between two steps."""
+    chosen_counts: Tensor
+    """[R, a power of two from N / COMPACT_BLOCK on] int32, chosen tokens per block of positions."""
+    block_counters: Tensor
+    """[R] int32, programs of a row that have ended; 0 between two kernels."""
+    rows_fully_ranked: Tensor
+    """[1] int64, rows so far that shortlists left to a full ranking, counted per SELECT layer."""
+
+    @classmethod
+    def allocate(cls, scores: Tensor, depth: int) -> "RankingBuffers":
+        """Allocate for scores [R, H, N] and rankings of up to `depth` tokens a head."""
+        rows, heads, columns = scores.shape
+        blocks = triton.next_power_of_2(triton.cdiv(columns, COMPACT_BLOCK))
+
+        def ints(*shape: int, fill: int = 0, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.full(shape, fill, dtype=dtype, device=scores.device)
+
+        return cls(
+            ranking=ints(rows, heads, depth),
+            depth=ints(rows, heads),
+            first_turn=ints(rows, columns, fill=NO_TURN),
+            last_turn=ints(rows, fill=NEEDS_FULL_RANKING),
+            new_tokens_per_rank=ints(rows, triton.next_power_of_2(depth)),
+            chosen_counts=ints(rows, blocks),
+            block_counters=ints(rows),
+            rows_fully_ranked=ints(1, dtype=torch.int64),
+        )
+
+    def reset(self) -> None:
+        """Restore the state between two steps, for a step that was not finished."""
+        self.first_turn.fill_(NO_TURN)
+        self.last_turn.fill_(NEEDS_FULL_RANKING)
+        self.new_tokens_per_rank.zero_()
+
+    def check(self, scores: Tensor, indptr: Tensor) -> None:
+        """Refuse tensors that the ranking kernels would misread."""
+        ints = {name: value for name, value in vars(self).items() if name != "rows_fully_ranked"}
+        check_tensors(
+            scores=scores, indptr=indptr, rows_fully_ranked=self.rows_fully_ranked, **ints
+        )
+        check_int32(indptr=indptr, **ints)
+
+
 @triton.jit
-def note_turns(
+def record_turns(
     first_turn, new_tokens_per_rank, ranked, count, head, num_heads, PADDED: tl.constexpr
 ):
-    """Lower the first turn of the `count` tokens that a head has ranked, best first.
+    """Lower the first turns of the `count` tokens that a head has ranked, best first.
 
-    A token that another head has met before is counted at the lower of both ranks.
+    A token is counted as new at the lowest rank that any head has given it so far.
     """
     ranks = tl.arange(0, PADDED)
     inside = ranks < count
@@ -37,49 +110,48 @@ def note_turns(
 
 
 @triton.jit
-def cut_turns(
+def find_last_turn(
     ranking,  # [H, >= num_ranks] int32, of one row
     first_turn,  # [>= S] int32
-    new_tokens_per_rank,  # [MET_RANKS] int32
-    num_ranks,  # of each head's, that all have noted
+    new_tokens_per_rank,  # [COUNTED_RANKS] int32
+    num_ranks,  # ranks that every head has recorded
     selected,
     num_heads,
     ranking_head_stride,
     PADDED_HEADS: tl.constexpr,
     COUNTED_RANKS: tl.constexpr,
 ):
-    """The turn of the last token that fits; UNDECIDED where turns do not take enough tokens.
+    """Return the turn of the last chosen token; NEEDS_FULL_RANKING if turns choose too few.
 
-    Token t is chosen if its first turn is not after that. Counts are forgotten where they were
-    enough. Other programs wrote all that is read: see `arrive.py`.
+    Resets `new_tokens_per_rank` on success. Reads bypass L1, since other programs wrote the data.
     """
     ranks = tl.arange(0, COUNTED_RANKS)
-    met = tl.load(
+    new_tokens = tl.load(
         new_tokens_per_rank + ranks, mask=ranks < num_ranks, other=0, cache_modifier=".cg"
     )
-    last = tl.sum((tl.cumsum(met, 0) < selected).to(tl.int32), 0)  # the rank of the cut
-    cut = _NEEDS_FULL_RANKING
-    if last < COUNTED_RANKS:
-        before = tl.sum(tl.where(ranks < last, met, 0), 0)
+    last_rank = tl.sum((tl.cumsum(new_tokens, 0) < selected).to(tl.int32), 0)
+    last_turn = _NEEDS_FULL_RANKING
+    if last_rank < COUNTED_RANKS:
+        before = tl.sum(tl.where(ranks < last_rank, new_tokens, 0), 0)
         heads = tl.arange(0, PADDED_HEADS)
         inside = heads < num_heads
-        place = ranking + heads.to(tl.int64) * ranking_head_stride + last
-        token = tl.load(place, mask=inside, other=0, cache_modifier=".cg")
+        ranked = ranking + heads.to(tl.int64) * ranking_head_stride + last_rank
+        token = tl.load(ranked, mask=inside, other=0, cache_modifier=".cg")
         turn = tl.load(first_turn + token, mask=inside, other=-1, cache_modifier=".cg")
-        turns = last * num_heads + heads
+        turns = last_rank * num_heads + heads
         new = (inside & (turn == turns)).to(tl.int32)
         fits = (new > 0) & (before + tl.cumsum(new, 0) <= selected)
-        cut = tl.max(tl.where(fits, turns, _NEEDS_FULL_RANKING), 0)
-        tl.debug_barrier()  # no thread forgets what another has yet to read
+        last_turn = tl.max(tl.where(fits, turns, _NEEDS_FULL_RANKING), 0)
+        tl.debug_barrier()  # no thread resets what another thread has yet to read
         tl.store(new_tokens_per_rank + ranks, 0)
-    return cut
+    return last_turn
 
 
 @triton.jit
 def count_chosen(
     first_turn,  # [>= length] int32
     chosen_counts,  # [>= blocks of length] int32
-    cut,
+    last_turn,
     length,
     first_block,
     step,
@@ -90,9 +162,4 @@ def count_chosen(
         positions = block * BLOCK + tl.arange(0, BLOCK)
         inside = positions < length
         turn = tl.load(first_turn + positions, mask=inside, other=_NO_TURN, cache_modifier=".cg")
-        tl.store(chosen_counts + block, tl.sum((turn <= cut).to(tl.int32), 0))
-
-
-def padded_counts(columns: int) -> int:
-    """Blocks of positions of the longest row, as a power of two."""
-    return triton.next_power_of_2(triton.cdiv(columns, COMPACT_BLOCK))
+        tl.store(chosen_counts + block, tl.sum((turn <= last_turn).to(tl.int32), 0))

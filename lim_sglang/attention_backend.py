@@ -18,7 +18,7 @@ from lim_sglang.audit import Audit
 from lim_sglang.compat import DecodeMetadata, FlashInferAttnBackend, decode_on_tensor_cores
 from lim_sglang.config import Role
 from lim_sglang.errors import ServerError
-from lim_sglang.kernels.compact import count_kept
+from lim_sglang.kernels.compact import StepSlots, count_kept
 from lim_sglang.kernels.scores import DTYPES, ScoreStoringAttention
 from lim_sglang.kernels.selector import Selector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
@@ -231,13 +231,16 @@ class LimAttnBackend(FlashInferAttnBackend):
             return
         dense_wrapper = self.forward_metadata.decode_wrappers[0]
         query = q.view(-1, layer.tp_q_head_num, layer.head_dim)
-        self.selector.keep_slots(
-            query,
-            self.token_to_kv_pool.get_key_buffer(layer.layer_id),
+        step = StepSlots(
             dense_wrapper._paged_kv_indptr_buf,
             dense_wrapper._paged_kv_indices_buf,
             self.sparse_decode.kept_indptr,
             self.sparse_decode.kept_slots,
+        )
+        self.selector.select(
+            query,
+            self.token_to_kv_pool.get_key_buffer(layer.layer_id),
+            step,
             scale=layer.scaling * (layer.k_scale_float or 1.0),
             first_chunk_is_scored=is_scored,
         )

@@ -67,7 +67,9 @@ class Audit:
         self._layers = {layer: place for place, layer in enumerate(select_layers)}
         budget = selector.budget_split.budget
         # Written inside CUDA graphs, so they must stay where they are.
-        self._scores = selector.decisive.new_empty(len(select_layers), *selector.decisive.shape)
+        self._scores = selector.deciding_scores.new_empty(
+            len(select_layers), *selector.deciding_scores.shape
+        )
         self._kept = kept_slots.new_empty(len(select_layers), max_rows * budget)
         self._outputs = kept_slots.new_zeros(2)  # rows checked, rows wrong
         self._lanes = torch.arange(budget, device=kept_slots.device)
@@ -90,7 +92,7 @@ class Audit:
     def note_layer(self, layer: int, rows: int) -> None:
         """Copy what a SELECT layer has just computed; a CUDA graph captures this."""
         place = self._layers[layer]
-        self._scores[place, :rows].copy_(self._selector.decisive[:rows])
+        self._scores[place, :rows].copy_(self._selector.deciding_scores[:rows])
         self._kept[place].copy_(self._kept_slots[: self._kept.shape[1]])
 
     def note_attention(

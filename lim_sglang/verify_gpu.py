@@ -10,10 +10,10 @@ from triton.runtime.errors import OutOfResources
 from lim_sglang.kernels.launch import interpreted
 from lim_sglang.kernels.verify import (
     Batch,
-    differences,
-    differing_attention,
-    differing_scoring,
+    attention_differences,
     mass_differences,
+    selection_differences,
+    stored_score_differences,
 )
 from lim_sglang.validation import INTERPRET_VAR, reasons_against_kv_cache
 
@@ -32,7 +32,7 @@ BATCHES = {
     "heads of 256": Batch((700,), 8, 4, 256, 256, dtype=BF16),
     "fp8_e4m3 cache": Batch((3000, 90), 32, 8, 128, 2048, dtype=BF16, key_dtype=E4M3),
     "fp8_e5m2 cache": Batch((900, 90), 12, 2, 128, 256, dtype=BF16, key_dtype=E5M2),
-    "real ties": Batch((5000, 2100), 32, 8, 128, 2048, dtype=BF16, spread=2),
+    "real ties": Batch((5000, 2100), 32, 8, 128, 2048, dtype=BF16, levels=2),
 }
 """Shapes that are served, with lengths on both sides of the budget. Few budgets: each compiles."""
 
@@ -63,10 +63,10 @@ def verify_gpu() -> list[str]:
     found = []
     for name, batch in served_batches(torch.cuda.get_device_capability()).items():
         try:
-            problems = differences(batch, "cuda") + mass_differences(batch, "cuda")
-            problems += differing_attention(batch, "cuda")
+            problems = selection_differences(batch, "cuda") + mass_differences(batch, "cuda")
+            problems += attention_differences(batch, "cuda")
             if name in SCORED:
-                problems += differing_scoring(batch)
+                problems += stored_score_differences(batch)
             found += [f"{name}: {problem}" for problem in problems]
         except FAILURES as error:
             logger.debug("the batch %s failed", name, exc_info=True)

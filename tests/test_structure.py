@@ -167,7 +167,13 @@ def calls(function: ast.FunctionDef, name: str) -> bool:
 
 def test_a_kernel_with_pdl_waits_before_all_else() -> None:
     kernels = kernels_with_pdl()
-    assert set(kernels) == {"_shortlist", "_rank", "_compact", "_pool", "_topk_by_mass"}
+    assert set(kernels) == {
+        "_shortlist_tokens",
+        "_rank_tokens",
+        "_compact_slots",
+        "_softmax_mass",
+        "_topk_by_mass",
+    }
     for function in kernels.values():
         lines = [ast.unparse(line) for line in function.body]
         assert "pdl_wait(USE_PDL)" in lines[: 1 + (lines[0] == "pdl_launch_next(USE_PDL)")]
@@ -176,7 +182,7 @@ def test_a_kernel_with_pdl_waits_before_all_else() -> None:
 def test_only_kernels_whose_next_one_is_ours_launch_it_early() -> None:
     kernels = kernels_with_pdl()
     assert {name for name in kernels if calls(kernels[name], "pdl_launch_next")} == {
-        *("_shortlist", "_rank", "_pool")
+        *("_shortlist_tokens", "_rank_tokens", "_softmax_mass")
     }
     trees = (ast.parse(path.read_text()) for path in sources("kernels"))
     functions = (node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef))

@@ -112,7 +112,7 @@ def prepare_kept(runner: Any) -> None:
         kept.zero_()
     selector = getattr(runner, "lim_selector", None)
     if selector is not None:
-        selector.decisive.fill_(torch.nan)
+        selector.deciding_scores.fill_(torch.nan)
 
 
 def kept_slots(runner: Any, point: Point, budget: int) -> tuple[Tensor, ...] | None:

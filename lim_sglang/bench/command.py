@@ -170,8 +170,8 @@ def kernel(
     op: Annotated[
         list[str] | None,
         typer.Option(
-            help="score, shortlist, rank, keep, select, lse, pool, heaviest, "
-            "select-by-mass, sparse-attention, and FlashInfer's in its place: "
+            help="score, shortlist, full-ranking, select-scored, select, lse, softmax-mass, "
+            "topk-by-mass, select-by-mass, sparse-attention, and FlashInfer's in its place: "
             "sparse-attention-tensor-cores or sparse-attention-cuda-cores; may be repeated; "
             "all by default."
         ),
@@ -189,9 +189,9 @@ def kernel(
     warm L2 cache."""
     from lim_sglang.bench.kernel import check_case, measure_ops, op_line, op_table
     from lim_sglang.bench.rows import append_lines
-    from lim_sglang.kernels.bench import Case
+    from lim_sglang.kernels.bench import StepShape
 
-    case = Case(batch, context, heads, kv_heads, dim, budget)
+    case = StepShape(batch, context, heads, kv_heads, dim, budget)
     check_case(case, op or [])
     rows = []
     with progress() as report:

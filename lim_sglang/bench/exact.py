@@ -63,11 +63,11 @@ def differing_sets(selector: Any, batch: FilledBatch, kept: Sequence[Tensor]) ->
     Args:
         kept: [min(S, K)] int64 a row.
     """
-    chunk = selector.decisive.shape[0]
+    chunk = selector.deciding_scores.shape[0]
     scored = {row % chunk: row for row in batch.point.rows_over(selector.budget_split.budget)}
     found = []
     for place, row in sorted(scored.items(), key=lambda item: item[1]):
-        scores = selector.decisive[place, :, : batch.point.lengths[row]]
+        scores = selector.deciding_scores[place, :, : batch.point.lengths[row]]
         if not scores.isfinite().all():
             found.append(f"row {row} has scores that are not finite, or not written")
         elif not torch.equal(

@@ -16,11 +16,11 @@ from lim_sglang.kernels.bench import (
     CUDA_CORE_GROUPS,
     CUDA_CORES,
     FLASHINFER_OPS,
-    OURS,
-    Case,
-    Op,
+    SPARSE_ATTENTION,
     OpTiming,
     Spread,
+    StepShape,
+    TimedOp,
     copy_gb_per_s,
     prepare,
     prepare_attention,
@@ -29,7 +29,7 @@ from lim_sglang.kernels.bench import (
 from lim_sglang.kernels.bench import OPS as SELECTION_OPS
 from lim_sglang.kernels.launch import MAX_ATTENDED_DIM
 from lim_sglang.kernels.selector import MAX_SCORE_BYTES
-from lim_sglang.kernels.verify import Batch, differences
+from lim_sglang.kernels.verify import Batch, selection_differences
 from lim_sglang.validation import HEAD_DIMS
 
 OPS = SELECTION_OPS + ATTENTION_OPS
@@ -53,7 +53,7 @@ class OpRow:
         return None if speed is None else speed / self.copy_gb_per_s
 
 
-def measure_ops(ops: Sequence[str], case: Case, repeats: int) -> Iterator[OpRow]:
+def measure_ops(ops: Sequence[str], case: StepShape, repeats: int) -> Iterator[OpRow]:
     """Time operations one after the other, after the kernels have proved exact, on the case too.
 
     Args:
@@ -61,13 +61,13 @@ def measure_ops(ops: Sequence[str], case: Case, repeats: int) -> Iterator[OpRow]
     """
     require_gpu()
     check_exactness()
-    refuse_differences(differences(checked_batch(case), "cuda"), "on this case")
+    refuse_differences(selection_differences(checked_batch(case), "cuda"), "on this case")
     copy = copy_gb_per_s()
     for op in ops or [name for name in OPS if not reasons_against(name, case)]:
         yield OpRow(op, time_op(prepared(op, case, "cuda"), repeats), copy)
 
 
-def prepared(op: str, case: Case, device: str) -> Op:
+def prepared(op: str, case: StepShape, device: str) -> TimedOp:
     """An operation that may be timed.
 
     Raises:
@@ -78,10 +78,10 @@ def prepared(op: str, case: Case, device: str) -> Op:
     attention = prepare_attention(op, case, device)
     attention.run()
     refuse_differences(attention.differences(), f"in {op}")
-    return Op(attention.run, attention.num_bytes, attention.times)
+    return TimedOp(attention.run, attention.num_bytes, attention.times)
 
 
-def checked_batch(case: Case) -> Batch:
+def checked_batch(case: StepShape) -> Batch:
     """The first rows of a case, for the check of exactness, which takes them in one chunk."""
     room = MAX_SCORE_BYTES // 2 // (4 * case.heads * case.context)
     rows = max(1, min(case.batch, CHECKED_ROWS, room))
@@ -97,7 +97,7 @@ def checked_batch(case: Case) -> Batch:
     )
 
 
-def check_case(case: Case, ops: Sequence[str]) -> None:
+def check_case(case: StepShape, ops: Sequence[str]) -> None:
     """Refuse shapes that no kernel takes, or one that was named, all reasons at once."""
     unknown = [op for op in ops if op not in OPS]
     reasons = [f"unknown --op {op}; known: {', '.join(OPS)}" for op in unknown]
@@ -114,9 +114,9 @@ def check_case(case: Case, ops: Sequence[str]) -> None:
         raise ConfigError("; ".join(reasons))
 
 
-def reasons_against(op: str, case: Case) -> list[str]:
+def reasons_against(op: str, case: StepShape) -> list[str]:
     """Why there is no kernel for an operation on this case, one line each."""
-    if op == OURS and case.dim > MAX_ATTENDED_DIM:
+    if op == SPARSE_ATTENTION and case.dim > MAX_ATTENDED_DIM:
         return [f"--op {op} takes --dim {MAX_ATTENDED_DIM} or less, not {case.dim}"]
     if op not in FLASHINFER_OPS:
         return []
@@ -132,7 +132,7 @@ def reasons_against(op: str, case: Case) -> list[str]:
     return reasons
 
 
-def op_line(row: OpRow, case: Case, repeats: int) -> str:
+def op_line(row: OpRow, case: StepShape, repeats: int) -> str:
     """One operation as a line of JSON."""
     copy = round(row.copy_gb_per_s, 1)
     conditions = surroundings() | {"repeats": repeats, "copy_gb_per_s": copy}
@@ -142,7 +142,7 @@ def op_line(row: OpRow, case: Case, repeats: int) -> str:
     return json.dumps({"op": row.op, **timing, "case": shape, "conditions": conditions})
 
 
-def op_table(rows: Sequence[OpRow], case: Case) -> Table:
+def op_table(rows: Sequence[OpRow], case: StepShape) -> Table:
     """All operations, for people."""
     title = (
         f"{case.batch} x {case.context:,}, {case.heads} / {case.kv_heads} heads x {case.dim}, "

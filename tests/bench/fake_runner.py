@@ -125,7 +125,7 @@ class Runner:
         self.lim_stats = Stats()
         self.lim_kept_slots = torch.zeros(4 * BUDGET, dtype=torch.int32)
         self.lim_selector = SimpleNamespace(
-            decisive=torch.zeros(self.chunk, 2, 9), budget_split=SHARES
+            deciding_scores=torch.zeros(self.chunk, 2, 9), budget_split=SHARES
         )
         self.token_to_kv_pool = Pool(self.cache_dtype)
         self.ours = Backend(self)
@@ -151,7 +151,7 @@ class Runner:
             whole = torch.cat(list(kept))
             self.lim_kept_slots[: len(whole)] = whole
             for row in over:  # chunk by chunk
-                self.lim_selector.decisive[row % self.chunk, :, :6] = scores[row]
+                self.lim_selector.deciding_scores[row % self.chunk, :, :6] = scores[row]
         query = torch.ones(len(slots), 16)
         layer = compat.attention_layers(self.model)
         return attend(self.token_to_kv_pool, list(layer)[3], query, self.reads or kept)

@@ -18,10 +18,10 @@ from lim_sglang.bench.launches import ListedGraph
 from lim_sglang.bench.points import DecodeOptions, Point, Precision
 from lim_sglang.bench.runner import check_backends, make_contender, with_backend
 from lim_sglang.errors import ConfigError, LimError, ServerError
-from lim_sglang.kernels.bench import Case, Op, OpTiming, Spread, prepare
+from lim_sglang.kernels.bench import OpTiming, Spread, StepShape, TimedOp, prepare
 from lim_sglang.kernels.verify import Batch
 
-CASE = Case(8, 32768, 32, 8, 128, 2048)
+CASE = StepShape(8, 32768, 32, 8, 128, 2048)
 
 
 def run(*words: str) -> Any:
@@ -190,7 +190,7 @@ def test_a_backend_is_measured_under_no_other_s_name(
 def test_the_case_itself_is_checked_before_it_is_timed(
     monkeypatch: pytest.MonkeyPatch, batch: int, context: int, rows: int
 ) -> None:
-    case = Case(batch, context, 40, 10, 64, 1000)
+    case = StepShape(batch, context, 40, 10, 64, 1000)
     asked: list[Batch] = []
 
     def differences(checked: Batch, device: str) -> list[str]:
@@ -200,7 +200,7 @@ def test_the_case_itself_is_checked_before_it_is_timed(
 
     for name in ("require_gpu", "check_exactness"):
         monkeypatch.setattr(kernel, name, lambda: None)
-    monkeypatch.setattr(kernel, "differences", differences)
+    monkeypatch.setattr(kernel, "selection_differences", differences)
     with pytest.raises(LimError, match=r"not exact on this case:\n  - row 1 of 32768") as caught:
         next(kernel.measure_ops(["score"], case, 1))
     assert "no time is shown" in str(caught.value)
@@ -223,7 +223,7 @@ def test_an_operation_s_line_holds_its_shape_and_speed() -> None:
 
 def test_an_operation_without_necessary_bytes_has_no_bandwidth() -> None:
     spread = Spread(1.0, 1.0, 1.0)
-    row = kernel.OpRow("select", OpTiming(spread, spread, Op(print, None).num_bytes), 3000.0)
+    row = kernel.OpRow("select", OpTiming(spread, spread, TimedOp(print, None).num_bytes), 3000.0)
     assert row.timing.gb_per_s is None
     assert row.copy_share is None
     assert list(kernel.op_table([row], CASE).columns[-1].cells) == ["-"]
@@ -232,4 +232,4 @@ def test_an_operation_without_necessary_bytes_has_no_bandwidth() -> None:
 @pytest.mark.parametrize(("op", "context"), [("sort", 4096), ("score", 2048)])
 def test_an_operation_without_work_is_refused(op: str, context: int) -> None:
     with pytest.raises(ValueError, match=r"unknown operation|nothing to select"):
-        prepare(op, Case(1, context, 2, 1, 64, 2048), "cpu")
+        prepare(op, StepShape(1, context, 2, 1, 64, 2048), "cpu")

@@ -1,11 +1,13 @@
-"""Compiles every kernel for GPUs that need not be there; prints shared memory as JSON.
+"""Compile every kernel for GPUs that need not be there; print shared memory as JSON.
 
-Run by `test_compiled.py` in a process of its own: the test process decorates for the interpreter.
+`test_compiled.py` runs this in a process of its own: the test process decorates kernels for the
+interpreter.
 """
 
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import triton
@@ -21,37 +23,50 @@ from lim_sglang.kernels import (
     shortlist,
     sparse_attention,
 )
-from lim_sglang.kernels.launch import PDL_CAPABILITY
 
 ARCHITECTURES = (80, 90, 100, 120)
+LEAST_SHARED_MEMORY = 120
+"""Architecture whose programs may take the least shared memory. Large sorts are compiled for it
+alone: they take the same memory everywhere, and 38 s of CPU time."""
 FP8_FROM = 89
-"""The first architecture whose compiler takes fp8 of the kind that KV caches use."""
+"""First architecture whose compiler takes the fp8 dtype e4m3 of KV caches."""
+DEFAULT_STAGES = 3
+"""Pipeline stages where a launch names none."""
 POINTERS = {
     **dict.fromkeys(("indptr", "slots", "ranking", "first_turn", "last_turn"), "*i32"),
     **dict.fromkeys(("kept_indptr", "kept", "depth", "candidates"), "*i32"),
-    **dict.fromkeys(("chosen_counts", "met_counts", "arrivals"), "*i32"),
-    **dict.fromkeys(("lengths", "undecided_rows"), "*i64"),
-    **dict.fromkeys(("scores", "lse", "mass", "part_outputs", "part_lse"), "*fp32"),
+    **dict.fromkeys(("chosen_counts", "new_tokens_per_rank", "block_counters"), "*i32"),
+    **dict.fromkeys(("lengths", "rows_fully_ranked"), "*i64"),
+    **dict.fromkeys(("scores", "lse", "mass", "split_outputs", "split_lse"), "*fp32"),
     **dict.fromkeys(("scale", "soft_cap", "value_scale"), "fp32"),
 }
+"""Types of the parameters that are no i32."""
 
 
 def shared_memory(
-    kernel: Any,
     architecture: int,
+    kernel: Any,
     constants: dict[str, Any],
     warps: int = 4,
-    stages: int = launch.NUM_STAGES,
+    stages: int = DEFAULT_STAGES,
     **types: str,
 ) -> int:
-    """Bytes of shared memory that a program of the kernel takes, compiled as it is launched."""
+    """Compile a kernel as it is launched; return the bytes of shared memory that a program takes.
+
+    Args:
+        architecture: compute capability, 90 for 9.0.
+        kernel: decorated function.
+        constants: compile-time parameters.
+        warps, stages: launch options.
+        types: of parameters that differ from `POINTERS`.
+    """
     pointers = POINTERS | types
     signature = {name: pointers.get(name, "i32") for name in kernel.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")
-    # What Triton learns from real arguments: addresses and strides are multiples of 16.
+    # Triton learns from the real arguments that addresses and strides are multiples of 16.
     aligned = {
-        (place,): [["tt.divisibility", 16]]
-        for place, name in enumerate(kernel.arg_names)
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(kernel.arg_names)
         if pointers.get(name, "").startswith("*") or name.endswith("_stride")
     }
     compiled = triton.compile(
@@ -64,13 +79,13 @@ def shared_memory(
 
 
 def compile_scores(architecture: int) -> dict[str, int]:
-    """Each dtype, head dimension and group size that the serving models have."""
+    """Compile for each dtype, head dimension and group size that served models have."""
     found = {}
     for query, keys in (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp8e4nv")):
+        if keys == "fp8e4nv" and architecture < FP8_FROM:
+            continue
         for dim in (64, 128, 256):
             for group in (1, 16):
-                if keys == "fp8e4nv" and architecture < FP8_FROM:
-                    continue
                 constants = {
                     "GROUP": group,
                     "PADDED_GROUP": launch.padded_group(group, 1),
@@ -79,20 +94,27 @@ def compile_scores(architecture: int) -> dict[str, int]:
                     "SPLITS": launch.SCORE_SPLITS,
                     "UPCAST": False,
                 }
-                name = f"score {query} {keys} {dim} {group}"
-                found[name] = shared_memory(
-                    scores._score, architecture, constants, query=f"*{query}", keys=f"*{keys}"
+                found[f"score_tokens {query} {keys} {dim} {group}"] = shared_memory(
+                    architecture,
+                    scores._score_tokens,
+                    constants,
+                    stages=launch.SCORE_STAGES,
+                    query=f"*{query}",
+                    keys=f"*{keys}",
                 )
     return found
 
 
 def compile_attention(architecture: int) -> dict[str, int]:
-    """The same for attention over a kept set, with a soft-cap, too."""
+    """Compile sparse attention for the same, and with a soft-cap."""
     found = {}
-    for query, cache, dim, group, capped, per_processor in (
-        *(("bf16", "bf16", 128, 4, False, 1), ("bf16", "bf16", 128, 7, True, 8)),
-        *(("bf16", "bf16", 256, 32, True, 1), ("fp16", "fp16", 64, 1, False, 8)),
-        *(("fp16", "fp16", 64, 7, False, 1), ("fp16", "fp8e5", 256, 2, False, 1)),
+    for query, cache, dim, group, capped, programs_per_sm in (
+        ("bf16", "bf16", 128, 4, False, 1),
+        ("bf16", "bf16", 128, 7, True, 8),
+        ("bf16", "bf16", 256, 32, True, 1),
+        ("fp16", "fp16", 64, 1, False, 8),
+        ("fp16", "fp16", 64, 7, False, 1),
+        ("fp16", "fp8e5", 256, 2, False, 1),
         ("bf16", "fp8e4nv", 128, 16, False, 1),
     ):
         if cache == "fp8e4nv" and architecture < FP8_FROM:
@@ -101,21 +123,21 @@ def compile_attention(architecture: int) -> dict[str, int]:
         cache_bytes = 1 if cache.startswith("fp8") else 2
         constants = {
             "GROUP": group,
-            "MERGED_GROUP": combined_group,
+            "COMBINED_GROUP": combined_group,
             "PADDED_GROUP": launch.padded_group(group, 1),
             "DIM": dim,
-            "BLOCK": launch.attend_block(dim, group, cache_bytes, per_processor),
-            "PART_ALIGNMENT": launch.SPLIT_ALIGNMENT,
-            "MAX_PARTS": launch.MAX_SPLITS,
-            "AT_ONCE": max(1, launch.SPLITS_AT_ONCE // combined_group),
+            "BLOCK": launch.attend_block(dim, group, cache_bytes, programs_per_sm),
+            "SPLIT_ALIGNMENT": launch.SPLIT_ALIGNMENT,
+            "MAX_SPLITS": launch.MAX_SPLITS,
+            "SPLIT_BLOCK": max(1, launch.COMBINED_HEADS // combined_group),
             "CAPPED": capped,
             "UPCAST": False,
         }
         types = {"query": f"*{query}", "output": f"*{query}"}
         types |= dict.fromkeys(("keys", "values"), f"*{cache}")
-        found[f"attend {query} {cache} {dim} {group}"] = shared_memory(
-            sparse_attention._attend,
+        found[f"attend_tokens {query} {cache} {dim} {group}"] = shared_memory(
             architecture,
+            sparse_attention._attend_tokens,
             constants,
             launch.ATTEND_WARPS,
             launch.ATTEND_STAGES,
@@ -124,69 +146,79 @@ def compile_attention(architecture: int) -> dict[str, int]:
     return found
 
 
-def compile_rest(architecture: int) -> dict[str, int]:
-    """The rest for budgets of 256, 2,048 and 6,144 of 32 heads."""
-    found = {}
-    pdl_options = {"FOLLOWS": architecture >= 10 * PDL_CAPABILITY[0]}
-    for selected in (192, 1536, 4608):
+def compile_selection(architecture: int) -> dict[str, int]:
+    """Compile selection for 32 heads and a budget of 256; where memory is least, 2,048 and 6,144."""
+    pdl = {"USE_PDL": architecture >= 10 * launch.PDL_CAPABILITY[0]}
+    compile_kernel = partial(shared_memory, architecture)
+    found = {
+        "log_sum_exp": compile_kernel(mass._log_sum_exp, {"BLOCK": launch.LSE_BLOCK}),
+        "softmax_mass": compile_kernel(
+            mass._softmax_mass, pdl | {"BLOCK": launch.MASS_BLOCK, "HEADS": launch.MASS_HEADS}
+        ),
+        "compact_slots": compile_kernel(
+            compact._compact_slots,
+            pdl | {"BLOCK": launch.COMPACT_BLOCK, "PADDED_COUNTS": 64, "NO_TURN": launch.NO_TURN},
+            launch.WIDE_WARPS,
+        ),
+        "count_kept": compile_kernel(compact._count_kept, {"BLOCK": launch.LENGTH_BLOCK}),
+    }
+    for selected in (192, 1536, 4608) if architecture == LEAST_SHARED_MEMORY else (192,):
         capacity = shortlist.shortlist_capacity(selected)
-        cutting = {
-            "UNDECIDED": launch.NEEDS_FULL_RANKING,
+        ranks = full_ranking.padded_ranks(selected)
+        union = pdl | {
+            "NEEDS_FULL_RANKING": launch.NEEDS_FULL_RANKING,
             "PADDED_HEADS": 32,
-            "MET_RANKS": shortlist.counted_ranks(selected),
+            "COUNTED_RANKS": max(capacity, ranks),
         }
-        cutting |= pdl_options
-        constants = cutting | {
-            "CAPACITY": capacity,
-            "SORTED_AT_ONCE": full_ranking.padded_ranks(selected),
-            "SAMPLE": launch.MAX_SAMPLE,
-            "BLOCK": launch.SHORTLIST_BLOCK,
-        }
-        found[f"shortlist {selected}"] = shared_memory(
-            shortlist._shortlist, architecture, constants, launch.sort_warps(capacity)
+        found[f"shortlist_tokens {selected}"] = compile_kernel(
+            shortlist._shortlist_tokens,
+            union
+            | {
+                "CAPACITY": capacity,
+                "SORTED_AT_ONCE": ranks,
+                "SAMPLE": launch.MAX_SAMPLE,
+                "BLOCK": launch.SHORTLIST_BLOCK,
+            },
+            launch.sort_warps(capacity),
         )
-        padded = full_ranking.padded_ranks(selected)
-        constants = cutting | {
-            "PADDED_RANKS": padded,
-            "BLOCK": launch.RANK_BLOCK,
-            "COUNTED": launch.COMPACT_BLOCK,
-        }
-        found[f"rank {selected}"] = shared_memory(
-            full_ranking._rank, architecture, constants, launch.rank_warps(padded)
+        found[f"rank_tokens {selected}"] = compile_kernel(
+            full_ranking._rank_tokens,
+            union
+            | {
+                "PADDED_RANKS": ranks,
+                "BLOCK": launch.RADIX_BLOCK,
+                "COUNTED_BLOCK": launch.COMPACT_BLOCK,
+            },
+            launch.full_ranking_warps(ranks),
         )
         capacity = mass.candidate_capacity(selected)
-        constants = pdl_options | {
-            "CAPACITY": capacity,
-            "SAMPLE": launch.MAX_SAMPLE,
-            "BLOCK": launch.HEAVIEST_BLOCK,
-            "SMALL_BLOCK": launch.HEAVIEST_SMALL_BLOCK,
-        }
-        found[f"heaviest {selected}"] = shared_memory(
-            mass._topk_by_mass, architecture, constants, launch.sort_warps(capacity)
+        found[f"topk_by_mass {selected}"] = compile_kernel(
+            mass._topk_by_mass,
+            pdl
+            | {
+                "CAPACITY": capacity,
+                "SAMPLE": launch.MAX_SAMPLE,
+                "BLOCK": launch.TOPK_BLOCK,
+                "SMALL_BLOCK": launch.TOPK_SMALL_BLOCK,
+            },
+            launch.sort_warps(capacity),
         )
-    blocks = {"BLOCK": launch.LSE_BLOCK}
-    found["log_sum_exp"] = shared_memory(mass._log_sum_exp, architecture, blocks)
-    blocks = {"BLOCK": launch.POOL_BLOCK, "HEADS": launch.POOL_HEADS} | pdl_options
-    found["pool"] = shared_memory(mass._pool, architecture, blocks)
-    blocks = {"BLOCK": launch.COMPACT_BLOCK, "PADDED_COUNTS": 64, "NO_TURN": launch.NEVER}
-    blocks |= pdl_options
-    found["compact"] = shared_memory(compact._compact, architecture, blocks, launch.WIDE_WARPS)
-    blocks = {"BLOCK": launch.LENGTH_BLOCK}
-    found["count_kept"] = shared_memory(compact._count_kept, architecture, blocks)
     return found
 
 
 def compile_for(architecture: int) -> dict[str, int]:
-    """Every kernel."""
+    """Compile every kernel; return shared memory in bytes by kernel and shape."""
     return (
-        compile_scores(architecture) | compile_attention(architecture) | compile_rest(architecture)
+        compile_scores(architecture)
+        | compile_attention(architecture)
+        | compile_selection(architecture)
     )
 
 
 def main() -> None:
-    """Compile for every architecture, as many at a time as there are cores."""
-    with ProcessPoolExecutor() as mass:
-        found = dict(zip(ARCHITECTURES, mass.map(compile_for, ARCHITECTURES), strict=True))
+    """Compile for every architecture, one per core at a time."""
+    with ProcessPoolExecutor() as processes:
+        found = dict(zip(ARCHITECTURES, processes.map(compile_for, ARCHITECTURES), strict=True))
     sys.stdout.write("\n" + json.dumps(found))
 
 

@@ -1,49 +1,283 @@
-"""The operations that `lim bench kernel` times are the ones that serve, on the whole batch."""
+"""Timed operations are the ones that serve, and attention is timed only if it is right.
+
+Kernels are interpreted, and torch stands in for FlashInfer.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from lim_sglang.kernels import bench
-from lim_sglang.kernels.bench import OPS, Case, prepare
-from lim_sglang.kernels.reference import keep_tokens, score_tokens
+from lim_sglang.bench import kernel
+from lim_sglang.errors import LimError
+from lim_sglang.kernels import bench, scores
+from lim_sglang.kernels.bench import (
+    ATTENTION_OPS,
+    CUDA_CORES,
+    OPS,
+    SPARSE_ATTENTION,
+    TENSOR_CORES,
+    OpTiming,
+    SelectionStep,
+    Spread,
+    StepShape,
+    prepare,
+    prepare_attention,
+)
+from lim_sglang.kernels.reference import attend_tokens, keep_tokens, score_tokens
 
-CASE = Case(batch=3, context=90, heads=4, kv_heads=2, dim=64, budget=32, dtype=torch.float16)
+SHAPE = StepShape(3, context=90, heads=4, kv_heads=2, dim=64, budget=32, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_operation_runs_again_and_again(op: str) -> None:
-    prepared = prepare(op, CASE, "cpu")
+    prepared = prepare(op, SHAPE, "cpu")
     prepared.run()
     prepared.run()
 
 
-def test_the_stages_and_the_whole_pick_the_reference_s_tokens() -> None:
-    stages = bench._Stages(CASE, torch.device("cpu"), seed=1)
-    stages.runs["keep"]()  # the scores are there
-    in_stages = stages.kept.clone()
-    stages.kept.fill_(-1)
-    stages.select(stages.selector)
-    assert torch.equal(stages.kept, in_stages)
-    for row in range(CASE.batch):
-        slots = stages.slots.view(CASE.batch, CASE.context)[row].long()
-        scores = score_tokens(stages.query[row], stages.keys[slots])
-        wanted = slots[keep_tokens(scores, CASE.budget_split)]
-        assert torch.equal(in_stages.view(CASE.batch, -1)[row].long(), wanted)
+def test_single_kernels_and_the_whole_selection_pick_the_reference_s_tokens() -> None:
+    step = SelectionStep(SHAPE, torch.device("cpu"), seed=1)
+    for op in ("select-scored", "select"):
+        step.slots.kept.fill_(-1)
+        step.rank_runs()[op]()
+        for row in range(SHAPE.batch):
+            slots = step.slots.slots.view(SHAPE.batch, SHAPE.context)[row].long()
+            row_scores = score_tokens(step.query[row], step.keys[slots])
+            expected = slots[keep_tokens(row_scores, SHAPE.budget_split)]
+            assert torch.equal(step.slots.kept.view(SHAPE.batch, -1)[row].long(), expected)
 
 
 def test_necessary_bytes_by_hand() -> None:
-    rows, tokens, heads, recent = 3, 90, 4, 4 + 4
-    selected = CASE.budget_split.selected
-    assert (CASE.budget_split.sinks, CASE.budget_split.recent, selected) == (4, 4, 24)
+    rows, tokens, heads, dim = 3, 90, 4, 64
+    split = SHAPE.budget_split
+    assert (split.sinks, split.recent, split.selected) == (4, 4, 24)
     expected = {
-        "score": rows * (tokens * (2 * 64 * 2 + 4) + heads * tokens * 4),
-        "shortlist": rows * heads * (tokens - recent) * 4,
-        "lse": rows * heads * tokens * 4,
-        "pool": rows * (heads + 1) * tokens * 4,
-        "heaviest": rows * (tokens * 4 + 32 * 8),
-        "select-by-mass": None,
-        "rank": rows * heads * ((tokens - recent) * 4 + selected * 4),
-        "keep": None,
+        "score": rows * (tokens * (2 * dim * 4 + 4) + heads * tokens * 4),
+        "shortlist": rows * heads * (tokens - 8) * 4,
+        "full-ranking": rows * heads * ((tokens - 8) * 4 + 24 * 4),
+        "select-scored": None,
         "select": None,
+        "lse": rows * heads * tokens * 4,
+        "softmax-mass": rows * (heads + 1) * tokens * 4,
+        "topk-by-mass": rows * (tokens * 4 + 32 * 8),
+        "select-by-mass": None,
     }
-    assert {op: prepare(op, CASE, "cpu").num_bytes for op in OPS} == expected
+    assert {op: bench.necessary_bytes(op, SHAPE, rows) for op in OPS} == expected
+    shape = StepShape(batch=3, context=90, heads=4, kv_heads=2, dim=64, budget=32)
+    # bf16: K and V of 3 x 32 tokens in 2 heads, queries and output of 3 x 4 heads.
+    attention = prepare_attention(SPARSE_ATTENTION, shape, "cpu")
+    assert attention.num_bytes == 2 * (2 * 96 * 2 * dim + 2 * 12 * dim)
+
+
+@dataclass
+class Wrapper:
+    """Stands in for FlashInfer's decode wrapper."""
+
+    made: ClassVar[list["Wrapper"]] = []
+    workspace: Any
+    layout: str
+    use_tensor_cores: bool
+    backend: str
+    use_cuda_graph: bool = False
+    paged_kv_indptr_buffer: Any = None
+    paged_kv_indices_buffer: Any = None
+    paged_kv_last_page_len_buffer: Any = None
+    planned: tuple[Any, ...] = ()
+    dtypes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        Wrapper.made.append(self)
+
+    def plan(self, *arguments: Any, **dtypes: Any) -> None:
+        """Store the arguments."""
+        self.planned, self.dtypes = arguments, dtypes
+
+    def run(self, query: torch.Tensor, pages: Any, out: torch.Tensor) -> None:
+        """Attend over the planned slots by the definition."""
+        indptr, slots, _, _, _, dim, page_size = self.planned
+        assert page_size == 1
+        keys, values = (each.squeeze(1) for each in pages)
+        ends = indptr.tolist()
+        for row, each in enumerate(query):
+            kept = slots[ends[row] : ends[row + 1]].long()
+            out[row] = attend_tokens(each, keys, values, kept, dim**-0.5)
+
+
+@pytest.fixture(autouse=True)
+def flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace FlashInfer's decode module, installed or not; run few layers."""
+    module: Any = SimpleNamespace(BatchDecodeWithPagedKVCacheWrapper=Wrapper)
+    package: Any = SimpleNamespace(decode=module)
+    monkeypatch.setitem(sys.modules, "flashinfer", package)
+    monkeypatch.setitem(sys.modules, "flashinfer.decode", module)
+    monkeypatch.setattr(scores, "GRAPH_WORKSPACE_BYTES", 8)
+    monkeypatch.setattr(bench, "LAYERS", 2)
+    Wrapper.made.clear()
+
+
+@pytest.mark.parametrize("op", ATTENTION_OPS)
+def test_rows_keep_slots_of_their_own_scattered_over_all_slots(op: str) -> None:
+    slots = prepare_attention(op, SHAPE, "cpu").slots
+    assert slots.shape == (3, 32)
+    assert slots.dtype == torch.int32
+    assert (slots.diff(dim=1) > 0).all()
+    assert slots.unique().numel() == slots.numel()
+    assert slots.min() < 30
+    assert 240 <= slots.max() < 3 * 90
+
+
+@pytest.mark.parametrize(("op", "tensor_cores"), [(TENSOR_CORES, True), (CUDA_CORES, False)])
+def test_flashinfer_is_planned_once_as_serving_plans_it_for_a_graph(
+    op: str, tensor_cores: bool
+) -> None:
+    attention = prepare_attention(op, SHAPE, "cpu")
+    (wrapper,) = Wrapper.made
+    assert attention.attention is wrapper
+    assert (wrapper.layout, wrapper.use_tensor_cores) == ("NHD", tensor_cores)
+    assert (wrapper.backend, wrapper.use_cuda_graph) == ("fa2", True)
+    indptr, slots, last_page_len, *shape = wrapper.planned
+    assert indptr.tolist() == [0, 32, 64, 96]
+    assert slots.data_ptr() == attention.slots.data_ptr()
+    assert last_page_len.tolist() == [1, 1, 1]
+    assert shape == [4, 2, 64, 1]
+    assert wrapper.dtypes == {"q_data_type": SHAPE.dtype, "kv_data_type": SHAPE.dtype}
+    assert wrapper.paged_kv_indptr_buffer is indptr
+    assert wrapper.paged_kv_indices_buffer is slots
+    assert wrapper.paged_kv_last_page_len_buffer is last_page_len
+
+
+def test_flashinfer_is_planned_without_a_graph_for_comparisons() -> None:
+    ends = torch.tensor([0, 5], dtype=torch.int32)
+    scores.plan_flashinfer_decode(
+        ends, torch.arange(5), heads=4, kv_heads=2, head_dim=64, dtype=torch.float16
+    )
+    (wrapper,) = Wrapper.made
+    assert (wrapper.use_tensor_cores, wrapper.use_cuda_graph) == (True, False)
+    assert wrapper.paged_kv_indices_buffer is None
+
+
+@pytest.mark.parametrize("op", ATTENTION_OPS)
+def test_attention_is_right_once_it_has_run(op: str) -> None:
+    attention = prepare_attention(op, SHAPE, "cpu")
+    assert len(attention.differences()) == attention.times * SHAPE.batch
+    attention.run()
+    attention.run()
+    assert attention.differences() == []
+
+
+@pytest.mark.parametrize(("index", "row"), [(0, 0), (31, 0), (70, 2)])
+def test_a_row_that_reads_another_slot_is_found(index: int, row: int) -> None:
+    attention = prepare_attention(TENSOR_CORES, SHAPE, "cpu")
+    indptr, slots, *rest = attention.attention.planned
+    other = slots.clone()
+    other[index] = torch.isin(torch.arange(270), slots).logical_not().nonzero()[0]
+    attention.attention.planned = (indptr, other, *rest)
+    attention.run()
+    found = attention.differences()
+    assert [text.split(":")[0] for text in found] == [f"layer {n}, row {row}" for n in (0, 1)]
+
+
+def test_each_layer_has_a_cache_of_its_own_as_far_as_memory_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer_bytes = 2 * 270 * 2 * 64 * 4
+    monkeypatch.setattr(bench, "LAYERS", 8)
+    monkeypatch.setattr(bench, "MAX_CACHE_BYTES", 3 * layer_bytes + 1)
+    attention = prepare_attention(TENSOR_CORES, SHAPE, "cpu")
+    assert attention.times == len(attention.keys) == 3
+    assert not torch.equal(attention.keys[0], attention.keys[1])
+    monkeypatch.setattr(bench, "MAX_CACHE_BYTES", 1)
+    assert prepare_attention(TENSOR_CORES, SHAPE, "cpu").times == 1
+
+
+def test_an_unknown_operation_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown operation 'attention'"):
+        prepare_attention("attention", SHAPE, "cpu")
+    with pytest.raises(ValueError, match="unknown operation 'sort'"):
+        prepare("sort", SHAPE, "cpu")
+
+
+def test_the_time_of_a_replay_is_divided_by_the_operations_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[str] = []
+    graph = SimpleNamespace(replay=lambda: ran.append("replay"))
+    monkeypatch.setattr(bench, "capture", lambda _run: graph)
+    monkeypatch.setattr(bench, "cache_flush", lambda: lambda: ran.append("flush"))
+
+    def time_graph(_graph: Any, _repeats: int, before: bench.Run) -> list[float]:
+        before()
+        return [0.8, 0.4] if ran[-1] == "flush" else [0.2]
+
+    monkeypatch.setattr(bench, "time_graph", time_graph)
+    op = bench.TimedOp(print, 1000, times=4, reset=lambda: ran.append("reset"))
+    timing = bench.time_op(op, 2)
+    assert (timing.cold_us.low, timing.cold_us.high) == (100.0, 200.0)
+    assert timing.warm_us.median == 50.0
+    assert ran == ["reset", "flush", "replay", "reset"]  # every timed run finds a fresh state
+
+
+SPREAD = Spread(50.0, 49.0, 52.0)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let `measure_ops` run on the CPU; its steps, in order."""
+    did: list[str] = []
+    real_prepare = bench.prepare_attention
+
+    def copy() -> float:
+        did.append("copy")
+        return 3000.0
+
+    def time_op(op: Any, _repeats: int) -> OpTiming:
+        did.append("time")
+        return OpTiming(SPREAD, SPREAD, op.num_bytes)
+
+    for name in ("require_gpu", "check_exactness"):
+        monkeypatch.setattr(kernel, name, lambda: None)
+    monkeypatch.setattr(kernel, "selection_differences", lambda *_: [])
+    monkeypatch.setattr(kernel, "copy_gb_per_s", copy)
+    monkeypatch.setattr(kernel, "time_op", time_op)
+    monkeypatch.setattr(kernel, "prepare", lambda *_: SimpleNamespace(num_bytes=None))
+    monkeypatch.setattr(
+        kernel, "prepare_attention", lambda op, shape, _device: real_prepare(op, shape, "cpu")
+    )
+    return did
+
+
+def test_attention_is_timed_after_it_has_proved_right_and_the_copy_is_measured_once(
+    measured: list[str],
+) -> None:
+    rows = list(kernel.measure_ops(ATTENTION_OPS, SHAPE, 1))
+    assert measured == ["copy", "time", "time", "time"]
+    assert [row.op for row in rows] == list(ATTENTION_OPS)
+    bytes_per_s = rows[0].timing.num_bytes / 50e-6  # type: ignore[operator]
+    assert rows[0].copy_share == pytest.approx(bytes_per_s / 3000e9)
+
+
+@pytest.mark.parametrize(
+    ("op", "runs"),
+    [(SPARSE_ATTENTION, bench.SparseAttention), (TENSOR_CORES, Wrapper), (CUDA_CORES, Wrapper)],
+)
+def test_no_time_is_shown_for_wrong_attention(
+    monkeypatch: pytest.MonkeyPatch, measured: list[str], op: str, runs: type
+) -> None:
+    monkeypatch.setattr(runs, "run", lambda _self, query, _pages, out: out.copy_(query))
+    with pytest.raises(LimError, match=f"no time is shown: kernels are not exact in {op}:") as e:
+        next(kernel.measure_ops([op], SHAPE, 1))
+    assert "layer 1, row 2: attention is off by" in str(e.value)
+    assert "time" not in measured
+
+
+def test_by_default_all_operations_are_timed_that_take_the_shape(measured: list[str]) -> None:
+    names = [row.op for row in kernel.measure_ops([], SHAPE, 1)]
+    assert names == list(kernel.OPS)
+    seven = StepShape(batch=1, context=90, heads=14, kv_heads=2, dim=64, budget=32)
+    assert [row.op for row in kernel.measure_ops([], seven, 1)] == names[:-1]
+    narrow = StepShape(batch=1, context=90, heads=4, kv_heads=2, dim=32, budget=32)
+    assert [row.op for row in kernel.measure_ops([], narrow, 1)] == names[:-2]

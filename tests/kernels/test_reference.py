@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,53 @@ from lim_sglang.kernels.reference import (
     split_budget,
     unite_rankings,
 )
-from tests.kernels.plain_lists import Case, draw_case, kept_positions
 
 VECTORS = Path(__file__).parents[3] / "shared" / "oracle" / "vectors.json"
 GOLDEN = Path(__file__).parents[1] / "golden" / "selection.json"
 
 
+@dataclass(frozen=True)
+class Case:
+    """One request: raw scores by head and position, and the split of its budget."""
+
+    scores: list[list[float]]
+    budget: int
+    recent_ratio: float = 0.25
+    sinks: int = 4
+
+
+def random_case(rng: random.Random) -> Case:
+    """Generate a case whose scores are multiples of 1/8, so that ties are real in every dtype."""
+    heads, length = rng.randint(1, 12), rng.randint(1, 120)
+    levels = rng.choice([0, 1, 4, 64])
+    scores = [[rng.randint(-levels, levels) / 8 for _ in range(length)] for _ in range(heads)]
+    ratio = rng.choice([0.0, 0.1, 0.25, 0.5, 0.9, 1.0, rng.random()])
+    return Case(scores, rng.randint(1, 60), ratio, rng.randint(0, 8))
+
+
+def kept_by_plain_lists(case: Case) -> list[int]:
+    """Select as the paper words it, sorting lists; shares no code with the reference in torch."""
+    length = len(case.scores[0])
+    if length <= case.budget:
+        return list(range(length))
+    selected = int(case.budget * (1 - case.recent_ratio) + 1e-9)
+    share = case.budget - selected
+    sinks = max(0, min(case.sinks, share - 1))
+    recent = share - sinks
+    if not share:
+        selected, recent = case.budget - 1, 1
+    candidates = list(range(sinks, length - recent))
+    rankings = [sorted(candidates, key=lambda t, row=row: (-row[t], t)) for row in case.scores]
+    chosen: list[int] = []
+    for turn in range(len(candidates) * len(rankings)):
+        token = rankings[turn % len(rankings)][turn // len(rankings)]
+        if len(chosen) < selected and token not in chosen:
+            chosen.append(token)
+    return sorted([*range(sinks), *chosen, *range(length - recent, length)])
+
+
 def select(case: Case, dtype: torch.dtype = torch.float32) -> list[int]:
-    """The reference's answer to a case."""
+    """Return the reference's answer to a case."""
     kept = select_tokens(
         torch.tensor(case.scores, dtype=dtype),
         budget=case.budget,
@@ -38,35 +78,35 @@ def select(case: Case, dtype: torch.dtype = torch.float32) -> list[int]:
 
 
 def read_cases(path: Path) -> list[dict[str, Any]]:
-    """Cases with their names and expected sets; none where the file is not there."""
+    """Read cases with their names and expected sets; none if there is no such file."""
     cases: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     return cases
 
 
-def expect(row: dict[str, Any]) -> None:
-    """One recorded case is reproduced."""
+def check_case(row: dict[str, Any]) -> None:
+    """Check that the reference reproduces a recorded case."""
     case = Case(row["scores"], row["budget"], row["recent_ratio"], row["sinks"])
     assert select(case) == row["kept"]
 
 
 @pytest.mark.parametrize("row", read_cases(GOLDEN), ids=lambda row: row["name"])
-def test_own_vectors(row: dict[str, Any]) -> None:
-    expect(row)
+def test_own_vectors_are_reproduced(row: dict[str, Any]) -> None:
+    check_case(row)
 
 
 @pytest.mark.skipif(not VECTORS.exists(), reason="the shared vectors are not beside this checkout")
-def test_shared_vectors() -> None:
+def test_shared_vectors_are_reproduced() -> None:
     rows = read_cases(VECTORS)
     assert rows
     for row in rows:
-        expect(row)
+        check_case(row)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("seed", range(40))
 def test_equals_plain_lists_on_random_cases(seed: int, dtype: torch.dtype) -> None:
-    case = draw_case(random.Random(seed))
-    assert select(case, dtype) == kept_positions(case)
+    case = random_case(random.Random(seed))
+    assert select(case, dtype) == kept_by_plain_lists(case)
 
 
 @pytest.mark.parametrize(
@@ -83,11 +123,10 @@ def test_equals_plain_lists_on_random_cases(seed: int, dtype: torch.dtype) -> No
         (40, 0.9, 0, (0, 4, 36)),
     ],
 )
-def test_shares_add_up_to_the_budget(
+def test_the_parts_add_up_to_the_budget(
     budget: int, ratio: float, sinks: int, expected: tuple[int, int, int]
 ) -> None:
-    budget_split = split_budget(budget, ratio, sinks)
-    assert (budget_split.sinks, budget_split.selected, budget_split.recent) == expected
+    assert split_budget(budget, ratio, sinks) == BudgetSplit(*expected)
     assert sum(expected) == budget
 
 

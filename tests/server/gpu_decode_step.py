@@ -43,7 +43,7 @@ class Outcome:
     kept: list[Tensor]
     """The slots of each row."""
     scores: Tensor
-    decisive: Tensor
+    deciding_scores: Tensor
     """The scores, or the mass of each token as of one head."""
 
 
@@ -121,7 +121,7 @@ def run_eager(rig: Rig, backend: Any, step: Step) -> Outcome:
 def poison(backend: Any) -> None:
     """Leave nothing of an earlier step that could be taken for this one's."""
     backend.selector.scores.fill_(torch.nan)
-    backend.selector.decisive.fill_(torch.nan)
+    backend.selector.deciding_scores.fill_(torch.nan)
     backend.sparse_decode.kept_slots.zero_()
 
 
@@ -134,7 +134,7 @@ def outcome(backend: Any, step: Step, outputs: tuple[Tensor, Tensor]) -> Outcome
         (outputs[0].clone(), outputs[1].clone()),
         [kept[first:last] for first, last in itertools.pairwise(ends)],
         backend.selector.scores[:rows].clone(),
-        backend.selector.decisive[:rows].clone(),
+        backend.selector.deciding_scores[:rows].clone(),
     )
 
 
@@ -202,11 +202,11 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
                 wrong.append(f"{name}: scores are off by {error:.1e}")
             if isinstance(backend.selector, MassSelector):
                 mass = softmax_mass(scores, layers_of(rig)[0].scaling)
-                error = relative_error(found.decisive[row, 0, : len(slots)], mass)
+                error = relative_error(found.deciding_scores[row, 0, : len(slots)], mass)
                 if not error <= 10 * MASS_TOLERANCE:  # the normalisers are FlashInfer's
                     wrong.append(f"{name}: masses are off by {error:.1e}")
-        decisive = found.decisive[row, :, : len(slots)]
-        kept = slots[keep_tokens(decisive, backend.selector.budget_split)]
+        deciding_scores = found.deciding_scores[row, :, : len(slots)]
+        kept = slots[keep_tokens(deciding_scores, backend.selector.budget_split)]
         if not torch.equal(found.kept[row], kept):
             wrong.append(f"{name} keeps other slots")
         for place, read in enumerate((slots, kept)):

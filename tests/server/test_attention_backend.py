@@ -93,5 +93,5 @@ def test_more_rows_than_there_is_memory_for_are_refused_in_words() -> None:
     with pytest.raises(ServerError, match=r"runs 4 requests at once.*--max-running-requests 2"):
         sparse_decode(2 * BUDGET)
     kept = sparse_decode()
-    with pytest.raises(ValueError, match="out must have 6 numbers, not 5"):
+    with pytest.raises(ValueError, match="out must have 6 elements, not 5"):
         kept.begin_step(torch.tensor([1, 1, 1, 1, 1]))

@@ -31,8 +31,8 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A GPU that compiles."""
     monkeypatch.setattr(module, "interpreted", lambda: False)
     monkeypatch.setattr(module, "mass_differences", lambda _batch, _device: [])
-    monkeypatch.setattr(module, "differing_attention", lambda _batch, _device: [])
-    monkeypatch.setattr(module, "differing_scoring", lambda _batch: [])
+    monkeypatch.setattr(module, "attention_differences", lambda _batch, _device: [])
+    monkeypatch.setattr(module, "stored_score_differences", lambda _batch: [])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: HOPPER)
     return monkeypatch
 
@@ -47,31 +47,33 @@ def test_every_fp8_cache_that_is_served_is_checked() -> None:
 
 def test_interpreted_kernels_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "interpreted", lambda: True)
-    monkeypatch.setattr(module, "differences", lambda _batch, _device: [])
+    monkeypatch.setattr(module, "selection_differences", lambda _batch, _device: [])
     (found,) = verify_gpu()
     assert found.startswith("TRITON_INTERPRET is set")
 
 
 def test_selection_by_mass_is_checked_too(hopper: pytest.MonkeyPatch) -> None:
-    hopper.setattr(module, "differences", lambda _batch, _device: [])
+    hopper.setattr(module, "selection_differences", lambda _batch, _device: [])
     hopper.setattr(module, "mass_differences", lambda _batch, _device: ["row 0: other masses"])
     assert "Qwen3-8B: row 0: other masses" in verify_gpu()
 
 
 def test_attention_over_slots_is_checked_too(hopper: pytest.MonkeyPatch) -> None:
-    hopper.setattr(module, "differences", lambda _batch, _device: [])
-    hopper.setattr(module, "differing_attention", lambda _batch, _device: ["row 0: off"])
+    hopper.setattr(module, "selection_differences", lambda _batch, _device: [])
+    hopper.setattr(module, "attention_differences", lambda _batch, _device: ["row 0: off"])
     assert verify_gpu() == [f"{name}: row 0: off" for name in BATCHES]
 
 
 def test_the_scoring_dense_pass_is_checked_too(hopper: pytest.MonkeyPatch) -> None:
-    hopper.setattr(module, "differences", lambda _batch, _device: [])
-    hopper.setattr(module, "differing_scoring", lambda _batch: ["row 0: other normalisers"])
+    hopper.setattr(module, "selection_differences", lambda _batch, _device: [])
+    hopper.setattr(module, "stored_score_differences", lambda _batch: ["row 0: other normalisers"])
     assert verify_gpu() == [f"{name}: row 0: other normalisers" for name in module.SCORED]
 
 
 def test_differences_are_named_by_batch(hopper: pytest.MonkeyPatch) -> None:
-    hopper.setattr(module, "differences", lambda _batch, _device: ["row 0: another ranking"])
+    hopper.setattr(
+        module, "selection_differences", lambda _batch, _device: ["row 0: another ranking"]
+    )
     assert verify_gpu() == [f"{name}: row 0: another ranking" for name in BATCHES]
 
 
@@ -91,7 +93,7 @@ def test_differences_are_named_by_batch(hopper: pytest.MonkeyPatch) -> None:
 def test_a_failure_names_the_batch_and_the_others_are_checked(
     hopper: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
-    hopper.setattr(module, "differences", fail_with(error))
+    hopper.setattr(module, "selection_differences", fail_with(error))
     (found,) = verify_gpu()
     assert found.startswith("Qwen3-8B: ")
     assert words in found
@@ -99,6 +101,8 @@ def test_a_failure_names_the_batch_and_the_others_are_checked(
 
 
 def test_our_own_mistakes_keep_their_traceback(hopper: pytest.MonkeyPatch) -> None:
-    hopper.setattr(module, "differences", fail_with(ValueError("tensors must be on one device")))
+    hopper.setattr(
+        module, "selection_differences", fail_with(ValueError("tensors must be on one device"))
+    )
     with pytest.raises(ValueError, match="one device"):
         verify_gpu()

@@ -1,0 +1,30 @@
+"""Run every kernel on its smallest cases: a script for compute-sanitizer (`make sanitize-gpu`)."""
+
+import torch
+
+from lim_sglang.kernels.verify import (
+    Batch,
+    attention_differences,
+    mass_differences,
+    selection_differences,
+    stored_score_differences,
+)
+
+BATCHES = (
+    Batch((90, 40, 1), 4, 2, 64, 32),
+    Batch((70,), 9, 3, 64, 37, dtype=torch.bfloat16, levels=2),
+    Batch((60, 90), 4, 4, 64, 50, heads_agree=True),  # full rankings decide
+)
+
+
+def main() -> None:
+    """Run the kernels; a difference is an error, too."""
+    checks = (selection_differences, mass_differences, attention_differences)
+    found = [problem for batch in BATCHES for check in checks for problem in check(batch, "cuda")]
+    found += stored_score_differences(BATCHES[0])
+    if found:
+        raise SystemExit("\n".join(found))
+
+
+if __name__ == "__main__":
+    main()
