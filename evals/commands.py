@@ -26,7 +26,6 @@ from lim_sglang.evals.metrics import score
 from lim_sglang.evals.run_config import choose_method
 from lim_sglang.evals.runner import Evaluation, Finished, run_evaluation
 from lim_sglang.evals.servers import split_urls
-from lim_sglang.evals.serving import ServerSpec, serving
 from lim_sglang.evals.table import score_table
 from lim_sglang.programs.options import (
     INTERRUPTED,
@@ -47,6 +46,7 @@ from lim_sglang.programs.options import (
     read_settings,
 )
 from lim_sglang.programs.schema import DEFAULT_URL, Access, Api, Sampling, check_thinking_budget
+from lim_sglang.server import ServerSpec, serving
 
 if TYPE_CHECKING:
     from lim_sglang.evals.compare import Comparison

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lim_sglang.config import ENV_VAR
+from lim_sglang.config import CONFIG_VAR
 from lim_sglang.errors import ConfigError, DataError, ServerError
 from lim_sglang.evals.commands import read_pairs
 from lim_sglang.programs.options import INTERRUPTED
@@ -68,8 +68,8 @@ def sweep(
     from lim_sglang.evals.sweeping import load_questions_of, look, run_sweep
     from lim_sglang.programs.schema import Access
 
-    if os.environ.get(ENV_VAR):
-        raise ConfigError(f"{ENV_VAR} is set, and would change what the file says: unset it")
+    if os.environ.get(CONFIG_VAR):
+        raise ConfigError(f"{CONFIG_VAR} is set, and would change what the file says: unset it")
     path = find_sweep(file)
     wanted = read_sweep(path)
     runs = expand(wanted, read_pairs("--model", "NAME=FOLDER", model or []), only or [])

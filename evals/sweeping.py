@@ -15,11 +15,11 @@ from lim_sglang.evals.metrics import score
 from lim_sglang.evals.run_config import complete, differences, folder_name
 from lim_sglang.evals.run_store import RUN_FILE, Run, load_run
 from lim_sglang.evals.runner import Evaluation, TaskQuestions, load_asked, run_evaluation
-from lim_sglang.evals.serving import ServerSpec, serving
 from lim_sglang.evals.sweep import SweepRun, Wanted
 from lim_sglang.evals.table import percent
 from lim_sglang.evals.tasks import find_task, selection_digest
 from lim_sglang.programs.schema import Access
+from lim_sglang.server import ServerSpec, serving
 
 Serve = Callable[[ServerSpec, Console, Path], AbstractContextManager[str]]
 

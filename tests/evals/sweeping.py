@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from lim_sglang.errors import ServerError
-from lim_sglang.evals.serving import ServerSpec
+from lim_sglang.server import ServerSpec
 from tests.evals.evaluating import Done, answering, asked
 from tests.fakes.sglang_server import FakeServer
 from tests.programs.forking import Command, Forker

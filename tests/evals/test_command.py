@@ -16,8 +16,8 @@ from lim_sglang.evals.commands import evaluate
 from lim_sglang.evals.run_config import Method
 from lim_sglang.evals.run_store import Failure
 from lim_sglang.evals.runner import Evaluation
-from lim_sglang.evals.serving import ServerSpec
 from lim_sglang.programs.schema import Access, Api
+from lim_sglang.server import ServerSpec
 
 MODEL_OWN = {"temperature": None, "top_p": None, "top_k": None, "seed": None}
 

@@ -16,11 +16,11 @@ from lim_sglang.evals import sweeping as sweeping_module
 from lim_sglang.evals.run_config import Method
 from lim_sglang.evals.run_store import Failure
 from lim_sglang.evals.runner import Evaluation, TaskQuestions
-from lim_sglang.evals.serving import ServerSpec
 from lim_sglang.evals.sweep import SweepRun, SweepServer
 from lim_sglang.evals.sweeping import Failed, Standing, look, run_sweep
 from lim_sglang.evals.tasks import Question, find_task
 from lim_sglang.programs.schema import Access
+from lim_sglang.server import ServerSpec
 from tests.evals.stored import begin, graded
 
 ACCESS = Access(timeout_s=5.0, max_concurrency=3)
