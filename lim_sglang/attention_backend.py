@@ -37,7 +37,7 @@ DENSE_PASS, SECOND_READING = "the dense pass", "a second reading of K"
 
 
 class DecodeWrapper(ABC):
-    """Takes the place of FlashInfer's decode wrapper in SGLang's `forward_decode`."""
+    """A stand-in for FlashInfer's decode wrapper in SGLang's `forward_decode`."""
 
     def forward(
         self,

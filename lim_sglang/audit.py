@@ -43,7 +43,7 @@ class AuditedStep:
 
 
 class Audit:
-    """Records steps and counts the kept sets and outputs that differ from the definition."""
+    """Recorded steps, and counts of kept sets and outputs that differ from the definition."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class Audit:
 
 
 class Trace:
-    """Writes the kept set of every sparse row, step and SELECT layer as one JSON line."""
+    """A file of JSON lines, one for the kept set of each sparse row, step and SELECT layer."""
 
     def __init__(self, folder: Path) -> None:
         """Open `kept-<pid>.jsonl` in this folder, one file a scheduler process."""

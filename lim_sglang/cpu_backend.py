@@ -36,7 +36,7 @@ class LimCpuBackend(TorchNativeAttnBackend):
         self.slots: list[Tensor] = []
         """[S] int64 of each row: the slots of all its tokens."""
         self.kept_slots: list[Tensor] = []
-        """Of each row: the slots that REUSE layers read."""
+        """The slots of each row that REUSE layers read."""
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Begin a decode step: count lengths and look up each request's slots in the KV pool."""

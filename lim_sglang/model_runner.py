@@ -43,7 +43,7 @@ MAX_RUNNING_REQUESTS = 4096
 
 
 class LimModelRunner(compat.ModelRunner):
-    """Fixes the layers' roles before the model is loaded; checks later that they are in force."""
+    """A model runner with layer roles: fixed before the model is loaded, and checked afterwards."""
 
     def __init__(self, *, model_config: Any, server_args: Any, **rest: Any) -> None:
         text_config = model_config.hf_text_config

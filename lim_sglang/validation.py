@@ -72,7 +72,7 @@ KV_CACHE_DTYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2")
 
 _DENSE = "these steps would be dense"
 _UNTESTED = "it has not been verified with sparse decode"
-_WHOLE_GRAPHS = "decode graphs must be captured whole, so use full or disabled"
+_WHOLE_GRAPHS = "decode graphs must be captured in one piece, so use full or disabled"
 _WHOLE_CONTEXT = "the set needs the whole context"
 
 REFUSALS = (

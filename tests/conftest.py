@@ -36,13 +36,13 @@ DenseTokens = dict[tuple[int, ...], tuple[int, ...]]
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the tiny random Qwen3."""
+    """Write the tiny random Qwen3; return its folder."""
     return build_tiny_qwen3(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def tiny_oracle(tiny_model: Path) -> Oracle:
-    """LessIsMore on the tiny model."""
+    """Return the oracle of LessIsMore on the tiny model."""
     return Oracle(tiny_model, select_layers=SELECT_LAYERS, budget=BUDGET)
 
 

@@ -72,7 +72,7 @@ class Answer:
 
 
 class Client:
-    """Asks one server greedily, through end tokens, in token ids over SGLang's native API."""
+    """A client that asks one server greedily, through end tokens, over SGLang's native API."""
 
     def __init__(self, url: str, trace: Path, api_key: str | None = None) -> None:
         self.url = url

@@ -279,14 +279,14 @@ def test_what_the_scheduler_writes_after_planning_changes_nothing(rig: Rig, back
 @pytest.mark.gpu
 def test_chunks_of_rows_keep_the_same_slots(rig: Rig, backend: Any) -> None:
     step = make_step(rig, EIGHT)
-    whole = run_eager(rig, backend, step)
+    in_one = run_eager(rig, backend, step)
     selector = backend.selector
     try:
         backend.selector = replace(selector, scores=selector.scores[:3])
         chunked = run_eager(rig, backend, step)
     finally:
         backend.selector = selector
-    assert all(map(torch.equal, chunked.kept, whole.kept))
+    assert all(map(torch.equal, chunked.kept, in_one.kept))
 
 
 @pytest.mark.gpu

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.e2e
 
 PROMPTS = [*long_prompts()[:3], crossing_prompts()[-1]]
 LONGEST = 2
-"""Of requests with equally many output tokens, SGLang retracts the one with the longest prompt."""
+"""Index of the longest prompt: among equally long outputs, SGLang retracts its request."""
 
 RETRACTING = {
     "SGLANG_TEST_RETRACT": "1",

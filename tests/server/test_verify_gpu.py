@@ -1,4 +1,4 @@
-"""Exactness before any time is shown, and how failures are told."""
+"""Exactness of the kernels on a GPU, and failures in words."""
 
 from collections.abc import Callable
 from subprocess import CalledProcessError
