@@ -6,6 +6,7 @@ On a GPU: parity with dense decode, CUDA graphs, padding, chunks, no waiting and
 import os
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -14,8 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from lim_sglang.attention_backend import DENSE_PASS, SECOND_READING, SparseDecodeWrapper
-from lim_sglang.compat import TENSOR_CORE_VAR
+from lim_sglang.attention_backend import (
+    DENSE_PASS,
+    SECOND_READING,
+    LimAttnBackend,
+    ScoreStoringWrapper,
+    SparseDecodeWrapper,
+)
+from lim_sglang.compat import TENSOR_CORE_VAR, DecodeMetadata, FlashInferAttnBackend
+from lim_sglang.config import Role
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.reference import attend_tokens
 from lim_sglang.kernels.verify import relative_error
@@ -107,6 +115,89 @@ def test_scales_and_soft_cap_reach_the_kernel() -> None:
     assert torch.allclose(attended(kept, query, logits_soft_cap=1e4), plain, atol=1e-3)
     assert not torch.allclose(attended(kept, query, logits_soft_cap=0.5), plain, atol=1e-2)
     assert torch.equal(attended(kept, query, logits_soft_cap=None), plain)
+
+
+class Attention:
+    """A stand-in for `ScoreStoringAttention`: doubles the query, notes its arguments."""
+
+    def __init__(self) -> None:
+        self.arguments: tuple[Any, ...] = ()
+
+    def run(self, _planned: Any, query: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        """Return twice the query."""
+        self.arguments = arguments
+        return 2 * query
+
+
+def test_scales_reach_the_score_storing_pass_and_a_soft_cap_is_refused() -> None:
+    attention = Attention()
+    scores, lse = torch.zeros(1), torch.zeros(1)
+    selector = SimpleNamespace(
+        scores=scores, lse=lse, budget_split=SimpleNamespace(budget=SMALL_BUDGET)
+    )
+    wrapper = ScoreStoringWrapper(attention, None, selector)  # type: ignore[arg-type]
+    query, kv_cache = torch.ones(1, HEADS, DIM), cache()
+    options = {"sm_scale": 0.5, "logits_soft_cap": None, "k_scale": 3.0, "v_scale": 5.0}
+    assert torch.equal(wrapper.forward(query, kv_cache, **options), 10 * query)
+    assert attention.arguments == (kv_cache, 1.5, scores, SMALL_BUDGET, lse)
+    with pytest.raises(ValueError, match="without a soft-cap"):
+        wrapper.forward(query, kv_cache, **options | {"logits_soft_cap": 30.0})
+
+
+ROLES = (Role.FULL, Role.SELECT, Role.REUSE)
+
+
+@pytest.fixture
+def dispatch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Return a function that runs a layer of each role and lists the wrappers that SGLang used."""
+    sparse = SimpleNamespace(name="sparse")
+    planned = DecodeMetadata(["dense"])
+
+    def decode(_self: Any, q: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        (wrapper,) = _self.forward_metadata.decode_wrappers
+        used.append(getattr(wrapper, "name", type(wrapper).__name__))
+        if fails:
+            raise KeyError
+        return q
+
+    used: list[Any] = []
+    fails = False
+    monkeypatch.setattr(FlashInferAttnBackend, "forward_decode", decode)
+
+    def run(*, fail: bool = False, scores_in_pass: bool = True) -> list[Any]:
+        nonlocal fails
+        fails = fail
+        used.clear()
+        backend = object.__new__(LimAttnBackend)
+        backend.roles, backend.audit, backend.selector = ROLES, None, object()
+        backend.sparse_decode, backend.scoring = sparse, Attention() if scores_in_pass else None
+        backend.forward_metadata = planned
+        backend._select = lambda *_, is_scored: used.append(("selected", is_scored))
+        for layer in range(len(ROLES)):
+            with pytest.raises(KeyError) if fail else nullcontext():
+                traits = SimpleNamespace(layer_id=layer, logit_cap=0.0)
+                backend.forward_decode(*[torch.ones(1)] * 3, traits, None, save_kv_cache=True)
+            assert backend.forward_metadata is planned
+        return list(used)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("scores_in_pass", "select", "is_scored"),
+    [(True, "ScoreStoringWrapper", True), (False, "str", False)],
+)
+def test_a_role_decides_what_sglangs_decode_reads(
+    dispatch: Callable[..., list[Any]], scores_in_pass: bool, select: str, is_scored: bool
+) -> None:
+    expected = ["str", select, ("selected", is_scored), "sparse"]
+    assert dispatch(scores_in_pass=scores_in_pass) == expected
+
+
+def test_a_layer_that_fails_leaves_sglangs_plan_as_it_was(
+    dispatch: Callable[..., list[Any]],
+) -> None:
+    assert dispatch(fail=True) == ["str", "ScoreStoringWrapper", "sparse"]
 
 
 def test_more_rows_than_there_is_memory_for_are_refused_in_words() -> None:
