@@ -16,7 +16,8 @@ from lim_sglang import config
 from lim_sglang.cli import app
 from lim_sglang.counters import Stats
 
-CLI_MD = Path(__file__).parents[2] / "docs" / "cli.md"
+ROOT = Path(__file__).parents[2]
+CLI_MD, LAUNCH = ROOT / "docs" / "cli.md", ROOT / "launch.sh"
 BEGIN, END = "<!-- lim options: begin -->", "<!-- lim options: end -->"
 PASSES_ON = ("serve", "eval", "bench serve")
 """Commands whose words after -- go to SGLang."""
@@ -108,6 +109,12 @@ def test_every_command_and_option_is_documented_as_it_is() -> None:
     obsolete = [line for line in found if line not in expected]
     assert (missing, obsolete) == ([], []), "run `make docs`"
     assert found == expected, "run `make docs`"
+
+
+def test_every_option_of_launch_sh_is_documented() -> None:
+    options = re.findall(r"^#   (--[\w-]+)", LAUNCH.read_text(), flags=re.MULTILINE)
+    text = CLI_MD.read_text()
+    assert options == re.findall(r"^\| `(--[\w-]+)` \|", text, flags=re.MULTILINE)[: len(options)]
 
 
 def test_every_environment_variable_is_documented() -> None:
