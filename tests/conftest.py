@@ -14,6 +14,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+torch.set_num_threads(1)  # tensors are small: beside other processes, threads cost ten times more
 
 from lim_sglang.errors import ServerError
 from lim_sglang.server import Server, ServerOptions

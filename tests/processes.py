@@ -40,7 +40,7 @@ WITH_LIM = (
 )
 """Options for the tiny model."""
 
-READY_TIMEOUT_S = 300
+READY_TIMEOUT_S = 600
 REQUEST_TIMEOUT_S = 300
 LOG_TAIL = 4000
 """Characters of a log that a failed start shows."""
@@ -290,11 +290,15 @@ def serving(
 
 
 def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment, with `settings` for all variables of SGLang and lim."""
+    """Return this process's environment, with `settings` for all variables of SGLang and lim.
+
+    One thread a process: models are small, and a server's processes share two cores with the tests.
+    """
     steering = ("LIM_", "SGLANG_")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(steering) or k == "LIM_CACHE"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     steered = {"PATH": path, "SGLANG_USE_CPU_ENGINE": "1", "HF_HUB_OFFLINE": "1"}
+    steered["OMP_NUM_THREADS"] = "1"
     return {**kept, **steered, **settings}
 
 

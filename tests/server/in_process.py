@@ -24,17 +24,23 @@ def run_in_process(
     program: str, given: Any, environment: Mapping[str, str], timeout_s: float = 500
 ) -> Any:
     """Run one of `PROGRAMS` and return its result; fail with its errors if it fails."""
-    done = subprocess.run(
+    from tests.processes import end_tree
+
+    process = subprocess.Popen(
         [sys.executable, "-m", "tests.server.in_process", program],
-        input=json.dumps(given),
         env=environment,
         cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        output, errors = process.communicate(json.dumps(given).encode(), timeout=timeout_s)
+    finally:
+        end_tree(process)  # SGLang's own shutdown may leave a process behind
+    assert process.returncode == 0, errors.decode()[-3000:]
+    return json.loads(output.splitlines()[-1])
 
 
 def start(given: Mapping[str, Any]) -> dict[str, Any]:
