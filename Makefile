@@ -5,10 +5,10 @@ PARTS := race oracle kernels gate
 race := tests/server/test_gpu_race.py
 oracle := tests/server/test_gpu_oracle.py
 kernels := tests/kernels
-gate := tests/server/test_gpu_gate.py
+gate := tests/server/test_verify_gpu.py
 GPU_JOBS := 4
 
-.PHONY: install check format test test-gpu gate-gpu gate-kernels gate-backend sanitize-gpu
+.PHONY: install check format docs test test-gpu gate-gpu gate-kernels gate-backend sanitize-gpu
 
 install:  ## make the virtual environment and install everything, pinned
 	./launch.sh --install-only
@@ -22,6 +22,9 @@ format:  ## rewrite in the project's style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+docs:  ## write the option tables of docs/cli.md
+	$(PYTHON) -m tests.server.test_cli
+
 test: check  ## all that a machine without a GPU can run; starts real servers
 	$(PYTHON) -m pytest -m "not gpu"
 
@@ -33,17 +36,17 @@ test-gpu-%:
 	$(PYTHON) -m pytest -rP -m gpu $($*)
 
 test-backend-%:
-	LIM_TEST_SHAPE=$* $(PYTHON) -m pytest -m gpu tests/server/test_gpu_backend.py
+	LIM_TEST_SHAPE=$* $(PYTHON) -m pytest -m gpu tests/server/test_attention_backend.py
 
 gate-gpu:  ## exactness of kernels and backend, before any timing; PYTHON=python3 without .venv
 	$(PYTHON) -c "from lim_sglang.environment import project_commit; print('commit', project_commit())"
 	$(MAKE) -j2 --output-sync=target gate-kernels gate-backend
 
 gate-kernels:
-	$(PYTHON) -m pytest -q -m gpu tests/server/test_gpu_gate.py
+	$(PYTHON) -m pytest -q -m gpu tests/server/test_verify_gpu.py
 
 gate-backend:
-	LIM_TEST_SHAPE=qwen3-8b $(PYTHON) -m pytest -q -m gpu tests/server/test_gpu_backend.py
+	LIM_TEST_SHAPE=qwen3-8b $(PYTHON) -m pytest -q -m gpu tests/server/test_attention_backend.py
 
 sanitize-gpu:  ## memory errors and races in the kernels' smallest cases
 	compute-sanitizer --tool memcheck --error-exitcode 9 $(PYTHON) -m tests.kernels.sanitize

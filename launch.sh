@@ -26,7 +26,7 @@ find_python() {
   fail "needs Python 3.11 or 3.12, found neither: install one and put it on the PATH"
 }
 
-# The environment is brought up to date when what it was made from has changed.
+# Digest of the files that the environment is made from: another digest, another installation.
 fingerprint() {
   cat "$here/requirements.lock" "$here/pyproject.toml" "$here/launch.sh" | cksum
   printf '%s\n' "$here"
@@ -39,7 +39,7 @@ install_once() {
   fi
   python=$(find_python)
   printf 'Installing into %s (once, about 9 GB)\n' "$venv" >&2
-  # Scripts in an environment name the folder that it was made in.
+  # Scripts of an environment hold the path of the folder where the environment was made.
   if [[ ! -f $stamp ]] || ! grep -qxF "$here" "$stamp"; then
     "$python" -m venv --clear "$venv"
   fi

@@ -24,7 +24,6 @@ from lim_sglang.evals.runner import (
     load_benchmarks,
 )
 from lim_sglang.evals.servers import split_urls
-from lim_sglang.evals.serving import ServerSpec, serving
 from lim_sglang.evals.tables import score_table
 from lim_sglang.evals.tasks import short_name
 from lim_sglang.programs.options import (
@@ -47,6 +46,7 @@ from lim_sglang.programs.options import (
 )
 from lim_sglang.programs.schema import DEFAULT_URL, Access, Api, Sampling
 from lim_sglang.progress import show_progress
+from lim_sglang.server import ServerSpec, serving
 
 if TYPE_CHECKING:
     from lim_sglang.evals.report import Group

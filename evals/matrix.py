@@ -24,10 +24,10 @@ from lim_sglang.evals.metrics import published_name
 from lim_sglang.evals.run_config import RunConfig, folder_name, task_settings
 from lim_sglang.evals.run_store import RUN_FILE, Run, check_settings, load_run
 from lim_sglang.evals.runner import complete_run, describe_failures, load_benchmarks
-from lim_sglang.evals.serving import ServerSpec, serving
 from lim_sglang.evals.tasks import Question, find_task, short_name
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import Access
+from lim_sglang.server import ServerSpec, serving
 
 MATRICES = Path(__file__).parent / "matrices"
 """Files that come with the package, known by their stems."""

@@ -1,13 +1,17 @@
 """LessIsMore at decode on a GPU, layer by layer.
 
-FULL and SELECT layers are SGLang's own dense decode, through FlashInfer. A SELECT layer then
-writes each row's kept slots, and REUSE layers attend to those and no others: `SparseDecodeWrapper`
-stands in the place of FlashInfer's wrapper. A kept set has `min(length, budget)` tokens, so where
-each row's slots begin follows from the lengths that a step starts with: nothing else is planned,
-and nothing here waits for the device.
+`LimAttnBackend.forward_decode` acts by a layer's role. FULL and SELECT layers are SGLang's own
+dense decode, through FlashInfer. A SELECT layer then writes each row's kept slots, and REUSE layers
+attend to those and no others: `SparseDecodeWrapper` takes the place of FlashInfer's wrapper. A row
+keeps `min(length, budget)` tokens, so the start of each row's slots follows from the lengths that a
+step begins with: nothing else is planned, and nothing here waits for the device.
+
+The parts of the budget (sinks, selected tokens, recency share) are decided by `split_budget` in
+`kernels/reference.py`; `LimModelRunner.lim_budget_split` applies it to the configuration.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +27,47 @@ from lim_sglang.kernels.scores import DTYPES, ScoreStoringAttention
 from lim_sglang.kernels.selector import Selector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
 
+logger = logging.getLogger(__name__)
 
-class SparseDecodeWrapper:
-    """What REUSE layers run: `forward` is what SGLang's decode calls of a FlashInfer wrapper.
+KvCache = tuple[Tensor, Tensor]
+"""Keys and values of one layer, [P, G, D] each."""
+
+DENSE_PASS, SECOND_READING = "the dense pass", "a second reading of K"
+"""Sources of a SELECT layer's scores."""
+
+
+class DecodeWrapper(ABC):
+    """A stand-in for FlashInfer's decode wrapper in SGLang's `forward_decode`."""
+
+    def forward(
+        self,
+        query: Tensor,
+        kv_cache: KvCache,
+        *,
+        sm_scale: float,
+        logits_soft_cap: float | None,
+        k_scale: float | None,
+        v_scale: float | None,
+    ) -> Tensor:
+        """Attend [B, H, D]; a CUDA graph may capture it."""
+        scale = sm_scale * (k_scale or 1.0)
+        return self.attend(query, kv_cache, scale, logits_soft_cap or 0.0, v_scale or 1.0)
+
+    @abstractmethod
+    def attend(
+        self, query: Tensor, kv_cache: KvCache, scale: float, soft_cap: float, value_scale: float
+    ) -> Tensor:
+        """Attend with factors on q·k and on the values; a soft-cap of 0 is none."""
+
+
+class SparseDecodeWrapper(DecodeWrapper):
+    """Attention of a REUSE layer over the kept slots.
 
     Shapes: R rows at most, K budget; B rows of the step; H query heads, D head_dim.
     """
 
     def __init__(self, backend: Any, kept_slots: Tensor, budget: int) -> None:
-        """Take the memory of any step.
+        """Allocate the memory of any step.
 
         Args:
             backend: the `FlashInferAttnBackend` whose layers are attended.
@@ -58,10 +94,10 @@ class SparseDecodeWrapper:
             device=kept_slots.device,
         )
         self.kept_indptr = self._indptr
-        """[B + 1] int32, where each row's slots begin in the step that was begun last."""
+        """[B + 1] int32, the start of each row's slots in the step that was begun last."""
 
     def begin_step(self, seq_lens: Tensor) -> None:
-        """Count what each row will keep, in the order of the stream.
+        """Count the tokens that each row keeps, in the order of the stream.
 
         Args:
             seq_lens: [B] int64 on the device, the newest token included.
@@ -69,17 +105,10 @@ class SparseDecodeWrapper:
         self.kept_indptr = self._indptr[: len(seq_lens) + 1]
         count_kept(seq_lens, self.budget, self.kept_indptr)
 
-    def forward(
-        self,
-        query: Tensor,
-        kv_cache: tuple[Tensor, Tensor],
-        *,
-        sm_scale: float,
-        logits_soft_cap: float | None,
-        k_scale: float | None,
-        v_scale: float | None,
+    def attend(
+        self, query: Tensor, kv_cache: KvCache, scale: float, soft_cap: float, value_scale: float
     ) -> Tensor:
-        """Attend [B, H, D] over the kept slots; a CUDA graph may capture it."""
+        """Attend over the kept slots."""
         keys, values = kv_cache
         return attend_tokens(
             query,
@@ -88,56 +117,51 @@ class SparseDecodeWrapper:
             self.kept_slots,
             self.kept_indptr,
             longest=self.budget,
-            scale=sm_scale * (k_scale or 1.0),
-            soft_cap=logits_soft_cap or 0.0,
-            value_scale=v_scale or 1.0,
+            scale=scale,
+            soft_cap=soft_cap,
+            value_scale=value_scale,
             workspace=self._workspace,
             out=torch.empty_like(query),
         )
 
 
-logger = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True)
-class ScoreStoringWrapper:
-    """Stands where SGLang's decode expects FlashInfer's wrapper: the same, and scores."""
+class ScoreStoringWrapper(DecodeWrapper):
+    """Dense attention of a SELECT layer that leaves its scores in the selector's memory."""
 
     attention: ScoreStoringAttention
     planned: Any
+    """FlashInfer's wrapper with the plan of this step."""
     selector: Selector
 
-    def forward(
-        self,
-        query: Tensor,
-        kv_cache: tuple[Tensor, Tensor],
-        *,
-        sm_scale: float,
-        logits_soft_cap: float | None,
-        k_scale: float | None,
-        v_scale: float | None,
+    def attend(
+        self, query: Tensor, kv_cache: KvCache, scale: float, soft_cap: float, value_scale: float
     ) -> Tensor:
-        """Attend [B, H, D] over the planned slots; what FlashInfer's wrapper takes and gives."""
-        if logits_soft_cap:
+        """Attend over the planned slots and store the scores.
+
+        Raises:
+            ValueError: a soft-cap, which the kernel does not know.
+        """
+        if soft_cap:
             raise ValueError("scores are stored without a soft-cap only")
         output = self.attention.run(
             self.planned,
             query,
             kv_cache,
-            sm_scale * (k_scale or 1.0),
+            scale,
             self.selector.scores,
             self.selector.budget_split.budget,
             self.selector.lse,
         )
-        return output if v_scale is None else output.mul_(v_scale)
+        return output if value_scale == 1.0 else output.mul_(value_scale)
 
 
 class LimAttnBackend(FlashInferAttnBackend):
     """SGLang's FlashInfer backend whose decode layers act by their roles.
 
-    How much each row keeps is counted outside CUDA graphs; which slots is written inside them.
-    Positions become slots through the dense indices that FlashInfer's plan gathered, never through
-    `req_to_token`, which the scheduler may already be writing for the next step.
+    The number of slots that each row keeps is counted outside CUDA graphs; the slots are written
+    inside them. Positions become slots through the dense indices that FlashInfer's plan gathered,
+    never through `req_to_token`, which the scheduler may already be writing for the next step.
 
     Shapes: B requests, H query heads, G KV heads, D head_dim.
     """
@@ -167,11 +191,11 @@ class LimAttnBackend(FlashInferAttnBackend):
 
     @property
     def score_source(self) -> str:
-        """What computes the scores of a SELECT layer."""
-        return "a second reading of K" if self.scoring is None else "the dense pass"
+        """The source of a SELECT layer's scores."""
+        return SECOND_READING if self.scoring is None else DENSE_PASS
 
     def _load_scoring(self) -> ScoreStoringAttention | None:
-        """The kernel that scores while it attends, where SGLang's decode is its like."""
+        """Load the attention kernel that stores scores; None if SGLang's decode is another."""
         updater = self.indices_updater_decode
         dtypes = {updater.q_data_type, updater.data_type}
         if self.selector is None or not self.decode_use_tensor_cores or len(dtypes) > 1:
@@ -190,24 +214,25 @@ class LimAttnBackend(FlashInferAttnBackend):
         """Begin a step that a CUDA graph captures or replays."""
         super().init_forward_metadata_out_graph(forward_batch, in_capture)
         if self.selector and forward_batch.forward_mode.is_decode_or_idle():
-            self._begin_step(forward_batch, is_recorded=not in_capture)
+            self._begin_step(forward_batch, is_audited=not in_capture)
 
-    def _begin_step(self, forward_batch: Any, *, is_recorded: bool = True) -> None:
+    def _begin_step(self, forward_batch: Any, *, is_audited: bool = True) -> None:
         rows = forward_batch.batch_size
         self.sparse_decode.begin_step(forward_batch.seq_lens[:rows])
-        if self.audit and is_recorded:
+        if self.audit and is_audited:
             self.audit.begin_step(forward_batch, self.req_to_token_pool.req_to_token)
 
     def forward_decode(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layer: Any,
-        forward_batch: Any,
-        save_kv_cache: bool = True,
+        self, q: Tensor, k: Tensor, v: Tensor, layer: Any, *others: Any, **options: Any
     ) -> Tensor:
-        """One layer of a decode step: `q` and the result [B, H * D], `k` and `v` [B, G * D]."""
+        """Run one layer of a decode step; the layer's role decides what is read.
+
+        Args:
+            q: [B, H * D], like the result.
+            k, v: [B, G * D].
+            layer: SGLang's attention layer.
+            others, options: passed on to SGLang.
+        """
         role = self.roles[layer.layer_id]
         planned = self.forward_metadata
         if role is Role.REUSE:  # SGLang's decode, but over the kept slots
@@ -216,7 +241,7 @@ class LimAttnBackend(FlashInferAttnBackend):
         if scoring:
             self.forward_metadata = DecodeMetadata([scoring])
         try:
-            output: Tensor = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
+            output: Tensor = super().forward_decode(q, k, v, layer, *others, **options)
         finally:
             self.forward_metadata = planned
         if role is Role.SELECT:
@@ -248,7 +273,7 @@ class LimAttnBackend(FlashInferAttnBackend):
             self.audit.note_layer(layer.layer_id, query.shape[0])
 
     def _score_storing_wrapper(self, layer: Any) -> ScoreStoringWrapper | None:
-        """The planned decode of a SELECT layer that leaves its scores behind, if there is one."""
+        """Return the planned decode of a SELECT layer that stores scores; None if it cannot."""
         if self.selector is None or self.scoring is None or layer.logit_cap:
             return None
         return ScoreStoringWrapper(

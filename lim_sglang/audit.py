@@ -1,47 +1,49 @@
-"""A debugging aid for GPUs: every step's kept slots and sparse attention against the definition.
+"""Two debugging aids: `Audit` checks a GPU server step by step, `Trace` writes a CPU server's sets.
 
-When a step is planned, its lengths and cache slots are copied; when a SELECT layer has run, also
-inside a CUDA graph, its scores and kept slots are. All of it stays on the GPU, in the order of the
-stream, so that overlap scheduling goes on as always. The sets are recomputed when the copies fill
-their share of memory, and when `/server_info` is asked. What a REUSE layer gives is recomputed on
-the spot, since its cache may be overwritten soon, and only the number of wrong rows is kept. Scores
-are taken as they are; rows that pad a graph's batch and those of its warm-up are checked, too.
+Audit: when a step is planned, its lengths and cache slots are copied; when a SELECT layer has run,
+also inside a CUDA graph, its scores and kept slots are copied. All copies stay on the GPU, in the
+order of the stream, so that overlap scheduling goes on as always. Kept sets are recomputed by the
+definition when the copies fill their share of memory, and when `/server_info` is asked. A REUSE
+layer's output is recomputed at once, since its cache may be overwritten soon, and only the number
+of wrong rows is kept. Scores are taken as they are. Rows that pad a graph's batch, and rows of a
+graph's warm-up, are checked, too.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from lim_sglang.config import AUDIT_VAR, TRACE_VAR
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.reference import keep_tokens
 from lim_sglang.kernels.selector import Selector
 from lim_sglang.kernels.verify import ATTENTION_TOLERANCE
 
-ENV_VAR = "LIM_AUDIT"
-"""Set to 1, it lets every SELECT layer of every step be checked. Slow, and takes memory."""
 MAX_BYTES = 4 << 30
-"""Copies that are kept before they are checked."""
+"""Memory of the copies that are kept before they are checked."""
 
 
 @dataclass(frozen=True)
 class AuditedStep:
-    """What one step had and what it kept. L SELECT layers, B rows, H heads, S longest row."""
+    """Inputs and kept slots of one step. L SELECT layers, B rows, H heads, S longest row."""
 
     lengths: tuple[int, ...]
     slots: Tensor
-    """[B, S] int32: where each row's tokens lay when the step was planned."""
+    """[B, S] int32, the cache slots of each row's tokens when the step was planned."""
     scores: Tensor
-    """[L, B, H, S] f32, what decides which tokens are kept; H is 1 for masses."""
+    """[L, B, H, S] f32, the scores that decide which tokens are kept; H is 1 for masses."""
     kept: Tensor
-    """[L, sum of kept lengths] int32."""
+    """[L, sum of kept lengths] int32, the kept slots."""
 
 
 class Audit:
-    """Records steps and counts the sets that are not the definition's."""
+    """Recorded steps, and counts of kept sets and outputs that differ from the definition."""
 
     def __init__(
         self,
@@ -50,23 +52,23 @@ class Audit:
         select_layers: Sequence[int],
         max_rows: int,
     ) -> None:
-        """Take the memory of the copies.
+        """Allocate the memory of the copies.
 
         Raises:
-            ServerError: a step may have more rows than the selector's memory holds at once.
+            ServerError: a step may have more rows than the selector holds at once.
         """
         if max_rows > selector.max_rows:
             raise ServerError(
-                f"{ENV_VAR} covers {selector.max_rows} rows a step, not {max_rows}: "
+                f"{AUDIT_VAR} covers {selector.max_rows} rows a step, not {max_rows}: "
                 f"set --max-running-requests {selector.max_rows} or less"
             )
         self.checked_sets = 0
         self.wrong_sets = 0
         self._selector = selector
         self._kept_slots = kept_slots
-        self._layers = {layer: place for place, layer in enumerate(select_layers)}
+        self._index_of_layer = {layer: index for index, layer in enumerate(select_layers)}
         budget = selector.budget_split.budget
-        # Written inside CUDA graphs, so they must stay where they are.
+        # CUDA graphs write here, so these buffers must never move.
         self._scores = selector.deciding_scores.new_empty(
             len(select_layers), *selector.deciding_scores.shape
         )
@@ -79,21 +81,21 @@ class Audit:
 
     @staticmethod
     def is_wanted() -> bool:
-        """Whether the environment asks for it."""
-        return os.environ.get(ENV_VAR) == "1"
+        """Return True if `LIM_AUDIT` is 1."""
+        return os.environ.get(AUDIT_VAR) == "1"
 
     def begin_step(self, forward_batch: Any, req_to_token: Tensor) -> None:
-        """Copy where the rows' tokens lie, on the stream that the step is planned on."""
+        """Copy the slots of the rows' tokens, on the stream that plans the step."""
         rows = forward_batch.batch_size
         self._lengths = tuple(forward_batch.seq_lens_cpu[:rows].tolist())
         width = max(self._lengths)
         self._slots = req_to_token[forward_batch.req_pool_indices[:rows], :width]
 
     def note_layer(self, layer: int, rows: int) -> None:
-        """Copy what a SELECT layer has just computed; a CUDA graph captures this."""
-        place = self._layers[layer]
-        self._scores[place, :rows].copy_(self._selector.deciding_scores[:rows])
-        self._kept[place].copy_(self._kept_slots[: self._kept.shape[1]])
+        """Copy the scores and kept slots of a SELECT layer that has just run; graphs capture it."""
+        index = self._index_of_layer[layer]
+        self._scores[index, :rows].copy_(self._selector.deciding_scores[:rows])
+        self._kept[index].copy_(self._kept_slots[: self._kept.shape[1]])
 
     def note_attention(
         self,
@@ -104,18 +106,18 @@ class Audit:
         kept_indptr: Tensor,
         layer: Any,
     ) -> None:
-        """Recompute what a REUSE layer has just computed; a CUDA graph captures this.
+        """Recompute the output of a REUSE layer that has just run; CUDA graphs capture it.
 
         Args:
             query, output: [B, H, D].
             keys, values: [P, G, D].
-            kept_indptr: [B + 1] int32, where each row's kept slots begin.
+            kept_indptr: [B + 1] int32, the start of each row's kept slots.
             layer: SGLang's, for its scales and soft-cap.
         """
         starts, ends = kept_indptr[:-1, None], kept_indptr[1:, None]
-        places = starts + self._lanes  # [B, K]
-        inside = places < ends
-        slots = self._kept_slots[torch.where(inside, places, 0)].long()
+        positions = starts + self._lanes  # [B, K]
+        inside = positions < ends
+        slots = self._kept_slots[torch.where(inside, positions, 0)].long()
         rows, heads, dim = query.shape
         grouped = query.float().view(rows, keys.shape[1], -1, dim)  # [B, G, H/G, D]
         scores = torch.einsum("bgqd,bkgd->bgqk", grouped, keys[slots].float())
@@ -148,7 +150,7 @@ class Audit:
             self.check()
 
     def counts(self) -> dict[str, int]:
-        """Sets and outputs that were checked and found wrong so far, once all steps have run."""
+        """Wait for all steps; return how many sets and outputs were checked and found wrong."""
         self.check()
         checked, wrong = self._outputs.tolist()
         return {
@@ -159,20 +161,40 @@ class Audit:
         }
 
     def check(self) -> None:
-        """Recompute the sets of all recorded steps."""
-        torch.cuda.synchronize()  # they ran on another stream
+        """Recompute the kept sets of all recorded steps."""
+        torch.cuda.synchronize()  # the steps ran on another stream
         steps, self._steps = self._steps, []
         for step in steps:
-            for place in range(len(self._layers)):
-                self._check_layer(step, step.scores[place], step.kept[place])
+            for scores, kept in zip(step.scores, step.kept, strict=True):
+                self._check_layer(step, scores, kept)
 
     def _check_layer(self, step: AuditedStep, scores: Tensor, kept: Tensor) -> None:
         first = 0
         for row, length in enumerate(step.lengths):
             last = first + min(length, self._selector.budget_split.budget)
-            # A short row has no scores: it keeps everything.
+            # A row within the budget has no scores: it keeps everything.
             row_scores = scores[row, :, :length]
-            wanted = step.slots[row, keep_tokens(row_scores, self._selector.budget_split)]
+            expected = step.slots[row, keep_tokens(row_scores, self._selector.budget_split)]
             self.checked_sets += 1
-            self.wrong_sets += not torch.equal(kept[first:last], wanted)
+            self.wrong_sets += not torch.equal(kept[first:last], expected)
             first = last
+
+
+class Trace:
+    """A file of JSON lines, one for the kept set of each sparse row, step and SELECT layer."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open `kept-<pid>.jsonl` in this folder, one file a scheduler process."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / f"kept-{os.getpid()}.jsonl").open("a", buffering=1)
+
+    @classmethod
+    def from_environment(cls) -> Self | None:
+        """Return a trace into the folder that `LIM_TRACE` names, None if the variable is unset."""
+        folder = os.environ.get(TRACE_VAR)
+        return cls(Path(folder)) if folder else None
+
+    def record(self, step: int, rid: str, layer: int, seq_len: int, kept: Sequence[int]) -> None:
+        """Write the ascending positions that one row keeps after one SELECT layer."""
+        line = {"step": step, "rid": rid, "layer": layer, "seq_len": seq_len, "kept": list(kept)}
+        self._file.write(json.dumps(line) + "\n")

@@ -1,4 +1,4 @@
-"""The command line: each command is defined where its work is done; here they are put together."""
+"""The command line `lim`, put together from commands that are defined beside their work."""
 
 import sys
 
@@ -32,14 +32,14 @@ app.add_typer(bench, name="bench")
 
 
 def main() -> None:
-    """Run the command line; a failure that the user can act on is one message, no traceback."""
+    """Run the command line; print a failure that the user can act on without a traceback."""
     words, further = _split(sys.argv[1:])
     with errors_in_words():
         app(args=words, obj=further)
 
 
 def _split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """What is ours, and what after -- is passed on to SGLang."""
+    """Split a command line at -- into our words and those for SGLang."""
     if "--" not in words:
         return words, ()
     border = words.index("--")

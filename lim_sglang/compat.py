@@ -1,5 +1,7 @@
-"""The only place that names SGLang's internals: pinned versions and signatures, late imports,
-hooks, and mends of SGLang's defects.
+"""The only module that names SGLang's internals.
+
+In this order: the versions and signatures that the plugin relies on; names of SGLang, imported when
+they are first used; functions of SGLang that we call; hooks; mends of SGLang's defects.
 """
 
 import dis
@@ -10,14 +12,41 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 from inspect import signature, unwrap
 from typing import TYPE_CHECKING, Any
 
+from lim_sglang.environment import installed_version
 from lim_sglang.errors import ServerError
+
+if TYPE_CHECKING:
+    from sglang.lang.backend.base_backend import BaseBackend
+    from sglang.lang.chat_template import ChatTemplate
+    from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, FlashInferAttnBackend
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+    from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    __all__ = [
+        "BaseBackend",
+        "ChatTemplate",
+        "DecodeMetadata",
+        "FlashInferAttnBackend",
+        "KVWriteLoc",
+        "ModelRunner",
+        "TorchNativeAttnBackend",
+    ]
 
 SGLANG_VERSION = "0.5.16"
 FLASHINFER_VERSION = "0.6.14"
+
+CPU_ENGINE_VAR = "SGLANG_USE_CPU_ENGINE"
+"""SGLang reads it when it is imported: 1 makes a host without a GPU serve on its CPU."""
+TENSOR_CORE_VAR = "SGLANG_FLASHINFER_USE_TENSOR_CORE"
+"""SGLang reads it when a FlashInfer backend is made: true or false, for decode."""
+PLUGINS_VAR = "SGLANG_PLUGINS"
+"""Comma-separated names of the plugins that SGLang loads; unset for all."""
+PLATFORM_VAR = "SGLANG_PLATFORM"
+"""Name of the platform that SGLang uses; any name keeps our plugin from loading."""
 
 
 class Target(StrEnum):
@@ -47,44 +76,37 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
     Target.CHUNK_LOGPROBS: ("self", "logprobs", "use_token_index"),
     Target.HANDLE_BATCH: ("self", "obj", "request"),
 }
-"""The parameters of what is hooked."""
+"""Parameters of the hooked functions."""
 
-_BACKEND = "sglang.srt.layers.attention.flashinfer_backend"
+_FLASHINFER_BACKEND = "sglang.srt.layers.attention.flashinfer_backend"
+_BACKEND_CLASS = f"{_FLASHINFER_BACKEND}.FlashInferAttnBackend"
+_RUNNER_CLASS = "sglang.srt.model_executor.model_runner.ModelRunner"
 WRAPPER = "flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper"
 
 USED_ON_GPU: Mapping[str, tuple[str, ...]] = {
-    f"{_BACKEND}.FlashInferAttnBackend.forward_decode": (
-        *("self", "q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
-    ),
-    f"{_BACKEND}.FlashInferAttnBackend.init_forward_metadata": ("self", "forward_batch"),
-    f"{_BACKEND}.FlashInferAttnBackend.init_forward_metadata_out_graph": (
-        *("self", "forward_batch", "in_capture"),
-    ),
-    f"{_BACKEND}.DecodeMetadata": ("decode_wrappers", "swa_out_cache_loc"),
-    "sglang.srt.model_executor.model_runner.ModelRunner.alloc_memory_pool": (
-        *("self", "memory_pool_config"),
-    ),
-    WRAPPER: (
-        *("float_workspace_buffer", "kv_layout", "use_cuda_graph", "use_tensor_cores"),
-        *("paged_kv_indptr_buffer", "paged_kv_indices_buffer", "paged_kv_last_page_len_buffer"),
-        *("backend", "jit_args"),
-    ),
+    path: tuple(parameters.split())
+    for path, parameters in {
+        f"{_BACKEND_CLASS}.forward_decode": "self q k v layer forward_batch save_kv_cache",
+        f"{_BACKEND_CLASS}.init_forward_metadata": "self forward_batch",
+        f"{_BACKEND_CLASS}.init_forward_metadata_out_graph": "self forward_batch in_capture",
+        f"{_FLASHINFER_BACKEND}.DecodeMetadata": "decode_wrappers swa_out_cache_loc",
+        f"{_RUNNER_CLASS}.alloc_memory_pool": "self memory_pool_config",
+        WRAPPER: "float_workspace_buffer kv_layout use_cuda_graph use_tensor_cores"
+        " paged_kv_indptr_buffer paged_kv_indices_buffer paged_kv_last_page_len_buffer"
+        " backend jit_args",
+    }.items()
 }
-"""The parameters of what is overridden or called on a GPU."""
+"""Parameters of the functions and classes that are overridden or called on a GPU."""
 
 WRAPPER_BUFFERS = (
-    *("_float_workspace_buffer", "_int_workspace_buffer", "_qo_indptr_buf"),
-    *("_paged_kv_indptr_buf", "_paged_kv_indices_buf", "_paged_kv_last_page_len_buf"),
+    "_float_workspace_buffer",
+    "_int_workspace_buffer",
+    "_qo_indptr_buf",
+    "_paged_kv_indptr_buf",
+    "_paged_kv_indices_buf",
+    "_paged_kv_last_page_len_buf",
 )
-"""FlashInfer's private buffers that we read."""
-
-
-def installed_version(package: str = "sglang") -> str | None:
-    """The installed version of a package, None where there is none."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+"""Private buffers of FlashInfer's wrapper that we read."""
 
 
 def check_version() -> None:
@@ -102,7 +124,7 @@ def check_signatures() -> None:
 
 
 def reasons_against_version(package: str, expected: str) -> list[str]:
-    """Why a package's version will not do, in one line."""
+    """Return one reason if another version of a package, or none, is installed."""
     found = installed_version(package)
     if found == expected:
         return []
@@ -113,7 +135,7 @@ def reasons_against_version(package: str, expected: str) -> list[str]:
 
 
 def reasons_against_decode_stack() -> list[str]:
-    """Why what is installed cannot decode on a GPU, one line each; nothing of it is for CPUs."""
+    """List the reasons why the installed packages cannot decode on a GPU; a CPU needs none."""
     reasons = reasons_against_version("flashinfer-python", FLASHINFER_VERSION)
     if reasons:
         return reasons
@@ -121,7 +143,7 @@ def reasons_against_decode_stack() -> list[str]:
 
 
 def wrong_signatures(expected: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Which callables, named by dotted paths, take other parameters than expected."""
+    """List the callables, named by dotted paths, that take other parameters than expected."""
     reasons: list[str] = []
     for path, parameters in expected.items():
         try:
@@ -136,7 +158,11 @@ def wrong_signatures(expected: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 
 def missing_attributes(path: str, names: Sequence[str]) -> list[str]:
-    """Which attributes the constructor of a class, named by its dotted path, does not set."""
+    """Return one reason if the constructor of a class does not set all of these attributes.
+
+    Args:
+        path: the dotted path of the class.
+    """
     code = unwrap(_resolve(f"{path}.__init__")).__code__
     found = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR"}
     missing = [name for name in names if name not in found]
@@ -160,36 +186,12 @@ def _resolve(path: str) -> Callable[..., Any]:
     return result
 
 
-if TYPE_CHECKING:
-    from sglang.lang.backend.base_backend import BaseBackend
-    from sglang.lang.chat_template import ChatTemplate
-    from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, FlashInferAttnBackend
-    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-    from sglang.srt.mem_cache.memory_pool import KVWriteLoc
-    from sglang.srt.model_executor.model_runner import ModelRunner
-
-    __all__ = [
-        "BaseBackend",
-        "ChatTemplate",
-        "DecodeMetadata",
-        "FlashInferAttnBackend",
-        "KVWriteLoc",
-        "ModelRunner",
-        "TorchNativeAttnBackend",
-    ]
-
-CPU_ENGINE_VAR = "SGLANG_USE_CPU_ENGINE"
-"""SGLang reads it when it is imported: 1 makes a host without a GPU serve on its CPU."""
-
-TENSOR_CORE_VAR = "SGLANG_FLASHINFER_USE_TENSOR_CORE"
-"""SGLang reads it when a FlashInfer backend is made: true or false, for decode."""
-
 _INTERNALS: Mapping[str, str] = {
     "BaseBackend": "sglang.lang.backend.base_backend",
     "CaptureHiddenMode": "sglang.srt.model_executor.forward_batch_info",
     "ChatTemplate": "sglang.lang.chat_template",
-    "DecodeMetadata": "sglang.srt.layers.attention.flashinfer_backend",
-    "FlashInferAttnBackend": "sglang.srt.layers.attention.flashinfer_backend",
+    "DecodeMetadata": _FLASHINFER_BACKEND,
+    "FlashInferAttnBackend": _FLASHINFER_BACKEND,
     "ForwardBatch": "sglang.srt.model_executor.forward_batch_info",
     "ForwardMode": "sglang.srt.model_executor.forward_batch_info",
     "HybridAttnBackend": "sglang.srt.layers.attention.hybrid_attn_backend",
@@ -201,29 +203,19 @@ _INTERNALS: Mapping[str, str] = {
     "ServerArgs": "sglang.srt.server_args",
     "TorchNativeAttnBackend": "sglang.srt.layers.attention.torch_native_backend",
 }
+"""Classes of SGLang by module: `compat.ModelRunner` is imported when it is first used."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of SGLang when it is first asked for, so that this module stays light."""
     if name not in _INTERNALS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     check_version()
     return getattr(importlib.import_module(_INTERNALS[name]), name)
 
 
-def hook_before(target: Target, function: Callable[..., Any]) -> None:
-    """Call `function` with the target's arguments before the target runs."""
-    _register(target, function, "BEFORE")
-
-
-def hook_after(target: Target, function: Callable[..., Any]) -> None:
-    """Call `function(result, *arguments)` after the target ran."""
-    _register(target, function, "AFTER")
-
-
-def hook_around(target: Target, function: Callable[..., Any]) -> None:
-    """Call `function(original, *arguments)` in the target's place."""
-    _register(target, function, "AROUND")
+def serves_on_cpu() -> bool:
+    """Return True if SGLang was told to serve on the CPU."""
+    return os.environ.get(CPU_ENGINE_VAR) == "1"
 
 
 def register_backend(name: str, create: Callable[[Any], Any]) -> None:
@@ -236,7 +228,7 @@ def register_backend(name: str, create: Callable[[Any], Any]) -> None:
 
 
 def loads_backend(name: str) -> bool:
-    """Load all plugins as SGLang does; whether `name` is an attention backend afterwards."""
+    """Load all plugins as SGLang does; return True if `name` is an attention backend then."""
     if not importlib.import_module("torch").cuda.is_available():
         os.environ.setdefault(CPU_ENGINE_VAR, "1")
     importlib.import_module("sglang.srt.plugins").load_plugins()
@@ -244,38 +236,21 @@ def loads_backend(name: str) -> bool:
     return name in choices
 
 
-def with_model_runner(replacement: type, build: Callable[[], None]) -> None:
-    """Run `build`, which looks `ModelRunner` up in its module, with `replacement` in its place."""
-    module: Any = importlib.import_module(_INTERNALS["ModelRunner"])
-    original = module.ModelRunner
-    module.ModelRunner = replacement
+def missing_backend(name: str) -> str | None:
+    """Return why one of SGLang's own attention backends cannot run on this GPU, None if it can."""
+    if name != "fa3":
+        return None
     try:
-        build()
-    finally:
-        module.ModelRunner = original
-
-
-@contextmanager
-def decode_on_tensor_cores(*, wanted: bool) -> Iterator[None]:
-    """While a FlashInfer backend is made: let its decode use tensor cores for any group of heads.
-
-    With a 16-bit cache SGLang does so from four query heads a KV head on. Where the user has
-    chosen, nothing changes.
-    """
-    if not wanted or TENSOR_CORE_VAR in os.environ:
-        yield
-        return
-    os.environ[TENSOR_CORE_VAR] = "true"
-    try:
-        yield
-    finally:
-        del os.environ[TENSOR_CORE_VAR]
+        supported: bool = importlib.import_module("sgl_kernel.flash_attn").is_fa3_supported()
+    except ImportError as error:
+        return f"its binary does not load ({error})"
+    return None if supported else "this GPU is too old or too new for it"
 
 
 def load_model_config(options: Any) -> Any | None:
-    """The Hugging Face text configuration of the model that `options` name.
+    """Load the Hugging Face text configuration of the model that `options` name.
 
-    None where it cannot be read: SGLang then says what is wrong with the model.
+    None if the configuration cannot be read: SGLang then says what is wrong with the model.
     """
     reader = importlib.import_module("sglang.srt.utils.hf_transformers")
     try:
@@ -293,7 +268,7 @@ def load_model_config(options: Any) -> Any | None:
 
 
 def context_length(options: Any, model_config: Any) -> int:
-    """Tokens of the longest request, prompt and answer, as SGLang works them out.
+    """Return the tokens of the longest request, prompt and answer, as SGLang derives them.
 
     Args:
         model_config: from `load_model_config`.
@@ -305,20 +280,20 @@ def context_length(options: Any, model_config: Any) -> int:
 
 
 def extra_context(server_args: Any) -> int:
-    """Tokens by which SGLang makes a row of `req_to_token` longer than the model's context."""
+    """Return the tokens by which a row of `req_to_token` is longer than the model's context."""
     sizing = importlib.import_module("sglang.srt.mem_cache.allocation_sizing")
     return int(sizing.get_req_to_token_extra_context_len(server_args))
 
 
 def load_runner(runner_class: type, server_args: Any, port: int) -> Any:
-    """A model runner in this process, on its first GPU, as SGLang's scheduler starts one.
+    """Load a model runner in this process, on its first GPU, as SGLang's scheduler does.
 
-    Its weights are loaded; memory pools, attention backends and CUDA graphs are still to be made.
+    The runner has weights; its memory pools, attention backends and CUDA graphs are not made yet.
 
     Args:
         port: a free one, for torch's process group of one.
     """
-    # What SGLang sets up in a process before it loads a model.
+    # The set-up of a process before SGLang loads a model there.
     importlib.import_module("sglang.srt.entrypoints.engine")._set_envs_and_config(server_args)
     importlib.import_module("sglang.srt.layers.moe").initialize_moe_config(server_args)
     quantization = "sglang.srt.layers.quantization"
@@ -334,38 +309,81 @@ def load_runner(runner_class: type, server_args: Any, port: int) -> Any:
     )
 
 
-def missing_backend(name: str) -> str | None:
-    """Why one of SGLang's own attention backends cannot run on this GPU, None where it can."""
-    if name != "fa3":
-        return None
+def with_model_runner(replacement: type, build: Callable[[], None]) -> None:
+    """Run `build`, which looks `ModelRunner` up in its module, with `replacement` in its place."""
+    module: Any = importlib.import_module(_INTERNALS["ModelRunner"])
+    original = module.ModelRunner
+    module.ModelRunner = replacement
     try:
-        supported: bool = importlib.import_module("sgl_kernel.flash_attn").is_fa3_supported()
-    except ImportError as error:
-        return f"its binary does not load ({error})"
-    return None if supported else "this GPU is too old or too new for it"
+        build()
+    finally:
+        module.ModelRunner = original
 
 
 def attention_layers(model: Any) -> Iterator[Any]:
-    """The decoder attention layers of a loaded model."""
+    """Yield the decoder attention layers of a loaded model."""
     radix_attention = __getattr__("RadixAttention")
     return (module for module in model.modules() if isinstance(module, radix_attention))
 
 
 def decode_backend(backend: Any) -> Any:
-    """The part of a live attention backend that serves decode steps."""
+    """Return the part of a live attention backend that serves decode steps."""
     if isinstance(backend, __getattr__("HybridAttnBackend")):
         return backend.decode_backend
     return backend
 
 
-def serves_on_cpu() -> bool:
-    """Whether SGLang was told to serve on the CPU."""
-    return os.environ.get(CPU_ENGINE_VAR) == "1"
+@contextmanager
+def decode_on_tensor_cores(*, wanted: bool) -> Iterator[None]:
+    """Let a FlashInfer backend made in this block decode on tensor cores for any group of heads.
+
+    With a 16-bit cache SGLang itself does so from four query heads a KV head on. If the user has
+    set `SGLANG_FLASHINFER_USE_TENSOR_CORE`, nothing changes.
+    """
+    if not wanted or TENSOR_CORE_VAR in os.environ:
+        yield
+        return
+    os.environ[TENSOR_CORE_VAR] = "true"
+    try:
+        yield
+    finally:
+        del os.environ[TENSOR_CORE_VAR]
 
 
-def mend_parallel_sampling() -> None:
-    """Stop the leak of request states when a client asks for n > 1 samples."""
+def hook_before(target: Target, function: Callable[..., Any]) -> None:
+    """Call `function` with the target's arguments before the target runs."""
+    _register(target, function, "BEFORE")
+
+
+def hook_after(target: Target, function: Callable[..., Any]) -> None:
+    """Call `function(result, *arguments)` after the target ran."""
+    _register(target, function, "AFTER")
+
+
+def hook_around(target: Target, function: Callable[..., Any]) -> None:
+    """Call `function(original, *arguments)` in the target's place."""
+    _register(target, function, "AROUND")
+
+
+def _register(target: Target, function: Callable[..., Any], kind: str) -> None:
+    registry = importlib.import_module("sglang.srt.plugins.hook_registry")
+    registry.HookRegistry.register(target.value, function, registry.HookType[kind])
+
+
+def mend_sglang(backend: str) -> None:
+    """Hook the functions of SGLang 0.5.16 that have a defect which our users would meet.
+
+    Args:
+        backend: the name of our attention backend.
+    """
+
+    def supports_triton(original: Callable[[str], bool], name: str) -> bool:
+        """Keep SGLang from running Triton kernels for our backend on a CPU."""
+        return original(name) and not (name == backend and serves_on_cpu())
+
+    hook_around(Target.SUPPORT_TRITON, supports_triton)
     hook_around(Target.HANDLE_BATCH, handle_batch_without_leak)
+    hook_around(Target.CHUNK_LOGPROBS, tokens_with_own_candidates)
 
 
 async def handle_batch_without_leak(
@@ -373,8 +391,8 @@ async def handle_batch_without_leak(
 ) -> AsyncIterator[Any]:
     """Run SGLang's batch handler, then drop the request states that it forgets.
 
-    SGLang 0.5.16 registers n states a prompt and drops one; the others never reach the scheduler,
-    and its shutdown waits for them forever.
+    For a request of n > 1 samples SGLang 0.5.16 registers n states a prompt and drops one; the
+    others never reach the scheduler, and SGLang's shutdown waits for them forever.
     """
     try:
         async for output in original(manager, obj, request):
@@ -384,31 +402,12 @@ async def handle_batch_without_leak(
             manager._discard_pending_req_states(obj)
 
 
-def mend_streamed_logprobs() -> None:
-    """Stream each token with its own candidates, also where a chunk has several tokens."""
-    hook_around(Target.CHUNK_LOGPROBS, tokens_with_own_candidates)
-
-
 def tokens_with_own_candidates(
     original: Callable[..., list[Any]], chat: Any, logprobs: Any, use_token_index: bool = False
 ) -> list[Any]:
-    """Run SGLang's reader of logprobs so that it takes the candidates of each token.
+    """Run SGLang's reader of logprobs so that each token gets its own candidates.
 
-    SGLang 0.5.16 does this for whole answers only. In a stream it takes those of the chunk's first
-    token for all of them, although both lists are of the chunk's tokens.
+    SGLang 0.5.16 indexes candidates by token in whole answers only. In a stream all tokens of a
+    chunk get the candidates of the chunk's first token, although both lists are in step.
     """
     return original(chat, logprobs, use_token_index=True)
-
-
-def mend_triton_dispatch(name: str) -> None:
-    """On a CPU, keep SGLang from running Triton kernels for the backend `name`."""
-
-    def supports(original: Callable[[str], bool], backend: str) -> bool:
-        return original(backend) and not (backend == name and serves_on_cpu())
-
-    hook_around(Target.SUPPORT_TRITON, supports)
-
-
-def _register(target: Target, function: Callable[..., Any], kind: str) -> None:
-    registry = importlib.import_module("sglang.srt.plugins.hook_registry")
-    registry.HookRegistry.register(target.value, function, registry.HookType[kind])

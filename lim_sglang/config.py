@@ -1,6 +1,4 @@
-"""`LimConfig`, the one configuration object: its defaults, the presets measured by model, and the
-role that each layer gets from it.
-"""
+"""`LimConfig`, the one configuration object: defaults, presets by model, and each layer's role."""
 
 import json
 import math
@@ -9,10 +7,22 @@ from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Self
 
-from lim_sglang.errors import ConfigError
+from lim_sglang.errors import ConfigError, reasons_that_hold
 
-ENV_VAR = "LIM_CONFIG"
-"""Environment variable with a `LimConfig` as JSON; it reaches every process that SGLang starts."""
+CONFIG_VAR = "LIM_CONFIG"
+"""A `LimConfig` as JSON; the environment carries it to every process that SGLang starts."""
+API_KEY_VAR = "LIM_API_KEY"
+"""The key that a server asks of its clients and that clients send."""
+URL_VAR = "LIM_URL"
+"""Addresses of the running servers that clients ask."""
+CACHE_VAR = "LIM_CACHE"
+"""Folder of converted models; by default one in the user's cache folder."""
+COMMIT_VAR = "LIM_COMMIT"
+"""Commit of the code in a copy whose git checkout, if any, is not the code's."""
+AUDIT_VAR = "LIM_AUDIT"
+"""1 checks every kept set and sparse output on a GPU (`audit.Audit`); slow, and takes memory."""
+TRACE_VAR = "LIM_TRACE"
+"""Folder for the kept sets of a CPU server as JSON lines (`audit.Trace`); slow."""
 
 POLICIES = ("lessismore", "full")
 RANKINGS = ("rank", "mass")
@@ -20,12 +30,13 @@ RANKINGS = ("rank", "mass")
 
 @dataclass(frozen=True)
 class LimConfig:
-    """How decode chooses what to read. `budget` is the paper's K, `recent_ratio` its r.
+    """Settings of decode's token selection. `budget` is the paper's K, `recent_ratio` its r.
 
     Source: Yang et al., "Less Is More", arXiv 2508.07101.
     """
 
     policy: str = "lessismore"
+    """`lessismore`, or `full` for dense layers only."""
     budget: int = 2048
     """Tokens that a sparse layer reads: sinks, selected and recent together."""
     recent_ratio: float = 0.25
@@ -33,25 +44,25 @@ class LimConfig:
     sinks: int = 4
     """Oldest tokens that are always kept, taken out of the recency share."""
     ranking: str = "rank"
-    """How a SELECT layer orders tokens: `rank` is the paper's, heads in turns; `mass` adds up what
-    the heads' softmax gives each token, which is not the paper's."""
+    """Order of tokens at a SELECT layer: `rank` is the paper's, where heads take turns; `mass` sums
+    the heads' softmax weights, which is not the paper's."""
     dense_layers: tuple[int, ...] = (0, 1)
-    """Layers that always read everything."""
+    """Layers that always read the whole KV cache."""
     select_layers: tuple[int, ...] | None = None
-    """Layers that read everything and pick the set. None: the preset of the model's shape."""
+    """Layers that read the whole KV cache and select tokens. None: the preset of the model."""
 
     def __post_init__(self) -> None:
         for name in ("dense_layers", "select_layers"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-        problems = [p for p in _problems(self) if p]
+        problems = _problems(self)
         if problems:
             raise ConfigError("; ".join(problems))
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> Self:
-        """Build from a mapping of field names; a missing field has its default.
+        """Build a configuration from field names and values; a missing field has its default.
 
         Raises:
             ConfigError: an unknown key (the message lists the known ones) or a bad value.
@@ -61,11 +72,11 @@ class LimConfig:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Build from a JSON object; see `from_mapping`."""
+        """Build a configuration from a JSON object; see `from_mapping`."""
         return cls.from_mapping(parse_settings(text, "the LessIsMore configuration"))
 
     def to_json(self) -> str:
-        """The whole configuration as one line of JSON that `from_json` reads back."""
+        """Return all fields as one line of JSON that `from_json` reads."""
         return json.dumps(asdict(self))
 
 
@@ -81,7 +92,11 @@ def check_keys(settings: Mapping[str, Any]) -> None:
 
 
 def parse_settings(text: str, source: str) -> dict[str, Any]:
-    """Read a JSON object with some of `LimConfig`'s fields; `source` names it in errors."""
+    """Parse a JSON object with some of `LimConfig`'s fields.
+
+    Args:
+        source: the name of the text's origin, for errors.
+    """
     try:
         settings = json.loads(text)
     except json.JSONDecodeError as error:
@@ -97,18 +112,23 @@ def parse_settings(text: str, source: str) -> dict[str, Any]:
 def resolve_settings(
     environment: str | None, config_json: str | None, flags: Mapping[str, Any]
 ) -> LimConfig:
-    """Merge the three sources key by key: a flag beats `--lim-config`, which beats `LIM_CONFIG`."""
+    """Merge three sources key by key: flags over `--lim-config` over `LIM_CONFIG`.
+
+    Args:
+        environment: the value of `LIM_CONFIG`.
+        config_json: the value of `--lim-config`.
+        flags: fields that have a flag of their own.
+    """
     settings: dict[str, Any] = {}
     if environment:
-        settings |= parse_settings(environment, f"the environment variable {ENV_VAR}")
+        settings |= parse_settings(environment, f"the environment variable {CONFIG_VAR}")
     if config_json is not None:
         settings |= parse_settings(config_json, "--lim-config")
-    settings |= flags
-    return LimConfig.from_mapping(settings)
+    return LimConfig.from_mapping(settings | dict(flags))
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """Read a comma-separated list of layer indices; the empty text is the empty list."""
+    """Parse layer indices separated by commas; the empty text is the empty list."""
     try:
         return tuple(int(part) for part in text.split(",")) if text.strip() else ()
     except ValueError:
@@ -117,9 +137,61 @@ def parse_layers(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def _problems(config: LimConfig) -> list[str]:
+    """List everything that is wrong with a configuration's values."""
+    layer_lists = {"dense_layers": config.dense_layers}
+    if config.select_layers is not None:
+        layer_lists["select_layers"] = config.select_layers
+    return reasons_that_hold(
+        (
+            config.policy not in POLICIES,
+            f"policy must be one of {', '.join(POLICIES)}, not {config.policy!r}",
+        ),
+        (
+            config.ranking not in RANKINGS,
+            f"ranking must be one of {', '.join(RANKINGS)}, not {config.ranking!r}",
+        ),
+        (
+            not (_is_int(config.budget) and config.budget >= 1),
+            f"budget must be an integer of at least 1 token, not {config.budget!r}",
+        ),
+        (
+            not (_is_number(config.recent_ratio) and 0 <= config.recent_ratio <= 1),
+            f"recent_ratio must be a number from 0 to 1, not {config.recent_ratio!r}",
+        ),
+        (
+            not (_is_int(config.sinks) and config.sinks >= 0),
+            f"sinks must be an integer of at least 0 tokens, not {config.sinks!r}",
+        ),
+        *(
+            (
+                not _is_layer_list(layers),
+                f"{name} must be a sorted list of different layer indices from 0, not {layers!r}",
+            )
+            for name, layers in layer_lists.items()
+        ),
+    )
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_layer_list(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and all(_is_int(layer) and layer >= 0 for layer in value)
+        and list(value) == sorted(set(value))
+    )
+
+
 @dataclass(frozen=True)
 class ModelShape:
-    """What identifies an architecture when the model is a local folder without a hub name."""
+    """Key of a preset: identifies an architecture also in a local folder without a hub name."""
 
     model_type: str
     num_layers: int
@@ -142,77 +214,16 @@ PRESETS: Mapping[ModelShape, tuple[int, ...]] = {
 
 
 def default_select_layers(num_layers: int) -> tuple[int, ...]:
-    """SELECT layers for a model that nobody has measured."""
+    """Return the SELECT layers of a model that was never measured: 2, and a third of the depth."""
     return tuple(layer for layer in (2, max(3, round(num_layers / 3))) if layer < num_layers)
 
 
 def with_preset(config: LimConfig, shape: ModelShape) -> LimConfig:
-    """Fill in `select_layers` where the user named none."""
+    """Fill in `select_layers` if the user named none."""
     if config.select_layers is not None:
         return config
     layers = PRESETS.get(shape, default_select_layers(shape.num_layers))
     return replace(config, select_layers=layers)
-
-
-def _problems(config: LimConfig) -> list[str | None]:
-    """What is wrong with each field, None where nothing is."""
-    return [
-        _unless(
-            config.policy in POLICIES,
-            f"policy must be one of {', '.join(POLICIES)}, not {config.policy!r}",
-        ),
-        _unless(
-            config.ranking in RANKINGS,
-            f"ranking must be one of {', '.join(RANKINGS)}, not {config.ranking!r}",
-        ),
-        _unless(
-            _is_int(config.budget) and config.budget >= 1,
-            f"budget must be an integer of at least 1 token, not {config.budget!r}",
-        ),
-        _unless(
-            _is_number(config.recent_ratio) and 0 <= config.recent_ratio <= 1,
-            f"recent_ratio must be a number from 0 to 1, not {config.recent_ratio!r}",
-        ),
-        _unless(
-            _is_int(config.sinks) and config.sinks >= 0,
-            f"sinks must be an integer of at least 0 tokens, not {config.sinks!r}",
-        ),
-        _unless(_is_layer_list(config.dense_layers), _layers_wanted("dense_layers", config)),
-        _unless(
-            config.select_layers is None or _is_layer_list(config.select_layers),
-            _layers_wanted("select_layers", config),
-        ),
-    ]
-
-
-def _unless(holds: bool, problem: str) -> str | None:
-    return None if holds else problem
-
-
-def _layers_wanted(name: str, config: LimConfig) -> str:
-    return (
-        f"{name} must be a sorted list of different layer indices from 0, "
-        f"not {getattr(config, name)!r}"
-    )
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _is_layer_list(value: object) -> bool:
-    return (
-        isinstance(value, tuple)
-        and all(_is_int(layer) and layer >= 0 for layer in value)
-        and list(value) == sorted(set(value))
-    )
-
-
-DEFAULT_DENSE_LAYERS = LimConfig.dense_layers
 
 
 class Role(StrEnum):
@@ -221,23 +232,23 @@ class Role(StrEnum):
     FULL = "full"
     """Reads the whole KV cache."""
     SELECT = "select"
-    """Reads the whole KV cache and picks the token set."""
+    """Reads the whole KV cache and selects the kept tokens."""
     REUSE = "reuse"
-    """Reads the set of the nearest SELECT layer below."""
+    """Reads the tokens that the nearest SELECT layer below has kept."""
 
 
 def layer_roles(config: LimConfig, depth: int) -> tuple[Role, ...]:
-    """The role of each of a model's `depth` layers under `config.policy`.
+    """Return the role of each of a model's `depth` layers under `config.policy`.
 
     Raises:
-        ConfigError: a layer list that names a layer which the model does not have.
+        ConfigError: a layer list names a layer that the model does not have.
     """
     select = config.select_layers
     if select is None:
         select = default_select_layers(depth)
     _check_within(select, depth, "select_layers")
-    # The default means "the first two layers", also of a model that has only one.
-    if config.dense_layers != DEFAULT_DENSE_LAYERS:
+    # The default means "the first two layers", also in a model that has only one.
+    if config.dense_layers != LimConfig.dense_layers:
         _check_within(config.dense_layers, depth, "dense_layers")
     if config.policy == "full":
         return (Role.FULL,) * depth

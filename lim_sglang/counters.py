@@ -1,4 +1,9 @@
-"""The lengths of one decode step, known on the host, and the counters that `/server_info` shows."""
+"""Lengths of one decode step, known on the host, and the counters that `/server_info` shows.
+
+A row is one request in one step. A row is dense while its length is within the budget, and always
+where the schedule has no REUSE layer: policy `full`, no SELECT layers, or a budget that covers the
+model's whole context (`LimModelRunner.lim_sparse_budget`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepLengths:
-    """The rows of one decode step; a row is one request.
+    """The rows of one decode step, by length.
 
-    Lengths are known before the step runs, because a kept set always has `min(length, budget)`
-    tokens: so planning copies nothing from the device.
+    Lengths are known before the step runs, because a row always keeps `min(length, budget)` tokens:
+    so planning copies nothing from the device.
     """
 
     seq_lens: tuple[int, ...]
@@ -19,20 +24,25 @@ class StepLengths:
 
     @property
     def sparse_rows(self) -> tuple[int, ...]:
-        """Rows that read less than everything."""
+        """Indices of the rows that read less than everything."""
         pairs = zip(self.seq_lens, self.kept_lens, strict=True)
         return tuple(row for row, (seen, kept) in enumerate(pairs) if kept < seen)
 
 
 def step_lengths(seq_lens: Sequence[int], budget: int | None) -> StepLengths:
-    """Plan a step. `budget` is None where the schedule has no REUSE layer: then all is read."""
+    """Count the tokens that each row keeps.
+
+    Args:
+        seq_lens: tokens of each row, the newest included.
+        budget: tokens that REUSE layers read; None where the schedule has none.
+    """
     kept = seq_lens if budget is None else [min(length, budget) for length in seq_lens]
     return StepLengths(tuple(seq_lens), tuple(kept))
 
 
 @dataclass
 class Stats:
-    """Counted on the host, once a decode step. A row is one request in one step."""
+    """Counters, updated on the host once a decode step."""
 
     decode_steps: int = 0
     dense_rows: int = 0
@@ -46,11 +56,11 @@ class Stats:
     retractions: int = 0
     """Requests that gave their KV cache back and were prefilled again, densely."""
 
-    def count_step(self, plan: StepLengths) -> None:
+    def count_step(self, lengths: StepLengths) -> None:
         """Count one decode step."""
-        sparse = len(plan.sparse_rows)
+        sparse = len(lengths.sparse_rows)
         self.decode_steps += 1
         self.sparse_rows += sparse
-        self.dense_rows += len(plan.seq_lens) - sparse
-        self.tokens_kept += sum(plan.kept_lens)
-        self.tokens_seen += sum(plan.seq_lens)
+        self.dense_rows += len(lengths.seq_lens) - sparse
+        self.tokens_kept += sum(lengths.kept_lens)
+        self.tokens_seen += sum(lengths.seq_lens)

@@ -1,4 +1,4 @@
-"""`lim doctor`: what is installed, and what would keep LessIsMore from being served."""
+"""`lim doctor`: what is installed, and every obstacle to serving with LessIsMore."""
 
 import logging
 import os
@@ -8,27 +8,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
 
 import typer
 
+from lim_sglang import compat
 from lim_sglang.compat import (
     CPU_ENGINE_VAR,
     FLASHINFER_VERSION,
+    PLATFORM_VAR,
+    PLUGINS_VAR,
     SGLANG_VERSION,
     reasons_against_decode_stack,
     reasons_against_version,
+    serves_on_cpu,
 )
-from lim_sglang.config import ENV_VAR, LimConfig
+from lim_sglang.config import CONFIG_VAR, LimConfig
+from lim_sglang.environment import installed_version
 from lim_sglang.errors import ConfigError, LimError
-from lim_sglang.validation import BACKEND, reasons_against_environment
+from lim_sglang.models import SMOLLM2, cache_folder
+from lim_sglang.validation import (
+    BACKEND,
+    find_gpu,
+    reasons_against_environment,
+    reasons_against_gpu,
+)
 
 GROUPS = ("sglang.srt.plugins", "sglang.srt.platforms")
+"""Entry point groups that SGLang reads."""
 PACKAGES = ("torch", "triton", "flashinfer-python", "transformers", "openai", "datasets")
 
 
 class Verdict(Enum):
-    """How a finding is marked."""
+    """The mark of a finding."""
 
     OK = "ok"
     NOTE = "note"
@@ -54,15 +66,23 @@ def doctor() -> None:
 
 
 def examine() -> Iterator[Finding]:
-    """All findings, as they are made."""
+    """Yield all findings as they are made."""
     yield _python()
-    yield _sglang()
+    sglang = f"sglang {SGLANG_VERSION}, the version this plugin is for"
+    yield from _findings(reasons_against_version("sglang", SGLANG_VERSION), sglang)
     yield from map(_package, PACKAGES)
     yield from _device()
     yield from map(_entry_point, GROUPS)
     yield from _environment()
     yield _backend()
     yield _cache()
+
+
+def _findings(reasons: list[str], fine: str) -> Iterator[Finding]:
+    """Yield each reason as off; `fine` if there is none."""
+    yield from (Finding(Verdict.OFF, reason) for reason in reasons)
+    if not reasons:
+        yield Finding(Verdict.OK, fine)
 
 
 def _python() -> Finding:
@@ -73,18 +93,11 @@ def _python() -> Finding:
     return Finding(Verdict.OFF, f"{text}: install 3.11 or 3.12")
 
 
-def _sglang() -> Finding:
-    reasons = reasons_against_version("sglang", SGLANG_VERSION)
-    if reasons:
-        return Finding(Verdict.OFF, reasons[0])
-    return Finding(Verdict.OK, f"sglang {SGLANG_VERSION}, the version this plugin is for")
-
-
 def _package(name: str) -> Finding:
-    try:
-        return Finding(Verdict.OK, f"{name} {version(name)}")
-    except PackageNotFoundError:
-        return Finding(Verdict.OFF, f"{name} is missing: run `make install`")
+    found = installed_version(name)
+    if found:
+        return Finding(Verdict.OK, f"{name} {found}")
+    return Finding(Verdict.OFF, f"{name} is missing: run `make install`")
 
 
 def _device() -> Iterator[Finding]:
@@ -94,16 +107,13 @@ def _device() -> Iterator[Finding]:
         yield Finding(Verdict.OFF, f"torch does not load ({error}): run `make install`")
         return
 
-    if not torch.cuda.is_available():
+    gpu = find_gpu()
+    if gpu is None:
         threads = torch.get_num_threads()
         yield Finding(Verdict.OK, f"no GPU: serving on the CPU with {threads} threads")
         return
-    from lim_sglang.validation import find_gpu, reasons_against_gpu
-
-    gpu = find_gpu()
-    assert gpu is not None, "torch found one"
     yield Finding(Verdict.OK, f"GPU {gpu.name}")
-    if os.environ.get(CPU_ENGINE_VAR) == "1":
+    if serves_on_cpu():
         text = f"{CPU_ENGINE_VAR}=1 keeps SGLang from using the GPU: unset it"
         yield Finding(Verdict.OFF, text)
         return
@@ -115,24 +125,19 @@ def _device() -> Iterator[Finding]:
 
 
 def _decode_stack() -> Iterator[Finding]:
-    """Look at what decodes on a GPU beside our kernels."""
+    """Check the packages that decode on a GPU beside our kernels."""
     with _quiet():
         reasons = reasons_against_decode_stack()
-    yield from (Finding(Verdict.OFF, reason) for reason in reasons)
-    if not reasons:
-        text = f"FlashInfer {FLASHINFER_VERSION} and SGLang's part for it are as published"
-        yield Finding(Verdict.OK, text)
+    fine = f"FlashInfer {FLASHINFER_VERSION} and SGLang's part for it are as published"
+    yield from _findings(reasons, fine)
 
 
 def _kernels(capability: tuple[int, int]) -> Iterator[Finding]:
-    """Compile every kernel on the GPU and compare it with the definition."""
+    """Compile every kernel on the GPU and compare its results with the definition."""
     from lim_sglang.verify_gpu import served_batches, verify_gpu
 
-    found = verify_gpu()
-    yield from (Finding(Verdict.OFF, f"kernels: {difference}") for difference in found)
-    if not found:
-        names = ", ".join(served_batches(capability))
-        yield Finding(Verdict.OK, f"kernels are exact for {names}")
+    reasons = [f"kernels: {difference}" for difference in verify_gpu()]
+    yield from _findings(reasons, f"kernels are exact for {', '.join(served_batches(capability))}")
 
 
 def _entry_point(group: str) -> Finding:
@@ -143,24 +148,20 @@ def _entry_point(group: str) -> Finding:
 
 
 def _environment() -> Iterator[Finding]:
-    reasons = reasons_against_environment(os.environ)
-    yield from (Finding(Verdict.OFF, reason) for reason in reasons)
-    if not reasons:
-        yield Finding(Verdict.OK, "SGLANG_PLUGINS and SGLANG_PLATFORM let the plugin load")
-    settings = os.environ.get(ENV_VAR)
+    fine = f"{PLUGINS_VAR} and {PLATFORM_VAR} let the plugin load"
+    yield from _findings(reasons_against_environment(os.environ), fine)
+    settings = os.environ.get(CONFIG_VAR)
     if not settings:
-        yield Finding(Verdict.OK, f"{ENV_VAR} is not set: flags and presets decide")
+        yield Finding(Verdict.OK, f"{CONFIG_VAR} is not set: flags and presets decide")
         return
     try:
-        yield Finding(Verdict.OK, f"{ENV_VAR} gives {LimConfig.from_json(settings).to_json()}")
+        yield Finding(Verdict.OK, f"{CONFIG_VAR} gives {LimConfig.from_json(settings).to_json()}")
     except ConfigError as error:
-        yield Finding(Verdict.OFF, f"{ENV_VAR}: {error}")
+        yield Finding(Verdict.OFF, f"{CONFIG_VAR}: {error}")
 
 
 def _backend() -> Finding:
-    """Load the plugin as SGLang does, and look for the backend among its choices."""
-    from lim_sglang import compat
-
+    """Load the plugin as SGLang does, and look for the backend among SGLang's choices."""
     try:
         with _quiet():
             registered = compat.loads_backend(BACKEND)
@@ -173,7 +174,7 @@ def _backend() -> Finding:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep out what SGLang warns of while it is imported: none of it is for the user."""
+    """Silence warnings of SGLang's import: none of them is for the user."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -183,8 +184,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _cache() -> Finding:
-    from lim_sglang.models import SMOLLM2, cache_folder
-
     folder = cache_folder() / SMOLLM2.name
     if folder.is_dir():
         return Finding(Verdict.OK, f"{SMOLLM2.name} is in {folder}")

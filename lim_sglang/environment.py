@@ -1,4 +1,4 @@
-"""Which code, versions and device made a number."""
+"""Provenance of a number: the code, the package versions and the driver that made it."""
 
 import hashlib
 import os
@@ -8,17 +8,16 @@ from importlib import metadata
 from pathlib import Path
 
 import lim_sglang
+from lim_sglang.config import COMMIT_VAR
 
 CODE_FOLDERS = ("lim_sglang", "kernels", "programs", "evals")
-COMMIT_VAR = "LIM_COMMIT"
-"""Names the commit of a copy whose git checkout, if it has one, is not the code's."""
 SPEED_PACKAGES = ("torch", "triton", "flashinfer-python", "sglang", "sglang-kernel", "transformers")
 
 
 def project_commit() -> str | None:
-    """The commit of this checkout; with local edits of the code, a digest of them behind it.
+    """Return the commit of this checkout, followed by a digest of local edits of the code.
 
-    `LIM_COMMIT` wins. None when it is not set and the package is not run from its own checkout.
+    `LIM_COMMIT` wins. None if the variable is unset and the package is not in its own checkout.
     """
     if named := os.environ.get(COMMIT_VAR):
         return named
@@ -33,26 +32,29 @@ def project_commit() -> str | None:
 
 
 def installed_versions(packages: Sequence[str] = SPEED_PACKAGES) -> dict[str, str | None]:
-    """The version of each package, None for one that is missing."""
-    return {"lim_sglang": lim_sglang.__version__} | {name: _version(name) for name in packages}
+    """Return the version of each package, None for a missing one."""
+    return {"lim_sglang": lim_sglang.__version__} | {
+        name: installed_version(name) for name in packages
+    }
 
 
-def driver_version() -> str | None:
-    """The NVIDIA driver of the first GPU, None where `nvidia-smi` is missing."""
-    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    found = _run(*query)
-    return found.splitlines()[0].strip() if found else None
-
-
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return the version of one package, None if the package is missing."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
+def driver_version() -> str | None:
+    """Return the NVIDIA driver's version of the first GPU, None without `nvidia-smi`."""
+    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    found = _run(*query)
+    return found.splitlines()[0].strip() if found else None
+
+
 def _run(*command: str) -> str | None:
-    """What a command prints, None where it is missing or fails."""
+    """Return the output of a command, None where the command is missing or fails."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,18 +1,17 @@
-"""Every failure that a user can act on: what was wrong, what was expected, what to do."""
+"""Failures that a user can act on. A message says what was wrong, what was expected, what to do."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+REFUSED = 2
+"""Exit code of a command or a server that refuses its options."""
 
 
 class LimError(Exception):
     """Base of the errors that the command line prints as one message, without a traceback."""
 
     exit_code = 1
-
-
-REFUSED = 2
-"""Exit code of a command or a server that would not start as it was asked to."""
 
 
 class ConfigError(LimError, ValueError):
@@ -22,7 +21,7 @@ class ConfigError(LimError, ValueError):
 
 
 class RefusedError(LimError):
-    """The server would not compute what was asked for: all reasons at once."""
+    """A server that would silently compute something else than asked; holds all reasons at once."""
 
     exit_code = REFUSED
 
@@ -46,9 +45,14 @@ class DataError(LimError):
 
 @contextmanager
 def errors_in_words() -> Iterator[None]:
-    """End the process with a message and an exit code where a `LimError` comes through."""
+    """End the process with a message and an exit code if the block raises a `LimError`."""
     try:
         yield
     except LimError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
+
+
+def reasons_that_hold(*cases: tuple[bool, str]) -> list[str]:
+    """Return the texts of those (condition, text) pairs whose condition is true."""
+    return [text for holds, text in cases if holds]

@@ -1,4 +1,4 @@
-"""The `--lim-*` command-line flags: one table for SGLang's parser and for `lim serve`."""
+"""The `--lim-*` command-line flags: one table for SGLang's parser and for our own commands."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -8,65 +8,70 @@ from typing import Any
 from lim_sglang.config import POLICIES, RANKINGS, parse_layers, resolve_settings
 from lim_sglang.errors import ConfigError
 
-CONFIG_DEST = "lim_config"
+CONFIG_FLAG = "--lim-config"
+CONFIG_HELP = "Any of these settings as one JSON object."
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag and the field of `LimConfig` that it sets."""
+    """A flag and the field of `LimConfig` that it sets."""
 
     name: str
-    field: str
     parse: Callable[[str], Any]
     metavar: str
     help: str
 
+    @property
+    def field(self) -> str:
+        """The field of `LimConfig`."""
+        return self.name.removeprefix("--lim-").replace("-", "_")
+
+    @property
+    def dest(self) -> str:
+        """The attribute of a parsed command line that holds the value."""
+        return f"lim_{self.field}"
+
     def read(self, text: str) -> Any:
-        """Parse what was typed.
+        """Parse the text that was given for this flag.
 
         Raises:
-            argparse.ArgumentTypeError: it is no value of this flag; argparse shows the text.
+            argparse.ArgumentTypeError: the text is no value of this flag; argparse shows the error.
         """
         try:
             return self.parse(text)
         except ConfigError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
         except ValueError:
-            wanted = "an integer" if self.parse is int else "a number"
-            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}") from None
-
-    @property
-    def dest(self) -> str:
-        """The attribute that argparse stores it in."""
-        return self.name.removeprefix("--").replace("-", "_")
+            expected = "an integer" if self.parse is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {expected}, not {text!r}") from None
 
 
 FLAGS = (
-    Flag("--lim-policy", "policy", str, "POLICY", f"What decode reads: {' or '.join(POLICIES)}."),
-    Flag("--lim-budget", "budget", int, "TOKENS", "Tokens that a sparse layer reads."),
+    Flag("--lim-policy", str, "POLICY", f"What decode reads: {' or '.join(POLICIES)}."),
+    Flag("--lim-budget", int, "TOKENS", "Tokens that a sparse layer reads."),
     Flag(
         "--lim-select-layers",
-        "select_layers",
         parse_layers,
         "LAYERS",
-        "Layers that pick the token set, such as 2,12; empty makes every layer dense.",
+        "Layers that select the kept tokens, such as 2,12; empty makes every layer dense.",
     ),
     Flag(
         "--lim-recent-ratio",
-        "recent_ratio",
         float,
         "RATIO",
-        "Share of the budget for the newest tokens, 0 to 1.",
+        "Share of the budget for the newest tokens and the sinks, 0 to 1.",
     ),
-    Flag("--lim-sinks", "sinks", int, "TOKENS", "Oldest tokens that are always kept."),
+    Flag("--lim-sinks", int, "TOKENS", "Oldest tokens that are always kept."),
     Flag(
         "--lim-ranking",
-        "ranking",
         str,
         "RANKING",
-        f"How tokens are ordered: {' or '.join(RANKINGS)}; rank is the paper's.",
+        f"Order of tokens: {' or '.join(RANKINGS)}; rank is the paper's.",
     ),
 )
+
+FLAG_HELP = {flag.name: flag.help for flag in FLAGS} | {CONFIG_FLAG: CONFIG_HELP}
+"""Help texts by flag, for commands that declare their options by themselves."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -74,30 +79,35 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("LessIsMore", "Options of the attention backend lim.")
     for flag in FLAGS:
         group.add_argument(flag.name, type=flag.read, metavar=flag.metavar, help=flag.help)
-    group.add_argument(
-        "--lim-config", metavar="JSON", help="Any of these settings as one JSON object."
-    )
+    group.add_argument(CONFIG_FLAG, metavar="JSON", help=CONFIG_HELP)
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields of `LimConfig` that flags were given for."""
-    found: Mapping[str, Any] = vars(arguments)
-    return {f.field: found[f.dest] for f in FLAGS if found.get(f.dest) is not None}
+    """Return the fields of `LimConfig` that have a flag on this command line."""
+    return {
+        f.field: value for f in FLAGS if (value := getattr(arguments, f.dest, None)) is not None
+    }
 
 
 def given_flags(arguments: argparse.Namespace) -> list[str]:
-    """The names of the `--lim-*` options that were given."""
-    found: Mapping[str, Any] = vars(arguments)
-    names = [f.name for f in FLAGS if found.get(f.dest) is not None]
-    return names + ["--lim-config"] * (found.get(CONFIG_DEST) is not None)
+    """List the `--lim-*` options of this command line by name."""
+    given = given_settings(arguments)
+    names = [flag.name for flag in FLAGS if flag.field in given]
+    return names + [CONFIG_FLAG] * (given_config(arguments) is not None)
+
+
+def given_config(arguments: argparse.Namespace) -> str | None:
+    """Return the value of `--lim-config` on this command line."""
+    found: str | None = getattr(arguments, "lim_config", None)
+    return found
 
 
 def reasons_against_settings(environment: str | None, texts: Mapping[str, str | None]) -> list[str]:
-    """What is wrong with LessIsMore's own settings, one line each.
+    """List everything that is wrong with LessIsMore's own settings.
 
     Args:
         environment: the value of `LIM_CONFIG`.
-        texts: what was typed for each `--lim-*` flag, None where it was not given.
+        texts: the text given for each `--lim-*` flag, None for a flag that was not given.
     """
     reasons, settings = [], {}
     for flag in FLAGS:
@@ -108,7 +118,7 @@ def reasons_against_settings(environment: str | None, texts: Mapping[str, str | 
         except argparse.ArgumentTypeError as error:
             reasons.append(f"{flag.name}: {error}")
     try:
-        resolve_settings(environment, texts.get("--lim-config"), settings)
+        resolve_settings(environment, texts.get(CONFIG_FLAG), settings)
     except ConfigError as error:
         reasons.append(str(error))
     return reasons

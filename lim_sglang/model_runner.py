@@ -1,4 +1,8 @@
-"""`LimModelRunner`: SGLang's model runner with a schedule, counters and proof that we are live."""
+"""`LimModelRunner`: SGLang's model runner with layer roles, counters and a check of the backend.
+
+A decode step begins here: `forward` counts the step's rows, dense and sparse, and SGLang then calls
+`LimAttnBackend` (`attention_backend.py`, or `cpu_backend.py`) layer by layer.
+"""
 
 import logging
 import os
@@ -10,7 +14,7 @@ import torch
 from lim_sglang import __version__, compat
 from lim_sglang.audit import Audit
 from lim_sglang.config import (
-    ENV_VAR,
+    CONFIG_VAR,
     PRESETS,
     LimConfig,
     Role,
@@ -20,7 +24,7 @@ from lim_sglang.config import (
 )
 from lim_sglang.counters import Stats, step_lengths
 from lim_sglang.errors import RefusedError, ServerError
-from lim_sglang.kernels.reference import split_budget
+from lim_sglang.kernels.reference import BudgetSplit, split_budget
 from lim_sglang.kernels.selector import MassSelector, RankSelector, Selector
 from lim_sglang.validation import (
     model_shape,
@@ -33,17 +37,17 @@ from lim_sglang.validation import (
 logger = logging.getLogger(__name__)
 
 SELECTORS: dict[str, type[Selector]] = {"rank": RankSelector, "mass": MassSelector}
-"""By `LimConfig.ranking`."""
+"""Selectors by `LimConfig.ranking`."""
 MAX_RUNNING_REQUESTS = 4096
-"""The most requests that SGLang runs at once where the user sets no limit."""
+"""Requests that SGLang runs at once, at most, if the user sets no limit."""
 
 
 class LimModelRunner(compat.ModelRunner):
-    """Decides the roles before the model is loaded, and checks later that they are in force."""
+    """A model runner with layer roles: fixed before the model is loaded, and checked afterwards."""
 
     def __init__(self, *, model_config: Any, server_args: Any, **rest: Any) -> None:
         text_config = model_config.hf_text_config
-        config = resolve_settings(os.environ.get(ENV_VAR), None, {})
+        config = resolve_settings(os.environ.get(CONFIG_VAR), None, {})
         on_cpu = compat.serves_on_cpu()
         reasons = reasons_against(server_args, on_cpu=on_cpu)
         reasons += reasons_against_model(text_config, config)
@@ -69,7 +73,7 @@ class LimModelRunner(compat.ModelRunner):
         super().__init__(model_config=model_config, server_args=server_args, **rest)
 
     def alloc_memory_pool(self, *arguments: Any, **options: Any) -> None:
-        """Take the selection's memory first, so that the KV pool is sized by what is left."""
+        """Allocate the selection's memory first, so that the KV pool is sized by the rest."""
         self.lim_selector: Selector | None = None
         self.lim_audit: Audit | None = None
         if Role.REUSE in self.lim_roles and not compat.serves_on_cpu():
@@ -81,25 +85,35 @@ class LimModelRunner(compat.ModelRunner):
         super().alloc_memory_pool(*arguments, **options)
 
     def forward(self, forward_batch: Any, *arguments: Any, **options: Any) -> Any:
-        """Run one step; a decode step is counted from its real rows, never from padded ones."""
+        """Run one step; count a decode step by its real rows, never by a CUDA graph's padding."""
         if forward_batch.forward_mode.is_decode():
-            budget = self.lim_config.budget if Role.REUSE in self.lim_roles else None
             lengths = forward_batch.seq_lens_cpu[: forward_batch.batch_size].tolist()
-            self.lim_stats.count_step(step_lengths(lengths, budget))
+            self.lim_stats.count_step(step_lengths(lengths, self.lim_sparse_budget))
         output = super().forward(forward_batch, *arguments, **options)
         if self.lim_audit:
             self.lim_audit.end_step()
         return output
 
+    @property
+    def lim_sparse_budget(self) -> int | None:
+        """Tokens that REUSE layers read; None where no layer reuses, so that every row is dense."""
+        return self.lim_config.budget if Role.REUSE in self.lim_roles else None
+
+    @property
+    def lim_budget_split(self) -> BudgetSplit:
+        """The parts of the budget: sinks, selected tokens, recency share."""
+        config = self.lim_config
+        return split_budget(config.budget, config.recent_ratio, config.sinks)
+
     def allocate_selection(self) -> None:
-        """Take the memory that the configuration's selection needs."""
+        """Allocate the memory that the configuration's selection needs."""
         config = self.lim_config
         max_rows = self.server_args.max_running_requests or MAX_RUNNING_REQUESTS
         self.lim_kept_slots = torch.zeros(
             max_rows * config.budget, dtype=torch.int32, device=self.device
         )
         self.lim_selector = SELECTORS[config.ranking].allocate(
-            split_budget(config.budget, config.recent_ratio, config.sinks),
+            self.lim_budget_split,
             max_rows=max_rows,
             num_heads=self.model_config.num_attention_heads,
             context=self.model_config.context_len + compat.extra_context(self.server_args),
@@ -112,10 +126,15 @@ class LimModelRunner(compat.ModelRunner):
         logger.info("LessIsMore: %.0f MiB for selection", taken / 2**20)
 
     def init_attention_backends(self) -> None:
-        """Build SGLang's backends, then refuse to go on when decode would not be ours."""
+        """Build SGLang's backends, then refuse to go on if another backend would serve decode.
+
+        Raises:
+            ServerError: the live decode backend is not ours.
+            RefusedError: the loaded model has attention layers that cannot be served.
+        """
         super().init_attention_backends()
         live = compat.decode_backend(self.attn_backend)
-        # The backends carry the roles that they act on; SGLang's own have none.
+        # Our backends carry the roles that they act on; SGLang's own have none.
         if getattr(live, "roles", None) is not self.lim_roles:
             raise ServerError(
                 f"the live decode backend is {type(live).__name__}, expected one of lim-sglang: "
@@ -131,7 +150,7 @@ class LimModelRunner(compat.ModelRunner):
 
 
 def describe(runner: LimModelRunner) -> str:
-    """One line for the log: what each layer does."""
+    """Return the configuration and the layers of each role, as one line for the log."""
     by_role = {
         role.value: [layer for layer, found in enumerate(runner.lim_roles) if found is role]
         for role in Role
@@ -140,7 +159,11 @@ def describe(runner: LimModelRunner) -> str:
 
 
 def live_state(runner: LimModelRunner) -> dict[str, Any]:
-    """What `/server_info` shows: version, configuration, roles, the model's defaults, counters."""
+    """Return LessIsMore's part of `/server_info`.
+
+    Version, device, configuration, roles, the model's sampling defaults, counters; on a GPU also
+    the source of the scores, the selector's counters and, under `LIM_AUDIT`, the audit's.
+    """
     state = {
         "version": __version__,
         "device_name": "CPU" if compat.serves_on_cpu() else torch.cuda.get_device_name(),
@@ -151,8 +174,7 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
     }
     if runner.lim_selector:
         state |= runner.lim_selector.counts()
-        live = compat.decode_backend(runner.attn_backend)
-        state["scores_come_from"] = live.score_source
+        state["score_source"] = compat.decode_backend(runner.attn_backend).score_source
     if runner.lim_audit:
         state |= runner.lim_audit.counts()
     return state

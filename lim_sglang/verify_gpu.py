@@ -1,6 +1,7 @@
-"""Exactness before anything else: no time is shown for a GPU whose kernels differ."""
+"""Exactness before speed: every kernel on the current GPU against the definition in torch."""
 
 import logging
+from collections.abc import Callable, Mapping
 from subprocess import SubprocessError
 
 import torch
@@ -37,14 +38,26 @@ BATCHES = {
 """Shapes that are served, with lengths on both sides of the budget. Few budgets: each compiles."""
 
 SCORED = ("Qwen3-8B", "Qwen3-8B alone", "Qwen3-1.7B", "Qwen2.5-Coder-1.5B")
-"""Those whose dense pass leaves scores behind, of one dtype and head dimension: nvcc is slow."""
+"""Batches whose dense pass stores scores, all of one dtype and head dimension: nvcc is slow."""
+
+Check = Callable[[Batch], list[str]]
+"""Compares the kernels with the definition on one batch; returns the differences in words."""
+
+CHECKS: Mapping[str, Check] = {
+    "selection": lambda batch: selection_differences(batch, "cuda"),
+    "selection by mass": lambda batch: mass_differences(batch, "cuda"),
+    "sparse attention": lambda batch: attention_differences(batch, "cuda"),
+    "scoring dense pass": stored_score_differences,
+}
+SCORED_CHECKS = ("scoring dense pass",)
+"""Checks of `SCORED` batches only."""
 
 FAILURES = (TritonError, SubprocessError, OSError, RuntimeError)
-"""What a compiler, its helper programs, the cache folder and the GPU raise."""
+"""Errors that a compiler, its helper programs, the cache folder and the GPU raise."""
 
 
 def served_batches(capability: tuple[int, int]) -> dict[str, Batch]:
-    """The batches whose KV cache is served on a GPU of this capability."""
+    """Return the batches whose KV cache is served on a GPU of this capability."""
     return {
         name: batch
         for name, batch in BATCHES.items()
@@ -52,22 +65,20 @@ def served_batches(capability: tuple[int, int]) -> dict[str, Batch]:
     }
 
 
-def verify_gpu() -> list[str]:
-    """Compile every kernel on the current GPU and compare it with the definition.
+def verify_gpu(checks: Mapping[str, Check] = CHECKS) -> list[str]:
+    """Compile every kernel on the current GPU and compare its results with the definition.
 
     Returns:
-        What differs or fails, in words; nothing where all is exact.
+        The differences and failures in words; an empty list if all kernels are exact.
     """
     if interpreted():
         return [f"{INTERPRET_VAR} is set: unset it, interpreted kernels prove nothing of a GPU"]
     found = []
     for name, batch in served_batches(torch.cuda.get_device_capability()).items():
         try:
-            problems = selection_differences(batch, "cuda") + mass_differences(batch, "cuda")
-            problems += attention_differences(batch, "cuda")
-            if name in SCORED:
-                problems += stored_score_differences(batch)
-            found += [f"{name}: {problem}" for problem in problems]
+            for check, compare in checks.items():
+                if name in SCORED or check not in SCORED_CHECKS:
+                    found += [f"{name}: {difference}" for difference in compare(batch)]
         except FAILURES as error:
             logger.debug("the batch %s failed", name, exc_info=True)
             found.append(f"{name}: {_in_words(error)}")
@@ -75,7 +86,7 @@ def verify_gpu() -> list[str]:
 
 
 def _in_words(error: Exception) -> str:
-    """What went wrong, and what to do about it."""
+    """Say what went wrong and what to do about it."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return "the GPU has no memory left: end what else uses it, nvidia-smi lists it"
     if isinstance(error, OutOfResources):

@@ -14,14 +14,22 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+torch.set_num_threads(1)  # tensors are small: beside other processes, threads cost ten times more
 
 from lim_sglang.errors import ServerError
 from lim_sglang.server import Server, ServerOptions
 from tests.processes import ON_CPU, SGLANG, WITH_LIM, LocalServer, serving
 from tests.programs.forking import Forker, forking
 from tests.server.oracle import Oracle, OracleRun
-from tests.server.prompts import BUDGET, NUM_NEW, Prompt, long_prompts, short_prompts
-from tests.server.tiny_models import SELECT_LAYERS, build_tiny_qwen3
+from tests.server.tiny_model import (
+    BUDGET,
+    NUM_NEW,
+    SELECT_LAYERS,
+    Prompt,
+    build_tiny_qwen3,
+    long_prompts,
+    short_prompts,
+)
 
 DenseTokens = dict[tuple[int, ...], tuple[int, ...]]
 """Prompt -> the tokens that SGLang's own dense server generates."""
@@ -29,19 +37,19 @@ DenseTokens = dict[tuple[int, ...], tuple[int, ...]]
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the tiny random Qwen3."""
+    """Write the tiny random Qwen3; return its folder."""
     return build_tiny_qwen3(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def tiny_oracle(tiny_model: Path) -> Oracle:
-    """LessIsMore on the tiny model."""
+    """Return the oracle of LessIsMore on the tiny model."""
     return Oracle(tiny_model, select_layers=SELECT_LAYERS, budget=BUDGET)
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_oracle: Oracle) -> Callable[[Prompt], OracleRun]:
-    """What the oracle does with a prompt; each prompt is run once."""
+    """Return the oracle's run of a prompt; each prompt is run once a session."""
     runs: dict[tuple[int, ...], OracleRun] = {}
 
     def run(prompt: Prompt) -> OracleRun:
@@ -55,17 +63,17 @@ def tiny_run(tiny_oracle: Oracle) -> Callable[[Prompt], OracleRun]:
 
 @dataclass(frozen=True)
 class DenseServer:
-    """What SGLang's own `torch_native` server did."""
+    """Answers of SGLang's own `torch_native` server."""
 
     tokens: DenseTokens
-    """Of the long and the short prompts."""
+    """Tokens for the long and the short prompts."""
     verdict: str
-    """Why `lim serve` would not take it for a server of LessIsMore."""
+    """The error with which `lim serve` refuses this server as one of LessIsMore."""
 
 
 @pytest.fixture(scope="session")
 def dense(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> DenseServer:
-    """SGLang without LessIsMore; it has ended when its answers are here."""
+    """Run SGLang without LessIsMore; the server has ended when its answers are returned."""
     command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU]
     command += ["--attention-backend", "torch_native"]
     with serving(command, folder=tmp_path_factory.mktemp("dense")) as server:
@@ -78,7 +86,7 @@ def dense(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> DenseSe
 
 @pytest.fixture(scope="session")
 def dense_tokens(dense: DenseServer) -> DenseTokens:
-    """What SGLang's own `torch_native` server makes of the long and the short prompts."""
+    """Return the `torch_native` server's tokens for the long and the short prompts."""
     return dense.tokens
 
 
@@ -88,10 +96,10 @@ def tiny_server(
     dense_tokens: DenseTokens,  # two servers at once would be too much for two cores
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[LocalServer]:
-    """The tiny model behind `sglang.launch_server --attention-backend lim`.
+    """Serve the tiny model by `sglang.launch_server --attention-backend lim`.
 
-    Of `test_tiny_programs.py` and `test_tiny_server.py`, which run one after the other; the latter
-    ends it.
+    Shared by the end-to-end tests of `programs` and `server`; `test_tiny_server.py`, the last of
+    them, ends it.
     """
     command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU, *WITH_LIM]
     with serving(command, folder=tmp_path_factory.mktemp("sparse")) as running:
@@ -100,6 +108,6 @@ def tiny_server(
 
 @pytest.fixture(scope="session")
 def forker() -> Iterator[Forker]:
-    """Runs commands as processes of their own that share a loaded frontend: loading takes 10 s."""
+    """Return a process with SGLang's frontend, which forks for each command: loading takes 10 s."""
     with forking() as forker:
         yield forker

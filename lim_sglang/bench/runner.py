@@ -12,7 +12,7 @@ from typing import Any
 from lim_sglang import compat
 from lim_sglang.bench.launches import listed_graphs
 from lim_sglang.bench.points import Precision
-from lim_sglang.config import ENV_VAR, LimConfig, resolve_settings
+from lim_sglang.config import CONFIG_VAR, LimConfig, resolve_settings
 from lim_sglang.errors import LimError, ServerError
 from lim_sglang.plugin import register
 from lim_sglang.server import free_port
@@ -38,8 +38,8 @@ class Contender:
 
 def settings_for(budget: int) -> LimConfig:
     """LessIsMore's settings: those of the environment with this budget; kept there for SGLang."""
-    config = resolve_settings(os.environ.get(ENV_VAR), None, {"budget": budget})
-    os.environ[ENV_VAR] = config.to_json()
+    config = resolve_settings(os.environ.get(CONFIG_VAR), None, {"budget": budget})
+    os.environ[CONFIG_VAR] = config.to_json()
     return config
 
 

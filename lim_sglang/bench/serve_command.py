@@ -150,25 +150,24 @@ def _measure_running(
 
 def refuse_start(options: ServeOptions) -> None:
     """Refuse what no server can be started with, all reasons at once."""
-    from lim_sglang.config import ENV_VAR
+    from lim_sglang.config import CONFIG_VAR
     from lim_sglang.flags import reasons_against_settings
-    from lim_sglang.serve import NOT_SERVED, OURS
-    from lim_sglang.server import free_port, reasons_against_start
+    from lim_sglang.server import RESERVED_OPTIONS, free_port, reasons_against_start
 
     given = [word.split("=")[0] for word in options.sglang_options]
     reasons = [
         f"{word} after --: lim bench serve chooses it itself"
         for word in given
-        if word in OURS or word in NOT_SERVED
+        if word in RESERVED_OPTIONS
     ]
     reasons += [
-        f"{word} after --: a dense server takes none of these: set {ENV_VAR} for ours"
+        f"{word} after --: a dense server takes none of these: set {CONFIG_VAR} for ours"
         for word in given
         if word.startswith("--lim-")
     ]
     reasons += reasons_against_start("127.0.0.1", free_port(), options.sglang_options, os.environ)
     texts = {"--lim-budget": str(options.budget)} if BACKEND in options.policies else {}
-    reasons += reasons_against_settings(os.environ.get(ENV_VAR), texts)
+    reasons += reasons_against_settings(os.environ.get(CONFIG_VAR), texts)
     if options.timeline and os.environ.get(PROFILER_OF_STAGES):
         reasons.append(f"{PROFILER_OF_STAGES} is set, a server would die of --timeline: unset it")
     if reasons:

@@ -10,7 +10,7 @@ import pytest
 
 from lim_sglang.compat import CPU_ENGINE_VAR
 from tests.processes import clean_environment
-from tests.server.tiny_models import NUM_LAYERS
+from tests.server.tiny_model import NUM_LAYERS
 
 pytestmark = pytest.mark.e2e
 

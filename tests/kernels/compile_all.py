@@ -147,7 +147,7 @@ def compile_attention(architecture: int) -> dict[str, int]:
 
 
 def compile_selection(architecture: int) -> dict[str, int]:
-    """Compile selection for 32 heads and a budget of 256; where memory is least, 2,048 and 6,144."""
+    """Compile selection for 32 heads, budget 256; also 2,048 and 6,144 where memory is least."""
     pdl = {"USE_PDL": architecture >= 10 * launch.PDL_CAPABILITY[0]}
     compile_kernel = partial(shared_memory, architecture)
     found = {

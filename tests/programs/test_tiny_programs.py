@@ -7,8 +7,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import httpx
 import pytest
-import requests
 import sglang as sgl
 
 from lim_sglang.programs.program import Program, run_program
@@ -50,7 +50,7 @@ class Noting:
 
 def running_requests(server: LocalServer) -> int:
     """As the server counts them."""
-    loads = requests.get(f"{server.url}/v1/loads", timeout=30).json()["loads"]
+    loads = httpx.get(f"{server.url}/v1/loads", timeout=30).json()["loads"]
     return sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in loads)
 
 

@@ -1,7 +1,7 @@
-"""The models that the GPU tests share; each runner is made once, in one process of its own shape.
+"""The model runner that GPU tests share; one process has one, of one shape.
 
-SGLang sets up torch's process group once a process, so one process has one runner: the shape comes
-from `LIM_TEST_SHAPE`, and `make test-gpu` runs the folder once for each.
+SGLang sets up torch's process group once a process. The shape comes from `LIM_TEST_SHAPE`, and
+`make test-gpu` runs the tests once for each shape.
 """
 
 import os
@@ -14,7 +14,7 @@ from tests.server.gpu_rig import SHAPES, Rig, build_model
 
 @pytest.fixture(scope="session")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
-    """The runner."""
+    """Make the runner."""
     shape = os.environ.get("LIM_TEST_SHAPE", next(iter(SHAPES)))
     folder = build_model(tmp_path_factory.mktemp(shape), shape)
     if not SHAPES[shape].tensor_cores:

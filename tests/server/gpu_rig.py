@@ -1,28 +1,42 @@
-"""SGLang's model runner in the test's own process, on a small random model, with any schedule."""
+"""SGLang's model runner in the test's own process, on a small random model, with any layer roles.
 
+`Rig` has the runner. A `Step` is one decode step of a SELECT and a REUSE layer, run eagerly or as a
+CUDA graph: slots are shuffled over the KV pool, lengths are ragged, q, k and v are random, so that
+the results are known from the definition alone.
+"""
+
+import itertools
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lim_sglang import compat
 from lim_sglang.bench.runner import Contender, load_runner, with_backend
-from lim_sglang.compat import decode_on_tensor_cores
 from lim_sglang.config import layer_roles
-from lim_sglang.kernels.verify import ATTENTION_TOLERANCE
+from lim_sglang.kernels.reference import attend_tokens, keep_tokens, score_tokens, softmax_mass
+from lim_sglang.kernels.selector import MassSelector
+from lim_sglang.kernels.verify import (
+    ATTENTION_TOLERANCE,
+    MASS_TOLERANCE,
+    SCORE_TOLERANCE,
+    relative_error,
+)
 
 NUM_LAYERS = 6
-"""Of the small random models."""
+"""Layers of the small random models."""
 CONTEXT = 4096
 GRAPH_ROWS = (1, 2, 4, 8, 16, 24, 64)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides which of FlashInfer's decode kernels run."""
+    """Heads and dtypes: they decide which of FlashInfer's decode kernels run."""
 
     hidden: int
     heads: int
@@ -30,9 +44,9 @@ class Shape:
     dim: int = 64
     dtype: str = "float16"
     kv_cache_dtype: str = "auto"
-    """SGLang's option."""
+    """Value of SGLang's option."""
     tensor_cores: bool = True
-    """Whether dense decode is left to us; else the user chose CUDA cores."""
+    """True if dense decode is left to us; False if the user chose CUDA cores."""
 
 
 SHAPES = {
@@ -42,7 +56,7 @@ SHAPES = {
     "wide-head": Shape(1024, 8, 4, 256, "bfloat16"),
     "fp8-cache": Shape(896, 14, 2, kv_cache_dtype="fp8_e4m3"),
 }
-"""The heads of real models, in small random ones."""
+"""Heads of real models, in small random ones."""
 
 
 def build_model(folder: Path, shape: str) -> Path:
@@ -102,13 +116,13 @@ class Rig:
 
     @property
     def tolerance(self) -> float:
-        """Of one layer's attention."""
+        """Relative error that one layer's attention may have."""
         return ATTENTION_TOLERANCE[self.runner.dtype]
 
     def use_dense(self, name: str = "flashinfer") -> Any:
-        """Let one of SGLang's own backends serve; returns it."""
+        """Let one of SGLang's own backends serve; return it."""
         if name not in self._contenders:
-            with decode_on_tensor_cores(wanted=True):  # as ours, which is compared with it
+            with compat.decode_on_tensor_cores(wanted=True):  # as ours, which is compared with it
                 with_backend(self.runner, name)
             self._keep(name)
         return self._take(name)
@@ -116,7 +130,7 @@ class Rig:
     def use_lim(
         self, budget: int, select_layers: Sequence[int] = (2, 4), ranking: str = "rank"
     ) -> Any:
-        """Let LessIsMore serve with these settings; returns its backend."""
+        """Let LessIsMore serve with these settings; return its backend."""
         key = (budget, tuple(select_layers), ranking)
         if key not in self._contenders:
             runner = self.runner
@@ -145,7 +159,7 @@ class Rig:
         return contender.attn_backend
 
     def greedy(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Prefill and decode with whoever serves: tokens [B, n], logits [B, n, V] of decode."""
+        """Prefill and decode with the live backend: tokens [B, n], logits [B, n, V] of decode."""
         from sglang.benchmark.one_batch import decode, extend
 
         self.clear()
@@ -153,7 +167,7 @@ class Rig:
         tokens, logits = [next_ids], []
         for _ in range(num_tokens - 1):
             next_ids, step_logits = decode(next_ids, batch, self.runner)
-            torch.cuda.synchronize()  # as a scheduler does that reads what was drawn
+            torch.cuda.synchronize()  # as a scheduler does that reads the sampled tokens
             tokens.append(next_ids)
             logits.append(step_logits.float().clone())
         return torch.stack(tokens, 1), torch.stack(logits, 1)
@@ -197,3 +211,201 @@ def _requests(prompts: Sequence[Sequence[int]]) -> list[Any]:
         request.set_extend_range(len(request.prefix_indices), len(request.origin_input_ids))
         requests.append(request)
     return requests
+
+
+SELECT, REUSE = 2, 3
+"""Layers of the rig that a `Step` runs."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Inputs of a step: B rows, some of them padding of a graph's batch."""
+
+    forward_batch: Any
+    slots: list[Tensor]
+    query: tuple[Tensor, Tensor]
+    """[B, H * D] of the SELECT and of the REUSE layer."""
+    new_kv: tuple[Tensor, Tensor]
+    """[B, G * D] each."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Copies of a step's results."""
+
+    outputs: tuple[Tensor, Tensor]
+    kept: list[Tensor]
+    """The kept slots of each row."""
+    scores: Tensor
+    deciding_scores: Tensor
+    """The scores, or the mass of each token as of one head."""
+
+
+def fill_cache(rig: Rig, seed: int = 0) -> None:
+    """Fill K and V of both layers with random values."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    pool = rig.runner.token_to_kv_pool
+    for layer in (SELECT, REUSE):
+        for buffer in (pool.get_key_buffer(layer), pool.get_value_buffer(layer)):
+            buffer.copy_(torch.randn(buffer.shape, generator=generator, device="cuda"))
+
+
+def make_step(rig: Rig, lengths: Sequence[int], *, padding: int = 0, seed: int = 0) -> Step:
+    """Make rows of these lengths in shuffled slots, then rows as SGLang pads a graph's batch."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    heads, kv_heads, dim = rig.heads
+    table = rig.runner.req_to_token_pool.req_to_token
+    order = 1 + torch.randperm(70_000, generator=generator, device="cuda").int()
+    slots, first = [], 0
+    for row, length in enumerate(lengths, start=1):
+        slots.append(order[first : first + length])
+        table[row, :length] = slots[-1]
+        first += length
+    all_lengths = [*lengths, *[1] * padding]
+    rows = len(all_lengths)
+
+    def randn(width: int) -> Tensor:
+        values = torch.randn(rows, width, generator=generator, device="cuda")
+        return values.to(rig.runner.dtype)
+
+    lens = torch.tensor(all_lengths, dtype=torch.int64)
+    new_slots = [int(row[-1]) for row in slots] + [0] * padding
+    batch = SimpleNamespace(
+        batch_size=rows,
+        forward_mode=compat.ForwardMode.DECODE,
+        req_pool_indices=torch.tensor(
+            [*range(1, len(lengths) + 1), *[0] * padding], dtype=torch.int64, device="cuda"
+        ),
+        seq_lens=lens.cuda(),
+        seq_lens_cpu=lens,
+        seq_lens_sum=sum(all_lengths),
+        out_cache_loc=torch.tensor(new_slots, dtype=torch.int64, device="cuda"),
+        positions=lens.cuda() - 1,
+        encoder_lens=None,
+        spec_info=None,
+    )
+    slots += [torch.zeros(1, dtype=torch.int32, device="cuda")] * padding
+    query = (randn(heads * dim), randn(heads * dim))
+    return Step(batch, slots, query, (randn(kv_heads * dim), randn(kv_heads * dim)))
+
+
+def layers_of(rig: Rig) -> tuple[Any, Any]:
+    """Return the attention layers that a step runs."""
+    layers = list(compat.attention_layers(rig.runner.model))
+    return layers[SELECT], layers[REUSE]
+
+
+def run_layers(rig: Rig, backend: Any, step: Step) -> tuple[Tensor, Tensor]:
+    """Run both layers on the current plan."""
+    outputs = [
+        backend.forward_decode(query, *step.new_kv, layer, step.forward_batch)
+        for query, layer in zip(step.query, layers_of(rig), strict=True)
+    ]
+    return outputs[0], outputs[1]
+
+
+def run_eager(rig: Rig, backend: Any, step: Step) -> Outcome:
+    """Plan and run layer by layer."""
+    poison(backend)
+    backend.init_forward_metadata(step.forward_batch)
+    return outcome(backend, step, run_layers(rig, backend, step))
+
+
+def poison(backend: Any) -> None:
+    """Overwrite the results of an earlier step, so that none passes for this step's."""
+    backend.selector.scores.fill_(torch.nan)
+    backend.selector.deciding_scores.fill_(torch.nan)
+    backend.sparse_decode.kept_slots.zero_()
+
+
+def outcome(backend: Any, step: Step, outputs: tuple[Tensor, Tensor]) -> Outcome:
+    """Copy a step's results."""
+    ends = backend.sparse_decode.kept_indptr.tolist()
+    kept = backend.sparse_decode.kept_slots.clone()
+    rows = step.forward_batch.batch_size
+    return Outcome(
+        (outputs[0].clone(), outputs[1].clone()),
+        [kept[first:last] for first, last in itertools.pairwise(ends)],
+        backend.selector.scores[:rows].clone(),
+        backend.selector.deciding_scores[:rows].clone(),
+    )
+
+
+class Graph:
+    """Both layers captured for one batch size, replayed for other steps of that size."""
+
+    def __init__(self, rig: Rig, backend: Any, step: Step) -> None:
+        self._backend = backend
+        self._static = step
+        backend.init_forward_metadata_out_graph(step.forward_batch, in_capture=True)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                run_layers(rig, backend, step)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._outputs = run_layers(rig, backend, step)
+
+    def plan(self, step: Step) -> None:
+        """Plan a replay, as SGLang does, with the inputs of another step."""
+        for mine, theirs in zip(self._inputs(self._static), self._inputs(step), strict=True):
+            mine.copy_(theirs)
+        self._backend.init_forward_metadata_out_graph(step.forward_batch)
+
+    def replay(self) -> None:
+        """Run the current plan."""
+        self._graph.replay()
+
+    def run(self, step: Step) -> Outcome:
+        """Plan, replay, and copy the results."""
+        poison(self._backend)
+        self.plan(step)
+        self.replay()
+        return self.outcome(step)
+
+    def outcome(self, step: Step) -> Outcome:
+        """Copy the results of the last replay."""
+        return outcome(self._backend, step, self._outputs)
+
+    @staticmethod
+    def _inputs(step: Step) -> list[Tensor]:
+        batch = step.forward_batch
+        inputs = [batch.out_cache_loc, batch.req_pool_indices, batch.seq_lens]
+        return [*step.query, *step.new_kv, *inputs]
+
+
+def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
+    """List the rows with a result that differs from the definition's for the step's q, k and v."""
+    heads, _, dim = rig.heads
+    pool = rig.runner.token_to_kv_pool
+    keys = [pool.get_key_buffer(layer) for layer in (SELECT, REUSE)]
+    values = [pool.get_value_buffer(layer) for layer in (SELECT, REUSE)]
+    budget = backend.selector.budget_split.budget
+    wrong = []
+    for row, slots in enumerate(step.slots):
+        name = f"row {row} of {len(slots)} tokens"
+        query = [q[row].view(heads, dim).float() for q in step.query]
+        scores = found.scores[row, :, : len(slots)]
+        if len(slots) > budget:
+            expected = score_tokens(query[0], keys[0][slots.long()].float())
+            error = relative_error(scores, expected)
+            if not error <= SCORE_TOLERANCE:
+                wrong.append(f"{name}: scores are off by {error:.1e}")
+            if isinstance(backend.selector, MassSelector):
+                mass = softmax_mass(scores, layers_of(rig)[0].scaling)
+                error = relative_error(found.deciding_scores[row, 0, : len(slots)], mass)
+                if not error <= 10 * MASS_TOLERANCE:  # the normalisers are FlashInfer's
+                    wrong.append(f"{name}: masses are off by {error:.1e}")
+        deciding_scores = found.deciding_scores[row, :, : len(slots)]
+        kept = slots[keep_tokens(deciding_scores, backend.selector.budget_split)]
+        if not torch.equal(found.kept[row], kept):
+            wrong.append(f"{name} keeps other slots")
+        for n, read in enumerate((slots, kept)):
+            scale = layers_of(rig)[n].scaling
+            expected = attend_tokens(query[n], keys[n], values[n], read.long(), scale)
+            error = relative_error(found.outputs[n][row].view(heads, dim), expected)
+            if not error <= rig.tolerance:
+                wrong.append(f"{name}: layer {(SELECT, REUSE)[n]} is off by {error:.1e}")
+    return wrong

@@ -1,8 +1,8 @@
 """An independent LessIsMore: Hugging Face transformers with an attention function of our own.
 
-Written from the paper's definition alone and sharing no code with the package, so that a server
-that agrees with it token for token and set for set is right for the right reason. Prefill is dense;
-at decode, layers attend as their role says. One request at a time, fp32, greedy.
+The oracle is written from the paper's definition alone and shares no code with the package: a
+server that agrees with it, token for token and set for set, is right for the right reason. Prefill
+is dense; at decode, layers attend by their roles. One request at a time, fp32, greedy.
 """
 
 from collections.abc import Collection, Sequence
@@ -22,11 +22,11 @@ KeptSets = dict[tuple[int, int], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class OracleRun:
-    """What one request generates, and the sets that it read to do so."""
+    """Tokens of one request, and the kept sets that led to them."""
 
     tokens: tuple[int, ...]
     kept: KeptSets
-    """Only of sparse steps: a step with a sequence no longer than the budget has no entry."""
+    """Kept sets of sparse steps; a step within the budget has no entry."""
 
 
 class Oracle:
@@ -49,7 +49,8 @@ class Oracle:
         self._dense_layers = frozenset(dense_layers) - self._select_layers
         self._budget, self._recent_ratio, self._sinks = budget, recent_ratio, sinks
         self._by_mass = by_mass
-        self._set: torch.Tensor | None = None  # of the nearest SELECT layer below; None: everything
+        # The set of the nearest SELECT layer below; None for everything.
+        self._set: torch.Tensor | None = None
         self._kept: KeptSets = {}
         name = f"lim_oracle_{id(self)}"
         AttentionInterface.register(name, self._attend)
@@ -69,10 +70,12 @@ class Oracle:
         reprefill_at: Collection[int] = (),
         forced: Sequence[int] | None = None,
     ) -> OracleRun:
-        """Decode `num_tokens` greedily, through end tokens; `forced` gives the tokens instead.
+        """Decode `num_tokens` greedily, through end tokens.
 
-        `reprefill_at` holds numbers of output tokens at which a server retracted the request: there
-        the prompt and the output so far are prefilled again, densely, into an empty cache.
+        Args:
+            reprefill_at: numbers of output tokens at which a server retracted the request: there
+                the prompt and the output so far are prefilled again, densely.
+            forced: tokens to feed in place of the generated ones.
         """
         self._kept = {}
         self._steps = []
@@ -91,7 +94,7 @@ class Oracle:
         return OracleRun(tuple(tokens), self._kept)
 
     def logits(self) -> torch.Tensor:
-        """Of the decode steps of the last run: [steps, vocabulary]."""
+        """Return the logits of the last run's decode steps, [steps, vocabulary]."""
         return torch.stack(self._steps)
 
     def _attend(
@@ -103,7 +106,7 @@ class Oracle:
         attention_mask: torch.Tensor | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Attention of one layer: [1, new tokens, heads, head_dim]."""
+        """Run the attention of one layer: [1, new tokens, heads, head_dim]."""
         layer = module.layer_idx
         if layer == 0:
             self._set = None
@@ -118,7 +121,7 @@ class Oracle:
     def _select(
         self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor
     ) -> torch.Tensor | None:
-        """Positions that the layers above read, ascending int64 [budget]; None for everything."""
+        """Return the positions that layers above read, ascending int64 [budget]; None for all."""
         length = key.shape[2]
         if length <= self._budget:
             return None
@@ -136,7 +139,11 @@ class Oracle:
 
 
 def unified_set(scores: torch.Tensor, budget: int, recent_ratio: float, sinks: int) -> list[int]:
-    """The ascending positions that one request keeps; `scores` is [heads, length > budget]."""
+    """Return the ascending positions that one request keeps.
+
+    Args:
+        scores: [heads, length], of a request longer than the budget.
+    """
     length = scores.shape[1]
     selected = int(budget * (1 - recent_ratio) + 1e-9)
     if selected == budget:  # the newest token is always kept

@@ -1,35 +1,63 @@
-"""Attention over kept slots in the place of FlashInfer's wrapper, interpreted."""
+"""The GPU backend: attention over kept slots, interpreted; with a GPU, inside SGLang's runner.
 
+On a GPU: parity with dense decode, CUDA graphs, padding, chunks, no waiting and no allocation.
+"""
+
+import os
+import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from lim_sglang.attention_backend import SparseDecodeWrapper
+from lim_sglang.attention_backend import (
+    DENSE_PASS,
+    SECOND_READING,
+    LimAttnBackend,
+    ScoreStoringWrapper,
+    SparseDecodeWrapper,
+)
+from lim_sglang.compat import TENSOR_CORE_VAR, DecodeMetadata, FlashInferAttnBackend
+from lim_sglang.config import Role
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.reference import attend_tokens
+from lim_sglang.kernels.verify import relative_error
+from tests.server.gpu_rig import (
+    Graph,
+    Rig,
+    Step,
+    fill_cache,
+    make_step,
+    run_eager,
+    run_layers,
+    wrong_rows,
+)
 
-BUDGET, MAX_ROWS = 24, 4
+SMALL_BUDGET, MAX_ROWS = 24, 4
 HEADS, KV_HEADS, DIM = 4, 2, 64
 
 
-def sparse_decode(num_slots: int = MAX_ROWS * BUDGET) -> SparseDecodeWrapper:
-    """As a backend of up to four rows makes it; the kept slots are drawn."""
+def sparse_decode(num_slots: int = MAX_ROWS * SMALL_BUDGET) -> SparseDecodeWrapper:
+    """Make the wrapper of a backend of up to four rows; the kept slots are random."""
     shape = SimpleNamespace(
         num_qo_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=DIM, data_type=torch.float32
     )
     backend = SimpleNamespace(kv_last_page_len=torch.ones(MAX_ROWS), indices_updater_decode=shape)
     generator = torch.Generator().manual_seed(3)
     slots = torch.randperm(200, generator=generator)[:num_slots].int()
-    return SparseDecodeWrapper(backend, slots, BUDGET)
+    return SparseDecodeWrapper(backend, slots, SMALL_BUDGET)
 
 
 def cache() -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V of 200 slots."""
+    """Return K and V of 200 slots."""
     generator = torch.Generator().manual_seed(4)
-    drawn = torch.randn(2, 200, KV_HEADS, DIM, generator=generator)
-    return drawn[0], drawn[1]
+    keys, values = torch.randn(2, 200, KV_HEADS, DIM, generator=generator)
+    return keys, values
 
 
 def attended(
@@ -41,7 +69,7 @@ def attended(
     k_scale: float | None = None,
     v_scale: float | None = None,
 ) -> torch.Tensor:
-    """As SGLang's decode calls it."""
+    """Call the wrapper as SGLang's decode does."""
     return kept.forward(
         query,
         cache(),
@@ -59,7 +87,7 @@ def test_rows_read_as_many_slots_as_they_keep_one_row_after_the_other() -> None:
         kept.begin_step(torch.tensor(lengths))
         ends = [0]
         for length in lengths:
-            ends.append(ends[-1] + min(length, BUDGET))
+            ends.append(ends[-1] + min(length, SMALL_BUDGET))
         assert kept.kept_indptr.tolist() == ends
         found = attended(kept, query)
         for row, (first, last) in enumerate(pairwise(ends)):
@@ -89,9 +117,344 @@ def test_scales_and_soft_cap_reach_the_kernel() -> None:
     assert torch.equal(attended(kept, query, logits_soft_cap=None), plain)
 
 
+class Attention:
+    """A stand-in for `ScoreStoringAttention`: doubles the query, notes its arguments."""
+
+    def __init__(self) -> None:
+        self.arguments: tuple[Any, ...] = ()
+
+    def run(self, _planned: Any, query: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        """Return twice the query."""
+        self.arguments = arguments
+        return 2 * query
+
+
+def test_scales_reach_the_score_storing_pass_and_a_soft_cap_is_refused() -> None:
+    attention = Attention()
+    scores, lse = torch.zeros(1), torch.zeros(1)
+    selector = SimpleNamespace(
+        scores=scores, lse=lse, budget_split=SimpleNamespace(budget=SMALL_BUDGET)
+    )
+    wrapper = ScoreStoringWrapper(attention, None, selector)  # type: ignore[arg-type]
+    query, kv_cache = torch.ones(1, HEADS, DIM), cache()
+    options = {"sm_scale": 0.5, "logits_soft_cap": None, "k_scale": 3.0, "v_scale": 5.0}
+    assert torch.equal(wrapper.forward(query, kv_cache, **options), 10 * query)
+    assert attention.arguments == (kv_cache, 1.5, scores, SMALL_BUDGET, lse)
+    with pytest.raises(ValueError, match="without a soft-cap"):
+        wrapper.forward(query, kv_cache, **options | {"logits_soft_cap": 30.0})
+
+
+ROLES = (Role.FULL, Role.SELECT, Role.REUSE)
+
+
+@pytest.fixture
+def dispatch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Return a function that runs a layer of each role and lists the wrappers that SGLang used."""
+    sparse = SimpleNamespace(name="sparse")
+    planned = DecodeMetadata(["dense"])
+
+    def decode(_self: Any, q: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        (wrapper,) = _self.forward_metadata.decode_wrappers
+        used.append(getattr(wrapper, "name", type(wrapper).__name__))
+        if fails:
+            raise KeyError
+        return q
+
+    used: list[Any] = []
+    fails = False
+    monkeypatch.setattr(FlashInferAttnBackend, "forward_decode", decode)
+
+    def run(*, fail: bool = False, scores_in_pass: bool = True) -> list[Any]:
+        nonlocal fails
+        fails = fail
+        used.clear()
+        backend = object.__new__(LimAttnBackend)
+        backend.roles, backend.audit, backend.selector = ROLES, None, object()
+        backend.sparse_decode, backend.scoring = sparse, Attention() if scores_in_pass else None
+        backend.forward_metadata = planned
+        backend._select = lambda *_, is_scored: used.append(("selected", is_scored))
+        for layer in range(len(ROLES)):
+            with pytest.raises(KeyError) if fail else nullcontext():
+                traits = SimpleNamespace(layer_id=layer, logit_cap=0.0)
+                backend.forward_decode(*[torch.ones(1)] * 3, traits, None, save_kv_cache=True)
+            assert backend.forward_metadata is planned
+        return list(used)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("scores_in_pass", "select", "is_scored"),
+    [(True, "ScoreStoringWrapper", True), (False, "str", False)],
+)
+def test_a_role_decides_what_sglangs_decode_reads(
+    dispatch: Callable[..., list[Any]], scores_in_pass: bool, select: str, is_scored: bool
+) -> None:
+    expected = ["str", select, ("selected", is_scored), "sparse"]
+    assert dispatch(scores_in_pass=scores_in_pass) == expected
+
+
+def test_a_layer_that_fails_leaves_sglangs_plan_as_it_was(
+    dispatch: Callable[..., list[Any]],
+) -> None:
+    assert dispatch(fail=True) == ["str", "ScoreStoringWrapper", "sparse"]
+
+
 def test_more_rows_than_there_is_memory_for_are_refused_in_words() -> None:
     with pytest.raises(ServerError, match=r"runs 4 requests at once.*--max-running-requests 2"):
-        sparse_decode(2 * BUDGET)
+        sparse_decode(2 * SMALL_BUDGET)
     kept = sparse_decode()
     with pytest.raises(ValueError, match="out must have 6 elements, not 5"):
         kept.begin_step(torch.tensor([1, 1, 1, 1, 1]))
+
+
+BUDGET = 256
+RAGGED = {
+    "one": [700],
+    "around-the-budget": [255, 256, 257, 1],
+    "eight": [1, 40, 300, 2000, 256, 511, 3000, 900],
+    "sixteen": [150 * n + 1 for n in range(16)],
+    "sixty-four": [30 * n + 1 for n in range(64)],
+}
+EIGHT, OTHER_EIGHT = RAGGED["eight"], [3500, 7, 256, 257, 1999, 1, 600, 601]
+
+
+@pytest.fixture
+def backend(rig: Rig) -> Any:
+    """Return the backend of LessIsMore with a small budget, on a fresh cache."""
+    fill_cache(rig)
+    return rig.use_lim(BUDGET)
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    """Return prompts of random token ids."""
+    rng = random.Random(5)
+    return [[rng.randrange(5, 1000) for _ in range(length)] for length in lengths]
+
+
+@pytest.mark.gpu
+def test_a_budget_over_the_length_differs_from_the_dense_backend_by_rounding_alone(
+    rig: Rig,
+) -> None:
+    """At most twice the difference of SGLang's Triton backend, and far less than a sparse set's."""
+    asked = prompts(30, 400, 700, 120)
+    rig.use_dense()
+    forced = rig.greedy(asked, 24)[0].tolist()
+    dense = rig.teacher_forced(asked, forced).float()
+    rig.use_dense("triton")
+    rounding = relative_error(rig.teacher_forced(asked, forced), dense)
+    rig.use_lim(1024)
+    error = relative_error(rig.teacher_forced(asked, forced), dense)
+    rig.use_lim(64)
+    sparse = relative_error(rig.teacher_forced(asked, forced), dense)
+    assert error <= min(2 * rounding, sparse / 4), (error, rounding, sparse)
+
+
+@pytest.mark.gpu
+def test_layers_that_all_select_give_the_dense_backends_tokens(rig: Rig) -> None:
+    asked = prompts(500, 300)
+    rig.use_dense()
+    dense, _ = rig.greedy(asked, 16)
+    rig.use_lim(BUDGET, select_layers=range(6))
+    assert torch.equal(rig.greedy(asked, 16)[0], dense)
+
+
+@pytest.mark.gpu
+def test_a_small_budget_changes_the_tokens(rig: Rig) -> None:
+    asked = prompts(900, 700)
+    rig.use_dense()
+    dense, _ = rig.greedy(asked, 24)
+    rig.use_lim(64)
+    assert not torch.equal(rig.greedy(asked, 24)[0], dense)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", RAGGED)
+def test_an_eager_step_attends_as_the_definition_says(rig: Rig, backend: Any, name: str) -> None:
+    step = make_step(rig, RAGGED[name])
+    assert not wrong_rows(rig, backend, step, run_eager(rig, backend, step))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", RAGGED)
+def test_a_graph_attends_as_the_definition_says(rig: Rig, backend: Any, name: str) -> None:
+    lengths = RAGGED[name]
+    graph = Graph(rig, backend, make_step(rig, [1] * len(lengths), seed=1))
+    step = make_step(rig, lengths)
+    assert not wrong_rows(rig, backend, step, graph.run(step))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", RAGGED)
+def test_selection_by_mass_is_the_definition_s_in_graphs_too(rig: Rig, name: str) -> None:
+    fill_cache(rig)
+    backend = rig.use_lim(BUDGET, ranking="mass")
+    lengths = RAGGED[name]
+    graph = Graph(rig, backend, make_step(rig, [1] * len(lengths), seed=1))
+    step = make_step(rig, lengths)
+    assert not wrong_rows(rig, backend, step, graph.run(step))
+    assert not wrong_rows(rig, backend, step, run_eager(rig, backend, step))
+
+
+@pytest.mark.gpu
+def test_a_graph_keeps_what_an_eager_step_keeps(rig: Rig, backend: Any) -> None:
+    graph = Graph(rig, backend, make_step(rig, [1] * 8, seed=1))
+    step = make_step(rig, EIGHT)
+    replayed, eager = graph.run(step), run_eager(rig, backend, step)
+    for row, length in enumerate(EIGHT):  # columns past a row's length are left as they were
+        scores = (replayed.scores[row, :, :length], eager.scores[row, :, :length])
+        assert length <= BUDGET or torch.equal(*scores)
+        assert torch.equal(replayed.kept[row], eager.kept[row])
+    for one, other in zip(replayed.outputs, eager.outputs, strict=True):
+        assert relative_error(one, other.float()) <= rig.tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", RAGGED)
+def test_a_select_layers_attention_has_the_dense_backends_bits(rig: Rig, name: str) -> None:
+    fill_cache(rig)
+    step = make_step(rig, RAGGED[name])
+    outputs = []
+    for backend in (rig.use_dense(), rig.use_lim(BUDGET)):
+        backend.init_forward_metadata(step.forward_batch)
+        outputs.append(run_layers(rig, backend, step)[0].clone())
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.gpu
+def test_the_dense_pass_gives_the_scores_where_it_can(rig: Rig, backend: Any) -> None:
+    from_k = rig.runner.kv_cache_dtype != rig.runner.dtype or not backend.decode_use_tensor_cores
+    assert backend.score_source == (SECOND_READING if from_k else DENSE_PASS)
+    assert backend.decode_use_tensor_cores == (os.environ.get(TENSOR_CORE_VAR) != "false")
+
+
+@pytest.mark.gpu
+def test_two_replays_give_the_same_bits(rig: Rig, backend: Any) -> None:
+    graph = Graph(rig, backend, make_step(rig, [1] * 8, seed=1))
+    step = make_step(rig, EIGHT)
+    first, second = graph.run(step), graph.run(step)
+    assert torch.equal(first.outputs[0], second.outputs[0])
+    assert torch.equal(first.outputs[1], second.outputs[1])
+
+
+@pytest.mark.gpu
+def test_one_graph_serves_other_lengths_padding_and_other_batch_sizes_between(
+    rig: Rig, backend: Any
+) -> None:
+    graph = Graph(rig, backend, make_step(rig, [1] * 8, seed=1))
+    other = Graph(rig, backend, make_step(rig, [1] * 4, seed=2))
+    steps: list[tuple[Graph, Callable[[], Step]]] = [
+        (graph, lambda: make_step(rig, EIGHT)),
+        (graph, lambda: make_step(rig, OTHER_EIGHT, seed=3)),
+        (other, lambda: make_step(rig, [900, 20, 256, 1300], seed=4)),
+        (graph, lambda: make_step(rig, [800, 257, 3], padding=5, seed=5)),
+        (graph, lambda: make_step(rig, [9] * 8, seed=6)),
+        (graph, lambda: make_step(rig, EIGHT, seed=7)),
+    ]
+    for number, (captured, make) in enumerate(steps):
+        step = make()
+        found = captured.run(step)
+        assert not wrong_rows(rig, backend, step, found), number
+
+
+@pytest.mark.gpu
+def test_what_the_scheduler_writes_after_planning_changes_nothing(rig: Rig, backend: Any) -> None:
+    graph = Graph(rig, backend, make_step(rig, [1] * 8, seed=1))
+    step = make_step(rig, EIGHT)
+    graph.plan(step)
+    rig.runner.req_to_token_pool.req_to_token[1:9].fill_(7)  # as overlap scheduling may
+    graph.replay()
+    assert not wrong_rows(rig, backend, step, graph.outcome(step))
+
+
+@pytest.mark.gpu
+def test_chunks_of_rows_keep_the_same_slots(rig: Rig, backend: Any) -> None:
+    step = make_step(rig, EIGHT)
+    in_one = run_eager(rig, backend, step)
+    selector = backend.selector
+    try:
+        backend.selector = replace(selector, scores=selector.scores[:3])
+        chunked = run_eager(rig, backend, step)
+    finally:
+        backend.selector = selector
+    assert all(map(torch.equal, chunked.kept, in_one.kept))
+
+
+@pytest.mark.gpu
+def test_a_rows_set_does_not_depend_on_its_neighbours(rig: Rig, backend: Any) -> None:
+    together = run_eager(rig, backend, make_step(rig, EIGHT))
+    step = make_step(rig, EIGHT)
+    for row in (2, 3, 6):
+        batch = step.forward_batch
+        alone = run_eager(rig, backend, _only(step, row, batch))
+        assert torch.equal(alone.kept[0], together.kept[row])
+
+
+def _only(step: Step, row: int, batch: Any) -> Step:
+    """Return a step with one of the rows."""
+    one = slice(row, row + 1)
+    lens = batch.seq_lens_cpu[one]
+    narrow = type(batch)(
+        **{
+            **vars(batch),
+            "batch_size": 1,
+            "req_pool_indices": batch.req_pool_indices[one],
+            "seq_lens": batch.seq_lens[one],
+            "seq_lens_cpu": lens,
+            "seq_lens_sum": int(lens.sum()),
+            "out_cache_loc": batch.out_cache_loc[one],
+            "positions": batch.positions[one],
+        }
+    )
+    query = (step.query[0][one], step.query[1][one])
+    return Step(narrow, [step.slots[row]], query, (step.new_kv[0][one], step.new_kv[1][one]))
+
+
+def allocations() -> int:
+    """Count the allocator's events so far."""
+    found: int = torch.cuda.memory_stats()["allocation.all.allocated"]
+    return found
+
+
+@pytest.mark.gpu
+def test_beginning_a_step_and_replaying_it_neither_allocate_nor_wait(
+    rig: Rig, backend: Any
+) -> None:
+    graph = Graph(rig, backend, make_step(rig, [1] * 8, seed=1))
+    graph.run(make_step(rig, EIGHT))
+    step = make_step(rig, OTHER_EIGHT, seed=3)
+    torch.cuda.synchronize()
+    before = allocations()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        backend.sparse_decode.begin_step(step.forward_batch.seq_lens)
+        graph.replay()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert allocations() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("plan_only", [True, False])
+def test_an_eager_step_waits_and_allocates_no_more_than_a_dense_one(
+    rig: Rig, plan_only: bool
+) -> None:
+    fill_cache(rig)
+    counts = {}
+    for name, backend in (("dense", rig.use_dense()), ("lim", rig.use_lim(BUDGET))):
+        for lengths in (EIGHT, OTHER_EIGHT):  # the first time loads modules
+            step = make_step(rig, lengths)
+            torch.cuda.synchronize()
+            before = allocations()
+            with torch.profiler.profile() as profile:
+                backend.init_forward_metadata(step.forward_batch)
+                if not plan_only:
+                    run_layers(rig, backend, step)
+            events = [event.name for event in profile.events()]
+            waits = [name for name in events if "Synchronize" in name or "DtoH" in name]
+            counts[name] = (allocations() - before, len(waits))
+    allocated, waited = (
+        lim - dense for lim, dense in zip(counts["lim"], counts["dense"], strict=True)
+    )
+    assert allocated <= 0
+    assert waited <= 0

@@ -1,14 +1,115 @@
-"""What of SGLang is mended and looked up, without SGLang."""
+"""Pins, signatures, look-ups and mends of SGLang, without SGLang and FlashInfer."""
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from functools import wraps
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lim_sglang import compat
+from lim_sglang.compat import (
+    FLASHINFER_VERSION,
+    SGLANG_VERSION,
+    missing_attributes,
+    reasons_against_decode_stack,
+    wrong_signatures,
+)
+from lim_sglang.errors import ServerError
+
+ROOT = Path(__file__).parents[2]
+HERE = __name__
+
+
+def decorated(function: Any) -> Any:
+    """Wrap a function as FlashInfer wraps its interface."""
+
+    @wraps(function)
+    def wrapper(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return wrapper
+
+
+class Wrapper:
+    """A stand-in for FlashInfer's decode wrapper."""
+
+    @decorated
+    def __init__(self, workspace: Any) -> None:
+        self._workspace = workspace
+        assert not hasattr(self, "_only_read")
+
+
+def test_the_pins_are_those_of_the_package() -> None:
+    pins = dict(re.findall(r'"([\w-]+)==([\w.]+)"', (ROOT / "pyproject.toml").read_text()))
+    assert pins["sglang"] == SGLANG_VERSION
+    assert pins["flashinfer-python"] == FLASHINFER_VERSION
+
+
+@pytest.mark.parametrize("found", ["0.5.17", None])
+def test_another_sglang_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, found: str | None
+) -> None:
+    monkeypatch.setattr(compat, "installed_version", lambda _package: found)
+    with pytest.raises(ServerError, match=rf"sglang 0\.5\.16 exactly, found {found or 'none'}"):
+        compat.check_version()
+
+
+@pytest.mark.parametrize("found", ["0.6.13", "0.6.15", None])
+def test_another_flashinfer_is_a_reason_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, found: str | None
+) -> None:
+    monkeypatch.setattr(compat, "installed_version", lambda _package: found)
+    (reason,) = reasons_against_decode_stack()
+    assert f"flashinfer-python 0.6.14 exactly, found {found or 'none'}" in reason
+
+
+@pytest.mark.parametrize(
+    ("signatures", "buffers", "words"),
+    [
+        ({f"{HERE}.decorated": ("function",)}, ("_workspace",), []),
+        ({f"{HERE}.decorated": ("method",)}, ("_workspace",), ["takes ('function',)"]),
+        ({f"{HERE}.decorated": ("function",)}, ("_gone",), ["has no _gone"]),
+    ],
+)
+def test_the_pinned_flashinfer_must_have_what_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+    signatures: dict[str, tuple[str, ...]],
+    buffers: tuple[str, ...],
+    words: list[str],
+) -> None:
+    monkeypatch.setattr(compat, "installed_version", lambda _package: FLASHINFER_VERSION)
+    monkeypatch.setattr(compat, "USED_ON_GPU", signatures)
+    monkeypatch.setattr(compat, "WRAPPER", f"{HERE}.Wrapper")
+    monkeypatch.setattr(compat, "WRAPPER_BUFFERS", buffers)
+    reasons = reasons_against_decode_stack()
+    assert len(reasons) == len(words)
+    assert all(word in reason for word, reason in zip(words, reasons, strict=True))
+
+
+def test_a_hooked_function_with_other_parameters_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compat, "HOOKED", {"json.dumps": ("text",)})
+    with pytest.raises(ServerError, match=r"json\.dumps takes \('obj', "):
+        compat.check_signatures()
+
+
+def test_what_does_not_load_is_named_and_ends_the_search() -> None:
+    (reason,) = wrong_signatures({"json.gone": (), "json.dumps": ("text",)})
+    assert reason.startswith("json.gone does not load")
+
+
+def test_attributes_are_those_that_the_decorated_constructor_sets() -> None:
+    names = ("_workspace", "_only_read", "_gone")
+    (reason,) = missing_attributes(f"{HERE}.Wrapper", names)
+    assert "has no _only_read, _gone" in reason
+    assert missing_attributes(f"{HERE}.Wrapper", names[:1]) == []
 
 
 def test_an_unknown_name_is_no_attribute() -> None:
@@ -17,13 +118,13 @@ def test_an_unknown_name_is_no_attribute() -> None:
 
 
 class Manager:
-    """Stands in for SGLang's tokenizer manager: it forgets all states but the first."""
+    """A stand-in for SGLang's tokenizer manager, which drops the first state only."""
 
     def __init__(self) -> None:
         self.states = {"a", "b", "c"}
 
     async def handle(self, obj: Any, request: Any = None) -> AsyncIterator[str]:
-        """Yield one output, then fail where the request says so."""
+        """Yield one output, then fail if the request says so."""
         yield "output"
         self.states.discard("a")
         if obj.fails:
@@ -34,31 +135,23 @@ class Manager:
 
 
 async def drain(manager: Manager, obj: Any) -> list[str]:
-    """All outputs of one batch through the mended handler."""
+    """Return all outputs of one batch through the mended handler."""
     outputs = compat.handle_batch_without_leak(Manager.handle, manager, obj)
     return [output async for output in outputs]
 
 
-def test_parallel_samples_leave_no_state_behind() -> None:
+@pytest.mark.parametrize(
+    ("num_samples", "fails", "left"),
+    [(3, False, set()), (3, True, set()), (1, False, {"b", "c"})],
+)
+def test_parallel_samples_leave_no_state_behind_and_others_keep_theirs(
+    num_samples: int, fails: bool, left: set[str]
+) -> None:
     manager = Manager()
-    obj = SimpleNamespace(parallel_sample_num=3, rid=["a", "b", "c"], fails=False)
-    assert asyncio.run(drain(manager, obj)) == ["output"]
-    assert manager.states == set()
-
-
-def test_parallel_samples_that_fail_leave_no_state_behind() -> None:
-    manager = Manager()
-    obj = SimpleNamespace(parallel_sample_num=3, rid=["a", "b", "c"], fails=True)
-    with pytest.raises(ConnectionError):
-        asyncio.run(drain(manager, obj))
-    assert manager.states == set()
-
-
-def test_a_plain_batch_keeps_the_states_that_are_still_in_flight() -> None:
-    manager = Manager()
-    obj = SimpleNamespace(parallel_sample_num=1, rid=["a", "b", "c"], fails=False)
-    asyncio.run(drain(manager, obj))
-    assert manager.states == {"b", "c"}
+    obj = SimpleNamespace(parallel_sample_num=num_samples, rid=["a", "b", "c"], fails=fails)
+    with pytest.raises(ConnectionError) if fails else nullcontext():
+        assert asyncio.run(drain(manager, obj)) == ["output"]
+    assert manager.states == left
 
 
 @pytest.mark.parametrize(("value", "on_cpu"), [("1", True), ("0", False), (None, False)])
@@ -100,7 +193,7 @@ def test_dense_decode_is_on_tensor_cores_unless_the_user_chose(
     def make_backend() -> None:
         with compat.decode_on_tensor_cores(wanted=wanted):
             seen.append(os.environ.get(compat.TENSOR_CORE_VAR))
-            raise KeyError  # whatever becomes of it
+            raise KeyError
 
     with pytest.raises(KeyError):
         make_backend()

@@ -1,4 +1,4 @@
-"""The configuration: defaults, JSON, precedence, presets, and what is refused."""
+"""The configuration: defaults, JSON, precedence, presets, refusals, and the layers' roles."""
 
 import json
 from dataclasses import asdict
@@ -9,6 +9,7 @@ from lim_sglang.config import (
     LimConfig,
     ModelShape,
     default_select_layers,
+    layer_roles,
     parse_layers,
     resolve_settings,
     with_preset,
@@ -121,3 +122,38 @@ def test_a_layer_list_reads_as_typed(text: str, layers: tuple[int, ...]) -> None
 def test_a_layer_list_with_words_is_refused() -> None:
     with pytest.raises(ConfigError, match="2,12"):
         parse_layers("two")
+
+
+@pytest.mark.parametrize(
+    ("config", "depth", "expected"),
+    [
+        (LimConfig(select_layers=(2, 5)), 8, "FFSRRSRR"),
+        (LimConfig(select_layers=(0,)), 4, "SFRR"),
+        (LimConfig(select_layers=(1,)), 4, "FSRR"),
+        (LimConfig(select_layers=(4,)), 6, "FFFFSR"),
+        (LimConfig(select_layers=(5,)), 6, "FFFFFS"),
+        (LimConfig(select_layers=()), 4, "FFFF"),
+        (LimConfig(select_layers=(0, 1, 2, 3)), 4, "SSSS"),
+        (LimConfig(select_layers=(2,), dense_layers=()), 5, "FFSRR"),
+        (LimConfig(select_layers=(1,), dense_layers=(0, 3)), 5, "FSRFR"),
+        (LimConfig(select_layers=(1, 3), dense_layers=(0, 3)), 5, "FSRSR"),
+        (LimConfig(select_layers=(2,), policy="full"), 4, "FFFF"),
+        (LimConfig(), 1, "F"),
+        (LimConfig(), 2, "FF"),
+        (LimConfig(), 3, "FFS"),
+        (LimConfig(), 6, "FFSSRR"),
+    ],
+)
+def test_a_role_follows_from_the_layer_lists_and_the_policy(
+    config: LimConfig, depth: int, expected: str
+) -> None:
+    letters = "".join(role.value[0].upper() for role in layer_roles(config, depth))
+    assert letters == expected
+
+
+@pytest.mark.parametrize("policy", ["lessismore", "full"])
+@pytest.mark.parametrize("name", ["select_layers", "dense_layers"])
+def test_a_layer_beyond_the_model_is_refused(name: str, policy: str) -> None:
+    config = LimConfig.from_mapping({name: [1, 8], "policy": policy})
+    with pytest.raises(ConfigError, match=rf"{name} names layer 8.*0 to 7"):
+        layer_roles(config, 8)

@@ -1,18 +1,18 @@
-"""What a step reads, and how it is counted."""
+"""Lengths of a decode step, and the counters of rows and tokens."""
 
 from lim_sglang.counters import Stats, step_lengths
 
 
 def test_rows_over_the_budget_are_sparse() -> None:
-    plan = step_lengths([5, 8, 9, 100], budget=8)
-    assert plan.kept_lens == (5, 8, 8, 8)
-    assert plan.sparse_rows == (2, 3)
+    lengths = step_lengths([5, 8, 9, 100], budget=8)
+    assert lengths.kept_lens == (5, 8, 8, 8)
+    assert lengths.sparse_rows == (2, 3)
 
 
 def test_without_a_reuse_layer_every_row_is_dense() -> None:
-    plan = step_lengths([5, 100], budget=None)
-    assert plan.kept_lens == plan.seq_lens
-    assert plan.sparse_rows == ()
+    lengths = step_lengths([5, 100], budget=None)
+    assert lengths.kept_lens == lengths.seq_lens
+    assert lengths.sparse_rows == ()
 
 
 def test_counters_add_up_over_steps() -> None:

@@ -1,8 +1,8 @@
-"""What `lim doctor` says of the environment and of a GPU."""
+"""Findings of `lim doctor` on the environment and on a GPU."""
 
 import pytest
 
-from lim_sglang import doctor, verify_gpu
+from lim_sglang import doctor
 from lim_sglang.doctor import Verdict, _decode_stack, _environment, _kernels
 
 
@@ -43,13 +43,15 @@ def test_what_cannot_decode_on_a_gpu_is_off(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_kernels_that_fail_are_off_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_gpu, "verify_gpu", lambda: ["Qwen3-8B: the GPU has no memory left"])
+    monkeypatch.setattr(
+        "lim_sglang.verify_gpu.verify_gpu", lambda: ["Qwen3-8B: the GPU has no memory left"]
+    )
     (off,) = _kernels((9, 0))
     assert (off.verdict, off.text) == (
         Verdict.OFF,
         "kernels: Qwen3-8B: the GPU has no memory left",
     )
-    monkeypatch.setattr(verify_gpu, "verify_gpu", list)
+    monkeypatch.setattr("lim_sglang.verify_gpu.verify_gpu", list)
     (fine,) = _kernels((8, 0))
     assert "fp8_e5m2 cache" in fine.text
     assert "fp8_e4m3 cache" not in fine.text

@@ -1,11 +1,12 @@
-"""Which code made a number, with and without a git checkout."""
+"""Commit and versions of the code that made a number, with and without a git checkout."""
 
 from pathlib import Path
 
 import pytest
 
 import lim_sglang
-from lim_sglang.environment import COMMIT_VAR, driver_version, installed_versions, project_commit
+from lim_sglang.config import COMMIT_VAR
+from lim_sglang.environment import driver_version, installed_versions, project_commit
 
 
 def test_a_checkout_knows_its_commit() -> None:
@@ -14,7 +15,7 @@ def test_a_checkout_knows_its_commit() -> None:
 
 
 @pytest.mark.parametrize(("named", "expected"), [("c0ffee", "c0ffee"), ("", None)])
-def test_a_copy_without_git_is_told_its_commit(
+def test_a_copy_without_git_takes_its_commit_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, named: str, expected: str | None
 ) -> None:
     monkeypatch.setattr(lim_sglang, "__file__", str(tmp_path / "lim_sglang" / "__init__.py"))

@@ -1,8 +1,7 @@
-"""No race: under a crowd, every step keeps and attends to the tokens of its own snapshot."""
+"""No race: under a crowd of requests, every step keeps and reads the tokens of its own snapshot."""
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from lim_sglang.attention_backend import DENSE_PASS, SECOND_READING
 from lim_sglang.compat import missing_backend
 from tests.server.gpu_rig import NUM_LAYERS, SHAPES, build_model
-from tests.server.gpu_serve_crowd import NUM_REQUESTS, is_aborted, make_requests
+from tests.server.in_process import NUM_REQUESTS, is_aborted, make_requests, run_in_process
 
 pytestmark = pytest.mark.gpu
 
-SCRIPT = Path(__file__).parent / "gpu_serve_crowd.py"
 SHAPE = "coder-0.5b"  # heads whose dense pass leaves the scores behind
 BUDGET = 256
 SETTINGS = json.dumps({"budget": BUDGET, "select_layers": [2, 4]})
@@ -31,7 +30,7 @@ LORA_RANK = 8
 
 @dataclass(frozen=True)
 class Crowd:
-    """An engine under the crowd: how it differs from SGLang's defaults."""
+    """An engine's differences from SGLang's defaults."""
 
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
@@ -50,7 +49,7 @@ BESIDE = {
     "triton-prefill": Crowd({"prefill_attention_backend": "triton"}),
     "lora": Crowd({"enable_lora": True, "max_lora_rank": LORA_RANK}),
 }
-"""Features that are used together with ours."""
+"""Features of SGLang that are used together with ours."""
 
 
 def build_adapter(folder: Path) -> Path:
@@ -69,45 +68,39 @@ def build_adapter(folder: Path) -> Path:
     narrow = dict.fromkeys(("k_proj", "v_proj"), shape.kv_heads * shape.dim)
     generator = torch.Generator().manual_seed(4)
 
-    def drawn(*size: int) -> torch.Tensor:
+    def randn(*size: int) -> torch.Tensor:
         return (torch.randn(size, generator=generator) / shape.hidden**0.5).half()
 
     weights = {}
     for layer in range(NUM_LAYERS):
         for module in settings["target_modules"]:
             name = f"base_model.model.model.layers.{layer}.self_attn.{module}"
-            weights[f"{name}.lora_A.weight"] = drawn(LORA_RANK, shape.hidden)
+            weights[f"{name}.lora_A.weight"] = randn(LORA_RANK, shape.hidden)
             width = narrow.get(module, shape.hidden)
-            weights[f"{name}.lora_B.weight"] = drawn(width, LORA_RANK)
+            weights[f"{name}.lora_B.weight"] = randn(width, LORA_RANK)
     save_file(weights, folder / "adapter_model.safetensors")
     return folder
 
 
 def serve_crowd(model: Path, backend: str, crowd: Crowd) -> dict[str, Any]:
-    """Tokens and cached tokens by request, and the state of LessIsMore."""
+    """Run an engine under the crowd; return its answers and the state of LessIsMore."""
     options = {"attention_backend": backend, **crowd.options}
     if "prefill_attention_backend" in options:
         options["decode_attention_backend"] = options.pop("attention_backend")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(model), json.dumps(options)],
-        env={**os.environ, **RETRACTING, "LIM_AUDIT": "1", "LIM_CONFIG": SETTINGS}
-        | crowd.environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    audited = {**RETRACTING, "LIM_AUDIT": "1", "LIM_CONFIG": SETTINGS}
+    environment = os.environ | audited | crowd.environment
+    given = {"model": str(model), "options": options}
+    found: dict[str, Any] = run_in_process("serve_crowd", given, environment)
     return found
 
 
 Crowds = dict[tuple[str, str], Future[dict[str, Any]]]
-"""What comes of each, by backend and name."""
+"""Results by backend and name."""
 
 
 @pytest.fixture(scope="module")
 def crowds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowds]:
-    """All crowds; several engines share the GPU."""
+    """Run all crowds; several engines share the GPU."""
     folder = tmp_path_factory.mktemp("crowd")
     model = build_model(folder / "model", SHAPE)
     adapter = build_adapter(folder / "adapter")
@@ -120,7 +113,7 @@ def crowds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowds]:
 
 
 def result_of(crowds: Crowds, name: str) -> dict[str, Any]:
-    """What came of one of our crowds; skips what this GPU cannot run."""
+    """Return the result of one of our crowds; skip the test if this GPU cannot run it."""
     backend = ORDERS.get(name, BESIDE.get(name, Crowd())).options.get("prefill_attention_backend")
     if backend and (why := missing_backend(backend)):
         pytest.skip(f"{backend}: {why}")
@@ -130,9 +123,7 @@ def result_of(crowds: Crowds, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", [*ORDERS, *BESIDE])
 def test_every_step_keeps_and_reads_the_set_of_its_own_snapshot(crowds: Crowds, name: str) -> None:
     state = result_of(crowds, name)["lim"]
-    assert state["scores_come_from"] == (
-        "a second reading of K" if name == "fp8-cache" else "the dense pass"
-    )
+    assert state["score_source"] == (SECOND_READING if name == "fp8-cache" else DENSE_PASS)
     assert state["retractions"] > 0
     assert state["sparse_rows"] > 1000
     assert state["checked_sets"] > 2000
@@ -145,15 +136,15 @@ def test_the_crowd_comes_finishes_aborts_and_shares_prefixes(crowds: Crowds, nam
     answers = result_of(crowds, name)["answers"]
     wanted = [request["num_tokens"] for request in make_requests()]
     found = [len(answer["tokens"]) for answer in answers]
-    whole = [found[n] == wanted[n] for n in range(NUM_REQUESTS)]
-    assert all(whole[n] for n in range(NUM_REQUESTS) if not is_aborted(n))
-    assert not all(whole[n] for n in range(NUM_REQUESTS) if is_aborted(n))
+    completed = [found[n] == wanted[n] for n in range(NUM_REQUESTS)]
+    assert all(completed[n] for n in range(NUM_REQUESTS) if not is_aborted(n))
+    assert not all(completed[n] for n in range(NUM_REQUESTS) if is_aborted(n))
     assert sum(answer["cached"] > 0 for answer in answers) > NUM_REQUESTS // 4
 
 
 def test_how_often_tokens_differ_is_shown_beside_dense_sglang(crowds: Crowds) -> None:
-    """Other batches give other rounding, which a sparse row amplifies and a dense row does not."""
-    budget_split = {}
+    """Other batches round in other ways, which a sparse row amplifies and a dense row does not."""
+    counts = {}
     for backend in ("lim", "flashinfer"):
         answers = {name: crowds[backend, name].result()["answers"] for name in ORDERS}
         for one, other in combinations(ORDERS, 2):
@@ -161,15 +152,11 @@ def test_how_often_tokens_differ_is_shown_beside_dense_sglang(crowds: Crowds) ->
             for kind in ("sparse", "short"):
                 differing = differing_requests(pairs, short=kind == "short")
                 name = f"{backend}, {kind}, {one} / {other}"
-                budget_split[name] = (sum(differing), len(differing))
-    sys.stdout.write(json.dumps(budget_split) + "\n")  # shown with -rP, for docs/log.md
+                counts[name] = (sum(differing), len(differing))
+    sys.stdout.write(json.dumps(counts) + "\n")  # shown with -rP, for docs/log.md
     # A request within the budget reads everything: LessIsMore may change nothing in it.
     lim, dense = (
-        sum(
-            differing / of
-            for name, (differing, of) in budget_split.items()
-            if name.startswith(kind)
-        )
+        sum(differing / of for name, (differing, of) in counts.items() if name.startswith(kind))
         for kind in ("lim, short", "flashinfer, short")
     )
     assert lim <= dense + 0.3
@@ -178,12 +165,13 @@ def test_how_often_tokens_differ_is_shown_beside_dense_sglang(crowds: Crowds) ->
 def differing_requests(
     pairs: list[tuple[dict[str, Any], dict[str, Any]]], *, short: bool
 ) -> list[bool]:
-    """Whether each request that ran to its end got other tokens, unless one run retracted it.
+    """Return for each completed request True if its two runs gave other tokens.
 
-    A retracted request is prefilled again, densely, so its later steps read another cache.
+    Retracted requests are left out: they are prefilled again, densely, so that their later steps
+    read another cache.
 
     Args:
-        short: take those that stay within the budget, or those that do not.
+        short: take the requests that stay within the budget, or those that do not.
     """
     found = [
         one["tokens"] != other["tokens"]

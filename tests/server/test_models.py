@@ -17,7 +17,7 @@ TINY = EmbeddedModel("Tiny", "tiny-model==1.0", hashlib.sha256(GGUF).hexdigest()
 
 
 def converted(folder: Path) -> None:
-    """What a conversion leaves behind, with the traits that `finish_folder` puts right."""
+    """Write the files of a conversion, with the traits that `finish_folder` puts right."""
     folder.mkdir()
     config = {"rope_parameters": {"rope_theta": 10000.0}, "max_position_embeddings": 512}
     (folder / "config.json").write_text(json.dumps(config))
@@ -27,7 +27,7 @@ def converted(folder: Path) -> None:
 
 
 def wheel(folder: Path, *names: str, content: bytes = GGUF) -> Path:
-    """A package archive with these members."""
+    """Write a package archive with these members."""
     path = folder / "tiny_model-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:
@@ -37,7 +37,7 @@ def wheel(folder: Path, *names: str, content: bytes = GGUF) -> Path:
 
 @pytest.fixture
 def downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The requirements that were downloaded; each yields a good archive."""
+    """Stand in for downloads, each of a good archive; return the list of their requirements."""
     asked: list[str] = []
 
     def download(requirement: str, folder: Path) -> Path:

@@ -1,6 +1,9 @@
-"""What the plugin asks before SGLang starts on a GPU, without SGLang and without a GPU."""
+"""The plugin: its refusals before SGLang starts, and its work inside real SGLang processes."""
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +12,16 @@ import pytest
 from lim_sglang import compat, plugin
 from lim_sglang.errors import RefusedError
 from lim_sglang.validation import Gpu
+from tests.processes import (
+    Answer,
+    clean_environment,
+    kept_sets,
+    set_differences,
+    token_differences,
+)
+from tests.server.in_process import run_in_process
+from tests.server.oracle import Oracle, OracleRun
+from tests.server.tiny_model import BUDGET, NUM_NEW, SELECT_LAYERS, Prompt, long_prompts
 
 A10 = Gpu("A10", (8, 6), compiles=True, shared_bytes=101_376)
 MODEL = SimpleNamespace(
@@ -19,7 +32,7 @@ CONTEXT = 40_960
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Ask about a start with these options and settings; returns the reasons against it."""
+    """Return a function that lists the reasons against a start with these options and settings."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.delenv("LIM_TRACE", raising=False)
     monkeypatch.setattr(compat, "load_model_config", lambda _options: MODEL)
@@ -45,13 +58,13 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     return ask
 
 
-def test_what_decodes_is_looked_at_on_a_gpu_only(start: Callable[..., list[str]]) -> None:
+def test_the_decode_stack_is_checked_on_a_gpu_only(start: Callable[..., list[str]]) -> None:
     assert start() == ["another flashinfer"]
     assert start(gpu=None) == []
     assert start(attention_backend="flashinfer") == []
 
 
-def test_selection_is_asked_about_with_everything_else(start: Callable[..., list[str]]) -> None:
+def test_selection_is_checked_with_everything_else(start: Callable[..., list[str]]) -> None:
     reasons = start('{"budget": 20000}', kv_cache_dtype="fp8_e4m3", tp_size=2)
     expected = ["--tp-size 2", "another flashinfer", "a budget of 20000", "fp8_e4m3 needs"]
     assert len(reasons) == len(expected)
@@ -67,7 +80,7 @@ def test_selection_is_asked_about_with_everything_else(start: Callable[..., list
         f'{{"budget": {CONTEXT}}}',
     ],
 )
-def test_nothing_is_asked_of_a_selection_that_never_runs(
+def test_a_selection_that_never_runs_is_not_checked(
     start: Callable[..., list[str]], settings: str
 ) -> None:
     assert start(settings, kv_cache_dtype="fp8_e4m3") == ["another flashinfer"]
@@ -76,3 +89,199 @@ def test_nothing_is_asked_of_a_selection_that_never_runs(
 def test_settings_that_are_wrong_are_named_once(start: Callable[..., list[str]]) -> None:
     assert len(start('{"budget": 0}', gpu=None)) == 1
     assert len(start('{"select_layers": [99]}', gpu=None)) == 1
+
+
+PLAIN_MODEL = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "num_hidden_layers": 8,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 300,
+    "max_position_embeddings": 4096,
+}
+SLIDING_MODEL = PLAIN_MODEL | {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "sliding_window": 1024,
+}
+MLA_MODEL = PLAIN_MODEL | {
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "model_type": "deepseek_v2",
+    "kv_lora_rank": 16,
+}
+HYBRID_MODEL = PLAIN_MODEL | {"layer_types": ["full_attention", "sliding_attention"] * 4}
+MODELS = {"plain": PLAIN_MODEL, "sliding": SLIDING_MODEL, "mla": MLA_MODEL, "hybrid": HYBRID_MODEL}
+
+
+@dataclass(frozen=True)
+class Start:
+    """A command line, and the words of its refusal; no words if it is served."""
+
+    options: tuple[str, ...]
+    words: tuple[str, ...] = ()
+    model: str = "plain"
+    backend: tuple[str, ...] = ("--attention-backend", "lim")
+
+
+STARTS = {
+    "plain": Start(()),
+    "full": Start(("--lim-policy", "full")),
+    "prefill-elsewhere": Start(
+        (),
+        backend=(
+            *("--prefill-attention-backend", "torch_native"),
+            *("--decode-attention-backend", "lim"),
+        ),
+    ),
+    "tp": Start(("--tp-size", "2"), ("--tp-size 2",)),
+    "dp-attention": Start(
+        ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"),
+        ("--tp-size 2", "--enable-dp-attention"),
+    ),
+    "dcp": Start(("--dcp-size", "2"), ("--dcp-size 2",)),
+    "attn-cp": Start(("--attn-cp-size", "2"), ("--attn-cp-size 2",)),
+    "prefill-cp": Start(("--enable-prefill-cp",), ("--enable-prefill-cp",)),
+    "three-at-once": Start(
+        ("--enable-mixed-chunk", "--pp-size", "2", "--enable-deterministic-inference"),
+        ("--enable-mixed-chunk", "--pp-size 2", "--enable-deterministic-inference"),
+    ),
+    "speculative": Start(
+        ("--speculative-algorithm", "EAGLE", "--enable-mixed-chunk"),
+        ("--speculative-algorithm EAGLE", "--enable-mixed-chunk"),
+    ),
+    "two-batch": Start(("--enable-two-batch-overlap",), ("--enable-two-batch-overlap",)),
+    "pdmux": Start(("--enable-pdmux",), ("--enable-pdmux",)),
+    "disaggregation": Start(("--disaggregation-mode", "prefill"), ("--disaggregation-mode",)),
+    "compile": Start(("--enable-torch-compile",), ("--enable-torch-compile",)),
+    "graph": Start(("--cuda-graph-backend-decode", "breakable"), ("--cuda-graph-backend-decode",)),
+    "graph-json": Start(
+        ("--cuda-graph-config", '{"decode": {"backend": "breakable"}}'), ("--cuda-graph-config",)
+    ),
+    "graph-debug": Start(("--debug-cuda-graph",), ("--debug-cuda-graph",)),
+    "mis": Start(("--enable-mis",), ("--enable-mis",)),
+    "hisparse": Start(("--enable-hisparse",), ("--enable-hisparse",)),
+    "dllm": Start(("--dllm-algorithm", "LowConfidence"), ("--dllm-algorithm",)),
+    "embedding": Start(("--is-embedding",), ("--is-embedding",)),
+    "encoder": Start(("--encoder-only",), ("--encoder-only",)),
+    "language": Start(("--language-only",), ("--language-only",)),
+    "no-cache": Start(("--prefill-only-disable-kv-cache",), ("--prefill-only-disable-kv-cache",)),
+    "fp4": Start(("--kv-cache-dtype", "fp4_e2m1"), ("--kv-cache-dtype fp4_e2m1",)),
+    "scaled-cache": Start(("--kv-cache-dtype", "mxfp8"), ("--kv-cache-dtype mxfp8",)),
+    "pages": Start(("--page-size", "16"), ("--page-size 16",)),
+    "sliding": Start((), ("sliding-window",), model="sliding"),
+    "mla": Start((), ("MLA",), model="mla"),
+    "hybrid": Start((), ("sliding-window",), model="hybrid"),
+    "option-and-model": Start(("--enable-mixed-chunk",), ("mixed-chunk", "MLA"), model="mla"),
+    "layer-beyond": Start(("--lim-select-layers", "2,8"), ("layer 8", "0 to 7")),
+    "bad-budget": Start(("--lim-budget", "0"), ("budget must be",)),
+    "bad-json": Start(("--lim-config", '{"bugdet": 1}'), ("'bugdet'", "known settings")),
+    "flag-without-backend": Start(
+        ("--lim-budget", "9"), ("--lim-budget", "--attention-backend lim"), backend=()
+    ),
+    "prefill-only": Start(
+        (),
+        ("--prefill-attention-backend lim",),
+        backend=(
+            *("--prefill-attention-backend", "lim"),
+            *("--decode-attention-backend", "torch_native"),
+        ),
+    ),
+}
+
+
+ENGINE = {
+    "device": "cpu",
+    "dtype": "float32",
+    "attention_backend": "lim",
+    "mem_fraction_static": 0.3,
+    "max_total_tokens": 8192,
+}
+NUM_PROMPTS = 2
+
+
+@dataclass(frozen=True)
+class Started:
+    """Results of a process with the plugin: parsed command lines and a `sgl.Engine`."""
+
+    found: dict[str, Any]
+    trace: Path
+
+
+@pytest.fixture(scope="module")
+def started(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Started:
+    """Parse all command lines, then run an engine whose settings come from `LIM_CONFIG` alone."""
+    folder, trace = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("trace")
+    for name, config in MODELS.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(config))
+    lines = [
+        [
+            *("--model-path", str(folder / start.model), "--device", "cpu"),
+            *("--skip-tokenizer-init", *start.backend, *start.options),
+        ]
+        for start in STARTS.values()
+    ]
+    given = {
+        "command_lines": lines,
+        "engine": ENGINE | {"model_path": str(tiny_model)},
+        "refused": {"enable_mixed_chunk": True, "pp_size": 2},
+        "config": {"budget": BUDGET, "select_layers": SELECT_LAYERS, "ranking": "mass"},
+        "prompts": long_prompts()[:NUM_PROMPTS],
+        "sampling": {"max_new_tokens": NUM_NEW, "temperature": 0, "ignore_eos": True},
+    }
+    return Started(
+        run_in_process("start", given, clean_environment({"LIM_TRACE": str(trace)})), trace
+    )
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", STARTS)
+def test_a_start_is_refused_or_served_in_words(started: Started, name: str) -> None:
+    outcome = dict(zip(STARTS, started.found["outcomes"], strict=True))[name]
+    words, message = STARTS[name].words, outcome["message"]
+    assert outcome["code"] == (2 if words else 0), message
+    assert "Traceback" not in message
+    assert not [word for word in words if word not in message], message
+
+
+@pytest.mark.e2e
+def test_sglang_and_flashinfer_as_installed_have_the_signatures_that_are_relied_on(
+    started: Started,
+) -> None:
+    assert started.found["decode_stack"] == []
+    assert started.found["tensor_cores"] == [False, True]  # as it is, and while we make a backend
+
+
+@pytest.mark.e2e
+def test_an_engine_that_selects_by_mass_gives_the_oracles_tokens_and_sets(
+    started: Started, tiny_model: Path, tiny_run: Callable[[Prompt], OracleRun]
+) -> None:
+    by_mass = Oracle(tiny_model, select_layers=SELECT_LAYERS, budget=BUDGET, by_mass=True)
+    results = map(Answer.from_result, started.found["engine"]["answers"])
+    for prompt, answer in zip(long_prompts(), results, strict=False):
+        run = by_mass.generate(prompt, NUM_NEW)
+        assert not token_differences(answer.tokens, run.tokens)
+        assert not set_differences(kept_sets(started.trace, answer), run.kept)
+        # The paper's ranking keeps other tokens, so the test sees whether the setting has effect.
+        assert run.kept != tiny_run(prompt).kept
+
+
+@pytest.mark.e2e
+def test_an_engine_shows_its_configuration_and_its_sparse_rows(started: Started) -> None:
+    state = started.found["engine"]["lim"]
+    shown = state["config"]
+    assert (shown["budget"], tuple(shown["select_layers"])) == (BUDGET, SELECT_LAYERS)
+    # The last row of each request is decoded in vain: the scheduler overlaps.
+    assert state["sparse_rows"] == NUM_PROMPTS * NUM_NEW
+
+
+@pytest.mark.e2e
+def test_an_engine_names_all_options_that_it_refuses(started: Started) -> None:
+    refusal = started.found["engine"]["refusal"]
+    assert refusal.startswith("RefusedError")
+    assert "--enable-mixed-chunk" in refusal
+    assert "--pp-size 2" in refusal

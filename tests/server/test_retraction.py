@@ -1,4 +1,4 @@
-"""A server that is made to retract: only the retracted request changes, and just as it has to."""
+"""A server that is made to retract: only the retracted request changes, as the oracle says."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,31 +7,38 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import ON_CPU, SGLANG_SERVE, WITH_LIM, serving
-from tests.server.client import Answer, Client
-from tests.server.comparing import set_differences, token_differences
+from tests.processes import (
+    ON_CPU,
+    SGLANG_SERVE,
+    WITH_LIM,
+    Answer,
+    Client,
+    serving,
+    set_differences,
+    token_differences,
+)
 from tests.server.oracle import KeptSets, Oracle, OracleRun
-from tests.server.prompts import NUM_NEW, Prompt, crossing_prompts, long_prompts
+from tests.server.tiny_model import NUM_NEW, Prompt, crossing_prompts, long_prompts
 
 pytestmark = pytest.mark.e2e
 
 PROMPTS = [*long_prompts()[:3], crossing_prompts()[-1]]
 LONGEST = 2
-"""Of requests with equally many output tokens, SGLang retracts the one with the longest prompt."""
+"""Index of the longest prompt: among equally long outputs, SGLang retracts its request."""
 
 RETRACTING = {
     "SGLANG_TEST_RETRACT": "1",
     # A multiple of this number of forward passes retracts: the first one comes after about 31
-    # tokens (27 to 33 were checked: nothing hangs on rounding there), the second after the end.
+    # tokens (27 to 33 were checked: no near ties there), the second after the end.
     "SGLANG_TEST_RETRACT_INTERVAL": "36",
-    # No passes but those of our requests.
+    # No forward passes but those of our requests.
     "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0",
 }
 
 
 @dataclass(frozen=True)
 class Round:
-    """What a server that retracts made of `PROMPTS`, asked at once."""
+    """A retracting server's answers to `PROMPTS`, asked at once."""
 
     answers: list[Answer]
     kept: list[KeptSets]
@@ -43,25 +50,23 @@ class Round:
 
 @pytest.fixture(scope="module")
 def served(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Round:
-    """One round on a server that has done nothing before."""
+    """Ask a server that has done nothing before."""
     command = [*SGLANG_SERVE, "--model-path", str(tiny_model), *ON_CPU, *WITH_LIM]
     folder = tmp_path_factory.mktemp("retracting")
     with serving([*command, "--skip-server-warmup"], folder=folder, settings=RETRACTING) as server:
         answers = server.ask_together(PROMPTS)
-        state = server.lim()
-        assert state is not None
         return Round(
             answers,
             [server.kept_sets(answer) for answer in answers],
             [retractions(server, answer) for answer in answers],
-            state["retractions"],
+            server.lim()["retractions"],
         )
 
 
 def retractions(server: Client, answer: Answer) -> list[int]:
-    """Numbers of output tokens at which a request was retracted: it misses a step there.
+    """Return the numbers of output tokens at which a request was retracted: it misses steps there.
 
-    The row before the gap was under way when SGLang retracted the request: it drops the token.
+    The row before such a gap was running when SGLang retracted the request; its token is dropped.
     """
     steps = server.steps(answer.rid)
     gaps = [before for before, after in pairwise(sorted(steps)) if after > before + 1]
@@ -71,8 +76,8 @@ def retractions(server: Client, answer: Answer) -> list[int]:
 def test_the_longest_request_was_retracted_once_and_counted(served: Round) -> None:
     others = [at for number, at in enumerate(served.retracted_at) if number != LONGEST]
     assert not any(others)
-    (place,) = served.retracted_at[LONGEST]
-    assert 0 < place < NUM_NEW
+    (retracted_at,) = served.retracted_at[LONGEST]
+    assert 0 < retracted_at < NUM_NEW
     assert served.counted == 1
 
 
@@ -88,9 +93,9 @@ def test_the_retracted_request_goes_on_from_a_dense_prefill(
     served: Round, tiny_oracle: Oracle, tiny_run: Callable[[Prompt], OracleRun]
 ) -> None:
     prompt, tokens = PROMPTS[LONGEST], served.answers[LONGEST].tokens
-    (place,) = served.retracted_at[LONGEST]
-    run = tiny_oracle.generate(prompt, NUM_NEW, reprefill_at=(place,))
-    dropped = len(prompt) + place  # the length of the row under way
+    (retracted_at,) = served.retracted_at[LONGEST]
+    run = tiny_oracle.generate(prompt, NUM_NEW, reprefill_at=(retracted_at,))
+    dropped = len(prompt) + retracted_at  # the length of the row whose token is dropped
     kept = {row: kept for row, kept in served.kept[LONGEST].items() if row[0] != dropped}
     assert not token_differences(tokens, run.tokens)
     assert not set_differences(kept, run.kept)

@@ -1,40 +1,133 @@
-"""`lim serve` before and after the server: what it refuses, what it shows."""
+"""`lim serve` before and after the server: its refusals, its message, and a real refused start."""
 
-from lim_sglang.serve import _device, _options_of_ours, ready_block
-from lim_sglang.server import ServerOptions
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from lim_sglang import cli
+from lim_sglang.serve import ready_block
+from lim_sglang.server import ServerOptions, free_port
+from tests.processes import LIM_SERVE, clean_environment, end_tree
+
+FAILED, REFUSED = 1, 2
+"""Exit codes: a start that failed, and one that was refused, by whichever process."""
+TIMEOUT_S = 120
 ROLES = ["full", "full", "select", "reuse", "select", "reuse"]
 
 
-def live(roles: list[str], policy: str = "lessismore") -> dict[str, object]:
-    """What a server shows of itself."""
+def live(roles: list[str], policy: str = "lessismore") -> dict[str, Any]:
+    """Return LessIsMore's part of a server's `/server_info`."""
     return {"config": {"policy": policy, "budget": 256}, "roles": roles}
 
 
-def test_the_block_says_where_what_and_how() -> None:
-    block = ready_block(ServerOptions("some/model", port=31000), live(ROLES))
-    assert "http://127.0.0.1:31000" in block
-    assert "some/model" in block
-    assert "2 of 6 layers read 256 tokens picked at layers 2, 4" in block
-    assert 'lim ask "What is 17 * 23?"' in block
+@pytest.mark.parametrize(
+    ("options", "state", "present", "absent"),
+    [
+        (
+            ServerOptions("some/model", port=31000),
+            live(ROLES),
+            [
+                "http://127.0.0.1:31000",
+                "some/model",
+                "2 of 6 layers read 256 tokens picked at layers 2, 4",
+                'lim ask "What is 17 * 23?"',
+            ],
+            ["Bearer"],
+        ),
+        (
+            ServerOptions("some/model"),
+            live(["full"] * 6, "full"),
+            ["full: all 6 layers read everything"],
+            ["256"],
+        ),
+        (
+            ServerOptions("some/model", api_key="secret"),
+            live(ROLES),
+            ["Bearer $LIM_API_KEY"],
+            ["secret"],
+        ),
+    ],
+    ids=["sparse", "dense", "with a key"],
+)
+def test_the_message_says_where_what_and_how_but_never_the_key(
+    options: ServerOptions, state: dict[str, Any], present: list[str], absent: list[str]
+) -> None:
+    block = ready_block(options, state)
+    assert not [words for words in present if words not in block]
+    assert not [words for words in absent if words in block]
 
 
-def test_the_block_does_not_claim_sparsity_for_a_dense_schedule() -> None:
-    block = ready_block(ServerOptions("some/model"), live(["full"] * 6, "full"))
-    assert "all 6 layers read everything" in block
+def lim_serve(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str]:
+    """Run `lim serve` in this process to its end; return exit code and error."""
+    monkeypatch.setattr(sys, "argv", ["lim", "serve", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, capsys.readouterr().err
 
 
-def test_the_block_never_shows_the_key() -> None:
-    block = ready_block(ServerOptions("some/model", api_key="secret"), live(ROLES))
-    assert "secret" not in block
-    assert "$LIM_API_KEY" in block
+@pytest.mark.parametrize(
+    ("words", "environment", "code", "named"),
+    [
+        (("some/model",), {"SGLANG_PLUGINS": "none"}, REFUSED, "SGLANG_PLUGINS=none"),
+        (("some/model", "--budget", "many"), {}, REFUSED, "--lim-budget: must be an integer"),
+        (("some/model", "--", "--port", "8"), {}, REFUSED, "--port after --"),
+        (("no-such-model",), {}, FAILED, "'no-such-model' is neither a folder nor a hub id"),
+    ],
+)
+def test_a_start_that_cannot_be_is_one_message_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    environment: dict[str, str],
+    code: int,
+    named: str,
+) -> None:
+    monkeypatch.delenv("LIM_CONFIG", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ours = ("--port", str(free_port()))
+    found, error = lim_serve(monkeypatch, capsys, *ours, *words)
+    assert found == code
+    assert error.startswith("error: ")
+    assert named in error
 
 
-def test_options_that_lim_has_to_know_are_refused_after_the_border() -> None:
-    reasons = _options_of_ours(["--port", "8", "--host=0.0.0.0", "--tp-size", "2"])
-    assert [reason.split()[0] for reason in reasons] == ["--port", "--host"]
+def test_a_port_in_use_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code, error = lim_serve(monkeypatch, capsys, "some/model", "--port", port)
+    assert code == REFUSED
+    assert f"port {port} of 127.0.0.1 is in use" in error
 
 
-def test_the_device_is_read_in_both_spellings() -> None:
-    assert _device(["--device", "cpu"]) == _device(["--device=cpu"]) == "cpu"
-    assert _device(["--dtype", "float32"]) is None
+@pytest.mark.e2e
+def test_sglangs_refusal_is_relayed_and_nothing_is_left(tiny_model: Path) -> None:
+    """A process that was left behind keeps the inherited pipe open: `TimeoutExpired`."""
+    options = ("--enable-mixed-chunk", "--enable-deterministic-inference", "--pp-size", "2")
+    process = subprocess.Popen(
+        [*LIM_SERVE, "--port", str(free_port()), str(tiny_model), "--", *options],
+        env=clean_environment({}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        shown, _ = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        end_tree(process)
+    text = shown.decode()
+    assert process.returncode == REFUSED
+    assert not [words for words in (*options[:2], "--pp-size 2") if words not in text]
+    assert text.count("error:") == 1
+    assert "Traceback" not in text

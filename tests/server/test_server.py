@@ -1,53 +1,124 @@
-"""The server's command line, its proof of life and its end, with a stand-in for SGLang."""
+"""A server's options, start, proof of life, log and end, with fake SGLang processes."""
 
-import json
+import io
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
+from rich.console import Console
 
 from lim_sglang import server as server_module
-from lim_sglang.errors import ServerError
-from lim_sglang.server import Server, ServerOptions, StartError, free_port, reasons_against_start
+from lim_sglang.errors import DataError, RefusedError, ServerError
+from lim_sglang.server import (
+    Server,
+    ServerOptions,
+    ServerSpec,
+    StartError,
+    free_port,
+    newest_line,
+    reasons_against_start,
+    server_options,
+    serving,
+)
+from tests.fakes import sglang_process
+from tests.fakes.http import JsonHandler, served
+from tests.fakes.sglang_process import LAST_WORDS, NUM_PROCESSES
 
-STUBBORN_TREE = """
-import signal, subprocess, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-subprocess.Popen([sys.executable, "-c", child])
-time.sleep(60)
-"""
-
-LEAVES_A_CHILD = """
-import subprocess, sys
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-sys.exit(3)
-"""
+ROOT = Path(__file__).parents[2]
+SCRIPT = sglang_process.__file__
+BEGIN_WITHIN_S = 60.0
 
 
-def running(monkeypatch: pytest.MonkeyPatch, program: str, **options: Any) -> Server:
-    """A started server whose SGLang is a program of ours."""
-    monkeypatch.setattr(
-        ServerOptions, "command_line", lambda _self: [sys.executable, "-c", program]
-    )
-    server = Server(ServerOptions("model", **options), log=subprocess.DEVNULL)
+class FakeOptions(ServerOptions):
+    """Options that start `sglang_process` in SGLang's place; `sglang_options` are its arguments."""
+
+    def command_line(self) -> list[str]:
+        """Return the command that starts the fake server."""
+        return [sys.executable, "-P", SCRIPT, str(self.port), *self.sglang_options]
+
+
+def fake_options(spec: ServerSpec, *, port: int) -> ServerOptions:
+    """Stand in for `server_options`."""
+    return FakeOptions(str(spec.model), sglang_options=spec.sglang_options, port=port)
+
+
+def fake_spec(folder: Path, manner: str = "serve") -> ServerSpec:
+    """Describe a fake server of this manner, whose processes leave their ids in the folder."""
+    return ServerSpec("tiny", {"--lim-budget": "64"}, (str(folder), manner))
+
+
+def fake_server(folder: Path, manner: str) -> Server:
+    """Start a fake server and wait until all its processes run."""
+    server = Server(fake_options(fake_spec(folder, manner), port=free_port()))
     server.start()
+    wait_until_begun(folder)
     return server
 
 
-def reasons(*options: str, port: int | None = None, **environment: str) -> list[str]:
-    """Why a start with these SGLang options and variables is refused."""
-    return reasons_against_start("127.0.0.1", port or free_port(), options, environment)
+def wait_until_begun(folder: Path) -> None:
+    """Wait until all processes of a fake server run."""
+    assert eventually(lambda: len(list(folder.iterdir())) == NUM_PROCESSES, BEGIN_WITHIN_S)
+
+
+def eventually(holds: Callable[[], bool], timeout_s: float) -> bool:
+    """Wait until a condition holds; return False if it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return holds()
+
+
+def running(folder: Path) -> list[int]:
+    """List the processes of a fake server that have not ended."""
+    found = []
+    for path in folder.iterdir():
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(int(path.name)).status() != psutil.STATUS_ZOMBIE:
+                found.append(int(path.name))
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Fake servers' folder of process ids; none of the processes may outlive the test."""
+    monkeypatch.setattr(server_module, "server_options", fake_options)
+    monkeypatch.setattr(server_module, "GRACE_S", 0.2)
+    monkeypatch.setattr(server_module, "POLL_S", 0.02)
+    folder = tmp_path / "processes"
+    folder.mkdir()
+    yield folder
+    eventually(lambda: not running(folder), 2)  # orphans are killed, and end a moment later
+    left = running(folder)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+    assert len(list(folder.iterdir())) in (0, NUM_PROCESSES)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of temporary logs."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def quiet() -> Console:
+    """Return a console that nobody sees."""
+    return Console(file=io.StringIO(), width=80)
 
 
 def test_the_users_options_come_last_so_that_they_win() -> None:
@@ -65,14 +136,19 @@ def test_a_cpu_server_is_told_so_by_option_and_environment() -> None:
     assert "--device" not in on_gpu.command_line()
 
 
-def test_a_dense_server_decodes_by_the_backend_that_is_named() -> None:
-    command = ServerOptions("model", backend="flashinfer").command_line()
-    assert command[command.index("--attention-backend") + 1] == "flashinfer"
-
-
-def test_the_key_is_handed_on() -> None:
-    command = ServerOptions("model", api_key="secret").command_line()
-    assert command[command.index("--api-key") + 1] == "secret"
+@pytest.mark.parametrize(
+    ("options", "flag", "value"),
+    [
+        ({"backend": "flashinfer"}, "--attention-backend", "flashinfer"),
+        ({}, "--attention-backend", "lim"),
+        ({"api_key": "secret"}, "--api-key", "secret"),
+    ],
+)
+def test_backend_and_key_are_on_the_command_line(
+    options: dict[str, str], flag: str, value: str
+) -> None:
+    command = ServerOptions("model", **options).command_line()
+    assert command[command.index(flag) + 1] == value
 
 
 @pytest.mark.parametrize(
@@ -80,6 +156,7 @@ def test_the_key_is_handed_on() -> None:
     [
         ("127.0.0.1", "http://127.0.0.1:5"),
         ("0.0.0.0", "http://127.0.0.1:5"),
+        ("", "http://127.0.0.1:5"),
         ("::", "http://[::1]:5"),
     ],
 )
@@ -87,8 +164,23 @@ def test_a_client_on_this_machine_has_an_address(host: str, url: str) -> None:
     assert ServerOptions("model", host=host, port=5).url == url
 
 
-def test_a_plain_start_is_not_refused() -> None:
-    assert reasons("--tp-size", "2", SGLANG_PLUGINS="other, lim") == []
+def reasons(*options: str, port: int | None = None, **environment: str) -> list[str]:
+    """Ask for the reasons against a start with these SGLang options and variables."""
+    return reasons_against_start("127.0.0.1", port or free_port(), options, environment)
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [
+        (("--tp-size", "2"), {"SGLANG_PLUGINS": "other, lim"}),
+        (("--prefill-attention-backend", "fa3"), {}),
+        (("--attention-backend", "fa3", "--decode-attention-backend", "lim"), {}),
+    ],
+)
+def test_a_start_with_the_plugin_is_not_refused(
+    options: tuple[str, ...], environment: dict[str, str]
+) -> None:
+    assert reasons(*options, **environment) == []
 
 
 @pytest.mark.parametrize(
@@ -107,10 +199,6 @@ def test_a_start_without_the_plugin_is_refused(
     assert words in reason
 
 
-def test_another_prefill_backend_is_fine() -> None:
-    assert reasons("--prefill-attention-backend", "fa3") == []
-
-
 def test_a_port_in_use_is_refused() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -119,167 +207,345 @@ def test_a_port_in_use_is_refused() -> None:
     assert "in use" in reason
 
 
-def test_all_reasons_come_at_once() -> None:
-    assert len(reasons("--attention-backend", "fa3", SGLANG_PLUGINS="x", SGLANG_PLATFORM="y")) == 3
+def test_all_reasons_against_a_start_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIM_CONFIG", raising=False)
+    monkeypatch.setenv("SGLANG_PLUGINS", "x")
+    words = ("--attention-backend", "fa3", "--port", "8", "--ssl-keyfile=k", "--tp-size", "2")
+    with pytest.raises(RefusedError) as caught:
+        server_options(ServerSpec("tiny", {"--lim-budget": "many"}, words, ""), port=free_port())
+    expected = [
+        "--port after --",
+        "--ssl-keyfile after --",
+        "SGLANG_PLUGINS",
+        "fa3",
+        "--lim-budget",
+    ]
+    assert len(caught.value.reasons) == len(expected) + 1
+    for start, reason in zip([*expected, "API key"], caught.value.reasons, strict=True):
+        assert start in reason
 
 
-def test_a_stubborn_tree_is_gone_within_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "GRACE_S", 1.0)
-    server = running(monkeypatch, STUBBORN_TREE)
-    assert server._process
-    tree = psutil.Process(server._process.pid)
-    while not tree.children():
-        time.sleep(0.05)
-    processes = [tree, *tree.children()]
+@pytest.mark.parametrize(
+    ("device", "has_gpu", "on_cpu"),
+    [
+        ((), False, True),
+        ((), True, False),
+        (("--device", "cpu"), True, True),
+        (("--device=cpu",), True, True),
+        (("--device", "cuda"), True, False),
+    ],
+)
+def test_the_device_is_the_users_else_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, device: tuple[str, ...], has_gpu: bool, on_cpu: bool
+) -> None:
+    monkeypatch.delenv("LIM_CONFIG", raising=False)
+    monkeypatch.setattr(server_module, "has_gpu", lambda: has_gpu)
+    spec = ServerSpec("some/model", {"--lim-select-layers": ""}, device)
+    options = server_options(spec, port=free_port())
+    assert (options.model, options.on_cpu) == ("some/model", on_cpu)
+    assert options.lim_flags == ("--lim-select-layers=",)
+
+
+@contextmanager
+def answering(info: dict[str, Any], keys: list[str | None] | None = None) -> Iterator[int]:
+    """Answer every request with this `/server_info`; yield the port, note the clients' keys."""
+
+    class Handler(JsonHandler):
+        def answer(self, _body: dict[str, Any]) -> None:
+            if keys is not None:
+                keys.append(self.headers["Authorization"])
+            self.send_json(200, info)
+
+    with served(Handler) as url:
+        yield int(url.rpartition(":")[2])
+
+
+def test_a_live_server_shows_its_state_to_who_has_the_key() -> None:
+    keys: list[str | None] = []
+    with answering({"internal_states": [{"lim": {"roles": ["full"]}}]}, keys) as port:
+        server = Server(ServerOptions("model", port=port, api_key="secret"))
+        assert server.wait_until_ready() == {"roles": ["full"]}
+    assert set(keys) == {"Bearer secret"}
+
+
+def test_a_dense_server_that_was_asked_for_is_proved_to_be_one() -> None:
+    with answering({"attention_backend": "flashinfer"}) as port:
+        server = Server(ServerOptions("model", port=port, backend="flashinfer"))
+        assert server.wait_until_ready() == {}
+
+
+@pytest.mark.parametrize(
+    ("asked", "info", "words"),
+    [
+        ("lim", {}, r"without LessIsMore.*lim doctor"),
+        ("flashinfer", {"attention_backend": "triton"}, "by triton, asked for was flashinfer"),
+        (
+            "flashinfer",
+            {"attention_backend": "flashinfer", "decode_attention_backend": "fa3"},
+            "decodes by fa3",
+        ),
+        (
+            "flashinfer",
+            {"attention_backend": "flashinfer", "internal_states": [{"lim": {"roles": []}}]},
+            "decodes by lim",
+        ),
+    ],
+)
+def test_another_backend_than_the_one_that_was_asked_for_is_an_error(
+    asked: str, info: dict[str, Any], words: str
+) -> None:
+    with answering(info) as port, pytest.raises(ServerError, match=words):
+        Server(ServerOptions("model", port=port, backend=asked)).wait_until_ready()
+
+
+def test_a_server_of_another_backend_is_ended(folder: Path) -> None:
+    server = Server(fake_options(fake_spec(folder, "dense"), port=free_port()))
+    with pytest.raises(ServerError, match="without LessIsMore"), server:
+        pass
+    assert server.poll() is not None
+
+
+def test_an_early_death_is_told_with_its_code(folder: Path) -> None:
+    server = fake_server(folder, "fail")
+    with pytest.raises(StartError, match="code 1") as caught:
+        server.wait_until_ready()
+    assert caught.value.code == 1
+    server.stop()
+
+
+def test_a_server_that_never_answers_is_given_up(folder: Path) -> None:
+    server = fake_server(folder, "hang")
+    with pytest.raises(ServerError, match="not ready after"):
+        server.wait_until_ready(timeout_s=0.1)
+    server.stop()
+
+
+@pytest.mark.parametrize("manner", ["serve", "fail"])
+def test_a_stubborn_tree_is_gone_also_where_its_parent_died_before(
+    folder: Path, manner: str
+) -> None:
+    server = fake_server(folder, manner)
+    if manner == "fail":
+        assert eventually(lambda: server.poll() is not None, 10)
+        assert len(running(folder)) == NUM_PROCESSES - 1
     started = time.monotonic()
     server.stop()
     assert time.monotonic() - started < 10
-    assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert eventually(lambda: not running(folder), 2)
 
 
-def test_a_signal_that_comes_while_it_ends_is_heeded_afterwards(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(server_module, "GRACE_S", 1.0)
-    server = running(monkeypatch, STUBBORN_TREE)
-    assert server._process
+def test_a_signal_that_comes_while_it_ends_is_heeded_afterwards(folder: Path) -> None:
+    server = fake_server(folder, "serve")
     main = server._process
-    while not psutil.Process(main.pid).children():
-        time.sleep(0.05)
-    heard: list[bool] = []
-    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(main.poll() is not None))
+    assert main
+    ended: list[bool] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.append(main.poll() is not None))
     try:
-        soon = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+        soon = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
         soon.start()
         server.stop()
         soon.join()
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert heard == [True]  # once, and when nothing ran any more
+    assert ended == [True]  # once, and when nothing ran any more
 
 
-def test_what_a_dead_server_left_behind_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = running(monkeypatch, LEAVES_A_CHILD)
-    assert server._process
-    group = server._process.pid
-    server._process.wait()
-    assert alive_in_group(group)
-    server.stop()
-    time.sleep(0.2)
-    assert not alive_in_group(group)
+def test_a_block_has_the_address_of_a_server_that_is_ready(folder: Path, temporary: Path) -> None:
+    with serving(fake_spec(folder), quiet()) as url:
+        assert httpx.get(f"{url}/server_info", timeout=5).is_success
+        assert len(running(folder)) == NUM_PROCESSES
+    assert running(folder) == []
+    assert list(temporary.iterdir()) == []
 
 
-def alive_in_group(group: int) -> list[int]:
-    """The processes of a group that still run."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(ProcessLookupError, psutil.NoSuchProcess):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
+def test_an_exception_ends_the_server_and_comes_through(folder: Path, temporary: Path) -> None:
+    with pytest.raises(ZeroDivisionError), serving(fake_spec(folder), quiet()):
+        _ = 1 / 0
+    assert running(folder) == []
+    assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("code", [1, 2])
-def test_an_early_death_is_told_with_its_code(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    server = running(monkeypatch, f"raise SystemExit({code})", port=free_port())
-    with pytest.raises(StartError, match=f"code {code}") as caught:
-        server.wait_until_ready()
-    assert caught.value.code == code
-
-
-def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = running(monkeypatch, "import time; time.sleep(60)", port=free_port())
-    with pytest.raises(ServerError, match="not ready after"):
-        server.wait_until_ready(timeout_s=0.2)
-    server.stop()
-
-
-class Info(BaseHTTPRequestHandler):
-    """Answers as SGLang does; `state` is what it shows of its scheduler."""
-
-    state: dict[str, Any]
-    top: dict[str, str]
-    """What else it shows."""
-    keys: list[str | None]
-
-    def do_GET(self) -> None:
-        """Both addresses that a start asks."""
-        self.keys.append(self.headers["Authorization"])
-        body = json.dumps(self.top | {"internal_states": [self.state]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Keep quiet."""
-
-
-@pytest.fixture
-def info() -> Iterator[tuple[type[Info], int]]:
-    """A listening stand-in, and its port."""
-    handler = type("OneInfo", (Info,), {"state": {}, "top": {}, "keys": []})
-    listener = HTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
-    yield handler, listener.server_port
-    listener.shutdown()
-    listener.server_close()
-
-
-def test_a_live_server_shows_its_state(info: tuple[type[Info], int]) -> None:
-    handler, port = info
-    handler.state = {"lim": {"roles": ["full"]}}
-    server = Server(ServerOptions("model", port=port, api_key="secret"))
-    assert server.wait_until_ready() == {"roles": ["full"]}
-    assert set(handler.keys) == {"Bearer secret"}
-
-
-def test_a_dense_server_is_an_error(info: tuple[type[Info], int]) -> None:
-    _, port = info
-    with pytest.raises(ServerError, match=r"without LessIsMore.*lim doctor"):
-        Server(ServerOptions("model", port=port)).wait_until_ready()
-
-
-def test_a_dense_server_that_was_asked_for_is_proved_to_be_one(
-    info: tuple[type[Info], int],
-) -> None:
-    handler, port = info
-    handler.top = {"attention_backend": "flashinfer"}
-    server = Server(ServerOptions("model", port=port, backend="flashinfer"))
-    assert server.wait_until_ready() == {}
+def ask_until_it_is_gone(url: str) -> None:
+    """Ask as a run does, which raises when no server answers any more."""
+    while True:
+        try:
+            httpx.get(f"{url}/health", timeout=5)
+        except httpx.HTTPError:
+            raise ServerError(f"no server answers at {url}") from None
 
 
 @pytest.mark.parametrize(
-    ("top", "state", "words"),
+    ("manner", "words"),
     [
-        ({"attention_backend": "triton"}, {}, "decodes by triton, asked for was flashinfer"),
-        (
-            {"attention_backend": "flashinfer", "decode_attention_backend": "fa3"},
-            {},
-            "decodes by fa3",
-        ),
-        ({"attention_backend": "flashinfer"}, {"lim": {"roles": []}}, "decodes by lim"),
+        ("fail", f"(?s)ended with code 1 before it was ready.*{LAST_WORDS}"),
+        ("break", f"(?s)no server answers at .*{LAST_WORDS}"),
     ],
 )
-def test_another_backend_than_the_dense_one_that_was_asked_for_is_an_error(
-    info: tuple[type[Info], int], top: dict[str, str], state: dict[str, Any], words: str
+def test_a_server_that_fails_shows_how_its_log_ends_and_where_it_is(
+    folder: Path, temporary: Path, manner: str, words: str
 ) -> None:
-    handler, port = info
-    handler.top, handler.state = top, state
-    with pytest.raises(ServerError, match=words):
-        Server(ServerOptions("model", port=port, backend="flashinfer")).wait_until_ready()
+    with (
+        pytest.raises(ServerError, match=words) as caught,
+        serving(fake_spec(folder, manner), quiet()) as url,
+    ):
+        ask_until_it_is_gone(url)
+    [log] = temporary.iterdir()
+    assert f"(log: {log})" in str(caught.value)
+    assert LAST_WORDS in log.read_text()
 
 
-def test_a_dense_server_is_ended(
-    monkeypatch: pytest.MonkeyPatch, info: tuple[type[Info], int]
-) -> None:
-    _, port = info
-    monkeypatch.setattr(
-        ServerOptions,
-        "command_line",
-        lambda _self: [sys.executable, "-c", "import time; time.sleep(60)"],
-    )
-    server = Server(ServerOptions("model", port=port))
-    with pytest.raises(ServerError), server:
+def test_a_log_that_is_wanted_is_kept(folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "runs" / "tiny.log"
+    with serving(fake_spec(folder), quiet(), log):
         pass
-    assert server.poll() is not None
+    assert "Loading" in log.read_text()
+
+
+def test_a_log_that_cannot_be_written_is_refused_before_anything_starts(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with (
+        pytest.raises(DataError, match=r"cannot write a server's log to .*tiny\.log"),
+        serving(fake_spec(folder), quiet(), tmp_path / "runs" / "tiny.log"),
+    ):
+        pytest.fail("the server was started")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_start_is_told_once_in_a_file_and_followed_on_a_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "LOG_POLL_S", 0.02)
+    shown = io.StringIO()
+    with serving(fake_spec(folder), Console(file=shown, width=80)):
+        pass
+    said = r"Starting a server: tiny --lim-budget 64\nThe server is ready after \d+ s\n"
+    assert re.fullmatch(said, shown.getvalue())
+    for path in folder.iterdir():
+        path.unlink()
+    monkeypatch.setattr(server_module, "POLL_S", 0.5)
+    terminal = io.StringIO()
+    with serving(fake_spec(folder), Console(file=terminal, width=80, force_terminal=True)):
+        pass
+    assert "Loading [/bold] 100%" in terminal.getvalue()  # markup in a log is shown as it is
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        (b"", ""),
+        (b"\n \n", ""),
+        (b"first\nsecond", "second"),
+        (b"first\nsecond\n\n", "second"),
+        (b"Loading: 10%\rLoading: 20%\r", "Loading: 20%"),
+        (b"\x1b[31mred\x1b[0m [bold]\n", "red [bold]"),
+        (
+            b"\xff" + b"x" * 3000 + b"\nlast \xc3\xa4\n",
+            "last \N{LATIN SMALL LETTER A WITH DIAERESIS}",
+        ),
+    ],
+)
+def test_the_newest_line_of_a_log(log: bytes, line: str, tmp_path: Path) -> None:
+    path = tmp_path / "server.log"
+    path.write_bytes(log)
+    assert newest_line(path) == line
+
+
+def test_a_thread_may_have_a_server_and_signals_are_handled_as_before_afterwards(
+    folder: Path,
+) -> None:
+    before = [signal.getsignal(number) for number in server_module.STOPPING]
+    urls = []
+
+    def serve() -> None:
+        with serving(fake_spec(folder), quiet()) as url:
+            urls.append(url)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    thread.join(30)
+    assert len(urls) == 1
+    for path in folder.iterdir():
+        path.unlink()
+    with serving(fake_spec(folder), quiet()):
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    assert [signal.getsignal(number) for number in server_module.STOPPING] == before
+
+
+IN_PROCESS = """
+import sys, time
+from pathlib import Path
+from rich.console import Console
+from lim_sglang import server
+from tests.server.test_server import fake_options, fake_spec
+
+server.GRACE_S = float(sys.argv[3])
+server.server_options = fake_options
+try:
+    with server.serving(fake_spec(Path(sys.argv[1]), sys.argv[2]), Console()):
+        print("inside", flush=True)
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def start(folder: Path, manner: str, grace_s: float = 0.2) -> subprocess.Popen[str]:
+    """Start a process that has a server; wait until the server serves, or begins if it hangs."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_PROCESS, str(folder), manner, str(grace_s)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_until_begun(folder)
+    assert process.stdout
+    while manner == "serve" and "inside" not in process.stdout.readline():
+        assert process.poll() is None
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "manner"),
+    [
+        (signal.SIGINT, "serve"),
+        (signal.SIGTERM, "serve"),
+        (signal.SIGHUP, "serve"),
+        (signal.SIGTERM, "hang"),
+    ],
+)
+def test_a_signal_ends_the_server_while_it_starts_and_while_it_serves(
+    number: int, manner: str, folder: Path
+) -> None:
+    process = start(folder, manner)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    assert output.endswith("interrupted\n")
+    assert running(folder) == []
+
+
+def test_repeated_signals_leave_no_server_behind(folder: Path) -> None:
+    process = start(folder, "serve", grace_s=1.0)
+    process.send_signal(signal.SIGINT)
+    for _ in range(20):  # while it waits for processes that ignore SIGTERM
+        time.sleep(0.04)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert running(folder) == []
+
+
+def test_under_nohup_a_closed_terminal_is_no_end(folder: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(folder, "serve")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    assert not eventually(lambda: process.poll() is not None, 1.0)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert running(folder) == []

@@ -1,20 +1,204 @@
-"""What is asked of a GPU before anything loads."""
+"""Refusals: SGLang options, models, layers and GPUs, all reasons at once, before anything loads."""
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from lim_sglang.config import LimConfig
+from lim_sglang.config import LimConfig, Role
 from lim_sglang.validation import (
+    CPU_REFUSALS,
+    REFUSALS,
     Gpu,
+    Refusal,
+    decodes_with_lim,
     has_nvcc,
     head_dim_of,
+    reasons_against,
     reasons_against_gpu,
     reasons_against_kv_cache,
+    reasons_against_layers,
+    reasons_against_model,
     reasons_against_selection,
+    reuses_sets,
 )
+
+LIMITS_MD = Path(__file__).parents[2] / "docs" / "limits.md"
+BAD_VALUES: dict[str, Any] = {
+    "disaggregation_mode": "decode",
+    "speculative_algorithm": "EAGLE",
+    "dllm_algorithm": "LowConfidence",
+    "kv_cache_dtype": "fp4_e2m1",
+    "cuda_graph_backend_decode": "breakable",
+    "tp_size": 2,
+    "pp_size": 2,
+    "dcp_size": 2,
+    "attn_cp_size": 2,
+    "cuda_graph_config": {"decode": {"backend": "breakable"}},
+    "page_size": 16,
+}
+
+
+def model(**traits: Any) -> SimpleNamespace:
+    """Return a dense decoder-only configuration with some traits changed."""
+    shape = {
+        "model_type": "qwen3",
+        "num_hidden_layers": 8,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+    }
+    return SimpleNamespace(**(shape | traits))
+
+
+@pytest.mark.parametrize("refusal", REFUSALS + CPU_REFUSALS, ids=lambda r: r.option)
+def test_each_option_is_refused_by_name(refusal: Refusal) -> None:
+    options = SimpleNamespace(**{refusal.field: BAD_VALUES.get(refusal.field, True)})
+    (reason,) = reasons_against(options, on_cpu=True)
+    assert reason.startswith(refusal.option)
+    assert refusal.why in reason
+
+
+def test_each_refused_option_is_documented() -> None:
+    text = LIMITS_MD.read_text()
+    assert not [r.option for r in REFUSALS + CPU_REFUSALS if f"`{r.option}`" not in text]
+
+
+def test_default_options_are_served() -> None:
+    defaults = SimpleNamespace(
+        tp_size=1,
+        pp_size=1,
+        page_size=None,
+        disaggregation_mode="null",
+        kv_cache_dtype="auto",
+        cuda_graph_backend_decode=None,
+        enable_mixed_chunk=False,
+    )
+    assert reasons_against(defaults, on_cpu=True) == []
+
+
+def test_pages_of_several_tokens_are_refused_on_a_cpu_only() -> None:
+    assert reasons_against(SimpleNamespace(page_size=16), on_cpu=False) == []
+
+
+@pytest.mark.parametrize(
+    ("graphs", "refused"),
+    [
+        ({"decode": {"backend": "breakable"}}, True),
+        ({"decode": {"backend": "full"}, "prefill": {"backend": "breakable"}}, False),
+        ({"decode": {"max_bs": 8}}, False),
+        (SimpleNamespace(decode=SimpleNamespace(backend="tc_piecewise")), True),
+        (SimpleNamespace(decode=SimpleNamespace(backend="full")), False),
+    ],
+)
+def test_a_decode_graph_in_pieces_is_refused_as_typed_and_as_resolved(
+    graphs: object, refused: bool
+) -> None:
+    reasons = reasons_against(SimpleNamespace(cuda_graph_config=graphs), on_cpu=False)
+    assert [r.split(":")[0] for r in reasons] == ["--cuda-graph-config"] * refused
+
+
+@pytest.mark.parametrize("dtype", ["mxfp8", "nvfp4", "fp4_mx_block16", "fp4_e2m1", "int8"])
+def test_a_cache_with_scales_beside_its_keys_is_refused(dtype: str) -> None:
+    (reason,) = reasons_against(SimpleNamespace(kv_cache_dtype=dtype), on_cpu=False)
+    assert reason.startswith(f"--kv-cache-dtype {dtype}: ")
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2", None])
+def test_a_cache_that_holds_keys_alone_is_served(dtype: str | None) -> None:
+    assert reasons_against(SimpleNamespace(kv_cache_dtype=dtype), on_cpu=False) == []
+
+
+def test_all_reasons_come_at_once() -> None:
+    options = SimpleNamespace(pp_size=2, enable_mixed_chunk=True, tp_size=4)
+    assert len(reasons_against(options, on_cpu=False)) == 3
+
+
+@pytest.mark.parametrize(
+    ("traits", "word"),
+    [
+        ({"kv_lora_rank": 512}, "MLA"),
+        ({"sliding_window": 4096}, "sliding"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "hybrid"),
+        ({"is_encoder_decoder": True}, "encoder"),
+        ({"attention_chunk_size": 8192}, "chunked"),
+    ],
+)
+def test_a_model_is_refused_by_its_trait(traits: dict[str, Any], word: str) -> None:
+    (reason,) = reasons_against_model(model(**traits), LimConfig())
+    assert word in reason
+
+
+@pytest.mark.parametrize(
+    "traits",
+    [{}, {"sliding_window": 4096, "layer_types": ["full_attention"] * 8}, {"kv_lora_rank": None}],
+)
+def test_a_plain_model_is_served(traits: dict[str, Any]) -> None:
+    assert reasons_against_model(model(**traits), LimConfig()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "reuses"),
+    [
+        ({}, True),
+        ({"policy": "full"}, False),
+        ({"select_layers": ()}, False),
+        ({"select_layers": (7,)}, False),  # of 8: nothing above it
+    ],
+)
+def test_a_schedule_reuses_sets_unless_all_its_layers_read_everything(
+    settings: dict[str, Any], reuses: bool
+) -> None:
+    assert reuses_sets(model(), LimConfig(**settings)) is reuses
+
+
+def test_a_layer_that_the_model_lacks_is_a_reason() -> None:
+    (reason,) = reasons_against_model(model(), LimConfig(select_layers=(2, 30)))
+    assert "layer 30" in reason
+
+
+def layer(index: int, **traits: Any) -> SimpleNamespace:
+    """Return a plain attention layer with some traits changed."""
+    plain = {"sliding_window_size": -1, "is_cross_attention": False, "logit_cap": 0.0}
+    return SimpleNamespace(layer_id=index, **(plain | traits))
+
+
+CAPPED = [layer(0, logit_cap=30.0), layer(1)]
+
+
+@pytest.mark.parametrize(
+    ("layers", "ranking", "on_cpu", "words"),
+    [
+        ([layer(0), layer(1)], "rank", True, None),
+        ([layer(0), layer(1)], "mass", True, None),
+        ([layer(0)], "rank", True, "1 attention layers, expected one in each of 2"),
+        ([layer(0), layer(2)], "rank", True, "2 attention layers, expected one in each of 2"),
+        ([layer(0, sliding_window_size=128), layer(1)], "rank", True, "sliding-window"),
+        ([layer(0, is_cross_attention=True), layer(1)], "rank", True, "cross-attention"),
+        (CAPPED, "rank", True, "SGLang ignores that on a CPU"),
+        (CAPPED, "rank", False, None),
+        (CAPPED, "mass", False, "use --lim-ranking rank"),
+    ],
+)
+def test_loaded_layers_are_checked_again(
+    layers: list[Any], ranking: str, on_cpu: bool, words: str | None
+) -> None:
+    roles = (Role.SELECT, Role.REUSE)
+    reasons = reasons_against_layers(layers, roles, LimConfig(ranking=ranking), on_cpu=on_cpu)
+    assert len(reasons) == (words is not None)
+    assert all(words in reason for reason in reasons if words)
+
+
+@pytest.mark.parametrize(
+    ("both", "decode", "ours"),
+    [("lim", None, True), ("fa3", "lim", True), ("lim", "fa3", False), (None, None, False)],
+)
+def test_the_decode_backend_decides(both: str | None, decode: str | None, ours: bool) -> None:
+    options = SimpleNamespace(attention_backend=both, decode_attention_backend=decode)
+    assert decodes_with_lim(options) is ours
+
 
 H100 = Gpu("H100", (9, 0), compiles=True, shared_bytes=232_448)
 A100 = Gpu("A100", (8, 0), compiles=True, shared_bytes=166_912)

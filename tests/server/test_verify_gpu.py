@@ -1,4 +1,4 @@
-"""What is checked before any time is shown, and how it fails in words."""
+"""Exactness of the kernels on a GPU, and failures in words."""
 
 from collections.abc import Callable
 from subprocess import CalledProcessError
@@ -8,33 +8,33 @@ import torch
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
-from lim_sglang import verify_gpu as module
 from lim_sglang.kernels.verify import Batch
-from lim_sglang.verify_gpu import BATCHES, served_batches, verify_gpu
+from lim_sglang.verify_gpu import BATCHES, CHECKS, SCORED, Check, served_batches, verify_gpu
 
 AMPERE, HOPPER = (8, 0), (9, 0)
 
 
-def fail_with(error: Exception) -> Callable[[Batch, str], list[str]]:
-    """Stand in for the comparison: the batch of Qwen3-8B fails."""
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU for which kernels are compiled."""
+    monkeypatch.setattr("lim_sglang.verify_gpu.interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: HOPPER)
 
-    def differences(batch: Batch, _device: str) -> list[str]:
+
+def failing(error: Exception) -> dict[str, Check]:
+    """Return checks of which one fails for the batch of Qwen3-8B."""
+
+    def compare(batch: Batch) -> list[str]:
         if batch is BATCHES["Qwen3-8B"]:
             raise error
         return []
 
-    return differences
+    return {"selection": compare}
 
 
-@pytest.fixture
-def hopper(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A GPU that compiles."""
-    monkeypatch.setattr(module, "interpreted", lambda: False)
-    monkeypatch.setattr(module, "mass_differences", lambda _batch, _device: [])
-    monkeypatch.setattr(module, "attention_differences", lambda _batch, _device: [])
-    monkeypatch.setattr(module, "stored_score_differences", lambda _batch: [])
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: HOPPER)
-    return monkeypatch
+@pytest.mark.gpu
+def test_kernels_are_exact_on_all_batches() -> None:
+    assert verify_gpu() == []
 
 
 def test_every_fp8_cache_that_is_served_is_checked() -> None:
@@ -46,35 +46,25 @@ def test_every_fp8_cache_that_is_served_is_checked() -> None:
 
 
 def test_interpreted_kernels_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "interpreted", lambda: True)
-    monkeypatch.setattr(module, "selection_differences", lambda _batch, _device: [])
-    (found,) = verify_gpu()
+    monkeypatch.setattr("lim_sglang.verify_gpu.interpreted", lambda: True)
+    (found,) = verify_gpu({})
     assert found.startswith("TRITON_INTERPRET is set")
 
 
-def test_selection_by_mass_is_checked_too(hopper: pytest.MonkeyPatch) -> None:
-    hopper.setattr(module, "selection_differences", lambda _batch, _device: [])
-    hopper.setattr(module, "mass_differences", lambda _batch, _device: ["row 0: other masses"])
-    assert "Qwen3-8B: row 0: other masses" in verify_gpu()
+@pytest.mark.parametrize("wrong", CHECKS)
+@pytest.mark.usefixtures("hopper")
+def test_a_difference_in_any_check_is_named_by_batch(wrong: str) -> None:
+    def same(_batch: Batch) -> list[str]:
+        return []
 
+    def different(_batch: Batch) -> list[str]:
+        return ["row 0: another ranking"]
 
-def test_attention_over_slots_is_checked_too(hopper: pytest.MonkeyPatch) -> None:
-    hopper.setattr(module, "selection_differences", lambda _batch, _device: [])
-    hopper.setattr(module, "attention_differences", lambda _batch, _device: ["row 0: off"])
-    assert verify_gpu() == [f"{name}: row 0: off" for name in BATCHES]
-
-
-def test_the_scoring_dense_pass_is_checked_too(hopper: pytest.MonkeyPatch) -> None:
-    hopper.setattr(module, "selection_differences", lambda _batch, _device: [])
-    hopper.setattr(module, "stored_score_differences", lambda _batch: ["row 0: other normalisers"])
-    assert verify_gpu() == [f"{name}: row 0: other normalisers" for name in module.SCORED]
-
-
-def test_differences_are_named_by_batch(hopper: pytest.MonkeyPatch) -> None:
-    hopper.setattr(
-        module, "selection_differences", lambda _batch, _device: ["row 0: another ranking"]
-    )
-    assert verify_gpu() == [f"{name}: row 0: another ranking" for name in BATCHES]
+    checks: dict[str, Callable[[Batch], list[str]]] = dict.fromkeys(CHECKS, same)
+    names = SCORED if wrong == "scoring dense pass" else BATCHES
+    assert verify_gpu(checks | {wrong: different}) == [
+        f"{name}: row 0: another ranking" for name in names
+    ]
 
 
 @pytest.mark.parametrize(
@@ -90,19 +80,15 @@ def test_differences_are_named_by_batch(hopper: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_a_failure_names_the_batch_and_the_others_are_checked(
-    hopper: pytest.MonkeyPatch, error: Exception, words: str
-) -> None:
-    hopper.setattr(module, "selection_differences", fail_with(error))
-    (found,) = verify_gpu()
+@pytest.mark.usefixtures("hopper")
+def test_a_failure_names_the_batch_and_the_others_are_checked(error: Exception, words: str) -> None:
+    (found,) = verify_gpu(failing(error))
     assert found.startswith("Qwen3-8B: ")
     assert words in found
     assert "\n" not in found
 
 
-def test_our_own_mistakes_keep_their_traceback(hopper: pytest.MonkeyPatch) -> None:
-    hopper.setattr(
-        module, "selection_differences", fail_with(ValueError("tensors must be on one device"))
-    )
+@pytest.mark.usefixtures("hopper")
+def test_our_own_mistakes_keep_their_traceback() -> None:
     with pytest.raises(ValueError, match="one device"):
-        verify_gpu()
+        verify_gpu(failing(ValueError("tensors must be on one device")))

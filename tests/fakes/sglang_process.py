@@ -1,8 +1,9 @@
-"""A stand-in for SGLang's server: a child, a grandchild, two addresses, and no ear for SIGTERM.
+"""A fake SGLang server made of real processes, all of which ignore SIGTERM.
 
-As a script: PORT FOLDER MANNER. Each process leaves its id in the folder. Of its manners, `serve`
-is ready at once, `dense` does not show LessIsMore, `hang` is never ready, `fail` ends before it is,
-and `break` when it has told of itself.
+As a script, PORT FOLDER MANNER: a process with a child and a grandchild, each of which leaves its
+id in the folder. By MANNER the server is ready at once (`serve`), without LessIsMore (`dense`),
+never (`hang`), ends before it is ready and leaves its children behind (`fail`), or ends right after
+`/server_info` (`break`).
 """
 
 import json
@@ -14,20 +15,20 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-FINAL_WORDS = "CUDA out of memory, or so it says"
+LAST_WORDS = "CUDA out of memory, or so it says"
 NUM_PROCESSES = 3
-YOUNGER = {"child": "grandchild", "grandchild": None}
+CHILD_OF = {"child": "grandchild", "grandchild": None}
 LIFE_S = 60.0
 
 
 def main(port: str, folder: str, manner: str) -> None:
     """Be one of the three processes."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    younger = YOUNGER.get(manner, "child")
-    if younger:
-        subprocess.Popen([sys.executable, __file__, port, folder, younger])
+    child = CHILD_OF.get(manner, "child")
+    if child:
+        subprocess.Popen([sys.executable, "-P", __file__, port, folder, child])
     (Path(folder) / str(os.getpid())).touch()
-    if manner in YOUNGER:
+    if manner in CHILD_OF:
         time.sleep(LIFE_S)
         return
     while len(list(Path(folder).iterdir())) < NUM_PROCESSES:
@@ -35,7 +36,7 @@ def main(port: str, folder: str, manner: str) -> None:
     sys.stdout.write("Loading  10%\r\x1b[31mLoading [/bold] 100%\x1b[0m\n")
     sys.stdout.flush()
     if manner == "fail":
-        sys.exit(FINAL_WORDS)
+        sys.exit(LAST_WORDS)
     if manner == "hang":
         time.sleep(LIFE_S)
     listener = HTTPServer(("127.0.0.1", int(port)), Answers)
@@ -44,12 +45,12 @@ def main(port: str, folder: str, manner: str) -> None:
 
 
 class Answers(BaseHTTPRequestHandler):
-    """Health, and what it is."""
+    """Answers every path as `/server_info`."""
 
     manner = ""
 
     def do_GET(self) -> None:
-        """Both addresses that a start asks."""
+        """Answer one request."""
         state = {} if self.manner == "dense" else {"lim": {"roles": ["full"]}}
         body = json.dumps({"internal_states": [state]}).encode()
         self.send_response(200)
@@ -57,7 +58,7 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
         if self.manner == "break" and self.path == "/server_info":
-            sys.stderr.write(FINAL_WORDS)
+            sys.stderr.write(LAST_WORDS)
             sys.stderr.flush()
             os._exit(9)
 

@@ -1,0 +1,132 @@
+"""`docs/cli.md` names every command and option with its default; `make docs` writes the tables.
+
+Run as a script, this file writes what the test compares.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from lim_sglang import config
+from lim_sglang.cli import app
+from lim_sglang.counters import Stats
+
+ROOT = Path(__file__).parents[2]
+CLI_MD, LAUNCH = ROOT / "docs" / "cli.md", ROOT / "launch.sh"
+BEGIN, END = "<!-- lim options: begin -->", "<!-- lim options: end -->"
+PASSES_ON = ("serve", "eval", "bench serve")
+"""Commands whose words after -- go to SGLang."""
+
+
+def tables() -> str:
+    """Render a heading, the help and a table of options for each command."""
+    return "\n\n".join(
+        "\n".join([f"## `{usage(name, command)}`", "", help_of(command), "", *table(command)])
+        for name, command in commands("", typer.main.get_command(app))
+    )
+
+
+def commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each command with its full name, groups resolved."""
+    if not hasattr(command, "commands"):
+        yield path, command
+        return
+    for name, child in command.commands.items():
+        yield from commands(f"{path} {name}".strip(), child)
+
+
+def usage(name: str, command: Any) -> str:
+    """Return the command with its arguments, as one types it."""
+    arguments = [spelled(p)[0] for p in command.params if p.param_type_name == "argument"]
+    further = ["[-- SGLang options]"] * (name in PASSES_ON)
+    return " ".join(["lim", name, *arguments, "[options]", *further])
+
+
+def help_of(command: Any) -> str:
+    """Return the command's description without line breaks inside paragraphs."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", (command.help or "").strip())
+
+
+def table(command: Any) -> list[str]:
+    """Return the rows of a command's arguments and options."""
+    rows = ["| option | default | meaning |", "| --- | --- | --- |"]
+    for parameter in command.params:
+        name = ", ".join(f"`{word}`" for word in spelled(parameter))
+        cells = (name, default(parameter), meaning(parameter))
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return rows if len(rows) > 2 else ["No options."]
+
+
+def spelled(parameter: Any) -> list[str]:
+    """Return the spellings of an option, or an argument as usage lines have it."""
+    if parameter.param_type_name == "option":
+        return [*parameter.opts, *parameter.secondary_opts]
+    name = parameter.name.upper() + "…" * (parameter.nargs != 1)
+    return [name if parameter.required else f"[{name}]"]
+
+
+def default(parameter: Any) -> str:
+    """Return a parameter's default in words."""
+    stated, value = parameter.show_default, parameter.default
+    if isinstance(stated, str):
+        return stated
+    if parameter.required:
+        return "required"
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, bool):
+        return f"`{parameter.opts[0]}`" if value else "off"
+    return f"`{str(getattr(value, 'value', value)).encode('unicode_escape').decode()}`"
+
+
+def meaning(parameter: Any) -> str:
+    """Return a parameter's help, its choices and its environment variable."""
+    text = parameter.help or ""
+    kind = parameter.type_descriptor.annotation
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        text += f" One of {', '.join(choice.value for choice in kind)}."
+    if parameter.envvar:
+        text += f" Environment: `{parameter.envvar}`."
+    return " ".join(text.split())
+
+
+def rewritten(text: str) -> str:
+    """Return the document with fresh tables between the markers."""
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{tables()}\n{END}{after}"
+
+
+def test_every_command_and_option_is_documented_as_it_is() -> None:
+    text = CLI_MD.read_text()
+    found, expected = text.splitlines(), rewritten(text).splitlines()
+    missing = [line for line in expected if line not in found]
+    obsolete = [line for line in found if line not in expected]
+    assert (missing, obsolete) == ([], []), "run `make docs`"
+    assert found == expected, "run `make docs`"
+
+
+def test_every_option_of_launch_sh_is_documented() -> None:
+    options = re.findall(r"^#   (--[\w-]+)", LAUNCH.read_text(), flags=re.MULTILINE)
+    text = CLI_MD.read_text()
+    assert options == re.findall(r"^\| `(--[\w-]+)` \|", text, flags=re.MULTILINE)[: len(options)]
+
+
+def test_every_environment_variable_is_documented() -> None:
+    variables = [value for name, value in vars(config).items() if name.endswith("_VAR")]
+    text = CLI_MD.read_text()
+    assert not [variable for variable in variables if f"`{variable}`" not in text]
+
+
+def test_every_counter_of_a_server_is_documented() -> None:
+    text = CLI_MD.read_text()
+    assert not [counter.name for counter in fields(Stats) if f"`{counter.name}`" not in text]
+
+
+if __name__ == "__main__":
+    CLI_MD.write_text(rewritten(CLI_MD.read_text()))
