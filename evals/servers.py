@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lim_sglang.errors import ConfigError, ServerError
-from lim_sglang.programs.connect import connect
 from lim_sglang.programs.http_client import check_server, normalise_url
+from lim_sglang.programs.program import load_frontend
 from lim_sglang.programs.schema import Access, Api
+from lim_sglang.programs.sglang_backend import connect
 
 if TYPE_CHECKING:
     from lim_sglang.programs.backend import Backend
@@ -73,6 +74,7 @@ def connected(
             defaults = backend.sampling_defaults()
             facts = Facts(url, backend.server_info(), defaults, backend.limiter.total)
             connections.append(Connection(facts, backend))
+        load_frontend(console)
         yield tuple(connections)
 
 

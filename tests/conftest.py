@@ -17,8 +17,8 @@ if not torch.cuda.is_available():
 
 from lim_sglang.errors import ServerError
 from lim_sglang.server import Server, ServerOptions
+from tests.forked_commands import Forker, forking
 from tests.processes import ON_CPU, SGLANG, WITH_LIM, LocalServer, serving
-from tests.programs.forking import Forker, forking
 from tests.server.oracle import Oracle, OracleRun
 from tests.server.prompts import BUDGET, NUM_NEW, Prompt, long_prompts, short_prompts
 from tests.server.tiny_models import SELECT_LAYERS, build_tiny_qwen3

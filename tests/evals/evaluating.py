@@ -9,9 +9,8 @@ from tempfile import mkdtemp
 from typing import Any
 
 from lim_sglang.evals.tasks import TASKS
-from tests.fakes.sglang_server import FakeServer
-from tests.programs.chains import Chain, words
-from tests.programs.forking import Forker
+from tests.fakes.sglang_server import Chain, FakeServer, words
+from tests.forked_commands import Forker
 
 NUM_TOKENS = 7
 SEED = "100"

@@ -19,7 +19,7 @@ from lim_sglang.errors import ServerError
 from lim_sglang.evals.serving import ServerSpec
 from tests.evals.evaluating import Done, answering, asked
 from tests.fakes.sglang_server import FakeServer
-from tests.programs.forking import Command, Forker
+from tests.forked_commands import Command, Forker
 
 MANNERS_FILE = "manners.json"
 STARTS_FILE = "starts"

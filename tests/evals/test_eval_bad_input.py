@@ -21,9 +21,8 @@ from tests.evals.evaluating import (
     words_for,
     write_questions,
 )
-from tests.fakes.sglang_server import eventually, serving
-from tests.programs.chains import endless
-from tests.programs.forking import Command, Forker
+from tests.fakes.sglang_server import endless, eventually, serving
+from tests.forked_commands import Command, Forker
 
 INTEGERS = "aime24"
 """Their answers are compared without math-verify, which takes seconds to start."""

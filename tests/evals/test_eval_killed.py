@@ -21,7 +21,7 @@ from tests.evals.evaluating import (
     write_questions,
 )
 from tests.fakes.sglang_server import FakeServer, eventually, serving
-from tests.programs.forking import ROOT, Forker
+from tests.forked_commands import ROOT, Forker
 
 NUM_LINES = 40 * 4
 PACE_S = 0.01

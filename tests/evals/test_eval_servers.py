@@ -21,9 +21,8 @@ from tests.evals.evaluating import (
     write_questions,
 )
 from tests.fakes.openai_server import Streamed, serving_openai
-from tests.fakes.sglang_server import eventually, serving
-from tests.programs.chains import Chain, words
-from tests.programs.forking import Forker
+from tests.fakes.sglang_server import Chain, eventually, serving, words
+from tests.forked_commands import Forker
 
 INTEGERS = "aime24"
 """Their answers are compared without math-verify, which takes seconds to start."""

@@ -13,7 +13,7 @@ import pytest
 from tests.evals.evaluating import SEED, comparable, keys, write_questions
 from tests.evals.sweeping import Manners, Sweeps
 from tests.fakes.sglang_server import eventually
-from tests.programs.forking import Forker
+from tests.forked_commands import Forker
 
 NUM_QUESTIONS, NUM_SAMPLES = 6, 3
 NUM_LINES = NUM_QUESTIONS * NUM_SAMPLES

@@ -1,4 +1,4 @@
-"""The final answer is found in any text, however long."""
+"""The final answer is found in texts of any length."""
 
 import subprocess
 import sys
@@ -191,7 +191,7 @@ def test_a_statement_before_the_prompts_own_words_still_counts() -> None:
     assert extract_answer(r"The answer is 391. The answer is within \boxed{}.") == "391"
 
 
-MEGABYTES = 10
+MEGABYTES = 3
 GARBAGE = """
 import resource, time
 resource.setrlimit(resource.RLIMIT_AS, (400 * 1024**2,) * 2)
@@ -200,9 +200,9 @@ from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.equivalence import EquivalenceChecker
 text = {piece!r} * ({size} // len({piece!r}))
 answer = extract_answer(text)
-with EquivalenceChecker() as judge:
+with EquivalenceChecker() as checker:
     for found in (answer or "", text):
-        assert not judge.correct("5", found), found[:20]
+        assert not checker.correct("5", found), found[:20]
         assert as_integer(found) != 5
         assert as_choice(found) is None
 print(time.process_time())
@@ -212,11 +212,11 @@ print(time.process_time())
 @pytest.mark.parametrize(
     "piece", [r"\boxed{", "{", r"\boxed{6}}{", "answer: ", "</think>", "a $1$, ", r"\text{ ", "0"]
 )
-def test_ten_megabytes_of_garbage_take_seconds_and_little_memory(piece: str) -> None:
+def test_megabytes_of_garbage_take_seconds_and_little_memory(piece: str) -> None:
     script = GARBAGE.format(piece=piece, size=MEGABYTES * 1_000_000)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
-    assert float(done.stdout) < 10
+    assert float(done.stdout) < 6
 
 
 @pytest.mark.parametrize(
