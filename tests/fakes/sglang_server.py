@@ -273,11 +273,6 @@ class FakeServer:
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
 
-    def abort_all(self) -> None:
-        """Abort all requests, as the server may do by itself."""
-        for request in list(self._live.values()):
-            request.aborted = True
-
     def kill(self) -> None:
         """Break all connections off and take no more."""
         asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result()

@@ -39,16 +39,16 @@ NUM_TAKEN |= {"confidence": 2, "budget": 4}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_one_json_record_holds_the_question_the_vote_and_every_sample(
+def test_a_programs_file_is_a_script_whose_record_holds_vote_and_samples(
     program: str, forker: Forker, tmp_path: Path
 ) -> None:
+    script = str(ROOT / "programs" / f"{program}.py")
     settings = [word for text in OPTIONS.get(program, ()) for word in ("--set", text)]
     with serving(lambda _: completion("\\boxed{391}"), deterministic=True) as fake:
         code, command = forker.run(
             tmp_path,
-            *("ask", QUESTION, "--program", program, "--url", fake.url, "--json"),
+            *(script, QUESTION, "--url", fake.url, "--json", *settings),
             *("--samples", "8", "--parallel", "1", "--seed", "40"),
-            *settings,
         )
         assert code == 0, command.error
     record = json.loads(command.output)
@@ -73,16 +73,16 @@ def test_one_json_record_holds_the_question_the_vote_and_every_sample(
     assert len(fake.requests) == num_taken
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_each_programs_file_is_a_script(program: str, forker: Forker, tmp_path: Path) -> None:
-    script = str(ROOT / "programs" / f"{program}.py")
+def test_the_last_line_is_the_answer_and_each_sample_has_a_line(
+    forker: Forker, tmp_path: Path
+) -> None:
     with serving(lambda _: completion("\\boxed{391}")) as fake:
-        code, command = forker.run(tmp_path, script, QUESTION, "--samples", "3", "--url", fake.url)
-        assert code == 0, command.error
-    votes = 1 if program == "single" else 3
-    assert command.output.startswith(f"answer: 391  ({votes} of {votes} votes, {7 * votes} tokens")
+        words = ("ask", QUESTION, "--samples", "3", "--url", fake.url)
+        code, command = forker.run(tmp_path, *words)
+    assert code == 0, command.error
+    assert command.output.startswith("answer: 391  (3 of 3 votes, 21 tokens")
     assert command.output.count("\n") == 1
-    assert command.error.count("391  (7 tokens") == votes
+    assert command.error.count("391  (7 tokens") == 3
 
 
 def test_a_vote_by_openais_api_and_its_record(forker: Forker, tmp_path: Path) -> None:

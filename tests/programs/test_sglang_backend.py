@@ -37,7 +37,6 @@ from tests.fakes.sglang_server import (
 from tests.programs.harness import (
     MESSAGES,
     WAIT_S,
-    begin,
     by_sample,
     generate,
     requests_by_seed,
@@ -141,12 +140,6 @@ def test_a_generation_carries_what_the_server_says() -> None:
             "separate_reasoning": False,
         }
     ]
-
-
-def test_no_seed_is_sent_unless_there_is_one() -> None:
-    with serving(lambda _: completion("")) as fake:
-        ask(fake)
-    assert "seed" not in fake.requests[0]
 
 
 def test_reaching_the_limit_is_no_failure() -> None:
@@ -273,20 +266,6 @@ def test_a_server_that_hangs_costs_no_more_than_the_time_outs(
         assert eventually(lambda: fake.in_flight == 0)
     assert set(states(outcome)) == {"failed"}
     assert outcome.vote.winner is None
-
-
-def test_the_server_may_abort_a_sample_by_itself_and_it_is_tried_again() -> None:
-    chains = iter([endless("some"), Chain(("\\boxed{391}",))])
-    with (
-        serving(lambda _: next(chains)) as fake,
-        closing(SglangBackend(Access(fake.url))) as backend,
-    ):
-        future = begin(backend, InFlightSample(0, streamed=True))
-        assert eventually(lambda: fake.num_tokens == 1)
-        fake.abort_all()
-        found = future.result(WAIT_S)
-    assert (found.text, found.error, found.tokens_at_least) == ("\\boxed{391}", None, True)
-    assert len(fake.requests) == 2
 
 
 TEXT = "<think>\none two three\n</think>\n\nIt is \\boxed{7}."
