@@ -196,6 +196,8 @@ class InFlightSample:
     def cancel(self) -> None:
         """End the sample: the server is told to abort, and the tokens so far are counted."""
         with self._lock:
+            if self._cancelled:
+                return
             self._cancelled = True
             wake = self._wake
         wake()

@@ -85,9 +85,9 @@ class SamplingRun:
 
     @property
     def voters(self) -> list[Sample]:
-        """The samples without late ones: those that completed between the rule and the abort.
+        """All samples but the late ones, which completed between the decision and the abort.
 
-        A rule is settled by the samples that it has seen, so that a later one has no vote.
+        A vote is over the samples that settled the rule.
         """
         after = self.ended[self.num_evidence :] if self.num_evidence is not None else []
         late = {sample.index for sample in after if sample.state is not SampleState.ABORTED}
@@ -198,8 +198,8 @@ class SamplingRun:
 
     def _handle_ended(self, rule: "Rule | None", left: deque[int], slots: QuestionSlots) -> None:
         while self._newly_ended:
-            slots.withdraw()  # until this program is ready to use one
-            sample = self._end(self._newly_ended.popleft())
+            slots.withdraw()  # while this program is busy
+            sample = self._finish(self._newly_ended.popleft())
             self._stop_if_settled(rule, left, slots)  # before the display takes its time
             self.on_sample(sample)
 
@@ -210,7 +210,7 @@ class SamplingRun:
             slots.withdraw()
             self.cancel()
 
-    def _end(self, in_flight: InFlightSample) -> Sample:
+    def _finish(self, in_flight: InFlightSample) -> Sample:
         """Move a sample from those in flight to those that have ended.
 
         Raises:

@@ -3,9 +3,9 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from lim_sglang.programs.backend import Backend, InFlightSample
 from lim_sglang.programs.chat import Generation
@@ -18,6 +18,8 @@ MAJORITY = PROGRAMS["majority"]
 MESSAGES = [{"role": "user", "content": "What is 17 * 23?"}]
 SAMPLING = Sampling(max_tokens=64, temperature=0.6, top_p=0.95, top_k=20)
 WAIT_S = 10.0
+
+T = TypeVar("T")
 
 
 def boxed(answer: str) -> str:
@@ -72,9 +74,20 @@ def generate(backend: Backend, in_flight: InFlightSample | None = None) -> Gener
 
 def begin(backend: Backend, in_flight: InFlightSample | None = None) -> Future[Generation]:
     """Generate once, in a thread of its own."""
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(generate, backend, in_flight)
-    pool.shutdown(wait=False)
+    return in_thread(generate, backend, in_flight)
+
+
+def in_thread(function: Callable[..., T], *arguments: Any, **options: Any) -> Future[T]:
+    """Call a function in a thread that keeps no test process from its end."""
+    future: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function(*arguments, **options))
+        except BaseException as error:  # noqa: BLE001 - given to the caller
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
     return future
 
 

@@ -1,5 +1,6 @@
 """What both backends share: slots, tries with pauses, and generations that a program ends early."""
 
+import asyncio
 import random
 import threading
 import time
@@ -9,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.programs import backend as backend_module
 from lim_sglang.programs import sglang_backend as sglang_module
 from lim_sglang.programs.backend import (
     ConcurrencyLimiter,
@@ -18,7 +18,7 @@ from lim_sglang.programs.backend import (
     new_rid,
 )
 from lim_sglang.programs.chat import StreamReader
-from lim_sglang.programs.http_client import Backoff
+from lim_sglang.programs.http_client import Retries
 from lim_sglang.programs.schema import Access
 from lim_sglang.programs.sglang_backend import SglangBackend
 from lim_sglang.programs.stopping import GroupConfidence
@@ -336,13 +336,15 @@ def test_a_server_that_ignores_aborts_is_not_waited_for(
 
 
 def test_a_pause_before_the_next_try_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend_module, "BACKOFF", Backoff(first_s=1e6, most_s=1e6, total_s=1e7))
+    in_flight = InFlightSample(0)
+
+    def pause_s(*_: object) -> float:
+        asyncio.get_running_loop().call_soon(in_flight.cancel)  # as soon as the pause begins
+        return 1e6
+
+    monkeypatch.setattr(Retries, "pause_s", pause_s)
     with serve(lambda _: (503, {"detail": "busy"})) as (fake, backend):
-        in_flight = InFlightSample(0)
-        future = begin(backend, in_flight)
-        assert eventually(lambda: len(fake.requests) == 1 and fake.in_flight == 0)
-        in_flight.cancel()
-        assert future.result(WAIT_S).aborted
+        assert begin(backend, in_flight).result(WAIT_S).aborted
     assert len(fake.requests) == 1
 
 

@@ -11,8 +11,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 from sglang.lang.interpreter import StreamExecutor
 
 from lim_sglang.programs.backend import Backend
-from lim_sglang.programs.program import PROGRAMS, Program
+from lim_sglang.programs.program import PROGRAMS, Outcome, Program
 from lim_sglang.programs.sampler import SamplingRun
 from lim_sglang.programs.schema import Access, Sample
 from lim_sglang.programs.sglang_backend import SglangBackend
@@ -39,6 +40,7 @@ from tests.programs.harness import (
     WAIT_S,
     boxed,
     by_sample,
+    in_thread,
     no_thread_is_left,
     requests_by_seed,
     run_at,
@@ -49,17 +51,37 @@ from tests.programs.harness import (
 TOKENS = 20
 
 
+@dataclass
+class Site:
+    """A fake server, a backend for it, and the runs of its questions."""
+
+    fake: FakeServer
+    backend: SglangBackend
+    runs: list[SamplingRun] = field(default_factory=list)
+
+    def run(self, *arguments: Any, **options: Any) -> Outcome:
+        """Run a program on one question."""
+        return run_on(self.backend, *arguments, on_begin=self.runs.append, **options)
+
+    def start(self, *arguments: Any, **options: Any) -> Future[Outcome]:
+        """Run a program on one question, in a thread of its own."""
+        return in_thread(self.run, *arguments, **options)
+
+
 @contextmanager
-def serve(
-    answer: Answerer, max_concurrency: int = 64, **options: Any
-) -> Iterator[tuple[FakeServer, SglangBackend]]:
-    """Run a fake server and a backend for it; check that all slots are given back."""
+def site(answer: Answerer, max_concurrency: int = 64) -> Iterator[Site]:
+    """Run a fake server and a backend; check that all slots are given back."""
     with (
-        serving(answer, **options) as fake,
+        serving(answer) as fake,
         closing(SglangBackend(Access(fake.url, max_concurrency=max_concurrency))) as backend,
     ):
-        yield fake, backend
-        assert eventually(lambda: backend.limiter.num_free == max_concurrency)
+        found = Site(fake, backend)
+        try:
+            yield found
+            assert eventually(lambda: backend.limiter.num_free == max_concurrency)
+        finally:
+            for run in found.runs:  # so that a failing test ends, too
+                run.abandon()
 
 
 def test_each_sample_is_a_request_of_its_own_with_its_own_seed() -> None:
@@ -112,10 +134,10 @@ def test_a_busy_program_handles_samples_in_the_order_in_which_they_ended() -> No
 
 
 def test_more_samples_than_may_be_in_flight_are_all_taken() -> None:
-    with serve(lambda _: completion("\\boxed{2}")) as (fake, backend):
-        outcome = run_on(backend, 10, seed=0, parallel=4)
-    assert fake.most_running <= 4
-    assert requests_by_seed(fake) == Counter(range(10))
+    with site(lambda _: completion("\\boxed{2}")) as at:
+        outcome = at.run(10, seed=0, parallel=4)
+    assert at.fake.most_running <= 4
+    assert requests_by_seed(at.fake) == Counter(range(10))
     assert len(outcome.samples) == 10
 
 
@@ -126,23 +148,18 @@ def test_no_more_requests_are_sent_at_once_than_there_are_slots() -> None:
         pair.wait(WAIT_S)
         return completion("done")
 
-    with serve(answer, max_concurrency=2) as (fake, backend), ThreadPoolExecutor(3) as pool:
-        outcomes = list(pool.map(lambda _: run_on(backend, 4), range(3)))
-    assert [len(outcome.samples) for outcome in outcomes] == [4, 4, 4]
-    assert len(fake.requests) == 12
-    assert fake.most_running == 2
+    with site(answer, max_concurrency=2) as at:
+        futures = [at.start(4) for _ in range(3)]
+        assert [len(future.result(WAIT_S).samples) for future in futures] == [4, 4, 4]
+    assert len(at.fake.requests) == 12
+    assert at.fake.most_running == 2
 
 
 def test_questions_share_one_slot_and_all_come_to_their_end() -> None:
-    with (
-        serve(lambda _: completion(boxed("1")), max_concurrency=1) as (fake, backend),
-        ThreadPoolExecutor(8) as pool,
-    ):
-        programs = [*PROGRAMS.values()]
-        outcomes = list(
-            pool.map(lambda program: run_on(backend, 6, program=program, seed=0), programs)
-        )
-    assert fake.most_running == 1
+    with site(lambda _: completion(boxed("1")), max_concurrency=1) as at:
+        futures = [at.start(6, program=program, seed=0) for program in PROGRAMS.values()]
+        outcomes = [future.result(WAIT_S) for future in futures]
+    assert at.fake.most_running == 1
     assert {outcome.vote.winner for outcome in outcomes} == {"1"}
 
 
@@ -153,38 +170,37 @@ def test_a_program_that_is_busy_with_a_sample_keeps_no_slot_from_another_questio
         busy.set()
         assert go_on.wait(WAIT_S)
 
-    with (
-        serve(lambda _: completion(""), max_concurrency=1) as (_, backend),
-        ThreadPoolExecutor(1) as pool,
-    ):
-        first = pool.submit(run_on, backend, 2, note)
+    with site(lambda _: completion(""), max_concurrency=1) as at:
+        first = at.start(2, note)
         assert busy.wait(WAIT_S)
-        assert len(run_on(backend, 3).samples) == 3
+        assert len(at.start(3).result(WAIT_S).samples) == 3
         go_on.set()
         assert len(first.result(WAIT_S).samples) == 2
 
 
-@pytest.mark.parametrize("waits_for_slot", [False, True])
-def test_a_run_that_another_thread_abandons_ends_at_once(waits_for_slot: bool) -> None:
-    runs: list[SamplingRun] = []
-    with (
-        serve(lambda _: endless("so"), max_concurrency=2) as (fake, backend),
-        ThreadPoolExecutor(2) as pool,
-    ):
-        ahead = pool.submit(run_on, backend, 2, on_begin=runs.append)
-        assert eventually(lambda: fake.in_flight == 2)
-        behind = pool.submit(run_on, backend, 3, on_begin=runs.append)
-        assert eventually(lambda: len(runs) == 2)
-        given_up, kept = (behind, ahead) if waits_for_slot else (ahead, behind)
-        (runs[1] if waits_for_slot else runs[0]).abandon()
-        outcome = given_up.result(WAIT_S)
-        assert outcome.settled
-        assert states(outcome) == ([] if waits_for_slot else ["aborted", "aborted"])
-        assert not kept.done()
-        for run in runs:
-            run.abandon()
-        kept.result(WAIT_S)
-    assert len(fake.requests) == (2 if waits_for_slot else len(fake.requests))
+def test_a_run_that_another_thread_abandons_aborts_its_samples_and_ends() -> None:
+    with site(lambda _: endless("so")) as at:
+        future = at.start(5, parallel=2)
+        assert eventually(lambda: at.fake.in_flight == 2)
+        at.runs[0].abandon()
+        outcome = future.result(WAIT_S)
+    assert outcome.settled
+    assert states(outcome) == ["aborted", "aborted"]
+    assert len(at.fake.requests) == 2
+
+
+def test_a_run_that_waits_for_a_slot_is_abandoned_at_once() -> None:
+    with site(lambda _: endless("so"), max_concurrency=2) as at:
+        ahead = at.start(2)
+        assert eventually(lambda: at.fake.in_flight == 2)
+        behind = at.start(3)
+        assert eventually(lambda: len(at.runs) == 2)
+        at.runs[1].abandon()
+        assert behind.result(WAIT_S).samples == ()
+        assert not ahead.done()
+        at.runs[0].abandon()
+        ahead.result(WAIT_S)
+    assert len(at.fake.requests) == 2
 
 
 @pytest.mark.filterwarnings("ignore:Error in stream_executor")
@@ -199,15 +215,10 @@ def test_an_error_of_the_frontend_before_the_generation_ends_the_run(
         gen(executor, expression)
 
     monkeypatch.setattr(StreamExecutor, "_execute_gen", break_later)
-    with (
-        no_thread_is_left(),
-        serve(lambda _: endless("so"), max_concurrency=5) as (fake, backend),
-        ThreadPoolExecutor(1) as pool,
-    ):
-        future = pool.submit(run_on, backend, 8)
+    with no_thread_is_left(), site(lambda _: endless("so"), max_concurrency=5) as at:
         with pytest.raises(RuntimeError, match="broken frontend"):
-            future.result(WAIT_S)
-        assert eventually(lambda: fake.in_flight == 0)
+            at.start(8).result(WAIT_S)
+        assert eventually(lambda: at.fake.in_flight == 0)
 
 
 def test_a_thread_that_cannot_be_started_costs_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,11 +226,8 @@ def test_a_thread_that_cannot_be_started_costs_no_slot(monkeypatch: pytest.Monke
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(StreamExecutor, "fork", refuse)
-    with (
-        serve(lambda _: completion("")) as (_, backend),
-        pytest.raises(RuntimeError, match="new thread"),
-    ):
-        run_on(backend, 3)
+    with site(lambda _: completion("")) as at, pytest.raises(RuntimeError, match="new thread"):
+        at.run(3)
 
 
 @pytest.mark.filterwarnings("ignore:Error in stream_executor")
@@ -228,11 +236,8 @@ def test_an_unexpected_error_of_the_backend_ends_the_run(monkeypatch: pytest.Mon
         raise ZeroDivisionError
 
     monkeypatch.setattr(Backend, "generate", fail)
-    with (
-        serve(lambda _: completion("")) as (_, backend),
-        pytest.raises(ZeroDivisionError),
-    ):
-        run_on(backend, 3)
+    with site(lambda _: completion("")) as at, pytest.raises(ZeroDivisionError):
+        at.start(3).result(WAIT_S)
 
 
 def interrupt(_: Sample) -> None:
@@ -242,29 +247,26 @@ def interrupt(_: Sample) -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_ctrl_c_aborts_the_samples_in_flight_and_leaves_no_thread(program: Program) -> None:
-    with (
-        no_thread_is_left(),
-        serve(by_sample({0: completion(boxed("1"))}, endless("let me"))) as (fake, backend),
-    ):
+    answer = by_sample({0: completion(boxed("1"))}, endless("let me"))
+    with no_thread_is_left(), site(answer) as at:
         with pytest.raises(KeyboardInterrupt):
-            run_on(backend, 20, interrupt, program=program, parallel=8, seed=0)
+            at.run(20, interrupt, program=program, parallel=8, seed=0)
         # The backend is still open: others may use it.
-        assert eventually(lambda: fake.in_flight == 0)
-        in_flight = {body["rid"] for body in fake.requests if body["seed"] != 0}
-        assert set(fake.aborted) == in_flight
+        assert eventually(lambda: at.fake.in_flight == 0)
+        in_flight = {body["rid"] for body in at.fake.requests if body["seed"] != 0}
+        assert set(at.fake.aborted) == in_flight
         assert len(in_flight) <= 7
-        assert not fake.disconnected
+        assert not at.fake.disconnected
 
 
 def test_closing_the_backend_in_a_vote_fails_all_samples() -> None:
-    with no_thread_is_left(), serve(lambda _: endless("let me"), 2) as (fake, backend):
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(run_on, backend, 6, parallel=4, seed=0)
-            assert eventually(lambda: fake.in_flight == 2)
-            backend.close()
-            outcome = future.result(WAIT_S)
-        assert eventually(lambda: fake.in_flight == 0)
-        assert set(fake.aborted) == {body["rid"] for body in fake.requests}
+    with no_thread_is_left(), site(lambda _: endless("let me"), max_concurrency=2) as at:
+        future = at.start(6, parallel=4, seed=0)
+        assert eventually(lambda: at.fake.in_flight == 2)
+        at.backend.close()
+        outcome = future.result(WAIT_S)
+        assert eventually(lambda: at.fake.in_flight == 0)
+        assert set(at.fake.aborted) == {body["rid"] for body in at.fake.requests}
     assert states(outcome) == ["failed"] * 6
 
 
@@ -283,8 +285,8 @@ def killed_after(fake: FakeServer, count: int) -> Any:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_server_killed_in_mid_vote_takes_no_finished_sample_with_it(streamed: bool) -> None:
     good = {index: completion("\\boxed{391}") for index in range(3)}
-    with serve(by_sample(good, endless("so ", "far"))) as (fake, backend):
-        outcome = run_on(backend, 8, killed_after(fake, 3), seed=0, streamed=streamed)
+    with site(by_sample(good, endless("so ", "far"))) as at:
+        outcome = at.run(8, killed_after(at.fake, 3), seed=0, streamed=streamed)
     assert states(outcome) == ["finished"] * 3 + ["failed"] * 5
     assert outcome.elapsed_s < 3.0
     assert (outcome.vote.winner, outcome.vote.votes, outcome.vote.failed) == ("391", 3, 5)
@@ -294,8 +296,8 @@ def test_a_server_killed_in_mid_vote_takes_no_finished_sample_with_it(streamed: 
 
 
 def test_samples_that_had_not_begun_when_the_server_died_fail_too() -> None:
-    with serve(lambda _: completion("\\boxed{391}")) as (fake, backend):
-        outcome = run_on(backend, 6, killed_after(fake, 2), seed=0, parallel=1)
+    with site(lambda _: completion("\\boxed{391}")) as at:
+        outcome = at.run(6, killed_after(at.fake, 2), seed=0, parallel=1)
     assert states(outcome) == ["finished"] * 2 + ["failed"] * 4
     assert not outcome.spent_at_least  # no server was there to generate anything
 
@@ -307,14 +309,14 @@ def test_a_sample_that_waits_for_a_slot_has_no_thread() -> None:
         nonlocal most
         most = max(most, threading.active_count())
 
-    with no_thread_is_left(), serving(lambda _: completion("\\boxed{391}")) as fake:
-        before = threading.active_count()
-        with closing(SglangBackend(Access(fake.url, max_concurrency=2))) as backend:
-            outcome = run_on(backend, 40, note, parallel=40)
+    before = threading.active_count()
+    with no_thread_is_left(), site(lambda _: completion("\\boxed{391}"), max_concurrency=2) as at:
+        outcome = at.run(40, note, parallel=40)
     assert outcome.vote.votes == 40
-    assert fake.most_running <= 2
-    # The program, the client, two branches that end and two that run, the answers' own threads.
-    assert most - before <= 12
+    assert at.fake.most_running <= 2
+    # The fake server with its answers, the client, the program, two samples that run and two that
+    # end.
+    assert most - before <= 14
 
 
 def test_512_samples_at_once_take_a_thread_and_little_memory_each(

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from threading import Event
 from typing import Any
@@ -39,6 +38,7 @@ from tests.programs.harness import (
     WAIT_S,
     by_sample,
     generate,
+    in_thread,
     requests_by_seed,
     run_at,
     run_on,
@@ -338,8 +338,8 @@ def test_an_aborted_answer_that_is_not_streamed_has_its_thoughts_counted_too() -
     }
 
     options = {"wanted": 1}
-    with serving(by_sample(chains)) as fake, ThreadPoolExecutor(1) as pool:
-        future = pool.submit(run_at, fake, 2, program=PROGRAMS["short"], seed=0, options=options)
+    with serving(by_sample(chains)) as fake:
+        future = in_thread(run_at, fake, 2, program=PROGRAMS["short"], seed=0, options=options)
         assert eventually(lambda: fake.num_tokens == 6)
         gate.set()
         aborted = future.result(WAIT_S).samples[1]
