@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from lim_sglang.programs.backend import Backend, InFlightSample
 from lim_sglang.programs.chat import Generation
 from lim_sglang.programs.program import PROGRAMS, Outcome, Program, run_program
+from lim_sglang.programs.sampler import SamplingRun
 from lim_sglang.programs.schema import Access, Sample, Sampling, SamplingRequest, ask_messages
 from lim_sglang.programs.sglang_backend import SglangBackend
 from tests.fakes.sglang_server import Answerer, FakeServer, eventually
@@ -18,6 +19,7 @@ MAJORITY = PROGRAMS["majority"]
 MESSAGES = [{"role": "user", "content": "What is 17 * 23?"}]
 SAMPLING = Sampling(max_tokens=64, temperature=0.6, top_p=0.95, top_k=20)
 WAIT_S = 10.0
+HANGS_S = 30.0
 
 T = TypeVar("T")
 
@@ -43,20 +45,34 @@ def run_on(
     program: Program = MAJORITY,
     streamed: bool | None = None,
     options: dict[str, Any] | None = None,
-    on_begin: Callable[[Any], None] = lambda _: None,
+    on_begin: Callable[[SamplingRun], None] = lambda _: None,
     **asked: Any,
 ) -> Outcome:
-    """Run a program on one question; answers are equal if their texts are."""
-    return run_program(
-        program,
-        backend,
-        request(streamed=program.streamed if streamed is None else streamed, **asked),
-        indices=range(count),
-        equivalent=str.__eq__,
-        options=options,
-        on_sample=on_sample,
-        on_begin=on_begin,
-    )
+    """Run a program on one question; answers are equal if their texts are.
+
+    A run that hangs is abandoned, so that its test fails.
+    """
+    watchdogs: list[threading.Timer] = []
+
+    def begin(run: SamplingRun) -> None:
+        watchdogs.append(threading.Timer(HANGS_S, run.abandon))
+        watchdogs[0].start()
+        on_begin(run)
+
+    try:
+        return run_program(
+            program,
+            backend,
+            request(streamed=program.streamed if streamed is None else streamed, **asked),
+            indices=range(count),
+            equivalent=str.__eq__,
+            options=options,
+            on_sample=on_sample,
+            on_begin=begin,
+        )
+    finally:
+        for watchdog in watchdogs:
+            watchdog.cancel()
 
 
 def run_at(

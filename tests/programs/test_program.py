@@ -25,7 +25,7 @@ from tests.fakes.sglang_server import (
     words,
 )
 from tests.forked_commands import ROOT
-from tests.programs.harness import boxed, by_sample, requests_by_seed, run_at, states
+from tests.programs.harness import WAIT_S, boxed, by_sample, requests_by_seed, run_at, states
 
 ADAPTIVE = PROGRAMS["adaptive"]
 BUDGET = PROGRAMS["budget"]
@@ -244,6 +244,7 @@ def test_budget_is_spent_while_no_sample_ends() -> None:
         assert eventually(lambda: fake.in_flight == 0)
     assert states(outcome) == ["aborted"] * 4
     assert outcome.settled
+    assert outcome.elapsed_s < WAIT_S
     assert (outcome.spent_tokens, outcome.vote.winner, outcome.saved_tokens) == (20, None, 0)
 
 

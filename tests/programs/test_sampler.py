@@ -194,7 +194,7 @@ def test_a_run_that_waits_for_a_slot_is_abandoned_at_once() -> None:
         ahead = at.start(2)
         assert eventually(lambda: at.fake.in_flight == 2)
         behind = at.start(3)
-        assert eventually(lambda: len(at.runs) == 2)
+        assert eventually(lambda: len(at.backend.limiter.waiting) == 1)
         at.runs[1].abandon()
         assert behind.result(WAIT_S).samples == ()
         assert not ahead.done()
@@ -314,8 +314,8 @@ def test_a_sample_that_waits_for_a_slot_has_no_thread() -> None:
         outcome = at.run(40, note, parallel=40)
     assert outcome.vote.votes == 40
     assert at.fake.most_running <= 2
-    # The fake server with its answers, the client, the program, two samples that run and two that
-    # end.
+    # The fake server and its answers, the client, the program, the watchdog of the run, two samples
+    # that run and two that end.
     assert most - before <= 14
 
 
@@ -333,7 +333,7 @@ def test_512_samples_at_once_take_a_thread_and_little_memory_each(
     assert not fake.aborted
     assert record["threads"] <= 512 + 8
     assert record["grown_bytes"] < 100e6
-    assert record["left"] <= 2
+    assert record["left"] <= 3
     assert record["seconds"] < 30
 
 
