@@ -194,7 +194,7 @@ class InFlightSample:
         return self.num_tokens / max(time.monotonic() - self._sent_s, 1e-3)
 
     def cancel(self) -> None:
-        """End the sample: the server is told to abort, and the tokens so far are counted."""
+        """End the sample early: the server aborts it, and its tokens so far are counted."""
         with self._lock:
             if self._cancelled:
                 return

@@ -1,4 +1,4 @@
-"""A token budget for the whole question: the samples that have finished when it is spent vote.
+"""A token budget for all samples of a question: those that have finished when it is spent vote.
 
 The method of no paper, but the baseline that others are compared with at equal cost. Four samples
 are in flight unless the caller says otherwise, so that some have finished by then.

@@ -270,7 +270,7 @@ def thoughts_in(text: str) -> str:
 
     Thoughts end at their closing mark; opened and never closed, they are the entire text. Without
     either mark there are none: a model whose template opens the thoughts and that was cut off
-    within them cannot be told from a model that does not think.
+    within them looks like a model that does not think.
     """
     thoughts, end, _ = text.partition(END_OF_THOUGHT)
     return thoughts + end if end or text.lstrip().startswith(OPENING) else ""

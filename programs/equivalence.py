@@ -125,7 +125,9 @@ class EquivalenceChecker:
             self._idle.put(worker)
         if verdict is None:
             self._check_open()
-            logger.warning("math-verify did not decide whether %r equals %r: taken as no", a, b)
+            logger.warning(
+                "math-verify did not decide if %r equals %r: they count as different", a, b
+            )
         return bool(verdict)
 
     def _start(self) -> "_Worker":

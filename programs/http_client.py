@@ -50,7 +50,7 @@ class RejectedError(RequestError):
 
 @dataclass(frozen=True)
 class Backoff:
-    """How often a request is tried, and how long the pauses are."""
+    """Limits of the tries of a request and of the pauses between them."""
 
     tries: int = 4
     first_s: float = 1.0

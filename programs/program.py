@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 SAMPLING_VERSION = 1
 """Part of the identity of a run: samples of two versions are never mixed.
 
-Raise the number with a change of what a server is sent, of how its answer is read, or of when a
-program stops (`sampler.py`, `backend.py`, `chat.py`, the backends, `stopping.py`, the programs).
+Raise the number with each change of the requests to a server, of the reading of its answers, or of
+the end of a program (`sampler.py`, `backend.py`, `chat.py`, the backends, `stopping.py`, the
+programs).
 """
 
 
@@ -69,7 +70,7 @@ class Program:
         return {option.name: option.default for option in options}
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """Refuse options that the program does not have, and fractions of whole numbers.
+        """Refuse options that the program does not have, and fractions for whole numbers.
 
         Raises:
             ConfigError: there is such an option.
@@ -228,7 +229,7 @@ def run_program(
     on_sample: Callable[[Sample], None] = lambda _: None,
     on_begin: "Callable[[SamplingRun], None]" = lambda _: None,
 ) -> Outcome:
-    """Generate samples of one question, as many as the program needs, and let them vote.
+    """Generate the samples of one question that the program needs, and let them vote.
 
     Args:
         indices: the samples that the program may take; each index gives a sample its seed.

@@ -25,7 +25,7 @@ class Api(StrEnum):
 
 @dataclass(frozen=True)
 class Access:
-    """How a server is reached and used."""
+    """Address and API of a server, and the limits of its use."""
 
     url: str = DEFAULT_URL
     """Address; for OpenAI's API the base URL, to which /v1 is added if it is only a host."""
@@ -129,7 +129,7 @@ def ask_messages(
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """A question, and how its samples are generated."""
+    """A question with the parameters of its samples."""
 
     messages: tuple[Message, ...]
     sampling: Sampling
@@ -141,7 +141,7 @@ class SamplingRequest:
 
 
 class SampleState(StrEnum):
-    """How a sample ended. A failure is a state of its own, never an empty or a wrong answer."""
+    """End of a sample. A failure is a state of its own, never an empty or a wrong answer."""
 
     FINISHED = "finished"
     """The model ended its turn."""

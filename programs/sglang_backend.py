@@ -4,8 +4,8 @@ SGLang's own `RuntimeEndpoint` sends no request ids and has neither time-outs no
 template. This backend sends messages, which the server renders with the model's own template, and
 aborts by id the requests that are no longer wanted.
 
-A thinking budget takes two requests. The first may generate as many tokens as the budget has; if it
-used all of them, the second continues its text with the thoughts closed (`continue_final_message`).
+A thinking budget takes two requests. The first generates up to the budget; if it used all of it,
+the second continues its text with the thoughts closed (`continue_final_message`).
 The words that close the thoughts are in the text and not in the counts: the model did not generate
 them.
 """

@@ -12,7 +12,7 @@ Equivalent = Callable[[str, str], bool]
 
 
 class Order(StrEnum):
-    """How groups are ranked. A tie that remains goes to the group with the earlier sample."""
+    """Ranking of the groups. A tie that remains goes to the group with the earlier sample."""
 
     BY_VOTES = "votes"
     """More votes, then more weight: self-consistency, arXiv 2203.11171."""

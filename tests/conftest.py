@@ -90,7 +90,7 @@ def tiny_server(
 ) -> Iterator[LocalServer]:
     """The tiny model behind `sglang.launch_server --attention-backend lim`.
 
-    Of `test_tiny_programs.py` and `test_tiny_server.py`, which run one after the other; the latter
+    Of `test_sampler_e2e.py` and `test_tiny_server.py`, which run one after the other; the latter
     ends it.
     """
     command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU, *WITH_LIM]

@@ -35,7 +35,7 @@ NOBODY = "http://127.0.0.1:9"
 OPTIONS = {"confidence": ("warm_up=2",), "early_stop": ("window=3",), "budget": ("tokens=28",)}
 NUM_TAKEN = {"single": 1, "majority": 8, "adaptive": 4, "early_stop": 3, "short": 3}
 NUM_TAKEN |= {"confidence": 2, "budget": 4}
-"""Of eight samples that agree and have 7 tokens each, one after the other."""
+"""Samples taken of eight that agree and have 7 tokens each, one after the other."""
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

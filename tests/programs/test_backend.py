@@ -1,4 +1,4 @@
-"""What both backends share: slots, tries with pauses, and generations that a program ends early."""
+"""The base of both backends: slots, tries with pauses, generations that a program ends early."""
 
 import asyncio
 import random

@@ -98,7 +98,7 @@ def test_the_servers_count_replaces_an_estimate() -> None:
 
 
 CONFIDENCES = (2.0, 8.0, 4.0, 6.0)
-"""Of four tokens; the second and third come in one chunk."""
+"""Confidences of four tokens; the second and third come in one chunk."""
 CHUNKS = ((0, 1), (1, 3), (3, 4))
 
 

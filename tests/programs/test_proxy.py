@@ -184,12 +184,12 @@ def test_a_settled_vote_aborts_the_rest() -> None:
 
 def test_requests_for_other_models_are_forwarded() -> None:
     with proxied(lambda _: Chain(("one ", "two"))) as (fake, served):
-        whole = served.ask("Qwen/Qwen3-8B", n=2, extra_body={"min_p": 0.1})
+        complete = served.ask("Qwen/Qwen3-8B", n=2, extra_body={"min_p": 0.1})
         streamed = [
             chunk.choices[0].delta.content or ""
             for chunk in served.ask("Qwen/Qwen3-8B", stream=True)
         ]
-    assert whole.choices[0].message.content == "one two"
+    assert complete.choices[0].message.content == "one two"
     assert "".join(streamed) == "one two"
     sent = fake.requests[0]
     assert sent == {"model": "Qwen/Qwen3-8B", "messages": QUESTION, "n": 2, "min_p": 0.1}

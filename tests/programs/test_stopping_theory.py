@@ -180,7 +180,7 @@ def test_two_answers_cost_and_save_what_dynamic_programming_expects(
 
 
 def test_adaptive_is_wrong_as_rarely_as_its_posterior_says() -> None:
-    # Two answers and any chances, all as likely: what the paper's prior assumes.
+    # Two answers with any probabilities, all equally likely: the paper's prior.
     chances = np.random.default_rng(7).random(QUESTIONS)
     answers = answers_of(np.stack([chances, 1 - chances], axis=1), seed=8)
     found = posterior_stops(answers, 2)
