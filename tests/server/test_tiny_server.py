@@ -41,7 +41,7 @@ SILENT = Progress(lambda _text: None, lambda _text: None, lambda _share, _text: 
 
 @pytest.fixture
 def server(tiny_server: LocalServer) -> LocalServer:
-    """The server of this file and of `test_tiny_programs.py`."""
+    """The server of this file and of `test_sampler_e2e.py`."""
     return tiny_server
 
 
