@@ -12,9 +12,8 @@ from rich.console import Console
 from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.evals.run_config import RunConfig
 from lim_sglang.evals.scheduler import Job, SampleResult, SampleSink
-from lim_sglang.programs.connect import connect
 from lim_sglang.programs.http_client import check_server, normalise_url
-from lim_sglang.programs.program import Outcome, find_program, run_program
+from lim_sglang.programs.program import Outcome, find_program, load_frontend, run_program
 from lim_sglang.programs.schema import (
     COMPLETED_STATES,
     Access,
@@ -25,6 +24,7 @@ from lim_sglang.programs.schema import (
     SamplingRequest,
     ask_messages,
 )
+from lim_sglang.programs.sglang_backend import connect
 from lim_sglang.programs.vote import Equivalent
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def connected(
             defaults = backend.sampling_defaults()
             facts = ServerFacts(url, backend.server_info(), defaults, backend.limiter.total)
             connections.append(Connection(facts, backend))
+        load_frontend(console)
         yield tuple(connections)
 
 

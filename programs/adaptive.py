@@ -1,8 +1,8 @@
 """Adaptive-Consistency: stop once the leading answer is probably the more frequent one.
 
 Source, criterion and guarantee: `stopping.PosteriorRule`, after Aggarwal et al., "Let's Sample Step
-by Step", arXiv 2305.11860. The paper draws at most 40 samples, one after the other; here eight are
-in flight unless the caller says otherwise, and those that are not needed are aborted.
+by Step", arXiv 2305.11860. The paper generates at most 40 samples, one after the other; here eight
+are in flight unless the caller says otherwise, and samples that are not needed are aborted.
 Also a script: `python programs/adaptive.py QUESTION --samples 40`.
 """
 
@@ -17,7 +17,7 @@ from lim_sglang.programs.stopping import PosteriorRule
 
 @sgl.function
 def adaptive(s: Any, run: SamplingRun, indices: Sequence[int], confidence: float = 0.95) -> None:
-    """Draw samples until the leader is more probable than the second with this confidence."""
+    """Generate samples until the leader beats the second answer with this posterior probability."""
     add_messages(s, run.question.messages)
     run.sample(s, indices, PosteriorRule(confidence))
 

@@ -1,4 +1,4 @@
-"""The final answer that a chain of thought states."""
+"""Extraction of the final answer that a chain of thought states."""
 
 import re
 from collections import deque
@@ -8,9 +8,9 @@ _BOX = r"\\{1,2}(?:boxed|fbox)"
 _TOKEN = re.compile(
     rf"{_BOX}\s*(?P<box>\{{)|{_BOX}\s*(?P<number>[-+]?\.?\d[^\s$]{{,99}})|\\.|[{{}}]", re.DOTALL
 )
-"""What a box begins with, and every brace; an escaped brace is none."""
+"""The beginning of a box, and every brace; an escaped character is skipped."""
 _EMPTY_BOX = re.compile(rf"{_BOX}\s*(?:\{{\s*\}}|$)")
-"""In a statement, the prompt's own words: the answer is to stand "within" it."""
+"""An empty box in a statement: the prompt's own words, "put your answer within \\boxed{}"."""
 _STATEMENT = re.compile(
     # GSM8K's `#### 5`: one word with a digit in it, since a heading may look the same.
     r"^####[ \t]*(?=[^\s\d]*\d\S*[ \t]*$)|\banswer\**\s*(?:is\b\s*:?|:)[\s*]*",
@@ -24,26 +24,26 @@ _STATED = re.compile(
     rf"{_FORMULA}(?:,?\s*+(?:(?:and|or)\b\s*+)?{_FORMULA})*|(?:[^\n.?]|[.?](?![\s*]|$)){{1,500}}",
     re.DOTALL,
 )
-"""What is stated: formulas, or else the text up to the end of the sentence or of the line."""
+"""A statement: formulas, or else the text up to the end of the sentence or of the line."""
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 MAX_BARE = 200
-"""Characters of a reply that may be nothing but an answer."""
+"""Longest reply, in characters, that may be nothing but an answer."""
 _BARE = re.compile(
     rf"\s*\**\s*(?:[-+]?\$?\d[\d,./]*\s*%?|\(?[A-J]\)?|{_FORMULA})\s*\.?\s*\**\s*", re.DOTALL
 )
 MAX_WORDS = 4
-"""In an answer that is not boxed; with more, it is a sentence about the answer."""
+"""Most words of an answer without a box; a longer one is a sentence about the answer."""
 MAX_STATEMENTS = 100
-"""The last ones, of which one is taken; the others are of no interest in a text of any length."""
+"""Statements that are looked at, from the end of the text: a limit of the time."""
 _CHOICE = re.compile(r"\(?[A-J]\)(?=[\s.,;:]|$)")
-"""A letter that is chosen, whatever follows it."""
+"""A letter in brackets: the choice, whatever text follows."""
 _NO_BOX = -1
 _CHARACTERS = str.maketrans(
     {"°": r"^\circ ", "∞": r"\infty ", "√": r"\sqrt ", "²": "^2", "³": "^3", "£": "", "€": ""}
     | {"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
     | {chr(0xFF10 + digit): str(digit) for digit in range(10)}
 )
-"""What math-verify does not know as a character; the last are full-width digits."""
+"""LaTeX for characters that math-verify does not know; the last are full-width digits."""
 
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;: ]|[~ ])(?=\d{3}(?![\d/]))")
 _SIGNED_POWER = re.compile(r"\^(-\d+)")
@@ -55,14 +55,15 @@ _RECURRING = re.compile(r"(\d*)\.(\d*)\\overline\{(\d+)\}")
 
 
 def extract_answer(text: str) -> str | None:
-    r"""The answer that `text` states: its last box, else its last "the answer is X", "Answer: X"
-    or `#### X`. None where there is none; a last number is not an answer.
+    r"""Return the answer that a text states: its last box, else its last "the answer is X",
+    "Answer: X" or `#### X`. None if it states none; a last number is no answer.
 
-    What follows the last `</think>` counts first, since it is what the reader is told. If nothing
-    is stated there, the thoughts count, as they do when a sample is cut off within them. A reply
-    that is nothing but a number, a formula or a letter to choose is an answer, too.
-    An empty box only talks about boxes and an unclosed one was cut off: both are passed over.
-    Without braces, as in `\boxed 5`, a box needs a number. Takes time linear in the length.
+    The text after the last `</think>` counts first, since it is the reply to the reader. If the
+    reply states nothing, the thoughts count, as in a sample that was cut off within its thoughts.
+    A reply that is nothing but a number, a formula or a letter to choose is an answer, too.
+    Empty boxes are skipped, since they are the prompt's own words, and unclosed ones, since they
+    were cut off. A box without braces, as in `\boxed 5`, needs a number. The time is linear in the
+    length.
     """
     thoughts, _, reply = text.rpartition("</think>")
     return _find_answer(reply) or _bare_answer(reply) or _find_answer(thoughts)
@@ -73,16 +74,16 @@ def _find_answer(text: str) -> str | None:
 
 
 def _bare_answer(reply: str) -> str | None:
-    """The whole reply, where it is nothing but a number, a formula or a letter to choose."""
+    """Return the entire reply if it is nothing but a number, a formula or a letter to choose."""
     if len(reply) > MAX_BARE or not _BARE.fullmatch(reply):
         return None
     return tidy(reply) or None
 
 
 def _last_box(text: str) -> str | None:
-    """Of the boxes that are closed and not empty, the one that begins last."""
+    """Return the content of the box that begins last, of those that are closed and not empty."""
     start, answer = -1, None
-    # Where the content of each open box begins. No match objects: there may be millions.
+    # The beginning of each open box's content; no match objects, since there may be millions.
     open_braces: list[int] = []
     for token in _TOKEN.finditer(text):
         if token["number"]:
@@ -110,14 +111,14 @@ def _last_statement(text: str) -> str | None:
 
 
 def _is_about_a_box(answer: str) -> bool:
-    """Whether a statement echoes the prompt, or is a box that was cut off."""
+    """Return True if a statement echoes the prompt, or is a box that was cut off."""
     echoes = _EMPTY_BOX.search(answer) and not re.search(r"\d", answer)
     cut_off = re.search(_BOX, answer) and answer.count("{") > answer.count("}")
     return bool(echoes or cut_off)
 
 
 def tidy(answer: str) -> str:
-    """Without white space, Markdown, dollar signs and punctuation around it."""
+    """Strip the white space, Markdown, dollar signs and punctuation around an answer."""
     for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]"), ("", "")):
         answer = answer.lstrip(" \n\r\t$*").rstrip(" \n\r\t$*.,;:?\\")
         if answer.startswith(opening) and answer.endswith(closing):
@@ -126,11 +127,11 @@ def tidy(answer: str) -> str:
 
 
 def as_latex(answer: str) -> str:
-    """An answer in one line of the LaTeX that math-verify reads, equal to the one that is given."""
+    """Return an equal answer as one line of the LaTeX that math-verify reads."""
     answer = " ".join(tidy(answer).translate(_CHARACTERS).split())
     answer = _THOUSANDS.sub("", answer)
     if number := _SCIENTIFIC.fullmatch(answer):
-        # Its digits: SymPy has 1.1 times 100 in binary, which is not 110.
+        # In decimal digits: in binary, SymPy's 1.1 times 100 is not 110.
         return f"{Decimal(f'{number[1]}e{number[2]}'):f}"
     answer = _SIGNED_POWER.sub(r"^{\1}", answer)
     answer = _RECURRING.sub(_recurring_fraction, answer)

@@ -1,5 +1,5 @@
-"""A server that samples are drawn from, whatever it speaks: the base class of both backends, a
-sample while it is generated, and the limit of samples in flight.
+"""A server that answers with samples: the base class of both backends, a sample while it is
+generated, and the limit of samples in flight.
 """
 
 import asyncio
@@ -11,82 +11,113 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lim_sglang.compat import BaseBackend, ChatTemplate
 from lim_sglang.programs.chat import Generation, StreamReader
 from lim_sglang.programs.http_client import (
     Backoff,
     Client,
+    RejectedError,
     RequestError,
     RequestTimeoutError,
     Retries,
-    TurnedAwayError,
 )
+from lim_sglang.programs.schema import Access, Sampling
+
+if TYPE_CHECKING:
+    from lim_sglang.programs.stopping import GroupConfidence
+
+BACKOFF = Backoff()
+"""The pauses of a request that may succeed later."""
 
 
 class ConcurrencyLimiter:
-    """Places for samples, each of which has a thread. Any thread may ask.
+    """Slots for samples in flight at one server, shared by all questions; safe from any thread.
 
-    A question always gets its first one, so that none waits for the end of another: at most `total`
-    and one more for each question are taken. A free place goes to whoever holds the fewest of those
-    that wait for one.
+    A free slot goes to the question that holds the fewest slots of those that wait for one; at a
+    tie, to the question that has waited longest.
     """
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.num_taken = 0
-        self._waiting: set[QuestionSlots] = set()
-        self._lock = threading.Lock()
+        self.num_free = total
+        self.waiting: dict[QuestionSlots, None] = {}
+        """Questions that wait for a slot, in the order in which they began to wait."""
+        self.lock = threading.Lock()
 
     @contextmanager
-    def for_question(self) -> Iterator["QuestionSlots"]:
-        """What one question takes; given back when the block ends."""
-        slots = QuestionSlots(self)
+    def question(self, on_grant: Callable[[], object]) -> Iterator["QuestionSlots"]:
+        """Let a question take slots until the block ends.
+
+        Args:
+            on_grant: called, from any thread, when a slot is there that the question waits for.
+        """
+        slots = QuestionSlots(self, on_grant)
         try:
             yield slots
         finally:
-            self.give_back(slots, slots.num_taken)
+            slots.withdraw()
 
-    def take(self, slots: "QuestionSlots", *, wanted: bool) -> bool:
-        """Take a place; false where none is wanted, or another question is to have the next."""
-        with self._lock:
-            self._waiting.discard(slots)
-            is_next = all(slots.num_taken <= other.num_taken for other in self._waiting)
-            may = slots.num_taken == 0 or (self.num_taken < self.total and is_next)
-            if wanted and not may:
-                self._waiting.add(slots)
-            taken = int(wanted and may)
-            slots.num_taken += taken
-            self.num_taken += taken
-            return bool(taken)
-
-    def give_back(self, slots: "QuestionSlots", num_places: int) -> None:
-        """So many are free again. Whoever gives back is busy, and does not wait meanwhile."""
-        with self._lock:
-            self._waiting.discard(slots)
-            slots.num_taken -= num_places
-            self.num_taken -= num_places
+    def free(self) -> None:
+        """Give a free slot to a question that waits, or keep it; the lock is held."""
+        if not self.waiting:
+            self.num_free += 1
+            return
+        slots = min(self.waiting, key=lambda slots: slots.num_held)
+        del self.waiting[slots]
+        slots.num_held += 1
+        slots.is_granted = True
+        slots.on_grant()
 
 
 class QuestionSlots:
-    """The places of one question."""
+    """The slots of one question."""
 
-    def __init__(self, limiter: ConcurrencyLimiter) -> None:
-        self.num_taken = 0
-        self._places = limiter
+    def __init__(self, limiter: ConcurrencyLimiter, on_grant: Callable[[], object]) -> None:
+        self.num_held = 0
+        """Slots that are taken or granted."""
+        self.is_granted = False
+        """True if this question was given a slot for which it waited, and has not taken it yet."""
+        self.on_grant = on_grant
+        self._limiter = limiter
 
-    def take(self, *, wanted: bool = True) -> bool:
-        """Take one more where that is fair; who wants none does not wait for one any more."""
-        return self._places.take(self, wanted=wanted)
+    def take(self) -> bool:
+        """Take a slot; if none is free, return False and wait until `on_grant` is called."""
+        with self._limiter.lock:
+            if self.is_granted:
+                self.is_granted = False
+                return True
+            if self._limiter.num_free:  # so no question waits
+                self._limiter.num_free -= 1
+                self.num_held += 1
+                return True
+            self._limiter.waiting.setdefault(self)
+            return False
 
-    def give_back(self) -> None:
-        """One is not needed any more."""
-        self._places.give_back(self, 1)
+    def withdraw(self) -> None:
+        """Wait no longer; a slot that was granted meanwhile goes to another question."""
+        with self._limiter.lock:
+            self._limiter.waiting.pop(self, None)
+            if self.is_granted:
+                self.is_granted = False
+                self._give_back()
+
+    def release(self) -> None:
+        """Give back a slot that was taken."""
+        with self._limiter.lock:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self.num_held -= 1
+        self._limiter.free()
+
+
+def _do_nothing(*_: object) -> None:
+    pass
 
 
 class InFlightSample:
-    """One generation in flight, shared by the program's thread and the client's.
+    """A sample while it is generated, shared by the program's thread and the client's.
 
     The program reads and cancels; the client writes.
     """
@@ -95,170 +126,198 @@ class InFlightSample:
         self,
         index: int,
         *,
+        seed: int | None = None,
         streamed: bool = False,
-        watcher: Callable[[], Callable[[float], bool]] | None = None,
+        new_confidence: "Callable[[], GroupConfidence] | None" = None,
+        threshold: float | None = None,
+        on_tokens: Callable[[], object] = _do_nothing,
+        on_end: Callable[["InFlightSample"], object] = _do_nothing,
     ) -> None:
-        """Nothing is sent yet.
+        """Describe a sample; nothing is sent yet.
 
         Args:
-            index: of the sample.
-            watched: the answer is streamed, so that `num_tokens` grows as it comes in; costs the
-                client more than one answer at the end.
-            watcher: makes, for each try, what is called in the client's thread with each token's
-                confidence (`chat.py`); true ends the sample. Implies `watched`, and asks the
-                server for logprobs.
+            index: position among the samples of the question.
+            seed: sent to the server; None sends none.
+            streamed: the answer is streamed, so that `num_tokens` and `text` grow meanwhile; costs
+                the client more than one answer at the end.
+            new_confidence: makes the measure of each try; asks the server for logprobs and implies
+                `streamed`.
+            threshold: group confidence under which the sample is cancelled.
+            on_tokens: called in the client's thread when tokens have come.
+            on_end: called once, when the sample has ended in any way; from any thread.
         """
         self.index = index
-        self.streamed = streamed or watcher is not None
-        self.on_confidence: Callable[[float], bool] | None = None
-        """What the watcher made for this try."""
+        self.seed = seed
+        self.streamed = streamed or new_confidence is not None
+        self.confidence: GroupConfidence | None = None
+        """The confidence of the last try, None without logprobs."""
         self.num_tokens = 0
-        """Generated so far by this try, where it is watched."""
+        """Tokens generated so far, without those of earlier tries; 0 if not streamed."""
         self.low_confidence = False
-        """Whether its own confidence ended it. It has no vote, also if it was whole by then."""
+        """True if the sample fell under its threshold: it has no vote, even if it was complete."""
         self.has_started = False
-        """Whether the server has been asked."""
+        """True if the server has been asked."""
+        self.generation: Generation | None = None
+        """The result, once the sample has ended; None if the frontend failed."""
         self._num_kept = 0
         self._kept = ""
-        self._text: Callable[[], str] = str
+        self._reader: StreamReader | None = None
         self._sent_s = 0.0
-        self._watcher = watcher
+        self._new_confidence = new_confidence
+        self._threshold = threshold
+        self._on_tokens = on_tokens
+        self._on_end = on_end
         self._lock = threading.Lock()
+        self._has_ended = False
         self._cancelled = False
-        self._wake: Callable[[], object] | None = None
+        self._wake: Callable[[], object] = _do_nothing
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """True if the confidence of the sample is measured."""
+        return self._new_confidence is not None
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether its program wants no more of it."""
+        """True if the program does not want the rest of the sample."""
         return self._cancelled
-
-    def cancel(self) -> None:
-        """Want no more of it: the server is told, and the tokens so far are counted."""
-        with self._lock:
-            self._cancelled = True
-            wake = self._wake
-        if wake:
-            wake()
 
     @property
     def text(self) -> str:
-        """Generated so far, where it is watched; any thread may ask."""
-        return self._kept + self._text()
+        """Text generated so far, empty if not streamed; safe from any thread."""
+        reader = self._reader
+        return self._kept + (reader.text() if reader else "")
 
     @property
     def tokens_per_s(self) -> float:
-        """Since the server was asked, the wait for the first token included."""
+        """Speed since the server was asked, the wait for the first token included."""
         return self.num_tokens / max(time.monotonic() - self._sent_s, 1e-3)
 
-    def begin_try(self, text: Callable[[], str]) -> None:
-        """Forget what an earlier try has brought.
-
-        Args:
-            text: what the new one has brought so far.
-        """
-        self.num_tokens = self._num_kept
-        self._text = text
-        if not self._num_kept:
-            self._sent_s = time.monotonic()
-        self.on_confidence = self._watcher() if self._watcher else None
-
-    def keep(self, num_tokens: int, text: str) -> None:
-        """Of what has come nothing is forgotten: the tries that follow go on from there."""
-        self._num_kept, self._kept, self._text = num_tokens, text, str
-        watch = self.on_confidence
-        self._watcher = (lambda: watch) if watch else None
-
-    def see(self, confidences: Iterable[float], num_tokens: int) -> None:
-        """Take note of what has come in; may cancel it."""
-        self.num_tokens = self._num_kept + num_tokens
-        watch = self.on_confidence
-        if watch and any(watch(confidence) for confidence in confidences):
-            self.low_confidence = True
-            self.cancel()
+    def cancel(self) -> None:
+        """End the sample early: the server aborts it, and its tokens so far are counted."""
+        with self._lock:
+            if self._cancelled:
+                return
+            self._cancelled = True
+            wake = self._wake
+        wake()
 
     def when_cancelled(self, wake: Callable[[], object]) -> None:
-        """Call `wake`, from any thread, once it is cancelled; at once if it is already."""
+        """Call `wake`, from any thread, when the sample is cancelled; at once if it already is."""
         with self._lock:
             self._wake = wake
             cancelled = self._cancelled
         if cancelled:
             wake()
 
+    def begin_try(self, reader: StreamReader) -> None:
+        """Forget the tokens of an earlier try; the reader gets those of the new try."""
+        self.has_started = True
+        self.num_tokens = self._num_kept
+        self._reader = reader
+        if not self._num_kept:
+            self._sent_s = time.monotonic()
+        self.confidence = self._new_confidence() if self._new_confidence else None
 
-SEED = "seed"
-"""A branch's variable with the seed that its generations are sent."""
-IN_FLIGHT = "running"
-"""A branch's variable with its `Running`; without one, nobody can end its generation early."""
+    def keep(self, num_tokens: int, text: str) -> None:
+        """Keep a part of the answer: the tries that follow continue from its end."""
+        self._num_kept, self._kept, self._reader = num_tokens, text, None
+        if kept := self.confidence:
+            self._new_confidence = lambda: kept
 
-BACKOFF = Backoff()
-"""When a request that may succeed later is sent again."""
-TRANSPARENT = ChatTemplate("transparent", default_system_prompt=None, role_prefix_and_suffix={})
-"""Adds nothing to the messages: the server renders them."""
-
-
-class Backend(BaseBackend, ABC):
-    """What all endpoints share: places, tries with pauses, generations that a program ends early.
-
-    Any number of programs and threads may use one.
-    """
-
-    def __init__(self, client: Client, *, timeout_s: float, max_concurrency: int) -> None:
-        """Connects to nothing yet.
+    def see(self, confidences: Iterable[float]) -> None:
+        """Note that the reader has new tokens; cancel the sample if its confidence is too low.
 
         Args:
-            timeout_s: limit of one generation, from sending to the answer.
-            max_concurrency: requests that the server is given at once; others wait here.
+            confidences: of the new tokens.
         """
-        super().__init__()
-        self.chat_template = TRANSPARENT
+        if any(self._falls_under_threshold(confidence) for confidence in confidences):
+            self.low_confidence = True
+            self.cancel()
+        # The last tokens count when the sample ends, together with its vote: else a rule could be
+        # settled by the tokens of a sample that has no vote yet.
+        if self._reader and not self._reader.is_complete:
+            self.num_tokens = self._num_kept + self._reader.found.num_tokens
+            self._on_tokens()
+
+    def _falls_under_threshold(self, token_confidence: float) -> bool:
+        group = self.confidence.push(token_confidence) if self.confidence else None
+        return group is not None and self._threshold is not None and group < self._threshold
+
+    def end(self, generation: Generation | None = None) -> None:
+        """Note the end of the sample and its result; only the first call counts.
+
+        Args:
+            generation: None if the frontend failed.
+        """
+        with self._lock:
+            if self._has_ended:
+                return
+            self._has_ended, self.generation = True, generation
+        self._on_end(self)
+
+
+class Backend(ABC):
+    """One server, for any number of programs and threads: tries with pauses, early ends."""
+
+    def __init__(self, client: Client, access: Access) -> None:
+        """Prepare the backend; nothing is sent yet."""
+        self.limiter = ConcurrencyLimiter(access.max_concurrency)
+        """Slots for the requests that the server is given at the same time: a program takes one
+        for each sample that it begins."""
         self._client = client
-        self.limiter = ConcurrencyLimiter(max_concurrency)
-        """For samples, whose threads are none too early where they could only wait here."""
-        self._timeout_s = timeout_s
-        self._requests = asyncio.Semaphore(max_concurrency)
+        self._access = access
 
     @property
     @abstractmethod
     def honours_seeds(self) -> bool:
-        """Whether equal seeds give equal samples; raises `ServerError`."""
+        """True if equal seeds give equal samples; raises `ServerError`."""
 
     @abstractmethod
     def server_info(self) -> dict[str, Any]:
-        """What the server says of itself; raises `ServerError`, also where it is gone."""
+        """Return the server's description of itself; raises `ServerError`, also if it is gone."""
 
     @abstractmethod
     def about(self) -> dict[str, Any]:
-        """What of the server an answer depends on; raises `ServerError`."""
+        """Return the properties of the server that an answer depends on; raises `ServerError`."""
 
     @abstractmethod
     def sampling_defaults(self) -> Mapping[str, Any]:
-        """Sampling parameters that the model's makers recommend, as far as the server says."""
+        """Return the sampling parameters that the model's makers recommend, if the server knows."""
 
-    def generate(self, s: Any, sampling_params: Any) -> tuple[str, Generation]:
-        """Called by the frontend for `sgl.gen`: the next turn after the branch's messages."""
-        in_flight: InFlightSample = s.variables.get(IN_FLIGHT) or InFlightSample(0)
-        body = self._request(s.messages_, sampling_params, s.variables.get(SEED))
+    def generate(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        sampling: Sampling,
+        in_flight: InFlightSample,
+    ) -> Generation:
+        """Generate the next turn of a conversation and wait for it.
+
+        A failure of the server is a result, too: see `Generation.error`.
+        """
+        body = self._request(messages, sampling, in_flight.seed)
         try:
-            found = self._client.start(self._generate(body, in_flight)).result()
+            return self._client.start(self._generate_and_end(body, in_flight)).result()
         except (RequestError, CancelledError) as error:
-            # Closed while this waited.
+            # The client was closed meanwhile.
             found = Generation(
                 new_rid(),
                 num_tokens=in_flight.num_tokens,
                 tokens_at_least=in_flight.has_started,
                 error=str(error) or "the connection was closed",
             )
-        return found.text, found
+            in_flight.end(found)
+            return found
 
     def close(self) -> None:
-        """End what is running and then the connection; every waiting branch gets an error."""
+        """End all generations, with an error each, and then the connection."""
         self._client.close()
 
     @abstractmethod
     def _request(
-        self, messages: Sequence[Mapping[str, str]], sampling_params: Any, seed: int | None
+        self, messages: Sequence[Mapping[str, str]], sampling: Sampling, seed: int | None
     ) -> dict[str, Any]:
-        """The body of one request, without its id."""
+        """Return the body of one request, without its id."""
 
     @abstractmethod
     async def _ask(
@@ -270,69 +329,49 @@ class Backend(BaseBackend, ABC):
     async def _end_early(
         self, request: "asyncio.Future[Generation]", reader: StreamReader
     ) -> Generation:
-        """End a request in flight, and say what came of it; soon, and without an error."""
+        """End a request in flight and return its result so far; soon, and without an error."""
 
     @abstractmethod
     async def _abandon(self, rid: str) -> None:
-        """See to it that the server drops a request whose answer nobody will read."""
+        """Make the server drop a request whose answer is not read."""
+
+    async def _generate_and_end(
+        self, body: Mapping[str, Any], in_flight: InFlightSample
+    ) -> Generation:
+        """Generate, and end the sample in the client's thread: the order of ends is kept."""
+        found = await self._generate(body, in_flight)
+        in_flight.end(found)
+        return found
 
     async def _generate(self, body: Mapping[str, Any], in_flight: InFlightSample) -> Generation:
+        """Try until the request succeeds, is cancelled, or is not worth another try."""
         cancelled = asyncio.Event()
         loop = asyncio.get_running_loop()
-        # The loop may be closed by then, and with it all that could be cancelled.
         in_flight.when_cancelled(lambda: _call(loop, cancelled.set))
-        if not await self._take_place(in_flight, cancelled):
-            return Generation(new_rid(), aborted=True)
-        try:
-            in_flight.has_started = True
-            return await self._tries(body, in_flight, cancelled)
-        finally:
-            self._requests.release()
-
-    async def _take_place(self, in_flight: InFlightSample, cancelled: asyncio.Event) -> bool:
-        """Wait for a free place; false, and none is taken, where it is cancelled before."""
-        place = asyncio.ensure_future(self._requests.acquire())
-        ending = asyncio.ensure_future(cancelled.wait())
-        is_wanted = False
-        try:
-            await asyncio.wait({place, ending}, return_when=asyncio.FIRST_COMPLETED)
-            # The event is set a moment after the generation is cancelled.
-            is_wanted = place.done() and not in_flight.is_cancelled
-        finally:
-            ending.cancel()
-            if not is_wanted and not place.cancel():
-                self._requests.release()
-        return is_wanted
-
-    async def _tries(
-        self, body: Mapping[str, Any], in_flight: InFlightSample, cancelled: asyncio.Event
-    ) -> Generation:
         retries = Retries(BACKOFF)
         any_lost = False
         while True:
             reader = StreamReader(new_rid())
             if in_flight.is_cancelled:
                 return Generation(reader.found.rid, aborted=True, tokens_at_least=any_lost)
-            in_flight.begin_try(reader.text)
+            in_flight.begin_try(reader)
             start_s = time.monotonic()
             try:
                 found = await self._try(body, reader, in_flight, cancelled)
                 if found.aborted and not in_flight.is_cancelled:
                     raise RequestError("the server aborted the request", retryable=True)
             except RequestError as error:
-                any_lost = any_lost or not isinstance(error, TurnedAwayError)
+                any_lost = any_lost or not isinstance(error, RejectedError)
                 pause_s = retries.pause_s(error.retry_after_s) if error.retryable else None
                 if pause_s is not None and not in_flight.is_cancelled:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(cancelled.wait(), pause_s)
                     continue
-                # What had come by then was generated all the same.
+                # The tokens that had come by then were generated all the same.
                 found = replace(reader.result(), aborted=False, error=str(error))
-            ended_s = time.monotonic()
             return replace(
                 found,
-                latency_s=ended_s - start_s,
-                ended_s=ended_s,
+                latency_s=time.monotonic() - start_s,
                 tokens_at_least=found.tokens_at_least or any_lost,
             )
 
@@ -343,7 +382,7 @@ class Backend(BaseBackend, ABC):
         in_flight: InFlightSample,
         cancelled: asyncio.Event,
     ) -> Generation:
-        """One try. What the server may still be busy with is abandoned."""
+        """Send a request once; abandon it if the server may still be busy with it."""
         request = asyncio.ensure_future(self._ask(body, in_flight, reader))
         ending = asyncio.ensure_future(cancelled.wait())
         try:
@@ -360,11 +399,12 @@ class Backend(BaseBackend, ABC):
             request.cancel()
 
 
-def _call(loop: asyncio.AbstractEventLoop, callback: Any) -> None:
+def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
+    # A closed loop has nothing left that could be cancelled.
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(callback)
 
 
 def new_rid() -> str:
-    """A request id that is no other's beginning: SGLang aborts by prefix."""
+    """Return a request id that no other id begins with: SGLang aborts by prefix."""
     return f"lim-{uuid.uuid4().hex}."

@@ -1,8 +1,8 @@
-"""A token budget for the whole question: what has finished when it is spent votes.
+"""A token budget for all samples of a question: those that have finished when it is spent vote.
 
-No paper's method: the baseline that others are compared with at equal cost. Four samples are in
-flight unless the caller says otherwise, so that some have finished by then. Also a script:
-`python programs/budget.py QUESTION --set tokens=8192`.
+The method of no paper, but the baseline that others are compared with at equal cost. Four samples
+are in flight unless the caller says otherwise, so that some have finished by then.
+Also a script: `python programs/budget.py QUESTION --set tokens=8192`.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from lim_sglang.programs.stopping import TokenBudgetRule
 
 @sgl.function
 def budget(s: Any, run: SamplingRun, indices: Sequence[int], tokens: int = 16384) -> None:
-    """Draw samples until all of them together have generated so many tokens."""
+    """Generate samples until all of them together have generated `tokens` tokens."""
     add_messages(s, run.question.messages)
     run.sample(s, indices, TokenBudgetRule(tokens))
 

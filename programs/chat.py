@@ -1,5 +1,6 @@
-"""Chat completions, whole and streamed, as OpenAI's API has them, and the thoughts in their texts:
-pure, no connection.
+"""Chat completions of OpenAI's API, complete and streamed, and the thoughts in their texts.
+
+All functions are pure: nothing here opens a connection.
 """
 
 import json
@@ -9,228 +10,161 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lim_sglang.programs.http_client import RequestError
+from lim_sglang.programs.schema import Sampling
 
 OPENING = "<think>"
 END_OF_THOUGHT = "</think>"
-
-
-class Thoughts:
-    """Puts thoughts that a server tells apart back where the model wrote them, between marks."""
-
-    def __init__(self) -> None:
-        self._open = False
-
-    def mark(self, message: Mapping[str, Any]) -> str:
-        """The text of a message, or of the next piece of one."""
-        # SGLang, DeepSeek and llama.cpp use the first name, newer vLLM the second.
-        thoughts = message.get("reasoning_content") or message.get("reasoning") or ""
-        text = message.get("content") or ""
-        opening = f"{OPENING}\n" if thoughts and not self._open else ""
-        self._open = self._open or bool(thoughts)
-        closing = f"\n{END_OF_THOUGHT}\n\n" if text and self._open else ""
-        self._open = self._open and not closing
-        return f"{opening}{thoughts}{closing}{text}"
-
-
-def thoughts_of(text: str) -> str:
-    """The beginning of a text that is thoughts, marks included: up to their end, or all of it where
-    they were begun and never ended. Nothing where neither mark is there: a model whose template
-    opens its thoughts and which was cut off within them looks like one that does not think.
-    """
-    thoughts, end, _ = text.partition(END_OF_THOUGHT)
-    return thoughts + end if end or text.lstrip().startswith(OPENING) else ""
-
-
-def split_thoughts(text: str) -> tuple[str, str]:
-    """Thoughts and reply, both without the marks and the white space around them."""
-    thoughts = thoughts_of(text)
-    inner = thoughts.strip().removeprefix(OPENING).removesuffix(END_OF_THOUGHT)
-    return inner.strip(), text[len(thoughts) :].lstrip() if thoughts else text
-
-
-def share_of_thoughts(num_tokens: int, thoughts: str, text: str) -> int:
-    """How many of a text's tokens are thoughts, if all characters weigh the same: an estimate."""
-    return round(num_tokens * len(thoughts) / max(len(text), 1))
-
-
 TOP_LOGPROBS = 20
 """Candidates of each token whose log-probabilities make its confidence: DeepConf's k."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What the server made of one request, or why it made nothing. The branch's `meta_info`."""
+    """The server's result for one request, or the error in place of a result."""
 
     rid: str
     text: str = ""
     num_tokens: int = 0
     tokens_at_least: bool = False
-    """Whether more may have been generated: nobody heard how this, or an earlier try, ended."""
+    """True if the server may have generated more: the end of this try, or of an earlier one, is
+    unknown."""
     num_reasoning_tokens: int = 0
-    """Of these, up to the end of the thoughts: as the server, the stream or a tokenizer counts."""
+    """Tokens up to the end of the thoughts, counted by the server, the stream or a tokenizer."""
     reasoning_estimated: bool = False
-    """Whether nobody counted them: they are pieces of a stream, or a share of the characters."""
+    """True if `num_reasoning_tokens` is an estimate: pieces of a stream, or a share of the
+    characters."""
     num_repeated_logprobs: int = 0
-    """Tokens that came with the candidates of another one; see `count_repeated`."""
+    """Tokens that came with the candidates of another token; see `count_repeated_logprobs`."""
     truncated: bool = False
-    """`max_new_tokens` was reached before the model ended its turn."""
+    """True if `max_tokens` was reached before the model ended its turn."""
     aborted: bool = False
-    """Ended early by its program; text and tokens are what there was by then."""
+    """True if the program ended the generation early; text and tokens are those so far."""
     num_prompt_tokens: int = 0
-    """Of the request; 0 where the server does not say."""
+    """Tokens of the prompt; 0 if the server does not count them."""
     latency_s: float = 0.0
-    """From sending to the answer, of the last try; waiting for a free place is no part of it."""
+    """Time from sending to the answer, of the last try; waiting for a slot is not included."""
     error: str | None = None
-    ended_s: float = 0.0
-    """When it ended, by the client's monotonic clock."""
 
 
 def chat_request(
+    model: str,
     messages: Sequence[Mapping[str, str]],
-    sampling_params: Any,
+    sampling: Sampling,
     seed: int | None,
     *,
     thinking: bool | None = None,
 ) -> dict[str, Any]:
-    """The body of one chat completion, without its id.
+    """Return the body of a chat completion, with only the fields that every server takes.
 
     Args:
-        sampling_params: SGLang's `SglSamplingParams`.
+        seed: the seed of this sample; None sends none.
         thinking: on or off for models that can do both; None leaves it to the model's template.
     """
-    body = any_request("default", messages, sampling_params, seed, thinking=thinking)
-    # One text, as the model wrote it, also where the server has a reasoning parser.
-    return body | {"top_k": sampling_params.top_k, "separate_reasoning": False}
-
-
-def any_request(
-    model: str,
-    messages: Sequence[Mapping[str, str]],
-    sampling_params: Any,
-    seed: int | None,
-    *,
-    thinking: bool | None,
-) -> dict[str, Any]:
-    """What every server takes, and of the rest only what was asked for; see `chat_request`."""
-    body = {
+    body: dict[str, Any] = {
         "model": model,
         "messages": list(messages),
-        "max_tokens": sampling_params.max_new_tokens,
-        "temperature": sampling_params.temperature,
-        "top_p": sampling_params.top_p,
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
     }
-    if sampling_params.stop:
-        body["stop"] = sampling_params.stop
     if seed is not None:
         body["seed"] = seed
-    return body | switched(thinking)
+    return body | thinking_switch(thinking)
 
 
-def switched(thinking: bool | None) -> dict[str, Any]:
-    """What switches thoughts on or off in a request; nothing for None."""
+def thinking_switch(thinking: bool | None) -> dict[str, Any]:
+    """Return the fields of a request that switch thoughts on or off; none for None."""
     return {} if thinking is None else {"chat_template_kwargs": {"enable_thinking": thinking}}
 
 
 def as_stream(body: Mapping[str, Any], *, logprobs: bool) -> dict[str, Any]:
-    """The same request, answered token by token, with a running count of them."""
+    """Return the same request, to be answered token by token with a running count of tokens."""
     options = {"include_usage": True, "continuous_usage_stats": True}
     stream = {**body, "stream": True, "stream_options": options}
     return stream | ({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if logprobs else {})
 
 
 def read_answer(answer: Any, rid: str) -> Generation:
-    """Read a chat completion.
+    """Return the generation that a complete chat completion holds.
 
     Raises:
         RequestError: the answer has another form.
     """
     try:
         choice = answer["choices"][0]
-        text, reason = Thoughts().mark(choice["message"]), choice["finish_reason"]
+        text, reason = ThoughtJoiner().join(choice["message"]), choice["finish_reason"]
         usage = answer["usage"]
-        num_tokens = int(usage["completion_tokens"])
-        reasoning = _reasoning_tokens(usage)
-        prompt = int(usage.get("prompt_tokens") or 0)
+        found = Generation(
+            rid,
+            text,
+            num_tokens=int(usage["completion_tokens"]),
+            num_reasoning_tokens=_reasoning_tokens(usage),
+            num_prompt_tokens=int(usage.get("prompt_tokens") or 0),
+        )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise RequestError(f"the answer is no chat completion ({error!r})") from None
-    found = Generation(
-        *(rid, text, num_tokens), num_reasoning_tokens=reasoning, num_prompt_tokens=prompt
-    )
-    return with_reason(_with_open_thoughts(found), reason)
-
-
-def with_reason(found: Generation, reason: str) -> Generation:
-    """A generation that ended for a reason of the API's."""
-    return replace(found, truncated=reason == "length", aborted=reason == "abort")
-
-
-def _with_open_thoughts(found: Generation) -> Generation:
-    """All tokens are thoughts where these were begun and never ended."""
-    only_thoughts = END_OF_THOUGHT not in found.text and thoughts_of(found.text)
-    if not only_thoughts or found.num_reasoning_tokens:
-        return found
-    return replace(found, num_reasoning_tokens=found.num_tokens)
+    return _with_reason(_with_open_thoughts(found), reason)
 
 
 class StreamReader:
-    """Puts a streamed chat completion together, event by event."""
+    """A streamed chat completion, put together event by event."""
 
     def __init__(self, rid: str) -> None:
         self.found = Generation(rid)
-        """What has come so far."""
-        self.is_whole = False
-        """Whether the server has said why it ended."""
-        self._thoughts = Thoughts()
+        """The generation so far, without its text."""
+        self.is_complete = False
+        """True if the server has said why the generation ended."""
+        self._joiner = ThoughtJoiner()
         self._pieces: list[str] = []
         self._end_of_text = ""
 
     @property
     def is_open(self) -> bool:
-        """Whether the stream has begun, and the server has not said why it ended."""
-        return bool(self._pieces) and not self.is_whole
+        """True if the stream has begun, and the server has not said why the generation ended."""
+        return bool(self._pieces) and not self.is_complete
 
     def read(self, line: str) -> list[float]:
         """Take one line of the stream.
 
         Returns:
-            The confidence of each token that it brought, where logprobs were asked for.
+            The confidence of each token of the line, if logprobs were asked for.
 
         Raises:
-            RequestError: the line is no event of a chat completion, or tells of an error.
+            RequestError: the line is no event of a chat completion, or holds an error.
         """
         if not line.startswith("data:") or line == "data: [DONE]":
             return []
         try:
             event = json.loads(line.removeprefix("data:"))
         except ValueError as error:
-            raise _no_event(line, error) from None
+            raise _not_an_event(line, error) from None
         return self.take(event)
 
     def take(self, event: Any) -> list[float]:
-        """Like `read`, for an event that has been parsed."""
+        """Take one parsed event of the stream; returns and raises as `read`."""
         try:
             if "error" in event:
                 message = event["error"].get("message", event["error"])
                 raise RequestError(f"the server ended the stream: {message}", retryable=True)
             return self._take(event)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise _no_event(str(event), error) from None
+            raise _not_an_event(str(event), error) from None
 
     def text(self) -> str:
-        """What has come so far; any thread may ask."""
+        """Return the text so far; safe from any thread."""
         return "".join(self._pieces)
 
     def result(self) -> Generation:
-        """The generation, with all of its text."""
+        """Return the generation so far, with its text."""
         return _with_open_thoughts(replace(self.found, text=self.text()))
 
-    def whole(self) -> Generation:
-        """The generation, once the stream has ended.
+    def finish(self) -> Generation:
+        """Return the generation once the stream has ended.
 
         Raises:
-            RequestError: the server never said that the answer is whole.
+            RequestError: the server never said why the generation ended.
         """
-        if not self.is_whole:
+        if not self.is_complete:
             raise RequestError("the server ended the stream before the answer", retryable=True)
         return self.result()
 
@@ -238,12 +172,12 @@ class StreamReader:
         confidences = []
         reason, text, num_new, num_repeated = None, "", 0, 0
         for choice in event["choices"]:
-            # A server that does not stream sends one event, which holds the whole message.
-            piece = self._thoughts.mark(choice["delta"] if "delta" in choice else choice["message"])
+            # A server that does not stream sends one event, which holds the complete message.
+            piece = self._joiner.join(choice["delta"] if "delta" in choice else choice["message"])
             reason = choice.get("finish_reason")
             logprobs = choice.get("logprobs") or {}
-            confidences += confidences_of(logprobs)
-            num_repeated += count_repeated(logprobs)
+            confidences += token_confidences(logprobs)
+            num_repeated += count_repeated_logprobs(logprobs)
             num_new += len(logprobs.get("content") or []) or bool(piece)
             text += piece
         self._pieces.append(text)
@@ -252,14 +186,14 @@ class StreamReader:
             num_repeated += self.found.num_repeated_logprobs
             self.found = replace(self.found, num_repeated_logprobs=num_repeated)
         if reason:
-            self.found, self.is_whole = with_reason(self.found, reason), True
+            self.found, self.is_complete = _with_reason(self.found, reason), True
         return confidences
 
     def _count(self, usage: Mapping[str, Any], text: str, num_new: int) -> None:
-        """Tokens so far; those up to the end of the thoughts are the thoughts'.
+        """Count the tokens so far, and those of the thoughts.
 
-        Where the server does not say how many, each piece of text is taken for one; what it says
-        in the end corrects this.
+        Without a count by the server, each piece of text counts as one token until the server's
+        count at the end of the stream corrects the number.
         """
         before = self.found
         num_tokens = int(usage["completion_tokens"]) if usage else before.num_tokens + num_new
@@ -272,15 +206,15 @@ class StreamReader:
             )
         elif not before.num_reasoning_tokens:
             num_new = num_tokens - before.num_tokens
-            self._look_for_end_of_thoughts(text, num_new, is_counted=bool(usage))
+            self._find_end_of_thoughts(text, num_new, is_counted=bool(usage))
 
-    def _look_for_end_of_thoughts(self, text: str, num_new: int, *, is_counted: bool) -> None:
-        """Where one piece has the end of the thoughts and more, its tokens are shared out."""
+    def _find_end_of_thoughts(self, text: str, num_new: int, *, is_counted: bool) -> None:
+        """Count the thoughts at their end; tokens of a piece that goes on after it are divided."""
         # The mark may be split between two pieces.
         _, mark, reply = (self._end_of_text + text).partition(END_OF_THOUGHT)
         self._end_of_text = (self._end_of_text + text)[1 - len(END_OF_THOUGHT) :]
         if mark:
-            thoughts = self.found.num_tokens - share_of_thoughts(num_new, reply, text)
+            thoughts = self.found.num_tokens - proportional_tokens(num_new, reply, text)
             self.found = replace(
                 self.found,
                 num_reasoning_tokens=thoughts,
@@ -288,40 +222,96 @@ class StreamReader:
             )
 
 
+def _with_reason(found: Generation, reason: str) -> Generation:
+    """Return a generation that ended for one of the API's reasons."""
+    return replace(found, truncated=reason == "length", aborted=reason == "abort")
+
+
+def _with_open_thoughts(found: Generation) -> Generation:
+    """Count all tokens as thoughts if the thoughts began and never ended."""
+    only_thoughts = END_OF_THOUGHT not in found.text and thoughts_in(found.text)
+    if not only_thoughts or found.num_reasoning_tokens:
+        return found
+    return replace(found, num_reasoning_tokens=found.num_tokens)
+
+
 def _reasoning_tokens(usage: Mapping[str, Any]) -> int:
-    """Tokens of thoughts, where SGLang says it or where OpenAI does; 0 where nobody does."""
+    """Return the tokens of the thoughts as SGLang or OpenAI counts them, 0 without a count."""
     details = usage.get("completion_tokens_details") or {}
     return int(usage.get("reasoning_tokens") or details.get("reasoning_tokens") or 0)
 
 
-def _no_event(shown: str, error: Exception) -> RequestError:
+def _not_an_event(shown: str, error: Exception) -> RequestError:
     return RequestError(
         f"the stream is no chat completion ({error!r}): {shown[:80]!r}", retryable=True
     )
 
 
-def confidences_of(logprobs: Mapping[str, Any] | None) -> list[float]:
-    """DeepConf's confidence of each token, in nats: minus the mean log-probability of the likeliest
-    candidates (arXiv 2508.15260, section 2). High where the model is sure of one of them.
+class ThoughtJoiner:
+    """Joiner of separate thoughts and replies: one text with marks, as the model writes it."""
 
-    SGLang 0.5.16 streams none for a token without text (`serving_chat.py:577`), and one of several
-    candidates with the same text (`utils.py:43`).
+    def __init__(self) -> None:
+        self._open = False
+
+    def join(self, message: Mapping[str, Any]) -> str:
+        """Return the text of a message, or of the next piece of a message."""
+        # SGLang, DeepSeek and llama.cpp use the first name, newer vLLM the second.
+        thoughts = message.get("reasoning_content") or message.get("reasoning") or ""
+        text = message.get("content") or ""
+        opening = f"{OPENING}\n" if thoughts and not self._open else ""
+        self._open = self._open or bool(thoughts)
+        closing = f"\n{END_OF_THOUGHT}\n\n" if text and self._open else ""
+        self._open = self._open and not closing
+        return f"{opening}{thoughts}{closing}{text}"
+
+
+def thoughts_in(text: str) -> str:
+    """Return the thoughts at the beginning of a text, marks included.
+
+    Thoughts end at their closing mark; opened and never closed, they are the entire text. Without
+    either mark there are none: a model whose template opens the thoughts and that was cut off
+    within them looks like a model that does not think.
+    """
+    thoughts, end, _ = text.partition(END_OF_THOUGHT)
+    return thoughts + end if end or text.lstrip().startswith(OPENING) else ""
+
+
+def split_thoughts(text: str) -> tuple[str, str]:
+    """Return thoughts and reply, without the marks and the white space around the thoughts."""
+    thoughts = thoughts_in(text)
+    inner = thoughts.strip().removeprefix(OPENING).removesuffix(END_OF_THOUGHT)
+    return inner.strip(), text[len(thoughts) :].lstrip() if thoughts else text
+
+
+def proportional_tokens(num_tokens: int, part: str, text: str) -> int:
+    """Estimate the tokens of a part of a text by its share of the characters."""
+    return round(num_tokens * len(part) / max(len(text), 1))
+
+
+def token_confidences(logprobs: Mapping[str, Any]) -> list[float]:
+    """Return the confidence of each token, in nats, from the `logprobs` of a choice.
+
+    A token's confidence is minus the mean log-probability of its likeliest candidates (DeepConf,
+    arXiv 2508.15260, section 2): high if the model is sure of one of them.
+
+    SGLang 0.5.16 streams no logprobs of a token without text (`serving_chat.py:577`), and only one
+    of several candidates with the same text (`utils.py:43`).
     """
     found = []
-    for token in (logprobs or {}).get("content") or []:
+    for token in logprobs.get("content") or []:
         candidates = [max(c["logprob"], -100.0) for c in token["top_logprobs"]]
         if candidates:
             found.append(-math.fsum(candidates) / len(candidates))
     return found
 
 
-def count_repeated(logprobs: Mapping[str, Any] | None) -> int:
-    """Tokens of one chunk that came with the candidates of its first token.
+def count_repeated_logprobs(logprobs: Mapping[str, Any]) -> int:
+    """Count the tokens of one chunk that came with the candidates of the chunk's first token.
 
-    A busy server sends several tokens as one chunk. SGLang 0.5.16 then sends the first one's
+    A busy server sends several tokens as one chunk. SGLang 0.5.16 then sends the first token's
     candidates with each of them (`serving_chat.py:1627`), unless the plugin `lim` mends it. The
-    confidence of the others is a guess: over a window of W tokens in chunks of m, whose confidences
-    have the standard deviation s, it puts the mean off by some s * sqrt((m - 1) / W).
+    confidence of the other tokens is a guess: over a window of W tokens in chunks of m, whose
+    confidences have the standard deviation s, the mean is off by about s * sqrt((m - 1) / W).
     """
-    tops = [token["top_logprobs"] for token in (logprobs or {}).get("content") or []]
+    tops = [token["top_logprobs"] for token in logprobs.get("content") or []]
     return sum(bool(top) and top == tops[0] for top in tops[1:])

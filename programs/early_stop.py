@@ -1,8 +1,9 @@
 """Early-stopping self-consistency: stop after a window of samples that all agree.
 
 Source and guarantee: `stopping.WindowRule`, after Li et al., "Escape Sky-high Cost: Early-stopping
-Self-Consistency for Multi-step Reasoning", arXiv 2401.10480. A window is drawn side by side, the
-next one only after all of it has ended. Also a script: `python programs/early_stop.py QUESTION`.
+Self-Consistency for Multi-step Reasoning", arXiv 2401.10480. The samples of a window are generated
+side by side; the next window begins only after all of them have ended.
+Also a script: `python programs/early_stop.py QUESTION`.
 """
 
 from collections.abc import Sequence
@@ -11,18 +12,18 @@ from typing import Any
 import sglang as sgl
 
 from lim_sglang.programs.sampler import SamplingRun, add_messages
-from lim_sglang.programs.stopping import Never, WindowRule, window_agrees
+from lim_sglang.programs.stopping import WindowRule, window_agrees
 
 
 @sgl.function
 def early_stop(s: Any, run: SamplingRun, indices: Sequence[int], window: int = 5) -> None:
-    """Draw window by window, until one agrees."""
+    """Generate window after window, until one agrees."""
     size = WindowRule(window).size
     add_messages(s, run.question.messages)
     for first in range(0, len(indices), size):
-        drawn = len(run.ended)
-        run.sample(s, indices[first : first + size], Never())
-        agrees = window_agrees(run.ended[drawn:], size, run.equivalent)
+        num_before = len(run.ended)
+        run.sample(s, indices[first : first + size])
+        agrees = window_agrees(run.ended[num_before:], size, run.equivalent)
         if run.settled or (agrees and first + size < len(indices)):
             run.settled = True
             return

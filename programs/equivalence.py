@@ -1,4 +1,4 @@
-"""Whether two answers are equal: math-verify, in processes that may hang or die."""
+"""Mathematical equality of answers: math-verify, in processes that may hang or die."""
 
 import logging
 import multiprocessing
@@ -21,24 +21,25 @@ from lim_sglang.errors import LimError
 from lim_sglang.programs.answers import as_latex, tidy
 
 DEADLINE_S = 30.0
-"""For one pair. math-verify gives up by itself after 4 times 5 seconds, unless it hangs."""
+"""Limit of one pair. math-verify gives up by itself after 4 times 5 seconds, unless it hangs."""
 START_TIMEOUT_S = 120.0
 MAX_LENGTH = 1000
-"""Characters. A longer answer is prose, and equal only to its own text."""
+"""Characters of the longest answer that is compared; a longer one is prose, and equal only to its
+own text."""
 MAX_MEMORY = 4 * 1024**3
 """Bytes of address space of a worker; some powers are larger than any memory."""
 CACHE_SIZE = 65_536
 DECIMALS = 10
-"""To which a decimal is compared with a fraction or a root; with math-verify's own 6, 0.333333 is
-1/3, and all small numbers are equal."""
+"""Digits to which a decimal is compared with a fraction or a root; with math-verify's own 6,
+0.333333 would be 1/3, and all small numbers would be equal."""
 
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathbf|mathrm|mbox)\{([^{}]*)\}")
 _CHOICE = re.compile(r"^\(?\s*([A-J])\s*\)$")
-"""A letter of a multiple choice in brackets, or before one; a small letter is a variable."""
+"""A letter of a multiple choice in brackets, or before one; a lower-case letter is a variable."""
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
-"""One that tells by itself: most answers are such, and math-verify takes 20 ms."""
+"""A number that needs no math-verify, which takes 20 ms: most answers are such numbers."""
 _BASED = re.compile(r"\d[\dA-F]*_\{?(\d+)\}?")
-"""A number with its base, which math-verify drops."""
+"""A number with its base, which math-verify ignores."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +48,13 @@ class EquivalenceChecker:
     """Mathematical equality by math-verify, for any number of threads.
 
     math-verify takes a second to import, needs a main thread for its time limits and hangs on some
-    input all the same, so it runs in processes of its own. They start when first needed. One that
-    misses the deadline or dies is replaced; its pair counts as not equal, with a warning.
-    Verdicts are cached, and raise:
+    input all the same, so it runs in worker processes. They start when first needed. A worker that
+    misses the deadline or dies is replaced; its pair counts as not equal, with a warning. Verdicts
+    are cached.
 
+    Raises, from `equivalent` and `correct`:
         LimError: math-verify does not start.
-        RuntimeError: the judge is closed.
+        RuntimeError: the checker is closed.
     """
 
     def __init__(self, *, num_workers: int = 2, deadline_s: float = DEADLINE_S) -> None:
@@ -67,17 +69,18 @@ class EquivalenceChecker:
         self._verdict = lru_cache(maxsize=CACHE_SIZE)(self._ask)
 
     def equivalent(self, a: str, b: str) -> bool:
-        r"""Whether two answers are equal, whichever is taken as the gold one. Symmetric, but not
-        transitive: `50\%` equals both 50 and 0.5.
+        r"""Return True if two answers are equal with either of them as the gold answer.
+
+        Symmetric, but not transitive: `50\%` equals both 50 and 0.5.
         """
         return self._equal(min(a, b), max(a, b), symmetric=True)
 
     def correct(self, gold: str, answer: str) -> bool:
-        """Whether `answer` is equal to the gold answer."""
+        """Return True if an answer is equal to the gold answer."""
         return self._equal(gold, answer, symmetric=False)
 
     def warm_up(self) -> None:
-        """Start a worker and wait for nothing, so that the first verdict comes sooner."""
+        """Start a worker without waiting for it, so that the first verdict comes sooner."""
         worker = self._idle.get()
         try:
             worker = worker or self._start()
@@ -115,14 +118,16 @@ class EquivalenceChecker:
             self._check_open()
             raise
         finally:
-            # An interrupted worker owes an answer, which must not become that of the next pair.
+            # The late answer of an interrupted worker must not become that of the next pair.
             if verdict is None and worker is not None:
                 worker.kill()
                 worker = None
             self._idle.put(worker)
         if verdict is None:
             self._check_open()
-            logger.warning("math-verify did not decide whether %r equals %r: taken as no", a, b)
+            logger.warning(
+                "math-verify did not decide if %r equals %r: they count as different", a, b
+            )
         return bool(verdict)
 
     def _start(self) -> "_Worker":
@@ -134,7 +139,7 @@ class EquivalenceChecker:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise RuntimeError("the judge is closed")
+            raise RuntimeError("the equivalence checker is closed")
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +153,7 @@ def _bare(answer: str) -> str:
 
 
 def _bases_agree(a: str, b: str) -> bool:
-    """False for `12_5` and `12_7`; where one has no base, the question has named it."""
+    """Return False for `12_5` and `12_7`; a number without a base has that of the question."""
     bases = {found[1] for answer in (a, b) if (found := _BASED.fullmatch(answer))}
     return len(bases) < 2
 
@@ -159,7 +164,7 @@ class _Worker:
     def __init__(self) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
         with theirs:
-            # Not multiprocessing's own processes: those run the user's main script once more.
+            # No process of multiprocessing, which would run the user's main script once more.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "lim_sglang.programs.equivalence", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -172,7 +177,7 @@ class _Worker:
         self._ready = False
 
     def ask(self, a: str, b: str, symmetric: bool, *, deadline_s: float) -> bool | None:
-        """The verdict; None when the process dies over it or misses the deadline.
+        """Return the verdict; None if the process dies or misses the deadline.
 
         Raises:
             LimError: math-verify does not start.
@@ -189,11 +194,11 @@ class _Worker:
         return verdict
 
     def is_alive(self) -> bool:
-        """Whether the process still runs."""
+        """Return True if the process runs."""
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """End the process now, whatever it is doing."""
+        """End the process at once."""
         self._process.kill()
         self._process.wait()
 
@@ -205,7 +210,7 @@ class _Worker:
 
 
 def _serve(pipe: Connection) -> None:
-    """What a worker does until the other end of the pipe is closed."""
+    """Answer pairs until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(ValueError, OSError):  # there is a lower limit already
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
@@ -220,7 +225,7 @@ def _serve(pipe: Connection) -> None:
             a, b, symmetric = pipe.recv()
             try:
                 verdict = _compare(a, b, symmetric)
-            except Exception:  # noqa: BLE001 - SymPy raises whatever it likes on odd input
+            except Exception:  # noqa: BLE001 - SymPy raises exceptions of many kinds
                 verdict = False
             pipe.send(verdict)
 
@@ -229,9 +234,9 @@ def _compare(a: str, b: str, symmetric: bool) -> bool:
     from math_verify import LatexExtractionConfig, parse, verify
 
     # LaTeX only: math-verify's plain expressions would take the last number of any prose, and its
-    # LaTeX reads 1/2, sqrt(3) and 10,000 as well.
+    # LaTeX reader understands 1/2, sqrt(3) and 10,000 as well.
     first, second = (
-        # In a box, since that is where math-verify looks for LaTeX.
+        # In a box, where math-verify looks for LaTeX.
         parse(rf"\boxed{{{answer}}}", [LatexExtractionConfig()])
         for answer in (a, b)
     )

@@ -1,6 +1,4 @@
-"""A SGLang server over HTTP, for any number of threads: one event loop, failures in words, retries
-with pauses.
-"""
+"""JSON over HTTP for any number of threads: one event loop, errors in words, pauses of retries."""
 
 import asyncio
 import ipaddress
@@ -19,18 +17,48 @@ import httpx
 
 from lim_sglang.errors import ServerError
 
+CONNECT_TIMEOUT_S = 10.0
+MAX_IDLE_CONNECTIONS = 8
+"""Idle connections that are kept open: each request looks at all of them."""
+INFO_TIMEOUT_S = 60.0
+"""Limit of a request that a server answers at once, unless it is busy with a long step."""
+CLOSE_TIMEOUT_S = 5.0
+
+T = TypeVar("T")
+
+
+class RequestError(ServerError):
+    """A failed request."""
+
+    def __init__(
+        self, message: str, *, retryable: bool = False, retry_after_s: float = 0.0
+    ) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        """True if the same request may well succeed a little later."""
+        self.retry_after_s = retry_after_s
+        """Pause that the server asks for before the next try."""
+
+
+class RequestTimeoutError(RequestError):
+    """A request that the server took and did not answer in time."""
+
+
+class RejectedError(RequestError):
+    """A request for which nothing was generated: no server was reached, or it refused."""
+
 
 @dataclass(frozen=True)
 class Backoff:
-    """How often and for how long."""
+    """Limits of the tries of a request and of the pauses between them."""
 
     tries: int = 4
     first_s: float = 1.0
-    """Limit of the first pause; doubled with each further one."""
+    """Upper limit of the first pause; it doubles with each further pause."""
     most_s: float = 8.0
-    """Limit of every pause, but for what the server itself asks for."""
+    """Upper limit of every pause, apart from the time that the server itself asks for."""
     total_s: float = 60.0
-    """No try begins later than this after the first failure."""
+    """Time after the first failure within which the last try begins."""
 
 
 class Retries:
@@ -50,11 +78,11 @@ class Retries:
         self._deadline_s = 0.0
 
     def pause_s(self, retry_after_s: float = 0.0) -> float | None:
-        """Seconds to wait after a failure; None to give up.
+        """Return the seconds to wait after a failure, None to give up.
 
         Args:
-            retry_after_s: the server wants no other try before. Never is one sent before, and
-                none at all where that would be too late.
+            retry_after_s: pause that the server asks for. No try begins earlier, and none at all
+                if that would be after the deadline.
         """
         now_s = self._clock()
         if not self._num_failures:
@@ -66,44 +94,26 @@ class Retries:
         return pause_s if in_time and self._num_failures < self._backoff.tries else None
 
 
-CONNECT_TIMEOUT_S = 10.0
-MAX_KEPT = 8
-"""Idle connections that are kept. For each one the pool looks at all others, at each request."""
-INFO_TIMEOUT_S = 60.0
-"""For what the server answers at once, unless it is busy with a long step."""
-CLOSE_TIMEOUT_S = 5.0
-
-T = TypeVar("T")
-
-
-class RequestError(ServerError):
-    """One request failed."""
-
-    def __init__(
-        self, message: str, *, retryable: bool = False, retry_after_s: float = 0.0
-    ) -> None:
-        super().__init__(message)
-        self.retryable = retryable
-        """Whether the same request may well succeed a little later."""
-        self.retry_after_s = retry_after_s
-        """The server wants no other try before."""
-
-
-class RequestTimeoutError(RequestError):
-    """The server took the request and did not answer in time."""
-
-
-class TurnedAwayError(RequestError):
-    """Nothing was generated: no server was reached, or it did not take the request."""
+def open_http(url: str, headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:
+    """Return an HTTP client of one server, without a limit of the time or of the connections."""
+    return httpx.AsyncClient(
+        base_url=url,
+        headers=headers,
+        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
+        # No HTTP proxy can reach this machine's own loopback address.
+        trust_env=not is_loopback(url),
+    )
 
 
 class Client:
-    """JSON requests to one server. Coroutines run on a thread of their own, so any of them can be
-    given a time limit or be cancelled, and `close` ends all of them.
+    """JSON requests to one server, run on a thread of its own.
+
+    Any request can be given a time limit or be cancelled, and `close` ends all of them.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
-        """Connects to nothing yet.
+        """Prepare the client; nothing is sent yet.
 
         Raises:
             ServerError: `url` is no HTTP address, or no HTTP header can hold the key.
@@ -114,14 +124,7 @@ class Client:
                 "the API key holds a line break, a space at an end or a character that is not "
                 "ASCII: give it as the server has it"
             )
-        self.http = httpx.AsyncClient(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
-            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_KEPT),
-            # No proxy can reach this machine's own loopback address.
-            trust_env=not is_loopback(self.url),
-        )
+        self.http = open_http(self.url, {"Authorization": f"Bearer {api_key}"} if api_key else None)
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()
         self._closed = False
@@ -131,7 +134,11 @@ class Client:
         self._thread.start()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run a coroutine on the client's thread. Cancelling the future cancels it there."""
+        """Run a coroutine on the client's thread; cancelling the future cancels the coroutine.
+
+        Raises:
+            RequestError: the client is closed.
+        """
         with self._lock:
             if self._closed:
                 coroutine.close()
@@ -139,17 +146,17 @@ class Client:
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def get(self, path: str) -> Any:
-        """The JSON that the server answers under `path`; raises `RequestError`."""
+        """Return the JSON that the server has under a path; raises `RequestError`."""
         return self.start(self.fetch("GET", path, timeout_s=INFO_TIMEOUT_S)).result()
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """The JSON that it answers to a body; raises `RequestError`."""
+        """Return the JSON that the server answers to a body; raises `RequestError`."""
         return self.start(self.fetch("POST", path, body, timeout_s=INFO_TIMEOUT_S)).result()
 
     async def fetch(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float
     ) -> Any:
-        """Like `send`, and reads the answer as JSON."""
+        """Send a request and return its answer as JSON; raises `RequestError`."""
         response = await self.send(method, path, body, timeout_s=timeout_s)
         try:
             return response.json()
@@ -161,12 +168,12 @@ class Client:
     async def send(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float
     ) -> httpx.Response:
-        """One request, one answer.
+        """Send a request and return its answer.
 
         Raises:
             RequestError: unreachable, connection lost, out of time, or a status above 399.
         """
-        async with self._in_words(path, timeout_s):
+        async with self._translate_failures(path, timeout_s):
             response = await self.http.request(method, path, json=body)
         self._check_status(response, path)
         return response
@@ -174,33 +181,37 @@ class Client:
     async def lines(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float
     ) -> AsyncGenerator[str]:
-        """Like `send`, for an answer that comes line by line; the time limit is of all of it."""
+        """Send a request and yield its answer line by line; the time limit is for all of it.
+
+        Raises:
+            RequestError: unreachable, connection lost, out of time, or a status above 399.
+        """
         async with (
-            self._in_words(path, timeout_s),
+            self._translate_failures(path, timeout_s),
             self.http.stream(method, path, json=body) as response,
         ):
             if response.status_code >= 400:
                 await response.aread()
             self._check_status(response, path)
-            # Only at line feeds: httpx also breaks lines at characters that JSON may hold as they
-            # are, U+2028 among them.
+            # Split at line feeds only: httpx also splits at characters that JSON may hold
+            # unescaped, such as U+2028.
             rest = b""
             async for content in response.aiter_bytes():
-                *whole, rest = (rest + content).split(b"\n")
-                for line in whole:
+                *complete, rest = (rest + content).split(b"\n")
+                for line in complete:
                     yield line.decode(errors="replace").rstrip("\r")
             if rest:
                 yield rest.decode(errors="replace")
 
     @asynccontextmanager
-    async def _in_words(self, path: str, timeout_s: float) -> AsyncIterator[None]:
-        """Limit the time of a request, and say what became of it."""
+    async def _translate_failures(self, path: str, timeout_s: float) -> AsyncIterator[None]:
+        """Limit the time of a request, and raise its failures as `RequestError`."""
         try:
             async with asyncio.timeout(timeout_s):
                 try:
                     yield
                 except ValueError:
-                    # anyio, cancelled while it connects, may raise an empty group of failures.
+                    # anyio may raise an empty group of exceptions if cancelled while connecting.
                     task = asyncio.current_task()
                     if task and task.cancelling():
                         raise asyncio.CancelledError from None
@@ -210,7 +221,7 @@ class Client:
                 f"{self.url}{path} did not answer within {timeout_s:g} seconds"
             ) from None
         except (httpx.ConnectError, httpx.ConnectTimeout):
-            raise TurnedAwayError(
+            raise RejectedError(
                 f"no server answers at {self.url}: start one with `lim serve`, "
                 "or name a running one with --url",
                 retryable=True,
@@ -220,8 +231,29 @@ class Client:
                 f"the connection to {self.url} was lost ({type(error).__name__})", retryable=True
             ) from None
 
+    def _check_status(self, response: httpx.Response, path: str) -> None:
+        status = response.status_code
+        if status < 400:
+            return
+        if status in (401, 403):
+            raise RejectedError(
+                f"{self.url} refuses the API key (HTTP {status}): give the key that the server "
+                "was started with by --api-key or LIM_API_KEY"
+            )
+        if status == 404:
+            raise RejectedError(f"{self.url} has no {path}: is it a SGLang server?")
+        # SGLang also answers 5xx in the midst of a generation.
+        kind = RejectedError if status < 500 else RequestError
+        pause_s = retry_after_s(response)
+        wish = f" (it asks for a pause of {pause_s:,.0f} s)" if pause_s else ""
+        raise kind(
+            f"{self.url} answered HTTP {status}: {reason_of(response)}{wish}",
+            retryable=status == 429 or status >= 500,
+            retry_after_s=pause_s,
+        )
+
     def close(self) -> None:
-        """Cancel what is running, let it say goodbye to the server, and end the thread."""
+        """Cancel all requests, give them time to abort at the server, and end the thread."""
         with self._lock:
             if self._closed:
                 return
@@ -234,38 +266,17 @@ class Client:
     async def _shut_down(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
-            # A task that was cancelled before is busy with its goodbye.
+            # A task that was cancelled before is already telling the server to abort.
             if not task.cancelling():
                 task.cancel()
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
-            # Their goodbyes are cut short, so that nobody waits for them for ever.
+            # A second cancellation ends the aborts themselves, so that `close` always returns.
             for task in late:
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=CLOSE_TIMEOUT_S)
         await self.http.aclose()
-
-    def _check_status(self, response: httpx.Response, path: str) -> None:
-        status = response.status_code
-        if status < 400:
-            return
-        if status in (401, 403):
-            raise TurnedAwayError(
-                f"{self.url} refuses the API key (HTTP {status}): give the key that the server "
-                "was started with by --api-key or LIM_API_KEY"
-            )
-        if status == 404:
-            raise TurnedAwayError(f"{self.url} has no {path}: is it a SGLang server?")
-        # SGLang also answers 5xx in the midst of a generation.
-        kind = TurnedAwayError if status < 500 else RequestError
-        pause_s = retry_after_s(response)
-        wish = f" (it wants no other try for {pause_s:,.0f} s)" if pause_s else ""
-        raise kind(
-            f"{self.url} answered HTTP {status}: {reason_of(response)}{wish}",
-            retryable=status == 429 or status >= 500,
-            retry_after_s=pause_s,
-        )
 
     def __enter__(self) -> Self:
         return self
@@ -275,7 +286,7 @@ class Client:
 
 
 def check_server(url: str, api_key: str | None = None) -> None:
-    """Ask the server for a sign of life; takes no time, unlike the import of the frontend.
+    """Refuse an address where no SGLang server answers.
 
     Raises:
         ServerError: nothing answers, the key is wrong, or it is no SGLang server.
@@ -285,7 +296,11 @@ def check_server(url: str, api_key: str | None = None) -> None:
 
 
 def normalise_url(url: str) -> str:
-    """`url` with a scheme and without a final slash; raises `ServerError` when it is none."""
+    """Return an address with a scheme and without a final slash.
+
+    Raises:
+        ServerError: `url` is no HTTP address.
+    """
     full = url if "://" in url else f"http://{url}"
     try:
         parts = urlsplit(full)
@@ -306,7 +321,7 @@ def normalise_url(url: str) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether an address names this machine."""
+    """Return True if an address names this machine."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -319,8 +334,9 @@ def _fits_header(text: str) -> bool:
 
 
 def retry_after_s(response: httpx.Response) -> float:
-    """How long the server wants no other try; 0 where it does not say. It says so in seconds, or
-    with the date of the next try (RFC 9110, 10.2.3).
+    """Return the pause that a server asks for before the next try, 0 if it asks for none.
+
+    The header holds seconds or the date of the next try (RFC 9110, 10.2.3).
     """
     text = response.headers.get("retry-after", "")
     if text.isdecimal():
@@ -332,7 +348,7 @@ def retry_after_s(response: httpx.Response) -> float:
 
 
 def reason_of(response: httpx.Response) -> str:
-    """What the server says went wrong; SGLang's routes say it in three shapes."""
+    """Return the reason that a failed answer gives; SGLang's routes write it in three shapes."""
     try:
         body = response.json()
     except ValueError:

@@ -1,4 +1,4 @@
-"""Self-consistency: several chains of thought for one question, and the answer most of them give.
+"""Self-consistency: several chains of thought for one question, and the most frequent answer.
 
 Source: Wang et al., "Self-Consistency Improves Chain of Thought Reasoning in Language Models",
 arXiv 2203.11171. Also a script: `python programs/majority.py QUESTION --samples 8`.
@@ -10,14 +10,13 @@ from typing import Any
 import sglang as sgl
 
 from lim_sglang.programs.sampler import SamplingRun, add_messages
-from lim_sglang.programs.stopping import Never
 
 
 @sgl.function
 def majority(s: Any, run: SamplingRun, indices: Sequence[int]) -> None:
-    """Draw all samples."""
+    """Generate all samples."""
     add_messages(s, run.question.messages)
-    run.sample(s, indices, Never())
+    run.sample(s, indices)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Any OpenAI-compatible server as a backend, through the `openai` package.
 
-The API has no aborts (the connection is closed instead), no request ids and no word on seeds; what
-is no part of it is sent only on request. Failures come in the same words as those of a SGLang
-server.
+The API has no aborts (the connection is closed instead), no request ids and no promise about seeds.
+Fields outside the API are sent only if the user asked for them. Failures have the same words as
+those of a SGLang server.
 """
 
 import asyncio
@@ -21,31 +21,79 @@ from openai import (
     AsyncStream,
     BadRequestError,
 )
+from rich.console import Console
 
+from lim_sglang.errors import ConfigError
 from lim_sglang.programs.backend import Backend, InFlightSample
-from lim_sglang.programs.chat import TOP_LOGPROBS, Generation, StreamReader, any_request
+from lim_sglang.programs.chat import TOP_LOGPROBS, Generation, StreamReader, chat_request
 from lim_sglang.programs.http_client import (
     CONNECT_TIMEOUT_S,
     INFO_TIMEOUT_S,
     Client,
+    RejectedError,
     RequestError,
-    TurnedAwayError,
     normalise_url,
     reason_of,
 )
+from lim_sglang.programs.schema import Access, Sampling
 
 CHAT, MODELS = "/chat/completions", "/models"
 NOT_LISTED = (404, 405, 501)
-"""What servers answer that do not list their models."""
+"""Answers of servers that do not list their models."""
 LIMIT, NEWER_LIMIT = "max_tokens", "max_completion_tokens"
-"""The name that every server knows, and the only one that OpenAI's newer models take."""
+"""The limit's name that every server knows, and the only one that OpenAI's newer models take."""
+MODELS_SHOWN = 10
+"""Models that an error message lists, enough to show how the names look."""
+CLOSE_TIMEOUT_S = 3.0
+"""Limit of the end of a connection that is not needed any more."""
+
+
+def connect_openai(access: Access, console: Console) -> "OpenAIBackend":
+    """Connect to a server of OpenAI's API, and to its only model if none is named.
+
+    Raises:
+        ConfigError: a model has to be chosen.
+        ServerError: nothing answers, or the key is wrong.
+    """
+    with OpenAIClient(access.url, api_key=access.api_key) as client:
+        model = choose_model(access.model, client.models(), client.url)
+    console.print(
+        f"{model} by OpenAI's API, which has no top_k: one is sent only if --top-k names it",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return OpenAIBackend(replace(access, model=model))
+
+
+def choose_model(given: str | None, listed: Sequence[str] | None, url: str) -> str:
+    """Return the given model, even if it is not listed; else the server's only model.
+
+    Servers know aliases that they do not list.
+
+    Args:
+        listed: the models that the server lists; None if it lists none.
+
+    Raises:
+        ConfigError: no model is given and there is not exactly one.
+    """
+    if given:
+        return given
+    if listed is None:
+        raise ConfigError(f"{url} does not list its models: name one with --model")
+    if len(listed) == 1:
+        return listed[0]
+    names = ", ".join(listed[:MODELS_SHOWN]) + (", …" if len(listed) > MODELS_SHOWN else "")
+    raise ConfigError(
+        f"{url} has {len(listed)} models: choose one with --model"
+        + (f" from {names}" if names else "")
+    )
 
 
 class OpenAIClient(Client):
     """Chat completions of one server, event by event."""
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
-        """Connects to nothing yet.
+        """Prepare the client; nothing is sent yet.
 
         Raises:
             ServerError: `url` is no HTTP address, or no HTTP header can hold the key.
@@ -57,11 +105,11 @@ class OpenAIClient(Client):
             api_key=api_key or "",
             http_client=self.http,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            max_retries=0,  # the endpoint tries again, and shows it
+            max_retries=0,  # the backend tries again, and shows it
         )
 
     def models(self) -> tuple[str, ...] | None:
-        """The names of the server's models, None where it does not list them.
+        """Return the names of the server's models, None if it does not list them.
 
         Raises:
             RequestError: unreachable, the key is wrong, or the list has another form.
@@ -71,37 +119,38 @@ class OpenAIClient(Client):
     async def events(
         self, body: Mapping[str, Any], *, timeout_s: float
     ) -> AsyncGenerator[dict[str, Any]]:
-        """A chat completion as the events of its stream, as they come, not checked.
+        """Ask for a chat completion and yield the events of its stream as they come, unchecked.
 
-        Leaving it early closes the connection, which is all that this API has to end a request.
+        Closing the generator closes the connection: the API's only way to end a request.
 
         Args:
-            timeout_s: limit of all of it.
+            timeout_s: limit of the entire stream.
 
         Raises:
             RequestError: unreachable, connection lost, out of time, a status above 399, an error
-                or something other than JSON in mid-stream.
+                in the stream, or something other than JSON.
         """
         rest = {name: value for name, value in body.items() if name != LIMIT}
-        async with self._openai_in_words(CHAT, timeout_s):
+        async with self._translate_openai_failures(CHAT, timeout_s):
             stream = await self._openai.post(
                 CHAT,
                 body={**rest, self._limit_name: body[LIMIT], "stream": True},
-                # Plain JSON: the package's types would neither check it nor be cheap.
+                # Plain JSON: the package's types cost time and check nothing.
                 cast_to=object,
                 stream=True,
                 stream_cls=AsyncStream[Any],
             )
             async with stream:
                 if "json" in stream.response.headers.get("content-type", ""):
+                    # A server that does not stream sends the complete answer.
                     await stream.response.aread()
-                    yield stream.response.json()  # whole, as a server that does not stream has it
+                    yield stream.response.json()
                     return
                 async for event in stream:
                     yield event
 
     async def _list_models(self) -> tuple[str, ...] | None:
-        async with self._openai_in_words(MODELS, INFO_TIMEOUT_S):
+        async with self._translate_openai_failures(MODELS, INFO_TIMEOUT_S):
             try:
                 found: Any = await self._openai.get(MODELS, cast_to=object)
             except APIStatusError as error:
@@ -117,8 +166,8 @@ class OpenAIClient(Client):
             ) from None
 
     @asynccontextmanager
-    async def _openai_in_words(self, path: str, timeout_s: float) -> AsyncIterator[None]:
-        async with self._in_words(path, timeout_s):
+    async def _translate_openai_failures(self, path: str, timeout_s: float) -> AsyncIterator[None]:
+        async with self._translate_failures(path, timeout_s):
             try:
                 yield
             except APIStatusError as error:
@@ -142,12 +191,12 @@ class OpenAIClient(Client):
         refused = isinstance(error, BadRequestError) and error.param == LIMIT
         if refused and NEWER_LIMIT in error.message:
             self._limit_name = NEWER_LIMIT
-            raise TurnedAwayError(f"{self.url} takes {NEWER_LIMIT} only", retryable=True)
+            raise RejectedError(f"{self.url} takes {NEWER_LIMIT} only", retryable=True)
 
     def _check_status(self, response: httpx.Response, path: str) -> None:
         if response.status_code == 404:
             reason = reason_of(response)
-            raise TurnedAwayError(
+            raise RejectedError(
                 f"{self.url} refuses the model (HTTP 404): {reason}"
                 if "model" in reason.lower()
                 else f"{self.url} has no {path}: does the base URL end in /v1?"
@@ -156,7 +205,7 @@ class OpenAIClient(Client):
 
 
 def base_url(url: str) -> str:
-    """The address under which the API's paths are; /v1 where only a host is given.
+    """Return the address of the API's paths: a host gets /v1, a path is kept.
 
     Raises:
         ServerError: `url` is no HTTP address.
@@ -165,57 +214,40 @@ def base_url(url: str) -> str:
     return full if urlsplit(full).path else f"{full}/v1"
 
 
-CLOSE_TIMEOUT_S = 3.0
-"""For the end of a connection that nobody needs any more."""
-
-
 class OpenAIBackend(Backend):
-    """One model of one server. Answers are always streamed: else the tokens of an ended generation
-    would be unknown.
+    """One model of one server.
+
+    Answers are always streamed: the tokens of an aborted generation would be unknown otherwise.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 600.0,
-        max_concurrency: int = 64,
-        thinking: bool | None = None,
-    ) -> None:
-        """Connects to nothing yet.
+    def __init__(self, access: Access) -> None:
+        """Prepare the backend; nothing is sent yet.
 
         Args:
-            url: the API's base URL; /v1 is added to a bare host.
-            model: its name at the server.
-            timeout_s: limit of one generation, from sending to the answer.
-            max_concurrency: requests that the server is given at once; others wait here.
-            thinking: sent as vLLM's and SGLang's `chat_template_kwargs`; None sends nothing.
+            access: names the model. `thinking` is sent as vLLM's and SGLang's
+                `chat_template_kwargs`.
 
         Raises:
-            ServerError: `url` is no HTTP address.
+            ServerError: the URL is no HTTP address, or no HTTP header can hold the key.
         """
-        self._openai = OpenAIClient(url, api_key=api_key)
-        super().__init__(self._openai, timeout_s=timeout_s, max_concurrency=max_concurrency)
-        self._model = model
-        self._thinking = thinking
+        self._openai = OpenAIClient(access.url, api_key=access.api_key)
+        super().__init__(self._openai, access)
 
     @property
     def honours_seeds(self) -> bool:
-        """They are sent, but nothing in the API says whether they are heeded."""
+        """False: seeds are sent, but nothing in the API says if the server uses them."""
         return False
 
     def server_info(self) -> dict[str, Any]:
-        """What is known of the server; raises `ServerError` where it does not answer."""
+        """Return the API and the model; raises `ServerError` if the server does not answer."""
         self._openai.models()
-        return {"api": "openai", "model_path": self._model}
+        return {"api": "openai", "model_path": self._access.model}
 
     def about(self) -> dict[str, Any]:
-        """What of the server an answer depends on, and what it cannot do."""
+        """Return the properties of the server that an answer depends on, and what the API lacks."""
         return {
             "api": "openai",
-            "model_path": self._model,
+            "model_path": self._access.model,
             "url": self._openai.url,
             "aborts": "connection closed",
             "tokens_of_aborted": "pieces of the stream, unless the server counts as it goes",
@@ -223,57 +255,38 @@ class OpenAIBackend(Backend):
         }
 
     def sampling_defaults(self) -> Mapping[str, Any]:
-        """No top_k, which the API does not have."""
+        """Return no limit for top_k, which the API does not have."""
         return {"top_k": -1}
 
     def _request(
-        self, messages: Sequence[Mapping[str, str]], sampling_params: Any, seed: int | None
+        self, messages: Sequence[Mapping[str, str]], sampling: Sampling, seed: int | None
     ) -> dict[str, Any]:
-        return openai_request(self._model, messages, sampling_params, seed, thinking=self._thinking)
+        model, thinking = self._access.model or "", self._access.thinking
+        body = chat_request(model, messages, sampling, seed, thinking=thinking)
+        body["stream_options"] = {"include_usage": True}
+        return body | ({"top_k": sampling.top_k} if sampling.top_k > 0 else {})
 
     async def _ask(
         self, body: Mapping[str, Any], in_flight: InFlightSample, reader: StreamReader
     ) -> Generation:
-        if in_flight.on_confidence:
+        if in_flight.wants_logprobs:
             body = {**body, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        async with aclosing(self._openai.events(body, timeout_s=self._timeout_s)) as events:
+        async with aclosing(self._openai.events(body, timeout_s=self._access.timeout_s)) as events:
             async for event in events:
-                in_flight.see(reader.take(event), reader.found.num_tokens)
-                # The server knows it by a name of its own.
+                in_flight.see(reader.take(event))
+                # The server has given the request an id of its own.
                 rid = str(event.get("id") or reader.found.rid)
                 reader.found = replace(reader.found, rid=rid)
-        return reader.whole()
+        return reader.finish()
 
     async def _end_early(
         self, request: "asyncio.Future[Generation]", reader: StreamReader
     ) -> Generation:
         request.cancel()
         await asyncio.wait({request}, timeout=CLOSE_TIMEOUT_S)
-        # What it generates until it notices is nowhere told.
-        return replace(
-            reader.result(), aborted=not reader.is_whole, tokens_at_least=not reader.is_whole
-        )
+        # The tokens that the server generates until it notices are unknown.
+        is_cut = not reader.is_complete
+        return replace(reader.result(), aborted=is_cut, tokens_at_least=is_cut)
 
     async def _abandon(self, rid: str) -> None:
-        """Its connection is closed already, or about to be."""
-
-
-def openai_request(
-    model: str,
-    messages: Sequence[Mapping[str, str]],
-    sampling_params: Any,
-    seed: int | None,
-    *,
-    thinking: bool | None = None,
-) -> dict[str, Any]:
-    """The body of one chat completion, with nothing in it that nobody asked for.
-
-    Args:
-        sampling_params: SGLang's `SglSamplingParams`; a top_k of -1 is not sent.
-        thinking: on or off; None sends nothing.
-    """
-    body = any_request(model, messages, sampling_params, seed, thinking=thinking)
-    body["stream_options"] = {"include_usage": True}
-    if sampling_params.top_k > 0:
-        body["top_k"] = sampling_params.top_k
-    return body
+        """Do nothing: the connection is closed already, or about to be."""

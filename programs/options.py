@@ -1,4 +1,4 @@
-"""Command-line options that every command which draws samples understands."""
+"""Command-line options that all commands with samples share."""
 
 import math
 from typing import Annotated
@@ -10,20 +10,20 @@ from lim_sglang.programs.program import PROGRAMS, find_program, listing
 from lim_sglang.programs.schema import Api, Sampling
 
 LIST = "?"
-"""In place of a program's name, asks which there are."""
+"""In place of a program's name: list the programs."""
 INTERRUPTED = 130
-"""Exit code of a process that Ctrl-C ended, by the shell's convention."""
+"""Exit code of a process that Ctrl-C ended, by the shell's convention: 128 + SIGINT."""
 
 
-def _refuse_none(top_p: float | None) -> float | None:
+def _refuse_zero_top_p(top_p: float | None) -> float | None:
     if top_p == 0:
-        raise typer.BadParameter("0 leaves no token to draw from; use more, up to 1 for all.")
+        raise typer.BadParameter("0 leaves no token to sample from; use more, up to 1 for all.")
     return top_p
 
 
-def _refuse_zero(top_k: int | None) -> int | None:
+def _refuse_zero_top_k(top_k: int | None) -> int | None:
     if top_k == 0:
-        raise typer.BadParameter("0 leaves no token to draw from; use 1 or more, or -1 for all.")
+        raise typer.BadParameter("0 leaves no token to sample from; use 1 or more, or -1 for all.")
     return top_k
 
 
@@ -33,7 +33,8 @@ UrlOption = Annotated[
         "--url",
         "--base-url",
         envvar="LIM_URL",
-        help="Address of the running server; of OpenAI's API the base URL, /v1 if it is a host.",
+        help="Address of the running server; for OpenAI's API the base URL, to which /v1 is added "
+        "if it is only a host.",
     ),
 ]
 ApiOption = Annotated[
@@ -57,11 +58,8 @@ ApiKeyOption = Annotated[
         help="Key of a server that was started with one.",
     ),
 ]
-SamplesOption = Annotated[
-    int, typer.Option("--samples", min=1, help="Chains of thought drawn for each question.")
-]
 MaxTokensOption = Annotated[
-    int, typer.Option("--max-tokens", min=1, help="A sample is cut off after so many tokens.")
+    int, typer.Option("--max-tokens", min=1, help="Tokens after which a sample is cut off.")
 ]
 TemperatureOption = Annotated[
     float | None,
@@ -79,8 +77,8 @@ TopPOption = Annotated[
         "--top-p",
         min=0.0,
         max=1.0,
-        callback=_refuse_none,
-        help="Draw from the likeliest tokens of this total probability.",
+        callback=_refuse_zero_top_p,
+        help="Sample from the likeliest tokens of this total probability.",
         show_default=f"the model's, else {Sampling.top_p}",
     ),
 ]
@@ -89,8 +87,8 @@ TopKOption = Annotated[
     typer.Option(
         "--top-k",
         min=-1,
-        callback=_refuse_zero,
-        help="Draw from so many tokens at most; -1: from all.",
+        callback=_refuse_zero_top_k,
+        help="Sample from this number of likeliest tokens at most; -1: from all.",
         show_default=f"the model's, else {Sampling.top_k}",
     ),
 ]
@@ -99,7 +97,7 @@ SeedOption = Annotated[
     typer.Option(
         "--seed",
         min=0,
-        help="Sample i is sent SEED + i. SGLang heeds it only in deterministic inference.",
+        help="Sample i is sent SEED + i. SGLang uses it only in deterministic inference.",
     ),
 ]
 
@@ -143,9 +141,7 @@ SystemOption = Annotated[
 ]
 TemplateOption = Annotated[
     str,
-    typer.Option(
-        "--template", help="What the question is wrapped in, with {question} where it goes."
-    ),
+    typer.Option("--template", help="Prompt template, with {question} where the question goes."),
 ]
 ThinkingOption = Annotated[
     bool | None,
@@ -160,8 +156,8 @@ ThinkingBudgetOption = Annotated[
     typer.Option(
         "--thinking-budget",
         min=1,
-        help="For models that think: after so many tokens their thoughts are closed and they "
-        "answer, up to --max-tokens in all.",
+        help="For models that think: tokens after which their thoughts are closed and they answer, "
+        "up to --max-tokens in all.",
         show_default="no limit",
     ),
 ]
@@ -174,15 +170,22 @@ TimeoutOption = Annotated[
 
 
 def samples_of(program: str, asked: int | None) -> int:
-    """How many samples a program may draw; raises `ConfigError` for an unknown one."""
+    """Return the samples that a program may take.
+
+    Args:
+        asked: number that the user gave; None takes the program's own.
+
+    Raises:
+        ConfigError: there is no such program.
+    """
     return asked or find_program(program).samples
 
 
 def read_settings(texts: list[str]) -> dict[str, int | float]:
-    """Read NAME=VALUE options of a program; each name once.
+    """Return the options of a program that NAME=VALUE texts name.
 
     Raises:
-        ConfigError: a text of another form.
+        ConfigError: a text has another form, or a name occurs twice.
     """
     settings: dict[str, int | float] = {}
     for text in texts:

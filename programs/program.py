@@ -1,4 +1,4 @@
-"""The reasoning programs, and how one of them is run on a question."""
+"""The reasoning programs, how one of them is run on a question, and the record of its outcome."""
 
 import importlib
 import inspect
@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from lim_sglang.environment import project_commit
 from lim_sglang.errors import ConfigError
@@ -22,35 +24,38 @@ if TYPE_CHECKING:
 
 
 SAMPLING_VERSION = 1
-"""Part of the identity of a run: samples of two versions are never mixed. Raise the number with a
-change of what a server is sent, of how its answer is read, or of when a program stops
-(`sampler.py`, `backend.py`, `chat.py`, the backends, `stopping.py`, the programs)."""
+"""Part of the identity of a run: samples of two versions are never mixed.
+
+Raise the number with each change of the requests to a server, of the reading of its answers, or of
+the end of a program (`sampler.py`, `backend.py`, `chat.py`, the backends, `stopping.py`, the
+programs).
+"""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A way to answer a question with samples: which are taken, when to stop, how they vote.
+    """A way to answer a question with samples: how many, when to stop, how they vote.
 
     The function itself is in the module of the same name, which imports SGLang's frontend: seconds.
     """
 
     name: str
     samples: int
-    """Samples that the program may take where nobody says how many: the papers' 40 where a program
-    stops by itself, twice DeepConf's warm-up."""
+    """Samples at most if the caller names no number: the papers' 40 for programs that stop by
+    themselves, twice DeepConf's warm-up."""
     stops_when: str
     source: str
     order: Order = Order.BY_VOTES
     streamed: bool = False
-    """The program needs to know the tokens of samples in flight."""
+    """True if the program looks at the tokens of samples in flight."""
     finished_only: bool = False
-    """A sample that was cut off has no vote, even if it states an answer."""
+    """True if a sample that was cut off has no vote, even if it states an answer."""
     parallel: int | None = None
-    """Samples in flight where the caller does not say how many; None for all."""
-    most: int | None = None
+    """Samples in flight if the caller names no number; None for all."""
+    max_samples: int | None = None
     """Samples that the program takes at most, however many it is offered."""
     stops_early: bool = True
-    """What its samples say decides how many a question has."""
+    """True if the samples of a question decide how many there are."""
 
     @cached_property
     def function(self) -> Any:
@@ -65,7 +70,7 @@ class Program:
         return {option.name: option.default for option in options}
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """Refuse options that it does not have, and parts of what is counted.
+        """Refuse options that the program does not have, and fractions for whole numbers.
 
         Raises:
             ConfigError: there is such an option.
@@ -89,7 +94,7 @@ PROGRAMS: Mapping[str, Program] = {
             samples=1,
             stops_when="its one sample has ended",
             source="chain of thought, arXiv 2201.11903",
-            most=1,
+            max_samples=1,
             stops_early=False,
         ),
         Program(
@@ -146,7 +151,7 @@ def find_program(name: str) -> Program:
     """Look up a program.
 
     Raises:
-        ConfigError: none has this name; the message lists those that there are.
+        ConfigError: none has this name; the message lists the known ones.
     """
     if name not in PROGRAMS:
         raise ConfigError(f"unknown program {name!r}; known, and when each stops:\n{listing()}")
@@ -162,48 +167,55 @@ def listing() -> str:
     )
 
 
+def load_frontend(console: Console) -> None:
+    """Import SGLang's frontend, which takes seconds, and show that on the console."""
+    with console.status("Loading SGLang's frontend"):
+        importlib.import_module("lim_sglang.programs.sampler")
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a program made of a question."""
+    """The samples of a question and their vote."""
 
     samples: tuple[Sample, ...]
-    """All that were begun, by index."""
+    """All samples that were begun, by index."""
     vote: Tally
     num_asked: int
-    """Samples that the program could have drawn."""
+    """Samples that the program could have taken."""
     settled: bool
-    """Whether it stopped before it had drawn them all."""
+    """True if the program stopped before all of these had been generated."""
     elapsed_s: float
     num_late: int = 0
     """Samples that ended by themselves after that, too late to vote."""
 
     @property
-    def num_undrawn(self) -> int:
+    def num_not_begun(self) -> int:
         """Samples that were never begun."""
         return self.num_asked - len(self.samples)
 
     @property
     def spent_tokens(self) -> int:
-        """Generated, by aborted samples too."""
+        """Tokens generated, by aborted samples too."""
         return sum(sample.num_tokens for sample in self.samples)
 
     @property
     def spent_at_least(self) -> bool:
-        """Whether the server may have generated more than is known of."""
+        """True if the server may have generated more than `spent_tokens`."""
         return any(sample.tokens_at_least for sample in self.samples)
 
     @property
     def saved_tokens(self) -> int:
-        """A cautious estimate of what all samples would have taken more: an undrawn one the mean
-        of those that ended by themselves, which are the shorter ones; an aborted one what it lacks
-        of that mean, and at least one token.
+        """A cautious estimate of the tokens that all samples would have taken in addition.
+
+        A sample that was not begun counts the mean of those that ended by themselves, which are the
+        shorter ones; an aborted sample counts the tokens it lacks of that mean, at least one.
         """
-        whole = [s.num_tokens for s in self.samples if s.state in COMPLETED_STATES]
-        early = [s.num_tokens for s in self.samples if s.state is SampleState.ABORTED]
-        if not whole:
+        completed = [s.num_tokens for s in self.samples if s.state in COMPLETED_STATES]
+        aborted = [s.num_tokens for s in self.samples if s.state is SampleState.ABORTED]
+        if not completed:
             return 0
-        mean = fmean(whole)
-        return round(self.num_undrawn * mean + sum(max(mean - tokens, 1.0) for tokens in early))
+        mean = fmean(completed)
+        return round(self.num_not_begun * mean + sum(max(mean - n, 1.0) for n in aborted))
 
 
 def run_program(
@@ -217,32 +229,34 @@ def run_program(
     on_sample: Callable[[Sample], None] = lambda _: None,
     on_begin: "Callable[[SamplingRun], None]" = lambda _: None,
 ) -> Outcome:
-    """Draw samples of one question, as many as the program needs.
+    """Generate the samples of one question that the program needs, and let them vote.
 
     Args:
-        indices: which samples; they give each its seed and its name.
-        same: whether two answers are equal.
-        options: the program's, by name; see `Program.options`.
+        indices: the samples that the program may take; each index gives a sample its seed.
+        equivalent: returns True if two answers are equal.
+        options: the program's options by name; see `Program.options`.
         on_sample: called with each sample as it ends, in the caller's thread.
-        on_begin: given the samples that are running, before the first is.
+        on_begin: called with the run before its first sample.
 
     Raises:
-        ConfigError: an option that the program does not have, or cannot be.
+        ConfigError: an option that the program does not have, or a value that it cannot have.
     """
-    from lim_sglang.programs.sampler import SamplingRun
+    from lim_sglang.programs.sampler import FrontendBackend, SamplingRun
 
     options = dict(options or {})
     program.check(options)
-    indices = indices[: program.most]
+    indices = indices[: program.max_samples]
     start_s = time.monotonic()
-    run = SamplingRun(question, equivalent, on_sample)
+    run = SamplingRun(backend, question, equivalent, on_sample)
     on_begin(run)
-    program.function.run(run=run, indices=tuple(indices), **options, backend=backend)
+    program.function.run(
+        run=run, indices=tuple(indices), **options, backend=FrontendBackend(backend)
+    )
     samples = tuple(sorted(run.ended, key=lambda sample: sample.index))
     voters = run.voters
     return Outcome(
         samples=samples,
-        vote=tally(_heard(voters, program), equivalent, program.order),
+        vote=tally(_ballots(voters, program), equivalent, program.order),
         num_asked=len(indices),
         settled=run.settled,
         elapsed_s=time.monotonic() - start_s,
@@ -250,8 +264,8 @@ def run_program(
     )
 
 
-def _heard(samples: Sequence[Sample], program: Program) -> list[Sample]:
-    """The samples as the program lets them vote."""
+def _ballots(samples: Sequence[Sample], program: Program) -> list[Sample]:
+    """Return the samples, without the answers that the program does not count."""
     return [
         replace(sample, answer=None)
         if program.finished_only and sample.state is SampleState.TRUNCATED
@@ -262,12 +276,12 @@ def _heard(samples: Sequence[Sample], program: Program) -> list[Sample]:
 
 def ask_record(
     question: str,
-    program: "Program",
+    program: Program,
     options: Mapping[str, Any],
     asked: "SamplingRequest",
-    outcome: "Outcome",
+    outcome: Outcome,
 ) -> dict[str, Any]:
-    """What `lim ask --json` prints, but for what the server says of itself."""
+    """Return the record of `lim ask --json`, without the server's description."""
     return {
         "question": question,
         **outcome_record(outcome),
@@ -282,8 +296,8 @@ def ask_record(
     }
 
 
-def outcome_record(outcome: "Outcome") -> dict[str, Any]:
-    """The vote and what it cost."""
+def outcome_record(outcome: Outcome) -> dict[str, Any]:
+    """Return the record of a vote and its cost."""
     vote = outcome.vote
     return {
         "answer": vote.winner,

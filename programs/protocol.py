@@ -1,7 +1,7 @@
 """OpenAI's chat completions as `lim proxy` reads and answers them: pure, no connection.
 
 A request is a vote if its model string names a program, as in `majority@16` or
-`adaptive@40?confidence=0.9`, or if it has a `lim` field. Every other one is the server's. An
+`adaptive@40?confidence=0.9`, or if it has a `lim` field. Every other request is for the server. An
 answer is one message, with the vote in a `lim` field; thoughts are in `reasoning_content`.
 """
 
@@ -24,7 +24,7 @@ from lim_sglang.programs.schema import MATH_PROMPT, Message, Sample, SampleState
 DEFAULT_PROGRAM = "majority"
 DEFAULT_SAMPLES = 8
 MAX_SAMPLES = 1024
-"""Of one question; a slip of the finger must not keep a server busy for days."""
+"""Samples of one question at most: a typing error must not keep a server busy for days."""
 
 _MODEL = re.compile(r"(?P<program>[a-z_]+)(?:@(?P<samples>[^?]*))?(?:\?(?P<options>.*))?")
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -42,20 +42,20 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
-    # Whether and how long a model thinks, the proxy's own options say.
+    # The proxy's own options decide if and how long a model thinks.
     "chat_template_kwargs": ({},),
     "reasoning_effort": (),
     "separate_reasoning": (True,),
     "stream_reasoning": (True,),
 }
-"""Fields that a vote cannot honour, and the values that ask for nothing."""
+"""Fields that a vote cannot honour, with the values that ask for nothing."""
 _IGNORED = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 )
 """Fields that change no answer."""
 
-
-Programs = Mapping[str, int | None]
+MostSamples = Mapping[str, int | None]
+"""Programs by name, with the samples that each takes at most; None for no limit."""
 
 
 class _Strict(BaseModel):
@@ -71,7 +71,7 @@ class _Turn(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[_Part]
     name: None = None
-    # An answer comes back as a turn with all that it had; thoughts are no part of what was said.
+    # An earlier answer comes back as a turn with all its fields; its thoughts are left out.
     reasoning_content: str | None = None
     refusal: None = None
     audio: None = None
@@ -114,10 +114,10 @@ class _ChatRequest(_Strict):
 
 @dataclass(frozen=True)
 class VoteRequest:
-    """A question to a program, as a client asked it."""
+    """A question to a program, as a client sent it."""
 
     model: str
-    """As the client wrote it; the answer repeats it."""
+    """The model string as the client wrote it; the answer repeats it."""
     messages: tuple[Message, ...]
     program: str
     samples: int
@@ -128,23 +128,22 @@ class VoteRequest:
     include_usage: bool
 
 
-def read_request(body: Any, programs: Programs, defaults: Sampling) -> VoteRequest | None:
-    """What a client asks a program; None if it asks the server itself.
+def read_request(body: Any, programs: MostSamples, defaults: Sampling) -> VoteRequest | None:
+    """Return the question to a program that a request holds; None if it is for the server itself.
 
     Args:
         body: the JSON of a chat completion.
-        programs: the most samples that each draws, where it has a limit of its own.
-        defaults: what a request does not say.
+        defaults: parameters that the request does not name.
 
     Raises:
-        ConfigError: not to be answered as it is asked, with all reasons that are found at once.
+        ConfigError: the request cannot be answered as it is, with all reasons at once.
     """
     if not isinstance(body, dict):
-        raise ConfigError("the body is no JSON object")
+        raise ConfigError("the body is no JSON object: send a chat completion")
     named = read_model(body.get("model"), programs)
     if named is None and body.get("lim") is None:
         return None
-    asked = _validated(body)
+    asked = _validate(body)
     program, samples, options = _merge(named or (None, None, {}), asked.lim or _LimField())
     if program not in programs:
         raise ConfigError(f"unknown program {program!r}; known: {', '.join(programs)}")
@@ -165,8 +164,8 @@ def read_request(body: Any, programs: Programs, defaults: Sampling) -> VoteReque
     )
 
 
-def _validated(body: Mapping[str, Any]) -> _ChatRequest:
-    """The fields that are understood; raises `ConfigError` with all reasons against the request."""
+def _validate(body: Mapping[str, Any]) -> _ChatRequest:
+    """Return the known fields; raises `ConfigError` with all reasons against the request."""
     known = {name: body[name] for name in _ChatRequest.model_fields if name in body}
     reasons = _reasons_against(body)
     try:
@@ -179,15 +178,15 @@ def _validated(body: Mapping[str, Any]) -> _ChatRequest:
 
 
 Named = tuple[str | None, int | None, Mapping[str, int | float]]
-"""A program, its samples and its options, as far as they are named."""
+"""A program, its number of samples and its options; None for a part that is not named."""
 
 
-def read_model(model: Any, programs: Programs) -> Named | None:
-    """What `program@samples?name=number&name=number` names; None for a model of the server's.
+def read_model(model: Any, programs: MostSamples) -> Named | None:
+    """Read a model string `program@samples?name=number&name=number`; None for a server's model.
 
     Raises:
-        ConfigError: a program with other samples or options than that, or `word@number` with an
-            unknown program: SGLang, which answers to any model string, would not complain.
+        ConfigError: samples or options of another form, or `word@number` with an unknown program:
+            SGLang, which answers to any model string, would not complain.
     """
     found = _MODEL.fullmatch(model) if isinstance(model, str) else None
     if found is None:
@@ -211,7 +210,7 @@ def read_model(model: Any, programs: Programs) -> Named | None:
 
 
 def _merge(named: Named, field: _LimField) -> tuple[str, int | None, dict[str, int | float]]:
-    """What the model string and the `lim` field name together."""
+    """Return program, samples and options of the model string and the `lim` field together."""
     program, samples, options = named
     twice = [name for name, value in field.options.items() if options.get(name, value) != value]
     if field.program and program and field.program != program:
@@ -225,19 +224,23 @@ def _merge(named: Named, field: _LimField) -> tuple[str, int | None, dict[str, i
 
 
 def default_samples(most: int | None) -> int:
-    """How many samples a program takes where nobody says, given its own limit."""
+    """Return the samples of a program if a request names no number.
+
+    Args:
+        most: samples that the program takes at most; None for no limit.
+    """
     return min(DEFAULT_SAMPLES, most or DEFAULT_SAMPLES)
 
 
 def _sampling(asked: _ChatRequest, defaults: Sampling) -> Sampling:
-    said = {
+    named = {
         "max_tokens": asked.max_completion_tokens or asked.max_tokens,
         "temperature": asked.temperature,
         "top_p": asked.top_p,
         "top_k": asked.top_k,
         "seed": asked.seed,
     }
-    given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     return replace(defaults, **given)
 
 
@@ -250,7 +253,7 @@ def _with_template(messages: list[Message]) -> list[Message]:
 
 
 def _reasons_against(body: Mapping[str, Any]) -> list[str]:
-    """Each field that would have to be dropped in silence."""
+    """Return a reason for each field that would have to be ignored."""
     reasons = []
     for name, value in body.items():
         if name in _ChatRequest.model_fields or name in _IGNORED or value is None:
@@ -260,7 +263,7 @@ def _reasons_against(body: Mapping[str, Any]) -> list[str]:
         elif value not in _NEUTRAL[name]:
             reasons.append(f"{name}: a vote cannot honour {json.dumps(value)[:60]}")
     if body.get("top_k") == 0:
-        reasons.append("top_k: 0 leaves no token to draw from; -1 draws from all")
+        reasons.append("top_k: 0 leaves no token to sample from; -1 samples from all")
     return reasons
 
 
@@ -270,7 +273,7 @@ def _in_words(problem: Mapping[str, Any]) -> str:
 
 
 def error_body(message: str, kind: str, code: str) -> dict[str, Any]:
-    """An error as OpenAI's API has it."""
+    """Return the body of an error, as OpenAI's API has it."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
@@ -280,9 +283,11 @@ DONE = "data: [DONE]\n\n"
 
 
 def shown_sample(outcome: Outcome) -> Sample:
-    """The sample whose text the client reads: the earliest that voted for the winner, a finished
-    one before one that was cut off. Without votes the first that finished, else the first that was
-    cut off, else the first that its program aborted.
+    """Return the sample whose text the client reads.
+
+    It is the earliest sample that voted for the winner, a finished one before one that was cut off.
+    Without votes it is the first sample that finished, else the first that was cut off, else the
+    first that the program aborted.
 
     Raises:
         ServerError: every sample failed.
@@ -291,7 +296,7 @@ def shown_sample(outcome: Outcome) -> Sample:
     states = (SampleState.FINISHED, SampleState.TRUNCATED, SampleState.ABORTED)
     readable = [sample for sample in outcome.samples if sample.state in states]
     if not readable:
-        first = next((sample.error for sample in outcome.samples), "none was drawn")
+        first = next((sample.error for sample in outcome.samples), "there is none")
         raise ServerError(f"all {len(outcome.samples)} samples failed, the first with: {first}")
     return min(
         readable,
@@ -301,14 +306,14 @@ def shown_sample(outcome: Outcome) -> Sample:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer's name and date, which all its pieces carry."""
+    """The answer to one request: the id and date are the same in all its pieces."""
 
     request: VoteRequest
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     def completion(self, outcome: Outcome) -> dict[str, Any]:
-        """The whole answer; raises `ServerError` where every sample failed."""
+        """Return the complete answer; raises `ServerError` if every sample failed."""
         shown = shown_sample(outcome)
         thoughts, reply = split_thoughts(shown.text)
         message = {"role": "assistant", "content": reply, "refusal": None}
@@ -328,14 +333,14 @@ class Answer:
         }
 
     def begin(self) -> str:
-        """The first chunk of a streamed answer."""
+        """Return the first chunk of a streamed answer."""
         return self._chunk({"role": "assistant", "content": ""})
 
     def chunks(self, outcome: Outcome) -> Iterator[str]:
-        """The others. The last one before the end carries the vote.
+        """Yield the other chunks; the last one before the end of the stream carries the vote.
 
         Raises:
-            ServerError: every sample failed; before the first chunk.
+            ServerError: every sample failed; raised before the first of these chunks.
         """
         shown = shown_sample(outcome)
         thoughts, reply = split_thoughts(shown.text)
@@ -383,7 +388,7 @@ class Answer:
 
 
 def event(content: Mapping[str, Any]) -> str:
-    """One server-sent event."""
+    """Return a server-sent event."""
     return f"data: {json.dumps(content)}\n\n"
 
 
@@ -392,7 +397,7 @@ def _finish_reason(shown: Sample) -> str:
 
 
 def _usage(outcome: Outcome) -> dict[str, Any]:
-    """Generated tokens of all samples; those of the prompt once, as OpenAI's API for n > 1."""
+    """Return the tokens of all samples, and of the prompt once, as OpenAI's API for n > 1."""
     prompt = max((sample.num_prompt_tokens for sample in outcome.samples), default=0)
     reasoning = sum(sample.num_reasoning_tokens for sample in outcome.samples)
     return {

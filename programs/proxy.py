@@ -1,5 +1,5 @@
 """An HTTP server that answers OpenAI's chat completions by a vote: routes, a bounded queue of
-votes, requests that are passed on as they are, clients that disconnect.
+votes, requests that are forwarded as they are, clients that disconnect.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lim_sglang.errors import ConfigError, LimError
 from lim_sglang.programs.backend import Backend
-from lim_sglang.programs.http_client import CONNECT_TIMEOUT_S, is_loopback, normalise_url
+from lim_sglang.programs.http_client import normalise_url, open_http
 from lim_sglang.programs.program import PROGRAMS, Outcome, find_program, run_program
 from lim_sglang.programs.protocol import (
     DONE,
@@ -39,18 +39,44 @@ from lim_sglang.programs.sampler import SamplingRun
 from lim_sglang.programs.schema import Sample, Sampling, SamplingRequest, check_thinking_budget
 from lim_sglang.programs.vote import Equivalent
 
+HEARTBEAT_S = 2.0
+"""Pause between two comments in a stream while samples are generated, so that no client's time-out
+fires."""
+RETRY_AFTER_S = 5
+"""Pause that a client is asked for when the queue is full."""
+CLIENT_CLOSED_REQUEST = 499
+"""Status of an answer that is not read, as in nginx's logs."""
+GRACE_S = 2
+"""Time for answers that are being written when the proxy is stopped."""
+HEALTH_TIMEOUT_S = 5.0
+CONNECTION_HEADERS = frozenset(
+    ("connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding")
+)
+"""Headers of one connection, which are not forwarded."""
+MOST_SAMPLES = {name: program.max_samples for name, program in PROGRAMS.items()}
+"""Samples that each program takes at most; None for programs without a limit."""
+
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class QueueFullError(LimError):
+    """A question that is refused because the queue is full."""
+
+
+class StoppingError(LimError):
+    """A question that is refused or given up because the proxy is being stopped."""
 
 
 class ClientDisconnectedError(Exception):
-    """Nobody reads the answer any more."""
+    """An answer that is not needed any more: its client has disconnected."""
 
 
 async def cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
-    """Wait for some work, as long as the client does; else it is cancelled.
+    """Await some work; cancel it if the client disconnects.
 
     Raises:
-        HungUpError: the client is gone.
+        ClientDisconnectedError: the client has disconnected.
     """
     working = asyncio.ensure_future(work)
     disconnected = asyncio.ensure_future(_disconnected(request))
@@ -69,78 +95,70 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-class Released(StreamingResponse):
-    """A stream that lets go of its source however it ends, also if that is before its beginning.
+class ClosingStream(StreamingResponse):
+    """A stream that closes its source when it ends in any way, even before its first piece.
 
-    Starlette cancels a stream when its client hangs up.
+    Starlette cancels a stream when its client disconnects.
     """
 
     def __init__(
-        self, content: AsyncIterable[Any], *, release: Callable[[], Awaitable[None]], **how: Any
+        self, content: AsyncIterable[Any], *, close: Callable[[], Awaitable[None]], **options: Any
     ) -> None:
-        super().__init__(content, **how)
-        self._release = release
+        super().__init__(content, **options)
+        self._close = close
 
     async def __call__(self, *asgi: Any) -> None:
         """Answer as an ASGI application."""
         try:
             await super().__call__(*asgi)
         finally:
-            await self._release()
-
-
-HEALTH_TIMEOUT_S = 5.0
-NOT_PASSED_ON = frozenset(
-    ("connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding")
-)
-"""Headers of one connection; its two ends write their own."""
+            await self._close()
 
 
 class Upstream:
-    """Passes requests on, and the answers back as they come. Belongs to one event loop."""
+    """The server behind the proxy, which gets the requests that are no votes.
+
+    It belongs to one event loop.
+    """
 
     def __init__(self, url: str) -> None:
-        """Connects to nothing yet; raises `ServerError` where `url` is no HTTP address."""
-        self.url = normalise_url(url)
-        self._http = httpx.AsyncClient(
-            base_url=self.url,
-            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=None),
-            trust_env=not is_loopback(self.url),
-        )
+        """Prepare the connection; raises `ServerError` if `url` is no HTTP address."""
+        self._http = open_http(normalise_url(url))
 
     async def forward(self, request: Request, body: bytes) -> Response:
-        """The server's answer to a request, key and all.
+        """Forward a request, API key included, and return the answer as it comes.
 
         Raises:
             httpx.RequestError: the server cannot be reached.
         """
-        passed_on = self._http.build_request(
+        forwarded = self._http.build_request(
             request.method,
             httpx.URL(path=request.url.path, query=request.url.query.encode() or None),
-            headers=_passed(request.headers),
+            headers=_without_connection_headers(request.headers),
             content=body,
         )
-        answer = await self._http.send(passed_on, stream=True)
-        response = Released(
-            answer.aiter_raw(), release=answer.aclose, status_code=answer.status_code
+        answer = await self._http.send(forwarded, stream=True)
+        response = ClosingStream(
+            answer.aiter_raw(), close=answer.aclose, status_code=answer.status_code
         )
         response.raw_headers = [
             (name.encode("latin-1"), value.encode("latin-1"))
-            for name, value in _passed(answer.headers).items()
+            for name, value in _without_connection_headers(answer.headers).items()
         ]
         return response
 
     async def models(self, request: Request) -> list[Any]:
-        """What the server lists as its models; nothing where it does not say."""
+        """Return the models that the server lists, none if it lists none."""
         try:
-            answer = await self._http.get("/v1/models", headers=_passed(request.headers))
+            answer = await self._http.get(
+                "/v1/models", headers=_without_connection_headers(request.headers)
+            )
             return list(answer.raise_for_status().json()["data"])
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return []
 
     async def is_healthy(self) -> bool:
-        """Whether the server says that it is."""
+        """Return True if the server says that it is healthy."""
         try:
             answer = await self._http.get("/health", timeout=HEALTH_TIMEOUT_S)
         except httpx.HTTPError:
@@ -148,46 +166,38 @@ class Upstream:
         return answer.is_success
 
     async def close(self) -> None:
-        """Cut off what is still being passed on."""
+        """Close all connections, also of requests that are being forwarded."""
         await self._http.aclose()
 
 
-def _passed(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if name.lower() not in NOT_PASSED_ON}
-
-
-class BusyError(LimError):
-    """As many questions wait as may."""
-
-
-class ClosedError(LimError):
-    """No more questions are taken."""
+def _without_connection_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    return {n: value for n, value in headers.items() if n.lower() not in CONNECTION_HEADERS}
 
 
 class PendingVote:
-    """One question from when it is taken until its outcome."""
+    """One question from its acceptance to its outcome."""
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
         self.num_ended = 0
-        """Samples so far."""
+        """Samples that have ended so far."""
         self.is_cancelled = False
         self.outcome: Future[Outcome] = Future()
-        """Cancelled as soon as the question is, whatever the server still has to say."""
+        """The outcome, cancelled at once with the question, before the server has aborted."""
         self._lock = threading.Lock()
         self._run: SamplingRun | None = None
 
     def cancel(self) -> None:
-        """Nobody waits for it any more: it leaves the queue, or its samples are aborted."""
+        """Give the question up: remove it from the queue, or abort its samples."""
         with self._lock:
             self.is_cancelled = True
             run = self._run
-        self.outcome.cancel()  # outside the lock: where it was queued, this calls `end`
+        self.outcome.cancel()  # outside the lock, since this calls `end` for a queued question
         if run:
             run.abandon()
 
     def begin(self, run: SamplingRun) -> None:
-        """Its program is about to draw."""
+        """Note the run of the program, before its first sample."""
         with self._lock:
             self._run = run
             cancelled = self.is_cancelled
@@ -195,7 +205,7 @@ class PendingVote:
             run.abandon()
 
     def end(self, work: Future[Outcome]) -> None:
-        """Its program has ended, or was never begun."""
+        """Note the end of the program, or of a question that was never begun."""
         with self._lock:
             if self.is_cancelled:
                 return
@@ -206,12 +216,15 @@ class PendingVote:
                 self.outcome.set_result(work.result())
 
     def count(self, _: Sample) -> None:
-        """One of its samples has ended."""
+        """Count a sample that has ended."""
         self.num_ended += 1
 
 
 class VoteQueue:
-    """Takes questions for one server. Any thread may ask."""
+    """Questions for one server: a limited number is answered, a limited number waits.
+
+    Any thread may ask.
+    """
 
     def __init__(
         self,
@@ -221,13 +234,13 @@ class VoteQueue:
         max_questions: int,
         max_waiting: int,
     ) -> None:
-        """Nothing is asked yet.
+        """Prepare the queue; nothing is sent yet.
 
         Args:
-            same: whether two answers are equal.
-            max_questions: answered at the same time; the samples of all of them share the
-                endpoint's places.
-            max_waiting: taken beyond these; they wait.
+            equivalent: returns True if two answers are equal.
+            max_questions: questions answered at the same time; their samples share the slots of
+                the backend.
+            max_waiting: questions that wait beyond these.
         """
         self._backend = backend
         self._equivalent = equivalent
@@ -236,56 +249,62 @@ class VoteQueue:
         self._pool = ThreadPoolExecutor(max_questions, thread_name_prefix="lim-question")
         self._lock = threading.Lock()
         self._open: set[PendingVote] = set()
-        """Until their programs have ended."""
+        """Questions whose programs have not ended."""
         self._closed = False
 
     @property
-    def most_threads(self) -> int:
-        """That questions and their samples ever have: each question one of the pool, one of its
-        program and one of a sample, and all of them together those of the endpoint's places.
+    def num_open(self) -> int:
+        """Questions whose programs have not ended."""
+        return len(self._open)
+
+    @property
+    def max_threads(self) -> int:
+        """Threads of all questions: one of the pool and one of the program each, one for a sample
+        that has just ended, and one for each sample in flight.
         """
         return 3 * self._max_questions + self._backend.limiter.total
 
     @property
-    def bounds(self) -> str:
-        """What is done at the same time at most, in a line."""
+    def limits(self) -> str:
+        """The limits of the queue in a line."""
         return (
             f"{self._max_questions} questions and {self._backend.limiter.total} samples of all of "
-            f"them, in at most {self.most_threads} threads"
+            f"them, in at most {self.max_threads} threads"
         )
 
     def ask(self, request: VoteRequest) -> PendingVote:
-        """Take a question.
+        """Accept a question.
 
         Raises:
-            BusyError: as many wait as may.
-            ClosedError: the desk is closed.
+            QueueFullError: too many questions wait.
+            StoppingError: the queue is closed.
         """
         pending = PendingVote(request.samples)
         with self._lock:
             if self._closed:
-                raise ClosedError("the proxy is being stopped")
+                raise StoppingError("the proxy is being stopped")
             if len(self._open) >= self._max_open:
-                raise BusyError(
-                    f"{len(self._open)} questions are open, as many as may be: try again later"
+                raise QueueFullError(
+                    f"{len(self._open)} questions are open, the most that are taken: try again "
+                    "later"
                 )
             work = self._pool.submit(self._answer, pending, request)
             self._open.add(pending)
         pending.outcome.add_done_callback(lambda _: work.cancel())
-        work.add_done_callback(lambda _: self._forget(pending))
+        work.add_done_callback(lambda _: self._remove(pending))
         work.add_done_callback(pending.end)
         return pending
 
     def check_options(self, request: VoteRequest) -> None:
-        """Refuse options that the program does not have, or that cannot be; takes milliseconds.
+        """Refuse options that the program does not have, or impossible values; takes milliseconds.
 
         Raises:
-            ConfigError: what is wrong with them.
+            ConfigError: there is such an option.
         """
         self._run(request, samples=0)
 
     def close(self) -> None:
-        """Take no more questions, and give up those that are open."""
+        """Accept no more questions, and give up those that are open."""
         with self._lock:
             self._closed = True
             still_open = list(self._open)
@@ -307,17 +326,18 @@ class VoteQueue:
         on_sample: Callable[[Sample], None] = lambda _: None,
     ) -> Outcome:
         program = find_program(request.program)
+        has_seeds = samples > 0 and request.sampling.seed is not None
         question = SamplingRequest(
             request.messages,
             request.sampling,
             parallel=request.parallel or program.parallel or request.samples,
             streamed=program.streamed,
-            seeds_honoured=bool(
-                samples and request.sampling.seed is not None and self._backend.honours_seeds
-            ),
+            seeds_honoured=has_seeds and self._backend.honours_seeds,
         )
         return run_program(
-            *(program, self._backend, question),
+            program,
+            self._backend,
+            question,
             indices=range(samples),
             equivalent=self._equivalent,
             options=request.options,
@@ -325,34 +345,22 @@ class VoteQueue:
             on_begin=on_begin,
         )
 
-    def _forget(self, pending: PendingVote) -> None:
+    def _remove(self, pending: PendingVote) -> None:
         with self._lock:
             self._open.discard(pending)
 
 
-HEARTBEAT_S = 2.0
-"""A sign of life in a stream while samples are drawn, so that no client's time-out fires."""
-RETRY_AFTER_S = 5
-"""What a client that was turned away is told to wait."""
-CLIENT_CLOSED_REQUEST = 499
-"""Nobody reads it; nginx writes this number into its log."""
-MOST = {name: program.most for name, program in PROGRAMS.items()}
-"""Samples that each program draws, where it has a limit."""
-
-logger = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True)
 class Proxy:
-    """What the routes need."""
+    """The routes, and the objects that they need."""
 
     queue: VoteQueue
     upstream: Upstream
     sampling: Sampling
-    """What a request does not say."""
+    """Parameters of requests that name none."""
     api_key: str | None = None
     thinking_budget: int | None = None
-    """Tokens after which the endpoint closes thoughts."""
+    """Tokens after which the backend closes thoughts."""
 
     async def check_key(self, request: Request) -> None:
         """Refuse a request without the server's key."""
@@ -363,27 +371,27 @@ class Proxy:
             raise HTTPException(401, "the API key is missing or wrong: send the server's")
 
     async def models(self, request: Request) -> dict[str, Any]:
-        """The programs with their default samples, and what the server lists."""
+        """List the programs with their default samples, and the server's models."""
         now = int(time.time())
-        ours = [
+        programs = [
             {
                 "id": f"{name}@{default_samples(most)}",
                 "object": "model",
                 "created": now,
                 "owned_by": "lim",
             }
-            for name, most in MOST.items()
+            for name, most in MOST_SAMPLES.items()
         ]
-        return {"object": "list", "data": [*ours, *await self.upstream.models(request)]}
+        return {"object": "list", "data": [*programs, *await self.upstream.models(request)]}
 
     async def health(self) -> Response:
-        """Whether a question could be answered now."""
+        """Answer 200 if a question could be answered now, else 503."""
         return Response(status_code=200 if await self.upstream.is_healthy() else 503)
 
     async def chat(self, request: Request) -> Response:
-        """A vote, or the server's own answer."""
+        """Answer with a vote, or with the server's own answer."""
         body = await request.body()
-        asked = read_request(_parsed(body), MOST, self.sampling)
+        asked = read_request(_parse(body), MOST_SAMPLES, self.sampling)
         if asked is None:
             return await cancel_on_disconnect(request, self.upstream.forward(request, body))
         check_thinking_budget(self.thinking_budget, asked.sampling.max_tokens)
@@ -396,19 +404,19 @@ class Proxy:
         outcome = asyncio.wrap_future(pending.outcome)
         try:
             await cancel_on_disconnect(request, asyncio.wait({outcome}))
-            _check_wanted(pending)
+            _check_not_given_up(pending)
             return JSONResponse(answer.completion(outcome.result()))
         finally:
             pending.cancel()
 
-    async def pass_on(self, request: Request) -> Response:
-        """Whatever else OpenAI's API has is the server's matter."""
+    async def forward(self, request: Request) -> Response:
+        """Answer all other routes of OpenAI's API with the server's answer."""
         body = await request.body()
         return await cancel_on_disconnect(request, self.upstream.forward(request, body))
 
 
 def create_app(proxy: Proxy) -> FastAPI:
-    """The proxy as an ASGI application."""
+    """Return the proxy as an ASGI application."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -420,7 +428,7 @@ def create_app(proxy: Proxy) -> FastAPI:
     app.get("/health")(proxy.health)
     app.get("/v1/models", dependencies=keyed)(proxy.models)
     app.post("/v1/chat/completions", dependencies=keyed)(proxy.chat)
-    app.api_route("/v1/{path:path}", methods=["GET", "POST"], dependencies=keyed)(proxy.pass_on)
+    app.api_route("/v1/{path:path}", methods=["GET", "POST"], dependencies=keyed)(proxy.forward)
     for kind in (
         LimError,
         httpx.RequestError,
@@ -428,11 +436,11 @@ def create_app(proxy: Proxy) -> FastAPI:
         ClientDisconnectedError,
         Exception,
     ):
-        app.add_exception_handler(kind, _refusal)
+        app.add_exception_handler(kind, _answer_error)
     return app
 
 
-def _parsed(body: bytes) -> Any:
+def _parse(body: bytes) -> Any:
     try:
         return json.loads(body)
     except ValueError:
@@ -440,19 +448,19 @@ def _parsed(body: bytes) -> Any:
 
 
 def _stream(answer: Answer, pending: PendingVote) -> Response:
-    async def release() -> None:
+    async def close() -> None:
         pending.cancel()
 
-    return Released(
+    return ClosingStream(
         _events(answer, pending),
-        release=release,
+        close=close,
         media_type="text/event-stream",
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )
 
 
 async def _events(answer: Answer, pending: PendingVote) -> AsyncIterator[str]:
-    """Signs of life until the vote is settled, then the answer. Errors are events by now."""
+    """Yield heartbeats until the vote is counted, then the answer; errors are events, too."""
     yield answer.begin()
     outcome = asyncio.wrap_future(pending.outcome)
     try:
@@ -460,41 +468,41 @@ async def _events(answer: Answer, pending: PendingVote) -> AsyncIterator[str]:
             await asyncio.wait({outcome}, timeout=HEARTBEAT_S)
             if not outcome.done():
                 yield f": {pending.num_ended} of {pending.num_samples} samples have ended\n\n"
-        _check_wanted(pending)
+        _check_not_given_up(pending)
         for chunk in answer.chunks(outcome.result()):
             yield chunk
     except Exception as error:
-        status, body = _told(error)
+        status, body = _describe_error(error)
         if status == 500:
             logger.exception("a question failed")
         yield event(body)
         yield DONE
 
 
-def _check_wanted(pending: PendingVote) -> None:
-    """Only a proxy that ends gives a question up while its client waits."""
+def _check_not_given_up(pending: PendingVote) -> None:
+    """Raise `StoppingError` for a question that was given up while its client waits."""
     if pending.is_cancelled:
-        raise ClosedError("the proxy is being stopped")
+        raise StoppingError("the proxy is being stopped")
 
 
-async def _refusal(_: Request, error: Exception) -> Response:
+async def _answer_error(_: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnectedError):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    status, body = _told(error)
+    status, body = _describe_error(error)
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else None
     return JSONResponse(body, status, headers)
 
 
-def _told(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and body of an error, as OpenAI's API has them."""
+def _describe_error(error: Exception) -> tuple[int, dict[str, Any]]:
+    """Return the status and the body of an error, as OpenAI's API has them."""
     if isinstance(error, StarletteHTTPException):
         code = "invalid_api_key" if error.status_code == 401 else "invalid_request"
         return error.status_code, error_body(error.detail, "invalid_request_error", code)
     if isinstance(error, ConfigError):
         return 400, error_body(str(error), "invalid_request_error", "invalid_request")
-    if isinstance(error, BusyError):
+    if isinstance(error, QueueFullError):
         return 429, error_body(str(error), "rate_limit_error", "rate_limit_exceeded")
-    if isinstance(error, ClosedError):
+    if isinstance(error, StoppingError):
         return 503, error_body(str(error), "server_error", "stopping")
     if isinstance(error, LimError):
         return 502, error_body(str(error), "server_error", "server_failed")
@@ -504,21 +512,18 @@ def _told(error: Exception) -> tuple[int, dict[str, Any]]:
     return 500, error_body(f"the proxy failed: {error!r}", "server_error", "internal_error")
 
 
-GRACE_S = 2
-"""For answers that are being written when the proxy is stopped."""
-
-
 class ProxyServer(uvicorn.Server):
     """A server that can be stopped while clients wait for an answer."""
 
     def __init__(
         self, app: FastAPI, *, when_ready: Callable[[], None], when_stopped: Callable[[], None]
     ) -> None:
-        """Does not listen yet.
+        """Prepare the server; it does not listen yet.
 
         Args:
             when_ready: called once clients are answered.
-            when_stopped: called as soon as a signal to stop has come; ends what clients wait for.
+            when_stopped: called as soon as a signal to stop has come; gives up the questions that
+                clients wait for.
         """
         super().__init__(
             uvicorn.Config(
@@ -546,11 +551,11 @@ class ProxyServer(uvicorn.Server):
             return
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
+        """Listen, and report it."""
         await super().startup(sockets)
         self._when_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End what clients wait for, so that their connections end."""
+        """Give up the questions that clients wait for, so that their connections end."""
         self._when_stopped()
         await super().shutdown(sockets)

@@ -2,14 +2,13 @@
 
 import errno
 import socket
-from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Annotated
+from contextlib import closing
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.connect import connect
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.options import (
     ApiKeyOption,
@@ -22,6 +21,7 @@ from lim_sglang.programs.options import (
     TopPOption,
     UrlOption,
 )
+from lim_sglang.programs.program import load_frontend
 from lim_sglang.programs.schema import (
     DEFAULT_URL,
     Access,
@@ -29,9 +29,7 @@ from lim_sglang.programs.schema import (
     check_thinking_budget,
     resolve_sampling,
 )
-
-if TYPE_CHECKING:
-    from lim_sglang.programs.backend import Backend
+from lim_sglang.programs.sglang_backend import connect
 
 
 def proxy(
@@ -61,69 +59,50 @@ def proxy(
 ) -> None:
     """Answer OpenAI's chat completions by a vote: model "majority@16" in place of a model's name.
 
-    Clients send the key of the server. Sampling options are for requests that say nothing else.
-    Other models are passed on to the server.
+    Clients send the server's key. Sampling options apply to requests that name none. Requests for
+    other models are forwarded to the server.
     """
     check_thinking_budget(thinking_budget, max_tokens)
-    with ExitStack() as open_things:
-        listener = open_things.enter_context(listen(host, port))
-        access = Access(
-            url,
-            api_key=api_key,
-            timeout_s=timeout,
-            max_concurrency=concurrency,
-            thinking=thinking,
-            thinking_budget=thinking_budget,
-        )
-        backend = connect(access, Console(stderr=True))
-        open_things.enter_context(closing(backend))  # aborts what still runs at the server
+    console = Console(stderr=True)
+    access = Access(
+        url,
+        api_key=api_key,
+        timeout_s=timeout,
+        max_concurrency=concurrency,
+        thinking=thinking,
+        thinking_budget=thinking_budget,
+    )
+    # Closing the backend aborts the samples that are in flight at the server.
+    with listen(host, port) as listener, closing(connect(access, console)) as backend:
+        load_frontend(console)
+        from lim_sglang.programs.proxy import Proxy, ProxyServer, Upstream, VoteQueue, create_app
+
         sampling = resolve_sampling(
             backend.sampling_defaults(),
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
-            seed=None,
         )
-        _serve(
-            *(listener, backend, url, api_key, sampling, thinking_budget),
-            max_questions=max_questions,
-            max_waiting=max_waiting,
-        )
+        with EquivalenceChecker() as checker:
+            checker.warm_up()
+            queue = VoteQueue(
+                backend,
+                checker.equivalent,
+                max_questions=max_questions,
+                max_waiting=max_waiting,
+            )
+            app = create_app(Proxy(queue, Upstream(url), sampling, api_key, thinking_budget))
+            ready = ready_text(listener, url, queue.limits, with_key=bool(api_key))
+            server = ProxyServer(
+                app, when_ready=lambda: typer.echo(ready), when_stopped=queue.close
+            )
+            server.serve_until_stopped(listener)
+            typer.echo("Stopping the proxy.")
 
 
-def _serve(
-    listener: socket.socket,
-    backend: "Backend",
-    url: str,
-    api_key: str | None,
-    sampling: Sampling,
-    thinking_budget: int | None,
-    *,
-    max_questions: int,
-    max_waiting: int,
-) -> None:
-    from lim_sglang.programs.proxy import Proxy, ProxyServer, Upstream, VoteQueue, create_app
-
-    with EquivalenceChecker() as checker:
-        checker.warm_up()
-        queue = VoteQueue(
-            *(backend, checker.equivalent),
-            max_questions=max_questions,
-            max_waiting=max_waiting,
-        )
-        app = create_app(Proxy(queue, Upstream(url), sampling, api_key, thinking_budget))
-        block = ready_block(listener, url, queue.bounds, with_key=bool(api_key))
-        ProxyServer(
-            app,
-            when_ready=lambda: typer.echo(block),
-            when_stopped=queue.close,
-        ).serve_until_stopped(listener)
-        typer.echo("Stopping the proxy.")
-
-
-def ready_block(listener: socket.socket, url: str, bounds: str, *, with_key: bool) -> str:
-    """What a user sees when the proxy is ready: where it is, how to ask."""
+def ready_text(listener: socket.socket, url: str, limits: str, *, with_key: bool) -> str:
+    """Return the lines that say where the proxy is and how to ask it."""
     host, port, *_ = listener.getsockname()
     here = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     key = ' -H "Authorization: Bearer $LIM_API_KEY"' if with_key else ""
@@ -134,7 +113,7 @@ def ready_block(listener: socket.socket, url: str, bounds: str, *, with_key: boo
             "The voting proxy is live",
             f"  base url  {here}/v1",
             f"  server    {url}",
-            f"  at once   {bounds}",
+            f"  at once   {limits}",
             '  model     "majority@16", "adaptive@40?confidence=0.9"; others go to the server',
             f"  ask       curl {here}/v1/chat/completions{key} "
             f"-H 'Content-Type: application/json' -d '{question}'",
@@ -145,7 +124,7 @@ def ready_block(listener: socket.socket, url: str, bounds: str, *, with_key: boo
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take the port before anything slow is done; raises `ConfigError` where that fails."""
+    """Take the port before anything slow is done; raises `ConfigError` if that fails."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

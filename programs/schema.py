@@ -1,5 +1,6 @@
-"""What a program is given and what it returns: prompts, sampling parameters, samples. Plain,
-frozen, free of SGLang.
+"""Records that programs take and return: access to a server, sampling parameters, prompts, samples.
+
+They are plain and frozen, and import nothing of SGLang.
 """
 
 from collections.abc import Mapping
@@ -9,30 +10,12 @@ from typing import Any, TypedDict
 
 from lim_sglang.errors import ConfigError
 
-
-class SampleState(StrEnum):
-    """How one sample ended. A failure is a state of its own, never an empty or a wrong answer."""
-
-    FINISHED = "finished"
-    """The model ended its turn."""
-    TRUNCATED = "truncated"
-    """`max_tokens` was reached first."""
-    FAILED = "failed"
-    """The server or the connection failed; `Sample.error` says how."""
-    ABORTED = "aborted"
-    """Its program was settled, or a person stopped it, before the sample ended."""
-
-
-COMPLETED_STATES = (SampleState.FINISHED, SampleState.TRUNCATED)
-"""Samples that ended by themselves."""
-
-
 DEFAULT_URL = "http://127.0.0.1:30000"
 """Address of a server that `lim serve` starts without further options."""
 
 
 class Api(StrEnum):
-    """Protocol that a server speaks."""
+    """Protocol of a server."""
 
     SGLANG = "sglang"
     """Chat completions with request ids, aborts and all of SGLang's options."""
@@ -42,18 +25,18 @@ class Api(StrEnum):
 
 @dataclass(frozen=True)
 class Access:
-    """How a server is reached and used."""
+    """Address and API of a server, and the limits of its use."""
 
     url: str = DEFAULT_URL
-    """Address; of OpenAI's API the base URL, /v1 is added to a bare host."""
+    """Address; for OpenAI's API the base URL, to which /v1 is added if it is only a host."""
     api: Api = Api.SGLANG
     model: str | None = None
-    """The model's name at a server of OpenAI's API; None: its only one."""
+    """The model's name at a server of OpenAI's API; None: its only model."""
     api_key: str | None = None
     timeout_s: float = 600.0
     """Limit of one generation, from sending to the answer."""
     max_concurrency: int = 64
-    """Requests in flight; a server that says that it runs fewer gets fewer."""
+    """Requests in flight; fewer if the server says that it runs fewer."""
     thinking: bool | None = None
     """On or off for models that can do both; None leaves it to the model's template."""
     thinking_budget: int | None = None
@@ -62,66 +45,32 @@ class Access:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How each sample is drawn. Defaults: the paper's temperature, top_p and top_k."""
+    """Sampling parameters. Defaults: the paper's temperature, top_p and top_k."""
 
     max_tokens: int = 2048
     temperature: float = 0.6
     top_p: float = 0.95
     seed: int | None = None
-    """Base seed; sample i is sent `seed + i`. SGLang drops it unless it runs deterministically."""
+    """Base seed; sample i is sent `seed + i`. SGLang uses it only in deterministic inference."""
     top_k: int = 20
     """-1: no limit."""
 
     def seed_of(self, index: int) -> int | None:
-        """The seed that one sample is sent."""
+        """Return the seed that a sample is sent."""
         return None if self.seed is None else self.seed + index
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One chain of thought, as it ended."""
-
-    index: int
-    """Position among the samples of its question, from 0."""
-    state: SampleState
-    text: str
-    answer: str | None
-    """The extracted final answer; None where the text states none."""
-    num_tokens: int
-    """Generated tokens of the text."""
-    latency_s: float
-    seed: int | None
-    """The seed that was sent."""
-    seed_honoured: bool
-    rid: str
-    """The request id at the server."""
-    error: str | None = None
-    tokens_at_least: bool = False
-    """Whether the server may have generated more for it: nobody heard how it, or an earlier try of
-    it, ended there."""
-    num_reasoning_tokens: int = 0
-    """Of `num_tokens`, up to the end of the thoughts."""
-    reasoning_estimated: bool = False
-    """Whether nobody counted these: they are pieces of a stream, or a share of the characters."""
-    num_prompt_tokens: int = 0
-    """Of the request that drew it; 0 where the server did not say."""
-    confidence: float | None = None
-    """DeepConf's lowest group confidence of the chain (`stopping.py`); None without logprobs."""
-    num_repeated_logprobs: int = 0
-    """Tokens whose part in the confidence is a guess (`chat.count_repeated`)."""
-
-
 RECOMMENDED = ("temperature", "top_p", "top_k")
-"""What a model's generation config may recommend; the server itself applies the rest of it."""
+"""Parameters that a model's generation config may recommend; the server applies all others."""
 
 
 def resolve_sampling(published: Mapping[str, Any], **given: Any) -> Sampling:
-    """The parameters of a run, decided once.
+    """Return the parameters of a run: given ones, else the model's, else the paper's.
 
     Args:
-        published: the model's, by name, as far as its server says them. A top_k of 0 is no limit,
-            as in transformers.
-        given: fields of `Sampling`; None was not given.
+        published: the model's parameters by name, as far as its server publishes them. A top_k of
+            0 is no limit, as in transformers.
+        given: fields of `Sampling`; None stands for a parameter that was not given.
     """
     recommended = {name: published[name] for name in RECOMMENDED if published.get(name) is not None}
     if recommended.get("top_k") == 0:
@@ -131,7 +80,7 @@ def resolve_sampling(published: Mapping[str, Any], **given: Any) -> Sampling:
 
 
 def check_thinking_budget(budget: int | None, max_tokens: int) -> None:
-    """Refuse a limit of the thoughts that no answer fits behind; raises `ConfigError`."""
+    """Refuse a thinking budget that leaves no token for the answer; raises `ConfigError`."""
     if budget is not None and budget >= max_tokens:
         raise ConfigError(
             f"a thinking budget of {budget:,} tokens leaves nothing of max_tokens {max_tokens:,} "
@@ -142,11 +91,11 @@ def check_thinking_budget(budget: int | None, max_tokens: int) -> None:
 MATH_PROMPT = r"""{question}
 
 Please reason step by step, and put your final answer within \boxed{{}}."""
-"""For `str.format(question=...)`; raw, since `\b` would be a backspace."""
+"""Template for `str.format(question=...)`; raw, since `\b` would be a backspace."""
 CHOICE_PROMPT = r"""{question}
 
 Please reason step by step, and put the letter of your final answer within \boxed{{}}."""
-"""For a question that ends with its options."""
+"""Template for a question that ends with its options."""
 
 
 class Message(TypedDict):
@@ -159,10 +108,10 @@ class Message(TypedDict):
 def ask_messages(
     question: str, *, template: str = MATH_PROMPT, system: str | None = None
 ) -> tuple[Message, ...]:
-    """The conversation that asks one question.
+    """Return the conversation that asks one question.
 
     Raises:
-        ConfigError: the template does not hold {question} once, or another field.
+        ConfigError: the template does not hold {question} exactly once, or holds another field.
     """
     try:
         content = template.format(question=question)
@@ -180,12 +129,64 @@ def ask_messages(
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """What is asked, and how each sample of it is drawn."""
+    """A question with the parameters of its samples."""
 
     messages: tuple[Message, ...]
     sampling: Sampling
     parallel: int
-    """Samples in flight at once."""
+    """Samples in flight at the same time."""
     streamed: bool = False
-    """Whether the tokens of running samples are counted as they come in."""
+    """True if the tokens of samples in flight are counted as they come."""
     seeds_honoured: bool = False
+
+
+class SampleState(StrEnum):
+    """End of a sample. A failure is a state of its own, never an empty or a wrong answer."""
+
+    FINISHED = "finished"
+    """The model ended its turn."""
+    TRUNCATED = "truncated"
+    """`max_tokens` was reached first."""
+    FAILED = "failed"
+    """The server or the connection failed; `Sample.error` says how."""
+    ABORTED = "aborted"
+    """The program was settled, or a person stopped it, before the sample ended."""
+
+
+COMPLETED_STATES = (SampleState.FINISHED, SampleState.TRUNCATED)
+"""States of samples that ended by themselves."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One chain of thought, as it ended."""
+
+    index: int
+    """Position among the samples of its question, from 0."""
+    state: SampleState
+    text: str
+    answer: str | None
+    """The extracted final answer; None if the text states none."""
+    num_tokens: int
+    """Generated tokens of the text."""
+    latency_s: float
+    seed: int | None
+    """The seed that was sent."""
+    seed_honoured: bool
+    rid: str
+    """The request id at the server."""
+    error: str | None = None
+    tokens_at_least: bool = False
+    """True if the server may have generated more: the end of this try, or of an earlier one, is
+    unknown."""
+    num_reasoning_tokens: int = 0
+    """Tokens of `num_tokens` up to the end of the thoughts."""
+    reasoning_estimated: bool = False
+    """True if `num_reasoning_tokens` is an estimate: pieces of a stream, or a share of the
+    characters."""
+    num_prompt_tokens: int = 0
+    """Tokens of the prompt; 0 if the server does not count them."""
+    confidence: float | None = None
+    """DeepConf's lowest group confidence of the chain (`stopping.py`); None without logprobs."""
+    num_repeated_logprobs: int = 0
+    """Tokens whose part in the confidence is a guess (`chat.count_repeated_logprobs`)."""

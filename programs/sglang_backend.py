@@ -2,9 +2,12 @@
 
 SGLang's own `RuntimeEndpoint` sends no request ids and has neither time-outs nor the model's chat
 template. This backend sends messages, which the server renders with the model's own template, and
-aborts by id what is no longer wanted. A thinking budget takes two requests: the first may take as
-many tokens as the thoughts may; where it used them all, a second one goes on from its text, with
-the thoughts closed (`continue_final_message`).
+aborts by id the requests that are no longer wanted.
+
+A thinking budget takes two requests. The first generates up to the budget; if it used all of it,
+the second continues its text with the thoughts closed (`continue_final_message`).
+The words that close the thoughts are in the text and not in the counts: the model did not generate
+them.
 """
 
 import asyncio
@@ -15,6 +18,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from rich.console import Console
+
+from lim_sglang.errors import ConfigError
 from lim_sglang.programs.backend import Backend, InFlightSample
 from lim_sglang.programs.chat import (
     END_OF_THOUGHT,
@@ -22,99 +28,163 @@ from lim_sglang.programs.chat import (
     StreamReader,
     as_stream,
     chat_request,
+    proportional_tokens,
     read_answer,
-    share_of_thoughts,
-    thoughts_of,
+    thinking_switch,
+    thoughts_in,
 )
 from lim_sglang.programs.http_client import Client, RequestError
+from lim_sglang.programs.schema import Access, Api, Sampling
 
 ABORT_TIMEOUT_S = 3.0
-"""For one word to the server, and for all that it says about a generation that was ended."""
+"""Limit of one abort, and of the wait for the result of an aborted request."""
 COUNT_TIMEOUT_S = 2.0
-"""For the count of a text's tokens; less, so that an abort does not lose what is whole."""
+"""Limit of a count of tokens; shorter, so that an abort does not lose a complete answer."""
 ABORT_AGAIN_S = 0.5
-"""The server forgets an abort that overtakes its request, so it is told again."""
+"""Pause between two aborts of a request: the server forgets one that overtakes its request."""
+CHAT = "/v1/chat/completions"
+CLOSING_WORDS = (
+    "\n\nConsidering the limited time by the user, I have to give the solution based on the "
+    f"thinking directly now.\n{END_OF_THOUGHT}\n\n"
+)
+"""The words that make Qwen3 stop thinking (arXiv 2505.09388, its thinking budget)."""
+CUT_CHARACTER = "\ufffd"
+"""Stands for a character of which only the first bytes were generated."""
+
+
+def connect(access: Access, console: Console) -> Backend:
+    """Connect to a server of either API, once it is known to answer.
+
+    Raises:
+        ConfigError: an option that the API does not take, or a model has to be chosen.
+        ServerError: nothing answers, the key is wrong, or the server has another API.
+    """
+    _refuse_options(access)
+    if access.api is Api.OPENAI:
+        from lim_sglang.programs.openai_backend import connect_openai
+
+        return connect_openai(access, console)
+    with Client(access.url, api_key=access.api_key) as client:
+        client.get("/model_info")
+        running: int | None = client.get("/server_info").get("max_running_requests")
+        check_thinking_switch(client, access.thinking)
+    if running:
+        access = replace(access, max_concurrency=min(access.max_concurrency, running))
+    return SglangBackend(access)
+
+
+def _refuse_options(access: Access) -> None:
+    if access.api is Api.SGLANG and access.model is not None:
+        raise ConfigError("--model goes with --api openai: a SGLang server answers with its own")
+    if access.api is Api.OPENAI and access.thinking_budget is not None:
+        raise ConfigError(
+            "--thinking-budget needs --api sglang: OpenAI's API cannot continue half a turn"
+        )
+    if access.thinking is False and access.thinking_budget is not None:
+        raise ConfigError(
+            "--thinking-budget limits thoughts that --no-thinking forbids: leave one of them out"
+        )
+
+
+def check_thinking_switch(client: Client, thinking: bool | None) -> None:
+    """Refuse to switch thoughts on or off if the model's chat template has no such switch.
+
+    Raises:
+        ConfigError: the template renders the same prompt either way.
+        ServerError: the server does not render prompts.
+    """
+    if thinking is None:
+        return
+    messages = [{"role": "user", "content": "Do you think?"}]
+    on, off = (
+        client.post("/v1/tokenize", {"messages": messages, **thinking_switch(choice)})
+        for choice in (True, False)
+    )
+    if on == off:
+        raise ConfigError(
+            f"--{'' if thinking else 'no-'}thinking: the chat template of the server's model has "
+            "no enable_thinking to switch; leave the option out"
+        )
 
 
 class SglangBackend(Backend):
     """One running SGLang server."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 600.0,
-        max_concurrency: int = 64,
-        thinking: bool | None = None,
-    ) -> None:
-        """Connects to nothing yet.
-
-        Args:
-            timeout_s: limit of one generation, from sending to the answer.
-            max_concurrency: requests that the server is given at once; others wait here.
-            thinking: on or off for models that can do both; None leaves it to the model's template.
+    def __init__(self, access: Access) -> None:
+        """Prepare the backend; nothing is sent yet.
 
         Raises:
-            ServerError: `url` is no HTTP address.
+            ServerError: the URL is no HTTP address, or no HTTP header can hold the key.
         """
-        client = Client(url, api_key=api_key)
-        super().__init__(client, timeout_s=timeout_s, max_concurrency=max_concurrency)
-        self._thinking = thinking
+        super().__init__(Client(access.url, api_key=access.api_key), access)
 
     def server_info(self) -> dict[str, Any]:
-        """What the server answers under `/server_info`; raises `ServerError`."""
+        """Return the server's `/server_info`; raises `ServerError`."""
         info: dict[str, Any] = self._client.get("/server_info")
         return info
 
     @cached_property
     def _first_info(self) -> dict[str, Any]:
-        """What it said when it was first asked, for what does not change while it runs."""
+        """The first `/server_info`, for properties that do not change while the server runs."""
         return self.server_info()
 
     def about(self) -> dict[str, Any]:
-        """What of the server an answer depends on; raises `ServerError`."""
-        info = self._first_info
+        """Return the properties of the server that an answer depends on; raises `ServerError`."""
+        info, access = self._first_info, self._access
         about = {name: info.get(name) for name in ("model_path", "version", "random_seed")}
-        about |= {"url": self._client.url, "lim_config": _live(info).get("config")}
-        return about | {"thinking": self._thinking, "timeout_s": self._timeout_s}
+        about |= {"url": self._client.url, "lim_config": _lim_state(info).get("config")}
+        about |= {"thinking": access.thinking, "timeout_s": access.timeout_s}
+        budget = access.thinking_budget
+        return about | ({"thinking_budget": budget} if budget is not None else {})
 
     def sampling_defaults(self) -> Mapping[str, Any]:
-        """Of the model's generation config, where LessIsMore serves it; raises `ServerError`."""
-        return _live(self._first_info).get("sampling_defaults") or {}
+        """Return the model's generation config if LessIsMore serves it; raises `ServerError`."""
+        return _lim_state(self._first_info).get("sampling_defaults") or {}
 
     @property
     def honours_seeds(self) -> bool:
-        """Whether equal seeds give equal samples; raises `ServerError`."""
+        """True if equal seeds give equal samples; raises `ServerError`."""
         return bool(self._first_info.get("enable_deterministic_inference"))
 
     def _request(
-        self, messages: Sequence[Mapping[str, str]], sampling_params: Any, seed: int | None
+        self, messages: Sequence[Mapping[str, str]], sampling: Sampling, seed: int | None
     ) -> dict[str, Any]:
-        return chat_request(messages, sampling_params, seed, thinking=self._thinking)
+        body = chat_request("default", messages, sampling, seed, thinking=self._access.thinking)
+        # One text, as the model wrote it, even if the server has a reasoning parser.
+        return body | {"top_k": sampling.top_k, "separate_reasoning": False}
+
+    async def _generate(self, body: Mapping[str, Any], in_flight: InFlightSample) -> Generation:
+        limit, budget = body["max_tokens"], self._access.thinking_budget
+        if budget is None or budget >= limit:
+            return await super()._generate(body, in_flight)
+        first = await super()._generate({**body, "max_tokens": budget}, in_flight)
+        if not first.truncated:
+            return first
+        beginning = close_thoughts(first.text)
+        in_flight.keep(first.num_tokens, beginning)
+        rest = await super()._generate(continue_turn(body, beginning, limit - budget), in_flight)
+        return join_generations(first, beginning, rest)
 
     async def _ask(
         self, body: Mapping[str, Any], in_flight: InFlightSample, reader: StreamReader
     ) -> Generation:
-        path = "/v1/chat/completions"
-        body = {**body, "rid": reader.found.rid}
+        body, timeout_s = {**body, "rid": reader.found.rid}, self._access.timeout_s
         if not in_flight.streamed:
-            answer = await self._client.fetch("POST", path, body, timeout_s=self._timeout_s)
-            return await self._with_thoughts_counted(read_answer(answer, body["rid"]))
-        watch = in_flight.on_confidence
-        stream = as_stream(body, logprobs=watch is not None)
-        lines = self._client.lines("POST", path, stream, timeout_s=self._timeout_s)
-        async with aclosing(lines):
+            answer = await self._client.fetch("POST", CHAT, body, timeout_s=timeout_s)
+            return await self._count_thoughts(read_answer(answer, reader.found.rid))
+        stream = as_stream(body, logprobs=in_flight.wants_logprobs)
+        async with aclosing(self._client.lines("POST", CHAT, stream, timeout_s=timeout_s)) as lines:
             async for line in lines:
-                in_flight.see(reader.read(line), reader.found.num_tokens)
-        return reader.whole()
+                in_flight.see(reader.read(line))
+        return reader.finish()
 
-    async def _with_thoughts_counted(self, found: Generation) -> Generation:
-        """The tokens of thoughts that the server did not count, since it parses none: by its
-        tokenizer, which may cut a text otherwise than the model wrote it, though it seldom does;
-        by their share of the text where it does not answer.
+    async def _count_thoughts(self, found: Generation) -> Generation:
+        """Count the tokens of the thoughts if the server, without a reasoning parser, did not.
+
+        The server's tokenizer may, though it seldom does, divide a text otherwise than the model
+        wrote it. If it does not answer, the share of the characters is the estimate.
         """
-        thoughts = thoughts_of(found.text)
+        thoughts = thoughts_in(found.text)
         if not thoughts or found.num_reasoning_tokens:
             return found
         prompt = {"prompt": thoughts, "add_special_tokens": False}
@@ -124,94 +194,52 @@ class SglangBackend(Backend):
             )
             counted = min(int(answer["count"]), found.num_tokens)
         except (RequestError, KeyError, TypeError, ValueError):
-            estimate = share_of_thoughts(found.num_tokens, thoughts, found.text)
+            estimate = proportional_tokens(found.num_tokens, thoughts, found.text)
             return replace(found, num_reasoning_tokens=estimate, reasoning_estimated=True)
         return replace(found, num_reasoning_tokens=counted)
 
     async def _end_early(
         self, request: "asyncio.Future[Generation]", reader: StreamReader
     ) -> Generation:
-        """Abort a request, and wait for what the server says about it as long as that is quick."""
-        rid = reader.found.rid
+        """Abort a request, and wait for its result for a short time."""
         deadline = time.monotonic() + ABORT_TIMEOUT_S
         while time.monotonic() < deadline and not request.done():
-            await self._abandon(rid)
+            await self._abandon(reader.found.rid)
             await asyncio.wait({request}, timeout=ABORT_AGAIN_S)
         if request.done():
-            with suppress(RequestError):  # lost, but nobody wants it any more
+            with suppress(RequestError):  # its result is not wanted
                 return await request
         return replace(reader.result(), aborted=True, tokens_at_least=True)
 
     async def _abandon(self, rid: str) -> None:
-        try:
+        with suppress(RequestError):  # the server is gone, and the request with it
             await self._client.send(
                 "POST", "/abort_request", {"rid": rid}, timeout_s=ABORT_TIMEOUT_S
             )
-        except RequestError:
-            return  # the server is gone, and the request with it
 
 
-def _live(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What LessIsMore shows in `/server_info`; nothing where another SGLang serves."""
+def _lim_state(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state that LessIsMore adds to `/server_info`; empty for another SGLang."""
     return (info.get("internal_states") or [{}])[0].get("lim") or {}
 
 
-ENOUGH = (
-    "\n\nConsidering the limited time by the user, I have to give the solution based on the "
-    f"thinking directly now.\n{END_OF_THOUGHT}\n\n"
-)
-"""How Qwen3 is made to stop (arXiv 2505.09388, its thinking budget)."""
-CUT_CHARACTER = "\ufffd"
-"""In place of a character whose first bytes alone were generated."""
-
-
-class ThinkingBudgetBackend(SglangBackend):
-    """A SGLang server with a thinking model. The words that close the thoughts are no tokens of its
-    own: they are in the text and not in the counts.
-    """
-
-    def __init__(self, url: str, *, thinking_budget: int, **options: Any) -> None:
-        """Like `Endpoint`.
-
-        Args:
-            thinking_budget: tokens after which the thoughts are closed.
-        """
-        super().__init__(url, **options)
-        self._thinking_budget = thinking_budget
-
-    def about(self) -> dict[str, Any]:
-        """What of the server an answer depends on; raises `ServerError`."""
-        return super().about() | {"thinking_budget": self._thinking_budget}
-
-    async def _generate(self, body: Mapping[str, Any], in_flight: InFlightSample) -> Generation:
-        limit = body["max_tokens"]
-        budget = min(self._thinking_budget, limit)
-        first = await super()._generate({**body, "max_tokens": budget}, in_flight)
-        if not first.truncated or budget == limit:
-            return first
-        said = close_thoughts(first.text)
-        in_flight.keep(first.num_tokens, said)
-        rest = await super()._generate(continuation(body, said, limit - budget), in_flight)
-        return joined(first, said, rest)
-
-
 def close_thoughts(text: str) -> str:
-    """What was said, and the end of the thoughts if they have none."""
-    return text if END_OF_THOUGHT in text else text.rstrip(CUT_CHARACTER) + ENOUGH
+    """Return a text that was cut off, with the end of its thoughts if they have none."""
+    return text if END_OF_THOUGHT in text else text.rstrip(CUT_CHARACTER) + CLOSING_WORDS
 
 
-def continuation(body: Mapping[str, Any], said: str, max_tokens: int) -> dict[str, Any]:
-    """The same request, to go on from what was said."""
-    turns = [*body["messages"], {"role": "assistant", "content": said}]
+def continue_turn(body: Mapping[str, Any], beginning: str, max_tokens: int) -> dict[str, Any]:
+    """Return the request that continues the assistant's turn after its beginning."""
+    turns = [*body["messages"], {"role": "assistant", "content": beginning}]
     return {**body, "messages": turns, "max_tokens": max_tokens, "continue_final_message": True}
 
 
-def joined(first: Generation, said: str, rest: Generation) -> Generation:
-    """Both as one, which ended as the second did."""
+def join_generations(first: Generation, beginning: str, rest: Generation) -> Generation:
+    """Return two generations of one turn as one, which ended as the second did."""
     closed = END_OF_THOUGHT in first.text
     return replace(
         rest,
-        text=said + rest.text,
+        text=beginning + rest.text,
         num_tokens=first.num_tokens + rest.num_tokens,
         tokens_at_least=first.tokens_at_least or rest.tokens_at_least,
         num_reasoning_tokens=first.num_reasoning_tokens if closed else first.num_tokens,

@@ -1,8 +1,8 @@
 """short-m@k: of k samples, the first m to finish vote, and a tie goes to the shorter chain.
 
 Source: `stopping.FirstRule`, after Hassid et al., "Don't Overthink it", arXiv 2505.17813. All k
-are to be in flight at once: what waits cannot finish first. Also a script:
-`python programs/short.py QUESTION --samples 8`.
+should be in flight at the same time: a sample that waits cannot finish first.
+Also a script: `python programs/short.py QUESTION --samples 8`.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from lim_sglang.programs.stopping import FirstRule
 
 @sgl.function
 def short(s: Any, run: SamplingRun, indices: Sequence[int], wanted: int = 3) -> None:
-    """Draw all samples, and abort the rest once `wanted` have finished."""
+    """Generate all samples, and abort the rest once `wanted` have finished."""
     add_messages(s, run.question.messages)
     run.sample(s, indices, FirstRule(wanted))
 

@@ -1,4 +1,4 @@
-"""One chain of thought, and its answer: what the others are compared with.
+"""One chain of thought and its answer: the baseline of the other programs.
 
 Also a script: `python programs/single.py QUESTION`.
 """
@@ -9,14 +9,13 @@ from typing import Any
 import sglang as sgl
 
 from lim_sglang.programs.sampler import SamplingRun, add_messages
-from lim_sglang.programs.stopping import Never
 
 
 @sgl.function
 def single(s: Any, run: SamplingRun, indices: Sequence[int]) -> None:
-    """Draw one sample."""
+    """Generate one sample."""
     add_messages(s, run.question.messages)
-    run.sample(s, indices, Never())
+    run.sample(s, indices)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The vote over the samples of one question: pure, and the same whatever order they ended in."""
+"""The vote over the samples of one question: pure, and the same in whatever order they ended."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,11 +8,11 @@ from enum import StrEnum
 from lim_sglang.programs.schema import Sample, SampleState
 
 Equivalent = Callable[[str, str], bool]
-"""Whether two answers are equal."""
+"""Returns True if two answers are equal."""
 
 
 class Order(StrEnum):
-    """How groups are ranked. What still ties goes to the group with the earlier sample."""
+    """Ranking of the groups. A tie that remains goes to the group with the earlier sample."""
 
     BY_VOTES = "votes"
     """More votes, then more weight: self-consistency, arXiv 2203.11171."""
@@ -27,37 +27,37 @@ class Group:
     """Samples that gave the same answer."""
 
     answer: str
-    """As the earliest of them wrote it."""
+    """The answer as the earliest sample wrote it."""
     indices: tuple[int, ...]
     """`Sample.index` of each, ascending."""
     weight: float
-    """Sum of their confidences; where not every sample with a vote has one, the votes."""
+    """Sum of the confidences; the number of votes unless every sample with a vote has one."""
     shortest: int
-    """Tokens of the shortest of them."""
+    """Tokens of the shortest sample."""
 
     @property
     def votes(self) -> int:
-        """How many samples gave this answer."""
+        """Number of samples with this answer."""
         return len(self.indices)
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Where each sample went: into one group, or into exactly one of the four counts."""
+    """A counted vote: each sample is in one group or in exactly one of the four counts."""
 
     groups: tuple[Group, ...]
-    """As the order ranks them."""
+    """Groups as the order ranks them."""
     unanswered: int
-    """Finished without stating an answer."""
+    """Samples that finished without stating an answer."""
     truncated: int
-    """Reached `max_tokens` before stating an answer."""
+    """Samples that reached `max_tokens` before stating an answer."""
     failed: int
     aborted: int
-    """Ended early; what they say so far is no vote."""
+    """Samples that were ended early; their answers so far are no votes."""
 
     @property
     def winner(self) -> str | None:
-        """The answer of the first group, None where no sample states one."""
+        """The answer of the first group; None if no sample states one."""
         return self.groups[0].answer if self.groups else None
 
     @property
@@ -67,7 +67,7 @@ class Tally:
 
     @property
     def margin(self) -> int:
-        """Votes of the winner minus those of the second group; negative where weight beat votes."""
+        """Votes of the winner minus those of the second group; negative if weight beat votes."""
         second = self.groups[1].votes if len(self.groups) > 1 else 0
         return self.votes - second
 
@@ -78,15 +78,15 @@ def tally(
     """Group the answers of one question's samples.
 
     Args:
-        same: whether two answers are equal. An answer joins the first group whose earliest
-            answer it equals.
-        order: which group comes first.
+        equivalent: returns True if two answers are equal. An answer joins the first group whose
+            earliest answer it equals.
+        order: ranks the groups.
     """
     groups: dict[str, list[Sample]] = {}
-    silent = []
+    without_vote = []
     for sample in sorted(samples, key=lambda sample: sample.index):
         if sample.answer is None or sample.state in (SampleState.FAILED, SampleState.ABORTED):
-            silent.append(sample.state)
+            without_vote.append(sample.state)
             continue
         answer = sample.answer
         leader = next(
@@ -97,10 +97,10 @@ def tally(
     found = [_group(answer, voters, weighted) for answer, voters in groups.items()]
     return Tally(
         groups=tuple(sorted(found, key=lambda group: _rank(group, order))),
-        unanswered=silent.count(SampleState.FINISHED),
-        truncated=silent.count(SampleState.TRUNCATED),
-        failed=silent.count(SampleState.FAILED),
-        aborted=silent.count(SampleState.ABORTED),
+        unanswered=without_vote.count(SampleState.FINISHED),
+        truncated=without_vote.count(SampleState.TRUNCATED),
+        failed=without_vote.count(SampleState.FAILED),
+        aborted=without_vote.count(SampleState.ABORTED),
     )
 
 
@@ -116,7 +116,7 @@ def _group(answer: str, voters: Sequence[Sample], weighted: bool) -> Group:
 
 
 def _rank(group: Group, order: Order) -> tuple[float, ...]:
-    """The lower, the earlier."""
+    """Return the sort key of a group; the lowest comes first."""
     votes, weight, earliest = -group.votes, -group.weight, group.indices[0]
     return {
         Order.BY_VOTES: (votes, weight, earliest),

@@ -18,8 +18,8 @@ torch.set_num_threads(1)  # tensors are small: beside other processes, threads c
 
 from lim_sglang.errors import ServerError
 from lim_sglang.server import Server, ServerOptions
+from tests.forked_commands import Forker, forking
 from tests.processes import ON_CPU, SGLANG, WITH_LIM, LocalServer, serving
-from tests.programs.forking import Forker, forking
 from tests.server.oracle import Oracle, OracleRun
 from tests.server.tiny_model import (
     BUDGET,

@@ -22,7 +22,7 @@ from lim_sglang.programs.schema import Access, Api
 from lim_sglang.server import ServerSpec
 from tests.builders import make_sample
 from tests.fakes.sglang_server import eventually
-from tests.programs.forking import Forker
+from tests.forked_commands import Forker
 
 MODEL_OWN = {"temperature": None, "top_p": None, "top_k": None, "seed": None}
 SLOW = "10^{10^{8}}"

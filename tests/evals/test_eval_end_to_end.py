@@ -22,7 +22,7 @@ import pytest
 
 from lim_sglang.evals.tasks import TASKS
 from tests.fakes.openai_server import Streamed, serving_openai
-from tests.fakes.sglang_server import FakeServer, eventually, serving
+from tests.fakes.sglang_server import Chain, FakeServer, endless, eventually, serving, words
 from tests.fakes.sums import (
     INTEGERS,
     NUM_TOKENS,
@@ -38,8 +38,7 @@ from tests.fakes.sums import (
     said,
     write_sums,
 )
-from tests.programs.chains import Chain, endless, words
-from tests.programs.forking import Command, Forker
+from tests.forked_commands import Command, Forker
 
 DISK_SIZE = 64 * 1024
 FILE_SIZE = 12 * 1024

@@ -1,4 +1,4 @@
-"""What fake servers share: JSON in, JSON out, on a free port until a block ends."""
+"""The HTTP part of fake servers: JSON in, JSON out, on a free port until a block ends."""
 
 import json
 import threading
@@ -9,20 +9,24 @@ from typing import Any
 
 
 class JsonHandler(BaseHTTPRequestHandler):
-    """Hands each request's body to `answer`, which sends the reply."""
+    """A handler that gives each request's body to `answer`, which sends the reply."""
 
     def answer(self, body: dict[str, Any]) -> None:
         """Send the reply to one request."""
         raise NotImplementedError
 
-    def send_json(self, status: int, content: Any) -> None:
-        """Send a whole reply."""
-        payload = json.dumps(content).encode()
+    def send_json(self, status: int, content: Any, *headers: tuple[str, str]) -> None:
+        """Send a complete reply."""
+        self.send_body(status, json.dumps(content).encode(), *headers)
+
+    def send_body(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
+        """Send a complete reply as it is."""
+        usual = {"Content-Type": "application/json", "Content-Length": str(len(body))}
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
+        for name, value in {**usual, **dict(headers)}.items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(payload)
+        self.wfile.write(body)
 
     def _read_and_answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
@@ -35,12 +39,12 @@ class JsonHandler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served(handler: type[JsonHandler]) -> Iterator[str]:
-    """Serve on this machine; the address."""
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve on this machine until the block ends; yield the address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that hang up
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that disconnect
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:

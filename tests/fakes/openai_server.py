@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's chat completions, no more than these, and fails on request."""
+"""A server that speaks OpenAI's chat completions, nothing else, and fails on request."""
 
 import json
 import time
@@ -16,43 +16,43 @@ class Streamed:
 
     pieces: tuple[str, ...]
     reason: str | None = "stop"
-    """None: it ends without one."""
+    """Why it ends; None: the stream ends without a reason."""
     num_tokens: int | None = None
-    """What the usage in the end says; None: there is none."""
+    """Tokens in the usage at the end; None: there is no usage."""
     pace_s: float = 0.0
-    """Before each piece."""
+    """Pause before each piece."""
     field: str = "content"
-    """Of the delta that holds a piece."""
+    """Field of the delta that holds a piece."""
     logprob: float | None = None
-    """Of each candidate of each token, where logprobs are asked for."""
+    """Log-probability of each candidate of each token, if logprobs are asked for."""
     raw: str = ""
     """Sent as it is after the pieces."""
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A status above 399, or a whole answer."""
+class Complete:
+    """A complete answer, or a refusal with a status above 399."""
 
     status: int
     content: Any = field(default_factory=dict)
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Reply = Streamed | Refusal
+Reply = Streamed | Complete
 Answerer = Callable[[dict[str, Any]], Reply]
 
 
 @dataclass
 class FakeOpenAI:
-    """What it was asked, and how it answers."""
+    """A fake server: its answers, and the requests that it got."""
 
     answer: Answerer
     models: tuple[str, ...] | None = ("small",)
-    """None: it does not list them."""
+    """None: it does not list its models."""
     key: str | None = None
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
-    hung_up: int = 0
+    num_disconnected: int = 0
     """Streams whose client closed the connection."""
 
 
@@ -72,13 +72,8 @@ class _Handler(JsonHandler):
             self.send_json(404, {"detail": "Not Found"})
 
     def reply(self, reply: Reply, body: dict[str, Any]) -> None:
-        if isinstance(reply, Refusal):
-            payload = json.dumps(reply.content).encode()
-            self.send_response(reply.status)
-            for name, value in (("Content-Type", "application/json"), *reply.headers):
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(payload)
+        if isinstance(reply, Complete):
+            self.send_json(reply.status, reply.content, *reply.headers)
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -89,11 +84,11 @@ class _Handler(JsonHandler):
                 self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
             self.wfile.write(f"{reply.raw}data: [DONE]\n\n".encode())
         except OSError:
-            self.fake.hung_up += 1
+            self.fake.num_disconnected += 1
 
 
 def events(reply: Streamed, *, with_logprobs: bool) -> Iterator[dict[str, Any]]:
-    """The events of a stream, with nothing of the usage before its end."""
+    """Yield the events of a stream, with the usage at its end only."""
     about = {"id": "chatcmpl-7", "object": "chat.completion.chunk", "usage": None}
     for piece in reply.pieces:
         choice: dict[str, Any] = {"index": 0, "delta": {reply.field: piece}, "finish_reason": None}

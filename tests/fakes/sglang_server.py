@@ -1,34 +1,188 @@
-"""A server that speaks as much of SGLang's HTTP as a program needs, and fails on request."""
+"""A server that speaks as much of SGLang's HTTP as a program needs, and fails on request.
+
+Its chat completions have the shapes of SGLang 0.5.16 (`serving_chat.py`).
+"""
 
 import asyncio
 import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.programs.chains import CUT, Chain, Raw, Said, as_event, words
+END_OF_TURN = 151645
+PROMPT_TOKENS = 11
+POLL_S = 0.003
+"""Pause between two looks at the events that a generation waits for."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Text that is sent in a stream as it is, in place of a token."""
+
+    text: str = ""
+
+
+CUT = Raw()
+"""Breaks the connection off."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A generation, token by token."""
+
+    pieces: Sequence[str | Raw]
+    """Text of each token; a token without text is counted and not sent, as SGLang does."""
+    reason: str = "stop"
+    """Why it ends, unless it is aborted."""
+    confidences: Sequence[float] = ()
+    """DeepConf's confidence of each token; 1 for those beyond the sequence."""
+    pace_s: float = 0.0
+    """Pause before each token."""
+    after: threading.Event | None = None
+    """The first token waits for this event."""
+    until: threading.Event | None = None
+    """The end waits for this event."""
+
 
 Reply = tuple[int, Any]
+"""Status and content of a complete answer."""
 Answerer = Callable[[dict[str, Any]], Reply | Chain]
-"""What to say to a request; has a thread of its own, so it may wait."""
+"""Returns the answer to a request; runs in a thread of its own, so it may wait."""
 
-POLL_S = 0.003
-"""Between two looks at what a generation waits for."""
+
+def endless(*pieces: str, **options: Any) -> Chain:
+    """Return a generation that never ends by itself."""
+    return Chain(pieces, until=threading.Event(), **options)
+
+
+def words(text: str, num_tokens: int) -> tuple[str, ...]:
+    """Return a text as this number of tokens, all of it in the first."""
+    return (text, *[""] * (num_tokens - 1))
 
 
 def completion(text: str, *, num_tokens: int = 7, reason: str = "stop") -> Reply:
-    """A finished chat completion; streamed where that is asked for."""
+    """Return a finished chat completion; it is streamed if the request asks for that."""
     choice = {"message": {"role": "assistant", "content": text}, "finish_reason": reason}
     return 200, {"choices": [choice], "usage": {"completion_tokens": num_tokens}}
 
 
+def _as_chain(reply: Reply) -> Reply | Chain:
+    """Return a completion as a chain; any other reply is returned as it is."""
+    with suppress(KeyError, IndexError, TypeError):
+        choice, usage = reply[1]["choices"][0], reply[1]["usage"]
+        text, num_tokens = choice["message"]["content"], usage["completion_tokens"]
+        return Chain(words(text, num_tokens), choice["finish_reason"])
+    return reply
+
+
 @dataclass
-class _Live:
+class Output:
+    """The output of a generation so far, in SGLang's shapes."""
+
+    body: Mapping[str, Any]
+    rid: str
+    text: str = ""
+    num_tokens: int = 0
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, piece: str, confidence: float) -> None:
+        """Add a token."""
+        self.text += piece
+        self.num_tokens += 1
+        if self.body.get("logprobs"):
+            self.logprobs.append(_logprob(piece, confidence, self.body["top_logprobs"]))
+
+    def complete(self, reason: str) -> dict[str, Any]:
+        """Return the answer to a request that is not streamed."""
+        message = {
+            "role": "assistant",
+            "content": self.text,
+            "reasoning_content": None,
+            "tool_calls": None,
+        }
+        logprobs = {"content": self.logprobs} if self.body.get("logprobs") else None
+        choice = {"index": 0, "message": message, "logprobs": logprobs, **_ending(reason)}
+        answer = {"id": self.rid, "object": "chat.completion", **_common(self.body)}
+        metadata = {"weight_version": "default"}
+        return answer | {"choices": [choice], "usage": self.usage(), "metadata": metadata}
+
+    def first_chunk(self) -> dict[str, Any]:
+        """Return the chunk that comes with the first token, before its text."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def chunk(self, piece: str) -> dict[str, Any]:
+        """Return the chunk of the token that was added last."""
+        logprobs = {"content": self.logprobs[-1:]} if self.logprobs else None
+        continuous = (self.body.get("stream_options") or {}).get("continuous_usage_stats")
+        usage = {"usage": self.usage()} if continuous else {}
+        return self._chunk({"content": piece}, logprobs) | usage
+
+    def last_chunks(self, reason: str) -> list[dict[str, Any]]:
+        """Return the chunks with the reason of the end and with the usage."""
+        chunks = [self._chunk({}, ending=_ending(reason))]
+        if (self.body.get("stream_options") or {}).get("include_usage"):
+            chunks.append(self._head() | {"choices": [], "usage": self.usage()})
+        return chunks
+
+    def usage(self) -> dict[str, Any]:
+        """Return the tokens so far."""
+        return {
+            "prompt_tokens": PROMPT_TOKENS,
+            "total_tokens": PROMPT_TOKENS + self.num_tokens,
+            "completion_tokens": self.num_tokens,
+            "prompt_tokens_details": None,
+            "reasoning_tokens": 0,
+        }
+
+    def _head(self) -> dict[str, Any]:
+        return {"id": self.rid, "object": "chat.completion.chunk", **_common(self.body)}
+
+    def _chunk(
+        self,
+        delta: Mapping[str, Any],
+        logprobs: Mapping[str, Any] | None = None,
+        ending: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        choice = {
+            "index": 0,
+            "delta": {"reasoning_content": None, **delta},
+            "logprobs": logprobs,
+            **(ending or _ending(None)),
+        }
+        return self._head() | {"choices": [choice]}
+
+
+def as_event(content: Mapping[str, Any]) -> bytes:
+    """Return an event of a stream, encoded as SGLang does: no character is escaped without need."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text}\n\n".encode()
+
+
+def _common(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {"created": 1, "model": body.get("model")}
+
+
+def _ending(reason: str | None) -> dict[str, Any]:
+    matched = END_OF_TURN if reason == "stop" else None
+    return {"finish_reason": reason, "matched_stop": matched}
+
+
+def _logprob(piece: str, confidence: float, candidates: int) -> dict[str, Any]:
+    """Return the logprobs of a token whose candidates are equally likely: their mean is exact."""
+    entries = []
+    for number in range(candidates):
+        token = f"{piece}{number or ''}"
+        entries.append({"token": token, "bytes": list(token.encode()), "logprob": -confidence})
+    return entries[0] | {"top_logprobs": entries}
+
+
+@dataclass
+class _Request:
     """A request that has not ended."""
 
     aborted: bool = False
@@ -43,12 +197,12 @@ class _Peer:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the client has hung up."""
+        """True if the client has disconnected."""
         lost = self._reader.at_eof() or self._reader.exception() is not None
         return lost or self._writer.is_closing()
 
     async def read(self) -> tuple[str, dict[str, Any]]:
-        """Path and body of the next request."""
+        """Return path and body of the next request."""
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         request, *headers = head.lower().split("\r\n")
         sizes = [line.partition(":")[2] for line in headers if line.startswith("content-length:")]
@@ -56,18 +210,18 @@ class _Peer:
         return request.split()[1], json.loads(body or b"{}")
 
     async def send_json(self, status: int, content: Any) -> None:
-        """A whole reply."""
+        """Send a complete reply."""
         payload = json.dumps(content).encode()
         head = f"Content-Type: application/json\r\nContent-Length: {len(payload)}"
         await self._send(f"HTTP/1.1 {status} -\r\n{head}\r\n\r\n".encode() + payload)
 
     async def begin_stream(self) -> None:
-        """The head of a reply that comes in chunks."""
+        """Send the head of a reply that comes in chunks."""
         head = "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked"
         await self._send(f"HTTP/1.1 200 -\r\n{head}\r\n\r\n".encode())
 
-    async def chunk(self, content: bytes) -> None:
-        """One chunk; an empty one is the last."""
+    async def send_chunk(self, content: bytes) -> None:
+        """Send a chunk; an empty one is the last."""
         await self._send(b"%x\r\n%s\r\n" % (len(content), content))
 
     def cut(self) -> None:
@@ -82,33 +236,33 @@ class _Peer:
 
 @dataclass
 class FakeServer:
-    """What it was asked, and how it answers."""
+    """A fake server: its answers, and the requests that it got."""
 
     answer: Answerer
     url: str = ""
     deterministic: bool = False
     max_running_requests: int | None = None
     tokenizes: bool = True
-    """Otherwise it has no tokenizer to ask."""
+    """False: it has no tokenizer."""
     switches_thoughts: bool = True
-    """Whether its chat template has a switch for thoughts."""
+    """True if its chat template has a switch for thoughts."""
     forgets_aborts: int = 0
-    """So many aborts overtake their requests."""
+    """Number of aborts that overtake their requests."""
     answers_aborts: bool = True
-    """Otherwise it neither answers them nor heeds them."""
+    """False: it neither answers nor obeys aborts."""
     requests: list[dict[str, Any]] = field(default_factory=list)
-    """Bodies of all chat completions that were asked for."""
+    """Bodies of all chat completions."""
     paths: list[str] = field(default_factory=list)
-    """Of all that was asked for."""
+    """Paths of all requests."""
     aborted: list[str] = field(default_factory=list)
-    """The id of each abort that was asked for."""
-    hung_up: list[str] = field(default_factory=list)
+    """The id of each abort."""
+    disconnected: list[str] = field(default_factory=list)
     """Ids of requests whose clients closed the connection; that ends them, as at SGLang."""
     in_flight: int = 0
     most_running: int = 0
     num_tokens: int = 0
-    """Said so far in all chains."""
-    _live: dict[str, _Live] = field(default_factory=dict)
+    """Tokens generated so far in all chains."""
+    _live: dict[str, _Request] = field(default_factory=dict)
     _peers: set[_Peer] = field(default_factory=set)
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(128))
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
@@ -124,7 +278,7 @@ class FakeServer:
         asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result()
 
     def stop(self) -> None:
-        """`kill`, and end the thread."""
+        """Do the same, and end the thread."""
         self.kill()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -149,7 +303,7 @@ class FakeServer:
                 path, body = await peer.read()
                 await self._reply(path, body, peer)
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client has hung up
+            pass  # the client has disconnected
         finally:
             self._peers.discard(peer)
             writer.close()
@@ -174,7 +328,7 @@ class FakeServer:
             await peer.send_json(200 if found else 404, {} if found else {"detail": "Not Found"})
 
     def _tokens(self, body: dict[str, Any]) -> list[str]:
-        """A word is a token."""
+        """Return the tokens of a text or a conversation: a word each."""
         if "prompt" in body:
             return list(body["prompt"].split())
         switch = body.get("chat_template_kwargs", {}) if self.switches_thoughts else {}
@@ -190,70 +344,71 @@ class FakeServer:
         }
 
     def _abort(self, rid: str) -> None:
-        """As SGLang: an unknown id is forgotten; a known one ends all that begin with it."""
+        """Abort as SGLang: an unknown id is forgotten, a known one ends all that begin with it."""
         if not self.answers_aborts or rid not in self._live:
             return
         if self.forgets_aborts:
             self.forgets_aborts -= 1
             return
-        for known, live in self._live.items():
-            live.aborted |= known.startswith(rid)
+        for known, request in self._live.items():
+            request.aborted |= known.startswith(rid)
 
     async def _complete(self, body: dict[str, Any], peer: _Peer) -> None:
         rid = body.get("rid") or uuid.uuid4().hex
-        live = self._live[rid] = _Live()
+        request = self._live[rid] = _Request()
         self.requests.append(body)
         self.in_flight += 1
         self.most_running = max(self.most_running, self.in_flight)
         try:
-            said = Said(body, rid)
+            output = Output(body, rid)
             answer = self._loop.run_in_executor(self._threads, self.answer, body)
-            await _until(lambda: answer.done() or live.aborted or peer.is_gone)
+            while not (answer.done() or request.aborted or peer.is_gone):
+                await asyncio.wait({answer}, timeout=POLL_S)
             reply = await answer if answer.done() else Chain(())
             if not isinstance(reply, Chain):
-                reply = _streamed(reply) if body.get("stream") else reply
+                reply = _as_chain(reply) if body.get("stream") else reply
             if isinstance(reply, Chain):
-                await self._generate(reply, said, live, peer)
+                await self._generate(reply, output, request, peer)
             else:
                 await peer.send_json(*reply)
         finally:
             if peer.is_gone:
-                self.hung_up.append(rid)
+                self.disconnected.append(rid)
             self.in_flight -= 1
             del self._live[rid]
 
-    async def _generate(self, chain: Chain, said: Said, live: _Live, peer: _Peer) -> None:
-        stream = bool(said.body.get("stream"))
-        await _until(lambda: _is_set(chain.after) or live.aborted or peer.is_gone)
+    async def _generate(self, chain: Chain, output: Output, request: _Request, peer: _Peer) -> None:
+        stream = bool(output.body.get("stream"))
+        await _until(lambda: _is_set(chain.after) or request.aborted or peer.is_gone)
         if stream:
             await peer.begin_stream()
-        for place, piece in enumerate(chain.pieces):
-            if live.aborted or peer.is_gone:
+        for number, piece in enumerate(chain.pieces):
+            if request.aborted or peer.is_gone:
                 break
             await asyncio.sleep(chain.pace_s)
             if piece is CUT:
                 peer.cut()
                 return
-            if stream and not said.num_tokens:
-                await peer.chunk(as_event(said.first_chunk()))
+            if stream and not output.num_tokens:
+                await peer.send_chunk(as_event(output.first_chunk()))
             if isinstance(piece, Raw):
-                await peer.chunk(f"{piece.text}\n\n".encode())
+                await peer.send_chunk(f"{piece.text}\n\n".encode())
                 continue
             confidences = chain.confidences
-            said.add(piece, confidences[place] if place < len(confidences) else 1.0)
+            output.add(piece, confidences[number] if number < len(confidences) else 1.0)
             self.num_tokens += 1
             if stream and piece:
-                await peer.chunk(as_event(said.chunk(piece)))
-        await _until(lambda: _is_set(chain.until) or live.aborted or peer.is_gone)
-        reason = "abort" if live.aborted else chain.reason
+                await peer.send_chunk(as_event(output.chunk(piece)))
+        await _until(lambda: _is_set(chain.until) or request.aborted or peer.is_gone)
+        reason = "abort" if request.aborted else chain.reason
         if not stream:
-            await peer.send_json(200, said.whole(reason))
+            await peer.send_json(200, output.complete(reason))
             return
-        events = [] if said.num_tokens else [said.first_chunk()]
-        for event in (*events, *said.last_chunks(reason)):
-            await peer.chunk(as_event(event))
-        await peer.chunk(b"data: [DONE]\n\n")
-        await peer.chunk(b"")
+        events = [] if output.num_tokens else [output.first_chunk()]
+        for event in (*events, *output.last_chunks(reason)):
+            await peer.send_chunk(as_event(event))
+        await peer.send_chunk(b"data: [DONE]\n\n")
+        await peer.send_chunk(b"")
 
 
 @contextmanager
@@ -268,7 +423,7 @@ def serving(answer: Answerer, **options: Any) -> Iterator[FakeServer]:
 
 
 def eventually(holds: Callable[[], bool], timeout_s: float = 5.0) -> bool:
-    """Whether something becomes true before the time is up."""
+    """Return True once something is true, False if the time is up before."""
     deadline = time.monotonic() + timeout_s
     while not holds():
         if time.monotonic() > deadline:
@@ -284,12 +439,3 @@ def _is_set(event: threading.Event | None) -> bool:
 async def _until(holds: Callable[[], bool]) -> None:
     while not holds():
         await asyncio.sleep(POLL_S)
-
-
-def _streamed(reply: Reply) -> Reply | Chain:
-    """A completion as a chain; what is none stays as it is."""
-    with suppress(KeyError, IndexError, TypeError):
-        choice, usage = reply[1]["choices"][0], reply[1]["usage"]
-        text, num_tokens = choice["message"]["content"], usage["completion_tokens"]
-        return Chain(words(text, num_tokens), choice["finish_reason"])
-    return reply

@@ -13,8 +13,7 @@ from unittest.mock import patch
 
 from lim_sglang.cli import main
 from lim_sglang.evals.tasks import TASKS
-from tests.fakes.sglang_server import FakeServer
-from tests.programs.chains import Chain, words
+from tests.fakes.sglang_server import Chain, FakeServer, words
 
 NUM_TOKENS = 7
 SEED = "100"

@@ -1,4 +1,4 @@
-"""The final answer is found in any text, however long."""
+"""The final answer is found in texts of any length."""
 
 import subprocess
 import sys
@@ -191,32 +191,28 @@ def test_a_statement_before_the_prompts_own_words_still_counts() -> None:
     assert extract_answer(r"The answer is 391. The answer is within \boxed{}.") == "391"
 
 
-MEGABYTES = 10
-GARBAGE = """
+GARBAGE = r"""
 import resource, time
 resource.setrlimit(resource.RLIMIT_AS, (400 * 1024**2,) * 2)
 from lim_sglang.evals.grading import as_choice, as_integer
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.equivalence import EquivalenceChecker
-text = {piece!r} * ({size} // len({piece!r}))
-answer = extract_answer(text)
-with EquivalenceChecker() as judge:
-    for found in (answer or "", text):
-        assert not judge.correct("5", found), found[:20]
-        assert as_integer(found) != 5
-        assert as_choice(found) is None
+pieces = ["\\boxed{", "{", "\\boxed{6}}{", "answer: ", "</think>", "a $1$, ", "\\text{ ", "0"]
+with EquivalenceChecker() as checker:
+    for piece in pieces:
+        text = piece * (3_000_000 // len(piece))
+        for found in (extract_answer(text) or "", text):
+            assert not checker.correct("5", found), found[:20]
+            assert as_integer(found) != 5
+            assert as_choice(found) is None
 print(time.process_time())
 """
 
 
-@pytest.mark.parametrize(
-    "piece", [r"\boxed{", "{", r"\boxed{6}}{", "answer: ", "</think>", "a $1$, ", r"\text{ ", "0"]
-)
-def test_ten_megabytes_of_garbage_take_seconds_and_little_memory(piece: str) -> None:
-    script = GARBAGE.format(piece=piece, size=MEGABYTES * 1_000_000)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+def test_megabytes_of_garbage_take_seconds_and_little_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", GARBAGE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
-    assert float(done.stdout) < 10
+    assert float(done.stdout) < 20
 
 
 @pytest.mark.parametrize(

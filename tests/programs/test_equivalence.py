@@ -22,10 +22,10 @@ ASKS_UNTIL_INTERRUPTED = """
 import signal
 from lim_sglang.programs.equivalence import EquivalenceChecker
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with EquivalenceChecker() as judge:
-    judge.equivalent("1/2", "0.5")
+with EquivalenceChecker() as checker:
+    checker.equivalent("1/2", "0.5")
     print("asking", flush=True)
-    judge.equivalent("10^{10^{8}}", "1")
+    checker.equivalent("10^{10^{8}}", "1")
 """
 
 
@@ -152,20 +152,20 @@ Workers = Callable[[], list[psutil.Process]]
 
 @pytest.fixture
 def workers() -> Workers:
-    """Lists the processes that were started after this test began."""
+    """List the processes that were started after this test began."""
     known = {child.pid for child in psutil.Process().children()}
     return lambda: [child for child in psutil.Process().children() if child.pid not in known]
 
 
 def wait_for_end(process: psutil.Process) -> None:
-    """Until it is a zombie, which its parent has yet to notice."""
+    """Wait until a process is a zombie, which its parent has yet to notice."""
     deadline = time.monotonic() + 5
     while process.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_no_worker_starts_for_texts_that_tell_by_themselves(workers: Workers) -> None:
+def test_no_worker_starts_for_texts_that_need_no_math_verify(workers: Workers) -> None:
     with EquivalenceChecker() as checker:
         assert checker.equivalent("5", "5")
         assert checker.correct(r"\text{(C)}", " **(C)**.")
@@ -271,7 +271,7 @@ def test_ctrl_c_ends_the_program_and_its_workers_at_once(tmp_path: Path) -> None
     ("module", "reason"),
     [("raise ImportError('no antlr4')", "no antlr4"), ("raise SystemExit", "process ended")],
 )
-def test_a_judge_that_cannot_start_is_an_error_and_not_a_verdict(
+def test_a_checker_that_cannot_start_is_an_error_and_not_a_verdict(
     module: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "math_verify.py").write_text(module)
@@ -280,7 +280,7 @@ def test_a_judge_that_cannot_start_is_an_error_and_not_a_verdict(
         checker.equivalent("1/2", "0.5")
 
 
-def test_importing_the_judge_is_light() -> None:
+def test_importing_the_checker_is_light() -> None:
     heavy = "{'math_verify', 'sympy', 'torch', 'sglang'}"
     program = f"import sys, lim_sglang.programs.equivalence; print({heavy} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -1,46 +1,103 @@
-"""The served vote: a fake server behind it, OpenAI's own client before it."""
+"""The proxy: a fake server behind it, OpenAI's own client before it."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from lim_sglang.programs import backend
 from lim_sglang.programs import proxy as proxy_module
-from lim_sglang.programs.http_client import Backoff
-from tests.fakes.sglang_server import FakeServer, Reply, eventually, serving
-from tests.programs.chains import PROMPT_TOKENS, Chain, endless, words
-from tests.programs.proxied import QUESTION, Served, proxied
+from lim_sglang.programs.proxy import Proxy, ProxyServer, Upstream, VoteQueue, create_app
+from lim_sglang.programs.proxy_command import listen
+from lim_sglang.programs.schema import Access, Sampling
+from lim_sglang.programs.sglang_backend import SglangBackend
+from tests.fakes.sglang_server import (
+    PROMPT_TOKENS,
+    Answerer,
+    Chain,
+    FakeServer,
+    completion,
+    endless,
+    eventually,
+    serving,
+    words,
+)
 
+QUESTION: list[Any] = [{"role": "user", "content": "What is 17 * 23?"}]
 THREE = ("so \\boxed{391}", "no \\boxed{390}", "thus \\boxed{391}")
 
 
 @pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "BACKOFF", Backoff(tries=3, first_s=0.01))
+def _quick_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy_module, "HEARTBEAT_S", 0.05)
 
 
-def by_seed(*texts: str, num_tokens: int = 7) -> Any:
-    """Sample i says text i."""
-    return lambda body: Chain(words(texts[body["seed"]], num_tokens))
+@dataclass(frozen=True)
+class Served:
+    """A running proxy."""
+
+    url: str
+    queue: VoteQueue
+
+    def client(self, key: str = "none") -> openai.OpenAI:
+        """Return OpenAI's client, which tries nothing twice here."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
+
+    def post(self, body: Any, *, timeout: float) -> Any:
+        """Ask a question without OpenAI's client; leaving the block disconnects."""
+        url = f"{self.url}/v1/chat/completions"
+        return httpx.stream("POST", url, json=body, timeout=timeout)
+
+    def ask(self, model: str = "majority@3", **fields: Any) -> Any:
+        """Ask a question."""
+        request = {"model": model, "messages": QUESTION, **fields}
+        return self.client().chat.completions.create(**request)
 
 
 @contextmanager
-def both(answer: Any, **options: Any) -> Iterator[tuple[FakeServer, Served]]:
-    """A fake server and a proxy in front of it."""
-    forgets = options.pop("forgets_aborts", 0)
-    with serving(answer, forgets_aborts=forgets) as fake, proxied(fake, **options) as served:
-        yield fake, served
+def proxied(
+    answer: Answerer,
+    *,
+    api_key: str | None = None,
+    max_questions: int = 4,
+    max_waiting: int = 4,
+    thinking_budget: int | None = None,
+    **options: Any,
+) -> Iterator[tuple[FakeServer, Served]]:
+    """Run a fake server and a proxy in front of it; answers are equal if their texts are."""
+    ready = threading.Event()
+    with serving(answer, **options) as fake, listen("127.0.0.1", 0) as port:
+        access = Access(fake.url, api_key=api_key, thinking_budget=thinking_budget)
+        with closing(SglangBackend(access)) as backend:
+            queue = VoteQueue(
+                backend, str.__eq__, max_questions=max_questions, max_waiting=max_waiting
+            )
+            app = create_app(Proxy(queue, Upstream(fake.url), Sampling(), api_key, thinking_budget))
+            server = ProxyServer(app, when_ready=ready.set, when_stopped=queue.close)
+            thread = threading.Thread(target=server.run, args=([port],))
+            thread.start()
+            assert ready.wait(10)
+            try:
+                yield fake, Served(f"http://127.0.0.1:{port.getsockname()[1]}", queue)
+            finally:
+                server.should_exit = True
+                thread.join(10)
+                assert not thread.is_alive()
+
+
+def by_seed(*texts: str, num_tokens: int = 7) -> Answerer:
+    """Answer sample i with text i."""
+    return lambda body: Chain(words(texts[body["seed"]], num_tokens))
 
 
 def test_a_client_gets_a_vote_by_its_model_string() -> None:
-    with both(by_seed("no \\boxed{390}", *THREE[::2])) as (fake, served):
+    with proxied(by_seed("no \\boxed{390}", *THREE[::2])) as (fake, served):
         found = served.ask("majority@3", seed=0, temperature=0.3, max_tokens=50)
     assert found.choices[0].message.content == "so \\boxed{391}"
     assert (found.choices[0].finish_reason, found.model) == ("stop", "majority@3")
@@ -58,17 +115,17 @@ def test_a_client_gets_a_vote_by_its_model_string() -> None:
 
 def test_the_same_by_a_field() -> None:
     field = {"program": "majority", "samples": 2, "parallel": 1, "template": "math"}
-    with both(by_seed(*THREE)) as (fake, served):
+    with proxied(by_seed(*THREE)) as (fake, served):
         found = served.ask("whatever", seed=0, extra_body={"lim": field})
     assert found.lim["answer"] == "391"
     assert (len(fake.requests), fake.most_running) == (2, 1)
     assert fake.requests[0]["messages"][0]["content"].endswith("\\boxed{}.")
 
 
-def test_a_stream_lives_while_samples_are_drawn_and_ends_with_the_vote() -> None:
+def test_a_stream_begins_before_the_vote_and_ends_with_it() -> None:
     settled = threading.Event()
     long = "word " * 200 + "\\boxed{391}"
-    with both(lambda _: Chain(words(long, 5), after=settled)) as (_, served):
+    with proxied(lambda _: Chain(words(long, 5), after=settled)) as (_, served):
         options = {"stream": True, "stream_options": {"include_usage": True}}
         chunks = iter(served.ask("majority@2", **options))
         assert next(chunks).choices[0].delta.role == "assistant"
@@ -81,8 +138,8 @@ def test_a_stream_lives_while_samples_are_drawn_and_ends_with_the_vote() -> None
     assert usage.lim["answer"] == "391"
 
 
-def test_a_stream_without_usage_tells_the_vote_when_it_finishes() -> None:
-    with both(by_seed(*THREE)) as (_, served):
+def test_a_stream_without_usage_has_the_vote_in_its_last_chunk() -> None:
+    with proxied(by_seed(*THREE)) as (_, served):
         *_, last = served.ask("majority@3", seed=0, stream=True)
     assert last.choices[0].finish_reason == "stop"
     assert last.lim["answer"] == "391"
@@ -92,7 +149,7 @@ def test_heartbeats_are_comments() -> None:
     settled = threading.Event()
     body = {"model": "majority@2", "messages": QUESTION, "stream": True}
     with (
-        both(lambda _: Chain(words("\\boxed{1}", 1), after=settled)) as (_, served),
+        proxied(lambda _: Chain(words("\\boxed{1}", 1), after=settled)) as (_, served),
         served.post(body, timeout=1.0) as answer,
     ):
         lines = answer.iter_lines()
@@ -107,7 +164,7 @@ def test_without_a_vote_the_first_finished_sample_is_shown() -> None:
     def answer(body: dict[str, Any]) -> Chain:
         return Chain(("cut",), "length") if body["seed"] == 0 else Chain((f"no {body['seed']}",))
 
-    with both(answer) as (_, served):
+    with proxied(answer) as (_, served):
         found = served.ask("majority@3", seed=0)
     assert found.choices[0].message.content == "no 1"
     assert found.lim["answer"] is None
@@ -115,31 +172,31 @@ def test_without_a_vote_the_first_finished_sample_is_shown() -> None:
 
 def test_a_settled_vote_aborts_the_rest() -> None:
     def answer(body: dict[str, Any]) -> Chain:
-        return Chain(("\\boxed{1}",)) if body["seed"] < 4 else endless("let me")
+        return Chain(("\\boxed{1}",)) if body["seed"] < 3 else endless("let me")
 
-    with both(answer) as (fake, served):
+    with proxied(answer) as (fake, served):
         found = served.ask("adaptive@6?confidence=0.9", seed=0)
         assert found.lim["settled_early"]
         assert found.lim["options"] == {"confidence": 0.9}
         assert {sample["state"] for sample in found.lim["samples"]} == {"finished", "aborted"}
-        assert len(set(fake.aborted)) == 2
+        assert len(set(fake.aborted)) == 3
 
 
-def test_other_models_are_the_servers() -> None:
-    with both(lambda _: Chain(("one ", "two"))) as (fake, served):
-        whole = served.ask("Qwen/Qwen3-8B", n=2, extra_body={"min_p": 0.1})
+def test_requests_for_other_models_are_forwarded() -> None:
+    with proxied(lambda _: Chain(("one ", "two"))) as (fake, served):
+        complete = served.ask("Qwen/Qwen3-8B", n=2, extra_body={"min_p": 0.1})
         streamed = [
             chunk.choices[0].delta.content or ""
             for chunk in served.ask("Qwen/Qwen3-8B", stream=True)
         ]
-    assert whole.choices[0].message.content == "one two"
+    assert complete.choices[0].message.content == "one two"
     assert "".join(streamed) == "one two"
     sent = fake.requests[0]
     assert sent == {"model": "Qwen/Qwen3-8B", "messages": QUESTION, "n": 2, "min_p": 0.1}
 
 
-def test_the_servers_errors_are_passed_on() -> None:
-    with both(lambda _: (418, {"message": "a teapot"})) as (_, served):
+def test_the_servers_errors_are_forwarded() -> None:
+    with proxied(lambda _: (418, {"message": "a teapot"})) as (_, served):
         with pytest.raises(openai.APIStatusError) as refused:
             served.ask("default")
         assert refused.value.status_code == 418
@@ -158,7 +215,7 @@ def test_the_servers_errors_are_passed_on() -> None:
     ],
 )
 def test_refusals_come_before_any_sample(fields: dict[str, Any], words: str) -> None:
-    with both(by_seed(*THREE)) as (fake, served):
+    with proxied(by_seed(*THREE)) as (fake, served):
         with pytest.raises(openai.BadRequestError, match=words) as refused:
             served.ask(**{"model": "majority", **fields})
         assert not fake.requests
@@ -166,14 +223,14 @@ def test_refusals_come_before_any_sample(fields: dict[str, Any], words: str) -> 
 
 
 def test_a_body_that_is_no_json_is_refused() -> None:
-    with both(by_seed(*THREE)) as (_, served):
+    with proxied(by_seed(*THREE)) as (_, served):
         answer = httpx.post(f"{served.url}/v1/chat/completions", content=b"{")
     assert answer.status_code == 400
     assert answer.json()["error"]["message"] == "the body is no JSON"
 
 
 def test_the_key_is_the_servers() -> None:
-    with both(by_seed(*THREE), api_key="s3cret") as (fake, served):
+    with proxied(by_seed(*THREE), api_key="s3cret") as (fake, served):
         for model in ("majority@3", "default"):
             for key in ("wrong", "s3cret2"):
                 with pytest.raises(openai.AuthenticationError, match="API key"):
@@ -185,13 +242,13 @@ def test_the_key_is_the_servers() -> None:
         assert right.create(model="majority@1", messages=QUESTION, seed=0)
 
 
-def failing(_: dict[str, Any]) -> Reply:
-    """No answer."""
+def failing(_: dict[str, Any]) -> tuple[int, Any]:
+    """Refuse a request."""
     return 400, {"message": "the prompt is too long"}
 
 
-def test_where_all_samples_fail_the_reason_is_told() -> None:
-    with both(failing) as (_, served):
+def test_if_all_samples_fail_the_reason_is_in_the_error() -> None:
+    with proxied(failing) as (_, served):
         with pytest.raises(openai.InternalServerError, match="the prompt is too long") as failed:
             served.ask("majority@2")
         assert failed.value.status_code == 502
@@ -201,36 +258,36 @@ def test_where_all_samples_fail_the_reason_is_told() -> None:
 
 @pytest.mark.parametrize("model", ["majority@4", "default"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_hangs_up_leaves_nothing_at_the_server(model: str, stream: bool) -> None:
+def test_a_client_that_disconnects_leaves_nothing_at_the_server(model: str, stream: bool) -> None:
     body = {"model": model, "messages": QUESTION, "stream": stream}
     wanted = 4 if "@" in model else 1
-    with both(lambda _: endless("let me")) as (fake, served):
+    with proxied(lambda _: endless("let me")) as (fake, served):
         with suppress(httpx.ReadTimeout), served.post(body, timeout=0.5) as answer:
             assert eventually(lambda: fake.in_flight == wanted)
             assert any(line for line in answer.iter_lines())
         assert fake.most_running == wanted
         assert eventually(lambda: fake.in_flight == 0, 2.0)
-        assert eventually(lambda: not served.queue._open, 2.0)
+        assert eventually(lambda: served.queue.num_open == 0, 2.0)
 
 
-def test_no_sample_is_begun_for_who_has_hung_up() -> None:
+def test_no_sample_is_begun_after_the_client_has_disconnected() -> None:
     body = {"model": "majority", "messages": QUESTION, "lim": {"samples": 50, "parallel": 2}}
-    with both(lambda _: endless("let me")) as (fake, served):
+    with proxied(lambda _: endless("let me")) as (fake, served):
         with pytest.raises(httpx.ReadTimeout), served.post(body, timeout=0.5):
             pass
-        assert eventually(lambda: fake.in_flight == 0 and not served.queue._open)
+        assert eventually(lambda: fake.in_flight == 0 and served.queue.num_open == 0)
         assert len(fake.requests) == 2
 
 
-def test_questions_wait_and_then_are_turned_away() -> None:
+def test_questions_wait_and_further_ones_are_refused() -> None:
     go_on = threading.Event()
     answer = lambda _: Chain(("\\boxed{1}",), after=go_on)  # noqa: E731 - short
     with (
-        both(answer, max_questions=1, max_waiting=1) as (fake, served),
+        proxied(answer, max_questions=1, max_waiting=1) as (fake, served),
         ThreadPoolExecutor() as pool,
     ):
         asked = [pool.submit(served.ask, "majority@2") for _ in range(2)]
-        assert eventually(lambda: len(served.queue._open) == 2 and fake.in_flight == 2)
+        assert eventually(lambda: served.queue.num_open == 2 and fake.in_flight == 2)
         with pytest.raises(openai.RateLimitError) as busy:
             served.ask("majority@2")
         assert int(busy.value.response.headers["retry-after"]) >= 1
@@ -240,30 +297,30 @@ def test_questions_wait_and_then_are_turned_away() -> None:
         assert served.ask("majority@2").lim["answer"] == "1"
 
 
-def test_a_waiting_question_can_be_given_up() -> None:
-    with both(lambda _: endless(), max_questions=1) as (fake, served):
+def test_a_question_that_waits_can_be_given_up() -> None:
+    with proxied(lambda _: endless(), max_questions=1) as (fake, served):
         body = {"model": "majority@2", "messages": QUESTION, "stream": True}
         with served.post(body, timeout=5):
             assert eventually(lambda: fake.in_flight == 2)
             with served.post(body, timeout=5):
-                assert len(served.queue._open) == 2
-            assert eventually(lambda: len(served.queue._open) == 1)
-        assert eventually(lambda: not served.queue._open)
+                assert served.queue.num_open == 2
+            assert eventually(lambda: served.queue.num_open == 1)
+        assert eventually(lambda: served.queue.num_open == 0)
         assert len(fake.requests) == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_waits_when_the_proxy_stops_is_told_at_once(stream: bool) -> None:
+def test_a_client_that_waits_gets_an_error_as_soon_as_the_proxy_stops(stream: bool) -> None:
     body = {"model": "majority@2", "messages": QUESTION, "stream": stream}
     with (
-        both(lambda _: endless(), forgets_aborts=2) as (fake, served),
+        proxied(lambda _: endless(), forgets_aborts=2) as (fake, served),
         ThreadPoolExecutor() as pool,
     ):
         asked = pool.submit(httpx.post, f"{served.url}/v1/chat/completions", json=body)
         assert eventually(lambda: fake.in_flight == 2)
         served.queue.close()
         answer = asked.result(0.4)
-        assert fake.in_flight == 2  # it lets the server go before the server has let go
+        assert fake.in_flight == 2  # the answer does not wait for the aborts
         assert "the proxy is being stopped" in answer.text
         assert answer.status_code == (200 if stream else 503)
         with pytest.raises(openai.InternalServerError, match="being stopped"):
@@ -271,14 +328,14 @@ def test_who_waits_when_the_proxy_stops_is_told_at_once(stream: bool) -> None:
 
 
 def test_programs_are_listed_as_models() -> None:
-    with both(by_seed(*THREE)) as (_, served):
+    with proxied(by_seed(*THREE)) as (_, served):
         names = [model.id for model in served.client().models.list()]
         assert httpx.get(f"{served.url}/health").status_code == 503  # the fake server has none
     assert {"single@1", "majority@8", "adaptive@8", "confidence@8"} <= set(names)
 
 
 def test_an_answer_may_be_a_turn_of_the_next_question() -> None:
-    with both(by_seed(*THREE)) as (fake, served):
+    with proxied(by_seed(*THREE)) as (fake, served):
         found = served.ask("majority@3", seed=0)
         turns = [*QUESTION, found.choices[0].message, {"role": "user", "content": "Sure?"}]
         again = served.ask("majority@2", messages=turns, seed=0)
@@ -287,8 +344,120 @@ def test_an_answer_may_be_a_turn_of_the_next_question() -> None:
     assert roles == ["user", "assistant", "user"]
 
 
-def test_a_developer_s_turn_is_the_systems() -> None:
+def test_a_developers_turn_becomes_a_system_turn() -> None:
     turns = [{"role": "developer", "content": "Be brief."}, *QUESTION]
-    with both(by_seed(*THREE)) as (fake, served):
+    with proxied(by_seed(*THREE)) as (fake, served):
         served.ask("single", messages=turns, seed=0)
     assert fake.requests[0]["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+THOUGHTS = "17 * 23, so " + "hm " * 200 + "391"
+REPLY = "It is \\boxed{391}."
+TEXT = f"<think>\n{THOUGHTS}\n</think>\n\n{REPLY}"
+
+
+def saying(text: str) -> Answerer:
+    """Answer every sample with one text."""
+    return lambda _: Chain(words(text, 9))
+
+
+@pytest.mark.parametrize("text", [TEXT, TEXT.removeprefix("<think>\n")])
+def test_thoughts_of_the_shown_sample_are_apart_from_the_content(text: str) -> None:
+    with proxied(saying(text)) as (_, served):
+        found = served.ask("majority@3")
+    message = found.choices[0].message
+    assert (message.content, message.reasoning_content) == (REPLY, THOUGHTS)
+    assert found.lim["answer"] == "391"
+    assert found.usage.completion_tokens_details.reasoning_tokens > 0
+
+
+def test_a_stream_has_the_thoughts_first_and_apart() -> None:
+    with proxied(saying(TEXT)) as (_, served):
+        chunks = list(served.ask("majority@2", stream=True))
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    thoughts = [getattr(delta, "reasoning_content", None) or "" for delta in deltas]
+    replies = [delta.content or "" for delta in deltas]
+    assert "".join(thoughts) == THOUGHTS
+    assert "".join(replies) == REPLY
+    last_thought = max(place for place, piece in enumerate(thoughts) if piece)
+    assert all(place > last_thought for place, piece in enumerate(replies) if piece)
+    assert sum(map(bool, thoughts)) > 1
+
+
+def test_a_sample_that_is_cut_off_within_its_thoughts_has_no_content() -> None:
+    with proxied(lambda _: completion("<think>\nhm hm", reason="length")) as (_, served):
+        found = served.ask("majority@2")
+    message = found.choices[0].message
+    assert (message.content, message.reasoning_content) == ("", "hm hm")
+    assert found.choices[0].finish_reason == "length"
+
+
+def test_a_model_that_does_not_think_has_no_thoughts() -> None:
+    with proxied(saying(f"  {REPLY}\n")) as (_, served):
+        message = served.ask("majority@2").choices[0].message
+    assert message.content == f"  {REPLY}\n"  # as it was written
+    assert "reasoning_content" not in message.model_extra
+
+
+def test_an_answer_with_thoughts_may_be_a_turn_of_the_next_question() -> None:
+    with proxied(saying(TEXT)) as (fake, served):
+        answer = served.ask("single").choices[0].message
+        served.ask("single", messages=[*QUESTION, answer, {"role": "user", "content": "Sure?"}])
+    assert fake.requests[-1]["messages"][1] == {"role": "assistant", "content": REPLY}
+
+
+def thinking(body: dict[str, Any]) -> Any:
+    """Think until the limit, and answer once the thoughts are closed."""
+    if body.get("continue_final_message"):
+        return completion(REPLY, num_tokens=5)
+    return completion("<think>\nhm hm", num_tokens=body["max_tokens"], reason="length")
+
+
+def test_the_proxys_budget_closes_the_thoughts() -> None:
+    with proxied(thinking, thinking_budget=30) as (fake, served):
+        found = served.ask("majority@2", max_tokens=100)
+    message = found.choices[0].message
+    assert message.content == REPLY
+    assert message.reasoning_content.startswith("hm hm")
+    assert found.usage.completion_tokens == 2 * 35
+    assert found.usage.completion_tokens_details.reasoning_tokens == 2 * 30
+    assert sorted(request["max_tokens"] for request in fake.requests) == [30, 30, 70, 70]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_without_room_for_an_answer_is_refused(stream: bool) -> None:
+    with proxied(thinking, thinking_budget=30) as (fake, served):
+        with pytest.raises(openai.BadRequestError, match="a thinking budget of 30 tokens leaves"):
+            served.ask("majority@2", max_tokens=30, stream=stream)
+        assert not fake.requests
+
+
+def test_60_questions_at_once_have_no_more_threads_than_the_proxy_says() -> None:
+    chain = Chain(("so ", "\\boxed{391}"), pace_s=0.1)
+    body = {"model": "majority@8", "messages": QUESTION}
+    most = 0
+
+    def new_threads() -> int:
+        """Count the threads since the start, without the fake server's own."""
+        new = set(threading.enumerate()) - before
+        return sum(not thread.name.startswith("ThreadPoolExecutor") for thread in new)
+
+    async def ask_all(url: str) -> list[dict[str, Any]]:
+        nonlocal most
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(timeout=120, limits=limits) as http:
+            posts = [http.post(f"{url}/v1/chat/completions", json=body) for _ in range(60)]
+            answers = asyncio.ensure_future(asyncio.gather(*posts))
+            while not answers.done():
+                most = max(most, new_threads())
+                await asyncio.sleep(0.01)
+            return [answer.json() for answer in answers.result()]
+
+    with proxied(lambda _: chain, max_questions=16, max_waiting=60) as (fake, served):
+        before = set(threading.enumerate())
+        answers = asyncio.run(ask_all(served.url))
+    assert {answer["lim"]["answer"] for answer in answers} == {"391"}
+    assert len(fake.requests) == 60 * 8
+    assert fake.most_running == 64
+    assert served.queue.max_threads == 3 * 16 + 64
+    assert 64 < most <= served.queue.max_threads

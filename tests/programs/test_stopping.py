@@ -1,4 +1,7 @@
-"""Each rule stops at exactly the sample that a slow, independent reading of its paper gives."""
+"""Each rule stops at exactly the sample that a slow, independent reading of its paper gives.
+
+Also DeepConf's confidence of a chain, and the threshold that its warm-up sets.
+"""
 
 import math
 import random
@@ -7,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 
 import mpmath
+import numpy as np
 import pytest
 from scipy.integrate import quad
 
@@ -16,7 +20,6 @@ from lim_sglang.programs.stopping import (
     ConsensusRule,
     FirstRule,
     GroupConfidence,
-    Never,
     PosteriorRule,
     Rule,
     TokenBudgetRule,
@@ -35,13 +38,16 @@ STATES = {
 
 
 def equal(a: str, b: str) -> bool:
-    """Equality of texts."""
+    """Compare texts."""
     return a == b
 
 
 def chain(index: int, mark: str, **values: float) -> Sample:
-    """A sample: a letter is a finished one's answer, `a` is a truncated one with answer A; `-`, `~`
-    state none, `!` failed, `#` was aborted with an answer in its text."""
+    """Return a sample by its mark.
+
+    A capital letter is a finished sample with this answer, `a` a truncated one with answer A; `-`
+    finished and `~` was truncated without an answer, `!` failed, `#` was aborted with answer A.
+    """
     if mark.islower():
         return make_sample(index, mark.upper(), SampleState.TRUNCATED, **values)
     answer = mark if mark.isupper() else "A" if mark == "#" else None
@@ -49,12 +55,12 @@ def chain(index: int, mark: str, **values: float) -> Sample:
 
 
 def chains(marks: str, **values: float) -> list[Sample]:
-    """One sample a letter."""
+    """Return a sample for each mark."""
     return [chain(index, mark, **values) for index, mark in enumerate(marks)]
 
 
 def stop(rule: Rule, ended: Sequence[Sample]) -> int | None:
-    """After how many samples the rule is settled for the first time."""
+    """Return the number of samples at which the rule is settled for the first time."""
     for count in range(len(ended) + 1):
         spent = sum(sample.num_tokens for sample in ended[:count])
         if rule.is_settled(ended[:count], spent, equal):
@@ -63,7 +69,7 @@ def stop(rule: Rule, ended: Sequence[Sample]) -> int | None:
 
 
 def random_marks(alphabet: str, length: int, seed: int) -> Iterator[str]:
-    """Sequences in which the earlier letters of the alphabet are likelier, each by so much."""
+    """Yield random sequences in which earlier letters of the alphabet are likelier."""
     rng = random.Random(seed)
     while True:
         lean = rng.uniform(0.2, 3)
@@ -74,7 +80,6 @@ def random_marks(alphabet: str, length: int, seed: int) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("rule", "marks", "expected"),
     [
-        (Never(), "A" * 64, None),
         # Adaptive-Consistency: 1 - 1/2^(n+1) for n equal votes, so 4 make 0.969 and 3 make 0.9375.
         (PosteriorRule(), "AAAA", 4),
         (PosteriorRule(), "AAA", None),
@@ -101,7 +106,7 @@ def random_marks(alphabet: str, length: int, seed: int) -> Iterator[str]:
         (WindowRule(), "aAAAA!AAAA#AAAA", None),
         (WindowRule(2), "ABBA" + "AA", 6),
         (WindowRule(1), "-A", 2),
-        # short-m@k: whoever finished, with an answer or without.
+        # short-m@k: finished samples, with an answer or without.
         (FirstRule(), "ABC", 3),
         (FirstRule(), "A~!#aB-", 7),
         (FirstRule(), "AB", None),
@@ -129,10 +134,10 @@ def test_a_rule_is_settled_by_exactly_this_sample(
     assert stop(rule, chains(marks)) == expected
 
 
-def test_running_samples_count_for_the_budget_only() -> None:
+def test_samples_in_flight_count_for_the_budget_only() -> None:
     assert TokenBudgetRule(100).is_settled([], 100, equal)
     assert not TokenBudgetRule(101).is_settled(chains("AAAA"), 100, equal)
-    for rule in (Never(), PosteriorRule(), WindowRule(), FirstRule(), ConsensusRule()):
+    for rule in (PosteriorRule(), WindowRule(), FirstRule(), ConsensusRule()):
         assert not rule.is_settled([], 10**9, equal)
 
 
@@ -150,8 +155,8 @@ def test_failed_and_aborted_samples_are_no_evidence(rule: Rule) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_the_order_in_which_samples_ended_is_of_no_account(rule: Rule) -> None:
     for marks in ("AABAA!", "AAAAB", "AAA~A", "BBBAAA"):
-        said = {rule.is_settled(order, 0, equal) for order in permutations(chains(marks))}
-        assert len(said) == 1
+        verdicts = {rule.is_settled(order, 0, equal) for order in permutations(chains(marks))}
+        assert len(verdicts) == 1
 
 
 def test_answers_are_compared_as_the_vote_compares_them() -> None:
@@ -165,7 +170,7 @@ def test_answers_are_compared_as_the_vote_compares_them() -> None:
 
 
 def integrated(first: int, second: int) -> float:
-    """The paper's integral, normalised, as the authors' code computes it."""
+    """Return the paper's integral, normalised, as the authors' code computes it."""
 
     def density(x: float) -> float:
         return x**first * (1 - x) ** second
@@ -212,7 +217,7 @@ def test_the_posterior_rule_stops_where_integration_does(confidence: float) -> N
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_the_window_rule_stops_with_the_first_whole_window_that_agrees(size: int) -> None:
+def test_the_window_rule_stops_with_the_first_window_that_agrees(size: int) -> None:
     def by_hand(ended: Sequence[Sample]) -> int | None:
         for count in range(1, len(ended) + 1):
             there = {sample.index: sample for sample in ended[:count]}
@@ -280,3 +285,39 @@ def test_the_consensus_rule_stops_at_the_leaders_share_of_the_weight(weighed: bo
 def test_a_rule_that_cannot_work_is_refused(make: Callable[[], object], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         make()
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 64])
+def test_group_confidence_is_the_mean_of_the_last_window(window: int) -> None:
+    rng = random.Random(window)
+    tokens = [rng.uniform(0, 20) for _ in range(500)]
+    group, lowest = GroupConfidence(window), math.inf
+    assert group.lowest is None
+    for count, token in enumerate(tokens, 1):
+        now = group.push(token)
+        if count < window:
+            assert now is None
+            assert group.lowest == pytest.approx(sum(tokens[:count]) / count)
+        else:
+            mean = sum(tokens[count - window : count]) / window
+            lowest = min(lowest, mean)
+            assert now == pytest.approx(mean, rel=1e-12)
+            assert group.lowest == pytest.approx(lowest, rel=1e-12)
+
+
+def test_a_rounding_error_does_not_outlive_its_window() -> None:
+    group = GroupConfidence(100)
+    for token in (1e15, *(0.1 for _ in range(250))):
+        now = group.push(token)
+    assert now == pytest.approx(0.1, rel=1e-12)
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.25, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 16, 17])
+def test_the_threshold_is_the_percentile_of_the_warm_up(keep: float, count: int) -> None:
+    rng = random.Random(count)
+    lowest = [rng.uniform(5, 25) for _ in range(count)]
+    threshold = confidence_threshold(lowest, keep)
+    assert threshold == pytest.approx(np.percentile(lowest, 100 - 100 * keep))
+    kept = sum(confidence >= threshold for confidence in lowest)
+    assert abs(kept - keep * count) <= 1

@@ -1,6 +1,6 @@
-"""What stopping early costs and saves, over 20,000 questions whose answers have known chances.
+"""The cost and the savings of stopping early, over 20,000 questions with known probabilities.
 
-The rules decide, on every state that occurs; walking the questions is vectorised. Expected values
+The rules decide on every state that occurs; walking the questions is vectorised. Expected values
 come from theory: dynamic programming over the votes, closed forms, and Bayes' rule. Bands are four
 standard errors of the 20,000, so that a right rule fails one of these tests in some thousand runs.
 """
@@ -27,32 +27,32 @@ WINDOW = 5
 CONFIDENCE = 0.95
 ERRORS = 4.0
 TAIL = 3e-5
-"""What a normal distribution has beyond four standard errors."""
+"""Probability of a normal distribution beyond four standard errors."""
 
 Answers = NDArray[np.int64]  # [questions, N]
 Stops = Callable[[int, int, int], bool]
 
 
-def draw(chances: NDArray[np.float64], seed: int) -> Answers:
-    """Answers 0, 1, … of each question, one after the other, with the question's chances."""
+def answers_of(chances: NDArray[np.float64], seed: int) -> Answers:
+    """Sample answers 0, 1, … of each question, one after the other, by its probabilities."""
     uniform = np.random.default_rng(seed).random((len(chances), N, 1))
     return (uniform > np.cumsum(chances, axis=1)[:, None, :-1]).sum(-1)
 
 
 def count_votes(answers: Answers, num_answers: int) -> NDArray[np.int64]:
-    """Votes after each sample: [questions, N, answers]."""
+    """Count the votes after each sample: [questions, N, answers]."""
     return np.cumsum(answers[:, :, None] == np.arange(num_answers), axis=1)
 
 
 def leaders(answers: Answers, num_answers: int) -> Answers:
-    """The vote's winner after each sample; at a tie the answer with the earlier sample."""
+    """Return the winner after each sample; at a tie the answer with the earlier sample."""
     given = answers[:, :, None] == np.arange(num_answers)
     first = np.where(given.any(1), given.argmax(1), N)
     return (count_votes(answers, num_answers) * (N + 1) - first[:, None, :]).argmax(-1)
 
 
 def posterior_stops(answers: Answers, num_answers: int) -> NDArray[np.int64]:
-    """After how many samples `PosteriorRule` stops; N + 1 where it does not."""
+    """Return the number of samples at which `PosteriorRule` stops; N + 1 if it does not."""
     settled = np.zeros((N + 1, N + 1), bool)
     for first, second in product(range(N + 1), repeat=2):
         if first >= second and first + second <= N:
@@ -63,7 +63,7 @@ def posterior_stops(answers: Answers, num_answers: int) -> NDArray[np.int64]:
 
 
 def window_stops(answers: Answers, num_answers: int) -> NDArray[np.int64]:
-    """After how many samples `WindowRule` stops; N + 1 where it does not."""
+    """Return the number of samples at which `WindowRule` stops; N + 1 if it does not."""
     agrees = np.zeros((num_answers,) * WINDOW, bool)
     for window in product(range(num_answers), repeat=WINDOW):
         ended = [make_sample(i, str(answer)) for i, answer in enumerate(window)]
@@ -75,28 +75,28 @@ def window_stops(answers: Answers, num_answers: int) -> NDArray[np.int64]:
 
 
 def first_true(settled: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The first sample of each question at which it is settled, from 1; N + 1 for none."""
+    """Return the first sample, from 1, at which each question is settled; N + 1 for none."""
     return np.where(settled.any(1), settled.argmax(1), N) + 1
 
 
 def exact(chance: Callable[[int, int], float], stops: Stops) -> tuple[float, float, float]:
-    """Expected samples, their square, and the chance that the vote at the stop and the vote of all
-    N differ, for a question with two answers.
+    """Return, for a question with two answers, the expected samples, their square, and the
+    probability that the vote at the stop and the vote of all N differ.
 
     Args:
-        chance: of the answer that came first, after so many votes for it and for the other.
-        stops: the rule, of these votes and the number of equal answers at the end.
+        chance: probability of the answer that came first, given its votes and the other's.
+        stops: the rule, given these votes and the number of equal answers at the end.
     """
 
     @cache
     def kept(a: int, b: int) -> float:
-        """Chance that the answer that came first wins in the end, as it does at a tie."""
+        """Return the probability that the answer that came first wins, as it does at a tie."""
         if a + b == N:
             return float(a >= b)
         p = chance(a, b)
         return p * kept(a + 1, b) + (1 - p) * kept(a, b + 1)
 
-    states = {(1, 0, 1): 1.0}  # signed: how many of the last answers are equal
+    states = {(1, 0, 1): 1.0}  # the third number: equal answers at the end, signed
     samples = squares = differ = 0.0
     for count in range(1, N + 1):
         following: dict[tuple[int, int, int], float] = {}
@@ -116,29 +116,29 @@ def exact(chance: Callable[[int, int], float], stops: Stops) -> tuple[float, flo
 
 
 def beta_stops(a: int, b: int, run: int) -> bool:
-    """Adaptive-Consistency, read from its paper: SciPy's Beta posterior."""
+    """Decide as Adaptive-Consistency's paper says, by SciPy's Beta posterior."""
     return bool(beta.sf(0.5, max(a, b) + 1, min(a, b) + 1) >= CONFIDENCE)
 
 
 def window_agrees(a: int, b: int, run: int) -> bool:
-    """ESC, read from its paper: a window ends here, and all of its answers are equal."""
+    """Decide as ESC's paper says: a window ends here, and all of its answers are equal."""
     return (a + b) % WINDOW == 0 and run >= WINDOW
 
 
 def question(p: float, stops: Stops) -> tuple[float, float, float]:
-    """`exact` for a question whose more probable answer has chance p: either may come first."""
+    """Return `exact` for a question whose more probable answer has probability p."""
     sides = [(q, exact(lambda a, b, q=q: q, stops)) for q in (p, 1 - p)]
     samples, squares, differ = (sum(q * found[i] for q, found in sides) for i in range(3))
     return samples, squares, differ
 
 
 def deviation(mean: float, squares: float) -> float:
-    """Standard error of the mean over all questions."""
+    """Return the standard error of the mean over all questions."""
     return math.sqrt((squares - mean**2) / QUESTIONS)
 
 
 def test_the_vectorised_vote_is_the_vote() -> None:
-    answers = draw(np.random.default_rng(0).dirichlet(np.ones(4), 50), seed=1)
+    answers = answers_of(np.random.default_rng(0).dirichlet(np.ones(4), 50), seed=1)
     found = leaders(answers, 4)
     for row, leader in zip(answers, found, strict=True):
         samples = [make_sample(i, str(answer)) for i, answer in enumerate(row)]
@@ -164,14 +164,13 @@ def test_the_vectorised_vote_is_the_vote() -> None:
 def test_two_answers_cost_and_save_what_dynamic_programming_expects(
     rule: str, p: float, samples: float, differ: float
 ) -> None:
-    """Of 40 samples so many are drawn; so often the stopped vote is not the full one."""
     find_stops, stops = {
         "adaptive": (posterior_stops, beta_stops),
         "esc": (window_stops, window_agrees),
     }[rule]
     expected, squares, differing = question(p, stops)
     assert (expected, differing) == pytest.approx((samples, differ), rel=0.02)
-    answers = draw(np.tile([p, 1 - p], (QUESTIONS, 1)), seed=round(100 * p))
+    answers = answers_of(np.tile([p, 1 - p], (QUESTIONS, 1)), seed=round(100 * p))
     stopped = np.minimum(find_stops(answers, 2), N)
     assert abs(stopped.mean() - expected) <= ERRORS * deviation(expected, squares)
     vote = leaders(answers, 2)
@@ -181,9 +180,9 @@ def test_two_answers_cost_and_save_what_dynamic_programming_expects(
 
 
 def test_adaptive_is_wrong_as_rarely_as_its_posterior_says() -> None:
-    # Two answers and any chances, all as likely: what the paper's prior assumes.
+    # Two answers with any probabilities, all equally likely: the paper's prior.
     chances = np.random.default_rng(7).random(QUESTIONS)
-    answers = draw(np.stack([chances, 1 - chances], axis=1), seed=8)
+    answers = answers_of(np.stack([chances, 1 - chances], axis=1), seed=8)
     found = posterior_stops(answers, 2)
     early, stopped = found <= N, np.minimum(found, N)
     at = np.arange(QUESTIONS), stopped - 1
@@ -206,7 +205,7 @@ def test_adaptive_with_more_answers_is_wrong_no_more_than_its_posteriors_add_up_
     # Five answers, all chances as likely. For each rival the paper's posterior is exact, given that
     # one of the two is answered, and each of four rivals may be the more probable one.
     chances = np.random.default_rng(9).dirichlet(np.ones(5), QUESTIONS)
-    answers = draw(chances, seed=10)
+    answers = answers_of(chances, seed=10)
     found = posterior_stops(answers, 5)
     early = found <= N
     at = np.arange(QUESTIONS), np.minimum(found, N) - 1
@@ -222,7 +221,7 @@ def test_adaptive_with_more_answers_is_wrong_no_more_than_its_posteriors_add_up_
 
 def test_esc_stops_as_often_and_as_wrongly_as_its_windows_agree() -> None:
     chances = np.random.default_rng(11).dirichlet(np.full(5, 0.3), QUESTIONS)
-    answers = draw(chances, seed=12)
+    answers = answers_of(chances, seed=12)
     found = window_stops(answers, 5)
     early, stopped = found <= N, np.minimum(found, N)
     agreed = answers[np.arange(QUESTIONS), stopped - 1]

@@ -1,4 +1,4 @@
-"""The vote: the same whatever order samples end in, and each sample counted exactly once."""
+"""The vote: the same in whatever order samples end, and each sample counted exactly once."""
 
 import random
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def as_numbers(a: str, b: str) -> bool:
 
 
 def within_one(a: str, b: str) -> bool:
-    """Equality that is symmetric but not transitive, as math-verify's is."""
+    """Compare symmetrically but not transitively, as math-verify does."""
     return abs(float(a) - float(b)) <= 1
 
 
@@ -53,7 +53,7 @@ def test_at_a_tie_the_group_with_the_earlier_sample_wins() -> None:
 
 
 def of_order(order: Order, *samples: tuple[str, int, float | None]) -> str:
-    """The answers of a vote as an order ranks them."""
+    """Return the answers of a vote as an order ranks them."""
     made = [
         make_sample(index, answer, num_tokens=num_tokens, confidence=confidence)
         for index, (answer, num_tokens, confidence) in enumerate(samples)

@@ -1,9 +1,9 @@
-"""Verdicts that were written by hand, and where they part from math-verify's own.
+"""Verdicts that were written by hand, and their differences from math-verify's own.
 
 A row of `tests/golden/answers.jsonl` has a gold answer, a prediction, whether that is correct, and
-why. With `reply`, the prediction is a whole text that the answer has to be found in. `known_miss`
-says why we still get it wrong. `math_verify` argues for our verdict where math-verify by itself,
-used as its README says, comes to another one.
+why. With `reply`, the prediction is a text in which the answer has to be found. `known_miss` says
+why our verdict is still wrong. `math_verify` argues for our verdict if math-verify, used as its
+README says, comes to another one.
 """
 
 import json
@@ -26,26 +26,26 @@ NUMBERS = range(len(ROWS))
 
 
 def name(number: int) -> str:
-    """The row's line in the file, and what it compares."""
+    """Return the row's line in the file, and the answers that it compares."""
     row = ROWS[number]
     return f"{number + 1}: {row['gold'][:20]} {row['prediction'][:30]}"
 
 
 @pytest.fixture(scope="module")
 def verdicts() -> Iterator[list[bool]]:
-    """Ours, of all rows."""
+    """Return our verdicts on all rows."""
     with EquivalenceChecker() as checker, ThreadPoolExecutor(2) as pool:
         yield list(pool.map(lambda row: verdict(row, checker), ROWS))
 
 
 def verdict(row: Row, checker: EquivalenceChecker) -> bool:
-    """Ours."""
+    """Return our verdict."""
     answer = extract_answer(row["prediction"]) if "reply" in row else row["prediction"]
     return Grader(AnswerKind(row["kind"]), checker).correct(row["gold"], answer)
 
 
 def verdict_of_math_verify(row: Row) -> bool:
-    """Its own, with all its defaults; an answer by itself is put in a box, as a reply has it."""
+    """Return math-verify's verdict, with its defaults; an answer is put in a box as in a reply."""
     from math_verify import parse, verify
 
     text = row["prediction"] if "reply" in row else rf"\boxed{{{row['prediction']}}}"

@@ -1,4 +1,4 @@
-"""What `lim proxy` reads out of a chat completion: pure."""
+"""`lim proxy` reads chat completions."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ DEFAULTS = Sampling(max_tokens=100)
 
 
 def read(**fields: Any) -> VoteRequest | None:
-    """The request of one question."""
+    """Read the request of one question."""
     body = {"messages": [{"role": "user", "content": "2 + 2?"}], **fields}
     return read_request(body, PROGRAMS, DEFAULTS)
 
 
 def read_vote(**fields: Any) -> VoteRequest:
-    """The same, where it is a vote."""
+    """Read a request that is a vote."""
     found = read(**fields)
     assert found is not None
     return found
@@ -61,12 +61,12 @@ def test_a_model_string_names_a_program_or_a_model(model: Any, expected: Any) ->
         ("adaptive?confidence=0.9&confidence=0.8", "each name once"),
     ],
 )
-def test_a_slip_in_a_model_string_is_refused(model: str, words: str) -> None:
+def test_a_typing_error_in_a_model_string_is_refused(model: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         read_model(model, PROGRAMS)
 
 
-def test_what_is_no_vote_is_not_looked_at() -> None:
+def test_a_request_that_is_no_vote_is_not_checked() -> None:
     assert read_request({"model": "x", "messages": "?", "n": 3}, PROGRAMS, DEFAULTS) is None
     assert read_request({"lim": None}, PROGRAMS, DEFAULTS) is None
 
@@ -91,13 +91,13 @@ def test_an_empty_field_asks_for_the_default_vote() -> None:
     assert read_vote(model="single").samples == 1
 
 
-def test_nothing_may_be_said_twice_and_differ() -> None:
+def test_model_string_and_field_may_not_differ() -> None:
     assert read_vote(model="majority@4", lim={"samples": 4, "program": "majority"}).samples == 4
     with pytest.raises(ConfigError, match="differ in program, samples"):
         read(model="majority@4", lim={"samples": 5, "program": "adaptive"})
 
 
-def test_sampling_is_the_requests_then_the_proxys() -> None:
+def test_sampling_parameters_are_the_requests_then_the_proxys() -> None:
     asked = read_vote(model="majority", temperature=0, top_k=-1, max_completion_tokens=7, seed=0)
     assert asked.sampling == Sampling(max_tokens=7, temperature=0, top_k=-1, seed=0)
     assert read_vote(model="majority", max_tokens=9).sampling.max_tokens == 9
@@ -112,23 +112,23 @@ def test_messages_are_passed_as_they_are() -> None:
         {"role": "assistant", "content": "y"},
         {"role": "user", "content": parts},
     ]
-    told = read_vote(model="majority", messages=turns).messages
-    assert [turn["content"] for turn in told] == ["Be brief.", "{x}", "y", "2 + 2?"]
+    messages = read_vote(model="majority", messages=turns).messages
+    assert [turn["content"] for turn in messages] == ["Be brief.", "{x}", "y", "2 + 2?"]
 
 
-def test_thoughts_of_an_earlier_answer_are_not_said_again() -> None:
+def test_thoughts_of_an_earlier_answer_are_left_out() -> None:
     answer = {"role": "assistant", "content": "4", "reasoning_content": "hm"}
     turns = [{"role": "user", "content": "2 + 2?"}, answer, {"role": "user", "content": "Sure?"}]
-    told = read_vote(model="majority", messages=turns).messages
-    assert told[1] == {"role": "assistant", "content": "4"}
+    messages = read_vote(model="majority", messages=turns).messages
+    assert messages[1] == {"role": "assistant", "content": "4"}
 
 
-def test_the_projects_instruction_is_added_where_it_is_asked_for() -> None:
+def test_the_projects_instruction_is_added_on_request() -> None:
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "{2} + 2?"}]
-    told = read_vote(messages=turns, lim={"template": "math"}).messages
-    assert told[0]["content"] == "s"
-    assert told[1]["content"].startswith("{2} + 2?\n\nPlease reason")
-    assert told[1]["content"].endswith("\\boxed{}.")
+    system, user = read_vote(messages=turns, lim={"template": "math"}).messages
+    assert system["content"] == "s"
+    assert user["content"].startswith("{2} + 2?\n\nPlease reason")
+    assert user["content"].endswith("\\boxed{}.")
     with pytest.raises(ConfigError, match="last message"):
         read(messages=[{"role": "assistant", "content": "4"}], lim={"template": "math"})
 
@@ -166,7 +166,9 @@ def test_the_projects_instruction_is_added_where_it_is_asked_for() -> None:
         ({"lim": {"template": "poem"}}, "lim.template: "),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_in_words(fields: dict[str, Any], words: str) -> None:
+def test_a_field_that_cannot_be_honoured_is_refused_in_words(
+    fields: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         read(**{"model": "majority", **fields})
 
@@ -176,7 +178,7 @@ def test_all_reasons_are_given_at_once() -> None:
         read(model="majority", n=2, tools=[1], temperature=9)
 
 
-def test_fields_that_ask_for_nothing_are_no_reason() -> None:
+def test_fields_that_ask_for_nothing_are_ignored() -> None:
     neutral = {"n": 1, "tools": [], "logprobs": False, "stop": None, "presence_penalty": 0}
     neutral |= {"separate_reasoning": True, "chat_template_kwargs": {}}
     assert read(model="majority", user="me", response_format={"type": "text"}, **neutral)

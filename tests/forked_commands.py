@@ -1,6 +1,6 @@
-"""Commands in processes of their own that need not load SGLang's frontend anew: seconds each.
+"""`lim` commands in processes of their own that share one import of SGLang's frontend: 10 s.
 
-As a script, this is the process that has loaded it; it forks for each command.
+As a script, this is the process that has imported it and forks for each command.
 """
 
 import json
@@ -18,23 +18,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Command:
-    """One that was started."""
+    """A command that was started."""
 
     parent: "Forker"
     pid: int
     folder: Path
 
     def interrupt(self) -> None:
-        """Ctrl-C."""
-        os.killpg(self.pid, signal.SIGINT)
+        """Press Ctrl-C."""
+        self.send(signal.SIGINT)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the command and its children."""
+        os.killpg(self.pid, number)
 
     def wait(self, timeout_s: float = 60.0) -> int:
-        """Its exit code; fails the test where it has not ended in time."""
+        """Return the exit code; fails the test if the command has not ended in time."""
         deadline = time.monotonic() + timeout_s
         while (code := self.parent.ask({"poll": self.pid})) is None:
             if time.monotonic() > deadline:
@@ -46,12 +50,12 @@ class Command:
 
     @property
     def output(self) -> str:
-        """What it has printed."""
+        """Its standard output so far."""
         return (self.folder / "stdout").read_text()
 
     @property
     def error(self) -> str:
-        """What it has said beside that."""
+        """Its standard error so far."""
         return (self.folder / "stderr").read_text()
 
 
@@ -63,10 +67,17 @@ class Forker:
 
     def start(self, folder: Path, *words: str) -> Command:
         """Run `lim` with these words, or the script that is the first of them."""
+        for name in ("stdout", "stderr"):
+            (folder / name).touch()
         return Command(self, self.ask({"words": words, "folder": str(folder)}), folder)
 
+    def run(self, folder: Path, *words: str, timeout_s: float = 60.0) -> tuple[int, Command]:
+        """Run a command to its end; return its exit code, too."""
+        command = self.start(folder, *words)
+        return command.wait(timeout_s), command
+
     def ask(self, order: dict[str, Any]) -> Any:
-        """What it answers to an order."""
+        """Return the answer to an order."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -76,9 +87,9 @@ class Forker:
 
 @contextmanager
 def forking() -> Iterator[Forker]:
-    """Load the frontend once."""
+    """Import the frontend once, in a process that forks until the block ends."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.programs.forking"],
+        [sys.executable, "-m", "tests.forked_commands"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -91,7 +102,7 @@ def forking() -> Iterator[Forker]:
 
 def _serve() -> None:
     import lim_sglang.cli
-    import lim_sglang.programs.sampler  # noqa: F401 - what takes so long
+    import lim_sglang.programs.sampler  # noqa: F401 - imports the frontend
 
     for line in sys.stdin:
         order = json.loads(line)
@@ -104,6 +115,7 @@ def _serve() -> None:
             _become(Path(order["folder"]))
             _end(_run(order["words"]))
         _answer(pid)
+    _end(0)
 
 
 def _answer(content: int | None) -> None:
@@ -112,21 +124,21 @@ def _answer(content: int | None) -> None:
 
 
 def _become(folder: Path) -> None:
-    """A process with its own group, streams and Ctrl-C."""
+    """Take a process group, streams, and Python's reaction to Ctrl-C."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream, (name, flags) in enumerate(
         (
             ("/dev/null", os.O_RDONLY),
-            (str(folder / "stdout"), os.O_WRONLY | os.O_CREAT),
-            (str(folder / "stderr"), os.O_WRONLY | os.O_CREAT),
+            (str(folder / "stdout"), os.O_WRONLY),
+            (str(folder / "stderr"), os.O_WRONLY),
         )
     ):
         os.dup2(os.open(name, flags, 0o600), stream)
 
 
 def _run(words: list[str]) -> int:
-    """The exit code that Python would give it."""
+    """Run a command and return the exit code that Python would give it."""
     from lim_sglang.cli import main
 
     try:
@@ -146,7 +158,7 @@ def _run(words: list[str]) -> int:
 
 
 def _end(code: int) -> NoReturn:
-    """Wait for all threads, as Python does, but do not take two seconds to free the modules."""
+    """Wait for all threads, as Python does, but skip the two seconds of freeing the modules."""
     threading._shutdown()  # type: ignore[attr-defined]
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""What the fake server says is what SGLang would say, in its own words."""
+"""The fake server answers as SGLang does, compared with SGLang's own code."""
 
 import json
 from threading import Thread
@@ -14,9 +14,15 @@ from sglang.srt.entrypoints.openai.protocol import (
 )
 from sglang.srt.entrypoints.openai.sse_utils import build_sse_content
 
-from lim_sglang.programs.chat import switched
-from tests.fakes.sglang_server import FakeServer, eventually, serving
-from tests.programs.chains import END_OF_TURN, Chain, endless
+from lim_sglang.programs.chat import thinking_switch
+from tests.fakes.sglang_server import (
+    END_OF_TURN,
+    Chain,
+    FakeServer,
+    endless,
+    eventually,
+    serving,
+)
 
 USAGE = {"include_usage": True, "continuous_usage_stats": True}
 LOGPROBS = {"logprobs": True, "top_logprobs": 2}
@@ -29,7 +35,7 @@ def complete(fake: FakeServer, body: dict[str, Any]) -> httpx.Response:
 
 
 def abort(fake: FakeServer, rid: str) -> None:
-    """Ask for an end."""
+    """Abort a request."""
     assert httpx.post(f"{fake.url}/abort_request", json={"rid": rid}).status_code == 200
 
 
@@ -89,23 +95,23 @@ def test_an_abort_ends_all_that_begin_with_a_known_id(stream: bool) -> None:
     assert '"finish_reason":"stop"' in found["b"].replace(" ", "")
     assert all('"finish_reason":"abort"' in found[r].replace(" ", "") for r in ("a", "ab"))
     assert fake.in_flight == 0
-    assert not fake.hung_up
+    assert not fake.disconnected
 
 
-def test_who_hangs_up_ends_the_request() -> None:
+def test_a_client_that_disconnects_ends_its_request() -> None:
     with serving(lambda _: endless("some")) as fake:
         with httpx.stream("POST", f"{fake.url}/v1/chat/completions", json=STREAM) as response:
             next(response.iter_bytes())
         assert eventually(lambda: fake.in_flight == 0)
-    assert fake.hung_up == ["r"]
+    assert fake.disconnected == ["r"]
 
 
 @pytest.mark.parametrize("thinking", [True, False])
-def test_a_tokenizer_is_asked_as_sglang_has_it(thinking: bool) -> None:
+def test_the_tokenizer_takes_the_requests_of_sglangs(thinking: bool) -> None:
     messages = [{"role": "user", "content": "Do you think?"}]
     bodies = [
         {"prompt": "<think> hm </think>", "add_special_tokens": False},
-        {"messages": messages, **switched(thinking)},
+        {"messages": messages, **thinking_switch(thinking)},
     ]
     with serving(lambda _: Chain(())) as fake:
         found = [httpx.post(f"{fake.url}/v1/tokenize", json=body).json() for body in bodies]

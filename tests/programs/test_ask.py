@@ -1,0 +1,388 @@
+"""`lim ask` and the programs' own files, as commands; the vote as a person sees it."""
+
+import io
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from lim_sglang.programs.ask import (
+    MAX_ROWS,
+    VoteDisplay,
+    answer_so_far,
+    in_flight_table,
+    result_line,
+    sample_line,
+    speed_line,
+    vote_line,
+)
+from lim_sglang.programs.backend import InFlightSample
+from lim_sglang.programs.chat import StreamReader
+from lim_sglang.programs.program import PROGRAMS, Outcome, outcome_record
+from lim_sglang.programs.schema import Sample, SampleState
+from lim_sglang.programs.vote import tally
+from tests.builders import make_sample
+from tests.fakes.openai_server import Streamed, serving_openai
+from tests.fakes.sglang_server import completion, endless, eventually, serving
+from tests.forked_commands import ROOT, Command, Forker
+from tests.programs.harness import by_sample
+
+QUESTION = "What is 17 * 23?"
+NOBODY = "http://127.0.0.1:9"
+OPTIONS = {"confidence": ("warm_up=2",), "early_stop": ("window=3",), "budget": ("tokens=28",)}
+NUM_TAKEN = {"single": 1, "majority": 8, "adaptive": 4, "early_stop": 3, "short": 3}
+NUM_TAKEN |= {"confidence": 2, "budget": 4}
+"""Samples taken of eight that agree and have 7 tokens each, one after the other."""
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_programs_file_is_a_script_whose_record_holds_vote_and_samples(
+    program: str, forker: Forker, tmp_path: Path
+) -> None:
+    script = str(ROOT / "programs" / f"{program}.py")
+    settings = [word for text in OPTIONS.get(program, ()) for word in ("--set", text)]
+    with serving(lambda _: completion("\\boxed{391}"), deterministic=True) as fake:
+        code, command = forker.run(
+            tmp_path,
+            *(script, QUESTION, "--url", fake.url, "--json", *settings),
+            *("--samples", "8", "--parallel", "1", "--seed", "40"),
+        )
+        assert code == 0, command.error
+    record = json.loads(command.output)
+    assert fake.most_running == 1
+    num_taken = NUM_TAKEN[program]
+    assert record["question"] == QUESTION
+    assert record["program"] == program
+    assert record["answer"] == "391"
+    assert record["server"]["url"] == fake.url
+    assert record["messages"][0]["role"] == "user"
+    assert [(vote["answer"], vote["votes"]) for vote in record["votes"]] == [("391", num_taken)]
+    assert record["tokens_spent"] == 7 * num_taken
+    left = record["samples_asked"] - num_taken
+    assert record["samples_asked"] == (1 if program == "single" else 8)
+    assert record["tokens_saved_estimate"] == 7 * left
+    assert record["settled_early"] == (left > 0)
+    assert 0 < record["seconds"] < 60
+    assert [sample["seed"] for sample in record["samples"]] == list(range(40, 40 + num_taken))
+    assert all(sample["seed_honoured"] for sample in record["samples"])
+    assert {sample["state"] for sample in record["samples"]} == {"finished"}
+    assert set(PROGRAMS[program].options) <= set(record["options"])
+    assert len(fake.requests) == num_taken
+
+
+def test_the_last_line_is_the_answer_and_each_sample_has_a_line(
+    forker: Forker, tmp_path: Path
+) -> None:
+    with serving(lambda _: completion("\\boxed{391}")) as fake:
+        words = ("ask", QUESTION, "--samples", "3", "--url", fake.url)
+        code, command = forker.run(tmp_path, *words)
+    assert code == 0, command.error
+    assert command.output.startswith("answer: 391  (3 of 3 votes, 21 tokens")
+    assert command.output.count("\n") == 1
+    assert command.error.count("391  (7 tokens") == 3
+
+
+def test_a_vote_by_openais_api_and_its_record(forker: Forker, tmp_path: Path) -> None:
+    answer = Streamed(("It is ", "\\boxed{3}."), num_tokens=9)
+    with serving_openai(lambda _: answer, key="k") as fake:
+        code, command = forker.run(
+            tmp_path,
+            *("ask", "What is 1 + 2?", "--samples", "3", "--json", "--temperature", "0.8"),
+            *("--api", "openai", "--base-url", f"{fake.url}/v1", "--api-key", "k"),
+        )
+    assert code == 0, command.error
+    assert "small by OpenAI's API, which has no top_k" in command.error
+    record = json.loads(command.output)
+    assert (record["answer"], record["tokens_spent"]) == ("3", 27)
+    assert record["server"]["api"] == "openai"
+    sampling = {name: record["sampling"][name] for name in ("temperature", "top_p", "top_k")}
+    assert sampling == {"temperature": 0.8, "top_p": 0.95, "top_k": -1}
+    assert not any(sample["seed_honoured"] for sample in record["samples"])
+    assert {(r["temperature"], r["top_p"]) for r in fake.requests} == {(0.8, 0.95)}
+    assert not any("top_k" in request for request in fake.requests)
+
+
+def test_an_evaluation_says_which_api_it_used(forker: Forker, tmp_path: Path) -> None:
+    row = {"problem": "What is 1 + 2?", "answer": "3"}
+    (tmp_path / "math500.jsonl").write_text(json.dumps(row) + "\n")
+    out = tmp_path / "run"
+    with serving_openai(lambda _: Streamed(("\\boxed{3}",), num_tokens=9)) as fake:
+        code, command = forker.run(
+            tmp_path,
+            *("eval", "math500", "--data-dir", str(tmp_path), "--out", str(out), "--samples", "2"),
+            *("--api", "openai", "--url", fake.url, "--model", "small", "--top-k", "40"),
+        )
+    assert code == 0, command.error
+    settings = json.loads((out / "run.json").read_text())["settings"]
+    assert (settings["api"], settings["server"]["model_path"]) == ("openai", "small")
+    assert (settings["sampling"]["temperature"], settings["sampling"]["top_k"]) == (0.6, 40)
+    assert {request["top_k"] for request in fake.requests} == {40}
+    assert len((out / "samples.jsonl").read_text().splitlines()) == 2
+
+
+def test_aborted_samples_are_in_the_record(forker: Forker, tmp_path: Path) -> None:
+    good = {index: completion("\\boxed{391}") for index in (1, 4, 5)}
+    with serving(by_sample(good, endless("let me", " see"))) as fake:
+        code, command = forker.run(
+            tmp_path,
+            *("ask", QUESTION, "--program", "short", "--url", fake.url, "--json"),
+            *("--samples", "6", "--seed", "0"),
+        )
+        assert code == 0, command.error
+        assert eventually(lambda: fake.in_flight == 0)
+    record = json.loads(command.output)
+    assert record["without_vote"]["aborted"] == 3
+    assert record["tokens_saved_estimate"] == 3 * (7 - 2)
+    aborted = {sample["rid"] for sample in record["samples"] if sample["state"] == "aborted"}
+    assert set(fake.aborted) == aborted
+    assert not any(sample["seed_honoured"] for sample in record["samples"])
+
+
+def refused(command: Command, message: str) -> None:
+    """Check that a command refused its options in words, with no other output."""
+    assert message in " ".join(command.error.split())
+    assert "Traceback" not in command.error
+    assert command.output == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--program", "oracle"), "error: unknown program 'oracle'; known, and when each stops:"),
+        (("--set", "window=3"), "error: the program majority has no option window; it has: none"),
+        (("--program", "adaptive", "--set", "confidence=2"), "confidence: expected above 0.5"),
+        (("--set", "window"), "--set takes NAME=VALUE with a number"),
+        (("--template", "no question"), "must hold {question} exactly once"),
+    ],
+)
+def test_bad_options_are_refused_before_any_sample(
+    words: tuple[str, ...], message: str, forker: Forker, tmp_path: Path
+) -> None:
+    with serving(lambda _: completion("\\boxed{391}")) as fake:
+        code, command = forker.run(tmp_path, "ask", QUESTION, "--url", fake.url, *words)
+    assert code != 0
+    refused(command, message)
+    assert not fake.requests
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--program", "majorty"), "unknown program 'majorty'"),
+        (("--api", "grpc"), "'grpc'"),
+        (("--model", "small"), "--model goes with --api openai"),
+        (("--api", "openai", "--thinking-budget", "9"), "--thinking-budget needs --api sglang"),
+        (("--thinking-budget", "2048"), "leaves nothing of max_tokens 2,048 to answer"),
+        (("--top-p", "0"), "0 leaves no token to sample from"),
+        (("--top-k", "0"), "0 leaves no token to sample from"),
+    ],
+)
+def test_impossible_options_are_refused_before_a_server_is_asked(
+    words: tuple[str, ...], message: str, forker: Forker, tmp_path: Path
+) -> None:
+    code, command = forker.run(tmp_path, "ask", QUESTION, "--url", NOBODY, *words)
+    assert code == 2
+    refused(command, message)
+
+
+def test_a_question_mark_lists_when_each_program_stops(forker: Forker, tmp_path: Path) -> None:
+    code, command = forker.run(tmp_path, "ask", "--program", "?")
+    assert code == 0, command.error
+    for (name, program), line in zip(PROGRAMS.items(), command.output.splitlines(), strict=True):
+        assert line.split()[0] == name
+        assert program.stops_when in line
+        assert program.source in line
+
+
+@pytest.mark.parametrize("program", ["majority", "confidence", "early_stop"])
+def test_ctrl_c_ends_it_soon_and_leaves_nothing_at_the_server(
+    program: str, forker: Forker, tmp_path: Path
+) -> None:
+    with serving(lambda _: endless("let me")) as fake:
+        words = ("ask", QUESTION, "--program", program, "--url", fake.url, "--json")
+        command = forker.start(tmp_path, *words, "--samples", "5")
+        assert eventually(lambda: fake.num_tokens == 5, 60)
+        start_s = time.monotonic()
+        command.interrupt()
+        assert command.wait() == 130
+        assert time.monotonic() - start_s < 3.0
+        assert eventually(lambda: fake.in_flight == 0)
+    assert set(fake.aborted) == {body["rid"] for body in fake.requests}
+    assert "interrupted" in command.error
+    assert "Traceback" not in command.error
+    assert command.output == ""
+
+
+def test_ctrl_c_does_not_wait_for_a_server_that_hangs(forker: Forker, tmp_path: Path) -> None:
+    with serving(lambda _: endless("let me"), answers_aborts=False) as fake:
+        command = forker.start(tmp_path, "ask", QUESTION, "--url", fake.url, "--samples", "3")
+        assert eventually(lambda: fake.num_tokens == 3, 60)
+        start_s = time.monotonic()
+        command.interrupt()
+        assert command.wait(30) == 130
+        assert time.monotonic() - start_s < 15.0
+        assert eventually(lambda: fake.in_flight == 0)
+
+
+def test_a_record_is_printed_though_the_server_died_in_mid_vote(
+    forker: Forker, tmp_path: Path
+) -> None:
+    good = {0: completion("\\boxed{391}"), 1: completion("\\boxed{391}")}
+    with serving(by_sample(good, endless("let me"))) as fake:
+        words = ("ask", QUESTION, "--url", fake.url, "--json", "--samples", "4", "--seed", "0")
+        command = forker.start(tmp_path, *words)
+        assert eventually(lambda: fake.in_flight == 2 and len(fake.requests) == 4, 60)
+        fake.kill()
+        assert command.wait(60) == 0, command.error
+    record = json.loads(command.output)
+    assert (record["answer"], record["without_vote"]["failed"]) == ("391", 2)
+
+
+def test_a_record_is_printed_though_every_sample_failed(forker: Forker, tmp_path: Path) -> None:
+    with serving(lambda _: (400, {"detail": "too long"})) as fake:
+        words = ("ask", QUESTION, "--url", fake.url, "--json", "--samples", "2")
+        code, command = forker.run(tmp_path, *words)
+    assert code == 1
+    assert json.loads(command.output)["without_vote"]["failed"] == 2
+    assert "the server failed all 2 samples" in command.error
+
+
+SAMPLES = [
+    make_sample(0, "391"),
+    make_sample(1, "[bold]"),
+    make_sample(2, "391"),
+    make_sample(3, None),
+    make_sample(4, None, SampleState.TRUNCATED),
+    make_sample(5, None, SampleState.FAILED, num_tokens=0, error="HTTP 503"),
+]
+STOPPED = make_sample(6, None, SampleState.ABORTED, num_tokens=4)
+LOST = make_sample(6, None, SampleState.ABORTED, num_tokens=0, tokens_at_least=True)
+
+
+def outcome(samples: list[Sample], num_asked: int | None = None, settled: bool = False) -> Outcome:
+    """Return the outcome of a question."""
+    vote = tally(samples, str.__eq__)
+    return Outcome(tuple(samples), vote, num_asked or len(samples), settled, 12.34)
+
+
+@pytest.mark.parametrize(
+    ("sample", "line"),
+    [
+        (SAMPLES[0], "391  (10 tokens, 1.5 s)"),
+        (SAMPLES[3], "no answer  (10 tokens, 1.5 s)"),
+        (SAMPLES[4], "no answer  (10 tokens, 1.5 s, cut off)"),
+        (SAMPLES[5], "failed: HTTP 503"),
+        (LOST, "stopped  (at least 0 tokens, 1.5 s)"),
+    ],
+)
+def test_a_sample_is_one_line(sample: Sample, line: str) -> None:
+    assert sample_line(sample) == line
+
+
+def test_the_vote_so_far_counts_every_sample_once() -> None:
+    line = "391: 2, [bold]: 1, no answer: 1, cut off: 1, failed: 1"
+    assert vote_line(tally(SAMPLES, str.__eq__)) == line
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (outcome(SAMPLES), "answer: 391  (2 of 6 votes, 1 failed, 50 tokens, 12.3 s)"),
+        (
+            outcome([*SAMPLES[:3], STOPPED], num_asked=6, settled=True),
+            "answer: 391  (2 of 3 votes, 34 tokens, about 26 saved, 12.3 s)",
+        ),
+        (
+            outcome([SAMPLES[0], LOST], settled=True),
+            "answer: 391  (1 of 1 votes, at least 10 tokens, about 10 saved, 12.3 s)",
+        ),
+        (outcome(SAMPLES[3:5]), "no answer  (0 of 2 votes, 20 tokens, 12.3 s)"),
+    ],
+)
+def test_the_last_line_says_answer_votes_tokens_and_seconds(found: Outcome, line: str) -> None:
+    assert result_line(found) == line
+
+
+@pytest.mark.parametrize(("samples", "at_least"), [([SAMPLES[0], LOST], True), (SAMPLES, False)])
+def test_the_record_says_if_tokens_are_unknown(samples: list[Sample], at_least: bool) -> None:
+    assert outcome_record(outcome(samples))["tokens_spent_at_least"] is at_least
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_each_sample_is_shown_with_the_vote_and_markup_in_answers_is_text(terminal: bool) -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=terminal, width=100)
+    with VoteDisplay(console, len(SAMPLES), str.__eq__) as display:
+        for sample in SAMPLES:
+            display.add(sample)
+    if terminal:
+        assert all(part in output.getvalue() for part in ("[bold]", "██", "6/6"))
+    else:
+        lines = output.getvalue().splitlines()
+        assert len(lines) == len(SAMPLES)
+        assert lines[2] == "3/6  391  (10 tokens, 1.5 s)  |  391: 2, [bold]: 1"
+
+
+def in_flight(index: int, text: str = "", num_tokens: int = 0) -> InFlightSample:
+    """Return a sample whose server has sent this text."""
+    sample, reader = InFlightSample(index), StreamReader("r")
+    if text:
+        reader.take({"choices": [{"delta": {"content": text}}]})
+    sample.begin_try(reader)
+    sample.num_tokens = num_tokens
+    return sample
+
+
+def test_samples_in_flight_are_shown_with_their_tokens_and_states() -> None:
+    samples = [in_flight(index) for index in range(2, MAX_ROWS + 4)] + [InFlightSample(99)]
+    first = in_flight(0, r"so \boxed{391}. Wait, \boxed{40", 1200)
+    first._sent_s = time.monotonic() - 30.0
+    second = in_flight(1, num_tokens=7)
+    second.cancel()
+    output = io.StringIO()
+    Console(file=output, width=80).print(in_flight_table([*samples, second, first]))
+    lines = [line.split() for line in output.getvalue().splitlines()]
+    assert lines[0] == ["sample", "tokens", "tokens/s", "state", "answer", "so", "far"]
+    assert lines[1] == ["0", "1,200", "40.0", "running", "391"]
+    assert (lines[2][:2], lines[2][3:]) == (["1", "7"], ["ending"])
+    assert lines[3] == ["2", "0", "0.0", "waiting"]
+    assert lines[1 + MAX_ROWS] == ["…", "4", "more"]  # sample 99 has not been sent yet
+    assert speed_line(1207, 10.0) == "1,207 tokens so far, 121 a second"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{1}, no, \boxed{[red]} it is", "[red]"),
+        (r"\boxed{1}, no, \boxed{\frac{1}{2", "1"),
+        (r"\boxed{1} within \boxed{}, so \boxed{", "1"),
+        (r"\boxed{7}</think>It is", "7"),
+        (r"the answer is 5", ""),
+        ("", ""),
+    ],
+)
+def test_the_answer_so_far_is_the_last_box_that_is_closed(text: str, answer: str) -> None:
+    assert answer_so_far(text) == answer
+
+
+def test_a_long_text_keeps_no_table_waiting() -> None:
+    texts = [r"\boxed{1}" + " so what" * 300_000, r"\boxed{}" * 50_000, r"\boxed{1" * 20_000]
+    start_s = time.process_time()
+    for text in texts * 20:
+        answer_so_far(text)
+    assert time.process_time() - start_s < 1.0  # reading all of the texts would take seconds
+
+
+def test_on_a_terminal_samples_in_flight_stand_below_the_vote() -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=100)
+    with VoteDisplay(console, 2, str.__eq__) as display:
+        samples = {3: in_flight(3, r"\boxed{12345}", 77)}
+        display.begin(SimpleNamespace(in_flight=samples, spent_tokens=87))
+        display.add(SAMPLES[0])
+        display._live.refresh()
+    assert "87 tokens so far" in output.getvalue()
+    assert "12345" in output.getvalue()

@@ -1,0 +1,314 @@
+"""Any OpenAI-compatible server as a backend: what it offers, what it lacks, failures in words."""
+
+import io
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lim_sglang.errors import ConfigError, ServerError
+from lim_sglang.programs.backend import InFlightSample
+from lim_sglang.programs.chat import Generation
+from lim_sglang.programs.openai_backend import (
+    OpenAIBackend,
+    OpenAIClient,
+    base_url,
+    choose_model,
+)
+from lim_sglang.programs.program import PROGRAMS
+from lim_sglang.programs.schema import Access, Api, SampleState
+from lim_sglang.programs.sglang_backend import connect
+from tests.fakes.openai_server import Answerer, Complete, FakeOpenAI, Streamed, serving_openai
+from tests.fakes.sglang_server import eventually
+from tests.programs.harness import MESSAGES, SAMPLING, WAIT_S, begin, generate, run_on, states
+
+NOBODY = "http://127.0.0.1:9"
+ANSWER = Streamed(("so ", "\\boxed{391}"), num_tokens=12)
+ENDLESS = Streamed(("a",) * 500, pace_s=0.02)
+COMPLETE = {
+    "id": "chatcmpl-8",
+    "choices": [{"message": {"role": "assistant", "content": "391"}, "finish_reason": "stop"}],
+    "usage": {"completion_tokens": 5},
+}
+
+
+@contextmanager
+def serve(answer: Answerer, **access: Any) -> Iterator[tuple[FakeOpenAI, OpenAIBackend]]:
+    """Run a fake server, and a backend for its model."""
+    with (
+        serving_openai(answer) as fake,
+        closing(OpenAIBackend(Access(fake.url, model="small", **access))) as backend,
+    ):
+        yield fake, backend
+
+
+def ask(answer: Answerer, **access: Any) -> tuple[Generation, list[dict[str, Any]]]:
+    """Generate once; return the requests, too."""
+    with serve(answer, **access) as (fake, backend):
+        return generate(backend), fake.requests
+
+
+def in_turn(*replies: Any) -> Answerer:
+    """Send one reply after the other, and the last again and again."""
+    left = list(replies)
+    return lambda _: left.pop(0) if len(left) > 1 else left[0]
+
+
+def refusal(status: int, message: str = "busy", **error: Any) -> Complete:
+    """Return an error as OpenAI's API has it."""
+    return Complete(status, {"error": {"message": message, **error}})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("127.0.0.1:8000", "http://127.0.0.1:8000/v1"),
+        ("http://127.0.0.1:8000/", "http://127.0.0.1:8000/v1"),
+        ("https://api.openai.com/v1", "https://api.openai.com/v1"),
+        ("https://host/openai/v1/", "https://host/openai/v1"),
+    ],
+)
+def test_a_host_gets_the_version(given: str, expected: str) -> None:
+    assert base_url(given) == expected
+
+
+@pytest.mark.parametrize("models", [None, (), ("a", "b")])
+def test_models_are_listed_if_the_server_lists_them(models: tuple[str, ...] | None) -> None:
+    with (
+        serving_openai(lambda _: Streamed(()), models=models) as fake,
+        OpenAIClient(fake.url) as client,
+    ):
+        assert client.models() == models
+
+
+def test_a_wrong_key_is_refused_and_the_right_one_is_sent() -> None:
+    with serving_openai(lambda _: Streamed(()), key="right") as fake:
+        with (
+            OpenAIClient(fake.url, api_key="wrong") as client,
+            pytest.raises(ServerError, match="refuses the API key"),
+        ):
+            client.models()
+        with OpenAIClient(fake.url, api_key="right") as client:
+            assert client.models() == ("small",)
+
+
+def test_connecting_finds_the_only_model_and_says_that_there_is_no_top_k() -> None:
+    output = io.StringIO()
+    with serving_openai(lambda _: Streamed(("so",), num_tokens=1), models=("small",)) as fake:
+        access = Access(fake.url, api=Api.OPENAI)
+        with closing(connect(access, Console(file=output))) as backend:
+            generate(backend)
+            assert backend.server_info() == {"api": "openai", "model_path": "small"}
+    assert {request["model"] for request in fake.requests} == {"small"}
+    assert output.getvalue().startswith("small by OpenAI's API, which has no top_k")
+
+
+@pytest.mark.parametrize("url", [NOBODY, f"{NOBODY}/v1"])
+def test_connecting_to_no_server_is_an_error_in_words(url: str) -> None:
+    with pytest.raises(ServerError, match=f"no server answers at {NOBODY}/v1"):
+        connect(Access(url, Api.OPENAI, model="small"), Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "listed", "chosen"),
+    [
+        ("majority@16", ("small",), "majority@16"),
+        ("small", None, "small"),
+        (None, ("small",), "small"),
+    ],
+)
+def test_a_given_model_is_taken_or_else_the_only_one(
+    given: str | None, listed: tuple[str, ...] | None, chosen: str
+) -> None:
+    assert choose_model(given, listed, "http://here/v1") == chosen
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        (None, "does not list its models: name one with --model"),
+        ((), "has 0 models: choose one with --model$"),
+        (("a", "b"), "has 2 models: choose one with --model from a, b$"),
+        (tuple("abcdefghijkl"), "from a, b, c, d, e, f, g, h, i, j, …$"),
+    ],
+)
+def test_a_model_must_be_chosen_unless_there_is_exactly_one(
+    listed: tuple[str, ...] | None, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        choose_model(None, listed, "http://here/v1")
+
+
+def test_a_generation_carries_what_the_server_says() -> None:
+    found, _ = ask(lambda _: ANSWER)
+    assert (found.text, found.num_tokens, found.truncated) == ("so \\boxed{391}", 12, False)
+    assert (found.rid, found.error) == ("chatcmpl-7", None)
+    assert found.latency_s > 0
+
+
+@pytest.mark.parametrize(
+    ("sampling", "seed", "thinking", "expected"),
+    [
+        ({"top_k": -1}, None, None, {}),
+        ({"top_k": 20}, None, None, {"top_k": 20}),
+        ({"top_k": -1}, 0, None, {"seed": 0}),
+        ({"top_k": -1}, None, False, {"chat_template_kwargs": {"enable_thinking": False}}),
+    ],
+)
+def test_the_request_holds_only_what_the_api_has_or_the_user_asked_for(
+    sampling: dict[str, Any], seed: int | None, thinking: bool | None, expected: dict[str, Any]
+) -> None:
+    with serve(lambda _: ANSWER, thinking=thinking) as (fake, backend):
+        backend.generate(MESSAGES, replace(SAMPLING, **sampling), InFlightSample(0, seed=seed))
+    usual = {
+        "model": "small",
+        "messages": MESSAGES,
+        "max_tokens": 64,
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    assert fake.requests == [usual | expected]
+
+
+@pytest.mark.parametrize(
+    ("reply", "text", "num_tokens"),
+    [
+        (Streamed(("a", "b", "c")), "abc", 3),  # pieces, as the server counts nothing
+        (Streamed(("a", "b", "c"), num_tokens=9), "abc", 9),
+        (Complete(200, COMPLETE), "391", 5),  # a server that does not stream
+        (Streamed(("hm", "m"), field="reasoning_content"), "<think>\nhmm", 2),
+        (Streamed(("hm", "m"), field="reasoning"), "<think>\nhmm", 2),
+    ],
+)
+def test_an_answer_is_read_in_each_of_its_shapes(reply: Any, text: str, num_tokens: int) -> None:
+    found, _ = ask(lambda _: reply)
+    assert (found.text, found.num_tokens, found.error) == (text, num_tokens, None)
+
+
+def test_reaching_the_limit_is_no_failure() -> None:
+    found, _ = ask(lambda _: Streamed(("so",), reason="length"))
+    assert (found.truncated, found.error) == (True, None)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_failure_that_may_pass_is_tried_again(status: int) -> None:
+    found, requests = ask(in_turn(refusal(status), refusal(status), ANSWER))
+    assert (found.error, len(requests)) == (None, 3)
+
+
+def test_no_try_comes_before_the_server_wants_one() -> None:
+    busy = Complete(429, {}, headers=(("Retry-After", "1"),))
+    start_s = time.monotonic()
+    found, _ = ask(in_turn(busy, ANSWER))
+    assert found.error is None
+    assert time.monotonic() - start_s >= 1.0
+
+
+@pytest.mark.parametrize(
+    ("reply", "words", "num_requests"),
+    [
+        (refusal(503), "HTTP 503: busy", 3),
+        (refusal(400, "no such thing"), "HTTP 400: no such thing", 1),
+        (refusal(401), "refuses the API key", 1),
+        (
+            refusal(404, "The model `small` does not exist"),
+            "refuses the model (HTTP 404): The model `small` does not exist",
+            1,
+        ),
+        (Complete(404), "does the base URL end in /v1?", 1),
+        (Streamed(("so",), reason=None), "ended the stream before the answer", 3),
+        (Streamed(("so",), reason=None, raw="data: {oops\n\n"), "no chat completion", 3),
+        (Streamed(("so",), reason=None, raw="data: 5\n\n"), "no chat completion", 3),
+        (Streamed((), reason=None, raw='data: {"error": {"message": "bad"}}\n\n'), "bad", 3),
+        (Complete(200, {"choices": []}), "before the answer", 3),
+        (Complete(200, []), "no chat completion", 3),
+    ],
+)
+def test_a_failure_is_told_in_words_after_as_many_tries_as_make_sense(
+    reply: Any, words: str, num_requests: int
+) -> None:
+    found, requests = ask(lambda _: reply)
+    assert words in str(found.error)
+    assert len(requests) == num_requests
+
+
+def test_a_server_that_is_not_there_is_an_error_in_words() -> None:
+    with closing(OpenAIBackend(Access(NOBODY, model="small"))) as backend:
+        assert f"no server answers at {NOBODY}/v1" in str(generate(backend).error)
+        with pytest.raises(ServerError, match="no server answers"):
+            backend.server_info()
+
+
+def test_newer_models_get_the_limit_under_its_newer_name() -> None:
+    message = "Unsupported parameter: use 'max_completion_tokens' instead."
+
+    def answer(body: dict[str, Any]) -> Any:
+        return refusal(400, message, param="max_tokens") if "max_tokens" in body else ANSWER
+
+    found, requests = ask(answer)
+    assert found.error is None
+    assert requests[1]["max_completion_tokens"] == 64
+
+
+def test_a_time_out_is_a_failure_and_closes_the_connection() -> None:
+    with serve(lambda _: ENDLESS, timeout_s=0.2) as (fake, backend):
+        assert "within 0.2 seconds" in str(generate(backend).error)
+        assert eventually(lambda: fake.num_disconnected == 1)
+
+
+def test_a_cancel_closes_the_connection_and_counts_the_tokens_so_far() -> None:
+    in_flight = InFlightSample(0)
+    with serve(lambda _: ENDLESS) as (fake, backend):
+        future = begin(backend, in_flight)
+        assert eventually(lambda: in_flight.num_tokens >= 3)
+        in_flight.cancel()
+        found = future.result(WAIT_S)
+        assert eventually(lambda: fake.num_disconnected == 1)
+    assert found.aborted
+    assert 3 <= found.num_tokens == len(found.text) < 100
+    assert found.tokens_at_least
+
+
+def test_closing_ends_the_generations_in_flight_with_an_error() -> None:
+    with serve(lambda _: ENDLESS) as (fake, backend):
+        future = begin(backend)
+        assert eventually(lambda: bool(fake.requests))
+        backend.close()
+        found = future.result(WAIT_S)
+        assert eventually(lambda: fake.num_disconnected == 1)
+    assert found.error
+    assert found.tokens_at_least
+
+
+def test_a_program_ends_its_samples_early() -> None:
+    def answer(body: dict[str, Any]) -> Streamed:
+        return ANSWER if body["seed"] < 3 else ENDLESS
+
+    with serve(answer) as (fake, backend):
+        options = {"wanted": 3}
+        outcome = run_on(backend, 5, program=PROGRAMS["short"], options=options, seed=0, top_k=-1)
+        assert eventually(lambda: fake.num_disconnected == 2)
+    assert states(outcome) == [SampleState.FINISHED] * 3 + [SampleState.ABORTED] * 2
+
+
+def test_confidence_comes_from_logprobs() -> None:
+    with serve(lambda _: Streamed(("a", "b"), num_tokens=2, logprob=-3.5)) as (fake, backend):
+        options = {"warm_up": 2, "window": 1}
+        outcome = run_on(backend, 2, program=PROGRAMS["confidence"], options=options, top_k=-1)
+    assert [sample.confidence for sample in outcome.samples] == [3.5, 3.5]
+    assert {request["top_logprobs"] for request in fake.requests} == {20}
+
+
+def test_the_backend_says_what_the_api_lacks() -> None:
+    with closing(OpenAIBackend(Access("somewhere:8000", model="small"))) as backend:
+        about = backend.about()
+        assert backend.sampling_defaults() == {"top_k": -1}
+        assert not backend.honours_seeds
+    assert (about["api"], about["model_path"]) == ("openai", "small")
+    assert about["aborts"] == "connection closed"

@@ -1,0 +1,362 @@
+"""Each program stops where its rule says, and the samples that it does not need are aborted or
+never sent."""
+
+import random
+import re
+import subprocess
+import sys
+from threading import Event
+from typing import Any
+
+import pytest
+
+from lim_sglang.errors import ConfigError
+from lim_sglang.programs.program import PROGRAMS, Outcome, find_program, outcome_record
+from lim_sglang.programs.schema import Sample, SampleState
+from lim_sglang.programs.stopping import PosteriorRule, WindowRule, confidence_threshold
+from tests.builders import make_sample
+from tests.fakes.sglang_server import (
+    Chain,
+    FakeServer,
+    completion,
+    endless,
+    eventually,
+    serving,
+    words,
+)
+from tests.forked_commands import ROOT
+from tests.programs.harness import WAIT_S, boxed, by_sample, requests_by_seed, run_at, states
+
+ADAPTIVE = PROGRAMS["adaptive"]
+BUDGET = PROGRAMS["budget"]
+CONFIDENCE = PROGRAMS["confidence"]
+EARLY_STOP = PROGRAMS["early_stop"]
+SHORT = PROGRAMS["short"]
+SINGLE = PROGRAMS["single"]
+
+
+def test_a_program_has_the_name_that_finds_it() -> None:
+    assert all(find_program(name).name == name for name in PROGRAMS)
+    with pytest.raises(ConfigError, match=r"unknown program 'majorty'; known.*\n  single "):
+        find_program("majorty")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"patience": 3}, "adaptive has no option patience; it has: confidence"),
+        ({"confidence": 0.9, "a": 1, "b": 2}, "no option a, b"),
+    ],
+)
+def test_an_option_that_the_program_does_not_have_is_refused(
+    options: dict[str, Any], words: str
+) -> None:
+    ADAPTIVE.check({"confidence": 0.9})
+    with pytest.raises(ConfigError, match=words):
+        ADAPTIVE.check(options)
+
+
+@pytest.mark.parametrize(
+    ("program", "option", "words"),
+    [
+        ("adaptive", {"confidence": 0.2}, "confidence: expected above 0.5 and below 1, got 0.2"),
+        ("early_stop", {"window": 0}, "size: expected at least 1, got 0"),
+        ("early_stop", {"window": 2.5}, "window: expected a whole number, got 2.5"),
+        ("short", {"wanted": -1}, "wanted: expected at least 1, got -1"),
+        ("confidence", {"keep": 0}, "keep: expected above 0 and at most 1, got 0"),
+        ("confidence", {"window": 0}, "window: expected at least 1, got 0"),
+        ("confidence", {"warm_up": 1.5}, "warm_up: expected a whole number, got 1.5"),
+        ("budget", {"tokens": 0}, "tokens: expected at least 1, got 0"),
+    ],
+)
+def test_an_impossible_option_is_refused_before_any_sample(
+    program: str, option: dict[str, Any], words: str
+) -> None:
+    with serving(lambda _: completion("")) as fake:
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            run_at(fake, 3, program=PROGRAMS[program], options=option)
+        assert not fake.requests
+
+
+def test_a_programs_file_is_a_script_in_a_fresh_interpreter() -> None:
+    script = ROOT / "programs" / "majority.py"
+    with serving(lambda _: completion("\\boxed{391}")) as fake:
+        done = subprocess.run(
+            [sys.executable, str(script), "What is 17 * 23?", "--samples", "3", "--url", fake.url],
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("answer: 391  (3 of 3 votes, 21 tokens")
+
+
+def random_answers(seed: int, count: int) -> list[str | None]:
+    """Return the leader half of the time, two others, and now and then no answer."""
+    rng = random.Random(seed)
+    return rng.choices(["391", "401", "7", None], weights=[6, 2, 1, 1], k=count)
+
+
+def scripted(answers: list[str | None]) -> Any:
+    """Let each sample state its answer, in 7 tokens."""
+    texts = ["who knows" if answer is None else boxed(answer) for answer in answers]
+    return by_sample({index: completion(text) for index, text in enumerate(texts)})
+
+
+def as_samples(answers: list[str | None]) -> list[Sample]:
+    """Return these answers as the rule sees them."""
+    return [make_sample(index, answer) for index, answer in enumerate(answers)]
+
+
+def assert_the_rest_was_aborted(fake: FakeServer, outcome: Outcome) -> None:
+    """Check that exactly the samples in flight were aborted, of those that were sent."""
+    assert eventually(lambda: fake.in_flight == 0)
+    sent = {body["rid"] for body in fake.requests}
+    aborted = {s.rid for s in outcome.samples if s.state is SampleState.ABORTED}
+    assert set(fake.aborted) == aborted & sent
+    assert aborted
+    assert not fake.disconnected
+    assert outcome.settled
+    assert outcome.saved_tokens > 0
+    assert outcome.num_not_begun + len(outcome.samples) == outcome.num_asked
+    assert set(requests_by_seed(fake)) <= {sample.index for sample in outcome.samples}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_adaptive_stops_at_the_first_sample_that_settles_its_rule(seed: int) -> None:
+    answers = random_answers(seed, 20)
+    samples = as_samples(answers)
+    rule = PosteriorRule(0.9)
+    settled = (n for n in range(1, 20) if rule.is_settled(samples[:n], 0, str.__eq__))
+    stop = next(settled, 20)
+    with serving(scripted(answers)) as fake:
+        options = {"confidence": 0.9}
+        outcome = run_at(fake, 20, program=ADAPTIVE, parallel=1, seed=0, options=options)
+    assert requests_by_seed(fake) == dict.fromkeys(range(stop), 1)
+    assert [sample.answer for sample in outcome.samples] == answers[:stop]
+    assert outcome.settled == (stop < 20)
+    assert outcome.num_not_begun == 20 - stop
+    assert outcome.saved_tokens == 7 * (20 - stop)
+    assert not fake.aborted
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_adaptive_aborts_the_samples_in_flight_when_the_vote_is_settled(streamed: bool) -> None:
+    agree = {index: Chain(words(boxed("391"), 9)) for index in (1, 2, 5, 6)}
+    with serving(by_sample(agree, endless("let me"))) as fake:
+        outcome = run_at(fake, 40, program=ADAPTIVE, parallel=8, seed=0, streamed=streamed)
+        assert_the_rest_was_aborted(fake, outcome)
+    assert outcome.vote.votes == 4
+    assert {s.index for s in outcome.samples if s.state is SampleState.FINISHED} == set(agree)
+    assert outcome.num_not_begun >= 40 - 8 - 3
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["1"] * 20,
+        ["1", "1", "2", "1", "1"] + ["1"] * 15,
+        ["1"] * 4 + [None] + ["2"] * 15,
+        ["1", "2"] * 10,
+        ["1", "1", "1", "1", "2"] * 3 + ["1"] * 5,
+    ],
+    ids=["first", "second", "unanswered", "never", "last"],
+)
+def test_early_stop_takes_windows_up_to_the_first_that_agrees(answers: list[str | None]) -> None:
+    samples, rule = as_samples(answers), WindowRule(5)
+    settled = (n for n in (5, 10, 15) if rule.is_settled(samples[:n], 0, str.__eq__))
+    stop = next(settled, 20)
+    with serving(scripted(answers)) as fake:
+        outcome = run_at(fake, 20, program=EARLY_STOP, seed=0)
+    assert requests_by_seed(fake) == dict.fromkeys(range(stop), 1)
+    assert outcome.settled == (stop < 20)
+    assert outcome.saved_tokens == 7 * (20 - stop)
+    assert not fake.aborted
+
+
+def test_early_stop_begins_a_window_only_after_the_one_before() -> None:
+    held = Event()
+    chains = {4: Chain((boxed("2"),), until=held)}
+
+    def note(sample: Sample) -> None:
+        if sample.index != 4 and len(fake.requests) == 5:
+            held.set()
+
+    with serving(by_sample(chains, completion(boxed("1")))) as fake:
+        outcome = run_at(fake, 15, note, program=EARLY_STOP, seed=0)
+    assert fake.most_running <= 5
+    assert len(outcome.samples) == 10
+
+
+def test_short_waits_for_the_first_three_and_a_tie_goes_to_the_shortest() -> None:
+    gates = {5: Event(), 2: Event(), 7: Event()}
+    chains: dict[int, Any] = {
+        0: completion(boxed("cut"), reason="length"),
+        3: (400, {"message": "no"}),
+        5: Chain(words(boxed("a"), 9), until=gates[5]),
+        2: Chain(words(boxed("b"), 4), until=gates[2]),
+        7: Chain(words(boxed("c"), 6), until=gates[7]),
+    }
+    order: list[int] = []
+
+    def note(sample: Sample) -> None:
+        order.append(sample.index)
+        following = {5: 2, 2: 7}
+        if sample.index in following:
+            gates[following[sample.index]].set()
+        elif {0, 3} <= set(order):
+            gates[5].set()
+
+    with serving(by_sample(chains, endless("let me think"))) as fake:
+        outcome = run_at(fake, 10, note, program=SHORT, seed=0)
+        assert_the_rest_was_aborted(fake, outcome)
+    assert [index for index in order if index in gates] == [5, 2, 7]
+    assert {s.index for s in outcome.samples if s.state is SampleState.ABORTED} == {1, 4, 6, 8, 9}
+    assert outcome.vote.winner == "b"
+    assert (outcome.vote.failed, outcome.vote.aborted) == (1, 5)
+
+
+@pytest.mark.parametrize("tokens", [20, 21, 34, 35])
+def test_budget_stops_at_the_sample_that_spends_it(tokens: int) -> None:
+    sizes = [5, 9, 6, 1, 13, 8, 2]
+    stop = next(n for n in range(1, 8) if sum(sizes[:n]) >= tokens)
+    chains = {index: completion(boxed("1"), num_tokens=n) for index, n in enumerate(sizes)}
+    how = {"parallel": 1, "streamed": False, "seed": 0, "options": {"tokens": tokens}}
+    with serving(by_sample(chains)) as fake:
+        outcome = run_at(fake, 7, program=BUDGET, **how)
+    assert requests_by_seed(fake) == dict.fromkeys(range(stop), 1)
+    assert outcome.spent_tokens == sum(sizes[:stop])
+
+
+def test_budget_counts_tokens_in_flight_and_only_finished_samples_vote() -> None:
+    usual = endless(*["hm "] * 5)
+    with serving(by_sample({2: Chain(words(boxed("391"), 10))}, usual)) as fake:
+        outcome = run_at(fake, 8, program=BUDGET, parallel=4, seed=0, options={"tokens": 25})
+        assert_the_rest_was_aborted(fake, outcome)
+    assert outcome.vote.winner == "391"
+    assert 25 <= outcome.spent_tokens <= 30  # one more was begun when the third had ended
+    assert len(outcome.samples) in (4, 5)
+
+
+def test_budget_is_spent_while_no_sample_ends() -> None:
+    with serving(lambda _: endless(*["hm "] * 5)) as fake:
+        outcome = run_at(fake, 4, program=BUDGET, parallel=4, seed=0, options={"tokens": 20})
+        assert eventually(lambda: fake.in_flight == 0)
+    assert states(outcome) == ["aborted"] * 4
+    assert outcome.settled
+    assert outcome.elapsed_s < WAIT_S
+    assert (outcome.spent_tokens, outcome.vote.winner, outcome.saved_tokens) == (20, None, 0)
+
+
+def test_a_failed_sample_is_no_evidence_but_its_tokens_are_spent() -> None:
+    broken = Chain(words("so", 3), reason="length")
+    answers = {0: broken, 1: (400, {"message": "no"})}
+    with serving(by_sample(answers, completion(boxed("1"), num_tokens=2))) as fake:
+        outcome = run_at(fake, 5, seed=0, parallel=1, program=BUDGET, options={"tokens": 5})
+    assert states(outcome) == ["truncated", "failed", "finished"]
+    assert outcome.spent_tokens == 5
+
+
+WARM_UP = {
+    0: Chain((boxed("1"), "", "."), confidences=(6.0, 4.0, 6.0)),
+    1: Chain((boxed("1"), "x", "."), confidences=(9.0, 7.0, 9.0)),
+    2: Chain((boxed("2"), "x", "."), confidences=(5.0, 5.0, 5.0)),
+    3: Chain((boxed("2"), "x", "."), confidences=(8.0, 8.0, 2.0)),
+}
+"""Lowest means of two tokens: 6 (a token without text has no logprobs), 8, 5, 5."""
+OPTIONS = {"warm_up": 4, "window": 2, "keep": 0.5, "agreement": 0.99}
+
+
+def test_confidence_aborts_unsure_chains_and_weighs_the_votes() -> None:
+    assert confidence_threshold([6.0, 8.0, 5.0, 5.0], 0.5) == 5.5
+    after = {
+        4: endless("so", "then", "wait", confidences=(6.0, 5.5, 4.0)),
+        5: Chain((boxed("3"), "x", "."), confidences=(30.0, 30.0, 30.0)),
+        6: endless("hm", "hm", confidences=(5.5, 5.4)),
+        7: Chain((boxed("1"), "x", "."), confidences=(5.5, 5.5, 5.5)),
+    }
+    with serving(by_sample({**WARM_UP, **after})) as fake:
+        outcome = run_at(fake, 8, program=CONFIDENCE, seed=0, options=OPTIONS)
+        assert eventually(lambda: fake.in_flight == 0)
+    assert states(outcome) == ["finished"] * 4 + ["aborted", "finished", "aborted", "finished"]
+    assert [s.confidence for s in outcome.samples] == [6.0, 8.0, 5.0, 5.0, 4.75, 30.0, 5.45, 5.5]
+    assert [outcome.samples[index].num_tokens for index in (4, 6)] == [3, 2]
+    assert set(fake.aborted) == {outcome.samples[4].rid, outcome.samples[6].rid}
+    assert outcome.vote.winner == "3"  # one vote of 30 against three of 19.5
+    assert [(g.answer, g.votes, g.weight) for g in outcome.vote.groups] == [
+        ("3", 1, 30.0),
+        ("1", 3, 19.5),
+        ("2", 2, 10.0),
+    ]
+    assert not outcome.settled
+
+
+def test_an_unsure_chain_has_no_vote_even_if_it_ended_before_the_abort() -> None:
+    unsure = Chain((boxed("1"), "x", "."), confidences=(5.0, 5.0, 5.0))
+    with serving(by_sample({**WARM_UP, 4: unsure})) as fake:
+        outcome = run_at(fake, 5, program=CONFIDENCE, seed=0, options=OPTIONS)
+    assert states(outcome)[4] == "aborted"
+    assert outcome.vote.votes == 2
+
+
+def test_confidence_stops_once_the_warm_up_agrees() -> None:
+    usual = Chain((boxed("1"), "x"), confidences=(3.0, 3.0))
+    with serving(by_sample({}, usual)) as fake:
+        outcome = run_at(fake, 32, program=CONFIDENCE, seed=0, options=OPTIONS)
+    assert requests_by_seed(fake) == dict.fromkeys(range(4), 1)
+    assert outcome.settled
+    assert outcome.saved_tokens == 2 * 28
+
+
+def test_confidence_stops_at_the_chain_that_gives_the_leader_its_share() -> None:
+    usual = Chain((boxed("1"), "x"), confidences=(8.0, 8.0))
+    shares = [22 / 32, 30 / 40, 38 / 48, 46 / 56]  # of 14 + 8 n against 10
+    stop = next(n for n, share in enumerate(shares, 1) if share >= 0.8)
+    with serving(by_sample(WARM_UP, usual)) as fake:
+        options = {**OPTIONS, "agreement": 0.8}
+        outcome = run_at(fake, 32, program=CONFIDENCE, parallel=1, seed=0, options=options)
+    assert requests_by_seed(fake) == dict.fromkeys(range(4 + stop), 1)
+    assert outcome.vote.winner == "1"
+
+
+def test_single_takes_one_sample_however_many_are_offered() -> None:
+    with serving(lambda _: completion(boxed("1"))) as fake:
+        outcome = run_at(fake, 8, program=SINGLE, seed=0)
+    assert requests_by_seed(fake) == {0: 1}
+    assert (outcome.num_asked, outcome.num_not_begun, outcome.saved_tokens) == (1, 0, 0)
+
+
+def test_a_sample_that_was_cut_off_has_no_vote_if_only_finished_ones_count() -> None:
+    cut = completion(boxed("5"), reason="length")
+    answers = {0: cut, 1: cut, 2: completion(boxed("7"))}
+    with serving(by_sample(answers)) as fake:
+        by_short = run_at(fake, 3, program=SHORT, seed=0, parallel=1)
+        by_votes = run_at(fake, 3, seed=0, parallel=1)
+    assert (by_short.vote.winner, by_short.vote.truncated) == ("7", 2)
+    assert by_votes.vote.winner == "5"
+
+
+def test_a_sample_that_ends_before_the_abort_is_kept_and_does_not_vote() -> None:
+    answers = {index: completion(boxed(str(index % 2))) for index in range(6)}
+    with serving(by_sample(answers)) as fake:
+
+        def wait_for_all(_: Sample) -> None:
+            # The display takes its time: meanwhile all others end.
+            assert eventually(lambda: len(fake.requests) == 6 and fake.in_flight == 0)
+
+        outcome = run_at(fake, 6, wait_for_all, program=SHORT, seed=0, options={"wanted": 2})
+    assert outcome.settled
+    assert sum(group.votes for group in outcome.vote.groups) == 2
+    finished = [s for s in outcome.samples if s.state is SampleState.FINISHED]
+    assert outcome.num_late == len(finished) - 2
+
+
+def test_failures_are_samples_of_their_own_state() -> None:
+    replies = {0: completion("\\boxed{1}"), 1: completion("and", reason="length"), 2: (400, {})}
+    with serving(by_sample(replies)) as fake:
+        outcome = run_at(fake, 3, seed=0)
+    assert states(outcome) == ["finished", "truncated", "failed"]
+    assert outcome.samples[2].error
+    assert outcome.samples[2].answer is None
+    without_vote = {"unanswered": 0, "truncated": 1, "failed": 1, "aborted": 0}
+    assert outcome_record(outcome)["without_vote"] == without_vote
