@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from lim_sglang.bench.command import bench
+from lim_sglang.bench.commands import bench
 from lim_sglang.doctor import doctor
 from lim_sglang.errors import errors_in_words
 from lim_sglang.evals.commands import compare_runs, evaluate, grade, write_report

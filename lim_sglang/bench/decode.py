@@ -1,220 +1,256 @@
-"""`lim bench decode`: the same decode steps by our backend and by SGLang's dense ones, in turns."""
+"""`lim bench decode`: the same decode steps by our backend and by SGLang's dense ones, in turns.
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+The byte limit of a step is the time of its necessary bytes at the speed of a copy.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from lim_sglang.bench.batch import (
-    FilledBatch,
-    check_kept,
-    check_room,
-    fill_cache,
-    filled_batch,
-    prepare_kept,
-)
-from lim_sglang.bench.exact import differences
-from lim_sglang.bench.facts import model_facts, model_folder, surroundings, traffic_of
-from lim_sglang.bench.gate import check_exactness, require_gpu
-from lim_sglang.bench.limit import StepSplit, Traffic, share_of_limit, split_step
-from lim_sglang.bench.points import DecodeOptions, Point
-from lim_sglang.bench.rows import Row, with_speedups
-from lim_sglang.bench.runner import (
-    Contender,
-    check_backends,
-    check_precision,
-    load_runner,
-    make_contender,
-    settings_for,
-)
-from lim_sglang.bench.timing import (
-    can_split,
-    count_launches,
-    run_step,
-    time_layers,
-    time_replays,
-    time_windows,
-)
-from lim_sglang.config import LimConfig, Role
-from lim_sglang.errors import LimError
-from lim_sglang.kernels.bench import Run, Spread, cache_flush, copy_gb_per_s
+from lim_sglang import compat
+from lim_sglang.bench import model_runner
+from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
+from lim_sglang.bench.results import Row, StepSplit, surroundings
+from lim_sglang.bench.verify import require_exact_kernels, require_exact_steps, require_gpu
+from lim_sglang.bench.workloads import ModelChoice, Point, step_bytes
+from lim_sglang.config import Role
+from lim_sglang.kernels.bench import Run, Spread, cache_flush, capture, copy_gb_per_s, time_graph
 from lim_sglang.validation import BACKEND
 
+WARM_UP_STEPS = 3
+LAYER_REPEATS = 20  # replays of the layers of one role; their median counts
 NOTES = (
-    "no prefill: K and V are drawn, in slots of random order",
+    "no prefill: K and V are random, in slots of random order",
     "the length stays: each step writes its newest token again",
-    "queries meet drawn keys, so heads agree on fewer tokens than a real model's",
+    "queries meet random keys, so heads agree on fewer tokens than a real model's",
     "no scheduler and no sampling; the host is at most one step ahead",
-    "what selection itself reads and writes is not in the byte limit",
+    "reads and writes of selection itself are not in the byte limit",
 )
-"""What a reader of the numbers has to know."""
+"""Limits of the method, recorded with each row."""
 
-Report = Callable[[str], None]
-"""Shows what is being done."""
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """The options of `lim bench decode`."""
+
+    model: ModelChoice
+    points: tuple[Point, ...]
+    backends: tuple[str, ...]
+    budget: int = 2048
+    mem_fraction_static: float = 0.88
+    windows: int = 7  # of each backend; the median of their mean steps is the result
+    steps: int = 20  # in one window
+    split: bool = True  # also divide the step into its parts
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A loaded model with its contenders, and what is the same at every point."""
+    """A loaded model and the backends that take turns on it."""
 
     options: DecodeOptions
     runner: Any
     contenders: Sequence[Contender]
-    traffic: Traffic
-    gb_per_s: float
-    flush: Run
-    conditions: dict[str, Any]
+    conditions: Mapping[str, Any]
+    flush: Run  # empties the L2 cache
 
     @torch.no_grad()
-    def measure(self, point: Point, report: Report) -> list[Row]:
-        """Fill the context of one point and time every contender on it."""
-        runner, options = self.runner, self.options
-        with filled_batch(runner, point, options.seed) as batch:
-            report(f"{point}: are the steps exact?")
-            sparse_rows = self._verify(batch)
-            report(f"{point}: {options.repeats.windows} windows of each backend")
-            steps = time_windows(runner, batch, self.contenders, options.repeats)
-            rows = []
-            for contender in self.contenders:
-                report(f"{point}: the parts of a step by {contender.name}")
-                replay = time_replays(runner, batch, contender, options.repeats)
-                step = steps[contender.name]
-                rows.append(self._row(batch, contender, step, replay, sparse_rows))
-            return with_speedups(rows)
+    def measure(self, point: Point) -> list[Row]:
+        """Fill the context of a point, check the steps, and time every backend."""
+        runner, budget = self.runner, self.options.budget
+        with model_runner.filled_batch(runner, point, self.options.seed) as batch:
+            num_sparse = require_exact_steps(runner, batch, self.contenders, budget)
+            times = time_windows(runner, batch, self.contenders, self.options)
+            return [
+                self.row(batch, contender, times[contender.name], num_sparse)
+                for contender in self.contenders
+            ]
 
-    def _row(
-        self,
-        batch: FilledBatch,
-        contender: Contender,
-        step: Spread,
-        replay: Spread,
-        sparse_rows: int,
+    def row(
+        self, batch: FilledBatch, contender: Contender, step_ms: Spread, num_sparse: int
     ) -> Row:
-        ours = contender.name == BACKEND
-        split, error = self._split(batch, contender, step.median)
-        num_bytes = (
-            self.traffic.lim_bytes(batch.point, self.options.budget)
-            if ours
-            else self.traffic.dense_bytes(batch.point)
+        """Time the parts of a step by one backend."""
+        is_ours, backend = contender.name == BACKEND, contender.attn_backend
+        num_bytes = step_bytes(
+            batch.point, self.conditions, self.options.budget if is_ours else None
         )
+        limit_ms = num_bytes / (self.conditions["copy_gb_per_s"] * 1e6)
+        replay_ms, split = time_replays(self.runner, batch, contender, self.options), None
+        # Layers of other backends than FlashInfer's cannot be timed by themselves.
+        if self.options.split and isinstance(backend, compat.FlashInferAttnBackend):
+            roles = self.runner.lim_roles
+            roles = roles if is_ours else (Role.FULL,) * len(roles)
+            layer_ms = time_layers(self.runner, batch, contender, roles, self.flush)
+            split = split_step(step_ms.median, roles, layer_ms)
         return Row(
             point=batch.point,
             backend=contender.name,
-            step_ms=step,
-            replay_ms=replay,
-            sparse_rows=sparse_rows if ours else None,
+            step_ms=step_ms,
+            replay_ms=replay_ms,
+            sparse_rows=num_sparse if is_ours else None,
             num_bytes=num_bytes,
-            limit_share=share_of_limit(num_bytes, self.gb_per_s, step.median),
-            kernel_launches=count_launches(contender),
+            limit_share=limit_ms / step_ms.median,
+            kernel_launches=model_runner.count_kernels(contender),
             split=split,
-            split_error=error,
         )
 
-    def _split(
-        self, batch: FilledBatch, contender: Contender, step_ms: float
-    ) -> tuple[StepSplit | None, str | None]:
-        """The parts of a step, or why they are missing: the step's own time is not lost by it."""
-        if not self.options.split or not can_split(contender):
-            return None, None
-        roles = self.traffic.roles
-        if contender.name != BACKEND:
-            roles = (Role.FULL,) * len(roles)
-        try:
-            layer_ms = time_layers(self.runner, batch, contender, roles, self.flush)
-        except (RuntimeError, AttributeError, TypeError, KeyError) as error:
-            return None, f"{type(error).__name__}: {error}"
-        return split_step(step_ms, roles, layer_ms), None
 
-    def _verify(self, batch: FilledBatch) -> int:
-        """Run a step of each contender and look at what it did.
-
-        Returns:
-            The rows of our step that the runner counted as sparse.
-
-        Raises:
-            LimError: logits that are not finite, or a step of ours that is not the definition's.
-        """
-        runner, point = self.runner, batch.point
-        problems = []
-        sparse = 0
-        for contender in self.contenders:
-            contender.take_over(runner)
-            before = runner.lim_stats.sparse_rows
-            prepare_kept(runner)
-            if not run_step(runner, batch).isfinite().all():
-                problems.append(f"{point}: {contender.name} gives logits that are not finite")
-            if contender.name == BACKEND:
-                sparse = runner.lim_stats.sparse_rows - before
-                problems += self._differences(batch)
-        if problems:
-            raise LimError("no time is shown: " + "; ".join(problems))
-        return sparse
-
-    def _differences(self, batch: FilledBatch) -> list[str]:
-        """What is wrong with the step of ours that just ran."""
-        runner, budget = self.runner, self.options.budget
-        problem = check_kept(runner, batch, budget)
-        if problem:  # slots of nobody cannot be looked at more closely
-            return [problem]
-        return differences(runner, batch, budget, partial(run_step, runner, batch))
-
-
-@contextmanager
-def set_up(options: DecodeOptions, report: Report) -> Iterator[Bench]:
-    """Check the GPU, load the model once, and capture the graphs of all contenders."""
+def measure(
+    options: DecodeOptions, report: Callable[[str], None]
+) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Check the kernels, load the model once, capture the graphs of all backends, and yield the
+    rows of each point with their conditions; `report` shows the current activity."""
+    model = options.model
     require_gpu()
-    check_backends([name for name in options.backends if name != BACKEND])
-    report("Are the kernels exact on this GPU?")
-    check_exactness()
-    config = settings_for(options.budget)
-    with model_folder(options.model, options.longest) as folder:
-        report(f"Loading {options.title}")
-        runner = load_runner(
+    model_runner.check_backends(options.backends)
+    report("Checking the kernels on this GPU")
+    require_exact_kernels()
+    config = model_runner.settings_for(options.budget)
+    batch_sizes = sorted({point.batch for point in options.points})
+    with model.as_folder(max(point.longest for point in options.points)) as folder:
+        report(f"Loading {model.name}")
+        runner = model_runner.load_runner(
             folder,
             backend=BACKEND,
-            dummy=options.model.shape is not None,
             mem_fraction_static=options.mem_fraction_static,
-            batch_sizes=options.batch_sizes,
-            **options.precision.server_args,
+            batch_sizes=batch_sizes,
+            **model.load_options,
         )
-        check_precision(runner, options.precision)
-        check_room(runner, options.points)
+        model_runner.check_formats(runner, model)
+        model_runner.check_room(runner, options.points)
         contenders = []
         for name in options.backends:
             report(f"Capturing the decode graphs of {name}")
-            contenders.append(make_contender(runner, name))
+            contenders.append(model_runner.make_contender(runner, name))
         report("Filling the KV cache")
-        fill_cache(runner.token_to_kv_pool, options.seed)
-        traffic, gb_per_s = traffic_of(runner), copy_gb_per_s()
-        conditions = surroundings() | asked(options, config) | model_facts(runner, traffic)
-        conditions |= {
-            "kernels_exact": True,  # or check_exactness would have refused
-            "copy_gb_per_s": round(gb_per_s, 1),
+        model_runner.fill_cache(runner.token_to_kv_pool, options.seed)
+        chosen = ("budget", "mem_fraction_static", "windows", "steps", "seed")
+        conditions = surroundings() | {name: getattr(options, name) for name in chosen}
+        conditions |= model_runner.model_facts(runner) | {
+            "model": model.name,
+            "dummy_weights": model.is_dummy,
+            "kv_cache_dtype": model.kv_cache_dtype,
+            "lim_config": asdict(config),
+            "graph_batch_sizes": batch_sizes,
+            "kernels_exact": True,  # or require_exact_kernels would have refused
+            "copy_gb_per_s": round(copy_gb_per_s(), 1),
             "notes": list(NOTES),
         }
-        yield Bench(options, runner, contenders, traffic, gb_per_s, cache_flush(), conditions)
-
-
-def asked(options: DecodeOptions, config: LimConfig) -> dict[str, Any]:
-    """The options that every number depends on."""
-    return {
-        "model": options.model.name,
-        "dummy_weights": options.model.shape is not None,
-        "lim_config": asdict(config),
-        "budget": options.budget,
-        "mem_fraction_static": options.mem_fraction_static,
-        "graph_batch_sizes": list(options.batch_sizes),
-        "seed": options.seed,
-        "kv_cache_dtype": options.precision.kv_cache_dtype,
-        **asdict(options.repeats),
-    }
-
-
-def measure(options: DecodeOptions, report: Report) -> Iterator[tuple[list[Row], dict[str, Any]]]:
-    """The rows of each point as they are measured, with their conditions."""
-    with set_up(options, report) as bench:
+        bench = Bench(options, runner, contenders, conditions, cache_flush())
         for point in options.points:
-            yield bench.measure(point, report), bench.conditions
+            report(f"{point}: checking the steps, then {options.windows} windows of each backend")
+            yield from ((row, conditions) for row in bench.measure(point))
+
+
+def time_windows(
+    runner: Any, batch: FilledBatch, contenders: Sequence[Contender], options: DecodeOptions
+) -> dict[str, Spread]:
+    """Return the milliseconds per step of each backend; backends take turns window by window."""
+    samples: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for contender in contenders:
+        contender.take_over(runner)
+        for _ in range(WARM_UP_STEPS):
+            run_step(runner, batch)
+    for _ in range(options.windows):
+        for contender in contenders:
+            contender.take_over(runner)
+            samples[contender.name].append(_time_window(runner, batch, options.steps))
+    return {name: Spread.of(found) for name, found in samples.items()}
+
+
+def _time_window(runner: Any, batch: FilledBatch, steps: int) -> float:
+    """Return the milliseconds per step over one window.
+
+    The host plans and launches a step while the device runs the one before, and is never further
+    ahead, as under SGLang's overlap scheduling.
+    """
+    torch.cuda.synchronize()
+    run_step(runner, batch)
+    ends = [_record_event()]
+    for _ in range(steps):
+        run_step(runner, batch)
+        ends.append(_record_event())
+        ends[-2].synchronize()
+    ends[-1].synchronize()
+    return ends[0].elapsed_time(ends[-1]) / steps
+
+
+def _record_event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def time_replays(
+    runner: Any, batch: FilledBatch, contender: Contender, options: DecodeOptions
+) -> Spread:
+    """Return the milliseconds of the step's CUDA graph alone, replayed without a new plan."""
+    contender.take_over(runner)
+    run_step(runner, batch)
+    graphs, key = contender.graph_runner.backend, contender.graph_runner._replay_graph_key
+    samples = []
+    for _ in range(options.windows):
+        torch.cuda.synchronize()
+        graphs.replay(key, batch.forward_batch)
+        start = _record_event()
+        for _ in range(options.steps):
+            graphs.replay(key, batch.forward_batch)
+        end = _record_event()
+        end.synchronize()
+        samples.append(start.elapsed_time(end) / options.steps)
+    return Spread.of(samples)
+
+
+def time_layers(
+    runner: Any, batch: FilledBatch, contender: Contender, roles: Sequence[Role], flush: Run
+) -> dict[Role, float]:
+    """Return the milliseconds of attention in one layer of each role, on the layers' own K and V.
+
+    All layers of a role are captured in one graph, after a step that has planned them. Queries are
+    random, and the cache is not written: in a step both belong to the rest. `flush` empties the L2
+    cache, as the weights between two layers do.
+    """
+    contender.take_over(runner)
+    run_step(runner, batch)
+    backend, layers = contender.attn_backend, list(compat.attention_layers(runner.model))
+    width = layers[0].tp_q_head_num * layers[0].head_dim
+
+    def time_role(role: Role) -> float:
+        query = torch.randn(batch.point.batch, width, device=runner.device, dtype=runner.dtype)
+        chosen = [layer for layer, found in zip(layers, roles, strict=True) if found is role]
+
+        def run() -> None:
+            for layer in chosen:
+                backend.forward_decode(
+                    query, None, None, layer, batch.forward_batch, save_kv_cache=False
+                )
+
+        times = time_graph(capture(run), LAYER_REPEATS, flush)
+        return Spread.of(times).median / len(chosen)
+
+    planned = backend.forward_metadata
+    # A replayed step leaves the metadata of the last captured batch size behind.
+    wrappers = backend.decode_cuda_graph_metadata[batch.point.batch]
+    backend.forward_metadata = replace(planned, decode_wrappers=wrappers)
+    try:
+        return {role: time_role(role) for role in Role if role in roles}
+    finally:
+        backend.forward_metadata = planned
+
+
+def split_step(step_ms: float, roles: Sequence[Role], layer_ms: Mapping[Role, float]) -> StepSplit:
+    """Divide a step by the milliseconds of attention in one layer of each role.
+
+    Without a FULL layer in the model, all time of SELECT layers counts as dense.
+    """
+    count = Counter(roles)
+    select_ms = layer_ms.get(Role.SELECT, 0.0)
+    full_ms = layer_ms.get(Role.FULL, select_ms)
+    dense_ms = (count[Role.FULL] + count[Role.SELECT]) * full_ms
+    selection_ms = count[Role.SELECT] * (select_ms - full_ms) if count[Role.SELECT] else 0.0
+    sparse_ms = count[Role.REUSE] * layer_ms.get(Role.REUSE, 0.0)
+    rest_ms = step_ms - dense_ms - selection_ms - sparse_ms
+    return StepSplit(dense_ms, selection_ms, sparse_ms, rest_ms)

@@ -3,48 +3,29 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from rich.table import Table
-
-from lim_sglang.bench.facts import surroundings
-from lim_sglang.bench.gate import check_exactness, refuse_differences, require_gpu
-from lim_sglang.bench.rows import NONE
+from lim_sglang.bench.results import NONE, surroundings
+from lim_sglang.bench.verify import refuse_differences, require_exact_kernels
 from lim_sglang.errors import ConfigError
-from lim_sglang.kernels.bench import (
-    ATTENTION_OPS,
-    CUDA_CORE_GROUPS,
-    CUDA_CORES,
-    FLASHINFER_OPS,
-    SPARSE_ATTENTION,
-    OpTiming,
-    Spread,
-    StepShape,
-    TimedOp,
-    copy_gb_per_s,
-    prepare,
-    prepare_attention,
-    time_op,
-)
-from lim_sglang.kernels.bench import OPS as SELECTION_OPS
+from lim_sglang.kernels import bench
+from lim_sglang.kernels.bench import OpTiming, StepShape, TimedOp
 from lim_sglang.kernels.launch import MAX_ATTENDED_DIM
 from lim_sglang.kernels.selector import MAX_SCORE_BYTES
 from lim_sglang.kernels.verify import Batch, selection_differences
+from lim_sglang.markdown_section import markdown_table
 from lim_sglang.validation import HEAD_DIMS
 
-OPS = SELECTION_OPS + ATTENTION_OPS
-CHECKED_ROWS = 2
-"""Rows of a case that are judged by the reference before the case is timed."""
+OPS = bench.OPS + bench.ATTENTION_OPS
+CHECKED_ROWS = 2  # of a case: compared with the reference before the case is timed
 
 
 @dataclass(frozen=True)
 class OpRow:
-    """One operation's timing."""
+    """Timing of one operation."""
 
     op: str
     timing: OpTiming
-    copy_gb_per_s: float
-    """Of this GPU, reads and writes counted."""
+    copy_gb_per_s: float  # speed of a copy on this GPU, reads and writes counted
 
     @property
     def copy_share(self) -> float | None:
@@ -52,118 +33,80 @@ class OpRow:
         speed = self.timing.gb_per_s
         return None if speed is None else speed / self.copy_gb_per_s
 
+    def to_json(self, case: StepShape, repeats: int) -> str:
+        """Return a JSON line with the case and all other conditions."""
+        copy = {"repeats": repeats, "copy_gb_per_s": round(self.copy_gb_per_s, 1)}
+        speed = {"gb_per_s": self.timing.gb_per_s, "copy_share": self.copy_share}
+        shape = {"case": asdict(case) | {"dtype": str(case.dtype)}}
+        found = {"op": self.op} | asdict(self.timing) | speed | shape
+        return json.dumps(found | {"conditions": surroundings() | copy})
+
 
 def measure_ops(ops: Sequence[str], case: StepShape, repeats: int) -> Iterator[OpRow]:
-    """Time operations one after the other, after the kernels have proved exact, on the case too.
+    """Time operations one after the other, once all kernels are exact, on the case's shape too.
 
     Args:
-        ops: none for all that take the case.
+        ops: empty for all that take the case.
     """
-    require_gpu()
-    check_exactness()
-    refuse_differences(selection_differences(checked_batch(case), "cuda"), "on this case")
-    copy = copy_gb_per_s()
+    require_exact_kernels()
+    # The check takes no more rows than these in one chunk.
+    room = MAX_SCORE_BYTES // 2 // (4 * case.heads * case.context)
+    rows = max(1, min(case.batch, CHECKED_ROWS, room))
+    shape = asdict(case)
+    del shape["batch"]
+    checked = Batch(lengths=(shape.pop("context"),) * rows, **shape)
+    refuse_differences(selection_differences(checked, "cuda"), "on this case")
+    copy_gb_per_s = bench.copy_gb_per_s()
     for op in ops or [name for name in OPS if not reasons_against(name, case)]:
-        yield OpRow(op, time_op(prepared(op, case, "cuda"), repeats), copy)
+        yield OpRow(op, bench.time_op(_prepare(op, case), repeats), copy_gb_per_s)
 
 
-def prepared(op: str, case: StepShape, device: str) -> TimedOp:
-    """An operation that may be timed.
-
-    Raises:
-        LimError: its attention is not the definition's.
-    """
-    if op not in ATTENTION_OPS:
-        return prepare(op, case, device)
-    attention = prepare_attention(op, case, device)
+def _prepare(op: str, case: StepShape) -> TimedOp:
+    if op not in bench.ATTENTION_OPS:
+        return bench.prepare(op, case, "cuda")
+    attention = bench.prepare_attention(op, case, "cuda")
     attention.run()
     refuse_differences(attention.differences(), f"in {op}")
     return TimedOp(attention.run, attention.num_bytes, attention.times)
 
 
-def checked_batch(case: StepShape) -> Batch:
-    """The first rows of a case, for the check of exactness, which takes them in one chunk."""
-    room = MAX_SCORE_BYTES // 2 // (4 * case.heads * case.context)
-    rows = max(1, min(case.batch, CHECKED_ROWS, room))
-    return Batch(
-        lengths=(case.context,) * rows,
-        heads=case.heads,
-        kv_heads=case.kv_heads,
-        dim=case.dim,
-        budget=case.budget,
-        recent_ratio=case.recent_ratio,
-        sinks=case.sinks,
-        dtype=case.dtype,
-    )
-
-
 def check_case(case: StepShape, ops: Sequence[str]) -> None:
-    """Refuse shapes that no kernel takes, or one that was named, all reasons at once."""
-    unknown = [op for op in ops if op not in OPS]
-    reasons = [f"unknown --op {op}; known: {', '.join(OPS)}" for op in unknown]
+    """Refuse unknown operations and shapes that no kernel takes, all reasons at once."""
+    reasons = [f"unknown --op {op}; known: {', '.join(OPS)}" for op in ops if op not in OPS]
     reasons += [reason for op in ops for reason in reasons_against(op, case)]
     if case.heads % case.kv_heads:
         reasons.append(f"--heads {case.heads} is no multiple of --kv-heads {case.kv_heads}")
     if case.dim & (case.dim - 1):
         reasons.append(f"--dim {case.dim} is no power of two")
     if case.context <= case.budget:
-        reasons.append(
-            f"--context {case.context} is within --budget {case.budget}: nothing is selected"
-        )
+        reasons.append(f"--context {case.context} is within --budget {case.budget}: nothing to do")
     if reasons:
         raise ConfigError("; ".join(reasons))
 
 
 def reasons_against(op: str, case: StepShape) -> list[str]:
-    """Why there is no kernel for an operation on this case, one line each."""
-    if op == SPARSE_ATTENTION and case.dim > MAX_ATTENDED_DIM:
-        return [f"--op {op} takes --dim {MAX_ATTENDED_DIM} or less, not {case.dim}"]
-    if op not in FLASHINFER_OPS:
-        return []
+    """List why an operation has no kernel for a case."""
     reasons = []
-    if case.dim not in HEAD_DIMS:
+    if op == bench.SPARSE_ATTENTION and case.dim > MAX_ATTENDED_DIM:
+        reasons.append(f"--op {op} takes --dim {MAX_ATTENDED_DIM} or less, not {case.dim}")
+    if op in bench.FLASHINFER_OPS and case.dim not in HEAD_DIMS:
         reasons.append(f"--op {op} takes --dim {', '.join(map(str, HEAD_DIMS))}, not {case.dim}")
     group, rest = divmod(case.heads, case.kv_heads)
-    if op == CUDA_CORES and not rest and group not in CUDA_CORE_GROUPS:
-        reasons.append(
-            f"--op {op} takes {', '.join(map(str, CUDA_CORE_GROUPS))} query heads a KV head, not "
-            f"{group}: choose other --heads or --kv-heads"
-        )
+    if op == bench.CUDA_CORES and not rest and group not in bench.CUDA_CORE_GROUPS:
+        groups = ", ".join(map(str, bench.CUDA_CORE_GROUPS))
+        reasons.append(f"--op {op} takes {groups} query heads per KV head, not {group}")
     return reasons
 
 
-def op_line(row: OpRow, case: StepShape, repeats: int) -> str:
-    """One operation as a line of JSON."""
-    copy = round(row.copy_gb_per_s, 1)
-    conditions = surroundings() | {"repeats": repeats, "copy_gb_per_s": copy}
-    shape = asdict(case) | {"dtype": str(case.dtype)}
-    speed = {"gb_per_s": row.timing.gb_per_s, "copy_share": row.copy_share}
-    timing: dict[str, Any] = asdict(row.timing) | speed
-    return json.dumps({"op": row.op, **timing, "case": shape, "conditions": conditions})
-
-
-def op_table(rows: Sequence[OpRow], case: StepShape) -> Table:
-    """All operations, for people."""
-    title = (
-        f"{case.batch} x {case.context:,}, {case.heads} / {case.kv_heads} heads x {case.dim}, "
-        f"K = {case.budget:,}"
-    )
-    table = Table(title=title, title_justify="left")
-    table.add_column("op")
-    times = ("µs, L2 cold", "min - max", "µs, L2 warm", "min - max")
-    for heading in (*times, "GB/s, cold", "share of copy bandwidth"):
-        table.add_column(heading, justify="right")
+def op_table(rows: Sequence[OpRow]) -> str:
+    """Return all operations in Markdown."""
+    head = ["op", "µs, L2 cold", "range", "µs, L2 warm", "range", "GB/s, cold", "of a copy"]
+    lines = []
     for row in rows:
+        line = [row.op]
+        for spread in (row.timing.cold_us, row.timing.warm_us):
+            line += [f"{spread.median:.1f}", f"{spread.low:.1f} - {spread.high:.1f}"]
         speed, share = row.timing.gb_per_s, row.copy_share
-        table.add_row(
-            row.op,
-            *_cells(row.timing.cold_us),
-            *_cells(row.timing.warm_us),
-            NONE if speed is None else f"{speed:,.0f}",
-            NONE if share is None else f"{100 * share:.0f} %",
-        )
-    return table
-
-
-def _cells(spread: Spread) -> tuple[str, str]:
-    return f"{spread.median:.1f}", f"{spread.low:.1f} - {spread.high:.1f}"
+        line.append(f"{speed:,.0f}" if speed else NONE)
+        lines.append([*line, f"{100 * share:.0f} %" if share else NONE])
+    return markdown_table(head, lines)

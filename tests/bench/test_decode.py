@@ -1,6 +1,6 @@
-"""What keeps a time from being shown, and what a row is made of."""
+"""Timing decode steps without a GPU: who runs when, with which layers; the parts of a step."""
 
-import sys
+from dataclasses import make_dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,187 +8,223 @@ import pytest
 import torch
 
 from lim_sglang import compat
-from lim_sglang.bench import decode, gate
-from lim_sglang.bench.batch import kept_slots
-from lim_sglang.bench.decode import Bench
-from lim_sglang.bench.exact import differing_sets
-from lim_sglang.bench.limit import StepSplit, Traffic
-from lim_sglang.bench.points import DecodeOptions, ModelChoice, Repeats
-from lim_sglang.bench.runner import Contender
+from lim_sglang.bench import decode, model_runner
+from lim_sglang.bench.decode import WARM_UP_STEPS, Bench, DecodeOptions
+from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
+from lim_sglang.bench.results import StepSplit
+from lim_sglang.bench.workloads import ModelChoice, Point
 from lim_sglang.config import Role
-from lim_sglang.errors import LimError
+from lim_sglang.errors import ServerError
 from lim_sglang.kernels.bench import Spread
-from tests.bench.fake_runner import BATCH, BUDGET, MIXED, ROLES, SHORT, SLOTS, Runner, layers
+
+POINT = Point((40,) * 3)
+BATCH = FilledBatch(POINT, (), SimpleNamespace(name="batch"))
+OPTIONS = DecodeOptions(
+    ModelChoice("qwen3-8b", None, "fp8_e4m3", "fp8"),
+    (POINT,),
+    ("lim", "flashinfer"),
+    budget=20,
+    windows=2,
+    steps=4,
+)
+ROLES = (Role.FULL, Role.SELECT, Role.REUSE, Role.REUSE)
 
 
-@pytest.fixture(autouse=True)
+class Runner:
+    """Stands in for SGLang's; notes which backend served each step."""
+
+    device = "cpu"
+    dtype = torch.float32
+    model = None
+    lim_roles = ROLES
+
+    def __init__(self, with_graph: bool = True) -> None:
+        self.attn_backend: Any = None
+        self.decode_cuda_graph_runner: Any = None
+        self.served: list[Any] = []
+        self._with_graph = with_graph
+
+    def forward(self, forward_batch: Any) -> Any:
+        assert forward_batch is BATCH.forward_batch
+        self.served.append(self.attn_backend)
+        logits = SimpleNamespace(next_token_logits=torch.zeros(3, 5))
+        return SimpleNamespace(can_run_graph=self._with_graph, logits_output=logits)
+
+
+class Event:
+    """Stands in for a CUDA event; a step takes a millisecond."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._steps = len(runner.served)
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end: "Event") -> float:
+        return float(end._steps - self._steps)
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """Return a runner on which time is counted in steps."""
+    runner = Runner()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(decode, "_record_event", lambda: Event(runner))
+    return runner
+
+
+def test_backends_take_turns_window_by_window(runner: Runner) -> None:
+    contenders = [Contender(name, name, f"graphs of {name}") for name in "ab"]
+    found = decode.time_windows(runner, BATCH, contenders, OPTIONS)
+    window = 1 + 4  # the first step fills the pipeline and is not timed
+    turns = "a" * window + "b" * window
+    assert "".join(runner.served) == "a" * WARM_UP_STEPS + "b" * WARM_UP_STEPS + turns * 2
+    assert {name: spread.median for name, spread in found.items()} == {"a": 1.0, "b": 1.0}
+    assert runner.decode_cuda_graph_runner == "graphs of b"
+
+
+def test_a_step_without_its_graph_is_no_measurement() -> None:
+    with pytest.raises(ServerError, match="without its CUDA graph"):
+        run_step(Runner(with_graph=False), BATCH)
+
+
+def test_the_graph_alone_is_replayed_without_a_step(runner: Runner) -> None:
+    replayed: list[Any] = []
+
+    def replay(key: str, batch: Any) -> None:
+        replayed.append((key, batch))
+        runner.served.append("replay")
+
+    backend = SimpleNamespace(replay=replay)
+    graphs = SimpleNamespace(backend=backend, _replay_graph_key="key")
+    found = decode.time_replays(runner, BATCH, Contender("lim", "lim", graphs), OPTIONS)
+    assert replayed == [("key", BATCH.forward_batch)] * 2 * (1 + 4)
+    assert (runner.served.count("lim"), found.median) == (1, 1.0)
+
+
+Metadata = make_dataclass("Metadata", ["decode_wrappers"])
+"""Stands in for FlashInfer's."""
+
+
+class Backend:
+    """Notes which layers it ran, and on which wrappers."""
+
+    def __init__(self) -> None:
+        self.forward_metadata = Metadata(["of another batch size"])
+        self.decode_cuda_graph_metadata = {3: ["of three rows"]}
+        self.ran: list[int] = []
+
+    def forward_decode(
+        self, q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, save_kv_cache: bool
+    ) -> None:
+        assert self.forward_metadata.decode_wrappers == ["of three rows"]
+        assert q.shape == (3, 8)
+        assert (k, v, save_kv_cache) == (None, None, False)
+        assert forward_batch is BATCH.forward_batch
+        self.ran.append(layer.layer_id)
+
+
+@pytest.fixture
 def four_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model that the runners have loaded."""
-    monkeypatch.setattr(compat, "attention_layers", lambda _model: iter(layers()))
+    """Let the model have four layers, and graphs run at once and take 6 ms."""
+    layers = [SimpleNamespace(layer_id=n, tp_q_head_num=2, head_dim=4) for n in range(4)]
+    monkeypatch.setattr(compat, "attention_layers", lambda _model: iter(layers))
+    monkeypatch.setattr(decode, "capture", lambda run: run())
+    monkeypatch.setattr(decode, "time_graph", lambda *_: [6.0, 6.0])
 
 
-def bench(runner: Runner | None = None, budget: int = BUDGET) -> Any:
-    """A bench with our backend and a dense one."""
-    runner = runner or Runner()
-    names = ("lim", "flashinfer")
-    options = DecodeOptions(
-        ModelChoice("qwen3-8b", None), (runner.batch.point,), names, Repeats(), budget, 0.88
-    )
-    contenders = [Contender("lim", runner.ours, None), Contender("flashinfer", "dense", None)]
-    return Bench(options, runner, contenders, Traffic(1000, 10, ROLES), 3000.0, lambda: None, {})
+@pytest.mark.usefixtures("four_layers")
+def test_each_role_is_timed_on_its_layers_and_divided_by_their_number() -> None:
+    backend = Backend()
+    lim = Contender("lim", backend, None)
+    found = decode.time_layers(Runner(), BATCH, lim, ROLES, lambda: None)
+    assert backend.ran == [0, 1, 2, 3]
+    assert found == {Role.FULL: 6.0, Role.SELECT: 6.0, Role.REUSE: 3.0}
 
 
-@pytest.mark.parametrize("chunk", [1, 2])
-def test_a_step_that_does_what_it_should_may_be_timed(chunk: int) -> None:
-    subject = bench(Runner(chunk=chunk))
-    values = [buffer.clone() for buffer in subject.runner.token_to_kv_pool.v_buffer]
-    assert subject._verify(BATCH) == 2
-    after = subject.runner.token_to_kv_pool.v_buffer
-    assert all(map(torch.equal, values, after)), "the check left its marks in the cache"
-
-
-def test_within_the_budget_no_set_is_looked_at() -> None:
-    bench(Runner(writes=False), budget=6)._verify(BATCH)
-
-
-def test_a_schedule_without_reuse_is_dense() -> None:
-    bench(Runner(lim_roles=(Role.FULL,) * 4), budget=6)._verify(BATCH)
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_a_mixed_step_may_be_timed_and_its_sparse_rows_count(chunk: int) -> None:
-    assert bench(Runner(chunk=chunk, batch=MIXED))._verify(MIXED) == 2
-
-
-@pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_a_step_over_an_fp8_cache_may_be_timed(cache_dtype: torch.dtype) -> None:
-    subject = bench(Runner(cache_dtype=cache_dtype))
-    values = [buffer.clone() for buffer in subject.runner.token_to_kv_pool.v_buffer]
-    assert subject._verify(BATCH) == 2
-    after = subject.runner.token_to_kv_pool.v_buffer
-    assert all(map(torch.equal, values, after)), "the check left its marks in the cache"
-
-
-WRONG = tuple(SLOTS[:, [0, 2, 3, 5]])
-"""Ascending, own, the newest included, and neither row's set."""
+@pytest.mark.usefixtures("four_layers")
+def test_the_live_metadata_is_put_back_even_after_a_failure() -> None:
+    backend = Backend()
+    planned = backend.forward_metadata
+    backend.forward_decode = None  # type: ignore[assignment, method-assign]
+    with pytest.raises(TypeError):
+        decode.time_layers(Runner(), BATCH, Contender("lim", backend, None), ROLES, lambda: None)
+    assert backend.forward_metadata is planned
 
 
 @pytest.mark.parametrize(
-    ("broken", "words"),
+    ("roles", "layer_ms", "expected"),
     [
-        (Runner(logit=float("nan")), "flashinfer gives logits that are not finite"),
-        (Runner(writes=False), "row 0, 1 does not keep 4 slots"),
-        (Runner(kept=WRONG), "row 0 keeps another set than its scores give"),
-        (Runner(kept=WRONG), "row 1 keeps another set than its scores give"),
-        (Runner(kept=WRONG, chunk=1), "row 1 keeps another set than its scores give"),
-        (Runner(dense_layer=True), "row 1: attention in layer 3 is off by"),
-        (Runner(reads=SLOTS.unbind()), "layer 3 reads more than the kept slots"),
-        (Runner(reads=[torch.tensor([0])] * 2), "layer 3 reads no kept slot"),
         (
-            Runner(lim_roles=(Role.SELECT, Role.REUSE, Role.REUSE, Role.SELECT)),
-            "layer 3 selects for no layer",
+            (Role.FULL, Role.FULL, Role.SELECT, Role.REUSE, Role.REUSE, Role.REUSE),
+            {Role.FULL: 0.5, Role.SELECT: 0.75, Role.REUSE: 0.25},
+            StepSplit(dense_ms=1.5, selection_ms=0.25, sparse_ms=0.75, rest_ms=7.5),
         ),
-        # The last row is within the budget: what is proved of it says nothing of the others.
-        (Runner(batch=MIXED, kept=(*WRONG, SHORT), chunk=1), "row 1 keeps another set"),
-        (Runner(batch=MIXED, reads=MIXED.slots), "layer 3 reads more than the kept slots"),
-        (Runner(batch=MIXED, reads=[torch.tensor([0])] * 3), "layer 3 reads no kept slot"),
-        (Runner(batch=MIXED, dense_layer=True), "row 0: attention in layer 3 is off by"),
-        (Runner(cache_dtype=torch.float8_e4m3fn, reads=SLOTS.unbind()), "layer 3 reads more"),
-        (Runner(cache_dtype=torch.float8_e5m2, reads=SLOTS.unbind()), "layer 3 reads more"),
-        (Runner(cache_dtype=torch.float8_e4m3fn, reads=[torch.tensor([0])] * 2), "reads no kept"),
-        (Runner(cache_dtype=torch.float8_e4m3fn, dense_layer=True), "row 0: attention in layer 3"),
+        ((Role.FULL,) * 4, {Role.FULL: 0.5}, StepSplit(2.0, 0.0, 0.0, 8.0)),
+        # Without a FULL layer selection cannot be told from attention.
+        (
+            (Role.SELECT, Role.REUSE),
+            {Role.SELECT: 1.0, Role.REUSE: 0.5},
+            StepSplit(1.0, 0.0, 0.5, 8.5),
+        ),
     ],
 )
-def test_no_time_is_shown_for_a_step_that_is_not_what_it_should_be(
-    broken: Runner, words: str
+def test_a_step_divides_by_role(
+    roles: tuple[Role, ...], layer_ms: dict[Role, float], expected: StepSplit
 ) -> None:
-    with pytest.raises(LimError, match="no time is shown") as caught:
-        bench(broken)._verify(broken.batch)
-    assert words in str(caught.value)
+    assert decode.split_step(10.0, roles, layer_ms) == expected
 
 
-def test_a_short_row_that_loses_a_token_is_found() -> None:
-    # The sparse rows keep the sets of their scores, so that nothing else is wrong.
-    sound = Runner(batch=MIXED)
-    sound.attn_backend = sound.ours
-    sound.forward(None)
-    kept = kept_slots(sound, MIXED.point, BUDGET)
-    assert kept is not None
-    broken = Runner(batch=MIXED, kept=(*kept[:2], SHORT[[0, 0, 2]]))
-    with pytest.raises(LimError, match=r"2x6\+1x3: row 2 does not keep 4 slots, or all that it"):
-        bench(broken)._verify(MIXED)
+@pytest.mark.parametrize(
+    ("name", "num_bytes", "sparse_rows", "split"),
+    [
+        ("lim", 1000 + 3 * 10 * (40 * 2 + 20 * 2), 2, StepSplit(1.0, 0.0, 1.0, 6.0)),
+        ("flashinfer", 1000 + 3 * 10 * 40 * 4, None, StepSplit(2.0, 0.0, 0.0, 6.0)),
+        ("triton", 1000 + 3 * 10 * 40 * 4, None, None),
+    ],
+)
+def test_a_row_has_the_limit_and_the_parts_of_its_own_backend(
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    num_bytes: int,
+    sparse_rows: int | None,
+    split: StepSplit | None,
+) -> None:
+    spread = Spread(8.0, 8.0, 8.0)
+    monkeypatch.setitem(vars(compat), "FlashInferAttnBackend", Backend)
+    monkeypatch.setattr(decode, "time_replays", lambda *_: spread)
+    monkeypatch.setattr(decode, "time_layers", lambda *given: dict.fromkeys(set(given[3]), 0.5))
+    monkeypatch.setattr(model_runner, "count_kernels", lambda contender: len(contender.name))
+    conditions = {
+        "weight_bytes_read": 1000,
+        "kv_bytes_per_token_and_layer": 10,
+        "roles": [role.value for role in ROLES],
+        "copy_gb_per_s": 1e-6,
+    }
+    bench = Bench(OPTIONS, Runner(), [], conditions, lambda: None)
+    backend = "triton's" if name == "triton" else Backend()
+    row = bench.row(BATCH, Contender(name, backend, None), spread, 2)
+    assert (row.num_bytes, row.sparse_rows, row.split) == (num_bytes, sparse_rows, split)
+    assert row.limit_share == num_bytes / 8.0
+    assert (row.point, row.backend, row.kernel_launches) == (POINT, name, len(name))
 
 
-def test_scales_of_k_and_v_are_the_layer_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    scaled = layers(k_scale=4.0, v_scale=0.5)
-    monkeypatch.setattr(compat, "attention_layers", lambda _model: iter(scaled))
-    bench(Runner(cache_dtype=torch.float8_e4m3fn))._verify(BATCH)
-    for other in (layers(k_scale=1.0, v_scale=0.5), layers(k_scale=4.0)):
-        with pytest.raises(LimError, match="row 0: attention in layer 3 is off by"):
-            bench(Runner(cache_dtype=torch.float8_e4m3fn, acts_as=other[3]))._verify(BATCH)
+def test_the_model_is_loaded_in_the_chosen_formats_after_the_kernels_are_exact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[Any] = []
 
+    def load(_folder: str, **options: Any) -> None:
+        done.append(options)
+        raise ServerError("enough")
 
-def test_scores_that_the_step_did_not_write_prove_no_set() -> None:
-    runner = Runner()
-    runner.lim_selector.deciding_scores.fill_(torch.nan)
-    found = differing_sets(runner.lim_selector, BATCH, WRONG)
-    assert found == [f"row {row} has scores that are not finite, or not written" for row in (0, 1)]
-
-
-def test_a_row_has_the_limit_of_its_own_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "can_split", lambda _contender: True)
-    monkeypatch.setattr(
-        decode,
-        "time_layers",
-        lambda _runner, _batch, _contender, roles, _flush: dict.fromkeys(set(roles), 0.5),
-    )
-    monkeypatch.setattr(decode, "count_launches", lambda contender: len(contender.name))
-    subject, spread = bench(), Spread(8.0, 8.0, 8.0)
-    ours, dense = (
-        subject._row(BATCH, contender, spread, spread, 2) for contender in subject.contenders
-    )
-    assert ours.num_bytes == 1000 + 2 * 10 * (6 * 2 + 4 * 2)
-    assert dense.num_bytes == 1000 + 2 * 10 * 6 * 4
-    assert (ours.sparse_rows, dense.sparse_rows) == (2, None)
-    assert (ours.kernel_launches, dense.kernel_launches) == (3, 10)
-    assert ours.split == StepSplit(1.0, 0.0, 1.0, 6.0)
-    assert dense.split == StepSplit(2.0, 0.0, 0.0, 6.0)
-
-
-def test_a_split_that_fails_leaves_the_step_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
-        raise RuntimeError("no such graph")
-
-    monkeypatch.setattr(decode, "can_split", lambda _contender: True)
-    monkeypatch.setattr(decode, "time_layers", fail)
-    monkeypatch.setattr(decode, "count_launches", lambda _contender: None)
-    subject, spread = bench(), Spread(8.0, 8.0, 8.0)
-    row = subject._row(BATCH, subject.contenders[0], spread, spread, 2)
-    assert row.split is None
-    assert row.split_error == "RuntimeError: no such graph"
-
-
-def let_gate_find(monkeypatch: pytest.MonkeyPatch, failures: list[str]) -> None:
-    """Let the exactness check find these failures."""
-    module: Any = SimpleNamespace(verify_gpu=lambda: failures)
-    monkeypatch.setitem(sys.modules, "lim_sglang.verify_gpu", module)
-
-
-def test_kernels_that_are_not_exact_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_gate_find(monkeypatch, ["Qwen3-8B: row 1: another ranking", "fp8 cache: scores are off"])
-    with pytest.raises(LimError) as caught:
-        gate.check_exactness()
-    message = str(caught.value)
-    assert "no time is shown" in message
-    assert "\n  - Qwen3-8B: row 1: another ranking\n  - fp8 cache: scores are off" in message
-
-
-def test_exact_kernels_may_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_gate_find(monkeypatch, [])
-    gate.check_exactness()
-
-
-def test_without_a_gpu_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(LimError, match="needs an NVIDIA GPU"):
-        gate.require_gpu()
+    monkeypatch.setattr(decode, "require_gpu", lambda: None)
+    monkeypatch.setattr(decode, "require_exact_kernels", lambda: done.append("exact"))
+    monkeypatch.setattr(model_runner, "load_runner", load)
+    monkeypatch.setattr(compat, "missing_backend", lambda _name: None)
+    monkeypatch.setenv("LIM_CONFIG", "{}")
+    with pytest.raises(ServerError, match="enough"):
+        next(decode.measure(OPTIONS, done.append))
+    assert done[:2] == ["Checking the kernels on this GPU", "exact"]
+    chosen = {"backend": "lim", "mem_fraction_static": 0.88, "batch_sizes": [3]}
+    formats = {"dummy": True, "kv_cache_dtype": "fp8_e4m3", "quantization": "fp8"}
+    assert done[-1] == chosen | formats

@@ -1,195 +1,301 @@
-"""`lim bench serve`: its servers, and what keeps a row from being shown."""
+"""`lim bench serve`: its figures, the proof of sparsity, its servers; and a real server's load."""
 
-import json
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 
 from lim_sglang.bench import serve
-from lim_sglang.bench.driver import Glance, Occupancy
-from lim_sglang.bench.load import Load, ServeOptions
-from lim_sglang.bench.points import ModelChoice
-from lim_sglang.bench.progress import Progress
-from lim_sglang.errors import LimError, ModelError, ServerError
-from lim_sglang.programs.http_client import Client
-from lim_sglang.server import Server
-from tests.bench.streaming_server import StreamingServer, steadily, streaming
+from lim_sglang.bench.serve import HEAD_START, Load
+from lim_sglang.bench.workloads import ModelChoice
+from lim_sglang.errors import LimError, RefusedError
+from tests.processes import LocalServer
 
 LOAD = Load(concurrency=2, prompt_tokens=10, new_tokens=81)
-SILENT = Progress(lambda _text: None, lambda _text: None, lambda _share, _text: None)
 BUDGET = 50
 
 
-def info(policy: str = "lim", sparse_rows: int = 0) -> dict[str, Any]:
-    """What a server says of itself."""
-    state: dict[str, Any] = {"memory_usage": {"token_capacity": 1000}}
-    if policy == "lim":
-        roles = ["full", "select", "reuse"]
-        state["lim"] = {
-            "config": {"budget": BUDGET},
-            "roles": roles,
-            "sparse_rows": sparse_rows,
-        }
-    return {
-        "model_path": "/models/x",
-        "version": "0.5.16",
-        "attention_backend": policy,
-        "stream_interval": 1,
-        "device": "cuda",
-        "internal_states": [state],
-    }
+def output(*itl: float, start: float = 100.0, ttft: float = 1.0, **fields: Any) -> Any:
+    """Return an output of SGLang's benchmark client."""
+    found = {"start_time": start, "ttft": ttft, "itl": list(itl), "output_len": len(itl) + 1}
+    return SimpleNamespace(**(found | {"success": True, "error": ""} | fields))
 
 
-@pytest.fixture(autouse=True)
-def small_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model is read."""
-    monkeypatch.setattr(serve, "vocabulary", lambda _path: 1000)
+def steady(wait_s: float = 0.1, num_tokens: int = 81, start: float = 100.0) -> Any:
+    """Return an output of tokens at one pace."""
+    return output(*[wait_s] * (num_tokens - 1), start=start)
 
 
-def counting(server: StreamingServer, sparse_rows: int) -> None:
-    """Let the server count sparse rows while it streams."""
-    plain = server.stream
-
-    def stream(body: dict[str, Any]) -> Iterator[Any]:
-        server.info = info("lim", sparse_rows)
-        yield from plain(body)
-
-    server.stream = stream
+NOTHING = output(ttft=0.0, output_len=81)
+"""A request that was aborted before its first token; the client then gives the wanted length."""
 
 
-def test_a_running_server_is_emptied_driven_and_described() -> None:
-    with streaming(steadily(), info=info("flashinfer")) as server, Client(server.url) as client:
-        row, _, facts = serve.measure_load(client, LOAD, [], SILENT)
-    assert server.asked[0].startswith("/flush_cache")
-    assert (row.policy, row.concurrency, row.sparse_rows) == ("flashinfer", 2, None)
-    assert row.num_tokens <= 160
-    assert (facts["kv_capacity"], facts["lim_config"], facts["new_tokens"]) == (1000, None, 81)
-    assert facts["server"]["attention_backend"] == "flashinfer"
+@pytest.mark.parametrize(
+    ("outputs", "seconds", "num_tokens"),
+    [
+        # From the last first token, at 13.0; each stream's first token is not counted.
+        ([steady(start=10.0), steady(start=10.5), steady(start=12.0)], 8.0, 80 + 65 + 60),
+        # A stream that waited for room does not move the start.
+        ([steady(num_tokens=2 * HEAD_START), steady(start=106.4)], 6.4 + 8.0, 127 + 80),
+        # Short streams settle with their last token.
+        ([output(1.0, 1.0, start=1.0), output(1.0, 1.0, start=2.5)], 2.0, 3),
+    ],
+)
+def test_the_window_begins_when_all_that_began_together_have_their_first_token(
+    outputs: list[Any], seconds: float, num_tokens: int
+) -> None:
+    arrivals, _, found = serve.measured_window(outputs)
+    assert (found, len(arrivals)) == (pytest.approx(seconds), num_tokens)
+    assert (arrivals > 0).all()
+    assert arrivals[-1] == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("outputs", [[], [NOTHING], [output(), output(start=101.0)]])
+def test_first_tokens_alone_are_no_window(outputs: list[Any]) -> None:
+    with pytest.raises(LimError, match="too few tokens came"):
+        serve.measured_window(outputs)
+
+
+def test_a_wait_that_began_before_the_window_is_no_latency() -> None:
+    # The second stream's first token comes at 103.0, in the middle of the first one's long wait.
+    _, latencies, _ = serve.measured_window([output(5.0, 0.25), output(0.5, start=102.0)])
+    assert latencies.tolist() == [0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("values", "p50", "p99"),
+    [
+        ([0.01] * 99 + [1.0], 10.0, 10.0),
+        ([0.01] * 98 + [1.0, 2.0], 10.0, 1000.0),
+        ([0.5], 500.0, 500.0),
+    ],
+)
+def test_a_percentile_is_a_measured_value(values: list[float], p50: float, p99: float) -> None:
+    assert serve.percentiles_ms(values) == {"p50": pytest.approx(p50), "p99": pytest.approx(p99)}
+
+
+@pytest.mark.parametrize(
+    ("dense", "ours", "expected"),
+    [
+        ([1.0, 2.0, 3.0], [0.5, 1.0, 1.5], 2.0),
+        # A cut run is compared over the tokens that both have decoded, at the same contexts: ours
+        # was fast at first, and slow at contexts that the dense run did not reach in its time.
+        ([1.0, 2.0], [0.5, 1.0, 7.0, 9.0], 2.0),
+        ([1.0, 2.0, 3.0], [0.5], 2.0),
+    ],
+)
+def test_runs_are_compared_over_the_same_number_of_tokens(
+    dense: list[float], ours: list[float], expected: float
+) -> None:
+    assert serve.equal_token_speedup(np.array(dense), np.array(ours)) == pytest.approx(expected)
+
+
+def row_of(*outputs: Any, counted: Any = None, dense: Any = ()) -> Any:
+    """Return the row of a run under `LOAD`."""
+    policy = "lim" if counted else "flashinfer"
+    return serve.make_row(policy, LOAD, outputs, 1000, counted, list(dense))
+
+
+def test_a_row_is_the_summary_of_its_run() -> None:
+    row = row_of(steady(), steady(), counted=(70, 0))
+    assert (row.policy, row.concurrency, row.num_tokens, row.cut) == ("lim", 2, 160, False)
+    assert (row.seconds, row.tokens_per_s) == (pytest.approx(8.0), pytest.approx(20.0))
+    assert row.last_tokens_per_s == pytest.approx(20.0, rel=0.03)
+    assert row.itl_ms == {"p50": pytest.approx(100.0), "p99": pytest.approx(100.0)}
+    assert row.ttft_ms == {"p50": 1000.0, "p99": 1000.0}
+    assert row.kv_share == pytest.approx(2 * (10 + 81) / 1000)
+    assert (row.sparse_rows, row.retractions, row.speedup) == (70, 0, None)
+
+
+def test_the_end_of_a_run_has_a_speed_of_its_own_and_a_cut_run_counts_what_came() -> None:
+    slower = output(*[0.1] * 40, *[0.2] * 40)
+    assert row_of(slower, slower).last_tokens_per_s == pytest.approx(10.0, rel=0.03)
+    row = row_of(steady(num_tokens=40), NOTHING)
+    assert (row.cut, row.num_tokens) == (True, 39)
+    assert row.kv_share == pytest.approx((2 * 10 + 40) / 1000)
+
+
+@pytest.mark.parametrize(
+    ("dense_capacity", "retractions", "speedup"),
+    [(1000, 0, 2.0), (182, 0, 2.0), (181, 0, None), (1000, 1, None)],
+)
+def test_runs_are_not_compared_if_a_request_may_have_been_retracted(
+    dense_capacity: int, retractions: int, speedup: float | None
+) -> None:
+    # Both requests need 182 slots at their end: a dense server does not count its retractions.
+    dense: list[Any] = []
+    first = serve.make_row("flashinfer", LOAD, [steady(0.3)] * 2, dense_capacity, None, dense)
+    second = serve.make_row("triton", LOAD, [steady(0.2)] * 2, dense_capacity, None, dense)
+    assert {first.retractions, second.retractions} == {0 if dense_capacity > 181 else None}
+    ours = row_of(steady(), steady(), counted=(70, retractions), dense=dense)
+    assert ours.speedup == (speedup and pytest.approx(speedup))
+    assert (first.speedup, second.speedup) == (None, None)
+
+
+def test_a_table_has_a_line_per_row_by_concurrency() -> None:
+    row = replace(row_of(steady(), steady(), counted=(70, 0)), speedup=1.5)
+    unknown = replace(row, concurrency=1, policy="flashinfer", retractions=None, speedup=None)
+    lines = serve.serve_table([row, replace(unknown, cut=True)]).splitlines()
+    assert lines[2].startswith("| 1 | flashinfer | 20 | 20 | - | 1,000 | 1,000 | 100.00 | 100.00 |")
+    assert lines[2].endswith("| 18 % | unknown | 8.0 | cut |")
+    assert lines[3].startswith("| 2 | lim | 20 | 20 | 1.50 |")
+
+
+STATE = {"config": {"budget": BUDGET}, "roles": ["full", "select", "reuse"]}
 
 
 # Each request decodes tokens 2 to 81, in rows of 11 to 90 tokens: 40 of them beyond the budget.
-@pytest.mark.parametrize(("counted", "is_it"), [(80, True), (79, False), (0, False)])
-def test_a_row_of_ours_needs_as_many_sparse_rows_as_there_were_long_ones(
-    counted: int, is_it: bool
+@pytest.mark.parametrize(
+    ("state", "sparse_rows", "retractions", "is_sparse"),
+    [
+        (STATE, 80, 0, True),
+        (STATE, 79, 0, False),
+        (STATE, 0, 0, False),
+        (STATE, 79, 1, True),  # prefill gives the next token after a retraction
+        (STATE | {"roles": ["full", "full"]}, 0, 0, True),
+    ],
+)
+def test_our_row_needs_as_many_sparse_rows_as_there_were_long_ones(
+    state: dict[str, Any], sparse_rows: int, retractions: int, is_sparse: bool
 ) -> None:
-    with streaming(steadily(), info=info("lim")) as server, Client(server.url) as client:
-        counting(server, counted)
-        if is_it:
-            row, _, facts = serve.measure_load(client, LOAD, [], SILENT)
-            assert (row.policy, row.sparse_rows) == ("lim", 80)
-            assert facts["lim_config"] == {"budget": BUDGET}
-            return
-        with pytest.raises(LimError, match="no time is shown: 2 requests decoded 80 tokens"):
-            serve.measure_load(client, LOAD, [], SILENT)
+    refused = pytest.raises(LimError, match="no time is shown: 2 requests decoded 80 tokens beyond")
+    with nullcontext() if is_sparse else refused:
+        serve.check_sparse(LOAD, [steady(), steady(), NOTHING], state, sparse_rows, retractions)
 
 
-def test_a_busy_server_is_not_measured() -> None:
-    with (
-        streaming(steadily(), info=info(), busy=True) as server,
-        Client(server.url) as client,
-        pytest.raises(ServerError, match=r"has to be idle before it is measured: .*pending"),
-    ):
-        serve.measure_load(client, LOAD, [], SILENT)
-    assert not server.requests
+def info(policy: str, sparse_rows: int) -> dict[str, Any]:
+    lim = {"lim": STATE | {"sparse_rows": sparse_rows, "retractions": 0}}
+    state = {"memory_usage": {"token_capacity": 1000}} | (lim if policy == "lim" else {})
+    return {"model_path": "/models/x", "attention_backend": policy, "internal_states": [state]}
 
 
-def test_the_run_is_shown_while_it_goes_on() -> None:
-    shown: list[tuple[float, str]] = []
-    report = replace(SILENT, advancing=lambda share, text: shown.append((share, text)))
-    watch = serve.watcher("lim, 2 requests", replace(LOAD, limit_s=10.0), report)
-    watch(Glance(0, 0.0, None))
-    watch(Glance(81, 2.0, Occupancy(0.0, 2, 1, 500, 0.5)))
-    watch(Glance(90, 9.0, None))
-    assert shown == [
-        (0.5, "lim, 2 requests: 40 tokens/s, KV cache 50 %, 2 running, 1 waiting"),
-        (0.9, "lim, 2 requests: 10 tokens/s"),
-    ]
+@contextmanager
+def fake_server(
+    monkeypatch: pytest.MonkeyPatch, policy: str, sparse_rows: int = 80, pace_s: float = 0.1
+) -> Iterator[httpx.Client]:
+    """Provide a client of a server whose requests end at once."""
+    asked: list[str] = []
 
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        if request.url.path == "/flush_cache":
+            return httpx.Response(400 if policy == "busy" else 200, text="pending requests")
+        grown = sparse_rows if "generate" in asked else 0
+        return httpx.Response(200, json=info(policy, 5 + grown))
 
-OPTIONS = ServeOptions(ModelChoice("qwen3-1.7b", None), (LOAD,), ("flashinfer", "lim"), BUDGET, 0.8)
+    async def generate(_http: httpx.Client, load: Load) -> list[Any]:
+        asked.append("generate")
+        return [steady(pace_s)] * load.concurrency
 
-
-def test_one_server_a_policy_is_driven_dense_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = []
-    with streaming(steadily()) as fake:
-
-        @contextmanager
-        def started(_options: ServeOptions, policy: str, folder: str) -> Iterator[Any]:
-            assert json.loads((Path(folder) / "config.json").read_text())["model_type"] == "qwen3"
-            fake.info = info(policy)
-            counting(fake, 80) if policy == "lim" else None
-            said.append(policy)
-            yield fake
-
-        monkeypatch.setattr(serve, "started", started)
-        monkeypatch.setattr(serve, "run_apart", lambda _what, _call: {"commit": "c0ffee"})
-        found = list(serve.measure(OPTIONS, SILENT))
-    assert said == ["flashinfer", "lim"]
-    (dense, _), (ours, conditions) = found
-    assert (dense.policy, dense.speedup) == ("flashinfer", None)
-    assert ours.policy == "lim"
-    assert ours.speedup == pytest.approx(1.0, abs=0.7)
-    assert (conditions["commit"], conditions["model"]) == ("c0ffee", "qwen3-1.7b")
-    assert conditions["dummy_weights"]
-
-
-def test_nothing_starts_before_the_kernels_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_what: str, _call: Any) -> Any:
-        raise LimError("no time is shown: kernels are not exact on this GPU")
-
-    monkeypatch.setattr(serve, "run_apart", fail)
-    monkeypatch.setattr(serve, "started", None)
-    with pytest.raises(LimError, match="not exact"):
-        next(serve.measure(OPTIONS, SILENT))
-    with pytest.raises(LimError, match="not exact"):
-        next(serve.measure_running(None, (LOAD,), SILENT, None))  # type: ignore[arg-type]
+    monkeypatch.setattr(serve, "generate", generate)
+    with httpx.Client(base_url="http://fake", transport=httpx.MockTransport(answer)) as http:
+        yield http
+    assert policy == "busy" or asked == ["/flush_cache", "/server_info", "generate", "/server_info"]
 
 
 @pytest.mark.parametrize("policy", ["lim", "flashinfer"])
-def test_a_server_is_one_of_the_policy_and_ends_with_its_block(
+def test_a_server_is_emptied_loaded_and_described(
     monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr(Server, "start", lambda self: seen.append(self.options))
-    monkeypatch.setattr(Server, "wait_until_ready", lambda _self: {})
-    monkeypatch.setattr(Server, "stop", lambda _self: seen.append("stopped"))
-    with serve.started(OPTIONS, policy, "/models/x"):
-        assert len(seen) == 1
-    assert seen[1] == "stopped"
-    words = seen[0].command_line()
-    assert words[words.index("--attention-backend") + 1] == policy
-    assert ("--lim-budget=50" in words) == (policy == "lim")
-    assert "--load-format" in words
+    with fake_server(monkeypatch, policy) as http:
+        row, facts = serve.measure_load(http, LOAD, [])
+    assert (row.policy, row.sparse_rows) == (policy, 80 if policy == "lim" else None)
+    assert (facts["kv_capacity"], facts["new_tokens"]) == (1000, 81)
+    assert facts["server"]["attention_backend"] == policy
+    assert facts["lim_config"] == ({"budget": BUDGET} if policy == "lim" else None)
 
 
-def test_a_server_that_does_not_start_shows_the_end_of_its_log(
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [("busy", r"busy or does not answer: .*/flush_cache"), ("lim", "no time is shown")],
+)
+def test_a_server_that_is_busy_or_not_sparse_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, policy: str, words: str
+) -> None:
+    server = fake_server(monkeypatch, policy, sparse_rows=79)
+    with server as http, pytest.raises(LimError, match=words):
+        serve.measure_load(http, LOAD, [])
+
+
+def test_servers_run_one_after_the_other_and_ours_is_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def start(self: Any) -> None:
-        with open(self._log, "wb", closefd=False) as log:
-            log.write(b"loading\nCUDA out of memory")
-        raise ServerError("the server ended with code 1")
+    did: list[str] = []
+    monkeypatch.setattr(serve, "run_in_child", lambda check: did.append(check.__name__))
+    monkeypatch.setattr(serve, "http_client", lambda http, _key: nullcontext(http))
 
-    monkeypatch.setattr(Server, "start", start)
-    with (
-        pytest.raises(ServerError, match="code 1\nloading\nCUDA out of memory"),
-        serve.started(OPTIONS, "lim", "/models/x"),
-    ):
-        pass
+    @contextmanager
+    def server(policy: str, pace_s: float) -> Iterator[Any]:
+        with fake_server(monkeypatch, policy, pace_s=pace_s) as http:
+            did.append(policy)
+            yield SimpleNamespace(url=http)
+            did.append("ended")
+
+    servers = [server("flashinfer", 0.2), server("lim", 0.1)]
+    (dense, _), (ours, conditions) = list(serve.measure(servers, [LOAD], None))
+    assert did == ["require_exact_kernels", "flashinfer", "ended", "lim", "ended"]
+    assert (dense.policy, dense.speedup) == ("flashinfer", None)
+    assert (ours.policy, ours.speedup) == ("lim", pytest.approx(2.0))
+    assert conditions["kernels_exact"]
+    assert {"date", "commit", "versions", "notes", "kv_capacity", "concurrency"} <= set(conditions)
 
 
-def test_a_model_that_is_elsewhere_has_no_vocabulary_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    with tempfile.TemporaryDirectory() as folder, pytest.raises(ModelError, match="cannot be read"):
-        serve.vocabulary(folder)
+def started(monkeypatch: pytest.MonkeyPatch, model: ModelChoice, *words: str) -> list[Any]:
+    """Return the options with which servers of two policies would be started."""
+    monkeypatch.setattr(serve, "running_server", lambda options, *_, **__: options)
+    return list(
+        serve.own_servers(model, ["flashinfer", "lim"], [LOAD, Load(64)], BUDGET, words, False)
+    )
 
 
-def test_a_shape_s_folder_has_its_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    with serve.model_folder(ModelChoice("qwen3-1.7b", None), 100) as folder:
-        assert serve.vocabulary(folder) == 151936
+def test_all_servers_have_the_same_options_and_the_users_come_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dense, ours = started(monkeypatch, ModelChoice("qwen3-1.7b"), "--kv-cache-dtype", "fp8_e5m2")
+    assert dense.sglang_options == ours.sglang_options
+    words = list(ours.sglang_options)
+    assert words[words.index("--load-format") + 1] == "dummy"
+    assert words[words.index("--cuda-graph-max-bs-decode") + 1] == "64"
+    assert words[words.index("--max-running-requests") + 1] == "65"  # with 64, one of 64 waited
+    assert "--incremental-streaming-output" in words
+    assert words[-2:] == ["--kv-cache-dtype", "fp8_e5m2"]
+    assert (dense.backend, dense.lim_flags) == ("flashinfer", ())
+    assert (ours.backend, ours.lim_flags) == ("lim", ("--lim-budget=50",))
+
+
+def test_servers_that_would_not_start_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIM_CONFIG", '{"top_k": 5}')
+    with pytest.raises(RefusedError) as caught:
+        started(monkeypatch, ModelChoice("qwen3-1.7b"), "--port", "5", "--attention-backend=fa3")
+    for reason in ("--port after --", "served by fa3", "unknown LessIsMore setting 'top_k'"):
+        assert reason in str(caught.value)
+
+
+@pytest.mark.e2e
+def test_a_real_servers_load_is_measured_by_sglangs_client(tiny_server: LocalServer) -> None:
+    load = Load(concurrency=3, prompt_tokens=300, new_tokens=40)
+    with serve.http_client(tiny_server.url) as http:
+        row, facts = serve.measure_load(http, load, [])
+    assert (row.policy, row.concurrency, row.cut, row.retractions) == ("lim", 3, False, 0)
+    # All tokens but the first of each stream, and those that came while others were prefilled.
+    assert 3 <= row.num_tokens <= 3 * 39
+    assert row.sparse_rows == 3 * 40  # SGLang runs one step more for a request that has ended
+    assert row.tokens_per_s == pytest.approx(row.num_tokens / row.seconds)
+    assert 0 < row.itl_ms["p50"] <= row.itl_ms["p99"] <= 1e3 * row.seconds
+    assert facts["kv_capacity"] == 16384
+    assert row.kv_share == pytest.approx(3 * 340 / 16384)
+
+
+@pytest.mark.e2e
+def test_a_cut_run_leaves_nothing_behind(tiny_server: LocalServer) -> None:
+    load = Load(concurrency=3, prompt_tokens=50, new_tokens=3900, limit_s=8.0, stream_interval=2)
+    with serve.http_client(tiny_server.url) as http:
+        row, _ = serve.measure_load(http, load, [])
+        assert row.cut
+        assert 0 < row.num_tokens < 3 * 3899
+        http.post("/flush_cache?timeout=60").raise_for_status()  # refuses while anything runs

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lim_sglang.bench import kernel
 from lim_sglang.errors import LimError
@@ -238,14 +239,13 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         did.append("time")
         return OpTiming(SPREAD, SPREAD, op.num_bytes)
 
-    for name in ("require_gpu", "check_exactness"):
-        monkeypatch.setattr(kernel, name, lambda: None)
+    monkeypatch.setattr(kernel, "require_exact_kernels", lambda: None)
     monkeypatch.setattr(kernel, "selection_differences", lambda *_: [])
-    monkeypatch.setattr(kernel, "copy_gb_per_s", copy)
-    monkeypatch.setattr(kernel, "time_op", time_op)
-    monkeypatch.setattr(kernel, "prepare", lambda *_: SimpleNamespace(num_bytes=None))
+    monkeypatch.setattr(bench, "copy_gb_per_s", copy)
+    monkeypatch.setattr(bench, "time_op", time_op)
+    monkeypatch.setattr(bench, "prepare", lambda *_: SimpleNamespace(num_bytes=None))
     monkeypatch.setattr(
-        kernel, "prepare_attention", lambda op, shape, _device: real_prepare(op, shape, "cpu")
+        bench, "prepare_attention", lambda op, shape, _device: real_prepare(op, shape, "cpu")
     )
     return did
 
@@ -281,3 +281,47 @@ def test_by_default_all_operations_are_timed_that_take_the_shape(measured: list[
     assert [row.op for row in kernel.measure_ops([], seven, 1)] == names[:-1]
     narrow = StepShape(batch=1, context=90, heads=4, kv_heads=2, dim=32, budget=32)
     assert [row.op for row in kernel.measure_ops([], narrow, 1)] == names[:-2]
+
+
+@pytest.mark.parametrize(
+    ("free", "measured"), [(1000, [100, 200, 400]), (500, [100, 200]), (10, [100])]
+)
+def test_the_speed_is_the_best_of_the_sizes_that_fit(
+    monkeypatch: pytest.MonkeyPatch, free: int, measured: list[int]
+) -> None:
+    sizes: list[int] = []
+
+    def copy_ms(num_bytes: int, _device: str) -> float:
+        sizes.append(num_bytes)
+        return 1e-4 if num_bytes == 100 else 1e-3
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 1 << 40))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(bench, "_median_copy_ms", copy_ms)
+    assert bench.copy_gb_per_s((100, 200, 400)) == pytest.approx(2 * 100 / 1e-4 / 1e6)
+    assert sizes == measured
+
+
+class Operations(TorchDispatchMode):
+    """Notes which of torch's operations run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_timed_copy_is_a_kernel_and_no_memcpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    operations = Operations()
+
+    def capture(run: Any) -> None:
+        with operations:
+            run()
+
+    monkeypatch.setattr(bench, "capture", capture)
+    monkeypatch.setattr(bench, "time_graph", lambda _graph, _repeats: [3.0, 1.0, 9.0])
+    assert bench._median_copy_ms(4096, "cpu") == 3.0
+    assert operations.names == ["aten.neg.out"]

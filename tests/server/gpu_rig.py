@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang import compat
-from lim_sglang.bench.runner import Contender, load_runner, with_backend
+from lim_sglang.bench.model_runner import Contender, build_dense_backend, load_runner
 from lim_sglang.config import layer_roles
 from lim_sglang.kernels.reference import attend_tokens, keep_tokens, score_tokens, softmax_mass
 from lim_sglang.kernels.selector import MassSelector
@@ -123,7 +123,7 @@ class Rig:
         """Let one of SGLang's own backends serve; return it."""
         if name not in self._contenders:
             with compat.decode_on_tensor_cores(wanted=True):  # as ours, which is compared with it
-                with_backend(self.runner, name)
+                build_dense_backend(self.runner, name)
             self._keep(name)
         return self._take(name)
 

@@ -1,0 +1,271 @@
+"""`lim bench`: its commands and their options."""
+
+import json
+import logging
+import os
+import signal
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated
+
+import typer
+
+from lim_sglang.bench import workloads
+from lim_sglang.bench.workloads import SHAPES, CacheDtype, ModelChoice, Quantization
+from lim_sglang.errors import ConfigError
+from lim_sglang.programs.options import ApiKeyOption
+
+bench = typer.Typer(
+    name="bench",
+    help="Measure speed and memory on an NVIDIA GPU. No time is shown where a kernel is not exact.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+ShapeOption = Annotated[
+    str | None, typer.Option(help=f"A published shape with dummy weights: {', '.join(SHAPES)}.")
+]
+ModelOption = Annotated[str | None, typer.Option(help="A model folder instead.")]
+BudgetOption = Annotated[int, typer.Option(min=1, help="Tokens that a sparse layer reads.")]
+MemoryOption = Annotated[
+    float, typer.Option(min=0.01, max=0.99, help="Share of the GPU for weights and KV cache.")
+]
+BackendsOption = Annotated[
+    str, typer.Option(help="lim, and of flashinfer, triton, fa3 those to compare with.")
+]
+PointOption = Annotated[
+    list[str] | None, typer.Option(help="BATCHxCONTEXT: 8x32k, or mixed, 4x32k+4x1k; repeatable.")
+]
+CacheOption = Annotated[CacheDtype, typer.Option(help="KV cache: auto, fp8_e4m3 or fp8_e5m2.")]
+QuantizationOption = Annotated[Quantization, typer.Option(help="Weights: none, or fp8 at loading.")]
+OutOption = Annotated[Path | None, typer.Option(help="A file to which each row is added as JSON.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show SGLang's log.")]
+
+
+def report(activity: str) -> None:
+    """Show the current activity on standard error."""
+    typer.echo(activity, err=True)
+
+
+def keep(out: Path | None, line: str) -> None:
+    """Add a JSON line to the file of --out, so that an interrupted run keeps its results."""
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a") as file:
+            file.write(f"{line}\n")
+
+
+@bench.command("decode")
+def decode(
+    shape: ShapeOption = None,
+    model: ModelOption = None,
+    point: PointOption = None,
+    batch: Annotated[int | None, typer.Option(help="Requests, with --context.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of each, with --batch.")] = None,
+    budget: BudgetOption = 2048,
+    backends: BackendsOption = "lim,flashinfer",
+    kv_cache_dtype: CacheOption = "auto",
+    quantization: QuantizationOption = "none",
+    windows: Annotated[int, typer.Option(min=1, help="Timed windows of each backend.")] = 7,
+    steps: Annotated[int, typer.Option(min=1, help="Decode steps in a window.")] = 20,
+    mem_fraction_static: MemoryOption = 0.88,
+    split: Annotated[bool, typer.Option(help="Divide the step into its parts.")] = True,
+    out: OutOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Time decode steps of lim and of SGLang's dense backends, window by window in turns."""
+    choice = ModelChoice(shape, model, kv_cache_dtype, quantization)
+    points = workloads.choose_points(point or [], batch, context)
+    names = workloads.read_backends(backends, choice)
+    from lim_sglang.bench.decode import DecodeOptions, measure
+    from lim_sglang.bench.results import DecodeTable
+
+    options = DecodeOptions(
+        choice, points, names, budget, mem_fraction_static, windows, steps, split
+    )
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    measured = []
+    for row, conditions in measure(options, report):
+        measured.append((row, conditions))
+        keep(out, row.to_json(conditions))
+        typer.echo(row.describe())
+    table = DecodeTable.of(measured)
+    typer.echo(f"\n{table.section(points)}\n{'; '.join(table.conditions['notes'])}")
+
+
+@bench.command("capacity")
+def capacity(
+    shape: ShapeOption = None,
+    model: ModelOption = None,
+    budget: BudgetOption = 2048,
+    backends: BackendsOption = "lim,flashinfer",
+    kv_cache_dtype: CacheOption = "auto",
+    quantization: QuantizationOption = "none",
+    mem_fraction_static: MemoryOption = 0.88,
+    out: OutOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Count the tokens that the KV cache holds, each backend in a process of its own."""
+    choice = ModelChoice(shape, model, kv_cache_dtype, quantization)
+    names = workloads.read_backends(backends, choice)
+    from lim_sglang.bench.model_runner import count_slots, run_in_child
+    from lim_sglang.bench.results import surroundings
+    from lim_sglang.bench.verify import require_gpu
+
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    require_gpu()
+    slots: dict[str, int] = {}
+    for name in names:
+        report(f"Starting {name}")
+        slots[name] = run_in_child(count_slots, choice, name, budget, mem_fraction_static)
+    most = max((slots[name] for name in names[1:]), default=None)
+    for name in names:
+        share = f" ({100 * slots[name] / most:.2f} % of dense)" if most else ""
+        typer.echo(f"{name:>12}  {slots[name]:,} tokens{share}")
+    conditions = surroundings() | asdict(choice) | {"model": choice.name, "budget": budget}
+    conditions["mem_fraction_static"] = mem_fraction_static
+    keep(out, json.dumps({"kv_capacity": slots, "conditions": conditions}))
+
+
+@bench.command("kernel")
+def kernel(
+    op: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="score, shortlist, full-ranking, select-scored, select, lse, softmax-mass, "
+            "topk-by-mass, select-by-mass, sparse-attention, sparse-attention-tensor-cores or "
+            "sparse-attention-cuda-cores (both FlashInfer's); may be repeated; all by default."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Requests.")] = 8,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 32768,
+    heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 32,
+    kv_heads: Annotated[int, typer.Option(min=1, help="KV heads.")] = 8,
+    dim: Annotated[int, typer.Option(min=16, help="Dimensions of a head.")] = 128,
+    budget: BudgetOption = 2048,
+    repeats: Annotated[int, typer.Option(min=1, help="Replays that the median is of.")] = 30,
+    out: OutOption = None,
+) -> None:
+    """Time kernels of selection and sparse attention one by one, in CUDA graphs, with a cold and a
+    warm L2 cache."""
+    from lim_sglang.bench.kernel import check_case, measure_ops, op_table
+    from lim_sglang.kernels.bench import StepShape
+
+    case = StepShape(batch, context, heads, kv_heads, dim, budget)
+    check_case(case, op or [])
+    report("Checking the kernels on this GPU")
+    rows = []
+    for row in measure_ops(op or [], case, repeats):
+        report(f"Measured {row.op}")
+        rows.append(row)
+        keep(out, row.to_json(case, repeats))
+    typer.echo(f"{batch} x {context:,}, {heads} / {kv_heads} heads x {dim}, K = {budget:,}")
+    typer.echo(op_table(rows))
+
+
+@bench.command("serve")
+def serve(
+    context: typer.Context,
+    shape: ShapeOption = None,
+    model: ModelOption = None,
+    concurrency: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Requests at once; may be repeated.", show_default="64"),
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 200,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens that each generates.")] = 8192,
+    budget: BudgetOption = 2048,
+    policies: BackendsOption = "lim,flashinfer",
+    limit_seconds: Annotated[
+        float | None, typer.Option(min=1, help="Cut each run after this time.")
+    ] = None,
+    stream_interval: Annotated[int, typer.Option(min=1, help="New tokens sent together.")] = 1,
+    mem_fraction_static: MemoryOption = 0.88,
+    url: Annotated[str | None, typer.Option(help="A running server of this machine.")] = None,
+    api_key: ApiKeyOption = None,
+    out: OutOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Long generations side by side over HTTP, LessIsMore against dense SGLang. Options after --
+    go to every server."""
+    from lim_sglang.bench import serve as serving
+    from lim_sglang.bench.verify import require_gpu
+    from lim_sglang.server import on_signals
+
+    loads = [
+        serving.Load(number, prompt_tokens, new_tokens, limit_seconds, stream_interval)
+        for number in dict.fromkeys(concurrency or [64])
+    ]
+    further: tuple[str, ...] = context.obj or ()
+    if url is None:
+        choice, ours_last = ModelChoice(shape, model), workloads.read_backends(policies)[::-1]
+        words = ("--mem-fraction-static", f"{mem_fraction_static}", *further)
+        words += () if verbose else ("--log-level", "warning")
+        servers = serving.own_servers(choice, ours_last, loads, budget, words, verbose)
+        extra = {"model": choice.name, "dummy_weights": choice.is_dummy, "sglang_options": further}
+    else:
+        address = address_of(context, url, further)
+        servers, extra = iter([nullcontext(SimpleNamespace(url=address))]), {}
+    require_gpu()
+    report("Checking the kernels on this GPU")
+    rows = []
+    # A service manager's signal ends the running server, too, as Ctrl-C does.
+    with on_signals(signal.default_int_handler):
+        for row, conditions in serving.measure(servers, loads, api_key):
+            rows.append(row)
+            keep(out, json.dumps({"serve": asdict(row), "conditions": conditions | extra}))
+            report(f"{row.policy}, {row.concurrency} requests: {row.tokens_per_s:,.0f} tokens/s")
+    typer.echo(f"{serving.serve_table(rows)}\n{'; '.join(serving.NOTES)}")
+
+
+def address_of(context: typer.Context, url: str, further: tuple[str, ...]) -> str:
+    """Return the address of --url; refuse another machine's, and options of the server's start."""
+    from lim_sglang.programs.http_client import is_loopback, normalise_url
+
+    given = list(further)
+    for name in ("shape", "model", "policies", "budget", "mem_fraction_static"):
+        source = context.get_parameter_source(name)
+        if source and source.name == "COMMANDLINE":
+            given.append(f"--{name.replace('_', '-')}")
+    if given:
+        raise ConfigError(f"{', '.join(given)} would change nothing: the server runs already")
+    address = normalise_url(url)
+    if not is_loopback(address):
+        raise ConfigError(
+            f"{address} is on another machine: run lim bench serve there, since each row names the "
+            "GPU, versions and commit of its machine"
+        )
+    return address
+
+
+@bench.command("report")
+def write_report(
+    files: Annotated[list[Path], typer.Argument(help="What `lim bench decode --out` has written.")],
+    update: Annotated[Path | None, typer.Option(help="Markdown file for three rows.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Markdown file for all rows.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="SVG file of step times.")] = None,
+) -> None:
+    """Write tables of recorded decode rows between the markers of Markdown files, and plot the
+    first table; needs no GPU."""
+    from lim_sglang.bench.plots import draw
+    from lim_sglang.bench.results import SECTION, read_tables
+
+    tables = read_tables(files)
+    parts = [table.section(table.points) for table in tables]
+    if results and plot:
+        parts.insert(1, f"![Step time over context]({os.path.relpath(plot, results.parent)})")
+    texts = {results: "\n\n".join(parts)}
+    if update:
+        link = os.path.relpath(results, update.parent) if results else None
+        texts[update] = tables[0].proof() + (f" [All rows]({link})." if link else "")
+    # All texts are made before the first is written, so that a refusal changes no file.
+    changed = {path: SECTION.replace_in(path, text) for path, text in texts.items() if path}
+    if plot:
+        draw(tables[0], plot)
+    for path, text in changed.items():
+        path.write_text(text)
+        typer.echo(f"The table is in {path}.")
+    if not changed:
+        typer.echo(texts[results])

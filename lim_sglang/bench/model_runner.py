@@ -1,0 +1,316 @@
+"""SGLang's model runner in this process: backends that take turns on one set of weights and one KV
+cache, each with CUDA graphs of its own, and batches whose random context is in the cache."""
+
+import importlib
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lim_sglang import compat
+from lim_sglang.bench.workloads import ModelChoice, Point
+from lim_sglang.config import CONFIG_VAR, LimConfig, resolve_settings
+from lim_sglang.errors import LimError, ServerError
+from lim_sglang.plugin import register
+from lim_sglang.server import free_port
+from lim_sglang.validation import BACKEND
+
+FILL_ROWS = 1 << 16  # slots of one layer that get random K or V at a time
+
+
+def settings_for(budget: int) -> LimConfig:
+    """Set LessIsMore's budget in the environment, where SGLang's processes read the settings."""
+    config = resolve_settings(os.environ.get(CONFIG_VAR), None, {"budget": budget})
+    os.environ[CONFIG_VAR] = config.to_json()
+    return config
+
+
+def load_runner(
+    folder: str,
+    *,
+    backend: str,
+    dummy: bool,
+    mem_fraction_static: float,
+    batch_sizes: Sequence[int] | None = None,
+    **options: Any,
+) -> Any:
+    """Load a model and size its KV cache, exactly as a server with this backend does.
+
+    Args:
+        folder: a model folder; with `dummy`, its configuration is enough.
+        batch_sizes: batch sizes of the decode graphs; None for SGLang's own choice.
+        options: further fields of SGLang's `ServerArgs`.
+    """
+    from lim_sglang.model_runner import LimModelRunner
+
+    if not compat.loads_backend(BACKEND):  # a checkout that is not installed has no entry point
+        register()
+    server_args = compat.ServerArgs(
+        model_path=folder,
+        load_format="dummy" if dummy else "auto",
+        skip_tokenizer_init=True,
+        attention_backend=backend,
+        mem_fraction_static=mem_fraction_static,
+        cuda_graph_bs_decode=list(batch_sizes) if batch_sizes else None,
+        # Prefill is not measured, and capturing its graphs takes minutes.
+        disable_prefill_cuda_graph=True,
+        disable_flashinfer_autotune=True,
+        random_seed=0,
+        log_level="warning",
+        **options,
+    )
+    runner_class = LimModelRunner if backend == BACKEND else compat.ModelRunner
+    runner = compat.load_runner(runner_class, server_args, free_port())
+    if dummy:
+        reset_dummy_scales(compat.attention_layers(runner.model))
+    runner.alloc_memory_pool()
+    return runner
+
+
+def reset_dummy_scales(layers: Iterable[Any]) -> None:
+    """Set the scales of K and V of a quantized model to 1. SGLang's dummy loader sets them from
+    -0.001 to 0.001 and uses the positive ones: attention would be lost in rounding."""
+    for layer in layers:
+        if layer.k_scale is not None:
+            layer.k_scale.fill_(1.0)
+            layer.v_scale.fill_(1.0)
+            layer.k_scale_float = layer.v_scale_float = 1.0
+
+
+def check_formats(runner: Any, model: ModelChoice) -> None:
+    """Refuse a runner whose KV cache or weights have another format than the chosen one."""
+    cache, weights = model.kv_cache_dtype, model.quantization
+    dtypes = sorted({str(weight.dtype) for weight in runner.model.parameters()})
+    # torch calls fp8_e4m3 float8_e4m3fn.
+    if cache != "auto" and cache.replace("fp8", "float8") not in str(runner.kv_cache_dtype):
+        raise ServerError(f"--kv-cache-dtype {cache} gave a KV cache of {runner.kv_cache_dtype}")
+    if weights != "none" and "float8" not in " ".join(dtypes):
+        raise ServerError(f"--quantization {weights} left weights of {', '.join(dtypes)}")
+
+
+def model_facts(runner: Any) -> dict[str, Any]:
+    """Return the properties of model and memory that a time depends on."""
+    layer, pool = next(compat.attention_layers(runner.model)), runner.token_to_kv_pool
+    weights = dict(runner.model.named_parameters())
+    by_dtype: Counter[str] = Counter()
+    for weight in weights.values():
+        by_dtype[str(weight.dtype)] += weight.nbytes
+    return {
+        # By SGLang's name, chosen by the user or found in the checkpoint.
+        "quantization": runner.model_config.quantization or "none",
+        "weight_bytes_by_dtype": dict(by_dtype),
+        "weight_bytes_read": weight_bytes_read(weights),
+        "kv_bytes_per_token_and_layer": pool.k_buffer[0][0].nbytes + pool.v_buffer[0][0].nbytes,
+        "roles": [role.value for role in runner.lim_roles],
+        "heads": layer.tp_q_head_num,
+        "kv_heads": layer.tp_k_head_num,
+        "head_dim": layer.head_dim,
+        "dtype": str(runner.dtype),
+        "kv_dtype": str(runner.kv_cache_dtype),
+        "page_size": runner.page_size,
+        "context_length": runner.model_config.context_len,
+        "kv_capacity": runner.max_total_num_tokens,
+    }
+
+
+def weight_bytes_read(weights: Mapping[str, Tensor]) -> int:
+    """Return the bytes of the weights that a decode step reads: without the embedding, of which a
+    step reads one row per request, unless the model has no other output matrix."""
+    tied = not any(name.endswith("lm_head.weight") for name in weights)
+    read = [name for name in weights if tied or not name.endswith("embed_tokens.weight")]
+    return sum(weights[name].nbytes for name in read)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An attention backend with its captured decode graphs."""
+
+    name: str
+    attn_backend: Any
+    graph_runner: Any
+
+    def take_over(self, runner: Any) -> None:
+        """Let this backend serve the runner's next steps."""
+        runner.attn_backend = self.attn_backend
+        runner.decode_cuda_graph_runner = self.graph_runner
+
+
+def check_backends(names: Sequence[str]) -> None:
+    """Refuse backends that this GPU cannot run, before a model is loaded."""
+    found = [(name, compat.missing_backend(name)) for name in names]
+    if reasons := [f"--backends {name}: {reason}" for name, reason in found if reason]:
+        raise LimError("; ".join(reasons))
+
+
+def make_contender(runner: Any, name: str) -> Contender:
+    """Build a backend on the runner and capture its decode graphs; ours has to be the first."""
+    with countable_graphs():
+        if name == BACKEND:
+            runner.init_attention_backends()
+            runner.init_cuda_graphs()
+        else:
+            build_dense_backend(runner, name)
+    live = runner.attn_backend
+    # SGLang records the backend that it chose for the name; ours alone has roles.
+    if live.decode_attention_backend_str != name or hasattr(live, "roles") != (name == BACKEND):
+        raise ServerError(f"SGLang built {type(live).__name__} for the backend {name}")
+    if runner.decode_cuda_graph_runner is None:
+        raise ServerError(f"SGLang captured no decode graph for the backend {name}")
+    return Contender(name, live, runner.decode_cuda_graph_runner)
+
+
+def build_dense_backend(runner: Any, name: str) -> None:
+    """Let SGLang build one of its own backends on a runner that was started with ours."""
+    others = dict.fromkeys(("prefill_attention_backend", "decode_attention_backend"))
+    # SGLang records the origin of a changed option.
+    override = partial(runner.server_args.override, "lim bench", **others)
+    override(attention_backend=name)
+    try:
+        # Bypasses LimModelRunner's check that the live backend is ours: here it must not be.
+        compat.ModelRunner.init_attention_backends(runner)
+        runner.init_decode_cuda_graph()
+    finally:
+        override(attention_backend=BACKEND)
+
+
+@contextmanager
+def countable_graphs() -> Iterator[None]:
+    """Let SGLang capture CUDA graphs that keep their list of nodes, until the block ends."""
+    module: Any = torch.cuda
+    original = module.CUDAGraph
+    module.CUDAGraph = partial(original, keep_graph=True)
+    try:
+        yield
+    finally:
+        module.CUDAGraph = original
+
+
+def count_kernels(contender: Contender) -> int:
+    """Return the number of kernels in the CUDA graph that the contender's last step replayed."""
+    graphs, key = contender.graph_runner.backend, contender.graph_runner._replay_graph_key
+    driver = importlib.import_module("cuda.bindings.driver")
+    graph = driver.CUgraph(init_value=graphs._graphs[key].raw_cuda_graph())
+    _, _, num_nodes = driver.cuGraphGetNodes(graph)
+    _, nodes, _ = driver.cuGraphGetNodes(graph, num_nodes)
+    kinds = [driver.cuGraphNodeGetType(node)[1] for node in nodes[:num_nodes]]
+    return kinds.count(driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL)
+
+
+@dataclass(frozen=True)
+class FilledBatch:
+    """Requests in the middle of decoding."""
+
+    point: Point
+    slots: tuple[Tensor, ...]  # of each request's tokens: [S] int64, oldest first
+    forward_batch: Any
+
+
+def fill_cache(pool: Any, seed: int) -> None:
+    """Write normally distributed K and V into every slot and layer."""
+    generator = torch.Generator(pool.k_buffer[0].device).manual_seed(seed)
+    for buffer in [*pool.k_buffer, *pool.v_buffer]:
+        for piece in buffer.split(FILL_ROWS):
+            values = torch.randn(
+                piece.shape, generator=generator, device=piece.device, dtype=torch.bfloat16
+            )
+            piece.copy_(values.to(pool.dtype).view(pool.store_dtype))
+
+
+def check_room(runner: Any, points: Sequence[Point]) -> None:
+    """Refuse points that the KV cache or the model's context cannot hold, all at once."""
+    slots, context = runner.max_total_num_tokens, runner.model_config.context_len
+    if large := [p for p in points if p.num_tokens > slots or p.longest > context]:
+        raise LimError(
+            f"no room for {', '.join(map(str, large))}: the KV cache has {slots:,} slots, the "
+            f"model a context of {context:,} tokens"
+        )
+
+
+@contextmanager
+def filled_batch(runner: Any, point: Point, seed: int) -> Iterator[FilledBatch]:
+    """Give a batch slots in random order, until the block ends. Each step writes K and V of a
+    request's newest token again and the length stays, so that all steps do the same work."""
+    device = runner.device
+    generator = torch.Generator(device).manual_seed(seed)
+    allocator, pool = runner.token_to_kv_pool_allocator, runner.req_to_token_pool
+    free = allocator.alloc(point.num_tokens)
+    if free is None or len(pool.free_slots) < point.batch:
+        raise LimError(f"the runner has no room for {point}")
+    order = torch.randperm(point.num_tokens, generator=generator, device=device)
+    slots = free[order].split(point.lengths)
+    requests = pool.free_slots[: point.batch]
+    for request, mine in zip(requests, slots, strict=True):
+        pool.req_to_token[request, : len(mine)] = mine.to(torch.int32)
+    lengths = torch.tensor(point.lengths, dtype=torch.int64)
+    on_device = lengths.to(device)
+    # The fields that SGLang's decode reads, as `ForwardBatch.init_new` sets them.
+    forward_batch = compat.ForwardBatch(
+        forward_mode=compat.ForwardMode.DECODE,
+        batch_size=point.batch,
+        input_ids=torch.randint(
+            runner.model_config.vocab_size, (point.batch,), generator=generator, device=device
+        ),
+        req_pool_indices=torch.tensor(requests, dtype=torch.int64, device=device),
+        seq_lens=on_device,
+        out_cache_loc=torch.stack([mine[-1] for mine in slots]),
+        seq_lens_sum=point.num_tokens,
+        seq_lens_cpu=lengths,
+        orig_seq_lens=on_device,
+        positions=on_device - 1,
+        spec_algorithm=runner.spec_algorithm,
+        capture_hidden_mode=compat.CaptureHiddenMode.NULL,
+        num_token_non_padded_cpu=point.batch,
+    )
+    try:
+        yield FilledBatch(point, slots, forward_batch)
+    finally:
+        allocator.clear()
+
+
+def run_step(runner: Any, batch: FilledBatch) -> Tensor:
+    """Run one decode step by a captured graph and return the logits [B, V]."""
+    output = runner.forward(batch.forward_batch)
+    if not output.can_run_graph:
+        raise ServerError(f"{batch.point}: the step ran without its CUDA graph")
+    logits: Tensor = output.logits_output.next_token_logits
+    return logits
+
+
+def count_slots(model: ModelChoice, backend: str, budget: int, mem_fraction_static: float) -> int:
+    """Load a model for one backend and return the tokens that the KV cache holds."""
+    settings_for(budget)
+    with model.as_folder(longest=1) as folder:
+        runner = load_runner(
+            folder,
+            backend=backend,
+            mem_fraction_static=mem_fraction_static,
+            **model.load_options,
+        )
+        check_formats(runner, model)
+        return int(runner.max_total_num_tokens)
+
+
+def run_in_child(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a module's function in a new process, so that all memory of the GPU is free again
+    afterwards; its error comes through as a `LimError`."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_call, function, args).result()
+        except BrokenProcessPool:
+            raise ServerError(f"the process of {function.__name__} died: see its output") from None
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    try:
+        return function(*args)
+    except LimError as error:  # one with arguments of its own cannot be pickled
+        raise LimError(str(error)) from None

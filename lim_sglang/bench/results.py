@@ -1,0 +1,225 @@
+"""Results of `lim bench decode`: rows as JSON lines, and tables in Markdown.
+
+A JSON line holds one row with all conditions of its measurement, so that tables can be made again.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import torch
+from pydantic import BeforeValidator, TypeAdapter
+
+from lim_sglang.bench.workloads import DENSE_BACKENDS, Point
+from lim_sglang.environment import driver_version, installed_versions, project_commit
+from lim_sglang.errors import DataError
+from lim_sglang.kernels.bench import Spread
+from lim_sglang.markdown_section import MarkdownSection, markdown_table, short_commit
+from lim_sglang.validation import BACKEND
+
+NONE = "-"
+TIMES, DOT = "\N{MULTIPLICATION SIGN}", "\N{MIDDLE DOT}"
+NAMES = {"flashinfer": "FlashInfer", "triton": "Triton", "fa3": "FlashAttention 3"}
+SECTION = MarkdownSection("lim bench decode")
+"""The section of a Markdown file that `lim bench report` writes."""
+SAME = "commit gpu model budget lim_config roles kv_dtype quantization versions dummy_weights"
+"""Conditions that all rows of one table share."""
+SHOWN = {"driver", "date", "windows", "steps", "copy_gb_per_s", "weight_bytes_read"}
+"""Further conditions that tables and plots show."""
+
+
+def surroundings() -> dict[str, Any]:
+    """Return when, where and with which code a number is measured."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": project_commit(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "driver": driver_version(),
+        "cuda": torch.version.cuda,
+        "versions": installed_versions(),
+    }
+
+
+@dataclass(frozen=True)
+class StepSplit:
+    """Milliseconds of a decode step by part."""
+
+    dense_ms: float  # dense attention of FULL and SELECT layers
+    selection_ms: float  # work of SELECT layers beyond dense attention
+    sparse_ms: float  # attention of REUSE layers
+    rest_ms: float  # matrices, norms, cache writes, launches, planning on the host
+
+
+@dataclass(frozen=True)
+class Row:
+    """Result of one backend at one point."""
+
+    point: Annotated[Point, BeforeValidator(lambda text: Point.parse(str(text)))]
+    backend: str
+    step_ms: Spread  # over windows: the mean step of each, planning on the host included
+    replay_ms: Spread  # the CUDA graph alone, without planning
+    sparse_rows: int | None  # requests that read less than all tokens, as counted; None if dense
+    num_bytes: int  # that the step reads at least
+    limit_share: float  # time of these bytes at the speed of a copy over the step's
+    kernel_launches: int | None  # kernels in the step's CUDA graph
+    split: StepSplit | None  # None for backends whose layers cannot be timed apart
+
+    @property
+    def share(self) -> str:
+        """Share of the byte limit; (!) marks an impossible one: the bandwidth was measured too low,
+        or bytes are counted that are not read."""
+        return f"{100 * self.limit_share:.0f} %{' (!)' if self.limit_share > 1 else ''}"
+
+    def describe(self) -> str:
+        """Return the row in one line, with the parts of the step."""
+        step = self.step_ms
+        parts = [f"graph {self.replay_ms.median:.3f}", f"{self.kernel_launches} kernels"]
+        if self.split:
+            parts += [f"{name[:-3]} {part:.3f}" for name, part in asdict(self.split).items()]
+        return (
+            f"{self.point} {self.backend}: {step.median:.3f} ms a step ({step.low:.3f} - "
+            f"{step.high:.3f}), {', '.join(parts)}, {self.share} of the byte limit"
+        )
+
+    def to_json(self, conditions: Mapping[str, Any]) -> str:
+        """Return a JSON line; `context` is null where requests differ in length."""
+        context = None if self.point.is_mixed else self.point.longest
+        point = {"point": str(self.point), "batch": self.point.batch, "context": context}
+        return json.dumps(asdict(self) | point | {"conditions": conditions})
+
+
+_ROW = TypeAdapter(Row)
+
+
+@dataclass(frozen=True)
+class DecodeTable:
+    """Rows that were measured under the same conditions."""
+
+    rows: Mapping[tuple[Point, str], Row]
+    conditions: Mapping[str, Any]  # of the newest row
+    days: tuple[str, ...]  # of the measurements, oldest first
+
+    @classmethod
+    def of(cls, measured: Sequence[tuple[Row, Mapping[str, Any]]]) -> Self:
+        """Collect rows with their conditions; refuse two rows of one point and backend, and a
+        table without a row of ours."""
+        rows: dict[tuple[Point, str], Row] = {}
+        for row, _ in measured:
+            if (row.point, row.backend) in rows:
+                raise DataError(f"{row.point} {row.backend} is recorded twice: keep one of the two")
+            rows[row.point, row.backend] = row
+        if BACKEND not in {backend for _, backend in rows}:
+            raise DataError(f"no row is of {BACKEND}: there is nothing to compare with dense rows")
+        found = sorted((conditions for _, conditions in measured), key=lambda each: each["date"])
+        return cls(rows, found[-1], tuple(dict.fromkeys(each["date"][:10] for each in found)))
+
+    @property
+    def points(self) -> list[Point]:
+        """Points by batch, then by context; mixed batches at the end."""
+        found = {point for point, _ in self.rows}
+        return sorted(found, key=lambda point: (point.is_mixed, point.batch, point.lengths))
+
+    @property
+    def dense_backends(self) -> list[str]:
+        """Measured dense backends."""
+        found = {backend for _, backend in self.rows}
+        return [name for name in DENSE_BACKENDS if name in found]
+
+    @property
+    def model(self) -> str:
+        """The model's name, with the formats of weights and KV cache that have 8 bits."""
+        found, formats = self.conditions, ""
+        if found["quantization"] != "none":
+            formats += f", weights in {found['quantization']}"
+        if "float8" in found["kv_dtype"]:
+            formats += f", KV cache in {found['kv_dtype'].removeprefix('torch.')}"
+        dummy = " shape, dummy weights" if found["dummy_weights"] else ""
+        return f"{found['model']}{dummy}{formats}"
+
+    def fastest_dense(self, point: Point) -> Row | None:
+        """Return the dense row that LessIsMore is compared with; None where none was measured."""
+        found = [row for name in self.dense_backends if (row := self.rows.get((point, name)))]
+        return min(found, key=lambda row: row.step_ms.median, default=None)
+
+    def speedup(self, point: Point) -> float | None:
+        """Return the step of the fastest dense backend over ours."""
+        dense, lim = self.fastest_dense(point), self.rows.get((point, BACKEND))
+        return dense.step_ms.median / lim.step_ms.median if dense and lim else None
+
+    def describe(self) -> str:
+        """Return the conditions in one paragraph."""
+        found, versions = self.conditions, self.conditions["versions"]
+        names = {"torch": "torch", "triton": "Triton", "flashinfer-python": "FlashInfer"}
+        stack = [f"{shown} {versions.get(name)}" for name, shown in names.items()]
+        days = " to ".join(dict.fromkeys([self.days[0], self.days[-1]]))
+        ranking = found["lim_config"].get("ranking", "rank")
+        by_mass = "" if ranking == "rank" else f", tokens ranked by {ranking}"
+        return (
+            f"{self.model}, {found['gpu']}, budget {found['budget']:,}{by_mass}; B requests of S "
+            f"tokens. By `lim bench decode` on {days}, commit {short_commit(found['commit'])}, "
+            f"driver {found['driver']}, {', '.join(stack)}, SGLang {versions.get('sglang')}; "
+            f"medians of {found['windows']} windows of {found['steps']} steps in CUDA graphs, "
+            "backends in turns; speed-up over the fastest dense backend; byte limit at the "
+            f"measured copy speed of {found['copy_gb_per_s']:,.0f} GB/s."
+        )
+
+    def section(self, points: Sequence[Point]) -> str:
+        """Return the rows of some points in Markdown, with the conditions below."""
+        dense = [f"dense {NAMES[backend]}, ms" for backend in self.dense_backends]
+        share = f"of the byte limit, dense {DOT} LessIsMore"
+        head, lines = [f"decode step, B {TIMES} S", *dense, "LessIsMore, ms", "speed-up", share], []
+        for point in points:
+            rows = [self.rows.get((point, name)) for name in (*self.dense_backends, BACKEND)]
+            steps = [f"{row.step_ms.median:.2f}" if row else NONE for row in rows]
+            compared, speedup = (self.fastest_dense(point), rows[-1]), self.speedup(point)
+            shares = f" {DOT} ".join(row.share if row else NONE for row in compared)
+            factor = f"{speedup:.2f}" if speedup else NONE
+            lines.append([point_name(point), *steps, factor, shares])
+        return f"{markdown_table(head, lines)}\n\n{self.describe()}"
+
+    def proof(self) -> str:
+        """Return at most three rows of the longest context in Markdown, by the smallest, the middle
+        and the largest batch, with the conditions and the range over all rows."""
+        speedups = {point: found for point in self.points if (found := self.speedup(point))}
+        if not speedups:
+            raise DataError("no point was measured both dense and by lim: nothing to compare")
+        longest = max(point.longest for point in speedups)
+        shown = [point for point in speedups if point.longest == longest and not point.is_mixed]
+        shown = shown or list(speedups)
+        chosen = [shown[index] for index in sorted({0, len(shown) // 2, len(shown) - 1})]
+        ends = (find(speedups, key=speedups.__getitem__) for find in (min, max))
+        reach = " to ".join(f"{speedups[point]:.2f} ({point_name(point)})" for point in ends)
+        return f"{self.section(chosen)} Speed-up over {len(speedups)} points: {reach}."
+
+
+def point_name(point: Point) -> str:
+    """Return a point such as `8 \N{MULTIPLICATION SIGN} 32K`, K for 1,024 tokens."""
+    return " + ".join(
+        f"{batch} {TIMES} {f'{context:,}' if context % 1024 else f'{context // 1024}K'}"
+        for batch, context in point.groups
+    )
+
+
+def read_tables(paths: Sequence[Path]) -> list[DecodeTable]:
+    """Read files of JSON lines: one table for the rows of the same conditions, in order."""
+    groups: dict[str, list[tuple[Row, dict[str, Any]]]] = {}
+    for path in paths:
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read: {error}") from None
+        for number, line in enumerate(lines, start=1):
+            try:
+                row, conditions = _ROW.validate_json(line), json.loads(line)["conditions"]
+                key = json.dumps([conditions[name] for name in SAME.split()], sort_keys=True)
+                if row.backend not in (BACKEND, *DENSE_BACKENDS) or not conditions.keys() >= SHOWN:
+                    raise ValueError("an unknown backend, or missing conditions")
+            except (ValueError, KeyError, TypeError):
+                raise DataError(f"{path}, line {number} is no row of `lim bench decode`") from None
+            groups.setdefault(key, []).append((row, conditions))
+    if not groups:
+        raise DataError(f"{', '.join(map(str, paths))}: no row; record some with --out FILE")
+    return [DecodeTable.of(group) for group in groups.values()]

@@ -1,0 +1,202 @@
+"""Exactness before any time: of the kernels on this GPU, and of the step that is timed.
+
+The step is judged by the memory that a replay of the timed CUDA graph leaves, or by another replay.
+Shapes: S tokens of a request, of which min(S, K) are kept under a budget of K.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lim_sglang import compat
+from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
+from lim_sglang.bench.workloads import Point
+from lim_sglang.config import Role
+from lim_sglang.errors import LimError
+from lim_sglang.kernels.launch import interpreted
+from lim_sglang.kernels.reference import keep_tokens
+from lim_sglang.kernels.verify import ATTENTION_TOLERANCE, attention_error
+from lim_sglang.validation import BACKEND
+
+
+def require_gpu() -> None:
+    """Refuse to measure without a GPU, or with interpreted kernels."""
+    if not torch.cuda.is_available():
+        raise LimError("lim bench needs an NVIDIA GPU: on a CPU, timings prove nothing")
+    if interpreted():
+        raise LimError("TRITON_INTERPRET is set: unset it, interpreted kernels have no speed")
+
+
+def require_exact_kernels() -> None:
+    """Refuse to measure without a GPU, or on one whose kernels differ from the definition."""
+    from lim_sglang.verify_gpu import verify_gpu
+
+    require_gpu()
+    refuse_differences(verify_gpu(), "on this GPU")
+
+
+def refuse_differences(differences: Sequence[str], where: str) -> None:
+    """Raise a `LimError` with the list of differences, if there are any."""
+    if differences:
+        lines = "".join(f"\n  - {difference}" for difference in differences)
+        raise LimError(f"no time is shown: kernels are not exact {where}:{lines}")
+
+
+def require_exact_steps(
+    runner: Any, batch: FilledBatch, contenders: Sequence[Contender], budget: int
+) -> int:
+    """Run a step of each contender, and refuse logits that are not finite and a step of ours that
+    differs from the definition; returns the rows of our step that were counted as sparse."""
+    problems, num_sparse = [], 0
+    for contender in contenders:
+        contender.take_over(runner)
+        before = runner.lim_stats.sparse_rows
+        # A step that does not write kept slots and scores is noticed.
+        if getattr(runner, "lim_kept_slots", None) is not None:
+            runner.lim_kept_slots.zero_()
+            runner.lim_selector.deciding_scores.fill_(torch.nan)
+        if not run_step(runner, batch).isfinite().all():
+            problems.append(f"{contender.name} gives logits that are not finite")
+        if contender.name == BACKEND:
+            num_sparse = runner.lim_stats.sparse_rows - before
+            problems += step_differences(runner, batch, budget)
+    if problems:
+        raise LimError(f"no time is shown of {batch.point}: {'; '.join(problems)}")
+    return num_sparse
+
+
+def kept_slots(runner: Any, point: Point, budget: int) -> tuple[Tensor, ...] | None:
+    """Return a copy of the slots that each row of the last step keeps, [min(S, K)] int64; None on a
+    CPU, where the runner keeps no slots."""
+    kept = getattr(runner, "lim_kept_slots", None)
+    if kept is None:
+        return None
+    counts = [min(length, budget) for length in point.lengths]
+    return kept[: sum(counts)].long().split(counts)
+
+
+def step_differences(runner: Any, batch: FilledBatch, budget: int) -> list[str]:
+    """List where the step that our backend has just run differs from the definition; empty if no
+    row is sparse."""
+    roles, point = runner.lim_roles, batch.point
+    sparse, kept = point.rows_over(budget), kept_slots(runner, point, budget)
+    if not sparse:
+        return []
+    if kept is not None and (wrong := rows_with_wrong_slots(batch, kept)):
+        # Slots of other requests cannot be examined more closely.
+        return [
+            f"row {', '.join(map(str, wrong))} does not keep {budget:,} slots, or all of a shorter "
+            "row, of its own, in order, its newest among them"
+        ]
+    if Role.REUSE not in roles:
+        return []
+    last_select = max(layer for layer, role in enumerate(roles) if role is Role.SELECT)
+    above = [n for n, role in enumerate(roles) if role is Role.REUSE and n > last_select]
+    if not above:
+        return [f"layer {last_select} selects for no layer, so its set is not proved"]
+    if kept is None:
+        return ["the runner keeps no slots, so no set is proved"]
+    layer = list(compat.attention_layers(runner.model))[above[-1]]
+    return [
+        *differing_sets(runner.lim_selector, batch, kept),
+        *differing_attention(runner, batch, kept, layer),
+        *differing_reads(runner, batch, sparse[-1], kept[sparse[-1]], layer.layer_id),
+    ]
+
+
+def rows_with_wrong_slots(batch: FilledBatch, kept: Sequence[Tensor]) -> list[int]:
+    """List the rows whose kept slots are not their own, in order of position, newest last."""
+
+    def is_right(slots: Tensor, found: Tensor) -> bool:
+        ascending, position = slots.sort()
+        index = torch.searchsorted(ascending, found).clamp(max=len(slots) - 1)
+        positions = position[index]
+        own = (ascending[index] == found).all()
+        in_order = (positions[1:] > positions[:-1]).all()
+        return bool(own & in_order & (positions[-1] == len(slots) - 1))
+
+    pairs = zip(batch.slots, kept, strict=True)
+    return [row for row, (slots, found) in enumerate(pairs) if not is_right(slots, found)]
+
+
+def differing_sets(selector: Any, batch: FilledBatch, kept: Sequence[Tensor]) -> list[str]:
+    """List the rows over the budget that keep other slots than their scores give.
+
+    Only rows whose scores of the last SELECT layer are still in memory: a later chunk's row over
+    the budget overwrites an earlier one's scores. The others have `rows_with_wrong_slots`.
+    """
+    chunk, split, found = selector.deciding_scores.shape[0], selector.budget_split, []
+    scored = {row % chunk: row for row in batch.point.rows_over(split.budget)}
+    for index, row in sorted(scored.items(), key=lambda item: item[1]):
+        scores = selector.deciding_scores[index, :, : batch.point.lengths[row]]
+        if not scores.isfinite().all():
+            found.append(f"row {row} has scores that are not finite, or not written")
+        elif not torch.equal(kept[row], batch.slots[row][keep_tokens(scores, split)]):
+            found.append(f"row {row} keeps another set than its scores give")
+    return found
+
+
+def differing_attention(
+    runner: Any, batch: FilledBatch, kept: Sequence[Tensor], layer: Any
+) -> list[str]:
+    """List the rows whose attention in a REUSE layer is not the attention over the kept slots.
+
+    A replay does not expose its queries, so the layer runs once more by itself, with a random
+    query, over the slots that the replay kept. K and V of an fp8 cache are exact in f32; the
+    layer's scales of K and V are SGLang's.
+    """
+    rows, heads, dim = batch.point.batch, layer.tp_q_head_num, layer.head_dim
+    query = torch.randn(rows, heads * dim, device=runner.device, dtype=runner.dtype)
+    output = runner.attn_backend.forward_decode(
+        query, None, None, layer, batch.forward_batch, save_kv_cache=False
+    )
+    pool = runner.token_to_kv_pool
+    keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+    scale, v_scale = layer.scaling * (layer.k_scale_float or 1.0), layer.v_scale_float or 1.0
+    found = []
+    for row in range(rows):
+        shown, asked = (tensor[row].view(heads, dim) for tensor in (output, query))
+        error = attention_error(shown, asked, keys, values, kept[row], scale, v_scale)
+        if not error <= ATTENTION_TOLERANCE[runner.dtype]:
+            found.append(f"row {row}: attention in layer {layer.layer_id} is off by {error:.1e}")
+    return found
+
+
+def differing_reads(
+    runner: Any, batch: FilledBatch, row: int, kept: Tensor, layer: int
+) -> list[str]:
+    """List the ways in which the timed graph reads other slots of a row than the kept ones.
+
+    Two steps run with a part of V overwritten, in a layer above the last SELECT layer, which does
+    not decide about the sets: huge values in the slots that a row over the budget does not keep
+    must not change the row's logits, zeros in the slots that the row keeps, [K] int64, must.
+    """
+    pool, slots, found = runner.token_to_kv_pool, batch.slots[row], []
+    others = slots[~torch.isin(slots, kept)]
+    before = run_step(runner, batch)[row].clone()
+    # Not every conversion of fp8 keeps NaN (FlashInfer's moves bits, vec_dtypes.cuh).
+    keeps_nan = pool.dtype.itemsize > 1
+    with _overwritten(pool, layer, others, torch.nan if keeps_nan else torch.finfo(pool.dtype).max):
+        after = run_step(runner, batch)
+        if not after.isfinite().all() or not (keeps_nan or torch.equal(after[row], before)):
+            found.append(f"layer {layer} reads more than the kept slots")
+    with _overwritten(pool, layer, kept, 0.0):
+        if torch.equal(run_step(runner, batch)[row], before):
+            found.append(f"layer {layer} reads no kept slot")
+    return found
+
+
+@contextmanager
+def _overwritten(pool: Any, layer: int, slots: Tensor, value: float) -> Iterator[None]:
+    """Replace the V of some slots in one layer until the block ends."""
+    buffer = pool.v_buffer[layer]
+    saved = buffer[slots]
+    filler = torch.full(saved.shape, value, device=saved.device)
+    buffer[slots] = filler.to(pool.dtype).view(pool.store_dtype)
+    try:
+        yield
+    finally:
+        buffer[slots] = saved

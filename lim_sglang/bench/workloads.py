@@ -1,0 +1,212 @@
+"""Workloads of the benchmarks: models with their formats, backends, batches of requests."""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from lim_sglang.config import Role
+from lim_sglang.errors import ConfigError
+from lim_sglang.validation import BACKEND
+
+DENSE_BACKENDS = ("flashinfer", "triton", "fa3")
+"""SGLang's own attention backends that are compared with ours."""
+CacheDtype = Literal["auto", "fp8_e4m3", "fp8_e5m2"]
+"""Format of the KV cache; `auto` is the model's dtype, or the checkpoint's choice."""
+Quantization = Literal["none", "fp8"]
+"""Quantization of the weights at loading; `none` leaves a quantized checkpoint as it is."""
+
+# fmt: off
+_QWEN3 = {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "bfloat16",
+    "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+    "vocab_size": 151936, "max_position_embeddings": 40960, "rope_theta": 1000000,
+    "rms_norm_eps": 1e-6, "bos_token_id": 151643, "eos_token_id": 151645,
+}
+SHAPES: Mapping[str, Mapping[str, Any]] = {
+    # https://huggingface.co/Qwen/Qwen3-8B/blob/main/config.json, and so on.
+    "qwen3-8b": {
+        **_QWEN3, "hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False,
+    },
+    "qwen3-4b": {
+        **_QWEN3, "hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True,
+    },
+    "qwen3-1.7b": {
+        **_QWEN3, "hidden_size": 2048, "intermediate_size": 6144, "tie_word_embeddings": True,
+        "num_hidden_layers": 28, "num_attention_heads": 16,
+    },
+    "llama-8b": {  # Llama-3.1-8B and DeepSeek-R1-Distill-Llama-8B
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "head_dim": 128, "hidden_size": 4096, "intermediate_size": 14336, "vocab_size": 128256,
+        "max_position_embeddings": 131072, "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+        "bos_token_id": 128000, "eos_token_id": 128001,
+    },
+}
+# fmt: on
+"""Hugging Face configurations by the name that `lim bench --shape` takes; a field that has its
+default in transformers is left out."""
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The measured model, a published shape with dummy weights or a model folder, and the formats
+    in which SGLang holds its KV cache and weights, for all backends alike."""
+
+    shape: str | None
+    folder: str | None = None
+    kv_cache_dtype: CacheDtype = "auto"
+    quantization: Quantization = "none"
+
+    def __post_init__(self) -> None:
+        if (self.shape is None) == (self.folder is None):
+            raise ConfigError("name what to measure: either --shape qwen3-8b or --model FOLDER")
+        if self.is_dummy and self.shape not in SHAPES:
+            raise ConfigError(f"unknown shape {self.shape!r}; known shapes: {', '.join(SHAPES)}")
+
+    @property
+    def name(self) -> str:
+        """The shape's name or the folder."""
+        return self.shape or self.folder or ""
+
+    @property
+    def is_dummy(self) -> bool:
+        """True if SGLang fills the weights with random numbers."""
+        return self.shape is not None
+
+    @property
+    def load_options(self) -> dict[str, Any]:
+        """Options of `model_runner.load_runner`."""
+        quantization = None if self.quantization == "none" else self.quantization
+        formats = {"kv_cache_dtype": self.kv_cache_dtype, "quantization": quantization}
+        return {"dummy": self.is_dummy, **formats}
+
+    @contextmanager
+    def as_folder(self, longest: int) -> Iterator[str]:
+        """Provide a folder that SGLang can load, for contexts of up to `longest` tokens."""
+        if self.shape is None:
+            from lim_sglang.models import check_model
+
+            yield check_model(self.name)
+        else:
+            with tempfile.TemporaryDirectory(prefix="lim-bench-") as folder:
+                write_shape(self.shape, Path(folder), longest)
+                yield folder
+
+
+def write_shape(shape: str, folder: Path, longest: int) -> None:
+    """Write a model folder with configurations and a tokenizer with one word per token, no weights.
+
+    A shape's context is stretched to `longest` tokens: with dummy weights, positions beyond the
+    training change no timing.
+    """
+    config = dict(SHAPES[shape])
+    config["max_position_embeddings"] = max(config["max_position_embeddings"], longest)
+    words = {str(token): token for token in range(config["vocab_size"])}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "0"}
+    files = {
+        "config.json": config,
+        "generation_config.json": {name: config[name] for name in ("bos_token_id", "eos_token_id")},
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
+        "tokenizer.json": {"version": "1.0", "added_tokens": [], "model": model},
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content) + "\n")
+
+
+def read_backends(text: str, model: ModelChoice | None = None) -> tuple[str, ...]:
+    """Read a comma-separated list of attention backends, each once; ours comes first if named. For
+    a model, refuse a list without ours, and a backend that cannot read the model's KV cache."""
+    names = dict.fromkeys(name.strip() for name in text.split(","))
+    known = (BACKEND, *DENSE_BACKENDS)
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"unknown backend {', '.join(unknown)}; known: {', '.join(known)}")
+    if model and BACKEND not in names:
+        raise ConfigError(f"--backends must name {BACKEND}: the others are compared with it")
+    # SGLang would replace FlashAttention 3 by Triton, and the table would not say so.
+    if model and model.kv_cache_dtype == "fp8_e5m2" and "fa3" in names:
+        raise ConfigError("--backends fa3 reads no KV cache of fp8_e5m2: use fp8_e4m3 or no fa3")
+    return tuple(sorted(names, key=lambda name: name != BACKEND))
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured batch."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each request, the newest included, in the order of the batch's rows."""
+
+    def __str__(self) -> str:
+        return "+".join(f"{batch}x{context}" for batch, context in self.groups)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `8x32768`, `8x32k` or a mixed batch such as `4x32k+4x1k`; k is 1,024 tokens."""
+        lengths: list[int] = []
+        for part in text.split("+"):
+            found = re.fullmatch(r"(\d+)[xX](\d+)([kK]?)", part.strip())
+            if not found or not int(found[1]) or not int(found[2]):
+                raise ConfigError(f"a point is such as 8x32768, 8x32k or 4x32k+4x1k, not {text!r}")
+            lengths += [int(found[2]) * (1024 if found[3] else 1)] * int(found[1])
+        return cls(tuple(lengths))
+
+    @property
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """Neighbours of one length as (batch, context), in order; one group unless mixed."""
+        return tuple((len(list(rows)), length) for length, rows in groupby(self.lengths))
+
+    @property
+    def batch(self) -> int:
+        """Number of requests."""
+        return len(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request."""
+        return max(self.lengths)
+
+    @property
+    def is_mixed(self) -> bool:
+        """True if requests differ in length."""
+        return min(self.lengths) < self.longest
+
+    @property
+    def num_tokens(self) -> int:
+        """Slots of the KV cache that the point fills."""
+        return sum(self.lengths)
+
+    def rows_over(self, budget: int) -> tuple[int, ...]:
+        """Return the rows with more tokens than the budget, which LessIsMore decodes sparsely."""
+        return tuple(row for row, length in enumerate(self.lengths) if length > budget)
+
+
+def choose_points(
+    texts: Sequence[str], batch: int | None, context: int | None
+) -> tuple[Point, ...]:
+    """Return the points of the command line: those of --point, then --batch with --context."""
+    if (batch is None) != (context is None):
+        raise ConfigError("--batch and --context belong together: give both or neither")
+    texts = [*texts, *([] if batch is None else [f"{batch}x{context}"])]
+    if not texts:
+        raise ConfigError("name at least one point: --point 8x32768, or --batch 8 --context 32768")
+    return tuple(dict.fromkeys(map(Point.parse, texts)))
+
+
+def step_bytes(point: Point, facts: Mapping[str, Any], budget: int | None) -> int:
+    """Return the bytes that a decode step reads at least: all weights, and of the KV cache all
+    tokens, but at most `budget` per request in REUSE layers; without a budget the step is dense.
+    Reads and writes of selection itself are left out. `facts` are `model_runner.model_facts`."""
+    reuse = 0 if budget is None else facts["roles"].count(Role.REUSE.value)
+    kept = sum(min(length, budget or length) for length in point.lengths)
+    tokens = point.num_tokens * (len(facts["roles"]) - reuse) + kept * reuse
+    return int(facts["weight_bytes_read"] + facts["kv_bytes_per_token_and_layer"] * tokens)
