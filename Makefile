@@ -26,7 +26,7 @@ docs:  ## write the option tables of docs/cli.md
 	$(PYTHON) -m tests.server.test_cli
 
 test: check  ## all that a machine without a GPU can run; starts real servers
-	$(PYTHON) -m pytest -m "not gpu"
+	$(PYTHON) -m pytest -m "not gpu and not slow"
 
 # Each shape has a process of its own, as SGLang has one runner a process; they share the GPU.
 test-gpu:  ## needs one NVIDIA GPU

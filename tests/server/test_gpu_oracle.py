@@ -51,7 +51,7 @@ def test_served_logits_are_as_near_the_oracle_as_dense_ones(runs: Runs, name: st
         folder = MODELS[name][0].name
         pytest.skip(f"{folder} is not here: set LIM_TEST_MODELS, or run lim serve once")
     found = runs[name].result()
-    sys.stdout.write(json.dumps(found) + "\n")  # shown with -rP, for docs/log.md
+    sys.stdout.write(json.dumps(found) + "\n")  # shown with -rP, for docs/log
     dense, lim = found["dense"], found["lim"]
     assert lim["top1"] >= dense["top1"] - 0.01
     assert lim["kl"] <= NOISE * found["oracle_in_fp16"]["kl"] + dense["kl"]

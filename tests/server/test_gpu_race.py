@@ -153,7 +153,7 @@ def test_how_often_tokens_differ_is_shown_beside_dense_sglang(crowds: Crowds) ->
                 differing = differing_requests(pairs, short=kind == "short")
                 name = f"{backend}, {kind}, {one} / {other}"
                 counts[name] = (sum(differing), len(differing))
-    sys.stdout.write(json.dumps(counts) + "\n")  # shown with -rP, for docs/log.md
+    sys.stdout.write(json.dumps(counts) + "\n")  # shown with -rP, for docs/log
     # A request within the budget reads everything: LessIsMore may change nothing in it.
     lim, dense = (
         sum(differing / of for name, (differing, of) in counts.items() if name.startswith(kind))
