@@ -5,6 +5,7 @@ the variable is set before anything imports a kernel. Tests that need a GPU are 
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 torch.set_num_threads(1)  # tensors are small: beside other processes, threads cost ten times more
+for number in (signal.SIGINT, signal.SIGHUP):  # ignored in the background and under nohup
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)  # else the commands under test inherit that
 
 from lim_sglang.errors import ServerError
 from lim_sglang.server import Server, ServerOptions
