@@ -166,7 +166,7 @@ BESIDE_MATRIX = ("matrix", "only", "dry_run", "data_dir", "out")
 
 
 def read_pairs(option: str, form: str, texts: Sequence[str]) -> dict[str, str]:
-    """What is after each text's first `=`, by what is before it.
+    """Read texts of the form `NAME=VALUE`: each name with its value, spaces around them dropped.
 
     Args:
         form: of a text, for people.

@@ -369,7 +369,7 @@ class Plot:
     """Name of its files."""
     title: str
     caption: str
-    """How to read the plot."""
+    """Explanation for readers of the plot."""
     draw: "Callable[[SubFigure, Group], None]"
     height: int
     """Height of a panel without title and rows."""

@@ -245,7 +245,7 @@ class RunRecord:
     settings: Mapping[str, Any]
     """Everything that can change the result. A run is resumed only with equal settings."""
     about: Mapping[str, Any]
-    """Where and when the run began; may differ when the run is resumed."""
+    """Place and time of the run's beginning; may differ when the run is resumed."""
 
 
 @dataclass(frozen=True)

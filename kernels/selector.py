@@ -49,7 +49,7 @@ class Selector(RowBuffers, ABC):
         context: int,
         device: torch.device | str,
     ) -> Self:
-        """Allocate for batches of `max_rows` rows; a chunk has as many as `MAX_SCORE_BYTES` allow.
+        """Allocate for batches of `max_rows` rows; `MAX_SCORE_BYTES` limits the rows of a chunk.
 
         Args:
             budget_split: tokens that each row keeps.

@@ -1,4 +1,4 @@
-"""Each head's best tokens, as many as the union is likely to need, and the union.
+"""Shortlists: each head's best tokens, to the depth that the union probably needs, and the union.
 
 Heads agree on some tokens and not on others, so the union of their rankings is complete long
 before any ranking ends. A threshold from a sample of a head's scores lets about the wanted number

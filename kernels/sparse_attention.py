@@ -38,7 +38,7 @@ INTERPRETED_SMS = 64
 class SplitWorkspace:
     """Memory for the splits of rows that several programs share, allocated once.
 
-    Shapes: W programs of all split rows together, as many as run at a time.
+    Shapes: W, the programs of all split rows together: those that run at a time.
     """
 
     outputs: Tensor

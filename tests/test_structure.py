@@ -159,7 +159,7 @@ def kernels_with_pdl() -> dict[str, ast.FunctionDef]:
 
 
 def calls(function: ast.FunctionDef, name: str) -> bool:
-    """Whether a function calls another one by this name."""
+    """Return True if a function calls another function by this name."""
     return any(
         isinstance(node, ast.Call) and ast.unparse(node.func) == name for node in ast.walk(function)
     )

@@ -15,10 +15,7 @@ DESCRIPTION = "Measured steps, and the time of their bytes at copy speed; a pane
 
 
 def draw(table: DecodeTable, path: Path) -> None:
-    """Write a plot as SVG: one panel per batch size, all on the same axes.
-
-    Mixed batches have no one context and are left out.
-    """
+    """Write a plot as SVG, a panel per batch size; leave out mixed batches, of several contexts."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
@@ -54,8 +51,7 @@ def draw(table: DecodeTable, path: Path) -> None:
             axes.set_ylabel("decode step, ms")
         for axes in panels.flat[len(batches) :]:
             axes.set_visible(False)
-        title = f"{table.model}, {found['gpu']}, budget {found['budget']:,}"
-        figure.suptitle(title)
+        figure.suptitle(title := f"{table.model}, {found['gpu']}, budget {found['budget']:,}")
         handles = panels.flat[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=2)
         path.parent.mkdir(parents=True, exist_ok=True)
