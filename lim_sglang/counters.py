@@ -1,8 +1,9 @@
 """Lengths of one decode step, known on the host, and the counters that `/server_info` shows.
 
 A row is one request in one step. A row is dense while its length is within the budget, and always
-where the schedule has no REUSE layer: policy `full`, no SELECT layers, or a budget that covers the
-model's whole context (`LimModelRunner.lim_sparse_budget`).
+where no layer is REUSE: `layer_roles` in `config.py` gives none (policy `full`, no SELECT layers,
+no layer above them that could reuse), or the budget covers the model's whole context
+(`LimModelRunner.lim_sparse_budget` is None then).
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def step_lengths(seq_lens: Sequence[int], budget: int | None) -> StepLengths:
 
     Args:
         seq_lens: tokens of each row, the newest included.
-        budget: tokens that REUSE layers read; None where the schedule has none.
+        budget: tokens that REUSE layers read; None where no layer is REUSE.
     """
     kept = seq_lens if budget is None else [min(length, budget) for length in seq_lens]
     return StepLengths(tuple(seq_lens), tuple(kept))
