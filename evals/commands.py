@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lim_sglang.errors import ConfigError, DataError, ServerError
 from lim_sglang.evals.metrics import Summary, score
-from lim_sglang.evals.run_config import RunConfig, folder_name
+from lim_sglang.evals.run_config import DEFAULT_SAMPLES, RunConfig, folder_name
 from lim_sglang.evals.runner import (
     RUNS_FOLDER,
     FinishedRun,
@@ -42,6 +42,7 @@ from lim_sglang.programs.options import (
     TimeoutOption,
     TopKOption,
     TopPOption,
+    by_program,
     read_settings,
 )
 from lim_sglang.programs.schema import DEFAULT_URL, Access, Api, Sampling
@@ -65,7 +66,7 @@ NumSamplesOption = Annotated[
         "--samples",
         min=1,
         help="Most chains of thought for each question.",
-        show_default="4; short 8, adaptive, early_stop and budget 40, confidence 32",
+        show_default=by_program(DEFAULT_SAMPLES),
     ),
 ]
 LimitOption = Annotated[

@@ -87,8 +87,6 @@ class RunConfig:
         Raises:
             ConfigError: an option that the program does not have.
         """
-        if not self.options and not self.stops_early:
-            return {}  # without loading SGLang's frontend, which takes seconds
         program = find_program(self.program)
         program.check(self.options)
         return {**program.options, **self.options}

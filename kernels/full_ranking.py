@@ -1,8 +1,9 @@
-"""Each head's best tokens, as deep as a union can go, and the union; counts of chosen tokens.
+"""Full rankings: each head's best tokens, as deep as a union can go; counts of chosen tokens.
 
 Rankings are for the rows that shortlists left open: a sort, after a radix selection where
 candidates are many. In every row over the budget, the chosen tokens of each block of positions are
-counted. Defined by `reference.rank_tokens` and `reference.unite_rankings`.
+counted. Heads take turns in `union.py`, whose functions the kernel calls. Defined by
+`reference.rank_tokens` and `reference.unite_rankings`.
 """
 
 import triton
@@ -128,7 +129,7 @@ def _rank_tokens(
             first_turn,
             new_tokens_per_rank,
             num_ranks,
-            num_ranks,
+            num_ranks,  # each head ranks as many tokens as are selected
             num_heads,
             ranking_head_stride,
             PADDED_HEADS,

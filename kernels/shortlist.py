@@ -1,4 +1,4 @@
-"""Shortlists: each head's best tokens, to the depth that the union probably needs, and the union.
+"""Shortlists: each head's best tokens, to the depth that the union probably needs.
 
 Heads agree on some tokens and not on others, so the union of their rankings is complete long
 before any ranking ends. A threshold from a sample of a head's scores lets about the wanted number
@@ -6,8 +6,8 @@ of tokens pass; those are sorted. The result is exact: the tokens that pass are 
 a row for which they are too few or too many is left to `full_ranking.py`. So is a row just over the
 budget: most of its tokens are chosen, and heads that agree need deep rankings.
 
-Defined by `reference.rank_tokens`, of which a shortlist is the beginning, and
-`reference.unite_rankings`.
+Heads take turns in `union.py`, whose functions the kernel calls. Defined by
+`reference.rank_tokens`, of which a shortlist is the beginning, and `reference.unite_rankings`.
 """
 
 import triton

@@ -95,7 +95,7 @@ def record_turns(
 ):
     """Lower the first turns of the `count` tokens that a head has ranked, best first.
 
-    A token is counted as new at the lowest rank that any head has given it so far.
+    `new_tokens_per_rank` counts each token once, at the best rank that any head has given it yet.
     """
     ranks = tl.arange(0, PADDED)
     inside = ranks < count
@@ -124,6 +124,7 @@ def find_last_turn(
     """Return the turn of the last chosen token; NEEDS_FULL_RANKING if turns choose too few.
 
     Resets `new_tokens_per_rank` on success. Reads bypass L1, since other programs wrote the data.
+    NEEDS_FULL_RANKING is lower than any turn.
     """
     ranks = tl.arange(0, COUNTED_RANKS)
     new_tokens = tl.load(
@@ -132,7 +133,7 @@ def find_last_turn(
     last_rank = tl.sum((tl.cumsum(new_tokens, 0) < selected).to(tl.int32), 0)
     last_turn = _NEEDS_FULL_RANKING
     if last_rank < COUNTED_RANKS:
-        before = tl.sum(tl.where(ranks < last_rank, new_tokens, 0), 0)
+        num_before = tl.sum(tl.where(ranks < last_rank, new_tokens, 0), 0)
         heads = tl.arange(0, PADDED_HEADS)
         inside = heads < num_heads
         ranked = ranking + heads.to(tl.int64) * ranking_head_stride + last_rank
@@ -140,7 +141,7 @@ def find_last_turn(
         turn = tl.load(first_turn + token, mask=inside, other=-1, cache_modifier=".cg")
         turns = last_rank * num_heads + heads
         new = (inside & (turn == turns)).to(tl.int32)
-        fits = (new > 0) & (before + tl.cumsum(new, 0) <= selected)
+        fits = (new > 0) & (num_before + tl.cumsum(new, 0) <= selected)
         last_turn = tl.max(tl.where(fits, turns, _NEEDS_FULL_RANKING), 0)
         tl.debug_barrier()  # no thread resets what another thread has yet to read
         tl.store(new_tokens_per_rank + ranks, 0)

@@ -16,7 +16,7 @@ from lim_sglang.programs.stopping import PosteriorRule
 
 
 @sgl.function
-def adaptive(s: Any, run: SamplingRun, indices: Sequence[int], confidence: float = 0.95) -> None:
+def adaptive(s: Any, run: SamplingRun, indices: Sequence[int], confidence: float) -> None:
     """Generate samples until the leader beats the second answer with this posterior probability."""
     add_messages(s, run.question.messages)
     run.sample(s, indices, PosteriorRule(confidence))

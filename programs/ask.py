@@ -36,10 +36,12 @@ from lim_sglang.programs.options import (
     TopKOption,
     TopPOption,
     UrlOption,
+    by_program,
     read_settings,
     samples_of,
 )
 from lim_sglang.programs.program import (
+    PROGRAMS,
     Outcome,
     ask_record,
     find_program,
@@ -81,7 +83,10 @@ def ask(
     parallel: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Samples in flight at once.", show_default="all; adaptive 8, budget 4"
+            min=1,
+            help="Samples in flight at once.",
+            show_default="all; "
+            + by_program({name: program.parallel for name, program in PROGRAMS.items()}),
         ),
     ] = None,
     settings: SettingsOption = None,

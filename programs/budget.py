@@ -15,7 +15,7 @@ from lim_sglang.programs.stopping import TokenBudgetRule
 
 
 @sgl.function
-def budget(s: Any, run: SamplingRun, indices: Sequence[int], tokens: int = 16384) -> None:
+def budget(s: Any, run: SamplingRun, indices: Sequence[int], tokens: int) -> None:
     """Generate samples until all of them together have generated `tokens` tokens."""
     add_messages(s, run.question.messages)
     run.sample(s, indices, TokenBudgetRule(tokens))

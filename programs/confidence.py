@@ -15,7 +15,6 @@ import sglang as sgl
 from lim_sglang.programs.sampler import SamplingRun, add_messages
 from lim_sglang.programs.schema import COMPLETED_STATES
 from lim_sglang.programs.stopping import (
-    WINDOW,
     ConsensusRule,
     GroupConfidence,
     confidence_threshold,
@@ -27,10 +26,10 @@ def confidence(
     s: Any,
     run: SamplingRun,
     indices: Sequence[int],
-    warm_up: int = 16,
-    keep: float = 0.1,
-    agreement: float = 0.95,
-    window: int = WINDOW,
+    warm_up: int,
+    keep: float,
+    agreement: float,
+    window: int,
 ) -> None:
     """Generate the warm-up completely, then the rest until the leader's share is large enough.
 

@@ -16,7 +16,7 @@ from lim_sglang.programs.stopping import WindowRule, window_agrees
 
 
 @sgl.function
-def early_stop(s: Any, run: SamplingRun, indices: Sequence[int], window: int = 5) -> None:
+def early_stop(s: Any, run: SamplingRun, indices: Sequence[int], window: int) -> None:
     """Generate window after window, until one agrees."""
     size = WindowRule(window).size
     add_messages(s, run.question.messages)

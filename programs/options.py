@@ -1,11 +1,13 @@
 """Command-line options that all commands with samples share."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
 from lim_sglang.errors import ConfigError
+from lim_sglang.markdown_section import join_words
 from lim_sglang.programs.program import PROGRAMS, find_program, listing
 from lim_sglang.programs.schema import Api, Sampling
 
@@ -102,6 +104,15 @@ SeedOption = Annotated[
 ]
 
 
+def by_program(numbers: Mapping[str, int | None]) -> str:
+    """Return the numbers with the programs that have each, such as `adaptive and budget 40`."""
+    by_number: dict[int, list[str]] = {}
+    for name, number in numbers.items():
+        if number is not None:
+            by_number.setdefault(number, []).append(name)
+    return ", ".join(f"{join_words(names)} {number}" for number, names in by_number.items())
+
+
 def _list_programs(name: str) -> str:
     if name == LIST:
         typer.echo(listing())
@@ -124,7 +135,7 @@ MostSamplesOption = Annotated[
         "--samples",
         min=1,
         help="Chains of thought, at most.",
-        show_default="the program's: 8, adaptive, early_stop and budget 40, confidence 32",
+        show_default=by_program({name: program.samples for name, program in PROGRAMS.items()}),
     ),
 ]
 SettingsOption = Annotated[
@@ -132,8 +143,13 @@ SettingsOption = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="An option of the program: confidence of adaptive; window of early_stop; wanted of "
-        "short; tokens of budget; warm_up, keep, agreement, window of confidence. May be repeated.",
+        help="Option of a program: "
+        + "; ".join(
+            f"{', '.join(program.options)} of {name}"
+            for name, program in PROGRAMS.items()
+            if program.options
+        )
+        + ". May be repeated.",
     ),
 ]
 SystemOption = Annotated[

@@ -1,10 +1,9 @@
 """The reasoning programs, how one of them is run on a question, and the record of its outcome."""
 
 import importlib
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from statistics import fmean
@@ -15,6 +14,7 @@ from rich.console import Console
 from lim_sglang.environment import project_commit
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.schema import COMPLETED_STATES, Sample, SampleState
+from lim_sglang.programs.stopping import WINDOW
 from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ SAMPLING_VERSION = 1
 """Part of the identity of a run: samples of two versions are never mixed.
 
 Raise the number with each change of the requests to a server, of the reading of its answers, or of
-the end of a program (`sampler.py`, `backend.py`, `chat.py`, the backends, `stopping.py`, the
-programs).
+the moment when an existing program stops (`sampler.py`, `backend.py`, `chat.py`, the backends,
+`stopping.py`, the programs). A new program needs no new number.
 """
 
 
@@ -54,20 +54,16 @@ class Program:
     """Samples in flight if the caller names no number; None for all."""
     max_samples: int | None = None
     """Samples that the program takes at most, however many it is offered."""
+    options: Mapping[str, float] = field(default_factory=dict)
+    """Further parameters of the function, with their defaults; whole numbers only take these."""
     stops_early: bool = True
     """True if the samples of a question decide how many there are."""
 
     @cached_property
     def function(self) -> Any:
-        """The `@sgl.function` of `(s, run, indices)` and the program's options with defaults."""
+        """The `@sgl.function` of `(s, run, indices, **options)`."""
         module = importlib.import_module(f"lim_sglang.programs.{self.name}")
         return getattr(module, self.name)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The program's options with their defaults; loads SGLang's frontend."""
-        _, _, _, *options = inspect.signature(self.function.func).parameters.values()
-        return {option.name: option.default for option in options}
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Refuse options that the program does not have, and fractions for whole numbers.
@@ -110,12 +106,14 @@ PROGRAMS: Mapping[str, Program] = {
             stops_when="the leader is the more frequent answer with the given confidence",
             source="Adaptive-Consistency, arXiv 2305.11860",
             parallel=8,
+            options={"confidence": 0.95},
         ),
         Program(
             "early_stop",
             samples=40,
             stops_when="a window of samples agrees",
             source="ESC, arXiv 2401.10480",
+            options={"window": 5},
         ),
         Program(
             "short",
@@ -124,6 +122,7 @@ PROGRAMS: Mapping[str, Program] = {
             source="short-m@k, arXiv 2505.17813",
             order=Order.SHORTER_FIRST,
             finished_only=True,
+            options={"wanted": 3},
         ),
         Program(
             "confidence",
@@ -132,6 +131,7 @@ PROGRAMS: Mapping[str, Program] = {
             source="DeepConf, arXiv 2508.15260",
             order=Order.BY_CONFIDENCE,
             streamed=True,
+            options={"warm_up": 16, "keep": 0.1, "agreement": 0.95, "window": WINDOW},
         ),
         Program(
             "budget",
@@ -141,6 +141,7 @@ PROGRAMS: Mapping[str, Program] = {
             streamed=True,
             finished_only=True,
             parallel=4,
+            options={"tokens": 16384},
         ),
     )
 }
@@ -243,14 +244,17 @@ def run_program(
     """
     from lim_sglang.programs.sampler import FrontendBackend, SamplingRun
 
-    options = dict(options or {})
+    options = options or {}
     program.check(options)
     indices = indices[: program.max_samples]
     start_s = time.monotonic()
     run = SamplingRun(backend, question, equivalent, on_sample)
     on_begin(run)
     program.function.run(
-        run=run, indices=tuple(indices), **options, backend=FrontendBackend(backend)
+        run=run,
+        indices=tuple(indices),
+        **{**program.options, **options},
+        backend=FrontendBackend(backend),
     )
     samples = tuple(sorted(run.ended, key=lambda sample: sample.index))
     voters = run.voters

@@ -15,7 +15,7 @@ from lim_sglang.programs.stopping import FirstRule
 
 
 @sgl.function
-def short(s: Any, run: SamplingRun, indices: Sequence[int], wanted: int = 3) -> None:
+def short(s: Any, run: SamplingRun, indices: Sequence[int], wanted: int) -> None:
     """Generate all samples, and abort the rest once `wanted` have finished."""
     add_messages(s, run.question.messages)
     run.sample(s, indices, FirstRule(wanted))

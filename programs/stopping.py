@@ -105,7 +105,7 @@ class WindowRule:
     looks_at_tokens: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _require(self.size >= 1, "size", self.size, "at least 1")
+        _require(self.size >= 1, "window", self.size, "at least 1")
 
     def is_settled(
         self, ended: Sequence[Sample], spent_tokens: int, equivalent: Equivalent
