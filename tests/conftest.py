@@ -35,6 +35,14 @@ from tests.server.tiny_model import (
     short_prompts,
 )
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests of the GPU on a machine without one, unless `-m` asks for them by name."""
+    is_asked_for = "gpu" in item.config.getoption("markexpr")
+    if "gpu" in item.keywords and not torch.cuda.is_available() and not is_asked_for:
+        pytest.skip("needs an NVIDIA GPU")
+
+
 DenseTokens = dict[tuple[int, ...], tuple[int, ...]]
 """Prompt -> the tokens that SGLang's own dense server generates."""
 
