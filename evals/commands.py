@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from lim_sglang.config import URL_VAR
 from lim_sglang.errors import ConfigError, DataError, ServerError
 from lim_sglang.evals.metrics import Summary, score
-from lim_sglang.evals.run_config import DEFAULT_SAMPLES, RunConfig, folder_name
+from lim_sglang.evals.run_config import EVAL_SAMPLES, RunConfig, folder_name
 from lim_sglang.evals.runner import (
     RUNS_FOLDER,
     FinishedRun,
@@ -66,7 +67,7 @@ NumSamplesOption = Annotated[
         "--samples",
         min=1,
         help="Most chains of thought for each question.",
-        show_default=by_program(DEFAULT_SAMPLES),
+        show_default=by_program(EVAL_SAMPLES),
     ),
 ]
 LimitOption = Annotated[
@@ -78,7 +79,7 @@ UrlsOption = Annotated[
     typer.Option(
         "--url",
         "--base-url",
-        envvar="LIM_URL",
+        envvar=URL_VAR,
         help="Address of a running server. May be repeated: each question goes to the server that "
         "has the most room, and all must serve the same. LIM_URL takes several, between spaces or "
         "commas.",
@@ -282,29 +283,31 @@ def evaluate(
     _refuse_gaps(finished)
 
 
-@contextmanager
 def _servers(
     serve: str | None,
     urls: Sequence[str] | None,
     access: Access,
     lim_flags: dict[str, str],
     sglang_options: tuple[str, ...],
-) -> Iterator[tuple[str, ...]]:
-    """Yield the addresses of the named servers, or of a server that is started for the block.
+) -> AbstractContextManager[tuple[str, ...]]:
+    """Return the addresses of the named servers, or a server that is started for the block.
 
     Raises:
-        ConfigError: options of a server to start, without --serve.
+        ConfigError: options of a server to start, without --serve; checked before the block.
         LimError: the server does not start.
     """
     if serve is None:
         if lim_flags or sglang_options:
             given = ", ".join([*lim_flags, *(["what follows --"] if sglang_options else [])])
             raise ConfigError(f"{given}: options of a server that --serve MODEL would start")
-        yield split_urls(urls or [DEFAULT_URL])
-        return
+        return nullcontext(split_urls(urls or [DEFAULT_URL]))
     if urls:
         raise ConfigError("--serve starts a server of its own: leave --url and LIM_URL out")
-    spec = ServerSpec(serve, lim_flags, sglang_options, access.api_key)
+    return _own_server(ServerSpec(serve, lim_flags, sglang_options, access.api_key))
+
+
+@contextmanager
+def _own_server(spec: ServerSpec) -> Iterator[tuple[str, ...]]:
     with serving(spec, Console(stderr=True)) as url:
         yield (url,)
 
@@ -364,7 +367,7 @@ def _evaluate_matrix(
         find_matrix,
         next_commands,
         read_matrix,
-        stored_run,
+        stored_runs,
     )
     from lim_sglang.evals.metrics import load_summaries
 
@@ -375,7 +378,8 @@ def _evaluate_matrix(
         typer.echo(describe_matrix(matrix))
         return
     failed = complete_matrix(matrix, Console(stderr=True))
-    sampled = [run for run in matrix.runs if (found := stored_run(run)) and found.samples]
+    stored = zip(matrix.runs, stored_runs(matrix.runs), strict=True)
+    sampled = [run for run, found in stored if found and found.samples]
     for summary in load_summaries([run.path for run in sampled]):
         _print_summary(summary)
     for command in next_commands(sampled, folder):

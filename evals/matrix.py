@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lim_sglang.config import LimConfig
-from lim_sglang.errors import ConfigError, LimError, ServerError
+from lim_sglang.errors import ConfigError, DataError, LimError, ServerError
 from lim_sglang.evals.metrics import published_name
 from lim_sglang.evals.run_config import RunConfig, folder_name, task_settings
 from lim_sglang.evals.run_store import RUN_FILE, Run, check_settings, load_run
@@ -176,6 +176,10 @@ def read_matrix(
     for folder, count in Counter(run.path.name for run in runs).items():
         if count > 1:
             problems.append(f"{count} runs share the folder {folder}: give the rows a name")
+    models = {run.server.spec.model for run in runs if run.server.spec.model}
+    for name, count in Counter(map(published_name, models)).items():
+        if count > 1:
+            problems.append(f"{count} models are published as {name}: rename their folders")
     if problems:
         raise ConfigError(f"{path} is not a matrix of runs:{_lines(problems)}")
     found = [run for run in runs if not only or any(_matches(run.name, each) for each in only)]
@@ -226,11 +230,17 @@ def _expand(
             problems.append(f"servers.{number}: {problem}")
             continue
         for server, (name, config) in product(servers, tasks):
-            if row.tasks is None or name in row.tasks:
-                path = out / folder_name(f"{name} {server.name}")
-                sampling = {**config.sampling, **row.sampling.model_dump(exclude_none=True)}
-                config = replace(config, out=path, sampling=sampling)
-                yield MatrixRun(f"{name} {server.name}", server, config, path)
+            if row.tasks is not None and name not in row.tasks:
+                continue
+            path = out / folder_name(f"{name} {server.name}")
+            sampling = {**config.sampling, **row.sampling.model_dump(exclude_none=True)}
+            served = (server.spec.model or "default model", *server.spec.sglang_options)
+            try:
+                config = replace(config, out=path, sampling=sampling, served=served)
+            except ConfigError as problem:
+                problems.append(f"servers.{number} with task {name}: {problem}")
+                continue
+            yield MatrixRun(f"{name} {server.name}", server, config, path)
 
 
 def _config(task: TaskTable, defaults: SamplingTable, data_dir: Path | None) -> RunConfig:
@@ -283,9 +293,33 @@ def stored_run(run: MatrixRun, benchmark: Sequence[Question] | None = None) -> R
         **task_settings(run.config, find_task(run.config.task), benchmark),
         "sampling": run.config.sampling,
         "lim": {"config": run.server.lim},
+        "served": run.config.served,
     }
-    check_settings(run.path, _restrict(stored.record.settings, expected), expected)
+    # A run that was begun without a matrix does not say how its server was started.
+    served = stored.record.about.get("served", run.config.served)
+    found = {**_restrict(stored.record.settings, expected), "served": served}
+    check_settings(run.path, found, expected)
     return stored
+
+
+def stored_runs(
+    runs: Sequence[MatrixRun], benchmarks: Mapping[str, Sequence[Question]] | None = None
+) -> list[Run | None]:
+    """Return what the folder of each run holds; see `stored_run`.
+
+    Raises:
+        DataError: damaged folders, and folders of other runs; all are named.
+    """
+    found, problems = [], []
+    for run in runs:
+        try:
+            benchmark = benchmarks[run.config.task] if benchmarks else None
+            found.append(stored_run(run, benchmark))
+        except DataError as problem:
+            problems.append(str(problem))
+    if problems:
+        raise DataError("\n".join(problems))
+    return found
 
 
 def _restrict(settings: Any, expected: Any) -> Any:
@@ -296,18 +330,17 @@ def _restrict(settings: Any, expected: Any) -> Any:
 
 
 def complete_matrix(matrix: Matrix, console: Console) -> dict[str, LimError]:
-    """Complete every run, server by server. A server that fails does not stop the others.
+    """Complete every run, server by server. A server or run that fails does not stop the others.
 
     Returns:
         The reason why a run is not complete, by the run's name.
 
     Raises:
-        LimError: questions cannot be read, or a folder holds another run; no server has started.
+        LimError: questions cannot be read, or folders hold other runs; no server has started.
         KeyboardInterrupt: finished samples are safe, and the same matrix resumes.
     """
     benchmarks = load_benchmarks([run.config for run in matrix.runs])
-    stored = [stored_run(run, benchmarks[run.config.task]) for run in matrix.runs]
-    pairs = zip(matrix.runs, stored, strict=True)
+    pairs = zip(matrix.runs, stored_runs(matrix.runs, benchmarks), strict=True)
     missing = [run for run, found in pairs if not (found and found.is_complete)]
     failed: dict[str, LimError] = {}
     with EquivalenceChecker() as checker:
@@ -320,23 +353,29 @@ def complete_matrix(matrix: Matrix, console: Console) -> dict[str, LimError]:
                     while left:
                         name, config = left[0].name, left[0].config
                         benchmark = benchmarks[config.task]
-                        finished = complete_run(
-                            config, benchmark, [url], matrix.access, checker, console
-                        )
-                        if failures := finished.run.failures:
-                            failed[name] = ServerError(describe_failures(failures))
+                        try:
+                            finished = complete_run(
+                                config, benchmark, [url], matrix.access, checker, console
+                            )
+                            if failures := finished.run.failures:
+                                failed[name] = ServerError(describe_failures(failures))
+                        except (ConfigError, DataError) as error:  # the server can serve others
+                            failed[name] = _show(error, console)
                         left.popleft()
             except LimError as error:
-                console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-                failed |= {run.name: error for run in left}
+                failed |= dict.fromkeys((run.name for run in left), _show(error, console))
     return failed
+
+
+def _show(error: LimError, console: Console) -> LimError:
+    console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+    return error
 
 
 def describe_matrix(matrix: Matrix) -> str:
     """Return a line for each run with its state and samples, and a line with their counts."""
     states, lines = [], []
-    for run in matrix.runs:
-        found = stored_run(run)
+    for run, found in zip(matrix.runs, stored_runs(matrix.runs), strict=True):
         states.append("complete" if found and found.is_complete else "begun" if found else "new")
         lines.append(f"{states[-1]:8} {len(found.samples) if found else 0:8,}  {run.name}")
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "begun", "new"))

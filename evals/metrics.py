@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.run_store import RUN_FILE, GradedSample, write_atomically
-from lim_sglang.programs.program import PROGRAMS, find_program
+from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
 from lim_sglang.programs.vote import Equivalent, Order, tally
 
@@ -147,7 +147,8 @@ def summarise(
     questions: dict[str, list[GradedSample]] = {}
     for graded in samples:
         questions.setdefault(graded.question_id, []).append(graded)
-    order = find_program(_program(record)["name"]).order
+    program = PROGRAMS.get(_program(record)["name"])
+    order = program.order if program else Order.BY_VOTES  # a program of another version
     return Summary(
         run_id=record.run_id,
         conditions=run_conditions(record),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lim_sglang
+from lim_sglang.config import lim_state
 from lim_sglang.errors import ConfigError
 from lim_sglang.evals.grading import GRADING_VERSION
 from lim_sglang.evals.tasks import Question, Task, questions_digest, selection_digest
@@ -22,7 +23,7 @@ MAX_PARALLEL = 64
 """Most samples of one question in flight: the frontend starts a thread for each."""
 SAMPLE_BY_SAMPLE = tuple(name for name, program in PROGRAMS.items() if not program.stops_early)
 """Programs that generate every sample, so that each sample is stored without the others."""
-DEFAULT_SAMPLES = {name: program.samples for name, program in PROGRAMS.items()} | {"majority": 4}
+EVAL_SAMPLES = {name: program.samples for name, program in PROGRAMS.items()} | {"majority": 4}
 """Samples of each question by default."""
 
 
@@ -58,6 +59,8 @@ class RunConfig:
     """Folder of the run; None: `runs/<id>`."""
     retry_failed: bool = False
     """True: samples that failed in an earlier session are generated again."""
+    served: tuple[str, ...] | None = None
+    """Model and SGLang options of the server that a matrix starts; None: another server."""
 
     def __post_init__(self) -> None:
         find_program(self.program)
@@ -72,7 +75,7 @@ class RunConfig:
     @property
     def samples_per_question(self) -> int:
         """Most samples of each question."""
-        return self.num_samples or DEFAULT_SAMPLES[self.program]
+        return self.num_samples or EVAL_SAMPLES[self.program]
 
     @property
     def stops_early(self) -> bool:
@@ -171,8 +174,7 @@ def server_settings(info: Mapping[str, Any], sampling: Sampling) -> dict[str, An
     Args:
         info: the server's `/server_info`, or the facts that another API has.
     """
-    # LessIsMore's state; empty where another server answers.
-    lim: Mapping[str, Any] = (info.get("internal_states") or [{}])[0].get("lim") or {}
+    lim = lim_state(info) or {}
     deterministic = bool(info.get("enable_deterministic_inference"))
     return {
         "sampling": {

@@ -146,7 +146,7 @@ class ProgramSampler:
             # A program that stops early delivers at the end, except for failures.
             is_due = not self._config.stops_early or sample.state is SampleState.FAILED
             if is_due and not deliver(SampleResult(sample)):
-                runs[0].abandon()
+                runs[0].stop()
 
         outcome = self._run(
             job.question.text, job.indices, on_sample=on_sample, on_begin=runs.append

@@ -169,8 +169,8 @@ class LimAttnBackend(FlashInferAttnBackend):
     forward_metadata: Any
 
     def __init__(self, runner: Any, **options: Any) -> None:
-        # Tensor cores cost few rows some microseconds a dense layer; scores come from them for less
-        # than a second reading of K.
+        # On tensor cores a dense layer of few rows takes some microseconds more, but leaves the
+        # scores behind; reading K again costs more.
         with decode_on_tensor_cores(wanted=runner.lim_selector is not None):
             super().__init__(runner, **options)
         self.roles: tuple[Role, ...] = runner.lim_roles

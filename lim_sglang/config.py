@@ -271,3 +271,10 @@ def _check_within(layers: Sequence[int], depth: int, name: str) -> None:
             f"{name} names layer {', '.join(map(str, beyond))}, but the model has {depth} layers: "
             f"use indices from 0 to {depth - 1}"
         )
+
+
+def lim_state(server_info: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return LessIsMore's part of a server's `/server_info`; None if another backend decodes."""
+    states = server_info.get("internal_states") or [{}]
+    live: dict[str, Any] | None = states[0].get("lim")
+    return live

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lim_sglang.compat import CPU_ENGINE_VAR
-from lim_sglang.config import CONFIG_VAR
+from lim_sglang.config import CONFIG_VAR, lim_state
 from lim_sglang.errors import DataError, RefusedError, ServerError
 from lim_sglang.flags import reasons_against_settings
 from lim_sglang.models import check_model, default_model, has_gpu
@@ -33,7 +33,7 @@ from lim_sglang.validation import BACKEND, reasons_against_environment
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a service manager, a closed terminal."""
 POLL_S = 0.5
-"""Between two health checks of a server that starts."""
+"""Pause between two health checks of a server that starts."""
 HEALTH_TIMEOUT_S = 5.0
 INFO_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 1800.0
@@ -41,7 +41,7 @@ START_TIMEOUT_S = 1800.0
 GRACE_S = 3.0
 """Time that SGLang has to end by itself before the whole process tree is killed."""
 LOG_POLL_S = 1.0
-"""Between two looks at the log of a server that starts."""
+"""Pause between two looks at the log of a server that starts."""
 LOG_TAIL_BYTES = 2000
 """The part of a log that an error quotes."""
 
@@ -52,15 +52,15 @@ CPU_DEFAULTS = (
 """Options of a CPU server: exact arithmetic, and a KV cache that fits into a small machine."""
 
 RESERVED_OPTIONS: Mapping[str, str] = {
-    "--model-path": "give it to lim itself, as MODEL before the --",
-    "--model": "give it to lim itself, as MODEL before the --",
-    "--host": "give it to lim itself, as --host before the --",
-    "--port": "give it to lim itself, as --port before the --",
-    "--api-key": "give it to lim itself, as --api-key before the --",
+    "--model-path": "lim sets it from the model that is named before the --",
+    "--model": "lim sets it from the model that is named before the --",
+    "--host": "lim sets it, in lim serve from --host before the --",
+    "--port": "lim sets it, in lim serve from --port before the --",
+    "--api-key": "lim sets it from --api-key before the --",
     "--ssl-certfile": "put a proxy that speaks TLS in front",
     "--ssl-keyfile": "put a proxy that speaks TLS in front",
 }
-"""SGLang options without which, or with which, we could not ask the server whether it is ready."""
+"""SGLang options that `lim` sets itself, or that would hide the server from its health check."""
 
 
 @contextmanager
@@ -230,13 +230,7 @@ class Server:
         self.options = options
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
-        key = options.api_key
-        # Without the environment's proxies: they cannot reach this machine's own addresses.
-        self._http = httpx.Client(
-            base_url=options.url,
-            trust_env=False,
-            headers={"Authorization": f"Bearer {key}"} if key else None,
-        )
+        self._http = local_client(options.url, options.api_key)
 
     def __enter__(self) -> Self:
         self.start()
@@ -347,6 +341,12 @@ class Server:
             return False
 
 
+def local_client(url: str, api_key: str | None = None, timeout_s: float = 5.0) -> httpx.Client:
+    """Return a client of a server on this machine, which the environment's proxies cannot reach."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else None
+    return httpx.Client(base_url=url, trust_env=False, headers=headers, timeout=timeout_s)
+
+
 def _tree(pid: int) -> list[psutil.Process]:
     """Return a process and all its descendants."""
     try:
@@ -354,13 +354,6 @@ def _tree(pid: int) -> list[psutil.Process]:
         return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
-
-
-def lim_state(server_info: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return LessIsMore's part of `/server_info`; None if another backend decodes."""
-    states = server_info.get("internal_states") or [{}]
-    live: dict[str, Any] | None = states[0].get(BACKEND)
-    return live
 
 
 def decode_backend(server_info: Mapping[str, Any]) -> str | None:

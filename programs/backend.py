@@ -130,7 +130,6 @@ class InFlightSample:
         streamed: bool = False,
         new_confidence: "Callable[[], GroupConfidence] | None" = None,
         threshold: float | None = None,
-        on_tokens: Callable[[], object] = _do_nothing,
         on_end: Callable[["InFlightSample"], object] = _do_nothing,
     ) -> None:
         """Describe a sample; nothing is sent yet.
@@ -143,7 +142,6 @@ class InFlightSample:
             new_confidence: makes the measure of each try; asks the server for logprobs and implies
                 `streamed`.
             threshold: group confidence under which the sample is cancelled.
-            on_tokens: called in the client's thread when tokens have come.
             on_end: called once, when the sample has ended in any way; from any thread.
         """
         self.index = index
@@ -165,7 +163,6 @@ class InFlightSample:
         self._sent_s = 0.0
         self._new_confidence = new_confidence
         self._threshold = threshold
-        self._on_tokens = on_tokens
         self._on_end = on_end
         self._lock = threading.Lock()
         self._has_ended = False
@@ -238,7 +235,6 @@ class InFlightSample:
         # settled by the tokens of a sample that has no vote yet.
         if self._reader and not self._reader.is_complete:
             self.num_tokens = self._num_kept + self._reader.found.num_tokens
-            self._on_tokens()
 
     def _falls_under_threshold(self, token_confidence: float) -> bool:
         group = self.confidence.push(token_confidence) if self.confidence else None
@@ -332,7 +328,7 @@ class Backend(ABC):
         """End a request in flight and return its result so far; soon, and without an error."""
 
     @abstractmethod
-    async def _abandon(self, rid: str) -> None:
+    async def _drop(self, rid: str) -> None:
         """Make the server drop a request whose answer is not read."""
 
     async def _generate_and_end(
@@ -382,7 +378,7 @@ class Backend(ABC):
         in_flight: InFlightSample,
         cancelled: asyncio.Event,
     ) -> Generation:
-        """Send a request once; abandon it if the server may still be busy with it."""
+        """Send a request once; drop the request if the server may still work on it."""
         request = asyncio.ensure_future(self._ask(body, in_flight, reader))
         ending = asyncio.ensure_future(cancelled.wait())
         try:
@@ -392,7 +388,7 @@ class Backend(ABC):
             return await request
         except (RequestError, asyncio.CancelledError) as error:
             if reader.is_open or isinstance(error, RequestTimeoutError | asyncio.CancelledError):
-                await self._abandon(reader.found.rid)
+                await self._drop(reader.found.rid)
             raise
         finally:
             ending.cancel()

@@ -19,7 +19,7 @@ from lim_sglang.errors import ServerError
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_IDLE_CONNECTIONS = 8
-"""Idle connections that are kept open: each request looks at all of them."""
+"""Most idle connections: httpx scans all of them at each request."""
 INFO_TIMEOUT_S = 60.0
 """Limit of a request that a server answers at once, unless it is busy with a long step."""
 CLOSE_TIMEOUT_S = 5.0
@@ -62,7 +62,10 @@ class Backoff:
 
 
 class Retries:
-    """The pauses between the tries of one request."""
+    """The pauses between the tries of one request: exponential, with full jitter.
+
+    Full jitter: clients that failed together do not come back together (Brooker, AWS, 2015).
+    """
 
     def __init__(
         self,

@@ -288,5 +288,5 @@ class OpenAIBackend(Backend):
         is_cut = not reader.is_complete
         return replace(reader.result(), aborted=is_cut, tokens_at_least=is_cut)
 
-    async def _abandon(self, rid: str) -> None:
+    async def _drop(self, rid: str) -> None:
         """Do nothing: the connection is closed already, or about to be."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lim_sglang.config import API_KEY_VAR, URL_VAR
 from lim_sglang.errors import ConfigError
 from lim_sglang.markdown_section import join_words
 from lim_sglang.programs.program import PROGRAMS, find_program, listing
@@ -34,7 +35,7 @@ UrlOption = Annotated[
     typer.Option(
         "--url",
         "--base-url",
-        envvar="LIM_URL",
+        envvar=URL_VAR,
         help="Address of the running server; for OpenAI's API the base URL, to which /v1 is added "
         "if it is only a host.",
     ),
@@ -55,7 +56,7 @@ ApiKeyOption = Annotated[
     str | None,
     typer.Option(
         "--api-key",
-        envvar="LIM_API_KEY",
+        envvar=API_KEY_VAR,
         show_envvar=True,
         help="Key of a server that was started with one.",
     ),

@@ -41,8 +41,8 @@ class Program:
 
     name: str
     samples: int
-    """Samples at most if the caller names no number: the papers' 40 for programs that stop by
-    themselves, twice DeepConf's warm-up."""
+    """Most samples if the caller names no number: 40 as in the papers of `adaptive` and
+    `early_stop`, twice DeepConf's warm-up for `confidence`."""
     stops_when: str
     source: str
     order: Order = Order.BY_VOTES

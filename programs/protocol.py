@@ -23,7 +23,7 @@ from lim_sglang.programs.schema import MATH_PROMPT, Message, Sample, SampleState
 
 DEFAULT_PROGRAM = "majority"
 DEFAULT_SAMPLES = 8
-MAX_SAMPLES = 1024
+SAMPLE_LIMIT = 1024
 """Samples of one question at most: a typing error must not keep a server busy for days."""
 
 _MODEL = re.compile(r"(?P<program>[a-z_]+)(?:@(?P<samples>[^?]*))?(?:\?(?P<options>.*))?")
@@ -54,7 +54,7 @@ _IGNORED = frozenset(
 )
 """Fields that change no answer."""
 
-MostSamples = Mapping[str, int | None]
+ProgramLimits = Mapping[str, int | None]
 """Programs by name, with the samples that each takes at most; None for no limit."""
 
 
@@ -88,7 +88,7 @@ class _Turn(_Strict):
 
 class _LimField(_Strict):
     program: str | None = None
-    samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
+    samples: Annotated[int, Field(ge=1, le=SAMPLE_LIMIT)] | None = None
     parallel: Annotated[int, Field(ge=1)] | None = None
     options: dict[str, StrictInt | StrictFloat] = {}
     template: Literal["math"] | None = None
@@ -128,7 +128,7 @@ class VoteRequest:
     include_usage: bool
 
 
-def read_request(body: Any, programs: MostSamples, defaults: Sampling) -> VoteRequest | None:
+def read_request(body: Any, programs: ProgramLimits, defaults: Sampling) -> VoteRequest | None:
     """Return the question to a program that a request holds; None if it is for the server itself.
 
     Args:
@@ -181,7 +181,7 @@ Named = tuple[str | None, int | None, Mapping[str, int | float]]
 """A program, its number of samples and its options; None for a part that is not named."""
 
 
-def read_model(model: Any, programs: MostSamples) -> Named | None:
+def read_model(model: Any, programs: ProgramLimits) -> Named | None:
     """Read a model string `program@samples?name=number&name=number`; None for a server's model.
 
     Raises:
@@ -198,8 +198,10 @@ def read_model(model: Any, programs: MostSamples) -> Named | None:
             known = ", ".join(programs)
             raise ConfigError(f"model {model!r}: unknown program {program!r}; known: {known}")
         return None
-    if count is not None and not (is_count and len(count) < 9 and 1 <= int(count) <= MAX_SAMPLES):
-        raise ConfigError(f"model {model!r}: after @ comes a number of samples, 1 to {MAX_SAMPLES}")
+    if count is not None and not (is_count and len(count) < 9 and 1 <= int(count) <= SAMPLE_LIMIT):
+        raise ConfigError(
+            f"model {model!r}: after @ comes a number of samples, 1 to {SAMPLE_LIMIT}"
+        )
     try:
         settings = read_settings(options.split("&")) if options else {}
     except ConfigError:

@@ -53,7 +53,7 @@ CONNECTION_HEADERS = frozenset(
     ("connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding")
 )
 """Headers of one connection, which are not forwarded."""
-MOST_SAMPLES = {name: program.max_samples for name, program in PROGRAMS.items()}
+PROGRAM_LIMITS = {name: program.max_samples for name, program in PROGRAMS.items()}
 """Samples that each program takes at most; None for programs without a limit."""
 
 T = TypeVar("T")
@@ -194,7 +194,7 @@ class PendingVote:
             run = self._run
         self.outcome.cancel()  # outside the lock, since this calls `end` for a queued question
         if run:
-            run.abandon()
+            run.stop()
 
     def begin(self, run: SamplingRun) -> None:
         """Note the run of the program, before its first sample."""
@@ -202,7 +202,7 @@ class PendingVote:
             self._run = run
             cancelled = self.is_cancelled
         if cancelled:
-            run.abandon()
+            run.stop()
 
     def end(self, work: Future[Outcome]) -> None:
         """Note the end of the program, or of a question that was never begun."""
@@ -380,7 +380,7 @@ class Proxy:
                 "created": now,
                 "owned_by": "lim",
             }
-            for name, most in MOST_SAMPLES.items()
+            for name, most in PROGRAM_LIMITS.items()
         ]
         return {"object": "list", "data": [*programs, *await self.upstream.models(request)]}
 
@@ -391,7 +391,7 @@ class Proxy:
     async def chat(self, request: Request) -> Response:
         """Answer with a vote, or with the server's own answer."""
         body = await request.body()
-        asked = read_request(_parse(body), MOST_SAMPLES, self.sampling)
+        asked = read_request(_parse(body), PROGRAM_LIMITS, self.sampling)
         if asked is None:
             return await cancel_on_disconnect(request, self.upstream.forward(request, body))
         check_thinking_budget(self.thinking_budget, asked.sampling.max_tokens)

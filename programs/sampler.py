@@ -30,6 +30,8 @@ from lim_sglang.programs.vote import Equivalent
 if TYPE_CHECKING:
     from lim_sglang.programs.stopping import GroupConfidence, Rule
 
+TOKEN_RULE_S = 0.02
+"""Pause between two looks at the tokens in flight, for rules that count these."""
 SOLUTION = "solution"
 """The branch's variable with the generated text."""
 IN_FLIGHT = "in_flight"
@@ -80,8 +82,7 @@ class SamplingRun:
     _newly_ended: deque[InFlightSample] = field(default_factory=deque)
     """Samples that have ended and are not handled yet; filled from other threads."""
     _changed: threading.Event = field(default_factory=threading.Event)
-    """Set when a sample has ended, tokens have come that the rule looks at, a slot was granted, or
-    the run was abandoned."""
+    """Set when a sample has ended, a slot was granted, or the run was stopped."""
 
     @property
     def voters(self) -> list[Sample]:
@@ -127,7 +128,6 @@ class SamplingRun:
                 streamed=self.question.streamed,
                 new_confidence=confidence,
                 threshold=threshold,
-                on_tokens=self._changed.set if watches_tokens else lambda: None,
                 on_end=self._note_end,
             )
             try:
@@ -141,7 +141,7 @@ class SamplingRun:
                         self._start(s, new_sample(index, seed=seed), slots)
                     if not left and not self.in_flight:
                         return
-                    self._changed.wait()
+                    self._changed.wait(TOKEN_RULE_S if watches_tokens else None)
                     # Cleared before the state is looked at, so that no change is missed.
                     self._changed.clear()
             finally:
@@ -156,12 +156,12 @@ class SamplingRun:
         """Return True if the run is settled, by this rule or since an earlier call."""
         if not rule or self.settled:
             return self.settled
-        # Only ever set to True: another thread may abandon the run meanwhile.
+        # Only ever set to True: another thread may stop the run meanwhile.
         if rule.is_settled(self.ended, self.spent_tokens, self.equivalent):
             self.settled, self.num_evidence = True, len(self.ended)
         return self.settled
 
-    def abandon(self) -> None:
+    def stop(self) -> None:
         """Stop the run, from any thread: begin no further sample, and abort those in flight."""
         self.settled = True
         self.cancel()

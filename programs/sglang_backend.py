@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lim_sglang.config import lim_state
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.backend import Backend, InFlightSample
 from lim_sglang.programs.chat import (
@@ -132,14 +133,14 @@ class SglangBackend(Backend):
         """Return the properties of the server that an answer depends on; raises `ServerError`."""
         info, access = self._first_info, self._access
         about = {name: info.get(name) for name in ("model_path", "version", "random_seed")}
-        about |= {"url": self._client.url, "lim_config": _lim_state(info).get("config")}
+        about |= {"url": self._client.url, "lim_config": (lim_state(info) or {}).get("config")}
         about |= {"thinking": access.thinking, "timeout_s": access.timeout_s}
         budget = access.thinking_budget
         return about | ({"thinking_budget": budget} if budget is not None else {})
 
     def sampling_defaults(self) -> Mapping[str, Any]:
         """Return the model's generation config if LessIsMore serves it; raises `ServerError`."""
-        return _lim_state(self._first_info).get("sampling_defaults") or {}
+        return (lim_state(self._first_info) or {}).get("sampling_defaults") or {}
 
     @property
     def honours_seeds(self) -> bool:
@@ -204,23 +205,18 @@ class SglangBackend(Backend):
         """Abort a request, and wait for its result for a short time."""
         deadline = time.monotonic() + ABORT_TIMEOUT_S
         while time.monotonic() < deadline and not request.done():
-            await self._abandon(reader.found.rid)
+            await self._drop(reader.found.rid)
             await asyncio.wait({request}, timeout=ABORT_AGAIN_S)
         if request.done():
             with suppress(RequestError):  # its result is not wanted
                 return await request
         return replace(reader.result(), aborted=True, tokens_at_least=True)
 
-    async def _abandon(self, rid: str) -> None:
+    async def _drop(self, rid: str) -> None:
         with suppress(RequestError):  # the server is gone, and the request with it
             await self._client.send(
                 "POST", "/abort_request", {"rid": rid}, timeout_s=ABORT_TIMEOUT_S
             )
-
-
-def _lim_state(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state that LessIsMore adds to `/server_info`; empty for another SGLang."""
-    return (info.get("internal_states") or [{}])[0].get("lim") or {}
 
 
 def close_thoughts(text: str) -> str:

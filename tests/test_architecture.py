@@ -43,11 +43,13 @@ def defined(file: str) -> set[str]:
     }
 
 
-def uses(caller: str, file: str) -> bool:
-    """Return True if a file imports another one, or loads it as a program by its name."""
-    if caller == "programs/program.py" and (ROOT / file).stem in PROGRAMS:
+def uses(stop: Stop) -> bool:
+    """Return True if the caller imports the file and names the function, or runs the program."""
+    if stop.caller == "programs/program.py" and stop.function in PROGRAMS:
         return True
-    return module_name(ROOT / file) in own_imports(ROOT / caller)
+    caller = ROOT / stop.caller
+    is_named = re.search(rf"\b{stop.function}\b", caller.read_text())
+    return bool(is_named) and module_name(ROOT / stop.file) in own_imports(caller)
 
 
 def test_walks_are_short_and_name_no_file_twice() -> None:
@@ -64,5 +66,5 @@ def test_each_file_is_used_by_an_earlier_one(walk: str) -> None:
         assert stop.function in defined(stop.file), stop
         if stop.caller not in OUTSIDE:
             assert stop.caller in earlier, stop
-            assert uses(stop.caller, stop.file), stop
+            assert uses(stop), stop
         earlier.add(stop.file)

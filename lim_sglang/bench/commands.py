@@ -44,7 +44,7 @@ OutOption = Annotated[Path | None, typer.Option(help="A file to which each row i
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show SGLang's log.")]
 
 
-def report(activity: str) -> None:
+def show(activity: str) -> None:
     """Show the current activity on standard error."""
     typer.echo(activity, err=True)
 
@@ -63,7 +63,9 @@ def decode(
     model: ModelOption = None,
     point: PointOption = None,
     batch: Annotated[int | None, typer.Option(help="Requests, with --context.")] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens of each, with --batch.")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of each request; needs --batch.")
+    ] = None,
     budget: BudgetOption = 2048,
     backends: BackendsOption = "lim,flashinfer",
     kv_cache_dtype: CacheOption = "auto",
@@ -87,7 +89,7 @@ def decode(
     )
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
     measured = []
-    for row, conditions in measure(options, report):
+    for row, conditions in measure(options, show):
         measured.append((row, conditions))
         keep(out, row.to_json(conditions))
         typer.echo(row.describe())
@@ -118,7 +120,7 @@ def capacity(
     require_gpu()
     slots: dict[str, int] = {}
     for name in names:
-        report(f"Starting {name}")
+        show(f"Starting {name}")
         slots[name] = run_in_child(count_slots, choice, name, budget, mem_fraction_static)
     most = max((slots[name] for name in names[1:]), default=None)
     for name in names:
@@ -145,7 +147,7 @@ def kernel(
     kv_heads: Annotated[int, typer.Option(min=1, help="KV heads.")] = 8,
     dim: Annotated[int, typer.Option(min=16, help="Dimensions of a head.")] = 128,
     budget: BudgetOption = 2048,
-    repeats: Annotated[int, typer.Option(min=1, help="Replays that the median is of.")] = 30,
+    repeats: Annotated[int, typer.Option(min=1, help="Replays; the median is shown.")] = 30,
     out: OutOption = None,
 ) -> None:
     """Time kernels of selection and sparse attention one by one, in CUDA graphs, with a cold and a
@@ -155,10 +157,10 @@ def kernel(
 
     case = StepShape(batch, context, heads, kv_heads, dim, budget)
     check_case(case, op or [])
-    report("Checking the kernels on this GPU")
+    show("Checking the kernels on this GPU")
     rows = []
     for row in measure_ops(op or [], case, repeats):
-        report(f"Measured {row.op}")
+        show(f"Measured {row.op}")
         rows.append(row)
         keep(out, row.to_json(case, repeats))
     typer.echo(f"{batch} x {context:,}, {heads} / {kv_heads} heads x {dim}, K = {budget:,}")
@@ -179,7 +181,8 @@ def serve(
     budget: BudgetOption = 2048,
     policies: BackendsOption = "lim,flashinfer",
     limit_seconds: Annotated[
-        float | None, typer.Option(min=1, help="Cut each run after this time.")
+        float | None,
+        typer.Option(min=1, help="Then abort all requests of the server."),
     ] = None,
     stream_interval: Annotated[int, typer.Option(min=1, help="New tokens sent together.")] = 1,
     mem_fraction_static: MemoryOption = 0.88,
@@ -209,14 +212,14 @@ def serve(
         address = address_of(context, url, further)
         servers, extra = iter([nullcontext(SimpleNamespace(url=address))]), {}
     require_gpu()
-    report("Checking the kernels on this GPU")
+    show("Checking the kernels on this GPU")
     rows = []
     # A service manager's signal ends the running server, too, as Ctrl-C does.
     with on_signals(signal.default_int_handler):
         for row, conditions in serving.measure(servers, loads, api_key):
             rows.append(row)
             keep(out, json.dumps({"serve": asdict(row), "conditions": conditions | extra}))
-            report(f"{row.policy}, {row.concurrency} requests: {row.tokens_per_s:,.0f} tokens/s")
+            show(f"{row.policy}, {row.concurrency} requests: {row.tokens_per_s:,.0f} tokens/s")
     typer.echo(f"{serving.serve_table(rows)}\n{'; '.join(serving.NOTES)}")
 
 

@@ -52,8 +52,7 @@ def measure_ops(ops: Sequence[str], case: StepShape, repeats: int) -> Iterator[O
     # The check takes no more rows than these in one chunk.
     room = MAX_SCORE_BYTES // 2 // (4 * case.heads * case.context)
     rows = max(1, min(case.batch, CHECKED_ROWS, room))
-    shape = asdict(case)
-    del shape["batch"]
+    shape = {name: value for name, value in asdict(case).items() if name != "batch"}
     checked = Batch(lengths=(shape.pop("context"),) * rows, **shape)
     refuse_differences(selection_differences(checked, "cuda"), "on this case")
     copy_gb_per_s = bench.copy_gb_per_s()

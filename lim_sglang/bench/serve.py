@@ -22,14 +22,15 @@ from lim_sglang.bench.model_runner import run_in_child
 from lim_sglang.bench.results import NONE, surroundings
 from lim_sglang.bench.verify import require_exact_kernels
 from lim_sglang.bench.workloads import ModelChoice
-from lim_sglang.errors import LimError, ServerError
+from lim_sglang.config import lim_state
+from lim_sglang.errors import ConfigError, LimError, ServerError
 from lim_sglang.markdown_section import markdown_table
 from lim_sglang.server import (
     Server,
     ServerSpec,
     decode_backend,
     free_port,
-    lim_state,
+    local_client,
     running_server,
     server_options,
 )
@@ -83,7 +84,7 @@ class ServeRow:
     last_tokens_per_s: float  # over the last `LAST_S`
     ttft_ms: Mapping[str, float]  # time to first token: p50 and p99 over requests
     itl_ms: Mapping[str, float]  # inter-token latency: p50 and p99 over tokens
-    kv_share: float  # share of the KV cache that the tokens at the end of the run need
+    kv_needed_share: float  # share of the KV cache that the tokens at the end of the run need
     retractions: int | None  # None: unknown, since a dense server does not count its retractions
     num_tokens: int  # decoded tokens: all but those of each stream's first event
     seconds: float
@@ -157,7 +158,7 @@ def make_row(
         last_tokens_per_s=float((found > seconds - LAST_S).sum() / min(LAST_S, seconds)),
         ttft_ms=percentiles_ms([output.ttft for output in begun]),
         itl_ms=percentiles_ms(latencies),
-        kv_share=held / kv_capacity,
+        kv_needed_share=held / kv_capacity,
         retractions=retractions,
         num_tokens=len(found),
         seconds=seconds,
@@ -180,7 +181,7 @@ def serve_table(rows: Sequence[ServeRow]) -> str:
             f"{row.speedup:.2f}" if row.speedup else NONE,
             *(f"{value:,.0f}" for value in row.ttft_ms.values()),
             *(f"{value:.2f}" for value in row.itl_ms.values()),
-            f"{100 * row.kv_share:.0f} %",
+            f"{100 * row.kv_needed_share:.0f} %",
             "unknown" if row.retractions is None else f"{row.retractions}",
             f"{row.seconds:.1f}",
             "cut" if row.cut else "whole",
@@ -204,10 +205,12 @@ def own_servers(
         policies: attention backends; dense ones before ours, which is compared with them.
         words: SGLang's options, alike for all servers, whose log is shown with `verbose`.
     """
+    if flags := [word for word in words if word.startswith("--lim-")]:
+        raise ConfigError(f"{', '.join(flags)} would go to dense servers, too: set LIM_CONFIG")
     most = max(load.concurrency for load in loads)
     weights = ("--load-format", "dummy") if model.is_dummy else ()
-    # One more than there are requests: SGLang counts a prompt twice that chunked prefill has cut in
-    # two, and would let a request wait although the batch has room for it.
+    # Room for one more request: SGLang counts a prompt that chunked prefill has split as two
+    # requests, and would hold one back.
     room = ("--max-running-requests", str(most + 1), "--cuda-graph-max-bs-decode", str(most))
     # As in the other benchmarks: prefill is not measured.
     fixed = ("--disable-prefill-cuda-graph", "--disable-flashinfer-autotune", "--random-seed", "0")
@@ -217,8 +220,8 @@ def own_servers(
         spec = ServerSpec(folder, {"--lim-budget": f"{budget}"}, words)
         ours, console = server_options(spec, port=free_port()), Console(stderr=True)
         for policy in policies:
-            flags = ours.lim_flags if policy == BACKEND else ()
-            options = replace(ours, port=free_port(), backend=policy, lim_flags=flags)
+            own = ours.lim_flags if policy == BACKEND else ()
+            options = replace(ours, port=free_port(), backend=policy, lim_flags=own)
             yield Server(options) if verbose else running_server(options, console, title=policy)
 
 
@@ -233,16 +236,10 @@ def measure(
     conditions = surroundings() | {"kernels_exact": True, "notes": list(NOTES)}
     dense: dict[Load, list[Times]] = {load: [] for load in loads}
     for running in chain((first,), servers):
-        with running as server, http_client(server.url, api_key) as http:
+        with running as server, local_client(server.url, api_key, 2 * FLUSH_S) as http:
             for load in loads:
                 row, facts = measure_load(http, load, dense[load])
                 yield row, conditions | facts
-
-
-def http_client(url: str, api_key: str | None = None) -> httpx.Client:
-    """Return a client of a server on this machine, which no proxy can reach."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    return httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=2 * FLUSH_S)
 
 
 def measure_load(
@@ -250,13 +247,15 @@ def measure_load(
 ) -> tuple[ServeRow, dict[str, Any]]:
     """Run one load on an idle server; returns the row and the server's properties."""
     try:
-        # Waits until nothing runs, and drops all prefixes.
-        http.post(f"/flush_cache?timeout={FLUSH_S:g}").raise_for_status()
+        http.post(f"/flush_cache?timeout={FLUSH_S:g}").raise_for_status()  # waits until idle
         info = http.get("/server_info").raise_for_status().json()
         outputs = asyncio.run(generate(http, load))
         after = lim_state(http.get("/server_info").raise_for_status().json())
+    except httpx.HTTPStatusError as error:
+        hint = "give its key by --api-key" if error.response.status_code == 401 else "is it busy?"
+        raise ServerError(f"{http.base_url} refuses: {error.response.text[:200]}; {hint}") from None
     except httpx.HTTPError as error:
-        raise ServerError(f"the server is busy or does not answer: {error}") from None
+        raise ServerError(f"no server answers at {http.base_url}: {error}") from None
     before, counted = lim_state(info), None
     if before and after:
         sparse_rows = after["sparse_rows"] - before["sparse_rows"]
