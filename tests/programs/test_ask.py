@@ -73,18 +73,6 @@ def test_a_programs_file_is_a_script_whose_record_holds_vote_and_samples(
     assert len(fake.requests) == num_taken
 
 
-def test_the_last_line_is_the_answer_and_each_sample_has_a_line(
-    forker: Forker, tmp_path: Path
-) -> None:
-    with serving(lambda _: completion("\\boxed{391}")) as fake:
-        words = ("ask", QUESTION, "--samples", "3", "--url", fake.url)
-        code, command = forker.run(tmp_path, *words)
-    assert code == 0, command.error
-    assert command.output.startswith("answer: 391  (3 of 3 votes, 21 tokens")
-    assert command.output.count("\n") == 1
-    assert command.error.count("391  (7 tokens") == 3
-
-
 def test_a_vote_by_openais_api_and_its_record(forker: Forker, tmp_path: Path) -> None:
     answer = Streamed(("It is ", "\\boxed{3}."), num_tokens=9)
     with serving_openai(lambda _: answer, key="k") as fake:
@@ -103,24 +91,6 @@ def test_a_vote_by_openais_api_and_its_record(forker: Forker, tmp_path: Path) ->
     assert not any(sample["seed_honoured"] for sample in record["samples"])
     assert {(r["temperature"], r["top_p"]) for r in fake.requests} == {(0.8, 0.95)}
     assert not any("top_k" in request for request in fake.requests)
-
-
-def test_an_evaluation_says_which_api_it_used(forker: Forker, tmp_path: Path) -> None:
-    row = {"problem": "What is 1 + 2?", "answer": "3"}
-    (tmp_path / "math500.jsonl").write_text(json.dumps(row) + "\n")
-    out = tmp_path / "run"
-    with serving_openai(lambda _: Streamed(("\\boxed{3}",), num_tokens=9)) as fake:
-        code, command = forker.run(
-            tmp_path,
-            *("eval", "math500", "--data-dir", str(tmp_path), "--out", str(out), "--samples", "2"),
-            *("--api", "openai", "--url", fake.url, "--model", "small", "--top-k", "40"),
-        )
-    assert code == 0, command.error
-    settings = json.loads((out / "run.json").read_text())["settings"]
-    assert (settings["api"], settings["server"]["model_path"]) == ("openai", "small")
-    assert (settings["sampling"]["temperature"], settings["sampling"]["top_k"]) == (0.6, 40)
-    assert {request["top_k"] for request in fake.requests} == {40}
-    assert len((out / "samples.jsonl").read_text().splitlines()) == 2
 
 
 def test_aborted_samples_are_in_the_record(forker: Forker, tmp_path: Path) -> None:
@@ -171,7 +141,6 @@ def test_bad_options_are_refused_before_any_sample(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--program", "majorty"), "unknown program 'majorty'"),
         (("--api", "grpc"), "'grpc'"),
         (("--model", "small"), "--model goes with --api openai"),
         (("--api", "openai", "--thinking-budget", "9"), "--thinking-budget needs --api sglang"),
@@ -304,11 +273,7 @@ def test_the_vote_so_far_counts_every_sample_once() -> None:
 )
 def test_the_last_line_says_answer_votes_tokens_and_seconds(found: Outcome, line: str) -> None:
     assert result_line(found) == line
-
-
-@pytest.mark.parametrize(("samples", "at_least"), [([SAMPLES[0], LOST], True), (SAMPLES, False)])
-def test_the_record_says_if_tokens_are_unknown(samples: list[Sample], at_least: bool) -> None:
-    assert outcome_record(outcome(samples))["tokens_spent_at_least"] is at_least
+    assert outcome_record(found)["tokens_spent_at_least"] == ("at least" in line)
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -262,19 +262,6 @@ def test_a_request_that_is_cancelled_while_it_connects_is_cancelled_or_out_of_ti
     client.close()
 
 
-def test_threads_share_one_client(client: Client) -> None:
-    answers: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(client.get("/model_info")))
-        for _ in range(32)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert answers == [{"model_path": "m"}] * 32
-
-
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
@@ -293,18 +280,9 @@ def test_an_address_is_completed(url: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "",
-        "http://",
-        ":30000",
-        "/model",
-        "ftp://host",
-        "http://host:0",
-        "http://host:99999",
-        "http://host:port",
-        "http://[::1",
-        "http://ho st",
-        "http://host\n",
-        "http://\x00:1",
+        *("", "http://", ":30000", "/model", "ftp://host"),
+        *("http://host:0", "http://host:99999", "http://host:port"),
+        *("http://[::1", "http://ho st", "http://host\n", "http://\x00:1"),
     ],
 )
 def test_an_impossible_address_is_refused_with_an_example(url: str) -> None:
@@ -346,11 +324,6 @@ def test_pauses_are_random_below_a_limit_that_doubles() -> None:
         assert ordered[250] == pytest.approx(limit_s / 2, rel=0.15)
 
 
-@pytest.mark.parametrize("tries", [1, 2, 4])
-def test_tries_come_to_an_end(tries: int) -> None:
-    assert len(pauses(Backoff(tries=tries))) == tries - 1
-
-
 def test_no_try_comes_before_the_server_wants_one() -> None:
     found = [each for seed in range(100) for each in pauses(BACKOFF, retry_after=5.0, seed=seed)]
     assert min(found) >= 5.0
@@ -382,7 +355,7 @@ def test_a_wish_in_seconds_is_read(header: str | None, expected_s: float) -> Non
     assert retry_after_s(httpx.Response(429, headers=headers)) == expected_s
 
 
-@pytest.mark.parametrize(("in_s", "least_s", "most_s"), [(30, 27, 31), (-30, 0, 0)])
-def test_a_wish_may_be_a_date(in_s: int, least_s: float, most_s: float) -> None:
-    date = formatdate(time.time() + in_s, usegmt=True)
-    assert least_s <= retry_after_s(httpx.Response(503, headers={"Retry-After": date})) <= most_s
+def test_a_wish_may_be_a_date() -> None:
+    dates = [formatdate(time.time() + in_s, usegmt=True) for in_s in (30, -30)]
+    found = [retry_after_s(httpx.Response(503, headers={"Retry-After": date})) for date in dates]
+    assert found == [pytest.approx(29, abs=2), 0]

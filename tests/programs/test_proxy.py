@@ -179,7 +179,7 @@ def test_a_settled_vote_aborts_the_rest() -> None:
         assert found.lim["settled_early"]
         assert found.lim["options"] == {"confidence": 0.9}
         assert {sample["state"] for sample in found.lim["samples"]} == {"finished", "aborted"}
-        assert len(set(fake.aborted)) == 3
+        assert set(fake.aborted) == {body["rid"] for body in fake.requests if body["seed"] > 2}
 
 
 def test_requests_for_other_models_are_forwarded() -> None:
@@ -208,7 +208,6 @@ def test_the_servers_errors_are_forwarded() -> None:
     ("fields", "words"),
     [
         ({"n": 3}, "n: a vote cannot honour 3"),
-        ({"model": "majorty@3"}, "unknown program"),
         ({"model": "adaptive?patience=3"}, "no option patience"),
         ({"model": "adaptive?confidence=0.2"}, "confidence: expected above 0.5"),
         ({"model": "adaptive?confidence=0.2", "stream": True}, "confidence: expected above 0.5"),
@@ -332,23 +331,6 @@ def test_programs_are_listed_as_models() -> None:
         names = [model.id for model in served.client().models.list()]
         assert httpx.get(f"{served.url}/health").status_code == 503  # the fake server has none
     assert {"single@1", "majority@8", "adaptive@8", "confidence@8"} <= set(names)
-
-
-def test_an_answer_may_be_a_turn_of_the_next_question() -> None:
-    with proxied(by_seed(*THREE)) as (fake, served):
-        found = served.ask("majority@3", seed=0)
-        turns = [*QUESTION, found.choices[0].message, {"role": "user", "content": "Sure?"}]
-        again = served.ask("majority@2", messages=turns, seed=0)
-    assert again.choices[0].message.content == "so \\boxed{391}"
-    roles = [message["role"] for message in fake.requests[-1]["messages"]]
-    assert roles == ["user", "assistant", "user"]
-
-
-def test_a_developers_turn_becomes_a_system_turn() -> None:
-    turns = [{"role": "developer", "content": "Be brief."}, *QUESTION]
-    with proxied(by_seed(*THREE)) as (fake, served):
-        served.ask("single", messages=turns, seed=0)
-    assert fake.requests[0]["messages"][0] == {"role": "system", "content": "Be brief."}
 
 
 THOUGHTS = "17 * 23, so " + "hm " * 200 + "391"
