@@ -85,17 +85,6 @@ def test_models_are_listed_if_the_server_lists_them(models: tuple[str, ...] | No
         assert client.models() == models
 
 
-def test_a_wrong_key_is_refused_and_the_right_one_is_sent() -> None:
-    with serving_openai(lambda _: Streamed(()), key="right") as fake:
-        with (
-            OpenAIClient(fake.url, api_key="wrong") as client,
-            pytest.raises(ServerError, match="refuses the API key"),
-        ):
-            client.models()
-        with OpenAIClient(fake.url, api_key="right") as client:
-            assert client.models() == ("small",)
-
-
 def test_connecting_finds_the_only_model_and_says_that_there_is_no_top_k() -> None:
     output = io.StringIO()
     with serving_openai(lambda _: Streamed(("so",), num_tokens=1), models=("small",)) as fake:
@@ -287,12 +276,3 @@ def test_confidence_comes_from_logprobs() -> None:
         outcome = run_on(backend, 2, program=PROGRAMS["confidence"], options=options, top_k=-1)
     assert [sample.confidence for sample in outcome.samples] == [3.5, 3.5]
     assert {request["top_logprobs"] for request in fake.requests} == {20}
-
-
-def test_the_backend_says_what_the_api_lacks() -> None:
-    with closing(OpenAIBackend(Access("somewhere:8000", model="small"))) as backend:
-        about = backend.about()
-        assert backend.sampling_defaults() == {"top_k": -1}
-        assert not backend.honours_seeds
-    assert (about["api"], about["model_path"]) == ("openai", "small")
-    assert about["aborts"] == "connection closed"

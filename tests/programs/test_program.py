@@ -1,8 +1,6 @@
 """Each program stops where its rule says, and the samples that it does not need are aborted or
 never sent."""
 
-import random
-import re
 import subprocess
 import sys
 from threading import Event
@@ -13,7 +11,7 @@ import pytest
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.program import PROGRAMS, Outcome, find_program, outcome_record
 from lim_sglang.programs.schema import Sample, SampleState
-from lim_sglang.programs.stopping import PosteriorRule, WindowRule, confidence_threshold
+from lim_sglang.programs.stopping import WindowRule, confidence_threshold
 from tests.builders import make_sample
 from tests.fakes.sglang_server import (
     Chain,
@@ -27,34 +25,13 @@ from tests.fakes.sglang_server import (
 from tests.forked_commands import ROOT
 from tests.programs.harness import WAIT_S, boxed, by_sample, requests_by_seed, run_at, states
 
-SINGLE, _, ADAPTIVE, EARLY_STOP, SHORT, CONFIDENCE, BUDGET = PROGRAMS.values()
+_, _, ADAPTIVE, EARLY_STOP, SHORT, CONFIDENCE, BUDGET = PROGRAMS.values()
 
 
 def test_a_program_has_the_name_that_finds_it() -> None:
     assert all(find_program(name).name == name for name in PROGRAMS)
     with pytest.raises(ConfigError, match=r"unknown program 'majorty'; known.*\n  single "):
         find_program("majorty")
-
-
-@pytest.mark.parametrize(
-    ("program", "option", "words"),
-    [
-        ("adaptive", {"confidence": 0.9, "a": 1, "b": 2}, "no option a, b; it has: confidence"),
-        ("early_stop", {"window": 0}, "size: expected at least 1, got 0"),
-        ("early_stop", {"window": 2.5}, "window: expected a whole number, got 2.5"),
-        ("short", {"wanted": -1}, "wanted: expected at least 1, got -1"),
-        ("confidence", {"keep": 0}, "keep: expected above 0 and at most 1, got 0"),
-        ("confidence", {"window": 0}, "window: expected at least 1, got 0"),
-        ("budget", {"tokens": 0}, "tokens: expected at least 1, got 0"),
-    ],
-)
-def test_an_impossible_option_is_refused_before_any_sample(
-    program: str, option: dict[str, Any], words: str
-) -> None:
-    with serving(lambda _: completion("")) as fake:
-        with pytest.raises(ConfigError, match=re.escape(words)):
-            run_at(fake, 3, program=PROGRAMS[program], options=option)
-        assert not fake.requests
 
 
 def test_a_programs_file_is_a_script_that_prints_each_sample_and_last_the_answer() -> None:
@@ -95,24 +72,6 @@ def assert_the_rest_was_aborted(fake: FakeServer, outcome: Outcome) -> None:
     assert outcome.saved_tokens > 0
     assert outcome.num_not_begun + len(outcome.samples) == outcome.num_asked
     assert set(requests_by_seed(fake)) <= {sample.index for sample in outcome.samples}
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_adaptive_stops_at_the_first_sample_that_settles_its_rule(seed: int) -> None:
-    answers = random.Random(seed).choices(["391", "401", "7", None], [6, 2, 1, 1], k=20)
-    samples = as_samples(answers)
-    rule = PosteriorRule(0.9)
-    settled = (n for n in range(1, 20) if rule.is_settled(samples[:n], 0, str.__eq__))
-    stop = next(settled, 20)
-    with serving(scripted(answers)) as fake:
-        options = {"confidence": 0.9}
-        outcome = run_at(fake, 20, program=ADAPTIVE, parallel=1, seed=0, options=options)
-    assert requests_by_seed(fake) == dict.fromkeys(range(stop), 1)
-    assert [sample.answer for sample in outcome.samples] == answers[:stop]
-    assert outcome.settled == (stop < 20)
-    assert outcome.num_not_begun == 20 - stop
-    assert outcome.saved_tokens == 7 * (20 - stop)
-    assert not fake.aborted
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -189,18 +148,6 @@ def test_short_waits_for_the_first_three_and_a_tie_goes_to_the_shortest() -> Non
     assert {s.index for s in outcome.samples if s.state is SampleState.ABORTED} == {1, 4, 6, 8, 9}
     assert outcome.vote.winner == "b"
     assert (outcome.vote.failed, outcome.vote.aborted) == (1, 5)
-
-
-@pytest.mark.parametrize("tokens", [20, 21, 34, 35])
-def test_budget_stops_at_the_sample_that_spends_it(tokens: int) -> None:
-    sizes = [5, 9, 6, 1, 13, 8, 2]
-    stop = next(n for n in range(1, 8) if sum(sizes[:n]) >= tokens)
-    chains = {index: completion(boxed("1"), num_tokens=n) for index, n in enumerate(sizes)}
-    how = {"parallel": 1, "streamed": False, "seed": 0, "options": {"tokens": tokens}}
-    with serving(by_sample(chains)) as fake:
-        outcome = run_at(fake, 7, program=BUDGET, **how)
-    assert requests_by_seed(fake) == dict.fromkeys(range(stop), 1)
-    assert outcome.spent_tokens == sum(sizes[:stop])
 
 
 def test_budget_counts_tokens_in_flight_and_only_finished_samples_vote() -> None:
@@ -294,13 +241,6 @@ def test_confidence_stops_at_the_chain_that_gives_the_leader_its_share() -> None
         outcome = run_at(fake, 32, program=CONFIDENCE, parallel=1, seed=0, options=options)
     assert requests_by_seed(fake) == dict.fromkeys(range(4 + stop), 1)
     assert outcome.vote.winner == "1"
-
-
-def test_single_takes_one_sample_however_many_are_offered() -> None:
-    with serving(lambda _: completion(boxed("1"))) as fake:
-        outcome = run_at(fake, 8, program=SINGLE, seed=0)
-    assert requests_by_seed(fake) == {0: 1}
-    assert (outcome.num_asked, outcome.num_not_begun, outcome.saved_tokens) == (1, 0, 0)
 
 
 def test_a_sample_that_was_cut_off_has_no_vote_if_only_finished_ones_count() -> None:

@@ -322,11 +322,16 @@ def thinking(first: str, second: Reply | None = None) -> Callable[[dict[str, Any
     return answer
 
 
-def test_thoughts_that_end_in_time_take_one_request() -> None:
-    with serving(lambda _: completion(f"<think>\nhm</think>{ANSWER}", num_tokens=12)) as fake:
-        found = ask(fake, thinking_budget=BUDGET)
-    assert [request["max_tokens"] for request in fake.requests] == [BUDGET]
-    assert (found.num_tokens, found.truncated) == (12, False)
+@pytest.mark.parametrize(
+    ("reason", "budget", "asked"), [("stop", BUDGET, BUDGET), ("length", 500, LIMIT)]
+)
+def test_thoughts_that_end_in_time_or_have_more_than_the_limit_take_one_request(
+    reason: str, budget: int, asked: int
+) -> None:
+    with serving(lambda _: completion("<think>\nhm", num_tokens=12, reason=reason)) as fake:
+        found = ask(fake, thinking_budget=budget)
+    assert [request["max_tokens"] for request in fake.requests] == [asked]
+    assert (found.num_tokens, found.truncated) == (12, reason == "length")
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -352,25 +357,20 @@ def test_an_answer_that_has_begun_is_continued_as_it_was() -> None:
         assert ask(fake, thinking_budget=BUDGET).text == beginning + ANSWER
 
 
-def test_an_answer_after_closed_thoughts_may_be_cut_off() -> None:
-    rest = LIMIT - BUDGET
-    cut = completion("It", num_tokens=rest, reason="length")
-    with serving(thinking("<think>\nhm", cut)) as fake:
+@pytest.mark.parametrize(
+    ("second", "truncated", "error", "num_tokens"),
+    [
+        (completion("It", num_tokens=LIMIT - BUDGET, reason="length"), True, "None", LIMIT),
+        ((400, {"detail": "too long"}), False, "HTTP 400: too long", BUDGET),
+    ],
+)
+def test_tokens_of_the_thoughts_count_if_the_answer_is_cut_off_or_fails(
+    second: Reply, truncated: bool, error: str, num_tokens: int
+) -> None:
+    with serving(thinking("<think>\nhm", second)) as fake:
         found = ask(fake, thinking_budget=BUDGET)
-    assert (found.truncated, found.num_tokens) == (True, LIMIT)
-
-
-def test_a_budget_above_the_limit_takes_one_request() -> None:
-    with serving(thinking("<think>\nhm")) as fake:
-        assert ask(fake, thinking_budget=500).truncated
-    assert [request["max_tokens"] for request in fake.requests] == [LIMIT]
-
-
-def test_tokens_of_the_thoughts_count_if_the_answer_fails() -> None:
-    with serving(thinking("<think>\nhm", (400, {"detail": "too long"}))) as fake:
-        found = ask(fake, thinking_budget=BUDGET)
-    assert "too long" in str(found.error)
-    assert found.num_tokens == BUDGET
+    assert (found.truncated, found.num_tokens) == (truncated, num_tokens)
+    assert error in str(found.error)
 
 
 def test_no_second_request_follows_a_cancel() -> None:

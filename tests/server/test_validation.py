@@ -118,7 +118,7 @@ def test_all_reasons_come_at_once() -> None:
         ({"layer_types": ["full_attention", "linear_attention"]}, "hybrid"),
         ({"is_encoder_decoder": True}, "encoder"),
         ({"attention_chunk_size": 8192}, "chunked"),
-        ({"num_hidden_layers": 2}, "layer 7"),
+        ({"num_hidden_layers": 7}, "layer 7"),
         ({}, None),
         ({"sliding_window": 4096, "layer_types": ["full_attention"] * 8}, None),
         ({"kv_lora_rank": None}, None),
