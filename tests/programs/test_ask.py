@@ -90,7 +90,8 @@ def test_a_vote_by_openais_api_and_its_record(forker: Forker, tmp_path: Path) ->
     sampling = {name: record["sampling"][name] for name in ("temperature", "top_p", "top_k")}
     assert sampling == {"temperature": 0.8, "top_p": 0.95, "top_k": -1}
     assert not any(sample["seed_honoured"] for sample in record["samples"])
-    assert {(r["temperature"], r["top_p"]) for r in fake.requests} == {(0.8, 0.95)}
+    sent = {(r["model"], r["temperature"], r["top_p"]) for r in fake.requests}
+    assert sent == {("small", 0.8, 0.95)}
     assert not any("top_k" in request for request in fake.requests)
 
 

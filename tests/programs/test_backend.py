@@ -202,7 +202,7 @@ def failing(times: int, status: int = 503) -> Answerer:
     """Answer with an error this number of times, then well."""
     left = [times]
 
-    def answer(_: dict[str, Any]) -> Reply:
+    def answer(_: dict[str, Any]) -> Reply | Chain:
         left[0] -= 1
         return (status, {"detail": "busy"}) if left[0] >= 0 else completion("at last")
 

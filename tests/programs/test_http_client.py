@@ -77,11 +77,6 @@ def client(url: str) -> Iterator[Client]:
         yield opened
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_gone() -> None:
-    Handler.gone.clear()
-
-
 def wait_for_slow_requests(count: int) -> None:
     """Wait until this number of requests for `/slow` has come."""
     for _ in range(count):
@@ -165,6 +160,7 @@ def test_without_a_server_the_error_says_how_to_start_one() -> None:
 
 
 def test_a_request_out_of_time_is_an_error_of_its_own_and_disconnects(client: Client) -> None:
+    Handler.gone.clear()
     error = error_of(client, "GET", "/slow", timeout_s=0.2)
     assert isinstance(error, RequestTimeoutError)
     assert "did not answer within 0.2 seconds" in str(error)

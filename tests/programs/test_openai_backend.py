@@ -1,6 +1,5 @@
 """Any OpenAI-compatible server as a backend: what it offers, what it lacks, failures in words."""
 
-import io
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -83,17 +82,6 @@ def test_models_are_listed_if_the_server_lists_them(models: tuple[str, ...] | No
         OpenAIClient(fake.url) as client,
     ):
         assert client.models() == models
-
-
-def test_connecting_finds_the_only_model_and_says_that_there_is_no_top_k() -> None:
-    output = io.StringIO()
-    with serving_openai(lambda _: Streamed(("so",), num_tokens=1), models=("small",)) as fake:
-        access = Access(fake.url, api=Api.OPENAI)
-        with closing(connect(access, Console(file=output))) as backend:
-            generate(backend)
-            assert backend.server_info() == {"api": "openai", "model_path": "small"}
-    assert {request["model"] for request in fake.requests} == {"small"}
-    assert output.getvalue().startswith("small by OpenAI's API, which has no top_k")
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,12 @@ def test_early_stop_takes_windows_up_to_the_first_that_agrees(answers: list[str 
 def test_early_stop_begins_a_window_only_after_the_one_before() -> None:
     held = Event()
     chains = {4: Chain((boxed("2"),), until=held)}
+    ended: list[int] = []
 
     def note(sample: Sample) -> None:
-        if sample.index != 4 and len(fake.requests) == 5:
+        ended.append(sample.index)
+        if sorted(ended) == [0, 1, 2, 3]:
+            assert eventually(lambda: len(fake.requests) == 5)
             held.set()
 
     with serving(by_sample(chains, completion(boxed("1")))) as fake:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from threading import Event
 from typing import Any
@@ -24,6 +23,7 @@ from lim_sglang.programs.sglang_backend import (
 )
 from tests.fakes.sglang_server import (
     CUT,
+    Answerer,
     Chain,
     FakeServer,
     Raw,
@@ -167,23 +167,13 @@ def test_a_broken_stream_is_tried_again_and_then_fails_in_words(fault: Raw, word
 
 @pytest.mark.parametrize("fault", [MALFORMED, ERROR, CUT], ids=["malformed", "error", "cut"])
 def test_a_stream_that_breaks_once_is_complete_at_the_next_try(fault: Raw) -> None:
-    chains = iter([Chain(("lost ", fault)), Chain(("\\boxed", "{391}"))])
-    with serving(lambda _: next(chains)) as fake:
-        (sample,) = run_at(fake, 1, streamed=True).samples
-    assert (sample.text, sample.num_tokens, sample.error) == ("\\boxed{391}", 2, None)
-    assert sample.tokens_at_least  # the try that broke took some, too
-
-
-def test_the_confidence_of_a_sample_is_that_of_its_last_try() -> None:
-    chains = iter(
-        [
-            Chain(("a", "b", CUT), confidences=(0.5, 0.5)),
-            Chain(("c", "d"), confidences=(8.0, 4.0)),
-        ]
-    )
+    good = Chain(("\\boxed", "{391}"), confidences=(8.0, 4.0))
+    chains = iter([Chain(("lost ", fault), confidences=(0.5,)), good])
     with serving(lambda _: next(chains)) as fake:
         (sample,) = run_at(fake, 1, program=PROGRAMS["confidence"]).samples
+    assert (sample.text, sample.num_tokens, sample.error) == ("\\boxed{391}", 2, None)
     assert sample.confidence == pytest.approx(6.0)
+    assert sample.tokens_at_least  # the try that broke took some, too
 
 
 def test_a_stream_may_hold_comments_and_any_character() -> None:
@@ -242,9 +232,9 @@ def take_one(answer: Any, *, tokenizes: bool = True, streamed: bool = False) -> 
 
 def counted_by_the_server(text: str, reasoning: int) -> Reply:
     """Return a completion whose usage counts the thoughts."""
-    status, answer = completion(text, num_tokens=9)
-    answer["usage"]["reasoning_tokens"] = reasoning
-    return status, answer
+    choice = {"message": {"content": text}, "finish_reason": "stop"}
+    usage = {"completion_tokens": 9, "reasoning_tokens": reasoning}
+    return 200, {"choices": [choice], "usage": usage}
 
 
 SHARE = len("<think>\none two three\n</think>") / len(TEXT)
@@ -261,7 +251,7 @@ SHARE = len("<think>\none two three\n</think>") / len(TEXT)
     ids=["tokenizer", "limit", "estimate", "server"],
 )
 def test_thoughts_of_a_complete_answer_are_counted_by_the_server_or_its_tokenizer(
-    reply: Reply, tokenizes: bool, num_reasoning_tokens: int, estimated: bool
+    reply: Reply | Chain, tokenizes: bool, num_reasoning_tokens: int, estimated: bool
 ) -> None:
     sample = take_one(lambda _: reply, tokenizes=tokenizes)
     assert sample.num_reasoning_tokens == num_reasoning_tokens
@@ -311,10 +301,10 @@ BUDGET, LIMIT = 30, 64
 ANSWER = "It is \\boxed{391}."
 
 
-def thinking(first: str, second: Reply | None = None) -> Callable[[dict[str, Any]], Reply]:
+def thinking(first: str, second: Reply | Chain | None = None) -> Answerer:
     """Answer with thoughts that use up the budget, then with the second reply."""
 
-    def answer(body: dict[str, Any]) -> Reply:
+    def answer(body: dict[str, Any]) -> Reply | Chain:
         if body.get("continue_final_message"):
             return second or completion(ANSWER, num_tokens=7)
         return completion(first, num_tokens=body["max_tokens"], reason="length")
@@ -365,7 +355,7 @@ def test_an_answer_that_has_begun_is_continued_as_it_was() -> None:
     ],
 )
 def test_tokens_of_the_thoughts_count_if_the_answer_is_cut_off_or_fails(
-    second: Reply, truncated: bool, error: str, num_tokens: int
+    second: Reply | Chain, truncated: bool, error: str, num_tokens: int
 ) -> None:
     with serving(thinking("<think>\nhm", second)) as fake:
         found = ask(fake, thinking_budget=BUDGET)
@@ -376,7 +366,7 @@ def test_tokens_of_the_thoughts_count_if_the_answer_is_cut_off_or_fails(
 def test_no_second_request_follows_a_cancel() -> None:
     in_flight = InFlightSample(0)
 
-    def answer(body: dict[str, Any]) -> Reply:
+    def answer(body: dict[str, Any]) -> Chain:
         in_flight.cancel()
         return completion("<think>\nhm", num_tokens=BUDGET, reason="length")
 

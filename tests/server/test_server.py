@@ -348,13 +348,6 @@ def test_a_server_that_fails_shows_how_its_log_ends_and_where_it_is(
     assert LAST_WORDS in log.read_text()
 
 
-def test_a_log_that_is_wanted_is_kept(folder: Path, tmp_path: Path) -> None:
-    log = tmp_path / "runs" / "tiny.log"
-    with serving(fake_spec(folder), quiet(), log):
-        pass
-    assert "Loading" in log.read_text()
-
-
 def test_a_log_that_cannot_be_written_is_refused_before_anything_starts(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -367,13 +360,14 @@ def test_a_log_that_cannot_be_written_is_refused_before_anything_starts(
     assert list(folder.iterdir()) == []
 
 
-def test_a_start_is_told_once_in_a_file_and_followed_on_a_terminal(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_start_is_told_once_in_a_file_and_followed_on_a_terminal_and_in_a_log(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "LOG_POLL_S", 0.02)
-    shown = io.StringIO()
-    with serving(fake_spec(folder), Console(file=shown, width=80)):
+    shown, log = io.StringIO(), tmp_path / "runs" / "tiny.log"
+    with serving(fake_spec(folder), Console(file=shown, width=80), log):
         pass
+    assert "Loading" in log.read_text()
     said = r"Starting a server: tiny --lim-budget 64\nThe server is ready after \d+ s\n"
     assert re.fullmatch(said, shown.getvalue())
     for path in folder.iterdir():
