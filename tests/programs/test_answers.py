@@ -37,7 +37,6 @@ from lim_sglang.programs.answers import as_latex, extract_answer
         (r"Put it in a box. The answer is \boxed{ }", None),
         (r"The final answer is \boxed", None),
         (r"The answer is \boxed{12", None),
-        (r"The answer is \boxed{\frac{1}{2}", None),
         (r"The answer is 391. The answer is within \boxed{}.", "391"),
         # Without a box, the last statement.
         ("the final answer is: 3.14. Checked!", "3.14"),
@@ -75,7 +74,6 @@ from lim_sglang.programs.answers import as_latex, extract_answer
         # A reply that is nothing but an answer.
         (" 5.\n", "5"),
         ("**1,024**", "1,024"),
-        ("-3/4", "-3/4"),
         ("50%", "50%"),
         (r"$\frac{1}{2}$", r"\frac{1}{2}"),
         (r"\(x^2\)", "x^2"),

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -154,12 +155,8 @@ def test_many_threads_hold_no_more_slots_than_there_are_and_none_starves() -> No
                 if rng.random() < 0.2:
                     slots.withdraw()
 
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT_S)
-    assert not any(thread.is_alive() for thread in threads)
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(ask, range(20)))
     assert most <= 8
     assert limiter.num_free == 8
 

@@ -24,41 +24,19 @@ def live(roles: list[str], policy: str = "lessismore") -> dict[str, Any]:
     return {"config": {"policy": policy, "budget": 256}, "roles": roles}
 
 
-@pytest.mark.parametrize(
-    ("options", "state", "present", "absent"),
-    [
-        (
-            ServerOptions("some/model", port=31000),
-            live(ROLES),
-            [
-                "http://127.0.0.1:31000",
-                "some/model",
-                "2 of 6 layers read 256 tokens picked at layers 2, 4",
-                'lim ask "What is 17 * 23?"',
-            ],
-            ["Bearer"],
-        ),
-        (
-            ServerOptions("some/model"),
-            live(["full"] * 6, "full"),
-            ["full: all 6 layers read everything"],
-            ["256"],
-        ),
-        (
-            ServerOptions("some/model", api_key="secret"),
-            live(ROLES),
-            ["Bearer $LIM_API_KEY"],
-            ["secret"],
-        ),
-    ],
-    ids=["sparse", "dense", "with a key"],
-)
-def test_the_message_says_where_what_and_how_but_never_the_key(
-    options: ServerOptions, state: dict[str, Any], present: list[str], absent: list[str]
-) -> None:
-    block = ready_block(options, state)
-    assert not [words for words in present if words not in block]
-    assert not [words for words in absent if words in block]
+def test_the_message_says_where_what_and_how_but_never_the_key() -> None:
+    sparse = ready_block(ServerOptions("some/model", port=31000), live(ROLES))
+    assert "http://127.0.0.1:31000" in sparse
+    assert "some/model" in sparse
+    assert "2 of 6 layers read 256 tokens picked at layers 2, 4" in sparse
+    assert 'lim ask "What is 17 * 23?"' in sparse
+    assert "Bearer" not in sparse
+    dense = ready_block(ServerOptions("some/model"), live(["full"] * 6, "full"))
+    assert "full: all 6 layers read everything" in dense
+    assert "256" not in dense
+    with_key = ready_block(ServerOptions("some/model", api_key="secret"), live(ROLES))
+    assert "Bearer $LIM_API_KEY" in with_key
+    assert "secret" not in with_key
 
 
 @pytest.mark.parametrize(
