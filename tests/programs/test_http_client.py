@@ -130,6 +130,7 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(url: str, key: s
         ),
         ("/status/422", {"detail": [{"loc": ["top_p"]}]}, "HTTP 422: [{'loc': ['top_p']}]", False),
         ("/status/403", {}, "refuses the API key (HTTP 403)", False),
+        ("/status/408", {}, "HTTP 408", False),
         ("/status/404", {}, "has no /status/404: is it a SGLang server?", False),
         ("/status/429", {"error": "queue is full"}, "HTTP 429: queue is full", True),
         ("/status/500", {"error": {"code": 500}}, "HTTP 500: {'error': {'code': 500}}", True),

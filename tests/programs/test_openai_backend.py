@@ -176,6 +176,7 @@ def test_no_try_comes_before_the_server_wants_one() -> None:
     [
         (refusal(503), "HTTP 503: busy", 3),
         (refusal(400, "no such thing"), "HTTP 400: no such thing", 1),
+        (refusal(401), "refuses the API key", 1),
         (
             refusal(404, "The model `small` does not exist"),
             "refuses the model (HTTP 404): The model `small` does not exist",
@@ -249,6 +250,7 @@ def test_closing_ends_the_generations_in_flight_with_an_error() -> None:
 
 def test_a_program_ends_its_samples_early() -> None:
     def answer(body: dict[str, Any]) -> Streamed:
+        assert eventually(lambda: len(fake.requests) == 5)
         return ANSWER if body["seed"] < 3 else ENDLESS
 
     with serve(answer) as (fake, backend):

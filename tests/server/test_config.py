@@ -50,6 +50,7 @@ def test_unknown_keys_are_refused_with_the_known_ones() -> None:
         ("recent_ratio", -0.1),
         ("recent_ratio", 1.01),
         ("recent_ratio", float("nan")),
+        ("recent_ratio", "0.5"),
         ("sinks", -1),
         ("select_layers", [12, 2]),
         ("select_layers", [2, 2]),
