@@ -16,7 +16,7 @@ from lim_sglang.config import (
 )
 from lim_sglang.errors import ConfigError
 
-QWEN3_8B = ModelShape("qwen3", 36, 4096, 32)
+QWEN3_4B = ModelShape("qwen3", 36, 2560, 32)
 UNKNOWN = ModelShape("qwen3", 28, 1024, 16)
 
 
@@ -82,10 +82,10 @@ def test_json_that_is_no_object_is_refused_with_its_source_and_an_example(text: 
 @pytest.mark.parametrize(
     ("shape", "named", "layers"),
     [
-        (QWEN3_8B, None, (2, 12)),  # measured
+        (QWEN3_4B, None, (2, 20)),  # measured
         (UNKNOWN, None, (2, 9)),  # a third of its depth
-        (QWEN3_8B, (), ()),
-        (QWEN3_8B, (2, 20), (2, 20)),
+        (QWEN3_4B, (), ()),
+        (QWEN3_4B, (2, 12), (2, 12)),
     ],
 )
 def test_layers_that_the_user_named_beat_the_preset_which_beats_the_default(
