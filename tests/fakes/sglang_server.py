@@ -10,12 +10,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 END_OF_TURN = 151645
 PROMPT_TOKENS = 11
+CHUNK = "chat.completion.chunk"
 POLL_S = 0.003
 """Pause between two looks at the events that a generation waits for."""
 
@@ -50,7 +51,7 @@ class Chain:
 
 
 Reply = tuple[int, Any]
-"""Status and content of a complete answer."""
+"""Status and content of an answer that is sent as it is."""
 Answerer = Callable[[dict[str, Any]], Reply | Chain]
 """Returns the answer to a request; runs in a thread of its own, so it may wait."""
 
@@ -65,19 +66,9 @@ def words(text: str, num_tokens: int) -> tuple[str, ...]:
     return (text, *[""] * (num_tokens - 1))
 
 
-def completion(text: str, *, num_tokens: int = 7, reason: str = "stop") -> Reply:
-    """Return a finished chat completion; it is streamed if the request asks for that."""
-    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": reason}
-    return 200, {"choices": [choice], "usage": {"completion_tokens": num_tokens}}
-
-
-def _as_chain(reply: Reply) -> Reply | Chain:
-    """Return a completion as a chain; any other reply is returned as it is."""
-    with suppress(KeyError, IndexError, TypeError):
-        choice, usage = reply[1]["choices"][0], reply[1]["usage"]
-        text, num_tokens = choice["message"]["content"], usage["completion_tokens"]
-        return Chain(words(text, num_tokens), choice["finish_reason"])
-    return reply
+def completion(text: str, *, num_tokens: int = 7, reason: str = "stop") -> Chain:
+    """Return a generation that has its whole text at once."""
+    return Chain(words(text, num_tokens), reason)
 
 
 @dataclass
@@ -107,9 +98,8 @@ class Output:
         }
         logprobs = {"content": self.logprobs} if self.body.get("logprobs") else None
         choice = {"index": 0, "message": message, "logprobs": logprobs, **_ending(reason)}
-        answer = {"id": self.rid, "object": "chat.completion", **_common(self.body)}
-        metadata = {"weight_version": "default"}
-        return answer | {"choices": [choice], "usage": self.usage(), "metadata": metadata}
+        rest = {"usage": self.usage(), "metadata": {"weight_version": "default"}}
+        return self._head("chat.completion") | {"choices": [choice]} | rest
 
     def first_chunk(self) -> dict[str, Any]:
         """Return the chunk that comes with the first token, before its text."""
@@ -126,7 +116,7 @@ class Output:
         """Return the chunks with the reason of the end and with the usage."""
         chunks = [self._chunk({}, ending=_ending(reason))]
         if (self.body.get("stream_options") or {}).get("include_usage"):
-            chunks.append(self._head() | {"choices": [], "usage": self.usage()})
+            chunks.append(self._head(CHUNK) | {"choices": [], "usage": self.usage()})
         return chunks
 
     def usage(self) -> dict[str, Any]:
@@ -139,8 +129,8 @@ class Output:
             "reasoning_tokens": 0,
         }
 
-    def _head(self) -> dict[str, Any]:
-        return {"id": self.rid, "object": "chat.completion.chunk", **_common(self.body)}
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.rid, "object": kind, "created": 1, "model": self.body.get("model")}
 
     def _chunk(
         self,
@@ -148,23 +138,15 @@ class Output:
         logprobs: Mapping[str, Any] | None = None,
         ending: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        choice = {
-            "index": 0,
-            "delta": {"reasoning_content": None, **delta},
-            "logprobs": logprobs,
-            **(ending or _ending(None)),
-        }
-        return self._head() | {"choices": [choice]}
+        delta = {"reasoning_content": None, **delta}
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, **(ending or _ending(None))}
+        return self._head(CHUNK) | {"choices": [choice]}
 
 
 def as_event(content: Mapping[str, Any]) -> bytes:
     """Return an event of a stream, encoded as SGLang does: no character is escaped without need."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text}\n\n".encode()
-
-
-def _common(body: Mapping[str, Any]) -> dict[str, Any]:
-    return {"created": 1, "model": body.get("model")}
 
 
 def _ending(reason: str | None) -> dict[str, Any]:
@@ -323,9 +305,10 @@ class FakeServer:
             await peer.send_json(200, {"tokens": tokens, "count": len(tokens)})
         elif path == "/server_info":
             await peer.send_json(200, self._about())
+        elif path == "/model_info":
+            await peer.send_json(200, {})
         else:
-            found = path == "/model_info"
-            await peer.send_json(200 if found else 404, {} if found else {"detail": "Not Found"})
+            await peer.send_json(404, {"detail": "Not Found"})
 
     def _tokens(self, body: dict[str, Any]) -> list[str]:
         """Return the tokens of a text or a conversation: a word each."""
@@ -365,8 +348,6 @@ class FakeServer:
             while not (answer.done() or request.aborted or peer.is_gone):
                 await asyncio.wait({answer}, timeout=POLL_S)
             reply = await answer if answer.done() else Chain(())
-            if not isinstance(reply, Chain):
-                reply = _as_chain(reply) if body.get("stream") else reply
             if isinstance(reply, Chain):
                 await self._generate(reply, output, request, peer)
             else:

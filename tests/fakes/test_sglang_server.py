@@ -42,10 +42,9 @@ def abort(fake: FakeServer, rid: str) -> None:
 def test_a_stream_has_the_events_of_sglang() -> None:
     with serving(lambda _: Chain(("so ", "", "é\u2028"))) as fake:
         events = complete(fake, {**STREAM, **LOGPROBS}).text.split("\n\n")
-    usages = [json.loads(event.removeprefix("data: "))["usage"] for event in (events[1], events[2])]
-    logprobs = [
-        json.loads(event.removeprefix("data: "))["choices"][0]["logprobs"] for event in events[1:3]
-    ]
+    tokens = [json.loads(event.removeprefix("data: ")) for event in events[1:3]]
+    usages = [token["usage"] for token in tokens]
+    logprobs = [token["choices"][0]["logprobs"] for token in tokens]
     of = {"chunk_id": "r", "created": 1, "model": "m", "index": 0}
     theirs = [
         build_sse_content(**of, role="assistant", content=""),
@@ -96,14 +95,6 @@ def test_an_abort_ends_all_that_begin_with_a_known_id(stream: bool) -> None:
     assert all('"finish_reason":"abort"' in found[r].replace(" ", "") for r in ("a", "ab"))
     assert fake.in_flight == 0
     assert not fake.disconnected
-
-
-def test_a_client_that_disconnects_ends_its_request() -> None:
-    with serving(lambda _: endless("some")) as fake:
-        with httpx.stream("POST", f"{fake.url}/v1/chat/completions", json=STREAM) as response:
-            next(response.iter_bytes())
-        assert eventually(lambda: fake.in_flight == 0)
-    assert fake.disconnected == ["r"]
 
 
 @pytest.mark.parametrize("thinking", [True, False])

@@ -73,18 +73,6 @@ def test_a_programs_file_is_a_script_whose_record_holds_vote_and_samples(
     assert len(fake.requests) == num_taken
 
 
-def test_the_last_line_is_the_answer_and_each_sample_has_a_line(
-    forker: Forker, tmp_path: Path
-) -> None:
-    with serving(lambda _: completion("\\boxed{391}")) as fake:
-        words = ("ask", QUESTION, "--samples", "3", "--url", fake.url)
-        code, command = forker.run(tmp_path, *words)
-    assert code == 0, command.error
-    assert command.output.startswith("answer: 391  (3 of 3 votes, 21 tokens")
-    assert command.output.count("\n") == 1
-    assert command.error.count("391  (7 tokens") == 3
-
-
 def test_a_vote_by_openais_api_and_its_record(forker: Forker, tmp_path: Path) -> None:
     answer = Streamed(("It is ", "\\boxed{3}."), num_tokens=9)
     with serving_openai(lambda _: answer, key="k") as fake:
@@ -97,30 +85,14 @@ def test_a_vote_by_openais_api_and_its_record(forker: Forker, tmp_path: Path) ->
     assert "small by OpenAI's API, which has no top_k" in command.error
     record = json.loads(command.output)
     assert (record["answer"], record["tokens_spent"]) == ("3", 27)
-    assert record["server"]["api"] == "openai"
+    server = {name: record["server"][name] for name in ("api", "model_path", "aborts")}
+    assert server == {"api": "openai", "model_path": "small", "aborts": "connection closed"}
     sampling = {name: record["sampling"][name] for name in ("temperature", "top_p", "top_k")}
     assert sampling == {"temperature": 0.8, "top_p": 0.95, "top_k": -1}
     assert not any(sample["seed_honoured"] for sample in record["samples"])
-    assert {(r["temperature"], r["top_p"]) for r in fake.requests} == {(0.8, 0.95)}
+    sent = {(r["model"], r["temperature"], r["top_p"]) for r in fake.requests}
+    assert sent == {("small", 0.8, 0.95)}
     assert not any("top_k" in request for request in fake.requests)
-
-
-def test_an_evaluation_says_which_api_it_used(forker: Forker, tmp_path: Path) -> None:
-    row = {"problem": "What is 1 + 2?", "answer": "3"}
-    (tmp_path / "math500.jsonl").write_text(json.dumps(row) + "\n")
-    out = tmp_path / "run"
-    with serving_openai(lambda _: Streamed(("\\boxed{3}",), num_tokens=9)) as fake:
-        code, command = forker.run(
-            tmp_path,
-            *("eval", "math500", "--data-dir", str(tmp_path), "--out", str(out), "--samples", "2"),
-            *("--api", "openai", "--url", fake.url, "--model", "small", "--top-k", "40"),
-        )
-    assert code == 0, command.error
-    settings = json.loads((out / "run.json").read_text())["settings"]
-    assert (settings["api"], settings["server"]["model_path"]) == ("openai", "small")
-    assert (settings["sampling"]["temperature"], settings["sampling"]["top_k"]) == (0.6, 40)
-    assert {request["top_k"] for request in fake.requests} == {40}
-    assert len((out / "samples.jsonl").read_text().splitlines()) == 2
 
 
 def test_aborted_samples_are_in_the_record(forker: Forker, tmp_path: Path) -> None:
@@ -154,7 +126,9 @@ def refused(command: Command, message: str) -> None:
         (("--program", "oracle"), "error: unknown program 'oracle'; known, and when each stops:"),
         (("--set", "window=3"), "error: the program majority has no option window; it has: none"),
         (("--program", "adaptive", "--set", "confidence=2"), "confidence: expected above 0.5"),
-        (("--set", "window"), "--set takes NAME=VALUE with a number"),
+        (("--program", "confidence", "--set", "keep=0"), "keep: expected above 0 and at most 1"),
+        (("--program", "confidence", "--set", "window=0"), "window: expected at least 1, got 0"),
+        (("--program", "early_stop", "--set", "window=2.5"), "expected a whole number, got 2.5"),
         (("--template", "no question"), "must hold {question} exactly once"),
     ],
 )
@@ -171,7 +145,6 @@ def test_bad_options_are_refused_before_any_sample(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--program", "majorty"), "unknown program 'majorty'"),
         (("--api", "grpc"), "'grpc'"),
         (("--model", "small"), "--model goes with --api openai"),
         (("--api", "openai", "--thinking-budget", "9"), "--thinking-budget needs --api sglang"),
@@ -197,34 +170,31 @@ def test_a_question_mark_lists_when_each_program_stops(forker: Forker, tmp_path:
         assert program.source in line
 
 
-@pytest.mark.parametrize("program", ["majority", "confidence", "early_stop"])
+@pytest.mark.parametrize(
+    ("program", "hangs", "within_s"),
+    [
+        ("majority", False, 3.0),
+        ("confidence", False, 3.0),
+        ("early_stop", False, 3.0),
+        ("majority", True, 15.0),
+    ],
+)
 def test_ctrl_c_ends_it_soon_and_leaves_nothing_at_the_server(
-    program: str, forker: Forker, tmp_path: Path
+    program: str, hangs: bool, within_s: float, forker: Forker, tmp_path: Path
 ) -> None:
-    with serving(lambda _: endless("let me")) as fake:
+    with serving(lambda _: endless("let me"), answers_aborts=not hangs) as fake:
         words = ("ask", QUESTION, "--program", program, "--url", fake.url, "--json")
         command = forker.start(tmp_path, *words, "--samples", "5")
         assert eventually(lambda: fake.num_tokens == 5, 60)
         start_s = time.monotonic()
         command.interrupt()
-        assert command.wait() == 130
-        assert time.monotonic() - start_s < 3.0
+        assert command.wait(30) == 130
+        assert time.monotonic() - start_s < within_s
         assert eventually(lambda: fake.in_flight == 0)
     assert set(fake.aborted) == {body["rid"] for body in fake.requests}
     assert "interrupted" in command.error
     assert "Traceback" not in command.error
     assert command.output == ""
-
-
-def test_ctrl_c_does_not_wait_for_a_server_that_hangs(forker: Forker, tmp_path: Path) -> None:
-    with serving(lambda _: endless("let me"), answers_aborts=False) as fake:
-        command = forker.start(tmp_path, "ask", QUESTION, "--url", fake.url, "--samples", "3")
-        assert eventually(lambda: fake.num_tokens == 3, 60)
-        start_s = time.monotonic()
-        command.interrupt()
-        assert command.wait(30) == 130
-        assert time.monotonic() - start_s < 15.0
-        assert eventually(lambda: fake.in_flight == 0)
 
 
 def test_a_record_is_printed_though_the_server_died_in_mid_vote(
@@ -304,11 +274,7 @@ def test_the_vote_so_far_counts_every_sample_once() -> None:
 )
 def test_the_last_line_says_answer_votes_tokens_and_seconds(found: Outcome, line: str) -> None:
     assert result_line(found) == line
-
-
-@pytest.mark.parametrize(("samples", "at_least"), [([SAMPLES[0], LOST], True), (SAMPLES, False)])
-def test_the_record_says_if_tokens_are_unknown(samples: list[Sample], at_least: bool) -> None:
-    assert outcome_record(outcome(samples))["tokens_spent_at_least"] is at_least
+    assert outcome_record(found)["tokens_spent_at_least"] == ("at least" in line)
 
 
 @pytest.mark.parametrize("terminal", [False, True])

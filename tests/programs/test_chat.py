@@ -12,7 +12,6 @@ from lim_sglang.compat import tokens_with_own_candidates
 from lim_sglang.programs.chat import (
     StreamReader,
     ThoughtJoiner,
-    chat_request,
     count_repeated_logprobs,
     proportional_tokens,
     read_answer,
@@ -21,18 +20,8 @@ from lim_sglang.programs.chat import (
     token_confidences,
 )
 from lim_sglang.programs.program import PROGRAMS
-from lim_sglang.programs.schema import Sampling
 from tests.fakes.sglang_server import Chain, Raw, as_event, serving
-from tests.programs.harness import MESSAGES, run_at
-
-
-def test_a_request_holds_the_sampling_parameters_and_only_a_given_seed() -> None:
-    sampling = Sampling(max_tokens=64, temperature=0.6, top_p=0.95, seed=40)
-    body = chat_request("m", MESSAGES, sampling, None)
-    assert (body["max_tokens"], body["temperature"], body["top_p"]) == (64, 0.6, 0.95)
-    assert "seed" not in body
-    assert "chat_template_kwargs" not in body
-    assert chat_request("m", MESSAGES, sampling, 0)["seed"] == 0
+from tests.programs.harness import run_at
 
 
 @pytest.mark.parametrize(

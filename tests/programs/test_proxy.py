@@ -113,15 +113,6 @@ def test_a_client_gets_a_vote_by_its_model_string() -> None:
     }
 
 
-def test_the_same_by_a_field() -> None:
-    field = {"program": "majority", "samples": 2, "parallel": 1, "template": "math"}
-    with proxied(by_seed(*THREE)) as (fake, served):
-        found = served.ask("whatever", seed=0, extra_body={"lim": field})
-    assert found.lim["answer"] == "391"
-    assert (len(fake.requests), fake.most_running) == (2, 1)
-    assert fake.requests[0]["messages"][0]["content"].endswith("\\boxed{}.")
-
-
 def test_a_stream_begins_before_the_vote_and_ends_with_it() -> None:
     settled = threading.Event()
     long = "word " * 200 + "\\boxed{391}"
@@ -172,6 +163,7 @@ def test_without_a_vote_the_first_finished_sample_is_shown() -> None:
 
 def test_a_settled_vote_aborts_the_rest() -> None:
     def answer(body: dict[str, Any]) -> Chain:
+        assert eventually(lambda: len(fake.requests) == 6)
         return Chain(("\\boxed{1}",)) if body["seed"] < 3 else endless("let me")
 
     with proxied(answer) as (fake, served):
@@ -208,14 +200,15 @@ def test_the_servers_errors_are_forwarded() -> None:
     ("fields", "words"),
     [
         ({"n": 3}, "n: a vote cannot honour 3"),
-        ({"model": "majorty@3"}, "unknown program"),
         ({"model": "adaptive?patience=3"}, "no option patience"),
         ({"model": "adaptive?confidence=0.2"}, "confidence: expected above 0.5"),
         ({"model": "adaptive?confidence=0.2", "stream": True}, "confidence: expected above 0.5"),
+        ({"max_tokens": 30}, "a thinking budget of 30 tokens leaves"),
+        ({"max_tokens": 30, "stream": True}, "a thinking budget of 30 tokens leaves"),
     ],
 )
 def test_refusals_come_before_any_sample(fields: dict[str, Any], words: str) -> None:
-    with proxied(by_seed(*THREE)) as (fake, served):
+    with proxied(by_seed(*THREE), thinking_budget=30) as (fake, served):
         with pytest.raises(openai.BadRequestError, match=words) as refused:
             served.ask(**{"model": "majority", **fields})
         assert not fake.requests
@@ -334,23 +327,6 @@ def test_programs_are_listed_as_models() -> None:
     assert {"single@1", "majority@8", "adaptive@8", "confidence@8"} <= set(names)
 
 
-def test_an_answer_may_be_a_turn_of_the_next_question() -> None:
-    with proxied(by_seed(*THREE)) as (fake, served):
-        found = served.ask("majority@3", seed=0)
-        turns = [*QUESTION, found.choices[0].message, {"role": "user", "content": "Sure?"}]
-        again = served.ask("majority@2", messages=turns, seed=0)
-    assert again.choices[0].message.content == "so \\boxed{391}"
-    roles = [message["role"] for message in fake.requests[-1]["messages"]]
-    assert roles == ["user", "assistant", "user"]
-
-
-def test_a_developers_turn_becomes_a_system_turn() -> None:
-    turns = [{"role": "developer", "content": "Be brief."}, *QUESTION]
-    with proxied(by_seed(*THREE)) as (fake, served):
-        served.ask("single", messages=turns, seed=0)
-    assert fake.requests[0]["messages"][0] == {"role": "system", "content": "Be brief."}
-
-
 THOUGHTS = "17 * 23, so " + "hm " * 200 + "391"
 REPLY = "It is \\boxed{391}."
 TEXT = f"<think>\n{THOUGHTS}\n</think>\n\n{REPLY}"
@@ -361,14 +337,24 @@ def saying(text: str) -> Answerer:
     return lambda _: Chain(words(text, 9))
 
 
-@pytest.mark.parametrize("text", [TEXT, TEXT.removeprefix("<think>\n")])
-def test_thoughts_of_the_shown_sample_are_apart_from_the_content(text: str) -> None:
-    with proxied(saying(text)) as (_, served):
-        found = served.ask("majority@3")
+@pytest.mark.parametrize(
+    ("text", "reason", "thoughts", "content"),
+    [
+        (TEXT, "stop", THOUGHTS, REPLY),
+        (TEXT.removeprefix("<think>\n"), "stop", THOUGHTS, REPLY),
+        ("<think>\nhm hm", "length", "hm hm", ""),  # cut off within its thoughts
+        (f"  {REPLY}\n", "stop", None, f"  {REPLY}\n"),  # as it was written
+    ],
+)
+def test_thoughts_of_the_shown_sample_are_apart_from_the_content(
+    text: str, reason: str, thoughts: str | None, content: str
+) -> None:
+    with proxied(lambda _: completion(text, reason=reason)) as (_, served):
+        found = served.ask("majority@2")
     message = found.choices[0].message
-    assert (message.content, message.reasoning_content) == (REPLY, THOUGHTS)
-    assert found.lim["answer"] == "391"
-    assert found.usage.completion_tokens_details.reasoning_tokens > 0
+    assert (message.content, found.choices[0].finish_reason) == (content, reason)
+    assert (message.model_extra or {}).get("reasoning_content") == thoughts
+    assert (found.usage.completion_tokens_details.reasoning_tokens > 0) == bool(thoughts)
 
 
 def test_a_stream_has_the_thoughts_first_and_apart() -> None:
@@ -382,21 +368,6 @@ def test_a_stream_has_the_thoughts_first_and_apart() -> None:
     last_thought = max(place for place, piece in enumerate(thoughts) if piece)
     assert all(place > last_thought for place, piece in enumerate(replies) if piece)
     assert sum(map(bool, thoughts)) > 1
-
-
-def test_a_sample_that_is_cut_off_within_its_thoughts_has_no_content() -> None:
-    with proxied(lambda _: completion("<think>\nhm hm", reason="length")) as (_, served):
-        found = served.ask("majority@2")
-    message = found.choices[0].message
-    assert (message.content, message.reasoning_content) == ("", "hm hm")
-    assert found.choices[0].finish_reason == "length"
-
-
-def test_a_model_that_does_not_think_has_no_thoughts() -> None:
-    with proxied(saying(f"  {REPLY}\n")) as (_, served):
-        message = served.ask("majority@2").choices[0].message
-    assert message.content == f"  {REPLY}\n"  # as it was written
-    assert "reasoning_content" not in message.model_extra
 
 
 def test_an_answer_with_thoughts_may_be_a_turn_of_the_next_question() -> None:
@@ -422,14 +393,6 @@ def test_the_proxys_budget_closes_the_thoughts() -> None:
     assert found.usage.completion_tokens == 2 * 35
     assert found.usage.completion_tokens_details.reasoning_tokens == 2 * 30
     assert sorted(request["max_tokens"] for request in fake.requests) == [30, 30, 70, 70]
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_request_without_room_for_an_answer_is_refused(stream: bool) -> None:
-    with proxied(thinking, thinking_budget=30) as (fake, served):
-        with pytest.raises(openai.BadRequestError, match="a thinking budget of 30 tokens leaves"):
-            served.ask("majority@2", max_tokens=30, stream=stream)
-        assert not fake.requests
 
 
 def test_60_questions_at_once_have_no_more_threads_than_the_proxy_says() -> None:

@@ -8,7 +8,6 @@ import json
 import resource
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -29,7 +28,6 @@ from tests.fakes.sglang_server import (
     Answerer,
     Chain,
     FakeServer,
-    Reply,
     completion,
     endless,
     eventually,
@@ -42,7 +40,6 @@ from tests.programs.harness import (
     by_sample,
     in_thread,
     no_thread_is_left,
-    requests_by_seed,
     run_at,
     run_on,
     states,
@@ -84,36 +81,6 @@ def site(answer: Answerer, max_concurrency: int = 64) -> Iterator[Site]:
                 run.abandon()
 
 
-def test_each_sample_is_a_request_of_its_own_with_its_own_seed() -> None:
-    with serving(lambda _: completion("\\boxed{391}")) as fake:
-        samples = run_at(fake, 5, seed=40, max_tokens=9).samples
-    assert [sample.index for sample in samples] == list(range(5))
-    assert {sample.answer for sample in samples} == {"391"}
-    assert sorted(request["seed"] for request in fake.requests) == [40, 41, 42, 43, 44]
-    assert [sample.seed for sample in samples] == [40, 41, 42, 43, 44]
-    assert not any(sample.seed_honoured for sample in samples)
-    assert len({request["rid"] for request in fake.requests}) == 5
-    assert {len(request["messages"]) for request in fake.requests} == {1}
-    (content,) = {request["messages"][0]["content"] for request in fake.requests}
-    assert content.startswith("What is 17 * 23?")
-    assert "\\boxed{}" in content
-
-
-def test_samples_are_delivered_as_they_end_and_returned_in_order() -> None:
-    others = threading.Event()
-    ended: list[int] = []
-
-    def note(sample: Sample) -> None:
-        ended.append(sample.index)
-        if len(ended) == 2:
-            others.set()
-
-    with serving(by_sample({0: Chain((), until=others)}, completion(""))) as fake:
-        outcome = run_at(fake, 3, note, seed=0)
-    assert [sample.index for sample in outcome.samples] == [0, 1, 2]
-    assert ended[-1] == 0
-
-
 def test_a_busy_program_handles_samples_in_the_order_in_which_they_ended() -> None:
     order = [3, 1, 4, 2]
     gates = {index: threading.Event() for index in order}
@@ -129,30 +96,9 @@ def test_a_busy_program_handles_samples_in_the_order_in_which_they_ended() -> No
 
     chains = {index: Chain((), until=gate) for index, gate in gates.items()}
     with serving(by_sample(chains, completion(""))) as fake:
-        run_at(fake, 5, note, seed=0)
+        outcome = run_at(fake, 5, note, seed=0)
     assert handled == [0, *order]
-
-
-def test_more_samples_than_may_be_in_flight_are_all_taken() -> None:
-    with site(lambda _: completion("\\boxed{2}")) as at:
-        outcome = at.run(10, seed=0, parallel=4)
-    assert at.fake.most_running <= 4
-    assert requests_by_seed(at.fake) == Counter(range(10))
-    assert len(outcome.samples) == 10
-
-
-def test_no_more_requests_are_sent_at_once_than_there_are_slots() -> None:
-    pair = threading.Barrier(2)
-
-    def answer(_: dict[str, Any]) -> Reply:
-        pair.wait(WAIT_S)
-        return completion("done")
-
-    with site(answer, max_concurrency=2) as at:
-        futures = [at.start(4) for _ in range(3)]
-        assert [len(future.result(WAIT_S).samples) for future in futures] == [4, 4, 4]
-    assert len(at.fake.requests) == 12
-    assert at.fake.most_running == 2
+    assert [sample.index for sample in outcome.samples] == [0, 1, 2, 3, 4]
 
 
 def test_questions_share_one_slot_and_all_come_to_their_end() -> None:
@@ -302,23 +248,6 @@ def test_samples_that_had_not_begun_when_the_server_died_fail_too() -> None:
     assert not outcome.spent_at_least  # no server was there to generate anything
 
 
-def test_a_sample_that_waits_for_a_slot_has_no_thread() -> None:
-    most = 0
-
-    def note(_: Sample) -> None:
-        nonlocal most
-        most = max(most, threading.active_count())
-
-    before = threading.active_count()
-    with no_thread_is_left(), site(lambda _: completion("\\boxed{391}"), max_concurrency=2) as at:
-        outcome = at.run(40, note, parallel=40)
-    assert outcome.vote.votes == 40
-    assert at.fake.most_running <= 2
-    # The fake server and its answers, the client, the program, the watchdog of the run, two samples
-    # that run and two that end.
-    assert most - before <= 14
-
-
 def test_512_samples_at_once_take_a_thread_and_little_memory_each(
     forker: Forker, tmp_path: Path
 ) -> None:
@@ -337,36 +266,33 @@ def test_512_samples_at_once_take_a_thread_and_little_memory_each(
     assert record["seconds"] < 30
 
 
+def peak_bytes() -> int:
+    """Return the most memory that this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def take_many(url: str, count: int) -> None:
     """Take this number of samples at once, and print what that cost."""
-    most_threads = 0
-    ended = threading.Event()
-
-    def count_threads() -> None:
-        nonlocal most_threads
-        while not ended.wait(0.005):
-            most_threads = max(most_threads, threading.active_count())
-
+    threads: list[int] = []
     before_bytes = peak_bytes()
-    start_s = time.monotonic()
-    threading.Thread(target=count_threads, daemon=True).start()
     with closing(SglangBackend(Access(url, max_concurrency=count))) as backend:
-        outcome = run_on(backend, count, parallel=count, seed=0, streamed=True)
-    ended.set()
+        outcome = run_on(
+            backend,
+            count,
+            lambda _: threads.append(threading.active_count()),
+            parallel=count,
+            seed=0,
+            streamed=True,
+        )
     record = {
-        "threads": most_threads,
+        "threads": max(threads),
         "grown_bytes": peak_bytes() - before_bytes,
-        "seconds": time.monotonic() - start_s,
+        "seconds": outcome.elapsed_s,
         "states": Counter(states(outcome)),
         "tokens": outcome.spent_tokens,
         "left": threading.active_count(),
     }
     sys.stdout.write(json.dumps(record))
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process ever had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

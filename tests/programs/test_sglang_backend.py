@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from threading import Event
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lim_sglang.errors import ConfigError, ServerError
+from lim_sglang.errors import ConfigError
 from lim_sglang.programs import sglang_backend as sglang_module
 from lim_sglang.programs.backend import InFlightSample
 from lim_sglang.programs.chat import Generation
 from lim_sglang.programs.program import PROGRAMS
-from lim_sglang.programs.schema import Access, Api, Sample, SampleState
+from lim_sglang.programs.schema import Access, Sample, SampleState
 from lim_sglang.programs.sglang_backend import (
     CLOSING_WORDS,
     SglangBackend,
@@ -24,6 +23,7 @@ from lim_sglang.programs.sglang_backend import (
 )
 from tests.fakes.sglang_server import (
     CUT,
+    Answerer,
     Chain,
     FakeServer,
     Raw,
@@ -80,21 +80,6 @@ except ServerError as error:
     assert shown.stdout.split() == ["True", "False"], shown.stderr
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"model": "small"}, "--model goes with --api openai"),
-        ({"api": Api.OPENAI, "thinking_budget": 9}, "needs --api sglang"),
-        ({"thinking": False, "thinking_budget": 9}, "--no-thinking forbids"),
-    ],
-)
-def test_options_that_do_not_go_together_are_refused_before_a_server_is_asked(
-    options: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(ConfigError, match=words):
-        connect(Access(NOBODY, **options), CONSOLE)
-
-
 @pytest.mark.parametrize("thinking", [True, False])
 def test_a_switch_for_thoughts_is_refused_if_the_template_has_none(thinking: bool) -> None:
     with serving(lambda _: completion(""), switches_thoughts=False) as fake:
@@ -142,34 +127,10 @@ def test_a_generation_carries_what_the_server_says() -> None:
     ]
 
 
-def test_reaching_the_limit_is_no_failure() -> None:
-    with serving(lambda _: completion("so far", reason="length")) as fake:
-        found = ask(fake)
-    assert (found.truncated, found.error) == (True, None)
-
-
 @pytest.mark.parametrize("content", [{}, {"choices": []}, [], {"choices": [{"message": None}]}])
 def test_an_answer_of_another_form_is_a_failure(content: Any) -> None:
     with serving(lambda _: (200, content)) as fake:
         assert "no chat completion" in str(ask(fake).error)
-
-
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_seeds_are_honoured_only_in_deterministic_inference(deterministic: bool) -> None:
-    with serving(lambda _: completion(""), deterministic=deterministic) as fake:
-        with closing(SglangBackend(Access(fake.url))) as backend:
-            assert backend.honours_seeds is deterministic
-        (sample,) = run_at(fake, 1, seed=3).samples
-    assert (sample.seed, sample.seed_honoured) == (3, deterministic)
-
-
-def test_a_server_that_is_not_there_is_an_error_in_words() -> None:
-    with closing(SglangBackend(Access(NOBODY))) as backend:
-        with pytest.raises(ServerError, match="no server answers"):
-            backend.server_info()
-        found = generate(backend)
-    assert "no server answers" in str(found.error)
-    assert not found.tokens_at_least
 
 
 ERROR = Raw('data: {"error": {"object": "error", "message": "out of memory", "code": 503}}')
@@ -206,23 +167,13 @@ def test_a_broken_stream_is_tried_again_and_then_fails_in_words(fault: Raw, word
 
 @pytest.mark.parametrize("fault", [MALFORMED, ERROR, CUT], ids=["malformed", "error", "cut"])
 def test_a_stream_that_breaks_once_is_complete_at_the_next_try(fault: Raw) -> None:
-    chains = iter([Chain(("lost ", fault)), Chain(("\\boxed", "{391}"))])
-    with serving(lambda _: next(chains)) as fake:
-        (sample,) = run_at(fake, 1, streamed=True).samples
-    assert (sample.text, sample.num_tokens, sample.error) == ("\\boxed{391}", 2, None)
-    assert sample.tokens_at_least  # the try that broke took some, too
-
-
-def test_the_confidence_of_a_sample_is_that_of_its_last_try() -> None:
-    chains = iter(
-        [
-            Chain(("a", "b", CUT), confidences=(0.5, 0.5)),
-            Chain(("c", "d"), confidences=(8.0, 4.0)),
-        ]
-    )
+    good = Chain(("\\boxed", "{391}"), confidences=(8.0, 4.0))
+    chains = iter([Chain(("lost ", fault), confidences=(0.5,)), good])
     with serving(lambda _: next(chains)) as fake:
         (sample,) = run_at(fake, 1, program=PROGRAMS["confidence"]).samples
+    assert (sample.text, sample.num_tokens, sample.error) == ("\\boxed{391}", 2, None)
     assert sample.confidence == pytest.approx(6.0)
+    assert sample.tokens_at_least  # the try that broke took some, too
 
 
 def test_a_stream_may_hold_comments_and_any_character() -> None:
@@ -281,9 +232,9 @@ def take_one(answer: Any, *, tokenizes: bool = True, streamed: bool = False) -> 
 
 def counted_by_the_server(text: str, reasoning: int) -> Reply:
     """Return a completion whose usage counts the thoughts."""
-    status, answer = completion(text, num_tokens=9)
-    answer["usage"]["reasoning_tokens"] = reasoning
-    return status, answer
+    choice = {"message": {"content": text}, "finish_reason": "stop"}
+    usage = {"completion_tokens": 9, "reasoning_tokens": reasoning}
+    return 200, {"choices": [choice], "usage": usage}
 
 
 SHARE = len("<think>\none two three\n</think>") / len(TEXT)
@@ -300,7 +251,7 @@ SHARE = len("<think>\none two three\n</think>") / len(TEXT)
     ids=["tokenizer", "limit", "estimate", "server"],
 )
 def test_thoughts_of_a_complete_answer_are_counted_by_the_server_or_its_tokenizer(
-    reply: Reply, tokenizes: bool, num_reasoning_tokens: int, estimated: bool
+    reply: Reply | Chain, tokenizes: bool, num_reasoning_tokens: int, estimated: bool
 ) -> None:
     sample = take_one(lambda _: reply, tokenizes=tokenizes)
     assert sample.num_reasoning_tokens == num_reasoning_tokens
@@ -315,18 +266,17 @@ def test_without_thoughts_the_tokenizer_is_not_asked(text: str) -> None:
     assert (sample.num_reasoning_tokens, sample.reasoning_estimated) == (0, False)
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-def test_thoughts_that_never_end_are_all_tokens(streamed: bool) -> None:
-    chain = Chain(("<think>", "\n", "hm", "hm"), reason="length")
-    sample = take_one(lambda _: chain, streamed=streamed)
-    assert (sample.num_reasoning_tokens, sample.num_tokens) == (4, 4)
-    assert not sample.reasoning_estimated
-
-
-def test_thoughts_are_counted_if_their_end_is_split_between_chunks() -> None:
-    pieces = ("<think>", "hm", "</th", "ink>", "\\boxed{", "7}")
-    sample = take_one(lambda _: Chain(pieces), streamed=True)
-    assert (sample.num_reasoning_tokens, sample.num_tokens) == (4, 6)
+@pytest.mark.parametrize(
+    ("pieces", "streamed"),
+    [
+        (("<think>", "\n", "hm", "hm"), True),  # they never end
+        (("<think>", "\n", "hm", "hm"), False),
+        (("<think>", "hm", "</th", "ink>", "\\boxed{", "7}"), True),  # their end is split
+    ],
+)
+def test_thoughts_are_counted_up_to_their_end(pieces: tuple[str, ...], streamed: bool) -> None:
+    sample = take_one(lambda _: Chain(pieces), streamed=streamed)
+    assert (sample.num_reasoning_tokens, sample.num_tokens) == (4, len(pieces))
     assert not sample.reasoning_estimated
 
 
@@ -351,10 +301,10 @@ BUDGET, LIMIT = 30, 64
 ANSWER = "It is \\boxed{391}."
 
 
-def thinking(first: str, second: Reply | None = None) -> Callable[[dict[str, Any]], Reply]:
+def thinking(first: str, second: Reply | Chain | None = None) -> Answerer:
     """Answer with thoughts that use up the budget, then with the second reply."""
 
-    def answer(body: dict[str, Any]) -> Reply:
+    def answer(body: dict[str, Any]) -> Reply | Chain:
         if body.get("continue_final_message"):
             return second or completion(ANSWER, num_tokens=7)
         return completion(first, num_tokens=body["max_tokens"], reason="length")
@@ -362,11 +312,16 @@ def thinking(first: str, second: Reply | None = None) -> Callable[[dict[str, Any
     return answer
 
 
-def test_thoughts_that_end_in_time_take_one_request() -> None:
-    with serving(lambda _: completion(f"<think>\nhm</think>{ANSWER}", num_tokens=12)) as fake:
-        found = ask(fake, thinking_budget=BUDGET)
-    assert [request["max_tokens"] for request in fake.requests] == [BUDGET]
-    assert (found.num_tokens, found.truncated) == (12, False)
+@pytest.mark.parametrize(
+    ("reason", "budget", "asked"), [("stop", BUDGET, BUDGET), ("length", 500, LIMIT)]
+)
+def test_thoughts_that_end_in_time_or_have_more_than_the_limit_take_one_request(
+    reason: str, budget: int, asked: int
+) -> None:
+    with serving(lambda _: completion("<think>\nhm", num_tokens=12, reason=reason)) as fake:
+        found = ask(fake, thinking_budget=budget)
+    assert [request["max_tokens"] for request in fake.requests] == [asked]
+    assert (found.num_tokens, found.truncated) == (12, reason == "length")
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -392,31 +347,26 @@ def test_an_answer_that_has_begun_is_continued_as_it_was() -> None:
         assert ask(fake, thinking_budget=BUDGET).text == beginning + ANSWER
 
 
-def test_an_answer_after_closed_thoughts_may_be_cut_off() -> None:
-    rest = LIMIT - BUDGET
-    cut = completion("It", num_tokens=rest, reason="length")
-    with serving(thinking("<think>\nhm", cut)) as fake:
+@pytest.mark.parametrize(
+    ("second", "truncated", "error", "num_tokens"),
+    [
+        (completion("It", num_tokens=LIMIT - BUDGET, reason="length"), True, "None", LIMIT),
+        ((400, {"detail": "too long"}), False, "HTTP 400: too long", BUDGET),
+    ],
+)
+def test_tokens_of_the_thoughts_count_if_the_answer_is_cut_off_or_fails(
+    second: Reply | Chain, truncated: bool, error: str, num_tokens: int
+) -> None:
+    with serving(thinking("<think>\nhm", second)) as fake:
         found = ask(fake, thinking_budget=BUDGET)
-    assert (found.truncated, found.num_tokens) == (True, LIMIT)
-
-
-def test_a_budget_above_the_limit_takes_one_request() -> None:
-    with serving(thinking("<think>\nhm")) as fake:
-        assert ask(fake, thinking_budget=500).truncated
-    assert [request["max_tokens"] for request in fake.requests] == [LIMIT]
-
-
-def test_tokens_of_the_thoughts_count_if_the_answer_fails() -> None:
-    with serving(thinking("<think>\nhm", (400, {"detail": "too long"}))) as fake:
-        found = ask(fake, thinking_budget=BUDGET)
-    assert "too long" in str(found.error)
-    assert found.num_tokens == BUDGET
+    assert (found.truncated, found.num_tokens) == (truncated, num_tokens)
+    assert error in str(found.error)
 
 
 def test_no_second_request_follows_a_cancel() -> None:
     in_flight = InFlightSample(0)
 
-    def answer(body: dict[str, Any]) -> Reply:
+    def answer(body: dict[str, Any]) -> Chain:
         in_flight.cancel()
         return completion("<think>\nhm", num_tokens=BUDGET, reason="length")
 

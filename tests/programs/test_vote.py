@@ -58,11 +58,7 @@ def of_order(order: Order, *samples: tuple[str, int, float | None]) -> str:
         make_sample(index, answer, num_tokens=num_tokens, confidence=confidence)
         for index, (answer, num_tokens, confidence) in enumerate(samples)
     ]
-    return "".join(group.answer for group in tally(made, same_text, order).groups)
-
-
-def same_text(a: str, b: str) -> bool:
-    return a == b
+    return "".join(group.answer for group in tally(made, str.__eq__, order).groups)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +109,7 @@ def test_the_margin_is_between_the_first_two_groups(
     samples = [
         make_sample(i, a, confidence=9.0 if a == "A" else 1.0) for i, a in enumerate(answers)
     ]
-    assert tally(samples, same_text, order).margin == margin
+    assert tally(samples, str.__eq__, order).margin == margin
 
 
 def test_the_weight_is_the_sum_of_the_confidences_of_those_who_vote() -> None:
@@ -185,22 +181,6 @@ def test_each_sample_is_counted_once(state: SampleState, answer: str | None, exp
     assert {name: getattr(result, name) for name in names} == {
         name: int(name == expected) for name in names
     }
-
-
-def test_all_samples_are_somewhere_and_their_indices_need_not_begin_at_zero() -> None:
-    samples = [
-        make_sample(8, "5"),
-        make_sample(3, "6", TRUNCATED),
-        make_sample(5, None, TRUNCATED),
-        make_sample(4, None, FAILED),
-        make_sample(9, None),
-        make_sample(6, "5.0"),
-        make_sample(7, "6", ABORTED),
-    ]
-    result = tally(samples, as_numbers)
-    groups = (Group("5.0", (6, 8), 2.0, 10), Group("6", (3,), 1.0, 10))
-    assert result == Tally(groups, unanswered=1, truncated=1, failed=1, aborted=1)
-    assert sum(g.votes for g in result.groups) + 4 == len(samples)
 
 
 def test_equal_texts_are_one_group_without_asking() -> None:

@@ -158,19 +158,18 @@ class Rig:
         contender.take_over(self.runner)
         return contender.attn_backend
 
-    def greedy(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Prefill and decode with the live backend: tokens [B, n], logits [B, n, V] of decode."""
+    def greedy(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> Tensor:
+        """Prefill and decode with the live backend: tokens [B, n]."""
         from sglang.benchmark.one_batch import decode, extend
 
         self.clear()
         next_ids, _, batch = extend(_requests(prompts), self.runner)
-        tokens, logits = [next_ids], []
+        tokens = [next_ids]
         for _ in range(num_tokens - 1):
-            next_ids, step_logits = decode(next_ids, batch, self.runner)
+            next_ids, _ = decode(next_ids, batch, self.runner)
             torch.cuda.synchronize()  # as a scheduler does that reads the sampled tokens
             tokens.append(next_ids)
-            logits.append(step_logits.float().clone())
-        return torch.stack(tokens, 1), torch.stack(logits, 1)
+        return torch.stack(tokens, 1)
 
     def teacher_forced(
         self, prompts: Sequence[Sequence[int]], forced: Sequence[Sequence[int]]

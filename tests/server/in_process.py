@@ -13,7 +13,6 @@ import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +110,8 @@ def _ask_engine(given: Mapping[str, Any]) -> dict[str, Any]:
         engine.generate(input_ids=prompt, sampling_params=given["sampling"])
         for prompt in given["prompts"]
     ]
-    state = engine.get_server_info()["internal_states"][0].get("lim")
     engine.shutdown()
-    return {"refusal": refusal, "answers": answers, "lim": state}
+    return {"refusal": refusal, "answers": answers}
 
 
 NUM_REQUESTS = 200
@@ -211,16 +209,6 @@ NUM_PROMPTS, NUM_STEPS = 20, 64
 ORACLE_BUDGET = 256
 
 
-@dataclass(frozen=True)
-class Distance:
-    """Distance of two runs over the same positions."""
-
-    top1: float
-    """Share of positions with the same likeliest token."""
-    kl: float
-    """KL(expected ‖ found) of the next token, in nats, mean over positions."""
-
-
 def force_tokens(given: Mapping[str, Any]) -> dict[str, Any]:
     """Feed a real model the same tokens, served on the GPU and by the oracle; compare logits.
 
@@ -257,11 +245,14 @@ def force_tokens(given: Mapping[str, Any]) -> dict[str, Any]:
         return torch.stack(logits), fed
 
     def distance(expected: Tensor, found: Tensor) -> dict[str, float]:
-        """Compare logits [B, n, V]."""
+        """Return the share of positions with the same likeliest token, and KL(expected ‖ found).
+
+        Of the next token, in nats, mean over positions; logits are [B, n, V].
+        """
         same = (expected.argmax(-1) == found.argmax(-1)).float().mean()
         expected, found = expected.float().log_softmax(-1), found.float().log_softmax(-1)
         kl = (expected.exp() * (expected - found)).sum(-1).mean()
-        return asdict(Distance(float(same), float(kl)))
+        return {"top1": float(same), "kl": float(kl)}
 
     dense, forced = by_oracle(())
     sparse, _ = by_oracle(select, forced)

@@ -16,7 +16,7 @@ from lim_sglang.config import (
 )
 from lim_sglang.errors import ConfigError
 
-QWEN3_8B = ModelShape("qwen3", 36, 4096, 32)
+QWEN3_4B = ModelShape("qwen3", 36, 2560, 32)
 UNKNOWN = ModelShape("qwen3", 28, 1024, 16)
 
 
@@ -46,36 +46,22 @@ def test_unknown_keys_are_refused_with_the_known_ones() -> None:
         ("policy", "quest"),
         ("budget", 0),
         ("budget", True),
-        ("budget", 2.5),
         ("budget", "64"),
         ("recent_ratio", -0.1),
         ("recent_ratio", 1.01),
         ("recent_ratio", float("nan")),
         ("recent_ratio", "0.5"),
         ("sinks", -1),
-        ("sinks", 1.0),
         ("select_layers", [12, 2]),
         ("select_layers", [2, 2]),
         ("select_layers", [-1]),
         ("select_layers", "2,12"),
         ("dense_layers", None),
-        ("dense_layers", [1, 0]),
     ],
 )
 def test_a_bad_value_is_named(setting: str, value: object) -> None:
     with pytest.raises(ConfigError, match=setting):
         LimConfig.from_mapping({setting: value})
-
-
-def test_all_bad_values_are_named_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"budget.*sinks"):
-        LimConfig(budget=0, sinks=-1)
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", "7", '"budget"'])
-def test_json_that_is_no_object_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ConfigError, match="budget"):
-        LimConfig.from_json(text)
 
 
 def test_a_flag_beats_the_option_which_beats_the_environment() -> None:
@@ -85,24 +71,27 @@ def test_a_flag_beats_the_option_which_beats_the_environment() -> None:
     assert (config.budget, config.sinks, config.recent_ratio) == (3, 2, 0.1)
 
 
-def test_errors_name_the_source_of_bad_json() -> None:
-    with pytest.raises(ConfigError, match="LIM_CONFIG"):
-        resolve_settings("{", None, {})
-    with pytest.raises(ConfigError, match="--lim-config"):
-        resolve_settings(None, "{", {})
+@pytest.mark.parametrize("text", ["{", "[1]", "7", '"budget"'])
+def test_json_that_is_no_object_is_refused_with_its_source_and_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)LIM_CONFIG.*budget"):
+        resolve_settings(text, None, {})
+    with pytest.raises(ConfigError, match=r"(?s)--lim-config.*budget"):
+        resolve_settings(None, text, {})
 
 
-def test_a_measured_shape_has_its_preset() -> None:
-    assert with_preset(LimConfig(), QWEN3_8B).select_layers == (2, 12)
-
-
-def test_an_unmeasured_shape_has_a_third_of_its_depth() -> None:
-    assert with_preset(LimConfig(), UNKNOWN).select_layers == (2, 9)
-
-
-@pytest.mark.parametrize("layers", [(), (5,), (2, 20)])
-def test_layers_that_the_user_named_beat_the_preset(layers: tuple[int, ...]) -> None:
-    assert with_preset(LimConfig(select_layers=layers), QWEN3_8B).select_layers == layers
+@pytest.mark.parametrize(
+    ("shape", "named", "layers"),
+    [
+        (QWEN3_4B, None, (2, 20)),  # measured
+        (UNKNOWN, None, (2, 9)),  # a third of its depth
+        (QWEN3_4B, (), ()),
+        (QWEN3_4B, (2, 12), (2, 12)),
+    ],
+)
+def test_layers_that_the_user_named_beat_the_preset_which_beats_the_default(
+    shape: ModelShape, named: tuple[int, ...] | None, layers: tuple[int, ...]
+) -> None:
+    assert with_preset(LimConfig(select_layers=named), shape).select_layers == layers
 
 
 @pytest.mark.parametrize(
@@ -129,8 +118,6 @@ def test_a_layer_list_with_words_is_refused() -> None:
     [
         (LimConfig(select_layers=(2, 5)), 8, "FFSRRSRR"),
         (LimConfig(select_layers=(0,)), 4, "SFRR"),
-        (LimConfig(select_layers=(1,)), 4, "FSRR"),
-        (LimConfig(select_layers=(4,)), 6, "FFFFSR"),
         (LimConfig(select_layers=(5,)), 6, "FFFFFS"),
         (LimConfig(select_layers=()), 4, "FFFF"),
         (LimConfig(select_layers=(0, 1, 2, 3)), 4, "SSSS"),
@@ -138,9 +125,6 @@ def test_a_layer_list_with_words_is_refused() -> None:
         (LimConfig(select_layers=(1,), dense_layers=(0, 3)), 5, "FSRFR"),
         (LimConfig(select_layers=(1, 3), dense_layers=(0, 3)), 5, "FSRSR"),
         (LimConfig(select_layers=(2,), policy="full"), 4, "FFFF"),
-        (LimConfig(), 1, "F"),
-        (LimConfig(), 2, "FF"),
-        (LimConfig(), 3, "FFS"),
         (LimConfig(), 6, "FFSSRR"),
     ],
 )

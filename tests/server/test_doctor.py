@@ -28,11 +28,6 @@ def test_a_variable_that_is_in_the_way_is_named(
     assert name in off.text
 
 
-def test_a_list_of_plugins_with_ours_in_it_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SGLANG_PLUGINS", "other, lim")
-    assert {finding.verdict for finding in _environment()} == {Verdict.OK}
-
-
 def test_what_cannot_decode_on_a_gpu_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "reasons_against_decode_stack", lambda: ["another flashinfer"])
     (off,) = _decode_stack()
@@ -43,14 +38,9 @@ def test_what_cannot_decode_on_a_gpu_is_off(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_kernels_that_fail_are_off_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "lim_sglang.verify_gpu.verify_gpu", lambda: ["Qwen3-8B: the GPU has no memory left"]
-    )
+    monkeypatch.setattr("lim_sglang.verify_gpu.verify_gpu", lambda: ["Qwen3-8B: no memory left"])
     (off,) = _kernels((9, 0))
-    assert (off.verdict, off.text) == (
-        Verdict.OFF,
-        "kernels: Qwen3-8B: the GPU has no memory left",
-    )
+    assert (off.verdict, off.text) == (Verdict.OFF, "kernels: Qwen3-8B: no memory left")
     monkeypatch.setattr("lim_sglang.verify_gpu.verify_gpu", list)
     (fine,) = _kernels((8, 0))
     assert "fp8_e5m2 cache" in fine.text

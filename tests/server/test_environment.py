@@ -9,9 +9,11 @@ from lim_sglang.config import COMMIT_VAR
 from lim_sglang.environment import driver_version, installed_versions, project_commit
 
 
-def test_a_checkout_knows_its_commit() -> None:
+def test_a_checkout_knows_its_commit_but_a_named_one_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     commit = project_commit()
     assert commit is None or len(commit.split("+")[0]) == 40
+    monkeypatch.setenv(COMMIT_VAR, "c0ffee")
+    assert project_commit() == "c0ffee"
 
 
 @pytest.mark.parametrize(("named", "expected"), [("c0ffee", "c0ffee"), ("", None)])
@@ -21,11 +23,6 @@ def test_a_copy_without_git_takes_its_commit_from_the_environment(
     monkeypatch.setattr(lim_sglang, "__file__", str(tmp_path / "lim_sglang" / "__init__.py"))
     monkeypatch.setenv(COMMIT_VAR, named)
     assert project_commit() == expected
-
-
-def test_a_named_commit_wins_over_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(COMMIT_VAR, "c0ffee")
-    assert project_commit() == "c0ffee"
 
 
 def test_missing_packages_and_drivers_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from lim_sglang import compat, plugin
 from lim_sglang.errors import RefusedError
-from lim_sglang.validation import Gpu
+from lim_sglang.validation import CPU_REFUSALS, REFUSALS, Gpu, Refusal
 from tests.processes import (
     Answer,
     clean_environment,
@@ -21,6 +21,7 @@ from tests.processes import (
 )
 from tests.server.in_process import run_in_process
 from tests.server.oracle import Oracle, OracleRun
+from tests.server.test_validation import BAD_VALUES
 from tests.server.tiny_model import BUDGET, NUM_NEW, SELECT_LAYERS, Prompt, long_prompts
 
 A10 = Gpu("A10", (8, 6), compiles=True, shared_bytes=101_376)
@@ -127,6 +128,14 @@ class Start:
     backend: tuple[str, ...] = ("--attention-backend", "lim")
 
 
+def as_typed(refusal: Refusal) -> tuple[str, ...]:
+    """Return an option with a value that is refused."""
+    value = BAD_VALUES.get(refusal.field, True)
+    if value is True:
+        return (refusal.option,)
+    return (refusal.option, json.dumps(value) if isinstance(value, dict) else str(value))
+
+
 STARTS = {
     "plain": Start(()),
     "full": Start(("--lim-policy", "full")),
@@ -137,41 +146,19 @@ STARTS = {
             *("--decode-attention-backend", "lim"),
         ),
     ),
-    "tp": Start(("--tp-size", "2"), ("--tp-size 2",)),
+    **{
+        refusal.option: Start(as_typed(refusal), (refusal.option,))
+        for refusal in REFUSALS + CPU_REFUSALS
+    },
     "dp-attention": Start(
         ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"),
         ("--tp-size 2", "--enable-dp-attention"),
     ),
-    "dcp": Start(("--dcp-size", "2"), ("--dcp-size 2",)),
-    "attn-cp": Start(("--attn-cp-size", "2"), ("--attn-cp-size 2",)),
-    "prefill-cp": Start(("--enable-prefill-cp",), ("--enable-prefill-cp",)),
     "three-at-once": Start(
         ("--enable-mixed-chunk", "--pp-size", "2", "--enable-deterministic-inference"),
         ("--enable-mixed-chunk", "--pp-size 2", "--enable-deterministic-inference"),
     ),
-    "speculative": Start(
-        ("--speculative-algorithm", "EAGLE", "--enable-mixed-chunk"),
-        ("--speculative-algorithm EAGLE", "--enable-mixed-chunk"),
-    ),
-    "two-batch": Start(("--enable-two-batch-overlap",), ("--enable-two-batch-overlap",)),
-    "pdmux": Start(("--enable-pdmux",), ("--enable-pdmux",)),
-    "disaggregation": Start(("--disaggregation-mode", "prefill"), ("--disaggregation-mode",)),
-    "compile": Start(("--enable-torch-compile",), ("--enable-torch-compile",)),
-    "graph": Start(("--cuda-graph-backend-decode", "breakable"), ("--cuda-graph-backend-decode",)),
-    "graph-json": Start(
-        ("--cuda-graph-config", '{"decode": {"backend": "breakable"}}'), ("--cuda-graph-config",)
-    ),
-    "graph-debug": Start(("--debug-cuda-graph",), ("--debug-cuda-graph",)),
-    "mis": Start(("--enable-mis",), ("--enable-mis",)),
-    "hisparse": Start(("--enable-hisparse",), ("--enable-hisparse",)),
-    "dllm": Start(("--dllm-algorithm", "LowConfidence"), ("--dllm-algorithm",)),
-    "embedding": Start(("--is-embedding",), ("--is-embedding",)),
-    "encoder": Start(("--encoder-only",), ("--encoder-only",)),
-    "language": Start(("--language-only",), ("--language-only",)),
-    "no-cache": Start(("--prefill-only-disable-kv-cache",), ("--prefill-only-disable-kv-cache",)),
-    "fp4": Start(("--kv-cache-dtype", "fp4_e2m1"), ("--kv-cache-dtype fp4_e2m1",)),
     "scaled-cache": Start(("--kv-cache-dtype", "mxfp8"), ("--kv-cache-dtype mxfp8",)),
-    "pages": Start(("--page-size", "16"), ("--page-size 16",)),
     "sliding": Start((), ("sliding-window",), model="sliding"),
     "mla": Start((), ("MLA",), model="mla"),
     "hybrid": Start((), ("sliding-window",), model="hybrid"),
@@ -268,15 +255,6 @@ def test_an_engine_that_selects_by_mass_gives_the_oracles_tokens_and_sets(
         assert not set_differences(kept_sets(started.trace, answer), run.kept)
         # The paper's ranking keeps other tokens, so the test sees whether the setting has effect.
         assert run.kept != tiny_run(prompt).kept
-
-
-@pytest.mark.e2e
-def test_an_engine_shows_its_configuration_and_its_sparse_rows(started: Started) -> None:
-    state = started.found["engine"]["lim"]
-    shown = state["config"]
-    assert (shown["budget"], tuple(shown["select_layers"])) == (BUDGET, SELECT_LAYERS)
-    # The last row of each request is decoded in vain: the scheduler overlaps.
-    assert state["sparse_rows"] == NUM_PROMPTS * NUM_NEW
 
 
 @pytest.mark.e2e

@@ -8,21 +8,11 @@ from rich.console import Console
 from lim_sglang.progress import show_progress
 
 
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 def test_a_log_gets_a_line_at_the_start_every_ten_seconds_and_at_the_end() -> None:
-    clock, text = Clock(), io.StringIO()
-    with show_progress(Console(file=text), 4, "0 of 4 [red]", clock=clock) as update:
+    now_s, text = [100.0], io.StringIO()
+    with show_progress(Console(file=text), 4, "0 of 4 [red]", clock=lambda: now_s[0]) as update:
         for done in range(1, 5):
-            clock.now_s += 6
+            now_s[0] += 6
             update(done, f"{done} of 4")
     assert text.getvalue().splitlines() == ["0 of 4 [red]", "2 of 4", "4 of 4"]
 
