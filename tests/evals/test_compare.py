@@ -243,16 +243,11 @@ def test_a_run_compared_with_itself_leaves_room_for_differences_not_seen() -> No
 
 
 def test_a_program_that_stops_early_is_compared_by_its_votes() -> None:
+    stopped = {"tokens": [10, 10, 31], "states": {2: ABORTED}}
     early = run(
         *(
-            question(
-                asked.question_id,
-                [*asked.group[:2], None],
-                tokens=[10, 10, 31],
-                states={2: ABORTED},
-                chosen=0 if n < 3 else None,
-            )
-            for n, asked in enumerate(A.questions)
+            question(each.question_id, [*each.group[:2], None], chosen=chosen, **stopped)
+            for each, chosen in zip(A.questions, [0, 0, 0, None, None], strict=True)
         ),
         program="adaptive",
     )
@@ -310,9 +305,8 @@ def test_differing_conditions_other_than_the_policy_are_named() -> None:
     policy = {"policy": "lim", "budget": 256, "dense_layers": [0], "commit": "other", "seed": 7}
     other = {"max_tokens": 20, "versions": {"torch": "3"}, "prompt_sha256": "b" * 64}
     usual = {"max_tokens": 10, "versions": {"torch": "2"}, "prompt_sha256": "a" * 64}
-    assert compare(
-        run(*A.questions, **usual), run(*A.questions, **policy, **other)
-    ).other_differences == (
+    found = compare(run(*A.questions, **usual), run(*A.questions, **policy, **other))
+    assert found.other_differences == (
         "max_tokens: 10 and 20",
         "prompt_sha256: 'aaaaaaaa…' and 'bbbbbbbb…'",
         "versions.torch: '2' and '3'",
@@ -320,19 +314,17 @@ def test_differing_conditions_other_than_the_policy_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("runs", "names"),
+    ("other", "names"),
     [
-        ([A, run(policy="lim", budget=256)], ("full", "lim-256")),
-        ([A, run(program="adaptive")], ("full majority", "full adaptive")),
-        ([A, run(model="big")], ("tiny full", "big full")),
-        ([A, replace(A, run_id="other")], ("run", "other")),
-        ([A, A], ("run (1)", "run (2)")),
+        (run(policy="lim", budget=256), ("full", "lim-256")),
+        (run(program="adaptive"), ("full majority", "full adaptive")),
+        (run(model="big"), ("tiny full", "big full")),
+        (replace(A, run_id="other"), ("run", "other")),
+        (A, ("run (1)", "run (2)")),
     ],
 )
-def test_runs_are_named_by_the_first_difference(
-    runs: list[Summary], names: tuple[str, ...]
-) -> None:
-    assert distinct_names(runs) == names
+def test_runs_are_named_by_the_first_difference(other: Summary, names: tuple[str, ...]) -> None:
+    assert distinct_names([A, other]) == names
 
 
 @pytest.fixture

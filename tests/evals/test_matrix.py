@@ -431,15 +431,13 @@ def test_the_end_shows_each_score_and_the_commands_that_say_more(world: World) -
 def test_a_server_that_does_not_start_costs_its_own_runs_only(world: World) -> None:
     world.no_start = {"64"}
     done = world.run()
-    assert done.code == 1
-    assert world.starts == SERVERS
-    assert world.ends == ["full", "128"]
+    assert (done.code, world.starts, world.ends) == (1, SERVERS, ["full", "128"])
     assert "CUDA out of memory" in done.error
-    log = world.out / "Org-Tiny-lessismore-64.log"
+    reason = f"it ended with code 1 (log: {world.out / 'Org-Tiny-lessismore-64.log'})"
     assert done.error.split("error: ")[1] == (
         "these runs are not complete:\n"
-        f"  - file:sums:integer Org/Tiny lessismore-64: it ended with code 1 (log: {log})\n"
-        f"  - file:more:integer Org/Tiny lessismore-64: it ended with code 1 (log: {log})\n"
+        f"  - file:sums:integer Org/Tiny lessismore-64: {reason}\n"
+        f"  - file:more:integer Org/Tiny lessismore-64: {reason}\n"
         "finished samples are safe; the same command tries the others again\n"
     )
     assert done.output.count("lim compare") == 2
@@ -500,9 +498,8 @@ def test_runs_of_a_changed_file_are_refused_before_a_server_starts(world: World)
     world.write_file(samples=NUM_SAMPLES + 1)
     for words in ((), ("--dry-run",)):
         done = world.run(*words)
-        assert done.code == 1
+        assert (done.code, world.starts) == (1, [])
         assert f"num_samples was {NUM_SAMPLES} and is now {NUM_SAMPLES + 1}" in done.error
-        assert world.starts == []
     world.write_file()
     write_sums(world.folder, NUM_QUESTIONS + 1, "sums")
     done = world.run()

@@ -379,11 +379,3 @@ def test_every_problem_with_tasks_is_named_at_once(tmp_path: Path) -> None:
     expected = ("unknown task 'aime1924'", "math500.jsonl", "gsm8k.jsonl")
     lines = str(caught.value).split("\n")
     assert all(part in line for part, line in zip(expected, lines, strict=True))
-
-
-def test_a_benchmark_is_loaded_once_for_all_its_runs(tmp_path: Path) -> None:
-    row = {"problem": "What is 1 + 1?", "answer": 2}
-    (tmp_path / "math500.jsonl").write_text(json.dumps(row) + "\n")
-    config = RunConfig("math500", data_dir=tmp_path)
-    found = load_benchmarks([config, replace(config, num_samples=9)])
-    assert found == {"math500": [Question("0", "What is 1 + 1?", "2")]}
