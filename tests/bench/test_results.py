@@ -132,6 +132,7 @@ def test_rows_of_other_conditions_are_in_a_table_of_their_own(tmp_path: Path, na
         ([line("flashinfer")], "no row is of lim"),
         ([line("lim"), line("lim")], "8x32768 lim is recorded twice"),
         ([line("lim"), line("lim") | {"backend": "vllm"}], "line 2 is no row of"),
+        ([{"kv_capacity": {"lim": 5}, "conditions": CONDITIONS}], "line 1 is no row of"),
         (["median 10 ms"], "line 1 is no row of"),
         ([line("lim") | {"point": "0x5"}], "line 1 is no row of"),
         ([line("lim") | {"point": 5}], "line 1 is no row of"),
@@ -148,6 +149,7 @@ def test_lines_that_make_no_table_are_refused(tmp_path: Path, lines: list[Any], 
 @pytest.mark.parametrize(
     ("name", "point", "expected"),
     [
+        ("decode", "11x32k", ["24.75", "26.62", "10.14", "2.44", "91 % · 78 %"]),
         ("decode", "4x32k+4x1k", ["13.66", "20.71", "8.35", "1.64", "85 % · 75 %"]),
         ("decode-fp8", "11x32k", ["18.26", "7.78", "2.35", "63 % · 54 %"]),
         ("decode-mass", "8x32k", ["19.81", "9.16", "2.16", "90 % · 78 %"]),

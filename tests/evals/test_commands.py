@@ -146,6 +146,7 @@ def test_a_server_is_started_for_the_run_with_the_options_of_lim_serve(
         ("math500 aime24 math500", (), "math500 is named twice"),
         ("", (), "name a task, such as math500 .*, or give --matrix FILE"),
         ("math500 --dry-run", (), "--only and --dry-run go with --matrix"),
+        ("math500 --only full", (), "--only and --dry-run go with --matrix"),
         ("math500 --matrix tiny", (), "tasks: with --matrix, leave it out"),
         ("--matrix tiny --samples 4 --budget 9", (), "--samples, --budget: with --matrix, leave"),
         ("--matrix tiny", ("--dtype", "half"), "what follows --: with --matrix"),

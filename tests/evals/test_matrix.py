@@ -157,6 +157,7 @@ timeout_s = 0
 max_tokens = 0
 [[tasks]]
 samples = "four"
+limt = 3
 options = { window = true }
 [[servers]]
 model = 5
@@ -173,6 +174,7 @@ lim = 7
         "tasks.0.samples": "should be a valid integer, not 'four'",
         "tasks.0.options.window.int": "should be a valid integer, not True",
         "tasks.0.options.window.float": "should be a valid number, not True",
+        "tasks.0.limt": "unknown key limt; known keys: task, samples, limit, program",
         "sampling.max_tokens": "should be greater than or equal to 1, not 0",
         "timeout_s": "should be greater than or equal to 1, not 0",
         "concurency": "unknown key concurency; known keys: servers, tasks, sampling",

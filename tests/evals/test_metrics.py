@@ -173,6 +173,7 @@ def test_unknown_programs_are_taken_to_stop_early(program: str, expected: bool) 
         ("models/deep/tiny", "tiny"),
         ("./tiny", "tiny"),
         ("~/tiny", "tiny"),
+        ("tiny", "tiny"),
     ],
 )
 def test_a_folder_of_this_machine_is_not_published(path: str, expected: str) -> None:
