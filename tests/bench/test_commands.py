@@ -35,7 +35,6 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (("decode", "--point", "8x32k"), "either --shape"),
         (("decode", *SHAPE), "at least one point"),
-        (("decode", "--shape", "qwen9", "--point", "1x1k"), "unknown shape 'qwen9'"),
         (("decode", *SHAPE, "--point", "1x1k", "--backends", "flashinfer"), "must name lim"),
         (("capacity",), "either --shape"),
         (("capacity", *SHAPE, "--backends", "lim,vllm"), "unknown backend vllm"),

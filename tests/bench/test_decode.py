@@ -27,7 +27,10 @@ OPTIONS = DecodeOptions(
     windows=2,
     steps=4,
 )
-ROLES = (Role.FULL, Role.SELECT, Role.REUSE, Role.REUSE)
+
+
+F, S, R = Role.FULL, Role.SELECT, Role.REUSE
+ROLES = (F, S, R, R)
 
 
 class Runner:
@@ -51,16 +54,12 @@ class Runner:
         return SimpleNamespace(can_run_graph=self._with_graph, logits_output=logits)
 
 
-class Event:
-    """Stands in for a CUDA event; a step takes a millisecond."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._steps = len(runner.served)
-
-    def synchronize(self) -> None: ...
-
-    def elapsed_time(self, end: "Event") -> float:
-        return float(end._steps - self._steps)
+def event(runner: Runner) -> Any:
+    """Stand in for a CUDA event; a step takes a millisecond."""
+    steps = len(runner.served)
+    return SimpleNamespace(
+        steps=steps, synchronize=lambda: None, elapsed_time=lambda end: float(end.steps - steps)
+    )
 
 
 @pytest.fixture
@@ -68,7 +67,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     """Return a runner on which time is counted in steps."""
     runner = Runner()
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(decode, "_record_event", lambda: Event(runner))
+    monkeypatch.setattr(decode, "_record_event", lambda: event(runner))
     return runner
 
 
@@ -138,7 +137,7 @@ def test_each_role_is_timed_on_its_layers_and_divided_by_their_number() -> None:
     lim = Contender("lim", backend, None)
     found = decode.time_layers(Runner(), BATCH, lim, ROLES, lambda: None)
     assert backend.ran == [0, 1, 2, 3]
-    assert found == {Role.FULL: 6.0, Role.SELECT: 6.0, Role.REUSE: 3.0}
+    assert found == {F: 6.0, S: 6.0, R: 3.0}
 
 
 @pytest.mark.usefixtures("four_layers")
@@ -154,18 +153,10 @@ def test_the_live_metadata_is_put_back_even_after_a_failure() -> None:
 @pytest.mark.parametrize(
     ("roles", "layer_ms", "expected"),
     [
-        (
-            (Role.FULL, Role.FULL, Role.SELECT, Role.REUSE, Role.REUSE, Role.REUSE),
-            {Role.FULL: 0.5, Role.SELECT: 0.75, Role.REUSE: 0.25},
-            StepSplit(dense_ms=1.5, selection_ms=0.25, sparse_ms=0.75, rest_ms=7.5),
-        ),
-        ((Role.FULL,) * 4, {Role.FULL: 0.5}, StepSplit(2.0, 0.0, 0.0, 8.0)),
+        ((F, F, S, R, R, R), {F: 0.5, S: 0.75, R: 0.25}, StepSplit(1.5, 0.25, 0.75, 7.5)),
+        ((F, F, F, F), {F: 0.5}, StepSplit(2.0, 0.0, 0.0, 8.0)),
         # Without a FULL layer selection cannot be told from attention.
-        (
-            (Role.SELECT, Role.REUSE),
-            {Role.SELECT: 1.0, Role.REUSE: 0.5},
-            StepSplit(1.0, 0.0, 0.5, 8.5),
-        ),
+        ((S, R), {S: 1.0, R: 0.5}, StepSplit(1.0, 0.0, 0.5, 8.5)),
     ],
 )
 def test_a_step_divides_by_role(

@@ -104,25 +104,23 @@ def test_below_a_table_stand_its_conditions(
     assert words in table(tmp_path, line("lim", **changed)).describe()
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"commit": "deadbeef"},
-        {"gpu": "NVIDIA H200"},
-        {"model": "qwen3-4b"},
-        {"budget": 512},
-        {"lim_config": {"sinks": 9}},
-        {"roles": ["full"] * 4},
-        {"kv_dtype": "torch.float8_e5m2"},
-        {"quantization": "fp8"},
-        {"versions": {"torch": "2.12.0"}},
-        {"dummy_weights": False},
-    ],
-)
-def test_rows_of_other_conditions_are_in_a_table_of_their_own(
-    tmp_path: Path, changed: dict[str, Any]
-) -> None:
-    lines = line("lim"), line("flashinfer"), line("lim", "1x32k", **changed)
+OTHER = {
+    "commit": "deadbeef",
+    "gpu": "NVIDIA H200",
+    "model": "qwen3-4b",
+    "budget": 512,
+    "lim_config": {"sinks": 9},
+    "roles": ["full"] * 4,
+    "kv_dtype": "torch.float8_e5m2",
+    "quantization": "fp8",
+    "versions": {"torch": "2.12.0"},
+    "dummy_weights": False,
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_rows_of_other_conditions_are_in_a_table_of_their_own(tmp_path: Path, name: str) -> None:
+    lines = line("lim"), line("flashinfer"), line("lim", "1x32k", **{name: OTHER[name]})
     first, second = read_tables([write(tmp_path, *lines)])
     assert [len(first.rows), len(second.rows)] == [2, 1]
 
@@ -133,8 +131,8 @@ def test_rows_of_other_conditions_are_in_a_table_of_their_own(
         ([], "no row; record some"),
         ([line("flashinfer")], "no row is of lim"),
         ([line("lim"), line("lim")], "8x32768 lim is recorded twice"),
-        ([{"kv_capacity": {"lim": 5}, "conditions": CONDITIONS}], "line 1 is no row of"),
         ([line("lim"), line("lim") | {"backend": "vllm"}], "line 2 is no row of"),
+        ([{"kv_capacity": {"lim": 5}, "conditions": CONDITIONS}], "line 1 is no row of"),
         (["median 10 ms"], "line 1 is no row of"),
         ([line("lim") | {"point": "0x5"}], "line 1 is no row of"),
         ([line("lim") | {"point": 5}], "line 1 is no row of"),
@@ -144,9 +142,6 @@ def test_rows_of_other_conditions_are_in_a_table_of_their_own(
 def test_lines_that_make_no_table_are_refused(tmp_path: Path, lines: list[Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         read_tables([write(tmp_path, *lines)])
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_tables([tmp_path / "none.jsonl"])
 

@@ -1,11 +1,12 @@
 """`lim eval` and `lim grade` as command lines: what their words mean, and how they end."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -42,21 +43,13 @@ def call(command: Any, *words: object, further: tuple[str, ...] = ()) -> Any:
 class Runs:
     """Takes the place of `complete_runs`."""
 
-    def __init__(self) -> None:
-        self.configs: list[RunConfig] = []
-        self.urls: tuple[str, ...] = ()
-        self.access = Access()
-        self.finished: list[FinishedRun] = []
+    configs: Sequence[RunConfig] = ()
+    urls: Sequence[str] = ()
+    access = Access()
+    finished: Sequence[FinishedRun] = ()
 
-    def __call__(
-        self,
-        configs: Sequence[RunConfig],
-        benchmarks: Mapping[str, Any],
-        urls: Sequence[str],
-        access: Access,
-        *_: object,
-    ) -> list[FinishedRun]:
-        self.configs, self.urls, self.access = [*configs], tuple(urls), access
+    def __call__(self, configs: Any, _: Any, urls: Any, access: Access, *__: Any) -> Any:
+        self.configs, self.urls, self.access = configs, tuple(urls), access
         return self.finished
 
 
@@ -86,6 +79,7 @@ def test_every_option_arrives(runs: Runs) -> None:
         --timeout 60 --concurrency 8 --retry-failed
     """
     call(evaluate, "aime24", "file:my/own.jsonl", *options.split())
+    given = {"max_tokens": 4096, "temperature": 0.8, "top_p": 0.9, "top_k": 40, "seed": 7}
     expected = RunConfig(
         task="aime24",
         program="adaptive",
@@ -94,13 +88,7 @@ def test_every_option_arrives(runs: Runs) -> None:
         system="Briefly.",
         thinking=True,
         thinking_budget=1000,
-        sampling={
-            "max_tokens": 4096,
-            "temperature": 0.8,
-            "top_p": 0.9,
-            "top_k": 40,
-            "seed": 7,
-        },
+        sampling=given,
         limit=3,
         data_dir=Path("data"),
         out=Path("runs/x/aime24"),
@@ -119,11 +107,8 @@ def test_one_task_gets_the_folder_itself(runs: Runs) -> None:
     assert [config.out for config in runs.configs] == [None, None]
 
 
-@pytest.mark.parametrize("urls", ["http://a:1 http://b:2", "a:1,b:2", " a:1,  b:2 "])
-def test_the_environment_names_several_servers(
-    urls: str, runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LIM_URL", urls)
+def test_the_environment_names_several_servers(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIM_URL", " a:1,  b:2 ")
     call(evaluate, "math500")
     assert runs.urls == ("http://a:1", "http://b:2")
     call(evaluate, "math500", "--url", "c:3")
@@ -157,11 +142,8 @@ def test_a_server_is_started_for_the_run_with_the_options_of_lim_serve(
         ("math500 --budget 256", (), "--lim-budget: options of a server that --serve MODEL"),
         ("math500", ("--dtype", "half"), "what follows --: options of a server"),
         ("math500 --serve tiny --url a:1", (), "--serve starts a server of its own"),
-        ("math500 --program oracle", (), "unknown program 'oracle'"),
         ("math500 --set window", (), "--set takes NAME=VALUE"),
-        ("math500 --url a:1 --url a:1", (), "named twice"),
         ("math500 aime24 math500", (), "math500 is named twice"),
-        ("math500 --thinking-budget 2048", (), "leaves nothing of max_tokens 2,048 to answer"),
         ("", (), "name a task, such as math500 .*, or give --matrix FILE"),
         ("math500 --dry-run", (), "--only and --dry-run go with --matrix"),
         ("math500 --only full", (), "--only and --dry-run go with --matrix"),
@@ -179,10 +161,7 @@ def test_words_that_do_not_go_together_are_refused(
 
 
 def test_ctrl_c_has_the_shells_exit_code(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(commands_module, "complete_runs", interrupt)
+    monkeypatch.setattr(commands_module, "complete_runs", Mock(side_effect=KeyboardInterrupt))
     assert call(evaluate, "math500").exit_code == 130
 
 
@@ -234,18 +213,14 @@ def test_a_folder_without_a_run_is_refused_before_any_is_graded(tmp_path: Path) 
     run = write_run(tmp_path / "run", "aime24", "7", r"\boxed{7}")
     with pytest.raises(DataError, match="name the folder of a run"):
         call(grade, run, tmp_path)
-    assert not (run / "grades.jsonl").exists()
+    assert not list(tmp_path.rglob("grades.jsonl"))
 
 
-def test_a_run_of_an_unknown_task_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", "aime1924", "7", r"\boxed{7}")
+def test_impossible_words_of_grade_are_refused(tmp_path: Path) -> None:
+    assert call(grade).exit_code == call(grade, "--workers", "0", tmp_path).exit_code == 2
+    unknown = write_run(tmp_path, "aime1924", "7", r"\boxed{7}")
     with pytest.raises(DataError, match="unknown task 'aime1924'; the tasks are math500"):
-        call(grade, run)
-
-
-@pytest.mark.parametrize("words", [["--workers", "0", "x"], []])
-def test_impossible_words_of_grade_are_refused(words: list[str]) -> None:
-    assert call(grade, *words).exit_code == 2
+        call(grade, unknown)
 
 
 def test_ctrl_c_ends_grading_at_once_with_its_workers_and_without_verdicts(

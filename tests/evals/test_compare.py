@@ -27,10 +27,10 @@ from lim_sglang.evals.compare import (
 from lim_sglang.evals.metrics import Summary, read_summary, write_summaries
 from lim_sglang.evals.tables import sentence
 from lim_sglang.programs.schema import SampleState
-from tests.evals.summaries import FOUR, five_runs, question, run, simulated
+from tests.evals.summaries import five_runs, question, run, simulated
 
 ABORTED = SampleState.ABORTED
-SIMULATIONS, QUESTIONS, SAMPLES = 1000, 150, 4
+SIMULATIONS, SAMPLES = 1000, 4
 RESAMPLES = 400
 """Fewer than a user's 10,000, to save time; the coverage differs only by noise."""
 EASY, HARD = 0.5, 0.7
@@ -42,7 +42,7 @@ RATIO = 1.05
 
 
 def simulate(
-    generator: np.random.Generator, loss: float, questions: int = QUESTIONS
+    generator: np.random.Generator, loss: float, questions: int
 ) -> tuple[NDArray, NDArray, NDArray]:
     """Simulate the samples of two runs over the same questions.
 
@@ -65,13 +65,19 @@ def simulate(
     return right.mean(axis=2), winner == 0, lengths.mean(axis=2)
 
 
-@pytest.mark.parametrize("loss", [0.0, 0.1], ids=["no difference", "a loss"])
-def test_intervals_cover_the_truth_and_tests_find_what_is_there(loss: float) -> None:
+@pytest.mark.parametrize(
+    ("loss", "questions"),
+    [(0.0, 150), (0.1, 150), (0.1, 20)],
+    ids=["no difference", "a loss", "few questions"],
+)
+def test_intervals_cover_the_truth_and_tests_find_what_is_there(
+    loss: float, questions: int
+) -> None:
     truth = -loss * EASY / (EASY + HARD)
     generator = np.random.default_rng(20251125)
     counts = dict.fromkeys(("covered", "rejected", "votes rejected", "ratio covered", "mcnemar"), 0)
     for seed in range(SIMULATIONS):
-        shares, right, lengths = simulate(generator, loss)
+        shares, right, lengths = simulate(generator, loss, questions)
         bootstrap = {"seed": seed, "resamples": RESAMPLES}
         low, high = mean_interval(shares[:, 1] - shares[:, 0], **bootstrap)
         counts["covered"] += low <= truth <= high
@@ -83,16 +89,16 @@ def test_intervals_cover_the_truth_and_tests_find_what_is_there(loss: float) -> 
         a, b = right[:, 0], right[:, 1]
         counts["mcnemar"] += mcnemar_p(int((a & ~b).sum()), int((b & ~a).sum())) <= 0.05
     rates = {name: int(count) / SIMULATIONS for name, count in counts.items()}
-    print(f"loss {loss}: {rates}")  # noqa: T201 - shown with -rP, for docs/log
+    print(f"loss {loss}, {questions} questions: {rates}")  # noqa: T201 - shown with -rP, for docs/log
     assert rates["covered"] == pytest.approx(0.95, abs=0.02)
     assert rates["ratio covered"] == pytest.approx(0.95, abs=0.02)
-    if loss:
-        assert rates["rejected"] > 0.4
-        assert rates["mcnemar"] > 0.1
-    else:
+    if not loss:
         assert rates["rejected"] == pytest.approx(0.05, abs=0.015)
         assert rates["votes rejected"] == pytest.approx(0.05, abs=0.015)
         assert 0.02 < rates["mcnemar"] <= 0.06
+    elif questions == 150:
+        assert rates["rejected"] > 0.4
+        assert rates["mcnemar"] > 0.1
 
 
 @pytest.mark.parametrize(("differ", "worse"), [(0.02, 1.0), (0.05, 0.7), (0.1, 0.7), (0.2, 0.8)])
@@ -109,15 +115,6 @@ def test_intervals_cover_the_truth_where_few_questions_differ(differ: float, wor
         low, high = mean_interval(values, seed=seed, resamples=RESAMPLES)
         covered += low <= differ * (1 - 2 * worse) <= high
     assert covered / 1000 > 0.945
-
-
-def test_intervals_cover_the_truth_for_few_questions() -> None:
-    generator, truth, covered = np.random.default_rng(7), -0.1 * EASY / (EASY + HARD), 0
-    for seed in range(1000):
-        shares, _, _ = simulate(generator, 0.1, questions=20)
-        low, high = mean_interval(shares[:, 1] - shares[:, 0], seed=seed, resamples=RESAMPLES)
-        covered += low <= truth <= high
-    assert covered / 1000 == pytest.approx(0.95, abs=0.02)
 
 
 def test_the_interval_is_that_of_a_t_distribution_for_many_different_values() -> None:
@@ -246,16 +243,11 @@ def test_a_run_compared_with_itself_leaves_room_for_differences_not_seen() -> No
 
 
 def test_a_program_that_stops_early_is_compared_by_its_votes() -> None:
+    stopped = {"tokens": [10, 10, 31], "states": {2: ABORTED}}
     early = run(
         *(
-            question(
-                asked.question_id,
-                [*asked.group[:2], None],
-                tokens=[10, 10, 31],
-                states={2: ABORTED},
-                chosen=0 if n < 3 else None,
-            )
-            for n, asked in enumerate(A.questions)
+            question(each.question_id, [*each.group[:2], None], chosen=chosen, **stopped)
+            for each, chosen in zip(A.questions, [0, 0, 0, None, None], strict=True)
         ),
         program="adaptive",
     )
@@ -313,9 +305,8 @@ def test_differing_conditions_other_than_the_policy_are_named() -> None:
     policy = {"policy": "lim", "budget": 256, "dense_layers": [0], "commit": "other", "seed": 7}
     other = {"max_tokens": 20, "versions": {"torch": "3"}, "prompt_sha256": "b" * 64}
     usual = {"max_tokens": 10, "versions": {"torch": "2"}, "prompt_sha256": "a" * 64}
-    assert compare(
-        run(*A.questions, **usual), run(*A.questions, **policy, **other)
-    ).other_differences == (
+    found = compare(run(*A.questions, **usual), run(*A.questions, **policy, **other))
+    assert found.other_differences == (
         "max_tokens: 10 and 20",
         "prompt_sha256: 'aaaaaaaa…' and 'bbbbbbbb…'",
         "versions.torch: '2' and '3'",
@@ -323,25 +314,23 @@ def test_differing_conditions_other_than_the_policy_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("runs", "names"),
+    ("other", "names"),
     [
-        ([A, run(policy="lim", budget=256)], ("full", "lim-256")),
-        ([A, run(program="adaptive")], ("full majority", "full adaptive")),
-        ([A, run(model="big")], ("tiny full", "big full")),
-        ([A, replace(A, run_id="other")], ("run", "other")),
-        ([A, A], ("run (1)", "run (2)")),
+        (run(policy="lim", budget=256), ("full", "lim-256")),
+        (run(program="adaptive"), ("full majority", "full adaptive")),
+        (run(model="big"), ("tiny full", "big full")),
+        (replace(A, run_id="other"), ("run", "other")),
+        (A, ("run (1)", "run (2)")),
     ],
 )
-def test_runs_are_named_by_the_first_difference(
-    runs: list[Summary], names: tuple[str, ...]
-) -> None:
-    assert distinct_names(runs) == names
+def test_runs_are_named_by_the_first_difference(other: Summary, names: tuple[str, ...]) -> None:
+    assert distinct_names([A, other]) == names
 
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[str]:
-    """Summaries of full attention, 128, 256, 512, 1,024, and of other questions."""
-    return [str(path) for path in write_summaries([*five_runs(40), FOUR], tmp_path)]
+    """Summaries of full attention, 128, 256, 512 and 1,024."""
+    return [str(path) for path in write_summaries(five_runs(40), tmp_path)]
 
 
 def lim_compare(*words: str) -> Result:
@@ -360,9 +349,7 @@ def test_the_command_compares_all_runs_with_the_first(paths: list[str]) -> None:
     assert MULTIPLE_COMPARISONS in shown
     lines = [json.loads(line) for line in lim_compare(*paths[:3], "--json").stdout.splitlines()]
     for line, found in zip(lines, expected, strict=True):
-        assert (line["a"], line["b"]) == ("full", found.b)
-        assert line["difference"] == asdict(found.difference)
-        assert line["mcnemar"] == asdict(found.mcnemar)
+        assert line.items() >= json.loads(json.dumps(asdict(found))).items()
         assert line["sentence"] == sentence(found)
 
 
@@ -382,17 +369,6 @@ def test_the_seed_is_that_of_the_bootstrap(paths: list[str]) -> None:
     assert one["value"] == other["value"]
 
 
-@pytest.mark.parametrize(
-    ("places", "error", "message"),
-    [
-        ([0], ConfigError, "needs two runs"),
-        ([0, None], DataError, "cannot read"),
-        ([0, 5], DataError, "compare runs of one task"),
-    ],
-)
-def test_the_command_refuses_what_it_cannot_compare(
-    paths: list[str], places: list[int | None], error: type[Exception], message: str
-) -> None:
-    words = ["missing.json" if place is None else paths[place] for place in places]
-    with pytest.raises(error, match=message):
-        lim_compare(*words)
+def test_the_command_needs_two_runs(paths: list[str]) -> None:
+    with pytest.raises(ConfigError, match="needs two runs"):
+        lim_compare(paths[0])

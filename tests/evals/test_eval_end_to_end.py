@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import mkdtemp
@@ -26,7 +25,6 @@ from tests.fakes.sglang_server import Chain, FakeServer, endless, eventually, se
 from tests.fakes.sums import (
     INTEGERS,
     NUM_TOKENS,
-    Done,
     answering,
     asked,
     comparable,
@@ -47,16 +45,6 @@ PACE_S = 0.01
 WAIT_S = 120.0
 
 
-def assert_refused(done: Done, *messages: str, code: int = 1) -> None:
-    """Check that a command said why, in words, and printed no result."""
-    assert done.code == code, done.error
-    assert "error: " in done.error
-    assert "Traceback" not in done.error
-    assert done.output == ""
-    for message in messages:
-        assert message in done.error
-
-
 def run_again(questions: Path, out: Path, *options: str) -> FakeServer:
     """Resume a run on a new, healthy server, and return the server."""
     with serving(answering()) as healthy:
@@ -68,71 +56,30 @@ def run_again(questions: Path, out: Path, *options: str) -> FakeServer:
 @pytest.mark.parametrize(
     ("given", "messages", "code"),
     [
-        ("aime1924", ["unknown task 'aime1924'"], 1),
         ("aime1924 math500", ["unknown task 'aime1924'", "math500.jsonl"], 1),
-        ("file:{folder}/none.jsonl", ["none.jsonl"], 1),
-        ("file:{folder}/sums.jsonl file:{folder}/sums.jsonl", ["is named twice"], 2),
         ("file:{folder}/no_answer.jsonl", ["no_answer.jsonl, line 2: has no answer"], 1),
-        ("aime24", ["aime24.jsonl, line 1", "integer from 0 to 999", "1000"], 1),
-        ("file:{folder}/sums.jsonl --program oracle", ["unknown program 'oracle'"], 2),
-        (
-            "file:{folder}/sums.jsonl --set window=3",
-            ["the program majority has no option window"],
-            2,
-        ),
-        (
-            "file:{folder}/sums.jsonl --program short --set wanted=0",
-            ["wanted: expected at least 1, got 0"],
-            2,
-        ),
-        (
-            "file:{folder}/sums.jsonl --program single --samples 2",
-            ["single generates one sample a question, not 2"],
-            2,
-        ),
-        ("file:{folder}/sums.jsonl --budget 256", ["--lim-budget", "--serve MODEL"], 2),
-        ("file:{folder}/sums.jsonl -- --dtype half", ["what follows --"], 2),
-        ("file:{folder}/sums.jsonl --out /dev/null/run", ["cannot write to /dev/null"], 1),
-        ("file:{folder}/sums.jsonl --url {url}", ["is named twice"], 2),
-        (
-            "file:{folder}/sums.jsonl --url 127.0.0.1:9 --url 127.0.0.1:7",
-            ["no server answers at http://127.0.0.1:9", "no server answers at http://127.0.0.1:7"],
-            1,
-        ),
+        ("aime24 --program oracle", ["unknown program 'oracle'"], 2),
+        ("aime24 --program short --set wanted=0", ["wanted: expected at least 1, got 0"], 2),
+        ("aime24 --budget 256", ["--lim-budget", "--serve MODEL"], 2),
+        ("aime24 --out /dev/null/run", ["cannot write to /dev/null"], 1),
+        ("aime24 --url 127.0.0.1:9", ["no server answers at http://127.0.0.1:9"], 1),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_sampled(
     given: str, messages: list[str], code: int, tmp_path: Path
 ) -> None:
-    write_sums(tmp_path, 2, "sums")
-    good = {"problem": "What is 1 + 1?", "answer": "2"}
-    lines = [good, {"problem": "What is 1 + 2?"}]
+    write_sums(tmp_path, 2)
+    lines = [{"problem": "What is 1 + 1?", "answer": "2"}, {"problem": "What is 1 + 2?"}]
     (tmp_path / "no_answer.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
-    (tmp_path / "aime24.jsonl").write_text(json.dumps({**good, "answer": 1000}) + "\n")
     with serving(answering()) as fake:
-        ours, *further = given.format(folder=tmp_path, url=fake.url).split(" -- ")
         where = ["--data-dir", str(tmp_path), "--url", fake.url]
-        out = [] if "--out" in ours else ["--out", str(tmp_path / "run")]
-        behind = ["--", *further[0].split()] if further else []
-        assert_refused(lim("eval", *ours.split(), *where, *out, *behind), *messages, code=code)
+        out = [] if "--out" in given else ["--out", str(tmp_path / "run")]
+        done = lim("eval", *given.format(folder=tmp_path).split(), *where, *out)
         assert not fake.requests
+    assert (done.code, done.output) == (code, "")
+    assert "Traceback" not in done.error
+    assert all(message in done.error for message in ("error: ", *messages)), done.error
     assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_of_other_settings_is_not_mixed_with(tmp_path: Path) -> None:
-    questions, out = write_sums(tmp_path, 2), tmp_path / "run"
-    with serving(answering()) as fake:
-        command = eval_words(questions, out, fake)
-        lim(*command)
-        before = (out / "samples.jsonl").read_bytes()
-        changed = ["--max-tokens", "64", "--system", "Be brief.", "--no-thinking"]
-        assert_refused(
-            lim(*command, *changed),
-            "sampling.max_tokens was 2048 and is now 64",
-            'system was null and is now "Be brief."',
-            "thinking.enabled was null and is now false",
-        )
-    assert (out / "samples.jsonl").read_bytes() == before
 
 
 def test_ctrl_c_leaves_a_run_that_is_resumed(forker: Forker, tmp_path: Path) -> None:
@@ -171,32 +118,6 @@ def test_a_server_that_is_lost_in_mid_run_loses_nothing(tmp_path: Path) -> None:
     assert len(run_again(questions, out).requests) == 40 - len(stored)
     assert rows(out)[: len(stored)] == stored
     assert len(set(keys(out))) == len(keys(out)) == 40
-
-
-def test_failures_of_a_living_server_are_told_left_out_and_tried_again_on_request(
-    tmp_path: Path,
-) -> None:
-    questions, out = write_sums(tmp_path, 4), tmp_path / "run"
-    good = answering()
-
-    def answer(body: dict[str, Any]) -> Any:
-        too_long = asked(body) == 2 and body["seed"] % 2
-        return (400, {"message": "the prompt is too long"}) if too_long else good(body)
-
-    with serving(answer) as fake:
-        command = eval_words(questions, out, fake)
-        done = lim(*command)
-        assert done.code == 1
-        assert "2 samples failed" in done.error
-        assert "the prompt is too long" in done.error
-        assert "--retry-failed tries them again" in done.error
-        assert len(rows(out)) == 14
-        again = lim(*command)
-        assert (again.code, again.output) == (1, done.output)
-        assert "2 that failed before are left out" in again.error
-        assert len(fake.requests) == 16
-    assert len(run_again(questions, out, "--retry-failed").requests) == 2
-    assert len(set(keys(out))) == len(keys(out)) == 16
 
 
 @contextmanager
@@ -257,7 +178,7 @@ def kill_repeatedly(
     for number in range(times):
         wanted = len(fake.requests) + (0 if number == 0 else moments.randrange(9))
         started = forker.start(Path(mkdtemp(dir=folder)), *command)
-        assert eventually(partial(has_asked, fake, wanted), WAIT_S), started.error
+        assert eventually(lambda wanted=wanted: len(fake.requests) >= wanted, WAIT_S), started.error
         time.sleep(moments.uniform(0.0, 0.1))
         os.kill(started.pid, signal.SIGKILL)
         assert started.wait() == -signal.SIGKILL, f"the command had ended before: {started.error}"
@@ -265,10 +186,6 @@ def kill_repeatedly(
         assert len(stored) == len(set(stored))
         counts.append(len(stored))
     return counts
-
-
-def has_asked(fake: FakeServer, count: int) -> bool:
-    return len(fake.requests) >= count
 
 
 def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(
@@ -349,15 +266,6 @@ def test_two_servers_share_the_questions(tmp_path: Path) -> None:
         assert lim(*eval_words(questions, alone, first)).output == done.output
     assert comparable(out) == comparable(alone)
     assert run_record(out)["run_id"] == run_record(alone)["run_id"]
-
-
-def test_servers_that_differ_are_refused_before_anything_is_sampled(tmp_path: Path) -> None:
-    questions, out = write_sums(tmp_path, 2), tmp_path / "run"
-    with serving(answering()) as first, serving(answering(), deterministic=True) as second:
-        done = lim(*eval_words(questions, out, first, second))
-        assert_refused(done, f"enable_deterministic_inference is false at {first.url} and true at")
-        assert not first.requests
-    assert not out.exists()
 
 
 @pytest.mark.parametrize("program", ["majority", "early_stop"])

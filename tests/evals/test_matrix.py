@@ -2,18 +2,14 @@
 servers, each of which is started once.
 """
 
-import itertools
 import json
 import re
-import shutil
 import signal
-import subprocess
-import sys
 import threading
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +36,6 @@ from tests.fakes.sums import (
     write_sums,
 )
 
-ROOT = Path(__file__).parents[2]
-BUILD = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
 SMALL = """
 sglang = ["--dtype", "bfloat16"]
 [sampling]
@@ -140,24 +134,19 @@ def test_a_server_without_a_model_is_the_default_one_and_other_settings_are_in_i
 @pytest.mark.parametrize(
     ("patterns", "count"),
     [
-        (["full"], 4),
         (["contest"], 4),
-        (["Org/*"], 4),
+        (["*One"], 4),
         (["lessismore-5*", "math500"], 3),
         (["* Org/One full"], 2),
         (["contest Org/One full"], 1),
-        (["lessismore-51"], 0),
-        (["*One"], 4),
     ],
 )
 def test_only_takes_runs_by_their_name_or_a_word_of_it(
     patterns: list[str], count: int, tmp_path: Path
 ) -> None:
-    if count:
-        assert len(runs_of(tmp_path, SMALL, only=patterns)) == count
-        return
+    assert len(runs_of(tmp_path, SMALL, only=patterns)) == count
     with pytest.raises(ConfigError, match="matches none of these runs:\n  - math500 Org/One full"):
-        runs_of(tmp_path, SMALL, only=patterns)
+        runs_of(tmp_path, SMALL, only=["lessismore-51"])
 
 
 def test_mistakes_of_form_are_told_at_once_with_their_keys(tmp_path: Path) -> None:
@@ -165,7 +154,6 @@ def test_mistakes_of_form_are_told_at_once_with_their_keys(tmp_path: Path) -> No
 concurency = 5
 timeout_s = 0
 [sampling]
-top_k = 0
 max_tokens = 0
 [[tasks]]
 samples = "four"
@@ -175,16 +163,13 @@ options = { window = true }
 model = 5
 budget = [0, 5]
 sampling = { topk = 4 }
-[[servers]]
-budget = 2.5
 lim = 7
 """
     expected = {
         "servers.0.model.0": "should be a valid string, not 5",
         "servers.0.budget.0": "should be greater than or equal to 1, not 0",
         "servers.0.sampling.topk": "unknown key topk; known keys: max_tokens, temperature",
-        "servers.1.budget.0": "should be a valid integer, not 2.5",
-        "servers.1.lim": "should be a table, not 7",
+        "servers.0.lim": "should be a table, not 7",
         "tasks.0.task": "Field required",
         "tasks.0.samples": "should be a valid integer, not 'four'",
         "tasks.0.options.window.int": "should be a valid integer, not True",
@@ -195,27 +180,23 @@ lim = 7
         "concurency": "unknown key concurency; known keys: servers, tasks, sampling",
     }
     found = dict(line.split(": ", 1) for line in problems_of(tmp_path, text))
-    assert {key: words in found.get(key, "") for key, words in expected.items()} == dict.fromkeys(
-        expected, True
-    )
-    assert {key for key in found if not key.startswith("sampling.top_k")} == expected.keys()
+    assert found.keys() == expected.keys()
+    assert [key for key, words in expected.items() if words not in found[key]] == []
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (LEAST.replace("math500", "aime99"), ["tasks.0: unknown task 'aime99'"]),
         (
-            "[[tasks]]\ntask = 'math500'\nprogram = 'oracle'\n[[servers]]\npolicy = 'quest'",
-            ["tasks.0: unknown program 'oracle'", "servers.0: policy must be one of lessismore, f"],
-        ),
-        (
-            LEAST.replace("[[s", "program = 'single'\nsamples = 4\n[[s"),
-            ["tasks.0: --program single generates one sample a question, not 4"],
-        ),
-        (
-            LEAST.replace("[[s", "options = { window = 2 }\n[[s"),
-            ["tasks.0: the program majority has no option window"],
+            "[[tasks]]\ntask = 'aime99'\n[[tasks]]\ntask = 'math500'\nprogram = 'oracle'\n"
+            "[[tasks]]\ntask = 'math500'\noptions = { window = 2 }\n"
+            "[[servers]]\npolicy = 'quest'",
+            [
+                "tasks.0: unknown task 'aime99'",
+                "tasks.1: unknown program 'oracle'",
+                "tasks.2: the program majority has no option window",
+                "servers.0: policy must be one of lessismore, f",
+            ],
         ),
         (
             f"{LEAST}policy = 'full'\nbudget = 3\n[[servers]]\ntasks = ['math']\n[[servers]]\n"
@@ -235,7 +216,6 @@ def test_settings_that_do_not_fit_together_are_told_at_once(
     text: str, expected: list[str], tmp_path: Path
 ) -> None:
     found = problems_of(tmp_path, text)
-    assert len(found) == len(expected)
     assert all(line.startswith(words) for line, words in zip(found, expected, strict=True))
 
 
@@ -265,67 +245,38 @@ def ours(name: str) -> list[MatrixRun]:
     return [*read_matrix(find_matrix(name), Path("out")).runs]
 
 
-@pytest.mark.parametrize(
-    ("name", "num_runs", "num_servers"),
-    [("paper", 48, 15), ("math500-coder-1.5b", 5, 5), ("tiny", 2, 2)],
-)
-def test_the_matrices_that_come_with_lim_have_their_runs(
-    name: str, num_runs: int, num_servers: int
-) -> None:
-    runs = ours(name)
-    assert len(runs) == num_runs
-    assert len({run.server.name for run in runs}) == num_servers
-    assert {path.stem for path in MATRICES.iterdir()} == {"paper", "math500-coder-1.5b", "tiny"}
+def test_the_matrices_that_come_with_lim_have_their_runs_and_servers() -> None:
+    found = {path.stem: ours(path.stem) for path in MATRICES.iterdir()}
+    numbers = {
+        name: (len(runs), len({run.server.name for run in runs})) for name, runs in found.items()
+    }
+    assert numbers == {"paper": (48, 15), "math500-coder-1.5b": (5, 5), "tiny": (2, 2)}
 
 
 def test_the_headline_matrix_is_all_of_math500_dense_and_at_four_budgets() -> None:
     runs = ours("math500-coder-1.5b")
     assert [run.server.lim.get("budget") for run in runs] == [None, 128, 256, 512, 1024]
-    for run in runs:
-        assert (run.config.task, run.config.limit) == ("math500", None)
-        assert run.config.samples_per_question == 4
-        sampling = {"max_tokens": 2048, "temperature": 0.6, "top_p": 0.95, "top_k": -1}
-        assert run.config.sampling == sampling
-        assert run.server.spec.model == "Qwen/Qwen2.5-Coder-1.5B-Instruct"
+    sampling = {"max_tokens": 2048, "temperature": 0.6, "top_p": 0.95, "top_k": -1}
+    config = RunConfig("math500", num_samples=4, sampling=sampling, retry_failed=True)
+    assert [replace(run.config, out=None) for run in runs] == [config] * 5
+    assert {run.server.spec.model for run in runs} == {"Qwen/Qwen2.5-Coder-1.5B-Instruct"}
 
 
 def test_the_papers_cells_have_its_samples_budgets_and_length() -> None:
     runs = ours("paper")
-    cells = {
-        (run.config.task, run.server.lim.get("budget")): run.config.samples_per_question
+    assert {
+        (run.config.task, run.server.lim.get("budget"), run.config.samples_per_question)
         for run in runs
-    }
-    assert cells == {
-        (task, budget): samples
-        for tasks, samples, budgets in (
-            (("aime24", "aime25"), 16, (None, 2048, 4096, 6144)),
-            (("math500", "gpqa_diamond"), 8, (None, 1024, 2048, 4096)),
-        )
-        for task in tasks
-        for budget in budgets
+    } == {
+        *product(("aime24", "aime25"), (None, 2048, 4096, 6144), (16,)),
+        *product(("math500", "gpqa_diamond"), (None, 1024, 2048, 4096), (8,)),
     }
     assert {run.config.sampling["max_tokens"] for run in runs} == {32768}
-    top_k = {run.server.spec.model: run.config.sampling["top_k"] for run in runs}
-    assert top_k == {
+    assert {run.server.spec.model: run.config.sampling["top_k"] for run in runs} == {
         "Qwen/Qwen3-8B": 20,
         "Qwen/Qwen3-4B": 20,
         "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": -1,
     }
-
-
-def test_a_wheel_has_the_matrices_where_they_are_looked_for(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    for name in ("lim_sglang", "evals"):
-        ignored = shutil.ignore_patterns("__pycache__", "kernels", "programs")
-        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignored)
-    done = subprocess.run([sys.executable, "-c", BUILD], cwd=tree, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    with zipfile.ZipFile(tree / done.stdout.split()[-1]) as wheel:
-        for path in MATRICES.glob("*.toml"):
-            assert wheel.read(f"lim_sglang/evals/matrices/{path.name}") == path.read_bytes()
 
 
 NUM_QUESTIONS, NUM_SAMPLES = 4, 3
@@ -361,12 +312,9 @@ class LimServer(FakeServer):
     config: LimConfig = field(default_factory=LimConfig)
 
     def _about(self) -> dict[str, Any]:
-        lim_state = {"config": json.loads(self.config.to_json()), "roles": ["full"]}
-        return super()._about() | {
-            "model_path": "Org/Tiny",
-            "max_running_requests": 256,
-            "internal_states": [{"lim": lim_state}],
-        }
+        state = {"lim": {"config": json.loads(self.config.to_json()), "roles": ["full"]}}
+        about = {"model_path": "Org/Tiny", "max_running_requests": 256, "internal_states": [state]}
+        return super()._about() | about
 
 
 class World:
@@ -384,7 +332,7 @@ class World:
         self.unanswerable: set[int] = set()
         """Questions that every server refuses."""
         self.num_answers_to_ctrl_c: int | None = None
-        self._answers = itertools.count(1)
+        self._answers = count(1)
         for name in ("sums", "more"):
             write_sums(folder, NUM_QUESTIONS, name)
         self.write_file()
@@ -485,15 +433,13 @@ def test_the_end_shows_each_score_and_the_commands_that_say_more(world: World) -
 def test_a_server_that_does_not_start_costs_its_own_runs_only(world: World) -> None:
     world.no_start = {"64"}
     done = world.run()
-    assert done.code == 1
-    assert world.starts == SERVERS
-    assert world.ends == ["full", "128"]
+    assert (done.code, world.starts, world.ends) == (1, SERVERS, ["full", "128"])
     assert "CUDA out of memory" in done.error
-    log = world.out / "Org-Tiny-lessismore-64.log"
+    reason = f"it ended with code 1 (log: {world.out / 'Org-Tiny-lessismore-64.log'})"
     assert done.error.split("error: ")[1] == (
         "these runs are not complete:\n"
-        f"  - file:sums:integer Org/Tiny lessismore-64: it ended with code 1 (log: {log})\n"
-        f"  - file:more:integer Org/Tiny lessismore-64: it ended with code 1 (log: {log})\n"
+        f"  - file:sums:integer Org/Tiny lessismore-64: {reason}\n"
+        f"  - file:more:integer Org/Tiny lessismore-64: {reason}\n"
         "finished samples are safe; the same command tries the others again\n"
     )
     assert done.output.count("lim compare") == 2
@@ -554,9 +500,8 @@ def test_runs_of_a_changed_file_are_refused_before_a_server_starts(world: World)
     world.write_file(samples=NUM_SAMPLES + 1)
     for words in ((), ("--dry-run",)):
         done = world.run(*words)
-        assert done.code == 1
+        assert (done.code, world.starts) == (1, [])
         assert f"num_samples was {NUM_SAMPLES} and is now {NUM_SAMPLES + 1}" in done.error
-        assert world.starts == []
     world.write_file()
     write_sums(world.folder, NUM_QUESTIONS + 1, "sums")
     done = world.run()
@@ -575,7 +520,6 @@ def test_questions_that_cannot_be_read_are_told_before_a_server_starts(world: Wo
 
 
 def test_a_second_task_row_may_ask_the_same_questions_with_another_program(world: World) -> None:
-    first, *rest = world.file.read_text().split("[[servers]]")
     row = f"""
 [[tasks]]
 task = "file:{world.folder}/sums.jsonl:integer"
@@ -584,7 +528,7 @@ program = "early_stop"
 options = {{ window = 2 }}
 samples = 3
 """
-    world.file.write_text("[[servers]]".join([first + row, *rest]))
+    world.file.write_text(world.file.read_text() + row)
     done = world.run("--only", "full")
     assert done.code == 0, done.error
     settings = run_record(world.out / "early-Org-Tiny-full")["settings"]

@@ -18,7 +18,6 @@ from lim_sglang.evals.metrics import (
     Estimate,
     QuestionResult,
     Summary,
-    estimate,
     find_runs,
     load_summaries,
     majority_at_k,
@@ -120,9 +119,8 @@ def test_aborted_and_late_samples_have_no_vote() -> None:
     assert (found.share_correct, found.tokens) == (1, (7, 10))
     nothing = summarise_one(aborted)
     assert (nothing.share_correct, nothing.chosen, nothing.answer_correct) == (None, None, False)
-    for late, chosen in ((True, 0), (False, 1)):
-        samples = [graded("q", 0, "4"), *(graded("q", n, "6", late=late) for n in (1, 2))]
-        assert summarise_one(*samples).chosen == chosen
+    late = [graded("q", 0, "4"), *(graded("q", n, "6", late=True) for n in (1, 2))]
+    assert summarise_one(*late).chosen == 0
 
 
 @pytest.mark.parametrize(("program", "chosen"), [("majority", 0), ("short", 1), ("confidence", 1)])
@@ -173,7 +171,7 @@ def test_unknown_programs_are_taken_to_stop_early(program: str, expected: bool) 
         ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
         ("/data/models/tiny/", "tiny"),
         ("models/deep/tiny", "tiny"),
-        ("./models/tiny", "tiny"),
+        ("./tiny", "tiny"),
         ("~/tiny", "tiny"),
         ("tiny", "tiny"),
     ],
@@ -243,15 +241,17 @@ def test_a_damaged_summary_is_refused(
         read_summary(path)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "No such file"), ("{", "is not JSON"), ("[1]", "is not the"), ("\xff", "is not JSON")],
-)
-def test_another_file_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
-    if content is not None:
+def test_what_holds_no_samples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.json.*No such file"):
+        read_summary(tmp_path / "none.json")
+    with pytest.raises(DataError, match="holds no run and no summary"):
+        find_runs([tmp_path])
+    with open_run(tmp_path / "run", RECORD), pytest.raises(DataError, match="has no sample yet"):
+        load_summaries([tmp_path / "run"])
+    for content, message in (("{", "is not JSON"), ("[1]", "is not the"), ("\xff", "is not JSON")):
         (tmp_path / "s.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(DataError, match=rf"s\.json.*{message}"):
-        read_summary(tmp_path / "s.json")
+        with pytest.raises(DataError, match=rf"s\.json.*{message}"):
+            read_summary(tmp_path / "s.json")
 
 
 def test_the_folder_of_a_run_is_summarised_with_its_newest_verdicts(tmp_path: Path) -> None:
@@ -270,13 +270,6 @@ def test_the_folder_of_a_run_is_summarised_with_its_newest_verdicts(tmp_path: Pa
     (tmp_path / "notes.txt").touch()
     assert load_summaries(find_runs([tmp_path])) == [found, found]
     assert find_runs([folder]) == [folder]
-
-
-def test_folders_without_a_sample_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no run and no summary"):
-        find_runs([tmp_path])
-    with open_run(tmp_path / "run", RECORD), pytest.raises(DataError, match="has no sample yet"):
-        load_summaries([tmp_path / "run"])
 
 
 def test_scores_equal_those_worked_out_by_hand() -> None:
@@ -298,16 +291,12 @@ def test_scores_equal_those_worked_out_by_hand() -> None:
     assert (found.tokens_per_question, found.tokens_per_correct) == (100, 400 / 7)
 
 
-def test_percentiles_are_interpolated() -> None:
-    found = score(run(question("q", [0] * 4, tokens=[40, 10, 30, 20])))
-    assert found.percentiles == pytest.approx({50: 25, 90: 37, 99: 39.7})
-
-
 def test_an_aborted_sample_costs_tokens_and_is_neither_right_nor_wrong() -> None:
     stopped = question("q", [0, 1, None], states={2: ABORTED}, tokens=[10, 20, 70], chosen=0)
     found = score(run(stopped))
     assert (found.pass_at_1.value, found.num_samples, found.aborted) == (1 / 2, 2, 1 / 3)
     assert (found.mean_tokens, found.tokens_per_question) == (15, 100)
+    assert found.percentiles == pytest.approx({50: 15, 90: 19, 99: 19.9})  # interpolated
     assert (found.tokens_per_correct, found.no_answer) == (100, 0)
     cut = score(run(replace(stopped, group=(0, None, None), states=(FINISHED, TRUNCATED, ABORTED))))
     assert cut.truncated == cut.no_answer == 1 / 2
@@ -339,22 +328,6 @@ def test_a_question_without_a_completed_sample_has_no_share_and_no_answer() -> N
     assert score(run(question("q", [1, 1]))).tokens_per_correct is None
     with pytest.raises(DataError, match="nothing to score"):
         score(run(gone))
-
-
-@pytest.mark.parametrize(
-    ("groups", "correct", "expected"),
-    [
-        ((0, 0, 1), (True, False, False), (0, 1, 2, 1)),
-        ((0, 0, 1), (False, True, False), (0, 1, 1, 0)),
-        ((0, 1, 2, 2), (True, True, False, False), (0, 2, 5, 2, 0)),
-        ((None, 0), (False, True), (0, 1, 1)),
-        ((None, None), (False, False), (0, 0, 0)),
-    ],
-)
-def test_a_subset_answers_with_its_earliest_vote_for_the_winner(
-    groups: tuple[int | None, ...], correct: tuple[bool, ...], expected: tuple[int, ...]
-) -> None:
-    assert winning_subsets(groups, correct) == expected
 
 
 def winner_position(groups: list[int | None], subset: tuple[int, ...]) -> int | None:
@@ -408,11 +381,3 @@ def test_votes_of_64_samples_are_counted_exactly_and_in_time() -> None:
     for k in range(65):  # each subset is right, wrong or without an answer
         assert right[k] + wrong[k] + math.comb(unanswered, k) == math.comb(64, k)
     assert 0.5 < right[32] / math.comb(64, 32) < 1
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [([1.0], (1.0, None)), ([0.0, 1.0], (0.5, 0.5)), ([0.5, 0.5, 0.5], (0.5, 0.0))],
-)
-def test_the_error_is_that_of_the_mean_over_questions(values: list[float], expected: Any) -> None:
-    assert estimate(values) == Estimate(*expected)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from lim_sglang.errors import DataError, LimError
 from lim_sglang.evals.commands import write_report
 from lim_sglang.evals.compare import compare
-from lim_sglang.evals.metrics import Summary, load_summaries, read_summary, score, write_summaries
+from lim_sglang.evals.metrics import Summary, load_summaries, score, write_summaries
 from lim_sglang.evals.plots import PLOTS, draw_svg
 from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.evals.report_page import make_page
@@ -27,11 +27,11 @@ def sparse(budget: int = 256, **conditions: Any) -> Summary:
     return simulated(budget=budget, **conditions)
 
 
-OTHER_QUESTIONS = {**CONDITIONS, "asked": 9, "questions": "ab" * 32}
-
-
 def full(**conditions: Any) -> Summary:
     return simulated(**{**FULL, **conditions})
+
+
+OTHER_QUESTIONS = {**CONDITIONS, "asked": 9, "questions": "ab" * 32}
 
 
 def group_of(*runs: Summary) -> Group:
@@ -114,9 +114,8 @@ def test_an_incomplete_run_has_a_note_and_is_not_compared() -> None:
     part = replace(sparse(), questions=sparse().questions[:6], num_failed=3)
     row = group_of(full(), part).rows[1]
     assert row.against_full is None
-    assert row.note
-    assert row.note.startswith("6 of 9 questions; 3 samples failed and are not scored; not compa")
-    assert "3 are in one run only" in row.note
+    words = r"6 of 9 questions; 3 samples failed and are not scored; not compa.*3 are in one run o"
+    assert re.match(words, row.note or "")
 
 
 TWIN = replace(sparse(date="2026-11-26", commit="deadbeef"), run_id="twin")
@@ -128,7 +127,7 @@ TWIN = replace(sparse(date="2026-11-26", commit="deadbeef"), run_id="twin")
         ([], "no run to report; name run folders"),
         (
             [sparse(), full(), TWIN],
-            r"256-0 and twin have the same conditions \(LessIsMore 256\): report one of them",
+            r"256-0 and twin have the same conditions \(LessIsMore 256\): re",
         ),
         (
             [replace(sparse(), conditions={"task": "x", "policy": "full"})],
@@ -140,6 +139,11 @@ TWIN = replace(sparse(date="2026-11-26", commit="deadbeef"), run_id="twin")
 def test_runs_that_cannot_be_reported_are_refused(runs: list[Summary], message: str) -> None:
     with pytest.raises(DataError, match=message):
         make_groups(runs)
+
+
+GROUPS = make_groups([full(), sparse()])
+DOCUMENT = f"# Title\n\n{SECTION.begin}\nold\n{SECTION.end}\n\nmore | text |\n"
+"""A Markdown file with markers."""
 
 
 def report(*words: Any) -> Result:
@@ -156,40 +160,30 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "eval"
 
 
-@pytest.fixture
-def groups() -> tuple[Group, ...]:
-    return make_groups([full(), sparse()])
-
-
-def document(path: Path) -> Path:
-    """Write a Markdown file with markers."""
-    path.write_text(f"# Title\n\n{SECTION.begin}\nold\n{SECTION.end}\n\nmore | text |\n")
-    return path
-
-
-def test_without_options_the_tables_are_printed(folder: Path, groups: tuple[Group, ...]) -> None:
+def test_without_options_the_tables_are_printed(folder: Path) -> None:
     result = report(folder)
     assert result.exit_code == 0, result.exception
-    assert result.stdout == f"{results_section(groups)}\n"
+    assert result.stdout == f"{results_section(GROUPS)}\n"
     assert report(*sorted(folder.iterdir())).stdout == result.stdout
 
 
-def test_everything_is_written_at_once(
-    tmp_path: Path, folder: Path, groups: tuple[Group, ...]
+def test_everything_is_written_at_once_and_a_second_time_without_a_change(
+    tmp_path: Path, folder: Path
 ) -> None:
-    (tmp_path / "docs").mkdir()
-    readme, results = document(tmp_path / "README.md"), document(tmp_path / "docs" / "results.md")
-    page, plots, kept = tmp_path / "out" / "a.html", tmp_path / "docs" / "plots", tmp_path / "kept"
+    docs, page, kept = tmp_path / "docs", tmp_path / "out" / "a.html", tmp_path / "kept"
+    readme, results, plots = tmp_path / "README.md", docs / "results.md", docs / "plots"
+    docs.mkdir()
+    for path in (readme, results):
+        path.write_text(DOCUMENT)
     words = ("--html", page, "--plots", plots, "--summaries", kept)
-    result = report(folder, "--update", readme, "--results", results, *words)
-    assert result.exit_code == 0, result.exception
-    assert result.stdout == ""
-    expected = results_section(groups, "plots/accuracy.svg")
-    assert results.read_text() == (
-        f"# Title\n\n{SECTION.begin}\n{expected}\n{SECTION.end}\n\nmore | text |\n"
-    )
-    assert SECTION.extract(readme.read_text(), "") == proof_section(groups, "docs/results.md")
-    assert page.read_text() == make_page(groups)
+    for _ in range(2):
+        result = report(folder, "--update", readme, "--results", results, *words)
+        assert result.exit_code == 0, result.exception
+        assert result.stdout == ""
+        expected = results_section(GROUPS, "plots/accuracy.svg")
+        assert results.read_text() == DOCUMENT.replace("old", expected)
+        assert SECTION.extract(readme.read_text(), "") == proof_section(GROUPS, "docs/results.md")
+        assert page.read_text() == make_page(GROUPS)
     assert {path.name for path in plots.iterdir()} == {
         f"{plot.name}.{kind}" for plot in PLOTS for kind in ("svg", "png")
     }
@@ -197,37 +191,29 @@ def test_everything_is_written_at_once(
     assert load_summaries(sorted(kept.iterdir())) == load_summaries(sorted(folder.iterdir()))
 
 
-def test_updating_a_document_twice_changes_nothing(tmp_path: Path, folder: Path) -> None:
-    results = document(tmp_path / "results.md")
-    texts = []
-    for _ in range(2):
-        assert report(folder, "--results", results).exit_code == 0
-        texts.append(results.read_text())
-    assert texts[0] == texts[1]
-    assert "accuracy.svg" not in texts[0]  # no plot was asked for
+def test_a_document_without_plots_names_none(tmp_path: Path, folder: Path) -> None:
+    results = tmp_path / "results.md"
+    results.write_text(DOCUMENT)
+    assert report(folder, "--results", results).exit_code == 0
+    assert "accuracy.svg" not in results.read_text()
 
 
 def test_published_names_replace_those_of_folders(tmp_path: Path, folder: Path) -> None:
-    result = report(folder, "--name", f"{CODER}=a/b", "--summaries", tmp_path / "kept")
-    assert result.exit_code == 0, result.exception
-    kept = [read_summary(path) for path in (tmp_path / "kept").iterdir()]
-    assert {summary.conditions["model"] for summary in kept} == {"a/b"}
     assert "math500, a/b: 9 questions" in report(folder, "--name", f"{CODER}=a/b").stdout
+    report(folder, "--name", f"{CODER}=a/b", "--summaries", tmp_path / "kept")
+    kept = load_summaries((tmp_path / "kept").iterdir())
+    assert {summary.conditions["model"] for summary in kept} == {"a/b"}
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["empty"], "holds no run and no summary"),
-        (["odd.json"], "odd.json is a damaged summary"),
         (["none.json"], "cannot read"),
-        (["eval", "eval"], "have the same conditions"),
-        (["eval", "--html", "odd.json/a.html"], "cannot write"),
+        (["eval", "--html", "plain.md/a.html"], "cannot write"),
         (["eval", "--update", "none.md"], "none.md cannot be read"),
         (["eval", "--name", "coder"], "--name takes FOLDER=MODEL, not coder"),
         (["eval", "--name", "=a/b"], "--name takes FOLDER=MODEL, not =a/b"),
         (["eval", "--name", "a=b", "--name", "a=c"], "--name is given twice for a"),
-        (["eval", "--name", "a=b"], "--name a: no run has that model; the models are Qwen/Qwen2.5"),
         (
             ["eval", "--update", "plain.md", "--html", "a.html", "--summaries", "s"],
             "plain.md needs one line <!-- lim report: begin -->",
@@ -238,8 +224,6 @@ def test_a_refusal_writes_nothing(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("empty").mkdir()
-    Path("odd.json").write_text('{"format": 1}')
     Path("plain.md").write_text("no markers")
     before = sorted(tmp_path.rglob("*"))
     result = report(*words)
@@ -255,11 +239,8 @@ def test_the_documents_show_the_figures_of_the_committed_summaries() -> None:
     assert SECTION.extract(results, "") == results_section(groups, "plots/accuracy.svg")
     readme = (ROOT / "README.md").read_text()
     assert SECTION.extract(readme, "") == proof_section(groups, "docs/results.md")
+    models = {str(summary.conditions["model"]) for summary in COMMITTED.values()}
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", model) for model in models)  # names of the hub
     for plot in PLOTS:
         shown = (ROOT / "docs" / "plots" / f"{plot.name}.svg").read_text()
         assert shown == draw_svg(plot, groups), f"write docs/plots/{plot.name}.svg again"
-
-
-def test_published_models_have_their_hub_names() -> None:
-    for summary in COMMITTED.values():
-        assert re.fullmatch(r"[\w.-]+/[\w.-]+", str(summary.conditions["model"]))

@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element
 
 import pytest
 
+from lim_sglang.evals.matrix import MATRICES
 from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.evals.report_page import make_page
 from lim_sglang.evals.tables import (
@@ -117,9 +118,9 @@ def test_one_run_alone_and_other_differences() -> None:
     assert note == "full and LessIsMore 256 also differ in dtype: 'auto' and 'fp8'."
 
 
-def test_a_page_is_made_from_the_wheel_alone(tmp_path: Path) -> None:
-    """The template is no Python file: `pyproject.toml` has to name it."""
-    tree = tmp_path / "tree"
+def test_a_wheel_has_all_that_a_page_and_a_matrix_need(tmp_path: Path) -> None:
+    """Templates and matrices are no Python files: `pyproject.toml` has to name them."""
+    tree, installed = tmp_path / "tree", tmp_path / "installed"
     tree.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
@@ -130,12 +131,14 @@ def test_a_page_is_made_from_the_wheel_alone(tmp_path: Path) -> None:
     built = subprocess.run([sys.executable, "-c", build], cwd=tree, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     with zipfile.ZipFile(tree / built.stdout.split()[-1]) as wheel:
-        wheel.extractall(tmp_path / "installed")
+        wheel.extractall(installed)
     program = (
         "from lim_sglang.evals import report_page; assert 'installed' in report_page.__file__; "
         "print(report_page.make_page([])[:15])"
     )
-    made = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path / "installed", capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", program]
+    made = subprocess.run(command, cwd=installed, capture_output=True, text=True)
     assert made.stdout.strip() == "<!DOCTYPE html>", made.stderr
+    for path in MATRICES.glob("*.toml"):
+        inside = installed / "lim_sglang" / "evals" / "matrices" / path.name
+        assert inside.read_bytes() == path.read_bytes()

@@ -8,7 +8,6 @@ import pytest
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.evals import run_config as run_config_module
-from lim_sglang.evals.grading import GRADING_VERSION
 from lim_sglang.evals.run_config import (
     RunConfig,
     describe_policy,
@@ -19,7 +18,6 @@ from lim_sglang.evals.run_config import (
 )
 from lim_sglang.evals.run_store import differences
 from lim_sglang.evals.tasks import TASKS, Question, Task, questions_digest
-from lim_sglang.programs.program import SAMPLING_VERSION
 from lim_sglang.programs.schema import Sampling
 
 MATH = TASKS["math500"]
@@ -102,6 +100,13 @@ def test_whatever_can_change_the_result_changes_the_id(changes: dict[str, Any]) 
     assert list(differences(settings(), settings(**changes)))
 
 
+def test_what_decides_when_a_program_stops_changes_the_id() -> None:
+    configs = [replace(ADAPTIVE, options={"confidence": 0.9}), replace(ADAPTIVE, num_samples=20)]
+    found = [settings(config=each, parallel=8) for each in (ADAPTIVE, *configs)]
+    found.append(settings(config=ADAPTIVE, parallel=2))
+    assert len({run_id(each) for each in found}) == 4
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -118,34 +123,21 @@ def test_what_cannot_change_the_result_keeps_the_id(changes: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("config", "version", "changed"),
     [
-        {"parallel": 2},
-        {"config": replace(ADAPTIVE, options={"confidence": 0.9})},
-        {"config": replace(ADAPTIVE, num_samples=20)},
+        (CONFIG, "SAMPLING_VERSION", ["sampling_version"]),
+        (CONFIG, "GRADING_VERSION", []),
+        (ADAPTIVE, "GRADING_VERSION", ["grading_version"]),
     ],
 )
-def test_what_decides_when_a_program_stops_changes_the_id(changes: dict[str, Any]) -> None:
-    usual: dict[str, Any] = {"config": ADAPTIVE, "parallel": 8}
-    assert run_id(settings(**{**usual, **changes})) != run_id(settings(**usual))
-
-
-def test_another_sampling_version_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = settings()
-    monkeypatch.setattr(run_config_module, "SAMPLING_VERSION", SAMPLING_VERSION + 1)
-    found = [difference.name for difference in differences(before, settings())]
-    assert found == ["sampling_version"]
-    assert run_id(before) != run_id(settings())
-
-
-@pytest.mark.parametrize(("config", "changed"), [(CONFIG, []), (ADAPTIVE, ["grading_version"])])
-def test_another_grading_version_is_another_run_only_where_verdicts_stop_it(
-    config: RunConfig, changed: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_new_version_of_sampling_or_of_verdicts_that_stop_it_is_another_run(
+    config: RunConfig, version: str, changed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = settings(config=config)
-    monkeypatch.setattr(run_config_module, "GRADING_VERSION", GRADING_VERSION + 1)
+    monkeypatch.setattr(run_config_module, version, 99)
     found = [difference.name for difference in differences(before, settings(config=config))]
     assert found == changed
+    assert (run_id(before) != run_id(settings(config=config))) is bool(changed)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +194,6 @@ def test_the_settings_known_without_a_server_and_those_of_the_server_are_all_but
     ("program", "given", "expected"),
     [
         ("majority", None, 4),
-        ("majority", 16, 16),
         ("single", None, 1),
         ("short", None, 8),
         ("confidence", None, 32),

@@ -23,7 +23,7 @@ from lim_sglang.evals.run_store import (
     read_samples,
 )
 from lim_sglang.programs.schema import SampleState
-from tests.builders import make_graded, make_sample
+from tests.builders import make_graded
 
 SETTINGS: dict[str, Any] = {
     "task": "math500",
@@ -58,6 +58,12 @@ def write_run(path: Path, *samples: GradedSample) -> None:
             folder.append(sample)
 
 
+def reopened(path: Path) -> list[GradedSample]:
+    """Return the samples with which a run is resumed."""
+    with begin(path) as folder:
+        return folder.samples
+
+
 def write_a_little(descriptor: int, data: memoryview, write: Any = os.write) -> int:
     """Write as a disk does that is full soon."""
     if len(data) < 100:
@@ -65,73 +71,34 @@ def write_a_little(descriptor: int, data: memoryview, write: Any = os.write) -> 
     return write(descriptor, data[:50])
 
 
-PLAIN = GradedSample("q", "4", True, make_sample(2, "4"))
-TOGETHER = GradedSample(
-    "q", "4", False, make_sample(0, "5", SampleState.TRUNCATED), late=True, written_together=2
-)
-
-
-@pytest.mark.parametrize("graded", [PLAIN, TOGETHER])
-def test_a_sample_comes_back_from_its_row(graded: GradedSample) -> None:
-    assert GradedSample.from_row(graded.to_row()) == graded
-
-
-def test_only_rows_of_questions_that_are_written_together_say_how_many_belong_together() -> None:
-    assert not {"late", "of"} & PLAIN.to_row().keys()
-    assert TOGETHER.to_row()["of"] == 2
-    assert TOGETHER.to_row()["late"] is True
-
-
-def test_an_unknown_field_of_a_row_is_ignored() -> None:
-    assert GradedSample.from_row(PLAIN.to_row() | {"later": 1}) == PLAIN
-
-
-@pytest.mark.parametrize(
-    ("row", "complaint"),
-    [
-        ([1], "expected an object"),
-        ({"question": "q"}, "has no gold, no correct, no index"),
-        (PLAIN.to_row() | {"state": "asleep"}, "unknown state 'asleep'; expected finished"),
-        *(
-            (PLAIN.to_row() | {"of": of}, "of must be a number of lines, not ")
-            for of in (0, -1, "3", True, 2.0)
-        ),
-    ],
-)
-def test_a_row_without_a_sample_is_refused(row: Any, complaint: str) -> None:
-    with pytest.raises(DataError, match=complaint):
-        GradedSample.from_row(row)
-
-
-def test_a_failure_comes_back_from_its_row() -> None:
-    failure = Failure("q", 3, "HTTP 400")
-    assert Failure.from_row(failure.to_row()) == failure
-    assert failure.key == ("q", 3)
-    with pytest.raises(DataError, match="has no error"):
-        Failure.from_row({"question": "q", "index": 1})
+ROW = graded(1).to_row()
 
 
 def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
-    written = [graded(0), graded(1, state=SampleState.TRUNCATED, answer=None), graded(0, "r")]
+    cut_off = graded(1, state=SampleState.TRUNCATED, answer=None)
+    written = [[graded(0)], [cut_off], [graded(0, "p")], question("r"), question("s", of=1)]
     with begin(tmp_path / "run") as folder:
-        for sample in written:
-            folder.append(sample)
-    with begin(tmp_path / "run") as folder:
-        assert folder.samples == written
+        for together in written:
+            folder.append(*together)
+    found = reopened(tmp_path / "run")
+    assert found == [each for together in written for each in together]
+    assert [each.late for each in found[3:]] == [False, False, True, True]
+    # Only rows of questions that are written together say how many belong together.
+    assert not {"late", "of"} & ROW.keys()
+    assert found[5].to_row().items() >= {"of": 3, "late": True}.items()
 
 
-def test_lines_that_are_older_than_a_field_have_its_default(tmp_path: Path) -> None:
+def test_lines_that_lack_a_new_field_have_its_default_and_unknown_fields_are_ignored(
+    tmp_path: Path,
+) -> None:
     write_run(tmp_path)
-    row = graded(0).to_row()
     added = {"error": None, "num_reasoning_tokens": 0, "confidence": None}
-    old = {name: value for name, value in row.items() if name not in added}
-    assert row == old | added
-    (tmp_path / "samples.jsonl").write_text(json.dumps(old) + "\n")
-    with begin(tmp_path) as folder:
-        assert folder.samples == [graded(0)]
-        folder.append(graded(1, num_reasoning_tokens=9, confidence=17.25))
-    with begin(tmp_path) as folder:
-        assert folder.samples[1].sample.confidence == 17.25
+    old = {name: value for name, value in ROW.items() if name not in added}
+    assert old | added == ROW
+    (tmp_path / "samples.jsonl").write_text(json.dumps(old | {"later": 1}) + "\n")
+    assert reopened(tmp_path) == [graded(1)]
+    write_run(tmp_path, graded(2, num_reasoning_tokens=9, confidence=17.25))
+    assert reopened(tmp_path)[1].sample.confidence == 17.25
 
 
 def test_a_sample_is_synced_before_append_returns(
@@ -148,49 +115,38 @@ def test_a_sample_is_synced_before_append_returns(
 
 @pytest.mark.parametrize("cut", [1, 2, 60, 10_000])
 def test_a_torn_last_line_is_dropped_and_can_be_redone(tmp_path: Path, cut: int) -> None:
-    with begin(tmp_path) as folder:
-        folder.append(graded(0))
+    write_run(tmp_path, graded(0))
     file = tmp_path / "samples.jsonl"
     first = file.read_bytes()
-    with begin(tmp_path) as folder:
-        folder.append(graded(1))
+    write_run(tmp_path, graded(1))
     second = file.read_bytes()[len(first) :]
     file.write_bytes(first + second[:-cut])
-    with begin(tmp_path) as folder:
-        assert folder.samples == [graded(0)]
-        folder.append(graded(1))
+    assert reopened(tmp_path) == [graded(0)]
+    write_run(tmp_path, graded(1))
     assert file.read_bytes() == first + second
 
 
-def test_a_damaged_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
-        folder.append(graded(0))
-        folder.append(graded(1))
-    file = tmp_path / "samples.jsonl"
-    lines = file.read_text().split("\n")
-    file.write_text("\n".join([lines[0], lines[1][:20], ""]))
-    with pytest.raises(DataError, match=r"samples\.jsonl, line 2"):
-        begin(tmp_path)
-
-
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("line", "complaint"),
     [
-        ({"state": "asleep"}, "unknown state 'asleep'; expected finished"),
-        ({"rid": None, "drop": "rid"}, "has no rid"),
-        ({"index": 0}, "occurs a second time"),
+        (json.dumps(ROW)[:20], "Unterminated string"),
+        ("[1]", "expected an object"),
+        ('{"question": "q"}', "has no gold, no correct, no index"),
+        (json.dumps(ROW | {"state": "asleep"}), "unknown state 'asleep'; expected finished"),
+        (json.dumps(ROW | {"index": 0}), "occurs a second time"),
+        *(
+            (json.dumps(ROW | {"of": of}), "of must be a number of lines, not ")
+            for of in (0, -1, "3", True, 2.0)
+        ),
     ],
 )
-def test_a_damaged_or_repeated_sample_is_an_error(
-    tmp_path: Path, change: dict[str, Any], complaint: str
+def test_a_damaged_or_repeated_sample_is_an_error_with_its_line(
+    tmp_path: Path, line: str, complaint: str
 ) -> None:
-    with begin(tmp_path) as folder:
-        folder.append(graded(0))
-    row = {**graded(1).to_row(), **change}
-    row.pop(row.pop("drop", ""), None)
+    write_run(tmp_path, graded(0))
     with (tmp_path / "samples.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    with pytest.raises(DataError, match=complaint):
+        file.write(f"{line}\n")
+    with pytest.raises(DataError, match=rf"samples\.jsonl, line 2: .*{complaint}"):
         begin(tmp_path)
 
 
@@ -216,12 +172,6 @@ def test_a_run_without_a_sampling_version_is_read_and_never_resumed(tmp_path: Pa
             begin(tmp_path, settings)
 
 
-def test_where_a_run_began_may_differ(tmp_path: Path) -> None:
-    write_run(tmp_path)
-    open_run(tmp_path, RunRecord("math500-x", SETTINGS, {"url": "http://there"})).close()
-    assert read_record(tmp_path).about == {"url": "http://here"}
-
-
 def test_samples_without_a_record_are_not_adopted(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match=r"no run\.json"):
@@ -241,35 +191,34 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
     write_run(tmp_path)
 
 
-def test_a_full_disk_is_told_and_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_where_a_run_began_may_differ(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    open_run(tmp_path, RunRecord("math500-x", SETTINGS, {"url": "http://there"})).close()
+    assert read_record(tmp_path).about == {"url": "http://here"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [([graded(0)], [graded(1)]), (question("q"), question("r"))],
+    ids=["sample", "question"],
+)
+def test_a_full_disk_is_told_and_stores_all_of_what_belongs_together_or_nothing(
+    first: list[GradedSample],
+    second: list[GradedSample],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with begin(tmp_path) as folder:
-        folder.append(graded(0))
+        folder.append(*first)
         before = (tmp_path / "samples.jsonl").read_bytes()
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", write_a_little)
             with pytest.raises(DataError, match=r"No space left on device\); make room"):
-                folder.append(graded(1))
+                folder.append(*second)
         assert (tmp_path / "samples.jsonl").read_bytes() == before
-        assert folder.samples == [graded(0)]
-        folder.append(graded(1))
-    with begin(tmp_path) as folder:
-        assert folder.samples == [graded(0), graded(1)]
-
-
-def test_a_full_disk_stores_all_of_a_question_or_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with begin(tmp_path) as folder:
-        folder.append(*question("q"))
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "write", write_a_little)
-            with pytest.raises(DataError, match="No space left"):
-                folder.append(*question("r"))
-        assert folder.samples == question("q")
-    with begin(tmp_path) as folder:
-        assert folder.samples == question("q")
+        assert folder.samples == first
+        folder.append(*second)
+    assert reopened(tmp_path) == first + second
 
 
 def test_a_full_disk_before_the_first_sample_leaves_no_half_record(
@@ -283,8 +232,7 @@ def test_a_full_disk_before_the_first_sample_leaves_no_half_record(
         with pytest.raises(DataError, match=r"cannot write .*run\.json \(No space left"):
             begin(tmp_path)
     assert not (tmp_path / "run.json").exists()
-    with begin(tmp_path) as folder:
-        assert folder.samples == []
+    assert reopened(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
@@ -294,19 +242,8 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 
 def test_half_a_surrogate_pair_does_not_stop_a_run(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
-        folder.append(graded(0, text="\ud83d"))
-    with begin(tmp_path) as folder:
-        assert folder.samples[0].sample.text == "?"
-
-
-def test_a_question_that_is_written_together_comes_back_as_it_was(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
-        folder.append(*question("q"))
-        folder.append(*question("r", of=1))
-    with begin(tmp_path) as folder:
-        assert folder.samples == [*question("q"), *question("r", of=1)]
-        assert [each.late for each in folder.samples] == [False, False, True, True]
+    write_run(tmp_path, graded(0, text="\ud83d"))
+    assert reopened(tmp_path)[0].sample.text == "?"
 
 
 def test_a_question_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,30 +268,30 @@ def test_wherever_a_crash_tears_a_question_all_of_it_is_dropped(tmp_path: Path) 
     file = tmp_path / "samples.jsonl"
     complete = file.read_bytes()
     line_ends = [n for n in range(len(kept), len(complete)) if complete[n : n + 1] == b"\n"]
-    for size in {len(kept), len(kept) + 1, *(end + n for end in line_ends for n in (-1, 0, 1))}:
-        if size == len(complete):
-            continue
+    sizes = {len(kept), len(kept) + 1, *(end + n for end in line_ends for n in (-1, 0, 1))}
+    for size in sizes - {len(complete)}:
         file.write_bytes(complete[:size])
-        with begin(tmp_path) as folder:
-            assert folder.samples == question("q"), size
+        assert reopened(tmp_path) == question("q"), size
         assert file.read_bytes() == kept, size
     with begin(tmp_path) as folder:
         folder.append(*question("r"))
     assert file.read_bytes() == complete
 
 
-def test_half_a_question_before_another_is_an_error_with_its_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("samples", "complaint"),
+    [
+        ([*question("q")[:2], *question("r")], "the question 'q' has 2 lines before it, and sho"),
+        ([*question("q")[:2], question("q")[1]], r"sample \('q', 1\) occurs a second time"),
+    ],
+    ids=["half", "twice"],
+)
+def test_a_question_of_wrong_lines_is_an_error_with_its_line(
+    samples: list[GradedSample], complaint: str, tmp_path: Path
+) -> None:
     with begin(tmp_path) as folder:
-        folder.append(*question("q")[:2], *question("r"))
-    with pytest.raises(DataError, match=r"line 3: the question 'q' has 2 lines before it, and sho"):
-        begin(tmp_path)
-
-
-def test_a_sample_that_a_question_has_twice_is_an_error_with_its_line(tmp_path: Path) -> None:
-    first, second, _ = question("q")
-    with begin(tmp_path) as folder:
-        folder.append(first, second, second)
-    with pytest.raises(DataError, match=r"line 3: sample \('q', 1\) occurs a second time"):
+        folder.append(*samples)
+    with pytest.raises(DataError, match=f"line 3: {complaint}"):
         begin(tmp_path)
 
 
@@ -367,6 +304,7 @@ def test_reading_leaves_a_file_as_it_is_while_another_process_writes(tmp_path: P
         torn = file.read_bytes()[:-3]
         file.write_bytes(torn)
         assert read_samples(file) == (question("q"), size)
+        assert load_run(tmp_path).samples == tuple(question("q"))
         assert file.read_bytes() == torn
 
 
@@ -376,10 +314,8 @@ def test_a_failure_is_remembered_until_the_sample_is_generated(tmp_path: Path) -
         folder.append_failure(Failure("q", 1, "HTTP 500"))
         folder.append_failure(Failure("q", 1, "HTTP 400: too long"))
     with begin(tmp_path) as folder:
-        assert [str(each.error) for each in folder.failures.values()] == [
-            "HTTP 400",
-            "HTTP 400: too long",
-        ]
+        errors = [failure.error for failure in folder.failures.values()]
+        assert errors == ["HTTP 400", "HTTP 400: too long"]
         folder.append(graded(1))
         assert list(folder.failures) == [("q", 0)]
     with begin(tmp_path) as folder:
@@ -387,7 +323,9 @@ def test_a_failure_is_remembered_until_the_sample_is_generated(tmp_path: Path) -
         assert folder.samples == [graded(1)]
 
 
-def test_a_failure_that_a_crash_tore_off_is_forgotten(tmp_path: Path) -> None:
+def test_a_failure_that_a_crash_tore_off_is_forgotten_and_a_damaged_one_is_an_error(
+    tmp_path: Path,
+) -> None:
     with begin(tmp_path) as folder:
         folder.append_failure(Failure("q", 0, "HTTP 400"))
     file = tmp_path / "failures.jsonl"
@@ -398,12 +336,8 @@ def test_a_failure_that_a_crash_tore_off_is_forgotten(tmp_path: Path) -> None:
         folder.append_failure(Failure("q", 1, "HTTP 400"))
     with begin(tmp_path) as folder:
         assert list(folder.failures) == [("q", 0), ("q", 1)]
-
-
-def test_a_damaged_failure_is_an_error_with_its_number(tmp_path: Path) -> None:
-    write_run(tmp_path)
-    (tmp_path / "failures.jsonl").write_text('{"question": "q", "index": 0}\n')
-    with pytest.raises(DataError, match=r"failures\.jsonl, line 1: has no error"):
+    file.write_bytes(first + b'{"question": "q", "index": 0}\n')
+    with pytest.raises(DataError, match=r"failures\.jsonl, line 2: has no error"):
         begin(tmp_path)
 
 
@@ -421,14 +355,6 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert run.record == read_record(tmp_path)
     assert run.samples == (graded(0, "r"), graded(1))
     assert run.failures == (failure,)
-
-
-def test_a_run_can_be_read_while_it_is_written(tmp_path: Path) -> None:
-    with begin(tmp_path) as folder:
-        folder.append(graded())
-        with (tmp_path / "samples.jsonl").open("a") as file:
-            file.write('{"question": "r", ')
-        assert load_run(tmp_path).samples == (graded(),)
 
 
 def test_new_verdicts_and_answers_replace_the_old_ones(tmp_path: Path) -> None:
@@ -462,18 +388,18 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         load_run(tmp_path)
 
 
-def test_a_run_is_complete_when_every_sample_is_there(tmp_path: Path) -> None:
-    every = [graded(index, question_id) for question_id in "qr" for index in range(2)]
-    write_run(tmp_path, *every[:3])
-    assert not load_run(tmp_path).is_complete
-    write_run(tmp_path, every[3])
-    assert load_run(tmp_path).is_complete
-
-
-def test_a_run_of_questions_that_are_written_together_is_complete_when_each_is_there(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        ([graded(0), graded(1), graded(0, "r")], graded(1, "r")),
+        (question("q", of=1), question("r", of=1)[0]),
+    ],
+    ids=["samples", "questions"],
+)
+def test_a_run_is_complete_when_every_sample_or_question_is_there(
+    first: list[GradedSample], last: GradedSample, tmp_path: Path
 ) -> None:
-    write_run(tmp_path, *question("q", of=1))
+    write_run(tmp_path, *first)
     assert not load_run(tmp_path).is_complete
-    write_run(tmp_path, *question("r", of=1))
+    write_run(tmp_path, last)
     assert load_run(tmp_path).is_complete

@@ -36,10 +36,16 @@ def jobs(count: int, *, all_or_nothing: bool = False) -> list[Job]:
     return [Job(question, (0, 1), all_or_nothing) for question in QUESTIONS[:count]]
 
 
-def run(todo: list[Job], *servers: JobServer) -> list[Event]:
-    """Return every event of the jobs."""
+def run(
+    todo: list[Job], *servers: JobServer, on_event: Callable[[list[Event]], object] = len
+) -> list[Event]:
+    """Return every event of the jobs; `on_event` gets those so far after each."""
     known = [each.as_server(NUM_SAMPLES) for each in servers]
-    return list(sample_jobs(todo, known, GRADER, in_flight=NUM_SAMPLES))
+    events: list[Event] = []
+    for event in sample_jobs(todo, known, GRADER, in_flight=NUM_SAMPLES):
+        events.append(event)
+        on_event(events)
+    return events
 
 
 def run_on(sample: Callable[[Job, SampleSink], object], todo: list[Job]) -> list[Event]:
@@ -64,16 +70,14 @@ def taken(scheduler: Scheduler, count: int) -> list[tuple[str, str]]:
 
 
 def test_only_missing_samples_are_left_in_the_order_of_the_questions() -> None:
-    left = remaining_jobs(QUESTIONS[:3], 3, [("0", 0), ("0", 1), ("0", 2), ("2", 1)])
-    assert left == [Job(QUESTIONS[1], (0, 1, 2)), Job(QUESTIONS[2], (0, 2))]
-
-
-def test_samples_that_failed_before_are_left_out() -> None:
-    left = remaining_jobs(QUESTIONS[:2], 2, [("0", 0)], given_up=[("0", 1), ("1", 0)])
-    assert left == [Job(QUESTIONS[1], (1,))]
-
-
-def test_a_question_of_all_or_nothing_is_done_or_starts_anew() -> None:
+    done = [("0", 0), ("0", 1), ("0", 2), ("2", 1)]
+    left = remaining_jobs(QUESTIONS[:4], 3, done, given_up=[("2", 0), ("3", 1)])
+    assert left == [
+        Job(QUESTIONS[1], (0, 1, 2)),
+        Job(QUESTIONS[2], (2,)),
+        Job(QUESTIONS[3], (0, 2)),
+    ]
+    # A question of all or nothing is done, or starts anew.
     left = remaining_jobs(QUESTIONS[:3], 40, [("0", 5)], given_up=[("1", 7)], all_or_nothing=True)
     assert left == [Job(QUESTIONS[2], tuple(range(40)), all_or_nothing=True)]
 
@@ -99,9 +103,8 @@ def test_a_server_gets_as_many_jobs_as_fill_it(
 
 def test_servers_with_equal_room_take_turns() -> None:
     servers = [JobServer("a").as_server(), JobServer("b").as_server()]
-    assert taken(Scheduler(jobs(4), servers, NUM_SAMPLES), 4) == [
-        *(("0", "a"), ("1", "b"), ("2", "a"), ("3", "b")),
-    ]
+    found = taken(Scheduler(jobs(4), servers, NUM_SAMPLES), 4)
+    assert found == [("0", "a"), ("1", "b"), ("2", "a"), ("3", "b")]
 
 
 def test_a_server_with_three_times_the_room_gets_three_times_the_jobs() -> None:
@@ -169,12 +172,7 @@ def test_each_sample_is_generated_once_and_graded() -> None:
 def test_a_server_that_is_faster_does_more() -> None:
     slow, fast = JobServer("slow"), JobServer("fast")
     slow.begin.clear()
-    known = [slow.as_server(NUM_SAMPLES), fast.as_server(NUM_SAMPLES)]
-    events: list[Event] = []
-    for event in sample_jobs(jobs(30), known, GRADER, in_flight=NUM_SAMPLES):
-        events.append(event)
-        if len(events) == 40:
-            slow.begin.set()
+    events = run(jobs(30), slow, fast, on_event=lambda so_far: so_far[39:] and slow.begin.set())
     assert keys(events) == every_key_once(30)
     assert len(fast.asked) > len(slow.asked) > 0
 
@@ -183,13 +181,13 @@ def test_a_server_that_is_faster_does_more() -> None:
 def test_the_jobs_of_a_lost_server_are_done_by_the_others(all_or_nothing: bool) -> None:
     dying, living = JobServer("dying", lives=7), JobServer("living")
     living.begin.clear()
-    known = [dying.as_server(NUM_SAMPLES), living.as_server(NUM_SAMPLES)]
-    events = []
-    todo = jobs(30, all_or_nothing=all_or_nothing)
-    for event in sample_jobs(todo, known, GRADER, in_flight=NUM_SAMPLES):
-        events.append(event)
-        if isinstance(event, ServerLost):
+
+    def begin_after_the_loss(events: list[Event]) -> None:
+        if isinstance(events[-1], ServerLost):
             living.begin.set()
+
+    todo = jobs(30, all_or_nothing=all_or_nothing)
+    events = run(todo, dying, living, on_event=begin_after_the_loss)
     assert keys(events) == every_key_once(30)
     assert [event.url for event in events if isinstance(event, ServerLost)] == ["dying"]
     assert not any(isinstance(event, Failure) for event in events)
@@ -199,12 +197,12 @@ def test_the_jobs_of_a_lost_server_are_done_by_the_others(all_or_nothing: bool) 
 def test_a_job_that_comes_back_last_is_done_although_the_others_have_ended() -> None:
     dying, living = JobServer("dying", lives=0), JobServer("living")
     dying.begin.clear()
-    known = [dying.as_server(NUM_SAMPLES), living.as_server(NUM_SAMPLES)]
-    events = []
-    for event in sample_jobs(jobs(2), known, GRADER, in_flight=NUM_SAMPLES):
-        events.append(event)
-        if len(keys(events)) == NUM_SAMPLES:  # the living server is done
+
+    def die_when_the_living_is_done(events: list[Event]) -> None:
+        if len(keys(events)) == NUM_SAMPLES:
             dying.begin.set()
+
+    events = run(jobs(2), dying, living, on_event=die_when_the_living_is_done)
     assert keys(events) == every_key_once(2)
 
 
@@ -223,11 +221,11 @@ def test_samples_of_a_lost_server_are_kept_and_the_run_ends_at_its_first_failure
     lives: int,
 ) -> None:
     server = JobServer("a", lives=lives)
-    events: list[Event] = []
+    kept: list[Event] = []
     with pytest.raises(ServerError, match="no server answers"):
-        events.extend(sample_jobs(jobs(30), [server.as_server()], GRADER, in_flight=NUM_SAMPLES))
-    assert sum(keys(events).values()) == lives
-    assert not any(isinstance(event, Failure) for event in events)
+        run(jobs(30), server, on_event=lambda events: kept.append(events[-1]))
+    assert sum(keys(kept).values()) == lives
+    assert not any(isinstance(event, Failure) for event in kept)
     # Each of the two threads has asked for one sample at most after the loss.
     assert len(server.asked) <= lives + 2
 
