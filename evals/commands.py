@@ -417,10 +417,11 @@ def grade(
     from lim_sglang.programs.equivalence import EquivalenceChecker
 
     num_workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
-    loaded = [load_run(path) for path in runs]  # a folder without a run is refused before grading
+    # Refused before the first run is graded: folders without a run, and unknown tasks.
+    loaded = [load_run(path) for path in runs]
+    kinds = [find_task(run.record.settings["task"]).answer_kind for run in loaded]
     with EquivalenceChecker(num_workers=num_workers) as checker:
-        for run in loaded:
-            kind = find_task(run.record.settings["task"]).answer_kind
+        for run, kind in zip(loaded, kinds, strict=True):
             name, total = run.record.run_id, len(run.samples)
             with show_progress(Console(stderr=True), total, name) as show:
                 result = grade_run(

@@ -13,7 +13,8 @@ import pytest
 from lim_sglang.bench import serve
 from lim_sglang.bench.serve import HEAD_START, Load
 from lim_sglang.bench.workloads import ModelChoice
-from lim_sglang.errors import LimError, RefusedError
+from lim_sglang.errors import ConfigError, LimError, RefusedError
+from lim_sglang.server import local_client
 from tests.processes import LocalServer
 
 LOAD = Load(concurrency=2, prompt_tokens=10, new_tokens=81)
@@ -108,7 +109,7 @@ def test_a_row_is_the_summary_of_its_run() -> None:
     assert row.last_tokens_per_s == pytest.approx(20.0, rel=0.03)
     assert row.itl_ms == {"p50": pytest.approx(100.0), "p99": pytest.approx(100.0)}
     assert row.ttft_ms == {"p50": 1000.0, "p99": 1000.0}
-    assert row.kv_share == pytest.approx(2 * (10 + 81) / 1000)
+    assert row.kv_needed_share == pytest.approx(2 * (10 + 81) / 1000)
     assert (row.sparse_rows, row.retractions, row.speedup) == (70, 0, None)
 
 
@@ -117,7 +118,7 @@ def test_the_end_of_a_run_has_a_speed_of_its_own_and_a_cut_run_counts_what_came(
     assert row_of(slower, slower).last_tokens_per_s == pytest.approx(10.0, rel=0.03)
     row = row_of(steady(num_tokens=40), NOTHING)
     assert (row.cut, row.num_tokens) == (True, 39)
-    assert row.kv_share == pytest.approx((2 * 10 + 40) / 1000)
+    assert row.kv_needed_share == pytest.approx((2 * 10 + 40) / 1000)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_a_server_is_emptied_loaded_and_described(
 
 @pytest.mark.parametrize(
     ("policy", "words"),
-    [("busy", r"busy or does not answer: .*/flush_cache"), ("lim", "no time is shown")],
+    [("busy", "refuses: pending requests; is it busy"), ("lim", "no time is shown")],
 )
 def test_a_server_that_is_busy_or_not_sparse_is_not_measured(
     monkeypatch: pytest.MonkeyPatch, policy: str, words: str
@@ -227,7 +228,7 @@ def test_servers_run_one_after_the_other_and_ours_is_compared(
 ) -> None:
     did: list[str] = []
     monkeypatch.setattr(serve, "run_in_child", lambda check: did.append(check.__name__))
-    monkeypatch.setattr(serve, "http_client", lambda http, _key: nullcontext(http))
+    monkeypatch.setattr(serve, "local_client", lambda http, *_: nullcontext(http))
 
     @contextmanager
     def server(policy: str, pace_s: float) -> Iterator[Any]:
@@ -274,12 +275,14 @@ def test_servers_that_would_not_start_are_refused(monkeypatch: pytest.MonkeyPatc
         started(monkeypatch, ModelChoice("qwen3-1.7b"), "--port", "5", "--attention-backend=fa3")
     for reason in ("--port after --", "served by fa3", "unknown LessIsMore setting 'top_k'"):
         assert reason in str(caught.value)
+    with pytest.raises(ConfigError, match="--lim-ranking=mass would go to dense servers, too"):
+        started(monkeypatch, ModelChoice("qwen3-1.7b"), "--lim-ranking=mass")
 
 
 @pytest.mark.e2e
 def test_a_real_servers_load_is_measured_by_sglangs_client(tiny_server: LocalServer) -> None:
     load = Load(concurrency=3, prompt_tokens=300, new_tokens=40)
-    with serve.http_client(tiny_server.url) as http:
+    with local_client(tiny_server.url, timeout_s=2 * serve.FLUSH_S) as http:
         row, facts = serve.measure_load(http, load, [])
     assert (row.policy, row.concurrency, row.cut, row.retractions) == ("lim", 3, False, 0)
     # All tokens but the first of each stream, and those that came while others were prefilled.
@@ -288,13 +291,13 @@ def test_a_real_servers_load_is_measured_by_sglangs_client(tiny_server: LocalSer
     assert row.tokens_per_s == pytest.approx(row.num_tokens / row.seconds)
     assert 0 < row.itl_ms["p50"] <= row.itl_ms["p99"] <= 1e3 * row.seconds
     assert facts["kv_capacity"] == 16384
-    assert row.kv_share == pytest.approx(3 * 340 / 16384)
+    assert row.kv_needed_share == pytest.approx(3 * 340 / 16384)
 
 
 @pytest.mark.e2e
 def test_a_cut_run_leaves_nothing_behind(tiny_server: LocalServer) -> None:
     load = Load(concurrency=3, prompt_tokens=50, new_tokens=3900, limit_s=8.0, stream_interval=2)
-    with serve.http_client(tiny_server.url) as http:
+    with local_client(tiny_server.url, timeout_s=2 * serve.FLUSH_S) as http:
         row, _ = serve.measure_load(http, load, [])
         assert row.cut
         assert 0 < row.num_tokens < 3 * 3899

@@ -386,7 +386,7 @@ def test_a_program_has_as_many_samples_in_flight_on_each_server(tmp_path: Path) 
         assert lim(*command, "--program", "early_stop").code == 0
         assert first.most_running == 3
     assert run_record(out)["settings"]["program"]["parallel"] == 3
-    assert run_record(out)["about"]["places"] == [3, 64]
+    assert run_record(out)["about"]["concurrency"] == [3, 64]
 
 
 @pytest.mark.parametrize(("program", "has_vote"), [("short", False), ("early_stop", True)])

@@ -106,6 +106,7 @@ def test_a_run_has_the_settings_of_its_task_and_of_its_server(tmp_path: Path) ->
         data_dir=Path("data"),
         out=Path("out/math500-Org-One-full"),
         retry_failed=True,
+        served=("Org/One", "--dtype", "bfloat16"),
     )
     assert (last.config.task, last.config.samples_per_question) == ("aime24", 8)
     assert last.config.sampling == {"temperature": 0.5, "top_k": 20, "max_tokens": 64}
@@ -208,6 +209,15 @@ lim = 7
                 "servers.3: unknown LessIsMore setting 'rank'",
             ],
         ),
+        (
+            "[[tasks]]\ntask = 'math500'\nthinking = true\nthinking_budget = 1000\n"
+            "[[tasks]]\ntask = 'aime99'\n[[servers]]\n[servers.sampling]\nmax_tokens = 500",
+            ["tasks.1: unknown task 'aime99'", "servers.0 with task math500: a thinking budget of"],
+        ),
+        (
+            f"{LEAST}model = ['/a/tiny', '/b/tiny']\n",
+            ["2 runs share the folder math500-tiny-less", "2 models are published as tiny: rename"],
+        ),
         (f"{LEAST}[[servers]]", ["2 runs share the folder math500-default-model-lessismore: give"]),
         (f"{LEAST}[[tasks]]\ntask = 'math500'", ["2 runs share the folder math500-default-model"]),
     ],
@@ -258,7 +268,7 @@ def test_the_headline_matrix_is_all_of_math500_dense_and_at_four_budgets() -> No
     assert [run.server.lim.get("budget") for run in runs] == [None, 128, 256, 512, 1024]
     sampling = {"max_tokens": 2048, "temperature": 0.6, "top_p": 0.95, "top_k": -1}
     config = RunConfig("math500", num_samples=4, sampling=sampling, retry_failed=True)
-    assert [replace(run.config, out=None) for run in runs] == [config] * 5
+    assert [replace(run.config, out=None, served=None) for run in runs] == [config] * 5
     assert {run.server.spec.model for run in runs} == {"Qwen/Qwen2.5-Coder-1.5B-Instruct"}
 
 
@@ -404,7 +414,7 @@ def test_each_server_starts_once_and_complete_runs_start_none(
     config = record["settings"]["lim"]["config"]
     assert (config["policy"], config["budget"], config["ranking"]) == ("lessismore", 64, "rank")
     assert record["settings"]["sampling"]["max_tokens"] == 64
-    assert record["about"]["places"] == [8]
+    assert record["about"]["concurrency"] == [8]
     again = world.run()
     assert again.code == 0, again.error
     assert world.starts == []
@@ -508,6 +518,32 @@ def test_runs_of_a_changed_file_are_refused_before_a_server_starts(world: World)
     assert f"questions.asked was {NUM_QUESTIONS} and is now {NUM_QUESTIONS + 1}" in done.error
     assert world.starts == []
     assert comparable(world.out / FOLDERS[0]) == before
+
+
+def test_a_complete_run_of_another_server_is_not_taken_for_this_one(world: World) -> None:
+    assert world.run("--only", "full").code == 0
+    text = world.file.read_text()
+    for changed, words in (
+        (text.replace("Org/Tiny", "Other/Tiny"), "served"),
+        (f'sglang = ["--kv-cache-dtype", "fp8_e5m2"]\n{text}', "--kv-cache-dtype"),
+    ):
+        world.file.write_text(changed.replace("[[servers]]", "[[servers]]\nname = 'x'", 1))
+        for folder in FOLDERS[:2]:
+            renamed = world.out / folder.replace("Org-Tiny-full", "x")
+            if not renamed.exists():
+                (world.out / folder).rename(renamed)
+        done = world.run("--dry-run")
+        assert done.code == 1
+        assert done.error.count("was made with other settings") == 2
+        assert words in done.error
+
+
+def test_a_run_that_cannot_be_completed_costs_no_other_run_of_its_server(world: World) -> None:
+    (world.out / FOLDERS[0]).mkdir(parents=True)
+    (world.out / FOLDERS[0] / "samples.jsonl").write_text("no run\n")
+    done = world.run("--only", "full")
+    assert (done.code, world.starts, world.ends) == (1, ["full"], ["full"])
+    assert len(keys(world.out / FOLDERS[1])) == NUM_LINES
 
 
 def test_questions_that_cannot_be_read_are_told_before_a_server_starts(world: World) -> None:

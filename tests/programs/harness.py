@@ -50,12 +50,12 @@ def run_on(
 ) -> Outcome:
     """Run a program on one question; answers are equal if their texts are.
 
-    A run that hangs is abandoned, so that its test fails.
+    A run that hangs is stopped, so that its test fails.
     """
     watchdogs: list[threading.Timer] = []
 
     def begin(run: SamplingRun) -> None:
-        watchdogs.append(threading.Timer(HANGS_S, run.abandon))
+        watchdogs.append(threading.Timer(HANGS_S, run.stop))
         watchdogs[0].start()
         on_begin(run)
 

@@ -1,6 +1,7 @@
 """Each program stops where its rule says, and the samples that it does not need are aborted or
 never sent."""
 
+import inspect
 import subprocess
 import sys
 from threading import Event
@@ -47,6 +48,13 @@ def test_a_programs_file_is_a_script_that_prints_each_sample_and_last_the_answer
     assert done.stdout.startswith("answer: 391  (3 of 3 votes, 21 tokens")
     assert done.stdout.count("\n") == 1
     assert done.stderr.count("391  (7 tokens") == 3
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_table_has_the_options_of_each_function(name: str) -> None:
+    _, _, _, *options = inspect.signature(PROGRAMS[name].function.func).parameters.values()
+    assert [option.name for option in options] == [*PROGRAMS[name].options]
+    assert all(option.default is option.empty for option in options)  # a default stands once
 
 
 def scripted(answers: list[str | None]) -> Any:

@@ -78,7 +78,7 @@ def site(answer: Answerer, max_concurrency: int = 64) -> Iterator[Site]:
             assert eventually(lambda: backend.limiter.num_free == max_concurrency)
         finally:
             for run in found.runs:  # so that a failing test ends, too
-                run.abandon()
+                run.stop()
 
 
 def test_a_busy_program_handles_samples_in_the_order_in_which_they_ended() -> None:
@@ -124,27 +124,27 @@ def test_a_program_that_is_busy_with_a_sample_keeps_no_slot_from_another_questio
         assert len(first.result(WAIT_S).samples) == 2
 
 
-def test_a_run_that_another_thread_abandons_aborts_its_samples_and_ends() -> None:
+def test_a_run_that_another_thread_stops_aborts_its_samples_and_ends() -> None:
     with site(lambda _: endless("so")) as at:
         future = at.start(5, parallel=2)
         assert eventually(lambda: at.fake.in_flight == 2)
-        at.runs[0].abandon()
+        at.runs[0].stop()
         outcome = future.result(WAIT_S)
     assert outcome.settled
     assert states(outcome) == ["aborted", "aborted"]
     assert len(at.fake.requests) == 2
 
 
-def test_a_run_that_waits_for_a_slot_is_abandoned_at_once() -> None:
+def test_a_run_that_waits_for_a_slot_is_stopped_at_once() -> None:
     with site(lambda _: endless("so"), max_concurrency=2) as at:
         ahead = at.start(2)
         assert eventually(lambda: at.fake.in_flight == 2)
         behind = at.start(3)
         assert eventually(lambda: len(at.backend.limiter.waiting) == 1)
-        at.runs[1].abandon()
+        at.runs[1].stop()
         assert behind.result(WAIT_S).samples == ()
         assert not ahead.done()
-        at.runs[0].abandon()
+        at.runs[0].stop()
         ahead.result(WAIT_S)
     assert len(at.fake.requests) == 2
 

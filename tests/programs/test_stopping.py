@@ -247,7 +247,7 @@ def test_the_consensus_rule_stops_at_the_leaders_share_of_the_weight(weighed: bo
     ("make", "complaint"),
     [
         (lambda: PosteriorRule(0.5), "confidence: expected above 0.5 and below 1, got 0.5"),
-        (lambda: WindowRule(0), "size: expected at least 1, got 0"),
+        (lambda: WindowRule(0), "window: expected at least 1, got 0"),
         (lambda: FirstRule(0), "wanted"),
         (lambda: TokenBudgetRule(0), "tokens"),
         (lambda: ConsensusRule(0.0), "agreement"),
