@@ -180,7 +180,7 @@ class Comparison:
     """Mean over questions of the mean tokens of a completed sample, b / a."""
     spent_ratio: Interval
     """Generated tokens a question, those of aborted and late samples included, b / a."""
-    stops_early: bool
+    stops_by_itself: bool
     """True if the program of either run stops early. Its samples are a biased selection: few where
     they agree, and perhaps the short ones only. The votes then speak for the run."""
     other_differences: tuple[str, ...]
@@ -189,12 +189,12 @@ class Comparison:
     @property
     def headline_difference(self) -> Interval:
         """Difference of pass@1, or of the votes if either program stops early."""
-        return self.answers if self.stops_early else self.difference
+        return self.answers if self.stops_by_itself else self.difference
 
     @property
     def headline_ratio(self) -> Interval:
         """Ratio of the sample lengths, or of tokens a question if either program stops early."""
-        return self.spent_ratio if self.stops_early else self.length_ratio
+        return self.spent_ratio if self.stops_by_itself else self.length_ratio
 
 
 def compare(
@@ -237,7 +237,7 @@ def compare(
         mcnemar=McNemar(only_a, only_b, mcnemar_p(only_a, only_b)),
         length_ratio=_ratio(completed, _mean_tokens, **bootstrap),
         spent_ratio=_ratio(pairs, lambda q: sum(q.tokens), **bootstrap),
-        stops_early=stops_early(a.conditions) or stops_early(b.conditions),
+        stops_by_itself=stops_early(a.conditions) or stops_early(b.conditions),
         other_differences=tuple(_other_differences(a.conditions, b.conditions)),
     )
 

@@ -70,7 +70,7 @@ def measure(row: Row) -> str:
 def sentence(found: Comparison) -> str:
     """Return in one sentence which differences the data show and which ones they exclude."""
     difference, tokens = found.headline_difference, found.headline_ratio
-    measured = "share of right votes" if found.stops_early else "pass@1"
+    measured = "share of right votes" if found.stops_by_itself else "pass@1"
     size = share(abs(difference.value))
     relation = f"{size} points {'above' if difference.value > 0 else 'below'}"
     if size == "0.0":
@@ -87,7 +87,7 @@ def sentence(found: Comparison) -> str:
         )
     times = f"{tokens.value:.2f} times as"
     cost = f"samples are {times} long"
-    if found.stops_early:
+    if found.stops_by_itself:
         cost = f"questions take {times} many tokens"
     return f"{result} ({interval}): {support}; {cost} ({tokens.low:.2f} to {tokens.high:.2f})."
 
@@ -256,7 +256,7 @@ def _vote_title(group: Group) -> str:
 def _difference_cell(row: Row) -> str:
     if not row.against_full:
         return NONE
-    votes = ", answers" if row.against_full.stops_early else ""
+    votes = ", answers" if row.against_full.stops_by_itself else ""
     return f"{points(row.against_full.headline_difference)}{votes}"
 
 
@@ -267,7 +267,7 @@ def _p_cell(row: Row) -> str:
 def _ratio_cell(row: Row) -> str:
     if not row.against_full:
         return NONE
-    votes = ", a question" if row.against_full.stops_early else ""
+    votes = ", a question" if row.against_full.stops_by_itself else ""
     return f"{ratio(row.against_full.headline_ratio)}{votes}"
 
 
@@ -399,7 +399,7 @@ def _proof_cells(group: Group, row: Row) -> tuple[str, ...]:
     found = row.against_full
     assert found, "proof_rows chooses compared rows only"
     full = next(each for each in group.rows if each.name == found.a)
-    by_votes = found.stops_early
+    by_votes = found.stops_by_itself
     both = [r.score.vote_correct if by_votes else r.score.pass_at_1 for r in (full, row)]
     name = f"{group.title}, {row.name}, {'vote' if by_votes else 'pass@1'}"
     return name, *map(percent, both), _difference_cell(row), _ratio_cell(row)

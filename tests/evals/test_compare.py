@@ -204,7 +204,7 @@ def test_differences_are_those_of_the_questions_means() -> None:
     assert 1.4 < found.length_ratio.low < found.length_ratio.value < found.length_ratio.high < 1.6
     assert (found.a, found.b, found.num_questions) == ("full", "lim", 5)
     assert (found.mcnemar.only_a, found.mcnemar.only_b, found.mcnemar.p) == (2, 0, 0.5)
-    assert (found.other_differences, found.stops_early) == ((), False)
+    assert (found.other_differences, found.stops_by_itself) == ((), False)
     assert found.headline_difference == found.difference
     assert found.headline_ratio == found.length_ratio
 
@@ -252,7 +252,7 @@ def test_a_program_that_stops_early_is_compared_by_its_votes() -> None:
         program="adaptive",
     )
     found = compare(A, early)
-    assert found.stops_early
+    assert found.stops_by_itself
     assert (found.headline_difference, found.headline_ratio) == (found.answers, found.spent_ratio)
     assert found.answers.value == 0
     assert found.length_ratio.value == pytest.approx(10 / 102)

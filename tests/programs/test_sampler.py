@@ -216,13 +216,14 @@ def test_closing_the_backend_in_a_vote_fails_all_samples() -> None:
     assert states(outcome) == ["failed"] * 6
 
 
-def killed_after(fake: FakeServer, count: int) -> Any:
-    """Kill the server once this number of samples has ended."""
+def killed_after(fake: FakeServer, count: int, num_sent: int) -> Any:
+    """Kill the server once some samples have ended and it has received some requests."""
     ended: list[int] = []
 
     def note(sample: Sample) -> None:
         ended.append(sample.index)
         if len(ended) == count:
+            assert eventually(lambda: len(fake.requests) == num_sent)
             fake.kill()
 
     return note
@@ -232,7 +233,7 @@ def killed_after(fake: FakeServer, count: int) -> Any:
 def test_a_server_killed_in_mid_vote_takes_no_finished_sample_with_it(streamed: bool) -> None:
     good = {index: completion("\\boxed{391}") for index in range(3)}
     with site(by_sample(good, endless("so ", "far"))) as at:
-        outcome = at.run(8, killed_after(at.fake, 3), seed=0, streamed=streamed)
+        outcome = at.run(8, killed_after(at.fake, 3, 8), seed=0, streamed=streamed)
     assert states(outcome) == ["finished"] * 3 + ["failed"] * 5
     assert outcome.elapsed_s < 3.0
     assert (outcome.vote.winner, outcome.vote.votes, outcome.vote.failed) == ("391", 3, 5)
@@ -243,7 +244,7 @@ def test_a_server_killed_in_mid_vote_takes_no_finished_sample_with_it(streamed: 
 
 def test_samples_that_had_not_begun_when_the_server_died_fail_too() -> None:
     with site(lambda _: completion("\\boxed{391}")) as at:
-        outcome = at.run(6, killed_after(at.fake, 2), seed=0, parallel=1)
+        outcome = at.run(6, killed_after(at.fake, 2, 2), seed=0, parallel=1)
     assert states(outcome) == ["finished"] * 2 + ["failed"] * 4
     assert not outcome.spent_at_least  # no server was there to generate anything
 
