@@ -26,7 +26,8 @@ docs:  ## write the option tables of docs/cli.md
 	$(PYTHON) -m tests.server.test_cli
 
 test: check  ## all that a machine without a GPU can run; starts real servers
-	$(PYTHON) -m pytest -m "not gpu and not slow"
+	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not gpu and not e2e and not slow"
+	$(PYTHON) -m pytest -m "e2e and not gpu and not slow"
 
 # Each shape has a process of its own, as SGLang has one runner a process; they share the GPU.
 test-gpu:  ## needs one NVIDIA GPU
