@@ -144,14 +144,24 @@ def test_scales_reach_the_score_storing_pass_and_a_soft_cap_is_refused() -> None
         wrapper.forward(query, kv_cache, **options | {"logits_soft_cap": 30.0})
 
 
-ROLES = (Role.FULL, Role.SELECT, Role.REUSE)
+ROLES = (Role.FULL, Role.SELECT, Role.REUSE, Role.SELECT, Role.REUSE)
 
 
 @pytest.fixture
 def dispatch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
-    """Return a function that runs a layer of each role and lists the wrappers that SGLang used."""
-    sparse = SimpleNamespace(name="sparse")
-    planned = DecodeMetadata(["dense"])
+    """Return a function that runs layers of each role and lists the wrappers that SGLang used, and
+    the keys from which slots were selected."""
+    sparse = SimpleNamespace(name="sparse", kept_indptr=None, kept_slots="kept")
+    dense = SimpleNamespace(name="dense", _paged_kv_indptr_buf=None, _paged_kv_indices_buf=None)
+    planned = DecodeMetadata([dense])
+
+    class Recorder:
+        """A selector that notes the keys that it is given."""
+
+        def select(
+            self, _query: Any, keys: Any, step: Any, *, scale: float, first_chunk_is_scored: bool
+        ) -> None:
+            used.append((keys, step.kept, scale, first_chunk_is_scored))
 
     def decode(_self: Any, q: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         (wrapper,) = _self.forward_metadata.decode_wrappers
@@ -169,13 +179,14 @@ def dispatch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
         fails = fail
         used.clear()
         backend = object.__new__(LimAttnBackend)
-        backend.roles, backend.audit, backend.selector = ROLES, None, object()
+        backend.roles, backend.audit, backend.selector = ROLES, None, Recorder()
         backend.sparse_decode, backend.scoring = sparse, Attention() if scores_in_pass else None
         backend.forward_metadata = planned
-        backend._select = lambda *_, is_scored: used.append(("selected", is_scored))
+        backend.token_to_kv_pool = SimpleNamespace(get_key_buffer="keys of layer {}".format)
         for layer in range(len(ROLES)):
             with pytest.raises(KeyError) if fail else nullcontext():
-                traits = SimpleNamespace(layer_id=layer, logit_cap=0.0)
+                traits = SimpleNamespace(layer_id=layer, logit_cap=0.0, scaling=0.5)
+                vars(traits).update(tp_q_head_num=1, head_dim=1, k_scale_float=None)
                 backend.forward_decode(*[torch.ones(1)] * 3, traits, None, save_kv_cache=True)
             assert backend.forward_metadata is planned
         return list(used)
@@ -185,19 +196,21 @@ def dispatch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
 
 @pytest.mark.parametrize(
     ("scores_in_pass", "select", "is_scored"),
-    [(True, "ScoreStoringWrapper", True), (False, "str", False)],
+    [(True, "ScoreStoringWrapper", True), (False, "dense", False)],
 )
 def test_a_role_decides_what_sglangs_decode_reads(
     dispatch: Callable[..., list[Any]], scores_in_pass: bool, select: str, is_scored: bool
 ) -> None:
-    expected = ["str", select, ("selected", is_scored), "sparse"]
+    expected: list[Any] = ["dense"]
+    for layer in (1, 3):  # each SELECT layer writes the slots that the REUSE layer after it reads
+        expected += [select, (f"keys of layer {layer}", "kept", 0.5, is_scored), "sparse"]
     assert dispatch(scores_in_pass=scores_in_pass) == expected
 
 
 def test_a_layer_that_fails_leaves_sglangs_plan_as_it_was(
     dispatch: Callable[..., list[Any]],
 ) -> None:
-    assert dispatch(fail=True) == ["str", "ScoreStoringWrapper", "sparse"]
+    assert dispatch(fail=True) == ["dense", *["ScoreStoringWrapper", "sparse"] * 2]
 
 
 def test_more_rows_than_there_is_memory_for_are_refused_in_words() -> None:
