@@ -56,8 +56,8 @@ if TYPE_CHECKING:
 TasksArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Questions: math500, aime24, … or file:PATH.jsonl for your own; several tasks are run "
-        "one after the other.",
+        help="Questions: math500, aime24, … or file:PATH.jsonl for your own, one JSON object "
+        "with problem and answer a line; several tasks are run one after the other.",
         show_default=False,
     ),
 ]

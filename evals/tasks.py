@@ -252,7 +252,8 @@ def _read_question(row: object, task: Task, columns: Columns, index: int) -> Que
     required = (columns.problem, columns.answer, *columns.wrong_answers)
     missing = [name for name in required if row.get(name) is None]
     if missing:
-        raise DataError(f"has no {' and no '.join(missing)}")
+        keys = " and ".join(f'"{name}"' for name in missing)
+        raise DataError(f"lacks {keys}")
     text = _check_text(row[columns.problem], columns.problem)
     gold = _answer_text(row[columns.answer], columns.answer, columns.answer_follows)
     ids = (row[name] for name in columns.identity if row.get(name) is not None)

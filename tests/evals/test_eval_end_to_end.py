@@ -57,7 +57,7 @@ def run_again(questions: Path, out: Path, *options: str) -> FakeServer:
     ("given", "messages", "code"),
     [
         ("aime1924 math500", ["unknown task 'aime1924'", "math500.jsonl"], 1),
-        ("file:{folder}/no_answer.jsonl", ["no_answer.jsonl, line 2: has no answer"], 1),
+        ("file:{folder}/no_answer.jsonl", ['no_answer.jsonl, line 2: lacks "answer"'], 1),
         ("aime24 --program oracle", ["unknown program 'oracle'"], 2),
         ("aime24 --program short --set wanted=0", ["wanted: expected at least 1, got 0"], 2),
         ("aime24 --budget 256", ["--lim-budget", "--serve MODEL"], 2),

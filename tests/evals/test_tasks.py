@@ -120,9 +120,9 @@ def test_a_row_becomes_a_question(tmp_path: Path, row: dict[str, Any], expected:
     [
         ("{broken", "not JSON"),
         ("[1, 2]", "expected an object with problem and answer"),
-        ({"answer": "3"}, "has no problem"),
-        ({"problem": "P"}, "has no answer"),
-        ({"question": "P"}, "has no problem and no answer"),
+        ({"answer": "3"}, 'lacks "problem"'),
+        ({"problem": "P"}, 'lacks "answer"'),
+        ({"question": "P"}, 'lacks "problem" and "answer"'),
         ({"problem": "  ", "answer": "3"}, "problem must be a non-empty text"),
         ({"problem": 7, "answer": "3"}, "problem must be a non-empty text"),
         ({"problem": "P", "answer": ""}, "answer must be a number or a non-empty text"),
@@ -150,7 +150,7 @@ def test_all_bad_rows_are_named_at_once_but_not_without_end(tmp_path: Path) -> N
     rows = [{"problem": "P"}] * 25
     with pytest.raises(DataError, match="and 15 more") as caught:
         load_questions(MATH, write(tmp_path, "math500", *rows))
-    assert str(caught.value).count("has no answer") == 10
+    assert str(caught.value).count('lacks "answer"') == 10
 
 
 def test_a_folder_without_the_file_and_an_empty_file_are_refused(tmp_path: Path) -> None:
