@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from lim_sglang.config import URL_VAR
-from lim_sglang.errors import ConfigError, DataError, ServerError
+from lim_sglang.errors import ConfigError, DataError, ServerError, bullets
 from lim_sglang.evals.metrics import Summary, score
 from lim_sglang.evals.run_config import EVAL_SAMPLES, RunConfig, folder_name
 from lim_sglang.evals.runner import (
@@ -44,6 +44,7 @@ from lim_sglang.programs.options import (
     TopKOption,
     TopPOption,
     by_program,
+    given_options,
     read_settings,
 )
 from lim_sglang.programs.schema import DEFAULT_URL, Access, Api, Sampling
@@ -346,12 +347,8 @@ def _refuse_gaps(finished: Sequence[FinishedRun]) -> None:
 
 def _refuse_beside_matrix(context: typer.Context) -> None:
     """Raise `ConfigError` where options are given that a matrix file has."""
-    given = [
-        parameter.opts[0]
-        for parameter in context.command.params
-        if (name := parameter.name) and name not in BESIDE_MATRIX
-        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
-    ]
+    others = [each.name for each in context.command.params if each.name not in BESIDE_MATRIX]
+    given = given_options(context, [name for name in others if name])
     if given or context.obj:
         names = ", ".join([*given, *(["what follows --"] if context.obj else [])])
         raise ConfigError(f"{names}: with --matrix, leave it out and write it into the file")
@@ -386,7 +383,7 @@ def _evaluate_matrix(
         typer.echo(shlex.join(command))
     if failed:
         reasons = {name: str(error).partition("\n")[0] for name, error in failed.items()}
-        lines = "".join(f"\n  - {name}: {reason}" for name, reason in reasons.items())
+        lines = bullets(f"{name}: {reason}" for name, reason in reasons.items())
         raise ServerError(
             f"these runs are not complete:{lines}\nfinished samples are safe; the same command "
             "tries the others again"

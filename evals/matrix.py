@@ -7,7 +7,7 @@ its runs is completed by the function that `lim eval` uses.
 import re
 import tomllib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import groupby, product
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lim_sglang.config import LimConfig
-from lim_sglang.errors import ConfigError, DataError, LimError, ServerError
+from lim_sglang.errors import ConfigError, DataError, LimError, ServerError, bullets
 from lim_sglang.evals.metrics import published_name
 from lim_sglang.evals.run_config import RunConfig, folder_name, task_settings
 from lim_sglang.evals.run_store import RUN_FILE, Run, check_settings, load_run
@@ -181,17 +181,13 @@ def read_matrix(
         if count > 1:
             problems.append(f"{count} models are published as {name}: rename their folders")
     if problems:
-        raise ConfigError(f"{path} is not a matrix of runs:{_lines(problems)}")
+        raise ConfigError(f"{path} is not a matrix of runs:{bullets(problems)}")
     found = [run for run in runs if not only or any(_matches(run.name, each) for each in only)]
     if not found:
-        names = _lines(run.name for run in runs)
+        names = bullets(run.name for run in runs)
         raise ConfigError(f"--only {' '.join(only)} matches none of these runs:{names}")
     access = Access(timeout_s=content.timeout_s, max_concurrency=content.concurrency)
     return Matrix(tuple(found), access)
-
-
-def _lines(texts: Iterable[str]) -> str:
-    return "".join(f"\n  - {text}" for text in texts)
 
 
 def _matches(name: str, pattern: str) -> bool:

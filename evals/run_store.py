@@ -13,7 +13,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from lim_sglang.errors import DataError
+from lim_sglang.errors import DataError, bullets
 from lim_sglang.programs.schema import Sample, SampleState
 
 RUN_FILE = "run.json"
@@ -384,9 +384,8 @@ def check_settings(path: Path, stored: object, settings: object) -> None:
     # Through JSON, so that a tuple equals the list that is stored in its place.
     found = list(differences(stored, json.loads(json.dumps(settings))))
     if found:
-        lines = "".join(f"\n  - {difference}" for difference in found)
         raise DataError(
-            f"the run in {path} was made with other settings:{lines}\n"
+            f"the run in {path} was made with other settings:{bullets(found)}\n"
             "use the old settings, or name another folder with --out"
         )
 

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from lim_sglang.environment import installed_versions, project_commit
-from lim_sglang.errors import DataError, ServerError
+from lim_sglang.errors import DataError, ServerError, bullets
 from lim_sglang.evals.grading import GRADING_VERSION, AnswerKind, Grader, grade_run
 from lim_sglang.evals.metrics import Summary, summarise
 from lim_sglang.evals.run_config import RunConfig, run_id, run_settings, server_settings
@@ -197,8 +197,8 @@ def _refuse_disagreement(
 ) -> None:
     found = list(differences(settings, other_settings))
     if found:
-        lines = "".join(
-            f"\n  - {name} is {json.dumps(here)} at {url} and {json.dumps(there)} at {other_url}"
+        lines = bullets(
+            f"{name} is {json.dumps(here)} at {url} and {json.dumps(there)} at {other_url}"
             for name, here, there in found
         )
         raise ServerError(f"samples of these servers cannot be mixed, since they differ:{lines}")
@@ -260,8 +260,7 @@ def check_unchanged(plan: RunPlan, url: str, server_info: Callable[[], Mapping[s
     planned = plan.record.settings
     found = list(differences(planned, {**planned, **now}))
     if found:
-        lines = "".join(f"\n  - {difference}" for difference in found)
-        raise ServerError(f"another server answers at {url} by now:{lines}")
+        raise ServerError(f"another server answers at {url} by now:{bullets(found)}")
 
 
 def sample_missing(

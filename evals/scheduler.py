@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Protocol
 
-from lim_sglang.errors import ServerError
+from lim_sglang.errors import ServerError, bullets
 from lim_sglang.evals.grading import Grader
 from lim_sglang.evals.run_store import Failure, GradedSample, Key
 from lim_sglang.evals.tasks import Question
@@ -208,8 +208,7 @@ class Scheduler:
         errors = list(self._lost.values())
         if len(errors) == 1:
             return errors[0]
-        reasons = "".join(f"\n  - {error}" for error in errors)
-        return ServerError(f"all {len(errors)} servers are gone:{reasons}")
+        return ServerError(f"all {len(errors)} servers are gone:{bullets(errors)}")
 
     def close(self) -> None:
         """Start no further job."""

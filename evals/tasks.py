@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lim_sglang.errors import DataError
+from lim_sglang.errors import DataError, bullets
 from lim_sglang.evals.grading import CHOICES, AnswerKind, as_choice, as_integer
 from lim_sglang.programs.schema import CHOICE_PROMPT, MATH_PROMPT
 
@@ -320,7 +320,7 @@ def _describe_problems(problems: list[str]) -> str:
     shown = problems[:MAX_PROBLEMS_SHOWN]
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more")
-    return "these rows are not questions:" + "".join(f"\n  - {problem}" for problem in shown)
+    return f"these rows are not questions:{bullets(shown)}"
 
 
 def _file_rows(path: Path, expected: str) -> Rows:

@@ -1,7 +1,7 @@
 """Failures that a user can act on. A message says what was wrong, what was expected, what to do."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 REFUSED = 2
@@ -27,8 +27,7 @@ class RefusedError(LimError):
 
     def __init__(self, reasons: Sequence[str]) -> None:
         self.reasons = tuple(reasons)
-        lines = "".join(f"\n  - {reason}" for reason in self.reasons)
-        super().__init__(f"lim cannot serve with these settings:{lines}")
+        super().__init__(f"lim cannot serve with these settings:{bullets(self.reasons)}")
 
 
 class ServerError(LimError):
@@ -41,6 +40,11 @@ class ModelError(LimError):
 
 class DataError(LimError):
     """Questions, samples or a run folder are missing or do not have the expected form."""
+
+
+def bullets(texts: Iterable[object]) -> str:
+    """Return a list for the end of a message, each text on a line of its own."""
+    return "".join(f"\n  - {text}" for text in texts)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Command-line options that all commands with samples share."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import typer
@@ -103,6 +103,15 @@ SeedOption = Annotated[
         help="Sample i is sent SEED + i. SGLang uses it only in deterministic inference.",
     ),
 ]
+
+
+def given_options(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """Return the options of these parameters that stand on the command line, as `--name`."""
+    option_of = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [
+        option_of[name] for name, found in sources.items() if found and found.name == "COMMANDLINE"
+    ]
 
 
 def by_program(numbers: Mapping[str, int | None]) -> str:

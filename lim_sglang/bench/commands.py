@@ -15,7 +15,7 @@ import typer
 from lim_sglang.bench import workloads
 from lim_sglang.bench.workloads import SHAPES, CacheDtype, ModelChoice, Quantization
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.options import ApiKeyOption
+from lim_sglang.programs.options import ApiKeyOption, given_options
 
 bench = typer.Typer(
     name="bench",
@@ -227,12 +227,8 @@ def address_of(context: typer.Context, url: str, further: tuple[str, ...]) -> st
     """Return the address of --url; refuse another machine's, and options of the server's start."""
     from lim_sglang.programs.http_client import is_loopback, normalise_url
 
-    given = list(further)
-    for name in ("shape", "model", "policies", "budget", "mem_fraction_static"):
-        source = context.get_parameter_source(name)
-        if source and source.name == "COMMANDLINE":
-            given.append(f"--{name.replace('_', '-')}")
-    if given:
+    names = ("shape", "model", "policies", "budget", "mem_fraction_static")
+    if given := [*further, *given_options(context, names)]:
         raise ConfigError(f"{', '.join(given)} would change nothing: the server runs already")
     address = normalise_url(url)
     if not is_loopback(address):

@@ -15,7 +15,7 @@ from lim_sglang import compat
 from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
 from lim_sglang.bench.workloads import Point
 from lim_sglang.config import Role
-from lim_sglang.errors import LimError
+from lim_sglang.errors import LimError, bullets
 from lim_sglang.kernels.launch import interpreted
 from lim_sglang.kernels.reference import keep_tokens
 from lim_sglang.kernels.verify import ATTENTION_TOLERANCE, attention_error
@@ -41,8 +41,7 @@ def require_exact_kernels() -> None:
 def refuse_differences(differences: Sequence[str], where: str) -> None:
     """Raise a `LimError` with the list of differences, if there are any."""
     if differences:
-        lines = "".join(f"\n  - {difference}" for difference in differences)
-        raise LimError(f"no time is shown: kernels are not exact {where}:{lines}")
+        raise LimError(f"no time is shown: kernels are not exact {where}:{bullets(differences)}")
 
 
 def require_exact_steps(

@@ -67,7 +67,7 @@ def test_an_unknown_task_lists_the_known_ones(name: str) -> None:
     ("words", "name", "file", "kind"),
     [
         ("file:a/b.c/sums.jsonl", "file:sums", "a/b.c/sums.jsonl", AnswerKind.EXPRESSION),
-        ("file:~/sums.jsonl", "file:sums", "/home/me/sums.jsonl", AnswerKind.EXPRESSION),
+        ("file:~/sums.jsonl", "file:sums", "/own/sums.jsonl", AnswerKind.EXPRESSION),
         ("file:sums.jsonl:choice", "file:sums:choice", "sums.jsonl", AnswerKind.CHOICE),
         ("file:sums.jsonl:integer", "file:sums:integer", "sums.jsonl", AnswerKind.INTEGER),
         ("file:sums.jsonl:expression", "file:sums:expression", "sums.jsonl", AnswerKind.EXPRESSION),
@@ -78,7 +78,7 @@ def test_an_unknown_task_lists_the_known_ones(name: str) -> None:
 def test_a_users_own_file_is_a_task_with_the_kind_of_answer_that_is_named(
     words: str, name: str, file: str, kind: AnswerKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/own")
     task = find_task(words)
     assert (task.name, task.file, task.answer_kind) == (name, Path(file), kind)
     assert task.prompt == (CHOICE_PROMPT if kind is AnswerKind.CHOICE else MATH_PROMPT)
