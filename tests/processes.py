@@ -237,6 +237,11 @@ class LocalServer(Client):
         self.port = port
         self._process = process
 
+    @property
+    def pid(self) -> int:
+        """The process id of the server's main process."""
+        return self._process.pid
+
     def kill(self) -> None:
         """End the whole process tree at once, as a crash would."""
         end_tree(self._process)
