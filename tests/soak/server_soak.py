@@ -44,7 +44,7 @@ MAX_GROWTH = 0.03
 """Growth of the resident memory over the second half that still counts as flat."""
 
 TINY_POOL = ("--max-total-tokens", "3072", "--max-running-requests", "16")
-RETRACTING = ("--schedule-conservativeness", "0.01", *TINY_POOL)
+RETRACTING = ("--schedule-conservativeness", "0", *TINY_POOL)
 """A KV cache of about six requests, which SGLang fills without a reserve: it has to retract."""
 
 KINDS = {
