@@ -1,7 +1,7 @@
 """Soak: thousands of mixed requests against one server whose KV cache is too small for them.
 
     python -m tests.soak.server_soak FOLDER --requests 10000
-    python -m tests.soak.server_soak FOLDER --model MODEL --on-gpu -- SGLANG OPTIONS
+    python -m tests.soak.server_soak FOLDER --model MODEL --on-gpu --options="--page-size 16"
 
 Requests stream, ask for several samples, continue earlier answers, are aborted or hang up. Then
 every prompt is asked alone, from an empty cache, and every finished greedy answer has to begin as
@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import random
+import shlex
 import sys
 import time
 from collections import Counter
@@ -43,9 +44,9 @@ SAMPLE_EVERY_S = 2.0
 MAX_GROWTH = 0.03
 """Growth of the resident memory over the second half that still counts as flat."""
 
-TINY_POOL = ("--max-total-tokens", "3072", "--max-running-requests", "16")
+TINY_POOL = ("--max-total-tokens", "2048", "--max-running-requests", "16")
 RETRACTING = ("--schedule-conservativeness", "0", *TINY_POOL)
-"""A KV cache of about six requests, which SGLang fills without a reserve: it has to retract."""
+"""A KV cache of about four requests, which SGLang fills without a reserve: it has to retract."""
 
 KINDS = {
     "plain": 35,
@@ -434,17 +435,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", type=Path, help="model folder; default: a tiny random Qwen3")
     parser.add_argument("--on-gpu", action="store_true", help="audit every step; no solo runs")
-    parser.add_argument("sglang_options", nargs="*", metavar="-- OPTIONS")
+    parser.add_argument("--options", default="", help="more options for SGLang, in one string")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     model = given.model or build_tiny_qwen3(given.folder / "model")
     command = [*SGLANG, "--model-path", str(model)]
     command += [] if given.on_gpu else ON_CPU
     command += WITH_LIM if given.model is None else WITH_LIM[:4]
-    settings = (
-        {"LIM_AUDIT": "1", "SGLANG_USE_CPU_ENGINE": ""} if given.on_gpu else {"LIM_TRACE": ""}
-    )
-    command += [*RETRACTING, *given.sglang_options]
+    on_gpu = {"LIM_AUDIT": "1", "SGLANG_USE_CPU_ENGINE": ""}
+    settings = {"LIM_TRACE": "", **(on_gpu if given.on_gpu else {})}
+    command += [*RETRACTING, *shlex.split(given.options)]
     with serving(command, folder=given.folder, settings=settings) as server:
         soak = soak_server(
             server,
