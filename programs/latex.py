@@ -36,7 +36,7 @@ _GREEK = re.compile("[α-ρσ-ωΓΔΘΛΞΠΣΦΨΩ]")  # noqa: RUF001
 _BARRED = re.compile("(?:\\d[\u0304\u0305])+")
 _DOTTED = re.compile("(\\d)\u0307")
 _MINUS = re.compile(
-    r"(?:(?<![\w)}\]])|(?<=\s)|(?<=[a-zA-Z)}\]]))–(?=\s*[\w\\(√{.])|(?<![\w)}\]])(?<!\s)—(?=\s*[\d\\(√{.])"  # noqa: RUF001
+    r"(?:(?<![\w)}\]])|(?<=\s)|(?<=[a-zA-Z)}\]]))–(?=\s*[\w\\(√{.])|(?<![\w)}\]])(?<!\s)—(?=\s*[\d\\(√{.])|(?<=\d)–(?=[a-zA-Z\\(])"  # noqa: RUF001
 )
 """An en or em dash for a minus; between two digits it is a range."""
 _ROOT = re.compile(
@@ -52,15 +52,15 @@ _INVISIBLE = re.compile(
     r"\\(?:displaystyle|textstyle|scriptstyle|scriptscriptstyle|bfseries|itshape|rmfamily|boldmath"
     r"|normalfont|normalsize|footnotesize|scriptsize|small|tiny|large|Large|LARGE|huge|Huge|bf|rm|it|sf|tt"
     r"|limits|nolimits|strut|mathstrut|allowbreak|nobreak|relax|protect|noindent|centering|null"
-    r"|[bB]igg?[lrm]?|m?(?:left|right)(?:\s*\.(?!\d))?|middle|mathop|mathord|mathrel|mathbin|mathopen|mathclose|ensuremath)(?![a-zA-Z])"
+    r"|[bB]igg?[lrm]?|m?(?:left|right)(?:\s*\.(?!\d))?|middle|checkmark|blacksquare|square|Box|qed|qedsymbol|mathop|mathord|mathrel|mathbin|mathopen|mathclose|ensuremath)(?![a-zA-Z])"
 )
 _STYLED = re.compile(
-    r"\\(?:mathbf|mathbfit|mathsf|mathtt|mathit|mathnormal|mathfrak|boldsymbol|bm|pmb|bold|symbf"
+    r"\\(?:mathbf|mathbfit|mathcal|mathscr|bbox|mathsf|mathtt|mathit|mathnormal|mathfrak|boldsymbol|bm|pmb|bold|symbf"
     r"|underline|uline|underbar|underbrace|boxed|fbox|framebox|smash|emph|uuline|mathstrut"
     r"|(?:textcolor|colorbox|color)\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\})(?![a-zA-Z])\s*"
 )
 _GONE = re.compile(
-    r"\\(?:[hv]?phantom|hspace\*?|vspace\*?|mspace|tag\*?|label|bbox|hypertarget)\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}"
+    r"\\(?:[hv]?phantom|hspace\*?|vspace\*?|mspace|tag\*?|label|hypertarget)\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}"
     rf"|\\(?:kern|mkern|hskip|mskip|raise|lower)\s*{_LENGTH}|\\bbox\s*\[[^\[\]]*\]|\\hline(?![a-zA-Z])"
 )
 _SPACE = re.compile(
@@ -71,14 +71,21 @@ _NO_SPACE = re.compile(r"\\!|\\(?:negthinspace|negmedspace|negthickspace)(?![a-z
 _THOUSANDS = re.compile(
     r"(?<=\d)(?:\\[,;: ]|\\thinspace|\\!|[~ ]|\{\s*\}|\{\\,\}|,\\!|\{,\})(?=\d{3}(?!\d))"
 )
+_INDIAN = re.compile(r"(?<=\d)\{,\}(?=\d\d(?:\{,\}\d\d)*\{,\}\d{3}(?!\d))")
 _ROW_SPACING = re.compile(rf"\\\\(?:\s*\[\s*{_LENGTH}\s*\])?")
 ROW_END = "\ue000"
 """The place of the end of a matrix's row, which begins like a command and like a space."""
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")
 """A command in a text that was escaped twice."""
 _NO_LEFT_SIDE = re.compile(
-    r"(?:\s|=|\\(?:approx|sim|therefore|implies|Rightarrow|Longrightarrow)(?![a-zA-Z]))+"
+    r"(?:\s|=|\\(?:approx|sim|therefore|implies|Rightarrow|Longrightarrow)(?![a-zA-Z])"
+    r"|(?:\\text\{)?(?:about|approximately|roughly|around|exactly|nearly)\b\}?"
+    r"|\\text\{[^{}]*\b(?:answer|value|result|total)\b[^{}]*\}(?=.))+",
+    re.IGNORECASE,
 )
+"""Words and signs before a value that say no more than that it is the value."""
+_NUMBERS = re.compile(r"[-+]?\d[\d./]*(?:\s*(?:,|,?\s*\b(?:and|or)\b)\s*[-+]?\d[\d./]*)*")
+_LEADING_NUMBER = re.compile(r"[-+]?[$€£]?\d[\d.,/]*(?:\s+|(?=[a-zA-Z]))(?!(?:st|nd|rd|th)\b)(?=[a-zA-Z])")
 _TEXT = re.compile(
     r"\\(?:text(?:normal|up|rm|bf|it|sf|tt|sc|md|sl)?|mbox|hbox|mathrm|emph)"
     r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
@@ -89,9 +96,12 @@ _OPERATORS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp max min gcd lcm det".split()
 )
 _SYNONYMS: list[tuple[re.Pattern[str], str]] = [
-    (re.compile(rf"\\(?:{names})(?![a-zA-Z])"), plain)
-    for names, plain in (
+    (re.compile(rf"\\(?:{names})(?![a-zA-Z])"), replacement)
+    for names, replacement in (
         ("dfrac|tfrac|cfrac|nicefrac|sfrac|flatfrac", r"\\frac"),
+        ("surd", "√"),
+        ("yen", "¥"),
+        ("lg", r"\\log_{10}"),
         ("dbinom|tbinom", r"\\binom"),
         ("lbrace", r"\\{"),
         ("rbrace", r"\\}"),
@@ -122,7 +132,9 @@ _SYNONYMS: list[tuple[re.Pattern[str], str]] = [
         ("textdegree|degree", r"^\\circ "),
     )
 ]
-_DEGREES = re.compile(r"\{\}\s*\^|\^?\s*\{\s*\^?\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])|°|º")  # noqa: RUF001
+_DEGREES = re.compile(
+    r"(?:\{\s*\}\s*)?\^\s*(?:\{\s*(?:\\circ|\\text\{o\}|o)\s*\}|\\circ(?![a-zA-Z])|o(?![a-zA-Z]))|º"  # noqa: RUF001
+)
 _PERCENT = re.compile(
     r"(?:\\?%|\\text\s*\{\s*\\?%\s*\}|\\text\s*\{\s*per\s?cent(?:age)?s?\s*\}|\bper\s?cent\b)"
 )
@@ -145,8 +157,8 @@ def plain(answer: str) -> str:
     text = _GONE.sub("", _as_commands(tidy(answer)))
     if r"\begin" not in text:
         text = _DOUBLED.sub(r"\\", text)
-    text = _ROW_SPACING.sub(ROW_END, text)
-    text = _THOUSANDS.sub("", text)
+    text = re.sub(r"\\cr(?![a-zA-Z])", ROW_END, _ROW_SPACING.sub(ROW_END, text))
+    text = _THOUSANDS.sub("", _INDIAN.sub("", text))
     text = _SPACE.sub(" ", _NO_SPACE.sub("", text))
     text = _TEXT.sub(_as_text, text)
     text = _STYLED.sub("", _INVISIBLE.sub("", text))
@@ -154,6 +166,7 @@ def plain(answer: str) -> str:
         text = synonyms.sub(replacement, text)
     text = _PERCENT.sub(r"\\%", text)
     text = _DEGREES.sub("°", text)
+    text = text.replace("smallmatrix", "matrix")
     text = _CHOOSE.sub(r"\\binom{\1}{\2}", _roots(text))
     text = _NO_LEFT_SIDE.sub("", text, count=1) if _NO_LEFT_SIDE.match(text) else text
     text = _without_outer_braces(" ".join(tidy(text.strip("'\"` ")).split()))
@@ -193,10 +206,21 @@ def _as_text(command: re.Match[str]) -> str:
         return command[0]
     content = next(group for group in command.groups() if group is not None).strip()
     content = _INNER_TEXT.sub(r"\1", content)
-    if "\\" in content or not re.search(r"[^\W\d_]", content):
-        return f" {content} "
-    words = re.sub(r"[{}$]", "", content)
-    return rf"\text{{{words}}}"
+    if "$" in content.replace(r"\$", ""):
+        # Formulas within text.
+        parts = re.split(r"(?<!\\)\$", content)
+        return "".join(part if n % 2 else _in_text(part) for n, part in enumerate(parts))
+    return f" {content} " if "\\" in content or _NUMBERS.fullmatch(content) else _in_text(content)
+
+
+def _in_text(words: str) -> str:
+    r"""Return words in `\text{}`, with a number that leads them before the command."""
+    if not re.search(r"[^\W\d_]", words):
+        return f" {words} "
+    number, rest = _LEADING_NUMBER.match(words), re.sub(r"[{}$]", "", words).strip()
+    if number is None:
+        return rf"\text{{{rest}}}"
+    return rf"{number[0].strip()}\text{{{words[number.end() :].strip()}}}"
 
 
 def _roots(text: str) -> str:
@@ -249,11 +273,14 @@ _BASE_WORDS = {
 _BASE = re.compile(
     r"\(?([0-9A-F]+(?:\.[0-9A-F]+)?)\)?\s*"
     r"(?:_\s*\{?\s*(?:\\text\{)?\(?\s*(?:base\s*)?(\d+|[a-z]+)\s*\)?\}?\}?"
-    r"|(?:\\text\{)?\(?base[\s-]*(?:\}\s*)?(\d+|[a-z]+)\)?\}?)"
+    r"|(?:\\text\{)?\(?(?:in\s+)?base[\s-]*(?:\}\s*)?(\d+|[a-z]+)\)?\}?)"
 )
 _LETTER_IN_TEXT = re.compile(r"\\text\{([a-zA-Z])\}")
+_NO_MEMBERS = re.compile(r"\\\{\s*\\\}")
+_OUTWARD = re.compile(r"(?=\]|.*\[$)([\](\[])([^()\[\]]+,[^()\[\]]+)([\[)\]])")
+"""An interval with a bracket that turns outward at an open end: `]2, 5[`."""
 _CHOOSE = re.compile(r"\{\s*([^{}]+?)\s*\\choose\s*([^{}]+?)\s*\}")
-_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _DEGREE_NUMBER = re.compile(r"\{?(\d+(?:\.\d+)?)\}?\s*°")
 _SIGNED_POWER = re.compile(r"\^\s*([-+]\s*\d+)")
 _LONG_POWER = re.compile(r"\^\s*(\d\d+)")
@@ -270,7 +297,10 @@ _ONE_ARGUMENT_INDEX = re.compile(r"\\log\s*_\s*([a-zA-Z])")
 
 def as_latex(value: str) -> str:
     """Return a value in plain LaTeX as math-verify reads it, with decimals and powers exact."""
-    value = _radians(value)
+    value = _NO_MEMBERS.sub(r"\\emptyset", _radians(value))
+    if interval := _OUTWARD.fullmatch(value):
+        left, ends, right = interval.groups()
+        value = f"{'(' if left == ']' else left}{ends}{')' if right == '[' else right}"
     if number := _SCIENTIFIC.fullmatch(value):
         # In decimal digits: in binary, SymPy's 1.1 times 100 is not 110.
         exponent = re.sub(r"\s", "", number[3])
@@ -291,7 +321,7 @@ def as_latex(value: str) -> str:
 
 def _radians(text: str) -> str:
     """Return a value with the degrees within its functions in radians; elsewhere the sign goes."""
-    if _TRIGONOMETRY.search(text):
+    if TRIGONOMETRY.search(text):
         text = _DEGREE_NUMBER.sub(r"{\\frac{\1 \\pi}{180}}", text)
     return text.replace("°", "")
 

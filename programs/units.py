@@ -59,6 +59,7 @@ _MEASURES: dict[str, tuple[Fraction | int, Dimensions]] = {
     "year yr yrs": (12, (("month", 1),)),
     "decade": (120, (("month", 1),)),
     "century centuries": (1200, (("month", 1),)),
+    "kWh": (3_600_000, _ENERGY),
     "mph": (Fraction(63360, 3600) * _INCH, (("length", 1), ("time", -1))),
     "kph kmh kmph": (Fraction(1000, 3600), (("length", 1), ("time", -1))),
     "radian rad": (1, (("angle", 1),)),
@@ -66,7 +67,7 @@ _MEASURES: dict[str, tuple[Fraction | int, Dimensions]] = {
     "cent ¢ penny pennies": (Fraction(1, 100), (("dollar", 1),)),
     "euro € eur": (1, (("euro", 1),)),
     "yen ¥ jpy": (1, (("yen", 1),)),
-    "rupee ₹ rs inr": (1, (("rupee", 1),)),
+    "rupee ₹ rs Rs inr": (1, (("rupee", 1),)),
     "won ₩ krw": (1, (("won", 1),)),
     "rouble ruble ₽ rub": (1, (("rouble", 1),)),
     "yuan rmb cny": (1, (("yuan", 1),)),
@@ -103,8 +104,15 @@ _PREFIXES = {
     "M mega": 6,
     "G giga": 9,
 }
-SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-"""Powers of ten by their names."""
+SCALES = {
+    "dozen": 12,
+    "hundred": 100,
+    "thousand": 1000,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+"""Numbers that stand behind another one as words."""
 
 
 def _known_units() -> dict[str, Unit]:
@@ -129,6 +137,8 @@ def _known_units() -> dict[str, Unit]:
 _UNITS = _known_units()
 UNIT_LETTERS = "mgs"
 """Letters that are a unit directly behind a number; any other letter is a variable."""
+SPACED_UNIT_LETTERS = "mgshLJNWVAK"
+"""Letters that are a unit behind a number and a space."""
 _IRREGULAR = {
     "children": "child",
     "people": "person",
@@ -155,7 +165,7 @@ _FILLERS = frozenset(
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _LATER_POWERS = {"squared": 2, "cubed": 3}
 _TOKEN = re.compile(
-    r"\^\s*\{?\s*([-+]?\d)\s*\}?|([A-Za-zΩµ°º$€£¥₹¢₩₽]+(?:[-'’][A-Za-z]+)*)|(/)|[\s.,()]"
+    r"\^\s*\{?\s*([-+]?\d)\s*\}?|([A-Za-zΩµ°º$£¥¢฿\u20a0-\u20cf]+(?:[-'’][A-Za-z]+)*)|(/)|[\s.,()]"
 )  # noqa: RUF001
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
-from lim_sglang.programs.latex import as_latex, plain
-from lim_sglang.programs.units import SCALES, UNIT_LETTERS, Unit, is_unit, read_unit, singular
+from lim_sglang.programs.latex import TRIGONOMETRY, as_latex, plain
+from lim_sglang.programs.units import SCALES, SPACED_UNIT_LETTERS, UNIT_LETTERS, Unit, read_unit
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,29 @@ _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _AND_OR = r"\b(?:and|or)\b"
 _WORD = r"[A-Za-z]+(?:[-'’][A-Za-z]+)*"  # noqa: RUF001
 _UNIT_TAIL = re.compile(
-    rf"(?P<text>\\text\{{[^{{}}0-9=<>]*(?:\^-?\d[^{{}}0-9=<>]*)*\}}|°|(?<![\\A-Za-z_]){_WORD}|[$€£¥₹¢₩₽Ωµ]|\\(?:Omega|mu)(?![a-zA-Z]))"
+    rf"(?P<text>\\text\{{[^{{}}0-9=<>]*(?:\^-?\d[^{{}}0-9=<>]*)*\}}|°|(?<![\\A-Za-z_]){_WORD}|[$£¥¢฿\u20a0-\u20cfΩµ]|\\(?:Omega|mu)(?![a-zA-Z]))"
     rf"(?:\s*(?:\\text\{{[^{{}}0-9=<>]*(?:\^-?\d[^{{}}0-9=<>]*)*\}}|°|{_WORD}|\\(?:cdot|times|Omega)(?![a-zA-Z])|[/*.]"
     rf"|\^\s*(?:-?\d|\{{\s*-?\d\s*\}})|\([A-Za-z .]*\)))*\s*$"
 )
-_CURRENCY = r"(?:\\\$|US\s*\\?\$|[$€£¥₹₩₽]|(?:\\text\{)?\b(?:Rs|USD|EUR|INR)\b\.?\}?)"
+_CURRENCY = (
+    r"(?:\\\$|US\s*\\?\$|[$£¥฿\u20a0-\u20cf]|\\text\{[$£¥฿\u20a0-\u20cf]\}"
+    r"|(?:\\text\{)?\b(?:Rs|USD|EUR|INR)\b\.?\}?)"
+)
 _PREFIX = re.compile(rf"([-+]?)\s*({_CURRENCY})\s*(?=[-+]?\s*[\d.\\({{])")
 _ENDS_VALUE = re.compile(r"(?:[\d)}\]!%]|\\pi|\\infty|\|)\s*$")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _PART = r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?"
 _SUM = re.compile(rf"{_PART}(?:\s*,?\s*(?:and\s+)?{_PART})+", re.IGNORECASE)
 _CLOCK = re.compile(r"(\d{1,2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
-_MODULUS = re.compile(
-    r"\s*\(?\s*(?:\\(?:pmod|bmod|mod|pod)(?![a-zA-Z])|\(?\s*\bmod\b)\s*\{?\s*(\w+)\s*\}?\)?\s*$"
+_TEMPERATURE = re.compile(
+    r"(?:°|\bdegrees?)\s*(C|F)(?:elsius|ahrenheit)?\b|\bdegrees?\s+(?=centigrade)", re.IGNORECASE
 )
+_MODULUS = re.compile(
+    r"\s*\(?\s*(?:\\text\{)?\s*\(?\s*(?:\\(?:pmod|bmod|mod|pod)(?![a-zA-Z])|\bmod(?:ulo)?\b)\s*[{}]?\s*(\w+)\s*[})\s]*$"
+)
+_LISTED_UNIT = re.compile(r"(?<=[\d}])\s*(\\text\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?)(?=\s*(?:,|\)|\]|\\\}|\\text\{(?:and|or)\}|$))")
+_GROUPS = re.compile(r"[-+]?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?", re.ASCII)
+"""Digits in groups, as money is written in any country."""
 _REASON = re.compile(
     r"\s*(?:\\text\{\s*\(?\s*)?\b(?:because|since|as|where|for all|when)\b.*$", re.DOTALL
 )
@@ -78,7 +88,6 @@ _FRACTION = re.compile(
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
 _OPTION = re.compile(r"\\text\{\s*\(\s*([A-J])\s*\)\s*\}|\(?\s*([A-J])\s*\)$")
 """A letter in brackets as text before a value; or before one bracket, without a value."""
-_LEAD = re.compile(r"\\text\{[^{}]*\b(?:answer|value|result|total)\b[^{}]*\}\s*(?=[^\s])")
 _PAIR, _SET = re.compile(r"\([^()]*,[^()]*\)"), re.compile(r"\\\{[^()]*,[^()]*\\\}")
 _BASED = re.compile(r"[\dA-F.]+_\{(\d+)\}")
 _PHRASES = {
@@ -99,15 +108,17 @@ _MONTHS = (
 _FUNCTIONS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan log ln exp sqrt max min gcd lcm mod det pi inf deg".split()
 )
+_ORDINALS = frozenset(("st", "nd", "rd", "th"))
 _DROPPED = frozenset("a an the is it".split())
 SURE_DIGITS = 10
 """Digits to which a decimal must be equal to a value that has no finite decimal."""
+MAX_DECIMAL_PLACES = 400
 
 
 @lru_cache(maxsize=65_536)
 def read_value(answer: str) -> Value:
     """Read an answer."""
-    text, choice = _split_choice(_LEAD.sub("", plain(answer)))
+    text, choice = _split_choice(plain(answer))
     if choice and not text:
         return Value(choice, choice=choice)
     if clock := _read_clock(text):
@@ -130,44 +141,55 @@ def _split_choice(text: str) -> tuple[str, str]:
 
 def split_unit(text: str) -> tuple[str, Unit | None]:
     """Return value and unit of an answer in plain LaTeX."""
-    text, unit = _REASON.sub("", text) if _ENDS_VALUE.search(_REASON.sub("", text)) else text, None
-    if prefix := _PREFIX.search(text):
-        if not text[: prefix.start()].strip():
-            unit = read_unit(_symbol(prefix[2]))
-        text = _PREFIX.sub(r"\1", text)
+    reasoned = _REASON.sub("", text)
+    if reasoned and _ENDS_VALUE.search(reasoned):
+        text = reasoned
+    text, unit = _split_currency(text)
     if modulus := _MODULUS.search(text):
-        return text[: modulus.start()].rstrip(), Unit((("modulus " + modulus[1], 1),))
+        return text[: modulus.start()].rstrip(" ("), Unit((("modulus " + modulus[1], 1),))
+    if "," in text and (listed := _split_listed(text)):
+        return listed
     tail = _find_tail(text)
     if tail is None:
         return text, unit
-    value, found = tail
-    if not found:
+    value, words = tail
+    first, *rest = words.split() or [""]
+    if scale := SCALES.get(first.lower() if first.lower() in SCALES else first.lower().removesuffix("s")):
+        number = _exact(value)
+        value = rf"{value} \times {scale}" if number is None else _in_latex(number * scale)
+        words = " ".join(rest)
+    behind = read_unit(words)
+    if behind is None or not (behind.words or behind.dimensions):
         return value, unit
-    if scale := _scale(found):
-        return rf"{value} \times 10^{{{scale[0]}}}", scale[1] or unit
-    behind = read_unit(found)
-    if behind is None or (behind.words and len(behind.words) > 6):
-        return text, unit
-    if not behind.words and not behind.dimensions:
-        return value, unit
-    return value, behind if unit is None else _product(unit, found, behind)
+    return value, behind if unit is None else _product(unit, words, behind)
+
+
+def _split_currency(text: str) -> tuple[str, Unit | None]:
+    """Return an answer without signs of money, and the money that stands before its beginning."""
+    prefix = _PREFIX.search(text)
+    if prefix is None:
+        return text, None
+    leads = not text[: prefix.start()].strip()
+    symbol = re.sub(r"\\text|[\\{}.\s]|US(?=\W)", "", prefix[2])
+    text = _PREFIX.sub(r"\1", text)
+    if leads and _GROUPS.fullmatch(text.strip()):
+        text = text.replace(",", "")
+    return text.strip(), read_unit(symbol) if leads else None
+
+
+def _split_listed(text: str) -> tuple[str, Unit] | None:
+    r"""Return a list or a pair without the unit that follows each of its values."""
+    units = {read_unit(_flat(found)) for found in _LISTED_UNIT.findall(text)}
+    if len(units) != 1 or len(_LISTED_UNIT.findall(text)) < 2:
+        return None
+    unit = units.pop()
+    return (_LISTED_UNIT.sub("", text), unit) if unit and unit.dimensions else None
 
 
 def _product(currency: Unit, behind: str, unit: Unit) -> Unit:
     """Return the unit of `$5 per hour`; in `$5 dollars` and `$5 profit` it is the currency."""
     rate = re.match(r"[\s(]*(?:/|per\b)\s*", behind)
     return (read_unit(f"$ {behind}") or currency) if rate and unit.dimensions else currency
-
-
-def _symbol(prefix: str) -> str:
-    return re.sub(r"\\text|[\\{}.\s]|US(?=\$)|US(?=\\)", "", prefix)
-
-
-def _scale(words: str) -> tuple[int, Unit | None] | None:
-    """Return the power of ten of `million`, and the unit behind it."""
-    first, *rest = words.split() or [""]
-    power = SCALES.get(first.lower().removesuffix("s"))
-    return None if power is None else (power, read_unit(" ".join(rest)) if rest else None)
 
 
 def _find_tail(text: str) -> tuple[str, str] | None:
@@ -180,42 +202,47 @@ def _find_tail(text: str) -> tuple[str, str] | None:
             else text[: tail.start()].rstrip()
         )
         words = " ".join(re.sub(r"\\(?:cdot|times)(?![a-zA-Z])|[*{}]", " ", _flat(tail[0])).split())
-        if _ENDS_VALUE.search(value) and _may_be_unit(tail, value, words):
+        if value and _may_be_unit(tail, value, words):
             return value, words
         start = tail.end("text")
     return None
 
 
 def _flat(text: str) -> str:
+    """Return the words of a unit without commands, and without remarks in brackets."""
     text = _TEXT.sub(r" \1 ", text).replace(r"\Omega", "Ω").replace(r"\mu", "µ").replace(r"\$", "$")
     text = re.sub(r"\(\s*[a-z ]+\s*\)", " ", text)
-    return re.sub(r"°\s*([CF])\b", r"°\1", text)
+    text = re.sub(r"(?<=µ)\s+|(?<=\b[kMm])\s+(?=Ω)", "", text)
+    return _TEMPERATURE.sub(lambda found: f"°{found[1].upper()}", text)
 
 
 def _may_be_unit(tail: re.Match[str], value: str, words: str) -> bool:
-    if re.search(_AND_OR, words) or not words:
-        return not words and bool(_TEXT.search(tail[0]))
-    if "°" in tail[0] and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])", value):
+    """Return True if the words behind a value are its unit, and no variables or second value."""
+    if not words:
+        return "(" in tail[0]
+    unit = read_unit(words)
+    if unit is None or re.search(_AND_OR, words) or words in _ORDINALS:
         return False
-    in_text = tail["text"].startswith(("\\", "°", "$"))
-    if in_text:
-        return (
-            not re.fullmatch(r"\s*[a-zA-Z]\s*", words)
-            or words.strip() in "mgshLJNWVAKC"
-            or not _is_numeric(value)
-        )
-    first = words.split()[0]
-    if not _is_numeric(value):
+    measured = bool(unit.dimensions) and not unit.words
+    if "°" in tail[0] and TRIGONOMETRY.search(value):
         return False
-    if len(first) > 2 and (len(words.split()) > 1 or len(first) > 2):
-        return first.lower() not in _FUNCTIONS and (
-            tail.start() > len(value) or is_unit(first) or len(first) > 3
-        )
-    return (
-        words in UNIT_LETTERS
-        or (len(words) > 1 and is_unit(re.split(r"[/^ .]", words)[0]) and "^" not in words[:2])
-        or (tail.start() > len(value) and words in "hLJNWVAK")
-    )
+    if not tail["text"][0].isalpha():
+        return _marked_unit(value, words, measured)
+    spaced = tail.start() > len(value)
+    first = re.split(r"[^A-Za-z]", words)[0]
+    if not (_is_numeric(value) and _ENDS_VALUE.search(value)) or first.lower() in _FUNCTIONS:
+        return False
+    if len(first) == 1:
+        # A letter is a variable, as a rule: 6s^2, 2t.
+        return words in UNIT_LETTERS or spaced and words in SPACED_UNIT_LETTERS or measured and "/" in words
+    return measured or len(first) > (2 if spaced else 3)
+
+
+def _marked_unit(value: str, words: str, measured: bool) -> bool:
+    """Return True if words in a command for text, or a sign, are the unit of a value."""
+    if _ENDS_VALUE.search(value):
+        return measured or len(words) > 1 or not _is_numeric(value)
+    return measured
 
 
 def _is_numeric(value: str) -> bool:
@@ -225,6 +252,7 @@ def _is_numeric(value: str) -> bool:
 
 def _read_clock(text: str) -> Clock | None:
     bare = " ".join(_TEXT.sub(r" \1 ", text).split())
+    bare = {"noon": "12 pm", "midnight": "12 am"}.get(bare.lower(), bare)
     time = _CLOCK.fullmatch(re.sub(r"\s*:\s*", ":", bare))
     if time is None or not (time[2] or time[3]):
         return None
@@ -344,14 +372,11 @@ def decide(a: Value, b: Value) -> bool | Question:
     left, right = _in_one_unit(a, b)
     if left == right:
         return True
-    numbers = _percent(left), _percent(right)
-    if numbers[0] and numbers[1]:
-        decimal = any(_NUMBER.fullmatch(text.removesuffix(r"\%")) for text in (left, right))
-        return (
-            any(equal_numbers(x, y, decimal) for x in numbers[0] for y in numbers[1])
-            if (len(numbers[0]) != len(numbers[1]))
-            else equal_numbers(numbers[0][0], numbers[1][0], decimal)
-        )
+    first, second = _percent(left), _percent(right)
+    if first and second:
+        # Two percentages are compared as they are.
+        pairs = product(first, second) if len(first) != len(second) else [(first[0], second[0])]
+        return any(equal_numbers(x, y) for x, y in pairs)
     if not _bases_agree(left, right) or _is_pair_and_set(left, right):
         return False
     return min(left, right), max(left, right)
@@ -386,10 +411,15 @@ def _scaled(latex: str, unit: Unit) -> str:
     """Return a value in base units."""
     number = _exact(latex)
     if number is not None and not unit.pi:
-        scaled = number * unit.factor
-        return rf"\frac{{{scaled.numerator}}}{{{scaled.denominator}}}"
+        return _in_latex(number * unit.factor)
     pi = rf" \cdot \pi^{{{unit.pi}}}" if unit.pi else ""
     return rf"\left({latex}\right) \cdot \frac{{{unit.factor.numerator}}}{{{unit.factor.denominator}}}{pi}"
+
+
+def _in_latex(number: Fraction) -> str:
+    if number.denominator == 1:
+        return str(number.numerator)
+    return rf"\frac{{{number.numerator}}}{{{number.denominator}}}"
 
 
 def _exact(latex: str) -> Fraction | None:
@@ -420,25 +450,30 @@ def percentages(number: Any) -> list[Any]:
     return [number / 100, number] if abs(number) > 1 else [number / 100]
 
 
-def equal_numbers(a: Fraction, b: Fraction, has_decimal: bool) -> bool:
-    """Return True if two numbers are equal, or a decimal is a long approximation of the other.
+def equal_numbers(a: Fraction, b: Fraction) -> bool:
+    """Return True if two numbers are equal, or one is a long decimal close to the other.
 
     A number without a finite decimal, as 1/3, has to be met to `SURE_DIGITS` digits.
     """
     if a == b:
         return True
-    if not has_decimal or (_is_finite(a) and _is_finite(b)):
+    digits = decimal_digits(a), decimal_digits(b)
+    if (digits[0] is None) == (digits[1] is None) or max(digits[0] or 0, digits[1] or 0) < SURE_DIGITS:
         return False
     return abs(a - b) * 10**SURE_DIGITS < max(abs(a), abs(b))
 
 
-def _is_finite(number: Fraction) -> bool:
-    """Return True if a number has a finite decimal."""
-    denominator = number.denominator
+def decimal_digits(number: Fraction) -> int | None:
+    """Return the significant digits of a number's decimal; None if the decimal has no end."""
+    denominator, powers = number.denominator, []
     for prime in (2, 5):
+        powers.append(0)
         while denominator % prime == 0:
             denominator //= prime
-    return denominator == 1
+            powers[-1] += 1
+    if denominator != 1 or max(powers) > MAX_DECIMAL_PLACES:
+        return None
+    return len(str(abs(number.numerator * 10 ** max(powers) // number.denominator)).rstrip("0"))
 
 
 def _bases_agree(a: str, b: str) -> bool:
