@@ -40,28 +40,32 @@ _TOKEN = re.compile(
 """The beginning of a box, and every brace; an escaped character is skipped."""
 _NO_BOX = -1
 _NEXT_BOX = re.compile(
-    r"[\s$]*(?:\\[()\[\]]|\\(?:quad|qquad|text\{\s*\}|[,;: ])|\s)*"
-    r"(?:(?:,|;|&|\\\\|\\lor|\\land|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|,?\s*\b(?:and|or)\b)[\s$]*)+"
-    r"(?:\\[()\[\]]|\\(?:quad|qquad|[,;: ])|[\s$&])*(?P<name>[a-zA-Z](?:_\{?\w\}?)?\s*&?=\s*)?[\s$]*"
+    r"[\s$*]*(?:\\[()\[\]]|\\(?:quad|qquad|text\{\s*\}|[,;: ])|\s)*"
+    r"(?:(?:,|;|&|\\\\|\\lor|\\land|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|,?\s*\b(?:and|or)\b)[\s$*]*)+"
+    r"(?:\\[()\[\]]|\\(?:quad|qquad|[,;: ])|[\s$&*])*(?P<name>[a-zA-Z](?:_\{?\w\}?)?\s*&?=\s*)?[\s$*]*"
 )
 """What stands between two boxes that are one answer: commas, `and`, `or`, the name of a value."""
 _NAME_BEFORE = re.compile(r"([a-zA-Z](?:_\{?\w\}?)?)\s*&?=\s*$")
 _TAG = re.compile(r"<answer>(.{1,2000}?)</answer>", re.DOTALL | re.IGNORECASE)
 _EMPTY_BOX = re.compile(rf"{_BOX}\s*(?:\{{\s*\}}|$)")
 """An empty box in a statement: the prompt's own words, "put your answer within \\boxed{}"."""
+_IS = (
+    r"(?:is|must be|should be|would be|will be|equals)\b\s*"
+    r"(?:(?:therefore|thus|then|hence|simply|exactly|just|indeed|clearly|approximately|about)\b,?\s*)?:?"
+)
 _STATEMENT = re.compile(
     # GSM8K's `#### 5`, a heading "Final Answer" with the answer below, "the answer is 5".
     r"^(?P<hashes>####)[ \t]*(?=[^\s\d]*\d)"
     r"|^[#*_ \t]*(?:the )?(?:final |correct )?answer[*_ \t]*:?[*_ \t]*\n\s*"
-    r"|\banswer[*_]*\s*(?:is\b\s*:?|:|=)[\s*_]*"
-    r"|\b(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*\s*(?:is\b\s*:?|:)[\s*_]*"
+    rf"|\banswer[*_]*\s*(?:{_IS}|:|=)[\s*_]*(?:(?:option|choice|letter)\b[\s*_]*)?"
+    rf"|\b(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*\s*(?:{_IS}|:)[\s*_]*"
     r"|^[#*_ \t]*(?:option|choice)[*_]*:[ \t*_]*)",
     re.IGNORECASE | re.MULTILINE,
 )
 _CORRECT_OPTION = re.compile(
-    r"\b(?:option|choice|answer)\s+[*_$]*\(?([A-J])\)?[*_$]*\s+is\s+(?:the\s+)?(?:correct|right)\b",
-    re.IGNORECASE,
+    r"(?<![\w\\$])[*_$(]*(?-i:([A-J]))[)*_$]*\s+is\s+(?:the\s+)?(?:correct|right)\b", re.IGNORECASE
 )
+"""`Option (B) is correct`."""
 _FORMULA = (
     r"(?:\$\$[^$]{1,500}\$\$|\$(?!\s)[^$]{1,500}(?<!\s)\$(?!\d)"
     r"|\\\(.{1,500}?\\\)|\\\[.{1,500}?\\\])"
@@ -74,6 +78,8 @@ _STATED = re.compile(
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 _REMARK = re.compile(r"\s*[,;(—–]\s*[^\d\\$]*$")  # noqa: RUF001
 """Words without a number behind a comma or in brackets: "72 clips, altogether"."""
+_CALCULATION = re.compile(r"\s*\((?!.*\bor\b)[^()]*\)$")
+"""A remark in brackets: "72 clips (48 + 24)"."""
 _BARE = re.compile(
     rf"\s*\**\s*(?:[-+]?\$?\d[\d,./]*\s*%?|\(?[A-J]\)?|{_FORMULA})\s*\.?\s*\**\s*", re.DOTALL
 )
@@ -115,6 +121,8 @@ def extract_answer(text: str, kind: AnswerKind | None = None) -> str | None:
 def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool) -> str | None:
     found = list(_candidates(text, whole=whole))
     if kind is AnswerKind.CHOICE:
+        if not found and "\n" not in text.strip() and len(text) < MAX_BARE:
+            found = [text.strip()]
         found = [answer for answer in found if as_choice(answer)] or found
     elif kind is None and found and _is_formula(found[0]):
         found = [answer for answer in found[1:] if _CHOICE.fullmatch(answer)] or found
@@ -239,7 +247,7 @@ def _read_statement(text: str, lead: re.Match[str]) -> str | None:
 
 def _value(answer: str) -> str | None:
     """Return an answer without a box, less the remark behind it; None if it is words alone."""
-    for words in (answer, _REMARK.sub("", answer)):
+    for words in (answer, _REMARK.sub("", answer), _CALCULATION.sub("", answer)):
         if words and len(_WORD.findall(words)) <= MAX_WORDS and _is_value(words):
             return words
     return None
@@ -272,13 +280,13 @@ def answer_line(solution: str) -> str | None:
 
 _NAME = re.compile(r"\A(?!.*\b(?:and|or)\b)[^,;]*=", re.DOTALL)
 """Left side of an equation, as in `m+n = 33`. Two numbers have two names and do not match."""
-_INTEGER = re.compile(r"[\s(]*\+?\s*0*(\d{1,3})(?:\.0*)?[\s.)]*", re.ASCII)
-_MARKUP = re.compile(r"\\text\b|[{}$*_]")
+_INTEGER = re.compile(r"(?:\s|\(|\\\{)*\+?\s*0*(\d{1,3})(?:\.0*)?(?:\s|\.|\)|\\\})*", re.ASCII)
+_MARKUP = re.compile(r"\\text\b|[{}$*]")
 _LETTER = re.compile(
     r"(?i:(?:the )?(?:correct |final |right |best )?(?:option|choice|answer|letter)(?: is)?:? )?[(\[]?"
     # Alone, or before the bracket, sign or word that starts a reason; an article has neither.
     r"([A-Ja-j](?=[)\].:]*$)"
-    rf"|[A-J](?=[)\].:,;]|\s*[(—–]|\s+-\s|\s+{_REASON}|\s+is (?:the )?(?:correct|right))|[a-j](?=[)\]]))"  # noqa: RUF001
+    rf"|[A-J](?=[)\].:,;]|\s*[(—–]|\s+(?:-{{1,3}}|:)\s|\s+\d|\s+{_REASON}|\s+is (?:the )?(?:correct|right))|[a-j](?=[)\]]))"  # noqa: RUF001
 )
 _SECOND_LETTER = re.compile(
     r"[)\].:]*\s*(?:[,/&+;—–-]| and\b| or\b)[, ]*(?:(?:and|or) )?[(\[]?(?:[A-J](?!\w)|[a-j](?=[)\]]|$))"  # noqa: RUF001
@@ -302,7 +310,7 @@ def as_choice(text: str) -> str | None:
     r"""Parse the letter of an option, A to J, from `B`, `(B)`, `\text{B}`, `b`, `B) because …`,
     `B (4.2 eV)` or `option B`; return None where `text` has no letter (a number, a word) or two.
     """
-    bare = " ".join(_MARKUP.sub(" ", plain(text[:MAX_PARSED_CHARS])).split())
+    bare = " ".join(_MARKUP.sub(" ", plain(text[:MAX_PARSED_CHARS]).strip("_")).split())
     match = _LETTER.match(bare)
     if match is None or _SECOND_LETTER.match(bare, match.end()):
         return None

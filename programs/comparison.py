@@ -15,8 +15,9 @@ from typing import Any
 import sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig
 from math_verify import LatexExtractionConfig, grader, parse, verify
+from sympy.logic.boolalg import BooleanAtom
 
-from lim_sglang.programs.values import SURE_DIGITS, equal_numbers, percentages
+from lim_sglang.programs.values import SURE_DIGITS, decimal_digits, equal_numbers, percentages
 
 Formula = Any
 """SymPy's formulas and matrices, which have no common class."""
@@ -35,7 +36,7 @@ _BUILDER = re.compile(
     r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid(?![a-z])|\||:)\s*(.+?)\s*\\\}"
 )
 _MEMBER = re.compile(r"\s*[a-zA-Z]\s*\\in(?![a-z])\s*")
-_ANY_REAL = re.compile(r"(?:,|\\text\{\s*and\s*\}|\\land)?\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}$")
+_ANY_REAL = re.compile(r"^\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}\s*,|(?:,|\\text\{\s*and\s*\}|\\land)?\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}$")
 _CONNECTIVE = re.compile(
     r"\s*,?\s*(?:\\text\{\s*(or|and)\s*\}|\b(or|and)\b|\\(lor|land|cup|cap)(?![a-zA-Z])|([,;]))\s*"
 )
@@ -46,9 +47,18 @@ _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])")
 def compare(a: str, b: str) -> bool:
     """Return True if two values in plain LaTeX are equal; symmetric."""
     first, second = read(a), read(b)
+    if any(_is_statement(part) for part in (*first, *second)):
+        # A statement about numbers, as 3 > 5, is no value.
+        return False
     if _names_a_multiple(first, second) or _names_a_multiple(second, first):
         return False
     return _verify(first, second) or _verify(second, first)
+
+
+def _is_statement(formula: Formula) -> bool:
+    return isinstance(formula, BooleanAtom) or (
+        isinstance(formula, sympy.core.relational.Relational) and not formula.free_symbols
+    )
 
 
 def _verify(gold: list[Formula], answer: list[Formula]) -> bool:
@@ -61,7 +71,7 @@ def read(latex: str) -> list[Formula]:
     if builder := _BUILDER.fullmatch(latex):
         latex = builder[2]
     latex = _ANY_REAL.sub("", latex) or latex
-    solutions = _solution_set(latex)
+    solutions = _solution_set(latex, is_set=builder is not None)
     if solutions is not None:
         return [solutions]
     # In a box, where math-verify looks for LaTeX; plain expressions would take the last number of
@@ -82,6 +92,8 @@ def _mended(formula: Formula) -> Formula:
             return _exact(parts[-1].rhs)
         if isinstance(formula, sympy.And):
             return type(formula)(*map(_exact, parts), evaluate=False)
+        if len(parts) == 1 and not isinstance(parts[0], sympy.FiniteSet | sympy.Eq) and parts[0] != sympy.EmptySet:
+            return _mended(parts[0])
         return type(formula)(*map(_mended, parts))
     if isinstance(formula, sympy.Eq) and getattr(formula.lhs, "is_number", False):
         left, right = _exact(formula.lhs), _exact(formula.rhs)
@@ -102,11 +114,15 @@ def _exact(formula: Formula) -> Formula:
         return formula
 
 
-def _solution_set(latex: str) -> Formula | None:
-    """Return the numbers that satisfy inequalities which are joined in one way; None for others."""
+def _solution_set(latex: str, *, is_set: bool) -> Formula | None:
+    """Return the numbers that satisfy inequalities which are joined in one way; None for others.
+
+    Args:
+        is_set: a single inequality counts, too.
+    """
     pieces = _CONNECTIVE.split(latex)
     parts, joins = pieces[::5], {join for n, join in enumerate(pieces) if n % 5 and join}
-    if len(parts) < 2 or not all(_INEQUALITY.search(part) for part in parts):
+    if len(parts) < 2 - is_set or not all(_INEQUALITY.search(part) for part in parts):
         return None
     formulas = [
         parsed[0] for part in parts if (parsed := read(part)) and not isinstance(parsed[0], str)
@@ -156,7 +172,7 @@ def _equal_values(a: Formula, b: Formula, *precision: int) -> bool:
     if not (x.is_number and y.is_number):
         return False
     if x.is_Rational and y.is_Rational:
-        return equal_numbers(Fraction(x.p, x.q), Fraction(y.p, y.q), True)
+        return equal_numbers(Fraction(x.p, x.q), Fraction(y.p, y.q))
     return _agree(x, y)
 
 
@@ -167,17 +183,10 @@ def _agree(x: Formula, y: Formula) -> bool:
     left, right = x.evalf(DIGITS), y.evalf(DIGITS)
     if not (left.is_finite and right.is_finite):
         return bool(left == right)
-    digits = (
-        SURE_DIGITS
-        if x.is_Rational and _is_long_decimal(x) or y.is_Rational and _is_long_decimal(y)
-        else EQUAL_DIGITS
-    )
+    rational = x if x.is_Rational else y
+    decimal = rational.is_Rational and decimal_digits(Fraction(rational.p, rational.q)) or 0
+    digits = SURE_DIGITS if decimal >= SURE_DIGITS else EQUAL_DIGITS
     return bool(abs(left - right) * 10**digits < max(abs(left), abs(right)))
-
-
-def _is_long_decimal(number: Formula) -> bool:
-    """Return True if a fraction comes from a decimal with at least `SURE_DIGITS` digits."""
-    return bool(number.q != 1) and 10 ** (SURE_DIGITS - 3) < abs(number.p)
 
 
 def _same_solutions(a: Formula, b: Formula, *precision: int) -> bool:
@@ -185,7 +194,10 @@ def _same_solutions(a: Formula, b: Formula, *precision: int) -> bool:
     if not (a.free_symbols and b.free_symbols):
         return False
     if isinstance(a, sympy.Eq) and isinstance(b, sympy.Eq):
-        ratio = sympy.simplify((a.lhs - a.rhs) / (b.lhs - b.rhs))
+        difference = sympy.simplify(a.lhs - a.rhs)
+        if not difference.free_symbols:
+            return False
+        ratio = sympy.simplify(difference / (b.lhs - b.rhs))
         if ratio.is_number:
             return bool(ratio.is_finite and ratio != 0)
         if not (sympy.solve(a, a.free_symbols) and sympy.solve(b, b.free_symbols)):

@@ -135,6 +135,9 @@ _SYNONYMS: list[tuple[re.Pattern[str], str]] = [
 _DEGREES = re.compile(
     r"(?:\{\s*\}\s*)?\^\s*(?:\{\s*(?:\\circ|\\text\{o\}|o)\s*\}|\\circ(?![a-zA-Z])|o(?![a-zA-Z]))|º"  # noqa: RUF001
 )
+_UNIT_FRACTION = re.compile(
+    r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*((?:\^\s*\d)?)\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*((?:\^\s*\d)?)\s*\}"
+)
 _PERCENT = re.compile(
     r"(?:\\?%|\\text\s*\{\s*\\?%\s*\}|\\text\s*\{\s*per\s?cent(?:age)?s?\s*\}|\bper\s?cent\b)"
 )
@@ -166,10 +169,11 @@ def plain(answer: str) -> str:
         text = synonyms.sub(replacement, text)
     text = _PERCENT.sub(r"\\%", text)
     text = _DEGREES.sub("°", text)
-    text = text.replace("smallmatrix", "matrix")
+    text = _UNIT_FRACTION.sub(r"\\text{\1\2/\3\4}", text.replace("smallmatrix", "matrix"))
     text = _CHOOSE.sub(r"\\binom{\1}{\2}", _roots(text))
     text = _NO_LEFT_SIDE.sub("", text, count=1) if _NO_LEFT_SIDE.match(text) else text
-    text = _without_outer_braces(" ".join(tidy(text.strip("'\"` ")).split()))
+    text = re.sub(r"(?<=[a-z]{2})!+$", "", text.strip("'\"` "))
+    text = _without_outer_braces(" ".join(tidy(text).split()))
     return text.replace(ROW_END, r"\\")
 
 
@@ -205,7 +209,7 @@ def _as_text(command: re.Match[str]) -> str:
     if operator is not None and not is_unit(operator.strip()):
         return command[0]
     content = next(group for group in command.groups() if group is not None).strip()
-    content = _INNER_TEXT.sub(r"\1", content)
+    content = re.sub(r"\\cdot(?![a-zA-Z])", " ", _INNER_TEXT.sub(r"\1", content))
     if "$" in content.replace(r"\$", ""):
         # Formulas within text.
         parts = re.split(r"(?<!\\)\$", content)

@@ -223,7 +223,9 @@ def _measure(tokens: list[tuple[str, str, str]]) -> Unit | None:
             apply(last, sign * (more - 1))
         elif word.lower() in _POWERS:
             power = _POWERS[word.lower()]
-        elif word.lower() in ("of", "old", "each"):
+        elif word.lower() == "of" and last:
+            break
+        elif word.lower() in _FILLERS and last and word != "in":
             continue
         else:
             last = _known(word)

@@ -57,7 +57,7 @@ _WORD = r"[A-Za-z]+(?:[-'’][A-Za-z]+)*"  # noqa: RUF001
 _UNIT_TAIL = re.compile(
     rf"(?P<text>\\text\{{[^{{}}0-9=<>]*(?:\^-?\d[^{{}}0-9=<>]*)*\}}|°|(?<![\\A-Za-z_]){_WORD}|[$£¥¢฿\u20a0-\u20cfΩµ]|\\(?:Omega|mu)(?![a-zA-Z]))"
     rf"(?:\s*(?:\\text\{{[^{{}}0-9=<>]*(?:\^-?\d[^{{}}0-9=<>]*)*\}}|°|{_WORD}|\\(?:cdot|times|Omega)(?![a-zA-Z])|[/*.]"
-    rf"|\^\s*(?:-?\d|\{{\s*-?\d\s*\}})|\([A-Za-z .]*\)))*\s*$"
+    rf"|\^\s*(?:-?\d|\{{\s*-?\d\s*\}})|\((?!.*\bor\b)[\w .+*/=-]*\)))*\s*$"
 )
 _CURRENCY = (
     r"(?:\\\$|US\s*\\?\$|[$£¥฿\u20a0-\u20cf]|\\text\{[$£¥฿\u20a0-\u20cf]\}"
@@ -88,7 +88,8 @@ _FRACTION = re.compile(
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
 _OPTION = re.compile(r"\\text\{\s*\(\s*([A-J])\s*\)\s*\}|\(?\s*([A-J])\s*\)$")
 """A letter in brackets as text before a value; or before one bracket, without a value."""
-_PAIR, _SET = re.compile(r"\([^()]*,[^()]*\)"), re.compile(r"\\\{[^()]*,[^()]*\\\}")
+_PAIR = re.compile(r"\([^()]*,[^()]*\)")
+_SET = re.compile(r"\\\{(?!.*(?:[|:<>]|\\(?:mid|in|le|ge)(?![a-z])))[^()]*,[^()]*\\\}")
 _BASED = re.compile(r"[\dA-F.]+_\{(\d+)\}")
 _PHRASES = {
     r"\emptyset": "no solution|no solutions|no real solution|no real solutions|empty set|none",
@@ -108,6 +109,7 @@ _MONTHS = (
 _FUNCTIONS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan log ln exp sqrt max min gcd lcm mod det pi inf deg".split()
 )
+_VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
 _ORDINALS = frozenset(("st", "nd", "rd", "th"))
 _DROPPED = frozenset("a an the is it".split())
 SURE_DIGITS = 10
@@ -211,7 +213,7 @@ def _find_tail(text: str) -> tuple[str, str] | None:
 def _flat(text: str) -> str:
     """Return the words of a unit without commands, and without remarks in brackets."""
     text = _TEXT.sub(r" \1 ", text).replace(r"\Omega", "Ω").replace(r"\mu", "µ").replace(r"\$", "$")
-    text = re.sub(r"\(\s*[a-z ]+\s*\)", " ", text)
+    text = re.sub(r"\([^()]*\)", " ", text)
     text = re.sub(r"(?<=µ)\s+|(?<=\b[kMm])\s+(?=Ω)", "", text)
     return _TEMPERATURE.sub(lambda found: f"°{found[1].upper()}", text)
 
@@ -292,6 +294,8 @@ def _read_words(text: str) -> tuple[str, ...] | str:
     """
     bare = _TEXT.sub(r" \1 ", text).strip()
     if not re.fullmatch(r"[^\W_][\w\s,.;:'’()&/-]*", bare) or "\\" in bare:  # noqa: RUF001
+        return ""
+    if bare != text and _VARIABLE.search(_TEXT.sub(" ", text)):
         return ""
     words = re.findall(r"[^\W_]+", bare.casefold())
     names = [word for word in words if word.isalpha()]
