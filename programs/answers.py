@@ -30,6 +30,8 @@ MAX_BARE = 200
 """Longest reply, in characters, that may be nothing but an answer."""
 MAX_WORDS = 4
 """Most words of an answer without a box; a longer one is a sentence about the answer."""
+MAX_STATED = 1000
+"""Characters of the longest answer without a box."""
 MAX_STATEMENTS = 100
 """Statements that are looked at, from the end of the text: a limit of the time."""
 
@@ -39,12 +41,16 @@ _TOKEN = re.compile(
 )
 """The beginning of a box, and every brace; an escaped character is skipped."""
 _NO_BOX = -1
+_FILLER = re.compile(r"[\s$*&]|\\(?:[()\[\],;: ]|quad\b|qquad\b)")
 _NEXT_BOX = re.compile(
-    r"[\s$*]*(?:\\[()\[\]]|\\(?:quad|qquad|text\{\s*\}|[,;: ])|\s)*"
-    r"(?:(?:,|;|&|\\\\|\\lor|\\land|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|,?\s*\b(?:and|or)\b)[\s$*]*)+"
-    r"(?:\\[()\[\]]|\\(?:quad|qquad|[,;: ])|[\s$&*])*(?P<name>[a-zA-Z](?:_\{?\w\}?)?\s*&?=\s*)?[\s$*]*"
+    r" *+(?:(?:,|;|\\\\|\\lor\b|\\land\b|\\text *\{ *,? *(?:and|or) *\}|\b(?:and|or)\b) *+)++"
+    r"(?P<name>[a-zA-Z](?:_\{?\w\}?)? *=)? *+"
 )
 """What stands between two boxes that are one answer: commas, `and`, `or`, the name of a value."""
+MAX_JOINED = 30
+"""Most boxes that are one answer."""
+MAX_BETWEEN = 100
+"""Most characters between two boxes that are one answer."""
 _NAME_BEFORE = re.compile(r"([a-zA-Z](?:_\{?\w\}?)?)\s*&?=\s*$")
 _TAG = re.compile(r"<answer>(.{1,2000}?)</answer>", re.DOTALL | re.IGNORECASE)
 _EMPTY_BOX = re.compile(rf"{_BOX}\s*(?:\{{\s*\}}|$)")
@@ -56,14 +62,14 @@ _IS = (
 _STATEMENT = re.compile(
     # GSM8K's `#### 5`, a heading "Final Answer" with the answer below, "the answer is 5".
     r"^(?P<hashes>####)[ \t]*(?=[^\s\d]*\d)"
-    r"|^[#*_ \t]*(?:the )?(?:final |correct )?answer[*_ \t]*:?[*_ \t]*\n\s*"
-    rf"|\banswer[*_]*\s*(?:{_IS}|:|=)[\s*_]*(?:(?:option|choice|letter)\b[\s*_]*)?"
-    rf"|\b(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*\s*(?:{_IS}|:)[\s*_]*"
-    r"|^[#*_ \t]*(?:option|choice)[*_]*:[ \t*_]*)",
+    r"|^[#*_ \t]*+(?:the )?(?:final |correct )?answer[*_ \t]*+:?[*_ \t]*+\n\s*"
+    rf"|\banswer[*_]*+\s*+(?:{_IS}|:|=)[\s*_]*(?:(?:option|choice|letter)\b[\s*_]*)?"
+    rf"|\b(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*+\s*+(?:{_IS}|:)[\s*_]*"
+    r"|^[#*_ \t]*+(?:option|choice)[*_]*:[ \t*_]*)",
     re.IGNORECASE | re.MULTILINE,
 )
 _CORRECT_OPTION = re.compile(
-    r"(?<![\w\\$])[*_$(]*(?-i:([A-J]))[)*_$]*\s+is\s+(?:the\s+)?(?:correct|right)\b", re.IGNORECASE
+    r"(?<![a-zA-Z0-9\\])(?-i:([A-J]))[)*_$]{0,4}\s+is\s+(?:the\s+)?(?:correct|right)\b", re.IGNORECASE
 )
 """`Option (B) is correct`."""
 _FORMULA = (
@@ -167,7 +173,7 @@ def _last_box(text: str) -> str | None:
     """Return the content of the box that begins last, of those that are closed and not empty,
     together with the boxes of the same list.
     """
-    boxes = _join(_boxes(text), text)
+    boxes = _join(deque(_boxes(text), maxlen=MAX_JOINED), text)
     return boxes or None
 
 
@@ -196,16 +202,14 @@ def _join(boxes: Iterable[tuple[int, int, str]], text: str) -> str:
     joined: list[tuple[str, str]] = []
     last_end = 0
     for begin, end, content in boxes:
-        between = (
-            _NEXT_BOX.fullmatch(text, last_end, begin)
-            if joined and begin - last_end < 100
-            else None
-        )
+        between = None
+        if joined and begin - last_end < MAX_BETWEEN:
+            between = _NEXT_BOX.fullmatch(_FILLER.sub(" ", text[last_end:begin]))
         if between is None:
             before = _NAME_BEFORE.search(text, max(0, begin - 20), begin)
             joined = [(before[1] if before else "", content)]
         else:
-            name = (between["name"] or "").rstrip(" =&")
+            name = (between["name"] or "").rstrip(" =")
             if (name, content) not in joined:
                 joined.append((name, content))
         last_end = end
@@ -247,6 +251,8 @@ def _read_statement(text: str, lead: re.Match[str]) -> str | None:
 
 def _value(answer: str) -> str | None:
     """Return an answer without a box, less the remark behind it; None if it is words alone."""
+    if len(answer) > MAX_STATED:
+        return None
     for words in (answer, _REMARK.sub("", answer), _CALCULATION.sub("", answer)):
         if words and len(_WORD.findall(words)) <= MAX_WORDS and _is_value(words):
             return words

@@ -53,12 +53,14 @@ Question = tuple[str, str]
 
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _AND_OR = r"\b(?:and|or)\b"
-_WORD = r"[A-Za-z]+(?:[-'’][A-Za-z]+)*"  # noqa: RUF001
+_WORD = r"[A-Za-z]++(?:[-'’][A-Za-z]++)*+"  # noqa: RUF001
+_UNIT_TEXT = r"\\text\{[^{}0-9=<>]*+(?:\^-?\d[^{}0-9=<>]*+)*+\}"
 _UNIT_TAIL = re.compile(
-    rf"(?P<text>\\text\{{[^{{}}0-9=<>]*(?:\^-?\d[^{{}}0-9=<>]*)*\}}|°|(?<![\\A-Za-z_]){_WORD}|[$£¥¢฿\u20a0-\u20cfΩµ]|\\(?:Omega|mu)(?![a-zA-Z]))"
-    rf"(?:\s*(?:\\text\{{[^{{}}0-9=<>]*(?:\^-?\d[^{{}}0-9=<>]*)*\}}|°|{_WORD}|\\(?:cdot|times|Omega)(?![a-zA-Z])|[/*.]"
-    rf"|\^\s*(?:-?\d|\{{\s*-?\d\s*\}})|\((?!.*\bor\b)[\w .+*/=-]*\)))*\s*$"
+    rf"(?P<text>{_UNIT_TEXT}|°|(?<![\\A-Za-z_]){_WORD}|[$£¥¢฿\u20a0-\u20cfΩµ]|\\(?:Omega|mu)(?![a-zA-Z]))"
+    rf"(?:\s*+(?:{_UNIT_TEXT}|°|{_WORD}|\\(?:cdot|times|Omega)(?![a-zA-Z])|[/*.]"
+    r"|\^\s*+(?:-?\d|\{\s*-?\d\s*\})|\((?!.*\bor\b)[\w .+*/=-]*\)))*+\s*+$"
 )
+"""Words, signs and powers at the end of an answer; possessive, so that no text takes long."""
 _CURRENCY = (
     r"(?:\\\$|US\s*\\?\$|[$£¥฿\u20a0-\u20cf]|\\text\{[$£¥฿\u20a0-\u20cf]\}"
     r"|(?:\\text\{)?\b(?:Rs|USD|EUR|INR)\b\.?\}?)"
