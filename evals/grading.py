@@ -6,57 +6,22 @@ math-verify.
 """
 
 import json
-import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 from lim_sglang.evals.run_store import GRADES_FILE, GradedSample, load_run, write_atomically
-from lim_sglang.programs.answers import extract_answer
+from lim_sglang.programs.answers import PARSERS, AnswerKind, extract_answer
 from lim_sglang.programs.schema import COMPLETED_STATES
 
-GRADING_VERSION = 1
+GRADING_VERSION = 2
 """Version of extraction and grading: raise the number with a change of `programs/answers.py`,
-`programs/equivalence.py` or this module that changes a verdict. Verdicts of another version are
+`latex.py`, `units.py`, `values.py`, `comparison.py`, `equivalence.py` or this module that changes a verdict. Verdicts of another version are
 renewed from the stored texts."""
-
-
-class AnswerKind(StrEnum):
-    """Comparison of an answer with the gold answer."""
-
-    EXPRESSION = "expression"
-    """Mathematical equality by math-verify."""
-    INTEGER = "integer"
-    """Integer from 0 to 999, as the AIME asks for."""
-    CHOICE = "choice"
-    """Letter of an option, A to J."""
-
-
-CHOICES = "ABCDEFGHIJ"
-MAX_PARSED_CHARS = 500
-"""Characters in which a letter is searched, and length of the longest text that may be an
-integer."""
-
-_MARKED = r"\\(?:text|textbf|mathbf|mathrm|mbox|boxed)"
-_MARKED_TEXT = re.compile(rf"{_MARKED}\s*\{{([^{{}}]*)\}}")
-_NAME = re.compile(r"\A(?!.*\b(?:and|or)\b)[^,;]*=", re.DOTALL)
-"""Left side of an equation, as in `m+n = 33`. Two numbers have two names and do not match."""
-_SIGNS = re.compile(r"\\left|\\right|\^\s*\{?\s*\\circ\s*\}?|\\?%|[$°]")
-_INTEGER = re.compile(r"[\s(]*0*(\d{1,3})(?:\.0*)?[\s.)]*", re.ASCII)
-_MARKUP = re.compile(rf"{_MARKED}\b|[{{}}$*]")
-_LETTER = re.compile(
-    r"(?i:(?:the )?(?:correct |final )?(?:option|choice|answer)(?: is)?:? )?[(\[]?"
-    # Alone, or before the bracket or full stop that starts a reason; an article has neither.
-    r"([A-Ja-j](?=[)\].:]*$)|[A-J](?=[)\].:,])|[a-j](?=[)\]]))"
-)
-_SECOND_LETTER = re.compile(
-    r"[)\].:]*(?:,|/| and\b| or\b)[, ]*(?:(?:and|or) )?[(\[]?(?:[A-J](?!\w)|[a-j](?=[)\]]|$))"
-)
 
 
 class Equivalence(Protocol):
@@ -65,23 +30,25 @@ class Equivalence(Protocol):
     def equivalent(self, a: str, b: str) -> bool:
         """Return True if two answers are equal; symmetric."""
 
-    def correct(self, gold: str, answer: str) -> bool:
-        """Return True if `answer` equals the gold answer."""
-
 
 class Grader:
     """Verdicts for one kind of answer. The same answer always gets the same verdict."""
 
     def __init__(self, kind: AnswerKind, checker: Equivalence) -> None:
+        self._kind = kind
         self._parse = PARSERS.get(kind)
         self._checker = checker
+
+    def extract(self, text: str) -> str | None:
+        """Return the answer that a text states, as it is stored and graded."""
+        return extract_answer(text, self._kind)
 
     def correct(self, gold: str, answer: str | None) -> bool:
         """Return True if an answer is right; a sample without an answer (None) is wrong."""
         if answer is None:
             return False
         if self._parse is None:
-            return self._checker.correct(gold, answer)
+            return self._checker.equivalent(gold, answer)
         value = self._parse(answer)
         return value is not None and value == self._parse(gold)
 
@@ -93,41 +60,6 @@ class Grader:
             return self._checker.equivalent(a, b)
         value = self._parse(a)
         return value is not None and value == self._parse(b)
-
-
-def as_integer(text: str) -> int | None:
-    r"""Parse an integer from 0 to 999; return None where `text` states none.
-
-    Leading zeros, a name (`m+n = 33`), a degree or percent sign, brackets, `\text{}` around a unit
-    or around the number, zero decimals and a full stop are ignored.
-    """
-    if len(text) > MAX_PARSED_CHARS:
-        return None
-    bare = _MARKED_TEXT.sub(_keep_digits, _NAME.sub("", text))
-    match = _INTEGER.fullmatch(_SIGNS.sub("", bare))
-    return int(match[1]) if match else None
-
-
-def as_choice(text: str) -> str | None:
-    r"""Parse the letter of an option, A to J, from `B`, `(B)`, `\text{B}`, `b`, `B) because …` or
-    `option B`; return None where `text` has no letter (a number, a word) or two.
-    """
-    bare = " ".join(_MARKUP.sub("", text[:MAX_PARSED_CHARS]).split())
-    match = _LETTER.match(bare)
-    if match is None or _SECOND_LETTER.match(bare, match.end()):
-        return None
-    return match[1].upper()
-
-
-def _keep_digits(marked: re.Match[str]) -> str:
-    return marked[1] if re.search(r"\d", marked[1]) else ""
-
-
-PARSERS: Mapping[AnswerKind, Callable[[str], int | str | None]] = {
-    AnswerKind.INTEGER: as_integer,
-    AnswerKind.CHOICE: as_choice,
-}
-"""Parsers of the kinds that need no math-verify."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +119,7 @@ def _verdicts(
 
     def verdict(graded: GradedSample) -> dict[str, Any]:
         question, index = graded.key
-        answer = extract_answer(graded.sample.text)
+        answer = grader.extract(graded.sample.text)
         correct = grader.correct(graded.gold, answer)
         return {"question": question, "index": index, "answer": answer, "correct": correct}
 

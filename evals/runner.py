@@ -17,7 +17,7 @@ from rich.console import Console
 
 from lim_sglang.environment import installed_versions, project_commit
 from lim_sglang.errors import DataError, ServerError, bullets
-from lim_sglang.evals.grading import GRADING_VERSION, AnswerKind, Grader, grade_run
+from lim_sglang.evals.grading import GRADING_VERSION, Grader, grade_run
 from lim_sglang.evals.metrics import Summary, summarise
 from lim_sglang.evals.run_config import RunConfig, run_id, run_settings, server_settings
 from lim_sglang.evals.run_store import (
@@ -42,6 +42,7 @@ from lim_sglang.evals.tasks import (
     questions_digest,
     questions_source,
 )
+from lim_sglang.programs.answers import AnswerKind
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
 from lim_sglang.programs.vote import Equivalent

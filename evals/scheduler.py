@@ -259,12 +259,15 @@ class _Attempt:
         return True
 
     def _grade(self, result: SampleResult, num_together: int) -> GradedSample:
-        question = self._job.question
+        question, sample = self._job.question, result.sample
+        if sample.answer is not None:
+            # The sampler knows no kind of answer.
+            sample = replace(sample, answer=self._grader.extract(sample.text))
         return GradedSample(
             question.question_id,
             question.gold,
-            self._grader.correct(question.gold, result.sample.answer),
-            result.sample,
+            self._grader.correct(question.gold, sample.answer),
+            sample,
             late=result.late,
             written_together=num_together if self._job.all_or_nothing else None,
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lim_sglang.errors import DataError, bullets
-from lim_sglang.evals.grading import CHOICES, AnswerKind, as_choice, as_integer
+from lim_sglang.programs.answers import CHOICES, AnswerKind, as_choice, as_integer
 from lim_sglang.programs.schema import CHOICE_PROMPT, MATH_PROMPT
 
 OWN_FILE = "file:"

@@ -1,21 +1,77 @@
-"""Extraction of the final answer that a chain of thought states."""
+r"""The final answer that a chain of thought states: found in the text, and read as an integer or as
+the letter of a choice.
+"""
 
 import re
 from collections import deque
-from decimal import Decimal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import StrEnum
+
+from lim_sglang.programs.latex import plain, tidy
+from lim_sglang.programs.values import read_value, split_unit
+
+
+class AnswerKind(StrEnum):
+    """Comparison of an answer with the gold answer."""
+
+    EXPRESSION = "expression"
+    """Mathematical equality by math-verify."""
+    INTEGER = "integer"
+    """Integer from 0 to 999, as the AIME asks for."""
+    CHOICE = "choice"
+    """Letter of an option, A to J."""
+
+
+CHOICES = "ABCDEFGHIJ"
+MAX_PARSED_CHARS = 500
+"""Characters in which a letter is searched, and length of the longest text that may be an
+integer."""
+MAX_BARE = 200
+"""Longest reply, in characters, that may be nothing but an answer."""
+MAX_WORDS = 4
+"""Most words of an answer without a box; a longer one is a sentence about the answer."""
+MAX_STATED = 1000
+"""Characters of the longest answer without a box."""
+MAX_STATEMENTS = 100
+"""Statements that are looked at, from the end of the text: a limit of the time."""
 
 _BOX = r"\\{1,2}(?:boxed|fbox)"
 _TOKEN = re.compile(
     rf"{_BOX}\s*(?P<box>\{{)|{_BOX}\s*(?P<number>[-+]?\.?\d[^\s$]{{,99}})|\\.|[{{}}]", re.DOTALL
 )
 """The beginning of a box, and every brace; an escaped character is skipped."""
+_NO_BOX = -1
+_FILLER = re.compile(r"[\s$*&]|\\(?:[()\[\],;: ]|quad\b|qquad\b)")
+_NEXT_BOX = re.compile(
+    r" *+(?:(?:,|;|\\\\|\\lor\b|\\land\b|\\text *\{ *,? *(?:and|or) *\}|\b(?:and|or)\b) *+)++"
+    r"(?P<name>[a-zA-Z](?:_\{?\w\}?)? *=)? *+"
+)
+"""What stands between two boxes that are one answer: commas, `and`, `or`, the name of a value."""
+MAX_JOINED = 30
+"""Most boxes that are one answer."""
+MAX_BETWEEN = 100
+"""Most characters between two boxes that are one answer."""
+_NAME_BEFORE = re.compile(r"([a-zA-Z](?:_\{?\w\}?)?)\s*&?=\s*$")
+_TAG = re.compile(r"<answer>(.{1,2000}?)</answer>", re.DOTALL | re.IGNORECASE)
 _EMPTY_BOX = re.compile(rf"{_BOX}\s*(?:\{{\s*\}}|$)")
 """An empty box in a statement: the prompt's own words, "put your answer within \\boxed{}"."""
+_IS = (
+    r"(?:is|must be|should be|would be|will be|equals)\b\s*"
+    r"(?:(?:therefore|thus|then|hence|simply|exactly|just|indeed|clearly|approximately|about)\b,?\s*)?:?"
+)
 _STATEMENT = re.compile(
-    # GSM8K's `#### 5`: one word with a digit in it, since a heading may look the same.
-    r"^####[ \t]*(?=[^\s\d]*\d\S*[ \t]*$)|\banswer\**\s*(?:is\b\s*:?|:)[\s*]*",
+    # GSM8K's `#### 5`, a heading "Final Answer" with the answer below, "the answer is 5".
+    r"^(?P<hashes>####)[ \t]*(?=[^\s\d]*\d)"
+    r"|^[#*_ \t]*+(?:the )?(?:final |correct )?answer[*_ \t]*+:?[*_ \t]*+\n\s*"
+    rf"|\banswer[*_]*+\s*+(?:{_IS}|:|=)[\s*_]*(?:(?:option|choice|letter)\b[\s*_]*)?"
+    rf"|\b(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*+\s*+(?:{_IS}|:)[\s*_]*"
+    r"|^[#*_ \t]*+(?:option|choice)[*_]*:[ \t*_]*)",
     re.IGNORECASE | re.MULTILINE,
 )
+_CORRECT_OPTION = re.compile(
+    r"(?<![a-zA-Z0-9\\])(?-i:([A-J]))[)*_$]{0,4}\s+is\s+(?:the\s+)?(?:correct|right)\b", re.IGNORECASE
+)
+"""`Option (B) is correct`."""
 _FORMULA = (
     r"(?:\$\$[^$]{1,500}\$\$|\$(?!\s)[^$]{1,500}(?<!\s)\$(?!\d)"
     r"|\\\(.{1,500}?\\\)|\\\[.{1,500}?\\\])"
@@ -26,35 +82,27 @@ _STATED = re.compile(
 )
 """A statement: formulas, or else the text up to the end of the sentence or of the line."""
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
-MAX_BARE = 200
-"""Longest reply, in characters, that may be nothing but an answer."""
+_REMARK = re.compile(r"\s*[,;(—–]\s*[^\d\\$]*$")  # noqa: RUF001
+"""Words without a number behind a comma or in brackets: "72 clips, altogether"."""
+_CALCULATION = re.compile(r"\s*\((?!.*\bor\b)[^()]*\)$")
+"""A remark in brackets: "72 clips (48 + 24)"."""
 _BARE = re.compile(
     rf"\s*\**\s*(?:[-+]?\$?\d[\d,./]*\s*%?|\(?[A-J]\)?|{_FORMULA})\s*\.?\s*\**\s*", re.DOTALL
 )
-MAX_WORDS = 4
-"""Most words of an answer without a box; a longer one is a sentence about the answer."""
-MAX_STATEMENTS = 100
-"""Statements that are looked at, from the end of the text: a limit of the time."""
-_CHOICE = re.compile(r"\(?[A-J]\)(?=[\s.,;:]|$)")
-"""A letter in brackets: the choice, whatever text follows."""
-_NO_BOX = -1
-_CHARACTERS = str.maketrans(
-    {"°": r"^\circ ", "∞": r"\infty ", "√": r"\sqrt ", "²": "^2", "³": "^3", "£": "", "€": ""}
-    | {"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
-    | {chr(0xFF10 + digit): str(digit) for digit in range(10)}
+_FIRST_LINE = re.compile(r"\s*[*_$(\[]*([A-J])[)\]*_$.:]*[ \t]*\n")
+"""A reply that begins with nothing but a letter in its first line."""
+_REASON = r"(?:as|because|since|for|due|given|so|which|where|with|by)\b"
+_CHOICE = re.compile(
+    rf"[*_$]*(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)|[A-J](?=[*_$]*(?:[.,;:]|\s+{_REASON}|\s*[(—–]|\s+-\s|$)))"  # noqa: RUF001
 )
-"""LaTeX for characters that math-verify does not know; the last are full-width digits."""
-
-_THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;: ]|[~ ])(?=\d{3}(?![\d/]))")
-_SIGNED_POWER = re.compile(r"\^(-\d+)")
-_SCIENTIFIC = re.compile(
-    r"([-+]?\d*\.?\d+)(?:[eE]| ?(?:\\times|\\cdot|×|\*) ?10\^)\{?([-+]?\d{1,3})\}?"  # noqa: RUF001
+"""A letter in brackets, or before the beginning of a reason: the choice, whatever text follows."""
+_VALUE_WORDS = frozenset(
+    "yes no true false even odd none never always undefined infinite infinity zero".split()
 )
-_MIXED = re.compile(r"([-+]?\d+) (\d+)/(\d+)")
-_RECURRING = re.compile(r"(\d*)\.(\d*)\\overline\{(\d+)\}")
+"""Words that are an answer without a box."""
 
 
-def extract_answer(text: str) -> str | None:
+def extract_answer(text: str, kind: AnswerKind | None = None) -> str | None:
     r"""Return the answer that a text states: its last box, else its last "the answer is X",
     "Answer: X" or `#### X`. None if it states none; a last number is no answer.
 
@@ -62,52 +110,163 @@ def extract_answer(text: str) -> str | None:
     reply states nothing, the thoughts count, as in a sample that was cut off within its thoughts.
     A reply that is nothing but a number, a formula or a letter to choose is an answer, too.
     Empty boxes are skipped, since they are the prompt's own words, and unclosed ones, since they
-    were cut off. A box without braces, as in `\boxed 5`, needs a number. The time is linear in the
-    length.
+    were cut off. A box without braces, as in `\boxed 5`, needs a number. Boxes that commas, `and`
+    or `or` join are one answer. Words are an answer in a box only. The time is linear in the length.
+
+    Args:
+        kind: for a choice, the last of these that states a letter counts first. Without a kind,
+            a statement of a letter counts before a box that holds a formula of more than numbers.
     """
     thoughts, _, reply = text.rpartition("</think>")
-    return _find_answer(reply) or _bare_answer(reply) or _find_answer(thoughts)
+    for part in (reply, thoughts):
+        if answer := _find_answer(part, kind, whole=part is reply):
+            return answer
+    return None
 
 
-def _find_answer(text: str) -> str | None:
-    return _last_box(text) or _last_statement(text)
+def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool) -> str | None:
+    found = list(_candidates(text, whole=whole))
+    if kind is AnswerKind.CHOICE:
+        if not found and "\n" not in text.strip() and len(text) < MAX_BARE:
+            found = [text.strip()]
+        found = [answer for answer in found if as_choice(answer)] or found
+    elif kind is None and found and _is_formula(found[0]):
+        found = [answer for answer in found[1:] if _CHOICE.fullmatch(answer)] or found
+    return found[0] if found else None
+
+
+def _candidates(text: str, *, whole: bool) -> Iterator[str]:
+    """Yield the answers that a text states, from the most to the least explicit."""
+    for answer in (_tagged(text), _last_box(text), _last_statement(text)):
+        if answer:
+            yield answer
+    if whole and (bare := _bare_answer(text)):
+        yield bare
+
+
+def _is_formula(answer: str) -> bool:
+    """Return True for an answer with letters that is no choice."""
+    return as_choice(answer) is None and bool(re.search(r"[a-zA-Z]", answer))
+
+
+def _tagged(text: str) -> str | None:
+    """Return what stands in the last `<answer>…</answer>`, unless the tags are the prompt's."""
+    tags = deque(_TAG.finditer(text), maxlen=1)
+    if not tags:
+        return None
+    content = tags[0][1]
+    return _last_box(content) or _last_statement(content) or _value(tidy(content))
 
 
 def _bare_answer(reply: str) -> str | None:
-    """Return the entire reply if it is nothing but a number, a formula or a letter to choose."""
+    """Return the entire reply if it is nothing but a number, a formula or a letter to choose, or a
+    letter in its first line.
+    """
+    if letter := _FIRST_LINE.match(reply):
+        return letter[1]
     if len(reply) > MAX_BARE or not _BARE.fullmatch(reply):
         return None
     return tidy(reply) or None
 
 
 def _last_box(text: str) -> str | None:
-    """Return the content of the box that begins last, of those that are closed and not empty."""
-    start, answer = -1, None
-    # The beginning of each open box's content; no match objects, since there may be millions.
-    open_braces: list[int] = []
+    """Return the content of the box that begins last, of those that are closed and not empty,
+    together with the boxes of the same list.
+    """
+    boxes = _join(deque(_boxes(text), maxlen=MAX_JOINED), text)
+    return boxes or None
+
+
+def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield beginning, end and content of the boxes, each with a later beginning than the last."""
+    start = -1
+    # The beginning of each open box, and that of its content; no match objects, since there may be
+    # millions.
+    open_braces: list[tuple[int, int]] = []
     for token in _TOKEN.finditer(text):
         if token["number"]:
-            start, answer = token.start("number"), tidy(token["number"])
+            start = token.start("number")
+            yield token.start(), token.end(), tidy(token["number"])
         elif token["box"] or token[0] == "{":
-            open_braces.append(token.end() if token["box"] else _NO_BOX)
+            open_braces.append((token.start(), token.end() if token["box"] else _NO_BOX))
         elif token[0] == "}" and open_braces:
-            begin = open_braces.pop()
+            outside, begin = open_braces.pop()
             # An outer box ends later but begins earlier.
             if begin > start and (content := tidy(text[begin : token.start()])):
-                start, answer = begin, content
-    return answer
+                start = begin
+                yield outside, token.end(), content
+
+
+def _join(boxes: Iterable[tuple[int, int, str]], text: str) -> str:
+    """Return the last of the boxes, with those before it that commas, `and` or `or` join to it."""
+    joined: list[tuple[str, str]] = []
+    last_end = 0
+    for begin, end, content in boxes:
+        between = None
+        if joined and begin - last_end < MAX_BETWEEN:
+            between = _NEXT_BOX.fullmatch(_FILLER.sub(" ", text[last_end:begin]))
+        if between is None:
+            before = _NAME_BEFORE.search(text, max(0, begin - 20), begin)
+            joined = [(before[1] if before else "", content)]
+        else:
+            name = (between["name"] or "").rstrip(" =")
+            if (name, content) not in joined:
+                joined.append((name, content))
+        last_end = end
+    names = {name for name, _ in joined}
+    if len(joined) > 1 and len(names) == len(joined):
+        # Different names: the values have an order.
+        return ", ".join(f"{name}={content}" if name else content for name, content in joined)
+    return ", ".join(content for _, content in joined)
 
 
 def _last_statement(text: str) -> str | None:
-    leads = deque((lead.end() for lead in _STATEMENT.finditer(text)), maxlen=MAX_STATEMENTS)
-    for end in reversed(leads):
-        stated = _STATED.match(text, end)
-        answer = tidy(stated[0]) if stated else ""
-        if chosen := _CHOICE.match(answer):
-            return chosen[0]
-        if answer and len(_WORD.findall(answer)) <= MAX_WORDS and not _is_about_a_box(answer):
+    leads = deque(_STATEMENT.finditer(text), maxlen=MAX_STATEMENTS)
+    option = deque(_CORRECT_OPTION.finditer(text), maxlen=1)
+    for lead in reversed(leads):
+        if option and option[0].start() >= lead.start():
+            return option[0][1].upper()
+        if answer := _read_statement(text, lead):
             return answer
+    return option[0][1].upper() if option else None
+
+
+def _read_statement(text: str, lead: re.Match[str]) -> str | None:
+    """Return the answer that follows "the answer is"; None if a sentence about it follows."""
+    stated = _STATED.match(text, lead.end())
+    answer = tidy(stated[0]) if stated else ""
+    if chosen := _CHOICE.match(stated[0] if stated else ""):
+        return tidy(chosen[0])
+    if lead["choice"] or _is_about_a_box(answer):
+        return None
+    if (
+        lead["hashes"]
+        and re.search(r"\s", answer)
+        and text[stated.end() if stated else 0 :].strip(" .*\n")
+    ):
+        # A heading "#### 2 cases" in the middle of a text; GSM8K's line is the last.
+        return None
+    return _value(answer)
+
+
+def _value(answer: str) -> str | None:
+    """Return an answer without a box, less the remark behind it; None if it is words alone."""
+    if len(answer) > MAX_STATED:
+        return None
+    for words in (answer, _REMARK.sub("", answer), _CALCULATION.sub("", answer)):
+        if words and len(_WORD.findall(words)) <= MAX_WORDS and _is_value(words):
+            return words
     return None
+
+
+def _is_value(answer: str) -> bool:
+    """Return True if an answer can be read as a value or a choice, and False for other words."""
+    if re.search(r"[,;(—–]\s*[a-z][^\d\\$]*$", answer) and re.match(r"[^,;(]*\d", answer):  # noqa: RUF001
+        return False
+    value = read_value(answer)
+    if not value.words:
+        return bool(re.search(r"\d|\\|[=<>+^∅]|^\W*\w\W*$", answer)) or value.latex != plain(answer)  # noqa: RUF001
+    return value.words[0] == "date" or value.words[-1] in _VALUE_WORDS and len(value.words) < 3
 
 
 def _is_about_a_box(answer: str) -> bool:
@@ -117,31 +276,55 @@ def _is_about_a_box(answer: str) -> bool:
     return bool(echoes or cut_off)
 
 
-def tidy(answer: str) -> str:
-    """Strip the white space, Markdown, dollar signs and punctuation around an answer."""
-    for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]"), ("", "")):
-        answer = answer.lstrip(" \n\r\t$*").rstrip(" \n\r\t$*.,;:?\\")
-        if answer.startswith(opening) and answer.endswith(closing):
-            answer = answer.removeprefix(opening).removesuffix(closing)
-    return answer
+def answer_line(solution: str) -> str | None:
+    """Return what follows the last `####` at the beginning of a line, as in the solutions of
+    GSM8K; None if there is no such line or nothing follows.
+    """
+    lines = re.findall(r"^####[ \t]*(.*)$", solution, re.MULTILINE)
+    return tidy(lines[-1]) or None if lines else None
 
 
-def as_latex(answer: str) -> str:
-    """Return an equal answer as one line of the LaTeX that math-verify reads."""
-    answer = " ".join(tidy(answer).translate(_CHARACTERS).split())
-    answer = _THOUSANDS.sub("", answer)
-    if number := _SCIENTIFIC.fullmatch(answer):
-        # In decimal digits: in binary, SymPy's 1.1 times 100 is not 110.
-        return f"{Decimal(f'{number[1]}e{number[2]}'):f}"
-    answer = _SIGNED_POWER.sub(r"^{\1}", answer)
-    answer = _RECURRING.sub(_recurring_fraction, answer)
-    if number := _MIXED.fullmatch(answer):
-        return rf"{number[1]}\frac{{{number[2]}}}{{{number[3]}}}"
-    return answer
+_NAME = re.compile(r"\A(?!.*\b(?:and|or)\b)[^,;]*=", re.DOTALL)
+"""Left side of an equation, as in `m+n = 33`. Two numbers have two names and do not match."""
+_INTEGER = re.compile(r"(?:\s|\(|\\\{)*\+?\s*0*(\d{1,3})(?:\.0*)?(?:\s|\.|\)|\\\})*", re.ASCII)
+_MARKUP = re.compile(r"\\text\b|[{}$*]")
+_LETTER = re.compile(
+    r"(?i:(?:the )?(?:correct |final |right |best )?(?:option|choice|answer|letter)(?: is)?:? )?[(\[]?"
+    # Alone, or before the bracket, sign or word that starts a reason; an article has neither.
+    r"([A-Ja-j](?=[)\].:]*$)"
+    rf"|[A-J](?=[)\].:,;]|\s*[(—–]|\s+(?:-{{1,3}}|:)\s|\s+\d|\s+{_REASON}|\s+is (?:the )?(?:correct|right))|[a-j](?=[)\]]))"  # noqa: RUF001
+)
+_SECOND_LETTER = re.compile(
+    r"[)\].:]*\s*(?:[,/&+;—–-]| and\b| or\b)[, ]*(?:(?:and|or) )?[(\[]?(?:[A-J](?!\w)|[a-j](?=[)\]]|$))"  # noqa: RUF001
+)
 
 
-def _recurring_fraction(decimal: re.Match[str]) -> str:
-    whole, fixed, period = decimal.groups()
-    head = int(whole + fixed or "0")
-    numerator = int(f"{head}{period}") - head
-    return rf"\frac{{{numerator}}}{{{'9' * len(period)}{'0' * len(fixed)}}}"
+def as_integer(text: str) -> int | None:
+    r"""Parse an integer from 0 to 999; return None where `text` states none.
+
+    Leading zeros, a name (`m+n = 33`), a unit, a counted thing, a modulus, a degree or percent sign,
+    brackets, styles, spaces, zero decimals and a full stop are ignored.
+    """
+    if len(text) > MAX_PARSED_CHARS:
+        return None
+    value, _ = split_unit(_NAME.sub("", plain(text)))
+    match = _INTEGER.fullmatch(re.sub(r"\\?[%$]|°", "", value))
+    return int(match[1]) if match else None
+
+
+def as_choice(text: str) -> str | None:
+    r"""Parse the letter of an option, A to J, from `B`, `(B)`, `\text{B}`, `b`, `B) because …`,
+    `B (4.2 eV)` or `option B`; return None where `text` has no letter (a number, a word) or two.
+    """
+    bare = " ".join(_MARKUP.sub(" ", plain(text[:MAX_PARSED_CHARS]).strip("_")).split())
+    match = _LETTER.match(bare)
+    if match is None or _SECOND_LETTER.match(bare, match.end()):
+        return None
+    return match[1].upper()
+
+
+PARSERS: Mapping[AnswerKind, Callable[[str], int | str | None]] = {
+    AnswerKind.INTEGER: as_integer,
+    AnswerKind.CHOICE: as_choice,
+}
+"""Parsers of the kinds that need no math-verify."""

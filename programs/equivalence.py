@@ -2,15 +2,13 @@
 
 import logging
 import multiprocessing
-import re
 import resource
 import signal
 import subprocess
 import sys
 import threading
 from contextlib import suppress
-from decimal import Decimal
-from functools import lru_cache, partial
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import LifoQueue
@@ -18,7 +16,7 @@ from typing import Any, Self
 
 import lim_sglang
 from lim_sglang.errors import LimError
-from lim_sglang.programs.answers import as_latex, tidy
+from lim_sglang.programs.values import decide, read_value
 
 DEADLINE_S = 30.0
 """Limit of one pair. math-verify gives up by itself after 4 times 5 seconds, unless it hangs."""
@@ -29,17 +27,6 @@ own text."""
 MAX_MEMORY = 4 * 1024**3
 """Bytes of address space of a worker; some powers are larger than any memory."""
 CACHE_SIZE = 65_536
-DECIMALS = 10
-"""Digits to which a decimal is compared with a fraction or a root; with math-verify's own 6,
-0.333333 would be 1/3, and all small numbers would be equal."""
-
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathbf|mathrm|mbox)\{([^{}]*)\}")
-_CHOICE = re.compile(r"^\(?\s*([A-J])\s*\)$")
-"""A letter of a multiple choice in brackets, or before one; a lower-case letter is a variable."""
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
-"""A number that needs no math-verify, which takes 20 ms: most answers are such numbers."""
-_BASED = re.compile(r"\d[\dA-F]*_\{?(\d+)\}?")
-"""A number with its base, which math-verify ignores."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +39,7 @@ class EquivalenceChecker:
     misses the deadline or dies is replaced; its pair counts as not equal, with a warning. Verdicts
     are cached.
 
-    Raises, from `equivalent` and `correct`:
+    Raises, from `equivalent`:
         LimError: math-verify does not start.
         RuntimeError: the checker is closed.
     """
@@ -69,15 +56,16 @@ class EquivalenceChecker:
         self._verdict = lru_cache(maxsize=CACHE_SIZE)(self._ask)
 
     def equivalent(self, a: str, b: str) -> bool:
-        r"""Return True if two answers are equal with either of them as the gold answer.
+        r"""Return True if two answers are equal: the one test of votes and of grades.
 
         Symmetric, but not transitive: `50\%` equals both 50 and 0.5.
         """
-        return self._equal(min(a, b), max(a, b), symmetric=True)
-
-    def correct(self, gold: str, answer: str) -> bool:
-        """Return True if an answer is equal to the gold answer."""
-        return self._equal(gold, answer, symmetric=False)
+        if a == b:
+            return True
+        if max(len(a), len(b)) > MAX_LENGTH:
+            return False
+        verdict = decide(read_value(a), read_value(b))
+        return verdict if isinstance(verdict, bool) else self._verdict(*verdict)
 
     def warm_up(self) -> None:
         """Start a worker without waiting for it, so that the first verdict comes sooner."""
@@ -94,26 +82,12 @@ class EquivalenceChecker:
             for worker in self._workers:
                 worker.kill()
 
-    def _equal(self, a: str, b: str, *, symmetric: bool) -> bool:
-        if a == b:
-            return True
-        if max(len(a), len(b)) > MAX_LENGTH:
-            return False
-        if _bare(a) == _bare(b):
-            return True
-        a, b = as_latex(a), as_latex(b)
-        if a == b:
-            return True
-        if _NUMBER.fullmatch(a) and _NUMBER.fullmatch(b):
-            return Decimal(a) == Decimal(b)
-        return _bases_agree(a, b) and self._verdict(a, b, symmetric)
-
-    def _ask(self, a: str, b: str, symmetric: bool) -> bool:
+    def _ask(self, a: str, b: str) -> bool:
         worker, verdict = self._idle.get(), None
         try:
             if worker is None or not worker.is_alive():
                 worker = self._start()
-            verdict = worker.ask(a, b, symmetric, deadline_s=self._deadline_s)
+            verdict = worker.ask(a, b, deadline_s=self._deadline_s)
         except LimError:
             self._check_open()
             raise
@@ -148,16 +122,6 @@ class EquivalenceChecker:
         self.close()
 
 
-def _bare(answer: str) -> str:
-    return _CHOICE.sub(r"\1", tidy(_TEXT_COMMAND.sub(r"\1", answer)))
-
-
-def _bases_agree(a: str, b: str) -> bool:
-    """Return False for `12_5` and `12_7`; a number without a base has that of the question."""
-    bases = {found[1] for answer in (a, b) if (found := _BASED.fullmatch(answer))}
-    return len(bases) < 2
-
-
 class _Worker:
     """A process that runs `_serve`, for one thread at a time."""
 
@@ -176,7 +140,7 @@ class _Worker:
             )
         self._ready = False
 
-    def ask(self, a: str, b: str, symmetric: bool, *, deadline_s: float) -> bool | None:
+    def ask(self, a: str, b: str, *, deadline_s: float) -> bool | None:
         """Return the verdict; None if the process dies or misses the deadline.
 
         Raises:
@@ -189,7 +153,7 @@ class _Worker:
                 raise LimError(f"math-verify does not start ({reason}): reinstall lim-sglang")
             self._ready = True
         with suppress(OSError):
-            self._pipe.send((a, b, symmetric))
+            self._pipe.send((a, b))
         verdict: bool | None = self._receive(deadline_s)
         return verdict
 
@@ -215,33 +179,21 @@ def _serve(pipe: Connection) -> None:
     with suppress(ValueError, OSError):  # there is a lower limit already
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     try:
-        _compare("1", "1.0", False)
+        from lim_sglang.programs.comparison import compare
+
+        compare("1", "1.0")
         pipe.send("")
     except ImportError as error:
         pipe.send(str(error))
         return
     with suppress(EOFError, OSError):
         while True:
-            a, b, symmetric = pipe.recv()
+            a, b = pipe.recv()
             try:
-                verdict = _compare(a, b, symmetric)
+                verdict = compare(a, b)
             except Exception:  # noqa: BLE001 - SymPy raises exceptions of many kinds
                 verdict = False
             pipe.send(verdict)
-
-
-def _compare(a: str, b: str, symmetric: bool) -> bool:
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    # LaTeX only: math-verify's plain expressions would take the last number of any prose, and its
-    # LaTeX reader understands 1/2, sqrt(3) and 10,000 as well.
-    first, second = (
-        # In a box, where math-verify looks for LaTeX.
-        parse(rf"\boxed{{{answer}}}", [LatexExtractionConfig()])
-        for answer in (a, b)
-    )
-    equivalent = partial(verify, float_rounding=DECIMALS, allow_set_relation_comp=True)
-    return bool(equivalent(first, second) or (symmetric and equivalent(second, first)))
 
 
 if __name__ == "__main__":

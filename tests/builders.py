@@ -52,9 +52,6 @@ class TextEquivalence:
     def equivalent(self, a: str, b: str) -> bool:
         return a == b
 
-    def correct(self, gold: str, answer: str) -> bool:
-        return gold == answer
-
     def warm_up(self) -> None:
         """Start nothing."""
 

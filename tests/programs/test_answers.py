@@ -6,7 +6,14 @@ import time
 
 import pytest
 
-from lim_sglang.programs.answers import as_latex, extract_answer
+from lim_sglang.programs.answers import (
+    MAX_PARSED_CHARS,
+    AnswerKind,
+    answer_line,
+    as_choice,
+    as_integer,
+    extract_answer,
+)
 
 
 @pytest.mark.parametrize(
@@ -119,15 +126,14 @@ def test_hundreds_of_thousands_of_characters_take_no_time(piece: str) -> None:
 GARBAGE = r"""
 import resource, time
 resource.setrlimit(resource.RLIMIT_AS, (400 * 1024**2,) * 2)
-from lim_sglang.evals.grading import as_choice, as_integer
-from lim_sglang.programs.answers import extract_answer
+from lim_sglang.programs.answers import as_choice, as_integer, extract_answer
 from lim_sglang.programs.equivalence import EquivalenceChecker
 pieces = ["\\boxed{", "{", "\\boxed{6}}{", "answer: ", "</think>", "a $1$, ", "\\text{ ", "0"]
 with EquivalenceChecker() as checker:
     for piece in pieces:
         text = piece * (3_000_000 // len(piece))
         for found in (extract_answer(text) or "", text):
-            assert not checker.correct("5", found), found[:20]
+            assert not checker.equivalent("5", found), found[:20]
             assert as_integer(found) != 5
             assert as_choice(found) is None
 print(time.process_time())
@@ -141,32 +147,93 @@ def test_megabytes_of_garbage_take_seconds_and_little_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"),
+    ("text", "expected"),
     [
-        (r" $\frac{1}{2}$. ", r"\frac{1}{2}"),
-        ("a\n b", "a b"),
-        ("45°", r"45^\circ"),
-        ("(-∞, 3)", r"(-\infty , 3)"),
-        ("½x²", r"\frac{1}{2}x^2"),
-        ("€5", "5"),
-        ("\uff11\uff12", "12"),
-        (r"12\,345", "12345"),
-        ("1 234 567", "1234567"),
-        ("12 34", "12 34"),
-        ("3 125/1000", r"3\frac{125}{1000}"),
-        ("-3 1/2", r"-3\frac{1}{2}"),
-        ("10^-3x", "10^{-3}x"),
-        ("1.5e3", "1500"),
-        (r"-2.5\times10^{-3}", "-0.0025"),
-        (r"3 \cdot 10^2", "300"),
-        (f"{'7' * 40}e2", f"{'7' * 40}00"),
-        ("2e", "2e"),
-        ("1e1000000000", "1e1000000000"),
-        (r"0.\overline{3}", r"\frac{3}{9}"),
-        (r"-2.1\overline{6}", r"-\frac{195}{90}"),
-        (r".0\overline{01}", r"\frac{1}{990}"),
-        (r"\overline{AB}", r"\overline{AB}"),
+        ("204", 204),
+        ("023", 23),
+        ("000", 0),
+        ("999", 999),
+        (" $104$. ", 104),
+        ("(7)", 7),
+        (r"\left(7\right)", 7),
+        (r"\textbf{45}", 45),
+        (r"\boxed{45}", 45),
+        (r"45 \text{ cm}", 45),
+        (r"45^\circ", 45),
+        (r"45^{\circ}", 45),
+        ("45°", 45),
+        (r"45\%", 45),
+        ("45.00", 45),
+        ("m + n = 45", 45),
+        ("a+b = 40+5 = 45", 45),
+        (r"\text{area} = 45", 45),
+        ("45.5", None),
+        ("1204", None),
+        ("-4", None),
+        ("4!", None),
+        ("2^3", None),
+        ("40 + 5", None),
+        ("4 5", None),
+        ("4,5", None),
+        ("x=4, y=5", None),
+        ("x=4 and y=5", None),
+        (r"x=4 \text{ or } x=5", None),
+        (r"\frac{8}{2}", None),
+        ("7th", None),
+        ("two", None),
+        ("", None),
+        ("=", None),
+        ("٣", None),
+        ("0" * (MAX_PARSED_CHARS - 1) + "5", 5),
+        ("0" * MAX_PARSED_CHARS + "5", None),
     ],
 )
-def test_an_answer_is_put_as_math_verify_reads_it(answer: str, expected: str) -> None:
-    assert as_latex(answer) == expected
+def test_as_integer_reads_answers_of_the_aime(text: str, expected: int | None) -> None:
+    assert as_integer(text) == expected
+
+
+@pytest.mark.parametrize("letter", "ABCDEFGHIJ")
+@pytest.mark.parametrize("form", ["{}", " {} ", "({})", "[{}]", "{})", "{}.", "**{}**", "${}$"])
+def test_a_letter_is_chosen_with_and_without_brackets(letter: str, form: str) -> None:
+    assert as_choice(form.format(letter)) == letter
+    assert as_choice(form.format(letter.lower())) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"\text{B}", "B"),
+        (r"\textbf{(B)}", "B"),
+        (r"\mathrm{ B }", "B"),
+        (r"\boxed{\text{B}}", "B"),
+        (r"\text{B) }4.2", "B"),
+        ("B) because it is heavier", "B"),
+        ("b) because it is heavier", "B"),
+        ("B. 4.2 eV", "B"),
+        ("B: C is too small", "B"),
+        ("B, a noble gas", "B"),
+        ("(B)\n4.2 eV", "B"),
+        ("option B", "B"),
+        ("The correct option is (B)", "B"),
+        ("final answer: b", "B"),
+        ("K", None),
+        ("BC", None),
+        ("b, c", None),
+        ("B, C", None),
+        ("B/C", None),
+        ("A or B", None),
+        ("(A) and (B)", None),
+        ("a) and b)", None),
+        ("A, B, or C", None),
+        ("a number", None),
+        ("A number", None),
+        ("not B", None),
+        ("Boron", None),
+        ("4.2", None),
+        ("x+1", None),
+        (r"\frac{1}{2}", None),
+        ("", None),
+    ],
+)
+def test_as_choice_reads_one_letter(text: str, expected: str | None) -> None:
+    assert as_choice(text) == expected

@@ -1,0 +1,247 @@
+r"""Equality of two formulas by math-verify, mended where math-verify is too generous.
+
+Runs in the workers of `equivalence.py`, which may take seconds or gigabytes. math-verify reads LaTeX
+into SymPy and compares sets, intervals, matrices and equations part by part. Its comparison of
+numbers ends in an absolute one, so that all tiny numbers are equal, and equations without a solution
+are equal to each other: both functions are replaced here.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import lru_cache, partial
+from typing import Any
+
+import sympy
+from latex2sympy2_extended.math_normalization import NormalizationConfig
+from math_verify import LatexExtractionConfig, grader, parse, verify
+from sympy.logic.boolalg import BooleanAtom
+
+from lim_sglang.programs.values import SURE_DIGITS, decimal_digits, equal_numbers, percentages
+
+Formula = Any
+"""SymPy's formulas and matrices, which have no common class."""
+DIGITS = 60
+"""Digits to which two numbers are computed that are not fractions."""
+EQUAL_DIGITS = 45
+"""Digits in which two such numbers must agree."""
+
+_READING = [
+    LatexExtractionConfig(
+        # Units are split off before, by `values.py`: a number's last letters may be variables.
+        normalization_config=NormalizationConfig(units=False, malformed_operators=True, nits=True)
+    )
+]
+_BUILDER = re.compile(
+    r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid(?![a-z])|\||:)\s*(.+?)\s*\\\}"
+)
+_MEMBER = re.compile(r"\s*[a-zA-Z]\s*\\in(?![a-z])\s*")
+_ANY_REAL = re.compile(r"^\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}\s*,|(?:,|\\text\{\s*and\s*\}|\\land)?\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}$")
+_CONNECTIVE = re.compile(
+    r"\s*,?\s*(?:\\text\{\s*(or|and)\s*\}|\b(or|and)\b|\\(lor|land|cup|cap)(?![a-zA-Z])|([,;]))\s*"
+)
+_UNIONS, _INTERSECTIONS = {"or", "lor", "cup"}, {"and", "land", "cap"}
+_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])")
+
+
+def compare(a: str, b: str) -> bool:
+    """Return True if two values in plain LaTeX are equal; symmetric."""
+    first, second = read(a), read(b)
+    if any(_is_statement(part) for part in (*first, *second)):
+        # A statement about numbers, as 3 > 5, is no value.
+        return False
+    if _names_a_multiple(first, second) or _names_a_multiple(second, first):
+        return False
+    return _verify(first, second) or _verify(second, first)
+
+
+def _is_statement(formula: Formula) -> bool:
+    return isinstance(formula, BooleanAtom) or (
+        isinstance(formula, sympy.core.relational.Relational) and not formula.free_symbols
+    )
+
+
+def _verify(gold: list[Formula], answer: list[Formula]) -> bool:
+    return bool(verify(gold, answer, allow_set_relation_comp=True))
+
+
+@lru_cache(maxsize=1024)
+def read(latex: str) -> list[Formula]:
+    """Return what math-verify reads in LaTeX: a formula and its text, the text alone, or nothing."""
+    if builder := _BUILDER.fullmatch(latex):
+        latex = builder[2]
+    latex = _ANY_REAL.sub("", latex) or latex
+    solutions = _solution_set(latex, is_set=builder is not None)
+    if solutions is not None:
+        return [solutions]
+    # In a box, where math-verify looks for LaTeX; plain expressions would take the last number of
+    # any prose.
+    listed = re.sub(r"\\l(?:or|and)(?![a-zA-Z])", ",", latex)
+    found = parse(rf"\boxed{{{listed}}}", _READING)
+    return [part if isinstance(part, str) else _mended(part) for part in found]
+
+
+def _mended(formula: Formula) -> Formula:
+    """Return a formula with decimals as fractions, i as the imaginary unit, and the value of a
+    calculation `2 + 3 = 5`.
+    """
+    if hasattr(formula, "_unsorted_args"):
+        # A list or a chain of relations, in the order in which math-verify read it.
+        parts = formula._unsorted_args
+        if grader.is_equation(formula) and getattr(parts[0].lhs, "is_number", False):
+            return _exact(parts[-1].rhs)
+        if isinstance(formula, sympy.And):
+            return type(formula)(*map(_exact, parts), evaluate=False)
+        if len(parts) == 1 and not isinstance(parts[0], sympy.FiniteSet | sympy.Eq) and parts[0] != sympy.EmptySet:
+            return _mended(parts[0])
+        return type(formula)(*map(_mended, parts))
+    if isinstance(formula, sympy.Eq) and getattr(formula.lhs, "is_number", False):
+        left, right = _exact(formula.lhs), _exact(formula.rhs)
+        return sympy.Eq(right, left, evaluate=False) if right.is_Symbol else right
+    return _exact(formula)
+
+
+def _exact(formula: Formula) -> Formula:
+    """Return a formula with decimals as fractions and i as the imaginary unit."""
+    if isinstance(formula, sympy.core.relational.Relational):
+        return type(formula)(_exact(formula.lhs), _exact(formula.rhs), evaluate=False)
+    try:
+        return formula.xreplace(
+            {number: sympy.Rational(str(number)) for number in formula.atoms(sympy.Float)}
+            | {each: sympy.I for each in formula.free_symbols if each.name == "i"}
+        )
+    except (AttributeError, TypeError, ValueError):
+        return formula
+
+
+def _solution_set(latex: str, *, is_set: bool) -> Formula | None:
+    """Return the numbers that satisfy inequalities which are joined in one way; None for others.
+
+    Args:
+        is_set: a single inequality counts, too.
+    """
+    pieces = _CONNECTIVE.split(latex)
+    parts, joins = pieces[::5], {join for n, join in enumerate(pieces) if n % 5 and join}
+    if len(parts) < 2 - is_set or not all(_INEQUALITY.search(part) for part in parts):
+        return None
+    formulas = [
+        parsed[0] for part in parts if (parsed := read(part)) and not isinstance(parsed[0], str)
+    ]
+    symbols = set().union(*(formula.free_symbols for formula in formulas))
+    if len(formulas) < len(parts) or len(symbols) != 1:
+        return None
+    sets = [grader.unwrap_fcs(formula).as_set() for formula in formulas]
+    if joins <= _UNIONS:
+        return sympy.Union(*sets)
+    common = sympy.Intersection(*sets)
+    if joins <= _INTERSECTIONS:
+        return common
+    # Commas: `x > 2, x < 5` is what both allow, `x < 2, x > 5` what either allows.
+    return sympy.Union(*sets) if common.is_empty else common
+
+
+def _names_a_multiple(equation: list[Formula], value: list[Formula]) -> bool:
+    """Return True for `2x = 6` and `6`: a value has to be that of the name alone."""
+    if not equation or not value or isinstance(value[0], (sympy.Eq, str)):
+        return False
+    if not isinstance(equation[0], sympy.Eq) or grader.is_relation(value[0]):
+        return False
+    if not isinstance(equation[0].lhs, sympy.Expr):
+        return False
+    terms = equation[0].lhs.as_coefficients_dict()
+    return any(term.is_number or count != 1 for term, count in terms.items())
+
+
+def _equal_values(a: Formula, b: Formula, *precision: int) -> bool:
+    """Compare two formulas by their values, relative to their size; replaces math-verify's."""
+    if isinstance(a, sympy.MatrixBase) and isinstance(b, sympy.MatrixBase):
+        return a.shape == b.shape and all(
+            grader.sympy_expr_eq(x, y, *precision) for x, y in zip(a.flat(), b.flat(), strict=True)
+        )
+    if isinstance(a, sympy.MatrixBase) or isinstance(b, sympy.MatrixBase):
+        return False
+    percents = [grader.get_pct_val(x) for x in (a, b)]
+    if percents[0] is not None and percents[1] is None:
+        may_be = percentages(percents[0]) if percents[0].is_real else [percents[0] / 100]
+        return any(_equal_values(number, b) for number in may_be)
+    if percents[1] is not None and percents[0] is None:
+        return _equal_values(b, a)
+    x, y = grader.safe_sympy_doit(a), grader.safe_sympy_doit(b)
+    if x == y:
+        return True
+    if not (x.is_number and y.is_number):
+        return False
+    if x.is_Rational and y.is_Rational:
+        return equal_numbers(Fraction(x.p, x.q), Fraction(y.p, y.q))
+    return _agree(x, y)
+
+
+def _agree(x: Formula, y: Formula) -> bool:
+    """Return True if two numbers have the same first digits: `EQUAL_DIGITS`, or `SURE_DIGITS` where
+    one of them is a decimal.
+    """
+    left, right = x.evalf(DIGITS), y.evalf(DIGITS)
+    if not (left.is_finite and right.is_finite):
+        return bool(left == right)
+    rational = x if x.is_Rational else y
+    decimal = rational.is_Rational and decimal_digits(Fraction(rational.p, rational.q)) or 0
+    digits = SURE_DIGITS if decimal >= SURE_DIGITS else EQUAL_DIGITS
+    return bool(abs(left - right) * 10**digits < max(abs(left), abs(right)))
+
+
+def _same_solutions(a: Formula, b: Formula, *precision: int) -> bool:
+    """Compare two equations or inequalities by their solutions; replaces math-verify's."""
+    if not (a.free_symbols and b.free_symbols):
+        return False
+    if isinstance(a, sympy.Eq) and isinstance(b, sympy.Eq):
+        difference = sympy.simplify(a.lhs - a.rhs)
+        if not difference.free_symbols:
+            return False
+        ratio = sympy.simplify(difference / (b.lhs - b.rhs))
+        if ratio.is_number:
+            return bool(ratio.is_finite and ratio != 0)
+        if not (sympy.solve(a, a.free_symbols) and sympy.solve(b, b.free_symbols)):
+            return False
+    return bool(_solve_and_compare(a, b, *precision))
+
+
+def _equal_members(a: Formula, b: Formula, *precision: int) -> bool:
+    """Compare the members of two sets in any order, and of a pair or a list in theirs; replaces
+    math-verify's, which sorts a list that it compares with a pair.
+    """
+    equal = partial(_equal, precision=precision)
+    if len(a.args) != len(b.args):
+        return False
+    if isinstance(a, sympy.Set) and isinstance(b, sympy.Set):
+        return _match(list(a.args), list(b.args), equal)
+    left, right = (getattr(each, "_unsorted_args", each.args) for each in (a, b))
+    return all(map(equal, left, right))
+
+
+def _equal(a: Formula, b: Formula, precision: Sequence[int]) -> bool:
+    return bool(grader.sympy_expr_eq(a, b, *precision))
+
+
+def _match(
+    left: list[Formula], right: list[Formula], equal: Callable[[Formula, Formula], bool]
+) -> bool:
+    """Return True if each of `left` equals another one of `right`."""
+    for member in left:
+        found = next((n for n, other in enumerate(right) if equal(member, other)), None)
+        if found is None:
+            return False
+        del right[found]
+    return True
+
+
+def _proved_equal(a: Formula, b: Formula) -> bool:
+    """Compare two formulas by simplification, unless both are numbers, whose digits tell."""
+    numbers = [getattr(x, "is_number", False) for x in (a, b)]
+    return not all(numbers) and bool(_symbolic_eq(a, b))
+
+
+_solve_and_compare, _symbolic_eq = grader.sympy_solve_and_compare, grader.sympy_symbolic_eq
+grader.sympy_numeric_eq = _equal_values
+grader.sympy_solve_and_compare = _same_solutions
+grader.sympy_deep_compare_set_and_tuple = _equal_members
+grader.sympy_symbolic_eq = _proved_equal

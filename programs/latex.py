@@ -1,0 +1,338 @@
+r"""Answers in one notation: the LaTeX that math-verify reads, without typography, apart from the unit.
+
+Models write one value in many ways: `2√15`, `2\sqrt{15}`, `\boldsymbol{2\,\sqrt{15}}~\text{cm}`.
+"""
+
+import re
+import unicodedata
+from decimal import Decimal
+
+from lim_sglang.programs.units import is_unit
+
+_CHARACTERS = str.maketrans(
+    {"∞": r"\infty ", "×": r"\times ", "÷": "/", "⁄": "/", "∕": "/", "±": r"\pm ", "∓": r"\mp "}  # noqa: RUF001
+    | {"≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx "}
+    | {
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∈": r"\in ",
+        "∅": r"\emptyset ",
+        "∨": r"\lor ",
+        "∧": r"\land ",
+    }  # noqa: RUF001
+    | {"⟨": "(", "⟩": ")", "〈": "(", "〉": ")", "∣": "|", "∶": ":", "、": ",", "≡": "="}  # noqa: RUF001
+    | dict.fromkeys("·⋅∙", r"\cdot ")
+    | dict.fromkeys("‘’“”′", "'")  # noqa: RUF001
+    | dict.fromkeys("−‐‑‒﹣－", "-")  # noqa: RUF001
+    | dict.fromkeys("\u200b\u200c\u200d\u2060\u2061\u2062\u2063\ufeff", "")
+)
+"""LaTeX for signs; dashes that are always a minus, and invisible characters."""
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
+_FRACTION_SIGN = re.compile("[¼½¾⅐-⅞]")
+_COMPATIBLE = re.compile("[\uff00-\uffef\U0001d400-\U0001d7ff\u2000-\u200a\u202f\u3000ℝℤℕℚℂ]")
+"""Full-width, bold and slanted characters, and wide and narrow spaces."""
+_GREEK = re.compile("[α-ρσ-ωΓΔΘΛΞΠΣΦΨΩ]")  # noqa: RUF001
+_BARRED = re.compile("(?:\\d[\u0304\u0305])+")
+_DOTTED = re.compile("(\\d)\u0307")
+_MINUS = re.compile(
+    r"(?:(?<![\w)}\]])|(?<=\s)|(?<=[a-zA-Z)}\]]))–(?=\s*[\w\\(√{.])|(?<![\w)}\]])(?<!\s)—(?=\s*[\d\\(√{.])|(?<=\d)–(?=[a-zA-Z\\(])"  # noqa: RUF001
+)
+"""An en or em dash for a minus; between two digits it is a range."""
+_ROOT = re.compile(
+    r"√|∛|∜|\\?\bsqrt(?=\s*\()|\bcbrt(?=\s*\()|\\sqrt\s*\[(?P<index>[^\[\]]+)\](?!\s*\{)"
+)
+_ROOT_INDEX = {"∛": "[3]", "∜": "[4]", "cbrt": "[3]"}
+_RADICAND = re.compile(
+    r"\s*(\d+(?:\.\d+)?|\\[a-zA-Z]+(?:\[[^\[\]]*\])?(?:\s*\{[^{}]*\}){0,2}|[a-zA-Z])"
+)
+
+_LENGTH = r"-?[\d.]+\s*(?:pt|em|ex|mm|cm|in|mu|bp|pc|sp)"
+_INVISIBLE = re.compile(
+    r"\\(?:displaystyle|textstyle|scriptstyle|scriptscriptstyle|bfseries|itshape|rmfamily|boldmath"
+    r"|normalfont|normalsize|footnotesize|scriptsize|small|tiny|large|Large|LARGE|huge|Huge|bf|rm|it|sf|tt"
+    r"|limits|nolimits|strut|mathstrut|allowbreak|nobreak|relax|protect|noindent|centering|null"
+    r"|[bB]igg?[lrm]?|m?(?:left|right)(?:\s*\.(?!\d))?|middle|checkmark|blacksquare|square|Box|qed|qedsymbol|mathop|mathord|mathrel|mathbin|mathopen|mathclose|ensuremath)(?![a-zA-Z])"
+)
+_STYLED = re.compile(
+    r"\\(?:mathbf|mathbfit|mathcal|mathscr|bbox|mathsf|mathtt|mathit|mathnormal|mathfrak|boldsymbol|bm|pmb|bold|symbf"
+    r"|underline|uline|underbar|underbrace|boxed|fbox|framebox|smash|emph|uuline|mathstrut"
+    r"|(?:textcolor|colorbox|color)\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\})(?![a-zA-Z])\s*"
+)
+_GONE = re.compile(
+    r"\\(?:[hv]?phantom|hspace\*?|vspace\*?|mspace|tag\*?|label|hypertarget)\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}"
+    rf"|\\(?:kern|mkern|hskip|mskip|raise|lower)\s*{_LENGTH}|\\bbox\s*\[[^\[\]]*\]|\\hline(?![a-zA-Z])"
+)
+_SPACE = re.compile(
+    r"\\[,;:> ]|(?<!\\)~|\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace|space|nobreakspace|hfill"
+    r"|hfil|noindent)(?![a-zA-Z])"
+)
+_NO_SPACE = re.compile(r"\\!|\\(?:negthinspace|negmedspace|negthickspace)(?![a-zA-Z])")
+_THOUSANDS = re.compile(
+    r"(?<=\d)(?:\\[,;: ]|\\thinspace|\\!|[~ ]|\{\s*\}|\{\\,\}|,\\!|\{,\})(?=\d{3}(?![\d/]))"
+)
+_INDIAN = re.compile(r"(?<=\d)\{,\}(?=\d\d(?:\{,\}\d\d)*\{,\}\d{3}(?!\d))")
+_ROW_SPACING = re.compile(rf"\\\\(?:\s*\[\s*{_LENGTH}\s*\])?")
+ROW_END = "\ue000"
+"""The place of the end of a matrix's row, which begins like a command and like a space."""
+_DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")
+"""A command in a text that was escaped twice."""
+_NO_LEFT_SIDE = re.compile(
+    r"(?:\s|=|\\(?:approx|sim|therefore|implies|Rightarrow|Longrightarrow)(?![a-zA-Z])"
+    r"|(?:\\text\{)?(?:about|approximately|roughly|around|exactly|nearly)\b\}?"
+    r"|\\text\{[^{}]*\b(?:answer|value|result|total)\b[^{}]*\}(?=.))+",
+    re.IGNORECASE,
+)
+"""Words and signs before a value that say no more than that it is the value."""
+_NUMBERS = re.compile(r"[-+]?\d[\d./]*(?:\s*(?:,|,?\s*\b(?:and|or)\b)\s*[-+]?\d[\d./]*)*")
+_LEADING_NUMBER = re.compile(r"[-+]?[$€£]?\d[\d.,/]*(?:\s+|(?=[a-zA-Z]))(?!(?:st|nd|rd|th)\b)(?=[a-zA-Z])")
+_TEXT = re.compile(
+    r"\\(?:text(?:normal|up|rm|bf|it|sf|tt|sc|md|sl)?|mbox|hbox|mathrm|emph)"
+    r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
+    r"|\{\s*\\(?:rm|bf|it|sf|tt)\s+([^{}]*)\}|\\operatorname\*?\s*\{([^{}]*)\}"
+)
+_INNER_TEXT = re.compile(r"\\(?:text|mathrm)[a-z]*\s*\{([^{}]*)\}")
+_OPERATORS = frozenset(
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp max min gcd lcm det".split()
+)
+_SYNONYMS: list[tuple[re.Pattern[str], str]] = [
+    (re.compile(rf"\\(?:{names})(?![a-zA-Z])"), replacement)
+    for names, replacement in (
+        ("dfrac|tfrac|cfrac|nicefrac|sfrac|flatfrac", r"\\frac"),
+        ("surd", "√"),
+        ("yen", "¥"),
+        ("lg", r"\\log_{10}"),
+        ("dbinom|tbinom", r"\\binom"),
+        ("lbrace", r"\\{"),
+        ("rbrace", r"\\}"),
+        ("lbrack", "["),
+        ("rbrack", "]"),
+        ("lparen|langle", "("),
+        ("rparen|rangle", ")"),
+        ("[lr]?vert", "|"),
+        ("leq|leqslant|leqq", r"\\le"),
+        ("geq|geqslant|geqq", r"\\ge"),
+        ("lt", "<"),
+        ("gt", ">"),
+        ("neq|not\\s*=", r"\\ne"),
+        ("equiv", "="),
+        ("vee", r"\\lor"),
+        ("wedge", r"\\land"),
+        ("varnothing", r"\\emptyset"),
+        ("centerdot|bullet", r"\\cdot"),
+        ("div", "/"),
+        ("colon", ":"),
+        ("ldots|dots|cdots", r"\\ldots"),
+        ("RR|R|reals|Reals", r"\\mathbb{R}"),
+        ("textdollar|mathdollar", r"\\$"),
+        ("euro|texteuro", "€"),
+        ("pounds|textsterling", "£"),
+        ("cent|textcent", "¢"),
+        ("textpercent", r"\\%"),
+        ("textdegree|degree", r"^\\circ "),
+    )
+]
+_DEGREES = re.compile(
+    r"(?:\{\s*\}\s*)?\^\s*(?:\{\s*(?:\\circ|\\text\{o\}|o)\s*\}|\\circ(?![a-zA-Z])|o(?![a-zA-Z]))|º"  # noqa: RUF001
+)
+_UNIT_FRACTION = re.compile(
+    r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*((?:\^\s*\d)?)\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*((?:\^\s*\d)?)\s*\}"
+)
+_PERCENT = re.compile(
+    r"(?:\\?%|\\text\s*\{\s*\\?%\s*\}|\\text\s*\{\s*per\s?cent(?:age)?s?\s*\}|\bper\s?cent\b)"
+)
+
+
+def tidy(answer: str) -> str:
+    """Strip the white space, Markdown, dollar signs and punctuation around an answer."""
+    for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]"), ("", "")):
+        answer = answer.lstrip(" \n\r\t$*").rstrip(" \n\r\t$*.,;:?\\。")
+        if answer.startswith(opening) and answer.endswith(closing):
+            answer = answer.removeprefix(opening).removesuffix(closing)
+    return answer
+
+
+def plain(answer: str) -> str:
+    r"""Return an answer as one line of LaTeX without styles, sizes, colours and spaces of its own.
+
+    Words stay in `\text{}` if they were in any command for text.
+    """
+    text = _GONE.sub("", _as_commands(tidy(answer)))
+    if r"\begin" not in text:
+        text = _DOUBLED.sub(r"\\", text)
+    text = re.sub(r"\\cr(?![a-zA-Z])", ROW_END, _ROW_SPACING.sub(ROW_END, text))
+    text = _THOUSANDS.sub("", _INDIAN.sub("", text))
+    text = _SPACE.sub(" ", _NO_SPACE.sub("", text))
+    text = _TEXT.sub(_as_text, text)
+    text = _STYLED.sub("", _INVISIBLE.sub("", text))
+    for synonyms, replacement in _SYNONYMS:
+        text = synonyms.sub(replacement, text)
+    text = _PERCENT.sub(r"\\%", text)
+    text = _DEGREES.sub("°", text)
+    text = _UNIT_FRACTION.sub(r"\\text{\1\2/\3\4}", text.replace("smallmatrix", "matrix"))
+    text = _CHOOSE.sub(r"\\binom{\1}{\2}", _roots(text))
+    text = _NO_LEFT_SIDE.sub("", text, count=1) if _NO_LEFT_SIDE.match(text) else text
+    text = re.sub(r"(?<=[a-z]{2})!+$", "", text.strip("'\"` "))
+    text = _without_outer_braces(" ".join(tidy(text).split()))
+    return text.replace(ROW_END, r"\\")
+
+
+def _as_commands(text: str) -> str:
+    """Replace characters outside of ASCII by commands."""
+    if text.isascii():
+        return text
+    text = _FRACTION_SIGN.sub(_fraction, text)
+    text = _RAISED.sub(lambda raised: f"^{{{unicodedata.normalize('NFKC', raised[0])}}}", text)
+    text = _LOWERED.sub(lambda lowered: f"_{{{unicodedata.normalize('NFKC', lowered[0])}}}", text)
+    text = text.replace("ℝ", r"\mathbb{R}").replace("ℤ", r"\mathbb{Z}")
+    text = _COMPATIBLE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
+    text = _BARRED.sub(lambda found: rf"\overline{{{found[0][::2]}}}", text)
+    text = _DOTTED.sub(r"\\dot{\1}", text)
+    text = _MINUS.sub("-", text.translate(_CHARACTERS))
+    return _GREEK.sub(lambda letter: _greek(letter[0]), text)
+
+
+def _fraction(sign: re.Match[str]) -> str:
+    numerator, denominator = unicodedata.normalize("NFKC", sign[0]).split("⁄")
+    return rf"\frac{{{numerator}}}{{{denominator}}}"
+
+
+def _greek(letter: str) -> str:
+    *_, size, _, name = unicodedata.name(letter).split()
+    return f"\\{name.lower() if size == 'SMALL' else name.capitalize()} "
+
+
+def _as_text(command: re.Match[str]) -> str:
+    operator = command[3]
+    if operator is not None and operator.strip() in _OPERATORS:
+        return f"\\{operator.strip()} "
+    if operator is not None and not is_unit(operator.strip()):
+        return command[0]
+    content = next(group for group in command.groups() if group is not None).strip()
+    content = re.sub(r"\\cdot(?![a-zA-Z])", " ", _INNER_TEXT.sub(r"\1", content))
+    if "$" in content.replace(r"\$", ""):
+        # Formulas within text.
+        parts = re.split(r"(?<!\\)\$", content)
+        return "".join(part if n % 2 else _in_text(part) for n, part in enumerate(parts))
+    return f" {content} " if "\\" in content or _NUMBERS.fullmatch(content) else _in_text(content)
+
+
+def _in_text(words: str) -> str:
+    r"""Return words in `\text{}`, with a number that leads them before the command."""
+    if not re.search(r"[^\W\d_]", words):
+        return f" {words} "
+    number, rest = _LEADING_NUMBER.match(words), re.sub(r"[{}$]", "", words).strip()
+    if number is None:
+        return rf"\text{{{rest}}}"
+    return rf"{number[0].strip()}\text{{{words[number.end() :].strip()}}}"
+
+
+def _roots(text: str) -> str:
+    r"""Write root signs and bare `sqrt(…)` as `\sqrt{…}`, the last first, for roots in roots."""
+    for sign in reversed(list(_ROOT.finditer(text))):
+        index = f"[{sign['index']}]" if sign["index"] else _ROOT_INDEX.get(sign[0], "")
+        rest = text[sign.end() :]
+        inner, after = _group(rest.lstrip())
+        if inner is None:
+            radicand = _RADICAND.match(rest)
+            if radicand is None:
+                continue
+            inner, after = radicand[1], rest[radicand.end() :]
+        text = rf"{text[: sign.start()]}\sqrt{index}{{{inner}}}{after}"
+    return text
+
+
+def _group(text: str) -> tuple[str | None, str]:
+    """Return the content of the bracket that begins a text, and what follows the bracket."""
+    if not text or text[0] not in "({":
+        return None, text
+    depth = 0
+    for end, character in enumerate(text):
+        depth += (character in "({") - (character in ")}")
+        if depth == 0:
+            return text[1:end], text[end + 1 :]
+    return None, text
+
+
+def _without_outer_braces(text: str) -> str:
+    while text.startswith("{") and text.endswith("}") and _group(text) == (text[1:-1], ""):
+        text = tidy(text[1:-1])
+    return text
+
+
+_BASE_WORDS = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "eleven": 11,
+    "twelve": 12,
+    "sixteen": 16,
+}
+_BASE = re.compile(
+    r"\(?([0-9A-F]+(?:\.[0-9A-F]+)?)\)?\s*"
+    r"(?:_\s*\{?\s*(?:\\text\{)?\(?\s*(?:base\s*)?(\d+|[a-z]+)\s*\)?\}?\}?"
+    r"|(?:\\text\{)?\(?(?:in\s+)?base[\s-]*(?:\}\s*)?(\d+|[a-z]+)\)?\}?)"
+)
+_LETTER_IN_TEXT = re.compile(r"\\text\{([a-zA-Z])\}")
+_NO_MEMBERS = re.compile(r"\\\{\s*\\\}")
+_OUTWARD = re.compile(r"(?=\]|.*\[$)([\](\[])([^()\[\]]+,[^()\[\]]+)([\[)\]])")
+"""An interval with a bracket that turns outward at an open end: `]2, 5[`."""
+_CHOOSE = re.compile(r"\{\s*([^{}]+?)\s*\\choose\s*([^{}]+?)\s*\}")
+TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+_DEGREE_NUMBER = re.compile(r"\{?(\d+(?:\.\d+)?)\}?\s*°")
+_SIGNED_POWER = re.compile(r"\^\s*([-+]\s*\d+)")
+_LONG_POWER = re.compile(r"\^\s*(\d\d+)")
+_SCIENTIFIC = re.compile(
+    r"([-+]?)\s*\{?(\d*\.?\d+)\}?(?:[eE]| ?(?:\\times|\\cdot|\\ast|\*|x) ?\{?10\}?\s*\^)\s*\{?\s*([-+]?\s*\d{1,3})\s*\}?"
+)
+_MIXED = re.compile(r"([-+]?\d+) (\d+)\s*/\s*(\d+)")
+_RECURRING = re.compile(
+    r"(\d*)\.(\d*?)(?:\\(?:overline|bar|overbar)\s*(?:\{(\d+)\}|(\d))|((?:\\dot\s*\{?\d\}?)\d*(?:\\dot\s*\{?\d\}?)?)|\((\d+)\))"
+)
+_LOG_BASE = re.compile(r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![a-zA-Z]))")
+_ONE_ARGUMENT_INDEX = re.compile(r"\\log\s*_\s*([a-zA-Z])")
+
+
+def as_latex(value: str) -> str:
+    """Return a value in plain LaTeX as math-verify reads it, with decimals and powers exact."""
+    value = _NO_MEMBERS.sub(r"\\emptyset", _radians(value))
+    if interval := _OUTWARD.fullmatch(value):
+        left, ends, right = interval.groups()
+        value = f"{'(' if left == ']' else left}{ends}{')' if right == '[' else right}"
+    if number := _SCIENTIFIC.fullmatch(value):
+        # In decimal digits: in binary, SymPy's 1.1 times 100 is not 110.
+        exponent = re.sub(r"\s", "", number[3])
+        return f"{Decimal(f'{number[1]}{number[2]}e{exponent}'):f}"
+    if based := _BASE.fullmatch(value):
+        base = based[2] or based[3]
+        if base.isdigit() or base in _BASE_WORDS:
+            return f"{based[1]}_{{{_BASE_WORDS.get(base, base)}}}"
+    value = _LETTER_IN_TEXT.sub(r" \1 ", value)
+    value = _SIGNED_POWER.sub(r"^{\1}", value)
+    value = _LONG_POWER.sub(r"^{\1}", value)
+    value = _RECURRING.sub(_recurring_fraction, value)
+    value = _LOG_BASE.sub(r"\\ln ", value)
+    if number := _MIXED.fullmatch(value):
+        return rf"{number[1]}\frac{{{number[2]}}}{{{number[3]}}}"
+    return value
+
+
+def _radians(text: str) -> str:
+    """Return a value with the degrees within its functions in radians; elsewhere the sign goes."""
+    if TRIGONOMETRY.search(text):
+        text = _DEGREE_NUMBER.sub(r"{\\frac{\1 \\pi}{180}}", text)
+    return text.replace("°", "")
+
+
+def _recurring_fraction(decimal: re.Match[str]) -> str:
+    whole, fixed, *periods = decimal.groups()
+    period = re.sub(r"\D", "", next(filter(None, periods)))
+    head = int(whole + fixed or "0")
+    numerator = int(f"{head}{period}") - head
+    return rf"\frac{{{numerator}}}{{{'9' * len(period)}{'0' * len(fixed)}}}"

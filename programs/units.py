@@ -1,0 +1,260 @@
+"""Units of measurement and counted things: what follows the number of an answer."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+Dimensions = tuple[tuple[str, int], ...]
+"""Base quantities with their powers, sorted: `(("length", 1), ("time", -1))` for a speed."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of measurement, or a noun that is counted."""
+
+    dimensions: Dimensions = ()
+    factor: Fraction = Fraction(1)
+    """Number of base units in one of this unit."""
+    pi: int = 0
+    """Power of pi in the factor, for degrees."""
+    words: frozenset[str] = frozenset()
+    """Words of a counted thing in the singular; empty for a unit of measurement."""
+
+    def agrees(self, other: "Unit") -> bool:
+        """Return True if values in the two units can be equal.
+
+        Counted things agree where one adds adjectives to the other: `ways`, `different ways`.
+        """
+        if self.words or other.words:
+            both = (self.words, other.words)
+            return all(both) and (self.words <= other.words or self.words >= other.words)
+        return self.dimensions == other.dimensions
+
+
+_LENGTH, _MASS, _TIME = (("length", 1),), (("mass", 1),), (("time", 1),)
+_INCH, _POUND, _GALLON = Fraction("0.0254"), Fraction("0.45359237"), Fraction("0.003785411784")
+_ENERGY = (("length", 2), ("mass", 1), ("time", -2))
+
+_MEASURES: dict[str, tuple[Fraction | int, Dimensions]] = {
+    "inch inches in": (_INCH, _LENGTH),
+    "foot feet ft": (12 * _INCH, _LENGTH),
+    "yard yd": (36 * _INCH, _LENGTH),
+    "mile mi": (63360 * _INCH, _LENGTH),
+    "hectare ha": (10_000, (("length", 2),)),
+    "acre": (Fraction("4046.8564224"), (("length", 2),)),
+    "gallon gal": (_GALLON, (("length", 3),)),
+    "quart qt": (_GALLON / 4, (("length", 3),)),
+    "pint pt": (_GALLON / 8, (("length", 3),)),
+    "cc": (Fraction(1, 10**6), (("length", 3),)),
+    "tonne": (1000, _MASS),
+    "pound lb lbs £": (_POUND, _MASS),
+    "ounce oz": (_POUND / 16, _MASS),
+    "minute min mins": (60, _TIME),
+    "hour h hr hrs": (3600, _TIME),
+    "day": (86_400, _TIME),
+    "week wk": (604_800, _TIME),
+    "month": (1, (("month", 1),)),
+    "year yr yrs": (12, (("month", 1),)),
+    "decade": (120, (("month", 1),)),
+    "century centuries": (1200, (("month", 1),)),
+    "kWh": (3_600_000, _ENERGY),
+    "mph": (Fraction(63360, 3600) * _INCH, (("length", 1), ("time", -1))),
+    "kph kmh kmph": (Fraction(1000, 3600), (("length", 1), ("time", -1))),
+    "radian rad": (1, (("angle", 1),)),
+    "dollar $ usd buck": (1, (("dollar", 1),)),
+    "cent ¢ penny pennies": (Fraction(1, 100), (("dollar", 1),)),
+    "euro € eur": (1, (("euro", 1),)),
+    "yen ¥ jpy": (1, (("yen", 1),)),
+    "rupee ₹ rs Rs inr": (1, (("rupee", 1),)),
+    "won ₩ krw": (1, (("won", 1),)),
+    "rouble ruble ₽ rub": (1, (("rouble", 1),)),
+    "yuan rmb cny": (1, (("yuan", 1),)),
+    "celsius centigrade °C": (1, (("celsius", 1),)),
+    "fahrenheit °F": (1, (("fahrenheit", 1),)),
+}
+_METRIC: dict[str, tuple[Fraction | int, Dimensions]] = {
+    "m meter metre": (1, _LENGTH),
+    "g gram gramme": (Fraction(1, 1000), _MASS),
+    "s sec second secs": (1, _TIME),
+    "L l liter litre": (Fraction(1, 1000), (("length", 3),)),
+    "N newton": (1, (("length", 1), ("mass", 1), ("time", -2))),
+    "J joule": (1, _ENERGY),
+    "W watt": (1, (("length", 2), ("mass", 1), ("time", -3))),
+    "Pa pascal": (1, (("length", -1), ("mass", 1), ("time", -2))),
+    "Hz hertz": (1, (("time", -1),)),
+    "eV electronvolt": (Fraction("1.602176634e-19"), _ENERGY),
+    "A ampere amp": (1, (("ampere", 1),)),
+    "C coulomb": (1, (("ampere", 1), ("time", 1))),
+    "V volt": (1, (("ampere", -1), ("length", 2), ("mass", 1), ("time", -3))),
+    "Ω ohm": (1, (("ampere", -2), ("length", 2), ("mass", 1), ("time", -3))),
+    "T tesla": (1, (("ampere", -1), ("mass", 1), ("time", -2))),
+    "K kelvin": (1, (("kelvin", 1),)),
+    "mol mole": (1, (("mole", 1),)),
+}
+"""Units that take prefixes."""
+_PREFIXES = {
+    "n nano": -9,
+    "u µ micro": -6,
+    "m milli": -3,
+    "c centi": -2,
+    "d deci": -1,
+    "k kilo": 3,
+    "M mega": 6,
+    "G giga": 9,
+}
+SCALES = {
+    "dozen": 12,
+    "hundred": 100,
+    "thousand": 1000,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+"""Numbers that stand behind another one as words."""
+
+
+def _known_units() -> dict[str, Unit]:
+    known: dict[str, Unit] = {}
+    for names, (factor, dimensions) in (_METRIC | _MEASURES).items():
+        known |= dict.fromkeys(names.split(), Unit(dimensions, Fraction(factor)))
+    for prefixes, power in _PREFIXES.items():
+        short, *_, long = prefixes.split()
+        for names, (factor, dimensions) in _METRIC.items():
+            unit = Unit(dimensions, factor * Fraction(10) ** power)
+            symbol, *words = names.split()
+            shorts = {prefix + symbol for prefix in prefixes.split()[:-1]}
+            for name in shorts | {long + word for word in words} | {short + symbol}:
+                known.setdefault(name, unit)
+    for name in ("degree", "deg", "°", "º"):
+        known[name] = Unit((("angle", 1),), Fraction(1, 180), pi=1)
+    for name in ("revolution", "rev", "turn"):
+        known[name] = Unit((("angle", 1),), Fraction(2), pi=1)
+    return known
+
+
+_UNITS = _known_units()
+UNIT_LETTERS = "mgs"
+"""Letters that are a unit directly behind a number; any other letter is a variable."""
+SPACED_UNIT_LETTERS = "mgshLJNWVAK"
+"""Letters that are a unit behind a number and a space."""
+_IRREGULAR = {
+    "children": "child",
+    "people": "person",
+    "men": "man",
+    "women": "woman",
+    "mice": "mouse",
+    "geese": "goose",
+    "teeth": "tooth",
+    "dice": "die",
+    "knives": "knife",
+    "leaves": "leaf",
+    "loaves": "loaf",
+    "halves": "half",
+    "shelves": "shelf",
+    "vertices": "vertex",
+    "indices": "index",
+    "matrices": "matrix",
+}
+_FILLERS = frozenset(
+    "a an the of in total old each altogether exactly only about more left long high tall wide "
+    "deep away apart unit units square squared cubic cubed sq cu".split()
+)
+"""Words that say nothing about what is counted."""
+_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_LATER_POWERS = {"squared": 2, "cubed": 3}
+_TOKEN = re.compile(
+    r"\^\s*\{?\s*([-+]?\d)\s*\}?|([A-Za-zΩµ°º$£¥¢฿\u20a0-\u20cf]+(?:[-'’][A-Za-z]+)*)|(/)|[\s.,()]"
+)  # noqa: RUF001
+
+
+def is_unit(name: str) -> bool:
+    """Return True for the name or symbol of a unit of measurement."""
+    return _known(name) is not None
+
+
+@lru_cache(maxsize=4096)
+def read_unit(text: str) -> Unit | None:
+    """Read the words and symbols behind a number, as `km/h`, `square metres` or `red apples`.
+
+    Returns:
+        None if the text is no unit, as it holds digits, signs or no word at all; an empty unit
+        where the words say nothing, as `units` or `in total`.
+    """
+    tokens = _tokens(text)
+    if tokens is None or not any(word for _, word, _ in tokens):
+        return None
+    return _measure(tokens) or _counted([word for _, word, _ in tokens if word])
+
+
+def _tokens(text: str) -> list[tuple[str, str, str]] | None:
+    """Return the powers, words and slashes of a unit; None if there is anything else."""
+    found, end = [], 0
+    for token in _TOKEN.finditer(text):
+        if token.start() != end:
+            return None
+        end = token.end()
+        if any(token.groups()):
+            found.append((token[1] or "", token[2] or "", token[3] or ""))
+    return found if end == len(text) else None
+
+
+def _measure(tokens: list[tuple[str, str, str]]) -> Unit | None:
+    """Return the product of known units; None if a word is unknown."""
+    dimensions: Counter[str] = Counter()
+    factor, pi = Fraction(1), 0
+    sign, power, last = 1, 1, None
+
+    def apply(unit: Unit, times: int) -> None:
+        nonlocal factor, pi
+        factor *= unit.factor**times
+        pi += unit.pi * times
+        for base, exponent in unit.dimensions:
+            dimensions[base] += exponent * times
+
+    for exponent, word, slash in tokens:
+        if slash or word.lower() in ("per", "a", "an") and last:
+            sign = -1
+        elif exponent or word.lower() in _LATER_POWERS:
+            if last is None:
+                return None
+            more = int(exponent) if exponent else _LATER_POWERS[word.lower()]
+            apply(last, sign * (more - 1))
+        elif word.lower() in _POWERS:
+            power = _POWERS[word.lower()]
+        elif word.lower() == "of" and last:
+            break
+        elif word.lower() in _FILLERS and last and word != "in":
+            continue
+        else:
+            last = _known(word)
+            if last is None:
+                return None
+            apply(last, sign * power)
+            power = 1
+    if last is None:
+        return None
+    return Unit(tuple(sorted((b, n) for b, n in dimensions.items() if n)), factor, pi)
+
+
+def _counted(words: list[str]) -> Unit:
+    return Unit(words=frozenset(singular(word.lower()) for word in words) - _FILLERS)
+
+
+def _known(word: str) -> Unit | None:
+    names = (word, word.lower(), singular(word.lower())) if len(word) > 2 else (word,)
+    return next((_UNITS[name] for name in names if name in _UNITS), None)
+
+
+def singular(noun: str) -> str:
+    """Return the singular of a noun in lower case; a guess for all but the commonest plurals."""
+    if noun in _IRREGULAR:
+        return _IRREGULAR[noun]
+    if noun.endswith("ies") and len(noun) > 4:
+        return f"{noun[:-3]}y"
+    if re.search(r"(?:s|x|z|ch|sh)es$", noun):
+        return noun[:-2]
+    if noun.endswith("s") and not noun.endswith(("ss", "us", "is")) and len(noun) > 2:
+        return noun[:-1]
+    return noun

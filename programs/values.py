@@ -1,0 +1,493 @@
+r"""Answers as they are compared: value and unit, time of day, words, or a letter of a choice.
+
+`decide` compares two of them where no mathematics is needed, which is most answers.
+"""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+from lim_sglang.programs.latex import TRIGONOMETRY, as_latex, plain
+from lim_sglang.programs.units import SCALES, SPACED_UNIT_LETTERS, UNIT_LETTERS, Unit, read_unit
+
+
+@dataclass(frozen=True)
+class Value:
+    """An answer, read."""
+
+    latex: str
+    """The answer as math-verify reads it, without unit."""
+    unit: Unit | None = None
+    """The unit; None if the answer states none."""
+    needs_unit: bool = False
+    """True for a sum of units, as 3 h 20 min, which no bare number equals."""
+    words: tuple[str, ...] = ()
+    """The words of an answer that is no formula, in lower case."""
+    clock: "Clock | None" = None
+    """A time of day."""
+    choice: str = ""
+    """The letter of an option, which the answer is or which stands before a value."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A time of day."""
+
+    minutes: int
+    """Minutes since midnight, or since the last noon where the half of the day is not known."""
+    knows_half: bool
+
+    def equals(self, other: "Clock") -> bool:
+        """Return True for the same time, where both say which half of the day they mean."""
+        if self.knows_half and other.knows_half:
+            return self.minutes == other.minutes
+        return self.minutes % 720 == other.minutes % 720
+
+
+Question = tuple[str, str]
+"""Two values in LaTeX whose equality is left to math-verify."""
+
+_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_AND_OR = r"\b(?:and|or)\b"
+_WORD = r"[A-Za-z]++(?:[-'’][A-Za-z]++)*+"  # noqa: RUF001
+_UNIT_TEXT = r"\\text\{[^{}0-9=<>]*+(?:\^-?\d[^{}0-9=<>]*+)*+\}"
+_UNIT_TAIL = re.compile(
+    rf"(?P<text>{_UNIT_TEXT}|°|(?<![\\A-Za-z_]){_WORD}|[$£¥¢฿\u20a0-\u20cfΩµ]|\\(?:Omega|mu)(?![a-zA-Z]))"
+    rf"(?:\s*+(?:{_UNIT_TEXT}|°|{_WORD}|\\(?:cdot|times|Omega)(?![a-zA-Z])|[/*.]"
+    r"|\^\s*+(?:-?\d|\{\s*-?\d\s*\})|\((?!.*\bor\b)[\w .+*/=-]*\)))*+\s*+$"
+)
+"""Words, signs and powers at the end of an answer; possessive, so that no text takes long."""
+_CURRENCY = (
+    r"(?:\\\$|US\s*\\?\$|[$£¥฿\u20a0-\u20cf]|\\text\{[$£¥฿\u20a0-\u20cf]\}"
+    r"|(?:\\text\{)?\b(?:Rs|USD|EUR|INR)\b\.?\}?)"
+)
+_PREFIX = re.compile(rf"([-+]?)\s*({_CURRENCY})\s*(?=[-+]?\s*[\d.\\({{])")
+_ENDS_VALUE = re.compile(r"(?:[\d)}\]!%]|\\pi|\\infty|\|)\s*$")
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
+_PART = r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?"
+_SUM = re.compile(rf"{_PART}(?:\s*,?\s*(?:and\s+)?{_PART})+", re.IGNORECASE)
+_CLOCK = re.compile(r"(\d{1,2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
+_TEMPERATURE = re.compile(
+    r"(?:°|\bdegrees?)\s*(C|F)(?:elsius|ahrenheit)?\b|\bdegrees?\s+(?=centigrade)", re.IGNORECASE
+)
+_MODULUS = re.compile(
+    r"\s*\(?\s*(?:\\text\{)?\s*\(?\s*(?:\\(?:pmod|bmod|mod|pod)(?![a-zA-Z])|\bmod(?:ulo)?\b)\s*[{}]?\s*(\w+)\s*[})\s]*$"
+)
+_LISTED_UNIT = re.compile(r"(?<=[\d}])\s*(\\text\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?)(?=\s*(?:,|\)|\]|\\\}|\\text\{(?:and|or)\}|$))")
+_GROUPS = re.compile(r"[-+]?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?", re.ASCII)
+"""Digits in groups, as money is written in any country."""
+_REASON = re.compile(
+    r"\s*(?:\\text\{\s*\(?\s*)?\b(?:because|since|as|where|for all|when)\b.*$", re.DOTALL
+)
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
+_FRACTION = re.compile(
+    r"([-+]?)\s*(?:\\frac\s*\{\s*([-+]?\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d+)\s*/\s*(\d+))", re.ASCII
+)
+_GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
+_OPTION = re.compile(r"\\text\{\s*\(\s*([A-J])\s*\)\s*\}|\(?\s*([A-J])\s*\)$")
+"""A letter in brackets as text before a value; or before one bracket, without a value."""
+_PAIR = re.compile(r"\([^()]*,[^()]*\)")
+_SET = re.compile(r"\\\{(?!.*(?:[|:<>]|\\(?:mid|in|le|ge)(?![a-z])))[^()]*,[^()]*\\\}")
+_BASED = re.compile(r"[\dA-F.]+_\{(\d+)\}")
+_PHRASES = {
+    r"\emptyset": "no solution|no solutions|no real solution|no real solutions|empty set|none",
+    r"\mathbb{R}": "all real numbers|all reals|all real number|real numbers|all real values",
+    r"\infty": "infinity|positive infinity|plus infinity",
+    r"-\infty": "negative infinity|minus infinity",
+}
+_LATEX_OF = {words: latex for latex, phrases in _PHRASES.items() for words in phrases.split("|")}
+_UNITS_IN_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+).split()
+_TENS_IN_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_MONTHS = (
+    "january february march april may june july august september october november december"
+).split()
+_FUNCTIONS = frozenset(
+    "sin cos tan cot sec csc arcsin arccos arctan log ln exp sqrt max min gcd lcm mod det pi inf deg".split()
+)
+_VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
+_ORDINALS = frozenset(("st", "nd", "rd", "th"))
+_DROPPED = frozenset("a an the is it".split())
+SURE_DIGITS = 10
+"""Digits to which a decimal must be equal to a value that has no finite decimal."""
+MAX_DECIMAL_PLACES = 400
+
+
+@lru_cache(maxsize=65_536)
+def read_value(answer: str) -> Value:
+    """Read an answer."""
+    text, choice = _split_choice(plain(answer))
+    if choice and not text:
+        return Value(choice, choice=choice)
+    if clock := _read_clock(text):
+        return Value(as_latex(text), clock=clock)
+    if words := _read_words(text):
+        return Value(as_latex(text), words=words) if isinstance(words, tuple) else Value(words)
+    if total := _read_sum(text):
+        return total
+    value, unit = split_unit(text)
+    return Value(as_latex(value), unit, choice=choice)
+
+
+def _split_choice(text: str) -> tuple[str, str]:
+    r"""Return an answer without the letter of an option, as in `(B)` and `\text{(B)} 17`."""
+    letter = _OPTION.match(text)
+    if letter is None:
+        return text, ""
+    return text[letter.end() :].strip(), letter[1] or letter[2]
+
+
+def split_unit(text: str) -> tuple[str, Unit | None]:
+    """Return value and unit of an answer in plain LaTeX."""
+    reasoned = _REASON.sub("", text)
+    if reasoned and _ENDS_VALUE.search(reasoned):
+        text = reasoned
+    text, unit = _split_currency(text)
+    if modulus := _MODULUS.search(text):
+        return text[: modulus.start()].rstrip(" ("), Unit((("modulus " + modulus[1], 1),))
+    if "," in text and (listed := _split_listed(text)):
+        return listed
+    tail = _find_tail(text)
+    if tail is None:
+        return text, unit
+    value, words = tail
+    first, *rest = words.split() or [""]
+    if scale := SCALES.get(first.lower() if first.lower() in SCALES else first.lower().removesuffix("s")):
+        number = _exact(value)
+        value = rf"{value} \times {scale}" if number is None else _in_latex(number * scale)
+        words = " ".join(rest)
+    behind = read_unit(words)
+    if behind is None or not (behind.words or behind.dimensions):
+        return value, unit
+    return value, behind if unit is None else _product(unit, words, behind)
+
+
+def _split_currency(text: str) -> tuple[str, Unit | None]:
+    """Return an answer without signs of money, and the money that stands before its beginning."""
+    prefix = _PREFIX.search(text)
+    if prefix is None:
+        return text, None
+    leads = not text[: prefix.start()].strip()
+    symbol = re.sub(r"\\text|[\\{}.\s]|US(?=\W)", "", prefix[2])
+    text = _PREFIX.sub(r"\1", text)
+    if leads and _GROUPS.fullmatch(text.strip()):
+        text = text.replace(",", "")
+    return text.strip(), read_unit(symbol) if leads else None
+
+
+def _split_listed(text: str) -> tuple[str, Unit] | None:
+    r"""Return a list or a pair without the unit that follows each of its values."""
+    units = {read_unit(_flat(found)) for found in _LISTED_UNIT.findall(text)}
+    if len(units) != 1 or len(_LISTED_UNIT.findall(text)) < 2:
+        return None
+    unit = units.pop()
+    return (_LISTED_UNIT.sub("", text), unit) if unit and unit.dimensions else None
+
+
+def _product(currency: Unit, behind: str, unit: Unit) -> Unit:
+    """Return the unit of `$5 per hour`; in `$5 dollars` and `$5 profit` it is the currency."""
+    rate = re.match(r"[\s(]*(?:/|per\b)\s*", behind)
+    return (read_unit(f"$ {behind}") or currency) if rate and unit.dimensions else currency
+
+
+def _find_tail(text: str) -> tuple[str, str] | None:
+    """Return the value and the words behind it, where these may be a unit."""
+    start = 0
+    while tail := _UNIT_TAIL.search(text, start):
+        value = (
+            text[: tail.start()].rstrip(" ~-")
+            if tail["text"][:1] == "\\"
+            else text[: tail.start()].rstrip()
+        )
+        words = " ".join(re.sub(r"\\(?:cdot|times)(?![a-zA-Z])|[*{}]", " ", _flat(tail[0])).split())
+        if value and _may_be_unit(tail, value, words):
+            return value, words
+        start = tail.end("text")
+    return None
+
+
+def _flat(text: str) -> str:
+    """Return the words of a unit without commands, and without remarks in brackets."""
+    text = _TEXT.sub(r" \1 ", text).replace(r"\Omega", "Ω").replace(r"\mu", "µ").replace(r"\$", "$")
+    text = re.sub(r"\([^()]*\)", " ", text)
+    text = re.sub(r"(?<=µ)\s+|(?<=\b[kMm])\s+(?=Ω)", "", text)
+    return _TEMPERATURE.sub(lambda found: f"°{found[1].upper()}", text)
+
+
+def _may_be_unit(tail: re.Match[str], value: str, words: str) -> bool:
+    """Return True if the words behind a value are its unit, and no variables or second value."""
+    if not words:
+        return "(" in tail[0]
+    unit = read_unit(words)
+    if unit is None or re.search(_AND_OR, words) or words in _ORDINALS:
+        return False
+    measured = bool(unit.dimensions) and not unit.words
+    if "°" in tail[0] and TRIGONOMETRY.search(value):
+        return False
+    if not tail["text"][0].isalpha():
+        return _marked_unit(value, words, measured)
+    spaced = tail.start() > len(value)
+    first = re.split(r"[^A-Za-z]", words)[0]
+    if not (_is_numeric(value) and _ENDS_VALUE.search(value)) or first.lower() in _FUNCTIONS:
+        return False
+    if len(first) == 1:
+        # A letter is a variable, as a rule: 6s^2, 2t.
+        return words in UNIT_LETTERS or spaced and words in SPACED_UNIT_LETTERS or measured and "/" in words
+    return measured or len(first) > (2 if spaced else 3)
+
+
+def _marked_unit(value: str, words: str, measured: bool) -> bool:
+    """Return True if words in a command for text, or a sign, are the unit of a value."""
+    if _ENDS_VALUE.search(value):
+        return measured or len(words) > 1 or not _is_numeric(value)
+    return measured
+
+
+def _is_numeric(value: str) -> bool:
+    """Return True if a value has no variable."""
+    return not re.search(r"[A-Za-z]", _COMMAND.sub("", value).replace("e^", ""))
+
+
+def _read_clock(text: str) -> Clock | None:
+    bare = " ".join(_TEXT.sub(r" \1 ", text).split())
+    bare = {"noon": "12 pm", "midnight": "12 am"}.get(bare.lower(), bare)
+    time = _CLOCK.fullmatch(re.sub(r"\s*:\s*", ":", bare))
+    if time is None or not (time[2] or time[3]):
+        return None
+    hour, minute, half = int(time[1]), int(time[2] or 0), (time[3] or "").lower()
+    if minute > 59 or hour > (12 if half else 24) or (half and hour == 0):
+        return None
+    if half:
+        return Clock((hour % 12 + (12 if half == "p" else 0)) * 60 + minute, True)
+    # From 13 on, and at 0, the clock has 24 hours.
+    return Clock(hour * 60 + minute, hour > 12 or hour == 0)
+
+
+def _read_sum(text: str) -> Value | None:
+    """Read a quantity in several units, as `3 h 20 min` or `5 feet 3 inches`."""
+    bare = " ".join(_TEXT.sub(r" \1 ", text).split())
+    if not _SUM.fullmatch(bare):
+        return None
+    parts = [(Fraction(number), read_unit(name)) for number, name in re.findall(_PART, bare)]
+    units = [unit for _, unit in parts if unit is not None]
+    if (
+        len(units) < len(parts)
+        or not units[0].dimensions
+        or any(not units[0].agrees(unit) for unit in units)
+    ):
+        return None
+    total = sum((number * unit.factor for number, unit in parts if unit), Fraction(0))
+    return Value(
+        f"{total.numerator}/{total.denominator}",
+        Unit(units[0].dimensions, pi=units[0].pi),
+        needs_unit=True,
+    )
+
+
+def _read_words(text: str) -> tuple[str, ...] | str:
+    """Return the words of an answer without formulas; the LaTeX of words that name a value; empty
+    if the answer is no text.
+    """
+    bare = _TEXT.sub(r" \1 ", text).strip()
+    if not re.fullmatch(r"[^\W_][\w\s,.;:'’()&/-]*", bare) or "\\" in bare:  # noqa: RUF001
+        return ""
+    if bare != text and _VARIABLE.search(_TEXT.sub(" ", text)):
+        return ""
+    words = re.findall(r"[^\W_]+", bare.casefold())
+    names = [word for word in words if word.isalpha()]
+    if words[0].isdigit() and not any(_month(word) for word in words):
+        return ""
+    marked = bool(_TEXT.search(text)) and max(map(len, names), default=0) > 1
+    if (
+        not marked
+        and (max(map(len, names), default=0) < 3 or set(names) <= _FUNCTIONS)
+        and words != ["no"]
+    ):
+        return (
+            ""
+            if not re.fullmatch(r"\(?[A-J]\)?(?:\s*,\s*\(?[A-J]\)?)+", bare.strip())
+            else tuple(sorted(words))
+        )
+    if not marked and re.search(r"\d|[()/=+]", bare) and not any(_month(word) for word in words):
+        return ""
+    phrase = " ".join(word for word in words if word not in _DROPPED)
+    if phrase in _LATEX_OF:
+        return _LATEX_OF[phrase]
+    if (number := _number_in_words(words)) is not None:
+        return str(number)
+    return _canonical(words)
+
+
+def _canonical(words: list[str]) -> tuple[str, ...]:
+    """Return words as they are compared: a date without order, a list of letters sorted."""
+    months = [_month(word) for word in words if _month(word)]
+    rest = [re.sub(r"(?<=\d)(?:st|nd|rd|th)$", "", word) for word in words if not _month(word)]
+    if months and all(word.isdigit() or word == "of" for word in rest):
+        days = sorted(word.lstrip("0") for word in rest if word.isdigit())
+        return ("date", *months, *days)
+    kept = [word for word in words if word not in _DROPPED]
+    if all(len(word) == 1 for word in words):
+        return tuple(sorted(words))
+    return tuple(kept or words)
+
+
+def _month(word: str) -> str:
+    """Return a month by its name or first letters; empty for another word."""
+    found = [
+        month
+        for month in _MONTHS
+        if word == month or (len(word) in (3, 4) and month.startswith(word))
+    ]
+    return found[0] if found else ""
+
+
+def _number_in_words(words: list[str]) -> int | None:
+    """Return a number below a thousand: `seventy two`, `one hundred and five`."""
+    total = 0
+    for word in words:
+        if word in _UNITS_IN_WORDS:
+            total += _UNITS_IN_WORDS.index(word)
+        elif word in _TENS_IN_WORDS:
+            total += 10 * (_TENS_IN_WORDS.index(word) + 2)
+        elif word == "hundred":
+            total = (total or 1) * 100
+        elif word != "and":
+            return None
+    return total
+
+
+def decide(a: Value, b: Value) -> bool | Question:
+    """Return True or False where equality needs no math-verify, else the two values to compare."""
+    if a.choice == a.latex or b.choice == b.latex:
+        return (a.choice or a.latex) == (b.choice or b.latex)
+    if a.clock and b.clock:
+        return a.clock.equals(b.clock)
+    if a.words and b.words:
+        return a.words == b.words
+    if a.clock or b.clock:
+        timed, other = (a, b) if a.clock else (b, a)
+        return _equals_clock(timed, other)
+    if not _units_agree(a, b):
+        return False
+    left, right = _in_one_unit(a, b)
+    if left == right:
+        return True
+    first, second = _percent(left), _percent(right)
+    if first and second:
+        # Two percentages are compared as they are.
+        pairs = product(first, second) if len(first) != len(second) else [(first[0], second[0])]
+        return any(equal_numbers(x, y) for x, y in pairs)
+    if not _bases_agree(left, right) or _is_pair_and_set(left, right):
+        return False
+    return min(left, right), max(left, right)
+
+
+def _equals_clock(timed: Value, other: Value) -> bool | Question:
+    assert timed.clock
+    if ":" in timed.latex:
+        return timed.latex.replace(" ", "") == other.latex.replace(" ", "") or (
+            not timed.clock.knows_half
+            and (min(timed.latex, other.latex), max(timed.latex, other.latex))
+        )
+    return other.unit is None and other.latex in {
+        str(timed.clock.minutes // 60),
+        str((timed.clock.minutes // 60 - 1) % 12 + 1),
+    }
+
+
+def _units_agree(a: Value, b: Value) -> bool:
+    if a.unit is None or b.unit is None:
+        return not (a.needs_unit or b.needs_unit)
+    return a.unit.agrees(b.unit)
+
+
+def _in_one_unit(a: Value, b: Value) -> Question:
+    if a.unit is None or b.unit is None or (a.unit.factor, a.unit.pi) == (b.unit.factor, b.unit.pi):
+        return a.latex, b.latex
+    return _scaled(a.latex, a.unit), _scaled(b.latex, b.unit)
+
+
+def _scaled(latex: str, unit: Unit) -> str:
+    """Return a value in base units."""
+    number = _exact(latex)
+    if number is not None and not unit.pi:
+        return _in_latex(number * unit.factor)
+    pi = rf" \cdot \pi^{{{unit.pi}}}" if unit.pi else ""
+    return rf"\left({latex}\right) \cdot \frac{{{unit.factor.numerator}}}{{{unit.factor.denominator}}}{pi}"
+
+
+def _in_latex(number: Fraction) -> str:
+    if number.denominator == 1:
+        return str(number.numerator)
+    return rf"\frac{{{number.numerator}}}{{{number.denominator}}}"
+
+
+def _exact(latex: str) -> Fraction | None:
+    """Return the number that a decimal or a fraction of integers is."""
+    if _NUMBER.fullmatch(latex):
+        return Fraction(Decimal(latex))
+    if _GROUPED.fullmatch(latex):
+        return Fraction(Decimal(latex.replace(",", "")))
+    if parts := _FRACTION.fullmatch(latex):
+        numerator, denominator = parts[2] or parts[4], int(parts[3] or parts[5])
+        sign = -1 if parts[1] == "-" else 1
+        return sign * Fraction(int(numerator), denominator) if denominator else None
+    return None
+
+
+def _percent(latex: str) -> list[Fraction]:
+    """Return the number that a value is; the share and the number of a percentage; else nothing."""
+    number = _exact(latex.removesuffix(r"\%").rstrip())
+    if number is None:
+        return []
+    return percentages(number) if latex.endswith(r"\%") else [number]
+
+
+def percentages(number: Any) -> list[Any]:
+    r"""Return the numbers that `50\%` is equal to: 0.5, and 50, since the question may ask for
+    percent. `0.5\%` is not 0.5, which would be a share.
+    """
+    return [number / 100, number] if abs(number) > 1 else [number / 100]
+
+
+def equal_numbers(a: Fraction, b: Fraction) -> bool:
+    """Return True if two numbers are equal, or one is a long decimal close to the other.
+
+    A number without a finite decimal, as 1/3, has to be met to `SURE_DIGITS` digits.
+    """
+    if a == b:
+        return True
+    digits = decimal_digits(a), decimal_digits(b)
+    if (digits[0] is None) == (digits[1] is None) or max(digits[0] or 0, digits[1] or 0) < SURE_DIGITS:
+        return False
+    return abs(a - b) * 10**SURE_DIGITS < max(abs(a), abs(b))
+
+
+def decimal_digits(number: Fraction) -> int | None:
+    """Return the significant digits of a number's decimal; None if the decimal has no end."""
+    denominator, powers = number.denominator, []
+    for prime in (2, 5):
+        powers.append(0)
+        while denominator % prime == 0:
+            denominator //= prime
+            powers[-1] += 1
+    if denominator != 1 or max(powers) > MAX_DECIMAL_PLACES:
+        return None
+    return len(str(abs(number.numerator * 10 ** max(powers) // number.denominator)).rstrip("0"))
+
+
+def _bases_agree(a: str, b: str) -> bool:
+    """Return False for `12_5` and `12_7`; a number without a base has that of the question."""
+    bases = {found[1] for answer in (a, b) if (found := _BASED.fullmatch(answer))}
+    return len(bases) < 2
+
+
+def _is_pair_and_set(a: str, b: str) -> bool:
+    r"""Return True for `(3,4)` and `\{3,4\}`, which math-verify takes for equal."""
+    return any(_PAIR.fullmatch(x) and _SET.fullmatch(y) for x, y in ((a, b), (b, a)))
