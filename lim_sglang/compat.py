@@ -71,6 +71,14 @@ class Target(StrEnum):
     INIT_TOKENIZER = (
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.init_request_dispatcher"
     )
+    CHAT_MESSAGES = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._process_messages"
+    CHAT_REQUEST = (
+        "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._convert_to_internal_request"
+    )
+    COMPLETION_REQUEST = (
+        "sglang.srt.entrypoints.openai.serving_completions.OpenAIServingCompletion"
+        "._convert_to_internal_request"
+    )
     CREATE_GRAMMARS = "sglang.srt.constrained.grammar_manager.create_grammar_backend"
     COMPILE_GRAMMAR = (
         "sglang.srt.constrained.base_grammar_backend.BaseGrammarBackend._init_value_dispatch"
@@ -96,6 +104,9 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
         "token_type_ids",
     ),
     Target.INIT_TOKENIZER: ("self",),
+    Target.CHAT_MESSAGES: ("self", "request", "is_multimodal"),
+    Target.CHAT_REQUEST: ("self", "request", "raw_request"),
+    Target.COMPLETION_REQUEST: ("self", "request", "raw_request"),
     Target.CREATE_GRAMMARS: (
         *("server_args", "tokenizer", "vocab_size", "eos_token_ids", "think_end_id"),
     ),

@@ -437,34 +437,41 @@ def _numbers(value: Any) -> list[float]:
 def recurs_without_end(schema: Any) -> bool:
     """Return True if no finite value can match a JSON schema, as with `{"$ref": "#"}`.
 
-    A schema has a finite value once each of its needs has a choice with a finite value; the
-    schemas for which this follows are collected until there are no more.
+    A schema has a finite value once each of its needs has a choice with a finite value. That
+    spreads from the schemas without a need; it takes time linear in the references.
     """
     if not isinstance(schema, dict):
         return False
-    needs: dict[int, list[list[dict[str, Any]]]] = {}
+    unmet: dict[int, int] = {}  # by the id of a schema, its needs that have no finite choice yet
+    waiting: dict[
+        int, list[tuple[int, int]]
+    ] = {}  # needs (schema, number) for which it is a choice
     pending = [schema]
     while pending:
         node = pending.pop()
-        if id(node) not in needs:
-            needs[id(node)] = _needs(node, schema)
-            pending += [choice for choices in needs[id(node)] for choice in choices]
-    finite: set[int] = set()
-    while True:
-        grown = {
-            key
-            for key, all_needs in needs.items()
-            if key not in finite
-            and all(any(id(choice) in finite for choice in choices) for choices in all_needs)
-        }
-        if not grown:
-            return id(schema) not in finite
-        finite |= grown
+        if id(node) in unmet:
+            continue
+        needs = _needs(node, schema)
+        unmet[id(node)] = len(needs)
+        for number, choices in enumerate(needs):
+            for choice in choices:
+                waiting.setdefault(id(choice), []).append((id(node), number))
+                pending.append(choice)
+    finite = [key for key, number in unmet.items() if not number]
+    met = set()
+    while finite:
+        for need in waiting.get(finite.pop(), ()):
+            if need not in met:
+                met.add(need)
+                unmet[need[0]] -= 1
+                if not unmet[need[0]]:
+                    finite.append(need[0])
+    return unmet[id(schema)] > 0
 
 
 def _needs(node: dict[str, Any], root: dict[str, Any]) -> list[list[dict[str, Any]]]:
     """Return the choices of schemas, one of each of which a value of a schema has to match."""
-    needs = [[part] for part in _listed(node, "allOf")]
+    needs: list[list[Any]] = [[part] for part in _listed(node, "allOf")]
     needs += [choices for key in ("anyOf", "oneOf") if (choices := _listed(node, key))]
     if isinstance(node.get("$ref"), str):
         needs.append([_target(node["$ref"], root)])
@@ -474,7 +481,7 @@ def _needs(node: dict[str, Any], root: dict[str, Any]) -> list[list[dict[str, An
     if node.get("type") == "array" and isinstance(number := node.get("minItems"), int):
         needs += _needed_items(node, number)
     # A schema that is no object, or cannot be found, counts as finite.
-    return [c for choices in needs if (c := choices) and all(isinstance(x, dict) for x in choices)]
+    return [choices for choices in needs if all(isinstance(each, dict) for each in choices)]
 
 
 def _needed_items(node: dict[str, Any], number: int) -> list[list[Any]]:

@@ -9,8 +9,11 @@ OpenAI's error object on every route.
 import json
 import logging
 import re
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
+
+from jinja2 import TemplateError
 
 from lim_sglang.request_checks import (
     MAX_BODY_BYTES,
@@ -30,10 +33,14 @@ BAD_REQUEST, TOO_LARGE = 400, 413
 ANTHROPIC_ROUTES = "/v1/messages"
 """Routes whose errors have Anthropic's shape."""
 OPENAI_ROUTES = ("/v1/", "/invocations")
+SERVER_ERRORS = ("api_error", "server_error", "InternalServerError")
+"""Types of errors that are no fault of the request."""
+READING = "solve_dependencies"
+"""The function of FastAPI that makes a route's arguments from a request."""
 
 UNREADABLE = (
     *(TypeError, KeyError, IndexError, AttributeError, OverflowError, AssertionError),
-    *(RecursionError, re.error),
+    *(RecursionError, re.error, TemplateError),
 )
 """Errors with which SGLang meets a value that no check knows, before it has sent anything on."""
 
@@ -129,7 +136,17 @@ class RequestDoor:
                 await answer.refuse(BAD_REQUEST, reason)
                 return
             receive = _replay(messages, receive)
-        await self._app(scope, receive, answer.send)
+        try:
+            await self._app(scope, receive, answer.send)
+        except UNREADABLE as error:
+            if answer.has_begun or not _came_from_reading(error):
+                raise
+            await answer.refuse(BAD_REQUEST, str(_as_bad_request(error)))
+
+
+def _came_from_reading(error: BaseException) -> bool:
+    """Return True if FastAPI was filling in a route's arguments: a validator met another type."""
+    return any(frame.name == READING for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _may_be_json(scope: Mapping[str, Any]) -> bool:
@@ -175,6 +192,8 @@ class Answer:
         """The start that is held back; None once it is sent."""
         self._body = b""
         self._is_over = False
+        self.has_begun = False
+        """True once the route has answered."""
 
     async def refuse(self, status: int, message: str) -> None:
         """Send an error."""
@@ -184,6 +203,7 @@ class Answer:
         """Pass on a message of SGLang's answer."""
         if self._is_over:
             return
+        self.has_begun = True
         if message["type"] == "http.response.start" and _may_be_error(message):
             self._start = message
         elif message["type"] == "http.response.body" and self._start is not None:
@@ -255,8 +275,9 @@ def error_in_event(body: bytes) -> dict[str, Any] | None:
     error = event.get("error")
     if isinstance(error, dict):
         code = error.get("code")
-        known = isinstance(code, int) and BAD_REQUEST <= code < 600
-        return {**error, "code": code if known else BAD_REQUEST}
+        if not (isinstance(code, int) and BAD_REQUEST <= code < 600):
+            code = 500 if error.get("type") in SERVER_ERRORS else BAD_REQUEST
+        return {**error, "code": code}
     meta = event.get("meta_info")
     finish = meta.get("finish_reason") if isinstance(meta, dict) else None
     if isinstance(finish, dict) and finish.get("status_code"):
