@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from inspect import signature, unwrap
 from typing import TYPE_CHECKING, Any
 
@@ -516,9 +517,12 @@ def grammar_that_can_begin(
     if vocab_size is None:
         return grammar
     mask = grammar.allocate_vocab_mask(vocab_size=vocab_size, batch_size=1, device="cpu")
-    stuck = _why_stuck(lambda: grammar.copy().fill_vocab_mask(mask, 0), mask[0], vocab_size)
-    invalid = _resolve("sglang.srt.constrained.base_grammar_backend.InvalidGrammarObject")
-    return invalid(stuck) if stuck else grammar
+    first = grammar.copy()
+    first.fill_vocab_mask(mask, 0)
+    if not first.lim_stuck:
+        return grammar
+    path = "sglang.srt.constrained.base_grammar_backend.InvalidGrammarObject"
+    return _resolve(path)(first.lim_stuck)
 
 
 def fill_mask_or_allow_all(
@@ -527,12 +531,12 @@ def fill_mask_or_allow_all(
     """Fill a request's row of the mask; allow every token if its grammar allows none.
 
     The next token is then not the grammar's, for which SGLang aborts the request; without a token
-    to sample, the error would end the scheduler.
+    to sample, the error would end the scheduler. `lim_stuck` of the grammar says why.
     """
-    vocab_size = _vocab_size(grammar) or 0
-    stuck = _why_stuck(lambda: original(grammar, vocab_mask, idx), vocab_mask[idx], vocab_size)
-    if stuck:
-        _log.error("a grammar cannot go on: %s", stuck)
+    fill = partial(original, grammar, vocab_mask, idx)
+    grammar.lim_stuck = _why_stuck(fill, vocab_mask[idx], _vocab_size(grammar) or 0)
+    if grammar.lim_stuck:
+        _log.error("a grammar cannot go on: %s", grammar.lim_stuck)
         vocab_mask[idx].fill_(-1)
 
 
