@@ -28,17 +28,21 @@ MAX_BODY_BYTES = 256 << 20
 """Bytes of a request body."""
 MAX_BIAS = 1e9
 """Size of a logit bias: divided by the lowest temperature, its sum with a logit stays finite."""
-MIN_REPETITION_PENALTY = 1e-3
-"""A logit is divided by it, so below this value logits overflow."""
-MIN_TOP_P = 1e-6
-"""Lower values are 0 in 32 bits, for which there is no token left to sample."""
 MAX_SCHEMA_NUMBER = 2**53
 """Size of a number in a JSON schema; llguidance 1.9 crashes at one of -2**63 + 1 or less."""
-MAX_INT32 = 2**31 - 1
-MAX_INT64 = 2**63 - 1
-MAX_FLOAT32 = 3.4e38
 ALL_TOKENS = 1 << 30
-"""SGLang's value of `top_k` for the whole vocabulary."""
+"""SGLang's value of `top_k` for the whole vocabulary, which a request writes as -1."""
+MAX_INT32, MAX_INT64, MAX_FLOAT32 = 2**31 - 1, 2**63 - 1, 3.4e38
+SAMPLING_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "temperature": (0, MAX_FLOAT32),
+    "top_p": (1e-6, 1),  # a lower one is 0 in 32 bits, and no token is left to sample
+    "top_k": (1, ALL_TOKENS),
+    "repetition_penalty": (1e-3, 2),  # logits are divided by it, and must not overflow
+    "min_new_tokens": (0, MAX_INT32),
+    "stream_interval": (1, MAX_INT32),
+    "sampling_seed": (-MAX_INT64, MAX_INT64),
+}
+"""The least and the largest number that is served."""
 
 INTERNAL_FIELDS = (
     *("lora_id", "http_worker_ipc", "mm_data_mooncake", "encoder_urls", "num_items_assigned"),
@@ -274,38 +278,12 @@ def reasons_against_sampling(sampling: Any, limits: Limits) -> list[str]:
     Args:
         sampling: SGLang's `SamplingParams`, normalized.
     """
-    seed, interval = sampling.sampling_seed, sampling.stream_interval
+    values = {name: getattr(sampling, name) for name in SAMPLING_BOUNDS}
     return [
-        *reasons_that_hold(
-            (
-                not 0 <= sampling.temperature <= MAX_FLOAT32,
-                f"temperature: expected 0 to {MAX_FLOAT32}, got {sampling.temperature}",
-            ),
-            (
-                not MIN_TOP_P <= sampling.top_p <= 1,
-                f"top_p: expected {MIN_TOP_P} to 1, got {sampling.top_p}",
-            ),
-            (
-                not 1 <= sampling.top_k <= ALL_TOKENS,
-                f"top_k: expected -1 for all, or 1 to {ALL_TOKENS}, got {_shown(sampling.top_k)}",
-            ),
-            (
-                not MIN_REPETITION_PENALTY <= sampling.repetition_penalty <= 2,
-                f"repetition_penalty: expected {MIN_REPETITION_PENALTY} to 2, "
-                f"got {sampling.repetition_penalty}",
-            ),
-            (
-                not 0 <= sampling.min_new_tokens <= MAX_INT32,
-                f"min_new_tokens: expected 0 to {MAX_INT32}, got {_shown(sampling.min_new_tokens)}",
-            ),
-            (
-                interval is not None and not 1 <= interval <= MAX_INT32,
-                f"stream_interval: expected 1 to {MAX_INT32}, got {_shown(interval)}",
-            ),
-            (
-                seed is not None and not -MAX_INT64 <= seed <= MAX_INT64,
-                f"sampling_seed: expected a number of 64 bits, got {_shown(seed)}",
-            ),
+        *(
+            f"{name}: expected {least} to {most}, got {_shown(values[name])}"
+            for name, (least, most) in SAMPLING_BOUNDS.items()
+            if values[name] is not None and not least <= values[name] <= most
         ),
         *_reasons_against_ids("stop_token_ids", sampling.stop_token_ids or (), limits),
         *_reasons_against_bias(sampling.logit_bias or {}, limits),
