@@ -9,9 +9,11 @@ import importlib
 import json
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from inspect import signature, unwrap
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
         "ModelRunner",
         "TorchNativeAttnBackend",
     ]
+
+_log = logging.getLogger(__name__)
 
 SGLANG_VERSION = "0.5.16"
 FLASHINFER_VERSION = "0.6.14"
@@ -63,6 +67,26 @@ class Target(StrEnum):
         "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._process_logprobs_tokens"
     )
     HANDLE_BATCH = "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_batch_request"
+    GENERATE = "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request"
+    TOKENIZE = "sglang.srt.managers.tokenizer_manager.TokenizerManager._create_tokenized_object"
+    INIT_TOKENIZER = (
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.init_request_dispatcher"
+    )
+    CHAT_MESSAGES = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._process_messages"
+    CHAT_REQUEST = (
+        "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._convert_to_internal_request"
+    )
+    COMPLETION_REQUEST = (
+        "sglang.srt.entrypoints.openai.serving_completions.OpenAIServingCompletion"
+        "._convert_to_internal_request"
+    )
+    CREATE_GRAMMARS = "sglang.srt.constrained.grammar_manager.create_grammar_backend"
+    COMPILE_GRAMMAR = (
+        "sglang.srt.constrained.base_grammar_backend.BaseGrammarBackend._init_value_dispatch"
+    )
+    SCALE_PENALTIES = "sglang.srt.sampling.penaltylib.repetition_penalty.apply_scaling_penalties"
+    LLGUIDANCE_MASK = "sglang.srt.constrained.llguidance_backend.GuidanceGrammar.fill_vocab_mask"
+    XGRAMMAR_MASK = "sglang.srt.constrained.xgrammar_backend.XGrammarGrammar.fill_vocab_mask"
 
 
 HOOKED: Mapping[str, tuple[str, ...]] = {
@@ -75,6 +99,22 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
     Target.SUPPORT_TRITON: ("backend",),
     Target.CHUNK_LOGPROBS: ("self", "logprobs", "use_token_index"),
     Target.HANDLE_BATCH: ("self", "obj", "request"),
+    Target.GENERATE: ("self", "obj", "request"),
+    Target.TOKENIZE: (
+        *("self", "obj", "input_text", "input_ids", "input_embeds", "mm_inputs"),
+        "token_type_ids",
+    ),
+    Target.INIT_TOKENIZER: ("self",),
+    Target.CHAT_MESSAGES: ("self", "request", "is_multimodal"),
+    Target.CHAT_REQUEST: ("self", "request", "raw_request"),
+    Target.COMPLETION_REQUEST: ("self", "request", "raw_request"),
+    Target.CREATE_GRAMMARS: (
+        *("server_args", "tokenizer", "vocab_size", "eos_token_ids", "think_end_id"),
+    ),
+    Target.COMPILE_GRAMMAR: ("self", "key", "require_reasoning"),
+    Target.SCALE_PENALTIES: ("logits", "scaling_penalties"),
+    Target.LLGUIDANCE_MASK: ("self", "vocab_mask", "idx"),
+    Target.XGRAMMAR_MASK: ("self", "vocab_mask", "idx"),
 }
 """Parameters of the hooked functions."""
 
@@ -107,6 +147,9 @@ WRAPPER_BUFFERS = (
     "_paged_kv_last_page_len_buf",
 )
 """Private buffers of FlashInfer's wrapper that we read."""
+
+CPU_GRAMMARS = "llguidance"
+"""The grammar backend that masks logits on a CPU."""
 
 
 def check_version() -> None:
@@ -218,6 +261,12 @@ def serves_on_cpu() -> bool:
     return os.environ.get(CPU_ENGINE_VAR) == "1"
 
 
+def http_app() -> Any | None:
+    """Return SGLang's application of HTTP routes, None in a process that serves no HTTP."""
+    # Importing the module takes seconds, and a process that serves HTTP has done so.
+    return getattr(sys.modules.get("sglang.srt.entrypoints.http_server"), "app", None)
+
+
 def register_backend(name: str, create: Callable[[Any], Any]) -> None:
     """Make `name` an attention backend that the command line accepts and `create` builds."""
     arguments = importlib.import_module("sglang.srt.server_args")
@@ -262,7 +311,7 @@ def load_model_config(options: Any) -> Any | None:
             model_override_args=overrides,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        logging.getLogger(__name__).debug("no configuration for %s: %s", options.model_path, error)
+        _log.debug("no configuration for %s: %s", options.model_path, error)
         return None
     return reader.get_hf_text_config(config)
 
@@ -384,6 +433,12 @@ def mend_sglang(backend: str) -> None:
     hook_around(Target.SUPPORT_TRITON, supports_triton)
     hook_around(Target.HANDLE_BATCH, handle_batch_without_leak)
     hook_around(Target.CHUNK_LOGPROBS, tokens_with_own_candidates)
+    hook_around(Target.SCALE_PENALTIES, penalties_without_compiler)
+    hook_before(Target.POST_INIT, use_grammars_of_cpu)
+    hook_around(Target.CREATE_GRAMMARS, grammars_or_none)
+    hook_around(Target.COMPILE_GRAMMAR, grammar_that_can_begin)
+    hook_around(Target.LLGUIDANCE_MASK, fill_mask_or_allow_all)
+    hook_around(Target.XGRAMMAR_MASK, fill_mask_or_allow_all)
 
 
 async def handle_batch_without_leak(
@@ -411,3 +466,96 @@ def tokens_with_own_candidates(
     chunk get the candidates of the chunk's first token, although both lists are in step.
     """
     return original(chat, logprobs, use_token_index=True)
+
+
+def penalties_without_compiler(original: Callable[..., None], *arguments: Any) -> None:
+    """Scale logits by repetition penalties; on a CPU without `torch.compile`.
+
+    Otherwise the first request with a penalty would stop all others for the half minute that a C++
+    compiler takes, or end the server where there is none.
+    """
+    (unwrap(original) if serves_on_cpu() else original)(*arguments)
+
+
+def use_grammars_of_cpu(server_args: Any) -> None:
+    """Choose the grammar backend of a server on a CPU, where nobody has chosen one.
+
+    SGLang's default, xgrammar, has no kernel for a CPU: the first request with a grammar would end
+    the server.
+    """
+    if serves_on_cpu() and server_args.grammar_backend is None:
+        server_args.grammar_backend = CPU_GRAMMARS
+
+
+def grammars_or_none(
+    original: Callable[..., Any], server_args: Any, tokenizer: Any, *rest: Any, **words: Any
+) -> Any:
+    """Run SGLang's maker of grammar backends; serve without one if llguidance refuses a tokenizer.
+
+    SGLang does the same for xgrammar. Requests with a grammar then get a status of 400.
+    """
+    try:
+        return original(server_args, tokenizer, *rest, **words)
+    except ValueError as error:
+        if server_args.grammar_backend != CPU_GRAMMARS:
+            raise
+        _log.warning("no grammars: %s cannot read the tokenizer (%s)", CPU_GRAMMARS, error)
+        return None
+
+
+def grammar_that_can_begin(
+    original: Callable[..., Any], backend: Any, key: tuple[str, str], require_reasoning: bool
+) -> Any:
+    """Compile a grammar, and refuse one that allows no first token.
+
+    SGLang 0.5.16 takes any grammar that compiles. For a recursion without end, llguidance raises
+    in the scheduler when the first mask is asked for; xgrammar allows no token, and sampling from
+    nothing ends the process.
+    """
+    grammar = original(backend, key, require_reasoning)
+    vocab_size = _vocab_size(grammar)
+    if vocab_size is None:
+        return grammar
+    mask = grammar.allocate_vocab_mask(vocab_size=vocab_size, batch_size=1, device="cpu")
+    first = grammar.copy()
+    first.fill_vocab_mask(mask, 0)
+    if not first.lim_stuck:
+        return grammar
+    path = "sglang.srt.constrained.base_grammar_backend.InvalidGrammarObject"
+    return _resolve(path)(first.lim_stuck)
+
+
+def fill_mask_or_allow_all(
+    original: Callable[..., None], grammar: Any, vocab_mask: Any, idx: int
+) -> None:
+    """Fill a request's row of the mask; allow every token if its grammar allows none.
+
+    The next token is then not the grammar's, for which SGLang aborts the request; without a token
+    to sample, the error would end the scheduler. `lim_stuck` of the grammar says why.
+    """
+    fill = partial(original, grammar, vocab_mask, idx)
+    grammar.lim_stuck = _why_stuck(fill, vocab_mask[idx], _vocab_size(grammar) or 0)
+    if grammar.lim_stuck:
+        _log.error("a grammar cannot go on: %s", grammar.lim_stuck)
+        vocab_mask[idx].fill_(-1)
+
+
+def _vocab_size(grammar: Any) -> int | None:
+    """Return the tokens of a grammar that masks by bits, None for any other."""
+    tokenizer = getattr(grammar, "llguidance_tokenizer", grammar)
+    return getattr(tokenizer, "vocab_size", None)
+
+
+def _why_stuck(fill: Callable[[], None], bits: Any, vocab_size: int) -> str | None:
+    """Fill one row of a mask; return why no token is allowed, None if there is one.
+
+    Args:
+        bits: int32 words of 32 tokens each.
+    """
+    try:
+        fill()
+    except ValueError as error:
+        return str(error).partition("\n")[0]
+    whole, rest = divmod(vocab_size, 32)
+    is_allowed = bool(bits[:whole].any()) or (rest and bool(bits[whole] & ((1 << rest) - 1)))
+    return None if is_allowed else "the grammar allows no token"

@@ -1,7 +1,7 @@
 """The two entry points that SGLang calls in each of its processes.
 
 `activate_cpu_platform` lets SGLang's wheels serve on a host without CUDA; `register` makes the
-backend `lim`, its flags, its refusals and its counters known.
+backend `lim`, its flags, its refusals, its checks of requests and its counters known.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from lim_sglang.compat import Target, serves_on_cpu
 from lim_sglang.config import CONFIG_VAR, resolve_settings
 from lim_sglang.errors import ConfigError, RefusedError, ServerError, errors_in_words
 from lim_sglang.flags import add_flags, given_config, given_flags, given_settings
+from lim_sglang.request_door import RequestDoor, check_incoming, check_tokenized, checked_conversion
 from lim_sglang.validation import (
     BACKEND,
     Gpu,
@@ -32,7 +33,7 @@ from lim_sglang.validation import (
 
 
 def register() -> None:
-    """Make the backend `lim`, its flags, its refusals and its counters known to SGLang."""
+    """Make the backend `lim`, its flags, refusals, checks and counters known to SGLang."""
     compat.check_version()
     compat.check_signatures()
     compat.register_backend(BACKEND, create_backend)
@@ -42,6 +43,11 @@ def register() -> None:
     compat.hook_around(Target.INIT_MODEL_RUNNER, _use_lim_runner)
     compat.hook_after(Target.INTERNAL_STATE, _show_state)
     compat.hook_before(Target.QUEUE_REQUEST, _count_retraction)
+    compat.hook_after(Target.INIT_TOKENIZER, _guard_http)
+    compat.hook_around(Target.GENERATE, check_incoming)
+    compat.hook_after(Target.TOKENIZE, check_tokenized)
+    for reading in (Target.CHAT_MESSAGES, Target.CHAT_REQUEST, Target.COMPLETION_REQUEST):
+        compat.hook_around(reading, checked_conversion)
     compat.mend_sglang(BACKEND)
 
 
@@ -166,6 +172,17 @@ def _count_retraction(scheduler: Any, _request: Any, is_retracted: bool = False)
     runner = scheduler.tp_worker.model_runner
     if is_retracted and hasattr(runner, "lim_stats"):
         runner.lim_stats.retractions += 1
+
+
+def _guard_http(_result: None, _manager: Any) -> None:
+    """Put our door before the routes, where this process serves HTTP; `sgl.Engine` does not."""
+    app = compat.http_app()
+    if app is None or any(each.cls is RequestDoor for each in app.user_middleware):
+        return
+    from starlette.middleware import Middleware
+
+    # Innermost, so that SGLang's CORS headers and keys go around it.
+    app.user_middleware.append(Middleware(RequestDoor))
 
 
 KERNELS = "sgl_kernel"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lim_sglang.compat import CPU_ENGINE_VAR, PLATFORM_VAR, PLUGINS_VAR
+from lim_sglang.compat import CPU_ENGINE_VAR, CPU_GRAMMARS, PLATFORM_VAR, PLUGINS_VAR
 from lim_sglang.config import (
     AUDIT_VAR,
     TRACE_VAR,
@@ -72,6 +72,7 @@ KV_CACHE_DTYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2")
 
 _DENSE = "these steps would be dense"
 _UNTESTED = "it has not been verified with sparse decode"
+_UNCHECKED = "requests would reach the scheduler without the checks that keep it alive"
 _WHOLE_GRAPHS = "decode graphs must be captured in one piece, so use full or disabled"
 _WHOLE_CONTEXT = "the set needs the whole context"
 
@@ -91,6 +92,10 @@ REFUSALS = (
     ),
     Refusal("--enable-two-batch-overlap", bool, _UNTESTED),
     Refusal("--enable-pdmux", bool, _UNTESTED),
+    # Requests
+    Refusal("--tokenizer-worker-num", _over_one, _UNCHECKED),
+    Refusal("--grpc-mode", bool, _UNCHECKED),
+    Refusal("--smg-grpc-mode", bool, _UNCHECKED),
     # Execution
     Refusal("--enable-deterministic-inference", bool, "the backend has no batch-invariant kernels"),
     Refusal("--enable-torch-compile", bool, _UNTESTED),
@@ -114,6 +119,11 @@ REFUSALS = (
 )
 
 CPU_REFUSALS = (
+    Refusal(
+        "--grammar-backend",
+        lambda v: v not in (None, CPU_GRAMMARS, "none"),
+        f"it does not mask logits on a CPU, so use {CPU_GRAMMARS}, or none",
+    ),
     Refusal("--page-size", _over_one, "SGLang needs a GPU for pages of several tokens"),
 )
 

@@ -15,6 +15,7 @@ MAX_LINES = 650
 MAX_FILES = 95
 SERVER_SIDE = (
     *("errors", "config", "counters", "compat", "validation", "flags", "audit"),
+    *("request_checks", "request_door"),
     *("attention_backend", "cpu_backend", "model_runner", "plugin"),
     *("models", "server", "serve", "verify_gpu", "doctor"),
 )

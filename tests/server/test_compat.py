@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lim_sglang import compat
 from lim_sglang.compat import (
@@ -194,3 +195,116 @@ def test_dense_decode_is_on_tensor_cores_unless_the_user_chose(
     with pytest.raises(KeyError):
         make_backend()
     assert [*seen, os.environ.get(compat.TENSOR_CORE_VAR)] == [meanwhile, chosen]
+
+
+@pytest.mark.parametrize(("on_cpu", "compiled"), [(True, 0), (False, 1)])
+def test_penalties_are_compiled_on_a_gpu_only(
+    monkeypatch: pytest.MonkeyPatch, on_cpu: bool, compiled: int
+) -> None:
+    ran = []
+
+    def plain(logits: str, scaling: str) -> None:
+        ran.append((logits, scaling))
+
+    @wraps(plain)
+    def compiling(*arguments: str) -> None:
+        ran.append("compiled")
+        plain(*arguments)
+
+    monkeypatch.setattr(compat, "serves_on_cpu", lambda: on_cpu)
+    compat.penalties_without_compiler(compiling, "logits", "scaling")
+    assert ran == ["compiled"] * compiled + [("logits", "scaling")]
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "chosen", "served"),
+    [
+        (True, None, "llguidance"),
+        (True, "none", "none"),
+        (False, None, None),
+        (False, "xgrammar", "xgrammar"),
+    ],
+)
+def test_a_cpu_gets_a_grammar_backend_that_it_can_run(
+    monkeypatch: pytest.MonkeyPatch, on_cpu: bool, chosen: str | None, served: str | None
+) -> None:
+    monkeypatch.setattr(compat, "serves_on_cpu", lambda: on_cpu)
+    server_args = SimpleNamespace(grammar_backend=chosen)
+    compat.use_grammars_of_cpu(server_args)
+    assert server_args.grammar_backend == served
+
+
+def test_a_tokenizer_that_llguidance_cannot_read_leaves_a_server_without_grammars() -> None:
+    def refuse(_server_args: Any, tokenizer: str, _vocab_size: int) -> str:
+        if tokenizer == "words":
+            raise ValueError("no decoder")
+        return "backend"
+
+    cpu, gpu = (SimpleNamespace(grammar_backend=name) for name in ("llguidance", "xgrammar"))
+    assert compat.grammars_or_none(refuse, cpu, "bytes", 512) == "backend"
+    assert compat.grammars_or_none(refuse, cpu, "words", 512) is None
+    with pytest.raises(ValueError, match="no decoder"):
+        compat.grammars_or_none(refuse, gpu, "words", 512)
+
+
+VOCAB_SIZE = 70
+"""Tokens of a made-up grammar: two whole words of a mask, and six bits."""
+
+
+class Grammar:
+    """A grammar that allows some tokens, or fails."""
+
+    vocab_size = VOCAB_SIZE
+    lim_stuck: str | None
+
+    def __init__(self, words: list[int] | None) -> None:
+        self._words = words
+
+    def copy(self) -> "Grammar":
+        """Return another at the same place."""
+        return Grammar(self._words)
+
+    @staticmethod
+    def allocate_vocab_mask(vocab_size: int, batch_size: int, device: str) -> torch.Tensor:
+        """Return a mask that allows everything."""
+        return torch.full((batch_size, -(-vocab_size // 32)), -1, dtype=torch.int32, device=device)
+
+    def fill(self, vocab_mask: torch.Tensor, idx: int) -> None:
+        """Write the words of the mask."""
+        if self._words is None:
+            raise ValueError("too many items\nand a state")
+        vocab_mask[idx] = torch.tensor(self._words, dtype=torch.int32)
+
+    def fill_vocab_mask(self, vocab_mask: torch.Tensor, idx: int) -> None:
+        """Fill a row through the mend."""
+        compat.fill_mask_or_allow_all(Grammar.fill, self, vocab_mask, idx)
+
+
+@pytest.mark.parametrize(
+    ("words", "stuck"),
+    [
+        ([0, 1, 0], None),
+        ([0, 0, 1 << 5], None),
+        ([0, 0, 0], "the grammar allows no token"),
+        ([0, 0, 1 << 6], "the grammar allows no token"),  # a bit beyond the vocabulary
+        (None, "too many items"),
+    ],
+)
+def test_a_grammar_without_a_token_is_refused_or_lets_all_pass(
+    monkeypatch: pytest.MonkeyPatch, words: list[int] | None, stuck: str | None
+) -> None:
+    monkeypatch.setattr(compat, "_resolve", lambda _path: lambda reason: ("invalid", reason))
+    grammar = Grammar(words)
+    compiled = compat.grammar_that_can_begin(lambda *_: grammar, None, ("json", "{}"), False)
+    assert compiled == (("invalid", stuck) if stuck else grammar)
+
+    mask = Grammar.allocate_vocab_mask(VOCAB_SIZE, 2, "cpu").fill_(0)
+    grammar.fill_vocab_mask(mask, 1)
+    assert mask.tolist() == [[0] * 3, [-1] * 3 if stuck else words]
+
+
+def test_what_is_no_grammar_of_bits_is_left_alone() -> None:
+    for other in (None, SimpleNamespace(error_message="bad")):
+        assert (
+            compat.grammar_that_can_begin(lambda *_, o=other: o, None, ("a", "b"), False) is other
+        )

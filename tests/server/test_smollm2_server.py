@@ -1,9 +1,11 @@
 """`./launch.sh` with the embedded model: a real one, whose tokens and sets are the oracle's."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGTERM
+from typing import Any
 
 import httpx
 import pytest
@@ -99,6 +101,97 @@ def test_a_client_without_the_key_is_turned_away(server: LocalServer) -> None:
     body = {"messages": [{"role": "user", "content": "Hello"}]}
     response = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
     assert response.status_code == 401
+
+
+MESSAGES = [{"role": "user", "content": "Is the sky blue?"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"blue": {"type": "boolean"}},
+    "required": ["blue"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "answer", "parameters": SCHEMA}}
+
+
+def ask(server: LocalServer, path: str, **body: Any) -> httpx.Response:
+    """Send a request with the key."""
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    return httpx.post(f"{server.url}{path}", json=body, headers=headers, timeout=120)
+
+
+def ask_chat(server: LocalServer, **body: Any) -> httpx.Response:
+    """Send a chat that is answered in a few tokens, greedily."""
+    given = {"model": "m", "messages": MESSAGES, "max_tokens": 48, "temperature": 0}
+    return ask(server, "/v1/chat/completions", **given, **body)
+
+
+def json_schema(schema: Any) -> dict[str, Any]:
+    """Return the response format of a schema."""
+    return {"type": "json_schema", "json_schema": {"name": "sky", "schema": schema}}
+
+
+def test_a_chat_in_a_schema_is_served_on_a_cpu(server: LocalServer) -> None:
+    for stream in (False, True):
+        answer = ask_chat(server, response_format=json_schema(SCHEMA), stream=stream)
+        assert answer.status_code == 200, answer.text
+    content = ask_chat(server, response_format=json_schema(SCHEMA)).json()["choices"][0]["message"]
+    assert json.loads(content["content"]).keys() == {"blue"}
+
+
+def test_json_and_required_tools_are_served_on_a_cpu(server: LocalServer) -> None:
+    answer = ask_chat(server, response_format={"type": "json_object"}).json()
+    assert answer["choices"][0]["message"]["content"].lstrip().startswith("{")
+    answer = ask_chat(server, tools=[TOOL], tool_choice="required")
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        {"regex": "(yes|no)"},
+        {"ebnf": 'root ::= "yes" | "no"'},
+        {"json_schema": '{"enum": ["yes", "no"]}'},
+    ],
+    ids=lambda grammar: next(iter(grammar)),
+)
+def test_a_grammar_is_served_on_a_cpu(server: LocalServer, grammar: dict[str, str]) -> None:
+    sampling = {"max_new_tokens": 8, **grammar}
+    native = ask(server, "/generate", text="Yes or no?", sampling_params=sampling)
+    assert native.json()["text"].strip('"') in ("yes", "no")
+    if "json_schema" not in grammar:
+        completion = ask(server, "/v1/completions", model="m", prompt="Yes or no?", **grammar)
+        assert completion.json()["choices"][0]["text"] in ("yes", "no")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        {"json_schema": '{"$ref": "#"}'},
+        {"json_schema": '{"type": "integer", "const": -9223372036854775808}'},
+        {"json_schema": '{"type": "nonsense"}'},
+        {"ebnf": "root ::= root"},
+        {"regex": "("},
+        {"regex": r"[^\s\S]"},
+        {"structural_tag": "{}"},
+    ],
+    ids=str,
+)
+def test_a_grammar_without_a_match_is_a_400(
+    server: LocalServer, grammar: dict[str, str], stream: bool
+) -> None:
+    sampling = {"max_new_tokens": 8, **grammar}
+    answer = ask(server, "/generate", text="a", sampling_params=sampling, stream=stream)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"]
+    assert server.chat("Hello", num_tokens=2)["choices"]
+
+
+def test_a_grammar_that_gets_stuck_ends_its_request_only(server: LocalServer) -> None:
+    sampling = {"max_new_tokens": 64, "regex": "a{1000000000}"}
+    answer = ask(server, "/generate", text="a", sampling_params=sampling)
+    assert answer.status_code == 200, answer.text
+    assert server.chat("Hello", num_tokens=2)["choices"]
 
 
 def test_sigterm_ends_the_whole_process_tree(server: LocalServer) -> None:

@@ -33,6 +33,8 @@ BAD_VALUES: dict[str, Any] = {
     "dllm_algorithm": "LowConfidence",
     "kv_cache_dtype": "fp4_e2m1",
     "cuda_graph_backend_decode": "breakable",
+    "tokenizer_worker_num": 2,
+    "grammar_backend": "xgrammar",
     "tp_size": 2,
     "pp_size": 2,
     "dcp_size": 2,
