@@ -364,7 +364,9 @@ class Backend(ABC):
                         await asyncio.wait_for(cancelled.wait(), pause_s)
                     continue
                 # The tokens that had come by then were generated all the same.
-                found = replace(reader.result(), aborted=False, error=str(error))
+                found = replace(
+                    reader.result(), aborted=False, error=str(error), refusal=error.response
+                )
             return replace(
                 found,
                 latency_s=time.monotonic() - start_s,

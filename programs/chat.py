@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import httpx
+
 from lim_sglang.programs.http_client import RequestError
 from lim_sglang.programs.schema import Sampling
 
@@ -44,6 +46,8 @@ class Generation:
     latency_s: float = 0.0
     """Time from sending to the answer, of the last try; waiting for a slot is not included."""
     error: str | None = None
+    refusal: httpx.Response | None = None
+    """The server's answer with a status above 399, if that is the error."""
 
 
 def chat_request(
@@ -144,8 +148,7 @@ class StreamReader:
         """Take one parsed event of the stream; returns and raises as `read`."""
         try:
             if "error" in event:
-                message = event["error"].get("message", event["error"])
-                raise RequestError(f"the server ended the stream: {message}", retryable=True)
+                raise _error_in_stream(event["error"])
             return self._take(event)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise _not_an_event(str(event), error) from None
@@ -239,6 +242,15 @@ def _reasoning_tokens(usage: Mapping[str, Any]) -> int:
     """Return the tokens of the thoughts as SGLang or OpenAI counts them, 0 without a count."""
     details = usage.get("completion_tokens_details") or {}
     return int(usage.get("reasoning_tokens") or details.get("reasoning_tokens") or 0)
+
+
+def _error_in_stream(error: Mapping[str, Any]) -> RequestError:
+    """Return the failure that SGLang sends as an event, with the status in `code`."""
+    message, code = f"the server ended the stream: {error.get('message', error)}", error.get("code")
+    if not isinstance(code, int) or not 400 <= code <= 599:
+        return RequestError(message, retryable=True)
+    response = httpx.Response(code, json={"error": error})
+    return RequestError(message, retryable=code == 429 or code >= 500, response=response)
 
 
 def _not_an_event(shown: str, error: Exception) -> RequestError:

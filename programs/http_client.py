@@ -31,13 +31,20 @@ class RequestError(ServerError):
     """A failed request."""
 
     def __init__(
-        self, message: str, *, retryable: bool = False, retry_after_s: float = 0.0
+        self,
+        message: str,
+        *,
+        retryable: bool = False,
+        retry_after_s: float = 0.0,
+        response: httpx.Response | None = None,
     ) -> None:
         super().__init__(message)
         self.retryable = retryable
         """True if the same request may well succeed a little later."""
         self.retry_after_s = retry_after_s
         """Pause that the server asks for before the next try."""
+        self.response = response
+        """The server's answer with its status above 399; None if the server gave none."""
 
 
 class RequestTimeoutError(RequestError):
@@ -241,10 +248,13 @@ class Client:
         if status in (401, 403):
             raise RejectedError(
                 f"{self.url} refuses the API key (HTTP {status}): give the key that the server "
-                "was started with by --api-key or LIM_API_KEY"
+                "was started with by --api-key or LIM_API_KEY",
+                response=response,
             )
         if status == 404:
-            raise RejectedError(f"{self.url} has no {path}: is it a SGLang server?")
+            raise RejectedError(
+                f"{self.url} has no {path}: is it a SGLang server?", response=response
+            )
         # SGLang also answers 5xx in the midst of a generation.
         kind = RejectedError if status < 500 else RequestError
         pause_s = retry_after_s(response)
@@ -253,6 +263,7 @@ class Client:
             f"{self.url} answered HTTP {status}: {reason_of(response)}{wish}",
             retryable=status == 429 or status >= 500,
             retry_after_s=pause_s,
+            response=response,
         )
 
     def close(self) -> None:

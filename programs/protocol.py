@@ -5,6 +5,7 @@ A request is a vote if its model string names a program, as in `majority@16` or
 answer is one message, with the vote in a `lim` field; thoughts are in `reasoning_content`.
 """
 
+import difflib
 import json
 import re
 import time
@@ -13,10 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
+import httpx
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
 from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.programs.chat import split_thoughts
+from lim_sglang.programs.http_client import reason_of
 from lim_sglang.programs.options import read_settings
 from lim_sglang.programs.program import Outcome, outcome_record
 from lim_sglang.programs.schema import MATH_PROMPT, Message, Sample, SampleState, Sampling
@@ -26,7 +29,17 @@ DEFAULT_SAMPLES = 8
 SAMPLE_LIMIT = 1024
 """Samples of one question at most: a typing error must not keep a server busy for days."""
 
-_MODEL = re.compile(r"(?P<program>[a-z_]+)(?:@(?P<samples>[^?]*))?(?:\?(?P<options>.*))?")
+SIMILAR = 0.8
+"""Similarity (`difflib`, 0 to 1) from which a name is a misspelt program: `majorty` has 0.93."""
+INT32_MAX = 2**31 - 1
+SEED_MAX = 2**63 - 1 - SAMPLE_LIMIT
+"""The largest base seed: sample i is sent `seed + i`, and servers keep seeds in 64 bits."""
+OPTION_MAX = 2**53
+"""The largest number of an option: the whole numbers up to it are exact as floats."""
+
+_MODEL = re.compile(r"(?P<path>[^?]*?)(?:@(?P<samples>[^@?]*))?(?:\?(?P<options>.*))?", re.DOTALL)
+_NUMBER = re.compile(r"[1-9][0-9]{0,3}")
+"""A number of samples. Dates and versions, as in `claude@20240620` and `bison@001`, are none."""
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "stop": ("", []),
@@ -39,8 +52,8 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
+    "frequency_penalty": (0, 0.0),
+    "presence_penalty": (0, 0.0),
     "logit_bias": ({},),
     # The proxy's own options decide if and how long a model thinks.
     "chat_template_kwargs": ({},),
@@ -53,6 +66,14 @@ _IGNORED = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 )
 """Fields that change no answer."""
+
+_ANTHROPIC_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 ProgramLimits = Mapping[str, int | None]
 """Programs by name, with the samples that each takes at most; None for no limit."""
@@ -89,13 +110,15 @@ class _Turn(_Strict):
 class _LimField(_Strict):
     program: str | None = None
     samples: Annotated[int, Field(ge=1, le=SAMPLE_LIMIT)] | None = None
-    parallel: Annotated[int, Field(ge=1)] | None = None
+    parallel: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     options: dict[str, StrictInt | StrictFloat] = {}
     template: Literal["math"] | None = None
 
 
 class _StreamOptions(BaseModel):
-    include_usage: bool = False
+    model_config = ConfigDict(strict=True)
+
+    include_usage: bool | None = None
 
 
 class _ChatRequest(_Strict):
@@ -104,12 +127,12 @@ class _ChatRequest(_Strict):
     lim: _LimField | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
+    seed: Annotated[int, Field(ge=0, le=SEED_MAX)] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,25 +151,46 @@ class VoteRequest:
     include_usage: bool
 
 
-def read_request(body: Any, programs: ProgramLimits, defaults: Sampling) -> VoteRequest | None:
-    """Return the question to a program that a request holds; None if it is for the server itself.
+Named = tuple[str | None, int | None, Mapping[str, int | float]]
+"""A program, its number of samples and its options; None for a part that is not named."""
+
+
+class NoJsonError(ConfigError):
+    """A body that is no JSON."""
+
+
+def parse_body(content: bytes) -> Any:
+    """Return the JSON of a request's body.
+
+    Raises:
+        NoJsonError: the body is no JSON.
+        ConfigError: the body is nested too deeply to be read.
+    """
+    try:
+        return json.loads(content)
+    except ValueError:
+        raise NoJsonError("the body is no JSON: send a JSON object in UTF-8") from None
+    except RecursionError:
+        raise ConfigError("the JSON of the body is nested too deeply") from None
+
+
+def read_request(
+    body: Any, named: Named | None, programs: ProgramLimits, defaults: Sampling
+) -> VoteRequest:
+    """Return the question to a program that a chat completion asks.
 
     Args:
         body: the JSON of a chat completion.
+        named: what the model string names (`read_model`).
         defaults: parameters that the request does not name.
 
     Raises:
         ConfigError: the request cannot be answered as it is, with all reasons at once.
     """
-    if not isinstance(body, dict):
-        raise ConfigError("the body is no JSON object: send a chat completion")
-    named = read_model(body.get("model"), programs)
-    if named is None and body.get("lim") is None:
-        return None
     asked = _validate(body)
-    program, samples, options = _merge(named or (None, None, {}), asked.lim or _LimField())
-    if program not in programs:
-        raise ConfigError(f"unknown program {program!r}; known: {', '.join(programs)}")
+    program, samples, options = _merge(
+        named or (None, None, {}), asked.lim or _LimField(), programs
+    )
     samples = samples or default_samples(programs[program])
     messages = [turn.message() for turn in asked.messages]
     if asked.lim and asked.lim.template:
@@ -166,6 +210,7 @@ def read_request(body: Any, programs: ProgramLimits, defaults: Sampling) -> Vote
 
 def _validate(body: Mapping[str, Any]) -> _ChatRequest:
     """Return the known fields; raises `ConfigError` with all reasons against the request."""
+    _check_characters(body)
     known = {name: body[name] for name in _ChatRequest.model_fields if name in body}
     reasons = _reasons_against(body)
     try:
@@ -177,52 +222,103 @@ def _validate(body: Mapping[str, Any]) -> _ChatRequest:
     return asked
 
 
-Named = tuple[str | None, int | None, Mapping[str, int | float]]
-"""A program, its number of samples and its options; None for a part that is not named."""
+def _check_characters(body: Any) -> None:
+    """Refuse halves of surrogate pairs, which JSON can escape and UTF-8 cannot hold."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])[1:-1]
+        raise ConfigError(
+            f"the body holds {half}, half of a surrogate pair: send whole characters"
+        ) from None
+    except RecursionError:
+        raise ConfigError("the JSON of the body is nested too deeply") from None
 
 
 def read_model(model: Any, programs: ProgramLimits) -> Named | None:
     """Read a model string `program@samples?name=number&name=number`; None for a server's model.
 
+    Case, spaces, `-` for `_` and the path of a provider, as in `openai/Early-Stop @3`, make no
+    difference. SGLang answers to any model string, so a misspelt vote has to be refused here.
+
     Raises:
-        ConfigError: samples or options of another form, or `word@number` with an unknown program:
-            SGLang, which answers to any model string, would not complain.
+        ConfigError: samples or options of another form, an unknown program before `@` and a
+            number, or a name so similar to a program's that a vote is meant.
     """
     found = _MODEL.fullmatch(model) if isinstance(model, str) else None
     if found is None:
         return None
-    program, count, options = found["program"], found["samples"], found["options"]
-    is_count = bool(count) and count.isascii() and count.isdecimal()
-    if program not in programs:
-        if is_count:
-            known = ", ".join(programs)
-            raise ConfigError(f"model {model!r}: unknown program {program!r}; known: {known}")
+    count, options = found["samples"], found["options"]
+    name = found["path"].rpartition("/")[2].strip()
+    program = find_name(name, programs)
+    if program is None:
+        if _NUMBER.fullmatch((count or "").strip()) or _is_misspelt(name, programs):
+            raise _unknown(f"model {model!r:.200}: ", name, programs)
         return None
-    if count is not None and not (is_count and len(count) < 9 and 1 <= int(count) <= SAMPLE_LIMIT):
+    return program, _read_count(model, count), _read_options(model, options)
+
+
+def find_name(name: str, programs: ProgramLimits) -> str | None:
+    """Return the program of a name, whatever its case and the signs between its words."""
+    bare = {re.sub(r"_", "", program): program for program in programs}
+    return bare.get(re.sub(r"[\s_-]", "", name.casefold()))
+
+
+def _is_misspelt(name: str, programs: ProgramLimits) -> bool:
+    """Return True for `majorty`, `majority-3` and `majority:3`: the letters are a program's."""
+    letters = re.sub(r"[^a-z]", "", name.casefold())
+    known = [program.replace("_", "") for program in programs]
+    return bool(difflib.get_close_matches(letters, known, n=1, cutoff=SIMILAR))
+
+
+def _unknown(where: str, name: str, programs: ProgramLimits) -> ConfigError:
+    return ConfigError(
+        f"{where}unknown program {name!r:.100}; known: {', '.join(programs)}; a vote is "
+        f"PROGRAM@SAMPLES, such as {DEFAULT_PROGRAM}@{DEFAULT_SAMPLES}"
+    )
+
+
+def _read_count(model: str, count: str | None) -> int | None:
+    if count is None:
+        return None
+    digits = count.strip()
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 9):
+        digits = "0"
+    if not 1 <= int(digits) <= SAMPLE_LIMIT:
         raise ConfigError(
-            f"model {model!r}: after @ comes a number of samples, 1 to {SAMPLE_LIMIT}"
+            f"model {model!r:.200}: after @ comes a number of samples, 1 to {SAMPLE_LIMIT}"
         )
+    return int(digits)
+
+
+def _read_options(model: str, options: str | None) -> Mapping[str, int | float]:
     try:
-        settings = read_settings(options.split("&")) if options else {}
+        return read_settings((options or "").casefold().split("&")) if options else {}
     except ConfigError:
         raise ConfigError(
-            f"model {model!r}: write options as ?name=number&name=number, each name once"
+            f"model {model!r:.200}: write options as ?name=number&name=number, each name once"
         ) from None
-    return program, int(count) if count else None, settings
 
 
-def _merge(named: Named, field: _LimField) -> tuple[str, int | None, dict[str, int | float]]:
+def _merge(
+    named: Named, field: _LimField, programs: ProgramLimits
+) -> tuple[str, int | None, dict[str, int | float]]:
     """Return program, samples and options of the model string and the `lim` field together."""
     program, samples, options = named
+    wanted = find_name(field.program, programs) if field.program is not None else None
+    if field.program is not None and wanted is None:
+        raise _unknown("lim.program: ", field.program, programs)
     twice = [name for name, value in field.options.items() if options.get(name, value) != value]
-    if field.program and program and field.program != program:
+    if wanted and program and wanted != program:
         twice.append("program")
     if field.samples and samples and field.samples != samples:
         twice.append("samples")
     if twice:
         raise ConfigError(f"the model string and the lim field differ in {', '.join(twice)}")
-    chosen = program or field.program or DEFAULT_PROGRAM
-    return chosen, samples or field.samples, {**options, **field.options}
+    merged = {**options, **field.options}
+    if large := [name for name, value in merged.items() if abs(value) > OPTION_MAX]:
+        raise ConfigError(f"{', '.join(large)}: expected a number up to 2^53")
+    return program or wanted or DEFAULT_PROGRAM, samples or field.samples, merged
 
 
 def default_samples(most: int | None) -> int:
@@ -262,7 +358,7 @@ def _reasons_against(body: Mapping[str, Any]) -> list[str]:
             continue
         if name not in _NEUTRAL:
             reasons.append(f"{name}: a vote does not know this field")
-        elif value not in _NEUTRAL[name]:
+        elif not any(type(value) is type(each) and value == each for each in _NEUTRAL[name]):
             reasons.append(f"{name}: a vote cannot honour {json.dumps(value)[:60]}")
     if body.get("top_k") == 0:
         reasons.append("top_k: 0 leaves no token to sample from; -1 samples from all")
@@ -274,9 +370,31 @@ def _in_words(problem: Mapping[str, Any]) -> str:
     return f"{where}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
-def error_body(message: str, kind: str, code: str) -> dict[str, Any]:
+def error_body(
+    message: str, kind: str, code: str | int, *, param: str | None = None
+) -> dict[str, Any]:
     """Return the body of an error, as OpenAI's API has it."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def anthropic_error_body(message: str, status: int) -> dict[str, Any]:
+    """Return the body of an error, as Anthropic's API has it."""
+    kind = _ANTHROPIC_KINDS.get(status, "api_error")
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def refusal_body(response: httpx.Response) -> dict[str, Any]:
+    """Return a server's answer with a status above 399 as an error in a stream.
+
+    SGLang writes the fields of the error without the `error` around them.
+    """
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        return error_body(reason_of(response), "server_error", response.status_code)
+    return body if isinstance(body.get("error"), dict) else {"error": body}
 
 
 PIECE = 200

@@ -1,5 +1,5 @@
-"""An HTTP server that answers OpenAI's chat completions by a vote: routes, a bounded queue of
-votes, requests that are forwarded as they are, clients that disconnect.
+"""An HTTP server that answers OpenAI's chat completions by a vote: routes, errors, clients that
+disconnect.
 """
 
 import asyncio
@@ -8,36 +8,43 @@ import logging
 import secrets
 import signal
 import socket
-import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import httpx
 import uvicorn
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from lim_sglang.errors import ConfigError, LimError
-from lim_sglang.programs.backend import Backend
-from lim_sglang.programs.http_client import normalise_url, open_http
-from lim_sglang.programs.program import PROGRAMS, Outcome, find_program, run_program
+from lim_sglang.programs.program import PROGRAMS, Outcome, find_program
 from lim_sglang.programs.protocol import (
     DONE,
     Answer,
-    VoteRequest,
+    Named,
+    NoJsonError,
+    anthropic_error_body,
     default_samples,
     error_body,
     event,
+    parse_body,
+    read_model,
     read_request,
+    refusal_body,
+    shown_sample,
 )
-from lim_sglang.programs.sampler import SamplingRun
-from lim_sglang.programs.schema import Sample, Sampling, SamplingRequest, check_thinking_budget
-from lim_sglang.programs.vote import Equivalent
+from lim_sglang.programs.schema import COMPLETED_STATES, Sampling, check_thinking_budget
+from lim_sglang.programs.upstream import ClosingStream, Upstream
+from lim_sglang.programs.vote_queue import PendingVote, QueueFullError, StoppingError, VoteQueue
 
 HEARTBEAT_S = 2.0
 """Pause between two comments in a stream while samples are generated, so that no client's time-out
@@ -48,24 +55,27 @@ CLIENT_CLOSED_REQUEST = 499
 """Status of an answer that is not read, as in nginx's logs."""
 GRACE_S = 2
 """Time for answers that are being written when the proxy is stopped."""
-HEALTH_TIMEOUT_S = 5.0
-CONNECTION_HEADERS = frozenset(
-    ("connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding")
-)
-"""Headers of one connection, which are not forwarded."""
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""Methods of the requests that are passed on."""
+CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 PROGRAM_LIMITS = {name: program.max_samples for name, program in PROGRAMS.items()}
 """Samples that each program takes at most; None for programs without a limit."""
 
 T = TypeVar("T")
+Endpoint = Callable[[Request], Awaitable[Response]]
 logger = logging.getLogger(__name__)
 
 
-class QueueFullError(LimError):
-    """A question that is refused because the queue is full."""
+class ModelNotFoundError(LimError):
+    """A model that is neither a vote nor one of the server's."""
 
 
-class StoppingError(LimError):
-    """A question that is refused or given up because the proxy is being stopped."""
+class RefusedVoteError(LimError):
+    """A vote whose samples the server refused; the client gets the server's own answer."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        super().__init__(f"the server answered HTTP {response.status_code} to the samples")
+        self.response = response
 
 
 class ClientDisconnectedError(Exception):
@@ -95,261 +105,6 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-class ClosingStream(StreamingResponse):
-    """A stream that closes its source when it ends in any way, even before its first piece.
-
-    Starlette cancels a stream when its client disconnects.
-    """
-
-    def __init__(
-        self, content: AsyncIterable[Any], *, close: Callable[[], Awaitable[None]], **options: Any
-    ) -> None:
-        super().__init__(content, **options)
-        self._close = close
-
-    async def __call__(self, *asgi: Any) -> None:
-        """Answer as an ASGI application."""
-        try:
-            await super().__call__(*asgi)
-        finally:
-            await self._close()
-
-
-class Upstream:
-    """The server behind the proxy, which gets the requests that are no votes.
-
-    It belongs to one event loop.
-    """
-
-    def __init__(self, url: str) -> None:
-        """Prepare the connection; raises `ServerError` if `url` is no HTTP address."""
-        self._http = open_http(normalise_url(url))
-
-    async def forward(self, request: Request, body: bytes) -> Response:
-        """Forward a request, API key included, and return the answer as it comes.
-
-        Raises:
-            httpx.RequestError: the server cannot be reached.
-        """
-        forwarded = self._http.build_request(
-            request.method,
-            httpx.URL(path=request.url.path, query=request.url.query.encode() or None),
-            headers=_without_connection_headers(request.headers),
-            content=body,
-        )
-        answer = await self._http.send(forwarded, stream=True)
-        response = ClosingStream(
-            answer.aiter_raw(), close=answer.aclose, status_code=answer.status_code
-        )
-        response.raw_headers = [
-            (name.encode("latin-1"), value.encode("latin-1"))
-            for name, value in _without_connection_headers(answer.headers).items()
-        ]
-        return response
-
-    async def models(self, request: Request) -> list[Any]:
-        """Return the models that the server lists, none if it lists none."""
-        try:
-            answer = await self._http.get(
-                "/v1/models", headers=_without_connection_headers(request.headers)
-            )
-            return list(answer.raise_for_status().json()["data"])
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
-            return []
-
-    async def is_healthy(self) -> bool:
-        """Return True if the server says that it is healthy."""
-        try:
-            answer = await self._http.get("/health", timeout=HEALTH_TIMEOUT_S)
-        except httpx.HTTPError:
-            return False
-        return answer.is_success
-
-    async def close(self) -> None:
-        """Close all connections, also of requests that are being forwarded."""
-        await self._http.aclose()
-
-
-def _without_connection_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    return {n: value for n, value in headers.items() if n.lower() not in CONNECTION_HEADERS}
-
-
-class PendingVote:
-    """One question from its acceptance to its outcome."""
-
-    def __init__(self, num_samples: int) -> None:
-        self.num_samples = num_samples
-        self.num_ended = 0
-        """Samples that have ended so far."""
-        self.is_cancelled = False
-        self.outcome: Future[Outcome] = Future()
-        """The outcome, cancelled at once with the question, before the server has aborted."""
-        self._lock = threading.Lock()
-        self._run: SamplingRun | None = None
-
-    def cancel(self) -> None:
-        """Give the question up: remove it from the queue, or abort its samples."""
-        with self._lock:
-            self.is_cancelled = True
-            run = self._run
-        self.outcome.cancel()  # outside the lock, since this calls `end` for a queued question
-        if run:
-            run.stop()
-
-    def begin(self, run: SamplingRun) -> None:
-        """Note the run of the program, before its first sample."""
-        with self._lock:
-            self._run = run
-            cancelled = self.is_cancelled
-        if cancelled:
-            run.stop()
-
-    def end(self, work: Future[Outcome]) -> None:
-        """Note the end of the program, or of a question that was never begun."""
-        with self._lock:
-            if self.is_cancelled:
-                return
-            error = work.exception()
-            if error:
-                self.outcome.set_exception(error)
-            else:
-                self.outcome.set_result(work.result())
-
-    def count(self, _: Sample) -> None:
-        """Count a sample that has ended."""
-        self.num_ended += 1
-
-
-class VoteQueue:
-    """Questions for one server: a limited number is answered, a limited number waits.
-
-    Any thread may ask.
-    """
-
-    def __init__(
-        self,
-        backend: Backend,
-        equivalent: Equivalent,
-        *,
-        max_questions: int,
-        max_waiting: int,
-    ) -> None:
-        """Prepare the queue; nothing is sent yet.
-
-        Args:
-            equivalent: returns True if two answers are equal.
-            max_questions: questions answered at the same time; their samples share the slots of
-                the backend.
-            max_waiting: questions that wait beyond these.
-        """
-        self._backend = backend
-        self._equivalent = equivalent
-        self._max_questions = max_questions
-        self._max_open = max_questions + max_waiting
-        self._pool = ThreadPoolExecutor(max_questions, thread_name_prefix="lim-question")
-        self._lock = threading.Lock()
-        self._open: set[PendingVote] = set()
-        """Questions whose programs have not ended."""
-        self._closed = False
-
-    @property
-    def num_open(self) -> int:
-        """Questions whose programs have not ended."""
-        return len(self._open)
-
-    @property
-    def max_threads(self) -> int:
-        """Threads of all questions: one of the pool and one of the program each, one for a sample
-        that has just ended, and one for each sample in flight.
-        """
-        return 3 * self._max_questions + self._backend.limiter.total
-
-    @property
-    def limits(self) -> str:
-        """The limits of the queue in a line."""
-        return (
-            f"{self._max_questions} questions and {self._backend.limiter.total} samples of all of "
-            f"them, in at most {self.max_threads} threads"
-        )
-
-    def ask(self, request: VoteRequest) -> PendingVote:
-        """Accept a question.
-
-        Raises:
-            QueueFullError: too many questions wait.
-            StoppingError: the queue is closed.
-        """
-        pending = PendingVote(request.samples)
-        with self._lock:
-            if self._closed:
-                raise StoppingError("the proxy is being stopped")
-            if len(self._open) >= self._max_open:
-                raise QueueFullError(
-                    f"{len(self._open)} questions are open, the most that are taken: try again "
-                    "later"
-                )
-            work = self._pool.submit(self._answer, pending, request)
-            self._open.add(pending)
-        pending.outcome.add_done_callback(lambda _: work.cancel())
-        work.add_done_callback(lambda _: self._remove(pending))
-        work.add_done_callback(pending.end)
-        return pending
-
-    def check_options(self, request: VoteRequest) -> None:
-        """Refuse options that the program does not have, or impossible values; takes milliseconds.
-
-        Raises:
-            ConfigError: there is such an option.
-        """
-        self._run(request, samples=0)
-
-    def close(self) -> None:
-        """Accept no more questions, and give up those that are open."""
-        with self._lock:
-            self._closed = True
-            still_open = list(self._open)
-        for pending in still_open:
-            pending.cancel()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _answer(self, pending: PendingVote, request: VoteRequest) -> Outcome:
-        return self._run(
-            request, samples=request.samples, on_begin=pending.begin, on_sample=pending.count
-        )
-
-    def _run(
-        self,
-        request: VoteRequest,
-        *,
-        samples: int,
-        on_begin: Callable[[SamplingRun], None] = lambda _: None,
-        on_sample: Callable[[Sample], None] = lambda _: None,
-    ) -> Outcome:
-        program = find_program(request.program)
-        has_seeds = samples > 0 and request.sampling.seed is not None
-        question = SamplingRequest(
-            request.messages,
-            request.sampling,
-            parallel=request.parallel or program.parallel or request.samples,
-            streamed=program.streamed,
-            seeds_honoured=has_seeds and self._backend.honours_seeds,
-        )
-        return run_program(
-            program,
-            self._backend,
-            question,
-            indices=range(samples),
-            equivalent=self._equivalent,
-            options=request.options,
-            on_sample=on_sample,
-            on_begin=on_begin,
-        )
-
-    def _remove(self, pending: PendingVote) -> None:
-        with self._lock:
-            self._open.discard(pending)
-
-
 @dataclass(frozen=True)
 class Proxy:
     """The routes, and the objects that they need."""
@@ -362,89 +117,167 @@ class Proxy:
     thinking_budget: int | None = None
     """Tokens after which the backend closes thoughts."""
 
-    async def check_key(self, request: Request) -> None:
-        """Refuse a request without the server's key."""
-        sent = request.headers.get("authorization", "")
-        if self.api_key and not secrets.compare_digest(
-            sent.encode(), f"Bearer {self.api_key}".encode()
-        ):
-            raise HTTPException(401, "the API key is missing or wrong: send the server's")
+    def keyed(self, endpoint: Endpoint) -> Endpoint:
+        """Return a route that refuses requests without the server's key."""
 
-    async def models(self, request: Request) -> dict[str, Any]:
+        async def answer(request: Request) -> Response:
+            scheme, _, key = request.headers.get("authorization", "").partition(" ")
+            is_right = secrets.compare_digest(key.encode(), (self.api_key or "").encode())
+            if self.api_key and not (scheme.lower() == "bearer" and is_right):
+                raise HTTPException(401, "the API key is missing or wrong: send the server's")
+            return await endpoint(request)
+
+        return answer
+
+    async def models(self, request: Request) -> Response:
         """List the programs with their default samples, and the server's models."""
-        now = int(time.time())
+        try:
+            served = await self.upstream.cards(request)
+        except httpx.RequestError:
+            served = []
         programs = [
-            {
-                "id": f"{name}@{default_samples(most)}",
-                "object": "model",
-                "created": now,
-                "owned_by": "lim",
-            }
+            _program_card(f"{name}@{default_samples(most)}")
             for name, most in PROGRAM_LIMITS.items()
         ]
-        return {"object": "list", "data": [*programs, *await self.upstream.models(request)]}
+        return _json_response({"object": "list", "data": [*programs, *served]})
 
-    async def health(self) -> Response:
+    async def model(self, request: Request) -> Response:
+        """Describe a vote, or a model of the server, by its id."""
+        name = request.path_params["id"]
+        for card in await self.upstream.cards(request):
+            if card["id"] == name:
+                return _json_response(card)
+        if query := request.url.query:  # options whose ? the client did not encode
+            name = f"{name}?{unquote(query)}"
+        try:
+            named = read_model(name, PROGRAM_LIMITS)
+            if named and named[0]:
+                find_program(named[0]).check(named[2])
+                return _json_response(_program_card(name))
+        except ConfigError as error:
+            raise ModelNotFoundError(str(error)) from None
+        raise ModelNotFoundError(
+            f"the model {name!r:.200} does not exist: GET /v1/models lists the models"
+        )
+
+    async def health(self, _: Request) -> Response:
         """Answer 200 if a question could be answered now, else 503."""
         return Response(status_code=200 if await self.upstream.is_healthy() else 503)
 
     async def chat(self, request: Request) -> Response:
         """Answer with a vote, or with the server's own answer."""
-        body = await request.body()
-        asked = read_request(_parse(body), PROGRAM_LIMITS, self.sampling)
-        if asked is None:
-            return await cancel_on_disconnect(request, self.upstream.forward(request, body))
+        content = await request.body()
+        body = parse_body(content)
+        if not isinstance(body, dict):
+            raise ConfigError("the body is no JSON object: send a chat completion")
+        named = await self._named(request, body.get("model"))
+        if named is None and body.get("lim") is None:
+            return await cancel_on_disconnect(request, self.upstream.forward(request, content))
+        asked = read_request(body, named, PROGRAM_LIMITS, self.sampling)
         check_thinking_budget(self.thinking_budget, asked.sampling.max_tokens)
         if asked.options:
             await asyncio.to_thread(self.queue.check_options, asked)
-        pending = self.queue.ask(asked)
-        answer = Answer(asked)
-        if asked.stream:
-            return _stream(answer, pending)
+        pending, answer = self.queue.ask(asked), Answer(asked)
         outcome = asyncio.wrap_future(pending.outcome)
         try:
-            await cancel_on_disconnect(request, asyncio.wait({outcome}))
-            _check_not_given_up(pending)
-            return JSONResponse(answer.completion(outcome.result()))
-        finally:
+            # A failure before the first heartbeat still has its own status in a stream.
+            limit_s = HEARTBEAT_S if asked.stream else None
+            await cancel_on_disconnect(request, asyncio.wait({outcome}, timeout=limit_s))
+            found = _result(pending, outcome) if outcome.done() else None
+            if found and not asked.stream:
+                return _json_response(answer.completion(found))
+        except BaseException:
             pending.cancel()
+            raise
+        return _stream(answer, pending)
 
     async def forward(self, request: Request) -> Response:
         """Answer all other routes of OpenAI's API with the server's answer."""
-        body = await request.body()
-        return await cancel_on_disconnect(request, self.upstream.forward(request, body))
+        content = await request.body()
+        await self._refuse_vote(request, content)
+        return await cancel_on_disconnect(request, self.upstream.forward(request, content))
+
+    async def _refuse_vote(self, request: Request, content: bytes) -> None:
+        """Refuse a vote on a route that has none: SGLang answers to any model string.
+
+        Raises:
+            ConfigError: the body names a vote, a misspelt one too, or is nested too deeply.
+        """
+        try:
+            body = parse_body(content)
+        except NoJsonError:
+            return  # a form, a file, nothing
+        if not isinstance(body, dict):
+            return
+        named = await self._named(request, body.get("model"))
+        if named or body.get("lim") is not None:
+            asked = f"model {body['model']!r:.200}" if named else "lim"
+            raise ConfigError(
+                f"{asked}: {request.url.path} has no votes; ask POST {CHAT} for a vote, "
+                "or name the server's model here"
+            )
+
+    async def _named(self, request: Request, model: Any) -> Named | None:
+        """Return what a model string names; None for a model of the server, whatever its id.
+
+        Raises:
+            ConfigError: the model string is a vote of the wrong form, or a misspelt one.
+        """
+        try:
+            named = read_model(model, PROGRAM_LIMITS)
+        except ConfigError:
+            if await self.upstream.serves(model, request):
+                return None
+            raise
+        return None if named and await self.upstream.serves(model, request) else named
 
 
-def create_app(proxy: Proxy) -> FastAPI:
-    """Return the proxy as an ASGI application."""
+def create_app(proxy: Proxy) -> ASGIApp:
+    """Return the proxy as an ASGI application, with the CORS headers of SGLang's own server."""
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         await proxy.upstream.close()
 
-    app = FastAPI(title="lim proxy", openapi_url=None, lifespan=lifespan)
-    keyed = [Depends(proxy.check_key)]
-    app.get("/health")(proxy.health)
-    app.get("/v1/models", dependencies=keyed)(proxy.models)
-    app.post("/v1/chat/completions", dependencies=keyed)(proxy.chat)
-    app.api_route("/v1/{path:path}", methods=["GET", "POST"], dependencies=keyed)(proxy.forward)
-    for kind in (
-        LimError,
-        httpx.RequestError,
-        StarletteHTTPException,
-        ClientDisconnectedError,
-        Exception,
-    ):
-        app.add_exception_handler(kind, _answer_error)
-    return app
+    errors = (LimError, httpx.RequestError, HTTPException, ClientDisconnect)
+    app = Starlette(
+        routes=[
+            Route("/health", proxy.health),
+            Route("/v1/models", proxy.keyed(proxy.models)),
+            Route("/v1/models/{id:path}", proxy.keyed(proxy.model)),
+            Route(CHAT, proxy.keyed(proxy.chat), methods=["POST"]),
+            Route("/v1/{path:path}", proxy.keyed(proxy.forward), methods=METHODS),
+            Route("/{path:path}", _refuse_route, methods=METHODS),
+        ],
+        exception_handlers=dict.fromkeys(
+            (*errors, ClientDisconnectedError, Exception), _answer_error
+        ),
+        lifespan=lifespan,
+    )
+    # Outside of all else, so that errors have the headers, too.
+    return CORSMiddleware(
+        app, allow_origins=["*"], allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
+    )
 
 
-def _parse(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except ValueError:
-        raise ConfigError("the body is no JSON") from None
+async def _refuse_route(request: Request) -> Response:
+    raise HTTPException(
+        404,
+        f"the proxy has no {request.url.path:.200}: it votes on POST {CHAT} and passes the other "
+        "routes under /v1 on; ask the server itself for routes of its own",
+    )
+
+
+def _json_response(
+    content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    # Escaped, since texts may hold halves of surrogate pairs, which UTF-8 cannot.
+    return Response(json.dumps(content), status, headers, media_type="application/json")
+
+
+def _program_card(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": int(time.time()), "owned_by": "lim"}
 
 
 def _stream(answer: Answer, pending: PendingVote) -> Response:
@@ -468,47 +301,76 @@ async def _events(answer: Answer, pending: PendingVote) -> AsyncIterator[str]:
             await asyncio.wait({outcome}, timeout=HEARTBEAT_S)
             if not outcome.done():
                 yield f": {pending.num_ended} of {pending.num_samples} samples have ended\n\n"
-        _check_not_given_up(pending)
-        for chunk in answer.chunks(outcome.result()):
+        for chunk in answer.chunks(_result(pending, outcome)):
             yield chunk
     except Exception as error:
-        status, body = _describe_error(error)
-        if status == 500:
+        if not isinstance(error, LimError):
             logger.exception("a question failed")
-        yield event(body)
+        yield event(_error_event(error))
         yield DONE
 
 
-def _check_not_given_up(pending: PendingVote) -> None:
-    """Raise `StoppingError` for a question that was given up while its client waits."""
+def _result(pending: PendingVote, outcome: "asyncio.Future[Outcome]") -> Outcome:
+    """Return the outcome of a question that has ended, with a sample that can be shown.
+
+    Raises:
+        StoppingError: the question was given up while its client waits.
+        RefusedVoteError: the server refused samples, and none was completed.
+        ServerError: all samples failed in another way.
+    """
     if pending.is_cancelled:
         raise StoppingError("the proxy is being stopped")
+    found = outcome.result()
+    is_answered = any(sample.state in COMPLETED_STATES for sample in found.samples)
+    if pending.refusal and not is_answered:
+        raise RefusedVoteError(pending.refusal)
+    shown_sample(found)
+    return found
 
 
-async def _answer_error(_: Request, error: Exception) -> Response:
-    if isinstance(error, ClientDisconnectedError):
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnectedError | ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if isinstance(error, RefusedVoteError):
+        answer = error.response
+        kept = {name: answer.headers.get(name) for name in ("content-type", "retry-after")}
+        headers = {name: value for name, value in kept.items() if value}
+        return Response(answer.content, answer.status_code, headers)
     status, body = _describe_error(error)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else None
-    return JSONResponse(body, status, headers)
+    if request.url.path.startswith(MESSAGES):
+        body = anthropic_error_body(body["error"]["message"], status)
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else {}
+    return _json_response(body, status, {**headers, **(getattr(error, "headers", None) or {})})
+
+
+def _error_event(error: Exception) -> dict[str, Any]:
+    """Return an error in the midst of a stream."""
+    if isinstance(error, RefusedVoteError):
+        return refusal_body(error.response)
+    return _describe_error(error)[1]
 
 
 def _describe_error(error: Exception) -> tuple[int, dict[str, Any]]:
     """Return the status and the body of an error, as OpenAI's API has them."""
-    if isinstance(error, StarletteHTTPException):
-        code = "invalid_api_key" if error.status_code == 401 else "invalid_request"
-        return error.status_code, error_body(error.detail, "invalid_request_error", code)
-    if isinstance(error, ConfigError):
-        return 400, error_body(str(error), "invalid_request_error", "invalid_request")
-    if isinstance(error, QueueFullError):
-        return 429, error_body(str(error), "rate_limit_error", "rate_limit_exceeded")
-    if isinstance(error, StoppingError):
-        return 503, error_body(str(error), "server_error", "stopping")
-    if isinstance(error, LimError):
-        return 502, error_body(str(error), "server_error", "server_failed")
-    if isinstance(error, httpx.RequestError):
-        words = f"the server behind the proxy cannot be reached ({type(error).__name__})"
-        return 502, error_body(words, "server_error", "server_failed")
+    words, kind = str(error), "invalid_request_error"
+    match error:
+        case HTTPException():
+            code = "invalid_api_key" if error.status_code == 401 else "invalid_request"
+            return error.status_code, error_body(error.detail, kind, code)
+        case ModelNotFoundError():
+            return 404, error_body(words, kind, "model_not_found", param="model")
+        case ConfigError():
+            return 400, error_body(words, kind, "invalid_request")
+        case QueueFullError():
+            return 429, error_body(words, "rate_limit_error", "rate_limit_exceeded")
+        case StoppingError():
+            return 503, error_body(words, "server_error", "stopping")
+        case LimError():
+            return 502, error_body(words, "server_error", "server_failed")
+        case httpx.RequestError():
+            words = f"the server behind the proxy cannot be reached ({type(error).__name__})"
+            status = 504 if isinstance(error, httpx.TimeoutException) else 502
+            return status, error_body(words, "server_error", "server_failed")
     return 500, error_body(f"the proxy failed: {error!r}", "server_error", "internal_error")
 
 
@@ -516,7 +378,7 @@ class ProxyServer(uvicorn.Server):
     """A server that can be stopped while clients wait for an answer."""
 
     def __init__(
-        self, app: FastAPI, *, when_ready: Callable[[], None], when_stopped: Callable[[], None]
+        self, app: ASGIApp, *, when_ready: Callable[[], None], when_stopped: Callable[[], None]
     ) -> None:
         """Prepare the server; it does not listen yet.
 
@@ -530,6 +392,7 @@ class ProxyServer(uvicorn.Server):
                 app,
                 log_config=None,
                 access_log=False,
+                server_header=False,  # answers that are passed on have the server's
                 lifespan="on",
                 timeout_graceful_shutdown=GRACE_S,
             )

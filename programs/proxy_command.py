@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import threading
 from contextlib import closing
 from typing import Annotated
 
@@ -74,8 +75,9 @@ def proxy(
     )
     # Closing the backend aborts the samples that are in flight at the server.
     with listen(host, port) as listener, closing(connect(access, console)) as backend:
-        load_frontend(console)
-        from lim_sglang.programs.proxy import Proxy, ProxyServer, Upstream, VoteQueue, create_app
+        from lim_sglang.programs.proxy import Proxy, ProxyServer, create_app
+        from lim_sglang.programs.upstream import Upstream
+        from lim_sglang.programs.vote_queue import VoteQueue
 
         sampling = resolve_sampling(
             backend.sampling_defaults(),
@@ -94,9 +96,17 @@ def proxy(
             )
             app = create_app(Proxy(queue, Upstream(url), sampling, api_key, thinking_budget))
             ready = ready_text(listener, url, queue.limits, with_key=bool(api_key))
-            server = ProxyServer(
-                app, when_ready=lambda: typer.echo(ready), when_stopped=queue.close
+
+            # A first vote waits for this import of seconds, other requests do not.
+            loading = threading.Thread(
+                target=load_frontend, args=[Console(quiet=True)], daemon=True
             )
+
+            def begin() -> None:
+                typer.echo(ready)
+                loading.start()
+
+            server = ProxyServer(app, when_ready=begin, when_stopped=queue.close)
             server.serve_until_stopped(listener)
             typer.echo("Stopping the proxy.")
 

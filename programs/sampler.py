@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import sglang as sgl
 
 from lim_sglang.compat import BaseBackend, ChatTemplate
@@ -78,6 +79,8 @@ class SamplingRun:
     """True if the run was stopped before all samples had been generated."""
     num_evidence: int | None = None
     """Number of samples that had ended when a rule was settled; None if no rule was."""
+    refusals: list[httpx.Response] = field(default_factory=list)
+    """Answers of the server with a status above 399, one for each sample that failed by it."""
     _branches: dict[int, Any] = field(default_factory=dict)
     _newly_ended: deque[InFlightSample] = field(default_factory=deque)
     """Samples that have ended and are not handled yet; filled from other threads."""
@@ -221,6 +224,8 @@ class SamplingRun:
         if in_flight.generation is None:
             branch.stream_executor.worker.join()  # it notes its error last
             raise branch.error()
+        if in_flight.generation.refusal is not None:
+            self.refusals.append(in_flight.generation.refusal)
         sample = read_sample(in_flight, in_flight.generation, self.question.seeds_honoured)
         self.ended.append(sample)
         return sample

@@ -50,8 +50,8 @@ class Chain:
     """The end waits for this event."""
 
 
-Reply = tuple[int, Any]
-"""Status and content of an answer that is sent as it is."""
+Reply = tuple[int, Any] | tuple[int, Any, Mapping[str, str]]
+"""Status, content and headers of an answer that is sent as it is."""
 Answerer = Callable[[dict[str, Any]], Reply | Chain]
 """Returns the answer to a request; runs in a thread of its own, so it may wait."""
 
@@ -191,10 +191,13 @@ class _Peer:
         body = await self._reader.readexactly(int(sizes[0])) if sizes else b""
         return request.split()[1], json.loads(body or b"{}")
 
-    async def send_json(self, status: int, content: Any) -> None:
+    async def send_json(
+        self, status: int, content: Any, headers: Mapping[str, str] | None = None
+    ) -> None:
         """Send a complete reply."""
         payload = json.dumps(content).encode()
         head = f"Content-Type: application/json\r\nContent-Length: {len(payload)}"
+        head += "".join(f"\r\n{name}: {value}" for name, value in (headers or {}).items())
         await self._send(f"HTTP/1.1 {status} -\r\n{head}\r\n\r\n".encode() + payload)
 
     async def begin_stream(self) -> None:
@@ -224,6 +227,8 @@ class FakeServer:
     url: str = ""
     deterministic: bool = False
     max_running_requests: int | None = None
+    models: tuple[str, ...] = ()
+    """Ids of the models that it lists; none: it has no such route."""
     tokenizes: bool = True
     """False: it has no tokenizer."""
     switches_thoughts: bool = True
@@ -303,6 +308,9 @@ class FakeServer:
         elif path == "/v1/tokenize" and self.tokenizes:
             tokens = self._tokens(body)
             await peer.send_json(200, {"tokens": tokens, "count": len(tokens)})
+        elif path == "/v1/models" and self.models:
+            cards = [{"id": name, "object": "model"} for name in self.models]
+            await peer.send_json(200, {"object": "list", "data": cards})
         elif path == "/server_info":
             await peer.send_json(200, self._about())
         elif path == "/model_info":

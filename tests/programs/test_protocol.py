@@ -2,27 +2,29 @@
 
 from typing import Any
 
+import httpx
 import pytest
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.protocol import VoteRequest, read_model, read_request
+from lim_sglang.programs.protocol import (
+    NoJsonError,
+    VoteRequest,
+    parse_body,
+    read_model,
+    read_request,
+    refusal_body,
+)
 from lim_sglang.programs.schema import Sampling
 
-PROGRAMS = {"single": 1, "majority": None, "adaptive": None}
+PROGRAMS = {"single": 1, "majority": None, "adaptive": None, "early_stop": None}
 DEFAULTS = Sampling(max_tokens=100)
 
 
-def read(**fields: Any) -> VoteRequest | None:
+def read(**fields: Any) -> VoteRequest:
     """Read the request of one question."""
     body = {"messages": [{"role": "user", "content": "2 + 2?"}], **fields}
-    return read_request(body, PROGRAMS, DEFAULTS)
-
-
-def read_vote(**fields: Any) -> VoteRequest:
-    """Read a request that is a vote."""
-    found = read(**fields)
-    assert found is not None
-    return found
+    named = read_model(body.get("model"), PROGRAMS)
+    return read_request(body, named, PROGRAMS, DEFAULTS)
 
 
 @pytest.mark.parametrize(
@@ -33,11 +35,28 @@ def read_vote(**fields: Any) -> VoteRequest:
         ("adaptive@40?confidence=0.9", ("adaptive", 40, {"confidence": 0.9})),
         ("adaptive?confidence=0.9&window=5", ("adaptive", None, {"confidence": 0.9, "window": 5})),
         ("majority@16?", ("majority", 16, {})),
+        ("Majority@3", ("majority", 3, {})),
+        (" majority @ 3 ", ("majority", 3, {})),
+        ("openai/majority@3", ("majority", 3, {})),
+        ("hosted_vllm/openai/MAJORITY", ("majority", None, {})),
+        ("early-stop@3", ("early_stop", 3, {})),
+        ("EARLY_STOP@3", ("early_stop", 3, {})),
+        ("Early Stop", ("early_stop", None, {})),
+        ("EarlyStop@3", ("early_stop", 3, {})),
+        ("Adaptive@8 ? Confidence = 0.9", ("adaptive", 8, {"confidence": 0.9})),
         ("default", None),
         ("mine@home", None),
-        ("Majority@16", None),
+        ("Qwen/Qwen3-8B", None),
+        ("Qwen/Qwen3-8B:my-adapter", None),
+        ("claude-3-5-sonnet@20240620", None),
+        ("text-bison@001", None),
+        ("majestic", None),
+        ("single-node-7b", None),
         ("", None),
+        ("@", None),
         (None, None),
+        (3, None),
+        (["majority@3"], None),
     ],
 )
 def test_a_model_string_names_a_program_or_a_model(model: Any, expected: Any) -> None:
@@ -48,6 +67,22 @@ def test_a_model_string_names_a_program_or_a_model(model: Any, expected: Any) ->
     ("model", "words"),
     [
         ("majorty@16", "unknown program 'majorty'; known: single, majority, adaptive"),
+        ("majorty@three", "unknown program 'majorty'"),
+        ("openai/Majorty", "unknown program 'Majorty'"),
+        ("vote@3", "unknown program 'vote'.* such as majority@8"),
+        ("Qwen/Qwen3-8B@8", "unknown program 'Qwen3-8B'"),
+        ("majority:3", "unknown program 'majority:3'"),
+        ("majority-3", "unknown program 'majority-3'"),
+        ("majority\uff203", "unknown program 'majority"),
+        ("'majority@3'", "unknown program"),
+        ("majority%403", "unknown program"),
+        ("majority\u200b@3", "unknown program"),
+        ("\ud83dmajority@3", "unknown program"),
+        ("majority@3@3", "unknown program"),
+        ("majority@three", "1 to 1024"),
+        ("majority@-3", "1 to 1024"),
+        ("majority@3.0", "1 to 1024"),
+        ("majority@3/", "1 to 1024"),
         ("majority@0", "1 to 1024"),
         ("majority@1025", "1 to 1024"),
         ("majority@", "1 to 1024"),
@@ -63,42 +98,63 @@ def test_a_typing_error_in_a_model_string_is_refused(model: str, words: str) -> 
         read_model(model, PROGRAMS)
 
 
-def test_a_request_that_is_no_vote_is_not_checked() -> None:
-    assert read_request({"model": "x", "messages": "?", "n": 3}, PROGRAMS, DEFAULTS) is None
-    assert read_request({"lim": None}, PROGRAMS, DEFAULTS) is None
+@pytest.mark.parametrize(
+    ("content", "error", "words"),
+    [
+        (b"", NoJsonError, "no JSON"),
+        (b"{", NoJsonError, "no JSON"),
+        (b'{"model": "\xff"}', NoJsonError, "UTF-8"),
+        (b"9" * 5000, NoJsonError, "no JSON"),  # more digits than Python reads
+        (b"[" * 100_000, ConfigError, "nested too deeply"),
+        (b'{"x":' * 100_000, ConfigError, "nested too deeply"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_refused(
+    content: bytes, error: type[ConfigError], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        parse_body(content)
 
 
-@pytest.mark.parametrize("body", [[], "majority@3", None, 3])
-def test_a_body_is_an_object(body: Any) -> None:
-    with pytest.raises(ConfigError, match="no JSON object"):
-        read_request(body, PROGRAMS, DEFAULTS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": "a\ud83d b"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "\udc00"}]}]},
+        {"user": "\ud83d"},
+        {"\ud83d": 1},
+    ],
+)
+def test_half_a_surrogate_pair_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"half of a surrogate pair"):
+        read(model="majority", **fields)
 
 
 def test_a_field_asks_for_the_same_as_a_model_string() -> None:
     field = {"program": "adaptive", "samples": 40, "parallel": 4, "options": {"confidence": 0.9}}
-    by_field, by_string = read_vote(lim=field), read_vote(model="adaptive@40?confidence=0.9")
+    by_field, by_string = read(lim=field), read(model="adaptive@40?confidence=0.9")
     for name in ("program", "samples", "options", "messages", "sampling"):
         assert getattr(by_field, name) == getattr(by_string, name)
     assert by_field.parallel == 4
 
 
 def test_an_empty_field_asks_for_the_default_vote() -> None:
-    asked = read_vote(model="Qwen/Qwen3-8B", lim={})
+    asked = read(model="Qwen/Qwen3-8B", lim={})
     assert (asked.program, asked.samples, asked.model) == ("majority", 8, "Qwen/Qwen3-8B")
-    assert read_vote(model="single").samples == 1
+    assert read(model="single").samples == 1
 
 
 def test_model_string_and_field_may_not_differ() -> None:
-    assert read_vote(model="majority@4", lim={"samples": 4, "program": "majority"}).samples == 4
+    assert read(model="majority@4", lim={"samples": 4, "program": "majority"}).samples == 4
     with pytest.raises(ConfigError, match="differ in program, samples"):
         read(model="majority@4", lim={"samples": 5, "program": "adaptive"})
 
 
 def test_sampling_parameters_are_the_requests_then_the_proxys() -> None:
-    asked = read_vote(model="majority", temperature=0, top_k=-1, max_completion_tokens=7, seed=0)
+    asked = read(model="majority", temperature=0, top_k=-1, max_completion_tokens=7, seed=0)
     assert asked.sampling == Sampling(max_tokens=7, temperature=0, top_k=-1, seed=0)
-    assert read_vote(model="majority", max_tokens=9).sampling.max_tokens == 9
-    assert read_vote(model="majority", max_tokens=None).sampling == DEFAULTS
+    assert read(model="majority", max_tokens=9).sampling.max_tokens == 9
+    assert read(model="majority", max_tokens=None).sampling == DEFAULTS
 
 
 def test_messages_are_passed_in_system_turns_and_texts_without_thoughts() -> None:
@@ -109,7 +165,7 @@ def test_messages_are_passed_in_system_turns_and_texts_without_thoughts() -> Non
         {"role": "assistant", "content": "y", "reasoning_content": "hm"},
         {"role": "user", "content": parts},
     ]
-    assert list(read_vote(model="majority", messages=turns).messages) == [
+    assert list(read(model="majority", messages=turns).messages) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "{x}"},
         {"role": "assistant", "content": "y"},
@@ -119,7 +175,7 @@ def test_messages_are_passed_in_system_turns_and_texts_without_thoughts() -> Non
 
 def test_the_projects_instruction_is_added_on_request() -> None:
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "{2} + 2?"}]
-    system, user = read_vote(messages=turns, lim={"template": "math"}).messages
+    system, user = read(messages=turns, lim={"template": "math"}).messages
     assert system["content"] == "s"
     assert user["content"].startswith("{2} + 2?\n\nPlease reason")
     assert user["content"].endswith("\\boxed{}.")
@@ -131,6 +187,18 @@ def test_the_projects_instruction_is_added_on_request() -> None:
     ("fields", "words"),
     [
         ({"n": 2}, "n: a vote cannot honour 2"),
+        ({"n": 0}, "n: a vote cannot honour 0"),
+        ({"n": True}, "n: a vote cannot honour true"),
+        ({"logprobs": 0}, "logprobs: a vote cannot honour 0"),
+        ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage: "),
+        ({"max_tokens": 2**31}, "max_tokens: "),
+        ({"max_tokens": "9"}, "max_tokens: "),
+        ({"seed": 2**63}, "seed: "),
+        ({"top_k": 10**30}, "top_k: "),
+        ({"messages": "2 + 2?"}, "messages: "),
+        ({"messages": [None]}, "messages.0: "),
+        ({"lim": []}, "lim: "),
+        ({"lim": {"options": {"confidence": 10**400}}}, r"confidence: expected a number up to"),
         ({"response_format": {"type": "json_object"}}, "response_format: a vote cannot honour"),
         (
             {"chat_template_kwargs": {"enable_thinking": False}},
@@ -150,7 +218,7 @@ def test_the_projects_instruction_is_added_on_request() -> None:
         ({"messages": [{"role": "tool", "content": ""}]}, "messages.0.role: "),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0"),
         ({"lim": {"programme": "majority"}}, "lim.programme: "),
-        ({"lim": {"program": "majorty"}, "model": "x"}, "unknown program 'majorty'"),
+        ({"lim": {"program": "majorty"}, "model": "x"}, "lim.program: unknown program 'majorty'"),
         ({"lim": {"samples": 0}}, "lim.samples: "),
         ({"lim": {"options": {"confidence": "0.9"}}}, "lim.options.confidence"),
         ({"lim": {"template": "poem"}}, "lim.template: "),
@@ -172,3 +240,19 @@ def test_fields_that_ask_for_nothing_are_ignored() -> None:
     neutral = {"n": 1, "tools": [], "logprobs": False, "stop": None, "presence_penalty": 0}
     neutral |= {"separate_reasoning": True, "chat_template_kwargs": {}}
     assert read(model="majority", user="me", response_format={"type": "text"}, **neutral)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"error": {"message": "no"}}, {"error": {"message": "no"}}),
+        ({"object": "error", "message": "no"}, {"error": {"object": "error", "message": "no"}}),
+    ],
+)
+def test_a_refusal_in_a_stream_has_an_error_field(content: Any, expected: Any) -> None:
+    assert refusal_body(httpx.Response(400, json=content)) == expected
+
+
+def test_a_refusal_in_a_stream_may_be_no_json() -> None:
+    error = refusal_body(httpx.Response(413, text="too large"))["error"]
+    assert (error["message"], error["code"]) == ("too large", 413)

@@ -2,10 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -13,82 +12,24 @@ import openai
 import pytest
 
 from lim_sglang.programs import proxy as proxy_module
-from lim_sglang.programs.proxy import Proxy, ProxyServer, Upstream, VoteQueue, create_app
-from lim_sglang.programs.proxy_command import listen
-from lim_sglang.programs.schema import Access, Sampling
-from lim_sglang.programs.sglang_backend import SglangBackend
 from tests.fakes.sglang_server import (
     PROMPT_TOKENS,
     Answerer,
     Chain,
-    FakeServer,
     completion,
     endless,
     eventually,
-    serving,
     words,
 )
+from tests.programs.proxy_harness import QUESTION, proxied
 
-QUESTION: list[Any] = [{"role": "user", "content": "What is 17 * 23?"}]
+HEARTBEAT_S = 0.1
 THREE = ("so \\boxed{391}", "no \\boxed{390}", "thus \\boxed{391}")
 
 
 @pytest.fixture(autouse=True)
 def _quick_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy_module, "HEARTBEAT_S", 0.05)
-
-
-@dataclass(frozen=True)
-class Served:
-    """A running proxy."""
-
-    url: str
-    queue: VoteQueue
-
-    def client(self, key: str = "none") -> openai.OpenAI:
-        """Return OpenAI's client, which tries nothing twice here."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
-
-    def post(self, body: Any, *, timeout: float) -> Any:
-        """Ask a question without OpenAI's client; leaving the block disconnects."""
-        url = f"{self.url}/v1/chat/completions"
-        return httpx.stream("POST", url, json=body, timeout=timeout)
-
-    def ask(self, model: str = "majority@3", **fields: Any) -> Any:
-        """Ask a question."""
-        request = {"model": model, "messages": QUESTION, **fields}
-        return self.client().chat.completions.create(**request)
-
-
-@contextmanager
-def proxied(
-    answer: Answerer,
-    *,
-    api_key: str | None = None,
-    max_questions: int = 4,
-    max_waiting: int = 4,
-    thinking_budget: int | None = None,
-    **options: Any,
-) -> Iterator[tuple[FakeServer, Served]]:
-    """Run a fake server and a proxy in front of it; answers are equal if their texts are."""
-    ready = threading.Event()
-    with serving(answer, **options) as fake, listen("127.0.0.1", 0) as port:
-        access = Access(fake.url, api_key=api_key, thinking_budget=thinking_budget)
-        with closing(SglangBackend(access)) as backend:
-            queue = VoteQueue(
-                backend, str.__eq__, max_questions=max_questions, max_waiting=max_waiting
-            )
-            app = create_app(Proxy(queue, Upstream(fake.url), Sampling(), api_key, thinking_budget))
-            server = ProxyServer(app, when_ready=ready.set, when_stopped=queue.close)
-            thread = threading.Thread(target=server.run, args=([port],))
-            thread.start()
-            assert ready.wait(10)
-            try:
-                yield fake, Served(f"http://127.0.0.1:{port.getsockname()[1]}", queue)
-            finally:
-                server.should_exit = True
-                thread.join(10)
-                assert not thread.is_alive()
+    monkeypatch.setattr(proxy_module, "HEARTBEAT_S", HEARTBEAT_S)
 
 
 def by_seed(*texts: str, num_tokens: int = 7) -> Answerer:
@@ -219,7 +160,7 @@ def test_a_body_that_is_no_json_is_refused() -> None:
     with proxied(by_seed(*THREE)) as (_, served):
         answer = httpx.post(f"{served.url}/v1/chat/completions", content=b"{")
     assert answer.status_code == 400
-    assert answer.json()["error"]["message"] == "the body is no JSON"
+    assert answer.json()["error"]["message"].startswith("the body is no JSON")
 
 
 def test_the_key_is_the_servers() -> None:
@@ -235,18 +176,74 @@ def test_the_key_is_the_servers() -> None:
         assert right.create(model="majority@1", messages=QUESTION, seed=0)
 
 
-def failing(_: dict[str, Any]) -> tuple[int, Any]:
-    """Refuse a request."""
-    return 400, {"message": "the prompt is too long"}
+TOO_LONG = {"object": "error", "message": "too long", "type": "BadRequestError", "code": 400}
 
 
-def test_if_all_samples_fail_the_reason_is_in_the_error() -> None:
-    with proxied(failing) as (_, served):
-        with pytest.raises(openai.InternalServerError, match="the prompt is too long") as failed:
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", ["majority@3", "majority@64", "budget@8", "default"])
+def test_a_refusal_by_the_server_is_the_votes_answer(
+    model: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy_module, "HEARTBEAT_S", 10)
+    with proxied(lambda _: (400, TOO_LONG)) as (fake, served):
+        body = {"model": model, "messages": QUESTION, "stream": stream}
+        answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=20)
+        assert (answer.status_code, answer.json()) == (400, TOO_LONG)
+        assert answer.headers["content-type"] == "application/json"
+        with pytest.raises(openai.BadRequestError, match="too long"):
+            served.ask(model, stream=stream)
+    assert len(fake.requests) <= 2 * 64
+
+
+def test_a_vote_whose_samples_are_all_refused_is_given_up() -> None:
+    with (
+        proxied(lambda _: (400, TOO_LONG)) as (fake, served),
+        pytest.raises(openai.BadRequestError, match="too long"),
+    ):
+        served.ask("majority@200", extra_body={"lim": {"parallel": 2}})
+    assert len(fake.requests) <= 8 + 2
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_the_servers_wish_for_a_pause_is_kept(status: int) -> None:
+    busy = (status, {"message": "busy"}, {"Retry-After": "90"})
+    with proxied(lambda _: busy) as (_, served), pytest.raises(openai.APIStatusError) as refused:
+        served.ask("majority@2")
+    assert refused.value.status_code == status
+    assert refused.value.response.headers["retry-after"] == "90"
+
+
+def test_a_late_refusal_is_an_event_of_the_stream() -> None:
+    late = threading.Event()
+
+    def refuse(_: dict[str, Any]) -> Any:
+        late.wait(10)
+        return 400, TOO_LONG
+
+    with proxied(refuse) as (_, served):
+        chunks = iter(served.ask("majority@2", stream=True))
+        assert next(chunks).choices[0].delta.role == "assistant"
+        late.set()
+        with pytest.raises(openai.APIError, match="too long"):
+            list(chunks)
+
+
+def test_a_vote_is_over_the_samples_that_the_server_did_not_refuse() -> None:
+    def answer(body: dict[str, Any]) -> Any:
+        return (400, TOO_LONG) if body["seed"] == 1 else Chain(("\\boxed{391}",))
+
+    with proxied(answer) as (_, served):
+        vote = served.ask("majority@3", seed=0).lim
+    assert (vote["answer"], vote["without_vote"]["failed"]) == ("391", 1)
+    assert "too long" in vote["samples"][1]["error"]
+
+
+def test_a_vote_without_a_server_is_a_502() -> None:
+    with proxied(by_seed(*THREE)) as (fake, served):
+        fake.kill()
+        with pytest.raises(openai.InternalServerError, match="all 2 samples failed") as failed:
             served.ask("majority@2")
         assert failed.value.status_code == 502
-        with pytest.raises(openai.APIError, match="all 2 samples failed"):
-            list(served.ask("majority@2", stream=True))
 
 
 @pytest.mark.parametrize("model", ["majority@4", "default"])
@@ -302,20 +299,22 @@ def test_a_question_that_waits_can_be_given_up() -> None:
         assert len(fake.requests) == 2
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_waits_gets_an_error_as_soon_as_the_proxy_stops(stream: bool) -> None:
-    body = {"model": "majority@2", "messages": QUESTION, "stream": stream}
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_client_that_waits_gets_an_error_as_soon_as_the_proxy_stops(has_begun: bool) -> None:
+    body = {"model": "majority@2", "messages": QUESTION, "stream": has_begun}
     with (
         proxied(lambda _: endless(), forgets_aborts=2) as (fake, served),
         ThreadPoolExecutor() as pool,
     ):
         asked = pool.submit(httpx.post, f"{served.url}/v1/chat/completions", json=body)
         assert eventually(lambda: fake.in_flight == 2)
+        if has_begun:
+            time.sleep(3 * HEARTBEAT_S)
         served.queue.close()
         answer = asked.result(0.4)
         assert fake.in_flight == 2  # the answer does not wait for the aborts
         assert "the proxy is being stopped" in answer.text
-        assert answer.status_code == (200 if stream else 503)
+        assert answer.status_code == (200 if has_begun else 503)
         with pytest.raises(openai.InternalServerError, match="being stopped"):
             served.ask("majority@2")
 

@@ -1,0 +1,154 @@
+"""The server behind the proxy: requests passed on as they came, and the models that it lists."""
+
+import logging
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from contextlib import suppress
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
+
+import httpx
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from lim_sglang.programs.http_client import normalise_url, open_http
+
+INFO_TIMEOUT_S = 5.0
+"""Limit of the proxy's own questions, for which a client waits."""
+SERVED_FOR_S = 10.0
+"""Time for which the list of the server's models is believed."""
+HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding"))
+HOP_BY_HOP |= {b"upgrade"}
+"""Headers of one connection (RFC 9110, 7.6.1), beside `Proxy-*` and those that Connection names."""
+
+Header = tuple[bytes, bytes]
+logger = logging.getLogger(__name__)
+
+
+class ClosingStream(StreamingResponse):
+    """A stream that closes its source when it ends in any way, even before its first piece.
+
+    Starlette cancels a stream when its client disconnects.
+    """
+
+    def __init__(
+        self, content: AsyncIterable[Any], *, close: Callable[[], Awaitable[None]], **options: Any
+    ) -> None:
+        super().__init__(content, **options)
+        self._close = close
+
+    async def __call__(self, *asgi: Any) -> None:
+        """Answer as an ASGI application; a source that breaks off cuts the connection, too."""
+        try:
+            await super().__call__(*asgi)
+        except httpx.RequestError as error:
+            logger.warning("the server broke an answer off (%s)", type(error).__name__)
+        finally:
+            await self._close()
+
+
+class Upstream:
+    """The server behind the proxy, which gets the requests that are no votes.
+
+    It belongs to one event loop.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Prepare the connection; raises `ServerError` if `url` is no HTTP address."""
+        self._http = open_http(normalise_url(url))
+        # A cookie for one client must not be sent for another.
+        self._http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._served: frozenset[str] = frozenset()
+        self._served_until_s = 0.0
+
+    async def forward(self, request: Request, content: bytes) -> Response:
+        """Pass a request on, API key included, and return the answer as it comes.
+
+        The server gets target, headers and body as the client sent them, but for Host and the
+        headers of one connection; nothing is added.
+
+        Raises:
+            httpx.RequestError: the server cannot be reached.
+        """
+        base = self._http.base_url
+        target = base.raw_path.rstrip(b"/") + request.scope["raw_path"]
+        if query := request.scope["query_string"]:
+            target += b"?" + query
+        # Not by the client's `build_request`, which adds headers of its own.
+        forwarded = httpx.Request(
+            request.method,
+            base,
+            headers=without(end_to_end(request.headers.raw), b"host"),
+            content=content,
+            extensions={"target": target, "timeout": self._http.timeout.as_dict()},
+        )
+        answer = await self._http.send(forwarded, stream=True)
+        response = ClosingStream(
+            answer.aiter_raw(), close=answer.aclose, status_code=answer.status_code
+        )
+        # The proxy has a date, and a `Vary: Origin` with its CORS headers, of its own.
+        headers = without(end_to_end(answer.headers.raw), b"date")
+        response.raw_headers = [
+            header for header in headers if (header[0], header[1].lower()) != (b"vary", b"origin")
+        ]
+        return response
+
+    async def cards(self, request: Request) -> list[dict[str, Any]]:
+        """Return the server's models as the server lists them, none if it lists none.
+
+        Args:
+            request: the client's request, whose API key is sent.
+
+        Raises:
+            httpx.RequestError: the server cannot be reached.
+        """
+        key = request.headers.get("authorization")
+        answer = await self._http.get(
+            "/v1/models", headers={"authorization": key} if key else {}, timeout=INFO_TIMEOUT_S
+        )
+        try:
+            cards = answer.raise_for_status().json()["data"]
+            return [card for card in cards if isinstance(card["id"], str)]
+        except (httpx.HTTPStatusError, ValueError, LookupError, TypeError):
+            return []
+
+    async def serves(self, model: str, request: Request) -> bool:
+        """Return True if a model string is the id of one of the server's models."""
+        if time.monotonic() > self._served_until_s:
+            with suppress(httpx.RequestError):
+                self._served = frozenset(card["id"] for card in await self.cards(request))
+            self._served_until_s = time.monotonic() + SERVED_FOR_S
+        return model in self._served
+
+    async def is_healthy(self) -> bool:
+        """Return True if the server says that it is healthy."""
+        try:
+            answer = await self._http.get("/health", timeout=INFO_TIMEOUT_S)
+        except httpx.HTTPError:
+            return False
+        return answer.is_success
+
+    async def close(self) -> None:
+        """Close all connections, also of requests that are being passed on."""
+        await self._http.aclose()
+
+
+def end_to_end(headers: Iterable[Header]) -> list[Header]:
+    """Return the headers that are not those of one connection, in order, names in lower case."""
+    lower = [(name.lower(), value) for name, value in headers]
+    named = {
+        word.strip().lower()
+        for name, value in lower
+        if name == b"connection"
+        for word in value.split(b",")
+    }
+    return [
+        (name, value)
+        for name, value in lower
+        if name not in HOP_BY_HOP and name not in named and not name.startswith(b"proxy-")
+    ]
+
+
+def without(headers: Iterable[Header], unwanted: bytes) -> list[Header]:
+    """Return the headers but those of one name."""
+    return [(name, value) for name, value in headers if name != unwanted]
