@@ -19,9 +19,10 @@ from lim_sglang.programs.answers import PARSERS, AnswerKind, extract_answer
 from lim_sglang.programs.schema import COMPLETED_STATES
 
 GRADING_VERSION = 2
-"""Version of extraction and grading: raise the number with a change of `programs/answers.py`,
-`latex.py`, `units.py`, `values.py`, `comparison.py`, `equivalence.py` or this module that changes a verdict. Verdicts of another version are
-renewed from the stored texts."""
+"""Version of extraction and grading: raise the number with a change of this module, or of
+`answers.py`, `latex.py`, `units.py`, `values.py`, `comparison.py` or `equivalence.py` in
+`programs/`, that changes a verdict. Verdicts of another version are renewed from the stored
+texts."""
 
 
 class Equivalence(Protocol):

@@ -64,12 +64,14 @@ _STATEMENT = re.compile(
     r"^(?P<hashes>####)[ \t]*(?=[^\s\d]*\d)"
     r"|^[#*_ \t]*+(?:the )?(?:final |correct )?answer[*_ \t]*+:?[*_ \t]*+\n\s*"
     rf"|\banswer[*_]*+\s*+(?:{_IS}|:|=)[\s*_]*(?:(?:option|choice|letter)\b[\s*_]*)?"
-    rf"|\b(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*+\s*+(?:{_IS}|:)[\s*_]*"
+    rf"|\b(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*+\s*+"
+    rf"(?:{_IS}|:)[\s*_]*"
     r"|^[#*_ \t]*+(?:option|choice)[*_]*:[ \t*_]*)",
     re.IGNORECASE | re.MULTILINE,
 )
 _CORRECT_OPTION = re.compile(
-    r"(?<![a-zA-Z0-9\\])(?-i:([A-J]))[)*_$]{0,4}\s+is\s+(?:the\s+)?(?:correct|right)\b", re.IGNORECASE
+    r"(?<![a-zA-Z0-9\\])(?-i:([A-J]))[)*_$]{0,4}\s+is\s+(?:the\s+)?(?:correct|right)\b",
+    re.IGNORECASE,
 )
 """`Option (B) is correct`."""
 _FORMULA = (
@@ -82,7 +84,7 @@ _STATED = re.compile(
 )
 """A statement: formulas, or else the text up to the end of the sentence or of the line."""
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
-_REMARK = re.compile(r"\s*[,;(—–]\s*[^\d\\$]*$")  # noqa: RUF001
+_REMARK = re.compile(r"\s*[,;(—–]\s*[^\d\\$]*$")
 """Words without a number behind a comma or in brackets: "72 clips, altogether"."""
 _CALCULATION = re.compile(r"\s*\((?!.*\bor\b)[^()]*\)$")
 """A remark in brackets: "72 clips (48 + 24)"."""
@@ -93,11 +95,11 @@ _FIRST_LINE = re.compile(r"\s*[*_$(\[]*([A-J])[)\]*_$.:]*[ \t]*\n")
 """A reply that begins with nothing but a letter in its first line."""
 _REASON = r"(?:as|because|since|for|due|given|so|which|where|with|by)\b"
 _CHOICE = re.compile(
-    rf"[*_$]*(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)|[A-J](?=[*_$]*(?:[.,;:]|\s+{_REASON}|\s*[(—–]|\s+-\s|$)))"  # noqa: RUF001
+    rf"[*_$]*(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)|[A-J](?=[*_$]*(?:[.,;:]|\s+{_REASON}|\s*[(—–]|\s+-\s|$)))"
 )
 """A letter in brackets, or before the beginning of a reason: the choice, whatever text follows."""
 _VALUE_WORDS = frozenset(
-    "yes no true false even odd none never always undefined infinite infinity zero".split()
+    ("yes", "no", "true", "false", "even", "odd", "none", "undefined", "infinite", "infinity")
 )
 """Words that are an answer without a box."""
 
@@ -111,7 +113,8 @@ def extract_answer(text: str, kind: AnswerKind | None = None) -> str | None:
     A reply that is nothing but a number, a formula or a letter to choose is an answer, too.
     Empty boxes are skipped, since they are the prompt's own words, and unclosed ones, since they
     were cut off. A box without braces, as in `\boxed 5`, needs a number. Boxes that commas, `and`
-    or `or` join are one answer. Words are an answer in a box only. The time is linear in the length.
+    or `or` join are one answer. Words are an answer in a box only. The time is linear in the
+    length.
 
     Args:
         kind: for a choice, the last of these that states a letter counts first. Without a kind,
@@ -261,12 +264,12 @@ def _value(answer: str) -> str | None:
 
 def _is_value(answer: str) -> bool:
     """Return True if an answer can be read as a value or a choice, and False for other words."""
-    if re.search(r"[,;(—–]\s*[a-z][^\d\\$]*$", answer) and re.match(r"[^,;(]*\d", answer):  # noqa: RUF001
+    if re.search(r"[,;(—–]\s*[a-z][^\d\\$]*$", answer) and re.match(r"[^,;(]*\d", answer):
         return False
     value = read_value(answer)
     if not value.words:
-        return bool(re.search(r"\d|\\|[=<>+^∅]|^\W*\w\W*$", answer)) or value.latex != plain(answer)  # noqa: RUF001
-    return value.words[0] == "date" or value.words[-1] in _VALUE_WORDS and len(value.words) < 3
+        return bool(re.search(r"\d|\\|[=<>+^∅]|^\W*\w\W*$", answer)) or value.latex != plain(answer)
+    return value.words[0] == "date" or (value.words[-1] in _VALUE_WORDS and len(value.words) < 3)
 
 
 def _is_about_a_box(answer: str) -> bool:
@@ -289,21 +292,24 @@ _NAME = re.compile(r"\A(?!.*\b(?:and|or)\b)[^,;]*=", re.DOTALL)
 _INTEGER = re.compile(r"(?:\s|\(|\\\{)*\+?\s*0*(\d{1,3})(?:\.0*)?(?:\s|\.|\)|\\\})*", re.ASCII)
 _MARKUP = re.compile(r"\\text\b|[{}$*]")
 _LETTER = re.compile(
-    r"(?i:(?:the )?(?:correct |final |right |best )?(?:option|choice|answer|letter)(?: is)?:? )?[(\[]?"
+    r"(?i:(?:the )?(?:correct |final |right |best )?(?:option|choice|answer|letter)(?: is)?:? )?"
+    r"[(\[]?"
     # Alone, or before the bracket, sign or word that starts a reason; an article has neither.
     r"([A-Ja-j](?=[)\].:]*$)"
-    rf"|[A-J](?=[)\].:,;]|\s*[(—–]|\s+(?:-{{1,3}}|:)\s|\s+\d|\s+{_REASON}|\s+is (?:the )?(?:correct|right))|[a-j](?=[)\]]))"  # noqa: RUF001
+    rf"|[A-J](?=[)\].:,;]|\s*[(—–]|\s+(?:-{{1,3}}|:)\s|\s+\d|\s+{_REASON}"
+    r"|\s+is (?:the )?(?:correct|right))|[a-j](?=[)\]]))"
 )
 _SECOND_LETTER = re.compile(
-    r"[)\].:]*\s*(?:[,/&+;—–-]| and\b| or\b)[, ]*(?:(?:and|or) )?[(\[]?(?:[A-J](?!\w)|[a-j](?=[)\]]|$))"  # noqa: RUF001
+    r"[)\].:]*\s*(?:[,/&+;—–-]| and\b| or\b)[, ]*(?:(?:and|or) )?[(\[]?"
+    r"(?:[A-J](?!\w)|[a-j](?=[)\]]|$))"
 )
 
 
 def as_integer(text: str) -> int | None:
     r"""Parse an integer from 0 to 999; return None where `text` states none.
 
-    Leading zeros, a name (`m+n = 33`), a unit, a counted thing, a modulus, a degree or percent sign,
-    brackets, styles, spaces, zero decimals and a full stop are ignored.
+    Leading zeros, a name (`m+n = 33`), a unit, a counted thing, a modulus, a degree or percent
+    sign, brackets, styles, spaces, zero decimals and a full stop are ignored.
     """
     if len(text) > MAX_PARSED_CHARS:
         return None

@@ -1,9 +1,9 @@
 r"""Equality of two formulas by math-verify, mended where math-verify is too generous.
 
-Runs in the workers of `equivalence.py`, which may take seconds or gigabytes. math-verify reads LaTeX
-into SymPy and compares sets, intervals, matrices and equations part by part. Its comparison of
-numbers ends in an absolute one, so that all tiny numbers are equal, and equations without a solution
-are equal to each other: both functions are replaced here.
+Runs in the workers of `equivalence.py`, since a pair may take seconds or gigabytes. math-verify
+reads LaTeX into SymPy and compares sets, intervals, matrices and equations part by part. Four of
+its functions are replaced here: its comparison of numbers ends in an absolute one, so that all tiny
+numbers are equal; all equations without a solution are equal; sets and pairs are sorted.
 """
 
 import re
@@ -36,7 +36,9 @@ _BUILDER = re.compile(
     r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid(?![a-z])|\||:)\s*(.+?)\s*\\\}"
 )
 _MEMBER = re.compile(r"\s*[a-zA-Z]\s*\\in(?![a-z])\s*")
-_ANY_REAL = re.compile(r"^\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}\s*,|(?:,|\\text\{\s*and\s*\}|\\land)?\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}$")
+_ANY_REAL = re.compile(
+    r"^\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}\s*,|(?:,|\\text\{\s*and\s*\}|\\land)?\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}$"
+)
 _CONNECTIVE = re.compile(
     r"\s*,?\s*(?:\\text\{\s*(or|and)\s*\}|\b(or|and)\b|\\(lor|land|cup|cap)(?![a-zA-Z])|([,;]))\s*"
 )
@@ -67,7 +69,7 @@ def _verify(gold: list[Formula], answer: list[Formula]) -> bool:
 
 @lru_cache(maxsize=1024)
 def read(latex: str) -> list[Formula]:
-    """Return what math-verify reads in LaTeX: a formula and its text, the text alone, or nothing."""
+    """Return what math-verify reads in LaTeX: a formula and its text, or the text alone."""
     if builder := _BUILDER.fullmatch(latex):
         latex = builder[2]
     latex = _ANY_REAL.sub("", latex) or latex
@@ -92,7 +94,11 @@ def _mended(formula: Formula) -> Formula:
             return _exact(parts[-1].rhs)
         if isinstance(formula, sympy.And):
             return type(formula)(*map(_exact, parts), evaluate=False)
-        if len(parts) == 1 and not isinstance(parts[0], sympy.FiniteSet | sympy.Eq) and parts[0] != sympy.EmptySet:
+        if (
+            len(parts) == 1
+            and not isinstance(parts[0], sympy.FiniteSet | sympy.Eq)
+            and parts[0] != sympy.EmptySet
+        ):
             return _mended(parts[0])
         return type(formula)(*map(_mended, parts))
     if isinstance(formula, sympy.Eq) and getattr(formula.lhs, "is_number", False):
@@ -184,7 +190,7 @@ def _agree(x: Formula, y: Formula) -> bool:
     if not (left.is_finite and right.is_finite):
         return bool(left == right)
     rational = x if x.is_Rational else y
-    decimal = rational.is_Rational and decimal_digits(Fraction(rational.p, rational.q)) or 0
+    decimal = (rational.is_Rational and decimal_digits(Fraction(rational.p, rational.q))) or 0
     digits = SURE_DIGITS if decimal >= SURE_DIGITS else EQUAL_DIGITS
     return bool(abs(left - right) * 10**digits < max(abs(left), abs(right)))
 

@@ -1,4 +1,4 @@
-r"""Answers in one notation: the LaTeX that math-verify reads, without typography, apart from the unit.
+r"""Answers in one notation: the LaTeX that math-verify reads, without typography.
 
 Models write one value in many ways: `2√15`, `2\sqrt{15}`, `\boldsymbol{2\,\sqrt{15}}~\text{cm}`.
 """
@@ -10,7 +10,7 @@ from decimal import Decimal
 from lim_sglang.programs.units import is_unit
 
 _CHARACTERS = str.maketrans(
-    {"∞": r"\infty ", "×": r"\times ", "÷": "/", "⁄": "/", "∕": "/", "±": r"\pm ", "∓": r"\mp "}  # noqa: RUF001
+    {"∞": r"\infty ", "×": r"\times ", "÷": "/", "⁄": "/", "∕": "/", "±": r"\pm ", "∓": r"\mp "}
     | {"≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx "}
     | {
         "∪": r"\cup ",
@@ -19,11 +19,11 @@ _CHARACTERS = str.maketrans(
         "∅": r"\emptyset ",
         "∨": r"\lor ",
         "∧": r"\land ",
-    }  # noqa: RUF001
-    | {"⟨": "(", "⟩": ")", "〈": "(", "〉": ")", "∣": "|", "∶": ":", "、": ",", "≡": "="}  # noqa: RUF001
+    }
+    | {"⟨": "(", "⟩": ")", "〈": "(", "〉": ")", "∣": "|", "∶": ":", "、": ",", "≡": "="}
     | dict.fromkeys("·⋅∙", r"\cdot ")
-    | dict.fromkeys("‘’“”′", "'")  # noqa: RUF001
-    | dict.fromkeys("−‐‑‒﹣－", "-")  # noqa: RUF001
+    | dict.fromkeys("‘’“”′", "'")
+    | dict.fromkeys("−‐‑‒﹣－", "-")
     | dict.fromkeys("\u200b\u200c\u200d\u2060\u2061\u2062\u2063\ufeff", "")
 )
 """LaTeX for signs; dashes that are always a minus, and invisible characters."""
@@ -32,11 +32,11 @@ _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
 _FRACTION_SIGN = re.compile("[¼½¾⅐-⅞]")
 _COMPATIBLE = re.compile("[\uff00-\uffef\U0001d400-\U0001d7ff\u2000-\u200a\u202f\u3000ℝℤℕℚℂ]")
 """Full-width, bold and slanted characters, and wide and narrow spaces."""
-_GREEK = re.compile("[α-ρσ-ωΓΔΘΛΞΠΣΦΨΩ]")  # noqa: RUF001
+_GREEK = re.compile("[α-ρσ-ωΓΔΘΛΞΠΣΦΨΩ]")
 _BARRED = re.compile("(?:\\d[\u0304\u0305])+")
 _DOTTED = re.compile("(\\d)\u0307")
 _MINUS = re.compile(
-    r"(?:(?<![\w)}\]])|(?<=\s)|(?<=[a-zA-Z)}\]]))–(?=\s*[\w\\(√{.])|(?<![\w)}\]])(?<!\s)—(?=\s*[\d\\(√{.])|(?<=\d)–(?=[a-zA-Z\\(])"  # noqa: RUF001
+    r"(?:(?<![\w)}\]])|(?<=\s)|(?<=[a-zA-Z)}\]]))–(?=\s*[\w\\(√{.])|(?<![\w)}\]])(?<!\s)—(?=\s*[\d\\(√{.])|(?<=\d)–(?=[a-zA-Z\\(])"
 )
 """An en or em dash for a minus; between two digits it is a range."""
 _ROOT = re.compile(
@@ -64,8 +64,8 @@ _GONE = re.compile(
     rf"|\\(?:kern|mkern|hskip|mskip|raise|lower)\s*{_LENGTH}|\\bbox\s*\[[^\[\]]*\]|\\hline(?![a-zA-Z])"
 )
 _SPACE = re.compile(
-    r"\\[,;:> ]|(?<!\\)~|\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace|space|nobreakspace|hfill"
-    r"|hfil|noindent)(?![a-zA-Z])"
+    r"\\[,;:> ]|(?<!\\)~|\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace|space"
+    r"|nobreakspace|hfill|hfil|noindent)(?![a-zA-Z])"
 )
 _NO_SPACE = re.compile(r"\\!|\\(?:negthinspace|negmedspace|negthickspace)(?![a-zA-Z])")
 _THOUSANDS = re.compile(
@@ -85,7 +85,9 @@ _NO_LEFT_SIDE = re.compile(
 )
 """Words and signs before a value that say no more than that it is the value."""
 _NUMBERS = re.compile(r"[-+]?\d[\d./]*(?:\s*(?:,|,?\s*\b(?:and|or)\b)\s*[-+]?\d[\d./]*)*")
-_LEADING_NUMBER = re.compile(r"[-+]?[$€£]?\d[\d.,/]*(?:\s+|(?=[a-zA-Z]))(?!(?:st|nd|rd|th)\b)(?=[a-zA-Z])")
+_LEADING_NUMBER = re.compile(
+    r"[-+]?[$€£]?\d[\d.,/]*(?:\s+|(?=[a-zA-Z]))(?!(?:st|nd|rd|th)\b)(?=[a-zA-Z])"
+)
 _TEXT = re.compile(
     r"\\(?:text(?:normal|up|rm|bf|it|sf|tt|sc|md|sl)?|mbox|hbox|mathrm|emph)"
     r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
@@ -93,7 +95,28 @@ _TEXT = re.compile(
 )
 _INNER_TEXT = re.compile(r"\\(?:text|mathrm)[a-z]*\s*\{([^{}]*)\}")
 _OPERATORS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp max min gcd lcm det".split()
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "ln",
+        "log",
+        "exp",
+        "max",
+        "min",
+        "gcd",
+        "lcm",
+        "det",
+    ]
 )
 _SYNONYMS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(rf"\\(?:{names})(?![a-zA-Z])"), replacement)
@@ -133,7 +156,7 @@ _SYNONYMS: list[tuple[re.Pattern[str], str]] = [
     )
 ]
 _DEGREES = re.compile(
-    r"(?:\{\s*\}\s*)?\^\s*(?:\{\s*(?:\\circ|\\text\{o\}|o)\s*\}|\\circ(?![a-zA-Z])|o(?![a-zA-Z]))|º"  # noqa: RUF001
+    r"(?:\{\s*\}\s*)?\^\s*(?:\{\s*(?:\\circ|\\text\{o\}|o)\s*\}|\\circ(?![a-zA-Z])|o(?![a-zA-Z]))|º"
 )
 _UNIT_FRACTION = re.compile(
     r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*((?:\^\s*\d)?)\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*((?:\^\s*\d)?)\s*\}"
@@ -289,7 +312,8 @@ _DEGREE_NUMBER = re.compile(r"\{?(\d+(?:\.\d+)?)\}?\s*°")
 _SIGNED_POWER = re.compile(r"\^\s*([-+]\s*\d+)")
 _LONG_POWER = re.compile(r"\^\s*(\d\d+)")
 _SCIENTIFIC = re.compile(
-    r"([-+]?)\s*\{?(\d*\.?\d+)\}?(?:[eE]| ?(?:\\times|\\cdot|\\ast|\*|x) ?\{?10\}?\s*\^)\s*\{?\s*([-+]?\s*\d{1,3})\s*\}?"
+    r"([-+]?)\s*\{?(\d*\.?\d+)\}?(?:[eE]| ?(?:\\times|\\cdot|\\ast|\*|x) ?\{?10\}?\s*\^)"
+    r"\s*\{?\s*([-+]?\s*\d{1,3})\s*\}?"
 )
 _MIXED = re.compile(r"([-+]?\d+) (\d+)\s*/\s*(\d+)")
 _RECURRING = re.compile(

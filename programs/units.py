@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from math import prod
 
 Dimensions = tuple[tuple[str, int], ...]
 """Base quantities with their powers, sorted: `(("length", 1), ("time", -1))` for a speed."""
@@ -158,15 +159,46 @@ _IRREGULAR = {
     "matrices": "matrix",
 }
 _FILLERS = frozenset(
-    "a an the of in total old each altogether exactly only about more left long high tall wide "
-    "deep away apart unit units square squared cubic cubed sq cu".split()
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "in",
+        "total",
+        "old",
+        "each",
+        "altogether",
+        "exactly",
+        "only",
+        "about",
+        "more",
+        "left",
+        "long",
+        "high",
+        "tall",
+        "wide",
+        "deep",
+        "away",
+        "apart",
+        "unit",
+        "units",
+        "square",
+        "squared",
+        "cubic",
+        "cubed",
+        "sq",
+        "cu",
+    ]
 )
 """Words that say nothing about what is counted."""
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _LATER_POWERS = {"squared": 2, "cubed": 3}
 _TOKEN = re.compile(
     r"\^\s*\{?\s*([-+]?\d)\s*\}?|([A-Za-zΩµ°º$£¥¢฿\u20a0-\u20cf]+(?:[-'’][A-Za-z]+)*)|(/)|[\s.,()]"
-)  # noqa: RUF001
+)
+
+_IN_TOTAL = re.compile(r"\bin (?:total|all|length|width|height|area|volume)\b")
 
 
 def is_unit(name: str) -> bool:
@@ -182,7 +214,7 @@ def read_unit(text: str) -> Unit | None:
         None if the text is no unit, as it holds digits, signs or no word at all; an empty unit
         where the words say nothing, as `units` or `in total`.
     """
-    tokens = _tokens(text)
+    tokens = _tokens(_IN_TOTAL.sub("total", text))
     if tokens is None or not any(word for _, word, _ in tokens):
         return None
     return _measure(tokens) or _counted([word for _, word, _ in tokens if word])
@@ -202,40 +234,41 @@ def _tokens(text: str) -> list[tuple[str, str, str]] | None:
 
 def _measure(tokens: list[tuple[str, str, str]]) -> Unit | None:
     """Return the product of known units; None if a word is unknown."""
-    dimensions: Counter[str] = Counter()
-    factor, pi = Fraction(1), 0
-    sign, power, last = 1, 1, None
-
-    def apply(unit: Unit, times: int) -> None:
-        nonlocal factor, pi
-        factor *= unit.factor**times
-        pi += unit.pi * times
-        for base, exponent in unit.dimensions:
-            dimensions[base] += exponent * times
-
-    for exponent, word, slash in tokens:
-        if slash or word.lower() in ("per", "a", "an") and last:
+    factors: list[tuple[Unit, int]] = []
+    sign = power = 1
+    for exponent, symbol, slash in tokens:
+        word = symbol.lower()
+        if slash or (word in ("per", "a", "an") and factors):
             sign = -1
-        elif exponent or word.lower() in _LATER_POWERS:
-            if last is None:
+        elif exponent or word in _LATER_POWERS:
+            if not factors:
                 return None
-            more = int(exponent) if exponent else _LATER_POWERS[word.lower()]
-            apply(last, sign * (more - 1))
-        elif word.lower() in _POWERS:
-            power = _POWERS[word.lower()]
-        elif word.lower() == "of" and last:
+            factors[-1] = factors[-1][0], sign * (int(exponent or 0) or _LATER_POWERS.get(word, 0))
+        elif word in _POWERS:
+            power = _POWERS[word]
+        elif word == "of" and factors:
             break
-        elif word.lower() in _FILLERS and last and word != "in":
+        elif factors and word in _FILLERS and word != "in":
             continue
-        else:
-            last = _known(word)
-            if last is None:
-                return None
-            apply(last, sign * power)
+        elif (unit := _known(symbol)) is not None:
+            factors.append((unit, sign * power))
             power = 1
-    if last is None:
-        return None
-    return Unit(tuple(sorted((b, n) for b, n in dimensions.items() if n)), factor, pi)
+        else:
+            return None
+    return _multiply(factors) if factors else None
+
+
+def _multiply(factors: list[tuple[Unit, int]]) -> Unit:
+    """Return the product of units with their powers."""
+    dimensions: Counter[str] = Counter()
+    for unit, power in factors:
+        for base, exponent in unit.dimensions:
+            dimensions[base] += exponent * power
+    return Unit(
+        tuple(sorted((base, power) for base, power in dimensions.items() if power)),
+        prod((unit.factor**power for unit, power in factors), start=Fraction(1)),
+        sum(unit.pi * power for unit, power in factors),
+    )
 
 
 def _counted(words: list[str]) -> Unit:

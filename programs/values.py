@@ -53,8 +53,8 @@ Question = tuple[str, str]
 
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _AND_OR = r"\b(?:and|or)\b"
-_WORD = r"[A-Za-z]++(?:[-'’][A-Za-z]++)*+"  # noqa: RUF001
-_UNIT_TEXT = r"\\text\{[^{}0-9=<>]*+(?:\^-?\d[^{}0-9=<>]*+)*+\}"
+_WORD = r"[A-Za-z]++(?:[-'’][A-Za-z]++)*+"
+_UNIT_TEXT = r"\\text\{[^{}0-9=<>^]*+(?:\^-?\d[^{}0-9=<>^]*+)*+\}"
 _UNIT_TAIL = re.compile(
     rf"(?P<text>{_UNIT_TEXT}|°|(?<![\\A-Za-z_]){_WORD}|[$£¥¢฿\u20a0-\u20cfΩµ]|\\(?:Omega|mu)(?![a-zA-Z]))"
     rf"(?:\s*+(?:{_UNIT_TEXT}|°|{_WORD}|\\(?:cdot|times|Omega)(?![a-zA-Z])|[/*.]"
@@ -77,7 +77,9 @@ _TEMPERATURE = re.compile(
 _MODULUS = re.compile(
     r"\s*\(?\s*(?:\\text\{)?\s*\(?\s*(?:\\(?:pmod|bmod|mod|pod)(?![a-zA-Z])|\bmod(?:ulo)?\b)\s*[{}]?\s*(\w+)\s*[})\s]*$"
 )
-_LISTED_UNIT = re.compile(r"(?<=[\d}])\s*(\\text\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?)(?=\s*(?:,|\)|\]|\\\}|\\text\{(?:and|or)\}|$))")
+_LISTED_UNIT = re.compile(
+    r"(?<=[\d}])\s*(\\text\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?)(?=\s*(?:,|\)|\]|\\\}|\\text\{(?:and|or)\}|$))"
+)
 _GROUPS = re.compile(r"[-+]?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?", re.ASCII)
 """Digits in groups, as money is written in any country."""
 _REASON = re.compile(
@@ -100,20 +102,72 @@ _PHRASES = {
     r"-\infty": "negative infinity|minus infinity",
 }
 _LATEX_OF = {words: latex for latex, phrases in _PHRASES.items() for words in phrases.split("|")}
-_UNITS_IN_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-).split()
-_TENS_IN_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_MONTHS = (
-    "january february march april may june july august september october november december"
-).split()
+_UNITS_IN_WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS_IN_WORDS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_MONTHS = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+]
 _FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan log ln exp sqrt max min gcd lcm mod det pi inf deg".split()
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "log",
+        "ln",
+        "exp",
+        "sqrt",
+        "max",
+        "min",
+        "gcd",
+        "lcm",
+        "mod",
+        "det",
+        "pi",
+        "inf",
+        "deg",
+    ]
 )
 _VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
 _ORDINALS = frozenset(("st", "nd", "rd", "th"))
-_DROPPED = frozenset("a an the is it".split())
+_DROPPED = frozenset(["a", "an", "the", "is", "it"])
 SURE_DIGITS = 10
 """Digits to which a decimal must be equal to a value that has no finite decimal."""
 MAX_DECIMAL_PLACES = 400
@@ -158,7 +212,9 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
         return text, unit
     value, words = tail
     first, *rest = words.split() or [""]
-    if scale := SCALES.get(first.lower() if first.lower() in SCALES else first.lower().removesuffix("s")):
+    if scale := SCALES.get(
+        first.lower() if first.lower() in SCALES else first.lower().removesuffix("s")
+    ):
         number = _exact(value)
         value = rf"{value} \times {scale}" if number is None else _in_latex(number * scale)
         words = " ".join(rest)
@@ -238,7 +294,8 @@ def _may_be_unit(tail: re.Match[str], value: str, words: str) -> bool:
         return False
     if len(first) == 1:
         # A letter is a variable, as a rule: 6s^2, 2t.
-        return words in UNIT_LETTERS or spaced and words in SPACED_UNIT_LETTERS or measured and "/" in words
+        letters = SPACED_UNIT_LETTERS if spaced else UNIT_LETTERS
+        return words in letters or (measured and "/" in words)
     return measured or len(first) > (2 if spaced else 3)
 
 
@@ -295,7 +352,7 @@ def _read_words(text: str) -> tuple[str, ...] | str:
     if the answer is no text.
     """
     bare = _TEXT.sub(r" \1 ", text).strip()
-    if not re.fullmatch(r"[^\W_][\w\s,.;:'’()&/-]*", bare) or "\\" in bare:  # noqa: RUF001
+    if not re.fullmatch(r"[^\W_][\w\s,.;:'’()&/-]*", bare) or "\\" in bare:
         return ""
     if bare != text and _VARIABLE.search(_TEXT.sub(" ", text)):
         return ""
@@ -419,7 +476,7 @@ def _scaled(latex: str, unit: Unit) -> str:
     if number is not None and not unit.pi:
         return _in_latex(number * unit.factor)
     pi = rf" \cdot \pi^{{{unit.pi}}}" if unit.pi else ""
-    return rf"\left({latex}\right) \cdot \frac{{{unit.factor.numerator}}}{{{unit.factor.denominator}}}{pi}"
+    return rf"\left({latex}\right) \cdot {_in_latex(unit.factor)}{pi}"
 
 
 def _in_latex(number: Fraction) -> str:
@@ -464,7 +521,9 @@ def equal_numbers(a: Fraction, b: Fraction) -> bool:
     if a == b:
         return True
     digits = decimal_digits(a), decimal_digits(b)
-    if (digits[0] is None) == (digits[1] is None) or max(digits[0] or 0, digits[1] or 0) < SURE_DIGITS:
+    if (digits[0] is None) == (digits[1] is None) or max(
+        digits[0] or 0, digits[1] or 0
+    ) < SURE_DIGITS:
         return False
     return abs(a - b) * 10**SURE_DIGITS < max(abs(a), abs(b))
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lim_sglang.errors import DataError, ServerError
 from lim_sglang.evals import runner as runner_module
-from lim_sglang.evals.grading import AnswerKind, Grader
+from lim_sglang.evals.grading import Grader
 from lim_sglang.evals.metrics import score
 from lim_sglang.evals.run_config import RunConfig
 from lim_sglang.evals.run_store import Failure, Run, RunFolder, open_run
@@ -33,6 +33,7 @@ from lim_sglang.evals.runner import (
 from lim_sglang.evals.scheduler import Job, SampleResult, SampleSink, ServerLost
 from lim_sglang.evals.servers import Connection, ServerFacts
 from lim_sglang.evals.tasks import Question
+from lim_sglang.programs.answers import AnswerKind
 from lim_sglang.programs.schema import Access, SampleState
 from tests.builders import TextEquivalence, make_graded, make_sample
 from tests.fakes.job_server import FailingServer, JobServer

@@ -4,11 +4,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import pytest
 
 from lim_sglang.errors import ServerError
-from lim_sglang.evals.grading import AnswerKind, Grader
+from lim_sglang.evals.grading import Grader
 from lim_sglang.evals.run_store import Failure, Key
 from lim_sglang.evals.scheduler import (
     Event,
@@ -23,6 +24,7 @@ from lim_sglang.evals.scheduler import (
     sample_jobs,
 )
 from lim_sglang.evals.tasks import Question
+from lim_sglang.programs.answers import AnswerKind
 from lim_sglang.programs.schema import SampleState
 from tests.builders import TextEquivalence, make_sample
 from tests.fakes.job_server import FailingServer, JobServer
@@ -160,7 +162,8 @@ def test_a_question_that_kills_servers_comes_last() -> None:
 def test_each_sample_is_generated_once_and_graded() -> None:
     def sample(job: Job, deliver: SampleSink) -> None:
         for index in job.indices:
-            assert deliver(SampleResult(make_sample(index, None if index else "1")))
+            made = replace(make_sample(index, None if index else "1"), text=r"\boxed{1}")
+            assert deliver(SampleResult(made))
 
     events = run_on(sample, jobs(6))
     assert keys(events) == every_key_once(6)

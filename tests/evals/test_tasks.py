@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.grading import AnswerKind
 from lim_sglang.evals.tasks import (
     TASKS,
     Question,
@@ -26,6 +25,7 @@ from lim_sglang.evals.tasks import (
     selection_digest,
     short_name,
 )
+from lim_sglang.programs.answers import AnswerKind
 from lim_sglang.programs.schema import CHOICE_PROMPT, MATH_PROMPT, ask_messages
 
 MATH = TASKS["math500"]

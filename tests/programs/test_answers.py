@@ -237,3 +237,74 @@ def test_a_letter_is_chosen_with_and_without_brackets(letter: str, form: str) ->
 )
 def test_as_choice_reads_one_letter(text: str, expected: str | None) -> None:
     assert as_choice(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The answer is correct.", None),
+        ("The answer is within the specified format.", None),
+        ("### Final Answer\n\nas shown above", None),
+        ("<answer>your answer</answer>", None),
+        ("The answer is yes.", "yes"),
+        ("The answer is June 20.", "June 20"),
+        ("The answer is no solution.", "no solution"),
+        ("The answer is x.", "x"),
+        (r"\boxed{\text{isosceles}}", r"\text{isosceles}"),
+    ],
+)
+def test_words_are_an_answer_in_a_box_only(text: str, expected: str | None) -> None:
+    assert extract_answer(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"\boxed{3}, \boxed{5} and \boxed{7}", "3, 5, 7"),
+        (r"$x = \boxed{2}$ or $x = \boxed{-2}$", "2, -2"),
+        (r"$x = \boxed{2}$, $y = \boxed{-2}$", "x=2, y=-2"),
+        (r"\boxed{3}, \boxed{3}", "3"),
+        (r"\boxed{3}. No: \boxed{4}", "4"),
+        (r"\boxed{3}, but then \boxed{4}", "4"),
+    ],
+)
+def test_boxes_that_are_one_list_are_one_answer(text: str, expected: str) -> None:
+    assert extract_answer(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (AnswerKind.CHOICE, "D"),
+        (AnswerKind.EXPRESSION, "E = mc^2"),
+        (AnswerKind.INTEGER, "E = mc^2"),
+        (None, "D"),
+    ],
+)
+def test_a_letter_that_is_stated_goes_before_a_formula_in_a_box_unless_values_are_asked_for(
+    kind: AnswerKind | None, expected: str
+) -> None:
+    assert extract_answer("By $\\boxed{E = mc^2}$.\n\n**Answer: D**", kind) == expected
+
+
+def test_without_a_kind_a_number_in_a_box_goes_before_a_letter() -> None:
+    reply = "So $\\boxed{42}$.\n\nAnswer: D"
+    assert extract_answer(reply) == "42"
+    assert extract_answer(reply, AnswerKind.CHOICE) == "D"
+
+
+@pytest.mark.parametrize(
+    ("solution", "expected"),
+    [
+        ("He has 3 + 4 = <<3+4=7>>7.\n#### 7", "7"),
+        ("#### 1\nAgain:\n#### 1,234 ", "1,234"),
+        ("#### $5", "5"),
+        ("####", None),
+        ("7", None),
+        ("a #### 7", None),
+    ],
+)
+def test_the_answer_of_a_gsm8k_solution_follows_its_hashes(
+    solution: str, expected: str | None
+) -> None:
+    assert answer_line(solution) == expected
