@@ -226,6 +226,13 @@ def test_routes_beside_the_api_are_not_passed_on() -> None:
     assert not recorder.requests
 
 
+def test_a_key_may_hold_any_bytes() -> None:
+    with proxied(lambda _: Chain(()), models=SERVED) as (_, proxy):
+        answer = httpx.get(f"{proxy.url}/v1/models", headers=[(b"Authorization", b"\xff")])
+    assert answer.status_code == 200
+    assert {"majority@8", *SERVED} <= {card["id"] for card in answer.json()["data"]}
+
+
 def test_an_id_that_the_server_lists_stays_the_servers() -> None:
     with proxied(lambda _: Chain(("\\boxed{1}",)), models=SERVED) as (fake, proxy):
         for model in SERVED:
