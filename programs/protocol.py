@@ -29,8 +29,9 @@ DEFAULT_SAMPLES = 8
 SAMPLE_LIMIT = 1024
 """Samples of one question at most: a typing error must not keep a server busy for days."""
 
-SIMILAR = 0.8
-"""Similarity (`difflib`, 0 to 1) from which a name is a misspelt program: `majorty` has 0.93."""
+SIMILAR, VERY_SIMILAR = 0.8, 0.9
+"""Similarity (`difflib`, 0 to 1) from which a name before `@` or `?`, and a name alone, are a
+misspelt program: `majorty` has 0.93, `adapter` 0.8."""
 INT32_MAX = 2**31 - 1
 SEED_MAX = 2**63 - 1 - SAMPLE_LIMIT
 """The largest base seed: sample i is sent `seed + i`, and servers keep seeds in 64 bits."""
@@ -252,7 +253,9 @@ def read_model(model: Any, programs: ProgramLimits) -> Named | None:
     name = found["path"].rpartition("/")[2].strip()
     program = find_name(name, programs)
     if program is None:
-        if _NUMBER.fullmatch((count or "").strip()) or _is_misspelt(name, programs):
+        is_number = _NUMBER.fullmatch((count or "").strip())
+        is_alone = count is None and options is None
+        if is_number or _is_misspelt(name, programs, VERY_SIMILAR if is_alone else SIMILAR):
             raise _unknown(f"model {model!r:.200}: ", name, programs)
         return None
     return program, _read_count(model, count), _read_options(model, options)
@@ -264,11 +267,11 @@ def find_name(name: str, programs: ProgramLimits) -> str | None:
     return bare.get(re.sub(r"[\s_-]", "", name.casefold()))
 
 
-def _is_misspelt(name: str, programs: ProgramLimits) -> bool:
+def _is_misspelt(name: str, programs: ProgramLimits, cutoff: float) -> bool:
     """Return True for `majorty`, `majority-3` and `majority:3`: the letters are a program's."""
     letters = re.sub(r"[^a-z]", "", name.casefold())
     known = [program.replace("_", "") for program in programs]
-    return bool(difflib.get_close_matches(letters, known, n=1, cutoff=SIMILAR))
+    return bool(difflib.get_close_matches(letters, known, n=1, cutoff=cutoff))
 
 
 def _unknown(where: str, name: str, programs: ProgramLimits) -> ConfigError:

@@ -102,10 +102,8 @@ class Upstream:
         Raises:
             httpx.RequestError: the server cannot be reached.
         """
-        key = request.headers.get("authorization")
-        answer = await self._http.get(
-            "/v1/models", headers={"authorization": key} if key else {}, timeout=INFO_TIMEOUT_S
-        )
+        key = [header for header in request.headers.raw if header[0] == b"authorization"]
+        answer = await self._http.get("/v1/models", headers=key, timeout=INFO_TIMEOUT_S)
         try:
             cards = answer.raise_for_status().json()["data"]
             return [card for card in cards if isinstance(card["id"], str)]

@@ -183,13 +183,13 @@ class _Peer:
         lost = self._reader.at_eof() or self._reader.exception() is not None
         return lost or self._writer.is_closing()
 
-    async def read(self) -> tuple[str, dict[str, Any]]:
+    async def read(self) -> tuple[str, bytes]:
         """Return path and body of the next request."""
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         request, *headers = head.lower().split("\r\n")
         sizes = [line.partition(":")[2] for line in headers if line.startswith("content-length:")]
         body = await self._reader.readexactly(int(sizes[0])) if sizes else b""
-        return request.split()[1], json.loads(body or b"{}")
+        return request.split()[1], body
 
     async def send_json(
         self, status: int, content: Any, headers: Mapping[str, str] | None = None
@@ -287,8 +287,11 @@ class FakeServer:
         self._peers.add(peer)
         try:
             while True:
-                path, body = await peer.read()
-                await self._reply(path, body, peer)
+                path, content = await peer.read()
+                try:
+                    await self._reply(path, json.loads(content or b"{}"), peer)
+                except (ValueError, LookupError, TypeError, AttributeError) as error:
+                    await peer.send_json(400, {"object": "error", "message": repr(error)})
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client has disconnected
         finally:

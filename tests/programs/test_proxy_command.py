@@ -1,19 +1,24 @@
 """`lim proxy` as a command: it starts, answers, and ends without leaving anything behind."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from tests.fakes.sglang_server import Chain, endless, eventually, serving
-from tests.forked_commands import Forker
+from tests.forked_commands import Command, Forker
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 17 * 23?"}]
 LONG: list[Any] = [{"role": "user", "content": "long"}]
@@ -22,6 +27,15 @@ LONG: list[Any] = [{"role": "user", "content": "long"}]
 def answer(body: dict[str, Any]) -> Chain:
     """Answer a short question; a long one has no end."""
     return endless("let me") if body["messages"] == LONG else Chain(("so \\boxed{391}",))
+
+
+def start(forker: Forker, folder: Path, url: str) -> tuple[Command, str]:
+    """Start a proxy in front of a server; return it with its base URL once it is ready."""
+    command = forker.start(folder, "proxy", "--url", url, "--port", "0")
+    assert eventually(lambda: "stop      Ctrl-C" in command.output, 60), command.error
+    found = re.search(r"base url  (\S+)", command.output)
+    assert found
+    return command, found[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -34,13 +48,9 @@ def test_it_answers_and_ends_at_once_with_all_samples_in_flight(
         return reply.status_code, reply.text
 
     with serving(answer) as fake, ThreadPoolExecutor(2) as pool:
-        command = forker.start(tmp_path, "proxy", "--url", fake.url, "--port", "0")
-        assert eventually(lambda: "stop      Ctrl-C" in command.output, 60), command.error
+        command, base_url = start(forker, tmp_path, fake.url)
         limits = "16 questions and 64 samples of all of them, in at most 112 threads"
         assert f"at once   {limits}" in command.output
-        found = re.search(r"base url  (\S+)", command.output)
-        assert found
-        base_url = found[1]
         chat = openai.OpenAI(base_url=base_url, api_key="none").chat.completions
         vote: Any = chat.create(model="majority@3", messages=QUESTION)
         assert vote.lim["votes"][0]["votes"] == 3
@@ -57,6 +67,45 @@ def test_it_answers_and_ends_at_once_with_all_samples_in_flight(
     assert (ok, refused) == (200, 503)
     assert "the proxy is being stopped" in events
     assert json.loads(body)["error"]["message"] == "the proxy is being stopped"
+
+
+def runs(process: psutil.Process) -> bool:
+    """Return True if a process has not ended; a zombie has, and waits for its new parent."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def test_a_killed_proxy_leaves_neither_samples_nor_processes(
+    forker: Forker, tmp_path: Path
+) -> None:
+    def ask(model: str) -> None:
+        with suppress(httpx.TransportError):
+            body = {"model": model, "messages": LONG}
+            httpx.post(f"{base_url}/chat/completions", json=body, timeout=30)
+
+    with serving(answer) as fake, ThreadPoolExecutor(2) as pool:
+        command, base_url = start(forker, tmp_path, fake.url)
+        asked = [pool.submit(ask, model) for model in ("majority@4", "default")]
+        assert eventually(lambda: fake.in_flight == 5, 30)
+        workers = psutil.Process(command.pid).children(recursive=True)
+        os.kill(command.pid, signal.SIGKILL)
+        assert eventually(lambda: fake.in_flight == 0, 5)
+        assert len(fake.disconnected) == 5
+        assert command.wait() == -signal.SIGKILL
+        assert workers
+        assert eventually(lambda: not any(map(runs, workers)), 10)
+        for question in asked:
+            question.result(10)
+
+
+def test_the_proxy_answers_before_the_frontend_is_imported() -> None:
+    program = (
+        "import sys, lim_sglang.cli, lim_sglang.programs.proxy; "
+        "print(sorted({'torch', 'sglang', 'transformers', 'openai', 'fastapi'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert shown.stdout.strip() == "[]", shown.stderr
 
 
 @pytest.mark.parametrize(
