@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from lim_sglang.config import URL_VAR
 from lim_sglang.errors import ConfigError, DataError, ServerError, bullets
@@ -48,7 +47,7 @@ from lim_sglang.programs.options import (
     read_settings,
 )
 from lim_sglang.programs.schema import DEFAULT_URL, Access, Api, Sampling
-from lim_sglang.progress import show_progress
+from lim_sglang.progress import plain_console, show_progress
 from lim_sglang.server import ServerSpec, serving
 
 if TYPE_CHECKING:
@@ -277,7 +276,7 @@ def evaluate(
     }
     given = {flag: text for flag, text in flags.items() if text is not None}
     servers = _servers(serve, url, access, given, context.obj or ())
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     benchmarks = load_benchmarks(configs)
     with _exit_code_of_ctrl_c(), servers as urls:
         finished = complete_runs(configs, benchmarks, urls, access, console, _print_score)
@@ -309,7 +308,7 @@ def _servers(
 
 @contextmanager
 def _own_server(spec: ServerSpec) -> Iterator[tuple[str, ...]]:
-    with serving(spec, Console(stderr=True)) as url:
+    with serving(spec, plain_console(stderr=True)) as url:
         yield (url,)
 
 
@@ -328,7 +327,7 @@ def _print_score(finished: FinishedRun) -> None:
 
 
 def _print_summary(summary: Summary) -> None:
-    Console().print(score_table(summary.conditions, score(summary)))
+    plain_console().print(score_table(summary.conditions, score(summary)))
 
 
 def _refuse_gaps(finished: Sequence[FinishedRun]) -> None:
@@ -374,7 +373,7 @@ def _evaluate_matrix(
     if dry_run:
         typer.echo(describe_matrix(matrix))
         return
-    failed = complete_matrix(matrix, Console(stderr=True))
+    failed = complete_matrix(matrix, plain_console(stderr=True))
     stored = zip(matrix.runs, stored_runs(matrix.runs), strict=True)
     sampled = [run for run, found in stored if found and found.samples]
     for summary in load_summaries([run.path for run in sampled]):
@@ -420,7 +419,7 @@ def grade(
     with EquivalenceChecker(num_workers=num_workers) as checker:
         for run, kind in zip(loaded, kinds, strict=True):
             name, total = run.record.run_id, len(run.samples)
-            with show_progress(Console(stderr=True), total, name) as show:
+            with show_progress(plain_console(stderr=True), total, name) as show:
                 result = grade_run(
                     run.path,
                     Grader(kind, checker),
@@ -461,7 +460,7 @@ def compare_runs(
 
     if len(runs) < 2:
         raise ConfigError("lim compare needs two runs: the reference, then the others")
-    with Console(stderr=True).status("Counting votes"):
+    with plain_console(stderr=True).status("Counting votes"):
         first, *others = summaries = load_summaries(runs)
         name, *names = distinct_names(summaries)
         comparisons = [
@@ -473,7 +472,7 @@ def compare_runs(
             row = {**asdict(found), "sentence": sentence(found)}
             typer.echo(json.dumps(row, ensure_ascii=False))
         return
-    Console().print(comparison_table(comparisons))
+    plain_console().print(comparison_table(comparisons))
     for found in comparisons:
         typer.echo(sentence(found))
         for difference in found.other_differences:
@@ -526,7 +525,7 @@ def write_report(
     from lim_sglang.evals.tables import results_section
 
     names = read_pairs("--name", "FOLDER=MODEL", name or [])
-    with Console(stderr=True).status("Reading runs"):
+    with plain_console(stderr=True).status("Reading runs"):
         loaded = rename_models(load_summaries(find_runs(runs)), names)
     groups = make_groups(loaded)
     # Everything is made before anything is written, so that an error leaves no half of a report.

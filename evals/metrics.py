@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.run_store import RUN_FILE, GradedSample, write_atomically
+from lim_sglang.evals.tasks import Origin, find_task, recorded_origin, task_title
 from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
 from lim_sglang.programs.vote import Equivalent, Order, tally
@@ -192,8 +193,11 @@ def run_conditions(record: "RunRecord") -> dict[str, Any]:
     settings, about, program = record.settings, record.about, _program(record)
     questions, sampling, server = settings["questions"], settings["sampling"], settings["server"]
     system, thinking = settings.get("system"), settings.get("thinking") or {}
+    origin = about.get("origin") or recorded_origin(
+        settings["task"], questions["digest"], about.get("questions_from")
+    )
     return {
-        "task": settings["task"],
+        "task": task_title(settings["task"], Origin(origin)),
         "task_version": settings.get("task_version", 1),
         "questions": questions["asked_digest"],
         "benchmark": questions["digest"],
@@ -221,6 +225,7 @@ def run_conditions(record: "RunRecord") -> dict[str, Any]:
         "sampling_version": settings.get("sampling_version"),
         "commit": about.get("commit"),
         "date": str(about.get("began", ""))[:10],
+        "origin": str(origin),
     }
 
 
@@ -345,12 +350,19 @@ def read_summary(path: Path) -> Summary:
         questions = tuple(map(QuestionResult.from_row, content["questions"]))
         if len({question.question_id for question in questions}) != len(questions):
             raise ValueError("a question occurs twice")
-        return Summary(
-            content["run_id"], dict(content["conditions"]), questions, content["num_failed"]
-        )
+        conditions = _with_origin(content["conditions"])
+        return Summary(content["run_id"], conditions, questions, content["num_failed"])
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{path} is a damaged summary: {reason}; {EXPECTED}") from None
+
+
+def _with_origin(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a summary's conditions with the origin of its questions, which older ones lack."""
+    if "origin" in conditions:
+        return dict(conditions)
+    origin = recorded_origin(conditions["task"], conditions["benchmark"], None)
+    return {**conditions, "task": task_title(conditions["task"], origin), "origin": str(origin)}
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
@@ -395,7 +407,6 @@ def load_summaries(paths: Sequence[Path]) -> list[Summary]:
 def _summarise_folder(path: Path, checker: "EquivalenceChecker") -> Summary:
     from lim_sglang.evals.grading import Grader
     from lim_sglang.evals.run_store import load_run
-    from lim_sglang.evals.tasks import find_task
 
     run = load_run(path)
     if not run.samples:

@@ -104,19 +104,20 @@ class Table:
     def __rich__(self) -> "RichTable":
         """Return the table as rich's console prints it."""
         from rich.table import Table as RichTable
+        from rich.text import Text  # shows names as they are, brackets and colons among them
 
         table = RichTable(
-            title=self.title,
+            title=Text(self.title),
             title_justify="left",
             title_style="bold",
-            caption=self.caption or None,
+            caption=Text(self.caption) if self.caption else None,
             caption_justify="left",
             min_width=60,
         )
         for n, name in enumerate(self.head):
-            table.add_column(name, justify="right" if n else "left")
+            table.add_column(Text(name), justify="right" if n else "left")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         return table
 
     def markdown(self) -> str:
