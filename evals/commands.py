@@ -365,7 +365,7 @@ def _evaluate_matrix(
         read_matrix,
         stored_runs,
     )
-    from lim_sglang.evals.metrics import load_summaries
+    from lim_sglang.evals.summaries import load_summaries
 
     path = find_matrix(file)
     folder = out or RUNS_FOLDER / path.stem
@@ -455,7 +455,7 @@ def compare_runs(
     """Compare runs of the same questions: difference with a 95 % interval, McNemar's test on the
     votes, ratio of lengths, and a sentence on what these show."""
     from lim_sglang.evals.compare import compare, distinct_names
-    from lim_sglang.evals.metrics import load_summaries
+    from lim_sglang.evals.summaries import load_summaries
     from lim_sglang.evals.tables import comparison_table, sentence
 
     if len(runs) < 2:
@@ -520,8 +520,8 @@ def write_report(
     ] = None,
 ) -> None:
     """Report runs with their conditions; without options, print the tables."""
-    from lim_sglang.evals.metrics import find_runs, load_summaries, rename_models, write_summaries
     from lim_sglang.evals.report import make_groups
+    from lim_sglang.evals.summaries import find_runs, load_summaries, rename_models, write_summaries
     from lim_sglang.evals.tables import results_section
 
     names = read_pairs("--name", "FOLDER=MODEL", name or [])

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lim_sglang.evals.compare import POLICY
-from lim_sglang.evals.metrics import QuestionResult, Summary, read_summary
+from lim_sglang.evals.metrics import QuestionResult, Summary
+from lim_sglang.evals.summaries import read_summary
 from lim_sglang.programs.schema import SampleState
 
 MEASURED = Path(__file__).parents[2] / "docs" / "measured" / "eval"

@@ -24,7 +24,8 @@ from lim_sglang.evals.compare import (
     ratio_interval,
     resampled_means,
 )
-from lim_sglang.evals.metrics import Summary, read_summary, write_summaries
+from lim_sglang.evals.metrics import Summary
+from lim_sglang.evals.summaries import read_summary, write_summaries
 from lim_sglang.evals.tables import sentence
 from lim_sglang.programs.schema import SampleState
 from tests.evals.summaries import five_runs, question, run, simulated

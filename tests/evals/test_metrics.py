@@ -18,17 +18,14 @@ from lim_sglang.evals.metrics import (
     Estimate,
     QuestionResult,
     Summary,
-    find_runs,
-    load_summaries,
     majority_at_k,
     pass_at_k,
-    read_summary,
     score,
     summarise,
     winning_subsets,
-    write_summary,
 )
 from lim_sglang.evals.run_store import GRADES_FILE, Failure, GradedSample, RunRecord, open_run
+from lim_sglang.evals.summaries import find_runs, load_summaries, read_summary, write_summary
 from lim_sglang.programs.schema import SampleState
 from lim_sglang.programs.vote import tally
 from tests.builders import make_sample

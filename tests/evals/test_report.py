@@ -12,10 +12,11 @@ from typer.testing import CliRunner, Result
 from lim_sglang.errors import DataError, LimError
 from lim_sglang.evals.commands import write_report
 from lim_sglang.evals.compare import compare
-from lim_sglang.evals.metrics import Summary, load_summaries, score, write_summaries
+from lim_sglang.evals.metrics import Summary, score
 from lim_sglang.evals.plots import PLOTS, draw_svg
 from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.evals.report_page import make_page
+from lim_sglang.evals.summaries import load_summaries, write_summaries
 from lim_sglang.evals.tables import SECTION, proof_section, results_section
 from tests.evals.summaries import COMMITTED, CONDITIONS, FULL, five_runs, simulated
 
