@@ -52,6 +52,7 @@ from lim_sglang.server import ServerSpec, serving
 
 if TYPE_CHECKING:
     from lim_sglang.evals.report import Group
+    from lim_sglang.evals.run_store import AskedQuestion
 
 TasksArgument = Annotated[
     list[str] | None,
@@ -521,15 +522,23 @@ def write_report(
 ) -> None:
     """Report runs with their conditions; without options, print the tables."""
     from lim_sglang.evals.report import make_groups
-    from lim_sglang.evals.summaries import find_runs, load_summaries, rename_models, write_summaries
+    from lim_sglang.evals.summaries import (
+        find_runs,
+        load_asked,
+        load_summaries,
+        rename_models,
+        write_summaries,
+    )
     from lim_sglang.evals.tables import results_section
 
     names = read_pairs("--name", "FOLDER=MODEL", name or [])
     with plain_console(stderr=True).status("Reading runs"):
-        loaded = rename_models(load_summaries(find_runs(runs)), names)
+        paths = find_runs(runs)
+        loaded = rename_models(load_summaries(paths), names)
     groups = make_groups(loaded)
+    asked = load_asked(paths) if html else {}
     # Everything is made before anything is written, so that an error leaves no half of a report.
-    files = _make_files(groups, html=html, plots=plots, results=results, update=update)
+    files = _make_files(groups, asked, html=html, plots=plots, results=results, update=update)
     written = [*_write_files(files), *(write_summaries(loaded, summaries) if summaries else [])]
     for path in written:
         typer.echo(f"wrote {path}", err=True)
@@ -539,30 +548,37 @@ def write_report(
 
 def _make_files(
     groups: Sequence["Group"],
+    asked: Mapping[str, Mapping[str, "AskedQuestion"]],
     *,
     html: Path | None,
     plots: Path | None,
     results: Path | None,
     update: Path | None,
 ) -> dict[Path, str | bytes]:
-    """Return the contents of all requested files except the summaries."""
+    """Return the contents of all requested files except the summaries; print which plots no group
+    has data for.
+    """
     from lim_sglang.evals.plots import PLOTS, draw_png, draw_svg
     from lim_sglang.evals.report_page import make_page
     from lim_sglang.evals.tables import SECTION, proof_section, results_section
 
     files: dict[Path, str | bytes] = {}
+    if plots:
+        for each in PLOTS:
+            if shown := [group for group in groups if not each.missing(group)]:
+                files[plots / f"{each.name}.svg"] = draw_svg(each, shown)
+                files[plots / f"{each.name}.png"] = draw_png(each, shown)
+            else:
+                typer.echo(each.missing(groups[0]), err=True)
     if results:
-        plot = _link(results, plots / f"{DOCUMENT_PLOT}.svg") if plots else None
+        file = plots / f"{DOCUMENT_PLOT}.svg" if plots else None
+        plot = _link(results, file) if file in files else None
         files[results] = SECTION.replace_in(results, results_section(groups, plot))
     if update:
         link = _link(update, results) if results else None
         files[update] = SECTION.replace_in(update, proof_section(groups, link))
     if html:
-        files[html] = make_page(groups)
-    if plots:
-        for each in PLOTS:
-            files[plots / f"{each.name}.svg"] = draw_svg(each, groups)
-            files[plots / f"{each.name}.png"] = draw_png(each, groups)
+        files[html] = make_page(groups, asked)
     return files
 
 

@@ -306,11 +306,12 @@ def count_past_budget(summary: "Summary") -> PastBudget | None:
         for question in summary.questions
         for tokens in question.tokens
     ]
+    num_past = sum(length > budget for length in lengths)
     return PastBudget(
-        count=sum(length > budget for length in lengths),
+        count=num_past,
         num_samples=len(lengths),
         budget=budget,
-        is_exact=all(question.prompt_tokens for question in summary.questions),
+        is_exact=num_past == len(lengths) or all(q.prompt_tokens for q in summary.questions),
     )
 
 

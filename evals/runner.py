@@ -23,6 +23,7 @@ from lim_sglang.evals.metrics import Summary, summarise
 from lim_sglang.evals.run_config import RunConfig, run_id, run_settings, server_settings
 from lim_sglang.evals.run_store import (
     GRADES_FILE,
+    AskedQuestion,
     Failure,
     GradedSample,
     Run,
@@ -32,6 +33,7 @@ from lim_sglang.evals.run_store import (
     load_run,
     open_run,
     read_record,
+    write_questions,
 )
 from lim_sglang.evals.scheduler import Event, Server, ServerLost, remaining_jobs, sample_jobs
 from lim_sglang.evals.servers import Connection, ProgramSampler, ServerFacts, connected
@@ -281,6 +283,9 @@ def sample_missing(
     """
     config = plan.config
     with open_run(plan.path, plan.record) as folder:
+        if plan.task.may_be_shown:
+            asked = {q.question_id: AskedQuestion(q.gold, q.text) for q in plan.questions}
+            write_questions(plan.path, asked)
         jobs = remaining_jobs(
             plan.questions,
             config.samples_per_question,

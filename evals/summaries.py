@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.metrics import QuestionResult, Summary, summarise
-from lim_sglang.evals.run_store import RUN_FILE, write_atomically
+from lim_sglang.evals.run_store import (
+    RUN_FILE,
+    AskedQuestion,
+    load_run,
+    read_questions,
+    read_record,
+    write_atomically,
+)
 from lim_sglang.evals.tasks import find_task, recorded_origin, task_title
 
 if TYPE_CHECKING:
@@ -158,9 +165,26 @@ def load_summaries(paths: Sequence[Path]) -> list[Summary]:
         ]
 
 
+def load_asked(paths: Iterable[Path]) -> dict[str, dict[str, AskedQuestion]]:
+    """Return the questions of all run folders among some paths, by their digest and id.
+
+    Raises:
+        DataError: a folder holds no run, or its questions are damaged.
+    """
+    asked: dict[str, dict[str, AskedQuestion]] = {}
+    for path in filter(Path.is_dir, paths):
+        digest = read_record(path).settings["questions"]["asked_digest"]
+        stored = asked.setdefault(digest, {})
+        stored |= {
+            name: each
+            for name, each in read_questions(path).items()
+            if each.text or name not in stored
+        }
+    return asked
+
+
 def _summarise_folder(path: Path, checker: "EquivalenceChecker") -> Summary:
     from lim_sglang.evals.grading import Grader
-    from lim_sglang.evals.run_store import load_run
 
     run = load_run(path)
     if not run.samples:

@@ -113,7 +113,7 @@ def sentence(found: Comparison) -> str:
     cost = f"samples are {times} long"
     if found.stops_by_itself:
         cost = f"questions take {times} many tokens"
-    return f"{result}; {cost}{_bounds(tokens, '{:.2f}'.format)}.{f' {grown}.' if grown else ''}"
+    return f"{result}; {cost}{_bounds(tokens, '{:.2f}'.format)}.{grown and f' {grown}.'}"
 
 
 def _support(found: Comparison) -> str:
@@ -134,11 +134,12 @@ def _support(found: Comparison) -> str:
 def _past_budgets(found: Comparison) -> str:
     """Return how many samples of each sparse run grew past its budget; empty without one."""
     runs = ((found.a, found.past_budget_a), (found.b, found.past_budget_b))
-    return ", ".join(
+    text = ", ".join(
         f"{past_budget(each)} samples of {name} grew past the budget of {each.budget:,}"
         for name, each in runs
         if each
     )
+    return text[:1].upper() + text[1:]
 
 
 @dataclass(frozen=True)
@@ -342,16 +343,31 @@ def disagreement_table(rows: Sequence[Row], most: int = MAX_DISAGREEMENTS) -> Ta
 
     Each cell counts the correct samples; the largest difference comes first, then the smaller id.
     """
-    results = [{q.question_id: q for q in row.summary.questions} for row in rows]
     spread: dict[str, float] = {}
-    for question_id in {question_id for run in results for question_id in run}:
-        shares = [run[question_id].share_correct for run in results if question_id in run]
-        known = [each for each in shares if each is not None]
-        spread[question_id] = max(known) - min(known) if known else 0.0
+    for name, found in _by_question(rows).items():
+        known = [q.share_correct for q in found if q and q.share_correct is not None]
+        spread[name] = max(known) - min(known) if known else 0.0
     differing = sorted((n for n in spread if spread[n]), key=lambda n: (-spread[n], n))
+    return _question_table(rows, differing[:most])
+
+
+def question_table(rows: Sequence[Row]) -> Table:
+    """Return every question, in the order of the first run, with its correct samples."""
+    return _question_table(rows, list(_by_question(rows)))
+
+
+def _by_question(rows: Sequence[Row]) -> dict[str, list[QuestionResult | None]]:
+    """Return the results of each question in all runs; None where a run lacks it."""
+    runs = [{q.question_id: q for q in row.summary.questions} for row in rows]
+    names = dict.fromkeys(name for run in runs for name in run)
+    return {name: [run.get(name) for run in runs] for name in names}
+
+
+def _question_table(rows: Sequence[Row], names: Sequence[str]) -> Table:
+    results = _by_question(rows)
     return Table(
         head=("question", *(row.name for row in rows)),
-        rows=tuple((n, *(_correct_cell(run.get(n)) for run in results)) for n in differing[:most]),
+        rows=tuple((name, *map(_correct_cell, results[name])) for name in names),
     )
 
 
