@@ -563,13 +563,16 @@ def _make_files(
     from lim_sglang.evals.tables import SECTION, proof_section, results_section
 
     files: dict[Path, str | bytes] = {}
+    missing: dict[str, None] = {}
     if plots:
         for each in PLOTS:
             if shown := [group for group in groups if not each.missing(group)]:
                 files[plots / f"{each.name}.svg"] = draw_svg(each, shown)
                 files[plots / f"{each.name}.png"] = draw_png(each, shown)
             else:
-                typer.echo(each.missing(groups[0]), err=True)
+                missing |= dict.fromkeys(filter(None, map(each.missing, groups)))
+    for sentence in missing:
+        typer.echo(sentence, err=True)
     if results:
         file = plots / f"{DOCUMENT_PLOT}.svg" if plots else None
         plot = _link(results, file) if file in files else None
