@@ -25,7 +25,7 @@ from lim_sglang.evals.runner import (
 )
 from lim_sglang.evals.servers import split_urls
 from lim_sglang.evals.tables import score_table
-from lim_sglang.evals.tasks import short_name
+from lim_sglang.evals.tasks import ROW_FORM, TASKS, short_name
 from lim_sglang.programs.options import (
     INTERRUPTED,
     ApiKeyOption,
@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 TasksArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Questions: math500, aime24, … or file:PATH.jsonl for your own, one JSON object "
-        "with problem and answer a line; several tasks are run one after the other.",
+        help=f"Questions: {', '.join(TASKS)}, or file:PATH.jsonl for your own, {ROW_FORM}; "
+        "several tasks are run one after the other.",
         show_default=False,
     ),
 ]
@@ -118,7 +118,9 @@ LimConfigOption = Annotated[
 DataDirOption = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", help="Folder with TASK.jsonl, read in place of the Hugging Face hub."
+        "--data-dir",
+        help="Folder with TASK.jsonl, read in place of the Hugging Face hub, in the form of one's "
+        "own questions. Other questions than the benchmark's are named so.",
     ),
 ]
 OutOption = Annotated[
@@ -492,7 +494,11 @@ def write_report(
         typer.Argument(help="Folders or summaries of runs, or folders that contain these."),
     ],
     html: Annotated[
-        Path | None, typer.Option(help="Write everything to an HTML file that needs no network.")
+        Path | None,
+        typer.Option(
+            help="Write everything to an HTML file that needs no network; of run folders, with "
+            "the questions and reference answers."
+        ),
     ] = None,
     plots: Annotated[
         Path | None, typer.Option(help="Write the plots to a folder, each as SVG and as PNG.")

@@ -36,6 +36,7 @@ from tests.fakes.sums import (
     write_sums,
 )
 from tests.forked_commands import Command, Forker
+from tests.soak.eval_kills import Soak
 
 DISK_SIZE = 64 * 1024
 FILE_SIZE = 12 * 1024
@@ -185,6 +186,16 @@ def kill_repeatedly(
         assert len(stored) == len(set(stored))
         counts.append(len(stored))
     return counts
+
+
+def test_a_run_whose_command_and_server_are_killed_loses_and_doubles_nothing(
+    forker: Forker, tmp_path: Path
+) -> None:
+    report = Soak(forker, tmp_path, seed=3).run(command_kills=3, server_kills=1)
+    assert (report.command_kills, report.server_kills) == (3, 1)
+    assert report.is_clean, report
+    # Killed with samples stored and others missing: otherwise nothing was shown.
+    assert 0 < report.samples_after[-1] < report.samples == 80
 
 
 def test_a_program_that_stops_early_repeats_a_question_when_it_is_killed(
