@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from lim_sglang.config import URL_VAR
 from lim_sglang.errors import ConfigError, DataError, ServerError, bullets
@@ -26,7 +25,7 @@ from lim_sglang.evals.runner import (
 )
 from lim_sglang.evals.servers import split_urls
 from lim_sglang.evals.tables import score_table
-from lim_sglang.evals.tasks import short_name
+from lim_sglang.evals.tasks import ROW_FORM, TASKS, short_name
 from lim_sglang.programs.options import (
     INTERRUPTED,
     ApiKeyOption,
@@ -48,17 +47,18 @@ from lim_sglang.programs.options import (
     read_settings,
 )
 from lim_sglang.programs.schema import DEFAULT_URL, Access, Api, Sampling
-from lim_sglang.progress import show_progress
+from lim_sglang.progress import plain_console, show_progress
 from lim_sglang.server import ServerSpec, serving
 
 if TYPE_CHECKING:
     from lim_sglang.evals.report import Group
+    from lim_sglang.evals.run_store import AskedQuestion
 
 TasksArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Questions: math500, aime24, … or file:PATH.jsonl for your own, one JSON object "
-        "with problem and answer a line; several tasks are run one after the other.",
+        help=f"Questions: {', '.join(TASKS)}, or file:PATH.jsonl for your own, {ROW_FORM}; "
+        "several tasks are run one after the other.",
         show_default=False,
     ),
 ]
@@ -118,7 +118,9 @@ LimConfigOption = Annotated[
 DataDirOption = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", help="Folder with TASK.jsonl, read in place of the Hugging Face hub."
+        "--data-dir",
+        help="Folder with TASK.jsonl, read in place of the Hugging Face hub, in the form of one's "
+        "own questions. Other questions than the benchmark's are named so.",
     ),
 ]
 OutOption = Annotated[
@@ -277,7 +279,7 @@ def evaluate(
     }
     given = {flag: text for flag, text in flags.items() if text is not None}
     servers = _servers(serve, url, access, given, context.obj or ())
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     benchmarks = load_benchmarks(configs)
     with _exit_code_of_ctrl_c(), servers as urls:
         finished = complete_runs(configs, benchmarks, urls, access, console, _print_score)
@@ -309,7 +311,7 @@ def _servers(
 
 @contextmanager
 def _own_server(spec: ServerSpec) -> Iterator[tuple[str, ...]]:
-    with serving(spec, Console(stderr=True)) as url:
+    with serving(spec, plain_console(stderr=True)) as url:
         yield (url,)
 
 
@@ -328,7 +330,7 @@ def _print_score(finished: FinishedRun) -> None:
 
 
 def _print_summary(summary: Summary) -> None:
-    Console().print(score_table(summary.conditions, score(summary)))
+    plain_console().print(score_table(summary.conditions, score(summary)))
 
 
 def _refuse_gaps(finished: Sequence[FinishedRun]) -> None:
@@ -366,7 +368,7 @@ def _evaluate_matrix(
         read_matrix,
         stored_runs,
     )
-    from lim_sglang.evals.metrics import load_summaries
+    from lim_sglang.evals.summaries import load_summaries
 
     path = find_matrix(file)
     folder = out or RUNS_FOLDER / path.stem
@@ -374,7 +376,7 @@ def _evaluate_matrix(
     if dry_run:
         typer.echo(describe_matrix(matrix))
         return
-    failed = complete_matrix(matrix, Console(stderr=True))
+    failed = complete_matrix(matrix, plain_console(stderr=True))
     stored = zip(matrix.runs, stored_runs(matrix.runs), strict=True)
     sampled = [run for run, found in stored if found and found.samples]
     for summary in load_summaries([run.path for run in sampled]):
@@ -420,7 +422,7 @@ def grade(
     with EquivalenceChecker(num_workers=num_workers) as checker:
         for run, kind in zip(loaded, kinds, strict=True):
             name, total = run.record.run_id, len(run.samples)
-            with show_progress(Console(stderr=True), total, name) as show:
+            with show_progress(plain_console(stderr=True), total, name) as show:
                 result = grade_run(
                     run.path,
                     Grader(kind, checker),
@@ -456,12 +458,12 @@ def compare_runs(
     """Compare runs of the same questions: difference with a 95 % interval, McNemar's test on the
     votes, ratio of lengths, and a sentence on what these show."""
     from lim_sglang.evals.compare import compare, distinct_names
-    from lim_sglang.evals.metrics import load_summaries
+    from lim_sglang.evals.summaries import load_summaries
     from lim_sglang.evals.tables import comparison_table, sentence
 
     if len(runs) < 2:
         raise ConfigError("lim compare needs two runs: the reference, then the others")
-    with Console(stderr=True).status("Counting votes"):
+    with plain_console(stderr=True).status("Counting votes"):
         first, *others = summaries = load_summaries(runs)
         name, *names = distinct_names(summaries)
         comparisons = [
@@ -473,7 +475,7 @@ def compare_runs(
             row = {**asdict(found), "sentence": sentence(found)}
             typer.echo(json.dumps(row, ensure_ascii=False))
         return
-    Console().print(comparison_table(comparisons))
+    plain_console().print(comparison_table(comparisons))
     for found in comparisons:
         typer.echo(sentence(found))
         for difference in found.other_differences:
@@ -492,7 +494,11 @@ def write_report(
         typer.Argument(help="Folders or summaries of runs, or folders that contain these."),
     ],
     html: Annotated[
-        Path | None, typer.Option(help="Write everything to an HTML file that needs no network.")
+        Path | None,
+        typer.Option(
+            help="Write everything to an HTML file that needs no network; of run folders, with "
+            "the questions and reference answers."
+        ),
     ] = None,
     plots: Annotated[
         Path | None, typer.Option(help="Write the plots to a folder, each as SVG and as PNG.")
@@ -521,16 +527,24 @@ def write_report(
     ] = None,
 ) -> None:
     """Report runs with their conditions; without options, print the tables."""
-    from lim_sglang.evals.metrics import find_runs, load_summaries, rename_models, write_summaries
     from lim_sglang.evals.report import make_groups
+    from lim_sglang.evals.summaries import (
+        find_runs,
+        load_asked,
+        load_summaries,
+        rename_models,
+        write_summaries,
+    )
     from lim_sglang.evals.tables import results_section
 
     names = read_pairs("--name", "FOLDER=MODEL", name or [])
-    with Console(stderr=True).status("Reading runs"):
-        loaded = rename_models(load_summaries(find_runs(runs)), names)
+    with plain_console(stderr=True).status("Reading runs"):
+        paths = find_runs(runs)
+        loaded = rename_models(load_summaries(paths), names)
     groups = make_groups(loaded)
+    asked = load_asked(paths) if html else {}
     # Everything is made before anything is written, so that an error leaves no half of a report.
-    files = _make_files(groups, html=html, plots=plots, results=results, update=update)
+    files = _make_files(groups, asked, html=html, plots=plots, results=results, update=update)
     written = [*_write_files(files), *(write_summaries(loaded, summaries) if summaries else [])]
     for path in written:
         typer.echo(f"wrote {path}", err=True)
@@ -540,30 +554,40 @@ def write_report(
 
 def _make_files(
     groups: Sequence["Group"],
+    asked: Mapping[str, Mapping[str, "AskedQuestion"]],
     *,
     html: Path | None,
     plots: Path | None,
     results: Path | None,
     update: Path | None,
 ) -> dict[Path, str | bytes]:
-    """Return the contents of all requested files except the summaries."""
+    """Return the contents of all requested files except the summaries; print which plots no group
+    has data for.
+    """
     from lim_sglang.evals.plots import PLOTS, draw_png, draw_svg
     from lim_sglang.evals.report_page import make_page
     from lim_sglang.evals.tables import SECTION, proof_section, results_section
 
     files: dict[Path, str | bytes] = {}
+    missing: dict[str, None] = {}
+    if plots:
+        for each in PLOTS:
+            if shown := [group for group in groups if not each.missing(group)]:
+                files[plots / f"{each.name}.svg"] = draw_svg(each, shown)
+                files[plots / f"{each.name}.png"] = draw_png(each, shown)
+            else:
+                missing |= dict.fromkeys(filter(None, map(each.missing, groups)))
+    for sentence in missing:
+        typer.echo(sentence, err=True)
     if results:
-        plot = _link(results, plots / f"{DOCUMENT_PLOT}.svg") if plots else None
+        file = plots / f"{DOCUMENT_PLOT}.svg" if plots else None
+        plot = _link(results, file) if file in files else None
         files[results] = SECTION.replace_in(results, results_section(groups, plot))
     if update:
         link = _link(update, results) if results else None
         files[update] = SECTION.replace_in(update, proof_section(groups, link))
     if html:
-        files[html] = make_page(groups)
-    if plots:
-        for each in PLOTS:
-            files[plots / f"{each.name}.svg"] = draw_svg(each, groups)
-            files[plots / f"{each.name}.png"] = draw_png(each, groups)
+        files[html] = make_page(groups, asked)
     return files
 
 

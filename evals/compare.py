@@ -11,7 +11,14 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.metrics import QuestionResult, Summary, stops_early
+from lim_sglang.evals.metrics import (
+    MIN_QUESTIONS,
+    PastBudget,
+    QuestionResult,
+    Summary,
+    count_past_budget,
+    stops_early,
+)
 from lim_sglang.evals.run_store import differences
 
 if TYPE_CHECKING:
@@ -143,13 +150,20 @@ class Interval:
     """A value and its 95 % confidence interval."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    """None, as `high`, for fewer than `MIN_QUESTIONS` questions."""
+    high: float | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Both ends of the interval, if there is one."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
     @property
     def excludes_zero(self) -> bool:
-        """True if the whole interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
+        """True if there is an interval, and all of it lies on one side of zero."""
+        low, high = self.bounds or (0.0, 0.0)
+        return low > 0 or high < 0
 
 
 @dataclass(frozen=True)
@@ -185,6 +199,16 @@ class Comparison:
     they agree, and perhaps the short ones only. The votes then speak for the run."""
     other_differences: tuple[str, ...]
     """Differing conditions other than policy, date, commit and seed."""
+    past_budget_a: PastBudget | None = None
+    past_budget_b: PastBudget | None = None
+
+    @property
+    def reads_everything(self) -> bool:
+        """True if either run has a budget and no sample of both grew past it: the comparison says
+        nothing about sparse attention.
+        """
+        sparse = [each for each in (self.past_budget_a, self.past_budget_b) if each]
+        return bool(sparse) and all(each.is_none for each in sparse)
 
     @property
     def headline_difference(self) -> Interval:
@@ -214,15 +238,12 @@ def compare(
         seed: of the resampling.
 
     Raises:
-        DataError: the tasks or the questions differ, or fewer than two questions can be compared.
+        DataError: the tasks or the questions differ, or no question can be compared.
     """
     pairs = _paired_questions(a, b, common=common)
     completed = [(x, y) for x, y in pairs if x.completed and y.completed]
-    if len(completed) < 2:
-        raise DataError(
-            f"{a.run_id} and {b.run_id} share {len(completed)} questions with completed samples; "
-            "an interval needs two"
-        )
+    if not completed:
+        raise DataError(f"{a.run_id} and {b.run_id} share no question with completed samples")
     name_a, name_b = names or distinct_names((a, b))
     bootstrap = {"seed": seed, "resamples": resamples}
     verdicts = [(x.answer_correct, y.answer_correct) for x, y in pairs]
@@ -239,6 +260,8 @@ def compare(
         spent_ratio=_ratio(pairs, lambda q: sum(q.tokens), **bootstrap),
         stops_by_itself=stops_early(a.conditions) or stops_early(b.conditions),
         other_differences=tuple(_other_differences(a.conditions, b.conditions)),
+        past_budget_a=count_past_budget(a),
+        past_budget_b=count_past_budget(b),
     )
 
 
@@ -250,13 +273,19 @@ def _difference(
     pairs: Pairs, measure: Callable[[QuestionResult], float], **bootstrap: int
 ) -> Interval:
     values = [measure(y) - measure(x) for x, y in pairs]
-    return Interval(math.fsum(values) / len(values), *mean_interval(values, **bootstrap))
+    mean = math.fsum(values) / len(values)
+    if len(pairs) < MIN_QUESTIONS:
+        return Interval(mean)
+    return Interval(mean, *mean_interval(values, **bootstrap))
 
 
 def _ratio(pairs: Pairs, measure: Callable[[QuestionResult], float], **bootstrap: int) -> Interval:
     """Compare positive values; a question without tokens counts one, so that a ratio exists."""
     a, b = ([max(measure(question), 1.0) for question in run] for run in zip(*pairs, strict=True))
-    return Interval(math.fsum(b) / math.fsum(a), *ratio_interval(a, b, **bootstrap))
+    quotient = math.fsum(b) / math.fsum(a)
+    if len(pairs) < MIN_QUESTIONS:
+        return Interval(quotient)
+    return Interval(quotient, *ratio_interval(a, b, **bootstrap))
 
 
 def _mean_tokens(question: QuestionResult) -> float:

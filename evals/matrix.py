@@ -27,6 +27,7 @@ from lim_sglang.evals.runner import complete_run, describe_failures, load_benchm
 from lim_sglang.evals.tasks import Question, find_task, short_name
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import Access
+from lim_sglang.progress import print_plain
 from lim_sglang.server import ServerSpec, serving
 
 MATRICES = Path(__file__).parent / "matrices"
@@ -364,7 +365,7 @@ def complete_matrix(matrix: Matrix, console: Console) -> dict[str, LimError]:
 
 
 def _show(error: LimError, console: Console) -> LimError:
-    console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+    print_plain(console, str(error))
     return error
 
 

@@ -4,25 +4,22 @@ A summary may be published where the samples may not, since samples quote the qu
 """
 
 import hashlib
-import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import comb
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from lim_sglang.errors import ConfigError, DataError
-from lim_sglang.evals.run_store import RUN_FILE, GradedSample, write_atomically
+from lim_sglang.errors import DataError
+from lim_sglang.evals.run_store import GradedSample
+from lim_sglang.evals.tasks import Origin, recorded_origin, task_title
 from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
 from lim_sglang.programs.vote import Equivalent, Order, tally
 
 if TYPE_CHECKING:
     from lim_sglang.evals.run_store import RunRecord
-    from lim_sglang.programs.equivalence import EquivalenceChecker
 
 SAMPLE_LISTS = ("indices", "correct", "group", "states", "tokens", "late")
 """Fields of a question that have one value a sample."""
@@ -50,6 +47,8 @@ class QuestionResult:
     truncated and its program takes finished samples only."""
     chosen: int | None
     """The answer group that won the program's vote; None: no answer."""
+    prompt_tokens: int | None = None
+    """Tokens of the question's prompt; None: not recorded."""
 
     @property
     def answer_correct(self) -> bool:
@@ -103,7 +102,12 @@ class QuestionResult:
             raise ValueError(f"question {row['id']} needs ascending indices and integer tokens")
         lists["correct"] = tuple(map(bool, lists["correct"]))
         lists["states"] = tuple(map(SampleState, lists["states"]))
-        result = cls(question_id=row["id"], chosen=row["chosen"], **lists)
+        result = cls(
+            question_id=row["id"],
+            chosen=row["chosen"],
+            prompt_tokens=row.get("prompt_tokens"),
+            **lists,
+        )
         if result.chosen not in (None, *(result.group[n] for n in result.voters)):
             raise ValueError(f"question {result.question_id} chose a group without a vote")
         return result
@@ -178,6 +182,7 @@ def _question_result(
         tokens=tuple(sample.num_tokens for sample in samples),
         late=tuple(graded.late for graded in group),
         chosen=number[ranked[0].indices[0]] if ranked else None,
+        prompt_tokens=max(sample.num_prompt_tokens for sample in samples) or None,
     )
 
 
@@ -192,8 +197,11 @@ def run_conditions(record: "RunRecord") -> dict[str, Any]:
     settings, about, program = record.settings, record.about, _program(record)
     questions, sampling, server = settings["questions"], settings["sampling"], settings["server"]
     system, thinking = settings.get("system"), settings.get("thinking") or {}
+    origin = about.get("origin") or recorded_origin(
+        settings["task"], questions["digest"], about.get("questions_from")
+    )
     return {
-        "task": settings["task"],
+        "task": task_title(settings["task"], Origin(origin)),
         "task_version": settings.get("task_version", 1),
         "questions": questions["asked_digest"],
         "benchmark": questions["digest"],
@@ -221,6 +229,7 @@ def run_conditions(record: "RunRecord") -> dict[str, Any]:
         "sampling_version": settings.get("sampling_version"),
         "commit": about.get("commit"),
         "date": str(about.get("began", ""))[:10],
+        "origin": str(origin),
     }
 
 
@@ -257,154 +266,53 @@ def published_name(model_path: str) -> str:
     return path if path.count("/") == 1 and path[0] not in "/.~" else path.rpartition("/")[2]
 
 
-def rename_models(summaries: Sequence[Summary], names: Mapping[str, str]) -> list[Summary]:
-    """Replace the names of models.
-
-    Args:
-        names: from the name in the summaries to the published name.
-
-    Raises:
-        ConfigError: no summary has such a model.
-    """
-    models = dict.fromkeys(str(summary.conditions.get("model")) for summary in summaries)
-    unknown = [name for name in names if name not in models]
-    if unknown:
-        raise ConfigError(
-            f"--name {', '.join(unknown)}: no run has that model; the models are "
-            f"{', '.join(models)}"
-        )
-    return [
-        replace(summary, conditions={**summary.conditions, "model": names[model]})
-        if (model := str(summary.conditions.get("model"))) in names
-        else summary
-        for summary in summaries
-    ]
-
-
-FORMAT = 1
-EXPECTED = "expected the folder of a run, or a summary written by lim report --summaries"
-
-
-def write_summary(summary: Summary, path: Path) -> None:
-    """Write a summary as JSON with one line a question, so that `diff` compares two summaries.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    head = {
-        "format": FORMAT,
-        "run_id": summary.run_id,
-        "conditions": summary.conditions,
-        "num_failed": summary.num_failed,
-    }
-    rows = ",\n".join(f"  {json.dumps(question.to_row())}" for question in summary.questions)
-    text = f'{json.dumps(head, indent=1)[:-2]},\n "questions": [\n{rows}\n ]\n}}\n'
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot write {path} ({error.strerror}); name another file") from None
-    write_atomically(path, text)
-
-
-def write_summaries(summaries: Iterable[Summary], folder: Path) -> list[Path]:
-    """Write summaries into a folder and return their paths.
-
-    The files are named by the runs' ids, which may come from a stranger's file.
-
-    Raises:
-        DataError: a file cannot be written.
-    """
-    paths = []
-    for summary in summaries:
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", summary.run_id).lstrip(".")
-        paths.append(folder / f"{name}.json")
-        write_summary(summary, paths[-1])
-    return paths
-
-
-def read_summary(path: Path) -> Summary:
-    """Read a file of `write_summary`.
-
-    Raises:
-        DataError: the file is no summary, is damaged or has another format.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}); {EXPECTED}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); {EXPECTED}") from None
-    if not isinstance(content, dict) or "format" not in content:
-        raise DataError(f"{path} is not the summary of a run; {EXPECTED}")
-    if content["format"] != FORMAT:
-        raise DataError(
-            f"{path} has format {content['format']}, expected {FORMAT}: write the summary again "
-            "from its run with lim report --summaries"
-        )
-    try:
-        questions = tuple(map(QuestionResult.from_row, content["questions"]))
-        if len({question.question_id for question in questions}) != len(questions):
-            raise ValueError("a question occurs twice")
-        return Summary(
-            content["run_id"], dict(content["conditions"]), questions, content["num_failed"]
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{path} is a damaged summary: {reason}; {EXPECTED}") from None
-
-
-def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Replace each folder of runs or summaries by its contents, sorted by name.
-
-    Raises:
-        DataError: a folder holds neither.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if not path.is_dir() or (path / RUN_FILE).exists():
-            found.append(path)
-            continue
-        inside = [
-            p for p in sorted(path.iterdir()) if p.suffix == ".json" or (p / RUN_FILE).exists()
-        ]
-        if not inside:
-            raise DataError(
-                f"{path} holds no run and no summary; name the folder of a run, a summary written "
-                "by lim report --summaries, or a folder of these"
-            )
-        found += inside
-    return found
-
-
-def load_summaries(paths: Sequence[Path]) -> list[Summary]:
-    """Read summaries, and summarise the folders of runs with their newest verdicts.
-
-    Raises:
-        DataError: a path is neither, or a run has no sample.
-    """
-    from lim_sglang.programs.equivalence import EquivalenceChecker
-
-    # One checker for all runs: it caches verdicts, and takes seconds to start.
-    with EquivalenceChecker() as checker:
-        return [
-            _summarise_folder(path, checker) if path.is_dir() else read_summary(path)
-            for path in paths
-        ]
-
-
-def _summarise_folder(path: Path, checker: "EquivalenceChecker") -> Summary:
-    from lim_sglang.evals.grading import Grader
-    from lim_sglang.evals.run_store import load_run
-    from lim_sglang.evals.tasks import find_task
-
-    run = load_run(path)
-    if not run.samples:
-        raise DataError(f"{path} has no sample yet; run lim eval until it has")
-    grader = Grader(find_task(run.record.settings["task"]).answer_kind, checker)
-    return summarise(run.record, run.samples, grader.equivalent, len(run.failures))
-
-
 PERCENTILES = (50, 90, 99)
+MIN_QUESTIONS = 20
+"""Fewest questions for which a standard error or an interval is stated: the fewest for which the
+coverage of the intervals was measured."""
+
+
+@dataclass(frozen=True)
+class PastBudget:
+    """Samples of a sparse run that grew past its budget. Only these were decoded from fewer tokens
+    than they had; every other sample is one of full attention.
+    """
+
+    count: int
+    num_samples: int
+    budget: int
+    is_exact: bool
+    """False: the lengths of prompts were not recorded, so that more samples may have grown past."""
+
+    @property
+    def is_none(self) -> bool:
+        """True if certainly no sample did: the run measured nothing sparse."""
+        return self.is_exact and not self.count
+
+
+def count_past_budget(summary: "Summary") -> PastBudget | None:
+    """Count the samples whose last decode step was longer than the budget.
+
+    The step that generates token n of a prompt of P tokens has P + n - 1 tokens to read.
+
+    Returns:
+        None for a run without a budget.
+    """
+    budget = summary.conditions.get("budget")
+    if not budget:
+        return None
+    lengths = [
+        (question.prompt_tokens or 0) + tokens - 1
+        for question in summary.questions
+        for tokens in question.tokens
+    ]
+    num_past = sum(length > budget for length in lengths)
+    return PastBudget(
+        count=num_past,
+        num_samples=len(lengths),
+        budget=budget,
+        is_exact=num_past == len(lengths) or all(q.prompt_tokens for q in summary.questions),
+    )
 
 
 @dataclass(frozen=True)
@@ -413,7 +321,7 @@ class Estimate:
 
     value: float
     error: float | None
-    """None for a single question, which shows no spread."""
+    """None for fewer than `MIN_QUESTIONS` questions."""
 
 
 @dataclass(frozen=True)
@@ -443,11 +351,14 @@ class Score:
     """Share of all samples that were started."""
     mean_tokens: float
     percentiles: Mapping[int, float]
-    """Percentiles of the number of generated tokens."""
+    """Percentiles of the number of generated tokens: the median, and those that the number of
+    samples resolves."""
     tokens_per_question: float
     """Generated tokens, those of aborted and late samples included."""
     tokens_per_correct: float | None
     """All generated tokens over the number of correct samples; None if no sample is correct."""
+    past_budget: PastBudget | None
+    """None for a run without a budget."""
 
 
 def score(summary: Summary) -> Score:
@@ -469,7 +380,7 @@ def score(summary: Summary) -> Score:
     lengths = [question.tokens[n] for question, n in completed]
     tokens = sum(sum(question.tokens) for question in summary.questions)
     num_correct = sum(question.num_correct for question in questions)
-    percentiles = np.percentile(lengths, PERCENTILES)
+    resolved = [each for each in PERCENTILES if each == 50 or len(lengths) * (100 - each) >= 100]
     return Score(
         num_questions=len(summary.questions),
         num_samples=len(completed),
@@ -483,9 +394,10 @@ def score(summary: Summary) -> Score:
         no_answer=sum(question.group[n] is None for question, n in completed) / len(completed),
         aborted=states.count(SampleState.ABORTED) / len(states),
         mean_tokens=sum(lengths) / len(lengths),
-        percentiles=dict(zip(PERCENTILES, map(float, percentiles), strict=True)),
+        percentiles={each: float(np.percentile(lengths, each)) for each in resolved},
         tokens_per_question=tokens / len(summary.questions),
         tokens_per_correct=tokens / num_correct if num_correct else None,
+        past_budget=count_past_budget(summary),
     )
 
 
@@ -589,11 +501,12 @@ def _questions_with(
 def estimate(per_question: Sequence[float]) -> Estimate:
     """Return the mean and its standard error, clustered by question.
 
-    Samples of one question are not independent, so the spread is the one between questions.
+    Samples of one question are not independent, so the spread is the one between questions. A few
+    questions do not show their spread: four right ones would have an error of zero.
     """
     count = len(per_question)
     mean = math.fsum(per_question) / count
-    if count < 2:
+    if count < MIN_QUESTIONS:
         return Estimate(mean, None)
     variance = math.fsum((value - mean) ** 2 for value in per_question) / (count - 1)
     return Estimate(mean, math.sqrt(variance / count))

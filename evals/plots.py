@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lim_sglang.evals.metrics import Estimate, QuestionResult
+from lim_sglang.evals.metrics import MIN_QUESTIONS, Estimate, QuestionResult
 from lim_sglang.evals.report import Group, Row
-from lim_sglang.evals.tables import measure
+from lim_sglang.evals.tables import measure, too_few
 from lim_sglang.plot_style import (
     LIGHT,
     MARKERS,
@@ -43,7 +43,7 @@ MIN_TICKS = 3
 
 
 def interval(estimate: Estimate) -> tuple[float, float]:
-    """Return the 95 % interval in percent; for a single question, which has no error, the value."""
+    """Return the 95 % interval in percent; the value alone where the error is unknown."""
     half = Z95 * (estimate.error or 0.0)
     return 100 * max(estimate.value - half, 0.0), 100 * min(estimate.value + half, 1.0)
 
@@ -291,14 +291,15 @@ def _axis_end(group: Group) -> float:
 
 def plot_tokens(panel: "SubFigure", group: Group) -> None:
     """Plot maj@k above pass@k, over the mean tokens of k samples."""
-    top, bottom = panel.subplots(2, 1, sharex=True)
+    with_pass_at = any(map(pass_line, group.rows))
+    top, *rest = panel.subplots(1 + with_pass_at, 1, sharex=True, squeeze=False)[:, 0]
     others = [row for row in group.rows if not row.is_full]
     for row in group.rows:
         number = 0 if row.is_full else others.index(row)
         colour = LIGHT["full" if row.is_full else SERIES[number % len(SERIES)]]
         # The marker changes where the colours start again.
         place = 0 if row.is_full else number + 1 + number // len(SERIES)
-        for axes, line in ((top, majority_line(row)), (bottom, pass_line(row))):
+        for axes, line in zip((top, *rest), (majority_line(row), pass_line(row)), strict=False):
             if line:
                 axes.plot(
                     list(line),
@@ -312,10 +313,13 @@ def plot_tokens(panel: "SubFigure", group: Group) -> None:
     top.set_xscale("log")
     tick_at(top, round_values(*top.get_xlim()), short_number)
     top.set_ylabel("vote right, %")
-    bottom.set_ylabel("any right, %")
-    bottom.set_xlabel("mean tokens a question, of 1, 2, 4, \N{HORIZONTAL ELLIPSIS} samples")
-    panel.align_ylabels([top, bottom])
-    for axes in (top, bottom):
+    for bottom in rest:
+        bottom.set_ylabel("any right, %")
+    (top, *rest)[-1].set_xlabel(
+        "mean tokens a question, of 1, 2, 4, \N{HORIZONTAL ELLIPSIS} samples"
+    )
+    panel.align_ylabels([top, *rest])
+    for axes in (top, *rest):
         fit_percent(axes)
     legend_below(panel, top)
 
@@ -354,6 +358,25 @@ def round_values(low: float, high: float) -> list[float]:
     return values
 
 
+def lacks_budgets(group: Group) -> str | None:
+    """Return why there is no accuracy over budget, None if there is."""
+    if any(row.budget for row in group.rows):
+        return None
+    return "no run has a budget"
+
+
+def lacks_votes(group: Group) -> str | None:
+    """Return why there are no votes, None if there are."""
+    return "every question has one sample, so there is no vote" if group.num_samples == 1 else None
+
+
+def lacks_lengths(group: Group) -> str | None:
+    """Return why there are no lengths of samples, None if there are."""
+    if any(map(finished_lengths, group.rows)):
+        return None
+    return "no sample ended by itself, before the limit of new tokens"
+
+
 WIDTH = 380
 MARGIN = 6
 TITLE_HEIGHT = 20
@@ -375,6 +398,15 @@ class Plot:
     """Height of a panel without title and rows."""
     row_height: int
     """Height that each run adds."""
+    lacks_data: Callable[[Group], str | None]
+    """Returns why a group has nothing to plot, None if it has."""
+
+    def missing(self, group: Group) -> str | None:
+        """Return why a group has no such plot, as a sentence; None if it has one."""
+        if group.num_questions < MIN_QUESTIONS:
+            return f"No plots: {too_few(group.num_questions)}."
+        reason = self.lacks_data(group)
+        return f"No plot of {self.title[0].lower()}{self.title[1:]}: {reason}." if reason else None
 
 
 PLOTS = (
@@ -387,6 +419,7 @@ PLOTS = (
             "early have no pass@1."
         ),
         draw=plot_accuracy,
+        lacks_data=lacks_budgets,
         height=290,
         row_height=6,
     ),
@@ -398,6 +431,7 @@ PLOTS = (
             "are to the right, wrong ones to the left."
         ),
         draw=plot_votes,
+        lacks_data=lacks_votes,
         height=150,
         row_height=36,
     ),
@@ -409,6 +443,7 @@ PLOTS = (
             "beside them. The line is the median of both."
         ),
         draw=plot_lengths,
+        lacks_data=lacks_lengths,
         height=80,
         row_height=54,
     ),
@@ -420,6 +455,7 @@ PLOTS = (
             "(maj@k); below: questions that at least one sample answers correctly (pass@k)."
         ),
         draw=plot_tokens,
+        lacks_data=lacks_votes,
         height=392,
         row_height=17,
     ),
@@ -427,7 +463,7 @@ PLOTS = (
 
 
 def draw_svg(plot: Plot, groups: Sequence[Group]) -> str:
-    """Return an SVG file with one panel for each group."""
+    """Return an SVG file with one panel for each group; none of them may lack the plot."""
     with settings():
         description = f"{'; '.join(group.title for group in groups)}. {plot.caption}"
         return to_svg(_figure(plot, groups), title=plot.title, description=description)

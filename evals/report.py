@@ -96,6 +96,11 @@ class Group:
         """Largest number of samples a question in any run."""
         return max(row.conditions["samples"] for row in self.rows)
 
+    @property
+    def num_questions(self) -> int:
+        """Smallest number of questions with samples in any run."""
+        return min(row.score.num_questions for row in self.rows)
+
     def values(self, condition: str) -> list[Any]:
         """Return the different values of a condition in the order of the rows."""
         return _unique(row.conditions.get(condition) for row in self.rows)

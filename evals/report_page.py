@@ -1,12 +1,13 @@
 """The report as one HTML file that loads nothing: no network, no scripts, no fonts."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lim_sglang.evals.plots import PLOTS, Plot, draw_svg
 from lim_sglang.evals.report import Group
+from lim_sglang.evals.run_store import AskedQuestion
 from lim_sglang.evals.tables import (
     Table,
     condition_table,
@@ -15,7 +16,9 @@ from lim_sglang.evals.tables import (
     group_table,
     measure,
     method_text,
+    past_budget,
     percent,
+    question_table,
     sentence,
     signed,
 )
@@ -39,26 +42,42 @@ class Section:
     """Conditions other than the policy in which runs differ from full attention."""
     pictures: tuple[tuple[Plot, str], ...]
     """Plots, with their files as data URLs."""
+    missing: tuple[str, ...]
+    """Why other plots are left out, in sentences."""
     disagreements: Table
+    questions: Table
+    asked: Mapping[str, AskedQuestion]
+    """Text and reference answer of questions, as far as they are known, by id."""
     all_conditions: Table
 
 
-def make_page(groups: Sequence[Group]) -> str:
-    """Return the HTML file; the same runs give the same text."""
+def make_page(
+    groups: Sequence[Group], asked: Mapping[str, Mapping[str, AskedQuestion]] | None = None
+) -> str:
+    """Return the HTML file; the same runs give the same text.
+
+    Args:
+        asked: questions by digest and id; see `load_asked`.
+    """
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(
-        measure=measure, percent=percent, signed=signed, light=LIGHT, dark=DARK, font=FONT
+        measure=measure, percent=percent, signed=signed, past_budget=past_budget
     )
+    environment.globals.update(light=LIGHT, dark=DARK, font=FONT)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    sections = [_make_section(group, f"table{n}") for n, group in enumerate(groups, start=1)]
+    sections = [
+        _make_section(group, f"table{n}", (asked or {}).get(group.values("questions")[0], {}))
+        for n, group in enumerate(groups, start=1)
+    ]
     return template.render(sections=sections)
 
 
-def _make_section(group: Group, name: str) -> Section:
+def _make_section(group: Group, name: str, asked: Mapping[str, AskedQuestion]) -> Section:
+    missing = {plot.name: plot.missing(group) for plot in PLOTS}
     compared = [(row.name, row.against_full) for row in group.rows if row.against_full]
     return Section(
         name=name,
@@ -72,8 +91,13 @@ def _make_section(group: Group, name: str) -> Section:
             for row, found in compared
             if found.other_differences
         ),
-        pictures=tuple((plot, _data_url(draw_svg(plot, [group]))) for plot in PLOTS),
+        pictures=tuple(
+            (plot, _data_url(draw_svg(plot, [group]))) for plot in PLOTS if not missing[plot.name]
+        ),
+        missing=tuple(dict.fromkeys(filter(None, missing.values()))),
         disagreements=disagreement_table(group.rows),
+        questions=question_table(group.rows),
+        asked=asked,
         all_conditions=condition_table(group),
     )
 

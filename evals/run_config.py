@@ -226,11 +226,16 @@ def run_settings(
     }
 
 
-def run_id(settings: Mapping[str, Any]) -> str:
-    """Return a readable name that is the same for the same settings, and only for those."""
+def run_id(settings: Mapping[str, Any], title: str | None = None) -> str:
+    """Return a readable name that is the same for the same settings, and only for those.
+
+    Args:
+        title: of the task, as `task_title` returns it; None: the task's name.
+    """
     text = json.dumps(settings, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return "-".join([folder_name(settings["task"]), describe_policy(settings), digest[:10]])
+    name = folder_name(title or settings["task"]).rstrip("-")
+    return "-".join([name, describe_policy(settings), digest[:10]])
 
 
 def folder_name(text: str) -> str:

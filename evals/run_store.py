@@ -1,4 +1,5 @@
-"""A run's folder: `run.json` holds the settings, `samples.jsonl` grows by a line a sample.
+"""A run's folder: `run.json` holds the settings, `questions.jsonl` the questions that are asked,
+`samples.jsonl` grows by a line a sample.
 
 Lines are appended completely or not at all, a torn line at the end (crash, kill) is dropped on
 opening, and readers get the newest verdicts (`grades.jsonl`).
@@ -20,6 +21,7 @@ RUN_FILE = "run.json"
 SAMPLES_FILE = "samples.jsonl"
 FAILURES_FILE = "failures.jsonl"
 GRADES_FILE = "grades.jsonl"
+QUESTIONS_FILE = "questions.jsonl"
 
 SAMPLE_FIELDS = tuple(field.name for field in fields(Sample))
 REQUIRED_FIELDS = tuple(field.name for field in fields(Sample) if field.default is MISSING)
@@ -354,6 +356,50 @@ def open_run(path: Path, record: RunRecord) -> RunFolder:
         file.close()
         raise
     return folder
+
+
+@dataclass(frozen=True)
+class AskedQuestion:
+    """A question of a run, for reports."""
+
+    gold: str
+    text: str | None
+    """None: not stored by an earlier version, or not to be shown."""
+
+
+def write_questions(path: Path, questions: Mapping[str, AskedQuestion]) -> None:
+    """Write the questions of a run, by id, into its folder, unless they are there.
+
+    Raises:
+        DataError: the disk is full or fails.
+    """
+    file = path / QUESTIONS_FILE
+    if not file.exists():
+        lines = (json.dumps({"id": name, **asdict(each)}) for name, each in questions.items())
+        write_atomically(file, "".join(f"{line}\n" for line in lines))
+
+
+def read_questions(path: Path) -> dict[str, AskedQuestion]:
+    """Return the questions of a run by id; of a run that stored none, those with samples.
+
+    Raises:
+        DataError: a line is damaged.
+    """
+    file = path / QUESTIONS_FILE
+    if not file.exists():
+        samples, _ = read_samples(path / SAMPLES_FILE)
+        return {graded.question_id: AskedQuestion(graded.gold, None) for graded in samples}
+    questions = {}
+    for number, line, _ in complete_lines(file):
+        try:
+            row = json.loads(line)
+            questions[row["id"]] = AskedQuestion(row["gold"], row["text"])
+        except (ValueError, KeyError, TypeError) as problem:
+            raise DataError(
+                f"{file}, line {number} is no question ({problem!r}): delete the file, then the "
+                "lim eval command of the run writes it again"
+            ) from None
+    return questions
 
 
 def _check_or_write_record(path: Path, record: RunRecord, *, is_empty: bool) -> None:

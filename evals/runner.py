@@ -4,6 +4,7 @@ open or resume the run's folder, generate, grade and store the missing samples, 
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager
@@ -22,6 +23,7 @@ from lim_sglang.evals.metrics import Summary, summarise
 from lim_sglang.evals.run_config import RunConfig, run_id, run_settings, server_settings
 from lim_sglang.evals.run_store import (
     GRADES_FILE,
+    AskedQuestion,
     Failure,
     GradedSample,
     Run,
@@ -31,22 +33,25 @@ from lim_sglang.evals.run_store import (
     load_run,
     open_run,
     read_record,
+    write_questions,
 )
 from lim_sglang.evals.scheduler import Event, Server, ServerLost, remaining_jobs, sample_jobs
 from lim_sglang.evals.servers import Connection, ProgramSampler, ServerFacts, connected
 from lim_sglang.evals.tasks import (
+    Origin,
     Question,
     Task,
     find_task,
     load_questions,
-    questions_digest,
+    question_origin,
     questions_source,
+    task_title,
 )
 from lim_sglang.programs.answers import AnswerKind
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
 from lim_sglang.programs.vote import Equivalent
-from lim_sglang.progress import show_progress
+from lim_sglang.progress import print_plain, show_progress
 
 RUNS_FOLDER = Path("runs")
 NUM_GRADING_THREADS = 2
@@ -181,14 +186,15 @@ def plan_run(
     )
     for server, other in zip(servers[1:], others, strict=True):
         _refuse_disagreement(servers[0].url, settings, server.url, other)
-    name = run_id(settings)
+    about = _about(config, task, benchmark, servers)
+    name = run_id(settings, task_title(task.name, about["origin"]))
     return RunPlan(
         config=config,
         task=task,
         questions=tuple(benchmark[: config.limit]),
         sampling=samplings[0],
         parallel=parallel,
-        record=RunRecord(name, settings, _about(config, task, benchmark, servers)),
+        record=RunRecord(name, settings, about),
         path=config.out or RUNS_FOLDER / name,
     )
 
@@ -209,6 +215,7 @@ def _about(
     config: RunConfig, task: Task, benchmark: Sequence[Question], servers: Sequence[ServerFacts]
 ) -> dict[str, Any]:
     source = questions_source(task, config.data_dir)
+    is_from_hub = source == task.hub_id
     return {
         "commit": project_commit(),
         "client_versions": installed_versions(),
@@ -219,8 +226,10 @@ def _about(
         **({"served": config.served} if config.served else {}),
         "prompt": task.prompt,
         "questions_from": source,
-        "revision": task.revision if source == task.hub_id else None,
-        "known_questions": questions_digest(benchmark) == task.digest,
+        "revision": task.revision if is_from_hub else None,
+        "origin": question_origin(task, benchmark, from_hub=is_from_hub),
+        # By mark: gold answers that stood behind it in a whole solution.
+        "answers_behind": dict(Counter(q.answer_behind for q in benchmark if q.answer_behind)),
     }
 
 
@@ -275,6 +284,9 @@ def sample_missing(
     """
     config = plan.config
     with open_run(plan.path, plan.record) as folder:
+        if plan.task.may_be_shown:
+            asked = {q.question_id: AskedQuestion(q.gold, q.text) for q in plan.questions}
+            write_questions(plan.path, asked)
         jobs = remaining_jobs(
             plan.questions,
             config.samples_per_question,
@@ -284,7 +296,7 @@ def sample_missing(
         )
         in_flight = min(plan.parallel, max((len(job.indices) for job in jobs), default=1))
         progress = RunProgress(plan, folder)
-        _print(console, _opening(plan, progress))
+        print_plain(console, _opening(plan, progress))
         with (
             show_progress(
                 console, progress.total, progress.describe(), completed=progress.done
@@ -298,7 +310,7 @@ def sample_missing(
                     elif not isinstance(event, ServerLost):
                         folder.append(*event)
                     elif len(servers) > 1:
-                        _print(console, f"{event.url} gets no more questions: {event.error}")
+                        print_plain(console, f"{event.url} gets no more questions: {event.error}")
                     progress.count(event)
                     show(progress.done, progress.describe())
             except ServerError as error:
@@ -327,7 +339,7 @@ class RunProgress:
         )
         self.num_failed = 0 if plan.config.retry_failed else len(failed)
         self.unit = "questions" if self._by_question else "samples"
-        self._task = plan.task.name
+        self._task = task_title(plan.task.name, plan.record.about["origin"])
         self._num_right = self._num_judged = 0
         self._count_verdicts(samples)
         self._num_new = self._num_new_tokens = 0
@@ -376,10 +388,22 @@ def _duration(seconds: float) -> str:
     return f"{minutes}m{rest_s:02}s" if minutes else f"{rest_s}s"
 
 
+ORIGIN_NOTES = {
+    Origin.PUBLISHED: "",
+    Origin.OWN: ", which are not the questions and answers of this benchmark",
+    Origin.UNVERIFIED: ", of which only the number is known to be this benchmark's",
+}
+
+
 def _opening(plan: RunPlan, progress: RunProgress) -> str:
     about = plan.record.about
-    is_known = about["known_questions"] or plan.task.digest is None
-    note = "" if is_known else ", which are not the questions of this benchmark"
+    note = "" if plan.task.file else ORIGIN_NOTES[about["origin"]]
+    solutions = "".join(
+        f"\nquestions whose reference answer is what "
+        f"{'follows #### in' if mark == '####' else f'the last {mark} holds of'} "
+        f"a whole solution: {count}"
+        for mark, count in about["answers_behind"].items()
+    )
     begun = f"resuming at {progress.done} of" if progress.done else "sampling"
     left_out = (
         f"; {progress.num_failed} that failed before are left out: --retry-failed tries them again"
@@ -388,7 +412,7 @@ def _opening(plan: RunPlan, progress: RunProgress) -> str:
     )
     return (
         f"{begun} {progress.total} {progress.unit} in {plan.path}, "
-        f"questions from {about['questions_from']}{note}{left_out}"
+        f"questions from {about['questions_from']}{note}{left_out}{solutions}"
     )
 
 
@@ -398,7 +422,7 @@ def _with_current_verdicts(run: Run, grader: Grader, console: Console) -> Run:
     if began_with == GRADING_VERSION and not (run.path / GRADES_FILE).exists():
         return run
     result = grade_run(run.path, grader, num_threads=NUM_GRADING_THREADS)
-    _print(
+    print_plain(
         console,
         f"verdicts of another version were renewed, as by lim grade: {result.num_changed} changed",
     )
@@ -422,13 +446,9 @@ def _resume_hint(plan: RunPlan, console: Console) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _print(console, f"interrupted; {_how_to_resume(plan)}")
+        print_plain(console, f"interrupted; {_how_to_resume(plan)}")
         raise
 
 
 def _how_to_resume(plan: RunPlan) -> str:
     return f"finished samples are safe in {plan.path}; the same command resumes the run"
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

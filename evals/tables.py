@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lim_sglang.evals.compare import Comparison, Interval, policy_name
-from lim_sglang.evals.metrics import Estimate, QuestionResult, Score, stops_early
+from lim_sglang.evals.metrics import (
+    MIN_QUESTIONS,
+    Estimate,
+    PastBudget,
+    QuestionResult,
+    Score,
+    stops_early,
+)
 from lim_sglang.evals.report import Group, Row, describe
 from lim_sglang.markdown_section import MarkdownSection, join_words, markdown_table, short_commit
 
@@ -18,15 +25,17 @@ if TYPE_CHECKING:
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+ALL_READ = "no sample grew past the budget, so every step read everything"
+SAYS_NOTHING = "both runs read everything, so the comparison says nothing about sparse attention"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def percent(estimate: Estimate | None) -> str:
-    """Return `38.5 ± 1.6`: percent with one standard error."""
+    """Return `38.5 ± 1.6`: percent with one standard error, if there is one."""
     if estimate is None:
         return NONE
-    error = "?" if estimate.error is None else share(estimate.error)
-    return f"{share(estimate.value)} {PLUS_MINUS} {error}"
+    error = "" if estimate.error is None else f" {PLUS_MINUS} {share(estimate.error)}"
+    return f"{share(estimate.value)}{error}"
 
 
 def share(value: float) -> str:
@@ -41,13 +50,34 @@ def signed(value: float) -> str:
 
 
 def points(interval: Interval) -> str:
-    """Return `+1.1 (+0.2 to +2.0)`."""
-    return f"{signed(interval.value)} ({signed(interval.low)} to {signed(interval.high)})"
+    """Return `+1.1 (+0.2 to +2.0)`, without the brackets if there is no interval."""
+    return f"{signed(interval.value)}{_bounds(interval, signed)}"
 
 
 def ratio(interval: Interval) -> str:
-    """Return `1.02 (0.99 to 1.05)`."""
-    return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+    """Return `1.02 (0.99 to 1.05)`, without the brackets if there is no interval."""
+    return f"{interval.value:.2f}{_bounds(interval, '{:.2f}'.format)}"
+
+
+def _bounds(interval: Interval, form: Callable[[float], str]) -> str:
+    return f" ({' to '.join(map(form, interval.bounds))})" if interval.bounds else ""
+
+
+def past_budget(found: PastBudget | None) -> str:
+    """Return `3 of 12`, or `at least 3 of 12` where prompts were not counted."""
+    if found is None:
+        return NONE
+    least = "" if found.is_exact else "at least "
+    return f"{least}{found.count:,} of {found.num_samples:,}"
+
+
+def too_few(num_questions: int) -> str:
+    """Return why the figures of some questions have no standard error and no interval."""
+    are = "question is" if num_questions == 1 else "questions are"
+    return (
+        f"{num_questions} {are} too few for standard errors and intervals, which need "
+        f"{MIN_QUESTIONS}"
+    )
 
 
 def number(value: float | None) -> str:
@@ -69,27 +99,47 @@ def measure(row: Row) -> str:
 
 def sentence(found: Comparison) -> str:
     """Return in one sentence which differences the data show and which ones they exclude."""
+    grown = _past_budgets(found)
+    if found.reads_everything:
+        return f"{grown}: {SAYS_NOTHING}."
     difference, tokens = found.headline_difference, found.headline_ratio
     measured = "share of right votes" if found.stops_by_itself else "pass@1"
     size = share(abs(difference.value))
     relation = f"{size} points {'above' if difference.value > 0 else 'below'}"
     if size == "0.0":
         relation = "equal to"
-    result = f"The {measured} of {found.b} is {relation} that of {found.a}"
-    interval = f"95 % interval {signed(difference.low)} to {signed(difference.high)}"
-    if difference.excludes_zero:
-        support = f"the data show a {'gain' if difference.value > 0 else 'loss'}"
-    else:
-        support = (
-            "the data do not show a difference, and exclude a loss of more than "
-            f"{share(max(0.0, -difference.low))} points and a gain of more than "
-            f"{share(max(0.0, difference.high))}"
-        )
+    result = f"The {measured} of {found.b} is {relation} that of {found.a}{_support(found)}"
     times = f"{tokens.value:.2f} times as"
     cost = f"samples are {times} long"
     if found.stops_by_itself:
         cost = f"questions take {times} many tokens"
-    return f"{result} ({interval}): {support}; {cost} ({tokens.low:.2f} to {tokens.high:.2f})."
+    return f"{result}; {cost}{_bounds(tokens, '{:.2f}'.format)}.{grown and f' {grown}.'}"
+
+
+def _support(found: Comparison) -> str:
+    """Return the interval of the difference and what it shows, as the rest of a sentence."""
+    difference = found.headline_difference
+    if difference.bounds is None:
+        return f", but {too_few(found.num_questions)}"
+    low, high = difference.bounds
+    interval = f" (95 % interval {signed(low)} to {signed(high)})"
+    if difference.excludes_zero:
+        return f"{interval}: the data show a {'gain' if difference.value > 0 else 'loss'}"
+    return (
+        f"{interval}: the data do not show a difference, and exclude a loss of more than "
+        f"{share(max(0.0, -low))} points and a gain of more than {share(max(0.0, high))}"
+    )
+
+
+def _past_budgets(found: Comparison) -> str:
+    """Return how many samples of each sparse run grew past its budget; empty without one."""
+    runs = ((found.a, found.past_budget_a), (found.b, found.past_budget_b))
+    text = ", ".join(
+        f"{past_budget(each)} samples of {name} grew past the budget of {each.budget:,}"
+        for name, each in runs
+        if each
+    )
+    return text[:1].upper() + text[1:]
 
 
 @dataclass(frozen=True)
@@ -104,19 +154,20 @@ class Table:
     def __rich__(self) -> "RichTable":
         """Return the table as rich's console prints it."""
         from rich.table import Table as RichTable
+        from rich.text import Text  # shows names as they are, brackets and colons among them
 
         table = RichTable(
-            title=self.title,
+            title=Text(self.title),
             title_justify="left",
             title_style="bold",
-            caption=self.caption or None,
+            caption=Text(self.caption) if self.caption else None,
             caption_justify="left",
             min_width=60,
         )
         for n, name in enumerate(self.head):
-            table.add_column(name, justify="right" if n else "left")
+            table.add_column(Text(name), justify="right" if n else "left")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         return table
 
     def markdown(self) -> str:
@@ -158,11 +209,17 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
     if score.tokens_per_correct is not None:
         rows.append(("tokens a right sample", number(score.tokens_per_correct)))
     rows.append(("failed, not scored", str(score.num_failed)))
+    notes = [_sampling_conditions(conditions)]
+    if grown := score.past_budget:
+        rows.append((f"grew past the budget of {grown.budget:,}", past_budget(grown)))
+        notes += [ALL_READ] if grown.is_none else []
+    if score.num_questions < MIN_QUESTIONS:
+        notes.append(too_few(score.num_questions))
     return Table(
         head=("measure", "value"),
         rows=tuple(rows),
         title=f"{conditions['task']}, {conditions['model']}, {policy_name(conditions)}",
-        caption=_sampling_conditions(conditions),
+        caption="; ".join(notes),
     )
 
 
@@ -192,6 +249,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         "length of samples": lambda found: ratio(found.length_ratio),
         "tokens a question": lambda found: ratio(found.spent_ratio),
     }
+    if any(found.past_budget_b for found in comparisons):
+        cells["grew past the budget"] = lambda found: past_budget(found.past_budget_b)
     return Table(
         head=("measure", *(found.b for found in comparisons)),
         rows=tuple((name, *map(cell, comparisons)) for name, cell in cells.items()),
@@ -219,6 +278,11 @@ def group_table(group: Group, *, in_page: bool = False) -> Table:
         ("McNemar p", True, _p_cell),
         ("cut off, %", True, lambda row: share(row.score.truncated)),
         ("no answer, %", in_page, lambda row: share(row.score.no_answer)),
+        (
+            "grew past the budget",
+            in_page and any(row.score.past_budget for row in group.rows),
+            lambda row: past_budget(row.score.past_budget),
+        ),
         ("mean tokens", True, lambda row: number(row.score.mean_tokens)),
         (
             "tokens a question",
@@ -254,7 +318,7 @@ def _vote_title(group: Group) -> str:
 
 
 def _difference_cell(row: Row) -> str:
-    if not row.against_full:
+    if not row.against_full or row.against_full.reads_everything:
         return NONE
     votes = ", answers" if row.against_full.stops_by_itself else ""
     return f"{points(row.against_full.headline_difference)}{votes}"
@@ -279,16 +343,31 @@ def disagreement_table(rows: Sequence[Row], most: int = MAX_DISAGREEMENTS) -> Ta
 
     Each cell counts the correct samples; the largest difference comes first, then the smaller id.
     """
-    results = [{q.question_id: q for q in row.summary.questions} for row in rows]
     spread: dict[str, float] = {}
-    for question_id in {question_id for run in results for question_id in run}:
-        shares = [run[question_id].share_correct for run in results if question_id in run]
-        known = [each for each in shares if each is not None]
-        spread[question_id] = max(known) - min(known) if known else 0.0
+    for name, found in _by_question(rows).items():
+        known = [q.share_correct for q in found if q and q.share_correct is not None]
+        spread[name] = max(known) - min(known) if known else 0.0
     differing = sorted((n for n in spread if spread[n]), key=lambda n: (-spread[n], n))
+    return _question_table(rows, differing[:most])
+
+
+def question_table(rows: Sequence[Row]) -> Table:
+    """Return every question, in the order of the first run, with its correct samples."""
+    return _question_table(rows, list(_by_question(rows)))
+
+
+def _by_question(rows: Sequence[Row]) -> dict[str, list[QuestionResult | None]]:
+    """Return the results of each question in all runs; None where a run lacks it."""
+    runs = [{q.question_id: q for q in row.summary.questions} for row in rows]
+    names = dict.fromkeys(name for run in runs for name in run)
+    return {name: [run.get(name) for run in runs] for name in names}
+
+
+def _question_table(rows: Sequence[Row], names: Sequence[str]) -> Table:
+    results = _by_question(rows)
     return Table(
         head=("question", *(row.name for row in rows)),
-        rows=tuple((n, *(_correct_cell(run.get(n)) for run in results)) for n in differing[:most]),
+        rows=tuple((name, *map(_correct_cell, results[name])) for name in names),
     )
 
 
@@ -380,19 +459,26 @@ def proof_section(groups: Sequence[Group], results: str | None = None) -> str:
 
 def proof_rows(groups: Sequence[Group]) -> list[tuple[Group, Row]]:
     """Choose the rows on both sides of the limit: the smallest budget for which the data show no
-    loss, then the largest budget for which they show one; groups with the most samples first.
+    loss, then the largest budget for which they show one; groups with the most samples first. Runs
+    of too few questions, and runs that read everything, show neither.
     """
     chosen: list[tuple[Group, Row]] = []
     for group in sorted(groups, key=lambda g: -sum(row.score.num_samples for row in g.rows)):
-        compared = [row for row in group.rows if row.budget and row.against_full]
+        compared = [row for row in group.rows if _shows_something(row)]
         losing = [row for row in compared if _shows_loss(row)]
         other = [row for row in compared if not _shows_loss(row)]
         chosen += [(group, row) for row in (*other[-1:], *losing[:1])]
     return chosen[:MAX_PROOF_ROWS]
 
 
+def _shows_something(row: Row) -> bool:
+    found, grown = row.against_full, row.score.past_budget
+    return bool(found and found.headline_difference.bounds and grown and grown.count)
+
+
 def _shows_loss(row: Row) -> bool:
-    return bool(row.against_full and row.against_full.headline_difference.high < 0)
+    difference = row.against_full.headline_difference if row.against_full else None
+    return bool(difference and difference.excludes_zero and difference.value < 0)
 
 
 def _proof_cells(group: Group, row: Row) -> tuple[str, ...]:
@@ -422,11 +508,24 @@ def conditions_text(group: Group) -> str:
     stack = [_all_values(group, "device_name"), *_versions(group.values("versions"))]
     commits = join_words(map(short_commit, group.values("commit")))
     days = join_words(sorted(map(str, group.values("date"))))
-    notes = "".join(f" {row.name}: {row.note}." for row in group.rows if row.note)
+    notes = "".join(f" {row.name}: {row_note(row)}." for row in group.rows if row_note(row))
+    if group.num_questions < MIN_QUESTIONS:
+        notes = f" {too_few(group.num_questions)}.{notes}"
     return (
         f"{', '.join(sampling)}; {', '.join(stack)}. By `lim eval` on {days}, commit "
         f"{commits}.{notes}"
     )
+
+
+def row_note(row: Row) -> str:
+    """Return the reservations about a run's figures; empty where there are none."""
+    grown = row.score.past_budget
+    parts = [row.note] if row.note else []
+    if grown and grown.is_none:
+        parts.append(ALL_READ)
+    elif grown and (not grown.count or (grown.is_exact and grown.count < grown.num_samples)):
+        parts.append(f"{past_budget(grown)} samples grew past the budget")
+    return "; ".join(parts)
 
 
 def _all_values(group: Group, condition: str) -> str:

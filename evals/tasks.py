@@ -6,32 +6,58 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from decimal import Decimal
+from difflib import get_close_matches
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from lim_sglang.errors import DataError, bullets
-from lim_sglang.programs.answers import CHOICES, AnswerKind, as_choice, as_integer
+from lim_sglang.programs.answers import (
+    CHOICES,
+    AnswerKind,
+    as_choice,
+    as_integer,
+    extract_answer,
+)
 from lim_sglang.programs.schema import CHOICE_PROMPT, MATH_PROMPT
 
 OWN_FILE = "file:"
 """Prefix of the name of a task whose questions are in a user's own file."""
+ROW_FORM = 'one JSON object a line with "problem" (or "question") and "answer"'
+"""Form of a file of questions, in messages."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of a data set's columns. A JSONL file always has `problem` and `answer`."""
+    """Names of a data set's columns."""
 
-    problem: str = "problem"
+    problem: tuple[str, ...] = ("problem", "question")
+    """Candidates for the question's text: the first that a row has."""
     answer: str = "answer"
     wrong_answers: tuple[str, ...] = ()
     """Columns of the wrong options of a multiple choice, which are shuffled with the right one."""
     identity: tuple[str, ...] = ("id", "unique_id")
     """Candidates for the question's id: the first that a row has, else the row's number."""
     answer_follows: str | None = None
-    """Mark before the answer, where the column holds a solution that ends in the answer."""
+    """Mark before the answer, where every row of the column holds a solution."""
+    may_be_solution: bool = False
+    """True: an answer that ends in a mark is a solution, and only the part behind the mark counts;
+    see `_reference_answer`."""
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Columns that every row has, in words."""
+        return " or ".join(f'"{name}"' for name in self.problem), *(
+            f'"{name}"' for name in (self.answer, *self.wrong_answers)
+        )
+
+
+FILE_COLUMNS = Columns(may_be_solution=True)
 
 
 @dataclass(frozen=True)
@@ -52,8 +78,14 @@ class Task:
     """Commit of the data set that is loaded."""
     split: str = "test"
     columns: Columns = Columns()
+    num_questions: int | None = None
+    """Number of published questions."""
     digest: str | None = None
-    """`questions_digest` of the published benchmark; tells other questions of that name apart."""
+    """`questions_digest` of the published questions; tells other questions of that name apart."""
+    answers_digest: str | None = None
+    """`answers_digest` of the published questions."""
+    may_be_shown: bool = True
+    """False: the authors ask that no question stand in plain text where it may be published."""
     shuffle_seed: int = 0
     """Seed of the order of options, which follows from the seed and the question's id."""
     file: Path | None = None
@@ -67,6 +99,8 @@ TASKS: Mapping[str, Task] = {
         hub_id="HuggingFaceH4/MATH-500",
         revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
         answer_kind=AnswerKind.EXPRESSION,
+        num_questions=500,
+        answers_digest="294f8f566a80a3883ce243c29c85195d03da3375607c0e06d34d4b8c16836fc8",
         digest="f7848c20f816a9d7bf32f5f9a6e58087278fd086f8b2acf1fe4572df62aa417e",
         source="Lightman et al., Let's Verify Step by Step, arXiv 2305.20050; questions of MATH",
     ),
@@ -77,6 +111,8 @@ TASKS: Mapping[str, Task] = {
         revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
         split="train",
         answer_kind=AnswerKind.INTEGER,
+        num_questions=30,
+        answers_digest="172a8f41a82e7ce2599584b1897df949b6642c0f11d6222660b27a22b5e10beb",
         digest="bdfaff45e7623d3cb495d846cccba1ed9d9fccb035ce5136760b5ac4dcc631b8",
         source="American Invitational Mathematics Examination 2024, I and II",
     ),
@@ -86,6 +122,7 @@ TASKS: Mapping[str, Task] = {
         hub_id="math-ai/aime25",
         revision="563bb8404243c5f09de6ec262f2db674fe5bce9b",
         answer_kind=AnswerKind.INTEGER,
+        num_questions=30,
         source="American Invitational Mathematics Examination 2025, I and II",
     ),
     "aime26": Task(
@@ -96,6 +133,7 @@ TASKS: Mapping[str, Task] = {
         split="train",
         columns=Columns(identity=("problem_idx",)),
         answer_kind=AnswerKind.INTEGER,
+        num_questions=30,
         source="American Invitational Mathematics Examination 2026, I and II",
     ),
     "gpqa_diamond": Task(
@@ -106,13 +144,15 @@ TASKS: Mapping[str, Task] = {
         revision="633f5ee89ab8ad4522a9f850766b73f62147ffdd",
         split="train",
         columns=Columns(
-            problem="Question",
+            problem=("Question",),
             answer="Correct Answer",
             wrong_answers=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
             identity=("Record ID",),
         ),
         answer_kind=AnswerKind.CHOICE,
         prompt=CHOICE_PROMPT,
+        num_questions=198,
+        may_be_shown=False,
         source="Rein et al., GPQA, arXiv 2311.12022; the hub asks for its terms to be accepted",
     ),
     "gsm8k": Task(
@@ -121,8 +161,9 @@ TASKS: Mapping[str, Task] = {
         hub_id="openai/gsm8k",
         hub_config="main",
         revision="740312add88f781978c0658806c59bc2815b9866",
-        columns=Columns(problem="question", answer_follows="####"),
+        columns=Columns(answer_follows="####"),
         answer_kind=AnswerKind.EXPRESSION,
+        num_questions=1319,
         source="Cobbe et al., Training Verifiers to Solve Math Word Problems, arXiv 2110.14168",
     ),
 }
@@ -137,14 +178,34 @@ def find_task(name: str) -> Task:
     (`file:STEM:choice`) is accepted, too.
 
     Raises:
-        DataError: unknown name; the message lists the known ones.
+        DataError: unknown name; the message names the likeliest one, and lists the known ones.
     """
     if name.startswith(OWN_FILE) and (text := name.removeprefix(OWN_FILE)):
         return _own_task(text)
     if name not in TASKS:
         known = ", ".join(TASKS)
-        raise DataError(f"unknown task {name!r}; the tasks are {known}, and {OWN_FILE}PATH.jsonl")
+        raise DataError(
+            f"unknown task {name!r}; {_guess(name)}the tasks are {known}, and {OWN_FILE}PATH.jsonl"
+        )
     return TASKS[name]
+
+
+def _guess(name: str) -> str:
+    """Return the task that was probably meant, as part of a sentence; empty without a guess."""
+    path, _, word = name.rpartition(":")
+    file = Path(path if path and word in list(AnswerKind) else name)
+    if file.suffix in QUESTION_SUFFIXES or "/" in name or _is_file(file):
+        return f"questions in a file of your own are named {OWN_FILE}{name}; "
+    likely = get_close_matches(name.lower(), TASKS, n=1)
+    return f"did you mean {likely[0]}? " if likely else ""
+
+
+def _is_file(path: Path) -> bool:
+    """Return True for an existing file; False, too, for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def short_name(name: str) -> str:
@@ -168,7 +229,76 @@ def _own_task(text: str) -> Task:
     )
 
 
+class Origin(StrEnum):
+    """Relation of the questions that a run asks to the published ones of its task's name."""
+
+    PUBLISHED = "published"
+    OWN = "own"
+    """Other questions, or other answers, than the published ones."""
+    UNVERIFIED = "unverified"
+    """A file with as many questions as were published, of which nothing else is known."""
+
+
+def question_origin(task: Task, questions: Sequence["Question"], *, from_hub: bool) -> Origin:
+    """Return whether questions are the published ones of a task.
+
+    A digest decides where one is known. Otherwise the hub's pinned revision is trusted, and a file
+    is not.
+
+    Args:
+        questions: all questions of the task, before any limit.
+        from_hub: the questions were loaded from the hub.
+    """
+    if task.file or len(questions) != task.num_questions:
+        return Origin.OWN
+    if task.digest is None:
+        return Origin.PUBLISHED if from_hub else Origin.UNVERIFIED
+    is_same = questions_digest(questions) == task.digest and (
+        from_hub or answers_digest(questions, task.answer_kind) == task.answers_digest
+    )
+    return Origin.PUBLISHED if is_same else Origin.OWN
+
+
+def recorded_origin(name: str, digest: str, source: str | None) -> Origin:
+    """Return the origin of the questions of a run whose record does not state one.
+
+    Args:
+        name: of the task.
+        digest: `questions_digest` of the run's task.
+        source: file or data set that the questions came from; None: not recorded.
+    """
+    task = TASKS.get(name)
+    if task is None:
+        return Origin.OWN
+    if task.digest:
+        return Origin.PUBLISHED if digest == task.digest else Origin.OWN
+    return Origin.PUBLISHED if source == task.hub_id else Origin.UNVERIFIED
+
+
+def task_title(name: str, origin: Origin) -> str:
+    """Return a task's name for readers: `math500 (own questions)` where it is not the benchmark."""
+    if origin is Origin.PUBLISHED or name not in TASKS:
+        return name
+    return f"{name} ({origin} questions)"
+
+
+QUESTION_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".txt")
+"""Endings by which a word on the command line is taken for a file of questions."""
 MAX_PROBLEMS_SHOWN = 10
+MAX_SHOWN = 60
+"""Characters of a wrong value in a message."""
+MAX_ANSWER_WORDS = 20
+"""Most words of a reference answer; a longer one is prose."""
+TO_JSONL = (
+    """. To convert: python3 -c 'import csv, json, sys; [print(json.dumps(row)) for row in """
+    """csv.DictReader(sys.stdin)]' < NAME.csv > NAME.jsonl"""
+)
+_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
+_BOX = r"\boxed"
+_MARKED_ANSWER = re.compile(r"^[ \t]*####[ \t]*(\S[^\n]*?)\s*\Z", re.MULTILINE)
+"""GSM8K's last line, `#### 72`."""
+_GROUPED = re.compile(r"[-+]?[$€£¥]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!,).*")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
 Rows = Iterator[tuple[str, object]]
 """Pairs of a row's location, for errors, and the row: a mapping, or a line of JSON."""
 
@@ -181,6 +311,8 @@ class Question:
     text: str
     """Problem, with the options of a multiple choice."""
     gold: str
+    answer_behind: str | None = None
+    """Mark behind which the gold answer stood, where a file gave a whole solution."""
 
 
 def load_questions(task: Task, data_dir: Path | None = None) -> list[Question]:
@@ -190,22 +322,27 @@ def load_questions(task: Task, data_dir: Path | None = None) -> list[Question]:
     Raises:
         DataError: the source cannot be read, or rows are not questions (each is named).
     """
-    columns = Columns()
+    columns = FILE_COLUMNS
     if task.file:
-        rows = _file_rows(task.file, f"{OWN_FILE}PATH must name a file")
+        rows = _file_rows(task.file, f"{OWN_FILE}PATH must name a file{_hint(task.file)}")
     elif data_dir:
         path = data_dir / f"{task.name}.jsonl"
         rows = _file_rows(path, f"--data-dir must be a folder with {path.name}")
     else:
         rows, columns = _hub_rows(task), task.columns
     questions: dict[str, Question] = {}
+    locations: dict[str, str] = {}
     problems = []
     for index, (location, row) in enumerate(rows):
         try:
             question = _read_question(row, task, columns, index)
-            if question.question_id in questions:
-                raise DataError(f"the id {question.question_id!r} occurs a second time")
-            questions[question.question_id] = question
+            name = question.question_id
+            if name in questions:
+                raise DataError(
+                    f"the id {name!r} occurs a second time, after {locations[name]}; a row without "
+                    "an id has its number, from 0: give every row an id of its own, or none"
+                )
+            questions[name], locations[name] = question, location
         except DataError as problem:
             problems.append(f"{location}: {problem}")
     if problems:
@@ -230,6 +367,19 @@ def questions_digest(questions: Iterable[Question]) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
+def answers_digest(questions: Iterable[Question], kind: AnswerKind) -> str:
+    """Return the SHA-256 of texts and gold answers, sorted and joined by newlines.
+
+    White space in an expression and leading zeros of an integer make no difference.
+    """
+
+    def bare(gold: str) -> str:
+        return str(as_integer(gold)) if kind is AnswerKind.INTEGER else "".join(gold.split())
+
+    rows = sorted(f"{question.text.strip()}\n{bare(question.gold)}" for question in questions)
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
 def selection_digest(questions: Iterable[Question]) -> str:
     """Return the SHA-256 of ids, texts and gold answers in their order: exactly what a run asks."""
     rows = [[q.question_id, q.text, q.gold] for q in questions]
@@ -243,55 +393,100 @@ def _read_question(row: object, task: Task, columns: Columns, index: int) -> Que
         DataError: the row is no question; the message does not say where the row stands.
     """
     if isinstance(row, str):
-        try:
-            row = json.loads(row)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"not JSON ({error})") from None
+        if fault := _json_fault(row):
+            raise DataError(f"not JSON ({fault})")
+        row = json.loads(row)
     if not isinstance(row, Mapping):
-        raise DataError("expected an object with problem and answer")
-    required = (columns.problem, columns.answer, *columns.wrong_answers)
-    missing = [name for name in required if row.get(name) is None]
-    if missing:
-        keys = " and ".join(f'"{name}"' for name in missing)
-        raise DataError(f"lacks {keys}")
-    text = _check_text(row[columns.problem], columns.problem)
-    gold = _answer_text(row[columns.answer], columns.answer, columns.answer_follows)
+        raise DataError(f"expected {ROW_FORM}, not {_shown(row)}")
+    problem = next((name for name in columns.problem if row.get(name) is not None), None)
+    required = (columns.answer, *columns.wrong_answers)
+    if problem is None or any(row.get(name) is None for name in required):
+        raise DataError(_describe_fields(row, columns))
+    text = _check_text(row[problem], problem)
+    gold, mark = _answer_text(row[columns.answer], columns.answer, columns), None
+    if columns.may_be_solution:
+        gold, mark = _reference_answer(gold)
     ids = (row[name] for name in columns.identity if row.get(name) is not None)
-    question_id = _check_text(str(next(ids, index)), "id")
+    question_id = _check_id(next(ids, index))
     if columns.wrong_answers:
-        wrong = [_answer_text(row[name], name) for name in columns.wrong_answers]
+        wrong = [_answer_text(row[name], name, columns) for name in columns.wrong_answers]
         text, gold = _with_options(text, [gold, *wrong], f"{task.shuffle_seed} {question_id}")
     _check_gold(gold, task.answer_kind)
-    return Question(question_id=question_id, text=text, gold=gold)
+    return Question(question_id=question_id, text=text, gold=gold, answer_behind=mark)
+
+
+def _describe_fields(row: Mapping[str, Any], columns: Columns) -> str:
+    """Return which fields a row lacks, which ones it has, and which ones it needs."""
+    filled = {name for name in row if row[name] is not None}
+    candidates = (columns.problem, (columns.answer,), *((name,) for name in columns.wrong_answers))
+    lacks = [
+        words
+        for names, words in zip(candidates, columns.needed, strict=True)
+        if not filled.intersection(names)
+    ]
+    found = [f'"{name}"' if name in filled else f'"{name}" (null)' for name in row]
+    return (
+        f"lacks {' and '.join(lacks)}; it has {', '.join(found) or 'no field'}, and needs "
+        f"{' and '.join(columns.needed)}"
+    )
 
 
 def _check_text(value: object, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{name} must be a non-empty text")
+        raise DataError(f"{name} must be a non-empty text, not {_shown(value)}")
     if not value.isascii() and value != value.encode(errors="ignore").decode():
         raise DataError(f"{name} holds half a surrogate pair, which is not valid text")
     return value
 
 
-def _answer_text(answer: Any, name: str, follows: str | None = None) -> str:
-    """Return an answer as text; 25 and 25.0 are both "25".
+def _check_id(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise DataError(f"id must be a text or a whole number, not {_shown(value)}")
+    return _check_text(value, "id")
 
-    Args:
-        follows: mark before the answer at the end of a solution. Answers behind a mark are
-            numbers, so their thousands separators are removed.
-    """
-    if follows and isinstance(answer, str):
-        _, mark, answer = answer.rpartition(follows)
+
+def _answer_text(answer: Any, name: str, columns: Columns) -> str:
+    """Return an answer as text; 25 and 25.0 are both "25"."""
+    if columns.answer_follows and isinstance(answer, str):
+        _, mark, answer = answer.rpartition(columns.answer_follows)
         if not mark:
-            raise DataError(f"{name} must end in {follows} and the number")
+            raise DataError(f"{name} must end in {columns.answer_follows} and the number")
         answer = answer.replace(",", "")
     if isinstance(answer, str) and answer.strip():
         return _check_text(answer, name).strip()
     if isinstance(answer, float) and math.isfinite(answer):
-        return str(int(answer)) if answer.is_integer() else str(answer)
+        return str(int(answer)) if answer.is_integer() else f"{Decimal(repr(answer)):f}"
     if isinstance(answer, int) and not isinstance(answer, bool):
         return str(answer)
-    raise DataError(f"{name} must be a number or a non-empty text, not {answer!r}")
+    raise DataError(f"{name} must be a number or a non-empty text, not {_shown(answer)}")
+
+
+def _shown(value: object) -> str:
+    """Return the beginning of a value as JSON."""
+    return json.dumps(value, ensure_ascii=True, default=str)[:MAX_SHOWN]
+
+
+def _reference_answer(answer: str) -> tuple[str, str | None]:
+    """Return the reference in a file's answer, which may be a whole solution, and its mark.
+
+    Raises:
+        DataError: a solution in prose that does not mark its answer.
+    """
+    if found := _MARKED_ANSWER.search(answer):
+        number = _THOUSANDS.sub("", found[1]) if _GROUPED.fullmatch(found[1]) else found[1]
+        return number, "####"
+    if _BOX in answer and (boxed := extract_answer(answer)):
+        is_alone = answer.lstrip("$ ").startswith(_BOX)
+        return boxed, None if is_alone else f"{_BOX}{{}}"
+    if len(_WORD.findall(answer)) > MAX_ANSWER_WORDS:
+        raise DataError(
+            f"answer is a text of {len(answer):,} characters, to which no reply can be equal: give "
+            "the final answer alone, or end the solution with #### and the answer, or put the "
+            f"answer into {_BOX}{{}}"
+        )
+    return answer, None
 
 
 def _with_options(text: str, options: list[str], seed: str) -> tuple[str, str]:
@@ -323,19 +518,56 @@ def _describe_problems(problems: list[str]) -> str:
     return f"these rows are not questions:{bullets(shown)}"
 
 
+def _json_fault(line: str) -> str | None:
+    """Return why a line is not JSON; None if it is."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return None
+
+
+def _hint(path: Path) -> str:
+    """Return what was probably meant by the path of a file that does not exist."""
+    if _is_file(path):
+        return ""
+    name, _, word = str(path).rpartition(":")
+    if name and _is_file(Path(name)):
+        return f" and may end in :{', :'.join(AnswerKind)}, not :{word}"
+    similar = path.with_name(f"{path.name}.jsonl")
+    return f" ({similar} exists)" if _is_file(similar) else ""
+
+
 def _file_rows(path: Path, expected: str) -> Rows:
-    """Return the lines of a JSONL file, without blank ones.
+    """Return the lines of a JSONL file, without blank ones, or the items of a JSON array.
 
     Lines are split at newlines alone: `str.splitlines` would also split at U+2028 inside a text.
+
+    Raises:
+        DataError: the file cannot be read, or no line of it is JSON.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:  # not UTF-8, or not a valid file name
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
         raise DataError(
-            f"cannot read {path} ({error}); {expected}, one JSON object a line with problem and "
-            "answer"
+            f"cannot read {path} (not UTF-8 at byte {error.start}); save it as UTF-8, {ROW_FORM}"
         ) from None
-    return ((f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip())
+    except (OSError, ValueError) as error:  # a ValueError: not a valid file name
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read {path} ({reason}); {expected}, {ROW_FORM}") from None
+    if text.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            return ((f"{path}, item {n}", row) for n, row in enumerate(json.loads(text), 1))
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    faults = [(n, fault) for n, line in lines if (fault := _json_fault(line))]
+    if lines and len(faults) == len(lines):
+        number, fault = faults[0]
+        others = ", nor is any other line" if len(lines) > 1 else ""
+        raise DataError(
+            f"{path} is no JSONL file: line {number} is not JSON ({fault}){others}; expected "
+            f"{ROW_FORM}{TO_JSONL if path.suffix == '.csv' else ''}"
+        )
+    return ((f"{path}, line {n}", line) for n, line in lines)
 
 
 @contextmanager

@@ -73,7 +73,8 @@ class MarkdownSection:
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table whose first column is aligned to the left and whose others to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+    escaped = ([cell.replace("|", r"\|") for cell in cells] for cells in (head, rule, *rows))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)
 
 
 def join_words(values: Iterable[object]) -> str:

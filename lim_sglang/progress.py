@@ -6,9 +6,20 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 LINE_INTERVAL_S = 10.0
 """Least time between two lines in a log or a pipe."""
+
+
+def plain_console(*, stderr: bool = False) -> Console:
+    """Return a console that prints every text as it is: names may hold brackets and colons."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def print_plain(console: Console, text: str) -> None:
+    """Print a text as it is on any console, each of its lines in one piece."""
+    console.print(Text(text), soft_wrap=True)
 
 
 @contextmanager
@@ -50,7 +61,7 @@ def show_progress(
 
     def print_line() -> None:
         nonlocal shown, shown_s
-        console.print(latest, markup=False, highlight=False, soft_wrap=True)
+        print_plain(console, latest)
         shown, shown_s = latest, clock()
 
     def update(completed: float, text: str) -> None:

@@ -3,12 +3,16 @@
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lim_sglang.evals.compare import POLICY
-from lim_sglang.evals.metrics import QuestionResult, Summary, read_summary
+from lim_sglang.evals.metrics import QuestionResult, Summary
+from lim_sglang.evals.run_store import GradedSample, RunRecord
+from lim_sglang.evals.summaries import read_summary
 from lim_sglang.programs.schema import SampleState
+from tests.builders import make_sample
 
 MEASURED = Path(__file__).parents[2] / "docs" / "measured" / "eval"
 COMMITTED = {
@@ -116,3 +120,52 @@ def five_runs(questions: int, **conditions: Any) -> list[Summary]:
             for budget, harm, longer in sparse
         ),
     ]
+
+
+CONFIG = {"policy": "lessismore", "budget": 256, "ranking": "rank", "recent_ratio": 0.25}
+SAMPLING = {"max_tokens": 100, "temperature": 0.6, "top_p": 0.95, "top_k": 20}
+SETTINGS: dict[str, Any] = {
+    "task": "aime24",
+    "questions": {"asked": 2, "asked_digest": "d1", "digest": "d2", "revision": "r"},
+    "prompt_sha256": "p",
+    "system": "SECRET system prompt",
+    "thinking": {"enabled": True, "budget": 50},
+    "program": {"name": "majority", "options": {}, "parallel": None},
+    "num_samples": 4,
+    "sampling": {**SAMPLING, "seed": None, "seed_honoured": False},
+    "server": {
+        "model_path": "/data/models/tiny/",
+        "tokenizer_path": "/data/models/tiny/",
+        "chat_template": None,
+        "json_model_override_args": "{}",
+        "tp_size": 1,
+        "device_name": "GPU",
+    },
+    "lim": {"config": CONFIG, "roles": ["full", "full", "select", "reuse", "select", "reuse"]},
+    "versions": {"math_verify": "0.9.0"},
+}
+ABOUT = {"commit": "abc", "began": "2026-11-25T10:00:00+00:00", "client_versions": {"torch": "2"}}
+RECORD = RunRecord("run-1", SETTINGS, ABOUT)
+
+
+def graded(name: str, index: int, answer: str | None, **more: Any) -> GradedSample:
+    """Make a sample of a question whose right answer is 4."""
+    late = more.pop("late", False)
+    sample = replace(make_sample(index, answer, **more), rid="SECRET rid")
+    return GradedSample(name, "SECRET gold", answer == "4", sample, late=late)
+
+
+def equivalent(a: str, b: str) -> bool:
+    return a.strip() == b.strip()
+
+
+SAMPLES = [
+    graded("b", 3, "5"),
+    graded("b", 0, "5"),
+    graded("a", 1, " 4"),
+    graded("a", 0, "4", num_tokens=70),
+    graded("b", 1, "4"),
+    graded("b", 2, None, state=SampleState.TRUNCATED),
+    graded("a", 2, "6"),
+    graded("a", 3, "6", late=True),
+]

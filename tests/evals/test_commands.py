@@ -219,7 +219,7 @@ def test_a_folder_without_a_run_is_refused_before_any_is_graded(tmp_path: Path) 
 def test_impossible_words_of_grade_are_refused(tmp_path: Path) -> None:
     assert call(grade).exit_code == call(grade, "--workers", "0", tmp_path).exit_code == 2
     unknown = write_run(tmp_path, "aime1924", "7", r"\boxed{7}")
-    with pytest.raises(DataError, match="unknown task 'aime1924'; the tasks are math500"):
+    with pytest.raises(DataError, match="unknown task 'aime1924'; did you mean aime24"):
         call(grade, unknown)
 
 

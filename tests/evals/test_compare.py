@@ -24,7 +24,8 @@ from lim_sglang.evals.compare import (
     ratio_interval,
     resampled_means,
 )
-from lim_sglang.evals.metrics import Summary, read_summary, write_summaries
+from lim_sglang.evals.metrics import Summary
+from lim_sglang.evals.summaries import read_summary, write_summaries
 from lim_sglang.evals.tables import sentence
 from lim_sglang.programs.schema import SampleState
 from tests.evals.summaries import five_runs, question, run, simulated
@@ -177,13 +178,17 @@ def test_mcnemar_is_the_exact_binomial_test(only_a: int, only_b: int) -> None:
     assert mcnemar_p(0, 0) == 1.0
 
 
+TIMES = 4
+"""Repetitions of five questions, so that there are enough for an interval."""
+
+
 def run_of(*shares: tuple[int, int], policy: str = "full", length: int = 100) -> Summary:
     """Make a run from each question's number of right samples of all; the majority votes."""
     questions = (
         question(
             f"q{n}",
             [0] * right + [1] * (total - right),
-            tokens=[length + n] * total,
+            tokens=[length + n % 5] * total,
             chosen=0 if 2 * right >= total else 1,
         )
         for n, (right, total) in enumerate(shares)
@@ -191,19 +196,22 @@ def run_of(*shares: tuple[int, int], policy: str = "full", length: int = 100) ->
     return run(*questions, policy=policy)
 
 
-A = run_of((4, 4), (2, 4), (1, 4), (0, 4), (3, 4))
-B = run_of((4, 4), (1, 4), (1, 4), (0, 4), (1, 4), policy="lim", length=150)
+A = run_of(*[(4, 4), (2, 4), (1, 4), (0, 4), (3, 4)] * TIMES)
+B = run_of(*[(4, 4), (1, 4), (1, 4), (0, 4), (1, 4)] * TIMES, policy="lim", length=150)
 
 
 def test_differences_are_those_of_the_questions_means() -> None:
     found = compare(A, B)
     assert found.difference.value == pytest.approx((0 - 1 / 4 + 0 + 0 - 2 / 4) / 5)
-    assert found.difference.low < found.difference.value < found.difference.high
+    low, high = found.difference.bounds or (0, 0)
+    assert low < found.difference.value < high
     assert found.answers.value == pytest.approx(-2 / 5)
     assert found.length_ratio.value == found.spent_ratio.value == pytest.approx(152 / 102)
-    assert 1.4 < found.length_ratio.low < found.length_ratio.value < found.length_ratio.high < 1.6
-    assert (found.a, found.b, found.num_questions) == ("full", "lim", 5)
-    assert (found.mcnemar.only_a, found.mcnemar.only_b, found.mcnemar.p) == (2, 0, 0.5)
+    low, high = found.length_ratio.bounds or (0, 0)
+    assert 1.4 < low < found.length_ratio.value < high < 1.6
+    assert (found.a, found.b, found.num_questions) == ("full", "lim", 5 * TIMES)
+    assert (found.mcnemar.only_a, found.mcnemar.only_b) == (2 * TIMES, 0)
+    assert found.mcnemar.p == 2 / 2 ** (2 * TIMES)
     assert (found.other_differences, found.stops_by_itself) == ((), False)
     assert found.headline_difference == found.difference
     assert found.headline_ratio == found.length_ratio
@@ -212,10 +220,10 @@ def test_differences_are_those_of_the_questions_means() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
     [
-        ([(0, 4), (1, 1)], [(1, 1), (0, 4)], 0),
-        ([(4, 4), (0, 1)], [(1, 1), (4, 4)], 1 / 2),
-        ([(4, 4)] * 3, [(0, 4)] * 3, -1),
-        ([(0, 4)] * 3, [(4, 4)] * 3, 1),
+        ([(0, 4), (1, 1)] * 10, [(1, 1), (0, 4)] * 10, 0),
+        ([(4, 4), (0, 1)] * 10, [(1, 1), (4, 4)] * 10, 1 / 2),
+        ([(4, 4)] * 20, [(0, 4)] * 20, -1),
+        ([(0, 4)] * 20, [(4, 4)] * 20, 1),
     ],
 )
 def test_questions_count_alike_and_no_interval_exceeds_the_possible_values(
@@ -223,22 +231,25 @@ def test_questions_count_alike_and_no_interval_exceeds_the_possible_values(
 ) -> None:
     found = compare(run_of(*a), run_of(*b, policy="lim")).difference
     assert found.value == expected
-    assert -1 <= found.low < found.high <= 1
+    low, high = found.bounds or (0, 0)
+    assert -1 <= low <= high <= 1
 
 
 def test_swapped_runs_give_mirrored_results_in_any_order_of_the_questions() -> None:
     there, back = compare(A, B), compare(B, replace(A, questions=A.questions[::-1]))
     assert back.difference.value == -there.difference.value
-    assert back.difference.low == pytest.approx(-there.difference.high, abs=0.02)
+    low, high = there.difference.bounds or (0, 0)
+    assert back.difference.bounds == pytest.approx((-high, -low), abs=0.02)
     assert back.length_ratio.value == pytest.approx(1 / there.length_ratio.value)
-    assert (back.mcnemar.only_a, back.mcnemar.only_b) == (0, 2)
+    assert (back.mcnemar.only_a, back.mcnemar.only_b) == (0, 2 * TIMES)
 
 
 def test_a_run_compared_with_itself_leaves_room_for_differences_not_seen() -> None:
     found = compare(A, A)
     assert (found.difference.value, found.mcnemar.p) == (0, 1.0)
-    assert -0.6 < found.difference.low < -0.3  # of five questions, one in three may differ
-    assert found.difference.high == pytest.approx(-found.difference.low, abs=0.05)
+    low, high = found.difference.bounds or (0, 0)
+    assert -0.2 < low < -0.1  # of twenty questions, one in seven may differ
+    assert high == pytest.approx(-low, abs=0.05)
     assert found.length_ratio == Interval(1.0, 1.0, 1.0)
 
 
@@ -247,7 +258,7 @@ def test_a_program_that_stops_early_is_compared_by_its_votes() -> None:
     early = run(
         *(
             question(each.question_id, [*each.group[:2], None], chosen=chosen, **stopped)
-            for each, chosen in zip(A.questions, [0, 0, 0, None, None], strict=True)
+            for each, chosen in zip(A.questions, [0, 0, 0, None, None] * TIMES, strict=True)
         ),
         program="adaptive",
     )
@@ -261,7 +272,8 @@ def test_a_program_that_stops_early_is_compared_by_its_votes() -> None:
 
 def test_an_aborted_question_has_no_share_and_no_right_answer() -> None:
     gone = question("q4", [None], states={0: ABORTED}, tokens=[5])
-    found = compare(A, replace(B, questions=(*B.questions[:4], gone)))
+    five = replace(A, questions=A.questions[:5])
+    found = compare(five, replace(B, questions=(*B.questions[:4], gone)))
     assert found.num_questions == 5
     assert found.difference.value == pytest.approx(-1 / 4 / 4)
     assert found.answers.value == pytest.approx(-2 / 5)
@@ -271,7 +283,8 @@ def test_an_aborted_question_has_no_share_and_no_right_answer() -> None:
 
 def test_ratios_are_of_means_and_questions_without_tokens_count_one() -> None:
     def with_tokens(*tokens: int) -> Summary:
-        return run(*(question(f"q{n}", [0], tokens=[each]) for n, each in enumerate(tokens)))
+        each = (question(f"q{n}", [0], tokens=[tokens[n % 2]]) for n in range(20))
+        return run(*each)
 
     found = compare(with_tokens(100, 101), with_tokens(400, 1)).length_ratio
     assert found.value == pytest.approx(401 / 201)
@@ -279,14 +292,17 @@ def test_ratios_are_of_means_and_questions_without_tokens_count_one() -> None:
     assert empty.spent_ratio == empty.length_ratio == Interval(1.0, 1.0, 1.0)
 
 
+GONE = question("q", [None], states={0: ABORTED})
+
+
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
         (A, run(*A.questions, task="other"), "task sums and run has task other"),
         (A, run(*A.questions, questions="changed"), "their digests are not equal"),
-        (A, run(*A.questions[:4]), r"1 are in one run only: q4.*--common"),
+        (A, run(*A.questions[:19]), r"1 are in one run only: q19.*--common"),
         (run_of(*[(1, 1)] * 10), run_of((1, 1), (1, 1)), "8 are in one run only: q2, .*, q6, …"),
-        (run(A.questions[0]), run(A.questions[0]), "share 1 questions with completed samples"),
+        (run(GONE), run(GONE), "share no question with completed samples"),
     ],
 )
 def test_runs_of_different_questions_are_not_compared(a: Summary, b: Summary, message: str) -> None:
@@ -295,10 +311,57 @@ def test_runs_of_different_questions_are_not_compared(a: Summary, b: Summary, me
 
 
 def test_the_questions_of_both_runs_are_compared_on_demand() -> None:
-    found = compare(A, run(*B.questions[:2], questions="fewer", asked=5), common=True)
+    found = compare(A, run(*B.questions[:2], questions="fewer", asked=20), common=True)
     assert found.num_questions == 2
     assert found.difference.value == pytest.approx(-1 / 8)
     assert found.other_differences == ("questions: '59695e34…' and 'fewer'",)
+
+
+def test_nineteen_questions_have_no_interval_and_twenty_have_one() -> None:
+    for count, expected in ((1, False), (19, False), (20, True)):
+        a, b = (run_of(*[(1, 4), (3, 4)] * 10, policy=name) for name in ("full", "lim"))
+        a, b = (replace(each, questions=each.questions[:count]) for each in (a, b))
+        found = compare(a, b)
+        intervals = (found.difference, found.answers, found.length_ratio, found.spent_ratio)
+        assert [bool(each.bounds) for each in intervals] == [expected] * 4
+        assert not found.difference.excludes_zero
+
+
+def past(
+    length: int, *, prompt: int | None = 50, budget: int = 100, policy: str = "lim"
+) -> Summary:
+    """Make a run of 20 questions with one sample of a length in tokens, the prompt's included."""
+    tokens = length - (prompt or 0)
+    made = (question(f"q{n}", [0], tokens=[tokens], chosen=0) for n in range(20))
+    questions = [replace(each, prompt_tokens=prompt) for each in made]
+    return run(*questions, policy=policy, budget=budget)
+
+
+DENSE = run(*past(500).questions)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "reads_everything"),
+    [
+        (DENSE, past(101), True),  # the last token is generated from the 100 before it
+        (DENSE, past(102), False),
+        (past(101), past(80, budget=90), True),
+        (past(102), past(80, budget=90), False),
+        (DENSE, past(101, prompt=None), False),  # prompts were not counted, so nobody knows
+        (DENSE, DENSE, False),
+    ],
+)
+def test_a_comparison_in_which_no_sample_grew_past_the_budget_says_so(
+    a: Summary, b: Summary, reads_everything: bool
+) -> None:
+    found = compare(a, b, names=("one", "two"))
+    assert found.reads_everything is reads_everything
+    says = "both runs read everything, so the comparison says nothing about sparse attention."
+    assert sentence(found).endswith(says) is reads_everything
+    if b.conditions["budget"]:
+        assert f"samples of two grew past the budget of {b.conditions['budget']}" in sentence(found)
+    else:
+        assert "budget" not in sentence(found)
 
 
 def test_differing_conditions_other_than_the_policy_are_named() -> None:

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -37,6 +36,7 @@ from tests.fakes.sums import (
     write_sums,
 )
 from tests.forked_commands import Command, Forker
+from tests.soak.eval_kills import Soak
 
 DISK_SIZE = 64 * 1024
 FILE_SIZE = 12 * 1024
@@ -188,29 +188,14 @@ def kill_repeatedly(
     return counts
 
 
-def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(
+def test_a_run_whose_command_and_server_are_killed_loses_and_doubles_nothing(
     forker: Forker, tmp_path: Path
 ) -> None:
-    questions, num_lines, times = write_sums(tmp_path, 24), 24 * 4, 10
-    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    with serving(answering(PACE_S)) as fake:
-        command = [*eval_words(questions, killed, fake), "--concurrency", "2"]
-        counts = kill_repeatedly(forker, fake, tmp_path, command, times=times)
-        # Killed before a sample was stored, and between two: otherwise nothing was shown.
-        grown = [after - before for before, after in pairwise([0, *counts])]
-        assert sum(count > 0 for count in grown) >= 3
-        assert sum(count == 0 for count in grown) >= 1
-        assert counts[-1] < num_lines
-        last = lim(*command)
-        assert last.code == 0, last.error
-        num_repeated = len(fake.requests) - num_lines
-        fast = [*eval_words(questions, undisturbed, fake), "--concurrency", "32"]
-        assert lim(*fast).output == last.output
-    assert sorted(set(keys(killed))) == sorted(keys(killed)) == sorted(keys(undisturbed))
-    assert len(keys(killed)) == num_lines
-    assert comparable(killed) == comparable(undisturbed)
-    # Only samples in flight, or about to be written, are generated a second time.
-    assert 0 < num_repeated <= times * 4
+    report = Soak(forker, tmp_path, seed=3).run(command_kills=3, server_kills=1)
+    assert (report.command_kills, report.server_kills) == (3, 1)
+    assert report.is_clean, report
+    # Killed with samples stored and others missing: otherwise nothing was shown.
+    assert 0 < report.samples_after[-1] < report.samples == 80
 
 
 def test_a_program_that_stops_early_repeats_a_question_when_it_is_killed(

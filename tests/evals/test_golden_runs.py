@@ -12,9 +12,9 @@ import pytest
 from lim_sglang.errors import DataError
 from lim_sglang.evals.compare import compare
 from lim_sglang.evals.grading import Grader, grade_run
-from lim_sglang.evals.metrics import load_summaries
 from lim_sglang.evals.report import make_groups
 from lim_sglang.evals.run_store import RunRecord, load_run, open_run
+from lim_sglang.evals.summaries import load_summaries
 from lim_sglang.evals.tables import group_table
 from lim_sglang.evals.tasks import find_task
 from lim_sglang.programs.equivalence import EquivalenceChecker

@@ -1,87 +1,46 @@
 """Summaries of runs, and scores against figures worked out by hand or by listing all subsets."""
 
-import json
 import math
 import operator
 import random
 import time
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lim_sglang.errors import ConfigError, DataError
+from lim_sglang.errors import DataError
 from lim_sglang.evals import metrics
 from lim_sglang.evals.metrics import (
     Estimate,
     QuestionResult,
-    Summary,
-    find_runs,
-    load_summaries,
     majority_at_k,
     pass_at_k,
-    read_summary,
     score,
     summarise,
     winning_subsets,
-    write_summary,
 )
-from lim_sglang.evals.run_store import GRADES_FILE, Failure, GradedSample, RunRecord, open_run
+from lim_sglang.evals.run_store import GradedSample, RunRecord
 from lim_sglang.programs.schema import SampleState
 from lim_sglang.programs.vote import tally
 from tests.builders import make_sample
-from tests.evals.summaries import CONDITIONS, FOUR, question, run
+from tests.evals.summaries import (
+    ABOUT,
+    CONDITIONS,
+    CONFIG,
+    FOUR,
+    RECORD,
+    SAMPLES,
+    SAMPLING,
+    SETTINGS,
+    equivalent,
+    graded,
+    question,
+    run,
+)
 
 FINISHED, TRUNCATED, ABORTED = SampleState.FINISHED, SampleState.TRUNCATED, SampleState.ABORTED
-CONFIG = {"policy": "lessismore", "budget": 256, "ranking": "rank", "recent_ratio": 0.25}
-SAMPLING = {"max_tokens": 100, "temperature": 0.6, "top_p": 0.95, "top_k": 20}
-SETTINGS: dict[str, Any] = {
-    "task": "aime24",
-    "questions": {"asked": 2, "asked_digest": "d1", "digest": "d2", "revision": "r"},
-    "prompt_sha256": "p",
-    "system": "SECRET system prompt",
-    "thinking": {"enabled": True, "budget": 50},
-    "program": {"name": "majority", "options": {}, "parallel": None},
-    "num_samples": 4,
-    "sampling": {**SAMPLING, "seed": None, "seed_honoured": False},
-    "server": {
-        "model_path": "/data/models/tiny/",
-        "tokenizer_path": "/data/models/tiny/",
-        "chat_template": None,
-        "json_model_override_args": "{}",
-        "tp_size": 1,
-        "device_name": "GPU",
-    },
-    "lim": {"config": CONFIG, "roles": ["full", "full", "select", "reuse", "select", "reuse"]},
-    "versions": {"math_verify": "0.9.0"},
-}
-ABOUT = {"commit": "abc", "began": "2026-11-25T10:00:00+00:00", "client_versions": {"torch": "2"}}
-RECORD = RunRecord("run-1", SETTINGS, ABOUT)
-
-
-def graded(name: str, index: int, answer: str | None, **more: Any) -> GradedSample:
-    """Make a sample of a question whose right answer is 4."""
-    late = more.pop("late", False)
-    sample = replace(make_sample(index, answer, **more), rid="SECRET rid")
-    return GradedSample(name, "SECRET gold", answer == "4", sample, late=late)
-
-
-def equivalent(a: str, b: str) -> bool:
-    return a.strip() == b.strip()
-
-
-SAMPLES = [
-    graded("b", 3, "5"),
-    graded("b", 0, "5"),
-    graded("a", 1, " 4"),
-    graded("a", 0, "4", num_tokens=70),
-    graded("b", 1, "4"),
-    graded("b", 2, None, state=TRUNCATED),
-    graded("a", 2, "6"),
-    graded("a", 3, "6", late=True),
-]
 
 
 def summarise_one(*samples: GradedSample, program: str = "majority") -> QuestionResult:
@@ -180,115 +139,56 @@ def test_a_folder_of_this_machine_is_not_published(path: str, expected: str) -> 
     assert metrics.published_name(path) == expected
 
 
-def test_models_are_renamed_and_unknown_names_refused() -> None:
-    runs = [run(model="tiny"), run(model="other")]
-    renamed = metrics.rename_models(runs, {"tiny": "a/b"})
-    assert [summary.conditions["model"] for summary in renamed] == ["a/b", "other"]
-    with pytest.raises(ConfigError, match=r"--name big: no run has .*models are tiny, other"):
-        metrics.rename_models(runs, {"big": "a/b"})
-
-
-def test_a_summary_is_read_as_it_was_written_and_holds_no_text(tmp_path: Path) -> None:
-    texts = {"text": "SECRET thoughts", "error": "SECRET error"}
-    samples = [replace(each, sample=replace(each.sample, **texts)) for each in SAMPLES]
-    found = summarise(RECORD, samples, equivalent, num_failed=2)
-    path = tmp_path / "deep" / "s.json"
-    write_summary(found, path)
-    assert read_summary(path) == found
-    assert "SECRET" not in path.read_text()
-    assert sum('"id"' in line for line in path.read_text().splitlines()) == 2  # a line a question
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_summaries_are_named_by_their_runs_and_stay_in_the_folder(tmp_path: Path) -> None:
-    sly = Summary("../../sly/run", {}, (), 0)
-    written = metrics.write_summaries([sly], tmp_path / "kept")
-    assert written == list(tmp_path.rglob("*.json")) == [tmp_path / "kept" / "-..-sly-run.json"]
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot write"):
-        write_summary(sly, tmp_path / "file" / "s.json")
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("format", 9, "has format 9, expected 1"),
-        ("format", None, "is not the summary of a run"),
-        ("conditions", None, "'conditions' is missing"),
-        ("group", None, "'group' is missing"),
-        ("tokens", [1, 2, 3], "the lists of question a differ"),
-        ("tokens", [1, 2, 3, "4"], "integer tokens"),
-        ("states", ["lost"] * 4, "'lost' is not a valid SampleState"),
-        ("id", "b", "a question occurs twice"),
-        ("indices", [0, 2, 1, 3], "ascending indices"),
-        ("indices", [0, 1, 1, 3], "ascending indices"),
-        ("chosen", 2, "chose a group without a vote"),
-        ("late", [True, True, False, False], "chose a group without a vote"),
-    ],
-)
-def test_a_damaged_summary_is_refused(
-    tmp_path: Path, field: str, value: object, message: str
-) -> None:
-    path = tmp_path / "s.json"
-    write_summary(summarise(RECORD, SAMPLES, equivalent), path)
-    content = json.loads(path.read_text())
-    part = content if field in content else content["questions"][0]
-    part[field] = value
-    if value is None:
-        del part[field]
-    path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=f"s.json.*{message}"):
-        read_summary(path)
-
-
-def test_what_holds_no_samples_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.json.*No such file"):
-        read_summary(tmp_path / "none.json")
-    with pytest.raises(DataError, match="holds no run and no summary"):
-        find_runs([tmp_path])
-    with open_run(tmp_path / "run", RECORD), pytest.raises(DataError, match="has no sample yet"):
-        load_summaries([tmp_path / "run"])
-    for content, message in (("{", "is not JSON"), ("[1]", "is not the"), ("\xff", "is not JSON")):
-        (tmp_path / "s.json").write_bytes(content.encode("latin-1"))
-        with pytest.raises(DataError, match=rf"s\.json.*{message}"):
-            read_summary(tmp_path / "s.json")
-
-
-def test_the_folder_of_a_run_is_summarised_with_its_newest_verdicts(tmp_path: Path) -> None:
-    folder = tmp_path / "run-1"
-    with open_run(folder, RECORD) as opened:
-        opened.append(*(each for each in SAMPLES if not each.late))
-        opened.append_failure(Failure("a", 3, "connection refused"))
-    newer = {"question": "b", "index": 2, "answer": "005", "correct": True}
-    (folder / GRADES_FILE).write_text(json.dumps(newer) + "\n")
-    (found,) = load_summaries([folder])
-    a, b = found.questions
-    assert (found.run_id, found.num_failed) == ("run-1", 1)
-    assert a.group == (0, 0, 1)  # " 4" is the integer 4
-    assert (b.group, b.correct, b.chosen) == ((0, 1, 0, 0), (False, True, True, False), 0)
-    write_summary(found, tmp_path / "s.json")
-    (tmp_path / "notes.txt").touch()
-    assert load_summaries(find_runs([tmp_path])) == [found, found]
-    assert find_runs([folder]) == [folder]
-
-
 def test_scores_equal_those_worked_out_by_hand() -> None:
     found = score(FOUR)
     # pass@1 by question: 1, 1/2, 1/4, 0; the vote: 1, 1, 0, 0.
     assert found.pass_at_1 == found.pass_at[1]
     assert found.pass_at_1.value == pytest.approx(7 / 16)
-    squares = [(share - 7 / 16) ** 2 for share in (1, 1 / 2, 1 / 4, 0)]
-    assert found.pass_at_1.error == pytest.approx(math.sqrt(sum(squares) / 3 / 4))
+    assert found.pass_at_1.error is None  # of four questions
     assert found.pass_at[4].value == 3 / 4
     assert found.pass_at[2].value == pytest.approx((1 + 5 / 6 + 1 / 2 + 0) / 4)
     assert found.majority_at[4].value == found.vote_correct.value == 1 / 2
-    assert found.vote_correct.error == pytest.approx(math.sqrt(4 * 0.25 / 3 / 4))
     assert (found.num_questions, found.num_samples, found.num_failed) == (4, 16, 3)
     assert (found.truncated, found.no_answer, found.aborted) == (5 / 16, 5 / 16, 0)
     # Four samples each of 10, 20, 30 and 40 tokens.
-    assert (found.mean_tokens, found.percentiles) == (25, {50: 25, 90: 40, 99: 40})
+    assert (found.mean_tokens, found.percentiles) == (25, {50: 25, 90: 40})
     assert found.questions_at == {1: 4, 2: 4, 4: 4}
     assert (found.tokens_per_question, found.tokens_per_correct) == (100, 400 / 7)
+
+
+def test_an_error_is_that_of_questions_and_needs_twenty() -> None:
+    repeated = [replace(each, question_id=f"{n}") for n, each in enumerate(FOUR.questions * 5)]
+    squares = [(share - 7 / 16) ** 2 for share in (1, 1 / 2, 1 / 4, 0)]
+    found = score(run(*repeated))
+    assert found.pass_at_1.error == pytest.approx(math.sqrt(5 * sum(squares) / 19 / 20))
+    assert found.vote_correct.error == pytest.approx(math.sqrt(20 * 0.25 / 19 / 20))
+    assert score(run(*repeated[:19])).pass_at_1.error is None
+    assert list(score(run(*repeated * 2)).percentiles) == [50, 90, 99]  # of 160 samples
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ((None, None), (1, False)),
+        ((62, 61), (3, True)),
+        ((61, None), (1, False)),
+        ((100, 100), (4, True)),
+        ((1, 1), (1, True)),
+    ],
+)
+def test_a_sample_grew_past_the_budget_if_its_last_step_had_more_tokens(
+    prompts: tuple[int | None, ...], expected: tuple[int, bool]
+) -> None:
+    """The step that generates token n of a prompt of P tokens reads P + n - 1."""
+    tokens = ([40, 102], [20, 41])
+    questions = (
+        replace(question(f"{n}", [0, 0], tokens=each), prompt_tokens=prompt)
+        for n, (prompt, each) in enumerate(zip(prompts, tokens, strict=True))
+    )
+    found = score(run(*questions, budget=100)).past_budget
+    assert found
+    assert (found.count, found.is_exact, found.num_samples) == (*expected, 4)
+    assert score(FOUR).past_budget is None
 
 
 def test_an_aborted_sample_costs_tokens_and_is_neither_right_nor_wrong() -> None:
@@ -296,7 +196,7 @@ def test_an_aborted_sample_costs_tokens_and_is_neither_right_nor_wrong() -> None
     found = score(run(stopped))
     assert (found.pass_at_1.value, found.num_samples, found.aborted) == (1 / 2, 2, 1 / 3)
     assert (found.mean_tokens, found.tokens_per_question) == (15, 100)
-    assert found.percentiles == pytest.approx({50: 15, 90: 19, 99: 19.9})  # interpolated
+    assert found.percentiles == {50: 15}  # two samples have no ninth tenth
     assert (found.tokens_per_correct, found.no_answer) == (100, 0)
     cut = score(run(replace(stopped, group=(0, None, None), states=(FINISHED, TRUNCATED, ABORTED))))
     assert cut.truncated == cut.no_answer == 1 / 2

@@ -73,6 +73,11 @@ def test_programs_that_stop_early_are_plotted_only_among_themselves() -> None:
     assert len(bottom.lines) == 2
 
 
+def test_runs_that_all_stop_early_have_no_empty_axes_for_pass_at_k() -> None:
+    runs = [simulated(program="adaptive", **FULL), simulated(program="adaptive")]
+    assert len(axes_of("tokens", make_groups(runs)[0])) == 1
+
+
 @pytest.mark.parametrize(
     ("estimate", "expected"),
     [

@@ -12,10 +12,11 @@ from typer.testing import CliRunner, Result
 from lim_sglang.errors import DataError, LimError
 from lim_sglang.evals.commands import write_report
 from lim_sglang.evals.compare import compare
-from lim_sglang.evals.metrics import Summary, load_summaries, score, write_summaries
+from lim_sglang.evals.metrics import Summary, score
 from lim_sglang.evals.plots import PLOTS, draw_svg
 from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.evals.report_page import make_page
+from lim_sglang.evals.summaries import load_summaries, write_summaries
 from lim_sglang.evals.tables import SECTION, proof_section, results_section
 from tests.evals.summaries import COMMITTED, CONDITIONS, FULL, five_runs, simulated
 
@@ -146,6 +147,10 @@ DOCUMENT = f"# Title\n\n{SECTION.begin}\nold\n{SECTION.end}\n\nmore | text |\n"
 """A Markdown file with markers."""
 
 
+MANY = five_runs(40, task="aime24")
+"""Runs of enough questions for intervals and plots."""
+
+
 def report(*words: Any) -> Result:
     """Run `lim report`."""
     app = typer.Typer()
@@ -176,19 +181,32 @@ def test_everything_is_written_at_once_and_a_second_time_without_a_change(
     for path in (readme, results):
         path.write_text(DOCUMENT)
     words = ("--html", page, "--plots", plots, "--summaries", kept)
+    write_summaries(MANY, folder)
     for _ in range(2):
         result = report(folder, "--update", readme, "--results", results, *words)
         assert result.exit_code == 0, result.exception
         assert result.stdout == ""
-        expected = results_section(GROUPS, "plots/accuracy.svg")
+        groups = make_groups([full(), sparse(), *MANY])
+        expected = results_section(groups, "plots/accuracy.svg")
         assert results.read_text() == DOCUMENT.replace("old", expected)
-        assert SECTION.extract(readme.read_text(), "") == proof_section(GROUPS, "docs/results.md")
-        assert page.read_text() == make_page(GROUPS)
+        assert SECTION.extract(readme.read_text(), "") == proof_section(groups, "docs/results.md")
+        assert page.read_text() == make_page(groups)
     assert {path.name for path in plots.iterdir()} == {
         f"{plot.name}.{kind}" for plot in PLOTS for kind in ("svg", "png")
     }
     assert (plots / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert load_summaries(sorted(kept.iterdir())) == load_summaries(sorted(folder.iterdir()))
+
+
+def test_plots_that_no_run_has_data_for_are_left_out_and_named(
+    tmp_path: Path, folder: Path
+) -> None:
+    results, plots = tmp_path / "results.md", tmp_path / "plots"
+    results.write_text(DOCUMENT)
+    result = report(folder, "--plots", plots, "--results", results)
+    assert result.stderr.count("No plots: 9 questions are too few") == 1
+    assert not plots.exists()
+    assert "accuracy.svg" not in results.read_text()
 
 
 def test_a_document_without_plots_names_none(tmp_path: Path, folder: Path) -> None:

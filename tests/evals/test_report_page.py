@@ -1,4 +1,6 @@
-"""The HTML page, parsed: structure, figures, nothing from elsewhere; its template in a wheel."""
+"""The HTML page, parsed: structure, figures, nothing from elsewhere; its template in a wheel. In a
+browser: no sideways scroll.
+"""
 
 import base64
 import re
@@ -8,14 +10,18 @@ import sys
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
+from html import escape
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import pytest
 
 from lim_sglang.evals.matrix import MATRICES
+from lim_sglang.evals.metrics import Summary
 from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.evals.report_page import make_page
+from lim_sglang.evals.run_store import AskedQuestion
 from lim_sglang.evals.tables import (
     METHOD,
     Table,
@@ -23,25 +29,54 @@ from lim_sglang.evals.tables import (
     disagreement_table,
     group_table,
     percent,
+    question_table,
     sentence,
 )
-from tests.evals.summaries import FULL, five_runs, simulated
+from lim_sglang.programs.schema import SampleState
+from tests.evals.summaries import FULL, five_runs, question, run, simulated
 
 ROOT = Path(__file__).parents[2]
+LONG_FORMULA = r"\frac{1}{2}" * 60
 EVIL = "<script>alert(1)</script>\"'&"
 """A name that must not become markup."""
+
+
+CUT_OFF = run(
+    *(question(f"q{n}", [None], states={0: SampleState.TRUNCATED}) for n in range(20)),
+    policy="lessismore",
+    budget=256,
+    samples=4,
+)
+"""A run of which no sample ended by itself."""
 
 
 @pytest.fixture(scope="module")
 def groups() -> tuple[Group, ...]:
     names = {"task": EVIL, "model": EVIL, "device_name": EVIL}
-    return make_groups([*five_runs(40), simulated(**{**names, **FULL}), simulated(**names)])
+    runs = [simulated(questions=40, **{**names, **FULL}), simulated(questions=40, **names)]
+    conditions = [{**each.conditions, "questions": EVIL} for each in runs]
+    two = [replace(run, conditions=each) for run, each in zip(runs, conditions, strict=True)]
+    return make_groups([*five_runs(40), *two])
 
 
 @pytest.fixture(scope="module")
-def page(groups: tuple[Group, ...]) -> Element:
+def asked(groups: tuple[Group, ...]) -> dict[str, dict[str, AskedQuestion]]:
+    """Texts and reference answers of the second group's questions, except for one text."""
+    text = f"What is\n{EVIL} in {'x' * 300} and {LONG_FORMULA}?"
+    names = [each.question_id for each in groups[0].rows[0].summary.questions]
+    known = {name: AskedQuestion(f"{EVIL} {LONG_FORMULA}", text) for name in names}
+    return {EVIL: {**known, names[0]: AskedQuestion("17", None)}}
+
+
+@pytest.fixture(scope="module")
+def html(groups: tuple[Group, ...], asked: dict[str, dict[str, AskedQuestion]]) -> str:
+    return make_page(groups, asked)
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Element:
     """The parsed page: every element is closed."""
-    return ElementTree.fromstring(make_page(groups))
+    return ElementTree.fromstring(html)
 
 
 def texts(root: Element, tag: str) -> list[str]:
@@ -82,23 +117,30 @@ def test_the_page_is_accessible(page: Element, groups: tuple[Group, ...]) -> Non
     referred = [name for each in attributes(page, "aria-labelledby") for name in each.split()]
     assert {*referred, *(link[1:] for link in attributes(page, "href"))} <= set(ids)
     assert set(attributes(page, "scope")) == {"col", "row"}
-    assert len(texts(page, "table")) == len(list(filter(None, texts(page, "caption")))) == 6
+    assert len(texts(page, "table")) == len(list(filter(None, texts(page, "caption")))) == 8
     assert len(attributes(page, "alt")) == len(texts(page, "figcaption")) == 8
     assert [group.title for group in groups] == texts(page, "h2")
 
 
 def shown(found: Sequence[Table]) -> list[list[list[str]]]:
-    """Return tables as the page shows them: the space before a percent sign does not break."""
-    heads = [[title.replace(" %", "\N{NO-BREAK SPACE}%") for title in each.head] for each in found]
-    return [[head, *map(list, each.rows)] for head, each in zip(heads, found, strict=True)]
+    """Return tables as the page shows them: percent signs and intervals do not break."""
+    space = "\N{NO-BREAK SPACE}"
+    return [
+        [
+            [title.replace(" %", f"{space}%") for title in each.head],
+            *([n, *(c.replace(" to ", f"{space}to{space}") for c in row)] for n, *row in each.rows),
+        ]
+        for each in found
+    ]
 
 
 def test_tables_and_sentences_are_those_of_the_runs(
     page: Element, groups: tuple[Group, ...]
 ) -> None:
     assert tables(page, "scores") == shown([group_table(group, in_page=True) for group in groups])
-    disagreements = shown([disagreement_table(group.rows) for group in groups])
-    assert tables(page, "disagreements") == disagreements
+    bare = groups[1]  # the group whose questions are not known
+    assert tables(page, "questions disagreements")[1:] == shown([disagreement_table(bare.rows)])
+    assert tables(page, "questions")[1:] == shown([question_table(bare.rows)])
     assert tables(page, "conditions") == shown([condition_table(group) for group in groups])
     items = texts(page, "li")
     for row in (row for group in groups for row in group.rows):
@@ -107,10 +149,89 @@ def test_tables_and_sentences_are_those_of_the_runs(
     assert METHOD in texts(page, "p")
 
 
+def test_each_number_has_its_question_and_reference_answer(
+    page: Element, groups: tuple[Group, ...], asked: dict[str, dict[str, AskedQuestion]]
+) -> None:
+    expected = {row[0]: list(row[1:]) for row in question_table(groups[0].rows).rows}
+    head, *found = tables(page, "questions")[0]
+    assert head == ["question", "reference answer", *(row.name for row in groups[0].rows)]
+    assert len(found) == len(expected) == 40
+    for name, gold, *cells in found:
+        (stored,) = (q for i, q in asked[EVIL].items() if name.split("\n")[0].startswith(i))
+        assert gold == stored.gold
+        assert name.endswith(stored.text or "q000")
+        assert cells == expected[name[:4]]
+
+
+@pytest.mark.parametrize(
+    ("runs", "sentences"),
+    [
+        ([simulated(questions=40, **FULL)], ["No plot of accuracy over budget: no run has a b"]),
+        ([simulated(questions=40, samples=1)], ["votes split: every", "over tokens: every"]),
+        ([CUT_OFF], ["No plot of lengths of samples: no sample ended by itself"]),
+    ],
+)
+def test_no_plot_stands_where_there_are_no_data(runs: list[Summary], sentences: list[str]) -> None:
+    page = ElementTree.fromstring(make_page(make_groups(runs)))
+    assert len(texts(page, "figure")) == 4 - len(sentences)
+    for expected in sentences:
+        assert any(expected in each for each in texts(page, "p"))
+
+
+def test_runs_that_read_everything_say_so_in_tiles_and_sentences() -> None:
+    runs = [simulated(questions=40, **FULL), simulated(questions=40, budget=4096)]
+    questions = [tuple(replace(each, prompt_tokens=50) for each in run.questions) for run in runs]
+    runs = [replace(run, questions=each) for run, each in zip(runs, questions, strict=True)]
+    items = texts(ElementTree.fromstring(make_page(make_groups(runs))), "li")
+    assert "read everything 0 of 160 past the budget" in items[1]
+    assert "points" not in items[1]
+    assert "the comparison says nothing about sparse attention" in items[2]
+
+
+MEASURE = """<iframe id="f" style="width:{width}px;height:4000px;border:0" srcdoc="{page}"></iframe>
+<script>
+const frame = document.getElementById("f");
+frame.onload = () => {{
+  const inside = frame.contentDocument;
+  for (const each of inside.querySelectorAll("details")) each.open = true;
+  const root = inside.documentElement, wide = [];
+  for (const each of inside.querySelectorAll("body, body *")) {{
+    const scrolls = each.scrollWidth > each.clientWidth + 1 && each.clientWidth > 1;
+    const outside = each.getBoundingClientRect().right > {width} + 1;
+    if (scrolls || outside) wide.push(each.tagName + "." + each.className);
+  }}
+  document.body.insertAdjacentHTML("beforeend", "<output>" + root.clientWidth + " "
+    + root.scrollWidth + " " + wide.slice(0, 5) + "</output>");
+}};
+</script>"""
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1200, 390])
+def test_nothing_scrolls_sideways(width: int, html: str, tmp_path: Path) -> None:
+    """The page stands in a frame of that width with all its parts open; a script beside the frame,
+    since the page allows none, looks for elements wider than their places.
+    """
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip(f"needs a browser: one of {', '.join(BROWSERS)} on the PATH")
+    outer = tmp_path / "outer.html"
+    outer.write_text(MEASURE.format(width=width, page=escape(html, quote=True)), encoding="utf-8")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000"]
+    command += ["--window-size=1400,4000", "--dump-dom", outer.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    (found,) = re.findall(r"<output>(.*?)</output>", shown.stdout)
+    assert found.strip() == f"{width} {width}", shown.stderr
+
+
 def test_one_run_alone_and_other_differences() -> None:
     alone = make_page(make_groups([simulated(questions=1, samples=1)]))
-    assert not tables(ElementTree.fromstring(alone), "disagreements")
+    assert not tables(ElementTree.fromstring(alone), "questions disagreements")
     assert "What the data say" not in alone
+    assert alone.count("No plots: 1 question is too few") == 1
+    assert "<img" not in alone
     page = ElementTree.fromstring(
         make_page(make_groups([simulated(**FULL), simulated(dtype="fp8")]))
     )

@@ -13,14 +13,17 @@ import pytest
 
 from lim_sglang.errors import DataError
 from lim_sglang.evals.run_store import (
+    AskedQuestion,
     Failure,
     GradedSample,
     RunFolder,
     RunRecord,
     load_run,
     open_run,
+    read_questions,
     read_record,
     read_samples,
+    write_questions,
 )
 from lim_sglang.programs.schema import SampleState
 from tests.builders import make_graded
@@ -378,6 +381,30 @@ def test_a_damaged_verdict_is_an_error_with_the_way_out(tmp_path: Path, row: str
     (tmp_path / "grades.jsonl").write_text(f"{row}\n")
     with pytest.raises(DataError, match=r"grades\.jsonl, line 1 is no verdict.*lim grade"):
         load_run(tmp_path)
+
+
+def test_questions_are_written_once_and_read_as_they_were(tmp_path: Path) -> None:
+    asked = {"q": AskedQuestion("4", AWKWARD), "r": AskedQuestion("5", None)}
+    write_run(tmp_path, graded(0, "s"))
+    assert read_questions(tmp_path) == {"s": AskedQuestion(graded().gold, None)}  # of its samples
+    (tmp_path / "questions.jsonl.new").write_text('{"id": "q", "go')  # left by a kill
+    write_questions(tmp_path, asked)
+    write_questions(tmp_path, {})
+    assert read_questions(tmp_path) == asked
+    for damaged in ('{"id": "q"', "[]", '{"id": "q", "gold": "4"}'):
+        (tmp_path / "questions.jsonl").write_text(f"{damaged}\n")
+        with pytest.raises(DataError, match=r"line 1 is no question .*delete the file"):
+            read_questions(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("samples.jsonl",), ("samples.jsonl", "run.json.new")])
+def test_a_run_that_was_killed_before_its_record_begins_again(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    write_run(tmp_path, graded())
+    assert [each.key for each in load_run(tmp_path).samples] == [graded().key]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

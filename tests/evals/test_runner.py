@@ -73,16 +73,17 @@ def test_a_run_leaves_a_line_a_sample_and_its_conditions(config: RunConfig) -> N
     assert len(found.samples) == 15
     assert sum(graded.correct for graded in found.samples) == 6
     assert found.path.parent == Path("runs")
-    assert found.path.name.startswith("math500-sglang-")
+    assert found.path.name.startswith("math500-own-questions-sglang-")
     lines = (found.path / "samples.jsonl").read_text().splitlines()
     assert len(lines) == 15
     assert not any("mod 3" in line for line in lines)
     record = json.loads((found.path / "run.json").read_text())
     assert record["settings"]["server"]["model_path"] == "/models/tiny"
-    assert record["about"]["known_questions"] is False
+    assert record["about"]["origin"] == "own"
+    assert (found.path / "questions.jsonl").read_text().count("mod 3") == 5
     assert record["about"]["urls"] == ["http://here"]
-    assert "which are not the questions of this benchmark" in printed
-    assert "math500: 15/15 samples" in printed
+    assert "which are not the questions and answers of this benchmark" in printed
+    assert "math500 (own questions): 15/15 samples" in printed
 
 
 def test_neither_the_address_nor_the_room_of_a_server_is_part_of_the_identity(
@@ -244,11 +245,13 @@ FIFTY = {"num_tokens": 50}
 def test_progress_tells_accuracy_speed_and_time_left_of_this_session(config: RunConfig) -> None:
     clock = [100.0]
     progress = progress_of(config, clock, make_graded(0, **FIFTY), make_graded(1, **FIFTY))
-    assert progress.describe() == "math500: 2/15 samples, 100.0 % right"
+    assert progress.describe() == "math500 (own questions): 2/15 samples, 100.0 % right"
     clock[0] += 4
     progress.count((make_graded(answer="5", **FIFTY),))
     progress.count((make_graded(answer=None, **FIFTY),))
-    assert progress.describe() == "math500: 4/15 samples, 50.0 % right, 25 tokens/s, 22s left"
+    assert progress.describe() == (
+        "math500 (own questions): 4/15 samples, 50.0 % right, 25 tokens/s, 22s left"
+    )
     clock[0] += 3600
     assert progress.describe().endswith(", 5h30m left")
 
@@ -259,7 +262,7 @@ def test_an_aborted_sample_is_neither_right_nor_wrong_and_a_lost_server_is_no_sa
     progress = progress_of(replace(config, program="early_stop"), [100.0])
     progress.count((make_graded(answer="5", state=SampleState.ABORTED), make_graded(1)))
     progress.count(ServerLost("http://here", ServerError("no server answers")))
-    assert progress.describe() == "math500: 1/5 questions, 100.0 % of samples right"
+    assert progress.describe() == "math500 (own questions): 1/5 questions, 100.0 % of samples right"
 
 
 def test_failures_are_counted_apart_and_nobody_waits_for_earlier_ones(config: RunConfig) -> None:
@@ -269,7 +272,7 @@ def test_failures_are_counted_apart_and_nobody_waits_for_earlier_ones(config: Ru
     progress.count(Failure("q", 1, "HTTP 400"))
     progress.count((make_graded(2, **FIFTY),))
     assert progress.describe() == (
-        "math500: 2/15 samples, 100.0 % right, 17 tokens/s, 30s left, 3 failed"
+        "math500 (own questions): 2/15 samples, 100.0 % right, 17 tokens/s, 30s left, 3 failed"
     )
 
 
@@ -327,7 +330,8 @@ def test_each_task_has_a_run_of_its_own(two_samples: RunConfig, server: JobServe
         assert len((each.run.path / "samples.jsonl").read_text().splitlines()) == 6
         assert each.summary
         assert score(each.summary).pass_at_1.value == pytest.approx(1 / 6)
-    assert printed.index("math500: 6/6 samples") < printed.index("file:mine: 6/6 samples")
+    ends = [f"{name}: 6/6 samples" for name in ("math500 (own questions)", "file:mine")]
+    assert printed.index(ends[0]) < printed.index(ends[1])
 
 
 def test_a_run_that_is_resumed_with_another_grader_has_verdicts_of_one_version(

@@ -6,9 +6,10 @@ import pytest
 from rich.console import Console
 
 from lim_sglang.evals.compare import Comparison, Interval, McNemar, compare
-from lim_sglang.evals.metrics import Estimate, Summary, score
+from lim_sglang.evals.metrics import Estimate, PastBudget, Summary, score
 from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.evals.tables import (
+    ALL_READ,
     METHOD,
     MINUS,
     NONE,
@@ -18,10 +19,12 @@ from lim_sglang.evals.tables import (
     TIMES,
     comparison_table,
     condition_table,
+    conditions_text,
     disagreement_table,
     group_table,
     number,
     p_value,
+    past_budget,
     percent,
     points,
     proof_rows,
@@ -32,6 +35,7 @@ from lim_sglang.evals.tables import (
     sentence,
     share,
     signed,
+    too_few,
 )
 from lim_sglang.programs.schema import SampleState
 from tests.evals.summaries import (
@@ -46,13 +50,21 @@ from tests.evals.summaries import (
 )
 
 CODER = CONDITIONS["model"]
+GPU = CONDITIONS["device_name"]
 
 
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
         (percent(Estimate(0.3712, 0.0171)), f"37.1 {PLUS_MINUS} 1.7"),
-        (percent(Estimate(0.5, None)), f"50.0 {PLUS_MINUS} ?"),
+        (percent(Estimate(0.5, None)), "50.0"),
+        (points(Interval(-0.0123)), f"{MINUS}1.2"),
+        (ratio(Interval(1.024)), "1.02"),
+        (past_budget(PastBudget(1200, 2000, 256, is_exact=True)), "1,200 of 2,000"),
+        (past_budget(PastBudget(0, 12, 256, is_exact=False)), "at least 0 of 12"),
+        (past_budget(None), NONE),
+        (too_few(1), "1 question is too few for standard errors and intervals, which need 20"),
+        (too_few(4), "4 questions are too few for standard errors and intervals, which need 20"),
         (percent(None), NONE),
         (share(0.0449), "4.5"),
         (points(Interval(-0.0123, -0.0301, 0.0057)), f"{MINUS}1.2 ({MINUS}3.0 to +0.6)"),
@@ -91,7 +103,7 @@ def test_a_sentence_says_what_the_data_support(
     difference, none = Interval(*interval), McNemar(0, 0, 1.0)
     length, spent = Interval(1.02, 0.99, 1.05), Interval(0.12, 0.1, 0.14)
     found = Comparison("a", "b", 9, difference, difference, none, length, spent, stops_early, ())
-    ends = f"{signed(difference.low)} to {signed(difference.high)}"
+    ends = f"{signed(interval[1])} to {signed(interval[2])}"
     measured, cost = "pass@1", "samples are 1.02 times as long (0.99 to 1.05)"
     if stops_early:
         measured = "share of right votes"
@@ -103,6 +115,14 @@ def test_a_sentence_says_what_the_data_support(
     assert sentence(found) == (
         f"The {measured} of b is {relation} that of a (95 % interval {ends}): "
         f"the data {support}; {cost}."
+    )
+
+
+def test_a_sentence_on_a_few_questions_claims_no_support() -> None:
+    found = compare(FOUR, replace(FOUR, conditions={**FOUR.conditions, "policy": "b"}))
+    assert sentence(found) == (
+        "The pass@1 of b is equal to that of full, but 4 questions are too few for standard errors "
+        "and intervals, which need 20; samples are 1.00 times as long."
     )
 
 
@@ -118,16 +138,15 @@ def test_a_score_table_has_a_row_for_every_score() -> None:
     assert scores_of(FOUR) == {
         "questions": "4",
         "samples": "16",
-        "pass@1": "43.8 ± 21.3 %",
-        "pass@2": "58.3 ± 22.0 %",
-        "pass@4": "75.0 ± 25.0 %",
-        "maj@4": "50.0 ± 28.9 %",
+        "pass@1": "43.8 %",
+        "pass@2": "58.3 %",
+        "pass@4": "75.0 %",
+        "maj@4": "50.0 %",
         "truncated": "31.2 %",
         "without answer": "31.2 %",
         "mean tokens": "25",
         "tokens, 50 % are within": "25",
         "tokens, 90 % are within": "40",
-        "tokens, 99 % are within": "40",
         "tokens a question": "100",
         "tokens a right sample": "57",
         "failed, not scored": "3",
@@ -140,9 +159,9 @@ EARLY = replace(FOUR, conditions={**FOUR.conditions, "program": "adaptive"})
 @pytest.mark.parametrize(
     ("summary", "name", "cell"),
     [
-        (EARLY, "answered by adaptive", "50.0 ± 28.9 %"),
-        (EARLY, "pass@1 of the samples taken", "43.8 ± 21.3 %"),
-        (run(question("a", [0, 1]), question("b", [0])), "pass@2, 1 questions", "100.0 ± ? %"),
+        (EARLY, "answered by adaptive", "50.0 %"),
+        (EARLY, "pass@1 of the samples taken", "43.8 %"),
+        (run(question("a", [0, 1]), question("b", [0])), "pass@2, 1 questions", "100.0 %"),
         (run(question("q", [0, None], states={1: ABORTED})), "aborted early", "50.0 %"),
     ],
 )
@@ -153,8 +172,32 @@ def test_a_score_table_of_other_runs(summary: Summary, name: str, cell: str) -> 
 def test_a_terminal_shows_title_cells_and_conditions() -> None:
     with (console := Console(width=100)).capture() as text:
         console.print(score_table(FOUR.conditions, score(FOUR)))
-    for part in ("sums, tiny, full", "43.8 ± 21.3 %", "samples 4, at most 2048, temperature 0.6"):
-        assert part in text.get()
+    caption = f"samples 4, at most 2048, temperature 0.6, top_p 0.95, top_k -1, {GPU}; {too_few(4)}"
+    for part in ("sums, tiny, full", "43.8 %", caption):
+        assert part in " ".join(text.get().split())
+
+
+def test_a_terminal_shows_names_as_they_are() -> None:
+    name = "[red]x[/red]:smile:"
+    found = run(*FOUR.questions, task=name, model=name, policy=name)
+    with (console := Console(width=200)).capture() as text:
+        console.print(score_table(found.conditions, score(found)))
+        console.print(comparison_table([compare(found, found, names=(name, name))]))
+    # Task, model and policy in the first title; the title and the head of the second table.
+    assert text.get().count(name) == 3 + 2
+
+
+def test_a_run_within_its_budget_is_said_to_have_read_everything() -> None:
+    questions = [replace(each, prompt_tokens=20) for each in FOUR.questions]
+    for budget, grown, noted in ((59, "0 of 16", True), (58, "4 of 16", False)):
+        found = run(*questions, policy="lessismore", budget=budget)
+        assert scores_of(found)[f"grew past the budget of {budget}"] == grown
+        assert (ALL_READ in score_table(found.conditions, score(found)).caption) is noted
+        (group,) = make_groups([FOUR, found])
+        note = ALL_READ if noted else f"{grown} samples grew past the budget"
+        assert f"LessIsMore {budget}: {note}." in conditions_text(group)
+        assert cells(group, 1)["grew past the budget"] == grown
+        assert (cells(group, 1)["difference to full, points (95 %)"] == NONE) is noted
 
 
 def test_a_comparison_table_has_a_column_for_each_run() -> None:
@@ -203,13 +246,14 @@ def test_every_cell_is_the_figure_of_the_samples() -> None:
     assert length.value == pytest.approx(380 / 400)
     assert cells(found, 1) == {
         "policy and budget": "LessIsMore 256",
-        "pass@1, %": f"31.2 {PLUS_MINUS} 15.7",
-        "maj@4, %": f"25.0 {PLUS_MINUS} 25.0",
-        "pass@4, %": f"75.0 {PLUS_MINUS} 25.0",
+        "pass@1, %": "31.2",
+        "maj@4, %": "25.0",
+        "pass@4, %": "75.0",
         "difference to full, points (95 %)": points(difference),
         "McNemar p": "1.00",  # one question lost, none won
         "cut off, %": "31.2",
         "no answer, %": "31.2",
+        "grew past the budget": "at least 0 of 16",
         "mean tokens": "24",
         "length ratio (95 %)": ratio(length),
         "tokens per correct": "76",
@@ -277,8 +321,9 @@ def test_results_state_their_conditions_and_gaps() -> None:
         f"math500, {CODER}: 9 questions {TIMES} 4 samples, at most 2,048 new tokens, "
         "temperature 0.6, top_p 0.95, top_k -1; NVIDIA H100 80GB HBM3 and unknown device name, "
         "SGLang 0.5.16, torch 2.11.0, Math-Verify 0.9.0. By `lim eval` on 2026-11-25 and "
-        "2026-11-26, commit 1be6cc2 and c0ffee0123 with local edits d61e43b333. LessIsMore 256: 2 "
-        "samples failed and are not scored."
+        "2026-11-26, commit 1be6cc2 and c0ffee0123 with local edits d61e43b333. 9 questions are "
+        "too few for standard errors and intervals, which need 20. LessIsMore 256: 2 samples "
+        "failed and are not scored."
     )
     assert (method, plot) == (METHOD, "![Accuracy over budget](a.svg)")
 
@@ -301,6 +346,17 @@ def test_the_rows_of_proof_lie_on_both_sides_of_the_limit() -> None:
         assert f"| {points(row.against_full.difference)} |" in line
     assert conditions in results_section(groups)
     assert method.endswith("[All rows](docs/results.md).")
+
+
+def test_a_few_questions_and_runs_that_read_everything_are_no_proof() -> None:
+    assert not proof_rows(make_groups([simulated(**FULL), simulated(questions=9)]))
+    short = [simulated(questions=40, **FULL), simulated(questions=40, budget=1_000_000)]
+    for prompts in (None, 10):
+        runs = [
+            replace(r, questions=tuple(replace(q, prompt_tokens=prompts) for q in r.questions))
+            for r in short
+        ]
+        assert not proof_rows(make_groups(runs))
 
 
 def test_nothing_measured_is_stated() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import sys
 import unicodedata
 from collections import Counter
@@ -15,15 +16,20 @@ import pytest
 
 from lim_sglang.errors import DataError
 from lim_sglang.evals.tasks import (
+    ROW_FORM,
     TASKS,
+    Origin,
     Question,
     Task,
+    answers_digest,
     find_task,
     load_questions,
+    question_origin,
     questions_digest,
     questions_source,
     selection_digest,
     short_name,
+    task_title,
 )
 from lim_sglang.programs.answers import AnswerKind
 from lim_sglang.programs.schema import CHOICE_PROMPT, MATH_PROMPT, ask_messages
@@ -59,8 +65,24 @@ def test_an_unknown_task_lists_the_known_ones(name: str) -> None:
     with pytest.raises(DataError) as caught:
         find_task(name)
     known = ", ".join(TASKS)
-    assert str(caught.value) == f"unknown task {name!r}; the tasks are {known}, and file:PATH.jsonl"
+    guess = "did you mean math500? " if name.lower().startswith("math") else ""
+    assert str(caught.value) == (
+        f"unknown task {name!r}; {guess}the tasks are {known}, and file:PATH.jsonl"
+    )
     assert short_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["six.jsonl", "six.json", "mine/six", "six.csv", "six.jsonl:choice", "here", "[red]x.jsonl"],
+)
+def test_a_file_that_is_named_like_a_task_is_recognised(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").touch()
+    with pytest.raises(DataError, match=re.escape(f"are named file:{name}; the tasks are")):
+        find_task(name)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +131,12 @@ def write(folder: Path, name: str, *rows: object) -> Path:
         ({"problem": "P", "answer": "1", "id": "x", "unique_id": "y"}, Question("x", "P", "1")),
         ({"problem": "P", "answer": "1", "id": None}, Question("0", "P", "1")),
         ({"problem": "P", "answer": "1", "level": 5, "url": ""}, Question("0", "P", "1")),
+        ({"question": "P", "answer": "1"}, Question("0", "P", "1")),
+        ({"problem": "P", "question": 7, "answer": "1"}, Question("0", "P", "1")),
+        ({"problem": None, "question": "P", "answer": "1"}, Question("0", "P", "1")),
+        ({"problem": "P", "answer": 0}, Question("0", "P", "0")),
+        ({"problem": "P", "answer": 1e-7}, Question("0", "P", "0.0000001")),
+        ({"problem": "P", "answer": 1e22}, Question("0", "P", "10000000000000000000000")),
     ],
 )
 def test_a_row_becomes_a_question(tmp_path: Path, row: dict[str, Any], expected: Question) -> None:
@@ -119,17 +147,28 @@ def test_a_row_becomes_a_question(tmp_path: Path, row: dict[str, Any], expected:
     ("row", "complaint"),
     [
         ("{broken", "not JSON"),
-        ("[1, 2]", "expected an object with problem and answer"),
-        ({"answer": "3"}, 'lacks "problem"'),
-        ({"problem": "P"}, 'lacks "answer"'),
-        ({"question": "P"}, 'lacks "problem" and "answer"'),
+        ("[1, 2]", 'expected one JSON object a line with "problem" (or "question") and "answer"'),
+        ("7", 'and "answer", not 7'),
+        (
+            {"Problem": "P", "answer": "3"},
+            'lacks "problem" or "question"; it has "Problem", "answer", and needs "problem" or '
+            '"question" and "answer"',
+        ),
+        ({"problem": "P"}, 'lacks "answer"; it has "problem", and needs'),
+        ({"question": "P", "answer": None}, 'lacks "answer"; it has "question", "answer" (null)'),
+        ({}, 'lacks "problem" or "question" and "answer"; it has no field'),
         ({"problem": "  ", "answer": "3"}, "problem must be a non-empty text"),
+        ({"question": ["P"], "answer": "3"}, 'question must be a non-empty text, not ["P"]'),
+        ({"problem": "P", "answer": False}, "non-empty text, not false"),
+        ({"problem": "P", "answer": "x", "id": True}, "id must be a text or a whole number"),
+        ({"problem": "P", "answer": "x", "id": 1.5}, "whole number, not 1.5"),
+        ({"problem": "P", "answer": "one word after another " * 7}, "answer is a text of 16"),
         ({"problem": 7, "answer": "3"}, "problem must be a non-empty text"),
         ({"problem": "P", "answer": ""}, "answer must be a number or a non-empty text"),
         ({"problem": "P", "answer": True}, "answer must be a number or a non-empty text"),
         ({"problem": "P", "answer": ["3"]}, "answer must be a number or a non-empty text"),
         ('{"problem": "P", "answer": NaN}', "answer must be a number or a non-empty text"),
-        ({"problem": "P", "answer": "1", "id": "first"}, "'first' occurs a second time"),
+        ({"problem": "P", "answer": "1", "id": "first"}, "'first' occurs a second time, after "),
         ({"problem": "P", "answer": "1", "id": ""}, "id must be a non-empty text"),
         ('{"problem": "P\\ud800", "answer": "1"}', "problem holds half a surrogate pair"),
         ('{"problem": "P", "answer": "\\ud800"}', "answer holds half a surrogate pair"),
@@ -197,13 +236,149 @@ def test_a_users_own_file_is_read_whatever_the_data_folder(tmp_path: Path) -> No
         assert questions_source(task, data_dir) == str(tmp_path / "sums.jsonl")
 
 
+GOOD_LINE = '{"problem": "P", "answer": "1"}'
+TWO_QUESTIONS = [Question("0", "P", "1"), Question("1", "Q", "2")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'\xef\xbb\xbf{"problem": "P", "answer": "1"}\r\n\r\n{"question": "Q", "answer": 2}\r\n',
+        b'\n  \n{"problem": "P", "answer": "1"}\n\n{"problem": "Q", "answer": "2"}',
+        b' [{"problem": "P", "answer": 1},\n\n  {"problem": "Q",\n "answer": "2"}]\n',
+        b'\xef\xbb\xbf[\r\n{"problem": "P", "answer": "1"}, {"problem": "Q", "answer": "2"}\r\n]',
+    ],
+    ids=["byte order mark and CRLF", "blank lines", "JSON array", "array after a mark"],
+)
+def test_files_of_other_programs_are_read(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_bytes(content)
+    assert load_questions(find_task(f"file:{tmp_path / 'own.jsonl'}")) == TWO_QUESTIONS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("own.csv", b"problem,answer\nP,1\n", "no JSONL file: line 1 is not JSON"),
+        ("own.csv", b"problem,answer\nP,1\n", "csv.DictReader(sys.stdin)"),
+        ("own.jsonl", b'{"problem": "P",\n "answer": "1"}\n', "nor is any other line"),
+        ("own.jsonl", b'{"problem": "P", "answer": "1"\n', "is no JSONL file: line 1 is not JSON"),
+        ("own.jsonl", GOOD_LINE.encode("utf-16"), "not UTF-8 at byte 0"),
+        ("own.jsonl", b'{"problem": "caf\xe9", "answer": "1"}', "not UTF-8 at byte 16"),
+        ("own.json", b'{"data": [{"problem": "P", "answer": "1"}]}', 'it has "data", and needs'),
+        ("own.json", b'[{"problem": "P"}]', 'own.json, item 1: lacks "answer"'),
+        ("own.json", b"[]", "holds no question"),
+        ("own.jsonl", b"[" * 100_000, "is not JSON"),
+        ("own.jsonl", b"\xef\xbb\xbf\r\n", "holds no question"),
+    ],
+)
+def test_files_of_other_forms_are_refused_in_words(
+    name: str, content: bytes, complaint: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        load_questions(find_task(f"file:{tmp_path / name}"))
+    assert complaint in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("own", "own.jsonl exists"),
+        ("own.jsonl:choices", "may end in :expression, :integer, :choice, not :choices"),
+    ],
+)
+def test_the_path_that_was_meant_is_named(name: str, hint: str, tmp_path: Path) -> None:
+    write(tmp_path, "own", {"problem": "P", "answer": 4})
+    with pytest.raises(DataError, match=re.escape(hint)):
+        load_questions(find_task(f"file:{tmp_path / name}"))
+
+
+def test_a_row_without_an_id_may_not_take_the_id_of_another(tmp_path: Path) -> None:
+    named, unnamed = {"problem": "P", "answer": 4, "id": 1}, {"problem": "Q", "answer": 4}
+    write(tmp_path, "own", named, unnamed)
+    with pytest.raises(DataError, match=r"line 2: the id '1' occurs .*after .*line 1; a row witho"):
+        load_questions(find_task(f"file:{tmp_path / 'own.jsonl'}"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "mark"),
+    [
+        ("She has 3 * 4 = <<3*4=12>>12 eggs.\nThat is all.\n#### 12", "12", "####"),
+        ("So many.\n#### 1,234,567\n", "1234567", "####"),
+        ("So much.\n####$1,050.50", "$1050.50", "####"),
+        ("A point.\n#### (1,234)", "(1,234)", "####"),
+        ("#### 72 clips", "72 clips", "####"),
+        ("#### Step 1\nNothing.\n#### Step 2\r\n#### 7\r\n", "7", "####"),
+        ("Hence the area is $\\boxed{\\frac{1}{2}}$, as claimed.", r"\frac{1}{2}", r"\boxed{}"),
+        (r"$\boxed{391}$", "391", None),
+        (r"x \text{ or } y", r"x \text{ or } y", None),
+        ("a #### b", "a #### b", None),
+    ],
+)
+def test_the_reference_of_a_whole_solution_is_what_its_mark_shows(
+    answer: str, gold: str, mark: str | None, tmp_path: Path
+) -> None:
+    write(tmp_path, "own", {"question": "P", "answer": answer})
+    expected = [Question("0", "P", gold, mark)]
+    assert load_questions(find_task(f"file:{tmp_path / 'own.jsonl'}")) == expected
+
+
+def with_digest(task: Task, questions: list[Question], **changes: Any) -> Task:
+    """Return a task whose published questions are these."""
+    digests = {
+        "digest": questions_digest(questions),
+        "answers_digest": answers_digest(questions, task.answer_kind),
+    }
+    return replace(task, num_questions=len(questions), **{**digests, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "from_hub", "expected"),
+    [
+        ({}, [("P", "1"), ("Q", "2")], False, Origin.PUBLISHED),
+        ({}, [("Q\n", " 2"), ("P", "1")], False, Origin.PUBLISHED),
+        ({}, [("P", "1"), ("R", "2")], False, Origin.OWN),
+        ({}, [("P", "1"), ("Q", "3")], False, Origin.OWN),
+        ({}, [("P", "1")], False, Origin.OWN),
+        ({}, [("P", "1"), ("R", "2")], True, Origin.OWN),
+        ({"digest": None}, [("P", "1"), ("R", "2")], True, Origin.PUBLISHED),
+        ({"digest": None}, [("P", "1"), ("R", "2")], False, Origin.UNVERIFIED),
+        ({"digest": None}, [("P", "1")], False, Origin.OWN),
+        ({"file": Path("own.jsonl")}, [("P", "1"), ("Q", "2")], False, Origin.OWN),
+    ],
+)
+def test_questions_that_are_not_the_published_ones_are_told_apart(
+    changes: dict[str, Any], asked: list[tuple[str, str]], from_hub: bool, expected: Origin
+) -> None:
+    task = with_digest(MATH, TWO_QUESTIONS, **changes)
+    questions = [Question(str(n), text, gold) for n, (text, gold) in enumerate(asked)]
+    assert question_origin(task, questions, from_hub=from_hub) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "origin", "title"),
+    [
+        ("math500", Origin.PUBLISHED, "math500"),
+        ("math500", Origin.OWN, "math500 (own questions)"),
+        ("aime25", Origin.UNVERIFIED, "aime25 (unverified questions)"),
+        ("file:six", Origin.OWN, "file:six"),
+    ],
+)
+def test_a_title_names_no_benchmark_that_was_not_asked(
+    name: str, origin: Origin, title: str
+) -> None:
+    assert task_title(name, origin) == title
+
+
 @pytest.mark.parametrize("name", ["none.jsonl", "", "a\0b"])
 def test_a_file_that_cannot_be_read_is_one_sentence(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_questions(find_task(f"file:{tmp_path / name}"))
     message = str(caught.value)
     assert message.startswith(f"cannot read {tmp_path / name} (")
-    assert "file:PATH must name a file, one JSON object a line with problem and answer" in message
+    assert "file:PATH must name a file" in message
+    assert f", {ROW_FORM}" in message
     assert "\n" not in message
 
 
@@ -226,6 +401,7 @@ def test_the_known_benchmarks_have_their_digest(name: str, count: int) -> None:
     questions = load_questions(TASKS[name], SHARED_DATA)
     assert len(questions) == count
     assert questions_digest(questions) == TASKS[name].digest
+    assert question_origin(TASKS[name], questions, from_hub=False) is Origin.PUBLISHED
 
 
 Hub = dict[str, Any]
