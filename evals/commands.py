@@ -26,7 +26,7 @@ from lim_sglang.evals.runner import (
 )
 from lim_sglang.evals.servers import split_urls
 from lim_sglang.evals.tables import score_table
-from lim_sglang.evals.tasks import short_name
+from lim_sglang.evals.tasks import TASKS, short_name
 from lim_sglang.programs.options import (
     INTERRUPTED,
     ApiKeyOption,
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 TasksArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Questions: math500, aime24, … or file:PATH.jsonl for your own, one JSON object "
+        help=f"Questions: {', '.join(TASKS)}, or file:PATH.jsonl for your own, one JSON object "
         "with problem and answer a line; several tasks are run one after the other.",
         show_default=False,
     ),

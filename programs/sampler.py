@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lim_sglang.compat import BaseBackend, ChatTemplate, load_frontend
+from lim_sglang.frontend import BaseBackend, ChatTemplate, sgl
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.backend import Backend, InFlightSample, QuestionSlots
 from lim_sglang.programs.chat import Generation
@@ -27,8 +27,6 @@ from lim_sglang.programs.vote import Equivalent
 
 if TYPE_CHECKING:
     from lim_sglang.programs.stopping import GroupConfidence, Rule
-
-sgl = load_frontend()
 
 TOKEN_RULE_S = 0.02
 """Pause between two looks at the tokens in flight, for rules that count these."""

@@ -124,7 +124,7 @@ def refused(command: Command, message: str) -> None:
     ("words", "message"),
     [
         (("--program", "oracle"), "error: unknown program 'oracle'; known, and when each stops:"),
-        (("--set", "window=3"), "error: the program majority has no option window; it has: none"),
+        (("--set", "window=3"), "option window, which early_stop and confidence have; it takes no"),
         (("--program", "adaptive", "--set", "confidence=2"), "confidence: expected above 0.5"),
         (("--program", "confidence", "--set", "keep=0"), "keep: expected above 0 and at most 1"),
         (("--program", "confidence", "--set", "window=0"), "window: expected at least 1, got 0"),
@@ -164,7 +164,8 @@ def test_impossible_options_are_refused_before_a_server_is_asked(
 def test_a_question_mark_lists_when_each_program_stops(forker: Forker, tmp_path: Path) -> None:
     code, command = forker.run(tmp_path, "ask", "--program", "?")
     assert code == 0, command.error
-    for (name, program), line in zip(PROGRAMS.items(), command.output.splitlines(), strict=True):
+    lines = command.output.splitlines()[::2]
+    for (name, program), line in zip(PROGRAMS.items(), lines, strict=True):
         assert line.split()[0] == name
         assert program.stops_when in line
         assert program.source in line
@@ -288,8 +289,9 @@ def test_each_sample_is_shown_with_the_vote_and_markup_in_answers_is_text(termin
         assert all(part in output.getvalue() for part in ("[bold]", "██", "6/6"))
     else:
         lines = output.getvalue().splitlines()
-        assert len(lines) == len(SAMPLES)
-        assert lines[2] == "3/6  391  (10 tokens, 1.5 s)  |  391: 2, [bold]: 1"
+        assert lines[0] == "asking: at most 6 samples, 2,048 tokens each"
+        assert len(lines) == 1 + len(SAMPLES)
+        assert lines[3] == "3/6  391  (10 tokens, 1.5 s)  |  391: 2, [bold]: 1"
 
 
 def in_flight(index: int, text: str = "", num_tokens: int = 0) -> InFlightSample:
