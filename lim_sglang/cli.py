@@ -65,7 +65,7 @@ def _complete_help(command: Any) -> None:
     first, stop, _ = text.partition(". ")
     command.short_help = first + stop.strip()
     for option in command.params:
-        if option.param_type_name == "option" and option.show_default and not option.is_eager:
+        if option.param_type_name == "option" and not option.is_eager:
             option.show_default = _default_in_words(option)
     for child in getattr(command, "commands", {}).values():
         _complete_help(child)
@@ -73,9 +73,11 @@ def _complete_help(command: Any) -> None:
 
 def _default_in_words(option: Any) -> str | bool:
     """Return the stated default, words for none and off, or True for the value itself."""
-    if isinstance(option.show_default, str) or option.default not in (None, False, []):
+    if isinstance(option.show_default, str):
         return option.show_default
-    return "off" if option.default is False else "none"
+    if option.default is False:
+        return "off"
+    return True if option.default is not None else "none"
 
 
 def main() -> None:

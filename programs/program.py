@@ -44,7 +44,8 @@ the moment when an existing program stops (`sampler.py`, `backend.py`, `chat.py`
 class Program:
     """A way to answer a question with samples: how many, when to stop, how they vote.
 
-    The function itself is in the module of the same name, which imports SGLang's frontend: seconds.
+    The function itself is in the module of the same name, which imports SGLang's frontend, unless
+    `own_function` is given.
     """
 
     name: str
@@ -68,10 +69,14 @@ class Program:
     """Raises `ConfigError` for impossible values of the options, which are its parameters."""
     stops_early: bool = True
     """True if the samples of a question decide how many there are."""
+    own_function: Any = None
+    """The `@sgl.function` of a program outside this package; see `examples/stopping_rule.py`."""
 
     @cached_property
     def function(self) -> Any:
         """The `@sgl.function` of `(s, run, indices, **options)`."""
+        if self.own_function is not None:
+            return self.own_function
         module = importlib.import_module(f"lim_sglang.programs.{self.name}")
         return getattr(module, self.name)
 

@@ -95,7 +95,13 @@ def test_a_folder_imports_only_what_lies_below_it(folder: str) -> None:
 
 def test_every_module_has_its_place() -> None:
     alone = {name for name in MODULES if "." not in name}
-    assert alone == {*SERVER_SIDE, *EVERYWHERE, "cli", "__main__"}
+    assert alone == {*SERVER_SIDE, *EVERYWHERE, "cli", "__main__", "api"}
+
+
+def test_only_the_package_itself_imports_the_python_interface() -> None:
+    """`api.py` is the one exception: it lies above programs and evals, and the package names it."""
+    assert not [name for name, used in ARROWS.items() if "api" in used]
+    assert "lim_sglang.api.ask" in set(imports(ROOT / "lim_sglang" / "__init__.py"))
 
 
 def test_kernels_import_only_torch_triton_and_each_other() -> None:
@@ -114,10 +120,11 @@ def test_only_compat_and_frontend_name_sglang_internals() -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    heavy = "{'torch', 'sglang', 'transformers', 'datasets', 'math_verify', 'matplotlib'}"
-    program = f"import sys, lim_sglang.cli; print(sorted({heavy} & set(sys.modules)))"
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert shown.stdout.strip() == "[]", shown.stderr
+    heavy = "{'torch', 'sglang', 'transformers', 'datasets', 'math_verify', 'matplotlib', 'pandas'}"
+    for module, more in (("lim_sglang", "{'rich', 'httpx', 'typer'}"), ("lim_sglang.cli", "set()")):
+        program = f"import sys, {module}; print(sorted(({heavy} | {more}) & set(sys.modules)))"
+        shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert shown.stdout.strip() == "[]", shown.stderr
 
 
 @pytest.mark.parametrize("folder", ["kernels", "programs", "evals"])
