@@ -111,16 +111,11 @@ def ask(
         thinking=thinking,
         thinking_budget=thinking_budget,
     )
+    likeliest = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    given = {"max_tokens": max_tokens, "seed": seed, **likeliest}
     equivalent = _checker(os.getpid()).equivalent
     with closing(connect(access, Console(quiet=True))) as backend:
-        sampling = resolve_sampling(
-            backend.sampling_defaults(),
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-        )
+        sampling = resolve_sampling(backend.sampling_defaults(), **given)
         outcome = run_program(
             chosen,
             backend,
