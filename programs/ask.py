@@ -355,8 +355,8 @@ def tokens_left(
 ) -> float:
     """Estimate the tokens until all samples have ended.
 
-    A sample is expected to be as long as those that ended by themselves; before the first has
-    ended, as long as it may be.
+    A sample is expected to be as long as those that ended by themselves, or half a length more if
+    it is longer already; before the first has ended, as long as it may be.
 
     Args:
         in_flight: tokens of each sample in flight so far.
@@ -364,7 +364,9 @@ def tokens_left(
     """
     lengths = [sample.num_tokens for sample in ended if sample.state in COMPLETED_STATES]
     expected = fmean(lengths) if lengths else max_tokens
-    return num_left * expected + sum(max(expected - num_tokens, 0) for num_tokens in in_flight)
+    return num_left * expected + sum(
+        max(expected - length, min(expected, max_tokens - length) / 2) for length in in_flight
+    )
 
 
 def print_text(console: Console, text: str) -> None:

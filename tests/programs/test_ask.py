@@ -482,7 +482,7 @@ def test_only_the_end_of_a_long_chain_is_shown_and_it_commands_no_terminal() -> 
     ("ended", "in_flight_tokens", "num_left", "expected"),
     [
         ([], [0, 40], 1, 100 + 60 + 100),
-        (SAMPLES[:2], [0, 4, 50], 2, 10 + 6 + 0 + 20),
+        (SAMPLES[:2], [0, 4, 50], 2, 10 + 6 + 5 + 20),
         ([SAMPLES[5]], [], 1, 100),
         (SAMPLES[:2], [], 0, 0),
     ],
