@@ -17,6 +17,7 @@ check:  ## lint, formatting and types
 	$(VENV)/bin/ruff check --no-cache .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy examples/*.py
 
 format:  ## rewrite in the project's style
 	$(VENV)/bin/ruff check --fix .

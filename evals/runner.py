@@ -51,7 +51,7 @@ from lim_sglang.programs.answers import AnswerKind
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
 from lim_sglang.programs.vote import Equivalent
-from lim_sglang.progress import print_plain, show_progress
+from lim_sglang.progress import duration, print_plain, show_progress
 
 RUNS_FOLDER = Path("runs")
 NUM_GRADING_THREADS = 2
@@ -367,7 +367,7 @@ class RunProgress:
         if self._num_new and elapsed_s > 0:
             left = self.total - self.done - self.num_failed
             parts.append(f"{self._num_new_tokens / elapsed_s:.0f} tokens/s")
-            parts.append(f"{_duration(left * elapsed_s / self._num_new)} left")
+            parts.append(f"{duration(left * elapsed_s / self._num_new)} left")
         if self.num_failed:
             parts.append(f"{self.num_failed} failed")
         return ", ".join(parts)
@@ -377,15 +377,6 @@ class RunProgress:
         completed = [graded for graded in samples if graded.sample.state in COMPLETED_STATES]
         self._num_judged += len(completed)
         self._num_right += sum(graded.correct for graded in completed)
-
-
-def _duration(seconds: float) -> str:
-    """Return `1h02m`, `3m07s` or `12s`."""
-    minutes, rest_s = divmod(round(seconds), 60)
-    hours, rest_minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{rest_minutes:02}m"
-    return f"{minutes}m{rest_s:02}s" if minutes else f"{rest_s}s"
 
 
 ORIGIN_NOTES = {

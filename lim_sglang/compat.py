@@ -1,4 +1,4 @@
-"""The only module that names SGLang's internals.
+"""The only module, beside `frontend.py`, that names SGLang's internals.
 
 In this order: the versions and signatures that the plugin relies on; names of SGLang, imported when
 they are first used; functions of SGLang that we call; hooks; mends of SGLang's defects.
@@ -21,16 +21,12 @@ from lim_sglang.environment import installed_version
 from lim_sglang.errors import ServerError
 
 if TYPE_CHECKING:
-    from sglang.lang.backend.base_backend import BaseBackend
-    from sglang.lang.chat_template import ChatTemplate
     from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, FlashInferAttnBackend
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
     from sglang.srt.mem_cache.memory_pool import KVWriteLoc
     from sglang.srt.model_executor.model_runner import ModelRunner
 
     __all__ = [
-        "BaseBackend",
-        "ChatTemplate",
         "DecodeMetadata",
         "FlashInferAttnBackend",
         "KVWriteLoc",
@@ -230,9 +226,7 @@ def _resolve(path: str) -> Callable[..., Any]:
 
 
 _INTERNALS: Mapping[str, str] = {
-    "BaseBackend": "sglang.lang.backend.base_backend",
     "CaptureHiddenMode": "sglang.srt.model_executor.forward_batch_info",
-    "ChatTemplate": "sglang.lang.chat_template",
     "DecodeMetadata": _FLASHINFER_BACKEND,
     "FlashInferAttnBackend": _FLASHINFER_BACKEND,
     "ForwardBatch": "sglang.srt.model_executor.forward_batch_info",

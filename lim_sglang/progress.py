@@ -22,6 +22,15 @@ def print_plain(console: Console, text: str) -> None:
     console.print(Text(text), soft_wrap=True)
 
 
+def duration(seconds: float) -> str:
+    """Return `1h02m`, `3m07s` or `12s`."""
+    minutes, rest_s = divmod(round(seconds), 60)
+    hours, rest_minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{rest_minutes:02}m"
+    return f"{minutes}m{rest_s:02}s" if minutes else f"{rest_s}s"
+
+
 @contextmanager
 def show_progress(
     console: Console,

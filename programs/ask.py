@@ -2,9 +2,14 @@
 
 import inspect
 import json
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from enum import StrEnum
+from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
@@ -14,11 +19,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from lim_sglang.errors import ServerError, errors_in_words
+from lim_sglang.errors import errors_in_words
+from lim_sglang.markdown_section import join_words
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.options import (
     INTERRUPTED,
+    NO_ANSWER,
+    TEMPLATE,
     ApiKeyOption,
     ApiOption,
     MaxTokensOption,
@@ -38,19 +46,22 @@ from lim_sglang.programs.options import (
     UrlOption,
     by_program,
     read_settings,
+    read_template,
     samples_of,
 )
 from lim_sglang.programs.program import (
     PROGRAMS,
     Outcome,
+    Program,
     ask_record,
     find_program,
     load_frontend,
+    refuse_failures,
     run_program,
 )
 from lim_sglang.programs.schema import (
+    COMPLETED_STATES,
     DEFAULT_URL,
-    MATH_PROMPT,
     Access,
     Api,
     Sample,
@@ -63,6 +74,7 @@ from lim_sglang.programs.schema import (
 )
 from lim_sglang.programs.sglang_backend import connect
 from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
+from lim_sglang.progress import LINE_INTERVAL_S, duration
 
 if TYPE_CHECKING:
     from lim_sglang.programs.backend import InFlightSample
@@ -76,8 +88,32 @@ BOXES_READ = 3
 """Boxes that are read from the end: the last may be open still, or the prompt's own empty one."""
 
 
+SHOWN_LINES = 12
+"""Last lines of a chain that are printed after the vote."""
+SHOWN_CHARACTERS = 2000
+"""Last characters of a chain that are printed, even if a line is longer."""
+MAX_TIES = 3
+"""Answers with as many votes as the winner that the result names."""
+
+
+class Show(StrEnum):
+    """The chains of thought whose last lines are printed after the vote."""
+
+    WINNER = "winner"
+    """The earliest sample that gave the winning answer; without an answer, the earliest at all."""
+    ALL = "all"
+    NONE = "none"
+
+
 def ask(
-    question: Annotated[str, typer.Argument(help="A question with one short answer.")],
+    question: Annotated[
+        str | None,
+        typer.Argument(
+            help="A question with one short answer; - reads it from standard input, @FILE from a "
+            "file.",
+            show_default="standard input, if that is no terminal",
+        ),
+    ] = None,
     program: ProgramOption = "majority",
     samples: MostSamplesOption = None,
     parallel: Annotated[
@@ -96,9 +132,16 @@ def ask(
     top_k: TopKOption = None,
     seed: SeedOption = Sampling.seed,
     system: SystemOption = None,
-    template: TemplateOption = MATH_PROMPT,
+    template: TemplateOption = TEMPLATE,
     thinking: ThinkingOption = None,
     thinking_budget: ThinkingBudgetOption = None,
+    show: Annotated[
+        Show,
+        typer.Option(
+            help=f"Chains of thought whose last {SHOWN_LINES} lines are printed after the vote: "
+            "winner is the earliest sample with the winning answer."
+        ),
+    ] = Show.WINNER,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON record with every sample.")
     ] = False,
@@ -108,46 +151,41 @@ def ask(
     api_key: ApiKeyOption = None,
     timeout: TimeoutOption = 600.0,
 ) -> None:
-    """Ask a running server and let its samples vote on the answer."""
-    if not question.strip():
-        raise typer.BadParameter("it is empty.", param_hint="question")
+    """Ask a running server and let its samples vote on the answer. Exits with 3 if no sample states
+    an answer."""
+    text = read_question(question)
     check_thinking_budget(thinking_budget, max_tokens)
     chosen = find_program(program)
     samples = samples_of(program, samples)
-    messages = ask_messages(question, template=template, system=system)
     options = read_settings(settings or [])
+    chosen.check(options)
+    messages = ask_messages(text, template=read_template(template), system=system)
     console = Console(stderr=True)
     access = Access(url, api, model, api_key, timeout, samples, thinking, thinking_budget)
-    with closing(connect(access, console)) as backend:
-        load_frontend(console)
-        chosen.check(options)
-        sampling = resolve_sampling(
-            backend.sampling_defaults(),
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-        )
-        request = SamplingRequest(
-            messages,
-            sampling,
-            parallel=parallel or chosen.parallel or samples,
-            streamed=chosen.streamed or console.is_terminal,
-            seeds_honoured=sampling.seed is not None and backend.honours_seeds,
-        )
-        # Before the first sample: the server may be gone afterwards.
-        about = backend.about() if as_json else {}
-        try:
-            with (
-                EquivalenceChecker() as checker,
-                VoteDisplay(
-                    console,
-                    min(samples, chosen.max_samples or samples),
-                    checker.equivalent,
-                    chosen.order,
-                ) as display,
-            ):
+    checker = EquivalenceChecker()
+    num_most = min(samples, chosen.max_samples or samples)
+    display = VoteDisplay(console, num_most, checker.equivalent, chosen.order, max_tokens)
+    try:
+        with checker, closing(connect(access, console)) as backend:
+            load_frontend(console)
+            sampling = resolve_sampling(
+                backend.sampling_defaults(),
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=seed,
+            )
+            request = SamplingRequest(
+                messages,
+                sampling,
+                parallel=parallel or chosen.parallel or samples,
+                streamed=chosen.streamed or console.is_terminal or not as_json,
+                seeds_honoured=sampling.seed is not None and backend.honours_seeds,
+            )
+            # Before the first sample: the server may be gone afterwards.
+            about = backend.about() if as_json else {}
+            with display:
                 checker.warm_up()
                 outcome = run_program(
                     chosen,
@@ -159,24 +197,51 @@ def ask(
                     on_sample=display.add,
                     on_begin=display.begin,
                 )
-        except KeyboardInterrupt:
-            console.print("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt:
+        print_text(console, display.interrupted_line())
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        record = ask_record(question, chosen, options, request, outcome)
+        record = ask_record(text, chosen, options, request, outcome)
         typer.echo(json.dumps({**record, "server": about}))
-    _refuse_failures(outcome)
+    refuse_failures(outcome)
+    chains = shown_chains(outcome, show) if not as_json else ()
+    for text in (*chains, *reasons_without_vote(outcome, chosen, max_tokens)):
+        print_text(console, text)
     if not as_json:
-        typer.echo(result_line(outcome))
+        typer.echo(printable(result_line(outcome)))
+    if outcome.vote.winner is None:
+        raise typer.Exit(NO_ANSWER)
 
 
-def _refuse_failures(outcome: Outcome) -> None:
-    """Raise `ServerError` if every sample failed."""
-    failed = [sample for sample in outcome.samples if sample.state is SampleState.FAILED]
-    if failed and len(failed) == len(outcome.samples):
-        raise ServerError(
-            f"the server failed all {len(failed)} samples, the first with: {failed[0].error}"
-        )
+def read_question(given: str | None) -> str:
+    """Return the text of a question from the command line, standard input or a file.
+
+    Raises:
+        typer.BadParameter: there is none, or its file cannot be read.
+    """
+    if given is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise _no_question("none is given: write one, - for standard input, or @FILE")
+    try:
+        if given is None or given == "-":
+            text = sys.stdin.buffer.read().decode()
+        elif given.startswith("@"):
+            text = Path(given[1:]).expanduser().read_bytes().decode()
+        else:
+            text = given
+    except OSError as error:
+        raise _no_question(
+            f"cannot read {given} ({error.strerror}): after @ stands the name of a file; give a "
+            "question that begins with @ through standard input, by -"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise _no_question(f"it is no text in UTF-8 ({error.reason})") from None
+    if not text.strip():
+        raise _no_question("it is empty: write one, - for standard input, or @FILE")
+    return text
+
+
+def _no_question(reason: str) -> typer.BadParameter:
+    return typer.BadParameter(reason, param_hint="question")
 
 
 def run_script(program: str) -> None:
@@ -194,10 +259,17 @@ def run_script(program: str) -> None:
 
 
 class VoteDisplay:
-    """The vote so far: redrawn in place on a terminal, elsewhere a line for each sample."""
+    """The vote so far: redrawn in place on a terminal; elsewhere a line for each sample, and one
+    now and then while none ends.
+    """
 
     def __init__(
-        self, console: Console, total: int, equivalent: Equivalent, order: Order = Order.BY_VOTES
+        self,
+        console: Console,
+        total: int,
+        equivalent: Equivalent,
+        order: Order = Order.BY_VOTES,
+        max_tokens: int = Sampling.max_tokens,
     ) -> None:
         self.samples: list[Sample] = []
         self.tally = tally([], equivalent)
@@ -206,6 +278,7 @@ class VoteDisplay:
         self._total = total
         self._equivalent = equivalent
         self._order = order
+        self._max_tokens = max_tokens
         self._run: SamplingRun | None = None
         self._bar = Progress(
             TextColumn("samples"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -213,13 +286,21 @@ class VoteDisplay:
         self._task = self._bar.add_task("", total=total)
         self._start_s = time.monotonic()
         self._live = Live(console=console, get_renderable=self._render, transient=True)
+        self._ended = threading.Event()
 
     def __enter__(self) -> Self:
+        self._start_s = time.monotonic()
         if self._console.is_terminal:
             self._live.start()
+        else:
+            plural = "s" * (self._total > 1)
+            limit = f"at most {self._total} sample{plural}, {self._max_tokens:,} tokens each"
+            print_text(self._console, f"asking: {limit}")
+            threading.Thread(target=self._print_now_and_then, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
         if self._console.is_terminal:
             self._live.stop()
             if self.samples:
@@ -234,26 +315,132 @@ class VoteDisplay:
         self.samples.append(sample)
         self.tally = tally(self.samples, self._equivalent, self._order)
         self._bar.advance(self._task)
-        # As text: an answer may hold rich's markup.
-        line = Text(f"{len(self.samples)}/{self._total}  {sample_line(sample)}")
+        line = f"{len(self.samples)}/{self._total}  {sample_line(sample)}"
         if not self._console.is_terminal:
-            line.append(f"  |  {vote_line(self.tally)}")
-        self._console.print(line, highlight=False, soft_wrap=True)
+            line += f"  |  {vote_line(self.tally)}"
+        print_text(self._console, line)
+
+    def interrupted_line(self) -> str:
+        """Return the votes so far in a line, for a run that Ctrl-C has ended."""
+        ended = f"interrupted after {len(self.samples)} of {self._total} samples"
+        return f"{ended}  |  {vote_line(self.tally)}" if self.samples else ended
+
+    def waiting_line(self) -> str:
+        """Return tokens, speed and the time left, or the wait for the first token."""
+        elapsed_s = time.monotonic() - self._start_s
+        num_tokens = self._run.spent_tokens if self._run else 0
+        if not num_tokens:
+            return f"waiting for the first token, {duration(elapsed_s)}"
+        line = speed_line(num_tokens, elapsed_s)
+        in_flight = [s.num_tokens for s in list(self._run.in_flight.values())] if self._run else []
+        num_left = self._total - len(self.samples) - len(in_flight)
+        most = tokens_left(self.samples, in_flight, num_left, self._max_tokens)
+        left_s = most * elapsed_s / num_tokens
+        is_known = any(sample.state in COMPLETED_STATES for sample in self.samples)
+        return f"{line}; {'about' if is_known else 'up to'} {duration(left_s)} left"
+
+    def _print_now_and_then(self) -> None:
+        while not self._ended.wait(LINE_INTERVAL_S):
+            print_text(self._console, f"{len(self.samples)}/{self._total}  {self.waiting_line()}")
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = [vote_table(self.tally)] if self.samples else []
         if self._run and self._run.in_flight:
-            elapsed_s = time.monotonic() - self._start_s
             parts.append(in_flight_table(list(self._run.in_flight.values())))
-            parts.append(Text(speed_line(self._run.spent_tokens, elapsed_s)))
-        return Group(*parts, self._bar)
+        return Group(*parts, Text(self.waiting_line()), self._bar)
+
+
+def tokens_left(
+    ended: Sequence[Sample], in_flight: Sequence[int], num_left: int, max_tokens: int
+) -> float:
+    """Estimate the tokens until all samples have ended.
+
+    A sample is expected to be as long as those that ended by themselves, or half a length more if
+    it is longer already; before the first has ended, as long as it may be.
+
+    Args:
+        in_flight: tokens of each sample in flight so far.
+        num_left: samples that have not begun.
+    """
+    lengths = [sample.num_tokens for sample in ended if sample.state in COMPLETED_STATES]
+    expected = fmean(lengths) if lengths else max_tokens
+    return num_left * expected + sum(
+        max(expected - length, min(expected, max_tokens - length) / 2) for length in in_flight
+    )
+
+
+def print_text(console: Console, text: str) -> None:
+    """Print a text of any content as it is: an answer may hold rich's markup."""
+    console.print(Text(printable(text)), highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Return a text without the characters that could command a terminal."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
+def shown_chains(outcome: Outcome, show: Show) -> Iterator[str]:
+    """Yield the last lines of the chains to show, each under its sample's line."""
+    chains = [sample for sample in outcome.samples if sample.text.strip()]
+    if show is Show.WINNER:
+        groups = outcome.vote.groups
+        wanted = groups[0].indices[0] if groups else None
+        chains = [s for s in chains if wanted is None or s.index == wanted][:1]
+    for sample in chains if show is not Show.NONE else []:
+        yield f"sample {sample.index}: {sample_line(sample)}\n{last_lines(sample.text)}"
+
+
+def last_lines(text: str) -> str:
+    """Return the last lines of a text, indented; an ellipsis stands for the lines before."""
+    text = text.strip()
+    end = text[-SHOWN_CHARACTERS:]
+    lines = [line.rstrip() for line in end.splitlines()]
+    cut = len(end) < len(text) or len(lines) > SHOWN_LINES
+    return "\n".join(f"  {line}".rstrip() for line in (["…"] * cut + lines[-SHOWN_LINES:]))
+
+
+def reasons_without_vote(outcome: Outcome, program: Program, max_tokens: int) -> Iterator[str]:
+    """Yield a line for each reason why samples have no vote, with the way to mend it.
+
+    Samples that a settled program stopped need none, unless there is no answer.
+    """
+    vote, samples = outcome.vote, outcome.samples
+    if vote.truncated:
+        lengths = [s.num_tokens for s in samples if s.state is SampleState.TRUNCATED]
+        longest = max(lengths, default=0)
+        advice = (
+            "raise --max-tokens"
+            if longest >= max_tokens
+            else f"that is less than --max-tokens {max_tokens:,}, so the server's context is full: "
+            "ask a shorter question, or serve a longer context"
+        )
+        after = f"cut off after {longest:,} tokens without an answer"
+        yield f"{_of_samples(vote.truncated, outcome)} {after}: {advice}"
+    if vote.unanswered:
+        advice = "ask for one short result, or change --template"
+        where = 'in \\boxed{} or after "the answer is"'
+        yield f"{_of_samples(vote.unanswered, outcome)} ended without an answer {where}: {advice}"
+    if vote.failed:
+        error = next(s.error for s in samples if s.state is SampleState.FAILED)
+        yield f"{_of_samples(vote.failed, outcome)} failed: {error}"
+    if vote.aborted and vote.winner is None:
+        yield (
+            f"{_of_samples(vote.aborted, outcome)} stopped before an answer, since the program "
+            f"{program.name} stops when {program.stops_when}: `lim programs` lists its options"
+        )
+
+
+def _of_samples(count: int, outcome: Outcome) -> str:
+    return f"{count} of {len(outcome.samples)} samples"
 
 
 def vote_table(vote: Tally) -> Table:
     """Return the vote as a table with a bar for each answer."""
     table = Table("answer", "votes", "", box=None, header_style="bold")
     for group in vote.groups:
-        table.add_row(Text(group.answer), str(group.votes), "█" * group.votes)
+        table.add_row(Text(printable(group.answer)), str(group.votes), "█" * group.votes)
     for name, count in without_vote(vote).items():
         if count:
             table.add_row(Text(name, style="dim"), str(count), "")
@@ -297,7 +484,7 @@ def in_flight_table(samples: "Sequence[InFlightSample]") -> Table:
     for sample in sorted(begun, key=lambda sample: sample.index)[:MAX_ROWS]:
         state = "ending" if sample.is_cancelled else "running" if sample.num_tokens else "waiting"
         speed = f"{sample.tokens_per_s:,.1f}"
-        answer = Text(answer_so_far(sample.text))
+        answer = Text(printable(answer_so_far(sample.text)))
         table.add_row(str(sample.index), f"{sample.num_tokens:,}", speed, state, answer)
     more = len(begun) - MAX_ROWS
     if more > 0:
@@ -331,7 +518,7 @@ def result_line(outcome: Outcome) -> str:
     """Return the last line: answer, votes, tokens spent and saved, seconds."""
     vote = outcome.vote
     num_votes = len(outcome.samples) - vote.aborted - outcome.num_late
-    votes = f"{vote.votes} of {num_votes} votes"
+    votes = f"{vote.votes} of {num_votes} votes{_ties(vote)}"
     answer = (
         f"answer: {vote.winner}  ({votes}" if vote.winner is not None else f"no answer  ({votes}"
     )
@@ -340,3 +527,10 @@ def result_line(outcome: Outcome) -> str:
     saved = f", about {outcome.saved_tokens:,} saved" if stopped else ""
     spent = f"{'at least ' if outcome.spent_at_least else ''}{outcome.spent_tokens:,} tokens"
     return f"{answer}{failed}, {spent}{saved}, {outcome.elapsed_s:.1f} s)"
+
+
+def _ties(vote: Tally) -> str:
+    """Return the answers that have as many votes as the winner, in words."""
+    equal = [group.answer for group in vote.groups[1:] if group.votes == vote.votes]
+    named = [*equal[:MAX_TIES], *([f"{len(equal) - MAX_TIES} more"] if equal[MAX_TIES:] else [])]
+    return f", as many as {join_words(named)}" if named else ""

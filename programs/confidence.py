@@ -37,9 +37,6 @@ def confidence(
     """
     rule = ConsensusRule(agreement, warm_up)
     measure = partial(GroupConfidence, window)
-    # Impossible options are refused before any sample.
-    measure()
-    confidence_threshold([0.0], keep)
 
     add_messages(s, run.question.messages)
     run.sample(s, indices[:warm_up], confidence=measure)

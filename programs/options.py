@@ -10,12 +10,17 @@ from lim_sglang.config import API_KEY_VAR, URL_VAR
 from lim_sglang.errors import ConfigError
 from lim_sglang.markdown_section import join_words
 from lim_sglang.programs.program import PROGRAMS, find_program, listing
-from lim_sglang.programs.schema import Api, Sampling
+from lim_sglang.programs.schema import MATH_PROMPT, Api, Sampling
 
+QUESTION_FIELD = "{question}"
 LIST = "?"
 """In place of a program's name: list the programs."""
 INTERRUPTED = 130
 """Exit code of a process that Ctrl-C ended, by the shell's convention: 128 + SIGINT."""
+NO_ANSWER = 3
+"""Exit code of `lim ask` if no sample states an answer."""
+TEMPLATE = MATH_PROMPT.format(question=QUESTION_FIELD)
+"""The prompt template of mathematical questions, as `--template` takes it."""
 
 
 def _refuse_zero_top_p(top_p: float | None) -> float | None:
@@ -123,9 +128,14 @@ def by_program(numbers: Mapping[str, int | None]) -> str:
     return ", ".join(f"{join_words(names)} {number}" for number, names in by_number.items())
 
 
+def list_programs() -> None:
+    """List the programs of ask, proxy and eval: when each stops, its samples and its options."""
+    typer.echo(listing())
+
+
 def _list_programs(name: str) -> str:
     if name == LIST:
-        typer.echo(listing())
+        list_programs()
         raise typer.Exit
     return name
 
@@ -136,7 +146,7 @@ ProgramOption = Annotated[
         "--program",
         is_eager=True,
         callback=_list_programs,
-        help=f"{', '.join(PROGRAMS)}; {LIST} lists when each stops.",
+        help=f"{', '.join(PROGRAMS)}; {LIST} or `lim programs` lists when each stops.",
     ),
 ]
 MostSamplesOption = Annotated[
@@ -167,7 +177,11 @@ SystemOption = Annotated[
 ]
 TemplateOption = Annotated[
     str,
-    typer.Option("--template", help="Prompt template, with {question} where the question goes."),
+    typer.Option(
+        "--template",
+        help=f"Prompt template, with {QUESTION_FIELD} where the question goes; the rest is sent as "
+        "it is.",
+    ),
 ]
 ThinkingOption = Annotated[
     bool | None,
@@ -193,6 +207,18 @@ TimeoutOption = Annotated[
         "--timeout", min=1.0, max=86400.0, help="Seconds that the server has for one sample."
     ),
 ]
+
+
+def read_template(text: str) -> str:
+    """Return a user's template, in which only {question} has a meaning, as one for `str.format`.
+
+    Raises:
+        ConfigError: the template does not hold {question} exactly once.
+    """
+    if text.count(QUESTION_FIELD) != 1:
+        raise ConfigError(f"--template must hold {QUESTION_FIELD} exactly once")
+    escaped = text.replace("{", "{{").replace("}", "}}")
+    return escaped.replace(f"{{{QUESTION_FIELD}}}", QUESTION_FIELD)
 
 
 def samples_of(program: str, asked: int | None) -> int:

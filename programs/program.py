@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lim_sglang.environment import project_commit
-from lim_sglang.errors import ConfigError
+from lim_sglang.errors import ConfigError, ServerError
+from lim_sglang.markdown_section import join_words
 from lim_sglang.programs.schema import COMPLETED_STATES, Sample, SampleState
-from lim_sglang.programs.stopping import WINDOW
+from lim_sglang.programs.stopping import (
+    WINDOW,
+    FirstRule,
+    PosteriorRule,
+    TokenBudgetRule,
+    WindowRule,
+    check_consensus,
+)
 from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
 
 if TYPE_CHECKING:
@@ -36,7 +44,8 @@ the moment when an existing program stops (`sampler.py`, `backend.py`, `chat.py`
 class Program:
     """A way to answer a question with samples: how many, when to stop, how they vote.
 
-    The function itself is in the module of the same name, which imports SGLang's frontend: seconds.
+    The function itself is in the module of the same name, which imports SGLang's frontend, unless
+    `own_function` is given.
     """
 
     name: str
@@ -56,30 +65,41 @@ class Program:
     """Samples that the program takes at most, however many it is offered."""
     options: Mapping[str, float] = field(default_factory=dict)
     """Further parameters of the function, with their defaults; whole numbers only take these."""
+    check_values: Callable[..., object] = dict
+    """Raises `ConfigError` for impossible values of the options, which are its parameters."""
     stops_early: bool = True
     """True if the samples of a question decide how many there are."""
+    own_function: Any = None
+    """The `@sgl.function` of a program outside this package; see `examples/stopping_rule.py`."""
 
     @cached_property
     def function(self) -> Any:
         """The `@sgl.function` of `(s, run, indices, **options)`."""
+        if self.own_function is not None:
+            return self.own_function
         module = importlib.import_module(f"lim_sglang.programs.{self.name}")
         return getattr(module, self.name)
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """Refuse options that the program does not have, and fractions for whole numbers.
+        """Refuse options that the program does not have, and values that they cannot have.
 
         Raises:
-            ConfigError: there is such an option.
+            ConfigError: there is such an option or value.
         """
-        unknown = [name for name in options if name not in self.options]
-        if unknown:
-            known = ", ".join(self.options) or "none"
-            raise ConfigError(
-                f"the program {self.name} has no option {', '.join(unknown)}; it has: {known}"
-            )
         for name, value in options.items():
+            if name not in self.options:
+                raise ConfigError(_unknown_option(self, name))
             if isinstance(self.options[name], int) and not isinstance(value, int):
                 raise ConfigError(f"{name}: expected a whole number, got {value}")
+        self.check_values(**{**self.options, **options})
+
+
+def _unknown_option(program: Program, name: str) -> str:
+    """Return the error for an option that a program does not have."""
+    owners = [each.name for each in PROGRAMS.values() if name in each.options]
+    hint = f", which {join_words(owners)} {'has' if len(owners) == 1 else 'have'}" if owners else ""
+    takes = f"only {join_words(program.options)}" if program.options else "no options"
+    return f"the program {program.name} has no option {name}{hint}; it takes {takes}"
 
 
 PROGRAMS: Mapping[str, Program] = {
@@ -107,6 +127,7 @@ PROGRAMS: Mapping[str, Program] = {
             source="Adaptive-Consistency, arXiv 2305.11860",
             parallel=8,
             options={"confidence": 0.95},
+            check_values=PosteriorRule,
         ),
         Program(
             "early_stop",
@@ -114,6 +135,7 @@ PROGRAMS: Mapping[str, Program] = {
             stops_when="a window of samples agrees",
             source="ESC, arXiv 2401.10480",
             options={"window": 5},
+            check_values=lambda window: WindowRule(window),
         ),
         Program(
             "short",
@@ -123,6 +145,7 @@ PROGRAMS: Mapping[str, Program] = {
             order=Order.SHORTER_FIRST,
             finished_only=True,
             options={"wanted": 3},
+            check_values=FirstRule,
         ),
         Program(
             "confidence",
@@ -132,6 +155,7 @@ PROGRAMS: Mapping[str, Program] = {
             order=Order.BY_CONFIDENCE,
             streamed=True,
             options={"warm_up": 16, "keep": 0.1, "agreement": 0.95, "window": WINDOW},
+            check_values=check_consensus,
         ),
         Program(
             "budget",
@@ -142,6 +166,7 @@ PROGRAMS: Mapping[str, Program] = {
             finished_only=True,
             parallel=4,
             options={"tokens": 16384},
+            check_values=TokenBudgetRule,
         ),
     )
 }
@@ -160,16 +185,25 @@ def find_program(name: str) -> Program:
 
 
 def listing() -> str:
-    """Describe the programs, a line each."""
+    """Describe the programs: when each stops, its samples, its options with their defaults."""
     width = max(map(len, PROGRAMS))
     return "\n".join(
-        f"  {program.name:{width}}  {program.stops_when} ({program.source})"
+        f"  {program.name:{width}}  {program.stops_when} ({program.source})\n"
+        f"  {'':{width}}  {_limits(program)}"
         for program in PROGRAMS.values()
     )
 
 
+def _limits(program: Program) -> str:
+    """Return the defaults of a program in words."""
+    samples = f"{program.samples} sample{'s' * (program.samples > 1)}"
+    parallel = f", {program.parallel} at once" if program.parallel else ""
+    options = " ".join(f"{name}={value}" for name, value in program.options.items())
+    return samples + parallel + (f"; options: {options}" if options else "")
+
+
 def load_frontend(console: Console) -> None:
-    """Import SGLang's frontend, which takes seconds, and show that on the console."""
+    """Import SGLang's frontend, which takes two seconds, and show that on the console."""
     with console.status("Loading SGLang's frontend"):
         importlib.import_module("lim_sglang.programs.sampler")
 
@@ -266,6 +300,15 @@ def run_program(
         elapsed_s=time.monotonic() - start_s,
         num_late=len(samples) - len(voters),
     )
+
+
+def refuse_failures(outcome: Outcome) -> None:
+    """Raise `ServerError` if every sample failed."""
+    failed = [sample for sample in outcome.samples if sample.state is SampleState.FAILED]
+    if failed and len(failed) == len(outcome.samples):
+        raise ServerError(
+            f"the server failed all {len(failed)} samples, the first with: {failed[0].error}"
+        )
 
 
 def _ballots(samples: Sequence[Sample], program: Program) -> list[Sample]:

@@ -12,9 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import sglang as sgl
 
-from lim_sglang.compat import BaseBackend, ChatTemplate
+from lim_sglang.frontend import BaseBackend, ChatTemplate, sgl
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.backend import Backend, InFlightSample, QuestionSlots
 from lim_sglang.programs.chat import Generation

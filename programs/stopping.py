@@ -201,6 +201,13 @@ class ConsensusRule:
         return total > 0 and groups[0].weight / total >= self.agreement
 
 
+def check_consensus(warm_up: int, keep: float, agreement: float, window: int) -> None:
+    """Refuse values that the program `confidence` cannot have; raises `ConfigError`."""
+    ConsensusRule(agreement, warm_up)
+    GroupConfidence(window)
+    confidence_threshold([0.0], keep)
+
+
 class GroupConfidence:
     """The confidence of a chain while it grows: the mean over its last `window` tokens.
 

@@ -14,7 +14,7 @@ FOLDERS = ("lim_sglang", "lim_sglang/bench", "kernels", "programs", "evals")
 MAX_LINES = 650
 MAX_FILES = 95
 SERVER_SIDE = (
-    *("errors", "config", "counters", "compat", "validation", "flags", "audit"),
+    *("errors", "config", "counters", "compat", "frontend", "validation", "flags", "audit"),
     *("request_checks", "request_door"),
     *("attention_backend", "cpu_backend", "model_runner", "plugin"),
     *("models", "server", "serve", "verify_gpu", "doctor"),
@@ -24,7 +24,7 @@ EVERYWHERE = {"errors", "config", "environment", "markdown_section", "plot_style
 """Modules of lim_sglang/ that every folder may import."""
 MAY_IMPORT: Mapping[str, set[str]] = {
     "kernels": {"kernels"},
-    "programs": {"programs", "compat", *EVERYWHERE},
+    "programs": {"programs", "frontend", *EVERYWHERE},
     "evals": {"evals", "programs", "server", *EVERYWHERE},
     "bench": {"bench", "kernels", "programs", *SERVER_SIDE, *EVERYWHERE},
 }
@@ -96,7 +96,13 @@ def test_a_folder_imports_only_what_lies_below_it(folder: str) -> None:
 
 def test_every_module_has_its_place() -> None:
     alone = {name for name in MODULES if "." not in name}
-    assert alone == {*SERVER_SIDE, *EVERYWHERE, "cli", "__main__"}
+    assert alone == {*SERVER_SIDE, *EVERYWHERE, "cli", "__main__", "api"}
+
+
+def test_only_the_package_itself_imports_the_python_interface() -> None:
+    """`api.py` is the one exception: it lies above programs and evals, and the package names it."""
+    assert not [name for name, used in ARROWS.items() if "api" in used]
+    assert "lim_sglang.api.ask" in set(imports(ROOT / "lim_sglang" / "__init__.py"))
 
 
 def test_kernels_import_only_torch_triton_and_each_other() -> None:
@@ -107,18 +113,19 @@ def test_kernels_import_only_torch_triton_and_each_other() -> None:
         assert packages == ({"flashinfer"} if path.name == "scores.py" else set()), path
 
 
-def test_only_compat_names_sglang_internals() -> None:
+def test_only_compat_and_frontend_name_sglang_internals() -> None:
     for path in sources(*FOLDERS):
         internal = re.findall(r"sglang\.(?:srt|lang)\b", path.read_text())
         # doctor.py has the names of SGLang's entry point groups.
-        assert not internal or path.name in ("compat.py", "doctor.py"), path
+        assert not internal or path.name in ("compat.py", "frontend.py", "doctor.py"), path
 
 
 def test_importing_the_package_is_light() -> None:
-    heavy = "{'torch', 'sglang', 'transformers', 'datasets', 'math_verify', 'matplotlib'}"
-    program = f"import sys, lim_sglang.cli; print(sorted({heavy} & set(sys.modules)))"
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert shown.stdout.strip() == "[]", shown.stderr
+    heavy = "{'torch', 'sglang', 'transformers', 'datasets', 'math_verify', 'matplotlib', 'pandas'}"
+    for module, more in (("lim_sglang", "{'rich', 'httpx', 'typer'}"), ("lim_sglang.cli", "set()")):
+        program = f"import sys, {module}; print(sorted(({heavy} | {more}) & set(sys.modules)))"
+        shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert shown.stdout.strip() == "[]", shown.stderr
 
 
 @pytest.mark.parametrize("folder", ["kernels", "programs", "evals"])

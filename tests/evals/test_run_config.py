@@ -227,7 +227,7 @@ def test_samples_of_one_question_in_flight_fit_program_number_and_server(
 def test_a_program_that_stops_early_is_recorded_with_all_its_options() -> None:
     options = ADAPTIVE.all_options()
     assert options == RunConfig("math500", "adaptive").all_options()
-    assert replace(ADAPTIVE, options={"confidence": 0.5}).all_options()["confidence"] == 0.5
+    assert replace(ADAPTIVE, options={"confidence": 0.6}).all_options()["confidence"] == 0.6
     assert CONFIG.all_options() == {}
     with pytest.raises(ConfigError, match="the program majority has no option window"):
         replace(CONFIG, options={"window": 3}).all_options()

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +14,19 @@ from rich.console import Console
 
 from lim_sglang.programs.ask import (
     MAX_ROWS,
+    SHOWN_LINES,
+    Show,
     VoteDisplay,
     answer_so_far,
     in_flight_table,
+    last_lines,
+    printable,
+    reasons_without_vote,
     result_line,
     sample_line,
+    shown_chains,
     speed_line,
+    tokens_left,
     vote_line,
 )
 from lim_sglang.programs.backend import InFlightSample
@@ -113,6 +123,123 @@ def test_aborted_samples_are_in_the_record(forker: Forker, tmp_path: Path) -> No
     assert not any(sample["seed_honoured"] for sample in record["samples"])
 
 
+REPORT_IMPORTS = """
+import sys
+from lim_sglang.cli import main
+heavy = {"torch", "transformers", "datasets", "pandas", "matplotlib", "sympy"}
+connected = lambda: print("connected with", sorted(heavy & set(sys.modules)), file=sys.stderr)
+sys.addaudithook(lambda event, _: connected() if event == "socket.connect" else None)
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "words", [("ask", QUESTION), ("eval", "file:{folder}/own.jsonl", "--out", "{folder}/run")]
+)
+def test_nothing_heavy_is_imported_when_a_server_is_asked(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "own.jsonl").write_text('{"problem": "What is 1 + 2?", "answer": "3"}\n')
+    with serving(lambda _: completion("\\boxed{3}")) as fake:
+        words = tuple(word.format(folder=tmp_path) for word in words)
+        done = subprocess.run(
+            [sys.executable, "-c", REPORT_IMPORTS, *words, "--url", fake.url, "--samples", "2"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert len(fake.requests) == 2, done.stderr
+    reports = [line for line in done.stderr.splitlines() if line.startswith("connected")]
+    assert len(reports) > 1  # the first request, and those of the samples
+    assert set(reports) == {"connected with []"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("-",), None),
+        ((), None),
+        (("@question.txt",), None),
+        (("@missing.txt",), "cannot read @missing.txt (No such file or directory)"),
+        (("@bytes",), "it is no text in UTF-8"),
+        (("@empty",), "it is empty"),
+        ((" ",), "it is empty"),
+    ],
+)
+def test_a_question_comes_from_standard_input_or_a_file(
+    given: tuple[str, ...], message: str | None, tmp_path: Path
+) -> None:
+    files = {"question.txt": QUESTION.encode(), "bytes": b"\xff\xfe", "empty": b"\n"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with serving(lambda _: completion("\\boxed{391}")) as fake:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "lim_sglang",
+                "ask",
+                *given,
+                "--url",
+                fake.url,
+                "--samples",
+                "1",
+            ],
+            input=QUESTION,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+    if message:
+        assert done.returncode == 2
+        assert message in " ".join(done.stderr.split())
+        assert not fake.paths
+    else:
+        assert done.returncode == 0, done.stderr
+        assert QUESTION in fake.requests[0]["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_no_answer_has_an_exit_code_of_its_own_and_a_reason(
+    as_json: bool, forker: Forker, tmp_path: Path
+) -> None:
+    with serving(lambda _: completion("let me think", num_tokens=64, reason="length")) as fake:
+        words = ("ask", QUESTION, "--url", fake.url, "--samples", "2", "--max-tokens", "64")
+        code, command = forker.run(tmp_path, *words, *(["--json"] if as_json else []))
+    assert code == 3
+    assert "2 of 2 samples cut off after 64 tokens without an answer: raise --max-tokens" in (
+        command.error
+    )
+    if as_json:
+        assert json.loads(command.output)["answer"] is None
+    else:
+        assert command.output.startswith("no answer  (0 of 2 votes")
+        assert "let me think" in command.error
+
+
+def test_ctrl_c_shows_the_votes_so_far(forker: Forker, tmp_path: Path) -> None:
+    good = {0: completion("\\boxed{391}"), 1: completion("\\boxed{392}")}
+    with serving(by_sample(good, endless("let me"))) as fake:
+        words = ("ask", QUESTION, "--url", fake.url, "--samples", "4", "--seed", "0")
+        command = forker.start(tmp_path, *words)
+        assert eventually(lambda: "2/4" in command.error and fake.in_flight == 2, 60)
+        command.interrupt()
+        assert command.wait(30) == 130
+    assert "interrupted after 2 of 4 samples  |  391: 1, 392: 1" in command.error
+
+
+def test_a_template_is_sent_as_it_is_but_for_the_question(forker: Forker, tmp_path: Path) -> None:
+    template = r"\\frac{{1}} {question} \\boxed{}"
+    with serving(lambda _: completion("\\boxed{391}")) as fake:
+        words = ("ask", QUESTION, "--url", fake.url, "--samples", "1", "--template", template)
+        code, command = forker.run(tmp_path, *words)
+    assert code == 0, command.error
+    sent = fake.requests[0]["messages"][-1]["content"]
+    assert sent == template.replace("{question}", QUESTION)
+
+
 def refused(command: Command, message: str) -> None:
     """Check that a command refused its options in words, with no other output."""
     assert message in " ".join(command.error.split())
@@ -124,7 +251,7 @@ def refused(command: Command, message: str) -> None:
     ("words", "message"),
     [
         (("--program", "oracle"), "error: unknown program 'oracle'; known, and when each stops:"),
-        (("--set", "window=3"), "error: the program majority has no option window; it has: none"),
+        (("--set", "window=3"), "option window, which early_stop and confidence have; it takes no"),
         (("--program", "adaptive", "--set", "confidence=2"), "confidence: expected above 0.5"),
         (("--program", "confidence", "--set", "keep=0"), "keep: expected above 0 and at most 1"),
         (("--program", "confidence", "--set", "window=0"), "window: expected at least 1, got 0"),
@@ -132,14 +259,12 @@ def refused(command: Command, message: str) -> None:
         (("--template", "no question"), "must hold {question} exactly once"),
     ],
 )
-def test_bad_options_are_refused_before_any_sample(
+def test_bad_options_are_refused_before_a_server_is_asked(
     words: tuple[str, ...], message: str, forker: Forker, tmp_path: Path
 ) -> None:
-    with serving(lambda _: completion("\\boxed{391}")) as fake:
-        code, command = forker.run(tmp_path, "ask", QUESTION, "--url", fake.url, *words)
-    assert code != 0
+    code, command = forker.run(tmp_path, "ask", QUESTION, "--url", NOBODY, *words)
+    assert code == 2
     refused(command, message)
-    assert not fake.requests
 
 
 @pytest.mark.parametrize(
@@ -164,7 +289,8 @@ def test_impossible_options_are_refused_before_a_server_is_asked(
 def test_a_question_mark_lists_when_each_program_stops(forker: Forker, tmp_path: Path) -> None:
     code, command = forker.run(tmp_path, "ask", "--program", "?")
     assert code == 0, command.error
-    for (name, program), line in zip(PROGRAMS.items(), command.output.splitlines(), strict=True):
+    lines = command.output.splitlines()[::2]
+    for (name, program), line in zip(PROGRAMS.items(), lines, strict=True):
         assert line.split()[0] == name
         assert program.stops_when in line
         assert program.source in line
@@ -270,6 +396,14 @@ def test_the_vote_so_far_counts_every_sample_once() -> None:
             "answer: 391  (1 of 1 votes, at least 10 tokens, about 10 saved, 12.3 s)",
         ),
         (outcome(SAMPLES[3:5]), "no answer  (0 of 2 votes, 20 tokens, 12.3 s)"),
+        (
+            outcome(SAMPLES[:2]),
+            "answer: 391  (1 of 2 votes, as many as [bold], 20 tokens, 12.3 s)",
+        ),
+        (
+            outcome([make_sample(index, str(index)) for index in range(6)]),
+            "answer: 0  (1 of 6 votes, as many as 1, 2, 3 and 2 more, 60 tokens, 12.3 s)",
+        ),
     ],
 )
 def test_the_last_line_says_answer_votes_tokens_and_seconds(found: Outcome, line: str) -> None:
@@ -288,8 +422,87 @@ def test_each_sample_is_shown_with_the_vote_and_markup_in_answers_is_text(termin
         assert all(part in output.getvalue() for part in ("[bold]", "██", "6/6"))
     else:
         lines = output.getvalue().splitlines()
-        assert len(lines) == len(SAMPLES)
-        assert lines[2] == "3/6  391  (10 tokens, 1.5 s)  |  391: 2, [bold]: 1"
+        assert lines[0] == "asking: at most 6 samples, 2,048 tokens each"
+        assert len(lines) == 1 + len(SAMPLES)
+        assert lines[3] == "3/6  391  (10 tokens, 1.5 s)  |  391: 2, [bold]: 1"
+
+
+@pytest.mark.parametrize(
+    ("samples", "max_tokens", "lines"),
+    [
+        (SAMPLES[:3], 10, []),
+        (
+            SAMPLES,
+            10,
+            [
+                "1 of 6 samples cut off after 10 tokens without an answer: raise --max-tokens",
+                "1 of 6 samples ended without an answer in \\boxed{}",
+                "1 of 6 samples failed: HTTP 503",
+            ],
+        ),
+        ([SAMPLES[4]], 99, ["less than --max-tokens 99, so the server's context is full"]),
+        ([SAMPLES[0], STOPPED], 10, []),
+        ([STOPPED], 10, ["1 of 1 samples stopped before an answer, since the program majority"]),
+    ],
+)
+def test_each_reason_for_a_missing_vote_is_explained(
+    samples: list[Sample], max_tokens: int, lines: list[str]
+) -> None:
+    found = [*reasons_without_vote(outcome(samples), PROGRAMS["majority"], max_tokens)]
+    assert len(found) == len(lines)
+    assert all(line in text for line, text in zip(lines, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("show", "samples", "shown"),
+    [
+        (Show.WINNER, SAMPLES, ["sample 0: 391"]),
+        (Show.WINNER, [make_sample(0, "1"), *SAMPLES[2:3], make_sample(3, "391")], ["sample 2: "]),
+        (Show.WINNER, [SAMPLES[4], SAMPLES[3]], ["sample 4: no answer"]),
+        (Show.ALL, SAMPLES[:3], ["sample 0: ", "sample 1: [bold]", "sample 2: "]),
+        (Show.NONE, SAMPLES, []),
+    ],
+)
+def test_the_chains_that_are_shown(show: Show, samples: list[Sample], shown: list[str]) -> None:
+    found = [*shown_chains(outcome(samples), show)]
+    assert len(found) == len(shown)
+    assert all(text.startswith(line) for line, text in zip(shown, found, strict=True))
+    assert all("\n  " in text for text in found)
+
+
+def test_only_the_end_of_a_long_chain_is_shown_and_it_commands_no_terminal() -> None:
+    lines = last_lines("\n".join(map(str, range(50)))).splitlines()
+    assert (lines[0], len(lines), lines[-1]) == ("  …", 1 + SHOWN_LINES, "  49")
+    assert len(last_lines("x" * 100_000)) < 2100
+    assert last_lines(" one\ntwo \n") == "  one\n  two"
+    assert printable("a\x1b[31m\tb\n") == "a\N{REPLACEMENT CHARACTER}[31m\tb\n"
+
+
+@pytest.mark.parametrize(
+    ("ended", "in_flight_tokens", "num_left", "expected"),
+    [
+        ([], [0, 40], 1, 100 + 60 + 100),
+        (SAMPLES[:2], [0, 4, 50], 2, 10 + 6 + 5 + 20),
+        ([SAMPLES[5]], [], 1, 100),
+        (SAMPLES[:2], [], 0, 0),
+    ],
+)
+def test_tokens_left_are_those_of_samples_like_the_ended_ones(
+    ended: list[Sample], in_flight_tokens: list[int], num_left: int, expected: float
+) -> None:
+    assert tokens_left(ended, in_flight_tokens, num_left, max_tokens=100) == expected
+
+
+def test_a_wait_is_shown_with_speed_and_an_estimate_that_the_first_sample_betters() -> None:
+    display = VoteDisplay(Console(file=io.StringIO()), 2, str.__eq__, max_tokens=1000)
+    display._start_s = time.monotonic() - 10.0
+    assert display.waiting_line() == "waiting for the first token, 10s"
+    flying = {1: in_flight(1, "so", 50)}
+    display.begin(SimpleNamespace(in_flight=flying, spent_tokens=50))
+    assert display.waiting_line() == "50 tokens so far, 5 a second; up to 6m30s left"
+    display.add(make_sample(0, "391", num_tokens=100))
+    display.begin(SimpleNamespace(in_flight=flying, spent_tokens=150))
+    assert display.waiting_line() == "150 tokens so far, 15 a second; about 3s left"
 
 
 def in_flight(index: int, text: str = "", num_tokens: int = 0) -> InFlightSample:

@@ -47,7 +47,7 @@ def test_a_programs_file_is_a_script_that_prints_each_sample_and_last_the_answer
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("answer: 391  (3 of 3 votes, 21 tokens")
     assert done.stdout.count("\n") == 1
-    assert done.stderr.count("391  (7 tokens") == 3
+    assert done.stderr.count("/3  391  (7 tokens") == 3
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -10,11 +10,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import typer
+import pytest
 
-from lim_sglang import config
-from lim_sglang.cli import app
+from lim_sglang import __version__, config
+from lim_sglang.cli import command_line
 from lim_sglang.counters import Stats
+from lim_sglang.evals.tasks import TASKS
+from lim_sglang.programs.program import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
 CLI_MD, LAUNCH = ROOT / "docs" / "cli.md", ROOT / "launch.sh"
@@ -27,7 +29,7 @@ def tables() -> str:
     """Render a heading, the help and a table of options for each command."""
     return "\n\n".join(
         "\n".join([f"## `{usage(name, command)}`", "", help_of(command), "", *table(command)])
-        for name, command in commands("", typer.main.get_command(app))
+        for name, command in commands("", command_line())
     )
 
 
@@ -109,6 +111,41 @@ def test_every_command_and_option_is_documented_as_it_is() -> None:
     obsolete = [line for line in found if line not in expected]
     assert (missing, obsolete) == ([], []), "run `make docs`"
     assert found == expected, "run `make docs`"
+
+
+@pytest.mark.parametrize(("name", "command"), [*commands("", command_line())])
+def test_help_shows_a_default_for_every_option(name: str, command: Any) -> None:
+    context = command.make_context(name, ["x"] * 9, resilient_parsing=True)
+    for parameter in command.params:
+        spelled, meaning = parameter.get_help_record(context)
+        assert "{{" not in meaning, spelled
+        if parameter.param_type_name == "option":
+            assert "default:" in meaning or "required" in meaning, spelled
+
+
+@pytest.mark.parametrize("path", ["", "bench"])
+def test_help_shows_whole_summaries(path: str) -> None:
+    group = command_line().commands[path] if path else command_line()
+    shown = " ".join(group.get_help(group.make_context("lim", [], resilient_parsing=True)).split())
+    for name, command in group.commands.items():
+        summary = help_of(command).partition("\n\n")[0].partition(". ")[0].rstrip(".")
+        assert f"{name} {summary}" in shown
+    assert "..." not in shown.replace("[ARGS]...", "")
+
+
+def test_version_programs_and_tasks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for words in ("--version", "programs", "eval --help"):
+        with pytest.raises(SystemExit) as end:
+            command_line()(args=words.split())
+        assert end.value.code == 0
+        shown[words] = " ".join(capsys.readouterr().out.split())
+    assert shown["--version"] == f"lim {__version__}"
+    for program in PROGRAMS.values():
+        assert f"{program.name} {program.stops_when}" in shown["programs"]
+        for option, value in program.options.items():
+            assert f"{option}={value}" in shown["programs"]
+    assert all(task in shown["eval --help"] for task in TASKS)
 
 
 def test_every_option_of_launch_sh_is_documented() -> None:

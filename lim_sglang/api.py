@@ -1,0 +1,203 @@
+"""The Python interface: ask a running server for a vote, grade a reply, extract its answer.
+
+Import from the package: `from lim_sglang import ask, grade, extract_answer`. All functions work in
+any thread and beside a running asyncio loop; they wait, so a loop stands still meanwhile.
+"""
+
+import atexit
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from lim_sglang.config import API_KEY_VAR, URL_VAR
+from lim_sglang.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lim_sglang.evals.grading import Grader
+    from lim_sglang.programs.equivalence import EquivalenceChecker
+    from lim_sglang.programs.program import Program
+    from lim_sglang.programs.schema import Sample
+
+Kind = Literal["expression", "integer", "choice"]
+"""Comparison of answers: mathematical equality, integers from 0 to 999, letters A to J."""
+
+
+@dataclass(frozen=True)
+class Vote:
+    """The answer of several chains of thought to one question."""
+
+    answer: str | None
+    """The winning answer as its earliest sample wrote it; None if no sample states one."""
+    votes: Mapping[str, int]
+    """Samples for each answer, the winner first; equal answers are counted together."""
+    margin: int
+    """Votes of the winner minus those of the second answer; 0 is a tie."""
+    samples: "tuple[Sample, ...]"
+    """Every sample that was begun, by index: text, answer, state, tokens, error."""
+    tokens: int
+    """Tokens generated, by samples that were stopped early too."""
+    seconds: float
+
+
+def ask(
+    question: str,
+    program: "str | Program" = "majority",
+    samples: int | None = 8,
+    url: str | None = None,
+    *,
+    options: Mapping[str, float] | None = None,
+    max_tokens: int = 2048,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int | None = None,
+    system: str | None = None,
+    thinking: bool | None = None,
+    thinking_budget: int | None = None,
+    api_key: str | None = None,
+    timeout_s: float = 600.0,
+) -> Vote:
+    r"""Ask a running server, and let the samples vote.
+
+    The question is sent with the request to reason and to put the answer within `\boxed{}`.
+
+    Args:
+        program: majority, adaptive, early_stop, short, confidence, budget, single, or a `Program`
+            of one's own (`examples/stopping_rule.py`).
+        samples: chains of thought, at most; None for the program's own number.
+        url: address of the server; None for `LIM_URL`, else http://127.0.0.1:30000.
+        options: of the program, such as `{"confidence": 0.9}` of adaptive.
+        max_tokens: tokens after which a sample is cut off.
+        temperature: as top_p and top_k, None for the model's own.
+        seed: sample i is sent `seed + i`.
+        thinking: on or off for models that can do both; None for the model's own.
+        thinking_budget: tokens after which thoughts are closed.
+        api_key: None for `LIM_API_KEY`.
+        timeout_s: limit of one sample.
+
+    Raises:
+        LimError: no server answers, every sample failed, or an argument is impossible.
+    """
+    from rich.console import Console
+
+    from lim_sglang.programs.program import find_program, refuse_failures, run_program
+    from lim_sglang.programs.schema import (
+        DEFAULT_URL,
+        Access,
+        SamplingRequest,
+        ask_messages,
+        check_thinking_budget,
+        resolve_sampling,
+    )
+    from lim_sglang.programs.sglang_backend import connect
+
+    if not question.strip():
+        raise ConfigError("the question is empty: write one")
+    chosen = find_program(program) if isinstance(program, str) else program
+    chosen.check(options or {})
+    check_thinking_budget(thinking_budget, max_tokens)
+    most = chosen.samples if samples is None else samples
+    for name, value in (("samples", most), ("max_tokens", max_tokens)):
+        if value < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {value}")
+    access = Access(
+        url or os.environ.get(URL_VAR) or DEFAULT_URL,
+        api_key=api_key or os.environ.get(API_KEY_VAR),
+        timeout_s=timeout_s,
+        max_concurrency=most,
+        thinking=thinking,
+        thinking_budget=thinking_budget,
+    )
+    likeliest = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    given = {"max_tokens": max_tokens, "seed": seed, **likeliest}
+    equivalent = _checker(os.getpid()).equivalent
+    with closing(connect(access, Console(quiet=True))) as backend:
+        sampling = resolve_sampling(backend.sampling_defaults(), **given)
+        outcome = run_program(
+            chosen,
+            backend,
+            SamplingRequest(
+                ask_messages(question, system=system),
+                sampling,
+                parallel=chosen.parallel or most,
+                streamed=chosen.streamed,
+            ),
+            indices=range(most),
+            equivalent=equivalent,
+            options=options,
+        )
+    refuse_failures(outcome)
+    vote = outcome.vote
+    return Vote(
+        answer=vote.winner,
+        votes={group.answer: group.votes for group in vote.groups},
+        margin=vote.margin,
+        samples=outcome.samples,
+        tokens=outcome.spent_tokens,
+        seconds=outcome.elapsed_s,
+    )
+
+
+def grade(reply: str, answer: str, kind: Kind = "expression") -> bool:
+    """Return True if the answer that a reply states equals the right one, as `lim eval` decides.
+
+    The first comparison of expressions starts a process with math-verify, for a second or two.
+
+    Args:
+        reply: the text of a model, or only its answer.
+        answer: the right answer.
+
+    Raises:
+        LimError: there is no such kind, or math-verify does not start.
+    """
+    return _grader(kind).correct(answer, extract_answer(reply, kind))
+
+
+def extract_answer(reply: str, kind: Kind = "expression") -> str | None:
+    r"""Return the answer that a reply states: the last `\boxed{}`, "the answer is", `####`.
+
+    None if the reply states none of this kind. An integer comes without leading zeros, a choice as
+    its capital letter.
+
+    Raises:
+        LimError: there is no such kind.
+    """
+    from lim_sglang.evals.grading import PARSERS, AnswerKind
+    from lim_sglang.programs import answers
+
+    found = answers.extract_answer(reply)
+    parse = PARSERS.get(AnswerKind(_known(kind)))
+    if found is None or parse is None:
+        return found
+    value = parse(found)
+    return None if value is None else str(value)
+
+
+def _grader(kind: str) -> "Grader":
+    from lim_sglang.evals.grading import AnswerKind, Grader
+
+    return Grader(AnswerKind(_known(kind)), _checker(os.getpid()))
+
+
+def _known(kind: str) -> str:
+    if kind not in get_args(Kind):
+        raise ConfigError(f"kind: expected {', '.join(get_args(Kind))}, got {kind!r}")
+    return kind
+
+
+_checkers: "dict[int, EquivalenceChecker]" = {}
+_lock = threading.Lock()
+
+
+def _checker(pid: int) -> "EquivalenceChecker":
+    """Return the checker of this process, which is made once; a fork gets its own."""
+    from lim_sglang.programs.equivalence import EquivalenceChecker
+
+    with _lock:
+        if pid not in _checkers:
+            _checkers[pid] = EquivalenceChecker()
+            atexit.register(_checkers[pid].close)
+        return _checkers[pid]

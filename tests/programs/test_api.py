@@ -1,0 +1,208 @@
+"""The Python interface, and the examples that use it, against a fake or the tiny real server."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+import lim_sglang
+from lim_sglang import LimError, Vote
+from lim_sglang.programs.schema import SampleState
+from tests.fakes.sglang_server import FakeServer, completion, serving
+from tests.forked_commands import ROOT, Forker
+from tests.processes import LocalServer
+from tests.programs.harness import boxed, by_sample, in_thread
+
+QUESTION = "What is 17 * 23?"
+NOBODY = "http://127.0.0.1:9"
+REPLIES = {0: "391", 1: "0.5", 2: "\\frac{1}{2}", 3: "391"}
+
+
+@contextmanager
+def answering() -> Iterator[FakeServer]:
+    """Run a server whose four samples give two answers, two votes each."""
+    with serving(by_sample({n: completion(boxed(text)) for n, text in REPLIES.items()})) as fake:
+        yield fake
+
+
+def ask_four(url: str) -> Vote:
+    """Ask for four samples."""
+    return lim_sglang.ask(QUESTION, samples=4, url=url, seed=0)
+
+
+def test_a_vote_holds_answer_votes_samples_and_cost_and_is_frozen() -> None:
+    with answering() as fake:
+        vote = ask_four(fake.url)
+    assert (vote.answer, vote.votes, vote.margin) == ("391", {"391": 2, "0.5": 2}, 0)
+    assert [sample.text for sample in vote.samples] == [boxed(text) for text in REPLIES.values()]
+    assert {sample.state for sample in vote.samples} == {SampleState.FINISHED}
+    assert vote.tokens == 4 * 7
+    assert 0 < vote.seconds < 60
+    with pytest.raises(FrozenInstanceError):
+        vote.answer = "392"  # type: ignore[misc]
+
+
+def test_no_stated_answer_is_none_and_no_error() -> None:
+    with serving(lambda _: completion("who knows", reason="length")) as fake:
+        vote = lim_sglang.ask(QUESTION, "single", url=fake.url)
+    assert (vote.answer, vote.votes, vote.margin, len(vote.samples)) == (None, {}, 0, 1)
+
+
+def test_a_vote_from_many_threads_and_beside_a_running_loop() -> None:
+    async def in_a_notebook(url: str) -> Vote:
+        assert threading.current_thread() is not threading.main_thread()
+        return ask_four(url)
+
+    with answering() as fake:
+        asked = [in_thread(ask_four, fake.url) for _ in range(3)]
+        asked.append(in_thread(lambda: asyncio.run(in_a_notebook(fake.url))))
+        assert [vote.result(60).answer for vote in asked] == ["391"] * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"question": QUESTION}, "no server answers at"),
+        ({"question": " "}, "the question is empty"),
+        ({"question": QUESTION, "program": "oracle"}, "unknown program 'oracle'"),
+        ({"question": QUESTION, "options": {"window": 3}}, "has no option window"),
+        (
+            {"question": QUESTION, "program": "adaptive", "options": {"confidence": 2}},
+            "confidence: expected above 0.5",
+        ),
+        ({"question": QUESTION, "samples": 0}, "samples: expected at least 1, got 0"),
+        ({"question": QUESTION, "max_tokens": -1}, "max_tokens: expected at least 1, got -1"),
+        ({"question": QUESTION, "thinking_budget": 4096}, "leaves nothing of max_tokens"),
+        ({"question": QUESTION, "url": "ftp://x"}, "is no server address"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_words(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(LimError, match=words):
+        lim_sglang.ask(**{"url": NOBODY, **arguments})  # type: ignore[arg-type]
+
+
+def test_a_server_that_fails_every_sample_is_an_error() -> None:
+    with serving(lambda _: (400, {"detail": "too long"})) as fake, pytest.raises(LimError) as found:
+        lim_sglang.ask(QUESTION, samples=2, url=fake.url)
+    assert "the server failed all 2 samples, the first with:" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "answer", "right"),
+    [
+        ("so it is \\boxed{\\frac{1}{2}}", "expression", "0.5", True),
+        ("so it is \\boxed{\\frac{1}{2}}", "expression", "0.6", False),
+        ("The answer is 070.", "integer", "70", True),
+        ("The answer is 70.", "integer", "71", False),
+        ("\\boxed{(b)}", "choice", "B", True),
+        ("\\boxed{C}", "choice", "B", False),
+        ("nothing", "expression", "0", False),
+    ],
+)
+def test_replies_are_graded_by_kind_in_any_thread(
+    reply: str, kind: lim_sglang.api.Kind, answer: str, right: bool
+) -> None:
+    assert lim_sglang.grade(reply, answer, kind) is right
+    assert in_thread(lim_sglang.grade, reply, answer, kind).result(60) is right
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "answer"),
+    [
+        ("first \\boxed{1}, then \\boxed{x+1}", "expression", "x+1"),
+        ("The answer is 070.", "integer", "70"),
+        ("\\boxed{x+1}", "integer", None),
+        ("\\boxed{\\text{(b)}}", "choice", "B"),
+        ("\\boxed{42}", "choice", None),
+        ("who knows", "expression", None),
+        ("", "choice", None),
+    ],
+)
+def test_an_answer_is_extracted_if_it_is_of_the_kind(
+    reply: str, kind: lim_sglang.api.Kind, answer: str | None
+) -> None:
+    assert lim_sglang.extract_answer(reply, kind) == answer
+
+
+@pytest.mark.parametrize("function", [lim_sglang.extract_answer, lim_sglang.grade])
+def test_an_unknown_kind_is_refused_with_the_known_ones(function: object) -> None:
+    words = "kind: expected expression, integer, choice, got 'word'"
+    with pytest.raises(LimError, match=words):
+        function(*["1"] * (1 + (function is lim_sglang.grade)), kind="word")  # type: ignore[operator]
+
+
+def test_the_package_names_what_it_exports_and_nothing_else() -> None:
+    assert set(lim_sglang.__all__) <= set(dir(lim_sglang))
+    assert all(getattr(lim_sglang, name) for name in lim_sglang.__all__)
+    with pytest.raises(AttributeError, match="nonsense"):
+        lim_sglang.nonsense  # noqa: B018 - looking it up is the test
+
+
+def run_example(forker: Forker, folder: Path, name: str, *words: str) -> str:
+    """Run a file of examples/ to its end; return its output."""
+    code, command = forker.run(folder, str(ROOT / "examples" / name), *words, timeout_s=120)
+    assert code == 0, command.error
+    return command.output
+
+
+def test_the_examples_own_stopping_rule_stops(forker: Forker, tmp_path: Path) -> None:
+    with serving(lambda _: completion(boxed("391"))) as fake:
+        output = run_example(forker, tmp_path, "stopping_rule.py", QUESTION, fake.url)
+    begun = int(output.split(", ")[2].split()[0])
+    assert output.startswith("391, ")
+    assert 2 <= begun <= 5
+
+
+def test_the_examples_own_task_is_scored(forker: Forker, tmp_path: Path) -> None:
+    with serving(lambda _: completion(boxed("1000"))) as fake:
+        output = run_example(forker, tmp_path, "own_task.py", str(tmp_path), fake.url)
+        assert len(fake.requests) == 4 * 2
+    assert "file:sums" in output
+    assert len((tmp_path / "sums.jsonl").read_text().splitlines()) == 4
+
+
+def test_the_examples_openai_client_gets_a_vote(forker: Forker, tmp_path: Path) -> None:
+    folder = tmp_path / "proxy"
+    folder.mkdir()
+    with serving(lambda _: completion(boxed("391"))) as fake:
+        proxy = forker.start(folder, "proxy", "--url", fake.url, "--port", "0")
+        try:
+            while "base url" not in proxy.output:
+                assert "error" not in proxy.error
+            url = proxy.output.split("base url")[1].split()[0]
+            output = run_example(forker, tmp_path, "openai_client.py", QUESTION, url)
+        finally:
+            proxy.interrupt()
+            proxy.wait(30)
+    assert "391" in output
+    assert "'votes': " in output
+
+
+@pytest.mark.e2e
+def test_the_examples_self_consistency_runs_on_a_real_server(
+    forker: Forker, tmp_path: Path, tiny_server: LocalServer
+) -> None:
+    output = run_example(forker, tmp_path, "self_consistency.py", QUESTION, tiny_server.url)
+    assert " of 4: " in output or "no chain states an answer" in output
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_the_examples_engine_decodes_with_lessismore(tiny_model: Path) -> None:
+    shown = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "engine.py"), str(tiny_model)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, "LIM_CONFIG": '{"budget": 64, "select_layers": [2, 5]}'},
+    )
+    assert shown.returncode == 0, shown.stderr[-3000:]
+    sparse, _, _, dense = shown.stdout.splitlines()[-1].split()[:4]
+    assert (int(sparse) > 0, int(dense)) == (True, 0)
