@@ -16,7 +16,7 @@ MAX_FILES = 95
 SERVER_SIDE = (
     *("errors", "config", "counters", "compat", "validation", "flags", "audit"),
     *("attention_backend", "cpu_backend", "model_runner", "plugin"),
-    *("models", "server", "serve", "verify_gpu", "doctor"),
+    *("models", "supervisor", "server_log", "server", "serve", "verify_gpu", "doctor"),
 )
 """Modules of lim_sglang/, each of which may import those before it."""
 EVERYWHERE = {"errors", "config", "environment", "markdown_section", "plot_style", "progress"}
