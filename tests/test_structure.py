@@ -17,7 +17,7 @@ SERVER_SIDE = (
     *("errors", "config", "counters", "compat", "frontend", "validation", "flags", "audit"),
     *("request_checks", "request_door"),
     *("attention_backend", "cpu_backend", "model_runner", "plugin"),
-    *("models", "server", "serve", "verify_gpu", "doctor"),
+    *("models", "supervisor", "server_log", "server", "serve", "verify_gpu", "doctor"),
 )
 """Modules of lim_sglang/, each of which may import those before it."""
 EVERYWHERE = {"errors", "config", "environment", "markdown_section", "plot_style", "progress"}

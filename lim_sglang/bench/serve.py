@@ -26,7 +26,6 @@ from lim_sglang.config import lim_state
 from lim_sglang.errors import ConfigError, LimError, ServerError
 from lim_sglang.markdown_section import markdown_table
 from lim_sglang.server import (
-    Server,
     ServerSpec,
     decode_backend,
     free_port,
@@ -222,7 +221,7 @@ def own_servers(
         for policy in policies:
             own = ours.lim_flags if policy == BACKEND else ()
             options = replace(ours, port=free_port(), backend=policy, lim_flags=own)
-            yield Server(options) if verbose else running_server(options, console, title=policy)
+            yield running_server(options, console, title=policy, verbose=verbose)
 
 
 def measure(

@@ -1,9 +1,9 @@
 """A fake SGLang server made of real processes, all of which ignore SIGTERM.
 
-As a script, PORT FOLDER MANNER: a process with a child and a grandchild, each of which leaves its
-id in the folder. By MANNER the server is ready at once (`serve`), without LessIsMore (`dense`),
-never (`hang`), ends before it is ready and leaves its children behind (`fail`), or ends right after
-`/server_info` (`break`).
+As a script, PORT FOLDER MANNER: a process with a child and a grandchild that have the titles of
+SGLang's; each leaves its id in the folder, a temporary file, and one in shared memory. By MANNER the
+server is ready at once (`serve`), without LessIsMore (`dense`), never (`hang`), ends before it is
+ready and leaves its children behind (`fail`), or ends right after `/server_info` (`break`).
 """
 
 import json
@@ -11,12 +11,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-LAST_WORDS = "CUDA out of memory, or so it says"
+from setproctitle import setproctitle
+
+NAME_KEY, SERVER_VAR = "lim_server", "LIM_SERVER"  # no import of the package: it would be slow
+LAST_WORDS = "RuntimeError: CUDA out of memory, or so it says"
 NUM_PROCESSES = 3
+TITLES = {"child": "sglang::scheduler", "grandchild": "sglang::detokenizer"}
 CHILD_OF = {"child": "grandchild", "grandchild": None}
 LIFE_S = 60.0
 
@@ -27,6 +32,10 @@ def main(port: str, folder: str, manner: str) -> None:
     child = CHILD_OF.get(manner, "child")
     if child:
         subprocess.Popen([sys.executable, "-P", __file__, port, folder, child])
+    if manner in TITLES:
+        setproctitle(TITLES[manner])
+    tempfile.NamedTemporaryFile(delete=False).close()
+    Path("/dev/shm", f"{os.environ[SERVER_VAR]}-{os.getpid()}").touch()
     (Path(folder) / str(os.getpid())).touch()
     if manner in CHILD_OF:
         time.sleep(LIFE_S)
@@ -51,7 +60,9 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer one request."""
-        state = {} if self.manner == "dense" else {"lim": {"roles": ["full"]}}
+        state = {NAME_KEY: os.environ[SERVER_VAR]}
+        if self.manner != "dense":
+            state["lim"] = {"config": {"policy": "full"}, "roles": ["full"]}
         body = json.dumps({"internal_states": [state]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

@@ -25,16 +25,19 @@ def live(roles: list[str], policy: str = "lessismore") -> dict[str, Any]:
 
 
 def test_the_message_says_where_what_and_how_but_never_the_key() -> None:
-    sparse = ready_block(ServerOptions("some/model", port=31000), live(ROLES))
+    log = Path("/tmp/lim-server-x/server.log")
+    sparse = ready_block(ServerOptions("some/model", port=31000), live(ROLES), log)
     assert "http://127.0.0.1:31000" in sparse
     assert "some/model" in sparse
     assert "2 of 6 layers read 256 tokens picked at layers 2, 4" in sparse
     assert 'lim ask "What is 17 * 23?"' in sparse
+    assert str(log) in sparse
     assert "Bearer" not in sparse
-    dense = ready_block(ServerOptions("some/model"), live(["full"] * 6, "full"))
+    dense = ready_block(ServerOptions("some/model"), live(["full"] * 6, "full"), None)
     assert "full: all 6 layers read everything" in dense
     assert "256" not in dense
-    with_key = ready_block(ServerOptions("some/model", api_key="secret"), live(ROLES))
+    assert "log " not in dense
+    with_key = ready_block(ServerOptions("some/model", api_key="secret"), live(ROLES), log)
     assert "Bearer $LIM_API_KEY" in with_key
     assert "secret" not in with_key
 

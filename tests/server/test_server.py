@@ -9,102 +9,38 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from rich.console import Console
 
 from lim_sglang import server as server_module
+from lim_sglang import server_log
 from lim_sglang.errors import DataError, RefusedError, ServerError
 from lim_sglang.server import (
     Server,
     ServerOptions,
     ServerSpec,
     free_port,
-    newest_line,
     reasons_against_start,
     server_options,
     serving,
 )
-from tests.fakes import sglang_process
 from tests.fakes.http import JsonHandler, served
 from tests.fakes.sglang_process import LAST_WORDS, NUM_PROCESSES
 from tests.fakes.sglang_server import eventually
+from tests.server.fake_servers import (
+    fake_options,
+    fake_server,
+    fake_spec,
+    running,
+    wait_until_begun,
+)
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = sglang_process.__file__
-BEGIN_WITHIN_S = 60.0
-
-
-class FakeOptions(ServerOptions):
-    """Options that start `sglang_process` in SGLang's place; `sglang_options` are its arguments."""
-
-    def command_line(self) -> list[str]:
-        """Return the command that starts the fake server."""
-        return [sys.executable, "-P", SCRIPT, str(self.port), *self.sglang_options]
-
-
-def fake_options(spec: ServerSpec, *, port: int) -> ServerOptions:
-    """Stand in for `server_options`."""
-    return FakeOptions(str(spec.model), sglang_options=spec.sglang_options, port=port)
-
-
-def fake_spec(folder: Path, manner: str = "serve") -> ServerSpec:
-    """Describe a fake server of this manner, whose processes leave their ids in the folder."""
-    return ServerSpec("tiny", {"--lim-budget": "64"}, (str(folder), manner))
-
-
-def fake_server(folder: Path, manner: str) -> Server:
-    """Start a fake server and wait until all its processes run."""
-    server = Server(fake_options(fake_spec(folder, manner), port=free_port()))
-    server.start()
-    wait_until_begun(folder)
-    return server
-
-
-def wait_until_begun(folder: Path) -> None:
-    """Wait until all processes of a fake server run."""
-    assert eventually(lambda: len(list(folder.iterdir())) == NUM_PROCESSES, BEGIN_WITHIN_S)
-
-
-def running(folder: Path) -> list[int]:
-    """List the processes of a fake server that have not ended."""
-    found = []
-    for path in folder.iterdir():
-        with suppress(psutil.NoSuchProcess):
-            if psutil.Process(int(path.name)).status() != psutil.STATUS_ZOMBIE:
-                found.append(int(path.name))
-    return found
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Fake servers' folder of process ids; none of the processes may outlive the test."""
-    monkeypatch.setattr(server_module, "server_options", fake_options)
-    monkeypatch.setattr(server_module, "GRACE_S", 0.2)
-    monkeypatch.setattr(server_module, "POLL_S", 0.02)
-    folder = tmp_path / "processes"
-    folder.mkdir()
-    yield folder
-    eventually(lambda: not running(folder), 2)  # orphans are killed, and end a moment later
-    left = running(folder)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
-    assert len(list(folder.iterdir())) in (0, NUM_PROCESSES)
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of temporary logs."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    return folder
 
 
 def quiet() -> Console:
@@ -167,12 +103,13 @@ def test_a_start_without_the_plugin_is_refused(
 def test_all_reasons_against_a_start_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LIM_CONFIG", raising=False)
     monkeypatch.setenv("SGLANG_PLUGINS", "x")
-    words = ("--attention-backend", "fa3", "--port", "8", "--ssl-keyfile=k", "--tp-size", "2")
+    words = ("--attention-backend", "fa3", "--port", "8", "--ssl-keyfile=k", "--tp-sise", "2")
     with pytest.raises(RefusedError) as caught:
         server_options(ServerSpec("tiny", {"--lim-budget": "many"}, words, ""), port=free_port())
     expected = [
         "--port after --",
         "--ssl-keyfile after --",
+        "--tp-sise after --: SGLang 0.5.16 has no such option; do you mean --tp-size?",
         "SGLANG_PLUGINS",
         "fa3",
         "--lim-budget",
@@ -197,6 +134,7 @@ def test_the_device_is_the_users_else_what_is_there(
 ) -> None:
     monkeypatch.delenv("LIM_CONFIG", raising=False)
     monkeypatch.setattr(server_module, "has_gpu", lambda: has_gpu)
+    monkeypatch.setattr(server_module, "check_model", lambda model, _: model)
     spec = ServerSpec("some/model", {"--lim-select-layers": ""}, device)
     options = server_options(spec, port=free_port())
     assert (options.model, options.on_cpu) == ("some/model", on_cpu)
@@ -256,9 +194,10 @@ def test_another_backend_than_the_one_that_was_asked_for_is_an_error(
 
 def test_a_server_of_another_backend_is_ended(folder: Path) -> None:
     server = Server(fake_options(fake_spec(folder, "dense"), port=free_port()))
-    with pytest.raises(ServerError, match="without LessIsMore"), server:
-        pass
-    assert server.poll() is not None
+    server.start()
+    with pytest.raises(ServerError, match="without LessIsMore"):
+        server.wait_until_ready()
+    server.stop()
 
 
 @pytest.mark.parametrize(
@@ -270,7 +209,8 @@ def test_a_server_that_dies_or_never_answers_is_given_up(
     server = fake_server(folder, manner)
     with pytest.raises(ServerError, match=words) as caught:
         server.wait_until_ready(timeout_s=timeout_s)
-    assert getattr(caught.value, "code", None) == (1 if manner == "fail" else None)
+    ending = getattr(caught.value, "ending", None)
+    assert (ending and ending.code) == (1 if manner == "fail" else None)
     server.stop()
 
 
@@ -281,7 +221,6 @@ def test_a_stubborn_tree_is_gone_also_where_its_parent_died_before(
     server = fake_server(folder, manner)
     if manner == "fail":
         assert eventually(lambda: server.poll() is not None, 10)
-        assert len(running(folder)) == NUM_PROCESSES - 1
     started = time.monotonic()
     server.stop()
     assert time.monotonic() - started < 10
@@ -290,10 +229,8 @@ def test_a_stubborn_tree_is_gone_also_where_its_parent_died_before(
 
 def test_a_signal_that_comes_while_it_ends_is_heeded_afterwards(folder: Path) -> None:
     server = fake_server(folder, "serve")
-    main = server._process
-    assert main
     ended: list[bool] = []
-    before = signal.signal(signal.SIGTERM, lambda *_: ended.append(main.poll() is not None))
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.append(not running(folder)))
     try:
         soon = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
         soon.start()
@@ -308,6 +245,8 @@ def test_a_block_has_the_address_of_a_server_that_is_ready(folder: Path, tempora
     with serving(fake_spec(folder), quiet()) as url:
         assert httpx.get(f"{url}/server_info", timeout=5).is_success
         assert len(running(folder)) == NUM_PROCESSES
+        [own] = temporary.iterdir()
+        assert len(list(own.iterdir())) == NUM_PROCESSES + 1  # and the log
     assert running(folder) == []
     assert list(temporary.iterdir()) == []
 
@@ -317,6 +256,31 @@ def test_an_exception_ends_the_server_and_comes_through(folder: Path, temporary:
         _ = 1 / 0
     assert running(folder) == []
     assert list(temporary.iterdir()) == []
+
+
+def test_the_server_of_another_on_the_same_port_is_not_taken_for_ours(folder: Path) -> None:
+    strangers = {"internal_states": [{"lim": {"roles": ["full"]}, "lim_server": "another"}]}
+    with answering(strangers) as port:
+        server = Server(fake_options(fake_spec(folder, "hang"), port=port))
+        server.start()
+        wait_until_begun(folder)
+        with pytest.raises(ServerError, match=f"another server answers at .*:{port}"):
+            server.wait_until_ready()
+        server.stop()
+
+
+def test_something_else_on_the_port_ends_the_start(folder: Path) -> None:
+    class Stranger(JsonHandler):
+        def answer(self, _body: dict[str, Any]) -> None:
+            self.send_json(404, {})
+
+    with served(Stranger) as url:
+        server = Server(fake_options(fake_spec(folder, "hang"), port=int(url.rpartition(":")[2])))
+        server.start()
+        wait_until_begun(folder)
+        with pytest.raises(ServerError, match="another server answers"):
+            server.wait_until_ready()
+        server.stop()
 
 
 def ask_until_it_is_gone(url: str) -> None:
@@ -331,19 +295,19 @@ def ask_until_it_is_gone(url: str) -> None:
 @pytest.mark.parametrize(
     ("manner", "words"),
     [
-        ("fail", f"(?s)ended with code 1 before it was ready.*{LAST_WORDS}"),
-        ("break", f"(?s)no server answers at .*{LAST_WORDS}"),
+        ("fail", f"(?s)ended with code 1 before it was ready.*\n{LAST_WORDS}$"),
+        ("break", f"(?s)no server answers at .*: the server ended with code 9.*{LAST_WORDS}$"),
     ],
 )
-def test_a_server_that_fails_shows_how_its_log_ends_and_where_it_is(
-    folder: Path, temporary: Path, manner: str, words: str
+def test_a_server_that_fails_says_why_and_where_its_log_is(
+    folder: Path, tmp_path: Path, manner: str, words: str
 ) -> None:
     with (
         pytest.raises(ServerError, match=words) as caught,
         serving(fake_spec(folder, manner), quiet()) as url,
     ):
         ask_until_it_is_gone(url)
-    [log] = temporary.iterdir()
+    [log] = (tmp_path / "cache" / "logs").iterdir()
     assert f"(log: {log})" in str(caught.value)
     assert LAST_WORDS in log.read_text()
 
@@ -360,44 +324,28 @@ def test_a_log_that_cannot_be_written_is_refused_before_anything_starts(
     assert list(folder.iterdir()) == []
 
 
-def test_a_start_is_told_once_in_a_file_and_followed_on_a_terminal_and_in_a_log(
+def test_a_start_is_told_now_and_then_in_a_file_and_followed_on_a_terminal_and_in_a_log(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "LOG_POLL_S", 0.02)
+    monkeypatch.setattr(server_log, "POLL_S", 0.02)
+    monkeypatch.setattr(server_log, "LINE_INTERVAL_S", 0.1)
+    monkeypatch.setattr(server_module, "POLL_S", 0.5)
     shown, log = io.StringIO(), tmp_path / "runs" / "tiny.log"
     with serving(fake_spec(folder), Console(file=shown, width=80), log):
         pass
     assert "Loading" in log.read_text()
-    said = r"Starting a server: tiny --lim-budget 64\nThe server is ready after \d+ s\n"
+    said = (
+        rf"Starting a server: tiny --lim-budget 64 \(log: {log}\)\n(  \d+ s: (\S.*)?\n)+"
+        r"The server is ready after \d+ s\n"
+    )
     assert re.fullmatch(said, shown.getvalue())
+    assert "s: Loading [/bold] 100%\n" in shown.getvalue()  # markup in a log is shown as it is
     for path in folder.iterdir():
         path.unlink()
-    monkeypatch.setattr(server_module, "POLL_S", 0.5)
     terminal = io.StringIO()
     with serving(fake_spec(folder), Console(file=terminal, width=80, force_terminal=True)):
         pass
-    assert "Loading [/bold] 100%" in terminal.getvalue()  # markup in a log is shown as it is
-
-
-@pytest.mark.parametrize(
-    ("log", "line"),
-    [
-        (b"", ""),
-        (b"\n \n", ""),
-        (b"first\nsecond", "second"),
-        (b"first\nsecond\n\n", "second"),
-        (b"Loading: 10%\rLoading: 20%\r", "Loading: 20%"),
-        (b"\x1b[31mred\x1b[0m [bold]\n", "red [bold]"),
-        (
-            b"\xff" + b"x" * 3000 + b"\nlast \xc3\xa4\n",
-            "last \N{LATIN SMALL LETTER A WITH DIAERESIS}",
-        ),
-    ],
-)
-def test_the_newest_line_of_a_log(log: bytes, line: str, tmp_path: Path) -> None:
-    path = tmp_path / "server.log"
-    path.write_bytes(log)
-    assert newest_line(path) == line
+    assert "Loading [/bold] 100%" in terminal.getvalue()
 
 
 def test_a_thread_may_have_a_server_and_signals_are_handled_as_before_afterwards(
@@ -426,7 +374,7 @@ import sys, time
 from pathlib import Path
 from rich.console import Console
 from lim_sglang import server
-from tests.server.test_server import fake_options, fake_spec
+from tests.server.fake_servers import fake_options, fake_spec
 
 server.GRACE_S = float(sys.argv[3])
 server.server_options = fake_options

@@ -1,0 +1,142 @@
+"""SGLang's log: its newest line while a server starts, and the cause when a server fails."""
+
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from lim_sglang.models import cache_folder
+
+POLL_S = 1.0
+"""Pause between two looks at the log of a server that starts."""
+LINE_INTERVAL_S = 30.0
+"""Pause between two lines of a start that no terminal shows."""
+TAIL_BYTES = 2000
+"""The part of a log that has its newest line."""
+CAUSE_BYTES = 100_000
+"""The part of a log that is searched for the cause of a failure."""
+NUM_KEPT_LOGS = 5
+NUM_ERRORS, NUM_LAST_LINES = 3, 5
+"""Errors of a log, or lines of a log without errors, that a message quotes."""
+
+REFUSAL = re.compile(r"(?:[\w.-]+: )?error: ")
+"""Begins a message for the user: ours, or that of SGLang's parser of options."""
+EXCEPTION = re.compile(r"(?:\[[^]]*\] )?((?:\w+\.)*\w*(?:Error|Exception)\b: .*)")
+"""A traceback's last line."""
+
+
+@contextmanager
+def start_shown(title: str, log: Path | None, console: Console) -> Iterator[None]:
+    """Show a start until the block ends: the seconds, and the newest line of the log.
+
+    On a terminal the lines are redrawn in place; elsewhere one is printed now and then. Without a
+    log, whose lines are shown anyway, only beginning and end are told.
+    """
+    opening = f"Starting a server: {title}" + (f" (log: {log})" if log else "")
+    began_s = time.monotonic()
+    if log is None:
+        _print(console, opening)
+        yield
+    elif console.is_terminal:
+        with (
+            console.status(Text(opening)) as status,
+            _repeated(
+                lambda: status.update(_progress(opening, began_s, log, console.width)), POLL_S
+            ),
+        ):
+            yield
+    else:
+        _print(console, opening)
+        with _repeated(
+            lambda: _print(console, f"  {_seconds(began_s)}: {newest_line(log)}"), LINE_INTERVAL_S
+        ):
+            yield
+    _print(console, f"The server is ready after {_seconds(began_s)}")
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def _seconds(began_s: float) -> str:
+    return f"{time.monotonic() - began_s:.0f} s"
+
+
+def _progress(opening: str, began_s: float, log: Path, width: int) -> Text:
+    # As Text: a log may hold what looks like markup.
+    line = Text(f"\n  {newest_line(log)}", style="dim", no_wrap=True)
+    line.truncate(width, overflow="ellipsis")
+    return Text(f"{opening} {_seconds(began_s)}") + line
+
+
+@contextmanager
+def _repeated(action: Callable[[], None], interval_s: float) -> Iterator[None]:
+    """Repeat an action in a thread until the block ends."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(interval_s):
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def newest_line(log: Path) -> str:
+    """Return the last line with text, without colours; of a progress bar the last state."""
+    return next(iter(_lines(log, TAIL_BYTES)[::-1]), "")
+
+
+def _lines(log: Path, num_bytes: int) -> list[str]:
+    """Return the lines with text at the end of a log, without colours, also while it is written."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - num_bytes))
+        text = file.read().decode(errors="replace")
+    plain = (Text.from_ansi(line).plain.rstrip() for line in re.split(r"[\r\n]+", text))
+    return [line for line in plain if line.strip()]
+
+
+def cause_of_failure(log: Path) -> str:
+    """Return what a log says about the end of its server.
+
+    That is SGLang's own message to the user, or the last errors of its tracebacks, or, where there
+    are neither, its last lines.
+    """
+    lines = _lines(log, CAUSE_BYTES)
+    refusals = [number for number, line in enumerate(lines) if REFUSAL.match(line)]
+    if refusals:
+        first, *rest = lines[refusals[-1] :]
+        items = takewhile(lambda line: line.startswith("  "), rest)
+        return "\n".join([REFUSAL.sub("", first), *items])
+    errors = dict.fromkeys(match[1] for line in lines if (match := EXCEPTION.match(line)))
+    cause = list(errors)[-NUM_ERRORS:] or lines[-NUM_LAST_LINES:]
+    return "\n".join(cause) or "(which is empty)"
+
+
+def keep_log(log: Path) -> Path:
+    """Move the log of a server that failed out of its temporary folder; return the new path.
+
+    The newest few are kept. A log that cannot be kept stays where it is, for as long as it can.
+    """
+    kept = cache_folder() / "logs" / f"{log.parent.name}.log"
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(log, kept)
+        by_age = sorted(kept.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+        for old in by_age[:-NUM_KEPT_LOGS]:
+            old.unlink()
+    except OSError:
+        return log
+    return kept
