@@ -74,7 +74,8 @@ _SPACE = re.compile(
 )
 _NO_SPACE = re.compile(r"\\!|\\(?:negthinspace|negmedspace|negthickspace)(?![a-zA-Z])")
 _THOUSANDS = re.compile(
-    r"(?<=\d)(?:\\[,;: ]|\\thinspace|\\!\s*\\,|\\thinspace\s*|\\text\{,\}|\\!|[~ ]|\{\s*\}|\{\\,\}|,\\!|\{,\})(?=\d{3}(?![\d/]))"
+    r"(?<=\d)(?:\\[,;: ]|\\thinspace\s*|\\!\s*\\,|\\text\{,\}|\\!|[~ ]|\{\s*\}|\{\\,\}|,\\!|\{,\})"
+    r"(?=\d{3}(?![\d/]))"
 )
 _INDIAN = re.compile(r"(?<=\d)\{,\}(?=\d\d(?:\{,\}\d\d)*\{,\}\d{3}(?!\d))")
 _ROW_SPACING = re.compile(rf"\\\\(?:\s*\[\s*{_LENGTH}\s*\])?")

@@ -74,7 +74,7 @@ _CLOCK = re.compile(r"(\d{1,2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORE
 _TEMPERATURE = re.compile(
     r"(?:°|\bdegrees?)\s*(C|F)(?:elsius|ahrenheit)?\b|\bdegrees?\s+(?=centigrade)", re.IGNORECASE
 )
-_IN_WORDS = re.compile(r"(?<=\d)\s*\([a-z -]+\)$")
+_IN_WORDS = re.compile(r"^([-+]?[\d.,]+)\s*\([a-z -]{3,}\)$")
 """A number once more in words: `40 (forty)`."""
 _MODULUS = re.compile(
     r"\s*\(?\s*(?:\\text\{)?\s*\(?\s*(?:\\(?:pmod|bmod|mod|pod)(?![a-zA-Z])|\bmod(?:ulo)?\b)\s*[{}]?\s*(\w+)\s*[})\s]*$"
@@ -212,9 +212,9 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
         return text[: modulus.start()].rstrip(" ("), Unit((("modulus " + modulus[1], 1),))
     if "," in text and (listed := _split_listed(text)):
         return listed
-    tail = _find_tail(_IN_WORDS.sub("", text))
+    tail = _find_tail(_IN_WORDS.sub(r"\1", text))
     if tail is None:
-        return _IN_WORDS.sub("", text), unit
+        return _IN_WORDS.sub(r"\1", text), unit
     value, words = tail
     first, *rest = words.split() or [""]
     if scale := SCALES.get(
