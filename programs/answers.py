@@ -41,10 +41,10 @@ _TOKEN = re.compile(
 )
 """The beginning of a box, and every brace; an escaped character is skipped."""
 _NO_BOX = -1
-_FILLER = re.compile(r"[\s$*&]|\\(?:[()\[\],;: ]|quad\b|qquad\b)")
+_FILLER = re.compile(r"[\s$*]|\\(?:[()\[\],;: ]|quad\b|qquad\b)")
 _NEXT_BOX = re.compile(
-    r" *+(?:(?:,|;|\\\\|\\lor\b|\\land\b|\\text *\{ *,? *(?:and|or) *\}|\b(?:and|or)\b) *+)++"
-    r"(?P<name>[a-zA-Z](?:_\{?\w\}?)? *=)? *+"
+    r" *+(?:(?:,|;|&|\\\\|\\lor\b|\\land\b|\\text *\{ *,? *(?:and|or) *\}|\b(?:and|or)\b) *+)++"
+    r"(?P<name>[a-zA-Z](?:_\{?\w\}?)? *&?=)? *+"
 )
 """What stands between two boxes that are one answer: commas, `and`, `or`, the name of a value."""
 MAX_JOINED = 30
@@ -52,7 +52,7 @@ MAX_JOINED = 30
 MAX_BETWEEN = 100
 """Most characters between two boxes that are one answer."""
 _NAME_BEFORE = re.compile(r"([a-zA-Z](?:_\{?\w\}?)?)\s*&?=\s*$")
-_TAG = re.compile(r"<answer>(.{1,2000}?)</answer>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<answer>((?:(?!</?answer).){1,2000})</answer>", re.DOTALL | re.IGNORECASE)
 _EMPTY_BOX = re.compile(rf"{_BOX}\s*(?:\{{\s*\}}|$)")
 """An empty box in a statement: the prompt's own words, "put your answer within \\boxed{}"."""
 _IS = (
@@ -61,7 +61,7 @@ _IS = (
 )
 _STATEMENT = re.compile(
     # GSM8K's `#### 5`, a heading "Final Answer" with the answer below, "the answer is 5".
-    r"^(?P<hashes>####)[ \t]*(?=[^\s\d]*\d)"
+    r"^(?P<hashes>####)[ \t]*(?=(?:[a-z] *= *)?[^\s\d]*\d)"
     r"|^[#*_ \t]*+(?:the )?(?:final |correct )?answer[*_ \t]*+:?[*_ \t]*+\n\s*"
     rf"|\banswer[*_]*+\s*+(?:{_IS}|:|=)[\s*_]*(?:(?:option|choice|letter)\b[\s*_]*)?"
     rf"|\b(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*+\s*+"
@@ -130,8 +130,9 @@ def extract_answer(text: str, kind: AnswerKind | None = None) -> str | None:
 def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool) -> str | None:
     found = list(_candidates(text, whole=whole))
     if kind is AnswerKind.CHOICE:
-        if not found and "\n" not in text.strip() and len(text) < MAX_BARE:
-            found = [text.strip()]
+        first_line = text.strip().partition("\n")[0]
+        if not found and len(first_line) < MAX_BARE:
+            found = [first_line]
         found = [answer for answer in found if as_choice(answer)] or found
     elif kind is None and found and _is_formula(found[0]):
         found = [answer for answer in found[1:] if _CHOICE.fullmatch(answer)] or found
@@ -158,6 +159,8 @@ def _tagged(text: str) -> str | None:
     if not tags:
         return None
     content = tags[0][1]
+    if chosen := _CHOICE.match(content.strip()):
+        return tidy(chosen[0])
     return _last_box(content) or _last_statement(content) or _value(tidy(content))
 
 
@@ -212,7 +215,7 @@ def _join(boxes: Iterable[tuple[int, int, str]], text: str) -> str:
             before = _NAME_BEFORE.search(text, max(0, begin - 20), begin)
             joined = [(before[1] if before else "", content)]
         else:
-            name = (between["name"] or "").rstrip(" =")
+            name = (between["name"] or "").rstrip(" =&")
             if (name, content) not in joined:
                 joined.append((name, content))
         last_end = end
@@ -238,8 +241,8 @@ def _read_statement(text: str, lead: re.Match[str]) -> str | None:
     """Return the answer that follows "the answer is"; None if a sentence about it follows."""
     stated = _STATED.match(text, lead.end())
     answer = tidy(stated[0]) if stated else ""
-    if chosen := _CHOICE.match(stated[0] if stated else ""):
-        return tidy(chosen[0])
+    if stated and (chosen := _CHOICE.match(stated[0])):
+        return None if _SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
     if lead["choice"] or _is_about_a_box(answer):
         return None
     if (
@@ -299,6 +302,8 @@ _LETTER = re.compile(
     rf"|[A-J](?=[)\].:,;]|\s*[(—–]|\s+(?:-{{1,3}}|:)\s|\s+\d|\s+{_REASON}"
     r"|\s+is (?:the )?(?:correct|right))|[a-j](?=[)\]]))"
 )
+_WORDED_LETTER = re.compile(r"([A-J])\s*\\text\{(?!\W*(?:and|or|to|than)\b)[^{}]*\}\s*$")
+"""A letter and the words of its option."""
 _SECOND_LETTER = re.compile(
     r"[)\].:]*\s*(?:[,/&+;—–-]| and\b| or\b)[, ]*(?:(?:and|or) )?[(\[]?"
     r"(?:[A-J](?!\w)|[a-j](?=[)\]]|$))"
@@ -314,7 +319,7 @@ def as_integer(text: str) -> int | None:
     if len(text) > MAX_PARSED_CHARS:
         return None
     value, _ = split_unit(_NAME.sub("", plain(text)))
-    match = _INTEGER.fullmatch(re.sub(r"\\?[%$]|°", "", value))
+    match = _INTEGER.fullmatch(re.sub(r"\\?[%$]|°|(?<!\\)[{}]", "", value))
     return int(match[1]) if match else None
 
 
@@ -322,6 +327,8 @@ def as_choice(text: str) -> str | None:
     r"""Parse the letter of an option, A to J, from `B`, `(B)`, `\text{B}`, `b`, `B) because …`,
     `B (4.2 eV)` or `option B`; return None where `text` has no letter (a number, a word) or two.
     """
+    if worded := _WORDED_LETTER.match(plain(text[:MAX_PARSED_CHARS])):
+        return worded[1]
     bare = " ".join(_MARKUP.sub(" ", plain(text[:MAX_PARSED_CHARS]).strip("_")).split())
     match = _LETTER.match(bare)
     if match is None or _SECOND_LETTER.match(bare, match.end()):

@@ -33,9 +33,11 @@ _READING = [
     )
 ]
 _BUILDER = re.compile(
-    r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid(?![a-z])|\||:)\s*(.+?)\s*\\\}"
+    r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid(?![a-z])|\||:)\s*"
+    r"((?:(?!\\\}).)+?)\s*\\\}"
 )
-_MEMBER = re.compile(r"\s*[a-zA-Z]\s*\\in(?![a-z])\s*")
+_EXCLUDED = re.compile(r"([a-zA-Z])\s*\\ne\s*([^,<>=]+(?:,[^,<>=\\]+)+)")
+"""Numbers that a name does not have: `x \\ne 1, 2`."""
 _ANY_REAL = re.compile(
     r"^\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}\s*,|(?:,|\\text\{\s*and\s*\}|\\land)?\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}$"
 )
@@ -54,13 +56,28 @@ def compare(a: str, b: str) -> bool:
         return False
     if _names_a_multiple(first, second) or _names_a_multiple(second, first):
         return False
-    return _verify(first, second) or _verify(second, first)
+    return _verify(first, second) or _verify(second, first) or _same_set(first, second)
 
 
 def _is_statement(formula: Formula) -> bool:
     return isinstance(formula, BooleanAtom) or (
         isinstance(formula, sympy.core.relational.Relational) and not formula.free_symbols
     )
+
+
+def _same_set(a: list[Formula], b: list[Formula]) -> bool:
+    """Return True for two inequalities in one name that the same numbers satisfy."""
+    if not (a and b and grader.is_relation(a[0]) and grader.is_relation(b[0])):
+        return False
+    symbols = a[0].free_symbols
+    if (
+        len(symbols) != 1
+        or symbols != b[0].free_symbols
+        or a[0].has(sympy.Eq)
+        or b[0].has(sympy.Eq)
+    ):
+        return False
+    return bool(a[0].as_set() == b[0].as_set())
 
 
 def _verify(gold: list[Formula], answer: list[Formula]) -> bool:
@@ -73,6 +90,8 @@ def read(latex: str) -> list[Formula]:
     if builder := _BUILDER.fullmatch(latex):
         latex = builder[2]
     latex = _ANY_REAL.sub("", latex) or latex
+    if excluded := _EXCLUDED.fullmatch(latex):
+        latex = ",".join(f"{excluded[1]} \\ne {value}" for value in excluded[2].split(","))
     solutions = _solution_set(latex, is_set=builder is not None)
     if solutions is not None:
         return [solutions]
@@ -91,7 +110,7 @@ def _mended(formula: Formula) -> Formula:
         # A list or a chain of relations, in the order in which math-verify read it.
         parts = formula._unsorted_args
         if grader.is_equation(formula) and getattr(parts[0].lhs, "is_number", False):
-            return _exact(parts[-1].rhs)
+            return _value_of_calculation(parts)
         if isinstance(formula, sympy.And):
             return type(formula)(*map(_exact, parts), evaluate=False)
         if (
@@ -103,8 +122,18 @@ def _mended(formula: Formula) -> Formula:
         return type(formula)(*map(_mended, parts))
     if isinstance(formula, sympy.Eq) and getattr(formula.lhs, "is_number", False):
         left, right = _exact(formula.lhs), _exact(formula.rhs)
-        return sympy.Eq(right, left, evaluate=False) if right.is_Symbol else right
+        if right.is_Symbol:
+            return sympy.Eq(right, left, evaluate=False)
+        return _value_of_calculation([formula])
     return _exact(formula)
+
+
+def _value_of_calculation(equations: Sequence[Formula]) -> Formula:
+    """Return the right side of `2 + 3 = 5`; of a false calculation, False."""
+    sides = [_exact(side) for each in equations for side in (each.lhs, each.rhs)]
+    if any(side.free_symbols for side in sides):
+        return sides[-1]
+    return sides[-1] if all(_equal_values(side, sides[-1]) for side in sides) else sympy.false
 
 
 def _exact(formula: Formula) -> Formula:
@@ -133,10 +162,15 @@ def _solution_set(latex: str, *, is_set: bool) -> Formula | None:
     formulas = [
         parsed[0] for part in parts if (parsed := read(part)) and not isinstance(parsed[0], str)
     ]
-    symbols = set().union(*(formula.free_symbols for formula in formulas))
-    if len(formulas) < len(parts) or len(symbols) != 1:
+    symbols = set().union(*(each.free_symbols for each in formulas))
+    if len(formulas) < len(parts):
         return None
-    sets = [grader.unwrap_fcs(formula).as_set() for formula in formulas]
+    if len(symbols) > 1:
+        return sympy.Or(*formulas) if joins <= _UNIONS and len(parts) > 1 else None
+    sets = [
+        each if isinstance(each, sympy.Set) else grader.unwrap_fcs(each).as_set()
+        for each in formulas
+    ]
     if joins <= _UNIONS:
         return sympy.Union(*sets)
     common = sympy.Intersection(*sets)

@@ -17,6 +17,8 @@ _CHARACTERS = str.maketrans(
         "∩": r"\cap ",
         "∈": r"\in ",
         "∅": r"\emptyset ",
+        "Ø": r"\emptyset ",
+        "˚": "°",
         "∨": r"\lor ",
         "∧": r"\land ",
     }
@@ -36,7 +38,7 @@ _GREEK = re.compile("[α-ρσ-ωΓΔΘΛΞΠΣΦΨΩ]")
 _BARRED = re.compile("(?:\\d[\u0304\u0305])+")
 _DOTTED = re.compile("(\\d)\u0307")
 _MINUS = re.compile(
-    r"(?:(?<![\w)}\]])|(?<=\s)|(?<=[a-zA-Z)}\]]))–(?=\s*[\w\\(√{.])|(?<![\w)}\]])(?<!\s)—(?=\s*[\d\\(√{.])|(?<=\d)–(?=[a-zA-Z\\(])"
+    r"(?:(?<![\w)}\]])|(?<=\s)|(?<=[a-zA-Z)}\]]))–(?=\s*[\w\\(√{.])|(?<![\w)}\]])(?<!\s)—(?=\s*[\d\\(√{.])|(?<=\d)–(?=[a-zA-Z\\(])|^—(?=\s*[\w\\(√])"
 )
 """An en or em dash for a minus; between two digits it is a range."""
 _ROOT = re.compile(
@@ -44,7 +46,7 @@ _ROOT = re.compile(
 )
 _ROOT_INDEX = {"∛": "[3]", "∜": "[4]", "cbrt": "[3]"}
 _RADICAND = re.compile(
-    r"\s*(\d+(?:\.\d+)?|\\[a-zA-Z]+(?:\[[^\[\]]*\])?(?:\s*\{[^{}]*\}){0,2}|[a-zA-Z])"
+    r"\s*(\d+(?:\.\d+)?|\\[a-zA-Z]+(?:\[[^\[\]]*\])?(?:\s*\{[^{}]*\}){0,2}|[a-zA-Z]|\|[^|]*\|)"
 )
 
 _LENGTH = r"-?[\d.]+\s*(?:pt|em|ex|mm|cm|in|mu|bp|pc|sp)"
@@ -61,7 +63,10 @@ _STYLED = re.compile(
 )
 _GONE = re.compile(
     r"\\(?:[hv]?phantom|hspace\*?|vspace\*?|mspace|tag\*?|label|hypertarget)\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}"
-    rf"|\\(?:kern|mkern|hskip|mskip|raise|lower)\s*{_LENGTH}|\\bbox\s*\[[^\[\]]*\]|\\hline(?![a-zA-Z])"
+    rf"|\\(?:kern|mkern|hskip|mskip|raise|lower)\s*{_LENGTH}"
+    r"|\\bbox\s*\[[^\[\]]*\]|\\rule\s*\{[^{}]*\}\s*\{[^{}]*\}"
+    r"|\\(?:raisebox|scalebox)\s*\{[^{}]*\}"
+    r"|\\(?:begin|end)\s*\{(?:aligned|align|gather|gathered|equation|split|center)\*?\}|\\hline(?![a-zA-Z])"
 )
 _SPACE = re.compile(
     r"\\[,;:> ]|(?<!\\)~|\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace|space"
@@ -69,7 +74,8 @@ _SPACE = re.compile(
 )
 _NO_SPACE = re.compile(r"\\!|\\(?:negthinspace|negmedspace|negthickspace)(?![a-zA-Z])")
 _THOUSANDS = re.compile(
-    r"(?<=\d)(?:\\[,;: ]|\\thinspace|\\!|[~ ]|\{\s*\}|\{\\,\}|,\\!|\{,\})(?=\d{3}(?![\d/]))"
+    r"(?<=\d)(?:\\[,;: ]|\\thinspace\s*|\\!\s*\\,|\\text\{,\}|\\!|[~ ]|\{\s*\}|\{\\,\}|,\\!|\{,\})"
+    r"(?=\d{3}(?![\d/]))"
 )
 _INDIAN = re.compile(r"(?<=\d)\{,\}(?=\d\d(?:\{,\}\d\d)*\{,\}\d{3}(?!\d))")
 _ROW_SPACING = re.compile(rf"\\\\(?:\s*\[\s*{_LENGTH}\s*\])?")
@@ -141,7 +147,7 @@ _SYNONYMS: list[tuple[re.Pattern[str], str]] = [
         ("equiv", "="),
         ("vee", r"\\lor"),
         ("wedge", r"\\land"),
-        ("varnothing", r"\\emptyset"),
+        ("varnothing|O", r"\\emptyset"),
         ("centerdot|bullet", r"\\cdot"),
         ("div", "/"),
         ("colon", ":"),
@@ -166,6 +172,19 @@ _PERCENT = re.compile(
 )
 
 
+_SIUNITX = [
+    (re.compile(r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1\\text{\2}"),
+    (re.compile(r"\\(?:si|unit)\s*(?=\{)"), r"\\text"),
+    (re.compile(r"\\num\s*(?=\{)"), ""),
+    (re.compile(r"\\ang\s*\{([^{}]*)\}"), r"\1°"),
+]
+_FUNCTION_NAMES = re.compile(
+    r"(?<![\\a-zA-Z{])(sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan|pi)(?![a-zA-Z])"
+)
+_POWER = re.compile(r"\^\s*(\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\\sqrt(?:\[[^\[\]]*\])?\{[^{}]*\})")
+_SLANTED = re.compile(r"\^\{(\d+)\}\s*/\s*_\{(\d+)\}")
+
+
 def tidy(answer: str) -> str:
     """Strip the white space, Markdown, dollar signs and punctuation around an answer."""
     for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]"), ("", "")):
@@ -181,6 +200,8 @@ def plain(answer: str) -> str:
     Words stay in `\text{}` if they were in any command for text.
     """
     text = _GONE.sub("", _as_commands(tidy(answer)))
+    for command, replacement in _SIUNITX:
+        text = command.sub(replacement, text)
     if r"\begin" not in text:
         text = _DOUBLED.sub(r"\\", text)
     text = re.sub(r"\\cr(?![a-zA-Z])", ROW_END, _ROW_SPACING.sub(ROW_END, text))
@@ -194,6 +215,8 @@ def plain(answer: str) -> str:
     text = _DEGREES.sub("°", text)
     text = _UNIT_FRACTION.sub(r"\\text{\1\2/\3\4}", text.replace("smallmatrix", "matrix"))
     text = _CHOOSE.sub(r"\\binom{\1}{\2}", _roots(text))
+    text = _POWER.sub(r"^{\1}", _SLANTED.sub(r"\\frac{\1}{\2}", text))
+    text = _FUNCTION_NAMES.sub(r"\\\1 ", text)
     text = _NO_LEFT_SIDE.sub("", text, count=1) if _NO_LEFT_SIDE.match(text) else text
     text = re.sub(r"(?<=[a-z]{2})!+$", "", text.strip("'\"` "))
     text = _without_outer_braces(" ".join(tidy(text).split()))
@@ -303,6 +326,8 @@ _BASE = re.compile(
     r"|(?:\\text\{)?\(?(?:in\s+)?base[\s-]*(?:\}\s*)?(\d+|[a-z]+)\)?\}?)"
 )
 _LETTER_IN_TEXT = re.compile(r"\\text\{([a-zA-Z])\}")
+_WITHOUT = re.compile(r"\\mathbb\{R\}\s*(?:-|\\backslash|\\smallsetminus)\s*(?=\\\{)")
+_POSITIVE = re.compile(r"\\mathbb\{R\}\s*[\^_]\s*\{?\+\}?$")
 _NO_MEMBERS = re.compile(r"\\\{\s*\\\}")
 _OUTWARD = re.compile(r"(?=\]|.*\[$)([\](\[])([^()\[\]]+,[^()\[\]]+)([\[)\]])")
 """An interval with a bracket that turns outward at an open end: `]2, 5[`."""
@@ -325,6 +350,7 @@ _ONE_ARGUMENT_INDEX = re.compile(r"\\log\s*_\s*([a-zA-Z])")
 
 def as_latex(value: str) -> str:
     """Return a value in plain LaTeX as math-verify reads it, with decimals and powers exact."""
+    value = _POSITIVE.sub(r"(0,\\infty)", _WITHOUT.sub(r"\\mathbb{R} \\setminus ", value))
     value = _NO_MEMBERS.sub(r"\\emptyset", _radians(value))
     if interval := _OUTWARD.fullmatch(value):
         left, ends, right = interval.groups()

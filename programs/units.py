@@ -67,11 +67,12 @@ _MEASURES: dict[str, tuple[Fraction | int, Dimensions]] = {
     "dollar $ usd buck": (1, (("dollar", 1),)),
     "cent ¢ penny pennies": (Fraction(1, 100), (("dollar", 1),)),
     "euro € eur": (1, (("euro", 1),)),
-    "yen ¥ jpy": (1, (("yen", 1),)),
+    "yen ¥ 円 jpy JPY": (1, (("yen", 1),)),
     "rupee ₹ rs Rs inr": (1, (("rupee", 1),)),
     "won ₩ krw": (1, (("won", 1),)),
     "rouble ruble ₽ rub": (1, (("rouble", 1),)),
-    "yuan rmb cny": (1, (("yuan", 1),)),
+    "yuan 元 rmb cny": (1, (("yuan", 1),)),
+    "krone kr": (1, (("krone", 1),)),
     "celsius centigrade °C": (1, (("celsius", 1),)),
     "fahrenheit °F": (1, (("fahrenheit", 1),)),
 }
@@ -195,7 +196,7 @@ _FILLERS = frozenset(
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _LATER_POWERS = {"squared": 2, "cubed": 3}
 _TOKEN = re.compile(
-    r"\^\s*\{?\s*([-+]?\d)\s*\}?|([A-Za-zΩµ°º$£¥¢฿\u20a0-\u20cf]+(?:[-'’][A-Za-z]+)*)|(/)|[\s.,()]"
+    r"\^\s*\{?\s*([-+]?\d)\s*\}?|([A-Za-zΩµ°º$£¥¢฿元円\u20a0-\u20cf]+(?:[-'’][A-Za-z]+)*)|(/)|[\s.,()]"
 )
 
 _IN_TOTAL = re.compile(r"\bin (?:total|all|length|width|height|area|volume)\b")

@@ -56,14 +56,14 @@ _AND_OR = r"\b(?:and|or)\b"
 _WORD = r"[A-Za-z]++(?:[-'’][A-Za-z]++)*+"
 _UNIT_TEXT = r"\\text\{[^{}0-9=<>^]*+(?:\^-?\d[^{}0-9=<>^]*+)*+\}"
 _UNIT_TAIL = re.compile(
-    rf"(?P<text>{_UNIT_TEXT}|°|(?<![\\A-Za-z_]){_WORD}|[$£¥¢฿\u20a0-\u20cfΩµ]|\\(?:Omega|mu)(?![a-zA-Z]))"
+    rf"(?P<text>{_UNIT_TEXT}|°|(?<![\\A-Za-z_]){_WORD}|[$£¥¢฿元円\u20a0-\u20cfΩµ]|\\(?:Omega|mu)(?![a-zA-Z]))"
     rf"(?:\s*+(?:{_UNIT_TEXT}|°|{_WORD}|\\(?:cdot|times|Omega)(?![a-zA-Z])|[/*.]"
     r"|\^\s*+(?:-?\d|\{\s*-?\d\s*\})|\((?!.*\bor\b)[\w .+*/=-]*\)))*+\s*+$"
 )
 """Words, signs and powers at the end of an answer; possessive, so that no text takes long."""
 _CURRENCY = (
-    r"(?:\\\$|US\s*\\?\$|[$£¥฿\u20a0-\u20cf]|\\text\{[$£¥฿\u20a0-\u20cf]\}"
-    r"|(?:\\text\{)?\b(?:Rs|USD|EUR|INR)\b\.?\}?)"
+    r"(?:\\\$|[A-Z]{1,2}\s*\\?\$|[$£¥฿\u20a0-\u20cf]|\\text\{[$£¥฿\u20a0-\u20cf]\}"
+    r"|(?:\\text\{)?\b(?:Rs|USD|EUR|INR|GBP|CHF|JPY|CNY|AUD|CAD)\b\.?\}?)"
 )
 _PREFIX = re.compile(rf"([-+]?)\s*({_CURRENCY})\s*(?=[-+]?\s*[\d.\\({{])")
 _ENDS_VALUE = re.compile(r"(?:[\d)}\]!%]|\\pi|\\infty|\|)\s*$")
@@ -74,6 +74,8 @@ _CLOCK = re.compile(r"(\d{1,2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORE
 _TEMPERATURE = re.compile(
     r"(?:°|\bdegrees?)\s*(C|F)(?:elsius|ahrenheit)?\b|\bdegrees?\s+(?=centigrade)", re.IGNORECASE
 )
+_IN_WORDS = re.compile(r"^([-+]?[\d.,]+)\s*\([a-z -]{3,}\)$")
+"""A number once more in words: `40 (forty)`."""
 _MODULUS = re.compile(
     r"\s*\(?\s*(?:\\text\{)?\s*\(?\s*(?:\\(?:pmod|bmod|mod|pod)(?![a-zA-Z])|\bmod(?:ulo)?\b)\s*[{}]?\s*(\w+)\s*[})\s]*$"
 )
@@ -98,6 +100,7 @@ _BASED = re.compile(r"[\dA-F.]+_\{(\d+)\}")
 _PHRASES = {
     r"\emptyset": "no solution|no solutions|no real solution|no real solutions|empty set|none",
     r"\mathbb{R}": "all real numbers|all reals|all real number|real numbers|all real values",
+    r"\mathbb{Z}": "all integers|integers",
     r"\infty": "infinity|positive infinity|plus infinity",
     r"-\infty": "negative infinity|minus infinity",
 }
@@ -166,8 +169,10 @@ _FUNCTIONS = frozenset(
     ]
 )
 _VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
+_SPACES = re.compile(r"(?<![0-9a-zA-Z])\s+|\s+(?![0-9a-zA-Z])")
+"""Spaces that part no two numbers or words."""
 _ORDINALS = frozenset(("st", "nd", "rd", "th"))
-_DROPPED = frozenset(["a", "an", "the", "is", "it"])
+_DROPPED = frozenset(("there", "are")) | frozenset(["a", "an", "the", "is", "it"])
 SURE_DIGITS = 10
 """Digits to which a decimal must be equal to a value that has no finite decimal."""
 MAX_DECIMAL_PLACES = 400
@@ -207,9 +212,9 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
         return text[: modulus.start()].rstrip(" ("), Unit((("modulus " + modulus[1], 1),))
     if "," in text and (listed := _split_listed(text)):
         return listed
-    tail = _find_tail(text)
+    tail = _find_tail(_IN_WORDS.sub(r"\1", text))
     if tail is None:
-        return text, unit
+        return _IN_WORDS.sub(r"\1", text), unit
     value, words = tail
     first, *rest = words.split() or [""]
     if scale := SCALES.get(
@@ -230,7 +235,7 @@ def _split_currency(text: str) -> tuple[str, Unit | None]:
     if prefix is None:
         return text, None
     leads = not text[: prefix.start()].strip()
-    symbol = re.sub(r"\\text|[\\{}.\s]|US(?=\W)", "", prefix[2])
+    symbol = re.sub(r"\\text|[\\{}.\s]|[A-Z]+(?=\$)", "", prefix[2])
     text = _PREFIX.sub(r"\1", text)
     if leads and _GROUPS.fullmatch(text.strip()):
         text = text.replace(",", "")
@@ -295,7 +300,10 @@ def _may_be_unit(tail: re.Match[str], value: str, words: str) -> bool:
     if len(first) == 1:
         # A letter is a variable, as a rule: 6s^2, 2t.
         letters = SPACED_UNIT_LETTERS if spaced else UNIT_LETTERS
-        return words in letters or (measured and "/" in words)
+        power = spaced and words[0] == "m" and "^" in words
+        return words in letters or (measured and ("/" in words or power))
+    if first == "of":
+        return True
     return measured or len(first) > (2 if spaced else 3)
 
 
@@ -433,7 +441,7 @@ def decide(a: Value, b: Value) -> bool | Question:
     if not _units_agree(a, b):
         return False
     left, right = _in_one_unit(a, b)
-    if left == right:
+    if left == right or _SPACES.sub("", left) == _SPACES.sub("", right):
         return True
     first, second = _percent(left), _percent(right)
     if first and second:
