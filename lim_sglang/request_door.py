@@ -20,6 +20,7 @@ from lim_sglang.request_checks import (
     Limits,
     reason_against_body,
     reasons_against_batch,
+    reasons_against_ids,
     reasons_against_request,
 )
 
@@ -91,6 +92,16 @@ def check_tokenized(tokenized: Any, manager: Any, obj: Any, *_: Any, **__: Any) 
     if obj.contains_mm_input() and not limits.reads_media:
         reasons.append("the model reads text only: leave images, videos and sound out")
     _refuse(reasons)
+
+
+def check_detokenized(route: Any, request: Any, _raw_request: Any = None) -> None:
+    """Check the token ids that SGLang is about to make text of.
+
+    Raises:
+        ValueError: as `check_incoming`.
+    """
+    model = route.tokenizer_manager.model_config
+    _refuse(reasons_against_ids("tokens", request.tokens, model.vocab_size))
 
 
 def checked_conversion(original: Callable[..., Any], *arguments: Any, **words: Any) -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Annotated, Any
 
@@ -14,7 +15,12 @@ from pydantic import BaseModel, model_validator
 from starlette.middleware import Middleware
 
 from lim_sglang import request_door
-from lim_sglang.request_door import RequestDoor, check_incoming, checked_conversion
+from lim_sglang.request_door import (
+    RequestDoor,
+    check_detokenized,
+    check_incoming,
+    checked_conversion,
+)
 
 ABORTED = {"type": "abort", "message": "too long", "status_code": 400}
 
@@ -244,3 +250,13 @@ def test_an_error_in_the_reading_of_a_request_is_blamed_on_it() -> None:
     with pytest.raises(ValueError, match="cannot be read: AttributeError"):
         checked_conversion(lambda value: value.messages, 5)
     assert checked_conversion(lambda value, more: value + more, 5, more=1) == 6
+
+
+@pytest.mark.parametrize(
+    ("tokens", "refused"), [([0, 9], 0), ([[9], []], 0), ([-1], 1), ([10], 1), ([[5], [10**9]], 1)]
+)
+def test_ids_that_are_made_text_lie_in_the_vocabulary(tokens: list[Any], refused: int) -> None:
+    model = SimpleNamespace(vocab_size=10)
+    route = SimpleNamespace(tokenizer_manager=SimpleNamespace(model_config=model))
+    with pytest.raises(ValueError, match="tokens has") if refused else nullcontext():
+        check_detokenized(route, SimpleNamespace(tokens=tokens))
