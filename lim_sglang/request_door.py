@@ -36,6 +36,8 @@ ANTHROPIC_ROUTES = "/v1/messages"
 OPENAI_ROUTES = ("/v1/", "/invocations")
 SERVER_ERRORS = ("api_error", "server_error", "InternalServerError")
 """Types of errors that are no fault of the request."""
+PARSERS = ("/separate_reasoning", "/parse_function_call")
+"""Routes that read a text and do nothing else."""
 READING = "solve_dependencies"
 """The function of FastAPI that makes a route's arguments from a request."""
 
@@ -149,8 +151,9 @@ class RequestDoor:
             receive = _replay(messages, receive)
         try:
             await self._app(scope, receive, answer.send)
-        except UNREADABLE as error:
-            if answer.has_begun or not _came_from_reading(error):
+        except (ValueError, *UNREADABLE) as error:
+            is_unreadable = scope["path"] in PARSERS or _came_from_reading(error)
+            if answer.has_begun or not is_unreadable:
                 raise
             await answer.refuse(BAD_REQUEST, str(_as_bad_request(error)))
 

@@ -55,6 +55,10 @@ def application() -> FastAPI:
     async def broken() -> None:
         raise TypeError("a defect of the server")
 
+    @app.post("/separate_reasoning")
+    async def separate() -> None:
+        raise ValueError("no such parser")
+
     @app.post("/v1/flat")
     async def flat() -> JSONResponse:
         body = {"object": "error", "message": "no", "type": "BadRequest", "param": "n", "code": 400}
@@ -131,6 +135,12 @@ def test_a_value_that_a_validator_trips_over_is_a_400(client: Caller) -> None:
     answer = client.post("/v1/careless", {"value": 5})
     assert answer.status_code == 400
     assert "the request cannot be read" in answer.json()["error"]["message"]
+
+
+def test_a_parser_that_does_not_exist_is_a_400(client: Caller) -> None:
+    answer = client.post("/separate_reasoning", {})
+    assert answer.status_code == 400
+    assert "no such parser" in answer.json()["error"]["message"]
 
 
 def test_a_defect_of_a_route_stays_a_500(client: Caller) -> None:
