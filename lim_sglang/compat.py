@@ -73,6 +73,10 @@ class Target(StrEnum):
     INIT_TOKENIZER = (
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.init_request_dispatcher"
     )
+    DETOKENIZE_REQUEST = (
+        "sglang.srt.entrypoints.openai.serving_tokenize.OpenAIServingDetokenize"
+        "._convert_to_internal_request"
+    )
     CHAT_MESSAGES = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._process_messages"
     CHAT_REQUEST = (
         "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._convert_to_internal_request"
@@ -107,6 +111,7 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
         "token_type_ids",
     ),
     Target.INIT_TOKENIZER: ("self",),
+    Target.DETOKENIZE_REQUEST: ("self", "request", "raw_request"),
     Target.CHAT_MESSAGES: ("self", "request", "is_multimodal"),
     Target.CHAT_REQUEST: ("self", "request", "raw_request"),
     Target.COMPLETION_REQUEST: ("self", "request", "raw_request"),
@@ -460,6 +465,7 @@ def mend_sglang(backend: str) -> None:
     hook_around(Target.HANDLE_BATCH, handle_batch_without_leak)
     hook_around(Target.CHUNK_LOGPROBS, tokens_with_own_candidates)
     hook_around(Target.SCALE_PENALTIES, penalties_without_compiler)
+    hook_after(Target.INIT_TOKENIZER, bound_tokenizer)
     hook_before(Target.POST_INIT, use_grammars_of_cpu)
     hook_around(Target.CREATE_GRAMMARS, grammars_or_none)
     hook_around(Target.COMPILE_GRAMMAR, grammar_that_can_begin)
@@ -501,6 +507,17 @@ def penalties_without_compiler(original: Callable[..., None], *arguments: Any) -
     compiler takes, or end the server where there is none.
     """
     (unwrap(original) if serves_on_cpu() else original)(*arguments)
+
+
+def bound_tokenizer(_result: None, manager: Any) -> None:
+    """Give a tokenizer that knows no length the model's.
+
+    Hugging Face's length is then 10**30, which no JSON of SGLang's can hold: `/tokenize` answers
+    500 to everything.
+    """
+    tokenizer = manager.tokenizer
+    if tokenizer is not None and getattr(tokenizer, "model_max_length", 0) > sys.maxsize:
+        tokenizer.model_max_length = manager.context_len
 
 
 def use_grammars_of_cpu(server_args: Any) -> None:

@@ -19,7 +19,13 @@ from lim_sglang.compat import Target, serves_on_cpu
 from lim_sglang.config import CONFIG_VAR, NAME_KEY, SERVER_VAR, resolve_settings
 from lim_sglang.errors import ConfigError, RefusedError, ServerError, errors_in_words
 from lim_sglang.flags import add_flags, given_config, given_flags, given_settings
-from lim_sglang.request_door import RequestDoor, check_incoming, check_tokenized, checked_conversion
+from lim_sglang.request_door import (
+    RequestDoor,
+    check_detokenized,
+    check_incoming,
+    check_tokenized,
+    checked_conversion,
+)
 from lim_sglang.validation import (
     BACKEND,
     Gpu,
@@ -50,6 +56,7 @@ def register() -> None:
     compat.hook_after(Target.INIT_TOKENIZER, _guard_http)
     compat.hook_around(Target.GENERATE, check_incoming)
     compat.hook_after(Target.TOKENIZE, check_tokenized)
+    compat.hook_before(Target.DETOKENIZE_REQUEST, check_detokenized)
     for reading in (Target.CHAT_MESSAGES, Target.CHAT_REQUEST, Target.COMPLETION_REQUEST):
         compat.hook_around(reading, checked_conversion)
     compat.mend_sglang(BACKEND)

@@ -7,7 +7,7 @@ the values that are served.
 import json
 import re
 import re._parser as regex_parser  # type: ignore[import-not-found]
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ SAMPLING_BOUNDS: Mapping[str, tuple[float, float]] = {
 
 INTERNAL_FIELDS = (
     *("lora_id", "http_worker_ipc", "mm_data_mooncake", "encoder_urls", "num_items_assigned"),
-    *("need_wait_for_mm_inputs", "multi_item_delimiter_indices", "positional_embed_overrides"),
+    "need_wait_for_mm_inputs",
 )
 """Fields of a request that SGLang fills in itself, and trusts."""
 INTERNAL_SAMPLING = (
@@ -132,6 +132,8 @@ def reasons_against_batch(request: Any, *, is_openai: bool) -> list[str]:
         for name in INTERNAL_FIELDS
         if getattr(request, name, None) is not None
     ]
+    if _is_json(getattr(request, "positional_embed_overrides", None)):
+        reasons.append("positional_embed_overrides: tensors are expected, so they need Python")
     reasons += _reasons_against_lists(request)
     given = getattr(request, "sampling_params", None)
     for sampling in given if isinstance(given, list) else [given]:
@@ -234,7 +236,14 @@ def _reasons_against_prompt(request: Any, limits: Limits) -> list[str]:
         return ["the prompt has no tokens"]
     known = np.asarray(ids)
     wrong = known[(known < 0) | (known >= limits.vocab_size)]
-    return [_out_of_vocabulary("the prompt", wrong.tolist(), limits)] if wrong.size else []
+    places = request.multi_item_delimiter_indices
+    return reasons_that_hold(
+        (bool(wrong.size), _out_of_vocabulary("the prompt", wrong.tolist(), limits.vocab_size)),
+        (
+            places is not None and not (places and 0 <= min(places) <= max(places) < len(ids)),
+            f"multi_item_delimiter_indices: expected positions of the prompt, got {places}",
+        ),
+    )
 
 
 def _reasons_against_logprobs(request: Any, limits: Limits) -> list[str]:
@@ -259,17 +268,19 @@ def _reasons_against_logprobs(request: Any, limits: Limits) -> list[str]:
             f"logprobs of {max(asked, len(ids))} candidates for {tokens} tokens are over "
             f"{MAX_LOGPROBS}: ask for fewer candidates or tokens",
         ),
-    ) + _reasons_against_ids("token_ids_logprob", ids, limits)
+    ) + reasons_against_ids("token_ids_logprob", ids, limits.vocab_size)
 
 
-def _reasons_against_ids(name: str, ids: Sequence[int] | set[int], limits: Limits) -> list[str]:
-    wrong = [each for each in ids if not 0 <= each < limits.vocab_size]
-    return [_out_of_vocabulary(name, wrong, limits)] if wrong else []
+def reasons_against_ids(name: str, ids: Iterable[Any], vocab_size: int) -> list[str]:
+    """Return one reason if any of the token ids, in lists or not, is none of the vocabulary."""
+    flat = [each for part in ids for each in (part if isinstance(part, list) else [part])]
+    wrong = [each for each in flat if isinstance(each, int) and not 0 <= each < vocab_size]
+    return [_out_of_vocabulary(name, wrong, vocab_size)] if wrong else []
 
 
-def _out_of_vocabulary(name: str, wrong: Sequence[int], limits: Limits) -> str:
+def _out_of_vocabulary(name: str, wrong: Sequence[int], vocab_size: int) -> str:
     shown = ", ".join(map(_shown, wrong[:3])) + (", …" if len(wrong) > 3 else "")
-    return f"{name} has the token ids {shown}: expected 0 to {limits.vocab_size - 1}"
+    return f"{name} has the token ids {shown}: expected 0 to {vocab_size - 1}"
 
 
 def reasons_against_sampling(sampling: Any, limits: Limits) -> list[str]:
@@ -285,7 +296,7 @@ def reasons_against_sampling(sampling: Any, limits: Limits) -> list[str]:
             for name, (least, most) in SAMPLING_BOUNDS.items()
             if values[name] is not None and not least <= values[name] <= most
         ),
-        *_reasons_against_ids("stop_token_ids", sampling.stop_token_ids or (), limits),
+        *reasons_against_ids("stop_token_ids", sampling.stop_token_ids or (), limits.vocab_size),
         *_reasons_against_bias(sampling.logit_bias or {}, limits),
         *_reasons_against_stop_patterns(sampling.stop_regex_strs or ()),
         *reasons_against_grammars(sampling),
@@ -297,7 +308,7 @@ def _reasons_against_bias(bias: Mapping[str, float], limits: Limits) -> list[str
     if len(keys) < len(bias):
         return ['logit_bias: expected token ids as keys, such as {"42": -5.0}']
     wrong = [value for value in bias.values() if not -MAX_BIAS <= value <= MAX_BIAS]
-    return _reasons_against_ids("logit_bias", keys, limits) + [
+    return reasons_against_ids("logit_bias", keys, limits.vocab_size) + [
         f"logit_bias: expected values of {-MAX_BIAS:g} to {MAX_BIAS:g}, got {value}"
         for value in wrong[:1]
     ]
@@ -488,6 +499,13 @@ def _target(reference: str, root: dict[str, Any]) -> Any:
         else:
             return None
     return found
+
+
+def _is_json(value: Any) -> bool:
+    """Return True for a value that came from JSON, None aside."""
+    if isinstance(value, list):
+        return not value or any(map(_is_json, value))
+    return isinstance(value, dict | str | int | float)
 
 
 def _is_within(value: Any, least: int, most: int) -> bool:

@@ -20,6 +20,7 @@ from lim_sglang.request_checks import (
     Limits,
     reason_against_body,
     reasons_against_batch,
+    reasons_against_ids,
     reasons_against_request,
 )
 
@@ -35,6 +36,8 @@ ANTHROPIC_ROUTES = "/v1/messages"
 OPENAI_ROUTES = ("/v1/", "/invocations")
 SERVER_ERRORS = ("api_error", "server_error", "InternalServerError")
 """Types of errors that are no fault of the request."""
+PARSERS = ("/separate_reasoning", "/parse_function_call")
+"""Routes that read a text and do nothing else."""
 READING = "solve_dependencies"
 """The function of FastAPI that makes a route's arguments from a request."""
 
@@ -93,6 +96,16 @@ def check_tokenized(tokenized: Any, manager: Any, obj: Any, *_: Any, **__: Any) 
     _refuse(reasons)
 
 
+def check_detokenized(route: Any, request: Any, _raw_request: Any = None) -> None:
+    """Check the token ids that SGLang is about to make text of.
+
+    Raises:
+        ValueError: as `check_incoming`.
+    """
+    model = route.tokenizer_manager.model_config
+    _refuse(reasons_against_ids("tokens", request.tokens, model.vocab_size))
+
+
 def checked_conversion(original: Callable[..., Any], *arguments: Any, **words: Any) -> Any:
     """Run SGLang's reading of an OpenAI request; blame the request for an error in it.
 
@@ -138,8 +151,9 @@ class RequestDoor:
             receive = _replay(messages, receive)
         try:
             await self._app(scope, receive, answer.send)
-        except UNREADABLE as error:
-            if answer.has_begun or not _came_from_reading(error):
+        except (ValueError, *UNREADABLE) as error:
+            is_unreadable = scope["path"] in PARSERS or _came_from_reading(error)
+            if answer.has_begun or not is_unreadable:
                 raise
             await answer.refuse(BAD_REQUEST, str(_as_bad_request(error)))
 

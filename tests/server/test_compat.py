@@ -308,3 +308,11 @@ def test_what_is_no_grammar_of_bits_is_left_alone() -> None:
         assert (
             compat.grammar_that_can_begin(lambda *_, o=other: o, None, ("a", "b"), False) is other
         )
+
+
+@pytest.mark.parametrize(("length", "shown"), [(10**30, 4096), (8192, 8192)])
+def test_a_tokenizer_without_a_length_gets_the_models(length: int, shown: int) -> None:
+    manager = SimpleNamespace(tokenizer=SimpleNamespace(model_max_length=length), context_len=4096)
+    compat.bound_tokenizer(None, manager)
+    assert manager.tokenizer.model_max_length == shown
+    compat.bound_tokenizer(None, SimpleNamespace(tokenizer=None))

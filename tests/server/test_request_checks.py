@@ -59,6 +59,7 @@ class Tokenized(msgspec.Struct, kw_only=True):
     top_logprobs_num: int = 0
     token_ids_logprob: list[int] | None = None
     return_sampling_mask: bool = False
+    multi_item_delimiter_indices: list[int] | None = None
     stream: bool = False
     priority: int | None = None
 
@@ -94,6 +95,13 @@ def test_a_prompt_is_refused_whose_ids_are_none_of_the_vocabulary(ids: list[int]
     (reason,) = against(input_ids=array("q", ids))
     assert "the prompt has" in reason
     assert all(str(each) in reason for each in ids[-1:] if each < 10**18)
+
+
+@pytest.mark.parametrize(
+    ("places", "refused"), [([0, 2], 0), (None, 0), ([3], 1), ([-1], 1), ([], 1)]
+)
+def test_delimiters_lie_in_the_prompt(places: list[int] | None, refused: int) -> None:
+    assert len(against(multi_item_delimiter_indices=places)) == refused
 
 
 def test_ids_of_a_prompt_with_media_or_embeddings_are_not_looked_at() -> None:
@@ -316,6 +324,14 @@ def test_a_batch_is_refused_that_sglang_would_misread(fields: dict[str, Any], wo
     for prompts in ({"text": ["a", "b"]}, {"text": None, "input_ids": [[1], [2]]}):
         (reason,) = incoming(**prompts, **fields)
         assert reason.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("value", "refused"),
+    [(None, 0), (object(), 0), ([None, object()], 0), ({}, 1), ([{}], 1), ([], 1), (5, 1), ("", 1)],
+)
+def test_tensors_for_positions_do_not_come_from_json(value: object, refused: int) -> None:
+    assert len(incoming(text="a", positional_embed_overrides=value)) == refused
 
 
 def test_lists_of_a_single_prompt_are_no_batch() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Annotated, Any
 
@@ -14,7 +15,12 @@ from pydantic import BaseModel, model_validator
 from starlette.middleware import Middleware
 
 from lim_sglang import request_door
-from lim_sglang.request_door import RequestDoor, check_incoming, checked_conversion
+from lim_sglang.request_door import (
+    RequestDoor,
+    check_detokenized,
+    check_incoming,
+    checked_conversion,
+)
 
 ABORTED = {"type": "abort", "message": "too long", "status_code": 400}
 
@@ -48,6 +54,10 @@ def application() -> FastAPI:
     @app.post("/v1/broken")
     async def broken() -> None:
         raise TypeError("a defect of the server")
+
+    @app.post("/separate_reasoning")
+    async def separate() -> None:
+        raise ValueError("no such parser")
 
     @app.post("/v1/flat")
     async def flat() -> JSONResponse:
@@ -125,6 +135,12 @@ def test_a_value_that_a_validator_trips_over_is_a_400(client: Caller) -> None:
     answer = client.post("/v1/careless", {"value": 5})
     assert answer.status_code == 400
     assert "the request cannot be read" in answer.json()["error"]["message"]
+
+
+def test_a_parser_that_does_not_exist_is_a_400(client: Caller) -> None:
+    answer = client.post("/separate_reasoning", {})
+    assert answer.status_code == 400
+    assert "no such parser" in answer.json()["error"]["message"]
 
 
 def test_a_defect_of_a_route_stays_a_500(client: Caller) -> None:
@@ -244,3 +260,13 @@ def test_an_error_in_the_reading_of_a_request_is_blamed_on_it() -> None:
     with pytest.raises(ValueError, match="cannot be read: AttributeError"):
         checked_conversion(lambda value: value.messages, 5)
     assert checked_conversion(lambda value, more: value + more, 5, more=1) == 6
+
+
+@pytest.mark.parametrize(
+    ("tokens", "refused"), [([0, 9], 0), ([[9], []], 0), ([-1], 1), ([10], 1), ([[5], [10**9]], 1)]
+)
+def test_ids_that_are_made_text_lie_in_the_vocabulary(tokens: list[Any], refused: int) -> None:
+    model = SimpleNamespace(vocab_size=10)
+    route = SimpleNamespace(tokenizer_manager=SimpleNamespace(model_config=model))
+    with pytest.raises(ValueError, match="tokens has") if refused else nullcontext():
+        check_detokenized(route, SimpleNamespace(tokens=tokens))
