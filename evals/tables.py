@@ -408,11 +408,14 @@ def _condition_cell(value: object) -> str:
 
 SECTION = MarkdownSection("lim report")
 NOT_MEASURED = "Accuracy: not measured yet."
+COUNTED = (
+    "McNemar's exact test compares the votes. Cut off: samples that reached the limit of new "
+    "tokens. Length ratios are relative to full; tokens per correct counts all generated tokens."
+)
 METHOD = (
     f"{PLUS_MINUS} is one standard error, clustered by question. Differences of pass@1 are paired "
     "by question, with 95 % intervals by bootstrap over questions, not corrected for their number; "
-    "McNemar's exact test compares the votes. Cut off: samples that reached the limit of new "
-    "tokens. Length ratios are relative to full; tokens per correct counts all generated tokens."
+    f"{COUNTED}"
 )
 STOPPING = (
     "Programs that stop early take more samples of the questions on which samples disagree, so "
@@ -494,7 +497,9 @@ def _proof_cells(group: Group, row: Row) -> tuple[str, ...]:
 def method_text(groups: Sequence[Group]) -> str:
     """Return how the figures of the tables were computed."""
     any_stops_early = any(row.stops_early for group in groups for row in group.rows)
-    return f"{METHOD} {STOPPING}" if any_stops_early else METHOD
+    has_errors = any(group.num_questions >= MIN_QUESTIONS for group in groups)
+    method = METHOD if has_errors else COUNTED
+    return f"{method} {STOPPING}" if any_stops_early else method
 
 
 def conditions_text(group: Group) -> str:

@@ -82,6 +82,20 @@ def test_mistakes_are_refused_before_anything_is_sampled(
     assert not (tmp_path / "run").exists()
 
 
+def test_names_are_printed_as_they_are_and_own_questions_are_named_so(tmp_path: Path) -> None:
+    name = "[red]six:smile:"
+    with serving(answering()) as fake:
+        own = lim(*eval_words(write_sums(tmp_path, 2, name), tmp_path / name, fake))
+        other = lim(*eval_words(write_sums(tmp_path, 2), tmp_path / "other", fake))
+    assert (own.code, other.code) == (0, 0), own.error + other.error
+    assert f"in {tmp_path / name}, questions from {tmp_path / name}.jsonl" in own.error
+    assert f"file:{name}: 8/8 samples" in own.error
+    assert f"file:{name}, fake" in own.output
+    for text in (other.output, other.error, lim("report", str(tmp_path / "other")).output):
+        assert "aime24 (own questions)" in text
+    assert "aime24," not in other.output
+
+
 def test_ctrl_c_leaves_a_run_that_is_resumed(forker: Forker, tmp_path: Path) -> None:
     questions, out = write_sums(tmp_path, 6), tmp_path / "run"
     answer = answering()
@@ -234,7 +248,7 @@ def test_two_tasks_on_a_server_of_openais_api(tmp_path: Path) -> None:
         assert settings["questions"]["asked"] == 3
         assert settings["server"]["model_path"] == "small"
         assert sorted(keys(out / name)) == [(str(q), i) for q in range(3) for i in range(4)]
-        assert f"{name}: 12/12 samples" in done.error
+        assert f"{name} (own questions): 12/12 samples" in done.error
         assert name in done.output
 
 

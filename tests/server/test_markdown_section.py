@@ -34,6 +34,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         SECTION.replace_in(tmp_path / "none.md", "")
 
 
+def test_a_bar_in_a_cell_ends_no_cell() -> None:
+    assert markdown_table(("a|b",), [("|x|",)]).splitlines()[::2] == [r"| a\|b |", r"| \|x\| |"]
+
+
 def test_a_table_has_one_line_a_row() -> None:
     assert markdown_table(["name", "n"], [["a", "1"], ["b", "2"]]).splitlines() == [
         "| name | n |",

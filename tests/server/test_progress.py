@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from lim_sglang.progress import show_progress
+from lim_sglang.progress import plain_console, print_plain, show_progress
 
 
 def test_a_log_gets_a_line_at_the_start_every_ten_seconds_and_at_the_end() -> None:
@@ -40,3 +40,24 @@ def test_a_terminal_gets_a_bar_with_the_newest_text() -> None:
     shown = text.getvalue()
     assert "50%" in shown
     assert "half [way]" in shown
+
+
+NAME = "[red]a[/red] :smile: https://b"
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    plain_console().print(NAME)
+    plain_console(stderr=True).print(NAME)
+    print_plain(printed := Console(file=io.StringIO(), width=10), NAME)
+    assert capsys.readouterr() == (f"{NAME}\n", f"{NAME}\n")
+    assert printed.file.getvalue() == f"{NAME}\n"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_progress_shows_names_as_they_are(is_terminal: bool) -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=is_terminal)
+    with show_progress(console, 2, NAME) as show:
+        show(1, f"{NAME}!")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert NAME in text
+    assert f"{NAME}!" in text
