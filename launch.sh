@@ -3,7 +3,7 @@
 #
 #   --no-install    use the python3 that is on the PATH, install nothing
 #   --install-only  make the virtual environment and stop
-#   --help          all other options; they are those of `lim serve`
+#   --help          this help, and that of `lim serve`, whose options follow; installs nothing
 set -euo pipefail
 
 UV_VERSION=0.13.9
@@ -49,6 +49,20 @@ install_once() {
   fingerprint >"$stamp"
 }
 
+# Options of `lim serve`: from docs/cli.md, whose table is that of the program, before there is one.
+help() {
+  sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  if "$venv/bin/python" -c 'import typer, lim_sglang' 2>/dev/null; then
+    exec "$venv/bin/python" -m lim_sglang serve --help
+  fi
+  awk -F ' [|] ' '
+    /^## / { wanted = /^## `lim serve/ }
+    wanted && /^[|] `/ {
+      gsub(/^[|] |`| [|]$/, "")
+      printf "  %s\n      %s [default: %s]\n", $1, $NF, $2
+    }' "$here/docs/cli.md"
+}
+
 install=true
 serve=true
 arguments=()
@@ -56,9 +70,8 @@ while (($#)); do
   case $1 in
     --no-install) install=false ;;
     --help)
-      sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-      if [[ ! -f $venv/.lim-installed ]]; then exit 0; fi
-      arguments+=("$1")
+      help
+      exit
       ;;
     --install-only) serve=false ;;
     --)

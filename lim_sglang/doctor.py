@@ -4,29 +4,29 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, requires
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
-from lim_sglang import compat
+from lim_sglang import __version__, compat
 from lim_sglang.compat import (
     CPU_ENGINE_VAR,
     FLASHINFER_VERSION,
     PLATFORM_VAR,
     PLUGINS_VAR,
-    SGLANG_VERSION,
     reasons_against_decode_stack,
-    reasons_against_version,
     serves_on_cpu,
 )
 from lim_sglang.config import CONFIG_VAR, LimConfig
 from lim_sglang.environment import installed_version
 from lim_sglang.errors import ConfigError, LimError
-from lim_sglang.models import SMOLLM2, cache_folder
+from lim_sglang.models import SMOLLM2, cache_folder, has_gpu
 from lim_sglang.validation import (
     BACKEND,
     find_gpu,
@@ -36,7 +36,20 @@ from lim_sglang.validation import (
 
 GROUPS = ("sglang.srt.plugins", "sglang.srt.platforms")
 """Entry point groups that SGLang reads."""
-PACKAGES = ("torch", "triton", "flashinfer-python", "transformers", "openai", "datasets")
+DISTRIBUTION = "lim-sglang"
+EXACT, EXACT_ON_GPU = ("sglang",), ("sglang", "flashinfer-python")
+"""Packages of which no other version can be served with."""
+USED_BY: Mapping[str, str] = {
+    "math-verify": "lim ask, proxy, eval and grade",
+    "datasets": "the benchmarks of lim eval",
+    "scipy": "lim eval, compare and report",
+    "matplotlib": "lim report and the plots of lim bench",
+    "jinja2": "the page of lim report",
+    "openai": "lim proxy, and lim ask and eval with --api openai",
+    "gguf": f"{SMOLLM2.name}, the model that comes from PyPI",
+    "accelerate": f"{SMOLLM2.name}, the model that comes from PyPI",
+}
+"""Packages that serving does without, and what needs them."""
 
 
 class Verdict(Enum):
@@ -57,25 +70,25 @@ class Finding:
 
 def doctor() -> None:
     """Check installation and environment, one line each; exit code 1 if something is off."""
+    console = Console(highlight=False)
     found_off = False
-    for finding in examine():
-        typer.echo(f"{finding.verdict.value:>4}  {finding.text}")
-        found_off |= finding.verdict is Verdict.OFF
+    with console.status("Checking"):  # on a terminal; torch and SGLang load for half a minute
+        for finding in examine():
+            console.print(Text(f"{finding.verdict.value:>4}  {finding.text}"), soft_wrap=True)
+            found_off |= finding.verdict is Verdict.OFF
     if found_off:
         raise typer.Exit(1)
 
 
 def examine() -> Iterator[Finding]:
-    """Yield all findings as they are made."""
+    """Yield all findings as they are made, the quick ones first."""
     yield _python()
-    sglang = f"sglang {SGLANG_VERSION}, the version this plugin is for"
-    yield from _findings(reasons_against_version("sglang", SGLANG_VERSION), sglang)
-    yield from map(_package, PACKAGES)
-    yield from _device()
+    yield from _packages()
     yield from map(_entry_point, GROUPS)
     yield from _environment()
-    yield _backend()
     yield _cache()
+    yield from _device()
+    yield _backend()
 
 
 def _findings(reasons: list[str], fine: str) -> Iterator[Finding]:
@@ -87,24 +100,57 @@ def _findings(reasons: list[str], fine: str) -> Iterator[Finding]:
 
 def _python() -> Finding:
     supported = platform.python_version_tuple()[:2] in (("3", "11"), ("3", "12"))
-    text = f"Python {platform.python_version()}"
+    text = f"{DISTRIBUTION} {__version__}, Python {platform.python_version()}"
     if supported:
         return Finding(Verdict.OK, text)
-    return Finding(Verdict.OFF, f"{text}: install 3.11 or 3.12")
+    return Finding(Verdict.OFF, f"{text}: install Python 3.11 or 3.12")
 
 
-def _package(name: str) -> Finding:
-    found = installed_version(name)
-    if found:
-        return Finding(Verdict.OK, f"{name} {found}")
-    return Finding(Verdict.OFF, f"{name} is missing: run `make install`")
+def _packages() -> Iterator[Finding]:
+    """Compare the installed packages with the versions that this one was tested with."""
+    try:
+        requirements = requires(DISTRIBUTION) or []
+    except PackageNotFoundError:
+        yield Finding(Verdict.OFF, f"{DISTRIBUTION} is not installed: run `make install`")
+        return
+    yield from compare_packages(requirements, EXACT_ON_GPU if has_gpu() else EXACT)
+
+
+def compare_packages(requirements: Iterable[str], exact: Collection[str]) -> Iterator[Finding]:
+    """Yield a finding for each required package that is missing or of another version.
+
+    Args:
+        requirements: as the metadata of a distribution have them, such as `a[b]==1.0`; those of
+            extras are left out.
+        exact: packages of which no other version can be served with.
+    """
+    pinned = [requirement for requirement in requirements if "extra ==" not in requirement]
+    agreeing = []
+    for requirement in pinned:
+        package, _, version = requirement.partition("==")
+        name = package.partition("[")[0]
+        found = installed_version(name)
+        install = f"pip install '{requirement}'"
+        if found == version:
+            agreeing.append(f"{name} {found}")
+        elif found and name in exact:
+            yield Finding(Verdict.OFF, f"{name} {found}: exactly {version} is needed, {install}")
+        elif found:
+            yield Finding(Verdict.NOTE, f"{name} {found}: harmless, tested was {version}")
+        elif name in USED_BY:
+            text = f"{name} is missing: needed by {USED_BY[name]}, not to serve; {install}"
+            yield Finding(Verdict.NOTE, text)
+        else:
+            yield Finding(Verdict.OFF, f"{name} is missing: needed to serve, {install}")
+    if agreeing:
+        yield Finding(Verdict.OK, f"as tested: {', '.join(agreeing)}")
 
 
 def _device() -> Iterator[Finding]:
     try:
         import torch
     except ImportError as error:
-        yield Finding(Verdict.OFF, f"torch does not load ({error}): run `make install`")
+        yield Finding(Verdict.OFF, f"torch does not load ({error}): install it again")
         return
 
     gpu = find_gpu()
@@ -144,7 +190,8 @@ def _entry_point(group: str) -> Finding:
     names = [point.name for point in entry_points(group=group)]
     if BACKEND in names:
         return Finding(Verdict.OK, f"entry point {BACKEND} in {group}")
-    return Finding(Verdict.OFF, f"no entry point {BACKEND} in {group}: run `make install`")
+    text = f"no entry point {BACKEND} in {group}: run `make install`, or `pip install --no-deps .`"
+    return Finding(Verdict.OFF, text)
 
 
 def _environment() -> Iterator[Finding]:

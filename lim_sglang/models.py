@@ -17,7 +17,6 @@ from typing import Any
 
 import httpx
 from filelock import FileLock
-from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import Progress
 
@@ -68,8 +67,9 @@ def has_gpu() -> bool:
 
 def cache_folder() -> Path:
     """Return the folder of converted models: `LIM_CACHE`, else one in the user's cache folder."""
-    chosen = os.environ.get(CACHE_VAR)
-    return Path(chosen) if chosen else user_cache_path("lim-sglang")
+    if chosen := os.environ.get(CACHE_VAR):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lim-sglang")
 
 
 def default_model(*, on_cpu: bool) -> str:

@@ -1,9 +1,9 @@
 """A fake SGLang server made of real processes, all of which ignore SIGTERM.
 
 As a script, PORT FOLDER MANNER: a process with a child and a grandchild that have the titles of
-SGLang's; each leaves its id in the folder, a temporary file, and one in shared memory. By MANNER the
-server is ready at once (`serve`), without LessIsMore (`dense`), never (`hang`), ends before it is
-ready and leaves its children behind (`fail`), or ends right after `/server_info` (`break`).
+SGLang's; each leaves its id in the folder, a temporary file, and one in shared memory. By MANNER
+the server is ready at once (`serve`), without LessIsMore (`dense`), never (`hang`), ends before it
+is ready and leaves its children behind (`fail`), or ends right after `/server_info` (`break`).
 """
 
 import json

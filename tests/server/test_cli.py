@@ -4,6 +4,8 @@ Run as a script, this file writes what the test compares.
 """
 
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import fields
 from enum import Enum
@@ -152,6 +154,24 @@ def test_every_option_of_launch_sh_is_documented() -> None:
     options = re.findall(r"^#   (--[\w-]+)", LAUNCH.read_text(), flags=re.MULTILINE)
     text = CLI_MD.read_text()
     assert options == re.findall(r"^\| `(--[\w-]+)` \|", text, flags=re.MULTILINE)[: len(options)]
+
+
+def test_before_the_installation_launch_sh_shows_all_options_and_installs_nothing(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "docs").mkdir()
+    shutil.copy(CLI_MD, tmp_path / "docs")
+    shutil.copy(LAUNCH, tmp_path)
+    command = [tmp_path / LAUNCH.name, "some/model", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    words = " ".join(shown.stdout.split())
+    serve = dict(commands("", typer.main.get_command(app)))["serve"]
+    for parameter in serve.params:
+        assert ", ".join(spelled(parameter)) in words
+        assert " ".join((parameter.help or "").split()) in words
+    assert "--install-only" in words
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_every_environment_variable_is_documented() -> None:

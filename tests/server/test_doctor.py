@@ -1,9 +1,12 @@
 """Findings of `lim doctor` on the environment and on a GPU."""
 
+import subprocess
+import sys
+
 import pytest
 
 from lim_sglang import doctor
-from lim_sglang.doctor import Verdict, _decode_stack, _environment, _kernels
+from lim_sglang.doctor import Verdict, _decode_stack, _environment, _kernels, compare_packages
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +48,51 @@ def test_kernels_that_fail_are_off_in_words(monkeypatch: pytest.MonkeyPatch) -> 
     (fine,) = _kernels((8, 0))
     assert "fp8_e5m2 cache" in fine.text
     assert "fp8_e4m3 cache" not in fine.text
+
+
+@pytest.mark.parametrize(
+    ("installed", "verdict", "words"),
+    [
+        ({}, Verdict.OFF, "engine is missing: needed to serve, pip install 'engine==1.5'"),
+        ({"engine": "1.4"}, Verdict.OFF, "engine 1.4: exactly 1.5 is needed, pip install"),
+        ({"engine": "1.5"}, Verdict.OK, "as tested: engine 1.5, "),
+        ({"httpx": "9"}, Verdict.NOTE, "httpx 9: harmless, tested was 2.0.1"),
+        ({"httpx": None}, Verdict.OFF, "httpx is missing: needed to serve"),
+        (
+            {"math-verify": None},
+            Verdict.NOTE,
+            "math-verify is missing: needed by lim ask, proxy, eval and grade, not to serve; "
+            "pip install 'math-verify[antlr4_13_2]==0.9.0'",
+        ),
+        ({"math-verify": "1.0"}, Verdict.NOTE, "math-verify 1.0: harmless, tested was 0.9.0"),
+        ({"pytest": None}, Verdict.OK, "as tested: httpx 2.0.1, math-verify 0.9.0"),
+    ],
+)
+def test_a_package_that_is_missing_or_differs_is_needed_or_harmless(
+    monkeypatch: pytest.MonkeyPatch,
+    installed: dict[str, str | None],
+    verdict: Verdict,
+    words: str,
+) -> None:
+    there = {"httpx": "2.0.1", "math-verify": "0.9.0"} | installed
+    monkeypatch.setattr(doctor, "installed_version", there.get)
+    requirements = ["engine==1.5", "httpx==2.0.1", "math-verify[antlr4_13_2]==0.9.0"]
+    requirements.append('pytest==9.2.0; extra == "dev"')
+    findings = list(compare_packages(requirements, ["engine"]))
+    assert [f for f in findings if f.verdict is verdict and f.text.startswith(words)], findings
+
+
+def test_every_pin_is_one_that_the_doctor_can_read() -> None:
+    """Each finding of this environment, which is as tested, is the one of agreement."""
+    (fine,) = doctor._packages()
+    assert fine.verdict is Verdict.OK
+    assert all(f"{name} " in fine.text for name in ("sglang", "math-verify", *doctor.USED_BY))
+
+
+def test_the_first_lines_need_nothing_heavy() -> None:
+    program = (
+        "import sys; from lim_sglang.doctor import examine; found = examine(); "
+        "[next(found) for _ in range(6)]; print({'torch', 'sglang'} & set(sys.modules))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert shown.stdout.strip() == "set()", shown.stderr

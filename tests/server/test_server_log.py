@@ -1,0 +1,102 @@
+"""What is shown of SGLang's log: its newest line, and the cause of a failure."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lim_sglang.server_log import NUM_KEPT_LOGS, cause_of_failure, keep_log, newest_line
+
+TRACEBACK = """\
+[2026-11-28 17:00:01] Scheduler hit an exception: Traceback (most recent call last):
+  File "scheduler.py", line 4, in run_scheduler_process
+    scheduler = Scheduler(
+RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.
+
+[2026-11-28 17:00:02] Received sigquit from a child process. It usually means the child failed.
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        (b"", ""),
+        (b"\n \n", ""),
+        (b"first\nsecond", "second"),
+        (b"first\nsecond\n\n", "second"),
+        (b"Loading: 10%\rLoading: 20%\r", "Loading: 20%"),
+        (b"\x1b[31mred\x1b[0m [bold]\n", "red [bold]"),
+        (
+            b"\xff" + b"x" * 3000 + b"\nlast \xc3\xa4\n",
+            "last \N{LATIN SMALL LETTER A WITH DIAERESIS}",
+        ),
+    ],
+)
+def test_the_newest_line_of_a_log(log: bytes, line: str, tmp_path: Path) -> None:
+    path = tmp_path / "server.log"
+    path.write_bytes(log)
+    assert newest_line(path) == line
+
+
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        ("", "(which is empty)"),
+        (
+            "".join(f"line {number}\n" for number in range(9)),
+            "line 4\nline 5\nline 6\nline 7\nline 8",
+        ),
+        (
+            "a warning\nerror: lim cannot serve with these settings:\n  - --pp-size 2: why\n"
+            "  - another reason\nresource_tracker: there appear to be leaked objects\n",
+            "lim cannot serve with these settings:\n  - --pp-size 2: why\n  - another reason",
+        ),
+        (
+            "usage: launch_server.py [-h]\n   [--dtype]\n"
+            "launch_server.py: error: argument --dtype: invalid choice: 'f'\n",
+            "argument --dtype: invalid choice: 'f'",
+        ),
+        (
+            TRACEBACK,
+            "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
+        ),
+        (TRACEBACK + TRACEBACK, TRACEBACK.splitlines()[3]),
+        (
+            "".join(f"a.b.Bad{n}Error: {n}\n" for n in range(5)),
+            "\n".join(f"a.b.Bad{n}Error: {n}" for n in (2, 3, 4)),
+        ),
+        ("[2026-11-28 17:00:01] Error: it is full\n", "Error: it is full"),
+    ],
+)
+def test_the_cause_of_a_failure_is_what_the_log_says_in_words(
+    log: str, cause: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "server.log"
+    path.write_text(log)
+    assert cause_of_failure(path) == cause
+
+
+def test_the_logs_of_the_last_failures_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIM_CACHE", str(tmp_path / "cache"))
+    kept = []
+    for number in range(NUM_KEPT_LOGS + 2):
+        folder = tmp_path / f"lim-server-{number}"
+        folder.mkdir()
+        (folder / "server.log").write_text(str(number))
+        os.utime(folder / "server.log", (number, number))
+        kept.append(keep_log(folder / "server.log"))
+    assert [path.name for path in kept if path.exists()] == [
+        f"lim-server-{number}.log" for number in range(2, NUM_KEPT_LOGS + 2)
+    ]
+    assert kept[-1].read_text() == str(NUM_KEPT_LOGS + 1)
+
+
+def test_a_log_that_cannot_be_kept_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("LIM_CACHE", str(tmp_path / "cache"))
+    log = tmp_path / "server.log"
+    log.write_text("words")
+    assert keep_log(log) == log
+    assert log.read_text() == "words"
