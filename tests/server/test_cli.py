@@ -166,7 +166,7 @@ def test_before_the_installation_launch_sh_shows_all_options_and_installs_nothin
     shown = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert (shown.returncode, shown.stderr) == (0, "")
     words = " ".join(shown.stdout.split())
-    serve = dict(commands("", typer.main.get_command(app)))["serve"]
+    serve = dict(commands("", command_line()))["serve"]
     for parameter in serve.params:
         assert ", ".join(spelled(parameter)) in words
         assert " ".join((parameter.help or "").split()) in words
