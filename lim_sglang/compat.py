@@ -125,6 +125,12 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
 }
 """Parameters of the hooked functions."""
 
+GRAMMAR_MASKS: Mapping[Target, str] = {
+    Target.LLGUIDANCE_MASK: "llguidance",
+    Target.XGRAMMAR_MASK: "xgrammar",
+}
+"""Hooked functions that load only with the package of a grammar backend."""
+
 _FLASHINFER_BACKEND = "sglang.srt.layers.attention.flashinfer_backend"
 _BACKEND_CLASS = f"{_FLASHINFER_BACKEND}.FlashInferAttnBackend"
 _RUNNER_CLASS = "sglang.srt.model_executor.model_runner.ModelRunner"
@@ -168,9 +174,15 @@ def check_version() -> None:
 
 def check_signatures() -> None:
     """Refuse an SGLang whose hooked functions take other parameters than expected."""
-    wrong = wrong_signatures(HOOKED)
+    absent = set(GRAMMAR_MASKS) - set(_grammar_masks())
+    wrong = wrong_signatures({path: HOOKED[path] for path in HOOKED if path not in absent})
     if wrong:
         raise ServerError(wrong[0])
+
+
+def _grammar_masks() -> list[Target]:
+    """Return the functions of the grammar backends that are installed."""
+    return [path for path, package in GRAMMAR_MASKS.items() if importlib.util.find_spec(package)]
 
 
 def reasons_against_version(package: str, expected: str) -> list[str]:
@@ -469,8 +481,8 @@ def mend_sglang(backend: str) -> None:
     hook_before(Target.POST_INIT, use_grammars_of_cpu)
     hook_around(Target.CREATE_GRAMMARS, grammars_or_none)
     hook_around(Target.COMPILE_GRAMMAR, grammar_that_can_begin)
-    hook_around(Target.LLGUIDANCE_MASK, fill_mask_or_allow_all)
-    hook_around(Target.XGRAMMAR_MASK, fill_mask_or_allow_all)
+    for mask in _grammar_masks():
+        hook_around(mask, fill_mask_or_allow_all)
 
 
 async def handle_batch_without_leak(
