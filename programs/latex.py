@@ -100,30 +100,10 @@ _TEXT = re.compile(
     r"|\{\s*\\(?:rm|bf|it|sf|tt)\s+([^{}]*)\}|\\operatorname\*?\s*\{([^{}]*)\}"
 )
 _INNER_TEXT = re.compile(r"\\(?:text|mathrm)[a-z]*\s*\{([^{}]*)\}")
-_OPERATORS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "ln",
-        "log",
-        "exp",
-        "max",
-        "min",
-        "gcd",
-        "lcm",
-        "det",
-    ]
+FUNCTION = re.compile(
+    r"(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|ln|log|exp|sqrt|max|min|gcd|lcm|mod|det|pi|inf|deg"
 )
+"""The name of a function or a constant, which is no word."""
 _SYNONYMS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(rf"\\(?:{names})(?![a-zA-Z])"), replacement)
     for names, replacement in (
@@ -250,7 +230,7 @@ def _greek(letter: str) -> str:
 
 def _as_text(command: re.Match[str]) -> str:
     operator = command[3]
-    if operator is not None and operator.strip() in _OPERATORS:
+    if operator is not None and FUNCTION.fullmatch(operator.strip()):
         return f"\\{operator.strip()} "
     if operator is not None and not is_unit(operator.strip()):
         return command[0]
