@@ -162,7 +162,7 @@ _FUNCTION_NAMES = re.compile(
     r"(?<![\\a-zA-Z{])(sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan|pi)(?![a-zA-Z])"
 )
 _POWER = re.compile(r"\^\s*(\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\\sqrt(?:\[[^\[\]]*\])?\{[^{}]*\})")
-_SLANTED = re.compile(r"\^\{(\d+)\}\s*/\s*_\{(\d+)\}")
+_SLANTED = re.compile(r"\^\{?(\d+)\}?\s*/\s*_\{?(\d+)\}?")
 
 
 def tidy(answer: str) -> str:
@@ -208,7 +208,7 @@ def _as_commands(text: str) -> str:
     if text.isascii():
         return text
     text = _FRACTION_SIGN.sub(_fraction, text)
-    text = _RAISED.sub(lambda raised: f"^{{{unicodedata.normalize('NFKC', raised[0])}}}", text)
+    text = _RAISED.sub(_power, text)
     text = _LOWERED.sub(lambda lowered: f"_{{{unicodedata.normalize('NFKC', lowered[0])}}}", text)
     text = text.replace("ℝ", r"\mathbb{R}").replace("ℤ", r"\mathbb{Z}")
     text = _COMPATIBLE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
@@ -221,6 +221,12 @@ def _as_commands(text: str) -> str:
 def _fraction(sign: re.Match[str]) -> str:
     numerator, denominator = unicodedata.normalize("NFKC", sign[0]).split("⁄")
     return rf"\frac{{{numerator}}}{{{denominator}}}"
+
+
+def _power(raised: re.Match[str]) -> str:
+    power = unicodedata.normalize("NFKC", raised[0])
+    next_is_digit = raised.string[raised.end() : raised.end() + 1].isdigit()
+    return f"^{power}" if len(power) == 1 and not next_is_digit else f"^{{{power}}}"
 
 
 def _greek(letter: str) -> str:
