@@ -1,9 +1,10 @@
 r"""Equality of two formulas by math-verify, mended where math-verify is too generous.
 
 Runs in the workers of `equivalence.py`, since a pair may take seconds or gigabytes. math-verify
-reads LaTeX into SymPy and compares sets, intervals, matrices and equations part by part. Four of
+reads LaTeX into SymPy and compares sets, intervals, matrices and equations part by part. Five of
 its functions are replaced here: its comparison of numbers ends in an absolute one, so that all tiny
-numbers are equal; all equations without a solution are equal; sets and pairs are sorted.
+numbers are equal; all equations without a solution are equal; sets and pairs are sorted; a name
+alone is compared by its letters.
 """
 
 import re
@@ -280,8 +281,15 @@ def _proved_equal(a: Formula, b: Formula) -> bool:
     return not all(numbers) and bool(_symbolic_eq(a, b))
 
 
+def _equal_to_name(a: Formula, b: Formula) -> bool:
+    """Compare two formulas of which one is a name alone, `x` and `8x/8`; extends math-verify's."""
+    return bool(_compare_symbols(a, b)) or _proved_equal(a, b)
+
+
+_compare_symbols = grader.sympy_compare_symbols
 _solve_and_compare, _symbolic_eq = grader.sympy_solve_and_compare, grader.sympy_symbolic_eq
 grader.sympy_numeric_eq = _equal_values
 grader.sympy_solve_and_compare = _same_solutions
 grader.sympy_deep_compare_set_and_tuple = _equal_members
 grader.sympy_symbolic_eq = _proved_equal
+grader.sympy_compare_symbols = _equal_to_name

@@ -100,30 +100,10 @@ _TEXT = re.compile(
     r"|\{\s*\\(?:rm|bf|it|sf|tt)\s+([^{}]*)\}|\\operatorname\*?\s*\{([^{}]*)\}"
 )
 _INNER_TEXT = re.compile(r"\\(?:text|mathrm)[a-z]*\s*\{([^{}]*)\}")
-_OPERATORS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "ln",
-        "log",
-        "exp",
-        "max",
-        "min",
-        "gcd",
-        "lcm",
-        "det",
-    ]
+FUNCTION = re.compile(
+    r"(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|ln|log|exp|sqrt|max|min|gcd|lcm|mod|det|pi|inf|deg"
 )
+"""The name of a function or a constant, which is no word."""
 _SYNONYMS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(rf"\\(?:{names})(?![a-zA-Z])"), replacement)
     for names, replacement in (
@@ -182,7 +162,7 @@ _FUNCTION_NAMES = re.compile(
     r"(?<![\\a-zA-Z{])(sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan|pi)(?![a-zA-Z])"
 )
 _POWER = re.compile(r"\^\s*(\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\\sqrt(?:\[[^\[\]]*\])?\{[^{}]*\})")
-_SLANTED = re.compile(r"\^\{(\d+)\}\s*/\s*_\{(\d+)\}")
+_SLANTED = re.compile(r"\^\{?(\d+)\}?\s*/\s*_\{?(\d+)\}?")
 
 
 def tidy(answer: str) -> str:
@@ -228,7 +208,7 @@ def _as_commands(text: str) -> str:
     if text.isascii():
         return text
     text = _FRACTION_SIGN.sub(_fraction, text)
-    text = _RAISED.sub(lambda raised: f"^{{{unicodedata.normalize('NFKC', raised[0])}}}", text)
+    text = _RAISED.sub(_power, text)
     text = _LOWERED.sub(lambda lowered: f"_{{{unicodedata.normalize('NFKC', lowered[0])}}}", text)
     text = text.replace("ℝ", r"\mathbb{R}").replace("ℤ", r"\mathbb{Z}")
     text = _COMPATIBLE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
@@ -243,6 +223,12 @@ def _fraction(sign: re.Match[str]) -> str:
     return rf"\frac{{{numerator}}}{{{denominator}}}"
 
 
+def _power(raised: re.Match[str]) -> str:
+    power = unicodedata.normalize("NFKC", raised[0])
+    next_is_digit = raised.string[raised.end() : raised.end() + 1].isdigit()
+    return f"^{power}" if len(power) == 1 and not next_is_digit else f"^{{{power}}}"
+
+
 def _greek(letter: str) -> str:
     *_, size, _, name = unicodedata.name(letter).split()
     return f"\\{name.lower() if size == 'SMALL' else name.capitalize()} "
@@ -250,7 +236,7 @@ def _greek(letter: str) -> str:
 
 def _as_text(command: re.Match[str]) -> str:
     operator = command[3]
-    if operator is not None and operator.strip() in _OPERATORS:
+    if operator is not None and FUNCTION.fullmatch(operator.strip()):
         return f"\\{operator.strip()} "
     if operator is not None and not is_unit(operator.strip()):
         return command[0]

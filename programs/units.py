@@ -159,39 +159,11 @@ _IRREGULAR = {
     "indices": "index",
     "matrices": "matrix",
 }
-_FILLERS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "total",
-        "old",
-        "each",
-        "altogether",
-        "exactly",
-        "only",
-        "about",
-        "more",
-        "left",
-        "long",
-        "high",
-        "tall",
-        "wide",
-        "deep",
-        "away",
-        "apart",
-        "unit",
-        "units",
-        "square",
-        "squared",
-        "cubic",
-        "cubed",
-        "sq",
-        "cu",
-    ]
+_FILLERS_TEXT = (
+    "a an the of in total old each altogether exactly only about more left long high tall wide "
+    "deep away apart unit units square squared cubic cubed sq cu"
 )
+_FILLERS = frozenset(_FILLERS_TEXT.split())
 """Words that say nothing about what is counted."""
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _LATER_POWERS = {"squared": 2, "cubed": 3}

@@ -3,6 +3,7 @@ r"""Answers as they are compared: value and unit, time of day, words, or a lette
 `decide` compares two of them where no mathematics is needed, which is most answers.
 """
 
+import calendar
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,7 +12,7 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
-from lim_sglang.programs.latex import TRIGONOMETRY, as_latex, plain
+from lim_sglang.programs.latex import FUNCTION, TRIGONOMETRY, as_latex, plain
 from lim_sglang.programs.units import SCALES, SPACED_UNIT_LETTERS, UNIT_LETTERS, Unit, read_unit
 
 
@@ -105,69 +106,14 @@ _PHRASES = {
     r"-\infty": "negative infinity|minus infinity",
 }
 _LATEX_OF = {words: latex for latex, phrases in _PHRASES.items() for words in phrases.split("|")}
-_UNITS_IN_WORDS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS_IN_WORDS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_MONTHS = [
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
-]
-_FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "log",
-        "ln",
-        "exp",
-        "sqrt",
-        "max",
-        "min",
-        "gcd",
-        "lcm",
-        "mod",
-        "det",
-        "pi",
-        "inf",
-        "deg",
-    ]
+_UNITS_IN_WORDS_TEXT = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen"
 )
+_UNITS_IN_WORDS = _UNITS_IN_WORDS_TEXT.split()
+_TENS_IN_WORDS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_MONTHS = [name.lower() for name in calendar.month_name[1:]]
+
 _VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
 _SPACES = re.compile(r"(?<![0-9a-zA-Z])\s+|\s+(?![0-9a-zA-Z])")
 """Spaces that part no two numbers or words."""
@@ -295,7 +241,7 @@ def _may_be_unit(tail: re.Match[str], value: str, words: str) -> bool:
         return _marked_unit(value, words, measured)
     spaced = tail.start() > len(value)
     first = re.split(r"[^A-Za-z]", words)[0]
-    if not (_is_numeric(value) and _ENDS_VALUE.search(value)) or first.lower() in _FUNCTIONS:
+    if not (_is_numeric(value) and _ENDS_VALUE.search(value)) or FUNCTION.fullmatch(first.lower()):
         return False
     if len(first) == 1:
         # A letter is a variable, as a rule: 6s^2, 2t.
@@ -371,7 +317,7 @@ def _read_words(text: str) -> tuple[str, ...] | str:
     marked = bool(_TEXT.search(text)) and max(map(len, names), default=0) > 1
     if (
         not marked
-        and (max(map(len, names), default=0) < 3 or set(names) <= _FUNCTIONS)
+        and (max(map(len, names), default=0) < 3 or all(map(FUNCTION.fullmatch, names)))
         and words != ["no"]
     ):
         return (

@@ -1,6 +1,7 @@
 """A server of the scheduler whose samples are known in advance, without HTTP."""
 
 import threading
+from dataclasses import replace
 
 from lim_sglang.errors import ServerError
 from lim_sglang.evals.run_store import Key
@@ -35,7 +36,8 @@ class JobServer:
                 self.lives -= 1
                 failed = self.lives < 0
             state = SampleState.FAILED if failed else SampleState.FINISHED
-            results.append(SampleResult(make_sample(index, "1", state)))
+            sample = replace(make_sample(index, "1", state), text=r"\boxed{1}")
+            results.append(SampleResult(sample))
             if (failed or not job.all_or_nothing) and not deliver(results[-1]):
                 self.end.wait(10)
                 return
