@@ -95,8 +95,12 @@ def _repeated(action: Callable[[], None], interval_s: float) -> Iterator[None]:
 
 
 def newest_line(log: Path) -> str:
-    """Return the last line with text, without colours; of a progress bar the last state."""
-    return next(iter(_lines(log, TAIL_BYTES)[::-1]), "")
+    """Return the last line with text, without colours; of a progress bar the last state.
+
+    Indented lines belong to a warning or a traceback and say nothing alone.
+    """
+    lines = _lines(log, TAIL_BYTES)
+    return next((line for line in reversed(lines) if not line[0].isspace()), "")
 
 
 def _lines(log: Path, num_bytes: int) -> list[str]:
