@@ -101,3 +101,8 @@ def test_a_log_that_cannot_be_kept_stays(tmp_path: Path, monkeypatch: pytest.Mon
     log.write_text("words")
     assert keep_log(log) == log
     assert log.read_text() == "words"
+
+
+def test_a_log_that_is_gone_says_nothing(tmp_path: Path) -> None:
+    assert newest_line(tmp_path / "server.log") == ""
+    assert cause_of_failure(tmp_path / "server.log") == "(which is empty)"
