@@ -296,8 +296,8 @@ def _servers(
     """Return the addresses of the named servers, or a server that is started for the block.
 
     Raises:
-        ConfigError: options of a server to start, without --serve; checked before the block.
-        LimError: the server does not start.
+        ConfigError: options of a server to start, without --serve.
+        LimError: no server can be started so; checked before the block, at whose start it starts.
     """
     if serve is None:
         if lim_flags or sglang_options:
@@ -306,12 +306,13 @@ def _servers(
         return nullcontext(split_urls(urls or [DEFAULT_URL]))
     if urls:
         raise ConfigError("--serve starts a server of its own: leave --url and LIM_URL out")
-    return _own_server(ServerSpec(serve, lim_flags, sglang_options, access.api_key))
+    spec = ServerSpec(serve, lim_flags, sglang_options, access.api_key)
+    return _as_urls(serving(spec, plain_console(stderr=True)))
 
 
 @contextmanager
-def _own_server(spec: ServerSpec) -> Iterator[tuple[str, ...]]:
-    with serving(spec, plain_console(stderr=True)) as url:
+def _as_urls(server: AbstractContextManager[str]) -> Iterator[tuple[str, ...]]:
+    with server as url:
         yield (url,)
 
 

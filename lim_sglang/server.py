@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -68,6 +68,7 @@ RESERVED_OPTIONS: Mapping[str, str] = {
     "--host": "lim sets it, in lim serve from --host before the --",
     "--port": "lim sets it, in lim serve from --port before the --",
     "--api-key": "lim sets it from --api-key before the --",
+    "--help": "`python -m sglang.launch_server --help` shows SGLang's options",
     "--ssl-certfile": "put a proxy that speaks TLS in front",
     "--ssl-keyfile": "put a proxy that speaks TLS in front",
 }
@@ -194,7 +195,8 @@ def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> S
 
 def _unknown_options(sglang_options: Sequence[str]) -> list[str]:
     """List the options that SGLang would refuse half a minute later. It accepts abbreviations."""
-    known = sorted(option_names() | {CONFIG_FLAG, *(flag.name for flag in FLAGS)})
+    ours = {CONFIG_FLAG, *(flag.name for flag in FLAGS), *RESERVED_OPTIONS}
+    known = sorted(option_names() | ours)
     names = (word.partition("=")[0] for word in sglang_options if re.match(r"--\w", word))
     unknown = [name for name in names if not any(option.startswith(name) for option in known)]
     close = {name: get_close_matches(name, known, 1) for name in unknown}
@@ -454,16 +456,23 @@ def decode_backend(server_info: Mapping[str, Any]) -> str | None:
     return found or server_info.get("attention_backend")
 
 
-@contextmanager
-def serving(spec: ServerSpec, console: Console, log: Path | None = None) -> Iterator[str]:
-    """Serve until the block ends; yield the address. See `running_server`.
+def serving(
+    spec: ServerSpec, console: Console, log: Path | None = None
+) -> AbstractContextManager[str]:
+    """Check a specification; return a block that serves and has the address. See `running_server`.
 
     Raises:
         RefusedError: no server can be started so.
         ModelError: the model does not exist or cannot be fetched.
     """
-    options = server_options(spec, port=free_port())
-    with running_server(options, console, title=str(spec), log=log) as server:
+    return _serving(server_options(spec, port=free_port()), console, str(spec), log)
+
+
+@contextmanager
+def _serving(
+    options: ServerOptions, console: Console, title: str, log: Path | None
+) -> Iterator[str]:
+    with running_server(options, console, title=title, log=log) as server:
         yield server.url
 
 

@@ -95,15 +95,25 @@ def _repeated(action: Callable[[], None], interval_s: float) -> Iterator[None]:
 
 
 def newest_line(log: Path) -> str:
-    """Return the last line with text, without colours; of a progress bar the last state."""
-    return next(iter(_lines(log, TAIL_BYTES)[::-1]), "")
+    """Return the last line with text, without colours; of a progress bar the last state.
+
+    Indented lines belong to a warning or a traceback and say nothing alone.
+    """
+    lines = _lines(log, TAIL_BYTES)
+    return next((line for line in reversed(lines) if not line[0].isspace()), "")
 
 
 def _lines(log: Path, num_bytes: int) -> list[str]:
-    """Return the lines with text at the end of a log, without colours, also while it is written."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - num_bytes))
-        text = file.read().decode(errors="replace")
+    """Return the lines with text at the end of a log, without colours, also while it is written.
+
+    Empty if the log is gone: a supervisor that was told to stop has removed it.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - num_bytes))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
     plain = (Text.from_ansi(line).plain.rstrip() for line in re.split(r"[\r\n]+", text))
     return [line for line in plain if line.strip()]
 

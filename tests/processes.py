@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import httpx
 import psutil
 
 from lim_sglang.server import free_port
-from lim_sglang.supervisor import is_running
+from lim_sglang.supervisor import is_running, remove_stale_folders
 from tests.server.oracle import KeptSets, OracleRun
 from tests.server.tiny_model import BUDGET, NUM_NEW, SELECT_LAYERS, Prompt
 
@@ -243,20 +244,20 @@ class LocalServer(Client):
         """The process id of the server's main process."""
         return self._process.pid
 
+    def tree(self) -> list[psutil.Process]:
+        """Return the main process and all that it started."""
+        main = psutil.Process(self._process.pid)
+        return [main, *main.children(recursive=True)]
+
     def kill(self) -> None:
         """End the whole process tree at once, as a crash would."""
         end_tree(self._process)
 
     def end_by(self, number: signal.Signals, timeout_s: float) -> Ending:
         """Send a signal to the main process; wait until the tree has ended, or the time is over."""
-        main = psutil.Process(self._process.pid)
-        tree = [main, *main.children(recursive=True)]
-        deadline = time.monotonic() + timeout_s
+        tree = self.tree()
         self._process.send_signal(number)
-        while (left := [member for member in tree if is_running(member)]) and (
-            time.monotonic() < deadline
-        ):
-            time.sleep(0.1)
+        left = still_running(tree, timeout_s)
         for member in left:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
@@ -316,6 +317,15 @@ def end_tree(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):  # children whose parent died before
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    remove_stale_folders(Path(tempfile.gettempdir()))  # a killed `lim serve` among them
+
+
+def still_running(tree: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait until processes have ended, or the time is over; return those that still run."""
+    deadline = time.monotonic() + timeout_s
+    while (left := [each for each in tree if is_running(each)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
 
 
 def _wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -4,6 +4,7 @@
 last line; `run_in_process` starts it.
 """
 
+import argparse
 import asyncio
 import contextlib
 import io
@@ -58,8 +59,18 @@ def start(given: Mapping[str, Any]) -> dict[str, Any]:
         "outcomes": [_parse(arguments) for arguments in given["command_lines"]],
         "tensor_cores": _tensor_cores_for_pairs(),
         "decode_stack": reasons_against_decode_stack(),
+        "options": _server_options(),
         "engine": _ask_engine(given),
     }
+
+
+def _server_options() -> list[str]:
+    """List the options of SGLang's parser, ours left out."""
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    return [word for word in parser._option_string_actions if not word.startswith("--lim-")]
 
 
 def _parse(arguments: list[str]) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from lim_sglang import compat, plugin
+from lim_sglang.compat import option_names
 from lim_sglang.errors import RefusedError
+from lim_sglang.server import RESERVED_OPTIONS
 from lim_sglang.validation import CPU_REFUSALS, REFUSALS, Gpu, Refusal
 from tests.processes import (
     Answer,
@@ -241,6 +243,13 @@ def test_sglang_and_flashinfer_as_installed_have_the_signatures_that_are_relied_
 ) -> None:
     assert started.found["decode_stack"] == []
     assert started.found["tensor_cores"] == [False, True]  # as it is, and while we make a backend
+
+
+@pytest.mark.e2e
+def test_no_option_of_sglang_is_taken_for_a_wrong_one(started: Started) -> None:
+    options = {word for word in started.found["options"] if word.startswith("--")}
+    assert len(options) > 400
+    assert options - option_names() - RESERVED_OPTIONS.keys() == set()
 
 
 @pytest.mark.e2e

@@ -24,6 +24,7 @@ RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.
         (b"\n \n", ""),
         (b"first\nsecond", "second"),
         (b"first\nsecond\n\n", "second"),
+        (b"a.py:7: UserWarning: so\n  warnings.warn(\n", "a.py:7: UserWarning: so"),
         (b"Loading: 10%\rLoading: 20%\r", "Loading: 20%"),
         (b"\x1b[31mred\x1b[0m [bold]\n", "red [bold]"),
         (
@@ -100,3 +101,8 @@ def test_a_log_that_cannot_be_kept_stays(tmp_path: Path, monkeypatch: pytest.Mon
     log.write_text("words")
     assert keep_log(log) == log
     assert log.read_text() == "words"
+
+
+def test_a_log_that_is_gone_says_nothing(tmp_path: Path) -> None:
+    assert newest_line(tmp_path / "server.log") == ""
+    assert cause_of_failure(tmp_path / "server.log") == "(which is empty)"
