@@ -295,8 +295,9 @@ TO_JSONL = (
 )
 _WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
 _BOX = r"\boxed"
-_MARKED_ANSWER = re.compile(r"^[ \t]*####[ \t]*(\S[^\n]*?)\s*\Z", re.MULTILINE)
-"""GSM8K's last line, `#### 72`."""
+_MARK = "####"
+_MARKED_ANSWER = re.compile(rf"{_MARK}[ \t]*([^\s#][^\n#]*?)\s*\Z")
+"""End of GSM8K's solutions, `#### 72`."""
 _GROUPED = re.compile(r"[-+]?[$€£¥]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!,).*")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
 Rows = Iterator[tuple[str, object]]
@@ -476,14 +477,14 @@ def _reference_answer(answer: str) -> tuple[str, str | None]:
     """
     if found := _MARKED_ANSWER.search(answer):
         number = _THOUSANDS.sub("", found[1]) if _GROUPED.fullmatch(found[1]) else found[1]
-        return number, "####"
+        return number, _MARK
     if _BOX in answer and (boxed := extract_answer(answer)):
         is_alone = answer.lstrip("$ ").startswith(_BOX)
         return boxed, None if is_alone else f"{_BOX}{{}}"
-    if len(_WORD.findall(answer)) > MAX_ANSWER_WORDS:
+    if len(_WORD.findall(answer)) > MAX_ANSWER_WORDS or _MARK in answer:
         raise DataError(
             f"answer is a text of {len(answer):,} characters, to which no reply can be equal: give "
-            "the final answer alone, or end the solution with #### and the answer, or put the "
+            f"the final answer alone, or end the solution with {_MARK} and the answer, or put the "
             f"answer into {_BOX}{{}}"
         )
     return answer, None

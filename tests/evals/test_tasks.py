@@ -163,6 +163,7 @@ def test_a_row_becomes_a_question(tmp_path: Path, row: dict[str, Any], expected:
         ({"problem": "P", "answer": "x", "id": True}, "id must be a text or a whole number"),
         ({"problem": "P", "answer": "x", "id": 1.5}, "whole number, not 1.5"),
         ({"problem": "P", "answer": "one word after another " * 7}, "answer is a text of 16"),
+        ({"problem": "P", "answer": "#### 12\nThat is all."}, "end the solution with #### and"),
         ({"problem": 7, "answer": "3"}, "problem must be a non-empty text"),
         ({"problem": "P", "answer": ""}, "answer must be a number or a non-empty text"),
         ({"problem": "P", "answer": True}, "answer must be a number or a non-empty text"),
@@ -313,7 +314,8 @@ def test_a_row_without_an_id_may_not_take_the_id_of_another(tmp_path: Path) -> N
         ("Hence the area is $\\boxed{\\frac{1}{2}}$, as claimed.", r"\frac{1}{2}", r"\boxed{}"),
         (r"$\boxed{391}$", "391", None),
         (r"x \text{ or } y", r"x \text{ or } y", None),
-        ("a #### b", "a #### b", None),
+        ("She sold 48 + 24 = 72 clips. #### 72", "72", "####"),
+        (r"#### Step 1" "\n" r"So $\boxed{7}$.", "7", r"\boxed{}"),
     ],
 )
 def test_the_reference_of_a_whole_solution_is_what_its_mark_shows(
