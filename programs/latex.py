@@ -331,7 +331,6 @@ _RECURRING = re.compile(
     r"(\d*)\.(\d*?)(?:\\(?:overline|bar|overbar)\s*(?:\{(\d+)\}|(\d))|((?:\\dot\s*\{?\d\}?)\d*(?:\\dot\s*\{?\d\}?)?)|\((\d+)\))"
 )
 _LOG_BASE = re.compile(r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![a-zA-Z]))")
-_ONE_ARGUMENT_INDEX = re.compile(r"\\log\s*_\s*([a-zA-Z])")
 
 
 def as_latex(value: str) -> str:
