@@ -41,6 +41,7 @@ EXACT, EXACT_ON_GPU = ("sglang",), ("sglang", "flashinfer-python")
 """Packages of which no other version can be served with."""
 USED_BY: Mapping[str, str] = {
     "math-verify": "lim ask, proxy, eval and grade",
+    "latex2sympy2-extended": "lim ask, proxy, eval and grade",
     "datasets": "the benchmarks of lim eval",
     "scipy": "lim eval, compare and report",
     "matplotlib": "lim report and the plots of lim bench",
