@@ -1,4 +1,4 @@
-"""The HTML page, parsed: structure, figures, nothing from elsewhere; its template in a wheel. In a
+"""The HTML page, parsed: structure, figures, nothing from elsewhere. In a
 browser: no sideways scroll.
 """
 
@@ -6,9 +6,7 @@ import base64
 import re
 import shutil
 import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
@@ -17,7 +15,6 @@ from xml.etree.ElementTree import Element
 
 import pytest
 
-from lim_sglang.evals.matrix import MATRICES
 from lim_sglang.evals.metrics import Summary
 from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.evals.report_page import make_page
@@ -237,29 +234,3 @@ def test_one_run_alone_and_other_differences() -> None:
     )
     (note,) = (item for item in texts(page, "li") if "also differ" in item)
     assert note == "full and LessIsMore 256 also differ in dtype: 'auto' and 'fp8'."
-
-
-def test_a_wheel_has_all_that_a_page_and_a_matrix_need(tmp_path: Path) -> None:
-    """Templates and matrices are no Python files: `pyproject.toml` has to name them."""
-    tree, installed = tmp_path / "tree", tmp_path / "installed"
-    tree.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("lim_sglang", "kernels", "programs", "evals"):
-        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignored)
-    build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
-    built = subprocess.run([sys.executable, "-c", build], cwd=tree, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    with zipfile.ZipFile(tree / built.stdout.split()[-1]) as wheel:
-        wheel.extractall(installed)
-    program = (
-        "from lim_sglang.evals import report_page; assert 'installed' in report_page.__file__; "
-        "print(report_page.make_page([])[:15])"
-    )
-    command = [sys.executable, "-c", program]
-    made = subprocess.run(command, cwd=installed, capture_output=True, text=True)
-    assert made.stdout.strip() == "<!DOCTYPE html>", made.stderr
-    for path in MATRICES.glob("*.toml"):
-        inside = installed / "lim_sglang" / "evals" / "matrices" / path.name
-        assert inside.read_bytes() == path.read_bytes()
