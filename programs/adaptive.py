@@ -9,8 +9,7 @@ Also a script: `python programs/adaptive.py QUESTION --samples 40`.
 from collections.abc import Sequence
 from typing import Any
 
-import sglang as sgl
-
+from lim_sglang.frontend import sgl
 from lim_sglang.programs.sampler import SamplingRun, add_messages
 from lim_sglang.programs.stopping import PosteriorRule
 

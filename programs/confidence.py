@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import sglang as sgl
-
+from lim_sglang.frontend import sgl
 from lim_sglang.programs.sampler import SamplingRun, add_messages
 from lim_sglang.programs.schema import COMPLETED_STATES
 from lim_sglang.programs.stopping import (

@@ -7,8 +7,7 @@ arXiv 2203.11171. Also a script: `python programs/majority.py QUESTION --samples
 from collections.abc import Sequence
 from typing import Any
 
-import sglang as sgl
-
+from lim_sglang.frontend import sgl
 from lim_sglang.programs.sampler import SamplingRun, add_messages
 
 

@@ -8,8 +8,7 @@ Also a script: `python programs/short.py QUESTION --samples 8`.
 from collections.abc import Sequence
 from typing import Any
 
-import sglang as sgl
-
+from lim_sglang.frontend import sgl
 from lim_sglang.programs.sampler import SamplingRun, add_messages
 from lim_sglang.programs.stopping import FirstRule
 

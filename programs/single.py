@@ -6,8 +6,7 @@ Also a script: `python programs/single.py QUESTION`.
 from collections.abc import Sequence
 from typing import Any
 
-import sglang as sgl
-
+from lim_sglang.frontend import sgl
 from lim_sglang.programs.sampler import SamplingRun, add_messages
 
 
