@@ -55,7 +55,8 @@ def start_shown(title: str, log: Path | None, console: Console) -> Iterator[None
     else:
         _print(console, opening)
         with _repeated(
-            lambda: _print(console, f"  {_seconds(began_s)}: {newest_line(log)}"), LINE_INTERVAL_S
+            lambda: _print(console, f"  {_seconds(began_s)} {newest_line(log)}".rstrip()),
+            LINE_INTERVAL_S,
         ):
             yield
     _print(console, f"The server is ready after {_seconds(began_s)}")
