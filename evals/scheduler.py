@@ -14,7 +14,7 @@ from lim_sglang.errors import ServerError, bullets
 from lim_sglang.evals.grading import Grader
 from lim_sglang.evals.run_store import Failure, GradedSample, Key
 from lim_sglang.evals.tasks import Question
-from lim_sglang.programs.schema import Sample, SampleState
+from lim_sglang.programs.schema import COMPLETED_STATES, Sample, SampleState
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class _Attempt:
 
     def _grade(self, result: SampleResult, num_together: int) -> GradedSample:
         question, sample = self._job.question, result.sample
-        if sample.answer is not None:
+        if sample.state in COMPLETED_STATES:
             # The sampler knows no kind of answer.
             sample = replace(sample, answer=self._grader.extract(sample.text))
         return GradedSample(

@@ -325,11 +325,13 @@ def _difference_cell(row: Row) -> str:
 
 
 def _p_cell(row: Row) -> str:
-    return p_value(row.against_full.mcnemar.p) if row.against_full else NONE
+    if not row.against_full or row.against_full.reads_everything:
+        return NONE
+    return p_value(row.against_full.mcnemar.p)
 
 
 def _ratio_cell(row: Row) -> str:
-    if not row.against_full:
+    if not row.against_full or row.against_full.reads_everything:
         return NONE
     votes = ", a question" if row.against_full.stops_by_itself else ""
     return f"{ratio(row.against_full.headline_ratio)}{votes}"

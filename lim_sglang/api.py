@@ -83,7 +83,7 @@ def ask(
     """
     from rich.console import Console
 
-    from lim_sglang.programs.program import find_program, refuse_failures, run_program
+    from lim_sglang.programs.program import Program, find_program, refuse_failures, run_program
     from lim_sglang.programs.schema import (
         DEFAULT_URL,
         Access,
@@ -94,15 +94,18 @@ def ask(
     )
     from lim_sglang.programs.sglang_backend import connect
 
+    _check_texts(question=question)
     if not question.strip():
         raise ConfigError("the question is empty: write one")
     chosen = find_program(program) if isinstance(program, str) else program
+    if not isinstance(chosen, Program):
+        raise ConfigError(f"program: expected a name or a Program, got {program!r:.100}")
     chosen.check(options or {})
     check_thinking_budget(thinking_budget, max_tokens)
     most = chosen.samples if samples is None else samples
     for name, value in (("samples", most), ("max_tokens", max_tokens)):
-        if value < 1:
-            raise ConfigError(f"{name}: expected at least 1, got {value}")
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r:.100}")
     access = Access(
         url or os.environ.get(URL_VAR) or DEFAULT_URL,
         api_key=api_key or os.environ.get(API_KEY_VAR),
@@ -147,13 +150,15 @@ def grade(reply: str, answer: str, kind: Kind = "expression") -> bool:
     The first comparison of expressions starts a process with math-verify, for a second or two.
 
     Args:
-        reply: the text of a model, or only its answer.
+        reply: the text of a model; a bare answer counts as a number, a letter, or a formula in `$`.
         answer: the right answer.
 
     Raises:
-        LimError: there is no such kind, or math-verify does not start.
+        LimError: there is no such kind, a text is none, or math-verify does not start.
     """
-    return _grader(kind).correct(answer, extract_answer(reply, kind))
+    grader = _grader(kind)
+    _check_texts(reply=reply, answer=answer)
+    return grader.correct(answer, grader.extract(reply))
 
 
 def extract_answer(reply: str, kind: Kind = "expression") -> str | None:
@@ -163,13 +168,14 @@ def extract_answer(reply: str, kind: Kind = "expression") -> str | None:
     its capital letter.
 
     Raises:
-        LimError: there is no such kind.
+        LimError: there is no such kind, or the reply is no text.
     """
-    from lim_sglang.evals.grading import PARSERS, AnswerKind
     from lim_sglang.programs import answers
 
-    found = answers.extract_answer(reply)
-    parse = PARSERS.get(AnswerKind(_known(kind)))
+    answer_kind = answers.AnswerKind(_known(kind))
+    _check_texts(reply=reply)
+    found = answers.extract_answer(reply, answer_kind)
+    parse = answers.PARSERS.get(answer_kind)
     if found is None or parse is None:
         return found
     value = parse(found)
@@ -177,9 +183,16 @@ def extract_answer(reply: str, kind: Kind = "expression") -> str | None:
 
 
 def _grader(kind: str) -> "Grader":
-    from lim_sglang.evals.grading import AnswerKind, Grader
+    from lim_sglang.evals.grading import Grader
+    from lim_sglang.programs.answers import AnswerKind
 
     return Grader(AnswerKind(_known(kind)), _checker(os.getpid()))
+
+
+def _check_texts(**texts: object) -> None:
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{name}: expected a text, got {value!r:.100}")
 
 
 def _known(kind: str) -> str:

@@ -9,14 +9,12 @@ import importlib
 import importlib.util
 import json
 import logging
-import multiprocessing
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from functools import partial
 from inspect import signature, unwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +87,7 @@ class Target(StrEnum):
     COMPILE_GRAMMAR = (
         "sglang.srt.constrained.base_grammar_backend.BaseGrammarBackend._init_value_dispatch"
     )
+    MATCH_STOPS = "sglang.srt.managers.schedule_batch.Req._check_str_based_finish"
     SCALE_PENALTIES = "sglang.srt.sampling.penaltylib.repetition_penalty.apply_scaling_penalties"
     LLGUIDANCE_MASK = "sglang.srt.constrained.llguidance_backend.GuidanceGrammar.fill_vocab_mask"
     XGRAMMAR_MASK = "sglang.srt.constrained.xgrammar_backend.XGrammarGrammar.fill_vocab_mask"
@@ -119,6 +118,7 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
         *("server_args", "tokenizer", "vocab_size", "eos_token_ids", "think_end_id"),
     ),
     Target.COMPILE_GRAMMAR: ("self", "key", "require_reasoning"),
+    Target.MATCH_STOPS: ("self", "new_accepted_len"),
     Target.SCALE_PENALTIES: ("logits", "scaling_penalties"),
     Target.LLGUIDANCE_MASK: ("self", "vocab_mask", "idx"),
     Target.XGRAMMAR_MASK: ("self", "vocab_mask", "idx"),
@@ -162,7 +162,7 @@ WRAPPER_BUFFERS = (
 """Private buffers of FlashInfer's wrapper that we read."""
 
 CPU_GRAMMARS = "llguidance"
-"""The grammar backend that masks logits on a CPU."""
+"""The grammar backend that masks logits on a CPU, and that reads the character NUL."""
 
 
 def check_version() -> None:
@@ -174,13 +174,13 @@ def check_version() -> None:
 
 def check_signatures() -> None:
     """Refuse an SGLang whose hooked functions take other parameters than expected."""
-    absent = set(GRAMMAR_MASKS) - set(_grammar_masks())
+    absent = set(GRAMMAR_MASKS) - set(grammar_masks())
     wrong = wrong_signatures({path: HOOKED[path] for path in HOOKED if path not in absent})
     if wrong:
         raise ServerError(wrong[0])
 
 
-def _grammar_masks() -> list[Target]:
+def grammar_masks() -> list[Target]:
     """Return the functions of the grammar backends that are installed."""
     return [path for path, package in GRAMMAR_MASKS.items() if importlib.util.find_spec(package)]
 
@@ -209,7 +209,7 @@ def wrong_signatures(expected: Mapping[str, tuple[str, ...]]) -> list[str]:
     reasons: list[str] = []
     for path, parameters in expected.items():
         try:
-            found = tuple(signature(_resolve(path)).parameters)
+            found = tuple(signature(resolve(path)).parameters)
         except (ImportError, RuntimeError) as error:  # FlashInfer's own check of its parts
             return [*reasons, f"{path} does not load ({error}): {_not_as_published(path)}"]
         if found != parameters:
@@ -225,7 +225,7 @@ def missing_attributes(path: str, names: Sequence[str]) -> list[str]:
     Args:
         path: the dotted path of the class.
     """
-    code = unwrap(_resolve(f"{path}.__init__")).__code__
+    code = unwrap(resolve(f"{path}.__init__")).__code__
     found = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR"}
     missing = [name for name in names if name not in found]
     return [f"{path} has no {', '.join(missing)}: {_not_as_published(path)}"] if missing else []
@@ -237,7 +237,7 @@ def _not_as_published(path: str) -> str:
     return f"this {package} is not {expected} as published, install it again"
 
 
-def _resolve(path: str) -> Callable[..., Any]:
+def resolve(path: str) -> Callable[..., Any]:
     """Import the object that a dotted path names."""
     module_name, *attributes = path.split(".")
     found: Any = importlib.import_module(module_name)
@@ -450,167 +450,3 @@ def hook_around(target: Target, function: Callable[..., Any]) -> None:
 def _register(target: Target, function: Callable[..., Any], kind: str) -> None:
     registry = importlib.import_module("sglang.srt.plugins.hook_registry")
     registry.HookRegistry.register(target.value, function, registry.HookType[kind])
-
-
-def name_shared_memory(name: str) -> None:
-    """Let this process's semaphores and SGLang's load snapshot in `/dev/shm` bear a name.
-
-    Neither is removed when its process is killed, and SGLang 0.5.16 never removes the snapshot.
-    """
-    # Where multiprocessing looks the prefix up; its spawned processes inherit the prefix.
-    multiprocessing.current_process()._config["semprefix"] = f"/{name}"  # type: ignore[attr-defined]
-    hook_after(Target.LOADS_FILE, lambda path, _: path.replace("/sglang_loads", f"/{name}-loads"))
-
-
-def mend_sglang(backend: str) -> None:
-    """Hook the functions of SGLang 0.5.16 that have a defect which our users would meet.
-
-    Args:
-        backend: the name of our attention backend.
-    """
-
-    def supports_triton(original: Callable[[str], bool], name: str) -> bool:
-        """Keep SGLang from running Triton kernels for our backend on a CPU."""
-        return original(name) and not (name == backend and serves_on_cpu())
-
-    hook_around(Target.SUPPORT_TRITON, supports_triton)
-    hook_around(Target.HANDLE_BATCH, handle_batch_without_leak)
-    hook_around(Target.CHUNK_LOGPROBS, tokens_with_own_candidates)
-    hook_around(Target.SCALE_PENALTIES, penalties_without_compiler)
-    hook_after(Target.INIT_TOKENIZER, bound_tokenizer)
-    hook_before(Target.POST_INIT, use_grammars_of_cpu)
-    hook_around(Target.CREATE_GRAMMARS, grammars_or_none)
-    hook_around(Target.COMPILE_GRAMMAR, grammar_that_can_begin)
-    for mask in _grammar_masks():
-        hook_around(mask, fill_mask_or_allow_all)
-
-
-async def handle_batch_without_leak(
-    original: Callable[..., AsyncIterator[Any]], manager: Any, obj: Any, request: Any = None
-) -> AsyncIterator[Any]:
-    """Run SGLang's batch handler, then drop the request states that it forgets.
-
-    For a request of n > 1 samples SGLang 0.5.16 registers n states a prompt and drops one; the
-    others never reach the scheduler, and SGLang's shutdown waits for them forever.
-    """
-    try:
-        async for output in original(manager, obj, request):
-            yield output
-    finally:
-        if getattr(obj, "parallel_sample_num", 1) > 1:
-            manager._discard_pending_req_states(obj)
-
-
-def tokens_with_own_candidates(
-    original: Callable[..., list[Any]], chat: Any, logprobs: Any, use_token_index: bool = False
-) -> list[Any]:
-    """Run SGLang's reader of logprobs so that each token gets its own candidates.
-
-    SGLang 0.5.16 indexes candidates by token in whole answers only. In a stream all tokens of a
-    chunk get the candidates of the chunk's first token, although both lists are in step.
-    """
-    return original(chat, logprobs, use_token_index=True)
-
-
-def penalties_without_compiler(original: Callable[..., None], *arguments: Any) -> None:
-    """Scale logits by repetition penalties; on a CPU without `torch.compile`.
-
-    Otherwise the first request with a penalty would stop all others for the half minute that a C++
-    compiler takes, or end the server where there is none.
-    """
-    (unwrap(original) if serves_on_cpu() else original)(*arguments)
-
-
-def bound_tokenizer(_result: None, manager: Any) -> None:
-    """Give a tokenizer that knows no length the model's.
-
-    Hugging Face's length is then 10**30, which no JSON of SGLang's can hold: `/tokenize` answers
-    500 to everything.
-    """
-    tokenizer = manager.tokenizer
-    if tokenizer is not None and getattr(tokenizer, "model_max_length", 0) > sys.maxsize:
-        tokenizer.model_max_length = manager.context_len
-
-
-def use_grammars_of_cpu(server_args: Any) -> None:
-    """Choose the grammar backend of a server on a CPU, where nobody has chosen one.
-
-    SGLang's default, xgrammar, has no kernel for a CPU: the first request with a grammar would end
-    the server.
-    """
-    if serves_on_cpu() and server_args.grammar_backend is None:
-        server_args.grammar_backend = CPU_GRAMMARS
-
-
-def grammars_or_none(
-    original: Callable[..., Any], server_args: Any, tokenizer: Any, *rest: Any, **words: Any
-) -> Any:
-    """Run SGLang's maker of grammar backends; serve without one if llguidance refuses a tokenizer.
-
-    SGLang does the same for xgrammar. Requests with a grammar then get a status of 400.
-    """
-    try:
-        return original(server_args, tokenizer, *rest, **words)
-    except ValueError as error:
-        if server_args.grammar_backend != CPU_GRAMMARS:
-            raise
-        _log.warning("no grammars: %s cannot read the tokenizer (%s)", CPU_GRAMMARS, error)
-        return None
-
-
-def grammar_that_can_begin(
-    original: Callable[..., Any], backend: Any, key: tuple[str, str], require_reasoning: bool
-) -> Any:
-    """Compile a grammar, and refuse one that allows no first token.
-
-    SGLang 0.5.16 takes any grammar that compiles. For a recursion without end, llguidance raises
-    in the scheduler when the first mask is asked for; xgrammar allows no token, and sampling from
-    nothing ends the process.
-    """
-    grammar = original(backend, key, require_reasoning)
-    vocab_size = _vocab_size(grammar)
-    if vocab_size is None:
-        return grammar
-    mask = grammar.allocate_vocab_mask(vocab_size=vocab_size, batch_size=1, device="cpu")
-    first = grammar.copy()
-    first.fill_vocab_mask(mask, 0)
-    if not first.lim_stuck:
-        return grammar
-    path = "sglang.srt.constrained.base_grammar_backend.InvalidGrammarObject"
-    return _resolve(path)(first.lim_stuck)
-
-
-def fill_mask_or_allow_all(
-    original: Callable[..., None], grammar: Any, vocab_mask: Any, idx: int
-) -> None:
-    """Fill a request's row of the mask; allow every token if its grammar allows none.
-
-    The next token is then not the grammar's, for which SGLang aborts the request; without a token
-    to sample, the error would end the scheduler. `lim_stuck` of the grammar says why.
-    """
-    fill = partial(original, grammar, vocab_mask, idx)
-    grammar.lim_stuck = _why_stuck(fill, vocab_mask[idx], _vocab_size(grammar) or 0)
-    if grammar.lim_stuck:
-        _log.error("a grammar cannot go on: %s", grammar.lim_stuck)
-        vocab_mask[idx].fill_(-1)
-
-
-def _vocab_size(grammar: Any) -> int | None:
-    """Return the tokens of a grammar that masks by bits, None for any other."""
-    tokenizer = getattr(grammar, "llguidance_tokenizer", grammar)
-    return getattr(tokenizer, "vocab_size", None)
-
-
-def _why_stuck(fill: Callable[[], None], bits: Any, vocab_size: int) -> str | None:
-    """Fill one row of a mask; return why no token is allowed, None if there is one.
-
-    Args:
-        bits: int32 words of 32 tokens each.
-    """
-    try:
-        fill()
-    except ValueError as error:
-        return str(error).partition("\n")[0]
-    whole, rest = divmod(vocab_size, 32)
-    is_allowed = bool(bits[:whole].any()) or (rest and bool(bits[whole] & ((1 << rest) - 1)))
-    return None if is_allowed else "the grammar allows no token"

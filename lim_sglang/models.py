@@ -153,7 +153,8 @@ def _ask_hub(model: str, revision: str | None) -> str | None:
         return "it cannot be a hub id: check the name"
     except OfflineModeIsEnabled:
         return f"it is not in the cache while HF_HUB_OFFLINE keeps the hub away: {_INSTEAD}"
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:
+        # The last two: a proxy or HF_ENDPOINT that httpx cannot use.
         return f"the hub cannot be reached ({error}): {_INSTEAD}"
     return None
 

@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from lim_sglang import compat
+from lim_sglang import compat, mends
 from lim_sglang.compat import Target, serves_on_cpu
 from lim_sglang.config import CONFIG_VAR, NAME_KEY, SERVER_VAR, resolve_settings
 from lim_sglang.errors import ConfigError, RefusedError, ServerError, errors_in_words
@@ -45,7 +45,7 @@ def register() -> None:
     compat.check_version()
     compat.check_signatures()
     if SERVER_VAR in os.environ:
-        compat.name_shared_memory(os.environ[SERVER_VAR])
+        mends.name_shared_memory(os.environ[SERVER_VAR])
     compat.register_backend(BACKEND, create_backend)
     compat.hook_after(Target.ADD_CLI_ARGS, _add_flags)
     compat.hook_around(Target.FROM_CLI_ARGS, _read_flags)
@@ -59,7 +59,7 @@ def register() -> None:
     compat.hook_before(Target.DETOKENIZE_REQUEST, check_detokenized)
     for reading in (Target.CHAT_MESSAGES, Target.CHAT_REQUEST, Target.COMPLETION_REQUEST):
         compat.hook_around(reading, checked_conversion)
-    compat.mend_sglang(BACKEND)
+    mends.mend_sglang(BACKEND)
 
 
 def _end_if_orphaned() -> None:

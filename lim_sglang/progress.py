@@ -19,7 +19,14 @@ def plain_console(*, stderr: bool = False) -> Console:
 
 def print_plain(console: Console, text: str) -> None:
     """Print a text as it is on any console, each of its lines in one piece."""
-    console.print(Text(text), soft_wrap=True)
+    console.print(Text(printable(text)), highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Return a text without the characters that could command a terminal."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,6 @@ the values that are served.
 
 import json
 import re
-import re._parser as regex_parser  # type: ignore[import-not-found]
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from lim_sglang.compat import CPU_GRAMMARS
 from lim_sglang.errors import reasons_that_hold
 
 MAX_SAMPLES = 4096
@@ -28,8 +28,8 @@ MAX_BODY_BYTES = 256 << 20
 """Bytes of a request body."""
 MAX_BIAS = 1e9
 """Size of a logit bias: divided by the lowest temperature, its sum with a logit stays finite."""
-MAX_SCHEMA_NUMBER = 2**53
-"""Size of a number in a JSON schema; llguidance 1.9 crashes at one of -2**63 + 1 or less."""
+SCHEMA_INTEGERS = range(-(2**63) + 2, 2**64)
+"""Whole numbers in a JSON schema; llguidance 1.9 crashes at a constant just below them."""
 ALL_TOKENS = 1 << 30
 """SGLang's value of `top_k` for the whole vocabulary, which a request writes as -1."""
 MAX_INT32, MAX_INT64, MAX_FLOAT32 = 2**31 - 1, 2**63 - 1, 3.4e38
@@ -67,6 +67,10 @@ UNTYPED_FIELDS = (
 """Fields of a tokenized request that are checked elsewhere, or come from SGLang itself."""
 
 
+MEDIA = ("image_data", "video_data", "audio_data")
+"""Fields of which an empty list means none."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Properties of a server that bound its requests."""
@@ -74,15 +78,21 @@ class Limits:
     vocab_size: int
     context: int
     """Tokens of the longest request, prompt and answer."""
+    hidden_size: int
+    """Numbers of one token's embedding."""
+    grammar_backend: str
+    """The compiler of grammars, as SGLang calls it."""
     reads_media: bool
     """True if the model takes images, videos or sound."""
 
 
 def reason_against_body(body: bytes) -> str | None:
     """Return why a JSON body cannot be served, None if it can or is no JSON at all."""
+    if b"\0" in body or not _is_utf8(body):
+        return "the body is not in UTF-8, which JSON is sent in"
     if is_nested_too_deeply(body):
         return f"the body is nested more than {MAX_NESTING} levels deep"
-    if _SURROGATE_ESCAPE.search(body) and _has_half_pair(body):
+    if _HALF_PAIR.search(body) and _has_half_pair(body):
         return (
             "the body has half of a surrogate pair, such as \\ud83d alone, which is no character: "
             "send both halves, or the character in UTF-8"
@@ -90,8 +100,18 @@ def reason_against_body(body: bytes) -> str | None:
     return None
 
 
-_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
-_STRINGS_AND_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALF_PAIR = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
+"""Half of a surrogate pair, unless the backslash before it is itself escaped."""
+_STRINGS_AND_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
+
+
+def _is_utf8(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def is_nested_too_deeply(text: bytes) -> bool:
@@ -166,7 +186,7 @@ def _reasons_against_lists(request: Any) -> list[str]:
     return [
         f"{name} has {len(values)} values for {number} prompts"
         for name, values in lists.items()
-        if isinstance(values, list) and len(values) != number
+        if isinstance(values, list) and len(values) != number and (values or name not in MEDIA)
     ]
 
 
@@ -230,7 +250,9 @@ def type_faults(struct: msgspec.Struct, prefix: str = "") -> list[str]:
 
 def _reasons_against_prompt(request: Any, limits: Limits) -> list[str]:
     ids = request.input_ids
-    if request.mm_inputs is not None or request.input_embeds is not None or ids is None:
+    if request.input_embeds is not None:
+        return _reasons_against_embeds(request.input_embeds, limits.hidden_size)
+    if request.mm_inputs is not None or ids is None:
         return []
     if not len(ids):
         return ["the prompt has no tokens"]
@@ -246,13 +268,25 @@ def _reasons_against_prompt(request: Any, limits: Limits) -> list[str]:
     )
 
 
+def _reasons_against_embeds(embeds: Sequence[Sequence[float]], hidden_size: int) -> list[str]:
+    if not embeds or any(len(row) != hidden_size for row in embeds):
+        return [f"input_embeds: expected {hidden_size} numbers for each token of the prompt"]
+    return reasons_that_hold(
+        (
+            not bool((np.abs(np.asarray(embeds)) <= MAX_FLOAT32).all()),
+            f"input_embeds: expected numbers of up to {MAX_FLOAT32}",
+        )
+    )
+
+
 def _reasons_against_logprobs(request: Any, limits: Limits) -> list[str]:
     asked, start = request.top_logprobs_num, request.logprob_start_len
     ids = request.token_ids_logprob or ()
-    new = request.sampling_params.max_new_tokens
-    length = len(request.input_ids or ())
+    new, samples = request.sampling_params.max_new_tokens, request.sampling_params.n
+    length = len(request.input_embeds or request.input_ids or ())
     from_prompt = length - start if start >= 0 else 0
-    tokens = from_prompt + (limits.context if new is None else new)
+    left = max(limits.context - length, 0)
+    tokens = samples * (from_prompt + (left if new is None else min(new, left)))
     total = tokens * max(asked, len(ids))
     return reasons_that_hold(
         (
@@ -299,7 +333,7 @@ def reasons_against_sampling(sampling: Any, limits: Limits) -> list[str]:
         *reasons_against_ids("stop_token_ids", sampling.stop_token_ids or (), limits.vocab_size),
         *_reasons_against_bias(sampling.logit_bias or {}, limits),
         *_reasons_against_stop_patterns(sampling.stop_regex_strs or ()),
-        *reasons_against_grammars(sampling),
+        *_reasons_against_grammars(sampling, limits),
     ]
 
 
@@ -324,40 +358,17 @@ def _reasons_against_mask(request: Any, limits: Limits) -> list[str]:
 
 
 def _reasons_against_stop_patterns(patterns: Sequence[str]) -> list[str]:
-    return [
-        f"stop_regex {pattern!r} repeats a part that can itself match in several ways, which takes "
-        "exponential time: rewrite it without a repeat inside a repeat"
-        for pattern in patterns
-        if _backtracks(regex_parser.parse(pattern))
-    ]
+    """List the patterns that Python's `re` does not compile, as the scheduler will."""
+    reasons = []
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            reasons.append(f"stop_regex {_shown(pattern)} is no regular expression: {error}")
+    return reasons
 
 
-_REPEATS = (regex_parser.MAX_REPEAT, regex_parser.MIN_REPEAT)
-
-
-def _backtracks(pattern: Any, *, repeated: bool = False) -> bool:
-    """Return True if an unbounded repeat holds another repeat of no fixed count, or a branch."""
-    for operator, value in pattern:
-        is_repeat = operator in _REPEATS
-        is_variable = is_repeat and value[0] != value[1]
-        if repeated and (is_variable or operator == regex_parser.BRANCH):
-            return True
-        inside = repeated or (is_repeat and value[1] == regex_parser.MAXREPEAT)
-        if any(_backtracks(each, repeated=inside) for each in _parts(value)):
-            return True
-    return False
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    """Yield the patterns inside the value of a parsed operator."""
-    if isinstance(value, regex_parser.SubPattern):
-        yield value
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _parts(each)
-
-
-def reasons_against_grammars(sampling: Any) -> list[str]:
+def _reasons_against_grammars(sampling: Any, limits: Limits) -> list[str]:
     """List the grammars that no compiler survives, and those that no finite text matches.
 
     A grammar that does not compile is not listed: SGLang's grammar backend says why.
@@ -367,20 +378,20 @@ def reasons_against_grammars(sampling: Any) -> list[str]:
     return [
         f"{name} {reason}"
         for name, text in given.items()
-        if (reason := _reason_against_grammar(name, text))
+        if (reason := _reason_against_grammar(name, text, limits))
     ]
 
 
-def _reason_against_grammar(name: str, text: str) -> str | None:
+def _reason_against_grammar(name: str, text: str, limits: Limits) -> str | None:
     is_json = name in ("json_schema", "structural_tag")
     if is_json and is_nested_too_deeply(text.encode()):
         return f"is nested more than {MAX_NESTING} levels deep"
-    if "\0" in text or (is_json and "\\u0000" in text):
-        return "has a character NUL, which no token can match"
     value = _read_json(text) if is_json else None
-    numbers = [n for each in _objects(value) for key in _BOUNDS for n in _numbers(each.get(key))]
-    if any(abs(number) > MAX_SCHEMA_NUMBER for number in numbers):
-        return f"has a number beyond {MAX_SCHEMA_NUMBER}: JSON's integers are exact up to there"
+    if limits.grammar_backend != CPU_GRAMMARS and ("\0" in text or "\\u0000" in text):
+        return f"has a character NUL, at which {limits.grammar_backend} would crash: leave it out"
+    numbers = [n for each in _objects(value) for key in _BOUNDS for n in _integers(each.get(key))]
+    if wrong := [number for number in numbers if number not in SCHEMA_INTEGERS]:
+        return f"has the number {_shown(wrong[0])}: whole numbers of 64 bits are served"
     tagged = [each[key] for each in _objects(value) for key in _SCHEMA_KEYS if key in each]
     if any(map(recurs_without_end, [value] if name == "json_schema" else tagged)):
         return (
@@ -418,9 +429,9 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
             pending += each
 
 
-def _numbers(value: Any) -> list[float]:
+def _integers(value: Any) -> list[int]:
     values = value if isinstance(value, list) else [value]
-    return [each for each in values if isinstance(each, int | float)]
+    return [each for each in values if isinstance(each, int)]
 
 
 def recurs_without_end(schema: Any) -> bool:
@@ -487,7 +498,7 @@ def _listed(node: dict[str, Any], key: str) -> list[Any]:
 
 def _target(reference: str, root: dict[str, Any]) -> Any:
     """Return the schema that a reference inside the same document names, None for any other."""
-    if not reference.startswith("#"):
+    if reference != "#" and not reference.startswith("#/"):  # elsewhere, or an anchor
         return None
     found: Any = root
     for step in reference.removeprefix("#").split("/")[1:]:

@@ -6,6 +6,7 @@ will get it. What the checks are is in `request_checks.py`; a refusal is a statu
 OpenAI's error object on every route.
 """
 
+import asyncio
 import json
 import logging
 import re
@@ -31,12 +32,14 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Mapping[str, Any], Receive, Send], Awaitable[None]]
 
 BAD_REQUEST, TOO_LARGE = 400, 413
+LONG_BODY = 1 << 20
+"""Bytes of a body that takes milliseconds to check."""
 ANTHROPIC_ROUTES = "/v1/messages"
 """Routes whose errors have Anthropic's shape."""
 OPENAI_ROUTES = ("/v1/", "/invocations")
 SERVER_ERRORS = ("api_error", "server_error", "InternalServerError")
 """Types of errors that are no fault of the request."""
-PARSERS = ("/separate_reasoning", "/parse_function_call")
+READING_ROUTES = ("/separate_reasoning", "/parse_function_call")
 """Routes that read a text and do nothing else."""
 READING = "solve_dependencies"
 """The function of FastAPI that makes a route's arguments from a request."""
@@ -89,7 +92,13 @@ def check_tokenized(tokenized: Any, manager: Any, obj: Any, *_: Any, **__: Any) 
     if not hasattr(tokenized, "top_logprobs_num"):  # embeddings, which SGLang refuses itself
         return
     model = manager.model_config
-    limits = Limits(model.vocab_size, manager.context_len, manager.mm_processor is not None)
+    limits = Limits(
+        model.vocab_size,
+        manager.context_len,
+        model.hidden_size,
+        manager.server_args.grammar_backend,
+        reads_media=manager.mm_processor is not None,
+    )
     reasons = reasons_against_request(tokenized, limits)
     if obj.contains_mm_input() and not limits.reads_media:
         reasons.append("the model reads text only: leave images, videos and sound out")
@@ -145,14 +154,16 @@ class RequestDoor:
             if body is None:
                 await answer.refuse(TOO_LARGE, f"the body is over {MAX_BODY_BYTES} bytes")
                 return
-            if reason := reason_against_body(body):
+            # In a thread where reading takes long, since nothing else is served meanwhile.
+            checks = asyncio.to_thread(reason_against_body, body) if len(body) > LONG_BODY else None
+            if reason := await checks if checks else reason_against_body(body):
                 await answer.refuse(BAD_REQUEST, reason)
                 return
             receive = _replay(messages, receive)
         try:
             await self._app(scope, receive, answer.send)
         except (ValueError, *UNREADABLE) as error:
-            is_unreadable = scope["path"] in PARSERS or _came_from_reading(error)
+            is_unreadable = scope["path"] in READING_ROUTES or _came_from_reading(error)
             if answer.has_begun or not is_unreadable:
                 raise
             await answer.refuse(BAD_REQUEST, str(_as_bad_request(error)))

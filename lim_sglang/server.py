@@ -179,10 +179,9 @@ def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> S
     if reasons:
         raise RefusedError(reasons)
     revision = _read_option(spec.sglang_options, "--revision")
-    model = check_model(spec.model, revision) if spec.model else None
     on_cpu = not has_gpu() or _read_option(spec.sglang_options, "--device") == "cpu"
     return ServerOptions(
-        model=model or default_model(on_cpu=on_cpu),
+        model=check_model(spec.model or default_model(on_cpu=on_cpu), revision),
         host=host,
         port=port,
         api_key=spec.api_key,

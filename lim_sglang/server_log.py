@@ -5,7 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lim_sglang.models import cache_folder
+from lim_sglang.progress import print_plain
 
 POLL_S = 1.0
 """Pause between two looks at the log of a server that starts."""
@@ -42,7 +43,7 @@ def start_shown(title: str, log: Path | None, console: Console) -> Iterator[None
     opening = f"Starting a server: {title}" + (f" (log: {log})" if log else "")
     began_s = time.monotonic()
     if log is None:
-        _print(console, opening)
+        print_plain(console, opening)
         yield
     elif console.is_terminal:
         with (
@@ -53,17 +54,13 @@ def start_shown(title: str, log: Path | None, console: Console) -> Iterator[None
         ):
             yield
     else:
-        _print(console, opening)
+        print_plain(console, opening)
         with _repeated(
-            lambda: _print(console, f"  {_seconds(began_s)} {newest_line(log)}".rstrip()),
+            lambda: print_plain(console, f"  {_seconds(began_s)} {newest_line(log)}".rstrip()),
             LINE_INTERVAL_S,
         ):
             yield
-    _print(console, f"The server is ready after {_seconds(began_s)}")
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    print_plain(console, f"The server is ready after {_seconds(began_s)}")
 
 
 def _seconds(began_s: float) -> str:
@@ -145,9 +142,10 @@ def keep_log(log: Path) -> Path:
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(log, kept)
+    except OSError:
+        return log
+    with suppress(OSError):
         by_age = sorted(kept.parent.iterdir(), key=lambda path: path.stat().st_mtime)
         for old in by_age[:-NUM_KEPT_LOGS]:
             old.unlink()
-    except OSError:
-        return log
     return kept

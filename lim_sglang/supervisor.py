@@ -66,19 +66,19 @@ class ServerFolder:
         Raises:
             DataError: no folder can be made.
         """
-        base = _base()
-        remove_stale_folders(base)
-        while True:
-            try:
+        try:
+            base = _base()
+            remove_stale_folders(base)
+            while True:
                 path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-            except OSError as error:
-                raise DataError(
-                    f"a server's temporary files cannot be kept in {base} ({error.strerror}): "
-                    "let TMPDIR name a folder that can be written"
-                ) from None
-            lock = _locked(path)
-            if lock is not None:  # else another server's start took it for a dead server's
-                return cls(path, lock)
+                lock = _locked(path)
+                if lock is not None:  # else another server's start took it for a dead server's
+                    return cls(path, lock)
+        except OSError as error:
+            raise DataError(
+                f"a server's temporary files cannot be kept ({error}): let TMPDIR name a folder of "
+                "a local disk that can be written"
+            ) from None
 
     @property
     def log(self) -> Path:
@@ -100,17 +100,26 @@ def _base() -> Path:
 
 
 def _locked(folder: Path) -> int | None:
-    """Lock a folder and return the descriptor; None if another process has it, or it is gone."""
+    """Lock a folder and return the descriptor; None if another process has it, or it is gone.
+
+    Raises:
+        OSError: the folder cannot be locked; one that is empty is removed.
+    """
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
+    except FileNotFoundError:
         return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(lock), os.stat(folder)):
             return lock
-    except OSError:
+    except (BlockingIOError, FileNotFoundError):
         pass
+    except OSError:
+        os.close(lock)
+        with suppress(OSError):
+            folder.rmdir()
+        raise
     os.close(lock)
     return None
 

@@ -74,7 +74,7 @@ from lim_sglang.programs.schema import (
 )
 from lim_sglang.programs.sglang_backend import connect
 from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
-from lim_sglang.progress import LINE_INTERVAL_S, duration
+from lim_sglang.progress import LINE_INTERVAL_S, duration, print_plain, printable
 
 if TYPE_CHECKING:
     from lim_sglang.programs.backend import InFlightSample
@@ -198,7 +198,7 @@ def ask(
                     on_begin=display.begin,
                 )
     except KeyboardInterrupt:
-        print_text(console, display.interrupted_line())
+        print_plain(console, display.interrupted_line())
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         record = ask_record(text, chosen, options, request, outcome)
@@ -206,7 +206,7 @@ def ask(
     refuse_failures(outcome)
     chains = shown_chains(outcome, show) if not as_json else ()
     for text in (*chains, *reasons_without_vote(outcome, chosen, max_tokens)):
-        print_text(console, text)
+        print_plain(console, text)
     if not as_json:
         typer.echo(printable(result_line(outcome)))
     if outcome.vote.winner is None:
@@ -219,7 +219,7 @@ def read_question(given: str | None) -> str:
     Raises:
         typer.BadParameter: there is none, or its file cannot be read.
     """
-    if given is None and (sys.stdin is None or sys.stdin.isatty()):
+    if given in (None, "-") and (sys.stdin is None or (given is None and sys.stdin.isatty())):
         raise _no_question("none is given: write one, - for standard input, or @FILE")
     try:
         if given is None or given == "-":
@@ -295,7 +295,7 @@ class VoteDisplay:
         else:
             plural = "s" * (self._total > 1)
             limit = f"at most {self._total} sample{plural}, {self._max_tokens:,} tokens each"
-            print_text(self._console, f"asking: {limit}")
+            print_plain(self._console, f"asking: {limit}")
             threading.Thread(target=self._print_now_and_then, daemon=True).start()
         return self
 
@@ -318,7 +318,7 @@ class VoteDisplay:
         line = f"{len(self.samples)}/{self._total}  {sample_line(sample)}"
         if not self._console.is_terminal:
             line += f"  |  {vote_line(self.tally)}"
-        print_text(self._console, line)
+        print_plain(self._console, line)
 
     def interrupted_line(self) -> str:
         """Return the votes so far in a line, for a run that Ctrl-C has ended."""
@@ -341,7 +341,7 @@ class VoteDisplay:
 
     def _print_now_and_then(self) -> None:
         while not self._ended.wait(LINE_INTERVAL_S):
-            print_text(self._console, f"{len(self.samples)}/{self._total}  {self.waiting_line()}")
+            print_plain(self._console, f"{len(self.samples)}/{self._total}  {self.waiting_line()}")
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = [vote_table(self.tally)] if self.samples else []
@@ -366,18 +366,6 @@ def tokens_left(
     expected = fmean(lengths) if lengths else max_tokens
     return num_left * expected + sum(
         max(expected - length, min(expected, max_tokens - length) / 2) for length in in_flight
-    )
-
-
-def print_text(console: Console, text: str) -> None:
-    """Print a text of any content as it is: an answer may hold rich's markup."""
-    console.print(Text(printable(text)), highlight=False, soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """Return a text without the characters that could command a terminal."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
     )
 
 

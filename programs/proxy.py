@@ -144,9 +144,13 @@ class Proxy:
     async def model(self, request: Request) -> Response:
         """Describe a vote, or a model of the server, by its id."""
         name = request.path_params["id"]
-        for card in await self.upstream.cards(request):
-            if card["id"] == name:
-                return _json_response(card)
+        lost = None
+        try:
+            for card in await self.upstream.cards(request):
+                if card["id"] == name:
+                    return _json_response(card)
+        except httpx.RequestError as error:  # a vote can be described all the same
+            lost = error
         if query := request.url.query:  # options whose ? the client did not encode
             name = f"{name}?{unquote(query)}"
         try:
@@ -156,6 +160,8 @@ class Proxy:
                 return _json_response(_program_card(name))
         except ConfigError as error:
             raise ModelNotFoundError(str(error)) from None
+        if lost:
+            raise lost
         raise ModelNotFoundError(
             f"the model {name!r:.200} does not exist: GET /v1/models lists the models"
         )

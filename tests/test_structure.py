@@ -15,7 +15,7 @@ MAX_LINES = 650
 MAX_FILES = 100
 SERVER_SIDE = (
     *("errors", "config", "counters", "compat", "frontend", "validation", "flags", "audit"),
-    *("request_checks", "request_door"),
+    *("mends", "request_checks", "request_door"),
     *("attention_backend", "cpu_backend", "model_runner", "plugin"),
     *("models", "supervisor", "server_log", "server", "serve", "verify_gpu", "doctor"),
 )
@@ -113,11 +113,13 @@ def test_kernels_import_only_torch_triton_and_each_other() -> None:
         assert packages == ({"flashinfer"} if path.name == "scores.py" else set()), path
 
 
-def test_only_compat_and_frontend_name_sglang_internals() -> None:
+def test_only_compat_mends_and_frontend_name_sglang_internals() -> None:
     for path in sources(*FOLDERS):
         internal = re.findall(r"sglang\.(?:srt|lang)\b", path.read_text())
         # doctor.py has the names of SGLang's entry point groups.
-        assert not internal or path.name in ("compat.py", "frontend.py", "doctor.py"), path
+        assert not internal or path.name in ("compat.py", "mends.py", "frontend.py", "doctor.py"), (
+            path
+        )
 
 
 def test_importing_the_package_is_light() -> None:

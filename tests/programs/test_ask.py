@@ -20,7 +20,6 @@ from lim_sglang.programs.ask import (
     answer_so_far,
     in_flight_table,
     last_lines,
-    printable,
     reasons_without_vote,
     result_line,
     sample_line,
@@ -34,6 +33,7 @@ from lim_sglang.programs.chat import StreamReader
 from lim_sglang.programs.program import PROGRAMS, Outcome, outcome_record
 from lim_sglang.programs.schema import Sample, SampleState
 from lim_sglang.programs.vote import tally
+from lim_sglang.progress import printable
 from tests.builders import make_sample
 from tests.fakes.openai_server import Streamed, serving_openai
 from tests.fakes.sglang_server import completion, endless, eventually, serving

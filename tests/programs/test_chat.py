@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
 
-from lim_sglang.compat import tokens_with_own_candidates
+from lim_sglang.mends import tokens_with_own_candidates
 from lim_sglang.programs.chat import (
     StreamReader,
     ThoughtJoiner,

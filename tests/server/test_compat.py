@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from functools import wraps
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from lim_sglang import compat
+from lim_sglang import compat, mends
 from lim_sglang.compat import (
     FLASHINFER_VERSION,
     SGLANG_VERSION,
@@ -133,7 +134,7 @@ class Manager:
 
 async def drain(manager: Manager, obj: Any) -> list[str]:
     """Return all outputs of one batch through the mended handler."""
-    outputs = compat.handle_batch_without_leak(Manager.handle, manager, obj)
+    outputs = mends.handle_batch_without_leak(Manager.handle, manager, obj)
     return [output async for output in outputs]
 
 
@@ -211,8 +212,8 @@ def test_penalties_are_compiled_on_a_gpu_only(
         ran.append("compiled")
         plain(*arguments)
 
-    monkeypatch.setattr(compat, "serves_on_cpu", lambda: on_cpu)
-    compat.penalties_without_compiler(compiling, "logits", "scaling")
+    monkeypatch.setattr(mends, "serves_on_cpu", lambda: on_cpu)
+    mends.penalties_without_compiler(compiling, "logits", "scaling")
     assert ran == ["compiled"] * compiled + [("logits", "scaling")]
 
 
@@ -228,9 +229,9 @@ def test_penalties_are_compiled_on_a_gpu_only(
 def test_a_cpu_gets_a_grammar_backend_that_it_can_run(
     monkeypatch: pytest.MonkeyPatch, on_cpu: bool, chosen: str | None, served: str | None
 ) -> None:
-    monkeypatch.setattr(compat, "serves_on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(mends, "serves_on_cpu", lambda: on_cpu)
     server_args = SimpleNamespace(grammar_backend=chosen)
-    compat.use_grammars_of_cpu(server_args)
+    mends.use_grammars_of_cpu(server_args)
     assert server_args.grammar_backend == served
 
 
@@ -241,10 +242,10 @@ def test_a_tokenizer_that_llguidance_cannot_read_leaves_a_server_without_grammar
         return "backend"
 
     cpu, gpu = (SimpleNamespace(grammar_backend=name) for name in ("llguidance", "xgrammar"))
-    assert compat.grammars_or_none(refuse, cpu, "bytes", 512) == "backend"
-    assert compat.grammars_or_none(refuse, cpu, "words", 512) is None
+    assert mends.grammars_or_none(refuse, cpu, "bytes", 512) == "backend"
+    assert mends.grammars_or_none(refuse, cpu, "words", 512) is None
     with pytest.raises(ValueError, match="no decoder"):
-        compat.grammars_or_none(refuse, gpu, "words", 512)
+        mends.grammars_or_none(refuse, gpu, "words", 512)
 
 
 VOCAB_SIZE = 70
@@ -277,7 +278,7 @@ class Grammar:
 
     def fill_vocab_mask(self, vocab_mask: torch.Tensor, idx: int) -> None:
         """Fill a row through the mend."""
-        compat.fill_mask_or_allow_all(Grammar.fill, self, vocab_mask, idx)
+        mends.fill_mask_or_allow_all(Grammar.fill, self, vocab_mask, idx)
 
 
 @pytest.mark.parametrize(
@@ -293,9 +294,9 @@ class Grammar:
 def test_a_grammar_without_a_token_is_refused_or_lets_all_pass(
     monkeypatch: pytest.MonkeyPatch, words: list[int] | None, stuck: str | None
 ) -> None:
-    monkeypatch.setattr(compat, "_resolve", lambda _path: lambda reason: ("invalid", reason))
+    monkeypatch.setattr(mends, "resolve", lambda _path: lambda reason: ("invalid", reason))
     grammar = Grammar(words)
-    compiled = compat.grammar_that_can_begin(lambda *_: grammar, None, ("json", "{}"), False)
+    compiled = mends.grammar_that_can_begin(lambda *_: grammar, None, ("json", "{}"), False)
     assert compiled == (("invalid", stuck) if stuck else grammar)
 
     mask = Grammar.allocate_vocab_mask(VOCAB_SIZE, 2, "cpu").fill_(0)
@@ -305,14 +306,34 @@ def test_a_grammar_without_a_token_is_refused_or_lets_all_pass(
 
 def test_what_is_no_grammar_of_bits_is_left_alone() -> None:
     for other in (None, SimpleNamespace(error_message="bad")):
-        assert (
-            compat.grammar_that_can_begin(lambda *_, o=other: o, None, ("a", "b"), False) is other
-        )
+        assert mends.grammar_that_can_begin(lambda *_, o=other: o, None, ("a", "b"), False) is other
 
 
 @pytest.mark.parametrize(("length", "shown"), [(10**30, 4096), (8192, 8192)])
 def test_a_tokenizer_without_a_length_gets_the_models(length: int, shown: int) -> None:
     manager = SimpleNamespace(tokenizer=SimpleNamespace(model_max_length=length), context_len=4096)
-    compat.bound_tokenizer(None, manager)
+    mends.bound_tokenizer(None, manager)
     assert manager.tokenizer.model_max_length == shown
-    compat.bound_tokenizer(None, SimpleNamespace(tokenizer=None))
+    mends.bound_tokenizer(None, SimpleNamespace(tokenizer=None))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "found"),
+    [("b$", "ab", True), ("c", "ab", False), ("(a+)+$", "a" * 60 + "b", True)],
+)
+def test_a_stop_pattern_that_takes_too_long_ends_its_request_alone(
+    monkeypatch: pytest.MonkeyPatch, pattern: str, text: str, found: bool
+) -> None:
+    monkeypatch.setattr(mends, "resolve", lambda _: lambda why, *_: why)  # loads for seconds
+    request = SimpleNamespace(
+        sampling_params=SimpleNamespace(stop_regex_strs=[pattern]), finished_reason=None
+    )
+
+    def look(_request: Any, _new_accepted_len: int) -> bool:
+        return re.search(pattern, text) is not None
+
+    began_s = time.monotonic()
+    assert mends.stops_within_time(look, request, 1) == found
+    assert time.monotonic() - began_s < 5
+    assert ("stop_regex" in (request.finished_reason or "")) == (pattern == "(a+)+$")
+    time.sleep(2 * mends.MAX_MATCH_S)  # no alarm comes afterwards

@@ -1,0 +1,232 @@
+"""Mends of SGLang's defects: functions around SGLang's own, which `compat.py` names.
+
+`docs/limits.md` lists the defects; what a request may not ask for is in `request_checks.py`.
+"""
+
+import logging
+import multiprocessing
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from http import HTTPStatus
+from inspect import unwrap
+from typing import Any
+
+from lim_sglang.compat import (
+    CPU_GRAMMARS,
+    Target,
+    grammar_masks,
+    hook_after,
+    hook_around,
+    hook_before,
+    resolve,
+    serves_on_cpu,
+)
+
+_log = logging.getLogger(__name__)
+
+MAX_MATCH_S = 0.05
+"""Time in which a request's stop patterns have to be looked for after a step."""
+
+
+def name_shared_memory(name: str) -> None:
+    """Let this process's semaphores and SGLang's load snapshot in `/dev/shm` bear a name.
+
+    Neither is removed when its process is killed, and SGLang 0.5.16 never removes the snapshot.
+    """
+    # Where multiprocessing looks the prefix up; its spawned processes inherit the prefix.
+    multiprocessing.current_process()._config["semprefix"] = f"/{name}"  # type: ignore[attr-defined]
+    hook_after(Target.LOADS_FILE, lambda path, _: path.replace("/sglang_loads", f"/{name}-loads"))
+
+
+def mend_sglang(backend: str) -> None:
+    """Hook the functions of SGLang 0.5.16 that have a defect which our users would meet.
+
+    Args:
+        backend: the name of our attention backend.
+    """
+
+    def supports_triton(original: Callable[[str], bool], name: str) -> bool:
+        """Keep SGLang from running Triton kernels for our backend on a CPU."""
+        return original(name) and not (name == backend and serves_on_cpu())
+
+    hook_around(Target.SUPPORT_TRITON, supports_triton)
+    hook_around(Target.HANDLE_BATCH, handle_batch_without_leak)
+    hook_around(Target.CHUNK_LOGPROBS, tokens_with_own_candidates)
+    hook_around(Target.MATCH_STOPS, stops_within_time)
+    hook_around(Target.SCALE_PENALTIES, penalties_without_compiler)
+    hook_after(Target.INIT_TOKENIZER, bound_tokenizer)
+    hook_before(Target.POST_INIT, use_grammars_of_cpu)
+    hook_around(Target.CREATE_GRAMMARS, grammars_or_none)
+    hook_around(Target.COMPILE_GRAMMAR, grammar_that_can_begin)
+    for mask in grammar_masks():
+        hook_around(mask, fill_mask_or_allow_all)
+
+
+async def handle_batch_without_leak(
+    original: Callable[..., AsyncIterator[Any]], manager: Any, obj: Any, request: Any = None
+) -> AsyncIterator[Any]:
+    """Run SGLang's batch handler, then drop the request states that it forgets.
+
+    For a request of n > 1 samples SGLang 0.5.16 registers n states a prompt and drops one; the
+    others never reach the scheduler, and SGLang's shutdown waits for them forever.
+    """
+    try:
+        async for output in original(manager, obj, request):
+            yield output
+    finally:
+        if getattr(obj, "parallel_sample_num", 1) > 1:
+            manager._discard_pending_req_states(obj)
+
+
+def tokens_with_own_candidates(
+    original: Callable[..., list[Any]], chat: Any, logprobs: Any, use_token_index: bool = False
+) -> list[Any]:
+    """Run SGLang's reader of logprobs so that each token gets its own candidates.
+
+    SGLang 0.5.16 indexes candidates by token in whole answers only. In a stream all tokens of a
+    chunk get the candidates of the chunk's first token, although both lists are in step.
+    """
+    return original(chat, logprobs, use_token_index=True)
+
+
+class _StopTimeoutError(Exception):
+    """A stop pattern takes too long."""
+
+
+def stops_within_time(
+    original: Callable[..., bool], req: Any, *arguments: Any, **words: Any
+) -> bool:
+    """Look for a request's stop strings; abort the request if its patterns take too long.
+
+    Python's `re` may take exponential time, in which the scheduler would serve nobody. It heeds
+    signals while it matches, and the scheduler's loop is its process's main thread.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not req.sampling_params.stop_regex_strs or not in_main_thread:
+        return original(req, *arguments, **words)
+    armed = [True]
+
+    def ring(*_: Any) -> None:
+        if armed:  # the signal may be handled after the match has ended
+            raise _StopTimeoutError
+
+    signal.signal(signal.SIGALRM, ring)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, MAX_MATCH_S)
+            return original(req, *arguments, **words)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            armed.clear()
+    except _StopTimeoutError:
+        abort = resolve("sglang.srt.managers.schedule_batch.FINISH_ABORT")
+        why = f"stop_regex took over {MAX_MATCH_S} s: rewrite it without a repeat inside a repeat"
+        req.finished_reason = abort(why, HTTPStatus.BAD_REQUEST, "BadRequestError")
+        return True
+
+
+def penalties_without_compiler(original: Callable[..., None], *arguments: Any) -> None:
+    """Scale logits by repetition penalties; on a CPU without `torch.compile`.
+
+    Otherwise the first request with a penalty would stop all others for the half minute that a C++
+    compiler takes, or end the server where there is none.
+    """
+    (unwrap(original) if serves_on_cpu() else original)(*arguments)
+
+
+def bound_tokenizer(_result: None, manager: Any) -> None:
+    """Give a tokenizer that knows no length the model's.
+
+    Hugging Face's length is then 10**30, which no JSON of SGLang's can hold: `/tokenize` answers
+    500 to everything.
+    """
+    tokenizer = manager.tokenizer
+    if tokenizer is not None and getattr(tokenizer, "model_max_length", 0) > sys.maxsize:
+        tokenizer.model_max_length = manager.context_len
+
+
+def use_grammars_of_cpu(server_args: Any) -> None:
+    """Choose the grammar backend of a server on a CPU, where nobody has chosen one.
+
+    SGLang's default, xgrammar, has no kernel for a CPU: the first request with a grammar would end
+    the server.
+    """
+    if serves_on_cpu() and server_args.grammar_backend is None:
+        server_args.grammar_backend = CPU_GRAMMARS
+
+
+def grammars_or_none(
+    original: Callable[..., Any], server_args: Any, tokenizer: Any, *rest: Any, **words: Any
+) -> Any:
+    """Run SGLang's maker of grammar backends; serve without one if llguidance refuses a tokenizer.
+
+    SGLang does the same for xgrammar. Requests with a grammar then get a status of 400.
+    """
+    try:
+        return original(server_args, tokenizer, *rest, **words)
+    except ValueError as error:
+        if server_args.grammar_backend != CPU_GRAMMARS:
+            raise
+        _log.warning("no grammars: %s cannot read the tokenizer (%s)", CPU_GRAMMARS, error)
+        return None
+
+
+def grammar_that_can_begin(
+    original: Callable[..., Any], backend: Any, key: tuple[str, str], require_reasoning: bool
+) -> Any:
+    """Compile a grammar, and refuse one that allows no first token.
+
+    SGLang 0.5.16 takes any grammar that compiles. For a recursion without end, llguidance raises
+    in the scheduler when the first mask is asked for; xgrammar allows no token, and sampling from
+    nothing ends the process.
+    """
+    grammar = original(backend, key, require_reasoning)
+    vocab_size = _vocab_size(grammar)
+    if vocab_size is None:
+        return grammar
+    mask = grammar.allocate_vocab_mask(vocab_size=vocab_size, batch_size=1, device="cpu")
+    first = grammar.copy()
+    first.fill_vocab_mask(mask, 0)
+    if not first.lim_stuck:
+        return grammar
+    path = "sglang.srt.constrained.base_grammar_backend.InvalidGrammarObject"
+    return resolve(path)(first.lim_stuck)
+
+
+def fill_mask_or_allow_all(
+    original: Callable[..., None], grammar: Any, vocab_mask: Any, idx: int
+) -> None:
+    """Fill a request's row of the mask; allow every token if its grammar allows none.
+
+    The next token is then not the grammar's, for which SGLang aborts the request; without a token
+    to sample, the error would end the scheduler. `lim_stuck` of the grammar says why.
+    """
+    fill = partial(original, grammar, vocab_mask, idx)
+    grammar.lim_stuck = _why_stuck(fill, vocab_mask[idx], _vocab_size(grammar) or 0)
+    if grammar.lim_stuck:
+        _log.error("a grammar cannot go on: %s", grammar.lim_stuck)
+        vocab_mask[idx].fill_(-1)
+
+
+def _vocab_size(grammar: Any) -> int | None:
+    """Return the tokens of a grammar that masks by bits, None for any other."""
+    tokenizer = getattr(grammar, "llguidance_tokenizer", grammar)
+    return getattr(tokenizer, "vocab_size", None)
+
+
+def _why_stuck(fill: Callable[[], None], bits: Any, vocab_size: int) -> str | None:
+    """Fill one row of a mask; return why no token is allowed, None if there is one.
+
+    Args:
+        bits: int32 words of 32 tokens each.
+    """
+    try:
+        fill()
+    except ValueError as error:
+        return str(error).partition("\n")[0]
+    whole, rest = divmod(vocab_size, 32)
+    is_allowed = bool(bits[:whole].any()) or (rest and bool(bits[whole] & ((1 << rest) - 1)))
+    return None if is_allowed else "the grammar allows no token"
