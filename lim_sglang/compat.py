@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib.metadata import entry_points
 from inspect import signature, unwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,6 +162,9 @@ WRAPPER_BUFFERS = (
 )
 """Private buffers of FlashInfer's wrapper that we read."""
 
+PLUGIN_GROUP = "sglang.srt.plugins"
+"""The entry points by which SGLang finds its plugins."""
+
 CPU_GRAMMARS = "llguidance"
 """The grammar backend that masks logits on a CPU, and that reads the character NUL."""
 
@@ -303,19 +307,26 @@ def loads_backend(name: str) -> bool:
 
 
 def option_names() -> set[str]:
-    """Return the options of SGLang's server, and more words of that form, read from its source.
+    """Return the options of SGLang's server, and more words of that form, read from sources.
 
-    To import the parser takes half a minute. Without SGLang the set is empty.
+    To import the parser takes half a minute. Plugins of SGLang may add options, so their sources
+    are read, too. Without SGLang the set is empty.
     """
-    package = importlib.util.find_spec("sglang")
-    folders = package.submodule_search_locations if package else None
-    if not folders:
+    if not (folder := _folder_of("sglang")):
         return set()
-    source = Path(folders[0], "srt", "server_args.py").read_text()
-    fields = re.findall(r"^    (\w+): A\[", source, re.MULTILINE)
-    return {f"--{name.replace('_', '-')}" for name in fields} | set(
-        re.findall(r"--\w[\w-]*", source)
-    )
+    plugins = {point.value.partition(".")[0] for point in entry_points(group=PLUGIN_GROUP)}
+    files = [path for name in plugins if (at := _folder_of(name)) for path in at.rglob("*.py")]
+    source = (folder / "srt" / "server_args.py").read_text()
+    names = [name.replace("_", "-") for name in re.findall(r"^    (\w+): A\[", source, re.M)]
+    words = re.findall(r"--\w[\w-]*", "\n".join([source, *(path.read_text() for path in files)]))
+    return {f"--{name}" for name in names} | {f"--no-{name}" for name in names} | set(words)
+
+
+def _folder_of(package: str) -> Path | None:
+    """Return the folder of an installed package, without importing the package."""
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    return Path(next(iter(folders))) if folders else None
 
 
 def missing_backend(name: str) -> str | None:

@@ -19,6 +19,7 @@ from lim_sglang.compat import (
     CPU_ENGINE_VAR,
     FLASHINFER_VERSION,
     PLATFORM_VAR,
+    PLUGIN_GROUP,
     PLUGINS_VAR,
     reasons_against_decode_stack,
     serves_on_cpu,
@@ -34,7 +35,7 @@ from lim_sglang.validation import (
     reasons_against_gpu,
 )
 
-GROUPS = ("sglang.srt.plugins", "sglang.srt.platforms")
+GROUPS = (PLUGIN_GROUP, "sglang.srt.platforms")
 """Entry point groups that SGLang reads."""
 DISTRIBUTION = "lim-sglang"
 EXACT, EXACT_ON_GPU = ("sglang",), ("sglang", "flashinfer-python")

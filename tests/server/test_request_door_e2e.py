@@ -302,8 +302,8 @@ def shortened(body: Any) -> Any:
 
 
 def test_requests_made_from_the_servers_document_get_no_5xx(url: str) -> None:
-    statuses = fuzz(url, url, 60, FUZZED)
-    assert statuses.total() > 30
+    statuses = fuzz(url, url, 20, FUZZED)
+    assert statuses.total() > 10
     assert_alive(url)
 
 

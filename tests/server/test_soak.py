@@ -9,8 +9,8 @@ import pytest
 from tests.processes import LocalServer
 from tests.soak.server_soak import Log, Outcome, broken_claims, soak_server, summary
 
-SHORT = 60
-"""Requests of a short soak: eight of each frequent kind."""
+SHORT = 40
+"""Requests of a short soak: five of each frequent kind."""
 WHOLE = Outcome(0, "plain", 3, 2, "finished", [[7, 8]], own_prompt=True)
 FINE = {
     **{"used_tokens": 0, "retracted": 1, "wrong_sets": 0, "wrong_outputs": 0},
