@@ -106,15 +106,56 @@ _PREFIXES = {
     "M mega": 6,
     "G giga": 9,
 }
-SCALES = {
+_SCALES = {
     "dozen": 12,
     "hundred": 100,
     "thousand": 1000,
     "million": 10**6,
     "billion": 10**9,
     "trillion": 10**12,
+    "tens": 10,
+    "score": 20,
+    "lakh": 10**5,
+    "crore": 10**7,
+    "bn": 10**9,
 }
 """Numbers that stand behind another one as words."""
+_ORDINAL_FRACTIONS = {
+    "half": 2,
+    "third": 3,
+    "quarter": 4,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "seventh": 7,
+    "eighth": 8,
+    "ninth": 9,
+    "tenth": 10,
+    "eleventh": 11,
+    "twelfth": 12,
+    "twentieth": 20,
+    "hundredth": 100,
+    "thousandth": 1000,
+    "millionth": 10**6,
+    "billionth": 10**9,
+}
+_FRACTIONS = {f"{name}s": Fraction(1, n) for name, n in _ORDINAL_FRACTIONS.items()} | {
+    "halves": Fraction(1, 2)
+}
+NUMBERS_IN_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen"
+).split()
+TENS_IN_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_VALUE_WORDS_TEXT = (
+    "squared cubed factorial doubled tripled quadrupled halved negative plus minus over out divided "
+    "multiplied power root inverse reciprocal below beneath under less is isn't are was not no "
+    "never cannot wrong incorrect false too mil x y z n k"
+)
+_VALUE_WORDS = frozenset(
+    [*_VALUE_WORDS_TEXT.split(), *_SCALES, *_FRACTIONS, *NUMBERS_IN_WORDS, *TENS_IN_WORDS]
+)
+"""Words that change or deny the number before them, so that they name no counted thing."""
 
 
 def _known_units() -> dict[str, Unit]:
@@ -190,7 +231,7 @@ def read_unit(text: str) -> Unit | None:
     tokens = _tokens(_IN_TOTAL.sub("total", text))
     if tokens is None or not any(word for _, word, _ in tokens):
         return None
-    return _measure(tokens) or _counted([word for _, word, _ in tokens if word])
+    return _measure(tokens) or _counted([word.lower() for _, word, _ in tokens if word])
 
 
 def _tokens(text: str) -> list[tuple[str, str, str]] | None:
@@ -244,8 +285,23 @@ def _multiply(factors: list[tuple[Unit, int]]) -> Unit:
     )
 
 
-def _counted(words: list[str]) -> Unit:
-    return Unit(words=frozenset(singular(word.lower()) for word in words) - _FILLERS)
+def _counted(words: list[str]) -> Unit | None:
+    """Return the counted thing that words name; None if a word changes the number."""
+    if not _VALUE_WORDS.isdisjoint(words) or words[-1] in _ORDINAL_FRACTIONS:
+        return None
+    return Unit(words=frozenset(map(singular, words)) - _FILLERS)
+
+
+def split_scale(words: str) -> tuple[Fraction | None, str]:
+    """Return the number that the first of the words behind a number multiplies it by, as in
+    `3 million dollars` and `3 quarters`, and the other words; no number for other words.
+    """
+    first, _, rest = words.partition(" ")
+    name = first.lower()
+    if not rest and name in _ORDINAL_FRACTIONS:
+        name = f"{name}s"
+    scale = _SCALES.get(name) or _SCALES.get(name.removesuffix("s")) or _FRACTIONS.get(name)
+    return (None, words) if scale is None else (Fraction(scale), rest)
 
 
 def _known(word: str) -> Unit | None:

@@ -13,7 +13,15 @@ from itertools import product
 from typing import Any
 
 from lim_sglang.programs.latex import FUNCTION, TRIGONOMETRY, as_latex, plain
-from lim_sglang.programs.units import SCALES, SPACED_UNIT_LETTERS, UNIT_LETTERS, Unit, read_unit
+from lim_sglang.programs.units import (
+    NUMBERS_IN_WORDS,
+    SPACED_UNIT_LETTERS,
+    TENS_IN_WORDS,
+    UNIT_LETTERS,
+    Unit,
+    read_unit,
+    split_scale,
+)
 
 
 @dataclass(frozen=True)
@@ -106,12 +114,6 @@ _PHRASES = {
     r"-\infty": "negative infinity|minus infinity",
 }
 _LATEX_OF = {words: latex for latex, phrases in _PHRASES.items() for words in phrases.split("|")}
-_UNITS_IN_WORDS_TEXT = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen"
-)
-_UNITS_IN_WORDS = _UNITS_IN_WORDS_TEXT.split()
-_TENS_IN_WORDS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _MONTHS = [name.lower() for name in calendar.month_name[1:]]
 
 _VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
@@ -162,13 +164,12 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     if tail is None:
         return _IN_WORDS.sub(r"\1", text), unit
     value, words = tail
-    first, *rest = words.split() or [""]
-    if scale := SCALES.get(
-        first.lower() if first.lower() in SCALES else first.lower().removesuffix("s")
-    ):
+    scale, words = split_scale(words)
+    if scale is not None:
         number = _exact(value)
-        value = rf"{value} \times {scale}" if number is None else _in_latex(number * scale)
-        words = " ".join(rest)
+        value = (
+            rf"{value} \times {_in_latex(scale)}" if number is None else _in_latex(number * scale)
+        )
     behind = read_unit(words)
     if behind is None or not (behind.words or behind.dimensions):
         return value, unit
@@ -231,7 +232,8 @@ def _may_be_unit(tail: re.Match[str], value: str, words: str) -> bool:
     """Return True if the words behind a value are its unit, and no variables or second value."""
     if not words:
         return "(" in tail[0]
-    unit = read_unit(words)
+    scale, rest = split_scale(words)
+    unit = read_unit(rest) if scale is None or rest else Unit()
     if unit is None or re.search(_AND_OR, words) or words in _ORDINALS:
         return False
     measured = bool(unit.dimensions) and not unit.words
@@ -362,10 +364,10 @@ def _number_in_words(words: list[str]) -> int | None:
     """Return a number below a thousand: `seventy two`, `one hundred and five`."""
     total = 0
     for word in words:
-        if word in _UNITS_IN_WORDS:
-            total += _UNITS_IN_WORDS.index(word)
-        elif word in _TENS_IN_WORDS:
-            total += 10 * (_TENS_IN_WORDS.index(word) + 2)
+        if word in NUMBERS_IN_WORDS:
+            total += NUMBERS_IN_WORDS.index(word)
+        elif word in TENS_IN_WORDS:
+            total += 10 * (TENS_IN_WORDS.index(word) + 2)
         elif word == "hundred":
             total = (total or 1) * 100
         elif word != "and":
