@@ -74,6 +74,15 @@ _CORRECT_OPTION = re.compile(
     re.IGNORECASE,
 )
 """`Option (B) is correct`."""
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
+_DOUBT = re.compile(
+    r"\b(?:nor|neither|not|no|never|false|wrong|incorrect|if|whether|unless|only|suppose|assume|assuming"
+    r"|doubt|why|\w+n['’]t|cannot)\b",
+    re.IGNORECASE,
+)
+_CONDITIONS = r"[\s,*_]*(?:(?:but )?only|if|when|unless|provided|\?)"
+"""Words behind an option that is correct in some cases alone."""
+_CONDITION = re.compile(_CONDITIONS, re.IGNORECASE)
 _FORMULA = (
     r"(?:\$\$[^$]{1,500}\$\$|\$(?!\s)[^$]{1,500}(?<!\s)\$(?!\d)"
     r"|\\\(.{1,500}?\\\)|\\\[.{1,500}?\\\])"
@@ -227,14 +236,22 @@ def _join(boxes: Iterable[tuple[int, int, str]], text: str) -> str:
 
 
 def _last_statement(text: str) -> str | None:
+    """Return the answer of the last lead that states one, else the last option that is called
+    correct.
+    """
     leads = deque(_STATEMENT.finditer(text), maxlen=MAX_STATEMENTS)
-    option = deque(_CORRECT_OPTION.finditer(text), maxlen=1)
     for lead in reversed(leads):
-        if option and option[0].start() >= lead.start():
-            return option[0][1].upper()
         if answer := _read_statement(text, lead):
             return answer
-    return option[0][1].upper() if option else None
+    options = deque(_CORRECT_OPTION.finditer(text), maxlen=MAX_STATEMENTS)
+    return next((option[1] for option in reversed(options) if _is_asserted(option)), None)
+
+
+def _is_asserted(option: re.Match[str]) -> bool:
+    """Return True if nothing in its sentence denies or limits that an option is correct."""
+    text, begin = option.string, option.start()
+    before = _SENTENCE_END.split(text[max(0, begin - MAX_BARE) : begin])[-1]
+    return not (_DOUBT.search(before) or _CONDITION.match(text, option.end()))
 
 
 def _read_statement(text: str, lead: re.Match[str]) -> str | None:
@@ -292,6 +309,10 @@ def answer_line(solution: str) -> str | None:
 
 _NAME = re.compile(r"\A(?!.*\b(?:and|or)\b)[^,;]*=", re.DOTALL)
 """Left side of an equation, as in `m+n = 33`. Two numbers have two names and do not match."""
+_INEQUALITY = re.compile(r"[<>]|!\s*=|\\(?:le|ge|ne|approx)(?![a-zA-Z])")
+_STEP = r"(?:[-+\d.\s*/^(){}]|\\(?:frac|sqrt|cdot|times)(?![a-zA-Z]))"
+_ALTERED = re.compile(rf"(?!\s*[a-zA-Z]\s*[(=]){_STEP}*([a-zA-Z])(?:{_STEP}|\1)*=.*", re.DOTALL)
+"""A multiple, a power or a sum of one name, as in `2x = 25` and `n^2 = 25`; no `f(2) = 25`."""
 _INTEGER = re.compile(r"(?:\s|\(|\\\{)*\+?\s*0*(\d{1,3})(?:\.0*)?(?:\s|\.|\)|\\\})*", re.ASCII)
 _MARKUP = re.compile(r"\\text\b|[{}$*]")
 _LETTER = re.compile(
@@ -300,7 +321,7 @@ _LETTER = re.compile(
     # Alone, or before the bracket, sign or word that starts a reason; an article has neither.
     r"([A-Ja-j](?=[)\].:]*$)"
     rf"|[A-J](?=[)\].:,;]|\s*[(—–]|\s+(?:-{{1,3}}|:)\s|\s+\d|\s+{_REASON}"
-    r"|\s+is (?:the )?(?:correct|right))|[a-j](?=[)\]]))"
+    rf"|\s+is (?:the )?(?:correct|right)\b(?!{_CONDITIONS}))|[a-j](?=[)\]]))"
 )
 _WORDED_LETTER = re.compile(r"([A-J])\s*\\text\{(?!\W*(?:and|or|to|than)\b)[^{}]*\}\s*$")
 """A letter and the words of its option."""
@@ -313,14 +334,22 @@ _SECOND_LETTER = re.compile(
 def as_integer(text: str) -> int | None:
     r"""Parse an integer from 0 to 999; return None where `text` states none.
 
-    Leading zeros, a name (`m+n = 33`), a unit, a counted thing, a modulus, a degree or percent
+    Leading zeros, a name (`m+n = 33`, but not `2m = 33`), a unit, a counted thing, a modulus, a degree or percent
     sign, brackets, styles, spaces, zero decimals and a full stop are ignored.
     """
     if len(text) > MAX_PARSED_CHARS:
         return None
-    value, _ = split_unit(_NAME.sub("", plain(text)))
+    value, _ = split_unit(_without_name(plain(text)))
     match = _INTEGER.fullmatch(re.sub(r"\\?[%$]|°|(?<!\\)[{}]", "", value))
     return int(match[1]) if match else None
+
+
+def _without_name(text: str) -> str:
+    """Return the right side of an equation; the text itself if the left side is no name."""
+    name = _NAME.match(text)
+    if name is None or _INEQUALITY.search(name[0]) or _ALTERED.match(name[0]):
+        return text
+    return text[name.end() :]
 
 
 def as_choice(text: str) -> str | None:
