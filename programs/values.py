@@ -49,6 +49,8 @@ class Clock:
     minutes: int
     """Minutes since midnight, or since the last noon where the half of the day is not known."""
     knows_half: bool
+    has_half: bool = False
+    """True if `am` or `pm` stands behind the time; without it, `3:10` may be a ratio."""
 
     def equals(self, other: "Clock") -> bool:
         """Return True for the same time, where both say which half of the day they mean."""
@@ -100,6 +102,9 @@ _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
 _FRACTION = re.compile(
     r"([-+]?)\s*(?:\\frac\s*\{\s*([-+]?\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d+)\s*/\s*(\d+))", re.ASCII
 )
+_MIXED = re.compile(r"([-+]?)\s*(\d+)\s*(\\frac\{\d+\}\{\d+\})", re.ASCII)
+"""A whole number and a fraction."""
+_SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)", re.ASCII)
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
 _OPTION = re.compile(r"\\text\{\s*\(\s*([A-J])\s*\)\s*\}|\(?\s*([A-J])\s*\)$")
 """A letter in brackets as text before a value; or before one bracket, without a value."""
@@ -114,6 +119,7 @@ _PHRASES = {
     r"-\infty": "negative infinity|minus infinity",
 }
 _LATEX_OF = {words: latex for latex, phrases in _PHRASES.items() for words in phrases.split("|")}
+_SCALES_IN_WORDS = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 _MONTHS = [name.lower() for name in calendar.month_name[1:]]
 
 _VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
@@ -277,7 +283,7 @@ def _read_clock(text: str) -> Clock | None:
     if minute > 59 or hour > (12 if half else 24) or (half and hour == 0):
         return None
     if half:
-        return Clock((hour % 12 + (12 if half == "p" else 0)) * 60 + minute, True)
+        return Clock((hour % 12 + (12 if half == "p" else 0)) * 60 + minute, True, True)
     # From 13 on, and at 0, the clock has 24 hours.
     return Clock(hour * 60 + minute, hour > 12 or hour == 0)
 
@@ -332,7 +338,7 @@ def _read_words(text: str) -> tuple[str, ...] | str:
     phrase = " ".join(word for word in words if word not in _DROPPED)
     if phrase in _LATEX_OF:
         return _LATEX_OF[phrase]
-    if (number := _number_in_words(words)) is not None:
+    if (number := _number_in_words(bare)) is not None:
         return str(number)
     return _canonical(words)
 
@@ -360,30 +366,45 @@ def _month(word: str) -> str:
     return found[0] if found else ""
 
 
-def _number_in_words(words: list[str]) -> int | None:
-    """Return a number below a thousand: `seventy two`, `one hundred and five`."""
-    total = 0
-    for word in words:
+def _number_in_words(text: str) -> int | None:
+    """Return the number that words spell: `seventy two`, `two thousand and five`; None for other
+    words, and for two numbers, as `one, two`.
+    """
+    if not re.fullmatch(r"[\s\w-]*|\w+ thousand,[\s\w-]*", text):
+        return None
+    total = part = 0
+    # The next word's number has to be below the limit, as the words of a number become smaller.
+    limit = 1000
+    for word in re.findall(r"\w+", text.casefold()):
         if word in NUMBERS_IN_WORDS:
-            total += NUMBERS_IN_WORDS.index(word)
+            value, bound = NUMBERS_IN_WORDS.index(word), 1
         elif word in TENS_IN_WORDS:
-            total += 10 * (TENS_IN_WORDS.index(word) + 2)
-        elif word == "hundred":
-            total = (total or 1) * 100
-        elif word != "and":
+            value, bound = 10 * (TENS_IN_WORDS.index(word) + 2), 10
+        elif word == "hundred" and part < 100:
+            part, limit = (part or 1) * 100, 100
+            continue
+        elif word in _SCALES_IN_WORDS and (scale := _SCALES_IN_WORDS[word]) < (total or scale + 1):
+            total, part, limit = total + (part or 1) * scale, 0, 1000
+            continue
+        elif word == "and":
+            continue
+        else:
             return None
-    return total
+        if value >= limit:
+            return None
+        part, limit = part + value, bound
+    return total + part
 
 
 def decide(a: Value, b: Value) -> bool | Question:
     """Return True or False where equality needs no math-verify, else the two values to compare."""
     if a.choice == a.latex or b.choice == b.latex:
         return (a.choice or a.latex) == (b.choice or b.latex)
-    if a.clock and b.clock:
+    if a.clock and b.clock and (a.clock.has_half or b.clock.has_half):
         return a.clock.equals(b.clock)
     if a.words and b.words:
         return a.words == b.words
-    if a.clock or b.clock:
+    if (a.clock is None) != (b.clock is None):
         timed, other = (a, b) if a.clock else (b, a)
         return _equals_clock(timed, other)
     if not _units_agree(a, b):
@@ -405,7 +426,7 @@ def _equals_clock(timed: Value, other: Value) -> bool | Question:
     assert timed.clock
     if ":" in timed.latex:
         return timed.latex.replace(" ", "") == other.latex.replace(" ", "") or (
-            not timed.clock.knows_half
+            not timed.clock.has_half
             and (min(timed.latex, other.latex), max(timed.latex, other.latex))
         )
     return other.unit is None and other.latex in {
@@ -447,6 +468,9 @@ def _exact(latex: str) -> Fraction | None:
         return Fraction(Decimal(latex))
     if _GROUPED.fullmatch(latex):
         return Fraction(Decimal(latex.replace(",", "")))
+    latex = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", latex)
+    if (mixed := _MIXED.fullmatch(latex)) and (part := _exact(mixed[3])) is not None:
+        return (int(mixed[2]) + part) * (-1 if mixed[1] == "-" else 1)
     if parts := _FRACTION.fullmatch(latex):
         numerator, denominator = parts[2] or parts[4], int(parts[3] or parts[5])
         sign = -1 if parts[1] == "-" else 1
@@ -456,7 +480,7 @@ def _exact(latex: str) -> Fraction | None:
 
 def _percent(latex: str) -> list[Fraction]:
     """Return the number that a value is; the share and the number of a percentage; else nothing."""
-    number = _exact(latex.removesuffix(r"\%").rstrip())
+    number = _exact(as_latex(latex.removesuffix(r"\%").rstrip()))
     if number is None:
         return []
     return percentages(number) if latex.endswith(r"\%") else [number]
