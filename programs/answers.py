@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 
 from lim_sglang.programs.latex import plain, tidy
-from lim_sglang.programs.values import read_value, split_unit
+from lim_sglang.programs.values import REASON_WORDS, read_value, split_unit, without_reason
 
 
 class AnswerKind(StrEnum):
@@ -76,10 +76,11 @@ _CORRECT_OPTION = re.compile(
 """`Option (B) is correct`."""
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
 _DOUBT = re.compile(
-    r"\b(?:nor|neither|not|no|never|false|wrong|incorrect|if|whether|unless|only|suppose|assume|assuming"
-    r"|doubt|why|\w+n['’]t|cannot)\b",
-    re.IGNORECASE,
+    r"\b(?:nor|neither|if|whether|unless|only|suppose|assume|assuming|why)\b"
+    r"|\b(?:not|no|never|false|doubt|\w+n['’]t|cannot)\b(?!.*[,;])",
+    re.IGNORECASE | re.DOTALL,
 )
+"""Words that deny or limit what follows: some in the whole sentence, some up to a comma."""
 _CONDITIONS = r"[\s,*_]*(?:(?:but )?only|if|when|unless|provided|\?)"
 """Words behind an option that is correct in some cases alone."""
 _CONDITION = re.compile(_CONDITIONS, re.IGNORECASE)
@@ -102,9 +103,12 @@ _BARE = re.compile(
 )
 _FIRST_LINE = re.compile(r"\s*[*_$(\[]*([A-J])[)\]*_$.:]*[ \t]*\n")
 """A reply that begins with nothing but a letter in its first line."""
-_REASON = r"(?:as|because|since|for|due|given|so|which|where|with|by)\b"
+_REASON = rf"(?:{REASON_WORDS}|for|so|which|with|by)\b"
+_PRONOUN = (
+    r"I\b,?\s+(?:as an?|am|was|cannot|can|could|do|don['’]t|did|have|will|would|must|think|believe)\b"
+)
 _CHOICE = re.compile(
-    rf"[*_$]*(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)|[A-J](?=[*_$]*(?:[.,;:]|\s+{_REASON}|\s*[(—–]|\s+-\s|$)))"
+    rf"[*_$]*(?!{_PRONOUN})(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)|[A-J](?=[*_$]*(?:[.,;:]|\s+{_REASON}|\s*[(—–]|\s+-\s|$)))"
 )
 """A letter in brackets, or before the beginning of a reason: the choice, whatever text follows."""
 _VALUE_WORDS = frozenset(
@@ -207,9 +211,16 @@ def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
         elif token[0] == "}" and open_braces:
             outside, begin = open_braces.pop()
             # An outer box ends later but begins earlier.
-            if begin > start and (content := tidy(text[begin : token.start()])):
+            if begin > start and _shows(content := tidy(text[begin : token.start()])):
                 start = begin
                 yield outside, token.end(), content
+
+
+def _shows(content: str) -> bool:
+    r"""Return False for a box without an answer: an empty one, and one with a sign that an answer
+    is complete, as `\checkmark`.
+    """
+    return bool(plain(content) if len(content) < MAX_BETWEEN else content)
 
 
 def _join(boxes: Iterable[tuple[int, int, str]], text: str) -> str:
@@ -274,8 +285,9 @@ def _read_statement(text: str, lead: re.Match[str]) -> str | None:
 
 def _value(answer: str) -> str | None:
     """Return an answer without a box, less the remark behind it; None if it is words alone."""
-    if len(answer) > MAX_STATED:
+    if len(answer) > MAX_STATED or re.match(_PRONOUN, answer):
         return None
+    answer = without_reason(answer)
     for words in (answer, _REMARK.sub("", answer), _CALCULATION.sub("", answer)):
         if words and len(_WORD.findall(words)) <= MAX_WORDS and _is_value(words):
             return words
@@ -315,12 +327,16 @@ _ALTERED = re.compile(rf"(?!\s*[a-zA-Z]\s*[(=]){_STEP}*([a-zA-Z])(?:{_STEP}|\1)*
 """A multiple, a power or a sum of one name, as in `2x = 25` and `n^2 = 25`; no `f(2) = 25`."""
 _INTEGER = re.compile(r"(?:\s|\(|\\\{)*\+?\s*0*(\d{1,3})(?:\.0*)?(?:\s|\.|\)|\\\})*", re.ASCII)
 _MARKUP = re.compile(r"\\text\b|[{}$*]")
+_BRACKET = r"\s+\((?![a-z]\))|\((?=[A-Za-z]{2})"
+"""A bracket with the words of an option, and no argument as in `F(x)`."""
+_NUMBER_BEHIND = r"(?<!A)\s+\d|(?<=A)\s+\d\S*(?:\s+\S+)?$"
+"""The number of an option; a longer text behind `A` has an article, as `A 5 kg weight`."""
 _LETTER = re.compile(
     r"(?i:(?:the )?(?:correct |final |right |best )?(?:option|choice|answer|letter)(?: is)?:? )?"
-    r"[(\[]?"
+    rf"(?!{_PRONOUN})[(\[]?"
     # Alone, or before the bracket, sign or word that starts a reason; an article has neither.
     r"([A-Ja-j](?=[)\].:]*$)"
-    rf"|[A-J](?=[)\].:,;]|\s*[(—–]|\s+(?:-{{1,3}}|:)\s|\s+\d|\s+{_REASON}"
+    rf"|[A-J](?=[)\].:,;]|\s*[—–]|{_BRACKET}|\s+(?:-{{1,3}}|:)\s|{_NUMBER_BEHIND}|\s+{_REASON}"
     rf"|\s+is (?:the )?(?:correct|right)\b(?!{_CONDITIONS}))|[a-j](?=[)\]]))"
 )
 _WORDED_LETTER = re.compile(r"([A-J])\s*\\text\{(?!\W*(?:and|or|to|than)\b)[^{}]*\}\s*$")

@@ -35,6 +35,8 @@ class Unit:
 
 
 _LENGTH, _MASS, _TIME = (("length", 1),), (("mass", 1),), (("time", 1),)
+MONEY: Dimensions = (("dollar", 1),)
+"""Dimensions of dollars and cents, which a bare number is taken for."""
 _INCH, _POUND, _GALLON = Fraction("0.0254"), Fraction("0.45359237"), Fraction("0.003785411784")
 _ENERGY = (("length", 2), ("mass", 1), ("time", -2))
 
@@ -49,7 +51,7 @@ _MEASURES: dict[str, tuple[Fraction | int, Dimensions]] = {
     "quart qt": (_GALLON / 4, (("length", 3),)),
     "pint pt": (_GALLON / 8, (("length", 3),)),
     "cc": (Fraction(1, 10**6), (("length", 3),)),
-    "tonne": (1000, _MASS),
+    "tonne ton": (1000, _MASS),
     "pound lb lbs £": (_POUND, _MASS),
     "ounce oz": (_POUND / 16, _MASS),
     "minute min mins": (60, _TIME),
@@ -63,9 +65,10 @@ _MEASURES: dict[str, tuple[Fraction | int, Dimensions]] = {
     "kWh": (3_600_000, _ENERGY),
     "mph": (Fraction(63360, 3600) * _INCH, (("length", 1), ("time", -1))),
     "kph kmh kmph": (Fraction(1000, 3600), (("length", 1), ("time", -1))),
+    "unit": (1, (("unit", 1),)),
     "radian rad": (1, (("angle", 1),)),
-    "dollar $ usd buck": (1, (("dollar", 1),)),
-    "cent ¢ penny pennies": (Fraction(1, 100), (("dollar", 1),)),
+    "dollar $ usd buck": (1, MONEY),
+    "cent ¢ penny pennies": (Fraction(1, 100), MONEY),
     "euro € eur": (1, (("euro", 1),)),
     "yen ¥ 円 jpy JPY": (1, (("yen", 1),)),
     "rupee ₹ rs Rs inr": (1, (("rupee", 1),)),
@@ -163,13 +166,15 @@ def _known_units() -> dict[str, Unit]:
     for names, (factor, dimensions) in (_METRIC | _MEASURES).items():
         known |= dict.fromkeys(names.split(), Unit(dimensions, Fraction(factor)))
     for prefixes, power in _PREFIXES.items():
-        short, *_, long = prefixes.split()
+        *shorts, long = prefixes.split()
         for names, (factor, dimensions) in _METRIC.items():
             unit = Unit(dimensions, factor * Fraction(10) ** power)
             symbol, *words = names.split()
-            shorts = {prefix + symbol for prefix in prefixes.split()[:-1]}
-            for name in shorts | {long + word for word in words} | {short + symbol}:
+            symbols = [symbol, *(word for word in words if len(word) == 1)]
+            for name in (short + each for short in shorts for each in symbols):
                 known.setdefault(name, unit)
+            for word in words:
+                known.setdefault(long + word, unit)
     for name in ("degree", "deg", "°", "º"):
         known[name] = Unit((("angle", 1),), Fraction(1, 180), pi=1)
     for name in ("revolution", "rev", "turn"):
@@ -177,12 +182,31 @@ def _known_units() -> dict[str, Unit]:
     return known
 
 
+def _without_case(known: dict[str, Unit]) -> dict[str, Unit]:
+    """Return the units by their names in lower case, less those that differ by case, as mg, Mg."""
+    folded: dict[str, set[Unit]] = {}
+    for name, unit in known.items():
+        folded.setdefault(name.lower(), set()).add(unit)
+    return {
+        name: next(iter(units))
+        for name, units in folded.items()
+        if len(units) == 1 and len(name) > 1
+    }
+
+
 _UNITS = _known_units()
+_UNITS_WITHOUT_CASE = _without_case(_UNITS)
 UNIT_LETTERS = "mgs"
 """Letters that are a unit directly behind a number; any other letter is a variable."""
 SPACED_UNIT_LETTERS = "mgshLJNWVAK"
 """Letters that are a unit behind a number and a space."""
 _IRREGULAR = {
+    "buses": "bus",
+    "gas": "gas",
+    "gases": "gas",
+    "quizzes": "quiz",
+    "lens": "lens",
+    "lenses": "lens",
     "children": "child",
     "people": "person",
     "men": "man",
@@ -231,7 +255,11 @@ def read_unit(text: str) -> Unit | None:
     tokens = _tokens(_IN_TOTAL.sub("total", text))
     if tokens is None or not any(word for _, word, _ in tokens):
         return None
-    return _measure(tokens) or _counted([word.lower() for _, word, _ in tokens if word])
+    unit = _measure(tokens)
+    # Square and cubic units differ; one unit of anything says nothing.
+    if unit is not None and ("unit", 1) not in unit.dimensions:
+        return unit
+    return _counted([word.lower() for _, word, _ in tokens if word])
 
 
 def _tokens(text: str) -> list[tuple[str, str, str]] | None:
@@ -306,7 +334,8 @@ def split_scale(words: str) -> tuple[Fraction | None, str]:
 
 def _known(word: str) -> Unit | None:
     names = (word, word.lower(), singular(word.lower())) if len(word) > 2 else (word,)
-    return next((_UNITS[name] for name in names if name in _UNITS), None)
+    exact = next((_UNITS[name] for name in names if name in _UNITS), None)
+    return exact or _UNITS_WITHOUT_CASE.get(word.lower())
 
 
 def singular(noun: str) -> str:
@@ -315,7 +344,7 @@ def singular(noun: str) -> str:
         return _IRREGULAR[noun]
     if noun.endswith("ies") and len(noun) > 4:
         return f"{noun[:-3]}y"
-    if re.search(r"(?:s|x|z|ch|sh)es$", noun):
+    if re.search(r"(?:ss|x|zz|tz|ch|sh)es$", noun):
         return noun[:-2]
     if noun.endswith("s") and not noun.endswith(("ss", "us", "is")) and len(noun) > 2:
         return noun[:-1]

@@ -14,6 +14,7 @@ from typing import Any
 
 from lim_sglang.programs.latex import FUNCTION, TRIGONOMETRY, as_latex, plain
 from lim_sglang.programs.units import (
+    MONEY,
     NUMBERS_IN_WORDS,
     SPACED_UNIT_LETTERS,
     TENS_IN_WORDS,
@@ -33,7 +34,7 @@ class Value:
     unit: Unit | None = None
     """The unit; None if the answer states none."""
     needs_unit: bool = False
-    """True for a sum of units, as 3 h 20 min, which no bare number equals."""
+    """True for a sum of units, as 3 h 20 min, which no bare number equals, unless it is money."""
     words: tuple[str, ...] = ()
     """The words of an answer that is no formula, in lower case."""
     clock: "Clock | None" = None
@@ -93,11 +94,14 @@ _MODULUS = re.compile(
 _LISTED_UNIT = re.compile(
     r"(?<=[\d}])\s*(\\text\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?)(?=\s*(?:,|\)|\]|\\\}|\\text\{(?:and|or)\}|$))"
 )
-_GROUPS = re.compile(r"[-+]?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?", re.ASCII)
+_ANY_GROUPS = re.compile(r"[-+]?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?", re.ASCII)
 """Digits in groups, as money is written in any country."""
+REASON_WORDS = r"because|since|as|where|when|due to|given"
+"""Words that begin a reason or a condition behind an answer."""
 _REASON = re.compile(
-    r"\s*(?:\\text\{\s*\(?\s*)?\b(?:because|since|as|where|for all|when)\b.*$", re.DOTALL
+    rf"\s*[,;(—–]*\s*(?:\\text\{{\s*\(?\s*)?\b(?:{REASON_WORDS}|for all)\b.*$", re.DOTALL
 )
+_COUNTED = re.compile(r"\\?\$?\d[\d.,/]*(?:\s+[a-zA-Z]+){1,4}\s*")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
 _FRACTION = re.compile(
     r"([-+]?)\s*(?:\\frac\s*\{\s*([-+]?\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d+)\s*/\s*(\d+))", re.ASCII
@@ -105,7 +109,7 @@ _FRACTION = re.compile(
 _MIXED = re.compile(r"([-+]?)\s*(\d+)\s*(\\frac\{\d+\}\{\d+\})", re.ASCII)
 """A whole number and a fraction."""
 _SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)", re.ASCII)
-_GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
 _OPTION = re.compile(r"\\text\{\s*\(\s*([A-J])\s*\)\s*\}|\(?\s*([A-J])\s*\)$")
 """A letter in brackets as text before a value; or before one bracket, without a value."""
 _PAIR = re.compile(r"\([^()]*,[^()]*\)")
@@ -156,12 +160,15 @@ def _split_choice(text: str) -> tuple[str, str]:
     return text[letter.end() :].strip(), letter[1] or letter[2]
 
 
+def without_reason(text: str) -> str:
+    """Return an answer without the reason behind it, as in `18 eggs, since 9 + 9 = 18`."""
+    value = _REASON.sub("", text)
+    return value if _ENDS_VALUE.search(value) or _COUNTED.fullmatch(value) else text
+
+
 def split_unit(text: str) -> tuple[str, Unit | None]:
     """Return value and unit of an answer in plain LaTeX."""
-    reasoned = _REASON.sub("", text)
-    if reasoned and _ENDS_VALUE.search(reasoned):
-        text = reasoned
-    text, unit = _split_currency(text)
+    text, unit = _split_currency(without_reason(text))
     if modulus := _MODULUS.search(text):
         return text[: modulus.start()].rstrip(" ("), Unit((("modulus " + modulus[1], 1),))
     if "," in text and (listed := _split_listed(text)):
@@ -190,7 +197,7 @@ def _split_currency(text: str) -> tuple[str, Unit | None]:
     leads = not text[: prefix.start()].strip()
     symbol = re.sub(r"\\text|[\\{}.\s]|[A-Z]+(?=\$)", "", prefix[2])
     text = _PREFIX.sub(r"\1", text)
-    if leads and _GROUPS.fullmatch(text.strip()):
+    if leads and _ANY_GROUPS.fullmatch(text.strip()):
         text = text.replace(",", "")
     return text.strip(), read_unit(symbol) if leads else None
 
@@ -305,7 +312,7 @@ def _read_sum(text: str) -> Value | None:
     return Value(
         f"{total.numerator}/{total.denominator}",
         Unit(units[0].dimensions, pi=units[0].pi),
-        needs_unit=True,
+        needs_unit=units[0].dimensions != MONEY,
     )
 
 
@@ -466,7 +473,7 @@ def _exact(latex: str) -> Fraction | None:
     """Return the number that a decimal or a fraction of integers is."""
     if _NUMBER.fullmatch(latex):
         return Fraction(Decimal(latex))
-    if _GROUPED.fullmatch(latex):
+    if _THOUSANDS.fullmatch(latex):
         return Fraction(Decimal(latex.replace(",", "")))
     latex = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", latex)
     if (mixed := _MIXED.fullmatch(latex)) and (part := _exact(mixed[3])) is not None:
