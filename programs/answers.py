@@ -44,9 +44,11 @@ _NO_BOX = -1
 _FILLER = re.compile(r"[\s$*]|\\(?:[()\[\],;: ]|quad\b|qquad\b)")
 _NEXT_BOX = re.compile(
     r" *+(?:(?:,|;|&|\\\\|\\lor\b|\\land\b|\\text *\{ *,? *(?:and|or) *\}|\b(?:and|or)\b) *+)++"
-    r"(?P<name>[a-zA-Z](?:_\{?\w\}?)? *&?=)? *+"
+    r"(?:(?P<name>[a-zA-Z](?:_\{?\w\}?)? *&?=)"
+    r"|(?:the )?(?:other|second|third|larger|smaller|next|last)(?: [a-z]+)? (?:is|equals|=))? *+"
 )
-"""What stands between two boxes that are one answer: commas, `and`, `or`, the name of a value."""
+"""What stands between two boxes that are one answer: commas, `and`, `or`, the name of a value, and
+words as `and the other root is`."""
 MAX_JOINED = 30
 """Most boxes that are one answer."""
 MAX_BETWEEN = 100
@@ -105,7 +107,8 @@ _FIRST_LINE = re.compile(r"\s*[*_$(\[]*([A-J])[)\]*_$.:]*[ \t]*\n")
 """A reply that begins with nothing but a letter in its first line."""
 _REASON = rf"(?:{REASON_WORDS}|for|so|which|with|by)\b"
 _PRONOUN = (
-    r"I\b,?\s+(?:as an?|am|was|cannot|can|could|do|don['’]t|did|have|will|would|must|think|believe)\b"
+    r"I\b,?\s+(?:as an?|am|was|cannot|can|could|do|don['’]t|did|have|will|would|must|think"
+    r"|believe)\b"
 )
 _CHOICE = re.compile(
     rf"[*_$]*(?!{_PRONOUN})(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)|[A-J](?=[*_$]*(?:[.,;:]|\s+{_REASON}|\s*[(—–]|\s+-\s|$)))"
@@ -350,8 +353,8 @@ _SECOND_LETTER = re.compile(
 def as_integer(text: str) -> int | None:
     r"""Parse an integer from 0 to 999; return None where `text` states none.
 
-    Leading zeros, a name (`m+n = 33`, but not `2m = 33`), a unit, a counted thing, a modulus, a degree or percent
-    sign, brackets, styles, spaces, zero decimals and a full stop are ignored.
+    Leading zeros, a name (`m+n = 33`, but not `2m = 33`), a unit, a counted thing, a modulus, a
+    degree or percent sign, brackets, styles, spaces, zero decimals and a full stop are ignored.
     """
     if len(text) > MAX_PARSED_CHARS:
         return None

@@ -145,15 +145,16 @@ _ORDINAL_FRACTIONS = {
 _FRACTIONS = {f"{name}s": Fraction(1, n) for name, n in _ORDINAL_FRACTIONS.items()} | {
     "halves": Fraction(1, 2)
 }
-NUMBERS_IN_WORDS = (
+_NUMBERS_IN_WORDS_TEXT = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen"
-).split()
-TENS_IN_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+)
+NUMBERS_IN_WORDS = _NUMBERS_IN_WORDS_TEXT.split()
+TENS_IN_WORDS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _VALUE_WORDS_TEXT = (
-    "squared cubed factorial doubled tripled quadrupled halved negative plus minus over out divided "
-    "multiplied power root inverse reciprocal below beneath under less is isn't are was not no "
-    "never cannot wrong incorrect false too mil x y z n k"
+    "squared cubed factorial doubled tripled quadrupled halved negative plus minus over out "
+    "divided multiplied power root inverse reciprocal below beneath under less is isn't are was "
+    "not no never cannot wrong incorrect false too mil x y z n k"
 )
 _VALUE_WORDS = frozenset(
     [*_VALUE_WORDS_TEXT.split(), *_SCALES, *_FRACTIONS, *NUMBERS_IN_WORDS, *TENS_IN_WORDS]

@@ -114,6 +114,8 @@ _OPTION = re.compile(r"\\text\{\s*\(\s*([A-J])\s*\)\s*\}|\(?\s*([A-J])\s*\)$")
 """A letter in brackets as text before a value; or before one bracket, without a value."""
 _PAIR = re.compile(r"\([^()]*,[^()]*\)")
 _SET = re.compile(r"\\\{(?!.*(?:[|:<>]|\\(?:mid|in|le|ge)(?![a-z])))[^()]*,[^()]*\\\}")
+_INTERVAL = r"[(\[][^()\[\],]+,[^()\[\],]+[)\]]"
+_INTERVALS = re.compile(rf"{_INTERVAL}(?:\s*,\s*{_INTERVAL})+")
 _BASED = re.compile(r"[\dA-F.]+_\{(\d+)\}")
 _PHRASES = {
     r"\emptyset": "no solution|no solutions|no real solution|no real solutions|empty set|none",
@@ -426,7 +428,15 @@ def decide(a: Value, b: Value) -> bool | Question:
         return any(equal_numbers(x, y) for x, y in pairs)
     if not _bases_agree(left, right) or _is_pair_and_set(left, right):
         return False
+    left, right = _as_union(left, right), _as_union(right, left)
     return min(left, right), max(left, right)
+
+
+def _as_union(latex: str, other: str) -> str:
+    """Return a list of intervals as their union, where the other value is a union."""
+    if r"\cup" not in other or not _INTERVALS.fullmatch(latex):
+        return latex
+    return re.sub(r"(?<=[)\]])\s*,", r" \\cup ", latex)
 
 
 def _equals_clock(timed: Value, other: Value) -> bool | Question:
