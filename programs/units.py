@@ -257,10 +257,15 @@ def read_unit(text: str) -> Unit | None:
     if tokens is None or not any(word for _, word, _ in tokens):
         return None
     unit = _measure(tokens)
-    # Square and cubic units differ; one unit of anything says nothing.
-    if unit is not None and ("unit", 1) not in unit.dimensions:
+    if unit is not None and "unit" not in dict(unit.dimensions):
         return unit
     return _counted([word.lower() for _, word, _ in tokens if word])
+
+
+def read_power_of_unit(text: str) -> Unit:
+    """Read `square units` and `cubic units`, which differ; an empty unit for other words."""
+    unit = _measure(_tokens(_IN_TOTAL.sub("total", text)) or [])
+    return unit if unit and unit.dimensions in ((("unit", 2),), (("unit", 3),)) else Unit()
 
 
 def _tokens(text: str) -> list[tuple[str, str, str]] | None:

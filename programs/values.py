@@ -20,6 +20,7 @@ from lim_sglang.programs.units import (
     TENS_IN_WORDS,
     UNIT_LETTERS,
     Unit,
+    read_power_of_unit,
     read_unit,
     split_scale,
 )
@@ -186,6 +187,8 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
             rf"{value} \times {_in_latex(scale)}" if number is None else _in_latex(number * scale)
         )
     behind = read_unit(words)
+    if behind == Unit():
+        behind = read_power_of_unit(words)
     if behind is None or not (behind.words or behind.dimensions):
         return value, unit
     return value, behind if unit is None else _product(unit, words, behind)
