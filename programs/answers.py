@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 
 from lim_sglang.programs.latex import plain, tidy
-from lim_sglang.programs.values import read_value, split_unit
+from lim_sglang.programs.values import REASON_WORDS, read_value, split_unit, without_reason
 
 
 class AnswerKind(StrEnum):
@@ -44,9 +44,11 @@ _NO_BOX = -1
 _FILLER = re.compile(r"[\s$*]|\\(?:[()\[\],;: ]|quad\b|qquad\b)")
 _NEXT_BOX = re.compile(
     r" *+(?:(?:,|;|&|\\\\|\\lor\b|\\land\b|\\text *\{ *,? *(?:and|or) *\}|\b(?:and|or)\b) *+)++"
-    r"(?P<name>[a-zA-Z](?:_\{?\w\}?)? *&?=)? *+"
+    r"(?:(?P<name>[a-zA-Z](?:_\{?\w\}?)? *&?=)"
+    r"|(?:the )?(?:other|second|third|larger|smaller|next|last)(?: [a-z]+)? (?:is|equals|=))? *+"
 )
-"""What stands between two boxes that are one answer: commas, `and`, `or`, the name of a value."""
+"""What stands between two boxes that are one answer: commas, `and`, `or`, the name of a value, and
+words as `and the other root is`."""
 MAX_JOINED = 30
 """Most boxes that are one answer."""
 MAX_BETWEEN = 100
@@ -74,6 +76,16 @@ _CORRECT_OPTION = re.compile(
     re.IGNORECASE,
 )
 """`Option (B) is correct`."""
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
+_DOUBT = re.compile(
+    r"\b(?:nor|neither|if|whether|unless|only|suppose|assume|assuming|why)\b"
+    r"|\b(?:not|no|never|false|doubt|\w+n['’]t|cannot)\b(?!.*[,;])",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Words that deny or limit what follows: some in the whole sentence, some up to a comma."""
+_CONDITIONS = r"[\s,*_]*(?:(?:but )?only|if|when|unless|provided|\?)"
+"""Words behind an option that is correct in some cases alone."""
+_CONDITION = re.compile(_CONDITIONS, re.IGNORECASE)
 _FORMULA = (
     r"(?:\$\$[^$]{1,500}\$\$|\$(?!\s)[^$]{1,500}(?<!\s)\$(?!\d)"
     r"|\\\(.{1,500}?\\\)|\\\[.{1,500}?\\\])"
@@ -93,9 +105,13 @@ _BARE = re.compile(
 )
 _FIRST_LINE = re.compile(r"\s*[*_$(\[]*([A-J])[)\]*_$.:]*[ \t]*\n")
 """A reply that begins with nothing but a letter in its first line."""
-_REASON = r"(?:as|because|since|for|due|given|so|which|where|with|by)\b"
+_REASON = rf"(?:{REASON_WORDS}|for|so|which|with|by)\b"
+_PRONOUN = (
+    r"I\b,?\s+(?:as an?|am|was|cannot|can|could|do|don['’]t|did|have|will|would|must|think"
+    r"|believe)\b"
+)
 _CHOICE = re.compile(
-    rf"[*_$]*(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)|[A-J](?=[*_$]*(?:[.,;:]|\s+{_REASON}|\s*[(—–]|\s+-\s|$)))"
+    rf"[*_$]*(?!{_PRONOUN})(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)|[A-J](?=[*_$]*(?:[.,;:]|\s+{_REASON}|\s*[(—–]|\s+-\s|$)))"
 )
 """A letter in brackets, or before the beginning of a reason: the choice, whatever text follows."""
 _VALUE_WORDS = frozenset(
@@ -198,9 +214,16 @@ def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
         elif token[0] == "}" and open_braces:
             outside, begin = open_braces.pop()
             # An outer box ends later but begins earlier.
-            if begin > start and (content := tidy(text[begin : token.start()])):
+            if begin > start and _shows(content := tidy(text[begin : token.start()])):
                 start = begin
                 yield outside, token.end(), content
+
+
+def _shows(content: str) -> bool:
+    r"""Return False for a box without an answer: an empty one, and one with a sign that an answer
+    is complete, as `\checkmark`.
+    """
+    return bool(plain(content) if len(content) < MAX_BETWEEN else content)
 
 
 def _join(boxes: Iterable[tuple[int, int, str]], text: str) -> str:
@@ -227,14 +250,22 @@ def _join(boxes: Iterable[tuple[int, int, str]], text: str) -> str:
 
 
 def _last_statement(text: str) -> str | None:
+    """Return the answer of the last lead that states one, else the last option that is called
+    correct.
+    """
     leads = deque(_STATEMENT.finditer(text), maxlen=MAX_STATEMENTS)
-    option = deque(_CORRECT_OPTION.finditer(text), maxlen=1)
     for lead in reversed(leads):
-        if option and option[0].start() >= lead.start():
-            return option[0][1].upper()
         if answer := _read_statement(text, lead):
             return answer
-    return option[0][1].upper() if option else None
+    options = deque(_CORRECT_OPTION.finditer(text), maxlen=MAX_STATEMENTS)
+    return next((option[1] for option in reversed(options) if _is_asserted(option)), None)
+
+
+def _is_asserted(option: re.Match[str]) -> bool:
+    """Return True if nothing in its sentence denies or limits that an option is correct."""
+    text, begin = option.string, option.start()
+    before = _SENTENCE_END.split(text[max(0, begin - MAX_BARE) : begin])[-1]
+    return not (_DOUBT.search(before) or _CONDITION.match(text, option.end()))
 
 
 def _read_statement(text: str, lead: re.Match[str]) -> str | None:
@@ -257,8 +288,9 @@ def _read_statement(text: str, lead: re.Match[str]) -> str | None:
 
 def _value(answer: str) -> str | None:
     """Return an answer without a box, less the remark behind it; None if it is words alone."""
-    if len(answer) > MAX_STATED:
+    if len(answer) > MAX_STATED or re.match(_PRONOUN, answer):
         return None
+    answer = without_reason(answer)
     for words in (answer, _REMARK.sub("", answer), _CALCULATION.sub("", answer)):
         if words and len(_WORD.findall(words)) <= MAX_WORDS and _is_value(words):
             return words
@@ -292,15 +324,23 @@ def answer_line(solution: str) -> str | None:
 
 _NAME = re.compile(r"\A(?!.*\b(?:and|or)\b)[^,;]*=", re.DOTALL)
 """Left side of an equation, as in `m+n = 33`. Two numbers have two names and do not match."""
+_INEQUALITY = re.compile(r"[<>]|!\s*=|\\(?:le|ge|ne|approx)(?![a-zA-Z])")
+_STEP = r"(?:[-+\d.\s*/^(){}]|\\(?:frac|sqrt|cdot|times)(?![a-zA-Z]))"
+_ALTERED = re.compile(rf"(?!\s*[a-zA-Z]\s*[(=]){_STEP}*([a-zA-Z])(?:{_STEP}|\1)*=.*", re.DOTALL)
+"""A multiple, a power or a sum of one name, as in `2x = 25` and `n^2 = 25`; no `f(2) = 25`."""
 _INTEGER = re.compile(r"(?:\s|\(|\\\{)*\+?\s*0*(\d{1,3})(?:\.0*)?(?:\s|\.|\)|\\\})*", re.ASCII)
 _MARKUP = re.compile(r"\\text\b|[{}$*]")
+_BRACKET = r"\s+\((?![a-z]\))|\((?=[A-Za-z]{2})"
+"""A bracket with the words of an option, and no argument as in `F(x)`."""
+_NUMBER_BEHIND = r"(?<!A)\s+\d|(?<=A)\s+\d\S*(?:\s+\S+)?$"
+"""The number of an option; a longer text behind `A` has an article, as `A 5 kg weight`."""
 _LETTER = re.compile(
     r"(?i:(?:the )?(?:correct |final |right |best )?(?:option|choice|answer|letter)(?: is)?:? )?"
-    r"[(\[]?"
+    rf"(?!{_PRONOUN})[(\[]?"
     # Alone, or before the bracket, sign or word that starts a reason; an article has neither.
     r"([A-Ja-j](?=[)\].:]*$)"
-    rf"|[A-J](?=[)\].:,;]|\s*[(—–]|\s+(?:-{{1,3}}|:)\s|\s+\d|\s+{_REASON}"
-    r"|\s+is (?:the )?(?:correct|right))|[a-j](?=[)\]]))"
+    rf"|[A-J](?=[)\].:,;]|\s*[—–]|{_BRACKET}|\s+(?:-{{1,3}}|:)\s|{_NUMBER_BEHIND}|\s+{_REASON}"
+    rf"|\s+is (?:the )?(?:correct|right)\b(?!{_CONDITIONS}))|[a-j](?=[)\]]))"
 )
 _WORDED_LETTER = re.compile(r"([A-J])\s*\\text\{(?!\W*(?:and|or|to|than)\b)[^{}]*\}\s*$")
 """A letter and the words of its option."""
@@ -313,14 +353,22 @@ _SECOND_LETTER = re.compile(
 def as_integer(text: str) -> int | None:
     r"""Parse an integer from 0 to 999; return None where `text` states none.
 
-    Leading zeros, a name (`m+n = 33`), a unit, a counted thing, a modulus, a degree or percent
-    sign, brackets, styles, spaces, zero decimals and a full stop are ignored.
+    Leading zeros, a name (`m+n = 33`, but not `2m = 33`), a unit, a counted thing, a modulus, a
+    degree or percent sign, brackets, styles, spaces, zero decimals and a full stop are ignored.
     """
     if len(text) > MAX_PARSED_CHARS:
         return None
-    value, _ = split_unit(_NAME.sub("", plain(text)))
+    value, _ = split_unit(_without_name(plain(text)))
     match = _INTEGER.fullmatch(re.sub(r"\\?[%$]|°|(?<!\\)[{}]", "", value))
     return int(match[1]) if match else None
+
+
+def _without_name(text: str) -> str:
+    """Return the right side of an equation; the text itself if the left side is no name."""
+    name = _NAME.match(text)
+    if name is None or _INEQUALITY.search(name[0]) or _ALTERED.match(name[0]):
+        return text
+    return text[name.end() :]
 
 
 def as_choice(text: str) -> str | None:

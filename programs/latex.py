@@ -333,6 +333,10 @@ _RECURRING = re.compile(
 _LOG_BASE = re.compile(r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![a-zA-Z]))")
 
 
+_POWER_WORD = re.compile(r"(\d+)\s*(?:\\text\{)?\s*(squared|cubed|factorial)\s*\}?", re.ASCII)
+_POWER_SIGNS = {"squared": "^{2}", "cubed": "^{3}", "factorial": "!"}
+
+
 def as_latex(value: str) -> str:
     """Return a value in plain LaTeX as math-verify reads it, with decimals and powers exact."""
     value = _POSITIVE.sub(r"(0,\\infty)", _WITHOUT.sub(r"\\mathbb{R} \\setminus ", value))
@@ -344,6 +348,8 @@ def as_latex(value: str) -> str:
         # In decimal digits: in binary, SymPy's 1.1 times 100 is not 110.
         exponent = re.sub(r"\s", "", number[3])
         return f"{Decimal(f'{number[1]}{number[2]}e{exponent}'):f}"
+    if power := _POWER_WORD.fullmatch(value):
+        return f"{power[1]}{_POWER_SIGNS[power[2]]}"
     if based := _BASE.fullmatch(value):
         base = based[2] or based[3]
         if base.isdigit() or base in _BASE_WORDS:

@@ -35,6 +35,8 @@ class Unit:
 
 
 _LENGTH, _MASS, _TIME = (("length", 1),), (("mass", 1),), (("time", 1),)
+MONEY: Dimensions = (("dollar", 1),)
+"""Dimensions of dollars and cents, which a bare number is taken for."""
 _INCH, _POUND, _GALLON = Fraction("0.0254"), Fraction("0.45359237"), Fraction("0.003785411784")
 _ENERGY = (("length", 2), ("mass", 1), ("time", -2))
 
@@ -49,7 +51,7 @@ _MEASURES: dict[str, tuple[Fraction | int, Dimensions]] = {
     "quart qt": (_GALLON / 4, (("length", 3),)),
     "pint pt": (_GALLON / 8, (("length", 3),)),
     "cc": (Fraction(1, 10**6), (("length", 3),)),
-    "tonne": (1000, _MASS),
+    "tonne ton": (1000, _MASS),
     "pound lb lbs £": (_POUND, _MASS),
     "ounce oz": (_POUND / 16, _MASS),
     "minute min mins": (60, _TIME),
@@ -63,9 +65,10 @@ _MEASURES: dict[str, tuple[Fraction | int, Dimensions]] = {
     "kWh": (3_600_000, _ENERGY),
     "mph": (Fraction(63360, 3600) * _INCH, (("length", 1), ("time", -1))),
     "kph kmh kmph": (Fraction(1000, 3600), (("length", 1), ("time", -1))),
+    "unit": (1, (("unit", 1),)),
     "radian rad": (1, (("angle", 1),)),
-    "dollar $ usd buck": (1, (("dollar", 1),)),
-    "cent ¢ penny pennies": (Fraction(1, 100), (("dollar", 1),)),
+    "dollar $ usd buck": (1, MONEY),
+    "cent ¢ penny pennies": (Fraction(1, 100), MONEY),
     "euro € eur": (1, (("euro", 1),)),
     "yen ¥ 円 jpy JPY": (1, (("yen", 1),)),
     "rupee ₹ rs Rs inr": (1, (("rupee", 1),)),
@@ -106,15 +109,57 @@ _PREFIXES = {
     "M mega": 6,
     "G giga": 9,
 }
-SCALES = {
+_SCALES = {
     "dozen": 12,
     "hundred": 100,
     "thousand": 1000,
     "million": 10**6,
     "billion": 10**9,
     "trillion": 10**12,
+    "tens": 10,
+    "score": 20,
+    "lakh": 10**5,
+    "crore": 10**7,
+    "bn": 10**9,
 }
 """Numbers that stand behind another one as words."""
+_ORDINAL_FRACTIONS = {
+    "half": 2,
+    "third": 3,
+    "quarter": 4,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "seventh": 7,
+    "eighth": 8,
+    "ninth": 9,
+    "tenth": 10,
+    "eleventh": 11,
+    "twelfth": 12,
+    "twentieth": 20,
+    "hundredth": 100,
+    "thousandth": 1000,
+    "millionth": 10**6,
+    "billionth": 10**9,
+}
+_FRACTIONS = {f"{name}s": Fraction(1, n) for name, n in _ORDINAL_FRACTIONS.items()} | {
+    "halves": Fraction(1, 2)
+}
+_NUMBERS_IN_WORDS_TEXT = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen"
+)
+NUMBERS_IN_WORDS = _NUMBERS_IN_WORDS_TEXT.split()
+TENS_IN_WORDS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_VALUE_WORDS_TEXT = (
+    "squared cubed factorial doubled tripled quadrupled halved negative plus minus over out "
+    "divided multiplied power root inverse reciprocal below beneath under less is isn't are was "
+    "not no never cannot wrong incorrect false too mil x y z n k"
+)
+_VALUE_WORDS = frozenset(
+    [*_VALUE_WORDS_TEXT.split(), *_SCALES, *_FRACTIONS, *NUMBERS_IN_WORDS, *TENS_IN_WORDS]
+)
+"""Words that change or deny the number before them, so that they name no counted thing."""
 
 
 def _known_units() -> dict[str, Unit]:
@@ -122,13 +167,15 @@ def _known_units() -> dict[str, Unit]:
     for names, (factor, dimensions) in (_METRIC | _MEASURES).items():
         known |= dict.fromkeys(names.split(), Unit(dimensions, Fraction(factor)))
     for prefixes, power in _PREFIXES.items():
-        short, *_, long = prefixes.split()
+        *shorts, long = prefixes.split()
         for names, (factor, dimensions) in _METRIC.items():
             unit = Unit(dimensions, factor * Fraction(10) ** power)
             symbol, *words = names.split()
-            shorts = {prefix + symbol for prefix in prefixes.split()[:-1]}
-            for name in shorts | {long + word for word in words} | {short + symbol}:
+            symbols = [symbol, *(word for word in words if len(word) == 1)]
+            for name in (short + each for short in shorts for each in symbols):
                 known.setdefault(name, unit)
+            for word in words:
+                known.setdefault(long + word, unit)
     for name in ("degree", "deg", "°", "º"):
         known[name] = Unit((("angle", 1),), Fraction(1, 180), pi=1)
     for name in ("revolution", "rev", "turn"):
@@ -136,12 +183,31 @@ def _known_units() -> dict[str, Unit]:
     return known
 
 
+def _without_case(known: dict[str, Unit]) -> dict[str, Unit]:
+    """Return the units by their names in lower case, less those that differ by case, as mg, Mg."""
+    folded: dict[str, set[Unit]] = {}
+    for name, unit in known.items():
+        folded.setdefault(name.lower(), set()).add(unit)
+    return {
+        name: next(iter(units))
+        for name, units in folded.items()
+        if len(units) == 1 and len(name) > 1
+    }
+
+
 _UNITS = _known_units()
+_UNITS_WITHOUT_CASE = _without_case(_UNITS)
 UNIT_LETTERS = "mgs"
 """Letters that are a unit directly behind a number; any other letter is a variable."""
 SPACED_UNIT_LETTERS = "mgshLJNWVAK"
 """Letters that are a unit behind a number and a space."""
 _IRREGULAR = {
+    "buses": "bus",
+    "gas": "gas",
+    "gases": "gas",
+    "quizzes": "quiz",
+    "lens": "lens",
+    "lenses": "lens",
     "children": "child",
     "people": "person",
     "men": "man",
@@ -190,7 +256,16 @@ def read_unit(text: str) -> Unit | None:
     tokens = _tokens(_IN_TOTAL.sub("total", text))
     if tokens is None or not any(word for _, word, _ in tokens):
         return None
-    return _measure(tokens) or _counted([word for _, word, _ in tokens if word])
+    unit = _measure(tokens)
+    if unit is not None and "unit" not in dict(unit.dimensions):
+        return unit
+    return _counted([word.lower() for _, word, _ in tokens if word])
+
+
+def read_power_of_unit(text: str) -> Unit:
+    """Read `square units` and `cubic units`, which differ; an empty unit for other words."""
+    unit = _measure(_tokens(_IN_TOTAL.sub("total", text)) or [])
+    return unit if unit and unit.dimensions in ((("unit", 2),), (("unit", 3),)) else Unit()
 
 
 def _tokens(text: str) -> list[tuple[str, str, str]] | None:
@@ -244,13 +319,29 @@ def _multiply(factors: list[tuple[Unit, int]]) -> Unit:
     )
 
 
-def _counted(words: list[str]) -> Unit:
-    return Unit(words=frozenset(singular(word.lower()) for word in words) - _FILLERS)
+def _counted(words: list[str]) -> Unit | None:
+    """Return the counted thing that words name; None if a word changes the number."""
+    if not _VALUE_WORDS.isdisjoint(words) or words[-1] in _ORDINAL_FRACTIONS:
+        return None
+    return Unit(words=frozenset(map(singular, words)) - _FILLERS)
+
+
+def split_scale(words: str) -> tuple[Fraction | None, str]:
+    """Return the number that the first of the words behind a number multiplies it by, as in
+    `3 million dollars` and `3 quarters`, and the other words; no number for other words.
+    """
+    first, _, rest = words.partition(" ")
+    name = first.lower()
+    if not rest and name in _ORDINAL_FRACTIONS:
+        name = f"{name}s"
+    scale = _SCALES.get(name) or _SCALES.get(name.removesuffix("s")) or _FRACTIONS.get(name)
+    return (None, words) if scale is None else (Fraction(scale), rest)
 
 
 def _known(word: str) -> Unit | None:
     names = (word, word.lower(), singular(word.lower())) if len(word) > 2 else (word,)
-    return next((_UNITS[name] for name in names if name in _UNITS), None)
+    exact = next((_UNITS[name] for name in names if name in _UNITS), None)
+    return exact or _UNITS_WITHOUT_CASE.get(word.lower())
 
 
 def singular(noun: str) -> str:
@@ -259,7 +350,7 @@ def singular(noun: str) -> str:
         return _IRREGULAR[noun]
     if noun.endswith("ies") and len(noun) > 4:
         return f"{noun[:-3]}y"
-    if re.search(r"(?:s|x|z|ch|sh)es$", noun):
+    if re.search(r"(?:ss|x|zz|tz|ch|sh)es$", noun):
         return noun[:-2]
     if noun.endswith("s") and not noun.endswith(("ss", "us", "is")) and len(noun) > 2:
         return noun[:-1]

@@ -13,7 +13,17 @@ from itertools import product
 from typing import Any
 
 from lim_sglang.programs.latex import FUNCTION, TRIGONOMETRY, as_latex, plain
-from lim_sglang.programs.units import SCALES, SPACED_UNIT_LETTERS, UNIT_LETTERS, Unit, read_unit
+from lim_sglang.programs.units import (
+    MONEY,
+    NUMBERS_IN_WORDS,
+    SPACED_UNIT_LETTERS,
+    TENS_IN_WORDS,
+    UNIT_LETTERS,
+    Unit,
+    read_power_of_unit,
+    read_unit,
+    split_scale,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,7 @@ class Value:
     unit: Unit | None = None
     """The unit; None if the answer states none."""
     needs_unit: bool = False
-    """True for a sum of units, as 3 h 20 min, which no bare number equals."""
+    """True for a sum of units, as 3 h 20 min, which no bare number equals, unless it is money."""
     words: tuple[str, ...] = ()
     """The words of an answer that is no formula, in lower case."""
     clock: "Clock | None" = None
@@ -41,6 +51,8 @@ class Clock:
     minutes: int
     """Minutes since midnight, or since the last noon where the half of the day is not known."""
     knows_half: bool
+    has_half: bool = False
+    """True if `am` or `pm` stands behind the time; without it, `3:10` may be a ratio."""
 
     def equals(self, other: "Clock") -> bool:
         """Return True for the same time, where both say which half of the day they mean."""
@@ -83,20 +95,28 @@ _MODULUS = re.compile(
 _LISTED_UNIT = re.compile(
     r"(?<=[\d}])\s*(\\text\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?)(?=\s*(?:,|\)|\]|\\\}|\\text\{(?:and|or)\}|$))"
 )
-_GROUPS = re.compile(r"[-+]?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?", re.ASCII)
+_ANY_GROUPS = re.compile(r"[-+]?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?", re.ASCII)
 """Digits in groups, as money is written in any country."""
+REASON_WORDS = r"because|since|as|where|when|due to|given"
+"""Words that begin a reason or a condition behind an answer."""
 _REASON = re.compile(
-    r"\s*(?:\\text\{\s*\(?\s*)?\b(?:because|since|as|where|for all|when)\b.*$", re.DOTALL
+    rf"\s*[,;(—–]*\s*(?:\\text\{{\s*\(?\s*)?\b(?:{REASON_WORDS}|for all)\b.*$", re.DOTALL
 )
+_COUNTED = re.compile(r"\\?\$?\d[\d.,/]*(?:\s+[a-zA-Z]+){1,4}\s*")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
 _FRACTION = re.compile(
     r"([-+]?)\s*(?:\\frac\s*\{\s*([-+]?\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d+)\s*/\s*(\d+))", re.ASCII
 )
-_GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
+_MIXED = re.compile(r"([-+]?)\s*(\d+)\s*(\\frac\{\d+\}\{\d+\})", re.ASCII)
+"""A whole number and a fraction."""
+_SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)", re.ASCII)
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
 _OPTION = re.compile(r"\\text\{\s*\(\s*([A-J])\s*\)\s*\}|\(?\s*([A-J])\s*\)$")
 """A letter in brackets as text before a value; or before one bracket, without a value."""
 _PAIR = re.compile(r"\([^()]*,[^()]*\)")
 _SET = re.compile(r"\\\{(?!.*(?:[|:<>]|\\(?:mid|in|le|ge)(?![a-z])))[^()]*,[^()]*\\\}")
+_INTERVAL = r"[(\[][^()\[\],]+,[^()\[\],]+[)\]]"
+_INTERVALS = re.compile(rf"{_INTERVAL}(?:\s*,\s*{_INTERVAL})+")
 _BASED = re.compile(r"[\dA-F.]+_\{(\d+)\}")
 _PHRASES = {
     r"\emptyset": "no solution|no solutions|no real solution|no real solutions|empty set|none",
@@ -106,12 +126,7 @@ _PHRASES = {
     r"-\infty": "negative infinity|minus infinity",
 }
 _LATEX_OF = {words: latex for latex, phrases in _PHRASES.items() for words in phrases.split("|")}
-_UNITS_IN_WORDS_TEXT = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen"
-)
-_UNITS_IN_WORDS = _UNITS_IN_WORDS_TEXT.split()
-_TENS_IN_WORDS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_SCALES_IN_WORDS = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 _MONTHS = [name.lower() for name in calendar.month_name[1:]]
 
 _VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
@@ -148,12 +163,15 @@ def _split_choice(text: str) -> tuple[str, str]:
     return text[letter.end() :].strip(), letter[1] or letter[2]
 
 
+def without_reason(text: str) -> str:
+    """Return an answer without the reason behind it, as in `18 eggs, since 9 + 9 = 18`."""
+    value = _REASON.sub("", text)
+    return value if _ENDS_VALUE.search(value) or _COUNTED.fullmatch(value) else text
+
+
 def split_unit(text: str) -> tuple[str, Unit | None]:
     """Return value and unit of an answer in plain LaTeX."""
-    reasoned = _REASON.sub("", text)
-    if reasoned and _ENDS_VALUE.search(reasoned):
-        text = reasoned
-    text, unit = _split_currency(text)
+    text, unit = _split_currency(without_reason(text))
     if modulus := _MODULUS.search(text):
         return text[: modulus.start()].rstrip(" ("), Unit((("modulus " + modulus[1], 1),))
     if "," in text and (listed := _split_listed(text)):
@@ -162,14 +180,15 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     if tail is None:
         return _IN_WORDS.sub(r"\1", text), unit
     value, words = tail
-    first, *rest = words.split() or [""]
-    if scale := SCALES.get(
-        first.lower() if first.lower() in SCALES else first.lower().removesuffix("s")
-    ):
+    scale, words = split_scale(words)
+    if scale is not None:
         number = _exact(value)
-        value = rf"{value} \times {scale}" if number is None else _in_latex(number * scale)
-        words = " ".join(rest)
+        value = (
+            rf"{value} \times {_in_latex(scale)}" if number is None else _in_latex(number * scale)
+        )
     behind = read_unit(words)
+    if behind == Unit():
+        behind = read_power_of_unit(words)
     if behind is None or not (behind.words or behind.dimensions):
         return value, unit
     return value, behind if unit is None else _product(unit, words, behind)
@@ -183,7 +202,7 @@ def _split_currency(text: str) -> tuple[str, Unit | None]:
     leads = not text[: prefix.start()].strip()
     symbol = re.sub(r"\\text|[\\{}.\s]|[A-Z]+(?=\$)", "", prefix[2])
     text = _PREFIX.sub(r"\1", text)
-    if leads and _GROUPS.fullmatch(text.strip()):
+    if leads and _ANY_GROUPS.fullmatch(text.strip()):
         text = text.replace(",", "")
     return text.strip(), read_unit(symbol) if leads else None
 
@@ -231,7 +250,8 @@ def _may_be_unit(tail: re.Match[str], value: str, words: str) -> bool:
     """Return True if the words behind a value are its unit, and no variables or second value."""
     if not words:
         return "(" in tail[0]
-    unit = read_unit(words)
+    scale, rest = split_scale(words)
+    unit = read_unit(rest) if scale is None or rest else Unit()
     if unit is None or re.search(_AND_OR, words) or words in _ORDINALS:
         return False
     measured = bool(unit.dimensions) and not unit.words
@@ -275,7 +295,7 @@ def _read_clock(text: str) -> Clock | None:
     if minute > 59 or hour > (12 if half else 24) or (half and hour == 0):
         return None
     if half:
-        return Clock((hour % 12 + (12 if half == "p" else 0)) * 60 + minute, True)
+        return Clock((hour % 12 + (12 if half == "p" else 0)) * 60 + minute, True, True)
     # From 13 on, and at 0, the clock has 24 hours.
     return Clock(hour * 60 + minute, hour > 12 or hour == 0)
 
@@ -297,7 +317,7 @@ def _read_sum(text: str) -> Value | None:
     return Value(
         f"{total.numerator}/{total.denominator}",
         Unit(units[0].dimensions, pi=units[0].pi),
-        needs_unit=True,
+        needs_unit=units[0].dimensions != MONEY,
     )
 
 
@@ -330,7 +350,7 @@ def _read_words(text: str) -> tuple[str, ...] | str:
     phrase = " ".join(word for word in words if word not in _DROPPED)
     if phrase in _LATEX_OF:
         return _LATEX_OF[phrase]
-    if (number := _number_in_words(words)) is not None:
+    if (number := _number_in_words(bare)) is not None:
         return str(number)
     return _canonical(words)
 
@@ -358,30 +378,45 @@ def _month(word: str) -> str:
     return found[0] if found else ""
 
 
-def _number_in_words(words: list[str]) -> int | None:
-    """Return a number below a thousand: `seventy two`, `one hundred and five`."""
-    total = 0
-    for word in words:
-        if word in _UNITS_IN_WORDS:
-            total += _UNITS_IN_WORDS.index(word)
-        elif word in _TENS_IN_WORDS:
-            total += 10 * (_TENS_IN_WORDS.index(word) + 2)
-        elif word == "hundred":
-            total = (total or 1) * 100
-        elif word != "and":
+def _number_in_words(text: str) -> int | None:
+    """Return the number that words spell: `seventy two`, `two thousand and five`; None for other
+    words, and for two numbers, as `one, two`.
+    """
+    if not re.fullmatch(r"[\s\w-]*|\w+ thousand,[\s\w-]*", text):
+        return None
+    total = part = 0
+    # The next word's number has to be below the limit, as the words of a number become smaller.
+    limit = 1000
+    for word in re.findall(r"\w+", text.casefold()):
+        if word in NUMBERS_IN_WORDS:
+            value, bound = NUMBERS_IN_WORDS.index(word), 1
+        elif word in TENS_IN_WORDS:
+            value, bound = 10 * (TENS_IN_WORDS.index(word) + 2), 10
+        elif word == "hundred" and part < 100:
+            part, limit = (part or 1) * 100, 100
+            continue
+        elif word in _SCALES_IN_WORDS and (scale := _SCALES_IN_WORDS[word]) < (total or scale + 1):
+            total, part, limit = total + (part or 1) * scale, 0, 1000
+            continue
+        elif word == "and":
+            continue
+        else:
             return None
-    return total
+        if value >= limit:
+            return None
+        part, limit = part + value, bound
+    return total + part
 
 
 def decide(a: Value, b: Value) -> bool | Question:
     """Return True or False where equality needs no math-verify, else the two values to compare."""
     if a.choice == a.latex or b.choice == b.latex:
         return (a.choice or a.latex) == (b.choice or b.latex)
-    if a.clock and b.clock:
+    if a.clock and b.clock and (a.clock.has_half or b.clock.has_half):
         return a.clock.equals(b.clock)
     if a.words and b.words:
         return a.words == b.words
-    if a.clock or b.clock:
+    if (a.clock is None) != (b.clock is None):
         timed, other = (a, b) if a.clock else (b, a)
         return _equals_clock(timed, other)
     if not _units_agree(a, b):
@@ -396,14 +431,22 @@ def decide(a: Value, b: Value) -> bool | Question:
         return any(equal_numbers(x, y) for x, y in pairs)
     if not _bases_agree(left, right) or _is_pair_and_set(left, right):
         return False
+    left, right = _as_union(left, right), _as_union(right, left)
     return min(left, right), max(left, right)
+
+
+def _as_union(latex: str, other: str) -> str:
+    """Return a list of intervals as their union, where the other value is a union."""
+    if r"\cup" not in other or not _INTERVALS.fullmatch(latex):
+        return latex
+    return re.sub(r"(?<=[)\]])\s*,", r" \\cup ", latex)
 
 
 def _equals_clock(timed: Value, other: Value) -> bool | Question:
     assert timed.clock
     if ":" in timed.latex:
         return timed.latex.replace(" ", "") == other.latex.replace(" ", "") or (
-            not timed.clock.knows_half
+            not timed.clock.has_half
             and (min(timed.latex, other.latex), max(timed.latex, other.latex))
         )
     return other.unit is None and other.latex in {
@@ -443,8 +486,11 @@ def _exact(latex: str) -> Fraction | None:
     """Return the number that a decimal or a fraction of integers is."""
     if _NUMBER.fullmatch(latex):
         return Fraction(Decimal(latex))
-    if _GROUPED.fullmatch(latex):
+    if _THOUSANDS.fullmatch(latex):
         return Fraction(Decimal(latex.replace(",", "")))
+    latex = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", latex)
+    if (mixed := _MIXED.fullmatch(latex)) and (part := _exact(mixed[3])) is not None:
+        return (int(mixed[2]) + part) * (-1 if mixed[1] == "-" else 1)
     if parts := _FRACTION.fullmatch(latex):
         numerator, denominator = parts[2] or parts[4], int(parts[3] or parts[5])
         sign = -1 if parts[1] == "-" else 1
@@ -454,7 +500,7 @@ def _exact(latex: str) -> Fraction | None:
 
 def _percent(latex: str) -> list[Fraction]:
     """Return the number that a value is; the share and the number of a percentage; else nothing."""
-    number = _exact(latex.removesuffix(r"\%").rstrip())
+    number = _exact(as_latex(latex.removesuffix(r"\%").rstrip()))
     if number is None:
         return []
     return percentages(number) if latex.endswith(r"\%") else [number]
