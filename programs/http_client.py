@@ -20,6 +20,9 @@ from lim_sglang.errors import ServerError
 CONNECT_TIMEOUT_S = 10.0
 MAX_IDLE_CONNECTIONS = 8
 """Most idle connections: httpx scans all of them at each request."""
+MAX_IDLE_S = 2.0
+"""Age of an idle connection that is used again: SGLang closes one after 5 s, as httpx would, and a
+request on a connection that is being closed is lost."""
 INFO_TIMEOUT_S = 60.0
 """Limit of a request that a server answers at once, unless it is busy with a long step."""
 CLOSE_TIMEOUT_S = 5.0
@@ -110,7 +113,11 @@ def open_http(url: str, headers: Mapping[str, str] | None = None) -> httpx.Async
         base_url=url,
         headers=headers,
         timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
+        limits=httpx.Limits(
+            max_connections=None,
+            max_keepalive_connections=MAX_IDLE_CONNECTIONS,
+            keepalive_expiry=MAX_IDLE_S,
+        ),
         # No HTTP proxy can reach this machine's own loopback address.
         trust_env=not is_loopback(url),
     )

@@ -26,6 +26,7 @@ from typing import Any
 import httpx
 import psutil
 
+from lim_sglang.programs.http_client import MAX_IDLE_S
 from tests.processes import ON_CPU, SGLANG, WITH_LIM, LocalServer, new_rid, serving
 from tests.server.tiny_model import BUDGET, FIRST_WORD, VOCAB_SIZE, Prompt, build_tiny_qwen3
 
@@ -156,7 +157,7 @@ class Soak:
         self._solo = Log(folder / "solo.jsonl")
         # Finished greedy answers, which later requests may continue.
         self._answers: dict[int, list[int]] = {}
-        limits = httpx.Limits(max_connections=None)
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=MAX_IDLE_S)
         self._http = httpx.AsyncClient(
             base_url=url, timeout=REQUEST_TIMEOUT_S, limits=limits, trust_env=False
         )
