@@ -51,7 +51,10 @@ class Fake:
         for process in psutil.Process(self.lim).children():
             if name(process) == "supervisor":
                 folder = f"/proc/{process.pid}/fd"
-                links = [os.readlink(f"{folder}/{number}") for number in os.listdir(folder)]
+                links = []
+                for number in os.listdir(folder):
+                    with suppress(FileNotFoundError):  # closed meanwhile
+                        links.append(os.readlink(f"{folder}/{number}"))
                 return links.count("anon_inode:[pidfd]") == 2
         return False
 
