@@ -299,7 +299,7 @@ _MARK = "####"
 _MARKED_ANSWER = re.compile(rf"{_MARK}[ \t]*([^\s#][^\n#]*?)\s*\Z")
 """End of GSM8K's solutions, `#### 72`."""
 _GROUPED_QUANTITY = re.compile(r"[-+]?[$€£¥]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!,).*")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
+_GROUP_COMMA = re.compile(r"(?<=\d),(?=\d{3})")
 Rows = Iterator[tuple[str, object]]
 """Pairs of a row's location, for errors, and the row: a mapping, or a line of JSON."""
 
@@ -476,7 +476,9 @@ def _reference_answer(answer: str) -> tuple[str, str | None]:
         DataError: a solution in prose that does not mark its answer.
     """
     if found := _MARKED_ANSWER.search(answer):
-        number = _THOUSANDS.sub("", found[1]) if _GROUPED_QUANTITY.fullmatch(found[1]) else found[1]
+        number = (
+            _GROUP_COMMA.sub("", found[1]) if _GROUPED_QUANTITY.fullmatch(found[1]) else found[1]
+        )
         return number, _MARK
     if _BOX in answer and (boxed := extract_answer(answer)):
         is_alone = answer.lstrip("$ ").startswith(_BOX)

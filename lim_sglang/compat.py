@@ -1,7 +1,7 @@
-"""The only module, beside `frontend.py`, that names SGLang's internals.
+"""SGLang's internals, which only this module, `mends.py` and `frontend.py` name.
 
 In this order: the versions and signatures that the plugin relies on; names of SGLang, imported when
-they are first used; functions of SGLang that we call; hooks; mends of SGLang's defects.
+they are first used; functions of SGLang that we call; hooks.
 """
 
 import dis

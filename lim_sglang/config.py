@@ -276,7 +276,7 @@ def _check_within(layers: Sequence[int], depth: int, name: str) -> None:
 
 
 NAME_KEY = "lim_server"
-"""Where `/server_info` has the name of a server that `lim` started."""
+"""Key of `/server_info` that holds the name of a server that `lim` started."""
 
 
 def lim_state(server_info: Mapping[str, Any]) -> dict[str, Any] | None:

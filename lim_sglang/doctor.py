@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, entry_points, requires
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from lim_sglang import __version__, compat
 from lim_sglang.compat import (
@@ -28,6 +27,7 @@ from lim_sglang.config import CONFIG_VAR, LimConfig
 from lim_sglang.environment import installed_version
 from lim_sglang.errors import ConfigError, LimError
 from lim_sglang.models import SMOLLM2, cache_folder, has_gpu
+from lim_sglang.progress import print_plain
 from lim_sglang.validation import (
     BACKEND,
     find_gpu,
@@ -76,7 +76,7 @@ def doctor() -> None:
     found_off = False
     with console.status("Checking"):  # on a terminal; torch and SGLang load for half a minute
         for finding in examine():
-            console.print(Text(f"{finding.verdict.value:>4}  {finding.text}"), soft_wrap=True)
+            print_plain(console, f"{finding.verdict.value:>4}  {finding.text}")
             found_off |= finding.verdict is Verdict.OFF
     if found_off:
         raise typer.Exit(1)

@@ -22,6 +22,7 @@ from rich.progress import Progress
 
 from lim_sglang.config import CACHE_VAR
 from lim_sglang.errors import ModelError
+from lim_sglang.progress import print_plain
 
 GPU_DEFAULT = "Qwen/Qwen3-8B"
 HUB_TIMEOUT_S = 8.0
@@ -100,9 +101,9 @@ def check_model(model: str, revision: str | None = None) -> str:
         )
     reason = _reason_against_hub_id(model, revision)
     if reason and model == SMOLLM2.hub_id:
-        Console(stderr=True).print(
+        print_plain(
+            Console(stderr=True),
             f"{model}: {reason}; served is the copy in {SMOLLM2.requirement}, of quantised weights",
-            highlight=False,
         )
         return str(embedded_model(SMOLLM2))
     if reason:

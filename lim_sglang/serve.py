@@ -76,7 +76,7 @@ def _run(options: ServerOptions, title: str, *, verbose: bool) -> None:
     try:
         console = Console(stderr=True)
         with running_server(options, console, title=title, verbose=verbose) as server:
-            typer.echo(ready_block(options, server.prove(), server.log))
+            typer.echo(ready_block(options, server.live, server.log))
             server.wait()
             raise ServerError("the server is gone")
     except KeyboardInterrupt:  # any of the signals to stop

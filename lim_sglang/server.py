@@ -287,6 +287,8 @@ class Server:
         """
         self.options = options
         self.log = log
+        self.live: dict[str, Any] = {}
+        """LessIsMore's part of `/server_info`, once the server is ready."""
         self._verbose = verbose
         self._folder: ServerFolder | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -336,7 +338,8 @@ class Server:
             if time.monotonic() > deadline:
                 raise ServerError(f"the server was not ready after {timeout_s:.0f} s; it was ended")
             time.sleep(POLL_S)
-        return self.prove()
+        self.live = self.prove()
+        return self.live
 
     def prove(self) -> dict[str, Any]:
         """Return LessIsMore's part of `/server_info`; an empty one if a dense server was asked for.

@@ -2,9 +2,8 @@
 
 import re
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lim_sglang.models import cache_folder
-from lim_sglang.progress import print_plain
+from lim_sglang.progress import print_plain, repeated
 
 POLL_S = 1.0
 """Pause between two looks at the log of a server that starts."""
@@ -48,14 +47,14 @@ def start_shown(title: str, log: Path | None, console: Console) -> Iterator[None
     elif console.is_terminal:
         with (
             console.status(Text(opening)) as status,
-            _repeated(
+            repeated(
                 lambda: status.update(_progress(opening, began_s, log, console.width)), POLL_S
             ),
         ):
             yield
     else:
         print_plain(console, opening)
-        with _repeated(
+        with repeated(
             lambda: print_plain(console, f"  {_seconds(began_s)} {newest_line(log)}".rstrip()),
             LINE_INTERVAL_S,
         ):
@@ -72,24 +71,6 @@ def _progress(opening: str, began_s: float, log: Path, width: int) -> Text:
     line = Text(f"\n  {newest_line(log)}", style="dim", no_wrap=True)
     line.truncate(width, overflow="ellipsis")
     return Text(f"{opening} {_seconds(began_s)}") + line
-
-
-@contextmanager
-def _repeated(action: Callable[[], None], interval_s: float) -> Iterator[None]:
-    """Repeat an action in a thread until the block ends."""
-    ended = threading.Event()
-
-    def repeat() -> None:
-        while not ended.wait(interval_s):
-            action()
-
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def newest_line(log: Path) -> str:

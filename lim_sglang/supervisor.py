@@ -143,7 +143,7 @@ def remove_files(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a server ended by itself."""
+    """The end of a server that ended by itself."""
 
     code: int
     """Exit code of SGLang's main process; 128 + n after signal n."""

@@ -47,8 +47,8 @@ _NEXT_BOX = re.compile(
     r"(?:(?P<name>[a-zA-Z](?:_\{?\w\}?)? *&?=)"
     r"|(?:the )?(?:other|second|third|larger|smaller|next|last)(?: [a-z]+)? (?:is|equals|=))? *+"
 )
-"""What stands between two boxes that are one answer: commas, `and`, `or`, the name of a value, and
-words as `and the other root is`."""
+"""Text between two boxes that are one answer: commas, `and`, `or`, the name of a value, and words
+as `and the other root is`."""
 MAX_JOINED = 30
 """Most boxes that are one answer."""
 MAX_BETWEEN = 100

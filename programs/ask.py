@@ -3,10 +3,9 @@
 import inspect
 import json
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from enum import StrEnum
 from pathlib import Path
 from statistics import fmean
@@ -74,7 +73,7 @@ from lim_sglang.programs.schema import (
 )
 from lim_sglang.programs.sglang_backend import connect
 from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
-from lim_sglang.progress import LINE_INTERVAL_S, duration, print_plain, printable
+from lim_sglang.progress import LINE_INTERVAL_S, duration, print_plain, printable, repeated
 
 if TYPE_CHECKING:
     from lim_sglang.programs.backend import InFlightSample
@@ -286,7 +285,7 @@ class VoteDisplay:
         self._task = self._bar.add_task("", total=total)
         self._start_s = time.monotonic()
         self._live = Live(console=console, get_renderable=self._render, transient=True)
-        self._ended = threading.Event()
+        self._lines = ExitStack()
 
     def __enter__(self) -> Self:
         self._start_s = time.monotonic()
@@ -296,11 +295,11 @@ class VoteDisplay:
             plural = "s" * (self._total > 1)
             limit = f"at most {self._total} sample{plural}, {self._max_tokens:,} tokens each"
             print_plain(self._console, f"asking: {limit}")
-            threading.Thread(target=self._print_now_and_then, daemon=True).start()
+            self._lines.enter_context(repeated(self._print_waiting, LINE_INTERVAL_S))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        self._lines.close()
         if self._console.is_terminal:
             self._live.stop()
             if self.samples:
@@ -339,9 +338,8 @@ class VoteDisplay:
         is_known = any(sample.state in COMPLETED_STATES for sample in self.samples)
         return f"{line}; {'about' if is_known else 'up to'} {duration(left_s)} left"
 
-    def _print_now_and_then(self) -> None:
-        while not self._ended.wait(LINE_INTERVAL_S):
-            print_plain(self._console, f"{len(self.samples)}/{self._total}  {self.waiting_line()}")
+    def _print_waiting(self) -> None:
+        print_plain(self._console, f"{len(self.samples)}/{self._total}  {self.waiting_line()}")
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = [vote_table(self.tally)] if self.samples else []

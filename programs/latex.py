@@ -73,7 +73,7 @@ _SPACE = re.compile(
     r"|nobreakspace|hfill|hfil|noindent)(?![a-zA-Z])"
 )
 _NO_SPACE = re.compile(r"\\!|\\(?:negthinspace|negmedspace|negthickspace)(?![a-zA-Z])")
-_THOUSANDS = re.compile(
+_GROUP_SEPARATOR = re.compile(
     r"(?<=\d)(?:\\[,;: ]|\\thinspace\s*|\\!\s*\\,|\\text\{,\}|\\!|[~ ]|\{\s*\}|\{\\,\}|,\\!|\{,\})"
     r"(?=\d{3}(?![\d/]))"
 )
@@ -185,7 +185,7 @@ def plain(answer: str) -> str:
     if r"\begin" not in text:
         text = _DOUBLED.sub(r"\\", text)
     text = re.sub(r"\\cr(?![a-zA-Z])", ROW_END, _ROW_SPACING.sub(ROW_END, text))
-    text = _THOUSANDS.sub("", _INDIAN.sub("", text))
+    text = _GROUP_SEPARATOR.sub("", _INDIAN.sub("", text))
     text = _SPACE.sub(" ", _NO_SPACE.sub("", text))
     text = _TEXT.sub(_as_text, text)
     text = _STYLED.sub("", _INVISIBLE.sub("", text))

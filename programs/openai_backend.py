@@ -36,6 +36,7 @@ from lim_sglang.programs.http_client import (
     reason_of,
 )
 from lim_sglang.programs.schema import Access, Sampling
+from lim_sglang.progress import print_plain
 
 CHAT, MODELS = "/chat/completions", "/models"
 NOT_LISTED = (404, 405, 501)
@@ -57,10 +58,9 @@ def connect_openai(access: Access, console: Console) -> "OpenAIBackend":
     """
     with OpenAIClient(access.url, api_key=access.api_key) as client:
         model = choose_model(access.model, client.models(), client.url)
-    console.print(
+    print_plain(
+        console,
         f"{model} by OpenAI's API, which has no top_k: one is sent only if --top-k names it",
-        highlight=False,
-        soft_wrap=True,
     )
     return OpenAIBackend(replace(access, model=model))
 

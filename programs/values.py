@@ -110,7 +110,7 @@ _FRACTION = re.compile(
 _MIXED = re.compile(r"([-+]?)\s*(\d+)\s*(\\frac\{\d+\}\{\d+\})", re.ASCII)
 """A whole number and a fraction."""
 _SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)", re.ASCII)
-_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
+_GROUPED_DIGITS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
 _OPTION = re.compile(r"\\text\{\s*\(\s*([A-J])\s*\)\s*\}|\(?\s*([A-J])\s*\)$")
 """A letter in brackets as text before a value; or before one bracket, without a value."""
 _PAIR = re.compile(r"\([^()]*,[^()]*\)")
@@ -486,7 +486,7 @@ def _exact(latex: str) -> Fraction | None:
     """Return the number that a decimal or a fraction of integers is."""
     if _NUMBER.fullmatch(latex):
         return Fraction(Decimal(latex))
-    if _THOUSANDS.fullmatch(latex):
+    if _GROUPED_DIGITS.fullmatch(latex):
         return Fraction(Decimal(latex.replace(",", "")))
     latex = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", latex)
     if (mixed := _MIXED.fullmatch(latex)) and (part := _exact(mixed[3])) is not None:

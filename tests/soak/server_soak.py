@@ -26,6 +26,7 @@ from typing import Any
 import httpx
 import psutil
 
+from lim_sglang.evals.run_store import JsonlFile, complete_lines
 from lim_sglang.programs.http_client import MAX_IDLE_S
 from tests.processes import ON_CPU, SGLANG, WITH_LIM, LocalServer, new_rid, serving
 from tests.server.tiny_model import BUDGET, FIRST_WORD, VOCAB_SIZE, Prompt, build_tiny_qwen3
@@ -133,18 +134,14 @@ class Log:
     """A file of JSON lines; a line that a kill cut off is dropped."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith(b"\n"):
-            path.write_bytes(b"".join(lines[:-1]))
-            lines = lines[:-1]
-        self.found: list[Any] = [json.loads(line) for line in lines]
-        self._file = path.open("a", buffering=1)
+        self._file = JsonlFile(path)
+        self._file.drop_torn_line()
+        self.found: list[Any] = [json.loads(line) for _, line, _ in complete_lines(path)]
 
     def add(self, line: Any) -> None:
         """Append one line."""
         self.found.append(line)
-        self._file.write(json.dumps(line) + "\n")
+        self._file.append([line])
 
 
 class Soak:
