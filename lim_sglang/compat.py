@@ -84,6 +84,7 @@ class Target(StrEnum):
         "sglang.srt.entrypoints.openai.serving_completions.OpenAIServingCompletion"
         "._convert_to_internal_request"
     )
+    ANTHROPIC_ERROR = "sglang.srt.entrypoints.anthropic.serving.AnthropicServing._error_response"
     CREATE_GRAMMARS = "sglang.srt.constrained.grammar_manager.create_grammar_backend"
     COMPILE_GRAMMAR = (
         "sglang.srt.constrained.base_grammar_backend.BaseGrammarBackend._init_value_dispatch"
@@ -115,6 +116,7 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
     Target.CHAT_MESSAGES: ("self", "request", "is_multimodal"),
     Target.CHAT_REQUEST: ("self", "request", "raw_request"),
     Target.COMPLETION_REQUEST: ("self", "request", "raw_request"),
+    Target.ANTHROPIC_ERROR: ("self", "status_code", "error_type", "message", "exception_name"),
     Target.CREATE_GRAMMARS: (
         *("server_args", "tokenizer", "vocab_size", "eos_token_ids", "think_end_id"),
     ),

@@ -21,6 +21,7 @@ from lim_sglang.errors import ConfigError, RefusedError, ServerError, errors_in_
 from lim_sglang.flags import add_flags, given_config, given_flags, given_settings
 from lim_sglang.request_door import (
     RequestDoor,
+    anthropic_error,
     check_detokenized,
     check_incoming,
     check_tokenized,
@@ -59,6 +60,7 @@ def register() -> None:
     compat.hook_before(Target.DETOKENIZE_REQUEST, check_detokenized)
     for reading in (Target.CHAT_MESSAGES, Target.CHAT_REQUEST, Target.COMPLETION_REQUEST):
         compat.hook_around(reading, checked_conversion)
+    compat.hook_around(Target.ANTHROPIC_ERROR, anthropic_error)
     mends.mend_sglang(BACKEND)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import re
+import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
@@ -31,7 +32,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Mapping[str, Any], Receive, Send], Awaitable[None]]
 
-BAD_REQUEST, TOO_LARGE = 400, 413
+BAD_REQUEST, TOO_LARGE, INTERNAL_ERROR = 400, 413, 500
 LONG_BODY = 1 << 20
 """Bytes of a body that takes milliseconds to check."""
 ANTHROPIC_ROUTES = "/v1/messages"
@@ -125,6 +126,19 @@ def checked_conversion(original: Callable[..., Any], *arguments: Any, **words: A
         return original(*arguments, **words)
     except UNREADABLE as error:
         raise _as_bad_request(error) from error
+
+
+def anthropic_error(
+    original: Callable[..., Any], route: Any, status_code: int, *arguments: Any, **words: Any
+) -> Any:
+    """Answer an error of `/v1/messages*`, a refused request with 400 as OpenAI's routes do.
+
+    SGLang calls the original inside the handler of the error, with a status of 500 for any.
+    """
+    refusal = sys.exc_info()[1]
+    if status_code == INTERNAL_ERROR and isinstance(refusal, ValueError):
+        return original(route, BAD_REQUEST, "invalid_request_error", str(refusal))
+    return original(route, status_code, *arguments, **words)
 
 
 def _refuse(reasons: list[str]) -> None:

@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from lim_sglang import request_door
 from lim_sglang.request_door import (
     RequestDoor,
+    anthropic_error,
     check_detokenized,
     check_incoming,
     checked_conversion,
@@ -260,6 +261,21 @@ def test_an_error_in_the_reading_of_a_request_is_blamed_on_it() -> None:
     with pytest.raises(ValueError, match="cannot be read: AttributeError"):
         checked_conversion(lambda value: value.messages, 5)
     assert checked_conversion(lambda value, more: value + more, 5, more=1) == 6
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError("a role"), 400), (OSError("x"), 500)])
+def test_anthropics_routes_blame_a_refusal_on_the_request(error: Exception, status: int) -> None:
+    def answer(*arguments: Any, **words: Any) -> tuple[Any, ...]:
+        return (*arguments, *words.values())
+
+    words = {"error_type": "api_error", "message": "Internal server error"}
+    try:
+        raise error
+    except type(error):
+        found = anthropic_error(answer, "route", status_code=500, **words)
+    assert found[1] == status
+    assert ("a role" in found) is (status == 400)
+    assert anthropic_error(answer, "route", status_code=404, **words)[1] == 404
 
 
 @pytest.mark.parametrize(
