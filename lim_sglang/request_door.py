@@ -176,15 +176,24 @@ class RequestDoor:
             receive = _replay(messages, receive)
         try:
             await self._app(scope, receive, answer.send)
-        except (ValueError, *UNREADABLE) as error:
-            is_unreadable = scope["path"] in READING_ROUTES or _came_from_reading(error)
-            if answer.has_begun or not is_unreadable:
+        except Exception as error:
+            if answer.is_over:  # raised further, it would close a connection that is in use again
+                _log.exception("an error after the answer to %s", scope["path"])
+                return
+            if answer.has_begun or not _is_unreadable(error, scope["path"]):
                 raise
             await answer.refuse(BAD_REQUEST, str(_as_bad_request(error)))
 
 
-def _came_from_reading(error: BaseException) -> bool:
-    """Return True if FastAPI was filling in a route's arguments: a validator met another type."""
+def _is_unreadable(error: Exception, path: str) -> bool:
+    """Return True if the error is the request's: a validator, or a parser, met another type."""
+    if not isinstance(error, (ValueError, *UNREADABLE)):
+        return False
+    return path in READING_ROUTES or _came_from_reading(error)
+
+
+def _came_from_reading(error: Exception) -> bool:
+    """Return True if FastAPI was filling in a route's arguments."""
     return any(frame.name == READING for frame in traceback.extract_tb(error.__traceback__))
 
 
@@ -230,9 +239,10 @@ class Answer:
         self._start: Message | None = None
         """The start that is held back; None once it is sent."""
         self._body = b""
-        self._is_over = False
         self.has_begun = False
         """True once the route has answered."""
+        self.is_over = False
+        """True once nothing more will be sent."""
 
     async def refuse(self, status: int, message: str) -> None:
         """Send an error."""
@@ -240,7 +250,7 @@ class Answer:
 
     async def send(self, message: Message) -> None:
         """Pass on a message of SGLang's answer."""
-        if self._is_over:
+        if self.is_over:
             return
         self.has_begun = True
         if message["type"] == "http.response.start" and _may_be_error(message):
@@ -248,7 +258,12 @@ class Answer:
         elif message["type"] == "http.response.body" and self._start is not None:
             await self._send_held(message)
         else:
-            await self._send(message)
+            await self._pass_on(message)
+
+    async def _pass_on(self, message: Message) -> None:
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await self._send(message)
+        self.is_over |= is_last
 
     async def _send_held(self, message: Message) -> None:
         """Send the start that was held back, with its body so far, as what the body shows it is."""
@@ -260,13 +275,12 @@ class Answer:
             return
         status = self._start["status"]
         if is_stream and (error := error_in_event(self._body)):
-            self._is_over = True
             await self._send_error(error.get("code", BAD_REQUEST), error)
         elif not is_stream and (payload := _read_object(self._body)) is not None:
             await self._send_error(status, payload)
         else:
             await self._send(self._start)
-            await self._send({**message, "body": self._body})
+            await self._pass_on({**message, "body": self._body})
         self._start = None
 
     async def _send_error(self, status: int, payload: Mapping[str, Any]) -> None:
@@ -279,7 +293,7 @@ class Answer:
         headers.append((b"content-length", str(len(body)).encode()))
         start = {"type": "http.response.start", "status": status, "headers": headers}
         await self._send(start)
-        await self._send({"type": "http.response.body", "body": body})
+        await self._pass_on({"type": "http.response.body", "body": body})
 
 
 def _kind(start: Message) -> bytes:

@@ -12,6 +12,7 @@ import pytest
 from fastapi import Body, FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, model_validator
+from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 
 from lim_sglang import request_door
@@ -75,6 +76,15 @@ def application() -> FastAPI:
             {"type": "error", "error": {"type": "not_found_error", "message": "no"}}, 404
         )
 
+    @app.post("/late")
+    async def late() -> StreamingResponse:
+        def fail() -> None:
+            raise AttributeError("is_single")
+
+        events = iter(['data: {"error": {"message": "no"}}\n\n', "data: [DONE]\n\n"])
+        background = BackgroundTask(fail)
+        return StreamingResponse(events, media_type="text/event-stream", background=background)
+
     @app.post("/stream")
     async def stream(events: Annotated[list[Any], Body()]) -> StreamingResponse:
         async def each() -> AsyncIterator[str]:
@@ -98,12 +108,14 @@ class Caller:
     def __init__(self, app: FastAPI) -> None:
         self._app = app
 
-    def post(self, path: str, body: Any, kind: str = "application/json") -> httpx.Response:
-        """Send bytes as they are, anything else as JSON."""
+    def post(
+        self, path: str, body: Any, kind: str = "application/json", *, raises: bool = False
+    ) -> httpx.Response:
+        """Send bytes as they are, anything else as JSON; raise what the application raises."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
         async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
+            transport = httpx.ASGITransport(self._app, raise_app_exceptions=raises)
             async with httpx.AsyncClient(transport=transport, base_url="http://door") as client:
                 return await client.post(path, content=content, headers={"content-type": kind})
 
@@ -124,6 +136,16 @@ def test_a_body_that_cannot_be_read_is_a_400_with_an_error_object(
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
     assert "the body" in answer.json()["error"]["message"]
+
+
+def test_an_error_after_the_answer_leaves_the_connection_alone(
+    client: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = client.post("/late", {}, raises=True)
+    assert answer.status_code == 400
+    assert "an error after the answer to /late" in caplog.text
+    with pytest.raises(TypeError, match="a defect"):
+        client.post("/v1/broken", {}, raises=True)
 
 
 def test_a_body_over_the_limit_is_a_413(client: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
