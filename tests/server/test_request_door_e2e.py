@@ -256,7 +256,10 @@ def test_the_last_token_of_the_vocabulary_is_served(url: str, field: str) -> Non
 
 
 def fuzz(url: str, schema_url: str, number: int, paths: tuple[str, ...]) -> Counter[str]:
-    """Send `number` requests made from a server's OpenAPI document; return the statuses by path."""
+    """Send about `number` requests made from a server's OpenAPI document; count them by status.
+
+    Each route gets the same number, but one without inputs a single request.
+    """
     document = httpx.get(f"{schema_url}/openapi.json", timeout=TIMEOUT_S).json()
     document["paths"]["/tokenize"] = document["paths"]["/v1/tokenize"]  # its name outside of it
     schema: Any = schemathesis.openapi.from_dict(document)
@@ -312,7 +315,7 @@ def test_requests_made_from_the_servers_document_get_no_5xx(url: str) -> None:
 def test_two_thousand_requests_get_no_5xx(
     target: str, url: str, request: pytest.FixtureRequest
 ) -> None:
-    statuses = fuzz(request.getfixturevalue(target), url, 2000, FUZZED)
+    statuses = fuzz(request.getfixturevalue(target), url, 2500, FUZZED)
     print(json.dumps(statuses, indent=1))  # noqa: T201
     assert statuses.total() >= 2000
     assert_alive(url)
