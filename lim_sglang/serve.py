@@ -1,6 +1,8 @@
 """`lim serve`: from a model's name to a server that is proved to decode with LessIsMore."""
 
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,14 +74,20 @@ def _run(options: ServerOptions, title: str, *, verbose: bool) -> None:
 
     Raises:
         ServerError: the server did not start, or ended by itself.
+        typer.Exit: with 130, as a shell says Ctrl-C, a signal came before the server was live.
     """
+    is_live = False
     try:
         console = Console(stderr=True)
         with running_server(options, console, title=title, verbose=verbose) as server:
             typer.echo(ready_block(options, server.live, server.log))
+            is_live = True
             server.wait()
             raise ServerError("the server is gone")
     except KeyboardInterrupt:  # any of the signals to stop
+        if not is_live:
+            typer.echo("The start of the server has been interrupted.", err=True)
+            raise typer.Exit(128 + signal.SIGINT) from None
         typer.echo("The server has been stopped.")
 
 
@@ -112,7 +120,8 @@ def ready_block(options: ServerOptions, live: Mapping[str, Any], log: Path | Non
             "-H 'Content-Type: application/json' "
             """-d '{"messages": [{"role": "user", "content": "What is 17 * 23?"}]}'""",
             *([f"  log       {log}"] if log else []),
-            "  stop      Ctrl-C",
+            # A script hands an ignored SIGINT down to what it starts in the background.
+            f"  stop      Ctrl-C, or kill {os.getpid()}",
             "",
         ]
     )

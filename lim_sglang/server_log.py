@@ -18,8 +18,11 @@ POLL_S = 1.0
 """Pause between two looks at the log of a server that starts."""
 LINE_INTERVAL_S = 30.0
 """Pause between two lines of a start that no terminal shows."""
-TAIL_BYTES = 2000
-"""The part of a log that has its newest line."""
+TAIL_BYTES = 20_000
+"""The part of a log that has its newest line, from that line's beginning: SGLang's longest line, of
+its options, has about 5,000 bytes."""
+MAX_LINE = 100
+"""Most characters of a log's line that are shown; the words beyond are left out."""
 CAUSE_BYTES = 100_000
 """The part of a log that is searched for the cause of a failure."""
 NUM_KEPT_LOGS = 5
@@ -55,7 +58,7 @@ def start_shown(title: str, log: Path | None, console: Console) -> Iterator[None
     else:
         print_plain(console, opening)
         with repeated(
-            lambda: print_plain(console, f"  {_seconds(began_s)} {newest_line(log)}".rstrip()),
+            lambda: print_plain(console, f"  {_seconds(began_s)} {shown_line(log)}".rstrip()),
             LINE_INTERVAL_S,
         ):
             yield
@@ -68,9 +71,17 @@ def _seconds(began_s: float) -> str:
 
 def _progress(opening: str, began_s: float, log: Path, width: int) -> Text:
     # As Text: a log may hold what looks like markup.
-    line = Text(f"\n  {newest_line(log)}", style="dim", no_wrap=True)
-    line.truncate(width, overflow="ellipsis")
+    line = Text(f"\n  {shown_line(log, width - 2)}", style="dim")
     return Text(f"{opening} {_seconds(began_s)}") + line
+
+
+def shown_line(log: Path, width: int = MAX_LINE) -> str:
+    """Return the newest line of a log; of one over the width the first words and an ellipsis."""
+    line, width = newest_line(log), min(width, MAX_LINE)
+    if len(line) <= width:
+        return line
+    words = line[:width].rpartition(" ")[0]
+    return f"{words or line[: width - 1]}…"
 
 
 def newest_line(log: Path) -> str:
@@ -89,10 +100,13 @@ def _lines(log: Path, num_bytes: int) -> list[str]:
     """
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - num_bytes))
+            begin = file.seek(max(0, log.stat().st_size - num_bytes))
             text = file.read().decode(errors="replace")
     except FileNotFoundError:
         return []
+    whole_lines = text.partition("\n")[2]
+    if begin and whole_lines.strip():
+        text = whole_lines  # the line before may have lost its beginning
     plain = (Text.from_ansi(line).plain.rstrip() for line in re.split(r"[\r\n]+", text))
     return [line for line in plain if line.strip()]
 

@@ -1,14 +1,19 @@
 """`lim serve` before and after the server: its refusals, its message, and a real refused start."""
 
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lim_sglang import cli
+from lim_sglang import serve as serve_module
 from lim_sglang.serve import ready_block
 from lim_sglang.server import ServerOptions, free_port
 from tests.processes import LIM_SERVE, clean_environment, end_tree
@@ -40,6 +45,43 @@ def test_the_message_says_where_what_and_how_but_never_the_key() -> None:
     with_key = ready_block(ServerOptions("some/model", api_key="secret"), live(ROLES), log)
     assert "Bearer $LIM_API_KEY" in with_key
     assert "secret" not in with_key
+    assert all(f"stop      Ctrl-C, or kill {os.getpid()}\n" in text for text in (sparse, dense))
+
+
+def interrupt(*_: object) -> None:
+    """Raise what a signal to stop raises."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("is_live", "code", "said"),
+    [
+        (False, 130, "The start of the server has been interrupted."),
+        (True, 0, "The server has been stopped."),
+    ],
+)
+def test_a_signal_to_stop_is_the_end_of_a_live_server_but_a_failure_before(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_live: bool,
+    code: int,
+    said: str,
+) -> None:
+    @contextmanager
+    def running_server(*_: object, **__: object) -> Iterator[SimpleNamespace]:
+        if not is_live:
+            interrupt()
+        yield SimpleNamespace(live=live(ROLES), log=None, wait=interrupt)
+
+    monkeypatch.setattr(serve_module, "running_server", running_server)
+    monkeypatch.setattr(serve_module, "server_options", lambda *_, **__: ServerOptions("a/model"))
+    monkeypatch.setattr(sys, "argv", ["lim", "serve", "a/model"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code or 0) == code
+    shown = capsys.readouterr()
+    assert said in shown.out + shown.err
+    assert ("LessIsMore is live" in shown.out) == is_live
 
 
 @pytest.mark.parametrize(

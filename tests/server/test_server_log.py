@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from lim_sglang.server_log import NUM_KEPT_LOGS, cause_of_failure, keep_log, newest_line
+from lim_sglang.server_log import (
+    MAX_LINE,
+    NUM_KEPT_LOGS,
+    cause_of_failure,
+    keep_log,
+    newest_line,
+    shown_line,
+)
 
 TRACEBACK = """\
 [2026-11-28 17:00:01] Scheduler hit an exception: Traceback (most recent call last):
@@ -37,6 +44,30 @@ def test_the_newest_line_of_a_log(log: bytes, line: str, tmp_path: Path) -> None
     path = tmp_path / "server.log"
     path.write_bytes(log)
     assert newest_line(path) == line
+
+
+@pytest.mark.parametrize(
+    ("log", "width", "line"),
+    [
+        ("Loading weights", 20, "Loading weights"),
+        ("Loading weights of layers", 20, "Loading weights of…"),
+        ("Loading-weights-of-layers", 20, "Loading-weights-of-…"),
+        (
+            "server_args=" + "name='value', " * 300 + "\n",
+            40,
+            "server_args=name='value', name='value',…",
+        ),
+        ("x" * 30_000 + "\n" + "[17:00] args " + "name='value', " * 500, 20, "[17:00] args…"),
+        ("cut " * 30_000 + "\nlast\n", 20, "last"),
+    ],
+)
+def test_a_long_line_of_a_log_is_shown_from_its_beginning_in_whole_words(
+    log: str, width: int, line: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "server.log"
+    path.write_text(log)
+    assert shown_line(path, width) == line
+    assert len(shown_line(path)) <= MAX_LINE
 
 
 @pytest.mark.parametrize(
