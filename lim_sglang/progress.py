@@ -57,6 +57,12 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest_s:02}s" if minutes else f"{rest_s}s"
 
 
+def speed(count: float, elapsed_s: float) -> str:
+    """Return a number per second in words: `121`, below 10 with one decimal, as `0.4`."""
+    per_s = count / max(elapsed_s, 1e-3)
+    return f"{per_s:,.0f}" if per_s >= 9.95 else f"{per_s:.1f}"
+
+
 @contextmanager
 def show_progress(
     console: Console,

@@ -73,7 +73,7 @@ from lim_sglang.programs.schema import (
 )
 from lim_sglang.programs.sglang_backend import connect
 from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
-from lim_sglang.progress import LINE_INTERVAL_S, duration, print_plain, printable, repeated
+from lim_sglang.progress import LINE_INTERVAL_S, duration, print_plain, printable, repeated, speed
 
 if TYPE_CHECKING:
     from lim_sglang.programs.backend import InFlightSample
@@ -204,7 +204,9 @@ def ask(
         typer.echo(json.dumps({**record, "server": about}))
     refuse_failures(outcome)
     chains = shown_chains(outcome, show) if not as_json else ()
-    for text in (*chains, *reasons_without_vote(outcome, chosen, max_tokens)):
+    hint = disagreement(outcome.vote)
+    hints = [*reasons_without_vote(outcome, chosen, max_tokens), *([hint] if hint else [])]
+    for text in (*chains, *hints):
         print_plain(console, text)
     if not as_json:
         typer.echo(printable(result_line(outcome)))
@@ -314,7 +316,8 @@ class VoteDisplay:
         self.samples.append(sample)
         self.tally = tally(self.samples, self._equivalent, self._order)
         self._bar.advance(self._task)
-        line = f"{len(self.samples)}/{self._total}  {sample_line(sample)}"
+        name = sample_name(sample.index)
+        line = f"{len(self.samples)}/{self._total}  {name}: {sample_line(sample)}"
         if not self._console.is_terminal:
             line += f"  |  {vote_line(self.tally)}"
         print_plain(self._console, line)
@@ -375,7 +378,7 @@ def shown_chains(outcome: Outcome, show: Show) -> Iterator[str]:
         wanted = groups[0].indices[0] if groups else None
         chains = [s for s in chains if wanted is None or s.index == wanted][:1]
     for sample in chains if show is not Show.NONE else []:
-        yield f"sample {sample.index}: {sample_line(sample)}\n{last_lines(sample.text)}"
+        yield f"{sample_name(sample.index)}: {sample_line(sample)}\n{last_lines(sample.text)}"
 
 
 def last_lines(text: str) -> str:
@@ -405,7 +408,10 @@ def reasons_without_vote(outcome: Outcome, program: Program, max_tokens: int) ->
         after = f"cut off after {longest:,} tokens without an answer"
         yield f"{_of_samples(vote.truncated, outcome)} {after}: {advice}"
     if vote.unanswered:
-        advice = "ask for one short result, or change --template"
+        advice = (
+            "ask for one short result, or change --template; a small model may not follow the "
+            "instruction, so try a larger one"
+        )
         where = 'in \\boxed{} or after "the answer is"'
         yield f"{_of_samples(vote.unanswered, outcome)} ended without an answer {where}: {advice}"
     if vote.failed:
@@ -449,6 +455,11 @@ def without_vote(vote: Tally) -> dict[str, int]:
     }
 
 
+def sample_name(index: int) -> str:
+    """Return the name of a sample for people, who count from 1; a record's index begins at 0."""
+    return f"sample {index + 1}"
+
+
 def sample_line(sample: Sample) -> str:
     """Return a sample that has ended in a line."""
     if sample.state is SampleState.FAILED:
@@ -469,9 +480,9 @@ def in_flight_table(samples: "Sequence[InFlightSample]") -> Table:
     table = Table(*columns, box=None, header_style="bold")
     for sample in sorted(begun, key=lambda sample: sample.index)[:MAX_ROWS]:
         state = "ending" if sample.is_cancelled else "running" if sample.num_tokens else "waiting"
-        speed = f"{sample.tokens_per_s:,.1f}"
+        per_s = f"{sample.tokens_per_s:,.1f}"
         answer = Text(printable(answer_so_far(sample.text)))
-        table.add_row(str(sample.index), f"{sample.num_tokens:,}", speed, state, answer)
+        table.add_row(str(sample.index + 1), f"{sample.num_tokens:,}", per_s, state, answer)
     more = len(begun) - MAX_ROWS
     if more > 0:
         table.add_row("…", "", f"{more} more")
@@ -497,7 +508,7 @@ def answer_so_far(text: str) -> str:
 
 def speed_line(num_tokens: int, elapsed_s: float) -> str:
     """Return the tokens of all samples so far, and their speed."""
-    return f"{num_tokens:,} tokens so far, {num_tokens / max(elapsed_s, 1e-3):,.0f} a second"
+    return f"{num_tokens:,} tokens so far, {speed(num_tokens, elapsed_s)} a second"
 
 
 def result_line(outcome: Outcome) -> str:
@@ -520,3 +531,13 @@ def _ties(vote: Tally) -> str:
     equal = [group.answer for group in vote.groups[1:] if group.votes == vote.votes]
     named = [*equal[:MAX_TIES], *([f"{len(equal) - MAX_TIES} more"] if equal[MAX_TIES:] else [])]
     return f", as many as {join_words(named)}" if named else ""
+
+
+def disagreement(vote: Tally) -> str | None:
+    """Return a hint where several samples have votes and no two agree; None elsewhere."""
+    if len(vote.groups) < 2 or any(group.votes > 1 for group in vote.groups):
+        return None
+    return (
+        f"no two of the {len(vote.groups)} answers agree, so the vote says little: "
+        "take more --samples, or serve a larger model"
+    )

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from lim_sglang.progress import plain_console, print_plain, show_progress
+from lim_sglang.progress import plain_console, print_plain, show_progress, speed
 
 
 def test_a_log_gets_a_line_at_the_start_every_ten_seconds_and_at_the_end() -> None:
@@ -61,3 +61,11 @@ def test_progress_shows_names_as_they_are(is_terminal: bool) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert NAME in text
     assert f"{NAME}!" in text
+
+
+@pytest.mark.parametrize(
+    ("count", "elapsed_s", "words"),
+    [(0, 4, "0.0"), (2, 5, "0.4"), (99.4, 10, "9.9"), (99.6, 10, "10"), (12_345, 1, "12,345")],
+)
+def test_a_slow_speed_has_a_decimal(count: float, elapsed_s: float, words: str) -> None:
+    assert speed(count, elapsed_s) == words
