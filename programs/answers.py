@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 
 from lim_sglang.programs.latex import plain, tidy
-from lim_sglang.programs.values import REASON_WORDS, read_value, split_unit, without_reason
+from lim_sglang.programs.units import Unit
+from lim_sglang.programs.values import (
+    REASON_WORDS,
+    decide,
+    equal_numbers,
+    read_number,
+    read_value,
+    split_unit,
+    without_reason,
+)
 
 
 class AnswerKind(StrEnum):
@@ -90,8 +99,26 @@ _FORMULA = (
     r"(?:\$\$[^$]{1,500}\$\$|\$(?!\s)[^$]{1,500}(?<!\s)\$(?!\d)"
     r"|\\\(.{1,500}?\\\)|\\\[.{1,500}?\\\])"
 )
+_ASSERTED = (
+    r"[\s,;(—–]*\b(?:which|that|this) (?:is|equals|gives|makes|totals"
+    r"|(?:comes|works out|adds up|amounts|simplifies|reduces|evaluates) to)"
+    r"(?: equal to| exactly| simply| just)?\b,?"
+    r"|[\s,;(—–]+(?:i\.e\.|equivalently\b|(?:equal|equivalent) to\b"
+    r"|(?:equalling|giving|making)\b),?"
+)
+"""Words that give the value of the expression before: `, which is 5`, `, i.e. 5`."""
+_OTHERWISE = r"[\s,;(—–]*\bor(?: (?:equivalently|simply|just))?\b,?"
+"""Words before the same value in another form, or before a second value."""
+_OPERATOR = re.compile(r"[-+*/^×·÷−!]|\\[a-zA-Z]")
+_COMPARED = re.compile(r"\b(?:and|or)\b|[=<>]")
+"""Signs of two values, or of a statement about one."""
+_RESTATED = re.compile(
+    rf"(?P<first>(?:[^,;]|,(?=\d{{3}}))*?)(?:{_ASSERTED}|(?P<otherwise>{_OTHERWISE}))\s+(?P<second>.*)",
+    re.DOTALL,
+)
 _STATED = re.compile(
-    rf"{_FORMULA}(?:,?\s*+(?:(?:and|or)\b\s*+)?{_FORMULA})*|(?:[^\n.?]|[.?](?![\s*]|$)){{1,500}}",
+    rf"{_FORMULA}(?:(?:,?\s*+(?:(?:and|or)\b\s*+)?|(?:{_ASSERTED})\s+){_FORMULA})*"
+    r"|(?:[^\n.?]|[.?](?![\s*]|$)|(?<=\bi\.e)\.){1,500}",
     re.DOTALL,
 )
 """A statement: formulas, or else the text up to the end of the sentence or of the line."""
@@ -114,6 +141,8 @@ _CHOICE = re.compile(
     rf"[*_$]*(?!{_PRONOUN})(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)|[A-J](?=[*_$]*(?:[.,;:]|\s+{_REASON}|\s*[(—–]|\s+-\s|$)))"
 )
 """A letter in brackets, or before the beginning of a reason: the choice, whatever text follows."""
+_OPEN_LETTER = re.compile(r"(?:\\text\{)?([A-Ja-j])\s*[)\].:]+\}?")
+"""The letter of an option with the sign behind it, as a list of options has it: `D)`."""
 _VALUE_WORDS = frozenset(
     ("yes", "no", "true", "false", "even", "odd", "none", "undefined", "infinite", "infinity")
 )
@@ -139,7 +168,8 @@ def extract_answer(text: str, kind: AnswerKind | None = None) -> str | None:
     thoughts, _, reply = text.rpartition("</think>")
     for part in (reply, thoughts):
         if answer := _find_answer(part, kind, whole=part is reply):
-            return answer
+            letter = _OPEN_LETTER.fullmatch(answer)
+            return letter[1] if letter else answer
     return None
 
 
@@ -290,11 +320,53 @@ def _value(answer: str) -> str | None:
     """Return an answer without a box, less the remark behind it; None if it is words alone."""
     if len(answer) > MAX_STATED or re.match(_PRONOUN, answer):
         return None
-    answer = without_reason(answer)
+    answer = without_reason(_settled(answer))
     for words in (answer, _REMARK.sub("", answer), _CALCULATION.sub("", answer)):
         if words and len(_WORD.findall(words)) <= MAX_WORDS and _is_value(words):
             return words
     return None
+
+
+def _settled(answer: str) -> str:
+    """Return the value of an answer that is stated twice, as in `2 + 3, which is 5`.
+
+    A number stays, whatever is said of it, as in `12, which is 50%`. An expression gives way to a
+    number behind it, but not to its rounding. After "or", numbers are one if they are equal.
+    Any other answer, as `2 or 3` and a list, is returned as it is.
+    """
+    restated = _RESTATED.fullmatch(answer)
+    if restated is None:
+        return answer
+    first, second = (
+        tidy(re.sub(r"\\[()\[\]]", "", restated[side])) for side in ("first", "second")
+    )
+    second = tidy(_REMARK.sub("", without_reason(_settled(second))).rstrip(")"))
+    number = read_number(second)
+    if number is None:
+        return answer
+    if read_number(first):
+        return first if not restated["otherwise"] or _are_one(first, second) else answer
+    return second if not restated["otherwise"] and _gives(first, second, number[1]) else answer
+
+
+def _gives(expression: str, number: str, unit: Unit | None) -> bool:
+    """Return True if a number that is said to be an expression can be its value."""
+    if not _OPERATOR.search(expression) or _COMPARED.search(_without_name(expression)):
+        return False
+    if "." in number and "." not in expression:
+        return False  # may be rounded
+    # A noun of its own, as in `which is 2 factors`, counts something else.
+    is_measured = unit is None or bool(unit.dimensions)
+    return is_measured or set(_WORD.findall(number)) <= set(_WORD.findall(expression))
+
+
+def _are_one(first: str, second: str) -> bool:
+    """Return True if two numbers are surely equal."""
+    equal = decide(read_value(first), read_value(second))
+    if isinstance(equal, bool):
+        return equal
+    numbers = [read_number(side) for side in equal]
+    return all(numbers) and equal_numbers(*(number[0] for number in numbers if number))
 
 
 def _is_value(answer: str) -> bool:

@@ -410,7 +410,7 @@ def _number_in_words(text: str) -> int | None:
 
 def decide(a: Value, b: Value) -> bool | Question:
     """Return True or False where equality needs no math-verify, else the two values to compare."""
-    if a.choice == a.latex or b.choice == b.latex:
+    if {a.choice, b.choice} & {a.latex, b.latex}:
         return (a.choice or a.latex) == (b.choice or b.latex)
     if a.clock and b.clock and (a.clock.has_half or b.clock.has_half):
         return a.clock.equals(b.clock)
@@ -480,6 +480,13 @@ def _in_latex(number: Fraction) -> str:
     if number.denominator == 1:
         return str(number.numerator)
     return rf"\frac{{{number.numerator}}}{{{number.denominator}}}"
+
+
+def read_number(answer: str) -> tuple[Fraction, Unit | None] | None:
+    """Return number and unit of an answer that is nothing else; None for any other answer."""
+    value = read_value(answer)
+    number = _exact(value.latex.removesuffix(r"\%").rstrip())
+    return None if number is None else (number, value.unit)
 
 
 def _exact(latex: str) -> Fraction | None:
