@@ -125,8 +125,8 @@ def test_a_sentence_on_a_few_questions_claims_no_support() -> None:
     assert sentence(found) == (
         "The pass@1 of b is equal to that of full, but 4 questions are too few for standard errors "
         "and intervals, which need 20; samples are 1.00 times as long. 3 samples of full and 3 of "
-        "b failed and are left out: long samples fail first, by timeouts for example, so scores and "
-        "lengths are biased (lim eval --retry-failed tries them again)."
+        "b failed and are left out: long samples fail first, by timeouts for example, so scores "
+        "and lengths are biased (lim eval --retry-failed tries them again)."
     )
 
 
