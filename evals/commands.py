@@ -24,7 +24,7 @@ from lim_sglang.evals.runner import (
     load_benchmarks,
 )
 from lim_sglang.evals.servers import split_urls
-from lim_sglang.evals.tables import score_table
+from lim_sglang.evals.tables import print_table, score_table
 from lim_sglang.evals.tasks import ROW_FORM, TASKS, short_name
 from lim_sglang.programs.options import (
     INTERRUPTED,
@@ -331,7 +331,7 @@ def _print_score(finished: FinishedRun) -> None:
 
 
 def _print_summary(summary: Summary) -> None:
-    plain_console().print(score_table(summary.conditions, score(summary)))
+    print_table(plain_console(), score_table(summary.conditions, score(summary)))
 
 
 def _refuse_gaps(finished: Sequence[FinishedRun]) -> None:
@@ -459,9 +459,10 @@ def compare_runs(
     """Compare runs of the same questions: difference with a 95 % interval, McNemar's test on the
     votes, ratio of lengths, and a sentence on what these show."""
     from lim_sglang.evals.compare import compare, distinct_names
-    from lim_sglang.evals.summaries import load_summaries
+    from lim_sglang.evals.summaries import check_paths, load_summaries
     from lim_sglang.evals.tables import comparison_table, sentence
 
+    check_paths(runs)
     if len(runs) < 2:
         raise ConfigError("lim compare needs two runs: the reference, then the others")
     with plain_console(stderr=True).status("Counting votes"):
@@ -476,7 +477,7 @@ def compare_runs(
             row = {**asdict(found), "sentence": sentence(found)}
             typer.echo(json.dumps(row, ensure_ascii=False))
         return
-    plain_console().print(comparison_table(comparisons))
+    print_table(plain_console(), comparison_table(comparisons))
     for found in comparisons:
         typer.echo(sentence(found))
         for difference in found.other_differences:

@@ -5,7 +5,8 @@ McNemar's exact test compares the votes.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from lim_sglang.evals.metrics import (
     stops_early,
 )
 from lim_sglang.evals.run_store import differences
+from lim_sglang.markdown_section import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -177,6 +179,16 @@ class McNemar:
 
 
 @dataclass(frozen=True)
+class SampleCounts:
+    """The samples of one run in a comparison."""
+
+    completed: int
+    """Samples of the compared questions that finished or reached the token limit."""
+    failed: int
+    """Samples of the whole run that the server failed: they are part of no figure."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Run b against run a, question by question."""
 
@@ -201,6 +213,13 @@ class Comparison:
     """Differing conditions other than policy, date, commit and seed."""
     past_budget_a: PastBudget | None = None
     past_budget_b: PastBudget | None = None
+    samples_a: SampleCounts = SampleCounts(0, 0)
+    samples_b: SampleCounts = SampleCounts(0, 0)
+
+    @property
+    def has_failures(self) -> bool:
+        """True if samples of either run failed, so that those left are a biased selection."""
+        return bool(self.samples_a.failed or self.samples_b.failed)
 
     @property
     def reads_everything(self) -> bool:
@@ -243,7 +262,7 @@ def compare(
     pairs = _paired_questions(a, b, common=common)
     completed = [(x, y) for x, y in pairs if x.completed and y.completed]
     if not completed:
-        raise DataError(f"{a.run_id} and {b.run_id} share no question with completed samples")
+        raise DataError(f"{a.label} and {b.label} share no question with completed samples")
     name_a, name_b = names or distinct_names((a, b))
     bootstrap = {"seed": seed, "resamples": resamples}
     verdicts = [(x.answer_correct, y.answer_correct) for x, y in pairs]
@@ -262,7 +281,13 @@ def compare(
         other_differences=tuple(_other_differences(a.conditions, b.conditions)),
         past_budget_a=count_past_budget(a),
         past_budget_b=count_past_budget(b),
+        samples_a=_count_samples(a, [x for x, _ in pairs]),
+        samples_b=_count_samples(b, [y for _, y in pairs]),
     )
+
+
+def _count_samples(run: Summary, compared: Sequence[QuestionResult]) -> SampleCounts:
+    return SampleCounts(sum(len(question.completed) for question in compared), run.num_failed)
 
 
 Pairs = Sequence[tuple[QuestionResult, QuestionResult]]
@@ -296,26 +321,46 @@ def _paired_questions(a: Summary, b: Summary, *, common: bool) -> Pairs:
     """Return the questions that have samples in both runs, in a's order."""
     if a.conditions["task"] != b.conditions["task"]:
         raise DataError(
-            f"{a.run_id} has task {a.conditions['task']} and {b.run_id} has task "
+            f"{a.label} has task {a.conditions['task']} and {b.label} has task "
             f"{b.conditions['task']}: compare runs of one task"
         )
     of_a = {question.question_id: question for question in a.questions}
     of_b = {question.question_id: question for question in b.questions}
-    unpaired = [name for name in {**of_a, **of_b} if name not in of_a or name not in of_b]
+    missing = ((a, of_b.keys() - of_a.keys()), (b, of_a.keys() - of_b.keys()))
+    gaps = [_describe_missing(run, names) for run, names in missing if names]
     same_text = a.conditions.get("questions") == b.conditions.get("questions")
-    if not common and (unpaired or not same_text):
-        more = ", …" if len(unpaired) > MAX_NAMES_SHOWN else ""
-        shown = ", ".join(unpaired[:MAX_NAMES_SHOWN]) + more
-        reason = (
-            f"{len(unpaired)} are in one run only: {shown}"
-            if unpaired
-            else "their digests are not equal"
-        )
+    if not common and (gaps or not same_text):
         raise DataError(
-            f"{a.run_id} and {b.run_id} have different questions ({reason}); complete the runs, or "
-            "compare the questions of both with --common"
+            f"{a.label} and {b.label} have different questions "
+            f"({'; '.join(gaps) or 'their digests are not equal'}); {_how_to_pair(a, b)}"
         )
     return [(question, of_b[name]) for name, question in of_a.items() if name in of_b]
+
+
+def _describe_missing(run: Summary, names: Collection[str]) -> str:
+    """Return how many questions a run has no sample of, and the first of them."""
+    shown = sorted(names, key=_natural_order)[:MAX_NAMES_SHOWN]
+    more = ["…"] if len(names) > len(shown) else []
+    return f"{run.label} lacks {len(names):,}: {', '.join([*shown, *more])}"
+
+
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts `q2` before `q10`."""
+    return [(int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _how_to_pair(a: Summary, b: Summary) -> str:
+    """Return what makes two runs with different questions comparable."""
+    failed = [
+        f"{counted(run.num_failed, 'sample')} of {run.label}" for run in (a, b) if run.num_failed
+    ]
+    retry = (
+        f"{' and '.join(failed)} failed: the same lim eval command with --retry-failed tries them "
+        "again"
+        if failed
+        else "complete the runs with lim eval"
+    )
+    return f"{retry}, or compare the questions of both by lim compare --common"
 
 
 def _other_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
@@ -330,12 +375,12 @@ def _abbreviated(value: object) -> str:
 
 
 def distinct_names(summaries: Sequence[Summary]) -> tuple[str, ...]:
-    """Name runs by their policies, or by the first of program, model and id that differs."""
+    """Name runs by their policies, or by the first of program, model and path that differs."""
     ways: tuple[Callable[[Summary], str], ...] = (
         lambda run: policy_name(run.conditions),
         lambda run: f"{policy_name(run.conditions)} {run.conditions.get('program')}",
         lambda run: f"{run.conditions.get('model')} {policy_name(run.conditions)}",
-        lambda run: run.run_id,
+        lambda run: run.label,
     )
     for way in ways:
         names = tuple(map(way, summaries))

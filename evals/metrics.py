@@ -6,7 +6,7 @@ A summary may be published where the samples may not, since samples quote the qu
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from math import comb
 from typing import TYPE_CHECKING, Any, Self
@@ -124,6 +124,18 @@ class Summary:
     """The questions with samples, by id: their order does not depend on which finished first."""
     num_failed: int
     """Samples that the server failed: neither right nor wrong, and no part of `questions`."""
+    source: str = field(default="", compare=False)
+    """Folder or file that the summary was read from; empty: made in memory."""
+
+    @property
+    def label(self) -> str:
+        """Name of the run in messages: the user's own path, or the run's id."""
+        return self.source or self.run_id
+
+    @property
+    def num_completed(self) -> int:
+        """Number of samples that finished or reached the token limit."""
+        return sum(len(question.completed) for question in self.questions)
 
 
 def stops_early(conditions: Mapping[str, Any]) -> bool:
@@ -371,7 +383,7 @@ def score(summary: Summary) -> Score:
 
     questions = [question for question in summary.questions if question.completed]
     if not questions:
-        raise DataError(f"run {summary.run_id} has no completed sample, so nothing to score")
+        raise DataError(f"run {summary.label} has no completed sample, so nothing to score")
     most = max(len(question.completed) for question in questions)
     most_voters = max(len(question.voters) for question in questions)
     ks = sorted({*(2**n for n in range(most.bit_length())), most})
@@ -494,7 +506,7 @@ def _questions_with(
 ) -> Iterable[QuestionResult]:
     found = [question for question in summary.questions if len(samples(question)) >= k > 0]
     if not found:
-        raise DataError(f"run {summary.run_id} has no question with {k} samples")
+        raise DataError(f"run {summary.label} has no question with {k} samples")
     return found
 
 

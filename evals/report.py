@@ -8,6 +8,7 @@ from typing import Any
 from lim_sglang.errors import DataError
 from lim_sglang.evals.compare import POLICY, PROVENANCE, Comparison, compare
 from lim_sglang.evals.metrics import Estimate, Score, Summary, score, stops_early
+from lim_sglang.markdown_section import counted
 
 FULL = "full"
 POLICY_NAMES = {FULL: "full", "lessismore": "LessIsMore"}
@@ -119,7 +120,7 @@ def make_groups(summaries: Sequence[Summary]) -> tuple[Group, ...]:
     for summary in summaries:
         missing = [name for name in REQUIRED if name not in summary.conditions]
         if missing:
-            raise DataError(f"{summary.run_id} lacks the conditions {', '.join(missing)}")
+            raise DataError(f"{summary.label} lacks the conditions {', '.join(missing)}")
         shared = [summary.conditions.get(name) for name in SHARED]
         by_shared.setdefault(repr(shared), []).append(summary)
     members = [by_shared[key] for key in sorted(by_shared)]
@@ -149,7 +150,7 @@ def _make_rows(summaries: Sequence[Summary]) -> tuple[Row, ...]:
     ]
     for name, count in Counter(row.name for row in rows).items():
         if count > 1:
-            runs = " and ".join(row.summary.run_id for row in rows if row.name == name)
+            runs = " and ".join(row.summary.label for row in rows if row.name == name)
             raise DataError(f"{runs} have the same conditions ({name}): report one of them")
     full = [row for row in rows if row.is_full]
     return tuple(_compare_with_full(row, full) for row in rows)
@@ -232,7 +233,7 @@ def _note(summary: Summary) -> str | None:
     asked = summary.conditions["asked"]
     parts = [f"{completed:,} of {asked:,} questions"] if completed != asked else []
     if summary.num_failed:
-        parts.append(f"{summary.num_failed:,} samples failed and are not scored")
+        parts.append(f"{counted(summary.num_failed, 'sample')} failed, not scored")
     return "; ".join(parts) or None
 
 
@@ -241,9 +242,10 @@ def _compare_with_full(row: Row, full: Sequence[Row]) -> Row:
     if row.is_full or not full:
         return row
     nearest = min(full, key=lambda other: _count_differences(row.conditions, other.conditions))
-    names = (nearest.name, row.name)
+    # Named by their rows in messages, too: a report may be published, paths of a machine may not.
+    a, b = (replace(each.summary, source=each.name) for each in (nearest, row))
     try:
-        return replace(row, against_full=compare(nearest.summary, row.summary, names=names))
+        return replace(row, against_full=compare(a, b, names=(a.label, b.label)))
     except DataError as problem:
         parts = filter(None, (row.note, f"not compared with {nearest.name}: {problem}"))
         return replace(row, note="; ".join(parts))

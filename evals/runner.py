@@ -47,11 +47,12 @@ from lim_sglang.evals.tasks import (
     questions_source,
     task_title,
 )
+from lim_sglang.markdown_section import counted
 from lim_sglang.programs.answers import AnswerKind
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
 from lim_sglang.programs.vote import Equivalent
-from lim_sglang.progress import duration, print_plain, show_progress
+from lim_sglang.progress import duration, print_plain, rate, show_progress
 
 RUNS_FOLDER = Path("runs")
 NUM_GRADING_THREADS = 2
@@ -254,6 +255,7 @@ def server_of(plan: RunPlan, connection: Connection, equivalent: Equivalent) -> 
         check=partial(check_unchanged, plan, connection.facts.url, backend.server_info),
         close=backend.close,
         concurrency=connection.facts.concurrency,
+        in_flight=sampler.in_flight,
     )
 
 
@@ -295,11 +297,15 @@ def sample_missing(
             all_or_nothing=config.stops_early,
         )
         in_flight = min(plan.parallel, max((len(job.indices) for job in jobs), default=1))
-        progress = RunProgress(plan, folder)
+        progress = RunProgress(plan, folder, servers)
         print_plain(console, _opening(plan, progress))
         with (
             show_progress(
-                console, progress.total, progress.describe(), completed=progress.done
+                console,
+                progress.total,
+                progress.describe(),
+                completed=progress.done,
+                refresh=progress.describe,
             ) as show,
             closing(sample_jobs(jobs, servers, grader, in_flight=in_flight)) as events,
         ):
@@ -326,9 +332,18 @@ class RunProgress:
     """
 
     def __init__(
-        self, plan: RunPlan, folder: RunFolder, clock: Callable[[], float] = time.monotonic
+        self,
+        plan: RunPlan,
+        folder: RunFolder,
+        servers: Sequence[Server] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start at the samples that are stored already."""
+        """Start at the samples that are stored already.
+
+        Args:
+            servers: generate the samples in flight.
+        """
+        self._servers = servers
         self._by_question = plan.config.stops_early
         samples = folder.samples
         failed = {key[0] if self._by_question else key for key in folder.failures}
@@ -358,15 +373,22 @@ class RunProgress:
             self._count_verdicts(event)
 
     def describe(self) -> str:
-        """Return amount done, accuracy so far, tokens per second and time left, in one line."""
+        """Return amount done, accuracy so far, samples in flight, tokens per second, time left and
+        failures, in one line; called from any thread.
+        """
         parts = [f"{self._task}: {self.done}/{self.total} {self.unit}"]
         if self._num_judged:
             of = " of samples" if self._by_question else ""
             parts.append(f"{100 * self._num_right / self._num_judged:.1f} %{of} right")
+        in_flight = [server.in_flight() for server in self._servers]
+        if num_running := sum(each.num_samples for each in in_flight):
+            parts.append(f"{counted(num_running, 'sample')} running")
         elapsed_s = self._clock() - self._start_s
-        if self._num_new and elapsed_s > 0:
-            left = self.total - self.done - self.num_failed
-            parts.append(f"{self._num_new_tokens / elapsed_s:.0f} tokens/s")
+        num_tokens = self._num_new_tokens + sum(each.num_tokens for each in in_flight)
+        if num_tokens and elapsed_s > 0:
+            parts.append(f"{rate(num_tokens, elapsed_s)} tokens/s")
+        left = self.total - self.done - self.num_failed
+        if left > 0 and self._num_new and elapsed_s > 0:
             parts.append(f"{duration(left * elapsed_s / self._num_new)} left")
         if self.num_failed:
             parts.append(f"{self.num_failed} failed")
@@ -422,7 +444,7 @@ def _with_current_verdicts(run: Run, grader: Grader, console: Console) -> Run:
 
 def describe_failures(failures: Sequence[Failure]) -> str:
     """Return the number of failed samples and the last reason."""
-    return f"{len(failures)} samples failed, the last with: {failures[-1].error}"
+    return f"{counted(len(failures), 'sample')} failed, the last with: {failures[-1].error}"
 
 
 def _summarise(run: Run, grader: Grader) -> Summary | None:

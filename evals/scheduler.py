@@ -100,6 +100,15 @@ def max_jobs_in_flight(concurrency: int, in_flight: int, *, all_or_nothing: bool
 
 
 @dataclass(frozen=True)
+class InFlight:
+    """The samples that a server is generating."""
+
+    num_samples: int = 0
+    num_tokens: int = 0
+    """Their tokens so far; 0 if they are not streamed."""
+
+
+@dataclass(frozen=True)
 class Server:
     """One server of a run, as the scheduler needs it."""
 
@@ -111,6 +120,8 @@ class Server:
     """Ends the requests in flight there, once the server is lost."""
     concurrency: int = 64
     """Requests that the server is sent at the same time."""
+    in_flight: Callable[[], InFlight] = InFlight
+    """Count the samples that the server is generating; called from any thread."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.evals.run_config import RunConfig
-from lim_sglang.evals.scheduler import Job, SampleResult, SampleSink
+from lim_sglang.evals.scheduler import InFlight, Job, SampleResult, SampleSink
 from lim_sglang.programs.http_client import check_server, normalise_url
 from lim_sglang.programs.program import Outcome, find_program, load_frontend, run_program
 from lim_sglang.programs.schema import (
@@ -136,11 +136,30 @@ class ProgramSampler:
         # Votes are counted when the run is scored; only a program that stops early needs them now.
         self._equivalent: Equivalent = equivalent if config.stops_early else operator.eq
         self._seeds_honoured = sampling.seed is not None and backend.honours_seeds
+        self._running: set[SamplingRun] = set()
+        """Runs of the questions in work, for the display."""
         self._run("", ())
+
+    def in_flight(self) -> InFlight:
+        """Count the samples in work; tokens of a program that stops early are counted with those
+        of the question's samples that have ended, which are delivered with the others.
+        """
+        runs = list(self._running)
+        samples = [sample for run in runs for sample in list(run.in_flight.values())]
+        num_tokens = (
+            sum(run.spent_tokens for run in runs)
+            if self._config.stops_early
+            else sum(sample.num_tokens for sample in samples)
+        )
+        return InFlight(len(samples), num_tokens)
 
     def __call__(self, job: Job, deliver: SampleSink) -> None:
         """Sample a job. Once a delivery is no longer wanted, the rest of the job is aborted."""
         runs: list[SamplingRun] = []
+
+        def on_begin(run: "SamplingRun") -> None:
+            runs.append(run)
+            self._running.add(run)
 
         def on_sample(sample: Sample) -> None:
             # A program that stops early delivers at the end, except for failures.
@@ -148,9 +167,12 @@ class ProgramSampler:
             if is_due and not deliver(SampleResult(sample)):
                 runs[0].stop()
 
-        outcome = self._run(
-            job.question.text, job.indices, on_sample=on_sample, on_begin=runs.append
-        )
+        try:
+            outcome = self._run(
+                job.question.text, job.indices, on_sample=on_sample, on_begin=on_begin
+            )
+        finally:
+            self._running.difference_update(runs)
         if self._config.stops_early:
             deliver(*self._results(outcome, runs[0]))
 

@@ -157,12 +157,25 @@ def load_summaries(paths: Sequence[Path]) -> list[Summary]:
     """
     from lim_sglang.programs.equivalence import EquivalenceChecker
 
+    check_paths(paths)
     # One checker for all runs: it caches verdicts, and takes seconds to start.
     with EquivalenceChecker() as checker:
-        return [
+        found = [
             _summarise_folder(path, checker) if path.is_dir() else read_summary(path)
             for path in paths
         ]
+    return [replace(each, source=str(path)) for each, path in zip(found, paths, strict=True)]
+
+
+def check_paths(paths: Iterable[Path]) -> None:
+    """Check that every path exists.
+
+    Raises:
+        DataError: some do not; all of them are named.
+    """
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise DataError(f"cannot read {', '.join(missing)} (no such file or folder); {EXPECTED}")
 
 
 def load_asked(paths: Iterable[Path]) -> dict[str, dict[str, AskedQuestion]]:

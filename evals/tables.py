@@ -17,9 +17,17 @@ from lim_sglang.evals.metrics import (
     stops_early,
 )
 from lim_sglang.evals.report import Group, Row, describe
-from lim_sglang.markdown_section import MarkdownSection, join_words, markdown_table, short_commit
+from lim_sglang.markdown_section import (
+    MarkdownSection,
+    counted,
+    join_words,
+    markdown_table,
+    short_commit,
+)
+from lim_sglang.progress import print_plain
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table as RichTable
 
 NONE = "\N{EN DASH}"
@@ -99,9 +107,9 @@ def measure(row: Row) -> str:
 
 def sentence(found: Comparison) -> str:
     """Return in one sentence which differences the data show and which ones they exclude."""
-    grown = _past_budgets(found)
+    grown, failed = _past_budgets(found), failures(found)
     if found.reads_everything:
-        return f"{grown}: {SAYS_NOTHING}."
+        return f"{grown}: {SAYS_NOTHING}.{failed and f' {failed}.'}"
     difference, tokens = found.headline_difference, found.headline_ratio
     measured = "share of right votes" if found.stops_by_itself else "pass@1"
     size = share(abs(difference.value))
@@ -113,7 +121,19 @@ def sentence(found: Comparison) -> str:
     cost = f"samples are {times} long"
     if found.stops_by_itself:
         cost = f"questions take {times} many tokens"
-    return f"{result}; {cost}{_bounds(tokens, '{:.2f}'.format)}.{grown and f' {grown}.'}"
+    notes = "".join(f" {note}." for note in (grown, failed) if note)
+    return f"{result}; {cost}{_bounds(tokens, '{:.2f}'.format)}.{notes}"
+
+
+def failures(found: Comparison) -> str:
+    """Return how many samples of each run failed and what follows; empty where none did."""
+    if not found.has_failures:
+        return ""
+    return (
+        f"{counted(found.samples_a.failed, 'sample')} of {found.a} and {found.samples_b.failed:,} "
+        f"of {found.b} failed and are left out: long samples fail first, by timeouts for example, "
+        "so scores and lengths are biased (lim eval --retry-failed tries them again)"
+    )
 
 
 def _support(found: Comparison) -> str:
@@ -152,18 +172,11 @@ class Table:
     caption: str = ""
 
     def __rich__(self) -> "RichTable":
-        """Return the table as rich's console prints it."""
+        """Return the cells as rich's console prints them."""
         from rich.table import Table as RichTable
         from rich.text import Text  # shows names as they are, brackets and colons among them
 
-        table = RichTable(
-            title=Text(self.title),
-            title_justify="left",
-            title_style="bold",
-            caption=Text(self.caption) if self.caption else None,
-            caption_justify="left",
-            min_width=60,
-        )
+        table = RichTable(min_width=60)
         for n, name in enumerate(self.head):
             table.add_column(Text(name), justify="right" if n else "left")
         for row in self.rows:
@@ -173,6 +186,13 @@ class Table:
     def markdown(self) -> str:
         """Return the table in Markdown, without title and caption."""
         return markdown_table(self.head, self.rows)
+
+
+def print_table(console: "Console", table: Table) -> None:
+    """Print title and caption unbroken, then the cells."""
+    for line in filter(None, (table.title, table.caption)):
+        print_plain(console, line)
+    console.print(table)
 
 
 def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
@@ -226,7 +246,7 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
 def _fewer_questions(score: Score, k: int) -> str:
     """Return the number of questions with k samples, if others have fewer."""
     count = score.questions_at[k]
-    return f", {count} questions" if count < score.questions_at[1] else ""
+    return f", {counted(count, 'question')}" if count < score.questions_at[1] else ""
 
 
 def _sampling_conditions(conditions: Mapping[str, Any]) -> str:
@@ -241,6 +261,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """Return one column for each run that is compared with the first run."""
     cells: dict[str, Callable[[Comparison], str]] = {
         "questions": lambda found: str(found.num_questions),
+        "samples": lambda found: f"{found.samples_b.completed:,}",
+        "samples of the first": lambda found: f"{found.samples_a.completed:,}",
         "pass@1, points": lambda found: points(found.difference),
         "answers, points": lambda found: points(found.answers),
         "answered by it only": lambda found: str(found.mcnemar.only_b),
@@ -249,6 +271,9 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         "length of samples": lambda found: ratio(found.length_ratio),
         "tokens a question": lambda found: ratio(found.spent_ratio),
     }
+    if any(found.has_failures for found in comparisons):
+        cells["failed, left out"] = lambda found: f"{found.samples_b.failed:,}"
+        cells["failed of the first"] = lambda found: f"{found.samples_a.failed:,}"
     if any(found.past_budget_b for found in comparisons):
         cells["grew past the budget"] = lambda found: past_budget(found.past_budget_b)
     return Table(
@@ -273,7 +298,7 @@ def group_table(group: Group, *, in_page: bool = False) -> Table:
     columns: list[tuple[str, bool, Callable[[Row], str]]] = [
         ("pass@1, %", True, lambda row: percent(_pass_at(row, 1))),
         (_vote_title(group), several, lambda row: percent(row.score.vote_correct)),
-        (f"pass@{k}, %", several, lambda row: percent(_pass_at(row, k))),
+        (f"pass@{k}, %", k > 1, lambda row: _pass_cell(row, k)),
         ("difference to full, points (95 %)", True, _difference_cell),
         ("McNemar p", True, _p_cell),
         ("cut off, %", True, lambda row: share(row.score.truncated)),
@@ -308,6 +333,13 @@ def _largest_common_k(group: Group) -> int:
 def _pass_at(row: Row, k: int) -> Estimate | None:
     """Return pass@k; None for a program that stops early, whose samples are a biased selection."""
     return None if row.stops_early else row.score.pass_at.get(k)
+
+
+def _pass_cell(row: Row, k: int) -> str:
+    """Return pass@k, with the number of its questions if others have fewer samples."""
+    found = _pass_at(row, k)
+    few = _fewer_questions(row.score, k) if found else ""
+    return f"{percent(found)}{few}"
 
 
 def _vote_title(group: Group) -> str:

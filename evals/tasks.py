@@ -333,7 +333,7 @@ def load_questions(task: Task, data_dir: Path | None = None) -> list[Question]:
         rows, columns = _hub_rows(task), task.columns
     questions: dict[str, Question] = {}
     locations: dict[str, str] = {}
-    problems = []
+    problems: dict[str, list[str]] = {}
     for index, (location, row) in enumerate(rows):
         try:
             question = _read_question(row, task, columns, index)
@@ -345,9 +345,9 @@ def load_questions(task: Task, data_dir: Path | None = None) -> list[Question]:
                 )
             questions[name], locations[name] = question, location
         except DataError as problem:
-            problems.append(f"{location}: {problem}")
+            problems.setdefault(str(problem), []).append(location)
     if problems:
-        raise DataError(_describe_problems(problems))
+        raise DataError(_describe_problems(problems, num_rows=index + 1))
     if not questions:
         source = questions_source(task, data_dir)
         raise DataError(f"{source} holds no question; expected one row a question")
@@ -514,11 +514,39 @@ def _check_gold(gold: str, kind: AnswerKind) -> None:
         )
 
 
-def _describe_problems(problems: list[str]) -> str:
-    shown = problems[:MAX_PROBLEMS_SHOWN]
-    if len(problems) > len(shown):
-        shown.append(f"and {len(problems) - len(shown)} more")
+def _describe_problems(problems: Mapping[str, Sequence[str]], num_rows: int) -> str:
+    """Return each problem once, with the rows that have it.
+
+    Args:
+        problems: locations of the rows by problem.
+        num_rows: number of all rows.
+    """
+    described = [
+        f"all {num_rows} rows: {problem}"
+        if len(locations) == num_rows > 1
+        else f"{_places(locations)}: {problem}"
+        for problem, locations in problems.items()
+    ]
+    shown = described[:MAX_PROBLEMS_SHOWN]
+    if len(described) > len(shown):
+        shown.append(f"and {len(described) - len(shown)} more")
     return f"these rows are not questions:{bullets(shown)}"
+
+
+def _places(locations: Sequence[str]) -> str:
+    """Return `own.jsonl, lines 2-4, 7` for locations of one file."""
+    where, _, first = locations[0].rpartition(" ")
+    if len(locations) == 1:
+        return locations[0]
+    ranges = [[int(first)] * 2]
+    for number in (int(each.rpartition(" ")[2]) for each in locations[1:]):
+        if number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number] * 2)
+    texts = [f"{begin}-{end}" if end > begin else str(begin) for begin, end in ranges]
+    more = ["…"] if len(texts) > MAX_PROBLEMS_SHOWN else []
+    return f"{where}s {', '.join([*texts[:MAX_PROBLEMS_SHOWN], *more])}"
 
 
 def _json_fault(line: str) -> str | None:

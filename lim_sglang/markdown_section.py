@@ -83,6 +83,11 @@ def join_words(values: Iterable[object]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def counted(count: int, noun: str) -> str:
+    """Return `1 question` or `1,200 questions`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def short_commit(commit: str | None) -> str:
     """Return the first ten digits of a commit, with the digest of local edits if there are any."""
     if not commit:

@@ -11,6 +11,8 @@ from rich.text import Text
 
 LINE_INTERVAL_S = 10.0
 """Least time between two lines in a log or a pipe."""
+REDRAW_INTERVAL_S = 1.0
+"""Time between two descriptions on a terminal while no work is completed."""
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -57,10 +59,10 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest_s:02}s" if minutes else f"{rest_s}s"
 
 
-def speed(count: float, elapsed_s: float) -> str:
-    """Return a number per second in words: `121`, below 10 with one decimal, as `0.4`."""
-    per_s = count / max(elapsed_s, 1e-3)
-    return f"{per_s:,.0f}" if per_s >= 9.95 else f"{per_s:.1f}"
+def rate(amount: float, elapsed_s: float) -> str:
+    """Return an amount a second: `1,403`, `25`, or `0.4` below 10."""
+    value = amount / max(elapsed_s, 1e-3)
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:.1f}"
 
 
 @contextmanager
@@ -70,17 +72,20 @@ def show_progress(
     text: str,
     *,
     completed: float = 0,
+    refresh: Callable[[], str] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Callable[[float, str], None]]:
     """Show progress until the block ends; yield the function that updates the display.
 
-    On a terminal, a bar is redrawn in place. Elsewhere a line is printed at the start, at most
-    every ten seconds, and at the end.
+    On a terminal, a bar is redrawn in place. Elsewhere a line with the elapsed time is printed at
+    the start, at most every ten seconds, and at the end.
 
     Args:
         total: amount of work, in any unit.
         text: description shown at the start.
         completed: work done before.
+        refresh: returns the newest description; called from another thread, so that the display
+            goes on while no work is completed. None: the description stays.
 
     Yields:
         A function of the completed amount of work and the new description.
@@ -95,25 +100,53 @@ def show_progress(
             def redraw(completed: float, text: str) -> None:
                 bars.update(bar, completed=completed, description=text)
 
-            yield redraw
+            def redraw_text() -> None:
+                if refresh:
+                    bars.update(bar, description=refresh())
+
+            with repeated(redraw_text, REDRAW_INTERVAL_S):
+                yield redraw
         return
 
-    shown, latest, shown_s = "", text, clock()
+    lines = _ProgressLines(console, text, clock)
 
-    def print_line() -> None:
-        nonlocal shown, shown_s
-        print_plain(console, latest)
-        shown, shown_s = latest, clock()
+    def print_newest() -> None:
+        if refresh:
+            lines.update(refresh())
 
-    def update(completed: float, text: str) -> None:
-        nonlocal latest
-        latest = text
-        if clock() - shown_s >= LINE_INTERVAL_S:
-            print_line()
-
-    print_line()
     try:
-        yield update
+        with repeated(print_newest, LINE_INTERVAL_S / 2):
+            yield lambda _, text: lines.update(text)
     finally:
-        if latest != shown:
-            print_line()
+        lines.end()
+
+
+class _ProgressLines:
+    """Lines about progress in a log or a pipe. Thread-safe."""
+
+    def __init__(self, console: Console, text: str, clock: Callable[[], float]) -> None:
+        """Print the first line."""
+        self._console = console
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._start_s = self._shown_s = clock()
+        self._shown = self._newest = text
+        print_plain(console, text)
+
+    def update(self, text: str) -> None:
+        """Print a text if the last line is old enough, else keep the text for the end."""
+        with self._lock:
+            self._newest = text
+            if self._clock() - self._shown_s >= LINE_INTERVAL_S:
+                self._print()
+
+    def end(self) -> None:
+        """Print the newest text unless the last line shows it."""
+        with self._lock:
+            if self._newest != self._shown:
+                self._print()
+
+    def _print(self) -> None:
+        self._shown, self._shown_s = self._newest, self._clock()
+        elapsed = duration(self._shown_s - self._start_s)
+        print_plain(self._console, f"{self._newest}; after {elapsed}")

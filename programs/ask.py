@@ -73,7 +73,7 @@ from lim_sglang.programs.schema import (
 )
 from lim_sglang.programs.sglang_backend import connect
 from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
-from lim_sglang.progress import LINE_INTERVAL_S, duration, print_plain, printable, repeated, speed
+from lim_sglang.progress import LINE_INTERVAL_S, duration, print_plain, printable, rate, repeated
 
 if TYPE_CHECKING:
     from lim_sglang.programs.backend import InFlightSample
@@ -508,7 +508,7 @@ def answer_so_far(text: str) -> str:
 
 def speed_line(num_tokens: int, elapsed_s: float) -> str:
     """Return the tokens of all samples so far, and their speed."""
-    return f"{num_tokens:,} tokens so far, {speed(num_tokens, elapsed_s)} a second"
+    return f"{num_tokens:,} tokens so far, {rate(num_tokens, elapsed_s)} a second"
 
 
 def result_line(outcome: Outcome) -> str:

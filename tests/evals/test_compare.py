@@ -26,7 +26,7 @@ from lim_sglang.evals.compare import (
 )
 from lim_sglang.evals.metrics import Summary
 from lim_sglang.evals.summaries import read_summary, write_summaries
-from lim_sglang.evals.tables import sentence
+from lim_sglang.evals.tables import comparison_table, sentence
 from lim_sglang.programs.schema import SampleState
 from tests.evals.summaries import five_runs, question, run, simulated
 
@@ -300,8 +300,22 @@ GONE = question("q", [None], states={0: ABORTED})
     [
         (A, run(*A.questions, task="other"), "task sums and run has task other"),
         (A, run(*A.questions, questions="changed"), "their digests are not equal"),
-        (A, run(*A.questions[:19]), r"1 are in one run only: q19.*--common"),
-        (run_of(*[(1, 1)] * 10), run_of((1, 1), (1, 1)), "8 are in one run only: q2, .*, q6, …"),
+        (
+            A,
+            replace(run(*A.questions[:18]), source="runs/b"),
+            r"\(runs/b lacks 2: q18, q19\); complete",
+        ),
+        (run_of((1, 1), (1, 1)), run_of(*[(1, 1)] * 10), r"run lacks 8: q2, q3, q4, q5, q6, …\)"),
+        (
+            run(*A.questions[8:11]),
+            run(*A.questions[7:10]),
+            r"\(run lacks 1: q7; run lacks 1: q10\); .*both by lim compare --common",
+        ),
+        (
+            run(*A.questions[:10][::-1], num_failed=1),
+            run(*A.questions[11:12], num_failed=2),
+            r"run lacks 10: q0, q1, q2, .*1 sample of run and 2 samples of run failed: .*--retry-f",
+        ),
         (run(GONE), run(GONE), "share no question with completed samples"),
     ],
 )
@@ -315,6 +329,22 @@ def test_the_questions_of_both_runs_are_compared_on_demand() -> None:
     assert found.num_questions == 2
     assert found.difference.value == pytest.approx(-1 / 8)
     assert found.other_differences == ("questions: '59695e34…' and 'fewer'",)
+
+
+def test_samples_that_failed_are_told_with_what_follows() -> None:
+    part = replace(run(*B.questions[:2], policy="lim"), num_failed=7)
+    found = compare(A, part, common=True)
+    assert (found.samples_a.completed, found.samples_a.failed) == (8, 0)
+    assert (found.samples_b.completed, found.samples_b.failed) == (8, 7)
+    told = "0 samples of full and 7 of lim failed and are left out: long samples fail first"
+    assert told in sentence(found)
+    rows = dict(comparison_table([found]).rows)
+    assert (rows["samples"], rows["samples of the first"]) == ("8", "8")
+    assert (rows["failed, left out"], rows["failed of the first"]) == ("7", "0")
+    first = compare(replace(A, num_failed=1), B)
+    assert "1 sample of full and 0 of lim failed and are left out" in sentence(first)
+    none = compare(A, B)
+    assert "failed" not in sentence(none) + str(comparison_table([none]))
 
 
 def test_nineteen_questions_have_no_interval_and_twenty_have_one() -> None:
@@ -435,3 +465,24 @@ def test_the_seed_is_that_of_the_bootstrap(paths: list[str]) -> None:
 def test_the_command_needs_two_runs(paths: list[str]) -> None:
     with pytest.raises(ConfigError, match="needs two runs"):
         lim_compare(paths[0])
+
+
+@pytest.mark.parametrize("words", [["none"], ["none", "gone"], ["none", "{first}", "gone"]])
+def test_paths_that_do_not_exist_are_all_named(words: list[str], paths: list[str]) -> None:
+    missing = [word for word in words if "{" not in word]
+    with pytest.raises(DataError, match=f"cannot read {', '.join(missing)} .no such file"):
+        lim_compare(*(word.format(first=paths[0]) for word in words))
+
+
+def test_messages_name_a_run_by_the_users_path(paths: list[str], tmp_path: Path) -> None:
+    (short,) = write_summaries([simulated(questions=38)], tmp_path / "short")
+    with pytest.raises(DataError) as caught:
+        lim_compare(paths[0], str(short))
+    assert f"{short} lacks 2: q038, q039" in str(caught.value)
+    assert str(caught.value).startswith(f"{paths[0]} and {short} have different questions")
+
+
+def test_title_and_conditions_are_lines_in_one_piece_without_a_terminal(paths: list[str]) -> None:
+    lines = lim_compare(*paths[:2]).stdout.splitlines()
+    assert lines[0] == "against full"
+    assert [line for line in lines if line != line.rstrip()] == []

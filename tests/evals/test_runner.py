@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,7 +30,7 @@ from lim_sglang.evals.runner import (
     plan_run,
     sample_missing,
 )
-from lim_sglang.evals.scheduler import Job, SampleResult, SampleSink, ServerLost
+from lim_sglang.evals.scheduler import InFlight, Job, SampleResult, SampleSink, Server, ServerLost
 from lim_sglang.evals.servers import Connection, ServerFacts
 from lim_sglang.evals.tasks import Question
 from lim_sglang.programs.answers import AnswerKind
@@ -228,7 +228,11 @@ def test_a_named_folder_takes_one_run_only(config: RunConfig, tmp_path: Path) ->
 
 
 def progress_of(
-    config: RunConfig, clock: list[float], *stored: Any, failures: int = 0
+    config: RunConfig,
+    clock: list[float],
+    *stored: Any,
+    failures: int = 0,
+    servers: Sequence[Server] = (),
 ) -> RunProgress:
     """Return the progress of a run that has these samples and failures."""
     folder = open_run(Path("runs/progress"), plan(config).record)
@@ -236,7 +240,7 @@ def progress_of(
         folder.append(each)
     for index in range(failures):
         folder.append_failure(Failure("z", index, "HTTP 400"))
-    return RunProgress(plan(config), folder, lambda: clock[0])
+    return RunProgress(plan(config), folder, servers, lambda: clock[0])
 
 
 FIFTY = {"num_tokens": 50}
@@ -274,6 +278,26 @@ def test_failures_are_counted_apart_and_nobody_waits_for_earlier_ones(config: Ru
     assert progress.describe() == (
         "math500 (own questions): 2/15 samples, 100.0 % right, 17 tokens/s, 30s left, 3 failed"
     )
+
+
+def test_progress_tells_samples_in_flight_and_goes_on_while_none_ends(config: RunConfig) -> None:
+    clock, running = [100.0], [InFlight()]
+    servers = [replace(JobServer().as_server(), in_flight=lambda: running[0])] * 2
+    progress = progress_of(config, clock, servers=servers)
+    assert progress.describe() == "math500 (own questions): 0/15 samples"
+    clock[0], running[0] = 140.0, InFlight(2)
+    assert progress.describe() == "math500 (own questions): 0/15 samples, 4 samples running"
+    running[0] = InFlight(2, num_tokens=9)
+    progress.count(Failure("q", 1, "timeout"))
+    assert progress.describe().endswith(": 0/15 samples, 4 samples running, 0.5 tokens/s, 1 failed")
+
+
+def test_no_time_is_left_once_every_sample_has_ended(config: RunConfig) -> None:
+    clock = [100.0]
+    progress = progress_of(config, clock, failures=14)
+    clock[0] += 5
+    progress.count((make_graded(0, num_tokens=2),))
+    assert progress.describe().endswith("100.0 % right, 0.4 tokens/s, 14 failed")
 
 
 def one_then_nine(job: Job, deliver: SampleSink) -> None:

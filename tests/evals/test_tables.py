@@ -28,6 +28,7 @@ from lim_sglang.evals.tables import (
     past_budget,
     percent,
     points,
+    print_table,
     proof_rows,
     proof_section,
     ratio,
@@ -123,7 +124,9 @@ def test_a_sentence_on_a_few_questions_claims_no_support() -> None:
     found = compare(FOUR, replace(FOUR, conditions={**FOUR.conditions, "policy": "b"}))
     assert sentence(found) == (
         "The pass@1 of b is equal to that of full, but 4 questions are too few for standard errors "
-        "and intervals, which need 20; samples are 1.00 times as long."
+        "and intervals, which need 20; samples are 1.00 times as long. 3 samples of full and 3 of "
+        "b failed and are left out: long samples fail first, by timeouts for example, so scores "
+        "and lengths are biased (lim eval --retry-failed tries them again)."
     )
 
 
@@ -162,7 +165,7 @@ EARLY = replace(FOUR, conditions={**FOUR.conditions, "program": "adaptive"})
     [
         (EARLY, "answered by adaptive", "50.0 %"),
         (EARLY, "pass@1 of the samples taken", "43.8 %"),
-        (run(question("a", [0, 1]), question("b", [0])), "pass@2, 1 questions", "100.0 %"),
+        (run(question("a", [0, 1]), question("b", [0])), "pass@2, 1 question", "100.0 %"),
         (run(question("q", [0, None], states={1: ABORTED})), "aborted early", "50.0 %"),
     ],
 )
@@ -170,20 +173,23 @@ def test_a_score_table_of_other_runs(summary: Summary, name: str, cell: str) -> 
     assert scores_of(summary)[name] == cell
 
 
-def test_a_terminal_shows_title_cells_and_conditions() -> None:
-    with (console := Console(width=100)).capture() as text:
-        console.print(score_table(FOUR.conditions, score(FOUR)))
+def test_title_and_conditions_stand_unbroken_above_the_cells() -> None:
+    with (console := Console(width=40)).capture() as text:
+        print_table(console, score_table(FOUR.conditions, score(FOUR)))
     caption = f"samples 4, at most 2048, temperature 0.6, top_p 0.95, top_k -1, {GPU}; {too_few(4)}"
-    for part in ("sums, tiny, full", "43.8 %", caption):
-        assert part in " ".join(text.get().split())
+    title, below, *grid = text.get().splitlines()
+    assert (title, below) == ("sums, tiny, full", caption)
+    assert "43.8 %" in "".join(grid)
+    assert all(line == line.rstrip() for line in grid)
 
 
 def test_a_terminal_shows_names_as_they_are() -> None:
     name = "[red]x[/red]:smile:"
     found = run(*FOUR.questions, task=name, model=name, policy=name)
     with (console := Console(width=200)).capture() as text:
-        console.print(score_table(found.conditions, score(found)))
-        console.print(comparison_table([compare(found, found, names=(name, name))]))
+        print_table(console, score_table(found.conditions, score(found)))
+        comparison = compare(replace(found, num_failed=0), found, names=(name, name))
+        print_table(console, comparison_table([comparison]))
     # Task, model and policy in the first title; the title and the head of the second table.
     assert text.get().count(name) == 3 + 2
 
@@ -208,6 +214,10 @@ def test_a_comparison_table_has_a_column_for_each_run() -> None:
     assert (table.title, table.head) == ("against a", ("measure", "b", "b"))
     assert {name: cells for name, *cells in table.rows} == {
         "questions": ["3"] * 2,
+        "samples": ["10"] * 2,
+        "samples of the first": ["12"] * 2,
+        "failed, left out": ["0"] * 2,
+        "failed of the first": ["3"] * 2,
         "pass@1, points": [points(found.difference)] * 2,
         "answers, points": [points(found.answers)] * 2,
         "answered by it only": ["1"] * 2,
@@ -271,6 +281,16 @@ def test_columns_follow_the_runs() -> None:
     assert group_table(mixed).head[1:4] == ("pass@1, %", "vote right, %", "pass@4, %")
 
 
+def test_a_partial_run_has_no_column_twice_and_tells_the_questions_of_a_figure() -> None:
+    begun = run(question("a", [0], chosen=0), question("b", [1], chosen=1), samples=4, asked=4)
+    (group,) = make_groups([begun])
+    assert [title for title in group_table(group).head if "pass@" in title] == ["pass@1, %"]
+    more = run(question("a", [1, 1], chosen=1), question("b", [0], chosen=0), samples=4, asked=4)
+    (group,) = make_groups([more])
+    assert cells(group, 0)["pass@1, %"] == "50.0"
+    assert cells(group, 0)["pass@2, %"] == "0.0, 1 question"
+
+
 def test_a_program_that_stops_early_is_judged_by_its_votes() -> None:
     runs = [simulated(questions=61, **FULL), simulated(questions=61, program="adaptive")]
     (mixed,) = make_groups(runs)
@@ -324,7 +344,7 @@ def test_results_state_their_conditions_and_gaps() -> None:
         "SGLang 0.5.16, torch 2.11.0, Math-Verify 0.9.0. By `lim eval` on 2026-11-25 and "
         "2026-11-26, commit 1be6cc2 and c0ffee0123 with local edits d61e43b333. 9 questions are "
         "too few for standard errors and intervals, which need 20. LessIsMore 256: 2 samples "
-        "failed and are not scored."
+        "failed, not scored."
     )
     assert (method, plot) == (COUNTED, "![Accuracy over budget](a.svg)")
 

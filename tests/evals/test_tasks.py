@@ -187,10 +187,33 @@ def test_a_bad_row_is_refused_with_its_place(tmp_path: Path, row: object, compla
 
 
 def test_all_bad_rows_are_named_at_once_but_not_without_end(tmp_path: Path) -> None:
-    rows = [{"problem": "P"}] * 25
+    rows = [{"problem": "P", f"field{n}": 1} for n in range(25)]
     with pytest.raises(DataError, match="and 15 more") as caught:
         load_questions(MATH, write(tmp_path, "math500", *rows))
     assert str(caught.value).count('lacks "answer"') == 10
+
+
+GOOD_ROW, NO_ANSWER = {"problem": "P", "answer": "1"}, {"problem": "P"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "place"),
+    [
+        ([NO_ANSWER] * 6, "all 6 rows"),
+        ([NO_ANSWER], "{file}, line 1"),
+        ([GOOD_ROW, *[NO_ANSWER] * 3], "{file}, lines 2-4"),
+        ([NO_ANSWER, GOOD_ROW, NO_ANSWER, NO_ANSWER], "{file}, lines 1, 3-4"),
+        ([NO_ANSWER, GOOD_ROW] * 11, "{file}, lines 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, …"),
+    ],
+)
+def test_a_problem_of_many_rows_is_told_once(
+    rows: list[dict[str, str]], place: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        load_questions(MATH, write(tmp_path, "math500", *rows))
+    where = place.format(file=tmp_path / "math500.jsonl")
+    assert f'{where}: lacks "answer"' in str(caught.value)
+    assert str(caught.value).count('lacks "answer"') == 1
 
 
 def test_a_folder_without_the_file_and_an_empty_file_are_refused(tmp_path: Path) -> None:

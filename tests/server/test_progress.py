@@ -1,11 +1,13 @@
 """Progress: a bar on a terminal, a line now and then elsewhere."""
 
 import io
+import threading
 
 import pytest
 from rich.console import Console
 
-from lim_sglang.progress import plain_console, print_plain, show_progress, speed
+from lim_sglang import progress
+from lim_sglang.progress import plain_console, print_plain, rate, show_progress
 
 
 def test_a_log_gets_a_line_at_the_start_every_ten_seconds_and_at_the_end() -> None:
@@ -14,7 +16,37 @@ def test_a_log_gets_a_line_at_the_start_every_ten_seconds_and_at_the_end() -> No
         for done in range(1, 5):
             now_s[0] += 6
             update(done, f"{done} of 4")
-    assert text.getvalue().splitlines() == ["0 of 4 [red]", "2 of 4", "4 of 4"]
+    assert text.getvalue().splitlines() == [
+        "0 of 4 [red]",
+        "2 of 4; after 12s",
+        "4 of 4; after 24s",
+    ]
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_display_goes_on_while_no_work_is_completed(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.02)
+    monkeypatch.setattr(progress, "REDRAW_INTERVAL_S", 0.02)
+    console = Console(file=io.StringIO(), width=100, force_terminal=is_terminal)
+    asked = threading.Semaphore(0)
+
+    def refresh() -> str:
+        asked.release()
+        return "3 running"
+
+    with show_progress(console, 4, "0 of 4", refresh=refresh):
+        assert all(asked.acquire(timeout=10) for _ in range(4))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ("3 running" in text) if is_terminal else text.count("3 running; after 0s\n") > 1
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"), [(0, "0.0"), (1, "0.1"), (99, "9.9"), (99.6, "10"), (12_345, "1,234")]
+)
+def test_a_rate_has_a_decimal_below_ten(amount: float, expected: str) -> None:
+    assert rate(amount, 10) == expected
 
 
 def test_a_log_gets_its_last_line_also_after_an_error_and_no_line_twice() -> None:
@@ -29,7 +61,7 @@ def test_a_log_gets_its_last_line_also_after_an_error_and_no_line_twice() -> Non
         fail()
     with show_progress(Console(file=text), 4, "nothing to do"):
         pass
-    assert text.getvalue().splitlines() == ["0", "1", "nothing to do"]
+    assert text.getvalue().splitlines() == ["0", "1; after 0s", "nothing to do"]
 
 
 def test_a_terminal_gets_a_bar_with_the_newest_text() -> None:
@@ -61,11 +93,3 @@ def test_progress_shows_names_as_they_are(is_terminal: bool) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert NAME in text
     assert f"{NAME}!" in text
-
-
-@pytest.mark.parametrize(
-    ("count", "elapsed_s", "words"),
-    [(0, 4, "0.0"), (2, 5, "0.4"), (99.4, 10, "9.9"), (99.6, 10, "10"), (12_345, 1, "12,345")],
-)
-def test_a_slow_speed_has_a_decimal(count: float, elapsed_s: float, words: str) -> None:
-    assert speed(count, elapsed_s) == words
