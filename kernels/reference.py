@@ -10,6 +10,7 @@ C candidates, K budget.
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -254,6 +255,40 @@ def attend_tokens(
     return output[0, :, 0]
 
 
+def attend_lists(query: Tensor, keys: Tensor, values: Tensor, kept: Tensor, scale: float) -> Tensor:
+    """Compute attention of one decoded token over lists that some heads share.
+
+    Args:
+        query: [H, D].
+        keys, values: [S, G, D].
+        kept: [lists, n] int64 positions; a list for all heads, each KV head or each query head.
+        scale: factor on q·k before the softmax.
+
+    Returns:
+        [H, D] in the query's dtype.
+    """
+    if kept.shape[0] == 1:
+        return attend_tokens(query, keys, values, kept[0], scale)
+    heads, groups = query.shape[0], keys.shape[1]
+    head = torch.arange(heads, device=query.device)
+    own = kept[head * kept.shape[0] // heads]  # [H, n]
+    group = (head * groups // heads)[:, None]
+    output = functional.scaled_dot_product_attention(
+        query[:, None],
+        keys[own, group].to(query.dtype),  # [H, n, D]
+        values[own, group].to(query.dtype),
+        scale=scale,
+    )
+    return output[:, 0]
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Raise ValueError unless a value is an integer of at least `least`; True is no integer."""
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_integer or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
+
+
 def _check(scores: Tensor, budget: int, recent_ratio: float, sinks: int) -> None:
     if scores.ndim != 2 or not scores.is_floating_point():
         raise ValueError(
@@ -264,16 +299,10 @@ def _check(scores: Tensor, budget: int, recent_ratio: float, sinks: int) -> None
         raise ValueError("scores must be finite, but some are NaN or infinite")
     if scores.numel() == 0:
         raise ValueError(f"scores must hold at least one token, not shape {list(scores.shape)}")
-    if not _is_int(budget) or budget < 1:
-        raise ValueError(f"budget must be an integer of at least 1, not {budget!r}")
-    if not _is_int(sinks) or sinks < 0:
-        raise ValueError(f"sinks must be an integer of at least 0, not {sinks!r}")
+    check_integer("budget", budget, 1)
+    check_integer("sinks", sinks, 0)
     if not _is_number(recent_ratio) or not 0 <= recent_ratio <= 1:
         raise ValueError(f"recent_ratio must be a number from 0 to 1, not {recent_ratio!r}")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:

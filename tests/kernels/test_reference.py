@@ -12,6 +12,7 @@ import torch
 
 from lim_sglang.kernels.reference import (
     BudgetSplit,
+    attend_lists,
     attend_tokens,
     keep_tokens,
     rank_tokens,
@@ -218,3 +219,17 @@ def test_an_empty_request_is_refused(shape: tuple[int, int]) -> None:
 def test_scores_of_another_form_are_refused(scores: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="float tensor"):
         select_tokens(scores, budget=8)
+
+
+@pytest.mark.parametrize("lists", [1, 2, 6])
+def test_attention_over_lists_is_each_heads_attention_over_its_own(lists: int) -> None:
+    generator = torch.Generator().manual_seed(lists)
+    query = torch.randn(6, 8, generator=generator)
+    keys, values = torch.randn(2, 40, 2, 8, generator=generator)
+    orders = torch.rand(lists, 40, generator=generator).argsort(dim=1)
+    kept = orders[:, :9].sort(dim=1).values
+    found = attend_lists(query, keys, values, kept, 0.5)
+    for head in range(6):
+        mine, group = kept[head * lists // 6], slice(head // 3, head // 3 + 1)
+        alone = attend_tokens(query[head : head + 1], keys[:, group], values[:, group], mine, 0.5)
+        assert torch.allclose(found[head], alone[0], atol=1e-6)
