@@ -18,7 +18,7 @@ from lim_sglang.kernels.compact import StepSlots
 from lim_sglang.kernels.mass import log_sum_exp, softmax_mass
 from lim_sglang.kernels.reference import BudgetSplit, split_budget
 from lim_sglang.kernels.scores import plan_flashinfer_decode
-from lim_sglang.kernels.selector import MassSelector, RankSelector, Selector
+from lim_sglang.kernels.selector import MassSelector, RankSelector, Room, ScoreSelector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
 from lim_sglang.kernels.verify import ATTENTION_TOLERANCE, attention_error
 
@@ -172,19 +172,15 @@ class SelectionStep:
         self.chunk = self.slots.chunk(0, self.ranker.max_rows)
         self._score()
 
-    def _allocate(self, kind: type[Selector]) -> Any:
-        return kind.allocate(
-            self.shape.budget_split,
-            max_rows=self.shape.batch,
-            num_heads=self.shape.heads,
-            context=self.shape.context,
-            device=self.query.device,
-        )
+    def _allocate(self, kind: type[RankSelector] | type[MassSelector]) -> Any:
+        shape = self.shape
+        room = Room(shape.batch, shape.heads, shape.context, self.query.device)
+        return kind.allocate(shape.budget_split, room)
 
     def _score(self) -> None:
         self.ranker.score(self.query[: self.ranker.max_rows], self.keys, self.chunk)
 
-    def select(self, selector: Selector) -> None:
+    def select(self, selector: ScoreSelector) -> None:
         """Select in all rows, with scoring."""
         selector.select(self.query, self.keys, self.slots, scale=self.shape.scale)
 
@@ -239,7 +235,7 @@ class SparseAttention:
         self._shape, self._indptr, self._slots = shape, indptr, slots
         self._workspace = SplitWorkspace.allocate(
             num_heads=shape.heads,
-            num_kv_heads=shape.kv_heads,
+            num_units=shape.kv_heads,
             dim=shape.dim,
             cache_dtype=shape.dtype,
             device=slots.device,

@@ -1,9 +1,10 @@
 """Cache slots of the kept tokens, in order of position: sinks, chosen tokens, newest tokens.
 
 Defined by `reference.count_kept` and `reference.compact_slots`. `count_kept` computes from lengths
-alone where each row's kept tokens begin. In `compact_slots` many programs share a row; the counts
-of `full_ranking.py` tell each program how many tokens are kept before its own positions, so no
-second pass is needed. First turns are reset as they are read, ready for the next step.
+alone where each row's kept tokens begin; `copy_window` needs nothing else. In `compact_slots` many
+programs share a row; the counts of `full_ranking.py` tell each program how many tokens are kept
+before its own positions, so no second pass is needed. First turns are reset as they are read, ready
+for the next step.
 """
 
 from dataclasses import dataclass, replace
@@ -40,7 +41,8 @@ class StepSlots:
     kept_indptr: Tensor
     """[B + 1] int32; row b keeps `kept_indptr[b + 1] - kept_indptr[b] = min(length, K)` tokens."""
     kept: Tensor
-    """[>= kept_indptr[B]] int32, written in order of position."""
+    """[>= kept_indptr[B]] int32, written in order of position; a row of these for each list, where
+    heads have lists of their own."""
 
     def chunk(self, first: int, num_rows: int) -> "StepSlots":
         """Return the lists of `num_rows` rows from the row `first` on."""
@@ -55,6 +57,7 @@ def _count_kept(
     num_rows,
     budget,
     BLOCK: tl.constexpr,
+    PAGE: tl.constexpr,  # tokens that are kept or dropped together
 ):
     lanes = tl.arange(0, BLOCK)
     total = tl.full((), 0, tl.int32)
@@ -62,17 +65,21 @@ def _count_kept(
     for first in range(0, num_rows, BLOCK):
         rows = first + lanes
         inside = rows < num_rows
-        kept = tl.minimum(tl.load(lengths + rows, mask=inside, other=0), budget).to(tl.int32)
+        length = tl.load(lengths + rows, mask=inside, other=0)
+        most = budget.to(tl.int64) - PAGE + (length - 1) % PAGE + 1
+        kept = tl.where(length <= budget, length, most).to(tl.int32)
         tl.store(kept_indptr + 1 + rows, total + tl.cumsum(kept, 0), mask=inside)
         total += tl.sum(kept, 0)
 
 
-def count_kept(lengths: Tensor, budget: int, out: Tensor) -> Tensor:
-    """Add up `min(length, budget)` over the rows of a step.
+def count_kept(lengths: Tensor, budget: int, out: Tensor, *, page: int = 1) -> Tensor:
+    """Add up the tokens that the rows of a step keep: `min(length, budget)`, or what the newest of
+    a budget's pages leaves of it.
 
     Args:
         lengths: [B] int64, tokens of each row, the newest included.
-        budget: most tokens that a row keeps.
+        budget: most tokens that a row keeps, a multiple of `page`.
+        page: tokens that are kept or dropped together.
         out: [B + 1] int32.
 
     Returns:
@@ -82,8 +89,60 @@ def count_kept(lengths: Tensor, budget: int, out: Tensor) -> Tensor:
     check_int32(out=out)
     if len(out) != len(lengths) + 1:
         raise ValueError(f"out must have {len(lengths) + 1} elements, not {len(out)}")
-    _count_kept[(1,)](lengths, out, lengths.shape[0], budget, BLOCK=LENGTH_BLOCK)
+    _count_kept[(1,)](lengths, out, lengths.shape[0], budget, BLOCK=LENGTH_BLOCK, PAGE=page)
     return out
+
+
+@triton.jit
+def copy_slots(slots, kept, count, BLOCK: tl.constexpr):
+    """Copy `count` slots."""
+    lanes = tl.arange(0, BLOCK)
+    for first in range(0, count, BLOCK):
+        inside = first + lanes < count
+        slot = tl.load(slots + first + lanes, mask=inside, other=0)
+        tl.store(kept + first + lanes, slot, mask=inside)
+
+
+@triton.jit(do_not_specialize=["budget", "sinks"])
+def _copy_window(
+    indptr,  # [B + 1] int32, of all tokens
+    slots,  # [indptr[B]] int32
+    kept_indptr,  # [B + 1] int32, of the kept tokens
+    kept,  # [kept_indptr[B]] int32
+    budget,
+    sinks,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    start = tl.load(indptr + row).to(tl.int64)
+    length = (tl.load(indptr + row + 1) - start).to(tl.int32)
+    index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < tl.minimum(length, budget)
+    dropped = tl.maximum(length - budget, 0)
+    position = tl.where(index < sinks, index, index + dropped)
+    slot = tl.load(slots + start + position, mask=inside, other=0)
+    tl.store(kept + tl.load(kept_indptr + row).to(tl.int64) + index, slot, mask=inside)
+
+
+def copy_window(step: StepSlots, budget_split: BudgetSplit) -> None:
+    """Write the slots of each row's sinks and newest tokens to `step.kept`.
+
+    Args:
+        step: slots of B rows.
+        budget_split: rows within its budget keep everything; nothing else is selected.
+    """
+    check_tensors(**vars(step))
+    check_int32(**vars(step))
+    rows = step.kept_indptr.shape[0] - 1
+    _copy_window[(rows, triton.cdiv(budget_split.budget, COMPACT_BLOCK))](
+        step.indptr,
+        step.slots,
+        step.kept_indptr,
+        step.kept,
+        budget_split.budget,
+        budget_split.sinks,
+        BLOCK=COMPACT_BLOCK,
+    )
 
 
 @triton.jit(do_not_specialize=["budget", "sinks", "recent"])

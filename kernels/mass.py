@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lim_sglang.kernels.compact import StepSlots
+from lim_sglang.kernels.compact import StepSlots, copy_slots
 from lim_sglang.kernels.launch import (
     LOG2_E,
     LSE_BLOCK,
@@ -118,6 +118,8 @@ def _softmax_mass(
     mass_row_stride,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
+    PAGE: tl.constexpr,  # positions whose masses are summed
+    BY_LARGEST: tl.constexpr,  # the largest weight of any head, not the sum
     USE_PDL: tl.constexpr,
 ):
     pdl_launch_next(USE_PDL)
@@ -137,14 +139,32 @@ def _softmax_mass(
         of_heads = scores + heads.to(tl.int64) * score_head_stride
         score = tl.load(of_heads, mask=read & (heads < num_heads), other=float("-inf"))
         head_lse = tl.load(lse + row * lse_row_stride + heads, mask=heads < num_heads, other=0.0)
-        total += tl.sum(tl.exp2(score * scale - head_lse), 0)
-    tl.store(mass + row * mass_row_stride + positions, total, mask=positions < length)
+        weights = tl.exp2(score * scale - head_lse)
+        if BY_LARGEST:
+            total = tl.maximum(total, tl.max(weights, 0))
+        else:
+            total += tl.sum(weights, 0)
+    mass += row * mass_row_stride
+    if PAGE == 1:
+        tl.store(mass + positions, total, mask=positions < length)
+    else:
+        of_pages = tl.reshape(tl.where(positions < length, total, 0.0), BLOCK // PAGE, PAGE)
+        pages = first // PAGE + tl.arange(0, BLOCK // PAGE)
+        tl.store(mass + pages, tl.sum(of_pages, 1), mask=pages * PAGE < length)
 
 
 def softmax_mass(
-    scores: Tensor, indptr: Tensor, lse: Tensor, budget: int, scale: float, out: Tensor
+    scores: Tensor,
+    indptr: Tensor,
+    lse: Tensor,
+    budget: int,
+    scale: float,
+    out: Tensor,
+    *,
+    by_largest: bool = False,
+    page: int = 1,
 ) -> Tensor:
-    """Sum the heads' softmax weights of each token, in each row that is longer than the budget.
+    """Weigh each token by the heads' softmax, in each row that is longer than the budget.
 
     Args:
         scores: [B, H, N] f32, from `score_tokens`; N a multiple of 4, at least the longest row.
@@ -153,6 +173,8 @@ def softmax_mass(
         budget: rows within it stay untouched.
         scale: factor on q·k before the softmax.
         out: [B, M] f32, M at least the longest row.
+        by_largest: weigh by the largest weight of any head, not by the sum over heads.
+        page: positions whose masses are summed, a power of two; `out` is of pages then.
 
     Returns:
         `out`.
@@ -176,18 +198,11 @@ def softmax_mass(
         out.stride(0),
         HEADS=min(MASS_HEADS, triton.next_power_of_2(heads)),
         BLOCK=MASS_BLOCK,
+        PAGE=page,
+        BY_LARGEST=by_largest,
         **pdl_options(),
     )
     return out
-
-
-@triton.jit
-def _copy_slots(slots, kept, count, BLOCK: tl.constexpr):
-    lanes = tl.arange(0, BLOCK)
-    for first in range(0, count, BLOCK):
-        inside = first + lanes < count
-        slot = tl.load(slots + first + lanes, mask=inside, other=0)
-        tl.store(kept + first + lanes, slot, mask=inside)
 
 
 @triton.jit
@@ -207,8 +222,24 @@ def _take(keys, inside, threshold, ties_wanted):
 
 
 @triton.jit
+def _store_pages(slots, kept, pages, index, taken, PAGE: tl.constexpr):
+    """Store the slots of the taken pages, the page of index i behind i others."""
+    for offset in tl.static_range(PAGE):
+        slot = tl.load(slots + pages * PAGE + offset, mask=taken > 0, other=0)
+        tl.store(kept + index * PAGE + offset, slot, mask=taken > 0)
+
+
+@triton.jit
 def _keep_collected(
-    mass, slots, candidates, kept, lowest, passed, selected, CAPACITY: tl.constexpr
+    mass,
+    slots,
+    candidates,
+    kept,
+    lowest,
+    passed,
+    selected,
+    CAPACITY: tl.constexpr,
+    PAGE: tl.constexpr,
 ):
     """Keep the top `selected` of the collected candidates, whose keys are `lowest` or more."""
     tl.debug_barrier()  # other threads of this program wrote some of the candidates
@@ -220,12 +251,11 @@ def _keep_collected(
     threshold = nth_largest(keys, selected, 0, tl.max(keys, 0))
     above = tl.sum((inside & (keys > threshold)).to(tl.int32), 0)
     taken = _take(keys, inside, threshold, selected - above).to(tl.int32)
-    slot = tl.load(slots + positions, mask=taken > 0, other=0)
-    tl.store(kept + tl.cumsum(taken, 0) - 1, slot, mask=taken > 0)
+    _store_pages(slots, kept, positions, tl.cumsum(taken, 0) - 1, taken, PAGE)
 
 
 @triton.jit
-def _keep_of_all(mass, slots, kept, sinks, end, selected, BLOCK: tl.constexpr):
+def _keep_of_all(mass, slots, kept, sinks, end, selected, BLOCK: tl.constexpr, PAGE: tl.constexpr):
     """Keep the top `selected` of all candidates, reading their masses again and again."""
     threshold = tl.full((), 0, tl.uint32)
     step = tl.full((), 1 << 30, tl.uint32)
@@ -247,8 +277,7 @@ def _keep_of_all(mass, slots, kept, sinks, end, selected, BLOCK: tl.constexpr):
         inside = (positions >= sinks) & (positions < end)
         keys = _load_keys(mass, first, sinks, end, BLOCK)
         taken = _take(keys, inside, threshold, ties_wanted).to(tl.int32)
-        slot = tl.load(slots + positions, mask=taken > 0, other=0)
-        tl.store(kept + done + tl.cumsum(taken, 0) - 1, slot, mask=taken > 0)
+        _store_pages(slots, kept, positions, done + tl.cumsum(taken, 0) - 1, taken, PAGE)
         done += tl.sum(taken, 0)
         ties_wanted -= tl.sum(taken * (keys == threshold).to(tl.int32), 0)
 
@@ -259,49 +288,57 @@ def _topk_by_mass(
     indptr,  # [B + 1] int32, of all tokens
     slots,  # [indptr[B]] int32
     kept_indptr,  # [B + 1] int32, of the kept tokens
-    candidates,  # [B, >= CAPACITY] int32
-    kept,  # [kept_indptr[B]] int32
+    candidates,  # [B, HEADS, >= CAPACITY] int32
+    kept,  # [HEADS, kept_indptr[B]] int32
     budget,
     sinks,
     recent,
     selected,
     target,  # candidates that the sampled threshold should let pass
     mass_row_stride,
+    mass_head_stride,
     candidate_row_stride,
+    candidate_head_stride,
+    kept_head_stride,
     CAPACITY: tl.constexpr,
     SAMPLE: tl.constexpr,
     BLOCK: tl.constexpr,
     SMALL_BLOCK: tl.constexpr,
+    PAGE: tl.constexpr,  # tokens of each mass; all counts but lengths are in pages
+    HEADS: tl.constexpr,  # lists of a row
     USE_PDL: tl.constexpr,
 ):
     pdl_wait(USE_PDL)
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) // HEADS
+    head = tl.program_id(0).to(tl.int64) % HEADS
     start = tl.load(indptr + row).to(tl.int64)
     length = (tl.load(indptr + row + 1) - start).to(tl.int32)
     slots += start
-    kept += tl.load(kept_indptr + row).to(tl.int64)
-    end = length - recent
+    kept += tl.load(kept_indptr + row).to(tl.int64) + head * kept_head_stride
+    end = (length + PAGE - 1) // PAGE - recent
+    is_dense = length <= budget * PAGE
     if tl.program_id(1) == 1:
-        if length <= budget:
-            _copy_slots(slots, kept, length, SMALL_BLOCK)
+        if is_dense:
+            copy_slots(slots, kept, length, SMALL_BLOCK)
         else:
-            _copy_slots(slots, kept, sinks, SMALL_BLOCK)
-            _copy_slots(slots + end, kept + sinks + selected, recent, SMALL_BLOCK)
+            copy_slots(slots, kept, sinks * PAGE, SMALL_BLOCK)
+            newest = kept + (sinks + selected) * PAGE
+            copy_slots(slots + end * PAGE, newest, length - end * PAGE, SMALL_BLOCK)
         return
-    if length <= budget:
+    if is_dense:
         return
-    mass += row * mass_row_stride
-    candidates += row * candidate_row_stride
-    kept += sinks
+    mass += row * mass_row_stride + head * mass_head_stride
+    candidates += row * candidate_row_stride + head * candidate_head_stride
+    kept += sinks * PAGE
 
     sampled = tl.minimum(end - sinks, SAMPLE)
     wanted = tl.maximum(target.to(tl.int64) * sampled // (end - sinks), 1)
     lowest = sampled_threshold(mass, sinks, end, wanted, SAMPLE)
     passed = collect(mass, candidates, lowest, sinks, end, CAPACITY, BLOCK)
     if (passed >= selected) & (passed <= CAPACITY):
-        _keep_collected(mass, slots, candidates, kept, lowest, passed, selected, CAPACITY)
+        _keep_collected(mass, slots, candidates, kept, lowest, passed, selected, CAPACITY, PAGE)
     else:
-        _keep_of_all(mass, slots, kept, sinks, end, selected, SMALL_BLOCK)
+        _keep_of_all(mass, slots, kept, sinks, end, selected, SMALL_BLOCK, PAGE)
 
 
 def candidate_capacity(selected: int) -> int:
@@ -310,24 +347,31 @@ def candidate_capacity(selected: int) -> int:
 
 
 def topk_by_mass(
-    mass: Tensor, step: StepSlots, budget_split: BudgetSplit, candidates: Tensor
+    mass: Tensor,
+    step: StepSlots,
+    budget_split: BudgetSplit,
+    candidates: Tensor,
+    *,
+    page: int = 1,
 ) -> None:
-    """Write the slots of each row's sinks, top-k and recent tokens to `step.kept`.
+    """Write the slots of each row's sinks, top-k and recent pages to `step.kept`.
 
     Args:
-        mass: [B, N] f32, from `softmax_mass`; N a multiple of 4, at least the longest row.
-        step: slots of B rows.
-        budget_split: rows within its budget keep everything; sinks and recent tokens are kept.
-        candidates: [B, >= `candidate_capacity(selected)`] int32, overwritten.
+        mass: [B, lists, N] f32, from `softmax_mass`, or scores of single heads; N a multiple of 4,
+            at least the longest row.
+        step: slots of B rows; `kept` is [lists, …] where there are several.
+        budget_split: in pages; rows within it keep everything; sinks and recent pages are kept.
+        page: tokens of each mass, a power of two.
+        candidates: [B, lists, >= `candidate_capacity(selected)`] int32, overwritten.
     """
     ints = vars(step) | {"candidates": candidates}
     check_tensors(mass=mass, **ints)
     check_int32(**ints)
-    rows, columns = mass.shape
+    rows, heads, columns = mass.shape
     if columns % 4:
         raise ValueError(f"rows of masses must have a multiple of 4 columns, not {columns}")
     capacity = candidate_capacity(budget_split.selected)
-    _topk_by_mass[(rows, 2)](
+    _topk_by_mass[(rows * heads, 2)](
         mass,
         step.indptr,
         step.slots,
@@ -340,11 +384,16 @@ def topk_by_mass(
         budget_split.selected,
         (budget_split.selected + capacity) // 2,
         mass.stride(0),
+        mass.stride(1),
         candidates.stride(0),
+        candidates.stride(1),
+        step.kept.stride(0),
         CAPACITY=capacity,
         SAMPLE=sample_size(columns),
         BLOCK=TOPK_BLOCK,
         SMALL_BLOCK=TOPK_SMALL_BLOCK,
+        PAGE=page,
+        HEADS=heads,
         num_warps=sort_warps(capacity),
         **pdl_options(),
     )

@@ -1,6 +1,7 @@
-"""Selection of one SELECT layer: memory allocated once, and the kernels that run in it, in order.
+"""Selection of kept slots: memory allocated once, and the kernels that run in it, in order.
 
-`RankSelector` is the paper's selection; `MassSelector` ranks tokens by attention mass.
+`RankSelector` is LessIsMore's selection; `MassSelector` ranks tokens, or pages of them, by
+attention mass; `WindowSelector` keeps by position, without scores.
 """
 
 from abc import ABC, abstractmethod
@@ -11,11 +12,12 @@ import torch
 import triton
 from torch import Tensor
 
-from lim_sglang.kernels.compact import StepSlots, compact_slots
+from lim_sglang.kernels import reference, reference_rivals
+from lim_sglang.kernels.compact import StepSlots, compact_slots, copy_window
 from lim_sglang.kernels.full_ranking import rank_tokens
 from lim_sglang.kernels.launch import RowBuffers
 from lim_sglang.kernels.mass import candidate_capacity, log_sum_exp, softmax_mass, topk_by_mass
-from lim_sglang.kernels.reference import BudgetSplit
+from lim_sglang.kernels.reference import BudgetSplit, keep_tokens
 from lim_sglang.kernels.scores import score_tokens
 from lim_sglang.kernels.shortlist import shortlist_capacity, shortlist_tokens
 from lim_sglang.kernels.union import RankingBuffers
@@ -27,60 +29,94 @@ MAX_SCORE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class Selector(RowBuffers, ABC):
-    """Selection of the kept slots of a batch, chunk by chunk of rows.
+class Room:
+    """The batches that memory is allocated for."""
 
-    Shapes: R rows per chunk, B rows of the batch, H query heads, N the longest row there can be.
-    """
+    max_rows: int
+    """Most rows of a batch."""
+    num_heads: int
+    """Query heads."""
+    context: int
+    """Tokens of the longest row there can be."""
+    device: torch.device | str
+
+
+@dataclass(frozen=True)
+class Selector(RowBuffers, ABC):
+    """Selection of the kept slots of a batch. B rows of the batch, H query heads."""
 
     budget_split: BudgetSplit
+    """Parts of the budget, in tokens or, where pages are kept, in pages."""
+
+    @property
+    def budget(self) -> int:
+        """Tokens that a row keeps at most."""
+        return self.budget_split.budget
+
+    @property
+    def deciding_scores(self) -> Tensor | None:
+        """Scores that decide what is kept, [R, heads that take turns, candidates] f32; None if the
+        lengths decide."""
+        return None
+
+    @abstractmethod
+    def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
+        """Return the positions that a row keeps, by the definition in torch: [n], or [lists, n]
+        where heads have lists of their own.
+
+        Args:
+            deciding_scores: [heads that take turns, candidates] of the row.
+            length: tokens of the row.
+        """
+
+    def counts(self) -> dict[str, int]:
+        """Return counters for `/server_info`; waits for the device."""
+        return {}
+
+
+@dataclass(frozen=True)
+class WindowSelector(Selector):
+    """Selection of the oldest and the newest tokens, once a step."""
+
+    def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
+        """Return sinks and window."""
+        return reference_rivals.keep_by_position(length, self.budget, self.budget_split.sinks)[0]
+
+    def keep_slots(self, step: StepSlots) -> None:
+        """Write each row's kept slots to `step.kept`."""
+        copy_window(step, self.budget_split)
+
+
+@dataclass(frozen=True)
+class ScoreSelector(Selector):
+    """Selection by scores, chunk by chunk of rows.
+
+    Shapes: R rows per chunk, N the longest row there can be.
+    """
+
     scores: Tensor
     """[R, H, N] f32, raw q·k."""
     lse: Tensor | None
     """[>= B, H] f32, log-sum-exp of the scaled scores to base 2; None if selection ignores it."""
 
     @classmethod
-    def allocate(
-        cls,
-        budget_split: BudgetSplit,
-        *,
-        max_rows: int,
-        num_heads: int,
-        context: int,
-        device: torch.device | str,
-    ) -> Self:
-        """Allocate for batches of `max_rows` rows; `MAX_SCORE_BYTES` limits the rows of a chunk.
-
-        Args:
-            budget_split: tokens that each row keeps.
-            max_rows: most rows of a batch.
-            num_heads: query heads.
-            context: tokens of the longest row there can be.
-            device: of all tensors.
-        """
-        columns = triton.cdiv(context, ALIGNMENT) * ALIGNMENT
-        rows = max(1, min(max_rows, MAX_SCORE_BYTES // (4 * num_heads * columns)))
-        scores = torch.zeros(rows, num_heads, columns, dtype=torch.float32, device=device)
-        return cls._with_scores(budget_split, scores, max_rows)
-
-    @classmethod
     @abstractmethod
-    def _with_scores(cls, budget_split: BudgetSplit, scores: Tensor, max_rows: int) -> Self:
-        """Allocate the other buffers, for chunks of these scores and batches of `max_rows` rows."""
+    def allocate(cls, budget_split: BudgetSplit, room: Room) -> Self:
+        """Allocate for batches that keep `budget_split`."""
 
     @property
     @abstractmethod
     def deciding_scores(self) -> Tensor:
-        """Scores that decide which tokens are kept, [R, heads that take turns, N] f32."""
+        """Scores that decide what is kept, [R, heads that take turns, candidates] f32."""
 
     @property
     def max_rows(self) -> int:
         """R, the most rows of a chunk."""
         return self.scores.shape[0]
 
-    def counts(self) -> dict[str, int]:
-        """Return counters for `/server_info`; waits for the device."""
-        return {}
+    def num_candidates(self, length: int) -> int:
+        """Return the deciding scores of one head that a row of this length has."""
+        return length
 
     def select(
         self,
@@ -112,8 +148,7 @@ class Selector(RowBuffers, ABC):
 
     def score(self, query: Tensor, keys: Tensor, step: StepSlots) -> None:
         """Write raw q·k of a chunk of R rows to `scores`."""
-        budget = self.budget_split.budget
-        score_tokens(query, keys, step.indptr, step.slots, budget, self.scores)
+        score_tokens(query, keys, step.indptr, step.slots, self.budget, self.scores)
 
     @abstractmethod
     def select_scored(self, step: StepSlots, *, scale: float, has_lse: bool) -> None:
@@ -126,14 +161,23 @@ class Selector(RowBuffers, ABC):
         """
 
 
+def allocate_scores(room: Room) -> Tensor:
+    """Allocate the scores of a chunk of rows, [R, H, N] f32; `MAX_SCORE_BYTES` limits R."""
+    columns = triton.cdiv(room.context, ALIGNMENT) * ALIGNMENT
+    rows = max(1, min(room.max_rows, MAX_SCORE_BYTES // (4 * room.num_heads * columns)))
+    return torch.zeros(rows, room.num_heads, columns, dtype=torch.float32, device=room.device)
+
+
 @dataclass(frozen=True)
-class RankSelector(Selector):
-    """The paper's selection: heads take turns, each by its own ranking."""
+class RankSelector(ScoreSelector):
+    """LessIsMore's selection: heads take turns, each by its own ranking."""
 
     buffers: RankingBuffers
 
     @classmethod
-    def _with_scores(cls, budget_split: BudgetSplit, scores: Tensor, max_rows: int) -> Self:
+    def allocate(cls, budget_split: BudgetSplit, room: Room) -> Self:
+        """Allocate scores and rankings."""
+        scores = allocate_scores(room)
         depth = max(budget_split.selected, shortlist_capacity(budget_split.selected))
         return cls(budget_split, scores, None, RankingBuffers.allocate(scores, depth))
 
@@ -141,6 +185,11 @@ class RankSelector(Selector):
     def deciding_scores(self) -> Tensor:
         """Raw q·k: scale and softmax change no head's ranking."""
         return self.scores
+
+    def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
+        """Return the union of the heads' rankings, sinks and recent tokens."""
+        assert deciding_scores is not None
+        return keep_tokens(deciding_scores[:, :length], self.budget_split)
 
     def counts(self) -> dict[str, int]:
         """Return the rows that shortlists left to a full ranking, counted per SELECT layer."""
@@ -171,40 +220,116 @@ class RankSelector(Selector):
 
 
 @dataclass(frozen=True)
-class MassSelector(Selector):
-    """Selection by the attention mass that all heads together give a token; not the paper's."""
+class MassSelector(ScoreSelector):
+    """Selection by attention mass: of a token the heads' softmax weights, summed, or the largest of
+    them; of a page the sum over its tokens."""
 
     lse: Tensor
     mass: Tensor
-    """[R, N] f32."""
+    """[R, >= N / page] f32, of tokens or pages."""
     candidates: Tensor
-    """[R, `candidate_capacity(selected)`] int32."""
+    """[R, 1, `candidate_capacity(selected)`] int32."""
+    by_largest: bool = False
+    """A token's mass is the largest of the heads' weights, not their sum."""
+    page: int = 1
+    """Tokens that are kept or dropped together."""
 
     @classmethod
-    def _with_scores(cls, budget_split: BudgetSplit, scores: Tensor, max_rows: int) -> Self:
+    def allocate(
+        cls, budget_split: BudgetSplit, room: Room, *, by_largest: bool = False, page: int = 1
+    ) -> Self:
+        """Allocate for batches that keep `budget_split` pages."""
+        scores = allocate_scores(room)
         rows, num_heads, columns = scores.shape
         capacity = candidate_capacity(budget_split.selected)
         return cls(
             budget_split=budget_split,
             scores=scores,
-            lse=scores.new_zeros(max_rows, num_heads),  # a dense pass writes every row's
-            mass=scores.new_zeros(rows, columns),
-            candidates=scores.new_zeros(rows, capacity, dtype=torch.int32),
+            lse=scores.new_zeros(room.max_rows, num_heads),  # a dense pass writes every row's
+            mass=scores.new_zeros(rows, triton.cdiv(columns // page, ALIGNMENT) * ALIGNMENT),
+            candidates=scores.new_zeros(rows, 1, capacity, dtype=torch.int32),
+            by_largest=by_largest,
+            page=page,
         )
+
+    @property
+    def budget(self) -> int:
+        """Tokens that a row keeps at most."""
+        return self.budget_split.budget * self.page
 
     @property
     def deciding_scores(self) -> Tensor:
         """The masses, as the scores of one head."""
         return self.mass[:, None]
 
+    def num_candidates(self, length: int) -> int:
+        """Return the row's tokens, or pages."""
+        return triton.cdiv(length, self.page)
+
+    def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
+        """Return the tokens of the top-k pages, sinks and recent pages."""
+        assert deciding_scores is not None
+        pages = keep_tokens(deciding_scores[:, : self.num_candidates(length)], self.budget_split)
+        tokens = pages[:, None] * self.page + torch.arange(self.page, device=pages.device)
+        return tokens[tokens < length]
+
     def select_scored(self, step: StepSlots, *, scale: float, has_lse: bool) -> None:
-        """Sum the heads' softmax weights and keep the top-k."""
-        budget = self.budget_split.budget
+        """Weigh tokens or pages and keep the top-k."""
         if not has_lse:
-            log_sum_exp(self.scores, step.indptr, budget, scale, self.lse)
-        softmax_mass(self.scores, step.indptr, self.lse, budget, scale, self.mass)
+            log_sum_exp(self.scores, step.indptr, self.budget, scale, self.lse)
+        self.weigh(step.indptr, scale)
         self.topk(step)
 
+    def masses(self, scores: Tensor, scale: float) -> Tensor:
+        """Return the masses of one row [H, S] by the definition in torch, of tokens or pages."""
+        mass = (reference_rivals.max_mass if self.by_largest else reference.softmax_mass)(
+            scores, scale
+        )
+        return mass if self.page == 1 else reference_rivals.page_mass(mass, self.page)
+
+    def weigh(self, indptr: Tensor, scale: float) -> None:
+        """Write the masses of every row over the budget."""
+        softmax_mass(
+            self.scores,
+            indptr,
+            self.lse,
+            self.budget,
+            scale,
+            self.mass,
+            by_largest=self.by_largest,
+            page=self.page,
+        )
+
     def topk(self, step: StepSlots) -> None:
-        """Write the slots of sinks, top-k by mass and recent tokens."""
-        topk_by_mass(self.mass, step, self.budget_split, self.candidates)
+        """Write the slots of sinks, top-k by mass and recent pages."""
+        topk_by_mass(self.mass[:, None], step, self.budget_split, self.candidates, page=self.page)
+
+
+@dataclass(frozen=True)
+class HeadSelector(ScoreSelector):
+    """Selection by each query head for itself, by raw q·k."""
+
+    candidates: Tensor
+    """[R, H, `candidate_capacity(selected)`] int32."""
+
+    @classmethod
+    def allocate(cls, budget_split: BudgetSplit, room: Room) -> Self:
+        """Allocate scores and candidates."""
+        scores = allocate_scores(room)
+        capacity = candidate_capacity(budget_split.selected)
+        candidates = scores.new_zeros(*scores.shape[:2], capacity, dtype=torch.int32)
+        return cls(budget_split, scores, None, candidates)
+
+    @property
+    def deciding_scores(self) -> Tensor:
+        """Raw q·k: scale and softmax change no head's ranking."""
+        return self.scores
+
+    def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
+        """Return each head's own list, [H, n]."""
+        assert deciding_scores is not None
+        return reference_rivals.keep_per_head(deciding_scores[:, :length], self.budget_split)
+
+    def select_scored(self, step: StepSlots, *, scale: float, has_lse: bool) -> None:
+        """Keep each head's top-k."""
+        topk_by_mass(self.scores, step, self.budget_split, self.candidates)

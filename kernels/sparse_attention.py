@@ -1,9 +1,10 @@
-"""Attention of one decoded token over a list of slots, which REUSE layers run.
+"""Attention of one decoded token over lists of slots, which sparse layers run.
 
-Defined by `reference.attend_tokens`, row by row. Split-KV: where rows are few, several programs
-share a row's tokens; the last of them to end combines the splits, always in the same order, so
-one launch does all and equal inputs give equal bits. Lengths are read on the device: nothing is
-planned.
+Defined by `reference.attend_lists`, row by row. A *unit* is a row's query heads that one program
+attends for: those of a KV head, or a single one where each query head has a list of its own.
+Split-KV: where rows are few, several programs share a unit's tokens; the last of them to end
+combines the splits, always in the same order, so one launch does all and equal inputs give equal
+bits. Lengths are read on the device: nothing is planned.
 """
 
 from dataclasses import dataclass
@@ -55,17 +56,25 @@ class SplitWorkspace:
         cls,
         *,
         num_heads: int,
-        num_kv_heads: int,
+        num_units: int,
         dim: int,
         cache_dtype: torch.dtype,
         device: torch.device | str,
     ) -> "SplitWorkspace":
-        """Allocate for the SMs of this GPU."""
+        """Allocate for the SMs of this GPU.
+
+        Args:
+            num_heads: query heads.
+            num_units: units of a row: KV heads, or query heads where each has its own list.
+            dim: head dimension.
+            cache_dtype: of K and V.
+            device: of all tensors.
+        """
         num_sms = INTERPRETED_SMS
         if torch.device(device).type == "cuda":
             num_sms = torch.cuda.get_device_properties(device).multi_processor_count
         programs = num_sms * max(1, PROGRAM_BYTES_PER_SM // cache_dtype.itemsize)
-        group = padded_group(num_heads, num_kv_heads)
+        group = padded_group(num_heads, num_units)
         return cls(
             torch.zeros(programs, group, dim, dtype=torch.float32, device=device),
             torch.zeros(programs, group, dtype=torch.float32, device=device),
@@ -196,7 +205,7 @@ def _attend_tokens(
     query,  # [B, H, DIM]
     keys,  # [P, G, DIM]
     values,  # [P, G, DIM]
-    slots,  # [indptr[B]] int32
+    slots,  # [lists, indptr[B]] int32
     indptr,  # [B + 1] int32
     split_outputs,  # [W, PADDED_GROUP, DIM] f32
     split_lse,  # [W, PADDED_GROUP] f32
@@ -214,9 +223,12 @@ def _attend_tokens(
     value_head_stride,
     output_row_stride,
     output_head_stride,
-    GROUP: tl.constexpr,  # query heads per KV head
+    list_stride,
+    GROUP: tl.constexpr,  # query heads of a unit
     COMBINED_GROUP: tl.constexpr,  # the next power of two
     PADDED_GROUP: tl.constexpr,  # the same, at least the fewest rows of a tensor core
+    UNITS_PER_KV_HEAD: tl.constexpr,
+    IS_SHARED: tl.constexpr,  # all heads read one list, else each unit its own
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,  # tokens of a tile
     SPLIT_ALIGNMENT: tl.constexpr,  # splits begin at multiples of this many tokens
@@ -225,7 +237,8 @@ def _attend_tokens(
     CAPPED: tl.constexpr,  # with a soft-cap
     UPCAST: tl.constexpr,  # products in f32, for the interpreter
 ):
-    kv_head = tl.program_id(0).to(tl.int64)
+    unit = tl.program_id(0).to(tl.int64)
+    kv_head = unit // UNITS_PER_KV_HEAD
     split = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)
     start = tl.load(indptr + row).to(tl.int64)
@@ -234,7 +247,9 @@ def _attend_tokens(
     first = split * share
     dims = tl.arange(0, DIM)
     members = tl.arange(0, PADDED_GROUP)
-    heads = kv_head * GROUP + members
+    heads = unit * GROUP + members
+    if not IS_SHARED:
+        slots += unit * list_stride
     q = tl.load(
         query + row * query_row_stride + heads[:, None] * query_head_stride + dims[None, :],
         mask=members[:, None] < GROUP,
@@ -257,7 +272,7 @@ def _attend_tokens(
         CAPPED,
         UPCAST,
     )
-    output += row * output_row_stride + kv_head * GROUP * output_head_stride
+    output += row * output_row_stride + unit * GROUP * output_head_stride
     if num_splits == 1:
         tl.store(
             output + members[:, None] * output_head_stride + dims[None, :],
@@ -265,9 +280,9 @@ def _attend_tokens(
             mask=members[:, None] < GROUP,
         )
     else:
-        unit = row * tl.num_programs(0) + kv_head
-        split_outputs += unit * num_splits * PADDED_GROUP * DIM
-        split_lse += unit * num_splits * PADDED_GROUP
+        number = row * tl.num_programs(0) + unit
+        split_outputs += number * num_splits * PADDED_GROUP * DIM
+        split_lse += number * num_splits * PADDED_GROUP
         rows = split * PADDED_GROUP + members
         tl.store(
             split_outputs + rows[:, None] * DIM + dims[None, :],
@@ -275,7 +290,7 @@ def _attend_tokens(
             mask=members[:, None] < GROUP,
         )
         tl.store(split_lse + rows, lse, mask=members < GROUP)
-        if is_last_block(block_counters + unit, num_splits):
+        if is_last_block(block_counters + number, num_splits):
             combined = _combine_splits(
                 split_outputs,
                 split_lse,
@@ -309,12 +324,13 @@ def attend_tokens(
     workspace: SplitWorkspace,
     out: Tensor,
 ) -> Tensor:
-    """Attend, for each row, over the tokens in its slots.
+    """Attend, for each row and head, over the tokens in its list of slots.
 
     Args:
         query: [B, H, D] fp16, bf16 or f32.
         keys, values: [P, G, D], one layer of the KV cache, in the query's dtype or fp8.
-        slots: [>= indptr[B]] int32; in order of position, neighbours are read together.
+        slots: [>= indptr[B]] int32 for all heads, or a row of these for each KV head or each query
+            head; in order of position, neighbours are read together.
         indptr: [B + 1] int32, where each row's slots begin; a row without slots gives zeros.
         longest: tokens of the longest row that there can be; decides the grid, so a CUDA graph
             that captures the launch serves every step.
@@ -329,15 +345,15 @@ def attend_tokens(
     """
     check_tensors(query=query, keys=keys, values=values, slots=slots, indptr=indptr, out=out)
     check_int32(slots=slots, indptr=indptr)
-    _check_shapes(query, keys, values, indptr, workspace, out)
+    _check_shapes(query, keys, values, slots, indptr, workspace, out)
     rows, num_heads, dim = query.shape
     num_kv_heads = keys.shape[1]
-    group = num_heads // num_kv_heads
+    units = slots.shape[0] if slots.ndim == 2 else num_kv_heads
+    group = num_heads // units
     combined_group = triton.next_power_of_2(group)
-    num_units = rows * num_kv_heads
-    num_splits = workspace.num_splits(num_units, longest)
-    programs_per_sm = num_splits * num_units / workspace.num_sms
-    _attend_tokens[(num_kv_heads, num_splits, rows)](
+    num_splits = workspace.num_splits(rows * units, longest)
+    programs_per_sm = num_splits * rows * units / workspace.num_sms
+    _attend_tokens[(units, num_splits, rows)](
         query,
         keys,
         values,
@@ -359,9 +375,12 @@ def attend_tokens(
         values.stride(1),
         out.stride(0),
         out.stride(1),
+        slots.stride(0),
         GROUP=group,
         COMBINED_GROUP=combined_group,
-        PADDED_GROUP=padded_group(num_heads, num_kv_heads),
+        PADDED_GROUP=padded_group(num_heads, units),
+        UNITS_PER_KV_HEAD=units // num_kv_heads,
+        IS_SHARED=slots.ndim == 1,
         DIM=dim,
         BLOCK=attend_block(dim, group, keys.itemsize, programs_per_sm),
         SPLIT_ALIGNMENT=SPLIT_ALIGNMENT,
@@ -380,6 +399,7 @@ def _check_shapes(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
+    slots: Tensor,
     indptr: Tensor,
     workspace: SplitWorkspace,
     out: Tensor,
@@ -399,7 +419,13 @@ def _check_shapes(
         )
     if len(indptr) != rows + 1:
         raise ValueError(f"indptr must have {rows + 1} elements, not {len(indptr)}")
-    needed = (padded_group(num_heads, num_kv_heads), dim)
+    if slots.ndim == 2 and slots.shape[0] not in (num_kv_heads, num_heads):
+        raise ValueError(
+            f"slots must have a list for all heads, {num_kv_heads} for KV heads or {num_heads} for "
+            f"query heads, not {slots.shape[0]}"
+        )
+    units = slots.shape[0] if slots.ndim == 2 else num_kv_heads
+    needed = (padded_group(num_heads, units), dim)
     if workspace.outputs.shape[1:] != needed:
         raise ValueError(
             f"the workspace is for (padded heads, head dimension) = "

@@ -6,6 +6,7 @@ ties are real. One implementation serves the tests, interpreted on a CPU and com
 function returns a line of text per difference, and an empty list where there is none.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -18,13 +19,22 @@ from torch.nn import functional
 from lim_sglang.kernels import reference
 from lim_sglang.kernels.compact import StepSlots, count_kept
 from lim_sglang.kernels.launch import NEEDS_FULL_RANKING, NO_TURN
-from lim_sglang.kernels.mass import log_sum_exp, softmax_mass
+from lim_sglang.kernels.mass import log_sum_exp
 from lim_sglang.kernels.reference import BudgetSplit, split_budget
 from lim_sglang.kernels.scores import ScoreStoringAttention, plan_flashinfer_decode, score_tokens
-from lim_sglang.kernels.selector import MassSelector, RankSelector, Selector
+from lim_sglang.kernels.selector import (
+    HeadSelector,
+    MassSelector,
+    RankSelector,
+    Room,
+    ScoreSelector,
+    WindowSelector,
+)
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
 
 POISON = -77
+VERIFIED_PAGES = (16, 4, 2, 1)
+"""Tokens of a page; the first that a budget is several of."""
 SPARE = 5
 """Poisoned elements past the end of an output, which must stay as they are."""
 ATTENTION_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -36,7 +46,7 @@ MASS_TOLERANCE = 2e-5
 VALUE_SCALE = 0.5
 """Value scale of a quantised cache; a power of two, so that it changes no relative error."""
 
-AnySelector = TypeVar("AnySelector", bound=Selector)
+AnySelector = TypeVar("AnySelector", bound=ScoreSelector)
 
 
 @dataclass(frozen=True)
@@ -60,11 +70,21 @@ class Batch:
     """Every head has the same scores, so that the union has to go as deep as it can."""
     non_finite: bool = False
     """Some candidates are NaN or infinite."""
+    by_largest: bool = False
+    """A token's mass is the largest of the heads' weights, not their sum."""
+    page: int = 1
+    """Tokens that are kept or dropped together; masses are ranked by page."""
 
     @property
     def budget_split(self) -> BudgetSplit:
-        """Parts of the budget."""
-        return split_budget(self.budget, self.recent_ratio, self.sinks)
+        """Parts of the budget, in pages."""
+        return split_budget(self.budget // self.page, self.recent_ratio, self.sinks)
+
+    @property
+    def kept_lengths(self) -> list[int]:
+        """Tokens that each row keeps."""
+        most = [self.budget - self.page + (n - 1) % self.page + 1 for n in self.lengths]
+        return list(map(min, self.lengths, most))
 
     @property
     def scale(self) -> float:
@@ -116,7 +136,7 @@ def random_step(batch: Batch, device: str, seed: int = 0) -> RandomStep:
     query = normal(rows, batch.heads, batch.dim).to(batch.dtype)
     keys = normal(num_slots, batch.kv_heads, batch.dim).to(batch.dtype)
     keys = keys.to(batch.key_dtype or batch.dtype)
-    kept = [min(length, batch.budget) for length in batch.lengths]
+    kept = batch.kept_lengths
     slots = StepSlots(
         torch.tensor([0, *batch.lengths]).cumsum(0).int().to(device),
         torch.randperm(num_slots, generator=generator)[:num_tokens].int().to(device),
@@ -143,18 +163,15 @@ def allocate_poisoned(
         max_rows: most rows of a chunk; None for all of the batch.
     """
     rows = len(batch.lengths)
-    selector = kind.allocate(
-        batch.budget_split,
-        max_rows=max_rows or rows,
-        num_heads=batch.heads,
-        context=max(batch.lengths) + 3,
-        device=device,
-    )
+    room = Room(max_rows or rows, batch.heads, max(batch.lengths) + 3, device)
+    selector = kind.allocate(batch.budget_split, room)
+    if isinstance(selector, MassSelector):
+        selector = replace(selector, by_largest=batch.by_largest, page=batch.page)
     if max_rows is None and selector.max_rows < rows:
         raise ValueError(f"a chunk of the selector has {selector.max_rows} rows, not all {rows}")
     poison(selector.scores)
-    if isinstance(selector, MassSelector):
-        for tensor in (selector.lse, selector.mass, selector.candidates):
+    for name in ("lse", "mass", "candidates"):
+        if isinstance(tensor := getattr(selector, name, None), Tensor):
             poison(tensor)
     if isinstance(selector, RankSelector) and batch.budget_split.selected:
         buffers = selector.buffers
@@ -177,9 +194,9 @@ def token_slots(slots: StepSlots, row: int) -> Tensor:
 
 
 def kept_slots(slots: StepSlots, row: int) -> Tensor:
-    """Return the slots that one row keeps."""
+    """Return the slots that one row keeps, [n] or [lists, n]."""
     first, last = slots.kept_indptr[row : row + 2].tolist()
-    return slots.kept[first:last].long()
+    return slots.kept[..., first:last].long()
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -194,6 +211,7 @@ def value_differences(
     found: Tensor,
     expected: Callable[[int], Tensor],
     tolerance: float,
+    page: int = 1,
 ) -> list[str]:
     """Compare values that a kernel writes for rows over the budget, in memory that was NaN.
 
@@ -203,25 +221,28 @@ def value_differences(
         found: [B, ..., N].
         expected: gives a row's values, [..., length].
         tolerance: relative RMS.
+        page: tokens of each value.
     """
     differences = []
     for row, length in enumerate(batch.lengths):
-        written = length if length > batch.budget else 0
+        written = triton.cdiv(length, page) if length > batch.budget else 0
         if not found[row, ..., written:].isnan().all():
-            differences.append(f"row {row}: {name} written past its {written} tokens")
+            differences.append(f"row {row}: {name} written past its {length} tokens")
         if written:
-            error = relative_error(found[row, ..., :length], expected(row))
+            error = relative_error(found[row, ..., :written], expected(row))
             if not error <= tolerance:
                 differences.append(f"row {row}: {name} are off by {error:.2e}")
     return differences
 
 
-def kept_differences(batch: Batch, slots: StepSlots, deciding_scores: Tensor) -> list[str]:
-    """Compare kept slots with the reference's set for scores [B, heads that take turns, N]."""
-    untouched = (slots.kept[-SPARE:] == POISON).all()
+def kept_differences(
+    batch: Batch, slots: StepSlots, keep: Callable[[int, int], Tensor]
+) -> list[str]:
+    """Compare kept slots with the definition's positions for a row and its length."""
+    untouched = (slots.kept[..., -SPARE:] == POISON).all()
     differences = [] if untouched else ["slots written past the last row"]
     for row, length in enumerate(batch.lengths):
-        expected = reference.keep_tokens(deciding_scores[row, :, :length], batch.budget_split)
+        expected = keep(row, length)
         if not torch.equal(kept_slots(slots, row), token_slots(slots, row)[expected]):
             differences.append(f"row {row} of {length} tokens keeps another set")
     return differences
@@ -232,8 +253,8 @@ def length_differences(batch: Batch, device: str) -> list[str]:
     lengths = torch.tensor(batch.lengths, device=device)
     rows = len(lengths)
     out = poison(torch.empty(rows + 1 + SPARE, dtype=torch.int32, device=device))
-    count_kept(lengths, batch.budget, out[: rows + 1])
-    expected = [*reference.count_kept(lengths, batch.budget).tolist(), *[POISON] * SPARE]
+    count_kept(lengths, batch.budget, out[: rows + 1], page=batch.page)
+    expected = [0, *itertools.accumulate(batch.kept_lengths), *[POISON] * SPARE]
     if out.tolist() == expected:
         return []
     return [f"kept lengths {out.tolist()}, expected {expected}"]
@@ -320,11 +341,16 @@ def compaction_differences(batch: Batch, step: RandomStep, selector: RankSelecto
         differences.append("first turns are not reset")
     if buffers.new_tokens_per_rank.any():
         differences.append("counts of new tokens are not reset")
-    return differences + kept_differences(batch, step.slots, step.scores)
+    return differences + kept_differences(
+        batch, step.slots, lambda row, length: selector.keep(step.scores[row], length)
+    )
 
 
 def pipeline_differences(
-    batch: Batch, device: str, max_rows: int, kind: type[Selector] = RankSelector
+    batch: Batch,
+    device: str,
+    max_rows: int,
+    kind: type[ScoreSelector] = RankSelector,
 ) -> list[str]:
     """Select from query and cache, at once and in chunks of `max_rows`; compare the kept slots."""
     step = random_step(batch, device)
@@ -335,7 +361,8 @@ def pipeline_differences(
     chunked.select(step.query, step.keys, in_chunks, scale=batch.scale)
     if not torch.equal(step.slots.kept, in_chunks.kept):
         return [f"chunks of {max_rows} rows keep other slots"]
-    return kept_differences(batch, step.slots, whole.deciding_scores)
+    scores = whole.deciding_scores
+    return kept_differences(batch, step.slots, lambda row, n: whole.keep(scores[row], n))
 
 
 def selection_differences(batch: Batch, device: str) -> list[str]:
@@ -354,9 +381,9 @@ def softmax_mass_differences(batch: Batch, device: str) -> list[str]:
     """Compare `log_sum_exp` and `softmax_mass`."""
     step = random_step(batch, device)
     selector = scored_selector(MassSelector, batch, step)
-    scores, lse, budget = selector.scores, selector.lse, batch.budget_split.budget
+    scores, lse, budget = selector.scores, selector.lse, batch.budget
     log_sum_exp(scores, step.slots.indptr, budget, batch.scale, lse)
-    softmax_mass(scores, step.slots.indptr, lse, budget, batch.scale, selector.mass)
+    selector.weigh(step.slots.indptr, batch.scale)
 
     def row_scores(row: int) -> Tensor:
         return step.scores[row, :, : batch.lengths[row]]
@@ -367,8 +394,9 @@ def softmax_mass_differences(batch: Batch, device: str) -> list[str]:
             "masses",
             batch,
             selector.mass,
-            lambda row: reference.softmax_mass(row_scores(row), batch.scale),
+            lambda row: selector.masses(row_scores(row), batch.scale),
             MASS_TOLERANCE,
+            batch.page,
         ),
     ]
 
@@ -397,16 +425,51 @@ def topk_differences(batch: Batch, device: str) -> list[str]:
     """Compare the kept slots of `MassSelector`, given equal masses."""
     step = random_step(batch, device)
     selector = scored_selector(MassSelector, batch, step)
-    selector.mass.copy_(selector.scores[:, 0])  # any numbers will do
+    columns = min(selector.mass.shape[1], selector.scores.shape[2])
+    selector.mass[:, :columns].copy_(selector.scores[:, 0, :columns])  # any numbers will do
     selector.topk(step.slots)
-    return kept_differences(batch, step.slots, selector.deciding_scores)
+    return kept_differences(
+        batch, step.slots, lambda row, length: selector.keep(selector.deciding_scores[row], length)
+    )
 
 
 def mass_differences(batch: Batch, device: str) -> list[str]:
     """Compare every stage of selection by mass."""
     masses = [] if batch.non_finite else softmax_mass_differences(batch, device)
     pipeline = pipeline_differences(batch, device, max_rows=2, kind=MassSelector)
-    return masses + topk_differences(batch, device) + pipeline
+    return length_differences(batch, device) + masses + topk_differences(batch, device) + pipeline
+
+
+def largest_mass_differences(batch: Batch, device: str) -> list[str]:
+    """Compare selection by the largest weight of any head, of tokens and of pages."""
+    tokens = replace(batch, by_largest=True, recent_ratio=0.0)
+    fitting = [
+        page for page in VERIFIED_PAGES if batch.budget % page == 0 < batch.budget // page - 1
+    ]
+    pages = replace(tokens, page=fitting[0], recent_ratio=0.25, sinks=0)
+    return mass_differences(tokens, device) + mass_differences(pages, device)
+
+
+def head_differences(batch: Batch, device: str) -> list[str]:
+    """Compare the lists of `HeadSelector`, given equal scores, and from query and cache."""
+    step = random_step(batch, device)
+    step = replace(step, slots=replace(step.slots, kept=step.slots.kept.repeat(batch.heads, 1)))
+    selector = scored_selector(HeadSelector, batch, step)
+    selector.select_scored(step.slots, scale=batch.scale, has_lse=False)
+    scores = step.scores
+    given = kept_differences(batch, step.slots, lambda row, n: selector.keep(scores[row], n))
+    poison(step.slots.kept)
+    selector.select(step.query, step.keys, step.slots, scale=batch.scale)
+    found = selector.scores
+    return given + kept_differences(batch, step.slots, lambda row, n: selector.keep(found[row], n))
+
+
+def window_differences(batch: Batch, device: str) -> list[str]:
+    """Compare the slots that `WindowSelector` keeps."""
+    step = random_step(batch, device)
+    selector = WindowSelector(split_budget(batch.budget, 1.0, batch.sinks))
+    selector.keep_slots(step.slots)
+    return kept_differences(batch, step.slots, lambda _, length: selector.keep(None, length))
 
 
 @dataclass(frozen=True)
@@ -422,7 +485,7 @@ class AttentionInputs:
     indptr: Tensor
     """[B + 1] int32."""
     slots: Tensor
-    """[indptr[B]] int32."""
+    """[indptr[B]] int32, or [lists, indptr[B]]."""
 
 
 def random_attention_inputs(batch: Batch, device: str) -> AttentionInputs:
@@ -450,13 +513,39 @@ def _pad_with_nan(
     return functional.pad(tensor, (0, more_dims, 0, more_heads, *more_rows), value=torch.nan)
 
 
+def random_lists(inputs: AttentionInputs, num_lists: int) -> Tensor:
+    """Draw from each row's slots, with repetition, as many as the row has: [lists, indptr[B]]."""
+    generator = torch.Generator().manual_seed(2)
+    starts, lengths = inputs.indptr[:-1].cpu(), inputs.indptr.diff().cpu()
+    drawn = torch.rand(num_lists, int(inputs.indptr[-1]), generator=generator)
+    offsets = (drawn * lengths.repeat_interleave(lengths)).long()
+    return inputs.slots[(starts.repeat_interleave(lengths) + offsets).to(inputs.slots.device)]
+
+
 def attention_differences(batch: Batch, device: str) -> list[str]:
     """Compare `attend_tokens` over all tokens of each row, with rows split and not split."""
     inputs = random_attention_inputs(batch, device)
+    return _attention_differences(batch, inputs, batch.kv_heads)
+
+
+def list_attention_differences(batch: Batch, device: str) -> list[str]:
+    """Compare `attend_tokens` where each KV head or each query head has a list of its own."""
+    inputs = random_attention_inputs(batch, device)
+    return [
+        f"{lists} lists: {difference}"
+        for lists in sorted({batch.kv_heads, batch.heads})
+        for difference in _attention_differences(
+            batch, replace(inputs, slots=random_lists(inputs, lists)), lists
+        )
+    ]
+
+
+def _attention_differences(batch: Batch, inputs: AttentionInputs, num_units: int) -> list[str]:
+    device = inputs.query.device
     keys, values, ends = inputs.keys.float(), inputs.values.float(), inputs.indptr.tolist()
     workspace = SplitWorkspace.allocate(
         num_heads=batch.heads,
-        num_kv_heads=batch.kv_heads,
+        num_units=num_units,
         dim=batch.dim,
         cache_dtype=inputs.keys.dtype,
         device=device,
@@ -485,7 +574,7 @@ def attention_differences(batch: Batch, device: str) -> list[str]:
             differences.append(f"{name}: block counters are not reset")
             workspace.block_counters.zero_()
         for row, length in enumerate(batch.lengths):
-            slots = inputs.slots[ends[row] : ends[row + 1]].long()
+            slots = inputs.slots[..., ends[row] : ends[row + 1]].long()
             error = attention_error(
                 found[row], inputs.query[row], keys, values, slots, batch.scale, VALUE_SCALE
             )
@@ -505,8 +594,18 @@ def attention_error(
     scale: float,
     value_scale: float = 1.0,
 ) -> float:
-    """Return the relative RMS of one row's attention [H, D] against the reference in f32."""
-    expected = reference.attend_tokens(query.float(), keys, values, slots, scale)
+    """Return the relative RMS of one row's attention [H, D] against the reference in f32.
+
+    Args:
+        found: [H, D].
+        query: [H, D].
+        keys, values: [P, G, D] f32.
+        slots: [n] int64, or [lists, n].
+        scale: factor on q·k before the softmax.
+        value_scale: factor on the result.
+    """
+    lists = torch.atleast_2d(slots)
+    expected = reference.attend_lists(query.float(), keys, values, lists, scale)
     return relative_error(found, value_scale * expected)
 
 

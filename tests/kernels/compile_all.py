@@ -130,6 +130,8 @@ def compile_attention(architecture: int) -> dict[str, int]:
             "SPLIT_ALIGNMENT": launch.SPLIT_ALIGNMENT,
             "MAX_SPLITS": launch.MAX_SPLITS,
             "SPLIT_BLOCK": max(1, launch.COMBINED_HEADS // combined_group),
+            "UNITS_PER_KV_HEAD": 4 if group == 1 else 1,  # a list each query head
+            "IS_SHARED": group != 1,
             "CAPPED": capped,
             "UPCAST": False,
         }
@@ -152,15 +154,24 @@ def compile_selection(architecture: int) -> dict[str, int]:
     compile_kernel = partial(shared_memory, architecture)
     found = {
         "log_sum_exp": compile_kernel(mass._log_sum_exp, {"BLOCK": launch.LSE_BLOCK}),
-        "softmax_mass": compile_kernel(
-            mass._softmax_mass, pdl | {"BLOCK": launch.MASS_BLOCK, "HEADS": launch.MASS_HEADS}
-        ),
+        **{
+            f"softmax_mass {page}": compile_kernel(
+                mass._softmax_mass,
+                pdl
+                | {"BLOCK": launch.MASS_BLOCK, "HEADS": launch.MASS_HEADS}
+                | {"PAGE": page, "BY_LARGEST": page > 1},
+            )
+            for page in (1, 16)
+        },
+        "copy_window": compile_kernel(compact._copy_window, {"BLOCK": launch.COMPACT_BLOCK}),
         "compact_slots": compile_kernel(
             compact._compact_slots,
             pdl | {"BLOCK": launch.COMPACT_BLOCK, "PADDED_COUNTS": 64, "NO_TURN": launch.NO_TURN},
             launch.WIDE_WARPS,
         ),
-        "count_kept": compile_kernel(compact._count_kept, {"BLOCK": launch.LENGTH_BLOCK}),
+        "count_kept": compile_kernel(
+            compact._count_kept, {"BLOCK": launch.LENGTH_BLOCK, "PAGE": 1}
+        ),
     }
     for selected in (192, 1536, 4608) if architecture == LEAST_SHARED_MEMORY else (192,):
         capacity = shortlist.shortlist_capacity(selected)
@@ -200,6 +211,8 @@ def compile_selection(architecture: int) -> dict[str, int]:
                 "SAMPLE": launch.MAX_SAMPLE,
                 "BLOCK": launch.TOPK_BLOCK,
                 "SMALL_BLOCK": launch.TOPK_SMALL_BLOCK,
+                "PAGE": 1,
+                "HEADS": 1,
             },
             launch.sort_warps(capacity),
         )

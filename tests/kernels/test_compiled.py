@@ -16,6 +16,7 @@ KERNELS = {
     "shortlist_tokens",
     "rank_tokens",
     "count_kept",
+    "copy_window",
     "compact_slots",
     "log_sum_exp",
     "softmax_mass",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lim_sglang.kernels import reference
-from lim_sglang.kernels.selector import MassSelector, RankSelector, Selector
+from lim_sglang.kernels.selector import MassSelector, RankSelector, Room, ScoreSelector
 from lim_sglang.kernels.verify import (
     Batch,
     allocate_poisoned,
@@ -29,7 +29,7 @@ def test_the_set_is_exactly_the_reference_s(batch: Batch, device: str) -> None:
 )
 @on_both(some(SMALL, "mixed-lengths"), {})
 def test_chunks_of_rows_change_nothing(
-    batch: Batch, device: str, kind: type[Selector], max_rows: int
+    batch: Batch, device: str, kind: type[ScoreSelector], max_rows: int
 ) -> None:
     assert not pipeline_differences(batch, device, max_rows, kind)
 
@@ -38,7 +38,7 @@ def test_chunks_of_rows_change_nothing(
 @pytest.mark.parametrize("kind", [RankSelector, MassSelector])
 @on_both({}, some(LARGE, "qwen3-8b", "smollm2", "sixty-four-rows"))
 def test_chunks_of_rows_change_nothing_on_a_gpu(
-    batch: Batch, device: str, kind: type[Selector], max_rows: int
+    batch: Batch, device: str, kind: type[ScoreSelector], max_rows: int
 ) -> None:
     assert not pipeline_differences(batch, device, max_rows, kind)
 
@@ -60,9 +60,9 @@ def test_kept_mass_is_the_reference_s(batch: Batch, device: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [RankSelector, MassSelector])
-def test_memory_of_fewer_rows_is_the_same_memory(kind: type[Selector]) -> None:
+def test_memory_of_fewer_rows_is_the_same_memory(kind: type[ScoreSelector]) -> None:
     batch = SMALL["mixed-lengths"]
-    selector = kind.allocate(batch.budget_split, max_rows=5, num_heads=4, context=200, device="cpu")
+    selector = kind.allocate(batch.budget_split, Room(5, 4, 200, "cpu"))
     part = selector.first_rows(2)
     assert (selector.max_rows, part.max_rows) == (5, 2)
     assert part.scores.data_ptr() == selector.scores.data_ptr()

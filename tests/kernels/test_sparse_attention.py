@@ -11,7 +11,11 @@ from lim_sglang.kernels.launch import NARROW_TILE, attend_block
 from lim_sglang.kernels.reference import attend_tokens as attend_by_definition
 from lim_sglang.kernels.reference import score_tokens
 from lim_sglang.kernels.sparse_attention import INTERPRETED_SMS, SplitWorkspace, attend_tokens
-from lim_sglang.kernels.verify import Batch, attention_differences
+from lim_sglang.kernels.verify import (
+    Batch,
+    attention_differences,
+    list_attention_differences,
+)
 from tests.kernels.batches import BF16, E4M3, E5M2, FP16, LARGE, SMALL_SHAPES, on_both
 
 ATTENDED = {
@@ -31,6 +35,25 @@ ATTENDED = {
 @on_both(SMALL_SHAPES, LARGE | ATTENDED)
 def test_attention_over_slots_is_the_reference_s(batch: Batch, device: str) -> None:
     assert not attention_differences(batch, device)
+
+
+@on_both(SMALL_SHAPES, LARGE | ATTENDED)
+def test_attention_over_lists_of_some_heads_is_the_reference_s(batch: Batch, device: str) -> None:
+    assert not list_attention_differences(batch, device)
+
+
+@pytest.mark.parametrize("lists", [3, 5])
+def test_lists_for_other_heads_are_refused(lists: int) -> None:
+    query, cache = torch.zeros(1, 4, 64), torch.zeros(9, 2, 64)
+    slots, ends = torch.zeros(lists, 9, dtype=torch.int32), torch.tensor([0, 9], dtype=torch.int32)
+    with pytest.raises(ValueError, match=rf"2 for KV heads or 4 for query heads, not {lists}"):
+        attend_tokens(
+            *(query, cache, cache, slots, ends),
+            longest=9,
+            scale=1.0,
+            workspace=workspace(4),
+            out=torch.zeros_like(query),
+        )
 
 
 def test_attention_with_narrow_tiles_is_the_reference_s(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +85,7 @@ def workspace(num_programs: int) -> SplitWorkspace:
 )
 def test_caches_of_fewer_bytes_get_more_programs(dtype: torch.dtype, per_sm: int) -> None:
     allocated = SplitWorkspace.allocate(
-        num_heads=12, num_kv_heads=2, dim=128, cache_dtype=dtype, device="cpu"
+        num_heads=12, num_units=2, dim=128, cache_dtype=dtype, device="cpu"
     )
     programs = INTERPRETED_SMS * per_sm
     assert allocated.outputs.shape == (programs, 16, 128)
