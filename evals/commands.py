@@ -26,6 +26,7 @@ from lim_sglang.evals.runner import (
 from lim_sglang.evals.servers import split_urls
 from lim_sglang.evals.tables import print_table, score_table
 from lim_sglang.evals.tasks import ROW_FORM, TASKS, short_name
+from lim_sglang.policies import POLICIES
 from lim_sglang.programs.options import (
     INTERRUPTED,
     ApiKeyOption,
@@ -98,7 +99,7 @@ ServeOption = Annotated[
 ]
 PolicyOption = Annotated[
     str | None,
-    typer.Option("--policy", "--lim-policy", help="With --serve: lessismore or full."),
+    typer.Option("--policy", "--lim-policy", help=f"With --serve: {', '.join(POLICIES)}."),
 ]
 BudgetOption = Annotated[
     str | None,
@@ -111,6 +112,9 @@ SelectLayersOption = Annotated[
 ]
 RankingOption = Annotated[
     str | None, typer.Option("--lim-ranking", help="With --serve, as for `lim serve`.")
+]
+SharedByOption = Annotated[
+    str | None, typer.Option("--lim-shared-by", help="With --serve, as for `lim serve`.")
 ]
 LimConfigOption = Annotated[
     str | None, typer.Option("--lim-config", help="With --serve, as for `lim serve`.")
@@ -214,6 +218,7 @@ def evaluate(
     budget: BudgetOption = None,
     lim_select_layers: SelectLayersOption = None,
     lim_ranking: RankingOption = None,
+    lim_shared_by: SharedByOption = None,
     lim_config: LimConfigOption = None,
     timeout: TimeoutOption = 600.0,
     data_dir: DataDirOption = None,
@@ -275,6 +280,7 @@ def evaluate(
         "--lim-budget": budget,
         "--lim-select-layers": lim_select_layers,
         "--lim-ranking": lim_ranking,
+        "--lim-shared-by": lim_shared_by,
         "--lim-config": lim_config,
     }
     given = {flag: text for flag, text in flags.items() if text is not None}

@@ -138,6 +138,7 @@ POLICY = (
     "ranking",
     "recent_ratio",
     "sinks",
+    "shared_by",
     "dense_layers",
     "select_layers",
 )

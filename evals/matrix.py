@@ -257,8 +257,6 @@ def _config(task: TaskTable, defaults: SamplingTable, data_dir: Path | None) -> 
 def _servers(row: ServerTable, sglang: Sequence[str]) -> Iterator[ServerRow]:
     if ours := [word for word in (*sglang, *row.sglang) if word.startswith("--lim-")]:
         raise ConfigError(f"{', '.join(ours)} among SGLang's options: use policy, budget and lim")
-    if row.policy == "full" and (row.budget or row.lim):
-        raise ConfigError("policy full reads every token: leave out budget and lim")
     models: list[str | None] = [*row.model] or [None]
     budgets: list[int | None] = [*row.budget] or [None]
     for model, budget in product(models, budgets):

@@ -245,6 +245,10 @@ def run_conditions(record: "RunRecord") -> dict[str, Any]:
     }
 
 
+POLICY_SETTINGS = ("budget", "ranking", "recent_ratio", "sinks")
+"""Settings that are conditions of every run, None where the policy does not heed them."""
+
+
 def _policy_conditions(lim: Mapping[str, Any], api: str) -> dict[str, Any]:
     """Return the conditions of the attention policy.
 
@@ -253,10 +257,11 @@ def _policy_conditions(lim: Mapping[str, Any], api: str) -> dict[str, Any]:
         api: name of the policy of such other servers.
     """
     config, roles = lim.get("config") or {}, lim.get("roles") or []
-    sparse = config if config.get("policy") == "lessismore" else {}
+    sparse = {} if config.get("policy") == "full" else config
     return {
         "policy": config.get("policy", api),
-        **{name: sparse.get(name) for name in ("budget", "ranking", "recent_ratio", "sinks")},
+        **{name: sparse.get(name) for name in POLICY_SETTINGS},
+        **({"shared_by": sparse["shared_by"]} if "shared_by" in sparse else {}),
         "dense_layers": [n for n, role in enumerate(roles) if role == "full"] if sparse else None,
         "select_layers": [n for n, role in enumerate(roles) if role == "select"] or None,
     }

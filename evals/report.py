@@ -9,9 +9,10 @@ from lim_sglang.errors import DataError
 from lim_sglang.evals.compare import POLICY, PROVENANCE, Comparison, compare
 from lim_sglang.evals.metrics import Estimate, Score, Summary, score, stops_early
 from lim_sglang.markdown_section import counted
+from lim_sglang.policies import POLICIES
 
 FULL = "full"
-POLICY_NAMES = {FULL: "full", "lessismore": "LessIsMore"}
+POLICY_NAMES = {name: policy.title for name, policy in POLICIES.items()}
 """Names of policies in documents."""
 SHARED = (
     "task",
@@ -30,7 +31,10 @@ SHARED = (
 """Conditions that all rows of a table share; runs with other values have another table."""
 TITLE = ("task", "model")
 """Conditions in the title of every table; others follow if two tables share these."""
-DISTINCTIVE = ("select_layers", "dense_layers", "recent_ratio", "sinks", "options", "samples")
+DISTINCTIVE = (
+    *("select_layers", "dense_layers", "recent_ratio", "sinks", "shared_by"),
+    *("options", "samples"),
+)
 """Conditions that tell rows of the same name apart before all others are tried."""
 REQUIRED = ("task", "model", "policy", "program", "samples", "asked", "max_tokens")
 """Conditions without which a run cannot be shown."""

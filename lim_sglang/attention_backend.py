@@ -1,31 +1,30 @@
-"""LessIsMore at decode on a GPU, layer by layer.
+"""Sparse decode on a GPU, layer by layer.
 
 `LimAttnBackend.forward_decode` acts by a layer's role. FULL and SELECT layers are SGLang's own
 dense decode, through FlashInfer. A SELECT layer then writes each row's kept slots, and REUSE layers
-attend to those and no others: `SparseDecodeWrapper` takes the place of FlashInfer's wrapper. A row
-keeps `min(length, budget)` tokens, so the start of each row's slots follows from the lengths that a
-step begins with: nothing else is planned, and nothing here waits for the device.
+attend to those and no others: `SparseDecodeWrapper` takes the place of FlashInfer's wrapper. A
+row's length decides how many tokens it keeps, so the start of each row's slots follows from the
+lengths that a step begins with: nothing else is planned, and nothing here waits for the device.
 
-The parts of the budget (sinks, selected tokens, recency share) are decided by `split_budget` in
-`kernels/reference.py`; `LimModelRunner.lim_budget_split` applies it to the configuration.
+Which tokens are kept is the policy's matter (`lim_sglang/policies/`); its selector writes them.
 """
 
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from lim_sglang.audit import Audit
+from lim_sglang.audit import BEGINNING, Audit
 from lim_sglang.compat import DecodeMetadata, FlashInferAttnBackend, decode_on_tensor_cores
-from lim_sglang.config import Role
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.compact import StepSlots, count_kept
 from lim_sglang.kernels.scores import DTYPES, ScoreStoringAttention
-from lim_sglang.kernels.selector import Selector
+from lim_sglang.kernels.selector import ScoreSelector, Selector, WindowSelector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
+from lim_sglang.policies.policy import Role, SparsePolicy
 
 logger = logging.getLogger(__name__)
 
@@ -66,29 +65,33 @@ class SparseDecodeWrapper(DecodeWrapper):
     Shapes: R rows at most, K budget; B rows of the step; H query heads, D head_dim.
     """
 
-    def __init__(self, backend: Any, kept_slots: Tensor, budget: int) -> None:
+    def __init__(self, backend: Any, kept_slots: Tensor, policy: SparsePolicy) -> None:
         """Allocate the memory of any step.
 
         Args:
             backend: the `FlashInferAttnBackend` whose layers are attended.
-            kept_slots: [>= R * K] int32; REUSE layers read what is written here.
+            kept_slots: [>= R * K] int32, or a row of these for each list; REUSE layers read what is
+                written here.
+            policy: its budget and block decide how many tokens a row keeps.
 
         Raises:
             ServerError: `kept_slots` is too small for the rows that SGLang runs at once.
         """
+        budget = policy.budget
         max_rows: int = backend.kv_last_page_len.shape[0]  # one a request
-        if kept_slots.shape[0] < max_rows * budget:
+        if kept_slots.shape[-1] < max_rows * budget:
             raise ServerError(
                 f"SGLang runs {max_rows} requests at once, more than LessIsMore has memory for: "
-                f"set --max-running-requests {kept_slots.shape[0] // budget} or less"
+                f"set --max-running-requests {kept_slots.shape[-1] // budget} or less"
             )
         shape = backend.indices_updater_decode
         self.kept_slots = kept_slots
         self.budget = budget
+        self._block = policy.block
         self._indptr = torch.zeros(max_rows + 1, dtype=torch.int32, device=kept_slots.device)
         self._workspace = SplitWorkspace.allocate(
             num_heads=shape.num_qo_heads,
-            num_kv_heads=shape.num_kv_heads,
+            num_units=kept_slots.shape[0] if kept_slots.ndim == 2 else shape.num_kv_heads,
             dim=shape.head_dim,
             cache_dtype=shape.data_type,
             device=kept_slots.device,
@@ -103,7 +106,7 @@ class SparseDecodeWrapper(DecodeWrapper):
             seq_lens: [B] int64 on the device, the newest token included.
         """
         self.kept_indptr = self._indptr[: len(seq_lens) + 1]
-        count_kept(seq_lens, self.budget, self.kept_indptr)
+        count_kept(seq_lens, self.budget, self.kept_indptr, page=self._block)
 
     def attend(
         self, query: Tensor, kv_cache: KvCache, scale: float, soft_cap: float, value_scale: float
@@ -132,7 +135,7 @@ class ScoreStoringWrapper(DecodeWrapper):
     attention: ScoreStoringAttention
     planned: Any
     """FlashInfer's wrapper with the plan of this step."""
-    selector: Selector
+    selector: ScoreSelector
 
     def attend(
         self, query: Tensor, kv_cache: KvCache, scale: float, soft_cap: float, value_scale: float
@@ -150,7 +153,7 @@ class ScoreStoringWrapper(DecodeWrapper):
             kv_cache,
             scale,
             self.selector.scores,
-            self.selector.budget_split.budget,
+            self.selector.budget,
             self.selector.lse,
         )
         return output if value_scale == 1.0 else output.mul_(value_scale)
@@ -171,34 +174,43 @@ class LimAttnBackend(FlashInferAttnBackend):
     def __init__(self, runner: Any, **options: Any) -> None:
         # On tensor cores a dense layer of few rows takes some microseconds more, but leaves the
         # scores behind; reading K again costs more.
-        with decode_on_tensor_cores(wanted=runner.lim_selector is not None):
+        with decode_on_tensor_cores(wanted=isinstance(runner.lim_selector, ScoreSelector)):
             super().__init__(runner, **options)
         self.roles: tuple[Role, ...] = runner.lim_roles
         self.selector: Selector | None = runner.lim_selector
         self.audit: Audit | None = runner.lim_audit
+        self.window_layer: int | None = None
+        """The first layer that reads slots which lengths alone decide."""
+        if isinstance(self.selector, WindowSelector):
+            self.window_layer = self.roles.index(Role.REUSE)
         if self.selector is not None:
-            width = self.req_to_token_pool.req_to_token.shape[1]
-            if width > self.selector.scores.shape[2]:
-                raise ServerError(
-                    f"a request may have {width} tokens, and LessIsMore has memory for "
-                    f"{self.selector.scores.shape[2]}: this version of SGLang is not supported"
-                )
-            budget = self.selector.budget_split.budget
-            self.sparse_decode = SparseDecodeWrapper(self, runner.lim_kept_slots, budget)
-        self.scoring = self._load_scoring()
-        if self.selector is not None:
+            self.sparse_decode = SparseDecodeWrapper(self, runner.lim_kept_slots, runner.lim_policy)
+        self.scoring: ScoreStoringAttention | None = None
+        """The attention kernel that stores scores; None if SGLang's decode is another."""
+        if isinstance(self.selector, ScoreSelector):
+            self._check_width(self.selector.scores.shape[2])
+            self.scoring = self._load_scoring()
             logger.info("LessIsMore: SELECT layers' scores come from %s", self.score_source)
 
+    def _check_width(self, width: int) -> None:
+        longest = self.req_to_token_pool.req_to_token.shape[1]
+        if longest > width:
+            raise ServerError(
+                f"a request may have {longest} tokens, and LessIsMore has memory for {width}: "
+                "this version of SGLang is not supported"
+            )
+
     @property
-    def score_source(self) -> str:
-        """The source of a SELECT layer's scores."""
+    def score_source(self) -> str | None:
+        """The source of a SELECT layer's scores; None where none are computed."""
+        if not isinstance(self.selector, ScoreSelector):
+            return None
         return SECOND_READING if self.scoring is None else DENSE_PASS
 
     def _load_scoring(self) -> ScoreStoringAttention | None:
-        """Load the attention kernel that stores scores; None if SGLang's decode is another."""
         updater = self.indices_updater_decode
         dtypes = {updater.q_data_type, updater.data_type}
-        if self.selector is None or not self.decode_use_tensor_cores or len(dtypes) > 1:
+        if not self.decode_use_tensor_cores or len(dtypes) > 1:
             return None
         if updater.q_data_type not in DTYPES:
             return None
@@ -235,6 +247,8 @@ class LimAttnBackend(FlashInferAttnBackend):
         """
         role = self.roles[layer.layer_id]
         planned = self.forward_metadata
+        if layer.layer_id == self.window_layer:
+            self._keep_window()
         if role is Role.REUSE:  # SGLang's decode, but over the kept slots
             self.forward_metadata = DecodeMetadata([self.sparse_decode])
         scoring = self._score_storing_wrapper(layer) if role is Role.SELECT else None
@@ -250,35 +264,43 @@ class LimAttnBackend(FlashInferAttnBackend):
             self._audit_attention(self.audit, q, layer, output)
         return output
 
+    def _keep_window(self) -> None:
+        """Write the slots that lengths alone decide."""
+        cast(WindowSelector, self.selector).keep_slots(self._step_slots())
+        if self.audit:
+            self.audit.note_layer(BEGINNING, len(self.sparse_decode.kept_indptr) - 1)
+
     def _select(self, q: Tensor, layer: Any, *, is_scored: bool) -> None:
         """Write each row's kept slots from this layer's queries and keys."""
         if self.selector is None:  # no layer above reuses
             return
-        dense_wrapper = self.forward_metadata.decode_wrappers[0]
         query = q.view(-1, layer.tp_q_head_num, layer.head_dim)
-        step = StepSlots(
-            dense_wrapper._paged_kv_indptr_buf,
-            dense_wrapper._paged_kv_indices_buf,
-            self.sparse_decode.kept_indptr,
-            self.sparse_decode.kept_slots,
-        )
-        self.selector.select(
+        cast(ScoreSelector, self.selector).select(
             query,
             self.token_to_kv_pool.get_key_buffer(layer.layer_id),
-            step,
+            self._step_slots(),
             scale=layer.scaling * (layer.k_scale_float or 1.0),
             first_chunk_is_scored=is_scored,
         )
         if self.audit:
             self.audit.note_layer(layer.layer_id, query.shape[0])
 
+    def _step_slots(self) -> StepSlots:
+        """Return the slots of the dense plan, and where the kept ones are written."""
+        dense_wrapper = self.forward_metadata.decode_wrappers[0]
+        return StepSlots(
+            dense_wrapper._paged_kv_indptr_buf,
+            dense_wrapper._paged_kv_indices_buf,
+            self.sparse_decode.kept_indptr,
+            self.sparse_decode.kept_slots,
+        )
+
     def _score_storing_wrapper(self, layer: Any) -> ScoreStoringWrapper | None:
         """Return the planned decode of a SELECT layer that stores scores; None if it cannot."""
-        if self.selector is None or self.scoring is None or layer.logit_cap:
+        if self.scoring is None or layer.logit_cap:
             return None
-        return ScoreStoringWrapper(
-            self.scoring, self.forward_metadata.decode_wrappers[0], self.selector
-        )
+        selector = cast(ScoreSelector, self.selector)  # no other has its scores stored
+        return ScoreStoringWrapper(self.scoring, self.forward_metadata.decode_wrappers[0], selector)
 
     def _audit_attention(self, audit: Audit, q: Tensor, layer: Any, output: Tensor) -> None:
         shape = (-1, layer.tp_q_head_num, layer.head_dim)

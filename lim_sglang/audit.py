@@ -1,7 +1,8 @@
 """Two debugging aids: `Audit` checks a GPU server step by step, `Trace` writes a CPU server's sets.
 
 Audit: when a step is planned, its lengths and cache slots are copied; when a SELECT layer has run,
-also inside a CUDA graph, its scores and kept slots are copied. All copies stay on the GPU, in the
+also inside a CUDA graph, its scores and kept slots are copied; of a policy whose kept slots are
+written as the step begins, the slots alone. All copies stay on the GPU, in the
 order of the stream, so that overlap scheduling goes on as always. Kept sets are recomputed by the
 definition when the copies fill their share of memory, and when `/server_info` is asked. A REUSE
 layer's output is recomputed at once, since its cache may be overwritten soon, and only the number
@@ -21,10 +22,12 @@ from torch import Tensor
 
 from lim_sglang.config import AUDIT_VAR, TRACE_VAR
 from lim_sglang.errors import ServerError
-from lim_sglang.kernels.reference import keep_tokens
-from lim_sglang.kernels.selector import Selector
+from lim_sglang.kernels.selector import ScoreSelector, Selector
 from lim_sglang.kernels.verify import ATTENTION_TOLERANCE
+from lim_sglang.policies.policy import SparsePolicy
 
+BEGINNING = -1
+"""In a layer's place: the kept slots are written before the first layer."""
 MAX_BYTES = 4 << 30
 """Memory of the copies that are kept before they are checked."""
 
@@ -36,10 +39,10 @@ class AuditedStep:
     lengths: tuple[int, ...]
     slots: Tensor
     """[B, S] int32, the cache slots of each row's tokens when the step was planned."""
-    scores: Tensor
+    scores: Tensor | None
     """[L, B, H, S] f32, the scores that decide which tokens are kept; H is 1 for masses."""
     kept: Tensor
-    """[L, sum of kept lengths] int32, the kept slots."""
+    """[L, sum of kept lengths] int32, the kept slots; [L, lists, …] where heads have their own."""
 
 
 class Audit:
@@ -49,15 +52,19 @@ class Audit:
         self,
         selector: Selector,
         kept_slots: Tensor,
+        policy: SparsePolicy,
         select_layers: Sequence[int],
         max_rows: int,
     ) -> None:
         """Allocate the memory of the copies.
 
+        Args:
+            select_layers: SELECT layers; `BEGINNING` alone where there are none.
+
         Raises:
             ServerError: a step may have more rows than the selector holds at once.
         """
-        if max_rows > selector.max_rows:
+        if isinstance(selector, ScoreSelector) and max_rows > selector.max_rows:
             raise ServerError(
                 f"{AUDIT_VAR} covers {selector.max_rows} rows a step, not {max_rows}: "
                 f"set --max-running-requests {selector.max_rows} or less"
@@ -67,14 +74,14 @@ class Audit:
         self._selector = selector
         self._kept_slots = kept_slots
         self._index_of_layer = {layer: index for index, layer in enumerate(select_layers)}
-        budget = selector.budget_split.budget
+        self._count_read = policy.count_read
         # CUDA graphs write here, so these buffers must never move.
-        self._scores = selector.deciding_scores.new_empty(
-            len(select_layers), *selector.deciding_scores.shape
-        )
-        self._kept = kept_slots.new_empty(len(select_layers), max_rows * budget)
+        self._scores: Tensor | None = None
+        if (scores := selector.deciding_scores) is not None:
+            self._scores = scores.new_empty(len(select_layers), *scores.shape)
+        self._kept = kept_slots.new_empty(len(select_layers), *kept_slots.shape)
         self._outputs = kept_slots.new_zeros(2)  # rows checked, rows wrong
-        self._lanes = torch.arange(budget, device=kept_slots.device)
+        self._lanes = torch.arange(policy.budget, device=kept_slots.device)
         self._steps: list[AuditedStep] = []
         self._lengths: tuple[int, ...] = ()
         self._slots: Tensor | None = None
@@ -94,8 +101,9 @@ class Audit:
     def note_layer(self, layer: int, rows: int) -> None:
         """Copy the scores and kept slots of a SELECT layer that has just run; graphs capture it."""
         index = self._index_of_layer[layer]
-        self._scores[index, :rows].copy_(self._selector.deciding_scores[:rows])
-        self._kept[index].copy_(self._kept_slots[: self._kept.shape[1]])
+        if self._scores is not None and self._selector.deciding_scores is not None:
+            self._scores[index, :rows].copy_(self._selector.deciding_scores[:rows])
+        self._kept[index].copy_(self._kept_slots)
 
     def note_attention(
         self,
@@ -117,15 +125,24 @@ class Audit:
         starts, ends = kept_indptr[:-1, None], kept_indptr[1:, None]
         positions = starts + self._lanes  # [B, K]
         inside = positions < ends
-        slots = self._kept_slots[torch.where(inside, positions, 0)].long()
+        slots = self._kept_slots[..., torch.where(inside, positions, 0)].long()
         rows, heads, dim = query.shape
-        grouped = query.float().view(rows, keys.shape[1], -1, dim)  # [B, G, H/G, D]
-        scores = torch.einsum("bgqd,bkgd->bgqk", grouped, keys[slots].float())
+        if slots.ndim == 2:  # [B, K]: the heads of each KV head read one list
+            units = keys.shape[1]
+            read_keys, read_values = keys[slots].transpose(1, 2), values[slots].transpose(1, 2)
+        else:  # [lists, B, K]
+            units = slots.shape[0]
+            unit = torch.arange(units, device=slots.device)[:, None, None]
+            kv_head = unit * keys.shape[1] // units
+            read_keys = keys[slots, kv_head].transpose(0, 1)
+            read_values = values[slots, kv_head].transpose(0, 1)
+        grouped = query.float().view(rows, units, -1, dim)  # [B, units, heads of each, D]
+        scores = torch.einsum("bgqd,bgkd->bgqk", grouped, read_keys.float())
         scores *= layer.scaling * (layer.k_scale_float or 1.0)
         if layer.logit_cap:
             scores = layer.logit_cap * torch.tanh(scores / layer.logit_cap)
         weights = scores.masked_fill(~inside[:, None, None], -torch.inf).softmax(-1)
-        expected = torch.einsum("bgqk,bkgd->bgqd", weights, values[slots].float())
+        expected = torch.einsum("bgqk,bgkd->bgqd", weights, read_values.float())
         expected = expected.reshape(rows, heads * dim) * (layer.v_scale_float or 1.0)
         error = (output.float().view_as(expected) - expected).square().mean(-1)
         bound = ATTENTION_TOLERANCE[output.dtype] ** 2 * expected.square().mean(-1)
@@ -137,16 +154,17 @@ class Audit:
         if self._slots is None:
             return
         rows, width = len(self._lengths), max(self._lengths)
-        total = sum(min(length, self._selector.budget_split.budget) for length in self._lengths)
+        total = sum(map(self._count_read, self._lengths))
+        scores = self._scores
         step = AuditedStep(
             self._lengths,
             self._slots,
-            self._scores[:, :rows, :, :width].clone(),
-            self._kept[:, :total].clone(),
+            None if scores is None else scores[:, :rows, :, :width].clone(),
+            self._kept[..., :total].clone(),
         )
         self._slots = None
         self._steps.append(step)
-        if sum(step.scores.nbytes for step in self._steps) > MAX_BYTES:
+        if sum(map(copied_bytes, self._steps)) > MAX_BYTES:
             self.check()
 
     def counts(self) -> dict[str, int]:
@@ -165,19 +183,24 @@ class Audit:
         torch.cuda.synchronize()  # the steps ran on another stream
         steps, self._steps = self._steps, []
         for step in steps:
-            for scores, kept in zip(step.scores, step.kept, strict=True):
-                self._check_layer(step, scores, kept)
+            for index, kept in enumerate(step.kept):
+                self._check_layer(step, None if step.scores is None else step.scores[index], kept)
 
-    def _check_layer(self, step: AuditedStep, scores: Tensor, kept: Tensor) -> None:
+    def _check_layer(self, step: AuditedStep, scores: Tensor | None, kept: Tensor) -> None:
         first = 0
         for row, length in enumerate(step.lengths):
-            last = first + min(length, self._selector.budget_split.budget)
+            last = first + self._count_read(length)
             # A row within the budget has no scores: it keeps everything.
-            row_scores = scores[row, :, :length]
-            expected = step.slots[row, keep_tokens(row_scores, self._selector.budget_split)]
+            positions = self._selector.keep(None if scores is None else scores[row], length)
             self.checked_sets += 1
-            self.wrong_sets += not torch.equal(kept[first:last], expected)
+            self.wrong_sets += not torch.equal(kept[..., first:last], step.slots[row, positions])
             first = last
+
+
+def copied_bytes(step: AuditedStep) -> int:
+    """Return the memory of a recorded step."""
+    copies = (step.scores, step.slots, step.kept)
+    return sum(each.nbytes for each in copies if each is not None)
 
 
 class Trace:

@@ -1,13 +1,15 @@
-"""`LimConfig`, the one configuration object: defaults, presets by model, and each layer's role."""
+"""`LimConfig`, the one configuration object: what options and JSON say, and presets by model."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from enum import StrEnum
 from typing import Any, Self
 
-from lim_sglang.errors import ConfigError, reasons_that_hold
+from lim_sglang.errors import ConfigError
+from lim_sglang.policies import POLICIES
+from lim_sglang.policies.lessismore import RANKINGS
+from lim_sglang.policies.policy import Policy, SharedBy, default_select_layers
 
 CONFIG_VAR = "LIM_CONFIG"
 """A `LimConfig` as JSON; the environment carries it to every process that SGLang starts."""
@@ -26,32 +28,26 @@ AUDIT_VAR = "LIM_AUDIT"
 TRACE_VAR = "LIM_TRACE"
 """Folder for the kept sets of a CPU server as JSON lines (`audit.Trace`); slow."""
 
-POLICIES = ("lessismore", "full")
-RANKINGS = ("rank", "mass")
-
 
 @dataclass(frozen=True)
 class LimConfig:
-    """Settings of decode's token selection. `budget` is the paper's K, `recent_ratio` its r.
+    """Settings of what decode reads, flat as options and JSON give them.
 
-    Source: Yang et al., "Less Is More", arXiv 2508.07101.
+    A setting that its policy does not heed is None, and giving one is an error; one that the policy
+    heeds has the policy's default until it is given. What each means is said by the policy's own
+    class (`lim_sglang/policies/`).
     """
 
     policy: str = "lessismore"
-    """`lessismore`, or `full` for dense layers only."""
-    budget: int = 2048
-    """Tokens that a sparse layer reads: sinks, selected and recent together."""
-    recent_ratio: float = 0.25
-    """Share of the budget kept for the newest tokens and the sinks."""
-    sinks: int = 4
-    """Oldest tokens that are always kept, taken out of the recency share."""
-    ranking: str = "rank"
-    """Order of tokens at a SELECT layer: `rank` is the paper's, where heads take turns; `mass` sums
-    the heads' softmax weights, which is not the paper's."""
-    dense_layers: tuple[int, ...] = (0, 1)
-    """Layers that always read the whole KV cache."""
+    """A name of `POLICIES`; `full` for dense layers only."""
+    budget: int | None = None
+    recent_ratio: float | None = None
+    sinks: int | None = None
+    ranking: str | None = None
+    shared_by: str | None = None
+    dense_layers: tuple[int, ...] | None = None
     select_layers: tuple[int, ...] | None = None
-    """Layers that read the whole KV cache and select tokens. None: the preset of the model."""
+    """None, under a policy that selects: the preset of the model."""
 
     def __post_init__(self) -> None:
         for name in ("dense_layers", "select_layers"):
@@ -61,6 +57,15 @@ class LimConfig:
         problems = _problems(self)
         if problems:
             raise ConfigError("; ".join(problems))
+        for name, default in _defaults(self.policy).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        if problems := self.make_policy().problems():
+            raise ConfigError("; ".join(problems))
+
+    def make_policy(self) -> Policy:
+        """Return the policy with these settings."""
+        return POLICIES[self.policy](**{n: getattr(self, n) for n in _defaults(self.policy)})
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> Self:
@@ -77,9 +82,13 @@ class LimConfig:
         """Build a configuration from a JSON object; see `from_mapping`."""
         return cls.from_mapping(parse_settings(text, "the LessIsMore configuration"))
 
+    def settings(self) -> dict[str, Any]:
+        """Return the policy's name and the settings that it heeds, with their values."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
     def to_json(self) -> str:
-        """Return all fields as one line of JSON that `from_json` reads."""
-        return json.dumps(asdict(self))
+        """Return the settings as one line of JSON that `from_json` reads."""
+        return json.dumps(self.settings())
 
 
 def check_keys(settings: Mapping[str, Any]) -> None:
@@ -139,40 +148,40 @@ def parse_layers(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def _defaults(policy: str) -> dict[str, Any]:
+    """Return the settings that a policy heeds, with its defaults."""
+    return {field.name: field.default for field in fields(POLICIES[policy])}
+
+
+def default_of(name: str) -> Any:
+    """Return the default of a setting under the default policy."""
+    return _defaults(LimConfig.policy)[name]
+
+
 def _problems(config: LimConfig) -> list[str]:
-    """List everything that is wrong with a configuration's values."""
-    layer_lists = {"dense_layers": config.dense_layers}
-    if config.select_layers is not None:
-        layer_lists["select_layers"] = config.select_layers
-    return reasons_that_hold(
-        (
-            config.policy not in POLICIES,
-            f"policy must be one of {', '.join(POLICIES)}, not {config.policy!r}",
-        ),
-        (
-            config.ranking not in RANKINGS,
-            f"ranking must be one of {', '.join(RANKINGS)}, not {config.ranking!r}",
-        ),
-        (
-            not (_is_int(config.budget) and config.budget >= 1),
-            f"budget must be an integer of at least 1 token, not {config.budget!r}",
-        ),
-        (
-            not (_is_number(config.recent_ratio) and 0 <= config.recent_ratio <= 1),
-            f"recent_ratio must be a number from 0 to 1, not {config.recent_ratio!r}",
-        ),
-        (
-            not (_is_int(config.sinks) and config.sinks >= 0),
-            f"sinks must be an integer of at least 0 tokens, not {config.sinks!r}",
-        ),
-        *(
-            (
-                not _is_layer_list(layers),
-                f"{name} must be a sorted list of different layer indices from 0, not {layers!r}",
-            )
-            for name, layers in layer_lists.items()
-        ),
-    )
+    """List everything that is wrong with a configuration's values, each by itself."""
+    given = config.settings()
+    policy = given.pop("policy")
+    problems = [
+        f"{name} must be {CHECKS[name].expected}, not {value!r}"
+        for name, value in given.items()
+        if not CHECKS[name].accepts(value)
+    ]
+    if policy not in POLICIES:
+        return [f"policy must be one of {', '.join(POLICIES)}, not {policy!r}", *problems]
+    heeded = _defaults(policy)
+    if ignored := [name for name in given if name not in heeded]:
+        known = ", ".join(heeded) or "no settings"
+        problems.append(f"policy {policy} does not heed {', '.join(ignored)}: it heeds {known}")
+    return problems
+
+
+@dataclass(frozen=True)
+class Check:
+    """The values that a setting may have."""
+
+    accepts: Callable[[Any], bool]
+    expected: str
 
 
 def _is_int(value: object) -> bool:
@@ -189,6 +198,18 @@ def _is_layer_list(value: object) -> bool:
         and all(_is_int(layer) and layer >= 0 for layer in value)
         and list(value) == sorted(set(value))
     )
+
+
+_LAYERS = Check(_is_layer_list, "a sorted list of different layer indices from 0")
+CHECKS: Mapping[str, Check] = {
+    "budget": Check(lambda v: _is_int(v) and v >= 1, "an integer of at least 1 token"),
+    "recent_ratio": Check(lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "sinks": Check(lambda v: _is_int(v) and v >= 0, "an integer of at least 0 tokens"),
+    "ranking": Check(lambda v: v in RANKINGS, f"one of {', '.join(RANKINGS)}"),
+    "shared_by": Check(lambda v: v in list(SharedBy), f"one of {', '.join(SharedBy)}"),
+    "dense_layers": _LAYERS,
+    "select_layers": _LAYERS,
+}
 
 
 @dataclass(frozen=True)
@@ -215,64 +236,12 @@ PRESETS: Mapping[ModelShape, tuple[int, ...]] = {
 """SELECT layers that were measured, by model shape."""
 
 
-def default_select_layers(num_layers: int) -> tuple[int, ...]:
-    """Return the SELECT layers of a model that was never measured: 2, and a third of the depth."""
-    return tuple(layer for layer in (2, max(3, round(num_layers / 3))) if layer < num_layers)
-
-
 def with_preset(config: LimConfig, shape: ModelShape) -> LimConfig:
-    """Fill in `select_layers` if the user named none."""
-    if config.select_layers is not None:
+    """Fill in `select_layers` if the policy has SELECT layers and the user named none."""
+    if config.select_layers is not None or "select_layers" not in _defaults(config.policy):
         return config
     layers = PRESETS.get(shape, default_select_layers(shape.num_layers))
     return replace(config, select_layers=layers)
-
-
-class Role(StrEnum):
-    """A layer's part in one decode step."""
-
-    FULL = "full"
-    """Reads the whole KV cache."""
-    SELECT = "select"
-    """Reads the whole KV cache and selects the kept tokens."""
-    REUSE = "reuse"
-    """Reads the tokens that the nearest SELECT layer below has kept."""
-
-
-def layer_roles(config: LimConfig, depth: int) -> tuple[Role, ...]:
-    """Return the role of each of a model's `depth` layers under `config.policy`.
-
-    Raises:
-        ConfigError: a layer list names a layer that the model does not have.
-    """
-    select = config.select_layers
-    if select is None:
-        select = default_select_layers(depth)
-    _check_within(select, depth, "select_layers")
-    # The default means "the first two layers", also in a model that has only one.
-    if config.dense_layers != LimConfig.dense_layers:
-        _check_within(config.dense_layers, depth, "dense_layers")
-    if config.policy == "full":
-        return (Role.FULL,) * depth
-    first = min(select, default=depth)
-    return tuple(_role(layer, first, select, config.dense_layers) for layer in range(depth))
-
-
-def _role(layer: int, first: int, select: Sequence[int], dense: Sequence[int]) -> Role:
-    if layer in select:
-        return Role.SELECT
-    if layer < first or layer in dense:
-        return Role.FULL
-    return Role.REUSE
-
-
-def _check_within(layers: Sequence[int], depth: int, name: str) -> None:
-    beyond = [layer for layer in layers if layer >= depth]
-    if beyond:
-        raise ConfigError(
-            f"{name} names layer {', '.join(map(str, beyond))}, but the model has {depth} layers: "
-            f"use indices from 0 to {depth - 1}"
-        )
 
 
 NAME_KEY = "lim_server"

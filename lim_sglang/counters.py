@@ -1,27 +1,29 @@
 """Lengths of one decode step, known on the host, and the counters that `/server_info` shows.
 
 A row is one request in one step. A row is dense while its length is within the budget, and always
-where no layer is REUSE: `layer_roles` in `config.py` gives none (policy `full`, no SELECT layers,
-no layer above them that could reuse), or the budget covers the model's whole context
-(`LimModelRunner.lim_sparse_budget` is None then).
+where no layer is sparse: the policy's roles have none (policy `full`, no SELECT layers, no layer
+above them that could reuse), or the budget covers the model's whole context
+(`LimModelRunner.lim_policy` is None then).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from lim_sglang.policies.policy import SparsePolicy
 
 
 @dataclass(frozen=True)
 class StepLengths:
     """The rows of one decode step, by length.
 
-    Lengths are known before the step runs, because a row always keeps `min(length, budget)` tokens:
-    so planning copies nothing from the device.
+    Lengths are known before the step runs, because a row's length decides how many tokens it keeps
+    (`SparsePolicy.count_read`): so planning copies nothing from the device.
     """
 
     seq_lens: tuple[int, ...]
     """Tokens of each row, the newest included."""
     kept_lens: tuple[int, ...]
-    """Tokens that each row's REUSE layers read."""
+    """Tokens that one query head reads of each row in a sparse layer."""
 
     @property
     def sparse_rows(self) -> tuple[int, ...]:
@@ -30,14 +32,14 @@ class StepLengths:
         return tuple(row for row, (seen, kept) in enumerate(pairs) if kept < seen)
 
 
-def step_lengths(seq_lens: Sequence[int], budget: int | None) -> StepLengths:
+def step_lengths(seq_lens: Sequence[int], policy: SparsePolicy | None) -> StepLengths:
     """Count the tokens that each row keeps.
 
     Args:
         seq_lens: tokens of each row, the newest included.
-        budget: tokens that REUSE layers read; None where no layer is REUSE.
+        policy: None where no layer is sparse.
     """
-    kept = seq_lens if budget is None else [min(length, budget) for length in seq_lens]
+    kept = seq_lens if policy is None else map(policy.count_read, seq_lens)
     return StepLengths(tuple(seq_lens), tuple(kept))
 
 
@@ -49,9 +51,9 @@ class Stats:
     dense_rows: int = 0
     """Rows that read everything."""
     sparse_rows: int = 0
-    """Rows whose REUSE layers read less than everything."""
+    """Rows whose sparse layers read less than everything."""
     tokens_kept: int = 0
-    """Sum over rows of the tokens that REUSE layers read."""
+    """Sum over rows of the tokens that one query head reads in a sparse layer."""
     tokens_seen: int = 0
     """Sum over rows of the row's length, newest token included."""
     retractions: int = 0

@@ -1,4 +1,4 @@
-"""LessIsMore at decode on a CPU, through the reference in torch. Prefill is SGLang's own."""
+"""Sparse decode on a CPU, through the definitions in torch. Prefill is SGLang's own."""
 
 from typing import Any
 
@@ -6,15 +6,9 @@ from torch import Tensor
 
 from lim_sglang.audit import Trace
 from lim_sglang.compat import KVWriteLoc, TorchNativeAttnBackend
-from lim_sglang.config import Role
 from lim_sglang.counters import StepLengths, step_lengths
-from lim_sglang.kernels.reference import (
-    attend_tokens,
-    keep_tokens,
-    score_tokens,
-    softmax_mass,
-    topk_by_mass,
-)
+from lim_sglang.kernels.reference import attend_lists
+from lim_sglang.policies.policy import SPARSE, LayerInputs, Role, SparsePolicy
 
 
 class LimCpuBackend(TorchNativeAttnBackend):
@@ -28,29 +22,28 @@ class LimCpuBackend(TorchNativeAttnBackend):
         super().__init__(runner)
         self.roles: tuple[Role, ...] = runner.lim_roles
         self.stats = runner.lim_stats
-        self.by_mass = runner.lim_config.ranking == "mass"
-        self.budget_split = runner.lim_budget_split
-        self.sparse_budget: int | None = runner.lim_sparse_budget
+        self.policy: SparsePolicy | None = runner.lim_policy
         self.trace = Trace.from_environment()
         self.lengths: StepLengths = step_lengths([], None)
         self.slots: list[Tensor] = []
         """[S] int64 of each row: the slots of all its tokens."""
         self.kept_slots: list[Tensor] = []
-        """The slots of each row that REUSE layers read."""
+        """[lists, n] int64 of each row: the slots that sparse layers read."""
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Begin a decode step: count lengths and look up each request's slots in the KV pool."""
         super().init_forward_metadata(forward_batch)
         if not forward_batch.forward_mode.is_decode():
             return
-        self.lengths = step_lengths(forward_batch.seq_lens.tolist(), self.sparse_budget)
+        self.lengths = step_lengths(forward_batch.seq_lens.tolist(), self.policy)
         rows = forward_batch.req_pool_indices.tolist()
         table = self.req_to_token_pool.req_to_token
         self.slots = [
             table[row, :length].long()
             for row, length in zip(rows, self.lengths.seq_lens, strict=True)
         ]
-        self.kept_slots = list(self.slots)  # a row within the budget keeps everything
+        # A row within the budget keeps everything.
+        self.kept_slots = [slots[None] for slots in self.slots]
 
     def forward_decode(
         self,
@@ -68,27 +61,31 @@ class LimCpuBackend(TorchNativeAttnBackend):
             k, v: [B, G * D].
         """
         role = self.roles[layer.layer_id]
-        if role is Role.REUSE and self.lengths.sparse_rows:
+        if role in SPARSE and self.lengths.sparse_rows:
             if save_kv_cache and k is not None and v is not None:
                 location = KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc)
                 self.token_to_kv_pool.set_kv_buffer(layer, location, k, v)
+            if role is Role.PICK or self._is_first_reader(layer.layer_id):
+                self._select(q, layer, forward_batch.rids)
             return self._attend_kept(q, layer)
         output: Tensor = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
         if role is Role.SELECT:
             self._select(q, layer, forward_batch.rids)
         return output
 
+    def _is_first_reader(self, layer: int) -> bool:
+        """Return True for the first REUSE layer of a policy without SELECT layers."""
+        return Role.SELECT not in self.roles and self.roles.index(Role.REUSE) == layer
+
     def _select(self, q: Tensor, layer: Any, rids: list[str]) -> None:
         """Select each sparse row's kept slots from this layer's queries and keys."""
+        if self.policy is None:  # no layer above reuses
+            return
         query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)  # [P, G, D]
         for row in self.lengths.sparse_rows:
             slots = self.slots[row]
-            scores = score_tokens(query[row], keys[slots])
-            if self.by_mass:
-                kept = topk_by_mass(softmax_mass(scores, layer.scaling), self.budget_split)
-            else:
-                kept = keep_tokens(scores, self.budget_split)
+            kept = self.policy.keep(LayerInputs(query[row], keys[slots], layer.scaling))
             self.kept_slots[row] = slots[kept]
             if self.trace:
                 self.trace.record(
@@ -100,11 +97,11 @@ class LimCpuBackend(TorchNativeAttnBackend):
                 )
 
     def _attend_kept(self, q: Tensor, layer: Any) -> Tensor:
-        """Attend over the kept slots of the nearest SELECT layer below."""
+        """Attend over the kept slots."""
         query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         output = query.new_empty(*query.shape[:2], layer.v_head_dim)
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)  # [P, G, D]
         values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
         for row, kept in enumerate(self.kept_slots):
-            output[row] = attend_tokens(query[row], keys, values, kept, layer.scaling)
+            output[row] = attend_lists(query[row], keys, values, kept, layer.scaling)
         return output.flatten(1)

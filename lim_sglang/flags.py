@@ -5,8 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lim_sglang.config import POLICIES, RANKINGS, parse_layers, resolve_settings
+from lim_sglang.config import parse_layers, resolve_settings
 from lim_sglang.errors import ConfigError
+from lim_sglang.policies import POLICIES
+from lim_sglang.policies.lessismore import RANKINGS
+from lim_sglang.policies.policy import SharedBy
 
 CONFIG_FLAG = "--lim-config"
 CONFIG_HELP = "Any of these settings as one JSON object."
@@ -47,7 +50,7 @@ class Flag:
 
 
 FLAGS = (
-    Flag("--lim-policy", str, "POLICY", f"What decode reads: {' or '.join(POLICIES)}."),
+    Flag("--lim-policy", str, "POLICY", f"What decode reads: {', '.join(POLICIES)}."),
     Flag("--lim-budget", int, "TOKENS", "Tokens that a sparse layer reads."),
     Flag(
         "--lim-select-layers",
@@ -67,6 +70,12 @@ FLAGS = (
         str,
         "RANKING",
         f"Order of tokens: {' or '.join(RANKINGS)}; rank is the paper's.",
+    ),
+    Flag(
+        "--lim-shared-by",
+        str,
+        "HEADS",
+        f"Heads that share pages under policy quest: {', '.join(SharedBy)}.",
     ),
 )
 

@@ -6,26 +6,25 @@ A decode step begins here: `forward` counts the step's rows, dense and sparse, a
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from lim_sglang import __version__, compat
-from lim_sglang.audit import Audit
+from lim_sglang.audit import BEGINNING, Audit
 from lim_sglang.config import (
     CONFIG_VAR,
     PRESETS,
     LimConfig,
-    Role,
-    layer_roles,
     resolve_settings,
     with_preset,
 )
 from lim_sglang.counters import Stats, step_lengths
 from lim_sglang.errors import RefusedError, ServerError
-from lim_sglang.kernels.reference import BudgetSplit, split_budget
-from lim_sglang.kernels.selector import MassSelector, RankSelector, Selector
+from lim_sglang.kernels.selector import Room, Selector
+from lim_sglang.policies.policy import SPARSE, Policy, Role, SparsePolicy
 from lim_sglang.validation import (
     model_shape,
     reasons_against,
@@ -36,8 +35,6 @@ from lim_sglang.validation import (
 
 logger = logging.getLogger(__name__)
 
-SELECTORS: dict[str, type[Selector]] = {"rank": RankSelector, "mass": MassSelector}
-"""Selectors by `LimConfig.ranking`."""
 MAX_RUNNING_REQUESTS = 4096
 """Requests that SGLang runs at once, at most, if the user sets no limit."""
 
@@ -55,16 +52,20 @@ class LimModelRunner(compat.ModelRunner):
             raise RefusedError(reasons)
         shape = model_shape(text_config)
         self.lim_config: LimConfig = with_preset(config, shape)
-        self.lim_roles: tuple[Role, ...] = layer_roles(self.lim_config, shape.num_layers)
-        if config.budget >= model_config.context_len and Role.REUSE in self.lim_roles:
+        policy = self.lim_config.make_policy()
+        self.lim_roles: tuple[Role, ...] = policy.roles(shape.num_layers)
+        self.lim_policy: SparsePolicy | None = sparse_policy(policy, self.lim_roles)
+        """None where every layer is dense, so that every row is."""
+        if self.lim_policy and self.lim_policy.budget >= model_config.context_len:
             logger.warning(
                 "the budget of %d tokens covers the whole context of %d: every layer is dense",
-                config.budget,
+                self.lim_policy.budget,
                 model_config.context_len,
             )
             self.lim_roles = (Role.FULL,) * shape.num_layers
+            self.lim_policy = None
         self.lim_stats = Stats()
-        if config.policy == "lessismore" and config.select_layers is None and shape not in PRESETS:
+        if Role.SELECT in self.lim_roles and config.select_layers is None and shape not in PRESETS:
             logger.warning(
                 "SELECT layers %s were not measured for this model: compare it with --lim-policy "
                 "full before you rely on it",
@@ -76,52 +77,45 @@ class LimModelRunner(compat.ModelRunner):
         """Allocate the selection's memory first, so that the KV pool is sized by the rest."""
         self.lim_selector: Selector | None = None
         self.lim_audit: Audit | None = None
-        if Role.REUSE in self.lim_roles and not compat.serves_on_cpu():
+        if self.lim_policy and not compat.serves_on_cpu():
             capability = torch.cuda.get_device_capability()
             reasons = reasons_against_kv_cache(self.kv_cache_dtype, self.dtype, capability)
             if reasons:  # SGLang may have found the dtype in the checkpoint
                 raise RefusedError(reasons)
-            self.allocate_selection()
+            self.allocate_selection(self.lim_policy)
         super().alloc_memory_pool(*arguments, **options)
 
     def forward(self, forward_batch: Any, *arguments: Any, **options: Any) -> Any:
         """Run one step; count a decode step by its real rows, never by a CUDA graph's padding."""
         if forward_batch.forward_mode.is_decode():
             lengths = forward_batch.seq_lens_cpu[: forward_batch.batch_size].tolist()
-            self.lim_stats.count_step(step_lengths(lengths, self.lim_sparse_budget))
+            self.lim_stats.count_step(step_lengths(lengths, self.lim_policy))
         output = super().forward(forward_batch, *arguments, **options)
         if self.lim_audit:
             self.lim_audit.end_step()
         return output
 
-    @property
-    def lim_sparse_budget(self) -> int | None:
-        """Tokens that REUSE layers read; None where no layer reuses, so that every row is dense."""
-        return self.lim_config.budget if Role.REUSE in self.lim_roles else None
-
-    @property
-    def lim_budget_split(self) -> BudgetSplit:
-        """The parts of the budget: sinks, selected tokens, recency share."""
-        config = self.lim_config
-        return split_budget(config.budget, config.recent_ratio, config.sinks)
-
-    def allocate_selection(self) -> None:
-        """Allocate the memory that the configuration's selection needs."""
-        config = self.lim_config
+    def allocate_selection(self, policy: SparsePolicy) -> None:
+        """Allocate the memory that a policy's selection needs."""
         max_rows = self.server_args.max_running_requests or MAX_RUNNING_REQUESTS
-        self.lim_kept_slots = torch.zeros(
-            max_rows * config.budget, dtype=torch.int32, device=self.device
+        lists = policy.sharing.num_lists(
+            self.model_config.num_attention_heads, self.model_config.num_key_value_heads
         )
-        self.lim_selector = SELECTORS[config.ranking].allocate(
-            self.lim_budget_split,
-            max_rows=max_rows,
-            num_heads=self.model_config.num_attention_heads,
-            context=self.model_config.context_len + compat.extra_context(self.server_args),
-            device=self.device,
+        shape = (max_rows * policy.budget,) if lists == 1 else (lists, max_rows * policy.budget)
+        self.lim_kept_slots = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        self.lim_selector = policy.allocate(
+            Room(
+                max_rows=max_rows,
+                num_heads=self.model_config.num_attention_heads,
+                context=self.model_config.context_len + compat.extra_context(self.server_args),
+                device=self.device,
+            )
         )
         if Audit.is_wanted():
             select = [n for n, role in enumerate(self.lim_roles) if role is Role.SELECT]
-            self.lim_audit = Audit(self.lim_selector, self.lim_kept_slots, select, max_rows)
+            self.lim_audit = Audit(
+                self.lim_selector, self.lim_kept_slots, policy, select or [BEGINNING], max_rows
+            )
         taken = self.lim_selector.num_bytes + self.lim_kept_slots.nbytes
         logger.info("LessIsMore: %.0f MiB for selection", taken / 2**20)
 
@@ -149,6 +143,12 @@ class LimModelRunner(compat.ModelRunner):
         logger.info("LessIsMore: %s", describe(self))
 
 
+def sparse_policy(policy: Policy, roles: Sequence[Role]) -> SparsePolicy | None:
+    """Return a policy if any of its layers reads less than everything."""
+    is_sparse = any(role in SPARSE for role in roles)
+    return policy if isinstance(policy, SparsePolicy) and is_sparse else None
+
+
 def describe(runner: LimModelRunner) -> str:
     """Return the configuration and the layers of each role, as one line for the log."""
     by_role = {
@@ -167,7 +167,7 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
     state = {
         "version": __version__,
         "device_name": "CPU" if compat.serves_on_cpu() else torch.cuda.get_device_name(),
-        "config": asdict(runner.lim_config),
+        "config": runner.lim_config.settings(),
         "roles": [role.value for role in runner.lim_roles],
         "sampling_defaults": runner.model_config.get_default_sampling_params(),
         **asdict(runner.lim_stats),

@@ -32,11 +32,11 @@ from lim_sglang.validation import (
     Gpu,
     decodes_with_lim,
     find_gpu,
+    reads_sparsely,
     reasons_against,
     reasons_against_gpu,
     reasons_against_model,
     reasons_against_selection,
-    reuses_sets,
 )
 
 
@@ -168,10 +168,12 @@ def _reasons_against_settings(
     if model_config is None:
         return []
     reasons = reasons_against_model(model_config, config)
-    if reasons or gpu is None or not reuses_sets(model_config, config):
+    if reasons or gpu is None or not reads_sparsely(model_config, config):
         return reasons
     context = compat.context_length(server_args, model_config)
-    return reasons_against_selection(gpu, config, context, server_args.kv_cache_dtype)
+    return reasons_against_selection(
+        gpu, config, context, server_args.kv_cache_dtype, server_args.max_running_requests
+    )
 
 
 def _use_lim_runner(original: Callable[[Any], None], worker: Any) -> None:

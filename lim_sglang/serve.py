@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lim_sglang.config import API_KEY_VAR, LimConfig, Role
+from lim_sglang.config import API_KEY_VAR, LimConfig, default_of
 from lim_sglang.errors import ServerError
 from lim_sglang.flags import FLAG_HELP
+from lim_sglang.policies.policy import SPARSE, Role
 from lim_sglang.server import ServerOptions, ServerSpec, running_server, server_options
 
 
@@ -33,7 +34,7 @@ def serve(
         ),
     ] = None,
     budget: Annotated[
-        str | None, _option("--lim-budget", "--budget", default=LimConfig.budget)
+        str | None, _option("--lim-budget", "--budget", default=default_of("budget"))
     ] = None,
     policy: Annotated[
         str | None, _option("--lim-policy", "--policy", default=LimConfig.policy)
@@ -42,10 +43,13 @@ def serve(
         str | None, _option("--lim-select-layers", default="by model")
     ] = None,
     lim_recent_ratio: Annotated[
-        str | None, _option("--lim-recent-ratio", default=LimConfig.recent_ratio)
+        str | None, _option("--lim-recent-ratio", default=default_of("recent_ratio"))
     ] = None,
-    lim_sinks: Annotated[str | None, _option("--lim-sinks", default=LimConfig.sinks)] = None,
-    lim_ranking: Annotated[str | None, _option("--lim-ranking", default=LimConfig.ranking)] = None,
+    lim_sinks: Annotated[str | None, _option("--lim-sinks", default=default_of("sinks"))] = None,
+    lim_ranking: Annotated[
+        str | None, _option("--lim-ranking", default=default_of("ranking"))
+    ] = None,
+    lim_shared_by: Annotated[str | None, _option("--lim-shared-by", default="by policy")] = None,
     lim_config: Annotated[str | None, _option("--lim-config", default="none")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 30000,
@@ -62,6 +66,7 @@ def serve(
         "--lim-recent-ratio": lim_recent_ratio,
         "--lim-sinks": lim_sinks,
         "--lim-ranking": lim_ranking,
+        "--lim-shared-by": lim_shared_by,
         "--lim-config": lim_config,
     }
     given = {flag: text for flag, text in flags.items() if text is not None}
@@ -101,11 +106,11 @@ def ready_block(options: ServerOptions, live: Mapping[str, Any], log: Path | Non
     config, roles = live["config"], live["roles"]
     key = "" if options.api_key is None else f' -H "Authorization: Bearer ${API_KEY_VAR}"'
     select = [str(layer) for layer, role in enumerate(roles) if role == Role.SELECT]
-    reuse = roles.count(Role.REUSE)
+    sparse = sum(role in SPARSE for role in roles)
+    picked = f" picked at layers {', '.join(select)}" if select else ""
     schedule = (
-        f"{reuse} of {len(roles)} layers read {config['budget']} tokens "
-        f"picked at layers {', '.join(select)}"
-        if reuse
+        f"{sparse} of {len(roles)} layers read {config['budget']} tokens{picked}"
+        if sparse
         else f"all {len(roles)} layers read everything"
     )
     return "\n".join(

@@ -17,11 +17,10 @@ from lim_sglang.config import (
     TRACE_VAR,
     LimConfig,
     ModelShape,
-    Role,
-    layer_roles,
     with_preset,
 )
 from lim_sglang.errors import ConfigError, reasons_that_hold
+from lim_sglang.policies.policy import SPARSE, Role, SharedBy, SparsePolicy
 
 if TYPE_CHECKING:
     import torch
@@ -222,12 +221,12 @@ def _reasons_against_layer_lists(model_config: Any, config: LimConfig) -> list[s
 
 def _roles(model_config: Any, config: LimConfig) -> tuple[Role, ...]:
     shape = model_shape(model_config)
-    return layer_roles(with_preset(config, shape), shape.num_layers)
+    return with_preset(config, shape).make_policy().roles(shape.num_layers)
 
 
-def reuses_sets(model_config: Any, config: LimConfig) -> bool:
-    """Return True if any layer of a model that can be served reads a kept set."""
-    return Role.REUSE in _roles(model_config, config)
+def reads_sparsely(model_config: Any, config: LimConfig) -> bool:
+    """Return True if any layer of a model that can be served reads less than everything."""
+    return any(role in SPARSE for role in _roles(model_config, config))
 
 
 def reasons_against_layers(
@@ -254,14 +253,20 @@ def reasons_against_layers(
             "the model has cross-attention: not supported yet",
         ),
         (
-            capped and config.ranking == "mass" and Role.REUSE in roles,
-            "the model caps attention logits: use --lim-ranking rank",
+            capped and _weighs_by_softmax(config) and any(role in SPARSE for role in roles),
+            "the model caps attention logits, which a ranking by softmax ignores: "
+            "use --lim-policy lessismore and --lim-ranking rank",
         ),
         (
             capped and on_cpu,
             "the model caps attention logits: SGLang ignores that on a CPU",
         ),
     )
+
+
+def _weighs_by_softmax(config: LimConfig) -> bool:
+    policy = config.make_policy()
+    return isinstance(policy, SparsePolicy) and policy.weighs_by_softmax
 
 
 MIN_CAPABILITY = (8, 0)
@@ -353,30 +358,42 @@ def reasons_against_gpu(
 
 
 def reasons_against_selection(
-    gpu: Gpu, config: LimConfig, context: int, kv_cache_dtype: str
+    gpu: Gpu,
+    config: LimConfig,
+    context: int,
+    kv_cache_dtype: str,
+    max_running_requests: int | None,
 ) -> list[str]:
     """List the reasons why the kernels cannot select tokens on this GPU.
 
     Args:
-        config: of a schedule with REUSE layers; any other selects nothing.
+        config: of a schedule with sparse layers; any other selects nothing.
         context: tokens of the longest request; a budget that covers them selects nothing.
-        kv_cache_dtype: the value of SGLang's option.
+        kv_cache_dtype, max_running_requests: the values of SGLang's options.
     """
-    if config.budget >= context:
+    policy = config.make_policy()
+    if not isinstance(policy, SparsePolicy) or policy.budget >= context:
         return []
     import torch
 
     from lim_sglang.kernels.launch import MAX_SORT
-    from lim_sglang.kernels.reference import split_budget
 
-    selected = split_budget(config.budget, config.recent_ratio, config.sinks).selected
+    ranked = policy.num_ranked
     most = min(MAX_SORT, _power_of_two_within(gpu.shared_bytes // SORT_BYTES))
     reasons = []
-    if selected > most:
-        largest = int(most / (1 - config.recent_ratio))
+    if not policy.runs_on_gpu:
+        reasons.append(f"policy {config.policy} is served on a CPU only so far")
+    if policy.sharing is not SharedBy.ALL and max_running_requests is None:
         reasons.append(
-            f"a budget of {config.budget} selects {selected} tokens, but on {gpu.name} at most "
-            f"{most} a head can be ranked: use --lim-budget {largest} or less, or {context} to "
+            f"policy {config.policy} keeps {policy.budget} slots for each head and request: "
+            "say how many requests run at once by --max-running-requests"
+        )
+    if ranked > most:
+        largest = policy.budget * most // ranked
+        unit = "tokens" if policy.block == 1 else "pages"
+        reasons.append(
+            f"a budget of {policy.budget} selects {ranked} {unit}, but on {gpu.name} at most "
+            f"{most} a list can be ranked: use --lim-budget {largest} or less, or {context} to "
             "read everything"
         )
     if kv_cache_dtype == "fp8_e4m3":

@@ -12,9 +12,13 @@ from lim_sglang.kernels.launch import interpreted
 from lim_sglang.kernels.verify import (
     Batch,
     attention_differences,
+    head_differences,
+    largest_mass_differences,
+    list_attention_differences,
     mass_differences,
     selection_differences,
     stored_score_differences,
+    window_differences,
 )
 from lim_sglang.validation import INTERPRET_VAR, reasons_against_kv_cache
 
@@ -46,6 +50,10 @@ Check = Callable[[Batch], list[str]]
 CHECKS: Mapping[str, Check] = {
     "selection": lambda batch: selection_differences(batch, "cuda"),
     "selection by mass": lambda batch: mass_differences(batch, "cuda"),
+    "selection by largest mass": lambda batch: largest_mass_differences(batch, "cuda"),
+    "selection by head": lambda batch: head_differences(batch, "cuda"),
+    "attention over lists": lambda batch: list_attention_differences(batch, "cuda"),
+    "window": lambda batch: window_differences(batch, "cuda"),
     "sparse attention": lambda batch: attention_differences(batch, "cuda"),
     "scoring dense pass": stored_score_differences,
 }

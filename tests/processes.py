@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def kept_sets(trace: Path, answer: Answer) -> KeptSets:
     """Return the sets in a folder of traces that led to an answer's tokens."""
     last = answer.prompt_tokens + len(answer.tokens) - 1
     return {
-        (line["seq_len"], line["layer"]): tuple(line["kept"])
+        (line["seq_len"], line["layer"]): tuple(map(tuple, line["kept"]))
         for line in _read_trace(trace, answer.rid)
         if line["seq_len"] <= last
     }
@@ -212,10 +213,11 @@ def set_differences(served: KeptSets, expected: KeptSets) -> list[str]:
     if not wrong:
         return []
     length, layer = wrong[0]
-    unshared = sorted(set(served.get(wrong[0], ())) ^ set(expected.get(wrong[0], ())))
+    lists = zip_longest(served.get(wrong[0], ()), expected.get(wrong[0], ()), fillvalue=())
+    unshared = [sorted(set(found) ^ set(wanted))[:8] for found, wanted in lists]
     return [
         f"{len(wrong)} of {len(expected)} sets differ, first at length {length}, layer {layer}: "
-        f"positions {unshared[:8]}"
+        f"positions {unshared}"
     ]
 
 

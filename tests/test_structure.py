@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from lim_sglang.policies import POLICIES
+
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("lim_sglang", "lim_sglang/bench", "kernels", "programs", "evals")
+FOLDERS = (
+    *("lim_sglang", "lim_sglang/bench", "lim_sglang/policies", "kernels", "programs", "evals"),
+)
 MAX_LINES = 650
-MAX_FILES = 100
+MAX_FILES = 110
 SERVER_SIDE = (
     *("errors", "config", "counters", "compat", "frontend", "validation", "flags", "audit"),
     *("mends", "request_checks", "request_door"),
@@ -20,10 +24,14 @@ SERVER_SIDE = (
     *("models", "supervisor", "server_log", "server", "serve", "verify_gpu", "doctor"),
 )
 """Modules of lim_sglang/, each of which may import those before it."""
-EVERYWHERE = {"errors", "config", "environment", "markdown_section", "plot_style", "progress"}
-"""Modules of lim_sglang/ that every folder may import."""
+EVERYWHERE = {
+    *("errors", "config", "environment", "markdown_section", "plot_style", "progress"),
+    "policies",
+}
+"""Modules of lim_sglang/, and the folder, that every folder may import."""
 MAY_IMPORT: Mapping[str, set[str]] = {
     "kernels": {"kernels"},
+    "policies": {"policies", "kernels", "errors"},
     "programs": {"programs", "frontend", *EVERYWHERE},
     "evals": {"evals", "programs", "server", *EVERYWHERE},
     "bench": {"bench", "kernels", "programs", *SERVER_SIDE, *EVERYWHERE},
@@ -83,7 +91,8 @@ def test_no_module_imports_itself_through_others() -> None:
 @pytest.mark.parametrize("module", SERVER_SIDE)
 def test_the_server_side_imports_downwards(module: str) -> None:
     below = {*SERVER_SIDE[: SERVER_SIDE.index(module)], *EVERYWHERE}
-    assert {name for name in ARROWS[module] if not name.startswith("kernels.")} <= below
+    folders = ("kernels.", "policies.")
+    assert {name for name in ARROWS[module] if not name.startswith(folders)} <= below
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
@@ -96,7 +105,7 @@ def test_a_folder_imports_only_what_lies_below_it(folder: str) -> None:
 
 def test_every_module_has_its_place() -> None:
     alone = {name for name in MODULES if "." not in name}
-    assert alone == {*SERVER_SIDE, *EVERYWHERE, "cli", "__main__", "api"}
+    assert alone == {*SERVER_SIDE, *EVERYWHERE, "cli", "__main__", "api"} - {"policies"}
 
 
 def test_only_the_package_itself_imports_the_python_interface() -> None:
@@ -111,6 +120,16 @@ def test_kernels_import_only_torch_triton_and_each_other() -> None:
         foreign = {n for n in imports(path) if not n.startswith("lim_sglang.kernels.")}
         packages = {name.split(".")[0] for name in foreign} - allowed
         assert packages == ({"flashinfer"} if path.name == "scores.py" else set()), path
+
+
+@pytest.mark.parametrize("module", ["attention_backend", "cpu_backend", "model_runner", "audit"])
+def test_a_decode_step_asks_for_no_policy_by_name(module: str) -> None:
+    words = {
+        node.value
+        for node in ast.walk(ast.parse(MODULES[module].read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert not words & POLICIES.keys()
 
 
 def test_only_compat_mends_and_frontend_name_sglang_internals() -> None:

@@ -16,8 +16,8 @@ from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
 from lim_sglang.bench.results import Row, StepSplit, surroundings
 from lim_sglang.bench.verify import require_exact_kernels, require_exact_steps, require_gpu
 from lim_sglang.bench.workloads import ModelChoice, Point, step_bytes
-from lim_sglang.config import Role
 from lim_sglang.kernels.bench import Run, Spread, cache_flush, capture, copy_gb_per_s, time_graph
+from lim_sglang.policies.policy import Role
 from lim_sglang.validation import BACKEND
 
 WARM_UP_STEPS = 3

@@ -1,7 +1,7 @@
 """Exactness before any time: of the kernels on this GPU, and of the step that is timed.
 
 The step is judged by the memory that a replay of the timed CUDA graph leaves, or by another replay.
-Shapes: S tokens of a request, of which min(S, K) are kept under a budget of K.
+Shapes: S tokens of a request, of which n are kept under a budget of K.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,10 @@ from torch import Tensor
 from lim_sglang import compat
 from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
 from lim_sglang.bench.workloads import Point
-from lim_sglang.config import Role
 from lim_sglang.errors import LimError, bullets
 from lim_sglang.kernels.launch import interpreted
-from lim_sglang.kernels.reference import keep_tokens
 from lim_sglang.kernels.verify import ATTENTION_TOLERANCE, attention_error
+from lim_sglang.policies.policy import Role
 from lim_sglang.validation import BACKEND
 
 
@@ -56,7 +55,8 @@ def require_exact_steps(
         # A step that does not write kept slots and scores is noticed.
         if getattr(runner, "lim_kept_slots", None) is not None:
             runner.lim_kept_slots.zero_()
-            runner.lim_selector.deciding_scores.fill_(torch.nan)
+            if (scores := runner.lim_selector.deciding_scores) is not None:
+                scores.fill_(torch.nan)
         if not run_step(runner, batch).isfinite().all():
             problems.append(f"{contender.name} gives logits that are not finite")
         if contender.name == BACKEND:
@@ -67,21 +67,21 @@ def require_exact_steps(
     return num_sparse
 
 
-def kept_slots(runner: Any, point: Point, budget: int) -> tuple[Tensor, ...] | None:
-    """Return a copy of the slots that each row of the last step keeps, [min(S, K)] int64; None on a
-    CPU, where the runner keeps no slots."""
+def kept_slots(runner: Any, point: Point) -> tuple[Tensor, ...] | None:
+    """Return a copy of the slots that each row of the last step keeps, [n] int64; None on a CPU,
+    where the runner keeps no slots."""
     kept = getattr(runner, "lim_kept_slots", None)
     if kept is None:
         return None
-    counts = [min(length, budget) for length in point.lengths]
-    return kept[: sum(counts)].long().split(counts)
+    counts = [runner.lim_policy.count_read(length) for length in point.lengths]
+    return kept[..., : sum(counts)].long().split(counts, dim=-1)
 
 
 def step_differences(runner: Any, batch: FilledBatch, budget: int) -> list[str]:
     """List where the step that our backend has just run differs from the definition; empty if no
     row is sparse."""
     roles, point = runner.lim_roles, batch.point
-    sparse, kept = point.rows_over(budget), kept_slots(runner, point, budget)
+    sparse, kept = point.rows_over(budget), kept_slots(runner, point)
     if not sparse:
         return []
     if kept is not None and (wrong := rows_with_wrong_slots(batch, kept)):
@@ -92,7 +92,8 @@ def step_differences(runner: Any, batch: FilledBatch, budget: int) -> list[str]:
         ]
     if Role.REUSE not in roles:
         return []
-    last_select = max(layer for layer, role in enumerate(roles) if role is Role.SELECT)
+    selecting = [layer for layer, role in enumerate(roles) if role is Role.SELECT]
+    last_select = max(selecting, default=-1)  # -1: the kept slots are written as the step begins
     above = [n for n, role in enumerate(roles) if role is Role.REUSE and n > last_select]
     if not above:
         return [f"layer {last_select} selects for no layer, so its set is not proved"]
@@ -117,8 +118,12 @@ def rows_with_wrong_slots(batch: FilledBatch, kept: Sequence[Tensor]) -> list[in
         in_order = (positions[1:] > positions[:-1]).all()
         return bool(own & in_order & (positions[-1] == len(slots) - 1))
 
-    pairs = zip(batch.slots, kept, strict=True)
-    return [row for row, (slots, found) in enumerate(pairs) if not is_right(slots, found)]
+    pairs = zip(batch.slots, map(torch.atleast_2d, kept), strict=True)
+    return [
+        row
+        for row, (slots, lists) in enumerate(pairs)
+        if not all(is_right(slots, found) for found in lists)
+    ]
 
 
 def differing_sets(selector: Any, batch: FilledBatch, kept: Sequence[Tensor]) -> list[str]:
@@ -127,13 +132,19 @@ def differing_sets(selector: Any, batch: FilledBatch, kept: Sequence[Tensor]) ->
     Only rows whose scores of the last SELECT layer are still in memory: a later chunk's row over
     the budget overwrites an earlier one's scores. The others have `rows_with_wrong_slots`.
     """
-    chunk, split, found = selector.deciding_scores.shape[0], selector.budget_split, []
-    scored = {row % chunk: row for row in batch.point.rows_over(split.budget)}
+    if (deciding_scores := selector.deciding_scores) is None:
+        over = batch.point.rows_over(selector.budget)
+        keeps = {row: selector.keep(None, batch.point.lengths[row]) for row in over}
+        wrong = [row for row in over if not torch.equal(kept[row], batch.slots[row][keeps[row]])]
+        return [f"row {row} keeps another set than its length gives" for row in wrong]
+    chunk, found = deciding_scores.shape[0], []
+    scored = {row % chunk: row for row in batch.point.rows_over(selector.budget)}
     for index, row in sorted(scored.items(), key=lambda item: item[1]):
-        scores = selector.deciding_scores[index, :, : batch.point.lengths[row]]
-        if not scores.isfinite().all():
+        length = batch.point.lengths[row]
+        scores = deciding_scores[index]
+        if not scores[:, : selector.num_candidates(length)].isfinite().all():
             found.append(f"row {row} has scores that are not finite, or not written")
-        elif not torch.equal(kept[row], batch.slots[row][keep_tokens(scores, split)]):
+        elif not torch.equal(kept[row], batch.slots[row][selector.keep(scores, length)]):
             found.append(f"row {row} keeps another set than its scores give")
     return found
 

@@ -10,8 +10,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from lim_sglang.config import Role
 from lim_sglang.errors import ConfigError
+from lim_sglang.policies.policy import Role
 from lim_sglang.validation import BACKEND
 
 DENSE_BACKENDS = ("flashinfer", "triton", "fa3")

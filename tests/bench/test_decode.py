@@ -13,9 +13,9 @@ from lim_sglang.bench.decode import WARM_UP_STEPS, Bench, DecodeOptions
 from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
 from lim_sglang.bench.results import StepSplit
 from lim_sglang.bench.workloads import ModelChoice, Point
-from lim_sglang.config import Role
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.bench import Spread
+from lim_sglang.policies.policy import Role
 
 POINT = Point((40,) * 3)
 BATCH = FilledBatch(POINT, (), SimpleNamespace(name="batch"))

@@ -19,8 +19,8 @@ from lim_sglang import compat
 from lim_sglang.bench import model_runner
 from lim_sglang.bench.workloads import ModelChoice, Point
 from lim_sglang.compat import CPU_ENGINE_VAR
-from lim_sglang.config import Role
 from lim_sglang.errors import LimError, ServerError
+from lim_sglang.policies.policy import Role
 from tests.processes import clean_environment
 from tests.server.tiny_model import NUM_LAYERS
 

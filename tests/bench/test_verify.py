@@ -12,8 +12,8 @@ from lim_sglang import compat
 from lim_sglang.bench import verify
 from lim_sglang.bench.model_runner import Contender, FilledBatch
 from lim_sglang.bench.workloads import Point
-from lim_sglang.config import Role
 from lim_sglang.errors import LimError
+from lim_sglang.policies.policy import Role
 from tests.fakes.model_runner import BATCH, BUDGET, MIXED, SHORT, SLOTS, Runner, layers
 
 
@@ -147,13 +147,14 @@ BETWEEN = FilledBatch(Point((6, 3, 6)), (SLOTS[0], SHORT, SLOTS[1]), None)
 def test_a_short_row_that_loses_a_slot_is_found(short: torch.Tensor, rows: list[int]) -> None:
     # The buffer is longer than the batch needs, as in a runner.
     buffer = torch.cat([KEPT[0], short, KEPT[1], torch.full((5,), -1)]).to(torch.int32)
-    kept = verify.kept_slots(SimpleNamespace(lim_kept_slots=buffer), BETWEEN.point, BUDGET)
+    fake = SimpleNamespace(lim_kept_slots=buffer, lim_policy=Runner().lim_policy)
+    kept = verify.kept_slots(fake, BETWEEN.point)
     assert kept is not None
     assert verify.rows_with_wrong_slots(BETWEEN, kept) == rows
 
 
 def test_a_runner_without_kept_slots_proves_no_set() -> None:
-    assert verify.kept_slots(SimpleNamespace(), BATCH.point, BUDGET) is None
+    assert verify.kept_slots(SimpleNamespace(), BATCH.point) is None
     runner = Runner(writes=False)
     del runner.lim_kept_slots
     with pytest.raises(LimError, match="the runner keeps no slots, so no set is proved"):

@@ -8,8 +8,9 @@ import pytest
 
 from lim_sglang.bench import workloads
 from lim_sglang.bench.workloads import SHAPES, CacheDtype, ModelChoice, Point
-from lim_sglang.config import PRESETS, LimConfig, ModelShape, Role, layer_roles
+from lim_sglang.config import PRESETS, LimConfig, ModelShape
 from lim_sglang.errors import ConfigError, ModelError
+from lim_sglang.policies.policy import Role
 from lim_sglang.validation import KV_CACHE_DTYPES
 
 PARAMETERS = {"qwen3-8b": 8.19e9, "qwen3-4b": 4.02e9, "qwen3-1.7b": 1.72e9, "llama-8b": 8.03e9}
@@ -162,7 +163,7 @@ def facts(weight_bytes: float, token_bytes: int, roles: tuple[Role, ...]) -> dic
     }
 
 
-ROLES = layer_roles(LimConfig(select_layers=(2, 12)), 36)
+ROLES = LimConfig(select_layers=(2, 12)).make_policy().roles(36)
 
 
 @pytest.mark.parametrize(

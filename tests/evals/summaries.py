@@ -21,7 +21,7 @@ COMMITTED = {
 }
 """The committed summaries by their budgets; None: full attention."""
 CONDITIONS: Mapping[str, Any] = COMMITTED[256].conditions
-FULL = {name: COMMITTED[None].conditions[name] for name in POLICY}
+FULL = {name: COMMITTED[None].conditions.get(name) for name in POLICY}
 """Conditions that differ under full attention."""
 
 

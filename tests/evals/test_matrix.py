@@ -191,7 +191,7 @@ lim = 7
         (
             "[[tasks]]\ntask = 'aime99'\n[[tasks]]\ntask = 'math500'\nprogram = 'oracle'\n"
             "[[tasks]]\ntask = 'math500'\noptions = { window = 2 }\n"
-            "[[servers]]\npolicy = 'quest'",
+            "[[servers]]\npolicy = 'quests'",
             [
                 "tasks.0: unknown task 'aime99'",
                 "tasks.1: unknown program 'oracle'",
@@ -203,7 +203,7 @@ lim = 7
             f"{LEAST}policy = 'full'\nbudget = 3\n[[servers]]\ntasks = ['math']\n[[servers]]\n"
             "sglang = ['--lim-budget', '5']\n[[servers]]\nlim = { rank = 1, sinks = 2 }",
             [
-                "servers.0: policy full reads every token: leave out budget and lim",
+                "servers.0: policy full does not heed budget",
                 "servers.1: no task math; the tasks are math500",
                 "servers.2: --lim-budget among SGLang's options: use policy, budget and lim",
                 "servers.3: unknown LessIsMore setting 'rank'",

@@ -11,9 +11,9 @@ from lim_sglang import compat
 from lim_sglang.bench.model_runner import FilledBatch
 from lim_sglang.bench.verify import kept_slots
 from lim_sglang.bench.workloads import Point
-from lim_sglang.config import Role
 from lim_sglang.counters import Stats
 from lim_sglang.kernels.reference import BudgetSplit, attend_tokens, keep_tokens
+from lim_sglang.policies.policy import Role
 
 SLOTS = torch.tensor([[7, 3, 9, 5, 1, 8], [2, 12, 4, 10, 6, 11]])
 SHORT = torch.tensor([14, 13, 15])
@@ -90,7 +90,7 @@ class Backend:
         assert (k, v, save_kv_cache) == (None, None, False)
         assert ROLES[layer.layer_id] is Role.REUSE
         runner = self._runner
-        kept = kept_slots(runner, runner.batch.point, BUDGET)
+        kept = kept_slots(runner, runner.batch.point)
         assert kept is not None
         read = runner.batch.slots if runner.dense_layer else kept
         return attend(runner.token_to_kv_pool, runner.acts_as or layer, q, read)
@@ -125,8 +125,12 @@ class Runner:
     def __post_init__(self) -> None:
         self.lim_stats = Stats()
         self.lim_kept_slots = torch.zeros(4 * BUDGET, dtype=torch.int32)
+        self.lim_policy = SimpleNamespace(count_read=lambda length: min(length, BUDGET))
         self.lim_selector = SimpleNamespace(
-            deciding_scores=torch.zeros(self.chunk, 2, 9), budget_split=SHARES
+            deciding_scores=torch.zeros(self.chunk, 2, 9),
+            budget=BUDGET,
+            keep=lambda scores, length: keep_tokens(scores[:, :length], SHARES),
+            num_candidates=lambda length: length,
         )
         self.token_to_kv_pool = Pool(self.cache_dtype)
         self.ours = Backend(self)

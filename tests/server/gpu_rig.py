@@ -8,7 +8,7 @@ the results are known from the definition alone.
 import itertools
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +18,17 @@ from torch import Tensor
 
 from lim_sglang import compat
 from lim_sglang.bench.model_runner import Contender, build_dense_backend, load_runner
-from lim_sglang.config import layer_roles
-from lim_sglang.kernels.reference import attend_tokens, keep_tokens, score_tokens, softmax_mass
-from lim_sglang.kernels.selector import MassSelector
+from lim_sglang.config import LimConfig
+from lim_sglang.kernels.reference import attend_lists, score_tokens
+from lim_sglang.kernels.selector import MassSelector, ScoreSelector
 from lim_sglang.kernels.verify import (
     ATTENTION_TOLERANCE,
     MASS_TOLERANCE,
     SCORE_TOLERANCE,
     relative_error,
 )
+from lim_sglang.policies import POLICIES
+from lim_sglang.policies.policy import SelectingPolicy, SparsePolicy
 
 NUM_LAYERS = 6
 """Layers of the small random models."""
@@ -127,21 +129,20 @@ class Rig:
             self._keep(name)
         return self._take(name)
 
-    def use_lim(
-        self, budget: int, select_layers: Sequence[int] = (2, 4), ranking: str = "rank"
-    ) -> Any:
-        """Let LessIsMore serve with these settings; return its backend."""
-        key = (budget, tuple(select_layers), ranking)
+    def use_lim(self, budget: int, **settings: Any) -> Any:
+        """Let our backend serve with these settings; return it."""
+        if issubclass(POLICIES[settings.get("policy", "lessismore")], SelectingPolicy):
+            settings = {"select_layers": (2, 4), **settings}
+        config = LimConfig.from_mapping({"budget": budget, **settings})
+        key = config.to_json()
         if key not in self._contenders:
             runner = self.runner
-            runner.lim_config = replace(
-                runner.lim_config,
-                budget=budget,
-                select_layers=tuple(select_layers),
-                ranking=ranking,
-            )
-            runner.lim_roles = layer_roles(runner.lim_config, len(runner.lim_roles))
-            runner.allocate_selection()
+            runner.lim_config = config
+            policy = config.make_policy()
+            assert isinstance(policy, SparsePolicy)
+            runner.lim_policy = policy
+            runner.lim_roles = policy.roles(len(runner.lim_roles))
+            runner.allocate_selection(policy)
             runner.init_attention_backends()
             runner.init_decode_cuda_graph()
             self._keep(key)
@@ -235,9 +236,10 @@ class Outcome:
     outputs: tuple[Tensor, Tensor]
     kept: list[Tensor]
     """The kept slots of each row."""
-    scores: Tensor
-    deciding_scores: Tensor
-    """The scores, or the mass of each token as of one head."""
+    scores: Tensor | None
+    """None where lengths alone decide, as for `deciding_scores`."""
+    deciding_scores: Tensor | None
+    """The scores, or the mass of each token or page as of one head."""
 
 
 def fill_cache(rig: Rig, seed: int = 0) -> None:
@@ -312,8 +314,9 @@ def run_eager(rig: Rig, backend: Any, step: Step) -> Outcome:
 
 def poison(backend: Any) -> None:
     """Overwrite the results of an earlier step, so that none passes for this step's."""
-    backend.selector.scores.fill_(torch.nan)
-    backend.selector.deciding_scores.fill_(torch.nan)
+    if isinstance(backend.selector, ScoreSelector):
+        backend.selector.scores.fill_(torch.nan)
+        backend.selector.deciding_scores.fill_(torch.nan)
     backend.sparse_decode.kept_slots.zero_()
 
 
@@ -321,12 +324,13 @@ def outcome(backend: Any, step: Step, outputs: tuple[Tensor, Tensor]) -> Outcome
     """Copy a step's results."""
     ends = backend.sparse_decode.kept_indptr.tolist()
     kept = backend.sparse_decode.kept_slots.clone()
-    rows = step.forward_batch.batch_size
+    rows, selector = step.forward_batch.batch_size, backend.selector
+    is_scored = isinstance(selector, ScoreSelector)
     return Outcome(
         (outputs[0].clone(), outputs[1].clone()),
-        [kept[first:last] for first, last in itertools.pairwise(ends)],
-        backend.selector.scores[:rows].clone(),
-        backend.selector.deciding_scores[:rows].clone(),
+        [kept[..., first:last] for first, last in itertools.pairwise(ends)],
+        selector.scores[:rows].clone() if is_scored else None,
+        selector.deciding_scores[:rows].clone() if is_scored else None,
     )
 
 
@@ -381,29 +385,30 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
     pool = rig.runner.token_to_kv_pool
     keys = [pool.get_key_buffer(layer) for layer in (SELECT, REUSE)]
     values = [pool.get_value_buffer(layer) for layer in (SELECT, REUSE)]
-    budget = backend.selector.budget_split.budget
-    wrong = []
+    selector, wrong = backend.selector, []
+
     for row, slots in enumerate(step.slots):
         name = f"row {row} of {len(slots)} tokens"
         query = [q[row].view(heads, dim).float() for q in step.query]
-        scores = found.scores[row, :, : len(slots)]
-        if len(slots) > budget:
+        if len(slots) > selector.budget and found.scores is not None:
+            scores = found.scores[row, :, : len(slots)]
             expected = score_tokens(query[0], keys[0][slots.long()].float())
             error = relative_error(scores, expected)
             if not error <= SCORE_TOLERANCE:
                 wrong.append(f"{name}: scores are off by {error:.1e}")
-            if isinstance(backend.selector, MassSelector):
-                mass = softmax_mass(scores, layers_of(rig)[0].scaling)
-                error = relative_error(found.deciding_scores[row, 0, : len(slots)], mass)
+            if isinstance(selector, MassSelector):
+                mass = selector.masses(scores, layers_of(rig)[0].scaling)
+                error = relative_error(found.deciding_scores[row, 0, : len(mass)], mass)
                 if not error <= 10 * MASS_TOLERANCE:  # the normalisers are FlashInfer's
                     wrong.append(f"{name}: masses are off by {error:.1e}")
-        deciding_scores = found.deciding_scores[row, :, : len(slots)]
-        kept = slots[keep_tokens(deciding_scores, backend.selector.budget_split)]
+        deciding_scores = None if found.scores is None else found.deciding_scores[row]
+        kept = slots[selector.keep(deciding_scores, len(slots))]
         if not torch.equal(found.kept[row], kept):
             wrong.append(f"{name} keeps other slots")
         for n, read in enumerate((slots, kept)):
             scale = layers_of(rig)[n].scaling
-            expected = attend_tokens(query[n], keys[n], values[n], read.long(), scale)
+            lists = torch.atleast_2d(read.long())
+            expected = attend_lists(query[n], keys[n], values[n], lists, scale)
             error = relative_error(found.outputs[n][row].view(heads, dim), expected)
             if not error <= rig.tolerance:
                 wrong.append(f"{name}: layer {(SELECT, REUSE)[n]} is off by {error:.1e}")

@@ -271,9 +271,9 @@ def force_tokens(given: Mapping[str, Any]) -> dict[str, Any]:
     rig = Rig(model)
     rig.use_dense()
     served_dense = rig.teacher_forced(prompts, forced)
-    rig.use_lim(ORACLE_BUDGET, select)
+    rig.use_lim(ORACLE_BUDGET, select_layers=tuple(select))
     served_sparse = rig.teacher_forced(prompts, forced)
-    rig.use_lim(ORACLE_BUDGET, [select[0], select[1] + 3])
+    rig.use_lim(ORACLE_BUDGET, select_layers=(select[0], select[1] + 3))
     served_otherwise = rig.teacher_forced(prompts, forced)
     return {
         "dense": distance(dense, served_dense),

@@ -1,11 +1,12 @@
-"""An independent LessIsMore: Hugging Face transformers with an attention function of our own.
+"""Independent sparse decode: Hugging Face transformers with an attention function of our own.
 
-The oracle is written from the paper's definition alone and shares no code with the package: a
+The oracle is written from the papers' definitions alone and shares no code with the package: a
 server that agrees with it, token for token and set for set, is right for the right reason. Prefill
-is dense; at decode, layers attend by their roles. One request at a time, fp32, greedy.
+is dense; at decode, layers attend by their roles. One request at a time, fp32, greedy. The rivals'
+sets come from `tests/kernels/make_vectors_rivals.py`, which works on plain lists.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,8 +17,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-KeptSets = dict[tuple[int, int], tuple[int, ...]]
-"""(sequence length with the newest token, SELECT layer) -> ascending positions kept."""
+KeptSets = dict[tuple[int, int], tuple[tuple[int, ...], ...]]
+"""(sequence length with the newest token, layer that selects) -> ascending positions kept, a list
+for all heads, each KV head or each query head."""
+Keep = Callable[[torch.Tensor, torch.Tensor, float], list[list[int]]]
+"""Returns the kept positions for a query [H, D], keys [S, G, D] and the factor on q·k."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class OracleRun:
 
 
 class Oracle:
-    """Greedy decoding of one model under LessIsMore; an empty `select_layers` means dense."""
+    """Greedy decoding of one model under a policy; by default LessIsMore, where an empty
+    `select_layers` means dense."""
 
     def __init__(
         self,
@@ -41,6 +46,8 @@ class Oracle:
         recent_ratio: float = 0.25,
         sinks: int = 4,
         by_mass: bool = False,
+        keep: Keep | None = None,
+        picks: bool = False,
         dense_layers: Collection[int] = (0, 1),
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
@@ -49,7 +56,9 @@ class Oracle:
         self._dense_layers = frozenset(dense_layers) - self._select_layers
         self._budget, self._recent_ratio, self._sinks = budget, recent_ratio, sinks
         self._by_mass = by_mass
-        # The set of the nearest SELECT layer below; None for everything.
+        self._keep = keep or self._keep_unified
+        self._picks = picks
+        # [lists, n], of the nearest SELECT layer below, or of this layer; None for everything.
         self._set: torch.Tensor | None = None
         self._kept: KeptSets = {}
         name = f"lim_oracle_{id(self)}"
@@ -113,29 +122,54 @@ class Oracle:
         is_decode = query.shape[2] == 1
         if is_decode and layer in self._select_layers:
             self._set = self._select(module, query, key)
-        elif is_decode and layer not in self._dense_layers and self._set is not None:
-            key, value = key[:, :, self._set], value[:, :, self._set]
-            attention_mask = None
+        elif is_decode and layer not in self._dense_layers:
+            if self._picks:
+                self._set = self._select(module, query, key)
+            if self._set is not None:
+                return self._attend_kept(module, query, key, value), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+    def _attend_kept(
+        self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Attend head by head, each to its own list: [1, 1, heads, head_dim]."""
+        assert self._set is not None
+        heads, lists = query.shape[1], len(self._set)
+        outputs = []
+        for head in range(heads):
+            kept, kv_head = self._set[head * lists // heads], head // module.num_key_value_groups
+            scores = key[0, kv_head, kept] @ query[0, head, 0] * module.scaling
+            outputs.append(torch.softmax(scores, 0) @ value[0, kv_head, kept])
+        return torch.stack(outputs)[None, None]
 
     def _select(
         self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor
     ) -> torch.Tensor | None:
-        """Return the positions that layers above read, ascending int64 [budget]; None for all."""
+        """Return the positions that are read, ascending int64 [lists, n]; None for all."""
         length = key.shape[2]
         if length <= self._budget:
             return None
-        keys = key[0].repeat_interleave(
-            module.num_key_value_groups, dim=0
-        )  # [heads, length, head_dim]
-        # [heads, length], no scale; products of fp16 are exact in f32 and would tie in fp16
-        wide = torch.promote_types(keys.dtype, torch.float32)
-        scores = (keys.to(wide) @ query[0].to(wide).transpose(1, 2)).squeeze(2)
-        if self._by_mass:  # one ranking, by what the heads' softmax gives each token together
-            scores = torch.softmax(scores * module.scaling, dim=1).sum(dim=0, keepdim=True)
-        positions = unified_set(scores, self._budget, self._recent_ratio, self._sinks)
-        self._kept[length, module.layer_idx] = tuple(positions)
+        positions = self._keep(query[0, :, 0], key[0].transpose(0, 1), module.scaling)
+        self._kept[length, module.layer_idx] = tuple(map(tuple, positions))
         return torch.tensor(positions, device=key.device)
+
+    def _keep_unified(
+        self, query: torch.Tensor, keys: torch.Tensor, scale: float
+    ) -> list[list[int]]:
+        scores = raw_scores(query, keys)
+        if self._by_mass:  # one ranking, by what the heads' softmax gives each token together
+            scores = torch.softmax(scores * scale, dim=1).sum(dim=0, keepdim=True)
+        return [unified_set(scores, self._budget, self._recent_ratio, self._sinks)]
+
+
+def raw_scores(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Return q·k without a scale, [heads, length].
+
+    Products of fp16 are exact in f32, and would tie in fp16.
+    """
+    wide = torch.promote_types(keys.dtype, torch.float32)
+    own = keys.to(wide).repeat_interleave(query.shape[0] // keys.shape[1], dim=1)
+    return torch.einsum("hd,shd->hs", query.to(wide), own)
 
 
 def unified_set(scores: torch.Tensor, budget: int, recent_ratio: float, sinks: int) -> list[int]:

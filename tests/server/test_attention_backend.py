@@ -5,7 +5,7 @@ On a GPU: parity with dense decode, CUDA graphs, padding, chunks, no waiting and
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -23,10 +23,11 @@ from lim_sglang.attention_backend import (
     SparseDecodeWrapper,
 )
 from lim_sglang.compat import TENSOR_CORE_VAR, DecodeMetadata, FlashInferAttnBackend
-from lim_sglang.config import Role
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.reference import attend_tokens
 from lim_sglang.kernels.verify import relative_error
+from lim_sglang.policies.lessismore import LessIsMore
+from lim_sglang.policies.policy import Role
 from tests.server.gpu_rig import (
     Graph,
     Rig,
@@ -50,7 +51,7 @@ def sparse_decode(num_slots: int = MAX_ROWS * SMALL_BUDGET) -> SparseDecodeWrapp
     backend = SimpleNamespace(kv_last_page_len=torch.ones(MAX_ROWS), indices_updater_decode=shape)
     generator = torch.Generator().manual_seed(3)
     slots = torch.randperm(200, generator=generator)[:num_slots].int()
-    return SparseDecodeWrapper(backend, slots, SMALL_BUDGET)
+    return SparseDecodeWrapper(backend, slots, LessIsMore(budget=SMALL_BUDGET))
 
 
 def cache() -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,9 +133,7 @@ class Attention:
 def test_scales_reach_the_score_storing_pass_and_a_soft_cap_is_refused() -> None:
     attention = Attention()
     scores, lse = torch.zeros(1), torch.zeros(1)
-    selector = SimpleNamespace(
-        scores=scores, lse=lse, budget_split=SimpleNamespace(budget=SMALL_BUDGET)
-    )
+    selector = SimpleNamespace(scores=scores, lse=lse, budget=SMALL_BUDGET)
     wrapper = ScoreStoringWrapper(attention, None, selector)  # type: ignore[arg-type]
     query, kv_cache = torch.ones(1, HEADS, DIM), cache()
     options = {"sm_scale": 0.5, "logits_soft_cap": None, "k_scale": 3.0, "v_scale": 5.0}
@@ -181,7 +180,7 @@ def dispatch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
         backend = object.__new__(LimAttnBackend)
         backend.roles, backend.audit, backend.selector = ROLES, None, Recorder()
         backend.sparse_decode, backend.scoring = sparse, Attention() if scores_in_pass else None
-        backend.forward_metadata = planned
+        backend.forward_metadata, backend.window_layer = planned, None
         backend.token_to_kv_pool = SimpleNamespace(get_key_buffer="keys of layer {}".format)
         for layer in range(len(ROLES)):
             with pytest.raises(KeyError) if fail else nullcontext():
@@ -229,6 +228,16 @@ RAGGED = {
     "sixteen": [150 * n + 1 for n in range(16)],
     "sixty-four": [30 * n + 1 for n in range(64)],
 }
+POLICIES: Mapping[str, Mapping[str, Any]] = {
+    "rank": {},
+    "mass": {"ranking": "mass"},
+    "streaming": {"policy": "streaming", "dense_layers": (0, 1, 2)},
+    "omnikv": {"policy": "omnikv"},
+    "delta": {"policy": "delta"},
+    "tidal": {"policy": "tidal"},
+    "tidal-recent": {"policy": "tidal", "recent_ratio": 0.25, "sinks": 4},
+}
+"""Settings under which layer 2 reads everything and layer 3 what is kept."""
 EIGHT, OTHER_EIGHT = RAGGED["eight"], [3500, 7, 256, 257, 1999, 1, 600, 601]
 
 
@@ -268,18 +277,18 @@ def test_layers_that_all_select_give_the_dense_backends_tokens(rig: Rig) -> None
     asked = prompts(500, 300)
     rig.use_dense()
     dense = rig.greedy(asked, 16)
-    rig.use_lim(BUDGET, select_layers=range(6))
+    rig.use_lim(BUDGET, select_layers=tuple(range(6)))
     assert torch.equal(rig.greedy(asked, 16), dense)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("ranking", ["rank", "mass"])
+@pytest.mark.parametrize("settings", POLICIES.values(), ids=POLICIES)
 @pytest.mark.parametrize("name", RAGGED)
 def test_graphs_and_eager_steps_select_and_attend_as_the_definition_says(
-    rig: Rig, name: str, ranking: str
+    rig: Rig, name: str, settings: Mapping[str, Any]
 ) -> None:
     fill_cache(rig)
-    backend = rig.use_lim(BUDGET, ranking=ranking)
+    backend = rig.use_lim(BUDGET, **settings)
     lengths = RAGGED[name]
     graph = Graph(rig, backend, make_step(rig, [1] * len(lengths), seed=1))
     step = make_step(rig, lengths)

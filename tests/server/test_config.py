@@ -1,20 +1,20 @@
 """The configuration: defaults, JSON, precedence, presets, refusals, and the layers' roles."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pytest
 
 from lim_sglang.config import (
     LimConfig,
     ModelShape,
-    default_select_layers,
-    layer_roles,
     parse_layers,
     resolve_settings,
     with_preset,
 )
 from lim_sglang.errors import ConfigError
+from lim_sglang.policies import POLICIES
+from lim_sglang.policies.policy import default_select_layers
 
 QWEN3_4B = ModelShape("qwen3", 36, 2560, 32)
 UNKNOWN = ModelShape("qwen3", 28, 1024, 16)
@@ -25,8 +25,31 @@ def test_json_comes_back_as_it_went() -> None:
     assert LimConfig.from_json(config.to_json()) == config
 
 
-def test_json_holds_every_field() -> None:
-    assert json.loads(LimConfig().to_json()).keys() == asdict(LimConfig()).keys()
+@pytest.mark.parametrize("policy", POLICIES)
+def test_json_holds_what_the_policy_heeds(policy: str) -> None:
+    config = LimConfig(policy=policy)
+    assert LimConfig.from_json(config.to_json()) == config
+    heeded = {field.name for field in fields(POLICIES[policy])}
+    assert json.loads(config.to_json()).keys() - {"policy"} <= heeded
+    assert heeded <= asdict(config).keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"policy": "full", "budget": 9}, "full does not heed budget"),
+        ({"policy": "streaming", "recent_ratio": 0.25}, "streaming does not heed recent_ratio"),
+        ({"policy": "quest", "select_layers": [2]}, "quest does not heed select_layers"),
+        ({"policy": "lessismore", "shared_by": "all"}, "lessismore does not heed shared_by"),
+        ({"policy": "quest", "shared_by": "head"}, "one of all, kv_head, query_head, not 'head'"),
+        ({"policy": "quest", "budget": 32}, "multiple of 16 of at least 48"),
+        ({"policy": "quest", "budget": 100}, "multiple of 16"),
+        ({"policy": "delta", "budget": 128}, "multiple of 16 of at least 144"),
+    ],
+)
+def test_a_setting_has_to_suit_the_policy(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        LimConfig.from_mapping(settings)
 
 
 def test_defaults_are_the_papers() -> None:
@@ -43,7 +66,7 @@ def test_unknown_keys_are_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("policy", "quest"),
+        ("policy", "quests"),
         ("budget", 0),
         ("budget", True),
         ("budget", "64"),
@@ -56,7 +79,7 @@ def test_unknown_keys_are_refused_with_the_known_ones() -> None:
         ("select_layers", [2, 2]),
         ("select_layers", [-1]),
         ("select_layers", "2,12"),
-        ("dense_layers", None),
+        ("dense_layers", 0),
     ],
 )
 def test_a_bad_value_is_named(setting: str, value: object) -> None:
@@ -124,20 +147,32 @@ def test_a_layer_list_with_words_is_refused() -> None:
         (LimConfig(select_layers=(2,), dense_layers=()), 5, "FFSRR"),
         (LimConfig(select_layers=(1,), dense_layers=(0, 3)), 5, "FSRFR"),
         (LimConfig(select_layers=(1, 3), dense_layers=(0, 3)), 5, "FSRSR"),
-        (LimConfig(select_layers=(2,), policy="full"), 4, "FFFF"),
+        (LimConfig(policy="full"), 4, "FFFF"),
+        (LimConfig(policy="streaming"), 3, "RRR"),
+        (LimConfig(policy="streaming", dense_layers=(0, 1)), 3, "FFR"),
+        (LimConfig(policy="quest"), 4, "FFPP"),
+        (LimConfig(policy="quest", dense_layers=()), 3, "PPP"),
+        (LimConfig(policy="tidal", select_layers=(2, 4)), 6, "FFSRSR"),
         (LimConfig(), 6, "FFSSRR"),
     ],
 )
 def test_a_role_follows_from_the_layer_lists_and_the_policy(
     config: LimConfig, depth: int, expected: str
 ) -> None:
-    letters = "".join(role.value[0].upper() for role in layer_roles(config, depth))
+    letters = "".join(role.value[0].upper() for role in config.make_policy().roles(depth))
     assert letters == expected
 
 
-@pytest.mark.parametrize("policy", ["lessismore", "full"])
-@pytest.mark.parametrize("name", ["select_layers", "dense_layers"])
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        (name, field.name)
+        for name, policy in POLICIES.items()
+        for field in fields(policy)
+        if field.name.endswith("_layers")
+    ],
+)
 def test_a_layer_beyond_the_model_is_refused(name: str, policy: str) -> None:
     config = LimConfig.from_mapping({name: [1, 8], "policy": policy})
     with pytest.raises(ConfigError, match=rf"{name} names layer 8.*0 to 7"):
-        layer_roles(config, 8)
+        config.make_policy().roles(8)

@@ -51,6 +51,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             "decode_attention_backend": None,
             "prefill_attention_backend": None,
             "kv_cache_dtype": "auto",
+            "max_running_requests": None,
         }
         try:
             plugin._refuse(SimpleNamespace(**(given | options)))
@@ -78,7 +79,7 @@ def test_selection_is_checked_with_everything_else(start: Callable[..., list[str
 @pytest.mark.parametrize(
     "settings",
     [
-        '{"budget": 20000, "policy": "full"}',
+        '{"policy": "full"}',
         '{"budget": 20000, "select_layers": []}',
         f'{{"budget": {CONTEXT}}}',
     ],

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lim_sglang.config import LimConfig, Role
+from lim_sglang.config import LimConfig
+from lim_sglang.policies.policy import Role
 from lim_sglang.validation import (
     CPU_REFUSALS,
     REFUSALS,
@@ -17,13 +18,13 @@ from lim_sglang.validation import (
     decodes_with_lim,
     has_nvcc,
     head_dim_of,
+    reads_sparsely,
     reasons_against,
     reasons_against_gpu,
     reasons_against_kv_cache,
     reasons_against_layers,
     reasons_against_model,
     reasons_against_selection,
-    reuses_sets,
 )
 
 LIMITS_MD = Path(__file__).parents[2] / "docs" / "limits.md"
@@ -137,14 +138,16 @@ def test_a_model_is_refused_by_its_trait(traits: dict[str, Any], word: str | Non
     [
         ({}, True),
         ({"policy": "full"}, False),
+        ({"policy": "streaming"}, True),
+        ({"policy": "streaming", "dense_layers": tuple(range(8))}, False),
         ({"select_layers": ()}, False),
         ({"select_layers": (7,)}, False),  # of 8: nothing above it
     ],
 )
-def test_a_schedule_reuses_sets_unless_all_its_layers_read_everything(
+def test_a_schedule_reads_sparsely_unless_all_its_layers_read_everything(
     settings: dict[str, Any], reuses: bool
 ) -> None:
-    assert reuses_sets(model(), LimConfig(**settings)) is reuses
+    assert reads_sparsely(model(), LimConfig(**settings)) is reuses
 
 
 def layer(index: int, **traits: Any) -> SimpleNamespace:
@@ -167,7 +170,7 @@ CAPPED = [layer(0, logit_cap=30.0), layer(1)]
         ([layer(0, is_cross_attention=True), layer(1)], "rank", True, "cross-attention"),
         (CAPPED, "rank", True, "SGLang ignores that on a CPU"),
         (CAPPED, "rank", False, None),
-        (CAPPED, "mass", False, "use --lim-ranking rank"),
+        (CAPPED, "mass", False, "--lim-ranking rank"),
     ],
 )
 def test_loaded_layers_are_checked_again(
@@ -229,7 +232,7 @@ def test_interpreting_is_refused_as_triton_reads_it(value: str, refused: bool) -
 def test_a_budget_is_refused_that_no_program_could_sort(
     gpu: Gpu, budget: int, limit: int | None
 ) -> None:
-    reasons = reasons_against_selection(gpu, LimConfig(budget=budget), CONTEXT, "auto")
+    reasons = reasons_against_selection(gpu, LimConfig(budget=budget), CONTEXT, "auto", None)
     assert len(reasons) == (limit is not None)
     for reason in reasons:
         assert f"a budget of {budget} selects {int(budget * 0.75)} tokens" in reason
@@ -240,10 +243,10 @@ def test_a_budget_is_refused_that_no_program_could_sort(
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 0.9, 0.999])
 def test_the_budget_that_is_proposed_is_served(ratio: float) -> None:
     refused = LimConfig(budget=2**30, recent_ratio=ratio)
-    (reason,) = reasons_against_selection(A10, refused, 2**31, "auto")
+    (reason,) = reasons_against_selection(A10, refused, 2**31, "auto", None)
     proposed = int(reason.split("--lim-budget ")[1].split()[0])
     for served in (replace(refused, budget=proposed), replace(refused, recent_ratio=1)):
-        assert reasons_against_selection(A10, served, 2**31, "auto") == []
+        assert reasons_against_selection(A10, served, 2**31, "auto", None) == []
 
 
 @pytest.mark.parametrize(
@@ -258,7 +261,7 @@ def test_the_budget_that_is_proposed_is_served(ratio: float) -> None:
 def test_an_option_for_a_cache_that_cannot_be_read_is_refused(
     gpu: Gpu, budget: int, dtype: str, refused: bool
 ) -> None:
-    reasons = reasons_against_selection(gpu, LimConfig(budget=budget), CONTEXT, dtype)
+    reasons = reasons_against_selection(gpu, LimConfig(budget=budget), CONTEXT, dtype, None)
     assert len(reasons) == refused
 
 
@@ -301,3 +304,20 @@ def test_nvcc_is_looked_for_where_cuda_home_points(
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nvcc").touch()
     assert has_nvcc()
+
+
+@pytest.mark.parametrize(
+    ("policy", "rows", "words"),
+    [
+        ("tidal", None, "--max-running-requests"),
+        ("tidal", 8, None),
+        ("quest", 8, "on a CPU only so far"),
+        ("streaming", None, None),
+    ],
+)
+def test_lists_of_single_heads_need_a_limit_of_rows(
+    policy: str, rows: int | None, words: str | None
+) -> None:
+    reasons = reasons_against_selection(H100, LimConfig(policy=policy), CONTEXT, "auto", rows)
+    assert len(reasons) == (words is not None)
+    assert all(str(words) in reason for reason in reasons)

@@ -1,0 +1,70 @@
+"""LessIsMore: two layers select tokens, all heads share the set, a fixed share is recent."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lim_sglang.policies.policy import LayerInputs, SelectingPolicy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lim_sglang.kernels.reference import BudgetSplit
+    from lim_sglang.kernels.selector import Room, Selector
+
+RANKINGS = ("rank", "mass")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LessIsMore(SelectingPolicy):
+    """The paper's method. `budget` is its K, `recent_ratio` its r.
+
+    Source: Yang et al., "Less Is More", arXiv 2508.07101.
+    """
+
+    title: ClassVar[str] = "LessIsMore"
+
+    recent_ratio: float = 0.25
+    """Share of the budget kept for the newest tokens and the sinks."""
+    sinks: int = 4
+    """Oldest tokens that are always kept, taken out of the recency share."""
+    ranking: str = "rank"
+    """Order of tokens at a SELECT layer: `rank` is the paper's, where heads take turns; `mass` sums
+    the heads' softmax weights, which is not the paper's."""
+
+    @property
+    def budget_split(self) -> "BudgetSplit":
+        """The parts of the budget."""
+        from lim_sglang.kernels.reference import split_budget
+
+        return split_budget(self.budget, self.recent_ratio, self.sinks)
+
+    @property
+    def num_ranked(self) -> int:
+        """Tokens that are neither sinks nor recent."""
+        return self.budget_split.selected
+
+    @property
+    def weighs_by_softmax(self) -> bool:
+        """True for the ranking by mass."""
+        return self.ranking == "mass"
+
+    def keep(self, inputs: LayerInputs) -> "Tensor":
+        """Rank the candidates and keep the first of them, the sinks and the newest tokens."""
+        from lim_sglang.kernels.reference import (
+            keep_tokens,
+            score_tokens,
+            softmax_mass,
+            topk_by_mass,
+        )
+
+        scores = score_tokens(inputs.query, inputs.keys)
+        if self.ranking == "mass":
+            return topk_by_mass(softmax_mass(scores, inputs.scale), self.budget_split)[None]
+        return keep_tokens(scores, self.budget_split)[None]
+
+    def allocate(self, room: "Room") -> "Selector":
+        """Allocate for the ranking."""
+        from lim_sglang.kernels.selector import MassSelector, RankSelector
+
+        kind = MassSelector if self.ranking == "mass" else RankSelector
+        return kind.allocate(self.budget_split, room)

@@ -1,0 +1,176 @@
+"""`Policy`: what the layers of a decode step read. Each other file of this folder holds one.
+
+A policy is made of the settings that it heeds and no others, so its fields say which options belong
+to it, and their defaults. Clients import this folder: torch and the kernels are imported by the
+methods that only a server calls.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar
+
+from lim_sglang.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lim_sglang.kernels.selector import Room, Selector
+
+
+class Role(StrEnum):
+    """A layer's part in one decode step."""
+
+    FULL = "full"
+    """Reads the whole KV cache."""
+    SELECT = "select"
+    """Reads the whole KV cache and selects the kept tokens."""
+    PICK = "pick"
+    """Selects tokens and reads only those, in the same layer."""
+    REUSE = "reuse"
+    """Reads the tokens that the nearest SELECT layer below has kept, or the beginning of the step
+    has."""
+
+
+SPARSE = (Role.PICK, Role.REUSE)
+"""Roles of layers that read less than everything."""
+
+
+class SharedBy(StrEnum):
+    """The heads that read one list of tokens."""
+
+    ALL = "all"
+    KV_HEAD = "kv_head"
+    """The query heads of one KV head."""
+    QUERY_HEAD = "query_head"
+
+    def num_lists(self, heads: int, kv_heads: int) -> int:
+        """Return the lists of one row and layer."""
+        return {SharedBy.ALL: 1, SharedBy.KV_HEAD: kv_heads, SharedBy.QUERY_HEAD: heads}[self]
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What one request gives a layer that selects. H query heads, G KV heads, S tokens."""
+
+    query: "Tensor"
+    """[H, D]."""
+    keys: "Tensor"
+    """[S, G, D], oldest first, the newest included."""
+    scale: float
+    """Factor on q·k before the softmax."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy(ABC):
+    """What the layers of a decode step read."""
+
+    title: ClassVar[str]
+    """The method's name in documents."""
+
+    def problems(self) -> list[str]:
+        """List everything that is wrong with the settings together; each by itself is right."""
+        return []
+
+    @abstractmethod
+    def roles(self, depth: int) -> tuple[Role, ...]:
+        """Return the role of each of a model's `depth` layers.
+
+        Raises:
+            ConfigError: a layer list names a layer that the model does not have.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsePolicy(Policy):
+    """A policy with layers that read no more than a budget.
+
+    Every row within the budget reads everything, in every layer; the newest token is always read.
+    """
+
+    budget: int = 2048
+    """Tokens that one query head reads in a sparse layer, all that is forced included."""
+    dense_layers: tuple[int, ...] = (0, 1)
+    """Layers that always read the whole KV cache."""
+
+    block: ClassVar[int] = 1
+    """Tokens that are kept or dropped together: those of positions j · block to (j + 1) · block."""
+
+    runs_on_gpu: ClassVar[bool] = True
+    """False if there are no kernels yet."""
+
+    @property
+    def weighs_by_softmax(self) -> bool:
+        """True if softmax weights decide, which know no soft-cap on the logits."""
+        return False
+
+    @property
+    def num_ranked(self) -> int:
+        """Tokens, or blocks of them, that are taken from a ranking, for each list."""
+        return self.budget // self.block - 1
+
+    @property
+    def sharing(self) -> SharedBy:
+        """The heads that read one list."""
+        return SharedBy.ALL
+
+    def count_read(self, length: int) -> int:
+        """Return the tokens that one query head reads in a sparse layer; the newest block may be
+        cut by the request's end."""
+        if length <= self.budget:
+            return length
+        return self.budget - self.block + (length - 1) % self.block + 1
+
+    @abstractmethod
+    def keep(self, inputs: LayerInputs) -> "Tensor":
+        """Return the kept positions of a row over the budget, by the definition in torch.
+
+        Returns:
+            [lists, `count_read(S)`] int64, ascending.
+        """
+
+    def allocate(self, room: "Room") -> "Selector":
+        """Allocate the memory of the kernels that keep the same positions on a GPU."""
+        raise NotImplementedError
+
+    def check_layers(self, layers: Sequence[int], depth: int, name: str) -> None:
+        """Refuse a list with a layer that a model of `depth` layers does not have."""
+        beyond = [layer for layer in layers if layer >= depth]
+        if beyond:
+            raise ConfigError(
+                f"{name} names layer {', '.join(map(str, beyond))}, but the model has {depth} "
+                f"layers: use indices from 0 to {depth - 1}"
+            )
+
+    def _check_dense_layers(self, depth: int) -> None:
+        # The default means "the first two layers", also in a model that has only one.
+        if self.dense_layers != type(self).dense_layers:
+            self.check_layers(self.dense_layers, depth, "dense_layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectingPolicy(SparsePolicy):
+    """A policy whose SELECT layers read everything, and keep tokens for the layers above them."""
+
+    select_layers: tuple[int, ...] | None = None
+    """Layers that read the whole KV cache and select tokens. None: the preset of the model."""
+
+    def roles(self, depth: int) -> tuple[Role, ...]:
+        """Return FULL below the first SELECT layer and in dense layers, REUSE in all others."""
+        select = default_select_layers(depth) if self.select_layers is None else self.select_layers
+        self.check_layers(select, depth, "select_layers")
+        self._check_dense_layers(depth)
+        first = min(select, default=depth)
+
+        def role(layer: int) -> Role:
+            if layer in select:
+                return Role.SELECT
+            return Role.FULL if layer < first or layer in self.dense_layers else Role.REUSE
+
+        return tuple(map(role, range(depth)))
+
+
+def default_select_layers(num_layers: int) -> tuple[int, ...]:
+    """Return the SELECT layers of a model that was never measured: 2, and a third of the depth."""
+    return tuple(layer for layer in (2, max(3, round(num_layers / 3))) if layer < num_layers)

@@ -1,0 +1,64 @@
+"""Quest: each layer picks pages by a bound on their scores, and reads only those."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lim_sglang.policies.policy import LayerInputs, Role, SharedBy, SparsePolicy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PAGE = 16
+FEWEST_PAGES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quest(SparsePolicy):
+    """Pages by the largest score that a key between a page's least and greatest could have.
+
+    Source: Tang et al., "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference",
+    arXiv 2406.10774.
+    """
+
+    runs_on_gpu: ClassVar[bool] = False
+    title: ClassVar[str] = "Quest"
+    block: ClassVar[int] = PAGE
+
+    shared_by: str = SharedBy.QUERY_HEAD.value
+    """`query_head` is the paper's; `kv_head` and `all` share the pages of the largest bound."""
+
+    def problems(self) -> list[str]:
+        """Name a budget that is no number of pages, or of too few."""
+        least = PAGE * FEWEST_PAGES
+        if self.budget % PAGE == 0 and self.budget >= least:
+            return []
+        return [
+            f"budget must be a multiple of {PAGE} of at least {least} under policy quest, "
+            f"not {self.budget}"
+        ]
+
+    @property
+    def sharing(self) -> SharedBy:
+        """The heads that read one list."""
+        return SharedBy(self.shared_by)
+
+    def roles(self, depth: int) -> tuple[Role, ...]:
+        """Return PICK for all layers but the dense ones."""
+        self._check_dense_layers(depth)
+        return tuple(
+            Role.FULL if layer in self.dense_layers else Role.PICK for layer in range(depth)
+        )
+
+    def keep(self, inputs: LayerInputs) -> "Tensor":
+        """Keep the newest page and the others of largest bound."""
+        from lim_sglang.kernels.reference_rivals import (
+            keep_pages,
+            page_bounds,
+            share_scores,
+            summarize_pages,
+        )
+
+        least, most = summarize_pages(inputs.keys, PAGE)
+        bounds = page_bounds(inputs.query, least, most)
+        shared = share_scores(bounds, self.shared_by, num_groups=least.shape[1])
+        return keep_pages(shared, inputs.keys.shape[0], self.budget, PAGE)

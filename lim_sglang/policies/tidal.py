@@ -1,0 +1,58 @@
+"""TidalDecode: two layers select tokens, each query head its own."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lim_sglang.policies.policy import LayerInputs, SelectingPolicy, SharedBy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lim_sglang.kernels.reference import BudgetSplit
+    from lim_sglang.kernels.selector import Room, Selector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tidal(SelectingPolicy):
+    """Each query head keeps the newest token and those that it scores highest.
+
+    Sinks and a recency share are not the paper's; they tell LessIsMore's union of heads from its
+    recency. Source: Yang et al., "TidalDecode", arXiv 2410.05076.
+    """
+
+    title: ClassVar[str] = "TidalDecode"
+
+    recent_ratio: float = 0.0
+    """Share of the budget kept for the newest tokens and the sinks; 0 keeps the newest token."""
+    sinks: int = 0
+    """Oldest tokens that are always kept, taken out of the recency share."""
+
+    @property
+    def sharing(self) -> SharedBy:
+        """One list a query head."""
+        return SharedBy.QUERY_HEAD
+
+    @property
+    def budget_split(self) -> "BudgetSplit":
+        """The parts of the budget."""
+        from lim_sglang.kernels.reference import split_budget
+
+        return split_budget(self.budget, self.recent_ratio, self.sinks)
+
+    @property
+    def num_ranked(self) -> int:
+        """Tokens of a head that are neither sinks nor recent."""
+        return self.budget_split.selected
+
+    def keep(self, inputs: LayerInputs) -> "Tensor":
+        """Keep each head's own best tokens."""
+        from lim_sglang.kernels.reference import score_tokens
+        from lim_sglang.kernels.reference_rivals import keep_per_head
+
+        return keep_per_head(score_tokens(inputs.query, inputs.keys), self.budget_split)
+
+    def allocate(self, room: "Room") -> "Selector":
+        """Allocate for a list each query head."""
+        from lim_sglang.kernels.selector import HeadSelector
+
+        return HeadSelector.allocate(self.budget_split, room)

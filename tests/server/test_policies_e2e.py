@@ -1,0 +1,47 @@
+"""Each rival policy on a real CPU server: its tokens and sets are an independent oracle's."""
+
+from pathlib import Path
+
+import pytest
+
+from lim_sglang.config import LimConfig
+from tests.processes import ON_CPU, SGLANG, disagreements, serving
+from tests.server.oracle import Oracle, OracleRun
+from tests.server.rivals import RIVALS
+from tests.server.tiny_model import BUDGET, SELECT_LAYERS, Prompt, crossing_prompts, long_prompts
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+NUM_NEW = 24
+"""Tokens of each answer: lists are slow."""
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_tokens_and_sets_are_the_oracles(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    rival = RIVALS[name]
+    settings = {"budget": BUDGET, **rival.settings}
+    selects = not rival.picks
+    if selects:
+        settings["select_layers"] = SELECT_LAYERS
+    oracle = Oracle(
+        tiny_model,
+        select_layers=SELECT_LAYERS if selects else (),
+        budget=BUDGET,
+        keep=rival.keep,
+        picks=rival.picks,
+        dense_layers=rival.dense_layers,
+    )
+    prompts: list[Prompt] = [long_prompts()[0], *crossing_prompts()[1:3]]
+    config = LimConfig.from_mapping(settings).to_json()
+    command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU]
+    command += ["--attention-backend", "lim", "--lim-config", config]
+    with serving(command, folder=tmp_path) as server:
+        answers = server.ask_together(prompts, NUM_NEW)
+        runs = [oracle.generate(prompt, NUM_NEW) for prompt in prompts]
+        if name == "streaming":  # one set a step, written by the first layer
+            first = [{row: kept for row, kept in run.kept.items() if row[1] == 0} for run in runs]
+            runs = [OracleRun(run.tokens, kept) for run, kept in zip(runs, first, strict=True)]
+        assert not disagreements(server, answers, runs)
+        state = server.lim()
+    assert state["config"]["policy"] == rival.settings["policy"]
+    assert state["sparse_rows"] > NUM_NEW
