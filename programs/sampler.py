@@ -61,7 +61,7 @@ class FrontendBackend(BaseBackend):
         return found.text, found
 
 
-@dataclass
+@dataclass(eq=False)
 class SamplingRun:
     """The samples of one question so far, and those in flight."""
 
