@@ -1,11 +1,18 @@
 """Which servers a run is drawn from: what names them, and what is wrong with them."""
 
+import operator
+import threading
+
 import pytest
 from rich.console import Console
 
 from lim_sglang.errors import LimError, ServerError
-from lim_sglang.evals.servers import connected, split_urls
-from lim_sglang.programs.schema import Access
+from lim_sglang.evals.run_config import RunConfig
+from lim_sglang.evals.scheduler import InFlight, Job
+from lim_sglang.evals.servers import ProgramSampler, connected, split_urls
+from lim_sglang.evals.tasks import Question
+from lim_sglang.programs.schema import MATH_PROMPT, Access, Sampling
+from tests.fakes.sglang_server import endless, eventually, serving
 
 
 @pytest.mark.parametrize(
@@ -42,3 +49,33 @@ def test_all_servers_that_do_not_answer_are_named_at_once() -> None:
     with pytest.raises(ServerError) as caught, connected(urls, Access(), Console()):
         pass
     assert all(f"no server answers at {url}" in str(caught.value) for url in urls)
+
+
+@pytest.mark.parametrize("program", ["majority", "budget"])
+def test_the_samples_in_work_are_counted_with_the_tokens_that_are_known(program: str) -> None:
+    config = RunConfig("aime24", program=program, num_samples=3, sampling={})
+    job = Job(Question("q", "What is 1 + 1?", "2"), (0, 1, 2))
+    with (
+        serving(lambda _: endless("so")) as fake,
+        connected([fake.url], Access(), Console(quiet=True)) as (connection,),
+    ):
+        sampler = ProgramSampler(
+            connection.backend,
+            config,
+            prompt=MATH_PROMPT,
+            sampling=Sampling(),
+            parallel=3,
+            equivalent=operator.eq,
+        )
+        assert sampler.in_flight() == InFlight()
+        work = threading.Thread(target=sampler, args=(job, lambda *_: False), daemon=True)
+        work.start()
+        is_streamed = program == "budget"
+        assert eventually(lambda: sampler.in_flight().num_samples == 3)
+        if is_streamed:
+            assert eventually(lambda: sampler.in_flight().num_tokens == 3)
+        else:
+            assert sampler.in_flight().num_tokens == 0
+        connection.backend.close()
+        work.join(10)
+    assert sampler.in_flight() == InFlight()
