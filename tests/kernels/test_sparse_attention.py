@@ -16,7 +16,7 @@ from lim_sglang.kernels.verify import (
     attention_differences,
     list_attention_differences,
 )
-from tests.kernels.batches import BF16, E4M3, E5M2, FP16, LARGE, SMALL_SHAPES, on_both
+from tests.kernels.batches import BF16, E4M3, E5M2, FP16, LARGE, SMALL_SHAPES, on_both, some
 
 ATTENDED = {
     "a-full-gpu": Batch((2048, *range(1, 2048, 16)), 32, 8, 128, 2048, dtype=BF16),
@@ -37,7 +37,7 @@ def test_attention_over_slots_is_the_reference_s(batch: Batch, device: str) -> N
     assert not attention_differences(batch, device)
 
 
-@on_both(SMALL_SHAPES, LARGE | ATTENDED)
+@on_both(some(SMALL_SHAPES, "mixed-lengths", "no-groups"), LARGE | ATTENDED)
 def test_attention_over_lists_of_some_heads_is_the_reference_s(batch: Batch, device: str) -> None:
     assert not list_attention_differences(batch, device)
 
