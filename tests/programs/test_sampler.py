@@ -90,8 +90,8 @@ def test_a_busy_program_handles_samples_in_the_order_in_which_they_ended(
     generated: list[Any] = []
     generate = FrontendBackend.generate
 
-    def generate_and_note(*arguments: Any) -> Any:
-        found = generate(*arguments)
+    def generate_and_note(*arguments: Any, **words: Any) -> Any:
+        found = generate(*arguments, **words)
         generated.append(found)
         return found
 
