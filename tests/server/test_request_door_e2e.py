@@ -304,12 +304,6 @@ def shortened(body: Any) -> Any:
     return body
 
 
-def test_requests_made_from_the_servers_document_get_no_5xx(url: str) -> None:
-    statuses = fuzz(url, url, 20, FUZZED)
-    assert statuses.total() > 10
-    assert_alive(url)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["url", "proxy_url"])
 def test_two_thousand_requests_get_no_5xx(

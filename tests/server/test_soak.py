@@ -9,7 +9,7 @@ import pytest
 from tests.processes import LocalServer
 from tests.soak.server_soak import Log, Outcome, broken_claims, soak_server, summary
 
-SHORT = 40
+SHORT = 24
 """Requests of a short soak: five of each frequent kind."""
 WHOLE = Outcome(0, "plain", 3, 2, "finished", [[7, 8]], own_prompt=True)
 FINE = {
