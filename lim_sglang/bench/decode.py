@@ -5,7 +5,7 @@ The byte limit of a step is the time of its necessary bytes at the speed of a co
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ def measure(
             "model": model.name,
             "dummy_weights": model.is_dummy,
             "kv_cache_dtype": model.kv_cache_dtype,
-            "lim_config": asdict(config),
+            "lim_config": config.settings(),
             "graph_batch_sizes": batch_sizes,
             "kernels_exact": True,  # or require_exact_kernels would have refused
             "copy_gb_per_s": round(copy_gb_per_s(), 1),
