@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lim_sglang.config import URL_VAR
-from lim_sglang.errors import ConfigError, DataError, ServerError, bullets
+from lim_sglang.errors import INTERRUPTED, ConfigError, DataError, ServerError, bullets
 from lim_sglang.evals.metrics import Summary, score
 from lim_sglang.evals.run_config import EVAL_SAMPLES, RunConfig, folder_name
 from lim_sglang.evals.runner import (
@@ -28,7 +28,6 @@ from lim_sglang.evals.tables import print_table, score_table
 from lim_sglang.evals.tasks import ROW_FORM, TASKS, short_name
 from lim_sglang.policies import POLICIES
 from lim_sglang.programs.options import (
-    INTERRUPTED,
     ApiKeyOption,
     ApiOption,
     MaxTokensOption,

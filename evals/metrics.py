@@ -132,11 +132,6 @@ class Summary:
         """Name of the run in messages: the user's own path, or the run's id."""
         return self.source or self.run_id
 
-    @property
-    def num_completed(self) -> int:
-        """Number of samples that finished or reached the token limit."""
-        return sum(len(question.completed) for question in self.questions)
-
 
 def stops_early(conditions: Mapping[str, Any]) -> bool:
     """Return True if a run's program decides from the samples how many a question gets.

@@ -44,17 +44,21 @@ def split_budget(budget: int, recent_ratio: float, sinks: int) -> BudgetSplit:
     return BudgetSplit(sinks=sinks, selected=selected, recent=share - sinks)
 
 
-def count_kept(lengths: Tensor, budget: int) -> Tensor:
-    """Return where each row's kept tokens begin: every row keeps `min(length, budget)`.
+def count_kept(lengths: Tensor, budget: int, page: int = 1) -> Tensor:
+    """Return where each row's kept tokens begin.
+
+    A row keeps all of its tokens, or a budget of whole pages but for the newest, which ends with
+    the row: by tokens `min(length, budget)`.
 
     Args:
         lengths: [B] int, tokens of each row, the newest included.
-        budget: most tokens that a row keeps.
+        budget: most tokens that a row keeps, a multiple of `page`.
+        page: tokens that are kept or dropped together.
 
     Returns:
         [B + 1] int32; row b keeps `result[b + 1] - result[b]` tokens.
     """
-    kept = lengths.clamp(max=budget).cumsum(0)
+    kept = lengths.minimum(budget - page + (lengths - 1) % page + 1).cumsum(0)
     return torch.cat([kept.new_zeros(1), kept]).int()
 
 

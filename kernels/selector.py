@@ -105,9 +105,9 @@ class ScoreSelector(Selector):
         """Allocate for batches that keep `budget_split`."""
 
     @property
-    @abstractmethod
     def deciding_scores(self) -> Tensor:
-        """Scores that decide what is kept, [R, heads that take turns, candidates] f32."""
+        """Raw q·k: scale and softmax change no head's ranking."""
+        return self.scores
 
     @property
     def max_rows(self) -> int:
@@ -180,11 +180,6 @@ class RankSelector(ScoreSelector):
         scores = allocate_scores(room)
         depth = max(budget_split.selected, shortlist_capacity(budget_split.selected))
         return cls(budget_split, scores, None, RankingBuffers.allocate(scores, depth))
-
-    @property
-    def deciding_scores(self) -> Tensor:
-        """Raw q·k: scale and softmax change no head's ranking."""
-        return self.scores
 
     def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
         """Return the union of the heads' rankings, sinks and recent tokens."""
@@ -282,9 +277,8 @@ class MassSelector(ScoreSelector):
 
     def masses(self, scores: Tensor, scale: float) -> Tensor:
         """Return the masses of one row [H, S] by the definition in torch, of tokens or pages."""
-        mass = (reference_rivals.max_mass if self.by_largest else reference.softmax_mass)(
-            scores, scale
-        )
+        weigh = reference_rivals.max_mass if self.by_largest else reference.softmax_mass
+        mass = weigh(scores, scale)
         return mass if self.page == 1 else reference_rivals.page_mass(mass, self.page)
 
     def weigh(self, indptr: Tensor, scale: float) -> None:
@@ -319,11 +313,6 @@ class HeadSelector(ScoreSelector):
         capacity = candidate_capacity(budget_split.selected)
         candidates = scores.new_zeros(*scores.shape[:2], capacity, dtype=torch.int32)
         return cls(budget_split, scores, None, candidates)
-
-    @property
-    def deciding_scores(self) -> Tensor:
-        """Raw q·k: scale and softmax change no head's ranking."""
-        return self.scores
 
     def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
         """Return each head's own list, [H, n]."""

@@ -24,7 +24,7 @@ from lim_sglang.kernels.compact import StepSlots, count_kept
 from lim_sglang.kernels.scores import DTYPES, ScoreStoringAttention
 from lim_sglang.kernels.selector import ScoreSelector, Selector, WindowSelector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
-from lim_sglang.policies.policy import Role, SparsePolicy
+from lim_sglang.policies.policy import Role, SparsePolicy, window_layer
 
 logger = logging.getLogger(__name__)
 
@@ -179,10 +179,7 @@ class LimAttnBackend(FlashInferAttnBackend):
         self.roles: tuple[Role, ...] = runner.lim_roles
         self.selector: Selector | None = runner.lim_selector
         self.audit: Audit | None = runner.lim_audit
-        self.window_layer: int | None = None
-        """The first layer that reads slots which lengths alone decide."""
-        if isinstance(self.selector, WindowSelector):
-            self.window_layer = self.roles.index(Role.REUSE)
+        self.window_layer = window_layer(self.roles)
         if self.selector is not None:
             self.sparse_decode = SparseDecodeWrapper(self, runner.lim_kept_slots, runner.lim_policy)
         self.scoring: ScoreStoringAttention | None = None

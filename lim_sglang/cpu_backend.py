@@ -8,7 +8,7 @@ from lim_sglang.audit import Trace
 from lim_sglang.compat import KVWriteLoc, TorchNativeAttnBackend
 from lim_sglang.counters import StepLengths, step_lengths
 from lim_sglang.kernels.reference import attend_lists
-from lim_sglang.policies.policy import SPARSE, LayerInputs, Role, SparsePolicy
+from lim_sglang.policies.policy import SPARSE, LayerInputs, Role, SparsePolicy, window_layer
 
 
 class LimCpuBackend(TorchNativeAttnBackend):
@@ -21,6 +21,7 @@ class LimCpuBackend(TorchNativeAttnBackend):
     def __init__(self, runner: Any) -> None:
         super().__init__(runner)
         self.roles: tuple[Role, ...] = runner.lim_roles
+        self.window_layer = window_layer(self.roles)
         self.stats = runner.lim_stats
         self.policy: SparsePolicy | None = runner.lim_policy
         self.trace = Trace.from_environment()
@@ -65,17 +66,13 @@ class LimCpuBackend(TorchNativeAttnBackend):
             if save_kv_cache and k is not None and v is not None:
                 location = KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc)
                 self.token_to_kv_pool.set_kv_buffer(layer, location, k, v)
-            if role is Role.PICK or self._is_first_reader(layer.layer_id):
+            if role is Role.PICK or layer.layer_id == self.window_layer:
                 self._select(q, layer, forward_batch.rids)
             return self._attend_kept(q, layer)
         output: Tensor = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
         if role is Role.SELECT:
             self._select(q, layer, forward_batch.rids)
         return output
-
-    def _is_first_reader(self, layer: int) -> bool:
-        """Return True for the first REUSE layer of a policy without SELECT layers."""
-        return Role.SELECT not in self.roles and self.roles.index(Role.REUSE) == layer
 
     def _select(self, q: Tensor, layer: Any, rids: list[str]) -> None:
         """Select each sparse row's kept slots from this layer's queries and keys."""

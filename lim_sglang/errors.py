@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 REFUSED = 2
 """Exit code of a command or a server that refuses its options."""
+INTERRUPTED = 130
+"""Exit code of a process that Ctrl-C ended, by the shell's convention: 128 + SIGINT."""
 
 
 class LimError(Exception):

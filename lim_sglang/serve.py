@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 from rich.console import Console
 
 from lim_sglang.config import API_KEY_VAR, LimConfig, default_of
-from lim_sglang.errors import ServerError
+from lim_sglang.errors import INTERRUPTED, ServerError
 from lim_sglang.flags import FLAG_HELP
 from lim_sglang.policies.policy import SPARSE, Role
 from lim_sglang.server import ServerOptions, ServerSpec, running_server, server_options
@@ -92,7 +91,7 @@ def _run(options: ServerOptions, title: str, *, verbose: bool) -> None:
     except KeyboardInterrupt:  # any of the signals to stop
         if not is_live:
             typer.echo("The start of the server has been interrupted.", err=True)
-            raise typer.Exit(128 + signal.SIGINT) from None
+            raise typer.Exit(INTERRUPTED) from None
         typer.echo("The server has been stopped.")
 
 

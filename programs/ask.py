@@ -18,12 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from lim_sglang.errors import errors_in_words
+from lim_sglang.errors import INTERRUPTED, errors_in_words
 from lim_sglang.markdown_section import join_words
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.options import (
-    INTERRUPTED,
     NO_ANSWER,
     TEMPLATE,
     ApiKeyOption,

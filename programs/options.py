@@ -15,8 +15,6 @@ from lim_sglang.programs.schema import MATH_PROMPT, Api, Sampling
 QUESTION_FIELD = "{question}"
 LIST = "?"
 """In place of a program's name: list the programs."""
-INTERRUPTED = 130
-"""Exit code of a process that Ctrl-C ended, by the shell's convention: 128 + SIGINT."""
 NO_ANSWER = 3
 """Exit code of `lim ask` if no sample states an answer."""
 TEMPLATE = MATH_PROMPT.format(question=QUESTION_FIELD)

@@ -3,19 +3,18 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lim_sglang.policies.policy import LayerInputs, SelectingPolicy
+from lim_sglang.policies.policy import LayerInputs, SplitBudgetPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lim_sglang.kernels.reference import BudgetSplit
     from lim_sglang.kernels.selector import Room, Selector
 
 RANKINGS = ("rank", "mass")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LessIsMore(SelectingPolicy):
+class LessIsMore(SplitBudgetPolicy):
     """The paper's method. `budget` is its K, `recent_ratio` its r.
 
     Source: Yang et al., "Less Is More", arXiv 2508.07101.
@@ -24,24 +23,10 @@ class LessIsMore(SelectingPolicy):
     title: ClassVar[str] = "LessIsMore"
 
     recent_ratio: float = 0.25
-    """Share of the budget kept for the newest tokens and the sinks."""
     sinks: int = 4
-    """Oldest tokens that are always kept, taken out of the recency share."""
     ranking: str = "rank"
     """Order of tokens at a SELECT layer: `rank` is the paper's, where heads take turns; `mass` sums
     the heads' softmax weights, which is not the paper's."""
-
-    @property
-    def budget_split(self) -> "BudgetSplit":
-        """The parts of the budget."""
-        from lim_sglang.kernels.reference import split_budget
-
-        return split_budget(self.budget, self.recent_ratio, self.sinks)
-
-    @property
-    def num_ranked(self) -> int:
-        """Tokens that are neither sinks nor recent."""
-        return self.budget_split.selected
 
     @property
     def weighs_by_softmax(self) -> bool:

@@ -16,6 +16,7 @@ from lim_sglang.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lim_sglang.kernels.reference import BudgetSplit
     from lim_sglang.kernels.selector import Room, Selector
 
 
@@ -29,12 +30,20 @@ class Role(StrEnum):
     PICK = "pick"
     """Selects tokens and reads only those, in the same layer."""
     REUSE = "reuse"
-    """Reads the tokens that the nearest SELECT layer below has kept, or the beginning of the step
-    has."""
+    """Reads the tokens that the nearest SELECT layer below has kept; without SELECT layers those
+    that the row's length decides."""
 
 
 SPARSE = (Role.PICK, Role.REUSE)
 """Roles of layers that read less than everything."""
+
+
+def window_layer(roles: Sequence[Role]) -> int | None:
+    """Return the first layer that reads tokens which lengths alone decide; None if there is none.
+
+    Kept tokens are written there, once a step.
+    """
+    return None if Role.SELECT in roles or Role.REUSE not in roles else roles.index(Role.REUSE)
 
 
 class SharedBy(StrEnum):
@@ -52,7 +61,7 @@ class SharedBy(StrEnum):
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """What one request gives a layer that selects. H query heads, G KV heads, S tokens."""
+    """Inputs of a layer that selects, of one request. H query heads, G KV heads, S tokens."""
 
     query: "Tensor"
     """[H, D]."""
@@ -64,7 +73,7 @@ class LayerInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy(ABC):
-    """What the layers of a decode step read."""
+    """Policy of decode: the method, with its settings, that decides what each layer reads."""
 
     title: ClassVar[str]
     """The method's name in documents."""
@@ -134,7 +143,7 @@ class SparsePolicy(Policy):
         """Allocate the memory of the kernels that keep the same positions on a GPU."""
         raise NotImplementedError
 
-    def check_layers(self, layers: Sequence[int], depth: int, name: str) -> None:
+    def _check_layers(self, layers: Sequence[int], depth: int, name: str) -> None:
         """Refuse a list with a layer that a model of `depth` layers does not have."""
         beyond = [layer for layer in layers if layer >= depth]
         if beyond:
@@ -143,10 +152,15 @@ class SparsePolicy(Policy):
                 f"layers: use indices from 0 to {depth - 1}"
             )
 
+    def _all_but_dense(self, role: Role, depth: int) -> tuple[Role, ...]:
+        """Return a role for each layer, FULL for the dense ones."""
+        self._check_dense_layers(depth)
+        return tuple(Role.FULL if layer in self.dense_layers else role for layer in range(depth))
+
     def _check_dense_layers(self, depth: int) -> None:
         # The default means "the first two layers", also in a model that has only one.
         if self.dense_layers != type(self).dense_layers:
-            self.check_layers(self.dense_layers, depth, "dense_layers")
+            self._check_layers(self.dense_layers, depth, "dense_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +173,7 @@ class SelectingPolicy(SparsePolicy):
     def roles(self, depth: int) -> tuple[Role, ...]:
         """Return FULL below the first SELECT layer and in dense layers, REUSE in all others."""
         select = default_select_layers(depth) if self.select_layers is None else self.select_layers
-        self.check_layers(select, depth, "select_layers")
+        self._check_layers(select, depth, "select_layers")
         self._check_dense_layers(depth)
         first = min(select, default=depth)
 
@@ -169,6 +183,28 @@ class SelectingPolicy(SparsePolicy):
             return Role.FULL if layer < first or layer in self.dense_layers else Role.REUSE
 
         return tuple(map(role, range(depth)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitBudgetPolicy(SelectingPolicy):
+    """A policy whose budget has a share for sinks and newest tokens; the rest is selected."""
+
+    recent_ratio: float
+    """Share of the budget kept for the newest tokens and the sinks; at 0 the newest token alone."""
+    sinks: int
+    """Oldest tokens that are always kept, taken out of that share."""
+
+    @property
+    def budget_split(self) -> "BudgetSplit":
+        """The parts of the budget."""
+        from lim_sglang.kernels.reference import split_budget
+
+        return split_budget(self.budget, self.recent_ratio, self.sinks)
+
+    @property
+    def num_ranked(self) -> int:
+        """Tokens of a list that are neither sinks nor recent."""
+        return self.budget_split.selected
 
 
 def default_select_layers(num_layers: int) -> tuple[int, ...]:

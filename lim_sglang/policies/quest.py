@@ -44,10 +44,7 @@ class Quest(SparsePolicy):
 
     def roles(self, depth: int) -> tuple[Role, ...]:
         """Return PICK for all layers but the dense ones."""
-        self._check_dense_layers(depth)
-        return tuple(
-            Role.FULL if layer in self.dense_layers else Role.PICK for layer in range(depth)
-        )
+        return self._all_but_dense(Role.PICK, depth)
 
     def keep(self, inputs: LayerInputs) -> "Tensor":
         """Keep the newest page and the others of largest bound."""

@@ -34,10 +34,7 @@ class Streaming(SparsePolicy):
 
     def roles(self, depth: int) -> tuple[Role, ...]:
         """Return REUSE: the tokens are known when the step begins."""
-        self._check_dense_layers(depth)
-        return tuple(
-            Role.FULL if layer in self.dense_layers else Role.REUSE for layer in range(depth)
-        )
+        return self._all_but_dense(Role.REUSE, depth)
 
     def keep(self, inputs: LayerInputs) -> "Tensor":
         """Keep sinks and window."""

@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lim_sglang.policies.policy import LayerInputs, SelectingPolicy, SharedBy
+from lim_sglang.policies.policy import LayerInputs, SharedBy, SplitBudgetPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lim_sglang.kernels.reference import BudgetSplit
     from lim_sglang.kernels.selector import Room, Selector
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tidal(SelectingPolicy):
+class Tidal(SplitBudgetPolicy):
     """Each query head keeps the newest token and those that it scores highest.
 
     Sinks and a recency share are not the paper's; they tell LessIsMore's union of heads from its
@@ -23,26 +22,12 @@ class Tidal(SelectingPolicy):
     title: ClassVar[str] = "TidalDecode"
 
     recent_ratio: float = 0.0
-    """Share of the budget kept for the newest tokens and the sinks; 0 keeps the newest token."""
     sinks: int = 0
-    """Oldest tokens that are always kept, taken out of the recency share."""
 
     @property
     def sharing(self) -> SharedBy:
         """One list a query head."""
         return SharedBy.QUERY_HEAD
-
-    @property
-    def budget_split(self) -> "BudgetSplit":
-        """The parts of the budget."""
-        from lim_sglang.kernels.reference import split_budget
-
-        return split_budget(self.budget, self.recent_ratio, self.sinks)
-
-    @property
-    def num_ranked(self) -> int:
-        """Tokens of a head that are neither sinks nor recent."""
-        return self.budget_split.selected
 
     def keep(self, inputs: LayerInputs) -> "Tensor":
         """Keep each head's own best tokens."""
