@@ -24,7 +24,7 @@ from lim_sglang.evals.runner import (
     load_benchmarks,
 )
 from lim_sglang.evals.servers import split_urls
-from lim_sglang.evals.tables import print_table, score_table
+from lim_sglang.evals.tables import print_table, reasons_without_answer, score_table
 from lim_sglang.evals.tasks import ROW_FORM, TASKS, short_name
 from lim_sglang.policies import POLICIES
 from lim_sglang.programs.options import (
@@ -57,8 +57,10 @@ if TYPE_CHECKING:
 TasksArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        help=f"Questions: {', '.join(TASKS)}, or file:PATH.jsonl for your own, {ROW_FORM}; "
-        "several tasks are run one after the other.",
+        help=f"Questions: {', '.join(TASKS)}, or file:PATH.jsonl for your own, {ROW_FORM}, and "
+        '"id" if you like. Their answers are compared as mathematical expressions; with '
+        "file:PATH.jsonl:choice as the letters of options, with file:PATH.jsonl:integer as "
+        "integers from 0 to 999. Several tasks are run one after the other.",
         show_default=False,
     ),
 ]
@@ -333,10 +335,19 @@ def _exit_code_of_ctrl_c() -> Iterator[None]:
 def _print_score(finished: FinishedRun) -> None:
     if finished.summary:
         _print_summary(finished.summary)
+        path = shlex.quote(str(finished.run.path))
+        typer.echo(
+            f"run stored in {path}: `lim report {path}` makes tables and a page, `lim compare "
+            f"OTHER_RUN {path}` pairs the run with another one of these questions",
+            err=True,
+        )
 
 
 def _print_summary(summary: Summary) -> None:
-    print_table(plain_console(), score_table(summary.conditions, score(summary)))
+    found = score(summary)
+    print_table(plain_console(), score_table(summary.conditions, found))
+    for line in reasons_without_answer(summary.conditions, found):
+        typer.echo(line)
 
 
 def _refuse_gaps(finished: Sequence[FinishedRun]) -> None:

@@ -359,6 +359,10 @@ class Score:
     """Share of questions with a correct answer by the program's own vote; no answer is wrong."""
     truncated: float
     no_answer: float
+    num_cut_off: int
+    """Completed samples that reached a limit of tokens before they stated an answer."""
+    num_unanswered: int
+    """Completed samples that ended by themselves without an answer."""
     aborted: float
     """Share of all samples that were started."""
     mean_tokens: float
@@ -392,6 +396,8 @@ def score(summary: Summary) -> Score:
     lengths = [question.tokens[n] for question, n in completed]
     tokens = sum(sum(question.tokens) for question in summary.questions)
     num_correct = sum(question.num_correct for question in questions)
+    without_answer = [each.states[n] for each, n in completed if each.group[n] is None]
+    num_cut_off = without_answer.count(SampleState.TRUNCATED)
     resolved = [each for each in PERCENTILES if each == 50 or len(lengths) * (100 - each) >= 100]
     return Score(
         num_questions=len(summary.questions),
@@ -403,7 +409,9 @@ def score(summary: Summary) -> Score:
         questions_at={k: sum(len(question.completed) >= k for question in questions) for k in ks},
         vote_correct=estimate([float(question.answer_correct) for question in summary.questions]),
         truncated=states.count(SampleState.TRUNCATED) / len(completed),
-        no_answer=sum(question.group[n] is None for question, n in completed) / len(completed),
+        no_answer=len(without_answer) / len(completed),
+        num_cut_off=num_cut_off,
+        num_unanswered=len(without_answer) - num_cut_off,
         aborted=states.count(SampleState.ABORTED) / len(states),
         mean_tokens=sum(lengths) / len(lengths),
         percentiles={each: float(np.percentile(lengths, each)) for each in resolved},

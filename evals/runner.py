@@ -3,6 +3,7 @@ open or resume the run's folder, generate, grade and store the missing samples, 
 """
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,9 +36,17 @@ from lim_sglang.evals.run_store import (
     read_record,
     write_questions,
 )
-from lim_sglang.evals.scheduler import Event, Server, ServerLost, remaining_jobs, sample_jobs
+from lim_sglang.evals.scheduler import (
+    Event,
+    InFlight,
+    Server,
+    ServerLost,
+    remaining_jobs,
+    sample_jobs,
+)
 from lim_sglang.evals.servers import Connection, ProgramSampler, ServerFacts, connected
 from lim_sglang.evals.tasks import (
+    OWN_FILE,
     Origin,
     Question,
     Task,
@@ -48,13 +57,15 @@ from lim_sglang.evals.tasks import (
     task_title,
 )
 from lim_sglang.markdown_section import counted
-from lim_sglang.programs.answers import AnswerKind
+from lim_sglang.programs.answers import CHOICES, AnswerKind
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
 from lim_sglang.programs.vote import Equivalent
-from lim_sglang.progress import duration, print_plain, rate, show_progress
+from lim_sglang.progress import duration, print_plain, rate, seconds_left, show_progress
 
 RUNS_FOLDER = Path("runs")
+MAX_IDS = 10
+"""Most ids of questions in a message."""
 NUM_GRADING_THREADS = 2
 """Verdicts computed at the same time: the number of the checker's workers."""
 
@@ -345,6 +356,8 @@ class RunProgress:
         """
         self._servers = servers
         self._by_question = plan.config.stops_early
+        self._parallel = plan.parallel
+        self._max_tokens = plan.sampling.max_tokens
         samples = folder.samples
         failed = {key[0] if self._by_question else key for key in folder.failures}
         num_each = 1 if self._by_question else plan.config.samples_per_question
@@ -357,7 +370,9 @@ class RunProgress:
         self._task = task_title(plan.task.name, plan.record.about["origin"])
         self._num_right = self._num_judged = 0
         self._count_verdicts(samples)
-        self._num_new = self._num_new_tokens = 0
+        self._ended_s: list[float] = []
+        """Seconds of each sample, or question, that has ended in this session."""
+        self._new_tokens = 0
         self._clock = clock
         self._start_s = clock()
 
@@ -366,10 +381,12 @@ class RunProgress:
         if isinstance(event, Failure):
             self.num_failed += 1
         elif not isinstance(event, ServerLost):
-            num_new = 1 if self._by_question else len(event)
-            self.done += num_new
-            self._num_new += num_new
-            self._num_new_tokens += sum(graded.sample.num_tokens for graded in event)
+            seconds = [graded.sample.latency_s for graded in event]
+            if self._by_question:
+                seconds = [max(max(seconds), sum(seconds) / self._parallel)]
+            self.done += len(seconds)
+            self._ended_s += seconds
+            self._new_tokens += sum(graded.sample.num_tokens for graded in event)
             self._count_verdicts(event)
 
     def describe(self) -> str:
@@ -384,15 +401,35 @@ class RunProgress:
         if num_running := sum(each.num_samples for each in in_flight):
             parts.append(f"{counted(num_running, 'sample')} running")
         elapsed_s = self._clock() - self._start_s
-        num_tokens = self._num_new_tokens + sum(each.num_tokens for each in in_flight)
+        running_s = [seconds for each in in_flight for seconds in each.running_s]
+        num_tokens = self._new_tokens + self._running_tokens(in_flight, running_s)
         if num_tokens and elapsed_s > 0:
             parts.append(f"{rate(num_tokens, elapsed_s)} tokens/s")
         left = self.total - self.done - self.num_failed
-        if left > 0 and self._num_new and elapsed_s > 0:
-            parts.append(f"{duration(left * elapsed_s / self._num_new)} left")
+        if left > 0 and self._ended_s:
+            waiting = max(left - len(running_s), 0)
+            left_s = seconds_left(self._ended_s, running_s, waiting, self._limit_s())
+            parts.append(f"about {duration(left_s)} left")
         if self.num_failed:
             parts.append(f"{self.num_failed} failed")
         return ", ".join(parts)
+
+    def _running_tokens(self, in_flight: Sequence[InFlight], running_s: Sequence[float]) -> float:
+        """Return the tokens of the samples in flight so far: counted where they are streamed, else
+        at the speed of the samples that have ended.
+        """
+        counted_tokens = sum(each.num_tokens for each in in_flight)
+        if counted_tokens or self._by_question or not self._ended_s:
+            return counted_tokens
+        return self._new_tokens / max(sum(self._ended_s), 1e-3) * sum(running_s)
+
+    def _limit_s(self) -> float:
+        """Return the most seconds of a sample, by the speed of those that have ended; infinity for
+        a question.
+        """
+        if self._by_question or not self._new_tokens:
+            return math.inf
+        return self._max_tokens * sum(self._ended_s) / self._new_tokens
 
     def _count_verdicts(self, samples: Sequence[GradedSample]) -> None:
         """Count samples that ended by themselves; an aborted one is neither right nor wrong."""
@@ -425,7 +462,22 @@ def _opening(plan: RunPlan, progress: RunProgress) -> str:
     )
     return (
         f"{begun} {progress.total} {progress.unit} in {plan.path}, "
-        f"questions from {about['questions_from']}{note}{left_out}{solutions}"
+        f"questions from {about['questions_from']}{note}{left_out}{solutions}{_letters(plan)}"
+    )
+
+
+def _letters(plan: RunPlan) -> str:
+    """Return a line on reference answers of a file of expressions that are letters, if any are."""
+    if plan.task.file is None or plan.task.answer_kind is not AnswerKind.EXPRESSION:
+        return ""
+    letters = [q.question_id for q in plan.questions if q.gold in set(CHOICES)]
+    if not letters:
+        return ""
+    have = f"{counted(len(letters), 'question')} {'has' if len(letters) == 1 else 'have'}"
+    return (
+        f"\n{have} a letter as reference answer, which is compared as an expression (id "
+        f"{', '.join(letters[:MAX_IDS])}{' …' if letters[MAX_IDS:] else ''}): multiple choice "
+        f"belongs in a file of its own, {OWN_FILE}PATH.jsonl:{AnswerKind.CHOICE}"
     )
 
 

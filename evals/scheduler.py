@@ -101,11 +101,13 @@ def max_jobs_in_flight(concurrency: int, in_flight: int, *, all_or_nothing: bool
 
 @dataclass(frozen=True)
 class InFlight:
-    """The samples that a server is generating."""
+    """The work of a run that a server is doing."""
 
     num_samples: int = 0
     num_tokens: int = 0
-    """Their tokens so far; 0 if they are not streamed."""
+    """Tokens of the samples so far; 0 if they are not streamed."""
+    running_s: tuple[float, ...] = ()
+    """Seconds so far of each sample, or of each question of a program that stops early."""
 
 
 @dataclass(frozen=True)

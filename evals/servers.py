@@ -2,6 +2,7 @@
 
 import operator
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -136,22 +137,22 @@ class ProgramSampler:
         # Votes are counted when the run is scored; only a program that stops early needs them now.
         self._equivalent: Equivalent = equivalent if config.stops_early else operator.eq
         self._seeds_honoured = sampling.seed is not None and backend.honours_seeds
-        self._running: set[SamplingRun] = set()
-        """Runs of the questions in work, for the display."""
+        self._running: dict[SamplingRun, float] = {}
+        """Runs of the questions in work, each with the time of its beginning, for the display."""
         self._run("", ())
 
     def in_flight(self) -> InFlight:
         """Count the samples in work; tokens of a program that stops early are counted with those
         of the question's samples that have ended, which are delivered with the others.
         """
-        runs = list(self._running)
+        runs = dict(self._running)
         samples = [sample for run in runs for sample in list(run.in_flight.values())]
-        num_tokens = (
-            sum(run.spent_tokens for run in runs)
-            if self._config.stops_early
-            else sum(sample.num_tokens for sample in samples)
-        )
-        return InFlight(len(samples), num_tokens)
+        if self._config.stops_early:
+            now_s = time.monotonic()
+            ages_s = tuple(now_s - begin_s for begin_s in runs.values())
+            return InFlight(len(samples), sum(run.spent_tokens for run in runs), ages_s)
+        num_tokens = sum(sample.num_tokens for sample in samples)
+        return InFlight(len(samples), num_tokens, tuple(each.elapsed_s for each in samples))
 
     def __call__(self, job: Job, deliver: SampleSink) -> None:
         """Sample a job. Once a delivery is no longer wanted, the rest of the job is aborted."""
@@ -159,7 +160,7 @@ class ProgramSampler:
 
         def on_begin(run: "SamplingRun") -> None:
             runs.append(run)
-            self._running.add(run)
+            self._running[run] = time.monotonic()
 
         def on_sample(sample: Sample) -> None:
             # A program that stops early delivers at the end, except for failures.
@@ -172,7 +173,8 @@ class ProgramSampler:
                 job.question.text, job.indices, on_sample=on_sample, on_begin=on_begin
             )
         finally:
-            self._running.difference_update(runs)
+            for run in runs:
+                self._running.pop(run, None)
         if self._config.stops_early:
             deliver(*self._results(outcome, runs[0]))
 

@@ -199,6 +199,7 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
     """Return the scores of one run, with its conditions in title and caption."""
     program = conditions["program"]
     rows = [("questions", str(score.num_questions)), ("samples", str(score.num_samples))]
+    notes = [_sampling_conditions(conditions)]
     if stops_early(conditions):
         rows += [
             (f"answered by {program}", f"{percent(score.vote_correct)} %"),
@@ -214,6 +215,8 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
             for k, found in score.majority_at.items()
             if k > 2  # of two answers that differ, the first wins
         ]
+        if max(score.majority_at, default=0) == 2:
+            notes.append("a majority needs three samples: of two answers the first would win")
     rows += [
         ("truncated", f"{share(score.truncated)} %"),
         ("without answer", f"{share(score.no_answer)} %"),
@@ -229,7 +232,6 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
     if score.tokens_per_correct is not None:
         rows.append(("tokens a right sample", number(score.tokens_per_correct)))
     rows.append(("failed, not scored", str(score.num_failed)))
-    notes = [_sampling_conditions(conditions)]
     if grown := score.past_budget:
         rows.append((f"grew past the budget of {grown.budget:,}", past_budget(grown)))
         notes += [ALL_READ] if grown.is_none else []
@@ -241,6 +243,21 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
         title=f"{conditions['task']}, {conditions['model']}, {policy_name(conditions)}",
         caption="; ".join(notes),
     )
+
+
+def reasons_without_answer(conditions: Mapping[str, Any], score: Score) -> Iterator[str]:
+    """Yield a line for each reason why samples of a run have no answer, with the way to mend it."""
+    of = f"of {counted(score.num_samples, 'sample')}"
+    if score.num_cut_off:
+        yield (
+            f"{score.num_cut_off:,} {of} reached the limit of {conditions['max_tokens']:,} tokens, "
+            "or the end of the server's context, before an answer: raise --max-tokens"
+        )
+    if score.num_unanswered:
+        yield (
+            f"{score.num_unanswered:,} {of} ended without an answer in \\boxed{{}} or after "
+            '"the answer is": a small model may not follow the instruction'
+        )
 
 
 def _fewer_questions(score: Score, k: int) -> str:

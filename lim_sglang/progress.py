@@ -1,12 +1,22 @@
 """Progress on a console: a bar on a terminal, a line now and then in a log or a pipe."""
 
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column
 from rich.text import Text
 
 LINE_INTERVAL_S = 10.0
@@ -65,6 +75,42 @@ def rate(amount: float, elapsed_s: float) -> str:
     return f"{value:,.0f}" if value >= 9.95 else f"{value:.1f}"
 
 
+def seconds_left(
+    ended_s: Sequence[float],
+    running_s: Sequence[float],
+    num_waiting: int,
+    limit_s: float = math.inf,
+) -> float:
+    """Estimate the seconds until the last of several jobs ends, of which some run side by side.
+
+    Rayleigh: durations are taken to follow this distribution, whose squares are memoryless. Their
+    mean square is the sum of squares of all jobs so far, the running ones included, over the number
+    that have ended: jobs that are short end first, and their mean alone would promise too much. The
+    longest of n running jobs has its square grow by the n-th harmonic number of mean squares. Jobs
+    that wait have the running ones' places, one after the other.
+
+    Args:
+        ended_s: seconds of each job that has ended.
+        running_s: seconds of each running job so far.
+        num_waiting: jobs that have not begun.
+        limit_s: most seconds of a job; taken for every job before the first has ended.
+
+    Returns:
+        The estimate; infinity if no job has ended and there is no limit.
+    """
+    num_at_once = max(len(running_s), 1)
+    squares = sum(seconds**2 for seconds in [*ended_s, *running_s])
+    mean_square = squares / len(ended_s) if ended_s else math.inf
+    mean_s = min(math.sqrt(math.pi / 4 * mean_square), limit_s)
+    queue_s = num_waiting * mean_s / num_at_once if num_waiting else 0.0
+    if not running_s:
+        return queue_s
+    age_s = math.sqrt(fmean(seconds**2 for seconds in running_s))
+    harmonic = sum(1 / rank for rank in range(1, num_at_once + 1))
+    longest_s = math.sqrt(age_s**2 + mean_square * harmonic) - age_s
+    return queue_s + min(longest_s, max(limit_s - min(running_s), 0.0))
+
+
 @contextmanager
 def show_progress(
     console: Console,
@@ -91,9 +137,7 @@ def show_progress(
         A function of the completed amount of work and the new description.
     """
     if console.is_terminal:
-        columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        description = TextColumn("{task.description}", markup=False)
-        with Progress(*columns, description, console=console) as bars:
+        with Progress(*_bar_columns(), console=console, expand=True) as bars:
             bar = bars.add_task(text, total=total)
             bars.update(bar, completed=completed)
 
@@ -119,6 +163,17 @@ def show_progress(
             yield lambda _, text: lines.update(text)
     finally:
         lines.end()
+
+
+def _bar_columns() -> tuple[ProgressColumn, ...]:
+    """Return the columns of a bar: only the description, whose lines wrap, gives way."""
+    whole = Column(no_wrap=True)
+    return (
+        BarColumn(bar_width=20, table_column=whole),
+        TaskProgressColumn(table_column=whole),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=len("0:00:00"))),
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1)),
+    )
 
 
 class _ProgressLines:

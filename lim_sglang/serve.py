@@ -70,7 +70,8 @@ def serve(
     }
     given = {flag: text for flag, text in flags.items() if text is not None}
     spec = ServerSpec(model, given, context.obj or (), api_key)
-    _run(server_options(spec, host=host, port=port), str(spec), verbose=verbose)
+    options = server_options(spec, host=host, port=port)
+    _run(options, spec.title(options), verbose=verbose)
 
 
 def _run(options: ServerOptions, title: str, *, verbose: bool) -> None:

@@ -152,9 +152,15 @@ class ServerSpec:
     """Passed on to SGLang."""
     api_key: str | None = None
 
-    def __str__(self) -> str:
-        flags = " ".join(f"{flag} {text}" for flag, text in self.lim_flags.items())
-        return f"{self.model or 'the default model'} {flags}".rstrip()
+    def title(self, options: "ServerOptions") -> str:
+        """Return the model's name and the flags, for people.
+
+        Args:
+            options: made from this specification; names the default model.
+        """
+        model = self.model or (Path(options.model).name if options.on_cpu else options.model)
+        flags = (f"{flag} {text}" for flag, text in self.lim_flags.items())
+        return " ".join([model, *flags])
 
 
 def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> ServerOptions:
@@ -467,7 +473,8 @@ def serving(
         RefusedError: no server can be started so.
         ModelError: the model does not exist or cannot be fetched.
     """
-    return _serving(server_options(spec, port=free_port()), console, str(spec), log)
+    options = server_options(spec, port=free_port())
+    return _serving(options, console, spec.title(options), log)
 
 
 @contextmanager

@@ -42,7 +42,9 @@ def start_shown(title: str, log: Path | None, console: Console) -> Iterator[None
     On a terminal the lines are redrawn in place; elsewhere one is printed now and then. Without a
     log, whose lines are shown anyway, only beginning and end are told.
     """
-    opening = f"Starting a server: {title}" + (f" (log: {log})" if log else "")
+    opening = f"Starting a server: {title}"
+    if log:
+        print_plain(console, f"SGLang's log: {log}")
     began_s = time.monotonic()
     if log is None:
         print_plain(console, opening)

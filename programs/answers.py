@@ -64,6 +64,8 @@ MAX_BETWEEN = 100
 """Most characters between two boxes that are one answer."""
 _NAME_BEFORE = re.compile(r"([a-zA-Z](?:_\{?\w\}?)?)\s*&?=\s*$")
 _TAG = re.compile(r"<answer>((?:(?!</?answer).){1,2000})</answer>", re.DOTALL | re.IGNORECASE)
+_BEGINS_WITH_EMPTY_BOX = re.compile(rf"[\s$]*{_BOX}\s*\{{\s*\}}[\s$=:]*(?=[^\s,;.])")
+"""An empty box before the answer: "the answer is \\boxed{} 32"."""
 _EMPTY_BOX = re.compile(rf"{_BOX}\s*(?:\{{\s*\}}|$)")
 """An empty box in a statement: the prompt's own words, "put your answer within \\boxed{}"."""
 _IS = (
@@ -300,7 +302,8 @@ def _is_asserted(option: re.Match[str]) -> bool:
 
 def _read_statement(text: str, lead: re.Match[str]) -> str | None:
     """Return the answer that follows "the answer is"; None if a sentence about it follows."""
-    stated = _STATED.match(text, lead.end())
+    box = _BEGINS_WITH_EMPTY_BOX.match(text, lead.end())
+    stated = _STATED.match(text, box.end() if box else lead.end())
     answer = tidy(stated[0]) if stated else ""
     if stated and (chosen := _CHOICE.match(stated[0])):
         return None if _SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
@@ -381,7 +384,8 @@ def _is_value(answer: str) -> bool:
 
 def _is_about_a_box(answer: str) -> bool:
     """Return True if a statement echoes the prompt, or is a box that was cut off."""
-    echoes = _EMPTY_BOX.search(answer) and not re.search(r"\d", answer)
+    box = _EMPTY_BOX.search(answer)
+    echoes = box and not re.search(r"\d", answer[: box.start()])
     cut_off = re.search(_BOX, answer) and answer.count("{") > answer.count("}")
     return bool(echoes or cut_off)
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from enum import StrEnum
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
@@ -19,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lim_sglang.errors import INTERRUPTED, errors_in_words
-from lim_sglang.markdown_section import join_words
+from lim_sglang.markdown_section import counted, join_words
 from lim_sglang.programs.answers import extract_answer
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.options import (
@@ -72,7 +71,15 @@ from lim_sglang.programs.schema import (
 )
 from lim_sglang.programs.sglang_backend import connect
 from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
-from lim_sglang.progress import LINE_INTERVAL_S, duration, print_plain, printable, rate, repeated
+from lim_sglang.progress import (
+    LINE_INTERVAL_S,
+    duration,
+    print_plain,
+    printable,
+    rate,
+    repeated,
+    seconds_left,
+)
 
 if TYPE_CHECKING:
     from lim_sglang.programs.backend import InFlightSample
@@ -333,12 +340,13 @@ class VoteDisplay:
         if not num_tokens:
             return f"waiting for the first token, {duration(elapsed_s)}"
         line = speed_line(num_tokens, elapsed_s)
-        in_flight = [s.num_tokens for s in list(self._run.in_flight.values())] if self._run else []
-        num_left = self._total - len(self.samples) - len(in_flight)
-        most = tokens_left(self.samples, in_flight, num_left, self._max_tokens)
-        left_s = most * elapsed_s / num_tokens
-        is_known = any(sample.state in COMPLETED_STATES for sample in self.samples)
-        return f"{line}; {'about' if is_known else 'up to'} {duration(left_s)} left"
+        running_s = [s.elapsed_s for s in list(self._run.in_flight.values())] if self._run else []
+        ended_s = [s.latency_s for s in self.samples if s.state in COMPLETED_STATES]
+        num_waiting = self._total - len(self.samples) - len(running_s)
+        spent_s = sum(sample.latency_s for sample in self.samples) + sum(running_s)
+        limit_s = self._max_tokens * spent_s / num_tokens
+        left_s = seconds_left(ended_s, running_s, num_waiting, limit_s)
+        return f"{line}; {'about' if ended_s else 'up to'} {duration(left_s)} left"
 
     def _print_waiting(self) -> None:
         print_plain(self._console, f"{len(self.samples)}/{self._total}  {self.waiting_line()}")
@@ -348,25 +356,6 @@ class VoteDisplay:
         if self._run and self._run.in_flight:
             parts.append(in_flight_table(list(self._run.in_flight.values())))
         return Group(*parts, Text(self.waiting_line()), self._bar)
-
-
-def tokens_left(
-    ended: Sequence[Sample], in_flight: Sequence[int], num_left: int, max_tokens: int
-) -> float:
-    """Estimate the tokens until all samples have ended.
-
-    A sample is expected to be as long as those that ended by themselves, or half a length more if
-    it is longer already; before the first has ended, as long as it may be.
-
-    Args:
-        in_flight: tokens of each sample in flight so far.
-        num_left: samples that have not begun.
-    """
-    lengths = [sample.num_tokens for sample in ended if sample.state in COMPLETED_STATES]
-    expected = fmean(lengths) if lengths else max_tokens
-    return num_left * expected + sum(
-        max(expected - length, min(expected, max_tokens - length) / 2) for length in in_flight
-    )
 
 
 def shown_chains(outcome: Outcome, show: Show) -> Iterator[str]:
@@ -514,7 +503,7 @@ def result_line(outcome: Outcome) -> str:
     """Return the last line: answer, votes, tokens spent and saved, seconds."""
     vote = outcome.vote
     num_votes = len(outcome.samples) - vote.aborted - outcome.num_late
-    votes = f"{vote.votes} of {num_votes} votes{_ties(vote)}"
+    votes = f"{counted(vote.votes, 'vote')} of {counted(num_votes, 'sample')}{_ties(vote)}"
     answer = (
         f"answer: {vote.winner}  ({votes}" if vote.winner is not None else f"no answer  ({votes}"
     )

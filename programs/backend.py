@@ -160,7 +160,7 @@ class InFlightSample:
         self._num_kept = 0
         self._kept = ""
         self._reader: StreamReader | None = None
-        self._sent_s = 0.0
+        self._sent_s: float | None = None
         self._new_confidence = new_confidence
         self._threshold = threshold
         self._on_end = on_end
@@ -186,9 +186,14 @@ class InFlightSample:
         return self._kept + (reader.text() if reader else "")
 
     @property
+    def elapsed_s(self) -> float:
+        """Seconds since the server was asked; 0 before."""
+        return 0.0 if self._sent_s is None else time.monotonic() - self._sent_s
+
+    @property
     def tokens_per_s(self) -> float:
         """Speed since the server was asked, the wait for the first token included."""
-        return self.num_tokens / max(time.monotonic() - self._sent_s, 1e-3)
+        return self.num_tokens / max(self.elapsed_s, 1e-3)
 
     def cancel(self) -> None:
         """End the sample early: the server aborts it, and its tokens so far are counted."""

@@ -32,6 +32,7 @@ from lim_sglang.evals.tables import (
     proof_rows,
     proof_section,
     ratio,
+    reasons_without_answer,
     results_section,
     score_table,
     sentence,
@@ -171,6 +172,25 @@ EARLY = replace(FOUR, conditions={**FOUR.conditions, "program": "adaptive"})
 )
 def test_a_score_table_of_other_runs(summary: Summary, name: str, cell: str) -> None:
     assert scores_of(summary)[name] == cell
+
+
+def test_samples_without_an_answer_have_a_reason_each() -> None:
+    found = run(
+        question("a", [0, None, None], states={2: TRUNCATED}),
+        question("b", [0, 1, None], states={0: TRUNCATED, 2: TRUNCATED}),
+    )
+    cut_off, unanswered = reasons_without_answer(found.conditions, score(found))
+    assert cut_off.startswith("2 of 6 samples reached the limit of 2,048 tokens")
+    assert unanswered.startswith("1 of 6 samples ended without an answer")
+    assert not [*reasons_without_answer(FOUR.conditions, score(run(question("q", [0, 1]))))]
+
+
+@pytest.mark.parametrize(("groups", "is_noted"), [([0], False), ([0, 1], True), ([0] * 3, False)])
+def test_two_samples_have_no_majority_and_the_table_says_so(
+    groups: list[int], is_noted: bool
+) -> None:
+    table = score_table(FOUR.conditions, score(run(question("q", groups))))
+    assert ("a majority needs three samples" in table.caption) == is_noted
 
 
 def test_title_and_conditions_stand_unbroken_above_the_cells() -> None:

@@ -45,6 +45,12 @@ from lim_sglang.programs.answers import (
         (r"The final answer is \boxed", None),
         (r"The answer is \boxed{12", None),
         (r"The answer is 391. The answer is within \boxed{}.", "391"),
+        (r"The answer is: \boxed{} 32", "32"),
+        (r"The answer is $\boxed{}$ = \frac{5}{6}.", r"\frac{5}{6}"),
+        ("The answer is \\boxed{}\n\n32", "32"),
+        (r"The answer is \boxed{} (C)", "(C)"),
+        (r"The answer is \boxed{}, so 5", None),
+        (r"The answer is in \boxed{} 4 times", None),
         # Without a box, the last statement.
         ("the final answer is: 3.14. Checked!", "3.14"),
         ("Answer: 5\nQ.E.D.", "5"),

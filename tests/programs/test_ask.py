@@ -26,7 +26,6 @@ from lim_sglang.programs.ask import (
     sample_line,
     shown_chains,
     speed_line,
-    tokens_left,
     vote_line,
 )
 from lim_sglang.programs.backend import InFlightSample
@@ -216,7 +215,7 @@ def test_no_answer_has_an_exit_code_of_its_own_and_a_reason(
     if as_json:
         assert json.loads(command.output)["answer"] is None
     else:
-        assert command.output.startswith("no answer  (0 of 2 votes")
+        assert command.output.startswith("no answer  (0 votes of 2 samples")
         assert "let me think" in command.error
 
 
@@ -387,23 +386,23 @@ def test_the_vote_so_far_counts_every_sample_once() -> None:
 @pytest.mark.parametrize(
     ("found", "line"),
     [
-        (outcome(SAMPLES), "answer: 391  (2 of 6 votes, 1 failed, 50 tokens, 12.3 s)"),
+        (outcome(SAMPLES), "answer: 391  (2 votes of 6 samples, 1 failed, 50 tokens, 12.3 s)"),
         (
             outcome([*SAMPLES[:3], STOPPED], num_asked=6, settled=True),
-            "answer: 391  (2 of 3 votes, 34 tokens, about 26 saved, 12.3 s)",
+            "answer: 391  (2 votes of 3 samples, 34 tokens, about 26 saved, 12.3 s)",
         ),
         (
             outcome([SAMPLES[0], LOST], settled=True),
-            "answer: 391  (1 of 1 votes, at least 10 tokens, about 10 saved, 12.3 s)",
+            "answer: 391  (1 vote of 1 sample, at least 10 tokens, about 10 saved, 12.3 s)",
         ),
-        (outcome(SAMPLES[3:5]), "no answer  (0 of 2 votes, 20 tokens, 12.3 s)"),
+        (outcome(SAMPLES[3:5]), "no answer  (0 votes of 2 samples, 20 tokens, 12.3 s)"),
         (
             outcome(SAMPLES[:2]),
-            "answer: 391  (1 of 2 votes, as many as [bold], 20 tokens, 12.3 s)",
+            "answer: 391  (1 vote of 2 samples, as many as [bold], 20 tokens, 12.3 s)",
         ),
         (
             outcome([make_sample(index, str(index)) for index in range(6)]),
-            "answer: 0  (1 of 6 votes, as many as 1, 2, 3 and 2 more, 60 tokens, 12.3 s)",
+            "answer: 0  (1 vote of 6 samples, as many as 1, 2, 3 and 2 more, 60 tokens, 12.3 s)",
         ),
     ],
 )
@@ -490,31 +489,17 @@ def test_only_the_end_of_a_long_chain_is_shown_and_it_commands_no_terminal() -> 
     assert printable("a\x1b[31m\tb\n") == "a\N{REPLACEMENT CHARACTER}[31m\tb\n"
 
 
-@pytest.mark.parametrize(
-    ("ended", "in_flight_tokens", "num_left", "expected"),
-    [
-        ([], [0, 40], 1, 100 + 60 + 100),
-        (SAMPLES[:2], [0, 4, 50], 2, 10 + 6 + 5 + 20),
-        ([SAMPLES[5]], [], 1, 100),
-        (SAMPLES[:2], [], 0, 0),
-    ],
-)
-def test_tokens_left_are_those_of_samples_like_the_ended_ones(
-    ended: list[Sample], in_flight_tokens: list[int], num_left: int, expected: float
-) -> None:
-    assert tokens_left(ended, in_flight_tokens, num_left, max_tokens=100) == expected
-
-
 def test_a_wait_is_shown_with_speed_and_an_estimate_that_the_first_sample_betters() -> None:
     display = VoteDisplay(Console(file=io.StringIO()), 2, str.__eq__, max_tokens=1000)
     display._start_s = time.monotonic() - 10.0
     assert display.waiting_line() == "waiting for the first token, 10s"
     flying = {1: in_flight(1, "so", 50)}
+    flying[1]._sent_s = time.monotonic() - 10.0
     display.begin(SimpleNamespace(in_flight=flying, spent_tokens=50))
     assert display.waiting_line() == "50 tokens so far, 5.0 a second; up to 6m30s left"
     display.add(make_sample(0, "391", num_tokens=100))
     display.begin(SimpleNamespace(in_flight=flying, spent_tokens=150))
-    assert display.waiting_line() == "150 tokens so far, 15 a second; about 3s left"
+    assert display.waiting_line() == "150 tokens so far, 15 a second; about 4s left"
 
 
 def in_flight(index: int, text: str = "", num_tokens: int = 0) -> InFlightSample:

@@ -45,7 +45,7 @@ def test_a_programs_file_is_a_script_that_prints_each_sample_and_last_the_answer
             timeout=180,
         )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("answer: 391  (3 of 3 votes, 21 tokens")
+    assert done.stdout.startswith("answer: 391  (3 votes of 3 samples, 21 tokens")
     assert done.stdout.count("\n") == 1
     for number in (1, 2, 3):
         assert f"/3  sample {number}: 391  (7 tokens" in done.stderr

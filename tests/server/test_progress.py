@@ -1,13 +1,16 @@
 """Progress: a bar on a terminal, a line now and then elsewhere."""
 
 import io
+import math
+import random
 import threading
+from statistics import median
 
 import pytest
 from rich.console import Console
 
 from lim_sglang import progress
-from lim_sglang.progress import plain_console, print_plain, rate, show_progress
+from lim_sglang.progress import plain_console, print_plain, rate, seconds_left, show_progress
 
 
 def test_a_log_gets_a_line_at_the_start_every_ten_seconds_and_at_the_end() -> None:
@@ -47,6 +50,69 @@ def test_the_display_goes_on_while_no_work_is_completed(
 )
 def test_a_rate_has_a_decimal_below_ten(amount: float, expected: str) -> None:
     assert rate(amount, 10) == expected
+
+
+@pytest.mark.parametrize(
+    ("ended_s", "running_s", "num_waiting", "limit_s", "expected"),
+    [
+        ([], [], 0, math.inf, 0.0),
+        ([], [4.0, 3.0], 0, 10.0, 7.0),
+        ([], [4.0, 3.0], 4, 10.0, 27.0),
+        ([], [4.0], 0, math.inf, math.inf),
+        ([10.0], [], 3, 6.0, 18.0),
+        # Mean square 9 + 16: one more mean square for the last job.
+        ([3.0], [4.0], 0, math.inf, math.sqrt(16 + 25) - 4),
+        ([3.0], [4.0], 0, 5.0, 1.0),
+        ([3.0], [9.0], 0, 5.0, 0.0),
+        ([3.0], [4.0], 2, math.inf, 2 * math.sqrt(math.pi / 4 * 25) + math.sqrt(16 + 25) - 4),
+    ],
+)
+def test_the_time_left_follows_from_ended_running_and_waiting_jobs(
+    ended_s: list[float],
+    running_s: list[float],
+    num_waiting: int,
+    limit_s: float,
+    expected: float,
+) -> None:
+    assert seconds_left(ended_s, running_s, num_waiting, limit_s) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_waiting", [0, 60])
+def test_the_time_left_is_right_within_a_factor_for_lengths_like_those_of_answers(
+    num_waiting: int,
+) -> None:
+    """Twelve jobs side by side; the estimate after the first, the third and half of all ends."""
+    rng = random.Random(7)
+    ratios: dict[int, list[float]] = {}
+    for _ in range(200):
+        durations = [rng.lognormvariate(3.0, 0.5) for _ in range(12 + num_waiting)]
+        begins, ends = [], []
+        for duration_s in durations:
+            begins.append(sorted(ends)[len(ends) - 12] if len(ends) >= 12 else 0.0)
+            ends.append(begins[-1] + duration_s)
+        for num_ended in (1, 3, len(durations) // 2):
+            now_s = sorted(ends)[num_ended - 1]
+            ended = [d for d, end in zip(durations, ends, strict=True) if end <= now_s]
+            running = [
+                now_s - begin
+                for begin, end in zip(begins, ends, strict=True)
+                if begin <= now_s < end
+            ]
+            waiting = len(durations) - len(ended) - len(running)
+            estimate_s = seconds_left(ended, running, waiting)
+            ratios.setdefault(num_ended, []).append(estimate_s / (max(ends) - now_s))
+    for found in ratios.values():
+        assert 0.7 < median(found) < 1.5
+        assert sum(0.4 < ratio < 2.5 for ratio in found) > 0.8 * len(found)
+
+
+def test_a_bar_on_a_narrow_terminal_shows_the_whole_time_and_the_whole_text() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    text = "file:own: 3/12 samples, 66.7 % right, 4 samples running, 31 tokens/s, about 1m05s left"
+    with show_progress(console, 12, text) as update:
+        update(3, text)
+    screen = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(word in screen for word in ["0:00:00", "25%", *text.split()])
 
 
 def test_a_log_gets_its_last_line_also_after_an_error_and_no_line_twice() -> None:
