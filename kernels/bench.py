@@ -174,7 +174,7 @@ class SelectionStep:
 
     def _allocate(self, kind: type[RankSelector] | type[MassSelector]) -> Any:
         shape = self.shape
-        room = Room(shape.batch, shape.heads, shape.context, self.query.device)
+        room = Room(shape.batch, shape.heads, shape.kv_heads, shape.context, self.query.device)
         return kind.allocate(shape.budget_split, room)
 
     def _score(self) -> None:

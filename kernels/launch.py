@@ -32,6 +32,10 @@ SCORE_SPLITS = 32
 """Scoring programs per request and KV head: constant, so the grid does not depend on lengths."""
 SCORE_STAGES = 2
 """Tiles of keys in flight while scores are computed."""
+BOUND_BLOCK = 64
+"""Pages whose scores a program bounds at a time."""
+BOUND_SPLITS = 32
+"""Bounding programs per request and KV head: constant, as of scoring."""
 MIN_DOT_ROWS = 16
 """Fewest rows that a tensor core takes; smaller query groups are padded."""
 MIN_SAMPLE, MAX_SAMPLE = 2048, 8192

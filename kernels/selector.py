@@ -1,7 +1,8 @@
 """Selection of kept slots: memory allocated once, and the kernels that run in it, in order.
 
 `RankSelector` is LessIsMore's selection; `MassSelector` ranks tokens, or pages of them, by
-attention mass; `WindowSelector` keeps by position, without scores.
+attention mass; `HeadSelector` ranks tokens for each query head; `PageSelector` ranks pages by
+bounds on their scores; `WindowSelector` keeps by position, without scores.
 """
 
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ from lim_sglang.kernels.compact import StepSlots, compact_slots, copy_window
 from lim_sglang.kernels.full_ranking import rank_tokens
 from lim_sglang.kernels.launch import RowBuffers
 from lim_sglang.kernels.mass import candidate_capacity, log_sum_exp, softmax_mass, topk_by_mass
+from lim_sglang.kernels.page_bounds import page_bounds, summarize_pages
 from lim_sglang.kernels.reference import BudgetSplit, keep_tokens
 from lim_sglang.kernels.scores import score_tokens
 from lim_sglang.kernels.shortlist import shortlist_capacity, shortlist_tokens
@@ -36,6 +38,8 @@ class Room:
     """Most rows of a batch."""
     num_heads: int
     """Query heads."""
+    num_kv_heads: int
+    """KV heads."""
     context: int
     """Tokens of the longest row there can be."""
     device: torch.device | str
@@ -161,11 +165,17 @@ class ScoreSelector(Selector):
         """
 
 
-def allocate_scores(room: Room) -> Tensor:
-    """Allocate the scores of a chunk of rows, [R, H, N] f32; `MAX_SCORE_BYTES` limits R."""
-    columns = triton.cdiv(room.context, ALIGNMENT) * ALIGNMENT
-    rows = max(1, min(room.max_rows, MAX_SCORE_BYTES // (4 * room.num_heads * columns)))
-    return torch.zeros(rows, room.num_heads, columns, dtype=torch.float32, device=room.device)
+def allocate_scores(room: Room, lists: int | None = None, page: int = 1) -> Tensor:
+    """Allocate the scores of a chunk of rows, [R, lists, N] f32; `MAX_SCORE_BYTES` limits R.
+
+    Args:
+        lists: of a row; None for one a query head.
+        page: tokens of each score.
+    """
+    lists = lists or room.num_heads
+    columns = triton.cdiv(triton.cdiv(room.context, page), ALIGNMENT) * ALIGNMENT
+    rows = max(1, min(room.max_rows, MAX_SCORE_BYTES // (4 * lists * columns)))
+    return torch.zeros(rows, lists, columns, dtype=torch.float32, device=room.device)
 
 
 @dataclass(frozen=True)
@@ -322,3 +332,79 @@ class HeadSelector(ScoreSelector):
     def select_scored(self, step: StepSlots, *, scale: float, has_lse: bool) -> None:
         """Keep each head's top-k."""
         topk_by_mass(self.scores, step, self.budget_split, self.candidates)
+
+
+@dataclass(frozen=True)
+class PageSelector(Selector):
+    """Selection of pages by bounds on their scores, in the layer that reads them.
+
+    Shapes: R rows per chunk, N pages of the longest row there can be.
+    """
+
+    bounds: Tensor
+    """[R, lists, N] f32."""
+    candidates: Tensor
+    """[R, lists, `candidate_capacity(selected)`] int32."""
+    page: int
+    """Tokens that are kept or dropped together."""
+
+    @classmethod
+    def allocate(cls, budget_split: BudgetSplit, room: Room, *, lists: int, page: int) -> Self:
+        """Allocate for batches that keep `budget_split` pages in each of a row's lists."""
+        bounds = allocate_scores(room, lists, page)
+        capacity = candidate_capacity(budget_split.selected)
+        candidates = bounds.new_zeros(*bounds.shape[:2], capacity, dtype=torch.int32)
+        return cls(budget_split, bounds, candidates, page)
+
+    @property
+    def budget(self) -> int:
+        """Tokens that a row keeps at most."""
+        return self.budget_split.budget * self.page
+
+    @property
+    def deciding_scores(self) -> Tensor:
+        """The bounds."""
+        return self.bounds
+
+    def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
+        """Return the tokens of the newest page and of the others of largest bound, [n] or
+        [lists, n]."""
+        assert deciding_scores is not None
+        others = deciding_scores[:, : triton.cdiv(length, self.page) - 1]
+        kept = reference_rivals.keep_pages(others, length, self.budget, self.page)
+        return kept[0] if len(kept) == 1 else kept
+
+    def summary_of(self, keys: Tensor) -> Tensor:
+        """Return the summaries of complete pages by the definition.
+
+        Args:
+            keys: [..., page, G, D].
+
+        Returns:
+            [..., 2, G, D] f32: least, greatest.
+        """
+        least, most = keys.float().aminmax(dim=-3)
+        return torch.stack([least, most], -3)
+
+    def summarize(self, keys: Tensor, lengths: Tensor, slots: Tensor, summaries: Tensor) -> None:
+        """Summarize the pages that new tokens complete; see `page_bounds.summarize_pages`."""
+        summarize_pages(keys, lengths, slots, self.page, summaries)
+
+    def select(self, query: Tensor, summaries: Tensor, step: StepSlots) -> None:
+        """Write each row's kept slots to `step.kept`.
+
+        Args:
+            query: [B, H, D].
+            summaries: [pages of the cache, 2, G, D], one layer's.
+            step: slots of B rows.
+        """
+        max_rows = self.bounds.shape[0]
+        for first in range(0, query.shape[0], max_rows):
+            rows = min(max_rows, query.shape[0] - first)
+            chunk, lists = self.first_rows(rows), step.chunk(first, rows)
+            chunk.bound(query[first : first + rows], summaries, lists)
+            topk_by_mass(chunk.bounds, lists, self.budget_split, chunk.candidates, page=self.page)
+
+    def bound(self, query: Tensor, summaries: Tensor, step: StepSlots) -> None:
+        """Write the bounds of a chunk of R rows to `bounds`."""
+        page_bounds(query, summaries, step.indptr, step.slots, self.budget, self.page, self.bounds)

@@ -162,7 +162,7 @@ def allocate_poisoned(
         max_rows: most rows of a chunk; None for all of the batch.
     """
     rows = len(batch.lengths)
-    room = Room(max_rows or rows, batch.heads, max(batch.lengths) + 3, device)
+    room = Room(max_rows or rows, batch.heads, batch.kv_heads, max(batch.lengths) + 3, device)
     selector = kind.allocate(batch.budget_split, room)
     if isinstance(selector, MassSelector):
         selector = replace(selector, by_largest=batch.by_largest, page=batch.page)

@@ -2,16 +2,20 @@
 
 `LimAttnBackend.forward_decode` acts by a layer's role. FULL and SELECT layers are SGLang's own
 dense decode, through FlashInfer. A SELECT layer then writes each row's kept slots, and REUSE layers
-attend to those and no others: `SparseDecodeWrapper` takes the place of FlashInfer's wrapper. A
-row's length decides how many tokens it keeps, so the start of each row's slots follows from the
-lengths that a step begins with: nothing else is planned, and nothing here waits for the device.
+attend to those and no others: `SparseDecodeWrapper` takes the place of FlashInfer's wrapper. A PICK
+layer writes its kept slots from summaries of the keys, once the new key is in the cache, and
+attends to them: `PickingWrapper`. A row's length decides how many tokens it keeps, so the start of
+each row's slots follows from the lengths that a step begins with: nothing else is planned, and
+nothing here waits for the device.
 
 Which tokens are kept is the policy's matter (`lim_sglang/policies/`); its selector writes them.
 """
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -22,9 +26,9 @@ from lim_sglang.compat import DecodeMetadata, FlashInferAttnBackend, decode_on_t
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.compact import StepSlots, count_kept
 from lim_sglang.kernels.scores import DTYPES, ScoreStoringAttention
-from lim_sglang.kernels.selector import ScoreSelector, Selector, WindowSelector
+from lim_sglang.kernels.selector import PageSelector, ScoreSelector, Selector, WindowSelector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
-from lim_sglang.policies.policy import Role, SparsePolicy, window_layer
+from lim_sglang.policies.policy import SPARSE, Role, SparsePolicy, window_layer
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +64,7 @@ class DecodeWrapper(ABC):
 
 
 class SparseDecodeWrapper(DecodeWrapper):
-    """Attention of a REUSE layer over the kept slots.
+    """Attention of a REUSE or PICK layer over the kept slots.
 
     Shapes: R rows at most, K budget; B rows of the step; H query heads, D head_dim.
     """
@@ -70,8 +74,8 @@ class SparseDecodeWrapper(DecodeWrapper):
 
         Args:
             backend: the `FlashInferAttnBackend` whose layers are attended.
-            kept_slots: [>= R * K] int32, or a row of these for each list; REUSE layers read what is
-                written here.
+            kept_slots: [>= R * K] int32, or a row of these for each list; sparse layers read what
+                is written here.
             policy: its budget and block decide how many tokens a row keeps.
 
         Raises:
@@ -159,6 +163,22 @@ class ScoreStoringWrapper(DecodeWrapper):
         return output if value_scale == 1.0 else output.mul_(value_scale)
 
 
+@dataclass(frozen=True)
+class PickingWrapper(DecodeWrapper):
+    """Attention of a PICK layer: writes the kept slots, then attends to them."""
+
+    sparse: SparseDecodeWrapper
+    pick: Callable[[Tensor, Tensor], None]
+    """Writes each row's kept slots, given the layer's query [B, H, D] and keys [P, G, D]."""
+
+    def attend(
+        self, query: Tensor, kv_cache: KvCache, scale: float, soft_cap: float, value_scale: float
+    ) -> Tensor:
+        """Pick, then attend over the kept slots; SGLang has written the new keys before."""
+        self.pick(query, kv_cache[0])
+        return self.sparse.attend(query, kv_cache, scale, soft_cap, value_scale)
+
+
 class LimAttnBackend(FlashInferAttnBackend):
     """SGLang's FlashInfer backend whose decode layers act by their roles.
 
@@ -179,6 +199,8 @@ class LimAttnBackend(FlashInferAttnBackend):
         self.roles: tuple[Role, ...] = runner.lim_roles
         self.selector: Selector | None = runner.lim_selector
         self.audit: Audit | None = runner.lim_audit
+        self.summaries: Mapping[int, Tensor] = runner.lim_summaries
+        """Summaries of the KV cache's blocks, by PICK layer."""
         self.window_layer = window_layer(self.roles)
         if self.selector is not None:
             self.sparse_decode = SparseDecodeWrapper(self, runner.lim_kept_slots, runner.lim_policy)
@@ -232,7 +254,7 @@ class LimAttnBackend(FlashInferAttnBackend):
             self.audit.begin_step(forward_batch, self.req_to_token_pool.req_to_token)
 
     def forward_decode(
-        self, q: Tensor, k: Tensor, v: Tensor, layer: Any, *others: Any, **options: Any
+        self, q: Tensor, k: Tensor, v: Tensor, layer: Any, batch: Any, *others: Any, **options: Any
     ) -> Tensor:
         """Run one layer of a decode step; the layer's role decides what is read.
 
@@ -240,6 +262,7 @@ class LimAttnBackend(FlashInferAttnBackend):
             q: [B, H * D], like the result.
             k, v: [B, G * D].
             layer: SGLang's attention layer.
+            batch: SGLang's batch of the step.
             others, options: passed on to SGLang.
         """
         role = self.roles[layer.layer_id]
@@ -248,18 +271,54 @@ class LimAttnBackend(FlashInferAttnBackend):
             self._keep_window()
         if role is Role.REUSE:  # SGLang's decode, but over the kept slots
             self.forward_metadata = DecodeMetadata([self.sparse_decode])
+        elif role is Role.PICK:
+            pick = partial(self._pick, layer, self._step_slots(), batch)
+            self.forward_metadata = DecodeMetadata([PickingWrapper(self.sparse_decode, pick)])
         scoring = self._score_storing_wrapper(layer) if role is Role.SELECT else None
         if scoring:
             self.forward_metadata = DecodeMetadata([scoring])
         try:
-            output: Tensor = super().forward_decode(q, k, v, layer, *others, **options)
+            output: Tensor = super().forward_decode(q, k, v, layer, batch, *others, **options)
         finally:
             self.forward_metadata = planned
         if role is Role.SELECT:
             self._select(q, layer, is_scored=scoring is not None)
-        elif role is Role.REUSE and self.audit:
+        elif role in SPARSE and self.audit:
             self._audit_attention(self.audit, q, layer, output)
         return output
+
+    def forward_extend(
+        self, q: Tensor, k: Tensor, v: Tensor, layer: Any, batch: Any, *others: Any, **options: Any
+    ) -> Tensor:
+        """Run one layer of a prefill densely, and summarize the blocks of keys that it completes.
+
+        Args:
+            q, k, v, layer, batch, others, options: as for `forward_decode`, of T new tokens.
+        """
+        output: Tensor = super().forward_extend(q, k, v, layer, batch, *others, **options)
+        if layer.layer_id in self.summaries:
+            keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
+            self._summarize(layer.layer_id, keys, batch.positions + 1, batch.out_cache_loc)
+        return output
+
+    def _summarize(self, layer: int, keys: Tensor, lengths: Tensor, slots: Tensor) -> None:
+        """Summarize the blocks that tokens in these slots complete.
+
+        Args:
+            lengths: [T], tokens of the request up to each new one, the new one included.
+            slots: [T].
+        """
+        selector = cast(PageSelector, self.selector)
+        selector.summarize(keys, lengths, slots, self.summaries[layer])
+
+    def _pick(self, layer: Any, step: StepSlots, batch: Any, query: Tensor, keys: Tensor) -> None:
+        """Write each row's kept slots for the layer that is about to read them."""
+        rows = len(query)
+        self._summarize(layer.layer_id, keys, batch.seq_lens[:rows], batch.out_cache_loc[:rows])
+        selector = cast(PageSelector, self.selector)
+        selector.select(query, self.summaries[layer.layer_id], step)
+        if self.audit:
+            self.audit.note_layer(layer.layer_id, rows)
 
     def _keep_window(self) -> None:
         """Write the slots that lengths alone decide."""

@@ -6,23 +6,24 @@ written as the step begins, the slots alone. All copies stay on the GPU, in the
 order of the stream, so that overlap scheduling goes on as always. Kept sets are recomputed by the
 definition when the copies fill their share of memory, and when `/server_info` is asked. A REUSE
 layer's output is recomputed at once, since its cache may be overwritten soon, and only the number
-of wrong rows is kept. Scores are taken as they are. Rows that pad a graph's batch, and rows of a
-graph's warm-up, are checked, too.
+of wrong rows is kept; so is a PICK layer's, and the summaries of the keys that a step's rows have.
+Scores are taken as they are. Rows that pad a graph's batch, and rows of a graph's warm-up, are
+checked, too.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 
 from lim_sglang.config import AUDIT_VAR, TRACE_VAR
 from lim_sglang.errors import ServerError
-from lim_sglang.kernels.selector import ScoreSelector, Selector
+from lim_sglang.kernels.selector import PageSelector, Selector
 from lim_sglang.kernels.verify import ATTENTION_TOLERANCE
 from lim_sglang.policies.policy import SparsePolicy
 
@@ -59,15 +60,16 @@ class Audit:
         """Allocate the memory of the copies.
 
         Args:
-            select_layers: SELECT layers; `BEGINNING` alone where there are none.
+            select_layers: SELECT or PICK layers; `BEGINNING` alone where there are none.
 
         Raises:
             ServerError: a step may have more rows than the selector holds at once.
         """
-        if isinstance(selector, ScoreSelector) and max_rows > selector.max_rows:
+        scores = selector.deciding_scores
+        if scores is not None and max_rows > len(scores):
             raise ServerError(
-                f"{AUDIT_VAR} covers {selector.max_rows} rows a step, not {max_rows}: "
-                f"set --max-running-requests {selector.max_rows} or less"
+                f"{AUDIT_VAR} covers {len(scores)} rows a step, not {max_rows}: "
+                f"set --max-running-requests {len(scores)} or less"
             )
         self.checked_sets = 0
         self.wrong_sets = 0
@@ -77,10 +79,14 @@ class Audit:
         self._count_read = policy.count_read
         # CUDA graphs write here, so these buffers must never move.
         self._scores: Tensor | None = None
-        if (scores := selector.deciding_scores) is not None:
+        if scores is not None:
             self._scores = scores.new_empty(len(select_layers), *scores.shape)
         self._kept = kept_slots.new_empty(len(select_layers), *kept_slots.shape)
         self._outputs = kept_slots.new_zeros(2)  # rows checked, rows wrong
+        self._summarized = kept_slots.new_zeros(2)  # blocks checked, blocks wrong
+        self._block = policy.block
+        self._pool: Any = None
+        self._summaries: Mapping[int, Tensor] = {}
         self._lanes = torch.arange(policy.budget, device=kept_slots.device)
         self._steps: list[AuditedStep] = []
         self._lengths: tuple[int, ...] = ()
@@ -90,6 +96,15 @@ class Audit:
     def is_wanted() -> bool:
         """Return True if `LIM_AUDIT` is 1."""
         return os.environ.get(AUDIT_VAR) == "1"
+
+    def watch_summaries(self, pool: Any, summaries: Mapping[int, Tensor]) -> None:
+        """Check these summaries after each step.
+
+        Args:
+            pool: SGLang's KV cache.
+            summaries: by layer.
+        """
+        self._pool, self._summaries = pool, summaries
 
     def begin_step(self, forward_batch: Any, req_to_token: Tensor) -> None:
         """Copy the slots of the rows' tokens, on the stream that plans the step."""
@@ -155,6 +170,7 @@ class Audit:
             return
         rows, width = len(self._lengths), max(self._lengths)
         total = sum(map(self._count_read, self._lengths))
+        self._check_summaries(self._slots)
         scores = self._scores
         step = AuditedStep(
             self._lengths,
@@ -171,12 +187,38 @@ class Audit:
         """Wait for all steps; return how many sets and outputs were checked and found wrong."""
         self.check()
         checked, wrong = self._outputs.tolist()
-        return {
+        counts = {
             "checked_sets": self.checked_sets,
             "wrong_sets": self.wrong_sets,
             "checked_outputs": checked,
             "wrong_outputs": wrong,
         }
+        if self._summaries:
+            names = ("checked_summaries", "wrong_summaries")
+            counts |= dict(zip(names, self._summarized.tolist(), strict=True))
+        return counts
+
+    def _check_summaries(self, slots: Tensor) -> None:
+        """Compare the summary of each complete block of a step's rows, bit for bit, with its keys.
+
+        Args:
+            slots: [B, S].
+        """
+        block = self._block
+        num_blocks = slots.shape[1] // block
+        if not self._summaries or not num_blocks:
+            return
+        members = slots[:, : num_blocks * block].long().unflatten(1, (num_blocks, block))
+        lengths = torch.tensor(self._lengths, device=slots.device)[:, None]
+        ends = torch.arange(1, num_blocks + 1, device=slots.device) * block
+        is_complete = ends <= lengths
+        for layer, summaries in self._summaries.items():
+            keys = self._pool.get_key_buffer(layer)[members]  # [B, blocks, block, G, D]
+            expected = cast(PageSelector, self._selector).summary_of(keys)
+            found = summaries[members[:, :, 0] // block].float()
+            is_equal = (found == expected).flatten(2).all(2)
+            self._summarized[0] += is_complete.sum()
+            self._summarized[1] += (is_complete & ~is_equal).sum()
 
     def check(self) -> None:
         """Recompute the kept sets of all recorded steps."""

@@ -143,6 +143,7 @@ USED_ON_GPU: Mapping[str, tuple[str, ...]] = {
     path: tuple(parameters.split())
     for path, parameters in {
         f"{_BACKEND_CLASS}.forward_decode": "self q k v layer forward_batch save_kv_cache",
+        f"{_BACKEND_CLASS}.forward_extend": "self q k v layer forward_batch save_kv_cache",
         f"{_BACKEND_CLASS}.init_forward_metadata": "self forward_batch",
         f"{_BACKEND_CLASS}.init_forward_metadata_out_graph": "self forward_batch in_capture",
         f"{_FLASHINFER_BACKEND}.DecodeMetadata": "decode_wrappers swa_out_cache_loc",

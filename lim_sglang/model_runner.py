@@ -5,8 +5,9 @@ A decode step begins here: `forward` counts the step's rows, dense and sparse, a
 """
 
 import logging
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -77,13 +78,20 @@ class LimModelRunner(compat.ModelRunner):
         """Allocate the selection's memory first, so that the KV pool is sized by the rest."""
         self.lim_selector: Selector | None = None
         self.lim_audit: Audit | None = None
+        self.lim_summaries: Mapping[int, torch.Tensor] = {}
+        reserved = None
         if self.lim_policy and not compat.serves_on_cpu():
             capability = torch.cuda.get_device_capability()
             reasons = reasons_against_kv_cache(self.kv_cache_dtype, self.dtype, capability)
             if reasons:  # SGLang may have found the dtype in the checkpoint
                 raise RefusedError(reasons)
             self.allocate_selection(self.lim_policy)
+            reserved = self._reserve_summaries(self.lim_policy)
         super().alloc_memory_pool(*arguments, **options)
+        if reserved is not None and self.lim_policy:
+            del reserved
+            torch.cuda.empty_cache()
+            self.allocate_summaries(self.lim_policy)
 
     def forward(self, forward_batch: Any, *arguments: Any, **options: Any) -> Any:
         """Run one step; count a decode step by its real rows, never by a CUDA graph's padding."""
@@ -107,17 +115,64 @@ class LimModelRunner(compat.ModelRunner):
             Room(
                 max_rows=max_rows,
                 num_heads=self.model_config.num_attention_heads,
+                num_kv_heads=self.model_config.num_key_value_heads,
                 context=self.model_config.context_len + compat.extra_context(self.server_args),
                 device=self.device,
             )
         )
         if Audit.is_wanted():
-            select = [n for n, role in enumerate(self.lim_roles) if role is Role.SELECT]
+            selecting = (Role.SELECT, Role.PICK)
+            layers = [n for n, role in enumerate(self.lim_roles) if role in selecting]
             self.lim_audit = Audit(
-                self.lim_selector, self.lim_kept_slots, policy, select or [BEGINNING], max_rows
+                self.lim_selector, self.lim_kept_slots, policy, layers or [BEGINNING], max_rows
             )
         taken = self.lim_selector.num_bytes + self.lim_kept_slots.nbytes
         logger.info("LessIsMore: %.0f MiB for selection", taken / 2**20)
+
+    def _reserve_summaries(self, policy: SparsePolicy) -> torch.Tensor | None:
+        """Take the memory that summaries of the KV cache will need, while SGLang sizes the cache;
+        None if the policy has none.
+
+        Whatever the estimate is off by is added to, or taken from, the memory that SGLang leaves
+        free: the summaries are allocated by the cache's size.
+        """
+        shape = self._summary_shape(policy)
+        if shape is None:
+            return None
+        layers = self.lim_roles.count(Role.PICK)
+        item = self.kv_cache_dtype.itemsize
+        summary_bytes = layers * math.prod(shape) * item / policy.block  # a token
+        config = self.model_config
+        cache_bytes = config.num_key_value_heads * (config.head_dim + config.v_head_dim) * item
+        cache_bytes *= len(self.lim_roles)
+        free, total = torch.cuda.mem_get_info()
+        tokens = (free - total * (1 - self.mem_fraction_static)) / (cache_bytes + summary_bytes)
+        tokens = min(tokens, self.server_args.max_total_tokens or tokens)
+        return torch.empty(
+            max(0, int(tokens * summary_bytes)), dtype=torch.uint8, device=self.device
+        )
+
+    def _summary_shape(self, policy: SparsePolicy) -> tuple[int, ...] | None:
+        config = self.model_config
+        return policy.summary_shape(config.num_key_value_heads, config.head_dim)
+
+    def allocate_summaries(self, policy: SparsePolicy) -> None:
+        """Allocate a summary for each block of the KV cache and PICK layer, if the policy has any.
+
+        A block's tokens lie in consecutive slots, since SGLang's pages are whole blocks.
+        """
+        shape, self.lim_summaries = self._summary_shape(policy), {}
+        if shape is None:
+            return
+        layers = [layer for layer, role in enumerate(self.lim_roles) if role is Role.PICK]
+        num_blocks = -(-len(self.token_to_kv_pool.get_key_buffer(layers[0])) // policy.block)
+        summaries = torch.zeros(
+            len(layers), num_blocks, *shape, dtype=self.kv_cache_dtype, device=self.device
+        )
+        self.lim_summaries = dict(zip(layers, summaries, strict=True))
+        logger.info("LessIsMore: %.0f MiB for summaries of keys", summaries.nbytes / 2**20)
+        if self.lim_audit:
+            self.lim_audit.watch_summaries(self.token_to_kv_pool, self.lim_summaries)
 
     def init_attention_backends(self) -> None:
         """Build SGLang's backends, then refuse to go on if another backend would serve decode.

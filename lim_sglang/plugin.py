@@ -31,12 +31,14 @@ from lim_sglang.validation import (
     BACKEND,
     Gpu,
     decodes_with_lim,
+    default_page_size,
     find_gpu,
     reads_sparsely,
     reasons_against,
     reasons_against_gpu,
     reasons_against_model,
     reasons_against_selection,
+    reasons_against_summaries,
 )
 
 
@@ -170,8 +172,12 @@ def _reasons_against_settings(
     reasons = reasons_against_model(model_config, config)
     if reasons or gpu is None or not reads_sparsely(model_config, config):
         return reasons
+    if server_args.page_size is None:
+        server_args.page_size = default_page_size(config)
+    if server_args.page_size is not None:
+        reasons += reasons_against_summaries(server_args, config)
     context = compat.context_length(server_args, model_config)
-    return reasons_against_selection(
+    return reasons + reasons_against_selection(
         gpu, config, context, server_args.kv_cache_dtype, server_args.max_running_requests
     )
 

@@ -127,6 +127,38 @@ CPU_REFUSALS = (
 )
 
 
+SUMMARY_REFUSALS = (
+    Refusal("--enable-hierarchical-cache", bool, "keys would come back without their summaries"),
+    Refusal("--enable-lmcache", bool, "keys would come back without their summaries"),
+    Refusal("--enable-flexkv", bool, "keys would come back without their summaries"),
+)
+"""Options that are refused where a policy reads summaries of the keys."""
+SUMMARY_PAGE_SIZE = 64
+"""SGLang's page size, if none is given, where a policy reads summaries of blocks of keys."""
+
+
+def reasons_against_summaries(options: Any, config: LimConfig) -> list[str]:
+    """List the options under which blocks of keys, and their summaries, would not stay together."""
+    policy = config.make_policy()
+    if not isinstance(policy, SparsePolicy) or policy.summary_shape(1, 1) is None:
+        return []
+    return _refused(SUMMARY_REFUSALS, options) + reasons_that_hold(
+        (
+            options.page_size % policy.block != 0,
+            f"--page-size {options.page_size}: policy {config.policy} keeps blocks of "
+            f"{policy.block} tokens in consecutive slots, so use a multiple of {policy.block}, "
+            f"such as {SUMMARY_PAGE_SIZE}",
+        )
+    )
+
+
+def default_page_size(config: LimConfig) -> int | None:
+    """Return the page size of SGLang that a policy needs; None if any does."""
+    policy = config.make_policy()
+    has_summaries = isinstance(policy, SparsePolicy) and policy.summary_shape(1, 1) is not None
+    return SUMMARY_PAGE_SIZE if has_summaries else None
+
+
 def decodes_with_lim(options: Any) -> bool:
     """Return True if decode steps go to the backend `lim`.
 
@@ -142,7 +174,10 @@ def reasons_against(options: Any, *, on_cpu: bool) -> list[str]:
     Args:
         options: a parsed command line or `ServerArgs`.
     """
-    table = REFUSALS + (CPU_REFUSALS if on_cpu else ())
+    return _refused(REFUSALS + (CPU_REFUSALS if on_cpu else ()), options)
+
+
+def _refused(table: Sequence[Refusal], options: Any) -> list[str]:
     given = ((refusal, getattr(options, refusal.field, None)) for refusal in table)
     return [
         f"{_as_typed(refusal.option, value)}: {refusal.why}"
@@ -381,8 +416,6 @@ def reasons_against_selection(
     ranked = policy.num_ranked
     most = min(MAX_SORT, _power_of_two_within(gpu.shared_bytes // SORT_BYTES))
     reasons = []
-    if not policy.runs_on_gpu:
-        reasons.append(f"policy {config.policy} is served on a CPU only so far")
     if policy.sharing is not SharedBy.ALL and max_running_requests is None:
         reasons.append(
             f"policy {config.policy} keeps {policy.budget} slots for each head and request: "

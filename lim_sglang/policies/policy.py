@@ -106,9 +106,6 @@ class SparsePolicy(Policy):
     block: ClassVar[int] = 1
     """Tokens that are kept or dropped together: those of positions j · block to (j + 1) · block."""
 
-    runs_on_gpu: ClassVar[bool] = True
-    """False if there are no kernels yet."""
-
     @property
     def weighs_by_softmax(self) -> bool:
         """True if softmax weights decide, which know no soft-cap on the logits."""
@@ -123,6 +120,11 @@ class SparsePolicy(Policy):
     def sharing(self) -> SharedBy:
         """The heads that read one list."""
         return SharedBy.ALL
+
+    def summary_shape(self, num_kv_heads: int, head_dim: int) -> tuple[int, ...] | None:
+        """Return the shape of what is kept of a complete block's keys, in the cache's dtype, for
+        each PICK layer; None if nothing is."""
+        return None
 
     def count_read(self, length: int) -> int:
         """Return the tokens that one query head reads in a sparse layer; the newest block may be

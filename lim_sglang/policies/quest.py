@@ -8,6 +8,8 @@ from lim_sglang.policies.policy import LayerInputs, Role, SharedBy, SparsePolicy
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lim_sglang.kernels.selector import Room, Selector
+
 PAGE = 16
 FEWEST_PAGES = 3
 
@@ -20,7 +22,6 @@ class Quest(SparsePolicy):
     arXiv 2406.10774.
     """
 
-    runs_on_gpu: ClassVar[bool] = False
     title: ClassVar[str] = "Quest"
     block: ClassVar[int] = PAGE
 
@@ -42,6 +43,10 @@ class Quest(SparsePolicy):
         """The heads that read one list."""
         return SharedBy(self.shared_by)
 
+    def summary_shape(self, num_kv_heads: int, head_dim: int) -> tuple[int, ...] | None:
+        """Return the least and the greatest key of each KV head."""
+        return (2, num_kv_heads, head_dim)
+
     def roles(self, depth: int) -> tuple[Role, ...]:
         """Return PICK for all layers but the dense ones."""
         return self._all_but_dense(Role.PICK, depth)
@@ -59,3 +64,12 @@ class Quest(SparsePolicy):
         bounds = page_bounds(inputs.query, least, most)
         shared = share_scores(bounds, self.shared_by, num_groups=least.shape[1])
         return keep_pages(shared, inputs.keys.shape[0], self.budget, PAGE)
+
+    def allocate(self, room: "Room") -> "Selector":
+        """Allocate for bounds of pages."""
+        from lim_sglang.kernels.reference import BudgetSplit
+        from lim_sglang.kernels.selector import PageSelector
+
+        split = BudgetSplit(sinks=0, selected=self.num_ranked, recent=1)
+        lists = self.sharing.num_lists(room.num_heads, room.num_kv_heads)
+        return PageSelector.allocate(split, room, lists=lists, page=PAGE)

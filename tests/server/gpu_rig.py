@@ -20,7 +20,8 @@ from lim_sglang import compat
 from lim_sglang.bench.model_runner import Contender, build_dense_backend, load_runner
 from lim_sglang.config import LimConfig
 from lim_sglang.kernels.reference import attend_lists, score_tokens
-from lim_sglang.kernels.selector import MassSelector, ScoreSelector
+from lim_sglang.kernels.reference_rivals import page_bounds, share_scores, summarize_pages
+from lim_sglang.kernels.selector import MassSelector, PageSelector, ScoreSelector
 from lim_sglang.kernels.verify import (
     ATTENTION_TOLERANCE,
     MASS_TOLERANCE,
@@ -34,6 +35,8 @@ NUM_LAYERS = 6
 """Layers of the small random models."""
 CONTEXT = 4096
 GRAPH_ROWS = (1, 2, 4, 8, 16, 24, 64)
+PAGE_SIZE = 64
+"""SGLang's, for the policies that need blocks in consecutive slots; a `Step` scatters tokens."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Rig:
             context_length=CONTEXT,
             max_total_tokens=80_000,
             max_running_requests=64,
+            page_size=PAGE_SIZE,
         )
         self.runner.init_attention_backends()
         self.runner.init_cuda_graphs()
@@ -143,6 +147,7 @@ class Rig:
             runner.lim_policy = policy
             runner.lim_roles = policy.roles(len(runner.lim_roles))
             runner.allocate_selection(policy)
+            runner.allocate_summaries(policy)
             runner.init_attention_backends()
             runner.init_decode_cuda_graph()
             self._keep(key)
@@ -239,7 +244,7 @@ class Outcome:
     scores: Tensor | None
     """None where lengths alone decide, as for `deciding_scores`."""
     deciding_scores: Tensor | None
-    """The scores, or the mass of each token or page as of one head."""
+    """The scores, the mass of each token or page as of one head, or the bounds of pages."""
 
 
 def fill_cache(rig: Rig, seed: int = 0) -> None:
@@ -251,17 +256,29 @@ def fill_cache(rig: Rig, seed: int = 0) -> None:
             buffer.copy_(torch.randn(buffer.shape, generator=generator, device="cuda"))
 
 
+def summarize_cache(rig: Rig, backend: Any) -> None:
+    """Summarize every block of the cache, where the backend has summaries."""
+    for layer, summaries in backend.summaries.items():
+        keys = rig.runner.token_to_kv_pool.get_key_buffer(layer)
+        slots = torch.arange(len(keys), device="cuda")
+        backend.selector.summarize(keys, slots + 1, slots, summaries)
+
+
 def make_step(rig: Rig, lengths: Sequence[int], *, padding: int = 0, seed: int = 0) -> Step:
     """Make rows of these lengths in shuffled slots, then rows as SGLang pads a graph's batch."""
     generator = torch.Generator("cuda").manual_seed(seed)
     heads, kv_heads, dim = rig.heads
     table = rig.runner.req_to_token_pool.req_to_token
-    order = 1 + torch.randperm(70_000, generator=generator, device="cuda").int()
+    # Single tokens in any slots, unless summaries need whole blocks; slot 0 is SGLang's reserve.
+    block = rig.runner.lim_policy.block if getattr(rig.runner, "lim_summaries", None) else 1
+    order = 1 + torch.randperm(72_000 // block - 1, generator=generator, device="cuda").int()
     slots, first = [], 0
     for row, length in enumerate(lengths, start=1):
-        slots.append(order[first : first + length])
+        blocks = order[first : first + -(-length // block)]
+        members = blocks[:, None] * block + torch.arange(block, device="cuda").int()
+        slots.append(members.flatten()[:length])
         table[row, :length] = slots[-1]
-        first += length
+        first += len(blocks)
     all_lengths = [*lengths, *[1] * padding]
     rows = len(all_lengths)
 
@@ -316,6 +333,7 @@ def poison(backend: Any) -> None:
     """Overwrite the results of an earlier step, so that none passes for this step's."""
     if isinstance(backend.selector, ScoreSelector):
         backend.selector.scores.fill_(torch.nan)
+    if backend.selector.deciding_scores is not None:
         backend.selector.deciding_scores.fill_(torch.nan)
     backend.sparse_decode.kept_slots.zero_()
 
@@ -330,7 +348,7 @@ def outcome(backend: Any, step: Step, outputs: tuple[Tensor, Tensor]) -> Outcome
         (outputs[0].clone(), outputs[1].clone()),
         [kept[..., first:last] for first, last in itertools.pairwise(ends)],
         selector.scores[:rows].clone() if is_scored else None,
-        selector.deciding_scores[:rows].clone() if is_scored else None,
+        None if selector.deciding_scores is None else selector.deciding_scores[:rows].clone(),
     )
 
 
@@ -401,7 +419,9 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
                 error = relative_error(found.deciding_scores[row, 0, : len(mass)], mass)
                 if not error <= 10 * MASS_TOLERANCE:  # the normalisers are FlashInfer's
                     wrong.append(f"{name}: masses are off by {error:.1e}")
-        deciding_scores = None if found.scores is None else found.deciding_scores[row]
+        if isinstance(selector, PageSelector) and len(slots) > selector.budget:
+            wrong += _wrong_bounds(rig, found.deciding_scores[row], query[1], keys[1], slots, name)
+        deciding_scores = None if found.deciding_scores is None else found.deciding_scores[row]
         kept = slots[selector.keep(deciding_scores, len(slots))]
         if not torch.equal(found.kept[row], kept):
             wrong.append(f"{name} keeps other slots")
@@ -413,3 +433,16 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
             if not error <= rig.tolerance:
                 wrong.append(f"{name}: layer {(SELECT, REUSE)[n]} is off by {error:.1e}")
     return wrong
+
+
+def _wrong_bounds(
+    rig: Rig, found: Tensor, query: Tensor, keys: Tensor, slots: Tensor, name: str
+) -> list[str]:
+    """Compare the bounds of a row's pages with those of its keys."""
+    policy = rig.runner.lim_policy
+    least, most = summarize_pages(keys[slots.long()], policy.block)
+    bounds = page_bounds(query, least, most)
+    expected = share_scores(bounds, policy.shared_by, keys.shape[1])
+    competing = -(-len(slots) // policy.block) - 1
+    error = relative_error(found[:, :competing], expected[:, :competing])
+    return [] if error <= SCORE_TOLERANCE else [f"{name}: bounds are off by {error:.1e}"]

@@ -25,6 +25,7 @@ from lim_sglang.attention_backend import (
 from lim_sglang.compat import TENSOR_CORE_VAR, DecodeMetadata, FlashInferAttnBackend
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.reference import attend_tokens
+from lim_sglang.kernels.reference_rivals import summarize_pages
 from lim_sglang.kernels.verify import relative_error
 from lim_sglang.policies.lessismore import LessIsMore
 from lim_sglang.policies.policy import Role
@@ -36,6 +37,7 @@ from tests.server.gpu_rig import (
     make_step,
     run_eager,
     run_layers,
+    summarize_cache,
     wrong_rows,
 )
 
@@ -236,6 +238,9 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
     "delta": {"policy": "delta"},
     "tidal": {"policy": "tidal"},
     "tidal-recent": {"policy": "tidal", "recent_ratio": 0.25, "sinks": 4},
+    "quest": {"policy": "quest", "dense_layers": (0, 1, 2)},
+    "quest-kv-head": {"policy": "quest", "dense_layers": (0, 1, 2), "shared_by": "kv_head"},
+    "quest-all": {"policy": "quest", "dense_layers": (0, 1, 2), "shared_by": "all"},
 }
 """Settings under which layer 2 reads everything and layer 3 what is kept."""
 EIGHT, OTHER_EIGHT = RAGGED["eight"], [3500, 7, 256, 257, 1999, 1, 600, 601]
@@ -289,11 +294,32 @@ def test_graphs_and_eager_steps_select_and_attend_as_the_definition_says(
 ) -> None:
     fill_cache(rig)
     backend = rig.use_lim(BUDGET, **settings)
+    summarize_cache(rig, backend)
     lengths = RAGGED[name]
     graph = Graph(rig, backend, make_step(rig, [1] * len(lengths), seed=1))
     step = make_step(rig, lengths)
     assert not wrong_rows(rig, backend, step, graph.run(step))
     assert not wrong_rows(rig, backend, step, run_eager(rig, backend, step))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shared_by", ["query_head", "all"])
+def test_prefill_and_decode_leave_the_summaries_of_their_keys(rig: Rig, shared_by: str) -> None:
+    """Graphs among them; lengths pass the ends of pages."""
+    backend = rig.use_lim(64, policy="quest", shared_by=shared_by)
+    for summaries in backend.summaries.values():
+        summaries.fill_(torch.nan)
+    lengths, num_new = (1, 15, 16, 63, 64, 65, 300, 511), 20
+    rig.greedy(prompts(*lengths), num_new)
+    table = rig.runner.req_to_token_pool.req_to_token
+    for layer, summaries in backend.summaries.items():
+        keys = rig.runner.token_to_kv_pool.get_key_buffer(layer)
+        for row, length in enumerate(lengths, start=1):
+            slots = table[row, : length + num_new - 1].long()
+            expected = torch.stack(summarize_pages(keys[slots], 16), 1)
+            found = summaries[slots[::16] // 16]
+            assert torch.equal(found[: len(expected)].float(), expected.float())
+            assert found[len(expected) :].float().isnan().all()
 
 
 @pytest.mark.gpu

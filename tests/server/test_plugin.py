@@ -34,7 +34,15 @@ CONTEXT = 40_960
 
 
 @pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+def started() -> list[SimpleNamespace]:
+    """Options of the starts of a test, as they are after the checks."""
+    return []
+
+
+@pytest.fixture
+def start(
+    monkeypatch: pytest.MonkeyPatch, started: list[SimpleNamespace]
+) -> Callable[..., list[str]]:
     """Return a function that lists the reasons against a start with these options and settings."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.delenv("LIM_TRACE", raising=False)
@@ -52,9 +60,11 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             "prefill_attention_backend": None,
             "kv_cache_dtype": "auto",
             "max_running_requests": None,
+            "page_size": None,
         }
+        started.append(SimpleNamespace(**(given | options)))
         try:
-            plugin._refuse(SimpleNamespace(**(given | options)))
+            plugin._refuse(started[-1])
         except RefusedError as error:
             return list(error.reasons)
         return []
@@ -88,6 +98,32 @@ def test_a_selection_that_never_runs_is_not_checked(
     start: Callable[..., list[str]], settings: str
 ) -> None:
     assert start(settings, kv_cache_dtype="fp8_e4m3") == ["another flashinfer"]
+
+
+def test_blocks_of_keys_that_would_not_stay_with_their_summaries_are_refused(
+    start: Callable[..., list[str]],
+) -> None:
+    quest = '{"policy": "quest", "shared_by": "all"}'
+    given = {"page_size": 24, "enable_lmcache": True}
+    lmcache, page, _ = start(quest, **given)
+    assert lmcache == "--enable-lmcache: keys would come back without their summaries"
+    assert page.startswith("--page-size 24: policy quest keeps blocks of 16 tokens in consecutive")
+    assert start(quest, page_size=48) == start("{}", **given) == ["another flashinfer"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "page_size"),
+    [('{"policy": "quest"}', None, 64), ('{"policy": "quest"}', 32, 32), ("{}", None, None)],
+)
+def test_a_policy_with_summaries_has_a_page_size_by_default(
+    start: Callable[..., list[str]],
+    started: list[SimpleNamespace],
+    settings: str,
+    given: int | None,
+    page_size: int | None,
+) -> None:
+    start(settings, page_size=given)
+    assert started[-1].page_size == page_size
 
 
 def test_settings_that_are_wrong_are_named_once(start: Callable[..., list[str]]) -> None:

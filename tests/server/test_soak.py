@@ -14,6 +14,7 @@ SHORT = 24
 WHOLE = Outcome(0, "plain", 3, 2, "finished", [[7, 8]], own_prompt=True)
 FINE = {
     **{"used_tokens": 0, "retracted": 1, "wrong_sets": 0, "wrong_outputs": 0},
+    **{"wrong_summaries": 0},
     "memory": {"rss_mib": {"third": 100.0, "last": 101.0}},
 }
 
@@ -49,8 +50,8 @@ def test_a_soak_names_what_went_wrong(outcomes: list[Outcome], broken: list[str]
     ("change", "broken"),
     [
         ({"used_tokens": 5}, ["the KV cache is empty after a flush"]),
-        ({"wrong_sets": 1}, ["no set and no output is wrong"]),
-        ({"wrong_outputs": 1}, ["no set and no output is wrong"]),
+        ({"wrong_sets": 1}, ["no set, no output and no summary is wrong"]),
+        ({"wrong_outputs": 1}, ["no set, no output and no summary is wrong"]),
         (
             {"memory": {"rss_mib": {"third": 100.0, "last": 110.0}}},
             ["resident memory is flat over the second half"],

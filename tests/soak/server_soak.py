@@ -46,6 +46,12 @@ SAMPLE_EVERY_S = 2.0
 MAX_GROWTH = 0.03
 """Growth of the resident memory over the second half that still counts as flat."""
 
+AUDIT_COUNTS = (
+    *("checked_sets", "wrong_sets", "checked_outputs", "wrong_outputs"),
+    *("checked_summaries", "wrong_summaries"),
+)
+"""Counts of `LIM_AUDIT`."""
+
 TINY_POOL = ("--max-total-tokens", "2048", "--max-running-requests", "16")
 RETRACTING = ("--schedule-conservativeness", "0", *TINY_POOL)
 """A KV cache of about four requests, which SGLang fills without a reserve: it has to retract."""
@@ -387,7 +393,9 @@ def broken_claims(found: Mapping[str, Any], *, exact: bool) -> list[str]:
         "the KV cache is empty after a flush": found["used_tokens"] == 0,
         "requests were retracted": found["retracted"] > 0,
         "every finished greedy answer equals its solo run": not (exact and found["differing"]),
-        "no set and no output is wrong": not (found["wrong_sets"] or found["wrong_outputs"]),
+        "no set, no output and no summary is wrong": not any(
+            found[name] for name in AUDIT_COUNTS if name.startswith("wrong")
+        ),
     }
     growth = found["memory"].get("rss_mib")
     if growth:
@@ -419,8 +427,7 @@ async def soak_server(
         await soak.ask_alone()
     found = summary(soak.outcomes, soak.solo, num_requests)
     found |= {"seconds": round(took_s), "used_tokens": used, "memory": watch.growth()}
-    audit = ("checked_sets", "wrong_sets", "checked_outputs", "wrong_outputs")
-    found |= {name: state.get(name, 0) for name in (*audit, "retractions", "sparse_rows")}
+    found |= {name: state.get(name, 0) for name in (*AUDIT_COUNTS, "retractions", "sparse_rows")}
     await soak.close()
     return found | {"broken": broken_claims(found, exact=exact)}
 

@@ -1,0 +1,67 @@
+"""Summaries of pages, the bounds on their scores, and the pages that are kept."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lim_sglang.kernels import reference_rivals
+from lim_sglang.kernels.page_bounds import page_bounds, summarize_pages
+from lim_sglang.kernels.verify import Batch
+from lim_sglang.kernels.verify_pages import page_batch, page_differences, paged_step
+from tests.kernels.batches import COMPILED_HERE, LARGE, SMALL_SHAPES, on_both, some
+
+LEVELS = {
+    "integer-keys": Batch((100, 49, 48, 47, 65, 80), 6, 2, 64, 48, levels=2),
+    "ties-of-pages": Batch((300, 96, 97, 111, 112), 4, 1, 64, 64, levels=1),
+    "group-of-one": Batch((160, 200), 3, 3, 64, 64, levels=2),
+}
+
+
+@on_both(SMALL_SHAPES | LEVELS, LARGE)
+def test_summaries_bounds_and_kept_pages_are_the_reference_s(batch: Batch, device: str) -> None:
+    assert not page_differences(batch, device)
+
+
+@on_both(some(SMALL_SHAPES, "mixed-lengths"), some(LARGE, "coder-1.5b"))
+def test_a_page_is_summarized_when_its_last_token_comes_and_never_before(
+    batch: Batch, device: str
+) -> None:
+    batch = page_batch(batch, 16)
+    step = paged_step(batch, device, 1)
+    whole, alone = step.summaries.clone(), step.summaries.clone().fill_(0)
+    ends = step.slots.indptr.tolist()
+    for first, last in pairwise(ends):
+        for token in range(first, last):  # as decode does, token by token
+            now = torch.tensor([token - first + 1], device=device)
+            slot = step.slots.slots[token : token + 1].long()
+            before = alone.clone()
+            summarize_pages(step.keys, now, slot, 16, alone)
+            changed = (before.float() != alone.float()).flatten(1).any(1).nonzero().flatten()
+            expected = [int(slot) // 16] if int(now) % 16 == 0 else []
+            assert changed.tolist() == expected
+    written = whole.float().isnan().logical_not()
+    assert torch.equal(alone.float()[written], whole.float()[written])
+
+
+@COMPILED_HERE
+def test_shapes_that_would_be_read_out_of_bounds_are_refused() -> None:
+    keys, slots = torch.zeros(64, 2, 64), torch.zeros(32, dtype=torch.int32)
+    summaries, indptr = torch.zeros(4, 2, 2, 64), torch.tensor([0, 32], dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"summaries must be \[pages, 2, 2, 64\]"):
+        summarize_pages(keys, slots[:1], slots[:1], 16, summaries[:, :1])
+    with pytest.raises(ValueError, match=r"\[2\] lengths, but \[1\] slots"):
+        summarize_pages(keys, slots[:2], slots[:1], 16, summaries)
+    with pytest.raises(ValueError, match="4 lists, 2 or one, not 3"):
+        page_bounds(torch.zeros(1, 4, 64), summaries, indptr, slots, 16, 16, torch.zeros(1, 3, 8))
+    with pytest.raises(ValueError, match="multiple of KV heads"):
+        page_bounds(torch.zeros(1, 3, 64), summaries, indptr, slots, 16, 16, torch.zeros(1, 3, 8))
+
+
+def test_the_bound_is_no_less_than_any_score_of_its_page() -> None:
+    generator = torch.Generator().manual_seed(2)
+    keys, query = (torch.randn(n, 2, 8, generator=generator) for n in (64, 2))
+    query = query.view(4, 8)
+    bounds = reference_rivals.page_bounds(query, *reference_rivals.summarize_pages(keys, 16))
+    scores = torch.einsum("hd,shd->hs", query, keys.repeat_interleave(2, 1))
+    assert (bounds >= scores.view(4, 4, 16).amax(-1) - 1e-5).all()
