@@ -34,14 +34,14 @@ CONTEXT = 40_960
 
 
 @pytest.fixture
-def started() -> list[SimpleNamespace]:
+def asked_options() -> list[SimpleNamespace]:
     """Options of the starts of a test, as they are after the checks."""
     return []
 
 
 @pytest.fixture
 def start(
-    monkeypatch: pytest.MonkeyPatch, started: list[SimpleNamespace]
+    monkeypatch: pytest.MonkeyPatch, asked_options: list[SimpleNamespace]
 ) -> Callable[..., list[str]]:
     """Return a function that lists the reasons against a start with these options and settings."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -62,9 +62,9 @@ def start(
             "max_running_requests": None,
             "page_size": None,
         }
-        started.append(SimpleNamespace(**(given | options)))
+        asked_options.append(SimpleNamespace(**(given | options)))
         try:
-            plugin._refuse(started[-1])
+            plugin._refuse(asked_options[-1])
         except RefusedError as error:
             return list(error.reasons)
         return []
@@ -117,13 +117,13 @@ def test_blocks_of_keys_that_would_not_stay_with_their_summaries_are_refused(
 )
 def test_a_policy_with_summaries_has_a_page_size_by_default(
     start: Callable[..., list[str]],
-    started: list[SimpleNamespace],
+    asked_options: list[SimpleNamespace],
     settings: str,
     given: int | None,
     page_size: int | None,
 ) -> None:
     start(settings, page_size=given)
-    assert started[-1].page_size == page_size
+    assert asked_options[-1].page_size == page_size
 
 
 def test_settings_that_are_wrong_are_named_once(start: Callable[..., list[str]]) -> None:
