@@ -298,7 +298,9 @@ class LimAttnBackend(FlashInferAttnBackend):
         output: Tensor = super().forward_extend(q, k, v, layer, batch, *others, **options)
         if layer.layer_id in self.summaries:
             keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
-            self._summarize(layer.layer_id, keys, batch.positions + 1, batch.out_cache_loc)
+            slots = batch.out_cache_loc
+            # A prefill graph pads the positions.
+            self._summarize(layer.layer_id, keys, batch.positions[: len(slots)] + 1, slots)
         return output
 
     def _summarize(self, layer: int, keys: Tensor, lengths: Tensor, slots: Tensor) -> None:

@@ -270,7 +270,8 @@ def make_step(rig: Rig, lengths: Sequence[int], *, padding: int = 0, seed: int =
     heads, kv_heads, dim = rig.heads
     table = rig.runner.req_to_token_pool.req_to_token
     # Single tokens in any slots, unless summaries need whole blocks; slot 0 is SGLang's reserve.
-    block = rig.runner.lim_policy.block if getattr(rig.runner, "lim_summaries", None) else 1
+    selector = getattr(rig.runner.attn_backend, "selector", None)
+    block = selector.page if isinstance(selector, PageSelector) else 1
     order = 1 + torch.randperm(72_000 // block - 1, generator=generator, device="cuda").int()
     slots, first = [], 0
     for row, length in enumerate(lengths, start=1):
@@ -420,7 +421,8 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
                 if not error <= 10 * MASS_TOLERANCE:  # the normalisers are FlashInfer's
                     wrong.append(f"{name}: masses are off by {error:.1e}")
         if isinstance(selector, PageSelector) and len(slots) > selector.budget:
-            wrong += _wrong_bounds(rig, found.deciding_scores[row], query[1], keys[1], slots, name)
+            row_keys, bounds = keys[1][slots.long()], found.deciding_scores[row]
+            wrong += _wrong_bounds(selector, bounds, query[1], row_keys, name)
         deciding_scores = None if found.deciding_scores is None else found.deciding_scores[row]
         kept = slots[selector.keep(deciding_scores, len(slots))]
         if not torch.equal(found.kept[row], kept):
@@ -436,13 +438,12 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
 
 
 def _wrong_bounds(
-    rig: Rig, found: Tensor, query: Tensor, keys: Tensor, slots: Tensor, name: str
+    selector: PageSelector, found: Tensor, query: Tensor, keys: Tensor, name: str
 ) -> list[str]:
     """Compare the bounds of a row's pages with those of its keys."""
-    policy = rig.runner.lim_policy
-    least, most = summarize_pages(keys[slots.long()], policy.block)
-    bounds = page_bounds(query, least, most)
-    expected = share_scores(bounds, policy.shared_by, keys.shape[1])
-    competing = -(-len(slots) // policy.block) - 1
+    sharing = {len(query): "query_head", keys.shape[1]: "kv_head", 1: "all"}
+    bounds = page_bounds(query, *summarize_pages(keys, selector.page))
+    expected = share_scores(bounds, sharing[len(found)], keys.shape[1])
+    competing = -(-len(keys) // selector.page) - 1
     error = relative_error(found[:, :competing], expected[:, :competing])
     return [] if error <= SCORE_TOLERANCE else [f"{name}: bounds are off by {error:.1e}"]
