@@ -47,10 +47,29 @@ def test_a_soak_names_what_went_wrong(outcomes: list[Outcome], broken: list[str]
 
 
 @pytest.mark.parametrize(
+    ("output", "tie", "is_wrong"),
+    [
+        ([7, 9], 1, False),
+        ([7, 9], 0, False),
+        ([7, 9], 2, True),
+        ([6, 8], 1, True),
+        ([7, 8], 1, False),
+    ],
+)
+def test_an_answer_may_differ_from_a_tie_on_and_not_before(
+    output: list[int], tie: int, is_wrong: bool
+) -> None:
+    found = summary([replace(WHOLE, outputs=[output])], {3: [7, 8, 9]}, 1, {3: tie})
+    assert found["differing"] == [0] * is_wrong
+    assert found["differing_from_a_tie_on"] == [0] * (output != [7, 8] and not is_wrong)
+
+
+@pytest.mark.parametrize(
     ("change", "broken"),
     [
         ({"used_tokens": 5}, ["the KV cache is empty after a flush"]),
         ({"wrong_sets": 1}, ["no set, no output and no summary is wrong"]),
+        ({"wrong_summaries": 1}, ["no set, no output and no summary is wrong"]),
         ({"wrong_outputs": 1}, ["no set, no output and no summary is wrong"]),
         (
             {"memory": {"rss_mib": {"third": 100.0, "last": 110.0}}},

@@ -5,7 +5,7 @@
 
 Requests stream, ask for several samples, continue earlier answers, are aborted or hang up. Then
 every prompt is asked alone, from an empty cache, and every finished greedy answer has to begin as
-that one. FOLDER keeps outcomes, solo answers and memory samples as JSON lines, so that the same
+that one, up to a step whose two best tokens tie. FOLDER keeps outcomes, solo answers and memory samples as JSON lines, so that the same
 command resumes; the summary is printed as JSON, and the exit code is 1 if a claim fails.
 """
 
@@ -17,10 +17,11 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -46,6 +47,10 @@ SAMPLE_EVERY_S = 2.0
 MAX_GROWTH = 0.03
 """Growth of the resident memory over the second half that still counts as flat."""
 
+TIE = 1e-4
+"""Difference of two logprobs, in nats, that the rounding of a batch may turn around."""
+TOP_LOGPROBS = "output_top_logprobs"
+"""SGLang's field."""
 AUDIT_COUNTS = (
     *("checked_sets", "wrong_sets", "checked_outputs", "wrong_outputs"),
     *("checked_summaries", "wrong_summaries"),
@@ -158,6 +163,7 @@ class Soak:
         self._seed = seed
         self._log = Log(folder / "outcomes.jsonl")
         self._solo = Log(folder / "solo.jsonl")
+        self._ties = Log(folder / "ties.jsonl")
         # Finished greedy answers, which later requests may continue.
         self._answers: dict[int, list[int]] = {}
         limits = httpx.Limits(max_connections=None, keepalive_expiry=MAX_IDLE_S)
@@ -180,6 +186,11 @@ class Soak:
         """The longest greedy answer to each prompt that was asked alone."""
         return {line["prompt"]: line["output"] for line in self._solo.found}
 
+    @property
+    def ties(self) -> dict[int, int]:
+        """First step of a prompt's solo run whose two best tokens tie."""
+        return {line["prompt"]: line["step"] for line in self._ties.found}
+
     async def ask_all(self, num_requests: int) -> None:
         """Send the requests that have no outcome yet, `CONCURRENT` at once."""
         done = {line["number"] for line in self._log.found}
@@ -200,6 +211,17 @@ class Soak:
             body = _body(self.prompts[prompt], new_rid(), MAX_NEW)
             answer = (await self._http.post("/generate", json=body)).raise_for_status().json()
             self._solo.add({"prompt": prompt, "output": answer["output_ids"]})
+
+    async def find_ties(self, prompts: Iterable[int]) -> None:
+        """Ask these prompts alone once more, for the first step whose two best tokens tie."""
+        for prompt in sorted(set(prompts) - set(self.ties)):
+            await self.flush()
+            body = _body(self.prompts[prompt], new_rid(), MAX_NEW)
+            body |= {"return_logprob": True, "top_logprobs_num": 2}
+            answer = (await self._http.post("/generate", json=body)).raise_for_status().json()
+            best = [[logprob for logprob, *_ in step] for step in answer["meta_info"][TOP_LOGPROBS]]
+            tied = (n for n, (first, second) in enumerate(best) if first - second < TIE)
+            self._ties.add({"prompt": prompt, "step": next(tied, MAX_NEW)})
 
     async def flush(self) -> None:
         """Empty the radix cache, once the server is idle."""
@@ -347,21 +369,41 @@ def _median(values: Sequence[float]) -> float:
     return round(sorted(values)[len(values) // 2], 1)
 
 
+def differing(
+    outcomes: Sequence[Outcome],
+    solo: Mapping[int, Sequence[int]],
+    ties: Mapping[int, int] = MappingProxyType({}),
+) -> list[Outcome]:
+    """Return the finished greedy answers that differ from their solo run before a tie.
+
+    Args:
+        solo: greedy answers by prompt; answers to other prompts are not compared.
+        ties: first step of a solo run, by prompt, whose two best tokens tie: from there on the
+            rounding of a batch decides.
+    """
+    return [
+        outcome
+        for outcome in outcomes
+        if outcome.is_comparable and outcome.prompt in solo
+        for length in [min(outcome.num_new, ties.get(outcome.prompt, outcome.num_new))]
+        if any(output[:length] != solo[outcome.prompt][:length] for output in outcome.outputs)
+    ]
+
+
 def summary(
-    outcomes: Sequence[Outcome], solo: Mapping[int, Sequence[int]], num_requests: int
+    outcomes: Sequence[Outcome],
+    solo: Mapping[int, Sequence[int]],
+    num_requests: int,
+    ties: Mapping[int, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Count how requests ended, and the finished greedy answers that differ from their solo run.
 
     Args:
-        solo: greedy answers by prompt; answers to other prompts are not compared.
+        solo, ties: as for `differing`.
     """
     compared = [outcome for outcome in outcomes if outcome.is_comparable and outcome.prompt in solo]
-    differing = [
-        outcome.number
-        for outcome in compared
-        for output in outcome.outputs
-        if output != list(solo[outcome.prompt][: outcome.num_new])
-    ]
+    without_ties = differing(outcomes, solo)
+    wrong = [outcome.number for outcome in differing(outcomes, solo, ties)]
     failed = [outcome for outcome in outcomes if not _is_expected(outcome)]
     numbers = Counter(outcome.number for outcome in outcomes)
     return {
@@ -374,7 +416,8 @@ def summary(
         "retracted": sum(outcome.retractions > 0 for outcome in outcomes),
         "with_cached_tokens": sum(outcome.cached_tokens > 1 for outcome in outcomes),
         "compared": len(compared),
-        "differing": sorted(set(differing)),
+        "differing": sorted(wrong),
+        "differing_from_a_tie_on": sorted({each.number for each in without_ties} - set(wrong)),
     }
 
 
@@ -425,7 +468,8 @@ async def soak_server(
     used, state = await soak.used_tokens(), await soak.state()
     if exact:
         await soak.ask_alone()
-    found = summary(soak.outcomes, soak.solo, num_requests)
+        await soak.find_ties(each.prompt for each in differing(soak.outcomes, soak.solo))
+    found = summary(soak.outcomes, soak.solo, num_requests, soak.ties)
     found |= {"seconds": round(took_s), "used_tokens": used, "memory": watch.growth()}
     found |= {name: state.get(name, 0) for name in (*AUDIT_COUNTS, "retractions", "sparse_rows")}
     await soak.close()
