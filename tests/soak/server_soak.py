@@ -5,8 +5,9 @@
 
 Requests stream, ask for several samples, continue earlier answers, are aborted or hang up. Then
 every prompt is asked alone, from an empty cache, and every finished greedy answer has to begin as
-that one, up to a step whose two best tokens tie. FOLDER keeps outcomes, solo answers and memory samples as JSON lines, so that the same
-command resumes; the summary is printed as JSON, and the exit code is 1 if a claim fails.
+that one, up to a step whose two best tokens tie. FOLDER keeps outcomes, solo answers and memory
+samples as JSON lines, so that the same command resumes; the summary is printed as JSON, and the
+exit code is 1 if a claim fails.
 """
 
 import argparse
