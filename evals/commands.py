@@ -337,8 +337,8 @@ def _print_score(finished: FinishedRun) -> None:
         _print_summary(finished.summary)
         path = shlex.quote(str(finished.run.path))
         typer.echo(
-            f"run stored in {path}: `lim report {path}` prints all tables (with --html FILE, writes "
-            f"a page), `lim compare OTHER_RUN {path}` pairs it with another run of these questions",
+            f"run stored in {path}: `lim report {path}` prints all tables (--html FILE writes a "
+            f"page), `lim compare OTHER_RUN {path}` pairs it with another run of these questions",
             err=True,
         )
 
