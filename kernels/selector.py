@@ -73,6 +73,10 @@ class Selector(RowBuffers, ABC):
             length: tokens of the row.
         """
 
+    def num_candidates(self, length: int) -> int:
+        """Return the deciding scores of one list that a row of this length has."""
+        return length
+
     def counts(self) -> dict[str, int]:
         """Return counters for `/server_info`; waits for the device."""
         return {}
@@ -117,10 +121,6 @@ class ScoreSelector(Selector):
     def max_rows(self) -> int:
         """R, the most rows of a chunk."""
         return self.scores.shape[0]
-
-    def num_candidates(self, length: int) -> int:
-        """Return the deciding scores of one head that a row of this length has."""
-        return length
 
     def select(
         self,
@@ -366,11 +366,15 @@ class PageSelector(Selector):
         """The bounds."""
         return self.bounds
 
+    def num_candidates(self, length: int) -> int:
+        """Return the row's pages but for the newest, which is kept anyway."""
+        return triton.cdiv(length, self.page) - 1
+
     def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
         """Return the tokens of the newest page and of the others of largest bound, [n] or
         [lists, n]."""
         assert deciding_scores is not None
-        others = deciding_scores[:, : triton.cdiv(length, self.page) - 1]
+        others = deciding_scores[:, : self.num_candidates(length)]
         kept = reference_rivals.keep_pages(others, length, self.budget, self.page)
         return kept[0] if len(kept) == 1 else kept
 

@@ -7,7 +7,7 @@ A decode step begins here: `forward` counts the step's rows, dense and sparse, a
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -25,7 +25,7 @@ from lim_sglang.config import (
 from lim_sglang.counters import Stats, step_lengths
 from lim_sglang.errors import RefusedError, ServerError
 from lim_sglang.kernels.selector import Room, Selector
-from lim_sglang.policies.policy import SPARSE, Policy, Role, SparsePolicy
+from lim_sglang.policies.policy import Role, SparsePolicy, sparse_policy
 from lim_sglang.validation import (
     model_shape,
     reasons_against,
@@ -196,12 +196,6 @@ class LimModelRunner(compat.ModelRunner):
         if reasons:
             raise RefusedError(reasons)
         logger.info("LessIsMore: %s", describe(self))
-
-
-def sparse_policy(policy: Policy, roles: Sequence[Role]) -> SparsePolicy | None:
-    """Return a policy if any of its layers reads less than everything."""
-    is_sparse = any(role in SPARSE for role in roles)
-    return policy if isinstance(policy, SparsePolicy) and is_sparse else None
 
 
 def describe(runner: LimModelRunner) -> str:

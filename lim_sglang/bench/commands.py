@@ -16,6 +16,7 @@ from lim_sglang.bench import workloads
 from lim_sglang.bench.workloads import SHAPES, CacheDtype, ModelChoice, Quantization
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.options import ApiKeyOption, given_options
+from lim_sglang.validation import BACKEND
 
 bench = typer.Typer(
     name="bench",
@@ -38,10 +39,21 @@ BackendsOption = Annotated[
 PointOption = Annotated[
     list[str] | None, typer.Option(help="BATCHxCONTEXT: 8x32k, or mixed, 4x32k+4x1k; repeatable.")
 ]
+PoliciesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Policies to compare with LessIsMore, at the same budget: names between commas, or "
+        "the JSON of --lim-config; repeatable."
+    ),
+]
 CacheOption = Annotated[CacheDtype, typer.Option(help="KV cache: auto, fp8_e4m3 or fp8_e5m2.")]
 QuantizationOption = Annotated[Quantization, typer.Option(help="Weights: none, or fp8 at loading.")]
 OutOption = Annotated[Path | None, typer.Option(help="A file to which each row is added as JSON.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show SGLang's log.")]
+
+
+MOST_COUNTED_REQUESTS = 64
+"""Requests at once for which policies have memory when capacities are compared."""
 
 
 def show(activity: str) -> None:
@@ -68,6 +80,7 @@ def decode(
     ] = None,
     budget: BudgetOption = 2048,
     backends: BackendsOption = "lim,flashinfer",
+    policy: PoliciesOption = None,
     kv_cache_dtype: CacheOption = "auto",
     quantization: QuantizationOption = "none",
     windows: Annotated[int, typer.Option(min=1, help="Timed windows of each backend.")] = 7,
@@ -84,8 +97,9 @@ def decode(
     from lim_sglang.bench.decode import DecodeOptions, measure
     from lim_sglang.bench.results import DecodeTable
 
+    policies = workloads.read_policies(policy or [], budget)
     options = DecodeOptions(
-        choice, points, names, budget, mem_fraction_static, windows, steps, split
+        choice, points, names, budget, policies, mem_fraction_static, windows, steps, split
     )
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
     measured = []
@@ -103,27 +117,35 @@ def capacity(
     model: ModelOption = None,
     budget: BudgetOption = 2048,
     backends: BackendsOption = "lim,flashinfer",
+    policy: PoliciesOption = None,
     kv_cache_dtype: CacheOption = "auto",
     quantization: QuantizationOption = "none",
     mem_fraction_static: MemoryOption = 0.88,
     out: OutOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Count the tokens that the KV cache holds, each backend in a process of its own."""
+    """Count the tokens that the KV cache holds, each backend and policy in a process of its own.
+    With --policy all have the page size that any of them needs, and 64 requests at once."""
     choice = ModelChoice(shape, model, kv_cache_dtype, quantization)
     names = workloads.read_backends(backends, choice)
-    from lim_sglang.bench.model_runner import count_slots, run_in_child
+    from lim_sglang.bench.model_runner import count_slots, run_in_child, settings_for
     from lim_sglang.bench.results import surroundings
     from lim_sglang.bench.verify import require_gpu
 
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
     require_gpu()
+    policies = workloads.read_policies(policy or [], budget)
+    options = workloads.options_of_policies(policies, MOST_COUNTED_REQUESTS)
+    settings = dict.fromkeys(names, settings_for(budget)) | policies
     slots: dict[str, int] = {}
-    for name in names:
+    for name, config in settings.items():
         show(f"Starting {name}")
-        slots[name] = run_in_child(count_slots, choice, name, budget, mem_fraction_static)
+        backend = BACKEND if name in policies else name
+        slots[name] = run_in_child(
+            count_slots, choice, backend, config, mem_fraction_static, options
+        )
     most = max((slots[name] for name in names[1:]), default=None)
-    for name in names:
+    for name in slots:
         share = f" ({100 * slots[name] / most:.2f} % of dense)" if most else ""
         typer.echo(f"{name:>12}  {slots[name]:,} tokens{share}")
     conditions = surroundings() | asdict(choice) | {"model": choice.name, "budget": budget}

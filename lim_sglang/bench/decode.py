@@ -5,7 +5,7 @@ The byte limit of a step is the time of its necessary bytes at the speed of a co
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,10 +14,16 @@ from lim_sglang import compat
 from lim_sglang.bench import model_runner
 from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
 from lim_sglang.bench.results import Row, StepSplit, surroundings
-from lim_sglang.bench.verify import require_exact_kernels, require_exact_steps, require_gpu
-from lim_sglang.bench.workloads import ModelChoice, Point, step_bytes
+from lim_sglang.bench.verify import (
+    require_exact_kernels,
+    require_exact_steps,
+    require_gpu,
+    sparse_reads,
+)
+from lim_sglang.bench.workloads import ModelChoice, Point, options_of_policies, step_bytes
+from lim_sglang.config import LimConfig
 from lim_sglang.kernels.bench import Run, Spread, cache_flush, capture, copy_gb_per_s, time_graph
-from lim_sglang.policies.policy import Role
+from lim_sglang.policies.policy import SPARSE, Role
 from lim_sglang.validation import BACKEND
 
 WARM_UP_STEPS = 3
@@ -40,6 +46,7 @@ class DecodeOptions:
     points: tuple[Point, ...]
     backends: tuple[str, ...]
     budget: int = 2048
+    policies: Mapping[str, LimConfig] = field(default_factory=dict)  # by name, beside LessIsMore
     mem_fraction_static: float = 0.88
     windows: int = 7  # of each backend; the median of their mean steps is the result
     steps: int = 20  # in one window
@@ -62,21 +69,24 @@ class Bench:
         """Fill the context of a point, check the steps, and time every backend."""
         runner, budget = self.runner, self.options.budget
         with model_runner.filled_batch(runner, point, self.options.seed) as batch:
-            num_sparse = require_exact_steps(runner, batch, self.contenders, budget)
+            sparse_rows = require_exact_steps(runner, batch, self.contenders, budget)
             times = time_windows(runner, batch, self.contenders, self.options)
             return [
-                self.row(batch, contender, times[contender.name], num_sparse)
-                for contender in self.contenders
+                self.row(batch, each, times[each.name], sparse_rows.get(each.name))
+                for each in self.contenders
             ]
 
     def row(
-        self, batch: FilledBatch, contender: Contender, step_ms: Spread, num_sparse: int
+        self, batch: FilledBatch, contender: Contender, step_ms: Spread, sparse_rows: int | None
     ) -> Row:
         """Time the parts of a step by one backend."""
-        is_ours, backend = contender.name == BACKEND, contender.attn_backend
-        num_bytes = step_bytes(
-            batch.point, self.conditions, self.options.budget if is_ours else None
-        )
+        is_ours, backend = contender.is_ours, contender.attn_backend
+        contender.take_over(self.runner)
+        reads = None
+        if is_ours:
+            run_step(self.runner, batch)
+            reads = sparse_reads(self.runner, batch)
+        num_bytes = step_bytes(batch.point, self.conditions, reads)
         limit_ms = num_bytes / (self.conditions["copy_gb_per_s"] * 1e6)
         replay_ms, split = time_replays(self.runner, batch, contender, self.options), None
         # Layers of other backends than FlashInfer's cannot be timed by themselves.
@@ -90,11 +100,13 @@ class Bench:
             backend=contender.name,
             step_ms=step_ms,
             replay_ms=replay_ms,
-            sparse_rows=num_sparse if is_ours else None,
+            sparse_rows=sparse_rows,
             num_bytes=num_bytes,
             limit_share=limit_ms / step_ms.median,
             kernel_launches=model_runner.count_kernels(contender),
             split=split,
+            tokens_read=round(reads.tokens / batch.point.batch, 1) if reads else None,
+            dense_layers=len(self.runner.lim_roles) - reads.num_layers if reads else None,
         )
 
 
@@ -118,6 +130,7 @@ def measure(
             mem_fraction_static=options.mem_fraction_static,
             batch_sizes=batch_sizes,
             **model.load_options,
+            **options_of_policies(options.policies, batch_sizes[-1]),
         )
         model_runner.check_formats(runner, model)
         model_runner.check_room(runner, options.points)
@@ -125,8 +138,14 @@ def measure(
         for name in options.backends:
             report(f"Capturing the decode graphs of {name}")
             contenders.append(model_runner.make_contender(runner, name))
+        for name, policy in options.policies.items():
+            report(f"Capturing the decode graphs of {name}")
+            contenders.append(model_runner.make_contender(runner, name, policy))
         report("Filling the KV cache")
         model_runner.fill_cache(runner.token_to_kv_pool, options.seed)
+        for contender in contenders:
+            model_runner.summarize_cache(runner, contender)
+        contenders[0].take_over(runner)
         chosen = ("budget", "mem_fraction_static", "windows", "steps", "seed")
         conditions = surroundings() | {name: getattr(options, name) for name in chosen}
         conditions |= model_runner.model_facts(runner) | {
@@ -251,6 +270,6 @@ def split_step(step_ms: float, roles: Sequence[Role], layer_ms: Mapping[Role, fl
     full_ms = layer_ms.get(Role.FULL, select_ms)
     dense_ms = (count[Role.FULL] + count[Role.SELECT]) * full_ms
     selection_ms = count[Role.SELECT] * (select_ms - full_ms) if count[Role.SELECT] else 0.0
-    sparse_ms = count[Role.REUSE] * layer_ms.get(Role.REUSE, 0.0)
+    sparse_ms = sum(count[role] * layer_ms.get(role, 0.0) for role in SPARSE)
     rest_ms = step_ms - dense_ms - selection_ms - sparse_ms
     return StepSplit(dense_ms, selection_ms, sparse_ms, rest_ms)

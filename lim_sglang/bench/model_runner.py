@@ -9,20 +9,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lim_sglang import compat
-from lim_sglang.bench.workloads import ModelChoice, Point
-from lim_sglang.config import CONFIG_VAR, LimConfig, resolve_settings
-from lim_sglang.errors import LimError, ServerError
+from lim_sglang.bench.workloads import DENSE_BACKENDS, ModelChoice, Point
+from lim_sglang.config import CONFIG_VAR, LimConfig, resolve_settings, with_preset
+from lim_sglang.errors import ConfigError, LimError, ServerError
 from lim_sglang.plugin import register
+from lim_sglang.policies.policy import sparse_policy
 from lim_sglang.server import free_port
-from lim_sglang.validation import BACKEND
+from lim_sglang.validation import BACKEND, model_shape
 
 FILL_ROWS = 1 << 16  # slots of one layer that get random K or V at a time
 
@@ -135,13 +137,62 @@ class Contender:
     """An attention backend with its captured decode graphs."""
 
     name: str
+    """Of a dense backend, `lim`, or of a policy that is compared with it."""
     attn_backend: Any
     graph_runner: Any
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """The runner's attributes that belong to a policy; a dense backend has none."""
+
+    @property
+    def is_ours(self) -> bool:
+        """True for our backend, whatever its policy."""
+        return self.name not in DENSE_BACKENDS
 
     def take_over(self, runner: Any) -> None:
         """Let this backend serve the runner's next steps."""
         runner.attn_backend = self.attn_backend
         runner.decode_cuda_graph_runner = self.graph_runner
+        vars(runner).update(self.state)
+
+
+POLICY_STATE = (
+    *("lim_config", "lim_roles", "lim_policy"),
+    *("lim_selector", "lim_kept_slots", "lim_summaries"),
+)
+"""Attributes of `LimModelRunner` that change with the policy."""
+
+
+def policy_state(runner: Any) -> dict[str, Any]:
+    """Return the runner's attributes that belong to its policy."""
+    return {name: getattr(runner, name) for name in POLICY_STATE if hasattr(runner, name)}
+
+
+def use_policy(runner: Any, config: LimConfig) -> None:
+    """Let a runner that serves with our backend serve another policy: its memory, its backend and
+    its decode graphs are made beside those of the policies before.
+
+    Raises:
+        ConfigError: the policy has no sparse layer for this model.
+    """
+    config = with_preset(config, model_shape(runner.model_config.hf_text_config))
+    policy = config.make_policy()
+    roles = policy.roles(len(runner.lim_roles))
+    sparse = sparse_policy(policy, roles)
+    if sparse is None:
+        raise ConfigError(f"policy {config.policy} reads everything: a dense backend shows that")
+    runner.lim_config, runner.lim_roles, runner.lim_policy = config, roles, sparse
+    runner.allocate_selection(sparse)
+    runner.allocate_summaries(sparse)
+    runner.init_attention_backends()
+    runner.init_decode_cuda_graph()
+
+
+def summarize_cache(runner: Any, contender: Contender) -> None:
+    """Summarize every block of the KV cache, where the contender's policy has summaries."""
+    for layer, summaries in contender.state.get("lim_summaries", {}).items():
+        keys = runner.token_to_kv_pool.get_key_buffer(layer)
+        slots = torch.arange(len(keys), device=keys.device)
+        contender.attn_backend.selector.summarize(keys, slots + 1, slots, summaries)
 
 
 def check_backends(names: Sequence[str]) -> None:
@@ -151,21 +202,29 @@ def check_backends(names: Sequence[str]) -> None:
         raise LimError("; ".join(reasons))
 
 
-def make_contender(runner: Any, name: str) -> Contender:
-    """Build a backend on the runner and capture its decode graphs; ours has to be the first."""
+def make_contender(runner: Any, name: str, config: LimConfig | None = None) -> Contender:
+    """Build a backend on the runner and capture its decode graphs; ours has to be the first.
+
+    Args:
+        config: of another policy than the runner was loaded with, whose name is `name`.
+    """
+    is_ours = name == BACKEND or config is not None
     with countable_graphs():
-        if name == BACKEND:
+        if config:
+            use_policy(runner, config)
+        elif name == BACKEND:
             runner.init_attention_backends()
             runner.init_cuda_graphs()
         else:
             build_dense_backend(runner, name)
-    live = runner.attn_backend
+    live, expected = runner.attn_backend, BACKEND if is_ours else name
     # SGLang records the backend that it chose for the name; ours alone has roles.
-    if live.decode_attention_backend_str != name or hasattr(live, "roles") != (name == BACKEND):
+    if live.decode_attention_backend_str != expected or hasattr(live, "roles") != is_ours:
         raise ServerError(f"SGLang built {type(live).__name__} for the backend {name}")
     if runner.decode_cuda_graph_runner is None:
         raise ServerError(f"SGLang captured no decode graph for the backend {name}")
-    return Contender(name, live, runner.decode_cuda_graph_runner)
+    state = policy_state(runner) if is_ours else {}
+    return Contender(name, live, runner.decode_cuda_graph_runner, state)
 
 
 def build_dense_backend(runner: Any, name: str) -> None:
@@ -237,16 +296,18 @@ def check_room(runner: Any, points: Sequence[Point]) -> None:
 
 @contextmanager
 def filled_batch(runner: Any, point: Point, seed: int) -> Iterator[FilledBatch]:
-    """Give a batch slots in random order, until the block ends. Each step writes K and V of a
-    request's newest token again and the length stays, so that all steps do the same work."""
-    device = runner.device
+    """Give a batch pages of slots in random order, until the block ends. Each step writes K and V
+    of a request's newest token again and the length stays, so that all steps do the same work."""
+    device, page = runner.device, runner.page_size
     generator = torch.Generator(device).manual_seed(seed)
     allocator, pool = runner.token_to_kv_pool_allocator, runner.req_to_token_pool
-    free = allocator.alloc(point.num_tokens)
+    num_pages = [-(-length // page) for length in point.lengths]
+    free = allocator.alloc(sum(num_pages) * page)
     if free is None or len(pool.free_slots) < point.batch:
         raise LimError(f"the runner has no room for {point}")
-    order = torch.randperm(point.num_tokens, generator=generator, device=device)
-    slots = free[order].split(point.lengths)
+    order = torch.randperm(sum(num_pages), generator=generator, device=device)
+    pages = free.view(-1, page)[order].split(num_pages)
+    slots = [mine.flatten()[:length] for mine, length in zip(pages, point.lengths, strict=True)]
     requests = pool.free_slots[: point.batch]
     for request, mine in zip(requests, slots, strict=True):
         pool.req_to_token[request, : len(mine)] = mine.to(torch.int32)
@@ -271,7 +332,7 @@ def filled_batch(runner: Any, point: Point, seed: int) -> Iterator[FilledBatch]:
         num_token_non_padded_cpu=point.batch,
     )
     try:
-        yield FilledBatch(point, slots, forward_batch)
+        yield FilledBatch(point, tuple(slots), forward_batch)
     finally:
         allocator.clear()
 
@@ -285,15 +346,27 @@ def run_step(runner: Any, batch: FilledBatch) -> Tensor:
     return logits
 
 
-def count_slots(model: ModelChoice, backend: str, budget: int, mem_fraction_static: float) -> int:
-    """Load a model for one backend and return the tokens that the KV cache holds."""
-    settings_for(budget)
+def count_slots(
+    model: ModelChoice,
+    backend: str,
+    config: LimConfig,
+    mem_fraction_static: float,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> int:
+    """Load a model for one backend and return the tokens that the KV cache holds.
+
+    Args:
+        config: LessIsMore's settings, for our backend.
+        options: further fields of SGLang's `ServerArgs`.
+    """
+    os.environ[CONFIG_VAR] = config.to_json()
     with model.as_folder(longest=1) as folder:
         runner = load_runner(
             folder,
             backend=backend,
             mem_fraction_static=mem_fraction_static,
             **model.load_options,
+            **options,
         )
         check_formats(runner, model)
         return int(runner.max_total_num_tokens)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from lim_sglang.bench.results import DecodeTable
-from lim_sglang.bench.workloads import Point, step_bytes
+from lim_sglang.bench.workloads import Point, SparseReads, step_bytes
 from lim_sglang.errors import DataError
 from lim_sglang.plot_style import LIGHT, settings, to_svg
 from lim_sglang.validation import BACKEND
@@ -39,7 +39,9 @@ def draw(table: DecodeTable, path: Path) -> None:
             ):
                 steps = [(row.point.longest, row.step_ms.median) for row in measured if row]
                 axes.plot(*np.reshape(steps, (-1, 2)).T, "o-", color=colour, label=name)
-                read = [step_bytes(Point((round(x),) * batch), found, budget) for x in contexts]
+                at = [Point((round(x),) * batch) for x in contexts]
+                reads = [SparseReads.shared(each, found, budget) if budget else None for each in at]
+                read = [step_bytes(each, found, of) for each, of in zip(at, reads, strict=True)]
                 limits = np.divide(read, found["copy_gb_per_s"] * 1e6)
                 axes.plot(contexts, limits, "--", color=colour, label=f"{name}, byte limit")
             axes.set_xscale("log", base=2)

@@ -18,6 +18,7 @@ from lim_sglang.environment import driver_version, installed_versions, project_c
 from lim_sglang.errors import DataError
 from lim_sglang.kernels.bench import Spread
 from lim_sglang.markdown_section import MarkdownSection, markdown_table, short_commit
+from lim_sglang.policies import POLICIES
 from lim_sglang.validation import BACKEND
 
 NONE = "-"
@@ -49,7 +50,7 @@ class StepSplit:
 
     dense_ms: float  # dense attention of FULL and SELECT layers
     selection_ms: float  # work of SELECT layers beyond dense attention
-    sparse_ms: float  # attention of REUSE layers
+    sparse_ms: float  # attention of REUSE layers, and all of PICK layers
     rest_ms: float  # matrices, norms, cache writes, launches, planning on the host
 
 
@@ -66,6 +67,8 @@ class Row:
     limit_share: float  # time of these bytes at the speed of a copy over the step's
     kernel_launches: int | None  # kernels in the step's CUDA graph
     split: StepSplit | None  # None for backends whose layers cannot be timed apart
+    tokens_read: float | None = None  # of a request by one KV head in a sparse layer; None if dense
+    dense_layers: int | None = None  # None if dense, or not recorded
 
     @property
     def share(self) -> str:
@@ -129,6 +132,12 @@ class DecodeTable:
         return [name for name in DENSE_BACKENDS if name in found]
 
     @property
+    def policies(self) -> list[str]:
+        """Measured policies beside LessIsMore, in their order."""
+        found = dict.fromkeys(backend for _, backend in self.rows)
+        return [name for name in found if name not in (BACKEND, *DENSE_BACKENDS)]
+
+    @property
     def model(self) -> str:
         """The model's name, with the formats of weights and KV cache that have 8 bits."""
         found, formats = self.conditions, ""
@@ -178,7 +187,35 @@ class DecodeTable:
             shares = f" {DOT} ".join(row.share if row else NONE for row in compared)
             factor = f"{speedup:.2f}" if speedup else NONE
             lines.append([point_name(point), *steps, factor, shares])
-        return f"{markdown_table(head, lines)}\n\n{self.describe()}"
+        policies = f"\n\n{self.policy_table(points)}" if self.policies else ""
+        return f"{markdown_table(head, lines)}{policies}\n\n{self.describe()}"
+
+    def policy_table(self, points: Sequence[Point]) -> str:
+        """Return the rows of all policies at some points in Markdown, the fastest dense one first.
+
+        Tokens read are those of a request by one KV head in a sparse layer: where its query heads
+        have lists of their own, the union of these.
+        """
+        head = ["policy", f"B {TIMES} S", "ms", "dense / policy", "tokens read", "dense layers"]
+        head += ["GB", "of its byte limit"]
+        lines = []
+        for point in points:
+            dense = self.fastest_dense(point)
+            ours = [self.rows.get((point, name)) for name in (BACKEND, *self.policies)]
+            for row in filter(None, (dense, *ours)):
+                ratio = dense.step_ms.median / row.step_ms.median if dense else None
+                cells = [
+                    {BACKEND: "lessismore"}.get(row.backend, row.backend),
+                    point_name(point),
+                    f"{row.step_ms.median:.2f}",
+                    f"{ratio:.2f}" if ratio else NONE,
+                    f"{row.tokens_read:,.0f}" if row.tokens_read else "all",
+                    NONE if row.dense_layers is None else f"{row.dense_layers}",
+                    f"{row.num_bytes / 1e9:.2f}",
+                    row.share,
+                ]
+                lines.append(cells)
+        return markdown_table(head, lines)
 
     def proof(self) -> str:
         """Return at most three rows of the longest context in Markdown, by the smallest, the middle
@@ -215,7 +252,8 @@ def read_tables(paths: Sequence[Path]) -> list[DecodeTable]:
             try:
                 row, conditions = _ROW.validate_json(line), json.loads(line)["conditions"]
                 key = json.dumps([conditions[name] for name in SAME.split()], sort_keys=True)
-                if row.backend not in (BACKEND, *DENSE_BACKENDS) or not conditions.keys() >= SHOWN:
+                known = (BACKEND, *DENSE_BACKENDS, *POLICIES)
+                if row.backend.split()[0] not in known or not conditions.keys() >= SHOWN:
                     raise ValueError("an unknown backend, or missing conditions")
             except (ValueError, KeyError, TypeError):
                 raise DataError(f"{path}, line {number} is no row of `lim bench decode`") from None

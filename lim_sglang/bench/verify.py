@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lim_sglang import compat
 from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
-from lim_sglang.bench.workloads import Point
+from lim_sglang.bench.workloads import Point, SparseReads
 from lim_sglang.errors import LimError, bullets
 from lim_sglang.kernels.launch import interpreted
 from lim_sglang.kernels.verify import ATTENTION_TOLERANCE, attention_error
-from lim_sglang.policies.policy import Role
+from lim_sglang.policies.policy import SPARSE, Role
 from lim_sglang.validation import BACKEND
 
 
@@ -45,10 +45,14 @@ def refuse_differences(differences: Sequence[str], where: str) -> None:
 
 def require_exact_steps(
     runner: Any, batch: FilledBatch, contenders: Sequence[Contender], budget: int
-) -> int:
+) -> dict[str, int]:
     """Run a step of each contender, and refuse logits that are not finite and a step of ours that
-    differs from the definition; returns the rows of our step that were counted as sparse."""
-    problems, num_sparse = [], 0
+    differs from the definition.
+
+    Returns:
+        The rows that were counted as sparse in each step of ours, by the contender's name.
+    """
+    problems, num_sparse = [], {}
     for contender in contenders:
         contender.take_over(runner)
         before = runner.lim_stats.sparse_rows
@@ -59,9 +63,10 @@ def require_exact_steps(
                 scores.fill_(torch.nan)
         if not run_step(runner, batch).isfinite().all():
             problems.append(f"{contender.name} gives logits that are not finite")
-        if contender.name == BACKEND:
-            num_sparse = runner.lim_stats.sparse_rows - before
-            problems += step_differences(runner, batch, budget)
+        if contender.is_ours:
+            num_sparse[contender.name] = runner.lim_stats.sparse_rows - before
+            prefix = "" if contender.name == BACKEND else f"{contender.name}: "
+            problems += [f"{prefix}{each}" for each in step_differences(runner, batch, budget)]
     if problems:
         raise LimError(f"no time is shown of {batch.point}: {'; '.join(problems)}")
     return num_sparse
@@ -77,6 +82,27 @@ def kept_slots(runner: Any, point: Point) -> tuple[Tensor, ...] | None:
     return kept[..., : sum(counts)].long().split(counts, dim=-1)
 
 
+def sparse_reads(runner: Any, batch: FilledBatch) -> SparseReads:
+    """Return what the sparse layers of the step that our backend has just run have read; the lists
+    are those of the last such layer."""
+    roles, point = runner.lim_roles, batch.point
+    kv_heads = next(compat.attention_layers(runner.model)).tp_k_head_num
+    tokens = 0.0
+    for lists in map(torch.atleast_2d, kept_slots(runner, point) or ()):
+        # The query heads of a KV head may have lists of their own.
+        unions = [len(of_head.unique()) for of_head in lists.chunk(min(len(lists), kv_heads))]
+        tokens += sum(unions) / len(unions)
+    policy = runner.lim_policy
+    over = (point.lengths[row] for row in point.rows_over(policy.budget))
+    blocks = sum(-(-length // policy.block) for length in over)
+    summaries = getattr(runner, "lim_summaries", {}).values()
+    return SparseReads(
+        num_layers=sum(role in SPARSE for role in roles),
+        tokens=tokens,
+        summary_bytes=sum(blocks * each[0].nbytes for each in summaries),
+    )
+
+
 def step_differences(runner: Any, batch: FilledBatch, budget: int) -> list[str]:
     """List where the step that our backend has just run differs from the definition; empty if no
     row is sparse."""
@@ -90,11 +116,11 @@ def step_differences(runner: Any, batch: FilledBatch, budget: int) -> list[str]:
             f"row {', '.join(map(str, wrong))} does not keep {budget:,} slots, or all of a shorter "
             "row, of its own, in order, its newest among them"
         ]
-    if Role.REUSE not in roles:
+    if not any(role in SPARSE for role in roles):
         return []
     selecting = [layer for layer, role in enumerate(roles) if role is Role.SELECT]
-    last_select = max(selecting, default=-1)  # -1: the kept slots are written as the step begins
-    above = [n for n, role in enumerate(roles) if role is Role.REUSE and n > last_select]
+    last_select = max(selecting, default=-1)  # -1: written as the step begins, or in each layer
+    above = [n for n, role in enumerate(roles) if role in SPARSE and n > last_select]
     if not above:
         return [f"layer {last_select} selects for no layer, so its set is not proved"]
     if kept is None:
@@ -102,7 +128,7 @@ def step_differences(runner: Any, batch: FilledBatch, budget: int) -> list[str]:
     layer = list(compat.attention_layers(runner.model))[above[-1]]
     return [
         *differing_sets(runner.lim_selector, batch, kept),
-        *differing_attention(runner, batch, kept, layer),
+        *differing_attention(runner, batch, layer),
         *differing_reads(runner, batch, sparse[-1], kept[sparse[-1]], layer.layer_id),
     ]
 
@@ -149,20 +175,19 @@ def differing_sets(selector: Any, batch: FilledBatch, kept: Sequence[Tensor]) ->
     return found
 
 
-def differing_attention(
-    runner: Any, batch: FilledBatch, kept: Sequence[Tensor], layer: Any
-) -> list[str]:
-    """List the rows whose attention in a REUSE layer is not the attention over the kept slots.
+def differing_attention(runner: Any, batch: FilledBatch, layer: Any) -> list[str]:
+    """List the rows whose attention in a sparse layer is not the attention over the kept slots.
 
     A replay does not expose its queries, so the layer runs once more by itself, with a random
-    query, over the slots that the replay kept. K and V of an fp8 cache are exact in f32; the
-    layer's scales of K and V are SGLang's.
+    query, over the slots that the replay kept, or that a PICK layer keeps now. K and V of an fp8
+    cache are exact in f32; the layer's scales of K and V are SGLang's.
     """
     rows, heads, dim = batch.point.batch, layer.tp_q_head_num, layer.head_dim
     query = torch.randn(rows, heads * dim, device=runner.device, dtype=runner.dtype)
     output = runner.attn_backend.forward_decode(
         query, None, None, layer, batch.forward_batch, save_kv_cache=False
     )
+    kept = kept_slots(runner, batch.point) or ()
     pool = runner.token_to_kv_pool
     keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
     scale, v_scale = layer.scaling * (layer.k_scale_float or 1.0), layer.v_scale_float or 1.0

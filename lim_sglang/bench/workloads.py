@@ -10,9 +10,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from lim_sglang.config import LimConfig, resolve_settings
 from lim_sglang.errors import ConfigError
 from lim_sglang.policies.policy import Role
-from lim_sglang.validation import BACKEND
+from lim_sglang.validation import BACKEND, default_page_size
 
 DENSE_BACKENDS = ("flashinfer", "triton", "fa3")
 """SGLang's own attention backends that are compared with ours."""
@@ -202,11 +203,73 @@ def choose_points(
     return tuple(dict.fromkeys(map(Point.parse, texts)))
 
 
-def step_bytes(point: Point, facts: Mapping[str, Any], budget: int | None) -> int:
+@dataclass(frozen=True)
+class SparseReads:
+    """Reads of the layers of a step that read less than everything."""
+
+    num_layers: int
+    tokens: float
+    """Tokens of all rows in one layer that one KV head reads: where its query heads have lists of
+    their own, the union of these."""
+    summary_bytes: int = 0
+    """Bytes of summaries of keys that all layers read."""
+
+    @classmethod
+    def shared(cls, point: Point, facts: Mapping[str, Any], budget: int) -> Self:
+        """Return the reads of layers whose heads share the tokens of a budget."""
+        layers = facts["roles"].count(Role.REUSE.value)
+        return cls(layers, sum(min(length, budget) for length in point.lengths))
+
+
+def step_bytes(point: Point, facts: Mapping[str, Any], reads: SparseReads | None) -> int:
     """Return the bytes that a decode step reads at least: all weights, and of the KV cache all
-    tokens, but at most `budget` per request in REUSE layers; without a budget the step is dense.
-    Reads and writes of selection itself are left out. `facts` are `model_runner.model_facts`."""
-    reuse = 0 if budget is None else facts["roles"].count(Role.REUSE.value)
-    kept = sum(min(length, budget or length) for length in point.lengths)
-    tokens = point.num_tokens * (len(facts["roles"]) - reuse) + kept * reuse
-    return int(facts["weight_bytes_read"] + facts["kv_bytes_per_token_and_layer"] * tokens)
+    tokens, or in sparse layers those of `reads`; None: the step is dense. Scores and lists of
+    selection itself are left out. `facts` are `model_runner.model_facts`."""
+    reads = reads or SparseReads(0, 0)
+    dense_tokens = point.num_tokens * (len(facts["roles"]) - reads.num_layers)
+    sparse_tokens = reads.tokens * reads.num_layers
+    cache_bytes = facts["kv_bytes_per_token_and_layer"] * (dense_tokens + sparse_tokens)
+    return int(facts["weight_bytes_read"] + cache_bytes + reads.summary_bytes)
+
+
+def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
+    """Read policies to compare: names between commas, or the JSON of settings.
+
+    Args:
+        texts: such as `quest,streaming` or `{"policy": "quest", "shared_by": "all"}`.
+        budget: tokens that a sparse layer reads, for all.
+
+    Returns:
+        Settings by the names that results bear: `quest`, `quest shared_by=all`.
+
+    Raises:
+        ConfigError: settings that are wrong, or a policy that is named twice.
+    """
+    found: dict[str, LimConfig] = {}
+    for text in texts:
+        for settings in _settings_of(text):
+            config = resolve_settings(json.dumps(settings), None, {"budget": budget})
+            others = (f"{key}={value}" for key, value in settings.items() if key != "policy")
+            name = " ".join([config.policy, *others])
+            if name in found:
+                raise ConfigError(f"--policy names {name} twice: name each policy once")
+            found[name] = config
+    return found
+
+
+def options_of_policies(policies: Mapping[str, LimConfig], max_rows: int) -> dict[str, Any]:
+    """Return SGLang's options that all contenders have where policies are compared: the page size
+    that any of them needs, and a limit of requests, since lists of single heads take memory."""
+    if not policies:
+        return {}
+    page_sizes = [default_page_size(config) or 1 for config in policies.values()]
+    return {"page_size": max(page_sizes), "max_running_requests": max_rows}
+
+
+def _settings_of(text: str) -> list[dict[str, Any]]:
+    if not text.lstrip().startswith("{"):
+        return [{"policy": name.strip()} for name in text.split(",")]
+    try:
+        return [json.loads(text)]
+    except ValueError as error:
+        raise ConfigError(f"--policy {text} is not JSON ({error})") from None

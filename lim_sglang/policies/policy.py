@@ -165,6 +165,12 @@ class SparsePolicy(Policy):
             self._check_layers(self.dense_layers, depth, "dense_layers")
 
 
+def sparse_policy(policy: Policy, roles: Sequence[Role]) -> SparsePolicy | None:
+    """Return a policy if any of its layers reads less than everything."""
+    is_sparse = any(role in SPARSE for role in roles)
+    return policy if isinstance(policy, SparsePolicy) and is_sparse else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class SelectingPolicy(SparsePolicy):
     """A policy whose SELECT layers read everything, and keep tokens for the layers above them."""

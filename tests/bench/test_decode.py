@@ -12,7 +12,7 @@ from lim_sglang.bench import decode, model_runner
 from lim_sglang.bench.decode import WARM_UP_STEPS, Bench, DecodeOptions
 from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
 from lim_sglang.bench.results import StepSplit
-from lim_sglang.bench.workloads import ModelChoice, Point
+from lim_sglang.bench.workloads import ModelChoice, Point, SparseReads
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.bench import Spread
 from lim_sglang.policies.policy import Role
@@ -191,9 +191,12 @@ def test_a_row_has_the_limit_and_the_parts_of_its_own_backend(
         "roles": [role.value for role in ROLES],
         "copy_gb_per_s": 1e-6,
     }
+    reads = SparseReads(num_layers=2, tokens=60.0)
+    monkeypatch.setattr(decode, "sparse_reads", lambda *_: reads)
     bench = Bench(OPTIONS, Runner(), [], conditions, lambda: None)
     backend = "triton's" if name == "triton" else Backend()
-    row = bench.row(BATCH, Contender(name, backend, None), spread, 2)
+    row = bench.row(BATCH, Contender(name, backend, None), spread, sparse_rows)
+    assert (row.tokens_read, row.dense_layers) == ((None, None) if num_bytes > 5000 else (20.0, 2))
     assert (row.num_bytes, row.sparse_rows, row.split) == (num_bytes, sparse_rows, split)
     assert row.limit_share == num_bytes / 8.0
     assert (row.point, row.backend, row.kernel_launches) == (POINT, name, len(name))

@@ -19,6 +19,7 @@ from lim_sglang import compat
 from lim_sglang.bench import model_runner
 from lim_sglang.bench.workloads import ModelChoice, Point
 from lim_sglang.compat import CPU_ENGINE_VAR
+from lim_sglang.config import LimConfig
 from lim_sglang.errors import LimError, ServerError
 from lim_sglang.policies.policy import Role
 from tests.processes import clean_environment
@@ -123,7 +124,7 @@ def test_capacity_is_counted_with_the_budget(
 ) -> None:
     monkeypatch.setattr(model_runner, "load_runner", lambda _folder, **_options: quantized)
     monkeypatch.setenv("LIM_CONFIG", "{}")
-    assert model_runner.count_slots(EIGHT_BITS, "flashinfer", 512, 0.8) == 29
+    assert model_runner.count_slots(EIGHT_BITS, "flashinfer", LimConfig(budget=512), 0.8) == 29
     assert json.loads(os.environ["LIM_CONFIG"])["budget"] == 512
 
 
@@ -225,6 +226,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
         max_total_num_tokens=POOL_SIZE,
         model_config=SimpleNamespace(vocab_size=50, context_len=100),
         spec_algorithm="none",
+        page_size=1,
         token_to_kv_pool_allocator=Allocator(),
         req_to_token_pool=SimpleNamespace(
             free_slots=[1, 2, 3, 4], req_to_token=torch.zeros(5, 100, dtype=torch.int32)
@@ -270,6 +272,18 @@ def test_requests_own_scattered_slots_and_write_their_newest_again(
         assert (fields.num_token_non_padded_cpu, fields.req_pool_indices.tolist()) == (3, [1, 2, 3])
         tensors = ("input_ids", "req_pool_indices", "seq_lens", "out_cache_loc", "positions")
         assert {getattr(fields, name).dtype for name in tensors} == {torch.int64}
+
+
+def test_pages_of_slots_stay_together_in_scattered_order(runner: Any) -> None:
+    runner.page_size = 4
+    with model_runner.filled_batch(runner, Point((40, 3, 17)), seed=0) as batch:
+        taken = torch.cat(batch.slots)
+        assert len(taken.unique()) == len(taken) == 60
+        for mine in batch.slots:
+            first = mine[::4]
+            assert torch.equal(mine, (first[:, None] + torch.arange(4)).flatten()[: len(mine)])
+            assert ((first - 1) % 4 == 0).all()
+        assert (batch.slots[0][::4].diff() < 0).any()
 
 
 def test_the_slots_are_free_again_after_a_point_and_a_seed_gives_the_same_ones(runner: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from lim_sglang import compat
 from lim_sglang.bench import verify
 from lim_sglang.bench.model_runner import Contender, FilledBatch
-from lim_sglang.bench.workloads import Point
+from lim_sglang.bench.workloads import Point, SparseReads
 from lim_sglang.errors import LimError
 from lim_sglang.policies.policy import Role
 from tests.fakes.model_runner import BATCH, BUDGET, MIXED, SHORT, SLOTS, Runner, layers
@@ -23,8 +23,8 @@ def four_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compat, "attention_layers", lambda _model: iter(layers()))
 
 
-def verify_steps(runner: Runner, budget: int = BUDGET) -> int:
-    """Check a step of our backend and of a dense one; returns our sparse rows."""
+def verify_steps(runner: Runner, budget: int = BUDGET) -> dict[str, int]:
+    """Check a step of our backend and of a dense one; returns our sparse rows by name."""
     contenders = [Contender("lim", runner.ours, None), Contender("flashinfer", "dense", None)]
     return verify.require_exact_steps(runner, runner.batch, contenders, budget)
 
@@ -48,10 +48,11 @@ def test_an_exact_step_may_be_timed_and_leaves_the_cache_as_it_was(
     sound: Runner, budget: int, sparse_rows: int
 ) -> None:
     values = [buffer.clone() for buffer in sound.token_to_kv_pool.v_buffer]
-    assert verify_steps(sound, budget) == sparse_rows
+    assert verify_steps(sound, budget) == {"lim": sparse_rows}
     assert all(map(torch.equal, values, sound.token_to_kv_pool.v_buffer))
 
 
+KEPT = SLOTS[:, [0, 2, 4, 5]]
 WRONG = tuple(SLOTS[:, [0, 2, 3, 5]])
 """Slots of each row that are ascending, own, the newest included, and neither row's set."""
 
@@ -90,6 +91,27 @@ def test_no_time_is_shown_for_a_step_that_is_not_what_it_should_be(
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kept", "tokens"),
+    [
+        (KEPT, 8.0),
+        # Two KV heads of two query heads each, whose lists overlap: 5 and 4 tokens a row.
+        (torch.stack([SLOTS[:, [0, 2, 4, 5]], SLOTS[:, [1, 2, 4, 5]], KEPT, KEPT], 1), 9.0),
+    ],
+)
+def test_tokens_read_are_the_union_of_the_lists_of_a_kv_heads_query_heads(
+    kept: torch.Tensor, tokens: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = SimpleNamespace(tp_k_head_num=2)
+    monkeypatch.setattr(compat, "attention_layers", lambda _model: iter([layer]))
+    runner = Runner()
+    runner.lim_kept_slots = torch.cat(list(kept), -1).int()
+    runner.lim_summaries = {2: torch.zeros(9, 2, 4), 3: torch.zeros(9, 2, 4)}
+    found = verify.sparse_reads(runner, BATCH)
+    # Two rows of six blocks of one token, in two layers of 32 bytes a block.
+    assert found == SparseReads(num_layers=2, tokens=tokens, summary_bytes=2 * 12 * 32)
+
+
 def test_scales_of_k_and_v_are_the_layers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     scaled = layers(k_scale=4.0, v_scale=0.5)
     monkeypatch.setattr(compat, "attention_layers", lambda _model: iter(scaled))
@@ -104,9 +126,6 @@ def test_scores_that_the_step_did_not_write_prove_no_set() -> None:
     runner.lim_selector.deciding_scores.fill_(torch.nan)
     found = verify.differing_sets(runner.lim_selector, BATCH, WRONG)
     assert found == [f"row {row} has scores that are not finite, or not written" for row in (0, 1)]
-
-
-KEPT = SLOTS[:, [0, 2, 4, 5]]
 
 
 @pytest.mark.parametrize(

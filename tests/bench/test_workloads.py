@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from lim_sglang.bench import workloads
-from lim_sglang.bench.workloads import SHAPES, CacheDtype, ModelChoice, Point
+from lim_sglang.bench.workloads import SHAPES, CacheDtype, ModelChoice, Point, SparseReads
 from lim_sglang.config import PRESETS, LimConfig, ModelShape
 from lim_sglang.errors import ConfigError, ModelError
 from lim_sglang.policies.policy import Role
@@ -180,7 +180,8 @@ ROLES = LimConfig(select_layers=(2, 12)).make_policy().roles(36)
 )
 def test_qwen3_8b_has_the_known_ceilings(weight_bytes: float, point: str, expected: float) -> None:
     found, where = facts(weight_bytes, 2 * 8 * 128 * 2, ROLES), Point.parse(point)
-    speedup = workloads.step_bytes(where, found, None) / workloads.step_bytes(where, found, 2048)
+    reads = SparseReads.shared(where, found, 2048)
+    speedup = workloads.step_bytes(where, found, None) / workloads.step_bytes(where, found, reads)
     assert speedup == pytest.approx(expected, abs=0.005 if weight_bytes else 0.05)
 
 
@@ -190,4 +191,47 @@ def test_bytes_of_one_step_by_hand() -> None:
     assert workloads.step_bytes(point, found, None) == 1000 + 10 * 4 * (50 + 50 + 7)
     # The row within the budget is read whole.
     kept = 2 * (50 + 50 + 7) + 2 * (20 + 20 + 7)
-    assert workloads.step_bytes(point, found, 20) == 1000 + 10 * kept
+    reads = SparseReads.shared(point, found, 20)
+    assert workloads.step_bytes(point, found, reads) == 1000 + 10 * kept
+    unions = SparseReads(num_layers=3, tokens=70.5, summary_bytes=99)
+    assert workloads.step_bytes(point, found, unions) == 1000 + 10 * (107 + 3 * 70.5) + 99
+
+
+@pytest.mark.parametrize(
+    ("texts", "names"),
+    [
+        ([], []),
+        (["quest, streaming", "tidal"], ["quest", "streaming", "tidal"]),
+        (
+            ["quest", '{"policy": "quest", "shared_by": "all"}', '{"dense_layers": [0]}'],
+            ["quest", "quest shared_by=all", "lessismore dense_layers=[0]"],
+        ),
+    ],
+)
+def test_policies_are_named_by_their_settings(texts: list[str], names: list[str]) -> None:
+    found = workloads.read_policies(texts, 512)
+    assert list(found) == names
+    assert {config.budget for config in found.values()} <= {512}
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["quest,quest"], "names quest twice"),
+        (["nothing"], "policy must be"),
+        (['{"policy"}'], "is not JSON"),
+        (['{"policy": "quest", "sinks": 3}'], "sinks"),
+    ],
+)
+def test_policies_that_cannot_be_compared_are_refused(texts: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        workloads.read_policies(texts, 512)
+
+
+def test_contenders_share_the_page_size_that_any_policy_needs() -> None:
+    policies = workloads.read_policies(["streaming"], 512)
+    assert workloads.options_of_policies({}, 8) == {}
+    assert workloads.options_of_policies(policies, 8)["page_size"] == 1
+    policies |= workloads.read_policies(["quest"], 512)
+    found = workloads.options_of_policies(policies, 8)
+    assert found == {"page_size": 64, "max_running_requests": 8}

@@ -125,7 +125,9 @@ class Runner:
     def __post_init__(self) -> None:
         self.lim_stats = Stats()
         self.lim_kept_slots = torch.zeros(4 * BUDGET, dtype=torch.int32)
-        self.lim_policy = SimpleNamespace(count_read=lambda length: min(length, BUDGET))
+        self.lim_policy = SimpleNamespace(
+            count_read=lambda length: min(length, BUDGET), budget=BUDGET, block=1
+        )
         self.lim_selector = SimpleNamespace(
             deciding_scores=torch.zeros(self.chunk, 2, 9),
             budget=BUDGET,

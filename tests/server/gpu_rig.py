@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from lim_sglang import compat
-from lim_sglang.bench.model_runner import Contender, build_dense_backend, load_runner
+from lim_sglang.bench.model_runner import (
+    Contender,
+    build_dense_backend,
+    load_runner,
+    policy_state,
+    summarize_cache,
+    use_policy,
+)
 from lim_sglang.config import LimConfig
 from lim_sglang.kernels.reference import attend_lists, score_tokens
 from lim_sglang.kernels.reference_rivals import page_bounds, share_scores, summarize_pages
@@ -29,7 +36,7 @@ from lim_sglang.kernels.verify import (
     relative_error,
 )
 from lim_sglang.policies import POLICIES
-from lim_sglang.policies.policy import SelectingPolicy, SparsePolicy
+from lim_sglang.policies.policy import SelectingPolicy
 
 NUM_LAYERS = 6
 """Layers of the small random models."""
@@ -140,24 +147,20 @@ class Rig:
         config = LimConfig.from_mapping({"budget": budget, **settings})
         key = config.to_json()
         if key not in self._contenders:
-            runner = self.runner
-            runner.lim_config = config
-            policy = config.make_policy()
-            assert isinstance(policy, SparsePolicy)
-            runner.lim_policy = policy
-            runner.lim_roles = policy.roles(len(runner.lim_roles))
-            runner.allocate_selection(policy)
-            runner.allocate_summaries(policy)
-            runner.init_attention_backends()
-            runner.init_decode_cuda_graph()
+            use_policy(self.runner, config)
             self._keep(key)
         return self._take(key)
 
     def _keep(self, key: object) -> None:
         runner = self.runner
         self._contenders[key] = Contender(
-            str(key), runner.attn_backend, runner.decode_cuda_graph_runner
+            str(key), runner.attn_backend, runner.decode_cuda_graph_runner, policy_state(runner)
         )
+
+    def summarize_cache(self) -> None:
+        """Summarize every block of the cache, where the live backend has summaries."""
+        live = Contender("live", self.runner.attn_backend, None, policy_state(self.runner))
+        summarize_cache(self.runner, live)
 
     def _take(self, key: object) -> Any:
         contender = self._contenders[key]
@@ -254,14 +257,6 @@ def fill_cache(rig: Rig, seed: int = 0) -> None:
     for layer in (SELECT, REUSE):
         for buffer in (pool.get_key_buffer(layer), pool.get_value_buffer(layer)):
             buffer.copy_(torch.randn(buffer.shape, generator=generator, device="cuda"))
-
-
-def summarize_cache(rig: Rig, backend: Any) -> None:
-    """Summarize every block of the cache, where the backend has summaries."""
-    for layer, summaries in backend.summaries.items():
-        keys = rig.runner.token_to_kv_pool.get_key_buffer(layer)
-        slots = torch.arange(len(keys), device="cuda")
-        backend.selector.summarize(keys, slots + 1, slots, summaries)
 
 
 def make_step(rig: Rig, lengths: Sequence[int], *, padding: int = 0, seed: int = 0) -> Step:
