@@ -170,19 +170,16 @@ def policy_state(runner: Any) -> dict[str, Any]:
 def use_policy(runner: Any, config: LimConfig) -> None:
     """Let a runner that serves with our backend serve another policy: its memory, its backend and
     its decode graphs are made beside those of the policies before.
-
-    Raises:
-        ConfigError: the policy has no sparse layer for this model.
     """
     config = with_preset(config, model_shape(runner.model_config.hf_text_config))
     policy = config.make_policy()
     roles = policy.roles(len(runner.lim_roles))
     sparse = sparse_policy(policy, roles)
-    if sparse is None:
-        raise ConfigError(f"policy {config.policy} reads everything: a dense backend shows that")
     runner.lim_config, runner.lim_roles, runner.lim_policy = config, roles, sparse
-    runner.allocate_selection(sparse)
-    runner.allocate_summaries(sparse)
+    runner.lim_selector, runner.lim_summaries = None, {}
+    if sparse:
+        runner.allocate_selection(sparse)
+        runner.allocate_summaries(sparse)
     runner.init_attention_backends()
     runner.init_decode_cuda_graph()
 
