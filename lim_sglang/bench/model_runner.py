@@ -20,7 +20,7 @@ from torch import Tensor
 from lim_sglang import compat
 from lim_sglang.bench.workloads import DENSE_BACKENDS, ModelChoice, Point
 from lim_sglang.config import CONFIG_VAR, LimConfig, resolve_settings, with_preset
-from lim_sglang.errors import ConfigError, LimError, ServerError
+from lim_sglang.errors import LimError, ServerError
 from lim_sglang.plugin import register
 from lim_sglang.policies.policy import sparse_policy
 from lim_sglang.server import free_port

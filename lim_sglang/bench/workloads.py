@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from lim_sglang.config import LimConfig, resolve_settings
 from lim_sglang.errors import ConfigError
-from lim_sglang.policies.policy import Role
+from lim_sglang.policies.policy import Role, SparsePolicy
 from lim_sglang.validation import BACKEND, default_page_size
 
 DENSE_BACKENDS = ("flashinfer", "triton", "fa3")
@@ -243,12 +243,16 @@ def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
         Settings by the names that results bear: `quest`, `quest shared_by=all`.
 
     Raises:
-        ConfigError: settings that are wrong, or a policy that is named twice.
+        ConfigError: settings that are wrong, a dense policy, or a policy that is named twice.
     """
     found: dict[str, LimConfig] = {}
     for text in texts:
         for settings in _settings_of(text):
             config = resolve_settings(json.dumps(settings), None, {"budget": budget})
+            if not isinstance(config.make_policy(), SparsePolicy):
+                raise ConfigError(
+                    f"--policy {config.policy} reads everything: name a dense backend by --backends"
+                )
             others = (f"{key}={value}" for key, value in settings.items() if key != "policy")
             name = " ".join([config.policy, *others])
             if name in found:

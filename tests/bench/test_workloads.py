@@ -218,6 +218,7 @@ def test_policies_are_named_by_their_settings(texts: list[str], names: list[str]
     ("texts", "words"),
     [
         (["quest,quest"], "names quest twice"),
+        (["full"], "--policy full reads everything: name a dense backend"),
         (["nothing"], "policy must be"),
         (['{"policy"}'], "is not JSON"),
         (['{"policy": "quest", "sinks": 3}'], "sinks"),
