@@ -56,8 +56,15 @@ def page_batch(batch: Batch, page: int) -> Batch:
     return replace(batch, budget=pages * page, page=page)
 
 
-def paged_step(batch: Batch, device: str, lists: int, seed: int = 0) -> PagedStep:
-    """Generate the tensors of a batch and summarize its complete pages."""
+def paged_step(
+    batch: Batch, device: str, lists: int, *, opposed: bool = False, seed: int = 0
+) -> PagedStep:
+    """Generate the tensors of a batch and summarize its complete pages.
+
+    Args:
+        lists: of a row.
+        opposed: no score and no bound is above 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     page = batch.page
     per_row = [triton.cdiv(length, page) for length in batch.lengths]
@@ -71,6 +78,8 @@ def paged_step(batch: Batch, device: str, lists: int, seed: int = 0) -> PagedSte
     keys = torch.randn(num_slots, batch.kv_heads, batch.dim, generator=generator)
     if batch.levels:  # sums of integers are exact in any order, and ties are real
         query, keys = query.mul(batch.levels).round(), keys.mul(batch.levels).round()
+    if opposed:
+        query, keys = -query.abs() - 1, keys.abs() + 1
     keys = keys.to(batch.dtype).to(batch.key_dtype or batch.dtype).to(device)
     kept = batch.kept_lengths
     step = PagedStep(
@@ -103,9 +112,12 @@ def page_differences(batch: Batch, device: str, page: int = 16) -> list[str]:
     batch = page_batch(batch, page)
     differences = []
     for shared_by, lists in _sharings(batch):
-        step = paged_step(batch, device, lists)
-        found = _summary_differences(step) + _selection_differences(step, shared_by, lists)
-        differences += [f"shared by {shared_by}: {difference}" for difference in found]
+        steps = [paged_step(batch, device, lists)]
+        if batch.levels:
+            steps.append(paged_step(batch, device, lists, opposed=True))
+        for step in steps:
+            found = _summary_differences(step) + _selection_differences(step, shared_by, lists)
+            differences += [f"shared by {shared_by}: {difference}" for difference in found]
     return differences
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from lim_sglang.config import LimConfig, resolve_settings
 from lim_sglang.errors import ConfigError
+from lim_sglang.policies import POLICIES
 from lim_sglang.policies.policy import Role, SparsePolicy
 from lim_sglang.validation import BACKEND, default_page_size
 
@@ -248,11 +249,13 @@ def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
     found: dict[str, LimConfig] = {}
     for text in texts:
         for settings in _settings_of(text):
-            config = resolve_settings(json.dumps(settings), None, {"budget": budget})
-            if not isinstance(config.make_policy(), SparsePolicy):
+            policy = POLICIES.get(settings.get("policy", ""))
+            if policy and not issubclass(policy, SparsePolicy):
                 raise ConfigError(
-                    f"--policy {config.policy} reads everything: name a dense backend by --backends"
+                    f"--policy {settings['policy']} reads everything: name a dense backend by "
+                    "--backends"
                 )
+            config = resolve_settings(json.dumps(settings), None, {"budget": budget})
             others = (f"{key}={value}" for key, value in settings.items() if key != "policy")
             name = " ".join([config.policy, *others])
             if name in found:

@@ -9,7 +9,7 @@ from lim_sglang.kernels import reference_rivals
 from lim_sglang.kernels.page_bounds import page_bounds, summarize_pages
 from lim_sglang.kernels.verify import Batch
 from lim_sglang.kernels.verify_pages import page_batch, page_differences, paged_step
-from tests.kernels.batches import COMPILED_HERE, LARGE, SMALL_SHAPES, on_both, some
+from tests.kernels.batches import COMPILED_HERE, LARGE, SMALL, on_both, some
 
 LEVELS = {
     "integer-keys": Batch((100, 49, 48, 47, 65, 80), 6, 2, 64, 48, levels=2),
@@ -18,12 +18,15 @@ LEVELS = {
 }
 
 
-@on_both(SMALL_SHAPES | LEVELS, LARGE)
+@on_both(
+    some(SMALL, "mixed-lengths", "odd-heads", "bf16", "fp8-cache", "longer-than-a-block") | LEVELS,
+    LARGE,
+)
 def test_summaries_bounds_and_kept_pages_are_the_reference_s(batch: Batch, device: str) -> None:
     assert not page_differences(batch, device)
 
 
-@on_both(some(SMALL_SHAPES, "mixed-lengths"), some(LARGE, "coder-1.5b"))
+@on_both(some(SMALL, "mixed-lengths"), some(LARGE, "coder-1.5b"))
 def test_a_page_is_summarized_when_its_last_token_comes_and_never_before(
     batch: Batch, device: str
 ) -> None:
