@@ -11,6 +11,7 @@ from lim_sglang.kernels.verify import Batch
 from lim_sglang.kernels.verify_pages import page_batch, page_differences, paged_step
 from tests.kernels.batches import COMPILED_HERE, LARGE, SMALL, on_both, some
 
+SEVERAL = some(SMALL, "mixed-lengths", "odd-heads", "bf16", "fp8-cache", "longer-than-a-block")
 LEVELS = {
     "integer-keys": Batch((100, 49, 48, 47, 65, 80), 6, 2, 64, 48, levels=2),
     "ties-of-pages": Batch((300, 96, 97, 111, 112), 4, 1, 64, 64, levels=1),
