@@ -21,6 +21,7 @@ from lim_sglang.evals.runner import (
     FinishedRun,
     complete_runs,
     describe_failures,
+    letter_notes,
     load_benchmarks,
 )
 from lim_sglang.evals.servers import split_urls
@@ -47,7 +48,7 @@ from lim_sglang.programs.options import (
     read_settings,
 )
 from lim_sglang.programs.schema import DEFAULT_URL, Access, Api, Sampling
-from lim_sglang.progress import plain_console, show_progress
+from lim_sglang.progress import plain_console, print_plain, show_progress
 from lim_sglang.server import ServerSpec, serving
 
 if TYPE_CHECKING:
@@ -288,6 +289,8 @@ def evaluate(
     servers = _servers(serve, url, access, given, context.obj or ())
     console = plain_console(stderr=True)
     benchmarks = load_benchmarks(configs)
+    for note in letter_notes(benchmarks):
+        print_plain(console, note)
     with _exit_code_of_ctrl_c(), servers as urls:
         finished = complete_runs(configs, benchmarks, urls, access, console, _print_score)
     _refuse_gaps(finished)
@@ -337,8 +340,9 @@ def _print_score(finished: FinishedRun) -> None:
         _print_summary(finished.summary)
         path = shlex.quote(str(finished.run.path))
         typer.echo(
-            f"run stored in {path}: `lim report {path}` prints all tables (--html FILE writes a "
-            f"page), `lim compare OTHER_RUN {path}` pairs it with another run of these questions",
+            f"run stored in {path}, each sample's text and answer in its samples.jsonl: "
+            f"`lim report {path}` prints all tables (--html FILE writes a page), `lim compare "
+            f"OTHER_RUN {path}` pairs the run with another one of these questions",
             err=True,
         )
 

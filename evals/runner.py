@@ -56,7 +56,7 @@ from lim_sglang.evals.tasks import (
     questions_source,
     task_title,
 )
-from lim_sglang.markdown_section import counted
+from lim_sglang.markdown_section import counted, join_words
 from lim_sglang.programs.answers import CHOICES, AnswerKind
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
@@ -64,8 +64,8 @@ from lim_sglang.programs.vote import Equivalent
 from lim_sglang.progress import duration, print_plain, rate, seconds_left, show_progress
 
 RUNS_FOLDER = Path("runs")
-MAX_IDS = 10
-"""Most ids of questions in a message."""
+MAX_SHOWN_LETTERS = 10
+"""Most questions that a note on letters names."""
 NUM_GRADING_THREADS = 2
 """Verdicts computed at the same time: the number of the checker's workers."""
 
@@ -112,6 +112,26 @@ def load_benchmarks(configs: Sequence[RunConfig]) -> dict[str, list[Question]]:
     if problems:
         raise DataError("\n".join(map(str, problems.values())))
     return benchmarks
+
+
+def letter_notes(benchmarks: Mapping[str, Sequence[Question]]) -> Iterator[str]:
+    """Yield a line for each file of expressions that has letters as reference answers.
+
+    Args:
+        benchmarks: questions by the task's name.
+    """
+    for name, questions in benchmarks.items():
+        task = find_task(name)
+        letters = [n for n, each in enumerate(questions, 1) if each.gold in set(CHOICES)]
+        if task.file and task.answer_kind is AnswerKind.EXPRESSION and letters:
+            more = ["others"] if len(letters) > MAX_SHOWN_LETTERS else []
+            shown = join_words([*map(str, letters[:MAX_SHOWN_LETTERS]), *more])
+            plural = "s" if len(letters) > 1 else ""
+            yield (
+                f"question{plural} {shown} of {task.file}: the reference answer is a letter, which "
+                "is compared as an expression; multiple choice belongs in a file of its own, "
+                f"{OWN_FILE}PATH.jsonl:{AnswerKind.CHOICE}"
+            )
 
 
 def complete_runs(
@@ -462,22 +482,7 @@ def _opening(plan: RunPlan, progress: RunProgress) -> str:
     )
     return (
         f"{begun} {progress.total} {progress.unit} in {plan.path}, "
-        f"questions from {about['questions_from']}{note}{left_out}{solutions}{_letters(plan)}"
-    )
-
-
-def _letters(plan: RunPlan) -> str:
-    """Return a line on reference answers of a file of expressions that are letters, if any are."""
-    if plan.task.file is None or plan.task.answer_kind is not AnswerKind.EXPRESSION:
-        return ""
-    letters = [q.question_id for q in plan.questions if q.gold in set(CHOICES)]
-    if not letters:
-        return ""
-    have = f"{counted(len(letters), 'question')} {'has' if len(letters) == 1 else 'have'}"
-    return (
-        f"\n{have} a letter as reference answer, which is compared as an expression (id "
-        f"{', '.join(letters[:MAX_IDS])}{' …' if letters[MAX_IDS:] else ''}): multiple choice "
-        f"belongs in a file of its own, {OWN_FILE}PATH.jsonl:{AnswerKind.CHOICE}"
+        f"questions from {about['questions_from']}{note}{left_out}{solutions}"
     )
 
 

@@ -21,6 +21,7 @@ def sums(count: int, digits: int) -> list[dict[str, str]]:
 
 def main(folder: str, url: str = "http://127.0.0.1:30000") -> None:
     file = Path(folder) / "sums.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(f"{json.dumps(row)}\n" for row in sums(count=4, digits=3)))
     command = [sys.executable, "-m", "lim_sglang", "eval", f"file:{file}"]
     options = ["--samples", "2", "--url", url, "--out", str(Path(folder) / "run")]

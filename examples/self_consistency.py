@@ -27,8 +27,8 @@ def main(question: str, url: str = "http://127.0.0.1:30000") -> None:
     votes = self_consistency.run(question, num_samples=4).ret_value
     for answer, count in votes.most_common():
         print(f"{count} of 4: {answer}")
-    if not votes:
-        print("no chain states an answer")
+    if missing := 4 - votes.total():
+        print(f"{missing} of 4: no answer")
 
 
 if __name__ == "__main__":

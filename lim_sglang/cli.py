@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -83,6 +84,8 @@ def _default_in_words(option: Any) -> str | bool:
 def main() -> None:
     """Run the command line; print a failure that the user can act on without a traceback."""
     words, further = _split(sys.argv[1:])
+    # anyio warns about a connection that Ctrl-C or a decided vote ends before it is tried.
+    warnings.filterwarnings("ignore", r"coroutine 'connect_tcp\b", RuntimeWarning)
     with errors_in_words():
         command_line()(args=words, obj=further)
 

@@ -112,6 +112,11 @@ _ASSERTED = (
 _OTHERWISE = r"[\s,;(—–]*\bor(?: (?:equivalently|simply|just))?\b,?"
 """Words before the same value in another form, or before a second value."""
 _OPERATOR = re.compile(r"[-+*/^×·÷−!]|\\[a-zA-Z]")
+_CALCULATED = re.compile(
+    r"\$?(?=[^=]*\d\s*(?:[-+*/×·÷]|\\(?:times|cdot|div)(?![a-z])))"
+    r"(?:[-+\d.,\s*/×·÷()=]|\\(?:times|cdot|div)(?![a-z]))+=\s*([^=]+)"
+)
+"""A calculation of numbers alone and its result: `17 * 20 + 17 * 3 = 391`."""
 _COMPARED = re.compile(r"\b(?:and|or)\b|[=<>]")
 """Signs of two values, or of a statement about one."""
 _RESTATED = re.compile(
@@ -323,11 +328,18 @@ def _value(answer: str) -> str | None:
     """Return an answer without a box, less the remark behind it; None if it is words alone."""
     if len(answer) > MAX_STATED or re.match(_PRONOUN, answer):
         return None
-    answer = without_reason(_settled(answer))
+    answer = _result(without_reason(_settled(answer)))
     for words in (answer, _REMARK.sub("", answer), _CALCULATION.sub("", answer)):
         if words and len(_WORD.findall(words)) <= MAX_WORDS and _is_value(words):
             return words
     return None
+
+
+def _result(answer: str) -> str:
+    """Return the number that a calculation without names ends in, as in `10 + 5 = 15`; else the
+    answer."""
+    calculation = _CALCULATED.fullmatch(answer)
+    return calculation[1] if calculation and read_number(calculation[1]) else answer
 
 
 def _settled(answer: str) -> str:

@@ -397,8 +397,8 @@ def reasons_without_vote(outcome: Outcome, program: Program, max_tokens: int) ->
         yield f"{_of_samples(vote.truncated, outcome)} {after}: {advice}"
     if vote.unanswered:
         advice = (
-            "ask for one short result, or change --template; a small model may not follow the "
-            "instruction, so try a larger one"
+            "a small model may not follow the instruction, so try a larger one, or another "
+            "--template; the question has to have one short result"
         )
         where = 'in \\boxed{} or after "the answer is"'
         yield f"{_of_samples(vote.unanswered, outcome)} ended without an answer {where}: {advice}"
@@ -516,16 +516,21 @@ def result_line(outcome: Outcome) -> str:
 
 def _ties(vote: Tally) -> str:
     """Return the answers that have as many votes as the winner, in words."""
-    equal = [group.answer for group in vote.groups[1:] if group.votes == vote.votes]
+    equal = [f'"{group.answer}"' for group in vote.groups[1:] if group.votes == vote.votes]
     named = [*equal[:MAX_TIES], *([f"{len(equal) - MAX_TIES} more"] if equal[MAX_TIES:] else [])]
-    return f", as many as {join_words(named)}" if named else ""
+    return f", tied with {join_words(named)}" if named else ""
 
 
 def disagreement(vote: Tally) -> str | None:
-    """Return a hint where several samples have votes and no two agree; None elsewhere."""
-    if len(vote.groups) < 2 or any(group.votes > 1 for group in vote.groups):
+    """Return a hint where several samples were asked and no two agree; None elsewhere."""
+    num_without = sum(without_vote(vote).values())
+    if any(group.votes > 1 for group in vote.groups) or len(vote.groups) + num_without < 2:
         return None
-    return (
-        f"no two of the {len(vote.groups)} answers agree, so the vote says little: "
-        "take more --samples, or serve a larger model"
+    if not vote.groups:
+        return None
+    found = (
+        f"no two of the {len(vote.groups)} answers agree"
+        if len(vote.groups) > 1
+        else "a single sample has an answer"
     )
+    return f"{found}, so the vote says little: take more --samples, or serve a larger model"

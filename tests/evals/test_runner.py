@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from lim_sglang.evals.runner import (
     check_unchanged,
     complete_runs,
     describe_failures,
+    letter_notes,
     load_benchmarks,
     plan_run,
     sample_missing,
@@ -144,33 +144,6 @@ def test_a_server_that_dies_ends_the_run_and_the_same_command_resumes(config: Ru
     assert len(again.asked) == len(set(again.asked)) == 8
     assert (path / "samples.jsonl").read_bytes().startswith(stored)
     assert len(found.samples) == len({graded.key for graded in found.samples}) == 15
-
-
-@pytest.mark.parametrize(
-    ("ending", "golds", "said"),
-    [
-        ("", ["5", "x", "AB"], None),
-        ("", ["5", "D", "x"], "1 question has a letter as reference answer, which .* (id 1):"),
-        ("", ["A", "5", "B"], "2 questions have a letter as reference answer, which .* (id 0, 2):"),
-        (":choice", ["A", "B", "D"], None),
-    ],
-)
-def test_letters_in_a_file_of_expressions_are_named(
-    ending: str, golds: list[str], said: str | None, tmp_path: Path
-) -> None:
-    file = tmp_path / "own.jsonl"
-    file.write_text(
-        "".join(f'{{"question": "q{n}", "answer": "{g}"}}\n' for n, g in enumerate(golds))
-    )
-    config = RunConfig(f"file:{file}{ending}", num_samples=1, out=tmp_path / "run")
-    planned = plan_run(config, load_benchmarks([config])[config.task], [FACTS])
-    printed = io.StringIO()
-    console = Console(file=printed, width=80)
-    grader = Grader(planned.task.answer_kind, TextEquivalence())
-    sample_missing(planned, [JobServer().as_server(1)], grader, console)
-    found = [line for line in printed.getvalue().splitlines() if "a letter" in line]
-    assert len(found) == (said is not None)
-    assert said is None or re.match(re.escape(said).replace(r"\.\*", ".*"), found[0])
 
 
 def test_one_server_of_two_dies_and_nothing_is_missing(config: RunConfig) -> None:
@@ -462,3 +435,22 @@ def test_every_problem_with_tasks_is_named_at_once(tmp_path: Path) -> None:
     expected = ("unknown task 'aime1924'", "math500.jsonl", "gsm8k.jsonl")
     lines = str(caught.value).split("\n")
     assert all(part in line for part, line in zip(expected, lines, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("ending", "golds", "said"),
+    [
+        ("", ["5", "x", "AB"], None),
+        ("", ["5", "D", "x"], "question 2 of "),
+        ("", ["A", "5", "B"], "questions 1 and 3 of "),
+        (":choice", ["A", "B", "D"], None),
+    ],
+)
+def test_letters_in_a_file_of_expressions_are_named(
+    ending: str, golds: list[str], said: str | None, tmp_path: Path
+) -> None:
+    task = f"file:{tmp_path / 'own.jsonl'}{ending}"
+    questions = [Question(str(n), f"q{n}", gold) for n, gold in enumerate(golds)]
+    found = list(letter_notes({task: questions}))
+    assert len(found) == (said is not None)
+    assert all(note.startswith(str(said)) and "own.jsonl: the ref" in note for note in found)

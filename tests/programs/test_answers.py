@@ -51,6 +51,12 @@ from lim_sglang.programs.answers import (
         (r"The answer is \boxed{} (C)", "(C)"),
         (r"The answer is \boxed{}, so 5", None),
         (r"The answer is in \boxed{} 4 times", None),
+        ("The answer is 10 + 5 = 16.", "16"),
+        ("The answer is $17 \\times 23 = 391$.", "391"),
+        ("The answer is 17 * 23 = 340 + 51 = 391 apples.", "391 apples"),
+        ("The answer is x = 5.", "x = 5"),
+        ("The answer is 2 + 3 = a.", "2 + 3 = a"),
+        ("The answer is 5 = 2 + 3.", "5 = 2 + 3"),
         # Without a box, the last statement.
         ("the final answer is: 3.14. Checked!", "3.14"),
         ("Answer: 5\nQ.E.D.", "5"),

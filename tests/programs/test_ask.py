@@ -398,11 +398,12 @@ def test_the_vote_so_far_counts_every_sample_once() -> None:
         (outcome(SAMPLES[3:5]), "no answer  (0 votes of 2 samples, 20 tokens, 12.3 s)"),
         (
             outcome(SAMPLES[:2]),
-            "answer: 391  (1 vote of 2 samples, as many as [bold], 20 tokens, 12.3 s)",
+            'answer: 391  (1 vote of 2 samples, tied with "[bold]", 20 tokens, 12.3 s)',
         ),
         (
             outcome([make_sample(index, str(index)) for index in range(6)]),
-            "answer: 0  (1 vote of 6 samples, as many as 1, 2, 3 and 2 more, 60 tokens, 12.3 s)",
+            'answer: 0  (1 vote of 6 samples, tied with "1", "2", "3" and 2 more, 60 tokens, '
+            "12.3 s)",
         ),
     ],
 )
@@ -413,13 +414,18 @@ def test_the_last_line_says_answer_votes_tokens_and_seconds(found: Outcome, line
 
 @pytest.mark.parametrize(
     ("answers", "is_hinted"),
-    [("12345678", True), ("12", True), ("1213", False), ("1", False), ("", False)],
+    [("12345678", True), ("12", True), ("1213", False), ("1", True), ("", False)],
 )
 def test_a_vote_in_which_no_two_samples_agree_is_hinted_at(answers: str, is_hinted: bool) -> None:
     samples = [SAMPLES[3], *(make_sample(n, answer) for n, answer in enumerate(answers, 4))]
     hint = disagreement(tally(samples, str.__eq__))
     assert (hint is not None) == is_hinted
-    assert hint is None or f"no two of the {len(answers)} answers agree" in hint
+    found = f"no two of the {len(answers)} answers agree"
+    assert hint is None or (found if len(answers) > 1 else "a single sample has") in hint
+
+
+def test_a_sample_that_was_asked_alone_is_no_vote_to_doubt() -> None:
+    assert disagreement(tally([make_sample(0, "391")], str.__eq__)) is None
 
 
 @pytest.mark.parametrize("terminal", [False, True])
