@@ -361,6 +361,8 @@ class Score:
     no_answer: float
     num_cut_off: int
     """Completed samples that reached a limit of tokens before they stated an answer."""
+    longest_cut_off: int
+    """Tokens of the longest of these; less than the limit where the server's context was full."""
     num_unanswered: int
     """Completed samples that ended by themselves without an answer."""
     aborted: float
@@ -411,6 +413,14 @@ def score(summary: Summary) -> Score:
         truncated=states.count(SampleState.TRUNCATED) / len(completed),
         no_answer=len(without_answer) / len(completed),
         num_cut_off=num_cut_off,
+        longest_cut_off=max(
+            (
+                each.tokens[n]
+                for each, n in completed
+                if each.group[n] is None and each.states[n] is SampleState.TRUNCATED
+            ),
+            default=0,
+        ),
         num_unanswered=len(without_answer) - num_cut_off,
         aborted=states.count(SampleState.ABORTED) / len(states),
         mean_tokens=sum(lengths) / len(lengths),

@@ -249,9 +249,16 @@ def reasons_without_answer(conditions: Mapping[str, Any], score: Score) -> Itera
     """Yield a line for each reason why samples of a run have no answer, with the way to mend it."""
     of = f"of {counted(score.num_samples, 'sample')}"
     if score.num_cut_off:
+        limit, longest = conditions["max_tokens"], score.longest_cut_off
+        advice = (
+            "raise --max-tokens"
+            if longest >= limit
+            else f"that is less than --max-tokens {limit:,}, so the server's context is full: "
+            "serve a longer context"
+        )
         yield (
-            f"{score.num_cut_off:,} {of} reached the limit of {conditions['max_tokens']:,} tokens, "
-            "or the end of the server's context, before an answer: raise --max-tokens"
+            f"{score.num_cut_off:,} {of} were cut off after {longest:,} tokens at most, without an "
+            f"answer: {advice}"
         )
     if score.num_unanswered:
         yield (

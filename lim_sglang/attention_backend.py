@@ -210,6 +210,8 @@ class LimAttnBackend(FlashInferAttnBackend):
             self._check_width(self.selector.scores.shape[2])
             self.scoring = self._load_scoring()
             logger.info("LessIsMore: SELECT layers' scores come from %s", self.score_source)
+        if isinstance(self.selector, PageSelector):
+            self._check_width(self.selector.bounds.shape[2] * self.selector.page)
 
     def _check_width(self, width: int) -> None:
         longest = self.req_to_token_pool.req_to_token.shape[1]

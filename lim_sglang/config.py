@@ -161,13 +161,14 @@ def default_of(name: str) -> Any:
 def _problems(config: LimConfig) -> list[str]:
     """List everything that is wrong with a configuration's values, each by itself."""
     given = config.settings()
-    policy = given.pop("policy")
+    given.pop("policy", None)
+    policy = config.policy
     problems = [
         f"{name} must be {CHECKS[name].expected}, not {value!r}"
         for name, value in given.items()
         if not CHECKS[name].accepts(value)
     ]
-    if policy not in POLICIES:
+    if not isinstance(policy, str) or policy not in POLICIES:
         return [f"policy must be one of {', '.join(POLICIES)}, not {policy!r}", *problems]
     heeded = _defaults(policy)
     if ignored := [name for name in given if name not in heeded]:

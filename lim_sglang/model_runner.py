@@ -32,6 +32,7 @@ from lim_sglang.validation import (
     reasons_against_kv_cache,
     reasons_against_layers,
     reasons_against_model,
+    reasons_against_summaries,
 )
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class LimModelRunner(compat.ModelRunner):
         on_cpu = compat.serves_on_cpu()
         reasons = reasons_against(server_args, on_cpu=on_cpu)
         reasons += reasons_against_model(text_config, config)
+        if not on_cpu:
+            reasons += reasons_against_summaries(server_args, config)
         if reasons:
             raise RefusedError(reasons)
         shape = model_shape(text_config)
@@ -166,6 +169,12 @@ class LimModelRunner(compat.ModelRunner):
             return
         layers = [layer for layer, role in enumerate(self.lim_roles) if role is Role.PICK]
         num_blocks = -(-len(self.token_to_kv_pool.get_key_buffer(layers[0])) // policy.block)
+        num_bytes = len(layers) * num_blocks * math.prod(shape) * self.kv_cache_dtype.itemsize
+        if num_bytes > (free := torch.cuda.mem_get_info()[0]):
+            raise ServerError(
+                f"summaries of keys take {num_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are "
+                "free: set --mem-fraction-static lower"
+            )
         summaries = torch.zeros(
             len(layers), num_blocks, *shape, dtype=self.kv_cache_dtype, device=self.device
         )

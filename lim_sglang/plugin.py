@@ -154,9 +154,19 @@ def _refuse(server_args: Any) -> None:
         reasons += reasons_against_gpu(gpu, model_config, os.environ)
     if gpu is not None:
         reasons += compat.reasons_against_decode_stack()
+    if gpu is not None and server_args.page_size is None:
+        server_args.page_size = _default_page_size()
     reasons += _reasons_against_settings(server_args, model_config, gpu)
     if reasons:
         raise RefusedError(reasons)
+
+
+def _default_page_size() -> int | None:
+    """Return the page size of SGLang that the policy needs; None if any does."""
+    try:
+        return default_page_size(resolve_settings(os.environ.get(CONFIG_VAR), None, {}))
+    except ConfigError:  # a reason against the start, which is named with the others
+        return None
 
 
 def _reasons_against_settings(
@@ -172,10 +182,7 @@ def _reasons_against_settings(
     reasons = reasons_against_model(model_config, config)
     if reasons or gpu is None or not reads_sparsely(model_config, config):
         return reasons
-    if server_args.page_size is None:
-        server_args.page_size = default_page_size(config)
-    if server_args.page_size is not None:
-        reasons += reasons_against_summaries(server_args, config)
+    reasons += reasons_against_summaries(server_args, config)
     context = compat.context_length(server_args, model_config)
     return reasons + reasons_against_selection(
         gpu, config, context, server_args.kv_cache_dtype, server_args.max_running_requests

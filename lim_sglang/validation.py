@@ -73,6 +73,7 @@ _DENSE = "these steps would be dense"
 _UNTESTED = "it has not been verified with sparse decode"
 _UNCHECKED = "requests would reach the scheduler without the checks that keep it alive"
 _WHOLE_GRAPHS = "decode graphs must be captured in one piece, so use full or disabled"
+_WITHOUT_SUMMARIES = "keys could come back without their summaries"
 _WHOLE_CONTEXT = "the set needs the whole context"
 
 REFUSALS = (
@@ -128,9 +129,10 @@ CPU_REFUSALS = (
 
 
 SUMMARY_REFUSALS = (
-    Refusal("--enable-hierarchical-cache", bool, "keys would come back without their summaries"),
-    Refusal("--enable-lmcache", bool, "keys would come back without their summaries"),
-    Refusal("--enable-flexkv", bool, "keys would come back without their summaries"),
+    Refusal("--enable-hierarchical-cache", bool, _WITHOUT_SUMMARIES),
+    Refusal("--enable-lmcache", bool, _WITHOUT_SUMMARIES),
+    Refusal("--enable-flexkv", bool, _WITHOUT_SUMMARIES),
+    Refusal("--radix-cache-backend", _is_given, _WITHOUT_SUMMARIES),
 )
 """Options that are refused where a policy reads summaries of the keys."""
 SUMMARY_PAGE_SIZE = 64
@@ -144,7 +146,7 @@ def reasons_against_summaries(options: Any, config: LimConfig) -> list[str]:
         return []
     return _refused(SUMMARY_REFUSALS, options) + reasons_that_hold(
         (
-            options.page_size % policy.block != 0,
+            (options.page_size or 1) % policy.block != 0,
             f"--page-size {options.page_size}: policy {config.policy} keeps blocks of "
             f"{policy.block} tokens in consecutive slots, so use a multiple of {policy.block}, "
             f"such as {SUMMARY_PAGE_SIZE}",

@@ -64,7 +64,14 @@ MAX_BETWEEN = 100
 """Most characters between two boxes that are one answer."""
 _NAME_BEFORE = re.compile(r"([a-zA-Z](?:_\{?\w\}?)?)\s*&?=\s*$")
 _TAG = re.compile(r"<answer>((?:(?!</?answer).){1,2000})</answer>", re.DOTALL | re.IGNORECASE)
-_BEGINS_WITH_EMPTY_BOX = re.compile(rf"[\s$]*{_BOX}\s*\{{\s*\}}[\s$=:]*(?=[^\s,;.])")
+_BEGINS_WITH_EMPTY_BOX = re.compile(
+    rf"[ \t$]*{_BOX}\s*\{{\s*\}}[ \t$]*"
+    r"(?:[=:]?[ \t$]*(?=[-+\d\\(\[{]|[A-J]\b)"
+    r"|\n\s*(?=[-+$]*[\d.,/]+[$ \t]*$|\(?[A-J]\)?\s*$))",
+    re.MULTILINE,
+)
+"""An empty box before a value: "the answer is \\boxed{} 32", or a value alone in the next line."""
+_EMPTY_BOX = re.compile(rf"[\s$]*{_BOX}\s*\{{\s*\}}[\s$=:]*(?=[^\s,;.])")
 """An empty box before the answer: "the answer is \\boxed{} 32"."""
 _EMPTY_BOX = re.compile(rf"{_BOX}\s*(?:\{{\s*\}}|$)")
 """An empty box in a statement: the prompt's own words, "put your answer within \\boxed{}"."""
@@ -112,9 +119,9 @@ _ASSERTED = (
 _OTHERWISE = r"[\s,;(—–]*\bor(?: (?:equivalently|simply|just))?\b,?"
 """Words before the same value in another form, or before a second value."""
 _OPERATOR = re.compile(r"[-+*/^×·÷−!]|\\[a-zA-Z]")
+_TIMES = r"[-+*/×·÷]|\\(?:times|cdot|div)(?![a-z])|(?<=\d)x(?=\d)|(?<= )x(?= \d)"
 _CALCULATED = re.compile(
-    r"\$?(?=[^=]*\d\s*(?:[-+*/×·÷]|\\(?:times|cdot|div)(?![a-z])))"
-    r"(?:[-+\d.,\s*/×·÷()=]|\\(?:times|cdot|div)(?![a-z]))+=\s*([^=]+)"
+    rf"\$?(?=[^=]*\d\s*(?:{_TIMES}|\())(?:{_TIMES}|[\d.,\s()=]|\$(?=\d))+=\s*([^=]+)"
 )
 """A calculation of numbers alone and its result: `17 * 20 + 17 * 3 = 391`."""
 _COMPARED = re.compile(r"\b(?:and|or)\b|[=<>]")

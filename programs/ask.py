@@ -342,7 +342,8 @@ class VoteDisplay:
         line = speed_line(num_tokens, elapsed_s)
         running_s = [s.elapsed_s for s in list(self._run.in_flight.values())] if self._run else []
         ended_s = [s.latency_s for s in self.samples if s.state in COMPLETED_STATES]
-        num_waiting = self._total - len(self.samples) - len(running_s)
+        # A sample may have ended since the running ones were counted.
+        num_waiting = max(self._total - len(self.samples) - len(running_s), 0)
         spent_s = sum(sample.latency_s for sample in self.samples) + sum(running_s)
         limit_s = self._max_tokens * spent_s / num_tokens
         left_s = seconds_left(ended_s, running_s, num_waiting, limit_s)
@@ -523,7 +524,7 @@ def _ties(vote: Tally) -> str:
 
 def disagreement(vote: Tally) -> str | None:
     """Return a hint where several samples were asked and no two agree; None elsewhere."""
-    num_without = sum(without_vote(vote).values())
+    num_without = vote.unanswered + vote.truncated + vote.failed  # others were stopped on purpose
     if any(group.votes > 1 for group in vote.groups) or len(vote.groups) + num_without < 2:
         return None
     if not vote.groups:

@@ -83,7 +83,7 @@ class Bench:
         is_ours, backend = contender.is_ours, contender.attn_backend
         contender.take_over(self.runner)
         reads = None
-        if is_ours:
+        if is_ours and self.runner.lim_policy:
             run_step(self.runner, batch)
             reads = sparse_reads(self.runner, batch)
         num_bytes = step_bytes(batch.point, self.conditions, reads)

@@ -176,7 +176,7 @@ def use_policy(runner: Any, config: LimConfig) -> None:
     roles = policy.roles(len(runner.lim_roles))
     sparse = sparse_policy(policy, roles)
     runner.lim_config, runner.lim_roles, runner.lim_policy = config, roles, sparse
-    runner.lim_selector, runner.lim_summaries = None, {}
+    runner.lim_selector, runner.lim_kept_slots, runner.lim_summaries = None, None, {}
     if sparse:
         runner.allocate_selection(sparse)
         runner.allocate_summaries(sparse)

@@ -94,7 +94,7 @@ def sparse_reads(runner: Any, batch: FilledBatch) -> SparseReads:
         tokens += sum(unions) / len(unions)
     policy = runner.lim_policy
     over = (point.lengths[row] for row in point.rows_over(policy.budget))
-    blocks = sum(-(-length // policy.block) for length in over)
+    blocks = sum(-(-length // policy.block) - 1 for length in over)  # but for the newest
     summaries = getattr(runner, "lim_summaries", {}).values()
     return SparseReads(
         num_layers=sum(role in SPARSE for role in roles),

@@ -249,16 +249,17 @@ def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
     found: dict[str, LimConfig] = {}
     for text in texts:
         for settings in _settings_of(text):
-            policy = POLICIES.get(settings.get("policy", ""))
-            if policy and not issubclass(policy, SparsePolicy):
+            if "budget" in settings:
+                raise ConfigError("--policy: the budget is that of --budget, the same for all")
+            given = resolve_settings(json.dumps(settings), None, {})
+            if not issubclass(POLICIES[given.policy], SparsePolicy):
                 raise ConfigError(
-                    f"--policy {settings['policy']} reads everything: name a dense backend by "
-                    "--backends"
+                    f"--policy {given.policy} reads everything: name a dense backend by --backends"
                 )
-            config = resolve_settings(json.dumps(settings), None, {"budget": budget})
+            config = resolve_settings(given.to_json(), None, {"budget": budget})
             others = (f"{key}={value}" for key, value in settings.items() if key != "policy")
             name = " ".join([config.policy, *others])
-            if name in found:
+            if config in found.values():
                 raise ConfigError(f"--policy names {name} twice: name each policy once")
             found[name] = config
     return found

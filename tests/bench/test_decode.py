@@ -193,7 +193,9 @@ def test_a_row_has_the_limit_and_the_parts_of_its_own_backend(
     }
     reads = SparseReads(num_layers=2, tokens=60.0)
     monkeypatch.setattr(decode, "sparse_reads", lambda *_: reads)
-    bench = Bench(OPTIONS, Runner(), [], conditions, lambda: None)
+    runner = Runner()
+    runner.lim_policy = "sparse"
+    bench = Bench(OPTIONS, runner, [], conditions, lambda: None)
     backend = "triton's" if name == "triton" else Backend()
     row = bench.row(BATCH, Contender(name, backend, None), spread, sparse_rows)
     assert (row.tokens_read, row.dense_layers) == ((None, None) if num_bytes > 5000 else (20.0, 2))

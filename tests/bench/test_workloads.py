@@ -218,6 +218,10 @@ def test_policies_are_named_by_their_settings(texts: list[str], names: list[str]
     ("texts", "words"),
     [
         (["quest,quest"], "names quest twice"),
+        (["quest", '{"policy": "quest", "shared_by": "query_head"}'], "shared_by=query_head twice"),
+        (['{"policy": "quest", "budget": 64}'], "that of --budget"),
+        (['{"policy": ["quest"]}'], "policy must be"),
+        (['{"policy": null}'], "policy"),
         (["full"], "--policy full reads everything: name a dense backend"),
         (["nothing"], "policy must be"),
         (['{"policy"}'], "is not JSON"),

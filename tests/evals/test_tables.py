@@ -180,7 +180,10 @@ def test_samples_without_an_answer_have_a_reason_each() -> None:
         question("b", [0, 1, None], states={0: TRUNCATED, 2: TRUNCATED}),
     )
     cut_off, unanswered = reasons_without_answer(found.conditions, score(found))
-    assert cut_off.startswith("2 of 6 samples reached the limit of 2,048 tokens")
+    assert cut_off.startswith("2 of 6 samples were cut off after 30 tokens at most")
+    assert cut_off.endswith("so the server's context is full: serve a longer context")
+    short = {**found.conditions, "max_tokens": 30}
+    assert next(reasons_without_answer(short, score(found))).endswith("raise --max-tokens")
     assert unanswered.startswith("1 of 6 samples ended without an answer")
     assert not [*reasons_without_answer(FOUR.conditions, score(run(question("q", [0, 1]))))]
 

@@ -19,10 +19,7 @@ LEVELS = {
 }
 
 
-@on_both(
-    some(SMALL, "mixed-lengths", "odd-heads", "bf16", "fp8-cache", "longer-than-a-block") | LEVELS,
-    LARGE,
-)
+@on_both(SEVERAL | LEVELS, LARGE)
 def test_summaries_bounds_and_kept_pages_are_the_reference_s(batch: Batch, device: str) -> None:
     assert not page_differences(batch, device)
 

@@ -105,8 +105,8 @@ def test_blocks_of_keys_that_would_not_stay_with_their_summaries_are_refused(
 ) -> None:
     quest = '{"policy": "quest", "shared_by": "all"}'
     given = {"page_size": 24, "enable_lmcache": True}
-    lmcache, page, _ = start(quest, **given)
-    assert lmcache == "--enable-lmcache: keys would come back without their summaries"
+    _, lmcache, page = start(quest, **given)
+    assert lmcache == "--enable-lmcache: keys could come back without their summaries"
     assert page.startswith("--page-size 24: policy quest keeps blocks of 16 tokens in consecutive")
     assert start(quest, page_size=48) == start("{}", **given) == ["another flashinfer"]
 

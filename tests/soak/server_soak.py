@@ -387,7 +387,10 @@ def differing(
         for outcome in outcomes
         if outcome.is_comparable and outcome.prompt in solo
         for length in [min(outcome.num_new, ties.get(outcome.prompt, outcome.num_new))]
-        if any(output[:length] != solo[outcome.prompt][:length] for output in outcome.outputs)
+        if any(
+            len(output) > outcome.num_new or output[:length] != solo[outcome.prompt][:length]
+            for output in outcome.outputs
+        )
     ]
 
 
