@@ -167,7 +167,7 @@ def test_a_vote_is_shown_sample_by_sample_and_ends_in_one_line(interrupted: Inte
     assert [line[:3] for line in shown if line[0].isdigit()] == ["1/3", "2/3", "3/3"]
     assert "without an answer" in ask.stderr
     (last,) = ask.stdout.splitlines()
-    assert "no answer  (0 of 3 votes" in last
+    assert "no answer  (0 votes of 3 samples" in last
     assert "tokens" in last
 
 
