@@ -398,8 +398,8 @@ def score(summary: Summary) -> Score:
     lengths = [question.tokens[n] for question, n in completed]
     tokens = sum(sum(question.tokens) for question in summary.questions)
     num_correct = sum(question.num_correct for question in questions)
-    without_answer = [each.states[n] for each, n in completed if each.group[n] is None]
-    num_cut_off = without_answer.count(SampleState.TRUNCATED)
+    without_answer = [(each, n) for each, n in completed if each.group[n] is None]
+    cut_off = [e.tokens[n] for e, n in without_answer if e.states[n] is SampleState.TRUNCATED]
     resolved = [each for each in PERCENTILES if each == 50 or len(lengths) * (100 - each) >= 100]
     return Score(
         num_questions=len(summary.questions),
@@ -412,16 +412,9 @@ def score(summary: Summary) -> Score:
         vote_correct=estimate([float(question.answer_correct) for question in summary.questions]),
         truncated=states.count(SampleState.TRUNCATED) / len(completed),
         no_answer=len(without_answer) / len(completed),
-        num_cut_off=num_cut_off,
-        longest_cut_off=max(
-            (
-                each.tokens[n]
-                for each, n in completed
-                if each.group[n] is None and each.states[n] is SampleState.TRUNCATED
-            ),
-            default=0,
-        ),
-        num_unanswered=len(without_answer) - num_cut_off,
+        num_cut_off=len(cut_off),
+        longest_cut_off=max(cut_off, default=0),
+        num_unanswered=len(without_answer) - len(cut_off),
         aborted=states.count(SampleState.ABORTED) / len(states),
         mean_tokens=sum(lengths) / len(lengths),
         percentiles={each: float(np.percentile(lengths, each)) for each in resolved},

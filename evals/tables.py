@@ -24,6 +24,7 @@ from lim_sglang.markdown_section import (
     markdown_table,
     short_commit,
 )
+from lim_sglang.programs.schema import cut_off_advice
 from lim_sglang.progress import print_plain
 
 if TYPE_CHECKING:
@@ -249,13 +250,8 @@ def reasons_without_answer(conditions: Mapping[str, Any], score: Score) -> Itera
     """Yield a line for each reason why samples of a run have no answer, with the way to mend it."""
     of = f"of {counted(score.num_samples, 'sample')}"
     if score.num_cut_off:
-        limit, longest = conditions["max_tokens"], score.longest_cut_off
-        advice = (
-            "raise --max-tokens"
-            if longest >= limit
-            else f"that is less than --max-tokens {limit:,}, so the server's context is full: "
-            "serve a longer context"
-        )
+        longest = score.longest_cut_off
+        advice = cut_off_advice(longest, conditions["max_tokens"], "serve a longer context")
         yield (
             f"{score.num_cut_off:,} {of} were cut off after {longest:,} tokens at most, without an "
             f"answer: {advice}"

@@ -6,6 +6,7 @@ bounds on their scores; `WindowSelector` keeps by position, without scores.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -72,6 +73,14 @@ class Selector(RowBuffers, ABC):
             deciding_scores: [heads that take turns, candidates] of the row.
             length: tokens of the row.
         """
+
+    def chunks(
+        self, query: Tensor, step: StepSlots, max_rows: int
+    ) -> Iterator[tuple[int, Self, Tensor, StepSlots]]:
+        """Yield, for each chunk of rows, the first row, memory for the chunk, queries and slots."""
+        for first in range(0, query.shape[0], max_rows):
+            rows = min(max_rows, query.shape[0] - first)
+            yield first, self.first_rows(rows), query[first : first + rows], step.chunk(first, rows)
 
     def num_candidates(self, length: int) -> int:
         """Return the deciding scores of one list that a row of this length has."""
@@ -141,13 +150,10 @@ class ScoreSelector(Selector):
             first_chunk_is_scored: `scores` and `lse` hold the first chunk's, from a dense pass
                 that stores them (`scores.ScoreStoringAttention`).
         """
-        num_rows = query.shape[0]
-        for first in range(0, num_rows, self.max_rows):
-            rows = min(self.max_rows, num_rows - first)
-            chunk, lists = self.first_rows(rows), step.chunk(first, rows)
+        for first, chunk, of_rows, lists in self.chunks(query, step, self.max_rows):
             is_scored = first == 0 and first_chunk_is_scored
             if not is_scored:
-                chunk.score(query[first : first + rows], keys, lists)
+                chunk.score(of_rows, keys, lists)
             chunk.select_scored(lists, scale=scale, has_lse=is_scored)
 
     def score(self, query: Tensor, keys: Tensor, step: StepSlots) -> None:
@@ -387,8 +393,9 @@ class PageSelector(Selector):
         Returns:
             [..., 2, G, D] f32: least, greatest.
         """
-        least, most = keys.float().aminmax(dim=-3)
-        return torch.stack([least, most], -3)
+        *blocks, page, kv_heads, dim = keys.shape
+        sides = reference_rivals.summarize_pages(keys.reshape(-1, kv_heads, dim), page)
+        return torch.stack(sides, 1).float().view(*blocks, 2, kv_heads, dim)
 
     def summarize(self, keys: Tensor, lengths: Tensor, slots: Tensor, summaries: Tensor) -> None:
         """Summarize the pages that new tokens complete; see `page_bounds.summarize_pages`."""
@@ -402,11 +409,8 @@ class PageSelector(Selector):
             summaries: [pages of the cache, 2, G, D], one layer's.
             step: slots of B rows.
         """
-        max_rows = self.bounds.shape[0]
-        for first in range(0, query.shape[0], max_rows):
-            rows = min(max_rows, query.shape[0] - first)
-            chunk, lists = self.first_rows(rows), step.chunk(first, rows)
-            chunk.bound(query[first : first + rows], summaries, lists)
+        for _, chunk, of_rows, lists in self.chunks(query, step, self.bounds.shape[0]):
+            chunk.bound(of_rows, summaries, lists)
             topk_by_mass(chunk.bounds, lists, self.budget_split, chunk.candidates, page=self.page)
 
     def bound(self, query: Tensor, summaries: Tensor, step: StepSlots) -> None:

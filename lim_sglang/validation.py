@@ -141,8 +141,8 @@ SUMMARY_PAGE_SIZE = 64
 
 def reasons_against_summaries(options: Any, config: LimConfig) -> list[str]:
     """List the options under which blocks of keys, and their summaries, would not stay together."""
-    policy = config.make_policy()
-    if not isinstance(policy, SparsePolicy) or policy.summary_shape(1, 1) is None:
+    policy = _policy_with_summaries(config)
+    if policy is None:
         return []
     return _refused(SUMMARY_REFUSALS, options) + reasons_that_hold(
         (
@@ -156,9 +156,15 @@ def reasons_against_summaries(options: Any, config: LimConfig) -> list[str]:
 
 def default_page_size(config: LimConfig) -> int | None:
     """Return the page size of SGLang that a policy needs; None if any does."""
+    return SUMMARY_PAGE_SIZE if _policy_with_summaries(config) else None
+
+
+def _policy_with_summaries(config: LimConfig) -> SparsePolicy | None:
+    """Return the policy if it reads summaries of blocks of keys."""
     policy = config.make_policy()
-    has_summaries = isinstance(policy, SparsePolicy) and policy.summary_shape(1, 1) is not None
-    return SUMMARY_PAGE_SIZE if has_summaries else None
+    if isinstance(policy, SparsePolicy) and policy.summary_shape(1, 1) is not None:
+        return policy
+    return None
 
 
 def decodes_with_lim(options: Any) -> bool:

@@ -71,8 +71,6 @@ _BEGINS_WITH_EMPTY_BOX = re.compile(
     re.MULTILINE,
 )
 """An empty box before a value: "the answer is \\boxed{} 32", or a value alone in the next line."""
-_EMPTY_BOX = re.compile(rf"[\s$]*{_BOX}\s*\{{\s*\}}[\s$=:]*(?=[^\s,;.])")
-"""An empty box before the answer: "the answer is \\boxed{} 32"."""
 _EMPTY_BOX = re.compile(rf"{_BOX}\s*(?:\{{\s*\}}|$)")
 """An empty box in a statement: the prompt's own words, "put your answer within \\boxed{}"."""
 _IS = (

@@ -67,6 +67,7 @@ from lim_sglang.programs.schema import (
     SamplingRequest,
     ask_messages,
     check_thinking_budget,
+    cut_off_advice,
     resolve_sampling,
 )
 from lim_sglang.programs.sglang_backend import connect
@@ -388,11 +389,8 @@ def reasons_without_vote(outcome: Outcome, program: Program, max_tokens: int) ->
     if vote.truncated:
         lengths = [s.num_tokens for s in samples if s.state is SampleState.TRUNCATED]
         longest = max(lengths, default=0)
-        advice = (
-            "raise --max-tokens"
-            if longest >= max_tokens
-            else f"that is less than --max-tokens {max_tokens:,}, so the server's context is full: "
-            "ask a shorter question, or serve a longer context"
+        advice = cut_off_advice(
+            longest, max_tokens, "ask a shorter question, or serve a longer context"
         )
         after = f"cut off after {longest:,} tokens without an answer"
         yield f"{_of_samples(vote.truncated, outcome)} {after}: {advice}"
@@ -525,9 +523,8 @@ def _ties(vote: Tally) -> str:
 def disagreement(vote: Tally) -> str | None:
     """Return a hint where several samples were asked and no two agree; None elsewhere."""
     num_without = vote.unanswered + vote.truncated + vote.failed  # others were stopped on purpose
-    if any(group.votes > 1 for group in vote.groups) or len(vote.groups) + num_without < 2:
-        return None
-    if not vote.groups:
+    is_alone = len(vote.groups) + num_without < 2
+    if not vote.groups or is_alone or any(group.votes > 1 for group in vote.groups):
         return None
     found = (
         f"no two of the {len(vote.groups)} answers agree"

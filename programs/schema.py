@@ -190,3 +190,19 @@ class Sample:
     """DeepConf's lowest group confidence of the chain (`stopping.py`); None without logprobs."""
     num_repeated_logprobs: int = 0
     """Tokens whose part in the confidence is a guess (`chat.count_repeated_logprobs`)."""
+
+
+def cut_off_advice(num_tokens: int, max_tokens: int, otherwise: str) -> str:
+    """Return what to do about samples that were cut off before an answer.
+
+    Args:
+        num_tokens: of the longest of these samples.
+        max_tokens: limit that was asked for.
+        otherwise: advice where a shorter sample shows that the server's context was full.
+    """
+    if num_tokens >= max_tokens:
+        return "raise --max-tokens"
+    return (
+        f"that is less than --max-tokens {max_tokens:,}, so the server's context is full: "
+        f"{otherwise}"
+    )

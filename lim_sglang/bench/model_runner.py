@@ -137,7 +137,7 @@ class Contender:
     """An attention backend with its captured decode graphs."""
 
     name: str
-    """Of a dense backend, `lim`, or of a policy that is compared with it."""
+    """Name of a dense backend, `lim`, or the name of a policy that is compared with `lim`."""
     attn_backend: Any
     graph_runner: Any
     state: Mapping[str, Any] = field(default_factory=dict)
