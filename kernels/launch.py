@@ -36,6 +36,12 @@ BOUND_BLOCK = 64
 """Pages whose scores a program bounds at a time."""
 BOUND_SPLITS = 32
 """Bounding programs per request and KV head: constant, as of scoring."""
+GATE_BLOCKS = 32
+"""Blocks whose logits a program computes at a time."""
+GATE_SPLITS = 16
+"""Gating programs per request and KV head: constant, as of scoring."""
+GATE_ROWS, GATE_COLUMNS = 16, 32
+"""Rows and columns of a gate's projected queries that one program computes."""
 MIN_DOT_ROWS = 16
 """Fewest rows that a tensor core takes; smaller query groups are padded."""
 MIN_SAMPLE, MAX_SAMPLE = 2048, 8192

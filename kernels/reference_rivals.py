@@ -338,8 +338,29 @@ def gate_logits(
     Returns:
         [G, blocks] float32.
     """
-    query = project_query(query_before_rope, gate, position, cos_sin)
     compressed = compress_blocks(summaries, gate, cos_sin)
+    return compressed_logits(query_before_rope, compressed, gate, position, cos_sin)
+
+
+def compressed_logits(
+    query_before_rope: Tensor,
+    compressed: Tensor,
+    gate: BlockGate,
+    position: int,
+    cos_sin: Tensor,
+) -> Tensor:
+    """Compute `gate_logits` of blocks that are compressed already.
+
+    Args:
+        query_before_rope: [H, D], after q_norm where the model has one.
+        compressed: [blocks, G, D], from `compress_blocks`.
+        position: S - 1, the query's position.
+        cos_sin: [positions, D] float, as in `rotate`; row p belongs to position p.
+
+    Returns:
+        [G, blocks] float32.
+    """
+    query = project_query(query_before_rope, gate, position, cos_sin)
     return score_tokens(query, compressed) / math.sqrt(query.shape[1])
 
 

@@ -1,9 +1,10 @@
 """Run the kernels of page selection on a random batch and compare each with the definition.
 
-As `verify.py`, whose batches these are: their heads, dtypes and lengths.
+As `verify.py`, whose batches these are: their heads, dtypes and lengths. Pages are Quest's, or the
+blocks of a trained gate.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,11 +13,16 @@ from torch import Tensor
 
 from lim_sglang.kernels import reference_rivals
 from lim_sglang.kernels.compact import StepSlots
-from lim_sglang.kernels.page_bounds import summarize_pages
 from lim_sglang.kernels.reference import BudgetSplit
-from lim_sglang.kernels.selector import PageSelector, Room
+from lim_sglang.kernels.reference_rivals import BlockGate
+from lim_sglang.kernels.selector import (
+    BoundSelector,
+    GateSelector,
+    ModelGates,
+    PageSelector,
+    Room,
+)
 from lim_sglang.kernels.verify import (
-    POISON,
     SCORE_TOLERANCE,
     SPARE,
     Batch,
@@ -28,6 +34,10 @@ from lim_sglang.kernels.verify import (
 
 FEWEST_PAGES = 3
 """Pages of the smallest budget that is verified."""
+GATE_BLOCK = 64
+GATE_TOLERANCE = 1e-4
+"""Largest relative error of a gate's logits: sums of products of sums, in another order."""
+ROPE_THETA = 10000.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class PagedStep:
     slots: StepSlots
     """Pages in random order; `kept` has a row for each list, poisoned, with SPARE more."""
     summaries: Tensor
-    """[P / page, 2, G, D], NaN but for the pages that are complete."""
+    """[P / page, …] of the selector, NaN but for the pages that are complete."""
 
     def row_keys(self, row: int) -> Tensor:
         """Return the keys of one row's tokens, [S, G, D]."""
@@ -56,15 +66,58 @@ def page_batch(batch: Batch, page: int) -> Batch:
     return replace(batch, budget=pages * page, page=page)
 
 
+def bound_selector(batch: Batch, device: str, lists: int) -> BoundSelector:
+    """Allocate the memory of a batch for Quest."""
+    split, room = _split_and_room(batch, device)
+    return BoundSelector.allocate(split, room, lists=lists, page=batch.page)
+
+
+def gate_selector(
+    batch: Batch, device: str, *, has_norm: bool, gain: float = 1.0, seed: int = 0
+) -> GateSelector:
+    """Allocate the memory of a batch for a random gate of one layer.
+
+    Args:
+        has_norm: the gate has RMSNorms.
+        gain: factor on all projections; at 0 all logits are equal.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    dim, groups = batch.dim, batch.kv_heads
+    split, room = _split_and_room(batch, device)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    gate = BlockGate(
+        (random(groups, batch.heads // groups, dim, dim) * gain / dim**0.5).to(batch.dtype),
+        (random(groups, 3 * dim, dim) * gain / dim**0.5).to(batch.dtype),
+        (1 + random(dim) / 4).to(batch.dtype) if has_norm else None,
+        (1 + random(dim) / 4).to(batch.dtype) if has_norm else None,
+        block=batch.page,
+    )
+    positions = torch.arange(room.context)[:, None]
+    angles = positions * ROPE_THETA ** -(torch.arange(0, dim, 2) / dim)
+    cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1).to(device)
+    return GateSelector.allocate(
+        split, room, ModelGates.load([gate], replace(room, cos_sin=cos_sin))
+    )
+
+
+def _split_and_room(batch: Batch, device: str) -> tuple[BudgetSplit, Room]:
+    context = max(batch.lengths) + 3
+    room = Room(len(batch.lengths), batch.heads, batch.kv_heads, context, device)
+    return BudgetSplit(sinks=0, selected=batch.budget // batch.page - 1, recent=1), room
+
+
 def paged_step(
-    batch: Batch, device: str, lists: int, *, opposed: bool = False, seed: int = 0
+    batch: Batch, selector: PageSelector, *, opposed: bool = False, seed: int = 0
 ) -> PagedStep:
     """Generate the tensors of a batch and summarize its complete pages.
 
     Args:
-        lists: of a row.
         opposed: no score and no bound is above 0.
     """
+    device, lists = selector.page_scores.device, selector.page_scores.shape[1]
     generator = torch.Generator().manual_seed(seed)
     page = batch.page
     per_row = [triton.cdiv(length, page) for length in batch.lengths]
@@ -92,16 +145,17 @@ def paged_step(
             torch.tensor([0, *kept]).cumsum(0).int().to(device),
             poison(torch.empty(lists, sum(kept) + SPARE, dtype=torch.int32, device=device)),
         ),
-        poison_summaries(keys, page),
+        poison_summaries(selector, keys),
     )
     lengths = torch.cat([torch.arange(1, length + 1) for length in batch.lengths]).to(device)
-    summarize_pages(keys, lengths, step.slots.slots.long(), page, step.summaries)
+    selector.summarize(0, keys, lengths, step.slots.slots.long(), step.summaries)
     return step
 
 
-def poison_summaries(keys: Tensor, page: int) -> Tensor:
+def poison_summaries(selector: PageSelector, keys: Tensor) -> Tensor:
     """Allocate the summaries of a cache, filled with NaN."""
-    shape = (len(keys) // page, 2, *keys.shape[1:])
+    sides = (2,) if isinstance(selector, BoundSelector) else ()
+    shape = (len(keys) // selector.page, *sides, *keys.shape[1:])
     return torch.full(shape, torch.nan, device=keys.device).to(keys.dtype)
 
 
@@ -110,60 +164,77 @@ def page_differences(batch: Batch, device: str, page: int = 16) -> list[str]:
     query heads, and of all.
     """
     batch = page_batch(batch, page)
+    sharings = {"query_head": batch.heads, "kv_head": batch.kv_heads, "all": 1}
     differences = []
-    for shared_by, lists in _sharings(batch):
-        steps = [paged_step(batch, device, lists)]
+    for shared_by, lists in sharings.items():
+        selector = bound_selector(batch, device, lists)
+        steps = [paged_step(batch, selector)]
         if batch.levels:
-            steps.append(paged_step(batch, device, lists, opposed=True))
+            steps.append(paged_step(batch, selector, opposed=True))
         for step in steps:
-            found = _summary_differences(step) + _selection_differences(step, shared_by, lists)
+            bounds = [_bounds(step, row, shared_by) for row in range(len(batch.lengths))]
+            found = _summary_differences(step, selector)
+            found += _selection_differences(step, selector, bounds, SCORE_TOLERANCE)
+            if batch.levels:  # sums of integers are exact: the set follows from the keys alone
+                found += _differences_of_sets(step, selector, bounds)
             differences += [f"shared by {shared_by}: {difference}" for difference in found]
     return differences
 
 
-def _sharings(batch: Batch) -> Iterator[tuple[str, int]]:
-    yield "query_head", batch.heads
-    yield "kv_head", batch.kv_heads
-    yield "all", 1
-
-
-def _summary_differences(step: PagedStep) -> list[str]:
-    expected = poison_summaries(step.keys, step.batch.page)
-    for row in range(len(step.batch.lengths)):
-        sides = reference_rivals.summarize_pages(step.row_keys(row), step.batch.page)
-        pages = token_slots(step.slots, row)[:: step.batch.page] // step.batch.page
-        expected[pages[: len(sides[0])]] = torch.stack(sides, 1)
-    # In f32, since fp8 has no comparison; NaN where nothing is to be written.
-    found, wanted = (each.float().nan_to_num(POISON) for each in (step.summaries, expected))
-    return [] if torch.equal(found, wanted) else ["summaries differ"]
-
-
-def _selection_differences(step: PagedStep, shared_by: str, lists: int) -> list[str]:
-    batch = step.batch
-    rows, context = len(batch.lengths), max(batch.lengths) + 3
-    room = Room(rows, batch.heads, batch.kv_heads, context, step.keys.device)
-    split = BudgetSplit(sinks=0, selected=batch.budget // batch.page - 1, recent=1)
-    selector = PageSelector.allocate(split, room, lists=lists, page=batch.page)
-    poison(selector.bounds)
-    poison(selector.candidates)
-    selector.select(step.query, step.summaries, step.slots)
+def gate_differences(batch: Batch, device: str) -> list[str]:
+    """Compare compressed keys, logits and kept slots, of a gate with norms and of one without; none
+    of an fp8 cache, which no gate is served with."""
+    if (batch.key_dtype or batch.dtype).itemsize == 1:
+        return []
+    batch = page_batch(batch, GATE_BLOCK)
     differences = []
-    for row in range(len(batch.lengths)):
-        expected = _bounds(step, row, shared_by)
-        found = selector.bounds[row]
-        if not found[:, expected.shape[1] :].isnan().all():
-            differences.append(f"row {row}: bounds are written from the newest page on")
-        error = relative_error(found[:, : expected.shape[1]], expected) if expected.numel() else 0.0
-        if not error <= SCORE_TOLERANCE:
-            differences.append(f"row {row}: bounds are off by {error:.2e}")
-    differences += _differences_of_sets(step, selector, list(selector.bounds))
-    if batch.levels:  # sums of integers are exact: the set follows from the keys alone
-        exact = [_bounds(step, row, shared_by) for row in range(len(batch.lengths))]
-        differences += _differences_of_sets(step, selector, exact)
+    for has_norm in (True, False):
+        selector = gate_selector(batch, device, has_norm=has_norm)
+        step = paged_step(batch, selector)
+        logits = [_logits(step, selector, row) for row in range(len(batch.lengths))]
+        found = _summary_differences(step, selector)
+        found += _selection_differences(step, selector, logits, GATE_TOLERANCE)
+        differences += [f"{'with' if has_norm else 'without'} norms: {each}" for each in found]
+    return differences
+
+
+def _summary_differences(step: PagedStep, selector: PageSelector) -> list[str]:
+    page, differences = step.batch.page, []
+    untouched = torch.ones(len(step.summaries), dtype=torch.bool)
+    for row, length in enumerate(step.batch.lengths):
+        whole = length // page * page
+        pages = token_slots(step.slots, row)[:whole:page] // page
+        untouched[pages.cpu()] = False
+        keys, found = step.row_keys(row)[:whole], step.summaries[pages]
+        if not selector.has_right_summaries(0, keys, found).all():
+            differences.append(f"row {row}: summaries differ")
+    # In f32, since fp8 has no comparison.
+    if not step.summaries[untouched.to(step.summaries.device)].float().isnan().all():
+        differences.append("summaries of pages that are not complete are written")
+    return differences
+
+
+def _selection_differences(
+    step: PagedStep, selector: PageSelector, expected: Sequence[Tensor], tolerance: float
+) -> list[str]:
+    """Compare the scores of pages with [lists, competing pages] of each row, and kept slots with
+    those that the scores give."""
+    poison(selector.page_scores)
+    poison(selector.candidates)
+    selector.select(0, step.query, step.summaries, step.slots)
+    differences = []
+    for row, wanted in enumerate(expected):
+        found = selector.page_scores[row]
+        if not found[:, wanted.shape[1] :].isnan().all():
+            differences.append(f"row {row}: scores are written from the newest page on")
+        error = relative_error(found[:, : wanted.shape[1]], wanted) if wanted.numel() else 0.0
+        if not error <= tolerance:
+            differences.append(f"row {row}: scores of pages are off by {error:.2e}")
+    differences += _differences_of_sets(step, selector, list(selector.page_scores))
     whole = step.slots.kept.clone()
     poison(step.slots.kept)
-    chunked = selector.first_rows(min(2, len(batch.lengths)))
-    chunked.select(step.query, step.summaries, step.slots)
+    chunked = selector.first_rows(min(2, len(step.batch.lengths)))
+    chunked.select(0, step.query, step.summaries, step.slots)
     if not torch.equal(whole, step.slots.kept):
         differences.append("chunks of two rows keep other slots")
     return differences
@@ -180,11 +251,42 @@ def _differences_of_sets(
 
 
 def _bounds(step: PagedStep, row: int, shared_by: str) -> Tensor:
-    """Return the bounds of a row over the budget by the definition, [lists, pages - 1]; none of
-    another row."""
-    batch, length = step.batch, step.batch.lengths[row]
+    """Return the bounds of a row by the definition, [lists, competing pages]."""
+    batch = step.batch
     least, most = reference_rivals.summarize_pages(step.row_keys(row), batch.page)
     found = reference_rivals.page_bounds(step.query[row], least, most)
     shared = reference_rivals.share_scores(found, shared_by, batch.kv_heads)
-    competing = triton.cdiv(length, batch.page) - 1 if length > batch.budget else 0
-    return shared[:, :competing]
+    return shared[:, : _count_competing(batch, row)]
+
+
+def _logits(step: PagedStep, selector: GateSelector, row: int) -> Tensor:
+    """Return the logits of a row by the definition, of its compressed keys as they are stored:
+    [G, competing blocks]."""
+    pages = token_slots(step.slots, row)[:: step.batch.page] // step.batch.page
+    compressed = step.summaries[pages[: _count_competing(step.batch, row)]]
+    return row_logits(selector.gates, 0, step.query[row], compressed, step.batch.lengths[row])
+
+
+def row_logits(
+    gates: ModelGates, layer: int, query: Tensor, compressed: Tensor, length: int
+) -> Tensor:
+    """Return the logits of one row by the definition.
+
+    Args:
+        query: [H, D] after RoPE.
+        compressed: [blocks, G, D].
+        length: tokens of the row.
+
+    Returns:
+        [G, blocks] f32.
+    """
+    position, table = length - 1, gates.cos_sin
+    raw = reference_rivals.rotate_back(query[None], table[position : position + 1])[0]
+    gate = gates.of_layer[layer]
+    return reference_rivals.compressed_logits(raw, compressed, gate, position, table)
+
+
+def _count_competing(batch: Batch, row: int) -> int:
+    """Return the pages of a row that are scored: none of a row within the budget."""
+    length = batch.lengths[row]
+    return triton.cdiv(length, batch.page) - 1 if length > batch.budget else 0

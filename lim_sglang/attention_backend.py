@@ -211,7 +211,7 @@ class LimAttnBackend(FlashInferAttnBackend):
             self.scoring = self._load_scoring()
             logger.info("LessIsMore: SELECT layers' scores come from %s", self.score_source)
         if isinstance(self.selector, PageSelector):
-            self._check_width(self.selector.bounds.shape[2] * self.selector.page)
+            self._check_width(self.selector.page_scores.shape[2] * self.selector.page)
 
     def _check_width(self, width: int) -> None:
         longest = self.req_to_token_pool.req_to_token.shape[1]
@@ -313,14 +313,14 @@ class LimAttnBackend(FlashInferAttnBackend):
             slots: [T].
         """
         selector = cast(PageSelector, self.selector)
-        selector.summarize(keys, lengths, slots, self.summaries[layer])
+        selector.summarize(layer, keys, lengths, slots, self.summaries[layer])
 
     def _pick(self, layer: Any, step: StepSlots, batch: Any, query: Tensor, keys: Tensor) -> None:
         """Write each row's kept slots for the layer that is about to read them."""
         rows = len(query)
         self._summarize(layer.layer_id, keys, batch.seq_lens[:rows], batch.out_cache_loc[:rows])
         selector = cast(PageSelector, self.selector)
-        selector.select(query, self.summaries[layer.layer_id], step)
+        selector.select(layer.layer_id, query, self.summaries[layer.layer_id], step)
         if self.audit:
             self.audit.note_layer(layer.layer_id, rows)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lim_sglang.environment import installed_version
-from lim_sglang.errors import ServerError
+from lim_sglang.errors import RefusedError, ServerError
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, FlashInferAttnBackend
@@ -420,6 +420,26 @@ def attention_layers(model: Any) -> Iterator[Any]:
     """Yield the decoder attention layers of a loaded model."""
     radix_attention = __getattr__("RadixAttention")
     return (module for module in model.modules() if isinstance(module, radix_attention))
+
+
+def rope_table(model: Any, positions: int) -> Any:
+    """Return a copy of a loaded model's RoPE, [positions, D] f32: cosines, then sines.
+
+    SGLang runs a surplus step for a request that has just filled the context; rows of positions
+    that no token has repeat the last one.
+
+    Raises:
+        RefusedError: the layers differ in RoPE, or it is not half-split over whole heads.
+    """
+    ropes = {id(each): each for each in model.modules() if hasattr(each, "cos_sin_cache")}
+    if len(ropes) != 1:
+        raise RefusedError([f"the model has {len(ropes)} kinds of RoPE, a gate is made for one"])
+    (rope,) = ropes.values()
+    if not rope.is_neox_style or rope.rotary_dim != rope.head_size:
+        raise RefusedError(["the model's RoPE is not half-split over whole heads, as a gate's is"])
+    table = rope.cos_sin_cache.float()
+    last = table[-1:].expand(max(0, positions - len(table)), -1)
+    return importlib.import_module("torch").cat([table[:positions], last])
 
 
 def decode_backend(backend: Any) -> Any:

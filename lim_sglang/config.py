@@ -45,6 +45,7 @@ class LimConfig:
     sinks: int | None = None
     ranking: str | None = None
     shared_by: str | None = None
+    gate: str | None = None
     dense_layers: tuple[int, ...] | None = None
     select_layers: tuple[int, ...] | None = None
     """None, under a policy that selects: the preset of the model."""
@@ -208,6 +209,7 @@ CHECKS: Mapping[str, Check] = {
     "sinks": Check(lambda v: _is_int(v) and v >= 0, "an integer of at least 0 tokens"),
     "ranking": Check(lambda v: v in RANKINGS, f"one of {', '.join(RANKINGS)}"),
     "shared_by": Check(lambda v: v in list(SharedBy), f"one of {', '.join(SharedBy)}"),
+    "gate": Check(lambda v: isinstance(v, str) and v != "", "the folder of a trained gate"),
     "dense_layers": _LAYERS,
     "select_layers": _LAYERS,
 }

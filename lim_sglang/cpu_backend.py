@@ -24,6 +24,7 @@ class LimCpuBackend(TorchNativeAttnBackend):
         self.window_layer = window_layer(self.roles)
         self.stats = runner.lim_stats
         self.policy: SparsePolicy | None = runner.lim_policy
+        self.cos_sin: Tensor | None = runner.lim_cos_sin
         self.trace = Trace.from_environment()
         self.lengths: StepLengths = step_lengths([], None)
         self.slots: list[Tensor] = []
@@ -82,7 +83,9 @@ class LimCpuBackend(TorchNativeAttnBackend):
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)  # [P, G, D]
         for row in self.lengths.sparse_rows:
             slots = self.slots[row]
-            kept = self.policy.keep(LayerInputs(query[row], keys[slots], layer.scaling))
+            kept = self.policy.keep(
+                LayerInputs(query[row], keys[slots], layer.scaling, layer.layer_id, self.cos_sin)
+            )
             self.kept_slots[row] = slots[kept]
             if self.trace:
                 self.trace.record(

@@ -77,6 +77,7 @@ FLAGS = (
         "HEADS",
         f"Heads that share pages under policy quest: {', '.join(SharedBy)}.",
     ),
+    Flag("--lim-gate", str, "FOLDER", "Trained gate of policy seer; lim train-gate makes one."),
 )
 
 FLAG_HELP = {flag.name: flag.help for flag in FLAGS} | {CONFIG_FLAG: CONFIG_HELP}

@@ -82,10 +82,13 @@ class LimModelRunner(compat.ModelRunner):
         self.lim_selector: Selector | None = None
         self.lim_audit: Audit | None = None
         self.lim_summaries: Mapping[int, torch.Tensor] = {}
+        self.lim_cos_sin = self.rope_table(self.lim_policy)
         reserved = None
         if self.lim_policy and not compat.serves_on_cpu():
             capability = torch.cuda.get_device_capability()
-            reasons = reasons_against_kv_cache(self.kv_cache_dtype, self.dtype, capability)
+            reasons = reasons_against_kv_cache(
+                self.kv_cache_dtype, self.dtype, capability, self.lim_policy
+            )
             if reasons:  # SGLang may have found the dtype in the checkpoint
                 raise RefusedError(reasons)
             self.allocate_selection(self.lim_policy)
@@ -119,8 +122,9 @@ class LimModelRunner(compat.ModelRunner):
                 max_rows=max_rows,
                 num_heads=self.model_config.num_attention_heads,
                 num_kv_heads=self.model_config.num_key_value_heads,
-                context=self.model_config.context_len + compat.extra_context(self.server_args),
+                context=self._longest_row,
                 device=self.device,
+                cos_sin=self.lim_cos_sin,
             )
         )
         if Audit.is_wanted():
@@ -131,6 +135,18 @@ class LimModelRunner(compat.ModelRunner):
             )
         taken = self.lim_selector.num_bytes + self.lim_kept_slots.nbytes
         logger.info("LessIsMore: %.0f MiB for selection", taken / 2**20)
+
+    @property
+    def _longest_row(self) -> int:
+        """Tokens of the longest request there can be, of a surplus step included."""
+        return int(self.model_config.context_len + compat.extra_context(self.server_args))
+
+    def rope_table(self, policy: SparsePolicy | None) -> torch.Tensor | None:
+        """Return the model's RoPE, [positions, D] f32, for a policy that rotates back."""
+        if policy is None or not policy.reads_before_rope:
+            return None
+        table: torch.Tensor = compat.rope_table(self.model, self._longest_row)
+        return table
 
     def _reserve_summaries(self, policy: SparsePolicy) -> torch.Tensor | None:
         """Take the memory that summaries of the KV cache will need, while SGLang sizes the cache;

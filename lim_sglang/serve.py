@@ -49,6 +49,7 @@ def serve(
         str | None, _option("--lim-ranking", default=default_of("ranking"))
     ] = None,
     lim_shared_by: Annotated[str | None, _option("--lim-shared-by", default="by policy")] = None,
+    lim_gate: Annotated[str | None, _option("--lim-gate", default="none")] = None,
     lim_config: Annotated[str | None, _option("--lim-config", default="none")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 30000,
@@ -66,6 +67,7 @@ def serve(
         "--lim-sinks": lim_sinks,
         "--lim-ranking": lim_ranking,
         "--lim-shared-by": lim_shared_by,
+        "--lim-gate": lim_gate,
         "--lim-config": lim_config,
     }
     given = {flag: text for flag, text in flags.items() if text is not None}

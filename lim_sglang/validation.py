@@ -66,7 +66,9 @@ def _has_partial_graph(config: Any) -> bool:
     return _is_partial_graph(getattr(getattr(config, "decode", None), "backend", None))
 
 
-KV_CACHE_DTYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2")
+FP8_DTYPES = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
+"""torch's names of SGLang's dtypes."""
+KV_CACHE_DTYPES = ("auto", "bf16", "bfloat16", *FP8_DTYPES)
 """KV caches that hold keys as they are; all others of SGLang's keep scales beside the keys."""
 
 _DENSE = "these steps would be dense"
@@ -249,7 +251,8 @@ def reasons_against_model(model_config: Any, config: LimConfig) -> list[str]:
         "layers without full attention (a hybrid)": kinds - {"full_attention", "sliding_attention"},
     }
     reasons = [f"the model has {trait}: not supported yet" for trait, has in traits.items() if has]
-    return reasons or _reasons_against_layer_lists(model_config, config)
+    reasons = reasons or _reasons_against_layer_lists(model_config, config)
+    return reasons or config.make_policy().reasons_against_model(model_config)
 
 
 def _reasons_against_layer_lists(model_config: Any, config: LimConfig) -> list[str]:
@@ -437,22 +440,32 @@ def reasons_against_selection(
             f"{most} a list can be ranked: use --lim-budget {largest} or less, or {context} to "
             "read everything"
         )
-    if kv_cache_dtype == "fp8_e4m3":
-        reasons += reasons_against_kv_cache(torch.float8_e4m3fn, torch.bfloat16, gpu.capability)
+    if cache := FP8_DTYPES.get(kv_cache_dtype):
+        dtype = getattr(torch, cache)
+        reasons += reasons_against_kv_cache(dtype, torch.bfloat16, gpu.capability, policy)
     return reasons
 
 
 def reasons_against_kv_cache(
-    dtype: "torch.dtype", queries: "torch.dtype", capability: tuple[int, int]
+    dtype: "torch.dtype",
+    queries: "torch.dtype",
+    capability: tuple[int, int],
+    policy: SparsePolicy | None = None,
 ) -> list[str]:
     """Return one reason if keys of a KV cache cannot be scored on a GPU of this capability.
 
     Args:
         dtype: the cache's; `--kv-cache-dtype auto` leaves the choice to the checkpoint.
         queries: the queries' dtype, which is the model's.
+        policy: None if any would do.
     """
     import torch
 
+    if policy and policy.reads_before_rope and dtype.itemsize == 1:
+        return [
+            "a KV cache of fp8 does not give back the keys before RoPE that the policy's gate was "
+            "trained on: use --kv-cache-dtype auto"
+        ]
     if dtype is torch.float8_e4m3fn and capability < FP8_E4M3_CAPABILITY:
         return [
             "a KV cache of fp8_e4m3 needs compute capability "

@@ -20,7 +20,7 @@ from lim_sglang.kernels.verify import (
     stored_score_differences,
     window_differences,
 )
-from lim_sglang.kernels.verify_pages import page_differences
+from lim_sglang.kernels.verify_pages import gate_differences, page_differences
 from lim_sglang.validation import INTERPRET_VAR, reasons_against_kv_cache
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ CHECKS: Mapping[str, Check] = {
     "selection by head": lambda batch: head_differences(batch, "cuda"),
     "attention over lists": lambda batch: list_attention_differences(batch, "cuda"),
     "selection by page": lambda batch: page_differences(batch, "cuda"),
+    "selection by gate": lambda batch: gate_differences(batch, "cuda"),
     "window": lambda batch: window_differences(batch, "cuda"),
     "sparse attention": lambda batch: attention_differences(batch, "cuda"),
     "scoring dense pass": stored_score_differences,

@@ -69,6 +69,8 @@ class Bench:
         """Fill the context of a point, check the steps, and time every backend."""
         runner, budget = self.runner, self.options.budget
         with model_runner.filled_batch(runner, point, self.options.seed) as batch:
+            for contender in self.contenders:
+                model_runner.summarize_rows(runner, contender, batch.slots)
             sparse_rows = require_exact_steps(runner, batch, self.contenders, budget)
             times = time_windows(runner, batch, self.contenders, self.options)
             return [
@@ -143,8 +145,6 @@ def measure(
             contenders.append(model_runner.make_contender(runner, name, policy))
         report("Filling the KV cache")
         model_runner.fill_cache(runner.token_to_kv_pool, options.seed)
-        for contender in contenders:
-            model_runner.summarize_cache(runner, contender)
         contenders[0].take_over(runner)
         chosen = ("budget", "mem_fraction_static", "windows", "steps", "seed")
         conditions = surroundings() | {name: getattr(options, name) for name in chosen}

@@ -157,7 +157,7 @@ class Contender:
 
 POLICY_STATE = (
     *("lim_config", "lim_roles", "lim_policy"),
-    *("lim_selector", "lim_kept_slots", "lim_summaries"),
+    *("lim_selector", "lim_kept_slots", "lim_summaries", "lim_cos_sin"),
 )
 """Attributes of `LimModelRunner` that change with the policy."""
 
@@ -177,6 +177,7 @@ def use_policy(runner: Any, config: LimConfig) -> None:
     sparse = sparse_policy(policy, roles)
     runner.lim_config, runner.lim_roles, runner.lim_policy = config, roles, sparse
     runner.lim_selector, runner.lim_kept_slots, runner.lim_summaries = None, None, {}
+    runner.lim_cos_sin = runner.rope_table(sparse)
     if sparse:
         runner.allocate_selection(sparse)
         runner.allocate_summaries(sparse)
@@ -184,12 +185,18 @@ def use_policy(runner: Any, config: LimConfig) -> None:
     runner.init_decode_cuda_graph()
 
 
-def summarize_cache(runner: Any, contender: Contender) -> None:
-    """Summarize every block of the KV cache, where the contender's policy has summaries."""
-    for layer, summaries in contender.state.get("lim_summaries", {}).items():
+def summarize_rows(runner: Any, contender: Contender, rows: Iterable[Tensor]) -> None:
+    """Summarize the complete blocks of requests, where the contender's policy has summaries.
+
+    Args:
+        rows: slots of each request's tokens, [S], oldest first.
+    """
+    state = contender.state
+    for layer, summaries in state.get("lim_summaries", {}).items():
         keys = runner.token_to_kv_pool.get_key_buffer(layer)
-        slots = torch.arange(len(keys), device=keys.device)
-        contender.attn_backend.selector.summarize(keys, slots + 1, slots, summaries)
+        for slots in rows:
+            lengths = torch.arange(1, len(slots) + 1, device=keys.device)
+            state["lim_selector"].summarize(layer, keys, lengths, slots.long(), summaries)
 
 
 def check_backends(names: Sequence[str]) -> None:

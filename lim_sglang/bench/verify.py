@@ -95,11 +95,14 @@ def sparse_reads(runner: Any, batch: FilledBatch) -> SparseReads:
     policy = runner.lim_policy
     over = (point.lengths[row] for row in point.rows_over(policy.budget))
     blocks = sum(-(-length // policy.block) - 1 for length in over)  # but for the newest
-    summaries = getattr(runner, "lim_summaries", {}).values()
+    summaries = getattr(runner, "lim_summaries", {})
     return SparseReads(
         num_layers=sum(role in SPARSE for role in roles),
         tokens=tokens,
-        summary_bytes=sum(blocks * each[0].nbytes for each in summaries),
+        summary_bytes=sum(
+            blocks * each[0].nbytes + runner.lim_selector.read_once(layer)
+            for layer, each in summaries.items()
+        ),
     )
 
 

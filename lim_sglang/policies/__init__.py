@@ -8,6 +8,7 @@ from lim_sglang.policies.lessismore import LessIsMore
 from lim_sglang.policies.omnikv import OmniKV
 from lim_sglang.policies.policy import Policy
 from lim_sglang.policies.quest import Quest
+from lim_sglang.policies.seer import Seer
 from lim_sglang.policies.streaming import Streaming
 from lim_sglang.policies.tidal import Tidal
 
@@ -17,6 +18,7 @@ POLICIES: Mapping[str, type[Policy]] = {
     "streaming": Streaming,
     "tidal": Tidal,
     "quest": Quest,
+    "seer": Seer,
     "delta": Delta,
     "omnikv": OmniKV,
 }

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lim_sglang.errors import ConfigError
 
@@ -69,6 +69,10 @@ class LayerInputs:
     """[S, G, D], oldest first, the newest included."""
     scale: float
     """Factor on q·k before the softmax."""
+    layer: int = 0
+    """Index of the layer."""
+    cos_sin: "Tensor | None" = None
+    """[>= S, D] f32, the model's RoPE, for a policy that `reads_before_rope`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,14 @@ class Policy(ABC):
 
     def problems(self) -> list[str]:
         """List everything that is wrong with the settings together; each by itself is right."""
+        return []
+
+    def reasons_against_model(self, model_config: Any) -> list[str]:
+        """List what keeps these settings from serving a model, but for its layers' number.
+
+        Args:
+            model_config: the Hugging Face text configuration.
+        """
         return []
 
     @abstractmethod
@@ -105,6 +117,8 @@ class SparsePolicy(Policy):
 
     block: ClassVar[int] = 1
     """Tokens that are kept or dropped together: those of positions j · block to (j + 1) · block."""
+    reads_before_rope: ClassVar[bool] = False
+    """True if queries and keys are rotated back, which needs the model's RoPE."""
 
     @property
     def weighs_by_softmax(self) -> bool:

@@ -107,9 +107,10 @@ def test_tokens_read_are_the_union_of_the_lists_of_a_kv_heads_query_heads(
     runner = Runner()
     runner.lim_kept_slots = torch.cat(list(kept), -1).int()
     runner.lim_summaries = {2: torch.zeros(9, 2, 4), 3: torch.zeros(9, 2, 4)}
+    runner.lim_selector.read_once = lambda layer: 100 * layer
     found = verify.sparse_reads(runner, BATCH)
     # Two rows of six blocks of one token, in two layers of 32 bytes a block; not the newest block.
-    assert found == SparseReads(num_layers=2, tokens=tokens, summary_bytes=2 * 10 * 32)
+    assert found == SparseReads(num_layers=2, tokens=tokens, summary_bytes=2 * 10 * 32 + 500)
 
 
 def test_scales_of_k_and_v_are_the_layers_own(monkeypatch: pytest.MonkeyPatch) -> None:

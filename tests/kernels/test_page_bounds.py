@@ -8,7 +8,12 @@ import torch
 from lim_sglang.kernels import reference_rivals
 from lim_sglang.kernels.page_bounds import page_bounds, summarize_pages
 from lim_sglang.kernels.verify import Batch
-from lim_sglang.kernels.verify_pages import page_batch, page_differences, paged_step
+from lim_sglang.kernels.verify_pages import (
+    bound_selector,
+    page_batch,
+    page_differences,
+    paged_step,
+)
 from tests.kernels.batches import COMPILED_HERE, LARGE, SMALL, on_both, some
 
 SEVERAL = some(SMALL, "mixed-lengths", "odd-heads", "bf16", "fp8-cache", "longer-than-a-block")
@@ -29,7 +34,7 @@ def test_a_page_is_summarized_when_its_last_token_comes_and_never_before(
     batch: Batch, device: str
 ) -> None:
     batch = page_batch(batch, 16)
-    step = paged_step(batch, device, 1)
+    step = paged_step(batch, bound_selector(batch, device, 1))
     whole, alone = step.summaries.clone(), step.summaries.clone().fill_(0)
     ends = step.slots.indptr.tolist()
     for first, last in pairwise(ends):

@@ -22,19 +22,26 @@ from lim_sglang.bench.model_runner import (
     build_dense_backend,
     load_runner,
     policy_state,
-    summarize_cache,
+    summarize_rows,
     use_policy,
 )
 from lim_sglang.config import LimConfig
+from lim_sglang.gates.files import write_gates
 from lim_sglang.kernels.reference import attend_lists, score_tokens
-from lim_sglang.kernels.reference_rivals import page_bounds, share_scores, summarize_pages
-from lim_sglang.kernels.selector import MassSelector, PageSelector, ScoreSelector
+from lim_sglang.kernels.reference_rivals import (
+    BlockGate,
+    page_bounds,
+    share_scores,
+    summarize_pages,
+)
+from lim_sglang.kernels.selector import GateSelector, MassSelector, PageSelector, ScoreSelector
 from lim_sglang.kernels.verify import (
     ATTENTION_TOLERANCE,
     MASS_TOLERANCE,
     SCORE_TOLERANCE,
     relative_error,
 )
+from lim_sglang.kernels.verify_pages import row_logits
 from lim_sglang.policies import POLICIES
 from lim_sglang.policies.policy import SelectingPolicy
 
@@ -42,6 +49,8 @@ NUM_LAYERS = 6
 """Layers of the small random models."""
 CONTEXT = 4096
 GRAPH_ROWS = (1, 2, 4, 8, 16, 24, 64)
+GATE_ROUNDING = 1e-3
+"""Largest relative error of logits whose compressed keys are rounded by another function."""
 PAGE_SIZE = 64
 """SGLang's, for the policies that need blocks in consecutive slots; a `Step` scatters tokens."""
 
@@ -99,6 +108,22 @@ def build_model(folder: Path, shape: str) -> Path:
     return folder
 
 
+def write_random_gates(
+    folder: Path, heads: int, kv_heads: int, dim: int, dtype: torch.dtype
+) -> None:
+    """Write a gate for each layer of a small random model."""
+    generator = torch.Generator().manual_seed(4)
+
+    def random(*shape: int) -> Tensor:
+        return (torch.randn(*shape, generator=generator) / dim**0.5).to(dtype)
+
+    def gate() -> BlockGate:
+        query_weight = random(kv_heads, heads // kv_heads, dim, dim)
+        return BlockGate(query_weight, random(kv_heads, 3 * dim, dim), random(dim), random(dim))
+
+    write_gates(folder, [gate() for _ in range(NUM_LAYERS)], {"base_model": "random"})
+
+
 class Rig:
     """One runner; schedules and dense backends take turns on it."""
 
@@ -144,6 +169,8 @@ class Rig:
         """Let our backend serve with these settings; return it."""
         if issubclass(POLICIES[settings.get("policy", "lessismore")], SelectingPolicy):
             settings = {"select_layers": (2, 4), **settings}
+        if settings.get("policy") == "seer":
+            settings = {"gate": self._gate(), **settings}
         config = LimConfig.from_mapping({"budget": budget, **settings})
         key = config.to_json()
         if key not in self._contenders:
@@ -151,16 +178,23 @@ class Rig:
             self._keep(key)
         return self._take(key)
 
+    def _gate(self) -> str:
+        """Return the folder of random gates for the model, written at the first call."""
+        folder = Path(self.runner.model_config.model_path) / "gate"
+        if not folder.exists():
+            write_random_gates(folder, *self.heads, self.runner.dtype)
+        return str(folder)
+
     def _keep(self, key: object) -> None:
         runner = self.runner
         self._contenders[key] = Contender(
             str(key), runner.attn_backend, runner.decode_cuda_graph_runner, policy_state(runner)
         )
 
-    def summarize_cache(self) -> None:
-        """Summarize every block of the cache, where the live backend has summaries."""
+    def summarize(self, step: "Step") -> None:
+        """Summarize the blocks of a step's rows, where the live backend has summaries."""
         live = Contender("live", self.runner.attn_backend, None, policy_state(self.runner))
-        summarize_cache(self.runner, live)
+        summarize_rows(self.runner, live, step.slots)
 
     def _take(self, key: object) -> Any:
         contender = self._contenders[key]
@@ -416,8 +450,8 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
                 if not error <= 10 * MASS_TOLERANCE:  # the normalisers are FlashInfer's
                     wrong.append(f"{name}: masses are off by {error:.1e}")
         if isinstance(selector, PageSelector) and len(slots) > selector.budget:
-            row_keys, bounds = keys[1][slots.long()], found.deciding_scores[row]
-            wrong += _wrong_bounds(selector, bounds, query[1], row_keys, name)
+            row_keys, scores = keys[1][slots.long()], found.deciding_scores[row]
+            wrong += _wrong_page_scores(selector, scores, query[1], row_keys, name)
         deciding_scores = None if found.deciding_scores is None else found.deciding_scores[row]
         kept = slots[selector.keep(deciding_scores, len(slots))]
         if not torch.equal(found.kept[row], kept):
@@ -432,13 +466,19 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
     return wrong
 
 
-def _wrong_bounds(
+def _wrong_page_scores(
     selector: PageSelector, found: Tensor, query: Tensor, keys: Tensor, name: str
 ) -> list[str]:
-    """Compare the bounds of a row's pages with those of its keys."""
-    sharing = {len(query): "query_head", keys.shape[1]: "kv_head", 1: "all"}
-    bounds = page_bounds(query, *summarize_pages(keys, selector.page))
-    expected = share_scores(bounds, sharing[len(found)], keys.shape[1])
+    """Compare the bounds of a row's pages, or the logits of its blocks, with those of its keys."""
+    if isinstance(selector, GateSelector):
+        compressed = selector.summarized(REUSE, keys).to(keys.dtype)
+        expected = row_logits(selector.gates, REUSE, query, compressed, len(keys))
+    else:
+        sharing = {len(query): "query_head", keys.shape[1]: "kv_head", 1: "all"}
+        bounds = page_bounds(query, *summarize_pages(keys, selector.page))
+        expected = share_scores(bounds, sharing[len(found)], keys.shape[1])
     competing = -(-len(keys) // selector.page) - 1
     error = relative_error(found[:, :competing], expected[:, :competing])
-    return [] if error <= SCORE_TOLERANCE else [f"{name}: bounds are off by {error:.1e}"]
+    # Two roundings of a compressed key to the cache's dtype may fall apart.
+    tolerance = GATE_ROUNDING if isinstance(selector, GateSelector) else SCORE_TOLERANCE
+    return [] if error <= tolerance else [f"{name}: scores of pages are off by {error:.1e}"]

@@ -20,8 +20,9 @@ from transformers.masking_utils import sdpa_mask
 KeptSets = dict[tuple[int, int], tuple[tuple[int, ...], ...]]
 """(sequence length with the newest token, layer that selects) -> ascending positions kept, a list
 for all heads, each KV head or each query head."""
-Keep = Callable[[torch.Tensor, torch.Tensor, float], list[list[int]]]
-"""Returns the kept positions for a query [H, D], keys [S, G, D] and the factor on q·k."""
+Keep = Callable[[torch.Tensor, torch.Tensor, float, int], list[list[int]]]
+"""Returns the kept positions for a query [H, D], keys [S, G, D], both after RoPE, the factor on q·k
+and the layer."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,13 @@ class Oracle:
         length = key.shape[2]
         if length <= self._budget:
             return None
-        positions = self._keep(query[0, :, 0], key[0].transpose(0, 1), module.scaling)
-        self._kept[length, module.layer_idx] = tuple(map(tuple, positions))
+        layer = module.layer_idx
+        positions = self._keep(query[0, :, 0], key[0].transpose(0, 1), module.scaling, layer)
+        self._kept[length, layer] = tuple(map(tuple, positions))
         return torch.tensor(positions, device=key.device)
 
     def _keep_unified(
-        self, query: torch.Tensor, keys: torch.Tensor, scale: float
+        self, query: torch.Tensor, keys: torch.Tensor, scale: float, _layer: int
     ) -> list[list[int]]:
         scores = raw_scores(query, keys)
         if self._by_mass:  # one ranking, by what the heads' softmax gives each token together

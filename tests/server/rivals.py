@@ -1,13 +1,16 @@
 """The rival policies' settings, each with its definition on plain lists."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from lim_sglang.gates.files import write_gates
+from lim_sglang.kernels.reference_rivals import BlockGate
 from tests.kernels import make_vectors_rivals as plain
 from tests.server.oracle import Keep, raw_scores
-from tests.server.tiny_model import BUDGET
+from tests.server.tiny_model import BUDGET, NUM_LAYERS
 
 
 class Rival(NamedTuple):
@@ -19,11 +22,18 @@ class Rival(NamedTuple):
     picks: bool = False
     """Layers select for themselves, or by the length alone."""
 
+    def settings_with(self, gate: Path) -> dict[str, Any]:
+        """Return the settings, with a gate where the policy needs one."""
+        needs_gate = self.settings["policy"] == "seer"
+        return {"budget": BUDGET, **self.settings} | ({"gate": str(gate)} if needs_gate else {})
+
 
 def by_scores(keep: Any, *scale: None, **options: Any) -> Keep:
     """Return a selection from raw scores; `scale` stands for a definition that takes the factor."""
 
-    def of_inputs(query: torch.Tensor, keys: torch.Tensor, factor: float) -> list[list[int]]:
+    def of_inputs(
+        query: torch.Tensor, keys: torch.Tensor, factor: float, _layer: int
+    ) -> list[list[int]]:
         factors = [factor] if scale else []
         kept: list[list[int]] = keep(BUDGET, raw_scores(query, keys).tolist(), *factors, **options)
         return kept
@@ -36,18 +46,61 @@ def quest(shared_by: str) -> Rival:
     settings = {"policy": "quest", "shared_by": shared_by}
     return Rival(
         settings,
-        lambda query, keys, _: plain.keep_quest(
+        lambda query, keys, *_: plain.keep_quest(
             BUDGET, query.tolist(), keys.tolist(), shared_by=shared_by
         ),
         picks=True,
     )
 
 
+GATE_HEADS, GATE_KV_HEADS, GATE_DIM, ROPE_THETA = 6, 2, 16, 10000.0
+"""Of the tiny model."""
+
+
+def tiny_gate(layer: int) -> dict[str, Any]:
+    """Return a random gate of a layer of the tiny model, by the names of `plain.gate_logits`."""
+    generator = torch.Generator().manual_seed(100 + layer)
+
+    def random(*shape: int) -> Any:
+        return torch.randn(*shape, generator=generator).tolist()
+
+    group, dim = GATE_HEADS // GATE_KV_HEADS, GATE_DIM
+    return {
+        "gate_q": random(GATE_KV_HEADS, group, dim, dim),
+        "gate_k": random(GATE_KV_HEADS, 3 * dim, dim),
+        "gate_qnorm": random(dim),
+        "gate_knorm": random(dim),
+    }
+
+
+def write_tiny_gates(folder: Path) -> Path:
+    """Write `tiny_gate` of all layers in the published format."""
+    gates = [
+        BlockGate(*map(torch.tensor, tiny_gate(layer).values())) for layer in range(NUM_LAYERS)
+    ]
+    write_gates(folder, gates, {"base_model": "tiny"})
+    return folder
+
+
+def keep_by_gate(
+    query: torch.Tensor, keys: torch.Tensor, _factor: float, layer: int
+) -> list[list[int]]:
+    """Rotate back and keep the blocks that the layer's gate prefers."""
+    rotated = keys.tolist()
+    before = [
+        [plain.rotate(row, -position, ROPE_THETA) for row in token]
+        for position, token in enumerate(rotated)
+    ]
+    newest = [plain.rotate(row, -(len(rotated) - 1), ROPE_THETA) for row in query.tolist()]
+    gate = tiny_gate(layer)
+    return plain.keep_seer(BUDGET, before, query=newest, rope_theta=ROPE_THETA, **gate)
+
+
 SCALED = (None,)
 RIVALS = {
     "streaming": Rival(
         {"policy": "streaming"},
-        lambda _, keys, __: plain.keep_streaming(BUDGET, len(keys)),
+        lambda _query, keys, *_: plain.keep_streaming(BUDGET, len(keys)),
         dense_layers=(),
         picks=True,
     ),
@@ -58,5 +111,6 @@ RIVALS = {
     ),
     "delta": Rival({"policy": "delta"}, by_scores(plain.keep_delta, *SCALED)),
     "omnikv": Rival({"policy": "omnikv"}, by_scores(plain.keep_omnikv, *SCALED)),
+    "seer": Rival({"policy": "seer"}, keep_by_gate, dense_layers=(), picks=True),
     **{f"quest-{heads}": quest(heads) for heads in ("query_head", "kv_head", "all")},
 }

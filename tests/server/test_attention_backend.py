@@ -25,7 +25,6 @@ from lim_sglang.attention_backend import (
 from lim_sglang.compat import TENSOR_CORE_VAR, DecodeMetadata, FlashInferAttnBackend
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.reference import attend_tokens
-from lim_sglang.kernels.reference_rivals import summarize_pages
 from lim_sglang.kernels.verify import relative_error
 from lim_sglang.policies.lessismore import LessIsMore
 from lim_sglang.policies.policy import Role
@@ -240,6 +239,7 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
     "quest": {"policy": "quest", "dense_layers": (0, 1, 2)},
     "quest-kv-head": {"policy": "quest", "dense_layers": (0, 1, 2), "shared_by": "kv_head"},
     "quest-all": {"policy": "quest", "dense_layers": (0, 1, 2), "shared_by": "all"},
+    "seer": {"policy": "seer", "dense_layers": (0, 1, 2)},
 }
 """Settings under which layer 2 reads everything and layer 3 what is kept."""
 EIGHT, OTHER_EIGHT = RAGGED["eight"], [3500, 7, 256, 257, 1999, 1, 600, 601]
@@ -250,6 +250,12 @@ def backend(rig: Rig) -> Any:
     """Return the backend of LessIsMore with a small budget, on a fresh cache."""
     fill_cache(rig)
     return rig.use_lim(BUDGET)
+
+
+def skip_gate_of_fp8(rig: Rig, settings: Mapping[str, Any]) -> None:
+    """Skip a gate on a cache that does not give back the keys that it was trained on."""
+    if settings.get("policy") == "seer" and rig.runner.kv_cache_dtype.itemsize == 1:
+        pytest.skip("a gate is refused on an fp8 cache")
 
 
 def prompts(*lengths: int) -> list[list[int]]:
@@ -291,34 +297,46 @@ def test_layers_that_all_select_give_the_dense_backends_tokens(rig: Rig) -> None
 def test_graphs_and_eager_steps_select_and_attend_as_the_definition_says(
     rig: Rig, name: str, settings: Mapping[str, Any]
 ) -> None:
+    skip_gate_of_fp8(rig, settings)
     fill_cache(rig)
     backend = rig.use_lim(BUDGET, **settings)
     lengths = RAGGED[name]
     graph = Graph(rig, backend, make_step(rig, [1] * len(lengths), seed=1))
-    rig.summarize_cache()  # the capture has written keys into other rows' blocks
     step = make_step(rig, lengths)
+    rig.summarize(step)
     assert not wrong_rows(rig, backend, step, graph.run(step))
     assert not wrong_rows(rig, backend, step, run_eager(rig, backend, step))
 
 
+SUMMARIZED: Mapping[str, Mapping[str, Any]] = {
+    "quest": {"policy": "quest"},
+    "quest-all": {"policy": "quest", "shared_by": "all"},
+    "seer": {"policy": "seer"},
+}
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("shared_by", ["query_head", "all"])
-def test_prefill_and_decode_leave_the_summaries_of_their_keys(rig: Rig, shared_by: str) -> None:
+@pytest.mark.parametrize("settings", SUMMARIZED.values(), ids=SUMMARIZED)
+def test_prefill_and_decode_leave_the_summaries_of_their_keys(
+    rig: Rig, settings: Mapping[str, Any]
+) -> None:
     """Graphs among them; lengths pass the ends of pages."""
-    backend = rig.use_lim(64, policy="quest", shared_by=shared_by)
+    skip_gate_of_fp8(rig, settings)
+    backend = rig.use_lim(192, **settings)
     for summaries in backend.summaries.values():
         summaries.fill_(torch.nan)
     lengths, num_new = (1, 15, 16, 63, 64, 65, 300, 511), 20
     rig.greedy(prompts(*lengths), num_new)
-    table = rig.runner.req_to_token_pool.req_to_token
+    table, page = rig.runner.req_to_token_pool.req_to_token, backend.selector.page
     for layer, summaries in backend.summaries.items():
         keys = rig.runner.token_to_kv_pool.get_key_buffer(layer)
         for row, length in enumerate(lengths, start=1):
             slots = table[row, : length + num_new - 1].long()
-            expected = torch.stack(summarize_pages(keys[slots], 16), 1)
-            found = summaries[slots[::16] // 16]
-            assert torch.equal(found[: len(expected)].float(), expected.float())
-            assert found[len(expected) :].float().isnan().all()
+            whole = len(slots) // page * page
+            found = summaries[slots[::page] // page]
+            of_row = keys[slots[:whole]]
+            assert backend.selector.has_right_summaries(layer, of_row, found[: whole // page]).all()
+            assert found[whole // page :].float().isnan().all()
 
 
 @pytest.mark.gpu

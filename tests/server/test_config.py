@@ -27,7 +27,7 @@ def test_json_comes_back_as_it_went() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_json_holds_what_the_policy_heeds(policy: str) -> None:
-    config = LimConfig(policy=policy)
+    config = LimConfig(policy=policy, gate="gates" if policy == "seer" else None)
     assert LimConfig.from_json(config.to_json()) == config
     heeded = {field.name for field in fields(POLICIES[policy])}
     assert json.loads(config.to_json()).keys() - {"policy"} <= heeded
@@ -45,6 +45,12 @@ def test_json_holds_what_the_policy_heeds(policy: str) -> None:
         ({"policy": "quest", "budget": 32}, "multiple of 16 of at least 48"),
         ({"policy": "quest", "budget": 100}, "multiple of 16"),
         ({"policy": "delta", "budget": 128}, "multiple of 16 of at least 144"),
+        ({"policy": "seer"}, "needs a gate .* --lim-gate, or train one by lim train-gate"),
+        ({"policy": "seer", "gate": ""}, "gate must be the folder of a trained gate, not ''"),
+        ({"policy": "seer", "gate": "g", "budget": 128}, "multiple of 64 of at least 192"),
+        ({"policy": "seer", "gate": "g", "budget": 200}, "multiple of 64"),
+        ({"policy": "seer", "gate": "g", "shared_by": "all"}, "seer does not heed shared_by"),
+        ({"policy": "quest", "gate": "g"}, "quest does not heed gate"),
     ],
 )
 def test_a_setting_has_to_suit_the_policy(settings: dict[str, object], words: str) -> None:
@@ -152,6 +158,8 @@ def test_a_layer_list_with_words_is_refused() -> None:
         (LimConfig(policy="streaming", dense_layers=(0, 1)), 3, "FFR"),
         (LimConfig(policy="quest"), 4, "FFPP"),
         (LimConfig(policy="quest", dense_layers=()), 3, "PPP"),
+        (LimConfig(policy="seer", gate="g"), 3, "PPP"),
+        (LimConfig(policy="seer", gate="g", dense_layers=(0, 1)), 3, "FFP"),
         (LimConfig(policy="tidal", select_layers=(2, 4)), 6, "FFSRSR"),
         (LimConfig(), 6, "FFSSRR"),
     ],
@@ -173,6 +181,7 @@ def test_a_role_follows_from_the_layer_lists_and_the_policy(
     ],
 )
 def test_a_layer_beyond_the_model_is_refused(name: str, policy: str) -> None:
-    config = LimConfig.from_mapping({name: [1, 8], "policy": policy})
+    gate = {"gate": "g"} if policy == "seer" else {}
+    config = LimConfig.from_mapping({name: [1, 8], "policy": policy, **gate})
     with pytest.raises(ConfigError, match=rf"{name} names layer 8.*0 to 7"):
         config.make_policy().roles(8)

@@ -7,7 +7,7 @@ import pytest
 from lim_sglang.config import LimConfig
 from tests.processes import ON_CPU, SGLANG, disagreements, serving
 from tests.server.oracle import Oracle, OracleRun
-from tests.server.rivals import RIVALS
+from tests.server.rivals import RIVALS, write_tiny_gates
 from tests.server.tiny_model import BUDGET, SELECT_LAYERS, Prompt, crossing_prompts, long_prompts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -19,7 +19,7 @@ NUM_NEW = 24
 @pytest.mark.parametrize("name", RIVALS)
 def test_tokens_and_sets_are_the_oracles(name: str, tiny_model: Path, tmp_path: Path) -> None:
     rival = RIVALS[name]
-    settings = {"budget": BUDGET, **rival.settings}
+    settings = rival.settings_with(write_tiny_gates(tmp_path / "gate"))
     selects = not rival.picks
     if selects:
         settings["select_layers"] = SELECT_LAYERS

@@ -322,3 +322,12 @@ def test_lists_of_single_heads_need_a_limit_of_rows(
     reasons = reasons_against_selection(H100, LimConfig(policy=policy), CONTEXT, "auto", rows)
     assert len(reasons) == (words is not None)
     assert all(str(words) in reason for reason in reasons)
+
+
+def test_a_gate_is_refused_on_a_cache_of_fp8() -> None:
+    seer = LimConfig(policy="seer", gate="g")
+    for dtype in ("fp8_e4m3", "fp8_e5m2"):
+        (reason,) = reasons_against_selection(H100, seer, CONTEXT, dtype, 8)
+        assert "keys before RoPE" in reason
+        assert not reasons_against_selection(H100, LimConfig(policy="quest"), CONTEXT, dtype, 8)
+    assert not reasons_against_selection(H100, seer, CONTEXT, "auto", 8)
