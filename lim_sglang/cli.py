@@ -12,6 +12,7 @@ from lim_sglang.bench.commands import bench
 from lim_sglang.doctor import doctor
 from lim_sglang.errors import errors_in_words
 from lim_sglang.evals.commands import compare_runs, evaluate, grade, write_report
+from lim_sglang.gates.training import train_gate
 from lim_sglang.programs.ask import ask
 from lim_sglang.programs.options import list_programs
 from lim_sglang.programs.proxy_command import proxy
@@ -32,6 +33,7 @@ app.command("eval")(evaluate)
 app.command("grade")(grade)
 app.command("compare")(compare_runs)
 app.command("report")(write_report)
+app.command("train-gate")(train_gate)
 app.command("doctor")(doctor)
 app.add_typer(bench, name="bench")
 

@@ -13,10 +13,11 @@ from lim_sglang.policies import POLICIES
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (
-    *("lim_sglang", "lim_sglang/bench", "lim_sglang/policies", "kernels", "programs", "evals"),
+    *("lim_sglang", "lim_sglang/bench", "lim_sglang/gates", "lim_sglang/policies"),
+    *("kernels", "programs", "evals"),
 )
 MAX_LINES = 650
-MAX_FILES = 110
+MAX_FILES = 115
 SERVER_SIDE = (
     *("errors", "config", "counters", "compat", "frontend", "validation", "flags", "audit"),
     *("mends", "request_checks", "request_door"),
@@ -32,6 +33,7 @@ EVERYWHERE = {
 MAY_IMPORT: Mapping[str, set[str]] = {
     "kernels": {"kernels"},
     "policies": {"policies", "kernels", "errors"},
+    "gates": {"gates", "kernels", "errors", "compat", "progress", "config", "models"},
     "programs": {"programs", "frontend", *EVERYWHERE},
     "evals": {"evals", "programs", "server", *EVERYWHERE},
     "bench": {"bench", "kernels", "programs", *SERVER_SIDE, *EVERYWHERE},

@@ -65,7 +65,7 @@ def build_tiny_qwen3(folder: Path) -> Path:
         for name, weight in model.named_parameters():
             _fill(name, weight, generator)
     model.save_pretrained(folder)
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     return folder
 
 
@@ -80,7 +80,7 @@ def _fill(name: str, weight: torch.Tensor, generator: torch.Generator) -> None:
     weight.normal_(0.0, std, generator=generator)
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     """Write a tokenizer of one token a word: the special ones, the two roles, `w5`, `w6`, …"""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

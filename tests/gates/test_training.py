@@ -1,0 +1,222 @@
+"""`lim train-gate`: texts, checkpoints, interruption, progress, and what it prints and writes."""
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lim_sglang.cli import command_line
+from lim_sglang.errors import ConfigError, DataError, LimError
+from lim_sglang.gates import training
+from lim_sglang.gates.distillation import GateTrainer
+from lim_sglang.gates.files import CONFIG_FILE, WEIGHTS_FILE, read_gates
+from lim_sglang.gates.training import (
+    CHECKPOINT_FILE,
+    HELD_OUT,
+    python_sources,
+    read_texts,
+    tokenize,
+)
+from tests.gates.models import BUDGET, LAYERS, LENGTH, build_model, write_text
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small model."""
+    return build_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of exactly as many tokens as are needed, with the end token."""
+    tokens = (STEPS + HELD_OUT) * LENGTH
+    return write_text(tmp_path_factory.mktemp("texts") / "words.txt", tokens)
+
+
+def words_of(model: Path, texts: Path, out: Path, /, **changes: Any) -> list[str]:
+    """Return the command line of a short training."""
+    options = {"texts": texts, "out": out, "steps": STEPS, "length": LENGTH, "budget": BUDGET}
+    pairs = [(f"--{name}", str(value)) for name, value in (options | changes).items()]
+    return ["train-gate", str(model), *(word for pair in pairs for word in pair)]
+
+
+def run(words: list[str]) -> int:
+    """Run `lim`; return its exit code."""
+    with pytest.raises(SystemExit) as end:
+        command_line()(args=words)
+    return int(end.value.code or 0)
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Press Ctrl-C in the middle of a step."""
+    learn = GateTrainer.learn
+
+    def learn_interrupted(self: GateTrainer, tokens: torch.Tensor) -> float:
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return learn(self, tokens)
+
+    monkeypatch.setattr(GateTrainer, "learn", learn_interrupted)
+
+
+def test_an_interrupted_training_ends_with_the_same_gate(
+    model: Path,
+    texts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert run(words_of(model, texts, tmp_path / "straight")) == 0
+    out = tmp_path / "resumed"
+    with monkeypatch.context() as patched:
+        interrupt_at(3, patched)
+        assert run(words_of(model, texts, out)) == 130
+    assert [path.name for path in out.iterdir()] == [CHECKPOINT_FILE]
+    shown = capsys.readouterr().err
+    assert f"Stopped after step 4 of {STEPS}, which is kept: the same command goes on" in shown
+    assert run(words_of(model, texts, out)) == 0
+    assert f"Going on from step 4 of {STEPS}" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == [WEIGHTS_FILE, CONFIG_FILE]
+    gates = [read_gates(folder) for folder in (tmp_path / "straight", out)]
+    for straight, resumed in zip(*gates, strict=True):
+        assert torch.equal(straight.query_weight, resumed.query_weight)
+        assert torch.equal(straight.key_weight, resumed.key_weight)
+        assert straight.query_norm is not None
+        assert resumed.query_norm is not None
+        assert torch.equal(straight.query_norm, resumed.query_norm)
+    configs = [
+        json.loads((tmp_path / n / CONFIG_FILE).read_text()) for n in ("straight", "resumed")
+    ]
+    assert configs[0] == configs[1]
+
+
+def test_the_command_shows_progress_recall_and_the_next_command(
+    model: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "the gate"
+    assert run(words_of(model, texts, out)) == 0
+    shown = capsys.readouterr()
+    last = rf"step {STEPS} of {STEPS}, loss \d+\.\d{{4}}, [\d.,]+ tokens/s, 0s left"
+    assert re.search(last, shown.err)
+    assert f"Share of attention mass in {BUDGET} tokens, mean over layers and 64 que" in shown.out
+    shares = dict(re.findall(r"^ +(.+?)  +(\d+\.\d) %$", shown.out, re.MULTILINE))
+    assert list(shares) == ["this gate", "Quest's pages", "random blocks"]
+    assert shown.out.endswith(f"lim serve {model} --policy seer --lim-gate '{out}'\n")
+    config = json.loads((out / CONFIG_FILE).read_text())
+    assert config["base_model"] == str(model)
+    assert config["tokens_seen"] == STEPS * LENGTH
+    assert config["seerattn_use_qk_norm"] is True
+    assert config["num_hidden_layers"] == LAYERS
+    assert config["rope_theta"] == 1e6
+    recall = config["lim_training"]["recall"]
+    assert f"{100 * recall['gate']:.1f}" == shares["this gate"]
+    assert config["lim_training"]["seed"] == 0
+
+
+def test_a_finished_gate_is_not_trained_over(tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds a config.json already: name another --out"):
+        training.read_checkpoint(tmp_path, training.Settings("m", (), 1, 64, 0))
+
+
+def test_a_checkpoint_of_another_training_is_refused_with_what_differs(
+    model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        interrupt_at(0, patched)
+        run(words_of(model, texts, tmp_path))
+    with pytest.raises(ConfigError) as refused:
+        command_line()(args=words_of(model, texts, tmp_path, steps=5, seed=9))
+    message = str(refused.value)
+    assert "--steps is 5, 6 in the checkpoint" in message
+    assert "--seed is 9, 0 in the checkpoint" in message
+    assert "--length" not in message
+    before = texts.read_text()
+    texts.write_text(before.replace("w9 ", "w8 "))
+    with pytest.raises(ConfigError, match="tokens of the texts have changed"):
+        command_line()(args=words_of(model, texts, tmp_path))
+    texts.write_text(before)
+    (tmp_path / CHECKPOINT_FILE).write_bytes(b"half")
+    with pytest.raises(DataError, match=r"no checkpoint .*: delete it to begin anew"):
+        command_line()(args=words_of(model, texts, tmp_path))
+
+
+def test_checkpoints_are_kept_on_the_way(
+    model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    replace_file = training.replace_file
+
+    def note(path: Path, write: Any) -> None:
+        replace_file(path, write)
+        kept.append(torch.load(path, weights_only=True)["step"])
+
+    monkeypatch.setattr(training, "CHECKPOINT_STEPS", 4)
+    monkeypatch.setattr(training, "replace_file", note)
+    assert run(words_of(model, texts, tmp_path)) == 0
+    assert kept == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"length": 500}, "--length 500: use a multiple of 64"),
+        ({"budget": 100}, "--budget 100: use a multiple of 64 from 128"),
+        ({"budget": 256}, "--length 512: recall at 256 tokens is measured beyond them"),
+        ({"length": 2048}, "--length 2048: the model takes 1024 tokens at most"),
+        ({"steps": 7}, "have 4,097 tokens, expected 4,608 .* --texts, or --steps 6 at most"),
+        ({"length": 1024, "steps": 3}, "or --steps 2 at most"),
+        ({"texts": "missing.txt"}, "missing.txt is no readable text"),
+        ({"out": "/dev/null/gate"}, "/dev/null/gate cannot be written"),
+    ],
+)
+def test_impossible_options_are_refused_in_words(
+    changes: dict[str, Any], words: str, model: Path, texts: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(LimError, match=words):
+        command_line()(args=words_of(model, texts, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_are_read_in_an_order_of_the_seed(tmp_path: Path) -> None:
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("".join(f'{{"text": "t{i}", "id": {i}}}\n' for i in range(20)))
+    plain = tmp_path / "plain.md"
+    plain.write_text("one\ntwo")
+    files = [str(lines), str(plain)]
+    first = list(read_texts(files, 0))
+    assert sorted(first) == sorted(["one\ntwo", *(f"t{i}" for i in range(20))])
+    assert list(read_texts(files, 0)) == first
+    assert list(read_texts(files, 1)) != first
+
+
+@pytest.mark.parametrize("line", ["text", '{"Text": "a"}', '{"text": 1}', '["text"]', ""])
+def test_a_wrong_line_is_named(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    file.write_text(f'{{"text": "a"}}\n{line}\n')
+    with pytest.raises(DataError, match=r"lines.jsonl, line 2: expected an object such as"):
+        list(read_texts([str(file)], 0))
+
+
+def test_python_sources_leave_out_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("b/a.py", "a.py", "b/tests/c.py", "test_a.py", "b/a_test.py", "b/conftest.py", "c.txt")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(training.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert [str(path.relative_to(tmp_path)) for path in python_sources()] == ["a.py", "b/a.py"]
+    assert sorted(read_texts([], 0)) == ["a.py", "b/a.py"]
+
+
+def test_documents_end_with_the_end_token(model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    assert list(tokenize(tokenizer, iter(["w7 w8", "w9"]))) == [[7, 8, 2], [9, 2]]
