@@ -2,7 +2,8 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lim_sglang.errors import ModelError
 from lim_sglang.gates import distillation
 from lim_sglang.gates.distillation import (
     FrozenModel,
+    GateShape,
     GateTrainer,
     attention_targets,
     batched_logits,
@@ -26,6 +28,7 @@ from lim_sglang.gates.distillation import (
 from lim_sglang.kernels.reference_rivals import (
     BlockGate,
     gate_logits,
+    rotate,
     rotate_back,
     summarize_blocks,
 )
@@ -224,6 +227,31 @@ def test_a_gate_learns_where_attention_goes(tmp_path: Path) -> None:
     assert after.gate > before.gate + 0.1
     assert after.gate > after.at_random + 0.1
     assert after.at_random == before.at_random
+
+
+def test_the_loss_of_a_layer_is_that_of_vectors_before_rope_in_the_second_half() -> None:
+    table = rope_table(S, D)
+    model = SimpleNamespace(
+        shape=GateShape(1, G, GROUP, D),
+        dtype=torch.float32,
+        device=CPU,
+        cos_sin=lambda length, dtype: table[:length],
+    )
+    trainer = GateTrainer(cast(FrozenModel, model), steps=1, length=S, seed=0)
+    queries, keys = draw(S, G * GROUP, D, seed=5), draw(S, G, D, seed=6)
+    turned_queries, turned_keys = rotate(queries, table), rotate(keys, table)
+    summaries, divergences = summarize_blocks(keys), []
+    for position in range(S // 2, S):
+        own = position // 64
+        logits = gate_logits(queries[position], summaries, trainer.gates[0], position, table)
+        predicted = logits[:, :own].softmax(dim=-1)
+        wanted = attention_targets(
+            turned_queries[position, None], turned_keys, torch.tensor([position]), 0.5
+        )[:, 0, :own]
+        divergences.append((wanted * (wanted / predicted).log()).sum())
+    expected = torch.stack(divergences).sum() / (G * (S // 2) * (S // 64))
+    found = trainer.loss(0, turned_queries, turned_keys, 0.5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_each_layer_learns_alone(tmp_path: Path) -> None:
