@@ -47,14 +47,17 @@ class MarkdownSection:
         begin, end = self._markers(text, document)
         return f"{text[:begin]}\n{section}\n{text[end:]}"
 
-    def replace_in(self, path: Path, section: str) -> str:
+    def replace_in(self, path: Path, section: str, text: str | None = None) -> str:
         """Return the text of a file with another section; the file is not written.
+
+        Args:
+            text: the file's content with other sections replaced already.
 
         Raises:
             DataError: the file cannot be read or lacks the markers.
         """
         try:
-            text = path.read_text(encoding="utf-8")
+            text = text or path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read: {error}; name a Markdown file") from None
         return self.replace(text, section, str(path))

@@ -261,32 +261,96 @@ def address_of(context: typer.Context, url: str, further: tuple[str, ...]) -> st
     return address
 
 
+@bench.command("divergence")
+def divergence(
+    model: Annotated[str, typer.Argument(help="A model folder, or a hub id.")],
+    texts: Annotated[
+        Path,
+        typer.Option(
+            help='JSON lines with {"text": ...} or {"tokens": [...]}, or the folder of a run of '
+            "lim eval, whose questions and answers are taken."
+        ),
+    ],
+    policy: Annotated[
+        list[str],
+        typer.Option(
+            help="Policies: names between commas, or the JSON of --lim-config; repeatable."
+        ),
+    ],
+    budget: Annotated[
+        str, typer.Option(help="Tokens that a sparse layer reads, between commas.")
+    ] = "128,256,512,1024",
+    sequences: Annotated[int, typer.Option(min=1, help="Sequences made of the texts.")] = 6,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of each.")] = 4096,
+    steps: Annotated[int, typer.Option(min=1, help="Last tokens of each, to be decoded.")] = 512,
+    seed: Annotated[int, typer.Option(help="Decides the order of the texts.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A file to which each row is added as JSON; its rows are not repeated."),
+    ] = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Measure how far each policy's next-token distribution is from dense attention's: KL
+    divergence and agreement of the likeliest token, teacher-forced on texts, on one GPU or on the
+    CPU."""
+    cells = workloads.read_cells(policy, budget)
+    from lim_sglang.bench.divergence import DivergenceOptions, measure
+    from lim_sglang.bench.results import DivergenceTable, read_divergences
+    from lim_sglang.progress import plain_console
+
+    choice = ModelChoice(None, model)
+    options = DivergenceOptions(choice, texts, cells, sequences, length, steps, seed)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    recorded = read_divergences(out) if out and out.exists() else []
+    measured = []
+    for row, conditions in measure(options, recorded, plain_console(stderr=True)):
+        measured.append((row, conditions))
+        if (row, conditions) not in recorded:
+            keep(out, row.to_json(conditions))
+    typer.echo(DivergenceTable.of(measured).section())
+
+
 @bench.command("report")
 def write_report(
-    files: Annotated[list[Path], typer.Argument(help="What `lim bench decode --out` has written.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="What `lim bench decode` and `divergence` have written by --out."),
+    ],
     update: Annotated[Path | None, typer.Option(help="Markdown file for three rows.")] = None,
     results: Annotated[Path | None, typer.Option(help="Markdown file for all rows.")] = None,
     plot: Annotated[Path | None, typer.Option(help="SVG file of step times.")] = None,
 ) -> None:
-    """Write tables of recorded decode rows between the markers of Markdown files, and plot the
-    first table; needs no GPU."""
+    """Write tables of recorded rows between the markers of Markdown files, and plot the first table
+    of decode steps; needs no GPU."""
+    from lim_sglang.bench import results as tables
     from lim_sglang.bench.plots import draw
-    from lim_sglang.bench.results import SECTION, read_tables
 
-    tables = read_tables(files)
-    parts = [table.section(table.points) for table in tables]
+    distances = [path for path in files if tables.holds_divergences(path)]
+    steps = tables.read_tables([path for path in files if path not in distances])
+    if not steps and (update or plot):
+        raise ConfigError("--update and --plot show rows of `lim bench decode`: name a file of it")
+    parts = [table.section(table.points) for table in steps]
     if results and plot:
         parts.insert(1, f"![Step time over context]({os.path.relpath(plot, results.parent)})")
-    texts = {results: "\n\n".join(parts)}
+    measured = [row for path in distances for row in tables.read_divergences(path)]
+    sections = {
+        tables.SECTION: parts,
+        tables.DIVERGENCE_SECTION: [each.section() for each in tables.divergence_tables(measured)],
+    }
+    texts = {section: "\n\n".join(found) for section, found in sections.items() if found}
+    # All texts are made before the first is written, so that a refusal changes no file.
+    changed: dict[Path, str] = {}
+    if results:
+        for section, text in texts.items():
+            changed[results] = section.replace_in(results, text, changed.get(results))
     if update:
         link = os.path.relpath(results, update.parent) if results else None
-        texts[update] = tables[0].proof() + (f" [All rows]({link})." if link else "")
-    # All texts are made before the first is written, so that a refusal changes no file.
-    changed = {path: SECTION.replace_in(path, text) for path, text in texts.items() if path}
+        proof = steps[0].proof() + (f" [All rows]({link})." if link else "")
+        changed[update] = tables.SECTION.replace_in(update, proof, changed.get(update))
     if plot:
-        draw(tables[0], plot)
+        draw(steps[0], plot)
     for path, text in changed.items():
         path.write_text(text)
         typer.echo(f"The table is in {path}.")
     if not changed:
-        typer.echo(texts[results])
+        typer.echo("\n\n".join(texts.values()))

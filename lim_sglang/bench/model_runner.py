@@ -27,6 +27,7 @@ from lim_sglang.server import free_port
 from lim_sglang.validation import BACKEND, model_shape
 
 FILL_ROWS = 1 << 16  # slots of one layer that get random K or V at a time
+PREFILL_TOKENS = 2048  # of one request at a time
 
 
 def settings_for(budget: int) -> LimConfig:
@@ -52,10 +53,11 @@ def load_runner(
         batch_sizes: batch sizes of the decode graphs; None for SGLang's own choice.
         options: further fields of SGLang's `ServerArgs`.
     """
-    from lim_sglang.model_runner import LimModelRunner
-
+    # First, since SGLang reads while it is imported whether it serves on a CPU.
     if not compat.loads_backend(BACKEND):  # a checkout that is not installed has no entry point
         register()
+    from lim_sglang.model_runner import LimModelRunner
+
     server_args = compat.ServerArgs(
         model_path=folder,
         load_format="dummy" if dummy else "auto",
@@ -178,7 +180,7 @@ def use_policy(runner: Any, config: LimConfig) -> None:
     runner.lim_config, runner.lim_roles, runner.lim_policy = config, roles, sparse
     runner.lim_selector, runner.lim_kept_slots, runner.lim_summaries = None, None, {}
     runner.lim_cos_sin = runner.rope_table(sparse)
-    if sparse:
+    if sparse and not compat.serves_on_cpu():  # where the definitions select
         runner.allocate_selection(sparse)
         runner.allocate_summaries(sparse)
     runner.init_attention_backends()
@@ -225,7 +227,7 @@ def make_contender(runner: Any, name: str, config: LimConfig | None = None) -> C
     # SGLang records the backend that it chose for the name; ours alone has roles.
     if live.decode_attention_backend_str != expected or hasattr(live, "roles") != is_ours:
         raise ServerError(f"SGLang built {type(live).__name__} for the backend {name}")
-    if runner.decode_cuda_graph_runner is None:
+    if runner.decode_cuda_graph_runner is None and not compat.serves_on_cpu():
         raise ServerError(f"SGLang captured no decode graph for the backend {name}")
     state = policy_state(runner) if is_ours else {}
     return Contender(name, live, runner.decode_cuda_graph_runner, state)
@@ -315,25 +317,14 @@ def filled_batch(runner: Any, point: Point, seed: int) -> Iterator[FilledBatch]:
     requests = pool.free_slots[: point.batch]
     for request, mine in zip(requests, slots, strict=True):
         pool.req_to_token[request, : len(mine)] = mine.to(torch.int32)
-    lengths = torch.tensor(point.lengths, dtype=torch.int64)
-    on_device = lengths.to(device)
-    # The fields that SGLang's decode reads, as `ForwardBatch.init_new` sets them.
-    forward_batch = compat.ForwardBatch(
-        forward_mode=compat.ForwardMode.DECODE,
-        batch_size=point.batch,
+    forward_batch = decode_batch(
+        runner,
+        torch.tensor(requests, dtype=torch.int64, device=device),
+        lengths=point.lengths,
         input_ids=torch.randint(
             runner.model_config.vocab_size, (point.batch,), generator=generator, device=device
         ),
-        req_pool_indices=torch.tensor(requests, dtype=torch.int64, device=device),
-        seq_lens=on_device,
-        out_cache_loc=torch.stack([mine[-1] for mine in slots]),
-        seq_lens_sum=point.num_tokens,
-        seq_lens_cpu=lengths,
-        orig_seq_lens=on_device,
-        positions=on_device - 1,
-        spec_algorithm=runner.spec_algorithm,
-        capture_hidden_mode=compat.CaptureHiddenMode.NULL,
-        num_token_non_padded_cpu=point.batch,
+        new_slots=torch.stack([mine[-1] for mine in slots]),
     )
     try:
         yield FilledBatch(point, tuple(slots), forward_batch)
@@ -341,10 +332,93 @@ def filled_batch(runner: Any, point: Point, seed: int) -> Iterator[FilledBatch]:
         allocator.clear()
 
 
+def decode_batch(
+    runner: Any, requests: Tensor, *, lengths: Sequence[int], input_ids: Tensor, new_slots: Tensor
+) -> Any:
+    """Return SGLang's batch of a decode step.
+
+    Args:
+        requests: [B] int64, rows of `req_to_token`, which name the slots of all tokens.
+        lengths: tokens of each request, the newest included.
+        input_ids: [B] int64, the newest tokens.
+        new_slots: [B] int64, where K and V of these are written.
+    """
+    seq_lens = torch.tensor(lengths, dtype=torch.int64)
+    on_device = seq_lens.to(runner.device)
+    return _forward_batch(
+        runner,
+        forward_mode=compat.ForwardMode.DECODE,
+        batch_size=len(lengths),
+        input_ids=input_ids,
+        req_pool_indices=requests,
+        seq_lens=on_device,
+        out_cache_loc=new_slots,
+        seq_lens_sum=sum(lengths),
+        seq_lens_cpu=seq_lens,
+        orig_seq_lens=on_device,
+        positions=on_device - 1,
+        num_token_non_padded_cpu=len(lengths),
+    )
+
+
+def _forward_batch(runner: Any, **given: Any) -> Any:
+    """Return a batch with the fields that SGLang reads, as `ForwardBatch.init_new` sets them."""
+    return compat.ForwardBatch(
+        spec_algorithm=runner.spec_algorithm,
+        capture_hidden_mode=compat.CaptureHiddenMode.NULL,
+        **given,
+    )
+
+
+def prefill(runner: Any, batch: FilledBatch, tokens: Tensor) -> None:
+    """Write K and V of the first tokens of each request, by the runner's live backend.
+
+    Args:
+        batch: requests of at least T tokens, from `filled_batch`.
+        tokens: [B, T] int64 on the device.
+    """
+    requests = batch.forward_batch.req_pool_indices
+    for row, slots in enumerate(batch.slots):
+        for first in range(0, tokens.shape[1], PREFILL_TOKENS):
+            new = tokens[row, first : first + PREFILL_TOKENS]
+            last = first + len(new)
+            seq_lens = torch.tensor([last], dtype=torch.int64)
+            on_device = seq_lens.to(runner.device)
+            chunk = _forward_batch(
+                runner,
+                forward_mode=compat.ForwardMode.EXTEND,
+                batch_size=1,
+                input_ids=new,
+                req_pool_indices=requests[row : row + 1],
+                seq_lens=on_device,
+                out_cache_loc=slots[first:last],
+                seq_lens_sum=last,
+                seq_lens_cpu=seq_lens,
+                orig_seq_lens=on_device,
+                positions=torch.arange(first, last, device=runner.device),
+                num_token_non_padded_cpu=len(new),
+                extend_num_tokens=len(new),
+                extend_seq_lens=(on_device - first).int(),
+                extend_prefix_lens=(on_device - len(new)).int(),
+                extend_start_loc=torch.zeros_like(on_device, dtype=torch.int32),
+                extend_prefix_lens_cpu=[first],
+                extend_seq_lens_cpu=[len(new)],
+                extend_logprob_start_lens_cpu=[len(new)],
+            )
+            runner.forward(chunk)
+
+
 def run_step(runner: Any, batch: FilledBatch) -> Tensor:
-    """Run one decode step by a captured graph and return the logits [B, V]."""
+    """Run one decode step, on a GPU by a captured graph, whose next replay overwrites the result.
+
+    Returns:
+        The logits [B, V].
+
+    Raises:
+        ServerError: the step ran without a graph on a GPU.
+    """
     output = runner.forward(batch.forward_batch)
-    if not output.can_run_graph:
+    if not output.can_run_graph and not compat.serves_on_cpu():
         raise ServerError(f"{batch.point}: the step ran without its CUDA graph")
     logits: Tensor = output.logits_output.next_token_logits
     return logits

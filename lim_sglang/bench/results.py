@@ -1,13 +1,15 @@
-"""Results of `lim bench decode`: rows as JSON lines, and tables in Markdown.
+"""Results of `lim bench decode` and `divergence`: rows as JSON lines, and tables in Markdown.
 
 A JSON line holds one row with all conditions of its measurement, so that tables can be made again.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Annotated, Any, Self
 
 import torch
@@ -17,7 +19,7 @@ from lim_sglang.bench.workloads import DENSE_BACKENDS, Point
 from lim_sglang.environment import driver_version, installed_versions, project_commit
 from lim_sglang.errors import DataError
 from lim_sglang.kernels.bench import Spread
-from lim_sglang.markdown_section import MarkdownSection, markdown_table, short_commit
+from lim_sglang.markdown_section import MarkdownSection, counted, markdown_table, short_commit
 from lim_sglang.policies import POLICIES
 from lim_sglang.validation import BACKEND
 
@@ -28,6 +30,12 @@ SECTION = MarkdownSection("lim bench decode")
 """The section of a Markdown file that `lim bench report` writes."""
 SAME = "commit gpu model budget lim_config roles kv_dtype quantization versions dummy_weights"
 """Conditions that all rows of one table share."""
+DIVERGENCE_SECTION = MarkdownSection("lim bench divergence")
+"""The section of divergence rows."""
+DIVERGENCE_SAME = "commit gpu model texts_sha256 sequences length steps seed versions"
+"""Conditions under which a divergence is not measured again, and that a table's rows share."""
+UNDEFINED = "not defined"
+"""Cell of a budget that the policy's definition excludes."""
 SHOWN = {"driver", "date", "windows", "steps", "copy_gb_per_s", "weight_bytes_read"}
 """Further conditions that tables and plots show."""
 
@@ -258,6 +266,156 @@ def read_tables(paths: Sequence[Path]) -> list[DecodeTable]:
             except (ValueError, KeyError, TypeError):
                 raise DataError(f"{path}, line {number} is no row of `lim bench decode`") from None
             groups.setdefault(key, []).append((row, conditions))
-    if not groups:
+    if paths and not groups:
         raise DataError(f"{', '.join(map(str, paths))}: no row; record some with --out FILE")
     return [DecodeTable.of(group) for group in groups.values()]
+
+
+@dataclass(frozen=True)
+class DivergenceRow:
+    """Result of a policy at a budget, a number for each sequence."""
+
+    policy: str
+    budget: int
+    settings: Mapping[str, Any] | None
+    """The policy's settings, with the layers that the model's preset gave; None if excluded."""
+    kl: tuple[float, ...] = ()
+    """Nats, KL(dense || sparse) of the next token, mean over the steps."""
+    agreement: tuple[float, ...] = ()
+    """Share of the steps whose likeliest token is the dense one."""
+    reason: str | None = None
+    """Why the policy's definition excludes the budget; there are no numbers then."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Policy and budget."""
+        return self.policy, self.budget
+
+    def to_json(self, conditions: Mapping[str, Any]) -> str:
+        """Return a JSON line."""
+        return json.dumps({"divergence": asdict(self), "conditions": conditions})
+
+
+_DIVERGENCE = TypeAdapter(DivergenceRow)
+
+Measured = tuple[DivergenceRow, Mapping[str, Any]]
+"""A row with its conditions."""
+
+
+@dataclass(frozen=True)
+class DivergenceTable:
+    """Rows of policies and budgets that were measured under the same conditions."""
+
+    rows: Mapping[tuple[str, int], DivergenceRow]
+    conditions: Mapping[str, Any]  # of the newest row
+
+    @classmethod
+    def of(cls, measured: Sequence[Measured]) -> Self:
+        """Collect rows with their conditions; refuse two rows of one policy and budget."""
+        rows: dict[tuple[str, int], DivergenceRow] = {}
+        for row, _ in measured:
+            if row.key in rows:
+                raise DataError(f"{row.policy} at {row.budget:,} is recorded twice: keep one row")
+            rows[row.key] = row
+        return cls(rows, max((found for _, found in measured), key=lambda each: each["date"]))
+
+    def section(self) -> str:
+        """Return both tables in Markdown, the budgets that are not defined, and the conditions."""
+        kl = self._table("KL \N{MULTIPLICATION SIGN} 1,000 at a budget of", "kl", 1000)
+        agreement = self._table("same likeliest token, %, at a budget of", "agreement", 100)
+        excluded = [
+            f"- {row.policy} at {row.budget:,}: {row.reason}"
+            for row in self.rows.values()
+            if row.reason
+        ]
+        listed = [f"{UNDEFINED.capitalize()}:\n\n" + "\n".join(excluded)] if excluded else []
+        return "\n\n".join([kl, agreement, *listed, self.describe()])
+
+    def _table(self, title: str, name: str, factor: float) -> str:
+        budgets = sorted({budget for _, budget in self.rows})
+        lines = []
+        order = list(POLICIES)
+        named = dict.fromkeys(policy for policy, _ in self.rows)
+        for policy in sorted(named, key=lambda name: order.index(name.split()[0])):
+            found = [self.rows.get((policy, budget)) for budget in budgets]
+            cells = [_mean_cell(row, name, factor) if row else NONE for row in found]
+            lines.append([policy, *cells])
+        return markdown_table([title, *(f"{budget:,}" for budget in budgets)], lines)
+
+    def describe(self) -> str:
+        """Return the conditions in one paragraph."""
+        found, versions = self.conditions, self.conditions["versions"]
+        return (
+            f"KL(dense || policy) of the next token in nats, mean \N{PLUS-MINUS SIGN} standard "
+            f"error over {counted(found['sequences'], 'sequence')} of {found['length']:,} tokens, "
+            f"the last {found['steps']:,} decoded teacher-forced, the others prefilled densely. "
+            f"{found['model']}, {found['gpu'] or 'CPU, f32'}, seed {found['seed']}, texts "
+            f"{found['texts_sha256'][:10]}. By `lim bench divergence` on {found['date'][:10]}, "
+            f"commit {short_commit(found['commit'])}, torch {versions.get('torch')}, SGLang "
+            f"{versions.get('sglang')}."
+        )
+
+
+def _mean_cell(row: DivergenceRow, name: str, factor: float) -> str:
+    if row.reason:
+        return UNDEFINED
+    mean, error = mean_and_error([factor * each for each in getattr(row, name)])
+    if error is None:
+        return _rounded(mean)
+    return f"{_rounded(mean)} \N{PLUS-MINUS SIGN} {_rounded(error, digits=2)}"
+
+
+def _rounded(value: float, digits: int = 3) -> str:
+    """Return at least so many digits, without an exponent from 1 on."""
+    whole = 10 ** (digits - 1)
+    return f"{value:.0f}" if abs(value) >= whole else f"{value:.{digits}g}"
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean of independent values and its standard error, None for a single value."""
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return fmean(values), error
+
+
+def same_divergence(conditions: Mapping[str, Any]) -> str:
+    """Return the conditions of `DIVERGENCE_SAME` as text."""
+    return json.dumps([conditions[name] for name in DIVERGENCE_SAME.split()], sort_keys=True)
+
+
+def holds_divergences(path: Path) -> bool:
+    """Return True if a file begins with a row of `lim bench divergence`."""
+    with suppress(OSError, UnicodeDecodeError), path.open() as file:
+        return file.readline().startswith('{"divergence"')
+    return False
+
+
+def read_divergences(path: Path) -> list[Measured]:
+    """Read the rows of a file of JSON lines.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no row.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found = json.loads(line)
+            same_divergence(found["conditions"])
+            row = _DIVERGENCE.validate_python(found["divergence"])
+            if row.policy.split()[0] not in POLICIES:
+                raise ValueError("an unknown policy")
+            rows.append((row, found["conditions"]))
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{path}, line {number} is no row of `lim bench divergence`") from None
+    return rows
+
+
+def divergence_tables(measured: Sequence[Measured]) -> list[DivergenceTable]:
+    """Make one table for the rows of the same conditions, in order."""
+    groups: dict[str, list[Measured]] = {}
+    for each in measured:
+        groups.setdefault(same_divergence(each[1]), []).append(each)
+    return [DivergenceTable.of(group) for group in groups.values()]

@@ -1,17 +1,21 @@
-"""Workloads of the benchmarks: models with their formats, backends, batches of requests."""
+"""Workloads of the benchmarks: models with their formats, backends, batches of requests, policies,
+and texts that are decoded as they are."""
 
 import json
+import random
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from lim_sglang.config import LimConfig, resolve_settings
-from lim_sglang.errors import ConfigError
+from lim_sglang.config import LimConfig, default_of, resolve_settings
+from lim_sglang.errors import ConfigError, DataError
+from lim_sglang.evals.run_store import load_run, read_questions
+from lim_sglang.markdown_section import counted
 from lim_sglang.policies import POLICIES
 from lim_sglang.policies.policy import Role, SparsePolicy
 from lim_sglang.validation import BACKEND, default_page_size
@@ -254,7 +258,7 @@ def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
             given = resolve_settings(json.dumps(settings), None, {})
             if not issubclass(POLICIES[given.policy], SparsePolicy):
                 raise ConfigError(
-                    f"--policy {given.policy} reads everything: name a dense backend by --backends"
+                    f"--policy {given.policy} reads everything, as what policies are compared with"
                 )
             config = resolve_settings(given.to_json(), None, {"budget": budget})
             others = (f"{key}={value}" for key, value in settings.items() if key != "policy")
@@ -281,3 +285,129 @@ def _settings_of(text: str) -> list[dict[str, Any]]:
         return [json.loads(text)]
     except ValueError as error:
         raise ConfigError(f"--policy {text} is not JSON ({error})") from None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A policy at a budget."""
+
+    policy: str
+    """Name in results: `quest`, `quest shared_by=all`."""
+    budget: int
+    config: LimConfig | None
+    """None if the policy's definition excludes the budget."""
+    reason: str | None = None
+    """Why the budget is excluded."""
+
+    def __str__(self) -> str:
+        return f"{self.policy} at {self.budget:,}"
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Policy and budget."""
+        return self.policy, self.budget
+
+
+def read_cells(policies: Sequence[str], budgets: str) -> tuple[Cell, ...]:
+    """Read the values of --policy and --budget: each policy at each budget.
+
+    Args:
+        policies: as for `read_policies`.
+        budgets: numbers of tokens between commas.
+
+    Raises:
+        ConfigError: a setting that is wrong at any budget, or a budget that is no number.
+    """
+    try:
+        numbers = [int(part) for part in budgets.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise ConfigError(f"--budget takes numbers of tokens between commas, not {budgets!r}")
+    if not policies:
+        raise ConfigError("name at least one policy: --policy lessismore,quest")
+    found = read_policies(policies, default_of("budget"))
+    return tuple(
+        _cell(name, config, budget)
+        for name, config in found.items()
+        for budget in dict.fromkeys(numbers)
+    )
+
+
+def _cell(name: str, config: LimConfig, budget: int) -> Cell:
+    try:
+        return Cell(name, budget, replace(config, budget=budget))
+    except ConfigError as error:
+        return Cell(name, budget, None, str(error))
+
+
+Text = str | list[int]
+"""A text, or its token ids."""
+
+
+def read_texts(path: Path) -> list[Text]:
+    """Read texts: a JSON line each, with `text` or with token ids as `tokens`; or the questions and
+    answers of a run's folder.
+
+    Raises:
+        DataError: the file cannot be read, or a line holds no text.
+    """
+    if path.is_dir():
+        questions = read_questions(path)
+        asked = {name: question.text for name, question in questions.items()}
+        pairs = [(asked.get(each.question_id), each.sample.text) for each in load_run(path).samples]
+        return ["\n\n".join(filter(None, pair)) for pair in pairs]
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--texts {path} cannot be read: {error}") from None
+    return [_text_of(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def _text_of(line: str, place: str) -> Text:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    text = row.get("text", row.get("tokens")) if isinstance(row, dict) else None
+    if isinstance(text, list) and all(type(token) is int and token >= 0 for token in text):
+        return text
+    if not isinstance(text, str):
+        raise DataError(f'{place} needs {{"text": "…"}}, or {{"tokens": [1, 2]}} with token ids')
+    return text
+
+
+def make_sequences(
+    texts: Sequence[Text],
+    encode: Callable[[str], list[int]],
+    end_token: int,
+    *,
+    count: int,
+    length: int,
+    seed: int,
+) -> list[list[int]]:
+    """Join texts, in an order that the seed decides, each followed by the end token.
+
+    Returns:
+        Token ids, `length` in each of `count` sequences, which begin with texts of their own.
+
+    Raises:
+        DataError: the texts are too short.
+    """
+    order = random.Random(seed).sample(range(len(texts)), len(texts))
+    sequences: list[list[int]] = []
+    tokens: list[int] = []
+    num_tokens = 0
+    for text in map(texts.__getitem__, order):
+        new = [*(encode(text) if isinstance(text, str) else text), end_token]
+        tokens, num_tokens = tokens + new, num_tokens + len(new)
+        if len(tokens) >= length:
+            sequences.append(tokens[:length])
+            tokens = []
+        if len(sequences) == count:
+            return sequences
+    raise DataError(
+        f"--texts has {counted(num_tokens, 'token')} in {counted(len(texts), 'text')}, which fill "
+        f"{len(sequences)} of {counted(count, 'sequence')} of {length:,} tokens: give more texts, "
+        "or lower --sequences or --length"
+    )

@@ -222,7 +222,7 @@ def test_policies_are_named_by_their_settings(texts: list[str], names: list[str]
         (['{"policy": "quest", "budget": 64}'], "that of --budget"),
         (['{"policy": ["quest"]}'], "policy must be"),
         (['{"policy": null}'], "policy"),
-        (["full"], "--policy full reads everything: name a dense backend"),
+        (["full"], "--policy full reads everything, as what policies"),
         (["nothing"], "policy must be"),
         (['{"policy"}'], "is not JSON"),
         (['{"policy": "quest", "sinks": 3}'], "sinks"),
