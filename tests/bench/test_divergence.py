@@ -1,0 +1,433 @@
+"""`lim bench divergence`: texts, cells, passes, statistics, tables; a real runner on CPU or GPU."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from lim_sglang import compat
+from lim_sglang.bench import divergence, model_runner
+from lim_sglang.bench.commands import bench
+from lim_sglang.bench.divergence import DivergenceOptions, compare_passes, measure, measure_group
+from lim_sglang.bench.results import (
+    DIVERGENCE_SECTION,
+    SECTION,
+    DivergenceRow,
+    DivergenceTable,
+    divergence_tables,
+    mean_and_error,
+    read_divergences,
+)
+from lim_sglang.bench.workloads import Cell, ModelChoice, make_sequences, read_cells, read_texts
+from lim_sglang.compat import CPU_ENGINE_VAR
+from lim_sglang.config import LimConfig
+from lim_sglang.errors import ConfigError, DataError, ServerError
+from lim_sglang.progress import plain_console
+from tests.bench.recorded import LINES, write
+from tests.processes import clean_environment
+from tests.server.gpu_rig import build_model
+from tests.server.tiny_model import random_prompt, write_tokenizer
+
+ROOT = Path(__file__).parents[2]
+VOCABULARY, LENGTH, STEPS, ROWS = 40, 30, 6, 3
+
+
+# Texts and cells
+
+
+TEXTS = ["abc", "def", [1, 2, 3], [4, 5, 6]]
+
+
+def sequences(count: int = 2, seed: int = 0) -> list[list[int]]:
+    """Join texts of 3 tokens to sequences of 5; letters are their own token ids."""
+    encode = lambda text: list(map(ord, text))  # noqa: E731
+    return make_sequences(TEXTS, encode, 0, count=count, length=5, seed=seed)
+
+
+def test_texts_are_joined_by_the_end_token_and_each_sequence_begins_with_a_text() -> None:
+    ids = [list(map(ord, text)) if isinstance(text, str) else text for text in TEXTS]
+    for seed in range(6):
+        for found in sequences(seed=seed):
+            assert (found[:3] in ids, found[3]) == (True, 0)
+            assert found[4] in [text[0] for text in ids]
+    assert sequences(seed=3) == sequences(seed=3)
+    assert len({str(sequences(seed=seed)) for seed in range(20)}) > 1
+
+
+def test_too_little_text_is_refused_with_the_numbers() -> None:
+    words = "16 tokens in 4 texts, which fill 2 of 3 sequences of 5 tokens"
+    with pytest.raises(DataError, match=words):
+        sequences(count=3)
+
+
+def test_a_line_holds_a_text_or_token_ids(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "one\u2028line"}\n\n{"tokens": [3, 4]}\n')
+    assert read_texts(path) == ["one\u2028line", [3, 4]]
+    for line in ("no json", "[1]", '{"text": 3}', '{"tokens": [1.5]}', '{"tokens": [-1]}'):
+        path.write_text(f'{{"text": "a"}}\n{line}\n')
+        with pytest.raises(DataError, match="line 2 needs"):
+            read_texts(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_texts(tmp_path / "none.jsonl")
+
+
+def test_a_runs_texts_are_its_questions_with_their_answers(tmp_path: Path) -> None:
+    run = ROOT / "tests" / "golden" / "runs" / "smollm2-full"
+    assert "12 divided by 4 equals 3 with a remainder of 2." in read_texts(run)
+    for file in run.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    question = {"id": "div-1", "gold": "3", "text": "What is 12 / 4?"}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    expected = "What is 12 / 4?\n\n12 divided by 4 equals 3 with a remainder of 2."
+    assert expected in read_texts(tmp_path)
+
+
+def test_a_budget_that_a_definition_excludes_has_a_reason() -> None:
+    cells = read_cells(["delta,quest", '{"policy": "quest", "shared_by": "all"}'], "128,200,256")
+    assert [(cell.policy, cell.budget) for cell in cells if not cell.config] == [
+        *(("delta", 128), ("delta", 200)),
+        *(("quest", 200), ("quest shared_by=all", 200)),
+    ]
+    assert "at least 144" in str(cells[0].reason)
+    assert cells[2].config == LimConfig(policy="delta", budget=256)
+
+
+@pytest.mark.parametrize(
+    ("policies", "budgets", "words"),
+    [
+        (["quest"], "128;256", "numbers of tokens between commas"),
+        (["quest"], "0", "numbers of tokens between commas"),
+        (["guest"], "128", "policy must be one of"),
+        (["full"], "128", "reads everything"),
+        (['{"policy": "quest", "budget": 64}'], "128", "the budget is that of --budget"),
+        ([], "128", "at least one policy"),
+    ],
+)
+def test_settings_that_are_wrong_at_any_budget_are_refused(
+    policies: list[str], budgets: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read_cells(policies, budgets)
+
+
+# Passes, on a model in plain torch
+
+
+class Runner:
+    """Stands in for `LimModelRunner`: a model whose next token hangs on each token that it reads.
+
+    The cache holds, for each slot, the token and the pass that wrote it, and a read asserts that
+    the prefix is the dense pass's and the rest the live pass's own.
+    """
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.table = torch.randn(LENGTH, VOCABULARY, VOCABULARY, generator=generator)
+        self.cache = torch.full((2, 1 + ROWS * LENGTH), -1)
+        self.live = self.num_passes = 0
+        self.budget = LENGTH
+        self.device = "cpu"
+        self.page_size = 1
+        self.spec_algorithm = None
+        self.model_config = SimpleNamespace(vocab_size=VOCABULARY)
+        self.token_to_kv_pool_allocator = SimpleNamespace(
+            alloc=lambda need: torch.arange(1, need + 1), clear=lambda: None
+        )
+        self.req_to_token_pool = SimpleNamespace(
+            free_slots=[1, 2, 3], req_to_token=torch.zeros(4, LENGTH, dtype=torch.int32)
+        )
+
+    def logits(self, tokens: list[int], budget: int) -> torch.Tensor:
+        """Return the logits after some tokens, of which the newest `budget` are read."""
+        read = range(max(0, len(tokens) - budget), len(tokens))
+        return sum((self.table[n, tokens[n]] for n in read), torch.zeros(VOCABULARY))
+
+    def forward(self, batch: Any) -> Any:
+        """Run one step, or a prefill."""
+        self.cache[0, batch.out_cache_loc] = batch.input_ids
+        self.cache[1, batch.out_cache_loc] = self.live
+        if batch.forward_mode == "extend":
+            assert self.live == 0
+            return None
+        rows = []
+        for request, length in zip(batch.req_pool_indices, batch.seq_lens.tolist(), strict=True):
+            slots = self.req_to_token_pool.req_to_token[request, :length].long()
+            tokens, writers = self.cache[:, slots]
+            assert writers[: LENGTH - STEPS].eq(0).all()
+            assert writers[LENGTH - STEPS :].eq(self.live).all()
+            rows.append(self.logits(tokens.tolist(), self.budget))
+        output = SimpleNamespace(next_token_logits=torch.stack(rows))
+        return SimpleNamespace(can_run_graph=True, logits_output=output)
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """Return the model; policies read the newest tokens of their budget."""
+    made = Runner()
+    fakes = {
+        "ForwardBatch": SimpleNamespace,
+        "ForwardMode": SimpleNamespace(DECODE="decode", EXTEND="extend"),
+        "CaptureHiddenMode": SimpleNamespace(NULL="none"),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setitem(vars(compat), name, fake)
+
+    def make_contender(runner: Runner, name: str, config: LimConfig) -> Any:
+        runner.num_passes += 1
+        runner.live, runner.budget = runner.num_passes, config.budget or LENGTH
+        runner.lim_config = config  # type: ignore[attr-defined]
+        return SimpleNamespace(state={})
+
+    monkeypatch.setattr(model_runner, "make_contender", make_contender)
+    return made
+
+
+class Dense:
+    """Stands in for the dense policy's `Contender`."""
+
+    def take_over(self, runner: Runner) -> None:
+        """Let the dense policy serve."""
+        runner.live, runner.budget = 0, LENGTH
+
+
+def options(**changed: Any) -> DivergenceOptions:
+    """Return options of the model in plain torch."""
+    cells = read_cells(["streaming"], "4,12,30")
+    given = {"cells": cells, "sequences": ROWS, "length": LENGTH, "steps": STEPS, **changed}
+    return DivergenceOptions(ModelChoice(None, "model"), Path("texts.jsonl"), **given)
+
+
+TOKENS = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def test_each_step_is_compared_with_the_dense_one_on_the_texts_own_tokens(runner: Runner) -> None:
+    """The expected numbers come from the definition of KL, token by token."""
+    asked = options()
+    clock = divergence.StepClock(4, STEPS, lambda *_: None)
+    results = measure_group(runner, Dense(), asked.cells, TOKENS, asked, clock)  # type: ignore[arg-type]
+    for cell, found in results:
+        kl, same = [], []
+        for tokens in TOKENS.tolist():
+            pairs = [
+                [runner.logits(tokens[:n], read).double().softmax(-1) for read in (99, cell.budget)]
+                for n in range(LENGTH - STEPS + 1, LENGTH + 1)
+            ]
+            kl.append(sum(float((p * (p / q).log()).sum()) for p, q in pairs) / STEPS)
+            same.append(sum(int(p.argmax() == q.argmax()) for p, q in pairs) / STEPS)
+        assert found.kl == pytest.approx(kl, rel=1e-4, abs=1e-6)
+        assert found.agreement == pytest.approx(same)
+        assert found.settings == LimConfig(policy="streaming", budget=cell.budget).settings()
+        assert (max(found.kl) == 0.0) == (cell.budget == LENGTH)
+
+
+def test_kl_is_of_dense_to_sparse_and_averaged_over_steps_within_a_sequence() -> None:
+    even, odd = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.9, 0.1]).log()
+    expected = torch.stack([torch.stack([odd, odd]), torch.stack([odd, odd])])  # [T, B, V]
+    found = [torch.stack([even, odd]), torch.stack([odd, odd])]
+    kl, same = compare_passes(expected, found)
+    forward = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    assert kl == pytest.approx([forward / 2, 0.0])
+    assert same == [1.0, 1.0]
+    with pytest.raises(ValueError, match="shorter"):
+        compare_passes(expected, found[:1])
+
+
+def test_logits_that_are_not_finite_are_no_result(runner: Runner) -> None:
+    runner.table.fill_(math.nan)
+    clock = divergence.StepClock(4, STEPS, lambda *_: None)
+    with pytest.raises(ServerError, match="the logits at position 24 are not finite"):
+        next(measure_group(runner, Dense(), (), TOKENS, options(), clock))  # type: ignore[arg-type]
+
+
+def test_the_prefill_goes_through_the_cache_chunk_by_chunk(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_runner, "PREFILL_TOKENS", 7)
+    seen = []
+    monkeypatch.setattr(runner, "forward", seen.append)
+    with model_runner.filled_batch(runner, model_runner.Point((LENGTH,) * ROWS), 0) as batch:
+        model_runner.prefill(runner, batch, TOKENS[:, :20])
+        slots = [mine[:20].tolist() for mine in batch.slots]
+    for row in range(ROWS):
+        chunks = seen[3 * row : 3 * row + 3]
+        assert [len(chunk.input_ids) for chunk in chunks] == [7, 7, 6]
+        assert [chunk.extend_prefix_lens.tolist() for chunk in chunks] == [[0], [7], [14]]
+        assert [chunk.seq_lens.tolist() for chunk in chunks] == [[7], [14], [20]]
+        tokens = TOKENS[row, :20].tolist()
+        assert torch.cat([chunk.positions for chunk in chunks]).tolist() == list(range(20))
+        assert torch.cat([chunk.input_ids for chunk in chunks]).tolist() == tokens
+        assert torch.cat([chunk.out_cache_loc for chunk in chunks]).tolist() == slots[row]
+
+
+def test_the_clock_shows_policy_step_pass_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 10.0, 20.0, 30.0])
+    monkeypatch.setattr(divergence.time, "monotonic", lambda: next(times))
+    shown: list[tuple[float, str]] = []
+    clock = divergence.StepClock(2, 2, lambda *found: shown.append(found))
+    list(clock.follow(iter([torch.ones(1)] * 2), "full"))
+    list(clock.follow(iter([torch.ones(1)]), "quest at 256"))
+    assert shown[0] == (1, "full: step 1 of 2, pass 1 of 2; about 30s left")
+    assert shown[2] == (3, "quest at 256: step 1 of 2, pass 2 of 2; about 10s left")
+
+
+# Rows and tables
+
+CONDITIONS: Mapping[str, Any] = {
+    "date": "2026-11-29T04:15:54+00:00",
+    "commit": "c0ffee0123456789",
+    "gpu": "NVIDIA H200",
+    "versions": {"torch": "2.11.0", "sglang": "0.5.16"},
+    "model": "model",
+    "texts_sha256": "0123456789abcdef",
+    **{"sequences": 3, "length": 4096, "steps": 512, "seed": 0},
+}
+KL = DivergenceRow("quest", 256, {"policy": "quest"}, (0.001, 0.002, 0.006), (0.9, 0.95, 1.0))
+REASON = DivergenceRow("delta", 128, None, reason="budget must be larger")
+MEASURED = [(REASON, CONDITIONS), (KL, CONDITIONS)]
+
+
+def test_the_error_is_the_standard_error_over_sequences() -> None:
+    assert mean_and_error([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt(7 / 3)))
+    assert mean_and_error([2.0]) == (2.0, None)
+
+
+def test_the_table_has_a_row_for_each_policy_and_words_where_nothing_is_defined() -> None:
+    section = DivergenceTable.of(MEASURED).section()
+    assert "| quest | - | 3 ± 1.5 |\n| delta | not defined | - |" in section
+    assert "| quest | - | 95 ± 2.9 |" in section
+    assert "- delta at 128: budget must be larger" in section
+    assert "3 sequences of 4,096 tokens, the last 512 decoded" in section
+    with pytest.raises(DataError, match="quest at 256 is recorded twice"):
+        DivergenceTable.of([*MEASURED, MEASURED[1]])
+
+
+def record(path: Path, *measured: Any) -> Path:
+    """Write rows as --out does."""
+    path.write_text("".join(f"{row.to_json(found)}\n" for row, found in measured))
+    return path
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    assert read_divergences(record(tmp_path / "rows.jsonl", *MEASURED)) == MEASURED
+    other = (KL, {**CONDITIONS, "seed": 1})
+    assert len(divergence_tables([*MEASURED, other])) == 2
+    for line in ("{}", '{"divergence"', json.dumps(LINES[0])):
+        (tmp_path / "rows.jsonl").write_text(line)
+        with pytest.raises(DataError, match="line 1 is no row of `lim bench divergence`"):
+            read_divergences(tmp_path / "rows.jsonl")
+
+
+def test_report_writes_each_kind_of_rows_into_its_section(tmp_path: Path) -> None:
+    results = tmp_path / "results.md"
+    marks = [f"{each.begin}\n{each.end}\n" for each in (SECTION, DIVERGENCE_SECTION)]
+    results.write_text("\nbetween\n".join(marks))
+    files = [write(tmp_path, *LINES), record(tmp_path / "rows.jsonl", *MEASURED)]
+    done = CliRunner().invoke(bench, ["report", *map(str, files), "--results", str(results)])
+    assert done.exit_code == 0, done.exception
+    text = results.read_text()
+    assert "| quest |" in DIVERGENCE_SECTION.extract(text, "")
+    assert "| decode step" in SECTION.extract(text, "")
+    assert "\nbetween\n" in text
+    refused = CliRunner().invoke(bench, ["report", str(files[1]), "--update", str(results)])
+    assert isinstance(refused.exception, ConfigError)
+    assert results.read_text() == text
+
+
+def test_recorded_rows_of_the_same_conditions_are_not_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[Cell, ...]] = []
+
+    def measure_cells(
+        _options: Any, _folder: str, cells: Any, groups: Any, found: Any, _: Any
+    ) -> Any:
+        asked.append(tuple(cells))
+        assert [len(group) for group in groups] == [2, 1]
+        yield from ((DivergenceRow(*cell.key, {}, (0.1,) * 3, (1.0,) * 3), found) for cell in cells)
+
+    tokens = [[*range(40)], [*range(30, 70)], [*range(7)] * 6]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"tokens": t}) + "\n" for t in tokens))
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(divergence, "load_tokenizer", lambda _folder: (list, 0, 100))
+    monkeypatch.setattr(divergence, "DENSE_BYTES", 2 * 4 * STEPS * 100)  # of two sequences
+    monkeypatch.setattr(divergence, "measure_cells", measure_cells)
+    cells = read_cells(["delta,streaming"], "128,256")
+    given = options(cells=cells, length=35)
+    given = replace(given, texts=tmp_path / "texts.jsonl", model=ModelChoice(None, str(tmp_path)))
+    console = plain_console(stderr=True)
+    first = list(measure(given, [], console))
+    assert [row.reason is None for row, _ in first] == [False, True, True, True]
+    assert [row.key for row, _ in first] == [cell.key for cell in cells]
+    assert first[0][1]["model"] == tmp_path.name
+    assert list(measure(given, first, console)) == first
+    assert list(measure(given, first[:2], console))[:2] == first[:2]
+    list(measure(replace(given, seed=5), first, console))
+    assert [len(found) for found in asked] == [3, 2, 3]
+
+
+def test_more_steps_than_tokens_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--steps 30 leaves nothing to prefill of --length 30"):
+        options(steps=30)
+
+
+# A served model
+
+
+def served(
+    folder: Path, place: Path, environment: Mapping[str, str], vocabulary: int, *words: str
+) -> list[DivergenceRow]:
+    """Run the command in a process of its own; return the rows that it wrote."""
+    texts, out = place / "texts.jsonl", place / "rows.jsonl"
+    prompts = [[t % vocabulary for t in random_prompt(700, seed)] for seed in range(4)]
+    texts.write_text("".join(json.dumps({"tokens": prompt}) + "\n" for prompt in prompts))
+    command = [sys.executable, "-m", "lim_sglang", "bench", "divergence", str(folder)]
+    command += ["--texts", str(texts), "--sequences", "2", "--length", "600", "--steps", "24"]
+    command += ["--out", str(out), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=560)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| lessismore |" in done.stdout
+    return [row for row, _ in read_divergences(out)]
+
+
+def check_served(rows: list[DivergenceRow]) -> None:
+    """Check the order of budgets 64, 512 and 640, the last of which covers the sequence."""
+    found = {row.key: sum(row.kl) / 2 for row in rows if row.kl}
+    for policy in {name for name, _ in found}:
+        assert abs(found[policy, 640]) < 1e-4
+        assert found[policy, 64] > found[policy, 512] > found[policy, 640]
+
+
+@pytest.mark.e2e
+def test_a_budget_that_covers_the_text_is_dense_and_a_small_one_is_far(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    words = ("--policy", "lessismore,quest", "--budget", "64,512,640")
+    on_cpu = clean_environment({CPU_ENGINE_VAR: "1"})
+    check_served(served(tiny_model, tmp_path, on_cpu, 512, *words))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_two_runs_give_equal_numbers(tmp_path: Path) -> None:
+    """The second run measures in another order, so no pass reads what another one left."""
+    folder = build_model(tmp_path / "model", "qwen3-8b")
+    write_tokenizer(folder)
+    runs = []
+    orders = ("lessismore,quest,delta,tidal", "tidal,delta,quest,lessismore")
+    for number, policies in enumerate(orders):
+        place = tmp_path / str(number)
+        place.mkdir()
+        words = ("--policy", policies, "--budget", "64,512,640")
+        rows = served(folder, place, clean_environment({}), 512, *words)
+        check_served(rows)
+        runs.append({row.key: (row.kl, row.agreement) for row in rows})
+    assert runs[0] == runs[1]
