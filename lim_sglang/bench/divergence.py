@@ -222,9 +222,8 @@ def measure_group(
     dense.take_over(runner)
     with model_runner.filled_batch(runner, Point((length,) * num_rows), options.seed) as batch:
         model_runner.prefill(runner, batch, tokens[:, :-steps])
-        expected = torch.empty(
-            steps, num_rows, runner.model_config.vocab_size, device=runner.device
-        )
+        shape = (steps, num_rows, runner.model_config.vocab_size)
+        expected = torch.empty(shape, dtype=torch.float32, device=runner.device)
         dense_pass = decode_forced(runner, batch, tokens, steps)
         for step, found in zip(expected, clock.follow(dense_pass, DENSE), strict=True):
             step.copy_(found)
