@@ -32,7 +32,7 @@ EVERYWHERE = {
 """Modules of lim_sglang/, and the folder, that every folder may import."""
 MAY_IMPORT: Mapping[str, set[str]] = {
     "kernels": {"kernels"},
-    "policies": {"policies", "kernels", "errors"},
+    "policies": {"policies", "gates", "kernels", "errors"},
     "gates": {"gates", "kernels", "errors", "compat", "progress", "config", "models"},
     "programs": {"programs", "frontend", *EVERYWHERE},
     "evals": {"evals", "programs", "server", *EVERYWHERE},

@@ -235,7 +235,7 @@ def measure_group(
             # step writes its own token before a layer reads. Blocks: one that this pass has not
             # completed yet is the request's newest, which is read whatever its summary says; the
             # step that completes a block writes its summary again.
-            model_runner.summarize_cache(runner, contender)
+            model_runner.summarize_rows(runner, contender, [own[:-steps] for own in batch.slots])
             sparse_pass = clock.follow(decode_forced(runner, batch, tokens, steps), str(cell))
             yield cell, GroupDivergence(*compare_passes(expected, sparse_pass), settings)
             dense.take_over(runner)

@@ -261,7 +261,11 @@ def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
                     f"--policy {given.policy} reads everything, as what policies are compared with"
                 )
             config = resolve_settings(given.to_json(), None, {"budget": budget})
-            others = (f"{key}={value}" for key, value in settings.items() if key != "policy")
+            # Of a gate's folder the last part, since paths of one machine say nothing on another.
+            shown = {
+                key: Path(value).name if key == "gate" else value for key, value in settings.items()
+            }
+            others = (f"{key}={value}" for key, value in shown.items() if key != "policy")
             name = " ".join([config.policy, *others])
             if config in found.values():
                 raise ConfigError(f"--policy names {name} twice: name each policy once")
