@@ -254,6 +254,15 @@ def test_the_loss_of_a_layer_is_that_of_vectors_before_rope_in_the_second_half()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_has_its_learning_rate(tmp_path: Path) -> None:
+    """AdamW's first step moves each weight by the rate, in the sign of its gradient."""
+    trainer = GateTrainer(load(build_model(tmp_path)), steps=100, length=LENGTH, seed=0)
+    before = trainer.gates[0].key_weight.detach().clone()
+    trainer.learn(topical_words(LENGTH // 64, 1))
+    moved = (trainer.gates[0].key_weight - before).abs().max()
+    assert float(moved) == pytest.approx(learning_rate(0, 100), rel=0.01)
+
+
 def test_each_layer_learns_alone(tmp_path: Path) -> None:
     """No gate changes the model: a layer's loss depends on that layer's gate only."""
     model = load(build_model(tmp_path))

@@ -22,6 +22,7 @@ from lim_sglang.gates.training import (
     read_texts,
     tokenize,
 )
+from lim_sglang.progress import plain_console
 from tests.gates.models import BUDGET, LAYERS, LENGTH, build_model, write_text
 
 STEPS = 6
@@ -213,6 +214,18 @@ def test_python_sources_leave_out_tests(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(training.sysconfig, "get_path", lambda name: str(tmp_path))
     assert [str(path.relative_to(tmp_path)) for path in python_sources()] == ["a.py", "b/a.py"]
     assert sorted(read_texts([], 0)) == ["a.py", "b/a.py"]
+
+
+def test_held_out_texts_are_not_trained_on(model: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    file = tmp_path / "numbers.txt"
+    file.write_text(" ".join(f"w{5 + i}" for i in range(64 * 5)))
+    settings = training.Settings("m", (str(file),), 3, 64, 0)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    parts = training.load_texts(settings, tokenizer, plain_console(stderr=True))
+    assert [list(part.shape) for part in parts] == [[HELD_OUT, 64], [3, 64]]
+    assert torch.cat(parts).flatten().tolist() == list(range(5, 5 + 64 * 5))
 
 
 def test_documents_end_with_the_end_token(model: Path) -> None:
