@@ -254,11 +254,15 @@ def test_the_loss_of_a_layer_is_that_of_vectors_before_rope_in_the_second_half()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_has_its_learning_rate(tmp_path: Path) -> None:
+def test_a_step_has_its_learning_rate_and_the_scaled_loss_of_all_layers(tmp_path: Path) -> None:
     """AdamW's first step moves each weight by the rate, in the sign of its gradient."""
-    trainer = GateTrainer(load(build_model(tmp_path)), steps=100, length=LENGTH, seed=0)
+    model, text = load(build_model(tmp_path)), topical_words(LENGTH // 64, 1)
+    trainer = GateTrainer(model, steps=100, length=LENGTH, seed=0)
     before = trainer.gates[0].key_weight.detach().clone()
-    trainer.learn(topical_words(LENGTH // 64, 1))
+    losses: list[float] = []
+    model.watch(text, lambda *layer: losses.append(float(trainer.loss(*layer))))
+    assert len(losses) == LAYERS
+    assert trainer.learn(text) == pytest.approx(10 * sum(losses), rel=1e-5)
     moved = (trainer.gates[0].key_weight - before).abs().max()
     assert float(moved) == pytest.approx(learning_rate(0, 100), rel=0.01)
 
