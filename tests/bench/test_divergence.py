@@ -409,6 +409,7 @@ def check_served(rows: list[DivergenceRow]) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_a_budget_that_covers_the_text_is_dense_and_a_small_one_is_far(
     tiny_model: Path, tmp_path: Path
 ) -> None:
