@@ -422,14 +422,17 @@ def attention_layers(model: Any) -> Iterator[Any]:
     return (module for module in model.modules() if isinstance(module, radix_attention))
 
 
-def rope_table(model: Any, positions: int) -> Any:
-    """Return a copy of a loaded model's RoPE, [positions, D] f32: cosines, then sines.
+def rope_table(model: Any, context: int, extra: int) -> Any:
+    """Return a copy of a loaded model's RoPE, [context + extra, D] f32: cosines, then sines.
 
-    SGLang runs a surplus step for a request that has just filled the context; rows of positions
-    that no token has repeat the last one.
+    Args:
+        context: tokens of the longest request.
+        extra: rows beyond, for the surplus step of a request that has just filled the context.
+            Positions that no token has may repeat the last one.
 
     Raises:
-        RefusedError: the layers differ in RoPE, or it is not half-split over whole heads.
+        RefusedError: the layers differ in RoPE, or it is not half-split over whole heads, or it
+            ends before the context does.
     """
     ropes = {id(each): each for each in model.modules() if hasattr(each, "cos_sin_cache")}
     if len(ropes) != 1:
@@ -437,7 +440,10 @@ def rope_table(model: Any, positions: int) -> Any:
     (rope,) = ropes.values()
     if not rope.is_neox_style or rope.rotary_dim != rope.head_size:
         raise RefusedError(["the model's RoPE is not half-split over whole heads, as a gate's is"])
-    table = rope.cos_sin_cache.float()
+    table, positions = rope.cos_sin_cache.float(), context + extra
+    if len(table) < context:
+        reason = f"the model's RoPE has {len(table)} positions, a context of {context} needs more"
+        raise RefusedError([reason])
     last = table[-1:].expand(max(0, positions - len(table)), -1)
     return importlib.import_module("torch").cat([table[:positions], last])
 

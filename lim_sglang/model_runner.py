@@ -122,7 +122,7 @@ class LimModelRunner(compat.ModelRunner):
                 max_rows=max_rows,
                 num_heads=self.model_config.num_attention_heads,
                 num_kv_heads=self.model_config.num_key_value_heads,
-                context=self._longest_row,
+                context=self.model_config.context_len + compat.extra_context(self.server_args),
                 device=self.device,
                 cos_sin=self.lim_cos_sin,
             )
@@ -136,16 +136,12 @@ class LimModelRunner(compat.ModelRunner):
         taken = self.lim_selector.num_bytes + self.lim_kept_slots.nbytes
         logger.info("LessIsMore: %.0f MiB for selection", taken / 2**20)
 
-    @property
-    def _longest_row(self) -> int:
-        """Tokens of the longest request there can be, of a surplus step included."""
-        return int(self.model_config.context_len + compat.extra_context(self.server_args))
-
     def rope_table(self, policy: SparsePolicy | None) -> torch.Tensor | None:
         """Return the model's RoPE, [positions, D] f32, for a policy that rotates back."""
         if policy is None or not policy.reads_before_rope:
             return None
-        table: torch.Tensor = compat.rope_table(self.model, self._longest_row)
+        extra = compat.extra_context(self.server_args)
+        table: torch.Tensor = compat.rope_table(self.model, self.model_config.context_len, extra)
         return table
 
     def _reserve_summaries(self, policy: SparsePolicy) -> torch.Tensor | None:
