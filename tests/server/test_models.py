@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-import time
+import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -142,6 +142,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
     """A hub that has `some/model` only; yield the paths that it was asked for."""
     paths: list[str] = []
+    released = threading.Event()
     headers = (("X-Repo-Commit", "1" * 40), ("ETag", '"2"'))
     refusals = {"gated": "GatedRepo", "gone": "RepoNotFound", "gguf": "EntryNotFound"}
 
@@ -150,7 +151,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
             paths.append(self.path)
             code = refusals.get(self.path.split("/")[2])
             if self.path.startswith("/slow"):
-                time.sleep(1)
+                released.wait(60)
             if code:
                 self.send_body(404, b"", ("X-Error-Code", code))
             else:
@@ -162,7 +163,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
     with served(Hub) as url:
         template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield paths
+        try:
+            yield paths
+        finally:
+            released.set()
 
 
 def test_a_hub_id_is_a_model_if_the_hub_has_it(hub: list[str]) -> None:
