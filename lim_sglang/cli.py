@@ -14,12 +14,13 @@ from lim_sglang.errors import errors_in_words
 from lim_sglang.evals.commands import compare_runs, evaluate, grade, write_report
 from lim_sglang.gates.training import train_gate
 from lim_sglang.programs.ask import ask
-from lim_sglang.programs.options import list_programs
+from lim_sglang.programs.options import CommandGroup, list_programs
 from lim_sglang.programs.proxy_command import proxy
 from lim_sglang.serve import serve
 
 app = typer.Typer(
     name="lim",
+    cls=CommandGroup,
     help="Serve reasoning models with LessIsMore sparse attention, ask them, and score them.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -1,8 +1,10 @@
 """Failures that a user can act on. A message says what was wrong, what was expected, what to do."""
 
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 REFUSED = 2
 """Exit code of a command or a server that refuses its options."""
@@ -57,6 +59,27 @@ def errors_in_words() -> Iterator[None]:
     except LimError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
+
+
+def value_error(problem: Mapping[str, Any]) -> str:
+    """Return one of pydantic's errors in our words: `must be an integer, not 'x'`."""
+    text = problem["msg"].removeprefix("Value error, ")
+    expected = re.sub(r", (unable to parse|got) .*", "", text.removeprefix("Input should "))
+    if expected == text:
+        return str(text)
+    for theirs, ours in _SHORTER:
+        expected = re.sub(theirs, ours, expected)
+    return f"must {expected}, not {problem['input']!r:.100}"
+
+
+_SHORTER = (
+    (r"\ba valid (?=[aeiou])", "an "),
+    (r"\ba valid ", "a "),
+    ("greater than or equal to", "at least"),
+    ("less than or equal to", "at most"),
+    ("greater than", "more than"),
+)
+"""Patterns of pydantic's descriptions of a value, and their replacements."""
 
 
 def reasons_that_hold(*cases: tuple[bool, str]) -> list[str]:

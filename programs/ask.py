@@ -26,6 +26,7 @@ from lim_sglang.programs.options import (
     TEMPLATE,
     ApiKeyOption,
     ApiOption,
+    Command,
     MaxTokensOption,
     ModelOption,
     MostSamplesOption,
@@ -263,7 +264,11 @@ def run_script(program: str) -> None:
     script.__doc__ = ask.__doc__
     script.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
     with errors_in_words():
-        typer.run(script)
+        app = typer.Typer(
+            add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+        )
+        app.command(cls=Command)(script)
+        app()
 
 
 class VoteDisplay:

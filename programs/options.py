@@ -1,13 +1,16 @@
 """Command-line options that all commands with samples share."""
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Annotated
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
+from typer.core import TyperCommand, TyperGroup
 
 from lim_sglang.config import API_KEY_VAR, URL_VAR
-from lim_sglang.errors import ConfigError
+from lim_sglang.errors import ConfigError, value_error
 from lim_sglang.markdown_section import join_words
 from lim_sglang.programs.program import PROGRAMS, find_program, listing
 from lim_sglang.programs.schema import MATH_PROMPT, Api, Sampling
@@ -19,6 +22,34 @@ NO_ANSWER = 3
 """Exit code of `lim ask` if no sample states an answer."""
 TEMPLATE = MATH_PROMPT.format(question=QUESTION_FIELD)
 """The prompt template of mathematical questions, as `--template` takes it."""
+
+
+class Command(TyperCommand):
+    """A command that refuses values of options in our words, not in pydantic's."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the words of the command line."""
+        with _values_in_words():
+            return super().make_context(*args, **kwargs)
+
+
+class CommandGroup(TyperGroup):
+    """Commands that refuse values of options in our words, not in pydantic's."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the words of a command, and run the command."""
+        with _values_in_words():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _values_in_words() -> Iterator[None]:
+    try:
+        yield
+    except typer.BadParameter as error:
+        if isinstance(error.__cause__, ValidationError):
+            error.message = value_error(error.__cause__.errors()[0])
+        raise
 
 
 def _refuse_zero_top_p(top_p: float | None) -> float | None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
-from lim_sglang.errors import ConfigError, ServerError
+from lim_sglang.errors import ConfigError, ServerError, value_error
 from lim_sglang.programs.chat import split_thoughts
 from lim_sglang.programs.http_client import reason_of
 from lim_sglang.programs.options import read_settings
@@ -369,8 +369,8 @@ def _reasons_against(body: Mapping[str, Any]) -> list[str]:
 
 
 def _in_words(problem: Mapping[str, Any]) -> str:
-    where = ".".join(str(step) for step in problem["loc"])
-    return f"{where}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    where, text = ".".join(str(step) for step in problem["loc"]), value_error(problem)
+    return f"{where}: {text[:1].lower()}{text[1:]}"
 
 
 def error_body(

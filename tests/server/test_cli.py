@@ -18,6 +18,7 @@ from lim_sglang import __version__, config
 from lim_sglang.cli import command_line
 from lim_sglang.counters import Stats
 from lim_sglang.evals.tasks import TASKS
+from lim_sglang.programs.ask import run_script
 from lim_sglang.programs.program import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +134,39 @@ def test_help_shows_whole_summaries(path: str) -> None:
         summary = help_of(command).partition("\n\n")[0].partition(". ")[0].rstrip(".")
         assert f"{name} {summary}" in shown
     assert "..." not in shown.replace("[ARGS]...", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "given"),
+    [
+        ("ask hi --show foo", "winner", "'foo'"),
+        ("ask hi --samples x", "an integer", "'x'"),
+        ("ask hi --samples 0", "at least 1", "'0'"),
+        ("ask hi --temperature 3", "at most 2", "'3'"),
+        ("ask hi --timeout soon", "a number", "'soon'"),
+        ("proxy --max-questions 1.5", "an integer", "'1.5'"),
+        ("bench decode --quantization awq", "fp8", "'awq'"),
+        ("bench serve --concurrency 2 --concurrency y", "an integer", "'y'"),
+        ("script hi --samples x", "an integer", "'x'"),
+    ],
+)
+def test_a_value_that_an_option_cannot_take_is_refused_in_our_words(
+    words: str,
+    expected: str,
+    given: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, *rest = words.split()
+    monkeypatch.setattr("sys.argv", [name, *rest])
+    with pytest.raises(SystemExit) as end:
+        run_script("majority") if name == "script" else command_line()(args=words.split())
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2
+    assert rest[-2] in error
+    assert expected in error
+    assert given in error
+    assert not re.search("Value error|Input should|valid (integer|number)|parse", error)
 
 
 def test_version_programs_and_tasks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
