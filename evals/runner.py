@@ -61,7 +61,7 @@ from lim_sglang.programs.answers import CHOICES, AnswerKind
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
 from lim_sglang.programs.vote import Equivalent
-from lim_sglang.progress import duration, print_plain, rate, seconds_left, show_progress
+from lim_sglang.progress import print_plain, rate, show_progress, time_left
 
 RUNS_FOLDER = Path("runs")
 MAX_SHOWN_LETTERS = 10
@@ -426,10 +426,16 @@ class RunProgress:
         if num_tokens and elapsed_s > 0:
             parts.append(f"{rate(num_tokens, elapsed_s)} tokens/s")
         left = self.total - self.done - self.num_failed
-        if left > 0 and self._ended_s:
-            waiting = max(left - len(running_s), 0)
-            left_s = seconds_left(self._ended_s, running_s, waiting, self._limit_s())
-            parts.append(f"about {duration(left_s)} left")
+        if left > 0:
+            in_words = time_left(
+                self._ended_s,
+                running_s,
+                max(left - len(running_s), 0),
+                num_tokens=num_tokens,
+                spent_s=sum(self._ended_s) + sum(running_s),
+                max_tokens=math.inf if self._by_question else self._max_tokens,
+            )
+            parts += [in_words] if in_words else []
         if self.num_failed:
             parts.append(f"{self.num_failed} failed")
         return ", ".join(parts)
@@ -442,14 +448,6 @@ class RunProgress:
         if counted_tokens or self._by_question or not self._ended_s:
             return counted_tokens
         return self._new_tokens / max(sum(self._ended_s), 1e-3) * sum(running_s)
-
-    def _limit_s(self) -> float:
-        """Return the most seconds of a sample, by the speed of those that have ended; infinity for
-        a question.
-        """
-        if self._by_question or not self._new_tokens:
-            return math.inf
-        return self._max_tokens * sum(self._ended_s) / self._new_tokens
 
     def _count_verdicts(self, samples: Sequence[GradedSample]) -> None:
         """Count samples that ended by themselves; an aborted one is neither right nor wrong."""

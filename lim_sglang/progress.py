@@ -23,6 +23,8 @@ LINE_INTERVAL_S = 10.0
 """Least time between two lines in a log or a pipe."""
 REDRAW_INTERVAL_S = 1.0
 """Time between two descriptions on a terminal while no work is completed."""
+KNOWN_AFTER_S, KNOWN_AFTER_TOKENS = 5.0, 32
+"""Seconds and tokens of a running sample from which its speed is taken to be known."""
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -109,6 +111,40 @@ def seconds_left(
     harmonic = sum(1 / rank for rank in range(1, num_at_once + 1))
     longest_s = math.sqrt(age_s**2 + mean_square * harmonic) - age_s
     return queue_s + min(longest_s, max(limit_s - min(running_s), 0.0))
+
+
+def time_left(
+    ended_s: Sequence[float],
+    running_s: Sequence[float],
+    num_waiting: int,
+    *,
+    num_tokens: float,
+    spent_s: float,
+    max_tokens: float,
+) -> str:
+    """Return the time left in words; empty as long as nothing is known.
+
+    A first ended sample gives an estimate (`seconds_left`). Before that the token limit gives a
+    bound, once the running samples have been generated long enough to know their speed.
+
+    Args:
+        ended_s: seconds of each sample that has ended by itself.
+        running_s: seconds of each running sample so far.
+        num_waiting: samples that have not begun.
+        num_tokens: tokens of all samples so far, however they ended.
+        spent_s: seconds of the samples that generated them.
+        max_tokens: token limit of a sample; infinity for none.
+    """
+    limit_s = max_tokens * spent_s / num_tokens if num_tokens else math.inf
+    left_s = seconds_left(ended_s, running_s, num_waiting, limit_s)
+    if ended_s:
+        return f"about {duration(left_s)} left"
+    num_running = max(len(running_s), 1)
+    is_known = spent_s >= KNOWN_AFTER_S * num_running
+    is_known &= num_tokens >= KNOWN_AFTER_TOKENS * num_running
+    if not is_known or math.isinf(left_s):
+        return ""
+    return f"at most {duration(left_s)} left, if all samples run to --max-tokens"
 
 
 @contextmanager

@@ -80,7 +80,7 @@ from lim_sglang.progress import (
     printable,
     rate,
     repeated,
-    seconds_left,
+    time_left,
 )
 
 if TYPE_CHECKING:
@@ -340,7 +340,7 @@ class VoteDisplay:
         return f"{ended}  |  {vote_line(self.tally)}" if self.samples else ended
 
     def waiting_line(self) -> str:
-        """Return tokens, speed and the time left, or the wait for the first token."""
+        """Return tokens, speed and time left if known, or the wait for the first token."""
         elapsed_s = time.monotonic() - self._start_s
         num_tokens = self._run.spent_tokens if self._run else 0
         if not num_tokens:
@@ -351,9 +351,15 @@ class VoteDisplay:
         # A sample may have ended since the running ones were counted.
         num_waiting = max(self._total - len(self.samples) - len(running_s), 0)
         spent_s = sum(sample.latency_s for sample in self.samples) + sum(running_s)
-        limit_s = self._max_tokens * spent_s / num_tokens
-        left_s = seconds_left(ended_s, running_s, num_waiting, limit_s)
-        return f"{line}; {'about' if ended_s else 'up to'} {duration(left_s)} left"
+        left = time_left(
+            ended_s,
+            running_s,
+            num_waiting,
+            num_tokens=num_tokens,
+            spent_s=spent_s,
+            max_tokens=self._max_tokens,
+        )
+        return f"{line}; {left}" if left else line
 
     def _print_waiting(self) -> None:
         print_plain(self._console, f"{len(self.samples)}/{self._total}  {self.waiting_line()}")

@@ -502,7 +502,10 @@ def test_a_wait_is_shown_with_speed_and_an_estimate_that_the_first_sample_better
     flying = {1: in_flight(1, "so", 50)}
     flying[1]._sent_s = time.monotonic() - 10.0
     display.begin(SimpleNamespace(in_flight=flying, spent_tokens=50))
-    assert display.waiting_line() == "50 tokens so far, 5.0 a second; up to 6m30s left"
+    line = display.waiting_line()
+    assert line.startswith("50 tokens so far, 5.0 a second; at most 6m30s left")
+    display.begin(SimpleNamespace(in_flight=flying, spent_tokens=16))
+    assert display.waiting_line() == "16 tokens so far, 1.6 a second"
     display.add(make_sample(0, "391", num_tokens=100))
     display.begin(SimpleNamespace(in_flight=flying, spent_tokens=150))
     assert display.waiting_line() == "150 tokens so far, 15 a second; about 4s left"

@@ -10,7 +10,14 @@ import pytest
 from rich.console import Console
 
 from lim_sglang import progress
-from lim_sglang.progress import plain_console, print_plain, rate, seconds_left, show_progress
+from lim_sglang.progress import (
+    plain_console,
+    print_plain,
+    rate,
+    seconds_left,
+    show_progress,
+    time_left,
+)
 
 
 def test_a_log_gets_a_line_at_the_start_every_ten_seconds_and_at_the_end() -> None:
@@ -75,6 +82,35 @@ def test_the_time_left_follows_from_ended_running_and_waiting_jobs(
     expected: float,
 ) -> None:
     assert seconds_left(ended_s, running_s, num_waiting, limit_s) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("ended_s", "running_s", "num_tokens", "max_tokens", "shown"),
+    [
+        ([], [], 0, 100, None),
+        ([], [20.0, 20.0], 0, 100, None),
+        ([], [4.0, 4.0], 4000, 8000, None),
+        ([], [20.0, 20.0], 60, 1000, None),
+        ([], [20.0, 20.0], 80, math.inf, None),
+        ([], [20.0, 20.0], 80, 1000, ("at most", "8m00s", "--max-tokens")),
+        ([10.0], [10.0], 5, 1000, ("about", "7s")),
+        ([10.0], [10.0], 200, math.inf, ("about", "7s")),
+        ([10.0], [10.0], 200, 120, ("about", "2s")),
+    ],
+)
+def test_the_time_left_is_told_once_it_is_known_and_a_bound_is_called_one(
+    ended_s: list[float],
+    running_s: list[float],
+    num_tokens: int,
+    max_tokens: float,
+    shown: tuple[str, ...] | None,
+) -> None:
+    spent_s = sum(ended_s) + sum(running_s)
+    text = time_left(
+        ended_s, running_s, 0, num_tokens=num_tokens, spent_s=spent_s, max_tokens=max_tokens
+    )
+    assert bool(text) == bool(shown)
+    assert all(word in text for word in shown or ())
 
 
 @pytest.mark.parametrize("num_waiting", [0, 60])
