@@ -1,8 +1,10 @@
 """The `lim proxy` command: a server in front of a running one, whose answers are votes."""
 
 import errno
+import os
 import socket
 import threading
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Annotated
 
@@ -95,7 +97,14 @@ def proxy(
                 max_waiting=max_waiting,
             )
             app = create_app(Proxy(queue, Upstream(url), sampling, api_key, thinking_budget))
-            ready = ready_text(listener, url, queue.limits, with_key=bool(api_key))
+            limit = samples_limit(concurrency, backend.limiter.total)
+            limits = {
+                "questions": f"{max_questions} at once (--max-questions), {max_waiting} more may "
+                "wait (--max-waiting)",
+                "samples": f"{backend.limiter.total} at once, of all questions ({limit})",
+                "threads": f"{queue.max_threads} at most: 3 a question, 1 a sample",
+            }
+            ready = ready_text(listener, url, limits, with_key=bool(api_key))
 
             # A first vote waits for this import of seconds, other requests do not.
             loading = threading.Thread(
@@ -111,8 +120,21 @@ def proxy(
             typer.echo("Stopping the proxy.")
 
 
-def ready_text(listener: socket.socket, url: str, limits: str, *, with_key: bool) -> str:
-    """Return the lines that say where the proxy is and how to ask it."""
+def samples_limit(concurrency: int, taken: int) -> str:
+    """Return the option that limits the samples in flight, and why they may be fewer."""
+    if taken == concurrency:
+        return "--concurrency"
+    return f"--concurrency {concurrency}, but the server runs at most {taken}"
+
+
+def ready_text(
+    listener: socket.socket, url: str, limits: Mapping[str, str], *, with_key: bool
+) -> str:
+    """Return the lines that say where the proxy is, what it takes, and how to ask it.
+
+    Args:
+        limits: the name and the text of each limit.
+    """
     host, port, *_ = listener.getsockname()
     here = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     key = ' -H "Authorization: Bearer $LIM_API_KEY"' if with_key else ""
@@ -123,11 +145,12 @@ def ready_text(listener: socket.socket, url: str, limits: str, *, with_key: bool
             "The voting proxy is live",
             f"  base url  {here}/v1",
             f"  server    {url}",
-            f"  at once   {limits}",
+            *(f"  {name:10}{text}" for name, text in limits.items()),
             '  model     "majority@16", "adaptive@40?confidence=0.9"; others go to the server',
             f"  ask       curl {here}/v1/chat/completions{key} "
             f"-H 'Content-Type: application/json' -d '{question}'",
-            "  stop      Ctrl-C",
+            # A script hands an ignored SIGINT down to what it starts in the background.
+            f"  stop      Ctrl-C, or kill {os.getpid()}",
             "",
         ]
     )

@@ -131,14 +131,6 @@ class VoteQueue:
         """
         return 3 * self._max_questions + self._backend.limiter.total
 
-    @property
-    def limits(self) -> str:
-        """The limits of the queue in a line."""
-        return (
-            f"{self._max_questions} questions and {self._backend.limiter.total} samples of all of "
-            f"them, in at most {self.max_threads} threads"
-        )
-
     def ask(self, request: VoteRequest) -> PendingVote:
         """Accept a question.
 

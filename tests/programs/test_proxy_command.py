@@ -17,6 +17,7 @@ import openai
 import psutil
 import pytest
 
+from lim_sglang.programs.proxy_command import samples_limit
 from tests.fakes.sglang_server import Chain, endless, eventually, serving
 from tests.forked_commands import Command, Forker
 
@@ -32,7 +33,7 @@ def answer(body: dict[str, Any]) -> Chain:
 def start(forker: Forker, folder: Path, url: str) -> tuple[Command, str]:
     """Start a proxy in front of a server; return it with its base URL once it is ready."""
     command = forker.start(folder, "proxy", "--url", url, "--port", "0")
-    assert eventually(lambda: "stop      Ctrl-C" in command.output, 60), command.error
+    assert eventually(lambda: "kill " in command.output, 60), command.error
     found = re.search(r"base url  (\S+)", command.output)
     assert found
     return command, found[1]
@@ -49,8 +50,11 @@ def test_it_answers_and_ends_at_once_with_all_samples_in_flight(
 
     with serving(answer) as fake, ThreadPoolExecutor(2) as pool:
         command, base_url = start(forker, tmp_path, fake.url)
-        limits = "16 questions and 64 samples of all of them, in at most 112 threads"
-        assert f"at once   {limits}" in command.output
+        assert f"kill {command.pid}\n" in command.output
+        limits = dict(line.split(maxsplit=1) for line in command.output.splitlines() if line)
+        assert "16 at once (--max-questions), 64 " in limits["questions"]
+        assert limits["samples"].startswith("64 at once")
+        assert limits["threads"].startswith("112 ")
         chat = openai.OpenAI(base_url=base_url, api_key="none").chat.completions
         vote: Any = chat.create(model="majority@3", messages=QUESTION)
         assert vote.lim["votes"][0]["votes"] == 3
@@ -67,6 +71,16 @@ def test_it_answers_and_ends_at_once_with_all_samples_in_flight(
     for status, body in refusals:
         assert status == 503
         assert json.loads(body)["error"]["message"] == "the proxy is being stopped"
+
+
+@pytest.mark.parametrize(
+    ("taken", "numbers"), [(64, set()), (32, {"64", "32"})], ids=["by option", "by server"]
+)
+def test_a_limit_of_samples_that_the_server_lowers_says_so(taken: int, numbers: set[str]) -> None:
+    limit = samples_limit(64, taken)
+    assert "--concurrency" in limit
+    assert ("server" in limit) == (taken < 64)
+    assert set(re.findall(r"\d+", limit)) == numbers
 
 
 def runs(process: psutil.Process) -> bool:
