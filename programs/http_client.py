@@ -239,8 +239,9 @@ class Client:
             ) from None
         except (httpx.ConnectError, httpx.ConnectTimeout):
             raise RejectedError(
-                f"no server answers at {self.url}: start one with `lim serve`, "
-                "or name a running one with --url",
+                f"no server answers at {self.url}: start one with `lim serve` (one that is "
+                "starting answers once it says `LessIsMore is live`), or name a running one with "
+                "--url",
                 retryable=True,
             ) from None
         except httpx.RequestError as error:

@@ -157,6 +157,7 @@ def test_without_a_server_the_error_says_how_to_start_one() -> None:
         with Client(f"127.0.0.1:{unused.getsockname()[1]}") as client:
             error = error_of(client, "GET", "/model_info")
     assert "start one with `lim serve`" in str(error)
+    assert "LessIsMore is live" in str(error)
     assert error.retryable
 
 
