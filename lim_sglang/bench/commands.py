@@ -137,16 +137,18 @@ def capacity(
     policies = workloads.read_policies(policy or [], budget)
     options = workloads.options_of_policies(policies, MOST_COUNTED_REQUESTS)
     settings = dict.fromkeys(names, settings_for(budget)) | policies
-    slots: dict[str, int] = {}
-    for name, config in settings.items():
+    slots = dict.fromkeys(settings, 0)
+    dense = names[1:]
+    # Dense backends first: each other line is complete, with its share, once it is counted.
+    for name in sorted(settings, key=lambda name: name not in dense):
         show(f"Starting {name}")
         backend = BACKEND if name in policies else name
         slots[name] = run_in_child(
-            count_slots, choice, backend, config, mem_fraction_static, options
+            count_slots, choice, backend, settings[name], mem_fraction_static, options
         )
-    most = max((slots[name] for name in names[1:]), default=None)
-    for name in slots:
-        share = f" ({100 * slots[name] / most:.2f} % of dense)" if most else ""
+        most = max((slots[each] for each in dense), default=0)
+        compared = most and name not in dense
+        share = f" ({100 * slots[name] / most:.2f} % of dense)" if compared else ""
         typer.echo(f"{name:>12}  {slots[name]:,} tokens{share}")
     conditions = surroundings() | asdict(choice) | {"model": choice.name, "budget": budget}
     conditions["mem_fraction_static"] = mem_fraction_static
@@ -182,7 +184,7 @@ def kernel(
     show("Checking the kernels on this GPU")
     rows = []
     for row in measure_ops(op or [], case, repeats):
-        show(f"Measured {row.op}")
+        show(f"Measured {row.op}: {row.timing.cold_us.median:.1f} µs, L2 cold")
         rows.append(row)
         keep(out, row.to_json(case, repeats))
     typer.echo(f"{batch} x {context:,}, {heads} / {kv_heads} heads x {dim}, K = {budget:,}")

@@ -99,7 +99,32 @@ def test_capacities_are_compared_with_dense(
     assert "lim  388,000 tokens (99.23 % of dense)" in shown
     found = json.loads(out.read_text())
     assert found["kv_capacity"] == slots
+    assert list(found["kv_capacity"]) == ["lim", "flashinfer"]
     assert found["conditions"].items() >= {"model": "qwen3-8b", "quantization": "fp8"}.items()
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_an_interrupted_count_of_capacities_has_shown_its_dense_backends_and_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    slots = {"lim": 300, "flashinfer": 400, "triton": 100}
+    out = tmp_path / "capacity.jsonl"
+
+    def count(_count: Any, _model: Any, name: str, config: Any, *_: Any) -> int:
+        if config.policy == "quest":
+            raise KeyboardInterrupt
+        return slots[name]
+
+    monkeypatch.setattr(model_runner, "run_in_child", count)
+    words = ("--backends", "lim,flashinfer,triton", "--policy", "quest", "--out", out)
+    shown = [line.split() for line in run("capacity", *SHAPE, *words).stdout.splitlines()]
+    assert [line[:2] for line in shown] == [
+        ["flashinfer", "400"],
+        ["triton", "100"],
+        ["lim", "300"],
+    ]
+    assert ["75.00" in " ".join(line) for line in shown] == [False, False, True]
+    assert not out.exists()
 
 
 TIMES = {"p50": 1.0, "p99": 2.0}
