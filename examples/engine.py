@@ -1,12 +1,19 @@
 """SGLang's engine in this process, decoding with LessIsMore: `python examples/engine.py MODEL`.
 
-LessIsMore's settings are in the environment variable LIM_CONFIG, which reaches the engine's
-processes, too. Without a GPU, SGLang has to be told to serve on the CPU before it is imported.
+MODEL is a model folder or a hub id. LessIsMore's settings are in the environment variable
+LIM_CONFIG, which reaches the engine's processes, too. Without a GPU, SGLang has to be told to serve
+on the CPU before it is imported.
 """
 
+import argparse
 import json
 import os
-import sys
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("model")
+if __name__ == "__main__":
+    asked = parser.parse_args()
+    print(f"starting SGLang's engine with {asked.model} for 16 tokens ...", flush=True)
 
 import torch
 
@@ -15,7 +22,7 @@ ON_CPU = {"device": "cpu", "dtype": "float32", "mem_fraction_static": 0.3, "max_
 if not torch.cuda.is_available():
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
 
-import sglang as sgl  # noqa: E402
+import sglang as sgl
 
 
 def main(model: str) -> None:
@@ -32,4 +39,4 @@ def main(model: str) -> None:
 
 
 if __name__ == "__main__":  # the engine's processes import this file again
-    main(sys.argv[1])
+    main(asked.model)

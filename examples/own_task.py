@@ -1,7 +1,17 @@
 """Score a running server on questions of one's own: `python examples/own_task.py FOLDER [URL]`.
 
-A task is a file of JSON lines with `problem` and `answer`. The same command resumes a run.
+A task is a file of JSON lines with `problem` and `answer`, which is written to FOLDER, beside the
+run. The same command resumes a run.
 """
+
+import argparse
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("folder")
+parser.add_argument("url", nargs="?", default="http://127.0.0.1:30000")
+if __name__ == "__main__":
+    asked = parser.parse_args()
+    print(f"asking {asked.url} for 2 samples of each of 4 questions", flush=True)
 
 import json
 import random
@@ -19,14 +29,14 @@ def sums(count: int, digits: int) -> list[dict[str, str]]:
     return [{"problem": f"What is {a} + {b}?", "answer": str(a + b)} for a, b in pairs]
 
 
-def main(folder: str, url: str = "http://127.0.0.1:30000") -> None:
+def main(folder: str, url: str) -> int:
     file = Path(folder) / "sums.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(f"{json.dumps(row)}\n" for row in sums(count=4, digits=3)))
     command = [sys.executable, "-m", "lim_sglang", "eval", f"file:{file}"]
     options = ["--samples", "2", "--url", url, "--out", str(Path(folder) / "run")]
-    subprocess.run([*command, *options], check=True)
+    return subprocess.run([*command, *options]).returncode
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(asked.folder, asked.url))

@@ -1,7 +1,16 @@
-"""Self-consistency in SGLang's own language: `python examples/self_consistency.py QUESTION [URL]`.
+"""Self-consistency in SGLang's language: `python examples/self_consistency.py [QUESTION] [URL]`.
 
 An `@sgl.function` asks a running server for several chains of thought, which vote.
 """
+
+import argparse
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("question", nargs="?", default="What is 17 * 23?")
+parser.add_argument("url", nargs="?", default="http://127.0.0.1:30000")
+if __name__ == "__main__":
+    asked = parser.parse_args()
+    print(f"asking {asked.url} for 4 samples: {asked.question}", flush=True)
 
 import sys
 from collections import Counter
@@ -22,8 +31,11 @@ def self_consistency(s: Any, question: str, num_samples: int) -> Counter[str]:
     return Counter(answer for answer in answers if answer is not None)
 
 
-def main(question: str, url: str = "http://127.0.0.1:30000") -> None:
-    sgl.set_default_backend(sgl.RuntimeEndpoint(url))
+def main(question: str, url: str) -> None:
+    try:
+        sgl.set_default_backend(sgl.RuntimeEndpoint(url))
+    except OSError as error:
+        sys.exit(f"error: no server answers at {url} ({error}): start one with `lim serve`")
     votes = self_consistency.run(question, num_samples=4).ret_value
     for answer, count in votes.most_common():
         print(f"{count} of 4: {answer}")
@@ -32,4 +44,4 @@ def main(question: str, url: str = "http://127.0.0.1:30000") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(asked.question, asked.url)

@@ -1,8 +1,17 @@
-"""An own stopping rule: `python examples/stopping_rule.py QUESTION [URL]`.
+"""An own stopping rule: `python examples/stopping_rule.py [QUESTION] [URL]`.
 
 A rule is a pure function of the samples that have ended. Once it is settled, the server aborts the
 samples in flight.
 """
+
+import argparse
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("question", nargs="?", default="What is 17 * 23?")
+parser.add_argument("url", nargs="?", default="http://127.0.0.1:30000")
+if __name__ == "__main__":
+    asked = parser.parse_args()
+    print(f"asking {asked.url} for at most 4 samples: {asked.question}", flush=True)
 
 import sys
 from collections.abc import Sequence
@@ -38,19 +47,22 @@ def lead(s: Any, run: SamplingRun, indices: Sequence[int], lead: int) -> None:
 
 LEAD = Program(
     "lead",
-    samples=16,
+    samples=4,
     stops_when="the first answer is far enough ahead of the second",
     source="this file",
-    parallel=4,
+    parallel=2,
     options={"lead": 3},
     own_function=lead,
 )
 
 
-def main(question: str, url: str = "http://127.0.0.1:30000") -> None:
-    vote = lim_sglang.ask(question, program=LEAD, samples=16, url=url, options={"lead": 2})
-    print(f"{vote.answer}, {vote.margin} votes ahead, {len(vote.samples)} of 16 samples begun")
+def main(question: str, url: str) -> None:
+    try:
+        vote = lim_sglang.ask(question, program=LEAD, samples=4, url=url, options={"lead": 2})
+    except lim_sglang.LimError as error:
+        sys.exit(f"error: {error}")
+    print(f"{vote.answer}, {vote.margin} votes ahead, {len(vote.samples)} of 4 samples begun")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(asked.question, asked.url)

@@ -5,15 +5,16 @@ any thread and beside a running asyncio loop; they wait, so a loop stands still 
 """
 
 import atexit
+import functools
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar, get_args
 
 from lim_sglang.config import API_KEY_VAR, URL_VAR
-from lim_sglang.errors import ConfigError
+from lim_sglang.errors import ConfigError, LimError
 
 if TYPE_CHECKING:
     from lim_sglang.evals.grading import Grader
@@ -23,6 +24,25 @@ if TYPE_CHECKING:
 
 Kind = Literal["expression", "integer", "choice"]
 """Comparison of answers: mathematical equality, integers from 0 to 999, letters A to J."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _ends_trace(function: Callable[P, R]) -> Callable[P, R]:
+    """End the trace of a `LimError` here: its message says all, and the fault is the caller's or
+    the server's. Any other error keeps its whole trace.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except LimError as error:
+            raise error.with_traceback(None) from None
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,7 @@ class Vote:
     seconds: float
 
 
+@_ends_trace
 def ask(
     question: str,
     program: "str | Program" = "majority",
@@ -144,6 +165,7 @@ def ask(
     )
 
 
+@_ends_trace
 def grade(reply: str, answer: str, kind: Kind = "expression") -> bool:
     """Return True if the answer that a reply states equals the right one, as `lim eval` decides.
 
@@ -161,6 +183,7 @@ def grade(reply: str, answer: str, kind: Kind = "expression") -> bool:
     return grader.correct(answer, grader.extract(reply))
 
 
+@_ends_trace
 def extract_answer(reply: str, kind: Kind = "expression") -> str | None:
     r"""Return the answer that a reply states: the last `\boxed{}`, "the answer is", `####`.
 

@@ -150,7 +150,10 @@ def _run(words: list[str]) -> int:
             sys.argv = ["lim", *words]
             main()
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        sys.stderr.write(f"{end.code}\n")
+        return 1
     except BaseException:  # noqa: BLE001 - as the interpreter does
         traceback.print_exc()
         return 1

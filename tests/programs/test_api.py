@@ -92,9 +92,20 @@ def test_a_vote_from_many_threads_and_beside_a_running_loop() -> None:
         ({"question": QUESTION, "url": "ftp://x"}, "is no server address"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_words(arguments: dict[str, object], words: str) -> None:
-    with pytest.raises(LimError, match=words):
+def test_what_cannot_be_asked_is_refused_in_words_and_a_short_trace(
+    arguments: dict[str, object], words: str
+) -> None:
+    with pytest.raises(LimError, match=words) as found:
         lim_sglang.ask(**{"url": NOBODY, **arguments})  # type: ignore[arg-type]
+    assert len(found.traceback) == 2  # this function's line and the interface's
+    assert found.value.__suppress_context__
+
+
+def test_an_error_of_another_kind_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lim_sglang.programs.program.find_program", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as found:
+        lim_sglang.ask(QUESTION, url=NOBODY)
+    assert len(found.traceback) > 3
 
 
 def test_a_server_that_fails_every_sample_is_an_error() -> None:
@@ -161,12 +172,46 @@ def run_example(forker: Forker, folder: Path, name: str, *words: str) -> str:
     return command.output
 
 
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+NEED_ARGUMENTS = ("engine.py", "own_task.py")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_says_how_it_is_called_before_it_imports_anything_slow(name: str) -> None:
+    def call(*words: str) -> "subprocess.CompletedProcess[str]":
+        # Without site-packages no slow import works.
+        command = [sys.executable, "-S", str(ROOT / "examples" / name), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+    asked, wrong = call("--help"), call("one", "two", "three", "four")
+    assert (asked.returncode, wrong.returncode) == (0, 2)
+    assert f"usage: {name}" in asked.stdout
+    assert f"usage: {name}" in wrong.stderr
+    if name in NEED_ARGUMENTS:
+        assert call().returncode == 2
+    assert f"`python examples/{name}" in (ROOT / "examples" / name).read_text()
+    assert f"`examples/{name}" in (ROOT / "docs" / "cli.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted({*EXAMPLES} - {"engine.py"}))
+def test_an_example_without_a_server_says_so_without_a_trace(
+    name: str, forker: Forker, tmp_path: Path
+) -> None:
+    code, command = forker.run(tmp_path, str(ROOT / "examples" / name), str(tmp_path), NOBODY)
+    assert code == 1
+    assert NOBODY in command.output  # said before the question is sent
+    assert NOBODY in command.error
+    assert "Traceback" not in command.error
+
+
 def test_the_examples_own_stopping_rule_stops(forker: Forker, tmp_path: Path) -> None:
     with serving(lambda _: completion(boxed("391"))) as fake:
         output = run_example(forker, tmp_path, "stopping_rule.py", QUESTION, fake.url)
-    begun = int(output.split(", ")[2].split()[0])
-    assert output.startswith("391, ")
-    assert 2 <= begun <= 5
+    first, last = output.splitlines()
+    assert fake.url in first
+    begun = int(last.split(", ")[2].split()[0])
+    assert last.startswith("391, ")
+    assert 2 <= begun <= 4
 
 
 def test_the_examples_own_task_is_scored(forker: Forker, tmp_path: Path) -> None:
