@@ -3,7 +3,8 @@
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -15,18 +16,20 @@ import typer
 from lim_sglang.config import URL_VAR
 from lim_sglang.errors import INTERRUPTED, ConfigError, DataError, ServerError, bullets
 from lim_sglang.evals.metrics import Summary, score
+from lim_sglang.evals.report import FULL
 from lim_sglang.evals.run_config import EVAL_SAMPLES, RunConfig, folder_name
 from lim_sglang.evals.runner import (
     RUNS_FOLDER,
     FinishedRun,
     complete_runs,
     describe_failures,
-    letter_notes,
     load_benchmarks,
+    question_notes,
 )
 from lim_sglang.evals.servers import split_urls
 from lim_sglang.evals.tables import print_table, reasons_without_answer, score_table
 from lim_sglang.evals.tasks import ROW_FORM, TASKS, short_name
+from lim_sglang.markdown_section import counted, join_words
 from lim_sglang.policies import POLICIES
 from lim_sglang.programs.options import (
     ApiKeyOption,
@@ -59,9 +62,11 @@ TasksArgument = Annotated[
     list[str] | None,
     typer.Argument(
         help=f"Questions: {', '.join(TASKS)}, or file:PATH.jsonl for your own, {ROW_FORM}, and "
-        '"id" if you like. Their answers are compared as mathematical expressions; with '
-        "file:PATH.jsonl:choice as the letters of options, with file:PATH.jsonl:integer as "
-        "integers from 0 to 999. Several tasks are run one after the other.",
+        '"id" if you like. Their answers are compared as mathematical expressions, which '
+        "file:PATH.jsonl:expression says, too; with file:PATH.jsonl:integer as integers from 0 to "
+        "999; with file:PATH.jsonl:choice as the letters of options, which stand in the "
+        'question\'s text, as in "Which is prime?\\nA) 4\\nB) 5". Several tasks are run one '
+        "after the other.",
         show_default=False,
     ),
 ]
@@ -286,10 +291,12 @@ def evaluate(
         "--lim-config": lim_config,
     }
     given = {flag: text for flag, text in flags.items() if text is not None}
+    if serve is None:
+        _refuse_without_server(context, given)
     servers = _servers(serve, url, access, given, context.obj or ())
     console = plain_console(stderr=True)
     benchmarks = load_benchmarks(configs)
-    for note in letter_notes(benchmarks):
+    for note in question_notes(benchmarks):
         print_plain(console, note)
     with _exit_code_of_ctrl_c(), servers as urls:
         finished = complete_runs(configs, benchmarks, urls, access, console, _print_score)
@@ -306,18 +313,26 @@ def _servers(
     """Return the addresses of the named servers, or a server that is started for the block.
 
     Raises:
-        ConfigError: options of a server to start, without --serve.
         LimError: no server can be started so; checked before the block, at whose start it starts.
     """
     if serve is None:
-        if lim_flags or sglang_options:
-            given = ", ".join([*lim_flags, *(["what follows --"] if sglang_options else [])])
-            raise ConfigError(f"{given}: options of a server that --serve MODEL would start")
         return nullcontext(split_urls(urls or [DEFAULT_URL]))
     if urls:
         raise ConfigError("--serve starts a server of its own: leave --url and LIM_URL out")
     spec = ServerSpec(serve, lim_flags, sglang_options, access.api_key)
     return _as_urls(serving(spec, plain_console(stderr=True)))
+
+
+def _refuse_without_server(context: typer.Context, lim_flags: Iterable[str]) -> None:
+    """Raise `ConfigError`, which names them as typed, where a server's options are given."""
+    words = {word.partition("=")[0] for word in sys.argv}
+    spellings = [[*each.opts] for each in context.command.params if {*each.opts} & {*lim_flags}]
+    given = [next((each for each in opts if each in words), opts[0]) for opts in spellings]
+    given += ["what follows --"] if context.obj else []
+    if given:
+        needs, it = ("need", "them") if len(given) > 1 else ("needs", "it")
+        names = join_words(given)
+        raise ConfigError(f"{names} {needs} --serve MODEL, which starts a server with {it}")
 
 
 @contextmanager
@@ -339,10 +354,12 @@ def _print_score(finished: FinishedRun) -> None:
     if finished.summary:
         _print_summary(finished.summary)
         path = shlex.quote(str(finished.run.path))
+        is_dense = finished.summary.conditions["policy"] == FULL
+        pair = f"{path} OTHER_RUN" if is_dense else f"OTHER_RUN {path}"  # the reference first
         typer.echo(
             f"run stored in {path}, each sample's text and answer in its samples.jsonl: "
             f"`lim report {path}` prints all tables (--html FILE writes a page), `lim compare "
-            f"OTHER_RUN {path}` pairs the run with another one of these questions",
+            f"{pair}` pairs the run with another one of these questions",
             err=True,
         )
 
@@ -433,16 +450,17 @@ def grade(
     gets the new verdicts, all of them or, if interrupted, none."""
     from lim_sglang.evals.grading import Grader, grade_run
     from lim_sglang.evals.run_store import load_run
-    from lim_sglang.evals.tasks import find_task
+    from lim_sglang.evals.summaries import check_distinct, recorded_task
     from lim_sglang.programs.equivalence import EquivalenceChecker
 
     num_workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
     # Refused before the first run is graded: folders without a run, and unknown tasks.
+    check_distinct(runs)
     loaded = [load_run(path) for path in runs]
-    kinds = [find_task(run.record.settings["task"]).answer_kind for run in loaded]
+    kinds = [recorded_task(run).answer_kind for run in loaded]
     with EquivalenceChecker(num_workers=num_workers) as checker:
         for run, kind in zip(loaded, kinds, strict=True):
-            name, total = run.record.run_id, len(run.samples)
+            name, total = f"grading {run.path}", len(run.samples)
             with show_progress(plain_console(stderr=True), total, name) as show:
                 result = grade_run(
                     run.path,
@@ -457,7 +475,7 @@ def grade(
 
 
 def _show_graded(show: Callable[[float, str], None], name: str, total: int, done: int) -> None:
-    show(done, f"{name}: {done}/{total} samples graded")
+    show(done, f"{name}: {done:,} of {counted(total, 'sample')}")
 
 
 MULTIPLE_COMPARISONS = "Of 20 comparisons without any difference, expect one to show a difference."
@@ -479,10 +497,11 @@ def compare_runs(
     """Compare runs of the same questions: difference with a 95 % interval, McNemar's test on the
     votes, ratio of lengths, and a sentence on what these show."""
     from lim_sglang.evals.compare import compare, distinct_names
-    from lim_sglang.evals.summaries import check_paths, load_summaries
+    from lim_sglang.evals.summaries import check_distinct, check_paths, load_summaries
     from lim_sglang.evals.tables import comparison_table, sentence
 
     check_paths(runs)
+    check_distinct(runs)
     if len(runs) < 2:
         raise ConfigError("lim compare needs two runs: the reference, then the others")
     with plain_console(stderr=True).status("Counting votes"):
@@ -497,8 +516,8 @@ def compare_runs(
             row = {**asdict(found), "sentence": sentence(found)}
             typer.echo(json.dumps(row, ensure_ascii=False))
         return
-    print_table(plain_console(), comparison_table(comparisons))
     for found in comparisons:
+        print_table(plain_console(), comparison_table(found))
         typer.echo(sentence(found))
         for difference in found.other_differences:
             typer.echo(f"warning: {found.a} and {found.b} differ in {difference}", err=True)

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, Any
 
 from lim_sglang.errors import DataError
@@ -18,10 +18,12 @@ from lim_sglang.evals.metrics import (
     QuestionResult,
     Summary,
     count_past_budget,
+    has_majority,
     stops_early,
 )
 from lim_sglang.evals.run_store import differences
 from lim_sglang.markdown_section import counted
+from lim_sglang.programs.schema import SampleState
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +32,8 @@ LEVEL = 0.95
 RESAMPLES = 10_000
 FEW_DIFFERENT = 10
 """Fewest differing questions whose spread is taken for the spread of all questions."""
+MUCH = 0.1
+"""Least difference between the runs' shares of samples without an answer that is pointed out."""
 BLOCK = 2_000_000
 """Most resampled question indices in memory at once: 16 MB."""
 
@@ -180,13 +184,25 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class SampleCounts:
-    """The samples of one run in a comparison."""
+class RunFigures:
+    """The figures of one run in a comparison, over the compared questions."""
 
-    completed: int
-    """Samples of the compared questions that finished or reached the token limit."""
-    failed: int
+    completed: int = 0
+    """Samples that finished or reached the token limit."""
+    failed: int = 0
     """Samples of the whole run that the server failed: they are part of no figure."""
+    pass_at_1: float = 0.0
+    """Over the questions with completed samples in both runs, as all means over questions."""
+    right_votes: float = 0.0
+    """Share of the questions that the run's vote answers correctly."""
+    no_answer: float = 0.0
+    """Share of the completed samples; a sample that was cut off may have no answer, too."""
+    cut_off: float = 0.0
+    """Share of the completed samples that reached the token limit."""
+    mean_tokens: float = 0.0
+    """Mean over questions of the mean tokens of a completed sample."""
+    tokens_per_question: float = 0.0
+    """Generated tokens, those of aborted and late samples included."""
 
 
 @dataclass(frozen=True)
@@ -214,13 +230,20 @@ class Comparison:
     """Differing conditions other than policy, date, commit and seed."""
     past_budget_a: PastBudget | None = None
     past_budget_b: PastBudget | None = None
-    samples_a: SampleCounts = SampleCounts(0, 0)
-    samples_b: SampleCounts = SampleCounts(0, 0)
+    figures_a: RunFigures = RunFigures()
+    figures_b: RunFigures = RunFigures()
+    has_majority: bool = True
+    """False: the votes of a run are of two samples, so that `answers` and `mcnemar` say nothing."""
 
     @property
     def has_failures(self) -> bool:
         """True if samples of either run failed, so that those left are a biased selection."""
-        return bool(self.samples_a.failed or self.samples_b.failed)
+        return bool(self.figures_a.failed or self.figures_b.failed)
+
+    @property
+    def answers_differ_in_number(self) -> bool:
+        """True if one run has far more samples without an answer than the other."""
+        return abs(self.figures_b.no_answer - self.figures_a.no_answer) >= MUCH
 
     @property
     def reads_everything(self) -> bool:
@@ -273,7 +296,7 @@ def compare(
         a=name_a,
         b=name_b,
         num_questions=len(pairs),
-        difference=_difference(completed, lambda q: q.share_correct or 0.0, **bootstrap),
+        difference=_difference(completed, _share_correct, **bootstrap),
         answers=_difference(pairs, lambda q: q.answer_correct, **bootstrap),
         mcnemar=McNemar(only_a, only_b, mcnemar_p(only_a, only_b)),
         length_ratio=_ratio(completed, _mean_tokens, **bootstrap),
@@ -282,13 +305,32 @@ def compare(
         other_differences=tuple(_other_differences(a.conditions, b.conditions)),
         past_budget_a=count_past_budget(a),
         past_budget_b=count_past_budget(b),
-        samples_a=_count_samples(a, [x for x, _ in pairs]),
-        samples_b=_count_samples(b, [y for _, y in pairs]),
+        figures_a=_figures(a, [x for x, _ in pairs], [x for x, _ in completed]),
+        figures_b=_figures(b, [y for _, y in pairs], [y for _, y in completed]),
+        has_majority=has_majority(a) and has_majority(b),
     )
 
 
-def _count_samples(run: Summary, compared: Sequence[QuestionResult]) -> SampleCounts:
-    return SampleCounts(sum(len(question.completed) for question in compared), run.num_failed)
+def _figures(
+    run: Summary, compared: Sequence[QuestionResult], completed: Sequence[QuestionResult]
+) -> RunFigures:
+    """Return a run's figures.
+
+    Args:
+        completed: those of the compared questions that have completed samples in both runs.
+    """
+    samples = [(question, n) for question in compared for n in question.completed]
+    num_cut_off = sum(each.states[n] is SampleState.TRUNCATED for each, n in samples)
+    return RunFigures(
+        completed=len(samples),
+        failed=run.num_failed,
+        pass_at_1=fmean(map(_share_correct, completed)),
+        right_votes=fmean(question.answer_correct for question in compared),
+        no_answer=sum(each.group[n] is None for each, n in samples) / len(samples),
+        cut_off=num_cut_off / len(samples),
+        mean_tokens=fmean(map(_mean_tokens, completed)),
+        tokens_per_question=fmean(sum(question.tokens) for question in compared),
+    )
 
 
 Pairs = Sequence[tuple[QuestionResult, QuestionResult]]
@@ -314,6 +356,10 @@ def _ratio(pairs: Pairs, measure: Callable[[QuestionResult], float], **bootstrap
     return Interval(quotient, *ratio_interval(a, b, **bootstrap))
 
 
+def _share_correct(question: QuestionResult) -> float:
+    return question.share_correct or 0.0
+
+
 def _mean_tokens(question: QuestionResult) -> float:
     return sum(question.tokens[n] for n in question.completed) / len(question.completed)
 
@@ -328,7 +374,8 @@ def _paired_questions(a: Summary, b: Summary, *, common: bool) -> Pairs:
     of_a = {question.question_id: question for question in a.questions}
     of_b = {question.question_id: question for question in b.questions}
     missing = ((a, of_b.keys() - of_a.keys()), (b, of_a.keys() - of_b.keys()))
-    gaps = [_describe_missing(run, names) for run, names in missing if names]
+    num_all = len(of_a.keys() | of_b.keys())
+    gaps = [_describe_missing(run, names, num_all) for run, names in missing if names]
     same_text = a.conditions.get("questions") == b.conditions.get("questions")
     if not common and (gaps or not same_text):
         raise DataError(
@@ -338,11 +385,12 @@ def _paired_questions(a: Summary, b: Summary, *, common: bool) -> Pairs:
     return [(question, of_b[name]) for name, question in of_a.items() if name in of_b]
 
 
-def _describe_missing(run: Summary, names: Collection[str]) -> str:
-    """Return how many questions a run has no sample of, and the first of them."""
+def _describe_missing(run: Summary, names: Collection[str], num_all: int) -> str:
+    """Return how many of all questions a run has no sample of, and the ids of the first of them."""
     shown = sorted(names, key=_natural_order)[:MAX_NAMES_SHOWN]
     more = ["…"] if len(names) > len(shown) else []
-    return f"{run.label} lacks {len(names):,}: {', '.join([*shown, *more])}"
+    ids = f"the id{'s' if len(names) > 1 else ''} {', '.join([*shown, *more])}"
+    return f"{run.label} lacks {len(names):,} of {counted(num_all, 'question')}, with {ids}"
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:

@@ -23,7 +23,12 @@ from lim_sglang.errors import ConfigError, DataError, LimError, ServerError, bul
 from lim_sglang.evals.metrics import published_name
 from lim_sglang.evals.run_config import RunConfig, folder_name, task_settings
 from lim_sglang.evals.run_store import RUN_FILE, Run, check_settings, load_run
-from lim_sglang.evals.runner import complete_run, describe_failures, load_benchmarks
+from lim_sglang.evals.runner import (
+    complete_run,
+    describe_failures,
+    load_benchmarks,
+    question_notes,
+)
 from lim_sglang.evals.tasks import Question, find_task, short_name
 from lim_sglang.programs.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import Access
@@ -335,6 +340,8 @@ def complete_matrix(matrix: Matrix, console: Console) -> dict[str, LimError]:
         KeyboardInterrupt: finished samples are safe, and the same matrix resumes.
     """
     benchmarks = load_benchmarks([run.config for run in matrix.runs])
+    for note in question_notes(benchmarks):
+        print_plain(console, note)
     pairs = zip(matrix.runs, stored_runs(matrix.runs, benchmarks), strict=True)
     missing = [run for run, found in pairs if not (found and found.is_complete)]
     failed: dict[str, LimError] = {}

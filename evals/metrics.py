@@ -282,6 +282,21 @@ PERCENTILES = (50, 90, 99)
 MIN_QUESTIONS = 20
 """Fewest questions for which a standard error or an interval is stated: the fewest for which the
 coverage of the intervals was measured."""
+MIN_VOTERS = 3
+"""Fewest samples with a vote of which several can be a majority."""
+NO_MAJORITY = (
+    f"a majority needs {MIN_VOTERS} samples: of two answers that differ the first would win"
+)
+
+
+def has_majority(summary: "Summary") -> bool:
+    """Return False for a run of two samples a question, whose votes say no more than its samples.
+
+    The vote of a single sample is the sample, and a program that stops early answers by a rule of
+    its own: these votes count.
+    """
+    most = max((len(question.voters) for question in summary.questions), default=0)
+    return not 1 < most < MIN_VOTERS or stops_early(summary.conditions)
 
 
 @dataclass(frozen=True)
@@ -355,6 +370,8 @@ class Score:
     """`majority_at_k` by the same k."""
     questions_at: Mapping[int, int]
     """By k: number of questions with at least k samples, which `pass_at` averages."""
+    has_majority: bool
+    """See the function `has_majority`."""
     vote_correct: Estimate
     """Share of questions with a correct answer by the program's own vote; no answer is wrong."""
     truncated: float
@@ -409,6 +426,7 @@ def score(summary: Summary) -> Score:
         pass_at={k: pass_at_k(summary, k) for k in ks},
         majority_at={k: majority_at_k(summary, k) for k in ks if k <= most_voters},
         questions_at={k: sum(len(question.completed) >= k for question in questions) for k in ks},
+        has_majority=has_majority(summary),
         vote_correct=estimate([float(question.answer_correct) for question in summary.questions]),
         truncated=states.count(SampleState.TRUNCATED) / len(completed),
         no_answer=len(without_answer) / len(completed),

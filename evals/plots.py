@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lim_sglang.evals.metrics import MIN_QUESTIONS, Estimate, QuestionResult
+from lim_sglang.evals.metrics import MIN_QUESTIONS, NO_MAJORITY, Estimate, QuestionResult
 from lim_sglang.evals.report import Group, Row
 from lim_sglang.evals.tables import measure, too_few
 from lim_sglang.plot_style import (
@@ -367,7 +367,9 @@ def lacks_budgets(group: Group) -> str | None:
 
 def lacks_votes(group: Group) -> str | None:
     """Return why there are no votes, None if there are."""
-    return "every question has one sample, so there is no vote" if group.num_samples == 1 else None
+    if group.num_samples == 1:
+        return "every question has one sample, so there is no vote"
+    return None if any(row.score.has_majority for row in group.rows) else NO_MAJORITY
 
 
 def lacks_lengths(group: Group) -> str | None:

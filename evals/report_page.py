@@ -83,7 +83,7 @@ def _make_section(group: Group, name: str, asked: Mapping[str, AskedQuestion]) -
         name=name,
         group=group,
         conditions=conditions_text(group).replace("`", ""),
-        scores=group_table(group, in_page=True),
+        scores=group_table(group),
         method=method_text([group]),
         sentences=tuple(sentence(found) for _, found in compared),
         notes=tuple(

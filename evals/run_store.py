@@ -14,7 +14,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from lim_sglang.errors import DataError, bullets
+from lim_sglang.errors import ConfigError, DataError, bullets
 from lim_sglang.programs.schema import Sample, SampleState
 
 RUN_FILE = "run.json"
@@ -461,13 +461,15 @@ def read_record(path: Path) -> RunRecord:
     """Read the `run.json` of a folder.
 
     Raises:
-        DataError: the file is missing, or not in the form that this version writes.
+        ConfigError: the folder holds no run.
+        DataError: the file is not in the form that this version writes.
     """
     try:
         content = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
         return RunRecord(content["run_id"], content["settings"], content["about"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
+        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        raise (ConfigError if is_missing else DataError)(
             f"{path / RUN_FILE} is no record of a run ({error}): name the folder of a run, "
             "or another one for a new run"
         ) from None

@@ -4,6 +4,7 @@ open or resume the run's folder, generate, grade and store the missing samples, 
 
 import json
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,14 +12,16 @@ from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 
 from lim_sglang.environment import installed_versions, project_commit
-from lim_sglang.errors import DataError, ServerError, bullets
+from lim_sglang.errors import ConfigError, DataError, LimError, ServerError, bullets
 from lim_sglang.evals.grading import GRADING_VERSION, Grader, grade_run
 from lim_sglang.evals.metrics import Summary, summarise
 from lim_sglang.evals.run_config import RunConfig, run_id, run_settings, server_settings
@@ -46,12 +49,14 @@ from lim_sglang.evals.scheduler import (
 )
 from lim_sglang.evals.servers import Connection, ProgramSampler, ServerFacts, connected
 from lim_sglang.evals.tasks import (
+    FILE_COLUMNS,
     OWN_FILE,
     Origin,
     Question,
     Task,
     find_task,
     load_questions,
+    places,
     question_origin,
     questions_source,
     task_title,
@@ -64,8 +69,9 @@ from lim_sglang.programs.vote import Equivalent
 from lim_sglang.progress import print_plain, rate, show_progress, time_left
 
 RUNS_FOLDER = Path("runs")
-MAX_SHOWN_LETTERS = 10
-"""Most questions that a note on letters names."""
+BAR_WIDTH = 36
+"""Columns that a terminal's bar, percentage and time take beside the progress in words."""
+MIN_TEXT_WIDTH = 24
 NUM_GRADING_THREADS = 2
 """Verdicts computed at the same time: the number of the checker's workers."""
 
@@ -98,40 +104,83 @@ def load_benchmarks(configs: Sequence[RunConfig]) -> dict[str, list[Question]]:
     """Load all questions of each task, by the task's name in the configs.
 
     Raises:
-        DataError: unknown tasks, or questions that cannot be read; every problem is named.
+        ConfigError: unknown tasks, or files that do not exist; every problem is named.
+        DataError: questions that cannot be read; every problem is named.
     """
     benchmarks: dict[str, list[Question]] = {}
-    problems: dict[str, DataError] = {}
+    problems: dict[str, LimError] = {}
     for config in configs:
         if config.task not in benchmarks and config.task not in problems:
             try:
                 task = find_task(config.task)
                 benchmarks[config.task] = load_questions(task, config.data_dir)
-            except DataError as problem:
+            except (ConfigError, DataError) as problem:
                 problems[config.task] = problem
     if problems:
-        raise DataError("\n".join(map(str, problems.values())))
+        is_misnamed = any(isinstance(problem, ConfigError) for problem in problems.values())
+        text = "\n".join(map(str, problems.values()))
+        raise ConfigError(text) if is_misnamed else DataError(text)
     return benchmarks
 
 
-def letter_notes(benchmarks: Mapping[str, Sequence[Question]]) -> Iterator[str]:
-    """Yield a line for each file of expressions that has letters as reference answers.
+OPTION_FIELD = re.compile(
+    r"(choices?|options?|distractors?|(wrong|incorrect)[ _]answers?)([ _-]?\w)?|[A-J]",
+    re.IGNORECASE,
+)
+"""Names of fields that look like the options of a multiple choice."""
+
+
+def question_notes(benchmarks: Mapping[str, Sequence[Question]]) -> Iterator[str]:
+    """Yield a line for everything in files of questions that is perhaps not read as it is meant:
+    letters as reference answers among expressions, options in fields of their own, and misspelt
+    fields.
 
     Args:
         benchmarks: questions by the task's name.
     """
     for name, questions in benchmarks.items():
         task = find_task(name)
-        letters = [n for n, each in enumerate(questions, 1) if each.gold in set(CHOICES)]
+        letters = [each.location for each in questions if each.gold in set(CHOICES)]
         if task.file and task.answer_kind is AnswerKind.EXPRESSION and letters:
-            more = ["others"] if len(letters) > MAX_SHOWN_LETTERS else []
-            shown = join_words([*map(str, letters[:MAX_SHOWN_LETTERS]), *more])
-            plural = "s" if len(letters) > 1 else ""
             yield (
-                f"question{plural} {shown} of {task.file}: the reference answer is a letter, which "
-                "is compared as an expression; multiple choice belongs in a file of its own, "
+                f"{places(letters)}: the reference answer is a letter, which is compared as an "
+                "expression; multiple choice belongs in a file of its own, "
                 f"{OWN_FILE}PATH.jsonl:{AnswerKind.CHOICE}"
             )
+        yield from _unread_notes(questions)
+
+
+def _unread_notes(questions: Sequence[Question]) -> Iterator[str]:
+    """Yield a line for the fields that look like options, and one for each misspelt field."""
+    unread: dict[str, list[str]] = {}
+    for each in questions:
+        for name in each.unread:
+            unread.setdefault(name, []).append(each.location)
+    options = [name for name in unread if OPTION_FIELD.fullmatch(name.strip())]
+    if options:
+        having = [each.location for each in questions if {*each.unread}.intersection(options)]
+        are = "are" if len(options) > 1 else "is"
+        yield (
+            f"{places(having)}: {join_words(map(repr, options))} {are} not read: options stand in "
+            "the question's text, the answer is the letter of the right one, and the file is named "
+            f"{OWN_FILE}PATH.jsonl:{AnswerKind.CHOICE}"
+        )
+    for name in (each for each in unread if each not in options):
+        if meant := _meant_field(name):
+            yield f"{places(unread[name])}: {name!r} is not read; did you mean {meant!r}?"
+
+
+def _meant_field(name: str) -> str | None:
+    """Return the field that is read and that a name misspells, if any; a longer name, such as
+    `answer_type`, is another field.
+    """
+    plain = name.strip().lower()
+    if plain in FILE_COLUMNS.names:
+        return plain
+    if plain.startswith(tuple(f"{known}_" for known in FILE_COLUMNS.names)):
+        return None
+    long = [known for known in FILE_COLUMNS.names if len(known) > 2]
+    return next(iter(get_close_matches(plain, long, n=1, cutoff=0.8)), None)
 
 
 def complete_runs(
@@ -330,13 +379,17 @@ def sample_missing(
         in_flight = min(plan.parallel, max((len(job.indices) for job in jobs), default=1))
         progress = RunProgress(plan, folder, servers)
         print_plain(console, _opening(plan, progress))
+
+        def describe() -> str:
+            return progress.describe(console.width - BAR_WIDTH if console.is_terminal else None)
+
         with (
             show_progress(
                 console,
                 progress.total,
-                progress.describe(),
+                describe(),
                 completed=progress.done,
-                refresh=progress.describe,
+                refresh=describe,
             ) as show,
             closing(sample_jobs(jobs, servers, grader, in_flight=in_flight)) as events,
         ):
@@ -349,7 +402,7 @@ def sample_missing(
                     elif len(servers) > 1:
                         print_plain(console, f"{event.url} gets no more questions: {event.error}")
                     progress.count(event)
-                    show(progress.done, progress.describe())
+                    show(progress.done, describe())
             except ServerError as error:
                 raise ServerError(f"{error}\n{_how_to_resume(plan)}") from None
         record = read_record(plan.path)
@@ -409,17 +462,23 @@ class RunProgress:
             self._new_tokens += sum(graded.sample.num_tokens for graded in event)
             self._count_verdicts(event)
 
-    def describe(self) -> str:
+    def describe(self, width: int | None = None) -> str:
         """Return amount done, accuracy so far, samples in flight, tokens per second, time left and
-        failures, in one line; called from any thread.
+        failures; called from any thread.
+
+        Args:
+            width: columns that a line may take; None: all is one line.
         """
-        parts = [f"{self._task}: {self.done}/{self.total} {self.unit}"]
+        done = f": {self.done}/{self.total} {self.unit}"
+        width = width and max(width, MIN_TEXT_WIDTH)
+        parts = [f"{shortened(self._task, width - len(done) - 1) if width else self._task}{done}"]
         if self._num_judged:
             of = " of samples" if self._by_question else ""
             parts.append(f"{100 * self._num_right / self._num_judged:.1f} %{of} right")
         in_flight = [server.in_flight() for server in self._servers]
         if num_running := sum(each.num_samples for each in in_flight):
-            parts.append(f"{counted(num_running, 'sample')} running")
+            unit = f" {'sample' if num_running == 1 else 'samples'}" if self._by_question else ""
+            parts.append(f"{num_running:,}{unit} running")
         elapsed_s = self._clock() - self._start_s
         running_s = [seconds for each in in_flight for seconds in each.running_s]
         num_tokens = self._new_tokens + self._running_tokens(in_flight, running_s)
@@ -438,7 +497,7 @@ class RunProgress:
             parts += [in_words] if in_words else []
         if self.num_failed:
             parts.append(f"{self.num_failed} failed")
-        return ", ".join(parts)
+        return broken_lines(parts, width) if width else ", ".join(parts)
 
     def _running_tokens(self, in_flight: Sequence[InFlight], running_s: Sequence[float]) -> float:
         """Return the tokens of the samples in flight so far: counted where they are streamed, else
@@ -454,6 +513,28 @@ class RunProgress:
         completed = [graded for graded in samples if graded.sample.state in COMPLETED_STATES]
         self._num_judged += len(completed)
         self._num_right += sum(graded.correct for graded in completed)
+
+
+def shortened(name: str, width: int) -> str:
+    """Return a name, without its middle if the name takes more than `width` terminal columns."""
+    text, kept = name, len(name)
+    while cell_len(text) > width and kept > 1:
+        kept -= 1
+        text = f"{name[: kept - kept // 2]}…{name[len(name) - kept // 2 :]}"
+    return text
+
+
+def broken_lines(parts: Sequence[str], width: int) -> str:
+    """Return parts with commas between them, in lines that break at commas alone."""
+    first, *others = ", ".join(parts).split(", ")
+    lines = [first]
+    for part in others:
+        joined = f"{lines[-1]}, {part}"
+        if cell_len(joined) < width:  # a comma may follow
+            lines[-1] = joined
+        else:
+            lines.append(part)
+    return ",\n".join(lines)
 
 
 ORIGIN_NOTES = {

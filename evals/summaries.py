@@ -12,12 +12,13 @@ from lim_sglang.evals.metrics import QuestionResult, Summary, summarise
 from lim_sglang.evals.run_store import (
     RUN_FILE,
     AskedQuestion,
+    Run,
     load_run,
     read_questions,
     read_record,
     write_atomically,
 )
-from lim_sglang.evals.tasks import find_task, recorded_origin, task_title
+from lim_sglang.evals.tasks import Task, find_task, recorded_origin, task_title
 
 if TYPE_CHECKING:
     from lim_sglang.programs.equivalence import EquivalenceChecker
@@ -130,7 +131,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     """Replace each folder of runs or summaries by its contents, sorted by name.
 
     Raises:
-        DataError: a folder holds neither.
+        ConfigError: a folder holds neither.
     """
     found: list[Path] = []
     for path in paths:
@@ -141,7 +142,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
             p for p in sorted(path.iterdir()) if p.suffix == ".json" or (p / RUN_FILE).exists()
         ]
         if not inside:
-            raise DataError(
+            raise ConfigError(
                 f"{path} holds no run and no summary; name the folder of a run, a summary written "
                 "by lim report --summaries, or a folder of these"
             )
@@ -153,7 +154,8 @@ def load_summaries(paths: Sequence[Path]) -> list[Summary]:
     """Read summaries, and summarise the folders of runs with their newest verdicts.
 
     Raises:
-        DataError: a path is neither, or a run has no sample.
+        ConfigError: a path is neither.
+        DataError: a file is damaged, or a run has no sample.
     """
     from lim_sglang.programs.equivalence import EquivalenceChecker
 
@@ -171,11 +173,25 @@ def check_paths(paths: Iterable[Path]) -> None:
     """Check that every path exists.
 
     Raises:
-        DataError: some do not; all of them are named.
+        ConfigError: some do not; all of them are named.
     """
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
-        raise DataError(f"cannot read {', '.join(missing)} (no such file or folder); {EXPECTED}")
+        raise ConfigError(f"cannot read {', '.join(missing)} (no such file or folder); {EXPECTED}")
+
+
+def check_distinct(paths: Sequence[Path]) -> None:
+    """Check that every path leads to a run of its own.
+
+    Raises:
+        ConfigError: two are the same folder or file.
+    """
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        first = seen.setdefault(path.resolve(), path)
+        if first is not path:
+            same = f"{path} is named twice" if first == path else f"{first} and {path} are the same"
+            raise ConfigError(f"{same}: name each run once")
 
 
 def load_asked(paths: Iterable[Path]) -> dict[str, dict[str, AskedQuestion]]:
@@ -196,11 +212,23 @@ def load_asked(paths: Iterable[Path]) -> dict[str, dict[str, AskedQuestion]]:
     return asked
 
 
+def recorded_task(run: Run) -> Task:
+    """Return the task of a stored run.
+
+    Raises:
+        DataError: this version has no such task.
+    """
+    try:
+        return find_task(run.record.settings["task"])
+    except ConfigError as error:
+        raise DataError(f"{run.path}: {error}") from None
+
+
 def _summarise_folder(path: Path, checker: "EquivalenceChecker") -> Summary:
     from lim_sglang.evals.grading import Grader
 
     run = load_run(path)
     if not run.samples:
         raise DataError(f"{path} has no sample yet; run lim eval until it has")
-    grader = Grader(find_task(run.record.settings["task"]).answer_kind, checker)
+    grader = Grader(recorded_task(run).answer_kind, checker)
     return summarise(run.record, run.samples, grader.equivalent, len(run.failures))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lim_sglang.evals.compare import Comparison, Interval, policy_name
 from lim_sglang.evals.metrics import (
     MIN_QUESTIONS,
+    MIN_VOTERS,
+    NO_MAJORITY,
     Estimate,
     PastBudget,
     QuestionResult,
@@ -122,8 +124,19 @@ def sentence(found: Comparison) -> str:
     cost = f"samples are {times} long"
     if found.stops_by_itself:
         cost = f"questions take {times} many tokens"
-    notes = "".join(f" {note}." for note in (grown, failed) if note)
+    notes = "".join(f" {each}." for each in (grown, _unanswered(found), failed) if each)
     return f"{result}; {cost}{_bounds(tokens, '{:.2f}'.format)}.{notes}"
+
+
+def _unanswered(found: Comparison) -> str:
+    """Return the shares of samples without an answer; empty where the runs have similar ones."""
+    if not found.answers_differ_in_number:
+        return ""
+    return (
+        f"{share(found.figures_a.no_answer)} % of the samples of {found.a} and "
+        f"{share(found.figures_b.no_answer)} % of those of {found.b} have no answer and count as "
+        "wrong"
+    )
 
 
 def failures(found: Comparison) -> str:
@@ -131,7 +144,7 @@ def failures(found: Comparison) -> str:
     if not found.has_failures:
         return ""
     return (
-        f"{counted(found.samples_a.failed, 'sample')} of {found.a} and {found.samples_b.failed:,} "
+        f"{counted(found.figures_a.failed, 'sample')} of {found.a} and {found.figures_b.failed:,} "
         f"of {found.b} failed and are left out: long samples fail first, by timeouts for example, "
         "so scores and lengths are biased (lim eval --retry-failed tries them again)"
     )
@@ -214,13 +227,12 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
         rows += [
             (f"maj@{k}{_fewer_questions(score, k)}", f"{percent(found)} %")
             for k, found in score.majority_at.items()
-            if k > 2  # of two answers that differ, the first wins
+            if k >= MIN_VOTERS
         ]
-        if max(score.majority_at, default=0) == 2:
-            notes.append("a majority needs three samples: of two answers the first would win")
+    notes += [] if score.has_majority else [NO_MAJORITY]
     rows += [
-        ("truncated", f"{share(score.truncated)} %"),
-        ("without answer", f"{share(score.no_answer)} %"),
+        ("cut off", f"{share(score.truncated)} %"),
+        ("no answer", f"{share(score.no_answer)} %"),
     ]
     if score.aborted:
         rows.append(("aborted early", f"{share(score.aborted)} %"))
@@ -250,16 +262,18 @@ def reasons_without_answer(conditions: Mapping[str, Any], score: Score) -> Itera
     """Yield a line for each reason why samples of a run have no answer, with the way to mend it."""
     of = f"of {counted(score.num_samples, 'sample')}"
     if score.num_cut_off:
+        were = "was" if score.num_cut_off == 1 else "were"
         longest = score.longest_cut_off
         advice = cut_off_advice(longest, conditions["max_tokens"], "serve a longer context")
         yield (
-            f"{score.num_cut_off:,} {of} were cut off after {longest:,} tokens at most, without an "
-            f"answer: {advice}"
+            f"{score.num_cut_off:,} {of} {were} cut off with no answer, after at most {longest:,} "
+            f"tokens: {advice}"
         )
     if score.num_unanswered:
         yield (
-            f"{score.num_unanswered:,} {of} ended without an answer in \\boxed{{}} or after "
-            '"the answer is": a small model may not follow the instruction'
+            f"{score.num_unanswered:,} {of} ended with no answer in \\boxed{{}} or after "
+            '"the answer is": a small model may not follow the instruction, so try a larger one; '
+            "each question has to have one short result"
         )
 
 
@@ -277,57 +291,75 @@ def _sampling_conditions(conditions: Mapping[str, Any]) -> str:
     return ", ".join([*parts, *filter(None, [conditions.get("device_name")])])
 
 
-def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """Return one column for each run that is compared with the first run."""
-    cells: dict[str, Callable[[Comparison], str]] = {
-        "questions": lambda found: str(found.num_questions),
-        "samples": lambda found: f"{found.samples_b.completed:,}",
-        "samples of the first": lambda found: f"{found.samples_a.completed:,}",
-        "pass@1, points": lambda found: points(found.difference),
-        "right votes, points": lambda found: points(found.answers),
-        "right votes of it only": lambda found: str(found.mcnemar.only_b),
-        "right votes of the first only": lambda found: str(found.mcnemar.only_a),
-        "McNemar's p": lambda found: p_value(found.mcnemar.p, decimals=3),
-        "length of samples": lambda found: ratio(found.length_ratio),
-        "tokens a question": lambda found: ratio(found.spent_ratio),
-    }
-    if any(found.has_failures for found in comparisons):
-        cells["failed, left out"] = lambda found: f"{found.samples_b.failed:,}"
-        cells["failed of the first"] = lambda found: f"{found.samples_a.failed:,}"
-    if any(found.past_budget_b for found in comparisons):
-        cells["grew past the budget"] = lambda found: past_budget(found.past_budget_b)
-    return Table(
-        head=("measure", *(found.b for found in comparisons)),
-        rows=tuple((name, *map(cell, comparisons)) for name, cell in cells.items()),
-        title=f"against {comparisons[0].a}",
-    )
+def comparison_table(found: Comparison) -> Table:
+    """Return both runs' figures and their differences; ratios are those of the second to the first.
+
+    Votes are left out where they are of two samples; the caption says so.
+    """
+    a, b = found.figures_a, found.figures_b
+    num = str(found.num_questions)
+    rows: list[tuple[str, ...]]
+    rows = [("questions", num, num, ""), ("samples", f"{a.completed:,}", f"{b.completed:,}", "")]
+    if found.has_failures:
+        rows.append(("failed, left out", f"{a.failed:,}", f"{b.failed:,}", ""))
+    rows.append(_shares_row("pass@1", a.pass_at_1, b.pass_at_1, found.difference))
+    if found.has_majority:
+        only, p = found.mcnemar, p_value(found.mcnemar.p, decimals=3)
+        rows += [
+            _shares_row("right votes", a.right_votes, b.right_votes, found.answers),
+            ("right votes of this run only", str(only.only_a), str(only.only_b), f"McNemar p {p}"),
+        ]
+    rows += [
+        _shares_row("no answer", a.no_answer, b.no_answer),
+        _shares_row("cut off", a.cut_off, b.cut_off),
+    ]
+    if found.past_budget_a or found.past_budget_b:
+        grown = map(past_budget, (found.past_budget_a, found.past_budget_b))
+        rows.append(("grew past the budget", *grown, ""))
+    lengths, spent = found.length_ratio, found.spent_ratio
+    rows += [
+        _tokens_row("mean tokens of a sample", a.mean_tokens, b.mean_tokens, lengths),
+        _tokens_row("tokens a question", a.tokens_per_question, b.tokens_per_question, spent),
+    ]
+    caption = "" if found.has_majority else NO_MAJORITY
+    level = " (95 %)" if found.difference.bounds else ""
+    head = ("measure", found.a, found.b, f"difference{level}")
+    return Table(head, tuple(rows), f"{found.b} against {found.a}", caption)
 
 
-def group_table(group: Group, *, in_page: bool = False) -> Table:
-    """Return one row for each run of a group.
+def _shares_row(
+    name: str, a: float, b: float, difference: Interval | None = None
+) -> tuple[str, ...]:
+    """Return two shares and their difference in percentage points."""
+    difference = difference or Interval(b - a)
+    text = f"{signed(difference.value)} points{_bounds(difference, signed)}"
+    return name, f"{share(a)} %", f"{share(b)} %", text
 
-    Columns for several samples a question, or for programs that stop early, are left out if no run
-    needs them.
 
-    Args:
-        in_page: include the columns that are too wide for a document.
+def _tokens_row(name: str, a: float, b: float, quotient: Interval) -> tuple[str, ...]:
+    return name, number(a), number(b), f"{TIMES} {ratio(quotient)}"
+
+
+def group_table(group: Group) -> Table:
+    """Return one row for each run of a group: the same columns on a terminal, in Markdown and in
+    the HTML page.
+
+    Columns for several samples a question, for votes, for budgets or for programs that stop early
+    are left out if no run needs them.
     """
     k = _largest_common_k(group)
-    several = group.num_samples > 1
     any_stops_early = any(row.stops_early for row in group.rows)
+    any_majority = any(row.score.has_majority for row in group.rows)
+    any_budget = any(row.score.past_budget for row in group.rows)
     columns: list[tuple[str, bool, Callable[[Row], str]]] = [
         ("pass@1, %", True, lambda row: percent(_pass_at(row, 1))),
-        (_vote_title(group), several, lambda row: percent(row.score.vote_correct)),
+        (_vote_title(group), group.num_samples > 1 and any_majority, _vote_cell),
         (f"pass@{k}, %", k > 1, lambda row: _pass_cell(row, k)),
         ("difference to full, points (95 %)", True, _difference_cell),
-        ("McNemar p", True, _p_cell),
+        ("McNemar p", any_majority, _p_cell),
         ("cut off, %", True, lambda row: share(row.score.truncated)),
-        ("no answer, %", in_page, lambda row: share(row.score.no_answer)),
-        (
-            "grew past the budget",
-            in_page and any(row.score.past_budget for row in group.rows),
-            lambda row: past_budget(row.score.past_budget),
-        ),
+        ("no answer, %", True, lambda row: share(row.score.no_answer)),
+        ("grew past the budget", any_budget, lambda row: past_budget(row.score.past_budget)),
         ("mean tokens", True, lambda row: number(row.score.mean_tokens)),
         (
             "tokens a question",
@@ -369,6 +401,10 @@ def _vote_title(group: Group) -> str:
     return f"maj@{numbers[0]}, %" if is_uniform else "vote right, %"
 
 
+def _vote_cell(row: Row) -> str:
+    return percent(row.score.vote_correct if row.score.has_majority else None)
+
+
 def _difference_cell(row: Row) -> str:
     if not row.against_full or row.against_full.reads_everything:
         return NONE
@@ -377,9 +413,10 @@ def _difference_cell(row: Row) -> str:
 
 
 def _p_cell(row: Row) -> str:
-    if not row.against_full or row.against_full.reads_everything:
+    found = row.against_full
+    if not found or found.reads_everything or not found.has_majority:
         return NONE
-    return p_value(row.against_full.mcnemar.p)
+    return p_value(found.mcnemar.p)
 
 
 def _ratio_cell(row: Row) -> str:
@@ -420,7 +457,7 @@ def _by_question(rows: Sequence[Row]) -> dict[str, list[QuestionResult | None]]:
 def _question_table(rows: Sequence[Row], names: Sequence[str]) -> Table:
     results = _by_question(rows)
     return Table(
-        head=("question", *(row.name for row in rows)),
+        head=("question id", *(row.name for row in rows)),
         rows=tuple((name, *map(_correct_cell, results[name])) for name in names),
     )
 
@@ -462,9 +499,11 @@ def _condition_cell(value: object) -> str:
 
 SECTION = MarkdownSection("lim report")
 NOT_MEASURED = "Accuracy: not measured yet."
+MCNEMAR = "McNemar's exact test compares the votes. "
 COUNTED = (
-    "McNemar's exact test compares the votes. Cut off: samples that reached the limit of new "
-    "tokens. Length ratios are relative to full; tokens per correct counts all generated tokens."
+    f"{MCNEMAR}Cut off: samples that reached the limit of new tokens. No answer: samples that "
+    "state none, cut off or not; they count as wrong. Length ratios are relative to full; tokens "
+    "per correct counts all generated tokens."
 )
 METHOD = (
     f"{PLUS_MINUS} is one standard error, clustered by question. Differences of pass@1 are paired "
@@ -553,6 +592,8 @@ def method_text(groups: Sequence[Group]) -> str:
     any_stops_early = any(row.stops_early for group in groups for row in group.rows)
     has_errors = any(group.num_questions >= MIN_QUESTIONS for group in groups)
     method = METHOD if has_errors else COUNTED
+    if not any(row.score.has_majority for group in groups for row in group.rows):
+        method = method.replace(MCNEMAR, "")
     return f"{method} {STOPPING}" if any_stops_early else method
 
 
@@ -570,6 +611,8 @@ def conditions_text(group: Group) -> str:
     notes = "".join(f" {row.name}: {row_note(row)}." for row in group.rows if row_note(row))
     if group.num_questions < MIN_QUESTIONS:
         notes = f" {too_few(group.num_questions)}.{notes}"
+    if not all(row.score.has_majority for row in group.rows):
+        notes += f" Votes: {NO_MAJORITY}."
     return (
         f"{', '.join(sampling)}; {', '.join(stack)}. By `lim eval` on {days}, commit "
         f"{commits}.{notes}"

@@ -9,14 +9,14 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from lim_sglang.errors import DataError, bullets
+from lim_sglang.errors import ConfigError, DataError, bullets
 from lim_sglang.programs.answers import (
     CHOICES,
     AnswerKind,
@@ -55,6 +55,11 @@ class Columns:
         return " or ".join(f'"{name}"' for name in self.problem), *(
             f'"{name}"' for name in (self.answer, *self.wrong_answers)
         )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Columns that are read where a row has them."""
+        return (*self.problem, self.answer, *self.wrong_answers, *self.identity)
 
 
 FILE_COLUMNS = Columns(may_be_solution=True)
@@ -178,13 +183,13 @@ def find_task(name: str) -> Task:
     (`file:STEM:choice`) is accepted, too.
 
     Raises:
-        DataError: unknown name; the message names the likeliest one, and lists the known ones.
+        ConfigError: unknown name; the message names the likeliest one, and lists the known ones.
     """
     if name.startswith(OWN_FILE) and (text := name.removeprefix(OWN_FILE)):
         return _own_task(text)
     if name not in TASKS:
         known = ", ".join(TASKS)
-        raise DataError(
+        raise ConfigError(
             f"unknown task {name!r}; {_guess(name)}the tasks are {known}, and {OWN_FILE}PATH.jsonl"
         )
     return TASKS[name]
@@ -314,6 +319,10 @@ class Question:
     gold: str
     answer_behind: str | None = None
     """Mark behind which the gold answer stood, where a file gave a whole solution."""
+    location: str = field(default="", compare=False)
+    """File and line, or data set and row."""
+    unread: tuple[str, ...] = field(default=(), compare=False)
+    """Fields of a file's row that are not read."""
 
 
 def load_questions(task: Task, data_dir: Path | None = None) -> list[Question]:
@@ -321,10 +330,12 @@ def load_questions(task: Task, data_dir: Path | None = None) -> list[Question]:
     `<data_dir>/<task>.jsonl`, else the hub.
 
     Raises:
-        DataError: the source cannot be read, or rows are not questions (each is named).
+        ConfigError: the user's own file does not exist, or an unknown kind of answer follows it.
+        DataError: the hub cannot be read, or rows are not questions (each is named).
     """
     columns = FILE_COLUMNS
     if task.file:
+        _check_ending(task.file)
         rows = _file_rows(task.file, f"{OWN_FILE}PATH must name a file{_hint(task.file)}")
     elif data_dir:
         path = data_dir / f"{task.name}.jsonl"
@@ -332,7 +343,6 @@ def load_questions(task: Task, data_dir: Path | None = None) -> list[Question]:
     else:
         rows, columns = _hub_rows(task), task.columns
     questions: dict[str, Question] = {}
-    locations: dict[str, str] = {}
     problems: dict[str, list[str]] = {}
     for index, (location, row) in enumerate(rows):
         try:
@@ -340,10 +350,10 @@ def load_questions(task: Task, data_dir: Path | None = None) -> list[Question]:
             name = question.question_id
             if name in questions:
                 raise DataError(
-                    f"the id {name!r} occurs a second time, after {locations[name]}; a row without "
-                    "an id has its number, from 0: give every row an id of its own, or none"
+                    f"the id {name!r} occurs a second time, after {questions[name].location}; "
+                    "a row without an id has its number, from 0: give every row an id, or none"
                 )
-            questions[name], locations[name] = question, location
+            questions[name] = replace(question, location=location)
         except DataError as problem:
             problems.setdefault(str(problem), []).append(location)
     if problems:
@@ -413,7 +423,8 @@ def _read_question(row: object, task: Task, columns: Columns, index: int) -> Que
         wrong = [_answer_text(row[name], name, columns) for name in columns.wrong_answers]
         text, gold = _with_options(text, [gold, *wrong], f"{task.shuffle_seed} {question_id}")
     _check_gold(gold, task.answer_kind)
-    return Question(question_id=question_id, text=text, gold=gold, answer_behind=mark)
+    unread = tuple(each for each in row if columns is FILE_COLUMNS and each not in columns.names)
+    return Question(question_id, text, gold, answer_behind=mark, unread=unread)
 
 
 def _describe_fields(row: Mapping[str, Any], columns: Columns) -> str:
@@ -522,9 +533,9 @@ def _describe_problems(problems: Mapping[str, Sequence[str]], num_rows: int) -> 
         num_rows: number of all rows.
     """
     described = [
-        f"all {num_rows} rows: {problem}"
+        f"all {num_rows} rows of {locations[0].rpartition(', ')[0]}: {problem}"
         if len(locations) == num_rows > 1
-        else f"{_places(locations)}: {problem}"
+        else f"{places(locations)}: {problem}"
         for problem, locations in problems.items()
     ]
     shown = described[:MAX_PROBLEMS_SHOWN]
@@ -533,7 +544,7 @@ def _describe_problems(problems: Mapping[str, Sequence[str]], num_rows: int) -> 
     return f"these rows are not questions:{bullets(shown)}"
 
 
-def _places(locations: Sequence[str]) -> str:
+def places(locations: Sequence[str]) -> str:
     """Return `own.jsonl, lines 2-4, 7` for locations of one file."""
     where, _, first = locations[0].rpartition(" ")
     if len(locations) == 1:
@@ -558,13 +569,19 @@ def _json_fault(line: str) -> str | None:
     return None
 
 
+def _check_ending(path: Path) -> None:
+    """Raise `ConfigError` where a path is that of a file with an unknown kind of answer."""
+    name, _, word = str(path).rpartition(":")
+    is_named = Path(name).suffix in QUESTION_SUFFIXES or _is_file(Path(name))
+    if name and "/" not in word and is_named and not _is_file(path):
+        kinds = ", :".join(AnswerKind)
+        raise ConfigError(f"unknown kind ':{word}'; {OWN_FILE}{name} may end in :{kinds}")
+
+
 def _hint(path: Path) -> str:
     """Return what was probably meant by the path of a file that does not exist."""
     if _is_file(path):
         return ""
-    name, _, word = str(path).rpartition(":")
-    if name and _is_file(Path(name)):
-        return f" and may end in :{', :'.join(AnswerKind)}, not :{word}"
     similar = path.with_name(f"{path.name}.jsonl")
     return f" ({similar} exists)" if _is_file(similar) else ""
 
@@ -575,7 +592,8 @@ def _file_rows(path: Path, expected: str) -> Rows:
     Lines are split at newlines alone: `str.splitlines` would also split at U+2028 inside a text.
 
     Raises:
-        DataError: the file cannot be read, or no line of it is JSON.
+        ConfigError: there is no such file.
+        DataError: the file is not UTF-8, or no line of it is JSON.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -585,7 +603,7 @@ def _file_rows(path: Path, expected: str) -> Rows:
         ) from None
     except (OSError, ValueError) as error:  # a ValueError: not a valid file name
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot read {path} ({reason}); {expected}, {ROW_FORM}") from None
+        raise ConfigError(f"cannot read {path} ({reason}); {expected}, {ROW_FORM}") from None
     if text.lstrip().startswith("["):
         with suppress(ValueError, RecursionError):
             return ((f"{path}, item {n}", row) for n, row in enumerate(json.loads(text), 1))

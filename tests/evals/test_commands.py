@@ -139,8 +139,8 @@ def test_a_server_is_started_for_the_run_with_the_options_of_lim_serve(
 @pytest.mark.parametrize(
     ("words", "further", "message"),
     [
-        ("math500 --budget 256", (), "--lim-budget: options of a server that --serve MODEL"),
-        ("math500", ("--dtype", "half"), "what follows --: options of a server"),
+        ("math500 --budget 256", (), "--budget needs --serve MODEL"),
+        ("math500", ("--dtype", "half"), "what follows -- needs --serve MODEL"),
         ("math500 --serve tiny --url a:1", (), "--serve starts a server of its own"),
         ("math500 --set window", (), "--set takes NAME=VALUE"),
         ("math500 aime24 math500", (), "math500 is named twice"),
@@ -211,7 +211,7 @@ def test_each_run_is_graded_by_the_kind_of_its_task(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_run_is_refused_before_any_is_graded(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "aime24", "7", r"\boxed{7}")
-    with pytest.raises(DataError, match="name the folder of a run"):
+    with pytest.raises(ConfigError, match="name the folder of a run"):
         call(grade, run, tmp_path)
     assert not list(tmp_path.rglob("grades.jsonl"))
 

@@ -303,18 +303,18 @@ GONE = question("q", [None], states={0: ABORTED})
         (
             A,
             replace(run(*A.questions[:18]), source="runs/b"),
-            r"\(runs/b lacks 2: q18, q19\); complete",
+            r"\(runs/b lacks 2 of 20 questions, .* q18, q19\); complete",
         ),
-        (run_of((1, 1), (1, 1)), run_of(*[(1, 1)] * 10), r"run lacks 8: q2, q3, q4, q5, q6, …\)"),
+        (run_of((1, 1), (1, 1)), run_of(*[(1, 1)] * 10), r"lacks 8 of 10 .* q2, q3, .*, …\)"),
         (
             run(*A.questions[8:11]),
             run(*A.questions[7:10]),
-            r"\(run lacks 1: q7; run lacks 1: q10\); .*both by lim compare --common",
+            r"\(run lacks 1 of 4 .* q7; run lacks 1 of 4 .* q10\); .*both by lim compare --common",
         ),
         (
             run(*A.questions[:10][::-1], num_failed=1),
             run(*A.questions[11:12], num_failed=2),
-            r"run lacks 10: q0, q1, q2, .*1 sample of run and 2 samples of run failed: .*--retry-f",
+            r"lacks 10 of 11 .* q0, q1, .*1 sample of run and 2 samples of run failed: .*--retry-f",
         ),
         (run(GONE), run(GONE), "share no question with completed samples"),
     ],
@@ -334,17 +334,19 @@ def test_the_questions_of_both_runs_are_compared_on_demand() -> None:
 def test_samples_that_failed_are_told_with_what_follows() -> None:
     part = replace(run(*B.questions[:2], policy="lim"), num_failed=7)
     found = compare(A, part, common=True)
-    assert (found.samples_a.completed, found.samples_a.failed) == (8, 0)
-    assert (found.samples_b.completed, found.samples_b.failed) == (8, 7)
+    assert (found.figures_a.completed, found.figures_a.failed) == (8, 0)
+    assert (found.figures_b.completed, found.figures_b.failed) == (8, 7)
     told = "0 samples of full and 7 of lim failed and are left out: long samples fail first"
     assert told in sentence(found)
-    rows = dict(comparison_table([found]).rows)
-    assert (rows["samples"], rows["samples of the first"]) == ("8", "8")
-    assert (rows["failed, left out"], rows["failed of the first"]) == ("7", "0")
+    table = comparison_table(found)
+    assert table.head[1:3] == ("full", "lim")
+    rows = {name: cells for name, *cells in table.rows}
+    assert rows["samples"][:2] == ["8", "8"]
+    assert rows["failed, left out"][:2] == ["0", "7"]
     first = compare(replace(A, num_failed=1), B)
     assert "1 sample of full and 0 of lim failed and are left out" in sentence(first)
     none = compare(A, B)
-    assert "failed" not in sentence(none) + str(comparison_table([none]))
+    assert "failed" not in sentence(none) + str(comparison_table(none))
 
 
 def test_nineteen_questions_have_no_interval_and_twenty_have_one() -> None:
@@ -470,7 +472,7 @@ def test_the_command_needs_two_runs(paths: list[str]) -> None:
 @pytest.mark.parametrize("words", [["none"], ["none", "gone"], ["none", "{first}", "gone"]])
 def test_paths_that_do_not_exist_are_all_named(words: list[str], paths: list[str]) -> None:
     missing = [word for word in words if "{" not in word]
-    with pytest.raises(DataError, match=f"cannot read {', '.join(missing)} .no such file"):
+    with pytest.raises(ConfigError, match=f"cannot read {', '.join(missing)} .no such file"):
         lim_compare(*(word.format(first=paths[0]) for word in words))
 
 
@@ -478,11 +480,11 @@ def test_messages_name_a_run_by_the_users_path(paths: list[str], tmp_path: Path)
     (short,) = write_summaries([simulated(questions=38)], tmp_path / "short")
     with pytest.raises(DataError) as caught:
         lim_compare(paths[0], str(short))
-    assert f"{short} lacks 2: q038, q039" in str(caught.value)
+    assert f"{short} lacks 2 of 40 questions, with the ids q038, q039" in str(caught.value)
     assert str(caught.value).startswith(f"{paths[0]} and {short} have different questions")
 
 
 def test_title_and_conditions_are_lines_in_one_piece_without_a_terminal(paths: list[str]) -> None:
     lines = lim_compare(*paths[:2]).stdout.splitlines()
-    assert lines[0] == "against full"
+    assert lines[0] == "lessismore-128 against full"
     assert [line for line in lines if line != line.rstrip()] == []

@@ -56,11 +56,11 @@ def run_again(questions: Path, out: Path, *options: str) -> FakeServer:
 @pytest.mark.parametrize(
     ("given", "messages", "code"),
     [
-        ("aime1924 math500", ["unknown task 'aime1924'", "math500.jsonl"], 1),
+        ("aime1924 math500", ["unknown task 'aime1924'", "math500.jsonl"], 2),
         ("file:{folder}/no_answer.jsonl", ['no_answer.jsonl, line 2: lacks "answer"'], 1),
         ("aime24 --program oracle", ["unknown program 'oracle'"], 2),
         ("aime24 --program short --set wanted=0", ["wanted: expected at least 1, got 0"], 2),
-        ("aime24 --budget 256", ["--lim-budget", "--serve MODEL"], 2),
+        ("aime24 --budget 256", ["--budget", "--serve MODEL"], 2),
         ("aime24 --out /dev/null/run", ["cannot write to /dev/null"], 1),
         ("aime24 --url 127.0.0.1:9", ["no server answers at http://127.0.0.1:9"], 1),
     ],

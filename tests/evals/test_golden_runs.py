@@ -36,6 +36,13 @@ def assert_close(found: Any, expected: Any) -> None:
         assert found == expected
 
 
+def columns_of(lines: list[str], titles: list[str]) -> list[list[str]]:
+    """Return the cells of a table in Markdown under some titles; later versions have more."""
+    head, *rows = [line.strip("| ").split(" | ") for line in lines]
+    places = [head.index(title) for title in titles]
+    return [[row[place] for place in places] for row in (head, *rows)]
+
+
 @pytest.mark.parametrize("name", GROUPS)
 def test_comparison_and_report_are_those_of_then(name: str) -> None:
     group = GROUPS[name]
@@ -45,8 +52,13 @@ def test_comparison_and_report_are_those_of_then(name: str) -> None:
     expected = {k: v for k, v in group["comparison"].items() if k != "sentence"}
     assert_close({k: found[k] for k in expected}, expected)
     tables = make_groups(load_summaries([GOLDEN / run for run in group["reported"]]))
-    lines = [line for table in tables for line in group_table(table).markdown().splitlines()]
-    assert lines == group["table"]
+    then = group["table"]
+    for table in tables:
+        lines = group_table(table).markdown().splitlines()
+        expected, then = then[: len(lines)], then[len(lines) :]
+        titles = expected[0].strip("| ").split(" | ")
+        assert columns_of(lines, titles) == columns_of(expected, titles)
+    assert not then
 
 
 READ_OTHERWISE = {

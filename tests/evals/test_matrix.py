@@ -549,7 +549,7 @@ def test_a_run_that_cannot_be_completed_costs_no_other_run_of_its_server(world: 
 def test_questions_that_cannot_be_read_are_told_before_a_server_starts(world: World) -> None:
     (world.folder / "more.jsonl").unlink()
     done = world.run()
-    assert done.code == 1
+    assert done.code == 2
     assert world.starts == []
     assert f"cannot read {world.folder}/more.jsonl" in done.error
     assert world.run("--dry-run").code == 0

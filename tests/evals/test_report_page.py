@@ -134,7 +134,7 @@ def shown(found: Sequence[Table]) -> list[list[list[str]]]:
 def test_tables_and_sentences_are_those_of_the_runs(
     page: Element, groups: tuple[Group, ...]
 ) -> None:
-    assert tables(page, "scores") == shown([group_table(group, in_page=True) for group in groups])
+    assert tables(page, "scores") == shown([group_table(group) for group in groups])
     bare = groups[1]  # the group whose questions are not known
     assert tables(page, "questions disagreements")[1:] == shown([disagreement_table(bare.rows)])
     assert tables(page, "questions")[1:] == shown([question_table(bare.rows)])
@@ -151,7 +151,7 @@ def test_each_number_has_its_question_and_reference_answer(
 ) -> None:
     expected = {row[0]: list(row[1:]) for row in question_table(groups[0].rows).rows}
     head, *found = tables(page, "questions")[0]
-    assert head == ["question", "reference answer", *(row.name for row in groups[0].rows)]
+    assert head == ["question id", "reference answer", *(row.name for row in groups[0].rows)]
     assert len(found) == len(expected) == 40
     for name, gold, *cells in found:
         (stored,) = (q for i, q in asked[EVIL].items() if name.split("\n")[0].startswith(i))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.errors import DataError
+from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.run_store import (
     AskedQuestion,
     Failure,
@@ -408,7 +408,7 @@ def test_a_run_that_was_killed_before_its_record_begins_again(
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no record of a run"):
+    with pytest.raises(ConfigError, match="is no record of a run"):
         load_run(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"run_id": "x", "settings": {}, "about": {}}))
     with pytest.raises(DataError, match=r"cannot read .*samples\.jsonl"):

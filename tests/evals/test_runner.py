@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import pytest
 from rich.console import Console
 
-from lim_sglang.errors import DataError, ServerError
+from lim_sglang.errors import ConfigError, DataError, ServerError
 from lim_sglang.evals import runner as runner_module
 from lim_sglang.evals.grading import Grader
 from lim_sglang.evals.metrics import score
@@ -23,13 +23,15 @@ from lim_sglang.evals.runner import (
     FinishedRun,
     RunPlan,
     RunProgress,
+    broken_lines,
     check_unchanged,
     complete_runs,
     describe_failures,
-    letter_notes,
     load_benchmarks,
     plan_run,
+    question_notes,
     sample_missing,
+    shortened,
 )
 from lim_sglang.evals.scheduler import InFlight, Job, SampleResult, SampleSink, Server, ServerLost
 from lim_sglang.evals.servers import Connection, ServerFacts
@@ -286,10 +288,10 @@ def test_progress_tells_samples_in_flight_and_goes_on_while_none_ends(config: Ru
     progress = progress_of(config, clock, servers=servers)
     assert progress.describe() == "math500 (own questions): 0/15 samples"
     clock[0], running[0] = 140.0, InFlight(2)
-    assert progress.describe() == "math500 (own questions): 0/15 samples, 4 samples running"
+    assert progress.describe() == "math500 (own questions): 0/15 samples, 4 running"
     running[0] = InFlight(2, num_tokens=9, running_s=(40.0, 40.0))
     progress.count(Failure("q", 1, "timeout"))
-    assert progress.describe().endswith(": 0/15 samples, 4 samples running, 0.5 tokens/s, 1 failed")
+    assert progress.describe().endswith(": 0/15 samples, 4 running, 0.5 tokens/s, 1 failed")
 
 
 def test_samples_in_flight_count_at_the_speed_of_the_ended_ones_and_within_the_token_limit(
@@ -302,9 +304,7 @@ def test_samples_in_flight_count_at_the_speed_of_the_ended_ones_and_within_the_t
     clock[0] += 20
     progress.count((make_graded(0, num_tokens=60, latency_s=20.0),))
     # 12 samples at 3 tokens/s, which have 64 tokens at most.
-    assert progress.describe().endswith(
-        ", 11 samples running, 36 tokens/s, about 1s left, 3 failed"
-    )
+    assert progress.describe().endswith(", 11 running, 36 tokens/s, about 1s left, 3 failed")
 
 
 def test_the_time_left_of_a_program_that_stops_early_counts_questions(config: RunConfig) -> None:
@@ -430,7 +430,7 @@ def test_a_run_without_a_sample_has_no_summary(
 
 def test_every_problem_with_tasks_is_named_at_once(tmp_path: Path) -> None:
     tasks = ("aime1924", "math500", "gsm8k", "math500")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(ConfigError) as caught:
         load_benchmarks([RunConfig(task, data_dir=tmp_path) for task in tasks])
     expected = ("unknown task 'aime1924'", "math500.jsonl", "gsm8k.jsonl")
     lines = str(caught.value).split("\n")
@@ -441,8 +441,8 @@ def test_every_problem_with_tasks_is_named_at_once(tmp_path: Path) -> None:
     ("ending", "golds", "said"),
     [
         ("", ["5", "x", "AB"], None),
-        ("", ["5", "D", "x"], "question 2 of "),
-        ("", ["A", "5", "B"], "questions 1 and 3 of "),
+        ("", ["5", "D", "x"], "own.jsonl, line 2: the ref"),
+        ("", ["A", "5", "B"], "own.jsonl, lines 1, 3: the ref"),
         (":choice", ["A", "B", "D"], None),
     ],
 )
@@ -450,7 +450,39 @@ def test_letters_in_a_file_of_expressions_are_named(
     ending: str, golds: list[str], said: str | None, tmp_path: Path
 ) -> None:
     task = f"file:{tmp_path / 'own.jsonl'}{ending}"
-    questions = [Question(str(n), f"q{n}", gold) for n, gold in enumerate(golds)]
-    found = list(letter_notes({task: questions}))
+    questions = [
+        Question(str(n), f"q{n}", gold, location=f"own.jsonl, line {n + 1}")
+        for n, gold in enumerate(golds)
+    ]
+    found = list(question_notes({task: questions}))
     assert len(found) == (said is not None)
-    assert all(note.startswith(str(said)) and "own.jsonl: the ref" in note for note in found)
+    assert all(note.startswith(str(said)) for note in found)
+
+
+@pytest.mark.parametrize(
+    ("unread", "words"),
+    [
+        ((), None),
+        (("source", "answer_type", "level"), None),
+        (("choices",), "'choices' is not read: options stand in the question's text"),
+        (("A", "B"), "'A' and 'B' are not read: options"),
+        (("Question",), "'Question' is not read; did you mean 'question'"),
+        (("anwser",), "did you mean 'answer'"),
+    ],
+)
+def test_fields_that_look_like_options_or_misspelt_ones_are_named(
+    unread: tuple[str, ...], words: str | None, tmp_path: Path
+) -> None:
+    asked = Question("0", "Which?", "4", location="own.jsonl, line 7", unread=unread)
+    found = list(question_notes({f"file:{tmp_path / 'own.jsonl'}": [asked]}))
+    assert len(found) == (words is not None)
+    assert all(str(words) in note and note.startswith("own.jsonl, line 7") for note in found)
+
+
+@pytest.mark.parametrize("width", [44, 64])
+def test_progress_breaks_at_commas_within_the_width(width: int) -> None:
+    parts = [f"{shortened('file:' + 'long' * 30, width - 21)}: 8/12 samples", "0.0 % right"]
+    parts += ["4 running", "49 tokens/s", "at most 3m, if all samples run to --max-tokens"]
+    lines = broken_lines(parts, width).split("\n")
+    assert all(len(line) <= width for line in lines[:-1])
+    assert " ".join(lines) == ", ".join(parts)

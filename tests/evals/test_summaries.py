@@ -93,7 +93,7 @@ def test_a_damaged_summary_is_refused(
 def test_what_holds_no_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.json.*No such file"):
         read_summary(tmp_path / "none.json")
-    with pytest.raises(DataError, match="holds no run and no summary"):
+    with pytest.raises(ConfigError, match="holds no run and no summary"):
         find_runs([tmp_path])
     with open_run(tmp_path / "run", RECORD), pytest.raises(DataError, match="has no sample yet"):
         load_summaries([tmp_path / "run"])

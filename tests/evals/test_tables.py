@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from lim_sglang.evals.compare import Comparison, Interval, McNemar, compare
-from lim_sglang.evals.metrics import Estimate, PastBudget, Summary, score
+from lim_sglang.evals.metrics import NO_MAJORITY, Estimate, PastBudget, Summary, score
 from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.evals.tables import (
     ALL_READ,
@@ -147,8 +147,8 @@ def test_a_score_table_has_a_row_for_every_score() -> None:
         "pass@2": "58.3 %",
         "pass@4": "75.0 %",
         "maj@4": "50.0 %",
-        "truncated": "31.2 %",
-        "without answer": "31.2 %",
+        "cut off": "31.2 %",
+        "no answer": "31.2 %",
         "mean tokens": "25",
         "tokens, 50 % are within": "25",
         "tokens, 90 % are within": "40",
@@ -180,11 +180,12 @@ def test_samples_without_an_answer_have_a_reason_each() -> None:
         question("b", [0, 1, None], states={0: TRUNCATED, 2: TRUNCATED}),
     )
     cut_off, unanswered = reasons_without_answer(found.conditions, score(found))
-    assert cut_off.startswith("2 of 6 samples were cut off after 30 tokens at most")
+    assert cut_off.startswith("2 of 6 samples were cut off")
+    assert "30 tokens" in cut_off
     assert cut_off.endswith("so the server's context is full: serve a longer context")
     short = {**found.conditions, "max_tokens": 30}
     assert next(reasons_without_answer(short, score(found))).endswith("raise --max-tokens")
-    assert unanswered.startswith("1 of 6 samples ended without an answer")
+    assert unanswered.startswith("1 of 6 samples ended")
     assert not [*reasons_without_answer(FOUR.conditions, score(run(question("q", [0, 1]))))]
 
 
@@ -193,7 +194,7 @@ def test_two_samples_have_no_majority_and_the_table_says_so(
     groups: list[int], is_noted: bool
 ) -> None:
     table = score_table(FOUR.conditions, score(run(question("q", groups))))
-    assert ("a majority needs three samples" in table.caption) == is_noted
+    assert (NO_MAJORITY in table.caption) == is_noted
 
 
 def test_title_and_conditions_stand_unbroken_above_the_cells() -> None:
@@ -212,9 +213,9 @@ def test_a_terminal_shows_names_as_they_are() -> None:
     with (console := Console(width=200)).capture() as text:
         print_table(console, score_table(found.conditions, score(found)))
         comparison = compare(replace(found, num_failed=0), found, names=(name, name))
-        print_table(console, comparison_table([comparison]))
-    # Task, model and policy in the first title; the title and the head of the second table.
-    assert text.get().count(name) == 3 + 2
+        print_table(console, comparison_table(comparison))
+    # Task, model and policy in the first title; both runs in the second title and its head.
+    assert text.get().count(name) == 3 + 4
 
 
 def test_a_run_within_its_budget_is_said_to_have_read_everything() -> None:
@@ -230,25 +231,40 @@ def test_a_run_within_its_budget_is_said_to_have_read_everything() -> None:
         assert (cells(group, 1)["difference to full, points (95 %)"] == NONE) is noted
 
 
-def test_a_comparison_table_has_a_column_for_each_run() -> None:
+def test_a_comparison_table_has_both_runs_figures_and_their_differences() -> None:
     other = run(*FOUR.questions[:2], question("wrong by vote", [0, 1], 1, chosen=1), policy="b")
     found = compare(FOUR, other, common=True, names=("a", "b"))
-    table = comparison_table([found, found])
-    assert (table.title, table.head) == ("against a", ("measure", "b", "b"))
+    table = comparison_table(found)
+    assert table.head[:3] == ("measure", "a", "b")
+    # Three questions of four samples of a, of which one was cut off and has no answer.
     assert {name: cells for name, *cells in table.rows} == {
-        "questions": ["3"] * 2,
-        "samples": ["10"] * 2,
-        "samples of the first": ["12"] * 2,
-        "failed, left out": ["0"] * 2,
-        "failed of the first": ["3"] * 2,
-        "pass@1, points": [points(found.difference)] * 2,
-        "right votes, points": [points(found.answers)] * 2,
-        "right votes of it only": ["1"] * 2,
-        "right votes of the first only": ["0"] * 2,
-        "McNemar's p": ["1.000"] * 2,
-        "length of samples": [ratio(found.length_ratio)] * 2,
-        "tokens a question": [ratio(found.spent_ratio)] * 2,
+        "questions": ["3", "3", ""],
+        "samples": ["12", "10", ""],
+        "failed, left out": ["3", "0", ""],
+        "pass@1": ["58.3 %", "66.7 %", f"{points(found.difference)} points"],
+        "right votes": ["66.7 %", "100.0 %", f"{points(found.answers)} points"],
+        "right votes of this run only": ["0", "1", "McNemar p 1.000"],
+        "no answer": ["8.3 %", "10.0 %", "+1.7 points"],
+        "cut off": ["8.3 %", "10.0 %", "+1.7 points"],
+        "mean tokens of a sample": ["25", "22", f"{TIMES} {ratio(found.length_ratio)}"],
+        "tokens a question": ["100", "77", f"{TIMES} {ratio(found.spent_ratio)}"],
     }
+
+
+def test_votes_of_two_samples_are_left_out_of_all_tables_with_the_reason() -> None:
+    pairs = [question(f"q{n}", [0, None]) for n in range(4)]
+    two = run(*pairs)
+    sparse = run(*(question(f"q{n}", [None, None]) for n in range(4)), policy="b", budget=8)
+    found = compare(two, sparse)
+    table = comparison_table(found)
+    assert NO_MAJORITY in table.caption
+    assert not [name for name, *_ in table.rows if "vote" in name]
+    (group,) = make_groups([two, sparse])
+    titles = group_table(group).head
+    assert not [title for title in titles if "maj" in title or "vote" in title or "McN" in title]
+    assert NO_MAJORITY in conditions_text(group)
+    # All samples of one run lack an answer, half of the other's.
+    assert "50.0 % of the samples of full and 100.0 %" in sentence(found)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +275,7 @@ def group() -> Group:
 
 def cells(group: Group, number: int) -> dict[str, str]:
     """Return a row of the table by its titles."""
-    table = group_table(group, in_page=True)
+    table = group_table(group)
     return dict(zip(table.head, table.rows[number], strict=True))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.errors import DataError
+from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.tasks import (
     ROW_FORM,
     TASKS,
@@ -62,7 +62,7 @@ def test_the_aime_has_integers_and_gpqa_letters() -> None:
 
 @pytest.mark.parametrize("name", ["math5000", "MATH500", "", "file", "file:"])
 def test_an_unknown_task_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(ConfigError) as caught:
         find_task(name)
     known = ", ".join(TASKS)
     guess = "did you mean math500? " if name.lower().startswith("math") else ""
@@ -81,7 +81,7 @@ def test_a_file_that_is_named_like_a_task_is_recognised(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").touch()
-    with pytest.raises(DataError, match=re.escape(f"are named file:{name}; the tasks are")):
+    with pytest.raises(ConfigError, match=re.escape(f"are named file:{name}; the tasks are")):
         find_task(name)
 
 
@@ -199,7 +199,7 @@ GOOD_ROW, NO_ANSWER = {"problem": "P", "answer": "1"}, {"problem": "P"}
 @pytest.mark.parametrize(
     ("rows", "place"),
     [
-        ([NO_ANSWER] * 6, "all 6 rows"),
+        ([NO_ANSWER] * 6, "all 6 rows of {file}"),
         ([NO_ANSWER], "{file}, line 1"),
         ([GOOD_ROW, *[NO_ANSWER] * 3], "{file}, lines 2-4"),
         ([NO_ANSWER, GOOD_ROW, NO_ANSWER, NO_ANSWER], "{file}, lines 1, 3-4"),
@@ -217,7 +217,7 @@ def test_a_problem_of_many_rows_is_told_once(
 
 
 def test_a_folder_without_the_file_and_an_empty_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"--data-dir must be a folder with math500\.jsonl"):
+    with pytest.raises(ConfigError, match=r"--data-dir must be a folder with math500\.jsonl"):
         load_questions(MATH, tmp_path)
     with pytest.raises(DataError, match="holds no question"):
         load_questions(MATH, write(tmp_path, "math500", ""))
@@ -309,12 +309,12 @@ def test_files_of_other_forms_are_refused_in_words(
     ("name", "hint"),
     [
         ("own", "own.jsonl exists"),
-        ("own.jsonl:choices", "may end in :expression, :integer, :choice, not :choices"),
+        ("own.jsonl:choices", "unknown kind ':choices'"),
     ],
 )
 def test_the_path_that_was_meant_is_named(name: str, hint: str, tmp_path: Path) -> None:
     write(tmp_path, "own", {"problem": "P", "answer": 4})
-    with pytest.raises(DataError, match=re.escape(hint)):
+    with pytest.raises(ConfigError, match=re.escape(hint)):
         load_questions(find_task(f"file:{tmp_path / name}"))
 
 
@@ -398,7 +398,7 @@ def test_a_title_names_no_benchmark_that_was_not_asked(
 
 @pytest.mark.parametrize("name", ["none.jsonl", "", "a\0b"])
 def test_a_file_that_cannot_be_read_is_one_sentence(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(ConfigError) as caught:
         load_questions(find_task(f"file:{tmp_path / name}"))
     message = str(caught.value)
     assert message.startswith(f"cannot read {tmp_path / name} (")
@@ -554,3 +554,20 @@ def test_a_missing_hub_is_one_sentence_that_names_the_way_out(
     assert "no route to host" in message
     assert "--data-dir a folder with aime24.jsonl" in message
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "unread"),
+    [
+        ({"question": "Which?", "answer": "B", "choices": ["x", "y"]}, ("choices",)),
+        ({"question": "1 + 1?", "answer": 2, "id": "a"}, ()),
+        ({"question": "1 + 1?", "answer": 2, "A": 1, "source": "mine"}, ("A", "source")),
+    ],
+)
+def test_fields_of_own_questions_that_are_not_read_are_known(
+    fields: dict[str, Any], unread: tuple[str, ...], tmp_path: Path
+) -> None:
+    write(tmp_path, "own", {"question": "0?", "answer": 0}, fields)
+    _, found = load_questions(find_task(f"file:{tmp_path / 'own.jsonl'}"))
+    assert found.unread == unread
+    assert found.location == f"{tmp_path / 'own.jsonl'}, line 2"
