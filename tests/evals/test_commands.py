@@ -22,6 +22,7 @@ from lim_sglang.evals.runner import FinishedRun
 from lim_sglang.programs.schema import Access, Api
 from lim_sglang.server import ServerSpec
 from tests.builders import make_sample
+from tests.evals.summaries import question, run
 from tests.fakes.sglang_server import eventually
 from tests.forked_commands import Forker
 
@@ -141,6 +142,7 @@ def test_a_server_is_started_for_the_run_with_the_options_of_lim_serve(
     [
         ("math500 --budget 256", (), "--budget needs --serve MODEL"),
         ("math500", ("--dtype", "half"), "what follows -- needs --serve MODEL"),
+        ("math500 --budget 9 --policy full", (), "--policy and --budget need --serve MODEL"),
         ("math500 --serve tiny --url a:1", (), "--serve starts a server of its own"),
         ("math500 --set window", (), "--set takes NAME=VALUE"),
         ("math500 aime24 math500", (), "math500 is named twice"),
@@ -158,6 +160,25 @@ def test_words_that_do_not_go_together_are_refused(
     with pytest.raises(ConfigError, match=message):
         call(evaluate, *words.split(), further=further)
     assert runs.urls == ()
+
+
+@pytest.mark.parametrize("word", ["--budget", "--lim-budget"])
+def test_an_option_without_its_server_is_named_as_typed(
+    word: str, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["lim", "eval", "math500", f"{word}=256"])
+    with pytest.raises(ConfigError, match=f"^{word} "):
+        call(evaluate, "math500", f"{word}=256")
+
+
+@pytest.mark.parametrize(("policy", "pair"), [("full", "{} OTHER_RUN"), ("lim", "OTHER_RUN {}")])
+def test_the_closing_hint_compares_with_the_dense_run_first(
+    policy: str, pair: str, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run(question("q", [0, 1]), policy=policy)
+    stored = Run(Path("runs/x"), RunRecord("x", {}, {}), ())
+    commands_module._print_score(FinishedRun(stored, summary))
+    assert f"lim compare {pair.format('runs/x')}`" in capsys.readouterr().err
 
 
 def test_ctrl_c_has_the_shells_exit_code(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +234,8 @@ def test_a_folder_without_a_run_is_refused_before_any_is_graded(tmp_path: Path) 
     run = write_run(tmp_path / "run", "aime24", "7", r"\boxed{7}")
     with pytest.raises(ConfigError, match="name the folder of a run"):
         call(grade, run, tmp_path)
+    with pytest.raises(ConfigError, match="twice"):
+        call(grade, run, tmp_path / "." / "run")
     assert not list(tmp_path.rglob("grades.jsonl"))
 
 

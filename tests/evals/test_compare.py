@@ -24,13 +24,13 @@ from lim_sglang.evals.compare import (
     ratio_interval,
     resampled_means,
 )
-from lim_sglang.evals.metrics import Summary
+from lim_sglang.evals.metrics import NO_MAJORITY, Summary
 from lim_sglang.evals.summaries import read_summary, write_summaries
 from lim_sglang.evals.tables import comparison_table, sentence
 from lim_sglang.programs.schema import SampleState
 from tests.evals.summaries import five_runs, question, run, simulated
 
-ABORTED = SampleState.ABORTED
+ABORTED, TRUNCATED = SampleState.ABORTED, SampleState.TRUNCATED
 SIMULATIONS, SAMPLES = 1000, 4
 RESAMPLES = 400
 """Fewer than a user's 10,000, to save time; the coverage differs only by noise."""
@@ -270,6 +270,46 @@ def test_a_program_that_stops_early_is_compared_by_its_votes() -> None:
     assert found.spent_ratio.value == pytest.approx(51 / 408)
 
 
+def test_both_runs_have_their_figures_beside_the_difference() -> None:
+    cut = question("q4", [None, 0], states={0: TRUNCATED}, tokens=[300, 100], chosen=0)
+    found = compare(A, replace(B, questions=(*B.questions[:4], cut)), common=True)
+    a, b = found.figures_a, found.figures_b
+    assert (a.completed, b.completed) == (20, 18)
+    assert b.pass_at_1 - a.pass_at_1 == pytest.approx(found.difference.value)
+    assert b.right_votes - a.right_votes == pytest.approx(found.answers.value)
+    assert b.mean_tokens / a.mean_tokens == pytest.approx(found.length_ratio.value)
+    assert b.tokens_per_question / a.tokens_per_question == pytest.approx(found.spent_ratio.value)
+    assert (a.no_answer, a.cut_off) == (0, 0)
+    assert (b.no_answer, b.cut_off) == (1 / 18, 1 / 18)
+
+
+@pytest.mark.parametrize(("num_without", "is_said"), [(0, False), (7, False), (8, True)])
+def test_the_sentence_names_the_shares_without_answer_where_they_differ_much(
+    num_without: int, is_said: bool
+) -> None:
+    groups = [[None] * (n < num_without) + [0] * (4 - (n < num_without)) for n in range(20)]
+    other = run(*(question(f"q{n}", each, chosen=0) for n, each in enumerate(groups)), policy="lim")
+    found = compare(A, other)
+    assert found.answers_differ_in_number is is_said
+    assert ("no answer" in sentence(found)) is is_said
+    assert (f"{100 * num_without / 80:.1f} % of those of lim" in sentence(found)) is is_said
+
+
+@pytest.mark.parametrize(
+    ("samples", "has_majority"), [((1, 1), True), ((2, 2), False), ((2, 4), False), ((3, 3), True)]
+)
+def test_votes_of_two_samples_are_no_part_of_a_comparison(
+    samples: tuple[int, int], has_majority: bool
+) -> None:
+    a, b = (run(question("q", [0] * count, chosen=0), policy=f"p{count}") for count in samples)
+    found = compare(a, b)
+    table = comparison_table(found)
+    assert found.has_majority is has_majority
+    assert ("McNemar" in str(table.rows)) is has_majority
+    assert ("right votes" in str(table.rows)) is has_majority
+    assert (table.caption == NO_MAJORITY) is not has_majority
+
+
 def test_an_aborted_question_has_no_share_and_no_right_answer() -> None:
     gone = question("q4", [None], states={0: ABORTED}, tokens=[5])
     five = replace(A, questions=A.questions[:5])
@@ -303,18 +343,22 @@ GONE = question("q", [None], states={0: ABORTED})
         (
             A,
             replace(run(*A.questions[:18]), source="runs/b"),
-            r"\(runs/b lacks 2 of 20 questions, .* q18, q19\); complete",
+            r"\(runs/b lacks 2 of 20 questions.* q18, q19\); complete",
         ),
-        (run_of((1, 1), (1, 1)), run_of(*[(1, 1)] * 10), r"lacks 8 of 10 .* q2, q3, .*, …\)"),
+        (
+            run_of((1, 1), (1, 1)),
+            run_of(*[(1, 1)] * 10),
+            r"lacks 8 of 10 .* ids q2, q3, q4, q5, q6, …\)",
+        ),
         (
             run(*A.questions[8:11]),
             run(*A.questions[7:10]),
-            r"\(run lacks 1 of 4 .* q7; run lacks 1 of 4 .* q10\); .*both by lim compare --common",
+            r"lacks 1 of 4 .* id q7; .* id q10\); .*both by lim compare --common",
         ),
         (
             run(*A.questions[:10][::-1], num_failed=1),
             run(*A.questions[11:12], num_failed=2),
-            r"lacks 10 of 11 .* q0, q1, .*1 sample of run and 2 samples of run failed: .*--retry-f",
+            r"lacks 10 of 11 .* q0, q1, q2, .*1 sample of run and 2 samples of run failed: .*--ret",
         ),
         (run(GONE), run(GONE), "share no question with completed samples"),
     ],
@@ -338,11 +382,9 @@ def test_samples_that_failed_are_told_with_what_follows() -> None:
     assert (found.figures_b.completed, found.figures_b.failed) == (8, 7)
     told = "0 samples of full and 7 of lim failed and are left out: long samples fail first"
     assert told in sentence(found)
-    table = comparison_table(found)
-    assert table.head[1:3] == ("full", "lim")
-    rows = {name: cells for name, *cells in table.rows}
-    assert rows["samples"][:2] == ["8", "8"]
-    assert rows["failed, left out"][:2] == ["0", "7"]
+    rows = {name: cells for name, *cells in comparison_table(found).rows}
+    assert rows["samples"] == ["8", "8", ""]
+    assert rows["failed, left out"] == ["0", "7", ""]
     first = compare(replace(A, num_failed=1), B)
     assert "1 sample of full and 0 of lim failed and are left out" in sentence(first)
     none = compare(A, B)
@@ -439,7 +481,7 @@ def test_the_command_compares_all_runs_with_the_first(paths: list[str]) -> None:
     dense, *sparse = (read_summary(Path(path)) for path in paths[:3])
     expected = [compare(dense, each) for each in sparse]
     shown = lim_compare(*paths[:3]).stdout
-    assert "against full" in shown
+    assert shown.count("against full\n") == 2
     assert all(sentence(found) in shown for found in expected)
     assert MULTIPLE_COMPARISONS in shown
     lines = [json.loads(line) for line in lim_compare(*paths[:3], "--json").stdout.splitlines()]
@@ -469,6 +511,14 @@ def test_the_command_needs_two_runs(paths: list[str]) -> None:
         lim_compare(paths[0])
 
 
+def test_the_command_refuses_a_run_beside_itself(paths: list[str], tmp_path: Path) -> None:
+    (tmp_path / "link.json").symlink_to(paths[0])
+    for words in ([paths[0]] * 2, [paths[0], str(tmp_path / "link.json")], [*paths[:2], paths[1]]):
+        with pytest.raises(ConfigError) as caught:
+            lim_compare(*words)
+        assert words[-1] in str(caught.value)
+
+
 @pytest.mark.parametrize("words", [["none"], ["none", "gone"], ["none", "{first}", "gone"]])
 def test_paths_that_do_not_exist_are_all_named(words: list[str], paths: list[str]) -> None:
     missing = [word for word in words if "{" not in word]
@@ -480,11 +530,12 @@ def test_messages_name_a_run_by_the_users_path(paths: list[str], tmp_path: Path)
     (short,) = write_summaries([simulated(questions=38)], tmp_path / "short")
     with pytest.raises(DataError) as caught:
         lim_compare(paths[0], str(short))
-    assert f"{short} lacks 2 of 40 questions, with the ids q038, q039" in str(caught.value)
+    assert f"{short} lacks 2 of 40 questions" in str(caught.value)
+    assert "q038, q039" in str(caught.value)
     assert str(caught.value).startswith(f"{paths[0]} and {short} have different questions")
 
 
 def test_title_and_conditions_are_lines_in_one_piece_without_a_terminal(paths: list[str]) -> None:
     lines = lim_compare(*paths[:2]).stdout.splitlines()
-    assert lines[0] == "lessismore-128 against full"
+    assert lines[0].endswith("against full")
     assert [line for line in lines if line != line.rstrip()] == []

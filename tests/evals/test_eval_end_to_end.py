@@ -57,6 +57,8 @@ def run_again(questions: Path, out: Path, *options: str) -> FakeServer:
     ("given", "messages", "code"),
     [
         ("aime1924 math500", ["unknown task 'aime1924'", "math500.jsonl"], 2),
+        ("file:{folder}/none.jsonl", ["cannot read {folder}/none.jsonl"], 2),
+        ("file:{folder}/no_answer.jsonl:letters", ["unknown kind ':letters'"], 2),
         ("file:{folder}/no_answer.jsonl", ['no_answer.jsonl, line 2: lacks "answer"'], 1),
         ("aime24 --program oracle", ["unknown program 'oracle'"], 2),
         ("aime24 --program short --set wanted=0", ["wanted: expected at least 1, got 0"], 2),
@@ -78,7 +80,8 @@ def test_mistakes_are_refused_before_anything_is_sampled(
         assert not fake.requests
     assert (done.code, done.output) == (code, "")
     assert "Traceback" not in done.error
-    assert all(message in done.error for message in ("error: ", *messages)), done.error
+    expected = ("error: ", *(message.format(folder=tmp_path) for message in messages))
+    assert all(message in done.error for message in expected), done.error
     assert not (tmp_path / "run").exists()
 
 
@@ -101,7 +104,8 @@ def test_ctrl_c_leaves_a_run_that_is_resumed(forker: Forker, tmp_path: Path) -> 
     answer = answering()
     with serving(lambda body: answer(body) if asked(body) < 3 else endless("so")) as fake:
         command = forker.start(tmp_path, *eval_words(questions, out, fake))
-        assert eventually(lambda: out.exists() and len(rows(out)) == 12, WAIT_S), command.error
+        stored = out / "samples.jsonl"
+        assert eventually(lambda: stored.exists() and len(rows(out)) == 12, WAIT_S), command.error
         command.interrupt()
         assert command.wait() == 130
         assert eventually(lambda: fake.in_flight == 0)

@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from lim_sglang.errors import ConfigError, DataError, ServerError
@@ -20,10 +21,10 @@ from lim_sglang.evals.metrics import score
 from lim_sglang.evals.run_config import RunConfig
 from lim_sglang.evals.run_store import Failure, Run, RunFolder, open_run
 from lim_sglang.evals.runner import (
+    BAR_WIDTH,
     FinishedRun,
     RunPlan,
     RunProgress,
-    broken_lines,
     check_unchanged,
     complete_runs,
     describe_failures,
@@ -31,13 +32,13 @@ from lim_sglang.evals.runner import (
     plan_run,
     question_notes,
     sample_missing,
-    shortened,
 )
 from lim_sglang.evals.scheduler import InFlight, Job, SampleResult, SampleSink, Server, ServerLost
 from lim_sglang.evals.servers import Connection, ServerFacts
 from lim_sglang.evals.tasks import Question
 from lim_sglang.programs.answers import AnswerKind
 from lim_sglang.programs.schema import Access, SampleState
+from lim_sglang.progress import show_progress
 from tests.builders import TextEquivalence, make_graded, make_sample
 from tests.fakes.job_server import FailingServer, JobServer
 
@@ -437,52 +438,83 @@ def test_every_problem_with_tasks_is_named_at_once(tmp_path: Path) -> None:
     assert all(part in line for part, line in zip(expected, lines, strict=True))
 
 
+def notes_of(folder: Path, *rows: dict[str, Any], ending: str = "") -> list[str]:
+    """Return the notes on the questions of a file, whose lines are blank between the rows."""
+    (folder / "own.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
+    config = RunConfig(f"file:{folder / 'own.jsonl'}{ending}")
+    return list(question_notes(load_benchmarks([config])))
+
+
 @pytest.mark.parametrize(
     ("ending", "golds", "said"),
     [
         ("", ["5", "x", "AB"], None),
-        ("", ["5", "D", "x"], "own.jsonl, line 2: the ref"),
-        ("", ["A", "5", "B"], "own.jsonl, lines 1, 3: the ref"),
+        ("", ["5", "D", "x"], "line 3"),
+        ("", ["A", "5", "B"], "lines 1, 5"),
         (":choice", ["A", "B", "D"], None),
     ],
 )
-def test_letters_in_a_file_of_expressions_are_named(
+def test_letters_in_a_file_of_expressions_are_named_by_their_lines(
     ending: str, golds: list[str], said: str | None, tmp_path: Path
 ) -> None:
-    task = f"file:{tmp_path / 'own.jsonl'}{ending}"
-    questions = [
-        Question(str(n), f"q{n}", gold, location=f"own.jsonl, line {n + 1}")
-        for n, gold in enumerate(golds)
-    ]
-    found = list(question_notes({task: questions}))
+    rows = ({"problem": f"q{n}", "answer": gold} for n, gold in enumerate(golds))
+    found = notes_of(tmp_path, *rows, ending=ending)
     assert len(found) == (said is not None)
-    assert all(note.startswith(str(said)) for note in found)
+    assert all(note.startswith(f"{tmp_path / 'own.jsonl'}, {said}: ") for note in found)
 
 
 @pytest.mark.parametrize(
-    ("unread", "words"),
+    ("fields", "expected"),
     [
-        ((), None),
-        (("source", "answer_type", "level"), None),
-        (("choices",), "'choices' is not read: options stand in the question's text"),
-        (("A", "B"), "'A' and 'B' are not read: options"),
-        (("Question",), "'Question' is not read; did you mean 'question'"),
-        (("anwser",), "did you mean 'answer'"),
+        (["subject", "level", "solution", "answer_type", "question_id", "uid"], []),
+        (["choices"], ["choices"]),
+        (["Options"], ["Options"]),
+        (["A", "B", "C", "D", "subject"], ["'A', 'B', 'C' and 'D'"]),
+        (["option_a", "choice 2", "Incorrect Answer 1"], ["'option_a', 'choice 2' and"]),
+        (["Answer"], ["mean 'answer'"]),
+        (["anwser", "ID"], ["mean 'answer'", "mean 'id'"]),
+        (["choices", "Problem"], ["choices", "mean 'problem'"]),
     ],
 )
-def test_fields_that_look_like_options_or_misspelt_ones_are_named(
-    unread: tuple[str, ...], words: str | None, tmp_path: Path
+@pytest.mark.parametrize("ending", ["", ":choice"])
+def test_fields_that_look_like_options_or_misspelt_are_named(
+    fields: list[str], expected: list[str], ending: str, tmp_path: Path
 ) -> None:
-    asked = Question("0", "Which?", "4", location="own.jsonl, line 7", unread=unread)
-    found = list(question_notes({f"file:{tmp_path / 'own.jsonl'}": [asked]}))
-    assert len(found) == (words is not None)
-    assert all(str(words) in note and note.startswith("own.jsonl, line 7") for note in found)
+    row = {"question": "Which?", "answer": "4" if not ending else "A"}
+    found = notes_of(tmp_path, row, {**row, **dict.fromkeys(fields, "x")}, ending=ending)
+    assert len(found) == len(expected)
+    for note, part in zip(found, expected, strict=True):
+        assert note.startswith(f"{tmp_path / 'own.jsonl'}, line 3: ")
+        assert part in note
 
 
-@pytest.mark.parametrize("width", [44, 64])
-def test_progress_breaks_at_commas_within_the_width(width: int) -> None:
-    parts = [f"{shortened('file:' + 'long' * 30, width - 21)}: 8/12 samples", "0.0 % right"]
-    parts += ["4 running", "49 tokens/s", "at most 3m, if all samples run to --max-tokens"]
-    lines = broken_lines(parts, width).split("\n")
-    assert all(len(line) <= width for line in lines[:-1])
-    assert " ".join(lines) == ", ".join(parts)
+NAMES = [
+    "file:own",
+    "math500 (own questions)",
+    "file:" + "a_long_name_of_a_file_" * 5,
+    "file:数学" * 9,
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_progress_of_a_terminal_breaks_between_figures_alone(
+    name: str, width: int, config: RunConfig
+) -> None:
+    running = InFlight(64, num_tokens=9000, running_s=(20.0,) * 64)
+    servers = [replace(JobServer().as_server(), in_flight=lambda: running)]
+    clock = [100.0]
+    progress = progress_of(config, clock, failures=2, servers=servers)
+    progress._task = name
+    clock[0] += 20
+    progress.count((make_graded(0, num_tokens=60, latency_s=20.0),))
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    text = progress.describe(width - BAR_WIDTH)
+    with show_progress(console, progress.total, text, completed=progress.done) as show:
+        show(progress.done, text)
+    screen = console.file.getvalue()  # type: ignore[attr-defined]
+    first, *figures = progress.describe().removeprefix(name).split(", ")
+    assert len(figures) == 5
+    assert all(part in screen for part in (first, *figures)), screen
+    assert all(cell_len(line) <= width - BAR_WIDTH for line in text.splitlines())
+    assert (name in text) == (cell_len(f"{name}{first},") <= width - BAR_WIDTH)

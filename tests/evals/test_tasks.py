@@ -309,13 +309,29 @@ def test_files_of_other_forms_are_refused_in_words(
     ("name", "hint"),
     [
         ("own", "own.jsonl exists"),
-        ("own.jsonl:choices", "unknown kind ':choices'"),
+        ("own.jsonl:choices", "may end in :expression, :integer, :choice"),
     ],
 )
 def test_the_path_that_was_meant_is_named(name: str, hint: str, tmp_path: Path) -> None:
     write(tmp_path, "own", {"problem": "P", "answer": 4})
     with pytest.raises(ConfigError, match=re.escape(hint)):
         load_questions(find_task(f"file:{tmp_path / name}"))
+
+
+@pytest.mark.parametrize("name", ["own.jsonl:choices", "none.jsonl:choices", "own.jsonl:"])
+def test_an_unknown_kind_is_told_before_all_else(name: str, tmp_path: Path) -> None:
+    write(tmp_path, "own", {"problem": "P", "answer": 4})
+    with pytest.raises(ConfigError) as caught:
+        load_questions(find_task(f"file:{tmp_path / name}"))
+    assert str(caught.value).startswith(f"unknown kind ':{name.rpartition(':')[2]}'")
+
+
+def test_a_question_knows_its_place_and_the_fields_that_are_not_read(tmp_path: Path) -> None:
+    row = {"problem": "P", "question": "", "answer": 4, "unique_id": "a", "choices": [], "Id": 3}
+    path = write(tmp_path, "own", "", row) / "own.jsonl"
+    (found,) = load_questions(find_task(f"file:{path}"))
+    assert found.location == f"{path}, line 2"
+    assert found.unread == ("choices", "Id")
 
 
 def test_a_row_without_an_id_may_not_take_the_id_of_another(tmp_path: Path) -> None:
@@ -554,20 +570,3 @@ def test_a_missing_hub_is_one_sentence_that_names_the_way_out(
     assert "no route to host" in message
     assert "--data-dir a folder with aime24.jsonl" in message
     assert caplog.text == ""
-
-
-@pytest.mark.parametrize(
-    ("fields", "unread"),
-    [
-        ({"question": "Which?", "answer": "B", "choices": ["x", "y"]}, ("choices",)),
-        ({"question": "1 + 1?", "answer": 2, "id": "a"}, ()),
-        ({"question": "1 + 1?", "answer": 2, "A": 1, "source": "mine"}, ("A", "source")),
-    ],
-)
-def test_fields_of_own_questions_that_are_not_read_are_known(
-    fields: dict[str, Any], unread: tuple[str, ...], tmp_path: Path
-) -> None:
-    write(tmp_path, "own", {"question": "0?", "answer": 0}, fields)
-    _, found = load_questions(find_task(f"file:{tmp_path / 'own.jsonl'}"))
-    assert found.unread == unread
-    assert found.location == f"{tmp_path / 'own.jsonl'}, line 2"
