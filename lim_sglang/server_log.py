@@ -89,10 +89,11 @@ def shown_line(log: Path, width: int = MAX_LINE) -> str:
 def newest_line(log: Path) -> str:
     """Return the last line with text, without colours; of a progress bar the last state.
 
-    Indented lines belong to a warning or a traceback and say nothing alone.
+    Indented lines belong to a warning or a traceback and say nothing alone. A refusal is left to
+    the message at the end of the server, which tells it whole.
     """
-    lines = _lines(log, TAIL_BYTES)
-    return next((line for line in reversed(lines) if not line[0].isspace()), "")
+    lines = (line for line in reversed(_lines(log, TAIL_BYTES)) if not line[0].isspace())
+    return next((line for line in lines if not REFUSAL.match(line)), "")
 
 
 def _lines(log: Path, num_bytes: int) -> list[str]:

@@ -32,6 +32,7 @@ RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.
         (b"first\nsecond", "second"),
         (b"first\nsecond\n\n", "second"),
         (b"a.py:7: UserWarning: so\n  warnings.warn(\n", "a.py:7: UserWarning: so"),
+        (b"loading\nerror: Bad options.\n- `a`: no\n  - `b`: no\n", "- `a`: no"),
         (b"Loading: 10%\rLoading: 20%\r", "Loading: 20%"),
         (b"\x1b[31mred\x1b[0m [bold]\n", "red [bold]"),
         (
