@@ -451,7 +451,7 @@ def grade(
     from lim_sglang.evals.grading import Grader, grade_run
     from lim_sglang.evals.run_store import load_run
     from lim_sglang.evals.summaries import check_distinct, recorded_task
-    from lim_sglang.programs.equivalence import EquivalenceChecker
+    from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 
     num_workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
     # Refused before the first run is graded: folders without a run, and unknown tasks.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lim_sglang.evals.run_store import GRADES_FILE, GradedSample, load_run, write_atomically
-from lim_sglang.programs.answers import PARSERS, AnswerKind, extract_answer
+from lim_sglang.programs.grading.answers import PARSERS, AnswerKind, extract_answer
 from lim_sglang.programs.schema import COMPLETED_STATES
 
 GRADING_VERSION = 3
@@ -26,7 +26,7 @@ texts."""
 
 
 class Equivalence(Protocol):
-    """Comparison of expressions; `programs.equivalence.EquivalenceChecker` implements it."""
+    """Comparison of expressions, as `EquivalenceChecker` does it."""
 
     def equivalent(self, a: str, b: str) -> bool:
         """Return True if two answers are equal; symmetric."""

@@ -62,8 +62,8 @@ from lim_sglang.evals.tasks import (
     task_title,
 )
 from lim_sglang.markdown_section import counted, join_words
-from lim_sglang.programs.answers import CHOICES, AnswerKind
-from lim_sglang.programs.equivalence import EquivalenceChecker
+from lim_sglang.programs.grading.answers import CHOICES, AnswerKind
+from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
 from lim_sglang.programs.vote import Equivalent
 from lim_sglang.progress import print_plain, rate, show_progress, time_left

@@ -21,7 +21,7 @@ from lim_sglang.evals.run_store import (
 from lim_sglang.evals.tasks import Task, find_task, recorded_origin, task_title
 
 if TYPE_CHECKING:
-    from lim_sglang.programs.equivalence import EquivalenceChecker
+    from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 
 
 def rename_models(summaries: Sequence[Summary], names: Mapping[str, str]) -> list[Summary]:
@@ -157,7 +157,7 @@ def load_summaries(paths: Sequence[Path]) -> list[Summary]:
         ConfigError: a path is neither.
         DataError: a file is damaged, or a run has no sample.
     """
-    from lim_sglang.programs.equivalence import EquivalenceChecker
+    from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 
     check_paths(paths)
     # One checker for all runs: it caches verdicts, and takes seconds to start.

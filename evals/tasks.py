@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lim_sglang.errors import ConfigError, DataError, bullets
-from lim_sglang.programs.answers import (
+from lim_sglang.programs.grading.answers import (
     CHOICES,
     AnswerKind,
     as_choice,

@@ -18,7 +18,7 @@ from lim_sglang.errors import ConfigError, LimError
 
 if TYPE_CHECKING:
     from lim_sglang.evals.grading import Grader
-    from lim_sglang.programs.equivalence import EquivalenceChecker
+    from lim_sglang.programs.grading.equivalence import EquivalenceChecker
     from lim_sglang.programs.program import Program
     from lim_sglang.programs.schema import Sample
 
@@ -193,7 +193,7 @@ def extract_answer(reply: str, kind: Kind = "expression") -> str | None:
     Raises:
         LimError: there is no such kind, or the reply is no text.
     """
-    from lim_sglang.programs import answers
+    from lim_sglang.programs.grading import answers
 
     answer_kind = answers.AnswerKind(_known(kind))
     _check_texts(reply=reply)
@@ -207,7 +207,7 @@ def extract_answer(reply: str, kind: Kind = "expression") -> str | None:
 
 def _grader(kind: str) -> "Grader":
     from lim_sglang.evals.grading import Grader
-    from lim_sglang.programs.answers import AnswerKind
+    from lim_sglang.programs.grading.answers import AnswerKind
 
     return Grader(AnswerKind(_known(kind)), _checker(os.getpid()))
 
@@ -230,7 +230,7 @@ _lock = threading.Lock()
 
 def _checker(pid: int) -> "EquivalenceChecker":
     """Return the checker of this process, which is made once; a fork gets its own."""
-    from lim_sglang.programs.equivalence import EquivalenceChecker
+    from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 
     with _lock:
         if pid not in _checkers:

@@ -15,7 +15,7 @@ from lim_sglang.evals.commands import compare_runs, evaluate, grade, write_repor
 from lim_sglang.gates.training import train_gate
 from lim_sglang.programs.ask import ask
 from lim_sglang.programs.options import CommandGroup, list_programs
-from lim_sglang.programs.proxy_command import proxy
+from lim_sglang.programs.proxy.command import proxy
 from lim_sglang.serve import serve
 
 app = typer.Typer(

@@ -18,7 +18,12 @@ from latex2sympy2_extended.math_normalization import NormalizationConfig
 from math_verify import LatexExtractionConfig, grader, parse, verify
 from sympy.logic.boolalg import BooleanAtom
 
-from lim_sglang.programs.values import SURE_DIGITS, decimal_digits, equal_numbers, percentages
+from lim_sglang.programs.grading.values import (
+    SURE_DIGITS,
+    decimal_digits,
+    equal_numbers,
+    percentages,
+)
 
 Formula = Any
 """SymPy's formulas and matrices, which have no common class."""

@@ -14,7 +14,7 @@ from lim_sglang.policies import POLICIES
 ROOT = Path(__file__).parents[1]
 FOLDERS = (
     *("lim_sglang", "lim_sglang/bench", "lim_sglang/gates", "lim_sglang/policies"),
-    *("kernels", "programs", "evals"),
+    *("kernels", "programs", "programs/grading", "programs/proxy", "evals"),
 )
 MAX_LINES = 650
 MAX_FILES = 115

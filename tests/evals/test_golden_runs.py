@@ -17,7 +17,7 @@ from lim_sglang.evals.run_store import RunRecord, load_run, open_run
 from lim_sglang.evals.summaries import load_summaries
 from lim_sglang.evals.tables import group_table
 from lim_sglang.evals.tasks import find_task
-from lim_sglang.programs.equivalence import EquivalenceChecker
+from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "runs"
 GROUPS: dict[str, Any] = json.loads((GOLDEN / "expected.json").read_text())["groups"]

@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import openai
 
-from lim_sglang.programs.proxy import Proxy, ProxyServer, create_app
-from lim_sglang.programs.proxy_command import listen
+from lim_sglang.programs.proxy.app import Proxy, ProxyServer, create_app
+from lim_sglang.programs.proxy.command import listen
+from lim_sglang.programs.proxy.upstream import Upstream
+from lim_sglang.programs.proxy.vote_queue import VoteQueue
 from lim_sglang.programs.schema import Access, Sampling
 from lim_sglang.programs.sglang_backend import SglangBackend
-from lim_sglang.programs.upstream import Upstream
-from lim_sglang.programs.vote_queue import VoteQueue
 from tests.fakes.sglang_server import Answerer, FakeServer, serving
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 17 * 23?"}]

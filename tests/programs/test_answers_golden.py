@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from lim_sglang.evals.grading import Grader
-from lim_sglang.programs.answers import AnswerKind
-from lim_sglang.programs.equivalence import EquivalenceChecker
+from lim_sglang.programs.grading.answers import AnswerKind
+from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 
 Row = dict[str, Any]
 GOLDEN = Path(__file__).parents[1] / "golden"

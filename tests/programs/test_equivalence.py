@@ -13,14 +13,14 @@ import psutil
 import pytest
 
 from lim_sglang.errors import LimError
-from lim_sglang.programs.equivalence import MAX_LENGTH, EquivalenceChecker
+from lim_sglang.programs.grading.equivalence import MAX_LENGTH, EquivalenceChecker
 
 SLOW = ("10^{10^{8}}", "1")
 """math-verify works on this pair until it gives up after five seconds."""
 
 ASKS_UNTIL_INTERRUPTED = """
 import signal
-from lim_sglang.programs.equivalence import EquivalenceChecker
+from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with EquivalenceChecker() as checker:
     checker.equivalent("x/2", "0.5x")
@@ -235,6 +235,8 @@ def test_a_checker_that_cannot_start_is_an_error_and_not_a_verdict(
 
 def test_importing_the_checker_is_light() -> None:
     heavy = "{'math_verify', 'sympy', 'torch', 'sglang'}"
-    program = f"import sys, lim_sglang.programs.equivalence; print({heavy} & set(sys.modules))"
+    program = (
+        f"import sys, lim_sglang.programs.grading.equivalence; print({heavy} & set(sys.modules))"
+    )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert shown.stdout == "set()\n", shown.stderr

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lim_sglang.programs.latex import as_latex, plain
+from lim_sglang.programs.grading.latex import as_latex, plain
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.protocol import (
+from lim_sglang.programs.proxy.protocol import (
     NoJsonError,
     VoteRequest,
     parse_body,

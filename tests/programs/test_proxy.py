@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from lim_sglang.programs import proxy as proxy_module
+from lim_sglang.programs.proxy import app as proxy_module
 from tests.fakes.sglang_server import (
     PROMPT_TOKENS,
     Answerer,

@@ -17,7 +17,7 @@ import openai
 import psutil
 import pytest
 
-from lim_sglang.programs.proxy_command import samples_limit
+from lim_sglang.programs.proxy.command import samples_limit
 from tests.fakes.sglang_server import Chain, endless, eventually, serving
 from tests.forked_commands import Command, Forker
 
@@ -115,7 +115,7 @@ def test_a_killed_proxy_leaves_neither_samples_nor_processes(
 
 def test_the_proxy_answers_before_the_frontend_is_imported() -> None:
     program = (
-        "import sys, lim_sglang.cli, lim_sglang.programs.proxy; "
+        "import sys, lim_sglang.cli, lim_sglang.programs.proxy.app; "
         "print(sorted({'torch', 'sglang', 'transformers', 'openai', 'fastapi'} & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from lim_sglang.programs.units import Unit, read_unit, singular
+from lim_sglang.programs.grading.units import Unit, read_unit, singular
 
 
 @pytest.mark.parametrize(

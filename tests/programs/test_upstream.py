@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from lim_sglang.programs.upstream import end_to_end
+from lim_sglang.programs.proxy.upstream import end_to_end
 from tests.fakes.http import served
 from tests.fakes.sglang_server import Chain
 from tests.programs.proxy_harness import QUESTION, Served, proxied, proxy_at

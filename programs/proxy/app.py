@@ -27,7 +27,7 @@ from starlette.types import ASGIApp
 
 from lim_sglang.errors import ConfigError, LimError
 from lim_sglang.programs.program import PROGRAMS, Outcome, find_program
-from lim_sglang.programs.protocol import (
+from lim_sglang.programs.proxy.protocol import (
     DONE,
     Answer,
     Named,
@@ -42,9 +42,14 @@ from lim_sglang.programs.protocol import (
     refusal_body,
     shown_sample,
 )
+from lim_sglang.programs.proxy.upstream import ClosingStream, Upstream
+from lim_sglang.programs.proxy.vote_queue import (
+    PendingVote,
+    QueueFullError,
+    StoppingError,
+    VoteQueue,
+)
 from lim_sglang.programs.schema import COMPLETED_STATES, Sampling, check_thinking_budget
-from lim_sglang.programs.upstream import ClosingStream, Upstream
-from lim_sglang.programs.vote_queue import PendingVote, QueueFullError, StoppingError, VoteQueue
 
 HEARTBEAT_S = 2.0
 """Pause between two comments in a stream while samples are generated, so that no client's time-out

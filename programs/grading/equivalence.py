@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import lim_sglang
 from lim_sglang.errors import LimError
-from lim_sglang.programs.values import decide, read_value
+from lim_sglang.programs.grading.values import decide, read_value
 
 DEADLINE_S = 30.0
 """Limit of one pair. math-verify gives up by itself after 4 times 5 seconds, unless it hangs."""
@@ -130,7 +130,7 @@ class _Worker:
         with theirs:
             # No process of multiprocessing, which would run the user's main script once more.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "lim_sglang.programs.equivalence", str(theirs.fileno())],
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 cwd=Path(lim_sglang.__file__).parents[1],
                 stdin=subprocess.DEVNULL,

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 
-from lim_sglang.programs.latex import plain, tidy
-from lim_sglang.programs.units import Unit
-from lim_sglang.programs.values import (
+from lim_sglang.programs.grading.latex import plain, tidy
+from lim_sglang.programs.grading.units import Unit
+from lim_sglang.programs.grading.values import (
     REASON_WORDS,
     decide,
     equal_numbers,

@@ -10,7 +10,7 @@ import httpx
 from lim_sglang.errors import LimError
 from lim_sglang.programs.backend import Backend
 from lim_sglang.programs.program import Outcome, find_program, run_program
-from lim_sglang.programs.protocol import VoteRequest
+from lim_sglang.programs.proxy.protocol import VoteRequest
 from lim_sglang.programs.schema import Sample, SamplingRequest
 from lim_sglang.programs.vote import Equivalent
 

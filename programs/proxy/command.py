@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.equivalence import EquivalenceChecker
+from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 from lim_sglang.programs.options import (
     ApiKeyOption,
     MaxTokensOption,
@@ -77,9 +77,9 @@ def proxy(
     )
     # Closing the backend aborts the samples that are in flight at the server.
     with listen(host, port) as listener, closing(connect(access, console)) as backend:
-        from lim_sglang.programs.proxy import Proxy, ProxyServer, create_app
-        from lim_sglang.programs.upstream import Upstream
-        from lim_sglang.programs.vote_queue import VoteQueue
+        from lim_sglang.programs.proxy.app import Proxy, ProxyServer, create_app
+        from lim_sglang.programs.proxy.upstream import Upstream
+        from lim_sglang.programs.proxy.vote_queue import VoteQueue
 
         sampling = resolve_sampling(
             backend.sampling_defaults(),

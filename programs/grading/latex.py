@@ -7,7 +7,7 @@ import re
 import unicodedata
 from decimal import Decimal
 
-from lim_sglang.programs.units import is_unit
+from lim_sglang.programs.grading.units import is_unit
 
 _CHARACTERS = str.maketrans(
     {"∞": r"\infty ", "×": r"\times ", "÷": "/", "⁄": "/", "∕": "/", "±": r"\pm ", "∓": r"\mp "}

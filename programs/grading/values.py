@@ -12,8 +12,8 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
-from lim_sglang.programs.latex import FUNCTION, TRIGONOMETRY, as_latex, plain
-from lim_sglang.programs.units import (
+from lim_sglang.programs.grading.latex import FUNCTION, TRIGONOMETRY, as_latex, plain
+from lim_sglang.programs.grading.units import (
     MONEY,
     NUMBERS_IN_WORDS,
     SPACED_UNIT_LETTERS,
