@@ -569,6 +569,7 @@ def write_report(
 ) -> None:
     """Report runs with their conditions; without options, print the tables."""
     from lim_sglang.evals.report import make_groups
+    from lim_sglang.evals.sections import results_section
     from lim_sglang.evals.summaries import (
         find_runs,
         load_asked,
@@ -576,7 +577,6 @@ def write_report(
         rename_models,
         write_summaries,
     )
-    from lim_sglang.evals.tables import results_section
 
     names = read_pairs("--name", "FOLDER=MODEL", name or [])
     with plain_console(stderr=True).status("Reading runs"):
@@ -607,7 +607,7 @@ def _make_files(
     """
     from lim_sglang.evals.plots import PLOTS, draw_png, draw_svg
     from lim_sglang.evals.report_page import make_page
-    from lim_sglang.evals.tables import SECTION, proof_section, results_section
+    from lim_sglang.evals.sections import SECTION, proof_section, results_section
 
     files: dict[Path, str | bytes] = {}
     missing: dict[str, None] = {}

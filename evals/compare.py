@@ -203,6 +203,8 @@ class RunFigures:
     """Mean over questions of the mean tokens of a completed sample."""
     tokens_per_question: float = 0.0
     """Generated tokens, those of aborted and late samples included."""
+    mean_seconds: float | None = None
+    """As `mean_tokens`: seconds from a sample's request to its end; None: not recorded."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,9 @@ class Comparison:
     past_budget_b: PastBudget | None = None
     figures_a: RunFigures = RunFigures()
     figures_b: RunFigures = RunFigures()
+    seconds_ratio: Interval | None = None
+    """Mean over questions of the mean seconds of a completed sample, b / a; None: a run did not
+    record them, or the servers were sent different numbers of requests at a time."""
     has_majority: bool = True
     """False: the votes of a run are of two samples, so that `answers` and `mcnemar` say nothing."""
 
@@ -289,6 +294,9 @@ def compare(
         raise DataError(f"{a.label} and {b.label} share no question with completed samples")
     name_a, name_b = names or distinct_names((a, b))
     bootstrap = {"seed": seed, "resamples": resamples}
+    has_seconds = a.conditions.get("concurrency") == b.conditions.get("concurrency") and all(
+        question.seconds for pair in completed for question in pair
+    )
     verdicts = [(x.answer_correct, y.answer_correct) for x, y in pairs]
     only_a = sum(x and not y for x, y in verdicts)
     only_b = sum(y and not x for x, y in verdicts)
@@ -301,6 +309,7 @@ def compare(
         mcnemar=McNemar(only_a, only_b, mcnemar_p(only_a, only_b)),
         length_ratio=_ratio(completed, _mean_tokens, **bootstrap),
         spent_ratio=_ratio(pairs, lambda q: sum(q.tokens), **bootstrap),
+        seconds_ratio=_ratio(completed, _mean_seconds, **bootstrap) if has_seconds else None,
         stops_by_itself=stops_early(a.conditions) or stops_early(b.conditions),
         other_differences=tuple(_other_differences(a.conditions, b.conditions)),
         past_budget_a=count_past_budget(a),
@@ -330,6 +339,9 @@ def _figures(
         cut_off=num_cut_off / len(samples),
         mean_tokens=fmean(map(_mean_tokens, completed)),
         tokens_per_question=fmean(sum(question.tokens) for question in compared),
+        mean_seconds=(
+            fmean(map(_mean_seconds, completed)) if all(q.seconds for q in completed) else None
+        ),
     )
 
 
@@ -349,7 +361,7 @@ def _difference(
 
 def _ratio(pairs: Pairs, measure: Callable[[QuestionResult], float], **bootstrap: int) -> Interval:
     """Compare positive values; a question without tokens counts one, so that a ratio exists."""
-    a, b = ([max(measure(question), 1.0) for question in run] for run in zip(*pairs, strict=True))
+    a, b = ([measure(question) or 1.0 for question in run] for run in zip(*pairs, strict=True))
     quotient = math.fsum(b) / math.fsum(a)
     if len(pairs) < MIN_QUESTIONS:
         return Interval(quotient)
@@ -361,7 +373,13 @@ def _share_correct(question: QuestionResult) -> float:
 
 
 def _mean_tokens(question: QuestionResult) -> float:
-    return sum(question.tokens[n] for n in question.completed) / len(question.completed)
+    return fmean(question.tokens[n] for n in question.completed)
+
+
+def _mean_seconds(question: QuestionResult) -> float:
+    """Return the mean of recorded seconds, at least their resolution, so that a ratio exists."""
+    assert question.seconds, "only called where seconds were recorded"
+    return max(fmean(question.seconds[n] for n in question.completed), 0.01)
 
 
 def _paired_questions(a: Summary, b: Summary, *, common: bool) -> Pairs:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lim_sglang.config import LimConfig
-from lim_sglang.errors import ConfigError, DataError, LimError, ServerError, bullets
+from lim_sglang.errors import ConfigError, DataError, LimError, ServerError, bullets, value_error
 from lim_sglang.evals.metrics import published_name
 from lim_sglang.evals.run_config import RunConfig, folder_name, task_settings
 from lim_sglang.evals.run_store import RUN_FILE, Run, check_settings, load_run
@@ -78,11 +78,11 @@ class TaskTable(_Table):
 
 
 class ServerTable(_Table):
-    """Row of server settings. A list of models or of budgets stands for a row each."""
+    """Row of server settings. A list of models, policies or budgets stands for a row each."""
 
     model: Annotated[list[str], AsList] = []
     """Hub id or folder; none: the default model of the machine."""
-    policy: str = LimConfig.policy
+    policy: Annotated[list[str], AsList] = [LimConfig.policy]
     budget: Annotated[list[Count], AsList] = []
     lim: dict[str, Any] = {}
     """Other fields of `LimConfig`: ranking, select_layers, …"""
@@ -207,9 +207,10 @@ def _describe(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         table = next((TABLES[name] for name in reversed(parents) if name in TABLES), MatrixFile)
         return f"{location}: unknown key {key}; known keys: {', '.join(table.model_fields)}"
+    if problem["type"] == "missing":
+        return f"{location}: missing"
     text = re.sub(r"a valid dictionary( or instance of \w+)?", "a table", problem["msg"])
-    given = "" if problem["type"] == "missing" else f", not {problem['input']!r}"
-    return f"{location}: {text.removeprefix('Input ')}{given}"
+    return f"{location}: {value_error({**problem, 'msg': text})}"
 
 
 def _expand(
@@ -264,13 +265,13 @@ def _servers(row: ServerTable, sglang: Sequence[str]) -> Iterator[ServerRow]:
         raise ConfigError(f"{', '.join(ours)} among SGLang's options: use policy, budget and lim")
     models: list[str | None] = [*row.model] or [None]
     budgets: list[int | None] = [*row.budget] or [None]
-    for model, budget in product(models, budgets):
-        lim = {"policy": row.policy, **({"budget": budget} if budget else {}), **row.lim}
+    for model, policy, budget in product(models, row.policy, budgets):
+        lim = {"policy": policy, **({"budget": budget} if budget else {}), **row.lim}
         # Every field is given, so that the environment's LIM_CONFIG changes nothing.
         flags = {"--lim-config": LimConfig.from_mapping(lim).to_json()}
         words = [
             published_name(model) if model else "default-model",
-            f"{row.policy}-{budget}" if budget else row.policy,
+            f"{policy}-{budget}" if budget else policy,
             *(f"{field}={value}".translate(NO_BRACKETS) for field, value in row.lim.items()),
         ]
         spec = ServerSpec(model, flags, (*sglang, *row.sglang))

@@ -49,6 +49,8 @@ class QuestionResult:
     """The answer group that won the program's vote; None: no answer."""
     prompt_tokens: int | None = None
     """Tokens of the question's prompt; None: not recorded."""
+    seconds: tuple[float, ...] | None = None
+    """Seconds of each sample, from its request to its end; None: not recorded."""
 
     @property
     def answer_correct(self) -> bool:
@@ -95,6 +97,8 @@ class QuestionResult:
             KeyError, TypeError: the object has other fields or types.
         """
         lists = {name: tuple(row[name]) for name in SAMPLE_LISTS}
+        if row.get("seconds") is not None:
+            lists["seconds"] = tuple(map(float, row["seconds"]))
         indices, tokens = lists["indices"], lists["tokens"]
         if len({len(values) for values in lists.values()}) != 1:
             raise ValueError(f"the lists of question {row['id']} differ in length")
@@ -190,6 +194,7 @@ def _question_result(
         late=tuple(graded.late for graded in group),
         chosen=number[ranked[0].indices[0]] if ranked else None,
         prompt_tokens=max(sample.num_prompt_tokens for sample in samples) or None,
+        seconds=tuple(round(sample.latency_s, 2) for sample in samples),
     )
 
 
@@ -229,6 +234,7 @@ def run_conditions(record: "RunRecord") -> dict[str, Any]:
         "seed": sampling["seed"],
         "seed_honoured": sampling["seed_honoured"],
         "api": settings.get("api", "sglang"),
+        "concurrency": _concurrency(about),
         **{name: server.get(name) for name in NAMED_ARGUMENTS},
         "server": _other_arguments(server),
         "versions": {**(about.get("client_versions") or {}), **settings["versions"]},
@@ -238,6 +244,12 @@ def run_conditions(record: "RunRecord") -> dict[str, Any]:
         "date": str(about.get("began", ""))[:10],
         "origin": str(origin),
     }
+
+
+def _concurrency(about: Mapping[str, Any]) -> int | None:
+    """Return the requests that a run's servers were sent at a time; None: not recorded."""
+    each = about.get("concurrency")
+    return sum(each) if each else None
 
 
 POLICY_SETTINGS = ("budget", "ranking", "recent_ratio", "sinks")
@@ -385,6 +397,8 @@ class Score:
     aborted: float
     """Share of all samples that were started."""
     mean_tokens: float
+    mean_seconds: float | None
+    """Seconds of a sample, from its request to its end; None: not recorded."""
     percentiles: Mapping[int, float]
     """Percentiles of the number of generated tokens: the median, and those that the number of
     samples resolves."""
@@ -435,11 +449,22 @@ def score(summary: Summary) -> Score:
         num_unanswered=len(without_answer) - len(cut_off),
         aborted=states.count(SampleState.ABORTED) / len(states),
         mean_tokens=sum(lengths) / len(lengths),
+        mean_seconds=_mean_seconds(questions),
         percentiles={each: float(np.percentile(lengths, each)) for each in resolved},
         tokens_per_question=tokens / len(summary.questions),
         tokens_per_correct=tokens / num_correct if num_correct else None,
         past_budget=count_past_budget(summary),
     )
+
+
+def _mean_seconds(questions: Sequence[QuestionResult]) -> float | None:
+    """Return the mean over completed samples; None if a question does not say."""
+    found: list[float] = []
+    for question in questions:
+        if question.seconds is None:
+            return None
+        found += [question.seconds[n] for n in question.completed]
+    return sum(found) / len(found)
 
 
 def pass_at_k(summary: Summary, k: int) -> Estimate:

@@ -8,14 +8,13 @@ from pathlib import Path
 from lim_sglang.evals.plots import PLOTS, Plot, draw_svg
 from lim_sglang.evals.report import Group
 from lim_sglang.evals.run_store import AskedQuestion
+from lim_sglang.evals.sections import conditions_text, method_text
 from lim_sglang.evals.tables import (
     Table,
     condition_table,
-    conditions_text,
     disagreement_table,
     group_table,
     measure,
-    method_text,
     past_budget,
     percent,
     question_table,

@@ -3,7 +3,7 @@
 A table has the same cells on a terminal, in Markdown and in the HTML page.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,10 @@ from lim_sglang.evals.metrics import (
     Score,
     stops_early,
 )
-from lim_sglang.evals.report import Group, Row, describe
+from lim_sglang.evals.report import Group, Row
 from lim_sglang.markdown_section import (
-    MarkdownSection,
     counted,
-    join_words,
     markdown_table,
-    short_commit,
 )
 from lim_sglang.programs.schema import cut_off_advice
 from lim_sglang.progress import print_plain
@@ -94,6 +91,11 @@ def too_few(num_questions: int) -> str:
 def number(value: float | None) -> str:
     """Return `1,403`."""
     return NONE if value is None else f"{value:,.0f}"
+
+
+def seconds(value: float | None) -> str:
+    """Return `8.2`."""
+    return NONE if value is None else f"{value:,.1f}"
 
 
 def p_value(p: float, decimals: int = 2) -> str:
@@ -244,6 +246,8 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
     rows.append(("tokens a question", number(score.tokens_per_question)))
     if score.tokens_per_correct is not None:
         rows.append(("tokens a right sample", number(score.tokens_per_correct)))
+    if score.mean_seconds is not None:
+        rows.append(("mean seconds of a sample", seconds(score.mean_seconds)))
     rows.append(("failed, not scored", str(score.num_failed)))
     if grown := score.past_budget:
         rows.append((f"grew past the budget of {grown.budget:,}", past_budget(grown)))
@@ -321,6 +325,9 @@ def comparison_table(found: Comparison) -> Table:
         _tokens_row("mean tokens of a sample", a.mean_tokens, b.mean_tokens, lengths),
         _tokens_row("tokens a question", a.tokens_per_question, b.tokens_per_question, spent),
     ]
+    if found.seconds_ratio:
+        both = seconds(a.mean_seconds), seconds(b.mean_seconds)
+        rows.append(("mean seconds of a sample", *both, f"{TIMES} {ratio(found.seconds_ratio)}"))
     caption = "" if found.has_majority else NO_MAJORITY
     level = " (95 %)" if found.difference.bounds else ""
     head = ("measure", found.a, found.b, f"difference{level}")
@@ -344,29 +351,31 @@ def group_table(group: Group) -> Table:
     """Return one row for each run of a group: the same columns on a terminal, in Markdown and in
     the HTML page.
 
-    Columns for several samples a question, for votes, for budgets or for programs that stop early
-    are left out if no run needs them.
+    Columns for several samples a question, for votes, for budgets, for seconds or for programs that
+    stop early are left out if no run needs them.
     """
     k = _largest_common_k(group)
     any_stops_early = any(row.stops_early for row in group.rows)
     any_majority = any(row.score.has_majority for row in group.rows)
     any_budget = any(row.score.past_budget for row in group.rows)
+    any_seconds = any(row.score.mean_seconds is not None for row in group.rows)
     columns: list[tuple[str, bool, Callable[[Row], str]]] = [
         ("pass@1, %", True, lambda row: percent(_pass_at(row, 1))),
         (_vote_title(group), group.num_samples > 1 and any_majority, _vote_cell),
         (f"pass@{k}, %", k > 1, lambda row: _pass_cell(row, k)),
-        ("difference to full, points (95 %)", True, _difference_cell),
+        ("difference to full, points (95 %)", True, difference_cell),
         ("McNemar p", any_majority, _p_cell),
         ("cut off, %", True, lambda row: share(row.score.truncated)),
         ("no answer, %", True, lambda row: share(row.score.no_answer)),
         ("grew past the budget", any_budget, lambda row: past_budget(row.score.past_budget)),
         ("mean tokens", True, lambda row: number(row.score.mean_tokens)),
+        ("seconds a sample", any_seconds, lambda row: seconds(row.score.mean_seconds)),
         (
             "tokens a question",
             any_stops_early,
             lambda row: number(row.score.tokens_per_question),
         ),
-        ("length ratio (95 %)", True, _ratio_cell),
+        ("length ratio (95 %)", True, ratio_cell),
         ("tokens per correct", True, lambda row: number(row.score.tokens_per_correct)),
     ]
     shown = [(title, cell) for title, is_shown, cell in columns if is_shown]
@@ -405,7 +414,8 @@ def _vote_cell(row: Row) -> str:
     return percent(row.score.vote_correct if row.score.has_majority else None)
 
 
-def _difference_cell(row: Row) -> str:
+def difference_cell(row: Row) -> str:
+    """Return the headline difference of a row to full attention, in points."""
     if not row.against_full or row.against_full.reads_everything:
         return NONE
     votes = ", answers" if row.against_full.stops_by_itself else ""
@@ -419,7 +429,8 @@ def _p_cell(row: Row) -> str:
     return p_value(found.mcnemar.p)
 
 
-def _ratio_cell(row: Row) -> str:
+def ratio_cell(row: Row) -> str:
+    """Return the headline ratio of tokens of a row to full attention."""
     if not row.against_full or row.against_full.reads_everything:
         return NONE
     votes = ", a question" if row.against_full.stops_by_itself else ""
@@ -495,155 +506,3 @@ def _condition_cell(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or NONE
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-SECTION = MarkdownSection("lim report")
-NOT_MEASURED = "Accuracy: not measured yet."
-MCNEMAR = "McNemar's exact test compares the votes. "
-COUNTED = (
-    f"{MCNEMAR}Cut off: samples that reached the limit of new tokens. No answer: samples that "
-    "state none, cut off or not; they count as wrong. Length ratios are relative to full; tokens "
-    "per correct counts all generated tokens."
-)
-METHOD = (
-    f"{PLUS_MINUS} is one standard error, clustered by question. Differences of pass@1 are paired "
-    "by question, with 95 % intervals by bootstrap over questions, not corrected for their number; "
-    f"{COUNTED}"
-)
-STOPPING = (
-    "Programs that stop early take more samples of the questions on which samples disagree, so "
-    "they are judged by their votes and by the tokens of a question."
-)
-PACKAGES = {"sglang_server": "SGLang", "torch": "torch", "math_verify": "Math-Verify"}
-"""Versions in a table's conditions, and their names there."""
-MAX_PROOF_ROWS = 2
-
-
-def results_section(groups: Sequence[Group], plot: str | None = None) -> str:
-    """Return all tables in Markdown, each with its conditions.
-
-    Args:
-        plot: link to the plot of accuracy over budget.
-    """
-    if not groups:
-        return NOT_MEASURED
-    parts = [
-        f"{group_table(group).markdown()}\n\n{group.title}: {conditions_text(group)}"
-        for group in groups
-    ]
-    picture = [f"![Accuracy over budget]({plot})"] if plot else []
-    return "\n\n".join([*parts, method_text(groups), *picture])
-
-
-def proof_section(groups: Sequence[Group], results: str | None = None) -> str:
-    """Return the chosen rows in Markdown, with their conditions.
-
-    Args:
-        results: link to the document with all rows.
-    """
-    chosen = proof_rows(groups)
-    if not chosen:
-        return NOT_MEASURED
-    head = ("accuracy", "full, %", "sparse, %", "difference, points (95 %)", "length ratio (95 %)")
-    table = markdown_table(head, [_proof_cells(group, row) for group, row in chosen])
-    shown = [group for group in groups if any(group is each for each, _ in chosen)]
-    conditions = [f"{group.title}: {conditions_text(group)}" for group in shown]
-    link = f" [All rows]({results})." if results else ""
-    method = f"{PLUS_MINUS} one standard error; differences are paired by question."
-    return "\n\n".join([table, *conditions, f"{method}{link}"])
-
-
-def proof_rows(groups: Sequence[Group]) -> list[tuple[Group, Row]]:
-    """Choose the rows on both sides of the limit: the smallest budget for which the data show no
-    loss, then the largest budget for which they show one; groups with the most samples first. Runs
-    of too few questions, and runs that read everything, show neither.
-    """
-    chosen: list[tuple[Group, Row]] = []
-    for group in sorted(groups, key=lambda g: -sum(row.score.num_samples for row in g.rows)):
-        compared = [row for row in group.rows if _shows_something(row)]
-        losing = [row for row in compared if _shows_loss(row)]
-        other = [row for row in compared if not _shows_loss(row)]
-        chosen += [(group, row) for row in (*other[-1:], *losing[:1])]
-    return chosen[:MAX_PROOF_ROWS]
-
-
-def _shows_something(row: Row) -> bool:
-    found, grown = row.against_full, row.score.past_budget
-    return bool(found and found.headline_difference.bounds and grown and grown.count)
-
-
-def _shows_loss(row: Row) -> bool:
-    difference = row.against_full.headline_difference if row.against_full else None
-    return bool(difference and difference.excludes_zero and difference.value < 0)
-
-
-def _proof_cells(group: Group, row: Row) -> tuple[str, ...]:
-    found = row.against_full
-    assert found, "proof_rows chooses compared rows only"
-    full = next(each for each in group.rows if each.name == found.a)
-    by_votes = found.stops_by_itself
-    both = [r.score.vote_correct if by_votes else r.score.pass_at_1 for r in (full, row)]
-    name = f"{group.title}, {row.name}, {'vote' if by_votes else 'pass@1'}"
-    return name, *map(percent, both), _difference_cell(row), _ratio_cell(row)
-
-
-def method_text(groups: Sequence[Group]) -> str:
-    """Return how the figures of the tables were computed."""
-    any_stops_early = any(row.stops_early for group in groups for row in group.rows)
-    has_errors = any(group.num_questions >= MIN_QUESTIONS for group in groups)
-    method = METHOD if has_errors else COUNTED
-    if not any(row.score.has_majority for group in groups for row in group.rows):
-        method = method.replace(MCNEMAR, "")
-    return f"{method} {STOPPING}" if any_stops_early else method
-
-
-def conditions_text(group: Group) -> str:
-    """Return the conditions of a table's figures in a sentence or two."""
-    values = {name: group.values(name)[0] for name in ("temperature", "top_p", "top_k")}
-    sampling = [
-        f"{_counted(group, 'asked', 'question')} {TIMES} {_counted(group, 'samples', 'sample')}",
-        f"at most {_all_values(group, 'max_tokens')} new tokens",
-        *(describe(name, value) for name, value in values.items()),
-    ]
-    stack = [_all_values(group, "device_name"), *_versions(group.values("versions"))]
-    commits = join_words(map(short_commit, group.values("commit")))
-    days = join_words(sorted(map(str, group.values("date"))))
-    notes = "".join(f" {row.name}: {row_note(row)}." for row in group.rows if row_note(row))
-    if group.num_questions < MIN_QUESTIONS:
-        notes = f" {too_few(group.num_questions)}.{notes}"
-    if not all(row.score.has_majority for row in group.rows):
-        notes += f" Votes: {NO_MAJORITY}."
-    return (
-        f"{', '.join(sampling)}; {', '.join(stack)}. By `lim eval` on {days}, commit "
-        f"{commits}.{notes}"
-    )
-
-
-def row_note(row: Row) -> str:
-    """Return the reservations about a run's figures; empty where there are none."""
-    grown = row.score.past_budget
-    parts = [row.note] if row.note else []
-    if grown and grown.is_none:
-        parts.append(ALL_READ)
-    elif grown and (not grown.count or (grown.is_exact and grown.count < grown.num_samples)):
-        parts.append(f"{past_budget(grown)} samples grew past the budget")
-    return "; ".join(parts)
-
-
-def _all_values(group: Group, condition: str) -> str:
-    unknown = f"unknown {condition.replace('_', ' ')}"
-    values = group.values(condition)
-    return join_words(f"{each:,}" if type(each) is int else each or unknown for each in values)
-
-
-def _counted(group: Group, condition: str, noun: str) -> str:
-    plural = "" if group.values(condition) == [1] else "s"
-    return f"{_all_values(group, condition)} {noun}{plural}"
-
-
-def _versions(runs: Iterable[Mapping[str, Any] | None]) -> Iterator[str]:
-    versions = [each or {} for each in runs]
-    for package, label in PACKAGES.items():
-        known = dict.fromkeys(str(each[package]) for each in versions if each.get(package))
-        if known:
-            yield f"{label} {join_words(known)}"

@@ -18,8 +18,9 @@ MEASURED = Path(__file__).parents[2] / "docs" / "measured" / "eval"
 COMMITTED = {
     summary.conditions["budget"]: summary
     for summary in map(read_summary, sorted(MEASURED.glob("*.json")))
+    if summary.conditions["policy"] in ("full", "lessismore")
 }
-"""The committed summaries by their budgets; None: full attention."""
+"""The committed summaries of LessIsMore by their budgets; None: full attention."""
 CONDITIONS: Mapping[str, Any] = COMMITTED[256].conditions
 FULL = {name: COMMITTED[None].conditions.get(name) for name in POLICY}
 """Conditions that differ under full attention."""
@@ -34,10 +35,11 @@ def question(
     late: Sequence[int] = (),
     tokens: Sequence[int] | None = None,
     chosen: int | None = None,
+    seconds: Sequence[float] | None = None,
 ) -> QuestionResult:
     """Make a question from the answer groups of its samples, one of which is right.
 
-    Samples are finished and have 10, 20, … tokens by default.
+    Samples are finished and have 10, 20, … tokens by default, and seconds if they are given.
     """
     count = len(groups)
     return QuestionResult(
@@ -49,6 +51,7 @@ def question(
         tokens=tuple(tokens or (10 * (n + 1) for n in range(count))),
         late=tuple(n in late for n in range(count)),
         chosen=chosen,
+        seconds=tuple(seconds) if seconds else None,
     )
 
 
@@ -144,7 +147,12 @@ SETTINGS: dict[str, Any] = {
     "lim": {"config": CONFIG, "roles": ["full", "full", "select", "reuse", "select", "reuse"]},
     "versions": {"math_verify": "0.9.0"},
 }
-ABOUT = {"commit": "abc", "began": "2026-11-25T10:00:00+00:00", "client_versions": {"torch": "2"}}
+ABOUT = {
+    "commit": "abc",
+    "began": "2026-11-25T10:00:00+00:00",
+    "client_versions": {"torch": "2"},
+    "concurrency": [16, 4],
+}
 RECORD = RunRecord("run-1", SETTINGS, ABOUT)
 
 

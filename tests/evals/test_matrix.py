@@ -21,6 +21,7 @@ from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.evals import matrix as matrix_module
 from lim_sglang.evals.matrix import MATRICES, MatrixRun, find_matrix, read_matrix
 from lim_sglang.evals.run_config import RunConfig
+from lim_sglang.policies import POLICIES
 from lim_sglang.server import ServerSpec
 from tests.builders import TextEquivalence
 from tests.fakes.sglang_server import FakeServer
@@ -150,6 +151,14 @@ def test_only_takes_runs_by_their_name_or_a_word_of_it(
         runs_of(tmp_path, SMALL, only=["lessismore-51"])
 
 
+def test_a_list_of_policies_stands_for_a_row_each(tmp_path: Path) -> None:
+    runs = runs_of(tmp_path, f'{LEAST}policy = ["streaming", "quest"]\nbudget = [64, 128]\n')
+    assert [run.server.name.split()[-1] for run in runs] == [
+        *("streaming-64", "streaming-128", "quest-64", "quest-128"),
+    ]
+    assert runs[2].server.lim == {"policy": "quest", "budget": 64}
+
+
 def test_mistakes_of_form_are_told_at_once_with_their_keys(tmp_path: Path) -> None:
     text = """
 concurency = 5
@@ -167,17 +176,17 @@ sampling = { topk = 4 }
 lim = 7
 """
     expected = {
-        "servers.0.model.0": "should be a valid string, not 5",
-        "servers.0.budget.0": "should be greater than or equal to 1, not 0",
+        "servers.0.model.0": "must be a string, not 5",
+        "servers.0.budget.0": "must be at least 1, not 0",
         "servers.0.sampling.topk": "unknown key topk; known keys: max_tokens, temperature",
-        "servers.0.lim": "should be a table, not 7",
-        "tasks.0.task": "Field required",
-        "tasks.0.samples": "should be a valid integer, not 'four'",
-        "tasks.0.options.window.int": "should be a valid integer, not True",
-        "tasks.0.options.window.float": "should be a valid number, not True",
+        "servers.0.lim": "must be a table, not 7",
+        "tasks.0.task": "missing",
+        "tasks.0.samples": "must be an integer, not 'four'",
+        "tasks.0.options.window.int": "must be an integer, not True",
+        "tasks.0.options.window.float": "must be a number, not True",
         "tasks.0.limt": "unknown key limt; known keys: task, samples, limit, program",
-        "sampling.max_tokens": "should be greater than or equal to 1, not 0",
-        "timeout_s": "should be greater than or equal to 1, not 0",
+        "sampling.max_tokens": "must be at least 1, not 0",
+        "timeout_s": "must be at least 1, not 0",
         "concurency": "unknown key concurency; known keys: servers, tasks, sampling",
     }
     found = dict(line.split(": ", 1) for line in problems_of(tmp_path, text))
@@ -260,15 +269,20 @@ def test_the_matrices_that_come_with_lim_have_their_runs_and_servers() -> None:
     numbers = {
         name: (len(runs), len({run.server.name for run in runs})) for name, runs in found.items()
     }
-    assert numbers == {"paper": (48, 15), "math500-coder-1.5b": (5, 5), "tiny": (2, 2)}
+    assert numbers == {"paper": (48, 15), "math500-coder-1.5b": (23, 23), "tiny": (2, 2)}
 
 
-def test_the_headline_matrix_is_all_of_math500_dense_and_at_four_budgets() -> None:
+def test_the_headline_matrix_is_all_of_math500_dense_and_for_every_policy() -> None:
     runs = ours("math500-coder-1.5b")
-    assert [run.server.lim.get("budget") for run in runs] == [None, 128, 256, 512, 1024]
+    budgets: dict[str, list[int | None]] = {}
+    for run in runs:
+        budgets.setdefault(run.server.lim["policy"], []).append(run.server.lim.get("budget"))
+    assert budgets.pop("full") == [None]
+    assert budgets.pop("lessismore") == [128, 256, 512, 1024]
+    assert budgets == {name: [256, 512, 1024] for name in POLICIES.keys() - {"full", "lessismore"}}
     sampling = {"max_tokens": 2048, "temperature": 0.6, "top_p": 0.95, "top_k": -1}
     config = RunConfig("math500", num_samples=4, sampling=sampling, retry_failed=True)
-    assert [replace(run.config, out=None, served=None) for run in runs] == [config] * 5
+    assert [replace(run.config, out=None, served=None) for run in runs] == [config] * len(runs)
     assert {run.server.spec.model for run in runs} == {"Qwen/Qwen2.5-Coder-1.5B-Instruct"}
 
 

@@ -16,8 +16,8 @@ from lim_sglang.evals.metrics import Summary, score
 from lim_sglang.evals.plots import PLOTS, draw_svg
 from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.evals.report_page import make_page
+from lim_sglang.evals.sections import SECTION, proof_section, results_section
 from lim_sglang.evals.summaries import load_summaries, write_summaries
-from lim_sglang.evals.tables import SECTION, proof_section, results_section
 from tests.evals.summaries import COMMITTED, CONDITIONS, FULL, five_runs, simulated
 
 ROOT = Path(__file__).parents[2]

@@ -19,8 +19,8 @@ from lim_sglang.evals.metrics import Summary
 from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.evals.report_page import make_page
 from lim_sglang.evals.run_store import AskedQuestion
+from lim_sglang.evals.sections import METHOD
 from lim_sglang.evals.tables import (
-    METHOD,
     Table,
     condition_table,
     disagreement_table,

@@ -8,19 +8,24 @@ from rich.console import Console
 from lim_sglang.evals.compare import Comparison, Interval, McNemar, compare
 from lim_sglang.evals.metrics import NO_MAJORITY, Estimate, PastBudget, Summary, score
 from lim_sglang.evals.report import Group, make_groups
-from lim_sglang.evals.tables import (
-    ALL_READ,
+from lim_sglang.evals.sections import (
     COUNTED,
     METHOD,
+    NOT_MEASURED,
+    STOPPING,
+    conditions_text,
+    proof_rows,
+    proof_section,
+    results_section,
+)
+from lim_sglang.evals.tables import (
+    ALL_READ,
     MINUS,
     NONE,
-    NOT_MEASURED,
     PLUS_MINUS,
-    STOPPING,
     TIMES,
     comparison_table,
     condition_table,
-    conditions_text,
     disagreement_table,
     group_table,
     number,
@@ -29,11 +34,8 @@ from lim_sglang.evals.tables import (
     percent,
     points,
     print_table,
-    proof_rows,
-    proof_section,
     ratio,
     reasons_without_answer,
-    results_section,
     score_table,
     sentence,
     share,
@@ -261,6 +263,30 @@ def test_a_comparison_table_has_both_runs_and_their_difference() -> None:
     }
 
 
+def test_seconds_are_compared_where_both_runs_had_as_many_requests_at_a_time() -> None:
+    slow, fast = (
+        run(question("q", [0, 0], tokens=[9, 9], seconds=each), policy=policy, concurrency=8)
+        for policy, each in (("full", [2.0, 4.0]), ("b", [1.0, 0.5]))
+    )
+    found = compare(slow, fast, names=("a", "b"))
+    assert comparison_table(found).rows[-1] == (
+        *("mean seconds of a sample", "3.0", "0.8", f"{TIMES} 0.25"),
+    )
+    assert not any("requests at a time" in each for each in found.other_differences)
+    (both,) = make_groups([slow, fast])
+    assert [cells(both, n)["seconds a sample"] for n in (0, 1)] == ["3.0", "0.8"]
+    assert ", 8 requests at a time;" in conditions_text(both)
+    assert scores_of(slow)["mean seconds of a sample"] == "3.0"
+    other = replace(fast, conditions={**fast.conditions, "concurrency": 4})
+    found = compare(slow, other, names=("a", "b"))
+    assert found.seconds_ratio is None
+    assert "concurrency: 8 and 4" in found.other_differences
+    unknown = replace(fast, questions=(replace(fast.questions[0], seconds=None),))
+    assert compare(slow, unknown, names=("a", "b")).seconds_ratio is None
+    (both,) = make_groups([slow, unknown])
+    assert [cells(both, n)["seconds a sample"] for n in (0, 1)] == ["3.0", NONE]
+
+
 def test_a_comparison_of_many_questions_has_intervals(group: Group) -> None:
     found = group.rows[1].against_full
     assert found
@@ -415,6 +441,8 @@ def test_the_rows_of_proof_lie_on_both_sides_of_the_limit() -> None:
 
 def test_a_few_questions_and_runs_that_read_everything_are_no_proof() -> None:
     assert not proof_rows(make_groups([simulated(**FULL), simulated(questions=9)]))
+    rival = simulated(policy="quest", questions=61)
+    assert not proof_rows(make_groups([simulated(**FULL, questions=61), rival]))
     short = [simulated(questions=40, **FULL), simulated(questions=40, budget=1_000_000)]
     for prompts in (None, 10):
         runs = [
