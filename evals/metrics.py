@@ -322,6 +322,9 @@ class PastBudget:
     budget: int
     is_exact: bool
     """False: the lengths of prompts were not recorded, so that more samples may have grown past."""
+    read_share: float | None = None
+    """Share, at most, of their tokens that a sparse layer reads in the decode steps of all samples;
+    None: the lengths of prompts were not recorded, or there was no decode step."""
 
     @property
     def is_none(self) -> bool:
@@ -351,7 +354,23 @@ def count_past_budget(summary: "Summary") -> PastBudget | None:
         num_samples=len(lengths),
         budget=budget,
         is_exact=num_past == len(lengths) or all(q.prompt_tokens for q in summary.questions),
+        read_share=_read_share(summary.questions, budget),
     )
+
+
+def _read_share(questions: Sequence[QuestionResult], budget: int) -> float | None:
+    """See `PastBudget.read_share`: a prefill generates a sample's first token, decode steps all
+    others."""
+    num_read = num_seen = 0
+    for question in questions:
+        if not question.prompt_tokens:
+            return None
+        for tokens in question.tokens:
+            first, last = question.prompt_tokens + 1, question.prompt_tokens + tokens - 1
+            within = range(first, min(last, budget) + 1)
+            num_read += sum(within) + budget * max(0, last - max(first - 1, budget))
+            num_seen += sum(range(first, last + 1))
+    return num_read / num_seen if num_seen else None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from lim_sglang.evals.tables import (
     sentence,
     signed,
 )
+from lim_sglang.markdown_section import counted
 from lim_sglang.plot_style import DARK, FONT, LIGHT
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -64,7 +65,7 @@ def make_page(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(
-        measure=measure, percent=percent, signed=signed, past_budget=past_budget
+        counted=counted, measure=measure, percent=percent, signed=signed, past_budget=past_budget
     )
     environment.globals.update(light=LIGHT, dark=DARK, font=FONT)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))

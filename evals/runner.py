@@ -145,7 +145,7 @@ def question_notes(benchmarks: Mapping[str, Sequence[Question]]) -> Iterator[str
             yield (
                 f"{places(letters)}: the reference answer is a letter, which is compared as an "
                 "expression; multiple choice belongs in a file of its own, "
-                f"{OWN_FILE}PATH.jsonl:{AnswerKind.CHOICE}"
+                f"{OWN_FILE}PATH.jsonl:{AnswerKind.CHOICE}, which the same command takes, too"
             )
         yield from _unread_notes(questions)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lim_sglang.config import LimConfig
+from lim_sglang.errors import reasons_that_hold
 from lim_sglang.evals.metrics import MIN_QUESTIONS, NO_MAJORITY
 from lim_sglang.evals.report import Group, Row, describe
 from lim_sglang.evals.tables import (
@@ -31,6 +32,10 @@ METHOD = (
     f"{PLUS_MINUS} is one standard error, clustered by question. Differences of pass@1 are paired "
     "by question, with 95 % intervals by bootstrap over questions, not corrected for their number; "
     f"{COUNTED}"
+)
+READ = (
+    "Read: the share of their tokens, at most, that sparse layers read in the decode steps of all "
+    "samples."
 )
 STOPPING = (
     "Programs that stop early take more samples of the questions on which samples disagree, so "
@@ -116,9 +121,15 @@ def method_text(groups: Sequence[Group]) -> str:
     any_stops_early = any(row.stops_early for group in groups for row in group.rows)
     has_errors = any(group.num_questions >= MIN_QUESTIONS for group in groups)
     method = METHOD if has_errors else COUNTED
-    if not any(row.score.has_majority for group in groups for row in group.rows):
+    has_votes = any(row.score.has_majority for group in groups for row in group.rows)
+    if not (has_votes and has_errors):
         method = method.replace(MCNEMAR, "")
-    return f"{method} {STOPPING}" if any_stops_early else method
+    grown = [row.score.past_budget for group in groups for row in group.rows]
+    notes = reasons_that_hold(
+        (any(each and each.read_share is not None for each in grown), READ),
+        (any_stops_early, STOPPING),
+    )
+    return " ".join([method, *notes])
 
 
 def conditions_text(group: Group) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.metrics import QuestionResult, Summary, summarise
+from lim_sglang.evals.report import FULL
 from lim_sglang.evals.run_store import (
     RUN_FILE,
     AskedQuestion,
@@ -128,7 +129,8 @@ def _with_origin(conditions: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Replace each folder of runs or summaries by its contents, sorted by name.
+    """Replace each folder that is no run by the runs in it, at any depth, and by the summaries
+    right in it; sorted by path.
 
     Raises:
         ConfigError: a folder holds neither.
@@ -138,9 +140,8 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
         if not path.is_dir() or (path / RUN_FILE).exists():
             found.append(path)
             continue
-        inside = [
-            p for p in sorted(path.iterdir()) if p.suffix == ".json" or (p / RUN_FILE).exists()
-        ]
+        runs = (record.parent for record in path.rglob(RUN_FILE))
+        inside = sorted([*path.glob("*.json"), *runs])
         if not inside:
             raise ConfigError(
                 f"{path} holds no run and no summary; name the folder of a run, a summary written "
@@ -167,6 +168,25 @@ def load_summaries(paths: Sequence[Path]) -> list[Summary]:
             for path in paths
         ]
     return [replace(each, source=str(path)) for each, path in zip(found, paths, strict=True)]
+
+
+def load_by_task(paths: Sequence[Path]) -> list[list[Summary]]:
+    """Read runs, and group them by their tasks.
+
+    A group has the order of the paths; of one folder's runs, full attention comes first.
+
+    Raises:
+        ConfigError, DataError: as `find_runs`, `check_distinct` and `load_summaries`.
+    """
+    inside = [find_runs([path]) for path in paths]
+    check_distinct([path for runs in inside for path in runs])
+    loaded = iter(load_summaries([path for runs in inside for path in runs]))
+    by_task: dict[str, list[Summary]] = {}
+    for runs in inside:
+        found = [next(loaded) for _ in runs]
+        for summary in sorted(found, key=lambda each: each.conditions["policy"] != FULL):
+            by_task.setdefault(summary.conditions["task"], []).append(summary)
+    return list(by_task.values())
 
 
 def check_paths(paths: Iterable[Path]) -> None:

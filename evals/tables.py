@@ -79,6 +79,12 @@ def past_budget(found: PastBudget | None) -> str:
     return f"{least}{found.count:,} of {found.num_samples:,}"
 
 
+def past_budget_cell(found: PastBudget | None) -> str:
+    """Return `3 of 12 (87.1 % read)`: with the share of their tokens that sparse layers read."""
+    is_known = found and found.read_share is not None
+    return f"{past_budget(found)}{f' ({share(found.read_share)} % read)' if is_known else ''}"
+
+
 def too_few(num_questions: int) -> str:
     """Return why the figures of some questions have no standard error and no interval."""
     are = "question is" if num_questions == 1 else "questions are"
@@ -250,7 +256,7 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
         rows.append(("mean seconds of a sample", seconds(score.mean_seconds)))
     rows.append(("failed, not scored", str(score.num_failed)))
     if grown := score.past_budget:
-        rows.append((f"grew past the budget of {grown.budget:,}", past_budget(grown)))
+        rows.append((f"grew past the budget of {grown.budget:,}", past_budget_cell(grown)))
         notes += [ALL_READ] if grown.is_none else []
     if score.num_questions < MIN_QUESTIONS:
         notes.append(too_few(score.num_questions))
@@ -308,17 +314,18 @@ def comparison_table(found: Comparison) -> Table:
         rows.append(("failed, left out", f"{a.failed:,}", f"{b.failed:,}", ""))
     rows.append(_shares_row("pass@1", a.pass_at_1, b.pass_at_1, found.difference))
     if found.has_majority:
-        only, p = found.mcnemar, p_value(found.mcnemar.p, decimals=3)
+        only = found.mcnemar
+        p = f"McNemar p {p_value(only.p, decimals=3)}" if found.answers.bounds else ""
         rows += [
             _shares_row("right votes", a.right_votes, b.right_votes, found.answers),
-            ("right votes of this run only", str(only.only_a), str(only.only_b), f"McNemar p {p}"),
+            ("right votes of this run only", str(only.only_a), str(only.only_b), p),
         ]
     rows += [
         _shares_row("no answer", a.no_answer, b.no_answer),
         _shares_row("cut off", a.cut_off, b.cut_off),
     ]
     if found.past_budget_a or found.past_budget_b:
-        grown = map(past_budget, (found.past_budget_a, found.past_budget_b))
+        grown = map(past_budget_cell, (found.past_budget_a, found.past_budget_b))
         rows.append(("grew past the budget", *grown, ""))
     lengths, spent = found.length_ratio, found.spent_ratio
     rows += [
@@ -364,10 +371,10 @@ def group_table(group: Group) -> Table:
         (_vote_title(group), group.num_samples > 1 and any_majority, _vote_cell),
         (f"pass@{k}, %", k > 1, lambda row: _pass_cell(row, k)),
         ("difference to full, points (95 %)", True, difference_cell),
-        ("McNemar p", any_majority, _p_cell),
+        ("McNemar p", any_majority and group.num_questions >= MIN_QUESTIONS, _p_cell),
         ("cut off, %", True, lambda row: share(row.score.truncated)),
         ("no answer, %", True, lambda row: share(row.score.no_answer)),
-        ("grew past the budget", any_budget, lambda row: past_budget(row.score.past_budget)),
+        ("grew past the budget", any_budget, lambda row: past_budget_cell(row.score.past_budget)),
         ("mean tokens", True, lambda row: number(row.score.mean_tokens)),
         ("seconds a sample", any_seconds, lambda row: seconds(row.score.mean_seconds)),
         (

@@ -11,7 +11,8 @@ from lim_sglang import __version__
 from lim_sglang.bench.commands import bench
 from lim_sglang.doctor import doctor
 from lim_sglang.errors import errors_in_words
-from lim_sglang.evals.commands import compare_runs, evaluate, grade, write_report
+from lim_sglang.evals.commands import compare_runs, grade, write_report
+from lim_sglang.evals.evaluate import evaluate
 from lim_sglang.gates.training import train_gate
 from lim_sglang.programs.ask import ask
 from lim_sglang.programs.options import CommandGroup, list_programs

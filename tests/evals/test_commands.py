@@ -14,8 +14,9 @@ import typer
 from typer.testing import CliRunner
 
 from lim_sglang.errors import ConfigError, DataError, ServerError
-from lim_sglang.evals import commands as commands_module
-from lim_sglang.evals.commands import evaluate, grade
+from lim_sglang.evals import evaluate as evaluate_module
+from lim_sglang.evals.commands import grade
+from lim_sglang.evals.evaluate import evaluate
 from lim_sglang.evals.run_config import RunConfig
 from lim_sglang.evals.run_store import Failure, GradedSample, Run, RunRecord, open_run
 from lim_sglang.evals.runner import FinishedRun
@@ -59,8 +60,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     monkeypatch.delenv("LIM_URL", raising=False)
     monkeypatch.delenv("LIM_API_KEY", raising=False)
     runs = Runs()
-    monkeypatch.setattr(commands_module, "complete_runs", runs)
-    monkeypatch.setattr(commands_module, "load_benchmarks", lambda _: {})
+    monkeypatch.setattr(evaluate_module, "complete_runs", runs)
+    monkeypatch.setattr(evaluate_module, "load_benchmarks", lambda _: {})
     return runs
 
 
@@ -127,7 +128,7 @@ def test_a_server_is_started_for_the_run_with_the_options_of_lim_serve(
         yield "http://127.0.0.1:31999"
         served.append(runs.urls)
 
-    monkeypatch.setattr(commands_module, "serving", serving)
+    monkeypatch.setattr(evaluate_module, "serving", serving)
     options = "--serve tiny --policy lessismore --budget 256 --lim-ranking mass --api-key k"
     call(evaluate, "math500", *options.split(), further=("--dtype", "half"))
     flags = {"--lim-policy": "lessismore", "--lim-budget": "256", "--lim-ranking": "mass"}
@@ -177,12 +178,12 @@ def test_the_closing_hint_compares_with_the_dense_run_first(
 ) -> None:
     summary = run(question("q", [0, 1]), policy=policy)
     stored = Run(Path("runs/x"), RunRecord("x", {}, {}), ())
-    commands_module._print_score(FinishedRun(stored, summary))
+    evaluate_module._print_score(FinishedRun(stored, summary))
     assert f"lim compare {pair.format('runs/x')}`" in capsys.readouterr().err
 
 
 def test_ctrl_c_has_the_shells_exit_code(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands_module, "complete_runs", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(evaluate_module, "complete_runs", Mock(side_effect=KeyboardInterrupt))
     assert call(evaluate, "math500").exit_code == 130
 
 

@@ -28,7 +28,7 @@ from lim_sglang.evals.metrics import NO_MAJORITY, Summary
 from lim_sglang.evals.summaries import read_summary, write_summaries
 from lim_sglang.evals.tables import comparison_table, sentence
 from lim_sglang.programs.schema import SampleState
-from tests.evals.summaries import five_runs, question, run, simulated
+from tests.evals.summaries import FULL, five_runs, question, run, simulated
 
 ABORTED, TRUNCATED = SampleState.ABORTED, SampleState.TRUNCATED
 SIMULATIONS, SAMPLES = 1000, 4
@@ -305,7 +305,6 @@ def test_votes_of_two_samples_are_no_part_of_a_comparison(
     found = compare(a, b)
     table = comparison_table(found)
     assert found.has_majority is has_majority
-    assert ("McNemar" in str(table.rows)) is has_majority
     assert ("right votes" in str(table.rows)) is has_majority
     assert (table.caption == NO_MAJORITY) is not has_majority
 
@@ -506,9 +505,33 @@ def test_the_seed_is_that_of_the_bootstrap(paths: list[str]) -> None:
     assert one["value"] == other["value"]
 
 
-def test_the_command_needs_two_runs(paths: list[str]) -> None:
-    with pytest.raises(ConfigError, match="needs two runs"):
+def test_the_command_needs_two_runs_of_a_task(paths: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"needs two runs of a task.*{paths[0]} has math500"):
         lim_compare(paths[0])
+    (other,) = write_summaries([simulated(questions=40, task="sums")], tmp_path / "other")
+    with pytest.raises(ConfigError, match=f"{paths[0]} has math500; {other} has sums"):
+        lim_compare(paths[0], str(other))
+
+
+def test_folders_of_runs_are_compared_task_by_task_dense_runs_first(tmp_path: Path) -> None:
+    delta = simulated(questions=40, policy="delta")  # sorted before full by its name
+    write_summaries([delta, simulated(questions=40, **FULL)], tmp_path / "one")
+    assert lim_compare(str(tmp_path / "one")).stdout.startswith("delta-256 against full\n")
+    write_summaries(
+        [simulated(questions=40, task=task) for task in ("sums", "math500", "more")],
+        tmp_path / "two",
+    )
+    write_summaries([simulated(questions=40, task="sums", **FULL)], tmp_path / "three")
+    result = lim_compare(*(str(tmp_path / name) for name in ("three", "two", "one")))
+    assert [line for line in result.stdout.splitlines() if " against " in line] == [
+        "sums: lessismore-256 against full",
+        "math500: full against lessismore-256",
+        "math500: delta-256 against lessismore-256",
+    ]
+    assert "a task with one run is left out" in result.stderr
+    assert "has more" in result.stderr
+    lines = lim_compare(str(tmp_path / "three"), str(tmp_path / "two"), "--json").stdout
+    assert [json.loads(line)["task"] for line in lines.splitlines()] == ["sums"]
 
 
 def test_the_command_refuses_a_run_beside_itself(paths: list[str], tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def test_comparison_and_report_are_those_of_then(name: str) -> None:
     rows = [cells for table in tables for cells in table_cells(group_table(table).markdown())]
     then = table_cells("\n".join(group["table"]))
     assert len(rows) == len(then)
-    # Later versions have further columns.
+    # Later versions have further columns, and no test of few questions.
+    assert all(old.pop("McNemar p") for old in then)
     assert all(now.items() >= old.items() for now, old in zip(rows, then, strict=True))
 
 

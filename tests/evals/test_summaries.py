@@ -118,6 +118,11 @@ def test_the_folder_of_a_run_is_summarised_with_its_newest_verdicts(tmp_path: Pa
     write_summary(found, tmp_path / "s.json")
     (tmp_path / "notes.txt").touch()
     assert load_summaries(find_runs([tmp_path])) == [found, found]
+    folder.rename(tmp_path / "deeper")  # as `lim eval` stores several tasks
+    (tmp_path / "pair").mkdir()
+    folder = (tmp_path / "deeper").rename(tmp_path / "pair" / "run-1")
+    write_summary(found, tmp_path / "pair" / "a copy of it.json")
+    assert find_runs([tmp_path]) == [folder, tmp_path / "s.json"]
     assert find_runs([folder]) == [folder]
 
 

@@ -1,0 +1,408 @@
+"""The command `lim eval`: its options, and the runs that it completes."""
+
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lim_sglang.config import URL_VAR
+from lim_sglang.errors import INTERRUPTED, ConfigError, ServerError, bullets
+from lim_sglang.evals.metrics import Summary, score
+from lim_sglang.evals.report import FULL
+from lim_sglang.evals.run_config import EVAL_SAMPLES, RunConfig, folder_name
+from lim_sglang.evals.runner import (
+    RUNS_FOLDER,
+    FinishedRun,
+    complete_runs,
+    describe_failures,
+    load_benchmarks,
+    question_notes,
+)
+from lim_sglang.evals.servers import split_urls
+from lim_sglang.evals.tables import print_table, reasons_without_answer, score_table
+from lim_sglang.evals.tasks import ROW_FORM, TASKS, short_name
+from lim_sglang.markdown_section import join_words
+from lim_sglang.policies import POLICIES
+from lim_sglang.programs.options import (
+    ApiKeyOption,
+    ApiOption,
+    MaxTokensOption,
+    ModelOption,
+    ProgramOption,
+    SeedOption,
+    SettingsOption,
+    SystemOption,
+    TemperatureOption,
+    ThinkingBudgetOption,
+    ThinkingOption,
+    TimeoutOption,
+    TopKOption,
+    TopPOption,
+    by_program,
+    given_options,
+    read_settings,
+)
+from lim_sglang.programs.schema import DEFAULT_URL, Access, Api, Sampling
+from lim_sglang.progress import plain_console, print_plain
+from lim_sglang.server import ServerSpec, serving
+
+TasksArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help=f"Questions: {', '.join(TASKS)}, or file:PATH.jsonl for your own, {ROW_FORM}, and "
+        '"id" if you like. Their answers are compared as mathematical expressions, which '
+        "file:PATH.jsonl:expression says, too; with file:PATH.jsonl:integer as integers from 0 to "
+        "999; with file:PATH.jsonl:choice as the letters of options, which stand in the "
+        'question\'s text, as in "Which is prime?\\nA) 4\\nB) 5". Several tasks are run one '
+        "after the other.",
+        show_default=False,
+    ),
+]
+NumSamplesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        min=1,
+        help="Most chains of thought for each question.",
+        show_default=by_program(EVAL_SAMPLES),
+    ),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, help="Number of questions of each task, the first ones."),
+]
+UrlsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--url",
+        "--base-url",
+        envvar=URL_VAR,
+        help="Address of a running server. May be repeated: each question goes to the server that "
+        "has the most room, and all must serve the same. LIM_URL takes several, between spaces or "
+        "commas.",
+        show_default="http://127.0.0.1:30000",
+    ),
+]
+ServeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--serve",
+        metavar="MODEL",
+        help="Start a server with this model for the run; options after -- go to SGLang.",
+        show_default="a running server is asked",
+    ),
+]
+PolicyOption = Annotated[
+    str | None,
+    typer.Option("--policy", "--lim-policy", help=f"With --serve: {', '.join(POLICIES)}."),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", "--lim-budget", help="With --serve: tokens that a sparse layer reads."
+    ),
+]
+SelectLayersOption = Annotated[
+    str | None, typer.Option("--lim-select-layers", help="With --serve, as for `lim serve`.")
+]
+RankingOption = Annotated[
+    str | None, typer.Option("--lim-ranking", help="With --serve, as for `lim serve`.")
+]
+SharedByOption = Annotated[
+    str | None, typer.Option("--lim-shared-by", help="With --serve, as for `lim serve`.")
+]
+LimConfigOption = Annotated[
+    str | None, typer.Option("--lim-config", help="With --serve, as for `lim serve`.")
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        help="Folder with TASK.jsonl, read in place of the Hugging Face hub, in the form of one's "
+        "own questions. Other questions than the benchmark's are named so.",
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="Folder of the run; with several tasks or --matrix, the folder of the runs' folders.",
+        show_default="runs/ and the run's id, or the matrix file's name",
+    ),
+]
+ConcurrencyOption = Annotated[
+    int,
+    typer.Option("--concurrency", min=1, help="Samples that each server is sent at the same time."),
+]
+RetryOption = Annotated[
+    bool,
+    typer.Option(
+        "--retry-failed",
+        help="Try samples again that a living server failed in an earlier session; they are left "
+        "out otherwise.",
+    ),
+]
+MatrixOption = Annotated[
+    str | None,
+    typer.Option(
+        "--matrix",
+        metavar="FILE",
+        help="In place of TASK: complete all runs of a TOML file, rows of server settings times "
+        "rows of task settings. A path, or a file that comes with lim: paper, math500-coder-1.5b "
+        "or tiny.",
+        show_default=False,
+    ),
+]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="GLOB",
+        help="With --matrix: only runs whose name or a word of it matches, such as full, math500 "
+        "or 'Qwen/*'; --dry-run shows the names. May be repeated.",
+    ),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="With --matrix: only list the runs and their samples.")
+]
+BESIDE_MATRIX = ("matrix", "only", "dry_run", "data_dir", "out")
+"""Parameters of `lim eval` that go with --matrix. Everything else is in the file."""
+
+
+def evaluate(
+    context: typer.Context,
+    tasks: TasksArgument = None,
+    program: ProgramOption = "majority",
+    samples: NumSamplesOption = None,
+    settings: SettingsOption = None,
+    limit: LimitOption = None,
+    max_tokens: MaxTokensOption = Sampling.max_tokens,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    seed: SeedOption = Sampling.seed,
+    system: SystemOption = None,
+    thinking: ThinkingOption = None,
+    thinking_budget: ThinkingBudgetOption = None,
+    api: ApiOption = Api.SGLANG,
+    url: UrlsOption = None,
+    model: ModelOption = None,
+    api_key: ApiKeyOption = None,
+    serve: ServeOption = None,
+    policy: PolicyOption = None,
+    budget: BudgetOption = None,
+    lim_select_layers: SelectLayersOption = None,
+    lim_ranking: RankingOption = None,
+    lim_shared_by: SharedByOption = None,
+    lim_config: LimConfigOption = None,
+    timeout: TimeoutOption = 600.0,
+    data_dir: DataDirOption = None,
+    out: OutOption = None,
+    concurrency: ConcurrencyOption = 64,
+    retry_failed: RetryOption = False,
+    matrix: MatrixOption = None,
+    only: OnlyOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Score running servers, or one that is started for the run, on benchmarks.
+
+    Each sample is stored as it ends. The same command resumes an interrupted run.
+    """
+    if matrix is not None:
+        _refuse_beside_matrix(context)
+        with _exit_code_of_ctrl_c():
+            _evaluate_matrix(matrix, out, data_dir, only or [], dry_run=dry_run)
+        return
+    if not tasks:
+        raise ConfigError("name a task, such as math500 or file:PATH.jsonl, or give --matrix FILE")
+    if only or dry_run:
+        raise ConfigError("--only and --dry-run go with --matrix")
+    if twice := {task for task in tasks if tasks.count(task) > 1}:
+        raise ConfigError(f"{', '.join(sorted(twice))} is named twice: name each task once")
+    several = len(tasks) > 1
+    configs = [
+        RunConfig(
+            task=task,
+            program=program,
+            options=read_settings(settings or []),
+            num_samples=samples,
+            system=system,
+            thinking=thinking,
+            thinking_budget=thinking_budget,
+            sampling={
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                "top_p": top_p,
+                "top_k": top_k,
+                "seed": seed,
+            },
+            limit=limit,
+            data_dir=data_dir,
+            out=out / folder_name(short_name(task)) if out and several else out,
+            retry_failed=retry_failed,
+        )
+        for task in tasks
+    ]
+    access = Access(
+        api=api,
+        model=model,
+        api_key=api_key,
+        timeout_s=timeout,
+        max_concurrency=concurrency,
+    )
+    flags = {
+        "--lim-policy": policy,
+        "--lim-budget": budget,
+        "--lim-select-layers": lim_select_layers,
+        "--lim-ranking": lim_ranking,
+        "--lim-shared-by": lim_shared_by,
+        "--lim-config": lim_config,
+    }
+    given = {flag: text for flag, text in flags.items() if text is not None}
+    if serve is None:
+        _refuse_without_server(context, given)
+    servers = _servers(serve, url, access, given, context.obj or ())
+    console = plain_console(stderr=True)
+    benchmarks = load_benchmarks(configs)
+    notes = list(question_notes(benchmarks))
+    _print_lines(notes)
+    with _exit_code_of_ctrl_c(), servers as urls:
+        finished = complete_runs(configs, benchmarks, urls, access, console, _print_score)
+    _print_lines(notes)  # once more: the scores depend on them
+    _refuse_gaps(finished)
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print_plain(plain_console(stderr=True), line)
+
+
+def _servers(
+    serve: str | None,
+    urls: Sequence[str] | None,
+    access: Access,
+    lim_flags: dict[str, str],
+    sglang_options: tuple[str, ...],
+) -> AbstractContextManager[tuple[str, ...]]:
+    """Return the addresses of the named servers, or a server that is started for the block.
+
+    Raises:
+        LimError: no server can be started so; checked before the block, at whose start it starts.
+    """
+    if serve is None:
+        return nullcontext(split_urls(urls or [DEFAULT_URL]))
+    if urls:
+        raise ConfigError("--serve starts a server of its own: leave --url and LIM_URL out")
+    spec = ServerSpec(serve, lim_flags, sglang_options, access.api_key)
+    return _as_urls(serving(spec, plain_console(stderr=True)))
+
+
+def _refuse_without_server(context: typer.Context, lim_flags: Iterable[str]) -> None:
+    """Raise `ConfigError`, which names them as typed, where a server's options are given."""
+    words = {word.partition("=")[0] for word in sys.argv}
+    spellings = [[*each.opts] for each in context.command.params if {*each.opts} & {*lim_flags}]
+    given = [next((each for each in opts if each in words), opts[0]) for opts in spellings]
+    given += ["what follows --"] if context.obj else []
+    if given:
+        needs, it = ("need", "them") if len(given) > 1 else ("needs", "it")
+        names = join_words(given)
+        raise ConfigError(f"{names} {needs} --serve MODEL, which starts a server with {it}")
+
+
+@contextmanager
+def _as_urls(server: AbstractContextManager[str]) -> Iterator[tuple[str, ...]]:
+    with server as url:
+        yield (url,)
+
+
+@contextmanager
+def _exit_code_of_ctrl_c() -> Iterator[None]:
+    """Exit with the shell's code for Ctrl-C; the run has printed how to resume."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _print_score(finished: FinishedRun) -> None:
+    if finished.summary:
+        _print_summary(finished.summary)
+        path = shlex.quote(str(finished.run.path))
+        is_dense = finished.summary.conditions["policy"] == FULL
+        pair = f"{path} OTHER_RUN" if is_dense else f"OTHER_RUN {path}"  # the reference first
+        typer.echo(
+            f"run stored in {path}, each sample's text and answer in its samples.jsonl: "
+            f"`lim report {path}` prints all tables (--html FILE writes a page), `lim compare "
+            f"{pair}` pairs the run with another one of these questions",
+            err=True,
+        )
+
+
+def _print_summary(summary: Summary) -> None:
+    found = score(summary)
+    print_table(plain_console(), score_table(summary.conditions, found))
+    for line in reasons_without_answer(summary.conditions, found):
+        typer.echo(line)
+
+
+def _refuse_gaps(finished: Sequence[FinishedRun]) -> None:
+    """Raise `ServerError` where samples are missing because they failed."""
+    gaps = [
+        f"{each.run.record.settings['task']}: {describe_failures(each.run.failures)}\n"
+        for each in finished
+        if each.run.failures
+    ]
+    if gaps:
+        raise ServerError(
+            f"{''.join(gaps)}they are not scored; the same command with --retry-failed tries them "
+            "again"
+        )
+
+
+def _refuse_beside_matrix(context: typer.Context) -> None:
+    """Raise `ConfigError` where options are given that a matrix file has."""
+    others = [each.name for each in context.command.params if each.name not in BESIDE_MATRIX]
+    given = given_options(context, [name for name in others if name])
+    if given or context.obj:
+        names = ", ".join([*given, *(["what follows --"] if context.obj else [])])
+        raise ConfigError(f"{names}: with --matrix, leave it out and write it into the file")
+
+
+def _evaluate_matrix(
+    file: str, out: Path | None, data_dir: Path | None, only: Sequence[str], *, dry_run: bool
+) -> None:
+    """Complete the runs of a file; print their scores, and the commands that compare them."""
+    from lim_sglang.evals.matrix import (
+        complete_matrix,
+        describe_matrix,
+        find_matrix,
+        next_commands,
+        read_matrix,
+        stored_runs,
+    )
+    from lim_sglang.evals.summaries import load_summaries
+
+    path = find_matrix(file)
+    folder = out or RUNS_FOLDER / path.stem
+    matrix = read_matrix(path, folder, data_dir, only)
+    if dry_run:
+        typer.echo(describe_matrix(matrix))
+        return
+    failed = complete_matrix(matrix, plain_console(stderr=True))
+    stored = zip(matrix.runs, stored_runs(matrix.runs), strict=True)
+    sampled = [run for run, found in stored if found and found.samples]
+    for summary in load_summaries([run.path for run in sampled]):
+        _print_summary(summary)
+    for command in next_commands(sampled, folder):
+        typer.echo(shlex.join(command))
+    if failed:
+        reasons = {name: str(error).partition("\n")[0] for name, error in failed.items()}
+        lines = bullets(f"{name}: {reason}" for name, reason in reasons.items())
+        raise ServerError(
+            f"these runs are not complete:{lines}\nfinished samples are safe; the same command "
+            "tries the others again"
+        )
