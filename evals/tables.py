@@ -81,8 +81,8 @@ def past_budget(found: PastBudget | None) -> str:
 
 def past_budget_cell(found: PastBudget | None) -> str:
     """Return `3 of 12 (87.1 % read)`: with the share of their tokens that sparse layers read."""
-    is_known = found and found.read_share is not None
-    return f"{past_budget(found)}{f' ({share(found.read_share)} % read)' if is_known else ''}"
+    read = None if found is None else found.read_share
+    return past_budget(found) + ("" if read is None else f" ({share(read)} % read)")
 
 
 def too_few(num_questions: int) -> str:
