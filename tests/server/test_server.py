@@ -141,6 +141,10 @@ def test_the_device_is_the_users_else_what_is_there(
     assert options.lim_flags == ("--lim-select-layers=",)
     assert ("float32" in options.command_line()) is on_cpu
     assert ("SGLANG_USE_CPU_ENGINE" in options.environment()) is on_cpu
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert options.environment().get("OMP_WAIT_POLICY") == ("PASSIVE" if on_cpu else None)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert options.environment()["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 @contextmanager
