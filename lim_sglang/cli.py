@@ -91,7 +91,7 @@ def main() -> None:
     # anyio warns about a connection that Ctrl-C or a decided vote ends before it is tried.
     warnings.filterwarnings("ignore", r"coroutine 'connect_tcp\b", RuntimeWarning)
     with errors_in_words():
-        command_line()(args=words, obj=further)
+        command_line()(args=words, prog_name="lim", obj=further)
 
 
 def _split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lim_sglang import __version__, config
-from lim_sglang.cli import command_line
+from lim_sglang.cli import command_line, main
 from lim_sglang.counters import Stats
 from lim_sglang.evals.tasks import TASKS
 from lim_sglang.programs.ask import run_script
@@ -167,6 +167,18 @@ def test_a_value_that_an_option_cannot_take_is_refused_in_our_words(
     assert expected in error
     assert given in error
     assert not re.search("Value error|Input should|valid (integer|number)|parse", error)
+
+
+@pytest.mark.parametrize("words", ["serve --help", "serve --no-such-option"])
+def test_the_command_is_called_lim_however_it_is_started(
+    words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["some/lim_sglang/__main__.py", *words.split()])
+    with pytest.raises(SystemExit):
+        main()
+    shown = "".join(capsys.readouterr())
+    assert "Usage: lim serve [OPTIONS]" in shown
+    assert words.endswith("--help") or "Try 'lim serve --help' for help" in shown
 
 
 def test_version_programs_and_tasks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
