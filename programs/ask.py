@@ -158,8 +158,9 @@ def ask(
     api_key: ApiKeyOption = None,
     timeout: TimeoutOption = 600.0,
 ) -> None:
-    """Ask a running server and let its samples vote on the answer. Exits with 3 if no sample states
-    an answer."""
+    """Ask a running server and let its samples vote on the answer. Standard output gets one line,
+    the answer with its votes or the --json record; standard error gets all else. Exits with 3 if no
+    sample states an answer."""
     text = read_question(question)
     check_thinking_budget(thinking_budget, max_tokens)
     chosen = find_program(program)

@@ -18,6 +18,7 @@ from lim_sglang.programs.ask import (
     Show,
     VoteDisplay,
     answer_so_far,
+    ask,
     disagreement,
     in_flight_table,
     last_lines,
@@ -217,6 +218,15 @@ def test_no_answer_has_an_exit_code_of_its_own_and_a_reason(
     else:
         assert command.output.startswith("no answer  (0 votes of 2 samples")
         assert "let me think" in command.error
+
+
+def test_standard_output_gets_one_line_as_the_help_says(forker: Forker, tmp_path: Path) -> None:
+    assert "Standard output gets one line" in (ask.__doc__ or "")
+    with serving(lambda _: completion("so \\boxed{391}")) as fake:
+        code, command = forker.run(tmp_path, "ask", QUESTION, "--url", fake.url, "--samples", "2")
+    assert code == 0, command.error
+    assert command.output.startswith("answer: 391  (2 votes of 2 samples, 14 tokens, ")
+    assert command.output.count("\n") == 1
 
 
 def test_ctrl_c_shows_the_votes_so_far(forker: Forker, tmp_path: Path) -> None:
