@@ -331,7 +331,9 @@ class VoteDisplay:
         self._bar.advance(self._task)
         name = sample_name(sample.index)
         line = f"{len(self.samples)}/{self._total}  {name}: {sample_line(sample)}"
-        if not self._console.is_terminal:
+        if self._console.is_terminal:
+            self._live.refresh()  # the line stands above a frame that shows no ended sample
+        else:
             line += f"  |  {vote_line(self.tally)}"
         print_plain(self._console, line)
 

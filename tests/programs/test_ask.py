@@ -572,6 +572,20 @@ def test_a_long_text_keeps_no_table_waiting() -> None:
     assert time.process_time() - start_s < 1.0  # reading all of the texts would take seconds
 
 
+def test_on_a_terminal_no_sample_runs_below_its_own_line() -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=100)
+    samples = {0: in_flight(0, "so", 77)}
+    with VoteDisplay(console, 1, str.__eq__) as display:
+        display.begin(SimpleNamespace(in_flight=samples, spent_tokens=87))
+        display._live.refresh()
+        samples.clear()
+        display.add(SAMPLES[0])
+        before, after = output.getvalue().split("1/1  sample 1: ")
+    assert "running" in before
+    assert "running" not in after
+
+
 def test_on_a_terminal_samples_in_flight_stand_below_the_vote() -> None:
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=100)
