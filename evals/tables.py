@@ -23,7 +23,7 @@ from lim_sglang.markdown_section import (
     counted,
     markdown_table,
 )
-from lim_sglang.programs.schema import cut_off_advice
+from lim_sglang.programs.schema import UNANSWERED, cut_off_advice
 from lim_sglang.progress import print_plain
 
 if TYPE_CHECKING:
@@ -281,8 +281,7 @@ def reasons_without_answer(conditions: Mapping[str, Any], score: Score) -> Itera
         )
     if score.num_unanswered:
         yield (
-            f"{score.num_unanswered:,} {of} ended with no answer in \\boxed{{}} or after "
-            '"the answer is": a small model may not follow the instruction, so try a larger one; '
+            f"{score.num_unanswered:,} {of} {UNANSWERED}; "
             "each question has to have one short result"
         )
 

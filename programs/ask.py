@@ -60,6 +60,7 @@ from lim_sglang.programs.program import (
 from lim_sglang.programs.schema import (
     COMPLETED_STATES,
     DEFAULT_URL,
+    UNANSWERED,
     Access,
     Api,
     Sample,
@@ -409,12 +410,8 @@ def reasons_without_vote(outcome: Outcome, program: Program, max_tokens: int) ->
         after = f"cut off after {longest:,} tokens without an answer"
         yield f"{_of_samples(vote.truncated, outcome)} {after}: {advice}"
     if vote.unanswered:
-        advice = (
-            "a small model may not follow the instruction, so try a larger one, or another "
-            "--template; the question has to have one short result"
-        )
-        where = 'in \\boxed{} or after "the answer is"'
-        yield f"{_of_samples(vote.unanswered, outcome)} ended without an answer {where}: {advice}"
+        advice = "or another --template; the question has to have one short result"
+        yield f"{_of_samples(vote.unanswered, outcome)} {UNANSWERED}, {advice}"
     if vote.failed:
         error = next(s.error for s in samples if s.state is SampleState.FAILED)
         yield f"{_of_samples(vote.failed, outcome)} failed: {error}"

@@ -192,6 +192,13 @@ class Sample:
     """Tokens whose part in the confidence is a guess (`chat.count_repeated_logprobs`)."""
 
 
+UNANSWERED = (
+    'ended with no answer in a form that is read, such as \\boxed{…}, "the answer is …" or '
+    '"Final answer: …": a small model may not follow the instruction, so try a larger one'
+)
+"""What happened to samples that were not cut off and have no answer, and what to do."""
+
+
 def cut_off_advice(num_tokens: int, max_tokens: int, otherwise: str) -> str:
     """Return what to do about samples that were cut off before an answer.
 

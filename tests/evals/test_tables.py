@@ -52,7 +52,7 @@ from lim_sglang.evals.tables import (
     signed,
     too_few,
 )
-from lim_sglang.programs.schema import SampleState
+from lim_sglang.programs.schema import UNANSWERED, SampleState
 from tests.evals.summaries import (
     COMMITTED,
     CONDITIONS,
@@ -198,7 +198,7 @@ def test_samples_without_an_answer_have_a_reason_each() -> None:
     short = {**found.conditions, "max_tokens": 30}
     assert next(reasons_without_answer(short, score(found))).endswith("raise --max-tokens")
     assert unanswered.startswith("1 of 6 samples ended")
-    assert "larger" in unanswered
+    assert f" {UNANSWERED};" in unanswered
     one = run(question("a", [0, None], states={1: TRUNCATED}))
     assert next(reasons_without_answer(one.conditions, score(one))).startswith(
         "1 of 2 samples was cut off"

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -31,8 +32,9 @@ from lim_sglang.programs.ask import (
 )
 from lim_sglang.programs.backend import InFlightSample
 from lim_sglang.programs.chat import StreamReader
+from lim_sglang.programs.grading.answers import extract_answer
 from lim_sglang.programs.program import PROGRAMS, Outcome, outcome_record
-from lim_sglang.programs.schema import Sample, SampleState
+from lim_sglang.programs.schema import UNANSWERED, Sample, SampleState
 from lim_sglang.programs.vote import tally
 from lim_sglang.progress import printable
 from tests.builders import make_sample
@@ -463,7 +465,7 @@ def test_each_sample_is_shown_with_the_vote_and_markup_in_answers_is_text(termin
             10,
             [
                 "1 of 6 samples cut off after 10 tokens without an answer: raise --max-tokens",
-                "a small model may not follow the instruction",
+                f"1 of 6 samples {UNANSWERED}, ",
                 "1 of 6 samples failed: HTTP 503",
             ],
         ),
@@ -478,6 +480,13 @@ def test_each_reason_for_a_missing_vote_is_explained(
     found = [*reasons_without_vote(outcome(samples), PROGRAMS["majority"], max_tokens)]
     assert len(found) == len(lines)
     assert all(line in text for line, text in zip(lines, found, strict=True))
+
+
+def test_each_form_of_an_answer_that_is_named_is_read() -> None:
+    forms = re.findall(r'\\boxed\{…\}|"(?:.+?) …"', UNANSWERED)
+    assert len(forms) == 3
+    for form in forms:
+        assert extract_answer(form.strip('"').replace("…", "5")) == "5"
 
 
 @pytest.mark.parametrize(
