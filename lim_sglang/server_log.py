@@ -31,6 +31,13 @@ NUM_ERRORS, NUM_LAST_LINES = 3, 5
 
 REFUSAL = re.compile(r"(?:[\w.-]+: )?error: ")
 """Begins a message for the user: ours, or that of SGLang's parser of options."""
+TIMESTAMP = re.compile(r"\[\d{4}-\d\d-\d\d [^]]*\] ?")
+NO_PROGRESS = re.compile(
+    r"\s|Ignore import error |Fail to set RLIMIT|INFO: +[\w.:[\]-]+ - \"[A-Z]+ /"
+    r"|\S+:\d+: \w*Warning: |W\d{4} \d\d:\d\d:"
+)
+"""Begins a line that says nothing about the progress of a start: a part of a warning or a
+traceback, a module of another device or model, our own requests, a warning of Python or torch."""
 EXCEPTION = re.compile(r"(?:\[[^]]*\] )?((?:\w+\.)*\w*(?:Error|Exception)\b: .*)")
 """A traceback's last line."""
 
@@ -87,13 +94,14 @@ def shown_line(log: Path, width: int = MAX_LINE) -> str:
 
 
 def newest_line(log: Path) -> str:
-    """Return the last line with text, without colours; of a progress bar the last state.
+    """Return the last line about progress, without colours and timestamp; of a progress bar the
+    last state.
 
-    Indented lines belong to a warning or a traceback and say nothing alone. A refusal is left to
-    the message at the end of the server, which tells it whole.
+    A refusal is left to the message at the end of the server, which tells it whole.
     """
-    lines = (line for line in reversed(_lines(log, TAIL_BYTES)) if not line[0].isspace())
-    return next((line for line in lines if not REFUSAL.match(line)), "")
+    lines = (TIMESTAMP.sub("", line, count=1) for line in reversed(_lines(log, TAIL_BYTES)))
+    told = (line for line in lines if line and not NO_PROGRESS.match(line))
+    return next((line for line in told if not REFUSAL.match(line)), "")
 
 
 def _lines(log: Path, num_bytes: int) -> list[str]:

@@ -31,7 +31,17 @@ RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.
         (b"\n \n", ""),
         (b"first\nsecond", "second"),
         (b"first\nsecond\n\n", "second"),
-        (b"a.py:7: UserWarning: so\n  warnings.warn(\n", "a.py:7: UserWarning: so"),
+        (b"loading\n/a/b.py:7: UserWarning: so\n  warnings.warn(\n", "loading"),
+        (b"[2026-11-29 09:05:36 TP0] Load weight begin.\n", "Load weight begin."),
+        (b"loading\n[2026-11-29 09:05:36]\n[2026-11-29 09:05:36] \n", "loading"),
+        (b"loading\n[2026-11-29 09:05:36] Ignore import error when loading a.b: no c\n", "loading"),
+        (b"loading\n[2026-11-29 09:05:36] Fail to set RLIMIT_NOFILE: too high\n", "loading"),
+        (
+            b"[2026-11-29 09:05:36] INFO:     Waiting for application startup.\n"
+            b'[2026-11-29 09:05:36] INFO:     127.0.0.1:4281 - "GET /health HTTP/1.1" 503 No\n',
+            "INFO:     Waiting for application startup.",
+        ),
+        (b"loading\nW1129 10:16:57.047000 2223 a.py:140] No CUDA runtime is found\n", "loading"),
         (b"loading\nerror: Bad options.\n- `a`: no\n  - `b`: no\n", "- `a`: no"),
         (b"Loading: 10%\rLoading: 20%\r", "Loading: 20%"),
         (b"\x1b[31mred\x1b[0m [bold]\n", "red [bold]"),
