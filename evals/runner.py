@@ -69,9 +69,13 @@ from lim_sglang.programs.vote import Equivalent
 from lim_sglang.progress import print_plain, rate, show_progress, time_left
 
 RUNS_FOLDER = Path("runs")
-BAR_WIDTH = 36
+BAR_WIDTH = 22
 """Columns that a terminal's bar, percentage and time take beside the progress in words."""
-MIN_TEXT_WIDTH = 24
+ROOM = {"failed": 8, "left": 11, "right": 12, "running": 10, "speed": 14}
+"""Columns kept for each figure on a terminal, the most important first: a figure is left out by
+this room, not by its digits of the moment, so that none comes and goes."""
+NAME_WIDTH = 12
+"""Columns of a task's name on a terminal; a longer name takes those that no figure may need."""
 NUM_GRADING_THREADS = 2
 """Verdicts computed at the same time: the number of the checker's workers."""
 
@@ -440,7 +444,8 @@ class RunProgress:
         )
         self.num_failed = 0 if plan.config.retry_failed else len(failed)
         self.unit = "questions" if self._by_question else "samples"
-        self._task = task_title(plan.task.name, plan.record.about["origin"])
+        self._task = plan.task.name
+        self._title = task_title(plan.task.name, plan.record.about["origin"])
         self._num_right = self._num_judged = 0
         self._count_verdicts(samples)
         self._ended_s: list[float] = []
@@ -467,37 +472,54 @@ class RunProgress:
         failures; called from any thread.
 
         Args:
-            width: columns that a line may take; None: all is one line.
+            width: columns of a terminal's line, which the least important figures do not enter
+                where it is too short; None: all are told.
         """
-        done = f": {self.done}/{self.total} {self.unit}"
-        width = width and max(width, MIN_TEXT_WIDTH)
-        parts = [f"{shortened(self._task, width - len(done) - 1) if width else self._task}{done}"]
+        figures = self._figures()
+        if width is None:
+            done = f"{self._title}: {self.done}/{self.total} {self.unit}"
+            return ", ".join([done, *figures.values()])
+        if "left" in figures:
+            figures["left"] = figures["left"].removeprefix("about ").partition(",")[0]
+        done = f": {self.done:{len(str(self.total))}}/{self.total}"
+        unused = width - len(done) - sum(room + len(", ") for room in ROOM.values())
+        name = shortened(self._task, max(NAME_WIDTH, unused))
+        return ", ".join([name + done, *fitting(figures, width - cell_len(name + done))])
+
+    def _figures(self) -> dict[str, str]:
+        """Return the figures that are known, in words, under the names of `ROOM`."""
+        figures = {}
         if self._num_judged:
             of = " of samples" if self._by_question else ""
-            parts.append(f"{100 * self._num_right / self._num_judged:.1f} %{of} right")
+            figures["right"] = f"{100 * self._num_right / self._num_judged:.1f} %{of} right"
         in_flight = [server.in_flight() for server in self._servers]
         if num_running := sum(each.num_samples for each in in_flight):
             unit = f" {'sample' if num_running == 1 else 'samples'}" if self._by_question else ""
-            parts.append(f"{num_running:,}{unit} running")
+            figures["running"] = f"{num_running:,}{unit} running"
         elapsed_s = self._clock() - self._start_s
         running_s = [seconds for each in in_flight for seconds in each.running_s]
         num_tokens = self._new_tokens + self._running_tokens(in_flight, running_s)
         if num_tokens and elapsed_s > 0:
-            parts.append(f"{rate(num_tokens, elapsed_s)} tokens/s")
-        left = self.total - self.done - self.num_failed
-        if left > 0:
-            in_words = time_left(
-                self._ended_s,
-                running_s,
-                max(left - len(running_s), 0),
-                num_tokens=num_tokens,
-                spent_s=sum(self._ended_s) + sum(running_s),
-                max_tokens=math.inf if self._by_question else self._max_tokens,
-            )
-            parts += [in_words] if in_words else []
+            figures["speed"] = f"{rate(num_tokens, elapsed_s)} tokens/s"
+        if in_words := self._time_left(running_s, num_tokens):
+            figures["left"] = in_words
         if self.num_failed:
-            parts.append(f"{self.num_failed} failed")
-        return broken_lines(parts, width) if width else ", ".join(parts)
+            figures["failed"] = f"{self.num_failed} failed"
+        return figures
+
+    def _time_left(self, running_s: Sequence[float], num_tokens: float) -> str:
+        """Return the time left in words; empty at the end, and as long as nothing is known."""
+        num_left = self.total - self.done - self.num_failed
+        if num_left <= 0:
+            return ""
+        return time_left(
+            self._ended_s,
+            running_s,
+            max(num_left - len(running_s), 0),
+            num_tokens=num_tokens,
+            spent_s=sum(self._ended_s) + sum(running_s),
+            max_tokens=math.inf if self._by_question else self._max_tokens,
+        )
 
     def _running_tokens(self, in_flight: Sequence[InFlight], running_s: Sequence[float]) -> float:
         """Return the tokens of the samples in flight so far: counted where they are streamed, else
@@ -524,17 +546,17 @@ def shortened(name: str, width: int) -> str:
     return text
 
 
-def broken_lines(parts: Sequence[str], width: int) -> str:
-    """Return parts with commas between them, in lines that break at commas alone."""
-    first, *others = ", ".join(parts).split(", ")
-    lines = [first]
-    for part in others:
-        joined = f"{lines[-1]}, {part}"
-        if cell_len(joined) < width:  # a comma may follow
-            lines[-1] = joined
-        else:
-            lines.append(part)
-    return ",\n".join(lines)
+def fitting(figures: Mapping[str, str], width: int) -> list[str]:
+    """Return the figures, in their order, that fit into columns, each behind a comma.
+
+    A figure that does not fit takes those of less importance along.
+    """
+    fit = set()
+    for name in filter(figures.__contains__, ROOM):
+        width -= max(ROOM[name], len(figures[name])) + len(", ")
+        if width >= 0:
+            fit.add(name)
+    return [text for name, text in figures.items() if name in fit]
 
 
 ORIGIN_NOTES = {

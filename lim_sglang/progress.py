@@ -205,7 +205,7 @@ def _bar_columns() -> tuple[ProgressColumn, ...]:
     """Return the columns of a bar: only the description, whose lines wrap, gives way."""
     whole = Column(no_wrap=True)
     return (
-        BarColumn(bar_width=20, table_column=whole),
+        BarColumn(bar_width=8, table_column=whole),
         TaskProgressColumn(table_column=whole),
         TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=len("0:00:00"))),
         TextColumn("{task.description}", markup=False, table_column=Column(ratio=1)),
