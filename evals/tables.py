@@ -211,7 +211,7 @@ class Table:
 
 
 def print_table(console: "Console", table: Table) -> None:
-    """Print title and caption unbroken, then the cells."""
+    """Print title and caption, then the cells."""
     for line in filter(None, (table.title, table.caption)):
         print_plain(console, line)
     console.print(table)

@@ -76,7 +76,8 @@ def doctor() -> None:
     found_off = False
     with console.status("Checking"):  # on a terminal; torch and SGLang load for half a minute
         for finding in examine():
-            print_plain(console, f"{finding.verdict.value:>4}  {finding.text}")
+            line = f"{finding.verdict.value:>4}  {finding.text}"
+            print_plain(console, line, whole=finding.verdict is not Verdict.OK)
             found_off |= finding.verdict is Verdict.OFF
     if found_off:
         raise typer.Exit(1)

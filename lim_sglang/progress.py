@@ -1,12 +1,14 @@
 """Progress on a console: a bar on a terminal, a line now and then in a log or a pipe."""
 
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import fmean
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,6 +25,8 @@ LINE_INTERVAL_S = 10.0
 """Least time between two lines in a log or a pipe."""
 REDRAW_INTERVAL_S = 1.0
 """Time between two descriptions on a terminal while no work is completed."""
+LINE_START = re.compile(r"\s*(?:\S+\s{2,}|- )?")
+"""Indentation of a line, with a name before two spaces or the mark of a list."""
 KNOWN_AFTER_S, KNOWN_AFTER_TOKENS = 5.0, 32
 """Seconds and tokens of a running sample from which its speed is taken to be known."""
 
@@ -32,9 +36,32 @@ def plain_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
-def print_plain(console: Console, text: str) -> None:
-    """Print a text as it is on any console, each of its lines in one piece."""
-    console.print(Text(printable(text)), highlight=False, soft_wrap=True)
+def print_plain(console: Console, text: str, *, whole: bool = False) -> None:
+    """Print a text as it is: on a terminal lines are wrapped at spaces, elsewhere they are whole.
+
+    Args:
+        whole: lines are whole on a terminal, too, since a command in them may be copied.
+    """
+    text = printable(text)
+    if console.file.isatty() and not whole:
+        text = "\n".join(wrapped(line, console.width) for line in text.split("\n"))
+    console.print(Text(text), highlight=False, soft_wrap=True)
+
+
+def wrapped(line: str, width: int) -> str:
+    """Return a line with breaks at spaces; a word that is wider than the columns, such as a path,
+    stays whole. Further lines begin below the text behind indentation, name or mark.
+    """
+    start = LINE_START.match(line)
+    indent = start.end() if start and start.end() < width // 2 else 0
+    lines = [line[:indent]]
+    for number, word in enumerate(line[indent:].split(" ")):
+        joined = f"{lines[-1]}{' ' * (number > 0)}{word}"
+        if cell_len(joined) > width and number:
+            lines.append(f"{' ' * indent}{word}")
+        else:
+            lines[-1] = joined
+    return "\n".join(lines)
 
 
 def printable(text: str) -> str:

@@ -14,6 +14,7 @@ from lim_sglang.config import API_KEY_VAR, LimConfig, default_of
 from lim_sglang.errors import INTERRUPTED, ServerError
 from lim_sglang.flags import FLAG_HELP
 from lim_sglang.policies.policy import SPARSE, Role
+from lim_sglang.progress import plain_console, print_plain
 from lim_sglang.server import ServerOptions, ServerSpec, running_server, server_options
 
 
@@ -87,7 +88,8 @@ def _run(options: ServerOptions, title: str, *, verbose: bool) -> None:
     try:
         console = Console(stderr=True)
         with running_server(options, console, title=title, verbose=verbose) as server:
-            typer.echo(ready_block(options, server.live, server.log))
+            print_plain(plain_console(), ready_block(options, server.live, server.log))
+            print_plain(plain_console(), commands_block(options), whole=True)
             is_live = True
             server.wait()
             raise ServerError("the server is gone")
@@ -99,14 +101,13 @@ def _run(options: ServerOptions, title: str, *, verbose: bool) -> None:
 
 
 def ready_block(options: ServerOptions, live: Mapping[str, Any], log: Path | None) -> str:
-    """Return the message of a ready server: address, model, schedule, and how to ask it.
+    """Return the message of a ready server: address, model, schedule, log.
 
     Args:
         live: LessIsMore's part of `/server_info`.
         log: the file with SGLang's output, None if that was shown.
     """
     config, roles = live["config"], live["roles"]
-    key = "" if options.api_key is None else f' -H "Authorization: Bearer ${API_KEY_VAR}"'
     select = [str(layer) for layer, role in enumerate(roles) if role == Role.SELECT]
     sparse = sum(role in SPARSE for role in roles)
     picked = f" picked at layers {', '.join(select)}" if select else ""
@@ -122,11 +123,20 @@ def ready_block(options: ServerOptions, live: Mapping[str, Any], log: Path | Non
             f"  url       {options.url}",
             f"  model     {options.model}",
             f"  policy    {config['policy']}: {schedule}",
+            *([f"  log       {log}"] if log else []),
+        ]
+    )
+
+
+def commands_block(options: ServerOptions) -> str:
+    """Return the commands that ask and stop a ready server."""
+    key = "" if options.api_key is None else f' -H "Authorization: Bearer ${API_KEY_VAR}"'
+    return "\n".join(
+        [
             f'  ask       {_lim()} ask "What is 17 * 23?" --samples 8 --url {options.url}',
             f"  or        curl {options.url}/v1/chat/completions{key} "
             "-H 'Content-Type: application/json' "
             """-d '{"messages": [{"role": "user", "content": "What is 17 * 23?"}]}'""",
-            *([f"  log       {log}"] if log else []),
             # A script hands an ignored SIGINT down to what it starts in the background.
             f"  stop      Ctrl-C, or kill {os.getpid()}",
             "",

@@ -51,7 +51,7 @@ def start_shown(title: str, log: Path | None, console: Console) -> Iterator[None
     """
     opening = f"Starting a server: {title}"
     if log:
-        print_plain(console, f"SGLang's log: {log}")
+        print_plain(console, f"SGLang's log: {log}", whole=True)
     began_s = time.monotonic()
     if log is None:
         print_plain(console, opening)

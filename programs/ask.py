@@ -77,6 +77,7 @@ from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
 from lim_sglang.progress import (
     LINE_INTERVAL_S,
     duration,
+    plain_console,
     print_plain,
     printable,
     rate,
@@ -219,7 +220,7 @@ def ask(
     for text in (*chains, *hints):
         print_plain(console, text)
     if not as_json:
-        typer.echo(printable(result_line(outcome)))
+        print_plain(plain_console(), result_line(outcome))
     if outcome.vote.winner is None:
         raise typer.Exit(NO_ANSWER)
 

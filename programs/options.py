@@ -14,6 +14,7 @@ from lim_sglang.errors import ConfigError, value_error
 from lim_sglang.markdown_section import join_words
 from lim_sglang.programs.program import PROGRAMS, find_program, listing
 from lim_sglang.programs.schema import MATH_PROMPT, Api, Sampling
+from lim_sglang.progress import plain_console, print_plain
 
 QUESTION_FIELD = "{question}"
 LIST = "?"
@@ -159,7 +160,7 @@ def by_program(numbers: Mapping[str, int | None]) -> str:
 
 def list_programs() -> None:
     """List the programs of ask, proxy and eval: when each stops, its samples and its options."""
-    typer.echo(listing())
+    print_plain(plain_console(), listing())
 
 
 def _list_programs(name: str) -> str:

@@ -1,5 +1,6 @@
-"""Plain objects for tests: samples, graded samples, an equivalence of texts."""
+"""Plain objects for tests: samples, graded samples, an equivalence of texts, a terminal."""
 
+import io
 from dataclasses import replace
 from typing import Any, Self
 
@@ -60,3 +61,11 @@ class TextEquivalence:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+class Screen(io.StringIO):
+    """A text file that is a terminal."""
+
+    def isatty(self) -> bool:
+        """Return True."""
+        return True

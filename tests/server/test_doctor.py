@@ -4,9 +4,18 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from lim_sglang import doctor
-from lim_sglang.doctor import Verdict, _decode_stack, _environment, _kernels, compare_packages
+from lim_sglang.doctor import (
+    Finding,
+    Verdict,
+    _decode_stack,
+    _environment,
+    _kernels,
+    compare_packages,
+)
+from tests.builders import Screen
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +89,20 @@ def test_a_package_that_is_missing_or_differs_is_needed_or_harmless(
     requirements.append('pytest==9.2.0; extra == "dev"')
     findings = list(compare_packages(requirements, ["engine"]))
     assert [f for f in findings if f.verdict is verdict and f.text.startswith(words)], findings
+
+
+def test_on_a_terminal_a_finding_with_a_command_stays_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "a package is missing: needed to serve, pip install 'package==1.0'"
+    found = [Finding(verdict, text) for verdict in (Verdict.OK, Verdict.OFF)]
+    monkeypatch.setattr(doctor, "examine", lambda: iter(found))
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys, "stdout", screen := Screen())
+    with pytest.raises(typer.Exit):
+        doctor.doctor()
+    assert f"  ok  {text[:-15]}\n      'package==1.0'\n" in screen.getvalue()
+    assert f"  {text}\n" in screen.getvalue()
 
 
 def test_every_pin_is_one_that_the_doctor_can_read() -> None:

@@ -18,6 +18,7 @@ from lim_sglang.progress import (
     show_progress,
     time_left,
 )
+from tests.builders import Screen
 
 
 def test_a_log_gets_a_line_at_the_start_every_ten_seconds_and_at_the_end() -> None:
@@ -185,6 +186,33 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     print_plain(printed := Console(file=io.StringIO(), width=10), NAME)
     assert capsys.readouterr() == (f"{NAME}\n", f"{NAME}\n")
     assert printed.file.getvalue() == f"{NAME}\n"  # type: ignore[attr-defined]
+
+
+PATH = "/a/long/folder/of/runs/samples.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("short", "short"),
+        ("exactly twenty chars", "exactly twenty chars"),
+        ("one word more than twenty", "one word more than\ntwenty"),
+        ("two lines,\n  of which one is indented", "two lines,\n  of which one is\n  indented"),
+        ("ok  a name before the text", "ok  a name before\n    the text"),
+        ("  - an entry of a list", "  - an entry of a\n    list"),
+        (f"samples in {PATH}, whole", f"samples in\n{PATH},\nwhole"),
+        ("a name that leaves  no room", "a name that leaves \nno room"),
+        ("数学数学 数学数学 数学", "数学数学 数学数学\n数学"),
+    ],
+)
+def test_a_terminal_breaks_lines_at_spaces_and_other_files_have_them_whole(
+    text: str, shown: str
+) -> None:
+    files = {"wrapped": Screen(), "whole": Screen(), "file": io.StringIO()}
+    for name, file in files.items():
+        print_plain(Console(file=file, width=20, color_system=None), text, whole=name == "whole")
+    assert files["wrapped"].getvalue() == f"{shown}\n"
+    assert files["whole"].getvalue() == files["file"].getvalue() == f"{text}\n"
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])

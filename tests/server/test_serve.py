@@ -14,8 +14,10 @@ import pytest
 
 from lim_sglang import cli
 from lim_sglang import serve as serve_module
-from lim_sglang.serve import ready_block
+from lim_sglang.programs.options import list_programs
+from lim_sglang.serve import commands_block, ready_block
 from lim_sglang.server import ServerOptions, free_port
+from tests.builders import Screen
 from tests.processes import LIM_SERVE, clean_environment, end_tree
 
 FAILED, REFUSED = 1, 2
@@ -35,17 +37,20 @@ def test_the_message_says_where_what_and_how_but_never_the_key() -> None:
     assert "http://127.0.0.1:31000" in sparse
     assert "some/model" in sparse
     assert "2 of 6 layers read 256 tokens picked at layers 2, 4" in sparse
-    assert 'lim ask "What is 17 * 23?"' in sparse
     assert str(log) in sparse
-    assert "Bearer" not in sparse
     dense = ready_block(ServerOptions("some/model"), live(["full"] * 6, "full"), None)
     assert "full: all 6 layers read everything" in dense
     assert "256" not in dense
     assert "log " not in dense
-    with_key = ready_block(ServerOptions("some/model", api_key="secret"), live(ROLES), log)
+    open_to_all = commands_block(ServerOptions("some/model"))
+    assert 'lim ask "What is 17 * 23?"' in open_to_all
+    assert "Bearer" not in open_to_all
+    with_key = commands_block(ServerOptions("some/model", api_key="secret"))
     assert "Bearer $LIM_API_KEY" in with_key
     assert "secret" not in with_key
-    assert all(f"stop      Ctrl-C, or kill {os.getpid()}\n" in text for text in (sparse, dense))
+    assert all(
+        f"stop      Ctrl-C, or kill {os.getpid()}\n" in text for text in (open_to_all, with_key)
+    )
 
 
 def interrupt(*_: object) -> None:
@@ -82,6 +87,28 @@ def test_a_signal_to_stop_is_the_end_of_a_live_server_but_a_failure_before(
     shown = capsys.readouterr()
     assert said in shown.out + shown.err
     assert ("LessIsMore is live" in shown.out) == is_live
+
+
+def test_on_a_terminal_sentences_are_wrapped_and_commands_stay_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @contextmanager
+    def running_server(*_: object, **__: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(live=live(ROLES), log=Path("/tmp/log"), wait=interrupt)
+
+    options = ServerOptions("a/model")
+    monkeypatch.setattr(serve_module, "running_server", running_server)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys, "stdout", screen := Screen())
+    serve_module._run(options, "a title", verbose=False)
+    list_programs()
+    message, listed = screen.getvalue().split("The server has been stopped.\n")
+    assert f"picked\n{' ' * 12}at layers 2, 4\n" in message
+    commands = commands_block(options)
+    assert max(map(len, commands.splitlines())) > 60
+    assert commands in message
+    lines = [*message.replace(commands, "").splitlines(), *listed.splitlines()]
+    assert max(map(len, lines)) <= 60
 
 
 @pytest.mark.parametrize(
