@@ -13,7 +13,7 @@ import typer
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.tables import print_table
 from lim_sglang.markdown_section import counted
-from lim_sglang.progress import plain_console, show_progress
+from lim_sglang.progress import plain_console, print_plain, show_progress
 
 if TYPE_CHECKING:
     from lim_sglang.evals.compare import Comparison
@@ -113,8 +113,9 @@ def compare_runs(
     from lim_sglang.evals.tables import comparison_table, sentence
 
     check_paths(runs)
+    errors = plain_console(stderr=True)
     comparisons: list[tuple[str, Comparison]] = []
-    with plain_console(stderr=True).status("Counting votes"):
+    with errors.status("Counting votes"):
         tasks = load_by_task(runs)
         alone = [summaries[0] for summaries in tasks if len(summaries) == 1]
         for first, *others in tasks:
@@ -132,7 +133,9 @@ def compare_runs(
             f"lim compare needs two runs of a task: the reference, then the others{left_out}"
         )
     if alone:
-        typer.echo(f"warning: a task with one run is left out{left_out}", err=True)
+        print_plain(
+            plain_console(stderr=True), f"warning: a task with one run is left out{left_out}"
+        )
     if as_json:
         for task, found in comparisons:
             row = {"task": task, **asdict(found), "sentence": sentence(found)}
@@ -143,11 +146,11 @@ def compare_runs(
         if len(tasks) > 1:
             table = replace(table, title=f"{task}: {table.title}")
         print_table(plain_console(), table)
-        typer.echo(sentence(found))
+        print_plain(plain_console(), sentence(found))
         for difference in found.other_differences:
-            typer.echo(f"warning: {found.a} and {found.b} differ in {difference}", err=True)
+            print_plain(errors, f"warning: {found.a} and {found.b} differ in {difference}")
     if len(comparisons) > 1:
-        typer.echo(MULTIPLE_COMPARISONS)
+        print_plain(plain_console(), MULTIPLE_COMPARISONS)
 
 
 DOCUMENT_PLOT = "accuracy"
@@ -232,8 +235,8 @@ def _print_results(groups: Sequence["Group"]) -> None:
         return
     for group in groups:
         print_table(console, group_table(group))
-        typer.echo(f"{group.title}: {conditions_text(group)}\n")
-    typer.echo(method_text(groups))
+        print_plain(console, f"{group.title}: {conditions_text(group)}\n")
+    print_plain(console, method_text(groups))
 
 
 def _make_files(
@@ -262,7 +265,7 @@ def _make_files(
             else:
                 missing |= dict.fromkeys(filter(None, map(each.missing, groups)))
     for sentence in missing:
-        typer.echo(sentence, err=True)
+        print_plain(plain_console(stderr=True), sentence)
     if results:
         file = plots / f"{DOCUMENT_PLOT}.svg" if plots else None
         plot = _link(results, file) if file in files else None

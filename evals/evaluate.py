@@ -334,19 +334,19 @@ def _print_score(finished: FinishedRun) -> None:
         path = shlex.quote(str(finished.run.path))
         is_dense = finished.summary.conditions["policy"] == FULL
         pair = f"{path} OTHER_RUN" if is_dense else f"OTHER_RUN {path}"  # the reference first
-        typer.echo(
-            f"run stored in {path}, each sample's text and answer in its samples.jsonl: "
-            f"`lim report {path}` prints all tables (--html FILE writes a page), `lim compare "
-            f"{pair}` pairs the run with another one of these questions",
-            err=True,
+        lines = (
+            f"run stored in {path}, each sample's text and answer in its samples.jsonl",
+            f"  lim report {path}  # all tables; --html FILE writes a page",
+            f"  lim compare {pair}  # paired with another run of these questions",
         )
+        print_plain(plain_console(stderr=True), "\n".join(lines), whole=True)
 
 
 def _print_summary(summary: Summary) -> None:
     found = score(summary)
     print_table(plain_console(), score_table(summary.conditions, found))
     for line in reasons_without_answer(summary.conditions, found):
-        typer.echo(line)
+        print_plain(plain_console(), line)
 
 
 def _refuse_gaps(finished: Sequence[FinishedRun]) -> None:
