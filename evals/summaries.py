@@ -96,6 +96,8 @@ def read_summary(path: Path) -> Summary:
     Raises:
         DataError: the file is no summary, is damaged or has another format.
     """
+    if (path.parent / RUN_FILE).exists():
+        raise DataError(f"{path} is a part of a run; name its folder, {path.parent}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

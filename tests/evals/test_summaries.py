@@ -10,6 +10,7 @@ from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.metrics import Summary, summarise
 from lim_sglang.evals.run_store import (
     GRADES_FILE,
+    RUN_FILE,
     AskedQuestion,
     Failure,
     RunRecord,
@@ -97,6 +98,9 @@ def test_what_holds_no_samples_is_refused(tmp_path: Path) -> None:
         find_runs([tmp_path])
     with open_run(tmp_path / "run", RECORD), pytest.raises(DataError, match="has no sample yet"):
         load_summaries([tmp_path / "run"])
+    for part in (RUN_FILE, "samples.jsonl"):
+        with pytest.raises(DataError, match=rf"{part} is a part of a run; name its folder, .*run$"):
+            read_summary(tmp_path / "run" / part)
     for content, message in (("{", "is not JSON"), ("[1]", "is not the"), ("\xff", "is not JSON")):
         (tmp_path / "s.json").write_bytes(content.encode("latin-1"))
         with pytest.raises(DataError, match=rf"s\.json.*{message}"):
