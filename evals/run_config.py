@@ -186,7 +186,13 @@ def server_settings(info: Mapping[str, Any], sampling: Sampling) -> dict[str, An
             **{name: info.get(name) for name in SERVER_ARGUMENTS},
             "device_name": lim.get("device_name"),
         },
-        "lim": {"config": lim.get("config"), "roles": lim.get("roles")} if lim else None,
+        "lim": {
+            **{name: lim.get(name) for name in ("config", "roles")},
+            # Without a gate no key, so that runs of other policies keep their ids.
+            **{name: lim[name] for name in ("gate_sha256",) if name in lim},
+        }
+        if lim
+        else None,
         "versions": {
             "lim_sglang": lim_sglang.__version__,
             "lim_server": lim.get("version"),

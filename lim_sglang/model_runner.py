@@ -231,13 +231,15 @@ def describe(runner: LimModelRunner) -> str:
 def live_state(runner: LimModelRunner) -> dict[str, Any]:
     """Return LessIsMore's part of `/server_info`.
 
-    Version, device, configuration, roles, the model's sampling defaults, counters; on a GPU also
-    the source of the scores, the selector's counters and, under `LIM_AUDIT`, the audit's.
+    Version, device, configuration and digests of the files that it names, roles, the model's
+    sampling defaults, counters; on a GPU also the source of the scores, the selector's counters
+    and, under `LIM_AUDIT`, the audit's.
     """
     state = {
         "version": __version__,
         "device_name": "CPU" if compat.serves_on_cpu() else torch.cuda.get_device_name(),
         "config": runner.lim_config.settings(),
+        **runner.lim_config.make_policy().digests(),
         "roles": [role.value for role in runner.lim_roles],
         "sampling_defaults": runner.model_config.get_default_sampling_params(),
         **asdict(runner.lim_stats),

@@ -160,6 +160,33 @@ def _ask_hub(model: str, revision: str | None) -> str | None:
     return None
 
 
+def model_digest(source: str) -> str:
+    """Return a digest that tells a model from others of the same name.
+
+    Of a folder: `config.json`, and of each file of weights the name, the size, and the bytes at its
+    beginning, where safetensors has its header, in its middle and at its end. To read all weights
+    would take as long as loading them. Of a hub id: the commit.
+
+    Args:
+        source: from `check_model`.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        from transformers import AutoConfig
+
+        revision = f"{source} {AutoConfig.from_pretrained(source)._commit_hash}"
+        return hashlib.sha256(revision.encode()).hexdigest()
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for place in (0, size // 2, max(0, size - BLOCK_BYTES)):
+                file.seek(place)
+                digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
+
+
 def embedded_model(model: EmbeddedModel) -> Path:
     """Return the folder of an embedded model; fetch and convert the model at the first call.
 

@@ -36,7 +36,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "gates": {"gates", "kernels", "errors", "compat", "progress", "config", "models"},
     "programs": {"programs", "frontend", *EVERYWHERE},
     "evals": {"evals", "programs", "server", *EVERYWHERE},
-    "bench": {"bench", "kernels", "programs", "evals", *SERVER_SIDE, *EVERYWHERE},
+    "bench": {"bench", "gates", "kernels", "programs", "evals", *SERVER_SIDE, *EVERYWHERE},
 }
 """Folders, and modules of lim_sglang/, that each folder may import."""
 

@@ -33,6 +33,7 @@ from lim_sglang.bench.workloads import (
 )
 from lim_sglang.config import CONFIG_VAR, LimConfig
 from lim_sglang.errors import ConfigError, DataError, ServerError
+from lim_sglang.models import model_digest
 from lim_sglang.progress import duration, show_progress
 from lim_sglang.validation import BACKEND
 
@@ -90,6 +91,7 @@ def measure(
         )
         conditions = surroundings() | {
             "model": named.resolve().name if named.is_dir() else model.name,
+            "model_sha256": model_digest(folder),
             "texts_sha256": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
             **{name: getattr(options, name) for name in ("sequences", "length", "steps", "seed")},
         }

@@ -33,7 +33,8 @@ SAME = "commit gpu model budget lim_config roles kv_dtype quantization versions 
 DIVERGENCE_SECTION = MarkdownSection("lim bench divergence")
 """The section of divergence rows."""
 DIVERGENCE_SAME = "commit gpu model texts_sha256 sequences length steps seed versions"
-"""Conditions under which a divergence is not measured again, and that a table's rows share."""
+"""Conditions under which a divergence is not measured again, and that a table's rows share, beside
+`model_sha256`, which rows of 2026-11-29 lack: they are shown, and never continued."""
 UNDEFINED = "not defined"
 """Cell of a budget that the policy's definition excludes."""
 SHOWN = {"driver", "date", "windows", "steps", "copy_gb_per_s", "weight_bytes_read"}
@@ -378,8 +379,9 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def same_divergence(conditions: Mapping[str, Any]) -> str:
-    """Return the conditions of `DIVERGENCE_SAME` as text."""
-    return json.dumps([conditions[name] for name in DIVERGENCE_SAME.split()], sort_keys=True)
+    """Return the conditions of `DIVERGENCE_SAME` and the model's digest as text."""
+    found = [conditions[name] for name in DIVERGENCE_SAME.split()]
+    return json.dumps([*found, conditions.get("model_sha256")], sort_keys=True)
 
 
 def holds_divergences(path: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 from lim_sglang.config import LimConfig, default_of, resolve_settings
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.run_store import load_run, read_questions
+from lim_sglang.gates.files import weights_digest
 from lim_sglang.markdown_section import counted
 from lim_sglang.policies import POLICIES
 from lim_sglang.policies.policy import Role, SparsePolicy
@@ -245,10 +246,12 @@ def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
         budget: tokens that a sparse layer reads, for all.
 
     Returns:
-        Settings by the names that results bear: `quest`, `quest shared_by=all`.
+        Settings by the names that results bear: `quest`, `quest shared_by=all`,
+        `seer gate=own@0123456789ab`.
 
     Raises:
-        ConfigError: settings that are wrong, a dense policy, or a policy that is named twice.
+        ConfigError: settings that are wrong, a dense policy, a policy that is named twice, or a
+            folder without a gate.
     """
     found: dict[str, LimConfig] = {}
     for text in texts:
@@ -261,16 +264,20 @@ def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
                     f"--policy {given.policy} reads everything, as what policies are compared with"
                 )
             config = resolve_settings(given.to_json(), None, {"budget": budget})
-            # Of a gate's folder the last part, since paths of one machine say nothing on another.
-            shown = {
-                key: Path(value).name if key == "gate" else value for key, value in settings.items()
-            }
+            shown = settings | ({"gate": gate_name(config.gate)} if config.gate else {})
             others = (f"{key}={value}" for key, value in shown.items() if key != "policy")
             name = " ".join([config.policy, *others])
-            if config in found.values():
+            if name in found or config in found.values():
                 raise ConfigError(f"--policy names {name} twice: name each policy once")
             found[name] = config
     return found
+
+
+def gate_name(folder: str) -> str:
+    """Return a gate's name in results: the last part of the path, since paths of one machine say
+    nothing on another, and the beginning of the digest, since a folder may be trained anew."""
+    path = Path(folder).expanduser()
+    return f"{path.name}@{weights_digest(path)[:12]}"
 
 
 def options_of_policies(policies: Mapping[str, LimConfig], max_rows: int) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 torch is imported only by the functions that read or write weights.
 """
 
+import hashlib
+import io
 import json
 import os
 import re
@@ -61,8 +63,17 @@ class _GateConfig:
         return tuple(field for field in _PARTS if self.has_norms or field not in _NORMS)
 
 
+def weights_digest(folder: Path) -> str:
+    """Return the SHA-256 of a gate's weights, which tells a gate from all others.
+
+    Raises:
+        ConfigError: the folder holds no weights.
+    """
+    return hashlib.sha256(_read_weights(folder / WEIGHTS_FILE)).hexdigest()
+
+
 def read_gates(folder: Path) -> "tuple[BlockGate, ...]":
-    """Read the gate of each layer, on the CPU in the stored dtype; weights are mapped from disk.
+    """Read the gate of each layer, on the CPU in the stored dtype.
 
     Raises:
         ConfigError: the folder holds no gate that can be served, with the reasons.
@@ -199,23 +210,35 @@ def _read_object(folder: Path) -> Mapping[str, Any]:
     return content
 
 
-def _load_weights(file: Path) -> "dict[str, Tensor]":
-    """Map the tensors of a torch archive by name; no code of the archive runs."""
-    import torch
-
-    if not file.is_file():
+def _read_weights(file: Path) -> bytes:
+    """Return the bytes of a weights file."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
         raise ConfigError(
             f"{file.parent} holds no {WEIGHTS_FILE}: fetch the gate's weights, in the format of "
             "torch.save"
-        )
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror})") from None
+
+
+def _load_weights(file: Path) -> "dict[str, Tensor]":
+    """Load the tensors of a torch archive by name; no code of the archive runs.
+
+    The file is read, not mapped: a file that is cut off later would end the process.
+    """
+    import torch
+
+    stored = _read_weights(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a damaged archive raises errors of many kinds
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(
             f"{file} is no torch archive of tensors alone ({reason}): fetch the gate again"
         ) from None
-    if not isinstance(content, dict) or not content:
+    if not isinstance(content, dict):
         raise ConfigError(f"{file} must hold named tensors, not a {type(content).__name__}")
     reasons = [
         f"{name!r} is a {type(value).__name__}, expected a dense float tensor"
@@ -244,7 +267,7 @@ def _sort_by_layer(
         else:
             layers.setdefault(int(match[1]), {})[field] = weight
     stated = config.stated.get("num_hidden_layers")
-    depth = max([*layers, -1]) + 1
+    depth = max([*layers, 0]) + 1
     if type(stated) is int:
         depth = max(depth, min(stated, depth + _MOST_SHOWN))
     for layer in range(depth):

@@ -94,6 +94,10 @@ class Policy(ABC):
         """
         return []
 
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each file that the settings name by a path, for records."""
+        return {}
+
     @abstractmethod
     def roles(self, depth: int) -> tuple[Role, ...]:
         """Return the role of each of a model's `depth` layers.

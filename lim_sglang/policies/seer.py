@@ -55,6 +55,10 @@ class Seer(SparsePolicy):
 
         return reasons_against_gate(self._folder, model_config)
 
+    def digests(self) -> dict[str, str]:
+        """Return the digest of the weights that serve."""
+        return {"gate_sha256": _read(self._folder)[1]}
+
     @property
     def sharing(self) -> SharedBy:
         """The heads that read one list."""
@@ -78,7 +82,7 @@ class Seer(SparsePolicy):
         )
 
         assert inputs.cos_sin is not None
-        gate, length = _read(self._folder)[inputs.layer], inputs.keys.shape[0]
+        gate, length = _read(self._folder)[0][inputs.layer], inputs.keys.shape[0]
         table = inputs.cos_sin[:length]
         query = rotate_back(inputs.query[None], table[-1:])[0]
         summaries = summarize_blocks(rotate_back(inputs.keys, table), BLOCK)
@@ -91,7 +95,7 @@ class Seer(SparsePolicy):
         from lim_sglang.kernels.selector import GateSelector, ModelGates
 
         split = BudgetSplit(sinks=0, selected=self.num_ranked, recent=1)
-        return GateSelector.allocate(split, room, ModelGates.load(_read(self._folder), room))
+        return GateSelector.allocate(split, room, ModelGates.load(_read(self._folder)[0], room))
 
     @property
     def _folder(self) -> Path:
@@ -99,7 +103,8 @@ class Seer(SparsePolicy):
 
 
 @cache
-def _read(folder: Path) -> "tuple[BlockGate, ...]":
-    from lim_sglang.gates.files import read_gates
+def _read(folder: Path) -> "tuple[tuple[BlockGate, ...], str]":
+    """Read a gate and its digest once, so that both are of one file."""
+    from lim_sglang.gates.files import read_gates, weights_digest
 
-    return read_gates(folder)
+    return read_gates(folder), weights_digest(folder)

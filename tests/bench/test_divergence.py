@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -26,11 +27,14 @@ from lim_sglang.bench.results import (
     divergence_tables,
     mean_and_error,
     read_divergences,
+    same_divergence,
 )
 from lim_sglang.bench.workloads import Cell, ModelChoice, make_sequences, read_cells, read_texts
 from lim_sglang.compat import CPU_ENGINE_VAR
 from lim_sglang.config import LimConfig
 from lim_sglang.errors import ConfigError, DataError, ServerError
+from lim_sglang.gates.files import WEIGHTS_FILE, write_gates
+from lim_sglang.kernels.reference_rivals import BlockGate
 from lim_sglang.progress import plain_console
 from tests.bench.recorded import LINES, write
 from tests.processes import clean_environment
@@ -289,6 +293,7 @@ CONDITIONS: Mapping[str, Any] = {
     "gpu": "NVIDIA H200",
     "versions": {"torch": "2.11.0", "sglang": "0.5.16"},
     "model": "model",
+    "model_sha256": "fedcba9876543210",
     "texts_sha256": "0123456789abcdef",
     **{"sequences": 3, "length": 4096, "steps": 512, "seed": 0},
 }
@@ -374,6 +379,44 @@ def test_recorded_rows_of_the_same_conditions_are_not_measured_again(
     assert list(measure(given, first[:2], console))[:2] == first[:2]
     list(measure(replace(given, seed=5), first, console))
     assert [len(found) for found in asked] == [3, 2, 3]
+
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    assert [row.kl for row, _ in measure(given, first, console)] == [(), *[(0.1,) * 3] * 3]
+    assert len(asked) == 4
+
+
+def seer_cells(*folders: Path) -> tuple[Cell, ...]:
+    """Return the cells of gates at 256 tokens."""
+    texts = [json.dumps({"policy": "seer", "gate": str(folder)}) for folder in folders]
+    return read_cells(texts, "256")
+
+
+def test_a_gate_is_named_by_its_folder_and_its_weights(tmp_path: Path) -> None:
+    first, second, copy = (tmp_path / name / "own" for name in "abc")
+    for folder, layers in ((first, 1), (second, 2), (copy, 1)):
+        write_gates(folder, [BlockGate(torch.ones(1, 1, 8, 8), torch.ones(1, 24, 8))] * layers, {})
+    names = [cell.policy for cell in seer_cells(first, second)]
+    assert all(re.fullmatch(r"seer gate=own@[0-9a-f]{12}", name) for name in names)
+    assert len(set(names)) == 2
+    with pytest.raises(ConfigError, match=r"names seer gate=own@[0-9a-f]{12} twice"):
+        seer_cells(first, copy)
+    copy.joinpath(WEIGHTS_FILE).write_bytes(second.joinpath(WEIGHTS_FILE).read_bytes())
+    assert seer_cells(first)[0].key != seer_cells(copy)[0].key == seer_cells(second)[0].key
+    with pytest.raises(ConfigError, match=r"holds no attn_gate_weights\.pth"):
+        seer_cells(tmp_path)
+
+
+def test_rows_without_a_digest_of_the_model_are_shown() -> None:
+    recorded = read_divergences(ROOT / "docs/measured/2026-11-29-h200-coder-1.5b-divergence.jsonl")
+    (table,) = divergence_tables(recorded)
+    assert "| seer gate=own |" in table.section()
+    digest = {**recorded[0][1], "model_sha256": "0123"}
+    assert same_divergence(digest) != same_divergence(recorded[0][1])
+
+
+@pytest.mark.parametrize("name", [name for name in CONDITIONS if name != "date"])
+def test_a_row_of_other_conditions_is_of_another_table(name: str) -> None:
+    assert same_divergence({**CONDITIONS, name: "other"}) != same_divergence(CONDITIONS)
 
 
 def test_more_steps_than_tokens_are_refused() -> None:

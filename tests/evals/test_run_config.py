@@ -90,6 +90,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         {"server_info": server_info(internal_states=lim_state(config={"policy": "full"}))},
         {"server_info": server_info(internal_states=lim_state(roles=["full"] * 4))},
         {"server_info": server_info(internal_states=[{}])},
+        {"server_info": server_info(internal_states=lim_state(gate_sha256="0123"))},
         {"server_info": server_info(internal_states=lim_state(device_name="NVIDIA H200"))},
         {"server_info": server_info(revision="abc")},
         {"server_info": server_info(api="openai")},

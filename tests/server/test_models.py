@@ -20,6 +20,7 @@ from lim_sglang.models import (
     check_model,
     embedded_model,
     finish_folder,
+    model_digest,
 )
 from tests.fakes.http import JsonHandler, served
 
@@ -207,6 +208,19 @@ def test_without_the_hub_a_cached_model_is_served_and_another_is_refused(
     (folder / "snapshots" / "abc" / "config.json").write_text("{}")
     assert check_model("some/model") == "some/model"
     assert hub == []
+
+
+def test_the_digest_of_a_model_follows_its_configuration_and_its_weights(tmp_path: Path) -> None:
+    found = set()
+    for name, content in (("config.json", "{}"), ("config.json", "[]"), ("a.bin", "a")):
+        (tmp_path / name).write_text(content)
+        found.add(model_digest(str(tmp_path)))
+    for place in (0, 500, 990):  # of weights with the header of the others
+        content = bytearray(1000)
+        content[place] = 1
+        (tmp_path / "model.safetensors").write_bytes(content)
+        found |= {model_digest(str(tmp_path)), model_digest(f"{tmp_path}/../{tmp_path.name}")}
+    assert len(found) == 6
 
 
 def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Each policy keeps what its definition on plain lists keeps, and as many tokens as it counts."""
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from lim_sglang.config import LimConfig
+from lim_sglang.gates.files import WEIGHTS_FILE
 from lim_sglang.policies.policy import LayerInputs, SharedBy, SparsePolicy
 from tests.server.rivals import (
     GATE_DIM,
@@ -52,6 +54,16 @@ def test_a_policy_keeps_what_its_definition_says(name: str, length: int, gate: P
     assert kept.tolist() == RIVALS[name].keep(query, keys, SCALE, LAYER)
     lists = policy.sharing.num_lists(HEADS, KV_HEADS)
     assert kept.shape == (lists, policy.count_read(length))
+
+
+def test_a_gate_is_reported_by_the_digest_of_the_weights_that_serve(tmp_path: Path) -> None:
+    folder = write_tiny_gates(tmp_path / "gate")
+    digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    policy = make_policy("seer", folder)
+    assert policy.digests() == {"gate_sha256": digest}
+    (folder / WEIGHTS_FILE).write_bytes(b"a gate that was trained later")
+    assert make_policy("seer", folder).digests() == {"gate_sha256": digest}
+    assert make_policy("delta", folder).digests() == {}
 
 
 @pytest.mark.parametrize("name", RIVALS)
