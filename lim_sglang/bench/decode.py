@@ -125,6 +125,7 @@ def measure(
     config = model_runner.settings_for(options.budget)
     batch_sizes = sorted({point.batch for point in options.points})
     with model.as_folder(max(point.longest for point in options.points)) as folder:
+        model_runner.check_policies(folder, options.policies, model.kv_cache_dtype)
         report(f"Loading {model.name}")
         runner = model_runner.load_runner(
             folder,

@@ -142,6 +142,8 @@ def measure_cells(
     Args:
         groups: [B, L] int64 each, the token ids of sequences that are decoded together.
     """
+    policies = {cell.policy: cell.config for cell in cells if cell.config}
+    model_runner.check_policies(folder, policies, options.model.kv_cache_dtype)
     if torch.cuda.is_available():
         console.print("Checking the kernels on this GPU")
         require_exact_kernels()

@@ -18,13 +18,19 @@ import torch
 from torch import Tensor
 
 from lim_sglang import compat
-from lim_sglang.bench.workloads import DENSE_BACKENDS, ModelChoice, Point
+from lim_sglang.bench.workloads import DENSE_BACKENDS, CacheDtype, ModelChoice, Point
 from lim_sglang.config import CONFIG_VAR, LimConfig, resolve_settings, with_preset
-from lim_sglang.errors import LimError, ServerError
+from lim_sglang.errors import LimError, RefusedError, ServerError
 from lim_sglang.plugin import register
-from lim_sglang.policies.policy import sparse_policy
+from lim_sglang.policies.policy import SparsePolicy, sparse_policy
 from lim_sglang.server import free_port
-from lim_sglang.validation import BACKEND, model_shape
+from lim_sglang.validation import (
+    BACKEND,
+    FP8_DTYPES,
+    model_shape,
+    reasons_against_kv_cache,
+    reasons_against_model,
+)
 
 FILL_ROWS = 1 << 16  # slots of one layer that get random K or V at a time
 PREFILL_TOKENS = 2048  # of one request at a time
@@ -169,9 +175,43 @@ def policy_state(runner: Any) -> dict[str, Any]:
     return {name: getattr(runner, name) for name in POLICY_STATE if hasattr(runner, name)}
 
 
+def check_policies(
+    folder: str, policies: Mapping[str, LimConfig], kv_cache_dtype: CacheDtype
+) -> None:
+    """Refuse policies that cannot serve a model, before the model is loaded.
+
+    Raises:
+        RefusedError: with the reasons against each policy by its name.
+    """
+    from transformers import AutoConfig
+
+    try:
+        text_config = AutoConfig.from_pretrained(folder).get_text_config()
+    except (OSError, ValueError):
+        return  # SGLang says what is wrong with the model, or knows the model
+    reasons = []
+    for name, config in policies.items():
+        found = reasons_against_model(text_config, config)
+        if cache := FP8_DTYPES.get(kv_cache_dtype):
+            found += reasons_against_cache(getattr(torch, cache), torch.bfloat16, config)
+        reasons += [f"{name}: {reason}" for reason in found]
+    if reasons:
+        raise RefusedError(reasons)
+
+
+def reasons_against_cache(dtype: torch.dtype, queries: torch.dtype, config: LimConfig) -> list[str]:
+    """List what keeps a policy from reading a KV cache of this dtype on this GPU."""
+    policy = config.make_policy()
+    assert isinstance(policy, SparsePolicy)
+    return reasons_against_kv_cache(dtype, queries, torch.cuda.get_device_capability(), policy)
+
+
 def use_policy(runner: Any, config: LimConfig) -> None:
     """Let a runner that serves with our backend serve another policy: its memory, its backend and
     its decode graphs are made beside those of the policies before.
+
+    Raises:
+        RefusedError: the policy cannot read the runner's KV cache.
     """
     config = with_preset(config, model_shape(runner.model_config.hf_text_config))
     policy = config.make_policy()
@@ -181,6 +221,9 @@ def use_policy(runner: Any, config: LimConfig) -> None:
     runner.lim_selector, runner.lim_kept_slots, runner.lim_summaries = None, None, {}
     runner.lim_cos_sin = runner.rope_table(sparse)
     if sparse and not compat.serves_on_cpu():  # where the definitions select
+        # `--kv-cache-dtype auto` may have found fp8 in the checkpoint.
+        if reasons := reasons_against_cache(runner.kv_cache_dtype, runner.dtype, config):
+            raise RefusedError(reasons)
         runner.allocate_selection(sparse)
         runner.allocate_summaries(sparse)
     runner.init_attention_backends()

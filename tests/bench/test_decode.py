@@ -215,12 +215,13 @@ def test_the_model_is_loaded_in_the_chosen_formats_after_the_kernels_are_exact(
 
     monkeypatch.setattr(decode, "require_gpu", lambda: None)
     monkeypatch.setattr(decode, "require_exact_kernels", lambda: done.append("exact"))
+    monkeypatch.setattr(model_runner, "check_policies", lambda *_: done.append("policies"))
     monkeypatch.setattr(model_runner, "load_runner", load)
     monkeypatch.setattr(compat, "missing_backend", lambda _name: None)
     monkeypatch.setenv("LIM_CONFIG", "{}")
     with pytest.raises(ServerError, match="enough"):
         next(decode.measure(OPTIONS, done.append))
-    assert done[:2] == ["Checking the kernels on this GPU", "exact"]
+    assert done[:3] == ["Checking the kernels on this GPU", "exact", "policies"]
     chosen = {"backend": "lim", "mem_fraction_static": 0.88, "batch_sizes": [3]}
     formats = {"dummy": True, "kv_cache_dtype": "fp8_e4m3", "quantization": "fp8"}
     assert done[-1] == chosen | formats

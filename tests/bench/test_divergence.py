@@ -32,7 +32,7 @@ from lim_sglang.bench.results import (
 from lim_sglang.bench.workloads import Cell, ModelChoice, make_sequences, read_cells, read_texts
 from lim_sglang.compat import CPU_ENGINE_VAR
 from lim_sglang.config import LimConfig
-from lim_sglang.errors import ConfigError, DataError, ServerError
+from lim_sglang.errors import ConfigError, DataError, RefusedError, ServerError
 from lim_sglang.gates.files import WEIGHTS_FILE, write_gates
 from lim_sglang.kernels.reference_rivals import BlockGate
 from lim_sglang.progress import plain_console
@@ -417,6 +417,35 @@ def test_rows_without_a_digest_of_the_model_are_shown() -> None:
 @pytest.mark.parametrize("name", [name for name in CONDITIONS if name != "date"])
 def test_a_row_of_other_conditions_is_of_another_table(name: str) -> None:
     assert same_divergence({**CONDITIONS, name: "other"}) != same_divergence(CONDITIONS)
+
+
+def test_policies_that_cannot_serve_the_model_are_refused_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(divergence, "load_dense_runner", pytest.fail)
+    folder = str(build_model(tmp_path / "model", "smollm2"))
+    for name, layers in (("short", 2), ("long", 9)):
+        gate = BlockGate(torch.ones(3, 3, 64, 64), torch.ones(3, 192, 64))
+        write_gates(tmp_path / name, [gate] * layers, {})
+    cells = (*seer_cells(tmp_path / "short", tmp_path / "long"), *read_cells(["quest"], "64"))
+    asked = options(cells=cells)
+    words = r"(?s)short@\w+: the gate was trained for 2 layers, .*long@\w+: .* for 9 layers"
+    with pytest.raises(RefusedError, match=words) as refused:
+        next(divergence.measure_cells(asked, folder, cells, [], {}, plain_console(stderr=True)))
+    assert len(refused.value.reasons) == 2
+
+
+def test_a_gate_is_refused_on_a_cache_of_fp8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(model_runner, "reasons_against_model", lambda *_: [])
+    folder = str(build_model(tmp_path / "model", "smollm2"))
+    policies = {"seer": LimConfig(policy="seer", gate="g"), "quest": LimConfig(policy="quest")}
+    model_runner.check_policies(folder, policies, "auto")
+    with pytest.raises(RefusedError, match="seer: a KV cache of fp8 does not give back") as refused:
+        model_runner.check_policies(folder, policies, "fp8_e5m2")
+    assert len(refused.value.reasons) == 1
 
 
 def test_more_steps_than_tokens_are_refused() -> None:
