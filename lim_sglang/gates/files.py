@@ -6,7 +6,9 @@ torch is imported only by the functions that read or write weights.
 import hashlib
 import io
 import json
+import logging
 import os
+import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ WEIGHTS_FILE = "attn_gate_weights.pth"
 BLOCK = 64
 """Tokens of a block."""
 
+logger = logging.getLogger(__name__)
+
 _PREFIX = "seerattn_"
 _SERVED: Mapping[str, Any] = {
     "gate_block_size": BLOCK,
@@ -44,6 +48,14 @@ _PARTS = {
 _FIELDS = {part: field for field, part in _PARTS.items()}
 _NORMS = ("query_norm", "key_norm")
 _KEY = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.self_attn\.attn_gate\.(.+)")
+_SIZES = {
+    "layers": "num_hidden_layers",
+    "KV heads": "num_key_value_heads",
+    "dimensions of a head": "head_dim",
+    "dimensions of the hidden state": "hidden_size",
+}
+"""Sizes of a model, and their keys in `config.json`."""
+_ANOTHER = "name a gate of this model (lim train-gate makes one)"
 _MOST_SHOWN = 8
 """Reasons that one message lists."""
 
@@ -87,7 +99,8 @@ def read_gates(folder: Path) -> "tuple[BlockGate, ...]":
 def reasons_against_gate(folder: Path, model_config: Any) -> list[str]:
     """List the reasons why a gate does not belong to a model.
 
-    Weights are read only if `config.json` gives no reason, since torch takes seconds to import.
+    Weights are read only if `config.json` gives no reason, since torch takes seconds to import. A
+    base model of another name is logged only: a copy may have any name.
 
     Args:
         folder: the gate's folder.
@@ -100,6 +113,7 @@ def reasons_against_gate(folder: Path, model_config: Any) -> list[str]:
         config = _read_config(folder)
         if reasons := _reasons_of_config(config, model_config):
             return reasons
+        _warn_of_another_name(config, model_config)
         gates = read_gates(folder)
     except ConfigError as error:
         return [str(error)]
@@ -187,6 +201,22 @@ def _read_config(folder: Path) -> _GateConfig:
         reasons.append(f"{_PREFIX}gate_hidden_size is {json.dumps(gate_dim)}, expected a number")
     if type(has_norms) is not bool:
         reasons.append(f"{_PREFIX}use_qk_norm is {json.dumps(has_norms)}, expected true or false")
+    reasons += [
+        f"{key} is {json.dumps(found)}, expected a number"
+        for key in _SIZES.values()
+        if type(found := stated.get(key)) not in (int, type(None))
+    ]
+    if start := given.get("start_layer"):
+        reasons.append(
+            f"{_PREFIX}start_layer is {json.dumps(start)}, which is not heeded: set it to 0, and "
+            "name the layers below by dense_layers in --lim-config"
+        )
+    # The authors' code saves `threshold` beside 0.0, which drops no block, as its defaults.
+    if given.get("sparsity_method") == "threshold" and given.get("threshold") != 0:
+        reasons.append(
+            f'{_PREFIX}sparsity_method is "threshold", which is not served: set it to '
+            '"token_budget", and give the tokens by --lim-budget'
+        )
     if reasons:
         _refuse(folder / CONFIG_FILE, reasons, "use a gate that was trained with these settings")
     return _GateConfig(stated, gate_dim, has_norms)
@@ -235,13 +265,15 @@ def _load_weights(file: Path) -> "dict[str, Tensor]":
         content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a damaged archive raises errors of many kinds
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to run the archive's code
+            reason = "it is damaged, or holds Python objects, whose code is never run"
         raise ConfigError(
             f"{file} is no torch archive of tensors alone ({reason}): fetch the gate again"
         ) from None
     if not isinstance(content, dict):
         raise ConfigError(f"{file} must hold named tensors, not a {type(content).__name__}")
     reasons = [
-        f"{name!r} is a {type(value).__name__}, expected a dense float tensor"
+        f"{name!r} is a {_kind(value)}, expected a dense float tensor"
         for name, value in content.items()
         if not (isinstance(name, str) and isinstance(value, torch.Tensor))
         or not value.is_floating_point()
@@ -251,6 +283,12 @@ def _load_weights(file: Path) -> "dict[str, Tensor]":
     if reasons:
         _refuse(file, reasons, "fetch the gate again")
     return content
+
+
+def _kind(value: object) -> str:
+    """Return the type of a value, of a tensor with its dtype."""
+    dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
+    return f"{type(value).__name__} of {dtype}" if dtype else type(value).__name__
 
 
 def _sort_by_layer(
@@ -346,36 +384,66 @@ def _shape(model_config: Any) -> dict[str, int]:
 
 def _reasons_of_config(config: _GateConfig, model_config: Any) -> list[str]:
     """List what `config.json`, and the model alone, say against a gate."""
-    shape = _shape(model_config)
-    dim = shape["dimensions of a head"]
+    stated = {what: config.stated.get(key) for what, key in _SIZES.items()}
+    stated["dimensions of a head"] = config.gate_dim or stated["dimensions of a head"]
+    hidden = {"dimensions of the hidden state": model_config.hidden_size}
+    reasons = reasons_against_rotary_dim(model_config)
+    reasons += _differences(stated, _shape(model_config) | hidden)
+    found, expected = _traits(config.stated), _traits(vars(model_config))
+    return reasons + [
+        f"the gate was trained with {name} {json.dumps(found[name])}, the model has "
+        f"{json.dumps(expected[name])}: {_ANOTHER}"
+        for name in found
+        if name in expected and found[name] != expected[name]
+    ]
+
+
+def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the kind of a model and its RoPE, as far as a configuration states them.
+
+    RoPE is stated by `rope_theta` and `rope_scaling`, or by `rope_parameters`.
+    """
+    found: dict[str, Any] = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        if name in config:
+            found = {"rope_type": "default"} | found | dict(config[name] or {})
+    if kind := found.pop("type", None):
+        found["rope_type"] = kind
+    found = {"rope_theta": config.get("rope_theta"), "model_type": config.get("model_type")} | found
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _warn_of_another_name(config: _GateConfig, model_config: Any) -> None:
+    """Log that a gate names another base model than the one that is served."""
+    names = config.stated.get("base_model"), getattr(model_config, "_name_or_path", None)
+    trained, served = (Path(name).name if isinstance(name, str) else "" for name in names)
+    if trained and served and trained != served:
+        logger.warning(
+            "the gate was trained for %s, served is %s: make sure that they are one model",
+            *names,
+        )
+
+
+def _differences(found: Mapping[str, int | None], expected: Mapping[str, int]) -> list[str]:
+    """Compare sizes of a gate, where they are known, with those of the model."""
+    return [
+        f"the gate was trained for {number} {what}, the model has {expected[what]}: {_ANOTHER}"
+        for what, number in found.items()
+        if number not in (None, expected[what])
+    ]
+
+
+def reasons_against_rotary_dim(model_config: Any) -> list[str]:
+    """Return one reason if the model's RoPE leaves dimensions of a head as they are."""
+    dim = _shape(model_config)["dimensions of a head"]
     rotary_dim = _rotary_dim(model_config, dim)
-    partial = reasons_that_hold(
+    return reasons_that_hold(
         (
             rotary_dim != dim,
             f"the model's RoPE turns {rotary_dim} of {dim} dimensions of a head, expected all: "
             "serve another policy",
         )
     )
-    keys = {
-        "layers": "num_hidden_layers",
-        "KV heads": "num_key_value_heads",
-        "dimensions of a head": "head_dim",
-        "dimensions of the hidden state": "hidden_size",
-    }
-    stated = {what: config.stated.get(key) for what, key in keys.items()}
-    stated["dimensions of a head"] = config.gate_dim or stated["dimensions of a head"]
-    hidden = {"dimensions of the hidden state": model_config.hidden_size}
-    return partial + _differences(stated, shape | hidden)
-
-
-def _differences(found: Mapping[str, int | None], expected: Mapping[str, int]) -> list[str]:
-    """Compare sizes of a gate, where they are known, with those of the model."""
-    return [
-        f"the gate was trained for {number} {what}, the model has {expected[what]}: "
-        "name a gate of this model (lim train-gate makes one)"
-        for what, number in found.items()
-        if number not in (None, expected[what])
-    ]
 
 
 def _rotary_dim(model_config: Any, head_dim: int) -> int:

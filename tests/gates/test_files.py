@@ -155,6 +155,15 @@ CONFIG_REFUSALS: list[tuple[Any, str]] = [
     ({"seerattn_gate_hidden_size": 16}, "end in 8 dimensions, seerattn_gate_hidden_size is 16"),
     ({"seerattn_use_qk_norm": False}, "qnorm.weight is unknown, since seerattn_use_qk_norm is fal"),
     ({"num_hidden_layers": 4}, "layer 3 is missing"),
+    ({"num_hidden_layers": "3"}, 'num_hidden_layers is "3", expected a number'),
+    ({"head_dim": 8.0}, "head_dim is 8.0, expected a number"),
+    ({"seerattn_use_rope": 1}, "seerattn_use_rope is 1, expected true"),
+    ({"seerattn_start_layer": 2}, "start_layer is 2, which is not heeded: set it to 0, and name"),
+    ({"seerattn_sparsity_method": "threshold"}, 'set it to "token_budget", and give the tokens'),
+    (
+        {"seerattn_sparsity_method": "threshold", "seerattn_threshold": 0.001},
+        'sparsity_method is "threshold", which is not served',
+    ),
 ]
 
 
@@ -164,6 +173,12 @@ def test_other_settings_are_refused(changes: dict[str, Any], words: str, folder:
     with pytest.raises(ConfigError) as refused:
         read_gates(folder)
     assert words in str(refused.value)
+
+
+def test_defaults_that_the_authors_code_saves_are_accepted(folder: Path) -> None:
+    saved = {"start_layer": 0, "sparsity_method": "threshold", "threshold": 0.0}
+    change_config(folder, {f"seerattn_{name}": value for name, value in saved.items()})
+    assert len(read_gates(folder)) == LAYERS
 
 
 def test_all_wrong_settings_are_named_at_once(folder: Path) -> None:
@@ -204,7 +219,10 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         (lambda file: file.write_bytes(b""), "no torch archive of tensors alone"),
         (lambda file: file.write_bytes(b"PK\x03\x04 no archive"), "no torch archive"),
         (lambda file: file.write_bytes(file.read_bytes()[:-500]), "no torch archive"),
-        (lambda file: torch.save({"a": Path("x")}, file), "no torch archive"),
+        (
+            lambda file: torch.save({"a": Path("x")}, file),
+            r"\(it is damaged, or holds Python objects, whose code is never run\): fetch the gate",
+        ),
         (lambda file: torch.save([torch.ones(2)], file), "must hold named tensors, not a list"),
         (lambda file: torch.save({}, file), "layer 0 is missing"),
     ],
@@ -252,9 +270,12 @@ def not_finite(value: float) -> Tensor:
     [
         (lambda w: w.update({"lm_head.weight": torch.ones(2)}), "lm_head.weight is unknown"),
         (put(0, "linear_v", torch.ones(2)), "attn_gate.attngate_linear_v.weight is unknown"),
-        (lambda w: w.update({1: torch.ones(2)}), "1 is a Tensor, expected a dense float tensor"),
+        (
+            lambda w: w.update({1: torch.ones(2)}),
+            "1 is a Tensor of float32, expected a dense float tensor",
+        ),
         (put(0, "qnorm", 1.0), "is a float, expected a dense float tensor"),
-        (put(0, "qnorm", torch.ones(D, dtype=torch.int64)), "expected a dense float tensor"),
+        (put(0, "qnorm", torch.ones(D, dtype=torch.int64)), "is a Tensor of int64, expected a den"),
         (put(0, "qnorm", torch.ones(D).to_sparse()), "expected a dense float tensor"),
         (drop(KEY.format(1, "knorm")), "layer 1 lacks attngate_knorm.weight"),
         (
@@ -307,6 +328,65 @@ def test_a_gate_of_another_model_is_refused(
     for line, words in zip(found, reasons, strict=True):
         assert words in line
         assert "\n" not in line
+
+
+THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize(
+    ("stated", "served", "reasons"),
+    [
+        ({"model_type": "qwen3"}, {"model_type": "qwen3"}, []),
+        ({"model_type": "qwen3"}, {}, []),
+        (
+            {"model_type": "qwen3"},
+            {"model_type": "llama"},
+            ['model_type "qwen3", the model has "l'],
+        ),
+        ({"rope_theta": 1000000}, THETA, []),
+        ({"rope_theta": 1e4}, THETA, ["rope_theta 10000.0, the model has 1000000.0"]),
+        (THETA, {"rope_theta": 1e4, "rope_scaling": None}, ["rope_theta 1000000.0, the model"]),
+        ({"rope_theta": 1e6, "rope_scaling": None}, THETA, []),
+        (
+            {"rope_theta": 1e6, "rope_scaling": YARN},
+            {"rope_parameters": YARN | {"rope_theta": 1e6, "rope_type": "yarn"}},
+            [],
+        ),
+        (
+            {"rope_scaling": None},
+            {"rope_scaling": YARN},
+            ['rope_type "default", the model has "ya'],
+        ),
+        (
+            {"rope_scaling": YARN},
+            {"rope_scaling": YARN | {"factor": 2.0}},
+            ["factor 4.0, the model has 2.0"],
+        ),
+        (THETA, THETA | {"rope_scaling": YARN}, ['rope_type "default", the model has "yarn"']),
+    ],
+)
+def test_a_gate_of_another_kind_of_model_or_rope_is_refused(
+    stated: dict[str, Any], served: dict[str, Any], reasons: list[str], folder: Path
+) -> None:
+    file = folder / CONFIG_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | stated))
+    found = reasons_against_gate(folder, SimpleNamespace(**MODEL | served))
+    assert len(found) == len(reasons)
+    for line, words in zip(found, reasons, strict=True):
+        assert words in line
+
+
+@pytest.mark.parametrize(
+    ("name", "is_warned"), [("other/model", False), ("/m/model", False), ("some/other", True)]
+)
+def test_a_base_model_of_another_name_is_logged(
+    name: str, is_warned: bool, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = SimpleNamespace(**MODEL, _name_or_path=name)
+    assert reasons_against_gate(folder, model) == []
+    expected = f"the gate was trained for some/model, served is {name}: make sure"
+    assert (expected in caplog.text) == is_warned
 
 
 def test_sizes_that_config_json_states_are_compared_without_the_weights(folder: Path) -> None:
