@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional, init
 
-from lim_sglang.errors import ModelError
-from lim_sglang.gates.files import BLOCK
+from lim_sglang.errors import ModelError, bullets
+from lim_sglang.gates.files import BLOCK, reasons_against_rotary_dim
 from lim_sglang.kernels.reference import score_tokens
 from lim_sglang.kernels.reference_rivals import (
     GATE_NORM_EPS,
@@ -46,6 +46,8 @@ PEAK_RATE, LAST_RATE, WARM_UP = 1e-3, 1e-5, 20
 LOSS_SCALE = 10.0
 SLICE_BYTES = 1 << 28
 """Most memory of the attention weights that are computed at once."""
+_MOST_SHOWN = 8
+"""Missing weights that one message lists."""
 _OFF = -1e20
 """Logit of a block that does not compete; finite, so that zero times its logarithm is zero."""
 
@@ -101,13 +103,23 @@ class FrozenModel:
         self.config = config
         try:
             # Without the head on the vocabulary, which no gate needs.
-            self._model = AutoModel.from_pretrained(
+            self._model, found = AutoModel.from_pretrained(
                 source,
                 dtype=torch.bfloat16 if device.type == "cuda" else "auto",
                 attn_implementation="lim_watched",
+                output_loading_info=True,
             )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{source} cannot be loaded: {error}") from None
+        except Exception as error:  # noqa: BLE001 - damaged weights raise errors of many kinds
+            raise ModelError(
+                f"{source} cannot be loaded ({error}): fetch the model's files again"
+            ) from None
+        # transformers fills missing weights with random numbers.
+        if missing := sorted(found["missing_keys"]):
+            shown = bullets(missing[:_MOST_SHOWN])
+            raise ModelError(
+                f"{source} lacks {len(missing)} of its weights; fetch the model's files "
+                f"again:{shown}"
+            )
         self._model.eval().requires_grad_(False).to(device)
         attention = self._model.layers[0].self_attn
         groups = self.config.num_key_value_heads
@@ -172,6 +184,8 @@ def load_config(source: str) -> Any:
         raise ModelError(
             f"{source} has layers of {', '.join(sorted(kinds))}: gates need full attention in all"
         )
+    if reasons := reasons_against_rotary_dim(config):
+        raise ModelError(f"{source} has no gate: {reasons[0]}")
     return config
 
 
@@ -222,7 +236,11 @@ class GateTrainer:
         )
 
     def learn(self, tokens: Tensor) -> float:
-        """Take one step on a text, [S] int; return the loss, summed over layers."""
+        """Take one step on a text, [S] int; return the loss, summed over layers.
+
+        Raises:
+            ModelError: the loss is not finite; the gates are those of the step before.
+        """
         losses = []
 
         def learn_layer(layer: int, queries: Tensor, keys: Tensor, scale: float) -> None:
@@ -235,9 +253,15 @@ class GateTrainer:
             group["lr"] = learning_rate(self.step, self._steps)
         self._optimizer.zero_grad()
         self._model.watch(tokens, learn_layer)
+        loss = float(torch.stack(losses).sum())
+        if not math.isfinite(loss):
+            raise ModelError(
+                f"the loss of step {self.step + 1} is {loss}: check the model's weights for NaN "
+                "and for values too large for their dtype; the last checkpoint is kept"
+            )
         self._optimizer.step()
         self.step += 1
-        return float(torch.stack(losses).sum())
+        return loss
 
     def loss(self, layer: int, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
         """Compute the loss of one layer on the second half of a text's queries.

@@ -132,34 +132,30 @@ def write_gates(folder: Path, gates: "Sequence[BlockGate]", config: Mapping[str,
             `seerattn_…`, are those of the gates.
 
     Raises:
-        ConfigError: the gates could not be read back: blocks of another size, no layer, or norms in
-            some layers only.
+        ConfigError: the gates could not be read back, with the reasons; nothing is written.
         OSError: the folder cannot be written.
     """
     import torch
 
-    first = next(iter(gates), None)
-    has_norms = first is not None and first.query_norm is not None
-    fields = _GateConfig({}, None, has_norms).fields
+    if not gates:
+        raise ConfigError("there is no gate to write: give one for each layer")
     weights = {}
     for layer, gate in enumerate(gates):
-        present = tuple(field for field in _PARTS if getattr(gate, field) is not None)
-        if gate.block != BLOCK or present != fields:
-            raise ConfigError(
-                f"layer {layer} has blocks of {gate.block} tokens and {', '.join(present)}: "
-                f"each layer must have blocks of {BLOCK} and {', '.join(fields)}"
-            )
-        for field in fields:
-            # A copy, since a view would be stored with all of its memory.
-            key = f"model.layers.{layer}.self_attn.attn_gate.{_PARTS[field]}"
-            weights[key] = getattr(gate, field).detach().cpu().clone().contiguous()
-    if first is None:
-        raise ConfigError("there is no gate to write: give one for each layer")
+        if gate.block != BLOCK:
+            raise ConfigError(f"layer {layer} has blocks of {gate.block} tokens, expected {BLOCK}")
+        for field, part in _PARTS.items():
+            if (weight := getattr(gate, field)) is not None:
+                # A copy, since a view would be stored with all of its memory.
+                key = f"model.layers.{layer}.self_attn.attn_gate.{part}"
+                weights[key] = weight.detach().cpu().clone().contiguous()
     settings = dict(_SERVED) | {
-        "gate_hidden_size": first.query_weight.shape[-1],
-        "use_qk_norm": has_norms,
+        "gate_hidden_size": gates[0].query_weight.shape[-1],
+        "use_qk_norm": gates[0].query_norm is not None,
     }
     content = dict(config) | {f"{_PREFIX}{name}": value for name, value in settings.items()}
+    _check_tensors(folder / WEIGHTS_FILE, weights)
+    checked = _check_config(folder / CONFIG_FILE, content)
+    _make_gates(folder, _sort_by_layer(folder, weights, checked), checked)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / WEIGHTS_FILE, lambda draft: torch.save(weights, draft))
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -175,19 +171,27 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         OSError: the folder cannot be written.
     """
     draft = path.with_name(f"{path.name}.new")
-    write(draft)
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        write(draft)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _read_config(folder: Path) -> _GateConfig:
-    """Read `config.json` and check the gate's settings, all at once."""
-    stated = _read_object(folder)
+    """Read `config.json` and check the gate's settings."""
+    return _check_config(folder / CONFIG_FILE, _read_object(folder))
+
+
+def _check_config(file: Path, stated: Mapping[str, Any]) -> _GateConfig:
+    """Check the gate's settings in the content of `config.json`, all at once."""
     names = {name.removeprefix(_PREFIX) for name in stated if name.startswith(_PREFIX)}
     if not names:
         raise ConfigError(
-            f"{folder / CONFIG_FILE} has no key that begins with {_PREFIX}: it belongs to no gate; "
+            f"{file} has no key that begins with {_PREFIX}: it belongs to no gate; "
             "name the folder of a SeerAttention-R gate, not of a model"
         )
     given = {name: stated[f"{_PREFIX}{name}"] for name in names}
@@ -218,7 +222,7 @@ def _read_config(folder: Path) -> _GateConfig:
             '"token_budget", and give the tokens by --lim-budget'
         )
     if reasons:
-        _refuse(folder / CONFIG_FILE, reasons, "use a gate that was trained with these settings")
+        _refuse(file, reasons, "use a gate that was trained with these settings")
     return _GateConfig(stated, gate_dim, has_norms)
 
 
@@ -272,6 +276,14 @@ def _load_weights(file: Path) -> "dict[str, Tensor]":
         ) from None
     if not isinstance(content, dict):
         raise ConfigError(f"{file} must hold named tensors, not a {type(content).__name__}")
+    _check_tensors(file, content)
+    return content
+
+
+def _check_tensors(file: Path, content: Mapping[Any, Any]) -> None:
+    """Refuse what is no dense float tensor with a name."""
+    import torch
+
     reasons = [
         f"{name!r} is a {_kind(value)}, expected a dense float tensor"
         for name, value in content.items()
@@ -282,7 +294,6 @@ def _load_weights(file: Path) -> "dict[str, Tensor]":
     ]
     if reasons:
         _refuse(file, reasons, "fetch the gate again")
-    return content
 
 
 def _kind(value: object) -> str:

@@ -1,12 +1,14 @@
 """Training of gates: targets, the gate's own arithmetic, losses, and that a gate learns."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -206,6 +208,7 @@ def test_a_watched_model_shows_what_its_attention_reads(kind: str, tmp_path: Pat
             {"kind": "qwen2", "use_sliding_window": True, "max_window_layers": 1},
             "sliding_attention",
         ),
+        ({"kind": "llama", "partial_rotary_factor": 0.5}, "RoPE turns 8 of 16 dimensions"),
     ],
 )
 def test_models_of_other_attention_are_refused(
@@ -214,6 +217,51 @@ def test_models_of_other_attention_are_refused(
     folder = build_model(tmp_path, **changes)
     with pytest.raises(ModelError, match=words):
         load_config(str(folder))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change the weights of a model's folder."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, {"format": "pt"})
+
+
+QUERIES = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "model.safetensors").write_bytes(b"cut"), "cannot be loaded .*: fetch"),
+        (
+            lambda f: change_weights(f, lambda w: w.update({QUERIES: torch.ones(7, 96)})),
+            r"cannot be loaded \(.*",
+        ),
+        (
+            lambda f: change_weights(f, lambda w: w.pop(QUERIES)),
+            r"lacks 1 of its weights.*:\n  - layers.1.self_attn.q_proj.weight$",
+        ),
+    ],
+    ids=["cut off", "another shape", "missing"],
+)
+def test_weights_that_are_not_the_models_are_refused(
+    damage: Callable[[Path], object], words: str, tmp_path: Path
+) -> None:
+    folder = build_model(tmp_path)
+    damage(folder)
+    with pytest.raises(ModelError, match=f"(?s){words}"):
+        load(folder)
+
+
+def test_a_step_whose_loss_is_not_finite_is_refused_and_changes_no_gate(tmp_path: Path) -> None:
+    folder = build_model(tmp_path)
+    change_weights(folder, lambda weights: weights[QUERIES].fill_(torch.nan))
+    trainer = GateTrainer(load(folder), steps=9, length=LENGTH, seed=0)
+    before = trainer.gates[0].query_weight.clone()
+    with pytest.raises(ModelError, match="the loss of step 1 is nan: check the model's weights"):
+        trainer.learn(topical_words(LENGTH // 64, 1))
+    assert (trainer.step, torch.equal(trainer.gates[0].query_weight, before)) == (0, True)
 
 
 def test_a_gate_learns_where_attention_goes(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,13 +127,17 @@ def test_a_failed_write_leaves_the_gate_as_it_was(
     with pytest.raises(OSError, match="no space"):
         write_gates(folder, draw_gates(has_norms=False), {})
     assert torch.equal(read_gates(folder)[1].key_weight, expected[1].key_weight)
+    assert sorted(path.name for path in folder.iterdir()) == [WEIGHTS_FILE, CONFIG_FILE]
 
 
 @pytest.mark.parametrize(
     ("gates", "words"),
     [
         ([], "no gate to write"),
-        ([draw_gates()[0], draw_gates(has_norms=False)[0]], "layer 1 has blocks of 64 tokens and"),
+        ([draw_gates()[0], draw_gates(has_norms=False)[0]], "layer 1 lacks attngate_qnorm.weight"),
+        ([draw_gates(has_norms=False)[0], draw_gates()[0]], "qnorm.weight is unknown, since"),
+        ([replace(draw_gates()[0], key_norm=torch.full((D,), torch.nan))], "weight that is NaN"),
+        ([BlockGate(torch.ones(1, 1, D, D).int(), torch.ones(1, 3 * D, D))], "Tensor of int32"),
         ([BlockGate(torch.ones(1, 1, D, D), torch.ones(1, 3 * D, D), block=32)], "blocks of 32"),
     ],
 )
@@ -141,6 +146,8 @@ def test_gates_that_could_not_be_read_are_not_written(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         write_gates(tmp_path / "gate", gates, {})
+    with pytest.raises(ConfigError, match="layer 1 is missing"):
+        write_gates(tmp_path / "gate", draw_gates()[:1], {"num_hidden_layers": 2})
     assert not (tmp_path / "gate").exists()
 
 
