@@ -133,11 +133,7 @@ def compress_blocks(
     """
     check_tensors(keys=keys, lengths=lengths, slots=slots, cos_sin=cos_sin, compressed=compressed)
     _check_gate(gate, keys.shape[1], keys.shape[2], cos_sin)
-    if compressed.shape[1:] != keys.shape[1:] or compressed.stride(1) != keys.shape[2]:
-        raise ValueError(
-            f"compressed must be [blocks, {keys.shape[1]}, {keys.shape[2]}] without gaps in a "
-            f"block, not {list(compressed.shape)} with strides {compressed.stride()}"
-        )
+    _check_compressed(compressed, *keys.shape[1:])
     if lengths.shape != slots.shape:
         raise ValueError(f"{list(lengths.shape)} lengths, but {list(slots.shape)} slots")
     if not len(lengths):
@@ -298,6 +294,7 @@ def gate_logits(
     rows, num_heads, dim = query.shape
     num_kv_heads = compressed.shape[1]
     _check_gate(gate, num_kv_heads, dim, cos_sin)
+    _check_compressed(compressed, num_kv_heads, dim)
     group = gate.query_weight.shape[1]
     if num_heads != num_kv_heads * group or out.shape[1] != num_kv_heads:
         raise ValueError(
@@ -345,6 +342,14 @@ def gate_logits(
     return out
 
 
+def _check_compressed(compressed: Tensor, kv_heads: int, dim: int) -> None:
+    if compressed.shape[1:] != (kv_heads, dim) or compressed.stride()[1:] != (dim, 1):
+        raise ValueError(
+            f"compressed must be [blocks, {kv_heads}, {dim}] without gaps in a block, not "
+            f"{list(compressed.shape)} with strides {compressed.stride()}"
+        )
+
+
 def _check_gate(gate: BlockGate, kv_heads: int, dim: int, cos_sin: Tensor) -> None:
     found = (*gate.query_weight.shape[:1], gate.query_weight.shape[2])
     if found != (kv_heads, dim):
@@ -354,6 +359,7 @@ def _check_gate(gate: BlockGate, kv_heads: int, dim: int, cos_sin: Tensor) -> No
         )
     if cos_sin.dtype != torch.float32 or cos_sin.shape[1] != dim or not cos_sin.is_contiguous():
         raise ValueError(f"cos_sin must be [positions, {dim}] f32 without gaps")
-    weights = (gate.query_weight, gate.key_weight)
+    named = (gate.query_weight, gate.key_weight, gate.query_norm, gate.key_norm)
+    weights = [each for each in named if each is not None]
     if not all(each.is_contiguous() and each.device == cos_sin.device for each in weights):
         raise ValueError("the gate's weights must be contiguous and on the device of cos_sin")

@@ -38,6 +38,8 @@ GATE_BLOCK = 64
 GATE_TOLERANCE = 1e-4
 """Largest relative error of a gate's logits: sums of products of sums, in another order."""
 ROPE_THETA = 10000.0
+ROPE_FACTOR = 1.37
+"""Factor on the rope table, as YaRN's attention factor is: to rotate back divides by its square."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def gate_selector(
     )
     positions = torch.arange(room.context)[:, None]
     angles = positions * ROPE_THETA ** -(torch.arange(0, dim, 2) / dim)
-    cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1).to(device)
+    cos_sin = ROPE_FACTOR * torch.cat([angles.cos(), angles.sin()], dim=1).to(device)
     return GateSelector.allocate(
         split, room, ModelGates.load([gate], replace(room, cos_sin=cos_sin))
     )

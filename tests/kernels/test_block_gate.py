@@ -115,3 +115,34 @@ def test_shapes_that_would_be_read_out_of_bounds_are_refused() -> None:
     turned = replace(gate, key_weight=gate.key_weight.mT.contiguous().mT)
     with pytest.raises(ValueError, match="contiguous and on the device"):
         compress_blocks(step.keys, lengths, lengths, turned, table, step.summaries)
+    strided = replace(gate, query_norm=torch.ones(128)[::2])
+    where = (indptr, slots.slots, 192)
+    with pytest.raises(ValueError, match="contiguous and on the device"):
+        gate_logits(step.query, step.summaries, *where, strided, table, *scores)
+    gaps = step.summaries.repeat(1, 2, 1)[:, ::2]
+    with pytest.raises(ValueError, match=r"compressed must be \[blocks, 2, 64\] without gaps"):
+        gate_logits(step.query, gaps, *where, gate, table, *scores)
+
+
+@COMPILED_HERE
+def test_one_wrong_head_makes_a_summary_wrong() -> None:
+    batch = page_batch(Batch((256,), 4, 2, 64, 192, dtype=F32), GATE_BLOCK)
+    selector = gate_selector(batch, "cpu", has_norm=True)
+    step = paged_step(batch, selector)
+    found = step.summaries[token_slots(step.slots, 0)[::GATE_BLOCK] // GATE_BLOCK]
+    found[2, 1] += 1
+    right = selector.has_right_summaries(0, step.row_keys(0), found)
+    assert right.tolist() == [True, True, False, True]
+
+
+@COMPILED_HERE
+def test_the_gate_is_counted_in_the_selectors_memory_and_in_a_steps_reads() -> None:
+    batch = page_batch(Batch((256,), 4, 2, 64, 192, dtype=BF16), GATE_BLOCK)
+    selector = gate_selector(batch, "cpu", has_norm=True)
+    query_weight = 2 * 2 * 64 * 64 * 2
+    weights = query_weight + 2 * 3 * 64 * 64 * 2 + 2 * 64 * 2
+    table = selector.gates.cos_sin.nbytes
+    assert selector.gates.num_bytes == weights + table
+    without = replace(selector, gates=replace(selector.gates, of_layer={}))
+    assert selector.num_bytes - without.num_bytes == weights
+    assert selector.read_once(0) == query_weight
