@@ -436,14 +436,16 @@ def rope_table(model: Any, context: int, extra: int) -> Any:
     """
     ropes = {id(each): each for each in model.modules() if hasattr(each, "cos_sin_cache")}
     if len(ropes) != 1:
-        raise RefusedError([f"the model has {len(ropes)} kinds of RoPE, a gate is made for one"])
+        reason = f"the model has {len(ropes)} kinds of RoPE, a gate is made for one"
+        raise RefusedError([f"{reason}: serve another policy"])
     (rope,) = ropes.values()
     if not rope.is_neox_style or rope.rotary_dim != rope.head_size:
-        raise RefusedError(["the model's RoPE is not half-split over whole heads, as a gate's is"])
+        reason = "the model's RoPE is not half-split over whole heads, as a gate's is"
+        raise RefusedError([f"{reason}: serve another policy"])
     table, positions = rope.cos_sin_cache.float(), context + extra
     if len(table) < context:
         reason = f"the model's RoPE has {len(table)} positions, a context of {context} needs more"
-        raise RefusedError([reason])
+        raise RefusedError([f"{reason}: use --context-length {len(table)} or less"])
     last = table[-1:].expand(max(0, positions - len(table)), -1)
     return importlib.import_module("torch").cat([table[:positions], last])
 

@@ -362,11 +362,11 @@ def test_a_rope_table_has_rows_for_the_surplus_step() -> None:
 @pytest.mark.parametrize(
     ("layers", "words"),
     [
-        ([rope(10), rope(10)], "2 kinds of RoPE"),
+        ([rope(10), rope(10)], "2 kinds of RoPE, a gate is made for one: serve another policy"),
         ([], "0 kinds of RoPE"),
-        ([rope(10, neox=False)], "not half-split"),
+        ([rope(10, neox=False)], "not half-split .*: serve another policy"),
         ([rope(10, rotary=4)], "not half-split"),
-        ([rope(9)], "has 9 positions"),
+        ([rope(9)], "has 9 positions.*: use --context-length 9 or less"),
     ],
 )
 def test_a_rope_that_no_gate_was_trained_for_is_refused(
