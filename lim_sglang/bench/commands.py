@@ -15,6 +15,7 @@ import typer
 from lim_sglang.bench import workloads
 from lim_sglang.bench.workloads import SHAPES, CacheDtype, ModelChoice, Quantization
 from lim_sglang.errors import ConfigError
+from lim_sglang.gates.training import MAX_SEED
 from lim_sglang.programs.options import ApiKeyOption, given_options
 from lim_sglang.validation import BACKEND
 
@@ -285,7 +286,9 @@ def divergence(
     sequences: Annotated[int, typer.Option(min=1, help="Sequences made of the texts.")] = 6,
     length: Annotated[int, typer.Option(min=2, help="Tokens of each.")] = 4096,
     steps: Annotated[int, typer.Option(min=1, help="Last tokens of each, to be decoded.")] = 512,
-    seed: Annotated[int, typer.Option(help="Decides the order of the texts.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Decides the order of the texts.")
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(help="A file to which each row is added as JSON; its rows are not repeated."),

@@ -15,7 +15,8 @@ from typing import Any, Literal, Self
 from lim_sglang.config import LimConfig, default_of, resolve_settings
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.run_store import load_run, read_questions
-from lim_sglang.gates.files import weights_digest
+from lim_sglang.gates.files import folder_of, weights_digest
+from lim_sglang.gates.training import check_text, read_json_lines
 from lim_sglang.markdown_section import counted
 from lim_sglang.policies import POLICIES
 from lim_sglang.policies.policy import Role, SparsePolicy
@@ -256,6 +257,11 @@ def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
     found: dict[str, LimConfig] = {}
     for text in texts:
         for settings in _settings_of(text):
+            if settings.get("policy") == "seer" and not settings.get("gate"):
+                raise ConfigError(
+                    "--policy seer needs a gate that was trained for the model: write "
+                    '--policy \'{"policy": "seer", "gate": "FOLDER"}\' (lim train-gate makes one)'
+                )
             if "budget" in settings:
                 raise ConfigError("--policy: the budget is that of --budget, the same for all")
             given = resolve_settings(json.dumps(settings), None, {})
@@ -276,7 +282,7 @@ def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
 def gate_name(folder: str) -> str:
     """Return a gate's name in results: the last part of the path, since paths of one machine say
     nothing on another, and the beginning of the digest, since a folder may be trained anew."""
-    path = Path(folder).expanduser()
+    path = folder_of(folder)
     return f"{path.name}@{weights_digest(path)[:12]}"
 
 
@@ -352,6 +358,8 @@ def _cell(name: str, config: LimConfig, budget: int) -> Cell:
         return Cell(name, budget, None, str(error))
 
 
+TOKEN_LIMIT = 1 << 31
+"""More token ids than any vocabulary has."""
 Text = str | list[int]
 """A text, or its token ids."""
 
@@ -367,25 +375,21 @@ def read_texts(path: Path) -> list[Text]:
         questions = read_questions(path)
         asked = {name: question.text for name, question in questions.items()}
         pairs = [(asked.get(each.question_id), each.sample.text) for each in load_run(path).samples]
-        return ["\n\n".join(filter(None, pair)) for pair in pairs]
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--texts {path} cannot be read: {error}") from None
-    return [_text_of(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+        texts = ["\n\n".join(filter(None, pair)) for pair in pairs]
+        # Half of a surrogate pair, in which a model's text may end, becomes a question mark.
+        return [text.encode(errors="replace").decode() for text in texts]
+    return [_text_of(row, place) for place, row in read_json_lines(path)]
 
 
-def _text_of(line: str, place: str) -> Text:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
+def _text_of(row: Any, place: str) -> Text:
     text = row.get("text", row.get("tokens")) if isinstance(row, dict) else None
-    if isinstance(text, list) and all(type(token) is int and token >= 0 for token in text):
+    if isinstance(text, list) and all(
+        type(token) is int and 0 <= token < TOKEN_LIMIT for token in text
+    ):
         return text
     if not isinstance(text, str):
         raise DataError(f'{place} needs {{"text": "…"}}, or {{"tokens": [1, 2]}} with token ids')
-    return text
+    return check_text(text, place)
 
 
 def make_sequences(

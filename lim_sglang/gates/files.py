@@ -8,9 +8,8 @@ import io
 import json
 import logging
 import os
-import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -84,6 +83,11 @@ def weights_digest(folder: Path) -> str:
     return hashlib.sha256(_read_weights(folder / WEIGHTS_FILE)).hexdigest()
 
 
+def folder_of(gate: str) -> Path:
+    """Return the folder that a setting names; the `~` of an unknown user stays as it is."""
+    return Path(os.path.expanduser(gate))
+
+
 def read_gates(folder: Path) -> "tuple[BlockGate, ...]":
     """Read the gate of each layer, on the CPU in the stored dtype.
 
@@ -135,8 +139,6 @@ def write_gates(folder: Path, gates: "Sequence[BlockGate]", config: Mapping[str,
         ConfigError: the gates could not be read back, with the reasons; nothing is written.
         OSError: the folder cannot be written.
     """
-    import torch
-
     if not gates:
         raise ConfigError("there is no gate to write: give one for each layer")
     weights = {}
@@ -157,13 +159,37 @@ def write_gates(folder: Path, gates: "Sequence[BlockGate]", config: Mapping[str,
     checked = _check_config(folder / CONFIG_FILE, content)
     _make_gates(folder, _sort_by_layer(folder, weights, checked), checked)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / WEIGHTS_FILE, lambda draft: torch.save(weights, draft))
+    replace_file(folder / WEIGHTS_FILE, archived(weights))
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    replace_file(folder / CONFIG_FILE, lambda draft: draft.write_text(text, encoding="utf-8"))
+    replace_file(folder / CONFIG_FILE, text.encode())
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let a function write a draft beside a file, then put the draft in the file's place.
+def archived(content: object) -> bytes:
+    """Return tensors and plain values as a torch archive."""
+    import torch
+
+    archive = io.BytesIO()
+    torch.save(content, archive)
+    return archive.getvalue()
+
+
+def load_archive(archive: bytes) -> Any:
+    """Load a torch archive of tensors and plain values on the CPU; no code of the archive runs.
+
+    Raises:
+        ValueError: in words, why the archive cannot be loaded.
+    """
+    import torch
+
+    try:
+        return torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+    except Exception:  # noqa: BLE001 - of many kinds; torch's words advise to run the code
+        reason = "it is damaged, or holds Python objects, whose code is never run"
+        raise ValueError(reason) from None
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a draft beside a file, then put the draft in the file's place.
 
     A reader, and a process that goes on after a crash, finds the old file or the new one.
 
@@ -172,7 +198,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """
     draft = path.with_name(f"{path.name}.new")
     try:
-        write(draft)
+        draft.write_bytes(content)
         with draft.open("rb") as file:
             os.fsync(file.fileno())
         draft.replace(path)
@@ -229,7 +255,7 @@ def _check_config(file: Path, stated: Mapping[str, Any]) -> _GateConfig:
 def _read_object(folder: Path) -> Mapping[str, Any]:
     """Return the object in a folder's `config.json`."""
     file = folder / CONFIG_FILE
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # `Path.is_dir` raises an error for a name that is too long
         raise ConfigError(f"{folder} is no folder: name the folder of a SeerAttention-R gate")
     if not file.is_file():
         raise ConfigError(
@@ -253,8 +279,8 @@ def _read_weights(file: Path) -> bytes:
             f"{file.parent} holds no {WEIGHTS_FILE}: fetch the gate's weights, in the format of "
             "torch.save"
         ) from None
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # the latter: a name with the character NUL
+        raise ConfigError(f"{file} cannot be read ({error}): name a gate's folder") from None
 
 
 def _load_weights(file: Path) -> "dict[str, Tensor]":
@@ -262,17 +288,11 @@ def _load_weights(file: Path) -> "dict[str, Tensor]":
 
     The file is read, not mapped: a file that is cut off later would end the process.
     """
-    import torch
-
-    stored = _read_weights(file)
     try:
-        content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - a damaged archive raises errors of many kinds
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch advises to run the archive's code
-            reason = "it is damaged, or holds Python objects, whose code is never run"
+        content = load_archive(_read_weights(file))
+    except ValueError as error:
         raise ConfigError(
-            f"{file} is no torch archive of tensors alone ({reason}): fetch the gate again"
+            f"{file} is no torch archive of tensors alone ({error}): fetch the gate again"
         ) from None
     if not isinstance(content, dict):
         raise ConfigError(f"{file} must hold named tensors, not a {type(content).__name__}")

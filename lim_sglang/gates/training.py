@@ -5,6 +5,7 @@ The command line imports this file: torch is imported by the functions that need
 
 import hashlib
 import json
+import os
 import random
 import shlex
 import signal
@@ -20,11 +21,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from lim_sglang.errors import INTERRUPTED, ConfigError, DataError, ModelError, bullets
-from lim_sglang.gates.files import BLOCK, CONFIG_FILE, replace_file, write_gates
-from lim_sglang.models import check_model
+from lim_sglang.gates.files import (
+    BLOCK,
+    CONFIG_FILE,
+    archived,
+    load_archive,
+    replace_file,
+    write_gates,
+)
+from lim_sglang.models import check_model, model_digest
 from lim_sglang.progress import duration, plain_console, print_plain, rate, show_progress
 
 if TYPE_CHECKING:
@@ -37,6 +46,9 @@ CHECKPOINT_STEPS = 50
 """Steps between two checkpoints."""
 HELD_OUT = 2
 """Texts, of the training's length, on which recall is measured."""
+MAX_SEED = 2**63 - 1
+"""Largest seed that torch takes."""
+LOCK_FILE = "training.lock"
 _TOKENIZED_AT_ONCE = 64
 
 
@@ -77,7 +89,9 @@ def train_gate(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps, of one text each.")] = 1000,
     length: Annotated[int, typer.Option(min=1, help="Tokens of a text.")] = 4096,
-    seed: Annotated[int, typer.Option(min=0, help="Of first weights and order of texts.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of first weights and order of texts.")
+    ] = 0,
     budget: Annotated[
         int, typer.Option(min=1, help="Tokens of the sets whose recall is shown at the end.")
     ] = 512,
@@ -115,7 +129,12 @@ def recall_table(recall: "Recall") -> str:
 def python_sources() -> list[Path]:
     """List the Python files of the installed packages, without their tests, in a fixed order."""
     root = Path(sysconfig.get_path("purelib"))
-    return [path for path in sorted(root.rglob("*.py")) if not _is_test(path.relative_to(root))]
+    return [
+        path
+        for path in sorted(root.rglob("*.py"))
+        # No folder, pipe or dangling link of that name.
+        if path.is_file() and not _is_test(path.relative_to(root))
+    ]
 
 
 def _is_test(path: Path) -> bool:
@@ -148,22 +167,55 @@ def read_texts(files: Sequence[str], seed: int) -> Iterator[str]:
 
 def _read_file(path: Path) -> list[str]:
     """Return the documents of one file."""
+    if path.suffix != ".jsonl":
+        return [_read_content(path)]
+    documents = []
+    for place, row in read_json_lines(path):
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise DataError(f'{place}: expected an object such as {{"text": "…"}}')
+        documents.append(check_text(row["text"], place))
+    return documents
+
+
+def _read_content(path: Path) -> str:
+    """Return a text of UTF-8, without a byte order mark."""
     try:
-        content = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no readable text ({error}): name files of UTF-8") from None
-    if path.suffix != ".jsonl":
-        return [content]
-    documents = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise DataError(f'{path}, line {number}: expected an object such as {{"text": "…"}}')
-        documents.append(row["text"])
-    return documents
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield what the lines of a file hold, each with its place for errors; blank lines are skipped.
+
+    Lines end at `\\n` alone: JSON may hold the other characters that end lines.
+
+    Yields:
+        `FILE, line N`, and the line's value; None if the line is no JSON.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    for number, line in enumerate(_read_content(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            yield f"{path}, line {number}", row
+
+
+def check_text(text: str, place: str) -> str:
+    """Return a text that a tokenizer can read.
+
+    Raises:
+        DataError: the text holds half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{place} holds half a surrogate pair, which is not valid text") from None
+    return text
 
 
 def tokenize(tokenizer: Any, documents: Iterator[str]) -> Iterator[list[int]]:
@@ -217,14 +269,17 @@ def check_settings(settings: Settings, budget: int) -> None:
         reasons.append(f"--length {settings.length}: use a multiple of {BLOCK}, a block")
     if budget % BLOCK or budget < 2 * BLOCK:
         reasons.append(f"--budget {budget}: use a multiple of {BLOCK} from {2 * BLOCK}")
-    if settings.length < 2 * budget + 2 * BLOCK:
+    least = 2 * BLOCK * -(-budget // BLOCK) + 2 * BLOCK
+    if settings.length < least:
         reasons.append(
             f"--length {settings.length}: recall at {budget} tokens is measured beyond them, in "
-            f"the second half of a text, so use {2 * budget + 2 * BLOCK} or more, or a smaller "
-            "--budget"
+            f"the second half of a text, so use {least} or more, or a smaller --budget"
         )
     if reasons:
         raise ConfigError(f"the gate cannot be trained so:{bullets(reasons)}")
+
+
+_CHECKPOINT_KEYS = {"step", "gates", "optimizer", "settings", "tokens of the texts", "model"}
 
 
 def read_checkpoint(out: Path, settings: Settings) -> dict[str, Any] | None:
@@ -234,18 +289,20 @@ def read_checkpoint(out: Path, settings: Settings) -> dict[str, Any] | None:
         ConfigError: the checkpoint is of other settings, or the folder holds a finished gate.
         DataError: the checkpoint cannot be read.
     """
-    import torch
-
     file = out / CHECKPOINT_FILE
     if not file.is_file():
         if (out / CONFIG_FILE).exists():
             raise ConfigError(f"{out} holds a {CONFIG_FILE} already: name another --out")
         return None
     try:
-        stored: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        before = stored["settings"]
-    except Exception as error:  # noqa: BLE001 - a damaged archive raises errors of many kinds
+        stored = load_archive(file.read_bytes())
+        if not isinstance(stored, dict) or not isinstance(stored.get("settings"), dict):
+            raise ValueError("it has no settings")
+        if missing := _CHECKPOINT_KEYS - stored.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except (OSError, ValueError) as error:
         raise DataError(f"{file} is no checkpoint ({error}): delete it to begin anew") from None
+    before = stored["settings"]
     now = _plain(settings)
     changed = [
         f"--{name} is {now[name]}, {before.get(name)} in the checkpoint".replace("--model", "MODEL")
@@ -257,7 +314,8 @@ def read_checkpoint(out: Path, settings: Settings) -> dict[str, Any] | None:
             f"{file} is of another training; give the same options, or name another --out:"
             f"{bullets(changed)}"
         )
-    return stored
+    checkpoint: dict[str, Any] = stored
+    return checkpoint
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
@@ -282,7 +340,8 @@ def train(source: str, settings: Settings, budget: int, out: Path, console: Cons
         KeyboardInterrupt: a checkpoint is written, if there was a step.
     """
     check_settings(settings, budget)
-    checkpoint = read_checkpoint(out, settings)
+    _check_folder(out)
+    read_checkpoint(out, settings)
     import torch
 
     from lim_sglang.gates.distillation import FrozenModel, GateTrainer
@@ -290,32 +349,65 @@ def train(source: str, settings: Settings, budget: int, out: Path, console: Cons
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, tokenizer = _load_config(source, settings.length)
     held_out, training = load_texts(settings, tokenizer, console)
-    digest = _digest(held_out, training)
+    inputs = {"tokens of the texts": _digest(held_out, training), "model": model_digest(source)}
+    with _alone_in(out):
+        checkpoint = read_checkpoint(out, settings)  # again, as nobody else writes there now
+        changed = [name for name in inputs if checkpoint and checkpoint[name] != inputs[name]]
+        if changed:
+            raise ConfigError(
+                f"the {' and the '.join(changed)} changed since {out / CHECKPOINT_FILE} was "
+                "written: name another --out to begin anew"
+            )
+        model = FrozenModel(source, config, device)
+        trainer = GateTrainer(
+            model, steps=settings.steps, length=settings.length, seed=settings.seed
+        )
+        if checkpoint:
+            trainer.load(checkpoint)
+            print_plain(console, f"Going on from step {trainer.step} of {settings.steps}")
+
+        def keep() -> None:
+            state = archived(trainer.state() | inputs | {"settings": _plain(settings)})
+            with _disk_errors(out):
+                replace_file(out / CHECKPOINT_FILE, state)
+
+        _run_steps(trainer, training, keep, console)
+        print_plain(console, f"Measuring recall on {HELD_OUT} held-out texts")
+        recall = trainer.recall(list(held_out), budget)
+        with _disk_errors(out):
+            write_gates(out, trainer.finished_gates(), _described(model, settings, recall))
+            (out / CHECKPOINT_FILE).unlink()
+    return recall
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that cannot be made or written, before hours of work."""
+    with _disk_errors(out):
+        place = next(each for each in (out, *out.absolute().parents) if each.exists())
+        if not place.is_dir():
+            raise NotADirectoryError(f"{place} is no folder")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(f"no permission in {place}")
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Make the folder, and refuse one in which another process trains."""
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    model = FrozenModel(source, config, device)
-    trainer = GateTrainer(model, steps=settings.steps, length=settings.length, seed=settings.seed)
-    if checkpoint:
-        if checkpoint["tokens"] != digest:
-            raise ConfigError(
-                f"the tokens of the texts have changed since {out / CHECKPOINT_FILE} was written: "
-                "name another --out to begin anew"
-            )
-        trainer.load(checkpoint)
-        print_plain(console, f"Going on from step {trainer.step} of {settings.steps}")
-
-    def keep() -> None:
-        state = trainer.state() | {"settings": _plain(settings), "tokens": digest}
-        with _disk_errors(out):
-            replace_file(out / CHECKPOINT_FILE, lambda draft: torch.save(state, draft))
-
-    _run_steps(trainer, training, keep, console)
-    print_plain(console, f"Measuring recall on {HELD_OUT} held-out texts")
-    recall = trainer.recall(list(held_out), budget)
-    with _disk_errors(out):
-        write_gates(out, trainer.finished_gates(), _described(model, settings, recall))
-        (out / CHECKPOINT_FILE).unlink()
-    return recall
+        lock = FileLock(out / LOCK_FILE, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise DataError(
+                f"another lim train-gate is writing to {out}: wait for its end, or name another "
+                "--out"
+            ) from None
+    try:
+        yield
+    finally:
+        (out / LOCK_FILE).unlink(missing_ok=True)
+        lock.release()
 
 
 @contextmanager
@@ -323,7 +415,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
     """Say in words that a folder cannot be written."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch.save raises the latter
+    except OSError as error:
         raise DataError(
             f"{out} cannot be written ({error}): make room, or name another --out"
         ) from None

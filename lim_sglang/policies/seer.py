@@ -99,7 +99,9 @@ class Seer(SparsePolicy):
 
     @property
     def _folder(self) -> Path:
-        return Path(self.gate or "").expanduser()
+        from lim_sglang.gates.files import folder_of
+
+        return folder_of(self.gate or "")
 
 
 @cache

@@ -77,11 +77,17 @@ def test_a_line_holds_a_text_or_token_ids(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text('{"text": "one\u2028line"}\n\n{"tokens": [3, 4]}\n')
     assert read_texts(path) == ["one\u2028line", [3, 4]]
-    for line in ("no json", "[1]", '{"text": 3}', '{"tokens": [1.5]}', '{"tokens": [-1]}'):
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n \r\n')
+    assert read_texts(path) == ["a"]
+    path.write_text('{"text": "\\ud800"}')
+    with pytest.raises(DataError, match="line 1 holds half a surrogate pair"):
+        read_texts(path)
+    lines = ("no json", "[1]", '{"text": 3}', '{"tokens": [1.5]}', '{"tokens": [-1]}')
+    for line in (*lines, json.dumps({"tokens": [2**63]}), "[" * 100_000):
         path.write_text(f'{{"text": "a"}}\n{line}\n')
         with pytest.raises(DataError, match="line 2 needs"):
             read_texts(path)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is no readable text"):
         read_texts(tmp_path / "none.jsonl")
 
 
@@ -90,9 +96,9 @@ def test_a_runs_texts_are_its_questions_with_their_answers(tmp_path: Path) -> No
     assert "12 divided by 4 equals 3 with a remainder of 2." in read_texts(run)
     for file in run.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    question = {"id": "div-1", "gold": "3", "text": "What is 12 / 4?"}
+    question = {"id": "div-1", "gold": "3", "text": "What is 12 / 4?\ud800"}
     (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")
-    expected = "What is 12 / 4?\n\n12 divided by 4 equals 3 with a remainder of 2."
+    expected = "What is 12 / 4??\n\n12 divided by 4 equals 3 with a remainder of 2."
     assert expected in read_texts(tmp_path)
 
 
@@ -115,6 +121,7 @@ def test_a_budget_that_a_definition_excludes_has_a_reason() -> None:
         (["full"], "128", "reads everything"),
         (['{"policy": "quest", "budget": 64}'], "128", "the budget is that of --budget"),
         ([], "128", "at least one policy"),
+        (["quest,seer"], "256", r"""write --policy '{"policy": "seer", "gate": "FOLDER"}'"""),
     ],
 )
 def test_settings_that_are_wrong_at_any_budget_are_refused(

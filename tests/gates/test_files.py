@@ -13,12 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from lim_sglang.config import LimConfig
 from lim_sglang.errors import ConfigError
+from lim_sglang.gates import files
 from lim_sglang.gates.files import (
     CONFIG_FILE,
     WEIGHTS_FILE,
+    folder_of,
     read_gates,
     reasons_against_gate,
+    weights_digest,
     write_gates,
 )
 from lim_sglang.kernels.reference_rivals import BlockGate
@@ -118,12 +122,11 @@ def test_only_a_views_own_values_are_stored(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_gate_as_it_was(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(content: object, file: Path) -> None:
-        file.write_bytes(b"half")
+    def fail(_file: int) -> None:
         raise OSError("no space left")
 
     expected = read_gates(folder)
-    monkeypatch.setattr(torch, "save", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(OSError, match="no space"):
         write_gates(folder, draw_gates(has_norms=False), {})
     assert torch.equal(read_gates(folder)[1].key_weight, expected[1].key_weight)
@@ -214,9 +217,15 @@ def test_a_wrong_config_file_is_refused(content: bytes | None, words: str, folde
         read_gates(folder)
 
 
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nowhere is no folder: name the folder of a Seer"):
-        read_gates(tmp_path / "nowhere")
+@pytest.mark.parametrize("name", ["nowhere", "~nosuch/x", "x" * 5000, "a\0b"])
+def test_a_missing_folder_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no folder: name the folder of a Seer"):
+        read_gates(folder_of(name))
+    with pytest.raises(ConfigError, match=r"weights, in the format|cannot be read"):
+        weights_digest(folder_of(name))
+    seer = LimConfig(policy="seer", gate=name).make_policy()
+    (reason,) = seer.reasons_against_model(SimpleNamespace(**MODEL))
+    assert "is no folder" in reason
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +143,69 @@ def test_a_checkpoint_of_another_training_is_refused_with_what_differs(
     assert "--length" not in message
     before = texts.read_text()
     texts.write_text(before.replace("w9 ", "w8 "))
-    with pytest.raises(ConfigError, match="tokens of the texts have changed"):
+    with pytest.raises(ConfigError, match="the tokens of the texts changed since"):
         command_line()(args=words_of(model, texts, tmp_path))
     texts.write_text(before)
-    (tmp_path / CHECKPOINT_FILE).write_bytes(b"half")
-    with pytest.raises(DataError, match=r"no checkpoint .*: delete it to begin anew"):
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    monkeypatch.setattr(training, "check_model", lambda _model: str(other))
+    (other / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ConfigError, match="the model changed since"):
         command_line()(args=words_of(model, texts, tmp_path))
+
+
+def half(file: Path) -> None:
+    file.write_bytes(b"half")
+
+
+def change_checkpoint(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """Return a change of a stored checkpoint."""
+
+    def damage(file: Path) -> None:
+        stored = torch.load(file, weights_only=False)
+        change(stored)
+        torch.save(stored, file)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (half, "it is damaged, or holds Python objects"),
+        (change_checkpoint(lambda stored: stored.pop("gates")), "it lacks gates"),
+        (change_checkpoint(lambda stored: stored.update(settings=["m"])), "it has no settings"),
+        (
+            change_checkpoint(lambda stored: stored.update(step=Path("x"))),
+            "it is damaged, or holds",
+        ),
+        (lambda file: torch.save([1], file), "it has no settings"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(
+    damage: Callable[[Path], None], words: str, tmp_path: Path
+) -> None:
+    settings = training.Settings("m", (), 1, 64, 0)
+    stored = dict.fromkeys(training._CHECKPOINT_KEYS, 0) | {"settings": training._plain(settings)}
+    file = tmp_path / CHECKPOINT_FILE
+    torch.save(stored, file)
+    assert training.read_checkpoint(tmp_path, settings) == stored
+    damage(file)
+    with pytest.raises(DataError, match=rf"is no checkpoint \({words}.*: delete it to begin anew"):
+        training.read_checkpoint(tmp_path, settings)
+
+
+def test_two_trainings_do_not_share_a_folder(model: Path, texts: Path, tmp_path: Path) -> None:
+    with training._alone_in(tmp_path):
+        words = "another lim train-gate is writing to .*: wait for its end, or name another --out"
+        with pytest.raises(DataError, match=words):
+            command_line()(args=words_of(model, texts, tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_of_the_device_is_no_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(torch.OutOfMemoryError), training._disk_errors(tmp_path):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_checkpoints_are_kept_on_the_way(
@@ -155,8 +214,8 @@ def test_checkpoints_are_kept_on_the_way(
     kept = []
     replace_file = training.replace_file
 
-    def note(path: Path, write: Any) -> None:
-        replace_file(path, write)
+    def note(path: Path, content: bytes) -> None:
+        replace_file(path, content)
         kept.append(torch.load(path, weights_only=True)["step"])
 
     monkeypatch.setattr(training, "CHECKPOINT_STEPS", 4)
@@ -170,12 +229,15 @@ def test_checkpoints_are_kept_on_the_way(
     [
         ({"length": 500}, "--length 500: use a multiple of 64"),
         ({"budget": 100}, "--budget 100: use a multiple of 64 from 128"),
+        ({"budget": 100, "length": 128}, "so use 384 or more, or a smaller --budget"),
         ({"budget": 256}, "--length 512: recall at 256 tokens is measured beyond them"),
         ({"length": 2048}, "--length 2048: the model takes 1024 tokens at most"),
         ({"steps": 7}, "have 4,097 tokens, expected 4,608 .* --texts, or --steps 6 at most"),
         ({"length": 1024, "steps": 3}, "or --steps 2 at most"),
         ({"texts": "missing.txt"}, "missing.txt is no readable text"),
-        ({"out": "/dev/null/gate"}, "/dev/null/gate cannot be written"),
+        ({"out": "/dev/null/gate", "texts": "missing.txt"}, "/dev/null/gate cannot be written"),
+        ({"out": __file__, "texts": "missing.txt"}, r"cannot be written \(.* is no folder\): make"),
+        ({"out": "x" * 5000, "texts": "missing.txt"}, "cannot be written .*too long"),
     ],
 )
 def test_impossible_options_are_refused_in_words(
@@ -184,6 +246,23 @@ def test_impossible_options_are_refused_in_words(
     with pytest.raises(LimError, match=words):
         command_line()(args=words_of(model, texts, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_permission_is_refused_before_texts_are_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.os, "access", lambda place, _mode: place != tmp_path)
+    with pytest.raises(DataError, match=r"cannot be written \(no permission in"):
+        command_line()(args=words_of(model, Path("missing.txt"), tmp_path / "new" / "gate"))
+
+
+@pytest.mark.parametrize("command", ["train-gate", "bench divergence"])
+def test_a_seed_that_torch_does_not_take_is_refused(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["--texts", "t", *(["--policy", "quest"] if "bench" in command else [])]
+    assert run([*command.split(), "model", *texts, "--seed", str(2**63)]) == 2
+    assert "seed" in capsys.readouterr().err
 
 
 def test_texts_are_read_in_an_order_of_the_seed(tmp_path: Path) -> None:
@@ -198,7 +277,19 @@ def test_texts_are_read_in_an_order_of_the_seed(tmp_path: Path) -> None:
     assert list(read_texts(files, 1)) != first
 
 
-@pytest.mark.parametrize("line", ["text", '{"Text": "a"}', '{"text": 1}', '["text"]', ""])
+def test_lines_are_read_as_a_benchmark_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    file.write_bytes('\ufeff{"text": "one\u2028line\x85"}\r\n\n{"text": "b"}'.encode())
+    assert sorted(read_texts([str(file)], 0)) == ["b", "one\u2028line\x85"]
+    plain = tmp_path / "plain.txt"
+    plain.write_bytes("\ufeffa".encode())
+    assert list(read_texts([str(plain)], 0)) == ["a"]
+    file.write_text('{"text": "\\ud800"}')
+    with pytest.raises(DataError, match="line 1 holds half a surrogate pair"):
+        list(read_texts([str(file)], 0))
+
+
+@pytest.mark.parametrize("line", ["text", '{"Text": "a"}', '{"text": 1}', '["text"]'])
 def test_a_wrong_line_is_named(line: str, tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"
     file.write_text(f'{{"text": "a"}}\n{line}\n')
@@ -211,9 +302,16 @@ def test_python_sources_leave_out_tests(tmp_path: Path, monkeypatch: pytest.Monk
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "dangling.py").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.py")
     monkeypatch.setattr(training.sysconfig, "get_path", lambda name: str(tmp_path))
     assert [str(path.relative_to(tmp_path)) for path in python_sources()] == ["a.py", "b/a.py"]
     assert sorted(read_texts([], 0)) == ["a.py", "b/a.py"]
+    for number in range(20):
+        (tmp_path / f"{number}.py").write_text(f"{number}")
+    orders = [list(read_texts([], seed)) for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2] != sorted(orders[2])
 
 
 def test_held_out_texts_are_not_trained_on(model: Path, tmp_path: Path) -> None:
