@@ -1,5 +1,6 @@
 """Timing decode steps without a GPU: who runs when, with which layers; the parts of a step."""
 
+from contextlib import nullcontext
 from dataclasses import make_dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -202,6 +203,21 @@ def test_a_row_has_the_limit_and_the_parts_of_its_own_backend(
     assert (row.num_bytes, row.sparse_rows, row.split) == (num_bytes, sparse_rows, split)
     assert row.limit_share == num_bytes / 8.0
     assert (row.point, row.backend, row.kernel_launches) == (POINT, name, len(name))
+
+
+def test_a_point_is_summarized_for_each_backend_before_its_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(model_runner, "filled_batch", lambda *_: nullcontext(BATCH))
+    monkeypatch.setattr(model_runner, "summarize_rows", lambda *given: done.append(given[1].name))
+    monkeypatch.setattr(decode, "require_exact_steps", lambda *_: done.append("steps") or {})
+    monkeypatch.setattr(decode, "time_windows", lambda *_: {"lim": 1, "quest": 2})
+    monkeypatch.setattr(Bench, "row", lambda *given: given[2].name)
+    contenders = [Contender(name, None, None) for name in ("lim", "quest")]
+    rows: Any = Bench(OPTIONS, Runner(), contenders, {}, lambda: None).measure(POINT)
+    assert rows == ["lim", "quest"]
+    assert done == ["lim", "quest", "steps"]
 
 
 def test_the_model_is_loaded_in_the_chosen_formats_after_the_kernels_are_exact(

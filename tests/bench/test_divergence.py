@@ -242,6 +242,47 @@ def test_each_step_is_compared_with_the_dense_one_on_the_texts_own_tokens(runner
         assert (max(found.kl) == 0.0) == (cell.budget == LENGTH)
 
 
+def test_each_pass_has_summaries_of_the_prefill(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, list[int], list[int]]] = []
+
+    class Selector:
+        def summarize(
+            self, layer: int, keys: Any, lengths: Any, slots: Any, summaries: Any
+        ) -> None:
+            assert (keys.of_layer, summaries) == (1, "summaries of 1")
+            calls.append((layer, lengths.tolist(), slots.tolist()))
+
+    def make_contender(*_: Any) -> Any:
+        runner.live, runner.lim_config = 1, LimConfig(policy="streaming")  # type: ignore[attr-defined]
+        return SimpleNamespace(
+            state={"lim_summaries": {1: "summaries of 1"}, "lim_selector": Selector()}
+        )
+
+    monkeypatch.setattr(model_runner, "make_contender", make_contender)
+    pool = SimpleNamespace(get_key_buffer=lambda n: SimpleNamespace(device="cpu", of_layer=n))
+    monkeypatch.setattr(runner, "token_to_kv_pool", pool, raising=False)
+    clock = divergence.StepClock(2, STEPS, lambda *_: None)
+    asked = options()
+    next(measure_group(runner, Dense(), asked.cells[:1], TOKENS, asked, clock))  # type: ignore[arg-type]
+    prefilled = list(range(1, LENGTH - STEPS + 1))
+    assert [(layer, lengths) for layer, lengths, _ in calls] == [(1, prefilled)] * ROWS
+    rows = runner.req_to_token_pool.req_to_token[1:, : LENGTH - STEPS]
+    assert [slots for *_, slots in calls] == rows.tolist()
+
+
+def test_tokens_that_the_model_lacks_are_refused(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(divergence, "load_dense_runner", lambda *_: runner)
+    groups = [TOKENS.clone(), TOKENS.clone()]
+    groups[1][0, 0] = VOCABULARY
+    asked, console = options(), plain_console(stderr=True)
+    with pytest.raises(DataError, match="has the token 40, which the model lacks"):
+        next(divergence.measure_cells(asked, str(tmp_path), asked.cells, groups, {}, console))
+
+
 def test_kl_is_of_dense_to_sparse_and_averaged_over_steps_within_a_sequence() -> None:
     even, odd = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.9, 0.1]).log()
     expected = torch.stack([torch.stack([odd, odd]), torch.stack([odd, odd])])  # [T, B, V]

@@ -36,7 +36,7 @@ def build_model(folder: Path, kind: str = "qwen3", **changes: Any) -> Path:
     model = getattr(transformers, f"{name}ForCausalLM")(config)
     with torch.no_grad():
         _give_structure(model)
-    model.save_pretrained(folder)
+    model.to(config.dtype).save_pretrained(folder)
     write_tokenizer(folder)
     return folder
 

@@ -277,6 +277,41 @@ def test_a_gate_learns_where_attention_goes(tmp_path: Path) -> None:
     assert after.at_random == before.at_random
 
 
+def test_first_weights_follow_from_the_seed(tmp_path: Path) -> None:
+    model = load(build_model(tmp_path))
+    first, again, other = (
+        GateTrainer(model, steps=1, length=LENGTH, seed=seed).gates[0].key_weight
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_weights_without_a_gradient_stay(tmp_path: Path) -> None:
+    """Of two blocks one competes, and a single block has nothing to learn: no weight decays."""
+    trainer = GateTrainer(load(build_model(tmp_path)), steps=1, length=LENGTH, seed=0)
+    before = trainer.gates[0].query_weight.clone()
+    trainer.learn(topical_words(2, 1))
+    assert torch.equal(trainer.gates[0].query_weight, before)
+
+
+def test_recall_is_of_the_gates_as_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = GateTrainer(
+        load(build_model(tmp_path, dtype="bfloat16")), steps=1, length=LENGTH, seed=0
+    )
+    seen = set()
+
+    def note(query: Tensor, summaries: Tensor, gate: BlockGate, *rest: Any) -> Tensor:
+        seen.add(gate.query_weight.dtype)
+        return gate_logits(query, summaries, gate, *rest)
+
+    monkeypatch.setattr(distillation, "gate_logits", note)
+    trainer.recall([topical_words(LENGTH // 64, 1)], BUDGET)
+    assert (seen, trainer.gates[0].query_weight.dtype) == ({torch.bfloat16}, torch.float32)
+
+
 def test_the_loss_of_a_layer_is_that_of_vectors_before_rope_in_the_second_half() -> None:
     table = rope_table(S, D)
     model = SimpleNamespace(
