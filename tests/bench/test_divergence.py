@@ -496,6 +496,25 @@ def test_a_gate_is_refused_on_a_cache_of_fp8(
     assert len(refused.value.reasons) == 1
 
 
+def test_a_gate_is_refused_on_a_cache_that_is_fp8_by_the_checkpoints_choice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(compat, "serves_on_cpu", lambda: False)
+    sizes = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 2}
+    text_config = SimpleNamespace(model_type="llama", **sizes)
+    served = SimpleNamespace(
+        model_config=SimpleNamespace(hf_text_config=text_config),
+        lim_roles=("full",) * 3,
+        rope_table=lambda _policy: None,
+        kv_cache_dtype=torch.float8_e4m3fn,
+        dtype=torch.bfloat16,
+        allocate_selection=pytest.fail,
+    )
+    with pytest.raises(RefusedError, match="a KV cache of fp8 does not give back"):
+        model_runner.use_policy(served, LimConfig(policy="seer", gate="g"))
+
+
 def test_more_steps_than_tokens_are_refused() -> None:
     with pytest.raises(ConfigError, match="--steps 30 leaves nothing to prefill of --length 30"):
         options(steps=30)

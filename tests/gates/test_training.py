@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lim_sglang.cli import command_line
-from lim_sglang.errors import ConfigError, DataError, LimError
+from lim_sglang.errors import ConfigError, DataError, LimError, ModelError
 from lim_sglang.gates import training
 from lim_sglang.gates.distillation import GateTrainer
 from lim_sglang.gates.files import CONFIG_FILE, WEIGHTS_FILE, read_gates
@@ -222,6 +222,22 @@ def test_checkpoints_are_kept_on_the_way(
     monkeypatch.setattr(training, "replace_file", note)
     assert run(words_of(model, texts, tmp_path)) == 0
     assert kept == [4, 6]
+
+
+def test_a_loss_that_is_not_finite_keeps_the_checkpoint_before_it(
+    model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = GateTrainer.loss
+
+    def loss_of_step(self: GateTrainer, *layer: Any) -> torch.Tensor:
+        return loss(self, *layer) * (float("nan") if self.step == 3 else 1.0)
+
+    monkeypatch.setattr(training, "CHECKPOINT_STEPS", 2)
+    monkeypatch.setattr(GateTrainer, "loss", loss_of_step)
+    with pytest.raises(ModelError, match="the loss of step 4 is nan"):
+        command_line()(args=words_of(model, texts, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
+    assert torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)["step"] == 2
 
 
 @pytest.mark.parametrize(
