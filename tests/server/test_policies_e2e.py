@@ -44,4 +44,5 @@ def test_tokens_and_sets_are_the_oracles(name: str, tiny_model: Path, tmp_path: 
         assert not disagreements(server, answers, runs)
         state = server.lim()
     assert state["config"]["policy"] == rival.settings["policy"]
+    assert ("gate_sha256" in state) == (name == "seer")
     assert state["sparse_rows"] > NUM_NEW
