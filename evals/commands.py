@@ -149,7 +149,7 @@ def compare_runs(
         print_plain(plain_console(), sentence(found))
         for difference in found.other_differences:
             print_plain(errors, f"warning: {found.a} and {found.b} differ in {difference}")
-    if len(comparisons) > 1:
+    if sum(found.difference.bounds is not None for _, found in comparisons) > 1:
         print_plain(plain_console(), MULTIPLE_COMPARISONS)
 
 

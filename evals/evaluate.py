@@ -334,12 +334,13 @@ def _print_score(finished: FinishedRun) -> None:
         path = shlex.quote(str(finished.run.path))
         is_dense = finished.summary.conditions["policy"] == FULL
         pair = f"{path} OTHER_RUN" if is_dense else f"OTHER_RUN {path}"  # the reference first
-        lines = (
-            f"run stored in {path}, each sample's text and answer in its samples.jsonl",
-            f"  lim report {path}  # all tables; --html FILE writes a page",
-            f"  lim compare {pair}  # paired with another run of these questions",
+        console = plain_console(stderr=True)
+        print_plain(
+            console,
+            f"run stored in {path}, each sample's text and answer in its samples.jsonl; all tables "
+            "(--html FILE writes a page), and the run paired with another one of these questions:",
         )
-        print_plain(plain_console(stderr=True), "\n".join(lines), whole=True)
+        print_plain(console, f"  lim report {path}\n  lim compare {pair}", whole=True)
 
 
 def _print_summary(summary: Summary) -> None:

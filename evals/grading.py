@@ -18,7 +18,7 @@ from lim_sglang.evals.run_store import GRADES_FILE, GradedSample, load_run, writ
 from lim_sglang.programs.grading.answers import PARSERS, AnswerKind, extract_answer
 from lim_sglang.programs.schema import COMPLETED_STATES
 
-GRADING_VERSION = 3
+GRADING_VERSION = 4
 """Version of extraction and grading: raise the number with a change of this module, or of
 `answers.py`, `latex.py`, `units.py`, `values.py`, `comparison.py` or `equivalence.py` in
 `programs/`, that changes a verdict. Verdicts of another version are renewed from the stored

@@ -333,9 +333,13 @@ def open_run(path: Path, record: RunRecord) -> RunFolder:
     """Begin the run in `path`, or open the run that was begun there.
 
     Raises:
-        DataError: the folder holds a run of other settings (each is named), another process is
-            writing there, a line is damaged, or the folder cannot be written.
+        DataError: the folder holds a run of other settings (each is named), or folders of runs,
+            another process is writing there, a line is damaged, or the folder cannot be written.
     """
+    if not (path / RUN_FILE).exists() and (inside := sorted(path.glob(f"*/{RUN_FILE}"))):
+        raise DataError(
+            f"{path} holds runs, such as {inside[0].parent}; name another folder with --out"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
         file = JsonlFile(path / SAMPLES_FILE)

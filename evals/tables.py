@@ -4,7 +4,7 @@ A table has the same cells on a terminal, in Markdown and in the HTML page.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lim_sglang.evals.compare import Comparison, Interval, policy_name
@@ -205,16 +205,30 @@ class Table:
             table.add_row(*map(Text, row))
         return table
 
+    def flipped(self) -> "Table":
+        """Return the table with its columns as rows."""
+        head, *rows = zip(self.head, *self.rows, strict=True)
+        return replace(self, head=head, rows=tuple(rows))
+
     def markdown(self) -> str:
         """Return the table in Markdown, without title and caption."""
         return markdown_table(self.head, self.rows)
 
 
 def print_table(console: "Console", table: Table) -> None:
-    """Print title and caption, then the cells."""
+    """Print title and caption, then the cells: columns as rows where a terminal is too narrow."""
     for line in filter(None, (table.title, table.caption)):
         print_plain(console, line)
-    console.print(table)
+    is_too_wide = console.is_terminal and _natural_width(console, table) > console.width
+    console.print(table.flipped() if is_too_wide else table)
+
+
+def _natural_width(console: "Console", table: Table) -> int:
+    """Return the columns that a table takes without a break in a cell."""
+    from rich.measure import Measurement
+
+    roomy = console.options.update(width=10_000)
+    return Measurement.get(console, roomy, table.__rich__()).maximum
 
 
 def score_table(conditions: Mapping[str, Any], score: Score) -> Table:

@@ -189,7 +189,7 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool) -> str | No
     found = list(_candidates(text, whole=whole))
     if kind is AnswerKind.CHOICE:
         first_line = text.strip().partition("\n")[0]
-        if not found and len(first_line) < MAX_BARE:
+        if not found and len(first_line) < MAX_BARE and as_choice(first_line):
             found = [first_line]
         found = [answer for answer in found if as_choice(answer)] or found
     elif kind is None and found and _is_formula(found[0]):

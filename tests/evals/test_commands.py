@@ -179,7 +179,7 @@ def test_the_closing_hint_compares_with_the_dense_run_first(
     summary = run(question("q", [0, 1]), policy=policy)
     stored = Run(Path("runs/x"), RunRecord("x", {}, {}), ())
     evaluate_module._print_score(FinishedRun(stored, summary))
-    assert f"  lim compare {pair.format('runs/x')}  #" in capsys.readouterr().err
+    assert f"\n  lim compare {pair.format('runs/x')}\n" in capsys.readouterr().err
 
 
 def test_ctrl_c_has_the_shells_exit_code(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,14 @@ def test_a_run_of_other_settings_is_not_mixed_with(tmp_path: Path) -> None:
     assert "name another folder with --out" in message
 
 
+def test_a_folder_of_runs_is_no_folder_for_a_run(tmp_path: Path) -> None:
+    with begin(tmp_path / "one"):
+        pass
+    with pytest.raises(DataError, match=r"holds runs, such as .*one; name another folder"):
+        begin(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
 def test_a_run_without_a_sampling_version_is_read_and_never_resumed(tmp_path: Path) -> None:
     old = {**SETTINGS, "code_sha256": {"chat.py": "0"}}
     write_run(tmp_path, graded())

@@ -279,6 +279,23 @@ def test_a_run_within_its_budget_is_said_to_have_read_everything() -> None:
         assert (cells(group, 1)["difference to full, points (95 %)"] == NONE) is noted
 
 
+def test_a_table_that_is_too_wide_for_a_terminal_has_its_columns_as_rows(group: Group) -> None:
+    table = group_table(replace(group, rows=group.rows[:2]))
+    shown = {}
+    for width in (80, 300):
+        console = Console(width=width, force_terminal=True, color_system=None)
+        with console.capture() as text:
+            print_table(console, table)
+        shown[width] = text.get()
+        assert "\N{HORIZONTAL ELLIPSIS}" not in shown[width]
+        assert max(map(len, shown[width].splitlines())) <= width
+    rows = [line.split("\N{BOX DRAWINGS LIGHT VERTICAL}") for line in shown[80].splitlines()]
+    mean = next(row for row in rows if len(row) > 1 and row[1].strip() == "mean tokens")
+    column = table.head.index("mean tokens")
+    assert [cell.strip() for cell in mean[2:-1]] == [row[column] for row in table.rows]
+    assert len(shown[300].splitlines()) < len(shown[80].splitlines())
+
+
 def test_a_comparison_table_has_both_runs_and_their_difference() -> None:
     other = run(*FOUR.questions[:2], question("wrong by vote", [0, 1], 1, chosen=1), policy="b")
     table = comparison_table(compare(FOUR, other, common=True, names=("a", "b")))

@@ -179,6 +179,19 @@ print(time.process_time())
 """
 
 
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("To find the prime number, we examine each of them.", None),
+        ("A train leaves at noon.", None),
+        ("A) 21", "A) 21"),
+        ("C", "C"),
+    ],
+)
+def test_a_first_line_is_a_choice_only_if_it_names_a_letter(reply: str, answer: str | None) -> None:
+    assert extract_answer(reply, AnswerKind.CHOICE) == answer
+
+
 def test_megabytes_of_garbage_take_seconds_and_little_memory() -> None:
     done = subprocess.run([sys.executable, "-c", GARBAGE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
