@@ -7,7 +7,7 @@ math-verify.
 
 import json
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,6 +18,9 @@ from lim_sglang.evals.run_store import GRADES_FILE, GradedSample, load_run, writ
 from lim_sglang.programs.grading.answers import PARSERS, AnswerKind, extract_answer
 from lim_sglang.programs.schema import COMPLETED_STATES
 
+TURN_S = 0.5
+"""Longest wait of the main thread, which Ctrl-C cannot interrupt if the kernel hands the signal to
+another thread."""
 GRADING_VERSION = 4
 """Version of extraction and grading: raise the number with a change of this module, or of
 `answers.py`, `latex.py`, `units.py`, `values.py`, `comparison.py` or `equivalence.py` in
@@ -126,7 +129,10 @@ def _verdicts(
 
     pool = ThreadPoolExecutor(num_threads)
     try:
-        yield from pool.map(verdict, samples)
+        for verdict_of_one in [pool.submit(verdict, sample) for sample in samples]:
+            while not wait([verdict_of_one], TURN_S).done:
+                pass
+            yield verdict_of_one.result()
     finally:
         # No waiting: after an interruption, these threads end when the checker is closed.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -6,12 +6,13 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from lim_sglang.errors import ServerError, bullets
-from lim_sglang.evals.grading import Grader
+from lim_sglang.evals.grading import TURN_S, Grader
 from lim_sglang.evals.run_store import Failure, GradedSample, Key
 from lim_sglang.evals.tasks import Question
 from lim_sglang.programs.schema import COMPLETED_STATES, Sample, SampleState
@@ -335,7 +336,7 @@ def sample_jobs(
         ).start()
     try:
         while num_running:
-            result = results.get()
+            result = _next(results)
             if result is None:
                 num_running -= 1
             elif isinstance(result, Exception):
@@ -346,6 +347,13 @@ def sample_jobs(
                 raise error
     finally:
         scheduler.close()
+
+
+def _next(results: "SimpleQueue[Event | Exception | None]") -> Event | Exception | None:
+    """Wait for a result, in turns that Ctrl-C interrupts."""
+    while True:
+        with suppress(Empty):
+            return results.get(timeout=TURN_S)
 
 
 def _work(

@@ -80,9 +80,9 @@ def past_budget(found: PastBudget | None) -> str:
 
 
 def past_budget_cell(found: PastBudget | None) -> str:
-    """Return `3 of 12 (87.1 % read)`: with the share of their tokens that sparse layers read."""
+    """Return `3 of 12 (87.1 % of tokens read)`: the share that sparse layers read, if known."""
     read = None if found is None else found.read_share
-    return past_budget(found) + ("" if read is None else f" ({share(read)} % read)")
+    return past_budget(found) + ("" if read is None else f" ({share(read)} % of tokens read)")
 
 
 def too_few(num_questions: int) -> str:

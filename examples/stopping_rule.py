@@ -61,6 +61,8 @@ def main(question: str, url: str) -> None:
         vote = lim_sglang.ask(question, program=LEAD, samples=4, url=url, options={"lead": 2})
     except lim_sglang.LimError as error:
         sys.exit(f"error: {error}")
+    for sample in vote.samples:
+        print(f"sample {sample.index}: {sample.answer}, {sample.state}, {sample.num_tokens} tokens")
     print(f"{vote.answer}, {vote.margin} votes ahead, {len(vote.samples)} of 4 samples begun")
 
 

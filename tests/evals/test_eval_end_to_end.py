@@ -266,7 +266,12 @@ def test_two_servers_share_the_questions(tmp_path: Path) -> None:
         assert not shares[0] & shares[1]
         assert len(first.requests) + len(second.requests) == 32
         assert run_record(out)["about"]["urls"] == [first.url, second.url]
-        assert lim(*eval_words(questions, alone, first)).output == done.output
+        again = lim(*eval_words(questions, alone, first))
+    shown = [
+        [line for line in each.output.splitlines() if "seconds" not in line]
+        for each in (done, again)
+    ]
+    assert shown[0] == shown[1]
     assert comparable(out) == comparable(alone)
     assert run_record(out)["run_id"] == run_record(alone)["run_id"]
 

@@ -5,7 +5,9 @@ again from its texts alone, completely or not at all.
 import errno
 import json
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from unittest.mock import Mock, call
 import pytest
 
 from lim_sglang.errors import DataError
+from lim_sglang.evals import grading
 from lim_sglang.evals.grading import (
     GRADING_VERSION,
     Grader,
@@ -178,3 +181,31 @@ def test_a_full_disk_leaves_the_verdicts_of_before(
     ):
         grade_again(run)
     assert (run / "grades.jsonl").read_bytes() == before
+
+
+def test_ctrl_c_is_heeded_on_whichever_thread_the_signal_lands() -> None:
+    """The kernel may hand a signal of the process to a thread that waits for a verdict."""
+    asked, released = threading.Event(), threading.Event()
+    threads: list[int] = []
+
+    def extract(_: str) -> None:
+        threads.append(threading.get_ident())
+        asked.set()
+        released.wait(20)
+
+    def interrupt() -> None:
+        asked.wait(20)
+        time.sleep(0.3)
+        signal.pthread_kill(threads[0], signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    grader = Mock(extract=extract, correct=lambda *_: False)
+    began_s = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(grading._verdicts([GradedSample("q", "4", False, make_sample(0, "4"))], grader, 1))
+        assert time.monotonic() - began_s < 15
+    finally:
+        released.set()
+        interrupting.join()

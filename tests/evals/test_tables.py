@@ -250,7 +250,7 @@ def test_the_share_of_tokens_that_sparse_layers_read(budget: int, read: float) -
     """A prompt of 10 tokens and 5 new ones: four decode steps, over 11, 12, 13 and 14 tokens."""
     asked = replace(question("q", [0, 0], tokens=[5, 1]), prompt_tokens=10)
     sparse = run(asked, policy="lessismore", budget=budget)
-    cell = f"{(budget < 14) + (budget < 10)} of 2 ({share(read)} % read)"
+    cell = f"{(budget < 14) + (budget < 10)} of 2 ({share(read)} % of tokens read)"
     assert scores_of(sparse)[f"grew past the budget of {budget}"] == cell
     (group,) = make_groups([run(asked), sparse])
     assert [cells(group, n)["grew past the budget"] for n in (0, 1)] == [NONE, cell]
@@ -269,7 +269,7 @@ def test_a_run_within_its_budget_is_said_to_have_read_everything() -> None:
         (58, "4 of 16", "100.0", False),
     ):
         found = run(*questions, policy="lessismore", budget=budget)
-        cell = f"{grown} ({read} % read)"
+        cell = f"{grown} ({read} % of tokens read)"
         assert scores_of(found)[f"grew past the budget of {budget}"] == cell
         assert (ALL_READ in score_table(found.conditions, score(found)).caption) is noted
         (group,) = make_groups([FOUR, found])

@@ -207,8 +207,10 @@ def test_an_example_without_a_server_says_so_without_a_trace(
 def test_the_examples_own_stopping_rule_stops(forker: Forker, tmp_path: Path) -> None:
     with serving(lambda _: completion(boxed("391"))) as fake:
         output = run_example(forker, tmp_path, "stopping_rule.py", QUESTION, fake.url)
-    first, last = output.splitlines()
+    first, *samples, last = output.splitlines()
     assert fake.url in first
+    assert len(samples) in (2, 3, 4)
+    assert samples[0].startswith("sample 0: 391, finished, ")
     begun = int(last.split(", ")[2].split()[0])
     assert last.startswith("391, ")
     assert 2 <= begun <= 4
