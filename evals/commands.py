@@ -133,9 +133,7 @@ def compare_runs(
             f"lim compare needs two runs of a task: the reference, then the others{left_out}"
         )
     if alone:
-        print_plain(
-            plain_console(stderr=True), f"warning: a task with one run is left out{left_out}"
-        )
+        print_plain(errors, f"warning: a task with one run is left out{left_out}")
     if as_json:
         for task, found in comparisons:
             row = {"task": task, **asdict(found), "sentence": sentence(found)}
@@ -210,10 +208,7 @@ def write_report(
         paths = find_runs(runs)
         loaded = rename_models(load_summaries(paths), names)
     groups = make_groups(loaded)
-    typer.echo(
-        f"{counted(len(loaded), 'run')} in {counted(len(groups), 'table')}",
-        err=True,
-    )
+    typer.echo(f"{counted(len(loaded), 'run')} in {counted(len(groups), 'table')}", err=True)
     asked = load_asked(paths) if html else {}
     # Everything is made before anything is written, so that an error leaves no half of a report.
     files = _make_files(groups, asked, html=html, plots=plots, results=results, update=update)

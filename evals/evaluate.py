@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from lim_sglang.config import URL_VAR
 from lim_sglang.errors import INTERRUPTED, ConfigError, ServerError, bullets
@@ -269,16 +270,16 @@ def evaluate(
     console = plain_console(stderr=True)
     benchmarks = load_benchmarks(configs)
     notes = list(question_notes(benchmarks))
-    _print_lines(notes)
+    _print_lines(console, notes)
     with _exit_code_of_ctrl_c(), servers as urls:
         finished = complete_runs(configs, benchmarks, urls, access, console, _print_score)
-    _print_lines(notes)  # once more: the scores depend on them
+    _print_lines(console, notes)  # once more: the scores depend on them
     _refuse_gaps(finished)
 
 
-def _print_lines(lines: Iterable[str]) -> None:
+def _print_lines(console: Console, lines: Iterable[str]) -> None:
     for line in lines:
-        print_plain(plain_console(stderr=True), line)
+        print_plain(console, line)
 
 
 def _servers(
@@ -346,8 +347,7 @@ def _print_score(finished: FinishedRun) -> None:
 def _print_summary(summary: Summary) -> None:
     found = score(summary)
     print_table(plain_console(), score_table(summary.conditions, found))
-    for line in reasons_without_answer(summary.conditions, found):
-        print_plain(plain_console(), line)
+    _print_lines(plain_console(), reasons_without_answer(summary.conditions, found))
 
 
 def _refuse_gaps(finished: Sequence[FinishedRun]) -> None:

@@ -358,6 +358,11 @@ def count_past_budget(summary: "Summary") -> PastBudget | None:
     )
 
 
+def _sum_between(before: int, last: int) -> int:
+    """Return before + 1, and so on up to last, summed; 0 if there is none."""
+    return max(0, last * (last + 1) - before * (before + 1)) // 2
+
+
 def _read_share(questions: Sequence[QuestionResult], budget: int) -> float | None:
     """See `PastBudget.read_share`: a prefill generates a sample's first token, decode steps all
     others."""
@@ -366,10 +371,10 @@ def _read_share(questions: Sequence[QuestionResult], budget: int) -> float | Non
         if not question.prompt_tokens:
             return None
         for tokens in question.tokens:
-            first, last = question.prompt_tokens + 1, question.prompt_tokens + tokens - 1
-            within = range(first, min(last, budget) + 1)
-            num_read += sum(within) + budget * max(0, last - max(first - 1, budget))
-            num_seen += sum(range(first, last + 1))
+            before, last = question.prompt_tokens, question.prompt_tokens + tokens - 1
+            within = max(before, min(last, budget))  # the last step that reads everything
+            num_read += _sum_between(before, within) + budget * max(0, last - within)
+            num_seen += _sum_between(before, last)
     return num_read / num_seen if num_seen else None
 
 

@@ -187,9 +187,9 @@ def server_settings(info: Mapping[str, Any], sampling: Sampling) -> dict[str, An
             "device_name": lim.get("device_name"),
         },
         "lim": {
-            **{name: lim.get(name) for name in ("config", "roles")},
-            # Without a gate no key, so that runs of other policies keep their ids.
-            **{name: lim[name] for name in ("gate_sha256",) if name in lim},
+            # Without a gate no digest, so that runs of other policies keep their ids.
+            name: lim.get(name)
+            for name in ("config", "roles", *({"gate_sha256"} & lim.keys()))
         }
         if lim
         else None,

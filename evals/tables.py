@@ -19,10 +19,7 @@ from lim_sglang.evals.metrics import (
     stops_early,
 )
 from lim_sglang.evals.report import Group, Row
-from lim_sglang.markdown_section import (
-    counted,
-    markdown_table,
-)
+from lim_sglang.markdown_section import counted, markdown_table
 from lim_sglang.programs.schema import UNANSWERED, cut_off_advice
 from lim_sglang.progress import print_plain
 

@@ -196,7 +196,7 @@ UNANSWERED = (
     'ended with no answer in a form that is read, such as \\boxed{…}, "the answer is …" or '
     '"Final answer: …": a small model may not follow the instruction, so try a larger one'
 )
-"""What happened to samples that were not cut off and have no answer, and what to do."""
+"""Words on samples that were not cut off and have no answer, with advice."""
 
 
 def cut_off_advice(num_tokens: int, max_tokens: int, otherwise: str) -> str:

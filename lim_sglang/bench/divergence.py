@@ -28,6 +28,7 @@ from lim_sglang.bench.workloads import (
     ModelChoice,
     Point,
     make_sequences,
+    named_settings,
     options_of_policies,
     read_texts,
 )
@@ -233,7 +234,7 @@ def measure_group(
             step.copy_(found)
         for cell in cells:
             contender = model_runner.make_contender(runner, str(cell), cell.config)
-            settings = runner.lim_config.settings()
+            settings = named_settings(runner.lim_config.settings())
             # A pass reads K, V and summaries of the dense prefill and of itself, never what another
             # pass left there. Tokens: those of later steps lie beyond the request's length, and a
             # step writes its own token before a layer reads. Blocks: one that this pass has not

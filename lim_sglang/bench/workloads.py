@@ -270,8 +270,8 @@ def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
                     f"--policy {given.policy} reads everything, as what policies are compared with"
                 )
             config = resolve_settings(given.to_json(), None, {"budget": budget})
-            shown = settings | ({"gate": gate_name(config.gate)} if config.gate else {})
-            others = (f"{key}={value}" for key, value in shown.items() if key != "policy")
+            shown = named_settings(settings).items()
+            others = (f"{key}={value}" for key, value in shown if key != "policy")
             name = " ".join([config.policy, *others])
             if name in found or config in found.values():
                 raise ConfigError(f"--policy names {name} twice: name each policy once")
@@ -279,11 +279,16 @@ def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
     return found
 
 
-def gate_name(folder: str) -> str:
-    """Return a gate's name in results: the last part of the path, since paths of one machine say
-    nothing on another, and the beginning of the digest, since a folder may be trained anew."""
-    path = folder_of(folder)
-    return f"{path.name}@{weights_digest(path)[:12]}"
+def named_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a policy's settings as results bear them, a gate by its name.
+
+    The name is the last part of the path, since paths of one machine say nothing on another, and
+    the beginning of the digest, since a folder may be trained anew.
+    """
+    if not settings.get("gate"):
+        return dict(settings)
+    path = folder_of(settings["gate"])
+    return {**settings, "gate": f"{path.name}@{weights_digest(path)[:12]}"}
 
 
 def options_of_policies(policies: Mapping[str, LimConfig], max_rows: int) -> dict[str, Any]:

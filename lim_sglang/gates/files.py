@@ -94,10 +94,16 @@ def read_gates(folder: Path) -> "tuple[BlockGate, ...]":
     Raises:
         ConfigError: the folder holds no gate that can be served, with the reasons.
     """
+    return read_gates_and_digest(folder)[0]
+
+
+def read_gates_and_digest(folder: Path) -> "tuple[tuple[BlockGate, ...], str]":
+    """Read the gates as `read_gates`, and the digest of the same bytes as `weights_digest`."""
     config = _read_config(folder)
-    weights = _load_weights(folder / WEIGHTS_FILE)
-    layers = _sort_by_layer(folder, weights, config)
-    return _make_gates(folder, layers, config)
+    file = folder / WEIGHTS_FILE
+    archive = _read_weights(file)
+    layers = _sort_by_layer(folder, _load_weights(file, archive), config)
+    return _make_gates(folder, layers, config), hashlib.sha256(archive).hexdigest()
 
 
 def reasons_against_gate(folder: Path, model_config: Any) -> list[str]:
@@ -283,13 +289,13 @@ def _read_weights(file: Path) -> bytes:
         raise ConfigError(f"{file} cannot be read ({error}): name a gate's folder") from None
 
 
-def _load_weights(file: Path) -> "dict[str, Tensor]":
+def _load_weights(file: Path, archive: bytes) -> "dict[str, Tensor]":
     """Load the tensors of a torch archive by name; no code of the archive runs.
 
     The file is read, not mapped: a file that is cut off later would end the process.
     """
     try:
-        content = load_archive(_read_weights(file))
+        content = load_archive(archive)
     except ValueError as error:
         raise ConfigError(
             f"{file} is no torch archive of tensors alone ({error}): fetch the gate again"

@@ -106,7 +106,6 @@ class Seer(SparsePolicy):
 
 @cache
 def _read(folder: Path) -> "tuple[tuple[BlockGate, ...], str]":
-    """Read a gate and its digest once, so that both are of one file."""
-    from lim_sglang.gates.files import read_gates, weights_digest
+    from lim_sglang.gates.files import read_gates_and_digest
 
-    return read_gates(folder), weights_digest(folder)
+    return read_gates_and_digest(folder)
