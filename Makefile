@@ -1,6 +1,6 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-SHAPES := qwen3-8b smollm2 coder-0.5b wide-head fp8-cache
+SHAPES := qwen3-8b smollm2 coder-0.5b group-of-one group-of-six group-of-eight wide-head fp8-cache
 PARTS := race oracle kernels gate
 race := tests/server/test_gpu_race.py
 oracle := tests/server/test_gpu_oracle.py

@@ -87,7 +87,7 @@ LARGE = {
     "just-over": Batch((1204, 1040), 8, 2, 64, 1024, dtype=BF16, heads_agree=True),
     "just-over-nan-and-infinities": Batch((1100,), 8, 2, 64, 1024, dtype=BF16, non_finite=True),
     "f32": Batch((3000,), 8, 2, 64, 512, dtype=F32),
-    "sixty-four-rows": Batch(tuple(range(1, 6401, 100)), 16, 8, 128, 512, dtype=BF16),
+    "many-rows": Batch(tuple(range(1, 6401, 50)), 16, 8, 128, 512, dtype=BF16),
 }
 
 

@@ -12,7 +12,7 @@ STORED = some(
     "qwen3-8b",
     "coder-1.5b",
     "group-of-sixteen",
-    "sixty-four-rows",
+    "many-rows",
     "smollm2",
     "coder-0.5b",
     "group-of-one",

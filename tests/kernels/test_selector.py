@@ -36,7 +36,7 @@ def test_chunks_of_rows_change_nothing(
 
 @pytest.mark.parametrize("max_rows", [1, 5, 64])
 @pytest.mark.parametrize("kind", [RankSelector, MassSelector])
-@on_both({}, some(LARGE, "qwen3-8b", "smollm2", "sixty-four-rows"))
+@on_both({}, some(LARGE, "qwen3-8b", "smollm2", "many-rows"))
 def test_chunks_of_rows_change_nothing_on_a_gpu(
     batch: Batch, device: str, kind: type[ScoreSelector], max_rows: int
 ) -> None:

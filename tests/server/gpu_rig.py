@@ -48,7 +48,7 @@ from lim_sglang.policies.policy import SelectingPolicy
 NUM_LAYERS = 6
 """Layers of the small random models."""
 CONTEXT = 4096
-GRAPH_ROWS = (1, 2, 4, 8, 16, 24, 64)
+GRAPH_ROWS = (1, 2, 4, 8, 16, 24, 128)
 GATE_ROUNDING = 1e-3
 """Largest relative error of logits whose compressed keys are rounded by another function."""
 PAGE_SIZE = 64
@@ -74,6 +74,9 @@ SHAPES = {
     "qwen3-8b": Shape(1024, 32, 8, 128, "bfloat16"),
     "smollm2": Shape(576, 9, 3, tensor_cores=False),
     "coder-0.5b": Shape(896, 14, 2),
+    "group-of-one": Shape(1024, 8, 8, 128, "bfloat16"),
+    "group-of-six": Shape(1536, 12, 2, 128, "bfloat16"),
+    "group-of-eight": Shape(1024, 16, 2, 128, "bfloat16"),
     "wide-head": Shape(1024, 8, 4, 256, "bfloat16"),
     "fp8-cache": Shape(896, 14, 2, kv_cache_dtype="fp8_e4m3"),
 }
@@ -138,7 +141,7 @@ class Rig:
             dtype=dtype,
             context_length=CONTEXT,
             max_total_tokens=80_000,
-            max_running_requests=64,
+            max_running_requests=GRAPH_ROWS[-1],
             page_size=PAGE_SIZE,
         )
         self.runner.init_attention_backends()

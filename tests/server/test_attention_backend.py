@@ -225,8 +225,8 @@ RAGGED = {
     "one": [700],
     "around-the-budget": [255, 256, 257, 1],
     "eight": [1, 40, 300, 2000, 256, 511, 3000, 900],
-    "sixteen": [150 * n + 1 for n in range(16)],
-    "sixty-four": [30 * n + 1 for n in range(64)],
+    "forty-four": [60 * n + 1 for n in range(44)],
+    "a-hundred-and-twenty-eight": [7 * n + 1 for n in range(128)],
 }
 POLICIES: Mapping[str, Mapping[str, Any]] = {
     "rank": {},
