@@ -1,6 +1,7 @@
 """Sections of the documents that `lim report` writes: tables with their conditions and methods."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lim_sglang.config import LimConfig
@@ -73,8 +74,11 @@ def proof_section(groups: Sequence[Group], results: str | None = None) -> str:
         return NOT_MEASURED
     head = ("accuracy", "full, %", "sparse, %", "difference, points (95 %)", "length ratio (95 %)")
     table = markdown_table(head, [_proof_cells(group, row) for group, row in chosen])
-    shown = [group for group in groups if any(group is each for each, _ in chosen)]
-    conditions = [f"{group.title}: {conditions_text(group)}" for group in shown]
+    conditions = [
+        f"{group.title}: {conditions_text(replace(group, rows=rows))}"
+        for group in groups
+        if (rows := _full_and(group, [row for each, row in chosen if each is group]))
+    ]
     link = f" [All rows]({results})." if results else ""
     method = f"{PLUS_MINUS} one standard error; differences are paired by question."
     return "\n\n".join([table, *conditions, f"{method}{link}"])
@@ -114,6 +118,12 @@ def _proof_cells(group: Group, row: Row) -> tuple[str, ...]:
     both = [r.score.vote_correct if by_votes else r.score.pass_at_1 for r in (full, row)]
     name = f"{group.title}, {row.name}, {'vote' if by_votes else 'pass@1'}"
     return name, *map(percent, both), difference_cell(row), ratio_cell(row)
+
+
+def _full_and(group: Group, chosen: Sequence[Row]) -> tuple[Row, ...]:
+    """Return the chosen rows after those that they are compared with."""
+    named = {row.against_full.a for row in chosen if row.against_full}
+    return (*(row for row in group.rows if row.name in named), *chosen)
 
 
 def method_text(groups: Sequence[Group]) -> str:
@@ -161,7 +171,7 @@ def row_note(row: Row) -> str:
     parts = [row.note] if row.note else []
     if grown and grown.is_none:
         parts.append(ALL_READ)
-    elif grown and (not grown.count or (grown.is_exact and grown.count < grown.num_samples)):
+    elif grown and (not grown.count or (grown.is_exact and 2 * grown.count < grown.num_samples)):
         parts.append(f"{past_budget(grown)} samples grew past the budget")
     return "; ".join(parts)
 

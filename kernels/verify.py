@@ -446,8 +446,8 @@ def largest_mass_differences(batch: Batch, device: str) -> list[str]:
     fitting = [
         page for page in VERIFIED_PAGES if batch.budget % page == 0 < batch.budget // page - 1
     ]
-    pages = replace(tokens, page=fitting[0], recent_ratio=0.25, sinks=0)
-    return mass_differences(tokens, device) + mass_differences(pages, device)
+    pages = [replace(tokens, page=page, recent_ratio=0.25, sinks=0) for page in fitting[:1]]
+    return [line for each in (tokens, *pages) for line in mass_differences(each, device)]
 
 
 def head_differences(batch: Batch, device: str) -> list[str]:

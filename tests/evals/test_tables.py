@@ -273,7 +273,7 @@ def test_a_run_within_its_budget_is_said_to_have_read_everything() -> None:
         assert scores_of(found)[f"grew past the budget of {budget}"] == cell
         assert (ALL_READ in score_table(found.conditions, score(found)).caption) is noted
         (group,) = make_groups([FOUR, found])
-        note = ALL_READ if noted else f"{grown} samples grew past the budget"
+        note = ALL_READ if noted else f"{grown} samples grew past the budget"  # fewer than half
         assert f"LessIsMore {budget}: {note}." in conditions_text(group)
         assert cells(group, 1)["grew past the budget"] == cell
         assert (cells(group, 1)["difference to full, points (95 %)"] == NONE) is noted
