@@ -26,6 +26,7 @@ from lim_sglang.evals.runner import (
 from lim_sglang.evals.servers import split_urls
 from lim_sglang.evals.tables import print_table, reasons_without_answer, score_table
 from lim_sglang.evals.tasks import ROW_FORM, TASKS, short_name
+from lim_sglang.launch.server import ServerSpec, serving
 from lim_sglang.markdown_section import join_words
 from lim_sglang.policies import POLICIES
 from lim_sglang.programs.options import (
@@ -49,7 +50,6 @@ from lim_sglang.programs.options import (
 )
 from lim_sglang.programs.schema import DEFAULT_URL, Access, Api, Sampling
 from lim_sglang.progress import plain_console, print_plain
-from lim_sglang.server import ServerSpec, serving
 
 TasksArgument = Annotated[
     list[str] | None,

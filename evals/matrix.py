@@ -30,10 +30,10 @@ from lim_sglang.evals.runner import (
     question_notes,
 )
 from lim_sglang.evals.tasks import Question, find_task, short_name
+from lim_sglang.launch.server import ServerSpec, serving
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import Access
 from lim_sglang.progress import print_plain
-from lim_sglang.server import ServerSpec, serving
 
 MATRICES = Path(__file__).parent / "matrices"
 """Files that come with the package, known by their stems."""

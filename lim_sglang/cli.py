@@ -14,10 +14,10 @@ from lim_sglang.errors import errors_in_words
 from lim_sglang.evals.commands import compare_runs, grade, write_report
 from lim_sglang.evals.evaluate import evaluate
 from lim_sglang.gates.training import train_gate
+from lim_sglang.launch.serve import serve
 from lim_sglang.programs.ask import ask
 from lim_sglang.programs.options import CommandGroup, list_programs
 from lim_sglang.programs.proxy.command import proxy
-from lim_sglang.serve import serve
 
 app = typer.Typer(
     name="lim",

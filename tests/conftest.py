@@ -21,7 +21,7 @@ for number in (signal.SIGINT, signal.SIGHUP):  # ignored in the background and u
         signal.signal(number, signal.SIG_DFL)  # else the commands under test inherit that
 
 from lim_sglang.errors import ServerError
-from lim_sglang.server import Server, ServerOptions
+from lim_sglang.launch.server import Server, ServerOptions
 from tests.forked_commands import Forker, forking
 from tests.processes import ON_CPU, SGLANG, WITH_LIM, LocalServer, serving
 from tests.server.oracle import Oracle, OracleRun

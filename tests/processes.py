@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import psutil
 
-from lim_sglang.server import free_port
-from lim_sglang.supervisor import is_running, remove_stale_folders
+from lim_sglang.launch.server import free_port
+from lim_sglang.launch.supervisor import is_running, remove_stale_folders
 from tests.server.oracle import KeptSets, OracleRun
 from tests.server.tiny_model import BUDGET, NUM_NEW, SELECT_LAYERS, Prompt
 

@@ -220,7 +220,7 @@ def serve(
     go to every server."""
     from lim_sglang.bench import serve as serving
     from lim_sglang.bench.verify import require_gpu
-    from lim_sglang.server import on_signals
+    from lim_sglang.launch.server import on_signals
 
     loads = [
         serving.Load(number, prompt_tokens, new_tokens, limit_seconds, stream_interval)

@@ -24,8 +24,7 @@ from lim_sglang.bench.verify import require_exact_kernels
 from lim_sglang.bench.workloads import ModelChoice
 from lim_sglang.config import lim_state
 from lim_sglang.errors import ConfigError, LimError, ServerError
-from lim_sglang.markdown_section import markdown_table
-from lim_sglang.server import (
+from lim_sglang.launch.server import (
     ServerSpec,
     decode_backend,
     free_port,
@@ -33,6 +32,7 @@ from lim_sglang.server import (
     running_server,
     server_options,
 )
+from lim_sglang.markdown_section import markdown_table
 from lim_sglang.validation import BACKEND
 
 Times = NDArray[np.float64]

@@ -14,7 +14,7 @@ from lim_sglang.bench import serve
 from lim_sglang.bench.serve import HEAD_START, Load
 from lim_sglang.bench.workloads import ModelChoice
 from lim_sglang.errors import ConfigError, LimError, RefusedError
-from lim_sglang.server import local_client
+from lim_sglang.launch.server import local_client
 from tests.processes import LocalServer
 
 LOAD = Load(concurrency=2, prompt_tokens=10, new_tokens=81)

@@ -20,8 +20,8 @@ from lim_sglang.evals.evaluate import evaluate
 from lim_sglang.evals.run_config import RunConfig
 from lim_sglang.evals.run_store import Failure, GradedSample, Run, RunRecord, open_run
 from lim_sglang.evals.runner import FinishedRun
+from lim_sglang.launch.server import ServerSpec
 from lim_sglang.programs.schema import Access, Api
-from lim_sglang.server import ServerSpec
 from tests.builders import make_sample
 from tests.evals.summaries import question, run
 from tests.fakes.sglang_server import eventually

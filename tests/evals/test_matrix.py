@@ -21,8 +21,8 @@ from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.evals import matrix as matrix_module
 from lim_sglang.evals.matrix import MATRICES, MatrixRun, find_matrix, read_matrix
 from lim_sglang.evals.run_config import RunConfig
+from lim_sglang.launch.server import ServerSpec
 from lim_sglang.policies import POLICIES
-from lim_sglang.server import ServerSpec
 from tests.builders import TextEquivalence
 from tests.fakes.sglang_server import FakeServer
 from tests.fakes.sums import (
@@ -375,7 +375,7 @@ class World:
 
     @contextmanager
     def serving(self, spec: ServerSpec, _: Console, log: Path) -> Iterator[str]:
-        """Take the place of `lim_sglang.server.serving`."""
+        """Take the place of `lim_sglang.launch.server.serving`."""
         config = LimConfig.from_json(spec.lim_flags["--lim-config"])
         name = "full" if config.policy == "full" else str(config.budget)
         self.starts.append(name)

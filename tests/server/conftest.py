@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lim_sglang import server
 from lim_sglang.compat import TENSOR_CORE_VAR
+from lim_sglang.launch import server
 from tests.fakes.sglang_process import NUM_PROCESSES
 from tests.fakes.sglang_server import eventually
 from tests.server.fake_servers import fake_options, process_ids, running

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import psutil
 
-from lim_sglang.server import Server, ServerOptions, ServerSpec, free_port
-from lim_sglang.supervisor import is_running
+from lim_sglang.launch.server import Server, ServerOptions, ServerSpec, free_port
+from lim_sglang.launch.supervisor import is_running
 from tests.fakes import sglang_process
 from tests.fakes.sglang_process import NUM_PROCESSES
 from tests.fakes.sglang_server import eventually

@@ -7,7 +7,7 @@ from signal import SIGINT
 import psutil
 import pytest
 
-from lim_sglang.supervisor import ServerFolder
+from lim_sglang.launch.supervisor import ServerFolder
 from tests.processes import LIM_SERVE, LocalServer, serving, still_running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -17,7 +17,7 @@ IDLE_S = 30.0
 MAX_IDLE_PERCENT = 5.0
 NAMES = {
     "lim": "-m lim_sglang serve",
-    "supervisor": "-m lim_sglang.supervisor",
+    "supervisor": "-m lim_sglang.launch.supervisor",
     "main": "-m sglang.launch_server",
     "scheduler": "sglang::scheduler",
     "detokenizer": "sglang::detokenizer",

@@ -12,7 +12,7 @@ import pytest
 from lim_sglang import compat, plugin
 from lim_sglang.compat import option_names
 from lim_sglang.errors import RefusedError
-from lim_sglang.server import RESERVED_OPTIONS
+from lim_sglang.launch.server import RESERVED_OPTIONS
 from lim_sglang.validation import CPU_REFUSALS, REFUSALS, Gpu, Refusal
 from tests.processes import (
     Answer,

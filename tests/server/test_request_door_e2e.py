@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
+from lim_sglang.launch.server import free_port
 from lim_sglang.request_checks import MAX_SAMPLES
-from lim_sglang.server import free_port
 from tests.fakes.sglang_server import eventually
 from tests.processes import ROOT, LocalServer, clean_environment, end_tree
 from tests.server.tiny_model import MAX_LENGTH, VOCAB_SIZE

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from lim_sglang import cli
-from lim_sglang import serve as serve_module
+from lim_sglang.launch import serve as serve_module
+from lim_sglang.launch.serve import commands_block, ready_block
+from lim_sglang.launch.server import ServerOptions, free_port
 from lim_sglang.programs.options import list_programs
-from lim_sglang.serve import commands_block, ready_block
-from lim_sglang.server import ServerOptions, free_port
 from tests.builders import Screen
 from tests.processes import LIM_SERVE, clean_environment, end_tree
 

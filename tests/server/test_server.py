@@ -17,10 +17,10 @@ import httpx
 import pytest
 from rich.console import Console
 
-from lim_sglang import server as server_module
-from lim_sglang import server_log
 from lim_sglang.errors import DataError, RefusedError, ServerError
-from lim_sglang.server import (
+from lim_sglang.launch import server as server_module
+from lim_sglang.launch import server_log
+from lim_sglang.launch.server import (
     Server,
     ServerOptions,
     ServerSpec,
@@ -392,7 +392,7 @@ IN_PROCESS = """
 import sys, time
 from pathlib import Path
 from rich.console import Console
-from lim_sglang import server
+from lim_sglang.launch import server
 from tests.server.fake_servers import fake_options, fake_spec
 
 server.GRACE_S = float(sys.argv[3])

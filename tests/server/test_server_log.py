@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lim_sglang.server_log import (
+from lim_sglang.launch.server_log import (
     MAX_LINE,
     NUM_KEPT_LOGS,
     cause_of_failure,

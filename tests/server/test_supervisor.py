@@ -12,10 +12,10 @@ from typing import NoReturn
 import psutil
 import pytest
 
-from lim_sglang import serve, supervisor
 from lim_sglang.errors import errors_in_words
-from lim_sglang.server import Server, free_port
-from lim_sglang.supervisor import Ending, ServerFolder, is_running
+from lim_sglang.launch import serve, supervisor
+from lim_sglang.launch.server import Server, free_port
+from lim_sglang.launch.supervisor import Ending, ServerFolder, is_running
 from tests.fakes.sglang_process import NUM_PROCESSES
 from tests.fakes.sglang_server import eventually
 from tests.server.fake_servers import (
@@ -110,7 +110,7 @@ def serve_in_this_process(folder: Path, error: Path, *, forks: bool) -> NoReturn
 def name(process: psutil.Process) -> str:
     """Return the name of a process of a fake server."""
     words = " ".join(process.cmdline())
-    names = ("lim_sglang.supervisor", "sglang::scheduler", "sglang::detokenizer")
+    names = ("lim_sglang.launch.supervisor", "sglang::scheduler", "sglang::detokenizer")
     found = next((name for name in names if name in words), "main")
     return re.split(r"[.:]+", found)[-1]
 

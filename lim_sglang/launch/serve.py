@@ -13,9 +13,9 @@ from rich.console import Console
 from lim_sglang.config import API_KEY_VAR, LimConfig, default_of
 from lim_sglang.errors import INTERRUPTED, ServerError
 from lim_sglang.flags import FLAG_HELP
+from lim_sglang.launch.server import ServerOptions, ServerSpec, running_server, server_options
 from lim_sglang.policies.policy import SPARSE, Role
 from lim_sglang.progress import plain_console, print_plain
-from lim_sglang.server import ServerOptions, ServerSpec, running_server, server_options
 
 
 def _option(flag: str, *others: str, default: object) -> Any:

@@ -176,7 +176,7 @@ def supervision(command: Sequence[str], link: int, folder: Path, grace_s: float)
         grace_s: time that SGLang has to end by itself before its tree is killed.
     """
     own = [str(link), str(folder), str(grace_s)]
-    return [sys.executable, "-m", "lim_sglang.supervisor", *own, *command]
+    return [sys.executable, "-m", "lim_sglang.launch.supervisor", *own, *command]
 
 
 def main(link: str, folder: str, grace_s: str, *command: str) -> None:

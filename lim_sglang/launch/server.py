@@ -33,9 +33,9 @@ from lim_sglang.compat import (
 from lim_sglang.config import CONFIG_VAR, SERVER_VAR, lim_state, server_name
 from lim_sglang.errors import REFUSED, DataError, RefusedError, ServerError
 from lim_sglang.flags import CONFIG_FLAG, FLAGS, reasons_against_settings
+from lim_sglang.launch.server_log import cause_of_failure, keep_log, start_shown
+from lim_sglang.launch.supervisor import STOPPING, Ending, ServerFolder, supervision
 from lim_sglang.models import cache_folder, check_model, default_model, has_gpu
-from lim_sglang.server_log import cause_of_failure, keep_log, start_shown
-from lim_sglang.supervisor import STOPPING, Ending, ServerFolder, supervision
 from lim_sglang.validation import BACKEND, reasons_against_environment
 
 POLL_S = 0.5
