@@ -23,6 +23,7 @@ from lim_sglang.evals.metrics import (
 )
 from lim_sglang.evals.run_store import differences
 from lim_sglang.markdown_section import counted
+from lim_sglang.policies import POLICIES
 from lim_sglang.programs.schema import SampleState
 
 if TYPE_CHECKING:
@@ -457,6 +458,7 @@ def distinct_names(summaries: Sequence[Summary]) -> tuple[str, ...]:
 
 
 def policy_name(conditions: Mapping[str, Any]) -> str:
-    """Return `full`, `lessismore-256` or, of another server, its API."""
-    budget = conditions.get("budget")
-    return f"{conditions['policy']}-{budget}" if budget else str(conditions["policy"])
+    """Return `full`, `LessIsMore 256` or, of another server, its API."""
+    policy, budget = str(conditions["policy"]), conditions.get("budget")
+    title = POLICIES[policy].title if policy in POLICIES else policy
+    return f"{title} {budget:,}" if budget else title

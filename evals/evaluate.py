@@ -274,6 +274,7 @@ def evaluate(
     with _exit_code_of_ctrl_c(), servers as urls:
         finished = complete_runs(configs, benchmarks, urls, access, console, _print_score)
     _print_lines(console, notes)  # once more: the scores depend on them
+    _print_next_commands(finished, console)
     _refuse_gaps(finished)
 
 
@@ -332,16 +333,22 @@ def _exit_code_of_ctrl_c() -> Iterator[None]:
 def _print_score(finished: FinishedRun) -> None:
     if finished.summary:
         _print_summary(finished.summary)
-        path = shlex.quote(str(finished.run.path))
-        is_dense = finished.summary.conditions["policy"] == FULL
-        pair = f"{path} OTHER_RUN" if is_dense else f"OTHER_RUN {path}"  # the reference first
-        console = plain_console(stderr=True)
-        print_plain(
-            console,
-            f"run stored in {path}, each sample's text and answer in its samples.jsonl; all tables "
-            "(--html FILE writes a page), and the run paired with another one of these questions:",
-        )
-        print_plain(console, f"  lim report {path}\n  lim compare {pair}", whole=True)
+
+
+def _print_next_commands(finished: Sequence[FinishedRun], console: Console) -> None:
+    """Print where the runs are stored, and the commands that say more about them."""
+    scored = [(run.run.path, run.summary) for run in finished if run.summary]
+    if not scored:
+        return
+    paths = shlex.join(str(path) for path, _ in scored)
+    is_dense = scored[0][1].conditions["policy"] == FULL
+    pair = f"{paths} OTHER_RUN" if is_dense else f"OTHER_RUN {paths}"  # the reference first
+    print_plain(
+        console,
+        f"stored in {paths}, each sample's text and answer in samples.jsonl; all tables (--html "
+        "FILE writes a page), and a comparison with another run of the same questions:",
+    )
+    print_plain(console, f"  lim report {paths}\n  lim compare {pair}", whole=True)
 
 
 def _print_summary(summary: Summary) -> None:

@@ -6,14 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.compare import POLICY, PROVENANCE, Comparison, compare
+from lim_sglang.evals.compare import POLICY, PROVENANCE, Comparison, compare, policy_name
 from lim_sglang.evals.metrics import Estimate, Score, Summary, score, stops_early
 from lim_sglang.markdown_section import counted
-from lim_sglang.policies import POLICIES
 
 FULL = "full"
-POLICY_NAMES = {name: policy.title for name, policy in POLICIES.items()}
-"""Names of policies in documents."""
 SHARED = (
     "task",
     "task_version",
@@ -59,8 +56,7 @@ class Row:
     @property
     def name(self) -> str:
         """For example `full`, `LessIsMore 256` or `LessIsMore 256, ranking mass`."""
-        budget = f" {self.budget:,}" if self.budget else ""
-        return f"{self.policy}{budget}{self.variant}"
+        return f"{policy_name(self.conditions)}{self.variant}"
 
     @property
     def series(self) -> str:
@@ -164,7 +160,7 @@ def _make_row(summary: Summary) -> Row:
     conditions = summary.conditions
     policy = str(conditions["policy"])
     return Row(
-        policy=POLICY_NAMES.get(policy, policy),
+        policy=policy_name({"policy": policy}),
         budget=conditions.get("budget"),
         variant=_unusual(conditions),
         summary=summary,

@@ -90,12 +90,12 @@ def repeated(action: Callable[[], None], interval_s: float) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """Return `1h02m`, `3m07s` or `12s`."""
+    """Return `1h02m`, `3m07s` or `12 s`."""
     minutes, rest_s = divmod(round(seconds), 60)
     hours, rest_minutes = divmod(minutes, 60)
     if hours:
         return f"{hours}h{rest_minutes:02}m"
-    return f"{minutes}m{rest_s:02}s" if minutes else f"{rest_s}s"
+    return f"{minutes}m{rest_s:02}s" if minutes else f"{rest_s} s"
 
 
 def rate(amount: float, elapsed_s: float) -> str:

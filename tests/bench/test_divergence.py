@@ -330,8 +330,8 @@ def test_the_clock_shows_policy_step_pass_and_time_left(monkeypatch: pytest.Monk
     clock = divergence.StepClock(2, 2, lambda *found: shown.append(found))
     list(clock.follow(iter([torch.ones(1)] * 2), "full"))
     list(clock.follow(iter([torch.ones(1)]), "quest at 256"))
-    assert shown[0] == (1, "full: step 1 of 2, pass 1 of 2; about 30s left")
-    assert shown[2] == (3, "quest at 256: step 1 of 2, pass 2 of 2; about 10s left")
+    assert shown[0] == (1, "full: step 1 of 2, pass 1 of 2; about 30 s left")
+    assert shown[2] == (3, "quest at 256: step 1 of 2, pass 2 of 2; about 10 s left")
 
 
 # Rows and tables

@@ -142,7 +142,7 @@ def test_finished_samples_are_kept_and_the_same_command_resumes(interrupted: Int
 
 def test_the_table_and_the_record_name_the_run(interrupted: Interrupted) -> None:
     table = interrupted.second.stdout
-    assert "lessismore-64" in table
+    assert "LessIsMore 64" in table
     assert "pass@1" in table
     assert f"maj@{NUM_SAMPLES}" in table
     settings = interrupted.run_record["settings"]

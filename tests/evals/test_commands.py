@@ -174,12 +174,14 @@ def test_an_option_without_its_server_is_named_as_typed(
 
 @pytest.mark.parametrize(("policy", "pair"), [("full", "{} OTHER_RUN"), ("lim", "OTHER_RUN {}")])
 def test_the_closing_hint_compares_with_the_dense_run_first(
-    policy: str, pair: str, runs: Runs, capsys: pytest.CaptureFixture[str]
+    policy: str, pair: str, runs: Runs
 ) -> None:
     summary = run(question("q", [0, 1]), policy=policy)
-    stored = Run(Path("runs/x"), RunRecord("x", {}, {}), ())
-    evaluate_module._print_score(FinishedRun(stored, summary))
-    assert f"\n  lim compare {pair.format('runs/x')}\n" in capsys.readouterr().err
+    stored = [Run(Path(f"runs/{name}"), RunRecord(name, {}, {}), ()) for name in ("one", "two")]
+    runs.finished = [FinishedRun(each, summary) for each in stored]
+    shown = call(evaluate, "aime24", "math500").stderr
+    assert "\n  lim report runs/one runs/two\n" in shown
+    assert f"\n  lim compare {pair.format('runs/one runs/two')}\n" in shown
 
 
 def test_ctrl_c_has_the_shells_exit_code(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

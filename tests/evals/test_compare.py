@@ -452,7 +452,7 @@ def test_differing_conditions_other_than_the_policy_are_named() -> None:
 @pytest.mark.parametrize(
     ("other", "names"),
     [
-        (run(policy="lim", budget=256), ("full", "lim-256")),
+        (run(policy="lim", budget=256), ("full", "lim 256")),
         (run(program="adaptive"), ("full majority", "full adaptive")),
         (run(model="big"), ("tiny full", "big full")),
         (replace(A, run_id="other"), ("run", "other")),
@@ -492,7 +492,7 @@ def test_the_command_compares_all_runs_with_the_first(paths: list[str]) -> None:
 def test_the_command_warns_of_other_differences(paths: list[str], tmp_path: Path) -> None:
     (other,) = write_summaries([simulated(questions=40, device_name="other")], tmp_path / "b")
     result = lim_compare(paths[0], str(other))
-    assert "warning: full and lessismore-256 differ in device_name" in result.stderr
+    assert "warning: full and LessIsMore 256 differ in device_name" in result.stderr
     assert MULTIPLE_COMPARISONS not in result.stdout
 
 
@@ -516,7 +516,7 @@ def test_the_command_needs_two_runs_of_a_task(paths: list[str], tmp_path: Path) 
 def test_folders_of_runs_are_compared_task_by_task_dense_runs_first(tmp_path: Path) -> None:
     delta = simulated(questions=40, policy="delta")  # sorted before full by its name
     write_summaries([delta, simulated(questions=40, **FULL)], tmp_path / "one")
-    assert lim_compare(str(tmp_path / "one")).stdout.startswith("delta-256 against full\n")
+    assert lim_compare(str(tmp_path / "one")).stdout.startswith("DELTA 256 against full\n")
     write_summaries(
         [simulated(questions=40, task=task) for task in ("sums", "math500", "more")],
         tmp_path / "two",
@@ -524,9 +524,9 @@ def test_folders_of_runs_are_compared_task_by_task_dense_runs_first(tmp_path: Pa
     write_summaries([simulated(questions=40, task="sums", **FULL)], tmp_path / "three")
     result = lim_compare(*(str(tmp_path / name) for name in ("three", "two", "one")))
     assert [line for line in result.stdout.splitlines() if " against " in line] == [
-        "sums: lessismore-256 against full",
-        "math500: full against lessismore-256",
-        "math500: delta-256 against lessismore-256",
+        "sums: LessIsMore 256 against full",
+        "math500: full against LessIsMore 256",
+        "math500: DELTA 256 against LessIsMore 256",
     ]
     assert "a task with one run is left out" in result.stderr
     assert "has more" in result.stderr

@@ -258,7 +258,7 @@ def test_progress_tells_accuracy_speed_and_time_left_of_this_session(config: Run
     progress.count((make_graded(answer="5", **FIFTY),))
     progress.count((make_graded(answer=None, **FIFTY),))
     assert progress.describe() == (
-        "math500 (own questions): 4/15 samples, 50.0 % right, 25 tokens/s, about 15s left"
+        "math500 (own questions): 4/15 samples, 50.0 % right, 25 tokens/s, about 15 s left"
     )
 
 
@@ -279,7 +279,7 @@ def test_failures_are_counted_apart_and_nobody_waits_for_earlier_ones(config: Ru
     progress.count(Failure("q", 1, "HTTP 400"))
     progress.count((make_graded(2, **FIFTY),))
     assert progress.describe().endswith(
-        ": 2/15 samples, 100.0 % right, 17 tokens/s, about 13s left, 3 failed"
+        ": 2/15 samples, 100.0 % right, 17 tokens/s, about 13 s left, 3 failed"
     )
 
 
@@ -305,7 +305,7 @@ def test_samples_in_flight_count_at_the_speed_of_the_ended_ones_and_within_the_t
     clock[0] += 20
     progress.count((make_graded(0, num_tokens=60, latency_s=20.0),))
     # 12 samples at 3 tokens/s, which have 64 tokens at most.
-    assert progress.describe().endswith(", 11 running, 36 tokens/s, about 1s left, 3 failed")
+    assert progress.describe().endswith(", 11 running, 36 tokens/s, about 1 s left, 3 failed")
 
 
 def test_the_time_left_of_a_program_that_stops_early_counts_questions(config: RunConfig) -> None:
@@ -315,7 +315,7 @@ def test_the_time_left_of_a_program_that_stops_early_counts_questions(config: Ru
     progress = progress_of(replace(config, program="early_stop"), clock, servers=servers)
     clock[0] += 5
     progress.count(tuple(make_graded(n, num_tokens=20, latency_s=5.0) for n in range(3)))
-    assert ", 6 samples running, 30 tokens/s, about 10s left" in progress.describe()
+    assert ", 6 samples running, 30 tokens/s, about 10 s left" in progress.describe()
 
 
 def test_no_time_is_left_once_every_sample_has_ended(config: RunConfig) -> None:
@@ -530,7 +530,7 @@ def test_the_progress_of_a_terminal_is_one_line_of_the_most_important_figures(
 
 
 def test_no_figure_of_a_terminal_comes_and_goes_with_its_digits() -> None:
-    short = ("0.0 % right", "1 running", "0.4 tokens/s", "3s left", "1 failed")
+    short = ("0.0 % right", "1 running", "0.4 tokens/s", "3 s left", "1 failed")
     long = ("66.7 % right", "64 running", "1,403 tokens/s", "1h02m left", "9 failed")
     names = ("right", "running", "speed", "left", "failed")
     for width in range(80):

@@ -106,7 +106,7 @@ def test_the_command_shows_progress_recall_and_the_next_command(
     out = tmp_path / "the gate"
     assert run(words_of(model, texts, out)) == 0
     shown = capsys.readouterr()
-    last = rf"step {STEPS} of {STEPS}, loss \d+\.\d{{4}}, [\d.,]+ tokens/s, 0s left"
+    last = rf"step {STEPS} of {STEPS}, loss \d+\.\d{{4}}, [\d.,]+ tokens/s, 0 s left"
     assert re.search(last, shown.err)
     assert f"Share of attention mass in {BUDGET} tokens, mean over layers and 64 que" in shown.out
     shares = dict(re.findall(r"^ +(.+?)  +(\d+\.\d) %$", shown.out, re.MULTILINE))

@@ -517,7 +517,7 @@ def test_only_the_end_of_a_long_chain_is_shown_and_it_commands_no_terminal() -> 
 def test_a_wait_is_shown_with_speed_and_an_estimate_that_the_first_sample_betters() -> None:
     display = VoteDisplay(Console(file=io.StringIO()), 2, str.__eq__, max_tokens=1000)
     display._start_s = time.monotonic() - 10.0
-    assert display.waiting_line() == "waiting for the first token, 10s"
+    assert display.waiting_line() == "waiting for the first token, 10 s"
     flying = {1: in_flight(1, "so", 50)}
     flying[1]._sent_s = time.monotonic() - 10.0
     display.begin(SimpleNamespace(in_flight=flying, spent_tokens=50))
@@ -527,7 +527,7 @@ def test_a_wait_is_shown_with_speed_and_an_estimate_that_the_first_sample_better
     assert display.waiting_line() == "16 tokens so far, 1.6 a second"
     display.add(make_sample(0, "391", num_tokens=100))
     display.begin(SimpleNamespace(in_flight=flying, spent_tokens=150))
-    assert display.waiting_line() == "150 tokens so far, 15 a second; about 4s left"
+    assert display.waiting_line() == "150 tokens so far, 15 a second; about 4 s left"
 
 
 def in_flight(index: int, text: str = "", num_tokens: int = 0) -> InFlightSample:

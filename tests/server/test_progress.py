@@ -29,8 +29,8 @@ def test_a_log_gets_a_line_at_the_start_every_ten_seconds_and_at_the_end() -> No
             update(done, f"{done} of 4")
     assert text.getvalue().splitlines() == [
         "0 of 4 [red]",
-        "2 of 4; after 12s",
-        "4 of 4; after 24s",
+        "2 of 4; after 12 s",
+        "4 of 4; after 24 s",
     ]
 
 
@@ -50,7 +50,7 @@ def test_the_display_goes_on_while_no_work_is_completed(
     with show_progress(console, 4, "0 of 4", refresh=refresh):
         assert all(asked.acquire(timeout=10) for _ in range(4))
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert ("3 running" in text) if is_terminal else text.count("3 running; after 0s\n") > 1
+    assert ("3 running" in text) if is_terminal else text.count("3 running; after 0 s\n") > 1
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_the_time_left_follows_from_ended_running_and_waiting_jobs(
         ([], [20.0, 20.0], 60, 1000, None),
         ([], [20.0, 20.0], 80, math.inf, None),
         ([], [20.0, 20.0], 80, 1000, ("at most", "8m00s", "--max-tokens")),
-        ([10.0], [10.0], 5, 1000, ("about", "7s")),
-        ([10.0], [10.0], 200, math.inf, ("about", "7s")),
-        ([10.0], [10.0], 200, 120, ("about", "2s")),
+        ([10.0], [10.0], 5, 1000, ("about", "7 s")),
+        ([10.0], [10.0], 200, math.inf, ("about", "7 s")),
+        ([10.0], [10.0], 200, 120, ("about", "2 s")),
     ],
 )
 def test_the_time_left_is_told_once_it_is_known_and_a_bound_is_called_one(
@@ -164,7 +164,7 @@ def test_a_log_gets_its_last_line_also_after_an_error_and_no_line_twice() -> Non
         fail()
     with show_progress(Console(file=text), 4, "nothing to do"):
         pass
-    assert text.getvalue().splitlines() == ["0", "1; after 0s", "nothing to do"]
+    assert text.getvalue().splitlines() == ["0", "1; after 0 s", "nothing to do"]
 
 
 def test_a_terminal_gets_a_bar_with_the_newest_text() -> None:
