@@ -115,18 +115,17 @@ def compare_runs(
     check_paths(runs)
     errors = plain_console(stderr=True)
     comparisons: list[tuple[str, Comparison]] = []
-    with errors.status("Counting votes"):
-        tasks = load_by_task(runs)
-        alone = [summaries[0] for summaries in tasks if len(summaries) == 1]
-        for first, *others in tasks:
-            name, *names = distinct_names((first, *others))
-            comparisons += [
-                (
-                    first.conditions["task"],
-                    compare(first, other, names=(name, other_name), common=common, seed=seed),
-                )
-                for other, other_name in zip(others, names, strict=True)
-            ]
+    tasks = load_by_task(runs, errors)
+    alone = [summaries[0] for summaries in tasks if len(summaries) == 1]
+    for first, *others in tasks:
+        name, *names = distinct_names((first, *others))
+        comparisons += [
+            (
+                first.conditions["task"],
+                compare(first, other, names=(name, other_name), common=common, seed=seed),
+            )
+            for other, other_name in zip(others, names, strict=True)
+        ]
     left_out = "".join(f"; {each.label} has {each.conditions['task']}" for each in alone)
     if not comparisons:
         raise ConfigError(
@@ -204,9 +203,8 @@ def write_report(
     )
 
     names = read_pairs("--name", "FOLDER=MODEL", name or [])
-    with plain_console(stderr=True).status("Reading runs"):
-        paths = find_runs(runs)
-        loaded = rename_models(load_summaries(paths), names)
+    paths = find_runs(runs)
+    loaded = rename_models(load_summaries(paths, plain_console(stderr=True)), names)
     groups = make_groups(loaded)
     typer.echo(f"{counted(len(loaded), 'run')} in {counted(len(groups), 'table')}", err=True)
     asked = load_asked(paths) if html else {}

@@ -403,7 +403,7 @@ def _evaluate_matrix(
     failed = complete_matrix(matrix, plain_console(stderr=True))
     stored = zip(matrix.runs, stored_runs(matrix.runs), strict=True)
     sampled = [run for run, found in stored if found and found.samples]
-    for summary in load_summaries([run.path for run in sampled]):
+    for summary in load_summaries([run.path for run in sampled], plain_console(stderr=True)):
         _print_summary(summary)
     for command in next_commands(sampled, folder):
         typer.echo(shlex.join(command))

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.metrics import QuestionResult, Summary, summarise
 from lim_sglang.evals.report import FULL
@@ -20,6 +22,8 @@ from lim_sglang.evals.run_store import (
     write_atomically,
 )
 from lim_sglang.evals.tasks import Task, find_task, recorded_origin, task_title
+from lim_sglang.markdown_section import counted
+from lim_sglang.progress import show_progress
 
 if TYPE_CHECKING:
     from lim_sglang.programs.grading.equivalence import EquivalenceChecker
@@ -153,8 +157,11 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def load_summaries(paths: Sequence[Path]) -> list[Summary]:
+def load_summaries(paths: Sequence[Path], console: Console | None = None) -> list[Summary]:
     """Read summaries, and summarise the folders of runs with their newest verdicts.
+
+    Args:
+        console: shows the progress, since 2,000 samples take up to ten seconds.
 
     Raises:
         ConfigError: a path is neither.
@@ -163,17 +170,18 @@ def load_summaries(paths: Sequence[Path]) -> list[Summary]:
     from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 
     check_paths(paths)
+    found, text = [], f"counting votes of {counted(len(paths), 'run')}"
+    progress = show_progress(console or Console(quiet=True), len(paths), text)
     # One checker for all runs: it caches verdicts, and takes seconds to start.
-    with EquivalenceChecker() as checker:
-        found = [
-            _summarise_folder(path, checker) if path.is_dir() else read_summary(path)
-            for path in paths
-        ]
+    with EquivalenceChecker() as checker, progress as advance:
+        for path in paths:
+            found.append(_summarise_folder(path, checker) if path.is_dir() else read_summary(path))
+            advance(len(found), f"{text}: {len(found)} done")
     return [replace(each, source=str(path)) for each, path in zip(found, paths, strict=True)]
 
 
-def load_by_task(paths: Sequence[Path]) -> list[list[Summary]]:
-    """Read runs, and group them by their tasks.
+def load_by_task(paths: Sequence[Path], console: Console | None = None) -> list[list[Summary]]:
+    """Read runs, and group them by their tasks; the console is that of `load_summaries`.
 
     A group has the order of the paths; of one folder's runs, full attention comes first.
 
@@ -182,7 +190,7 @@ def load_by_task(paths: Sequence[Path]) -> list[list[Summary]]:
     """
     inside = [find_runs([path]) for path in paths]
     check_distinct([path for runs in inside for path in runs])
-    loaded = iter(load_summaries([path for runs in inside for path in runs]))
+    loaded = iter(load_summaries([path for runs in inside for path in runs], console))
     by_task: dict[str, list[Summary]] = {}
     for runs in inside:
         found = [next(loaded) for _ in runs]
