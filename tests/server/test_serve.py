@@ -62,7 +62,7 @@ def interrupt(*_: object) -> None:
     ("is_live", "code", "said"),
     [
         (False, 130, "The start of the server has been interrupted."),
-        (True, 0, "The server has been stopped."),
+        (True, 0, "Stopping the server.\nThe server has been stopped."),
     ],
 )
 def test_a_signal_to_stop_is_the_end_of_a_live_server_but_a_failure_before(
@@ -102,7 +102,8 @@ def test_on_a_terminal_sentences_are_wrapped_and_commands_stay_whole(
     monkeypatch.setattr(sys, "stdout", screen := Screen())
     serve_module._run(options, "a title", verbose=False)
     list_programs()
-    message, listed = screen.getvalue().split("The server has been stopped.\n")
+    stopped = "Stopping the server.\nThe server has been stopped.\n"
+    message, listed = screen.getvalue().split(stopped)
     assert f"picked\n{' ' * 12}at layers 2, 4\n" in message
     commands = commands_block(options)
     assert max(map(len, commands.splitlines())) > 60

@@ -83,7 +83,7 @@ def test_a_client_on_this_machine_has_an_address(host: str, url: str) -> None:
 @pytest.mark.parametrize(
     ("options", "environment", "words"),
     [
-        (("--tp-size", "2"), {"SGLANG_PLUGINS": "other, lim"}, None),
+        ((), {"SGLANG_PLUGINS": "other, lim"}, None),
         (("--prefill-attention-backend", "fa3"), {}, None),
         (("--attention-backend", "fa3", "--decode-attention-backend", "lim"), {}, None),
         ((), {"SGLANG_PLUGINS": "none"}, "SGLANG_PLUGINS=none"),
@@ -98,6 +98,30 @@ def test_a_start_without_the_plugin_is_refused(
     reasons = reasons_against_start("127.0.0.1", free_port(), options, environment)
     assert len(reasons) == (words is not None)
     assert all(words in reason for reason in reasons if words)
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("--tp-size 1 --kv-cache-dtype fp8_e4m3 --trust-remote-code", None),
+        ("--tp 2", "--tp-size 2: the set needs"),
+        ("--log-level info --tensor-parallel-size=8", "--tp-size 8: the set needs"),
+        ("--pp 3 --tp two", "--pp-size 3: a set cannot"),  # SGLang refuses the word itself
+        ("--enable-mixed-chunk", "--enable-mixed-chunk: decode tokens"),
+        ("--enable-mis --schedule-policy fcfs", "--enable-mis: it needs"),
+        ("--kv-cache-dtype int4", "--kv-cache-dtype int4: keys are"),
+        ("--disaggregation-mode null", None),
+        ("--grammar-backend xgrammar", "--grammar-backend xgrammar: it does not mask"),
+    ],
+)
+def test_refused_options_are_told_before_anything_starts(
+    words: str, refused: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "check_model", lambda model, _: model)
+    monkeypatch.setattr(server_module, "has_gpu", lambda: False)
+    spec = ServerSpec("tiny", {}, tuple(words.split()))
+    with pytest.raises(RefusedError, match=re.escape(refused)) if refused else nullcontext():
+        server_options(spec, port=free_port())
 
 
 def test_all_reasons_against_a_start_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

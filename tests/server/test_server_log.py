@@ -41,6 +41,7 @@ RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.
             b'[2026-11-29 09:05:36] INFO:     127.0.0.1:4281 - "GET /health HTTP/1.1" 503 No\n',
             "INFO:     Waiting for application startup.",
         ),
+        (b"loading\n[2026-11-29 09:05:36] INFO:     Uvicorn running on http://a:1\n", "loading"),
         (b"loading\nW1129 10:16:57.047000 2223 a.py:140] No CUDA runtime is found\n", "loading"),
         (b"loading\nerror: Bad options.\n- `a`: no\n  - `b`: no\n", "- `a`: no"),
         (b"Loading: 10%\rLoading: 20%\r", "Loading: 20%"),
