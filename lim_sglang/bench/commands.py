@@ -14,8 +14,9 @@ import typer
 
 from lim_sglang.bench import workloads
 from lim_sglang.bench.workloads import SHAPES, CacheDtype, ModelChoice, Quantization
-from lim_sglang.errors import ConfigError
+from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.gates.training import MAX_SEED
+from lim_sglang.markdown_section import counted
 from lim_sglang.programs.options import ApiKeyOption, given_options
 from lim_sglang.validation import BACKEND
 
@@ -313,6 +314,26 @@ def divergence(
         if (row, conditions) not in recorded:
             keep(out, row.to_json(conditions))
     typer.echo(DivergenceTable.of(measured).section())
+
+
+@bench.command("regress")
+def regress(
+    old: Annotated[Path, typer.Argument(help="What `lim bench decode` wrote by --out before.")],
+    new: Annotated[Path, typer.Argument(help="What it wrote after a change.")],
+    most: Annotated[
+        float, typer.Option(min=0, help="Percent by which a step may become slower.")
+    ] = 2.0,
+) -> None:
+    """Compare two recordings of decode steps; exit code 1 if a step of LessIsMore or another policy
+    became slower by more, in windows that do not overlap; needs no GPU."""
+    from lim_sglang.bench.regression import find_changes, losses, table_of_changes
+
+    changes = find_changes(old, new)
+    typer.echo(table_of_changes(changes, most / 100))
+    if lost := losses(changes, most / 100):
+        raise DataError(
+            f"{counted(len(lost), 'step')} of {len(changes)} became slower by more than {most:g} %"
+        )
 
 
 @bench.command("report")
