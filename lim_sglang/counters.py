@@ -8,8 +8,13 @@ above them that could reuse), or the budget covers the model's whole context
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lim_sglang.policies.policy import SparsePolicy
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,17 @@ class Stats:
     retractions: int = 0
     """Requests that gave their KV cache back and were prefilled again, densely."""
 
-    def count_step(self, lengths: StepLengths) -> None:
-        """Count one decode step."""
-        sparse = len(lengths.sparse_rows)
+    def count_step(self, seq_lens: "NDArray[np.int64]", policy: SparsePolicy | None) -> None:
+        """Count one decode step.
+
+        Args:
+            seq_lens: [B] int64, tokens of each row, the newest included.
+            policy: None where no layer is sparse.
+        """
+        kept_lens = seq_lens if policy is None else policy.count_read(seq_lens)
+        sparse = int((kept_lens < seq_lens).sum())
         self.decode_steps += 1
         self.sparse_rows += sparse
-        self.dense_rows += len(lengths.seq_lens) - sparse
-        self.tokens_kept += sum(lengths.kept_lens)
-        self.tokens_seen += sum(lengths.seq_lens)
+        self.dense_rows += len(seq_lens) - sparse
+        self.tokens_kept += int(kept_lens.sum())
+        self.tokens_seen += int(seq_lens.sum())

@@ -22,7 +22,7 @@ from lim_sglang.config import (
     resolve_settings,
     with_preset,
 )
-from lim_sglang.counters import Stats, step_lengths
+from lim_sglang.counters import Stats
 from lim_sglang.errors import RefusedError, ServerError
 from lim_sglang.kernels.selector import Room, Selector
 from lim_sglang.policies.policy import Role, SparsePolicy, sparse_policy
@@ -101,10 +101,12 @@ class LimModelRunner(compat.ModelRunner):
 
     def forward(self, forward_batch: Any, *arguments: Any, **options: Any) -> Any:
         """Run one step; count a decode step by its real rows, never by a CUDA graph's padding."""
+        seq_lens = None
         if forward_batch.forward_mode.is_decode():
-            lengths = forward_batch.seq_lens_cpu[: forward_batch.batch_size].tolist()
-            self.lim_stats.count_step(step_lengths(lengths, self.lim_policy))
+            seq_lens = forward_batch.seq_lens_cpu[: forward_batch.batch_size].numpy().copy()
         output = super().forward(forward_batch, *arguments, **options)
+        if seq_lens is not None:  # counted while the GPU works
+            self.lim_stats.count_step(seq_lens, self.lim_policy)
         if self.lim_audit:
             self.lim_audit.end_step()
         return output

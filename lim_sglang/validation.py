@@ -5,6 +5,7 @@ them at once. Nothing is loaded to find out: torch is imported only where a GPU 
 """
 
 import argparse
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -271,10 +272,12 @@ def reasons_against_model(model_config: Any, config: LimConfig) -> list[str]:
     """
     kinds = set(getattr(model_config, "layer_types", None) or ())
     window = getattr(model_config, "sliding_window", None)
+    # A window of the whole context never acts; the loaded layers are looked at, too.
+    context = getattr(model_config, "max_position_embeddings", math.inf)
+    acts = window is not None and window < context
     traits = {
         "multi-head latent attention (MLA)": getattr(model_config, "kv_lora_rank", None),
-        "sliding-window attention": "sliding_attention" in kinds
-        or (not kinds and window is not None),
+        "sliding-window attention": "sliding_attention" in kinds or (not kinds and acts),
         "chunked attention": getattr(model_config, "attention_chunk_size", None),
         "an encoder and a decoder": getattr(model_config, "is_encoder_decoder", False),
         "layers without full attention (a hybrid)": kinds - {"full_attention", "sliding_attention"},

@@ -9,15 +9,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lim_sglang.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from lim_sglang.kernels.reference import BudgetSplit
     from lim_sglang.kernels.selector import Room, Selector
+
+
+Lengths = TypeVar("Lengths", int, "NDArray[np.int64]")
 
 
 class Role(StrEnum):
@@ -144,12 +149,15 @@ class SparsePolicy(Policy):
         each PICK layer; None if nothing is."""
         return None
 
-    def count_read(self, length: int) -> int:
+    def count_read(self, length: Lengths) -> Lengths:
         """Return the tokens that one query head reads in a sparse layer; the newest block may be
-        cut by the request's end."""
-        if length <= self.budget:
-            return length
-        return self.budget - self.block + (length - 1) % self.block + 1
+        cut by the request's end.
+
+        Args:
+            length: tokens of a request, or an array of them.
+        """
+        read = self.budget - self.block + (length - 1) % self.block + 1
+        return length - (length > self.budget) * (length - read)
 
     @abstractmethod
     def keep(self, inputs: LayerInputs) -> "Tensor":

@@ -117,6 +117,8 @@ def test_all_reasons_come_at_once() -> None:
     [
         ({"kv_lora_rank": 512}, "MLA"),
         ({"sliding_window": 4096}, "sliding"),
+        ({"sliding_window": 131071, "max_position_embeddings": 131072}, "sliding"),
+        ({"sliding_window": 262144, "max_position_embeddings": 131072}, None),  # Phi-4-mini's
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "hybrid"),
         ({"is_encoder_decoder": True}, "encoder"),
