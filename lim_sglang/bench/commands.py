@@ -80,6 +80,14 @@ def decode(
     context: Annotated[
         int | None, typer.Option(help="Tokens of each request; needs --batch.")
     ] = None,
+    context_limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of the longest request that the server allows.",
+            show_default="the model's",
+        ),
+    ] = None,
     budget: BudgetOption = 2048,
     backends: BackendsOption = "lim,flashinfer",
     policy: PoliciesOption = None,
@@ -101,7 +109,8 @@ def decode(
 
     policies = workloads.read_policies(policy or [], budget)
     options = DecodeOptions(
-        choice, points, names, budget, policies, mem_fraction_static, windows, steps, split
+        *(choice, points, names, budget, policies, mem_fraction_static, windows, steps, split),
+        context_limit=context_limit,
     )
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
     measured = []

@@ -22,6 +22,7 @@ from lim_sglang.bench.verify import (
 )
 from lim_sglang.bench.workloads import ModelChoice, Point, options_of_policies, step_bytes
 from lim_sglang.config import LimConfig
+from lim_sglang.errors import ConfigError
 from lim_sglang.kernels.bench import Run, Spread, cache_flush, capture, copy_gb_per_s, time_graph
 from lim_sglang.policies.policy import SPARSE, Role
 from lim_sglang.validation import BACKEND
@@ -52,6 +53,15 @@ class DecodeOptions:
     steps: int = 20  # in one window
     split: bool = True  # also divide the step into its parts
     seed: int = 0
+    context_limit: int | None = None  # tokens of the longest request that the server allows
+
+    def __post_init__(self) -> None:
+        longest = max(point.longest for point in self.points)
+        if self.context_limit is not None and self.context_limit < longest:
+            raise ConfigError(
+                f"--context-limit {self.context_limit:,} is less than the {longest:,} tokens of "
+                "the longest request: give at least as many, or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,8 @@ def measure(
     require_exact_kernels()
     config = model_runner.settings_for(options.budget)
     batch_sizes = sorted({point.batch for point in options.points})
-    with model.as_folder(max(point.longest for point in options.points)) as folder:
+    longest = options.context_limit or max(point.longest for point in options.points)
+    with model.as_folder(longest) as folder:
         model_runner.check_policies(folder, options.policies, model.kv_cache_dtype)
         report(f"Loading {model.name}")
         runner = model_runner.load_runner(
@@ -132,6 +143,7 @@ def measure(
             backend=BACKEND,
             mem_fraction_static=options.mem_fraction_static,
             batch_sizes=batch_sizes,
+            context_length=options.context_limit,
             **model.load_options,
             **options_of_policies(options.policies, batch_sizes[-1]),
         )
@@ -147,7 +159,7 @@ def measure(
         report("Filling the KV cache")
         model_runner.fill_cache(runner.token_to_kv_pool, options.seed)
         contenders[0].take_over(runner)
-        chosen = ("budget", "mem_fraction_static", "windows", "steps", "seed")
+        chosen = ("budget", "mem_fraction_static", "windows", "steps", "seed", "context_limit")
         conditions = surroundings() | {name: getattr(options, name) for name in chosen}
         conditions |= model_runner.model_facts(runner) | {
             "model": model.name,

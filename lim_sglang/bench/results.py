@@ -28,7 +28,10 @@ TIMES, DOT = "\N{MULTIPLICATION SIGN}", "\N{MIDDLE DOT}"
 NAMES = {"flashinfer": "FlashInfer", "triton": "Triton", "fa3": "FlashAttention 3"}
 SECTION = MarkdownSection("lim bench decode")
 """The section of a Markdown file that `lim bench report` writes."""
-SAME = "commit gpu model budget lim_config roles kv_dtype quantization versions dummy_weights"
+SAME = (
+    "commit gpu model budget lim_config roles kv_dtype quantization versions dummy_weights "
+    "context_length"
+)
 """Conditions that all rows of one table share."""
 DIVERGENCE_SECTION = MarkdownSection("lim bench divergence")
 """The section of divergence rows."""
@@ -174,14 +177,17 @@ class DecodeTable:
         stack = [f"{shown} {versions.get(name)}" for name, shown in names.items()]
         days = " to ".join(dict.fromkeys([self.days[0], self.days[-1]]))
         ranking = found["lim_config"].get("ranking", "rank")
+        limited = found.get("context_limit")
+        limit = f", of up to {limited:,} that the server allows" if limited else ""
         by_mass = "" if ranking == "rank" else f", tokens ranked by {ranking}"
         return (
             f"{self.model}, {found['gpu']}, budget {found['budget']:,}{by_mass}; B requests of S "
-            f"tokens. By `lim bench decode` on {days}, commit {short_commit(found['commit'])}, "
-            f"driver {found['driver']}, {', '.join(stack)}, SGLang {versions.get('sglang')}; "
-            f"medians of {found['windows']} windows of {found['steps']} steps in CUDA graphs, "
-            "backends in turns; speed-up over the fastest dense backend; byte limit at the "
-            f"measured copy speed of {found['copy_gb_per_s']:,.0f} GB/s."
+            f"tokens{limit}. By `lim bench decode` on {days}, "
+            f"commit {short_commit(found['commit'])}, driver {found['driver']}, "
+            f"{', '.join(stack)}, SGLang {versions.get('sglang')}; medians of {found['windows']} "
+            f"windows of {found['steps']} steps in CUDA graphs, backends in turns; speed-up over "
+            "the fastest dense backend; byte limit at the measured copy speed of "
+            f"{found['copy_gb_per_s']:,.0f} GB/s."
         )
 
     def section(self, points: Sequence[Point]) -> str:

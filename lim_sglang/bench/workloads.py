@@ -44,6 +44,10 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
     "qwen3-4b": {
         **_QWEN3, "hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True,
     },
+    "qwen3-4b-2507": {  # Qwen3-4B-Thinking-2507 and -Instruct-2507
+        **_QWEN3, "hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True,
+        "max_position_embeddings": 262144, "rope_theta": 5000000,
+    },
     "qwen3-1.7b": {
         **_QWEN3, "hidden_size": 2048, "intermediate_size": 6144, "tie_word_embeddings": True,
         "num_hidden_layers": 28, "num_attention_heads": 16,
@@ -59,6 +63,13 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         },
         "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
         "bos_token_id": 128000, "eos_token_id": 128001,
+    },
+    "coder-1.5b": {  # Qwen2.5-Coder-1.5B-Instruct
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "torch_dtype": "bfloat16",
+        "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+        "hidden_size": 1536, "intermediate_size": 8960, "vocab_size": 151936,
+        "max_position_embeddings": 32768, "rope_theta": 1000000, "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True, "bos_token_id": 151643, "eos_token_id": 151645,
     },
 }
 # fmt: on

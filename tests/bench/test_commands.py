@@ -75,6 +75,7 @@ def test_decode_shows_and_keeps_each_row(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(decode, "measure", measure)
     words = ("--point", "4x32k+4x1k", "--batch", "8", "--context", "512", "--no-split")
     words += ("--backends", "triton,lim,fa3,flashinfer", "--kv-cache-dtype", "fp8_e4m3")
+    words += ("--context-limit", "131072")
     done = run("decode", *SHAPE, *words, "--out", out)
     assert done.exit_code == 0, done.exception
     assert done.stderr == "Loading the model\n"
@@ -85,7 +86,7 @@ def test_decode_shows_and_keeps_each_row(monkeypatch: pytest.MonkeyPatch, tmp_pa
     points = (Point((32768,) * 4 + (1024,) * 4), Point((512,) * 8))
     backends = ("lim", "triton", "fa3", "flashinfer")
     model = ModelChoice("qwen3-8b", None, "fp8_e4m3")
-    assert asked == [DecodeOptions(model, points, backends, split=False)]
+    assert asked == [DecodeOptions(model, points, backends, split=False, context_limit=131072)]
 
 
 @pytest.mark.usefixtures("with_gpu")

@@ -1,7 +1,7 @@
 """Timing decode steps without a GPU: who runs when, with which layers; the parts of a step."""
 
 from contextlib import nullcontext
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,7 @@ from lim_sglang.bench.decode import WARM_UP_STEPS, Bench, DecodeOptions
 from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
 from lim_sglang.bench.results import StepSplit
 from lim_sglang.bench.workloads import ModelChoice, Point, SparseReads
-from lim_sglang.errors import ServerError
+from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.kernels.bench import Spread
 from lim_sglang.policies.policy import Role
 
@@ -240,4 +240,13 @@ def test_the_model_is_loaded_in_the_chosen_formats_after_the_kernels_are_exact(
     assert done[:3] == ["Checking the kernels on this GPU", "exact", "policies"]
     chosen = {"backend": "lim", "mem_fraction_static": 0.88, "batch_sizes": [3]}
     formats = {"dummy": True, "kv_cache_dtype": "fp8_e4m3", "quantization": "fp8"}
-    assert done[-1] == chosen | formats
+    assert done[-1] == chosen | formats | {"context_length": None}
+    with pytest.raises(ServerError, match="enough"):
+        next(decode.measure(replace(OPTIONS, context_limit=131_072), done.append))
+    assert done[-1]["context_length"] == 131_072
+
+
+def test_a_limit_below_the_longest_request_is_refused() -> None:
+    assert replace(OPTIONS, context_limit=40).context_limit == 40
+    with pytest.raises(ConfigError, match="--context-limit 39 is less than the 40 tokens"):
+        replace(OPTIONS, context_limit=39)

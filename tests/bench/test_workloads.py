@@ -13,7 +13,14 @@ from lim_sglang.errors import ConfigError, ModelError
 from lim_sglang.policies.policy import Role
 from lim_sglang.validation import KV_CACHE_DTYPES
 
-PARAMETERS = {"qwen3-8b": 8.19e9, "qwen3-4b": 4.02e9, "qwen3-1.7b": 1.72e9, "llama-8b": 8.03e9}
+PARAMETERS = {
+    "qwen3-8b": 8.19e9,
+    "qwen3-4b": 4.02e9,
+    "qwen3-4b-2507": 4.02e9,
+    "qwen3-1.7b": 1.72e9,
+    "llama-8b": 8.03e9,
+    "coder-1.5b": 1.54e9,
+}
 """Published numbers of parameters, a tied embedding counted once."""
 
 
@@ -112,7 +119,8 @@ def count_parameters(config: Any) -> int:
     hidden, heads, kv_heads = (
         config[name] for name in ("hidden_size", "num_attention_heads", "num_key_value_heads")
     )
-    attention = config["head_dim"] * hidden * (2 * heads + 2 * kv_heads)
+    head_dim = config.get("head_dim", hidden // heads)
+    attention = head_dim * hidden * (2 * heads + 2 * kv_heads)
     layer = attention + 3 * hidden * config["intermediate_size"]
     tables = 1 if config["tie_word_embeddings"] else 2
     return config["num_hidden_layers"] * layer + tables * config["vocab_size"] * hidden
