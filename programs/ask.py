@@ -21,6 +21,7 @@ from lim_sglang.errors import INTERRUPTED, errors_in_words
 from lim_sglang.markdown_section import counted, join_words
 from lim_sglang.programs.grading.answers import extract_answer
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
+from lim_sglang.programs.http_client import without_advice
 from lim_sglang.programs.options import (
     NO_ANSWER,
     TEMPLATE,
@@ -54,13 +55,14 @@ from lim_sglang.programs.program import (
     ask_record,
     find_program,
     load_frontend,
+    of_samples,
+    reasons_without_vote,
     refuse_failures,
     run_program,
 )
 from lim_sglang.programs.schema import (
     COMPLETED_STATES,
     DEFAULT_URL,
-    UNANSWERED,
     Access,
     Api,
     Sample,
@@ -69,11 +71,10 @@ from lim_sglang.programs.schema import (
     SamplingRequest,
     ask_messages,
     check_thinking_budget,
-    cut_off_advice,
     resolve_sampling,
 )
 from lim_sglang.programs.sglang_backend import connect
-from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
+from lim_sglang.programs.vote import Equivalent, Tally
 from lim_sglang.progress import (
     LINE_INTERVAL_S,
     duration,
@@ -174,7 +175,7 @@ def ask(
     access = Access(url, api, model, api_key, timeout, samples, thinking, thinking_budget)
     checker = EquivalenceChecker()
     num_most = min(samples, chosen.max_samples or samples)
-    display = VoteDisplay(console, num_most, checker.equivalent, chosen.order, max_tokens)
+    display = VoteDisplay(console, num_most, checker.equivalent, chosen, max_tokens)
     try:
         with checker, closing(connect(access, console)) as backend:
             load_frontend(console)
@@ -207,20 +208,18 @@ def ask(
                     on_sample=display.add,
                     on_begin=display.begin,
                 )
+        if as_json:
+            record = ask_record(text, chosen, options, request, outcome)
+            typer.echo(json.dumps({**record, "server": about}))
+        refuse_failures(outcome)
+        chains = shown_chains(outcome, show) if not as_json else ()
+        for line in (*chains, *hints(outcome, chosen, max_tokens)):
+            print_plain(console, line)
+        if not as_json:
+            print_plain(plain_console(), result_line(outcome))
     except KeyboardInterrupt:
         print_plain(console, display.interrupted_line())
         raise typer.Exit(INTERRUPTED) from None
-    if as_json:
-        record = ask_record(text, chosen, options, request, outcome)
-        typer.echo(json.dumps({**record, "server": about}))
-    refuse_failures(outcome)
-    chains = shown_chains(outcome, show) if not as_json else ()
-    hint = disagreement(outcome.vote)
-    hints = [*reasons_without_vote(outcome, chosen, max_tokens), *([hint] if hint else [])]
-    for text in (*chains, *hints):
-        print_plain(console, text)
-    if not as_json:
-        print_plain(plain_console(), result_line(outcome))
     if outcome.vote.winner is None:
         raise typer.Exit(NO_ANSWER)
 
@@ -284,16 +283,16 @@ class VoteDisplay:
         console: Console,
         total: int,
         equivalent: Equivalent,
-        order: Order = Order.BY_VOTES,
+        program: Program = PROGRAMS["majority"],
         max_tokens: int = Sampling.max_tokens,
     ) -> None:
         self.samples: list[Sample] = []
-        self.tally = tally([], equivalent)
+        self.tally = program.count([], equivalent)
         """The vote of the samples so far."""
         self._console = console
         self._total = total
         self._equivalent = equivalent
-        self._order = order
+        self._program = program
         self._max_tokens = max_tokens
         self._run: SamplingRun | None = None
         self._bar = Progress(
@@ -309,9 +308,8 @@ class VoteDisplay:
         if self._console.is_terminal:
             self._live.start()
         else:
-            plural = "s" * (self._total > 1)
-            limit = f"at most {self._total} sample{plural}, {self._max_tokens:,} tokens each"
-            print_plain(self._console, f"asking: {limit}")
+            most = f"at most {counted(self._total, 'sample')}, {self._max_tokens:,} tokens each"
+            print_plain(self._console, f"asking: {most}")
             self._lines.enter_context(repeated(self._print_waiting, LINE_INTERVAL_S))
         return self
 
@@ -329,10 +327,11 @@ class VoteDisplay:
     def add(self, sample: Sample) -> None:
         """Show a sample that has ended."""
         self.samples.append(sample)
-        self.tally = tally(self.samples, self._equivalent, self._order)
+        voters = self._run.voters if self._run else self.samples
+        self.tally = self._program.count(voters, self._equivalent)
         self._bar.advance(self._task)
         name = sample_name(sample.index)
-        line = f"{len(self.samples)}/{self._total}  {name}: {sample_line(sample)}"
+        line = f"{len(self.samples)}/{self._total}  {name}: {sample_line(sample, self.tally)}"
         if self._console.is_terminal:
             self._live.refresh()  # the line stands above a frame that shows no ended sample
         else:
@@ -341,7 +340,7 @@ class VoteDisplay:
 
     def interrupted_line(self) -> str:
         """Return the votes so far in a line, for a run that Ctrl-C has ended."""
-        ended = f"interrupted after {len(self.samples)} of {self._total} samples"
+        ended = f"interrupted after {of_samples(len(self.samples), self._total)}"
         return f"{ended}  |  {vote_line(self.tally)}" if self.samples else ended
 
     def waiting_line(self) -> str:
@@ -384,7 +383,8 @@ def shown_chains(outcome: Outcome, show: Show) -> Iterator[str]:
         wanted = groups[0].indices[0] if groups else None
         chains = [s for s in chains if wanted is None or s.index == wanted][:1]
     for sample in chains if show is not Show.NONE else []:
-        yield f"{sample_name(sample.index)}: {sample_line(sample)}\n{last_lines(sample.text)}"
+        line = sample_line(sample, outcome.vote)
+        yield f"{sample_name(sample.index)}: {line}\n{last_lines(sample.text)}"
 
 
 def last_lines(text: str) -> str:
@@ -394,37 +394,6 @@ def last_lines(text: str) -> str:
     lines = [line.rstrip() for line in end.splitlines()]
     cut = len(end) < len(text) or len(lines) > SHOWN_LINES
     return "\n".join(f"  {line}".rstrip() for line in (["…"] * cut + lines[-SHOWN_LINES:]))
-
-
-def reasons_without_vote(outcome: Outcome, program: Program, max_tokens: int) -> Iterator[str]:
-    """Yield a line for each reason why samples have no vote, with the way to mend it.
-
-    Samples that a settled program stopped need none, unless there is no answer.
-    """
-    vote, samples = outcome.vote, outcome.samples
-    if vote.truncated:
-        lengths = [s.num_tokens for s in samples if s.state is SampleState.TRUNCATED]
-        longest = max(lengths, default=0)
-        advice = cut_off_advice(
-            longest, max_tokens, "ask a shorter question, or serve a longer context"
-        )
-        after = f"cut off after {longest:,} tokens without an answer"
-        yield f"{_of_samples(vote.truncated, outcome)} {after}: {advice}"
-    if vote.unanswered:
-        advice = "or another --template; the question has to have one short result"
-        yield f"{_of_samples(vote.unanswered, outcome)} {UNANSWERED}, {advice}"
-    if vote.failed:
-        error = next(s.error for s in samples if s.state is SampleState.FAILED)
-        yield f"{_of_samples(vote.failed, outcome)} failed: {error}"
-    if vote.aborted and vote.winner is None:
-        yield (
-            f"{_of_samples(vote.aborted, outcome)} stopped before an answer, since the program "
-            f"{program.name} stops when {program.stops_when}: `lim programs` lists its options"
-        )
-
-
-def _of_samples(count: int, outcome: Outcome) -> str:
-    return f"{count} of {len(outcome.samples)} samples"
 
 
 def vote_table(vote: Tally) -> Table:
@@ -459,17 +428,18 @@ def sample_name(index: int) -> str:
     return f"sample {index + 1}"
 
 
-def sample_line(sample: Sample) -> str:
-    """Return a sample that has ended in a line."""
+def sample_line(sample: Sample, vote: Tally) -> str:
+    """Return a sample that has ended in a line; what to do about a failure is said at the end."""
     if sample.state is SampleState.FAILED:
-        return f"failed: {sample.error}"
+        return f"failed: {without_advice(str(sample.error))}"
     least = "at least " if sample.tokens_at_least else ""
-    cost = f"{least}{sample.num_tokens} tokens, {sample.latency_s:.1f} s"
+    cost = f"{least}{counted(sample.num_tokens, 'token')}, {sample.latency_s:.1f} s"
     if sample.state is SampleState.ABORTED:
         return f"stopped  ({cost})"
     cut = ", cut off" if sample.state is SampleState.TRUNCATED else ""
     answer = "no answer" if sample.answer is None else sample.answer
-    return f"{answer}  ({cost}{cut})"
+    uncounted = "" if sample.answer is None or vote.counts(sample) else ", no vote"
+    return f"{answer}  ({cost}{cut}{uncounted})"
 
 
 def in_flight_table(samples: "Sequence[InFlightSample]") -> Table:
@@ -507,22 +477,23 @@ def answer_so_far(text: str) -> str:
 
 def speed_line(num_tokens: int, elapsed_s: float) -> str:
     """Return the tokens of all samples so far, and their speed."""
-    return f"{num_tokens:,} tokens so far, {rate(num_tokens, elapsed_s)} a second"
+    return f"{counted(num_tokens, 'token')} so far, {rate(num_tokens, elapsed_s)} a second"
 
 
 def result_line(outcome: Outcome) -> str:
     """Return the last line: answer, votes, tokens spent and saved, seconds."""
     vote = outcome.vote
-    num_votes = len(outcome.samples) - vote.aborted - outcome.num_late
+    without = vote.aborted + outcome.num_late if vote.winner is not None else 0
+    num_votes = len(outcome.samples) - without
     votes = f"{counted(vote.votes, 'vote')} of {counted(num_votes, 'sample')}{_ties(vote)}"
-    answer = (
-        f"answer: {vote.winner}  ({votes}" if vote.winner is not None else f"no answer  ({votes}"
-    )
+    answer = "no answer" if vote.winner is None else f"answer: {vote.winner}"
     failed = f", {vote.failed} failed" if vote.failed else ""
     stopped = outcome.settled or vote.aborted
     saved = f", about {outcome.saved_tokens:,} saved" if stopped else ""
-    spent = f"{'at least ' if outcome.spent_at_least else ''}{outcome.spent_tokens:,} tokens"
-    return f"{answer}{failed}, {spent}{saved}, {outcome.elapsed_s:.1f} s)"
+    spent = (
+        f"{'at least ' if outcome.spent_at_least else ''}{counted(outcome.spent_tokens, 'token')}"
+    )
+    return f"{answer}  ({votes}{failed}, {spent}{saved}, {outcome.elapsed_s:.1f} s)"
 
 
 def _ties(vote: Tally) -> str:
@@ -530,6 +501,13 @@ def _ties(vote: Tally) -> str:
     equal = [f'"{group.answer}"' for group in vote.groups[1:] if group.votes == vote.votes]
     named = [*equal[:MAX_TIES], *([f"{len(equal) - MAX_TIES} more"] if equal[MAX_TIES:] else [])]
     return f", tied with {join_words(named)}" if named else ""
+
+
+def hints(outcome: Outcome, program: Program, max_tokens: int) -> list[str]:
+    """Return a line for each reason why samples have no vote, or why the vote says little."""
+    reasons = reasons_without_vote(outcome, program, max_tokens)
+    hint = disagreement(outcome.vote)
+    return [*(f"{reason.found}{reason.mend}" for reason in reasons), *([hint] if hint else [])]
 
 
 def disagreement(vote: Tally) -> str | None:

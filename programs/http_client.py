@@ -26,8 +26,18 @@ request on a connection that is being closed is lost."""
 INFO_TIMEOUT_S = 60.0
 """Limit of a request that a server answers at once, unless it is busy with a long step."""
 CLOSE_TIMEOUT_S = 5.0
+START_ONE = (
+    "start one with `lim serve` (one that is starting answers once it says `LessIsMore is live`), "
+    "or name a running one with --url"
+)
+GIVE_KEY = "give the key that the server was started with by --api-key or LIM_API_KEY"
 
 T = TypeVar("T")
+
+
+def without_advice(error: str) -> str:
+    """Return an error without what to do about it, for a list of many that may be alike."""
+    return error.removesuffix(f": {START_ONE}").removesuffix(f": {GIVE_KEY}")
 
 
 class RequestError(ServerError):
@@ -239,9 +249,7 @@ class Client:
             ) from None
         except (httpx.ConnectError, httpx.ConnectTimeout):
             raise RejectedError(
-                f"no server answers at {self.url}: start one with `lim serve` (one that is "
-                "starting answers once it says `LessIsMore is live`), or name a running one with "
-                "--url",
+                f"no server answers at {self.url}: {START_ONE}",
                 retryable=True,
             ) from None
         except httpx.RequestError as error:
@@ -255,8 +263,7 @@ class Client:
             return
         if status in (401, 403):
             raise RejectedError(
-                f"{self.url} refuses the API key (HTTP {status}): give the key that the server "
-                "was started with by --api-key or LIM_API_KEY",
+                f"{self.url} refuses the API key (HTTP {status}): {GIVE_KEY}",
                 response=response,
             )
         if status == 404:

@@ -2,19 +2,26 @@
 
 import importlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 
 from lim_sglang.environment import project_commit
 from lim_sglang.errors import ConfigError, ServerError
-from lim_sglang.markdown_section import join_words
-from lim_sglang.programs.schema import COMPLETED_STATES, Sample, SampleState
+from lim_sglang.markdown_section import counted, join_words
+from lim_sglang.programs.schema import (
+    COMPLETED_STATES,
+    READ_FORMS,
+    UNREAD,
+    Sample,
+    SampleState,
+    cut_off_advice,
+)
 from lim_sglang.programs.stopping import (
     WINDOW,
     FirstRule,
@@ -92,6 +99,10 @@ class Program:
             if isinstance(self.options[name], int) and not isinstance(value, int):
                 raise ConfigError(f"{name}: expected a whole number, got {value}")
         self.check_values(**{**self.options, **options})
+
+    def count(self, samples: Sequence[Sample], equivalent: Equivalent) -> Tally:
+        """Return the vote of samples, which may be those so far."""
+        return tally(samples, equivalent, self.order, finished_only=self.finished_only)
 
 
 def _unknown_option(program: Program, name: str) -> str:
@@ -294,7 +305,7 @@ def run_program(
     voters = run.voters
     return Outcome(
         samples=samples,
-        vote=tally(_ballots(voters, program), equivalent, program.order),
+        vote=program.count(voters, equivalent),
         num_asked=len(indices),
         settled=run.settled,
         elapsed_s=time.monotonic() - start_s,
@@ -303,22 +314,76 @@ def run_program(
 
 
 def refuse_failures(outcome: Outcome) -> None:
-    """Raise `ServerError` if every sample failed."""
+    """Raise `ServerError` if samples failed and no sample ended by itself."""
     failed = [sample for sample in outcome.samples if sample.state is SampleState.FAILED]
-    if failed and len(failed) == len(outcome.samples):
-        raise ServerError(
-            f"the server failed all {len(failed)} samples, the first with: {failed[0].error}"
-        )
+    if not failed or any(sample.state in COMPLETED_STATES for sample in outcome.samples):
+        return
+    total = len(outcome.samples)
+    share = of_samples(len(failed), total)
+    every = f"all {counted(total, 'sample')}" if total > 1 else "the only sample"
+    which = every if len(failed) == total else f"{share} and none ended"
+    first = ", the first with" if len(failed) > 1 else ""
+    raise ServerError(f"the server failed {which}{first}: {failed[0].error}")
 
 
-def _ballots(samples: Sequence[Sample], program: Program) -> list[Sample]:
-    """Return the samples, without the answers that the program does not count."""
-    return [
-        replace(sample, answer=None)
-        if program.finished_only and sample.state is SampleState.TRUNCATED
-        else sample
-        for sample in samples
-    ]
+def of_samples(count: int, total: int) -> str:
+    """Return a share of samples in words: `2 of 8 samples`, `1 of 1 sample`."""
+    return f"{count:,} of {counted(total, 'sample')}"
+
+
+class Reason(NamedTuple):
+    """A reason why samples of a question have no vote."""
+
+    found: str
+    """The samples in numbers, and what became of them."""
+    mend: str
+    """The rest of the line: the way to mend it, or the error."""
+
+
+def reasons_without_vote(outcome: Outcome, program: Program, max_tokens: int) -> Iterator[Reason]:
+    """Yield the reasons why samples have no vote.
+
+    Samples that a settled program stopped need none, unless there is no answer.
+    """
+    vote, samples, total = outcome.vote, outcome.samples, len(outcome.samples)
+    yield from _reasons_of_the_cut_off(outcome, program, max_tokens)
+    if vote.unanswered:
+        advice = ", or another --template; the question has to have one short result"
+        found = f"{of_samples(vote.unanswered, total)} {UNREAD}"
+        yield Reason(found, f"{READ_FORMS}{advice}")
+    if vote.failed:
+        error = next(s.error for s in samples if s.state is SampleState.FAILED)
+        yield Reason(f"{of_samples(vote.failed, total)} failed", f": {error}")
+    if vote.winner is None:
+        advice = ": `lim programs` lists its options"
+        rule = f"the program {program.name} stops when {program.stops_when}"
+        if vote.aborted:
+            found = f"{of_samples(vote.aborted, total)} stopped before an answer, since {rule}"
+            yield Reason(found, advice)
+        if outcome.num_late:
+            late = of_samples(outcome.num_late, total)
+            yield Reason(f"{late} ended too late to vote, since {rule}", advice)
+
+
+def _reasons_of_the_cut_off(
+    outcome: Outcome, program: Program, max_tokens: int
+) -> Iterator[Reason]:
+    vote = outcome.vote
+    cut_off = [s for s in outcome.samples if s.state is SampleState.TRUNCATED]
+    otherwise = "ask a shorter question, or serve a longer context"
+    rule = f"with an answer that has no vote, since the program {program.name} counts none of these"
+    for count, has_answer, words in (
+        (vote.truncated - vote.uncounted, False, "without an answer"),
+        (vote.uncounted, True, rule),
+    ):
+        if count:
+            lengths = [s.num_tokens for s in cut_off if (s.answer is not None) == has_answer]
+            longest = max(lengths, default=0)
+            share = of_samples(count, len(outcome.samples))
+            advice = cut_off_advice(longest, max_tokens, otherwise)
+            yield Reason(
+                f"{share} cut off after {counted(longest, 'token')} {words}", f": {advice}"
+            )
 
 
 def ask_record(

@@ -192,11 +192,13 @@ class Sample:
     """Tokens whose part in the confidence is a guess (`chat.count_repeated_logprobs`)."""
 
 
-UNANSWERED = (
-    'ended with no answer in a form that is read, such as \\boxed{…}, "the answer is …" or '
-    '"Final answer: …": a small model may not follow the instruction, so try a larger one'
+UNREAD = "ended with no answer in a form that is read"
+"""Words on samples that were not cut off and have no answer; no answer can be read from them."""
+READ_FORMS = (
+    ', such as \\boxed{…}, "the answer is …" or "Final answer: …": a small model may not follow '
+    "the instruction, so try a larger one"
 )
-"""Words on samples that were not cut off and have no answer, with advice."""
+UNANSWERED = f"{UNREAD}{READ_FORMS}"
 
 
 def cut_off_advice(num_tokens: int, max_tokens: int, otherwise: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lim_sglang.programs.schema import Sample, SampleState
+from lim_sglang.programs.schema import COMPLETED_STATES, Sample, SampleState
 
 Equivalent = Callable[[str, str], bool]
 """Returns True if two answers are equal."""
@@ -54,6 +54,8 @@ class Tally:
     failed: int
     aborted: int
     """Samples that were ended early; their answers so far are no votes."""
+    uncounted: int = 0
+    """Samples of `truncated` that state an answer, which the program does not count."""
 
     @property
     def winner(self) -> str | None:
@@ -71,9 +73,17 @@ class Tally:
         second = self.groups[1].votes if len(self.groups) > 1 else 0
         return self.votes - second
 
+    def counts(self, sample: Sample) -> bool:
+        """Return True if the sample's answer is a vote."""
+        return any(sample.index in group.indices for group in self.groups)
+
 
 def tally(
-    samples: Sequence[Sample], equivalent: Equivalent, order: Order = Order.BY_VOTES
+    samples: Sequence[Sample],
+    equivalent: Equivalent,
+    order: Order = Order.BY_VOTES,
+    *,
+    finished_only: bool = False,
 ) -> Tally:
     """Group the answers of one question's samples.
 
@@ -81,12 +91,16 @@ def tally(
         equivalent: returns True if two answers are equal. An answer joins the first group whose
             earliest answer it equals.
         order: ranks the groups.
+        finished_only: an answer of a sample that was cut off is no vote.
     """
+    voting = (SampleState.FINISHED,) if finished_only else COMPLETED_STATES
     groups: dict[str, list[Sample]] = {}
     without_vote = []
+    uncounted = 0
     for sample in sorted(samples, key=lambda sample: sample.index):
-        if sample.answer is None or sample.state in (SampleState.FAILED, SampleState.ABORTED):
+        if sample.answer is None or sample.state not in voting:
             without_vote.append(sample.state)
+            uncounted += sample.answer is not None and sample.state is SampleState.TRUNCATED
             continue
         answer = sample.answer
         leader = next(
@@ -101,6 +115,7 @@ def tally(
         truncated=without_vote.count(SampleState.TRUNCATED),
         failed=without_vote.count(SampleState.FAILED),
         aborted=without_vote.count(SampleState.ABORTED),
+        uncounted=uncounted,
     )
 
 

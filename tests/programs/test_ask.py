@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -21,9 +23,9 @@ from lim_sglang.programs.ask import (
     answer_so_far,
     ask,
     disagreement,
+    hints,
     in_flight_table,
     last_lines,
-    reasons_without_vote,
     result_line,
     sample_line,
     shown_chains,
@@ -176,18 +178,9 @@ def test_a_question_comes_from_standard_input_or_a_file(
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with serving(lambda _: completion("\\boxed{391}")) as fake:
+        words = ("ask", *given, "--url", fake.url, "--samples", "1")
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "lim_sglang",
-                "ask",
-                *given,
-                "--url",
-                fake.url,
-                "--samples",
-                "1",
-            ],
+            [sys.executable, "-m", "lim_sglang", *words],
             input=QUESTION,
             capture_output=True,
             text=True,
@@ -358,6 +351,13 @@ def test_a_record_is_printed_though_every_sample_failed(forker: Forker, tmp_path
     assert "the server failed all 2 samples" in command.error
 
 
+def running(
+    in_flight: dict[int, InFlightSample], spent_tokens: int, voters: Sequence[Sample] = ()
+) -> Any:
+    """Return a run, as far as the display looks at it."""
+    return SimpleNamespace(in_flight=in_flight, spent_tokens=spent_tokens, voters=voters)
+
+
 SAMPLES = [
     make_sample(0, "391"),
     make_sample(1, "[bold]"),
@@ -367,12 +367,18 @@ SAMPLES = [
     make_sample(5, None, SampleState.FAILED, num_tokens=0, error="HTTP 503"),
 ]
 STOPPED = make_sample(6, None, SampleState.ABORTED, num_tokens=4)
+CUT_WITH_ANSWER = make_sample(7, "391", SampleState.TRUNCATED)
 LOST = make_sample(6, None, SampleState.ABORTED, num_tokens=0, tokens_at_least=True)
 
 
-def outcome(samples: list[Sample], num_asked: int | None = None, settled: bool = False) -> Outcome:
+def outcome(
+    samples: list[Sample],
+    num_asked: int | None = None,
+    settled: bool = False,
+    program: str = "majority",
+) -> Outcome:
     """Return the outcome of a question."""
-    vote = tally(samples, str.__eq__)
+    vote = PROGRAMS[program].count(samples, str.__eq__)
     return Outcome(tuple(samples), vote, num_asked or len(samples), settled, 12.34)
 
 
@@ -387,7 +393,7 @@ def outcome(samples: list[Sample], num_asked: int | None = None, settled: bool =
     ],
 )
 def test_a_sample_is_one_line(sample: Sample, line: str) -> None:
-    assert sample_line(sample) == line
+    assert sample_line(sample, tally([sample], str.__eq__)) == line
 
 
 def test_the_vote_so_far_counts_every_sample_once() -> None:
@@ -408,6 +414,10 @@ def test_the_vote_so_far_counts_every_sample_once() -> None:
             "answer: 391  (1 vote of 1 sample, at least 10 tokens, about 10 saved, 12.3 s)",
         ),
         (outcome(SAMPLES[3:5]), "no answer  (0 votes of 2 samples, 20 tokens, 12.3 s)"),
+        (
+            outcome([SAMPLES[3], STOPPED], settled=True),
+            "no answer  (0 votes of 2 samples, 14 tokens, about 6 saved, 12.3 s)",
+        ),
         (
             outcome(SAMPLES[:2]),
             'answer: 391  (1 vote of 2 samples, tied with "[bold]", 20 tokens, 12.3 s)',
@@ -457,10 +467,11 @@ def test_each_sample_is_shown_with_the_vote_and_markup_in_answers_is_text(termin
 
 
 @pytest.mark.parametrize(
-    ("samples", "max_tokens", "lines"),
+    ("program", "samples", "max_tokens", "lines"),
     [
-        (SAMPLES[:3], 10, []),
+        ("majority", SAMPLES[:3], 10, []),
         (
+            "majority",
             SAMPLES,
             10,
             [
@@ -469,15 +480,28 @@ def test_each_sample_is_shown_with_the_vote_and_markup_in_answers_is_text(termin
                 "1 of 6 samples failed: HTTP 503",
             ],
         ),
-        ([SAMPLES[4]], 99, ["less than --max-tokens 99, so the server's context is full"]),
-        ([SAMPLES[0], STOPPED], 10, []),
-        ([STOPPED], 10, ["1 of 1 samples stopped before an answer, since the program majority"]),
+        ("single", [SAMPLES[4]], 99, ["less than --max-tokens 99, so the server's context is"]),
+        ("majority", [SAMPLES[0], STOPPED], 10, []),
+        ("budget", [STOPPED], 10, ["1 of 1 sample stopped before an answer, since the program b"]),
+        ("majority", [CUT_WITH_ANSWER], 10, []),
+        *(
+            (
+                program,
+                [SAMPLES[4], CUT_WITH_ANSWER],
+                10,
+                [
+                    "1 of 2 samples cut off after 10 tokens without an answer: raise --max-tokens",
+                    f"with an answer that has no vote, since the program {program} counts none",
+                ],
+            )
+            for program in ("budget", "short")
+        ),
     ],
 )
 def test_each_reason_for_a_missing_vote_is_explained(
-    samples: list[Sample], max_tokens: int, lines: list[str]
+    program: str, samples: list[Sample], max_tokens: int, lines: list[str]
 ) -> None:
-    found = [*reasons_without_vote(outcome(samples), PROGRAMS["majority"], max_tokens)]
+    found = hints(outcome(samples, program=program), PROGRAMS[program], max_tokens)
     assert len(found) == len(lines)
     assert all(line in text for line, text in zip(lines, found, strict=True))
 
@@ -514,19 +538,36 @@ def test_only_the_end_of_a_long_chain_is_shown_and_it_commands_no_terminal() -> 
     assert printable("a\x1b[31m\tb\n") == "a\N{REPLACEMENT CHARACTER}[31m\tb\n"
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_vote_so_far_is_counted_as_the_last_one(program: str) -> None:
+    output = io.StringIO()
+    late = make_sample(8, "392")
+    console = Console(file=output, width=100)
+    with VoteDisplay(console, 2, str.__eq__, PROGRAMS[program]) as display:
+        voters = [CUT_WITH_ANSWER]
+        display.begin(running({}, 0, voters))
+        for sample in (CUT_WITH_ANSWER, late):
+            display.add(sample)
+    final = outcome(voters, program=program).vote
+    first, second = output.getvalue().splitlines()[1:]
+    assert first.endswith(f"|  {vote_line(final)}")
+    assert second.endswith(f"392  (10 tokens, 1.5 s, no vote)  |  {vote_line(final)}")
+    assert ("cut off, no vote" in first) == (final.winner is None) == ("cut off: 1" in first)
+
+
 def test_a_wait_is_shown_with_speed_and_an_estimate_that_the_first_sample_betters() -> None:
     display = VoteDisplay(Console(file=io.StringIO()), 2, str.__eq__, max_tokens=1000)
     display._start_s = time.monotonic() - 10.0
     assert display.waiting_line() == "waiting for the first token, 10 s"
     flying = {1: in_flight(1, "so", 50)}
     flying[1]._sent_s = time.monotonic() - 10.0
-    display.begin(SimpleNamespace(in_flight=flying, spent_tokens=50))
+    display.begin(running(flying, 50))
     line = display.waiting_line()
     assert line.startswith("50 tokens so far, 5.0 a second; at most 6m30s left")
-    display.begin(SimpleNamespace(in_flight=flying, spent_tokens=16))
+    display.begin(running(flying, 16))
     assert display.waiting_line() == "16 tokens so far, 1.6 a second"
     display.add(make_sample(0, "391", num_tokens=100))
-    display.begin(SimpleNamespace(in_flight=flying, spent_tokens=150))
+    display.begin(running(flying, 150))
     assert display.waiting_line() == "150 tokens so far, 15 a second; about 4 s left"
 
 
@@ -586,7 +627,7 @@ def test_on_a_terminal_no_sample_runs_below_its_own_line() -> None:
     console = Console(file=output, force_terminal=True, width=100)
     samples = {0: in_flight(0, "so", 77)}
     with VoteDisplay(console, 1, str.__eq__) as display:
-        display.begin(SimpleNamespace(in_flight=samples, spent_tokens=87))
+        display.begin(running(samples, 87))
         display._live.refresh()
         samples.clear()
         display.add(SAMPLES[0])
@@ -600,7 +641,7 @@ def test_on_a_terminal_samples_in_flight_stand_below_the_vote() -> None:
     console = Console(file=output, force_terminal=True, width=100)
     with VoteDisplay(console, 2, str.__eq__) as display:
         samples = {3: in_flight(3, r"\boxed{12345}", 77)}
-        display.begin(SimpleNamespace(in_flight=samples, spent_tokens=87))
+        display.begin(running(samples, 87))
         display.add(SAMPLES[0])
         display._live.refresh()
     assert "87 tokens so far" in output.getvalue()
