@@ -26,7 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from lim_sglang.errors import ConfigError, LimError
-from lim_sglang.programs.program import PROGRAMS, Outcome, find_program
+from lim_sglang.programs.program import PROGRAMS, Outcome, find_program, refuse_failures
 from lim_sglang.programs.proxy.protocol import (
     DONE,
     Answer,
@@ -40,7 +40,6 @@ from lim_sglang.programs.proxy.protocol import (
     read_model,
     read_request,
     refusal_body,
-    shown_sample,
 )
 from lim_sglang.programs.proxy.upstream import ClosingStream, Upstream
 from lim_sglang.programs.proxy.vote_queue import (
@@ -322,12 +321,12 @@ async def _events(answer: Answer, pending: PendingVote) -> AsyncIterator[str]:
 
 
 def _result(pending: PendingVote, outcome: "asyncio.Future[Outcome]") -> Outcome:
-    """Return the outcome of a question that has ended, with a sample that can be shown.
+    """Return the outcome of a question that has ended, unless the server failed.
 
     Raises:
         StoppingError: the question was given up while its client waits.
         RefusedVoteError: the server refused samples, and none was completed.
-        ServerError: all samples failed in another way.
+        ServerError: samples failed in another way, and none was completed.
     """
     if pending.is_cancelled:
         raise StoppingError("the proxy is being stopped")
@@ -335,7 +334,7 @@ def _result(pending: PendingVote, outcome: "asyncio.Future[Outcome]") -> Outcome
     is_answered = any(sample.state in COMPLETED_STATES for sample in found.samples)
     if pending.refusal and not is_answered:
         raise RefusedVoteError(pending.refusal)
-    shown_sample(found)
+    refuse_failures(found)
     return found
 
 

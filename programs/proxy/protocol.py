@@ -17,12 +17,24 @@ from typing import Annotated, Any, Literal
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
-from lim_sglang.errors import ConfigError, ServerError, value_error
+from lim_sglang.errors import ConfigError, value_error
 from lim_sglang.programs.chat import split_thoughts
 from lim_sglang.programs.http_client import reason_of
 from lim_sglang.programs.options import read_settings
-from lim_sglang.programs.program import Outcome, outcome_record
-from lim_sglang.programs.schema import MATH_PROMPT, Message, Sample, SampleState, Sampling
+from lim_sglang.programs.program import (
+    Outcome,
+    find_program,
+    outcome_record,
+    reasons_without_vote,
+)
+from lim_sglang.programs.schema import (
+    COMPLETED_STATES,
+    MATH_PROMPT,
+    Message,
+    Sample,
+    SampleState,
+    Sampling,
+)
 
 DEFAULT_PROGRAM = "majority"
 DEFAULT_SAMPLES = 8
@@ -405,26 +417,22 @@ PIECE = 200
 DONE = "data: [DONE]\n\n"
 
 
-def shown_sample(outcome: Outcome) -> Sample:
-    """Return the sample whose text the client reads.
+def shown_sample(outcome: Outcome) -> Sample | None:
+    """Return the sample whose text the client reads; None if no answer has a vote.
 
     It is the earliest sample that voted for the winner, a finished one before one that was cut off.
-    Without votes it is the first sample that finished, else the first that was cut off, else the
-    first that the program aborted.
-
-    Raises:
-        ServerError: every sample failed.
     """
     voters = outcome.vote.groups[0].indices if outcome.vote.groups else ()
-    states = (SampleState.FINISHED, SampleState.TRUNCATED, SampleState.ABORTED)
-    readable = [sample for sample in outcome.samples if sample.state in states]
-    if not readable:
-        first = next((sample.error for sample in outcome.samples), "there is none")
-        raise ServerError(f"all {len(outcome.samples)} samples failed, the first with: {first}")
-    return min(
-        readable,
-        key=lambda s: (s.index not in voters, states.index(s.state), s.index),
-    )
+    shown = [sample for sample in outcome.samples if sample.index in voters]
+    return min(shown, key=lambda s: (COMPLETED_STATES.index(s.state), s.index), default=None)
+
+
+def no_answer(outcome: Outcome, request: VoteRequest) -> str:
+    """Return the sentence that stands in the place of an answer that no vote has."""
+    program, max_tokens = find_program(request.program), request.sampling.max_tokens
+    reasons = [reason.found for reason in reasons_without_vote(outcome, program, max_tokens)]
+    counts = " that counts" if outcome.vote.uncounted or outcome.num_late else ""
+    return f"No sample states an answer{counts}: {'; '.join(reasons)}."
 
 
 @dataclass(frozen=True)
@@ -436,9 +444,9 @@ class Answer:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def completion(self, outcome: Outcome) -> dict[str, Any]:
-        """Return the complete answer; raises `ServerError` if every sample failed."""
+        """Return the complete answer."""
         shown = shown_sample(outcome)
-        thoughts, reply = split_thoughts(shown.text)
+        thoughts, reply = self._texts(outcome, shown)
         message = {"role": "assistant", "content": reply, "refusal": None}
         if thoughts:
             message["reasoning_content"] = thoughts
@@ -460,13 +468,9 @@ class Answer:
         return self._chunk({"role": "assistant", "content": ""})
 
     def chunks(self, outcome: Outcome) -> Iterator[str]:
-        """Yield the other chunks; the last one before the end of the stream carries the vote.
-
-        Raises:
-            ServerError: every sample failed; raised before the first of these chunks.
-        """
+        """Yield the other chunks; the last one before the end of the stream carries the vote."""
         shown = shown_sample(outcome)
-        thoughts, reply = split_thoughts(shown.text)
+        thoughts, reply = self._texts(outcome, shown)
         for name, text in (("reasoning_content", thoughts), ("content", reply)):
             for start in range(0, len(text), PIECE):
                 yield self._chunk({name: text[start : start + PIECE]})
@@ -477,6 +481,10 @@ class Answer:
             head = self._head("chat.completion.chunk")
             yield event({**head, "choices": [], "usage": _usage(outcome), **vote})
         yield DONE
+
+    def _texts(self, outcome: Outcome, shown: Sample | None) -> tuple[str, str]:
+        """Return thoughts and content."""
+        return split_thoughts(shown.text) if shown else ("", no_answer(outcome, self.request))
 
     def _chunk(self, delta: Mapping[str, Any], reason: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
@@ -490,12 +498,12 @@ class Answer:
             "model": self.request.model,
         }
 
-    def _vote(self, outcome: Outcome, shown: Sample) -> dict[str, Any]:
+    def _vote(self, outcome: Outcome, shown: Sample | None) -> dict[str, Any]:
         return {
             "program": self.request.program,
             "options": dict(self.request.options),
             **outcome_record(outcome),
-            "shown": shown.index,
+            "shown": shown.index if shown else None,
             "samples": [
                 {
                     "index": sample.index,
@@ -515,8 +523,8 @@ def event(content: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(content)}\n\n"
 
 
-def _finish_reason(shown: Sample) -> str:
-    return "stop" if shown.state is SampleState.FINISHED else "length"
+def _finish_reason(shown: Sample | None) -> str:
+    return "length" if shown and shown.state is SampleState.TRUNCATED else "stop"
 
 
 def _usage(outcome: Outcome) -> dict[str, Any]:

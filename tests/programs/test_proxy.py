@@ -11,6 +11,7 @@ import httpx
 import openai
 import pytest
 
+from lim_sglang.programs.grading.answers import extract_answer
 from lim_sglang.programs.proxy import app as proxy_module
 from tests.fakes.sglang_server import (
     PROMPT_TOKENS,
@@ -92,14 +93,42 @@ def test_heartbeats_are_comments() -> None:
     assert len(beats) > 2
 
 
-def test_without_a_vote_the_first_finished_sample_is_shown() -> None:
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("model", "texts", "sentence"),
+    [
+        (
+            "majority@3",
+            ("cut", "no", "no"),
+            "No sample states an answer: 1 of 3 samples cut off after 1 token without an answer; "
+            "2 of 3 samples ended with no answer in a form that is read.",
+        ),
+        (
+            "budget@1",
+            ("cut \\boxed{391}",),
+            "No sample states an answer that counts: 1 of 1 sample cut off after 1 token with an "
+            "answer that has no vote, since the program budget counts none of these.",
+        ),
+    ],
+)
+def test_without_a_vote_the_content_says_so_and_why(
+    model: str, texts: tuple[str, ...], sentence: str, stream: bool
+) -> None:
     def answer(body: dict[str, Any]) -> Chain:
-        return Chain(("cut",), "length") if body["seed"] == 0 else Chain((f"no {body['seed']}",))
+        text = texts[body["seed"]]
+        return Chain((text,), "length" if text.startswith("cut") else "stop")
 
     with proxied(answer) as (_, served):
-        found = served.ask("majority@3", seed=0)
-    assert found.choices[0].message.content == "no 1"
-    assert found.lim["answer"] is None
+        found = served.ask(model, seed=0, stream=stream)
+        if stream:
+            *pieces, last = found
+            content = "".join(chunk.choices[0].delta.content for chunk in pieces)
+        else:
+            last, content = found, found.choices[0].message.content
+    assert content == sentence
+    assert extract_answer(content) is None
+    assert last.choices[0].finish_reason == "stop"
+    assert (last.lim["answer"], last.lim["shown"]) == (None, None)
 
 
 def test_a_settled_vote_aborts_the_rest() -> None:
@@ -241,7 +270,7 @@ def test_a_vote_is_over_the_samples_that_the_server_did_not_refuse() -> None:
 def test_a_vote_without_a_server_is_a_502() -> None:
     with proxied(by_seed(*THREE)) as (fake, served):
         fake.kill()
-        with pytest.raises(openai.InternalServerError, match="all 2 samples failed") as failed:
+        with pytest.raises(openai.InternalServerError, match="failed all 2 samples") as failed:
             served.ask("majority@2")
         assert failed.value.status_code == 502
 
@@ -341,7 +370,7 @@ def saying(text: str) -> Answerer:
     [
         (TEXT, "stop", THOUGHTS, REPLY),
         (TEXT.removeprefix("<think>\n"), "stop", THOUGHTS, REPLY),
-        ("<think>\nhm hm", "length", "hm hm", ""),  # cut off within its thoughts
+        (TEXT, "length", THOUGHTS, REPLY),
         (f"  {REPLY}\n", "stop", None, f"  {REPLY}\n"),  # as it was written
     ],
 )
