@@ -16,7 +16,7 @@ from lim_sglang.evals.evaluate import evaluate
 from lim_sglang.gates.training import train_gate
 from lim_sglang.launch.serve import serve
 from lim_sglang.programs.ask import ask
-from lim_sglang.programs.options import CommandGroup, list_programs
+from lim_sglang.programs.options import CommandGroup, QuestionCommand, list_programs
 from lim_sglang.programs.proxy.command import proxy
 
 app = typer.Typer(
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("serve")(serve)
-app.command("ask")(ask)
+app.command("ask", cls=QuestionCommand)(ask)
 app.command("programs")(list_programs)
 app.command("proxy")(proxy)
 app.command("eval")(evaluate)

@@ -27,11 +27,11 @@ from lim_sglang.programs.options import (
     TEMPLATE,
     ApiKeyOption,
     ApiOption,
-    Command,
     MaxTokensOption,
     ModelOption,
     MostSamplesOption,
     ProgramOption,
+    QuestionCommand,
     SeedOption,
     SettingsOption,
     SystemOption,
@@ -269,7 +269,7 @@ def run_script(program: str) -> None:
         app = typer.Typer(
             add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
         )
-        app.command(cls=Command)(script)
+        app.command(cls=QuestionCommand)(script)
         app()
 
 

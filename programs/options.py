@@ -34,6 +34,24 @@ class Command(TyperCommand):
             return super().make_context(*args, **kwargs)
 
 
+class QuestionCommand(Command):
+    """A command with one question, which a shell splits into words if it is not in quotes."""
+
+    allow_extra_args = True
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of the command line; raises `typer.BadParameter` for further ones."""
+        rest: list[str] = super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            raise typer.BadParameter(
+                f"{1 + len(ctx.args)} words where one question was expected: put the question in "
+                "quotes",
+                ctx,
+                param_hint="question",
+            )
+        return rest
+
+
 class CommandGroup(TyperGroup):
     """Commands that refuse values of options in our words, not in pydantic's."""
 

@@ -13,8 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 
+from lim_sglang.programs import ask as ask_module
 from lim_sglang.programs.ask import (
     MAX_ROWS,
     SHOWN_LINES,
@@ -42,7 +44,7 @@ from lim_sglang.progress import printable
 from tests.builders import make_sample
 from tests.fakes.openai_server import Streamed, serving_openai
 from tests.fakes.sglang_server import completion, endless, eventually, serving
-from tests.forked_commands import ROOT, Command, Forker
+from tests.forked_commands import ROOT, Forker
 from tests.programs.harness import by_sample
 
 QUESTION = "What is 17 * 23?"
@@ -235,6 +237,23 @@ def test_ctrl_c_shows_the_votes_so_far(forker: Forker, tmp_path: Path) -> None:
     assert "interrupted after 2 of 4 samples  |  391: 1, 392: 1" in command.error
 
 
+def test_ctrl_c_after_the_last_sample_shows_the_vote(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ask_module, "shown_chains", interrupt)
+    with serving(lambda _: completion("\\boxed{391}")) as fake, pytest.raises(typer.Exit) as end:
+        ask(QUESTION, url=fake.url, samples=1)
+    assert end.value.exit_code == 130
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.splitlines()[-1]) == (
+        "",
+        "interrupted after 1 of 1 sample  |  391: 1",
+    )
+
+
 def test_a_template_is_sent_as_it_is_but_for_the_question(forker: Forker, tmp_path: Path) -> None:
     template = r"\\frac{{1}} {question} \\boxed{}"
     with serving(lambda _: completion("\\boxed{391}")) as fake:
@@ -243,13 +262,6 @@ def test_a_template_is_sent_as_it_is_but_for_the_question(forker: Forker, tmp_pa
     assert code == 0, command.error
     sent = fake.requests[0]["messages"][-1]["content"]
     assert sent == template.replace("{question}", QUESTION)
-
-
-def refused(command: Command, message: str) -> None:
-    """Check that a command refused its options in words, with no other output."""
-    assert message in " ".join(command.error.split())
-    assert "Traceback" not in command.error
-    assert command.output == ""
 
 
 @pytest.mark.parametrize(
@@ -262,19 +274,7 @@ def refused(command: Command, message: str) -> None:
         (("--program", "confidence", "--set", "window=0"), "window: expected at least 1, got 0"),
         (("--program", "early_stop", "--set", "window=2.5"), "expected a whole number, got 2.5"),
         (("--template", "no question"), "must hold {question} exactly once"),
-    ],
-)
-def test_bad_options_are_refused_before_a_server_is_asked(
-    words: tuple[str, ...], message: str, forker: Forker, tmp_path: Path
-) -> None:
-    code, command = forker.run(tmp_path, "ask", QUESTION, "--url", NOBODY, *words)
-    assert code == 2
-    refused(command, message)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
+        (("times", "23?"), "3 words where one question was expected: put the question in quotes"),
         (("--api", "grpc"), "'grpc'"),
         (("--model", "small"), "--model goes with --api openai"),
         (("--api", "openai", "--thinking-budget", "9"), "--thinking-budget needs --api sglang"),
@@ -288,7 +288,9 @@ def test_impossible_options_are_refused_before_a_server_is_asked(
 ) -> None:
     code, command = forker.run(tmp_path, "ask", QUESTION, "--url", NOBODY, *words)
     assert code == 2
-    refused(command, message)
+    assert message in " ".join(command.error.split())
+    assert "Traceback" not in command.error
+    assert command.output == ""
 
 
 def test_a_question_mark_lists_when_each_program_stops(forker: Forker, tmp_path: Path) -> None:
