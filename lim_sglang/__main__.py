@@ -1,5 +1,27 @@
-"""`python -m lim_sglang` is the `lim` command."""
+"""The `lim` command, also as `python -m lim_sglang`: Ctrl-C is heeded before all other imports."""
 
-from lim_sglang.cli import main
+import os
+import signal
+import sys
 
-main()
+from lim_sglang.errors import INTERRUPTED
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C ends it with a code of its own and without a traceback."""
+    # An exception could be lost, or printed, in the midst of an import.
+    heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heeded:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    from lim_sglang import cli
+
+    try:
+        if heeded:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        cli.main()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

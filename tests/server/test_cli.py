@@ -6,6 +6,8 @@ Run as a script, this file writes what the test compares.
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from enum import Enum
@@ -17,6 +19,7 @@ import pytest
 from lim_sglang import __version__, config
 from lim_sglang.cli import command_line, main
 from lim_sglang.counters import Stats
+from lim_sglang.errors import INTERRUPTED
 from lim_sglang.evals.tasks import TASKS
 from lim_sglang.programs.ask import run_script
 from lim_sglang.programs.program import PROGRAMS
@@ -179,6 +182,35 @@ def test_the_command_is_called_lim_however_it_is_started(
     shown = "".join(capsys.readouterr())
     assert "Usage: lim serve [OPTIONS]" in shown
     assert words.endswith("--help") or "Try 'lim serve --help' for help" in shown
+
+
+INTERRUPT = """
+import os, runpy, signal, sys
+def interrupt(event, arguments):
+    if event == "import" and arguments[0] == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(interrupt)
+runpy.run_module("lim_sglang", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "lim_sglang.gates.training", "lim_sglang.cli"])
+def test_ctrl_c_during_the_imports_ends_without_a_traceback(module: str) -> None:
+    command = [sys.executable, "-c", INTERRUPT, module]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "")
+
+
+def test_ctrl_c_that_a_shell_has_switched_off_stays_so() -> None:
+    ignored = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{INTERRUPT}"
+    command = [sys.executable, "-c", ignored, "typer"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "Usage" in done.stdout + done.stderr
+
+
+def test_the_lim_command_is_the_module_that_heeds_ctrl_c() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"lim": "lim_sglang.__main__:main"}
 
 
 def test_version_programs_and_tasks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
