@@ -110,6 +110,7 @@ def ask(
         Access,
         SamplingRequest,
         ask_messages,
+        check_ranges,
         check_thinking_budget,
         resolve_sampling,
     )
@@ -122,11 +123,11 @@ def ask(
     if not isinstance(chosen, Program):
         raise ConfigError(f"program: expected a name or a Program, got {program!r:.100}")
     chosen.check(options or {})
-    check_thinking_budget(thinking_budget, max_tokens)
     most = chosen.samples if samples is None else samples
-    for name, value in (("samples", most), ("max_tokens", max_tokens)):
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r:.100}")
+    likeliest = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    given = {"max_tokens": max_tokens, "seed": seed, **likeliest}
+    check_ranges(samples=most, thinking_budget=thinking_budget, timeout_s=timeout_s, **given)
+    check_thinking_budget(thinking_budget, max_tokens)
     access = Access(
         url or os.environ.get(URL_VAR) or DEFAULT_URL,
         api_key=api_key or os.environ.get(API_KEY_VAR),
@@ -135,8 +136,6 @@ def ask(
         thinking=thinking,
         thinking_budget=thinking_budget,
     )
-    likeliest = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-    given = {"max_tokens": max_tokens, "seed": seed, **likeliest}
     equivalent = _checker(os.getpid()).equivalent
     with closing(connect(access, Console(quiet=True))) as backend:
         sampling = resolve_sampling(backend.sampling_defaults(), **given)

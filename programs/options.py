@@ -13,7 +13,7 @@ from lim_sglang.config import API_KEY_VAR, URL_VAR
 from lim_sglang.errors import ConfigError, value_error
 from lim_sglang.markdown_section import join_words
 from lim_sglang.programs.program import PROGRAMS, find_program, listing
-from lim_sglang.programs.schema import MATH_PROMPT, Api, Sampling
+from lim_sglang.programs.schema import MATH_PROMPT, RANGES, Api, Sampling
 from lim_sglang.progress import plain_console, print_plain
 
 QUESTION_FIELD = "{question}"
@@ -71,16 +71,10 @@ def _values_in_words() -> Iterator[None]:
         raise
 
 
-def _refuse_zero_top_p(top_p: float | None) -> float | None:
-    if top_p == 0:
-        raise typer.BadParameter("0 leaves no token to sample from; use more, up to 1 for all.")
-    return top_p
-
-
-def _refuse_zero_top_k(top_k: int | None) -> int | None:
-    if top_k == 0:
-        raise typer.BadParameter("0 leaves no token to sample from; use 1 or more, or -1 for all.")
-    return top_k
+def _refuse_zero(parameter: Any, value: float | None) -> float | None:
+    if value == 0:
+        raise typer.BadParameter(RANGES[parameter.name].zero)
+    return value
 
 
 UrlOption = Annotated[
@@ -115,14 +109,19 @@ ApiKeyOption = Annotated[
     ),
 ]
 MaxTokensOption = Annotated[
-    int, typer.Option("--max-tokens", min=1, help="Tokens after which a sample is cut off.")
+    int,
+    typer.Option(
+        "--max-tokens",
+        min=RANGES["max_tokens"].least,
+        help="Tokens after which a sample is cut off.",
+    ),
 ]
 TemperatureOption = Annotated[
     float | None,
     typer.Option(
         "--temperature",
-        min=0.0,
-        max=2.0,
+        min=RANGES["temperature"].least,
+        max=RANGES["temperature"].most,
         help="0 always takes the likeliest token.",
         show_default=f"the model's, else {Sampling.temperature}",
     ),
@@ -131,9 +130,9 @@ TopPOption = Annotated[
     float | None,
     typer.Option(
         "--top-p",
-        min=0.0,
-        max=1.0,
-        callback=_refuse_zero_top_p,
+        min=RANGES["top_p"].least,
+        max=RANGES["top_p"].most,
+        callback=_refuse_zero,
         help="Sample from the likeliest tokens of this total probability.",
         show_default=f"the model's, else {Sampling.top_p}",
     ),
@@ -142,8 +141,8 @@ TopKOption = Annotated[
     int | None,
     typer.Option(
         "--top-k",
-        min=-1,
-        callback=_refuse_zero_top_k,
+        min=RANGES["top_k"].least,
+        callback=_refuse_zero,
         help="Sample from this number of likeliest tokens at most; -1: from all.",
         show_default=f"the model's, else {Sampling.top_k}",
     ),
@@ -152,7 +151,7 @@ SeedOption = Annotated[
     int | None,
     typer.Option(
         "--seed",
-        min=0,
+        min=RANGES["seed"].least,
         help="Sample i is sent SEED + i. SGLang uses it only in deterministic inference.",
     ),
 ]
@@ -201,7 +200,7 @@ MostSamplesOption = Annotated[
     int | None,
     typer.Option(
         "--samples",
-        min=1,
+        min=RANGES["samples"].least,
         help="Chains of thought, at most.",
         show_default=by_program({name: program.samples for name, program in PROGRAMS.items()}),
     ),
@@ -243,7 +242,7 @@ ThinkingBudgetOption = Annotated[
     int | None,
     typer.Option(
         "--thinking-budget",
-        min=1,
+        min=RANGES["thinking_budget"].least,
         help="For models that think: tokens after which their thoughts are closed and they answer, "
         "up to --max-tokens in all.",
         show_default="no limit",
@@ -252,7 +251,10 @@ ThinkingBudgetOption = Annotated[
 TimeoutOption = Annotated[
     float,
     typer.Option(
-        "--timeout", min=1.0, max=86400.0, help="Seconds that the server has for one sample."
+        "--timeout",
+        min=RANGES["timeout_s"].least,
+        max=RANGES["timeout_s"].most,
+        help="Seconds that the server has for one sample.",
     ),
 ]
 

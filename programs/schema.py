@@ -3,6 +3,7 @@
 They are plain and frozen, and import nothing of SGLang.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -58,6 +59,56 @@ class Sampling:
     def seed_of(self, index: int) -> int | None:
         """Return the seed that a sample is sent."""
         return None if self.seed is None else self.seed + index
+
+
+@dataclass(frozen=True)
+class Range:
+    """Values that a parameter can have, on the command line as from Python."""
+
+    least: float
+    most: float = math.inf
+    whole: bool = True
+    zero: str = ""
+    """Words against 0, where the range excludes 0."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a value outside of the range; raises `ConfigError`."""
+        kinds = int if self.whole else int | float
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not is_number or not self.least <= value <= self.most:  # so NaN is refused, too
+            kind = "whole number" if self.whole else "number"
+            limits = f"of at least {self.least:g}"
+            if self.most < math.inf:
+                limits = f"from {self.least:g} to {self.most:g}"
+            raise ConfigError(f"{name}: expected a {kind} {limits}, got {value!r:.100}")
+        if value == 0 and self.zero:
+            raise ConfigError(f"{name}: {self.zero}")
+
+
+RANGES: Mapping[str, Range] = {
+    "samples": Range(1),
+    "max_tokens": Range(1),
+    "temperature": Range(0, 2, whole=False),
+    "top_p": Range(
+        0, 1, whole=False, zero="0 leaves no token to sample from; use more, up to 1 for all."
+    ),
+    "top_k": Range(-1, zero="0 leaves no token to sample from; use 1 or more, or -1 for all."),
+    "seed": Range(0),
+    "thinking_budget": Range(1),
+    "timeout_s": Range(1, 86400, whole=False),
+}
+"""Values of the parameters of a question, by name."""
+
+
+def check_ranges(**values: object) -> None:
+    """Refuse values outside of `RANGES`, of which None stands for a default.
+
+    Raises:
+        ConfigError: there is such a value.
+    """
+    for name, value in values.items():
+        if value is not None:
+            RANGES[name].check(name, value)
 
 
 RECOMMENDED = ("temperature", "top_p", "top_k")

@@ -30,6 +30,7 @@ from lim_sglang.programs.program import (
 from lim_sglang.programs.schema import (
     COMPLETED_STATES,
     MATH_PROMPT,
+    RANGES,
     Message,
     Sample,
     SampleState,
@@ -142,8 +143,11 @@ class _ChatRequest(_Strict):
     stream_options: _StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    temperature: (
+        Annotated[float, Field(ge=RANGES["temperature"].least, le=RANGES["temperature"].most)]
+        | None
+    ) = None
+    top_p: Annotated[float, Field(gt=0, le=RANGES["top_p"].most)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
     seed: Annotated[int, Field(ge=0, le=SEED_MAX)] | None = None
 

@@ -86,6 +86,22 @@ def test_a_vote_from_many_threads_and_beside_a_running_loop() -> None:
             "max_tokens: expected a whole number of at least 1, got -1",
         ),
         ({"question": QUESTION, "samples": "8"}, "samples: expected a whole number"),
+        ({"question": QUESTION, "samples": True}, "samples: expected a whole number"),
+        *(
+            ({"question": QUESTION, name: value}, f"{name}: {words}")
+            for name, value, words in (
+                ("temperature", 9, "expected a number from 0 to 2, got 9"),
+                ("temperature", float("nan"), "expected a number from 0 to 2, got nan"),
+                ("temperature", "hot", "expected a number from 0 to 2, got 'hot'"),
+                ("top_p", 1.5, "expected a number from 0 to 1, got 1.5"),
+                ("top_p", 0, "0 leaves no token to sample from; use more"),
+                ("top_k", 0, "0 leaves no token to sample from; use 1 or more"),
+                ("top_k", 2.5, "expected a whole number of at least -1, got 2.5"),
+                ("seed", -1, "expected a whole number of at least 0, got -1"),
+                ("thinking_budget", 0, "expected a whole number of at least 1, got 0"),
+                ("timeout_s", 0, "expected a number from 1 to 86400, got 0"),
+            )
+        ),
         ({"question": 5}, "question: expected a text, got 5"),
         ({"question": QUESTION, "program": None}, "program: expected a name or a Program"),
         ({"question": QUESTION, "thinking_budget": 4096}, "leaves nothing of max_tokens"),
