@@ -71,9 +71,9 @@ def _values_in_words() -> Iterator[None]:
         raise
 
 
-def _refuse_zero(parameter: Any, value: float | None) -> float | None:
+def _refuse_zero(parameter: typer.CallbackParam, value: float | None) -> float | None:
     if value == 0:
-        raise typer.BadParameter(RANGES[parameter.name].zero)
+        raise typer.BadParameter(RANGES[str(parameter.name)].zero)
     return value
 
 
