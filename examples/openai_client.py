@@ -11,7 +11,8 @@ parser.add_argument("question", nargs="?", default="What is 17 * 23?")
 parser.add_argument("base_url", nargs="?", default="http://127.0.0.1:30001/v1")
 if __name__ == "__main__":
     asked = parser.parse_args()
-    print(f"asking {asked.base_url} for at most 4 samples: {asked.question}", flush=True)
+    print(f"asking {asked.base_url} for at most 4 samples: {asked.question}")
+    print("the answer comes with the vote: after seconds on a GPU, minutes on a CPU", flush=True)
 
 import sys
 

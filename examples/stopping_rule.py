@@ -11,7 +11,8 @@ parser.add_argument("question", nargs="?", default="What is 17 * 23?")
 parser.add_argument("url", nargs="?", default="http://127.0.0.1:30000")
 if __name__ == "__main__":
     asked = parser.parse_args()
-    print(f"asking {asked.url} for at most 4 samples: {asked.question}", flush=True)
+    print(f"asking {asked.url} for at most 4 samples: {asked.question}")
+    print("a line as each ends: after seconds on a GPU, minutes on a CPU", flush=True)
 
 import sys
 from collections.abc import Sequence
@@ -56,14 +57,21 @@ LEAD = Program(
 )
 
 
+def show(sample: Sample) -> None:
+    answer = "no answer" if sample.answer is None else sample.answer
+    number = sample.index + 1  # people count from 1
+    print(f"sample {number}: {answer}, {sample.state}, {sample.num_tokens} tokens", flush=True)
+
+
 def main(question: str, url: str) -> None:
     try:
-        vote = lim_sglang.ask(question, program=LEAD, samples=4, url=url, options={"lead": 2})
+        vote = lim_sglang.ask(
+            question, program=LEAD, samples=4, url=url, options={"lead": 2}, on_sample=show
+        )
     except lim_sglang.LimError as error:
         sys.exit(f"error: {error}")
-    for sample in vote.samples:
-        print(f"sample {sample.index}: {sample.answer}, {sample.state}, {sample.num_tokens} tokens")
-    print(f"{vote.answer}, {vote.margin} votes ahead, {len(vote.samples)} of 4 samples begun")
+    answer = "no answer" if vote.answer is None else vote.answer
+    print(f"{answer}, {vote.margin} votes ahead, {len(vote.samples)} of 4 samples begun")
 
 
 if __name__ == "__main__":

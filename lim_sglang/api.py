@@ -80,6 +80,7 @@ def ask(
     thinking_budget: int | None = None,
     api_key: str | None = None,
     timeout_s: float = 600.0,
+    on_sample: "Callable[[Sample], None]" = lambda _: None,
 ) -> Vote:
     r"""Ask a running server, and let the samples vote.
 
@@ -98,6 +99,7 @@ def ask(
         thinking_budget: tokens after which thoughts are closed.
         api_key: None for `LIM_API_KEY`.
         timeout_s: limit of one sample.
+        on_sample: called with each sample as it ends, in the caller's thread.
 
     Raises:
         LimError: no server answers, every sample failed, or an argument is impossible.
@@ -151,6 +153,7 @@ def ask(
             indices=range(most),
             equivalent=equivalent,
             options=options,
+            on_sample=on_sample,
         )
     refuse_failures(outcome)
     vote = outcome.vote

@@ -14,7 +14,7 @@ import pytest
 
 import lim_sglang
 from lim_sglang import LimError, Vote
-from lim_sglang.programs.schema import SampleState
+from lim_sglang.programs.schema import Sample, SampleState
 from tests.fakes.sglang_server import FakeServer, completion, serving
 from tests.forked_commands import ROOT, Forker
 from tests.processes import LocalServer
@@ -47,6 +47,13 @@ def test_a_vote_holds_answer_votes_samples_and_cost_and_is_frozen() -> None:
     assert 0 < vote.seconds < 60
     with pytest.raises(FrozenInstanceError):
         vote.answer = "392"  # type: ignore[misc]
+
+
+def test_each_sample_is_told_as_it_ends() -> None:
+    told: list[Sample] = []
+    with answering() as fake:
+        vote = lim_sglang.ask(QUESTION, samples=4, url=fake.url, seed=0, on_sample=told.append)
+    assert sorted(told, key=lambda sample: sample.index) == [*vote.samples]
 
 
 def test_no_stated_answer_is_none_and_no_error() -> None:
@@ -223,10 +230,11 @@ def test_an_example_without_a_server_says_so_without_a_trace(
 def test_the_examples_own_stopping_rule_stops(forker: Forker, tmp_path: Path) -> None:
     with serving(lambda _: completion(boxed("391"))) as fake:
         output = run_example(forker, tmp_path, "stopping_rule.py", QUESTION, fake.url)
-    first, *samples, last = output.splitlines()
+    first, wait, *samples, last = output.splitlines()
     assert fake.url in first
+    assert "minutes on a CPU" in wait
     assert len(samples) in (2, 3, 4)
-    assert samples[0].startswith("sample 0: 391, finished, ")
+    assert "sample 1: 391, finished, " in output
     begun = int(last.split(", ")[2].split()[0])
     assert last.startswith("391, ")
     assert 2 <= begun <= 4
@@ -255,6 +263,7 @@ def test_the_examples_openai_client_gets_a_vote(forker: Forker, tmp_path: Path) 
             proxy.wait(30)
     assert "391" in output
     assert "'votes': " in output
+    assert "minutes on a CPU" in output
 
 
 @pytest.mark.e2e
