@@ -37,6 +37,7 @@ from lim_sglang.programs.ask import (
 from lim_sglang.programs.backend import InFlightSample
 from lim_sglang.programs.chat import StreamReader
 from lim_sglang.programs.grading.answers import extract_answer
+from lim_sglang.programs.http_client import START_ONE
 from lim_sglang.programs.program import PROGRAMS, Outcome, outcome_record
 from lim_sglang.programs.schema import UNANSWERED, Sample, SampleState
 from lim_sglang.programs.vote import tally
@@ -248,10 +249,8 @@ def test_ctrl_c_after_the_last_sample_shows_the_vote(
         ask(QUESTION, url=fake.url, samples=1)
     assert end.value.exit_code == 130
     shown = capsys.readouterr()
-    assert (shown.out, shown.err.splitlines()[-1]) == (
-        "",
-        "interrupted after 1 of 1 sample  |  391: 1",
-    )
+    assert not shown.out
+    assert shown.err.endswith("interrupted after 1 of 1 sample  |  391: 1\n")
 
 
 def test_a_template_is_sent_as_it_is_but_for_the_question(forker: Forker, tmp_path: Path) -> None:
@@ -366,7 +365,7 @@ SAMPLES = [
     make_sample(2, "391"),
     make_sample(3, None),
     make_sample(4, None, SampleState.TRUNCATED),
-    make_sample(5, None, SampleState.FAILED, num_tokens=0, error="HTTP 503"),
+    make_sample(5, None, SampleState.FAILED, num_tokens=0, error=f"HTTP 503: {START_ONE}"),
 ]
 STOPPED = make_sample(6, None, SampleState.ABORTED, num_tokens=4)
 CUT_WITH_ANSWER = make_sample(7, "391", SampleState.TRUNCATED)
@@ -479,7 +478,7 @@ def test_each_sample_is_shown_with_the_vote_and_markup_in_answers_is_text(termin
             [
                 "1 of 6 samples cut off after 10 tokens without an answer: raise --max-tokens",
                 f"1 of 6 samples {UNANSWERED}, ",
-                "1 of 6 samples failed: HTTP 503",
+                f"1 of 6 samples failed: HTTP 503: {START_ONE}",
             ],
         ),
         ("single", [SAMPLES[4]], 99, ["less than --max-tokens 99, so the server's context is"]),

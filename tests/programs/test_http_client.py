@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import socket
 import threading
 import time
@@ -159,6 +160,8 @@ def test_without_a_server_the_error_says_how_to_start_one() -> None:
     assert "start one with `lim serve`" in str(error)
     assert "LessIsMore is live" in str(error)
     assert error.retryable
+    brief = client_module.without_advice(str(error))
+    assert re.fullmatch(r"no server answers at http://127.0.0.1:\d+", brief)
 
 
 def test_a_request_out_of_time_is_an_error_of_its_own_and_disconnects(client: Client) -> None:

@@ -4,15 +4,23 @@ never sent."""
 import inspect
 import subprocess
 import sys
+from contextlib import nullcontext
 from threading import Event
 from typing import Any
 
 import pytest
 
-from lim_sglang.errors import ConfigError
-from lim_sglang.programs.program import PROGRAMS, Outcome, find_program, outcome_record
+from lim_sglang.errors import ConfigError, ServerError
+from lim_sglang.programs.program import (
+    PROGRAMS,
+    Outcome,
+    find_program,
+    outcome_record,
+    refuse_failures,
+)
 from lim_sglang.programs.schema import Sample, SampleState
 from lim_sglang.programs.stopping import WindowRule, confidence_threshold
+from lim_sglang.programs.vote import tally
 from tests.builders import make_sample
 from tests.fakes.sglang_server import (
     Chain,
@@ -180,6 +188,30 @@ def test_budget_is_spent_while_no_sample_ends() -> None:
     assert outcome.settled
     assert outcome.elapsed_s < WAIT_S
     assert (outcome.spent_tokens, outcome.vote.winner, outcome.saved_tokens) == (20, None, 0)
+
+
+FAILED = make_sample(0, None, SampleState.FAILED, error="gone")
+STOPPED = make_sample(1, None, SampleState.ABORTED)
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        ((FAILED, FAILED), "the server failed all 2 samples, the first with: gone"),
+        ((FAILED,), "the server failed the only sample: gone"),
+        ((FAILED, STOPPED), "the server failed 1 of 2 samples and none ended: gone"),
+        ((FAILED, make_sample(1, None)), None),
+        ((FAILED, make_sample(1, None, SampleState.TRUNCATED)), None),
+        ((STOPPED,), None),
+        ((), None),
+    ],
+)
+def test_failures_are_an_error_unless_a_sample_has_ended(
+    samples: tuple[Sample, ...], words: str | None
+) -> None:
+    outcome = Outcome(samples, tally(samples, str.__eq__), len(samples), False, 1.0)
+    with pytest.raises(ServerError, match=f"^{words}$") if words else nullcontext():
+        refuse_failures(outcome)
 
 
 def test_a_failed_sample_is_no_evidence_but_its_tokens_are_spent() -> None:
