@@ -46,7 +46,7 @@ MAX_WORKERS = 16
 
 
 def grade(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders of these.")],
     workers: Annotated[
         int | None,
         typer.Option(
@@ -61,13 +61,16 @@ def grade(
     gets the new verdicts, all of them or, if interrupted, none."""
     from lim_sglang.evals.grading import Grader, grade_run
     from lim_sglang.evals.run_store import load_run
-    from lim_sglang.evals.summaries import check_distinct, recorded_task
+    from lim_sglang.evals.summaries import check_distinct, check_paths, find_runs, recorded_task
     from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 
     num_workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
     # Refused before the first run is graded: folders without a run, and unknown tasks.
-    check_distinct(runs)
-    loaded = [load_run(path) for path in runs]
+    check_paths(runs)
+    # A folder's summaries hold no text.
+    found = [path for path in find_runs(runs) if path in runs or path.is_dir()]
+    check_distinct(found)
+    loaded = [load_run(path) for path in found]
     kinds = [recorded_task(run).answer_kind for run in loaded]
     with EquivalenceChecker(num_workers=num_workers) as checker:
         for run, kind in zip(loaded, kinds, strict=True):
@@ -244,9 +247,10 @@ def _make_files(
     """Return the contents of all requested files except the summaries; print which plots no group
     has data for.
     """
+    from lim_sglang.evals.metrics import MIN_QUESTIONS
     from lim_sglang.evals.plots import PLOTS, draw_png, draw_svg
     from lim_sglang.evals.report_page import make_page
-    from lim_sglang.evals.sections import SECTION, proof_section, results_section
+    from lim_sglang.evals.sections import NOT_MEASURED, SECTION, proof_section, results_section
 
     files: dict[Path, str | bytes] = {}
     missing: dict[str, None] = {}
@@ -264,8 +268,14 @@ def _make_files(
         plot = _link(results, file) if file in files else None
         files[results] = SECTION.replace_in(results, results_section(groups, plot))
     if update:
-        link = _link(update, results) if results else None
-        files[update] = SECTION.replace_in(update, proof_section(groups, link))
+        proof = proof_section(groups, _link(update, results) if results else None)
+        files[update] = SECTION.replace_in(update, proof)
+        if proof == NOT_MEASURED:
+            raise DataError(
+                f"--update {update}: no run of LessIsMore beside one of full attention, on "
+                f"at least {MIN_QUESTIONS} questions and past its budget, has a row for it; "
+                "--results shows all tables"
+            )
     if html:
         files[html] = make_page(groups, asked)
     return files

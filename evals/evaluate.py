@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,7 @@ from lim_sglang.evals.runner import (
 )
 from lim_sglang.evals.servers import split_urls
 from lim_sglang.evals.tables import print_table, reasons_without_answer, score_table
-from lim_sglang.evals.tasks import ROW_FORM, TASKS, short_name
+from lim_sglang.evals.tasks import ROW_FORM, TASKS, Question, short_name
 from lim_sglang.launch.server import ServerSpec, serving
 from lim_sglang.markdown_section import join_words
 from lim_sglang.policies import POLICIES
@@ -269,6 +269,7 @@ def evaluate(
     servers = _servers(serve, url, access, given, context.obj or ())
     console = plain_console(stderr=True)
     benchmarks = load_benchmarks(configs)
+    _refuse_other_runs(configs, benchmarks)
     notes = list(question_notes(benchmarks))
     _print_lines(console, notes)
     with _exit_code_of_ctrl_c(), servers as urls:
@@ -276,6 +277,17 @@ def evaluate(
     _print_lines(console, notes)  # once more: the scores depend on them
     _print_next_commands(finished, console)
     _refuse_gaps(finished)
+
+
+def _refuse_other_runs(
+    configs: Sequence[RunConfig], benchmarks: Mapping[str, Sequence[Question]]
+) -> None:
+    """Raise `DataError` where --out holds a run of other settings; no server has started yet."""
+    from lim_sglang.evals.matrix import find_stored
+
+    for config in configs:
+        if config.out:
+            find_stored(config.out, config, benchmarks.get(config.task))
 
 
 def _print_lines(console: Console, lines: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import groupby, product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -278,6 +279,42 @@ def _servers(row: ServerTable, sglang: Sequence[str]) -> Iterator[ServerRow]:
         yield ServerRow(row.name or " ".join(words), lim, spec)
 
 
+def find_stored(
+    path: Path,
+    config: RunConfig,
+    benchmark: Sequence[Question] | None = None,
+    server: Mapping[str, Any] = MappingProxyType({}),
+) -> Run | None:
+    """Return what a run's folder holds, checked by all settings that are known without a server;
+    None: the run has not begun.
+
+    Args:
+        benchmark: all questions of the task; None: the stored questions are not compared.
+        server: settings of the server that are known, too.
+
+    Raises:
+        DataError: the folder is damaged, or holds a run of other settings.
+    """
+    if not (path / RUN_FILE).exists():
+        return None
+    stored = load_run(path)
+    sampling = {name: value for name, value in config.sampling.items() if value is not None}
+    settings = task_settings(config, find_task(config.task), benchmark)
+    expected = {**settings, "sampling": sampling, **server}
+    found = _restrict(stored.record.settings, expected)
+    if "served" in expected:  # a run begun without a matrix does not say how its server was started
+        found["served"] = stored.record.about.get("served", expected["served"])
+    check_settings(path, found, expected)
+    return stored
+
+
+def _restrict(settings: Any, expected: Any) -> Any:
+    """Return the part of some settings whose keys `expected` has."""
+    if not isinstance(settings, Mapping) or not isinstance(expected, Mapping):
+        return settings
+    return {name: _restrict(settings.get(name), value) for name, value in expected.items()}
+
+
 def stored_run(run: MatrixRun, benchmark: Sequence[Question] | None = None) -> Run | None:
     """Return what the folder of a run holds; None: the run has not begun.
 
@@ -287,20 +324,8 @@ def stored_run(run: MatrixRun, benchmark: Sequence[Question] | None = None) -> R
     Raises:
         DataError: the folder is damaged, or holds a run of other settings than the file's.
     """
-    if not (run.path / RUN_FILE).exists():
-        return None
-    stored = load_run(run.path)
-    expected = {
-        **task_settings(run.config, find_task(run.config.task), benchmark),
-        "sampling": run.config.sampling,
-        "lim": {"config": run.server.lim},
-        "served": run.config.served,
-    }
-    # A run that was begun without a matrix does not say how its server was started.
-    served = stored.record.about.get("served", run.config.served)
-    found = {**_restrict(stored.record.settings, expected), "served": served}
-    check_settings(run.path, found, expected)
-    return stored
+    server = {"lim": {"config": run.server.lim}, "served": run.config.served}
+    return find_stored(run.path, run.config, benchmark, server)
 
 
 def stored_runs(
@@ -321,13 +346,6 @@ def stored_runs(
     if problems:
         raise DataError("\n".join(problems))
     return found
-
-
-def _restrict(settings: Any, expected: Any) -> Any:
-    """Return the part of some settings whose keys `expected` has."""
-    if not isinstance(settings, Mapping) or not isinstance(expected, Mapping):
-        return settings
-    return {name: _restrict(settings.get(name), value) for name, value in expected.items()}
 
 
 def complete_matrix(matrix: Matrix, console: Console) -> dict[str, LimError]:

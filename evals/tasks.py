@@ -20,9 +20,10 @@ from lim_sglang.errors import ConfigError, DataError, bullets
 from lim_sglang.programs.grading.answers import (
     CHOICES,
     AnswerKind,
-    as_choice,
     as_integer,
     extract_answer,
+    fault_of_reference,
+    lost_command,
 )
 from lim_sglang.programs.schema import CHOICE_PROMPT, MATH_PROMPT
 
@@ -448,6 +449,8 @@ def _check_text(value: object, name: str) -> str:
         raise DataError(f"{name} must be a non-empty text, not {_shown(value)}")
     if not value.isascii() and value != value.encode(errors="ignore").decode():
         raise DataError(f"{name} holds half a surrogate pair, which is not valid text")
+    if fault := lost_command(value):
+        raise DataError(f"{name} {fault}")
     return value
 
 
@@ -517,12 +520,9 @@ def _with_options(text: str, options: list[str], seed: str) -> tuple[str, str]:
 
 
 def _check_gold(gold: str, kind: AnswerKind) -> None:
-    if kind is AnswerKind.INTEGER and as_integer(gold) is None:
-        raise DataError(f"answer must be an integer from 0 to 999, not {gold!r}")
-    if kind is AnswerKind.CHOICE and as_choice(gold) is None:
-        raise DataError(
-            f"answer must be the letter of an option, {CHOICES[0]} to {CHOICES[-1]}, not {gold!r}"
-        )
+    if fault := fault_of_reference(gold, kind):
+        without = f"; without :{kind} behind the file's name answers are compared as expressions"
+        raise DataError(f"answer {fault}{without if kind is AnswerKind.CHOICE else ''}")
 
 
 def _describe_problems(problems: Mapping[str, Sequence[str]], num_rows: int) -> str:

@@ -178,10 +178,15 @@ def grade(reply: str, answer: str, kind: Kind = "expression") -> bool:
         answer: the right answer.
 
     Raises:
-        LimError: there is no such kind, a text is none, or math-verify does not start.
+        LimError: there is no such kind, a text is none, no reply can equal the answer, or
+            math-verify does not start.
     """
+    from lim_sglang.programs.grading.answers import AnswerKind, fault_of_reference
+
     grader = _grader(kind)
     _check_texts(reply=reply, answer=answer)
+    if fault := fault_of_reference(answer, AnswerKind(kind)):
+        raise ConfigError(f"answer: {fault}")
     return grader.correct(answer, grader.extract(reply))
 
 

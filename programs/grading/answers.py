@@ -2,6 +2,7 @@ r"""The final answer that a chain of thought states: found in the text, and read
 the letter of a choice.
 """
 
+import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -475,6 +476,41 @@ def as_choice(text: str) -> str | None:
     if match is None or _SECOND_LETTER.match(bare, match.end()):
         return None
     return match[1].upper()
+
+
+def fault_of_reference(answer: str, kind: AnswerKind) -> str | None:
+    r"""Return why no reply can equal a reference answer, as the end of a sentence that begins with
+    the answer's name: `must be …`; None if one can.
+    """
+    if not answer.strip():
+        return "must be a non-empty text"
+    if kind is AnswerKind.INTEGER and as_integer(answer) is None:
+        return f"must be an integer from 0 to 999, not {answer!r:.100}"
+    if kind is AnswerKind.CHOICE and as_choice(answer) is None:
+        return (
+            f"must be the letter of an option, {CHOICES[0]} to {CHOICES[-1]}, not {answer!r:.100}"
+        )
+    bare = answer.replace(r"\\", "").replace(r"\{", "").replace(r"\}", "")
+    if kind is AnswerKind.EXPRESSION and bare.count("{") != bare.count("}"):
+        return f"must have as many closing braces as opening ones: {answer!r:.100}"
+    return lost_command(answer)
+
+
+_LOST_COMMAND = re.compile(
+    r"[\b\f]\w*|\t(?:ext|imes|heta|frac|riangle|an\b)\w*|\n(?:eq|abla)\b|\r(?:ight|ho)\b"
+)
+"""A control character for which a backslash and a letter were written, and the rest of the name."""
+
+
+def lost_command(text: str) -> str | None:
+    r"""Return which command of LaTeX became a control character when JSON was read (`\frac` after
+    `\f`), as `fault_of_reference` does; None if none did.
+    """
+    found = _LOST_COMMAND.search(text)
+    if found is None:
+        return None
+    name = json.dumps(found[0]).strip('"')
+    return f"holds a control character for {name[:2]}: in JSON a backslash is doubled, \\{name}"
 
 
 PARSERS: Mapping[AnswerKind, Callable[[str], int | str | None]] = {

@@ -17,9 +17,10 @@ from lim_sglang.errors import ConfigError, DataError, ServerError
 from lim_sglang.evals import evaluate as evaluate_module
 from lim_sglang.evals.commands import grade
 from lim_sglang.evals.evaluate import evaluate
-from lim_sglang.evals.run_config import RunConfig
+from lim_sglang.evals.run_config import RunConfig, task_settings
 from lim_sglang.evals.run_store import Failure, GradedSample, Run, RunRecord, open_run
 from lim_sglang.evals.runner import FinishedRun
+from lim_sglang.evals.tasks import find_task
 from lim_sglang.launch.server import ServerSpec
 from lim_sglang.programs.schema import Access, Api
 from tests.builders import make_sample
@@ -138,6 +139,23 @@ def test_a_server_is_started_for_the_run_with_the_options_of_lim_serve(
     ]
 
 
+def test_a_folder_with_another_run_is_refused_before_a_server_starts(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def serving(*_: object) -> Iterator[str]:
+        yield pytest.fail("a server has started")
+
+    monkeypatch.setattr(evaluate_module, "serving", serving)
+    config = RunConfig(task="math500", sampling={"max_tokens": 160})
+    settings = {**task_settings(config, find_task("math500")), "sampling": {"max_tokens": 160}}
+    with open_run(tmp_path / "run", RunRecord("run", settings, {})):
+        pass
+    words = ("math500", "--serve", "tiny", "--out", tmp_path / "run")
+    with pytest.raises(DataError, match="max_tokens was 160 and is now 128"):
+        call(evaluate, *words, "--max-tokens", "128")
+
+
 @pytest.mark.parametrize(
     ("words", "further", "message"),
     [
@@ -229,14 +247,18 @@ def test_each_run_is_graded_by_the_kind_of_its_task(tmp_path: Path) -> None:
     assert verdicts(maths) == [True, False]
     assert verdicts(choices) == [True, False]
     assert verdicts(sheet) == [True, False, True]
+    again = call(grade, tmp_path, "--workers", 1)
+    assert again.stdout.count(" 0 changed") == 3
     again = call(grade, choices, sheet, "--workers", 1)
     assert again.stdout.count(" 0 changed") == 2
 
 
 def test_a_folder_without_a_run_is_refused_before_any_is_graded(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "aime24", "7", r"\boxed{7}")
-    with pytest.raises(ConfigError, match="name the folder of a run"):
-        call(grade, run, tmp_path)
+    (tmp_path / "empty").mkdir()
+    for other in ("empty", "none"):
+        with pytest.raises(ConfigError, match=rf"{other}.*(the|a) folder of a run"):
+            call(grade, run, tmp_path / other)
     with pytest.raises(ConfigError, match="twice"):
         call(grade, run, tmp_path / "." / "run")
     assert not list(tmp_path.rglob("grades.jsonl"))

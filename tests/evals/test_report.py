@@ -234,6 +234,7 @@ def test_published_names_replace_those_of_folders(tmp_path: Path, folder: Path) 
         (["none.json"], "cannot read"),
         (["eval", "--html", "plain.md/a.html"], "cannot write"),
         (["eval", "--update", "none.md"], "none.md cannot be read"),
+        (["eval", "--update", "marked.md"], "marked.md: no run of LessIsMore beside one of full"),
         (["eval", "--name", "coder"], "--name takes FOLDER=MODEL, not coder"),
         (["eval", "--name", "=a/b"], "--name takes FOLDER=MODEL, not =a/b"),
         (["eval", "--name", "a=b", "--name", "a=c"], "--name is given twice for a"),
@@ -248,6 +249,7 @@ def test_a_refusal_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("plain.md").write_text("no markers")
+    Path("marked.md").write_text(DOCUMENT)
     before = sorted(tmp_path.rglob("*"))
     result = report(*words)
     assert isinstance(result.exception, LimError), result.exception

@@ -233,7 +233,11 @@ NO_INTEGER, NO_LETTER = "integer from 0 to 999", "must be the letter of an optio
         ("aime24", ["1000", -1, 0.5, "x", "1/2", "12 34"], NO_INTEGER),
         ("gpqa_diamond", ["B", "(D)"], None),
         ("gpqa_diamond", ["K", "4.2", "A or B"], NO_LETTER),
-        ("file:{folder}/mine.jsonl", ["x^2"], None),
+        ("file:{folder}/mine.jsonl", ["x^2", r"\{1\}", r"\left\{1\right.", "a\nb", "1\t2"], None),
+        ("file:{folder}/mine.jsonl", [r"\frac{1}{2", "{1}}"], "closing braces"),
+        ("file:{folder}/mine.jsonl", ["\frac{1}{2}", "\boxed{1}"], r"\\\\(frac|boxed)"),
+        ("file:{folder}/mine.jsonl", ["2\times 3", "5\text{ m}", "x \neq 3"], r"\\\\[tn]e?"),
+        ("file:{folder}/mine.jsonl:choice", ["12"], "letter of an option.*without :choice"),
         ("file:{folder}/mine.jsonl:integer", ["x^2"], NO_INTEGER),
         ("file:{folder}/mine.jsonl:choice", ["x^2"], NO_LETTER),
     ],
@@ -250,6 +254,15 @@ def test_the_answers_of_a_file_are_checked_for_their_kind(
         else:
             with pytest.raises(DataError, match=rf"line 1: answer .*{complaint}"):
                 load_questions(found, folder)
+
+
+def test_a_lost_command_in_a_problem_is_refused(tmp_path: Path) -> None:
+    task = find_task(f"file:{tmp_path / 'sums.jsonl'}")
+    write(tmp_path, "sums", {"problem": "Not a\nnot,\ta table\r\nof two", "answer": 4})
+    assert load_questions(task)
+    write(tmp_path, "sums", {"problem": "Give $\theta$ and $\right)$", "answer": 4})
+    with pytest.raises(DataError, match=r"line 1: problem holds a control character for .t: in"):
+        load_questions(task)
 
 
 def test_a_users_own_file_is_read_whatever_the_data_folder(tmp_path: Path) -> None:

@@ -138,6 +138,17 @@ def test_a_server_that_fails_every_sample_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "answer"),
+    [("integer", "1000"), ("choice", "K"), ("expression", " "), ("expression", "\frac{1}{2}")],
+)
+def test_an_answer_that_no_reply_can_equal_is_refused(
+    kind: lim_sglang.api.Kind, answer: str
+) -> None:
+    with pytest.raises(LimError, match=r"^answer: (must be|holds)"):
+        lim_sglang.grade("the answer is 5", answer, kind)
+
+
+@pytest.mark.parametrize(
     ("reply", "kind", "answer", "right"),
     [
         ("so it is \\boxed{\\frac{1}{2}}", "expression", "0.5", True),
