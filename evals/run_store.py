@@ -336,7 +336,7 @@ def open_run(path: Path, record: RunRecord) -> RunFolder:
         DataError: the folder holds a run of other settings (each is named), or folders of runs,
             another process is writing there, a line is damaged, or the folder cannot be written.
     """
-    if not (path / RUN_FILE).exists() and (inside := sorted(path.glob(f"*/{RUN_FILE}"))):
+    if not (path / RUN_FILE).exists() and (inside := sorted(path.rglob(RUN_FILE))):
         raise DataError(
             f"{path} holds runs, such as {inside[0].parent}; name another folder with --out"
         )

@@ -580,7 +580,7 @@ def _check_ending(path: Path) -> None:
 
 def _hint(path: Path) -> str:
     """Return what was probably meant by the path of a file that does not exist."""
-    if _is_file(path):
+    if not path.name or _is_file(path):  # the root and the working folder have no name
         return ""
     similar = path.with_name(f"{path.name}.jsonl")
     return f" ({similar} exists)" if _is_file(similar) else ""

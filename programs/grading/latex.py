@@ -159,8 +159,10 @@ _SIUNITX = [
     (re.compile(r"\\ang\s*\{([^{}]*)\}"), r"\1°"),
 ]
 _FUNCTION_NAMES = re.compile(
-    r"(?<![\\a-zA-Z{])(sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan|pi)(?![a-zA-Z])"
+    r"(?<![\\a-zA-Z{])"
+    r"(sin|cos|tan|cot|sec(?!\s*(?:/|$))|csc|ln|log|arcsin|arccos|arctan|pi)(?![a-zA-Z])"
 )
+"""Functions without a backslash; `sec` without an argument is a unit of time."""
 _POWER = re.compile(r"\^\s*(\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\\sqrt(?:\[[^\[\]]*\])?\{[^{}]*\})")
 _SLANTED = re.compile(r"\^\{?(\d+)\}?\s*/\s*_\{?(\d+)\}?")
 

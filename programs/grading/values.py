@@ -222,6 +222,10 @@ def _product(currency: Unit, behind: str, unit: Unit) -> Unit:
     return (read_unit(f"$ {behind}") or currency) if rate and unit.dimensions else currency
 
 
+_TIME_WITHOUT_ARGUMENT = re.compile(r"(?:min|sec)(?: ?/.*| per .*)?")
+"""A unit of time that is called like a function: nothing follows that could be an argument."""
+
+
 def _find_tail(text: str) -> tuple[str, str] | None:
     """Return the value and the words behind it, where these may be a unit."""
     start = 0
@@ -261,7 +265,9 @@ def _may_be_unit(tail: re.Match[str], value: str, words: str) -> bool:
         return _marked_unit(value, words, measured)
     spaced = tail.start() > len(value)
     first = re.split(r"[^A-Za-z]", words)[0]
-    if not (_is_numeric(value) and _ENDS_VALUE.search(value)) or FUNCTION.fullmatch(first.lower()):
+    if not (_is_numeric(value) and _ENDS_VALUE.search(value)):
+        return False
+    if FUNCTION.fullmatch(first.lower()) and not _TIME_WITHOUT_ARGUMENT.fullmatch(words):
         return False
     if len(first) == 1:
         # A letter is a variable, as a rule: 6s^2, 2t.

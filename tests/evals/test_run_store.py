@@ -166,11 +166,12 @@ def test_a_run_of_other_settings_is_not_mixed_with(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_runs_is_no_folder_for_a_run(tmp_path: Path) -> None:
-    with begin(tmp_path / "one"):
+    with begin(tmp_path / "sparse" / "one"):
         pass
-    with pytest.raises(DataError, match=r"holds runs, such as .*one; name another folder"):
-        begin(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    for folder in (tmp_path, tmp_path / "sparse"):
+        with pytest.raises(DataError, match=r"holds runs, such as .*one; name another folder"):
+            begin(folder)
+        assert len([*folder.iterdir()]) == 1
 
 
 def test_a_run_without_a_sampling_version_is_read_and_never_resumed(tmp_path: Path) -> None:

@@ -425,12 +425,16 @@ def test_a_title_names_no_benchmark_that_was_not_asked(
     assert task_title(name, origin) == title
 
 
-@pytest.mark.parametrize("name", ["none.jsonl", "", "a\0b"])
-def test_a_file_that_cannot_be_read_is_one_sentence(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["none.jsonl", "", "a\0b", "/", "."])
+def test_a_file_that_cannot_be_read_is_one_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path(name) if name == "." else tmp_path / name
     with pytest.raises(ConfigError) as caught:
-        load_questions(find_task(f"file:{tmp_path / name}"))
+        load_questions(find_task(f"file:{path}"))
     message = str(caught.value)
-    assert message.startswith(f"cannot read {tmp_path / name} (")
+    assert message.startswith(f"cannot read {path} (")
     assert "file:PATH must name a file" in message
     assert f", {ROW_FORM}" in message
     assert "\n" not in message
