@@ -250,7 +250,7 @@ def _make_files(
     from lim_sglang.evals.metrics import MIN_QUESTIONS
     from lim_sglang.evals.plots import PLOTS, draw_png, draw_svg
     from lim_sglang.evals.report_page import make_page
-    from lim_sglang.evals.sections import NOT_MEASURED, SECTION, proof_section, results_section
+    from lim_sglang.evals.sections import SECTION, proof_rows, proof_section, results_section
 
     files: dict[Path, str | bytes] = {}
     missing: dict[str, None] = {}
@@ -270,7 +270,7 @@ def _make_files(
     if update:
         proof = proof_section(groups, _link(update, results) if results else None)
         files[update] = SECTION.replace_in(update, proof)
-        if proof == NOT_MEASURED:
+        if not proof_rows(groups):
             raise DataError(
                 f"--update {update}: no run of LessIsMore beside one of full attention, on "
                 f"at least {MIN_QUESTIONS} questions and past its budget, has a row for it; "

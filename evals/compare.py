@@ -459,6 +459,10 @@ def distinct_names(summaries: Sequence[Summary]) -> tuple[str, ...]:
 
 def policy_name(conditions: Mapping[str, Any]) -> str:
     """Return `full`, `LessIsMore 256` or, of another server, its API."""
-    policy, budget = str(conditions["policy"]), conditions.get("budget")
-    title = POLICIES[policy].title if policy in POLICIES else policy
+    title, budget = policy_title(str(conditions["policy"])), conditions.get("budget")
     return f"{title} {budget:,}" if budget else title
+
+
+def policy_title(policy: str) -> str:
+    """Return a policy's name in documents; the name of another server's API as it is."""
+    return POLICIES[policy].title if policy in POLICIES else policy

@@ -269,7 +269,8 @@ def evaluate(
     servers = _servers(serve, url, access, given, context.obj or ())
     console = plain_console(stderr=True)
     benchmarks = load_benchmarks(configs)
-    _refuse_other_runs(configs, benchmarks)
+    if serve is not None:
+        _refuse_other_runs(configs, benchmarks)
     notes = list(question_notes(benchmarks))
     _print_lines(console, notes)
     with _exit_code_of_ctrl_c(), servers as urls:

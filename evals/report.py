@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.compare import POLICY, PROVENANCE, Comparison, compare, policy_name
+from lim_sglang.evals.compare import (
+    POLICY,
+    PROVENANCE,
+    Comparison,
+    compare,
+    policy_name,
+    policy_title,
+)
 from lim_sglang.evals.metrics import Estimate, Score, Summary, score, stops_early
 from lim_sglang.markdown_section import counted
 
@@ -158,9 +165,8 @@ def _make_rows(summaries: Sequence[Summary]) -> tuple[Row, ...]:
 
 def _make_row(summary: Summary) -> Row:
     conditions = summary.conditions
-    policy = str(conditions["policy"])
     return Row(
-        policy=policy_name({"policy": policy}),
+        policy=policy_title(str(conditions["policy"])),
         budget=conditions.get("budget"),
         variant=_unusual(conditions),
         summary=summary,

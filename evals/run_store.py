@@ -336,9 +336,9 @@ def open_run(path: Path, record: RunRecord) -> RunFolder:
         DataError: the folder holds a run of other settings (each is named), or folders of runs,
             another process is writing there, a line is damaged, or the folder cannot be written.
     """
-    if not (path / RUN_FILE).exists() and (inside := sorted(path.rglob(RUN_FILE))):
+    if not (path / RUN_FILE).exists() and (inside := next(path.rglob(RUN_FILE), None)):
         raise DataError(
-            f"{path} holds runs, such as {inside[0].parent}; name another folder with --out"
+            f"{path} holds runs, such as {inside.parent}; name another folder with --out"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)

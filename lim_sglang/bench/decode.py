@@ -56,12 +56,16 @@ class DecodeOptions:
     context_limit: int | None = None  # tokens of the longest request that the server allows
 
     def __post_init__(self) -> None:
-        longest = max(point.longest for point in self.points)
-        if self.context_limit is not None and self.context_limit < longest:
+        if self.context_limit is not None and self.context_limit < self.longest:
             raise ConfigError(
-                f"--context-limit {self.context_limit:,} is less than the {longest:,} tokens of "
-                "the longest request: give at least as many, or leave it out"
+                f"--context-limit {self.context_limit:,} is less than the {self.longest:,} tokens "
+                "of the longest request: give at least as many, or leave it out"
             )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request."""
+        return max(point.longest for point in self.points)
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,7 @@ def measure(
     require_exact_kernels()
     config = model_runner.settings_for(options.budget)
     batch_sizes = sorted({point.batch for point in options.points})
-    longest = options.context_limit or max(point.longest for point in options.points)
-    with model.as_folder(longest) as folder:
+    with model.as_folder(options.context_limit or options.longest) as folder:
         model_runner.check_policies(folder, options.policies, model.kv_cache_dtype)
         report(f"Loading {model.name}")
         runner = model_runner.load_runner(

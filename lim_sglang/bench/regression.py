@@ -96,11 +96,10 @@ def table_of_changes(changes: Sequence[Change], most_slowdown: float) -> str:
     lines = [
         [
             f"{change.model}, {point_name(change.point)}, {change.backend}",
-            *(f"{step.median:.3f} ({step.low:.3f} to {step.high:.3f})" for step in both),
+            *(f"{s.median:.3f} ({s.low:.3f} to {s.high:.3f})" for s in (change.old, change.new)),
             f"{100 * change.slowdown:+.1f}",
             change.verdict(most_slowdown),
         ]
         for change in changes
-        for both in [(change.old, change.new)]
     ]
     return markdown_table(head, lines)

@@ -35,17 +35,8 @@ from lim_sglang.errors import REFUSED, DataError, RefusedError, ServerError
 from lim_sglang.flags import CONFIG_FLAG, FLAGS, reasons_against_settings
 from lim_sglang.launch.server_log import cause_of_failure, keep_log, start_shown
 from lim_sglang.launch.supervisor import STOPPING, Ending, ServerFolder, supervision
-from lim_sglang.models import (
-    check_model,
-    default_model,
-    has_gpu,
-    lasting_caches,
-)
-from lim_sglang.validation import (
-    BACKEND,
-    reasons_against_environment,
-    reasons_against_words,
-)
+from lim_sglang.models import check_model, default_model, has_gpu, lasting_caches
+from lim_sglang.validation import BACKEND, reasons_against_environment, reasons_against_words
 
 POLL_S = 0.5
 """Pause between two health checks of a server that starts."""
