@@ -69,6 +69,11 @@ def grade(
     check_paths(runs)
     # A folder's summaries hold no text.
     found = [path for path in find_runs(runs) if path in runs or path.is_dir()]
+    if not found:
+        raise ConfigError(
+            f"{', '.join(map(str, runs))} holds summaries alone, which keep no text to grade: name "
+            "folders of runs"
+        )
     check_distinct(found)
     loaded = [load_run(path) for path in found]
     kinds = [recorded_task(run).answer_kind for run in loaded]

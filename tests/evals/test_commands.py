@@ -261,6 +261,9 @@ def test_a_folder_without_a_run_is_refused_before_any_is_graded(tmp_path: Path) 
             call(grade, run, tmp_path / other)
     with pytest.raises(ConfigError, match="twice"):
         call(grade, run, tmp_path / "." / "run")
+    (tmp_path / "empty" / "summary.json").write_text("{}")
+    with pytest.raises(ConfigError, match="empty holds summaries alone"):
+        call(grade, tmp_path / "empty")
     assert not list(tmp_path.rglob("grades.jsonl"))
 
 
