@@ -493,13 +493,18 @@ def fault_of_reference(answer: str, kind: AnswerKind) -> str | None:
     bare = answer.replace(r"\\", "").replace(r"\{", "").replace(r"\}", "")
     if kind is AnswerKind.EXPRESSION and bare.count("{") != bare.count("}"):
         return f"must have as many closing braces as opening ones: {answer!r:.100}"
-    return lost_command(answer)
+    return _fault_of_text(answer)
 
 
 _LOST_COMMAND = re.compile(
-    r"[\b\f]\w*|\t(?:ext|imes|heta|frac|riangle|an\b)\w*|\n(?:eq|abla)\b|\r(?:ight|ho)\b"
+    r"[\b\f]\w*|\t(?:ext|imes|heta|frac|riangle|ilde|a[nu]\b)\w*"
+    r"|\n(?:eq|abla|otin)\b|\A\n(?:u|e|eg|ot)\b|\r(?:ight\w*|(?:ho|angle|floor|ceil)\b)"
 )
 """A control character for which a backslash and a letter were written, and the rest of the name."""
+_LOST_IN_ANSWER = re.compile(r"\nu\b(?!\s*=)")
+"""A name that also begins a line of a problem; in an answer with `=` behind, a second value."""
+_CONTROL = re.compile(r"[^\n\t\r -\U0010ffff]|\x7f|\r(?!\n|\Z)")
+"""A control character that no text needs; line ends of Windows are none."""
 
 
 def lost_command(text: str) -> str | None:
@@ -507,10 +512,24 @@ def lost_command(text: str) -> str | None:
     `\f`), as `fault_of_reference` does; None if none did.
     """
     found = _LOST_COMMAND.search(text)
-    if found is None:
-        return None
-    name = json.dumps(found[0]).strip('"')
+    return _describe_lost(found[0]) if found else None
+
+
+def _describe_lost(found: str) -> str:
+    name = json.dumps(found).strip('"')
     return f"holds a control character for {name[:2]}: in JSON a backslash is doubled, \\{name}"
+
+
+def _fault_of_text(answer: str) -> str | None:
+    """Return which lost command or control character an answer holds, as `fault_of_reference`."""
+    if found := lost_command(answer):
+        return found
+    if name := _LOST_IN_ANSWER.search(answer):
+        return _describe_lost(name[0])
+    found_sign = _CONTROL.search(answer)
+    if found_sign is None:
+        return None
+    return f"holds the control character {json.dumps(found_sign[0])}: write the answer without it"
 
 
 PARSERS: Mapping[AnswerKind, Callable[[str], int | str | None]] = {

@@ -237,6 +237,9 @@ NO_INTEGER, NO_LETTER = "integer from 0 to 999", "must be the letter of an optio
         ("file:{folder}/mine.jsonl", [r"\frac{1}{2", "{1}}"], "closing braces"),
         ("file:{folder}/mine.jsonl", ["\frac{1}{2}", "\boxed{1}"], r"\\\\(frac|boxed)"),
         ("file:{folder}/mine.jsonl", ["2\times 3", "5\text{ m}", "x \neq 3"], r"\\\\[tn]e?"),
+        ("file:{folder}/mine.jsonl", ["2\tau", "\n" + "u", "2\nu", "\rangle"], r"\\\\[tnr]"),
+        ("file:{folder}/mine.jsonl", ["4\x00", "4\x075", "4\r5", "4\x7f5"], 'control character "'),
+        ("file:{folder}/mine.jsonl", ["a\r\nb", "4\r", "v = 1\nu = 2"], None),
         ("file:{folder}/mine.jsonl:choice", ["12"], "letter of an option.*without :choice"),
         ("file:{folder}/mine.jsonl:integer", ["x^2"], NO_INTEGER),
         ("file:{folder}/mine.jsonl:choice", ["x^2"], NO_LETTER),
@@ -258,7 +261,7 @@ def test_the_answers_of_a_file_are_checked_for_their_kind(
 
 def test_a_lost_command_in_a_problem_is_refused(tmp_path: Path) -> None:
     task = find_task(f"file:{tmp_path / 'sums.jsonl'}")
-    write(tmp_path, "sums", {"problem": "Not a\nnot,\ta table\r\nof two", "answer": 4})
+    write(tmp_path, "sums", {"problem": "Not a\nnot,\ta table\r\nof two\nu", "answer": 4})
     assert load_questions(task)
     write(tmp_path, "sums", {"problem": "Give $\theta$ and $\right)$", "answer": 4})
     with pytest.raises(DataError, match=r"line 1: problem holds a control character for .t: in"):
