@@ -66,7 +66,7 @@ from lim_sglang.programs.grading.answers import CHOICES, AnswerKind
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
 from lim_sglang.programs.vote import Equivalent
-from lim_sglang.progress import print_plain, rate, show_progress, time_left
+from lim_sglang.progress import fitting, print_plain, rate, shortened, show_progress, time_left
 
 RUNS_FOLDER = Path("runs")
 BAR_WIDTH = 22
@@ -484,7 +484,7 @@ class RunProgress:
         done = f": {self.done:{len(str(self.total))}}/{self.total}"
         unused = width - len(done) - sum(room + len(", ") for room in ROOM.values())
         name = shortened(self._task, max(NAME_WIDTH, unused))
-        return ", ".join([name + done, *fitting(figures, width - cell_len(name + done))])
+        return ", ".join([name + done, *fitting(figures, ROOM, width - cell_len(name + done))])
 
     def _figures(self) -> dict[str, str]:
         """Return the figures that are known, in words, under the names of `ROOM`."""
@@ -535,28 +535,6 @@ class RunProgress:
         completed = [graded for graded in samples if graded.sample.state in COMPLETED_STATES]
         self._num_judged += len(completed)
         self._num_right += sum(graded.correct for graded in completed)
-
-
-def shortened(name: str, width: int) -> str:
-    """Return a name, without its middle if the name takes more than `width` terminal columns."""
-    text, kept = name, len(name)
-    while cell_len(text) > width and kept > 1:
-        kept -= 1
-        text = f"{name[: kept - kept // 2]}…{name[len(name) - kept // 2 :]}"
-    return text
-
-
-def fitting(figures: Mapping[str, str], width: int) -> list[str]:
-    """Return the figures, in their order, that fit into columns, each behind a comma.
-
-    A figure that does not fit takes those of less importance along.
-    """
-    fit = set()
-    for name in filter(figures.__contains__, ROOM):
-        width -= max(ROOM[name], len(figures[name])) + len(", ")
-        if width >= 0:
-            fit.add(name)
-    return [text for name, text in figures.items() if name in fit]
 
 
 ORIGIN_NOTES = {

@@ -4,7 +4,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean
 
@@ -69,6 +69,31 @@ def printable(text: str) -> str:
     return "".join(
         c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
     )
+
+
+def shortened(name: str, width: int) -> str:
+    """Return a name, without its middle if the name takes more than `width` terminal columns."""
+    text, kept = name, len(name)
+    while cell_len(text) > width and kept > 1:
+        kept -= 1
+        text = f"{name[: kept - kept // 2]}…{name[len(name) - kept // 2 :]}"
+    return text
+
+
+def fitting(figures: Mapping[str, str], room: Mapping[str, int], width: int) -> list[str]:
+    """Return the figures, in their order, that fit into columns, each behind a comma.
+
+    A figure that does not fit takes those of less importance along.
+
+    Args:
+        room: least columns for each figure, the most important first.
+    """
+    fit = set()
+    for name in filter(figures.__contains__, room):
+        width -= max(room[name], len(figures[name])) + len(", ")
+        if width >= 0:
+            fit.add(name)
+    return [text for name, text in figures.items() if name in fit]
 
 
 @contextmanager

@@ -21,13 +21,13 @@ from lim_sglang.evals.run_config import RunConfig
 from lim_sglang.evals.run_store import Failure, Run, RunFolder, open_run
 from lim_sglang.evals.runner import (
     BAR_WIDTH,
+    ROOM,
     FinishedRun,
     RunPlan,
     RunProgress,
     check_unchanged,
     complete_runs,
     describe_failures,
-    fitting,
     load_benchmarks,
     plan_run,
     question_notes,
@@ -38,7 +38,7 @@ from lim_sglang.evals.servers import Connection, ServerFacts
 from lim_sglang.evals.tasks import Question
 from lim_sglang.programs.grading.answers import AnswerKind
 from lim_sglang.programs.schema import Access, SampleState
-from lim_sglang.progress import show_progress
+from lim_sglang.progress import fitting, show_progress
 from tests.builders import TextEquivalence, make_graded, make_sample
 from tests.fakes.job_server import FailingServer, JobServer
 
@@ -535,7 +535,7 @@ def test_no_figure_of_a_terminal_comes_and_goes_with_its_digits() -> None:
     names = ("right", "running", "speed", "left", "failed")
     for width in range(80):
         shown = [
-            [word.split()[-1] for word in fitting(dict(zip(names, each, strict=True)), width)]
+            [word.split()[-1] for word in fitting(dict(zip(names, each, strict=True)), ROOM, width)]
             for each in (short, long)
         ]
         assert shown[0] == shown[1]
