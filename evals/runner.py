@@ -62,7 +62,7 @@ from lim_sglang.evals.tasks import (
     task_title,
 )
 from lim_sglang.markdown_section import counted, join_words
-from lim_sglang.programs.grading.answers import CHOICES, AnswerKind
+from lim_sglang.programs.grading.answers import CHOICES, PARSERS, AnswerKind, as_choice
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
 from lim_sglang.programs.vote import Equivalent
@@ -136,8 +136,8 @@ OPTION_FIELD = re.compile(
 
 def question_notes(benchmarks: Mapping[str, Sequence[Question]]) -> Iterator[str]:
     """Yield a line for everything in files of questions that is perhaps not read as it is meant:
-    letters as reference answers among expressions, options in fields of their own, and misspelt
-    fields.
+    letters as reference answers among expressions or beside other options, questions with several
+    answers, options in fields of their own, and misspelt fields.
 
     Args:
         benchmarks: questions by the task's name.
@@ -151,7 +151,45 @@ def question_notes(benchmarks: Mapping[str, Sequence[Question]]) -> Iterator[str
                 "expression; multiple choice belongs in a file of its own, "
                 f"{OWN_FILE}PATH.jsonl:{AnswerKind.CHOICE}, which the same command takes, too"
             )
+        if task.answer_kind is AnswerKind.CHOICE:
+            yield from _option_notes(questions)
+        yield from _answer_notes(questions, PARSERS.get(task.answer_kind, str.split))
         yield from _unread_notes(questions)
+
+
+OPTION = re.compile(r"(?:^|\s)\(?([A-J])\)\s|^\s*([A-J])[.:]\s", re.MULTILINE)
+"""The letter before an option in a question's text."""
+
+
+def _option_notes(questions: Sequence[Question]) -> Iterator[str]:
+    """Yield a line for each letter that is a reference answer but no option in the text."""
+    having: dict[tuple[str, str], list[str]] = {}
+    for each in questions:
+        letters = {one or other for one, other in OPTION.findall(each.text)}
+        gold = as_choice(each.gold) or ""
+        if {"A", "B"} <= letters and gold not in letters:
+            having.setdefault((gold, ", ".join(sorted(letters))), []).append(each.location)
+    for (gold, letters), locations in having.items():
+        yield (
+            f"{places(locations)}: the reference answer is {gold}, but the options in the text "
+            f"are {letters}: correct the answer, or add the option"
+        )
+
+
+def _answer_notes(questions: Sequence[Question], read: Callable[[str], object]) -> Iterator[str]:
+    """Yield a line for each question that occurs with reference answers that are read as
+    different ones.
+    """
+    by_text: dict[str, list[Question]] = {}
+    for each in questions:
+        by_text.setdefault(each.text.strip(), []).append(each)
+    for same in by_text.values():
+        golds = {str(read(each.gold)): each.gold for each in same}
+        if len(golds) > 1:
+            yield (
+                f"{places([each.location for each in same])}: the same question with the reference "
+                f"answers {join_words(map(repr, golds.values()))}: leave the wrong ones out"
+            )
 
 
 def _unread_notes(questions: Sequence[Question]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -461,6 +462,34 @@ def test_letters_in_a_file_of_expressions_are_named_by_their_lines(
     found = notes_of(tmp_path, *rows, ending=ending)
     assert len(found) == (said is not None)
     assert all(note.startswith(f"{tmp_path / 'own.jsonl'}, {said}: ") for note in found)
+
+
+@pytest.mark.parametrize(
+    ("ending", "texts", "golds", "said"),
+    [
+        (":choice", ["Which?\nA) 1\nB) 2"], ["B"], None),
+        (
+            ":choice",
+            ["Which? A) 1 B) 2", "Which? (A) 3 (B) 4"],
+            ["E", "E"],
+            "lines 1, 3: .* is E, .* A, B",
+        ),
+        (":choice", ["Which?\nA. 1\nB. 2"], ["C"], "line 1: .* is C, but"),
+        (":choice", ["Is vitamin A) good? See B."], ["E"], None),
+        ("", ["P", " P ", "Q"], ["4", "5", "4"], "lines 1, 3: the same question .*'4' and '5'"),
+        ("", ["P", "P"], ["x + 1", "x  + 1"], None),
+        (":integer", ["P", "P"], ["033", "33"], None),
+        (":integer", ["P", "P"], ["33", "34"], "'33' and '34'"),
+    ],
+)
+def test_answers_that_can_hardly_be_right_are_named(
+    ending: str, texts: list[str], golds: list[str], said: str | None, tmp_path: Path
+) -> None:
+    pairs = zip(texts, golds, strict=True)
+    rows = ({"problem": text, "answer": gold} for text, gold in pairs)
+    found = notes_of(tmp_path, *rows, ending=ending)
+    assert len(found) == (said is not None)
+    assert all(re.search(str(said), note) for note in found)
 
 
 @pytest.mark.parametrize(
