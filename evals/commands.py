@@ -265,7 +265,8 @@ def _make_files(
                 files[plots / f"{each.name}.svg"] = draw_svg(each, shown)
                 files[plots / f"{each.name}.png"] = draw_png(each, shown)
             else:
-                missing |= dict.fromkeys(filter(None, map(each.missing, groups)))
+                whys = [(group.title, each.missing(group)) for group in groups]
+                missing |= dict.fromkeys(f"{title}: {why}" for title, why in whys if why)
     for sentence in missing:
         print_plain(plain_console(stderr=True), sentence)
     if results:

@@ -209,7 +209,8 @@ def test_plots_that_no_run_has_data_for_are_left_out_and_named(
     results, plots = tmp_path / "results.md", tmp_path / "plots"
     results.write_text(DOCUMENT)
     result = report(folder, "--plots", plots, "--results", results)
-    assert result.stderr.count("No plots: 9 questions are too few") == 1
+    assert result.stderr.count(": No plots: 9 questions are too few") == 1
+    assert "math500, " in result.stderr
     assert not plots.exists()
     assert "accuracy.svg" not in results.read_text()
 
