@@ -1,20 +1,24 @@
 """The command `lim eval`: its options, and the runs that it completes."""
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from lim_sglang.config import URL_VAR
+from lim_sglang.config import CONFIG_VAR, URL_VAR
 from lim_sglang.errors import INTERRUPTED, ConfigError, ServerError, bullets
+from lim_sglang.evals.grading import Grader
 from lim_sglang.evals.metrics import Summary, score
 from lim_sglang.evals.report import FULL
 from lim_sglang.evals.run_config import EVAL_SAMPLES, RunConfig, folder_name
+from lim_sglang.evals.run_store import Run
 from lim_sglang.evals.runner import (
     RUNS_FOLDER,
     FinishedRun,
@@ -22,6 +26,8 @@ from lim_sglang.evals.runner import (
     describe_failures,
     load_benchmarks,
     question_notes,
+    summarise_run,
+    with_current_verdicts,
 )
 from lim_sglang.evals.servers import split_urls
 from lim_sglang.evals.tables import print_table, reasons_without_answer, score_table
@@ -266,29 +272,85 @@ def evaluate(
     given = {flag: text for flag, text in flags.items() if text is not None}
     if serve is None:
         _refuse_without_server(context, given)
-    servers = _servers(serve, url, access, given, context.obj or ())
+    spec = ServerSpec(serve, given, context.obj or (), access.api_key)
+    configs = [replace(each, served=_started_with(spec)) for each in configs]
     console = plain_console(stderr=True)
-    benchmarks = load_benchmarks(configs)
-    if serve is not None:
-        _refuse_other_runs(configs, benchmarks)
+    servers = _servers(spec, url, console)
+    benchmarks = load_benchmarks(configs, console)
+    # SGLang's own interface alone states LessIsMore's settings.
+    lim = spec.lim_settings() if serve and api is Api.SGLANG else None
+    stored = _stored_runs(configs, benchmarks, lim)
     notes = list(question_notes(benchmarks))
     _print_lines(console, notes)
-    with _exit_code_of_ctrl_c(), servers as urls:
-        finished = complete_runs(configs, benchmarks, urls, access, console, _print_score)
+    with _exit_code_of_ctrl_c():
+        if complete := _all_complete(configs, stored):
+            finished = _score_stored(complete, console)
+        else:
+            with servers as urls:
+                finished = complete_runs(configs, benchmarks, urls, access, console, _print_score)
     _print_lines(console, notes)  # once more: the scores depend on them
     _print_next_commands(finished, console)
     _refuse_gaps(finished)
 
 
-def _refuse_other_runs(
-    configs: Sequence[RunConfig], benchmarks: Mapping[str, Sequence[Question]]
-) -> None:
-    """Raise `DataError` where --out holds a run of other settings; no server has started yet."""
+def _stored_runs(
+    configs: Sequence[RunConfig], benchmarks: Mapping[str, Sequence[Question]], lim: object
+) -> list[Run | None]:
+    """Return what each run's --out holds, checked by all settings that are known before a server
+    starts; None: no --out, or nothing in it.
+
+    Args:
+        lim: LessIsMore's settings of the server that is to start; None: not known.
+
+    Raises:
+        DataError: --out holds a run of other settings.
+    """
     from lim_sglang.evals.matrix import find_stored
 
-    for config in configs:
-        if config.out:
-            find_stored(config.out, config, benchmarks.get(config.task))
+    server = {"lim": {"config": lim}} if lim else {}
+    return [
+        find_stored(each.out, each, benchmarks.get(each.task), server) if each.out else None
+        for each in configs
+    ]
+
+
+def _started_with(spec: ServerSpec) -> tuple[str, ...] | None:
+    """Return the model and all settings of the server that is started; None: none is started."""
+    if spec.model is None:
+        return None
+    folder = Path(spec.model)
+    model = str(folder.resolve()) if folder.exists() else spec.model
+    flags = (f"{flag} {text}" for flag, text in spec.lim_flags.items())
+    return (model, *flags, *filter(None, [os.environ.get(CONFIG_VAR)]), *spec.sglang_options)
+
+
+def _all_complete(configs: Sequence[RunConfig], stored: Sequence[Run | None]) -> list[Run]:
+    """Return the stored runs if none lacks a sample, and each had the server that the command would
+    start; else none.
+    """
+    complete = [
+        run
+        for config, run in zip(configs, stored, strict=True)
+        if run and run.is_complete and config.served
+        if run.record.about.get("served") == list(config.served)
+    ]
+    return complete if len(complete) == len(configs) else []
+
+
+def _score_stored(runs: Sequence[Run], console: Console) -> list[FinishedRun]:
+    """Print the scores of complete runs, which need no server."""
+    from lim_sglang.evals.summaries import recorded_task
+    from lim_sglang.programs.grading.equivalence import EquivalenceChecker
+
+    finished = []
+    with EquivalenceChecker() as checker:
+        for run in runs:
+            print_plain(console, f"{run.path} is complete: no server is started")
+            grader = Grader(recorded_task(run).answer_kind, checker)
+            current = with_current_verdicts(run, grader, console)
+            finished.append(FinishedRun(current, summarise_run(current, grader)))
+            _print_score(finished[-1])
+    return finished
 
 
 def _print_lines(console: Console, lines: Iterable[str]) -> None:
@@ -297,23 +359,18 @@ def _print_lines(console: Console, lines: Iterable[str]) -> None:
 
 
 def _servers(
-    serve: str | None,
-    urls: Sequence[str] | None,
-    access: Access,
-    lim_flags: dict[str, str],
-    sglang_options: tuple[str, ...],
+    spec: ServerSpec, urls: Sequence[str] | None, console: Console
 ) -> AbstractContextManager[tuple[str, ...]]:
     """Return the addresses of the named servers, or a server that is started for the block.
 
     Raises:
         LimError: no server can be started so; checked before the block, at whose start it starts.
     """
-    if serve is None:
+    if spec.model is None:
         return nullcontext(split_urls(urls or [DEFAULT_URL]))
     if urls:
         raise ConfigError("--serve starts a server of its own: leave --url and LIM_URL out")
-    spec = ServerSpec(serve, lim_flags, sglang_options, access.api_key)
-    return _as_urls(serving(spec, plain_console(stderr=True)))
+    return _as_urls(serving(spec, console))
 
 
 def _refuse_without_server(context: typer.Context, lim_flags: Iterable[str]) -> None:

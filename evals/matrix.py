@@ -358,7 +358,7 @@ def complete_matrix(matrix: Matrix, console: Console) -> dict[str, LimError]:
         LimError: questions cannot be read, or folders hold other runs; no server has started.
         KeyboardInterrupt: finished samples are safe, and the same matrix resumes.
     """
-    benchmarks = load_benchmarks([run.config for run in matrix.runs])
+    benchmarks = load_benchmarks([run.config for run in matrix.runs], console)
     for note in question_notes(benchmarks):
         print_plain(console, note)
     pairs = zip(matrix.runs, stored_runs(matrix.runs, benchmarks), strict=True)

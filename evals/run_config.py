@@ -60,7 +60,7 @@ class RunConfig:
     retry_failed: bool = False
     """True: samples that failed in an earlier session are generated again."""
     served: tuple[str, ...] | None = None
-    """Model and SGLang options of the server that a matrix starts; None: another server."""
+    """Model and settings of the server that is started for the run; None: a running server."""
 
     def __post_init__(self) -> None:
         find_program(self.program)

@@ -104,8 +104,11 @@ class FinishedRun:
     """None: the run has no sample."""
 
 
-def load_benchmarks(configs: Sequence[RunConfig]) -> dict[str, list[Question]]:
+def load_benchmarks(configs: Sequence[RunConfig], console: Console) -> dict[str, list[Question]]:
     """Load all questions of each task, by the task's name in the configs.
+
+    Args:
+        console: is told which questions come from the hub, before the wait.
 
     Raises:
         ConfigError: unknown tasks, or files that do not exist; every problem is named.
@@ -117,6 +120,8 @@ def load_benchmarks(configs: Sequence[RunConfig]) -> dict[str, list[Question]]:
         if config.task not in benchmarks and config.task not in problems:
             try:
                 task = find_task(config.task)
+                if questions_source(task, config.data_dir) == task.hub_id:
+                    print_plain(console, f"loading {task.name} from the hub: {task.hub_id}")
                 benchmarks[config.task] = load_questions(task, config.data_dir)
             except (ConfigError, DataError) as problem:
                 problems[config.task] = problem
@@ -169,10 +174,10 @@ def _option_notes(questions: Sequence[Question]) -> Iterator[str]:
         gold = as_choice(each.gold) or ""
         if {"A", "B"} <= letters and gold not in letters:
             having.setdefault((gold, ", ".join(sorted(letters))), []).append(each.location)
-    for (gold, letters), locations in having.items():
+    for (gold, options), locations in having.items():
         yield (
             f"{places(locations)}: the reference answer is {gold}, but the options in the text "
-            f"are {letters}: correct the answer, or add the option"
+            f"are {options}: correct the answer, or add the option"
         )
 
 
@@ -280,8 +285,8 @@ def complete_run(
         servers = [server_of(plan, each, grader.equivalent) for each in connections]
         with _resume_hint(plan, console):
             run = sample_missing(plan, servers, grader, console)
-            run = _with_current_verdicts(run, grader, console)
-        return FinishedRun(run, _summarise(run, grader))
+            run = with_current_verdicts(run, grader, console)
+        return FinishedRun(run, summarise_run(run, grader))
 
 
 def plan_run(
@@ -598,12 +603,12 @@ def _opening(plan: RunPlan, progress: RunProgress) -> str:
         else ""
     )
     return (
-        f"{begun} {progress.total} {progress.unit} in {plan.path}, "
+        f"{begun} {counted(progress.total, progress.unit.removesuffix('s'))} in {plan.path}, "
         f"questions from {about['questions_from']}{note}{left_out}{solutions}"
     )
 
 
-def _with_current_verdicts(run: Run, grader: Grader, console: Console) -> Run:
+def with_current_verdicts(run: Run, grader: Grader, console: Console) -> Run:
     """Return the run with all verdicts by this version of the grader, renewed where needed."""
     began_with = run.record.about.get("grading_version")
     if began_with == GRADING_VERSION and not (run.path / GRADES_FILE).exists():
@@ -621,7 +626,7 @@ def describe_failures(failures: Sequence[Failure]) -> str:
     return f"{counted(len(failures), 'sample')} failed, the last with: {failures[-1].error}"
 
 
-def _summarise(run: Run, grader: Grader) -> Summary | None:
+def summarise_run(run: Run, grader: Grader) -> Summary | None:
     if not run.samples:
         return None
     return summarise(run.record, run.samples, grader.equivalent, len(run.failures))

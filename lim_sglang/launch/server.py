@@ -30,7 +30,7 @@ from lim_sglang.compat import (
     option_names,
     reasons_against_version,
 )
-from lim_sglang.config import CONFIG_VAR, SERVER_VAR, lim_state, server_name
+from lim_sglang.config import CONFIG_VAR, SERVER_VAR, lim_state, resolve_settings, server_name
 from lim_sglang.errors import REFUSED, DataError, RefusedError, ServerError
 from lim_sglang.flags import CONFIG_FLAG, FLAGS, reasons_against_settings
 from lim_sglang.launch.server_log import cause_of_failure, keep_log, start_shown
@@ -153,6 +153,20 @@ class ServerSpec:
         model = self.model or (Path(options.model).name if options.on_cpu else options.model)
         flags = (f"{flag} {text}" for flag, text in self.lim_flags.items())
         return " ".join([model, *flags])
+
+    def lim_settings(self) -> dict[str, Any] | None:
+        """Return LessIsMore's settings as the server will state them; None where they are not known
+        before the start: SGLang's options may change them, and wrong ones are told at the start.
+        """
+        environment = os.environ.get(CONFIG_VAR)
+        if self.sglang_options or reasons_against_settings(environment, self.lim_flags):
+            return None
+        given = {
+            flag.field: flag.read(self.lim_flags[flag.name])
+            for flag in FLAGS
+            if flag.name in self.lim_flags
+        }
+        return resolve_settings(environment, self.lim_flags.get(CONFIG_FLAG), given).settings()
 
 
 def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> ServerOptions:

@@ -13,6 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from lim_sglang.config import LimConfig
 from lim_sglang.errors import ConfigError, DataError, ServerError
 from lim_sglang.evals import evaluate as evaluate_module
 from lim_sglang.evals.commands import grade
@@ -62,7 +63,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     monkeypatch.delenv("LIM_API_KEY", raising=False)
     runs = Runs()
     monkeypatch.setattr(evaluate_module, "complete_runs", runs)
-    monkeypatch.setattr(evaluate_module, "load_benchmarks", lambda _: {})
+    monkeypatch.setattr(evaluate_module, "load_benchmarks", lambda *_: {})
     return runs
 
 
@@ -139,21 +140,67 @@ def test_a_server_is_started_for_the_run_with_the_options_of_lim_serve(
     ]
 
 
-def test_a_folder_with_another_run_is_refused_before_a_server_starts(
-    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+SERVED = ["tiny", "--lim-policy lessismore", "--lim-budget 256"]
+LIM = {"config": LimConfig.from_mapping({"policy": "lessismore", "budget": 256}).settings()}
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIM_CONFIG", raising=False)
+
     @contextmanager
     def serving(*_: object) -> Iterator[str]:
-        yield pytest.fail("a server has started")
+        raise ServerError("a server starts")
+        yield ""
 
     monkeypatch.setattr(evaluate_module, "serving", serving)
-    config = RunConfig(task="math500", sampling={"max_tokens": 160})
-    settings = {**task_settings(config, find_task("math500")), "sampling": {"max_tokens": 160}}
-    with open_run(tmp_path / "run", RunRecord("run", settings, {})):
-        pass
-    words = ("math500", "--serve", "tiny", "--out", tmp_path / "run")
-    with pytest.raises(DataError, match="max_tokens was 160 and is now 128"):
-        call(evaluate, *words, "--max-tokens", "128")
+
+
+@pytest.mark.parametrize(
+    ("words", "further", "served", "num_stored", "error", "message"),
+    [
+        ("", (), SERVED, 1, None, "run is complete: no server is started"),
+        ("", ("--tp", "1"), [*SERVED, "--tp", "1"], 1, None, "no server is started"),
+        ("", (), SERVED, 0, ServerError, "a server starts"),
+        ("--max-tokens 128", (), SERVED, 1, DataError, "max_tokens was 160 and is now 128"),
+        ("--budget 512", (), SERVED, 1, DataError, "budget was 256 and is now 512"),
+        ("--budget wide", (), SERVED, 1, ServerError, "a server starts"),
+        ("--serve large", (), SERVED, 1, ServerError, "a server starts"),
+        ("", ("--dtype", "half"), SERVED, 1, ServerError, "a server starts"),
+        ("", (), [*SERVED, "--lim-select-layers 2"], 1, ServerError, "a server starts"),
+        ("", (), None, 1, ServerError, "a server starts"),
+    ],
+)
+def test_no_server_starts_for_a_stored_run_that_is_complete_or_another(
+    words: str,
+    further: tuple[str, ...],
+    served: list[str] | None,
+    num_stored: int,
+    error: type[Exception] | None,
+    message: str,
+    runs: Runs,
+    no_server: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluate_module, "with_current_verdicts", lambda stored, *_: stored)
+    monkeypatch.setattr(evaluate_module, "summarise_run", lambda *_: run(question("q", [0])))
+    config = RunConfig("aime24", num_samples=1)
+    settings = {**task_settings(config, find_task("aime24")), "sampling": {"max_tokens": 160}}
+    settings |= {"lim": LIM, "questions": {"asked": 1}}
+    with open_run(tmp_path / "run", RunRecord("run", settings, {"served": served})) as folder:
+        for index in range(num_stored):
+            folder.append(GradedSample("q", "7", True, make_sample(index, "7")))
+    given = "aime24 --serve tiny --samples 1 --max-tokens 160 --policy lessismore --budget 256"
+    command = (*given.split(), "--out", tmp_path / "run", *words.split())
+    if error is None:
+        shown = call(evaluate, *command, further=further)
+        assert message in shown.stderr
+        assert "lim report" in shown.stderr
+    else:
+        with pytest.raises(error, match=message):
+            call(evaluate, *command, further=further)
+    assert runs.configs == ()
 
 
 @pytest.mark.parametrize(

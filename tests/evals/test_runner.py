@@ -433,17 +433,39 @@ def test_a_run_without_a_sample_has_no_summary(
 def test_every_problem_with_tasks_is_named_at_once(tmp_path: Path) -> None:
     tasks = ("aime1924", "math500", "gsm8k", "math500")
     with pytest.raises(ConfigError) as caught:
-        load_benchmarks([RunConfig(task, data_dir=tmp_path) for task in tasks])
+        load_benchmarks([RunConfig(task, data_dir=tmp_path) for task in tasks], Console(quiet=True))
     expected = ("unknown task 'aime1924'", "math500.jsonl", "gsm8k.jsonl")
     lines = str(caught.value).split("\n")
     assert all(part in line for part, line in zip(expected, lines, strict=True))
+
+
+def test_questions_of_the_hub_are_announced_before_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = io.StringIO()
+    before: list[str] = []
+
+    def load(*_: object) -> list[Question]:
+        before.append(printed.getvalue())
+        return []
+
+    monkeypatch.setattr(runner_module, "load_questions", load)
+    for data_dir in (None, tmp_path):
+        load_benchmarks([RunConfig("math500", data_dir=data_dir)], Console(file=printed))
+    assert before == ["loading math500 from the hub: HuggingFaceH4/MATH-500\n"] * 2
+
+
+@pytest.mark.parametrize(("limit", "words"), [(1, "1 sample"), (2, "2 samples")])
+def test_the_opening_counts_samples(limit: int, words: str, config: RunConfig) -> None:
+    _, printed = run(replace(config, num_samples=1, limit=limit), JobServer())
+    assert f"sampling {words} in runs" in printed
 
 
 def notes_of(folder: Path, *rows: dict[str, Any], ending: str = "") -> list[str]:
     """Return the notes on the questions of a file, whose lines are blank between the rows."""
     (folder / "own.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
     config = RunConfig(f"file:{folder / 'own.jsonl'}{ending}")
-    return list(question_notes(load_benchmarks([config])))
+    return list(question_notes(load_benchmarks([config], Console(quiet=True))))
 
 
 @pytest.mark.parametrize(
