@@ -31,11 +31,15 @@ MASS_OPS = ("lse", "softmax-mass", "topk-by-mass", "select-by-mass")
 is all of it, with scoring."""
 OPS = RANK_OPS + MASS_OPS
 SPARSE_ATTENTION = "sparse-attention"
-"""Attention that REUSE layers run."""
+"""Attention that REUSE layers run, over one list for all heads."""
+KV_HEAD_LISTS, QUERY_HEAD_LISTS = "sparse-attention-kv-heads", "sparse-attention-query-heads"
+"""The same over a list for each KV head or each query head. Random lists hardly share a token, so
+their union is as long as it can be; a model's heads agree more."""
+OWN_ATTENTION_OPS = (SPARSE_ATTENTION, KV_HEAD_LISTS, QUERY_HEAD_LISTS)
 TENSOR_CORES, CUDA_CORES = "sparse-attention-tensor-cores", "sparse-attention-cuda-cores"
 """FlashInfer's decode at page size 1. SGLang takes tensor cores from 4 query heads per KV head."""
 FLASHINFER_OPS = (TENSOR_CORES, CUDA_CORES)
-ATTENTION_OPS = (SPARSE_ATTENTION, *FLASHINFER_OPS)
+ATTENTION_OPS = (*OWN_ATTENTION_OPS, *FLASHINFER_OPS)
 CUDA_CORE_GROUPS = (1, 2, 3, 4, 8)
 """Query heads per KV head that FlashInfer compiles for CUDA cores (DISPATCH_GQA_GROUP_SIZE)."""
 LAYERS = 8
@@ -235,7 +239,7 @@ class SparseAttention:
         self._shape, self._indptr, self._slots = shape, indptr, slots
         self._workspace = SplitWorkspace.allocate(
             num_heads=shape.heads,
-            num_units=shape.kv_heads,
+            num_units=max(shape.kv_heads, len(slots) if slots.ndim == 2 else 1),
             dim=shape.dim,
             cache_dtype=shape.dtype,
             device=slots.device,
@@ -261,8 +265,8 @@ class SparseAttention:
 class AttentionLayers:
     """Attention of some layers over kept slots, ready to run repeatedly.
 
-    Shapes: L layers, B rows that keep K slots each of P = B * context; H query heads, G KV heads,
-    D head dimension.
+    Shapes: L layers, B rows whose lists keep K slots each of P = B * context; H query heads, G KV
+    heads, D head dimension.
     """
 
     shape: StepShape
@@ -274,8 +278,8 @@ class AttentionLayers:
     """[L, P, G, D]."""
     values: Tensor
     """[L, P, G, D]."""
-    slots: Tensor
-    """[B, K] int32, ascending in a row; no slot belongs to two rows."""
+    lists: Tensor
+    """[lists, B, K] int32, ascending in a row; no slot belongs to two rows."""
     outputs: Tensor
     """[L, B, H, D], NaN before the first run."""
 
@@ -286,9 +290,21 @@ class AttentionLayers:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of one layer's kept K and V, queries and output: no attention can avoid them."""
-        kept = self.slots.numel() * self.shape.kv_heads * self.shape.dim * self.keys.itemsize
+        """Bytes of one layer's kept K and V, queries and output: no attention can avoid them.
+
+        A KV head's tokens count once, if several of its query heads keep them.
+        """
+        kept = self.num_kept_slots * self.shape.dim * self.keys.itemsize
         return 2 * kept + 2 * self.query.nbytes
+
+    @property
+    def num_kept_slots(self) -> int:
+        """Slots that any query head of a KV head keeps, summed over rows and KV heads."""
+        lists, kv_heads = len(self.lists), self.shape.kv_heads
+        if lists == 1:
+            return self.lists.numel() * kv_heads
+        by_kv_head = self.lists.view(kv_heads, -1)
+        return sum(len(slots.unique()) for slots in by_kv_head)
 
     def run(self) -> None:
         """Attend once per layer; a CUDA graph may capture it."""
@@ -305,7 +321,7 @@ class AttentionLayers:
                 self.query[row],
                 self.keys[layer],
                 self.values[layer],
-                self.slots[row].long(),
+                self.lists[:, row].long(),
                 self.shape.scale,
             )
             if not error <= ATTENTION_TOLERANCE[self.shape.dtype]:
@@ -329,17 +345,21 @@ def prepare_attention(
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, device=device, dtype=shape.dtype)
 
-    kept = torch.randperm(num_slots, generator=generator, device=device)
-    kept = kept[: shape.batch * shape.budget].view(shape.batch, shape.budget)
-    slots = kept.sort(dim=1).values.int()
+    num_lists = {KV_HEAD_LISTS: shape.kv_heads, QUERY_HEAD_LISTS: shape.heads}.get(op, 1)
+    owned = torch.randperm(num_slots, generator=generator, device=device)
+    owned = owned.view(shape.batch, shape.context)
+    drawn = torch.rand(num_lists, *owned.shape, generator=generator, device=device)
+    kept = drawn.topk(shape.budget).indices  # distinct positions of a row
+    lists = owned.expand(num_lists, -1, -1).gather(2, kept).sort(dim=2).values.int()
     indptr = torch.arange(shape.batch + 1, dtype=torch.int32, device=device) * shape.budget
     attention: Any
-    if op == SPARSE_ATTENTION:
-        attention = SparseAttention(shape, indptr, slots.view(-1))
+    if op in OWN_ATTENTION_OPS:
+        slots = lists[0].view(-1) if num_lists == 1 else lists.view(num_lists, -1)
+        attention = SparseAttention(shape, indptr, slots)
     else:
         attention = plan_flashinfer_decode(
             indptr,
-            slots.view(-1),
+            lists.view(-1),
             heads=shape.heads,
             kv_heads=shape.kv_heads,
             head_dim=shape.dim,
@@ -352,7 +372,7 @@ def prepare_attention(
     layers = max(1, min(LAYERS, MAX_CACHE_BYTES // layer_bytes))
     keys, values = (normal(layers, num_slots, shape.kv_heads, shape.dim) for _ in range(2))
     outputs = torch.full((layers, *query.shape), torch.nan, dtype=query.dtype, device=query.device)
-    return AttentionLayers(shape, attention, query, keys, values, slots, outputs)
+    return AttentionLayers(shape, attention, query, keys, values, lists, outputs)
 
 
 def time_op(op: TimedOp, repeats: int) -> OpTiming:

@@ -172,7 +172,8 @@ def kernel(
         list[str] | None,
         typer.Option(
             help="score, shortlist, full-ranking, select-scored, select, lse, softmax-mass, "
-            "topk-by-mass, select-by-mass, sparse-attention, sparse-attention-tensor-cores or "
+            "topk-by-mass, select-by-mass, sparse-attention, sparse-attention-kv-heads, "
+            "sparse-attention-query-heads (a list each), sparse-attention-tensor-cores or "
             "sparse-attention-cuda-cores (both FlashInfer's); may be repeated; all by default."
         ),
     ] = None,

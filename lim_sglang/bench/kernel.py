@@ -86,7 +86,7 @@ def check_case(case: StepShape, ops: Sequence[str]) -> None:
 def reasons_against(op: str, case: StepShape) -> list[str]:
     """List why an operation has no kernel for a case."""
     reasons = []
-    if op == bench.SPARSE_ATTENTION and case.dim > MAX_ATTENDED_DIM:
+    if op in bench.OWN_ATTENTION_OPS and case.dim > MAX_ATTENDED_DIM:
         reasons.append(f"--op {op} takes --dim {MAX_ATTENDED_DIM} or less, not {case.dim}")
     if op in bench.FLASHINFER_OPS and case.dim not in HEAD_DIMS:
         reasons.append(f"--op {op} takes --dim {', '.join(map(str, HEAD_DIMS))}, not {case.dim}")

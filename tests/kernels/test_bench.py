@@ -18,7 +18,9 @@ from lim_sglang.kernels import bench, scores
 from lim_sglang.kernels.bench import (
     ATTENTION_OPS,
     CUDA_CORES,
+    KV_HEAD_LISTS,
     OPS,
+    QUERY_HEAD_LISTS,
     SPARSE_ATTENTION,
     TENSOR_CORES,
     OpTiming,
@@ -72,6 +74,14 @@ def test_necessary_bytes_by_hand() -> None:
     # bf16: K and V of 3 x 32 tokens in 2 heads, queries and output of 3 x 4 heads.
     attention = prepare_attention(SPARSE_ATTENTION, shape, "cpu")
     assert attention.num_bytes == 2 * (2 * 96 * 2 * dim + 2 * 12 * dim)
+    # The same with lists of KV heads; of query heads, a token that both of a KV head keep once.
+    attention = prepare_attention(KV_HEAD_LISTS, shape, "cpu")
+    assert attention.num_bytes == 2 * (2 * 96 * 2 * dim + 2 * 12 * dim)
+    attention = prepare_attention(QUERY_HEAD_LISTS, shape, "cpu")
+    pairs = zip(attention.lists[0::2].tolist(), attention.lists[1::2].tolist(), strict=True)
+    union = sum(len({*a} | {*b}) for one, other in pairs for a, b in zip(one, other, strict=True))
+    assert 2 * 96 < union < 4 * 96
+    assert attention.num_bytes == 2 * (2 * union * dim + 2 * 12 * dim)
 
 
 @dataclass
@@ -122,13 +132,16 @@ def flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("op", ATTENTION_OPS)
 def test_rows_keep_slots_of_their_own_scattered_over_all_slots(op: str) -> None:
-    slots = prepare_attention(op, SHAPE, "cpu").slots
-    assert slots.shape == (3, 32)
-    assert slots.dtype == torch.int32
-    assert (slots.diff(dim=1) > 0).all()
-    assert slots.unique().numel() == slots.numel()
-    assert slots.min() < 30
-    assert 240 <= slots.max() < 3 * 90
+    lists = prepare_attention(op, SHAPE, "cpu").lists
+    num_lists = {KV_HEAD_LISTS: 2, QUERY_HEAD_LISTS: 4}.get(op, 1)
+    assert lists.shape == (num_lists, 3, 32)
+    assert lists.dtype == torch.int32
+    assert (lists.diff(dim=2) > 0).all()
+    by_row = [set(lists[:, row].flatten().tolist()) for row in range(3)]
+    assert sum(map(len, by_row)) == len(set.union(*by_row))
+    assert lists.unique(dim=0).shape == lists.shape
+    assert lists.min() < 30
+    assert 240 <= lists.max() < 3 * 90
 
 
 @pytest.mark.parametrize(("op", "tensor_cores"), [(TENSOR_CORES, True), (CUDA_CORES, False)])
@@ -142,7 +155,7 @@ def test_flashinfer_is_planned_once_as_serving_plans_it_for_a_graph(
     assert (wrapper.backend, wrapper.use_cuda_graph) == ("fa2", True)
     indptr, slots, last_page_len, *shape = wrapper.planned
     assert indptr.tolist() == [0, 32, 64, 96]
-    assert slots.data_ptr() == attention.slots.data_ptr()
+    assert slots.data_ptr() == attention.lists.data_ptr()
     assert last_page_len.tolist() == [1, 1, 1]
     assert shape == [4, 2, 64, 1]
     assert wrapper.dtypes == {"q_data_type": SHAPE.dtype, "kv_data_type": SHAPE.dtype}
@@ -254,7 +267,7 @@ def test_attention_is_timed_after_it_has_proved_right_and_the_copy_is_measured_o
     measured: list[str],
 ) -> None:
     rows = list(kernel.measure_ops(ATTENTION_OPS, SHAPE, 1))
-    assert measured == ["copy", "time", "time", "time"]
+    assert measured == ["copy", *["time"] * len(ATTENTION_OPS)]
     assert [row.op for row in rows] == list(ATTENTION_OPS)
     bytes_per_s = rows[0].timing.num_bytes / 50e-6  # type: ignore[operator]
     assert rows[0].copy_share == pytest.approx(bytes_per_s / 3000e9)
