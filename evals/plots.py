@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 Z95 = 1.959964
 """Standard errors on each side of an estimate in a 95 % interval."""
-DODGE = 1.06
-"""Factor between the x values of two series with the same budget, so that both are visible."""
+DODGE = 1.05
+"""Factor between the x values of two series with the same budget, so that both are visible; the
+values of all series lie around the budget."""
 X_MARGIN = 1.3
 """Factor by which the budget axis exceeds the budgets."""
 MIN_TICKS = 3
@@ -62,7 +63,7 @@ def plot_accuracy(panel: "SubFigure", group: Group) -> None:
         else:
             _plot_band(axes, row)
     for number, (name, members) in enumerate(series.items()):
-        _plot_series(axes, name, members, number)
+        _plot_series(axes, name, members, number, DODGE ** (number - (len(series) - 1) / 2))
     if budgets := sorted({row.budget for row in rows if row.budget}):
         axes.set_xscale("log", base=2)
         tick_at(axes, budgets, short_number)
@@ -88,11 +89,11 @@ def _plot_band(axes: "Axes", row: Row) -> None:
     )
 
 
-def _plot_series(axes: "Axes", name: str, rows: Sequence[Row], number: int) -> None:
+def _plot_series(axes: "Axes", name: str, rows: Sequence[Row], number: int, dodge: float) -> None:
     values = [100 * row.accuracy.value for row in rows]
     intervals = [interval(row.accuracy) for row in rows]
     axes.errorbar(
-        [(row.budget or 0) * DODGE**number for row in rows],
+        [(row.budget or 0) * dodge for row in rows],
         values,
         yerr=[
             [value - low for value, (low, _) in zip(values, intervals, strict=True)],

@@ -35,6 +35,7 @@ LIGHT: Palette = MappingProxyType(
         "s3": "#bf3989",
         "s4": "#7a6400",
         "s5": "#0a3069",
+        "s6": "#cf222e",
     }
 )
 DARK: Palette = MappingProxyType(
@@ -51,9 +52,10 @@ DARK: Palette = MappingProxyType(
         "s3": "#f778ba",
         "s4": "#d4b106",
         "s5": "#a5d6ff",
+        "s6": "#ff7b72",
     }
 )
-SERIES = ("s0", "s1", "s2", "s3", "s4", "s5")
+SERIES = ("s0", "s1", "s2", "s3", "s4", "s5", "s6")
 """Colours of lines other than full attention, in the order of use."""
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 """Markers of lines, so that no line is recognised by colour alone."""

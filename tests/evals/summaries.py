@@ -16,13 +16,12 @@ from tests.builders import make_sample
 
 MEASURED = Path(__file__).parents[2] / "docs" / "measured" / "eval"
 COMMITTED = {
-    summary.conditions["budget"]: summary
+    (summary.conditions["policy"], summary.conditions["budget"]): summary
     for summary in map(read_summary, sorted(MEASURED.glob("*.json")))
-    if summary.conditions["policy"] in ("full", "lessismore")
 }
-"""The committed summaries of LessIsMore by their budgets; None: full attention."""
-CONDITIONS: Mapping[str, Any] = COMMITTED[256].conditions
-FULL = {name: COMMITTED[None].conditions.get(name) for name in POLICY}
+"""The committed summaries by their policies and budgets."""
+CONDITIONS: Mapping[str, Any] = COMMITTED["lessismore", 256].conditions
+FULL = {name: COMMITTED["full", None].conditions.get(name) for name in POLICY}
 """Conditions that differ under full attention."""
 
 

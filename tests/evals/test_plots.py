@@ -22,6 +22,7 @@ from lim_sglang.evals.plots import (
 )
 from lim_sglang.evals.report import Group, make_groups
 from lim_sglang.plot_style import settings
+from lim_sglang.policies import POLICIES
 from tests.evals.summaries import FULL, five_runs, question, run, simulated
 
 BY_NAME = {plot.name: plot for plot in PLOTS}
@@ -93,10 +94,16 @@ def test_an_interval_is_1_96_standard_errors_within_0_and_100(
     assert interval(estimate) == pytest.approx(expected, abs=0.01)
 
 
-def test_series_of_the_same_budgets_do_not_hide_each_other() -> None:
-    (axes,) = axes_of("accuracy", make_groups([simulated(), simulated(ranking="mass")])[0])
-    places = [container.lines[0].get_xdata()[0] for container in axes.containers]
-    assert places[0] == 256 < places[1] < 300
+@pytest.mark.parametrize("names", [("tidal", "quest"), tuple(sorted(POLICIES.keys() - {"full"}))])
+def test_series_of_the_same_budget_stand_side_by_side_around_it(names: tuple[str, ...]) -> None:
+    runs = [simulated(policy=name, budget=budget) for name in names for budget in (256, 1024)]
+    (axes,) = axes_of("accuracy", make_groups(runs)[0])
+    left, right = axes.get_xlim()
+    for point, budget in enumerate((256, 1024)):
+        places = [container.lines[0].get_xdata()[point] for container in axes.containers]
+        assert len(set(places)) == len(names)
+        assert left < min(places) < budget < max(places) < right
+        assert max(places) / budget < 2**0.5
 
 
 def test_votes_and_any_right_are_plotted_over_tokens(group: Group) -> None:

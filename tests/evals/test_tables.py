@@ -458,12 +458,14 @@ def test_conditions_that_all_runs_share_have_one_cell(group: Group) -> None:
 
 def test_results_state_their_conditions_and_gaps() -> None:
     changes = {"commit": "c0ffee0123456789+d61e43b333", "date": "2026-11-26", "device_name": None}
-    runs = [simulated(**FULL), replace(simulated(**changes), num_failed=2)]
+    first = {"commit": "1be6cc2", "date": "2026-11-25", "device_name": "NVIDIA H100 80GB HBM3"}
+    runs = [simulated(**FULL, **first), replace(simulated(**changes), num_failed=2)]
     table, below, method, plot = results_section(make_groups(runs), "a.svg").split("\n\n")
     assert table == group_table(make_groups(runs)[0]).markdown()
     assert below == (
         f"math500, {CODER}: 9 questions {TIMES} 4 samples, at most 2,048 new tokens, "
-        "temperature 0.6, top_p 0.95, top_k -1; NVIDIA H100 80GB HBM3 and unknown device name, "
+        "temperature 0.6, top_p 0.95, top_k -1, 256 requests at a time; NVIDIA H100 80GB HBM3 "
+        "and unknown device name, "
         "SGLang 0.5.16, torch 2.11.0, Math-Verify 0.9.0. By `lim eval` on 2026-11-25 and "
         "2026-11-26, commit 1be6cc2 and c0ffee0123 with local edits d61e43b333. 9 questions are "
         "too few for standard errors and intervals, which need 20. LessIsMore 256: 2 samples "
