@@ -225,25 +225,59 @@ class ModelShape:
     num_heads: int
 
 
-PRESETS: Mapping[ModelShape, tuple[int, ...]] = {
-    # Qwen3-8B, Qwen3-14B, Qwen3-4B, Llama-3.1-8B and DeepSeek-R1-Distill-Llama-8B: the paper.
-    ModelShape("qwen3", 36, 4096, 32): (2, 12),
-    ModelShape("qwen3", 40, 5120, 40): (2, 12),
-    ModelShape("qwen3", 36, 2560, 32): (2, 20),
-    ModelShape("llama", 32, 4096, 32): (2, 12),
-    # Qwen2.5-Coder-1.5B, Qwen2.5-Coder-0.5B, SmolLM2-135M: chosen by KL divergence, docs/design.md.
-    ModelShape("qwen2", 28, 1536, 12): (2, 12),
-    ModelShape("qwen2", 24, 896, 14): (2, 9),
-    ModelShape("llama", 30, 576, 9): (2, 17),
+@dataclass(frozen=True)
+class Preset:
+    """SELECT layers, and the model that they were measured on."""
+
+    layers: tuple[int, ...]
+    model: str
+    vocab_size: int
+    rope_theta: float
+    fingerprint: str | None = None
+    """`models.weights_fingerprint`; None: not known, so that weights cannot be compared."""
+
+    def differences(self, traits: Mapping[str, Any]) -> list[str]:
+        """List the traits in which a model of the same shape differs from the measured one.
+
+        Args:
+            traits: some of `vocab_size`, `rope_theta` and `fingerprint`; None: not known.
+        """
+        found = [
+            f"{name.replace('_', ' ')} {traits[name]:,.0f} instead of {getattr(self, name):,.0f}"
+            for name in ("vocab_size", "rope_theta")
+            if traits.get(name) not in (None, getattr(self, name))
+        ]
+        known = self.fingerprint and traits.get("fingerprint")
+        return [*found, *(["other weights"] if known and known != self.fingerprint else [])]
+
+
+PRESETS: Mapping[ModelShape, Preset] = {
+    # From the paper, arXiv 2508.07101. A shape is also that of other models, such as
+    # DeepSeek-R1-Distill-Llama-8B, which the paper measured, too, with the same layers.
+    ModelShape("qwen3", 36, 4096, 32): Preset((2, 12), "Qwen3-8B", 151936, 1e6),
+    ModelShape("qwen3", 40, 5120, 40): Preset((2, 12), "Qwen3-14B", 151936, 1e6),
+    ModelShape("qwen3", 36, 2560, 32): Preset((2, 20), "Qwen3-4B", 151936, 1e6),
+    ModelShape("llama", 32, 4096, 32): Preset((2, 12), "Llama-3.1-8B", 128256, 5e5),
+    # Chosen by KL divergence, docs/design.md.
+    ModelShape("qwen2", 28, 1536, 12): Preset((2, 12), "Qwen2.5-Coder-1.5B", 151936, 1e6),
+    ModelShape("qwen2", 24, 896, 14): Preset((2, 9), "Qwen2.5-Coder-0.5B", 151936, 1e6),
+    ModelShape("llama", 30, 576, 9): Preset(
+        (2, 17),
+        "SmolLM2-135M-Instruct",
+        49152,
+        1e5,
+        "59400d414e6fbe51c23c559ca6b8a4c1ca7dfeec4a8de5c0da3197c288fccf69",  # from its GGUF file
+    ),
 }
-"""SELECT layers that were measured, by model shape."""
+"""SELECT layers that were measured, by model shape: a local folder has no hub name."""
 
 
 def with_preset(config: LimConfig, shape: ModelShape) -> LimConfig:
     """Fill in `select_layers` if the policy has SELECT layers and the user named none."""
     if config.select_layers is not None or "select_layers" not in _defaults(config.policy):
         return config
-    layers = PRESETS.get(shape, default_select_layers(shape.num_layers))
+    preset = PRESETS.get(shape)
+    layers = preset.layers if preset else default_select_layers(shape.num_layers)
     return replace(config, select_layers=layers)
 
 

@@ -19,15 +19,18 @@ from lim_sglang.config import (
     CONFIG_VAR,
     PRESETS,
     LimConfig,
+    Preset,
     resolve_settings,
     with_preset,
 )
 from lim_sglang.counters import Stats
 from lim_sglang.errors import RefusedError, ServerError
 from lim_sglang.kernels.selector import Room, Selector
+from lim_sglang.models import weights_fingerprint
 from lim_sglang.policies.policy import Role, SparsePolicy, sparse_policy
 from lim_sglang.validation import (
     model_shape,
+    model_traits,
     reasons_against,
     reasons_against_kv_cache,
     reasons_against_layers,
@@ -69,13 +72,34 @@ class LimModelRunner(compat.ModelRunner):
             self.lim_roles = (Role.FULL,) * shape.num_layers
             self.lim_policy = None
         self.lim_stats = Stats()
-        if Role.SELECT in self.lim_roles and config.select_layers is None and shape not in PRESETS:
-            logger.warning(
-                "SELECT layers %s were not measured for this model: compare it with --lim-policy "
-                "full before you rely on it",
-                self.lim_config.select_layers,
-            )
         super().__init__(model_config=model_config, server_args=server_args, **rest)
+        self.lim_preset: Mapping[str, Any] | None = None
+        """The model that the SELECT layers were measured on, and how the served one differs; None
+        where the user named the layers, or none selects."""
+        if Role.SELECT in self.lim_roles and config.select_layers is None:
+            self.lim_preset = self._compare_with_measured(PRESETS.get(shape))
+
+    def _compare_with_measured(self, preset: Preset | None) -> Mapping[str, Any]:
+        """Compare the loaded model with the one that its preset was measured on; log differences.
+
+        Args:
+            preset: None: no model of this shape was measured.
+        """
+        layers, differences = self.lim_config.select_layers, ["no model of its shape was measured"]
+        if preset:
+            path = self.model_config.model_path
+            fingerprint = weights_fingerprint(path, self.model_config.revision)
+            traits = model_traits(self.model_config.hf_text_config)
+            differences = preset.differences(traits | {"fingerprint": fingerprint})
+        if differences:
+            logger.warning(
+                "SELECT layers %s were not measured for this model (%s%s): compare it with "
+                "--lim-policy full before you rely on it",
+                layers,
+                f"{preset.model} was, and this model has " if preset else "",
+                ", ".join(differences),
+            )
+        return {"measured_on": preset.model if preset else None, "differences": differences}
 
     def alloc_memory_pool(self, *arguments: Any, **options: Any) -> None:
         """Allocate the selection's memory first, so that the KV pool is sized by the rest."""
@@ -246,6 +270,8 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
         "sampling_defaults": runner.model_config.get_default_sampling_params(),
         **asdict(runner.lim_stats),
     }
+    if runner.lim_preset:
+        state["preset"] = dict(runner.lim_preset)
     if runner.lim_selector:
         state |= runner.lim_selector.counts()
         state["score_source"] = compat.decode_backend(runner.attn_backend).score_source

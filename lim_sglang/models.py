@@ -29,6 +29,8 @@ GPU_DEFAULT = "Qwen/Qwen3-8B"
 HUB_TIMEOUT_S = 8.0
 """Time for the hub to say that it has a model; a name server alone can take longer."""
 BLOCK_BYTES = 1 << 20
+FINGERPRINT_BYTES = 64 << 10
+"""Bytes of the weights of each file, behind its header, that tell models apart."""
 MODELSCOPE_VAR = "SGLANG_USE_MODELSCOPE"
 """Read by SGLang: true fetches models from another hub."""
 
@@ -203,6 +205,29 @@ def model_digest(source: str) -> str:
                 file.seek(place)
                 digest.update(file.read(BLOCK_BYTES))
     return digest.hexdigest()
+
+
+def weights_fingerprint(source: str, revision: str | None = None) -> str | None:
+    """Return a digest of a model's safetensors: of each file the header and 64 KiB of weights.
+
+    Equal for a folder and for the hub's files of the same weights, whatever else lies there. None
+    without such files, or where a hub id's were not fetched by huggingface_hub.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(source, revision=revision, local_files_only=True))
+        except (HFValidationError, LocalEntryNotFoundError):
+            return None
+    digest, files = hashlib.sha256(), sorted(folder.glob("*.safetensors"))
+    for path in files:
+        with path.open("rb") as file:
+            length = file.read(8)  # of the header
+            digest.update(length + file.read(int.from_bytes(length, "little") + FINGERPRINT_BYTES))
+    return digest.hexdigest() if files else None
 
 
 def embedded_model(model: EmbeddedModel) -> Path:

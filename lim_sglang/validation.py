@@ -258,6 +258,13 @@ def model_shape(model_config: Any) -> ModelShape:
     )
 
 
+def model_traits(model_config: Any) -> dict[str, Any]:
+    """Return what tells models of one shape apart, as `Preset.differences` takes it."""
+    parameters = getattr(model_config, "rope_parameters", None) or {}
+    theta = parameters.get("rope_theta") or getattr(model_config, "rope_theta", None)
+    return {"vocab_size": getattr(model_config, "vocab_size", None), "rope_theta": theta}
+
+
 def head_dim_of(model_config: Any) -> int:
     """Return the dimensions of one attention head."""
     stated: int | None = getattr(model_config, "head_dim", None)

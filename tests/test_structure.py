@@ -22,8 +22,8 @@ MAX_FILES = 117
 SERVER_SIDE = (
     *("errors", "config", "counters", "compat", "frontend", "validation", "flags", "audit"),
     *("mends", "request_checks", "request_door"),
-    *("attention_backend", "cpu_backend", "model_runner", "plugin"),
-    *("models", "launch.supervisor", "launch.server_log", "launch.server", "launch.serve"),
+    *("models", "attention_backend", "cpu_backend", "model_runner", "plugin"),
+    *("launch.supervisor", "launch.server_log", "launch.server", "launch.serve"),
     *("verify_gpu", "doctor"),
 )
 """Modules of lim_sglang/ and launch/, each of which may import those before it."""

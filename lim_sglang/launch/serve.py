@@ -138,9 +138,19 @@ def ready_block(options: ServerOptions, live: Mapping[str, Any], log: Path | Non
             f"  url       {options.url}",
             f"  model     {options.model}",
             f"  policy    {config['policy']}: {schedule}",
+            *_preset_lines(live.get("preset") or {}),
             *([f"  log       {log}"] if log else []),
         ]
     )
+
+
+def _preset_lines(preset: Mapping[str, Any]) -> list[str]:
+    """Return a line that says how the model differs from the one whose layers were measured."""
+    differences = ", ".join(preset.get("differences", ()))
+    if not differences:
+        return []
+    measured = f"those of {preset['measured_on']}, but " if preset["measured_on"] else ""
+    return [f"  layers    {measured}{differences}: compare with --policy full"]
 
 
 def commands_block(options: ServerOptions) -> str:

@@ -1,13 +1,17 @@
 """The configuration: defaults, JSON, precedence, presets, refusals, and the layers' roles."""
 
 import json
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any
 
 import pytest
 
 from lim_sglang.config import (
+    PRESETS,
     LimConfig,
     ModelShape,
+    Preset,
     parse_layers,
     resolve_settings,
     with_preset,
@@ -121,6 +125,29 @@ def test_layers_that_the_user_named_beat_the_preset_which_beats_the_default(
     shape: ModelShape, named: tuple[int, ...] | None, layers: tuple[int, ...]
 ) -> None:
     assert with_preset(LimConfig(select_layers=named), shape).select_layers == layers
+
+
+CODER = PRESETS[ModelShape("qwen2", 28, 1536, 12)]
+
+
+@pytest.mark.parametrize(
+    ("preset", "traits", "differences"),
+    [
+        (CODER, {"vocab_size": 151936, "rope_theta": 1000000.0, "fingerprint": "a"}, []),
+        (CODER, {"vocab_size": None, "rope_theta": None}, []),
+        (CODER, {"vocab_size": 151936, "rope_theta": 10000}, ["rope theta 10,000 instead of"]),
+        (CODER, {"vocab_size": 152064}, ["vocab size 152,064 instead of 151,936"]),
+        (replace(CODER, fingerprint="a"), {"fingerprint": "a"}, []),
+        (replace(CODER, fingerprint="a"), {"fingerprint": None}, []),
+        (replace(CODER, fingerprint="a"), {"fingerprint": "b", "rope_theta": 1}, ["rope", "other"]),
+    ],
+)
+def test_a_model_of_a_measured_shape_is_told_from_the_measured_one(
+    preset: Preset, traits: Mapping[str, Any], differences: list[str]
+) -> None:
+    found = preset.differences(traits)
+    assert len(found) == len(differences)
+    assert all(each.startswith(begun) for each, begun in zip(found, differences, strict=True))
 
 
 @pytest.mark.parametrize(

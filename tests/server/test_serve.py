@@ -42,6 +42,16 @@ def test_the_message_says_where_what_and_how_but_never_the_key() -> None:
     assert "full: all 6 layers read everything" in dense
     assert "256" not in dense
     assert "log " not in dense
+    assert "layers    " not in sparse
+    other = {
+        "measured_on": "Qwen3-8B",
+        "differences": ["rope theta 1", "other weights"],
+    }
+    shown = ready_block(ServerOptions("some/model"), live(ROLES) | {"preset": other}, None)
+    assert "  layers    those of Qwen3-8B, but rope theta 1, other weights: compare" in shown
+    unknown = {"measured_on": None, "differences": ["no model of its shape was measured"]}
+    shown = ready_block(ServerOptions("some/model"), live(ROLES) | {"preset": unknown}, None)
+    assert "  layers    no model of its shape was measured: compare with --policy full" in shown
     open_to_all = commands_block(ServerOptions("some/model"))
     assert 'lim ask "What is 17 * 23?"' in open_to_all
     assert "Bearer" not in open_to_all

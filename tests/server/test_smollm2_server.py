@@ -61,6 +61,7 @@ def test_the_ready_block_says_where_what_and_how(server: LocalServer, folder: Pa
     assert server.url in block
     assert SMOLLM2.name in block
     assert f"read {BUDGET} tokens picked at layers 2, 17" in block
+    assert "layers    " not in block  # those of this very model
     assert f'lim ask "What is 17 * 23?" --samples 8 --url {server.url}' in block
 
 

@@ -18,6 +18,7 @@ from lim_sglang.validation import (
     decodes_with_lim,
     has_nvcc,
     head_dim_of,
+    model_traits,
     reads_sparsely,
     reasons_against,
     reasons_against_gpu,
@@ -333,3 +334,18 @@ def test_a_gate_is_refused_on_a_cache_of_fp8() -> None:
         assert "keys before RoPE" in reason
         assert not reasons_against_selection(H100, LimConfig(policy="quest"), CONTEXT, dtype, 8)
     assert not reasons_against_selection(H100, seer, CONTEXT, "auto", 8)
+
+
+@pytest.mark.parametrize(
+    ("config", "theta"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 1e6),
+        ({"rope_theta": 10000}, 10000),
+        ({"rope_parameters": None, "rope_theta": 5e5}, 5e5),
+        ({}, None),
+    ],
+)
+def test_the_base_of_rope_is_read_where_transformers_and_older_files_have_it(
+    config: dict, theta: float | None
+) -> None:
+    assert model_traits(SimpleNamespace(**config)) == {"vocab_size": None, "rope_theta": theta}
