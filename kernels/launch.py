@@ -91,6 +91,9 @@ COMPACT_BLOCK = 2048
 """Positions that one program compacts, and whose chosen tokens `full_ranking.py` counts for it."""
 LENGTH_BLOCK = 1024
 """Rows whose lengths are summed at a time."""
+MAX_REGISTERS = 128
+"""Registers of a thread, at most, where the size of a sample would take more: with them an SM runs
+two programs of eight warps, and the few values that do not fit go to the stack."""
 WIDE_WARPS = 8
 """Warps of a program that reads thousands of turns or positions at a time."""
 NO_TURN = 2**31 - 1

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lim_sglang.kernels.full_ranking import padded_ranks
 from lim_sglang.kernels.launch import (
+    MAX_REGISTERS,
     NEEDS_FULL_RANKING,
     SHORTLIST_BLOCK,
     is_last_block,
@@ -68,7 +69,7 @@ def _shortlist_tokens(
     rank_count_row_stride,
     NEEDS_FULL_RANKING: tl.constexpr,
     CAPACITY: tl.constexpr,
-    SORTED_AT_ONCE: tl.constexpr,  # most candidates that a full ranking sorts without selecting
+    SORTED_AT_ONCE: tl.constexpr,  # most candidates of a row that no shortlist is tried for
     SAMPLE: tl.constexpr,
     BLOCK: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
@@ -142,6 +143,15 @@ def shortlist_capacity(selected: int) -> int:
     return max(16, small, triton.next_power_of_2(triton.cdiv(selected, 2)))
 
 
+def sorted_at_once(selected: int) -> int:
+    """Return the most candidates of a row just over the budget, which is left to a full ranking.
+
+    A third over `selected` at most, so that the same share over any budget is sorted whole: beyond
+    it a shortlist decides most rows. Never more than a full ranking sorts without selecting first.
+    """
+    return min(padded_ranks(selected), 4 * selected // 3)
+
+
 def shortlist_tokens(
     scores: Tensor, indptr: Tensor, budget_split: BudgetSplit, buffers: RankingBuffers
 ) -> None:
@@ -185,11 +195,12 @@ def shortlist_tokens(
         buffers.new_tokens_per_rank.stride(0),
         NEEDS_FULL_RANKING=NEEDS_FULL_RANKING,
         CAPACITY=capacity,
-        SORTED_AT_ONCE=padded_ranks(budget_split.selected),
+        SORTED_AT_ONCE=sorted_at_once(budget_split.selected),
         SAMPLE=sample_size(columns),
         BLOCK=SHORTLIST_BLOCK,
         PADDED_HEADS=triton.next_power_of_2(heads),
         COUNTED_RANKS=buffers.new_tokens_per_rank.shape[1],
         num_warps=sort_warps(capacity),
+        maxnreg=MAX_REGISTERS,
         **pdl_options(),
     )

@@ -1,16 +1,21 @@
-"""Compile every kernel for GPUs that need not be there; print shared memory as JSON.
+"""Compile every kernel for GPUs that need not be there; print what its programs take as JSON.
 
 `test_compiled.py` runs this in a process of its own: the test process decorates kernels for the
 interpreter.
 """
 
 import json
+import re
+import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import partial
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -43,21 +48,36 @@ POINTERS = {
 """Types of the parameters that are no i32."""
 
 
-def shared_memory(
+@dataclass(frozen=True)
+class Usage:
+    """What a compiled kernel takes."""
+
+    shared_bytes: int
+    """Of a program."""
+    registers: int
+    """Of a thread."""
+    stack_bytes: int
+    """Of a thread: values that found no register, and arrays."""
+    warps: int
+    """Of a program."""
+
+
+def compile_kernel(
     architecture: int,
     kernel: Any,
     constants: dict[str, Any],
     warps: int = 4,
     stages: int = DEFAULT_STAGES,
+    max_registers: int | None = None,
     **types: str,
-) -> int:
-    """Compile a kernel as it is launched; return the bytes of shared memory that a program takes.
+) -> Usage:
+    """Compile a kernel as it is launched.
 
     Args:
         architecture: compute capability, 90 for 9.0.
         kernel: decorated function.
         constants: compile-time parameters.
-        warps, stages: launch options.
+        warps, stages, max_registers: launch options.
         types: of parameters that differ from `POINTERS`.
     """
     pointers = POINTERS | types
@@ -72,13 +92,19 @@ def shared_memory(
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": warps, "num_stages": stages},
+        options={"num_warps": warps, "num_stages": stages, "maxnreg": max_registers},
     )
-    shared: int = compiled.metadata.shared
-    return shared
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", shown)
+    assert found, shown
+    return Usage(compiled.metadata.shared, int(found[1]), int(found[2]), warps)
 
 
-def compile_scores(architecture: int) -> dict[str, int]:
+def compile_scores(architecture: int) -> dict[str, Usage]:
     """Compile for each dtype, head dimension and group size that served models have."""
     found = {}
     for query, keys in (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp8e4nv")):
@@ -94,7 +120,7 @@ def compile_scores(architecture: int) -> dict[str, int]:
                     "SPLITS": launch.SCORE_SPLITS,
                     "UPCAST": False,
                 }
-                found[f"score_tokens {query} {keys} {dim} {group}"] = shared_memory(
+                found[f"score_tokens {query} {keys} {dim} {group}"] = compile_kernel(
                     architecture,
                     scores._score_tokens,
                     constants,
@@ -105,7 +131,7 @@ def compile_scores(architecture: int) -> dict[str, int]:
     return found
 
 
-def compile_attention(architecture: int) -> dict[str, int]:
+def compile_attention(architecture: int) -> dict[str, Usage]:
     """Compile sparse attention for the same, and with a soft-cap."""
     found = {}
     for query, cache, dim, group, capped, programs_per_sm in (
@@ -137,7 +163,7 @@ def compile_attention(architecture: int) -> dict[str, int]:
         }
         types = {"query": f"*{query}", "output": f"*{query}"}
         types |= dict.fromkeys(("keys", "values"), f"*{cache}")
-        found[f"attend_tokens {query} {cache} {dim} {group}"] = shared_memory(
+        found[f"attend_tokens {query} {cache} {dim} {group}"] = compile_kernel(
             architecture,
             sparse_attention._attend_tokens,
             constants,
@@ -148,14 +174,14 @@ def compile_attention(architecture: int) -> dict[str, int]:
     return found
 
 
-def compile_selection(architecture: int) -> dict[str, int]:
+def compile_selection(architecture: int) -> dict[str, Usage]:
     """Compile selection for 32 heads, budget 256; also 2,048 and 6,144 where memory is least."""
     pdl = {"USE_PDL": architecture >= 10 * launch.PDL_CAPABILITY[0]}
-    compile_kernel = partial(shared_memory, architecture)
+    compile_one = partial(compile_kernel, architecture)
     found = {
-        "log_sum_exp": compile_kernel(mass._log_sum_exp, {"BLOCK": launch.LSE_BLOCK}),
+        "log_sum_exp": compile_one(mass._log_sum_exp, {"BLOCK": launch.LSE_BLOCK}),
         **{
-            f"softmax_mass {page}": compile_kernel(
+            f"softmax_mass {page}": compile_one(
                 mass._softmax_mass,
                 pdl
                 | {"BLOCK": launch.MASS_BLOCK, "HEADS": launch.MASS_HEADS}
@@ -163,15 +189,13 @@ def compile_selection(architecture: int) -> dict[str, int]:
             )
             for page in (1, 16)
         },
-        "copy_window": compile_kernel(compact._copy_window, {"BLOCK": launch.COMPACT_BLOCK}),
-        "compact_slots": compile_kernel(
+        "copy_window": compile_one(compact._copy_window, {"BLOCK": launch.COMPACT_BLOCK}),
+        "compact_slots": compile_one(
             compact._compact_slots,
             pdl | {"BLOCK": launch.COMPACT_BLOCK, "PADDED_COUNTS": 64, "NO_TURN": launch.NO_TURN},
             launch.WIDE_WARPS,
         ),
-        "count_kept": compile_kernel(
-            compact._count_kept, {"BLOCK": launch.LENGTH_BLOCK, "PAGE": 1}
-        ),
+        "count_kept": compile_one(compact._count_kept, {"BLOCK": launch.LENGTH_BLOCK, "PAGE": 1}),
     }
     for selected in (192, 1536, 4608) if architecture == LEAST_SHARED_MEMORY else (192,):
         capacity = shortlist.shortlist_capacity(selected)
@@ -181,18 +205,19 @@ def compile_selection(architecture: int) -> dict[str, int]:
             "PADDED_HEADS": 32,
             "COUNTED_RANKS": max(capacity, ranks),
         }
-        found[f"shortlist_tokens {selected}"] = compile_kernel(
+        found[f"shortlist_tokens {selected}"] = compile_one(
             shortlist._shortlist_tokens,
             union
             | {
                 "CAPACITY": capacity,
-                "SORTED_AT_ONCE": ranks,
+                "SORTED_AT_ONCE": shortlist.sorted_at_once(selected),
                 "SAMPLE": launch.MAX_SAMPLE,
                 "BLOCK": launch.SHORTLIST_BLOCK,
             },
             launch.sort_warps(capacity),
+            max_registers=launch.MAX_REGISTERS,
         )
-        found[f"rank_tokens {selected}"] = compile_kernel(
+        found[f"rank_tokens {selected}"] = compile_one(
             full_ranking._rank_tokens,
             union
             | {
@@ -203,7 +228,7 @@ def compile_selection(architecture: int) -> dict[str, int]:
             launch.full_ranking_warps(ranks),
         )
         capacity = mass.candidate_capacity(selected)
-        found[f"topk_by_mass {selected}"] = compile_kernel(
+        found[f"topk_by_mass {selected}"] = compile_one(
             mass._topk_by_mass,
             pdl
             | {
@@ -219,8 +244,8 @@ def compile_selection(architecture: int) -> dict[str, int]:
     return found
 
 
-def compile_for(architecture: int) -> dict[str, int]:
-    """Compile every kernel; return shared memory in bytes by kernel and shape."""
+def compile_for(architecture: int) -> dict[str, Usage]:
+    """Compile every kernel; return what each takes by kernel and shape."""
     return (
         compile_scores(architecture)
         | compile_attention(architecture)
@@ -232,7 +257,7 @@ def main() -> None:
     """Compile for every architecture, one per core at a time."""
     with ProcessPoolExecutor() as processes:
         found = dict(zip(ARCHITECTURES, processes.map(compile_for, ARCHITECTURES), strict=True))
-    sys.stdout.write("\n" + json.dumps(found))
+    sys.stdout.write("\n" + json.dumps(found, default=asdict))
 
 
 if __name__ == "__main__":

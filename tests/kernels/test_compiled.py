@@ -1,10 +1,13 @@
-"""Every kernel compiles for the GPUs that are supported, and fits into their shared memory."""
+"""Every kernel compiles for the GPUs that are supported, fits into their shared memory, and leaves
+registers for the programs that run beside it.
+"""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,20 +28,47 @@ KERNELS = {
 }
 
 
+HOPPER = "90"
+REGISTERS = 65536
+"""Of an SM, on all of these architectures: NVIDIA's CUDA programming guide."""
+SIDE_BY_SIDE = {
+    **dict.fromkeys(("shortlist_tokens", "rank_tokens 192"), 2),
+    **dict.fromkeys(("score_tokens", "softmax_mass", "compact_slots"), 4),
+    "attend_tokens bf16 bf16 128": 5,  # `WIDE_TILE`
+    "attend_tokens fp16 fp16 64": 5,
+}
+"""Programs that an SM has registers for, at least, by the beginnings of kernels' names."""
+MAX_SPILLED = 72
+"""Most bytes of a thread's stack where programs shall run side by side."""
+
+
 @pytest.fixture(scope="module")
-def compiled() -> dict[str, dict[str, int]]:
-    """Shared memory in bytes by architecture and kernel."""
+def compiled() -> dict[str, dict[str, Any]]:
+    """What a program takes, by architecture and kernel."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, dict[str, int]] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 @pytest.mark.parametrize("architecture", SHARED_BYTES)
-def test_every_kernel_fits(compiled: dict[str, dict[str, int]], architecture: str) -> None:
+def test_every_kernel_fits(compiled: dict[str, dict[str, Any]], architecture: str) -> None:
     kernels = compiled[architecture]
     assert {name.split()[0] for name in kernels} == KERNELS
-    assert max(kernels.values()) <= SHARED_BYTES[architecture]
+    assert max(each["shared_bytes"] for each in kernels.values()) <= SHARED_BYTES[architecture]
+
+
+@pytest.mark.parametrize("beginning", SIDE_BY_SIDE)
+def test_registers_are_left_for_programs_side_by_side(
+    compiled: dict[str, dict[str, Any]], beginning: str
+) -> None:
+    """Bounds, not counts, which a compiler changes."""
+    kernels = [each for name, each in compiled[HOPPER].items() if name.startswith(beginning)]
+    assert kernels
+    for each in kernels:
+        most = REGISTERS // (32 * each["warps"] * SIDE_BY_SIDE[beginning])
+        assert each["registers"] <= most
+        assert each["stack_bytes"] <= MAX_SPILLED

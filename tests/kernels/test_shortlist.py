@@ -81,11 +81,20 @@ def test_a_complete_sample_fills_a_shortlist(batch: Batch, device: str) -> None:
     assert min(shortlist_depths(batch, device)) >= capacity - 1
 
 
-@pytest.mark.parametrize(("length", "is_tried"), [(513, False), (640, False), (641, True)], ids=str)
+@pytest.mark.parametrize(
+    ("budget", "length", "is_tried"),
+    [
+        # 128 sinks and recent tokens, 384 selected: a power of two is a third over them.
+        *((512, 513, False), (512, 640, False), (512, 641, True)),
+        # 175 and 525, whose next power of two is nearly twice as many.
+        *((700, 701, False), (700, 875, False), (700, 876, True), (700, 1100, True)),
+    ],
+    ids=str,
+)
 def test_rows_just_over_the_budget_are_left_to_be_sorted_at_once(
-    length: int, is_tried: bool
+    budget: int, length: int, is_tried: bool
 ) -> None:
-    batch = Batch((length,), 6, 2, 64, 512)  # 128 sinks and recent tokens
+    batch = Batch((length,), 6, 2, 64, budget)
     assert [depth > 0 for depth in shortlist_depths(batch, "cpu")] == [is_tried] * 6
     assert rows_left_open(batch, "cpu") == ([] if is_tried else [0])
 
