@@ -78,11 +78,6 @@ def _is_statement(formula: Formula) -> bool:
     )
 
 
-def _is_number(formula: Formula) -> bool:
-    """Return True for a formula without a name; f(3) is one."""
-    return getattr(formula, "is_number", False) and not formula.has(AppliedUndef)
-
-
 def _same_set(a: list[Formula], b: list[Formula]) -> bool:
     """Return True for two inequalities in one name that the same numbers satisfy."""
     if not (a and b and grader.is_relation(a[0]) and grader.is_relation(b[0])):
@@ -127,7 +122,7 @@ def _mended(formula: Formula) -> Formula:
     if hasattr(formula, "_unsorted_args"):
         # A list or a chain of relations, in the order in which math-verify read it.
         parts = formula._unsorted_args
-        if grader.is_equation(formula) and _is_number(parts[0].lhs):
+        if grader.is_equation(formula) and getattr(parts[0].lhs, "is_number", False):
             return _value_of_calculation(parts)
         if isinstance(formula, sympy.And):
             return type(formula)(*map(_exact, parts), evaluate=False)
@@ -138,7 +133,7 @@ def _mended(formula: Formula) -> Formula:
         ):
             return _mended(parts[0])
         return type(formula)(*map(_mended, parts))
-    if isinstance(formula, sympy.Eq) and _is_number(formula.lhs):
+    if isinstance(formula, sympy.Eq) and getattr(formula.lhs, "is_number", False):
         left, right = _exact(formula.lhs), _exact(formula.rhs)
         if right.is_Symbol:
             return sympy.Eq(right, left, evaluate=False)
