@@ -21,7 +21,7 @@ from lim_sglang.programs.schema import COMPLETED_STATES
 TURN_S = 0.5
 """Longest wait of the main thread, which Ctrl-C cannot interrupt if the kernel hands the signal to
 another thread."""
-GRADING_VERSION = 5
+GRADING_VERSION = 6
 """Version of extraction and grading: raise the number with a change of this module, or of
 `answers.py`, `latex.py`, `units.py`, `values.py`, `comparison.py` or `equivalence.py` in
 `programs/`, that changes a verdict. Verdicts of another version are renewed from the stored

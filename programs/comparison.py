@@ -4,7 +4,8 @@ Runs in the workers of `equivalence.py`, since a pair may take seconds or gigaby
 reads LaTeX into SymPy and compares sets, intervals, matrices and equations part by part. Five of
 its functions are replaced here: its comparison of numbers ends in an absolute one, so that all tiny
 numbers are equal; all equations without a solution are equal; sets and pairs are sorted; a name
-alone is compared by its letters.
+alone is compared by its letters. Relations that are not solved are kept from it, since it would
+solve them.
 """
 
 import re
@@ -16,6 +17,8 @@ from typing import Any
 import sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig
 from math_verify import LatexExtractionConfig, grader, parse, verify
+from sympy.core.function import AppliedUndef
+from sympy.functions.elementary.trigonometric import TrigonometricFunction
 from sympy.logic.boolalg import BooleanAtom
 
 from lim_sglang.programs.grading.values import (
@@ -50,6 +53,8 @@ _ANY_REAL = re.compile(
 _CONNECTIVE = re.compile(
     r"\s*,?\s*(?:\\text\{\s*(or|and)\s*\}|\b(or|and)\b|\\(lor|land|cup|cap)(?![a-zA-Z])|([,;]))\s*"
 )
+_OPERATIONS = (AppliedUndef, sympy.Derivative, sympy.Integral, sympy.Limit, sympy.Sum)
+"""Left sides that are a quantity and no unknown: f(3), an integral."""
 _UNIONS, _INTERSECTIONS = {"or", "lor", "cup"}, {"and", "land", "cap"}
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])")
 
@@ -60,14 +65,16 @@ def compare(a: str, b: str) -> bool:
     if any(_is_statement(part) for part in (*first, *second)):
         # A statement about numbers, as 3 > 5, is no value.
         return False
-    if _names_a_multiple(first, second) or _names_a_multiple(second, first):
+    if not _comparable(a, b):
         return False
     return _verify(first, second) or _verify(second, first) or _same_set(first, second)
 
 
 def _is_statement(formula: Formula) -> bool:
     return isinstance(formula, BooleanAtom) or (
-        isinstance(formula, sympy.core.relational.Relational) and not formula.free_symbols
+        isinstance(formula, sympy.core.relational.Relational)
+        and not formula.free_symbols
+        and not formula.has(AppliedUndef)
     )
 
 
@@ -186,16 +193,108 @@ def _solution_set(latex: str, *, is_set: bool) -> Formula | None:
     return sympy.Union(*sets) if common.is_empty else common
 
 
-def _names_a_multiple(equation: list[Formula], value: list[Formula]) -> bool:
-    """Return True for `2x = 6` and `6`: a value has to be that of the name alone."""
-    if not equation or not value or isinstance(value[0], (sympy.Eq, str)):
+def _comparable(a: str, b: str) -> bool:
+    r"""Return False for an unsolved relation and its solution: `x^2 = 4` and `\{-2, 2\}`.
+
+    An equation in several unknowns is a curve, which may be solved for one of them; an equation
+    whose left side is the quantity asked for, as m + n = 33, has its right side as its value.
+    """
+    for latex, other in ((a, b), (b, a)):
+        unsolved = [each for each in _relations(latex) if not _is_solved(each)]
+        if not unsolved or not all(map(_is_solved, _relations(other))):
+            continue
+        if _relations(other):
+            return all(len(each.free_symbols) > 1 for each in unsolved)
+        if len(_relations(latex)) > 1:
+            return all(map(_has_name, unsolved))
+        return any(_has_value(unsolved[0], value) for value in read(other)[:1])
+    return True
+
+
+@lru_cache(maxsize=1024)
+def _relations(latex: str) -> tuple[Formula, ...]:
+    """Return the equations and inequalities of which an answer consists; none for a value."""
+    if builder := _BUILDER.fullmatch(latex):
+        latex = builder[2]
+    parts = _CONNECTIVE.split(latex)[::5]
+    if len(parts) > 1 and all(map(_INEQUALITY.search, parts)):
+        return tuple(relation for part in parts for relation in _relations(part))
+    return tuple(relation for formula in read(latex)[:1] for relation in _flat(formula))
+
+
+def _flat(formula: Formula) -> list[Formula]:
+    """Return the relations of a list or a chain; a chain of equations is from end to end."""
+    if isinstance(formula, sympy.core.relational.Relational):
+        return [formula]
+    if not isinstance(formula, sympy.FiniteSet | sympy.Tuple | sympy.And):
+        return []
+    parts = getattr(formula, "_unsorted_args", formula.args)
+    if isinstance(formula, sympy.And) and grader.is_equation(formula):
+        return [sympy.Eq(parts[0].lhs, parts[-1].rhs, evaluate=False)]
+    return [relation for part in parts for relation in _flat(part)]
+
+
+def _is_solved(relation: Formula) -> bool:
+    """Return True if one side of a relation is a name, or in an inequality its absolute value, and
+    the other side is free of the name.
+    """
+    for side, other in ((relation.lhs, relation.rhs), (relation.rhs, relation.lhs)):
+        if isinstance(side, sympy.Abs) and not isinstance(relation, sympy.Eq):
+            side = side.args[0]
+        if _is_name(side) and not (side.is_Symbol and other.has(side)):
+            return True
+    return False
+
+
+def _is_name(side: Formula) -> bool:
+    """Return True for x, f(3), dy/dx, a pair of names, and AB, which is read as a product."""
+    if isinstance(side, sympy.Tuple) or (isinstance(side, sympy.Mul) and len(side.args) > 1):
+        return all(each.is_Symbol for each in side.args)
+    return isinstance(side, (sympy.Symbol, *_OPERATIONS))
+
+
+def _has_name(relation: Formula) -> bool:
+    """Return True for an equation whose left side is a quantity by its form, as sin A or |z|.
+
+    A name counts even if the right side has it: math-verify reads A and a as one name.
+    """
+    left = relation.lhs
+    return isinstance(relation, sympy.Eq) and (
+        left.is_Symbol
+        or left.has(AppliedUndef, TrigonometricFunction)
+        or (isinstance(left, sympy.Abs) and left.args[0].is_Symbol)
+        or left == sympy.Symbol("sigma", real=True) ** 2
+    )
+
+
+def _has_value(relation: Formula, value: Formula) -> bool:
+    """Return True if an equation may be that of a quantity and its value, as m + n = 33."""
+    if not isinstance(relation, sympy.Eq):
         return False
-    if not isinstance(equation[0], sympy.Eq) or grader.is_relation(value[0]):
+    left, right, is_set = relation.lhs, relation.rhs, sympy.Set | sympy.Tuple
+    if isinstance(value, is_set) and not isinstance(right, is_set):
         return False
-    if not isinstance(equation[0].lhs, sympy.Expr):
+    if not isinstance(left, sympy.Expr):
+        return True
+    if isinstance(right, sympy.MatrixBase | sympy.Tuple | sympy.Interval) or _is_identity(relation):
+        return True
+    terms = left.as_coefficients_dict()
+    if any(term.is_number or count != 1 for term, count in terms.items()):
+        # 2x = 6 is not 6: a value has to be that of the name alone.
         return False
-    terms = equation[0].lhs.as_coefficients_dict()
-    return any(term.is_number or count != 1 for term, count in terms.items())
+    return len(relation.free_symbols) > 1 or _has_name(relation)
+
+
+def _is_identity(equation: Formula) -> bool:
+    """Return True if both sides are equal at a few points, as in a calculation with letters."""
+    if not equation.rhs.free_symbols:
+        return False
+    names = sorted(equation.free_symbols, key=str)
+    points = [
+        {name: sympy.Rational(sign * (7 + 2 * n), 5 + k) for n, name in enumerate(names)}
+        for k, sign in ((0, 1), (3, 1), (6, -1))
+    ]
+    return all(_equal_values(equation.lhs.subs(p), equation.rhs.subs(p)) for p in points)
 
 
 def _equal_values(a: Formula, b: Formula, *precision: int) -> bool:

@@ -332,6 +332,10 @@ _MIXED = re.compile(r"([-+]?\d+) (\d+)\s*/\s*(\d+)")
 _RECURRING = re.compile(
     r"(\d*)\.(\d*?)(?:\\(?:overline|bar|overbar)\s*(?:\{(\d+)\}|(\d))|((?:\\dot\s*\{?\d\}?)\d*(?:\\dot\s*\{?\d\}?)?)|\((\d+)\))"
 )
+_SHARE = re.compile(
+    r"(?<![\d.])(\d+(?:\.\d+)?)\s*\\%\s*(?:\\text\{\s*of\s*\}|\bof\b)\s*(?=[\d(.\\{])"
+)
+"""A percentage of a number: `15\\% of 200`."""
 _LOG_BASE = re.compile(r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![a-zA-Z]))")
 
 
@@ -361,6 +365,7 @@ def as_latex(value: str) -> str:
     value = _LONG_POWER.sub(r"^{\1}", value)
     value = _RECURRING.sub(_recurring_fraction, value)
     value = _LOG_BASE.sub(r"\\ln ", value)
+    value = _SHARE.sub(r"\\frac{\1}{100} \\cdot ", value)
     if number := _MIXED.fullmatch(value):
         return rf"{number[1]}\frac{{{number[2]}}}{{{number[3]}}}"
     return value

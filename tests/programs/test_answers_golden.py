@@ -104,6 +104,7 @@ TOPICS = {
     8: "statements",
     9: "several boxes",
     10: "sets and inequalities",
+    11: "relations",
     12: "other notations",
 }
 """Topics of the tables of replies, whose rows say whether a reply is right."""
@@ -115,7 +116,10 @@ def wrong_rows(rows: list[Row]) -> list[str]:
 
         def judged(row: Row) -> bool:
             grader = Grader(AnswerKind(row["kind"]), checker)
-            return grader.correct(row["gold"], grader.extract(row["reply"]))
+            answer = grader.extract(row["reply"])
+            right = grader.correct(row["gold"], answer)
+            assert answer is None or grader.correct(answer, row["gold"]) is right
+            return right
 
         verdicts = list(pool.map(judged, rows))
     return [
