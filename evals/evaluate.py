@@ -16,6 +16,7 @@ from lim_sglang.config import CONFIG_VAR, URL_VAR
 from lim_sglang.errors import INTERRUPTED, ConfigError, ServerError, bullets
 from lim_sglang.evals.grading import Grader
 from lim_sglang.evals.metrics import Summary, score
+from lim_sglang.evals.question_notes import question_notes
 from lim_sglang.evals.report import FULL
 from lim_sglang.evals.run_config import EVAL_SAMPLES, RunConfig, folder_name
 from lim_sglang.evals.run_store import Run
@@ -25,7 +26,6 @@ from lim_sglang.evals.runner import (
     complete_runs,
     describe_failures,
     load_benchmarks,
-    question_notes,
     summarise_run,
     with_current_verdicts,
 )

@@ -4,7 +4,6 @@ open or resume the run's folder, generate, grade and store the missing samples, 
 
 import json
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,6 @@ from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,24 +43,22 @@ from lim_sglang.evals.scheduler import (
     Server,
     ServerLost,
     remaining_jobs,
+    requests_at_a_time,
     sample_jobs,
 )
 from lim_sglang.evals.servers import Connection, ProgramSampler, ServerFacts, connected
 from lim_sglang.evals.tasks import (
-    FILE_COLUMNS,
-    OWN_FILE,
     Origin,
     Question,
     Task,
     find_task,
     load_questions,
-    places,
     question_origin,
     questions_source,
     task_title,
 )
-from lim_sglang.markdown_section import counted, join_words
-from lim_sglang.programs.grading.answers import CHOICES, PARSERS, AnswerKind, as_choice
+from lim_sglang.markdown_section import counted
+from lim_sglang.programs.grading.answers import AnswerKind
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
 from lim_sglang.programs.vote import Equivalent
@@ -130,104 +126,6 @@ def load_benchmarks(configs: Sequence[RunConfig], console: Console) -> dict[str,
         text = "\n".join(map(str, problems.values()))
         raise ConfigError(text) if is_misnamed else DataError(text)
     return benchmarks
-
-
-OPTION_FIELD = re.compile(
-    r"(choices?|options?|distractors?|(wrong|incorrect)[ _]answers?)([ _-]?\w)?|[A-J]",
-    re.IGNORECASE,
-)
-"""Names of fields that look like the options of a multiple choice."""
-
-
-def question_notes(benchmarks: Mapping[str, Sequence[Question]]) -> Iterator[str]:
-    """Yield a line for everything in files of questions that is perhaps not read as it is meant:
-    letters as reference answers among expressions or beside other options, questions with several
-    answers, options in fields of their own, and misspelt fields.
-
-    Args:
-        benchmarks: questions by the task's name.
-    """
-    for name, questions in benchmarks.items():
-        task = find_task(name)
-        letters = [each.location for each in questions if each.gold in set(CHOICES)]
-        if task.file and task.answer_kind is AnswerKind.EXPRESSION and letters:
-            yield (
-                f"{places(letters)}: the reference answer is a letter, which is compared as an "
-                "expression; multiple choice belongs in a file of its own, "
-                f"{OWN_FILE}PATH.jsonl:{AnswerKind.CHOICE}, which the same command takes, too"
-            )
-        if task.answer_kind is AnswerKind.CHOICE:
-            yield from _option_notes(questions)
-        yield from _answer_notes(questions, PARSERS.get(task.answer_kind, str.split))
-        yield from _unread_notes(questions)
-
-
-OPTION = re.compile(r"(?:^|\s)\(?([A-J])\)\s|^\s*([A-J])[.:]\s", re.MULTILINE)
-"""The letter before an option in a question's text."""
-
-
-def _option_notes(questions: Sequence[Question]) -> Iterator[str]:
-    """Yield a line for each letter that is a reference answer but no option in the text."""
-    having: dict[tuple[str, str], list[str]] = {}
-    for each in questions:
-        letters = {one or other for one, other in OPTION.findall(each.text)}
-        gold = as_choice(each.gold) or ""
-        if {"A", "B"} <= letters and gold not in letters:
-            having.setdefault((gold, ", ".join(sorted(letters))), []).append(each.location)
-    for (gold, options), locations in having.items():
-        yield (
-            f"{places(locations)}: the reference answer is {gold}, but the options in the text "
-            f"are {options}: correct the answer, or add the option"
-        )
-
-
-def _answer_notes(questions: Sequence[Question], read: Callable[[str], object]) -> Iterator[str]:
-    """Yield a line for each question that occurs with reference answers that are read as
-    different ones.
-    """
-    by_text: dict[str, list[Question]] = {}
-    for each in questions:
-        by_text.setdefault(each.text.strip(), []).append(each)
-    for same in by_text.values():
-        golds = {str(read(each.gold)): each.gold for each in same}
-        if len(golds) > 1:
-            yield (
-                f"{places([each.location for each in same])}: the same question with the reference "
-                f"answers {join_words(map(repr, golds.values()))}: leave the wrong ones out"
-            )
-
-
-def _unread_notes(questions: Sequence[Question]) -> Iterator[str]:
-    """Yield a line for the fields that look like options, and one for each misspelt field."""
-    unread: dict[str, list[str]] = {}
-    for each in questions:
-        for name in each.unread:
-            unread.setdefault(name, []).append(each.location)
-    options = [name for name in unread if OPTION_FIELD.fullmatch(name.strip())]
-    if options:
-        having = [each.location for each in questions if {*each.unread}.intersection(options)]
-        are = "are" if len(options) > 1 else "is"
-        yield (
-            f"{places(having)}: {join_words(map(repr, options))} {are} not read: options stand in "
-            "the question's text, the answer is the letter of the right one, and the file is named "
-            f"{OWN_FILE}PATH.jsonl:{AnswerKind.CHOICE}"
-        )
-    for name in (each for each in unread if each not in options):
-        if meant := _meant_field(name):
-            yield f"{places(unread[name])}: {name!r} is not read; did you mean {meant!r}?"
-
-
-def _meant_field(name: str) -> str | None:
-    """Return the field that is read and that a name misspells, if any; a longer name, such as
-    `answer_type`, is another field.
-    """
-    plain = name.strip().lower()
-    if plain in FILE_COLUMNS.names:
-        return plain
-    if plain.startswith(tuple(f"{known}_" for known in FILE_COLUMNS.names)):
-        return None
-    long = [known for known in FILE_COLUMNS.names if len(known) > 2]
-    return next(iter(get_close_matches(plain, long, n=1, cutoff=0.8)), None)
 
 
 def complete_runs(
@@ -424,6 +322,8 @@ def sample_missing(
             all_or_nothing=config.stops_early,
         )
         in_flight = min(plan.parallel, max((len(job.indices) for job in jobs), default=1))
+        if jobs:
+            folder.begin_session(requests_at_a_time(jobs, servers, in_flight))
         progress = RunProgress(plan, folder, servers)
         print_plain(console, _opening(plan, progress))
 

@@ -86,6 +86,26 @@ def join_words(values: Iterable[object]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+MAX_PLACES = 10
+"""Most ranges of lines that a message names."""
+
+
+def places(locations: Sequence[str]) -> str:
+    """Return `own.jsonl, lines 2-4, 7` for locations of one file."""
+    where, _, first = locations[0].rpartition(" ")
+    if len(locations) == 1:
+        return locations[0]
+    ranges = [[int(first)] * 2]
+    for number in (int(each.rpartition(" ")[2]) for each in locations[1:]):
+        if number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number] * 2)
+    texts = [f"{begin}-{end}" if end > begin else str(begin) for begin, end in ranges]
+    more = ["…"] if len(texts) > MAX_PLACES else []
+    return f"{where}s {', '.join([*texts[:MAX_PLACES], *more])}"
+
+
 def counted(count: int, noun: str) -> str:
     """Return `1 question` or `1,200 questions`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
