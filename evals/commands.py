@@ -227,7 +227,7 @@ def write_report(
 
 def _print_results(groups: Sequence["Group"]) -> None:
     """Print all tables: drawn on a terminal, else in Markdown."""
-    from lim_sglang.evals.sections import conditions_text, method_text, results_section
+    from lim_sglang.evals.sections import method_text, results_section, table_text
     from lim_sglang.evals.tables import group_table
 
     console = plain_console()
@@ -236,7 +236,7 @@ def _print_results(groups: Sequence["Group"]) -> None:
         return
     for group in groups:
         print_table(console, group_table(group))
-        print_plain(console, f"{group.title}: {conditions_text(group)}\n")
+        print_plain(console, f"{group.title}: {table_text(group)}\n")
     print_plain(console, method_text(groups))
 
 

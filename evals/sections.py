@@ -17,6 +17,7 @@ from lim_sglang.evals.tables import (
     past_budget,
     percent,
     ratio_cell,
+    seconds_note,
     too_few,
 )
 from lim_sglang.markdown_section import MarkdownSection, join_words, markdown_table, short_commit
@@ -56,8 +57,7 @@ def results_section(groups: Sequence[Group], plot: str | None = None) -> str:
     if not groups:
         return NOT_MEASURED
     parts = [
-        f"{group_table(group).markdown()}\n\n{group.title}: {conditions_text(group)}"
-        for group in groups
+        f"{group_table(group).markdown()}\n\n{group.title}: {table_text(group)}" for group in groups
     ]
     picture = [f"![Accuracy over budget]({plot})"] if plot else []
     return "\n\n".join([*parts, method_text(groups), *picture])
@@ -163,6 +163,12 @@ def conditions_text(group: Group) -> str:
         f"{', '.join(sampling)}; {', '.join(stack)}. By `lim eval` on {days}, commit "
         f"{commits}.{notes}"
     )
+
+
+def table_text(group: Group) -> str:
+    """Return what stands below a group's table: its conditions, and the note on its seconds."""
+    note = seconds_note(group)
+    return f"{conditions_text(group)}{note and f' {note[0].upper()}{note[1:]}.'}"
 
 
 def row_note(row: Row) -> str:

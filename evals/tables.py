@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lim_sglang.evals.compare import Comparison, Interval, policy_name
+from lim_sglang.evals.compare import Comparison, Interval, policy_name, uneven_seconds
 from lim_sglang.evals.metrics import (
     MIN_QUESTIONS,
     MIN_VOTERS,
@@ -264,7 +264,7 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
     if score.tokens_per_correct is not None:
         rows.append(("tokens a right sample", number(score.tokens_per_correct)))
     if score.mean_seconds is not None:
-        rows.append(("mean seconds of a sample", seconds(score.mean_seconds)))
+        rows.append(("seconds a sample", seconds(score.mean_seconds)))
     rows.append(("failed, not scored", str(score.num_failed)))
     if grown := score.past_budget:
         rows.append((f"grew past the budget of {grown.budget:,}", past_budget_cell(grown)))
@@ -314,7 +314,8 @@ def _sampling_conditions(conditions: Mapping[str, Any]) -> str:
 def comparison_table(found: Comparison) -> Table:
     """Return both runs' figures and their differences; ratios are those of the second to the first.
 
-    Votes are left out where they are of two samples; the caption says so.
+    Votes are left out where they are of two samples, and the ratio of seconds where the runs'
+    loads differ; the caption says so.
     """
     a, b = found.figures_a, found.figures_b
     num = str(found.num_questions)
@@ -342,13 +343,13 @@ def comparison_table(found: Comparison) -> Table:
         _tokens_row("mean tokens of a sample", a.mean_tokens, b.mean_tokens, lengths),
         _tokens_row("tokens a question", a.tokens_per_question, b.tokens_per_question, spent),
     ]
-    if found.seconds_ratio:
-        both = seconds(a.mean_seconds), seconds(b.mean_seconds)
-        rows.append(("mean seconds of a sample", *both, f"{TIMES} {ratio(found.seconds_ratio)}"))
-    caption = "" if found.has_majority else NO_MAJORITY
+    if a.mean_seconds is not None or b.mean_seconds is not None:
+        times = f"{TIMES} {ratio(found.seconds_ratio)}" if found.seconds_ratio else ""
+        rows.append(("seconds a sample", seconds(a.mean_seconds), seconds(b.mean_seconds), times))
+    notes = ["" if found.has_majority else NO_MAJORITY, found.uneven_seconds]
     level = " (95 %)" if found.difference.bounds else ""
     head = ("measure", found.a, found.b, f"difference{level}")
-    return Table(head, tuple(rows), f"{found.b} against {found.a}", caption)
+    return Table(head, tuple(rows), f"{found.b} against {found.a}", "; ".join(filter(None, notes)))
 
 
 def _shares_row(
@@ -400,6 +401,14 @@ def group_table(group: Group) -> Table:
         head=("policy and budget", *(title for title, _ in shown)),
         rows=tuple((row.name, *(cell(row) for _, cell in shown)) for row in group.rows),
     )
+
+
+def seconds_note(group: Group) -> str:
+    """Return why the seconds of a group's rows do not compare; empty where they do, and where fewer
+    than two rows have them.
+    """
+    rows = [row for row in group.rows if row.score.mean_seconds is not None]
+    return uneven_seconds({row.name: row.conditions for row in rows}) if len(rows) > 1 else ""
 
 
 def _largest_common_k(group: Group) -> int:

@@ -1,6 +1,7 @@
 """Cells against figures computed here from the samples, and the sections of documents."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -315,28 +316,52 @@ def test_a_comparison_table_has_both_runs_and_their_difference() -> None:
     }
 
 
-def test_seconds_are_compared_where_both_runs_had_as_many_requests_at_a_time() -> None:
-    slow, fast = (
-        run(question("q", [0, 0], tokens=[9, 9], seconds=each), policy=policy, concurrency=8)
-        for policy, each in (("full", [2.0, 4.0]), ("b", [1.0, 0.5]))
-    )
+def timed(*seconds: float, sessions: list[int | None] | None, **conditions: Any) -> Summary:
+    """Make a run of one question, whose samples have 9 tokens each."""
+    asked = question("q", [0] * len(seconds), tokens=[9] * len(seconds), seconds=seconds)
+    return run(asked, sessions=sessions, **conditions)
+
+
+@pytest.mark.parametrize(
+    ("sessions", "why"),
+    [
+        (([8], [8]), ""),
+        (([8], [4]), "each server was sent 8 for a and 4 for b requests at a time"),
+        (([8], [8, 4]), "b was resumed"),
+        (([8, 8], [8, 4]), "a and b were resumed"),
+        (([None, 8], [8]), "a was resumed"),
+        (([8], None), "no record says whether b was resumed"),
+        ((None, None), "no record says whether the runs were resumed"),
+    ],
+)
+def test_seconds_compare_where_both_runs_had_the_same_requests_at_a_time_in_one_session(
+    sessions: tuple[list[int | None] | None, list[int | None] | None], why: str
+) -> None:
+    slow = timed(2.0, 4.0, sessions=sessions[0], concurrency=8)
+    fast = timed(1.0, 0.5, sessions=sessions[1], policy="b", concurrency=8)
     found = compare(slow, fast, names=("a", "b"))
-    assert comparison_table(found).rows[-1] == (
-        *("mean seconds of a sample", "3.0", "0.8", f"{TIMES} 0.25"),
-    )
-    assert not any("requests at a time" in each for each in found.other_differences)
+    quotient = f"{TIMES} 0.25" if not why else ""
+    table = comparison_table(found)
+    assert table.rows[-1] == ("seconds a sample", "3.0", "0.8", quotient)
+    assert table.caption.partition("depend on the load: ")[2] == why
+    assert not found.other_differences
     (both,) = make_groups([slow, fast])
     assert [cells(both, n)["seconds a sample"] for n in (0, 1)] == ["3.0", "0.8"]
+    assert ("Seconds a sample do not compare" in results_section([both])) == bool(why)
     assert ", 8 requests at a time;" in conditions_text(both)
-    assert scores_of(slow)["mean seconds of a sample"] == "3.0"
-    other = replace(fast, conditions={**fast.conditions, "concurrency": 4})
-    found = compare(slow, other, names=("a", "b"))
-    assert found.seconds_ratio is None
-    assert "concurrency: 8 and 4" in found.other_differences
-    unknown = replace(fast, questions=(replace(fast.questions[0], seconds=None),))
-    assert compare(slow, unknown, names=("a", "b")).seconds_ratio is None
-    (both,) = make_groups([slow, unknown])
+    assert scores_of(slow)["seconds a sample"] == "3.0"
+
+
+def test_runs_without_seconds_have_no_ratio_and_no_note() -> None:
+    timed_run = timed(2.0, 4.0, sessions=[8])
+    unknown = run(question("q", [0, 0], tokens=[9, 9]), policy="b", sessions=[4])
+    table = comparison_table(compare(timed_run, unknown, names=("a", "b")))
+    assert (table.rows[-1], table.caption) == (("seconds a sample", "3.0", NONE, ""), NO_MAJORITY)
+    (both,) = make_groups([timed_run, unknown])
     assert [cells(both, n)["seconds a sample"] for n in (0, 1)] == ["3.0", NONE]
+    assert "do not compare" not in results_section([both])
+    (alone,) = make_groups([unknown])
+    assert "seconds a sample" not in cells(alone, 0)
 
 
 def test_a_comparison_of_many_questions_has_intervals(group: Group) -> None:
