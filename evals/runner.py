@@ -411,8 +411,8 @@ class RunProgress:
             self._count_verdicts(event)
 
     def describe(self, width: int | None = None) -> str:
-        """Return amount done, accuracy so far, samples in flight, tokens per second, time left and
-        failures; called from any thread.
+        """Return amount done, accuracy so far, samples in flight, tokens per second, time left (the
+        tokens until a sample has ended) and failures; called from any thread.
 
         Args:
             width: columns of a terminal's line, which the least important figures do not enter
@@ -423,7 +423,7 @@ class RunProgress:
             done = f"{self._title}: {self.done}/{self.total} {self.unit}"
             return ", ".join([done, *figures.values()])
         if "left" in figures:
-            figures["left"] = figures["left"].removeprefix("about ").partition(",")[0]
+            figures["left"] = figures["left"].removeprefix("about ")
         done = f": {self.done:{len(str(self.total))}}/{self.total}"
         unused = width - len(done) - sum(room + len(", ") for room in ROOM.values())
         name = shortened(self._task, max(NAME_WIDTH, unused))
@@ -444,14 +444,16 @@ class RunProgress:
         num_tokens = self._new_tokens + self._running_tokens(in_flight, running_s)
         if num_tokens and elapsed_s > 0:
             figures["speed"] = f"{rate(num_tokens, elapsed_s)} tokens/s"
-        if in_words := self._time_left(running_s, num_tokens):
-            figures["left"] = in_words
+        if self._ended_s:
+            figures["left"] = self._time_left(running_s, num_tokens)
+        elif num_tokens:  # a bound by the token limit would stand still
+            figures["left"] = f"{num_tokens:,.0f} tokens"
         if self.num_failed:
             figures["failed"] = f"{self.num_failed} failed"
-        return figures
+        return {name: text for name, text in figures.items() if text}
 
     def _time_left(self, running_s: Sequence[float], num_tokens: float) -> str:
-        """Return the time left in words; empty at the end, and as long as nothing is known."""
+        """Return the time left in words, once a sample has ended; empty at the end."""
         num_left = self.total - self.done - self.num_failed
         if num_left <= 0:
             return ""

@@ -294,7 +294,9 @@ def test_progress_tells_samples_in_flight_and_goes_on_while_none_ends(config: Ru
     assert progress.describe() == "math500 (own questions): 0/15 samples, 4 running"
     running[0] = InFlight(2, num_tokens=9, running_s=(40.0, 40.0))
     progress.count(Failure("q", 1, "timeout"))
-    assert progress.describe().endswith(": 0/15 samples, 4 running, 0.5 tokens/s, 1 failed")
+    assert progress.describe().endswith(
+        ": 0/15 samples, 4 running, 0.5 tokens/s, 18 tokens, 1 failed"
+    )
 
 
 def test_samples_in_flight_count_at_the_speed_of_the_ended_ones_and_within_the_token_limit(
@@ -516,9 +518,12 @@ def test_no_figure_of_a_terminal_comes_and_goes_with_its_digits() -> None:
     assert len(shown[0]) == len(names)
 
 
-def test_a_bound_of_the_time_left_is_short_on_a_terminal(config: RunConfig) -> None:
-    running = InFlight(2, num_tokens=80, running_s=(20.0, 20.0))
+def test_no_time_left_is_told_before_a_sample_has_ended(config: RunConfig) -> None:
+    running = InFlight(2, num_tokens=1234, running_s=(20.0, 20.0))
     servers = [replace(JobServer().as_server(), in_flight=lambda: running)]
-    progress = progress_of(config, [100.0], servers=servers)
-    assert "left, if all samples run to --max-tokens" in progress.describe()
-    assert progress.describe(80 - BAR_WIDTH).endswith("2 running, at most 3m40s left")
+    progress = progress_of(config, clock := [100.0], servers=servers)
+    assert progress.describe().endswith(": 0/15 samples, 2 running, 1,234 tokens")
+    assert progress.describe(80 - BAR_WIDTH).endswith("2 running, 1,234 tokens")
+    clock[0] += 20
+    progress.count((make_graded(0, latency_s=20.0),))
+    assert progress.describe().endswith(" left")
