@@ -411,11 +411,12 @@ def _print_next_commands(finished: Sequence[FinishedRun], console: Console) -> N
     if not scored:
         return
     paths = shlex.join(str(path) for path, _ in scored)
+    folders = join_words(path for path, _ in scored)
     is_dense = scored[0][1].conditions["policy"] == FULL
     pair = f"{paths} OTHER_RUN" if is_dense else f"OTHER_RUN {paths}"  # the reference first
     print_plain(
         console,
-        f"stored in {paths}, each sample's text and answer in samples.jsonl; all tables (--html "
+        f"stored in {folders}, each sample's text and answer in samples.jsonl; all tables (--html "
         "FILE writes a page), and a comparison with another run of the same questions:",
     )
     print_plain(console, f"  lim report {paths}\n  lim compare {pair}", whole=True)

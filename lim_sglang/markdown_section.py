@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lim_sglang.errors import DataError
+from lim_sglang.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class MarkdownSection:
     def end(self) -> str:
         """Last marker line."""
         return f"<!-- {self.command}: end -->"
+
+    @property
+    def markers(self) -> str:
+        """Both marker lines, in words."""
+        return f"the lines {self.begin} and {self.end}"
 
     def extract(self, text: str, document: str) -> str:
         """Return the section of a document's text.
@@ -54,12 +59,18 @@ class MarkdownSection:
             text: the file's content with other sections replaced already.
 
         Raises:
-            DataError: the file cannot be read or lacks the markers.
+            ConfigError: there is no such file.
+            DataError: the file is no text, or lacks the markers.
         """
         try:
             text = text or path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read: {error}; name a Markdown file") from None
+        except UnicodeDecodeError:
+            raise DataError(f"cannot read {path} (not UTF-8); name a Markdown file") from None
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read {path} ({error.strerror}); name a Markdown file that has "
+                f"{self.markers}"
+            ) from None
         return self.replace(text, section, str(path))
 
     def _markers(self, text: str, document: str) -> tuple[int, int]:
