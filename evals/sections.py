@@ -11,6 +11,7 @@ from lim_sglang.evals.report import Group, Row, describe
 from lim_sglang.evals.tables import (
     ALL_READ,
     PLUS_MINUS,
+    RIGHT_VOTES,
     TIMES,
     difference_cell,
     group_table,
@@ -27,8 +28,8 @@ NOT_MEASURED = "Accuracy: not measured yet."
 MCNEMAR = "McNemar's exact test compares the votes. "
 COUNTED = (
     f"{MCNEMAR}Cut off: samples that reached the limit of new tokens. No answer: samples that "
-    "state none, cut off or not; they count as wrong. Length ratios are relative to full; tokens "
-    "per correct counts all generated tokens."
+    "state none, cut off or not; they count as wrong. Length ratios are relative to full; tokens a "
+    "right sample count all generated tokens."
 )
 METHOD = (
     f"{PLUS_MINUS} is one standard error, clustered by question. Differences of pass@1 are paired "
@@ -116,7 +117,7 @@ def _proof_cells(group: Group, row: Row) -> tuple[str, ...]:
     full = next(each for each in group.rows if each.name == found.a)
     by_votes = found.stops_by_itself
     both = [r.score.vote_correct if by_votes else r.score.pass_at_1 for r in (full, row)]
-    name = f"{group.title}, {row.name}, {'vote' if by_votes else 'pass@1'}"
+    name = f"{group.title}, {row.name}, {RIGHT_VOTES if by_votes else 'pass@1'}"
     return name, *map(percent, both), difference_cell(row), ratio_cell(row)
 
 

@@ -1,5 +1,6 @@
 """Cells against figures computed here from the samples, and the sections of documents."""
 
+import io
 from dataclasses import replace
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_a_score_table_has_a_row_for_every_score() -> None:
         "pass@1": "43.8 %",
         "pass@2": "58.3 %",
         "pass@4": "75.0 %",
-        "maj@4": "50.0 %",
+        "right votes of 4": "50.0 %",
         "cut off": "31.2 %",
         "no answer": "31.2 %",
         "mean tokens": "25",
@@ -177,7 +178,7 @@ EARLY = replace(FOUR, conditions={**FOUR.conditions, "program": "adaptive"})
 @pytest.mark.parametrize(
     ("summary", "name", "cell"),
     [
-        (EARLY, "answered by adaptive", "50.0 %"),
+        (EARLY, "right votes by adaptive", "50.0 %"),
         (EARLY, "pass@1 of the samples taken", "43.8 %"),
         (run(question("a", [0, 1]), question("b", [0])), "pass@2, 1 question", "100.0 %"),
         (run(question("q", [0, None], states={1: ABORTED})), "aborted early", "50.0 %"),
@@ -219,7 +220,7 @@ def test_two_samples_have_no_majority_and_the_table_says_so(
     report = results_section([group])
     assert (NO_MAJORITY in report) == is_noted
     assert ("McNemar" in report) != is_noted
-    assert ("maj@" in report) == (len(groups) > 2)
+    assert ("right votes" in report) == (len(groups) > 2)
 
 
 def test_title_and_conditions_stand_unbroken_above_the_cells() -> None:
@@ -295,6 +296,16 @@ def test_a_table_that_is_too_wide_for_a_terminal_has_its_columns_as_rows(group: 
     column = table.head.index("mean tokens")
     assert [cell.strip() for cell in mean[2:-1]] == [row[column] for row in table.rows]
     assert len(shown[300].splitlines()) < len(shown[80].splitlines())
+
+
+def test_a_table_is_as_wide_as_it_needs_to_be_where_there_is_no_terminal(group: Group) -> None:
+    table = group_table(group)
+    console = Console(width=80, file=io.StringIO())
+    print_table(console, table)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == len(table.rows) + 4
+    assert max(map(len, lines)) > 80
+    assert all(title in lines[1] for title in table.head)
 
 
 def test_a_comparison_table_has_both_runs_and_their_difference() -> None:
@@ -407,7 +418,7 @@ def test_every_cell_is_the_figure_of_the_samples() -> None:
     assert cells(found, 1) == {
         "policy and budget": "LessIsMore 256",
         "pass@1, %": "31.2",
-        "maj@4, %": "25.0",
+        "right votes, %": "25.0",
         "pass@4, %": "75.0",
         "difference to full, points (95 %)": points(difference),
         "cut off, %": "31.2",
@@ -415,7 +426,7 @@ def test_every_cell_is_the_figure_of_the_samples() -> None:
         "grew past the budget": "at least 0 of 16",
         "mean tokens": "24",
         "length ratio (95 %)": ratio(length),
-        "tokens per correct": "76",
+        "tokens a right sample": "76",
     }
     unknown = ("difference to full, points (95 %)", "length ratio (95 %)")
     assert [cells(found, 0)[title] for title in unknown] == [NONE] * 2
@@ -426,7 +437,7 @@ def test_columns_follow_the_runs() -> None:
     assert group_table(single).head[1:3] == ("pass@1, %", "difference to full, points (95 %)")
     full, adaptive = simulated(**FULL), simulated(program="adaptive", samples=16)
     (mixed,) = make_groups([full, simulated(samples=8, budget=128), adaptive])
-    assert group_table(mixed).head[1:4] == ("pass@1, %", "vote right, %", "pass@4, %")
+    assert group_table(mixed).head[1:4] == ("pass@1, %", "right votes, %", "pass@4, %")
 
 
 def test_a_partial_run_has_no_column_twice_and_tells_the_questions_of_a_figure() -> None:
