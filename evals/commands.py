@@ -12,7 +12,7 @@ import typer
 
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.tables import print_table
-from lim_sglang.markdown_section import counted
+from lim_sglang.markdown_section import MarkdownSection, counted
 from lim_sglang.progress import plain_console, print_plain, show_progress
 
 if TYPE_CHECKING:
@@ -123,24 +123,34 @@ def compare_runs(
     check_paths(runs)
     errors = plain_console(stderr=True)
     comparisons: list[tuple[str, Comparison]] = []
-    tasks = load_by_task(runs, errors)
-    alone = [summaries[0] for summaries in tasks if len(summaries) == 1]
+    tasks, empty = load_by_task(runs, errors)
+    unequal: list[DataError] = []
     for first, *others in tasks:
         name, *names = distinct_names((first, *others))
-        comparisons += [
-            (
-                first.conditions["task"],
-                compare(first, other, names=(name, other_name), common=common, seed=seed),
-            )
-            for other, other_name in zip(others, names, strict=True)
-        ]
-    left_out = "".join(f"; {each.label} has {each.conditions['task']}" for each in alone)
+        for other, other_name in zip(others, names, strict=True):
+            try:
+                found = compare(first, other, names=(name, other_name), common=common, seed=seed)
+                comparisons.append((first.conditions["task"], found))
+            except DataError as problem:
+                unequal.append(problem)
+    left_out = [
+        *(f"{path} has no sample yet" for path in empty),
+        *(
+            f"{run.label} is the only run of {run.conditions['task']}"
+            for run, *others in tasks
+            if not others
+        ),
+    ]
     if not comparisons:
+        if unequal:
+            raise DataError("\n".join(map(str, unequal)))
         raise ConfigError(
-            f"lim compare needs two runs of a task: the reference, then the others{left_out}"
+            "; ".join(
+                ["lim compare needs two runs of a task: the reference, then the others", *left_out]
+            )
         )
-    if alone:
-        print_plain(errors, f"warning: a task with one run is left out{left_out}")
+    for reason in (*left_out, *unequal):
+        print_plain(errors, f"warning: left out: {reason}")
     if as_json:
         for task, found in comparisons:
             row = {"task": task, **asdict(found), "sentence": sentence(found)}
@@ -158,6 +168,7 @@ def compare_runs(
         print_plain(plain_console(), MULTIPLE_COMPARISONS)
 
 
+MARKERS = MarkdownSection("lim report").markers
 DOCUMENT_PLOT = "accuracy"
 """The plot to which `--results` links."""
 
@@ -183,12 +194,14 @@ def write_report(
     ] = None,
     results: Annotated[
         Path | None,
-        typer.Option(help="Replace the text between the markers of a Markdown file by all tables."),
+        typer.Option(
+            help=f"Replace the text between {MARKERS} of a Markdown file by all tables.",
+        ),
     ] = None,
     update: Annotated[
         Path | None,
         typer.Option(
-            help="Replace the text between the markers of a Markdown file by the rows on both "
+            help="Replace the text between the same lines of a Markdown file by the rows on both "
             "sides of the limit: the smallest budget without a loss, the largest with one."
         ),
     ] = None,
@@ -200,7 +213,8 @@ def write_report(
         ),
     ] = None,
 ) -> None:
-    """Report runs with their conditions; without options, print the tables."""
+    """Report runs with their conditions; without options, print the tables: drawn on a terminal,
+    in Markdown to a file or a pipe."""
     from lim_sglang.evals.report import make_groups
     from lim_sglang.evals.summaries import (
         find_runs,
@@ -227,7 +241,7 @@ def write_report(
 
 def _print_results(groups: Sequence["Group"]) -> None:
     """Print all tables: drawn on a terminal, else in Markdown."""
-    from lim_sglang.evals.sections import conditions_text, method_text, results_section
+    from lim_sglang.evals.sections import method_text, results_section, table_text
     from lim_sglang.evals.tables import group_table
 
     console = plain_console()
@@ -236,7 +250,7 @@ def _print_results(groups: Sequence["Group"]) -> None:
         return
     for group in groups:
         print_table(console, group_table(group))
-        print_plain(console, f"{group.title}: {conditions_text(group)}\n")
+        print_plain(console, f"{group.title}: {table_text(group)}\n")
     print_plain(console, method_text(groups))
 
 

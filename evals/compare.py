@@ -22,7 +22,7 @@ from lim_sglang.evals.metrics import (
     stops_early,
 )
 from lim_sglang.evals.run_store import differences
-from lim_sglang.markdown_section import counted
+from lim_sglang.markdown_section import counted, join_words
 from lim_sglang.policies import POLICIES
 from lim_sglang.programs.schema import SampleState
 
@@ -148,8 +148,8 @@ POLICY = (
     "select_layers",
 )
 """Conditions that are compared on purpose."""
-PROVENANCE = ("date", "commit", "seed")
-"""Conditions whose differences need no warning."""
+PROVENANCE = ("date", "commit", "seed", "sessions")
+"""Conditions whose differences need no warning; that of the sessions is the note on seconds."""
 MAX_NAMES_SHOWN = 5
 
 
@@ -237,7 +237,9 @@ class Comparison:
     figures_b: RunFigures = RunFigures()
     seconds_ratio: Interval | None = None
     """Mean over questions of the mean seconds of a completed sample, b / a; None: a run did not
-    record them, or the servers were sent different numbers of requests at a time."""
+    record them, or `uneven_seconds` says why they do not compare."""
+    uneven_seconds: str = ""
+    """See the function `uneven_seconds`; empty, too, where a run did not record seconds."""
     has_majority: bool = True
     """False: the votes of a run are of two samples, so that `answers` and `mcnemar` say nothing."""
 
@@ -295,9 +297,8 @@ def compare(
         raise DataError(f"{a.label} and {b.label} share no question with completed samples")
     name_a, name_b = names or distinct_names((a, b))
     bootstrap = {"seed": seed, "resamples": resamples}
-    has_seconds = a.conditions.get("concurrency") == b.conditions.get("concurrency") and all(
-        question.seconds for pair in completed for question in pair
-    )
+    has_seconds = all(question.seconds for pair in completed for question in pair)
+    uneven = uneven_seconds({name_a: a.conditions, name_b: b.conditions}) if has_seconds else ""
     verdicts = [(x.answer_correct, y.answer_correct) for x, y in pairs]
     only_a = sum(x and not y for x, y in verdicts)
     only_b = sum(y and not x for x, y in verdicts)
@@ -310,7 +311,10 @@ def compare(
         mcnemar=McNemar(only_a, only_b, mcnemar_p(only_a, only_b)),
         length_ratio=_ratio(completed, _mean_tokens, **bootstrap),
         spent_ratio=_ratio(pairs, lambda q: sum(q.tokens), **bootstrap),
-        seconds_ratio=_ratio(completed, _mean_seconds, **bootstrap) if has_seconds else None,
+        seconds_ratio=(
+            _ratio(completed, _mean_seconds, **bootstrap) if has_seconds and not uneven else None
+        ),
+        uneven_seconds=uneven,
         stops_by_itself=stops_early(a.conditions) or stops_early(b.conditions),
         other_differences=tuple(_other_differences(a.conditions, b.conditions)),
         past_budget_a=count_past_budget(a),
@@ -319,6 +323,33 @@ def compare(
         figures_b=_figures(b, [y for _, y in pairs], [y for _, y in completed]),
         has_majority=has_majority(a) and has_majority(b),
     )
+
+
+def uneven_seconds(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return why the seconds of some runs' samples do not compare; empty where they do.
+
+    Seconds depend on the number of requests that a server works on at the same time. They compare
+    where every run was sampled in one session, with the same number of requests.
+
+    Args:
+        runs: conditions by the run's name.
+    """
+    sessions = {name: conditions.get("sessions") for name, conditions in runs.items()}
+    resumed = [name for name, each in sessions.items() if each and len(each) > 1]
+    unknown = [name for name, each in sessions.items() if not each]
+    sent = {name: each[0] for name, each in sessions.items() if each}
+    if resumed:
+        why = f"{join_words(resumed)} {'were' if len(resumed) > 1 else 'was'} resumed"
+    elif unknown:
+        these = join_words(unknown) if sent else "the runs"
+        were = "were" if len(unknown) > 1 else "was"
+        why = f"no record says whether {these} {were} resumed"
+    elif len(set(sent.values())) > 1:
+        each_sent = join_words(f"{count} for {name}" for name, count in sent.items())
+        why = f"each server was sent {each_sent} requests at a time"
+    else:
+        return ""
+    return f"seconds a sample do not compare, since they depend on the load: {why}"
 
 
 def _figures(

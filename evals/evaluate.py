@@ -16,6 +16,7 @@ from lim_sglang.config import CONFIG_VAR, URL_VAR
 from lim_sglang.errors import INTERRUPTED, ConfigError, ServerError, bullets
 from lim_sglang.evals.grading import Grader
 from lim_sglang.evals.metrics import Summary, score
+from lim_sglang.evals.question_notes import question_notes
 from lim_sglang.evals.report import FULL
 from lim_sglang.evals.run_config import EVAL_SAMPLES, RunConfig, folder_name
 from lim_sglang.evals.run_store import Run
@@ -25,7 +26,6 @@ from lim_sglang.evals.runner import (
     complete_runs,
     describe_failures,
     load_benchmarks,
-    question_notes,
     summarise_run,
     with_current_verdicts,
 )
@@ -411,11 +411,12 @@ def _print_next_commands(finished: Sequence[FinishedRun], console: Console) -> N
     if not scored:
         return
     paths = shlex.join(str(path) for path, _ in scored)
+    folders = join_words(path for path, _ in scored)
     is_dense = scored[0][1].conditions["policy"] == FULL
     pair = f"{paths} OTHER_RUN" if is_dense else f"OTHER_RUN {paths}"  # the reference first
     print_plain(
         console,
-        f"stored in {paths}, each sample's text and answer in samples.jsonl; all tables (--html "
+        f"stored in {folders}, each sample's text and answer in samples.jsonl; all tables (--html "
         "FILE writes a page), and a comparison with another run of the same questions:",
     )
     print_plain(console, f"  lim report {paths}\n  lim compare {pair}", whole=True)

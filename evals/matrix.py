@@ -22,13 +22,13 @@ from rich.text import Text
 from lim_sglang.config import LimConfig
 from lim_sglang.errors import ConfigError, DataError, LimError, ServerError, bullets, value_error
 from lim_sglang.evals.metrics import published_name
+from lim_sglang.evals.question_notes import question_notes
 from lim_sglang.evals.run_config import RunConfig, folder_name, task_settings
 from lim_sglang.evals.run_store import RUN_FILE, Run, check_settings, load_run
 from lim_sglang.evals.runner import (
     complete_run,
     describe_failures,
     load_benchmarks,
-    question_notes,
 )
 from lim_sglang.evals.tasks import Question, find_task, short_name
 from lim_sglang.launch.server import ServerSpec, serving

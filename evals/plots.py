@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lim_sglang.evals.metrics import MIN_QUESTIONS, NO_MAJORITY, Estimate, QuestionResult
 from lim_sglang.evals.report import Group, Row
-from lim_sglang.evals.tables import measure, too_few
+from lim_sglang.evals.tables import RIGHT_VOTES, measure, too_few
 from lim_sglang.plot_style import (
     LIGHT,
     MARKERS,
@@ -313,7 +313,7 @@ def plot_tokens(panel: "SubFigure", group: Group) -> None:
                 )
     top.set_xscale("log")
     tick_at(top, round_values(*top.get_xlim()), short_number)
-    top.set_ylabel("vote right, %")
+    top.set_ylabel(f"{RIGHT_VOTES}, %")
     for bottom in rest:
         bottom.set_ylabel("any right, %")
     (top, *rest)[-1].set_xlabel(
@@ -455,7 +455,7 @@ PLOTS = (
         title="Accuracy over tokens",
         caption=(
             "More samples cost more tokens. Above: questions whose most frequent answer is right "
-            "(maj@k); below: questions that at least one sample answers correctly (pass@k)."
+            "(right votes); below: questions that at least one sample answers correctly (pass@k)."
         ),
         draw=plot_tokens,
         lacks_data=lacks_votes,

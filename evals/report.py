@@ -40,6 +40,8 @@ DISTINCTIVE = (
     *("options", "samples"),
 )
 """Conditions that tell rows of the same name apart before all others are tried."""
+UNNAMED = ("date", "commit", "sessions")
+"""Conditions that never tell rows apart."""
 REQUIRED = ("task", "model", "policy", "program", "samples", "asked", "max_tokens")
 """Conditions without which a run cannot be shown."""
 
@@ -144,7 +146,7 @@ def make_groups(summaries: Sequence[Summary]) -> tuple[Group, ...]:
 def _make_rows(summaries: Sequence[Summary]) -> tuple[Row, ...]:
     rows = [_make_row(summary) for summary in sorted(summaries, key=_sort_key)]
     all_conditions = _unique(name for row in rows for name in row.conditions)
-    later = [name for name in all_conditions if name not in (*DISTINCTIVE, "date", "commit")]
+    later = [name for name in all_conditions if name not in (*DISTINCTIVE, *UNNAMED)]
     suffixes = _distinguish(
         [row.name for row in rows],
         [row.series for row in rows],

@@ -8,7 +8,7 @@ from pathlib import Path
 from lim_sglang.evals.plots import PLOTS, Plot, draw_svg
 from lim_sglang.evals.report import Group
 from lim_sglang.evals.run_store import AskedQuestion
-from lim_sglang.evals.sections import conditions_text, method_text
+from lim_sglang.evals.sections import method_text, table_text
 from lim_sglang.evals.tables import (
     Table,
     condition_table,
@@ -82,7 +82,7 @@ def _make_section(group: Group, name: str, asked: Mapping[str, AskedQuestion]) -
     return Section(
         name=name,
         group=group,
-        conditions=conditions_text(group).replace("`", ""),
+        conditions=table_text(group).replace("`", ""),
         scores=group_table(group),
         method=method_text([group]),
         sentences=tuple(sentence(found) for _, found in compared),

@@ -247,7 +247,8 @@ class RunRecord:
     settings: Mapping[str, Any]
     """Everything that can change the result. A run is resumed only with equal settings."""
     about: Mapping[str, Any]
-    """Place and time of the run's beginning; may differ when the run is resumed."""
+    """Place and time of the run's beginning, which may differ when the run is resumed, and its
+    sessions; see `RunFolder.begin_session`."""
 
 
 @dataclass(frozen=True)
@@ -299,6 +300,24 @@ class RunFolder:
         self._file.close()
         if self._failures_file:
             self._failures_file.close()
+
+    def begin_session(self, requests: int) -> None:
+        """Record in `run.json` that samples are generated from now on.
+
+        A session before the first stored sample leaves no trace, and sessions of an earlier
+        lim-sglang, which recorded none, count as one.
+
+        Args:
+            requests: most requests that each server is sent at the same time.
+
+        Raises:
+            DataError: the disk is full or fails.
+        """
+        record = read_record(self.path)
+        before = record.about.get("sessions") or [{"requests": None}]
+        has_begun = bool(self.samples or self.failures)
+        sessions = [*(before if has_begun else []), {"requests": requests}]
+        write_record(self.path, replace(record, about={**record.about, "sessions": sessions}))
 
     def append(self, *samples: GradedSample) -> None:
         """Store samples, all of them or none.
@@ -406,6 +425,11 @@ def read_questions(path: Path) -> dict[str, AskedQuestion]:
     return questions
 
 
+def write_record(path: Path, record: RunRecord) -> None:
+    """Write the `run.json` of a folder; raises `DataError` where the disk is full or fails."""
+    write_atomically(path / RUN_FILE, json.dumps(asdict(record), indent=2) + "\n")
+
+
 def _check_or_write_record(path: Path, record: RunRecord, *, is_empty: bool) -> None:
     if not (path / RUN_FILE).exists():
         if not is_empty:
@@ -413,7 +437,7 @@ def _check_or_write_record(path: Path, record: RunRecord, *, is_empty: bool) -> 
                 f"{path} has samples but no {RUN_FILE} with the settings that made them; "
                 "name another folder with --out"
             )
-        write_atomically(path / RUN_FILE, json.dumps(asdict(record), indent=2) + "\n")
+        write_record(path, record)
         return
     stored = read_record(path).settings
     if "code_sha256" in stored:  # in the place of the sampling version

@@ -4,7 +4,6 @@ open or resume the run's folder, generate, grade and store the missing samples, 
 
 import json
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,6 @@ from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,24 +43,22 @@ from lim_sglang.evals.scheduler import (
     Server,
     ServerLost,
     remaining_jobs,
+    requests_at_a_time,
     sample_jobs,
 )
 from lim_sglang.evals.servers import Connection, ProgramSampler, ServerFacts, connected
 from lim_sglang.evals.tasks import (
-    FILE_COLUMNS,
-    OWN_FILE,
     Origin,
     Question,
     Task,
     find_task,
     load_questions,
-    places,
     question_origin,
     questions_source,
     task_title,
 )
-from lim_sglang.markdown_section import counted, join_words
-from lim_sglang.programs.grading.answers import CHOICES, PARSERS, AnswerKind, as_choice
+from lim_sglang.markdown_section import counted
+from lim_sglang.programs.grading.answers import AnswerKind
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
 from lim_sglang.programs.vote import Equivalent
@@ -130,104 +126,6 @@ def load_benchmarks(configs: Sequence[RunConfig], console: Console) -> dict[str,
         text = "\n".join(map(str, problems.values()))
         raise ConfigError(text) if is_misnamed else DataError(text)
     return benchmarks
-
-
-OPTION_FIELD = re.compile(
-    r"(choices?|options?|distractors?|(wrong|incorrect)[ _]answers?)([ _-]?\w)?|[A-J]",
-    re.IGNORECASE,
-)
-"""Names of fields that look like the options of a multiple choice."""
-
-
-def question_notes(benchmarks: Mapping[str, Sequence[Question]]) -> Iterator[str]:
-    """Yield a line for everything in files of questions that is perhaps not read as it is meant:
-    letters as reference answers among expressions or beside other options, questions with several
-    answers, options in fields of their own, and misspelt fields.
-
-    Args:
-        benchmarks: questions by the task's name.
-    """
-    for name, questions in benchmarks.items():
-        task = find_task(name)
-        letters = [each.location for each in questions if each.gold in set(CHOICES)]
-        if task.file and task.answer_kind is AnswerKind.EXPRESSION and letters:
-            yield (
-                f"{places(letters)}: the reference answer is a letter, which is compared as an "
-                "expression; multiple choice belongs in a file of its own, "
-                f"{OWN_FILE}PATH.jsonl:{AnswerKind.CHOICE}, which the same command takes, too"
-            )
-        if task.answer_kind is AnswerKind.CHOICE:
-            yield from _option_notes(questions)
-        yield from _answer_notes(questions, PARSERS.get(task.answer_kind, str.split))
-        yield from _unread_notes(questions)
-
-
-OPTION = re.compile(r"(?:^|\s)\(?([A-J])\)\s|^\s*([A-J])[.:]\s", re.MULTILINE)
-"""The letter before an option in a question's text."""
-
-
-def _option_notes(questions: Sequence[Question]) -> Iterator[str]:
-    """Yield a line for each letter that is a reference answer but no option in the text."""
-    having: dict[tuple[str, str], list[str]] = {}
-    for each in questions:
-        letters = {one or other for one, other in OPTION.findall(each.text)}
-        gold = as_choice(each.gold) or ""
-        if {"A", "B"} <= letters and gold not in letters:
-            having.setdefault((gold, ", ".join(sorted(letters))), []).append(each.location)
-    for (gold, options), locations in having.items():
-        yield (
-            f"{places(locations)}: the reference answer is {gold}, but the options in the text "
-            f"are {options}: correct the answer, or add the option"
-        )
-
-
-def _answer_notes(questions: Sequence[Question], read: Callable[[str], object]) -> Iterator[str]:
-    """Yield a line for each question that occurs with reference answers that are read as
-    different ones.
-    """
-    by_text: dict[str, list[Question]] = {}
-    for each in questions:
-        by_text.setdefault(each.text.strip(), []).append(each)
-    for same in by_text.values():
-        golds = {str(read(each.gold)): each.gold for each in same}
-        if len(golds) > 1:
-            yield (
-                f"{places([each.location for each in same])}: the same question with the reference "
-                f"answers {join_words(map(repr, golds.values()))}: leave the wrong ones out"
-            )
-
-
-def _unread_notes(questions: Sequence[Question]) -> Iterator[str]:
-    """Yield a line for the fields that look like options, and one for each misspelt field."""
-    unread: dict[str, list[str]] = {}
-    for each in questions:
-        for name in each.unread:
-            unread.setdefault(name, []).append(each.location)
-    options = [name for name in unread if OPTION_FIELD.fullmatch(name.strip())]
-    if options:
-        having = [each.location for each in questions if {*each.unread}.intersection(options)]
-        are = "are" if len(options) > 1 else "is"
-        yield (
-            f"{places(having)}: {join_words(map(repr, options))} {are} not read: options stand in "
-            "the question's text, the answer is the letter of the right one, and the file is named "
-            f"{OWN_FILE}PATH.jsonl:{AnswerKind.CHOICE}"
-        )
-    for name in (each for each in unread if each not in options):
-        if meant := _meant_field(name):
-            yield f"{places(unread[name])}: {name!r} is not read; did you mean {meant!r}?"
-
-
-def _meant_field(name: str) -> str | None:
-    """Return the field that is read and that a name misspells, if any; a longer name, such as
-    `answer_type`, is another field.
-    """
-    plain = name.strip().lower()
-    if plain in FILE_COLUMNS.names:
-        return plain
-    if plain.startswith(tuple(f"{known}_" for known in FILE_COLUMNS.names)):
-        return None
-    long = [known for known in FILE_COLUMNS.names if len(known) > 2]
-    return next(iter(get_close_matches(plain, long, n=1, cutoff=0.8)), None)
 
 
 def complete_runs(
@@ -424,6 +322,8 @@ def sample_missing(
             all_or_nothing=config.stops_early,
         )
         in_flight = min(plan.parallel, max((len(job.indices) for job in jobs), default=1))
+        if jobs:
+            folder.begin_session(requests_at_a_time(jobs, servers, in_flight))
         progress = RunProgress(plan, folder, servers)
         print_plain(console, _opening(plan, progress))
 
@@ -511,8 +411,8 @@ class RunProgress:
             self._count_verdicts(event)
 
     def describe(self, width: int | None = None) -> str:
-        """Return amount done, accuracy so far, samples in flight, tokens per second, time left and
-        failures; called from any thread.
+        """Return amount done, accuracy so far, samples in flight, tokens per second, time left (the
+        tokens until a sample has ended) and failures; called from any thread.
 
         Args:
             width: columns of a terminal's line, which the least important figures do not enter
@@ -523,7 +423,7 @@ class RunProgress:
             done = f"{self._title}: {self.done}/{self.total} {self.unit}"
             return ", ".join([done, *figures.values()])
         if "left" in figures:
-            figures["left"] = figures["left"].removeprefix("about ").partition(",")[0]
+            figures["left"] = figures["left"].removeprefix("about ")
         done = f": {self.done:{len(str(self.total))}}/{self.total}"
         unused = width - len(done) - sum(room + len(", ") for room in ROOM.values())
         name = shortened(self._task, max(NAME_WIDTH, unused))
@@ -544,14 +444,16 @@ class RunProgress:
         num_tokens = self._new_tokens + self._running_tokens(in_flight, running_s)
         if num_tokens and elapsed_s > 0:
             figures["speed"] = f"{rate(num_tokens, elapsed_s)} tokens/s"
-        if in_words := self._time_left(running_s, num_tokens):
-            figures["left"] = in_words
+        if self._ended_s:
+            figures["left"] = self._time_left(running_s, num_tokens)
+        elif num_tokens:  # a bound by the token limit would stand still
+            figures["left"] = f"{num_tokens:,.0f} tokens"
         if self.num_failed:
             figures["failed"] = f"{self.num_failed} failed"
-        return figures
+        return {name: text for name, text in figures.items() if text}
 
     def _time_left(self, running_s: Sequence[float], num_tokens: float) -> str:
-        """Return the time left in words; empty at the end, and as long as nothing is known."""
+        """Return the time left in words, once a sample has ended; empty at the end."""
         num_left = self.total - self.done - self.num_failed
         if num_left <= 0:
             return ""

@@ -127,6 +127,23 @@ class Server:
     """Count the samples that the server is generating; called from any thread."""
 
 
+def requests_at_a_time(jobs: Sequence[Job], servers: Sequence[Server], in_flight: int) -> int:
+    """Return the most requests that each server is sent at the same time: fewer than its
+    concurrency where few samples are left.
+
+    Args:
+        in_flight: samples of one question among them.
+    """
+    together = any(job.all_or_nothing for job in jobs)
+    rooms = (
+        in_flight * max_jobs_in_flight(each.concurrency, in_flight, all_or_nothing=together)
+        for each in servers
+    )
+    room = sum(min(each.concurrency, room) for each, room in zip(servers, rooms, strict=True))
+    wanted = sum(min(len(job.indices), in_flight) for job in jobs)
+    return math.ceil(min(room, wanted) / len(servers))
+
+
 @dataclass(frozen=True)
 class ServerLost:
     """A server that gets no more jobs."""

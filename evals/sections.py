@@ -11,12 +11,14 @@ from lim_sglang.evals.report import Group, Row, describe
 from lim_sglang.evals.tables import (
     ALL_READ,
     PLUS_MINUS,
+    RIGHT_VOTES,
     TIMES,
     difference_cell,
     group_table,
     past_budget,
     percent,
     ratio_cell,
+    seconds_note,
     too_few,
 )
 from lim_sglang.markdown_section import MarkdownSection, join_words, markdown_table, short_commit
@@ -26,8 +28,8 @@ NOT_MEASURED = "Accuracy: not measured yet."
 MCNEMAR = "McNemar's exact test compares the votes. "
 COUNTED = (
     f"{MCNEMAR}Cut off: samples that reached the limit of new tokens. No answer: samples that "
-    "state none, cut off or not; they count as wrong. Length ratios are relative to full; tokens "
-    "per correct counts all generated tokens."
+    "state none, cut off or not; they count as wrong. Length ratios are relative to full; tokens a "
+    "right sample count all generated tokens."
 )
 METHOD = (
     f"{PLUS_MINUS} is one standard error, clustered by question. Differences of pass@1 are paired "
@@ -56,8 +58,7 @@ def results_section(groups: Sequence[Group], plot: str | None = None) -> str:
     if not groups:
         return NOT_MEASURED
     parts = [
-        f"{group_table(group).markdown()}\n\n{group.title}: {conditions_text(group)}"
-        for group in groups
+        f"{group_table(group).markdown()}\n\n{group.title}: {table_text(group)}" for group in groups
     ]
     picture = [f"![Accuracy over budget]({plot})"] if plot else []
     return "\n\n".join([*parts, method_text(groups), *picture])
@@ -116,7 +117,7 @@ def _proof_cells(group: Group, row: Row) -> tuple[str, ...]:
     full = next(each for each in group.rows if each.name == found.a)
     by_votes = found.stops_by_itself
     both = [r.score.vote_correct if by_votes else r.score.pass_at_1 for r in (full, row)]
-    name = f"{group.title}, {row.name}, {'vote' if by_votes else 'pass@1'}"
+    name = f"{group.title}, {row.name}, {RIGHT_VOTES if by_votes else 'pass@1'}"
     return name, *map(percent, both), difference_cell(row), ratio_cell(row)
 
 
@@ -163,6 +164,12 @@ def conditions_text(group: Group) -> str:
         f"{', '.join(sampling)}; {', '.join(stack)}. By `lim eval` on {days}, commit "
         f"{commits}.{notes}"
     )
+
+
+def table_text(group: Group) -> str:
+    """Return what stands below a group's table: its conditions, and the note on its seconds."""
+    note = seconds_note(group)
+    return f"{conditions_text(group)}{note and f' {note[0].upper()}{note[1:]}.'}"
 
 
 def row_note(row: Row) -> str:

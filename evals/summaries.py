@@ -14,6 +14,7 @@ from lim_sglang.evals.metrics import QuestionResult, Summary, summarise
 from lim_sglang.evals.report import FULL
 from lim_sglang.evals.run_store import (
     RUN_FILE,
+    SAMPLES_FILE,
     AskedQuestion,
     Run,
     load_run,
@@ -180,23 +181,36 @@ def load_summaries(paths: Sequence[Path], console: Console | None = None) -> lis
     return [replace(each, source=str(path)) for each, path in zip(found, paths, strict=True)]
 
 
-def load_by_task(paths: Sequence[Path], console: Console | None = None) -> list[list[Summary]]:
+def load_by_task(
+    paths: Sequence[Path], console: Console | None = None
+) -> tuple[list[list[Summary]], list[Path]]:
     """Read runs, and group them by their tasks; the console is that of `load_summaries`.
 
     A group has the order of the paths; of one folder's runs, full attention comes first.
+
+    Returns:
+        The groups, and the runs without a sample, which are left out.
 
     Raises:
         ConfigError, DataError: as `find_runs`, `check_distinct` and `load_summaries`.
     """
     inside = [find_runs([path]) for path in paths]
     check_distinct([path for runs in inside for path in runs])
+    empty = [path for runs in inside for path in runs if _has_no_sample(path)]
+    inside = [[path for path in runs if path not in empty] for runs in inside]
     loaded = iter(load_summaries([path for runs in inside for path in runs], console))
     by_task: dict[str, list[Summary]] = {}
     for runs in inside:
         found = [next(loaded) for _ in runs]
         for summary in sorted(found, key=lambda each: each.conditions["policy"] != FULL):
             by_task.setdefault(summary.conditions["task"], []).append(summary)
-    return list(by_task.values())
+    return list(by_task.values()), empty
+
+
+def _has_no_sample(path: Path) -> bool:
+    """Return True for the folder of a run that was begun, and has stored nothing yet."""
+    samples = path / SAMPLES_FILE
+    return (path / RUN_FILE).exists() and not (samples.exists() and samples.stat().st_size)
 
 
 def check_paths(paths: Iterable[Path]) -> None:

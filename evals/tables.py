@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lim_sglang.evals.compare import Comparison, Interval, policy_name
+from lim_sglang.evals.compare import Comparison, Interval, policy_name, uneven_seconds
 from lim_sglang.evals.metrics import (
     MIN_QUESTIONS,
     MIN_VOTERS,
@@ -33,6 +33,9 @@ PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 ALL_READ = "no sample grew past the budget, so every step read everything"
 SAYS_NOTHING = "both runs read everything, so the comparison says nothing about sparse attention"
 TIMES = "\N{MULTIPLICATION SIGN}"
+RIGHT_VOTES = "right votes"
+TOKENS_PER_RIGHT = "tokens a right sample"
+SECONDS = "seconds a sample"
 
 
 def percent(estimate: Estimate | None) -> str:
@@ -110,7 +113,7 @@ def p_value(p: float, decimals: int = 2) -> str:
 
 def measure(row: Row) -> str:
     """Return the name of `Row.accuracy`."""
-    return "vote right" if row.stops_early else "pass@1"
+    return RIGHT_VOTES if row.stops_early else "pass@1"
 
 
 def sentence(found: Comparison) -> str:
@@ -119,7 +122,7 @@ def sentence(found: Comparison) -> str:
     if found.reads_everything:
         return f"{grown}: {SAYS_NOTHING}.{failed and f' {failed}.'}"
     difference, tokens = found.headline_difference, found.headline_ratio
-    measured = "share of right votes" if found.stops_by_itself else "pass@1"
+    measured = f"share of {RIGHT_VOTES}" if found.stops_by_itself else "pass@1"
     size = share(abs(difference.value))
     relation = f"{size} points {'above' if difference.value > 0 else 'below'}"
     if size == "0.0":
@@ -213,11 +216,15 @@ class Table:
 
 
 def print_table(console: "Console", table: Table) -> None:
-    """Print title and caption, then the cells: columns as rows where a terminal is too narrow."""
+    """Print title and caption, then the cells: columns as rows where a terminal is too narrow;
+    elsewhere the lines are as long as they need to be.
+    """
     for line in filter(None, (table.title, table.caption)):
         print_plain(console, line)
-    is_too_wide = console.is_terminal and _natural_width(console, table) > console.width
-    console.print(table.flipped() if is_too_wide else table)
+    width = _natural_width(console, table)
+    if not console.is_terminal:
+        console.width = max(width, console.width)
+    console.print(table.flipped() if width > console.width else table)
 
 
 def _natural_width(console: "Console", table: Table) -> int:
@@ -235,7 +242,7 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
     notes = [_sampling_conditions(conditions)]
     if stops_early(conditions):
         rows += [
-            (f"answered by {program}", f"{percent(score.vote_correct)} %"),
+            (f"{RIGHT_VOTES} by {program}", f"{percent(score.vote_correct)} %"),
             ("pass@1 of the samples taken", f"{percent(score.pass_at_1)} %"),
         ]
     else:
@@ -244,7 +251,7 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
             for k, found in score.pass_at.items()
         ]
         rows += [
-            (f"maj@{k}{_fewer_questions(score, k)}", f"{percent(found)} %")
+            (f"{RIGHT_VOTES} of {k}{_fewer_questions(score, k)}", f"{percent(found)} %")
             for k, found in score.majority_at.items()
             if k >= MIN_VOTERS
         ]
@@ -262,9 +269,9 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
     ]
     rows.append(("tokens a question", number(score.tokens_per_question)))
     if score.tokens_per_correct is not None:
-        rows.append(("tokens a right sample", number(score.tokens_per_correct)))
+        rows.append((TOKENS_PER_RIGHT, number(score.tokens_per_correct)))
     if score.mean_seconds is not None:
-        rows.append(("mean seconds of a sample", seconds(score.mean_seconds)))
+        rows.append((SECONDS, seconds(score.mean_seconds)))
     rows.append(("failed, not scored", str(score.num_failed)))
     if grown := score.past_budget:
         rows.append((f"grew past the budget of {grown.budget:,}", past_budget_cell(grown)))
@@ -314,7 +321,8 @@ def _sampling_conditions(conditions: Mapping[str, Any]) -> str:
 def comparison_table(found: Comparison) -> Table:
     """Return both runs' figures and their differences; ratios are those of the second to the first.
 
-    Votes are left out where they are of two samples; the caption says so.
+    Votes are left out where they are of two samples, and the ratio of seconds where the runs'
+    loads differ; the caption says so.
     """
     a, b = found.figures_a, found.figures_b
     num = str(found.num_questions)
@@ -327,8 +335,8 @@ def comparison_table(found: Comparison) -> Table:
         only = found.mcnemar
         p = f"McNemar p {p_value(only.p, decimals=3)}" if found.answers.bounds else ""
         rows += [
-            _shares_row("right votes", a.right_votes, b.right_votes, found.answers),
-            ("right votes of this run only", str(only.only_a), str(only.only_b), p),
+            _shares_row(RIGHT_VOTES, a.right_votes, b.right_votes, found.answers),
+            (f"{RIGHT_VOTES} of this run only", str(only.only_a), str(only.only_b), p),
         ]
     rows += [
         _shares_row("no answer", a.no_answer, b.no_answer),
@@ -342,13 +350,13 @@ def comparison_table(found: Comparison) -> Table:
         _tokens_row("mean tokens of a sample", a.mean_tokens, b.mean_tokens, lengths),
         _tokens_row("tokens a question", a.tokens_per_question, b.tokens_per_question, spent),
     ]
-    if found.seconds_ratio:
-        both = seconds(a.mean_seconds), seconds(b.mean_seconds)
-        rows.append(("mean seconds of a sample", *both, f"{TIMES} {ratio(found.seconds_ratio)}"))
-    caption = "" if found.has_majority else NO_MAJORITY
+    if a.mean_seconds is not None or b.mean_seconds is not None:
+        times = f"{TIMES} {ratio(found.seconds_ratio)}" if found.seconds_ratio else ""
+        rows.append((SECONDS, seconds(a.mean_seconds), seconds(b.mean_seconds), times))
+    notes = ["" if found.has_majority else NO_MAJORITY, found.uneven_seconds]
     level = " (95 %)" if found.difference.bounds else ""
     head = ("measure", found.a, found.b, f"difference{level}")
-    return Table(head, tuple(rows), f"{found.b} against {found.a}", caption)
+    return Table(head, tuple(rows), f"{found.b} against {found.a}", "; ".join(filter(None, notes)))
 
 
 def _shares_row(
@@ -378,7 +386,7 @@ def group_table(group: Group) -> Table:
     any_seconds = any(row.score.mean_seconds is not None for row in group.rows)
     columns: list[tuple[str, bool, Callable[[Row], str]]] = [
         ("pass@1, %", True, lambda row: percent(_pass_at(row, 1))),
-        (_vote_title(group), group.num_samples > 1 and any_majority, _vote_cell),
+        (f"{RIGHT_VOTES}, %", group.num_samples > 1 and any_majority, _vote_cell),
         (f"pass@{k}, %", k > 1, lambda row: _pass_cell(row, k)),
         ("difference to full, points (95 %)", True, difference_cell),
         ("McNemar p", any_majority and group.num_questions >= MIN_QUESTIONS, _p_cell),
@@ -386,20 +394,28 @@ def group_table(group: Group) -> Table:
         ("no answer, %", True, lambda row: share(row.score.no_answer)),
         ("grew past the budget", any_budget, lambda row: past_budget_cell(row.score.past_budget)),
         ("mean tokens", True, lambda row: number(row.score.mean_tokens)),
-        ("seconds a sample", any_seconds, lambda row: seconds(row.score.mean_seconds)),
+        (SECONDS, any_seconds, lambda row: seconds(row.score.mean_seconds)),
         (
             "tokens a question",
             any_stops_early,
             lambda row: number(row.score.tokens_per_question),
         ),
         ("length ratio (95 %)", True, ratio_cell),
-        ("tokens per correct", True, lambda row: number(row.score.tokens_per_correct)),
+        (TOKENS_PER_RIGHT, True, lambda row: number(row.score.tokens_per_correct)),
     ]
     shown = [(title, cell) for title, is_shown, cell in columns if is_shown]
     return Table(
         head=("policy and budget", *(title for title, _ in shown)),
         rows=tuple((row.name, *(cell(row) for _, cell in shown)) for row in group.rows),
     )
+
+
+def seconds_note(group: Group) -> str:
+    """Return why the seconds of a group's rows do not compare; empty where they do, and where fewer
+    than two rows have them.
+    """
+    rows = [row for row in group.rows if row.score.mean_seconds is not None]
+    return uneven_seconds({row.name: row.conditions for row in rows}) if len(rows) > 1 else ""
 
 
 def _largest_common_k(group: Group) -> int:
@@ -418,13 +434,6 @@ def _pass_cell(row: Row, k: int) -> str:
     found = _pass_at(row, k)
     few = _fewer_questions(row.score, k) if found else ""
     return f"{percent(found)}{few}"
-
-
-def _vote_title(group: Group) -> str:
-    """Return `maj@4, %` if all runs vote over four samples, else a title without a number."""
-    numbers = group.values("samples")
-    is_uniform = len(numbers) == 1 and not any(row.stops_early for row in group.rows)
-    return f"maj@{numbers[0]}, %" if is_uniform else "vote right, %"
 
 
 def _vote_cell(row: Row) -> str:

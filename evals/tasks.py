@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lim_sglang.errors import ConfigError, DataError, bullets
+from lim_sglang.evals.options import check_letter, with_options
+from lim_sglang.markdown_section import places
 from lim_sglang.programs.grading.answers import (
-    CHOICES,
     AnswerKind,
     as_integer,
     extract_answer,
@@ -422,9 +423,10 @@ def _read_question(row: object, task: Task, columns: Columns, index: int) -> Que
     question_id = _check_id(next(ids, index))
     if columns.wrong_answers:
         wrong = [_answer_text(row[name], name, columns) for name in columns.wrong_answers]
-        text, gold = _with_options(text, [gold, *wrong], f"{task.shuffle_seed} {question_id}")
+        text, gold = with_options(text, [gold, *wrong], f"{task.shuffle_seed} {question_id}")
     _check_gold(gold, task.answer_kind)
     unread = tuple(each for each in row if columns is FILE_COLUMNS and each not in columns.names)
+    check_letter(text, gold, task.answer_kind, [each for each in unread if row[each]])
     return Question(question_id, text, gold, answer_behind=mark, unread=unread)
 
 
@@ -506,19 +508,6 @@ def _reference_answer(answer: str) -> tuple[str, str | None]:
     return answer, None
 
 
-def _with_options(text: str, options: list[str], seed: str) -> tuple[str, str]:
-    """Append shuffled options to a question; return the text and the letter of the first option.
-
-    The order follows from SHA-256 digests of the seed, so it is the same in every version of
-    Python and does not depend on the other questions.
-    """
-    order = sorted(
-        range(len(options)), key=lambda n: hashlib.sha256(f"{seed} {n}".encode()).digest()
-    )
-    lines = [f"{CHOICES[letter]}) {options[n]}" for letter, n in enumerate(order)]
-    return "\n".join([text.strip(), "", *lines]), CHOICES[order.index(0)]
-
-
 def _check_gold(gold: str, kind: AnswerKind) -> None:
     if fault := fault_of_reference(gold, kind):
         without = f"; without :{kind} behind the file's name answers are compared as expressions"
@@ -539,25 +528,8 @@ def _describe_problems(problems: Mapping[str, Sequence[str]], num_rows: int) -> 
         for problem, locations in problems.items()
     ]
     shown = described[:MAX_PROBLEMS_SHOWN]
-    if len(described) > len(shown):
-        shown.append(f"and {len(described) - len(shown)} more")
+    shown += [f"and {more} more"] if (more := len(described) - len(shown)) else []
     return f"these rows are not questions:{bullets(shown)}"
-
-
-def places(locations: Sequence[str]) -> str:
-    """Return `own.jsonl, lines 2-4, 7` for locations of one file."""
-    where, _, first = locations[0].rpartition(" ")
-    if len(locations) == 1:
-        return locations[0]
-    ranges = [[int(first)] * 2]
-    for number in (int(each.rpartition(" ")[2]) for each in locations[1:]):
-        if number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number] * 2)
-    texts = [f"{begin}-{end}" if end > begin else str(begin) for begin, end in ranges]
-    more = ["…"] if len(texts) > MAX_PROBLEMS_SHOWN else []
-    return f"{where}s {', '.join([*texts[:MAX_PROBLEMS_SHOWN], *more])}"
 
 
 def _json_fault(line: str) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lim_sglang.errors import DataError
+from lim_sglang.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class MarkdownSection:
     def end(self) -> str:
         """Last marker line."""
         return f"<!-- {self.command}: end -->"
+
+    @property
+    def markers(self) -> str:
+        """Both marker lines, in words."""
+        return f"the lines {self.begin} and {self.end}"
 
     def extract(self, text: str, document: str) -> str:
         """Return the section of a document's text.
@@ -54,12 +59,18 @@ class MarkdownSection:
             text: the file's content with other sections replaced already.
 
         Raises:
-            DataError: the file cannot be read or lacks the markers.
+            ConfigError: there is no such file.
+            DataError: the file is no text, or lacks the markers.
         """
         try:
             text = text or path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read: {error}; name a Markdown file") from None
+        except UnicodeDecodeError:
+            raise DataError(f"cannot read {path} (not UTF-8); name a Markdown file") from None
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read {path} ({error.strerror}); name a Markdown file that has "
+                f"{self.markers}"
+            ) from None
         return self.replace(text, section, str(path))
 
     def _markers(self, text: str, document: str) -> tuple[int, int]:
@@ -84,6 +95,26 @@ def join_words(values: Iterable[object]) -> str:
     """Return `a, b and c`."""
     *first, last = map(str, values)
     return f"{', '.join(first)} and {last}" if first else last
+
+
+MAX_PLACES = 10
+"""Most ranges of lines that a message names."""
+
+
+def places(locations: Sequence[str]) -> str:
+    """Return `own.jsonl, lines 2-4, 7` for locations of one file."""
+    where, _, first = locations[0].rpartition(" ")
+    if len(locations) == 1:
+        return locations[0]
+    ranges = [[int(first)] * 2]
+    for number in (int(each.rpartition(" ")[2]) for each in locations[1:]):
+        if number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number] * 2)
+    texts = [f"{begin}-{end}" if end > begin else str(begin) for begin, end in ranges]
+    more = ["…"] if len(texts) > MAX_PLACES else []
+    return f"{where}s {', '.join([*texts[:MAX_PLACES], *more])}"
 
 
 def counted(count: int, noun: str) -> str:

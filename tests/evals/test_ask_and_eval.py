@@ -144,7 +144,7 @@ def test_the_table_and_the_record_name_the_run(interrupted: Interrupted) -> None
     table = interrupted.second.stdout
     assert "LessIsMore 64" in table
     assert "pass@1" in table
-    assert f"maj@{NUM_SAMPLES}" in table
+    assert f"right votes of {NUM_SAMPLES}" in table
     settings = interrupted.run_record["settings"]
     assert settings["lim"]["config"]["budget"] == 64
     assert settings["sampling"]["seed_honoured"] is False

@@ -245,6 +245,7 @@ def test_the_closing_hint_compares_with_the_dense_run_first(
     stored = [Run(Path(f"runs/{name}"), RunRecord(name, {}, {}), ()) for name in ("one", "two")]
     runs.finished = [FinishedRun(each, summary) for each in stored]
     shown = call(evaluate, "aime24", "math500").stderr
+    assert "stored in runs/one and runs/two, each sample" in shown
     assert "\n  lim report runs/one runs/two\n" in shown
     assert f"\n  lim compare {pair.format('runs/one runs/two')}\n" in shown
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -506,10 +507,10 @@ def test_the_seed_is_that_of_the_bootstrap(paths: list[str]) -> None:
 
 
 def test_the_command_needs_two_runs_of_a_task(paths: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"needs two runs of a task.*{paths[0]} has math500"):
+    with pytest.raises(ConfigError, match=f"two runs of a task.*{paths[0]} is the only run"):
         lim_compare(paths[0])
     (other,) = write_summaries([simulated(questions=40, task="sums")], tmp_path / "other")
-    with pytest.raises(ConfigError, match=f"{paths[0]} has math500; {other} has sums"):
+    with pytest.raises(ConfigError, match=f"run of math500; {other} is the only run of sums"):
         lim_compare(paths[0], str(other))
 
 
@@ -528,10 +529,36 @@ def test_folders_of_runs_are_compared_task_by_task_dense_runs_first(tmp_path: Pa
         "math500: full against LessIsMore 256",
         "math500: DELTA 256 against LessIsMore 256",
     ]
-    assert "a task with one run is left out" in result.stderr
-    assert "has more" in result.stderr
+    assert "warning: left out: " in result.stderr
+    assert "is the only run of more\n" in result.stderr
     lines = lim_compare(str(tmp_path / "three"), str(tmp_path / "two"), "--json").stdout
     assert [json.loads(line)["task"] for line in lines.splitlines()] == ["sums"]
+
+
+def test_tasks_that_cannot_be_compared_are_left_out_by_name_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    for name, policy, questions in (("a", FULL, 9), ("b", {}, 5)):
+        runs = [simulated(questions=9, task="sums", **policy)]
+        runs += [simulated(questions=questions, task="unfinished", **policy)]
+        write_summaries(runs, tmp_path / name)
+    empty = tmp_path / "b" / "begun"
+    empty.mkdir()
+    (empty / "run.json").write_text("{}")
+    (empty / "samples.jsonl").touch()
+    both = [str(tmp_path / name) for name in ("a", "b")]
+    result = lim_compare(*both)
+    assert [line for line in result.stdout.splitlines() if " against " in line] == [
+        "sums: LessIsMore 256 against full"
+    ]
+    first, second = (line for line in result.stderr.splitlines() if line.startswith("warning: "))
+    assert first == f"warning: left out: {empty} has no sample yet"
+    assert re.search(r"left out: .*/a/unfinished-full\S+ and .* lacks 4 of 9 questions", second)
+    alone = [str(next((tmp_path / name).glob("unfinished*"))) for name in ("a", "b")]
+    with pytest.raises(DataError, match="have different questions"):
+        lim_compare(*alone)
+    with pytest.raises(ConfigError, match=r"begun has no sample yet; \S+ is the only run of su"):
+        lim_compare(str(empty), str(next((tmp_path / "a").glob("sums*"))))
 
 
 def test_the_command_refuses_a_run_beside_itself(paths: list[str], tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_programs_that_stop_early_are_plotted_only_among_themselves() -> None:
     (axes,) = axes_of("accuracy", alone)
     right = 100 * alone.rows[0].score.vote_correct.value
     assert list(axes.containers[0].lines[0].get_ydata()) == [right]
-    assert axes.get_ylabel().startswith("vote right")
+    assert axes.get_ylabel().startswith("right votes")
     top, bottom = axes_of("tokens", mixed)
     score = mixed.rows[2].score
     assert list(top.lines[2].get_xdata()) == [score.tokens_per_question]

@@ -234,7 +234,8 @@ def test_published_names_replace_those_of_folders(tmp_path: Path, folder: Path) 
     [
         (["none.json"], "cannot read"),
         (["eval", "--html", "plain.md/a.html"], "cannot write"),
-        (["eval", "--update", "none.md"], "none.md cannot be read"),
+        (["eval", "--update", "none.md"], "cannot read none.md (No such file or directory); name"),
+        (["eval", "--results", "none.md"], f"that has the lines {SECTION.begin} and"),
         (["eval", "--update", "marked.md"], "marked.md: no run of LessIsMore beside one of full"),
         (["eval", "--name", "coder"], "--name takes FOLDER=MODEL, not coder"),
         (["eval", "--name", "=a/b"], "--name takes FOLDER=MODEL, not =a/b"),

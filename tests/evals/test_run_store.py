@@ -24,6 +24,7 @@ from lim_sglang.evals.run_store import (
     read_record,
     read_samples,
     write_questions,
+    write_record,
 )
 from lim_sglang.programs.schema import SampleState
 from tests.builders import make_graded
@@ -59,6 +60,32 @@ def write_run(path: Path, *samples: GradedSample) -> None:
     with begin(path) as folder:
         for sample in samples:
             folder.append(sample)
+
+
+@pytest.mark.parametrize(
+    ("stored", "before", "expected"),
+    [
+        ((), None, [8]),
+        ((), [{"requests": 64}], [8]),
+        ((graded(),), None, [None, 8]),
+        ((graded(),), [{"requests": 64}], [64, 8]),
+    ],
+)
+def test_sessions_are_recorded_from_the_first_stored_sample_on(
+    stored: tuple[GradedSample, ...],
+    before: list[dict[str, int]] | None,
+    expected: list[int | None],
+    tmp_path: Path,
+) -> None:
+    with begin(tmp_path) as folder:
+        record = read_record(tmp_path)
+        about = {**record.about, **({"sessions": before} if before else {})}
+        write_record(tmp_path, replace(record, about=about))
+        folder.append(*stored)
+        folder.begin_session(8)
+    found = read_record(tmp_path)
+    assert [each["requests"] for each in found.about["sessions"]] == expected
+    assert (found.settings["task"], found.about["url"]) == ("math500", "http://here")
 
 
 def reopened(path: Path) -> list[GradedSample]:

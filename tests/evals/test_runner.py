@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ from rich.console import Console
 from lim_sglang.errors import ConfigError, DataError, ServerError
 from lim_sglang.evals import runner as runner_module
 from lim_sglang.evals.grading import Grader
-from lim_sglang.evals.metrics import score
+from lim_sglang.evals.metrics import run_conditions, score
 from lim_sglang.evals.run_config import RunConfig
-from lim_sglang.evals.run_store import Failure, Run, RunFolder, open_run
+from lim_sglang.evals.run_store import Failure, Run, RunFolder, open_run, read_record
 from lim_sglang.evals.runner import (
     BAR_WIDTH,
     ROOM,
@@ -31,7 +30,6 @@ from lim_sglang.evals.runner import (
     describe_failures,
     load_benchmarks,
     plan_run,
-    question_notes,
     sample_missing,
 )
 from lim_sglang.evals.scheduler import InFlight, Job, SampleResult, SampleSink, Server, ServerLost
@@ -145,6 +143,9 @@ def test_a_server_that_dies_ends_the_run_and_the_same_command_resumes(config: Ru
     again = JobServer()
     found, printed = run(config, again)
     assert "resuming at 7 of 15 samples" in printed
+    assert read_record(path).about["sessions"] == [{"requests": 1}] * 2
+    run(config, JobServer())  # complete: no session
+    assert run_conditions(read_record(path))["sessions"] == [1, 1]
     assert len(again.asked) == len(set(again.asked)) == 8
     assert (path / "samples.jsonl").read_bytes().startswith(stored)
     assert len(found.samples) == len({graded.key for graded in found.samples}) == 15
@@ -293,7 +294,9 @@ def test_progress_tells_samples_in_flight_and_goes_on_while_none_ends(config: Ru
     assert progress.describe() == "math500 (own questions): 0/15 samples, 4 running"
     running[0] = InFlight(2, num_tokens=9, running_s=(40.0, 40.0))
     progress.count(Failure("q", 1, "timeout"))
-    assert progress.describe().endswith(": 0/15 samples, 4 running, 0.5 tokens/s, 1 failed")
+    assert progress.describe().endswith(
+        ": 0/15 samples, 4 running, 0.5 tokens/s, 18 tokens, 1 failed"
+    )
 
 
 def test_samples_in_flight_count_at_the_speed_of_the_ended_ones_and_within_the_token_limit(
@@ -461,84 +464,6 @@ def test_the_opening_counts_samples(limit: int, words: str, config: RunConfig) -
     assert f"sampling {words} in runs" in printed
 
 
-def notes_of(folder: Path, *rows: dict[str, Any], ending: str = "") -> list[str]:
-    """Return the notes on the questions of a file, whose lines are blank between the rows."""
-    (folder / "own.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
-    config = RunConfig(f"file:{folder / 'own.jsonl'}{ending}")
-    return list(question_notes(load_benchmarks([config], Console(quiet=True))))
-
-
-@pytest.mark.parametrize(
-    ("ending", "golds", "said"),
-    [
-        ("", ["5", "x", "AB"], None),
-        ("", ["5", "D", "x"], "line 3"),
-        ("", ["A", "5", "B"], "lines 1, 5"),
-        (":choice", ["A", "B", "D"], None),
-    ],
-)
-def test_letters_in_a_file_of_expressions_are_named_by_their_lines(
-    ending: str, golds: list[str], said: str | None, tmp_path: Path
-) -> None:
-    rows = ({"problem": f"q{n}", "answer": gold} for n, gold in enumerate(golds))
-    found = notes_of(tmp_path, *rows, ending=ending)
-    assert len(found) == (said is not None)
-    assert all(note.startswith(f"{tmp_path / 'own.jsonl'}, {said}: ") for note in found)
-
-
-@pytest.mark.parametrize(
-    ("ending", "texts", "golds", "said"),
-    [
-        (":choice", ["Which?\nA) 1\nB) 2"], ["B"], None),
-        (
-            ":choice",
-            ["Which? A) 1 B) 2", "Which? (A) 3 (B) 4"],
-            ["E", "E"],
-            "lines 1, 3: .* is E, .* A, B",
-        ),
-        (":choice", ["Which?\nA. 1\nB. 2"], ["C"], "line 1: .* is C, but"),
-        (":choice", ["Is vitamin A) good? See B."], ["E"], None),
-        ("", ["P", " P ", "Q"], ["4", "5", "4"], "lines 1, 3: the same question .*'4' and '5'"),
-        ("", ["P", "P"], ["x + 1", "x  + 1"], None),
-        (":integer", ["P", "P"], ["033", "33"], None),
-        (":integer", ["P", "P"], ["33", "34"], "'33' and '34'"),
-    ],
-)
-def test_answers_that_can_hardly_be_right_are_named(
-    ending: str, texts: list[str], golds: list[str], said: str | None, tmp_path: Path
-) -> None:
-    pairs = zip(texts, golds, strict=True)
-    rows = ({"problem": text, "answer": gold} for text, gold in pairs)
-    found = notes_of(tmp_path, *rows, ending=ending)
-    assert len(found) == (said is not None)
-    assert all(re.search(str(said), note) for note in found)
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        (["subject", "level", "solution", "answer_type", "question_id", "uid"], []),
-        (["choices"], ["choices"]),
-        (["Options"], ["Options"]),
-        (["A", "B", "C", "D", "subject"], ["'A', 'B', 'C' and 'D'"]),
-        (["option_a", "choice 2", "Incorrect Answer 1"], ["'option_a', 'choice 2' and"]),
-        (["Answer"], ["mean 'answer'"]),
-        (["anwser", "ID"], ["mean 'answer'", "mean 'id'"]),
-        (["choices", "Problem"], ["choices", "mean 'problem'"]),
-    ],
-)
-@pytest.mark.parametrize("ending", ["", ":choice"])
-def test_fields_that_look_like_options_or_misspelt_are_named(
-    fields: list[str], expected: list[str], ending: str, tmp_path: Path
-) -> None:
-    row = {"question": "Which?", "answer": "4" if not ending else "A"}
-    found = notes_of(tmp_path, row, {**row, **dict.fromkeys(fields, "x")}, ending=ending)
-    assert len(found) == len(expected)
-    for note, part in zip(found, expected, strict=True):
-        assert note.startswith(f"{tmp_path / 'own.jsonl'}, line 3: ")
-        assert part in note
-
-
 NAMES = {
     "math500": ("math500",) * 2,
     "gpqa_diamond": ("gpqa_diamond",) * 2,
@@ -593,9 +518,12 @@ def test_no_figure_of_a_terminal_comes_and_goes_with_its_digits() -> None:
     assert len(shown[0]) == len(names)
 
 
-def test_a_bound_of_the_time_left_is_short_on_a_terminal(config: RunConfig) -> None:
-    running = InFlight(2, num_tokens=80, running_s=(20.0, 20.0))
+def test_no_time_left_is_told_before_a_sample_has_ended(config: RunConfig) -> None:
+    running = InFlight(2, num_tokens=1234, running_s=(20.0, 20.0))
     servers = [replace(JobServer().as_server(), in_flight=lambda: running)]
-    progress = progress_of(config, [100.0], servers=servers)
-    assert "left, if all samples run to --max-tokens" in progress.describe()
-    assert progress.describe(80 - BAR_WIDTH).endswith("2 running, at most 3m40s left")
+    progress = progress_of(config, clock := [100.0], servers=servers)
+    assert progress.describe().endswith(": 0/15 samples, 2 running, 1,234 tokens")
+    assert progress.describe(80 - BAR_WIDTH).endswith("2 running, 1,234 tokens")
+    clock[0] += 20
+    progress.count((make_graded(0, latency_s=20.0),))
+    assert progress.describe().endswith(" left")

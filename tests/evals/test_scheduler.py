@@ -21,6 +21,7 @@ from lim_sglang.evals.scheduler import (
     ServerLost,
     max_jobs_in_flight,
     remaining_jobs,
+    requests_at_a_time,
     sample_jobs,
 )
 from lim_sglang.evals.tasks import Question
@@ -101,6 +102,27 @@ def test_a_server_gets_as_many_jobs_as_fill_it(
 ) -> None:
     found = max_jobs_in_flight(concurrency, in_flight, all_or_nothing=all_or_nothing)
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("rooms", "num_jobs", "in_flight", "all_or_nothing", "expected"),
+    [
+        ((16,), 30, 2, False, 16),
+        ((64,), 3, 2, False, 6),
+        ((64,), 3, 1, False, 3),
+        ((16, 8), 30, 2, False, 12),
+        ((4, 4), 2, 2, False, 2),
+        ((5,), 30, 2, True, 4),
+        ((64,), 3, 2, True, 6),
+        ((1,), 3, 2, True, 1),
+    ],
+)
+def test_each_server_is_sent_no_more_requests_than_there_are_samples(
+    rooms: tuple[int, ...], num_jobs: int, in_flight: int, all_or_nothing: bool, expected: int
+) -> None:
+    servers = [JobServer(str(n)).as_server(room) for n, room in enumerate(rooms)]
+    waiting = [replace(job, all_or_nothing=all_or_nothing) for job in jobs(num_jobs)]
+    assert requests_at_a_time(waiting, servers, in_flight) == expected
 
 
 def test_servers_with_equal_room_take_turns() -> None:

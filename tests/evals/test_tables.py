@@ -1,6 +1,8 @@
 """Cells against figures computed here from the samples, and the sections of documents."""
 
+import io
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -158,7 +160,7 @@ def test_a_score_table_has_a_row_for_every_score() -> None:
         "pass@1": "43.8 %",
         "pass@2": "58.3 %",
         "pass@4": "75.0 %",
-        "maj@4": "50.0 %",
+        "right votes of 4": "50.0 %",
         "cut off": "31.2 %",
         "no answer": "31.2 %",
         "mean tokens": "25",
@@ -176,7 +178,7 @@ EARLY = replace(FOUR, conditions={**FOUR.conditions, "program": "adaptive"})
 @pytest.mark.parametrize(
     ("summary", "name", "cell"),
     [
-        (EARLY, "answered by adaptive", "50.0 %"),
+        (EARLY, "right votes by adaptive", "50.0 %"),
         (EARLY, "pass@1 of the samples taken", "43.8 %"),
         (run(question("a", [0, 1]), question("b", [0])), "pass@2, 1 question", "100.0 %"),
         (run(question("q", [0, None], states={1: ABORTED})), "aborted early", "50.0 %"),
@@ -218,7 +220,7 @@ def test_two_samples_have_no_majority_and_the_table_says_so(
     report = results_section([group])
     assert (NO_MAJORITY in report) == is_noted
     assert ("McNemar" in report) != is_noted
-    assert ("maj@" in report) == (len(groups) > 2)
+    assert ("right votes" in report) == (len(groups) > 2)
 
 
 def test_title_and_conditions_stand_unbroken_above_the_cells() -> None:
@@ -296,6 +298,16 @@ def test_a_table_that_is_too_wide_for_a_terminal_has_its_columns_as_rows(group: 
     assert len(shown[300].splitlines()) < len(shown[80].splitlines())
 
 
+def test_a_table_is_as_wide_as_it_needs_to_be_where_there_is_no_terminal(group: Group) -> None:
+    table = group_table(group)
+    console = Console(width=80, file=io.StringIO())
+    print_table(console, table)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == len(table.rows) + 4
+    assert max(map(len, lines)) > 80
+    assert all(title in lines[1] for title in table.head)
+
+
 def test_a_comparison_table_has_both_runs_and_their_difference() -> None:
     other = run(*FOUR.questions[:2], question("wrong by vote", [0, 1], 1, chosen=1), policy="b")
     table = comparison_table(compare(FOUR, other, common=True, names=("a", "b")))
@@ -315,28 +327,52 @@ def test_a_comparison_table_has_both_runs_and_their_difference() -> None:
     }
 
 
-def test_seconds_are_compared_where_both_runs_had_as_many_requests_at_a_time() -> None:
-    slow, fast = (
-        run(question("q", [0, 0], tokens=[9, 9], seconds=each), policy=policy, concurrency=8)
-        for policy, each in (("full", [2.0, 4.0]), ("b", [1.0, 0.5]))
-    )
+def timed(*seconds: float, sessions: list[int | None] | None, **conditions: Any) -> Summary:
+    """Make a run of one question, whose samples have 9 tokens each."""
+    asked = question("q", [0] * len(seconds), tokens=[9] * len(seconds), seconds=seconds)
+    return run(asked, sessions=sessions, **conditions)
+
+
+@pytest.mark.parametrize(
+    ("sessions", "why"),
+    [
+        (([8], [8]), ""),
+        (([8], [4]), "each server was sent 8 for a and 4 for b requests at a time"),
+        (([8], [8, 4]), "b was resumed"),
+        (([8, 8], [8, 4]), "a and b were resumed"),
+        (([None, 8], [8]), "a was resumed"),
+        (([8], None), "no record says whether b was resumed"),
+        ((None, None), "no record says whether the runs were resumed"),
+    ],
+)
+def test_seconds_compare_where_both_runs_had_the_same_requests_at_a_time_in_one_session(
+    sessions: tuple[list[int | None] | None, list[int | None] | None], why: str
+) -> None:
+    slow = timed(2.0, 4.0, sessions=sessions[0], concurrency=8)
+    fast = timed(1.0, 0.5, sessions=sessions[1], policy="b", concurrency=8)
     found = compare(slow, fast, names=("a", "b"))
-    assert comparison_table(found).rows[-1] == (
-        *("mean seconds of a sample", "3.0", "0.8", f"{TIMES} 0.25"),
-    )
-    assert not any("requests at a time" in each for each in found.other_differences)
+    quotient = f"{TIMES} 0.25" if not why else ""
+    table = comparison_table(found)
+    assert table.rows[-1] == ("seconds a sample", "3.0", "0.8", quotient)
+    assert table.caption.partition("depend on the load: ")[2] == why
+    assert not found.other_differences
     (both,) = make_groups([slow, fast])
     assert [cells(both, n)["seconds a sample"] for n in (0, 1)] == ["3.0", "0.8"]
+    assert ("Seconds a sample do not compare" in results_section([both])) == bool(why)
     assert ", 8 requests at a time;" in conditions_text(both)
-    assert scores_of(slow)["mean seconds of a sample"] == "3.0"
-    other = replace(fast, conditions={**fast.conditions, "concurrency": 4})
-    found = compare(slow, other, names=("a", "b"))
-    assert found.seconds_ratio is None
-    assert "concurrency: 8 and 4" in found.other_differences
-    unknown = replace(fast, questions=(replace(fast.questions[0], seconds=None),))
-    assert compare(slow, unknown, names=("a", "b")).seconds_ratio is None
-    (both,) = make_groups([slow, unknown])
+    assert scores_of(slow)["seconds a sample"] == "3.0"
+
+
+def test_runs_without_seconds_have_no_ratio_and_no_note() -> None:
+    timed_run = timed(2.0, 4.0, sessions=[8])
+    unknown = run(question("q", [0, 0], tokens=[9, 9]), policy="b", sessions=[4])
+    table = comparison_table(compare(timed_run, unknown, names=("a", "b")))
+    assert (table.rows[-1], table.caption) == (("seconds a sample", "3.0", NONE, ""), NO_MAJORITY)
+    (both,) = make_groups([timed_run, unknown])
     assert [cells(both, n)["seconds a sample"] for n in (0, 1)] == ["3.0", NONE]
+    assert "do not compare" not in results_section([both])
+    (alone,) = make_groups([unknown])
+    assert "seconds a sample" not in cells(alone, 0)
 
 
 def test_a_comparison_of_many_questions_has_intervals(group: Group) -> None:
@@ -382,7 +418,7 @@ def test_every_cell_is_the_figure_of_the_samples() -> None:
     assert cells(found, 1) == {
         "policy and budget": "LessIsMore 256",
         "pass@1, %": "31.2",
-        "maj@4, %": "25.0",
+        "right votes, %": "25.0",
         "pass@4, %": "75.0",
         "difference to full, points (95 %)": points(difference),
         "cut off, %": "31.2",
@@ -390,7 +426,7 @@ def test_every_cell_is_the_figure_of_the_samples() -> None:
         "grew past the budget": "at least 0 of 16",
         "mean tokens": "24",
         "length ratio (95 %)": ratio(length),
-        "tokens per correct": "76",
+        "tokens a right sample": "76",
     }
     unknown = ("difference to full, points (95 %)", "length ratio (95 %)")
     assert [cells(found, 0)[title] for title in unknown] == [NONE] * 2
@@ -401,7 +437,7 @@ def test_columns_follow_the_runs() -> None:
     assert group_table(single).head[1:3] == ("pass@1, %", "difference to full, points (95 %)")
     full, adaptive = simulated(**FULL), simulated(program="adaptive", samples=16)
     (mixed,) = make_groups([full, simulated(samples=8, budget=128), adaptive])
-    assert group_table(mixed).head[1:4] == ("pass@1, %", "vote right, %", "pass@4, %")
+    assert group_table(mixed).head[1:4] == ("pass@1, %", "right votes, %", "pass@4, %")
 
 
 def test_a_partial_run_has_no_column_twice_and_tells_the_questions_of_a_figure() -> None:

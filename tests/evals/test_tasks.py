@@ -249,7 +249,7 @@ def test_the_answers_of_a_file_are_checked_for_their_kind(
     task: str, answers: list[Any], complaint: str | None, tmp_path: Path
 ) -> None:
     for answer in answers:
-        row = {"problem": "Which?\n\nA) 1\nB) 2", "answer": answer}
+        row = {"problem": "Which?\n\nA) 1\nB) 2\nD) 3", "answer": answer}
         name = "mine" if task.startswith("file:") else task
         folder, found = write(tmp_path, name, row), find_task(task.format(folder=tmp_path))
         if complaint is None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lim_sglang.errors import DataError
+from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.markdown_section import MarkdownSection, join_words, markdown_table, short_commit
 
 SECTION = MarkdownSection("lim report")
@@ -30,7 +30,7 @@ def test_missing_repeated_and_swapped_markers_are_refused(text: str) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.md cannot be read"):
+    with pytest.raises(ConfigError, match=r"cannot read \S+none\.md \(No such file or directory\)"):
         SECTION.replace_in(tmp_path / "none.md", "")
 
 
