@@ -83,8 +83,7 @@ UrlOption = Annotated[
         "--url",
         "--base-url",
         envvar=URL_VAR,
-        help="Address of the running server; for OpenAI's API the base URL, to which /v1 is added "
-        "if it is only a host.",
+        help="Address of the running server, with or without /v1; for OpenAI's API the base URL.",
     ),
 ]
 ApiOption = Annotated[
