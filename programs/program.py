@@ -66,6 +66,8 @@ class Program:
     """True if the program looks at the tokens of samples in flight."""
     finished_only: bool = False
     """True if a sample that was cut off has no vote, even if it states an answer."""
+    eval_samples: int | None = None
+    """Most samples of each question of `lim eval`, if that is another number."""
     parallel: int | None = None
     """Samples in flight if the caller names no number; None for all."""
     max_samples: int | None = None
@@ -127,6 +129,7 @@ PROGRAMS: Mapping[str, Program] = {
         Program(
             "majority",
             samples=8,
+            eval_samples=4,
             stops_when="all samples have ended",
             source="self-consistency, arXiv 2203.11171",
             stops_early=False,
@@ -210,7 +213,8 @@ def _limits(program: Program) -> str:
     samples = f"{program.samples} sample{'s' * (program.samples > 1)}"
     parallel = f", {program.parallel} at once" if program.parallel else ""
     options = " ".join(f"{name}={value}" for name, value in program.options.items())
-    return samples + parallel + (f"; options: {options}" if options else "")
+    of_eval = f" (lim eval: {program.eval_samples})" if program.eval_samples else ""
+    return samples + of_eval + parallel + (f"; options: {options}" if options else "")
 
 
 def load_frontend(console: Console) -> None:
