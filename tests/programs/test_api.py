@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -277,6 +278,7 @@ def test_an_example_without_a_server_says_so_without_a_trace(
     assert code == 1
     assert NOBODY in command.output  # said before the question is sent
     assert NOBODY in command.error
+    assert "a line as each ends" not in command.output
     assert "Traceback" not in command.error
 
 
@@ -317,6 +319,25 @@ def test_the_examples_openai_client_gets_a_vote(forker: Forker, tmp_path: Path) 
     assert "391" in output
     assert "'votes': " in output
     assert "minutes on a CPU" in output
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "words"),
+    [
+        ("so \\boxed{391}", "length", "391"),
+        ("let me", "length", "no answer, cut off after 256 tokens"),
+        ("a poem", "stop", "no answer in a form that is read, such as \\boxed{391}"),
+    ],
+)
+def test_the_examples_self_consistency_says_why_there_is_no_answer(
+    text: str, ended: str, words: str
+) -> None:
+    class Fork(dict[str, str]):
+        def get_meta_info(self, _: str) -> dict[str, Any]:
+            return {"finish_reason": {"type": ended}}
+
+    example = runpy.run_path(str(ROOT / "examples" / "self_consistency.py"))
+    assert example["answer_or_reason"](Fork(solution=text)) == words
 
 
 @pytest.mark.e2e
