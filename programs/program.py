@@ -1,6 +1,7 @@
 """The reasoning programs, how one of them is run on a question, and the record of its outcome."""
 
 import importlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -327,7 +328,18 @@ def refuse_failures(outcome: Outcome) -> None:
     every = f"all {counted(total, 'sample')}" if total > 1 else "the only sample"
     which = every if len(failed) == total else f"{share} and none ended"
     first = ", the first with" if len(failed) > 1 else ""
-    raise ServerError(f"the server failed {which}{first}: {failed[0].error}")
+    raise ServerError(f"the server failed {which}{first}: {_failure(failed[0])}")
+
+
+_TOO_LONG = re.compile(r"maximum context length|max_(completion_)?tokens")
+"""Words of servers, SGLang among them, whose context cannot hold a question and its answer."""
+
+
+def _failure(sample: Sample) -> str:
+    """Return the error of a sample, with the option that mends the request if there is one."""
+    too_long = _TOO_LONG.search(str(sample.error))
+    advice = " (lower --max-tokens, or ask a shorter question)" if too_long else ""
+    return f"{sample.error}{advice}"
 
 
 def of_samples(count: int, total: int) -> str:
@@ -344,6 +356,9 @@ class Reason(NamedTuple):
     """The rest of the line: the way to mend it, or the error."""
 
 
+ONE_RESULT = "the question has to have one short result"
+
+
 def reasons_without_vote(outcome: Outcome, program: Program, max_tokens: int) -> Iterator[Reason]:
     """Yield the reasons why samples have no vote.
 
@@ -352,11 +367,11 @@ def reasons_without_vote(outcome: Outcome, program: Program, max_tokens: int) ->
     vote, samples, total = outcome.vote, outcome.samples, len(outcome.samples)
     yield from _reasons_of_the_cut_off(outcome, program, max_tokens)
     if vote.unanswered:
-        advice = ", or another --template; the question has to have one short result"
+        advice = f", or another --template; {ONE_RESULT}"
         found = f"{of_samples(vote.unanswered, total)} {UNREAD}"
         yield Reason(found, f"{READ_FORMS}{advice}")
     if vote.failed:
-        error = next(s.error for s in samples if s.state is SampleState.FAILED)
+        error = next(_failure(s) for s in samples if s.state is SampleState.FAILED)
         yield Reason(f"{of_samples(vote.failed, total)} failed", f": {error}")
     if vote.winner is None:
         advice = ": `lim programs` lists its options"
@@ -385,6 +400,8 @@ def _reasons_of_the_cut_off(
             longest = max(lengths, default=0)
             share = of_samples(count, len(outcome.samples))
             advice = cut_off_advice(longest, max_tokens, otherwise)
+            if count == len(outcome.samples) and not has_answer:
+                advice += f"; {ONE_RESULT}"
             yield Reason(
                 f"{share} cut off after {counted(longest, 'token')} {words}", f": {advice}"
             )

@@ -195,6 +195,12 @@ def test_budget_is_spent_while_no_sample_ends() -> None:
 
 FAILED = make_sample(0, None, SampleState.FAILED, error="gone")
 STOPPED = make_sample(1, None, SampleState.ABORTED)
+TOO_LONG = make_sample(
+    0,
+    None,
+    SampleState.FAILED,
+    error="HTTP 400: Requested token count exceeds the model's maximum context length of 8192",
+)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +208,7 @@ STOPPED = make_sample(1, None, SampleState.ABORTED)
     [
         ((FAILED, FAILED), "the server failed all 2 samples, the first with: gone"),
         ((FAILED,), "the server failed the only sample: gone"),
+        ((TOO_LONG,), r".*maximum context length of 8192.* \(lower --max-tokens, or ask a .*\)"),
         ((FAILED, STOPPED), "the server failed 1 of 2 samples and none ended: gone"),
         ((FAILED, make_sample(1, None)), None),
         ((FAILED, make_sample(1, None, SampleState.TRUNCATED)), None),
