@@ -23,7 +23,7 @@ MAX_PARALLEL = 64
 """Most samples of one question in flight: the frontend starts a thread for each."""
 SAMPLE_BY_SAMPLE = tuple(name for name, program in PROGRAMS.items() if not program.stops_early)
 """Programs that generate every sample, so that each sample is stored without the others."""
-EVAL_SAMPLES = {name: program.samples for name, program in PROGRAMS.items()} | {"majority": 4}
+EVAL_SAMPLES = {name: program.eval_samples or program.samples for name, program in PROGRAMS.items()}
 """Samples of each question by default."""
 
 

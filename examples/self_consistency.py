@@ -21,14 +21,25 @@ from lim_sglang import extract_answer
 # As `import sglang as sgl`, without the 20 s that SGLang's server takes to import.
 from lim_sglang.frontend import sgl
 
+MAX_TOKENS = 256
+
 
 @sgl.function
 def self_consistency(s: Any, question: str, num_samples: int) -> Counter[str]:
     s += sgl.user(f"{question}\nReason step by step, and put the answer within \\boxed{{}}.")
     forks = s.fork(num_samples)
-    forks += sgl.assistant(sgl.gen("solution", max_tokens=256, temperature=0.6))
-    answers = [extract_answer(fork["solution"]) for fork in forks]
-    return Counter(answer for answer in answers if answer is not None)
+    forks += sgl.assistant(sgl.gen("solution", max_tokens=MAX_TOKENS, temperature=0.6))
+    return Counter(answer_or_reason(fork) for fork in forks)
+
+
+def answer_or_reason(fork: Any) -> str:
+    answer = extract_answer(fork["solution"])
+    if answer is not None:
+        return answer
+    ended = fork.get_meta_info("solution")["finish_reason"]["type"]
+    if ended == "length":
+        return f"no answer, cut off after {MAX_TOKENS} tokens"
+    return "no answer in a form that is read, such as \\boxed{391}"
 
 
 def main(question: str, url: str) -> None:
@@ -39,8 +50,6 @@ def main(question: str, url: str) -> None:
     votes = self_consistency.run(question, num_samples=4).ret_value
     for answer, count in votes.most_common():
         print(f"{count} of 4: {answer}")
-    if missing := 4 - votes.total():
-        print(f"{missing} of 4: no answer")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ parser.add_argument("question", nargs="?", default="What is 17 * 23?")
 parser.add_argument("url", nargs="?", default="http://127.0.0.1:30000")
 if __name__ == "__main__":
     asked = parser.parse_args()
-    print(f"asking {asked.url} for at most 4 samples: {asked.question}")
-    print("a line as each ends: after seconds on a GPU, minutes on a CPU", flush=True)
+    print(f"asking {asked.url} for at most 4 samples: {asked.question}", flush=True)
 
 import sys
 from collections.abc import Sequence
@@ -42,6 +41,7 @@ class LeadRule:
 
 @sgl.function
 def lead(s: Any, run: SamplingRun, indices: Sequence[int], lead: int) -> None:
+    print("a line as each ends: after seconds on a GPU, minutes on a CPU", flush=True)
     add_messages(s, run.question.messages)
     run.sample(s, indices, LeadRule(lead))
 

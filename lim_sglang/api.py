@@ -6,15 +6,17 @@ any thread and beside a running asyncio loop; they wait, so a loop stands still 
 
 import atexit
 import functools
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar, get_args
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_args
 
 from lim_sglang.config import API_KEY_VAR, URL_VAR
-from lim_sglang.errors import ConfigError, LimError
+from lim_sglang.errors import ConfigError, LimError, in_python
 
 if TYPE_CHECKING:
     from lim_sglang.evals.grading import Grader
@@ -31,8 +33,8 @@ R = TypeVar("R")
 
 
 def _ends_trace(function: Callable[P, R]) -> Callable[P, R]:
-    """End the trace of a `LimError` here: its message says all, and the fault is the caller's or
-    the server's. Any other error keeps its whole trace.
+    """End the trace of a `LimError` here, whose message says all, with arguments in the place of
+    options: the fault is the caller's or the server's. Any other error keeps its whole trace.
     """
 
     @functools.wraps(function)
@@ -40,6 +42,7 @@ def _ends_trace(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except LimError as error:
+            error.args = (in_python(str(error)),)
             raise error.with_traceback(None) from None
 
     return call
@@ -124,6 +127,8 @@ def ask(
     chosen = find_program(program) if isinstance(program, str) else program
     if not isinstance(chosen, Program):
         raise ConfigError(f"program: expected a name or a Program, got {program!r:.100}")
+    if not callable(on_sample):
+        raise ConfigError(f"on_sample: expected a function of a sample, got {on_sample!r:.100}")
     chosen.check(options or {})
     most = chosen.samples if samples is None else samples
     likeliest = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
@@ -153,7 +158,7 @@ def ask(
             indices=range(most),
             equivalent=equivalent,
             options=options,
-            on_sample=on_sample,
+            on_sample=lambda sample: on_sample(_in_python(sample)),
         )
     refuse_failures(outcome)
     vote = outcome.vote
@@ -161,21 +166,26 @@ def ask(
         answer=vote.winner,
         votes={group.answer: group.votes for group in vote.groups},
         margin=vote.margin,
-        samples=outcome.samples,
+        samples=tuple(map(_in_python, outcome.samples)),
         tokens=outcome.spent_tokens,
         seconds=outcome.elapsed_s,
     )
 
 
+def _in_python(sample: "Sample") -> "Sample":
+    """Return a sample whose error, if any, names arguments and no options."""
+    return replace(sample, error=in_python(sample.error)) if sample.error else sample
+
+
 @_ends_trace
-def grade(reply: str, answer: str, kind: Kind = "expression") -> bool:
+def grade(reply: str, answer: str | float, kind: Kind = "expression") -> bool:
     """Return True if the answer that a reply states equals the right one, as `lim eval` decides.
 
     The first comparison of expressions starts a process with math-verify, for a second or two.
 
     Args:
         reply: the text of a model; a bare answer counts as a number, a letter, or a formula in `$`.
-        answer: the right answer.
+        answer: the right answer, a text or a number.
 
     Raises:
         LimError: there is no such kind, a text is none, no reply can equal the answer, or
@@ -184,10 +194,11 @@ def grade(reply: str, answer: str, kind: Kind = "expression") -> bool:
     from lim_sglang.programs.grading.answers import AnswerKind, fault_of_reference
 
     grader = _grader(kind)
-    _check_texts(reply=reply, answer=answer)
-    if fault := fault_of_reference(answer, AnswerKind(kind)):
+    gold = _as_text(answer)
+    _check_texts(reply=reply, answer=gold)
+    if fault := fault_of_reference(gold, AnswerKind(kind)):
         raise ConfigError(f"answer: {fault}")
-    return grader.correct(answer, grader.extract(reply))
+    return grader.correct(gold, grader.extract(reply))
 
 
 @_ends_trace
@@ -217,6 +228,13 @@ def _grader(kind: str) -> "Grader":
     from lim_sglang.programs.grading.answers import AnswerKind
 
     return Grader(AnswerKind(_known(kind)), _checker(os.getpid()))
+
+
+def _as_text(answer: Any) -> Any:
+    """Return a finite number as text, 25.0 as "25", as `lim eval` reads it; others as they are."""
+    if isinstance(answer, bool) or not isinstance(answer, int | float) or not math.isfinite(answer):
+        return answer
+    return str(int(answer)) if answer == int(answer) else f"{Decimal(repr(answer)):f}"
 
 
 def _check_texts(**texts: object) -> None:

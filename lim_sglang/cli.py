@@ -51,7 +51,7 @@ def _options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", is_eager=True, callback=_print_version, help="Print the version."
+            "--version", "-V", is_eager=True, callback=_print_version, help="Print the version."
         ),
     ] = False,
 ) -> None:

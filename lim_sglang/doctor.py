@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -74,8 +74,14 @@ def doctor() -> None:
     """Check installation and environment, one line each; exit code 1 if something is off."""
     console = Console(highlight=False)
     found_off = False
-    with console.status("Checking"):  # on a terminal; torch and SGLang load for half a minute
-        for finding in examine():
+    with console.status("Checking") as status:  # shown on a terminal only
+
+        def tell(wait: str) -> None:
+            status.update(wait)
+            if not console.is_terminal:
+                typer.echo(wait, err=True)
+
+        for finding in examine(tell):
             line = f"{finding.verdict.value:>4}  {finding.text}"
             print_plain(console, line, whole=finding.verdict is not Verdict.OK)
             found_off |= finding.verdict is Verdict.OFF
@@ -83,14 +89,20 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def examine() -> Iterator[Finding]:
-    """Yield all findings as they are made, the quick ones first."""
+def examine(tell: Callable[[str], object] = lambda _: None) -> Iterator[Finding]:
+    """Yield all findings as they are made, the quick ones first.
+
+    Args:
+        tell: called with the reason for each wait before the wait begins.
+    """
     yield _python()
     yield from _packages()
     yield from map(_entry_point, GROUPS)
     yield from _environment()
     yield _cache()
+    tell("loading torch …")
     yield from _device()
+    tell("loading SGLang's server and the plugin, up to half a minute …")
     yield _backend()
 
 

@@ -61,6 +61,23 @@ def errors_in_words() -> Iterator[None]:
         sys.exit(error.exit_code)
 
 
+def in_python(text: str) -> str:
+    """Return a message with Python's arguments in the place of options: `url=` for `--url`.
+
+    Commands of a shell, which stand between backticks, stay.
+    """
+    return _OPTION.sub(_argument, text)
+
+
+_OPTION = re.compile(r"(?P<command>`[^`]*`)|--(?P<off>no-)?(?P<name>[a-z]+(-[a-z]+)*)( (?=\d))?")
+
+
+def _argument(found: re.Match[str]) -> str:
+    if found["command"]:
+        return found["command"]
+    return f"{found['name'].replace('-', '_')}={'False' if found['off'] else ''}"
+
+
 def value_error(problem: Mapping[str, Any]) -> str:
     """Return one of pydantic's errors in our words: `must be an integer, not 'x'`."""
     text = problem["msg"].removeprefix("Value error, ")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from enum import StrEnum
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
@@ -100,6 +101,8 @@ BOXES_READ = 3
 
 SHOWN_LINES = 12
 """Last lines of a chain that are printed after the vote."""
+MOST_OF_ERROR = 120
+"""Characters of an error in the line of its sample."""
 SHOWN_CHARACTERS = 2000
 """Last characters of a chain that are printed, even if a line is longer."""
 MAX_TIES = 3
@@ -149,7 +152,8 @@ def ask(
         Show,
         typer.Option(
             help=f"Chains of thought whose last {SHOWN_LINES} lines are printed after the vote: "
-            "winner is the earliest sample with the winning answer."
+            "winner is the earliest sample with the winning answer, or the first sample where none "
+            "has an answer."
         ),
     ] = Show.WINNER,
     as_json: Annotated[
@@ -429,9 +433,10 @@ def sample_name(index: int) -> str:
 
 
 def sample_line(sample: Sample, vote: Tally) -> str:
-    """Return a sample that has ended in a line; what to do about a failure is said at the end."""
+    """Return a sample that has ended in a line; a failure is said whole at the end, once."""
     if sample.state is SampleState.FAILED:
-        return f"failed: {without_advice(str(sample.error))}"
+        error = without_advice(str(sample.error))
+        return f"failed: {shorten(error, MOST_OF_ERROR, placeholder=' …')}"
     least = "at least " if sample.tokens_at_least else ""
     cost = f"{least}{counted(sample.num_tokens, 'token')}, {sample.latency_s:.1f} s"
     if sample.state is SampleState.ABORTED:

@@ -409,5 +409,7 @@ def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> No
 
 
 def new_rid() -> str:
-    """Return a request id that no other id begins with: SGLang aborts by prefix."""
-    return f"lim-{uuid.uuid4().hex}."
+    """Return a request id that no other id begins with, since all are as long: SGLang aborts by
+    prefix.
+    """
+    return f"lim-{uuid.uuid4().hex}"

@@ -20,6 +20,15 @@ TOP_LOGPROBS = 20
 """Candidates of each token whose log-probabilities make its confidence: DeepConf's k."""
 
 
+MODELS_SHOWN = 10
+"""Models that an error message lists, enough to show how the names look."""
+
+
+def some_names(names: Sequence[str]) -> str:
+    """Return the first names of a list of models in a line, with an ellipsis for the others."""
+    return ", ".join(names[:MODELS_SHOWN]) + ", …" * (len(names) > MODELS_SHOWN)
+
+
 @dataclass(frozen=True)
 class Generation:
     """The server's result for one request, or the error in place of a result."""

@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import random
+import re
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
@@ -26,6 +27,8 @@ request on a connection that is being closed is lost."""
 INFO_TIMEOUT_S = 60.0
 """Limit of a request that a server answers at once, unless it is busy with a long step."""
 CLOSE_TIMEOUT_S = 5.0
+_ROUTE = re.compile(r"(?<=/v1)/(chat/completions|completions|models)$")
+"""A route of OpenAI's API that was copied into an address."""
 START_ONE = (
     "start one with `lim serve` (one that is starting answers once it says `LessIsMore is live`), "
     "or name a running one with --url"
@@ -139,13 +142,18 @@ class Client:
     Any request can be given a time limit or be cancelled, and `close` ends all of them.
     """
 
+    @staticmethod
+    def address(url: str) -> str:
+        """Return the address to which the paths of requests are added."""
+        return root_url(url)
+
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
         """Prepare the client; nothing is sent yet.
 
         Raises:
             ServerError: `url` is no HTTP address, or no HTTP header can hold the key.
         """
-        self.url = normalise_url(url)
+        self.url = self.address(url)
         if api_key and not _fits_header(api_key):
             raise ServerError(
                 "the API key holds a line break, a space at an end or a character that is not "
@@ -268,7 +276,9 @@ class Client:
             )
         if status == 404:
             raise RejectedError(
-                f"{self.url} has no {path}: is it a SGLang server?", response=response
+                f"{self.url} has no {path}: is it an SGLang server? `lim ask --api openai` asks "
+                "other servers of OpenAI's API",
+                response=response,
             )
         # SGLang also answers 5xx in the midst of a generation.
         kind = RejectedError if status < 500 else RequestError
@@ -325,7 +335,7 @@ def check_server(url: str, api_key: str | None = None) -> None:
 
 
 def normalise_url(url: str) -> str:
-    """Return an address with a scheme and without a final slash.
+    """Return an address with a scheme, without a final slash, and without a route after /v1.
 
     Raises:
         ServerError: `url` is no HTTP address.
@@ -346,7 +356,16 @@ def normalise_url(url: str) -> str:
         raise ServerError(
             f"{url!r} is no server address: write one like http://127.0.0.1:30000 after --url"
         )
-    return full.rstrip("/")
+    return _ROUTE.sub("", full.rstrip("/"))
+
+
+def root_url(url: str) -> str:
+    """Return an SGLang server's address, without the /v1 that clients of OpenAI's API add.
+
+    Raises:
+        ServerError: `url` is no HTTP address.
+    """
+    return normalise_url(url).removesuffix("/v1")
 
 
 def is_loopback(url: str) -> bool:

@@ -2,7 +2,7 @@
 
 The API has no aborts (the connection is closed instead), no request ids and no promise about seeds.
 Fields outside the API are sent only if the user asked for them. Failures have the same words as
-those of a SGLang server.
+those of an SGLang server.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 from openai import (
@@ -25,7 +25,13 @@ from rich.console import Console
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.backend import Backend, InFlightSample
-from lim_sglang.programs.chat import TOP_LOGPROBS, Generation, StreamReader, chat_request
+from lim_sglang.programs.chat import (
+    TOP_LOGPROBS,
+    Generation,
+    StreamReader,
+    chat_request,
+    some_names,
+)
 from lim_sglang.programs.http_client import (
     CONNECT_TIMEOUT_S,
     INFO_TIMEOUT_S,
@@ -40,11 +46,9 @@ from lim_sglang.progress import print_plain
 
 CHAT, MODELS = "/chat/completions", "/models"
 NOT_LISTED = (404, 405, 501)
-"""Answers of servers that do not list their models."""
+"""Answers of servers that do not list their models, or do not describe the one asked for."""
 LIMIT, NEWER_LIMIT = "max_tokens", "max_completion_tokens"
 """The limit's name that every server knows, and the only one that OpenAI's newer models take."""
-MODELS_SHOWN = 10
-"""Models that an error message lists, enough to show how the names look."""
 CLOSE_TIMEOUT_S = 3.0
 """Limit of the end of a connection that is not needed any more."""
 
@@ -53,11 +57,17 @@ def connect_openai(access: Access, console: Console) -> "OpenAIBackend":
     """Connect to a server of OpenAI's API, and to its only model if none is named.
 
     Raises:
-        ConfigError: a model has to be chosen.
+        ConfigError: a model has to be chosen, or the server lists its models without the given one.
         ServerError: nothing answers, or the key is wrong.
     """
     with OpenAIClient(access.url, api_key=access.api_key) as client:
-        model = choose_model(access.model, client.models(), client.url)
+        listed = client.models()
+        if access.model and listed and access.model not in listed and not client.has(access.model):
+            raise ConfigError(
+                f"{client.url} has no model {access.model!r:.100}: choose one with --model from "
+                + some_names(listed)
+            )
+        model = choose_model(access.model, listed, client.url)
     print_plain(
         console,
         f"{model} by OpenAI's API, which has no top_k: one is sent only if --top-k names it",
@@ -66,9 +76,7 @@ def connect_openai(access: Access, console: Console) -> "OpenAIBackend":
 
 
 def choose_model(given: str | None, listed: Sequence[str] | None, url: str) -> str:
-    """Return the given model, even if it is not listed; else the server's only model.
-
-    Servers know aliases that they do not list.
+    """Return the given model; else the server's only model.
 
     Args:
         listed: the models that the server lists; None if it lists none.
@@ -82,15 +90,19 @@ def choose_model(given: str | None, listed: Sequence[str] | None, url: str) -> s
         raise ConfigError(f"{url} does not list its models: name one with --model")
     if len(listed) == 1:
         return listed[0]
-    names = ", ".join(listed[:MODELS_SHOWN]) + (", …" if len(listed) > MODELS_SHOWN else "")
     raise ConfigError(
         f"{url} has {len(listed)} models: choose one with --model"
-        + (f" from {names}" if names else "")
+        + (f" from {some_names(listed)}" if listed else "")
     )
 
 
 class OpenAIClient(Client):
     """Chat completions of one server, event by event."""
+
+    @staticmethod
+    def address(url: str) -> str:
+        """Return the address to which the paths of requests are added."""
+        return base_url(url)
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
         """Prepare the client; nothing is sent yet.
@@ -98,7 +110,7 @@ class OpenAIClient(Client):
         Raises:
             ServerError: `url` is no HTTP address, or no HTTP header can hold the key.
         """
-        super().__init__(base_url(url), api_key=api_key)
+        super().__init__(url, api_key=api_key)
         self._limit_name = LIMIT
         self._openai = AsyncOpenAI(
             base_url=self.url,
@@ -115,6 +127,10 @@ class OpenAIClient(Client):
             RequestError: unreachable, the key is wrong, or the list has another form.
         """
         return self.start(self._list_models()).result()
+
+    def has(self, model: str) -> bool:
+        """Return True if the server describes a model, such as an alias that it does not list."""
+        return self.start(self._has(model)).result()
 
     async def events(
         self, body: Mapping[str, Any], *, timeout_s: float
@@ -148,6 +164,17 @@ class OpenAIClient(Client):
                     return
                 async for event in stream:
                     yield event
+
+    async def _has(self, model: str) -> bool:
+        path = f"{MODELS}/{quote(model, safe='')}"
+        async with self._translate_openai_failures(path, INFO_TIMEOUT_S):
+            try:
+                await self._openai.get(path, cast_to=object)
+            except APIStatusError as error:
+                if error.status_code in NOT_LISTED:
+                    return False
+                raise
+        return True
 
     async def _list_models(self) -> tuple[str, ...] | None:
         async with self._translate_openai_failures(MODELS, INFO_TIMEOUT_S):

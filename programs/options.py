@@ -25,6 +25,10 @@ TEMPLATE = MATH_PROMPT.format(question=QUESTION_FIELD)
 """The prompt template of mathematical questions, as `--template` takes it."""
 
 
+_UsageError: Any = typer.BadParameter.__mro__[1]
+"""Base of the refusals of a command line, an unknown option's too, which typer does not export."""
+
+
 class Command(TyperCommand):
     """A command that refuses values of options in our words, not in pydantic's."""
 
@@ -55,6 +59,16 @@ class QuestionCommand(Command):
 class CommandGroup(TyperGroup):
     """Commands that refuse values of options in our words, not in pydantic's."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find a command; point out an option of the same name, as of `lim version`."""
+        try:
+            return super().resolve_command(ctx, args)
+        except _UsageError as error:
+            known = [name for option in self.get_params(ctx) for name in option.opts]
+            if f"--{args[0]}" in known:
+                error.message += f" Did you mean --{args[0]}?"
+            raise
+
     def invoke(self, ctx: Any) -> Any:
         """Read the words of a command, and run the command."""
         with _values_in_words():
@@ -68,6 +82,10 @@ def _values_in_words() -> Iterator[None]:
     except typer.BadParameter as error:
         if isinstance(error.__cause__, ValidationError):
             error.message = value_error(error.__cause__.errors()[0])
+        raise
+    except _UsageError as error:
+        if likely := getattr(error, "possibilities", None):
+            error.possibilities = likely[:1]  # further ones only share some letters
         raise
 
 
@@ -83,8 +101,7 @@ UrlOption = Annotated[
         "--url",
         "--base-url",
         envvar=URL_VAR,
-        help="Address of the running server; for OpenAI's API the base URL, to which /v1 is added "
-        "if it is only a host.",
+        help="Address of the running server, with or without /v1; for OpenAI's API the base URL.",
     ),
 ]
 ApiOption = Annotated[

@@ -1,6 +1,7 @@
 """The reasoning programs, how one of them is run on a question, and the record of its outcome."""
 
 import importlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -66,6 +67,8 @@ class Program:
     """True if the program looks at the tokens of samples in flight."""
     finished_only: bool = False
     """True if a sample that was cut off has no vote, even if it states an answer."""
+    eval_samples: int | None = None
+    """Most samples of each question of `lim eval`, if that is another number."""
     parallel: int | None = None
     """Samples in flight if the caller names no number; None for all."""
     max_samples: int | None = None
@@ -127,6 +130,7 @@ PROGRAMS: Mapping[str, Program] = {
         Program(
             "majority",
             samples=8,
+            eval_samples=4,
             stops_when="all samples have ended",
             source="self-consistency, arXiv 2203.11171",
             stops_early=False,
@@ -210,7 +214,8 @@ def _limits(program: Program) -> str:
     samples = f"{program.samples} sample{'s' * (program.samples > 1)}"
     parallel = f", {program.parallel} at once" if program.parallel else ""
     options = " ".join(f"{name}={value}" for name, value in program.options.items())
-    return samples + parallel + (f"; options: {options}" if options else "")
+    of_eval = f" (lim eval: {program.eval_samples})" if program.eval_samples else ""
+    return samples + of_eval + parallel + (f"; options: {options}" if options else "")
 
 
 def load_frontend(console: Console) -> None:
@@ -323,7 +328,18 @@ def refuse_failures(outcome: Outcome) -> None:
     every = f"all {counted(total, 'sample')}" if total > 1 else "the only sample"
     which = every if len(failed) == total else f"{share} and none ended"
     first = ", the first with" if len(failed) > 1 else ""
-    raise ServerError(f"the server failed {which}{first}: {failed[0].error}")
+    raise ServerError(f"the server failed {which}{first}: {_failure(failed[0])}")
+
+
+_TOO_LONG = re.compile(r"maximum context length|max_(completion_)?tokens")
+"""Words of servers, SGLang among them, whose context cannot hold a question and its answer."""
+
+
+def _failure(sample: Sample) -> str:
+    """Return the error of a sample, with the option that mends the request if there is one."""
+    too_long = _TOO_LONG.search(str(sample.error))
+    advice = " (lower --max-tokens, or ask a shorter question)" if too_long else ""
+    return f"{sample.error}{advice}"
 
 
 def of_samples(count: int, total: int) -> str:
@@ -340,6 +356,9 @@ class Reason(NamedTuple):
     """The rest of the line: the way to mend it, or the error."""
 
 
+ONE_RESULT = "the question has to have one short result"
+
+
 def reasons_without_vote(outcome: Outcome, program: Program, max_tokens: int) -> Iterator[Reason]:
     """Yield the reasons why samples have no vote.
 
@@ -348,11 +367,11 @@ def reasons_without_vote(outcome: Outcome, program: Program, max_tokens: int) ->
     vote, samples, total = outcome.vote, outcome.samples, len(outcome.samples)
     yield from _reasons_of_the_cut_off(outcome, program, max_tokens)
     if vote.unanswered:
-        advice = ", or another --template; the question has to have one short result"
+        advice = f", or another --template; {ONE_RESULT}"
         found = f"{of_samples(vote.unanswered, total)} {UNREAD}"
         yield Reason(found, f"{READ_FORMS}{advice}")
     if vote.failed:
-        error = next(s.error for s in samples if s.state is SampleState.FAILED)
+        error = next(_failure(s) for s in samples if s.state is SampleState.FAILED)
         yield Reason(f"{of_samples(vote.failed, total)} failed", f": {error}")
     if vote.winner is None:
         advice = ": `lim programs` lists its options"
@@ -381,6 +400,8 @@ def _reasons_of_the_cut_off(
             longest = max(lengths, default=0)
             share = of_samples(count, len(outcome.samples))
             advice = cut_off_advice(longest, max_tokens, otherwise)
+            if count == len(outcome.samples) and not has_answer:
+                advice += f"; {ONE_RESULT}"
             yield Reason(
                 f"{share} cut off after {counted(longest, 'token')} {words}", f": {advice}"
             )

@@ -76,7 +76,7 @@ def connect(access: Access, console: Console) -> Backend:
 
 def _refuse_options(access: Access) -> None:
     if access.api is Api.SGLANG and access.model is not None:
-        raise ConfigError("--model goes with --api openai: a SGLang server answers with its own")
+        raise ConfigError("--model goes with --api openai: an SGLang server answers with its own")
     if access.api is Api.OPENAI and access.thinking_budget is not None:
         raise ConfigError(
             "--thinking-budget needs --api sglang: OpenAI's API cannot continue half a turn"

@@ -261,12 +261,12 @@ def serve(
 
 def address_of(context: typer.Context, url: str, further: tuple[str, ...]) -> str:
     """Return the address of --url; refuse another machine's, and options of the server's start."""
-    from lim_sglang.programs.http_client import is_loopback, normalise_url
+    from lim_sglang.programs.http_client import is_loopback, root_url
 
     names = ("shape", "model", "policies", "budget", "mem_fraction_static")
     if given := [*further, *given_options(context, names)]:
         raise ConfigError(f"{', '.join(given)} would change nothing: the server runs already")
-    address = normalise_url(url)
+    address = root_url(url)
     if not is_loopback(address):
         raise ConfigError(
             f"{address} is on another machine: run lim bench serve there, since each row names the "

@@ -9,7 +9,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from lim_sglang.errors import ConfigError, LimError
+from lim_sglang.programs.chat import some_names
 from lim_sglang.programs.program import PROGRAMS, Outcome, find_program, refuse_failures
 from lim_sglang.programs.proxy.protocol import (
     DONE,
@@ -33,7 +34,6 @@ from lim_sglang.programs.proxy.protocol import (
     Named,
     NoJsonError,
     anthropic_error_body,
-    default_samples,
     error_body,
     event,
     parse_body,
@@ -62,8 +62,9 @@ GRACE_S = 2
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 """Methods of the requests that are passed on."""
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
-PROGRAM_LIMITS = {name: program.max_samples for name, program in PROGRAMS.items()}
-"""Samples that each program takes at most; None for programs without a limit."""
+PROGRAM_SAMPLES = {name: program.samples for name, program in PROGRAMS.items()}
+VOTES = [f"{name}@{samples}" for name, samples in PROGRAM_SAMPLES.items()]
+"""Model strings of the programs with their default samples."""
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -139,26 +140,22 @@ class Proxy:
             served = await self.upstream.cards(request)
         except httpx.RequestError:
             served = []
-        programs = [
-            _program_card(f"{name}@{default_samples(most)}")
-            for name, most in PROGRAM_LIMITS.items()
-        ]
-        return _json_response({"object": "list", "data": [*programs, *served]})
+        return _json_response({"object": "list", "data": [*map(_program_card, VOTES), *served]})
 
     async def model(self, request: Request) -> Response:
         """Describe a vote, or a model of the server, by its id."""
         name = request.path_params["id"]
-        lost = None
+        lost, served = None, {}
         try:
-            for card in await self.upstream.cards(request):
-                if card["id"] == name:
-                    return _json_response(card)
+            served = {card["id"]: card for card in await self.upstream.cards(request)}
         except httpx.RequestError as error:  # a vote can be described all the same
             lost = error
+        if name in served:
+            return _json_response(served[name])
         if query := request.url.query:  # options whose ? the client did not encode
             name = f"{name}?{unquote(query)}"
         try:
-            named = read_model(name, PROGRAM_LIMITS)
+            named = read_model(name, PROGRAM_SAMPLES)
             if named and named[0]:
                 find_program(named[0]).check(named[2])
                 return _json_response(_program_card(name))
@@ -166,9 +163,7 @@ class Proxy:
             raise ModelNotFoundError(str(error)) from None
         if lost:
             raise lost
-        raise ModelNotFoundError(
-            f"the model {name!r:.200} does not exist: GET /v1/models lists the models"
-        )
+        raise _not_found(name, served)
 
     async def health(self, _: Request) -> Response:
         """Answer 200 if a question could be answered now, else 503."""
@@ -176,14 +171,18 @@ class Proxy:
 
     async def chat(self, request: Request) -> Response:
         """Answer with a vote, or with the server's own answer."""
+        if request.method != "POST":
+            words = f"{CHAT} has no {request.method}: send POST with a chat completion"
+            raise HTTPException(405, words, {"Allow": "POST"})
         content = await request.body()
         body = parse_body(content)
         if not isinstance(body, dict):
             raise ConfigError("the body is no JSON object: send a chat completion")
         named = await self._named(request, body.get("model"))
         if named is None and body.get("lim") is None:
+            await self._refuse_unknown(request, body.get("model"))
             return await cancel_on_disconnect(request, self.upstream.forward(request, content))
-        asked = read_request(body, named, PROGRAM_LIMITS, self.sampling)
+        asked = read_request(body, named, PROGRAM_SAMPLES, self.sampling)
         check_thinking_budget(self.thinking_budget, asked.sampling.max_tokens)
         if asked.options:
             await asyncio.to_thread(self.queue.check_options, asked)
@@ -226,6 +225,18 @@ class Proxy:
                 f"{asked}: {request.url.path} has no votes; ask POST {CHAT} for a vote, "
                 "or name the server's model here"
             )
+        # Clients of Anthropic's API send the names of its models, whatever the server.
+        if not request.url.path.startswith(MESSAGES):
+            await self._refuse_unknown(request, body.get("model"))
+
+    async def _refuse_unknown(self, request: Request, model: Any) -> None:
+        """Refuse a model that is none of the server's: SGLang answers to any model string.
+
+        Raises:
+            ModelNotFoundError: the server lists its models, and this one is not among them.
+        """
+        if isinstance(model, str) and await self.upstream.lacks(model, request):
+            raise _not_found(model, sorted(self.upstream.served))
 
     async def _named(self, request: Request, model: Any) -> Named | None:
         """Return what a model string names; None for a model of the server, whatever its id.
@@ -234,7 +245,7 @@ class Proxy:
             ConfigError: the model string is a vote of the wrong form, or a misspelt one.
         """
         try:
-            named = read_model(model, PROGRAM_LIMITS)
+            named = read_model(model, PROGRAM_SAMPLES)
         except ConfigError:
             if await self.upstream.serves(model, request):
                 return None
@@ -256,7 +267,7 @@ def create_app(proxy: Proxy) -> ASGIApp:
             Route("/health", proxy.health),
             Route("/v1/models", proxy.keyed(proxy.models)),
             Route("/v1/models/{id:path}", proxy.keyed(proxy.model)),
-            Route(CHAT, proxy.keyed(proxy.chat), methods=["POST"]),
+            Route(CHAT, proxy.keyed(proxy.chat), methods=METHODS),
             Route("/v1/{path:path}", proxy.keyed(proxy.forward), methods=METHODS),
             Route("/{path:path}", _refuse_route, methods=METHODS),
         ],
@@ -284,6 +295,14 @@ def _json_response(
 ) -> Response:
     # Escaped, since texts may hold halves of surrogate pairs, which UTF-8 cannot.
     return Response(json.dumps(content), status, headers, media_type="application/json")
+
+
+def _not_found(name: str, served: Iterable[str]) -> ModelNotFoundError:
+    names = ", ".join([*VOTES, some_names([*served])]).removesuffix(", ")
+    return ModelNotFoundError(
+        f"the model {name!r:.200} does not exist; /v1/models lists {names}; a vote is "
+        "PROGRAM@SAMPLES"
+    )
 
 
 def _program_card(name: str) -> dict[str, Any]:

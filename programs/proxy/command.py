@@ -13,6 +13,7 @@ from rich.console import Console
 
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
+from lim_sglang.programs.http_client import root_url
 from lim_sglang.programs.options import (
     ApiKeyOption,
     MaxTokensOption,
@@ -104,7 +105,7 @@ def proxy(
                 "samples": f"{backend.limiter.total} at once, of all questions ({limit})",
                 "threads": f"{queue.max_threads} at most: 3 a question, 1 a sample",
             }
-            ready = ready_text(listener, url, limits, with_key=bool(api_key))
+            ready = ready_text(listener, root_url(url), limits, with_key=bool(api_key))
 
             # A first vote waits for this import of seconds, other requests do not.
             loading = threading.Thread(

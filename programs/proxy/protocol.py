@@ -38,7 +38,6 @@ from lim_sglang.programs.schema import (
 )
 
 DEFAULT_PROGRAM = "majority"
-DEFAULT_SAMPLES = 8
 SAMPLE_LIMIT = 1024
 """Samples of one question at most: a typing error must not keep a server busy for days."""
 
@@ -76,6 +75,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "stream_reasoning": (True,),
 }
 """Fields that a vote cannot honour, with the values that ask for nothing."""
+_PLAIN = "a request to the server's own model may have it"
 _IGNORED = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 )
@@ -89,8 +89,8 @@ _ANTHROPIC_KINDS = {
     503: "overloaded_error",
 }
 
-ProgramLimits = Mapping[str, int | None]
-"""Programs by name, with the samples that each takes at most; None for no limit."""
+ProgramSamples = Mapping[str, int]
+"""Programs by name, with the samples of each if a request names no number."""
 
 
 class _Strict(BaseModel):
@@ -192,7 +192,7 @@ def parse_body(content: bytes) -> Any:
 
 
 def read_request(
-    body: Any, named: Named | None, programs: ProgramLimits, defaults: Sampling
+    body: Any, named: Named | None, programs: ProgramSamples, defaults: Sampling
 ) -> VoteRequest:
     """Return the question to a program that a chat completion asks.
 
@@ -208,7 +208,7 @@ def read_request(
     program, samples, options = _merge(
         named or (None, None, {}), asked.lim or _LimField(), programs
     )
-    samples = samples or default_samples(programs[program])
+    samples = samples or programs[program]
     messages = [turn.message() for turn in asked.messages]
     if asked.lim and asked.lim.template:
         messages = _with_template(messages)
@@ -252,7 +252,7 @@ def _check_characters(body: Any) -> None:
         raise ConfigError("the JSON of the body is nested too deeply") from None
 
 
-def read_model(model: Any, programs: ProgramLimits) -> Named | None:
+def read_model(model: Any, programs: ProgramSamples) -> Named | None:
     """Read a model string `program@samples?name=number&name=number`; None for a server's model.
 
     Case, spaces, `-` for `_` and the path of a provider, as in `openai/Early-Stop @3`, make no
@@ -277,23 +277,23 @@ def read_model(model: Any, programs: ProgramLimits) -> Named | None:
     return program, _read_count(model, count), _read_options(model, options)
 
 
-def find_name(name: str, programs: ProgramLimits) -> str | None:
+def find_name(name: str, programs: ProgramSamples) -> str | None:
     """Return the program of a name, whatever its case and the signs between its words."""
     bare = {re.sub(r"_", "", program): program for program in programs}
     return bare.get(re.sub(r"[\s_-]", "", name.casefold()))
 
 
-def _is_misspelt(name: str, programs: ProgramLimits, cutoff: float) -> bool:
+def _is_misspelt(name: str, programs: ProgramSamples, cutoff: float) -> bool:
     """Return True for `majorty`, `majority-3` and `majority:3`: the letters are a program's."""
     letters = re.sub(r"[^a-z]", "", name.casefold())
     known = [program.replace("_", "") for program in programs]
     return bool(difflib.get_close_matches(letters, known, n=1, cutoff=cutoff))
 
 
-def _unknown(where: str, name: str, programs: ProgramLimits) -> ConfigError:
+def _unknown(where: str, name: str, programs: ProgramSamples) -> ConfigError:
     return ConfigError(
         f"{where}unknown program {name!r:.100}; known: {', '.join(programs)}; a vote is "
-        f"PROGRAM@SAMPLES, such as {DEFAULT_PROGRAM}@{DEFAULT_SAMPLES}"
+        f"PROGRAM@SAMPLES, such as {DEFAULT_PROGRAM}@{programs[DEFAULT_PROGRAM]}"
     )
 
 
@@ -320,7 +320,7 @@ def _read_options(model: str, options: str | None) -> Mapping[str, int | float]:
 
 
 def _merge(
-    named: Named, field: _LimField, programs: ProgramLimits
+    named: Named, field: _LimField, programs: ProgramSamples
 ) -> tuple[str, int | None, dict[str, int | float]]:
     """Return program, samples and options of the model string and the `lim` field together."""
     program, samples, options = named
@@ -338,15 +338,6 @@ def _merge(
     if large := [name for name, value in merged.items() if abs(value) > OPTION_MAX]:
         raise ConfigError(f"{', '.join(large)}: expected a number up to 2^53")
     return program or wanted or DEFAULT_PROGRAM, samples or field.samples, merged
-
-
-def default_samples(most: int | None) -> int:
-    """Return the samples of a program if a request names no number.
-
-    Args:
-        most: samples that the program takes at most; None for no limit.
-    """
-    return min(DEFAULT_SAMPLES, most or DEFAULT_SAMPLES)
 
 
 def _sampling(asked: _ChatRequest, defaults: Sampling) -> Sampling:
@@ -376,9 +367,10 @@ def _reasons_against(body: Mapping[str, Any]) -> list[str]:
         if name in _ChatRequest.model_fields or name in _IGNORED or value is None:
             continue
         if name not in _NEUTRAL:
-            reasons.append(f"{name}: a vote does not know this field")
+            reasons.append(f"{name}: a vote does not know this field ({_PLAIN})")
         elif not any(type(value) is type(each) and value == each for each in _NEUTRAL[name]):
-            reasons.append(f"{name}: a vote cannot honour {json.dumps(value)[:60]}")
+            advice = "use @SAMPLES in the model's name" if name == "n" else _PLAIN
+            reasons.append(f"{name}: a vote cannot honour {json.dumps(value)[:60]} ({advice})")
     if body.get("top_k") == 0:
         reasons.append("top_k: 0 leaves no token to sample from; -1 samples from all")
     return reasons

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
-from contextlib import suppress
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
@@ -11,12 +10,14 @@ import httpx
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from lim_sglang.programs.http_client import normalise_url, open_http
+from lim_sglang.programs.http_client import open_http, root_url
 
 INFO_TIMEOUT_S = 5.0
 """Limit of the proxy's own questions, for which a client waits."""
 SERVED_FOR_S = 10.0
 """Time for which the list of the server's models is believed."""
+DEFAULT_MODEL = "default"
+"""The name of its model that SGLang takes for a request without a name."""
 HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding"))
 HOP_BY_HOP |= {b"upgrade"}
 """Headers of one connection (RFC 9110, 7.6.1), beside `Proxy-*` and those that Connection names."""
@@ -55,10 +56,11 @@ class Upstream:
 
     def __init__(self, url: str) -> None:
         """Prepare the connection; raises `ServerError` if `url` is no HTTP address."""
-        self._http = open_http(normalise_url(url))
+        self._http = open_http(root_url(url))
         # A cookie for one client must not be sent for another.
         self._http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self._served: frozenset[str] = frozenset()
+        self.served: frozenset[str] = frozenset()
+        """Ids of the server's models when the list was last read; empty if it lists none."""
         self._served_until_s = 0.0
 
     async def forward(self, request: Request, content: bytes) -> Response:
@@ -113,10 +115,31 @@ class Upstream:
     async def serves(self, model: str, request: Request) -> bool:
         """Return True if a model string is the id of one of the server's models."""
         if time.monotonic() > self._served_until_s:
-            with suppress(httpx.RequestError):
-                self._served = frozenset(card["id"] for card in await self.cards(request))
-            self._served_until_s = time.monotonic() + SERVED_FOR_S
-        return model in self._served
+            await self._renew(request)
+        return model in self.served
+
+    async def lacks(self, model: str, request: Request) -> bool:
+        """Return True if the server lists its models, and a model string names none of them.
+
+        The list is read anew for an unknown name only: adapters come and go.
+        """
+        if self._knows(model):
+            return False
+        is_renewed = await self._renew(request)
+        return is_renewed and bool(self.served) and not self._knows(model)
+
+    def _knows(self, model: str) -> bool:
+        """Return True for an id, SGLang's `id:adapter`, and the name of a request without model."""
+        return model in (DEFAULT_MODEL, *self.served) or model.partition(":")[0] in self.served
+
+    async def _renew(self, request: Request) -> bool:
+        """Read the list of the server's models; return False if the server does not answer."""
+        self._served_until_s = time.monotonic() + SERVED_FOR_S
+        try:
+            self.served = frozenset(card["id"] for card in await self.cards(request))
+        except httpx.RequestError:
+            return False
+        return True
 
     async def is_healthy(self) -> bool:
         """Return True if the server says that it is healthy."""

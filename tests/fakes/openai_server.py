@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from tests.fakes.http import JsonHandler, served
 
@@ -49,6 +50,8 @@ class FakeOpenAI:
     answer: Answerer
     models: tuple[str, ...] | None = ("small",)
     """None: it does not list its models."""
+    aliases: tuple[str, ...] = ()
+    """Models that it describes and does not list."""
     key: str | None = None
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -65,6 +68,8 @@ class _Handler(JsonHandler):
             self.send_json(401, {"error": {"message": "wrong key"}})
         elif self.path == "/v1/models" and fake.models is not None:
             self.send_json(200, {"data": [{"id": name} for name in fake.models]})
+        elif unquote(self.path).removeprefix("/v1/models/") in fake.aliases:
+            self.send_json(200, {"object": "model"})
         elif self.path == "/v1/chat/completions":
             fake.requests.append(body)
             self.reply(fake.answer(body), body)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -9,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import lim_sglang
 from lim_sglang import LimError, Vote
+from lim_sglang.errors import in_python
 from lim_sglang.programs.schema import Sample, SampleState
 from tests.fakes.sglang_server import FakeServer, completion, serving
 from tests.forked_commands import ROOT, Forker
@@ -112,7 +115,13 @@ def test_a_vote_from_many_threads_and_beside_a_running_loop() -> None:
         ({"question": 5}, "question: expected a text, got 5"),
         ({"question": QUESTION, "program": None}, "program: expected a name or a Program"),
         ({"question": QUESTION, "thinking_budget": 4096}, "leaves nothing of max_tokens"),
-        ({"question": QUESTION, "url": "ftp://x"}, "is no server address"),
+        ({"question": QUESTION, "url": "ftp://x"}, "is no server address.* after url=$"),
+        ({"question": QUESTION}, r"`lim serve` .* or name a running one with url=$"),
+        ({"question": QUESTION, "on_sample": 3}, "on_sample: expected a function"),
+        (
+            {"question": QUESTION, "thinking": False, "thinking_budget": 9},
+            "^thinking_budget= limits thoughts that thinking=False forbids",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_words_and_a_short_trace(
@@ -122,6 +131,7 @@ def test_what_cannot_be_asked_is_refused_in_words_and_a_short_trace(
         lim_sglang.ask(**{"url": NOBODY, **arguments})  # type: ignore[arg-type]
     assert len(found.traceback) == 2  # this function's line and the interface's
     assert found.value.__suppress_context__
+    assert "--" not in str(found.value)
 
 
 def test_an_error_of_another_kind_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +145,35 @@ def test_a_server_that_fails_every_sample_is_an_error() -> None:
     with serving(lambda _: (400, {"detail": "too long"})) as fake, pytest.raises(LimError) as found:
         lim_sglang.ask(QUESTION, samples=2, url=fake.url)
     assert "the server failed all 2 samples, the first with:" in str(found.value)
+
+
+def test_errors_of_samples_name_arguments_and_no_options() -> None:
+    told: list[Sample] = []
+    answers = by_sample({0: completion(boxed("1"))}, (401, {}))
+    with serving(answers) as fake:
+        vote = lim_sglang.ask(QUESTION, samples=2, url=fake.url, seed=0, on_sample=told.append)
+    for sample in (vote.samples[1], max(told, key=lambda sample: sample.index)):
+        assert str(sample.error).endswith("started with by api_key= or LIM_API_KEY")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("raise --max-tokens", "raise max_tokens="),
+        ("less than --max-tokens 64, so", "less than max_tokens=64, so"),
+        ("leave --no-thinking out", "leave thinking=False out"),
+        ("`lim ask --api openai` with --url", "`lim ask --api openai` with url="),
+        ("a -- b", "a -- b"),
+    ],
+)
+def test_options_become_arguments_and_commands_stay(text: str, expected: str) -> None:
+    assert in_python(text) == expected
+
+
+@pytest.mark.parametrize("answer", [True, float("nan"), None, [5]])
+def test_an_answer_that_is_neither_text_nor_number_is_refused(answer: Any) -> None:
+    with pytest.raises(LimError, match="answer: expected a text, got"):
+        lim_sglang.grade("the answer is 5", answer)
 
 
 @pytest.mark.parametrize(
@@ -158,10 +197,14 @@ def test_an_answer_that_no_reply_can_equal_is_refused(
         ("\\boxed{(b)}", "choice", "B", True),
         ("\\boxed{C}", "choice", "B", False),
         ("nothing", "expression", "0", False),
+        ("the answer is 5", "expression", 5, True),
+        ("the answer is 5", "integer", 5.0, True),
+        ("the answer is 0.00001", "expression", 1e-5, True),
+        ("the answer is 5", "integer", 6, False),
     ],
 )
 def test_replies_are_graded_by_kind_in_any_thread(
-    reply: str, kind: lim_sglang.api.Kind, answer: str, right: bool
+    reply: str, kind: lim_sglang.api.Kind, answer: str | float, right: bool
 ) -> None:
     assert lim_sglang.grade(reply, answer, kind) is right
     assert in_thread(lim_sglang.grade, reply, answer, kind).result(60) is right
@@ -235,6 +278,7 @@ def test_an_example_without_a_server_says_so_without_a_trace(
     assert code == 1
     assert NOBODY in command.output  # said before the question is sent
     assert NOBODY in command.error
+    assert "a line as each ends" not in command.output
     assert "Traceback" not in command.error
 
 
@@ -275,6 +319,25 @@ def test_the_examples_openai_client_gets_a_vote(forker: Forker, tmp_path: Path) 
     assert "391" in output
     assert "'votes': " in output
     assert "minutes on a CPU" in output
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "words"),
+    [
+        ("so \\boxed{391}", "length", "391"),
+        ("let me", "length", "no answer, cut off after 256 tokens"),
+        ("a poem", "stop", "no answer in a form that is read, such as \\boxed{391}"),
+    ],
+)
+def test_the_examples_self_consistency_says_why_there_is_no_answer(
+    text: str, ended: str, words: str
+) -> None:
+    class Fork(dict[str, str]):
+        def get_meta_info(self, _: str) -> dict[str, Any]:
+            return {"finish_reason": {"type": ended}}
+
+    example = runpy.run_path(str(ROOT / "examples" / "self_consistency.py"))
+    assert example["answer_or_reason"](Fork(solution=text)) == words
 
 
 @pytest.mark.e2e

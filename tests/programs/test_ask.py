@@ -208,9 +208,8 @@ def test_no_answer_has_an_exit_code_of_its_own_and_a_reason(
         words = ("ask", QUESTION, "--url", fake.url, "--samples", "2", "--max-tokens", "64")
         code, command = forker.run(tmp_path, *words, *(["--json"] if as_json else []))
     assert code == 3
-    assert "2 of 2 samples cut off after 64 tokens without an answer: raise --max-tokens" in (
-        command.error
-    )
+    advice = "without an answer: raise --max-tokens; the question has to have one short result"
+    assert f"2 of 2 samples cut off after 64 tokens {advice}" in command.error
     if as_json:
         assert json.loads(command.output)["answer"] is None
     else:
@@ -390,6 +389,7 @@ def outcome(
         (SAMPLES[3], "no answer  (10 tokens, 1.5 s)"),
         (SAMPLES[4], "no answer  (10 tokens, 1.5 s, cut off)"),
         (SAMPLES[5], "failed: HTTP 503"),
+        (make_sample(0, None, SampleState.FAILED, error="word " * 99), f"failed: {'word ' * 23}…"),
         (LOST, "stopped  (at least 0 tokens, 1.5 s)"),
     ],
 )

@@ -23,8 +23,8 @@ from lim_sglang.programs.http_client import (
     RequestTimeoutError,
     Retries,
     check_server,
-    normalise_url,
     retry_after_s,
+    root_url,
 )
 from tests.fakes.http import JsonHandler, served
 
@@ -97,8 +97,8 @@ def test_an_answer_is_read_as_json(client: Client) -> None:
 
 
 def test_a_server_that_is_no_sglang_server_is_refused(url: str) -> None:
-    check_server(url)
-    with pytest.raises(ServerError, match="is it a SGLang server"):
+    check_server(f"{url}/v1/")
+    with pytest.raises(ServerError, match="is it an SGLang server"):
         check_server(f"{url}/elsewhere")
 
 
@@ -132,7 +132,7 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(url: str, key: s
         ("/status/422", {"detail": [{"loc": ["top_p"]}]}, "HTTP 422: [{'loc': ['top_p']}]", False),
         ("/status/403", {}, "refuses the API key (HTTP 403)", False),
         ("/status/408", {}, "HTTP 408", False),
-        ("/status/404", {}, "has no /status/404: is it a SGLang server?", False),
+        ("/status/404", {}, "has no /status/404: is it an SGLang server?", False),
         ("/status/429", {"error": "queue is full"}, "HTTP 429: queue is full", True),
         ("/status/500", {"error": {"code": 500}}, "HTTP 500: {'error': {'code': 500}}", True),
         ("/status/503", ["busy"], "HTTP 503: ['busy']", True),
@@ -254,10 +254,14 @@ def test_a_request_that_is_cancelled_while_it_connects_is_cancelled_or_out_of_ti
         ("https://example.org/prefix//", "https://example.org/prefix"),
         ("[::1]:30000", "http://[::1]:30000"),
         ("HTTP://Host", "HTTP://Host"),
+        ("http://host:1/v1", "http://host:1"),
+        ("http://host:1/v1/", "http://host:1"),
+        ("http://host:1/v1/chat/completions/", "http://host:1"),
+        ("http://host:1/prefix/v1/models", "http://host:1/prefix"),
     ],
 )
-def test_an_address_is_completed(url: str, expected: str) -> None:
-    assert normalise_url(url) == expected
+def test_an_address_is_completed_and_needs_no_version(url: str, expected: str) -> None:
+    assert root_url(url) == expected
     Client(url).close()
 
 

@@ -69,6 +69,7 @@ def refusal(status: int, message: str = "busy", **error: Any) -> Complete:
         ("http://127.0.0.1:8000/", "http://127.0.0.1:8000/v1"),
         ("https://api.openai.com/v1", "https://api.openai.com/v1"),
         ("https://host/openai/v1/", "https://host/openai/v1"),
+        ("http://host:1/v1/chat/completions", "http://host:1/v1"),
     ],
 )
 def test_a_host_gets_the_version(given: str, expected: str) -> None:
@@ -87,7 +88,6 @@ def test_models_are_listed_if_the_server_lists_them(models: tuple[str, ...] | No
 @pytest.mark.parametrize(
     ("given", "listed", "chosen"),
     [
-        ("majority@16", ("small",), "majority@16"),
         ("small", None, "small"),
         (None, ("small",), "small"),
     ],
@@ -96,6 +96,17 @@ def test_a_given_model_is_taken_or_else_the_only_one(
     given: str | None, listed: tuple[str, ...] | None, chosen: str
 ) -> None:
     assert choose_model(given, listed, "http://here/v1") == chosen
+
+
+def test_a_model_that_the_server_neither_lists_nor_describes_is_refused_with_the_names() -> None:
+    console = Console(quiet=True)
+    with serving_openai(lambda _: ANSWER, models=("small", "big"), aliases=("tiny@3",)) as fake:
+        for known in ("big", "tiny@3"):
+            connect(Access(fake.url, Api.OPENAI, known), console).close()
+        with pytest.raises(ConfigError, match=r"no model 'nope': .* --model from small, big$"):
+            connect(Access(fake.url, Api.OPENAI, "nope"), console)
+        fake.models = None
+        connect(Access(fake.url, Api.OPENAI, "nope"), console).close()
 
 
 @pytest.mark.parametrize(

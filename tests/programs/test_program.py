@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import ConfigError, ServerError
+from lim_sglang.evals.run_config import EVAL_SAMPLES
+from lim_sglang.markdown_section import counted
 from lim_sglang.programs.program import (
     PROGRAMS,
     Outcome,
     find_program,
+    listing,
     outcome_record,
     refuse_failures,
 )
@@ -192,6 +195,12 @@ def test_budget_is_spent_while_no_sample_ends() -> None:
 
 FAILED = make_sample(0, None, SampleState.FAILED, error="gone")
 STOPPED = make_sample(1, None, SampleState.ABORTED)
+TOO_LONG = make_sample(
+    0,
+    None,
+    SampleState.FAILED,
+    error="HTTP 400: Requested token count exceeds the model's maximum context length of 8192",
+)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +208,7 @@ STOPPED = make_sample(1, None, SampleState.ABORTED)
     [
         ((FAILED, FAILED), "the server failed all 2 samples, the first with: gone"),
         ((FAILED,), "the server failed the only sample: gone"),
+        ((TOO_LONG,), r".*maximum context length of 8192.* \(lower --max-tokens, or ask a .*\)"),
         ((FAILED, STOPPED), "the server failed 1 of 2 samples and none ended: gone"),
         ((FAILED, make_sample(1, None)), None),
         ((FAILED, make_sample(1, None, SampleState.TRUNCATED)), None),
@@ -310,3 +320,11 @@ def test_a_sample_that_ends_before_the_abort_is_kept_and_does_not_vote() -> None
     assert sum(group.votes for group in outcome.vote.groups) == 2
     finished = [s for s in outcome.samples if s.state is SampleState.FINISHED]
     assert outcome.num_late == len(finished) - 2
+
+
+def test_the_list_names_the_samples_of_each_program_and_those_of_eval_that_differ() -> None:
+    for program in PROGRAMS.values():
+        other = f" (lim eval: {program.eval_samples})" if program.eval_samples else ""
+        assert f"  {counted(program.samples, 'sample')}{other}" in listing()
+        assert EVAL_SAMPLES[program.name] == (program.eval_samples or program.samples)
+    assert "8 samples (lim eval: 4)" in listing()

@@ -16,7 +16,7 @@ from lim_sglang.programs.proxy.protocol import (
 )
 from lim_sglang.programs.schema import Sampling
 
-PROGRAMS = {"single": 1, "majority": None, "adaptive": None, "early_stop": None}
+PROGRAMS = {"single": 1, "majority": 8, "adaptive": 40, "early_stop": 40}
 DEFAULTS = Sampling(max_tokens=100)
 
 
@@ -142,7 +142,7 @@ def test_a_field_asks_for_the_same_as_a_model_string() -> None:
 def test_an_empty_field_asks_for_the_default_vote() -> None:
     asked = read(model="Qwen/Qwen3-8B", lim={})
     assert (asked.program, asked.samples, asked.model) == ("majority", 8, "Qwen/Qwen3-8B")
-    assert read(model="single").samples == 1
+    assert (read(model="single").samples, read(model="adaptive").samples) == (1, 40)
 
 
 def test_model_string_and_field_may_not_differ() -> None:
@@ -187,7 +187,7 @@ def test_the_projects_instruction_is_added_on_request() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"n": 2}, "n: a vote cannot honour 2"),
+        ({"n": 2}, "n: a vote cannot honour 2 .use @SAMPLES in the model's name"),
         ({"n": 0}, "n: a vote cannot honour 0"),
         ({"n": True}, "n: a vote cannot honour true"),
         ({"logprobs": 0}, "logprobs: a vote cannot honour 0"),
@@ -200,14 +200,20 @@ def test_the_projects_instruction_is_added_on_request() -> None:
         ({"messages": [None]}, "messages.0: "),
         ({"lim": []}, "lim: "),
         ({"lim": {"options": {"confidence": 10**400}}}, r"confidence: expected a number up to"),
-        ({"response_format": {"type": "json_object"}}, "response_format: a vote cannot honour"),
+        (
+            {"response_format": {"type": "json_object"}},
+            "response_format: a vote cannot honour .*own model may",
+        ),
         (
             {"chat_template_kwargs": {"enable_thinking": False}},
             'chat_template_kwargs: a vote cannot honour {"enable_thinking": false}',
         ),
         ({"separate_reasoning": False}, "separate_reasoning: a vote cannot honour false"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"mirostat": 1}, "mirostat: a vote does not know this field"),
+        (
+            {"mirostat": 1},
+            "mirostat: a vote does not know this field .a request to the server's own",
+        ),
         ({"temperature": 3}, "temperature: must be at most 2, not 3"),
         ({"temperature": float("nan")}, "temperature: "),
         ({"max_tokens": 0}, "max_tokens: "),

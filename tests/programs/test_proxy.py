@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from lim_sglang.programs.grading.answers import extract_answer
+from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.programs.proxy import app as proxy_module
 from tests.fakes.sglang_server import (
     PROMPT_TOKENS,
@@ -169,7 +170,7 @@ def test_the_servers_errors_are_forwarded() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"n": 3}, "n: a vote cannot honour 3"),
+        ({"n": 3}, r"n: a vote cannot honour 3 \(use @SAMPLES in"),
         ({"model": "adaptive?patience=3"}, "no option patience"),
         ({"model": "adaptive?confidence=0.2"}, "confidence: expected above 0.5"),
         ({"model": "adaptive?confidence=0.2", "stream": True}, "confidence: expected above 0.5"),
@@ -352,7 +353,7 @@ def test_programs_are_listed_as_models() -> None:
     with proxied(by_seed(*THREE)) as (_, served):
         names = [model.id for model in served.client().models.list()]
         assert httpx.get(f"{served.url}/health").status_code == 503  # the fake server has none
-    assert {"single@1", "majority@8", "adaptive@8", "confidence@8"} <= set(names)
+    assert names == [f"{program.name}@{program.samples}" for program in PROGRAMS.values()]
 
 
 THOUGHTS = "17 * 23, so " + "hm " * 200 + "391"

@@ -32,7 +32,7 @@ def answer(body: dict[str, Any]) -> Chain:
 
 def start(forker: Forker, folder: Path, url: str) -> tuple[Command, str]:
     """Start a proxy in front of a server; return it with its base URL once it is ready."""
-    command = forker.start(folder, "proxy", "--url", url, "--port", "0")
+    command = forker.start(folder, "proxy", "--url", f"{url}/v1", "--port", "0")
     assert eventually(lambda: "kill " in command.output, 60), command.error
     found = re.search(r"base url  (\S+)", command.output)
     assert found
@@ -51,6 +51,7 @@ def test_it_answers_and_ends_at_once_with_all_samples_in_flight(
     with serving(answer) as fake, ThreadPoolExecutor(2) as pool:
         command, base_url = start(forker, tmp_path, fake.url)
         assert f"kill {command.pid}\n" in command.output
+        assert f"server    {fake.url}\n" in command.output
         limits = dict(line.split(maxsplit=1) for line in command.output.splitlines() if line)
         assert "16 at once (--max-questions), 64 " in limits["questions"]
         assert limits["samples"].startswith("64 at once")

@@ -261,6 +261,44 @@ def test_a_model_is_found_by_its_id(name: str) -> None:
     assert answer.json()["object"] == "model"
 
 
+@pytest.mark.parametrize("route", ["chat/completions", "completions", "embeddings"])
+def test_a_model_that_nobody_lists_is_not_found_and_known_ones_cost_no_question(route: str) -> None:
+    def ask(model: str) -> httpx.Response:
+        body = {"model": model, "messages": QUESTION, "input": "x"}
+        return httpx.post(f"{proxy.url}/v1/{route}", json=body)
+
+    with proxied(lambda _: Chain(("1",)), models=SERVED) as (fake, proxy):
+        asked = [ask(name) for name in ("nonsense", "gpt-4", "Qwen/Qwen3-8", "")]
+        num_lists = fake.paths.count("/v1/models")
+        for name in ("default", *SERVED[:1], "Qwen/Qwen3-8B:my-adapter"):
+            assert "does not exist" not in ask(name).text
+        assert fake.paths.count("/v1/models") == num_lists == len(asked)
+        fake.models += ("new-adapter",)
+        assert "does not exist" not in ask("new-adapter").text
+    for answer in asked:
+        error = answer.json()["error"]
+        found = (answer.status_code, error["type"], error["param"], error["code"])
+        assert found == (404, "invalid_request_error", "model", "model_not_found")
+        assert all(name in error["message"] for name in ("majority@8", "adaptive@40", *SERVED))
+
+
+def test_a_server_without_a_list_and_anthropics_route_take_any_model() -> None:
+    with proxied(lambda _: Chain(("1",))) as (_, proxy):
+        assert proxy.ask("gpt-4").choices[0].message.content == "1"
+    with proxied(lambda _: Chain(("1",)), models=SERVED) as (fake, proxy):
+        httpx.post(f"{proxy.url}/v1/messages", json={"model": "claude"})
+        assert fake.paths == ["/v1/messages"]
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_the_chat_route_refuses_other_methods_as_the_proxy_refuses_all_else(method: str) -> None:
+    with recorded() as (recorder, url):
+        answer = httpx.request(method, f"{url}/v1/chat/completions")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert "send POST" in answer.json()["error"]["message"]
+    assert not recorder.requests
+
+
 @pytest.mark.parametrize("name", ["nobody", "majority@0", "majorty@8", "adaptive@8?x=1", "a/b"])
 def test_a_model_that_does_not_exist_is_not_found(name: str) -> None:
     with proxied(lambda _: Chain(()), models=SERVED) as (_, proxy):

@@ -263,5 +263,25 @@ def test_every_counter_of_a_server_is_documented() -> None:
     assert not [counter.name for counter in fields(Stats) if f"`{counter.name}`" not in text]
 
 
+@pytest.mark.parametrize(
+    ("words", "output"),
+    [
+        (("ask", "--smaples", "8"), "No such option: --smaples (Possible options: --samples)"),
+        (("version",), "No such command 'version'. Did you mean --version?"),
+        (("help",), "No such command 'help'. Did you mean --help?"),
+        (("aks",), "No such command 'aks'. Did you mean 'ask'?"),
+        (("-V",), f"lim {__version__}"),
+    ],
+)
+def test_a_word_that_nearly_is_one_is_answered_with_the_right_one(
+    words: tuple[str, ...], output: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lim", *words])
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit):
+        main()
+    assert output in " ".join("".join(capsys.readouterr()).split())
+
+
 if __name__ == "__main__":
     CLI_MD.write_text(rewritten(CLI_MD.read_text()))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import typer
@@ -96,13 +97,31 @@ def test_on_a_terminal_a_finding_with_a_command_stays_whole(
 ) -> None:
     text = "a package is missing: needed to serve, pip install 'package==1.0'"
     found = [Finding(verdict, text) for verdict in (Verdict.OK, Verdict.OFF)]
-    monkeypatch.setattr(doctor, "examine", lambda: iter(found))
+    monkeypatch.setattr(doctor, "examine", lambda _: iter(found))
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setattr(sys, "stdout", screen := Screen())
     with pytest.raises(typer.Exit):
         doctor.doctor()
     assert f"  ok  {text[:-15]}\n      'package==1.0'\n" in screen.getvalue()
     assert f"  {text}\n" in screen.getvalue()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_wait_is_announced_before_it_begins_in_a_pipe_too(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load() -> Finding:
+        told.append(capsys.readouterr().err)
+        return Finding(Verdict.OK, "loaded")
+
+    told: list[str] = []
+    monkeypatch.setattr(doctor, "_device", lambda: iter(()))
+    monkeypatch.setattr(doctor, "_backend", load)
+    if is_terminal:
+        monkeypatch.setattr(sys, "stdout", Screen())
+    with suppress(typer.Exit):
+        doctor.doctor()
+    assert ("SGLang's server and the plugin, up to half a minute" in told[0]) is not is_terminal
 
 
 def test_every_pin_is_one_that_the_doctor_can_read() -> None:
