@@ -5,12 +5,10 @@ Hugging Face hub or a file, checked row by row, and identified by digests.
 import hashlib
 import json
 import logging
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +23,7 @@ from lim_sglang.programs.grading.answers import (
     extract_answer,
     fault_of_reference,
     lost_command,
+    number_text,
 )
 from lim_sglang.programs.schema import CHOICE_PROMPT, MATH_PROMPT
 
@@ -473,10 +472,8 @@ def _answer_text(answer: Any, name: str, columns: Columns) -> str:
         answer = answer.replace(",", "")
     if isinstance(answer, str) and answer.strip():
         return _check_text(answer, name).strip()
-    if isinstance(answer, float) and math.isfinite(answer):
-        return str(int(answer)) if answer.is_integer() else f"{Decimal(repr(answer)):f}"
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        return str(answer)
+    if number := number_text(answer):
+        return number
     raise DataError(f"{name} must be a number or a non-empty text, not {_shown(answer)}")
 
 

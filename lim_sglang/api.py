@@ -6,13 +6,11 @@ any thread and beside a running asyncio loop; they wait, so a loop stands still 
 
 import atexit
 import functools
-import math
 import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_args
 
 from lim_sglang.config import API_KEY_VAR, URL_VAR
@@ -191,10 +189,10 @@ def grade(reply: str, answer: str | float, kind: Kind = "expression") -> bool:
         LimError: there is no such kind, a text is none, no reply can equal the answer, or
             math-verify does not start.
     """
-    from lim_sglang.programs.grading.answers import AnswerKind, fault_of_reference
+    from lim_sglang.programs.grading.answers import AnswerKind, fault_of_reference, number_text
 
     grader = _grader(kind)
-    gold = _as_text(answer)
+    gold: Any = number_text(answer) or answer
     _check_texts(reply=reply, answer=gold)
     if fault := fault_of_reference(gold, AnswerKind(kind)):
         raise ConfigError(f"answer: {fault}")
@@ -228,13 +226,6 @@ def _grader(kind: str) -> "Grader":
     from lim_sglang.programs.grading.answers import AnswerKind
 
     return Grader(AnswerKind(_known(kind)), _checker(os.getpid()))
-
-
-def _as_text(answer: Any) -> Any:
-    """Return a finite number as text, 25.0 as "25", as `lim eval` reads it; others as they are."""
-    if isinstance(answer, bool) or not isinstance(answer, int | float) or not math.isfinite(answer):
-        return answer
-    return str(int(answer)) if answer == int(answer) else f"{Decimal(repr(answer)):f}"
 
 
 def _check_texts(**texts: object) -> None:

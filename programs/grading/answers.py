@@ -3,9 +3,11 @@ the letter of a choice.
 """
 
 import json
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from enum import StrEnum
 
 from lim_sglang.programs.grading.latex import plain, tidy
@@ -530,6 +532,13 @@ def _fault_of_text(answer: str) -> str | None:
     if found_sign is None:
         return None
     return f"holds the control character {json.dumps(found_sign[0])}: write the answer without it"
+
+
+def number_text(value: object) -> str | None:
+    """Return a finite number as the text of an answer, 25.0 as "25"; None for any other value."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return str(int(value)) if value == int(value) else f"{Decimal(repr(value)):f}"
 
 
 PARSERS: Mapping[AnswerKind, Callable[[str], int | str | None]] = {
