@@ -118,13 +118,20 @@ def _keep_settings(args: argparse.Namespace) -> None:
     Raises:
         RefusedError: a setting is wrong; refused SGLang options are named with it.
     """
-    settings = given_settings(args)
+    settings, found = given_settings(args), os.environ.get(CONFIG_VAR)
+    found = _FOUND.get(found, found)
     try:
-        config = resolve_settings(os.environ.get(CONFIG_VAR), given_config(args), settings)
+        config = resolve_settings(found, given_config(args), settings)
     except ConfigError as error:
         others = reasons_against(args, on_cpu=compat.serves_on_cpu())
         raise RefusedError([str(error), *others]) from None
-    os.environ[CONFIG_VAR] = config.to_json()
+    os.environ[CONFIG_VAR] = merged = config.to_json()
+    _FOUND[merged] = found
+
+
+_FOUND: dict[str | None, str | None] = {}
+"""The user's variable, by the text that a start in this process put in its place: what one start
+was given is no setting of the next."""
 
 
 def _refuse_unused_flags(args: argparse.Namespace) -> None:

@@ -1,6 +1,8 @@
 """The plugin: its refusals before SGLang starts, and its work inside real SGLang processes."""
 
+import argparse
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,9 @@ import pytest
 
 from lim_sglang import compat, plugin
 from lim_sglang.compat import option_names
+from lim_sglang.config import LimConfig
 from lim_sglang.errors import RefusedError
+from lim_sglang.flags import add_flags
 from lim_sglang.launch.server import RESERVED_OPTIONS
 from lim_sglang.validation import CPU_REFUSALS, REFUSALS, Gpu, Refusal
 from tests.processes import (
@@ -70,6 +74,25 @@ def start(
         return []
 
     return ask
+
+
+@pytest.mark.parametrize("given", [None, '{"budget": 300}'])
+def test_a_start_in_the_same_process_does_not_inherit_the_flags_of_the_last(
+    monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    monkeypatch.setattr(plugin, "_FOUND", {})
+    monkeypatch.setenv("LIM_CONFIG", given or "")
+    if given is None:
+        monkeypatch.delenv("LIM_CONFIG")
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    found = []
+    for line in ("--lim-sinks 2", "--lim-recent-ratio 0.5", "", "--lim-budget 512"):
+        plugin._keep_settings(parser.parse_args(line.split()))
+        config = LimConfig.from_json(os.environ["LIM_CONFIG"])
+        found.append((config.budget, config.sinks, config.recent_ratio))
+    budget = 300 if given else 2048
+    assert found == [(budget, 2, 0.25), (budget, 4, 0.5), (budget, 4, 0.25), (512, 4, 0.25)]
 
 
 def test_the_decode_stack_is_checked_on_a_gpu_only(start: Callable[..., list[str]]) -> None:
