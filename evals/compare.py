@@ -148,7 +148,7 @@ POLICY = (
     "select_layers",
 )
 """Conditions that are compared on purpose."""
-PROVENANCE = ("date", "commit", "seed", "sessions")
+PROVENANCE = ("date", "commit", "seed", "requests_by_session")
 """Conditions whose differences need no warning; that of the sessions is the note on seconds."""
 MAX_NAMES_SHOWN = 5
 
@@ -334,7 +334,7 @@ def uneven_seconds(runs: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         runs: conditions by the run's name.
     """
-    sessions = {name: conditions.get("sessions") for name, conditions in runs.items()}
+    sessions = {name: conditions.get("requests_by_session") for name, conditions in runs.items()}
     resumed = [name for name, each in sessions.items() if each and len(each) > 1]
     unknown = [name for name, each in sessions.items() if not each]
     sent = {name: each[0] for name, each in sessions.items() if each}

@@ -235,7 +235,7 @@ def run_conditions(record: "RunRecord") -> dict[str, Any]:
         "seed_honoured": sampling["seed_honoured"],
         "api": settings.get("api", "sglang"),
         "concurrency": _concurrency(about),
-        "sessions": [each["requests"] for each in about.get("sessions") or []] or None,
+        "requests_by_session": [each["requests"] for each in about.get("sessions") or []] or None,
         **{name: server.get(name) for name in NAMED_ARGUMENTS},
         "server": _other_arguments(server),
         "versions": {**(about.get("client_versions") or {}), **settings["versions"]},

@@ -40,7 +40,7 @@ DISTINCTIVE = (
     *("options", "samples"),
 )
 """Conditions that tell rows of the same name apart before all others are tried."""
-UNNAMED = ("date", "commit", "sessions")
+UNNAMED = ("date", "commit", "requests_by_session")
 """Conditions that never tell rows apart."""
 REQUIRED = ("task", "model", "policy", "program", "samples", "asked", "max_tokens")
 """Conditions without which a run cannot be shown."""

@@ -135,12 +135,14 @@ class Proxy:
         return answer
 
     async def models(self, request: Request) -> Response:
-        """List the programs with their default samples, and the server's models."""
+        """List the server's models, then the programs with their default samples: many clients take
+        the first name.
+        """
         try:
             served = await self.upstream.cards(request)
         except httpx.RequestError:
             served = []
-        return _json_response({"object": "list", "data": [*map(_program_card, VOTES), *served]})
+        return _json_response({"object": "list", "data": [*served, *map(_program_card, VOTES)]})
 
     async def model(self, request: Request) -> Response:
         """Describe a vote, or a model of the server, by its id."""

@@ -96,7 +96,7 @@ def test_each_program_ranks_its_groups_in_its_own_way(program: str, chosen: int)
         ({}, {"model": "tiny", "server": {"tokenizer_path": "tiny", "tp_size": 1}, "budget": 256}),
         ({}, {"task_version": 1, "versions": {"torch": "2", "math_verify": "0.9.0"}}),
         ({}, {"dense_layers": [0, 1], "select_layers": [2, 4], "date": "2026-11-25", **SAMPLING}),
-        ({}, {"concurrency": 20, "sessions": None}),
+        ({}, {"concurrency": 20, "requests_by_session": None}),
         ({"system": None}, {"system_sha256": None, "thinking": True, "thinking_budget": 50}),
         ({"lim": None, "api": "openai"}, {"policy": "openai", "budget": None}),
         ({"lim": None}, {"dense_layers": None, "select_layers": None}),
@@ -113,7 +113,7 @@ def test_conditions_say_what_the_scores_hold_for(
     record = RunRecord("r", {**SETTINGS, **changes}, ABOUT)
     found = summarise(record, [], equivalent).conditions
     assert expected.items() <= found.items()
-    later = ("sampling_version", "concurrency", "sessions")
+    later = ("sampling_version", "concurrency", "requests_by_session")
     assert [name for name in found if name not in later] == [
         n for n in CONDITIONS if n not in later
     ]

@@ -145,7 +145,7 @@ def test_a_server_that_dies_ends_the_run_and_the_same_command_resumes(config: Ru
     assert "resuming at 7 of 15 samples" in printed
     assert read_record(path).about["sessions"] == [{"requests": 1}] * 2
     run(config, JobServer())  # complete: no session
-    assert run_conditions(read_record(path))["sessions"] == [1, 1]
+    assert run_conditions(read_record(path))["requests_by_session"] == [1, 1]
     assert len(again.asked) == len(set(again.asked)) == 8
     assert (path / "samples.jsonl").read_bytes().startswith(stored)
     assert len(found.samples) == len({graded.key for graded in found.samples}) == 15

@@ -330,7 +330,7 @@ def test_a_comparison_table_has_both_runs_and_their_difference() -> None:
 def timed(*seconds: float, sessions: list[int | None] | None, **conditions: Any) -> Summary:
     """Make a run of one question, whose samples have 9 tokens each."""
     asked = question("q", [0] * len(seconds), tokens=[9] * len(seconds), seconds=seconds)
-    return run(asked, sessions=sessions, **conditions)
+    return run(asked, requests_by_session=sessions, **conditions)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_seconds_compare_where_both_runs_had_the_same_requests_at_a_time_in_one_
 
 def test_runs_without_seconds_have_no_ratio_and_no_note() -> None:
     timed_run = timed(2.0, 4.0, sessions=[8])
-    unknown = run(question("q", [0, 0], tokens=[9, 9]), policy="b", sessions=[4])
+    unknown = run(question("q", [0, 0], tokens=[9, 9]), policy="b", requests_by_session=[4])
     table = comparison_table(compare(timed_run, unknown, names=("a", "b")))
     assert (table.rows[-1], table.caption) == (("seconds a sample", "3.0", NONE, ""), NO_MAJORITY)
     (both,) = make_groups([timed_run, unknown])

@@ -230,7 +230,9 @@ def test_a_key_may_hold_any_bytes() -> None:
     with proxied(lambda _: Chain(()), models=SERVED) as (_, proxy):
         answer = httpx.get(f"{proxy.url}/v1/models", headers=[(b"Authorization", b"\xff")])
     assert answer.status_code == 200
-    assert {"majority@8", *SERVED} <= {card["id"] for card in answer.json()["data"]}
+    names = [card["id"] for card in answer.json()["data"]]
+    assert names[: len(SERVED)] == [*SERVED]  # before the votes: many clients take the first name
+    assert "majority@8" in names
 
 
 def test_an_id_that_the_server_lists_stays_the_servers() -> None:
