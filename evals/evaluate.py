@@ -25,9 +25,8 @@ from lim_sglang.evals.runner import (
     FinishedRun,
     complete_runs,
     describe_failures,
+    finish_run,
     load_benchmarks,
-    summarise_run,
-    with_current_verdicts,
 )
 from lim_sglang.evals.servers import split_urls
 from lim_sglang.evals.tables import print_table, reasons_without_answer, score_table
@@ -347,8 +346,7 @@ def _score_stored(runs: Sequence[Run], console: Console) -> list[FinishedRun]:
         for run in runs:
             print_plain(console, f"{run.path} is complete: no server is started")
             grader = Grader(recorded_task(run).answer_kind, checker)
-            current = with_current_verdicts(run, grader, console)
-            finished.append(FinishedRun(current, summarise_run(current, grader)))
+            finished.append(finish_run(run, grader, console))
             _print_score(finished[-1])
     return finished
 

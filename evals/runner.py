@@ -183,8 +183,7 @@ def complete_run(
         servers = [server_of(plan, each, grader.equivalent) for each in connections]
         with _resume_hint(plan, console):
             run = sample_missing(plan, servers, grader, console)
-            run = with_current_verdicts(run, grader, console)
-        return FinishedRun(run, summarise_run(run, grader))
+            return finish_run(run, grader, console)
 
 
 def plan_run(
@@ -510,7 +509,13 @@ def _opening(plan: RunPlan, progress: RunProgress) -> str:
     )
 
 
-def with_current_verdicts(run: Run, grader: Grader, console: Console) -> Run:
+def finish_run(run: Run, grader: Grader, console: Console) -> FinishedRun:
+    """Return a stored run with its score, by verdicts of this version of the grader."""
+    current = _with_current_verdicts(run, grader, console)
+    return FinishedRun(current, _summarise(current, grader))
+
+
+def _with_current_verdicts(run: Run, grader: Grader, console: Console) -> Run:
     """Return the run with all verdicts by this version of the grader, renewed where needed."""
     began_with = run.record.about.get("grading_version")
     if began_with == GRADING_VERSION and not (run.path / GRADES_FILE).exists():
@@ -528,7 +533,7 @@ def describe_failures(failures: Sequence[Failure]) -> str:
     return f"{counted(len(failures), 'sample')} failed, the last with: {failures[-1].error}"
 
 
-def summarise_run(run: Run, grader: Grader) -> Summary | None:
+def _summarise(run: Run, grader: Grader) -> Summary | None:
     if not run.samples:
         return None
     return summarise(run.record, run.samples, grader.equivalent, len(run.failures))

@@ -239,7 +239,7 @@ class SparseAttention:
         self._shape, self._indptr, self._slots = shape, indptr, slots
         self._workspace = SplitWorkspace.allocate(
             num_heads=shape.heads,
-            num_units=max(shape.kv_heads, len(slots) if slots.ndim == 2 else 1),
+            num_units=len(slots) if slots.ndim == 2 else shape.kv_heads,
             dim=shape.dim,
             cache_dtype=shape.dtype,
             device=slots.device,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lim_sglang.config import parse_layers, resolve_settings
+from lim_sglang.config import LimConfig, parse_layers, resolve_settings
 from lim_sglang.errors import ConfigError
 from lim_sglang.policies import POLICIES
 from lim_sglang.policies.lessismore import RANKINGS
@@ -112,13 +112,16 @@ def given_config(arguments: argparse.Namespace) -> str | None:
     return found
 
 
-def reasons_against_settings(environment: str | None, texts: Mapping[str, str | None]) -> list[str]:
-    """List everything that is wrong with LessIsMore's own settings.
+def read_settings(
+    environment: str | None, texts: Mapping[str, str | None]
+) -> tuple[LimConfig | None, list[str]]:
+    """Return LessIsMore's settings, None if something is wrong with them, and all that is wrong.
 
     Args:
         environment: the value of `LIM_CONFIG`.
         texts: the text given for each `--lim-*` flag, None for a flag that was not given.
     """
+    config: LimConfig | None = None
     reasons, settings = [], {}
     for flag in FLAGS:
         text = texts.get(flag.name)
@@ -128,7 +131,12 @@ def reasons_against_settings(environment: str | None, texts: Mapping[str, str | 
         except argparse.ArgumentTypeError as error:
             reasons.append(f"{flag.name}: {error}")
     try:
-        resolve_settings(environment, texts.get(CONFIG_FLAG), settings)
+        config = resolve_settings(environment, texts.get(CONFIG_FLAG), settings)
     except ConfigError as error:
         reasons.append(str(error))
-    return reasons
+    return (None if reasons else config), reasons
+
+
+def reasons_against_settings(environment: str | None, texts: Mapping[str, str | None]) -> list[str]:
+    """List everything that is wrong with LessIsMore's own settings, as `read_settings` finds it."""
+    return read_settings(environment, texts)[1]

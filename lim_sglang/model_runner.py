@@ -87,10 +87,11 @@ class LimModelRunner(compat.ModelRunner):
         """
         layers, differences = self.lim_config.select_layers, ["no model of its shape was measured"]
         if preset:
-            path = self.model_config.model_path
-            fingerprint = weights_fingerprint(path, self.model_config.revision)
             traits = model_traits(self.model_config.hf_text_config)
-            differences = preset.differences(traits | {"fingerprint": fingerprint})
+            if preset.fingerprint:
+                source = self.model_config.model_path, self.model_config.revision
+                traits["fingerprint"] = weights_fingerprint(*source)
+            differences = preset.differences(traits)
         if differences:
             logger.warning(
                 "SELECT layers %s were not measured for this model (%s%s): compare it with "

@@ -30,9 +30,9 @@ from lim_sglang.compat import (
     option_names,
     reasons_against_version,
 )
-from lim_sglang.config import CONFIG_VAR, SERVER_VAR, lim_state, resolve_settings, server_name
+from lim_sglang.config import CONFIG_VAR, SERVER_VAR, lim_state, server_name
 from lim_sglang.errors import REFUSED, DataError, RefusedError, ServerError
-from lim_sglang.flags import CONFIG_FLAG, FLAGS, reasons_against_settings
+from lim_sglang.flags import CONFIG_FLAG, FLAGS, read_settings, reasons_against_settings
 from lim_sglang.launch.server_log import cause_of_failure, keep_log, start_shown
 from lim_sglang.launch.supervisor import STOPPING, Ending, ServerFolder, supervision
 from lim_sglang.models import check_model, default_model, has_gpu, lasting_caches
@@ -158,15 +158,8 @@ class ServerSpec:
         """Return LessIsMore's settings as the server will state them; None where they are not known
         before the start: SGLang's options may change them, and wrong ones are told at the start.
         """
-        environment = os.environ.get(CONFIG_VAR)
-        if self.sglang_options or reasons_against_settings(environment, self.lim_flags):
-            return None
-        given = {
-            flag.field: flag.read(self.lim_flags[flag.name])
-            for flag in FLAGS
-            if flag.name in self.lim_flags
-        }
-        return resolve_settings(environment, self.lim_flags.get(CONFIG_FLAG), given).settings()
+        config, _ = read_settings(os.environ.get(CONFIG_VAR), self.lim_flags)
+        return None if config is None or self.sglang_options else config.settings()
 
 
 def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> ServerOptions:

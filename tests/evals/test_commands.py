@@ -183,8 +183,8 @@ def test_no_server_starts_for_a_stored_run_that_is_complete_or_another(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(evaluate_module, "with_current_verdicts", lambda stored, *_: stored)
-    monkeypatch.setattr(evaluate_module, "summarise_run", lambda *_: run(question("q", [0])))
+    scored = run(question("q", [0]))
+    monkeypatch.setattr(evaluate_module, "finish_run", lambda run, *_: FinishedRun(run, scored))
     config = RunConfig("aime24", num_samples=1)
     settings = {**task_settings(config, find_task("aime24")), "sampling": {"max_tokens": 160}}
     settings |= {"lim": LIM, "questions": {"asked": 1}}
