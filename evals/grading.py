@@ -16,12 +16,12 @@ from typing import Any, Protocol
 
 from lim_sglang.evals.run_store import GRADES_FILE, GradedSample, load_run, write_atomically
 from lim_sglang.programs.grading.answers import PARSERS, AnswerKind, extract_answer
-from lim_sglang.programs.schema import COMPLETED_STATES
+from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
 
 TURN_S = 0.5
 """Longest wait of the main thread, which Ctrl-C cannot interrupt if the kernel hands the signal to
 another thread."""
-GRADING_VERSION = 6
+GRADING_VERSION = 7
 """Version of extraction and grading: raise the number with a change of this module, or of
 `answers.py`, `latex.py`, `units.py`, `values.py`, `comparison.py` or `equivalence.py` in
 `programs/`, that changes a verdict. Verdicts of another version are renewed from the stored
@@ -43,9 +43,13 @@ class Grader:
         self._parse = PARSERS.get(kind)
         self._checker = checker
 
-    def extract(self, text: str) -> str | None:
-        """Return the answer that a text states, as it is stored and graded."""
-        return extract_answer(text, self._kind)
+    def extract(self, text: str, state: SampleState = SampleState.FINISHED) -> str | None:
+        """Return the answer that a text states, as it is stored and graded.
+
+        Args:
+            state: how its sample ended.
+        """
+        return extract_answer(text, self._kind, cut_off=state is SampleState.TRUNCATED)
 
     def correct(self, gold: str, answer: str | None) -> bool:
         """Return True if an answer is right; a sample without an answer (None) is wrong."""
@@ -123,7 +127,7 @@ def _verdicts(
 
     def verdict(graded: GradedSample) -> dict[str, Any]:
         question, index = graded.key
-        answer = grader.extract(graded.sample.text)
+        answer = grader.extract(graded.sample.text, graded.sample.state)
         correct = grader.correct(graded.gold, answer)
         return {"question": question, "index": index, "answer": answer, "correct": correct}
 

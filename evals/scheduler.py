@@ -293,7 +293,7 @@ class _Attempt:
         question, sample = self._job.question, result.sample
         if sample.state in COMPLETED_STATES:
             # The sampler knows no kind of answer.
-            sample = replace(sample, answer=self._grader.extract(sample.text))
+            sample = replace(sample, answer=self._grader.extract(sample.text, sample.state))
         return GradedSample(
             question.question_id,
             question.gold,

@@ -62,15 +62,18 @@ ATTEND_WARPS = 2
 """Warps of a sparse attention program: more programs per SM hide more memory latency."""
 ATTEND_STAGES = 3
 """Pipeline stages of the loop over tiles: slots, then K and V, are requested ahead of their use."""
+PROGRAMS_PER_SM = 4
+"""Programs per SM that few rows are split among, while one round combines their splits. Batches of
+many rows are not split."""
 PROGRAM_BYTES_PER_SM = 4
-"""Programs per SM that few rows are split among, times bytes per cache element: elements of fewer
-bytes need more programs for the same bytes in flight. Batches of many rows are not split."""
+"""The same where more rounds combine them, times bytes per cache element: elements of fewer bytes
+need more programs for the same bytes in flight."""
 MIN_SPLIT_TOKENS, MAX_SPLITS = 64, 16
 """Fewest tokens per split of a row, and most splits per row."""
 SPLIT_ALIGNMENT = 16
 """Splits begin at multiples of this many tokens, so that slots are read in whole loads."""
 COMBINED_HEADS = 32
-"""Heads times splits that are combined at a time."""
+"""Heads times splits that are combined in one round."""
 SHORTLIST_BLOCK = 4096
 """Scores that a shortlist reads at a time."""
 RADIX_BLOCK = 2048

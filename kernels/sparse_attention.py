@@ -22,6 +22,7 @@ from lim_sglang.kernels.launch import (
     MAX_SPLITS,
     MIN_SPLIT_TOKENS,
     PROGRAM_BYTES_PER_SM,
+    PROGRAMS_PER_SM,
     SPLIT_ALIGNMENT,
     attend_block,
     check_int32,
@@ -50,6 +51,8 @@ class SplitWorkspace:
     """[W] int32, programs of a row and KV head that have ended; 0 between two kernels."""
     num_sms: int
     """SMs of the GPU."""
+    few_programs: int
+    """Programs of all split rows together where more than one round combines the splits of one."""
 
     @classmethod
     def allocate(
@@ -73,24 +76,30 @@ class SplitWorkspace:
         num_sms = INTERPRETED_SMS
         if torch.device(device).type == "cuda":
             num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-        programs = num_sms * max(1, PROGRAM_BYTES_PER_SM // cache_dtype.itemsize)
+        programs = num_sms * PROGRAMS_PER_SM
         group = padded_group(num_heads, num_units)
         return cls(
             torch.zeros(programs, group, dim, dtype=torch.float32, device=device),
             torch.zeros(programs, group, dtype=torch.float32, device=device),
             torch.zeros(programs, dtype=torch.int32, device=device),
             num_sms,
+            few_programs=num_sms * max(1, PROGRAM_BYTES_PER_SM // cache_dtype.itemsize),
         )
 
-    def num_splits(self, num_units: int, longest: int) -> int:
+    def num_splits(self, num_units: int, longest: int, splits_per_round: int) -> int:
         """Return the programs that share each row and KV head, so that all of them run at a time.
 
         Args:
             num_units: rows times KV heads.
             longest: tokens of the longest row that there can be.
+            splits_per_round: splits that are combined at a time.
         """
-        fitting = self.outputs.shape[0] // max(1, num_units)
-        return max(1, min(fitting, MAX_SPLITS, triton.cdiv(longest, MIN_SPLIT_TOKENS)))
+        room = self.outputs.shape[0]
+        fitting, fitting_few = (
+            programs // max(1, num_units) for programs in (room, min(room, self.few_programs))
+        )
+        splits = max(min(fitting, splits_per_round), fitting_few)
+        return max(1, min(splits, MAX_SPLITS, triton.cdiv(longest, MIN_SPLIT_TOKENS)))
 
 
 @triton.jit
@@ -351,7 +360,8 @@ def attend_tokens(
     units = slots.shape[0] if slots.ndim == 2 else num_kv_heads
     group = num_heads // units
     combined_group = triton.next_power_of_2(group)
-    num_splits = workspace.num_splits(rows * units, longest)
+    splits_per_round = max(1, COMBINED_HEADS // combined_group)
+    num_splits = workspace.num_splits(rows * units, longest, splits_per_round)
     programs_per_sm = num_splits * rows * units / workspace.num_sms
     _attend_tokens[(units, num_splits, rows)](
         query,
@@ -385,7 +395,7 @@ def attend_tokens(
         BLOCK=attend_block(dim, group, keys.itemsize, programs_per_sm),
         SPLIT_ALIGNMENT=SPLIT_ALIGNMENT,
         MAX_SPLITS=MAX_SPLITS,
-        SPLIT_BLOCK=max(1, COMBINED_HEADS // combined_group),
+        SPLIT_BLOCK=splits_per_round,
         CAPPED=bool(soft_cap),
         # The interpreter computes bf16 products wrongly (Triton 3.6).
         UPCAST=interpreted() and query.dtype == torch.bfloat16,

@@ -260,12 +260,12 @@ def read_sample(in_flight: InFlightSample, found: Generation, seeds_honoured: bo
     state = state_of(found)
     if in_flight.low_confidence and state is not SampleState.FAILED:
         state = SampleState.ABORTED
-    has_answer = state in COMPLETED_STATES
+    cut_off = state is SampleState.TRUNCATED
     return Sample(
         index=in_flight.index,
         state=state,
         text=found.text,
-        answer=extract_answer(found.text) if has_answer else None,
+        answer=extract_answer(found.text, cut_off=cut_off) if state in COMPLETED_STATES else None,
         num_tokens=found.num_tokens,
         latency_s=found.latency_s,
         seed=in_flight.seed,

@@ -164,7 +164,9 @@ _VALUE_WORDS = frozenset(
 """Words that are an answer without a box."""
 
 
-def extract_answer(text: str, kind: AnswerKind | None = None) -> str | None:
+def extract_answer(
+    text: str, kind: AnswerKind | None = None, *, cut_off: bool = False
+) -> str | None:
     r"""Return the answer that a text states: its last box, else its last "the answer is X",
     "Answer: X" or `#### X`. None if it states none; a last number is no answer.
 
@@ -179,19 +181,23 @@ def extract_answer(text: str, kind: AnswerKind | None = None) -> str | None:
     Args:
         kind: for a choice, the last of these that states a letter counts first. Without a kind,
             a statement of a letter counts before a box that holds a formula of more than numbers.
+        cut_off: the text reached a limit of tokens. An answer without a box or tags then counts
+            only if its sentence or line has ended: `the answer is 3` may have become `30`.
     """
     thoughts, _, reply = text.rpartition("</think>")
     for part in (reply, thoughts):
-        if answer := _find_answer(part, kind, whole=part is reply):
+        is_reply = part is reply
+        if answer := _find_answer(part, kind, whole=is_reply, cut_off=cut_off and is_reply):
             letter = _OPEN_LETTER.fullmatch(answer)
             return letter[1] if letter else answer
     return None
 
 
-def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool) -> str | None:
-    found = list(_candidates(text, whole=whole))
+def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bool) -> str | None:
+    sentences = _ended_sentences(text) if cut_off else text
+    found = list(_candidates(text, sentences, whole=whole))
     if kind is AnswerKind.CHOICE:
-        first_line = text.strip().partition("\n")[0]
+        first_line = sentences.strip().partition("\n")[0]
         if not found and len(first_line) < MAX_BARE and as_choice(first_line):
             found = [first_line]
         found = [answer for answer in found if as_choice(answer)] or found
@@ -200,12 +206,22 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool) -> str | No
     return found[0] if found else None
 
 
-def _candidates(text: str, *, whole: bool) -> Iterator[str]:
-    """Yield the answers that a text states, from the most to the least explicit."""
-    for answer in (_tagged(text), _last_box(text), _last_statement(text)):
+def _ended_sentences(text: str) -> str:
+    """Return a text up to its last end of a sentence or of a line."""
+    end = max((match.end() for match in _SENTENCE_END.finditer(text)), default=0)
+    return text[:end]
+
+
+def _candidates(text: str, sentences: str, *, whole: bool) -> Iterator[str]:
+    """Yield the answers that a text states, from the most to the least explicit.
+
+    Args:
+        sentences: the part of the text in which an answer without a box or tags counts.
+    """
+    for answer in (_tagged(text), _last_box(text), _last_statement(sentences)):
         if answer:
             yield answer
-    if whole and (bare := _bare_answer(text)):
+    if whole and (bare := _bare_answer(sentences)):
         yield bare
 
 

@@ -449,7 +449,7 @@ class Answer:
         choice = {
             "index": 0,
             "message": message,
-            "finish_reason": _finish_reason(shown),
+            "finish_reason": _finish_reason(outcome, shown),
             "logprobs": None,
         }
         return {
@@ -472,7 +472,7 @@ class Answer:
                 yield self._chunk({name: text[start : start + PIECE]})
         vote = {"lim": self._vote(outcome, shown)}
         with_usage = self.request.include_usage
-        yield self._chunk({}, _finish_reason(shown), **({} if with_usage else vote))
+        yield self._chunk({}, _finish_reason(outcome, shown), **({} if with_usage else vote))
         if with_usage:
             head = self._head("chat.completion.chunk")
             yield event({**head, "choices": [], "usage": _usage(outcome), **vote})
@@ -519,8 +519,11 @@ def event(content: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(content)}\n\n"
 
 
-def _finish_reason(shown: Sample | None) -> str:
-    return "length" if shown and shown.state is SampleState.TRUNCATED else "stop"
+def _finish_reason(outcome: Outcome, shown: Sample | None) -> str:
+    """Return how the shown sample ended; without one, "length" if every sample was cut off."""
+    ended = [shown] if shown else outcome.samples
+    was_cut = bool(ended) and all(sample.state is SampleState.TRUNCATED for sample in ended)
+    return "length" if was_cut else "stop"
 
 
 def _usage(outcome: Outcome) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def test_ctrl_c_is_heeded_on_whichever_thread_the_signal_lands() -> None:
     asked, released = threading.Event(), threading.Event()
     threads: list[int] = []
 
-    def extract(_: str) -> None:
+    def extract(*_: object) -> None:
         threads.append(threading.get_ident())
         asked.set()
         released.wait(20)

@@ -76,38 +76,51 @@ def workspace(num_programs: int) -> SplitWorkspace:
         torch.zeros(num_programs, 16, 64),
         torch.zeros(num_programs, 16),
         torch.zeros(num_programs, dtype=torch.int32),
-        num_sms=num_programs // 2,
+        num_sms=num_programs // 4,
+        few_programs=num_programs // 2,
     )
 
 
 @pytest.mark.parametrize(
-    ("dtype", "per_sm"), [(torch.bfloat16, 2), (torch.float8_e4m3fn, 4), (torch.float32, 1)]
+    ("dtype", "few"), [(torch.bfloat16, 2), (torch.float8_e4m3fn, 4), (torch.float32, 1)]
 )
-def test_caches_of_fewer_bytes_get_more_programs(dtype: torch.dtype, per_sm: int) -> None:
+def test_caches_of_fewer_bytes_get_more_programs(dtype: torch.dtype, few: int) -> None:
     allocated = SplitWorkspace.allocate(
         num_heads=12, num_units=2, dim=128, cache_dtype=dtype, device="cpu"
     )
-    programs = INTERPRETED_SMS * per_sm
+    programs = INTERPRETED_SMS * 4
     assert allocated.outputs.shape == (programs, 16, 128)
     assert len(allocated.lse) == len(allocated.block_counters) == programs
+    assert allocated.few_programs == INTERPRETED_SMS * few
 
 
 @pytest.mark.parametrize(
-    ("units", "longest", "count"),
+    ("units", "longest", "per_round", "count"),
     [
-        (1, 2048, 16),
-        (8, 2048, 16),
-        (32, 2048, 8),
-        (64, 2048, 4),
-        (264, 2048, 1),
-        (999, 2048, 1),
-        (8, 64, 1),
-        (8, 65, 2),
-        (8, 1, 1),
+        (1, 2048, 8, 16),
+        (8, 2048, 8, 16),
+        (24, 2048, 8, 11),  # 528 / 24 = 22 are more than a round: 264 / 24
+        (32, 2048, 8, 8),
+        (48, 2048, 8, 8),
+        (64, 2048, 8, 8),
+        (64, 2048, 4, 4),
+        (88, 2048, 8, 6),
+        (88, 2048, 4, 4),
+        (32, 2048, 32, 16),
+        (192, 2048, 8, 2),
+        (192, 2048, 1, 1),
+        (528, 2048, 8, 1),
+        (999, 2048, 8, 1),
+        (8, 64, 8, 1),
+        (8, 65, 8, 2),
+        (8, 1, 8, 1),
     ],
 )
-def test_as_many_programs_share_a_row_as_run_at_once(units: int, longest: int, count: int) -> None:
-    assert workspace(264).num_splits(units, longest) == count
+def test_as_many_programs_share_a_row_as_run_at_once_and_combine_quickly(
+    units: int, longest: int, per_round: int, count: int
+) -> None:
+    assert workspace(528).num_splits(units, longest, per_round) == count
+    assert count * units <= 528 or count == 1
 
 
 def attended(

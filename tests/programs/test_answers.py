@@ -135,6 +135,38 @@ def test_the_stated_answer_is_found(text: str, expected: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The answer is 3 + 1", None),
+        ("The answer is 3", None),
+        ("The answer is 3.", None),  # 3.14
+        ("The answer is 3. Let me", "3"),
+        ("The answer is 3 + 1\nLet me", "3 + 1"),
+        ("The answer is 3.\n\nWait: the answer is 4", "3"),
+        (r"\boxed{12}", "12"),
+        (r"The answer is 3. So \boxed{12}", "12"),
+        ("<answer>12</answer>", "12"),
+        ("12", None),
+        ("B\nsince", "B"),
+        ("The answer is 5</think>So", "5"),
+        ("The answer is 5</think>The answer is", "5"),
+    ],
+)
+def test_a_text_that_was_cut_off_answers_with_its_ended_sentences(
+    text: str, expected: str | None
+) -> None:
+    assert extract_answer(text, cut_off=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"), [("B) the", None), ("B) the largest\nSince", "B"), ("Answer: B", None)]
+)
+def test_a_letter_in_a_line_that_was_cut_off_is_no_choice(reply: str, expected: str | None) -> None:
+    answer = extract_answer(reply, AnswerKind.CHOICE, cut_off=True)
+    assert (answer and as_choice(answer)) == expected
+
+
+@pytest.mark.parametrize(
     "piece",
     [
         r"\boxed{",
