@@ -20,7 +20,10 @@ from lim_sglang.kernels.reference import BudgetSplit, split_budget
 from lim_sglang.kernels.scores import plan_flashinfer_decode
 from lim_sglang.kernels.selector import MassSelector, RankSelector, Room, ScoreSelector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
-from lim_sglang.kernels.verify import ATTENTION_TOLERANCE, attention_error
+from lim_sglang.kernels.verify_attention import (
+    ATTENTION_TOLERANCE,
+    attention_error,
+)
 
 RANK_OPS = ("score", "shortlist", "full-ranking", "select-scored", "select")
 """The paper's selection. `full-ranking` ranks every row, where in a step it mostly only counts;
@@ -178,7 +181,8 @@ class SelectionStep:
 
     def _allocate(self, kind: type[RankSelector] | type[MassSelector]) -> Any:
         shape = self.shape
-        room = Room(shape.batch, shape.heads, shape.kv_heads, shape.context, self.query.device)
+        num_tokens, device = shape.batch * shape.context, self.query.device
+        room = Room(shape.batch, shape.heads, shape.kv_heads, shape.context, num_tokens, device)
         return kind.allocate(shape.budget_split, room)
 
     def _score(self) -> None:
@@ -203,7 +207,7 @@ class SelectionStep:
         """Return the operations of selection by mass by name, each with its inputs computed."""
         whole: MassSelector = self._allocate(MassSelector)
         part = whole.first_rows(self.ranker.max_rows)
-        part.scores.copy_(self.ranker.scores)
+        part.scores.values.copy_(self.ranker.scores.values)
         scores, indptr, lse = part.scores, self.chunk.indptr, part.lse
         budget, scale = self.shape.budget_split.budget, self.shape.scale
         runs: dict[str, Run] = {

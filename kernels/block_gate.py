@@ -19,6 +19,7 @@ from lim_sglang.kernels.launch import (
     check_int32,
     check_tensors,
 )
+from lim_sglang.kernels.packed import PackedRows, packed_row
 from lim_sglang.kernels.reference_rivals import GATE_NORM_EPS, BlockGate
 
 
@@ -209,12 +210,10 @@ def _gate_logits(
     slots,  # [indptr[B]] int32
     norm,  # [2 HALF]
     cos_sin,  # [positions, 2 HALF] f32
-    logits,  # [B, G, >= blocks of a row] f32
+    logits,  # [B, G, blocks] f32, packed
     budget,
     projected_row_stride,
     block_stride,
-    logit_row_stride,
-    logit_list_stride,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
@@ -239,7 +238,8 @@ def _gate_logits(
         tl.load(of_row), tl.load(of_row + HALF), norm, table, halves, HALF, HAS_NORM, EPS
     )
     scale = 1.0 / tl.sqrt(2.0 * HALF)
-    logits += row * logit_row_stride + kv_head * logit_list_stride
+    before, pitch = packed_row(indptr, row, BLOCK)
+    logits += before * tl.num_programs(2) + kv_head * pitch
     compressed += kv_head * (2 * HALF) + halves[None, :]
     for begin in range(split * TILE, num_blocks, SPLITS * TILE):
         blocks = begin + tl.arange(0, TILE)
@@ -262,8 +262,8 @@ def gate_logits(
     gate: BlockGate,
     cos_sin: Tensor,
     projected: Tensor,
-    out: Tensor,
-) -> Tensor:
+    out: PackedRows,
+) -> PackedRows:
     """Compute the logit of each block but the newest, in each row that is longer than the budget.
 
     Args:
@@ -275,8 +275,8 @@ def gate_logits(
         gate: the layer's, contiguous, on the queries' device.
         cos_sin: [positions, D] f32, as in `reference_rivals.rotate`.
         projected: [>= B, G, D] f32, memory for the projected queries.
-        out: [B, G, N] f32, N at least the blocks of the longest row. Columns from the newest block
-            on stay untouched.
+        out: of B rows, G lists and the gate's blocks. Columns from the newest block on stay
+            untouched.
 
     Returns:
         `out`.
@@ -288,7 +288,7 @@ def gate_logits(
         slots=slots,
         cos_sin=cos_sin,
         projected=projected,
-        out=out,
+        out=out.values,
     )
     check_int32(indptr=indptr, slots=slots)
     rows, num_heads, dim = query.shape
@@ -296,10 +296,10 @@ def gate_logits(
     _check_gate(gate, num_kv_heads, dim, cos_sin)
     _check_compressed(compressed, num_kv_heads, dim)
     group = gate.query_weight.shape[1]
-    if num_heads != num_kv_heads * group or out.shape[1] != num_kv_heads:
+    if num_heads != num_kv_heads * group or out.lists != num_kv_heads:
         raise ValueError(
             f"the gate has {num_kv_heads} KV heads of {group} query heads, but the query has "
-            f"{num_heads} heads and out {out.shape[1]} lists"
+            f"{num_heads} heads and out {out.lists} lists"
         )
     half = dim // 2
     _project_queries[(triton.cdiv(rows, GATE_ROWS), num_kv_heads, dim // GATE_COLUMNS)](
@@ -325,12 +325,10 @@ def gate_logits(
         slots,
         gate.query_norm,
         cos_sin,
-        out,
+        out.values,
         budget,
         projected.stride(0),
         compressed.stride(0),
-        out.stride(0),
-        out.stride(1),
         HALF=half,
         BLOCK=gate.block,
         TILE=GATE_BLOCKS,

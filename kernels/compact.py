@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lim_sglang.kernels.launch import (
     COMPACT_BLOCK,
+    COMPACT_REGISTERS,
+    COMPACT_SPLITS,
     LENGTH_BLOCK,
     NO_TURN,
     WIDE_WARPS,
@@ -23,6 +25,7 @@ from lim_sglang.kernels.launch import (
     pdl_options,
     pdl_wait,
 )
+from lim_sglang.kernels.packed import packed_row
 from lim_sglang.kernels.reference import BudgetSplit
 from lim_sglang.kernels.union import RankingBuffers
 
@@ -150,14 +153,13 @@ def _compact_slots(
     indptr,  # [B + 1] int32, of all tokens
     slots,  # [indptr[B]] int32
     kept_indptr,  # [B + 1] int32, of the kept tokens
-    first_turn,  # [B, >= S] int32
+    first_turn,  # [B, S] int32, packed
     last_turn,  # [B] int32
     chosen_counts,  # [B, PADDED_COUNTS] int32, of BLOCK positions each
     kept,  # [kept_indptr[B]] int32
     budget,
     sinks,
     recent,
-    turn_row_stride,
     count_row_stride,
     NO_TURN: tl.constexpr,
     PADDED_COUNTS: tl.constexpr,
@@ -168,28 +170,30 @@ def _compact_slots(
     row = tl.program_id(0).to(tl.int64)
     start = tl.load(indptr + row).to(tl.int64)
     length = (tl.load(indptr + row + 1) - start).to(tl.int32)
-    own = tl.program_id(1) * BLOCK
-    if own >= length:
+    if tl.program_id(1) * BLOCK >= length:
         return
-    positions = own + tl.arange(0, BLOCK)
-    inside = positions < length
-    slot = tl.load(slots + start + positions, mask=inside, other=0)
     kept += tl.load(kept_indptr + row).to(tl.int64)
-    if length <= budget:
-        tl.store(kept + positions, slot, mask=inside)
-        return
     newest = length - recent
     blocks = tl.arange(0, PADDED_COUNTS)
     counts = chosen_counts + row * count_row_stride + blocks
-    before = tl.sum(tl.load(counts, mask=blocks < tl.program_id(1), other=0), 0)
-    before += tl.minimum(own, sinks) + tl.maximum(own - newest, 0)
-    first_turn += row * turn_row_stride + positions
-    turn = tl.load(first_turn, mask=inside, other=0)
-    tl.store(first_turn, NO_TURN, mask=inside & (turn != NO_TURN))
-    chosen = turn <= tl.load(last_turn + row)
-    keep = inside & (chosen | (positions < sinks) | (positions >= newest))
-    index = before + tl.cumsum(keep.to(tl.int32), 0) - 1
-    tl.store(kept + index, slot, mask=keep)
+    begin, _ = packed_row(indptr, row, 1)
+    last = tl.load(last_turn + row)
+    for block in range(tl.program_id(1), tl.cdiv(length, BLOCK), tl.num_programs(1)):
+        own = block * BLOCK
+        positions = own + tl.arange(0, BLOCK)
+        inside = positions < length
+        slot = tl.load(slots + start + positions, mask=inside, other=0)
+        if length <= budget:
+            tl.store(kept + positions, slot, mask=inside)
+        else:
+            before = tl.sum(tl.load(counts, mask=blocks < block, other=0), 0)
+            before += tl.minimum(own, sinks) + tl.maximum(own - newest, 0)
+            turns = first_turn + begin + positions
+            turn = tl.load(turns, mask=inside, other=0)
+            tl.store(turns, NO_TURN, mask=inside & (turn != NO_TURN))
+            keep = inside & ((turn <= last) | (positions < sinks) | (positions >= newest))
+            index = before + tl.cumsum(keep.to(tl.int32), 0) - 1
+            tl.store(kept + index, slot, mask=keep)
 
 
 def compact_slots(step: StepSlots, budget_split: BudgetSplit, buffers: RankingBuffers) -> None:
@@ -201,29 +205,29 @@ def compact_slots(step: StepSlots, budget_split: BudgetSplit, buffers: RankingBu
         buffers: of B rows, from `rank_tokens`.
     """
     ints = vars(step) | {
-        "first_turn": buffers.first_turn,
+        "first_turn": buffers.first_turn.values,
         "last_turn": buffers.last_turn,
         "chosen_counts": buffers.chosen_counts,
     }
     check_tensors(**ints)
     check_int32(**ints)
-    rows, columns = buffers.first_turn.shape
-    _compact_slots[(rows, triton.cdiv(columns, COMPACT_BLOCK))](
+    blocks = triton.cdiv(buffers.first_turn.columns, COMPACT_BLOCK)
+    _compact_slots[(len(step.indptr) - 1, min(blocks, COMPACT_SPLITS))](
         step.indptr,
         step.slots,
         step.kept_indptr,
-        buffers.first_turn,
+        buffers.first_turn.values,
         buffers.last_turn,
         buffers.chosen_counts,
         step.kept,
         budget_split.budget,
         budget_split.sinks,
         budget_split.recent,
-        buffers.first_turn.stride(0),
         buffers.chosen_counts.stride(0),
         NO_TURN=NO_TURN,
         PADDED_COUNTS=buffers.chosen_counts.shape[1],
         BLOCK=COMPACT_BLOCK,
         num_warps=WIDE_WARPS,
+        maxnreg=COMPACT_REGISTERS,
         **pdl_options(),
     )

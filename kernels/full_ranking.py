@@ -22,6 +22,7 @@ from lim_sglang.kernels.launch import (
     pdl_wait,
     row_and_head,
 )
+from lim_sglang.kernels.packed import PackedRows, packed_row
 from lim_sglang.kernels.radix import read_back, sort_ranking, sortable_key
 from lim_sglang.kernels.reference import BudgetSplit
 from lim_sglang.kernels.union import RankingBuffers, count_chosen, find_last_turn, record_turns
@@ -69,10 +70,10 @@ def _write_best(scores, ranking, sinks, end, num_ranks, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["budget", "sinks", "recent", "num_ranks", "num_heads"])
 def _rank_tokens(
-    scores,  # [B, H, >= S] f32
+    scores,  # [B, H, S] f32, packed
     indptr,  # [B + 1] int32
     ranking,  # [B, H, >= num_ranks] int32, best first
-    first_turn,  # [B, >= S] int32
+    first_turn,  # [B, S] int32, packed
     last_turn,  # [B] int32
     new_tokens_per_rank,  # [B, COUNTED_RANKS] int32
     chosen_counts,  # [B, >= blocks of S] int32
@@ -82,11 +83,8 @@ def _rank_tokens(
     recent,
     num_ranks,  # ranks per head, and tokens to choose
     num_heads,
-    score_row_stride,
-    score_head_stride,
     ranking_row_stride,
     ranking_head_stride,
-    turn_row_stride,
     rank_count_row_stride,
     count_row_stride,
     NEEDS_FULL_RANKING: tl.constexpr,
@@ -102,13 +100,14 @@ def _rank_tokens(
     row, head, length = row_and_head(indptr)
     if length <= budget:
         return
-    first_turn += row * turn_row_stride
+    before, pitch = packed_row(indptr, row, 1)
+    first_turn += before
     chosen_counts += row * count_row_stride
     found = tl.load(last_turn + row)
     if found != NEEDS_FULL_RANKING:  # the programs of the row share the counting
         count_chosen(first_turn, chosen_counts, found, length, head, num_heads, COUNTED_BLOCK)
         return
-    scores += row * score_row_stride + head * score_head_stride
+    scores += before * num_heads + head * pitch
     rankings = ranking + row * ranking_row_stride
     ranking = rankings + head * ranking_head_stride
     new_tokens_per_rank += row * rank_count_row_stride
@@ -145,7 +144,7 @@ def padded_ranks(selected: int) -> int:
 
 
 def rank_tokens(
-    scores: Tensor, indptr: Tensor, budget_split: BudgetSplit, buffers: RankingBuffers
+    scores: PackedRows, indptr: Tensor, budget_split: BudgetSplit, buffers: RankingBuffers
 ) -> None:
     """Rank every head fully and unite the rankings, in each row that needs a full ranking.
 
@@ -153,23 +152,23 @@ def rank_tokens(
     rows; writes `chosen_counts` of all rows over the budget.
 
     Args:
-        scores: [B, H, N] f32, from `score_tokens`.
+        scores: of B rows and H heads, from `score_tokens`.
         indptr: [B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens.
         budget_split: rows within its budget stay untouched; sinks and recent tokens are no
             candidates; `selected`, at least 1, are chosen.
         buffers: of B rows and H heads, from `shortlist_tokens`.
     """
     buffers.check(scores, indptr)
-    rows, heads, _ = scores.shape
+    heads = scores.lists
     num_ranks = budget_split.selected
     if num_ranks > MAX_SORT:
         raise ValueError(f"at most {MAX_SORT} tokens per head can be ranked, not {num_ranks}")
     padded = padded_ranks(num_ranks)
-    _rank_tokens[(rows, heads)](
-        scores,
+    _rank_tokens[(len(indptr) - 1, heads)](
+        scores.values,
         indptr,
         buffers.ranking,
-        buffers.first_turn,
+        buffers.first_turn.values,
         buffers.last_turn,
         buffers.new_tokens_per_rank,
         buffers.chosen_counts,
@@ -179,11 +178,8 @@ def rank_tokens(
         budget_split.recent,
         num_ranks,
         heads,
-        scores.stride(0),
-        scores.stride(1),
         buffers.ranking.stride(0),
         buffers.ranking.stride(1),
-        buffers.first_turn.stride(0),
         buffers.new_tokens_per_rank.stride(0),
         buffers.chosen_counts.stride(0),
         NEEDS_FULL_RANKING=NEEDS_FULL_RANKING,

@@ -47,7 +47,7 @@ MIN_DOT_ROWS = 16
 MIN_SAMPLE, MAX_SAMPLE = 2048, 8192
 """Fewest and most scores of a head that a threshold is sampled from."""
 SAMPLE_STRIDE = 16
-"""Columns of the score buffer per sampled score, within those bounds."""
+"""Columns of the longest row that there can be per sampled score, within those bounds."""
 SAMPLE_SLACK = 16
 """One in this many sampled scores that should reach a threshold may miss it: a sample is inexact
 anyway, and the search for the threshold ends earlier."""
@@ -84,6 +84,8 @@ LSE_BLOCK = 1024
 """Scores whose exponentials are summed at a time."""
 MASS_BLOCK = 256
 """Positions whose softmax mass one program sums."""
+MASS_SPLITS = 256
+"""Most programs that sum the masses of a row: longer rows have programs with several blocks."""
 MASS_HEADS = 32
 """Most heads whose scores are in flight at a time."""
 TOPK_BLOCK = 8192
@@ -92,6 +94,10 @@ TOPK_SMALL_BLOCK = 1024
 """Slots that are copied at a time, and masses where all are read again: less code to fetch."""
 COMPACT_BLOCK = 2048
 """Positions that one program compacts, and whose chosen tokens `full_ranking.py` counts for it."""
+COMPACT_REGISTERS = 64
+"""Registers of a thread that compacts, at most: four programs of eight warps run on an SM."""
+COMPACT_SPLITS = 64
+"""Most programs that compact a row: longer rows have programs with several blocks."""
 LENGTH_BLOCK = 1024
 """Rows whose lengths are summed at a time."""
 MAX_REGISTERS = 128

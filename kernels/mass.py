@@ -18,6 +18,7 @@ from lim_sglang.kernels.launch import (
     LSE_BLOCK,
     MASS_BLOCK,
     MASS_HEADS,
+    MASS_SPLITS,
     TOPK_BLOCK,
     TOPK_SMALL_BLOCK,
     check_int32,
@@ -29,6 +30,7 @@ from lim_sglang.kernels.launch import (
     sample_size,
     sort_warps,
 )
+from lim_sglang.kernels.packed import PackedRows, packed_row
 from lim_sglang.kernels.radix import (
     collect,
     count_reaching,
@@ -42,20 +44,19 @@ from lim_sglang.kernels.reference import BudgetSplit
 
 @triton.jit(do_not_specialize=["budget"])
 def _log_sum_exp(
-    scores,  # [B, H, >= S] f32
+    scores,  # [B, H, S] f32, packed
     indptr,  # [B + 1] int32
     lse,  # [B, H] f32
     budget,
     scale,  # times log2 e
-    score_row_stride,
-    score_head_stride,
     lse_row_stride,
     BLOCK: tl.constexpr,
 ):
     row, head, length = row_and_head(indptr)
     if length <= budget:
         return
-    scores += row * score_row_stride + head * score_head_stride
+    before, pitch = packed_row(indptr, row, 1)
+    scores += before * tl.num_programs(1) + head * pitch
     lanes = tl.arange(0, BLOCK)
     largest = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -73,11 +74,13 @@ def _log_sum_exp(
     )
 
 
-def log_sum_exp(scores: Tensor, indptr: Tensor, budget: int, scale: float, out: Tensor) -> Tensor:
+def log_sum_exp(
+    scores: PackedRows, indptr: Tensor, budget: int, scale: float, out: Tensor
+) -> Tensor:
     """Compute each head's log-sum-exp in each row that is longer than the budget.
 
     Args:
-        scores: [B, H, N] f32, from `score_tokens`.
+        scores: of B rows and H heads, from `score_tokens`.
         indptr: [B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens.
         budget: rows within it stay untouched.
         scale: factor on q·k before the softmax.
@@ -86,17 +89,14 @@ def log_sum_exp(scores: Tensor, indptr: Tensor, budget: int, scale: float, out: 
     Returns:
         `out`: log2 of the sum of e^(scale · score), FlashInfer's convention.
     """
-    check_tensors(scores=scores, indptr=indptr, out=out)
+    check_tensors(scores=scores.values, indptr=indptr, out=out)
     check_int32(indptr=indptr)
-    rows, heads, _ = scores.shape
-    _log_sum_exp[(rows, heads)](
-        scores,
+    _log_sum_exp[(len(indptr) - 1, scores.lists)](
+        scores.values,
         indptr,
         out,
         budget,
         scale * LOG2_E,
-        scores.stride(0),
-        scores.stride(1),
         out.stride(0),
         BLOCK=LSE_BLOCK,
     )
@@ -105,17 +105,14 @@ def log_sum_exp(scores: Tensor, indptr: Tensor, budget: int, scale: float, out: 
 
 @triton.jit(do_not_specialize=["budget", "num_heads"])
 def _softmax_mass(
-    scores,  # [B, H, >= S] f32
+    scores,  # [B, H, S] f32, packed
     indptr,  # [B + 1] int32
     lse,  # [B, H] f32
-    mass,  # [B, >= S] f32
+    mass,  # [B, S / PAGE] f32, packed
     budget,
     num_heads,
     scale,  # times log2 e
-    score_row_stride,
-    score_head_stride,
     lse_row_stride,
-    mass_row_stride,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
     PAGE: tl.constexpr,  # positions whose masses are summed
@@ -126,79 +123,75 @@ def _softmax_mass(
     pdl_wait(USE_PDL)
     row = tl.program_id(0).to(tl.int64)
     length = tl.load(indptr + row + 1) - tl.load(indptr + row)
-    first = tl.program_id(1) * BLOCK
-    if (length <= budget) | (first >= length):
+    if (length <= budget) | (tl.program_id(1) * BLOCK >= length):
         return
-    positions = first + tl.arange(0, BLOCK)
-    scores += row * score_row_stride + positions[None, :]
-    # Four scores at a time: a row of the buffer goes on to a multiple of four.
-    read = (positions // 4 * 4 < length)[None, :]
-    total = tl.zeros((BLOCK,), tl.float32)
-    for first_head in range(0, num_heads, HEADS):
-        heads = first_head + tl.arange(0, HEADS)[:, None]
-        of_heads = scores + heads.to(tl.int64) * score_head_stride
-        score = tl.load(of_heads, mask=read & (heads < num_heads), other=float("-inf"))
-        head_lse = tl.load(lse + row * lse_row_stride + heads, mask=heads < num_heads, other=0.0)
-        weights = tl.exp2(score * scale - head_lse)
-        if BY_LARGEST:
-            total = tl.maximum(total, tl.max(weights, 0))
+    before, pitch = packed_row(indptr, row, 1)
+    pages_before, _ = packed_row(indptr, row, PAGE)
+    scores += before * num_heads
+    mass += pages_before
+    for first in range(tl.program_id(1) * BLOCK, length, tl.num_programs(1) * BLOCK):
+        positions = first + tl.arange(0, BLOCK)
+        # Four scores at a time: a list goes on to a multiple of four.
+        read = (positions // 4 * 4 < length)[None, :]
+        total = tl.zeros((BLOCK,), tl.float32)
+        for first_head in range(0, num_heads, HEADS):
+            heads = first_head + tl.arange(0, HEADS)[:, None]
+            of_heads = scores + heads * pitch + positions[None, :]
+            score = tl.load(of_heads, mask=read & (heads < num_heads), other=float("-inf"))
+            of_row = lse + row * lse_row_stride + heads
+            head_lse = tl.load(of_row, mask=heads < num_heads, other=0.0)
+            weights = tl.exp2(score * scale - head_lse)
+            if BY_LARGEST:
+                total = tl.maximum(total, tl.max(weights, 0))
+            else:
+                total += tl.sum(weights, 0)
+        if PAGE == 1:
+            tl.store(mass + positions, total, mask=positions < length)
         else:
-            total += tl.sum(weights, 0)
-    mass += row * mass_row_stride
-    if PAGE == 1:
-        tl.store(mass + positions, total, mask=positions < length)
-    else:
-        of_pages = tl.reshape(tl.where(positions < length, total, 0.0), BLOCK // PAGE, PAGE)
-        pages = first // PAGE + tl.arange(0, BLOCK // PAGE)
-        tl.store(mass + pages, tl.sum(of_pages, 1), mask=pages * PAGE < length)
+            of_pages = tl.reshape(tl.where(positions < length, total, 0.0), BLOCK // PAGE, PAGE)
+            pages = first // PAGE + tl.arange(0, BLOCK // PAGE)
+            tl.store(mass + pages, tl.sum(of_pages, 1), mask=pages * PAGE < length)
 
 
 def softmax_mass(
-    scores: Tensor,
+    scores: PackedRows,
     indptr: Tensor,
     lse: Tensor,
     budget: int,
     scale: float,
-    out: Tensor,
+    out: PackedRows,
     *,
     by_largest: bool = False,
-    page: int = 1,
-) -> Tensor:
+) -> PackedRows:
     """Weigh each token by the heads' softmax, in each row that is longer than the budget.
 
     Args:
-        scores: [B, H, N] f32, from `score_tokens`; N a multiple of 4, at least the longest row.
+        scores: of B rows and H heads, from `score_tokens`.
         indptr: [B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens.
         lse: [B, H] f32, from `log_sum_exp` or FlashInfer.
         budget: rows within it stay untouched.
         scale: factor on q·k before the softmax.
-        out: [B, M] f32, M at least the longest row.
+        out: one list a row; a page's mass is the sum over its tokens.
         by_largest: weigh by the largest weight of any head, not by the sum over heads.
-        page: positions whose masses are summed, a power of two; `out` is of pages then.
 
     Returns:
         `out`.
     """
-    check_tensors(scores=scores, indptr=indptr, lse=lse, out=out)
+    check_tensors(scores=scores.values, indptr=indptr, lse=lse, out=out.values)
     check_int32(indptr=indptr)
-    rows, heads, columns = scores.shape
-    if columns % 4:
-        raise ValueError(f"rows of scores must have a multiple of 4 columns, not {columns}")
-    _softmax_mass[(rows, triton.cdiv(columns, MASS_BLOCK))](
-        scores,
+    heads, blocks = scores.lists, triton.cdiv(scores.columns, MASS_BLOCK)
+    _softmax_mass[(len(indptr) - 1, min(blocks, MASS_SPLITS))](
+        scores.values,
         indptr,
         lse,
-        out,
+        out.values,
         budget,
         heads,
         scale * LOG2_E,
-        scores.stride(0),
-        scores.stride(1),
         lse.stride(0),
-        out.stride(0),
         HEADS=min(MASS_HEADS, triton.next_power_of_2(heads)),
         BLOCK=MASS_BLOCK,
-        PAGE=page,
+        PAGE=out.page,
         BY_LARGEST=by_largest,
         **pdl_options(),
     )
@@ -284,7 +277,7 @@ def _keep_of_all(mass, slots, kept, sinks, end, selected, BLOCK: tl.constexpr, P
 
 @triton.jit(do_not_specialize=["budget", "sinks", "recent", "selected", "target"])
 def _topk_by_mass(
-    mass,  # [B, >= S] f32
+    mass,  # [B, HEADS, S / PAGE] f32, packed
     indptr,  # [B + 1] int32, of all tokens
     slots,  # [indptr[B]] int32
     kept_indptr,  # [B + 1] int32, of the kept tokens
@@ -295,8 +288,6 @@ def _topk_by_mass(
     recent,
     selected,
     target,  # candidates that the sampled threshold should let pass
-    mass_row_stride,
-    mass_head_stride,
     candidate_row_stride,
     candidate_head_stride,
     kept_head_stride,
@@ -327,7 +318,8 @@ def _topk_by_mass(
         return
     if is_dense:
         return
-    mass += row * mass_row_stride + head * mass_head_stride
+    before, pitch = packed_row(indptr, row, PAGE)
+    mass += before * HEADS + head * pitch
     candidates += row * candidate_row_stride + head * candidate_head_stride
     kept += sinks * PAGE
 
@@ -347,32 +339,22 @@ def candidate_capacity(selected: int) -> int:
 
 
 def topk_by_mass(
-    mass: Tensor,
-    step: StepSlots,
-    budget_split: BudgetSplit,
-    candidates: Tensor,
-    *,
-    page: int = 1,
+    mass: PackedRows, step: StepSlots, budget_split: BudgetSplit, candidates: Tensor
 ) -> None:
     """Write the slots of each row's sinks, top-k and recent pages to `step.kept`.
 
     Args:
-        mass: [B, lists, N] f32, from `softmax_mass`, or scores of single heads; N a multiple of 4,
-            at least the longest row.
+        mass: of B rows, from `softmax_mass`, or scores of single heads.
         step: slots of B rows; `kept` is [lists, …] where there are several.
         budget_split: in pages; rows within it keep everything; sinks and recent pages are kept.
-        page: tokens of each mass, a power of two.
         candidates: [B, lists, >= `candidate_capacity(selected)`] int32, overwritten.
     """
     ints = vars(step) | {"candidates": candidates}
-    check_tensors(mass=mass, **ints)
+    check_tensors(mass=mass.values, **ints)
     check_int32(**ints)
-    rows, heads, columns = mass.shape
-    if columns % 4:
-        raise ValueError(f"rows of masses must have a multiple of 4 columns, not {columns}")
     capacity = candidate_capacity(budget_split.selected)
-    _topk_by_mass[(rows * heads, 2)](
-        mass,
+    _topk_by_mass[((len(step.indptr) - 1) * mass.lists, 2)](
+        mass.values,
         step.indptr,
         step.slots,
         step.kept_indptr,
@@ -383,17 +365,15 @@ def topk_by_mass(
         budget_split.recent,
         budget_split.selected,
         (budget_split.selected + capacity) // 2,
-        mass.stride(0),
-        mass.stride(1),
         candidates.stride(0),
         candidates.stride(1),
         step.kept.stride(0),
         CAPACITY=capacity,
-        SAMPLE=sample_size(columns),
+        SAMPLE=sample_size(mass.columns),
         BLOCK=TOPK_BLOCK,
         SMALL_BLOCK=TOPK_SMALL_BLOCK,
-        PAGE=page,
-        HEADS=heads,
+        PAGE=mass.page,
+        HEADS=mass.lists,
         num_warps=sort_warps(capacity),
         **pdl_options(),
     )

@@ -20,6 +20,7 @@ from lim_sglang.kernels.launch import (
     interpreted,
     padded_group,
 )
+from lim_sglang.kernels.packed import PackedRows, packed_row
 
 
 @triton.jit
@@ -91,21 +92,20 @@ def summarize_pages(
     )
 
 
-@triton.jit(do_not_specialize=["budget"])
+@triton.jit(do_not_specialize=["budget", "num_lists"])
 def _page_bounds(
     query,  # [B, H, DIM]
     summaries,  # [pages of the cache, 2, G, DIM]
     indptr,  # [B + 1] int32
     slots,  # [indptr[B]] int32
-    bounds,  # [B, lists, >= pages of a row] f32
+    bounds,  # [B, lists, pages] f32, packed
     budget,
+    num_lists,
     query_row_stride,
     query_head_stride,
     summary_page_stride,
     summary_side_stride,
     summary_head_stride,
-    bound_row_stride,
-    bound_list_stride,
     GROUP: tl.constexpr,  # query heads per KV head
     PADDED_GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,  # of one program
@@ -126,7 +126,8 @@ def _page_bounds(
     num_pages = tl.cdiv(length, PAGE) - 1  # the newest page is read whatever its bound
     dims = tl.arange(0, DIM)
     members = tl.arange(0, PADDED_GROUP)
-    bounds += row * bound_row_stride
+    before, pitch = packed_row(indptr, row, PAGE)
+    bounds += before * num_lists
     for first in range(split * BLOCK, num_pages, SPLITS * BLOCK):
         pages = first + tl.arange(0, BLOCK)
         inside = pages < num_pages
@@ -157,12 +158,12 @@ def _page_bounds(
                 shared = tl.maximum(shared, tl.max(of_group, 0))
             else:
                 tl.store(
-                    bounds + heads[:, None] * bound_list_stride + pages[None, :],
+                    bounds + heads[:, None] * pitch + pages[None, :],
                     bound,
                     mask=(members[:, None] < GROUP) & inside[None, :],
                 )
         if IS_SHARED:
-            tl.store(bounds + tl.program_id(2) * bound_list_stride + pages, shared, mask=inside)
+            tl.store(bounds + tl.program_id(2) * pitch + pages, shared, mask=inside)
 
 
 def page_bounds(
@@ -171,9 +172,8 @@ def page_bounds(
     indptr: Tensor,
     slots: Tensor,
     budget: int,
-    page: int,
-    out: Tensor,
-) -> Tensor:
+    out: PackedRows,
+) -> PackedRows:
     """Bound the scores of each page but the newest, in each row that is longer than the budget.
 
     Args:
@@ -182,18 +182,17 @@ def page_bounds(
         indptr: [B + 1] int32, where each row's slots begin.
         slots: [indptr[B]] int32, the slot of each token, oldest first.
         budget: rows within it stay untouched.
-        page: tokens of a page.
-        out: [B, lists, N] f32, N at least the pages of the longest row; a list for each query
-            head, or one for each KV head's query heads or for all, with the largest of their
-            bounds. Columns from the newest page on stay untouched.
+        out: of B rows and of the summaries' pages; a list for each query head, or one for each KV
+            head's query heads or for all, with the largest of their bounds. Columns from the newest
+            page on stay untouched.
 
     Returns:
         `out`.
     """
-    check_tensors(query=query, summaries=summaries, indptr=indptr, slots=slots, out=out)
+    check_tensors(query=query, summaries=summaries, indptr=indptr, slots=slots, out=out.values)
     check_int32(indptr=indptr, slots=slots)
     rows, num_heads, dim = query.shape
-    num_kv_heads, num_lists = summaries.shape[2], out.shape[1]
+    num_kv_heads, num_lists = summaries.shape[2], out.lists
     if num_heads % num_kv_heads or summaries.shape[3] != dim:
         raise ValueError(
             "query heads must be a multiple of KV heads, and the head dimension of both the same, "
@@ -207,21 +206,20 @@ def page_bounds(
         summaries,
         indptr,
         slots,
-        out,
+        out.values,
         budget,
+        num_lists,
         query.stride(0),
         query.stride(1),
         summaries.stride(0),
         summaries.stride(1),
         summaries.stride(2),
-        out.stride(0),
-        out.stride(1),
         GROUP=num_heads // num_kv_heads,
         PADDED_GROUP=padded_group(num_heads, num_kv_heads),
         KV_HEADS=kv_heads,
         IS_SHARED=num_lists < num_heads,
         DIM=dim,
-        PAGE=page,
+        PAGE=out.page,
         BLOCK=BOUND_BLOCK,
         SPLITS=BOUND_SPLITS,
         # The interpreter computes bf16 products wrongly (Triton 3.6).

@@ -24,22 +24,22 @@ from lim_sglang.kernels.launch import (
     interpreted,
     padded_group,
 )
+from lim_sglang.kernels.packed import ALIGNMENT, PackedRows, packed_row
 
 
-@triton.jit(do_not_specialize=["budget"])
+@triton.jit(do_not_specialize=["budget", "num_heads"])
 def _score_tokens(
     query,  # [B, H, D]
     keys,  # [P, G, D]
     indptr,  # [B + 1] int32
     slots,  # [indptr[B]] int32
-    scores,  # [B, H, >= S] f32
+    scores,  # [B, H, S] f32, packed
     budget,
+    num_heads,
     query_row_stride,
     query_head_stride,
     key_slot_stride,
     key_head_stride,
-    score_row_stride,
-    score_head_stride,
     GROUP: tl.constexpr,  # query heads per KV head
     PADDED_GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -64,6 +64,8 @@ def _score_tokens(
         mask=members[:, None] < GROUP,
         other=0.0,
     )
+    before, pitch = packed_row(indptr, row, 1)
+    scores += before * num_heads
     for first in range(split * BLOCK, length, SPLITS * BLOCK):
         positions = first + tl.arange(0, BLOCK)
         inside = positions < length
@@ -79,15 +81,15 @@ def _score_tokens(
         else:
             product = tl.dot(q, tl.trans(k), input_precision="ieee")
         tl.store(
-            scores + row * score_row_stride + heads[:, None] * score_head_stride + positions,
+            scores + heads[:, None] * pitch + positions,
             product,
             mask=(members[:, None] < GROUP) & inside[None, :],
         )
 
 
 def score_tokens(
-    query: Tensor, keys: Tensor, indptr: Tensor, slots: Tensor, budget: int, out: Tensor
-) -> Tensor:
+    query: Tensor, keys: Tensor, indptr: Tensor, slots: Tensor, budget: int, out: PackedRows
+) -> PackedRows:
     """Score every token of each row that is longer than the budget.
 
     Args:
@@ -96,12 +98,12 @@ def score_tokens(
         indptr: [B + 1] int32, where each row's slots begin.
         slots: [indptr[B]] int32, the slot of each token, oldest first.
         budget: rows within it stay untouched.
-        out: [B, H, N] f32, N at least the longest row; columns past a row's end stay untouched.
+        out: of B rows and H heads; columns past a row's end stay untouched.
 
     Returns:
         `out`.
     """
-    check_tensors(query=query, keys=keys, indptr=indptr, slots=slots, out=out)
+    check_tensors(query=query, keys=keys, indptr=indptr, slots=slots, out=out.values)
     check_int32(indptr=indptr, slots=slots)
     rows, num_heads, dim = query.shape
     num_kv_heads = keys.shape[1]
@@ -115,14 +117,13 @@ def score_tokens(
         keys,
         indptr,
         slots,
-        out,
+        out.values,
         budget,
+        num_heads,
         query.stride(0),
         query.stride(1),
         keys.stride(0),
         keys.stride(1),
-        out.stride(0),
-        out.stride(1),
         GROUP=num_heads // num_kv_heads,
         PADDED_GROUP=padded_group(num_heads, num_kv_heads),
         DIM=dim,
@@ -146,6 +147,7 @@ struct {VARIANT_NAME} : AttentionVariantBase {{
   uint32_t qo_len, kv_len, window_left, chunk_end;
   float sm_scale_log2;
   float* row_scores;
+  int64_t pitch;
   // A thread has 8 scores of a tile of 16 x 16: in each of two rows, two adjacent columns and the
   // two that are eight further on. With members in another order, or a name for num_seen % 8 below,
   // nvcc puts some of them on the stack.
@@ -162,7 +164,14 @@ struct {VARIANT_NAME} : AttentionVariantBase {{
     window_left = kv_len;
     sm_scale_log2 = params.sm_scale * math::log2e;
     const bool scored = batch_idx < params.num_scored_rows && kv_len > params.budget;
-    row_scores = scored ? params.scores + batch_idx * params.score_row_stride : nullptr;
+    // `packed.packed_row`: where the row begins, and how far apart its heads are.
+    constexpr uint32_t alignment = {ALIGNMENT};
+    pitch = (kv_len + alignment - 1) / alignment * alignment;
+    row_scores = nullptr;
+    if (scored) {{
+      const int64_t before = params.score_ends[batch_idx] / alignment + batch_idx;
+      row_scores = params.scores + before * alignment * params.score_heads;
+    }}
     chunk_end = kv_len;
     even = true;
     num_seen = 0;
@@ -199,7 +208,7 @@ struct {VARIANT_NAME} : AttentionVariantBase {{
     if (num_seen % 8 == 0 || num_seen % 8 == 2) {{
       // A tile may have more query rows than a KV head has query heads.
       is_stored[num_seen % 8 / 2] = row_scores != nullptr && qo_idx < qo_len;
-      head_scores[num_seen % 8 / 2] = qo_head_idx * params.score_head_stride;
+      head_scores[num_seen % 8 / 2] = qo_head_idx * pitch;
     }}
     if (num_seen % 8 == 7) {{
       store(0);
@@ -231,7 +240,7 @@ class ScoreStoringAttention:
 
         # FlashInfer caches compiled modules by name.
         digest = hashlib.sha256(VARIANT_SOURCE.encode()).hexdigest()[:8]
-        strides = ("num_scored_rows", "budget", "score_row_stride", "score_head_stride")
+        numbers = ("num_scored_rows", "budget", "score_heads")
         spec = gen_customize_batch_prefill_module(
             "fa2",
             f"lim_scoring_{str(dtype).removeprefix('torch.')}_{head_dim}_{digest}",
@@ -241,10 +250,10 @@ class ScoreStoringAttention:
             idtype=torch.int32,
             head_dim_qk=head_dim,
             head_dim_vo=head_dim,
-            additional_tensor_names=["scores"],
-            additional_tensor_dtypes=["float"],
-            additional_scalar_names=["sm_scale", *strides],
-            additional_scalar_dtypes=["double", *["int64_t" for _ in strides]],
+            additional_tensor_names=["scores", "score_ends"],
+            additional_tensor_dtypes=["float", "int32_t"],
+            additional_scalar_names=["sm_scale", *numbers],
+            additional_scalar_dtypes=["double", *["int64_t" for _ in numbers]],
             variant_name=VARIANT_NAME,
             variant_decl=VARIANT_SOURCE,
         )
@@ -257,7 +266,7 @@ class ScoreStoringAttention:
         query: Tensor,
         kv_cache: tuple[Tensor, Tensor],
         sm_scale: float,
-        scores: Tensor,
+        scores: PackedRows,
         budget: int,
         lse: Tensor | None = None,
     ) -> Tensor:
@@ -268,31 +277,28 @@ class ScoreStoringAttention:
             query: [B, H, D].
             kv_cache: K and V, [P, G, D] each.
             sm_scale: factor on q·k before the softmax.
-            scores: [R, H, N] f32, written for the first R rows; N is at least the longest of them,
-                and rows and heads begin at multiples of 8 bytes.
+            scores: of H heads; written for its first `max_rows` rows.
             budget: rows within it leave no scores.
             lse: [>= B, H] f32; each head's log-sum-exp to base 2 is written for all rows.
 
         Returns:
             [B, H, D].
         """
-        check_tensors(query=query, keys=kv_cache[0], values=kv_cache[1], scores=scores)
-        if scores.dtype != torch.float32:
-            raise ValueError(f"scores must be float32, not {scores.dtype}")
-        if scores.stride(0) % 2 or scores.stride(1) % 2 or scores.data_ptr() % 8:
+        values = scores.values
+        check_tensors(query=query, keys=kv_cache[0], values=kv_cache[1], scores=values)
+        if values.dtype != torch.float32 or values.data_ptr() % 8:
             raise ValueError(
-                "scores are stored in pairs, so all rows and heads must begin at multiples of 8 "
-                f"bytes, not at address {scores.data_ptr()} with strides {scores.stride()}"
+                "scores are stored in pairs, so they must be float32 at a multiple of 8 bytes, not "
+                f"{values.dtype} at address {values.data_ptr()}"
             )
-        keys, values = (cache.unsqueeze(1) for cache in kv_cache)  # pages of one token
+        pages = [cache.unsqueeze(1) for cache in kv_cache]  # of one token
         output = torch.empty_like(query)
         self._paged_run(
             wrapper._float_workspace_buffer,
             wrapper._int_workspace_buffer,
             wrapper._plan_info,
             query,
-            keys,
-            values,
+            *pages,
             wrapper._qo_indptr_buf,
             wrapper._paged_kv_indptr_buf,
             wrapper._paged_kv_indices_buf,
@@ -303,12 +309,12 @@ class ScoreStoringAttention:
             0,  # NHD
             -1,  # no window
             self._launches_early,
-            scores,
+            values,
+            wrapper._paged_kv_indptr_buf,
             sm_scale,
-            scores.shape[0],
+            scores.max_rows,
             budget,
-            scores.stride(0),
-            scores.stride(1),
+            scores.lists,
         )
         return output
 

@@ -21,6 +21,7 @@ from lim_sglang.kernels.compact import StepSlots, compact_slots, copy_window
 from lim_sglang.kernels.full_ranking import rank_tokens
 from lim_sglang.kernels.launch import RowBuffers
 from lim_sglang.kernels.mass import candidate_capacity, log_sum_exp, softmax_mass, topk_by_mass
+from lim_sglang.kernels.packed import PackedRows
 from lim_sglang.kernels.page_bounds import page_bounds, summarize_pages
 from lim_sglang.kernels.reference import BudgetSplit, keep_tokens
 from lim_sglang.kernels.reference_rivals import BlockGate
@@ -28,10 +29,10 @@ from lim_sglang.kernels.scores import score_tokens
 from lim_sglang.kernels.shortlist import shortlist_capacity, shortlist_tokens
 from lim_sglang.kernels.union import RankingBuffers
 
-ALIGNMENT = 64
-"""Rows of scores begin at multiples of this many elements, for wide loads."""
-MAX_SCORE_BYTES = 256 << 20
-"""Most bytes for the scores of a chunk of rows, unless a single row takes more."""
+MAX_CHUNK_ROWS = 256
+"""Most rows of a chunk: SGLang captures CUDA graphs of up to as many."""
+MAX_CANDIDATE_BYTES = 256 << 20
+"""Most bytes for the rankings, or the candidates, of a chunk of rows."""
 SUMMARY_TOLERANCE = 2.0**-7
 """Largest relative error of a gate's summary of a block, which has 8 bits in a bf16 cache; Triton's
 interpreter cuts what a GPU rounds."""
@@ -49,6 +50,8 @@ class Room:
     """KV heads."""
     context: int
     """Tokens of the longest row there can be."""
+    tokens: int
+    """Tokens of all rows of a chunk together; a step with more takes smaller chunks."""
     device: torch.device | str
     cos_sin: Tensor | None = None
     """[positions, D] f32, the model's RoPE, for a policy that rotates back."""
@@ -67,8 +70,8 @@ class Selector(RowBuffers, ABC):
         return self.budget_split.budget
 
     @property
-    def deciding_scores(self) -> Tensor | None:
-        """Scores that decide what is kept, [R, heads that take turns, candidates] f32; None if the
+    def deciding_scores(self) -> PackedRows | None:
+        """Scores that decide what is kept, a list for each head that takes turns; None if the
         lengths decide."""
         return None
 
@@ -89,6 +92,29 @@ class Selector(RowBuffers, ABC):
         for first in range(0, query.shape[0], max_rows):
             rows = min(max_rows, query.shape[0] - first)
             yield first, self.first_rows(rows), query[first : first + rows], step.chunk(first, rows)
+
+    def in_chunks_of(self, num_rows: int) -> Self:
+        """Return the same memory for chunks of fewer rows, where there are chunks."""
+        return self
+
+    def fits(self, num_tokens: int) -> bool:
+        """Return True if rows of so many tokens together fit into one chunk.
+
+        Tokens that rows share count for each of them, so rows may have more than the KV cache.
+        """
+        return self.deciding_scores is None or num_tokens <= self.deciding_scores.tokens
+
+    def for_rows(self, lengths: Tensor) -> Self:
+        """Return the same memory, with chunks that rows of these lengths fit into.
+
+        Args:
+            lengths: [B] int64, on the host.
+        """
+        scores = self.deciding_scores
+        if scores is None or self.fits(int(lengths.sum())):
+            return self
+        num_rows = max(1, scores.tokens // int(lengths.max()))
+        return self.in_chunks_of(min(num_rows, scores.max_rows))
 
     def num_candidates(self, length: int) -> int:
         """Return the deciding scores of one list that a row of this length has."""
@@ -114,13 +140,10 @@ class WindowSelector(Selector):
 
 @dataclass(frozen=True)
 class ScoreSelector(Selector):
-    """Selection by scores, chunk by chunk of rows.
+    """Selection by scores, chunk by chunk of R rows."""
 
-    Shapes: R rows per chunk, N the longest row there can be.
-    """
-
-    scores: Tensor
-    """[R, H, N] f32, raw q·k."""
+    scores: PackedRows
+    """Raw q·k, a list for each query head."""
     lse: Tensor | None
     """[>= B, H] f32, log-sum-exp of the scaled scores to base 2; None if selection ignores it."""
 
@@ -130,14 +153,18 @@ class ScoreSelector(Selector):
         """Allocate for batches that keep `budget_split`."""
 
     @property
-    def deciding_scores(self) -> Tensor:
+    def deciding_scores(self) -> PackedRows:
         """Raw q·k: scale and softmax change no head's ranking."""
         return self.scores
 
     @property
     def max_rows(self) -> int:
         """R, the most rows of a chunk."""
-        return self.scores.shape[0]
+        return self.scores.max_rows
+
+    def in_chunks_of(self, num_rows: int) -> Self:
+        """Return the same memory for chunks of fewer rows."""
+        return replace(self, scores=self.scores.first_rows(num_rows))
 
     def select(
         self,
@@ -179,23 +206,32 @@ class ScoreSelector(Selector):
         """
 
 
-def allocate_scores(room: Room, lists: int | None = None, page: int = 1) -> Tensor:
-    """Allocate the scores of a chunk of rows, [R, lists, N] f32; `MAX_SCORE_BYTES` limits R.
+def allocate_scores(
+    room: Room, capacity: int, lists: int | None = None, page: int = 1
+) -> PackedRows:
+    """Allocate the scores of a chunk of rows; `MAX_CANDIDATE_BYTES` limits the rows.
 
     Args:
+        capacity: ranks, or candidates, that each list has room for besides.
         lists: of a row; None for one a query head.
         page: tokens of each score.
     """
     lists = lists or room.num_heads
-    columns = triton.cdiv(triton.cdiv(room.context, page), ALIGNMENT) * ALIGNMENT
-    rows = max(1, min(room.max_rows, MAX_SCORE_BYTES // (4 * lists * columns)))
-    return torch.zeros(rows, lists, columns, dtype=torch.float32, device=room.device)
+    rows = min(room.max_rows, MAX_CHUNK_ROWS, MAX_CANDIDATE_BYTES // (4 * lists * capacity))
+    return PackedRows.allocate(
+        lists=lists,
+        max_rows=max(1, rows),
+        longest=room.context,
+        tokens=room.tokens,
+        device=room.device,
+        page=page,
+    )
 
 
-def allocate_candidates(scores: Tensor, budget_split: BudgetSplit) -> Tensor:
+def allocate_candidates(scores: PackedRows, capacity: int) -> Tensor:
     """Allocate the candidates of each list of a chunk of rows, [R, lists, capacity] int32."""
-    capacity = candidate_capacity(budget_split.selected)
-    return scores.new_zeros(*scores.shape[:2], capacity, dtype=torch.int32)
+    shape = scores.max_rows, scores.lists, capacity
+    return torch.zeros(shape, dtype=torch.int32, device=scores.values.device)
 
 
 @dataclass(frozen=True)
@@ -207,8 +243,8 @@ class RankSelector(ScoreSelector):
     @classmethod
     def allocate(cls, budget_split: BudgetSplit, room: Room) -> Self:
         """Allocate scores and rankings."""
-        scores = allocate_scores(room)
         depth = max(budget_split.selected, shortlist_capacity(budget_split.selected))
+        scores = allocate_scores(room, depth)
         return cls(budget_split, scores, None, RankingBuffers.allocate(scores, depth))
 
     def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
@@ -250,31 +286,33 @@ class MassSelector(ScoreSelector):
     them; of a page the sum over its tokens."""
 
     lse: Tensor
-    mass: Tensor
-    """[R, >= N / page] f32, of tokens or pages."""
+    mass: PackedRows
+    """One list of tokens or pages."""
     candidates: Tensor
     """[R, 1, `candidate_capacity(selected)`] int32."""
     by_largest: bool = False
     """A token's mass is the largest of the heads' weights, not their sum."""
-    page: int = 1
-    """Tokens that are kept or dropped together."""
+
+    @property
+    def page(self) -> int:
+        """Tokens that are kept or dropped together."""
+        return self.mass.page
 
     @classmethod
     def allocate(
         cls, budget_split: BudgetSplit, room: Room, *, by_largest: bool = False, page: int = 1
     ) -> Self:
         """Allocate for batches that keep `budget_split` pages."""
-        scores = allocate_scores(room)
-        rows, num_heads, columns = scores.shape
         capacity = candidate_capacity(budget_split.selected)
+        scores, mass = allocate_scores(room, capacity), allocate_scores(room, capacity, 1, page)
         return cls(
             budget_split=budget_split,
             scores=scores,
-            lse=scores.new_zeros(room.max_rows, num_heads),  # a dense pass writes every row's
-            mass=scores.new_zeros(rows, triton.cdiv(columns // page, ALIGNMENT) * ALIGNMENT),
-            candidates=scores.new_zeros(rows, 1, capacity, dtype=torch.int32),
+            # A dense pass writes every row's.
+            lse=scores.values.new_zeros(room.max_rows, room.num_heads),
+            mass=mass.first_rows(scores.max_rows),
+            candidates=allocate_candidates(mass.first_rows(scores.max_rows), capacity),
             by_largest=by_largest,
-            page=page,
         )
 
     @property
@@ -283,9 +321,9 @@ class MassSelector(ScoreSelector):
         return self.budget_split.budget * self.page
 
     @property
-    def deciding_scores(self) -> Tensor:
+    def deciding_scores(self) -> PackedRows:
         """The masses, as the scores of one head."""
-        return self.mass[:, None]
+        return self.mass
 
     def num_candidates(self, length: int) -> int:
         """Return the row's tokens, or pages."""
@@ -321,12 +359,11 @@ class MassSelector(ScoreSelector):
             scale,
             self.mass,
             by_largest=self.by_largest,
-            page=self.page,
         )
 
     def topk(self, step: StepSlots) -> None:
         """Write the slots of sinks, top-k by mass and recent pages."""
-        topk_by_mass(self.mass[:, None], step, self.budget_split, self.candidates, page=self.page)
+        topk_by_mass(self.mass, step, self.budget_split, self.candidates)
 
 
 @dataclass(frozen=True)
@@ -339,8 +376,9 @@ class HeadSelector(ScoreSelector):
     @classmethod
     def allocate(cls, budget_split: BudgetSplit, room: Room) -> Self:
         """Allocate scores and candidates."""
-        scores = allocate_scores(room)
-        return cls(budget_split, scores, None, allocate_candidates(scores, budget_split))
+        capacity = candidate_capacity(budget_split.selected)
+        scores = allocate_scores(room, capacity)
+        return cls(budget_split, scores, None, allocate_candidates(scores, capacity))
 
     def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
         """Return each head's own list, [H, n]."""
@@ -354,17 +392,17 @@ class HeadSelector(ScoreSelector):
 
 @dataclass(frozen=True)
 class PageSelector(Selector):
-    """Selection of pages by summaries of their keys, in the layer that reads them.
+    """Selection of pages by summaries of their keys, in the layer that reads them."""
 
-    Shapes: R rows per chunk, N pages of the longest row there can be.
-    """
-
-    page_scores: Tensor
-    """[R, lists, N] f32."""
+    page_scores: PackedRows
+    """Scores of pages, for each list of kept slots."""
     candidates: Tensor
     """[R, lists, `candidate_capacity(selected)`] int32."""
-    page: int
-    """Tokens that are kept or dropped together."""
+
+    @property
+    def page(self) -> int:
+        """Tokens that are kept or dropped together."""
+        return self.page_scores.page
 
     @property
     def budget(self) -> int:
@@ -372,9 +410,13 @@ class PageSelector(Selector):
         return self.budget_split.budget * self.page
 
     @property
-    def deciding_scores(self) -> Tensor:
+    def deciding_scores(self) -> PackedRows:
         """The scores of pages."""
         return self.page_scores
+
+    def in_chunks_of(self, num_rows: int) -> Self:
+        """Return the same memory for chunks of fewer rows."""
+        return replace(self, page_scores=self.page_scores.first_rows(num_rows))
 
     def num_candidates(self, length: int) -> int:
         """Return the row's pages but for the newest, which is kept anyway."""
@@ -397,10 +439,9 @@ class PageSelector(Selector):
             summaries: [pages of the cache, …], the layer's, from `summarize`.
             step: slots of B rows.
         """
-        for _, chunk, of_rows, lists in self.chunks(query, step, self.page_scores.shape[0]):
+        for _, chunk, of_rows, lists in self.chunks(query, step, self.page_scores.max_rows):
             chunk.score(layer, of_rows, summaries, lists)
-            split, candidates = self.budget_split, chunk.candidates
-            topk_by_mass(chunk.page_scores, lists, split, candidates, page=self.page)
+            topk_by_mass(chunk.page_scores, lists, self.budget_split, chunk.candidates)
 
     def read_once(self, layer: int) -> int:
         """Return the bytes that one step reads of a layer's weights of the selection."""
@@ -457,8 +498,9 @@ class BoundSelector(PageSelector):
     @classmethod
     def allocate(cls, budget_split: BudgetSplit, room: Room, *, lists: int, page: int) -> Self:
         """Allocate for batches that keep `budget_split` pages in each of a row's lists."""
-        bounds = allocate_scores(room, lists, page)
-        return cls(budget_split, bounds, allocate_candidates(bounds, budget_split), page)
+        capacity = candidate_capacity(budget_split.selected)
+        bounds = allocate_scores(room, capacity, lists, page)
+        return cls(budget_split, bounds, allocate_candidates(bounds, capacity))
 
     def summarize(
         self, layer: int, keys: Tensor, lengths: Tensor, slots: Tensor, summaries: Tensor
@@ -472,8 +514,7 @@ class BoundSelector(PageSelector):
 
     def score(self, layer: int, query: Tensor, summaries: Tensor, step: StepSlots) -> None:
         """Write bounds."""
-        indptr, slots = step.indptr, step.slots
-        page_bounds(query, summaries, indptr, slots, self.budget, self.page, self.page_scores)
+        page_bounds(query, summaries, step.indptr, step.slots, self.budget, self.page_scores)
 
 
 @dataclass(frozen=True)
@@ -527,13 +568,14 @@ class GateSelector(PageSelector):
     @classmethod
     def allocate(cls, budget_split: BudgetSplit, room: Room, gates: ModelGates) -> Self:
         """Allocate for batches that keep `budget_split` blocks for each KV head."""
-        logits = allocate_scores(room, room.num_kv_heads, gates.block)
+        capacity = candidate_capacity(budget_split.selected)
+        logits = allocate_scores(room, capacity, room.num_kv_heads, gates.block)
+        shape = logits.max_rows, logits.lists, gates.cos_sin.shape[1]
         return cls(
             budget_split=budget_split,
             page_scores=logits,
-            candidates=allocate_candidates(logits, budget_split),
-            page=gates.block,
-            projected=logits.new_zeros(*logits.shape[:2], gates.cos_sin.shape[1]),
+            candidates=allocate_candidates(logits, capacity),
+            projected=logits.values.new_zeros(shape),
             gates=gates,
         )
 

@@ -27,6 +27,7 @@ from lim_sglang.kernels.launch import (
     sample_size,
     sort_warps,
 )
+from lim_sglang.kernels.packed import PackedRows, packed_row
 from lim_sglang.kernels.radix import collect, read_back, sampled_threshold, sort_ranking
 from lim_sglang.kernels.reference import BudgetSplit
 from lim_sglang.kernels.union import RankingBuffers, find_last_turn, record_turns
@@ -47,11 +48,11 @@ def _sample_rank(candidates, sampled, CAPACITY: tl.constexpr):
 
 @triton.jit(do_not_specialize=["budget", "sinks", "recent", "selected", "num_heads"])
 def _shortlist_tokens(
-    scores,  # [B, H, >= S] f32
+    scores,  # [B, H, S] f32, packed
     indptr,  # [B + 1] int32
     ranking,  # [B, H, >= CAPACITY] int32, best first
     depth,  # [B, H] int32
-    first_turn,  # [B, >= S] int32
+    first_turn,  # [B, S] int32, packed
     last_turn,  # [B] int32
     new_tokens_per_rank,  # [B, COUNTED_RANKS] int32
     block_counters,  # [B] int32
@@ -61,11 +62,8 @@ def _shortlist_tokens(
     recent,
     selected,
     num_heads,
-    score_row_stride,
-    score_head_stride,
     ranking_row_stride,
     ranking_head_stride,
-    turn_row_stride,
     rank_count_row_stride,
     NEEDS_FULL_RANKING: tl.constexpr,
     CAPACITY: tl.constexpr,
@@ -81,10 +79,11 @@ def _shortlist_tokens(
     row, head, length = row_and_head(indptr)
     if length <= budget:
         return
-    scores += row * score_row_stride + head * score_head_stride
+    before, pitch = packed_row(indptr, row, 1)
+    scores += before * num_heads + head * pitch
     rankings = ranking + row * ranking_row_stride
     ranking = rankings + head * ranking_head_stride
-    first_turn += row * turn_row_stride
+    first_turn += before
     new_tokens_per_rank += row * rank_count_row_stride
     depth += row * num_heads
     end = length - recent
@@ -153,7 +152,7 @@ def sorted_at_once(selected: int) -> int:
 
 
 def shortlist_tokens(
-    scores: Tensor, indptr: Tensor, budget_split: BudgetSplit, buffers: RankingBuffers
+    scores: PackedRows, indptr: Tensor, budget_split: BudgetSplit, buffers: RankingBuffers
 ) -> None:
     """Rank the best candidates of every head in each row over the budget, and unite them.
 
@@ -161,23 +160,21 @@ def shortlist_tokens(
     `new_tokens_per_rank`, which are complete where `last_turn` is found.
 
     Args:
-        scores: [B, H, N] f32, from `score_tokens`; N a multiple of 4, at least the longest row.
+        scores: of B rows and H heads, from `score_tokens`.
         indptr: [B + 1] int32; row b has `indptr[b + 1] - indptr[b]` tokens.
         budget_split: rows within its budget stay untouched; sinks and recent tokens are no
             candidates; `selected`, at least 1, are chosen.
         buffers: of B rows and H heads, as the last step left them.
     """
     buffers.check(scores, indptr)
-    rows, heads, columns = scores.shape
-    if columns % 4:
-        raise ValueError(f"rows of scores must have a multiple of 4 columns, not {columns}")
+    heads = scores.lists
     capacity = shortlist_capacity(budget_split.selected)
-    _shortlist_tokens[(rows, heads)](
-        scores,
+    _shortlist_tokens[(len(indptr) - 1, heads)](
+        scores.values,
         indptr,
         buffers.ranking,
         buffers.depth,
-        buffers.first_turn,
+        buffers.first_turn.values,
         buffers.last_turn,
         buffers.new_tokens_per_rank,
         buffers.block_counters,
@@ -187,16 +184,13 @@ def shortlist_tokens(
         budget_split.recent,
         budget_split.selected,
         heads,
-        scores.stride(0),
-        scores.stride(1),
         buffers.ranking.stride(0),
         buffers.ranking.stride(1),
-        buffers.first_turn.stride(0),
         buffers.new_tokens_per_rank.stride(0),
         NEEDS_FULL_RANKING=NEEDS_FULL_RANKING,
         CAPACITY=capacity,
         SORTED_AT_ONCE=sorted_at_once(budget_split.selected),
-        SAMPLE=sample_size(columns),
+        SAMPLE=sample_size(scores.columns),
         BLOCK=SHORTLIST_BLOCK,
         PADDED_HEADS=triton.next_power_of_2(heads),
         COUNTED_RANKS=buffers.new_tokens_per_rank.shape[1],

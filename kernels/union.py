@@ -7,7 +7,7 @@ head records the head's turns, the last of a row's programs to end finds the row
 the next launch counts the chosen tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -22,6 +22,7 @@ from lim_sglang.kernels.launch import (
     check_int32,
     check_tensors,
 )
+from lim_sglang.kernels.packed import PackedRows
 
 _NO_TURN: tl.constexpr = tl.constexpr(NO_TURN)
 _NEEDS_FULL_RANKING: tl.constexpr = tl.constexpr(NEEDS_FULL_RANKING)
@@ -31,7 +32,7 @@ _NEEDS_FULL_RANKING: tl.constexpr = tl.constexpr(NEEDS_FULL_RANKING)
 class RankingBuffers(RowBuffers):
     """Rankings and turns of a chunk of rows, shared by the kernels from shortlist to compaction.
 
-    Shapes: R rows, H query heads, N the longest row there can be.
+    Shapes: R rows at most, H query heads, N the longest row there can be.
     """
 
     ranking: Tensor
@@ -39,10 +40,10 @@ class RankingBuffers(RowBuffers):
     depth: Tensor
     """[R, H] int32, ranks in each shortlist; 0 if more candidates passed than there was room for,
     and in rows that are left to `rank_tokens`."""
-    first_turn: Tensor
-    """[R, N] int32, NO_TURN between two steps."""
+    first_turn: PackedRows
+    """A list of int32 for each row, NO_TURN between two steps."""
     last_turn: Tensor
-    """[R] int32; token t of row b is chosen if `first_turn[b, t] <= last_turn[b]`.
+    """[R] int32; a token of row b is chosen if its first turn is at most `last_turn[b]`.
     NEEDS_FULL_RANKING where no shortlist was tried, or shortlists are not deep enough."""
     new_tokens_per_rank: Tensor
     """[R, a power of two from the deepest ranking on] int32, tokens whose first turn is at each
@@ -55,18 +56,18 @@ class RankingBuffers(RowBuffers):
     """[1] int64, rows so far that shortlists left to a full ranking, counted per SELECT layer."""
 
     @classmethod
-    def allocate(cls, scores: Tensor, depth: int) -> "RankingBuffers":
-        """Allocate for scores [R, H, N] and rankings of up to `depth` tokens a head."""
-        rows, heads, columns = scores.shape
-        blocks = triton.next_power_of_2(triton.cdiv(columns, COMPACT_BLOCK))
+    def allocate(cls, scores: PackedRows, depth: int) -> "RankingBuffers":
+        """Allocate for scores of R rows and rankings of up to `depth` tokens a head."""
+        rows, heads, values = scores.max_rows, scores.lists, scores.values
+        blocks = triton.next_power_of_2(triton.cdiv(scores.columns, COMPACT_BLOCK))
 
         def ints(*shape: int, fill: int = 0, dtype: torch.dtype = torch.int32) -> Tensor:
-            return torch.full(shape, fill, dtype=dtype, device=scores.device)
+            return torch.full(shape, fill, dtype=dtype, device=values.device)
 
         return cls(
             ranking=ints(rows, heads, depth),
             depth=ints(rows, heads),
-            first_turn=ints(rows, columns, fill=NO_TURN),
+            first_turn=replace(scores, values=ints(len(values) // heads, fill=NO_TURN), lists=1),
             last_turn=ints(rows, fill=NEEDS_FULL_RANKING),
             new_tokens_per_rank=ints(rows, triton.next_power_of_2(depth)),
             chosen_counts=ints(rows, blocks),
@@ -76,15 +77,16 @@ class RankingBuffers(RowBuffers):
 
     def reset(self) -> None:
         """Restore the state between two steps, for a step that was not finished."""
-        self.first_turn.fill_(NO_TURN)
+        self.first_turn.values.fill_(NO_TURN)
         self.last_turn.fill_(NEEDS_FULL_RANKING)
         self.new_tokens_per_rank.zero_()
 
-    def check(self, scores: Tensor, indptr: Tensor) -> None:
+    def check(self, scores: PackedRows, indptr: Tensor) -> None:
         """Refuse tensors that the ranking kernels would misread."""
-        ints = {name: value for name, value in vars(self).items() if name != "rows_fully_ranked"}
+        ints = vars(self) | {"first_turn": self.first_turn.values}
+        rows_fully_ranked = ints.pop("rows_fully_ranked")
         check_tensors(
-            scores=scores, indptr=indptr, rows_fully_ranked=self.rows_fully_ranked, **ints
+            scores=scores.values, indptr=indptr, rows_fully_ranked=rows_fully_ranked, **ints
         )
         check_int32(indptr=indptr, **ints)
 

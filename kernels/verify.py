@@ -6,19 +6,20 @@ ties are real. One implementation serves the tests, interpreted on a CPU and com
 function returns a line of text per difference, and an empty list where there is none.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import triton
 from torch import Tensor
-from torch.nn import functional
 
 from lim_sglang.kernels import reference
 from lim_sglang.kernels.compact import StepSlots, count_kept
 from lim_sglang.kernels.launch import NEEDS_FULL_RANKING, NO_TURN
 from lim_sglang.kernels.mass import log_sum_exp
+from lim_sglang.kernels.packed import PackedRows
 from lim_sglang.kernels.reference import BudgetSplit, split_budget
 from lim_sglang.kernels.scores import ScoreStoringAttention, plan_flashinfer_decode, score_tokens
 from lim_sglang.kernels.selector import (
@@ -29,21 +30,16 @@ from lim_sglang.kernels.selector import (
     ScoreSelector,
     WindowSelector,
 )
-from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
 
 POISON = -77
 VERIFIED_PAGES = (16, 4, 2, 1)
 """Tokens of a page; the first that a budget is several of."""
 SPARE = 5
 """Poisoned elements past the end of an output, which must stay as they are."""
-ATTENTION_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-"""Relative RMS of one layer's attention, by its dtype."""
 SCORE_TOLERANCE = 1e-5
 """Relative RMS: products of fp16 or bf16 are exact in f32, and so are all sums up to rounding."""
 MASS_TOLERANCE = 2e-5
 """Relative RMS of a row's masses: exponentials and sums in f32."""
-VALUE_SCALE = 0.5
-"""Value scale of a quantised cache; a power of two, so that it changes no relative error."""
 
 AnySelector = TypeVar("AnySelector", bound=ScoreSelector)
 
@@ -109,6 +105,12 @@ class RandomStep:
     scores: Tensor
     """[B, H, N] f32, independent of query and keys; NaN past each row's end."""
 
+    @property
+    def ends(self) -> list[int]:
+        """[B + 1], the end of each row's tokens after a zero."""
+        ends: list[int] = self.slots.indptr.tolist()
+        return ends
+
 
 def random_step(batch: Batch, device: str, seed: int = 0) -> RandomStep:
     """Generate the tensors of a batch."""
@@ -161,20 +163,22 @@ def allocate_poisoned(
         device: of all tensors.
         max_rows: most rows of a chunk; None for all of the batch.
     """
-    rows = len(batch.lengths)
-    room = Room(max_rows or rows, batch.heads, batch.kv_heads, max(batch.lengths) + 3, device)
-    selector = kind.allocate(batch.budget_split, room)
-    if isinstance(selector, MassSelector):
-        selector = replace(selector, by_largest=batch.by_largest, page=batch.page)
+    rows, tokens = len(batch.lengths), sum(batch.lengths)
+    longest = max(batch.lengths) + 3
+    room = Room(max_rows or rows, batch.heads, batch.kv_heads, longest, tokens, device)
+    options: dict[str, Any] = {}
+    if kind is MassSelector:
+        options = {"by_largest": batch.by_largest, "page": batch.page}
+    selector = kind.allocate(batch.budget_split, room, **options)
     if max_rows is None and selector.max_rows < rows:
         raise ValueError(f"a chunk of the selector has {selector.max_rows} rows, not all {rows}")
-    poison(selector.scores)
-    for name in ("lse", "mass", "candidates"):
-        if isinstance(tensor := getattr(selector, name, None), Tensor):
-            poison(tensor)
+    written = list(vars(selector).values())
     if isinstance(selector, RankSelector) and batch.budget_split.selected:
         buffers = selector.buffers
-        for tensor in (buffers.ranking, buffers.depth, buffers.last_turn, buffers.chosen_counts):
+        written += [buffers.ranking, buffers.depth, buffers.last_turn, buffers.chosen_counts]
+    for value in written:
+        tensor = value.values if isinstance(value, PackedRows) else value
+        if isinstance(tensor, Tensor):
             poison(tensor)
     return selector
 
@@ -182,7 +186,8 @@ def allocate_poisoned(
 def scored_selector(kind: type[AnySelector], batch: Batch, step: RandomStep) -> AnySelector:
     """Allocate a poisoned selector for the whole batch that holds its scores."""
     selector = allocate_poisoned(kind, batch, str(step.scores.device))
-    selector.scores[..., : step.scores.shape[2]].copy_(step.scores)
+    for row, view in enumerate(selector.scores.rows(step.ends)):
+        view[:, : batch.lengths[row]].copy_(step.scores[row, :, : batch.lengths[row]])
     return selector
 
 
@@ -207,30 +212,31 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 def value_differences(
     name: str,
     batch: Batch,
-    found: Tensor,
+    found: PackedRows,
     expected: Callable[[int], Tensor],
     tolerance: float,
-    page: int = 1,
 ) -> list[str]:
     """Compare values that a kernel writes for rows over the budget, in memory that was NaN.
 
     Args:
         name: of the values, plural.
         batch: the rows.
-        found: [B, ..., N].
-        expected: gives a row's values, [..., length].
+        found: overwritten.
+        expected: gives a row's values, [lists, columns] or, of one list, [columns].
         tolerance: relative RMS.
-        page: tokens of each value.
     """
     differences = []
-    for row, length in enumerate(batch.lengths):
-        written = triton.cdiv(length, page) if length > batch.budget else 0
-        if not found[row, ..., written:].isnan().all():
-            differences.append(f"row {row}: {name} written past its {length} tokens")
+    ends = [0, *itertools.accumulate(batch.lengths)]
+    for row, view in enumerate(found.rows(ends)):
+        length = batch.lengths[row]
+        written = triton.cdiv(length, found.page) if length > batch.budget else 0
         if written:
-            error = relative_error(found[row, ..., :written], expected(row))
+            error = relative_error(view[:, :written], torch.atleast_2d(expected(row)))
             if not error <= tolerance:
                 differences.append(f"row {row}: {name} are off by {error:.2e}")
+            view[:, :written] = torch.nan
+    if not found.values.isnan().all():
+        differences.append(f"{name} written past a row's tokens")
     return differences
 
 
@@ -263,7 +269,7 @@ def length_differences(batch: Batch, device: str) -> list[str]:
 def score_differences(batch: Batch, device: str) -> list[str]:
     """Compare `score_tokens`."""
     step = random_step(batch, device)
-    out = poison(torch.empty_like(step.scores))
+    out = allocate_poisoned(HeadSelector, batch, device).scores
     score_tokens(step.query, step.keys, step.slots.indptr, step.slots.slots, batch.budget, out)
 
     def expected(row: int) -> Tensor:
@@ -325,19 +331,19 @@ def rank_set_differences(batch: Batch, device: str) -> list[str]:
 def compaction_differences(batch: Batch, step: RandomStep, selector: RankSelector) -> list[str]:
     """Compact, and compare the slots by turns and by scores; check that buffers are reset."""
     buffers = selector.buffers
-    first_turn = buffers.first_turn.clone()
+    first_turns = [turns[0].clone() for turns in buffers.first_turn.rows(step.ends)]
     selector.compact(step.slots)
     differences = []
     for row, length in enumerate(batch.lengths):
         expected = reference.compact_slots(
             token_slots(step.slots, row),
-            first_turn[row, :length],
+            first_turns[row][:length],
             int(buffers.last_turn[row]),
             batch.budget_split,
         )
         if not torch.equal(kept_slots(step.slots, row), expected):
             differences.append(f"row {row} of {length} tokens: turns give other slots")
-    if not (buffers.first_turn == NO_TURN).all():
+    if not (buffers.first_turn.values == NO_TURN).all():
         differences.append("first turns are not reset")
     if buffers.new_tokens_per_rank.any():
         differences.append("counts of new tokens are not reset")
@@ -361,7 +367,7 @@ def pipeline_differences(
     chunked.select(step.query, step.keys, in_chunks, scale=batch.scale)
     if not torch.equal(step.slots.kept, in_chunks.kept):
         return [f"chunks of {max_rows} rows keep other slots"]
-    scores = whole.deciding_scores
+    scores = whole.deciding_scores.rows(step.ends)
     return kept_differences(batch, step.slots, lambda row, n: whole.keep(scores[row], n))
 
 
@@ -396,7 +402,6 @@ def softmax_mass_differences(batch: Batch, device: str) -> list[str]:
             selector.mass,
             lambda row: selector.masses(row_scores(row), batch.scale),
             MASS_TOLERANCE,
-            batch.page,
         ),
     ]
 
@@ -425,11 +430,13 @@ def topk_differences(batch: Batch, device: str) -> list[str]:
     """Compare the kept slots of `MassSelector`, given equal masses."""
     step = random_step(batch, device)
     selector = scored_selector(MassSelector, batch, step)
-    columns = min(selector.mass.shape[1], selector.scores.shape[2])
-    selector.mass[:, :columns].copy_(selector.scores[:, 0, :columns])  # any numbers will do
+    masses = selector.mass.rows(step.ends)
+    for row, mass in enumerate(masses):  # any numbers will do
+        columns = triton.cdiv(batch.lengths[row], batch.page)
+        mass[:, :columns].copy_(step.scores[row, :1, :columns])
     selector.topk(step.slots)
     return kept_differences(
-        batch, step.slots, lambda row, length: selector.keep(selector.deciding_scores[row], length)
+        batch, step.slots, lambda row, length: selector.keep(masses[row], length)
     )
 
 
@@ -460,7 +467,7 @@ def head_differences(batch: Batch, device: str) -> list[str]:
     given = kept_differences(batch, step.slots, lambda row, n: selector.keep(scores[row], n))
     poison(step.slots.kept)
     selector.select(step.query, step.keys, step.slots, scale=batch.scale)
-    found = selector.scores
+    found = selector.scores.rows(step.ends)
     return given + kept_differences(batch, step.slots, lambda row, n: selector.keep(found[row], n))
 
 
@@ -472,143 +479,6 @@ def window_differences(batch: Batch, device: str) -> list[str]:
     return kept_differences(batch, step.slots, lambda _, length: selector.keep(None, length))
 
 
-@dataclass(frozen=True)
-class AttentionInputs:
-    """Random tensors for attention over B rows of P slots; none of them is without gaps."""
-
-    query: Tensor
-    """[B, H, D]."""
-    keys: Tensor
-    """[P, G, D], NaN in slots that no row reads, slot 0 among them."""
-    values: Tensor
-    """[P, G, D], the same."""
-    indptr: Tensor
-    """[B + 1] int32."""
-    slots: Tensor
-    """[indptr[B]] int32, or [lists, indptr[B]]."""
-
-
-def random_attention_inputs(batch: Batch, device: str) -> AttentionInputs:
-    """Generate values beside a batch's query and keys, and put NaN around all of them."""
-    step = random_step(batch, device)
-    generator = torch.Generator().manual_seed(1)
-    values = torch.randn(step.keys.shape, generator=generator).to(batch.dtype)
-    is_unread = torch.ones(len(values), dtype=torch.bool)
-    is_unread[step.slots.slots.long().cpu()] = False
-
-    def cache(tensor: Tensor, more_heads: int, more_dims: int) -> Tensor:
-        poisoned = tensor.cpu().float().masked_fill(is_unread[:, None, None], torch.nan)
-        padded = _pad_with_nan(poisoned, (1, 0), more_heads, more_dims)
-        return padded.to(step.keys.dtype).to(device)
-
-    keys = cache(step.keys, more_heads=1, more_dims=0)[:, : batch.kv_heads]
-    values = cache(values, more_heads=0, more_dims=16)[..., : batch.dim]
-    query = _pad_with_nan(step.query, (0, 0), 1, 16)[:, : batch.heads, : batch.dim]
-    return AttentionInputs(query, keys, values, step.slots.indptr, step.slots.slots + 1)
-
-
-def _pad_with_nan(
-    tensor: Tensor, more_rows: tuple[int, int], more_heads: int, more_dims: int
-) -> Tensor:
-    return functional.pad(tensor, (0, more_dims, 0, more_heads, *more_rows), value=torch.nan)
-
-
-def random_lists(inputs: AttentionInputs, num_lists: int) -> Tensor:
-    """Draw from each row's slots, with repetition, as many as the row has: [lists, indptr[B]]."""
-    generator = torch.Generator().manual_seed(2)
-    starts, lengths = inputs.indptr[:-1].cpu(), inputs.indptr.diff().cpu()
-    drawn = torch.rand(num_lists, int(inputs.indptr[-1]), generator=generator)
-    offsets = (drawn * lengths.repeat_interleave(lengths)).long()
-    return inputs.slots[(starts.repeat_interleave(lengths) + offsets).to(inputs.slots.device)]
-
-
-def attention_differences(batch: Batch, device: str) -> list[str]:
-    """Compare `attend_tokens` over all tokens of each row, with rows split and not split."""
-    inputs = random_attention_inputs(batch, device)
-    return _attention_differences(batch, inputs, batch.kv_heads)
-
-
-def list_attention_differences(batch: Batch, device: str) -> list[str]:
-    """Compare `attend_tokens` where each KV head or each query head has a list of its own."""
-    inputs = random_attention_inputs(batch, device)
-    return [
-        f"{lists} lists: {difference}"
-        for lists in sorted({batch.kv_heads, batch.heads})
-        for difference in _attention_differences(
-            batch, replace(inputs, slots=random_lists(inputs, lists)), lists
-        )
-    ]
-
-
-def _attention_differences(batch: Batch, inputs: AttentionInputs, num_units: int) -> list[str]:
-    device = inputs.query.device
-    keys, values, ends = inputs.keys.float(), inputs.values.float(), inputs.indptr.tolist()
-    workspace = SplitWorkspace.allocate(
-        num_heads=batch.heads,
-        num_units=num_units,
-        dim=batch.dim,
-        cache_dtype=inputs.keys.dtype,
-        device=device,
-    )
-    no_room = replace(workspace, outputs=workspace.outputs[:0])  # as where rows are many
-    differences = []
-    for name, given in (("split rows", workspace), ("rows not split", no_room)):
-        found, again = (
-            attend_tokens(
-                inputs.query,
-                inputs.keys,
-                inputs.values,
-                inputs.slots,
-                inputs.indptr,
-                longest=max(batch.lengths),
-                scale=batch.scale,
-                value_scale=VALUE_SCALE,
-                workspace=given,
-                out=poison(torch.empty_like(inputs.query)),
-            )
-            for _ in range(2)
-        )
-        if not torch.equal(found, again):
-            differences.append(f"{name}: a second run gives other bits")
-        if workspace.block_counters.any():
-            differences.append(f"{name}: block counters are not reset")
-            workspace.block_counters.zero_()
-        for row, length in enumerate(batch.lengths):
-            slots = inputs.slots[..., ends[row] : ends[row + 1]].long()
-            error = attention_error(
-                found[row], inputs.query[row], keys, values, slots, batch.scale, VALUE_SCALE
-            )
-            if not error <= ATTENTION_TOLERANCE[batch.dtype]:
-                differences.append(
-                    f"{name}: attention of row {row} of {length} tokens is off by {error:.1e}"
-                )
-    return differences
-
-
-def attention_error(
-    found: Tensor,
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slots: Tensor,
-    scale: float,
-    value_scale: float = 1.0,
-) -> float:
-    """Return the relative RMS of one row's attention [H, D] against the reference in f32.
-
-    Args:
-        found: [H, D].
-        query: [H, D].
-        keys, values: [P, G, D] f32.
-        slots: [n] int64, or [lists, n].
-        scale: factor on q·k before the softmax.
-        value_scale: factor on the result.
-    """
-    lists = torch.atleast_2d(slots)
-    expected = reference.attend_lists(query.float(), keys, values, lists, scale)
-    return relative_error(found, value_scale * expected)
-
-
 def stored_score_differences(batch: Batch) -> list[str]:
     """Compare scores, log-sum-exp and attention of `ScoreStoringAttention`; needs a GPU.
 
@@ -616,7 +486,7 @@ def stored_score_differences(batch: Batch) -> list[str]:
     of the next chunk: the lengths of the batch decide what is compared.
     """
     step = random_step(batch, "cuda")
-    rows, width = len(batch.lengths), triton.cdiv(step.scores.shape[2], 2) * 2
+    rows = len(batch.lengths)
     values = step.keys.flip(0).contiguous()
     wrapper = plan_flashinfer_decode(
         step.slots.indptr,
@@ -626,7 +496,7 @@ def stored_score_differences(batch: Batch) -> list[str]:
         head_dim=batch.dim,
         dtype=batch.dtype,
     )
-    scores = poison(torch.empty(rows, batch.heads, width, device="cuda"))
+    scores = allocate_poisoned(HeadSelector, batch, "cuda").scores
     lse = poison(torch.empty(rows, batch.heads, device="cuda"))
     output = ScoreStoringAttention(batch.dtype, batch.dim).run(
         wrapper,

@@ -106,8 +106,8 @@ def gate_selector(
 
 
 def _split_and_room(batch: Batch, device: str) -> tuple[BudgetSplit, Room]:
-    context = max(batch.lengths) + 3
-    room = Room(len(batch.lengths), batch.heads, batch.kv_heads, context, device)
+    context, tokens = max(batch.lengths) + 3, sum(batch.lengths)
+    room = Room(len(batch.lengths), batch.heads, batch.kv_heads, context, tokens, device)
     return BudgetSplit(sinks=0, selected=batch.budget // batch.page - 1, recent=1), room
 
 
@@ -119,7 +119,7 @@ def paged_step(
     Args:
         opposed: no score and no bound is above 0.
     """
-    device, lists = selector.page_scores.device, selector.page_scores.shape[1]
+    device, lists = selector.page_scores.values.device, selector.page_scores.lists
     generator = torch.Generator().manual_seed(seed)
     page = batch.page
     per_row = [triton.cdiv(length, page) for length in batch.lengths]
@@ -221,21 +221,22 @@ def _selection_differences(
 ) -> list[str]:
     """Compare the scores of pages with [lists, competing pages] of each row, and kept slots with
     those that the scores give."""
-    poison(selector.page_scores)
+    poison(selector.page_scores.values)
     poison(selector.candidates)
     selector.select(0, step.query, step.summaries, step.slots)
     differences = []
+    scores = selector.page_scores.rows(step.slots.indptr.tolist())
     for row, wanted in enumerate(expected):
-        found = selector.page_scores[row]
+        found = scores[row]
         if not found[:, wanted.shape[1] :].isnan().all():
             differences.append(f"row {row}: scores are written from the newest page on")
         error = relative_error(found[:, : wanted.shape[1]], wanted) if wanted.numel() else 0.0
         if not error <= tolerance:
             differences.append(f"row {row}: scores of pages are off by {error:.2e}")
-    differences += _differences_of_sets(step, selector, list(selector.page_scores))
+    differences += _differences_of_sets(step, selector, scores)
     whole = step.slots.kept.clone()
     poison(step.slots.kept)
-    chunked = selector.first_rows(min(2, len(step.batch.lengths)))
+    chunked = selector.in_chunks_of(min(2, len(step.batch.lengths)))
     chunked.select(0, step.query, step.summaries, step.slots)
     if not torch.equal(whole, step.slots.kept):
         differences.append("chunks of two rows keep other slots")

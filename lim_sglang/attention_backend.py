@@ -198,6 +198,8 @@ class LimAttnBackend(FlashInferAttnBackend):
             super().__init__(runner, **options)
         self.roles: tuple[Role, ...] = runner.lim_roles
         self.selector: Selector | None = runner.lim_selector
+        self.step_selector = self.selector
+        """The selector with chunks that the step's rows fit into."""
         self.audit: Audit | None = runner.lim_audit
         self.summaries: Mapping[int, Tensor] = runner.lim_summaries
         """Summaries of the KV cache's blocks, by PICK layer."""
@@ -207,11 +209,11 @@ class LimAttnBackend(FlashInferAttnBackend):
         self.scoring: ScoreStoringAttention | None = None
         """The attention kernel that stores scores; None if SGLang's decode is another."""
         if isinstance(self.selector, ScoreSelector):
-            self._check_width(self.selector.scores.shape[2])
+            self._check_width(self.selector.scores.columns)
             self.scoring = self._load_scoring()
             logger.info("LessIsMore: SELECT layers' scores come from %s", self.score_source)
         if isinstance(self.selector, PageSelector):
-            self._check_width(self.selector.page_scores.shape[2] * self.selector.page)
+            self._check_width(self.selector.page_scores.columns * self.selector.page)
 
     def _check_width(self, width: int) -> None:
         longest = self.req_to_token_pool.req_to_token.shape[1]
@@ -251,6 +253,8 @@ class LimAttnBackend(FlashInferAttnBackend):
 
     def _begin_step(self, forward_batch: Any, *, is_audited: bool = True) -> None:
         rows = forward_batch.batch_size
+        if self.selector is not None:
+            self.step_selector = self.selector.for_rows(forward_batch.seq_lens_cpu[:rows])
         self.sparse_decode.begin_step(forward_batch.seq_lens[:rows])
         if self.audit and is_audited:
             self.audit.begin_step(forward_batch, self.req_to_token_pool.req_to_token)
@@ -319,23 +323,23 @@ class LimAttnBackend(FlashInferAttnBackend):
         """Write each row's kept slots for the layer that is about to read them."""
         rows = len(query)
         self._summarize(layer.layer_id, keys, batch.seq_lens[:rows], batch.out_cache_loc[:rows])
-        selector = cast(PageSelector, self.selector)
+        selector = cast(PageSelector, self.step_selector)
         selector.select(layer.layer_id, query, self.summaries[layer.layer_id], step)
         if self.audit:
-            self.audit.note_layer(layer.layer_id, rows)
+            self.audit.note_layer(layer.layer_id)
 
     def _keep_window(self) -> None:
         """Write the slots that lengths alone decide."""
         cast(WindowSelector, self.selector).keep_slots(self._step_slots())
         if self.audit:
-            self.audit.note_layer(BEGINNING, len(self.sparse_decode.kept_indptr) - 1)
+            self.audit.note_layer(BEGINNING)
 
     def _select(self, q: Tensor, layer: Any, *, is_scored: bool) -> None:
         """Write each row's kept slots from this layer's queries and keys."""
         if self.selector is None:  # no layer above reuses
             return
         query = q.view(-1, layer.tp_q_head_num, layer.head_dim)
-        cast(ScoreSelector, self.selector).select(
+        cast(ScoreSelector, self.step_selector).select(
             query,
             self.token_to_kv_pool.get_key_buffer(layer.layer_id),
             self._step_slots(),
@@ -343,7 +347,7 @@ class LimAttnBackend(FlashInferAttnBackend):
             first_chunk_is_scored=is_scored,
         )
         if self.audit:
-            self.audit.note_layer(layer.layer_id, query.shape[0])
+            self.audit.note_layer(layer.layer_id)
 
     def _step_slots(self) -> StepSlots:
         """Return the slots of the dense plan, and where the kept ones are written."""
@@ -359,7 +363,7 @@ class LimAttnBackend(FlashInferAttnBackend):
         """Return the planned decode of a SELECT layer that stores scores; None if it cannot."""
         if self.scoring is None or layer.logit_cap:
             return None
-        selector = cast(ScoreSelector, self.selector)  # no other has its scores stored
+        selector = cast(ScoreSelector, self.step_selector)  # no other has its scores stored
         return ScoreStoringWrapper(self.scoring, self.forward_metadata.decode_wrappers[0], selector)
 
     def _audit_attention(self, audit: Audit, q: Tensor, layer: Any, output: Tensor) -> None:

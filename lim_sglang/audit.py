@@ -7,14 +7,16 @@ order of the stream, so that overlap scheduling goes on as always. Kept sets are
 definition when the copies fill their share of memory, and when `/server_info` is asked. A REUSE
 layer's output is recomputed at once, since its cache may be overwritten soon, and only the number
 of wrong rows is kept; so is a PICK layer's, and the summaries of the keys that a step's rows have.
-Scores are taken as they are. Rows that pad a graph's batch, and rows of a graph's warm-up, are
+Scores are taken as they are. A step whose rows have more tokens than one chunk has room for is not
+checked. Rows that pad a graph's batch, and rows of a graph's warm-up, are
 checked, too.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -23,8 +25,11 @@ from torch import Tensor
 
 from lim_sglang.config import AUDIT_VAR, TRACE_VAR
 from lim_sglang.errors import ServerError
+from lim_sglang.kernels.packed import PackedRows
 from lim_sglang.kernels.selector import PageSelector, Selector
-from lim_sglang.kernels.verify import ATTENTION_TOLERANCE
+from lim_sglang.kernels.verify_attention import (
+    ATTENTION_TOLERANCE,
+)
 from lim_sglang.policies.policy import SparsePolicy
 
 BEGINNING = -1
@@ -40,8 +45,8 @@ class AuditedStep:
     lengths: tuple[int, ...]
     slots: Tensor
     """[B, S] int32, the cache slots of each row's tokens when the step was planned."""
-    scores: Tensor | None
-    """[L, B, H, S] f32, the scores that decide which tokens are kept; H is 1 for masses."""
+    scores: tuple[PackedRows, ...] | None
+    """Of each layer, the scores that decide which tokens are kept."""
     kept: Tensor
     """[L, sum of kept lengths] int32, the kept slots; [L, lists, …] where heads have their own."""
 
@@ -66,10 +71,10 @@ class Audit:
             ServerError: a step may have more rows than the selector holds at once.
         """
         scores = selector.deciding_scores
-        if scores is not None and max_rows > len(scores):
+        if scores is not None and max_rows > scores.max_rows:
             raise ServerError(
-                f"{AUDIT_VAR} covers {len(scores)} rows a step, not {max_rows}: "
-                f"set --max-running-requests {len(scores)} or less"
+                f"{AUDIT_VAR} covers {scores.max_rows} rows a step, not {max_rows}: "
+                f"set --max-running-requests {scores.max_rows} or less"
             )
         self.checked_sets = 0
         self.wrong_sets = 0
@@ -78,9 +83,10 @@ class Audit:
         self._index_of_layer = {layer: index for index, layer in enumerate(select_layers)}
         self._count_read = policy.count_read
         # CUDA graphs write here, so these buffers must never move.
-        self._scores: Tensor | None = None
+        self._scores: tuple[PackedRows, ...] | None = None
         if scores is not None:
-            self._scores = scores.new_empty(len(select_layers), *scores.shape)
+            copies = scores.values.new_empty(len(select_layers), len(scores.values))
+            self._scores = tuple(replace(scores, values=of_layer) for of_layer in copies)
         self._kept = kept_slots.new_empty(len(select_layers), *kept_slots.shape)
         self._outputs = kept_slots.new_zeros(2)  # rows checked, rows wrong
         self._summarized = kept_slots.new_zeros(2)  # blocks checked, blocks wrong
@@ -110,14 +116,16 @@ class Audit:
         """Copy the slots of the rows' tokens, on the stream that plans the step."""
         rows = forward_batch.batch_size
         self._lengths = tuple(forward_batch.seq_lens_cpu[:rows].tolist())
+        if not self._selector.fits(sum(self._lengths)):
+            return  # a later chunk of rows will have overwritten the scores
         width = max(self._lengths)
         self._slots = req_to_token[forward_batch.req_pool_indices[:rows], :width]
 
-    def note_layer(self, layer: int, rows: int) -> None:
+    def note_layer(self, layer: int) -> None:
         """Copy the scores and kept slots of a SELECT layer that has just run; graphs capture it."""
         index = self._index_of_layer[layer]
         if self._scores is not None and self._selector.deciding_scores is not None:
-            self._scores[index, :rows].copy_(self._selector.deciding_scores[:rows])
+            self._scores[index].values.copy_(self._selector.deciding_scores.values)
         self._kept[index].copy_(self._kept_slots)
 
     def note_attention(
@@ -168,14 +176,13 @@ class Audit:
         """Keep the copies of the step that has just been launched."""
         if self._slots is None:
             return
-        rows, width = len(self._lengths), max(self._lengths)
         total = sum(map(self._count_read, self._lengths))
         self._check_summaries(self._slots)
-        scores = self._scores
+        ends = [0, *itertools.accumulate(self._lengths)]
         step = AuditedStep(
             self._lengths,
             self._slots,
-            None if scores is None else scores[:, :rows, :, :width].clone(),
+            self._scores and tuple(scores.used(ends) for scores in self._scores),
             self._kept[..., :total].clone(),
         )
         self._slots = None
@@ -229,12 +236,14 @@ class Audit:
             for index, kept in enumerate(step.kept):
                 self._check_layer(step, None if step.scores is None else step.scores[index], kept)
 
-    def _check_layer(self, step: AuditedStep, scores: Tensor | None, kept: Tensor) -> None:
+    def _check_layer(self, step: AuditedStep, scores: PackedRows | None, kept: Tensor) -> None:
+        ends = [0, *itertools.accumulate(step.lengths)]
+        rows = [None] * len(step.lengths) if scores is None else scores.rows(ends)
         first = 0
         for row, length in enumerate(step.lengths):
             last = first + self._count_read(length)
             # A row within the budget has no scores: it keeps everything.
-            positions = self._selector.keep(None if scores is None else scores[row], length)
+            positions = self._selector.keep(rows[row], length)
             self.checked_sets += 1
             self.wrong_sets += not torch.equal(kept[..., first:last], step.slots[row, positions])
             first = last
@@ -242,8 +251,7 @@ class Audit:
 
 def copied_bytes(step: AuditedStep) -> int:
     """Return the memory of a recorded step."""
-    copies = (step.scores, step.slots, step.kept)
-    return sum(each.nbytes for each in copies if each is not None)
+    return step.slots.nbytes + step.kept.nbytes + sum(each.num_bytes for each in step.scores or ())
 
 
 class Trace:

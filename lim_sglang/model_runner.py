@@ -47,6 +47,8 @@ MAX_RUNNING_REQUESTS = 4096
 class LimModelRunner(compat.ModelRunner):
     """A model runner with layer roles: fixed before the model is loaded, and checked afterwards."""
 
+    decode_cuda_graph_runner: Any
+
     def __init__(self, *, model_config: Any, server_args: Any, **rest: Any) -> None:
         text_config = model_config.hf_text_config
         config = resolve_settings(os.environ.get(CONFIG_VAR), None, {})
@@ -116,7 +118,7 @@ class LimModelRunner(compat.ModelRunner):
             )
             if reasons:  # SGLang may have found the dtype in the checkpoint
                 raise RefusedError(reasons)
-            self.allocate_selection(self.lim_policy)
+            self.allocate_selection(self.lim_policy, self._estimate_tokens())
             reserved = self._reserve_summaries(self.lim_policy)
         super().alloc_memory_pool(*arguments, **options)
         if reserved is not None and self.lim_policy:
@@ -136,20 +138,38 @@ class LimModelRunner(compat.ModelRunner):
             self.lim_audit.end_step()
         return output
 
-    def allocate_selection(self, policy: SparsePolicy) -> None:
-        """Allocate the memory that a policy's selection needs."""
+    def _forward_raw(self, forward_batch: Any, *arguments: Any, **options: Any) -> Any:
+        """Run one step; without a CUDA graph where rows share so many tokens that they take more
+        than the one chunk that a graph captures."""
+        graphs = self.decode_cuda_graph_runner
+        if self.lim_selector and forward_batch.forward_mode.is_decode():
+            fits = self.lim_selector.fits(int(forward_batch.seq_lens_cpu.sum()))
+            self.decode_cuda_graph_runner = graphs if fits else None
+        try:
+            return super()._forward_raw(forward_batch, *arguments, **options)
+        finally:
+            self.decode_cuda_graph_runner = graphs
+
+    def allocate_selection(self, policy: SparsePolicy, num_tokens: int) -> None:
+        """Allocate the memory that a policy's selection needs.
+
+        Args:
+            num_tokens: of the KV cache.
+        """
         max_rows = self.server_args.max_running_requests or MAX_RUNNING_REQUESTS
         lists = policy.sharing.num_lists(
             self.model_config.num_attention_heads, self.model_config.num_key_value_heads
         )
         shape = (max_rows * policy.budget,) if lists == 1 else (lists, max_rows * policy.budget)
         self.lim_kept_slots = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        context = self.model_config.context_len + compat.extra_context(self.server_args)
         self.lim_selector = policy.allocate(
             Room(
                 max_rows=max_rows,
                 num_heads=self.model_config.num_attention_heads,
                 num_kv_heads=self.model_config.num_key_value_heads,
-                context=self.model_config.context_len + compat.extra_context(self.server_args),
+                context=context,
+                tokens=max(context, num_tokens),
                 device=self.device,
                 cos_sin=self.lim_cos_sin,
             )
@@ -181,18 +201,23 @@ class LimModelRunner(compat.ModelRunner):
         shape = self._summary_shape(policy)
         if shape is None:
             return None
-        layers = self.lim_roles.count(Role.PICK)
-        item = self.kv_cache_dtype.itemsize
-        summary_bytes = layers * math.prod(shape) * item / policy.block  # a token
+        summaries = self.lim_roles.count(Role.PICK) * math.prod(shape)
+        summary_bytes = summaries * self.kv_cache_dtype.itemsize / policy.block  # a token
+        num_bytes = int(self._estimate_tokens(summary_bytes) * summary_bytes)
+        return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
+
+    def _estimate_tokens(self, more_bytes: float = 0) -> int:
+        """Estimate the tokens of the KV cache that SGLang is about to make.
+
+        Args:
+            more_bytes: that each token takes beside its keys and values.
+        """
         config = self.model_config
-        cache_bytes = config.num_key_value_heads * (config.head_dim + config.v_head_dim) * item
-        cache_bytes *= len(self.lim_roles)
+        cache_bytes = config.num_key_value_heads * (config.head_dim + config.v_head_dim)
+        cache_bytes *= len(self.lim_roles) * self.kv_cache_dtype.itemsize
         free, total = torch.cuda.mem_get_info()
-        tokens = (free - total * (1 - self.mem_fraction_static)) / (cache_bytes + summary_bytes)
-        tokens = min(tokens, self.server_args.max_total_tokens or tokens)
-        return torch.empty(
-            max(0, int(tokens * summary_bytes)), dtype=torch.uint8, device=self.device
-        )
+        tokens = (free - total * (1 - self.mem_fraction_static)) / (cache_bytes + more_bytes)
+        return max(0, int(min(tokens, self.server_args.max_total_tokens or tokens)))
 
     def _summary_shape(self, policy: SparsePolicy) -> tuple[int, ...] | None:
         config = self.model_config

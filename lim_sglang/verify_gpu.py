@@ -11,14 +11,16 @@ from triton.runtime.errors import OutOfResources
 from lim_sglang.kernels.launch import interpreted
 from lim_sglang.kernels.verify import (
     Batch,
-    attention_differences,
     head_differences,
     largest_mass_differences,
-    list_attention_differences,
     mass_differences,
     selection_differences,
     stored_score_differences,
     window_differences,
+)
+from lim_sglang.kernels.verify_attention import (
+    attention_differences,
+    list_attention_differences,
 )
 from lim_sglang.kernels.verify_pages import gate_differences, page_differences
 from lim_sglang.validation import INTERPRET_VAR, reasons_against_kv_cache

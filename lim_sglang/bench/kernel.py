@@ -10,13 +10,14 @@ from lim_sglang.errors import ConfigError
 from lim_sglang.kernels import bench
 from lim_sglang.kernels.bench import OpTiming, StepShape, TimedOp
 from lim_sglang.kernels.launch import MAX_ATTENDED_DIM
-from lim_sglang.kernels.selector import MAX_SCORE_BYTES
 from lim_sglang.kernels.verify import Batch, selection_differences
 from lim_sglang.markdown_section import markdown_table
 from lim_sglang.validation import HEAD_DIMS
 
 OPS = bench.OPS + bench.ATTENTION_OPS
 CHECKED_ROWS = 2  # of a case: compared with the reference before the case is timed
+MAX_CHECKED_BYTES = 128 << 20
+"""Most bytes of the scores that are compared; a single row may take more."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ def measure_ops(ops: Sequence[str], case: StepShape, repeats: int) -> Iterator[O
         ops: empty for all that take the case.
     """
     require_exact_kernels()
-    # The check takes no more rows than these in one chunk.
-    room = MAX_SCORE_BYTES // 2 // (4 * case.heads * case.context)
+    room = MAX_CHECKED_BYTES // (4 * case.heads * case.context)
     rows = max(1, min(case.batch, CHECKED_ROWS, room))
     shape = {name: value for name, value in asdict(case).items() if name != "batch"}
     checked = Batch(lengths=(shape.pop("context"),) * rows, **shape)

@@ -224,7 +224,7 @@ def use_policy(runner: Any, config: LimConfig) -> None:
         # `--kv-cache-dtype auto` may have found fp8 in the checkpoint.
         if reasons := reasons_against_cache(runner.kv_cache_dtype, runner.dtype, config):
             raise RefusedError(reasons)
-        runner.allocate_selection(sparse)
+        runner.allocate_selection(sparse, runner.max_total_num_tokens)
         runner.allocate_summaries(sparse)
     runner.init_attention_backends()
     runner.init_decode_cuda_graph()

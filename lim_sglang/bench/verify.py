@@ -4,6 +4,7 @@ The step is judged by the memory that a replay of the timed CUDA graph leaves, o
 Shapes: S tokens of a request, of which n are kept under a budget of K.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,10 @@ from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
 from lim_sglang.bench.workloads import Point, SparseReads
 from lim_sglang.errors import LimError, bullets
 from lim_sglang.kernels.launch import interpreted
-from lim_sglang.kernels.verify import ATTENTION_TOLERANCE, attention_error
+from lim_sglang.kernels.verify_attention import (
+    ATTENTION_TOLERANCE,
+    attention_error,
+)
 from lim_sglang.policies.policy import SPARSE, Role
 from lim_sglang.validation import BACKEND
 
@@ -60,7 +64,7 @@ def require_exact_steps(
         if getattr(runner, "lim_kept_slots", None) is not None:
             runner.lim_kept_slots.zero_()
             if (scores := runner.lim_selector.deciding_scores) is not None:
-                scores.fill_(torch.nan)
+                scores.values.fill_(torch.nan)
         if not run_step(runner, batch).isfinite().all():
             problems.append(f"{contender.name} gives logits that are not finite")
         if contender.is_ours:
@@ -158,19 +162,19 @@ def rows_with_wrong_slots(batch: FilledBatch, kept: Sequence[Tensor]) -> list[in
 def differing_sets(selector: Any, batch: FilledBatch, kept: Sequence[Tensor]) -> list[str]:
     """List the rows over the budget that keep other slots than their scores give.
 
-    Only rows whose scores of the last SELECT layer are still in memory: a later chunk's row over
-    the budget overwrites an earlier one's scores. The others have `rows_with_wrong_slots`.
+    Only rows of the last chunk with a row over the budget, whose scores of the last SELECT layer
+    are still in memory. The others have `rows_with_wrong_slots`.
     """
     if (deciding_scores := selector.deciding_scores) is None:
         over = batch.point.rows_over(selector.budget)
         keeps = {row: selector.keep(None, batch.point.lengths[row]) for row in over}
         wrong = [row for row in over if not torch.equal(kept[row], batch.slots[row][keeps[row]])]
         return [f"row {row} keeps another set than its length gives" for row in wrong]
-    chunk, found = deciding_scores.shape[0], []
-    scored = {row % chunk: row for row in batch.point.rows_over(selector.budget)}
-    for index, row in sorted(scored.items(), key=lambda item: item[1]):
-        length = batch.point.lengths[row]
-        scores = deciding_scores[index]
+    over, lengths, found = batch.point.rows_over(selector.budget), batch.point.lengths, []
+    first = over[-1] // deciding_scores.max_rows * deciding_scores.max_rows
+    in_chunk = deciding_scores.rows([0, *itertools.accumulate(lengths[first:])])
+    for row in (row for row in over if row >= first):
+        length, scores = lengths[row], in_chunk[row - first]
         if not scores[:, : selector.num_candidates(length)].isfinite().all():
             found.append(f"row {row} has scores that are not finite, or not written")
         elif not torch.equal(kept[row], batch.slots[row][selector.keep(scores, length)]):

@@ -124,7 +124,7 @@ def test_scales_of_k_and_v_are_the_layers_own(monkeypatch: pytest.MonkeyPatch) -
 
 def test_scores_that_the_step_did_not_write_prove_no_set() -> None:
     runner = Runner()
-    runner.lim_selector.deciding_scores.fill_(torch.nan)
+    runner.lim_selector.deciding_scores.values.fill_(torch.nan)
     found = verify.differing_sets(runner.lim_selector, BATCH, WRONG)
     assert found == [f"row {row} has scores that are not finite, or not written" for row in (0, 1)]
 

@@ -1,5 +1,6 @@
 """A model runner with a KV cache and our backend, in plain torch; its fields plant defects."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from lim_sglang.bench.model_runner import FilledBatch
 from lim_sglang.bench.verify import kept_slots
 from lim_sglang.bench.workloads import Point
 from lim_sglang.counters import Stats
+from lim_sglang.kernels.packed import PackedRows
 from lim_sglang.kernels.reference import BudgetSplit, attend_tokens, keep_tokens
 from lim_sglang.policies.policy import Role
 
@@ -129,7 +131,9 @@ class Runner:
             count_read=lambda length: min(length, BUDGET), budget=BUDGET, block=1
         )
         self.lim_selector = SimpleNamespace(
-            deciding_scores=torch.zeros(self.chunk, 2, 9),
+            deciding_scores=PackedRows.allocate(
+                lists=2, max_rows=self.chunk, longest=9, tokens=99, device="cpu"
+            ),
             budget=BUDGET,
             keep=lambda scores, length: keep_tokens(scores[:, :length], SHARES),
             num_candidates=lambda length: length,
@@ -157,8 +161,14 @@ class Runner:
         if self.writes:
             slots_of_all = torch.cat(list(kept))
             self.lim_kept_slots[: len(slots_of_all)] = slots_of_all
-            for row in over:  # chunk by chunk
-                self.lim_selector.deciding_scores[row % self.chunk, :, :6] = scores[row]
+            lengths = self.batch.point.lengths
+            for first in range(0, len(slots), self.chunk):
+                of_chunk = lengths[first : first + self.chunk]
+                ends = [0, *itertools.accumulate(of_chunk)]
+                views = self.lim_selector.deciding_scores.rows(ends)
+                for row, view in enumerate(views, first):
+                    if row in over:
+                        view[:, :6] = scores[row]
         query = torch.ones(len(slots), 16)
         layer = compat.attention_layers(self.model)
         return attend(self.token_to_kv_pool, list(layer)[3], query, self.reads or kept)

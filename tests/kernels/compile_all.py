@@ -194,6 +194,7 @@ def compile_selection(architecture: int) -> dict[str, Usage]:
             compact._compact_slots,
             pdl | {"BLOCK": launch.COMPACT_BLOCK, "PADDED_COUNTS": 64, "NO_TURN": launch.NO_TURN},
             launch.WIDE_WARPS,
+            max_registers=launch.COMPACT_REGISTERS,
         ),
         "count_kept": compile_one(compact._count_kept, {"BLOCK": launch.LENGTH_BLOCK, "PAGE": 1}),
     }

@@ -4,10 +4,12 @@ import torch
 
 from lim_sglang.kernels.verify import (
     Batch,
-    attention_differences,
     mass_differences,
     selection_differences,
     stored_score_differences,
+)
+from lim_sglang.kernels.verify_attention import (
+    attention_differences,
 )
 
 BATCHES = (

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lim_sglang.kernels import reference_rivals
+from lim_sglang.kernels.packed import PackedRows
 from lim_sglang.kernels.page_bounds import page_bounds, summarize_pages
 from lim_sglang.kernels.verify import Batch
 from lim_sglang.kernels.verify_pages import (
@@ -58,10 +59,11 @@ def test_shapes_that_would_be_read_out_of_bounds_are_refused() -> None:
         summarize_pages(keys, slots[:1], slots[:1], 16, summaries[:, :1])
     with pytest.raises(ValueError, match=r"\[2\] lengths, but \[1\] slots"):
         summarize_pages(keys, slots[:2], slots[:1], 16, summaries)
+    bounds = PackedRows.allocate(lists=3, max_rows=1, longest=32, tokens=32, device="cpu", page=16)
     with pytest.raises(ValueError, match="4 lists, 2 or one, not 3"):
-        page_bounds(torch.zeros(1, 4, 64), summaries, indptr, slots, 16, 16, torch.zeros(1, 3, 8))
+        page_bounds(torch.zeros(1, 4, 64), summaries, indptr, slots, 16, bounds)
     with pytest.raises(ValueError, match="multiple of KV heads"):
-        page_bounds(torch.zeros(1, 3, 64), summaries, indptr, slots, 16, 16, torch.zeros(1, 3, 8))
+        page_bounds(torch.zeros(1, 3, 64), summaries, indptr, slots, 16, bounds)
 
 
 def test_the_bound_is_no_less_than_any_score_of_its_page() -> None:

@@ -13,6 +13,8 @@ from lim_sglang.kernels.reference import score_tokens
 from lim_sglang.kernels.sparse_attention import INTERPRETED_SMS, SplitWorkspace, attend_tokens
 from lim_sglang.kernels.verify import (
     Batch,
+)
+from lim_sglang.kernels.verify_attention import (
     attention_differences,
     list_attention_differences,
 )

@@ -27,6 +27,7 @@ from lim_sglang.bench.model_runner import (
 )
 from lim_sglang.config import LimConfig
 from lim_sglang.gates.files import write_gates
+from lim_sglang.kernels.packed import PackedRows
 from lim_sglang.kernels.reference import attend_lists, score_tokens
 from lim_sglang.kernels.reference_rivals import (
     BlockGate,
@@ -36,10 +37,12 @@ from lim_sglang.kernels.reference_rivals import (
 )
 from lim_sglang.kernels.selector import GateSelector, MassSelector, PageSelector, ScoreSelector
 from lim_sglang.kernels.verify import (
-    ATTENTION_TOLERANCE,
     MASS_TOLERANCE,
     SCORE_TOLERANCE,
     relative_error,
+)
+from lim_sglang.kernels.verify_attention import (
+    ATTENTION_TOLERANCE,
 )
 from lim_sglang.kernels.verify_pages import row_logits
 from lim_sglang.policies import POLICIES
@@ -281,9 +284,9 @@ class Outcome:
     outputs: tuple[Tensor, Tensor]
     kept: list[Tensor]
     """The kept slots of each row."""
-    scores: Tensor | None
-    """None where lengths alone decide, as for `deciding_scores`."""
-    deciding_scores: Tensor | None
+    scores: list[Tensor] | None
+    """Of each row; None where lengths alone decide, as for `deciding_scores`."""
+    deciding_scores: list[Tensor] | None
     """The scores, the mass of each token or page as of one head, or the bounds of pages."""
 
 
@@ -365,9 +368,9 @@ def run_eager(rig: Rig, backend: Any, step: Step) -> Outcome:
 def poison(backend: Any) -> None:
     """Overwrite the results of an earlier step, so that none passes for this step's."""
     if isinstance(backend.selector, ScoreSelector):
-        backend.selector.scores.fill_(torch.nan)
+        backend.selector.scores.values.fill_(torch.nan)
     if backend.selector.deciding_scores is not None:
-        backend.selector.deciding_scores.fill_(torch.nan)
+        backend.selector.deciding_scores.values.fill_(torch.nan)
     backend.sparse_decode.kept_slots.zero_()
 
 
@@ -375,13 +378,17 @@ def outcome(backend: Any, step: Step, outputs: tuple[Tensor, Tensor]) -> Outcome
     """Copy a step's results."""
     ends = backend.sparse_decode.kept_indptr.tolist()
     kept = backend.sparse_decode.kept_slots.clone()
-    rows, selector = step.forward_batch.batch_size, backend.selector
-    is_scored = isinstance(selector, ScoreSelector)
+    selector = backend.selector
+    row_ends = [0, *itertools.accumulate(step.forward_batch.seq_lens_cpu.tolist())]
+
+    def rows(scores: PackedRows | None) -> list[Tensor] | None:
+        return scores and [row.clone() for row in scores.rows(row_ends)]
+
     return Outcome(
         (outputs[0].clone(), outputs[1].clone()),
         [kept[..., first:last] for first, last in itertools.pairwise(ends)],
-        selector.scores[:rows].clone() if is_scored else None,
-        None if selector.deciding_scores is None else selector.deciding_scores[:rows].clone(),
+        rows(selector.scores) if isinstance(selector, ScoreSelector) else None,
+        rows(selector.deciding_scores),
     )
 
 
@@ -442,14 +449,14 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
         name = f"row {row} of {len(slots)} tokens"
         query = [q[row].view(heads, dim).float() for q in step.query]
         if len(slots) > selector.budget and found.scores is not None:
-            scores = found.scores[row, :, : len(slots)]
+            scores = found.scores[row][:, : len(slots)]
             expected = score_tokens(query[0], keys[0][slots.long()].float())
             error = relative_error(scores, expected)
             if not error <= SCORE_TOLERANCE:
                 wrong.append(f"{name}: scores are off by {error:.1e}")
             if isinstance(selector, MassSelector):
                 mass = selector.masses(scores, layers_of(rig)[0].scaling)
-                error = relative_error(found.deciding_scores[row, 0, : len(mass)], mass)
+                error = relative_error(found.deciding_scores[row][0, : len(mass)], mass)
                 if not error <= 10 * MASS_TOLERANCE:  # the normalisers are FlashInfer's
                     wrong.append(f"{name}: masses are off by {error:.1e}")
         if isinstance(selector, PageSelector) and len(slots) > selector.budget:

@@ -178,7 +178,8 @@ def dispatch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
         fails = fail
         used.clear()
         backend = object.__new__(LimAttnBackend)
-        backend.roles, backend.audit, backend.selector = ROLES, None, Recorder()
+        backend.roles, backend.audit = ROLES, None
+        backend.selector = backend.step_selector = Recorder()
         backend.sparse_decode, backend.scoring = sparse, Attention() if scores_in_pass else None
         backend.forward_metadata, backend.window_layer = planned, None
         backend.token_to_kv_pool = SimpleNamespace(get_key_buffer="keys of layer {}".format)
@@ -344,7 +345,7 @@ def test_a_graph_keeps_what_an_eager_step_keeps_with_the_same_bits_again(
     replayed, again = graph.run(step), graph.run(step)
     eager = run_eager(rig, backend, step)
     for row, length in enumerate(EIGHT):  # columns past a row's length are left as they were
-        scores = (replayed.scores[row, :, :length], eager.scores[row, :, :length])
+        scores = (replayed.scores[row][:, :length], eager.scores[row][:, :length])
         assert length <= BUDGET or torch.equal(*scores)
         assert torch.equal(replayed.kept[row], eager.kept[row])
     assert all(map(torch.equal, replayed.outputs, again.outputs))
@@ -406,12 +407,16 @@ def test_chunks_of_rows_keep_the_same_slots(rig: Rig, backend: Any) -> None:
     step = make_step(rig, EIGHT)
     in_one = run_eager(rig, backend, step)
     selector = backend.selector
-    try:
-        backend.selector = replace(selector, scores=selector.scores[:3])
-        chunked = run_eager(rig, backend, step)
-    finally:
-        backend.selector = selector
-    assert all(map(torch.equal, chunked.kept, in_one.kept))
+    # As many rows as a chunk may have, and rows with more tokens than a chunk has room for.
+    scores = replace(selector.scores, tokens=max(EIGHT))
+    for chunked, rows in ((selector.in_chunks_of(3), 3), (replace(selector, scores=scores), 1)):
+        try:
+            backend.selector = chunked
+            found = run_eager(rig, backend, step)
+            assert backend.step_selector.max_rows == rows
+        finally:
+            backend.selector = selector
+        assert all(map(torch.equal, found.kept, in_one.kept))
 
 
 @pytest.mark.gpu

@@ -1,0 +1,107 @@
+"""Rows of different lengths, packed one behind the other: scores, masses and first turns.
+
+Room for the longest row that a model allows would hold few rows where contexts are long. Packed,
+all rows of a batch take as much as they have tokens, which the KV cache's size bounds. Where a row
+begins follows from the step's `indptr`, so kernels find it on the device and a CUDA graph serves
+rows of any length.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lim_sglang.kernels.launch import RowBuffers
+
+ALIGNMENT = 32
+"""Lists of a row begin at multiples of this many elements, for wide loads."""
+_ALIGNMENT: tl.constexpr = tl.constexpr(ALIGNMENT)
+
+
+@dataclass(frozen=True)
+class PackedRows(RowBuffers):
+    """Values of up to `max_rows` rows: of each row its lists, of each list its columns.
+
+    A column is a token, or a page of tokens.
+    """
+
+    values: Tensor
+    """[lists * columns of all rows]."""
+    lists: int
+    """Lists of a row, such as its query heads."""
+    max_rows: int
+    """Most rows."""
+    tokens: int
+    """Most tokens of all rows together."""
+    columns: int
+    """Columns of the longest row that there can be."""
+    page: int = 1
+    """Tokens of a column."""
+
+    @classmethod
+    def allocate(
+        cls,
+        *,
+        lists: int,
+        max_rows: int,
+        longest: int,
+        tokens: int,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        page: int = 1,
+        fill: int = 0,
+    ) -> Self:
+        """Allocate for rows of up to `longest` tokens, and up to `tokens` of all rows together."""
+        tokens = min(tokens, max_rows * longest)
+        # A row may waste less than a page, and less than an alignment.
+        room = triton.cdiv(tokens, page) + max_rows * (1 + ALIGNMENT)
+        shape = (lists * triton.cdiv(room, ALIGNMENT) * ALIGNMENT,)
+        values = torch.full(shape, fill, dtype=dtype, device=device)
+        return cls(values, lists, max_rows, tokens, triton.cdiv(longest, page), page)
+
+    def first_rows(self, num_rows: int) -> Self:
+        """Return the same memory for fewer rows."""
+        return replace(self, max_rows=num_rows)
+
+    def rows(self, ends: Sequence[int]) -> list[Tensor]:
+        """Return each row's values, [lists, columns rounded up to the alignment].
+
+        Args:
+            ends: [B + 1], a step's `indptr`.
+        """
+        views = []
+        for row, (first, last) in enumerate(itertools.pairwise(ends)):
+            before = triton.cdiv(first - ends[0], self.page) // ALIGNMENT + row
+            blocks = triton.cdiv(triton.cdiv(last - first, self.page), ALIGNMENT)
+            begin, size = before * ALIGNMENT * self.lists, blocks * ALIGNMENT * self.lists
+            views.append(self.values[begin : begin + size].view(self.lists, -1))
+        return views
+
+    def used(self, ends: Sequence[int]) -> Self:
+        """Return a copy of the values of a step's rows.
+
+        Args:
+            ends: [B + 1], the step's `indptr`.
+        """
+        last = self.rows(ends)[-1]
+        size = last.storage_offset() - self.values.storage_offset() + last.numel()
+        return replace(self, values=self.values[:size].clone())
+
+
+@triton.jit
+def packed_row(indptr, row, PAGE: tl.constexpr):
+    """Return the columns before a row, and the columns from one of its lists to the next.
+
+    Element `before * lists + list * pitch + column` of `PackedRows.values` is the row's.
+    """
+    first = tl.load(indptr)
+    begin = tl.load(indptr + row) - first
+    length = tl.load(indptr + row + 1) - first - begin
+    before = (tl.cdiv(begin, PAGE) // _ALIGNMENT + row) * _ALIGNMENT
+    pitch = tl.cdiv(tl.cdiv(length, PAGE), _ALIGNMENT).to(tl.int64) * _ALIGNMENT
+    return before, pitch
