@@ -355,6 +355,8 @@ def _check_gate(gate: BlockGate, kv_heads: int, dim: int, cos_sin: Tensor) -> No
             f"the gate is of {found[0]} KV heads of {found[1]} dimensions, the cache of "
             f"{kv_heads} of {dim}"
         )
+    if dim % GATE_COLUMNS:
+        raise ValueError(f"head dimensions must be multiples of {GATE_COLUMNS}, not {dim}")
     if cos_sin.dtype != torch.float32 or cos_sin.shape[1] != dim or not cos_sin.is_contiguous():
         raise ValueError(f"cos_sin must be [positions, {dim}] f32 without gaps")
     named = (gate.query_weight, gate.key_weight, gate.query_norm, gate.key_norm)

@@ -55,14 +55,11 @@ class LimConfig:
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-        problems = _problems(self)
-        if problems:
+        if problems := _problems(self):
             raise ConfigError("; ".join(problems))
         for name, default in _defaults(self.policy).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        if problems := self.make_policy().problems():
-            raise ConfigError("; ".join(problems))
 
     def make_policy(self) -> Policy:
         """Return the policy with these settings."""
@@ -160,21 +157,21 @@ def default_of(name: str) -> Any:
 
 
 def _problems(config: LimConfig) -> list[str]:
-    """List everything that is wrong with a configuration's values, each by itself."""
+    """List everything that is wrong with a configuration's values, by themselves and together."""
     given = config.settings()
     given.pop("policy", None)
     policy = config.policy
-    problems = [
-        f"{name} must be {CHECKS[name].expected}, not {value!r}"
-        for name, value in given.items()
-        if not CHECKS[name].accepts(value)
-    ]
+    wrong = [name for name, value in given.items() if not CHECKS[name].accepts(value)]
+    problems = [f"{name} must be {CHECKS[name].expected}, not {given[name]!r}" for name in wrong]
     if not isinstance(policy, str) or policy not in POLICIES:
         return [f"policy must be one of {', '.join(POLICIES)}, not {policy!r}", *problems]
     heeded = _defaults(policy)
     if ignored := [name for name in given if name not in heeded]:
         known = ", ".join(heeded) or "no settings"
         problems.append(f"policy {policy} does not heed {', '.join(ignored)}: it heeds {known}")
+    if not wrong:
+        settings = {name: given.get(name, default) for name, default in heeded.items()}
+        problems += POLICIES[policy](**settings).problems()
     return problems
 
 

@@ -54,6 +54,8 @@ _SIZES = {
     "dimensions of the hidden state": "hidden_size",
 }
 """Sizes of a model, and their keys in `config.json`."""
+_ROPE_KEYS = ("rope_parameters", "rope_scaling")
+"""Keys of `config.json` that describe RoPE, beside `rope_theta`."""
 _ANOTHER = "name a gate of this model (lim train-gate makes one)"
 _MOST_SHOWN = 8
 """Reasons that one message lists."""
@@ -242,15 +244,22 @@ def _check_config(file: Path, stated: Mapping[str, Any]) -> _GateConfig:
         for key in _SIZES.values()
         if type(found := stated.get(key)) not in (int, type(None))
     ]
+    reasons += [
+        f"{key} is {json.dumps(found)}, expected an object or null"
+        for key in _ROPE_KEYS
+        if not isinstance(found := stated.get(key), dict | None)
+    ]
     if start := given.get("start_layer"):
         reasons.append(
             f"{_PREFIX}start_layer is {json.dumps(start)}, which is not heeded: set it to 0, and "
             "name the layers below by dense_layers in --lim-config"
         )
+    method = given.get("sparsity_method") or "token_budget"
     # The authors' code saves `threshold` beside 0.0, which drops no block, as its defaults.
-    if given.get("sparsity_method") == "threshold" and given.get("threshold") != 0:
+    keeps_all = method == "threshold" and given.get("threshold") == 0
+    if method != "token_budget" and not keeps_all:
         reasons.append(
-            f'{_PREFIX}sparsity_method is "threshold", which is not served: set it to '
+            f"{_PREFIX}sparsity_method is {json.dumps(method)}, which is not served: set it to "
             '"token_budget", and give the tokens by --lim-budget'
         )
     if reasons:
@@ -441,7 +450,7 @@ def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
     RoPE is stated by `rope_theta` and `rope_scaling`, or by `rope_parameters`.
     """
     found: dict[str, Any] = {}
-    for name in ("rope_parameters", "rope_scaling"):
+    for name in _ROPE_KEYS:
         if name in config:
             found = {"rope_type": "default"} | found | dict(config[name] or {})
     if kind := found.pop("type", None):
@@ -486,7 +495,7 @@ def reasons_against_rotary_dim(model_config: Any) -> list[str]:
 def _rotary_dim(model_config: Any, head_dim: int) -> int:
     """Return the dimensions of a head that the model's RoPE turns."""
     sources: list[Mapping[str, Any]] = [vars(model_config)]
-    for name in ("rope_parameters", "rope_scaling"):
+    for name in _ROPE_KEYS:
         if isinstance(settings := getattr(model_config, name, None), Mapping):
             sources.append(settings)
     for source in sources:

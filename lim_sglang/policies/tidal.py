@@ -24,6 +24,15 @@ class Tidal(SplitBudgetPolicy):
     recent_ratio: float = 0.0
     sinks: int = 0
 
+    def problems(self) -> list[str]:
+        """Name sinks without a recent share to take them out of."""
+        if not self.sinks or self.recent_ratio:
+            return []
+        return [
+            f"sinks are taken out of the recent share: policy tidal keeps {self.sinks} with a "
+            "recent_ratio above 0 only, not 0"
+        ]
+
     @property
     def sharing(self) -> SharedBy:
         """One list a query head."""

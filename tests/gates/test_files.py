@@ -174,6 +174,9 @@ CONFIG_REFUSALS: list[tuple[Any, str]] = [
         {"seerattn_sparsity_method": "threshold", "seerattn_threshold": 0.001},
         'sparsity_method is "threshold", which is not served',
     ),
+    ({"seerattn_sparsity_method": "top_p"}, 'sparsity_method is "top_p", which is not served'),
+    ({"rope_scaling": "yarn"}, 'rope_scaling is "yarn", expected an object or null'),
+    ({"rope_parameters": 5}, "rope_parameters is 5, expected an object or null"),
 ]
 
 

@@ -8,6 +8,7 @@ import torch
 
 from lim_sglang.kernels.block_gate import compress_blocks, gate_logits
 from lim_sglang.kernels.launch import GATE_BLOCKS, GATE_SPLITS
+from lim_sglang.kernels.reference_rivals import BlockGate
 from lim_sglang.kernels.verify import Batch, token_slots
 from lim_sglang.kernels.verify_pages import (
     GATE_BLOCK,
@@ -104,6 +105,9 @@ def test_shapes_that_would_be_read_out_of_bounds_are_refused() -> None:
         compress_blocks(step.keys, lengths, lengths[:1], gate, table, step.summaries)
     with pytest.raises(ValueError, match="2 KV heads of 64 dimensions, the cache of 1 of 64"):
         compress_blocks(step.keys[:, :1], lengths, lengths, gate, table, step.summaries)
+    narrow = BlockGate(torch.zeros(2, 2, 16, 16), torch.zeros(2, 48, 16), None, None)
+    with pytest.raises(ValueError, match="multiples of 32, not 16"):
+        compress_blocks(step.keys[..., :16], lengths, lengths, narrow, table, step.summaries)
     with pytest.raises(ValueError, match="f32 without gaps"):
         compress_blocks(step.keys, lengths, lengths, gate, table.half(), step.summaries)
     scores = (selector.projected, selector.page_scores)

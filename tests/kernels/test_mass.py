@@ -29,7 +29,7 @@ def test_the_set_is_exactly_the_reference_s(batch: Batch, device: str) -> None:
 SEVERAL = ("mixed-lengths", "ties", "nan-and-infinities")
 
 
-@on_both(some(SMALL, *SEVERAL), LARGE)
+@on_both(some(SMALL, *SEVERAL, "more-heads-than-selected"), LARGE)
 def test_the_largest_weights_of_tokens_and_pages_are_the_reference_s(
     batch: Batch, device: str
 ) -> None:

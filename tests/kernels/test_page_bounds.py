@@ -5,10 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from lim_sglang.kernels import page_bounds as page_bounds_module
 from lim_sglang.kernels import reference_rivals
+from lim_sglang.kernels.launch import BOUND_BLOCK, BOUND_SPLITS
 from lim_sglang.kernels.packed import PackedRows
 from lim_sglang.kernels.page_bounds import page_bounds, summarize_pages
-from lim_sglang.kernels.verify import Batch
+from lim_sglang.kernels.verify import Batch, token_slots
 from lim_sglang.kernels.verify_pages import (
     bound_selector,
     page_batch,
@@ -18,6 +20,7 @@ from lim_sglang.kernels.verify_pages import (
 from tests.kernels.batches import COMPILED_HERE, LARGE, SMALL, on_both, some
 
 SEVERAL = some(SMALL, "mixed-lengths", "odd-heads", "bf16", "fp8-cache", "longer-than-a-block")
+LONG = Batch((16 * BOUND_BLOCK * BOUND_SPLITS + 1000,), 2, 1, 64, 96, dtype=torch.float32)
 LEVELS = {
     "integer-keys": Batch((100, 49, 48, 47, 65, 80), 6, 2, 64, 48, levels=2),
     "ties-of-pages": Batch((300, 96, 97, 111, 112), 4, 1, 64, 64, levels=1),
@@ -25,7 +28,7 @@ LEVELS = {
 }
 
 
-@on_both(SEVERAL | LEVELS, LARGE)
+@on_both(SEVERAL | LEVELS, LARGE | {"long": LONG})
 def test_summaries_bounds_and_kept_pages_are_the_reference_s(batch: Batch, device: str) -> None:
     assert not page_differences(batch, device)
 
@@ -49,6 +52,25 @@ def test_a_page_is_summarized_when_its_last_token_comes_and_never_before(
             assert changed.tolist() == expected
     written = whole.float().isnan().logical_not()
     assert torch.equal(alone.float()[written], whole.float()[written])
+
+
+@COMPILED_HERE
+def test_one_wrong_head_makes_a_summary_wrong() -> None:
+    batch = page_batch(Batch((64,), 4, 2, 64, 48), 16)
+    selector = bound_selector(batch, "cpu", batch.heads)
+    step = paged_step(batch, selector)
+    pages = token_slots(step.slots, 0)[::16] // 16
+    found = step.summaries[pages].clone()
+    found[2, 1, 1, 5] += 1  # of the greatest keys
+    right = selector.has_right_summaries(0, step.row_keys(0), found)
+    assert right.tolist() == [True, True, False, True]
+
+
+@COMPILED_HERE
+def test_a_second_round_of_pages_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_bounds_module, "BOUND_SPLITS", 1)
+    batch = Batch((16 * BOUND_BLOCK + 300,), 2, 1, 64, 96, dtype=torch.float32)
+    assert not page_differences(batch, "cpu")
 
 
 @COMPILED_HERE

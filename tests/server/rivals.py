@@ -21,6 +21,8 @@ class Rival(NamedTuple):
     dense_layers: Sequence[int] = (0, 1)
     picks: bool = False
     """Layers select for themselves, or by the length alone."""
+    once_a_step: bool = False
+    """The length alone decides, and one set a step is written, by the first layer."""
 
     def settings_with(self, gate: Path) -> dict[str, Any]:
         """Return the settings, with a gate where the policy needs one."""
@@ -57,14 +59,15 @@ GATE_HEADS, GATE_KV_HEADS, GATE_DIM, ROPE_THETA = 6, 2, 16, 10000.0
 """Of the tiny model."""
 
 
-def tiny_gate(layer: int) -> dict[str, Any]:
-    """Return a random gate of a layer of the tiny model, by the names of `plain.gate_logits`."""
+def tiny_gate(layer: int, dim: int = GATE_DIM) -> dict[str, Any]:
+    """Return a random gate of a layer of the tiny model, or of one with another head dimension, by
+    the names of `plain.gate_logits`."""
     generator = torch.Generator().manual_seed(100 + layer)
 
     def random(*shape: int) -> Any:
         return torch.randn(*shape, generator=generator).tolist()
 
-    group, dim = GATE_HEADS // GATE_KV_HEADS, GATE_DIM
+    group = GATE_HEADS // GATE_KV_HEADS
     return {
         "gate_q": random(GATE_KV_HEADS, group, dim, dim),
         "gate_k": random(GATE_KV_HEADS, 3 * dim, dim),
@@ -73,10 +76,10 @@ def tiny_gate(layer: int) -> dict[str, Any]:
     }
 
 
-def write_tiny_gates(folder: Path) -> Path:
+def write_tiny_gates(folder: Path, dim: int = GATE_DIM) -> Path:
     """Write `tiny_gate` of all layers in the published format."""
     gates = [
-        BlockGate(*map(torch.tensor, tiny_gate(layer).values())) for layer in range(NUM_LAYERS)
+        BlockGate(*map(torch.tensor, tiny_gate(layer, dim).values())) for layer in range(NUM_LAYERS)
     ]
     write_gates(folder, gates, {"base_model": "tiny"})
     return folder
@@ -103,6 +106,7 @@ RIVALS = {
         lambda _query, keys, *_: plain.keep_streaming(BUDGET, len(keys)),
         dense_layers=(),
         picks=True,
+        once_a_step=True,
     ),
     "tidal": Rival({"policy": "tidal"}, by_scores(plain.keep_tidal)),
     "tidal-recent": Rival(

@@ -55,6 +55,8 @@ def test_json_holds_what_the_policy_heeds(policy: str) -> None:
         ({"policy": "seer", "gate": "g", "budget": 200}, "multiple of 64"),
         ({"policy": "seer", "gate": "g", "shared_by": "all"}, "seer does not heed shared_by"),
         ({"policy": "quest", "gate": "g"}, "quest does not heed gate"),
+        ({"policy": "quest", "budget": 100, "sinks": 4}, "not heed sinks.*multiple of 16"),
+        ({"policy": "tidal", "sinks": 4}, "recent_ratio above 0 only"),
     ],
 )
 def test_a_setting_has_to_suit_the_policy(settings: dict[str, object], words: str) -> None:

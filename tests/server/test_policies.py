@@ -9,6 +9,9 @@ import torch
 
 from lim_sglang.config import LimConfig
 from lim_sglang.gates.files import WEIGHTS_FILE
+from lim_sglang.kernels.compact import StepSlots
+from lim_sglang.kernels.selector import PageSelector, Room, ScoreSelector, WindowSelector
+from lim_sglang.kernels.verify_pages import poison_summaries
 from lim_sglang.policies.policy import LayerInputs, SharedBy, SparsePolicy
 from tests.server.rivals import (
     GATE_DIM,
@@ -37,9 +40,9 @@ def make_policy(name: str, gate: Path) -> SparsePolicy:
     return policy
 
 
-def rope_table(positions: int) -> torch.Tensor:
-    """Return RoPE as SGLang keeps it, [positions, DIM]."""
-    angles = torch.arange(positions)[:, None] * ROPE_THETA ** -(torch.arange(0, DIM, 2) / DIM)
+def rope_table(positions: int, dim: int = DIM) -> torch.Tensor:
+    """Return RoPE as SGLang keeps it, [positions, dim]."""
+    angles = torch.arange(positions)[:, None] * ROPE_THETA ** -(torch.arange(0, dim, 2) / dim)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
@@ -54,6 +57,63 @@ def test_a_policy_keeps_what_its_definition_says(name: str, length: int, gate: P
     assert kept.tolist() == RIVALS[name].keep(query, keys, SCALE, LAYER)
     lists = policy.sharing.num_lists(HEADS, KV_HEADS)
     assert kept.shape == (lists, policy.count_read(length))
+
+
+KERNEL_DIM = 64
+LENGTHS = (BUDGET, BUDGET + 1, BUDGET + 90, BUDGET + 223)
+KERNEL_CASES = {
+    **{name: rival.settings for name, rival in RIVALS.items()},
+    "lessismore": {"policy": "lessismore", "sinks": 3},
+    "lessismore-by-mass": {"policy": "lessismore", "ranking": "mass"},
+    "streaming-sinks": {"policy": "streaming", "sinks": 7},
+}
+
+
+@pytest.mark.parametrize("name", KERNEL_CASES)
+def test_the_kernels_of_a_policy_keep_what_its_definition_keeps(name: str, tmp_path: Path) -> None:
+    """What a GPU serves is allocated beside the definition: both must mean the same."""
+    settings = {"budget": BUDGET, **KERNEL_CASES[name]}
+    if settings["policy"] == "seer":
+        settings["gate"] = str(write_tiny_gates(tmp_path / "gate", KERNEL_DIM))
+    policy = LimConfig.from_mapping(settings).make_policy()
+    assert isinstance(policy, SparsePolicy)
+    generator = torch.Generator().manual_seed(7)
+    # Slots in shuffled pages of 64, as SGLang's.
+    pages = [-(-length // 64) for length in LENGTHS]
+    order = torch.randperm(sum(pages), generator=generator)
+    slots = [
+        (each[:, None] * 64 + torch.arange(64)).flatten()[:length]
+        for each, length in zip(order.split(pages), LENGTHS, strict=True)
+    ]
+    query = torch.randn(len(LENGTHS), HEADS, KERNEL_DIM, generator=generator)
+    query *= 0.4  # weights so even that their sums and their maxima rank pages differently
+    keys = torch.randn(64 * len(order), KV_HEADS, KERNEL_DIM, generator=generator)
+    table = rope_table(max(LENGTHS) + 9, KERNEL_DIM)
+    room = Room(len(LENGTHS), HEADS, KV_HEADS, max(LENGTHS), sum(LENGTHS), "cpu", table)
+    counts = [int(policy.count_read(length)) for length in LENGTHS]
+    lists = policy.sharing.num_lists(HEADS, KV_HEADS)
+    step = StepSlots(
+        torch.tensor([0, *LENGTHS]).cumsum(0).int(),
+        torch.cat(slots).int(),
+        torch.tensor([0, *counts]).cumsum(0).int(),
+        torch.zeros((lists, sum(counts)) if lists > 1 else sum(counts), dtype=torch.int32),
+    )
+    selector = policy.allocate(room)
+    if isinstance(selector, PageSelector):
+        lengths = torch.cat([torch.arange(1, length + 1) for length in LENGTHS])
+        summaries = poison_summaries(selector, keys)
+        selector.summarize(LAYER, keys, lengths, step.slots.long(), summaries)
+        selector.select(LAYER, query, summaries, step)
+    elif isinstance(selector, ScoreSelector):
+        selector.select(query, keys, step, scale=SCALE)
+    else:
+        assert isinstance(selector, WindowSelector)
+        selector.keep_slots(step)
+    kept = torch.atleast_2d(step.kept).split(counts, dim=1)
+    assert torch.equal(kept[0], slots[0].int().expand_as(kept[0]))
+    for row, found in list(enumerate(kept))[1:]:
+        inputs = LayerInputs(query[row], keys[slots[row]], SCALE, LAYER, table)
+        assert torch.equal(found, slots[row][policy.keep(inputs)].int())
 
 
 def test_a_gate_is_reported_by_the_digest_of_the_weights_that_serve(tmp_path: Path) -> None:
