@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lim_sglang
-from lim_sglang.config import lim_state
+from lim_sglang.config import honours_seeds, lim_state
 from lim_sglang.errors import ConfigError
 from lim_sglang.evals.grading import GRADING_VERSION
 from lim_sglang.evals.tasks import Question, Task, questions_digest, selection_digest
@@ -175,11 +175,10 @@ def server_settings(info: Mapping[str, Any], sampling: Sampling) -> dict[str, An
         info: the server's `/server_info`, or the facts that another API has.
     """
     lim = lim_state(info) or {}
-    deterministic = bool(info.get("enable_deterministic_inference"))
     return {
         "sampling": {
             **asdict(sampling),
-            "seed_honoured": sampling.seed is not None and deterministic,
+            "seed_honoured": sampling.seed is not None and honours_seeds(info),
         },
         "api": info.get("api", "sglang"),
         "server": {

@@ -26,6 +26,7 @@ from lim_sglang.errors import RefusedError, ServerError
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, FlashInferAttnBackend
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+    from sglang.srt.layers.sampler import Sampler
     from sglang.srt.mem_cache.memory_pool import KVWriteLoc
     from sglang.srt.model_executor.model_runner import ModelRunner
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         "FlashInferAttnBackend",
         "KVWriteLoc",
         "ModelRunner",
+        "Sampler",
         "TorchNativeAttnBackend",
     ]
 
@@ -59,6 +61,8 @@ class Target(StrEnum):
     FROM_CLI_ARGS = "sglang.srt.server_args.ServerArgs.from_cli_args"
     POST_INIT = "sglang.srt.server_args.ServerArgs.__post_init__"
     INIT_MODEL_RUNNER = "sglang.srt.managers.tp_worker.TpModelWorker._init_model_runner"
+    SAMPLING_INFO = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch"
+    SEND_REQUEST = "sglang.srt.managers.tokenizer_manager.TokenizerManager._send_one_request"
     INTERNAL_STATE = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
     QUEUE_REQUEST = "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue"
     LOADS_FILE = "sglang.srt.managers.load_snapshot.shm_path_for"
@@ -100,6 +104,8 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
     Target.FROM_CLI_ARGS: ("args",),
     Target.POST_INIT: ("self",),
     Target.INIT_MODEL_RUNNER: ("self",),
+    Target.SAMPLING_INFO: ("batch", "vocab_size"),
+    Target.SEND_REQUEST: ("self", "tokenized_obj"),
     Target.INTERNAL_STATE: ("self", "recv_req"),
     Target.QUEUE_REQUEST: ("self", "req", "is_retracted"),
     Target.LOADS_FILE: ("ipc_name",),
@@ -267,6 +273,7 @@ _INTERNALS: Mapping[str, str] = {
     "ModelRunner": "sglang.srt.model_executor.model_runner",
     "ParallelState": "sglang.srt.distributed.parallel_state_wrapper",
     "RadixAttention": "sglang.srt.layers.radix_attention",
+    "Sampler": "sglang.srt.layers.sampler",
     "ServerArgs": "sglang.srt.server_args",
     "TorchNativeAttnBackend": "sglang.srt.layers.attention.torch_native_backend",
 }
@@ -298,6 +305,16 @@ def register_backend(name: str, create: Callable[[Any], Any]) -> None:
         arguments.add_attention_backend_choices([name])
     registry = importlib.import_module("sglang.srt.layers.attention.attention_registry")
     registry.register_attention_backend(name)(create)
+
+
+def register_sampler(name: str, create: Callable[[], Any]) -> None:
+    """Make `name` a sampling backend that the command line accepts and `create` builds."""
+    importlib.import_module("sglang.srt.layers.sampler").register_sampler_backend(name, create)
+
+
+def server_arguments() -> Any:
+    """Return the arguments of the server that this process belongs to."""
+    return importlib.import_module("sglang.srt.runtime_context").get_server_args()
 
 
 def loads_backend(name: str) -> bool:

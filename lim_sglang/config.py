@@ -294,6 +294,12 @@ def server_name(server_info: Mapping[str, Any]) -> str | None:
     return name
 
 
+def honours_seeds(server_info: Mapping[str, Any]) -> bool:
+    """Return True if equal seeds give equal samples at a server."""
+    coupled = server_info.get("sampling_backend") == "lim"
+    return coupled or bool(server_info.get("enable_deterministic_inference"))
+
+
 def _first_state(server_info: Mapping[str, Any]) -> Mapping[str, Any]:
     states = server_info.get("internal_states") or [{}]
     first: Mapping[str, Any] = states[0]

@@ -50,9 +50,13 @@ def register() -> None:
     if SERVER_VAR in os.environ:
         mends.name_shared_memory(os.environ[SERVER_VAR])
     compat.register_backend(BACKEND, create_backend)
+    compat.register_sampler(BACKEND, _create_sampler)
     compat.hook_after(Target.ADD_CLI_ARGS, _add_flags)
     compat.hook_around(Target.FROM_CLI_ARGS, _read_flags)
     compat.hook_before(Target.POST_INIT, _refuse)
+    compat.hook_around(Target.POST_INIT, _keep_sampler)
+    compat.hook_after(Target.SAMPLING_INFO, _fill_seeds)
+    compat.hook_after(Target.SEND_REQUEST, _seed_next_sample)
     compat.hook_around(Target.INIT_MODEL_RUNNER, _use_lim_runner)
     compat.hook_after(Target.INTERNAL_STATE, _show_state)
     compat.hook_before(Target.QUEUE_REQUEST, _count_retraction)
@@ -94,6 +98,39 @@ def create_backend(runner: Any) -> Any:
     from lim_sglang.attention_backend import LimAttnBackend
 
     return LimAttnBackend(runner, init_new_workspace=runner.init_new_workspace)
+
+
+def _create_sampler() -> Any:
+    from lim_sglang.coupled_sampler import CoupledSampler
+
+    return CoupledSampler()
+
+
+def _keep_sampler(original: Callable[[Any], None], server_args: Any) -> None:
+    """Keep `--sampling-backend lim`, which SGLang replaces on a CPU."""
+    wanted = server_args.sampling_backend
+    original(server_args)
+    if wanted == BACKEND:
+        server_args.sampling_backend = wanted
+
+
+def _fill_seeds(sampling_info: Any, *arguments: Any) -> None:
+    from lim_sglang.coupled_sampler import fill_seeds
+
+    fill_seeds(sampling_info, *arguments)
+
+
+def _seed_next_sample(_result: None, manager: Any, sent: Any) -> None:
+    """Give sample i of a request for n > 1 samples the seed of the request plus i.
+
+    SGLang sends n copies of a request, one after the other, that share one object of sampling
+    parameters: the seed goes up by one behind each.
+    """
+    parameters = getattr(sent, "sampling_params", None)
+    if manager.server_args.sampling_backend != BACKEND or parameters is None:
+        return
+    if parameters.sampling_seed is not None:
+        parameters.sampling_seed += 1
 
 
 def _add_flags(_result: None, parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lim_sglang.config import lim_state
+from lim_sglang.config import honours_seeds, lim_state
 from lim_sglang.errors import ConfigError
 from lim_sglang.programs.backend import Backend, InFlightSample
 from lim_sglang.programs.chat import (
@@ -145,7 +145,7 @@ class SglangBackend(Backend):
     @property
     def honours_seeds(self) -> bool:
         """True if equal seeds give equal samples; raises `ServerError`."""
-        return bool(self._first_info.get("enable_deterministic_inference"))
+        return honours_seeds(self._first_info)
 
     def _request(
         self, messages: Sequence[Mapping[str, str]], sampling: Sampling, seed: int | None

@@ -114,6 +114,7 @@ def tiny_server(
     them, ends it.
     """
     command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU, *WITH_LIM]
+    command += ["--sampling-backend", "lim"]
     with serving(command, folder=tmp_path_factory.mktemp("sparse")) as running:
         yield running
 

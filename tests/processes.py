@@ -103,6 +103,16 @@ class Client:
         body = _request(list(prompts), [new_rid() for _ in prompts], num_tokens)
         return [Answer.from_result(result) for result in self._post("/generate", body)]
 
+    def ask_sampled(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int | None], **sampling: float
+    ) -> list[Answer]:
+        """Sample an answer to each prompt with its seed, at once; `n` asks for several a prompt."""
+        body = {"input_ids": list(prompts), "sampling_params": []}
+        for seed in seeds:
+            given = {"max_new_tokens": NUM_NEW, "ignore_eos": True, "sampling_seed": seed}
+            body["sampling_params"].append(given | sampling)
+        return [Answer.from_result(result) for result in self._post("/generate", body)]
+
     def ask_cold(self, prompts: Sequence[Prompt], *, together: bool) -> list[Answer]:
         """Generate for all prompts, at once or one by one, from an empty radix cache."""
         # An answer may come before its request's end, so the server gets time to become idle.

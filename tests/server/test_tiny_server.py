@@ -1,10 +1,14 @@
 """A real server on the tiny model: its tokens and sets are the oracle's, whatever else happens."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from signal import SIGTERM
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from lim_sglang.kernels.reference_sampling import coupled_pick
 from tests.conftest import DenseServer, DenseTokens
 from tests.processes import Answer, Client, LocalServer, disagreements, new_rid
 from tests.server.oracle import OracleRun
@@ -81,6 +85,46 @@ def test_requests_within_the_budget_get_sglangs_own_dense_tokens(
     expected = [dense_tokens[tuple(prompt)] for prompt in short_prompts()]
     assert [answer.tokens for answer in answers] == expected
     assert not [answer for answer in answers if server.kept_sets(answer)]
+
+
+LIMITS = {"temperature": 0.8, "top_p": 0.9, "top_k": 30, "min_p": 0.02}
+
+
+def test_a_seed_gives_the_tokens_of_the_definition_alone_and_among_others(
+    server: LocalServer, tiny_model: Path
+) -> None:
+    prompts, seeds = short_prompts(), [5, 2**40 + 1, -7]
+    together = server.ask_sampled(prompts, seeds, **LIMITS)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    for prompt, seed, answer in zip(prompts, seeds, together, strict=True):
+        (alone,) = server.ask_sampled([prompt], [seed], **LIMITS)
+        assert alone.tokens == answer.tokens
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*prompt, *answer.tokens[:-1]]])).logits[0]
+        probs = (logits[len(prompt) - 1 :] / LIMITS["temperature"]).softmax(-1)
+        count = len(probs)
+        picked = coupled_pick(
+            probs,
+            torch.full((count,), seed),
+            torch.arange(len(prompt) - 1, len(prompt) - 1 + count),
+            torch.full((count,), LIMITS["top_k"]),
+            torch.full((count,), LIMITS["top_p"]),
+            torch.full((count,), LIMITS["min_p"]),
+        )
+        assert picked.tolist() == list(answer.tokens)
+
+
+def test_sample_i_of_a_request_has_its_seed_plus_i(server: LocalServer) -> None:
+    prompt = short_prompts()[0]
+    samples = server.ask_sampled([prompt], [100], **LIMITS, n=3)
+    single = server.ask_sampled([prompt] * 3, [100, 101, 102], **LIMITS)
+    assert [each.tokens for each in samples] == [each.tokens for each in single]
+    assert len({each.tokens for each in samples}) == 3
+
+
+def test_without_a_seed_each_request_has_noise_of_its_own(server: LocalServer) -> None:
+    answers = server.ask_sampled([short_prompts()[0]] * 2, [None, None], temperature=1.0)
+    assert answers[0].tokens != answers[1].tokens
 
 
 def test_a_live_server_without_the_plugin_is_not_taken_for_ours(dense: DenseServer) -> None:

@@ -1,0 +1,49 @@
+"""`--sampling-backend lim`: coupled sampling, with a seed of its own for each request.
+
+A request gets the same tokens alone and in any batch, up to the rounding of its logits, whatever
+its temperature and filters. Defined by `kernels/reference_sampling.py`.
+"""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lim_sglang.compat import Sampler, server_arguments
+from lim_sglang.kernels.reference_sampling import coupled_pick
+from lim_sglang.validation import BACKEND
+
+
+class CoupledSampler(Sampler):
+    """SGLang's sampler, but for the draw itself."""
+
+    def _sample_from_probs(
+        self, probs: Tensor, sampling_info: Any, positions: Tensor, simple_sampling_case: bool
+    ) -> Tensor:
+        """Draw from [B, V] probabilities, for each row by its seed and position: [B] int32."""
+        return coupled_pick(
+            probs.float(),
+            sampling_info.sampling_seed,
+            positions,
+            sampling_info.top_ks,
+            sampling_info.top_ps,
+            sampling_info.min_ps,
+        ).int()
+
+
+def fill_seeds(sampling_info: Any, _class: type, batch: Any, _vocab_size: int) -> None:
+    """Give each request of a batch its seed, where SGLang gives none."""
+    if server_arguments().sampling_backend != BACKEND:
+        return
+    seeds = torch.tensor([seed_of(request) for request in batch.reqs], dtype=torch.int64)
+    sampling_info.sampling_seed = seeds.to(batch.device, non_blocking=True)
+
+
+def seed_of(request: Any) -> int:
+    """Return a request's seed; without one, a number from its id."""
+    seed = request.sampling_params.sampling_seed
+    if seed is not None:
+        return int(seed)
+    digest = hashlib.blake2b(str(request.rid).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
