@@ -26,9 +26,11 @@ from lim_sglang.config import (
 from lim_sglang.counters import Stats
 from lim_sglang.errors import RefusedError, ServerError
 from lim_sglang.kernels.selector import Room, Selector
+from lim_sglang.lossless.sampler import CoupledSampler
 from lim_sglang.models import weights_fingerprint
 from lim_sglang.policies.policy import Role, SparsePolicy, sparse_policy
 from lim_sglang.validation import (
+    BACKEND,
     model_shape,
     model_traits,
     reasons_against,
@@ -183,6 +185,11 @@ class LimModelRunner(compat.ModelRunner):
         taken = self.lim_selector.num_bytes + self.lim_kept_slots.nbytes
         logger.info("LessIsMore: %.0f MiB for selection", taken / 2**20)
 
+    @property
+    def lim_sampler(self) -> str:
+        """The backend of the live sampler: ours, or `sglang` for any other."""
+        return BACKEND if isinstance(self.sampler, CoupledSampler) else "sglang"
+
     def rope_table(self, policy: SparsePolicy | None) -> torch.Tensor | None:
         """Return the model's RoPE, [positions, D] f32, for a policy that rotates back."""
         if policy is None or not policy.reads_before_rope:
@@ -262,6 +269,11 @@ class LimModelRunner(compat.ModelRunner):
                 f"the live decode backend is {type(live).__name__}, expected one of lim-sglang: "
                 "another plugin replaced it"
             )
+        if self.lim_sampler != self.server_args.sampling_backend == BACKEND:
+            raise ServerError(
+                f"the live sampler is {type(self.sampler).__name__}, expected one of lim-sglang: "
+                "another plugin replaced it"
+            )
         layers = list(compat.attention_layers(self.model))
         reasons = reasons_against_layers(
             layers, self.lim_roles, self.lim_config, on_cpu=compat.serves_on_cpu()
@@ -284,8 +296,8 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
     """Return LessIsMore's part of `/server_info`.
 
     Version, device, configuration and digests of the files that it names, roles, the model's
-    sampling defaults, counters; on a GPU also the source of the scores, the selector's counters
-    and, under `LIM_AUDIT`, the audit's.
+    sampling defaults, the sampler, counters; on a GPU also the source of the scores, the selector's
+    counters and, under `LIM_AUDIT`, the audit's.
     """
     state = {
         "version": __version__,
@@ -294,6 +306,7 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
         **runner.lim_config.make_policy().digests(),
         "roles": [role.value for role in runner.lim_roles],
         "sampling_defaults": runner.model_config.get_default_sampling_params(),
+        "sampler": runner.lim_sampler,
         **asdict(runner.lim_stats),
     }
     if runner.lim_preset:

@@ -101,7 +101,7 @@ def create_backend(runner: Any) -> Any:
 
 
 def _create_sampler() -> Any:
-    from lim_sglang.coupled_sampler import CoupledSampler
+    from lim_sglang.lossless.sampler import CoupledSampler
 
     return CoupledSampler()
 
@@ -115,7 +115,7 @@ def _keep_sampler(original: Callable[[Any], None], server_args: Any) -> None:
 
 
 def _fill_seeds(sampling_info: Any, *arguments: Any) -> None:
-    from lim_sglang.coupled_sampler import fill_seeds
+    from lim_sglang.lossless.sampler import fill_seeds
 
     fill_seeds(sampling_info, *arguments)
 

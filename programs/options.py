@@ -169,7 +169,8 @@ SeedOption = Annotated[
     typer.Option(
         "--seed",
         min=RANGES["seed"].least,
-        help="Sample i is sent SEED + i. SGLang uses it only in deterministic inference.",
+        help="Sample i is sent SEED + i. SGLang heeds it with --sampling-backend lim, or in "
+        "deterministic inference.",
     ),
 ]
 

@@ -15,7 +15,7 @@ from lim_sglang.policies import POLICIES
 ROOT = Path(__file__).parents[1]
 FOLDERS = (
     *("lim_sglang", "lim_sglang/bench", "lim_sglang/gates", "lim_sglang/launch"),
-    "lim_sglang/policies",
+    *("lim_sglang/lossless", "lim_sglang/policies"),
     *("kernels", "programs", "programs/grading", "programs/proxy", "evals"),
 )
 MAX_LINES = 650
@@ -24,11 +24,11 @@ MAX_FILES = 26
 SERVER_SIDE = (
     *("errors", "config", "counters", "compat", "frontend", "validation", "flags", "audit"),
     *("mends", "request_checks", "request_door"),
-    *("models", "attention_backend", "cpu_backend", "model_runner", "plugin"),
+    *("models", "attention_backend", "cpu_backend", "lossless.sampler", "model_runner", "plugin"),
     *("launch.supervisor", "launch.server_log", "launch.server", "launch.serve"),
     *("verify_gpu", "doctor"),
 )
-"""Modules of lim_sglang/ and launch/, each of which may import those before it."""
+"""Modules of lim_sglang/, lossless/ and launch/, each of which may import those before it."""
 EVERYWHERE = {
     *("errors", "config", "environment", "markdown_section", "plot_style", "progress"),
     "policies",
@@ -110,7 +110,9 @@ def test_a_folder_imports_only_what_lies_below_it(folder: str) -> None:
 
 
 def test_every_module_has_its_place() -> None:
-    alone = {name for name in MODULES if "." not in name or name.startswith("launch.")}
+    alone = {
+        name for name in MODULES if "." not in name or name.startswith(("launch.", "lossless."))
+    }
     assert alone == {*SERVER_SIDE, *EVERYWHERE, "cli", "__main__", "api"} - {"policies"}
 
 

@@ -1,0 +1,1 @@
+"""Lossless drafting: so far the sampler that drafts and verification will share."""
