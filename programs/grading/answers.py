@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from enum import StrEnum
+from fractions import Fraction
 
-from lim_sglang.programs.grading.latex import plain, tidy
+from lim_sglang.programs.grading.latex import FUNCTION, plain, tidy
 from lim_sglang.programs.grading.units import Unit
 from lim_sglang.programs.grading.values import (
     REASON_WORDS,
@@ -65,6 +66,11 @@ MAX_JOINED = 30
 """Most boxes that are one answer."""
 MAX_BETWEEN = 100
 """Most characters between two boxes that are one answer."""
+_UNFINISHED = re.compile(
+    r"(?:[\s$*&)\]]|\\[)\]])*(?:(?:,|;|\b(?:and|or)\b)(?:[\s$*(\[]|\\[(\[])*)+(?:\w\s*=?\s*)?"
+    r"(?:\\{1,2}(?:boxed|fbox)|(?:\\+[a-z]*)?\Z)"
+)
+"""A sign behind a box that another box follows, which is not there."""
 _NAME_BEFORE = re.compile(r"([a-zA-Z](?:_\{?\w\}?)?)\s*&?=\s*$")
 _TAG = re.compile(r"<answer>((?:(?!</?answer).){1,2000})</answer>", re.DOTALL | re.IGNORECASE)
 _BEGINS_WITH_EMPTY_BOX = re.compile(
@@ -78,7 +84,8 @@ _EMPTY_BOX = re.compile(rf"{_BOX}\s*(?:\{{\s*\}}|$)")
 """An empty box in a statement: the prompt's own words, "put your answer within \\boxed{}"."""
 _IS = (
     r"(?:is|must be|should be|would be|will be|equals)\b\s*"
-    r"(?:(?:therefore|thus|then|hence|simply|exactly|just|indeed|clearly|approximately|about)\b,?\s*)?:?"
+    r"(?:(?:therefore|thus|then|hence|simply|exactly|just|indeed|clearly|actually|really|still"
+    r"|in fact|approximately|about)\b,?\s*)?:?"
 )
 _STATEMENT = re.compile(
     # GSM8K's `#### 5`, a heading "Final Answer" with the answer below, "the answer is 5".
@@ -90,12 +97,29 @@ _STATEMENT = re.compile(
     r"|^[#*_ \t]*+(?:option|choice)[*_]*:[ \t*_]*)",
     re.IGNORECASE | re.MULTILINE,
 )
+_ENDS = r"(?=[*_$]{0,4}(?:[.,;:!\n]|\Z|\s+(?:because|since|as)\b))"
 _CORRECT_OPTION = re.compile(
-    r"(?<![a-zA-Z0-9\\])(?-i:([A-J]))[)*_$]{0,4}\s+is\s+(?:the\s+)?(?:correct|right)\b",
-    re.IGNORECASE,
+    r"(?<![a-zA-Z0-9\\])(?-i:([A-J]))[)*_$]{0,4}\s+is\s+(?:the\s+)?(?:correct|right)\b"
+    r"|(?:^|[.,:!]\s|\b(?:option|choice|letter|so|thus|hence|therefore|that)\b)[\s*_$(\[]{0,4}"
+    rf"(?-i:([A-J]))[)\]*_$]{{0,4}}\s+is\s+(?:the|my)\s+(?:final\s+)?answer\b{_ENDS}"
+    r"|(?:^|[.!]\s)[\s*_]{0,4}(?:(?:so|thus|hence|therefore),?\s+)?I(?:\s+(?:would|will)|['’](?:d|ll))?"
+    r"\s+(?:choose|pick|select)\s+(?:(?:the\s+)?(?:option|choice|answer|letter)\s+)?[*_$(\[]{0,4}"
+    rf"(?-i:([A-J]))[)\]]?{_ENDS}",
+    re.IGNORECASE | re.MULTILINE,
 )
-"""`Option (B) is correct`."""
+"""`Option (B) is correct`, `Therefore, B is the answer`, `I choose B`."""
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
+_ENDED = re.compile(
+    r"^[#>*_ \t-]*(?:\d+|[A-Ja-j])\.(?=[\s*_])"
+    r"|((?:[.!?](?=\s)|(?<![,;])(?<![,;] )(?<!\bor)(?<!\band)\n))",
+    re.MULTILINE,
+)
+"""The end of a sentence or of a line, as group; a number or a letter that begins an item of a list
+is none, nor is the end of a line that goes on behind a comma."""
+_ITEM = re.compile(r"[ \t]*(?:[*_]*\(?1[.)][*_]*[ \t]+\S|([-*+•])[ \t].*\n\s*\1(?:[ \t]|\Z))")
+"""The first item of a list, with its number or with the sign of a second item."""
+_HEADING = re.compile(r"[.)][ \t]+\S.*\n")
+"""The rest of a numbered heading, `#### 2. Add`, behind its number."""
 _DOUBT = re.compile(
     r"\b(?:nor|neither|if|whether|unless|only|suppose|assume|assuming|why)\b"
     r"|\b(?:not|no|never|false|doubt|\w+n['’]t|cannot)\b(?!.*[,;])",
@@ -110,13 +134,35 @@ _FORMULA = (
     r"|\\\(.{1,500}?\\\)|\\\[.{1,500}?\\\])"
 )
 _ASSERTED = (
-    r"[\s,;(—–]*\b(?:which|that|this) (?:is|equals|gives|makes|totals"
+    r"[\s,;(—–]*\b(?:which|that|this) (?:is|was|are|equals|gives|makes|totals"
     r"|(?:comes|works out|adds up|amounts|simplifies|reduces|evaluates) to)"
     r"(?: equal to| exactly| simply| just)?\b,?"
     r"|[\s,;(—–]+(?:i\.e\.|equivalently\b|(?:equal|equivalent) to\b"
     r"|(?:equalling|giving|making)\b),?"
 )
 """Words that give the value of the expression before: `, which is 5`, `, i.e. 5`."""
+_FOUND = r"(?:obtain(?:ed)?|found|find|got(?:ten)?|get|calculated|computed|derived|reached)"
+_SAID = (
+    rf"[\s,;(—–]+(?:(?:which (?:we|you|I|one) )?{_FOUND} (?:by|from|as|using|via|when)\b"
+    r"|which (?:comes from|results from|represents|corresponds to)\b"
+    r"|(?:(?:and |but )?not|rather than|instead of)(?=\s+[-+$\\(]*\d))"
+    r"|\s*[,(—–]\s*the [a-z]+ of\b"
+)
+"""Words about the number before: `, obtained by multiplying`, `, the sum of 5 and 7`, `, not 8`."""
+_DENIED = re.compile(
+    r"\s*(?:not|no|never|wrong|incorrect|false|impossible)\b"
+    r"|.*?(?:\b(?:but|so|thus|hence|therefore|then|wait|actually|rather|instead|should|if|unless"
+    r"|otherwise|except|correction)\b|[,;—–]\s*(?:and|or|no|not)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Words of a remark that takes a number back, limits it, or goes on to another one."""
+_WRONG = re.compile(r"\b(?:which|that|this) (?:is|was) (?:\w+ )?(?:wrong|incorrect|impossible)\b")
+_BRACKETS = re.compile(r"([^()]+?)\s+\((?!.*\bor\b)([^()]*\d[^()]*)\)", re.DOTALL)
+"""A value and a remark in brackets: `391 (17 times 23)`."""
+_NO_REMARK = re.compile(rf"{FUNCTION.pattern}|base|modulo")
+"""Words of a bracket that belongs to the number before."""
+_FACTOR = r"\d+(?:\.\d+|/[1-9]\d*)?"
+_TERM = rf"{_FACTOR}(?:\*{_FACTOR})*"
 _OTHERWISE = r"[\s,;(—–]*\bor(?: (?:equivalently|simply|just))?\b,?"
 """Words before the same value in another form, or before a second value."""
 _OPERATOR = re.compile(r"[-+*/^×·÷−!]|\\[a-zA-Z]")
@@ -128,7 +174,8 @@ _CALCULATED = re.compile(
 _COMPARED = re.compile(r"\b(?:and|or)\b|[=<>]")
 """Signs of two values, or of a statement about one."""
 _RESTATED = re.compile(
-    rf"(?P<first>(?:[^,;]|,(?=\d{{3}}))*?)(?:{_ASSERTED}|(?P<otherwise>{_OTHERWISE}))\s+(?P<second>.*)",
+    rf"(?P<first>(?:[^,;]|,(?=\d{{3}}))*?)"
+    rf"(?:{_ASSERTED}|(?P<said>{_SAID})|(?P<otherwise>{_OTHERWISE}))\s+(?P<second>.*)",
     re.DOTALL,
 )
 _STATED = re.compile(
@@ -162,6 +209,32 @@ _VALUE_WORDS = frozenset(
     ("yes", "no", "true", "false", "even", "odd", "none", "undefined", "infinite", "infinity")
 )
 """Words that are an answer without a box."""
+_WORD_AND_REASON = re.compile(
+    rf"((?:{'|'.join(sorted(_VALUE_WORDS))}|no (?:real )?solutions?)\b)[\s,;:(—–]+"
+    r"(?:because|since|as|due to)\b.*",
+    re.DOTALL | re.IGNORECASE,
+)
+_OPTION_LINE = re.compile(
+    r"^[ \t*_#>$(\[-]*(?:(?:option|choice) )?([A-J])(?:[*_$]*([)\].:])|[*_$ \t]*$)",
+    re.MULTILINE | re.IGNORECASE,
+)
+"""A line that begins with the letter of an option and its sign, or is the letter alone."""
+_REST_OF_LINE = re.compile(r".*\n(?:[ \t]*\n)*")
+_NEXT_OPTION = re.compile(
+    rf"(?:(?!\b(?:{REASON_WORDS}|so|which|not|than|unlike)\b).)*?(?<!\w)[(\[*_]*"
+    r"([A-J])([)\]:]|(?<=[,;\d]\s[A-J])\.)(?=[*_$]*[ \t]+\S)"
+)
+"""The letter of an option in the same line, before which no reason begins."""
+_REJECTED = re.compile(
+    r"[*_$(\[]*(?:(?:option|choice) )?[A-J][)\].:,*_$]*\s+(?:[\d.,/]+\s+)?(?:"
+    r"(?:is|was|would be|can be)\s+(?:\w+\s+)?"
+    r"(?:wrong|incorrect|false|eliminated|excluded|ruled out)\b"
+    r"|(?:(?:is|was|can|could|would)(?:n['’]t| not)|cannot|can['’]t)\s+(?:be\s+)?(?:the\s+)?"
+    r"(?:right|correct|true|answer)\b"
+    r"|does(?:n['’]t| not)\s+(?:work|satisfy|hold|fit)\b)",
+    re.IGNORECASE,
+)
+"""A sentence that rejects an option: `A) is wrong`."""
 
 
 def extract_answer(
@@ -172,57 +245,92 @@ def extract_answer(
 
     The text after the last `</think>` counts first, since it is the reply to the reader. If the
     reply states nothing, the thoughts count, as in a sample that was cut off within its thoughts.
-    A reply that is nothing but a number, a formula or a letter to choose is an answer, too.
+    A reply that is nothing but a number, a formula or a letter to choose is an answer, too, unless
+    it was cut off. The first item of a list, as in `1. First`, is none.
     Empty boxes are skipped, since they are the prompt's own words, and unclosed ones, since they
     were cut off. A box without braces, as in `\boxed 5`, needs a number. Boxes that commas, `and`
     or `or` join are one answer. Words are an answer in a box only. The time is linear in the
     length.
 
     Args:
-        kind: for a choice, the last of these that states a letter counts first. Without a kind,
-            a statement of a letter counts before a box that holds a formula of more than numbers.
+        kind: for a choice, the last of these that states a letter counts first; else a first line
+            as `B) 5` counts, unless it begins a list of options or rejects one. Without a kind, a
+            statement of a letter counts before a box that holds a formula of more than numbers.
         cut_off: the text reached a limit of tokens. An answer without a box or tags then counts
-            only if its sentence or line has ended: `the answer is 3` may have become `30`.
+            only if its sentence or line has ended: `the answer is 3` may have become `30`. Boxes
+            count only if no comma, `and` or `or` behind them leads to another one.
     """
     thoughts, _, reply = text.rpartition("</think>")
     for part in (reply, thoughts):
         is_reply = part is reply
-        if answer := _find_answer(part, kind, whole=is_reply, cut_off=cut_off and is_reply):
-            letter = _OPEN_LETTER.fullmatch(answer)
-            return letter[1] if letter else answer
+        found = _find_answer(part.lstrip(), kind, whole=is_reply, cut_off=cut_off and is_reply)
+        if found:
+            letter = _OPEN_LETTER.fullmatch(found)
+            return letter[1] if letter else found
     return None
 
 
 def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bool) -> str | None:
-    sentences = _ended_sentences(text) if cut_off else text
-    found = list(_candidates(text, sentences, whole=whole))
+    end = _end_of_sentences(text) if cut_off else len(text)
+    found = list(_candidates(text, end, whole=whole, cut_off=cut_off))
     if kind is AnswerKind.CHOICE:
-        first_line = sentences.strip().partition("\n")[0]
-        if not found and len(first_line) < MAX_BARE and as_choice(first_line):
-            found = [first_line]
+        if not found and (line := _first_line(text, end, cut_off)):
+            found = [line]
         found = [answer for answer in found if as_choice(answer)] or found
     elif kind is None and found and _is_formula(found[0]):
         found = [answer for answer in found[1:] if _CHOICE.fullmatch(answer)] or found
     return found[0] if found else None
 
 
-def _ended_sentences(text: str) -> str:
-    """Return a text up to its last end of a sentence or of a line."""
-    end = max((match.end() for match in _SENTENCE_END.finditer(text)), default=0)
-    return text[:end]
+def _end_of_sentences(text: str) -> int:
+    """Return the last end of a sentence or of a line in a text that was cut off."""
+    return max((match.end() for match in _ENDED.finditer(text) if match[1]), default=0)
 
 
-def _candidates(text: str, sentences: str, *, whole: bool) -> Iterator[str]:
+def _candidates(text: str, end: int, *, whole: bool, cut_off: bool) -> Iterator[str]:
     """Yield the answers that a text states, from the most to the least explicit.
 
     Args:
-        sentences: the part of the text in which an answer without a box or tags counts.
+        end: end of the part in which an answer without a box or tags counts.
     """
-    for answer in (_tagged(text), _last_box(text), _last_statement(sentences)):
+    for answer in (_tagged(text), _last_box(text, cut_off), _last_statement(text, end)):
         if answer:
             yield answer
-    if whole and (bare := _bare_answer(sentences)):
+    if whole and (bare := _bare_answer(text, end, cut_off)):
         yield bare
+
+
+def _first_line(text: str, end: int, cut_off: bool) -> str | None:
+    """Return the first line if it chooses an option, and neither begins a list of options nor
+    rejects one. In a text that was cut off, another line has to follow.
+    """
+    line = text[:end].partition("\n")[0]
+    if len(line) >= MAX_BARE or not as_choice(line) or _REJECTED.match(line):
+        return None
+    is_last = cut_off and not _WORD.search(text, len(line))
+    return None if is_last or _begins_options(text, 0) else line.rstrip()
+
+
+def _begins_options(text: str, begin: int, *, next_line: bool = False) -> bool:
+    """Return True if a line is the first of a list of options, as in `A) 4` before `B) 5`.
+
+    Args:
+        next_line: only the next line, and no later one, may hold the second option.
+    """
+    option = _OPTION_LINE.match(text, begin)
+    if option is None:
+        return False
+    rest = _REST_OF_LINE.match(text, option.end())
+    if next_line:
+        later = rest and _OPTION_LINE.match(text, rest.end())
+    else:
+        later = _OPTION_LINE.search(text, option.end())
+    return any(
+        ord(other[1].upper()) == ord(option[1].upper()) + 1
+        and (other[2] == option[2] or other.end() == len(text))
+        for other in (_NEXT_OPTION.match(text, option.end()), later)
+        if other
+    )
 
 
 def _is_formula(answer: str) -> bool:
@@ -238,26 +346,28 @@ def _tagged(text: str) -> str | None:
     content = tags[0][1]
     if chosen := _CHOICE.match(content.strip()):
         return tidy(chosen[0])
-    return _last_box(content) or _last_statement(content) or _value(tidy(content))
+    return _last_box(content) or _last_statement(content, len(content)) or _value(tidy(content))
 
 
-def _bare_answer(reply: str) -> str | None:
+def _bare_answer(reply: str, end: int, cut_off: bool) -> str | None:
     """Return the entire reply if it is nothing but a number, a formula or a letter to choose, or a
-    letter in its first line.
+    letter in its first line. A reply that was cut off is not entire.
     """
-    if letter := _FIRST_LINE.match(reply):
-        return letter[1]
-    if len(reply) > MAX_BARE or not _BARE.fullmatch(reply):
+    if letter := _FIRST_LINE.match(reply, 0, end):
+        return None if _begins_options(reply, 0) else letter[1]
+    if cut_off or len(reply) > MAX_BARE or not _BARE.fullmatch(reply):
         return None
     return tidy(reply) or None
 
 
-def _last_box(text: str) -> str | None:
+def _last_box(text: str, cut_off: bool = False) -> str | None:
     """Return the content of the box that begins last, of those that are closed and not empty,
-    together with the boxes of the same list.
+    together with the boxes of the same list. None if the list was cut off.
     """
-    boxes = _join(deque(_boxes(text), maxlen=MAX_JOINED), text)
-    return boxes or None
+    boxes = deque(_boxes(text), maxlen=MAX_JOINED)
+    if cut_off and boxes and _UNFINISHED.match(text, boxes[-1][1]):
+        return None
+    return _join(boxes, text) or None
 
 
 def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
@@ -310,16 +420,17 @@ def _join(boxes: Iterable[tuple[int, int, str]], text: str) -> str:
     return ", ".join(content for _, content in joined)
 
 
-def _last_statement(text: str) -> str | None:
-    """Return the answer of the last lead that states one, else the last option that is called
-    correct.
+def _last_statement(text: str, end: int) -> str | None:
+    """Return the answer of the last lead that states one before the end, else the last option that
+    is called correct.
     """
-    leads = deque(_STATEMENT.finditer(text), maxlen=MAX_STATEMENTS)
+    leads = deque(_STATEMENT.finditer(text, 0, end), maxlen=MAX_STATEMENTS)
     for lead in reversed(leads):
-        if answer := _read_statement(text, lead):
+        if answer := _read_statement(lead, end):
             return answer
-    options = deque(_CORRECT_OPTION.finditer(text), maxlen=MAX_STATEMENTS)
-    return next((option[1] for option in reversed(options) if _is_asserted(option)), None)
+    options = deque(_CORRECT_OPTION.finditer(text, 0, end), maxlen=MAX_STATEMENTS)
+    asserted = next((option for option in reversed(options) if _is_asserted(option)), None)
+    return asserted[asserted.lastindex or 0] if asserted else None
 
 
 def _is_asserted(option: re.Match[str]) -> bool:
@@ -329,34 +440,75 @@ def _is_asserted(option: re.Match[str]) -> bool:
     return not (_DOUBT.search(before) or _CONDITION.match(text, option.end()))
 
 
-def _read_statement(text: str, lead: re.Match[str]) -> str | None:
-    """Return the answer that follows "the answer is"; None if a sentence about it follows."""
-    box = _BEGINS_WITH_EMPTY_BOX.match(text, lead.end())
-    stated = _STATED.match(text, box.end() if box else lead.end())
+def _read_statement(lead: re.Match[str], end: int) -> str | None:
+    """Return the answer that follows "the answer is"; None if a sentence about it, or a list of
+    steps or options follows.
+    """
+    text = lead.string
+    line = text.rfind("\n", lead.start(), lead.end()) + 1
+    if line and (_ITEM.match(text, line) or _begins_options(text, line, next_line=True)):
+        return None
+    box = _BEGINS_WITH_EMPTY_BOX.match(text, lead.end(), end)
+    stated = _STATED.match(text, box.end() if box else lead.end(), end)
     answer = tidy(stated[0]) if stated else ""
     if stated and (chosen := _CHOICE.match(stated[0])):
         return None if _SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
     if lead["choice"] or _is_about_a_box(answer):
         return None
-    if (
-        lead["hashes"]
-        and re.search(r"\s", answer)
-        and text[stated.end() if stated else 0 :].strip(" .*\n")
-    ):
-        # A heading "#### 2 cases" in the middle of a text; GSM8K's line is the last.
+    if lead["hashes"] and stated and _is_heading(stated, answer):
         return None
     return _value(answer)
 
 
+def _is_heading(stated: re.Match[str], answer: str) -> bool:
+    """Return True for a heading as `#### 2 cases` or `#### 2. Add` in the middle of a text; GSM8K's
+    line `#### 5` is the last.
+    """
+    text, end = stated.string, stated.end()
+    if _ITEM.match(text, stated.start()) or _HEADING.match(text, end):
+        return True
+    return bool(re.search(r"\s", answer) and text[end:].strip(" .*\n"))
+
+
 def _value(answer: str) -> str | None:
     """Return an answer without a box, less the remark behind it; None if it is words alone."""
-    if len(answer) > MAX_STATED or re.match(_PRONOUN, answer):
+    if len(answer) > MAX_STATED or re.match(_PRONOUN, answer) or _WRONG.search(answer):
         return None
-    answer = _result(without_reason(_settled(answer)))
+    answer = re.sub(r"^(?:minus|negative)\s+\$?(?=[\d.\\])", "-", answer)
+    answer = _WORD_AND_REASON.sub(r"\1", _result(without_reason(_settled(answer))))
+    answer = _without_bracket(answer)
     for words in (answer, _REMARK.sub("", answer), _CALCULATION.sub("", answer)):
         if words and len(_WORD.findall(words)) <= MAX_WORDS and _is_value(words):
             return words
     return None
+
+
+def _without_bracket(answer: str) -> str:
+    """Return a number without the bracket behind it that says how it was found, as in
+    `391 (17 times 23)` and `391 (17 * 23)`; any other answer as it is.
+    """
+    parts = _BRACKETS.fullmatch(answer)
+    number = read_number(parts[1]) if parts else None
+    if parts is None or number is None:
+        return answer
+    words = _WORD.findall(parts[2])
+    if words or parts[2].startswith("="):
+        kept = any(map(_NO_REMARK.fullmatch, words)) or bool(_DENIED.match(parts[2]))
+    else:
+        kept = _calculated(parts[2].partition("=")[0]) != number[0]
+    return answer if kept else parts[1]
+
+
+def _calculated(text: str) -> Fraction | None:
+    """Return the value of a sum of products of numbers; None for any other text."""
+    text = re.sub(r"\\(?:times|cdot)(?![a-z])|(?<=\d) ?x ?(?=\d)", "*", plain(text))
+    text = re.sub(r"\\?\$|(?<=\d),(?=\d{3})|\s", "", text)
+    if not re.fullmatch(rf"[-+]?{_TERM}(?:[-+]{_TERM})*", text):
+        return None
+    total = Fraction(0)
+    for sign, term in re.findall(rf"([-+]?)({_TERM})", text):
+        total += int(f"{sign}1") * math.prod(map(Fraction, term.split("*")))
+    return total
 
 
 def _result(answer: str) -> str:
@@ -369,8 +521,9 @@ def _result(answer: str) -> str:
 def _settled(answer: str) -> str:
     """Return the value of an answer that is stated twice, as in `2 + 3, which is 5`.
 
-    A number stays, whatever is said of it, as in `12, which is 50%`. An expression gives way to a
-    number behind it, but not to its rounding. After "or", numbers are one if they are equal.
+    A number stays, whatever is said of it, as in `12, which is 50%` and `12, which is 3 times 4`,
+    unless it is denied. An expression gives way to a number behind it, but not to its rounding.
+    After "or", numbers are one if they are equal.
     Any other answer, as `2 or 3` and a list, is returned as it is.
     """
     restated = _RESTATED.fullmatch(answer)
@@ -381,11 +534,20 @@ def _settled(answer: str) -> str:
     )
     second = tidy(_REMARK.sub("", without_reason(_settled(second))).rstrip(")"))
     number = read_number(second)
-    if number is None:
+    if _is_single(first):
+        if restated["otherwise"]:
+            return first if number and _are_one(first, second) else answer
+        return first if number or not _DENIED.match(restated["second"]) else answer
+    if number is None or restated["said"]:
         return answer
-    if read_number(first):
-        return first if not restated["otherwise"] or _are_one(first, second) else answer
     return second if not restated["otherwise"] and _gives(first, second, number[1]) else answer
+
+
+def _is_single(answer: str) -> bool:
+    """Return True for a number, also with its name, for a date and for a time of day."""
+    value = read_value(answer)
+    is_date = value.words[:1] == ("date",) or value.clock
+    return bool(is_date or read_number(_without_name(answer)))
 
 
 def _gives(expression: str, number: str, unit: Unit | None) -> bool:
@@ -415,7 +577,9 @@ def _is_value(answer: str) -> bool:
     value = read_value(answer)
     if not value.words:
         return bool(re.search(r"\d|\\|[=<>+^∅]|^\W*\w\W*$", answer)) or value.latex != plain(answer)
-    return value.words[0] == "date" or (value.words[-1] in _VALUE_WORDS and len(value.words) < 3)
+    return value.words[0] in ("date", "digits") or (
+        value.words[-1] in _VALUE_WORDS and len(value.words) < 3
+    )
 
 
 def _is_about_a_box(answer: str) -> bool:

@@ -48,17 +48,20 @@ class Value:
 class Clock:
     """A time of day."""
 
-    minutes: int
-    """Minutes since midnight, or since the last noon where the half of the day is not known."""
+    seconds: int
+    """Seconds since midnight, or since the last noon where the half of the day is not known."""
     knows_half: bool
     has_half: bool = False
     """True if `am` or `pm` stands behind the time; without it, `3:10` may be a ratio."""
 
     def equals(self, other: "Clock") -> bool:
-        """Return True for the same time, where both say which half of the day they mean."""
-        if self.knows_half and other.knows_half:
-            return self.minutes == other.minutes
-        return self.minutes % 720 == other.minutes % 720
+        """Return True for the same time; `3:10` is also the time of either half that another clock
+        with `am` or `pm` shows.
+        """
+        known = self.knows_half and other.knows_half
+        if known or not (self.has_half or other.has_half):
+            return self.seconds == other.seconds
+        return self.seconds % 43_200 == other.seconds % 43_200
 
 
 Question = tuple[str, str]
@@ -83,7 +86,10 @@ _ENDS_VALUE = re.compile(r"(?:[\d)}\]!%]|\\pi|\\infty|\|)\s*$")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _PART = r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?"
 _SUM = re.compile(rf"{_PART}(?:\s*,?\s*(?:and\s+)?{_PART})+", re.IGNORECASE)
-_CLOCK = re.compile(r"(\d{1,2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
+_CLOCK = re.compile(r"(\d{1,2})(?::(\d{2})(?::(\d{2}))?)?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
+_ISO_DATE = re.compile(r"(\d{4})[-–](0[1-9]|1[0-2])[-–](0[1-9]|[12]\d|3[01])", re.ASCII)
+_CODE = re.compile(r"(?=.*\b0\d)\d+(?:\s*[-–]\s*\d+)+|(?:(?:\d-)?\d{3}-)?\d{3}-\d{4}", re.ASCII)
+"""Digits that are no numbers: with zeros in front, as `10-05`, or of a telephone, `555-1234`."""
 _TEMPERATURE = re.compile(
     r"(?:°|\bdegrees?)\s*(C|F)(?:elsius|ahrenheit)?\b|\bdegrees?\s+(?=centigrade)", re.IGNORECASE
 )
@@ -147,7 +153,7 @@ def read_value(answer: str) -> Value:
         return Value(choice, choice=choice)
     if clock := _read_clock(text):
         return Value(as_latex(text), clock=clock)
-    if words := _read_words(text):
+    if words := _read_digits(text) or _read_words(text):
         return Value(as_latex(text), words=words) if isinstance(words, tuple) else Value(words)
     if total := _read_sum(text):
         return total
@@ -295,15 +301,17 @@ def _read_clock(text: str) -> Clock | None:
     bare = " ".join(_TEXT.sub(r" \1 ", text).split())
     bare = {"noon": "12 pm", "midnight": "12 am"}.get(bare.lower(), bare)
     time = _CLOCK.fullmatch(re.sub(r"\s*:\s*", ":", bare))
-    if time is None or not (time[2] or time[3]):
+    if time is None or not (time[2] or time[4]):
         return None
-    hour, minute, half = int(time[1]), int(time[2] or 0), (time[3] or "").lower()
-    if minute > 59 or hour > (12 if half else 24) or (half and hour == 0):
+    hour, minute, second = (int(time[part] or 0) for part in (1, 2, 3))
+    half = (time[4] or "").lower()
+    if max(minute, second) > 59 or hour > (12 if half else 24) or (half and hour == 0):
         return None
+    past = minute * 60 + second
     if half:
-        return Clock((hour % 12 + (12 if half == "p" else 0)) * 60 + minute, True, True)
+        return Clock((hour % 12 + (12 if half == "p" else 0)) * 3600 + past, True, True)
     # From 13 on, and at 0, the clock has 24 hours.
-    return Clock(hour * 60 + minute, hour > 12 or hour == 0)
+    return Clock(hour * 3600 + past, hour > 12 or hour == 0)
 
 
 def _read_sum(text: str) -> Value | None:
@@ -325,6 +333,13 @@ def _read_sum(text: str) -> Value | None:
         Unit(units[0].dimensions, pi=units[0].pi),
         needs_unit=units[0].dimensions != MONEY,
     )
+
+
+def _read_digits(text: str) -> tuple[str, ...]:
+    """Return the words of a date as `2024-01-02`, or the digits of a code; empty for a number."""
+    if date := _ISO_DATE.fullmatch(text):
+        return _canonical([_MONTHS[int(date[2]) - 1], date[3], date[1]])
+    return ("digits", *re.findall(r"\d+", text)) if _CODE.fullmatch(text) else ()
 
 
 def _read_words(text: str) -> tuple[str, ...] | str:
@@ -418,10 +433,12 @@ def decide(a: Value, b: Value) -> bool | Question:
     """Return True or False where equality needs no math-verify, else the two values to compare."""
     if {a.choice, b.choice} & {a.latex, b.latex}:
         return (a.choice or a.latex) == (b.choice or b.latex)
-    if a.clock and b.clock and (a.clock.has_half or b.clock.has_half):
+    if a.clock and b.clock:
         return a.clock.equals(b.clock)
     if a.words and b.words:
         return a.words == b.words
+    if {"date", "digits"} & {*a.words[:1], *b.words[:1]}:
+        return False
     if (a.clock is None) != (b.clock is None):
         timed, other = (a, b) if a.clock else (b, a)
         return _equals_clock(timed, other)
@@ -449,16 +466,14 @@ def _as_union(latex: str, other: str) -> str:
 
 
 def _equals_clock(timed: Value, other: Value) -> bool | Question:
+    """Compare a time of day with another value: `12:30` with the ratio `2:5`, `3 pm` with `3`."""
     assert timed.clock
-    if ":" in timed.latex:
-        return timed.latex.replace(" ", "") == other.latex.replace(" ", "") or (
-            not timed.clock.has_half
-            and (min(timed.latex, other.latex), max(timed.latex, other.latex))
-        )
-    return other.unit is None and other.latex in {
-        str(timed.clock.minutes // 60),
-        str((timed.clock.minutes // 60 - 1) % 12 + 1),
-    }
+    if ":" not in timed.latex:
+        hour = timed.clock.seconds // 3600
+        return other.unit is None and other.latex in {str(hour), str((hour - 1) % 12 + 1)}
+    if timed.clock.has_half or ":" not in other.latex:
+        return False
+    return min(timed.latex, other.latex), max(timed.latex, other.latex)
 
 
 def _units_agree(a: Value, b: Value) -> bool:
