@@ -15,17 +15,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lim_sglang.evals.run_store import GRADES_FILE, GradedSample, load_run, write_atomically
-from lim_sglang.programs.grading.answers import PARSERS, AnswerKind, extract_answer
+from lim_sglang.programs.grading.answers import (
+    extract_answer,
+)
+from lim_sglang.programs.grading.kinds import (
+    PARSERS,
+    AnswerKind,
+)
 from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
 
 TURN_S = 0.5
 """Longest wait of the main thread, which Ctrl-C cannot interrupt if the kernel hands the signal to
 another thread."""
 GRADING_VERSION = 7
-"""Version of extraction and grading: raise the number with a change of this module, or of
-`answers.py`, `latex.py`, `units.py`, `values.py`, `comparison.py` or `equivalence.py` in
-`programs/`, that changes a verdict. Verdicts of another version are renewed from the stored
-texts."""
+"""Version of extraction and grading: raise the number with a change of this module, of
+`programs/grading/` or of `programs/comparison.py` that changes a verdict. Verdicts of another
+version are renewed from the stored texts."""
 
 
 class Equivalence(Protocol):

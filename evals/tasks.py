@@ -18,9 +18,11 @@ from lim_sglang.errors import ConfigError, DataError, bullets
 from lim_sglang.evals.options import check_letter, with_options
 from lim_sglang.markdown_section import places
 from lim_sglang.programs.grading.answers import (
+    extract_answer,
+)
+from lim_sglang.programs.grading.kinds import (
     AnswerKind,
     as_integer,
-    extract_answer,
     fault_of_reference,
     lost_command,
     number_text,

@@ -189,7 +189,11 @@ def grade(reply: str, answer: str | float, kind: Kind = "expression") -> bool:
         LimError: there is no such kind, a text is none, no reply can equal the answer, or
             math-verify does not start.
     """
-    from lim_sglang.programs.grading.answers import AnswerKind, fault_of_reference, number_text
+    from lim_sglang.programs.grading.kinds import (
+        AnswerKind,
+        fault_of_reference,
+        number_text,
+    )
 
     grader = _grader(kind)
     gold: Any = number_text(answer) or answer
@@ -209,12 +213,13 @@ def extract_answer(reply: str, kind: Kind = "expression") -> str | None:
     Raises:
         LimError: there is no such kind, or the reply is no text.
     """
-    from lim_sglang.programs.grading import answers
+    from lim_sglang.programs.grading.answers import extract_answer as extract
+    from lim_sglang.programs.grading.kinds import PARSERS, AnswerKind
 
-    answer_kind = answers.AnswerKind(_known(kind))
+    answer_kind = AnswerKind(_known(kind))
     _check_texts(reply=reply)
-    found = answers.extract_answer(reply, answer_kind)
-    parse = answers.PARSERS.get(answer_kind)
+    found = extract(reply, answer_kind)
+    parse = PARSERS.get(answer_kind)
     if found is None or parse is None:
         return found
     value = parse(found)
@@ -223,7 +228,9 @@ def extract_answer(reply: str, kind: Kind = "expression") -> str | None:
 
 def _grader(kind: str) -> "Grader":
     from lim_sglang.evals.grading import Grader
-    from lim_sglang.programs.grading.answers import AnswerKind
+    from lim_sglang.programs.grading.kinds import (
+        AnswerKind,
+    )
 
     return Grader(AnswerKind(_known(kind)), _checker(os.getpid()))
 

@@ -1,16 +1,20 @@
-r"""The final answer that a chain of thought states: found in the text, and read as an integer or as
-the letter of a choice.
-"""
+r"""The final answer that a chain of thought states, found in the text."""
 
-import json
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from decimal import Decimal
-from enum import StrEnum
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
+from lim_sglang.programs.grading.kinds import (
+    CONDITIONS,
+    PRONOUN,
+    REASON,
+    SECOND_LETTER,
+    AnswerKind,
+    as_choice,
+    without_name,
+)
 from lim_sglang.programs.grading.latex import FUNCTION, plain, tidy
 from lim_sglang.programs.grading.units import Unit
 from lim_sglang.programs.grading.values import (
@@ -19,26 +23,9 @@ from lim_sglang.programs.grading.values import (
     equal_numbers,
     read_number,
     read_value,
-    split_unit,
     without_reason,
 )
 
-
-class AnswerKind(StrEnum):
-    """Comparison of an answer with the gold answer."""
-
-    EXPRESSION = "expression"
-    """Mathematical equality by math-verify."""
-    INTEGER = "integer"
-    """Integer from 0 to 999, as the AIME asks for."""
-    CHOICE = "choice"
-    """Letter of an option, A to J."""
-
-
-CHOICES = "ABCDEFGHIJ"
-MAX_PARSED_CHARS = 500
-"""Characters in which a letter is searched, and length of the longest text that may be an
-integer."""
 MAX_BARE = 200
 """Longest reply, in characters, that may be nothing but an answer."""
 MAX_WORDS = 4
@@ -126,9 +113,7 @@ _DOUBT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """Words that deny or limit what follows: some in the whole sentence, some up to a comma."""
-_CONDITIONS = r"[\s,*_]*(?:(?:but )?only|if|when|unless|provided|\?)"
-"""Words behind an option that is correct in some cases alone."""
-_CONDITION = re.compile(_CONDITIONS, re.IGNORECASE)
+_CONDITION = re.compile(CONDITIONS, re.IGNORECASE)
 _FORMULA = (
     r"(?:\$\$[^$]{1,500}\$\$|\$(?!\s)[^$]{1,500}(?<!\s)\$(?!\d)"
     r"|\\\(.{1,500}?\\\)|\\\[.{1,500}?\\\])"
@@ -194,13 +179,8 @@ _BARE = re.compile(
 )
 _FIRST_LINE = re.compile(r"\s*[*_$(\[]*([A-J])[)\]*_$.:]*[ \t]*\n")
 """A reply that begins with nothing but a letter in its first line."""
-_REASON = rf"(?:{REASON_WORDS}|for|so|which|with|by)\b"
-_PRONOUN = (
-    r"I\b,?\s+(?:as an?|am|was|cannot|can|could|do|don['’]t|did|have|will|would|must|think"
-    r"|believe)\b"
-)
 _CHOICE = re.compile(
-    rf"[*_$]*(?!{_PRONOUN})(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)|[A-J](?=[*_$]*(?:[.,;:]|\s+{_REASON}|\s*[(—–]|\s+-\s|$)))"
+    rf"[*_$]*(?!{PRONOUN})(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)|[A-J](?=[*_$]*(?:[.,;:]|\s+{REASON}|\s*[(—–]|\s+-\s|$)))"
 )
 """A letter in brackets, or before the beginning of a reason: the choice, whatever text follows."""
 _OPEN_LETTER = re.compile(r"(?:\\text\{)?([A-Ja-j])\s*[)\].:]+\}?")
@@ -452,7 +432,7 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
     stated = _STATED.match(text, box.end() if box else lead.end(), end)
     answer = tidy(stated[0]) if stated else ""
     if stated and (chosen := _CHOICE.match(stated[0])):
-        return None if _SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
+        return None if SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
     if lead["choice"] or _is_about_a_box(answer):
         return None
     if lead["hashes"] and stated and _is_heading(stated, answer):
@@ -472,7 +452,7 @@ def _is_heading(stated: re.Match[str], answer: str) -> bool:
 
 def _value(answer: str) -> str | None:
     """Return an answer without a box, less the remark behind it; None if it is words alone."""
-    if len(answer) > MAX_STATED or re.match(_PRONOUN, answer) or _WRONG.search(answer):
+    if len(answer) > MAX_STATED or re.match(PRONOUN, answer) or _WRONG.search(answer):
         return None
     answer = re.sub(r"^(?:minus|negative)\s+\$?(?=[\d.\\])", "-", answer)
     answer = _WORD_AND_REASON.sub(r"\1", _result(without_reason(_settled(answer))))
@@ -547,12 +527,12 @@ def _is_single(answer: str) -> bool:
     """Return True for a number, also with its name, for a date and for a time of day."""
     value = read_value(answer)
     is_date = value.words[:1] == ("date",) or value.clock
-    return bool(is_date or read_number(_without_name(answer)))
+    return bool(is_date or read_number(without_name(answer)))
 
 
 def _gives(expression: str, number: str, unit: Unit | None) -> bool:
     """Return True if a number that is said to be an expression can be its value."""
-    if not _OPERATOR.search(expression) or _COMPARED.search(_without_name(expression)):
+    if not _OPERATOR.search(expression) or _COMPARED.search(without_name(expression)):
         return False
     if "." in number and "." not in expression:
         return False  # may be rounded
@@ -596,133 +576,3 @@ def answer_line(solution: str) -> str | None:
     """
     lines = re.findall(r"^####[ \t]*(.*)$", solution, re.MULTILINE)
     return tidy(lines[-1]) or None if lines else None
-
-
-_NAME = re.compile(r"\A(?!.*\b(?:and|or)\b)[^,;]*=", re.DOTALL)
-"""Left side of an equation, as in `m+n = 33`. Two numbers have two names and do not match."""
-_INEQUALITY = re.compile(r"[<>]|!\s*=|\\(?:le|ge|ne|approx)(?![a-zA-Z])")
-_STEP = r"(?:[-+\d.\s*/^(){}]|\\(?:frac|sqrt|cdot|times)(?![a-zA-Z]))"
-_ALTERED = re.compile(rf"(?!\s*[a-zA-Z]\s*[(=]){_STEP}*([a-zA-Z])(?:{_STEP}|\1)*=.*", re.DOTALL)
-"""A multiple, a power or a sum of one name, as in `2x = 25` and `n^2 = 25`; no `f(2) = 25`."""
-_INTEGER = re.compile(r"(?:\s|\(|\\\{)*\+?\s*0*(\d{1,3})(?:\.0*)?(?:\s|\.|\)|\\\})*", re.ASCII)
-_MARKUP = re.compile(r"\\text\b|[{}$*]")
-_BRACKET = r"\s+\((?![a-z]\))|\((?=[A-Za-z]{2})"
-"""A bracket with the words of an option, and no argument as in `F(x)`."""
-_NUMBER_BEHIND = r"(?<!A)\s+\d|(?<=A)\s+\d\S*(?:\s+\S+)?$"
-"""The number of an option; a longer text behind `A` has an article, as `A 5 kg weight`."""
-_LETTER = re.compile(
-    r"(?i:(?:the )?(?:correct |final |right |best )?(?:option|choice|answer|letter)(?: is)?:? )?"
-    rf"(?!{_PRONOUN})[(\[]?"
-    # Alone, or before the bracket, sign or word that starts a reason; an article has neither.
-    r"([A-Ja-j](?=[)\].:]*$)"
-    rf"|[A-J](?=[)\].:,;]|\s*[—–]|{_BRACKET}|\s+(?:-{{1,3}}|:)\s|{_NUMBER_BEHIND}|\s+{_REASON}"
-    rf"|\s+is (?:the )?(?:correct|right)\b(?!{_CONDITIONS}))|[a-j](?=[)\]]))"
-)
-_WORDED_LETTER = re.compile(r"([A-J])\s*\\text\{(?!\W*(?:and|or|to|than)\b)[^{}]*\}\s*$")
-"""A letter and the words of its option."""
-_SECOND_LETTER = re.compile(
-    r"[)\].:]*\s*(?:[,/&+;—–-]| and\b| or\b)[, ]*(?:(?:and|or) )?[(\[]?"
-    r"(?:[A-J](?!\w)|[a-j](?=[)\]]|$))"
-)
-
-
-def as_integer(text: str) -> int | None:
-    r"""Parse an integer from 0 to 999; return None where `text` states none.
-
-    Leading zeros, a name (`m+n = 33`, but not `2m = 33`), a unit, a counted thing, a modulus, a
-    degree or percent sign, brackets, styles, spaces, zero decimals and a full stop are ignored.
-    """
-    if len(text) > MAX_PARSED_CHARS:
-        return None
-    value, _ = split_unit(_without_name(plain(text)))
-    match = _INTEGER.fullmatch(re.sub(r"\\?[%$]|°|(?<!\\)[{}]", "", value))
-    return int(match[1]) if match else None
-
-
-def _without_name(text: str) -> str:
-    """Return the right side of an equation; the text itself if the left side is no name."""
-    name = _NAME.match(text)
-    if name is None or _INEQUALITY.search(name[0]) or _ALTERED.match(name[0]):
-        return text
-    return text[name.end() :]
-
-
-def as_choice(text: str) -> str | None:
-    r"""Parse the letter of an option, A to J, from `B`, `(B)`, `\text{B}`, `b`, `B) because …`,
-    `B (4.2 eV)` or `option B`; return None where `text` has no letter (a number, a word) or two.
-    """
-    if worded := _WORDED_LETTER.match(plain(text[:MAX_PARSED_CHARS])):
-        return worded[1]
-    bare = " ".join(_MARKUP.sub(" ", plain(text[:MAX_PARSED_CHARS]).strip("_")).split())
-    match = _LETTER.match(bare)
-    if match is None or _SECOND_LETTER.match(bare, match.end()):
-        return None
-    return match[1].upper()
-
-
-def fault_of_reference(answer: str, kind: AnswerKind) -> str | None:
-    r"""Return why no reply can equal a reference answer, as the end of a sentence that begins with
-    the answer's name: `must be …`; None if one can.
-    """
-    if not answer.strip():
-        return "must be a non-empty text"
-    if kind is AnswerKind.INTEGER and as_integer(answer) is None:
-        return f"must be an integer from 0 to 999, not {answer!r:.100}"
-    if kind is AnswerKind.CHOICE and as_choice(answer) is None:
-        return (
-            f"must be the letter of an option, {CHOICES[0]} to {CHOICES[-1]}, not {answer!r:.100}"
-        )
-    bare = answer.replace(r"\\", "").replace(r"\{", "").replace(r"\}", "")
-    if kind is AnswerKind.EXPRESSION and bare.count("{") != bare.count("}"):
-        return f"must have as many closing braces as opening ones: {answer!r:.100}"
-    return _fault_of_text(answer)
-
-
-_LOST_COMMAND = re.compile(
-    r"[\b\f]\w*|\t(?:ext|imes|heta|frac|riangle|ilde|a[nu]\b)\w*"
-    r"|\n(?:eq|abla|otin)\b|\A\n(?:u|e|eg|ot)\b|\r(?:ight\w*|(?:ho|angle|floor|ceil)\b)"
-)
-"""A control character for which a backslash and a letter were written, and the rest of the name."""
-_LOST_IN_ANSWER = re.compile(r"\nu\b(?!\s*=)")
-"""A name that also begins a line of a problem; in an answer with `=` behind, a second value."""
-_CONTROL = re.compile(r"[^\n\t\r -\U0010ffff]|\x7f|\r(?!\n|\Z)")
-"""A control character that no text needs; line ends of Windows are none."""
-
-
-def lost_command(text: str) -> str | None:
-    r"""Return which command of LaTeX became a control character when JSON was read (`\frac` after
-    `\f`), as `fault_of_reference` does; None if none did.
-    """
-    found = _LOST_COMMAND.search(text)
-    return _describe_lost(found[0]) if found else None
-
-
-def _describe_lost(found: str) -> str:
-    name = json.dumps(found).strip('"')
-    return f"holds a control character for {name[:2]}: in JSON a backslash is doubled, \\{name}"
-
-
-def _fault_of_text(answer: str) -> str | None:
-    """Return which lost command or control character an answer holds, as `fault_of_reference`."""
-    if found := lost_command(answer):
-        return found
-    if name := _LOST_IN_ANSWER.search(answer):
-        return _describe_lost(name[0])
-    found_sign = _CONTROL.search(answer)
-    if found_sign is None:
-        return None
-    return f"holds the control character {json.dumps(found_sign[0])}: write the answer without it"
-
-
-def number_text(value: object) -> str | None:
-    """Return a finite number as the text of an answer, 25.0 as "25"; None for any other value."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return str(int(value)) if value == int(value) else f"{Decimal(repr(value)):f}"
-
-
-PARSERS: Mapping[AnswerKind, Callable[[str], int | str | None]] = {
-    AnswerKind.INTEGER: as_integer,
-    AnswerKind.CHOICE: as_choice,
-}
-"""Parsers of the kinds that need no math-verify."""

@@ -7,12 +7,14 @@ import time
 import pytest
 
 from lim_sglang.programs.grading.answers import (
+    answer_line,
+    extract_answer,
+)
+from lim_sglang.programs.grading.kinds import (
     MAX_PARSED_CHARS,
     AnswerKind,
-    answer_line,
     as_choice,
     as_integer,
-    extract_answer,
 )
 
 
@@ -249,7 +251,8 @@ def test_hundreds_of_thousands_of_characters_take_no_time(piece: str) -> None:
 GARBAGE = r"""
 import resource, time
 resource.setrlimit(resource.RLIMIT_AS, (400 * 1024**2,) * 2)
-from lim_sglang.programs.grading.answers import as_choice, as_integer, extract_answer
+from lim_sglang.programs.grading.answers import (extract_answer,)
+from lim_sglang.programs.grading.kinds import (as_choice, as_integer,)
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 pieces = ["\\boxed{", "{", "\\boxed{6}}{", "answer: ", "</think>", "a $1$, ", "\\text{ ", "0"]
 with EquivalenceChecker() as checker:

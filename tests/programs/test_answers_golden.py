@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from lim_sglang.evals.grading import Grader
-from lim_sglang.programs.grading.answers import AnswerKind
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
+from lim_sglang.programs.grading.kinds import (
+    AnswerKind,
+)
 from lim_sglang.programs.schema import SampleState
 
 Row = dict[str, Any]

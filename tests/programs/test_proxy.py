@@ -11,7 +11,9 @@ import httpx
 import openai
 import pytest
 
-from lim_sglang.programs.grading.answers import extract_answer
+from lim_sglang.programs.grading.answers import (
+    extract_answer,
+)
 from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.programs.proxy import app as proxy_module
 from tests.fakes.sglang_server import (

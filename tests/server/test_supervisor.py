@@ -59,9 +59,10 @@ class Fake:
         return False
 
     def kill(self, *victims: str) -> None:
-        """Send SIGKILL to processes by name."""
-        for victim in victims:
-            os.kill(self.pids[victim], signal.SIGKILL)
+        """Send SIGKILL to processes by name; none acts while the others are killed."""
+        for each in (signal.SIGSTOP, signal.SIGKILL):
+            for victim in victims:
+                os.kill(self.pids[victim], each)
 
     def is_gone(self) -> bool:
         """Return True if no process is left; take note of the exit code of `lim serve`."""
