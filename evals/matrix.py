@@ -250,15 +250,13 @@ def _expand(
 def _config(task: TaskTable, defaults: SamplingTable, data_dir: Path | None) -> RunConfig:
     find_task(task.task)
     given, given_here = (each.model_dump(exclude_none=True) for each in (defaults, task.sampling))
-    config = RunConfig(
+    return RunConfig(
         num_samples=task.samples,
         sampling={**given, **given_here},
         data_dir=data_dir,
         retry_failed=True,  # the same command is given again to fill gaps
         **task.model_dump(exclude={"name", "samples", "sampling"}),
     )
-    config.all_options()
-    return config
 
 
 def _servers(row: ServerTable, sglang: Sequence[str]) -> Iterator[ServerRow]:

@@ -118,7 +118,7 @@ class ProgramSampler:
         parallel: int,
         equivalent: Equivalent,
     ) -> None:
-        """Check the options; the server is only asked if it honours seeds.
+        """Check the prompt; the server is only asked if it honours seeds.
 
         Args:
             prompt: template of the task's questions.
@@ -126,7 +126,7 @@ class ProgramSampler:
             equivalent: returns True if two answers share a vote.
 
         Raises:
-            ConfigError: an impossible option of the program, or a broken prompt.
+            ConfigError: a broken prompt.
         """
         self._backend = backend
         self._config = config

@@ -47,7 +47,6 @@ from lim_sglang.programs.options import (
     by_program,
     read_settings,
     read_template,
-    samples_of,
 )
 from lim_sglang.programs.program import (
     PROGRAMS,
@@ -171,15 +170,14 @@ def ask(
     text = read_question(question)
     check_thinking_budget(thinking_budget, max_tokens)
     chosen = find_program(program)
-    samples = samples_of(program, samples)
+    samples = samples or chosen.samples
     options = read_settings(settings or [])
-    chosen.check(options)
+    chosen.check(options, samples)
     messages = ask_messages(text, template=read_template(template), system=system)
     console = Console(stderr=True)
     access = Access(url, api, model, api_key, timeout, samples, thinking, thinking_budget)
     checker = EquivalenceChecker()
-    num_most = min(samples, chosen.max_samples or samples)
-    display = VoteDisplay(console, num_most, checker.equivalent, chosen, max_tokens)
+    display = VoteDisplay(console, samples, checker.equivalent, chosen, max_tokens)
     try:
         with checker, closing(connect(access, console)) as backend:
             load_frontend(console)

@@ -62,11 +62,12 @@ def test_a_programs_file_is_a_script_whose_record_holds_vote_and_samples(
 ) -> None:
     script = str(ROOT / "programs" / f"{program}.py")
     settings = [word for text in OPTIONS.get(program, ()) for word in ("--set", text)]
+    samples = PROGRAMS[program].max_samples or 8
     with serving(lambda _: completion("\\boxed{391}"), deterministic=True) as fake:
         code, command = forker.run(
             tmp_path,
             *(script, QUESTION, "--url", fake.url, "--json", *settings),
-            *("--samples", "8", "--parallel", "1", "--seed", "40"),
+            *("--samples", str(samples), "--parallel", "1", "--seed", "40"),
         )
         assert code == 0, command.error
     record = json.loads(command.output)
@@ -80,7 +81,7 @@ def test_a_programs_file_is_a_script_whose_record_holds_vote_and_samples(
     assert [(vote["answer"], vote["votes"]) for vote in record["votes"]] == [("391", num_taken)]
     assert record["tokens_spent"] == 7 * num_taken
     left = record["samples_asked"] - num_taken
-    assert record["samples_asked"] == (1 if program == "single" else 8)
+    assert record["samples_asked"] == samples
     assert record["tokens_saved_estimate"] == 7 * left
     assert record["settled_early"] == (left > 0)
     assert 0 < record["seconds"] < 60
@@ -271,6 +272,7 @@ def test_a_template_is_sent_as_it_is_but_for_the_question(forker: Forker, tmp_pa
         (("--program", "confidence", "--set", "keep=0"), "keep: expected above 0 and at most 1"),
         (("--program", "confidence", "--set", "window=0"), "window: expected at least 1, got 0"),
         (("--program", "early_stop", "--set", "window=2.5"), "expected a whole number, got 2.5"),
+        (("--program", "short", "--samples", "2"), "short with wanted=3 cannot stop before it has"),
         (("--template", "no question"), "must hold {question} exactly once"),
         (("times", "23?"), "3 words where one question was expected: put the question in quotes"),
         (("--api", "grpc"), "'grpc'"),
