@@ -271,6 +271,8 @@ class Outcome:
     elapsed_s: float
     num_late: int = 0
     """Samples that ended by themselves after that, too late to vote."""
+    interrupted: bool = False
+    """True if Ctrl-C ended the question: samples in flight are left out."""
 
     @property
     def num_not_begun(self) -> int:
@@ -285,7 +287,7 @@ class Outcome:
     @property
     def spent_at_least(self) -> bool:
         """True if the server may have generated more than `spent_tokens`."""
-        return any(sample.tokens_at_least for sample in self.samples)
+        return self.interrupted or any(sample.tokens_at_least for sample in self.samples)
 
     @property
     def saved_tokens(self) -> int:
@@ -339,15 +341,28 @@ def run_program(
         **{**program.options, **options},
         backend=FrontendBackend(backend),
     )
+    return outcome_of(program, run, len(indices), time.monotonic() - start_s)
+
+
+def outcome_of(
+    program: Program,
+    run: "SamplingRun",
+    num_asked: int,
+    elapsed_s: float,
+    *,
+    interrupted: bool = False,
+) -> Outcome:
+    """Return the outcome of a run that has ended, or that was interrupted."""
     samples = tuple(sorted(run.ended, key=lambda sample: sample.index))
     voters = run.voters
     return Outcome(
         samples=samples,
-        vote=program.count(voters, equivalent),
-        num_asked=len(indices),
+        vote=program.count(voters, run.equivalent),
+        num_asked=num_asked,
         settled=run.settled,
-        elapsed_s=time.monotonic() - start_s,
+        elapsed_s=elapsed_s,
         num_late=len(samples) - len(voters),
+        interrupted=interrupted,
     )
 
 
@@ -451,6 +466,7 @@ def ask_record(
     return {
         "question": question,
         **outcome_record(outcome),
+        "interrupted": outcome.interrupted,
         "program": program.name,
         "options": {**program.options, **options},
         "messages": list(asked.messages),
