@@ -192,6 +192,8 @@ class RunFigures:
     """Samples that finished or reached the token limit."""
     failed: int = 0
     """Samples of the whole run that the server failed: they are part of no figure."""
+    gap: str = ""
+    """See `Summary.gap`."""
     pass_at_1: float = 0.0
     """Over the questions with completed samples in both runs, as all means over questions."""
     right_votes: float = 0.0
@@ -365,6 +367,7 @@ def _figures(
     return RunFigures(
         completed=len(samples),
         failed=run.num_failed,
+        gap=run.gap,
         pass_at_1=fmean(map(_share_correct, completed)),
         right_votes=fmean(question.answer_correct for question in compared),
         no_answer=sum(each.group[n] is None for each, n in samples) / len(samples),

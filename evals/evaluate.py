@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -13,13 +13,13 @@ import typer
 from rich.console import Console
 
 from lim_sglang.config import CONFIG_VAR, URL_VAR
-from lim_sglang.errors import INTERRUPTED, ConfigError, ServerError, bullets
+from lim_sglang.errors import INTERRUPTED, ConfigError, LimError, ServerError, bullets
 from lim_sglang.evals.grading import Grader
 from lim_sglang.evals.metrics import Summary, score
 from lim_sglang.evals.question_notes import question_notes
 from lim_sglang.evals.report import FULL
 from lim_sglang.evals.run_config import EVAL_SAMPLES, RunConfig, folder_name
-from lim_sglang.evals.run_store import Run
+from lim_sglang.evals.run_store import RUN_FILE, Run
 from lim_sglang.evals.runner import (
     RUNS_FOLDER,
     FinishedRun,
@@ -34,6 +34,7 @@ from lim_sglang.evals.tasks import ROW_FORM, TASKS, Question, short_name
 from lim_sglang.launch.server import ServerSpec, serving
 from lim_sglang.markdown_section import join_words
 from lim_sglang.policies import POLICIES
+from lim_sglang.programs.http_client import UnreachableError
 from lim_sglang.programs.options import (
     ApiKeyOption,
     ApiOption,
@@ -177,6 +178,7 @@ DryRunOption = Annotated[
 ]
 BESIDE_MATRIX = ("matrix", "only", "dry_run", "data_dir", "out")
 """Parameters of `lim eval` that go with --matrix. Everything else is in the file."""
+RECORDED = "no server answers, so model, policy and sampling are those that the run recorded"
 
 
 def evaluate(
@@ -283,10 +285,18 @@ def evaluate(
     _print_lines(console, notes)
     with _exit_code_of_ctrl_c():
         if complete := _all_complete(configs, stored):
-            finished = _score_stored(complete, console)
+            finished = _score_stored(complete, console, "no server is started")
         else:
-            with servers as urls:
-                finished = complete_runs(configs, benchmarks, urls, access, console, _print_score)
+            try:
+                with servers as urls:
+                    finished = complete_runs(
+                        configs, benchmarks, urls, access, console, _print_score
+                    )
+            except UnreachableError as problem:
+                if serve is not None:
+                    raise
+                complete = _recorded_runs(configs, stored, benchmarks, api, problem)
+                finished = _score_stored(complete, console, RECORDED)
     _print_lines(console, notes)  # once more: the scores depend on them
     _print_next_commands(finished, console)
     _refuse_gaps(finished)
@@ -336,7 +346,49 @@ def _all_complete(configs: Sequence[RunConfig], stored: Sequence[Run | None]) ->
     return complete if len(complete) == len(configs) else []
 
 
-def _score_stored(runs: Sequence[Run], console: Console) -> list[FinishedRun]:
+def _recorded_runs(
+    configs: Sequence[RunConfig],
+    stored: Sequence[Run | None],
+    benchmarks: Mapping[str, Sequence[Question]],
+    api: Api,
+    problem: UnreachableError,
+) -> list[Run]:
+    """Return the complete run of each config, where no server says which run is meant: that in
+    --out, or the only one in the folder of runs that has all settings that are known.
+
+    Raises:
+        UnreachableError: there is no such run, or are several.
+    """
+    runs: list[Run] = []
+    for config, named in zip(configs, stored, strict=True):
+        found = [named] if config.out else _runs_like(config, benchmarks.get(config.task), api)
+        complete = [run for run in found if run and run.is_complete]
+        if not complete:
+            raise problem
+        if len(complete) > 1:
+            paths = shlex.join(str(run.path) for run in complete)
+            raise UnreachableError(
+                f"{problem}\nwithout a server {len(complete)} complete runs may be meant: "
+                f"`lim report {paths}` shows their scores, --out FOLDER names one of them"
+            )
+        runs += complete
+    return runs
+
+
+def _runs_like(
+    config: RunConfig, benchmark: Sequence[Question] | None, api: Api
+) -> Iterator[Run | None]:
+    """Yield the runs in the folder of runs that have all settings that are known."""
+    from lim_sglang.evals.matrix import find_stored
+
+    for record in sorted(RUNS_FOLDER.glob(f"*/{RUN_FILE}")):
+        with suppress(LimError):  # a run of other settings, or one that is damaged
+            run = find_stored(record.parent, config, benchmark)
+            if run and run.record.settings.get("api", Api.SGLANG) == api:
+                yield run
+
+
+def _score_stored(runs: Sequence[Run], console: Console, why: str) -> list[FinishedRun]:
     """Print the scores of complete runs, which need no server."""
     from lim_sglang.evals.summaries import recorded_task
     from lim_sglang.programs.grading.equivalence import EquivalenceChecker
@@ -344,7 +396,7 @@ def _score_stored(runs: Sequence[Run], console: Console) -> list[FinishedRun]:
     finished = []
     with EquivalenceChecker() as checker:
         for run in runs:
-            print_plain(console, f"{run.path} is complete: no server is started")
+            print_plain(console, f"{run.path} is complete: {why}")
             grader = Grader(recorded_task(run).answer_kind, checker)
             finished.append(finish_run(run, grader, console))
             _print_score(finished[-1])

@@ -24,7 +24,7 @@ from lim_sglang.errors import ConfigError, DataError, LimError, ServerError, bul
 from lim_sglang.evals.metrics import published_name
 from lim_sglang.evals.question_notes import question_notes
 from lim_sglang.evals.run_config import RunConfig, folder_name, task_settings
-from lim_sglang.evals.run_store import RUN_FILE, Run, check_settings, load_run
+from lim_sglang.evals.run_store import RUN_FILE, Run, check_settings, load_run, read_record
 from lim_sglang.evals.runner import (
     complete_run,
     describe_failures,
@@ -250,15 +250,13 @@ def _expand(
 def _config(task: TaskTable, defaults: SamplingTable, data_dir: Path | None) -> RunConfig:
     find_task(task.task)
     given, given_here = (each.model_dump(exclude_none=True) for each in (defaults, task.sampling))
-    config = RunConfig(
+    return RunConfig(
         num_samples=task.samples,
         sampling={**given, **given_here},
         data_dir=data_dir,
         retry_failed=True,  # the same command is given again to fill gaps
         **task.model_dump(exclude={"name", "samples", "sampling"}),
     )
-    config.all_options()
-    return config
 
 
 def _servers(row: ServerTable, sglang: Sequence[str]) -> Iterator[ServerRow]:
@@ -297,15 +295,15 @@ def find_stored(
     """
     if not (path / RUN_FILE).exists():
         return None
-    stored = load_run(path)
+    record = read_record(path)
     sampling = {name: value for name, value in config.sampling.items() if value is not None}
     settings = task_settings(config, find_task(config.task), benchmark)
     expected = {**settings, "sampling": sampling, **server}
-    found = _restrict(stored.record.settings, expected)
+    found = _restrict(record.settings, expected)
     if "served" in expected:  # a run begun without a matrix does not say how its server was started
-        found["served"] = stored.record.about.get("served", expected["served"])
+        found["served"] = record.about.get("served", expected["served"])
     check_settings(path, found, expected)
-    return stored
+    return load_run(path)
 
 
 def _restrict(settings: Any, expected: Any) -> Any:

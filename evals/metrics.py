@@ -12,8 +12,9 @@ from math import comb
 from typing import TYPE_CHECKING, Any, Self
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.run_store import GradedSample
+from lim_sglang.evals.run_store import Extent, GradedSample
 from lim_sglang.evals.tasks import Origin, recorded_origin, task_title
+from lim_sglang.markdown_section import counted
 from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
 from lim_sglang.programs.vote import Equivalent, Order, tally
@@ -135,6 +136,27 @@ class Summary:
     def label(self) -> str:
         """Name of the run in messages: the user's own path, or the run's id."""
         return self.source or self.run_id
+
+    @property
+    def gap(self) -> str:
+        """The stored part of a run that is not complete, and how to resume the run; empty where
+        samples that failed are all that is missing."""
+        by_question = stops_early(self.conditions)
+        extent = Extent.of(
+            [each.question_id for each in self.questions for _ in each.indices],
+            self.conditions["asked"],
+            self.conditions["samples"],
+            stops_early=by_question,
+        )
+        # It is not known how many questions the failed samples belong to.
+        num_failed = 0 if by_question else self.num_failed
+        if extent.stored + num_failed >= extent.total:
+            return ""
+        retry = " with --retry-failed" if self.num_failed else ""
+        return (
+            f"{extent.stored:,} of {counted(extent.total, extent.unit)}: the run is not complete, "
+            f"the same lim eval command{retry} resumes it"
+        )
 
 
 def stops_early(conditions: Mapping[str, Any]) -> bool:

@@ -240,6 +240,7 @@ def _note(summary: Summary) -> str | None:
     completed = sum(bool(question.completed) for question in summary.questions)
     asked = summary.conditions["asked"]
     parts = [f"{completed:,} of {asked:,} questions"] if completed != asked else []
+    parts = [summary.gap] if summary.gap else parts
     if summary.num_failed:
         parts.append(f"{counted(summary.num_failed, 'sample')} failed, not scored")
     return "; ".join(parts) or None

@@ -13,7 +13,6 @@ from typing import Any
 
 import lim_sglang
 from lim_sglang.config import honours_seeds, lim_state
-from lim_sglang.errors import ConfigError
 from lim_sglang.evals.grading import GRADING_VERSION
 from lim_sglang.evals.tasks import Question, Task, questions_digest, selection_digest
 from lim_sglang.programs.program import PROGRAMS, SAMPLING_VERSION, find_program
@@ -32,13 +31,14 @@ class RunConfig:
     """Choices of a user for the run of one task, before questions are read or servers asked.
 
     Raises:
-        ConfigError: unknown program, a number of samples that the program does not take, or a
-            thinking budget that leaves no tokens for an answer.
+        ConfigError: unknown program, options or a number of samples that the program does not
+            take, or a thinking budget that leaves no tokens for an answer.
     """
 
     task: str
     """Name of a benchmark, or `file:PATH.jsonl`."""
     program: str = "majority"
+    """A name that `find_program` finds; kept as the program's own."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the program that were given."""
     num_samples: int | None = None
@@ -63,12 +63,9 @@ class RunConfig:
     """Model and settings of the server that is started for the run; None: a running server."""
 
     def __post_init__(self) -> None:
-        find_program(self.program)
-        if self.program == "single" and self.num_samples not in (None, 1):
-            raise ConfigError(
-                f"--program single generates one sample a question, not {self.num_samples}: "
-                "--program majority scores several samples, each alone and by their vote"
-            )
+        program = find_program(self.program)
+        object.__setattr__(self, "program", program.name)  # the class is frozen
+        program.check(self.options, self.samples_per_question)
         max_tokens = self.sampling.get("max_tokens") or Sampling.max_tokens
         check_thinking_budget(self.thinking_budget, max_tokens)
 
@@ -85,14 +82,8 @@ class RunConfig:
         return self.program not in SAMPLE_BY_SAMPLE
 
     def all_options(self) -> Mapping[str, Any]:
-        """Return every option of the program, given or by default.
-
-        Raises:
-            ConfigError: an option that the program does not have.
-        """
-        program = find_program(self.program)
-        program.check(self.options)
-        return {**program.options, **self.options}
+        """Return every option of the program, given or by default."""
+        return {**find_program(self.program).options, **self.options}
 
     def samples_in_flight(self, concurrency: int) -> int:
         """Return the number of samples of one question that are generated at the same time.
@@ -142,9 +133,6 @@ def task_settings(
 
     Args:
         benchmark: all questions of the task; None leaves out the settings that follow from them.
-
-    Raises:
-        ConfigError: an option that the program does not have.
     """
     settings = {
         "task": task.name,
@@ -215,9 +203,6 @@ def run_settings(
     Args:
         benchmark: all questions of the task.
         parallel: samples of one question in flight.
-
-    Raises:
-        ConfigError: an option that the program does not have.
     """
     settings = task_settings(config, task, benchmark)
     # Where every sample is generated, the number in flight makes no difference.

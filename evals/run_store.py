@@ -8,7 +8,7 @@ opening, and readers get the newest verdicts (`grades.jsonl`).
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
@@ -251,6 +251,30 @@ class RunRecord:
     sessions; see `RunFolder.begin_session`."""
 
 
+class Extent(NamedTuple):
+    """The stored part of a run."""
+
+    stored: int
+    total: int
+    unit: str
+    """`sample`, or `question` where the program decides how many samples a question has."""
+
+    @classmethod
+    def of(
+        cls, question_ids: Collection[str], asked: int, num_samples: int, *, stops_early: bool
+    ) -> Self:
+        """Count a run's stored samples.
+
+        Args:
+            question_ids: the question of each stored sample.
+            asked: number of questions.
+            num_samples: most samples of each.
+        """
+        if stops_early:
+            return cls(len(set(question_ids)), asked, "question")
+        return cls(len(question_ids), asked * num_samples, "sample")
+
+
 @dataclass(frozen=True)
 class Run:
     """Content of a run's folder."""
@@ -266,10 +290,13 @@ class Run:
     def is_complete(self) -> bool:
         """True if no sample is left to generate."""
         settings = self.record.settings
-        num_questions = settings["questions"]["asked"]
-        if any(graded.written_together is not None for graded in self.samples):
-            return len({graded.question_id for graded in self.samples}) == num_questions
-        return len(self.samples) == num_questions * settings["num_samples"]
+        extent = Extent.of(
+            [graded.question_id for graded in self.samples],
+            settings["questions"]["asked"],
+            settings["num_samples"],
+            stops_early=any(graded.written_together is not None for graded in self.samples),
+        )
+        return extent.stored == extent.total
 
 
 class RunFolder:

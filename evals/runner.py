@@ -194,7 +194,6 @@ def plan_run(
     """Fix everything that the result depends on.
 
     Raises:
-        ConfigError: an option that the program does not have.
         ServerError: the servers differ in a setting that an answer depends on.
     """
     task = find_task(config.task)
@@ -261,11 +260,7 @@ def _about(
 
 
 def server_of(plan: RunPlan, connection: Connection, equivalent: Equivalent) -> Server:
-    """Return a connected server as the scheduler needs it.
-
-    Raises:
-        ConfigError: an impossible option of the program.
-    """
+    """Return a connected server as the scheduler needs it."""
     backend = connection.backend
     sampler = ProgramSampler(
         backend,

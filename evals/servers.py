@@ -13,7 +13,7 @@ from rich.console import Console
 from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.evals.run_config import RunConfig
 from lim_sglang.evals.scheduler import InFlight, Job, SampleResult, SampleSink
-from lim_sglang.programs.http_client import check_server, normalise_url
+from lim_sglang.programs.http_client import UnreachableError, check_server, normalise_url
 from lim_sglang.programs.program import Outcome, find_program, load_frontend, run_program
 from lim_sglang.programs.schema import (
     COMPLETED_STATES,
@@ -100,9 +100,11 @@ def _check_all(urls: Sequence[str], api_key: str | None) -> None:
         try:
             check_server(url, api_key)
         except ServerError as error:
-            problems.append(str(error))
+            problems.append(error)
     if problems:
-        raise ServerError("\n".join(problems))
+        are_gone = all(isinstance(each, UnreachableError) for each in problems)
+        kind = UnreachableError if are_gone else ServerError
+        raise kind("\n".join(map(str, problems)))
 
 
 class ProgramSampler:
@@ -118,7 +120,7 @@ class ProgramSampler:
         parallel: int,
         equivalent: Equivalent,
     ) -> None:
-        """Check the options; the server is only asked if it honours seeds.
+        """Check the prompt; the server is only asked if it honours seeds.
 
         Args:
             prompt: template of the task's questions.
@@ -126,7 +128,7 @@ class ProgramSampler:
             equivalent: returns True if two answers share a vote.
 
         Raises:
-            ConfigError: an impossible option of the program, or a broken prompt.
+            ConfigError: a broken prompt.
         """
         self._backend = backend
         self._config = config

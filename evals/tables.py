@@ -118,9 +118,9 @@ def measure(row: Row) -> str:
 
 def sentence(found: Comparison) -> str:
     """Return in one sentence which differences the data show and which ones they exclude."""
-    grown, failed = _past_budgets(found), failures(found)
+    grown, reservations = _past_budgets(found), [failures(found), *_gaps(found)]
     if found.reads_everything:
-        return f"{grown}: {SAYS_NOTHING}.{failed and f' {failed}.'}"
+        return _sentences(f"{grown}: {SAYS_NOTHING}", *reservations)
     difference, tokens = found.headline_difference, found.headline_ratio
     measured = f"share of {RIGHT_VOTES}" if found.stops_by_itself else "pass@1"
     size = share(abs(difference.value))
@@ -132,8 +132,18 @@ def sentence(found: Comparison) -> str:
     cost = f"samples are {times} long"
     if found.stops_by_itself:
         cost = f"questions take {times} many tokens"
-    notes = "".join(f" {each}." for each in (grown, _unanswered(found), failed) if each)
-    return f"{result}; {cost}{_bounds(tokens, '{:.2f}'.format)}.{notes}"
+    result = f"{result}; {cost}{_bounds(tokens, '{:.2f}'.format)}"
+    return _sentences(result, grown, _unanswered(found), *reservations)
+
+
+def _sentences(*texts: str) -> str:
+    return " ".join(f"{text}." for text in texts if text)
+
+
+def _gaps(found: Comparison) -> list[str]:
+    """Return the missing part of each run that is not complete."""
+    runs = ((found.a, found.figures_a), (found.b, found.figures_b))
+    return [f"{name}: {figures.gap}" for name, figures in runs if figures.gap]
 
 
 def _unanswered(found: Comparison) -> str:

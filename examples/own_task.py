@@ -5,10 +5,11 @@ run. The same command resumes a run.
 """
 
 import argparse
+import os
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("folder")
-parser.add_argument("url", nargs="?", default="http://127.0.0.1:30000")
+parser.add_argument("url", nargs="?", default=os.environ.get("LIM_URL") or "http://127.0.0.1:30000")
 if __name__ == "__main__":
     asked = parser.parse_args()
     print(f"asking {asked.url} for 2 samples of each of 4 questions", flush=True)

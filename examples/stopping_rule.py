@@ -5,10 +5,11 @@ samples in flight.
 """
 
 import argparse
+import os
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("question", nargs="?", default="What is 17 * 23?")
-parser.add_argument("url", nargs="?", default="http://127.0.0.1:30000")
+parser.add_argument("url", nargs="?", default=os.environ.get("LIM_URL") or "http://127.0.0.1:30000")
 if __name__ == "__main__":
     asked = parser.parse_args()
     print(f"asking {asked.url} for at most 4 samples: {asked.question}", flush=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_args
 
 from lim_sglang.config import API_KEY_VAR, URL_VAR
-from lim_sglang.errors import ConfigError, LimError, in_python
+from lim_sglang.errors import ConfigError, LimError, cut, in_python
 
 if TYPE_CHECKING:
     from lim_sglang.evals.grading import Grader
@@ -67,7 +67,7 @@ class Vote:
 def ask(
     question: str,
     program: "str | Program" = "majority",
-    samples: int | None = 8,
+    samples: int | None = None,
     url: str | None = None,
     *,
     options: Mapping[str, float] | None = None,
@@ -90,7 +90,7 @@ def ask(
     Args:
         program: majority, adaptive, early_stop, short, confidence, budget, single, or a `Program`
             of one's own (`examples/stopping_rule.py`).
-        samples: chains of thought, at most; None for the program's own number.
+        samples: chains of thought, at most; None for the program's own number, 8 of majority.
         url: address of the server; None for `LIM_URL`, else http://127.0.0.1:30000.
         options: of the program, such as `{"confidence": 0.9}` of adaptive.
         max_tokens: tokens after which a sample is cut off.
@@ -124,14 +124,14 @@ def ask(
         raise ConfigError("the question is empty: write one")
     chosen = find_program(program) if isinstance(program, str) else program
     if not isinstance(chosen, Program):
-        raise ConfigError(f"program: expected a name or a Program, got {program!r:.100}")
+        raise ConfigError(f"program: expected a name or a Program, got {cut(repr(program))}")
     if not callable(on_sample):
-        raise ConfigError(f"on_sample: expected a function of a sample, got {on_sample!r:.100}")
-    chosen.check(options or {})
+        raise ConfigError(f"on_sample: expected a function of a sample, got {cut(repr(on_sample))}")
     most = chosen.samples if samples is None else samples
     likeliest = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     given = {"max_tokens": max_tokens, "seed": seed, **likeliest}
     check_ranges(samples=most, thinking_budget=thinking_budget, timeout_s=timeout_s, **given)
+    chosen.check(options or {}, most)
     check_thinking_budget(thinking_budget, max_tokens)
     access = Access(
         url or os.environ.get(URL_VAR) or DEFAULT_URL,
@@ -238,7 +238,7 @@ def _grader(kind: str) -> "Grader":
 def _check_texts(**texts: object) -> None:
     for name, value in texts.items():
         if not isinstance(value, str):
-            raise ConfigError(f"{name}: expected a text, got {value!r:.100}")
+            raise ConfigError(f"{name}: expected a text, got {cut(repr(value))}")
 
 
 def _known(kind: str) -> str:

@@ -16,7 +16,12 @@ from lim_sglang.evals.evaluate import evaluate
 from lim_sglang.gates.training import train_gate
 from lim_sglang.launch.serve import serve
 from lim_sglang.programs.ask import ask
-from lim_sglang.programs.options import CommandGroup, QuestionCommand, list_programs
+from lim_sglang.programs.options import (
+    CommandGroup,
+    QuestionCommand,
+    ServerCommand,
+    list_programs,
+)
 from lim_sglang.programs.proxy.command import proxy
 
 app = typer.Typer(
@@ -27,11 +32,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("serve")(serve)
+app.command("serve", cls=ServerCommand)(serve)
 app.command("ask", cls=QuestionCommand)(ask)
 app.command("programs")(list_programs)
 app.command("proxy")(proxy)
-app.command("eval")(evaluate)
+app.command("eval", cls=ServerCommand)(evaluate)
 app.command("grade")(grade)
 app.command("compare")(compare_runs)
 app.command("report")(write_report)

@@ -86,7 +86,7 @@ def value_error(problem: Mapping[str, Any]) -> str:
         return str(text)
     for theirs, ours in _SHORTER:
         expected = re.sub(theirs, ours, expected)
-    return f"must {expected}, not {problem['input']!r:.100}"
+    return f"must {expected}, not {cut(repr(problem['input']))}"
 
 
 _SHORTER = (
@@ -97,6 +97,11 @@ _SHORTER = (
     ("greater than", "more than"),
 )
 """Patterns of pydantic's descriptions of a value, and their replacements."""
+
+
+def cut(text: str, most: int = 100) -> str:
+    """Return a text, or its first `most` characters and an ellipsis."""
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def reasons_that_hold(*cases: tuple[bool, str]) -> list[str]:

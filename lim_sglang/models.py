@@ -180,6 +180,27 @@ def _ask_hub(model: str, revision: str | None) -> str | None:
     return None
 
 
+def known_depth(source: str, revision: str | None = None) -> int | None:
+    """Return a model's number of layers; None where its configuration is not on this machine.
+
+    Args:
+        source: from `check_model`.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(source, "config.json", revision=revision)
+        if not isinstance(found, str):
+            return None
+        folder = Path(found).parent
+    try:
+        depth = _read(folder / "config.json").get("num_hidden_layers")
+    except (OSError, ValueError):
+        return None
+    return depth if isinstance(depth, int) else None
+
+
 def model_digest(source: str) -> str:
     """Return a digest that tells a model from others of the same name.
 

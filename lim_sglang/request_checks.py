@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from lim_sglang.compat import CPU_GRAMMARS
-from lim_sglang.errors import reasons_that_hold
+from lim_sglang.errors import cut, reasons_that_hold
 
 MAX_SAMPLES = 4096
 """Samples of one request, over all its prompts: SGLang's default of running requests."""
@@ -526,4 +526,4 @@ def _is_within(value: Any, least: int, most: int) -> bool:
 def _shown(value: Any) -> str:
     """Return a value for a message, cut if it is long."""
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"{value:.3g}"
-    return text if len(text) <= 40 else f"{text[:40]}…"
+    return cut(text, 40)

@@ -49,7 +49,6 @@ from lim_sglang.programs.options import (
     by_program,
     read_settings,
     read_template,
-    samples_of,
 )
 from lim_sglang.programs.program import (
     PROGRAMS,
@@ -59,6 +58,7 @@ from lim_sglang.programs.program import (
     find_program,
     load_frontend,
     of_samples,
+    outcome_of,
     reasons_without_vote,
     refuse_failures,
     run_program,
@@ -173,15 +173,14 @@ def ask(
     text = read_question(question)
     check_thinking_budget(thinking_budget, max_tokens)
     chosen = find_program(program)
-    samples = samples_of(program, samples)
+    samples = samples or chosen.samples
     options = read_settings(settings or [])
-    chosen.check(options)
+    chosen.check(options, samples)
     messages = ask_messages(text, template=read_template(template), system=system)
     console = Console(stderr=True)
     access = Access(url, api, model, api_key, timeout, samples, thinking, thinking_budget)
     checker = EquivalenceChecker()
-    num_most = min(samples, chosen.max_samples or samples)
-    display = VoteDisplay(console, num_most, checker.equivalent, chosen, max_tokens)
+    display = VoteDisplay(console, samples, checker.equivalent, chosen, max_tokens)
     try:
         with checker, closing(connect(access, console)) as backend:
             load_frontend(console)
@@ -204,19 +203,24 @@ def ask(
             about = backend.about() if as_json else {}
             with display:
                 checker.warm_up()
-                outcome = run_program(
-                    chosen,
-                    backend,
-                    request,
-                    indices=range(samples),
-                    equivalent=checker.equivalent,
-                    options=options,
-                    on_sample=display.add,
-                    on_begin=display.begin,
-                )
+                try:
+                    outcome = run_program(
+                        chosen,
+                        backend,
+                        request,
+                        indices=range(samples),
+                        equivalent=checker.equivalent,
+                        options=options,
+                        on_sample=display.add,
+                        on_begin=display.begin,
+                    )
+                except KeyboardInterrupt:
+                    outcome = display.interrupted()
         if as_json:
             record = ask_record(text, chosen, options, request, outcome)
             typer.echo(json.dumps({**record, "server": about}))
+        if outcome.interrupted:
+            raise KeyboardInterrupt
         refuse_failures(outcome)
         chains = shown_chains(outcome, show) if not as_json else ()
         for line in (*chains, *hints(outcome, chosen, max_tokens)):
@@ -343,6 +347,17 @@ class VoteDisplay:
         else:
             line += f"  |  {vote_line(self.tally)}"
         print_plain(self._console, line)
+
+    def interrupted(self) -> Outcome:
+        """Return the outcome of the samples so far, where Ctrl-C has ended the run.
+
+        Raises:
+            KeyboardInterrupt: the run had not begun.
+        """
+        if self._run is None:
+            raise KeyboardInterrupt
+        elapsed_s = time.monotonic() - self._start_s
+        return outcome_of(self._program, self._run, self._total, elapsed_s, interrupted=True)
 
     def interrupted_line(self) -> str:
         """Return the votes so far in a line, for a run that Ctrl-C has ended."""

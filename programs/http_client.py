@@ -71,6 +71,10 @@ class RejectedError(RequestError):
     """A request for which nothing was generated: no server was reached, or it refused."""
 
 
+class UnreachableError(RejectedError):
+    """A request to an address where nothing answers."""
+
+
 @dataclass(frozen=True)
 class Backoff:
     """Limits of the tries of a request and of the pauses between them."""
@@ -256,7 +260,7 @@ class Client:
                 f"{self.url}{path} did not answer within {timeout_s:g} seconds"
             ) from None
         except (httpx.ConnectError, httpx.ConnectTimeout):
-            raise RejectedError(
+            raise UnreachableError(
                 f"no server answers at {self.url}: {START_ONE}",
                 retryable=True,
             ) from None

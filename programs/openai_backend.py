@@ -23,7 +23,7 @@ from openai import (
 )
 from rich.console import Console
 
-from lim_sglang.errors import ConfigError
+from lim_sglang.errors import ConfigError, cut
 from lim_sglang.programs.backend import Backend, InFlightSample
 from lim_sglang.programs.chat import (
     TOP_LOGPROBS,
@@ -64,8 +64,8 @@ def connect_openai(access: Access, console: Console) -> "OpenAIBackend":
         listed = client.models()
         if access.model and listed and access.model not in listed and not client.has(access.model):
             raise ConfigError(
-                f"{client.url} has no model {access.model!r:.100}: choose one with --model from "
-                + some_names(listed)
+                f"{client.url} has no model {cut(repr(access.model))}: choose one with --model "
+                f"from {some_names(listed)}"
             )
         model = choose_model(access.model, listed, client.url)
     print_plain(

@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from lim_sglang.config import API_KEY_VAR, URL_VAR
 from lim_sglang.errors import ConfigError, value_error
 from lim_sglang.markdown_section import join_words
-from lim_sglang.programs.program import PROGRAMS, find_program, listing
+from lim_sglang.programs.program import PROGRAMS, listing
 from lim_sglang.programs.schema import MATH_PROMPT, RANGES, Api, Sampling
 from lim_sglang.progress import plain_console, print_plain
 
@@ -36,6 +36,20 @@ class Command(TyperCommand):
         """Read the words of the command line."""
         with _values_in_words():
             return super().make_context(*args, **kwargs)
+
+
+class ServerCommand(TyperCommand):
+    """A command whose words after -- are options of SGLang."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of the command line; say where options of SGLang go."""
+        try:
+            words: list[str] = super().parse_args(ctx, args)
+        except _UsageError as error:
+            if hasattr(error, "possibilities"):  # an unknown option
+                error.message += "; options of SGLang go after --"
+            raise
+        return words
 
 
 class QuestionCommand(Command):
@@ -287,18 +301,6 @@ def read_template(text: str) -> str:
         raise ConfigError(f"--template must hold {QUESTION_FIELD} exactly once")
     escaped = text.replace("{", "{{").replace("}", "}}")
     return escaped.replace(f"{{{QUESTION_FIELD}}}", QUESTION_FIELD)
-
-
-def samples_of(program: str, asked: int | None) -> int:
-    """Return the samples that a program may take.
-
-    Args:
-        asked: number that the user gave; None takes the program's own.
-
-    Raises:
-        ConfigError: there is no such program.
-    """
-    return asked or find_program(program).samples
 
 
 def read_settings(texts: list[str]) -> dict[str, int | float]:

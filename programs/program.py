@@ -3,7 +3,7 @@
 import importlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,6 +30,7 @@ from lim_sglang.programs.stopping import (
     TokenBudgetRule,
     WindowRule,
     check_consensus,
+    fewest_votes,
 )
 from lim_sglang.programs.vote import Equivalent, Order, Tally, tally
 
@@ -73,6 +74,9 @@ class Program:
     """Samples in flight if the caller names no number; None for all."""
     max_samples: int | None = None
     """Samples that the program takes at most, however many it is offered."""
+    least_samples: Callable[..., int] = lambda **_: 1
+    """Returns the fewest samples of which the program can stop early, by its options: with fewer
+    it would be a plain majority."""
     options: Mapping[str, float] = field(default_factory=dict)
     """Further parameters of the function, with their defaults; whole numbers only take these."""
     check_values: Callable[..., object] = dict
@@ -90,18 +94,37 @@ class Program:
         module = importlib.import_module(f"lim_sglang.programs.{self.name}")
         return getattr(module, self.name)
 
-    def check(self, options: Mapping[str, Any]) -> None:
-        """Refuse options that the program does not have, and values that they cannot have.
+    def check(self, options: Mapping[str, Any], samples: int | None = None) -> None:
+        """Refuse options that the program does not have, and numbers that can have no effect.
+
+        Args:
+            samples: most samples of a question; None: not known.
 
         Raises:
-            ConfigError: there is such an option or value.
+            ConfigError: an option that the program does not have, a value that it cannot have, or
+                more or fewer samples than the program can use.
         """
         for name, value in options.items():
             if name not in self.options:
                 raise ConfigError(_unknown_option(self, name))
             if isinstance(self.options[name], int) and not isinstance(value, int):
                 raise ConfigError(f"{name}: expected a whole number, got {value}")
-        self.check_values(**{**self.options, **options})
+        values = {**self.options, **options}
+        self.check_values(**values)
+        if samples is None:
+            return
+        if self.max_samples is not None and samples > self.max_samples:
+            raise ConfigError(
+                f"the program {self.name} takes {counted(self.max_samples, 'sample')} of a "
+                f"question, not {samples}: the program majority takes several, which vote"
+            )
+        if samples < (least := self.least_samples(**values)):
+            given = " ".join(f"{name}={value}" for name, value in values.items())
+            raise ConfigError(
+                f"the program {self.name} with {given} cannot stop before it has "
+                f"{counted(least, 'sample')}, and may take {samples}: take more samples, lower "
+                f"{join_words(values)}, or take the program majority"
+            )
 
     def count(self, samples: Sequence[Sample], equivalent: Equivalent) -> Tally:
         """Return the vote of samples, which may be those so far."""
@@ -143,6 +166,7 @@ PROGRAMS: Mapping[str, Program] = {
             parallel=8,
             options={"confidence": 0.95},
             check_values=PosteriorRule,
+            least_samples=fewest_votes,
         ),
         Program(
             "early_stop",
@@ -151,6 +175,7 @@ PROGRAMS: Mapping[str, Program] = {
             source="ESC, arXiv 2401.10480",
             options={"window": 5},
             check_values=lambda window: WindowRule(window),
+            least_samples=lambda window: window,
         ),
         Program(
             "short",
@@ -161,6 +186,7 @@ PROGRAMS: Mapping[str, Program] = {
             finished_only=True,
             options={"wanted": 3},
             check_values=FirstRule,
+            least_samples=lambda wanted: wanted,
         ),
         Program(
             "confidence",
@@ -188,15 +214,22 @@ PROGRAMS: Mapping[str, Program] = {
 """Every program by the name that `--program` takes."""
 
 
+def find_name(name: str, known: Iterable[str] = PROGRAMS) -> str | None:
+    """Return the known program of a name, whatever its case and the signs between its words."""
+    bare = {program.replace("_", ""): program for program in known}
+    return bare.get(re.sub(r"[\s_-]", "", name.casefold()))
+
+
 def find_program(name: str) -> Program:
-    """Look up a program.
+    """Look up a program, as `find_name` does.
 
     Raises:
         ConfigError: none has this name; the message lists the known ones.
     """
-    if name not in PROGRAMS:
+    found = find_name(name)
+    if found is None:
         raise ConfigError(f"unknown program {name!r}; known, and when each stops:\n{listing()}")
-    return PROGRAMS[name]
+    return PROGRAMS[found]
 
 
 def listing() -> str:
@@ -238,6 +271,8 @@ class Outcome:
     elapsed_s: float
     num_late: int = 0
     """Samples that ended by themselves after that, too late to vote."""
+    interrupted: bool = False
+    """True if Ctrl-C ended the question: samples in flight are left out."""
 
     @property
     def num_not_begun(self) -> int:
@@ -252,7 +287,7 @@ class Outcome:
     @property
     def spent_at_least(self) -> bool:
         """True if the server may have generated more than `spent_tokens`."""
-        return any(sample.tokens_at_least for sample in self.samples)
+        return self.interrupted or any(sample.tokens_at_least for sample in self.samples)
 
     @property
     def saved_tokens(self) -> int:
@@ -306,15 +341,28 @@ def run_program(
         **{**program.options, **options},
         backend=FrontendBackend(backend),
     )
+    return outcome_of(program, run, len(indices), time.monotonic() - start_s)
+
+
+def outcome_of(
+    program: Program,
+    run: "SamplingRun",
+    num_asked: int,
+    elapsed_s: float,
+    *,
+    interrupted: bool = False,
+) -> Outcome:
+    """Return the outcome of a run that has ended, or that was interrupted."""
     samples = tuple(sorted(run.ended, key=lambda sample: sample.index))
     voters = run.voters
     return Outcome(
         samples=samples,
-        vote=program.count(voters, equivalent),
-        num_asked=len(indices),
+        vote=program.count(voters, run.equivalent),
+        num_asked=num_asked,
         settled=run.settled,
-        elapsed_s=time.monotonic() - start_s,
+        elapsed_s=elapsed_s,
         num_late=len(samples) - len(voters),
+        interrupted=interrupted,
     )
 
 
@@ -418,6 +466,7 @@ def ask_record(
     return {
         "question": question,
         **outcome_record(outcome),
+        "interrupted": outcome.interrupted,
         "program": program.name,
         "options": {**program.options, **options},
         "messages": list(asked.messages),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypedDict
 
-from lim_sglang.errors import ConfigError
+from lim_sglang.errors import ConfigError, cut
 
 DEFAULT_URL = "http://127.0.0.1:30000"
 """Address of a server that `lim serve` starts without further options."""
@@ -81,7 +81,7 @@ class Range:
             limits = f"of at least {self.least:g}"
             if self.most < math.inf:
                 limits = f"from {self.least:g} to {self.most:g}"
-            raise ConfigError(f"{name}: expected a {kind} {limits}, got {value!r:.100}")
+            raise ConfigError(f"{name}: expected a {kind} {limits}, got {cut(repr(value))}")
         if value == 0 and self.zero:
             raise ConfigError(f"{name}: {self.zero}")
 
@@ -247,8 +247,8 @@ class Sample:
 UNREAD = "ended with no answer in a form that is read"
 """Words on samples that were not cut off and have no answer; no answer can be read from them."""
 READ_FORMS = (
-    ', such as \\boxed{…}, "the answer is …" or "Final answer: …": a small model may not follow '
-    "the instruction, so try a larger one"
+    ', such as \\boxed{…}, "the answer is …" or "Final answer: …" (words count in a box only): a '
+    "small model may not follow the instruction, so try a larger one"
 )
 UNANSWERED = f"{UNREAD}{READ_FORMS}"
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import count
 from typing import ClassVar, Protocol
 
 from lim_sglang.errors import ConfigError
@@ -83,6 +84,11 @@ def leader_probability(first: int, second: int) -> Fraction:
     tosses = first + second + 1
     tail = sum(math.comb(tosses, heads) for heads in range(second + 1))
     return 1 - Fraction(tail, 2**tosses)
+
+
+def fewest_votes(confidence: float) -> int:
+    """Return the votes, without a second answer, at which `PosteriorRule` stops."""
+    return next(votes for votes in count(1) if leader_probability(votes, 0) >= confidence)
 
 
 @dataclass(frozen=True)

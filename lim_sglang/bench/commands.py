@@ -17,7 +17,7 @@ from lim_sglang.bench.workloads import SHAPES, CacheDtype, ModelChoice, Quantiza
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.gates.training import MAX_SEED
 from lim_sglang.markdown_section import counted
-from lim_sglang.programs.options import ApiKeyOption, given_options
+from lim_sglang.programs.options import ApiKeyOption, ServerCommand, given_options
 from lim_sglang.validation import BACKEND
 
 bench = typer.Typer(
@@ -203,7 +203,7 @@ def kernel(
     typer.echo(op_table(rows))
 
 
-@bench.command("serve")
+@bench.command("serve", cls=ServerCommand)
 def serve(
     context: typer.Context,
     shape: ShapeOption = None,

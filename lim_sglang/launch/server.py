@@ -31,11 +31,11 @@ from lim_sglang.compat import (
     reasons_against_version,
 )
 from lim_sglang.config import CONFIG_VAR, SERVER_VAR, lim_state, server_name
-from lim_sglang.errors import REFUSED, DataError, RefusedError, ServerError
+from lim_sglang.errors import REFUSED, ConfigError, DataError, RefusedError, ServerError
 from lim_sglang.flags import CONFIG_FLAG, FLAGS, read_settings, reasons_against_settings
 from lim_sglang.launch.server_log import cause_of_failure, keep_log, start_shown
 from lim_sglang.launch.supervisor import STOPPING, Ending, ServerFolder, supervision
-from lim_sglang.models import check_model, default_model, has_gpu, lasting_caches
+from lim_sglang.models import check_model, default_model, has_gpu, known_depth, lasting_caches
 from lim_sglang.validation import BACKEND, reasons_against_environment, reasons_against_words
 
 POLL_S = 0.5
@@ -186,8 +186,11 @@ def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> S
     if reasons:
         raise RefusedError(reasons)
     revision = _read_option(spec.sglang_options, "--revision")
+    model = check_model(spec.model or default_model(on_cpu=on_cpu), revision)
+    if reasons := _reasons_against_layers(spec, known_depth(model, revision)):
+        raise RefusedError(reasons)
     return ServerOptions(
-        model=check_model(spec.model or default_model(on_cpu=on_cpu), revision),
+        model=model,
         host=host,
         port=port,
         api_key=spec.api_key,
@@ -196,6 +199,20 @@ def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> S
         lim_flags=tuple(f"{flag}={text}" for flag, text in spec.lim_flags.items()),
         sglang_options=spec.sglang_options,
     )
+
+
+def _reasons_against_layers(spec: ServerSpec, depth: int | None) -> list[str]:
+    """List the layers that the settings name and a model of `depth` layers does not have, where
+    both are known before SGLang starts."""
+    config, _ = read_settings(os.environ.get(CONFIG_VAR), spec.lim_flags)
+    may_change = any(word.startswith(("--lim-", "--json")) for word in spec.sglang_options)
+    if config is None or depth is None or may_change:
+        return []
+    try:
+        config.make_policy().roles(depth)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _unknown_options(sglang_options: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from lim_sglang.errors import ConfigError, LimError
+from lim_sglang.errors import ConfigError, LimError, cut
 from lim_sglang.programs.chat import some_names
 from lim_sglang.programs.program import PROGRAMS, Outcome, find_program, refuse_failures
 from lim_sglang.programs.proxy.protocol import (
@@ -159,7 +159,7 @@ class Proxy:
         try:
             named = read_model(name, PROGRAM_SAMPLES)
             if named and named[0]:
-                find_program(named[0]).check(named[2])
+                find_program(named[0]).check(named[2], named[1])
                 return _json_response(_program_card(name))
         except ConfigError as error:
             raise ModelNotFoundError(str(error)) from None
@@ -186,8 +186,6 @@ class Proxy:
             return await cancel_on_disconnect(request, self.upstream.forward(request, content))
         asked = read_request(body, named, PROGRAM_SAMPLES, self.sampling)
         check_thinking_budget(self.thinking_budget, asked.sampling.max_tokens)
-        if asked.options:
-            await asyncio.to_thread(self.queue.check_options, asked)
         pending, answer = self.queue.ask(asked), Answer(asked)
         outcome = asyncio.wrap_future(pending.outcome)
         try:
@@ -222,7 +220,7 @@ class Proxy:
             return
         named = await self._named(request, body.get("model"))
         if named or body.get("lim") is not None:
-            asked = f"model {body['model']!r:.200}" if named else "lim"
+            asked = f"model {cut(repr(body['model']), 200)}" if named else "lim"
             raise ConfigError(
                 f"{asked}: {request.url.path} has no votes; ask POST {CHAT} for a vote, "
                 "or name the server's model here"
@@ -287,8 +285,8 @@ def create_app(proxy: Proxy) -> ASGIApp:
 async def _refuse_route(request: Request) -> Response:
     raise HTTPException(
         404,
-        f"the proxy has no {request.url.path:.200}: it votes on POST {CHAT} and passes the other "
-        "routes under /v1 on; ask the server itself for routes of its own",
+        f"the proxy has no {cut(request.url.path, 200)}: it votes on POST {CHAT} and passes the "
+        "other routes under /v1 on; ask the server itself for routes of its own",
     )
 
 
@@ -302,7 +300,7 @@ def _json_response(
 def _not_found(name: str, served: Iterable[str]) -> ModelNotFoundError:
     names = ", ".join([*VOTES, some_names([*served])]).removesuffix(", ")
     return ModelNotFoundError(
-        f"the model {name!r:.200} does not exist; /v1/models lists {names}; a vote is "
+        f"the model {cut(repr(name), 200)} does not exist; /v1/models lists {names}; a vote is "
         "PROGRAM@SAMPLES"
     )
 

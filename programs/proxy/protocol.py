@@ -17,12 +17,13 @@ from typing import Annotated, Any, Literal
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
-from lim_sglang.errors import ConfigError, value_error
+from lim_sglang.errors import ConfigError, cut, value_error
 from lim_sglang.programs.chat import split_thoughts
 from lim_sglang.programs.http_client import reason_of
 from lim_sglang.programs.options import read_settings
 from lim_sglang.programs.program import (
     Outcome,
+    find_name,
     find_program,
     outcome_record,
     reasons_without_vote,
@@ -209,6 +210,7 @@ def read_request(
         named or (None, None, {}), asked.lim or _LimField(), programs
     )
     samples = samples or programs[program]
+    find_program(program).check(options, samples)
     messages = [turn.message() for turn in asked.messages]
     if asked.lim and asked.lim.template:
         messages = _with_template(messages)
@@ -272,15 +274,9 @@ def read_model(model: Any, programs: ProgramSamples) -> Named | None:
         is_number = _NUMBER.fullmatch((count or "").strip())
         is_alone = count is None and options is None
         if is_number or _is_misspelt(name, programs, VERY_SIMILAR if is_alone else SIMILAR):
-            raise _unknown(f"model {model!r:.200}: ", name, programs)
+            raise _unknown(f"model {cut(repr(model), 200)}: ", name, programs)
         return None
     return program, _read_count(model, count), _read_options(model, options)
-
-
-def find_name(name: str, programs: ProgramSamples) -> str | None:
-    """Return the program of a name, whatever its case and the signs between its words."""
-    bare = {re.sub(r"_", "", program): program for program in programs}
-    return bare.get(re.sub(r"[\s_-]", "", name.casefold()))
 
 
 def _is_misspelt(name: str, programs: ProgramSamples, cutoff: float) -> bool:
@@ -292,7 +288,7 @@ def _is_misspelt(name: str, programs: ProgramSamples, cutoff: float) -> bool:
 
 def _unknown(where: str, name: str, programs: ProgramSamples) -> ConfigError:
     return ConfigError(
-        f"{where}unknown program {name!r:.100}; known: {', '.join(programs)}; a vote is "
+        f"{where}unknown program {cut(repr(name))}; known: {', '.join(programs)}; a vote is "
         f"PROGRAM@SAMPLES, such as {DEFAULT_PROGRAM}@{programs[DEFAULT_PROGRAM]}"
     )
 
@@ -305,7 +301,7 @@ def _read_count(model: str, count: str | None) -> int | None:
         digits = "0"
     if not 1 <= int(digits) <= SAMPLE_LIMIT:
         raise ConfigError(
-            f"model {model!r:.200}: after @ comes a number of samples, 1 to {SAMPLE_LIMIT}"
+            f"model {cut(repr(model), 200)}: after @ comes a number of samples, 1 to {SAMPLE_LIMIT}"
         )
     return int(digits)
 
@@ -315,7 +311,8 @@ def _read_options(model: str, options: str | None) -> Mapping[str, int | float]:
         return read_settings((options or "").casefold().split("&")) if options else {}
     except ConfigError:
         raise ConfigError(
-            f"model {model!r:.200}: write options as ?name=number&name=number, each name once"
+            f"model {cut(repr(model), 200)}: write options as ?name=number&name=number, each "
+            "name once"
         ) from None
 
 
@@ -370,7 +367,7 @@ def _reasons_against(body: Mapping[str, Any]) -> list[str]:
             reasons.append(f"{name}: a vote does not know this field ({_PLAIN})")
         elif not any(type(value) is type(each) and value == each for each in _NEUTRAL[name]):
             advice = "use @SAMPLES in the model's name" if name == "n" else _PLAIN
-            reasons.append(f"{name}: a vote cannot honour {json.dumps(value)[:60]} ({advice})")
+            reasons.append(f"{name}: a vote cannot honour {cut(json.dumps(value), 60)} ({advice})")
     if body.get("top_k") == 0:
         reasons.append("top_k: 0 leaves no token to sample from; -1 samples from all")
     return reasons

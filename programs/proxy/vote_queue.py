@@ -1,7 +1,6 @@
 """Votes that clients wait for: a bounded queue of questions, each until its outcome."""
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -154,14 +153,6 @@ class VoteQueue:
         work.add_done_callback(pending.end)
         return pending
 
-    def check_options(self, request: VoteRequest) -> None:
-        """Refuse options that the program does not have, or impossible values; takes milliseconds.
-
-        Raises:
-            ConfigError: there is such an option.
-        """
-        self._run(request, samples=0)
-
     def close(self) -> None:
         """Accept no more questions, and give up those that are open."""
         with self._lock:
@@ -172,36 +163,23 @@ class VoteQueue:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _answer(self, pending: PendingVote, request: VoteRequest) -> Outcome:
-        return self._run(
-            request, samples=request.samples, on_begin=pending.begin, on_sample=pending.count
-        )
-
-    def _run(
-        self,
-        request: VoteRequest,
-        *,
-        samples: int,
-        on_begin: "Callable[[SamplingRun], None]" = lambda _: None,
-        on_sample: Callable[[Sample], None] = lambda _: None,
-    ) -> Outcome:
         program = find_program(request.program)
-        has_seeds = samples > 0 and request.sampling.seed is not None
         question = SamplingRequest(
             request.messages,
             request.sampling,
             parallel=request.parallel or program.parallel or request.samples,
             streamed=program.streamed,
-            seeds_honoured=has_seeds and self._backend.honours_seeds,
+            seeds_honoured=request.sampling.seed is not None and self._backend.honours_seeds,
         )
         return run_program(
             program,
             self._backend,
             question,
-            indices=range(samples),
+            indices=range(request.samples),
             equivalent=self._equivalent,
             options=request.options,
-            on_sample=on_sample,
-            on_begin=on_begin,
+            on_sample=pending.count,
+            on_begin=pending.begin,
         )
 
     def _remove(self, pending: PendingVote) -> None:

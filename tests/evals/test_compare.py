@@ -401,6 +401,14 @@ def test_nineteen_questions_have_no_interval_and_twenty_have_one() -> None:
         assert not found.difference.excludes_zero
 
 
+def test_a_run_that_is_not_complete_is_named_beside_the_sentence() -> None:
+    cut = replace(DENSE, questions=DENSE.questions[:19])
+    gap = "full: 19 of 20 samples: the run is not complete, the same lim eval command resumes it."
+    assert sentence(compare(cut, past(102), common=True)).endswith(f" {gap}")
+    assert sentence(compare(cut, past(101), common=True)).endswith(f" {gap}")
+    assert "not complete" not in sentence(compare(DENSE, past(102)))
+
+
 def past(
     length: int, *, prompt: int | None = 50, budget: int = 100, policy: str = "lim"
 ) -> Summary:
@@ -408,10 +416,10 @@ def past(
     tokens = length - (prompt or 0)
     made = (question(f"q{n}", [0], tokens=[tokens], chosen=0) for n in range(20))
     questions = [replace(each, prompt_tokens=prompt) for each in made]
-    return run(*questions, policy=policy, budget=budget)
+    return run(*questions, policy=policy, budget=budget, samples=1)
 
 
-DENSE = run(*past(500).questions)
+DENSE = run(*past(500).questions, samples=1)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import threading
@@ -276,7 +277,7 @@ def test_two_servers_share_the_questions(tmp_path: Path) -> None:
     assert run_record(out)["run_id"] == run_record(alone)["run_id"]
 
 
-@pytest.mark.parametrize("program", ["majority", "early_stop"])
+@pytest.mark.parametrize("program", ["majority", "adaptive"])
 def test_a_server_that_dies_loses_nothing_while_another_lives(program: str, tmp_path: Path) -> None:
     questions, out = write_sums(tmp_path, 20), tmp_path / "run"
 
@@ -397,7 +398,7 @@ def test_a_program_has_as_many_samples_in_flight_on_each_server(tmp_path: Path) 
     assert run_record(out)["about"]["concurrency"] == [3, 64]
 
 
-@pytest.mark.parametrize(("program", "has_vote"), [("short", False), ("early_stop", True)])
+@pytest.mark.parametrize(("program", "has_vote"), [("short", False), ("adaptive", True)])
 def test_a_cut_off_sample_is_marked_where_only_finished_ones_vote(
     program: str, has_vote: bool, tmp_path: Path
 ) -> None:
@@ -424,3 +425,33 @@ def test_a_sample_that_ends_after_its_program_has_stopped_is_marked_late(tmp_pat
         voters = [row for row in lines if not row["late"] and row["state"] == "finished"]
         assert len(voters) == 1
         assert len(lines) == 6
+
+
+def test_a_complete_run_is_scored_though_no_server_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    questions, out = write_sums(tmp_path, 3), tmp_path / "run"
+    words = eval_words(questions, out)
+    nobody, without_out = ["--url", "127.0.0.1:9"], words[: words.index("--out")]
+
+    def fails(message: str, *words: str) -> None:
+        done = lim(*words, *nobody)
+        assert (done.code, done.output) == (1, "")
+        assert message in done.error
+
+    with serving(answering()) as fake:
+        first = lim(*words, "--url", fake.url)
+        fails("no server answers", *without_out)
+        assert lim(*without_out, "--url", fake.url).code == 0
+    (found,) = (tmp_path / "runs").iterdir()
+    for command, path in ((words, out), (without_out, Path("runs") / found.name)):
+        again = lim(*command, *nobody)
+        assert (again.code, again.output.splitlines()[0]) == (0, first.output.splitlines()[0])
+        assert f"{path} is complete: no server answers, so model, policy and" in again.error
+    fails("num_samples was 4 and is now 3", *words, "--samples", "3")
+    fails("no server answers", *without_out, "--limit", "2")
+    shutil.copytree(found, found.with_name("other"))
+    fails(f"2 complete runs may be meant: `lim report runs/{found.name} runs/other`", *without_out)
+    (out / "samples.jsonl").write_bytes((out / "samples.jsonl").read_bytes()[:-5])
+    fails("no server answers", *words)

@@ -3,6 +3,7 @@
 import math
 import operator
 import random
+import re
 import time
 from dataclasses import replace
 from itertools import combinations
@@ -141,6 +142,28 @@ def test_unknown_programs_are_taken_to_stop_early(program: str, expected: bool) 
 )
 def test_a_folder_of_this_machine_is_not_published(path: str, expected: str) -> None:
     assert metrics.published_name(path) == expected
+
+
+TWO = (question("a", [0, 0]), question("b", [0]))
+
+
+@pytest.mark.parametrize(
+    ("conditions", "gap"),
+    [
+        ({"samples": 2}, "3 of 4 samples: the run is not complete, the same lim eval command res"),
+        ({"samples": 2, "num_failed": 1}, ""),
+        ({"samples": 3, "num_failed": 1}, "3 of 6 samples: .* command with --retry-failed resumes"),
+        ({"samples": 40, "program": "adaptive"}, ""),
+        ({"samples": 40, "program": "adaptive", "asked": 3}, "2 of 3 questions: the run is not"),
+        ({"samples": 40, "program": "adaptive", "asked": 3, "num_failed": 1}, "--retry-failed"),
+    ],
+)
+def test_a_run_that_is_not_complete_says_so_and_how_to_resume(
+    conditions: dict[str, Any], gap: str
+) -> None:
+    found = run(*TWO, **conditions).gap
+    assert re.search(gap, found)
+    assert bool(gap) == bool(found)
 
 
 def test_scores_equal_those_worked_out_by_hand() -> None:

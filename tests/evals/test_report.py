@@ -116,7 +116,8 @@ def test_an_incomplete_run_has_a_note_and_is_not_compared() -> None:
     row = group_of(full(), part).rows[1]
     assert row.against_full is None
     assert row.note == (
-        "6 of 9 questions; 3 samples failed, not scored; not compared with full: full and "
+        "24 of 36 samples: the run is not complete, the same lim eval command with --retry-failed "
+        "resumes it; 3 samples failed, not scored; not compared with full: full and "
         "LessIsMore 256 have different questions (LessIsMore 256 lacks 3 of 9 questions, with the "
         "ids q006, q007, q008); "
         "3 samples of LessIsMore 256 failed: the same lim eval command with --retry-failed tries "

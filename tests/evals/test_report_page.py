@@ -236,6 +236,9 @@ def test_one_run_alone_and_other_differences() -> None:
     alone = make_page(make_groups([simulated(questions=1, samples=1)]))
     assert not tables(ElementTree.fromstring(alone), "questions disagreements")
     assert "What the data say" not in alone
+    assert "not complete" not in alone
+    cut = make_page(make_groups([simulated(questions=1, samples=1, asked=2)]))
+    assert "LessIsMore 256: 1 of 2 samples: the run is not complete" in cut
     assert alone.count("No plots: 1 question is too few") == 1
     assert "<img" not in alone
     page = ElementTree.fromstring(

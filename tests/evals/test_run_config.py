@@ -230,15 +230,16 @@ def test_a_program_that_stops_early_is_recorded_with_all_its_options() -> None:
     assert options == RunConfig("math500", "adaptive").all_options()
     assert replace(ADAPTIVE, options={"confidence": 0.6}).all_options()["confidence"] == 0.6
     assert CONFIG.all_options() == {}
-    with pytest.raises(ConfigError, match="the program majority has no option window"):
-        replace(CONFIG, options={"window": 3}).all_options()
+    assert RunConfig("math500", "Early-Stop").program == "early_stop"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"program": "oracle"}, "unknown program 'oracle'"),
-        ({"program": "single", "num_samples": 2}, "generates one sample a question, not 2"),
+        ({"program": "single", "num_samples": 2}, "single takes 1 sample of a question, not 2"),
+        ({"program": "short", "num_samples": 2}, "short with wanted=3 .* has 3 samples, and may"),
+        ({"options": {"window": 3}}, "the program majority has no option window"),
         ({"thinking_budget": 2048}, "leaves nothing of max_tokens 2,048"),
         ({"thinking_budget": 9, "sampling": {"max_tokens": 9}}, "leaves nothing of max_tokens 9"),
     ],

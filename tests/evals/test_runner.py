@@ -73,6 +73,9 @@ def run(config: RunConfig, *servers: JobServer, info: dict[str, Any] = INFO) -> 
     return found, printed.getvalue()
 
 
+EARLY_STOP: dict[str, Any] = {"program": "early_stop", "options": {"window": 3}}
+
+
 def test_a_run_leaves_a_line_a_sample_and_its_conditions(config: RunConfig) -> None:
     found, printed = run(config, JobServer())
     assert len(found.samples) == 15
@@ -126,7 +129,7 @@ def test_servers_that_differ_are_refused(
 
 @pytest.mark.parametrize("program", ["majority", "early_stop"])
 def test_a_complete_run_asks_no_server(program: str, config: RunConfig) -> None:
-    config = replace(config, program=program)
+    config = replace(config, **(EARLY_STOP if program == "early_stop" else {}))
     first, _ = run(config, JobServer())
     of = {graded.written_together for graded in first.samples}
     assert of == {3 if program == "early_stop" else None}
@@ -269,7 +272,7 @@ def test_progress_tells_accuracy_speed_and_time_left_of_this_session(config: Run
 def test_an_aborted_sample_is_neither_right_nor_wrong_and_a_lost_server_is_no_sample(
     config: RunConfig,
 ) -> None:
-    progress = progress_of(replace(config, program="early_stop"), [100.0])
+    progress = progress_of(replace(config, **EARLY_STOP), [100.0])
     progress.count((make_graded(answer="5", state=SampleState.ABORTED), make_graded(1)))
     progress.count(ServerLost("http://here", ServerError("no server answers")))
     described = progress.describe()
@@ -318,7 +321,7 @@ def test_the_time_left_of_a_program_that_stops_early_counts_questions(config: Ru
     running = InFlight(6, num_tokens=90, running_s=(3.0, 0.0))
     servers = [replace(JobServer().as_server(), in_flight=lambda: running)]
     clock = [100.0]
-    progress = progress_of(replace(config, program="early_stop"), clock, servers=servers)
+    progress = progress_of(replace(config, **EARLY_STOP), clock, servers=servers)
     clock[0] += 5
     progress.count(tuple(make_graded(n, num_tokens=20, latency_s=5.0) for n in range(3)))
     assert ", 6 samples running, 30 tokens/s, about 10 s left" in progress.describe()

@@ -113,6 +113,14 @@ def test_a_vote_from_many_threads_and_beside_a_running_loop() -> None:
             )
         ),
         ({"question": 5}, "question: expected a text, got 5"),
+        (
+            {"question": QUESTION, "program": "single", "samples": 3},
+            "single takes 1 sample of a question, not 3",
+        ),
+        (
+            {"question": QUESTION, "program": "short", "samples": 2},
+            "wanted=3 cannot stop before it has 3 samples",
+        ),
         ({"question": QUESTION, "program": None}, "program: expected a name or a Program"),
         ({"question": QUESTION, "thinking_budget": 4096}, "leaves nothing of max_tokens"),
         ({"question": QUESTION, "url": "ftp://x"}, "is no server address.* after url=$"),
@@ -253,19 +261,28 @@ EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 NEED_ARGUMENTS = ("engine.py", "own_task.py")
 
 
+def call_example(name: str, *words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Call an example without site-packages, so that no slow import works."""
+    command = [sys.executable, "-S", str(ROOT / "examples" / name), *words]
+    environment = os.environ | variables
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
+
+
+@pytest.mark.parametrize("name", ["own_task.py", "self_consistency.py", "stopping_rule.py"])
+def test_an_example_asks_the_server_of_the_environment(name: str, tmp_path: Path) -> None:
+    first = str(tmp_path)  # own_task's folder, or the question
+    assert f"asking {NOBODY} for" in call_example(name, first, LIM_URL=NOBODY).stdout
+    assert f"asking {NOBODY} for" in call_example(name, first, NOBODY, LIM_URL="http://x").stdout
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_says_how_it_is_called_before_it_imports_anything_slow(name: str) -> None:
-    def call(*words: str) -> "subprocess.CompletedProcess[str]":
-        # Without site-packages no slow import works.
-        command = [sys.executable, "-S", str(ROOT / "examples" / name), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30)
-
-    asked, wrong = call("--help"), call("one", "two", "three", "four")
+    asked, wrong = (call_example(name, *words) for words in (["--help"], ["1", "2", "3", "4"]))
     assert (asked.returncode, wrong.returncode) == (0, 2)
     assert f"usage: {name}" in asked.stdout
     assert f"usage: {name}" in wrong.stderr
     if name in NEED_ARGUMENTS:
-        assert call().returncode == 2
+        assert call_example(name).returncode == 2
     assert f"`python examples/{name}" in (ROOT / "examples" / name).read_text()
     assert f"`examples/{name}" in (ROOT / "docs" / "cli.md").read_text()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lim_sglang.errors import ConfigError
-from lim_sglang.programs.options import read_settings, samples_of
+from lim_sglang.programs.options import read_settings
 
 
 def test_settings_are_numbers_by_name() -> None:
@@ -25,13 +25,3 @@ def test_settings_are_numbers_by_name() -> None:
 def test_a_setting_of_another_form_is_refused(texts: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         read_settings(texts)
-
-
-@pytest.mark.parametrize(
-    ("program", "asked", "samples"),
-    [("adaptive", None, 40), ("majority", None, 8), ("short", 3, 3)],
-)
-def test_a_program_has_its_own_number_of_samples(
-    program: str, asked: int | None, samples: int
-) -> None:
-    assert samples_of(program, asked) == samples

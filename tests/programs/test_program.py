@@ -16,6 +16,7 @@ from lim_sglang.markdown_section import counted
 from lim_sglang.programs.program import (
     PROGRAMS,
     Outcome,
+    Program,
     find_program,
     listing,
     outcome_record,
@@ -42,6 +43,7 @@ _, _, ADAPTIVE, EARLY_STOP, SHORT, CONFIDENCE, BUDGET = PROGRAMS.values()
 
 def test_a_program_has_the_name_that_finds_it() -> None:
     assert all(find_program(name).name == name for name in PROGRAMS)
+    assert find_program(" Early-Stop") is EARLY_STOP
     with pytest.raises(ConfigError, match=r"unknown program 'majorty'; known.*\n  single "):
         find_program("majorty")
 
@@ -60,6 +62,29 @@ def test_a_programs_file_is_a_script_that_prints_each_sample_and_last_the_answer
     assert done.stdout.count("\n") == 1
     for number in (1, 2, 3):
         assert f"/3  sample {number}: 391  (7 tokens" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "options", "words"),
+    [
+        ("single", 2, {}, "takes 1 sample of a question, not 2: the program majority"),
+        ("short", 2, {}, "wanted=3 cannot stop before it has 3 samples, and may take 2: take more"),
+        ("short", 4, {"wanted": 5}, "wanted=5 .* 5 samples, and may take 4"),
+        ("early_stop", 4, {}, "window=5 .* 5 samples"),
+        ("adaptive", 3, {}, "confidence=0.95 .* 4 samples"),
+    ],
+)
+def test_a_number_of_samples_that_leaves_a_program_no_effect_is_refused(
+    name: str, samples: int, options: dict[str, float], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        PROGRAMS[name].check(options, samples)
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values())
+def test_the_fewest_samples_of_a_program_are_taken(program: Program) -> None:
+    program.check({}, program.samples)
+    program.check({}, program.least_samples(**program.options))
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -145,6 +145,20 @@ def test_an_empty_field_asks_for_the_default_vote() -> None:
     assert (read(model="single").samples, read(model="adaptive").samples) == (1, 40)
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"lim": {"program": "single", "samples": 3}}, "single takes 1 sample of a question"),
+        ({"model": "single@3"}, "single takes 1 sample of a question"),
+        ({"model": "early-stop@4?window=5"}, "window=5 cannot stop before it has 5 samples"),
+        ({"model": "majority?window=3"}, "majority has no option window"),
+    ],
+)
+def test_options_and_samples_without_effect_are_refused(fields: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read(**fields)
+
+
 def test_model_string_and_field_may_not_differ() -> None:
     assert read(model="majority@4", lim={"samples": 4, "program": "majority"}).samples == 4
     with pytest.raises(ConfigError, match="differ in program, samples"):
@@ -189,6 +203,7 @@ def test_the_projects_instruction_is_added_on_request() -> None:
     [
         ({"n": 2}, "n: a vote cannot honour 2 .use @SAMPLES in the model's name"),
         ({"n": 0}, "n: a vote cannot honour 0"),
+        ({"tools": ["x" * 60]}, r'tools: a vote cannot honour \["x{58}… \('),
         ({"n": True}, "n: a vote cannot honour true"),
         ({"logprobs": 0}, "logprobs: a vote cannot honour 0"),
         ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage: "),

@@ -24,6 +24,7 @@ from lim_sglang.programs.stopping import (
     TokenBudgetRule,
     WindowRule,
     confidence_threshold,
+    fewest_votes,
     leader_probability,
 )
 from tests.builders import make_sample
@@ -175,6 +176,13 @@ def test_a_thousand_votes_are_counted_without_rounding(first: int, second: int) 
         exact = mpmath.betainc(first + 1, second + 1, 0.5, 1, regularized=True)
         found = leader_probability(first, second)
         assert abs(mpmath.mpf(found.numerator) / found.denominator - exact) < mpmath.mpf(10) ** -350
+
+
+@pytest.mark.parametrize("confidence", [0.6, 0.8, 0.9, 0.95, 0.99])
+def test_the_posterior_rule_stops_at_the_fewest_votes(confidence: float) -> None:
+    votes = [make_sample(index, "391") for index in range(fewest_votes(confidence))]
+    assert PosteriorRule(confidence).is_settled(votes, 0, str.__eq__)
+    assert not PosteriorRule(confidence).is_settled(votes[1:], 0, str.__eq__)
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.9, 0.95, 0.99])

@@ -301,7 +301,9 @@ def test_the_chat_route_refuses_other_methods_as_the_proxy_refuses_all_else(meth
     assert not recorder.requests
 
 
-@pytest.mark.parametrize("name", ["nobody", "majority@0", "majorty@8", "adaptive@8?x=1", "a/b"])
+@pytest.mark.parametrize(
+    "name", ["nobody", "majority@0", "majorty@8", "adaptive@8?x=1", "single@3", "a/b"]
+)
 def test_a_model_that_does_not_exist_is_not_found(name: str) -> None:
     with proxied(lambda _: Chain(()), models=SERVED) as (_, proxy):
         answer = httpx.get(f"{proxy.url}/v1/models/{name}")

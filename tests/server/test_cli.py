@@ -267,6 +267,7 @@ def test_every_counter_of_a_server_is_documented() -> None:
     ("words", "output"),
     [
         (("ask", "--smaples", "8"), "No such option: --smaples (Possible options: --samples)"),
+        (("serve", "--tp-size", "2"), "No such option: --tp-size; options of SGLang go after --"),
         (("version",), "No such command 'version'. Did you mean --version?"),
         (("help",), "No such command 'help'. Did you mean --help?"),
         (("aks",), "No such command 'aks'. Did you mean 'ask'?"),

@@ -20,6 +20,7 @@ from lim_sglang.models import (
     check_model,
     embedded_model,
     finish_folder,
+    known_depth,
     model_digest,
     weights_fingerprint,
 )
@@ -206,8 +207,10 @@ def test_without_the_hub_a_cached_model_is_served_and_another_is_refused(
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("abc")
     (folder / "snapshots" / "abc").mkdir(parents=True)
-    (folder / "snapshots" / "abc" / "config.json").write_text("{}")
+    (folder / "snapshots" / "abc" / "config.json").write_text('{"num_hidden_layers": 30}')
     assert check_model("some/model") == "some/model"
+    assert known_depth("some/model") == 30
+    assert known_depth("some/model", "another-revision") is None
     assert hub == []
 
 

@@ -124,6 +124,30 @@ def test_refused_options_are_told_before_anything_starts(
         server_options(spec, port=free_port())
 
 
+@pytest.mark.parametrize(
+    ("flags", "words", "refused"),
+    [
+        ({"--lim-select-layers": "2,99"}, (), "select_layers names layer 99.* 0 to 29"),
+        ({"--lim-config": '{"dense_layers": [30]}'}, (), "dense_layers names layer 30"),
+        ({"--lim-select-layers": "2,29"}, (), None),
+        ({"--lim-select-layers": "2,99"}, ("--lim-select-layers", "2"), None),
+        ({"--lim-select-layers": "30"}, ("--json-model-override-args", "{}"), None),
+    ],
+)
+def test_layers_that_the_model_lacks_are_refused_before_anything_starts(
+    flags: dict[str, str],
+    words: tuple[str, ...],
+    refused: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.delenv("LIM_CONFIG", raising=False)
+    monkeypatch.setattr(server_module, "has_gpu", lambda: False)
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 30}')
+    with pytest.raises(RefusedError, match=refused) if refused else nullcontext():
+        server_options(ServerSpec(str(tmp_path), flags, words), port=free_port())
+
+
 def test_all_reasons_against_a_start_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LIM_CONFIG", raising=False)
     monkeypatch.setenv("SGLANG_PLUGINS", "x")
