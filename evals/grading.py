@@ -15,13 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lim_sglang.evals.run_store import GRADES_FILE, GradedSample, load_run, write_atomically
-from lim_sglang.programs.grading.answers import (
-    extract_answer,
-)
-from lim_sglang.programs.grading.kinds import (
-    PARSERS,
-    AnswerKind,
-)
+from lim_sglang.programs.grading.answers import extract_answer
+from lim_sglang.programs.grading.kinds import PARSERS, AnswerKind
 from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
 
 TURN_S = 0.5

@@ -6,11 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from lim_sglang.errors import DataError
 from lim_sglang.markdown_section import join_words
-from lim_sglang.programs.grading.kinds import (
-    CHOICES,
-    AnswerKind,
-    as_choice,
-)
+from lim_sglang.programs.grading.kinds import CHOICES, AnswerKind, as_choice
 
 _OPTION = re.compile(r"(?:^|\s)\(?([A-J])\)\s|^[\s*_-]*([A-J])[.:]\s", re.MULTILINE)
 """The letter before an option in a question's text."""

@@ -6,12 +6,7 @@ from difflib import get_close_matches
 from lim_sglang.evals.options import option_fields, stated_options
 from lim_sglang.evals.tasks import FILE_COLUMNS, OWN_FILE, Question, find_task
 from lim_sglang.markdown_section import join_words, places
-from lim_sglang.programs.grading.kinds import (
-    CHOICES,
-    PARSERS,
-    AnswerKind,
-    as_choice,
-)
+from lim_sglang.programs.grading.kinds import CHOICES, PARSERS, AnswerKind, as_choice
 from lim_sglang.programs.grading.values import read_value
 
 

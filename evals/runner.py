@@ -59,9 +59,7 @@ from lim_sglang.evals.tasks import (
 )
 from lim_sglang.markdown_section import counted
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
-from lim_sglang.programs.grading.kinds import (
-    AnswerKind,
-)
+from lim_sglang.programs.grading.kinds import AnswerKind
 from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
 from lim_sglang.programs.vote import Equivalent
 from lim_sglang.progress import fitting, print_plain, rate, shortened, show_progress, time_left

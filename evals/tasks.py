@@ -17,9 +17,7 @@ from typing import Any
 from lim_sglang.errors import ConfigError, DataError, bullets
 from lim_sglang.evals.options import check_letter, with_options
 from lim_sglang.markdown_section import places
-from lim_sglang.programs.grading.answers import (
-    extract_answer,
-)
+from lim_sglang.programs.grading.answers import extract_answer
 from lim_sglang.programs.grading.kinds import (
     AnswerKind,
     as_integer,

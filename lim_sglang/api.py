@@ -189,11 +189,7 @@ def grade(reply: str, answer: str | float, kind: Kind = "expression") -> bool:
         LimError: there is no such kind, a text is none, no reply can equal the answer, or
             math-verify does not start.
     """
-    from lim_sglang.programs.grading.kinds import (
-        AnswerKind,
-        fault_of_reference,
-        number_text,
-    )
+    from lim_sglang.programs.grading.kinds import AnswerKind, fault_of_reference, number_text
 
     grader = _grader(kind)
     gold: Any = number_text(answer) or answer
@@ -228,9 +224,7 @@ def extract_answer(reply: str, kind: Kind = "expression") -> str | None:
 
 def _grader(kind: str) -> "Grader":
     from lim_sglang.evals.grading import Grader
-    from lim_sglang.programs.grading.kinds import (
-        AnswerKind,
-    )
+    from lim_sglang.programs.grading.kinds import AnswerKind
 
     return Grader(AnswerKind(_known(kind)), _checker(os.getpid()))
 

@@ -20,9 +20,7 @@ from rich.text import Text
 
 from lim_sglang.errors import INTERRUPTED, errors_in_words
 from lim_sglang.markdown_section import counted, join_words
-from lim_sglang.programs.grading.answers import (
-    extract_answer,
-)
+from lim_sglang.programs.grading.answers import extract_answer
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 from lim_sglang.programs.http_client import without_advice
 from lim_sglang.programs.options import (

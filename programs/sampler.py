@@ -16,9 +16,7 @@ import httpx
 from lim_sglang.frontend import BaseBackend, ChatTemplate, sgl
 from lim_sglang.programs.backend import Backend, InFlightSample, QuestionSlots
 from lim_sglang.programs.chat import Generation
-from lim_sglang.programs.grading.answers import (
-    extract_answer,
-)
+from lim_sglang.programs.grading.answers import extract_answer
 from lim_sglang.programs.schema import (
     COMPLETED_STATES,
     Message,

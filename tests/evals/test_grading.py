@@ -25,9 +25,7 @@ from lim_sglang.evals.grading import (
     grade_run,
 )
 from lim_sglang.evals.run_store import GradedSample, RunRecord, load_run, open_run
-from lim_sglang.programs.grading.kinds import (
-    AnswerKind,
-)
+from lim_sglang.programs.grading.kinds import AnswerKind
 from lim_sglang.programs.schema import SampleState
 from tests.builders import TextEquivalence, make_sample
 

@@ -35,9 +35,7 @@ from lim_sglang.evals.runner import (
 from lim_sglang.evals.scheduler import InFlight, Job, SampleResult, SampleSink, Server, ServerLost
 from lim_sglang.evals.servers import Connection, ServerFacts
 from lim_sglang.evals.tasks import Question
-from lim_sglang.programs.grading.kinds import (
-    AnswerKind,
-)
+from lim_sglang.programs.grading.kinds import AnswerKind
 from lim_sglang.programs.schema import Access, SampleState
 from lim_sglang.progress import fitting, show_progress
 from tests.builders import TextEquivalence, make_graded, make_sample

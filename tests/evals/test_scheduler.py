@@ -25,9 +25,7 @@ from lim_sglang.evals.scheduler import (
     sample_jobs,
 )
 from lim_sglang.evals.tasks import Question
-from lim_sglang.programs.grading.kinds import (
-    AnswerKind,
-)
+from lim_sglang.programs.grading.kinds import AnswerKind
 from lim_sglang.programs.schema import SampleState
 from tests.builders import TextEquivalence, make_sample
 from tests.fakes.job_server import FailingServer, JobServer

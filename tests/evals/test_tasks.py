@@ -31,9 +31,7 @@ from lim_sglang.evals.tasks import (
     short_name,
     task_title,
 )
-from lim_sglang.programs.grading.kinds import (
-    AnswerKind,
-)
+from lim_sglang.programs.grading.kinds import AnswerKind
 from lim_sglang.programs.schema import CHOICE_PROMPT, MATH_PROMPT, ask_messages
 
 MATH = TASKS["math500"]

@@ -6,16 +6,8 @@ import time
 
 import pytest
 
-from lim_sglang.programs.grading.answers import (
-    answer_line,
-    extract_answer,
-)
-from lim_sglang.programs.grading.kinds import (
-    MAX_PARSED_CHARS,
-    AnswerKind,
-    as_choice,
-    as_integer,
-)
+from lim_sglang.programs.grading.answers import answer_line, extract_answer
+from lim_sglang.programs.grading.kinds import MAX_PARSED_CHARS, AnswerKind, as_choice, as_integer
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,7 @@ import pytest
 
 from lim_sglang.evals.grading import Grader
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
-from lim_sglang.programs.grading.kinds import (
-    AnswerKind,
-)
+from lim_sglang.programs.grading.kinds import AnswerKind
 from lim_sglang.programs.schema import SampleState
 
 Row = dict[str, Any]

@@ -36,9 +36,7 @@ from lim_sglang.programs.ask import (
 )
 from lim_sglang.programs.backend import InFlightSample
 from lim_sglang.programs.chat import StreamReader
-from lim_sglang.programs.grading.answers import (
-    extract_answer,
-)
+from lim_sglang.programs.grading.answers import extract_answer
 from lim_sglang.programs.http_client import START_ONE
 from lim_sglang.programs.program import PROGRAMS, Outcome, outcome_record
 from lim_sglang.programs.schema import UNANSWERED, Sample, SampleState

@@ -11,9 +11,7 @@ import httpx
 import openai
 import pytest
 
-from lim_sglang.programs.grading.answers import (
-    extract_answer,
-)
+from lim_sglang.programs.grading.answers import extract_answer
 from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.programs.proxy import app as proxy_module
 from tests.fakes.sglang_server import (
