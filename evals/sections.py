@@ -37,8 +37,8 @@ METHOD = (
     f"{COUNTED}"
 )
 READ = (
-    "Read: the share of their tokens, at most, that sparse layers read in the decode steps of all "
-    "samples."
+    "Read: the share of their tokens, at most, that one query head of a sparse layer reads in the "
+    "decode steps of all samples; where heads have lists of their own, a KV head reads more."
 )
 STOPPING = (
     "Programs that stop early take more samples of the questions on which samples disagree, so "

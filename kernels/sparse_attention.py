@@ -48,7 +48,7 @@ class SplitWorkspace:
     lse: Tensor
     """[W, padded group] f32, log-sum-exp of each split and head, to base 2."""
     block_counters: Tensor
-    """[W] int32, programs of a row and KV head that have ended; 0 between two kernels."""
+    """[W] int32, programs of a row and unit that have ended; 0 between two kernels."""
     num_sms: int
     """SMs of the GPU."""
     few_programs: int

@@ -62,9 +62,11 @@ FLAGS = (
         "--lim-recent-ratio",
         float,
         "RATIO",
-        "Share of the budget for the newest tokens and the sinks, 0 to 1.",
+        "Share of the budget for the newest tokens and the sinks, 0 to 1; of tidal 0 by default.",
     ),
-    Flag("--lim-sinks", int, "TOKENS", "Oldest tokens that are always kept."),
+    Flag(
+        "--lim-sinks", int, "TOKENS", "Oldest tokens that are always kept; of tidal 0 by default."
+    ),
     Flag(
         "--lim-ranking",
         str,
