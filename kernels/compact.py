@@ -42,8 +42,8 @@ class StepSlots:
     slots: Tensor
     """[indptr[B]] int32, the slot of each token, oldest first."""
     kept_indptr: Tensor
-    """[B + 1] int32; row b keeps `kept_indptr[b + 1] - kept_indptr[b]` tokens: all up to the budget,
-    else the budget, or what the newest of a budget's pages leaves of it."""
+    """[B + 1] int32; row b keeps `kept_indptr[b + 1] - kept_indptr[b]` tokens: all within the
+    budget, else the budget, or what the newest of a budget's pages leaves of it."""
     kept: Tensor
     """[>= kept_indptr[B]] int32, written in order of position; a row of these for each list, where
     heads have lists of their own."""

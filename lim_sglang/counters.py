@@ -61,6 +61,9 @@ class Stats:
     """Sum over rows of the tokens that one query head reads in a sparse layer."""
     tokens_seen: int = 0
     """Sum over rows of the row's length, newest token included."""
+    oversized_steps: int = 0
+    """Decode steps whose rows, sharing prefixes, have more tokens together than selection has
+    memory for: they run without a CUDA graph."""
     retractions: int = 0
     """Requests that gave their KV cache back and were prefilled again, densely."""
 

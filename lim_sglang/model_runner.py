@@ -123,10 +123,20 @@ class LimModelRunner(compat.ModelRunner):
             self.allocate_selection(self.lim_policy, self._estimate_tokens())
             reserved = self._reserve_summaries(self.lim_policy)
         super().alloc_memory_pool(*arguments, **options)
+        self._compare_memory()
         if reserved is not None and self.lim_policy:
             del reserved
             torch.cuda.empty_cache()
             self.allocate_summaries(self.lim_policy)
+
+    def _compare_memory(self) -> None:
+        """Warn if the KV cache became larger than the estimate that selection's memory is for."""
+        if self.lim_selector and not self.lim_selector.fits(self.max_total_num_tokens):
+            logger.warning(
+                "the KV cache holds %d tokens, more than selection has memory for: steps that read "
+                "all of them run without a CUDA graph",
+                self.max_total_num_tokens,
+            )
 
     def forward(self, forward_batch: Any, *arguments: Any, **options: Any) -> Any:
         """Run one step; count a decode step by its real rows, never by a CUDA graph's padding."""
@@ -147,6 +157,7 @@ class LimModelRunner(compat.ModelRunner):
         if self.lim_selector and forward_batch.forward_mode.is_decode():
             fits = self.lim_selector.fits(int(forward_batch.seq_lens_cpu.sum()))
             self.decode_cuda_graph_runner = graphs if fits else None
+            self.lim_stats.oversized_steps += not fits
         try:
             return super()._forward_raw(forward_batch, *arguments, **options)
         finally:
