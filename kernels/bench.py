@@ -20,10 +20,7 @@ from lim_sglang.kernels.reference import BudgetSplit, split_budget
 from lim_sglang.kernels.scores import plan_flashinfer_decode
 from lim_sglang.kernels.selector import MassSelector, RankSelector, Room, ScoreSelector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
-from lim_sglang.kernels.verify_attention import (
-    ATTENTION_TOLERANCE,
-    attention_error,
-)
+from lim_sglang.kernels.verify_attention import ATTENTION_TOLERANCE, attention_error
 
 RANK_OPS = ("score", "shortlist", "full-ranking", "select-scored", "select")
 """The paper's selection. `full-ranking` ranks every row, where in a step it mostly only counts;

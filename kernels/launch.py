@@ -66,8 +66,8 @@ PROGRAMS_PER_SM = 4
 """Programs per SM that few rows are split among, while one round combines their splits. Batches of
 many rows are not split."""
 PROGRAM_BYTES_PER_SM = 4
-"""The same where more rounds combine them, times bytes per cache element: elements of fewer bytes
-need more programs for the same bytes in flight."""
+"""Programs per SM that few rows are split among where several rounds combine their splits, times
+the bytes of a cache element: elements of fewer bytes need more programs for as many in flight."""
 MIN_SPLIT_TOKENS, MAX_SPLITS = 64, 16
 """Fewest tokens per split of a row, and most splits per row."""
 SPLIT_ALIGNMENT = 16

@@ -38,10 +38,19 @@ class PackedRows(RowBuffers):
     """Most rows."""
     tokens: int
     """Most tokens of all rows together."""
-    columns: int
-    """Columns of the longest row that there can be."""
+    longest: int
+    """Tokens of the longest row that there can be."""
     page: int = 1
     """Tokens of a column."""
+
+    @property
+    def columns(self) -> int:
+        """Columns of the longest row."""
+        return triton.cdiv(self.longest, self.page)
+
+    def fits(self, num_tokens: int) -> bool:
+        """Return True if a step of so many tokens fits, chunk by chunk of `max_rows` rows."""
+        return num_tokens <= self.tokens or self.max_rows * self.longest <= self.tokens
 
     @classmethod
     def allocate(
@@ -54,15 +63,14 @@ class PackedRows(RowBuffers):
         device: torch.device | str,
         dtype: torch.dtype = torch.float32,
         page: int = 1,
-        fill: int = 0,
     ) -> Self:
         """Allocate for rows of up to `longest` tokens, and up to `tokens` of all rows together."""
         tokens = min(tokens, max_rows * longest)
-        # A row may waste less than a page, and less than an alignment.
-        room = triton.cdiv(tokens, page) + max_rows * (1 + ALIGNMENT)
+        # A row may waste an alignment; a row that pads a graph's batch has a token more.
+        room = triton.cdiv(tokens + max_rows, page) + max_rows * ALIGNMENT
         shape = (lists * triton.cdiv(room, ALIGNMENT) * ALIGNMENT,)
-        values = torch.full(shape, fill, dtype=dtype, device=device)
-        return cls(values, lists, max_rows, tokens, triton.cdiv(longest, page), page)
+        values = torch.zeros(shape, dtype=dtype, device=device)
+        return cls(values, lists, max_rows, tokens, longest, page)
 
     def first_rows(self, num_rows: int) -> Self:
         """Return the same memory for fewer rows."""

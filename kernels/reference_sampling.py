@@ -77,7 +77,8 @@ def kept_tokens(probs: Tensor, top_ks: Tensor, top_ps: Tensor, min_ps: Tensor) -
     ordered, order = probs.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     ranks = torch.arange(probs.shape[-1], device=probs.device)
-    keep = (ranks < top_ks[:, None]) & (before <= top_ps[:, None])
+    within = (before <= top_ps[:, None]) | (top_ps[:, None] >= 1)  # where sums are rounded above 1
+    keep = (ranks < top_ks[:, None]) & within
     keep &= ordered >= ordered[:, :1] * min_ps[:, None]
     keep[:, 0] = True
     return torch.zeros_like(keep).scatter(-1, order, keep)

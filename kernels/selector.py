@@ -98,11 +98,11 @@ class Selector(RowBuffers, ABC):
         return self
 
     def fits(self, num_tokens: int) -> bool:
-        """Return True if rows of so many tokens together fit into one chunk.
+        """Return True if a step whose rows have so many tokens together needs no smaller chunks.
 
         Tokens that rows share count for each of them, so rows may have more than the KV cache.
         """
-        return self.deciding_scores is None or num_tokens <= self.deciding_scores.tokens
+        return self.deciding_scores is None or self.deciding_scores.fits(num_tokens)
 
     def for_rows(self, lengths: Tensor) -> Self:
         """Return the same memory, with chunks that rows of these lengths fit into.
@@ -206,18 +206,15 @@ class ScoreSelector(Selector):
         """
 
 
-def allocate_scores(
-    room: Room, capacity: int, lists: int | None = None, page: int = 1
-) -> PackedRows:
+def allocate_scores(room: Room, lists: int, num_candidates: int, page: int = 1) -> PackedRows:
     """Allocate the scores of a chunk of rows; `MAX_CANDIDATE_BYTES` limits the rows.
 
     Args:
-        capacity: ranks, or candidates, that each list has room for besides.
-        lists: of a row; None for one a query head.
+        lists: of a row.
+        num_candidates: ranks, or candidates, that a row has room for besides, in all of its lists.
         page: tokens of each score.
     """
-    lists = lists or room.num_heads
-    rows = min(room.max_rows, MAX_CHUNK_ROWS, MAX_CANDIDATE_BYTES // (4 * lists * capacity))
+    rows = min(room.max_rows, MAX_CHUNK_ROWS, MAX_CANDIDATE_BYTES // (4 * num_candidates))
     return PackedRows.allocate(
         lists=lists,
         max_rows=max(1, rows),
@@ -244,7 +241,7 @@ class RankSelector(ScoreSelector):
     def allocate(cls, budget_split: BudgetSplit, room: Room) -> Self:
         """Allocate scores and rankings."""
         depth = max(budget_split.selected, shortlist_capacity(budget_split.selected))
-        scores = allocate_scores(room, depth)
+        scores = allocate_scores(room, room.num_heads, room.num_heads * depth)
         return cls(budget_split, scores, None, RankingBuffers.allocate(scores, depth))
 
     def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
@@ -304,14 +301,15 @@ class MassSelector(ScoreSelector):
     ) -> Self:
         """Allocate for batches that keep `budget_split` pages."""
         capacity = candidate_capacity(budget_split.selected)
-        scores, mass = allocate_scores(room, capacity), allocate_scores(room, capacity, 1, page)
+        scores = allocate_scores(room, room.num_heads, capacity)
+        mass = allocate_scores(room, 1, capacity, page)
         return cls(
             budget_split=budget_split,
             scores=scores,
             # A dense pass writes every row's.
             lse=scores.values.new_zeros(room.max_rows, room.num_heads),
-            mass=mass.first_rows(scores.max_rows),
-            candidates=allocate_candidates(mass.first_rows(scores.max_rows), capacity),
+            mass=mass,
+            candidates=allocate_candidates(mass, capacity),
             by_largest=by_largest,
         )
 
@@ -377,7 +375,7 @@ class HeadSelector(ScoreSelector):
     def allocate(cls, budget_split: BudgetSplit, room: Room) -> Self:
         """Allocate scores and candidates."""
         capacity = candidate_capacity(budget_split.selected)
-        scores = allocate_scores(room, capacity)
+        scores = allocate_scores(room, room.num_heads, room.num_heads * capacity)
         return cls(budget_split, scores, None, allocate_candidates(scores, capacity))
 
     def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
@@ -499,7 +497,7 @@ class BoundSelector(PageSelector):
     def allocate(cls, budget_split: BudgetSplit, room: Room, *, lists: int, page: int) -> Self:
         """Allocate for batches that keep `budget_split` pages in each of a row's lists."""
         capacity = candidate_capacity(budget_split.selected)
-        bounds = allocate_scores(room, capacity, lists, page)
+        bounds = allocate_scores(room, lists, lists * capacity, page)
         return cls(budget_split, bounds, allocate_candidates(bounds, capacity))
 
     def summarize(
@@ -569,7 +567,8 @@ class GateSelector(PageSelector):
     def allocate(cls, budget_split: BudgetSplit, room: Room, gates: ModelGates) -> Self:
         """Allocate for batches that keep `budget_split` blocks for each KV head."""
         capacity = candidate_capacity(budget_split.selected)
-        logits = allocate_scores(room, capacity, room.num_kv_heads, gates.block)
+        lists = room.num_kv_heads
+        logits = allocate_scores(room, lists, lists * capacity, gates.block)
         shape = logits.max_rows, logits.lists, gates.cos_sin.shape[1]
         return cls(
             budget_split=budget_split,

@@ -51,7 +51,7 @@ class SplitWorkspace:
     """[W] int32, programs of a row and unit that have ended; 0 between two kernels."""
     num_sms: int
     """SMs of the GPU."""
-    few_programs: int
+    programs_in_rounds: int
     """Programs of all split rows together where more than one round combines the splits of one."""
 
     @classmethod
@@ -83,7 +83,7 @@ class SplitWorkspace:
             torch.zeros(programs, group, dtype=torch.float32, device=device),
             torch.zeros(programs, dtype=torch.int32, device=device),
             num_sms,
-            few_programs=num_sms * max(1, PROGRAM_BYTES_PER_SM // cache_dtype.itemsize),
+            programs_in_rounds=num_sms * max(1, PROGRAM_BYTES_PER_SM // cache_dtype.itemsize),
         )
 
     def num_splits(self, num_units: int, longest: int, splits_per_round: int) -> int:
@@ -95,10 +95,10 @@ class SplitWorkspace:
             splits_per_round: splits that are combined at a time.
         """
         room = self.outputs.shape[0]
-        fitting, fitting_few = (
-            programs // max(1, num_units) for programs in (room, min(room, self.few_programs))
+        in_one_round, in_rounds = (
+            programs // max(1, num_units) for programs in (room, min(room, self.programs_in_rounds))
         )
-        splits = max(min(fitting, splits_per_round), fitting_few)
+        splits = max(min(in_one_round, splits_per_round), in_rounds)
         return max(1, min(splits, MAX_SPLITS, triton.cdiv(longest, MIN_SPLIT_TOKENS)))
 
 

@@ -27,9 +27,7 @@ from lim_sglang.config import AUDIT_VAR, TRACE_VAR
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.packed import PackedRows
 from lim_sglang.kernels.selector import PageSelector, Selector
-from lim_sglang.kernels.verify_attention import (
-    ATTENTION_TOLERANCE,
-)
+from lim_sglang.kernels.verify_attention import ATTENTION_TOLERANCE
 from lim_sglang.policies.policy import SparsePolicy
 
 BEGINNING = -1

@@ -63,7 +63,7 @@ class Stats:
     """Sum over rows of the row's length, newest token included."""
     oversized_steps: int = 0
     """Decode steps whose rows, sharing prefixes, have more tokens together than selection has
-    memory for: they run without a CUDA graph."""
+    memory for: they run without a CUDA graph, and without an audit."""
     retractions: int = 0
     """Requests that gave their KV cache back and were prefilled again, densely."""
 

@@ -50,6 +50,8 @@ class LimModelRunner(compat.ModelRunner):
     """A model runner with layer roles: fixed before the model is loaded, and checked afterwards."""
 
     decode_cuda_graph_runner: Any
+    pre_model_load_memory: float
+    """GiB that were free before the model was loaded, of which SGLang leaves a share free."""
 
     def __init__(self, *, model_config: Any, server_args: Any, **rest: Any) -> None:
         text_config = model_config.hf_text_config
@@ -233,8 +235,9 @@ class LimModelRunner(compat.ModelRunner):
         config = self.model_config
         cache_bytes = config.num_key_value_heads * (config.head_dim + config.v_head_dim)
         cache_bytes *= len(self.lim_roles) * self.kv_cache_dtype.itemsize
-        free, total = torch.cuda.mem_get_info()
-        tokens = (free - total * (1 - self.mem_fraction_static)) / (cache_bytes + more_bytes)
+        free, _ = torch.cuda.mem_get_info()
+        left_free = self.pre_model_load_memory * 2**30 * (1 - self.mem_fraction_static)
+        tokens = (free - left_free) / (cache_bytes + more_bytes)
         return max(0, int(min(tokens, self.server_args.max_total_tokens or tokens)))
 
     def _summary_shape(self, policy: SparsePolicy) -> tuple[int, ...] | None:
@@ -280,10 +283,10 @@ class LimModelRunner(compat.ModelRunner):
                 f"the live decode backend is {type(live).__name__}, expected one of lim-sglang: "
                 "another plugin replaced it"
             )
-        if self.lim_sampler != self.server_args.sampling_backend == BACKEND:
+        if self.server_args.sampling_backend == BACKEND and self.lim_sampler != BACKEND:
             raise ServerError(
                 f"the live sampler is {type(self.sampler).__name__}, expected one of lim-sglang: "
-                "another plugin replaced it"
+                f"another plugin replaced it; remove that plugin, or --sampling-backend {BACKEND}"
             )
         layers = list(compat.attention_layers(self.model))
         reasons = reasons_against_layers(

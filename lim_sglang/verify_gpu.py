@@ -18,10 +18,7 @@ from lim_sglang.kernels.verify import (
     stored_score_differences,
     window_differences,
 )
-from lim_sglang.kernels.verify_attention import (
-    attention_differences,
-    list_attention_differences,
-)
+from lim_sglang.kernels.verify_attention import attention_differences, list_attention_differences
 from lim_sglang.kernels.verify_pages import gate_differences, page_differences
 from lim_sglang.validation import INTERPRET_VAR, reasons_against_kv_cache
 

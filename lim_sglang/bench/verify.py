@@ -17,10 +17,7 @@ from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
 from lim_sglang.bench.workloads import Point, SparseReads
 from lim_sglang.errors import LimError, bullets
 from lim_sglang.kernels.launch import interpreted
-from lim_sglang.kernels.verify_attention import (
-    ATTENTION_TOLERANCE,
-    attention_error,
-)
+from lim_sglang.kernels.verify_attention import ATTENTION_TOLERANCE, attention_error
 from lim_sglang.policies.policy import SPARSE, Role
 from lim_sglang.validation import BACKEND
 
@@ -172,7 +169,8 @@ def differing_sets(selector: Any, batch: FilledBatch, kept: Sequence[Tensor]) ->
         return [f"row {row} keeps another set than its length gives" for row in wrong]
     over, lengths, found = batch.point.rows_over(selector.budget), batch.point.lengths, []
     first = over[-1] // deciding_scores.max_rows * deciding_scores.max_rows
-    in_chunk = deciding_scores.rows([0, *itertools.accumulate(lengths[first:])])
+    of_chunk = lengths[first : first + deciding_scores.max_rows]
+    in_chunk = deciding_scores.rows([0, *itertools.accumulate(of_chunk)])
     for row in (row for row in over if row >= first):
         length, scores = lengths[row], in_chunk[row - first]
         if not scores[:, : selector.num_candidates(length)].isfinite().all():

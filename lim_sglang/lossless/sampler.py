@@ -41,9 +41,9 @@ def fill_seeds(sampling_info: Any, _class: type, batch: Any, _vocab_size: int) -
 
 
 def seed_of(request: Any) -> int:
-    """Return a request's seed; without one, a number from its id."""
+    """Return a request's seed as a signed number of 64 bits; without one, a number from its id."""
     seed = request.sampling_params.sampling_seed
     if seed is not None:
-        return int(seed)
+        return (seed + 2**63) % 2**64 - 2**63  # sample i has its request's seed plus i
     digest = hashlib.blake2b(str(request.rid).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)

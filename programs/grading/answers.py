@@ -201,7 +201,7 @@ _OPTION_LINE = re.compile(
 """A line that begins with the letter of an option and its sign, or is the letter alone."""
 _REST_OF_LINE = re.compile(r".*\n(?:[ \t]*\n)*")
 _NEXT_OPTION = re.compile(
-    rf"(?:(?!\b(?:{REASON_WORDS}|so|which|not|than|unlike)\b).)*?(?<!\w)[(\[*_]*"
+    rf"(?:(?!\b(?:{REASON_WORDS}|so|which|not|than|unlike)\b).)*?(?<!\w)[(\[*_]{{0,4}}"
     r"([A-J])([)\]:]|(?<=[,;\d]\s[A-J])\.)(?=[*_$]*[ \t]+\S)"
 )
 """The letter of an option in the same line, before which no reason begins."""

@@ -8,9 +8,7 @@ from lim_sglang.kernels.verify import (
     selection_differences,
     stored_score_differences,
 )
-from lim_sglang.kernels.verify_attention import (
-    attention_differences,
-)
+from lim_sglang.kernels.verify_attention import attention_differences
 
 BATCHES = (
     Batch((90, 40, 1), 4, 2, 64, 32),

@@ -84,6 +84,23 @@ def test_rows_of_more_tokens_than_the_memory_take_chunks_that_fit(
         assert [view.shape for view in views] == [(4, 416)] * 2
 
 
+def test_a_step_of_several_chunks_fits_where_each_of_them_does() -> None:
+    room = Room(4096, 4, 2, 100, 10**6, "cpu")
+    selector = RankSelector.allocate(split_budget(64, 0.25, sinks=4), room)
+    assert (selector.max_rows, selector.scores.tokens) == (256, 25600)
+    assert selector.fits(600 * 100)
+
+
+@pytest.mark.parametrize("kind", [RankSelector, MassSelector])
+def test_chunks_have_as_many_rows_as_their_candidates_leave_room_for(
+    kind: type[RankSelector] | type[MassSelector],
+) -> None:
+    split = split_budget(8192, 0.25, sinks=4)
+    rows = kind.allocate(split, Room(4096, 64, 8, 100, 100, "cpu")).max_rows
+    # 64 rankings of 6,144 tokens a row, or one list of 16,384 candidates.
+    assert rows == (170 if kind is RankSelector else 256)
+
+
 def test_lengths_alone_need_no_chunks() -> None:
     selector = WindowSelector(split_budget(64, 1.0, sinks=4))
     assert selector.fits(10**9)

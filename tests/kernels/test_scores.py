@@ -46,7 +46,7 @@ def test_scores_that_cannot_be_stored_are_refused(offset: int, dtype: torch.dtyp
     query = torch.zeros(2, 4, 64)
     cache = (torch.zeros(200, 2, 64), torch.zeros(200, 2, 64))
     values = torch.zeros(1000, dtype=dtype)[offset:]
-    scores = PackedRows(values, lists=4, max_rows=2, tokens=88, columns=44)
+    scores = PackedRows(values, lists=4, max_rows=2, tokens=88, longest=44)
     with pytest.raises(ValueError, match=f"float32 at a multiple of 8 bytes, not {dtype}"):
         attention.run(None, query, cache, 1.0, scores, budget=32)
 

@@ -11,13 +11,8 @@ from lim_sglang.kernels.launch import NARROW_TILE, attend_block
 from lim_sglang.kernels.reference import attend_tokens as attend_by_definition
 from lim_sglang.kernels.reference import score_tokens
 from lim_sglang.kernels.sparse_attention import INTERPRETED_SMS, SplitWorkspace, attend_tokens
-from lim_sglang.kernels.verify import (
-    Batch,
-)
-from lim_sglang.kernels.verify_attention import (
-    attention_differences,
-    list_attention_differences,
-)
+from lim_sglang.kernels.verify import Batch
+from lim_sglang.kernels.verify_attention import attention_differences, list_attention_differences
 from tests.kernels.batches import BF16, E4M3, E5M2, FP16, LARGE, SMALL_SHAPES, on_both, some
 
 ATTENDED = {
@@ -79,7 +74,7 @@ def workspace(num_programs: int) -> SplitWorkspace:
         torch.zeros(num_programs, 16),
         torch.zeros(num_programs, dtype=torch.int32),
         num_sms=num_programs // 4,
-        few_programs=num_programs // 2,
+        programs_in_rounds=num_programs // 2,
     )
 
 
@@ -93,7 +88,7 @@ def test_caches_of_fewer_bytes_get_more_programs(dtype: torch.dtype, few: int) -
     programs = INTERPRETED_SMS * 4
     assert allocated.outputs.shape == (programs, 16, 128)
     assert len(allocated.lse) == len(allocated.block_counters) == programs
-    assert allocated.few_programs == INTERPRETED_SMS * few
+    assert allocated.programs_in_rounds == INTERPRETED_SMS * few
 
 
 @pytest.mark.parametrize(

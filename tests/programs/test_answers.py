@@ -240,10 +240,17 @@ def test_hundreds_of_thousands_of_characters_take_no_time(piece: str) -> None:
     assert time.process_time() - began < 2.0
 
 
+@pytest.mark.parametrize("sign", "*_([")
+def test_an_option_of_hundreds_of_thousands_of_signs_takes_no_time(sign: str) -> None:
+    began = time.process_time()
+    extract_answer("Final answer:\nA) " + sign * 300_000)
+    assert time.process_time() - began < 2.0
+
+
 GARBAGE = r"""
 import resource, time
 resource.setrlimit(resource.RLIMIT_AS, (400 * 1024**2,) * 2)
-from lim_sglang.programs.grading.answers import (extract_answer,)
+from lim_sglang.programs.grading.answers import extract_answer
 from lim_sglang.programs.grading.kinds import (as_choice, as_integer,)
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 pieces = ["\\boxed{", "{", "\\boxed{6}}{", "answer: ", "</think>", "a $1$, ", "\\text{ ", "0"]

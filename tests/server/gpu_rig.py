@@ -36,14 +36,8 @@ from lim_sglang.kernels.reference_rivals import (
     summarize_pages,
 )
 from lim_sglang.kernels.selector import GateSelector, MassSelector, PageSelector, ScoreSelector
-from lim_sglang.kernels.verify import (
-    MASS_TOLERANCE,
-    SCORE_TOLERANCE,
-    relative_error,
-)
-from lim_sglang.kernels.verify_attention import (
-    ATTENTION_TOLERANCE,
-)
+from lim_sglang.kernels.verify import MASS_TOLERANCE, SCORE_TOLERANCE, relative_error
+from lim_sglang.kernels.verify_attention import ATTENTION_TOLERANCE
 from lim_sglang.kernels.verify_pages import row_logits
 from lim_sglang.policies import POLICIES
 from lim_sglang.policies.policy import SelectingPolicy

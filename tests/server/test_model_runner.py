@@ -1,0 +1,92 @@
+"""What `LimModelRunner` decides around a step: memory for selection, and when a graph is left."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lim_sglang import compat
+from lim_sglang.counters import Stats
+from lim_sglang.kernels.reference import split_budget
+from lim_sglang.kernels.selector import RankSelector, Room
+from lim_sglang.lossless.sampler import seed_of
+from lim_sglang.model_runner import LimModelRunner
+from lim_sglang.policies.policy import Role
+
+GIB = 2**30
+CACHE_BYTES = 2 * 4 * (64 + 64) * 2
+"""Bytes of a token: two layers, four KV heads, 16 bits."""
+
+
+def runner(**attributes: Any) -> LimModelRunner:
+    """Return a runner that has loaded no model."""
+    made = object.__new__(LimModelRunner)
+    vars(made).update(attributes)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("before_model", "free", "limit", "tokens"),
+    [
+        (80, 60, None, (60 - 16) * GIB // CACHE_BYTES),  # SGLang leaves a fifth of 80 GiB free
+        (80, 60, 1000, 1000),
+        (80, 10, None, 0),
+    ],
+)
+def test_the_caches_tokens_are_estimated_by_what_was_free_before_the_model(
+    before_model: int, free: int, limit: int | None, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may hold memory of the GPU, so its size says nothing."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * GIB, 141 * GIB))
+    made = runner(
+        model_config=SimpleNamespace(num_key_value_heads=4, head_dim=64, v_head_dim=64),
+        lim_roles=(Role.FULL, Role.REUSE),
+        kv_cache_dtype=torch.bfloat16,
+        pre_model_load_memory=float(before_model),
+        mem_fraction_static=0.8,
+        server_args=SimpleNamespace(max_total_tokens=limit),
+    )
+    assert made._estimate_tokens() == pytest.approx(tokens, abs=1)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_step_with_more_tokens_than_fit_leaves_the_graph_for_once(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Any] = []
+
+    def forward(self: Any, _batch: Any) -> None:
+        used.append(self.decode_cuda_graph_runner)
+        if fails:
+            raise KeyError
+
+    monkeypatch.setattr(compat.ModelRunner, "_forward_raw", forward)
+    split = split_budget(64, 0.25, sinks=4)
+    made = runner(
+        lim_selector=RankSelector.allocate(split, Room(8, 4, 2, 400, 1000, "cpu")),
+        lim_stats=Stats(),
+        decode_cuda_graph_runner="graphs",
+    )
+    for lengths in ([400, 400, 200], [400, 400, 201], [1]):
+        batch = SimpleNamespace(
+            forward_mode=SimpleNamespace(is_decode=lambda: True),
+            seq_lens_cpu=torch.tensor(lengths),
+        )
+        try:
+            made._forward_raw(batch)
+        except KeyError:
+            assert fails
+        assert made.decode_cuda_graph_runner == "graphs"
+    assert used == ["graphs", None, "graphs"]
+    assert made.lim_stats.oversized_steps == 1
+
+
+def test_seeds_are_numbers_of_64_bits_whatever_a_sample_adds() -> None:
+    def request(seed: int | None, rid: str = "a") -> Any:
+        return SimpleNamespace(sampling_params=SimpleNamespace(sampling_seed=seed), rid=rid)
+
+    seeds = [0, -5, 2**63 - 1, 2**63, 2**63 + 7, -(2**63)]
+    found = torch.tensor([seed_of(request(seed)) for seed in seeds])
+    assert found.tolist() == [0, -5, 2**63 - 1, -(2**63), -(2**63) + 7, -(2**63)]
+    assert seed_of(request(None)) == seed_of(request(None)) != seed_of(request(None, "b"))
