@@ -251,7 +251,7 @@ GARBAGE = r"""
 import resource, time
 resource.setrlimit(resource.RLIMIT_AS, (400 * 1024**2,) * 2)
 from lim_sglang.programs.grading.answers import extract_answer
-from lim_sglang.programs.grading.kinds import (as_choice, as_integer,)
+from lim_sglang.programs.grading.kinds import as_choice, as_integer
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 pieces = ["\\boxed{", "{", "\\boxed{6}}{", "answer: ", "</think>", "a $1$, ", "\\text{ ", "0"]
 with EquivalenceChecker() as checker:
