@@ -65,7 +65,10 @@ FLAGS = (
         "Share of the budget for the newest tokens and the sinks, 0 to 1; of tidal 0 by default.",
     ),
     Flag(
-        "--lim-sinks", int, "TOKENS", "Oldest tokens that are always kept; of tidal 0 by default."
+        "--lim-sinks",
+        int,
+        "TOKENS",
+        "Oldest tokens that are kept, out of that share; of tidal 0 by default.",
     ),
     Flag(
         "--lim-ranking",

@@ -91,6 +91,10 @@ if TYPE_CHECKING:
     from lim_sglang.programs.backend import InFlightSample
     from lim_sglang.programs.sampler import SamplingRun
 
+UNHEEDED_SEED = (
+    "note: --seed is sent, but this server is not known to heed it; SGLang does with "
+    "--sampling-backend lim"
+)
 MAX_ROWS = 16
 """Samples in flight that are shown in a row of their own."""
 LONGEST_BOX = 1000
@@ -197,6 +201,8 @@ def ask(
                 streamed=chosen.streamed or console.is_terminal or not as_json,
                 seeds_honoured=sampling.seed is not None and backend.honours_seeds,
             )
+            if seed is not None and not request.seeds_honoured:
+                print_plain(console, UNHEEDED_SEED)
             # Before the first sample: the server may be gone afterwards.
             about = backend.about() if as_json else {}
             with display:
@@ -233,7 +239,8 @@ def ask(
 
 
 def read_question(given: str | None) -> str:
-    """Return the text of a question from the command line, standard input or a file.
+    """Return the text of a question from the command line, or without the last line's end from
+    standard input or a file.
 
     Raises:
         typer.BadParameter: there is none, or its file cannot be read.
@@ -242,9 +249,9 @@ def read_question(given: str | None) -> str:
         raise _no_question("none is given: write one, - for standard input, or @FILE")
     try:
         if given is None or given == "-":
-            text = sys.stdin.buffer.read().decode()
+            text = sys.stdin.buffer.read().decode().rstrip("\r\n")
         elif given.startswith("@"):
-            text = Path(given[1:]).expanduser().read_bytes().decode()
+            text = Path(given[1:]).expanduser().read_bytes().decode().rstrip("\r\n")
         else:
             text = given
     except OSError as error:

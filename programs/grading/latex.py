@@ -163,6 +163,11 @@ _FUNCTION_NAMES = re.compile(
     r"(sin|cos|tan|cot|sec(?!\s*(?:/|$))|csc|ln|log|arcsin|arccos|arctan|pi)(?![a-zA-Z])"
 )
 """Functions without a backslash; `sec` without an argument is a unit of time."""
+_FACTOR = re.compile(
+    r"(?<![\w.,)}\]/^\\])(\d+)/(\d+)"
+    r"(?=\s*\\(?:pi|sqrt|sin|cos|tan|ln|log|theta|alpha|left\()|\s*\(| [a-zA-Z])"
+)
+"""A fraction of numbers before a factor that is no part of the denominator: `4/3 \\pi r^3`."""
 _POWER = re.compile(r"\^\s*(\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\\sqrt(?:\[[^\[\]]*\])?\{[^{}]*\})")
 _SLANTED = re.compile(r"\^\{?(\d+)\}?\s*/\s*_\{?(\d+)\}?")
 
@@ -198,6 +203,7 @@ def plain(answer: str) -> str:
     text = _UNIT_FRACTION.sub(r"\\text{\1\2/\3\4}", text.replace("smallmatrix", "matrix"))
     text = _CHOOSE.sub(r"\\binom{\1}{\2}", _roots(text))
     text = _POWER.sub(r"^{\1}", _SLANTED.sub(r"\\frac{\1}{\2}", text))
+    text = _FACTOR.sub(r"\\frac{\1}{\2}", text)
     text = _FUNCTION_NAMES.sub(r"\\\1 ", text)
     text = _NO_LEFT_SIDE.sub("", text, count=1) if _NO_LEFT_SIDE.match(text) else text
     text = re.sub(r"(?<=[a-z]{2})!+$", "", text.strip("'\"` "))

@@ -69,7 +69,7 @@ def test_a_programs_file_is_a_script_whose_record_holds_vote_and_samples(
             *(script, QUESTION, "--url", fake.url, "--json", *settings),
             *("--samples", str(samples), "--parallel", "1", "--seed", "40"),
         )
-        assert code == 0, command.error
+        assert (code, "not known to heed" in command.error) == (0, False), command.error
     record = json.loads(command.output)
     assert fake.most_running == 1
     num_taken, left = NUM_TAKEN[program], samples - NUM_TAKEN[program]
@@ -122,9 +122,10 @@ def test_aborted_samples_are_in_the_record(forker: Forker, tmp_path: Path) -> No
     record = json.loads(command.output)
     assert record["without_vote"]["aborted"] == 3
     assert record["tokens_saved_estimate"] == 3 * (7 - 2)
-    aborted = {sample["rid"] for sample in record["samples"] if sample["state"] == "aborted"}
-    assert set(fake.aborted) == aborted
+    aborted = [sample["rid"] for sample in record["samples"] if sample["state"] == "aborted"]
+    assert sorted(fake.aborted) == sorted(aborted)
     assert not any(sample["seed_honoured"] for sample in record["samples"])
+    assert command.error.count("not known to heed") == 1
 
 
 REPORT_IMPORTS = """
@@ -173,14 +174,14 @@ def test_nothing_heavy_is_imported_when_a_server_is_asked(
 def test_a_question_comes_from_standard_input_or_a_file(
     given: tuple[str, ...], message: str | None, tmp_path: Path
 ) -> None:
-    files = {"question.txt": QUESTION.encode(), "bytes": b"\xff\xfe", "empty": b"\n"}
+    files = {"question.txt": f"{QUESTION}\r\n".encode(), "bytes": b"\xff\xfe", "empty": b"\n"}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with serving(lambda _: completion("\\boxed{391}")) as fake:
         words = ("ask", *given, "--url", fake.url, "--samples", "1")
         done = subprocess.run(
             [sys.executable, "-m", "lim_sglang", *words],
-            input=QUESTION,
+            input=f"{QUESTION}\n",
             capture_output=True,
             text=True,
             timeout=120,
@@ -193,7 +194,8 @@ def test_a_question_comes_from_standard_input_or_a_file(
         assert not fake.paths
     else:
         assert done.returncode == 0, done.stderr
-        assert QUESTION in fake.requests[0]["messages"][-1]["content"]
+        content = fake.requests[0]["messages"][-1]["content"]
+        assert re.match(rf"{re.escape(QUESTION)}\n\n\w", content)
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -642,9 +644,7 @@ def test_on_a_terminal_samples_in_flight_stand_below_the_vote() -> None:
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=100)
     with VoteDisplay(console, 2, str.__eq__) as display:
-        samples = {3: in_flight(3, r"\boxed{12345}", 77)}
-        display.begin(running(samples, 87))
+        display.begin(running({3: in_flight(3, r"\boxed{12345}", 77)}, 87))
         display.add(SAMPLES[0])
         display._live.refresh()
-    assert "87 tokens so far" in output.getvalue()
-    assert "12345" in output.getvalue()
+    assert re.search("(?s)87 tokens so far.*12345|12345.*87 tokens so far", output.getvalue())
