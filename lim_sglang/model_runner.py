@@ -155,11 +155,11 @@ class LimModelRunner(compat.ModelRunner):
     def _forward_raw(self, forward_batch: Any, *arguments: Any, **options: Any) -> Any:
         """Run one step; without a CUDA graph where rows share so many tokens that they take more
         than the one chunk that a graph captures."""
-        graphs = self.decode_cuda_graph_runner
-        if self.lim_selector and forward_batch.forward_mode.is_decode():
-            fits = self.lim_selector.fits(int(forward_batch.seq_lens_cpu.sum()))
-            self.decode_cuda_graph_runner = graphs if fits else None
-            self.lim_stats.oversized_steps += not fits
+        selector = self.lim_selector if forward_batch.forward_mode.is_decode() else None
+        if selector is None or selector.fits(int(forward_batch.seq_lens_cpu.sum())):
+            return super()._forward_raw(forward_batch, *arguments, **options)
+        self.lim_stats.oversized_steps += 1
+        graphs, self.decode_cuda_graph_runner = self.decode_cuda_graph_runner, None
         try:
             return super()._forward_raw(forward_batch, *arguments, **options)
         finally:

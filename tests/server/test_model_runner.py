@@ -82,6 +82,13 @@ def test_a_step_with_more_tokens_than_fit_leaves_the_graph_for_once(
     assert made.lim_stats.oversized_steps == 1
 
 
+def test_a_step_before_the_graphs_are_made_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat.ModelRunner, "_forward_raw", lambda *_: "ran")
+    made = runner(lim_selector=None)
+    batch = SimpleNamespace(forward_mode=SimpleNamespace(is_decode=lambda: True))
+    assert made._forward_raw(batch) == "ran"
+
+
 def test_seeds_are_numbers_of_64_bits_whatever_a_sample_adds() -> None:
     def request(seed: int | None, rid: str = "a") -> Any:
         return SimpleNamespace(sampling_params=SimpleNamespace(sampling_seed=seed), rid=rid)
