@@ -7,7 +7,7 @@ rows of any length.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -21,6 +21,11 @@ from lim_sglang.kernels.launch import RowBuffers
 ALIGNMENT = 32
 """Lists of a row begin at multiples of this many elements, for wide loads."""
 _ALIGNMENT: tl.constexpr = tl.constexpr(ALIGNMENT)
+
+
+def row_ends(lengths: Iterable[int]) -> list[int]:
+    """Return the `indptr` of rows of these lengths, [B + 1], on the host."""
+    return [0, *itertools.accumulate(lengths)]
 
 
 @dataclass(frozen=True)
@@ -61,15 +66,14 @@ class PackedRows(RowBuffers):
         longest: int,
         tokens: int,
         device: torch.device | str,
-        dtype: torch.dtype = torch.float32,
         page: int = 1,
     ) -> Self:
-        """Allocate for rows of up to `longest` tokens, and up to `tokens` of all rows together."""
+        """Allocate float32 for rows of up to `longest` tokens, `tokens` at most of all rows."""
         tokens = min(tokens, max_rows * longest)
         # A row may waste an alignment; a row that pads a graph's batch has a token more.
         room = triton.cdiv(tokens + max_rows, page) + max_rows * ALIGNMENT
         shape = (lists * triton.cdiv(room, ALIGNMENT) * ALIGNMENT,)
-        values = torch.zeros(shape, dtype=dtype, device=device)
+        values = torch.zeros(shape, device=device)
         return cls(values, lists, max_rows, tokens, longest, page)
 
     def first_rows(self, num_rows: int) -> Self:

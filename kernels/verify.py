@@ -6,7 +6,6 @@ ties are real. One implementation serves the tests, interpreted on a CPU and com
 function returns a line of text per difference, and an empty list where there is none.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ from lim_sglang.kernels import reference
 from lim_sglang.kernels.compact import StepSlots, count_kept
 from lim_sglang.kernels.launch import NEEDS_FULL_RANKING, NO_TURN
 from lim_sglang.kernels.mass import log_sum_exp
-from lim_sglang.kernels.packed import PackedRows
+from lim_sglang.kernels.packed import PackedRows, row_ends
 from lim_sglang.kernels.reference import BudgetSplit, split_budget
 from lim_sglang.kernels.scores import ScoreStoringAttention, plan_flashinfer_decode, score_tokens
 from lim_sglang.kernels.selector import (
@@ -226,8 +225,7 @@ def value_differences(
         tolerance: relative RMS.
     """
     differences = []
-    ends = [0, *itertools.accumulate(batch.lengths)]
-    for row, view in enumerate(found.rows(ends)):
+    for row, view in enumerate(found.rows(row_ends(batch.lengths))):
         length = batch.lengths[row]
         written = triton.cdiv(length, found.page) if length > batch.budget else 0
         if written:

@@ -12,7 +12,6 @@ checked. Rows that pad a graph's batch, and rows of a graph's warm-up, are
 checked, too.
 """
 
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from lim_sglang.config import AUDIT_VAR, TRACE_VAR
 from lim_sglang.errors import ServerError
-from lim_sglang.kernels.packed import PackedRows
+from lim_sglang.kernels.packed import PackedRows, row_ends
 from lim_sglang.kernels.selector import PageSelector, Selector
 from lim_sglang.kernels.verify_attention import ATTENTION_TOLERANCE
 from lim_sglang.policies.policy import SparsePolicy
@@ -44,7 +43,7 @@ class AuditedStep:
     slots: Tensor
     """[B, S] int32, the cache slots of each row's tokens when the step was planned."""
     scores: tuple[PackedRows, ...] | None
-    """Of each layer, the scores that decide which tokens are kept."""
+    """Scores that decide which tokens are kept, of each layer."""
     kept: Tensor
     """[L, sum of kept lengths] int32, the kept slots; [L, lists, …] where heads have their own."""
 
@@ -176,7 +175,7 @@ class Audit:
             return
         total = sum(map(self._count_read, self._lengths))
         self._check_summaries(self._slots)
-        ends = [0, *itertools.accumulate(self._lengths)]
+        ends = row_ends(self._lengths)
         step = AuditedStep(
             self._lengths,
             self._slots,
@@ -235,8 +234,7 @@ class Audit:
                 self._check_layer(step, None if step.scores is None else step.scores[index], kept)
 
     def _check_layer(self, step: AuditedStep, scores: PackedRows | None, kept: Tensor) -> None:
-        ends = [0, *itertools.accumulate(step.lengths)]
-        rows = [None] * len(step.lengths) if scores is None else scores.rows(ends)
+        rows = [None] * len(step.lengths) if scores is None else scores.rows(row_ends(step.lengths))
         first = 0
         for row, length in enumerate(step.lengths):
             last = first + self._count_read(length)

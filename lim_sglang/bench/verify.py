@@ -4,7 +4,6 @@ The step is judged by the memory that a replay of the timed CUDA graph leaves, o
 Shapes: S tokens of a request, of which n are kept under a budget of K.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
 from lim_sglang.bench.workloads import Point, SparseReads
 from lim_sglang.errors import LimError, bullets
 from lim_sglang.kernels.launch import interpreted
+from lim_sglang.kernels.packed import row_ends
 from lim_sglang.kernels.verify_attention import ATTENTION_TOLERANCE, attention_error
 from lim_sglang.policies.policy import SPARSE, Role
 from lim_sglang.validation import BACKEND
@@ -170,7 +170,7 @@ def differing_sets(selector: Any, batch: FilledBatch, kept: Sequence[Tensor]) ->
     over, lengths, found = batch.point.rows_over(selector.budget), batch.point.lengths, []
     first = over[-1] // deciding_scores.max_rows * deciding_scores.max_rows
     of_chunk = lengths[first : first + deciding_scores.max_rows]
-    in_chunk = deciding_scores.rows([0, *itertools.accumulate(of_chunk)])
+    in_chunk = deciding_scores.rows(row_ends(of_chunk))
     for row in (row for row in over if row >= first):
         length, scores = lengths[row], in_chunk[row - first]
         if not scores[:, : selector.num_candidates(length)].isfinite().all():
