@@ -7,8 +7,8 @@ order of the stream, so that overlap scheduling goes on as always. Kept sets are
 definition when the copies fill their share of memory, and when `/server_info` is asked. A REUSE
 layer's output is recomputed at once, since its cache may be overwritten soon, and only the number
 of wrong rows is kept; so is a PICK layer's, and the summaries of the keys that a step's rows have.
-Scores are taken as they are. A step whose rows have more tokens than one chunk has room for is not
-checked. Rows that pad a graph's batch, and rows of a graph's warm-up, are
+Scores are taken as they are. A step whose rows have more tokens than one chunk has room for is
+counted, not checked. Rows that pad a graph's batch, and rows of a graph's warm-up, are
 checked, too.
 """
 
@@ -75,6 +75,7 @@ class Audit:
             )
         self.checked_sets = 0
         self.wrong_sets = 0
+        self.unchecked_steps = 0
         self._selector = selector
         self._kept_slots = kept_slots
         self._index_of_layer = {layer: index for index, layer in enumerate(select_layers)}
@@ -114,6 +115,7 @@ class Audit:
         rows = forward_batch.batch_size
         self._lengths = tuple(forward_batch.seq_lens_cpu[:rows].tolist())
         if not self._selector.fits(sum(self._lengths)):
+            self.unchecked_steps += 1
             return  # a later chunk of rows will have overwritten the scores
         width = max(self._lengths)
         self._slots = req_to_token[forward_batch.req_pool_indices[:rows], :width]
@@ -188,7 +190,7 @@ class Audit:
             self.check()
 
     def counts(self) -> dict[str, int]:
-        """Wait for all steps; return how many sets and outputs were checked and found wrong."""
+        """Wait for all steps; return what was checked, found wrong, and not checked."""
         self.check()
         checked, wrong = self._outputs.tolist()
         counts = {
@@ -196,6 +198,7 @@ class Audit:
             "wrong_sets": self.wrong_sets,
             "checked_outputs": checked,
             "wrong_outputs": wrong,
+            "unchecked_steps": self.unchecked_steps,
         }
         if self._summaries:
             names = ("checked_summaries", "wrong_summaries")

@@ -128,16 +128,31 @@ def _ask_engine(given: Mapping[str, Any]) -> dict[str, Any]:
 NUM_REQUESTS = 200
 NUM_PREFIXES = 6
 ABORT_EVERY = 7
+PAGE_SIZE = 64
+EDGES = (0, 1, 15, 63)
+"""Lengths, modulo a page of 64 tokens, where a block of 16 or 64 tokens has just ended, has just
+begun, or is about to end."""
+CHUNK = 512
+"""Tokens of a prompt that are prefilled at once."""
 
 
 def make_requests() -> list[dict[str, Any]]:
-    """Return requests that share prefixes, of lengths on both sides of the budget."""
+    """Return requests that share prefixes, of lengths on both sides of the budget.
+
+    Every fourth prompt ends near the border of a page, some of them after three chunks; every
+    tenth is the prompt before it once more, while that one is being served.
+    """
     rng = random.Random(11)
     prefixes = [[rng.randrange(5, 1000) for _ in range(300)] for _ in range(NUM_PREFIXES)]
-    requests = []
+    requests: list[dict[str, Any]] = []
     for number in range(NUM_REQUESTS):
         own = [rng.randrange(5, 1000) for _ in range(rng.randrange(1, 700))]
         prompt = (prefixes[rng.randrange(NUM_PREFIXES)] if number % 3 else []) + own
+        if number % 4 == 1:
+            length = PAGE_SIZE * rng.randrange(1, 3 * CHUNK // PAGE_SIZE)
+            prompt = rng.choices(range(5, 1000), k=length + EDGES[number // 4 % len(EDGES)])
+        if number % 10 == 6:
+            prompt = requests[-1]["prompt"]
         requests.append(
             {"rid": f"r{number:03}.", "prompt": prompt, "num_tokens": rng.randrange(8, 48)}
         )
@@ -157,16 +172,15 @@ def serve_crowd(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     import sglang
 
-    options = given["options"]
+    options = {"max_total_tokens": 24_000, **given["options"]}
     adapter = next(iter(options.get("lora_paths", ())), None)
     engine = sglang.Engine(
         model_path=given["model"],
         skip_tokenizer_init=True,
         dtype="float16",
         mem_fraction_static=0.6,
-        max_total_tokens=24_000,
         max_running_requests=32,
-        chunked_prefill_size=512,
+        chunked_prefill_size=CHUNK,
         cuda_graph_max_bs_decode=24,  # larger steps run layer by layer
         disable_prefill_cuda_graph=True,
         log_level="warning",

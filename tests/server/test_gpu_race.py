@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,20 @@ import torch
 
 from lim_sglang.attention_backend import DENSE_PASS, SECOND_READING
 from lim_sglang.compat import missing_backend
-from tests.server.gpu_rig import NUM_LAYERS, SHAPES, build_model
-from tests.server.in_process import NUM_REQUESTS, is_aborted, make_requests, run_in_process
+from tests.server.gpu_rig import NUM_LAYERS, SHAPES, build_model, write_random_gates
+from tests.server.in_process import (
+    NUM_REQUESTS,
+    PAGE_SIZE,
+    is_aborted,
+    make_requests,
+    run_in_process,
+)
 
 pytestmark = pytest.mark.gpu
 
 SHAPE = "coder-0.5b"  # heads whose dense pass leaves the scores behind
 BUDGET = 256
-SETTINGS = json.dumps({"budget": BUDGET, "select_layers": [2, 4]})
+LESSISMORE = {"select_layers": [2, 4]}
 RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "20"}
 ENGINES_AT_ONCE = 6
 LORA_RANK = 8
@@ -34,6 +40,7 @@ class Crowd:
 
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=lambda: LESSISMORE)
 
 
 ORDERS = {
@@ -48,8 +55,16 @@ BESIDE = {
     "fa3-prefill": Crowd({"prefill_attention_backend": "fa3"}),
     "triton-prefill": Crowd({"prefill_attention_backend": "triton"}),
     "lora": Crowd({"enable_lora": True, "max_lora_rank": LORA_RANK}),
+    "small-pool": Crowd({"max_total_tokens": 8_000}),
 }
 """Features of SGLang that are used together with ours."""
+PAGES = {"page_size": PAGE_SIZE}
+SUMMARIZED = {
+    "quest": Crowd(PAGES, settings={"policy": "quest"}),
+    "quest-all": Crowd(PAGES, settings={"policy": "quest", "shared_by": "all"}),
+    "seer": Crowd(PAGES, settings={"policy": "seer"}),
+}
+"""Policies whose summaries of blocks live beside the KV cache."""
 
 
 def build_adapter(folder: Path) -> Path:
@@ -87,7 +102,8 @@ def serve_crowd(model: Path, backend: str, crowd: Crowd) -> dict[str, Any]:
     options = {"attention_backend": backend, **crowd.options}
     if "prefill_attention_backend" in options:
         options["decode_attention_backend"] = options.pop("attention_backend")
-    audited = {**RETRACTING, "LIM_AUDIT": "1", "LIM_CONFIG": SETTINGS}
+    config = json.dumps({"budget": BUDGET, **crowd.settings})
+    audited = {**RETRACTING, "LIM_AUDIT": "1", "LIM_CONFIG": config}
     environment = os.environ | audited | crowd.environment
     given = {"model": str(model), "options": options}
     found: dict[str, Any] = run_in_process("serve_crowd", given, environment)
@@ -105,8 +121,12 @@ def crowds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowds]:
     model = build_model(folder / "model", SHAPE)
     adapter = build_adapter(folder / "adapter")
     with_adapter = {**BESIDE["lora"].options, "lora_paths": {"adapter": str(adapter)}}
-    beside = {**BESIDE, "lora": Crowd(with_adapter)}
-    wanted = {("lim", name): crowd for name, crowd in (ORDERS | beside).items()}
+    gates = folder / "gates"
+    shape = SHAPES[SHAPE]
+    write_random_gates(gates, shape.heads, shape.kv_heads, shape.dim, torch.float16)
+    with_gates = replace(SUMMARIZED["seer"], settings={"policy": "seer", "gate": str(gates)})
+    ours = ORDERS | BESIDE | {"lora": Crowd(with_adapter)} | SUMMARIZED | {"seer": with_gates}
+    wanted = {("lim", name): crowd for name, crowd in ours.items()}
     wanted |= {("flashinfer", name): crowd for name, crowd in ORDERS.items()}
     with ThreadPoolExecutor(ENGINES_AT_ONCE) as pool:
         yield {key: pool.submit(serve_crowd, model, key[0], crowd) for key, crowd in wanted.items()}
@@ -131,7 +151,24 @@ def test_every_step_keeps_and_reads_the_set_of_its_own_snapshot(crowds: Crowds, 
     assert (state["wrong_sets"], state["wrong_outputs"]) == (0, 0)
 
 
-@pytest.mark.parametrize("name", [*ORDERS, *BESIDE])
+def test_steps_that_outgrow_the_room_of_selection_are_counted(crowds: Crowds) -> None:
+    """Requests that share prefixes have more tokens together than a small pool has slots."""
+    state = result_of(crowds, "small-pool")["lim"]
+    assert state["oversized_steps"] == state["unchecked_steps"] > 0
+
+
+@pytest.mark.parametrize("name", SUMMARIZED)
+def test_summaries_are_those_of_the_keys_in_the_cache(crowds: Crowds, name: str) -> None:
+    """Hits, chunks, retractions, reused pages and equal prompts leave no summary behind."""
+    state = result_of(crowds, name)["lim"]
+    assert state["retractions"] > 0
+    assert state["checked_sets"] > 2000
+    assert state["checked_summaries"] > 100_000
+    wrong = ("wrong_sets", "wrong_outputs", "wrong_summaries", "unchecked_steps")
+    assert [state[count] for count in wrong] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("name", [*ORDERS, *BESIDE, *SUMMARIZED])
 def test_the_crowd_comes_finishes_aborts_and_shares_prefixes(crowds: Crowds, name: str) -> None:
     answers = result_of(crowds, name)["answers"]
     wanted = [request["num_tokens"] for request in make_requests()]
