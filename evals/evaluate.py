@@ -276,7 +276,7 @@ def evaluate(
     spec = ServerSpec(serve, given, context.obj or (), access.api_key)
     configs = [replace(each, served=_started_with(spec)) for each in configs]
     console = plain_console(stderr=True)
-    servers = _servers(spec, url, console)
+    servers = _servers(spec, url, console, is_typed=bool(given_options(context, ["url"])))
     benchmarks = load_benchmarks(configs, console)
     # SGLang's own interface alone states LessIsMore's settings.
     lim = spec.lim_settings() if serve and api is Api.SGLANG else None
@@ -409,17 +409,21 @@ def _print_lines(console: Console, lines: Iterable[str]) -> None:
 
 
 def _servers(
-    spec: ServerSpec, urls: Sequence[str] | None, console: Console
+    spec: ServerSpec, urls: Sequence[str] | None, console: Console, *, is_typed: bool
 ) -> AbstractContextManager[tuple[str, ...]]:
     """Return the addresses of the named servers, or a server that is started for the block.
+
+    Args:
+        urls: from the command line, else from `LIM_URL`.
+        is_typed: they are from the command line.
 
     Raises:
         LimError: no server can be started so; checked before the block, at whose start it starts.
     """
     if spec.model is None:
         return nullcontext(split_urls(urls or [DEFAULT_URL]))
-    if urls:
-        raise ConfigError("--serve starts a server of its own: leave --url and LIM_URL out")
+    if is_typed:
+        raise ConfigError("--serve starts a server of its own: leave --url out")
     return _as_urls(serving(spec, console))
 
 

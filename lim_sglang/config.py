@@ -11,6 +11,8 @@ from lim_sglang.policies import POLICIES
 from lim_sglang.policies.lessismore import RANKINGS
 from lim_sglang.policies.policy import Policy, SharedBy, default_select_layers
 
+BACKEND = "lim"
+"""The name of the attention backend and of the coupled sampler."""
 CONFIG_VAR = "LIM_CONFIG"
 """A `LimConfig` as JSON; the environment carries it to every process that SGLang starts."""
 API_KEY_VAR = "LIM_API_KEY"
@@ -296,7 +298,7 @@ def server_name(server_info: Mapping[str, Any]) -> str | None:
 
 def honours_seeds(server_info: Mapping[str, Any]) -> bool:
     """Return True if equal seeds give equal samples at a server."""
-    coupled = server_info.get("sampling_backend") == "lim"
+    coupled = server_info.get("sampling_backend") == BACKEND
     return coupled or bool(server_info.get("enable_deterministic_inference"))
 
 

@@ -23,17 +23,12 @@ from lim_sglang.compat import (
     reasons_against_decode_stack,
     serves_on_cpu,
 )
-from lim_sglang.config import CONFIG_VAR, LimConfig
+from lim_sglang.config import BACKEND, CONFIG_VAR, LimConfig
 from lim_sglang.environment import installed_version
 from lim_sglang.errors import ConfigError, LimError
 from lim_sglang.models import SMOLLM2, cache_folder, has_gpu
 from lim_sglang.progress import print_plain
-from lim_sglang.validation import (
-    BACKEND,
-    find_gpu,
-    reasons_against_environment,
-    reasons_against_gpu,
-)
+from lim_sglang.validation import find_gpu, reasons_against_environment, reasons_against_gpu
 
 GROUPS = (PLUGIN_GROUP, "sglang.srt.platforms")
 """Entry point groups that SGLang reads."""

@@ -68,7 +68,8 @@ FLAGS = (
         "--lim-sinks",
         int,
         "TOKENS",
-        "Oldest tokens that are kept, out of that share; of tidal 0 by default.",
+        "Oldest tokens that are kept, out of that share, at most all of it but the newest token; "
+        "of tidal 0 by default.",
     ),
     Flag(
         "--lim-ranking",

@@ -16,6 +16,7 @@ import torch
 from lim_sglang import __version__, compat
 from lim_sglang.audit import BEGINNING, Audit
 from lim_sglang.config import (
+    BACKEND,
     CONFIG_VAR,
     PRESETS,
     LimConfig,
@@ -30,7 +31,6 @@ from lim_sglang.lossless.sampler import CoupledSampler
 from lim_sglang.models import weights_fingerprint
 from lim_sglang.policies.policy import Role, SparsePolicy, sparse_policy
 from lim_sglang.validation import (
-    BACKEND,
     model_shape,
     model_traits,
     reasons_against,

@@ -16,7 +16,7 @@ from typing import Any
 
 from lim_sglang import compat, mends
 from lim_sglang.compat import Target, serves_on_cpu
-from lim_sglang.config import CONFIG_VAR, NAME_KEY, SERVER_VAR, resolve_settings
+from lim_sglang.config import BACKEND, CONFIG_VAR, NAME_KEY, SERVER_VAR, resolve_settings
 from lim_sglang.errors import ConfigError, RefusedError, ServerError, errors_in_words
 from lim_sglang.flags import add_flags, given_config, given_flags, given_settings
 from lim_sglang.request_door import (
@@ -28,7 +28,6 @@ from lim_sglang.request_door import (
     checked_conversion,
 )
 from lim_sglang.validation import (
-    BACKEND,
     Gpu,
     decodes_with_lim,
     default_page_size,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lim_sglang.compat import CPU_ENGINE_VAR, CPU_GRAMMARS, PLATFORM_VAR, PLUGINS_VAR
 from lim_sglang.config import (
     AUDIT_VAR,
+    BACKEND,
     TRACE_VAR,
     LimConfig,
     ModelShape,
@@ -26,9 +27,6 @@ from lim_sglang.policies.policy import SPARSE, Role, SharedBy, SparsePolicy
 
 if TYPE_CHECKING:
     import torch
-
-BACKEND = "lim"
-"""The name of the attention backend."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import typer
 
 from lim_sglang.bench import workloads
 from lim_sglang.bench.workloads import SHAPES, CacheDtype, ModelChoice, Quantization
+from lim_sglang.config import BACKEND
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.gates.training import MAX_SEED
 from lim_sglang.markdown_section import counted
 from lim_sglang.programs.options import ApiKeyOption, ServerCommand, given_options
-from lim_sglang.validation import BACKEND
 
 bench = typer.Typer(
     name="bench",

@@ -21,11 +21,10 @@ from lim_sglang.bench.verify import (
     sparse_reads,
 )
 from lim_sglang.bench.workloads import ModelChoice, Point, options_of_policies, step_bytes
-from lim_sglang.config import LimConfig
+from lim_sglang.config import BACKEND, LimConfig
 from lim_sglang.errors import ConfigError
 from lim_sglang.kernels.bench import Run, Spread, cache_flush, capture, copy_gb_per_s, time_graph
 from lim_sglang.policies.policy import SPARSE, Role
-from lim_sglang.validation import BACKEND
 
 WARM_UP_STEPS = 3
 LAYER_REPEATS = 20  # replays of the layers of one role; their median counts

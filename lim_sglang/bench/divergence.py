@@ -32,11 +32,10 @@ from lim_sglang.bench.workloads import (
     options_of_policies,
     read_texts,
 )
-from lim_sglang.config import CONFIG_VAR, LimConfig
+from lim_sglang.config import BACKEND, CONFIG_VAR, LimConfig
 from lim_sglang.errors import ConfigError, DataError, ServerError
 from lim_sglang.models import model_digest
 from lim_sglang.progress import duration, show_progress
-from lim_sglang.validation import BACKEND
 
 DENSE = "full"
 """The policy that the others are compared with."""

@@ -19,13 +19,18 @@ from torch import Tensor
 
 from lim_sglang import compat
 from lim_sglang.bench.workloads import DENSE_BACKENDS, CacheDtype, ModelChoice, Point
-from lim_sglang.config import CONFIG_VAR, LimConfig, resolve_settings, with_preset
+from lim_sglang.config import (
+    BACKEND,
+    CONFIG_VAR,
+    LimConfig,
+    resolve_settings,
+    with_preset,
+)
 from lim_sglang.errors import LimError, RefusedError, ServerError
 from lim_sglang.launch.server import free_port
 from lim_sglang.plugin import register
 from lim_sglang.policies.policy import SparsePolicy, sparse_policy
 from lim_sglang.validation import (
-    BACKEND,
     FP8_DTYPES,
     model_shape,
     reasons_against_kv_cache,

@@ -6,9 +6,9 @@ import numpy as np
 
 from lim_sglang.bench.results import DecodeTable
 from lim_sglang.bench.workloads import Point, SparseReads, step_bytes
+from lim_sglang.config import BACKEND
 from lim_sglang.errors import DataError
 from lim_sglang.plot_style import LIGHT, settings, to_svg
-from lim_sglang.validation import BACKEND
 
 COLUMNS, PANEL_INCHES = 3, (4.0, 3.6)
 DESCRIPTION = "Measured steps, and the time of their bytes at copy speed; a panel per batch size."

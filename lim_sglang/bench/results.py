@@ -16,12 +16,12 @@ import torch
 from pydantic import BeforeValidator, TypeAdapter
 
 from lim_sglang.bench.workloads import DENSE_BACKENDS, Point
+from lim_sglang.config import BACKEND
 from lim_sglang.environment import driver_version, installed_versions, project_commit
 from lim_sglang.errors import DataError
 from lim_sglang.kernels.bench import Spread
 from lim_sglang.markdown_section import MarkdownSection, counted, markdown_table, short_commit
 from lim_sglang.policies import POLICIES
-from lim_sglang.validation import BACKEND
 
 NONE = "-"
 TIMES, DOT = "\N{MULTIPLICATION SIGN}", "\N{MIDDLE DOT}"

@@ -22,7 +22,7 @@ from lim_sglang.bench.model_runner import run_in_child
 from lim_sglang.bench.results import NONE, surroundings
 from lim_sglang.bench.verify import require_exact_kernels
 from lim_sglang.bench.workloads import ModelChoice
-from lim_sglang.config import lim_state
+from lim_sglang.config import BACKEND, lim_state
 from lim_sglang.errors import ConfigError, LimError, ServerError
 from lim_sglang.launch.server import (
     ServerSpec,
@@ -33,7 +33,6 @@ from lim_sglang.launch.server import (
     server_options,
 )
 from lim_sglang.markdown_section import markdown_table
-from lim_sglang.validation import BACKEND
 
 Times = NDArray[np.float64]
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from lim_sglang import compat
 from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
 from lim_sglang.bench.workloads import Point, SparseReads
+from lim_sglang.config import BACKEND
 from lim_sglang.errors import LimError, bullets
 from lim_sglang.kernels.launch import interpreted
 from lim_sglang.kernels.packed import row_ends
 from lim_sglang.kernels.verify_attention import ATTENTION_TOLERANCE, attention_error
 from lim_sglang.policies.policy import SPARSE, Role
-from lim_sglang.validation import BACKEND
 
 
 def require_gpu() -> None:

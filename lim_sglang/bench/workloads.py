@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from lim_sglang.config import LimConfig, default_of, resolve_settings
+from lim_sglang.config import BACKEND, LimConfig, default_of, resolve_settings
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.evals.run_store import load_run, read_questions
 from lim_sglang.gates.files import folder_of, weights_digest
@@ -20,7 +20,7 @@ from lim_sglang.gates.training import check_text, read_json_lines
 from lim_sglang.markdown_section import counted
 from lim_sglang.policies import POLICIES
 from lim_sglang.policies.policy import Role, SparsePolicy
-from lim_sglang.validation import BACKEND, default_page_size
+from lim_sglang.validation import default_page_size
 
 DENSE_BACKENDS = ("flashinfer", "triton", "fa3")
 """SGLang's own attention backends that are compared with ours."""

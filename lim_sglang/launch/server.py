@@ -30,13 +30,13 @@ from lim_sglang.compat import (
     option_names,
     reasons_against_version,
 )
-from lim_sglang.config import CONFIG_VAR, SERVER_VAR, lim_state, server_name
+from lim_sglang.config import BACKEND, CONFIG_VAR, SERVER_VAR, lim_state, server_name
 from lim_sglang.errors import REFUSED, ConfigError, DataError, RefusedError, ServerError
 from lim_sglang.flags import CONFIG_FLAG, FLAGS, read_settings, reasons_against_settings
 from lim_sglang.launch.server_log import cause_of_failure, keep_log, start_shown
 from lim_sglang.launch.supervisor import STOPPING, Ending, ServerFolder, supervision
 from lim_sglang.models import check_model, default_model, has_gpu, known_depth, lasting_caches
-from lim_sglang.validation import BACKEND, reasons_against_environment, reasons_against_words
+from lim_sglang.validation import reasons_against_environment, reasons_against_words
 
 POLL_S = 0.5
 """Pause between two health checks of a server that starts."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lim_sglang.compat import Sampler, server_arguments
+from lim_sglang.config import BACKEND
 from lim_sglang.kernels.reference_sampling import coupled_pick
-from lim_sglang.validation import BACKEND
 
 
 class CoupledSampler(Sampler):

@@ -81,7 +81,11 @@ _STATEMENT = re.compile(
     rf"|\banswer[*_]*+\s*+(?:{_IS}|:|=)[\s*_]*(?:(?:option|choice|letter)\b[\s*_]*)?"
     rf"|\b(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*+\s*+"
     rf"(?:{_IS}|:)[\s*_]*"
-    r"|^[#*_ \t]*+(?:option|choice)[*_]*:[ \t*_]*)",
+    r"|^[#*_ \t]*+(?:option|choice)[*_]*:[ \t*_]*)"
+    # "No wait, it is B.", behind another answer.
+    r"|\b(?P<corrected>(?:wait|actually|correction|sorry|scratch that|rather|I mean)\b[\s,.:;!—–-]*"
+    r"(?:(?:no|actually|I mean)\b[\s,.:;!—–-]*)*(?:it(?:['’]s|\s+(?:is|should be|must be))\b"
+    r"|I mean\b)[\s,:*_]*(?:actually\s+)?)",
     re.IGNORECASE | re.MULTILINE,
 )
 _ENDS = r"(?=[*_$]{0,4}(?:[.,;:!\n]|\Z|\s+(?:because|since|as)\b))"
@@ -175,7 +179,8 @@ _REMARK = re.compile(r"\s*[,;(—–]\s*[^\d\\$]*$")
 _CALCULATION = re.compile(r"\s*\((?!.*\bor\b)[^()]*\)$")
 """A remark in brackets: "72 clips (48 + 24)"."""
 _BARE = re.compile(
-    rf"\s*\**\s*(?:[-+]?\$?\d[\d,./]*\s*%?|\(?[A-J]\)?|{_FORMULA})\s*\.?\s*\**\s*", re.DOTALL
+    rf"\s*\**\s*(?:(?:[a-zA-Z]\s*=\s*)?[-+]?\$?\d[\d,./]*\s*%?|\(?[A-J]\)?|{_FORMULA})\s*\.?\s*\**\s*",
+    re.DOTALL,
 )
 _FIRST_LINE = re.compile(r"\s*[*_$(\[]*([A-J])[)\]*_$.:]*[ \t]*\n")
 """A reply that begins with nothing but a letter in its first line."""
@@ -402,12 +407,17 @@ def _join(boxes: Iterable[tuple[int, int, str]], text: str) -> str:
 
 def _last_statement(text: str, end: int) -> str | None:
     """Return the answer of the last lead that states one before the end, else the last option that
-    is called correct.
+    is called correct. "No wait, it is 6" states one only behind another answer.
     """
     leads = deque(_STATEMENT.finditer(text, 0, end), maxlen=MAX_STATEMENTS)
+    corrected = None
     for lead in reversed(leads):
         if answer := _read_statement(lead, end):
-            return answer
+            if not lead["corrected"]:
+                return corrected or answer
+            corrected = corrected or answer
+    if corrected and _CHOICE.match(text):
+        return corrected
     options = deque(_CORRECT_OPTION.finditer(text, 0, end), maxlen=MAX_STATEMENTS)
     asserted = next((option for option in reversed(options) if _is_asserted(option)), None)
     return asserted[asserted.lastindex or 0] if asserted else None
@@ -435,9 +445,17 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
         return None if SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
     if lead["choice"] or _is_about_a_box(answer):
         return None
+    if lead["corrected"] and not _is_measured(answer):
+        return None
     if lead["hashes"] and stated and _is_heading(stated, answer):
         return None
     return _value(answer)
+
+
+def _is_measured(answer: str) -> bool:
+    """Return True for a number with no more than a unit, or one counted thing."""
+    number = read_number(without_name(answer))
+    return number is not None and (number[1] is None or len(number[1].words) < 2)
 
 
 def _is_heading(stated: re.Match[str], answer: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from enum import StrEnum
 
+from lim_sglang.errors import cut
 from lim_sglang.programs.grading.latex import plain
 from lim_sglang.programs.grading.values import REASON_WORDS, split_unit
 
@@ -105,14 +106,13 @@ def fault_of_reference(answer: str, kind: AnswerKind) -> str | None:
     if not answer.strip():
         return "must be a non-empty text"
     if kind is AnswerKind.INTEGER and as_integer(answer) is None:
-        return f"must be an integer from 0 to 999, not {answer!r:.100}"
+        return f"must be an integer from 0 to 999, not {cut(repr(answer))}"
     if kind is AnswerKind.CHOICE and as_choice(answer) is None:
-        return (
-            f"must be the letter of an option, {CHOICES[0]} to {CHOICES[-1]}, not {answer!r:.100}"
-        )
+        letters = f"{CHOICES[0]} to {CHOICES[-1]}"
+        return f"must be the letter of an option, {letters}, not {cut(repr(answer))}"
     bare = answer.replace(r"\\", "").replace(r"\{", "").replace(r"\}", "")
     if kind is AnswerKind.EXPRESSION and bare.count("{") != bare.count("}"):
-        return f"must have as many closing braces as opening ones: {answer!r:.100}"
+        return f"must have as many closing braces as opening ones: {cut(repr(answer))}"
     return _fault_of_text(answer)
 
 

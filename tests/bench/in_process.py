@@ -9,7 +9,7 @@ import torch
 from lim_sglang.bench import model_runner
 from lim_sglang.bench.model_runner import FilledBatch
 from lim_sglang.bench.workloads import Point
-from lim_sglang.validation import BACKEND
+from lim_sglang.config import BACKEND
 
 
 def step(runner, batch: FilledBatch) -> tuple[torch.Tensor, int]:

@@ -131,6 +131,7 @@ def test_a_server_is_started_for_the_run_with_the_options_of_lim_serve(
         served.append(runs.urls)
 
     monkeypatch.setattr(evaluate_module, "serving", serving)
+    monkeypatch.setenv("LIM_URL", "http://another:1")  # as --url, which wins, too
     options = "--serve tiny --policy lessismore --budget 256 --lim-ranking mass --api-key k"
     call(evaluate, "math500", *options.split(), further=("--dtype", "half"))
     flags = {"--lim-policy": "lessismore", "--lim-budget": "256", "--lim-ranking": "mass"}
