@@ -100,3 +100,17 @@ def coupled_pick(
     noise = exponential_noise(hash_tokens(seeds, positions, probs.shape[-1]))
     keep = kept_tokens(probs, top_ks, top_ps, min_ps)
     return torch.where(keep, probs / noise, -1.0).argmax(-1)
+
+
+def count_accepted(drafts: Tensor, picks: Tensor) -> Tensor:
+    """Return the tokens of each verified run: the drafts that the picks repeat from the first on,
+    and the pick behind them.
+
+    Args:
+        drafts: [B, N] int; the first follows the newest token of the row.
+        picks: [B, N + 1] int, drawn after the newest token and after each draft.
+
+    Returns:
+        [B] int64, from 1 to N + 1.
+    """
+    return 1 + (drafts == picks[:, :-1]).long().cumprod(-1).sum(-1)

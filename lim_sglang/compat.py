@@ -26,16 +26,30 @@ from lim_sglang.errors import RefusedError, ServerError
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, FlashInferAttnBackend
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
     from sglang.srt.layers.sampler import Sampler
+    from sglang.srt.managers.utils import GenerationBatchResult
     from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
     from sglang.srt.model_executor.model_runner import ModelRunner
+    from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
+    from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
+    from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
     __all__ = [
+        "BaseSpecWorker",
+        "CustomSpecAlgo",
         "DecodeMetadata",
         "FlashInferAttnBackend",
+        "ForwardBatch",
+        "ForwardMode",
+        "GenerationBatchResult",
         "KVWriteLoc",
+        "LogitsProcessorOutput",
         "ModelRunner",
         "Sampler",
+        "SpecInput",
+        "SpecInputType",
         "TorchNativeAttnBackend",
     ]
 
@@ -48,6 +62,9 @@ CPU_ENGINE_VAR = "SGLANG_USE_CPU_ENGINE"
 """Read by SGLang when SGLang is imported: 1 makes a host without a GPU serve on its CPU."""
 TENSOR_CORE_VAR = "SGLANG_FLASHINFER_USE_TENSOR_CORE"
 """Read by SGLang when a FlashInfer backend is made: true or false, for decode."""
+NO_COPY_VAR = "SGLANG_EAGER_INPUT_NO_COPY"
+"""Read by SGLang at each step without a graph: 1 takes a batch's tensors as they are, in place of
+copying them into buffers of as many rows as there may be requests."""
 PLUGINS_VAR = "SGLANG_PLUGINS"
 """Comma-separated names of the plugins that SGLang loads; unset for all."""
 PLATFORM_VAR = "SGLANG_PLATFORM"
@@ -93,6 +110,8 @@ class Target(StrEnum):
     COMPILE_GRAMMAR = (
         "sglang.srt.constrained.base_grammar_backend.BaseGrammarBackend._init_value_dispatch"
     )
+    ROW_ROOM = "sglang.srt.mem_cache.allocation_sizing.get_req_to_token_extra_context_len"
+    UPDATE_FINISH = "sglang.srt.managers.schedule_batch.Req.update_finish_state"
     MATCH_STOPS = "sglang.srt.managers.schedule_batch.Req._check_str_based_finish"
     SCALE_PENALTIES = "sglang.srt.sampling.penaltylib.repetition_penalty.apply_scaling_penalties"
     LLGUIDANCE_MASK = "sglang.srt.constrained.llguidance_backend.GuidanceGrammar.fill_vocab_mask"
@@ -127,6 +146,8 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
         *("server_args", "tokenizer", "vocab_size", "eos_token_ids", "think_end_id"),
     ),
     Target.COMPILE_GRAMMAR: ("self", "key", "require_reasoning"),
+    Target.ROW_ROOM: ("server_args",),
+    Target.UPDATE_FINISH: ("self", "new_accepted_len"),
     Target.MATCH_STOPS: ("self", "new_accepted_len"),
     Target.SCALE_PENALTIES: ("logits", "scaling_penalties"),
     Target.LLGUIDANCE_MASK: ("self", "vocab_mask", "idx"),
@@ -262,18 +283,26 @@ def resolve(path: str) -> Callable[..., Any]:
 
 
 _INTERNALS: Mapping[str, str] = {
+    "BaseSpecWorker": "sglang.srt.speculative.base_spec_worker",
     "CaptureHiddenMode": "sglang.srt.model_executor.forward_batch_info",
+    "CustomSpecAlgo": "sglang.srt.speculative.spec_registry",
     "DecodeMetadata": _FLASHINFER_BACKEND,
     "FlashInferAttnBackend": _FLASHINFER_BACKEND,
     "ForwardBatch": "sglang.srt.model_executor.forward_batch_info",
     "ForwardMode": "sglang.srt.model_executor.forward_batch_info",
+    "FutureMap": "sglang.srt.managers.overlap_utils",
+    "GenerationBatchResult": "sglang.srt.managers.utils",
     "HybridAttnBackend": "sglang.srt.layers.attention.hybrid_attn_backend",
     "KVWriteLoc": "sglang.srt.mem_cache.memory_pool",
+    "LogitsProcessorOutput": "sglang.srt.layers.logits_processor",
     "ModelConfig": "sglang.srt.configs.model_config",
     "ModelRunner": "sglang.srt.model_executor.model_runner",
     "ParallelState": "sglang.srt.distributed.parallel_state_wrapper",
     "RadixAttention": "sglang.srt.layers.radix_attention",
     "Sampler": "sglang.srt.layers.sampler",
+    "SpecInput": "sglang.srt.speculative.spec_info",
+    "SpecInputType": "sglang.srt.speculative.spec_info",
+    "SpeculativeAlgorithm": "sglang.srt.speculative.spec_info",
     "ServerArgs": "sglang.srt.server_args",
     "TorchNativeAttnBackend": "sglang.srt.layers.attention.torch_native_backend",
 }
@@ -310,6 +339,31 @@ def register_backend(name: str, create: Callable[[Any], Any]) -> None:
 def register_sampler(name: str, create: Callable[[], Any]) -> None:
     """Make `name` a sampling backend that the command line accepts and `create` builds."""
     importlib.import_module("sglang.srt.layers.sampler").register_sampler_backend(name, create)
+
+
+def register_drafting(name: str, algorithm: type, create: Callable[[Any], type]) -> None:
+    """Make `name` a speculative algorithm of SGLang.
+
+    Args:
+        algorithm: a subclass of `CustomSpecAlgo`.
+        create: returns the class of the worker for the server's arguments.
+    """
+    speculation = __getattr__("SpeculativeAlgorithm")
+    speculation.register(name, supports_overlap=True, spec_class=algorithm)(create)
+
+
+def run_logprobs(batch: Any, logits_output: Any, picks: Any) -> None:
+    """Compute the logprobs of verified tokens for SGLang's processing of a result.
+
+    Args:
+        logits_output: of B · w rows; gets the logprobs.
+        picks: [B, w] int, the tokens after each row.
+    """
+    processor = importlib.import_module("sglang.srt.layers.logprob_processor")
+    rows = importlib.import_module("torch").arange(picks.numel()).view_as(picks)
+    processor.compute_spec_v2_logprobs(
+        batch, logits_output, picks.flatten(), rows, picks.shape[1] - 1
+    )
 
 
 def server_arguments() -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Self
 from lim_sglang.errors import ConfigError
 from lim_sglang.policies import POLICIES
 from lim_sglang.policies.lessismore import RANKINGS
+from lim_sglang.policies.lossless import AUTO, MAX_DRAFT_TOKENS
 from lim_sglang.policies.policy import Policy, SharedBy, default_select_layers
 
 BACKEND = "lim"
@@ -51,6 +52,7 @@ class LimConfig:
     dense_layers: tuple[int, ...] | None = None
     select_layers: tuple[int, ...] | None = None
     """None, under a policy that selects: the preset of the model."""
+    draft_tokens: int | str | None = None
 
     def __post_init__(self) -> None:
         for name in ("dense_layers", "select_layers"):
@@ -153,9 +155,9 @@ def _defaults(policy: str) -> dict[str, Any]:
     return {field.name: field.default for field in fields(POLICIES[policy])}
 
 
-def default_of(name: str) -> Any:
-    """Return the default of a setting under the default policy."""
-    return _defaults(LimConfig.policy)[name]
+def default_of(name: str, policy: str = LimConfig.policy) -> Any:
+    """Return the default of a setting under a policy."""
+    return _defaults(policy)[name]
 
 
 def _problems(config: LimConfig) -> list[str]:
@@ -209,6 +211,10 @@ CHECKS: Mapping[str, Check] = {
     "ranking": Check(lambda v: v in RANKINGS, f"one of {', '.join(RANKINGS)}"),
     "shared_by": Check(lambda v: v in list(SharedBy), f"one of {', '.join(SharedBy)}"),
     "gate": Check(lambda v: isinstance(v, str) and v != "", "the folder of a trained gate"),
+    "draft_tokens": Check(
+        lambda v: v == AUTO or (_is_int(v) and 1 <= v <= MAX_DRAFT_TOKENS),
+        f"{AUTO} or an integer from 1 to {MAX_DRAFT_TOKENS}",
+    ),
     "dense_layers": _LAYERS,
     "select_layers": _LAYERS,
 }

@@ -6,9 +6,9 @@ above them that could reuse), or the budget covers the model's whole context
 (`LimModelRunner.lim_policy` is None then).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from lim_sglang.policies.policy import SparsePolicy
 
@@ -49,6 +49,54 @@ def step_lengths(seq_lens: Sequence[int], policy: SparsePolicy | None) -> StepLe
 
 
 @dataclass
+class DraftStats:
+    """Counters of lossless drafting, updated once a cycle. A run of a request is its accepted
+    drafts and one token more; a stop may cut it later, which is not counted here."""
+
+    cycles: int = 0
+    drafted_tokens: int = 0
+    """Drafts of requests whose runs may have more than one token."""
+    accepted_tokens: int = 0
+    """Of those, the drafts that verification repeated."""
+    accepted_histogram: dict[int, int] = field(default_factory=dict)
+    """Runs by their accepted drafts."""
+    cycles_by_width: dict[int, int] = field(default_factory=dict)
+    """Cycles by the tokens that each request had verified: drafts and one."""
+    rows_capped: dict[str, int] = field(default_factory=dict)
+    """Runs of one token, by what their requests ask for."""
+    cycles_undrafted: dict[str, int] = field(default_factory=dict)
+    """Cycles without drafts, by the reason."""
+
+    def count_undrafted(self, reason: str) -> None:
+        """Count a cycle that drafts nothing."""
+        _add(self.cycles_undrafted, reason)
+
+    def count_cycle(self, width: int, accepted: Sequence[int], capped: Mapping[int, str]) -> None:
+        """Count a cycle.
+
+        Args:
+            width: tokens verified of each request.
+            accepted: accepted drafts of each request.
+            capped: reasons of those whose runs have one token, by their index.
+        """
+        self.cycles += 1
+        _add(self.cycles_by_width, width)
+        for reason in capped.values():
+            _add(self.rows_capped, reason)
+        if width == 1:
+            return
+        free = [count for row, count in enumerate(accepted) if row not in capped]
+        self.drafted_tokens += (width - 1) * len(free)
+        self.accepted_tokens += sum(free)
+        for count in free:
+            _add(self.accepted_histogram, count)
+
+
+def _add(counts: dict[Any, int], key: object) -> None:
+    counts[key] = counts.get(key, 0) + 1
+
+
+@dataclass
 class Stats:
     """Counters, updated on the host once a decode step."""
 
@@ -66,6 +114,8 @@ class Stats:
     memory for: they run without a CUDA graph, and without an audit."""
     retractions: int = 0
     """Requests that gave their KV cache back and were prefilled again, densely."""
+    drafting: DraftStats | None = None
+    """Under policy lossless."""
 
     def count_step(self, seq_lens: "NDArray[np.int64]", policy: SparsePolicy | None) -> None:
         """Count one decode step.

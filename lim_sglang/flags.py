@@ -9,6 +9,7 @@ from lim_sglang.config import LimConfig, parse_layers, resolve_settings
 from lim_sglang.errors import ConfigError
 from lim_sglang.policies import POLICIES
 from lim_sglang.policies.lessismore import RANKINGS
+from lim_sglang.policies.lossless import AUTO, MAX_DRAFT_TOKENS
 from lim_sglang.policies.policy import SharedBy
 
 CONFIG_FLAG = "--lim-config"
@@ -49,6 +50,10 @@ class Flag:
             raise argparse.ArgumentTypeError(f"must be {expected}, not {text!r}") from None
 
 
+def _read_draft_tokens(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
 FLAGS = (
     Flag("--lim-policy", str, "POLICY", f"What decode reads: {', '.join(POLICIES)}."),
     Flag("--lim-budget", int, "TOKENS", "Tokens that a sparse layer reads."),
@@ -82,6 +87,12 @@ FLAGS = (
         str,
         "HEADS",
         f"Heads that share pages under policy quest: {', '.join(SharedBy)}.",
+    ),
+    Flag(
+        "--lim-draft-tokens",
+        _read_draft_tokens,
+        "N",
+        f"Tokens that policy lossless drafts in a cycle: 1 to {MAX_DRAFT_TOKENS}, or {AUTO}.",
     ),
     Flag("--lim-gate", str, "FOLDER", "Trained gate of policy seer; lim train-gate makes one."),
 )

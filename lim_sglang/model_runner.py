@@ -24,11 +24,12 @@ from lim_sglang.config import (
     resolve_settings,
     with_preset,
 )
-from lim_sglang.counters import Stats
+from lim_sglang.counters import DraftStats, Stats
 from lim_sglang.errors import RefusedError, ServerError
 from lim_sglang.kernels.selector import Room, Selector
 from lim_sglang.lossless.sampler import CoupledSampler
 from lim_sglang.models import weights_fingerprint
+from lim_sglang.policies.lossless import Lossless
 from lim_sglang.policies.policy import Role, SparsePolicy, sparse_policy
 from lim_sglang.validation import (
     model_shape,
@@ -77,12 +78,14 @@ class LimModelRunner(compat.ModelRunner):
             )
             self.lim_roles = (Role.FULL,) * shape.num_layers
             self.lim_policy = None
-        self.lim_stats = Stats()
+        self.lim_drafting: Lossless | None = policy if isinstance(policy, Lossless) else None
+        self.lim_stats = Stats(drafting=DraftStats() if self.lim_drafting else None)
         super().__init__(model_config=model_config, server_args=server_args, **rest)
         self.lim_preset: Mapping[str, Any] | None = None
         """The model that the SELECT layers were measured on, and how the served one differs; None
         where the user named the layers, or none selects."""
-        if Role.SELECT in self.lim_roles and config.select_layers is None:
+        selects = self.lim_drafting or Role.SELECT in self.lim_roles
+        if selects and config.select_layers is None:
             self.lim_preset = self._compare_with_measured(PRESETS.get(shape))
 
     def _compare_with_measured(self, preset: Preset | None) -> Mapping[str, Any]:
@@ -151,6 +154,10 @@ class LimModelRunner(compat.ModelRunner):
         if self.lim_audit:
             self.lim_audit.end_step()
         return output
+
+    def forward_uncounted(self, forward_batch: Any) -> Any:
+        """Run a step of a cycle, which is counted as a whole."""
+        return super().forward(forward_batch)
 
     def _forward_raw(self, forward_batch: Any, *arguments: Any, **options: Any) -> Any:
         """Run one step; without a CUDA graph where rows share so many tokens that they take more
@@ -323,6 +330,9 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
         "sampler": runner.lim_sampler,
         **asdict(runner.lim_stats),
     }
+    state |= state.pop("drafting") or {}
+    if runner.lim_drafting:
+        state["draft_tokens"] = runner.lim_drafting.num_drafts
     if runner.lim_preset:
         state["preset"] = dict(runner.lim_preset)
     if runner.lim_selector:

@@ -16,9 +16,17 @@ from typing import Any
 
 from lim_sglang import compat, mends
 from lim_sglang.compat import Target, serves_on_cpu
-from lim_sglang.config import BACKEND, CONFIG_VAR, NAME_KEY, SERVER_VAR, resolve_settings
+from lim_sglang.config import (
+    BACKEND,
+    CONFIG_VAR,
+    NAME_KEY,
+    SERVER_VAR,
+    LimConfig,
+    resolve_settings,
+)
 from lim_sglang.errors import ConfigError, RefusedError, ServerError, errors_in_words
 from lim_sglang.flags import add_flags, given_config, given_flags, given_settings
+from lim_sglang.policies.lossless import Lossless
 from lim_sglang.request_door import (
     RequestDoor,
     anthropic_error,
@@ -34,6 +42,7 @@ from lim_sglang.validation import (
     find_gpu,
     reads_sparsely,
     reasons_against,
+    reasons_against_drafting,
     reasons_against_gpu,
     reasons_against_model,
     reasons_against_selection,
@@ -52,8 +61,12 @@ def register() -> None:
     compat.register_sampler(BACKEND, _create_sampler)
     compat.hook_after(Target.ADD_CLI_ARGS, _add_flags)
     compat.hook_around(Target.FROM_CLI_ARGS, _read_flags)
-    compat.hook_before(Target.POST_INIT, _refuse)
-    compat.hook_around(Target.POST_INIT, _keep_sampler)
+    compat.hook_around(Target.POST_INIT, _complete_arguments)
+    compat.hook_before(Target.POST_INIT, _refuse)  # around it: what is completed has passed
+    from lim_sglang.lossless import algorithm  # a class of SGLang's below
+
+    algorithm.register()
+    compat.hook_around(Target.ROW_ROOM, algorithm.room_of_row)
     compat.hook_after(Target.SAMPLING_INFO, _fill_seeds)
     compat.hook_after(Target.SEND_REQUEST, _seed_next_sample)
     compat.hook_around(Target.INIT_MODEL_RUNNER, _use_lim_runner)
@@ -91,6 +104,10 @@ def create_backend(runner: Any) -> Any:
             f"SGLang did not apply the plugin's hooks, or only prefill uses {BACKEND}"
         )
     if compat.serves_on_cpu():
+        if runner.lim_drafting:
+            from lim_sglang.lossless.cpu_backend import LosslessCpuBackend
+
+            return LosslessCpuBackend(runner)
         from lim_sglang.cpu_backend import LimCpuBackend
 
         return LimCpuBackend(runner)
@@ -105,8 +122,12 @@ def _create_sampler() -> Any:
     return CoupledSampler()
 
 
-def _keep_sampler(original: Callable[[Any], None], server_args: Any) -> None:
-    """Keep `--sampling-backend lim`, which SGLang replaces on a CPU."""
+def _complete_arguments(original: Callable[[Any], None], server_args: Any) -> None:
+    """Keep `--sampling-backend lim`, which SGLang replaces on a CPU; let SGLang draft."""
+    if decodes_with_lim(server_args) and (policy := _drafting_policy()):
+        from lim_sglang.lossless import algorithm
+
+        algorithm.prepare_arguments(server_args, policy, BACKEND)
     wanted = server_args.sampling_backend
     original(server_args)
     if wanted == BACKEND:
@@ -206,9 +227,22 @@ def _refuse(server_args: Any) -> None:
 
 def _default_page_size() -> int | None:
     """Return the page size of SGLang that the policy needs; None if any does."""
+    config = _settings()
+    return default_page_size(config) if config else None
+
+
+def _drafting_policy() -> Lossless | None:
+    """Return the policy if it is lossless."""
+    config = _settings()
+    policy = config.make_policy() if config else None
+    return policy if isinstance(policy, Lossless) else None
+
+
+def _settings() -> LimConfig | None:
+    """Return the settings; None if they are wrong, which is named as a reason against the start."""
     try:
-        return default_page_size(resolve_settings(os.environ.get(CONFIG_VAR), None, {}))
-    except ConfigError:  # a reason against the start, which is named with the others
+        return resolve_settings(os.environ.get(CONFIG_VAR), None, {})
+    except ConfigError:
         return None
 
 
@@ -220,9 +254,10 @@ def _reasons_against_settings(
         config = resolve_settings(os.environ.get(CONFIG_VAR), None, {})
     except ConfigError as error:
         return [str(error)]
+    reasons = reasons_against_drafting(server_args, config, on_cpu=compat.serves_on_cpu())
     if model_config is None:
-        return []
-    reasons = reasons_against_model(model_config, config)
+        return reasons
+    reasons += reasons_against_model(model_config, config)
     if reasons or gpu is None or not reads_sparsely(model_config, config):
         return reasons
     reasons += reasons_against_summaries(server_args, config)
@@ -294,7 +329,8 @@ def _can_import(name: str) -> bool:
 
 
 def _stand_in(name: str) -> ModuleType:
-    """Return a module from which any function can be imported; calling one raises an error."""
+    """Return a module from which any function can be imported; calling one raises an error, but
+    for those that drafting needs (`lossless/cpu_kernels.py`)."""
     module = ModuleType(name, "Stands in for SGLang's GPU kernels on a host without CUDA.")
     module.__path__ = []
     module.__spec__ = ModuleSpec(name, None)
@@ -302,6 +338,10 @@ def _stand_in(name: str) -> ModuleType:
     def get(attribute: str) -> Any:
         if attribute.startswith("__"):
             raise AttributeError(attribute)
+        from lim_sglang.lossless import cpu_kernels
+
+        if attribute in cpu_kernels.REPLACED:
+            return cpu_kernels.REPLACED[attribute]
 
         def missing(*_: object, **__: object) -> None:
             raise NotImplementedError(

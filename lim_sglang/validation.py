@@ -23,6 +23,7 @@ from lim_sglang.config import (
     with_preset,
 )
 from lim_sglang.errors import ConfigError, reasons_that_hold
+from lim_sglang.policies.lossless import Lossless
 from lim_sglang.policies.policy import SPARSE, Role, SharedBy, SparsePolicy
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ _UNTESTED = "it has not been verified with sparse decode"
 _UNCHECKED = "requests would reach the scheduler without the checks that keep it alive"
 _WHOLE_GRAPHS = "decode graphs must be captured in one piece, so use full or disabled"
 _WITHOUT_SUMMARIES = "keys could come back without their summaries"
+_UNTESTED_DRAFTS = "it has not been verified with policy lossless"
+DRAFTING = "LIM_LOSSLESS"
+"""The name of lossless drafting among SGLang's speculative algorithms."""
 _WHOLE_CONTEXT = "the set needs the whole context"
 
 REFUSALS = (
@@ -100,7 +104,11 @@ REFUSALS = (
     Refusal("--enable-prefill-cp", bool, _UNTESTED),
     Refusal("--disaggregation-mode", lambda v: v not in (None, "null"), _UNTESTED),
     # Steps that mix decode with prefill
-    Refusal("--speculative-algorithm", _is_given, f"drafts are verified as prefill, so {_DENSE}"),
+    Refusal(
+        "--speculative-algorithm",
+        lambda v: v not in (None, DRAFTING),
+        f"drafts are verified as prefill, so {_DENSE}",
+    ),
     Refusal(
         "--enable-mixed-chunk", bool, f"decode tokens would join prefill batches, and {_DENSE}"
     ),
@@ -140,6 +148,44 @@ CPU_REFUSALS = (
     ),
     Refusal("--page-size", _over_one, "SGLang needs a GPU for pages of several tokens"),
 )
+
+
+DRAFTING_REFUSALS = (
+    Refusal("--page-size", _over_one, _UNTESTED_DRAFTS),
+    Refusal("--enable-lora", bool, _UNTESTED_DRAFTS),
+    Refusal("--prefill-attention-backend", _is_given, _UNTESTED_DRAFTS),
+    Refusal("--kv-cache-dtype", lambda v: v in FP8_DTYPES, _UNTESTED_DRAFTS),
+    Refusal("--enable-hierarchical-cache", bool, _UNTESTED_DRAFTS),
+    Refusal("--enable-lmcache", bool, _UNTESTED_DRAFTS),
+    Refusal("--enable-flexkv", bool, _UNTESTED_DRAFTS),
+    Refusal("--radix-cache-backend", _is_given, _UNTESTED_DRAFTS),
+    *(
+        Refusal(option, _is_given, "lossless drafting sets it")
+        for option in (
+            "--speculative-draft-model-path",
+            "--speculative-num-steps",
+            "--speculative-eagle-topk",
+            "--speculative-num-draft-tokens",
+        )
+    ),
+)
+"""Options that are refused under policy lossless."""
+
+
+def reasons_against_drafting(options: Any, config: LimConfig, *, on_cpu: bool) -> list[str]:
+    """List the options that lossless drafting cannot be served with, as the user gave them."""
+    is_lossless = isinstance(config.make_policy(), Lossless)
+    reasons = reasons_that_hold(
+        (
+            is_lossless and not on_cpu,
+            "policy lossless serves on a CPU only so far: use lessismore or full on a GPU",
+        ),
+        (
+            not is_lossless and options.speculative_algorithm == DRAFTING,
+            f"--speculative-algorithm {DRAFTING}: use --lim-policy lossless in its place",
+        ),
+    )
+    return reasons + (_refused(DRAFTING_REFUSALS, options) if is_lossless else [])
 
 
 SUMMARY_REFUSALS = (

@@ -55,6 +55,12 @@ def serve(
     lim_ranking: Annotated[
         str | None, _option("--lim-ranking", default=default_of("ranking"))
     ] = None,
+    draft_tokens: Annotated[
+        str | None,
+        _option(
+            "--lim-draft-tokens", "--draft-tokens", default=default_of("draft_tokens", "lossless")
+        ),
+    ] = None,
     lim_shared_by: Annotated[str | None, _option("--lim-shared-by", default="by policy")] = None,
     lim_gate: Annotated[str | None, _option("--lim-gate", default="none")] = None,
     lim_config: Annotated[str | None, _option("--lim-config", default="none")] = None,
@@ -73,6 +79,7 @@ def serve(
         "--lim-recent-ratio": lim_recent_ratio,
         "--lim-sinks": lim_sinks,
         "--lim-ranking": lim_ranking,
+        "--lim-draft-tokens": draft_tokens,
         "--lim-shared-by": lim_shared_by,
         "--lim-gate": lim_gate,
         "--lim-config": lim_config,

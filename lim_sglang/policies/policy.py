@@ -206,8 +206,7 @@ class SelectingPolicy(SparsePolicy):
 
     def roles(self, depth: int) -> tuple[Role, ...]:
         """Return FULL below the first SELECT layer and in dense layers, REUSE in all others."""
-        select = default_select_layers(depth) if self.select_layers is None else self.select_layers
-        self._check_layers(select, depth, "select_layers")
+        select = self.selecting(depth)
         self._check_dense_layers(depth)
         first = min(select, default=depth)
 
@@ -217,6 +216,12 @@ class SelectingPolicy(SparsePolicy):
             return Role.FULL if layer < first or layer in self.dense_layers else Role.REUSE
 
         return tuple(map(role, range(depth)))
+
+    def selecting(self, depth: int) -> tuple[int, ...]:
+        """Return the layers that select, in a model of `depth` layers."""
+        select = default_select_layers(depth) if self.select_layers is None else self.select_layers
+        self._check_layers(select, depth, "select_layers")
+        return select
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,92 @@
+"""Lossless drafting as one of SGLang's speculative algorithms: its name, settings and batch state.
+
+SGLang's scheduler then reserves slots for the drafts, hands decode batches to `LosslessWorker`, and
+takes runs of tokens back.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from lim_sglang import compat
+from lim_sglang.policies.lossless import Lossless
+from lim_sglang.validation import DRAFTING
+
+
+class LosslessAlgorithm(compat.CustomSpecAlgo):
+    """Answers of the algorithm to SGLang, with those that SGLang 0.5.16 forgets in its own class
+    for plugins."""
+
+    def carries_draft_hidden_states(self) -> bool:
+        """Drafts come from the served model itself."""
+        return False
+
+    def need_topk(self) -> bool:
+        """Drafts are a chain, not a tree."""
+        return False
+
+    def create_future_map(self, device: Any, req_to_token_pool: Any, **options: Any) -> Any:
+        """Build the map of results that are not there yet, as SGLang does for its own."""
+        return compat.FutureMap(
+            device,
+            self,
+            req_to_token_pool,
+            options.get("needs_cpu_seq_lens", True),
+            options.get("needs_confidence_relay", False),
+        )
+
+
+class DraftInput(compat.SpecInput):
+    """State of a batch between two cycles: none, since all of it is kept by request
+    (`worker.Requests`)."""
+
+    def __init__(self) -> None:
+        super().__init__(compat.SpecInputType.EAGLE_DRAFT)
+
+    def filter_batch(
+        self,
+        new_indices: Tensor,
+        has_been_filtered: bool = True,
+        new_indices_cpu: list[int] | None = None,
+    ) -> None:
+        """Do nothing."""
+
+    def merge_batch(self, spec_info: Any) -> None:
+        """Do nothing."""
+
+
+def register() -> None:
+    """Make the algorithm known to SGLang."""
+    compat.register_drafting(DRAFTING, LosslessAlgorithm, _worker_class)
+
+
+def _worker_class(_server_args: Any) -> type:
+    from lim_sglang.lossless.worker import LosslessWorker
+
+    return LosslessWorker
+
+
+def prepare_arguments(server_args: Any, policy: Lossless, backend: str) -> None:
+    """Set the arguments by which SGLang serves the policy, before SGLang completes them.
+
+    Args:
+        backend: the name of our sampling backend.
+    """
+    server_args.speculative_algorithm = DRAFTING
+    server_args.speculative_eagle_topk = 1
+    server_args.speculative_num_steps = policy.num_drafts
+    server_args.speculative_num_draft_tokens = policy.num_drafts + 1
+    server_args.sampling_backend = backend
+    server_args.disable_overlap_schedule = True  # cycles are synchronous so far
+
+
+def room_of_row(original: Any, server_args: Any) -> int:
+    """Return how much longer than the context a row of `req_to_token` is: enough for the slots that
+    SGLang reserves, which is twice the width of a cycle.
+
+    SGLang 0.5.16 adds the width once, and writes the rest into the neighbour's row.
+    """
+    extra: int = original(server_args)
+    if server_args.speculative_algorithm != DRAFTING:
+        return extra
+    return extra + 2 * int(server_args.speculative_num_draft_tokens)

@@ -1,0 +1,145 @@
+"""Tokens of drafts and of verified rows, drawn as the dense server draws them.
+
+The draw is a function of logits, seed and position (`kernels/reference_sampling.py`). What a
+request asks for beyond it is either applied to each row, or known of the first row of a run alone:
+then the request's run is capped at that row.
+
+Shapes: B requests, w rows of each, V tokens of the vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lim_sglang import compat
+
+NO_PENALTY = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+
+
+def reason_to_cap(request: Any) -> str | None:
+    """Return why a request's runs have one token, None if they need not.
+
+    Each of these changes with every token, or needs what only a dense step of one row gives.
+    """
+    parameters = request.sampling_params
+    if request.grammar is not None:
+        return "grammar"
+    if any(getattr(parameters, name) != value for name, value in NO_PENALTY.items()):
+        return "penalty"
+    if request.custom_logit_processor:
+        return "logit_processor"
+    return "hidden_states" if request.return_hidden_states else None
+
+
+class RunSampling:
+    """What the requests of one cycle ask for, ready to draw from any of their rows."""
+
+    def __init__(self, requests: Sequence[Any], info: Any, sampler: Any) -> None:
+        """Read the requests.
+
+        Args:
+            info: SGLang's sampling parameters of the batch.
+            sampler: SGLang's live sampler, which must be the coupled one.
+        """
+        self._info, self._sampler = info, sampler
+        reasons = [reason_to_cap(request) for request in requests]
+        self.capped = {row: reason for row, reason in enumerate(reasons) if reason}
+        """Reasons by the index of the request."""
+        self._at_least = {
+            row: (request.sampling_params.min_new_tokens - len(request.output_ids), stops)
+            for row, request in enumerate(requests)
+            if row not in self.capped and (stops := _stop_tokens(request))
+        }
+        """Of requests that ask for a least number of tokens: those missing, and what may not come
+        before."""
+
+    def draft(self, logits: Tensor, positions: Tensor, step: int) -> Tensor:
+        """Draw a draft of each request.
+
+        Args:
+            logits: [B, V]; changed to what is drawn from.
+            positions: [B], of the queries.
+            step: drafts before.
+
+        Returns:
+            [B] int64.
+        """
+        return self._pick(logits[:, None], positions[:, None], step)[:, 0]
+
+    def verify(self, logits: Tensor, positions: Tensor) -> Tensor:
+        """Draw the token after each row of a run, as the dense server does.
+
+        Args:
+            logits: [B, w, V]; changed to what is drawn from.
+            positions: [B, w], of the queries.
+
+        Returns:
+            [B, w] int64; of a capped request the first counts alone.
+        """
+        if self.capped:
+            rows = list(self.capped)
+            logits[rows, 0] = self._as_dense(logits[:, 0].clone())[rows]
+        return self._pick(logits, positions, 0)
+
+    def _pick(self, logits: Tensor, positions: Tensor, first: int) -> Tensor:
+        """Draw from logits of [B, w, V].
+
+        Args:
+            first: place in its run of each request's first row.
+        """
+        width = logits.shape[1]
+        if self._info.logit_bias is not None:
+            drafted = [row for row in range(len(logits)) if row not in self.capped]
+            logits[drafted] += self._info.logit_bias[drafted, None]
+        for row, (missing, stops) in self._at_least.items():
+            if missing > first:
+                logits[row, : missing - first, stops] = -torch.inf
+        drawn: Tensor = self._sampler(
+            compat.LogitsProcessorOutput(next_token_logits=logits.flatten(0, 1).clone()),
+            self._widened(width),
+            return_logprob=False,
+            top_logprobs_nums=[],
+            token_ids_logprobs=[],
+            positions=positions.flatten(),
+        )
+        return drawn.long().view(-1, width)
+
+    def _as_dense(self, logits: Tensor) -> Tensor:
+        """Apply everything that requests ask for to the [B, V] logits of their first rows."""
+        self._info.update_regex_vocab_mask()
+        self._info.apply_logits_bias(logits)
+        self._info.vocab_mask = None
+        processed: Tensor = self._sampler._preprocess_logits(logits, self._info)
+        return processed
+
+    def _widened(self, width: int) -> Any:
+        """Return the parameters of the draw itself for `width` rows of each request."""
+        by_row = {
+            name: getattr(self._info, name).repeat_interleave(width, dim=0)
+            for name in ("temperatures", "top_ps", "top_ks", "min_ps", "sampling_seed")
+        }
+        return replace(
+            self._info,
+            **by_row,
+            grammars=None,
+            vocab_mask=None,
+            logit_bias=None,
+            penalizer_orchestrator=None,
+            acc_additive_penalties=None,
+            acc_scaling_penalties=None,
+            has_custom_logit_processor=False,
+            return_sampling_masks=None,
+        )
+
+
+def _stop_tokens(request: Any) -> list[int]:
+    """Return the tokens that may not come before a request's `min_new_tokens`, as SGLang's dense
+    step has them; none if the request asks for no least number."""
+    parameters, tokenizer = request.sampling_params, request.tokenizer
+    if parameters.min_new_tokens <= len(request.output_ids):
+        return []
+    stops = set(parameters.stop_token_ids or ()) | {tokenizer.eos_token_id}
+    return sorted(stops | set(tokenizer.additional_stop_token_ids or ()))

@@ -1,0 +1,58 @@
+"""Lossless: the kept set of LessIsMore drafts tokens, and the dense model verifies them."""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lim_sglang.policies.lessismore import LessIsMore
+from lim_sglang.policies.policy import Role
+
+AUTO = "auto"
+MAX_DRAFT_TOKENS = 15
+"""Most tokens that a cycle drafts."""
+CPU_DRAFT_TOKENS = 8
+"""Tokens that a cycle drafts on a CPU under `auto`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lossless(LessIsMore):
+    """The dense model's output: tokens are drafted by sparse steps, and one dense step over all of
+    them decides which stand.
+
+    All layers of a draft read one list a request, chosen once a cycle by each SELECT layer from the
+    query of the newest verified token, and the drafts so far. Settings are those of LessIsMore.
+    """
+
+    title: ClassVar[str] = "Lossless"
+
+    budget: int = 1024
+    dense_layers: tuple[int, ...] = ()
+    """None: a layer that reads everything would make a draft as slow as a dense step."""
+    draft_tokens: int | str = AUTO
+    """Tokens drafted in each cycle in which a request is longer than the budget."""
+
+    def problems(self) -> list[str]:
+        """Name what leaves nothing to draft with."""
+        found = []
+        if self.dense_layers:
+            found.append("policy lossless has no dense_layers: no layer of a draft is dense")
+        if self.select_layers == ():
+            found.append("policy lossless needs at least one of select_layers")
+        return found
+
+    @property
+    def num_drafts(self) -> int:
+        """Tokens drafted in a cycle on a CPU."""
+        return CPU_DRAFT_TOKENS if isinstance(self.draft_tokens, str) else self.draft_tokens
+
+    def roles(self, depth: int) -> tuple[Role, ...]:
+        """Return FULL: what is served is dense; only drafts are sparse."""
+        self.selecting(depth)
+        return (Role.FULL,) * depth
+
+    def list_of_layer(self, depth: int) -> tuple[int, ...]:
+        """Return for each layer the index of the SELECT layer whose list a draft reads there: the
+        last one up to the layer, and the first one below it.
+        """
+        select = self.selecting(depth)
+        return tuple(max(0, bisect_right(select, layer) - 1) for layer in range(depth))
