@@ -55,6 +55,7 @@ def mend_sglang(backend: str) -> None:
     hook_around(Target.SUPPORT_TRITON, supports_triton)
     hook_around(Target.HANDLE_BATCH, handle_batch_without_leak)
     hook_around(Target.CHUNK_LOGPROBS, tokens_with_own_candidates)
+    hook_around(Target.UPDATE_FINISH, finish_of_run)
     hook_around(Target.MATCH_STOPS, stops_within_time)
     hook_around(Target.SCALE_PENALTIES, penalties_without_compiler)
     hook_after(Target.INIT_TOKENIZER, bound_tokenizer)
@@ -90,6 +91,26 @@ def tokens_with_own_candidates(
     chunk get the candidates of the chunk's first token, although both lists are in step.
     """
     return original(chat, logprobs, use_token_index=True)
+
+
+def finish_of_run(original: Callable[..., None], req: Any, new_accepted_len: int = 1) -> None:
+    """Find the end of a request to which a run of tokens was added, token by token.
+
+    SGLang 0.5.16 looks at a run as a whole: its length first, then stop strings, then end tokens,
+    so that text behind an end token is kept where the same run reaches the limit of tokens or
+    completes a stop string.
+    """
+    run = req.output_ids[len(req.output_ids) - new_accepted_len :]
+    if len(run) < 2:
+        original(req, new_accepted_len)
+        return
+    del req.output_ids[-len(run) :]
+    for added, token in enumerate(run, 1):
+        req.output_ids.append(token)
+        original(req, 1)
+        if req.finished():
+            req.output_ids.extend(run[added:])  # SGLang cuts them off by `finished_len`
+            return
 
 
 class _StopTimeoutError(Exception):

@@ -1,0 +1,297 @@
+"""Policy lossless on a real CPU server: the dense server's tokens, by the oracle's cycles."""
+
+import math
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.processes import (
+    ON_CPU,
+    SGLANG,
+    LocalServer,
+    serving,
+    set_differences,
+    token_differences,
+)
+from tests.server import planted
+from tests.server.draft_oracle import DraftOracle
+from tests.server.tiny_model import SELECT_LAYERS, long_prompts, random_prompt
+
+pytestmark = pytest.mark.e2e
+
+BUDGET, NUM_DRAFTS = 64, 4
+NUM_REQUESTS, AT_ONCE = 80, 12
+NUM_NEW = 48
+LENGTHS = (5, 40, 62, 63, 64, 65, 120, 300, 700)
+"""Tokens of the prompts, on both sides of the budget."""
+EOS = 2
+MAX_DIFFERENCE = 1e-4
+"""Of two logprobs, by the rounding of a batch."""
+DENSE = ("--lim-policy", "full", "--sampling-backend", "lim", "--disable-overlap-schedule")
+LOSSLESS = (
+    *("--lim-policy", "lossless", "--lim-budget", str(BUDGET)),
+    *("--lim-select-layers", ",".join(map(str, SELECT_LAYERS))),
+)
+CHECKS = {
+    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+}
+"""SGLang's own checks of its slots, which end a server that fails them."""
+
+
+def request(number: int) -> dict[str, Any]:
+    """Return one of many requests that differ in all that decides about tokens."""
+    rng = random.Random(number)
+    sampling: dict[str, Any] = {"max_new_tokens": rng.randrange(8, 64), "temperature": 0}
+    if number % 4:
+        sampling |= {"temperature": rng.choice([0.6, 1.0]), "sampling_seed": number}
+        sampling |= rng.choice([{"top_p": 0.95}, {"top_k": 20}, {"min_p": 0.05}, {}])
+    by_number = {
+        5: {"min_new_tokens": 7},
+        6: {"ignore_eos": True},
+        7: {"frequency_penalty": 0.5, "repetition_penalty": 1.2},
+        9: {"logit_bias": {str(EOS): 6.0}},  # ends early, within runs
+        10: {"stop": [f"w{n}" for n in range(5, 40)]},
+        11: {"stop_token_ids": list(range(40, 80))},
+    }
+    for every, more in by_number.items():
+        if number % every == 0:
+            sampling |= more
+    prompt = random_prompt(rng.choice(LENGTHS), number)
+    body = {"input_ids": prompt, "sampling_params": sampling, "return_logprob": number % 3 == 0}
+    return body | {"top_logprobs_num": 2 * (number % 3 == 0)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a user sees of an answer."""
+
+    tokens: tuple[int, ...]
+    text: str
+    finish: dict[str, Any]
+    logprobs: tuple[float, ...]
+
+    @classmethod
+    def from_result(cls, result: Mapping[str, Any]) -> "Outcome":
+        """Read an answer of `/generate`."""
+        meta = result["meta_info"]
+        logprobs = [pair[0] for pair in meta.get("output_token_logprobs", ())]
+        tops = meta.get("output_top_logprobs", ())
+        assert all(len(each) == 2 for each in tops)
+        assert len(tops) == len(logprobs)
+        return cls(
+            tuple(result["output_ids"]), result["text"], meta["finish_reason"], tuple(logprobs)
+        )
+
+
+def ask(server: LocalServer, body: Mapping[str, Any]) -> Any:
+    """Return the server's answer to one body."""
+    answer = httpx.post(f"{server.url}/generate", json=body, timeout=300)
+    assert answer.is_success, answer.text
+    return answer.json()
+
+
+def ask_all(server: LocalServer, count: int = NUM_REQUESTS) -> list[Outcome]:
+    """Ask many requests, several at once, and abort others among them."""
+
+    def one(number: int) -> Outcome:
+        if number % 8 == 3:  # ends in mid-stream
+            aborted = request(number + 1000) | {"stream": True}
+            aborted["sampling_params"] |= {"max_new_tokens": 64, "ignore_eos": True}
+            url = f"{server.url}/generate"
+            with httpx.stream("POST", url, json=aborted, timeout=300) as stream:
+                next(stream.iter_lines())
+        return Outcome.from_result(ask(server, request(number)))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def ask_samples(server: LocalServer) -> list[tuple[int, ...]]:
+    """Return three samples of one prompt with one seed."""
+    sampling = {"n": 3, "temperature": 1.0, "sampling_seed": 5, "max_new_tokens": NUM_NEW}
+    body = {"input_ids": random_prompt(200, 1), "sampling_params": sampling}
+    return [tuple(each["output_ids"]) for each in ask(server, body)]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """What the dense server answers; it has ended."""
+
+    outcomes: list[Outcome]
+    samples: list[tuple[int, ...]]
+
+
+def command(model: Path, *options: str) -> list[str]:
+    """Return the command of a server."""
+    start = [*SGLANG, "--model-path", str(model), *ON_CPU]
+    return [*start, "--attention-backend", "lim", *options]
+
+
+@pytest.fixture(scope="module")
+def dense_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Dense:
+    """Ask the dense server everything."""
+    folder = tmp_path_factory.mktemp("dense")
+    with serving(command(tiny_model, *DENSE), folder=folder) as server:
+        return Dense(ask_all(server), ask_samples(server))
+
+
+@pytest.fixture(scope="module")
+def server(
+    tiny_model: Path, dense_server: Dense, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalServer]:
+    """Serve by drafts, with SGLang's checks on."""
+    drafts = ("--lim-draft-tokens", str(NUM_DRAFTS))
+    folder = tmp_path_factory.mktemp("lossless")
+    with serving(
+        command(tiny_model, *LOSSLESS, *drafts), folder=folder, settings=CHECKS
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_model: Path) -> DraftOracle:
+    """The tiny model by drafts of the server's length."""
+    shape = {"select_layers": SELECT_LAYERS, "budget": BUDGET, "num_drafts": NUM_DRAFTS}
+    return DraftOracle(tiny_model, **shape)
+
+
+def differences(found: list[Outcome], expected: list[Outcome]) -> list[str]:
+    """Return a line for each answer that is not the dense server's."""
+    lines = []
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if (one.tokens, one.text, one.finish) != (other.tokens, other.text, other.finish):
+            lines.append(f"{number}: {one} instead of {other}")
+        elif not all(
+            math.isclose(a, b, abs_tol=MAX_DIFFERENCE)
+            for a, b in zip(one.logprobs, other.logprobs, strict=True)
+        ):
+            lines.append(f"{number}: other logprobs")
+    return lines
+
+
+def drafting(server: LocalServer) -> dict[str, Any]:
+    """Return the server's counters."""
+    state = server.lim()
+    assert state is not None
+    return state
+
+
+def wrong_answers(server: LocalServer, dense: Dense) -> list[str]:
+    """Return a line for each answer and sample that is not the dense server's."""
+    lines = differences(ask_all(server), dense.outcomes)
+    return lines if ask_samples(server) == dense.samples else [*lines, "other samples"]
+
+
+def wrong_cycles(server: LocalServer, oracle: DraftOracle) -> list[str]:
+    """Return a line for each list and count of accepted drafts that is not the oracle's."""
+    lines = []
+    # Two at once, which may be mistaken for one another, and one that grows past the budget.
+    for prompts in (long_prompts()[:2], [random_prompt(62, 3)]):
+        before = drafting(server)["accepted_histogram"]
+        answers = server.ask_together(prompts, NUM_NEW)
+        after = drafting(server)["accepted_histogram"]
+        runs = [oracle.generate(prompt, NUM_NEW) for prompt in prompts]
+        for answer, run in zip(answers, runs, strict=True):
+            lines += token_differences(answer.tokens, run.tokens)
+            lines += set_differences(server.kept_sets(answer), run.sets)
+        found = Counter({int(each): count - before.get(each, 0) for each, count in after.items()})
+        expected = sum((run.accepted for run in runs), Counter[int]())
+        lines += [] if +found == expected else [f"accepted {+found}, expected {expected}"]
+    return lines
+
+
+def wrong_keys(server: LocalServer) -> list[str]:
+    """Return a line where a later turn, which shares keys, differs from an empty cache's."""
+    first = random_prompt(150, 7)
+    turn = [*first, *server.ask(first, NUM_NEW).tokens, *random_prompt(20, 8)]
+    sampling = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True}
+    body = {"input_ids": turn, "sampling_params": sampling, "return_logprob": True}
+    body["top_logprobs_num"] = 2
+    shared = ask(server, body)
+    httpx.post(f"{server.url}/flush_cache?timeout=20", timeout=60).raise_for_status()
+    alone = ask(server, body)
+    assert shared["meta_info"]["cached_tokens"] == len(first) + NUM_NEW - 1
+    return differences([Outcome.from_result(shared)], [Outcome.from_result(alone)])
+
+
+def test_every_answer_is_the_dense_servers(server: LocalServer, dense_server: Dense) -> None:
+    before = drafting(server)
+    assert wrong_answers(server, dense_server) == []
+    assert {each.finish["type"] for each in dense_server.outcomes} == {"length", "stop"}
+    assert len(set(dense_server.samples)) == 3
+    state = drafting(server)
+    assert state["accepted_tokens"] - before["accepted_tokens"] > NUM_REQUESTS
+    assert set(state["rows_capped"]) == {"penalty"}
+    assert {"1", str(NUM_DRAFTS + 1)} == set(state["cycles_by_width"])
+
+
+def test_cycles_read_and_accept_what_the_oracle_does(
+    server: LocalServer, oracle: DraftOracle
+) -> None:
+    assert wrong_cycles(server, oracle) == []
+
+
+def test_a_later_turn_reads_the_keys_that_a_prefill_would_have_left(server: LocalServer) -> None:
+    assert wrong_keys(server) == []
+
+
+def test_a_request_may_fill_the_whole_context(server: LocalServer) -> None:
+    """The last cycles draft beyond it, into slots of the request's own."""
+    prompts = [random_prompt(4040, 2), random_prompt(4000, 3)]
+    answers = server.ask_together(prompts, num_tokens=50)
+    assert [len(answer.tokens) for answer in answers] == [50, 50]
+    assert server.is_ready()
+
+
+def faults(
+    name: str, model: Path, folder: Path, dense: Dense, oracle: DraftOracle
+) -> dict[str, list[str]]:
+    """Return what each check finds in a server with a change planted; those that find nothing are
+    left out.
+    """
+    found: dict[str, list[str]] = {}
+    checks: Mapping[str, Callable[[LocalServer], list[str]]] = {
+        "answers": lambda server: wrong_answers(server, dense),
+        "cycles": lambda server: wrong_cycles(server, oracle),
+        "keys": wrong_keys,
+    }
+    drafts = ("--lim-draft-tokens", str(NUM_DRAFTS))
+    settings = planted.sitecustomize(folder, name)
+    with serving(command(model, *LOSSLESS, *drafts), folder=folder, settings=settings) as server:
+        for check, run in checks.items():
+            try:
+                lines = run(server)
+            except (AssertionError, httpx.HTTPError) as error:
+                lines = [str(error)]
+            if lines:
+                found[check] = lines
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", planted.DEFECTS)
+def test_a_planted_defect_is_caught(
+    name: str, tiny_model: Path, dense_server: Dense, oracle: DraftOracle, tmp_path: Path
+) -> None:
+    found = faults(name, tiny_model, tmp_path, dense_server, oracle)
+    sys.stdout.write(f"{name}: {', '.join(found)}\n")  # shown with -rP
+    assert found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", planted.WRONG_SETS)
+def test_a_wrong_set_costs_acceptance_and_changes_no_token(
+    name: str, tiny_model: Path, dense_server: Dense, oracle: DraftOracle, tmp_path: Path
+) -> None:
+    found = faults(name, tiny_model, tmp_path, dense_server, oracle)
+    assert set(found) == {"cycles"}
+    assert all(line.startswith("accepted") for line in found["cycles"])
