@@ -181,7 +181,7 @@ def reasons_against_drafting(options: Any, config: LimConfig, *, on_cpu: bool) -
             "policy lossless serves on a CPU only so far: use lessismore or full on a GPU",
         ),
         (
-            not is_lossless and options.speculative_algorithm == DRAFTING,
+            not is_lossless and getattr(options, "speculative_algorithm", None) == DRAFTING,
             f"--speculative-algorithm {DRAFTING}: use --lim-policy lossless in its place",
         ),
     )

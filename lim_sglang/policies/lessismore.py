@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lim_sglang.policies.policy import LayerInputs, SplitBudgetPolicy
+from lim_sglang.policies.policy import SINKS, LayerInputs, SplitBudgetPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ class LessIsMore(SplitBudgetPolicy):
     title: ClassVar[str] = "LessIsMore"
 
     recent_ratio: float = 0.25
-    sinks: int = 4
+    sinks: int = SINKS
     ranking: str = "rank"
     """Order of tokens at a SELECT layer: `rank` is the paper's, where heads take turns; `mass` sums
     the heads' softmax weights, which is not the paper's."""

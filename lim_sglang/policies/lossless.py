@@ -33,7 +33,7 @@ class Lossless(LessIsMore):
 
     def problems(self) -> list[str]:
         """Name what leaves nothing to draft with."""
-        found = []
+        found = super().problems()
         if self.dense_layers:
             found.append("policy lossless has no dense_layers: no layer of a draft is dense")
         if self.select_layers == ():

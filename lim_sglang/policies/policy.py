@@ -64,6 +64,10 @@ class SharedBy(StrEnum):
         return {SharedBy.ALL: 1, SharedBy.KV_HEAD: kv_heads, SharedBy.QUERY_HEAD: heads}[self]
 
 
+SINKS = 4
+"""Oldest tokens that are kept by default."""
+
+
 @dataclass(frozen=True)
 class LayerInputs:
     """Inputs of a layer that selects, of one request. H query heads, G KV heads, S tokens."""
@@ -233,6 +237,10 @@ class SplitBudgetPolicy(SelectingPolicy):
     sinks: int
     """Oldest tokens that are always kept, taken out of that share."""
 
+    def problems(self) -> list[str]:
+        """Name sinks for which the share has no room."""
+        return sinks_beyond(self.sinks, self.budget * self.recent_ratio)
+
     @property
     def budget_split(self) -> "BudgetSplit":
         """The parts of the budget."""
@@ -244,6 +252,18 @@ class SplitBudgetPolicy(SelectingPolicy):
     def num_ranked(self) -> int:
         """Tokens of a list that are neither sinks nor recent."""
         return self.budget_split.selected
+
+
+def sinks_beyond(sinks: int, room: float) -> list[str]:
+    """Return one reason if sinks take more tokens than there is room for; the default number is
+    cut to the room without a word.
+    """
+    if sinks <= max(room, SINKS):
+        return []
+    return [
+        f"sinks are taken out of the share for the newest tokens, {room:.0f} tokens of the budget "
+        f"here: {sinks} do not fit"
+    ]
 
 
 def default_select_layers(num_layers: int) -> tuple[int, ...]:

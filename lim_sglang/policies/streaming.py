@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lim_sglang.policies.policy import LayerInputs, Role, SparsePolicy
+from lim_sglang.policies.policy import SINKS, LayerInputs, Role, SparsePolicy, sinks_beyond
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +22,14 @@ class Streaming(SparsePolicy):
 
     title: ClassVar[str] = "StreamingLLM"
 
-    sinks: int = 4
+    sinks: int = SINKS
     """Oldest tokens that are kept, as far as the budget leaves room for the newest."""
     dense_layers: tuple[int, ...] = ()
     """Layers that always read the whole KV cache."""
+
+    def problems(self) -> list[str]:
+        """Name sinks that leave no room for the newest token."""
+        return sinks_beyond(self.sinks, self.budget - 1)
 
     @property
     def num_ranked(self) -> int:

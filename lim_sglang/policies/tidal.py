@@ -25,9 +25,9 @@ class Tidal(SplitBudgetPolicy):
     sinks: int = 0
 
     def problems(self) -> list[str]:
-        """Name sinks without a recent share to take them out of."""
+        """Name sinks for which the share has no room, or without a share."""
         if not self.sinks or self.recent_ratio:
-            return []
+            return super().problems()
         return [
             f"sinks are taken out of the recent share: policy tidal keeps {self.sinks} with a "
             "recent_ratio above 0 only, not 0"

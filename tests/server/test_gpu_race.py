@@ -164,8 +164,9 @@ def test_summaries_are_those_of_the_keys_in_the_cache(crowds: Crowds, name: str)
     assert state["retractions"] > 0
     assert state["checked_sets"] > 2000
     assert state["checked_summaries"] > 100_000
-    wrong = ("wrong_sets", "wrong_outputs", "wrong_summaries", "unchecked_steps")
-    assert [state[count] for count in wrong] == [0, 0, 0, 0]
+    wrong = ("wrong_sets", "wrong_outputs", "wrong_summaries")
+    assert [state[count] for count in wrong] == [0, 0, 0]
+    assert state["unchecked_steps"] == state["oversized_steps"] < state["decode_steps"] / 10
 
 
 @pytest.mark.parametrize("name", [*ORDERS, *BESIDE, *SUMMARIZED])
