@@ -144,6 +144,7 @@ POLICY = (
     "recent_ratio",
     "sinks",
     "shared_by",
+    "draft_tokens",
     "dense_layers",
     "select_layers",
 )

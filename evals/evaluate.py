@@ -122,6 +122,10 @@ RankingOption = Annotated[
 SharedByOption = Annotated[
     str | None, typer.Option("--lim-shared-by", help="With --serve, as for `lim serve`.")
 ]
+DraftTokensOption = Annotated[
+    str | None,
+    typer.Option("--draft-tokens", "--lim-draft-tokens", help="With --serve, as for `lim serve`."),
+]
 LimConfigOption = Annotated[
     str | None, typer.Option("--lim-config", help="With --serve, as for `lim serve`.")
 ]
@@ -206,6 +210,7 @@ def evaluate(
     lim_select_layers: SelectLayersOption = None,
     lim_ranking: RankingOption = None,
     lim_shared_by: SharedByOption = None,
+    draft_tokens: DraftTokensOption = None,
     lim_config: LimConfigOption = None,
     timeout: TimeoutOption = 600.0,
     data_dir: DataDirOption = None,
@@ -268,6 +273,7 @@ def evaluate(
         "--lim-select-layers": lim_select_layers,
         "--lim-ranking": lim_ranking,
         "--lim-shared-by": lim_shared_by,
+        "--lim-draft-tokens": draft_tokens,
         "--lim-config": lim_config,
     }
     given = {flag: text for flag, text in flags.items() if text is not None}

@@ -288,12 +288,16 @@ def _policy_conditions(lim: Mapping[str, Any], api: str) -> dict[str, Any]:
     """
     config, roles = lim.get("config") or {}, lim.get("roles") or []
     sparse = {} if config.get("policy") == "full" else config
+    drafts = "draft_tokens" in config  # verified by layers that are all dense
+    full = [n for n, role in enumerate(roles) if role == "full"]
+    select = [n for n, role in enumerate(roles) if role == "select"]
     return {
         "policy": config.get("policy", api),
         **{name: sparse.get(name) for name in POLICY_SETTINGS},
         **({"shared_by": sparse["shared_by"]} if "shared_by" in sparse else {}),
-        "dense_layers": [n for n, role in enumerate(roles) if role == "full"] if sparse else None,
-        "select_layers": [n for n, role in enumerate(roles) if role == "select"] or None,
+        **({"draft_tokens": sparse["draft_tokens"]} if drafts else {}),
+        "dense_layers": full if sparse and not drafts else None,
+        "select_layers": (config.get("select_layers") if drafts else select) or None,
     }
 
 

@@ -304,8 +304,8 @@ def server_name(server_info: Mapping[str, Any]) -> str | None:
 
 def honours_seeds(server_info: Mapping[str, Any]) -> bool:
     """Return True if equal seeds give equal samples at a server."""
-    coupled = server_info.get("sampling_backend") == BACKEND
-    return coupled or bool(server_info.get("enable_deterministic_inference"))
+    coupled = (lim_state(server_info) or {}).get("seeds_honoured", False)
+    return bool(coupled or server_info.get("enable_deterministic_inference"))
 
 
 def _first_state(server_info: Mapping[str, Any]) -> Mapping[str, Any]:

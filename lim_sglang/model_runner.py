@@ -328,6 +328,7 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
         "roles": [role.value for role in runner.lim_roles],
         "sampling_defaults": runner.model_config.get_default_sampling_params(),
         "sampler": runner.lim_sampler,
+        "seeds_honoured": runner.lim_sampler == BACKEND,
         **asdict(runner.lim_stats),
     }
     state |= state.pop("drafting") or {}

@@ -24,7 +24,9 @@ MAX_FILES = 26
 SERVER_SIDE = (
     *("errors", "config", "counters", "compat", "frontend", "validation", "flags", "audit"),
     *("mends", "request_checks", "request_door"),
-    *("models", "attention_backend", "cpu_backend", "lossless.sampler", "model_runner", "plugin"),
+    *("models", "attention_backend", "cpu_backend", "lossless.sampler"),
+    *("lossless.sampling", "lossless.cpu_kernels", "lossless.cpu_backend", "lossless.worker"),
+    *("lossless.algorithm", "model_runner", "plugin"),
     *("launch.supervisor", "launch.server_log", "launch.server", "launch.serve"),
     *("verify_gpu", "doctor"),
 )

@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,14 +130,7 @@ def ready_block(options: ServerOptions, live: Mapping[str, Any], log: Path | Non
         log: the file with SGLang's output, None if that was shown.
     """
     config, roles = live["config"], live["roles"]
-    select = [str(layer) for layer, role in enumerate(roles) if role == Role.SELECT]
-    sparse = sum(role in SPARSE for role in roles)
-    picked = f" picked at layers {', '.join(select)}" if select else ""
-    schedule = (
-        f"{sparse} of {len(roles)} layers read {config['budget']} tokens{picked}"
-        if sparse
-        else f"all {len(roles)} layers read everything"
-    )
+    schedule = _describe_drafts(config, live) or _describe_roles(config, roles)
     return "\n".join(
         [
             "",
@@ -149,6 +142,27 @@ def ready_block(options: ServerOptions, live: Mapping[str, Any], log: Path | Non
             *([f"  log       {log}"] if log else []),
         ]
     )
+
+
+def _describe_drafts(config: Mapping[str, Any], live: Mapping[str, Any]) -> str:
+    """Say what lossless drafting does; nothing for other policies."""
+    if "draft_tokens" not in live:
+        return ""
+    layers = ", ".join(map(str, config["select_layers"]))
+    return (
+        f"up to {live['draft_tokens']} drafts a step, from {config['budget']} tokens picked at "
+        f"layers {layers}; all {len(live['roles'])} layers verify them"
+    )
+
+
+def _describe_roles(config: Mapping[str, Any], roles: Sequence[str]) -> str:
+    """Say how many layers read how much."""
+    select = [str(layer) for layer, role in enumerate(roles) if role == Role.SELECT]
+    sparse = sum(role in SPARSE for role in roles)
+    if not sparse:
+        return f"all {len(roles)} layers read everything"
+    picked = f" picked at layers {', '.join(select)}" if select else ""
+    return f"{sparse} of {len(roles)} layers read {config['budget']} tokens{picked}"
 
 
 def _preset_lines(preset: Mapping[str, Any]) -> list[str]:

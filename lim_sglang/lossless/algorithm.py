@@ -6,8 +6,6 @@ takes runs of tokens back.
 
 from typing import Any
 
-from torch import Tensor
-
 from lim_sglang import compat
 from lim_sglang.policies.lossless import Lossless
 from lim_sglang.validation import DRAFTING
@@ -34,25 +32,6 @@ class LosslessAlgorithm(compat.CustomSpecAlgo):
             options.get("needs_cpu_seq_lens", True),
             options.get("needs_confidence_relay", False),
         )
-
-
-class DraftInput(compat.SpecInput):
-    """State of a batch between two cycles: none, since all of it is kept by request
-    (`worker.Requests`)."""
-
-    def __init__(self) -> None:
-        super().__init__(compat.SpecInputType.EAGLE_DRAFT)
-
-    def filter_batch(
-        self,
-        new_indices: Tensor,
-        has_been_filtered: bool = True,
-        new_indices_cpu: list[int] | None = None,
-    ) -> None:
-        """Do nothing."""
-
-    def merge_batch(self, spec_info: Any) -> None:
-        """Do nothing."""
 
 
 def register() -> None:

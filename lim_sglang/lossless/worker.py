@@ -19,9 +19,27 @@ from torch import Tensor
 from lim_sglang import compat
 from lim_sglang.audit import Trace
 from lim_sglang.kernels.reference_sampling import count_accepted
-from lim_sglang.lossless.algorithm import DraftInput
 from lim_sglang.lossless.sampling import RunSampling
 from lim_sglang.policies.policy import LayerInputs
+
+
+class DraftInput(compat.SpecInput):
+    """State of a batch between two cycles: none, since all of it is kept by request
+    (`LosslessWorker`)."""
+
+    def __init__(self) -> None:
+        super().__init__(compat.SpecInputType.EAGLE_DRAFT)
+
+    def filter_batch(
+        self,
+        new_indices: Tensor,
+        has_been_filtered: bool = True,
+        new_indices_cpu: list[int] | None = None,
+    ) -> None:
+        """Do nothing."""
+
+    def merge_batch(self, spec_info: Any) -> None:
+        """Do nothing."""
 
 
 class TargetAsDraft:

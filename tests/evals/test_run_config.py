@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lim_sglang.config import honours_seeds
 from lim_sglang.errors import ConfigError
 from lim_sglang.evals import run_config as run_config_module
 from lim_sglang.evals.run_config import (
@@ -165,6 +166,7 @@ def test_a_seed_is_honoured_only_by_a_deterministic_server(
 ) -> None:
     info = server_info(enable_deterministic_inference=deterministic)
     found = settings(sampling=Sampling(seed=seed), server_info=info)
+    assert honours_seeds({"internal_states": [{"lim": {"seeds_honoured": True}}]})
     assert found["sampling"]["seed"] == seed
     assert found["sampling"]["seed_honoured"] is honoured
 

@@ -43,6 +43,10 @@ def test_the_message_says_where_what_and_how_but_never_the_key() -> None:
     assert "256" not in dense
     assert "log " not in dense
     assert "layers    " not in sparse
+    drafting = live(["full"] * 6, "lossless") | {"draft_tokens": 8}
+    drafting["config"]["select_layers"] = [2, 4]
+    lossless = ready_block(ServerOptions("some/model"), drafting, None)
+    assert "up to 8 drafts a step, from 256 tokens picked at layers 2, 4; all 6 layers" in lossless
     other = {
         "measured_on": "Qwen3-8B",
         "differences": ["rope theta 1", "other weights"],
