@@ -90,7 +90,7 @@ def _keep_draft_keys(worker: Any) -> None:
         finally:
             verifying[0] = False
 
-    def attend(original: Any, self: Any, *arguments: Any) -> Any:
+    def attend(original: Any, self: Any, *arguments: Any, **_: Any) -> Any:
         return original(self, *arguments[:5], not verifying[0])
 
     _around(worker.LosslessWorker, "_forward", forward)
