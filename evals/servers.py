@@ -1,5 +1,6 @@
 """The servers of a run: connect to all of them, and sample jobs there with the run's program."""
 
+import hashlib
 import operator
 import re
 import time
@@ -51,6 +52,16 @@ class Connection:
 
     facts: ServerFacts
     backend: "Backend"
+
+
+def sampling_of(sampling: Sampling, question_id: str) -> Sampling:
+    """Return the parameters of one question's samples: its seed follows from the run's seed and
+    the question's id, so that questions share no noise. Sample i is sent that seed + i.
+    """
+    if sampling.seed is None:
+        return sampling
+    digest = hashlib.sha256(f"{sampling.seed} {question_id}".encode()).digest()
+    return replace(sampling, seed=int.from_bytes(digest[:8], "big") >> 2)  # room for + i
 
 
 def split_urls(texts: Sequence[str]) -> tuple[str, ...]:
@@ -172,7 +183,11 @@ class ProgramSampler:
 
         try:
             outcome = self._run(
-                job.question.text, job.indices, on_sample=on_sample, on_begin=on_begin
+                job.question.text,
+                job.indices,
+                question_id=job.question.question_id,
+                on_sample=on_sample,
+                on_begin=on_begin,
             )
         finally:
             for run in runs:
@@ -193,12 +208,13 @@ class ProgramSampler:
         text: str,
         indices: Sequence[int],
         *,
+        question_id: str = "",
         on_sample: Callable[[Sample], None] = lambda _: None,
         on_begin: "Callable[[SamplingRun], None]" = lambda _: None,
     ) -> Outcome:
         request = SamplingRequest(
             ask_messages(text, template=self._prompt, system=self._config.system),
-            self._sampling,
+            sampling_of(self._sampling, question_id),
             parallel=self._parallel,
             streamed=self._program.streamed,
             seeds_honoured=self._seeds_honoured,

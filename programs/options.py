@@ -183,8 +183,8 @@ SeedOption = Annotated[
     typer.Option(
         "--seed",
         min=RANGES["seed"].least,
-        help="Sample i is sent SEED + i. SGLang heeds it with --sampling-backend lim, or in "
-        "deterministic inference.",
+        help="Sample i is sent SEED + i; lim eval draws a seed for each question from it. SGLang "
+        "heeds seeds with --sampling-backend lim, or in deterministic inference.",
     ),
 ]
 

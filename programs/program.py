@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lim_sglang.programs.schema import SamplingRequest
 
 
-SAMPLING_VERSION = 1
+SAMPLING_VERSION = 2
 """Part of the identity of a run: samples of two versions are never mixed.
 
 Raise the number with each change of the requests to a server, of the reading of its answers, or of

@@ -52,8 +52,8 @@ class Sampling:
     temperature: float = 0.6
     top_p: float = 0.95
     seed: int | None = None
-    """Base seed; sample i is sent `seed + i`. SGLang heeds it with `--sampling-backend lim`, or in
-    deterministic inference."""
+    """Base seed of a question; sample i is sent `seed + i`. SGLang heeds it with
+    `--sampling-backend lim`, or in deterministic inference."""
     top_k: int = 20
     """-1: no limit."""
 

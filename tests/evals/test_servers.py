@@ -9,7 +9,7 @@ from rich.console import Console
 from lim_sglang.errors import LimError, ServerError
 from lim_sglang.evals.run_config import RunConfig
 from lim_sglang.evals.scheduler import InFlight, Job
-from lim_sglang.evals.servers import ProgramSampler, connected, split_urls
+from lim_sglang.evals.servers import ProgramSampler, connected, sampling_of, split_urls
 from lim_sglang.evals.tasks import Question
 from lim_sglang.programs.schema import MATH_PROMPT, Access, Sampling
 from tests.fakes.sglang_server import endless, eventually, serving
@@ -79,3 +79,13 @@ def test_the_samples_in_work_are_counted_with_the_tokens_that_are_known(program:
         connection.backend.close()
         work.join(10)
     assert sampler.in_flight() == InFlight()
+
+
+def test_each_question_has_a_seed_of_its_own_that_follows_from_the_runs() -> None:
+    sampling = Sampling(seed=7)
+    seeds = [sampling_of(sampling, f"q{number}").seed for number in range(100)]
+    assert len(set(seeds)) == 100
+    assert all(seed is not None and 0 <= seed < 2**62 for seed in seeds)
+    assert sampling_of(sampling, "q1") == sampling_of(sampling, "q1")
+    assert sampling_of(Sampling(seed=8), "q1").seed != seeds[1]
+    assert sampling_of(Sampling(), "q1") == Sampling()
