@@ -1,10 +1,8 @@
 r"""The final answer that a chain of thought states, found in the text."""
 
-import math
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
 
 from lim_sglang.programs.grading.kinds import (
     CONDITIONS,
@@ -13,25 +11,24 @@ from lim_sglang.programs.grading.kinds import (
     SECOND_LETTER,
     AnswerKind,
     as_choice,
+    listed_letters,
     without_name,
 )
-from lim_sglang.programs.grading.latex import FUNCTION, plain, tidy
-from lim_sglang.programs.grading.units import Unit
-from lim_sglang.programs.grading.values import (
-    REASON_WORDS,
-    decide,
-    equal_numbers,
-    read_number,
-    read_value,
-    without_reason,
+from lim_sglang.programs.grading.latex import plain, tidy
+from lim_sglang.programs.grading.stated import (
+    ASSERTED,
+    NAME,
+    WORD,
+    is_measured,
+    listed,
+    result,
+    stated_value,
 )
+from lim_sglang.programs.grading.units import Unit
+from lim_sglang.programs.grading.values import REASON_WORDS, read_number
 
 MAX_BARE = 200
 """Longest reply, in characters, that may be nothing but an answer."""
-MAX_WORDS = 4
-"""Most words of an answer without a box; a longer one is a sentence about the answer."""
-MAX_STATED = 1000
-"""Characters of the longest answer without a box."""
 MAX_STATEMENTS = 100
 """Statements that are looked at, from the end of the text: a limit of the time."""
 
@@ -74,11 +71,43 @@ _IS = (
     r"(?:(?:therefore|thus|then|hence|simply|exactly|just|indeed|clearly|actually|really|still"
     r"|in fact|approximately|about)\b,?\s*)?:?"
 )
+_FORMULA = (
+    r"(?:\$\$[^$]{1,500}\$\$|\$(?!\s)[^$]{1,500}(?<!\s)\$(?!\d)"
+    r"|\\\(.{1,500}?\\\)|\\\[.{1,500}?\\\])"
+)
+_PROBLEM = (
+    r"(?:the|this|our|your)\s+(?:(?:given|original|whole|entire|above)\s+)?"
+    r"(?:question|problem|exercise|task|puzzle|riddle|equation|calculation|expression)\b"
+)
+_OPERAND = r"[-+(]?(?:\d[\d.,]*+|[a-z](?![a-z]))[a-z\d)%!]*+"
+_BETWEEN_OPERANDS = (
+    r" {0,2}(?:[-+*/×·÷−^=]|\\(?:times|cdot|div)(?![a-z])"
+    r"|(?:times|plus|minus|divided by|multiplied by|over|of|mod(?:ulo)?)\b) {0,2}"
+)
+_CALCULATION_ASKED = (
+    rf"(?:{_FORMULA}|how (?:many|much) [^\n.,;:?!]{{1,80}}?"
+    rf"|{_OPERAND}(?:{_BETWEEN_OPERANDS}{_OPERAND}){{1,20}})"
+)
+_ASKED = (
+    rf"\s+(?:to|of|for)\s+(?:{_PROBLEM}(?:\s+(?:of\s+)?{_CALCULATION_ASKED})?"
+    rf"|{_CALCULATION_ASKED})[*_]*+"
+)
+"""The question or a calculation behind "the answer", as in `to the question` and `to 2 + 3`; no
+part of the question."""
+_NAMED = (
+    r"(?:is|must be)\s+(?:(?:therefore|thus|hence|then|indeed|clearly)\s+)?(?:the|my|our)\s+"
+    rf"(?:(?:final|correct|right|only)\s+)*answer\b(?:\s+to\s+{_PROBLEM})?"
+    r"(?=[*_]{0,4}(?:[.!](?:[\s*_]|\Z)|\s*(?:\n|\Z)"
+    r"|,?\s+(?:because|since|as(?!\s+(?:long|far|soon|if|though)))\b))"
+)
+"""Words behind a value that end a sentence, as in `42 is the answer.`"""
 _STATEMENT = re.compile(
     # GSM8K's `#### 5`, a heading "Final Answer" with the answer below, "the answer is 5".
     r"^(?P<hashes>####)[ \t]*(?=(?:[a-z] *= *)?[^\s\d]*\d)"
     r"|^[#*_ \t]*+(?:the )?(?:final |correct )?answer[*_ \t]*+:?[*_ \t]*+\n\s*"
-    rf"|\banswer[*_]*+\s*+(?:{_IS}|:|=)[\s*_]*(?:(?:option|choice|letter)\b[\s*_]*)?"
+    rf"|\banswer[*_]*+(?P<asked>{_ASKED})?\s*+(?:{_IS}|:|=)[\s*_]*"
+    r"(?:(?:option|choice|letter)\b[\s*_]*)?"
+    rf"|(?P<several>\banswers(?:{_ASKED})?\s+are\b:?[\s*_]*)|\b(?P<named>{_NAMED})"
     rf"|\b(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*+\s*+"
     rf"(?:{_IS}|:)[\s*_]*"
     r"|^[#*_ \t]*+(?:option|choice)[*_]*:[ \t*_]*)"
@@ -100,6 +129,34 @@ _CORRECT_OPTION = re.compile(
 )
 """`Option (B) is correct`, `Therefore, B is the answer`, `I choose B`."""
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
+_SENTENCE_BEGIN = re.compile(r"[.!?][*_]*\s|(?<![a-z,;—–-])\n|\n\s*\n")
+"""The end of a sentence, or of a line that does not go on in the next one."""
+_ALL = re.compile(r"(?<!of )\b(?:the|my|our|both) (?:(?:final|correct|only) )*\Z", re.IGNORECASE)
+"""Words before "answers" that speak of all of them."""
+_SO = (
+    r"(?:(?:so|thus|hence|therefore|then|and|finally|clearly|consequently|as a result"
+    r"|in conclusion|it follows|(?:we|I) (?:see|find|conclude|get|know)|this (?:means|shows))\b"
+    r",?\s+(?:that\s+)?|(?:wait|actually|yes|no|ok(?:ay)?|well),\s+)*"
+)
+_BEFORE_NAMED = re.compile(
+    r"[\s*_>]*(?:#+\s+)?(?:\d+[.)]\s+)?"
+    r"(?:(?P<task>(?:(?:find|compute|calculate|determine|state|give|write|evaluate|simplify|solve"
+    r"|conclude|report|add|multiply|subtract|divide|check|verify|count)\b[^:]*"
+    r"|(?:the )?(?:final |correct )?(?:answer|conclusion|result|solution)|step \d+)[*_]*):\s+)?"
+    rf"(?:(?:since|because|as|given that)\b.*,\s+)?{_SO}(?P<value>\S.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A sentence up to "is the answer": a task or a reason, and the value."""
+_THUS = r"(?:therefore|thus|hence|so|consequently)\b[,:]?\s*"
+_TO_THE_END = r"(?:[^\n.?!]|\.(?=\d))+?"
+_CLOSING = re.compile(
+    rf"(?:\A|[.!?][*_]*\s|\n)[\s*_]*(?:(?:{_THUS})?(?:the )?(?:only |real |two |three )*"
+    rf"(?:solutions|roots)(?:{_ASKED})? are:?\s*(?P<several>{_TO_THE_END})"
+    rf"|{_THUS}(?:we (?:get|have|find|obtain|see)(?: that)?:?\s*)?"
+    rf"(?P<value>{_FORMULA}|{_TO_THE_END}))(?<![,;:])[\s.*_]*\Z",
+    re.IGNORECASE,
+)
+"""The last sentence of a reply: `Therefore, x = 42.`, `The solutions are 1 and 3.`"""
 _ENDED = re.compile(
     r"^[#>*_ \t-]*(?:\d+|[A-Ja-j])\.(?=[\s*_])"
     r"|((?:[.!?](?=\s)|(?<![,;])(?<![,;] )(?<!\bor)(?<!\band)\n))",
@@ -118,66 +175,14 @@ _DOUBT = re.compile(
 )
 """Words that deny or limit what follows: some in the whole sentence, some up to a comma."""
 _CONDITION = re.compile(CONDITIONS, re.IGNORECASE)
-_FORMULA = (
-    r"(?:\$\$[^$]{1,500}\$\$|\$(?!\s)[^$]{1,500}(?<!\s)\$(?!\d)"
-    r"|\\\(.{1,500}?\\\)|\\\[.{1,500}?\\\])"
-)
-_ASSERTED = (
-    r"[\s,;(—–]*\b(?:which|that|this) (?:is|was|are|equals|gives|makes|totals"
-    r"|(?:comes|works out|adds up|amounts|simplifies|reduces|evaluates) to)"
-    r"(?: equal to| exactly| simply| just)?\b,?"
-    r"|[\s,;(—–]+(?:i\.e\.|equivalently\b|(?:equal|equivalent) to\b"
-    r"|(?:equalling|giving|making)\b),?"
-)
-"""Words that give the value of the expression before: `, which is 5`, `, i.e. 5`."""
-_FOUND = r"(?:obtain(?:ed)?|found|find|got(?:ten)?|get|calculated|computed|derived|reached)"
-_SAID = (
-    rf"[\s,;(—–]+(?:(?:which (?:we|you|I|one) )?{_FOUND} (?:by|from|as|using|via|when)\b"
-    r"|which (?:comes from|results from|represents|corresponds to)\b"
-    r"|(?:(?:and |but )?not|rather than|instead of)(?=\s+[-+$\\(]*\d))"
-    r"|\s*[,(—–]\s*the [a-z]+ of\b"
-)
-"""Words about the number before: `, obtained by multiplying`, `, the sum of 5 and 7`, `, not 8`."""
-_DENIED = re.compile(
-    r"\s*(?:not|no|never|wrong|incorrect|false|impossible)\b"
-    r"|.*?(?:\b(?:but|so|thus|hence|therefore|then|wait|actually|rather|instead|should|if|unless"
-    r"|otherwise|except|correction)\b|[,;—–]\s*(?:and|or|no|not)\b)",
-    re.IGNORECASE | re.DOTALL,
-)
-"""Words of a remark that takes a number back, limits it, or goes on to another one."""
-_WRONG = re.compile(r"\b(?:which|that|this) (?:is|was) (?:\w+ )?(?:wrong|incorrect|impossible)\b")
-_BRACKETS = re.compile(r"([^()]+?)\s+\((?!.*\bor\b)([^()]*\d[^()]*)\)", re.DOTALL)
-"""A value and a remark in brackets: `391 (17 times 23)`."""
-_NO_REMARK = re.compile(rf"{FUNCTION.pattern}|base|modulo")
-"""Words of a bracket that belongs to the number before."""
-_FACTOR = r"\d+(?:\.\d+|/[1-9]\d*)?"
-_TERM = rf"{_FACTOR}(?:\*{_FACTOR})*"
-_OTHERWISE = r"[\s,;(—–]*\bor(?: (?:equivalently|simply|just))?\b,?"
-"""Words before the same value in another form, or before a second value."""
-_OPERATOR = re.compile(r"[-+*/^×·÷−!]|\\[a-zA-Z]")
-_TIMES = r"[-+*/×·÷]|\\(?:times|cdot|div)(?![a-z])|(?<=\d)x(?=\d)|(?<= )x(?= \d)"
-_CALCULATED = re.compile(
-    rf"\$?(?=[^=]*\d\s*(?:{_TIMES}|\())(?:{_TIMES}|[\d.,\s()=]|\$(?=\d))+=\s*([^=]+)"
-)
-"""A calculation of numbers alone and its result: `17 * 20 + 17 * 3 = 391`."""
-_COMPARED = re.compile(r"\b(?:and|or)\b|[=<>]")
-"""Signs of two values, or of a statement about one."""
-_RESTATED = re.compile(
-    rf"(?P<first>(?:[^,;]|,(?=\d{{3}}))*?)"
-    rf"(?:{_ASSERTED}|(?P<said>{_SAID})|(?P<otherwise>{_OTHERWISE}))\s+(?P<second>.*)",
-    re.DOTALL,
-)
 _STATED = re.compile(
-    rf"{_FORMULA}(?:(?:,?\s*+(?:(?:and|or)\b\s*+)?|(?:{_ASSERTED})\s+){_FORMULA})*"
+    rf"{_FORMULA}(?:(?:,?\s*+(?:(?:and|or)\b\s*+)?|(?:{ASSERTED})\s+){_FORMULA})*+"
+    r"(?!\s+(?:(?:times|plus|minus|over|multiplied by|divided by)\s+[-$\\\d(]|(?:squared|cubed)\b))"
     r"|(?:[^\n.?]|[.?](?![\s*]|$)|(?<=\bi\.e)\.){1,500}",
     re.DOTALL,
 )
 """A statement: formulas, or else the text up to the end of the sentence or of the line."""
-_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
-_REMARK = re.compile(r"\s*[,;(—–]\s*[^\d\\$]*$")
-"""Words without a number behind a comma or in brackets: "72 clips, altogether"."""
-_CALCULATION = re.compile(r"\s*\((?!.*\bor\b)[^()]*\)$")
-"""A remark in brackets: "72 clips (48 + 24)"."""
+_LONG_SPACE = re.compile(r"[ \t]{3,}")
 _BARE = re.compile(
     rf"\s*\**\s*(?:(?:[a-zA-Z]\s*=\s*)?[-+]?\$?\d[\d,./]*\s*%?|\(?[A-J]\)?|{_FORMULA})\s*\.?\s*\**\s*",
     re.DOTALL,
@@ -190,15 +195,6 @@ _CHOICE = re.compile(
 """A letter in brackets, or before the beginning of a reason: the choice, whatever text follows."""
 _OPEN_LETTER = re.compile(r"(?:\\text\{)?([A-Ja-j])\s*[)\].:]+\}?")
 """The letter of an option with the sign behind it, as a list of options has it: `D)`."""
-_VALUE_WORDS = frozenset(
-    ("yes", "no", "true", "false", "even", "odd", "none", "undefined", "infinite", "infinity")
-)
-"""Words that are an answer without a box."""
-_WORD_AND_REASON = re.compile(
-    rf"((?:{'|'.join(sorted(_VALUE_WORDS))}|no (?:real )?solutions?)\b)[\s,;:(—–]+"
-    r"(?:because|since|as|due to)\b.*",
-    re.DOTALL | re.IGNORECASE,
-)
 _OPTION_LINE = re.compile(
     r"^[ \t*_#>$(\[-]*(?:(?:option|choice) )?([A-J])(?:[*_$]*([)\].:])|[*_$ \t]*$)",
     re.MULTILINE | re.IGNORECASE,
@@ -226,12 +222,13 @@ def extract_answer(
     text: str, kind: AnswerKind | None = None, *, cut_off: bool = False
 ) -> str | None:
     r"""Return the answer that a text states: its last box, else its last "the answer is X",
-    "Answer: X" or `#### X`. None if it states none; a last number is no answer.
+    "X is the answer", "Answer: X" or `#### X`. None if it states none; a last number is no answer.
 
     The text after the last `</think>` counts first, since it is the reply to the reader. If the
     reply states nothing, the thoughts count, as in a sample that was cut off within its thoughts.
     A reply that is nothing but a number, a formula or a letter to choose is an answer, too, unless
-    it was cut off. The first item of a list, as in `1. First`, is none.
+    it was cut off; so is the last sentence `Therefore, x = 42.` of a reply that states nothing
+    else. The first item of a list, as in `1. First`, is none.
     Empty boxes are skipped, since they are the prompt's own words, and unclosed ones, since they
     were cut off. A box without braces, as in `\boxed 5`, needs a number. Boxes that commas, `and`
     or `or` join are one answer. Words are an answer in a box only. The time is linear in the
@@ -261,7 +258,12 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bo
     if kind is AnswerKind.CHOICE:
         if not found and (line := _first_line(text, end, cut_off)):
             found = [line]
-        found = [answer for answer in found if as_choice(answer)] or found
+        several = listed_letters(found[0]) if found else ()
+        found = [
+            answer for answer in found if (letter := as_choice(answer)) and letter not in several
+        ] or found
+    elif not found and whole and not cut_off:
+        return _closing_answer(text)
     elif kind is None and found and _is_formula(found[0]):
         found = [answer for answer in found[1:] if _CHOICE.fullmatch(answer)] or found
     return found[0] if found else None
@@ -292,7 +294,7 @@ def _first_line(text: str, end: int, cut_off: bool) -> str | None:
     line = text[:end].partition("\n")[0]
     if len(line) >= MAX_BARE or not as_choice(line) or _REJECTED.match(line):
         return None
-    is_last = cut_off and not _WORD.search(text, len(line))
+    is_last = cut_off and not WORD.search(text, len(line))
     return None if is_last or _begins_options(text, 0) else line.rstrip()
 
 
@@ -331,7 +333,9 @@ def _tagged(text: str) -> str | None:
     content = tags[0][1]
     if chosen := _CHOICE.match(content.strip()):
         return tidy(chosen[0])
-    return _last_box(content) or _last_statement(content, len(content)) or _value(tidy(content))
+    return (
+        _last_box(content) or _last_statement(content, len(content)) or stated_value(tidy(content))
+    )
 
 
 def _bare_answer(reply: str, end: int, cut_off: bool) -> str | None:
@@ -343,6 +347,20 @@ def _bare_answer(reply: str, end: int, cut_off: bool) -> str | None:
     if cut_off or len(reply) > MAX_BARE or not _BARE.fullmatch(reply):
         return None
     return tidy(reply) or None
+
+
+def _closing_answer(reply: str) -> str | None:
+    """Return the number that a name equals, or the solutions, which the last sentence of a reply
+    states, as in `Therefore, x = 42.`
+    """
+    closing = _CLOSING.search(reply, max(0, len(reply) - MAX_BARE))
+    if closing is None:
+        return None
+    if closing["several"]:
+        return listed(closing["several"])
+    equation = re.fullmatch(rf"{NAME}\s*=(.*)", tidy(closing["value"]), re.DOTALL)
+    value = result(equation[1].strip()) if equation else ""
+    return value if "=" not in value and is_measured(value) else None
 
 
 def _last_box(text: str, cut_off: bool = False) -> str | None:
@@ -423,10 +441,15 @@ def _last_statement(text: str, end: int) -> str | None:
     return asserted[asserted.lastindex or 0] if asserted else None
 
 
+def _sentence_before(text: str, begin: int) -> str:
+    """Return the beginning of the sentence that a position is in."""
+    return _SENTENCE_END.split(text[max(0, begin - MAX_BARE) : begin])[-1]
+
+
 def _is_asserted(option: re.Match[str]) -> bool:
     """Return True if nothing in its sentence denies or limits that an option is correct."""
     text, begin = option.string, option.start()
-    before = _SENTENCE_END.split(text[max(0, begin - MAX_BARE) : begin])[-1]
+    before = _sentence_before(text, begin)
     return not (_DOUBT.search(before) or _CONDITION.match(text, option.end()))
 
 
@@ -435,27 +458,46 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
     steps or options follows.
     """
     text = lead.string
+    if lead["named"]:
+        return _named_value(lead)
+    if lead["asked"] or lead["several"]:
+        before = re.split(r"[,;]", _sentence_before(text, lead.start()))[-1]
+        if _DOUBT.search(before.removesuffix("only ")):
+            return None
     line = text.rfind("\n", lead.start(), lead.end()) + 1
     if line and (_ITEM.match(text, line) or _begins_options(text, line, next_line=True)):
         return None
     box = _BEGINS_WITH_EMPTY_BOX.match(text, lead.end(), end)
     stated = _STATED.match(text, box.end() if box else lead.end(), end)
-    answer = tidy(stated[0]) if stated else ""
+    answer = tidy(_LONG_SPACE.sub(" ", stated[0])) if stated else ""
+    if lead["several"]:
+        return listed(answer) if _ALL.search(before) else None
     if stated and (chosen := _CHOICE.match(stated[0])):
         return None if SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
     if lead["choice"] or _is_about_a_box(answer):
         return None
-    if lead["corrected"] and not _is_measured(answer):
+    if lead["corrected"] and not is_measured(answer):
         return None
     if lead["hashes"] and stated and _is_heading(stated, answer):
         return None
-    return _value(answer)
+    return stated_value(answer)
 
 
-def _is_measured(answer: str) -> bool:
-    """Return True for a number with no more than a unit, or one counted thing."""
-    number = read_number(without_name(answer))
-    return number is not None and (number[1] is None or len(number[1].words) < 2)
+def _named_value(lead: re.Match[str]) -> str | None:
+    """Return the value of a sentence as `So 42 is the answer.`; None for a letter, and for a
+    sentence that says more than that, as "I doubt that 42 is the answer".
+    """
+    begin = max(0, lead.start() - MAX_BARE)
+    *earlier, sentence = _SENTENCE_BEGIN.split(lead.string[begin : lead.start()])
+    named = _BEFORE_NAMED.fullmatch(sentence) if earlier or begin == 0 else None
+    if named is None or (named["task"] and _DOUBT.search(named["task"])):
+        return None
+    value = stated_value(tidy(named["value"]))
+    if value is None or as_choice(value) or re.match(r"[^()]*\)|\(\w+\)\Z", value):
+        return None
+    number = read_number(without_name(value))
+    is_counted = number is not None and number[1] not in (None, Unit()) and is_measured(value)
+    return value if is_counted or not WORD.search(value) else None
 
 
 def _is_heading(stated: re.Match[str], answer: str) -> bool:
@@ -466,118 +508,6 @@ def _is_heading(stated: re.Match[str], answer: str) -> bool:
     if _ITEM.match(text, stated.start()) or _HEADING.match(text, end):
         return True
     return bool(re.search(r"\s", answer) and text[end:].strip(" .*\n"))
-
-
-def _value(answer: str) -> str | None:
-    """Return an answer without a box, less the remark behind it; None if it is words alone."""
-    if len(answer) > MAX_STATED or re.match(PRONOUN, answer) or _WRONG.search(answer):
-        return None
-    answer = re.sub(r"^(?:minus|negative)\s+\$?(?=[\d.\\])", "-", answer)
-    answer = _WORD_AND_REASON.sub(r"\1", _result(without_reason(_settled(answer))))
-    answer = _without_bracket(answer)
-    for words in (answer, _REMARK.sub("", answer), _CALCULATION.sub("", answer)):
-        if words and len(_WORD.findall(words)) <= MAX_WORDS and _is_value(words):
-            return words
-    return None
-
-
-def _without_bracket(answer: str) -> str:
-    """Return a number without the bracket behind it that says how it was found, as in
-    `391 (17 times 23)` and `391 (17 * 23)`; any other answer as it is.
-    """
-    parts = _BRACKETS.fullmatch(answer)
-    number = read_number(parts[1]) if parts else None
-    if parts is None or number is None:
-        return answer
-    words = _WORD.findall(parts[2])
-    if words or parts[2].startswith("="):
-        kept = any(map(_NO_REMARK.fullmatch, words)) or bool(_DENIED.match(parts[2]))
-    else:
-        kept = _calculated(parts[2].partition("=")[0]) != number[0]
-    return answer if kept else parts[1]
-
-
-def _calculated(text: str) -> Fraction | None:
-    """Return the value of a sum of products of numbers; None for any other text."""
-    text = re.sub(r"\\(?:times|cdot)(?![a-z])|(?<=\d) ?x ?(?=\d)", "*", plain(text))
-    text = re.sub(r"\\?\$|(?<=\d),(?=\d{3})|\s", "", text)
-    if not re.fullmatch(rf"[-+]?{_TERM}(?:[-+]{_TERM})*", text):
-        return None
-    total = Fraction(0)
-    for sign, term in re.findall(rf"([-+]?)({_TERM})", text):
-        total += int(f"{sign}1") * math.prod(map(Fraction, term.split("*")))
-    return total
-
-
-def _result(answer: str) -> str:
-    """Return the number that a calculation without names ends in, as in `10 + 5 = 15`; else the
-    answer."""
-    calculation = _CALCULATED.fullmatch(answer)
-    return calculation[1] if calculation and read_number(calculation[1]) else answer
-
-
-def _settled(answer: str) -> str:
-    """Return the value of an answer that is stated twice, as in `2 + 3, which is 5`.
-
-    A number stays, whatever is said of it, as in `12, which is 50%` and `12, which is 3 times 4`,
-    unless it is denied. An expression gives way to a number behind it, but not to its rounding.
-    After "or", numbers are one if they are equal.
-    Any other answer, as `2 or 3` and a list, is returned as it is.
-    """
-    restated = _RESTATED.fullmatch(answer)
-    if restated is None:
-        return answer
-    first, second = (
-        tidy(re.sub(r"\\[()\[\]]", "", restated[side])) for side in ("first", "second")
-    )
-    second = tidy(_REMARK.sub("", without_reason(_settled(second))).rstrip(")"))
-    number = read_number(second)
-    if _is_single(first):
-        if restated["otherwise"]:
-            return first if number and _are_one(first, second) else answer
-        return first if number or not _DENIED.match(restated["second"]) else answer
-    if number is None or restated["said"]:
-        return answer
-    return second if not restated["otherwise"] and _gives(first, second, number[1]) else answer
-
-
-def _is_single(answer: str) -> bool:
-    """Return True for a number, also with its name, for a date and for a time of day."""
-    value = read_value(answer)
-    is_date = value.words[:1] == ("date",) or value.clock
-    return bool(is_date or read_number(without_name(answer)))
-
-
-def _gives(expression: str, number: str, unit: Unit | None) -> bool:
-    """Return True if a number that is said to be an expression can be its value."""
-    if not _OPERATOR.search(expression) or _COMPARED.search(without_name(expression)):
-        return False
-    if "." in number and "." not in expression:
-        return False  # may be rounded
-    # A noun of its own, as in `which is 2 factors`, counts something else.
-    is_measured = unit is None or bool(unit.dimensions)
-    return is_measured or set(_WORD.findall(number)) <= set(_WORD.findall(expression))
-
-
-def _are_one(first: str, second: str) -> bool:
-    """Return True if two numbers are surely equal."""
-    equal = decide(read_value(first), read_value(second))
-    if isinstance(equal, bool):
-        return equal
-    numbers = [read_number(side) for side in equal]
-    return all(numbers) and equal_numbers(*(number[0] for number in numbers if number))
-
-
-def _is_value(answer: str) -> bool:
-    """Return True if an answer can be read as a value or a choice, and False for other words."""
-    if re.search(r"[,;(—–]\s*[a-z][^\d\\$]*$", answer) and re.match(r"[^,;(]*\d", answer):
-        return False
-    value = read_value(answer)
-    if not value.words:
-        return bool(re.search(r"\d|\\|[=<>+^∅]|^\W*\w\W*$", answer)) or value.latex != plain(answer)
-    return value.words[0] in ("date", "digits") or (
-        value.words[-1] in _VALUE_WORDS and len(value.words) < 3
-    )
 
 
 def _is_about_a_box(answer: str) -> bool:

@@ -59,6 +59,9 @@ _LETTER = re.compile(
 _WORDED_LETTER = re.compile(r"([A-J])\s*\\text\{(?!\W*(?:and|or|to|than)\b)[^{}]*\}\s*$")
 """A letter and the words of its option."""
 SECOND_LETTER = re.compile(
+    # Not in `B; C is wrong`.
+    r"(?!\s*[,;—–-]\s*(?:but )?[(\[]?[A-J][)\]]?\s+(?:is|was)\s+(?:(?:clearly|obviously|also) )?"
+    r"(?:wrong|incorrect|false)\b)"
     r"[)\].:]*\s*(?:[,/&+;—–-]| and\b| or\b)[, ]*(?:(?:and|or) )?[(\[]?"
     r"(?:[A-J](?!\w)|[a-j](?=[)\]]|$))"
 )
@@ -86,13 +89,29 @@ def without_name(text: str) -> str:
     return text[name.end() :]
 
 
+_LETTERS = re.compile(
+    r"[(\[]?[A-J][)\].]?(?:(?:\s*[,;&/]\s*(?:(?:and|or)\b)?|\s+(?:and|or)\b)\s*[(\[]?[A-J][)\].]?)+"
+)
+
+
+def listed_letters(text: str) -> frozenset[str]:
+    """Return the letters of a list as `A, B` and `(A) and (C)`; none for any other text."""
+    bare = _bare(text)
+    return frozenset(re.findall(r"\b[A-J]\b", bare) if _LETTERS.fullmatch(bare) else ())
+
+
+def _bare(text: str) -> str:
+    """Return a text without markup, from which a letter is read."""
+    return " ".join(_MARKUP.sub(" ", plain(text[:MAX_PARSED_CHARS]).strip("_")).split())
+
+
 def as_choice(text: str) -> str | None:
     r"""Parse the letter of an option, A to J, from `B`, `(B)`, `\text{B}`, `b`, `B) because …`,
     `B (4.2 eV)` or `option B`; return None where `text` has no letter (a number, a word) or two.
     """
     if worded := _WORDED_LETTER.match(plain(text[:MAX_PARSED_CHARS])):
         return worded[1]
-    bare = " ".join(_MARKUP.sub(" ", plain(text[:MAX_PARSED_CHARS]).strip("_")).split())
+    bare = _bare(text)
     match = _LETTER.match(bare)
     if match is None or SECOND_LETTER.match(bare, match.end()):
         return None

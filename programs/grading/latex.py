@@ -17,6 +17,7 @@ _CHARACTERS = str.maketrans(
         "∩": r"\cap ",
         "∈": r"\in ",
         "∅": r"\emptyset ",
+        "∖": r"\setminus ",
         "Ø": r"\emptyset ",
         "˚": "°",
         "∨": r"\lor ",
@@ -133,6 +134,7 @@ _SYNONYMS: list[tuple[re.Pattern[str], str]] = [
         ("colon", ":"),
         ("ldots|dots|cdots", r"\\ldots"),
         ("RR|R|reals|Reals", r"\\mathbb{R}"),
+        ("mathbb\\s*([RZNQC])", r"\\mathbb{\1}"),
         ("textdollar|mathdollar", r"\\$"),
         ("euro|texteuro", "€"),
         ("pounds|textsterling", "£"),
@@ -172,6 +174,11 @@ _POWER = re.compile(r"\^\s*(\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\\sqrt(?:\[[^\[\]]*
 _SLANTED = re.compile(r"\^\{?(\d+)\}?\s*/\s*_\{?(\d+)\}?")
 
 
+_PYTHON_POWER = re.compile(r"(?<=[\w)}\]])( ?)\*\*\1(?=[-+]?[\d.a-zA-Z]|[({])")
+"""The sign of a power as Python writes it; the stars of bold text have a space on one side."""
+_EXPONENT = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+|[a-zA-Z](?![a-zA-Z]))(?:\^\{[^{}]*\})*")
+
+
 def tidy(answer: str) -> str:
     """Strip the white space, Markdown, dollar signs and punctuation around an answer."""
     for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]"), ("", "")):
@@ -201,7 +208,7 @@ def plain(answer: str) -> str:
     text = _PERCENT.sub(r"\\%", text)
     text = _DEGREES.sub("°", text)
     text = _UNIT_FRACTION.sub(r"\\text{\1\2/\3\4}", text.replace("smallmatrix", "matrix"))
-    text = _CHOOSE.sub(r"\\binom{\1}{\2}", _roots(text))
+    text = _CHOOSE.sub(r"\\binom{\1}{\2}", _roots(_powers(text)))
     text = _POWER.sub(r"^{\1}", _SLANTED.sub(r"\\frac{\1}{\2}", text))
     text = _FACTOR.sub(r"\\frac{\1}{\2}", text)
     text = _FUNCTION_NAMES.sub(r"\\\1 ", text)
@@ -279,6 +286,18 @@ def _roots(text: str) -> str:
                 continue
             inner, after = radicand[1], rest[radicand.end() :]
         text = rf"{text[: sign.start()]}\sqrt{index}{{{inner}}}{after}"
+    return text
+
+
+def _powers(text: str) -> str:
+    """Write Python's powers `x**2` with `^`, the last first, for powers of powers."""
+    for sign in reversed(list(_PYTHON_POWER.finditer(text))):
+        rest = text[sign.end() :]
+        inner, after = _group(rest)
+        if inner is None and (exponent := _EXPONENT.match(rest)):
+            inner, after = exponent[0], rest[exponent.end() :]
+        if inner is not None:
+            text = f"{text[: sign.start()]}^{{{inner}}}{after}"
     return text
 
 

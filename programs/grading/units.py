@@ -35,8 +35,7 @@ class Unit:
 
 
 _LENGTH, _MASS, _TIME = (("length", 1),), (("mass", 1),), (("time", 1),)
-MONEY: Dimensions = (("dollar", 1),)
-"""Dimensions of dollars and cents, which a bare number is taken for."""
+_MONEY: Dimensions = (("dollar", 1),)
 _INCH, _POUND, _GALLON = Fraction("0.0254"), Fraction("0.45359237"), Fraction("0.003785411784")
 _ENERGY = (("length", 2), ("mass", 1), ("time", -2))
 
@@ -67,8 +66,8 @@ _MEASURES: dict[str, tuple[Fraction | int, Dimensions]] = {
     "kph kmh kmph": (Fraction(1000, 3600), (("length", 1), ("time", -1))),
     "unit": (1, (("unit", 1),)),
     "radian rad": (1, (("angle", 1),)),
-    "dollar $ usd buck": (1, MONEY),
-    "cent ¢ penny pennies": (Fraction(1, 100), MONEY),
+    "dollar $ usd buck": (1, _MONEY),
+    "cent ¢ penny pennies": (Fraction(1, 100), _MONEY),
     "euro € eur": (1, (("euro", 1),)),
     "yen ¥ 円 jpy JPY": (1, (("yen", 1),)),
     "rupee ₹ rs Rs inr": (1, (("rupee", 1),)),
@@ -160,6 +159,8 @@ _VALUE_WORDS = frozenset(
     [*_VALUE_WORDS_TEXT.split(), *_SCALES, *_FRACTIONS, *NUMBERS_IN_WORDS, *TENS_IN_WORDS]
 )
 """Words that change or deny the number before them, so that they name no counted thing."""
+_MULTIPLIED = frozenset(("the", "as", "this", "that", "its", "his", "her", "their", "what"))
+"""Words behind "times" that name another value: `3 times the first`, unlike `3 times a day`."""
 
 
 def _known_units() -> dict[str, Unit]:
@@ -322,6 +323,8 @@ def _multiply(factors: list[tuple[Unit, int]]) -> Unit:
 def _counted(words: list[str]) -> Unit | None:
     """Return the counted thing that words name; None if a word changes the number."""
     if not _VALUE_WORDS.isdisjoint(words) or words[-1] in _ORDINAL_FRACTIONS:
+        return None
+    if words[0] == "times" and not _MULTIPLIED.isdisjoint(words[1:2]):
         return None
     return Unit(words=frozenset(map(singular, words)) - _FILLERS)
 

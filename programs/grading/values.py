@@ -14,7 +14,6 @@ from typing import Any
 
 from lim_sglang.programs.grading.latex import FUNCTION, TRIGONOMETRY, as_latex, plain
 from lim_sglang.programs.grading.units import (
-    MONEY,
     NUMBERS_IN_WORDS,
     SPACED_UNIT_LETTERS,
     TENS_IN_WORDS,
@@ -34,8 +33,6 @@ class Value:
     """The answer as math-verify reads it, without unit."""
     unit: Unit | None = None
     """The unit; None if the answer states none."""
-    needs_unit: bool = False
-    """True for a sum of units, as 3 h 20 min, which no bare number equals, unless it is money."""
     words: tuple[str, ...] = ()
     """The words of an answer that is no formula, in lower case."""
     clock: "Clock | None" = None
@@ -126,11 +123,20 @@ _INTERVALS = re.compile(rf"{_INTERVAL}(?:\s*,\s*{_INTERVAL})+")
 _BASED = re.compile(r"[\dA-F.]+_\{(\d+)\}")
 _PHRASES = {
     r"\emptyset": "no solution|no solutions|no real solution|no real solutions|empty set|none",
+    r"\mathbb{R} \setminus \{0\}": "all nonzero real numbers|all non zero real numbers"
+    "|nonzero real numbers|non zero real numbers|all nonzero reals|all non zero reals",
     r"\mathbb{R}": "all real numbers|all reals|all real number|real numbers|all real values",
     r"\mathbb{Z}": "all integers|integers",
     r"\infty": "infinity|positive infinity|plus infinity",
     r"-\infty": "negative infinity|minus infinity",
 }
+_EXCEPT = re.compile(
+    r"(?:all|every) (?:real numbers?|reals|real values?(?: of [a-z])?),?(?: [a-z])? "
+    r"(?:except|excluding|other than|but|besides|apart from)(?: for)?:? +(.{1,100})",
+    re.IGNORECASE,
+)
+"""All real numbers without a few."""
+_AND_OR_COMMA = r"\s*(?:,\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b)\s*"
 _LATEX_OF = {words: latex for latex, phrases in _PHRASES.items() for words in phrases.split("|")}
 _SCALES_IN_WORDS = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 _MONTHS = [name.lower() for name in calendar.month_name[1:]]
@@ -151,6 +157,10 @@ def read_value(answer: str) -> Value:
     text, choice = _split_choice(plain(answer))
     if choice and not text:
         return Value(choice, choice=choice)
+    if excepted := _EXCEPT.fullmatch(_TEXT.sub(r" \1 ", text).strip()):
+        points = [_point(point) for point in re.split(_AND_OR_COMMA, excepted[1])]
+        if all(points):
+            return Value(rf"\mathbb{{R}} \setminus \{{{','.join(points)}\}}")
     if clock := _read_clock(text):
         return Value(as_latex(text), clock=clock)
     if words := _read_digits(text) or _read_words(text):
@@ -159,6 +169,20 @@ def read_value(answer: str) -> Value:
         return total
     value, unit = split_unit(text)
     return Value(as_latex(value), unit, choice=choice)
+
+
+def is_complement(answer: str) -> bool:
+    """Return True for all real numbers without a few, in words."""
+    return bool(_EXCEPT.fullmatch(answer))
+
+
+def _point(text: str) -> str:
+    """Return the LaTeX of a rational number, also in words or behind `x =`; empty for others."""
+    bare = re.sub(r"^[a-z]\s*=", "", text.strip()).strip()
+    number = _exact(as_latex(bare))
+    if number is None and (spelt := _number_in_words(bare)) is not None and bare:
+        number = Fraction(spelt)
+    return "" if number is None else _in_latex(number)
 
 
 def _split_choice(text: str) -> tuple[str, str]:
@@ -315,7 +339,7 @@ def _read_clock(text: str) -> Clock | None:
 
 
 def _read_sum(text: str) -> Value | None:
-    """Read a quantity in several units, as `3 h 20 min` or `5 feet 3 inches`."""
+    """Read a quantity in several units, as `3 h 20 min`, in the largest of them."""
     bare = " ".join(_TEXT.sub(r" \1 ", text).split())
     if not _SUM.fullmatch(bare):
         return None
@@ -327,12 +351,9 @@ def _read_sum(text: str) -> Value | None:
         or any(not units[0].agrees(unit) for unit in units)
     ):
         return None
+    largest = max(units, key=lambda unit: unit.factor)
     total = sum((number * unit.factor for number, unit in parts if unit), Fraction(0))
-    return Value(
-        f"{total.numerator}/{total.denominator}",
-        Unit(units[0].dimensions, pi=units[0].pi),
-        needs_unit=units[0].dimensions != MONEY,
-    )
+    return Value(_in_latex(total / largest.factor), largest)
 
 
 def _read_digits(text: str) -> tuple[str, ...]:
@@ -477,9 +498,7 @@ def _equals_clock(timed: Value, other: Value) -> bool | Question:
 
 
 def _units_agree(a: Value, b: Value) -> bool:
-    if a.unit is None or b.unit is None:
-        return not (a.needs_unit or b.needs_unit)
-    return a.unit.agrees(b.unit)
+    return a.unit is None or b.unit is None or a.unit.agrees(b.unit)
 
 
 def _in_one_unit(a: Value, b: Value) -> Question:

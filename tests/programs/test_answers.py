@@ -114,6 +114,43 @@ from lim_sglang.programs.grading.kinds import MAX_PARSED_CHARS, AnswerKind, as_c
         ("The answer is 3 minus 5.", "3 minus 5"),
         ("The answer is 555-1234.", "555-1234"),
         ("Final answer:\n\n1. **Add** 3 and 4.", None),
+        # The value before "is the answer", in a sentence that says no more than that.
+        ("3. Find the answer: 6 is the answer.", "6"),
+        ("The answer is 41. No, 42 is the answer.", "42"),
+        ("Since 40 + 2 = 42, **42** is the answer.", "42"),
+        ("I doubt that\n42 is the answer.", None),
+        ("Student A: 42 is the answer.", None),
+        ("A) 42 is the answer.\nB) 43 is the answer.", None),
+        ("42 is the answer as long as x > 0.", None),
+        ("Let us look. 42 is the answer? Hardly.", None),
+        # The answer to the question, and to no part of it.
+        ("The answer to 2+3 is 5.", "5"),
+        ("The answer to the question of how many are left is 5.", "5"),
+        ("The answer to the first question is 5.", None),
+        ("The answer to 2 is 5.", None),
+        ("If the answer to the question is 5, x is 2.", None),
+        # Several answers.
+        ("The answers are x = 1, x = 3 and x = 1,000.", "1, 3, 1000"),
+        ("The answers are (1, 2) and (3, 4).", "(1, 2), (3, 4)"),
+        ("The answers are x = 1 and y = 3.", "x = 1, y = 3"),
+        ("The answers are 3 apart.", None),
+        ("None of the answers are 1 and 3.", None),
+        ("The answer is 3/4 of 12, or 9.", "9"),
+        ("The answer is $7$ times $8$, or $56$.", "56"),
+        ("The answer is 7 times 8, or 54.", "7 times 8, or 54"),
+        ("The answer is 3 times the first, which is 12.", None),
+        ("The answer is 7; 8 and 9 are wrong.", "7"),
+        ("The answer is 7; 14/2 is wrong.", None),
+        # The last sentence of a reply that states nothing else.
+        ("Divide by two. Therefore, $x = 42$.", "42"),
+        ("Divide by two.\nSo we get n = 84/2 = 42", "42"),
+        ("Factor it. The solutions are x = 1 and x = 3.", "1, 3"),
+        ("Factor it. The solutions are x = 1 and x = 3. Their sum is 4.", None),
+        ("Hence x(x-3) = 0.", None),
+        ("Hence x = 3 \\lor x = -1.", None),
+        ("So x = 42, and then", None),
+        (r"\boxed{4}</think>So x = 5.", "5"),
+        (r"\boxed{4}. So x = 5.", "4"),
         # Nothing else.
         ("", None),
         ("So it comes to 42.", None),
@@ -154,6 +191,9 @@ def test_the_stated_answer_is_found(text: str, expected: str | None) -> None:
     [
         ("The answer is 3 + 1", None),
         ("The answer is 3", None),
+        ("So 42 is the answer", None),
+        ("So 42 is the answer.\nLet", "42"),
+        ("Divide by two. So x = 42.\n", None),
         ("The answer is 3.", None),  # 3.14
         ("The answer is 3. Let me", "3"),
         ("The answer is 3 + 1\nLet me", "3 + 1"),
@@ -226,6 +266,14 @@ def test_a_letter_in_a_line_that_was_cut_off_is_no_choice(reply: str, expected: 
         "answer: . ",
         "answer: 2 + 3, which is 5, that is ",
         "answer: 2" + " " * 400 + "x",
+        "is the answer" + " " * 300,
+        "Since 1, 42 is the answer. ",
+        "answer to 1+1*",
+        "answer to how many ",
+        "the answers are 1, 2, ",
+        "answer: 7; 8 is wrong, ",
+        "answer: 3 times 4, or ",
+        "\nSo x = 4, ",
         "answer:\nA) x\n",
         "\n",
         "so ",
@@ -286,6 +334,13 @@ print(time.process_time())
 )
 def test_a_first_line_is_a_choice_only_if_it_names_a_letter(reply: str, answer: str | None) -> None:
     assert extract_answer(reply, AnswerKind.CHOICE) == answer
+
+
+@pytest.mark.parametrize("box", ["A, B", "A and B", r"A \text{ or } B", "(A), (B)", "A/B", "A; B"])
+def test_a_box_of_several_letters_is_no_choice_of_the_one_that_was_called_correct(box: str) -> None:
+    answer = extract_answer(f"Option A is correct. So \\boxed{{{box}}}.", AnswerKind.CHOICE)
+    assert answer == box
+    assert as_choice(answer) is None
 
 
 def test_megabytes_of_garbage_take_seconds_and_little_memory() -> None:
@@ -373,6 +428,10 @@ def test_a_letter_is_chosen_with_and_without_brackets(letter: str, form: str) ->
         ("(A) and (B)", None),
         ("a) and b)", None),
         ("A, B, or C", None),
+        ("A; B", None),
+        (r"A \text{ and } B", None),
+        ("A, because B is wrong", "A"),
+        ("A; B is wrong", "A"),
         ("a number", None),
         ("A number", None),
         ("not B", None),
