@@ -21,7 +21,7 @@ from lim_sglang.evals.metrics import (
     has_majority,
     stops_early,
 )
-from lim_sglang.evals.run_store import differences
+from lim_sglang.evals.settings import differences
 from lim_sglang.markdown_section import counted, join_words
 from lim_sglang.policies import POLICIES
 from lim_sglang.programs.schema import SampleState
@@ -151,6 +151,10 @@ POLICY = (
 """Conditions that are compared on purpose."""
 PROVENANCE = ("date", "commit", "seed", "requests_by_session")
 """Conditions whose differences need no warning; that of the sessions is the note on seconds."""
+DESCRIBED = {
+    "concurrency": "most requests at a time (the lower of --concurrency and the servers' limit)"
+}
+"""Conditions whose names do not say what they are."""
 MAX_NAMES_SHOWN = 5
 
 
@@ -348,8 +352,9 @@ def uneven_seconds(runs: Mapping[str, Mapping[str, Any]]) -> str:
         were = "were" if len(unknown) > 1 else "was"
         why = f"no record says whether {these} {were} resumed"
     elif len(set(sent.values())) > 1:
-        each_sent = join_words(f"{count} for {name}" for name, count in sent.items())
-        why = f"each server was sent {each_sent} requests at a time"
+        # The count first: a name may hold commas and numbers.
+        each_sent = join_words(f"{count} ({name})" for name, count in sent.items())
+        why = f"each server was sent at most {each_sent} requests at a time"
     else:
         return ""
     return f"seconds a sample do not compare, since they depend on the load: {why}"
@@ -469,7 +474,8 @@ def _how_to_pair(a: Summary, b: Summary) -> str:
 def _other_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
     for found in differences(a, b):
         if found.name.partition(".")[0] not in (*POLICY, *PROVENANCE):
-            yield f"{found.name}: {_abbreviated(found.old)} and {_abbreviated(found.new)}"
+            name = DESCRIBED.get(found.name, found.name)
+            yield f"{name}: {_abbreviated(found.old)} and {_abbreviated(found.new)}"
 
 
 def _abbreviated(value: object) -> str:

@@ -453,10 +453,12 @@ def _as_urls(server: AbstractContextManager[str]) -> Iterator[tuple[str, ...]]:
 
 @contextmanager
 def _exit_code_of_ctrl_c() -> Iterator[None]:
-    """Exit with the shell's code for Ctrl-C; the run has printed how to resume."""
+    """Exit with the shell's code for Ctrl-C; a run that had begun has printed how to resume."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if not stop.args:
+            typer.echo("interrupted", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -101,7 +101,7 @@ def grade_run(
         DataError: the folder holds no run, a line of its files is damaged, or the disk is full.
     """
     samples = load_run(path).samples
-    by = f"math-verify {metadata.version('math-verify')}, grading {GRADING_VERSION}"
+    by = graded_by()
     rows = []
     with closing(_verdicts(samples, grader, num_threads)) as verdicts:
         for row in verdicts:
@@ -118,6 +118,11 @@ def grade_run(
         num_changed=sum(before != now for before, now in counted),
         num_right=sum(now for _, now in counted),
     )
+
+
+def graded_by() -> str:
+    """Return what gives verdicts now, as each row of `grades.jsonl` records it."""
+    return f"math-verify {metadata.version('math-verify')}, grading {GRADING_VERSION}"
 
 
 def _verdicts(

@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import partial
 from itertools import groupby, product
 from pathlib import Path
 from types import MappingProxyType
@@ -24,12 +25,13 @@ from lim_sglang.errors import ConfigError, DataError, LimError, ServerError, bul
 from lim_sglang.evals.metrics import published_name
 from lim_sglang.evals.question_notes import question_notes
 from lim_sglang.evals.run_config import RunConfig, folder_name, task_settings
-from lim_sglang.evals.run_store import RUN_FILE, Run, check_settings, load_run, read_record
+from lim_sglang.evals.run_store import RUN_FILE, Run, load_run, read_questions, read_record
 from lim_sglang.evals.runner import (
     complete_run,
     describe_failures,
     load_benchmarks,
 )
+from lim_sglang.evals.settings import check_settings
 from lim_sglang.evals.tasks import Question, find_task, short_name
 from lim_sglang.launch.server import ServerSpec, serving
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
@@ -302,7 +304,8 @@ def find_stored(
     found = _restrict(record.settings, expected)
     if "served" in expected:  # a run begun without a matrix does not say how its server was started
         found["served"] = record.about.get("served", expected["served"])
-    check_settings(path, found, expected)
+    asked = (benchmark or ())[: config.limit]
+    check_settings(path, found, expected, asked, partial(read_questions, path))
     return load_run(path)
 
 

@@ -324,7 +324,7 @@ coverage of the intervals was measured."""
 MIN_VOTERS = 3
 """Fewest samples with a vote of which several can be a majority."""
 NO_MAJORITY = (
-    f"a majority needs {MIN_VOTERS} samples: of two answers that differ the first would win"
+    f"a majority needs {MIN_VOTERS} samples: of two answers that differ, sample 1's would win"
 )
 
 

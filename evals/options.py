@@ -14,7 +14,7 @@ _OPTION_FIELD = re.compile(
     r"(choices?|options?|distractors?|(wrong|incorrect)[ _]answers?)([ _-]?\w)?|[A-J]",
     re.IGNORECASE,
 )
-_OPTIONS_FORM = r'"Which is prime?\nA) 4\nB) 5"'
+OPTIONS_FORM = r'"Which is prime?\nA) 4\nB) 5"'
 
 
 def with_options(text: str, options: list[str], seed: str) -> tuple[str, str]:
@@ -64,6 +64,6 @@ def check_letter(text: str, gold: str, kind: AnswerKind, unread: Sequence[str]) 
     if fields:
         raise DataError(
             f"answer is the letter {letter}, but {join_words(map(repr, fields))} cannot be seen: "
-            f"write the options into the question's text, as in {_OPTIONS_FORM}, and name the file "
+            f"write the options into the question's text, as in {OPTIONS_FORM}, and name the file "
             f"file:PATH.jsonl:{AnswerKind.CHOICE}"
         )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
-from lim_sglang.evals.options import option_fields, stated_options
+from lim_sglang.evals.options import OPTIONS_FORM, option_fields, stated_options
 from lim_sglang.evals.tasks import FILE_COLUMNS, OWN_FILE, Question, find_task
 from lim_sglang.markdown_section import join_words, places
 from lim_sglang.programs.grading.kinds import CHOICES, PARSERS, AnswerKind, as_choice
@@ -12,8 +12,9 @@ from lim_sglang.programs.grading.values import read_value
 
 def question_notes(benchmarks: Mapping[str, Sequence[Question]]) -> Iterator[str]:
     """Yield a line for everything in files of questions that is perhaps not read as it is meant:
-    letters as reference answers among expressions or beside other options, prose among expressions,
-    questions with several answers, options in fields of their own, and misspelt fields.
+    letters as reference answers among expressions or beside other options, multiple choice without
+    options, prose among expressions, questions with several answers or that occur twice, options in
+    fields of their own, and misspelt fields.
 
     Args:
         benchmarks: questions by the task's name.
@@ -28,11 +29,30 @@ def question_notes(benchmarks: Mapping[str, Sequence[Question]]) -> Iterator[str
                 f"{OWN_FILE}PATH.jsonl:{AnswerKind.CHOICE}, which the same command takes, too"
             )
         if task.answer_kind is AnswerKind.CHOICE:
+            yield from _no_option_notes(questions)
             yield from _option_notes(questions)
         if task.file and task.answer_kind is AnswerKind.EXPRESSION:
             yield from _prose_notes(questions)
         yield from _answer_notes(questions, PARSERS.get(task.answer_kind, str.split))
+        if task.file:
+            yield from _repeated_notes(questions)
         yield from _unread_notes(questions)
+
+
+def _no_option_notes(questions: Sequence[Question]) -> Iterator[str]:
+    """Yield a line for the multiple-choice questions that state no options: neither in their texts
+    nor in fields, which have a note of their own.
+    """
+    without = [
+        each.location
+        for each in questions
+        if not ({*"AB"} <= {*stated_options(each.text)} or option_fields(each.unread))
+    ]
+    if without:
+        yield (
+            f"{places(without)}: no options A, B, … are found in the text: write each on a line of "
+            f"its own, as in {OPTIONS_FORM}"
+        )
 
 
 def _option_notes(questions: Sequence[Question]) -> Iterator[str]:
@@ -81,6 +101,19 @@ def _answer_notes(questions: Sequence[Question], read: Callable[[str], object]) 
             yield (
                 f"{places([each.location for each in same])}: the same question with the reference "
                 f"answers {join_words(map(repr, golds.values()))}: leave the wrong ones out"
+            )
+
+
+def _repeated_notes(questions: Sequence[Question]) -> Iterator[str]:
+    """Yield a line for each question that occurs again with the same reference answer."""
+    same: dict[tuple[str, str], list[str]] = {}
+    for each in questions:
+        same.setdefault((each.text.strip(), each.gold), []).append(each.location)
+    for locations in same.values():
+        if len(locations) > 1:
+            yield (
+                f"{places(locations)}: the same question and reference answer, which counts "
+                f"{len(locations)} times: leave one in"
             )
 
 

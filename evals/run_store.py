@@ -11,11 +11,16 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from lim_sglang.errors import ConfigError, DataError, bullets
+from lim_sglang.errors import ConfigError, DataError
+from lim_sglang.evals.settings import check_settings
 from lim_sglang.programs.schema import Sample, SampleState
+
+if TYPE_CHECKING:
+    from lim_sglang.evals.tasks import Question
 
 RUN_FILE = "run.json"
 SAMPLES_FILE = "samples.jsonl"
@@ -219,26 +224,6 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-class Difference(NamedTuple):
-    """A setting with two values."""
-
-    name: str
-    old: object
-    new: object
-
-    def __str__(self) -> str:
-        return f"{self.name} was {json.dumps(self.old)} and is now {json.dumps(self.new)}"
-
-
-def differences(old: object, new: object, name: str = "") -> Iterator[Difference]:
-    """Yield the values in which two settings differ, however deeply they are nested."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    elif old != new:
-        yield Difference(name, old, new)
-
-
 @dataclass(frozen=True)
 class RunRecord:
     """Content of `run.json`."""
@@ -375,8 +360,11 @@ class RunFolder:
         self.failures = read_failures(self.path, self.samples)
 
 
-def open_run(path: Path, record: RunRecord) -> RunFolder:
+def open_run(path: Path, record: RunRecord, questions: Sequence["Question"] = ()) -> RunFolder:
     """Begin the run in `path`, or open the run that was begun there.
+
+    Args:
+        questions: of the run; errors name those that have changed.
 
     Raises:
         DataError: the folder holds a run of other settings (each is named), or folders of runs,
@@ -400,7 +388,7 @@ def open_run(path: Path, record: RunRecord) -> RunFolder:
                 f"another lim eval is writing to {path}; wait for its end, "
                 "or name another folder with --out"
             )
-        _check_or_write_record(path, record, is_empty=file.num_bytes == 0)
+        _check_or_write_record(path, record, questions, is_empty=file.num_bytes == 0)
         folder.load()
     except BaseException:
         file.close()
@@ -457,7 +445,9 @@ def write_record(path: Path, record: RunRecord) -> None:
     write_atomically(path / RUN_FILE, json.dumps(asdict(record), indent=2) + "\n")
 
 
-def _check_or_write_record(path: Path, record: RunRecord, *, is_empty: bool) -> None:
+def _check_or_write_record(
+    path: Path, record: RunRecord, questions: Sequence["Question"], *, is_empty: bool
+) -> None:
     if not (path / RUN_FILE).exists():
         if not is_empty:
             raise DataError(
@@ -473,22 +463,7 @@ def _check_or_write_record(path: Path, record: RunRecord, *, is_empty: bool) -> 
             "version: it can be graded, compared and reported, but not resumed; name another "
             "folder with --out"
         )
-    check_settings(path, stored, record.settings)
-
-
-def check_settings(path: Path, stored: object, settings: object) -> None:
-    """Refuse to mix samples of two settings.
-
-    Raises:
-        DataError: the stored settings of the run in `path` differ; each difference is named.
-    """
-    # Through JSON, so that a tuple equals the list that is stored in its place.
-    found = list(differences(stored, json.loads(json.dumps(settings))))
-    if found:
-        raise DataError(
-            f"the run in {path} was made with other settings:{bullets(found)}\n"
-            "use the old settings, or name another folder with --out"
-        )
+    check_settings(path, stored, record.settings, questions, partial(read_questions, path))
 
 
 def _open_failures(path: Path) -> JsonlFile:
@@ -596,28 +571,46 @@ def read_failures(path: Path, samples: Sequence[GradedSample]) -> dict[Key, Fail
     return {key: failure for key, failure in failures.items() if key not in stored}
 
 
+class Verdict(NamedTuple):
+    """A row of `grades.jsonl`."""
+
+    answer: str | None
+    correct: bool
+    by: str | None
+    """What gave the verdict; None: an early version, which did not record itself."""
+
+
+def read_grades(path: Path) -> dict[Key, Verdict]:
+    """Return the verdicts of a run's `grades.jsonl`; none where there is no such file.
+
+    Raises:
+        DataError: a line is damaged.
+    """
+    file = path / GRADES_FILE
+    grades: dict[Key, Verdict] = {}
+    for number, line, _ in complete_lines(file) if file.exists() else ():
+        try:
+            row = json.loads(line)
+            verdict = Verdict(row["answer"], row["correct"], row.get("by"))
+            grades[row["question"], row["index"]] = verdict
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise DataError(
+                f"{file}, line {number} is no verdict ({problem!r}): delete the file, then "
+                f"`lim grade {path}` writes it again"
+            ) from None
+    return grades
+
+
 def _with_new_grades(path: Path, samples: Sequence[GradedSample]) -> list[GradedSample]:
     """Return the samples with the answers and verdicts of `grades.jsonl`, where it has any.
 
     Raises:
         DataError: a line is damaged.
     """
-    file = path / GRADES_FILE
-    if not file.exists():
-        return list(samples)
-    grades: dict[Key, tuple[str | None, bool]] = {}
-    for number, line, _ in complete_lines(file):
-        try:
-            row = json.loads(line)
-            grades[row["question"], row["index"]] = row["answer"], row["correct"]
-        except (ValueError, KeyError, TypeError) as problem:
-            raise DataError(
-                f"{file}, line {number} is no verdict ({problem!r}): delete the file, then "
-                f"`lim grade {path}` writes it again"
-            ) from None
-    renewed = []
-    for graded in samples:
-        answer, correct = grades.get(graded.key, (graded.sample.answer, graded.correct))
-        sample = replace(graded.sample, answer=answer)
-        renewed.append(replace(graded, sample=sample, correct=correct))
-    return renewed
+    grades = read_grades(path)
+    return [
+        replace(graded, sample=replace(graded.sample, answer=found.answer), correct=found.correct)
+        if (found := grades.get(graded.key))
+        else graded
+        for graded in samples
+    ]

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,20 +20,19 @@ from rich.console import Console
 
 from lim_sglang.environment import installed_versions, project_commit
 from lim_sglang.errors import ConfigError, DataError, LimError, ServerError, bullets
-from lim_sglang.evals.grading import GRADING_VERSION, Grader, grade_run
+from lim_sglang.evals.grading import GRADING_VERSION, Grader, grade_run, graded_by
 from lim_sglang.evals.metrics import Summary, summarise
 from lim_sglang.evals.run_config import RunConfig, run_id, run_settings, server_settings
 from lim_sglang.evals.run_store import (
-    GRADES_FILE,
     AskedQuestion,
     Failure,
     GradedSample,
     Run,
     RunFolder,
     RunRecord,
-    differences,
     load_run,
     open_run,
+    read_grades,
     read_record,
     write_questions,
 )
@@ -47,6 +46,7 @@ from lim_sglang.evals.scheduler import (
     sample_jobs,
 )
 from lim_sglang.evals.servers import Connection, ProgramSampler, ServerFacts, connected
+from lim_sglang.evals.settings import differences
 from lim_sglang.evals.tasks import (
     Origin,
     Question,
@@ -62,7 +62,15 @@ from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 from lim_sglang.programs.grading.kinds import AnswerKind
 from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
 from lim_sglang.programs.vote import Equivalent
-from lim_sglang.progress import fitting, print_plain, rate, shortened, show_progress, time_left
+from lim_sglang.progress import (
+    fitting,
+    print_plain,
+    rate,
+    shortened,
+    show_progress,
+    time_left,
+    waiting,
+)
 
 RUNS_FOLDER = Path("runs")
 BAR_WIDTH = 22
@@ -116,9 +124,10 @@ def load_benchmarks(configs: Sequence[RunConfig], console: Console) -> dict[str,
         if config.task not in benchmarks and config.task not in problems:
             try:
                 task = find_task(config.task)
-                if questions_source(task, config.data_dir) == task.hub_id:
-                    print_plain(console, f"loading {task.name} from the hub: {task.hub_id}")
-                benchmarks[config.task] = load_questions(task, config.data_dir)
+                is_from_hub = questions_source(task, config.data_dir) == task.hub_id
+                opening = f"loading {task.name} from the hub: {task.hub_id}"
+                with waiting(console, opening) if is_from_hub else nullcontext():
+                    benchmarks[config.task] = load_questions(task, config.data_dir)
             except (ConfigError, DataError) as problem:
                 problems[config.task] = problem
     if problems:
@@ -304,7 +313,7 @@ def sample_missing(
             samples are safe, and the message says where.
     """
     config = plan.config
-    with open_run(plan.path, plan.record) as folder:
+    with open_run(plan.path, plan.record, plan.questions) as folder:
         if plan.task.may_be_shown:
             asked = {q.question_id: AskedQuestion(q.gold, q.text) for q in plan.questions}
             write_questions(plan.path, asked)
@@ -417,7 +426,7 @@ class RunProgress:
             done = f"{self._title}: {self.done}/{self.total} {self.unit}"
             return ", ".join([done, *figures.values()])
         if "left" in figures:
-            figures["left"] = figures["left"].removeprefix("about ")
+            figures["left"] = figures["left"].removeprefix("about ").partition(", if")[0]
         done = f": {self.done:{len(str(self.total))}}/{self.total}"
         unused = width - len(done) - sum(room + len(", ") for room in ROOM.values())
         name = shortened(self._task, max(NAME_WIDTH, unused))
@@ -511,10 +520,18 @@ def finish_run(run: Run, grader: Grader, console: Console) -> FinishedRun:
 
 
 def _with_current_verdicts(run: Run, grader: Grader, console: Console) -> Run:
-    """Return the run with all verdicts by this version of the grader, renewed where needed."""
+    """Return the run with all verdicts by this version of the grader, renewed where needed.
+
+    Verdicts of `grades.jsonl` name what gave them. Those of other samples are of the version with
+    which the run began, or of a later one.
+    """
+    grades = read_grades(run.path)
     began_with = run.record.about.get("grading_version")
-    if began_with == GRADING_VERSION and not (run.path / GRADES_FILE).exists():
-        return run
+    is_current = {verdict.by == graded_by() for verdict in grades.values()}
+    if any(graded.key not in grades for graded in run.samples):
+        is_current.add(began_with == GRADING_VERSION)
+    if all(is_current):
+        return load_run(run.path) if grades else run
     result = grade_run(run.path, grader, num_threads=NUM_GRADING_THREADS)
     print_plain(
         console,
@@ -536,12 +553,13 @@ def _summarise(run: Run, grader: Grader) -> Summary | None:
 
 @contextmanager
 def _resume_hint(plan: RunPlan, console: Console) -> Iterator[None]:
-    """On Ctrl-C, print how to resume the run."""
+    """On Ctrl-C, print how to resume the run; the exception has the words that were printed."""
     try:
         yield
     except KeyboardInterrupt:
-        print_plain(console, f"interrupted; {_how_to_resume(plan)}")
-        raise
+        told = f"interrupted; {_how_to_resume(plan)}"
+        print_plain(console, told)
+        raise KeyboardInterrupt(told) from None
 
 
 def _how_to_resume(plan: RunPlan) -> str:

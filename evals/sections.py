@@ -150,7 +150,7 @@ def conditions_text(group: Group) -> str:
         f"{_counted(group, 'asked', 'question')} {TIMES} {_counted(group, 'samples', 'sample')}",
         f"at most {_all_values(group, 'max_tokens')} new tokens",
         *(describe(name, value) for name, value in values.items()),
-        *(f"{each:,} requests at a time" for each in group.values("concurrency") if each),
+        *_concurrency(group),
     ]
     stack = [_all_values(group, "device_name"), *_versions(group.values("versions"))]
     commits = join_words(map(short_commit, group.values("commit")))
@@ -181,6 +181,11 @@ def row_note(row: Row) -> str:
     elif grown and (not grown.count or (grown.is_exact and 2 * grown.count < grown.num_samples)):
         parts.append(f"{past_budget(grown)} samples grew past the budget")
     return "; ".join(parts)
+
+
+def _concurrency(group: Group) -> list[str]:
+    limits = [f"{each:,}" for each in group.values("concurrency") if each]
+    return [f"at most {join_words(limits)} requests at a time"] if limits else []
 
 
 def _all_values(group: Group, condition: str) -> str:

@@ -177,7 +177,8 @@ def load_summaries(paths: Sequence[Path], console: Console | None = None) -> lis
     with EquivalenceChecker() as checker, progress as advance:
         for path in paths:
             found.append(_summarise_folder(path, checker) if path.is_dir() else read_summary(path))
-            advance(len(found), f"{text}: {len(found)} done")
+            is_last = len(found) == len(paths)
+            advance(len(found), text if is_last else f"{text}: {len(found)} done")
     return [replace(each, source=str(path)) for each, path in zip(found, paths, strict=True)]
 
 

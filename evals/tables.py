@@ -208,7 +208,7 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text  # shows names as they are, brackets and colons among them
 
-        table = RichTable(min_width=60)
+        table = RichTable()
         for n, name in enumerate(self.head):
             table.add_column(Text(name), justify="right" if n else "left")
         for row in self.rows:

@@ -72,7 +72,8 @@ def main(question: str, url: str) -> None:
     except lim_sglang.LimError as error:
         sys.exit(f"error: {error}")
     answer = "no answer" if vote.answer is None else vote.answer
-    print(f"{answer}, {vote.margin} votes ahead, {len(vote.samples)} of 4 samples begun")
+    ahead = f"{vote.margin} vote{'' if vote.margin == 1 else 's'} ahead"
+    print(f"{answer}, {ahead}, {len(vote.samples)} of 4 samples begun")
 
 
 if __name__ == "__main__":

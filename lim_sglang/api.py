@@ -51,7 +51,7 @@ class Vote:
     """The answer of several chains of thought to one question."""
 
     answer: str | None
-    """The winning answer as its earliest sample wrote it; None if no sample states one."""
+    """The winning answer as its first sample wrote it; None if no sample states one."""
     votes: Mapping[str, int]
     """Samples for each answer, the winner first; equal answers are counted together."""
     margin: int
@@ -77,13 +77,15 @@ def ask(
     top_k: int | None = None,
     seed: int | None = None,
     system: str | None = None,
+    template: str | None = None,
     thinking: bool | None = None,
     thinking_budget: int | None = None,
     api_key: str | None = None,
     timeout_s: float = 600.0,
-    on_sample: "Callable[[Sample], None]" = lambda _: None,
+    on_sample: "Callable[[Sample], None] | None" = None,
 ) -> Vote:
-    r"""Ask a running server, and let the samples vote.
+    r"""Ask a running server, and let the samples vote; a tie goes to the answer of the first
+    sample, by its number.
 
     The question is sent with the request to reason and to put the answer within `\boxed{}`.
 
@@ -94,8 +96,10 @@ def ask(
         url: address of the server; None for `LIM_URL`, else http://127.0.0.1:30000.
         options: of the program, such as `{"confidence": 0.9}` of adaptive.
         max_tokens: tokens after which a sample is cut off.
-        temperature: as top_p and top_k, None for the model's own.
+        temperature, top_p, top_k: None for the model's own.
         seed: sample i is sent `seed + i`.
+        system: a system prompt.
+        template: with `{question}` where the question goes, in the place of that request.
         thinking: on or off for models that can do both; None for the model's own.
         thinking_budget: tokens after which thoughts are closed.
         api_key: None for `LIM_API_KEY`.
@@ -107,6 +111,7 @@ def ask(
     """
     from rich.console import Console
 
+    from lim_sglang.programs.options import TEMPLATE, read_template
     from lim_sglang.programs.program import Program, find_program, refuse_failures, run_program
     from lim_sglang.programs.schema import (
         DEFAULT_URL,
@@ -119,13 +124,13 @@ def ask(
     )
     from lim_sglang.programs.sglang_backend import connect
 
-    _check_texts(question=question)
+    _check_texts(question=question, **({} if template is None else {"template": template}))
     if not question.strip():
         raise ConfigError("the question is empty: write one")
     chosen = find_program(program) if isinstance(program, str) else program
     if not isinstance(chosen, Program):
         raise ConfigError(f"program: expected a name or a Program, got {cut(repr(program))}")
-    if not callable(on_sample):
+    if not (on_sample is None or callable(on_sample)):
         raise ConfigError(f"on_sample: expected a function of a sample, got {cut(repr(on_sample))}")
     most = chosen.samples if samples is None else samples
     likeliest = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
@@ -133,6 +138,9 @@ def ask(
     check_ranges(samples=most, thinking_budget=thinking_budget, timeout_s=timeout_s, **given)
     chosen.check(options or {}, most)
     check_thinking_budget(thinking_budget, max_tokens)
+    messages = ask_messages(
+        question, template=read_template(TEMPLATE if template is None else template), system=system
+    )
     access = Access(
         url or os.environ.get(URL_VAR) or DEFAULT_URL,
         api_key=api_key or os.environ.get(API_KEY_VAR),
@@ -148,15 +156,16 @@ def ask(
             chosen,
             backend,
             SamplingRequest(
-                ask_messages(question, system=system),
+                messages,
                 sampling,
                 parallel=chosen.parallel or most,
                 streamed=chosen.streamed,
+                seeds_honoured=seed is not None and backend.honours_seeds,
             ),
             indices=range(most),
             equivalent=equivalent,
             options=options,
-            on_sample=lambda sample: on_sample(_in_python(sample)),
+            on_sample=lambda sample: on_sample(_in_python(sample)) if on_sample else None,
         )
     refuse_failures(outcome)
     vote = outcome.vote
@@ -184,6 +193,7 @@ def grade(reply: str, answer: str | float, kind: Kind = "expression") -> bool:
     Args:
         reply: the text of a model; a bare answer counts as a number, a letter, or a formula in `$`.
         answer: the right answer, a text or a number.
+        kind: expression, integer (from 0 to 999) or choice (a letter from A to J).
 
     Raises:
         LimError: there is no such kind, a text is none, no reply can equal the answer, or
@@ -205,6 +215,10 @@ def extract_answer(reply: str, kind: Kind = "expression") -> str | None:
 
     None if the reply states none of this kind. An integer comes without leading zeros, a choice as
     its capital letter.
+
+    Args:
+        reply: the text of a model.
+        kind: as for `grade`.
 
     Raises:
         LimError: there is no such kind, or the reply is no text.

@@ -42,6 +42,12 @@ class ModelError(LimError):
     """A model could not be found, fetched, verified or converted."""
 
 
+class UnknownModelError(ModelError):
+    """A model that does not exist, or that is not to be had here: the start is refused."""
+
+    exit_code = REFUSED
+
+
 class DataError(LimError):
     """Questions, samples or a run folder are missing or do not have the expected form."""
 
@@ -75,7 +81,8 @@ _OPTION = re.compile(r"(?P<command>`[^`]*`)|--(?P<off>no-)?(?P<name>[a-z]+(-[a-z
 def _argument(found: re.Match[str]) -> str:
     if found["command"]:
         return found["command"]
-    return f"{found['name'].replace('-', '_')}={'False' if found['off'] else ''}"
+    name = {"timeout": "timeout_s"}.get(found["name"], found["name"].replace("-", "_"))
+    return f"{name}={'False' if found['off'] else ''}"
 
 
 def value_error(problem: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import threading
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lim_sglang.config import CACHE_VAR
-from lim_sglang.errors import ModelError
+from lim_sglang.errors import ModelError, UnknownModelError
 from lim_sglang.progress import print_plain
 
 GPU_DEFAULT = "Qwen/Qwen3-8B"
@@ -105,18 +106,22 @@ def check_model(model: str, revision: str | None = None) -> str:
     hub cannot be reached.
 
     Raises:
-        ModelError: there is no such folder, or the hub has no such model or does not answer.
+        UnknownModelError: there is no such folder, or the hub has no such model or does not answer.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"{model} holds no config.json: name a Hugging Face model folder")
+            raise UnknownModelError(
+                f"{model} holds no config.json: name a Hugging Face model folder"
+            )
         return str(folder)
     if model == SMOLLM2.name:
         return str(embedded_model(SMOLLM2))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
-        raise ModelError(
-            f"{model!r} is neither a folder nor a hub id: name a local model folder, "
+        is_close = get_close_matches(model.lower(), [SMOLLM2.name.lower()], n=1)
+        guess = f"did you mean {SMOLLM2.name}? Else " if is_close else ""
+        raise UnknownModelError(
+            f"{model!r} is neither a folder nor a hub id: {guess}name a local model folder, "
             f"or a model of the hub such as {GPU_DEFAULT}"
         )
     reason = _reason_against_hub_id(model, revision)
@@ -127,7 +132,7 @@ def check_model(model: str, revision: str | None = None) -> str:
         )
         return str(embedded_model(SMOLLM2))
     if reason:
-        raise ModelError(f"{model} is no folder here, and {reason}")
+        raise UnknownModelError(f"{model} is no folder here, and {reason}")
     return model
 
 

@@ -23,12 +23,16 @@ from rich.text import Text
 
 LINE_INTERVAL_S = 10.0
 """Least time between two lines in a log or a pipe."""
+FIRST_WAIT_S = 3.0
+"""Time until the first line about a wait, in a log or a pipe."""
 REDRAW_INTERVAL_S = 1.0
 """Time between two descriptions on a terminal while no work is completed."""
 LINE_START = re.compile(r"\s*(?:\S+\s{2,}|- )?")
 """Indentation of a line, with a name before two spaces or the mark of a list."""
 KNOWN_AFTER_S, KNOWN_AFTER_TOKENS = 5.0, 32
 """Seconds and tokens of a running sample from which its speed is taken to be known."""
+FAR_BEYOND = 1.5
+"""Times the longest ended sample that a running one has taken when lengths predict no end of it."""
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -97,13 +101,21 @@ def fitting(figures: Mapping[str, str], room: Mapping[str, int], width: int) -> 
 
 
 @contextmanager
-def repeated(action: Callable[[], None], interval_s: float) -> Iterator[None]:
-    """Repeat an action in a thread until the block ends."""
+def repeated(
+    action: Callable[[], None], interval_s: float, *, first_s: float | None = None
+) -> Iterator[None]:
+    """Repeat an action in a thread until the block ends.
+
+    Args:
+        first_s: time until the first; None: the interval.
+    """
     ended = threading.Event()
 
     def repeat() -> None:
-        while not ended.wait(interval_s):
+        pause_s = interval_s if first_s is None else first_s
+        while not ended.wait(pause_s):
             action()
+            pause_s = interval_s
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
@@ -176,8 +188,9 @@ def time_left(
 ) -> str:
     """Return the time left in words; empty as long as nothing is known.
 
-    A first ended sample gives an estimate (`seconds_left`). Before that the token limit gives a
-    bound, once the running samples have been generated long enough to know their speed.
+    A first ended sample gives an estimate (`seconds_left`). Before that, and once the last samples
+    run far longer than any that ended, the token limit gives a bound if the running samples have
+    been generated long enough to know their speed.
 
     Args:
         ended_s: seconds of each sample that has ended by itself.
@@ -188,8 +201,9 @@ def time_left(
         max_tokens: token limit of a sample; infinity for none.
     """
     limit_s = max_tokens * spent_s / num_tokens if num_tokens else math.inf
-    left_s = seconds_left(ended_s, running_s, num_waiting, limit_s)
-    if ended_s:
+    is_beyond = not num_waiting and max([0.0, *running_s]) > FAR_BEYOND * max([0.0, *ended_s])
+    left_s = seconds_left([] if is_beyond else ended_s, running_s, num_waiting, limit_s)
+    if ended_s and not is_beyond:
         return f"about {duration(left_s)} left"
     num_running = max(len(running_s), 1)
     is_known = spent_s >= KNOWN_AFTER_S * num_running
@@ -197,6 +211,28 @@ def time_left(
     if not is_known or math.isinf(left_s):
         return ""
     return f"at most {duration(left_s)} left, if all samples run to --max-tokens"
+
+
+@contextmanager
+def waiting(console: Console, text: str) -> Iterator[None]:
+    """Show what the block waits for, and for how long: in place on a terminal, elsewhere a line at
+    the start, one after three seconds, and one now and then.
+    """
+    print_plain(console, text)
+    began_s = time.monotonic()
+
+    def line() -> str:
+        return f"  waiting, {duration(time.monotonic() - began_s)}"
+
+    if console.is_terminal:
+        with (
+            console.status(line()) as status,
+            repeated(lambda: status.update(line()), REDRAW_INTERVAL_S),
+        ):
+            yield
+        return
+    with repeated(lambda: print_plain(console, line()), LINE_INTERVAL_S, first_s=FIRST_WAIT_S):
+        yield
 
 
 @contextmanager

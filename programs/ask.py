@@ -92,8 +92,8 @@ if TYPE_CHECKING:
     from lim_sglang.programs.sampler import SamplingRun
 
 UNHEEDED_SEED = (
-    "note: --seed is sent, but this server is not known to heed it; SGLang does with "
-    "--sampling-backend lim"
+    "note: --seed is sent, but this server is not known to heed it; one that is started by "
+    "`lim serve -- --sampling-backend lim` does"
 )
 MAX_ROWS = 16
 """Samples in flight that are shown in a row of their own."""
@@ -117,7 +117,8 @@ class Show(StrEnum):
     """The chains of thought whose last lines are printed after the vote."""
 
     WINNER = "winner"
-    """The earliest sample that gave the winning answer; without an answer, the earliest at all."""
+    """The first sample, by its number, that gave the winning answer; without an answer, the first.
+    """
     ALL = "all"
     NONE = "none"
 
@@ -127,7 +128,9 @@ def ask(
         str | None,
         typer.Argument(
             help="A question with one short answer; - reads it from standard input, @FILE from a "
-            "file.",
+            "file. Options of a multiple choice stand in it, each with a letter from A to J at its "
+            'line\'s begin, as in "Which is prime?\\nA) 4\\nB) 5"; the letter of a reply is its '
+            "vote.",
             show_default="standard input, if that is no terminal",
         ),
     ] = None,
@@ -156,8 +159,8 @@ def ask(
         Show,
         typer.Option(
             help=f"Chains of thought whose last {SHOWN_LINES} lines are printed after the vote: "
-            "winner is the earliest sample with the winning answer, or the first sample where none "
-            "has an answer."
+            "winner is the first sample, by its number, with the winning answer, or the first of "
+            "all where none has an answer."
         ),
     ] = Show.WINNER,
     as_json: Annotated[
@@ -169,9 +172,9 @@ def ask(
     api_key: ApiKeyOption = None,
     timeout: TimeoutOption = 600.0,
 ) -> None:
-    """Ask a running server and let its samples vote on the answer. Standard output gets one line,
-    the answer with its votes or the --json record; standard error gets all else. Exits with 3 if no
-    sample states an answer."""
+    """Ask a running server and let its samples vote on the answer; a tie goes to the first sample,
+    by its number. Standard output gets one line, the answer with its votes or the --json record;
+    standard error gets all else. Exits with 3 if no sample states an answer."""
     text = read_question(question)
     check_thinking_budget(thinking_budget, max_tokens)
     chosen = find_program(program)
@@ -230,7 +233,7 @@ def ask(
         for line in (*chains, *hints(outcome, chosen, max_tokens)):
             print_plain(console, line)
         if not as_json:
-            print_plain(plain_console(), result_line(outcome))
+            print_plain(plain_console(), result_line(outcome), whole=True)
     except KeyboardInterrupt:
         print_plain(console, display.interrupted_line())
         raise typer.Exit(INTERRUPTED) from None
@@ -376,11 +379,13 @@ class VoteDisplay:
         if not num_tokens:
             return f"waiting for the first token, {duration(elapsed_s)}"
         line = speed_line(num_tokens, elapsed_s)
-        running_s = [s.elapsed_s for s in list(self._run.in_flight.values())] if self._run else []
+        running = list(self._run.in_flight.values()) if self._run else []
+        running_s = [sample.elapsed_s for sample in running]
         ended_s = [s.latency_s for s in self.samples if s.state in COMPLETED_STATES]
         # A sample may have ended since the running ones were counted.
         num_waiting = max(self._total - len(self.samples) - len(running_s), 0)
-        spent_s = sum(sample.latency_s for sample in self.samples) + sum(running_s)
+        counted_s = [sample.elapsed_s for sample in running if sample.num_tokens]
+        spent_s = sum(sample.latency_s for sample in self.samples) + sum(counted_s)
         left = time_left(
             ended_s,
             running_s,
@@ -515,8 +520,8 @@ def result_line(outcome: Outcome) -> str:
     votes = f"{counted(vote.votes, 'vote')} of {counted(num_votes, 'sample')}{_ties(vote)}"
     answer = "no answer" if vote.winner is None else f"answer: {vote.winner}"
     failed = f", {vote.failed} failed" if vote.failed else ""
-    stopped = outcome.settled or vote.aborted
-    saved = f", about {outcome.saved_tokens:,} saved" if stopped else ""
+    is_stopped = outcome.settled or vote.aborted
+    saved = f", about {outcome.saved_tokens:,} saved" * bool(is_stopped and outcome.saved_tokens)
     spent = (
         f"{'at least ' if outcome.spent_at_least else ''}{counted(outcome.spent_tokens, 'token')}"
     )

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from lim_sglang.programs.chat import Generation, StreamReader
 from lim_sglang.programs.http_client import (
+    RAISE_TIMEOUT,
     Backoff,
     Client,
     RejectedError,
     RequestError,
     RequestTimeoutError,
     Retries,
+    UnreachableError,
 )
 from lim_sglang.programs.schema import Access, Sampling
 
@@ -114,6 +116,19 @@ class QuestionSlots:
 
 def _do_nothing(*_: object) -> None:
     pass
+
+
+def _told(error: RequestError, *, was_lost: bool) -> str:
+    """Return the last failure of a generation, with what to do about it.
+
+    Args:
+        was_lost: the server had begun the generation in an earlier try.
+    """
+    if isinstance(error, RequestTimeoutError):
+        return f"{error}: {RAISE_TIMEOUT}"
+    if was_lost and isinstance(error, UnreachableError):
+        return f"the server went away in mid-answer, and {error}"
+    return str(error)
 
 
 class InFlightSample:
@@ -370,7 +385,10 @@ class Backend(ABC):
                     continue
                 # The tokens that had come by then were generated all the same.
                 found = replace(
-                    reader.result(), aborted=False, error=str(error), refusal=error.response
+                    reader.result(),
+                    aborted=False,
+                    error=_told(error, was_lost=any_lost),
+                    refusal=error.response,
                 )
             return replace(
                 found,

@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import random
 import re
+import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
@@ -34,13 +35,18 @@ START_ONE = (
     "or name a running one with --url"
 )
 GIVE_KEY = "give the key that the server was started with by --api-key or LIM_API_KEY"
+CHECK_NAME = "check the name after --url"
+CHECK_SERVER = "it has ended, or speaks no HTTP: see its log, or name another server with --url"
+RAISE_TIMEOUT = "raise --timeout"
 
 T = TypeVar("T")
 
 
 def without_advice(error: str) -> str:
     """Return an error without what to do about it, for a list of many that may be alike."""
-    return error.removesuffix(f": {START_ONE}").removesuffix(f": {GIVE_KEY}")
+    for advice in (START_ONE, GIVE_KEY, CHECK_NAME, CHECK_SERVER, RAISE_TIMEOUT):
+        error = error.removesuffix(f": {advice}")
+    return error
 
 
 class RequestError(ServerError):
@@ -257,16 +263,24 @@ class Client:
                     raise
         except TimeoutError:
             raise RequestTimeoutError(
-                f"{self.url}{path} did not answer within {timeout_s:g} seconds"
+                f"{self.url}{path} did not answer within {timeout_s:g} "
+                f"second{'' if timeout_s == 1 else 's'}"
             ) from None
-        except (httpx.ConnectError, httpx.ConnectTimeout):
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            if unknown := _unresolved(error):
+                raise UnreachableError(
+                    f"no server answers at {self.url}, whose name is not known here ({unknown}): "
+                    f"{CHECK_NAME}",
+                    retryable=True,
+                ) from None
             raise UnreachableError(
                 f"no server answers at {self.url}: {START_ONE}",
                 retryable=True,
             ) from None
         except httpx.RequestError as error:
             raise RequestError(
-                f"the connection to {self.url} was lost ({type(error).__name__})", retryable=True
+                f"the connection to {self.url} was lost ({type(error).__name__}): {CHECK_SERVER}",
+                retryable=True,
             ) from None
 
     def _check_status(self, response: httpx.Response, path: str) -> None:
@@ -326,6 +340,17 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _unresolved(error: BaseException) -> str | None:
+    """Return why the name of a server could not be resolved; None for any other failure."""
+    causes = [error]
+    for each in causes:
+        if isinstance(each, socket.gaierror):
+            return each.strerror
+        further = (each.__cause__, each.__context__)  # which may lead in a circle
+        causes += [other for other in further if other and other not in causes]
+    return None
 
 
 def check_server(url: str, api_key: str | None = None) -> None:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from typer.core import TyperCommand, TyperGroup
 
 from lim_sglang.config import API_KEY_VAR, URL_VAR
-from lim_sglang.errors import ConfigError, value_error
+from lim_sglang.errors import INTERRUPTED, ConfigError, value_error
 from lim_sglang.markdown_section import join_words
 from lim_sglang.programs.program import PROGRAMS, listing
 from lim_sglang.programs.schema import MATH_PROMPT, RANGES, Api, Sampling
@@ -84,9 +84,13 @@ class CommandGroup(TyperGroup):
             raise
 
     def invoke(self, ctx: Any) -> Any:
-        """Read the words of a command, and run the command."""
-        with _values_in_words():
-            return super().invoke(ctx)
+        """Read the words of a command, and run the command; Ctrl-C ends it in words."""
+        try:
+            with _values_in_words():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from inspect import signature
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.markdown_section import counted, join_words
 from lim_sglang.programs.schema import (
     COMPLETED_STATES,
+    IN_A_BOX,
     READ_FORMS,
     UNREAD,
     Sample,
@@ -74,9 +76,9 @@ class Program:
     """Samples in flight if the caller names no number; None for all."""
     max_samples: int | None = None
     """Samples that the program takes at most, however many it is offered."""
-    least_samples: Callable[..., int] = lambda **_: 1
-    """Returns the fewest samples of which the program can stop early, by its options: with fewer
-    it would be a plain majority."""
+    least_samples: Callable[..., int] = lambda: 1
+    """Returns the fewest samples of which the program can stop early, by those of its options that
+    are its parameters: with fewer it would be a plain majority."""
     options: Mapping[str, float] = field(default_factory=dict)
     """Further parameters of the function, with their defaults; whole numbers only take these."""
     check_values: Callable[..., object] = dict
@@ -118,12 +120,14 @@ class Program:
                 f"the program {self.name} takes {counted(self.max_samples, 'sample')} of a "
                 f"question, not {samples}: the program majority takes several, which vote"
             )
-        if samples < (least := self.least_samples(**values)):
-            given = " ".join(f"{name}={value}" for name, value in values.items())
+        named = signature(self.least_samples).parameters
+        decisive = {name: value for name, value in values.items() if name in named}
+        if samples < (least := self.least_samples(**decisive)):
+            given = " ".join(f"{name}={value}" for name, value in decisive.items())
             raise ConfigError(
                 f"the program {self.name} with {given} cannot stop before it has "
                 f"{counted(least, 'sample')}, and may take {samples}: take more samples, lower "
-                f"{join_words(values)}, or take the program majority"
+                f"{join_words(decisive)}, or take the program majority"
             )
 
     def count(self, samples: Sequence[Sample], equivalent: Equivalent) -> Tally:
@@ -197,6 +201,7 @@ PROGRAMS: Mapping[str, Program] = {
             streamed=True,
             options={"warm_up": 16, "keep": 0.1, "agreement": 0.95, "window": WINDOW},
             check_values=check_consensus,
+            least_samples=lambda warm_up: warm_up,
         ),
         Program(
             "budget",
@@ -405,6 +410,12 @@ class Reason(NamedTuple):
 
 
 ONE_RESULT = "the question has to have one short result"
+_WORDS = re.compile(r"\banswer(?: is|:)[^\w\\]*[^\W\d_]{2}", re.IGNORECASE)
+"""An answer that is stated in words."""
+
+
+def _states_words(sample: Sample) -> bool:
+    return sample.answer is None and bool(_WORDS.search(sample.text))
 
 
 def reasons_without_vote(outcome: Outcome, program: Program, max_tokens: int) -> Iterator[Reason]:
@@ -424,6 +435,8 @@ def reasons_without_vote(outcome: Outcome, program: Program, max_tokens: int) ->
     if vote.winner is None:
         advice = ": `lim programs` lists its options"
         rule = f"the program {program.name} stops when {program.stops_when}"
+        if "tokens" in program.options:
+            advice = ": raise --set tokens="
         if vote.aborted:
             found = f"{of_samples(vote.aborted, total)} stopped before an answer, since {rule}"
             yield Reason(found, advice)
@@ -448,6 +461,8 @@ def _reasons_of_the_cut_off(
             longest = max(lengths, default=0)
             share = of_samples(count, len(outcome.samples))
             advice = cut_off_advice(longest, max_tokens, otherwise)
+            if not has_answer and any(map(_states_words, cut_off)):
+                advice += f"; {IN_A_BOX}"
             if count == len(outcome.samples) and not has_answer:
                 advice += f"; {ONE_RESULT}"
             yield Reason(

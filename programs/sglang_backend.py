@@ -68,7 +68,7 @@ def connect(access: Access, console: Console) -> Backend:
     with Client(access.url, api_key=access.api_key) as client:
         client.get("/model_info")
         running: int | None = client.get("/server_info").get("max_running_requests")
-        check_thinking_switch(client, access.thinking)
+        check_thinking(client, access.thinking, access.thinking_budget)
     if running:
         access = replace(access, max_concurrency=min(access.max_concurrency, running))
     return SglangBackend(access)
@@ -87,24 +87,32 @@ def _refuse_options(access: Access) -> None:
         )
 
 
-def check_thinking_switch(client: Client, thinking: bool | None) -> None:
-    """Refuse to switch thoughts on or off if the model's chat template has no such switch.
+def check_thinking(client: Client, thinking: bool | None, budget: int | None) -> None:
+    """Refuse to switch thoughts on or off if the model's chat template has no such switch, and to
+    limit the thoughts of a model that has neither the switch nor a token that ends thoughts.
 
     Raises:
         ConfigError: the template renders the same prompt either way.
-        ServerError: the server does not render prompts.
+        ServerError: the server does not tokenize.
     """
-    if thinking is None:
+    if thinking is None and budget is None:
         return
     messages = [{"role": "user", "content": "Do you think?"}]
     on, off = (
         client.post("/v1/tokenize", {"messages": messages, **thinking_switch(choice)})
         for choice in (True, False)
     )
-    if on == off:
+    if on != off:
+        return
+    no_switch = "the chat template of the server's model has no enable_thinking to switch"
+    if thinking is not None:
+        option = "--thinking" if thinking else "--no-thinking"
+        raise ConfigError(f"{option}: {no_switch}; leave the option out")
+    end = client.post("/v1/tokenize", {"prompt": END_OF_THOUGHT, "add_special_tokens": False})
+    if end["count"] != 1:
         raise ConfigError(
-            f"--{'' if thinking else 'no-'}thinking: the chat template of the server's model has "
-            "no enable_thinking to switch; leave the option out"
+            f"--thinking-budget: {no_switch}, and its tokenizer no token {END_OF_THOUGHT}: the "
+            "model does not think; leave the option out"
         )
 
 

@@ -16,8 +16,9 @@ from lim_sglang.progress import print_plain, repeated
 
 POLL_S = 1.0
 """Pause between two looks at the log of a server that starts."""
-LINE_INTERVAL_S = 30.0
-"""Pause between two lines of a start that no terminal shows."""
+FIRST_LINE_S, LINE_INTERVAL_S = 5.0, 30.0
+"""Seconds until the first line of a start that no terminal shows, and between two lines."""
+NO_LINE = "SGLang has logged nothing yet"
 TAIL_BYTES = 20_000
 """The part of a log that has its newest line, from that line's beginning: SGLang's longest line, of
 its options, has about 5,000 bytes."""
@@ -67,10 +68,11 @@ def start_shown(title: str, log: Path | None, console: Console) -> Iterator[None
             yield
     else:
         print_plain(console, opening)
-        with repeated(
-            lambda: print_plain(console, f"  {_seconds(began_s)} {shown_line(log)}".rstrip()),
-            LINE_INTERVAL_S,
-        ):
+
+        def tell() -> None:
+            print_plain(console, f"  {_seconds(began_s)} {shown_line(log) or NO_LINE}")
+
+        with repeated(tell, LINE_INTERVAL_S, first_s=FIRST_LINE_S):
             yield
     print_plain(console, f"The server is ready after {_seconds(began_s)}")
 

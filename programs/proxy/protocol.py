@@ -413,7 +413,8 @@ DONE = "data: [DONE]\n\n"
 def shown_sample(outcome: Outcome) -> Sample | None:
     """Return the sample whose text the client reads; None if no answer has a vote.
 
-    It is the earliest sample that voted for the winner, a finished one before one that was cut off.
+    It is the first sample, by its number, that voted for the winner, a finished one before one that
+    was cut off.
     """
     voters = outcome.vote.groups[0].indices if outcome.vote.groups else ()
     shown = [sample for sample in outcome.samples if sample.index in voters]
@@ -504,6 +505,7 @@ class Answer:
                     "answer": sample.answer,
                     "num_tokens": sample.num_tokens,
                     "tokens_at_least": sample.tokens_at_least,
+                    "seed_honoured": sample.seed_honoured,
                     "error": sample.error,
                 }
                 for sample in outcome.samples

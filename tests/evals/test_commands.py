@@ -163,8 +163,15 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
         ("", (), SERVED, 1, None, "run is complete: no server is started"),
         ("", ("--tp", "1"), [*SERVED, "--tp", "1"], 1, None, "no server is started"),
         ("", (), SERVED, 0, ServerError, "a server starts"),
-        ("--max-tokens 128", (), SERVED, 1, DataError, "max_tokens was 160 and is now 128"),
-        ("--budget 512", (), SERVED, 1, DataError, "budget was 256 and is now 512"),
+        (
+            "--max-tokens 128",
+            (),
+            SERVED,
+            1,
+            DataError,
+            r"max_tokens \(--max-tokens\) was 160 and is now 128",
+        ),
+        ("--budget 512", (), SERVED, 1, DataError, r"budget \(--budget\) was 256 and is now 512"),
         ("--budget wide", (), SERVED, 1, ServerError, "a server starts"),
         ("--serve large", (), SERVED, 1, ServerError, "a server starts"),
         ("", ("--dtype", "half"), SERVED, 1, ServerError, "a server starts"),
@@ -253,7 +260,8 @@ def test_the_closing_hint_compares_with_the_dense_run_first(
 
 def test_ctrl_c_has_the_shells_exit_code(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate_module, "complete_runs", Mock(side_effect=KeyboardInterrupt))
-    assert call(evaluate, "math500").exit_code == 130
+    result = call(evaluate, "math500")
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 
 
 def test_samples_that_failed_are_told_for_each_task(runs: Runs) -> None:
@@ -335,6 +343,7 @@ def test_ctrl_c_ends_grading_at_once_with_its_workers_and_without_verdicts(
     command.interrupt()
     assert command.wait(10) == 130
     assert command.output == ""
+    assert command.error.endswith("interrupted\n")
     assert "Traceback" not in command.error
     assert not (run / "grades.jsonl").exists()
     assert eventually(lambda: not any(worker.is_running() for worker in workers))

@@ -450,8 +450,10 @@ def test_differing_conditions_other_than_the_policy_are_named() -> None:
     policy = {"policy": "lim", "budget": 256, "dense_layers": [0], "commit": "other", "seed": 7}
     other = {"max_tokens": 20, "versions": {"torch": "3"}, "prompt_sha256": "b" * 64}
     usual = {"max_tokens": 10, "versions": {"torch": "2"}, "prompt_sha256": "a" * 64}
+    other["concurrency"], usual["concurrency"] = 32, 4
     found = compare(run(*A.questions, **usual), run(*A.questions, **policy, **other))
     assert found.other_differences == (
+        "most requests at a time (the lower of --concurrency and the servers' limit): 4 and 32",
         "max_tokens: 10 and 20",
         "prompt_sha256: 'aaaaaaaa…' and 'bbbbbbbb…'",
         "versions.torch: '2' and '3'",

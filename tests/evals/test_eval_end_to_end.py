@@ -449,7 +449,7 @@ def test_a_complete_run_is_scored_though_no_server_answers(
         again = lim(*command, *nobody)
         assert (again.code, again.output.splitlines()[0]) == (0, first.output.splitlines()[0])
         assert f"{path} is complete: no server answers, so model, policy and" in again.error
-    fails("num_samples was 4 and is now 3", *words, "--samples", "3")
+    fails("num_samples (--samples) was 4 and is now 3", *words, "--samples", "3")
     fails("no server answers", *without_out, "--limit", "2")
     shutil.copytree(found, found.with_name("other"))
     fails(f"2 complete runs may be meant: `lim report runs/{found.name} runs/other`", *without_out)

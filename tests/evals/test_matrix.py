@@ -526,11 +526,16 @@ def test_runs_of_a_changed_file_are_refused_before_a_server_starts(world: World)
     for words in ((), ("--dry-run",)):
         done = world.run(*words)
         assert (done.code, world.starts) == (1, [])
-        assert f"num_samples was {NUM_SAMPLES} and is now {NUM_SAMPLES + 1}" in done.error
+        assert (
+            f"num_samples (--samples) was {NUM_SAMPLES} and is now {NUM_SAMPLES + 1}" in done.error
+        )
     world.write_file()
     write_sums(world.folder, NUM_QUESTIONS + 1, "sums")
     done = world.run()
-    assert f"questions.asked was {NUM_QUESTIONS} and is now {NUM_QUESTIONS + 1}" in done.error
+    assert (
+        f"questions.asked (--limit) was {NUM_QUESTIONS} and is now {NUM_QUESTIONS + 1}"
+        in done.error
+    )
     assert world.starts == []
     assert comparable(world.out / FOLDERS[0]) == before
 

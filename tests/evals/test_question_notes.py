@@ -26,7 +26,6 @@ def notes_of(folder: Path, *rows: dict[str, Any], ending: str = "") -> list[str]
         ("", ["5", "x", "AB"], None),
         ("", ["5", "D", "x"], "line 3"),
         ("", ["A", "5", "B"], "lines 1, 5"),
-        (":choice", ["A", "B", "D"], None),
     ],
 )
 def test_letters_in_a_file_of_expressions_are_named_by_their_lines(
@@ -54,10 +53,17 @@ def test_letters_in_a_file_of_expressions_are_named_by_their_lines(
         ("", ["P", "Q"], ["it depends on x", "5"], "line 1: .* the same words is right"),
         ("", ["P", "Q", "R"], ["Evelyn", "two", "10 apples"], None),
         ("", ["P", "Q", "R"], ["May 3, 2020", "A, C", "no solution"], None),
-        (":choice", ["P"], ["B because it is prime"], None),
-        (":choice", ["Is vitamin A) good? See B."], ["E"], None),
+        (
+            ":choice",
+            ["P", "Which?\nA) 1\nB) 2", "Q"],
+            ["B", "B", "A"],
+            "lines 1, 5: no options A, B",
+        ),
+        (":choice", ["P"], ["B because it is prime"], "line 1: no options A, B"),
+        (":choice", ["Is vitamin A) good? See B."], ["E"], "no options A, B, … are found"),
         ("", ["P", " P ", "Q"], ["4", "5", "4"], "lines 1, 3: the same question .*'4' and '5'"),
         ("", ["P", "P"], ["x + 1", "x  + 1"], None),
+        ("", ["P", "Q", " P "], ["4", "4", "4"], "lines 1, 5: the same .* counts 2 times: leave"),
         (":integer", ["P", "P"], ["033", "33"], None),
         (":integer", ["P", "P"], ["33", "34"], "'33' and '34'"),
     ],
@@ -89,8 +95,9 @@ def test_answers_that_can_hardly_be_right_are_named(
 def test_fields_that_look_like_options_or_misspelt_are_named(
     fields: list[str], expected: list[str], ending: str, tmp_path: Path
 ) -> None:
-    row = {"question": "Which, A or B?", "answer": "4" if not ending else "A"}
-    found = notes_of(tmp_path, row, {**row, **dict.fromkeys(fields, "x")}, ending=ending)
+    row = {"question": "Which?\nA) 4\nB) 5", "answer": "4" if not ending else "A"}
+    other = {**row, "question": "And which?\nA) 4\nB) 5", **dict.fromkeys(fields, "x")}
+    found = notes_of(tmp_path, row, other, ending=ending)
     assert len(found) == len(expected)
     for note, part in zip(found, expected, strict=True):
         assert note.startswith(f"{tmp_path / 'own.jsonl'}, line 3: ")

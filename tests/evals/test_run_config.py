@@ -17,7 +17,7 @@ from lim_sglang.evals.run_config import (
     server_settings,
     task_settings,
 )
-from lim_sglang.evals.run_store import differences
+from lim_sglang.evals.settings import differences
 from lim_sglang.evals.tasks import TASKS, Question, Task, questions_digest
 from lim_sglang.programs.schema import Sampling
 

@@ -26,6 +26,7 @@ from lim_sglang.evals.run_store import (
     write_questions,
     write_record,
 )
+from lim_sglang.evals.tasks import Question, selection_digest
 from lim_sglang.programs.schema import SampleState
 from tests.builders import make_graded
 
@@ -186,10 +187,43 @@ def test_a_run_of_other_settings_is_not_mixed_with(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         begin(tmp_path, other)
     message = str(caught.value)
-    assert 'lim.config.policy was "lessismore" and is now "full"' in message
+    assert 'lim.config.policy (--policy) was "lessismore" and is now "full"' in message
     assert "lim.config.dense_layers was [0, 1] and is now null" in message
     assert "budget" not in message
     assert "name another folder with --out" in message
+
+
+@pytest.mark.parametrize(
+    ("num_asked", "changes", "told"),
+    [
+        (2, {"gold": "5"}, "  - the questions have changed: own.jsonl, line 2\n"),
+        (2, {"text": "Q?"}, "  - the questions have changed: own.jsonl, line 2\n"),
+        (2, {"question_id": "c"}, "  - the questions have changed, or their ids or their order\n"),
+        (3, {}, "  - questions.asked (--limit) was 2 and is now 3\n"),
+    ],
+)
+def test_changed_questions_are_named_by_their_lines(
+    num_asked: int, changes: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    before = [
+        Question(name, "P?", "4", location=f"own.jsonl, line {n}")
+        for n, name in enumerate("abc", 1)
+    ]
+    now = [before[0], replace(before[1], **changes), before[2]][:num_asked]
+
+    def settings(asked: list[Question]) -> dict[str, Any]:
+        digest = selection_digest(asked)
+        return {**SETTINGS, "questions": {"asked": len(asked), "asked_digest": digest}}
+
+    with begin(tmp_path, settings(before[:2])):
+        asked = {each.question_id: AskedQuestion(each.gold, each.text) for each in before[:2]}
+        write_questions(tmp_path, asked)
+    with pytest.raises(DataError) as caught:
+        open_run(tmp_path, RunRecord("math500-x", settings(now), {}), now)
+    message = str(caught.value)
+    assert f"other settings:\n{told}use the old settings, or name another" in message
+    assert ("corrected ones need a new run" in message) == bool(changes)
+    assert "digest" not in message
 
 
 def test_a_folder_of_runs_is_no_folder_for_a_run(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import pytest
 from rich.console import Console
 
+from lim_sglang import progress as progress_module
 from lim_sglang.errors import ConfigError, DataError, ServerError
 from lim_sglang.evals import runner as runner_module
 from lim_sglang.evals.grading import Grader
@@ -40,6 +41,7 @@ from lim_sglang.programs.schema import Access, SampleState
 from lim_sglang.progress import fitting, show_progress
 from tests.builders import TextEquivalence, make_graded, make_sample
 from tests.fakes.job_server import FailingServer, JobServer
+from tests.fakes.sglang_server import eventually
 
 INFO = {"model_path": "/models/tiny", "version": "0.5.16", "internal_states": [{}]}
 FACTS = ServerFacts("http://here", INFO)
@@ -229,7 +231,7 @@ def test_a_named_folder_takes_one_run_only(config: RunConfig, tmp_path: Path) ->
     named = replace(config, out=tmp_path / "mine")
     run(named, JobServer())
     other = replace(named, sampling={"max_tokens": 65})
-    with pytest.raises(DataError, match=r"sampling\.max_tokens was 64 and is now 65"):
+    with pytest.raises(DataError, match=r"max_tokens \(--max-tokens\) was 64 and is now 65"):
         run(other, JobServer())
     with pytest.raises(DataError, match=r"server\.model_path was .*tiny.* and is now .*other"):
         run(named, JobServer(), info={**INFO, "model_path": "/models/other"})
@@ -424,6 +426,9 @@ def test_verdicts_that_lim_grade_has_written_are_renewed_too(
     finished, printed = complete(two_samples)
     assert num_right(finished) == 1
     assert "renewed, as by lim grade: 1 changed" in printed
+    finished, printed = complete(two_samples)
+    assert num_right(finished) == 1
+    assert "renewed" not in printed
 
 
 def test_a_run_without_a_sample_has_no_summary(
@@ -443,6 +448,19 @@ def test_every_problem_with_tasks_is_named_at_once(tmp_path: Path) -> None:
     expected = ("unknown task 'aime1924'", "math500.jsonl", "gsm8k.jsonl")
     lines = str(caught.value).split("\n")
     assert all(part in line for part, line in zip(expected, lines, strict=True))
+
+
+def test_a_wait_for_the_hub_is_shown_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_module, "FIRST_WAIT_S", 0.02)
+    printed = io.StringIO()
+
+    def load(*_: object) -> list[Question]:
+        assert eventually(lambda: "  waiting, 0 s\n" in printed.getvalue())
+        return []
+
+    monkeypatch.setattr(runner_module, "load_questions", load)
+    load_benchmarks([RunConfig("math500")], Console(file=printed))
+    assert printed.getvalue().count("waiting") == 1
 
 
 def test_questions_of_the_hub_are_announced_before_the_wait(

@@ -337,7 +337,7 @@ def timed(*seconds: float, sessions: list[int | None] | None, **conditions: Any)
     ("sessions", "why"),
     [
         (([8], [8]), ""),
-        (([8], [4]), "each server was sent 8 for a and 4 for b requests at a time"),
+        (([8], [4]), "each server was sent at most 8 (a) and 4 (b) requests at a time"),
         (([8], [8, 4]), "b was resumed"),
         (([8, 8], [8, 4]), "a and b were resumed"),
         (([None, 8], [8]), "a was resumed"),
@@ -359,7 +359,7 @@ def test_seconds_compare_where_both_runs_had_the_same_requests_at_a_time_in_one_
     (both,) = make_groups([slow, fast])
     assert [cells(both, n)["seconds a sample"] for n in (0, 1)] == ["3.0", "0.8"]
     assert ("Seconds a sample do not compare" in results_section([both])) == bool(why)
-    assert ", 8 requests at a time;" in conditions_text(both)
+    assert ", at most 8 requests at a time;" in conditions_text(both)
     assert scores_of(slow)["seconds a sample"] == "3.0"
 
 
@@ -500,8 +500,8 @@ def test_results_state_their_conditions_and_gaps() -> None:
     assert table == group_table(make_groups(runs)[0]).markdown()
     assert below == (
         f"math500, {CODER}: 9 questions {TIMES} 4 samples, at most 2,048 new tokens, "
-        "temperature 0.6, top_p 0.95, top_k -1, 256 requests at a time; NVIDIA H100 80GB HBM3 "
-        "and unknown device name, "
+        "temperature 0.6, top_p 0.95, top_k -1, at most 256 requests at a time; NVIDIA H100 80GB "
+        "HBM3 and unknown device name, "
         "SGLang 0.5.16, torch 2.11.0, Math-Verify 0.9.0. By `lim eval` on 2026-11-25 and "
         "2026-11-26, commit 1be6cc2 and c0ffee0123 with local edits d61e43b333. 9 questions are "
         "too few for standard errors and intervals, which need 20. LessIsMore 256: 2 samples "

@@ -233,6 +233,8 @@ class FakeServer:
     """False: it has no tokenizer."""
     switches_thoughts: bool = True
     """True if its chat template has a switch for thoughts."""
+    ends_thoughts: bool = True
+    """True if its tokenizer has a token that ends thoughts."""
     forgets_aborts: int = 0
     """Number of aborts that overtake their requests."""
     answers_aborts: bool = True
@@ -323,6 +325,8 @@ class FakeServer:
 
     def _tokens(self, body: dict[str, Any]) -> list[str]:
         """Return the tokens of a text or a conversation: a word each."""
+        if body.get("prompt") == "</think>" and not self.ends_thoughts:
+            return ["</", "think", ">"]
         if "prompt" in body:
             return list(body["prompt"].split())
         switch = body.get("chat_template_kwargs", {}) if self.switches_thoughts else {}

@@ -1,7 +1,9 @@
 """The Python interface, and the examples that use it, against a fake or the tiny real server."""
 
 import asyncio
+import inspect
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -50,6 +52,32 @@ def test_a_vote_holds_answer_votes_samples_and_cost_and_is_frozen() -> None:
     assert 0 < vote.seconds < 60
     with pytest.raises(FrozenInstanceError):
         vote.answer = "392"  # type: ignore[misc]
+
+
+def test_a_template_takes_the_place_of_the_usual_request() -> None:
+    with serving(lambda _: completion("391")) as fake:
+        lim_sglang.ask(QUESTION, samples=1, url=fake.url, template="Say {x}: {question}")
+        with pytest.raises(LimError, match=r"^template= must hold \{question\} exactly once"):
+            lim_sglang.ask(QUESTION, url=fake.url, template="Say")
+    sent = [request["messages"][0]["content"] for request in fake.requests]
+    assert sent == [f"Say {{x}}: {QUESTION}"]
+
+
+@pytest.mark.parametrize(("deterministic", "seed"), [(True, 0), (True, None), (False, 0)])
+def test_samples_say_if_their_seed_is_heeded(deterministic: bool, seed: int | None) -> None:
+    with serving(lambda _: completion("391"), deterministic=deterministic) as fake:
+        vote = lim_sglang.ask(QUESTION, samples=2, url=fake.url, seed=seed)
+    is_heeded = deterministic and seed is not None
+    assert [sample.seed_honoured for sample in vote.samples] == [is_heeded] * 2
+
+
+def test_help_names_every_argument_and_shows_no_function_as_a_default() -> None:
+    for function in (lim_sglang.ask, lim_sglang.grade, lim_sglang.extract_answer):
+        described = inspect.getdoc(function) or ""
+        for name, parameter in inspect.signature(function).parameters.items():
+            is_described = re.search(rf"^    [\w, ]*\b{name}\b[\w, ]*: ", described, re.MULTILINE)
+            assert name == "question" or is_described, name
+            assert not callable(parameter.default) or parameter.default is parameter.empty
 
 
 def test_each_sample_is_told_as_it_ends() -> None:
@@ -170,6 +198,7 @@ def test_errors_of_samples_name_arguments_and_no_options() -> None:
         ("raise --max-tokens", "raise max_tokens="),
         ("less than --max-tokens 64, so", "less than max_tokens=64, so"),
         ("leave --no-thinking out", "leave thinking=False out"),
+        ("raise --timeout", "raise timeout_s="),
         ("`lim ask --api openai` with --url", "`lim ask --api openai` with url="),
         ("a -- b", "a -- b"),
     ],

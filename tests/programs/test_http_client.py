@@ -164,6 +164,36 @@ def test_without_a_server_the_error_says_how_to_start_one() -> None:
     assert re.fullmatch(r"no server answers at http://127.0.0.1:\d+", brief)
 
 
+def test_a_name_that_is_not_known_is_told_apart_from_a_server_that_does_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with Client("http://no-such-host.invalid:9") as client:
+        error = error_of(client, "GET", "/model_info")
+    assert "at http://no-such-host.invalid:9, whose name is not known here (Name or" in str(error)
+    assert "check the name after --url" in str(error)
+    assert "lim serve" not in str(error)
+
+
+def test_a_port_where_no_server_speaks_http_has_a_way_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            peer, _ = listener.accept()
+            peer.recv(1000)
+            peer.sendall(b"SSH-2.0-OpenSSH\r\n")
+            peer.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        with Client(f"127.0.0.1:{listener.getsockname()[1]}") as client:
+            error = error_of(client, "GET", "/model_info")
+    assert "(RemoteProtocolError): it has ended, or speaks no HTTP: see its log" in str(error)
+    assert client_module.without_advice(str(error)).endswith("was lost (RemoteProtocolError)")
+
+
 def test_a_request_out_of_time_is_an_error_of_its_own_and_disconnects(client: Client) -> None:
     Handler.gone.clear()
     error = error_of(client, "GET", "/slow", timeout_s=0.2)

@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -20,6 +21,7 @@ from lim_sglang.programs.program import (
     find_program,
     listing,
     outcome_record,
+    reasons_without_vote,
     refuse_failures,
 )
 from lim_sglang.programs.schema import Sample, SampleState
@@ -72,6 +74,8 @@ def test_a_programs_file_is_a_script_that_prints_each_sample_and_last_the_answer
         ("short", 4, {"wanted": 5}, "wanted=5 .* 5 samples, and may take 4"),
         ("early_stop", 4, {}, "window=5 .* 5 samples"),
         ("adaptive", 3, {}, "confidence=0.95 .* 4 samples"),
+        ("confidence", 4, {}, "confidence with warm_up=16 cannot .* 16 samples, .* lower warm_up,"),
+        ("confidence", 4, {"warm_up": 5}, "warm_up=5 .* 5 samples"),
     ],
 )
 def test_a_number_of_samples_that_leaves_a_program_no_effect_is_refused(
@@ -84,7 +88,8 @@ def test_a_number_of_samples_that_leaves_a_program_no_effect_is_refused(
 @pytest.mark.parametrize("program", PROGRAMS.values())
 def test_the_fewest_samples_of_a_program_are_taken(program: Program) -> None:
     program.check({}, program.samples)
-    program.check({}, program.least_samples(**program.options))
+    least = {"short": 3, "early_stop": 5, "adaptive": 4, "confidence": 16}
+    program.check({}, least.get(program.name, 1))
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -247,6 +252,26 @@ def test_failures_are_an_error_unless_a_sample_has_ended(
     outcome = Outcome(samples, tally(samples, str.__eq__), len(samples), False, 1.0)
     with pytest.raises(ServerError, match=f"^{words}$") if words else nullcontext():
         refuse_failures(outcome)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_hinted"),
+    [
+        ("So the final answer is: **Paris**, since", True),
+        ("The answer is blue", True),
+        ("The answer is 12", False),
+        (r"The answer is \frac{1}", False),
+        ("Let us answer this", False),
+    ],
+)
+def test_words_of_a_sample_that_was_cut_off_are_told_to_count_in_a_box_only(
+    text: str, is_hinted: bool
+) -> None:
+    sample = replace(make_sample(0, None, SampleState.TRUNCATED), text=text)
+    outcome = Outcome((sample,), tally([sample], str.__eq__), 1, False, 1.0)
+    (reason,) = reasons_without_vote(outcome, PROGRAMS["majority"], 10)
+    assert reason.mend.startswith(": raise --max-tokens; ")
+    assert ("; words count in a box only;" in reason.mend) == is_hinted
 
 
 def test_a_failed_sample_is_no_evidence_but_its_tokens_are_spent() -> None:

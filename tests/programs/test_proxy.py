@@ -50,6 +50,7 @@ def test_a_client_gets_a_vote_by_its_model_string() -> None:
     assert (vote["answer"], vote["margin"], vote["tokens_spent"]) == ("391", 1, 21)
     assert vote["votes"][0] == {"answer": "391", "votes": 2, "weight": 2.0}
     assert (vote["shown"], vote["settled_early"], len(vote["samples"])) == (1, False, 3)
+    assert not any(sample["seed_honoured"] for sample in vote["samples"])
     assert all(request["messages"] == QUESTION for request in fake.requests)
     assert {(r["temperature"], r["max_tokens"], r["top_k"]) for r in fake.requests} == {
         (0.3, 50, 20)

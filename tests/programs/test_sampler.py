@@ -5,6 +5,7 @@ there are slots. As a script, it takes many samples at once and prints what that
 """
 
 import json
+import re
 import resource
 import sys
 import threading
@@ -250,7 +251,7 @@ def test_a_server_killed_in_mid_vote_takes_no_finished_sample_with_it(streamed: 
     assert (outcome.vote.winner, outcome.vote.votes, outcome.vote.failed) == ("391", 3, 5)
     assert [sample.tokens_at_least for sample in outcome.samples] == [False] * 3 + [True] * 5
     for sample in outcome.samples[3:]:
-        assert "no server answers" in str(sample.error) or "was lost" in str(sample.error)
+        assert re.search("went away in mid-answer, and no server|was lost", str(sample.error))
 
 
 def test_samples_that_had_not_begun_when_the_server_died_fail_too() -> None:

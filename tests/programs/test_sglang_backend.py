@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -87,6 +88,20 @@ def test_a_switch_for_thoughts_is_refused_if_the_template_has_none(thinking: boo
             connect(Access(fake.url, thinking=thinking), CONSOLE)
         assert not fake.requests
     assert str(refused.value).startswith("--thinking" if thinking else "--no-thinking")
+
+
+def test_a_thinking_budget_is_refused_of_a_model_that_does_not_think() -> None:
+    access = Access(thinking_budget=9)
+    answer = completion("")
+    with (
+        serving(lambda _: answer, switches_thoughts=False, ends_thoughts=False) as fake,
+        pytest.raises(ConfigError, match=r"^--thinking-budget: .* the model does not think"),
+    ):
+        connect(replace(access, url=fake.url), CONSOLE)
+    with serving(lambda _: answer, switches_thoughts=False) as fake:  # it always thinks
+        connect(replace(access, url=fake.url), CONSOLE).close()
+    with serving(lambda _: answer, ends_thoughts=False) as fake:
+        connect(replace(access, url=fake.url), CONSOLE).close()
 
 
 def test_a_switch_for_thoughts_is_sent_if_the_template_has_one() -> None:
@@ -196,7 +211,7 @@ def test_a_sample_that_never_ends_fails_in_time_and_is_aborted(streamed: bool) -
         assert eventually(lambda: fake.in_flight == 0)
     assert states(outcome) == ["finished", "failed", "finished"]
     failed = outcome.samples[1]
-    assert "did not answer within 0.5 seconds" in str(failed.error)
+    assert "did not answer within 0.5 seconds: raise --timeout" in str(failed.error)
     assert fake.aborted == [failed.rid]
     assert requests_by_seed(fake)[1] == 1
     assert (failed.num_tokens, failed.answer) == ((2 if streamed else 0), None)

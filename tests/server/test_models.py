@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from lim_sglang import models
-from lim_sglang.errors import ModelError
+from lim_sglang.errors import REFUSED, ModelError
 from lim_sglang.models import (
     SMOLLM2,
     EmbeddedModel,
@@ -132,7 +132,14 @@ def test_a_folder_is_a_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["qwen", "./missing", "/no/such/folder", "a/b/c", "--tp-size"])
 def test_another_name_is_refused(name: str) -> None:
-    with pytest.raises(ModelError, match="neither a folder nor a hub id"):
+    with pytest.raises(ModelError, match="neither a folder nor a hub id: name") as refused:
+        check_model(name)
+    assert refused.value.exit_code == REFUSED
+
+
+@pytest.mark.parametrize("name", ["SmolLM2-135M", "smollm2-135m-instruct", "SmolLM-135M-Instruct"])
+def test_a_name_like_that_of_the_built_in_model_is_answered_with_it(name: str) -> None:
+    with pytest.raises(ModelError, match=r"did you mean SmolLM2-135M-Instruct\? Else name a local"):
         check_model(name)
 
 

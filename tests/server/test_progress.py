@@ -97,6 +97,11 @@ def test_the_time_left_follows_from_ended_running_and_waiting_jobs(
         ([10.0], [10.0], 5, 1000, ("about", "7 s")),
         ([10.0], [10.0], 200, math.inf, ("about", "7 s")),
         ([10.0], [10.0], 200, 120, ("about", "2 s")),
+        ([10.0] * 7, [15.0], 200, 300, ("about", "4 s")),
+        ([10.0] * 7, [30.0], 200, 300, ("at most", "2m00s", "--max-tokens")),
+        ([10.0] * 7, [60.0], 200, 300, ("at most", "2m15s", "--max-tokens")),
+        ([10.0] * 7, [60.0], 200, math.inf, None),
+        ([10.0] * 7, [60.0], 0, 300, None),
     ],
 )
 def test_the_time_left_is_told_once_it_is_known_and_a_bound_is_called_one(

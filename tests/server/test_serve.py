@@ -132,7 +132,7 @@ def test_on_a_terminal_sentences_are_wrapped_and_commands_stay_whole(
         (("some/model", "--port", "{taken}"), REFUSED, "port {taken} of 127.0.0.1 is in use"),
         (("some/model", "--budget", "many"), REFUSED, "--lim-budget: must be an integer"),
         (("some/model", "--", "--port", "8"), REFUSED, "--port after --"),
-        (("no-such-model",), FAILED, "'no-such-model' is neither a folder nor a hub id"),
+        (("no-such-model",), REFUSED, "'no-such-model' is neither a folder nor a hub id"),
     ],
 )
 def test_a_start_that_cannot_be_is_one_message_and_an_exit_code(

@@ -380,7 +380,7 @@ def test_a_log_that_cannot_be_written_is_refused_before_anything_starts(
 def test_markup_in_a_log_is_shown_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
 ) -> None:
-    for name in ("LINE_INTERVAL_S", "POLL_S"):
+    for name in ("FIRST_LINE_S", "LINE_INTERVAL_S", "POLL_S"):
         monkeypatch.setattr(server_log, name, 0.02)
     shown, log = io.StringIO(), tmp_path / "server.log"
     log.write_text("Loading [/bold] 100%\n")
@@ -397,13 +397,14 @@ def test_a_start_is_told_now_and_then_in_a_file_and_followed_on_a_terminal_and_i
 ) -> None:
     monkeypatch.setattr(server_log, "POLL_S", 0.02)
     monkeypatch.setattr(server_log, "LINE_INTERVAL_S", 0.1)
+    monkeypatch.setattr(server_log, "FIRST_LINE_S", 0.1)
     monkeypatch.setattr(server_module, "POLL_S", 0.5)
     shown, log = io.StringIO(), tmp_path / "runs" / "tiny.log"
     with serving(fake_spec(folder), Console(file=shown, width=80), log):
         pass
     assert "Loading" in log.read_text()
     said = (
-        rf"SGLang's log: {log}\nStarting a server: tiny --lim-budget 64\n(  \d+ s( \S.*)?\n)+"
+        rf"SGLang's log: {log}\nStarting a server: tiny --lim-budget 64\n(  \d+ s \S.*\n)+"
         r"The server is ready after \d+ s\n"
     )
     assert re.fullmatch(said, shown.getvalue())
