@@ -47,43 +47,36 @@ class LosslessCpuBackend(TorchNativeAttnBackend):
             self._lists = None
 
     def forward_extend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layer: Any,
-        forward_batch: Any,
-        save_kv_cache: bool = True,
+        self, q: Tensor, k: Tensor, v: Tensor, layer: Any, batch: Any, *others: Any, **options: Any
     ) -> Tensor:
-        """Run one layer of a prefill; keep the query of each request's last token."""
-        output: Tensor = super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
+        """Run one layer of a prefill; keep the query of each request's last token.
+
+        Args:
+            q: [T, H * D], of all new tokens, like the result.
+            k, v: [T, G * D].
+            layer, batch, others, options: SGLang's.
+        """
+        output: Tensor = super().forward_extend(q, k, v, layer, batch, *others, **options)
         if layer.layer_id in self._select_layers:
-            last = forward_batch.extend_seq_lens.long().cumsum(0) - 1
+            last = batch.extend_seq_lens.long().cumsum(0) - 1
             self.queries[layer.layer_id] = _by_head(q, layer)[last]
         return output
 
     def forward_decode(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layer: Any,
-        forward_batch: Any,
-        save_kv_cache: bool = True,
+        self, q: Tensor, k: Tensor, v: Tensor, layer: Any, batch: Any, *others: Any, **options: Any
     ) -> Tensor:
         """Run one layer: over the lists in a draft, dense in any other step, which keeps queries.
 
         Args:
-            q: [R, H * D], like the result.
-            k, v: [R, G * D].
+            q, k, v, layer, batch, others, options: as for `forward_extend`, of R rows.
         """
         if self._lists is None:
-            output: Tensor = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
+            output: Tensor = super().forward_decode(q, k, v, layer, batch, *others, **options)
             if layer.layer_id in self._select_layers:
                 self.queries[layer.layer_id] = _by_head(q, layer)
             return output
         pool = self.token_to_kv_pool
-        pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
+        pool.set_kv_buffer(layer, KVWriteLoc(batch.out_cache_loc, None), k, v)
         keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
         lists = self._lists[self._list_of_layer[layer.layer_id]]
         rows = zip(_by_head(q, layer), lists, strict=True)
