@@ -111,6 +111,7 @@ class Target(StrEnum):
         "sglang.srt.constrained.base_grammar_backend.BaseGrammarBackend._init_value_dispatch"
     )
     ROW_ROOM = "sglang.srt.mem_cache.allocation_sizing.get_req_to_token_extra_context_len"
+    TOKEN_LOGPROBS = "sglang.srt.layers.logprob_processor.get_token_ids_logprobs"
     UPDATE_FINISH = "sglang.srt.managers.schedule_batch.Req.update_finish_state"
     MATCH_STOPS = "sglang.srt.managers.schedule_batch.Req._check_str_based_finish"
     SCALE_PENALTIES = "sglang.srt.sampling.penaltylib.repetition_penalty.apply_scaling_penalties"
@@ -147,6 +148,7 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
     ),
     Target.COMPILE_GRAMMAR: ("self", "key", "require_reasoning"),
     Target.ROW_ROOM: ("server_args",),
+    Target.TOKEN_LOGPROBS: ("logprobs", "token_ids_logprobs", "no_copy_to_cpu"),
     Target.UPDATE_FINISH: ("self", "new_accepted_len"),
     Target.MATCH_STOPS: ("self", "new_accepted_len"),
     Target.SCALE_PENALTIES: ("logits", "scaling_penalties"),
@@ -349,7 +351,7 @@ def register_drafting(name: str, algorithm: type, create: Callable[[Any], type])
         create: returns the class of the worker for the server's arguments.
     """
     speculation = __getattr__("SpeculativeAlgorithm")
-    speculation.register(name, supports_overlap=True, spec_class=algorithm)(create)
+    speculation.register(name, supports_overlap=False, spec_class=algorithm)(create)
 
 
 def run_logprobs(batch: Any, logits_output: Any, picks: Any) -> None:

@@ -56,6 +56,7 @@ def mend_sglang(backend: str) -> None:
     hook_around(Target.HANDLE_BATCH, handle_batch_without_leak)
     hook_around(Target.CHUNK_LOGPROBS, tokens_with_own_candidates)
     hook_around(Target.UPDATE_FINISH, finish_of_run)
+    hook_after(Target.TOKEN_LOGPROBS, rows_that_can_be_read)
     hook_around(Target.MATCH_STOPS, stops_within_time)
     hook_around(Target.SCALE_PENALTIES, penalties_without_compiler)
     hook_after(Target.INIT_TOKENIZER, bound_tokenizer)
@@ -91,6 +92,20 @@ def tokens_with_own_candidates(
     chunk get the candidates of the chunk's first token, although both lists are in step.
     """
     return original(chat, logprobs, use_token_index=True)
+
+
+def rows_that_can_be_read(
+    found: tuple[list[Any], list[Any]], logprobs: Any, *_: Any, **__: Any
+) -> tuple[list[Any], list[Any]]:
+    """Return the logprobs of named tokens with an empty tensor for a request that names none.
+
+    SGLang 0.5.16 gives such a request a list, reads each row as a tensor, and ends the server: one
+    request with `token_ids_logprob` beside one without was enough.
+    """
+    values, ids = found
+    if any(hasattr(row, "tolist") for row in values):
+        values = [row if hasattr(row, "tolist") else logprobs.new_empty(0) for row in values]
+    return values, ids
 
 
 def finish_of_run(original: Callable[..., None], req: Any, new_accepted_len: int = 1) -> None:

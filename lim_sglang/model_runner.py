@@ -35,6 +35,7 @@ from lim_sglang.validation import (
     model_shape,
     model_traits,
     reasons_against,
+    reasons_against_drafts,
     reasons_against_kv_cache,
     reasons_against_layers,
     reasons_against_model,
@@ -62,6 +63,8 @@ class LimModelRunner(compat.ModelRunner):
         reasons += reasons_against_model(text_config, config)
         if not on_cpu:
             reasons += reasons_against_summaries(server_args, config)
+        if isinstance(config.make_policy(), Lossless):
+            reasons += reasons_against_drafts(server_args)
         if reasons:
             raise RefusedError(reasons)
         shape = model_shape(text_config)

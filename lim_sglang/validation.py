@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,7 @@ _UNCHECKED = "requests would reach the scheduler without the checks that keep it
 _WHOLE_GRAPHS = "decode graphs must be captured in one piece, so use full or disabled"
 _WITHOUT_SUMMARIES = "keys could come back without their summaries"
 _UNTESTED_DRAFTS = "it has not been verified with policy lossless"
+_ONE_SAMPLER = f"drafts and verification sample by {BACKEND}"
 DRAFTING = "LIM_LOSSLESS"
 """The name of lossless drafting among SGLang's speculative algorithms."""
 _WHOLE_CONTEXT = "the set needs the whole context"
@@ -153,21 +154,14 @@ CPU_REFUSALS = (
 DRAFTING_REFUSALS = (
     Refusal("--page-size", _over_one, _UNTESTED_DRAFTS),
     Refusal("--enable-lora", bool, _UNTESTED_DRAFTS),
+    Refusal("--lora-paths", bool, _UNTESTED_DRAFTS),
+    Refusal("--sampling-backend", lambda v: v not in (None, BACKEND), _ONE_SAMPLER),
     Refusal("--prefill-attention-backend", _is_given, _UNTESTED_DRAFTS),
     Refusal("--kv-cache-dtype", lambda v: v in FP8_DTYPES, _UNTESTED_DRAFTS),
     Refusal("--enable-hierarchical-cache", bool, _UNTESTED_DRAFTS),
     Refusal("--enable-lmcache", bool, _UNTESTED_DRAFTS),
     Refusal("--enable-flexkv", bool, _UNTESTED_DRAFTS),
     Refusal("--radix-cache-backend", _is_given, _UNTESTED_DRAFTS),
-    *(
-        Refusal(option, _is_given, "lossless drafting sets it")
-        for option in (
-            "--speculative-draft-model-path",
-            "--speculative-num-steps",
-            "--speculative-eagle-topk",
-            "--speculative-num-draft-tokens",
-        )
-    ),
 )
 """Options that are refused under policy lossless."""
 
@@ -185,7 +179,27 @@ def reasons_against_drafting(options: Any, config: LimConfig, *, on_cpu: bool) -
             f"--speculative-algorithm {DRAFTING}: use --lim-policy lossless in its place",
         ),
     )
-    return reasons + (_refused(DRAFTING_REFUSALS, options) if is_lossless else [])
+    if is_lossless:
+        reasons += reasons_against_drafts(options)
+        reasons += [f"{option}: policy lossless sets it" for option in _speculation(options)]
+    return reasons
+
+
+def reasons_against_drafts(options: Any) -> list[str]:
+    """List the options, given or resolved, that drafts cannot be served with."""
+    return _refused(DRAFTING_REFUSALS, options)
+
+
+def _speculation(options: Any) -> list[str]:
+    """Return the options of SGLang's speculation that differ from their defaults, but for the
+    algorithm."""
+    return [
+        f"--{field.name.replace('_', '-')}"
+        for field in (fields(options) if is_dataclass(options) else ())
+        if field.name.startswith("speculative_")
+        and field.name != "speculative_algorithm"
+        and getattr(options, field.name) != field.default
+    ]
 
 
 SUMMARY_REFUSALS = (

@@ -55,6 +55,7 @@ def prepare_arguments(server_args: Any, policy: Lossless, backend: str) -> None:
     server_args.speculative_eagle_topk = 1
     server_args.speculative_num_steps = policy.num_drafts
     server_args.speculative_num_draft_tokens = policy.num_drafts + 1
+    server_args.speculative_attention_mode = "decode"
     server_args.sampling_backend = backend
     server_args.disable_overlap_schedule = True  # cycles are synchronous so far
 

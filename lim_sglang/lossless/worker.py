@@ -28,6 +28,7 @@ class DraftInput(compat.SpecInput):
     (`LosslessWorker`)."""
 
     def __init__(self) -> None:
+        # A draft's state, which no forward pass is given: `_forward` takes it off the batch.
         super().__init__(compat.SpecInputType.EAGLE_DRAFT)
 
     def filter_batch(
@@ -67,7 +68,8 @@ class LosslessWorker(compat.BaseSpecWorker):
         """The newest token of a request, by its index in SGLang's pool."""
         self._queries: dict[int, Tensor] = {}
         """By the same index, the SELECT layers' queries of position L - 1: [layers, H, D]."""
-        os.environ[compat.NO_COPY_VAR] = "1"  # a verification has w rows of each request
+        # A verification has w rows of each request. The process is the server's scheduler alone.
+        os.environ[compat.NO_COPY_VAR] = "1"
 
     def alloc_memory_pool(
         self,
@@ -220,7 +222,7 @@ class LosslessWorker(compat.BaseSpecWorker):
         by_layer = [self._backend.queries[layer.layer_id][rows] for layer in self._select]
         queries = torch.stack(by_layer, 1)  # [B, layers, H, D]
         self._newest.update(zip(requests, newest, strict=True))
-        self._queries.update(zip(requests, queries, strict=True))
+        self._queries.update(zip(requests, map(torch.clone, queries), strict=True))
 
     def _count(self, lengths: Tensor, width: int, accepted: Tensor, sampling: RunSampling) -> None:
         self._runner.lim_stats.count_step(lengths.numpy().astype(np.int64) + 1, None)

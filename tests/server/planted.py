@@ -248,6 +248,14 @@ def _as_sglang_finishes(*, by_run: bool) -> Callable[[Any], None]:
     return plant
 
 
+def _rows_without_room(_: Any) -> None:
+    """Take the mend of the rows' length back."""
+    from sglang.srt.mem_cache import kv_cache_configurator as module
+
+    original = unwrap(module.get_req_to_token_extra_context_len)
+    module.get_req_to_token_extra_context_len = original
+
+
 def _random_slots(self: Any, _: Any, __: Any, lists: list[list[Tensor]]) -> list[list[Tensor]]:
     slots = len(self._runner.token_to_kv_pool.get_key_buffer(0))
     return [[torch.randint(0, slots, kept.shape) for kept in of_layer] for of_layer in lists]
@@ -277,6 +285,7 @@ DEFECTS: Mapping[str, Callable[[Any], None]] = {
     "query-of-another": _queries(_swap_queries),
     "set-of-last-cycle": _lists(_old_lists),
     "drafts-read-all": _lists(_all_slots),
+    "rows-without-room": _rows_without_room,
     "stop-at-run-end": _as_sglang_finishes(by_run=False),
     "length-before-end-token": _as_sglang_finishes(by_run=True),
 }

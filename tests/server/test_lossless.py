@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,7 @@ from lim_sglang.counters import DraftStats
 from lim_sglang.errors import ConfigError
 from lim_sglang.kernels.reference_sampling import count_accepted
 from lim_sglang.lossless.cpu_kernels import copy_in_place, write_slots
-from lim_sglang.mends import finish_of_run
+from lim_sglang.mends import finish_of_run, rows_that_can_be_read
 from lim_sglang.policies.lossless import Lossless
 from lim_sglang.policies.policy import Role
 from lim_sglang.validation import DRAFTING, DRAFTING_REFUSALS, reasons_against_drafting
@@ -83,6 +83,33 @@ def test_drafts_are_refused_on_a_gpu_and_by_another_name() -> None:
     by_name = options(speculative_algorithm=DRAFTING)
     assert "--lim-policy lossless" in reasons_against_drafting(by_name, LimConfig(), on_cpu=True)[0]
     assert reasons_against_drafting(by_name, config, on_cpu=True) == []
+
+
+@dataclass
+class Arguments:
+    """SGLang's arguments, of those that matter here."""
+
+    speculative_algorithm: str | None = None
+    speculative_adaptive: bool = False
+    speculative_accept_threshold_single: float = 1.0
+
+
+def test_every_option_of_speculation_is_refused_but_its_default() -> None:
+    config = LimConfig(policy="lossless")
+    assert reasons_against_drafting(Arguments(), config, on_cpu=True) == []
+    given = Arguments(speculative_adaptive=True, speculative_accept_threshold_single=0.5)
+    assert reasons_against_drafting(given, config, on_cpu=True) == [
+        "--speculative-adaptive: policy lossless sets it",
+        "--speculative-accept-threshold-single: policy lossless sets it",
+    ]
+
+
+def test_a_request_that_names_no_tokens_has_a_row_that_can_be_read() -> None:
+    logprobs = torch.zeros(2, 4)
+    values, ids = rows_that_can_be_read(([logprobs[0, :2], []], [[0, 1], []]), logprobs, [], True)
+    assert [row.tolist() for row in values] == [[0.0, 0.0], []]
+    assert ids == [[0, 1], []]
+    assert rows_that_can_be_read(([[0.5], []], [[1], []]), logprobs, []) == ([[0.5], []], [[1], []])
 
 
 @pytest.mark.parametrize(
