@@ -82,6 +82,8 @@ def _argument(found: re.Match[str]) -> str:
     if found["command"]:
         return found["command"]
     name = {"timeout": "timeout_s"}.get(found["name"], found["name"].replace("-", "_"))
+    if found.string.startswith(":", found.end()):
+        return name  # of which the error speaks
     return f"{name}={'False' if found['off'] else ''}"
 
 

@@ -246,7 +246,7 @@ class Sample:
 
 UNREAD = "ended with no answer in a form that is read"
 """Words on samples that were not cut off and have no answer; no answer can be read from them."""
-IN_A_BOX = "words count in a box only"
+IN_A_BOX = "most words count in a box only"
 READ_FORMS = (
     f', such as \\boxed{{…}}, "the answer is …" or "Final answer: …" ({IN_A_BOX}): a small model '
     "may not follow the instruction, so try a larger one"

@@ -69,7 +69,7 @@ _EMPTY_BOX = re.compile(rf"{_BOX}\s*(?:\{{\s*\}}|$)")
 _IS = (
     r"(?:is|must be|should be|would be|will be|equals)\b\s*"
     r"(?:(?:therefore|thus|then|hence|simply|exactly|just|indeed|clearly|actually|really|still"
-    r"|in fact|approximately|about)\b,?\s*)?:?"
+    r"|in fact|approximately|about|probably|likely|roughly|around)\b,?\s*)?:?"
 )
 _FORMULA = (
     r"(?:\$\$[^$]{1,500}\$\$|\$(?!\s)[^$]{1,500}(?<!\s)\$(?!\d)"
@@ -117,6 +117,9 @@ _STATEMENT = re.compile(
     r"|I mean\b)[\s,:*_]*(?:actually\s+)?)",
     re.IGNORECASE | re.MULTILINE,
 )
+_EMPHASIS = re.compile(r"(?<=[\d%a-z])!+\s*$|\s+or so\s*$")
+"""The end of a statement that says nothing: `The answer is 391!`; in a formula, as `$5!$`, and in a
+box it is a factorial."""
 _ENDS = r"(?=[*_$]{0,4}(?:[.,;:!\n]|\Z|\s+(?:because|since|as)\b))"
 _CORRECT_OPTION = re.compile(
     r"(?<![a-zA-Z0-9\\])(?-i:([A-J]))[)*_$]{0,4}\s+is\s+(?:the\s+)?(?:correct|right)\b"
@@ -469,7 +472,7 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
         return None
     box = _BEGINS_WITH_EMPTY_BOX.match(text, lead.end(), end)
     stated = _STATED.match(text, box.end() if box else lead.end(), end)
-    answer = tidy(_LONG_SPACE.sub(" ", stated[0])) if stated else ""
+    answer = tidy(_LONG_SPACE.sub(" ", _EMPHASIS.sub("", stated[0]))) if stated else ""
     if lead["several"]:
         return listed(answer) if _ALL.search(before) else None
     if stated and (chosen := _CHOICE.match(stated[0])):

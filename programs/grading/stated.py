@@ -117,10 +117,16 @@ def is_measured(answer: str) -> bool:
     return number is not None and (number[1] is None or len(number[1].words) < 2)
 
 
+_NOT_BUT = re.compile(r"not\s+(\S+?),?\s+but\s+(?:rather\s+)?(.+)", re.DOTALL)
+"""`not 12 but 13`."""
+
+
 def stated_value(answer: str) -> str | None:
     """Return an answer without a box, less the remark behind it; None if it is words alone."""
     if len(answer) > MAX_STATED or re.match(PRONOUN, answer) or _WRONG.search(answer):
         return None
+    if (corrected := _NOT_BUT.fullmatch(answer)) and read_number(corrected[1]):
+        answer = corrected[2]
     if rejecting := _OTHER_IS_WRONG.fullmatch(answer):
         kept = tidy(rejecting["kept"])
         others = [without_name(tidy(part)) for part in _AND_OR.split(rejecting["other"])]

@@ -199,6 +199,7 @@ def test_errors_of_samples_name_arguments_and_no_options() -> None:
         ("less than --max-tokens 64, so", "less than max_tokens=64, so"),
         ("leave --no-thinking out", "leave thinking=False out"),
         ("raise --timeout", "raise timeout_s="),
+        ("--thinking-budget: the template", "thinking_budget: the template"),
         ("`lim ask --api openai` with --url", "`lim ask --api openai` with url="),
         ("a -- b", "a -- b"),
     ],

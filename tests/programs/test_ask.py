@@ -39,7 +39,7 @@ from lim_sglang.programs.chat import StreamReader
 from lim_sglang.programs.grading.answers import extract_answer
 from lim_sglang.programs.http_client import START_ONE
 from lim_sglang.programs.program import PROGRAMS, Outcome, outcome_record
-from lim_sglang.programs.schema import UNANSWERED, Sample, SampleState
+from lim_sglang.programs.schema import IN_A_BOX, UNANSWERED, Sample, SampleState
 from lim_sglang.programs.vote import tally
 from lim_sglang.progress import printable
 from tests.builders import make_sample
@@ -511,7 +511,7 @@ def test_each_reason_for_a_missing_vote_is_explained(
 
 def test_each_form_of_an_answer_that_is_named_is_read() -> None:
     forms = re.findall(r'\\boxed\{…\}|"(?:.+?) …"', UNANSWERED)
-    assert (len(forms), "(words count in a box only)" in UNANSWERED) == (3, True)
+    assert (len(forms), f"({IN_A_BOX})" in UNANSWERED) == (3, True)
     for form in forms:
         found = [extract_answer(form.strip('"').replace("…", text)) for text in ("5", "Paris")]
         assert found == ["5", "Paris" if "boxed" in form else None]

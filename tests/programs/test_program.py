@@ -24,7 +24,7 @@ from lim_sglang.programs.program import (
     reasons_without_vote,
     refuse_failures,
 )
-from lim_sglang.programs.schema import Sample, SampleState
+from lim_sglang.programs.schema import IN_A_BOX, Sample, SampleState
 from lim_sglang.programs.stopping import WindowRule, confidence_threshold
 from lim_sglang.programs.vote import tally
 from tests.builders import make_sample
@@ -271,7 +271,7 @@ def test_words_of_a_sample_that_was_cut_off_are_told_to_count_in_a_box_only(
     outcome = Outcome((sample,), tally([sample], str.__eq__), 1, False, 1.0)
     (reason,) = reasons_without_vote(outcome, PROGRAMS["majority"], 10)
     assert reason.mend.startswith(": raise --max-tokens; ")
-    assert ("; words count in a box only;" in reason.mend) == is_hinted
+    assert (f"; {IN_A_BOX};" in reason.mend) == is_hinted
 
 
 def test_a_failed_sample_is_no_evidence_but_its_tokens_are_spent() -> None:
