@@ -125,7 +125,11 @@ def ask_samples(server: LocalServer) -> list[tuple[int, ...]]:
     return [tuple(each["output_ids"]) for each in ask(server, body)]
 
 
-def fill_context(server: LocalServer) -> list[tuple[int, ...]]:
+Filling = list[tuple[int, ...]]
+"""Tokens of the requests that fill the context."""
+
+
+def fill_context(server: LocalServer) -> Filling:
     """Return the tokens of two neighbours of which each fills the whole context."""
     prompts = [random_prompt(length, 2) for length in (4070, 4071)]
     answers = server.ask_together(prompts, num_tokens=24)
@@ -138,7 +142,6 @@ class Dense:
 
     outcomes: list[Outcome]
     samples: list[tuple[int, ...]]
-    filling: list[tuple[int, ...]]
 
 
 def command(model: Path, *options: str) -> list[str]:
@@ -152,7 +155,15 @@ def dense_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Ask the dense server everything."""
     folder = tmp_path_factory.mktemp("dense")
     with serving(command(tiny_model, *DENSE), folder=folder) as server:
-        return Dense(ask_all(server), ask_samples(server), fill_context(server))
+        return Dense(ask_all(server), ask_samples(server))
+
+
+@pytest.fixture(scope="module")
+def filling(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Filling:
+    """Fill the dense server's context."""
+    folder = tmp_path_factory.mktemp("filling")
+    with serving(command(tiny_model, *DENSE), folder=folder) as server:
+        return fill_context(server)
 
 
 @pytest.fixture(scope="module")
@@ -255,13 +266,14 @@ def test_a_later_turn_reads_the_keys_that_a_prefill_would_have_left(server: Loca
     assert wrong_keys(server) == []
 
 
-def test_requests_may_fill_the_whole_context(server: LocalServer, dense_server: Dense) -> None:
+@pytest.mark.slow
+def test_requests_may_fill_the_whole_context(server: LocalServer, filling: Filling) -> None:
     """The last cycles draft beyond it, into slots of the request's own."""
-    assert fill_context(server) == dense_server.filling
+    assert fill_context(server) == filling
 
 
 def faults(
-    name: str, model: Path, folder: Path, dense: Dense, oracle: DraftOracle
+    name: str, model: Path, folder: Path, dense: Dense, oracle: DraftOracle, filling: Filling
 ) -> dict[str, list[str]]:
     """Return what each check finds in a server with a change planted; those that find nothing are
     left out.
@@ -271,7 +283,7 @@ def faults(
         "answers": lambda server: wrong_answers(server, dense),
         "cycles": lambda server: wrong_cycles(server, oracle),
         "keys": wrong_keys,
-        "context": lambda server: [] if fill_context(server) == dense.filling else ["other tokens"],
+        "context": lambda server: [] if fill_context(server) == filling else ["other tokens"],
     }
     drafts = ("--lim-draft-tokens", str(NUM_DRAFTS))
     settings = planted.sitecustomize(folder, name)
@@ -293,9 +305,14 @@ def faults(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", planted.DEFECTS)
 def test_a_planted_defect_is_caught(
-    name: str, tiny_model: Path, dense_server: Dense, oracle: DraftOracle, tmp_path: Path
+    name: str,
+    tiny_model: Path,
+    dense_server: Dense,
+    oracle: DraftOracle,
+    filling: Filling,
+    tmp_path: Path,
 ) -> None:
-    found = faults(name, tiny_model, tmp_path, dense_server, oracle)
+    found = faults(name, tiny_model, tmp_path, dense_server, oracle, filling)
     sys.stdout.write(f"{name}: {', '.join(found)}\n")  # shown with -rP
     assert found
 
@@ -303,9 +320,14 @@ def test_a_planted_defect_is_caught(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", planted.WRONG_SETS)
 def test_a_wrong_set_costs_acceptance_and_changes_no_token(
-    name: str, tiny_model: Path, dense_server: Dense, oracle: DraftOracle, tmp_path: Path
+    name: str,
+    tiny_model: Path,
+    dense_server: Dense,
+    oracle: DraftOracle,
+    filling: Filling,
+    tmp_path: Path,
 ) -> None:
-    found = faults(name, tiny_model, tmp_path, dense_server, oracle)
+    found = faults(name, tiny_model, tmp_path, dense_server, oracle, filling)
     assert set(found) == {"cycles"}
     assert any(line.startswith("accepted") for line in found["cycles"])
     assert not any(line.startswith("tokens") for line in found["cycles"])
