@@ -577,7 +577,7 @@ class Verdict(NamedTuple):
     answer: str | None
     correct: bool
     by: str | None
-    """What gave the verdict; None: an early version, which did not record itself."""
+    """Grader that gave the verdict; None: an early version, which did not record itself."""
 
 
 def read_grades(path: Path) -> dict[Key, Verdict]:

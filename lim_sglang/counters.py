@@ -57,7 +57,7 @@ class DraftStats:
     drafted_tokens: int = 0
     """Drafts of requests whose runs may have more than one token."""
     accepted_tokens: int = 0
-    """Of those, the drafts that verification repeated."""
+    """Drafts among those that verification repeated."""
     accepted_histogram: dict[int, int] = field(default_factory=dict)
     """Runs by their accepted drafts."""
     cycles_by_width: dict[int, int] = field(default_factory=dict)

@@ -151,6 +151,16 @@ CPU_REFUSALS = (
 )
 
 
+def _other_caches(why: str) -> tuple[Refusal, ...]:
+    """Refuse the options by which keys come from elsewhere than SGLang's own radix cache."""
+    return (
+        Refusal("--enable-hierarchical-cache", bool, why),
+        Refusal("--enable-lmcache", bool, why),
+        Refusal("--enable-flexkv", bool, why),
+        Refusal("--radix-cache-backend", _is_given, why),
+    )
+
+
 DRAFTING_REFUSALS = (
     Refusal("--page-size", _over_one, _UNTESTED_DRAFTS),
     Refusal("--enable-lora", bool, _UNTESTED_DRAFTS),
@@ -158,10 +168,7 @@ DRAFTING_REFUSALS = (
     Refusal("--sampling-backend", lambda v: v not in (None, BACKEND), _ONE_SAMPLER),
     Refusal("--prefill-attention-backend", _is_given, _UNTESTED_DRAFTS),
     Refusal("--kv-cache-dtype", lambda v: v in FP8_DTYPES, _UNTESTED_DRAFTS),
-    Refusal("--enable-hierarchical-cache", bool, _UNTESTED_DRAFTS),
-    Refusal("--enable-lmcache", bool, _UNTESTED_DRAFTS),
-    Refusal("--enable-flexkv", bool, _UNTESTED_DRAFTS),
-    Refusal("--radix-cache-backend", _is_given, _UNTESTED_DRAFTS),
+    *_other_caches(_UNTESTED_DRAFTS),
 )
 """Options that are refused under policy lossless."""
 
@@ -202,12 +209,7 @@ def _speculation(options: Any) -> list[str]:
     ]
 
 
-SUMMARY_REFUSALS = (
-    Refusal("--enable-hierarchical-cache", bool, _WITHOUT_SUMMARIES),
-    Refusal("--enable-lmcache", bool, _WITHOUT_SUMMARIES),
-    Refusal("--enable-flexkv", bool, _WITHOUT_SUMMARIES),
-    Refusal("--radix-cache-backend", _is_given, _WITHOUT_SUMMARIES),
-)
+SUMMARY_REFUSALS = _other_caches(_WITHOUT_SUMMARIES)
 """Options that are refused where a policy reads summaries of the keys."""
 SUMMARY_PAGE_SIZE = 64
 """SGLang's page size, if none is given, where a policy reads summaries of blocks of keys."""

@@ -35,7 +35,7 @@ def reason_to_cap(request: Any) -> str | None:
 
 
 class RunSampling:
-    """What the requests of one cycle ask for, ready to draw from any of their rows."""
+    """Sampling of one cycle: parameters of its requests, ready to draw from any of their rows."""
 
     def __init__(self, requests: Sequence[Any], info: Any, sampler: Any) -> None:
         """Read the requests.
@@ -53,8 +53,8 @@ class RunSampling:
             for row, request in enumerate(requests)
             if row not in self.capped and (stops := _stop_tokens(request))
         }
-        """Of requests that ask for a least number of tokens: those missing, and what may not come
-        before."""
+        """Tokens that are missing, and the ids that may not come before, of each request that asks
+        for a least number of tokens."""
 
     def draft(self, logits: Tensor, positions: Tensor, step: int) -> Tensor:
         """Draw a draft of each request.

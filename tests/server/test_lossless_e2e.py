@@ -272,19 +272,26 @@ def test_requests_may_fill_the_whole_context(server: LocalServer, filling: Filli
     assert fill_context(server) == filling
 
 
-def faults(
-    name: str, model: Path, folder: Path, dense: Dense, oracle: DraftOracle, filling: Filling
-) -> dict[str, list[str]]:
-    """Return what each check finds in a server with a change planted; those that find nothing are
-    left out.
-    """
-    found: dict[str, list[str]] = {}
-    checks: Mapping[str, Callable[[LocalServer], list[str]]] = {
-        "answers": lambda server: wrong_answers(server, dense),
+Checks = Mapping[str, Callable[[LocalServer], list[str]]]
+"""Functions, by name, that return a line for each fault of a server."""
+
+
+@pytest.fixture(scope="module")
+def checks(dense_server: Dense, oracle: DraftOracle, filling: Filling) -> Checks:
+    """All that a server with a change planted is put to."""
+    return {
+        "answers": lambda server: wrong_answers(server, dense_server),
         "cycles": lambda server: wrong_cycles(server, oracle),
         "keys": wrong_keys,
         "context": lambda server: [] if fill_context(server) == filling else ["other tokens"],
     }
+
+
+def faults(name: str, checks: Checks, model: Path, folder: Path) -> dict[str, list[str]]:
+    """Return what each check finds in a server with a change planted; those that find nothing are
+    left out.
+    """
+    found: dict[str, list[str]] = {}
     drafts = ("--lim-draft-tokens", str(NUM_DRAFTS))
     settings = planted.sitecustomize(folder, name)
     start = command(model, *LOSSLESS, *drafts)
@@ -305,14 +312,9 @@ def faults(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", planted.DEFECTS)
 def test_a_planted_defect_is_caught(
-    name: str,
-    tiny_model: Path,
-    dense_server: Dense,
-    oracle: DraftOracle,
-    filling: Filling,
-    tmp_path: Path,
+    name: str, checks: Checks, tiny_model: Path, tmp_path: Path
 ) -> None:
-    found = faults(name, tiny_model, tmp_path, dense_server, oracle, filling)
+    found = faults(name, checks, tiny_model, tmp_path)
     sys.stdout.write(f"{name}: {', '.join(found)}\n")  # shown with -rP
     assert found
 
@@ -320,14 +322,9 @@ def test_a_planted_defect_is_caught(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", planted.WRONG_SETS)
 def test_a_wrong_set_costs_acceptance_and_changes_no_token(
-    name: str,
-    tiny_model: Path,
-    dense_server: Dense,
-    oracle: DraftOracle,
-    filling: Filling,
-    tmp_path: Path,
+    name: str, checks: Checks, tiny_model: Path, tmp_path: Path
 ) -> None:
-    found = faults(name, tiny_model, tmp_path, dense_server, oracle, filling)
+    found = faults(name, checks, tiny_model, tmp_path)
     assert set(found) == {"cycles"}
     assert any(line.startswith("accepted") for line in found["cycles"])
     assert not any(line.startswith("tokens") for line in found["cycles"])
