@@ -214,8 +214,9 @@ def _attend_tokens(
     query,  # [B, H, DIM]
     keys,  # [P, G, DIM]
     values,  # [P, G, DIM]
-    slots,  # [lists, indptr[B]] int32
-    indptr,  # [B + 1] int32
+    slots,  # [lists, n] int32
+    starts,  # [B] int32
+    ends,  # [B] int32
     split_outputs,  # [W, PADDED_GROUP, DIM] f32
     split_lse,  # [W, PADDED_GROUP] f32
     block_counters,  # [W] int32
@@ -250,8 +251,8 @@ def _attend_tokens(
     kv_head = unit // UNITS_PER_KV_HEAD
     split = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)
-    start = tl.load(indptr + row).to(tl.int64)
-    length = (tl.load(indptr + row + 1) - start).to(tl.int32)
+    start = tl.load(starts + row).to(tl.int64)
+    length = (tl.load(ends + row) - start).to(tl.int32)
     share = tl.cdiv(tl.cdiv(length, num_splits), SPLIT_ALIGNMENT) * SPLIT_ALIGNMENT
     first = split * share
     dims = tl.arange(0, DIM)
@@ -324,7 +325,8 @@ def attend_tokens(
     keys: Tensor,
     values: Tensor,
     slots: Tensor,
-    indptr: Tensor,
+    starts: Tensor,
+    ends: Tensor,
     *,
     longest: int,
     scale: float,
@@ -338,9 +340,10 @@ def attend_tokens(
     Args:
         query: [B, H, D] fp16, bf16 or f32.
         keys, values: [P, G, D], one layer of the KV cache, in the query's dtype or fp8.
-        slots: [>= indptr[B]] int32 for all heads, or a row of these for each KV head or each query
-            head; in order of position, neighbours are read together.
-        indptr: [B + 1] int32, where each row's slots begin; a row without slots gives zeros.
+        slots: [n] int32 for all heads, or a row of these for each KV head or each query head; in
+            order of position, neighbours are read together.
+        starts, ends: [B] int32, where each row's slots begin and end; a row without slots gives
+            zeros.
         longest: tokens of the longest row that there can be; decides the grid, so a CUDA graph
             that captures the launch serves every step.
         scale: factor on q·k before the softmax.
@@ -352,9 +355,9 @@ def attend_tokens(
     Returns:
         `out`.
     """
-    check_tensors(query=query, keys=keys, values=values, slots=slots, indptr=indptr, out=out)
-    check_int32(slots=slots, indptr=indptr)
-    _check_shapes(query, keys, values, slots, indptr, workspace, out)
+    check_tensors(query=query, keys=keys, values=values, slots=slots, starts=starts, out=out)
+    check_int32(slots=slots, starts=starts, ends=ends)
+    _check_shapes(query, keys, values, slots, starts, ends, workspace, out)
     rows, num_heads, dim = query.shape
     num_kv_heads = keys.shape[1]
     units = slots.shape[0] if slots.ndim == 2 else num_kv_heads
@@ -368,7 +371,8 @@ def attend_tokens(
         keys,
         values,
         slots,
-        indptr,
+        starts,
+        ends,
         workspace.outputs,
         workspace.lse,
         workspace.block_counters,
@@ -410,7 +414,8 @@ def _check_shapes(
     keys: Tensor,
     values: Tensor,
     slots: Tensor,
-    indptr: Tensor,
+    starts: Tensor,
+    ends: Tensor,
     workspace: SplitWorkspace,
     out: Tensor,
 ) -> None:
@@ -427,8 +432,10 @@ def _check_shapes(
             f"out must be {query.dtype} of shape {tuple(query.shape)}, not {out.dtype} of "
             f"{tuple(out.shape)}"
         )
-    if len(indptr) != rows + 1:
-        raise ValueError(f"indptr must have {rows + 1} elements, not {len(indptr)}")
+    if len(starts) != rows or len(ends) != rows:
+        raise ValueError(
+            f"starts and ends must have {rows} elements, not {len(starts)} and {len(ends)}"
+        )
     if slots.ndim == 2 and slots.shape[0] not in (num_kv_heads, num_heads):
         raise ValueError(
             f"slots must have a list for all heads, {num_kv_heads} for KV heads or {num_heads} for "

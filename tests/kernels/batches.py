@@ -91,6 +91,13 @@ LARGE = {
 }
 
 
+DEVICES = (
+    pytest.param("cpu", marks=COMPILED_HERE),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+)
+"""Where a kernel runs: interpreted on a CPU, or on a GPU."""
+
+
 def on_both(
     small: dict[str, Batch] = SMALL, large: dict[str, Batch] = LARGE
 ) -> pytest.MarkDecorator:

@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 
 from lim_sglang.kernels import (
     compact,
+    coupled_sampling,
     full_ranking,
     launch,
     mass,
@@ -38,11 +39,14 @@ FP8_FROM = 89
 DEFAULT_STAGES = 3
 """Pipeline stages where a launch names none."""
 POINTERS = {
-    **dict.fromkeys(("indptr", "slots", "ranking", "first_turn", "last_turn"), "*i32"),
-    **dict.fromkeys(("kept_indptr", "kept", "depth", "candidates"), "*i32"),
+    **dict.fromkeys(("indptr", "starts", "ends", "slots", "first_turn", "last_turn"), "*i32"),
+    **dict.fromkeys(("ranking", "kept_indptr", "kept", "depth", "candidates"), "*i32"),
     **dict.fromkeys(("chosen_counts", "new_tokens_per_rank", "block_counters"), "*i32"),
     **dict.fromkeys(("lengths", "rows_fully_ranked"), "*i64"),
     **dict.fromkeys(("scores", "lse", "mass", "split_outputs", "split_lse"), "*fp32"),
+    **dict.fromkeys(("probs", "top_ps", "min_ps"), "*fp32"),
+    **dict.fromkeys(("seeds", "positions", "picks"), "*i64"),
+    "top_ks": "*i32",
     **dict.fromkeys(("scale", "soft_cap", "value_scale"), "fp32"),
 }
 """Types of the parameters that are no i32."""
@@ -195,6 +199,11 @@ def compile_selection(architecture: int) -> dict[str, Usage]:
             pdl | {"BLOCK": launch.COMPACT_BLOCK, "PADDED_COUNTS": 64, "NO_TURN": launch.NO_TURN},
             launch.WIDE_WARPS,
             max_registers=launch.COMPACT_REGISTERS,
+        ),
+        "pick_coupled": compile_one(
+            coupled_sampling._pick,
+            {"BLOCK": coupled_sampling.PICK_BLOCK},
+            coupled_sampling.PICK_WARPS,
         ),
         "count_kept": compile_one(compact._count_kept, {"BLOCK": launch.LENGTH_BLOCK, "PAGE": 1}),
     }

@@ -25,6 +25,7 @@ KERNELS = {
     "softmax_mass",
     "topk_by_mass",
     "attend_tokens",
+    "pick_coupled",
 }
 
 

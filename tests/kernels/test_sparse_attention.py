@@ -1,6 +1,5 @@
 """Attention over a list of slots."""
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -42,10 +41,10 @@ def test_attention_over_lists_of_some_heads_is_the_reference_s(batch: Batch, dev
 @pytest.mark.parametrize("lists", [3, 5])
 def test_lists_for_other_heads_are_refused(lists: int) -> None:
     query, cache = torch.zeros(1, 4, 64), torch.zeros(9, 2, 64)
-    slots, ends = torch.zeros(lists, 9, dtype=torch.int32), torch.tensor([0, 9], dtype=torch.int32)
+    slots = torch.zeros(lists, 9, dtype=torch.int32)
     with pytest.raises(ValueError, match=rf"2 for KV heads or 4 for query heads, not {lists}"):
         attend_tokens(
-            *(query, cache, cache, slots, ends),
+            *(query, cache, cache, slots, torch.tensor([0]).int(), torch.tensor([9]).int()),
             longest=9,
             scale=1.0,
             workspace=workspace(4),
@@ -121,22 +120,28 @@ def test_as_many_programs_share_a_row_as_run_at_once_and_combine_quickly(
 
 
 def attended(
-    lengths: list[int], *, soft_cap: float = 0.0, longest: int = 256
+    lengths: list[int], *, soft_cap: float = 0.0, longest: int = 256, gap: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return attention [B, 4, 64] f32 over slots in random order, and the reference's."""
+    """Return attention [B, 4, 64] f32 over slots in random order, and the reference's.
+
+    Args:
+        gap: slots between two rows that belong to none.
+    """
     generator = torch.Generator().manual_seed(2)
     query, keys, values = (
         torch.randn(shape, generator=generator)
         for shape in ((len(lengths), 4, 64), (700, 2, 64), (700, 2, 64))
     )
-    indptr = torch.tensor([0, *lengths]).cumsum(0).int()
+    ends = torch.tensor(lengths).cumsum(0).int() + gap * torch.arange(1, len(lengths) + 1).int()
+    starts = ends - torch.tensor(lengths).int()
     slots = torch.randperm(700, generator=generator).int()
     found = attend_tokens(
         query,
         keys,
         values,
         slots,
-        indptr,
+        starts,
+        ends,
         longest=longest,
         scale=0.5,
         soft_cap=soft_cap,
@@ -144,7 +149,7 @@ def attended(
         out=torch.full_like(query, torch.nan),
     )
     expected = []
-    for row, (first, last) in enumerate(pairwise(indptr.tolist())):
+    for row, (first, last) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         kept = slots[first:last].long()
         if soft_cap:
             scores = 0.5 * score_tokens(query[row], keys[kept])
@@ -164,6 +169,11 @@ def test_scores_may_be_capped() -> None:
     assert not torch.allclose(found, attended([200, 33])[0], atol=1e-2)
 
 
+def test_rows_may_lie_apart() -> None:
+    found, expected = attended([64, 5, 200], gap=7)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("longest", [1, 256])
 def test_a_row_without_tokens_gives_zeros_and_disturbs_no_other(longest: int) -> None:
     found, expected = attended([3, 0, 150], longest=longest)
@@ -177,7 +187,7 @@ def test_a_row_without_tokens_gives_zeros_and_disturbs_no_other(longest: int) ->
         ({"keys": torch.zeros(9, 3, 64), "values": torch.zeros(9, 3, 64)}, "multiple of KV heads"),
         ({"out": torch.zeros(2, 4, 64)}, "out must be torch.float32 of shape"),
         ({"out": torch.zeros(1, 4, 64).half()}, "out must be torch.float32 of shape"),
-        ({"indptr": torch.tensor([0, 4, 9]).int()}, "indptr must have 2 elements, not 3"),
+        ({"ends": torch.tensor([4, 9]).int()}, "starts and ends must have 1 elements, not 1 and 2"),
         ({"slots": torch.arange(9)}, "slots must be int32"),
         (
             {"query": torch.zeros(1, 4, 32), "keys": torch.zeros(9, 2, 32)}
@@ -191,6 +201,7 @@ def test_tensors_that_would_be_read_out_of_bounds_are_refused(
 ) -> None:
     cache, row = torch.zeros(9, 2, 64), torch.zeros(1, 4, 64)
     tensors = {"query": row, "keys": cache, "values": cache, "out": row.clone()}
-    tensors |= {"slots": torch.arange(9).int(), "indptr": torch.tensor([0, 9]).int()}
+    tensors |= {"slots": torch.arange(9).int(), "starts": torch.tensor([0]).int()}
+    tensors |= {"ends": torch.tensor([9]).int()}
     with pytest.raises(ValueError, match=words):
         attend_tokens(**(tensors | changed), longest=9, scale=1.0, workspace=workspace(4))
