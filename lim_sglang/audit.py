@@ -185,6 +185,10 @@ class Audit:
             self._kept[..., :total].clone(),
         )
         self._slots = None
+        self.record(step)
+
+    def record(self, step: AuditedStep) -> None:
+        """Keep the copies of a step, to be checked later."""
         self._steps.append(step)
         if sum(map(copied_bytes, self._steps)) > MAX_BYTES:
             self.check()

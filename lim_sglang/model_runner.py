@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,8 @@ from lim_sglang.validation import (
 
 logger = logging.getLogger(__name__)
 
+VERIFY_TILE = 64
+"""Queries of a KV head that FlashInfer attends with at once; more take twice the time."""
 MAX_RUNNING_REQUESTS = 4096
 """Requests that SGLang runs at once, at most, if the user sets no limit."""
 
@@ -81,7 +83,10 @@ class LimModelRunner(compat.ModelRunner):
             )
             self.lim_roles = (Role.FULL,) * shape.num_layers
             self.lim_policy = None
-        self.lim_drafting: Lossless | None = policy if isinstance(policy, Lossless) else None
+        self.lim_drafting: Lossless | None = None
+        """None where nothing is drafted."""
+        if isinstance(policy, Lossless):
+            self.lim_drafting = policy if on_cpu else _within_tile(policy, model_config)
         self.lim_stats = Stats(drafting=DraftStats() if self.lim_drafting else None)
         super().__init__(model_config=model_config, server_args=server_args, **rest)
         self.lim_preset: Mapping[str, Any] | None = None
@@ -121,15 +126,19 @@ class LimModelRunner(compat.ModelRunner):
         self.lim_summaries: Mapping[int, torch.Tensor] = {}
         self.lim_cos_sin = self.rope_table(self.lim_policy)
         reserved = None
-        if self.lim_policy and not compat.serves_on_cpu():
+        selecting = self.lim_policy or self.lim_drafting
+        if selecting and not compat.serves_on_cpu():
             capability = torch.cuda.get_device_capability()
             reasons = reasons_against_kv_cache(
-                self.kv_cache_dtype, self.dtype, capability, self.lim_policy
+                self.kv_cache_dtype, self.dtype, capability, selecting
             )
             if reasons:  # SGLang may have found the dtype in the checkpoint
                 raise RefusedError(reasons)
-            self.allocate_selection(self.lim_policy, self._estimate_tokens())
-            reserved = self._reserve_summaries(self.lim_policy)
+            if self.lim_drafting:
+                self.allocate_drafts(self.lim_drafting, self._estimate_tokens())
+            else:
+                self.allocate_selection(selecting, self._estimate_tokens())
+                reserved = self._reserve_summaries(selecting)
         super().alloc_memory_pool(*arguments, **options)
         self._compare_memory()
         if reserved is not None and self.lim_policy:
@@ -139,7 +148,11 @@ class LimModelRunner(compat.ModelRunner):
 
     def _compare_memory(self) -> None:
         """Warn if the KV cache became larger than the estimate that selection's memory is for."""
-        if self.lim_selector and not self.lim_selector.fits(self.max_total_num_tokens):
+        if (
+            self.lim_policy
+            and self.lim_selector
+            and not self.lim_selector.fits(self.max_total_num_tokens)
+        ):
             logger.warning(
                 "the KV cache holds %d tokens, more than selection has memory for: steps that read "
                 "all of them run without a CUDA graph",
@@ -181,24 +194,13 @@ class LimModelRunner(compat.ModelRunner):
         Args:
             num_tokens: of the KV cache.
         """
-        max_rows = self.server_args.max_running_requests or MAX_RUNNING_REQUESTS
+        max_rows = self._max_requests()
         lists = policy.sharing.num_lists(
             self.model_config.num_attention_heads, self.model_config.num_key_value_heads
         )
         shape = (max_rows * policy.budget,) if lists == 1 else (lists, max_rows * policy.budget)
         self.lim_kept_slots = torch.zeros(shape, dtype=torch.int32, device=self.device)
-        context = self.model_config.context_len + compat.extra_context(self.server_args)
-        self.lim_selector = policy.allocate(
-            Room(
-                max_rows=max_rows,
-                num_heads=self.model_config.num_attention_heads,
-                num_kv_heads=self.model_config.num_key_value_heads,
-                context=context,
-                tokens=max(context, num_tokens),
-                device=self.device,
-                cos_sin=self.lim_cos_sin,
-            )
-        )
+        self.lim_selector = policy.allocate(self._room(max_rows, num_tokens))
         if Audit.is_wanted():
             selecting = (Role.SELECT, Role.PICK)
             layers = [n for n, role in enumerate(self.lim_roles) if role in selecting]
@@ -207,6 +209,54 @@ class LimModelRunner(compat.ModelRunner):
             )
         taken = self.lim_selector.num_bytes + self.lim_kept_slots.nbytes
         logger.info("LessIsMore: %.0f MiB for selection", taken / 2**20)
+
+    def allocate_drafts(self, policy: Lossless, num_tokens: int) -> None:
+        """Allocate the memory of drafts: their lists, and what selects them.
+
+        Args:
+            num_tokens: of the KV cache.
+        """
+        from lim_sglang.lossless.gpu_passes import DraftMemory
+
+        self.lim_draft_memory = memory = DraftMemory.allocate(
+            policy,
+            len(self.lim_roles),
+            lambda rows: self._room(rows, num_tokens),
+            self._max_requests(),
+        )
+        self.lim_selector = memory.selector
+        if Audit.is_wanted():
+            select = policy.selecting(len(self.lim_roles))
+            self.lim_audit = Audit(
+                memory.selector, memory.lists[0], policy, select, memory.max_rows
+            )
+        taken = memory.selector.num_bytes + memory.lists.nbytes
+        logger.info("LessIsMore: %.0f MiB for drafts", taken / 2**20)
+
+    def _max_requests(self) -> int:
+        return self.server_args.max_running_requests or MAX_RUNNING_REQUESTS
+
+    def _room(self, max_rows: int, num_tokens: int) -> Room:
+        """Return the room that a selection needs.
+
+        Args:
+            max_rows: of a batch.
+            num_tokens: of the KV cache.
+        """
+        context = self.model_config.context_len + compat.extra_context(self.server_args)
+        return Room(
+            max_rows=max_rows,
+            num_heads=self.model_config.num_attention_heads,
+            num_kv_heads=self.model_config.num_key_value_heads,
+            context=context,
+            tokens=max(context, num_tokens),
+            device=self.device,
+            cos_sin=self.lim_cos_sin,
+        )
+
+    def init_cuda_graphs(self, capture_decode_cuda_graph: bool = True) -> None:
+        """Capture SGLang's graphs; where tokens are drafted those of decode steps are ours."""
+        super().init_cuda_graphs(capture_decode_cuda_graph and self.lim_drafting is None)
 
     @property
     def lim_sampler(self) -> str:
@@ -305,6 +355,23 @@ class LimModelRunner(compat.ModelRunner):
         if reasons:
             raise RefusedError(reasons)
         logger.info("LessIsMore: %s", describe(self))
+
+
+def _within_tile(policy: Lossless, model_config: Any) -> Lossless:
+    """Draft no more tokens than FlashInfer verifies in one tile of a KV head's queries; log it."""
+    group = model_config.num_attention_heads // model_config.num_key_value_heads
+    most = max(1, VERIFY_TILE // group - 1)
+    if policy.num_drafts <= most:
+        return policy
+    logger.warning(
+        "%d drafts a cycle, not %d: a KV head has %d query heads, and its tokens are verified %d "
+        "queries at a time",
+        most,
+        policy.num_drafts,
+        group,
+        VERIFY_TILE,
+    )
+    return replace(policy, draft_tokens=most)
 
 
 def describe(runner: LimModelRunner) -> str:

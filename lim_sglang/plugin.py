@@ -105,12 +105,16 @@ def create_backend(runner: Any) -> Any:
         )
     if compat.serves_on_cpu():
         if runner.lim_drafting:
-            from lim_sglang.lossless.cpu_backend import LosslessCpuBackend
+            from lim_sglang.lossless.cpu_passes import LosslessCpuBackend
 
             return LosslessCpuBackend(runner)
         from lim_sglang.cpu_backend import LimCpuBackend
 
         return LimCpuBackend(runner)
+    if runner.lim_drafting:
+        from lim_sglang.lossless.gpu_passes import LosslessGpuBackend
+
+        return LosslessGpuBackend(runner, init_new_workspace=runner.init_new_workspace)
     from lim_sglang.attention_backend import LimAttnBackend
 
     return LimAttnBackend(runner, init_new_workspace=runner.init_new_workspace)
@@ -254,7 +258,7 @@ def _reasons_against_settings(
         config = resolve_settings(os.environ.get(CONFIG_VAR), None, {})
     except ConfigError as error:
         return [str(error)]
-    reasons = reasons_against_drafting(server_args, config, on_cpu=compat.serves_on_cpu())
+    reasons = reasons_against_drafting(server_args, config)
     if model_config is None:
         return reasons
     reasons += reasons_against_model(model_config, config)

@@ -173,14 +173,10 @@ DRAFTING_REFUSALS = (
 """Options that are refused under policy lossless."""
 
 
-def reasons_against_drafting(options: Any, config: LimConfig, *, on_cpu: bool) -> list[str]:
+def reasons_against_drafting(options: Any, config: LimConfig) -> list[str]:
     """List the options that lossless drafting cannot be served with, as the user gave them."""
     is_lossless = isinstance(config.make_policy(), Lossless)
     reasons = reasons_that_hold(
-        (
-            is_lossless and not on_cpu,
-            "policy lossless serves on a CPU only so far: use lessismore or full on a GPU",
-        ),
         (
             not is_lossless and getattr(options, "speculative_algorithm", None) == DRAFTING,
             f"--speculative-algorithm {DRAFTING}: use --lim-policy lossless in its place",
@@ -370,8 +366,10 @@ def _roles(model_config: Any, config: LimConfig) -> tuple[Role, ...]:
 
 
 def reads_sparsely(model_config: Any, config: LimConfig) -> bool:
-    """Return True if any layer of a model that can be served reads less than everything."""
-    return any(role in SPARSE for role in _roles(model_config, config))
+    """Return True if any layer of a model that can be served, or of a draft, reads less than
+    everything."""
+    is_lossless = isinstance(config.make_policy(), Lossless)
+    return is_lossless or any(role in SPARSE for role in _roles(model_config, config))
 
 
 def reasons_against_layers(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lim_sglang.compat import Sampler, server_arguments
 from lim_sglang.config import BACKEND
+from lim_sglang.kernels.coupled_sampling import pick_coupled
 from lim_sglang.kernels.reference_sampling import coupled_pick
 
 
@@ -22,7 +23,8 @@ class CoupledSampler(Sampler):
         self, probs: Tensor, sampling_info: Any, positions: Tensor, simple_sampling_case: bool
     ) -> Tensor:
         """Draw from [B, V] probabilities, for each row by its seed and position: [B] int32."""
-        return coupled_pick(
+        pick = pick_coupled if probs.is_cuda else coupled_pick
+        return pick(
             probs.float(),
             sampling_info.sampling_seed,
             positions,

@@ -37,10 +37,13 @@ def reason_to_cap(request: Any) -> str | None:
 class RunSampling:
     """Sampling of one cycle: parameters of its requests, ready to draw from any of their rows."""
 
-    def __init__(self, requests: Sequence[Any], info: Any, sampler: Any) -> None:
+    def __init__(
+        self, requests: Sequence[Any], lengths: Sequence[int], info: Any, sampler: Any
+    ) -> None:
         """Read the requests.
 
         Args:
+            lengths: tokens of each that have keys and values.
             info: SGLang's sampling parameters of the batch.
             sampler: SGLang's live sampler, which must be the coupled one.
         """
@@ -49,9 +52,9 @@ class RunSampling:
         self.capped = {row: reason for row, reason in enumerate(reasons) if reason}
         """Reasons by the index of the request."""
         self._at_least = {
-            row: (request.sampling_params.min_new_tokens - len(request.output_ids), stops)
-            for row, request in enumerate(requests)
-            if row not in self.capped and (stops := _stop_tokens(request))
+            row: (missing, _stop_tokens(request))
+            for row, (request, length) in enumerate(zip(requests, lengths, strict=True))
+            if row not in self.capped and (missing := _missing(request, length)) > 0
         }
         """Tokens that are missing, and the ids that may not come before, of each request that asks
         for a least number of tokens."""
@@ -84,6 +87,12 @@ class RunSampling:
             logits[rows, 0] = self._as_dense(logits[:, 0].clone())[rows]
         return self._pick(logits, positions, 0)
 
+    def cap(self, counts: Tensor) -> Tensor:
+        """Cap the runs of requests that have a reason; changes the counts, [B]."""
+        if self.capped:
+            counts[list(self.capped)] = 1
+        return counts
+
     def _pick(self, logits: Tensor, positions: Tensor, first: int) -> Tensor:
         """Draw from logits of [B, w, V].
 
@@ -91,9 +100,9 @@ class RunSampling:
             first: place in its run of each request's first row.
         """
         width = logits.shape[1]
-        if self._info.logit_bias is not None:
-            drafted = [row for row in range(len(logits)) if row not in self.capped]
-            logits[drafted] += self._info.logit_bias[drafted, None]
+        if (bias := self._info.logit_bias) is not None:
+            uncapped = [row for row in range(len(logits)) if row not in self.capped]
+            logits[uncapped] += bias[uncapped, None]
         for row, (missing, stops) in self._at_least.items():
             if missing > first:
                 logits[row, : missing - first, stops] = -torch.inf
@@ -135,11 +144,15 @@ class RunSampling:
         )
 
 
+def _missing(request: Any, length: int) -> int:
+    """Return how many tokens short of its `min_new_tokens` a request is."""
+    new = length + 1 - len(request.origin_input_ids)
+    return int(request.sampling_params.min_new_tokens) - new
+
+
 def _stop_tokens(request: Any) -> list[int]:
     """Return the tokens that may not come before a request's `min_new_tokens`, as SGLang's dense
-    step has them; none if the request asks for no least number."""
+    step has them."""
     parameters, tokenizer = request.sampling_params, request.tokenizer
-    if parameters.min_new_tokens <= len(request.output_ids):
-        return []
     stops = set(parameters.stop_token_ids or ()) | {tokenizer.eos_token_id}
     return sorted(stops | set(tokenizer.additional_stop_token_ids or ()))

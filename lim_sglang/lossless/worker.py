@@ -7,20 +7,18 @@ model's; what does not stand is written over by the next cycle. The sets of a cy
 query of position L - 1, which the pass before has kept.
 """
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lim_sglang import compat
-from lim_sglang.audit import Trace
 from lim_sglang.kernels.reference_sampling import count_accepted
+from lim_sglang.lossless.passes import CycleRows, Passes
 from lim_sglang.lossless.sampling import RunSampling
-from lim_sglang.policies.policy import LayerInputs
 
 
 class DraftInput(compat.SpecInput):
@@ -52,6 +50,14 @@ class TargetAsDraft:
         """None of its own: weights are updated once."""
 
 
+class _Launched(NamedTuple):
+    """A cycle whose accepted tokens are not known on the host yet."""
+
+    lengths: Tensor
+    width: int
+    capped: Mapping[int, str]
+
+
 class LosslessWorker(compat.BaseSpecWorker):
     """SGLang's worker of a decode batch, by cycles. Shapes: B requests, w tokens a cycle."""
 
@@ -63,13 +69,7 @@ class LosslessWorker(compat.BaseSpecWorker):
         self._draft_worker = TargetAsDraft(self._runner)
         self._policy = self._runner.lim_drafting
         self._stats = self._runner.lim_stats.drafting
-        self._trace = Trace.from_environment()
-        self._newest: dict[int, int] = {}
-        """The newest token of a request, by its index in SGLang's pool."""
-        self._queries: dict[int, Tensor] = {}
-        """By the same index, the SELECT layers' queries of position L - 1: [layers, H, D]."""
-        # A verification has w rows of each request. The process is the server's scheduler alone.
-        os.environ[compat.NO_COPY_VAR] = "1"
+        self._launched: deque[_Launched] = deque()
 
     def alloc_memory_pool(
         self,
@@ -82,13 +82,22 @@ class LosslessWorker(compat.BaseSpecWorker):
         self.token_to_kv_pool_allocator = token_to_kv_pool_allocator
 
     def init_attention_backends(self) -> None:
-        """Find the parts of the served model that a cycle uses."""
-        self._backend = self._runner.attn_backend
-        layers = {layer.layer_id: layer for layer in compat.attention_layers(self._runner.model)}
-        self._select = [layers[number] for number in self._policy.selecting(len(layers))]
+        """Find the parts of the served model that a cycle uses; allocate what is kept between two.
+
+        All of it is kept by a request's row of `req_to_token`, so that filtered, merged and
+        retracted batches need no code.
+        """
+        self._passes = _passes(self._runner)
+        device, rows = self._runner.device, len(self.req_to_token_pool.req_to_token)
+        self._newest = torch.zeros(rows, dtype=torch.int64, device=device)
+        """[rows], the newest token of a request."""
+        shape = rows, *self._passes.query_shape
+        self._queries = torch.zeros(shape, dtype=self._runner.dtype, device=device)
+        """[rows, SELECT layers, H, D], of position L - 1."""
 
     def init_cuda_graphs(self) -> None:
-        """Do nothing: a CPU has none."""
+        """Capture the passes of a cycle."""
+        self._passes.capture()
 
     def update_weights_from_disk(self, recv_req: Any) -> Any:
         """Update the served model's weights."""
@@ -118,45 +127,37 @@ class LosslessWorker(compat.BaseSpecWorker):
         result.accept_lens = torch.ones(len(batch.reqs), dtype=torch.int32)
         result.speculative_num_draft_tokens = 1
         if result.next_token_ids is not None:
-            last = torch.arange(len(batch.reqs))
-            self._keep(batch.req_pool_indices.tolist(), result.next_token_ids.tolist(), last)
+            each = torch.arange(len(batch.reqs), device=batch.seq_lens.device)
+            queries = self._passes.prefill_queries(each)
+            self._keep(batch.req_pool_indices, result.next_token_ids, queries)
         return result
 
     def _run_cycle(self, batch: Any) -> Any:
         """Draft and verify; return the runs of all requests as SGLang's result."""
-        pool, lengths = batch.req_pool_indices, batch.seq_lens
-        requests = pool.tolist()
-        sampling = RunSampling(batch.reqs, batch.sampling_info, self._runner.sampler)
-        width = 1 + self._choose_drafts(lengths.tolist(), sampling)
-        positions = lengths[:, None] + torch.arange(width)  # [B, w]
-        slots = self.req_to_token_pool.req_to_token[pool[:, None], positions].long()
-        tokens = torch.empty_like(positions)
-        tokens[:, 0] = torch.tensor([self._newest[request] for request in requests])
-        if width > 1:
-            lists = self._select_lists(batch, requests)
-            for step in range(width - 1):
-                for of_layer in lists:
-                    of_layer[:] = map(torch.cat, zip(of_layer, slots[:, step, None], strict=True))
-                with self._backend.drafting(lists):
-                    row = slice(step, step + 1)
-                    drafted = self._forward(batch, tokens[:, row], positions[:, row], slots[:, row])
-                logits = drafted.next_token_logits
-                tokens[:, step + 1] = sampling.draft(logits, positions[:, step], step)
-        verified = self._forward(batch, tokens, positions, slots)
+        host_lengths = batch.seq_lens_cpu.tolist()
+        sampling = RunSampling(batch.reqs, host_lengths, batch.sampling_info, self._runner.sampler)
+        width = 1 + self._choose_drafts(host_lengths, sampling)
+        rows = CycleRows.of(batch, width, self.req_to_token_pool.req_to_token)
+        self._passes.begin(rows, self._queries[rows.requests])
+        tokens = torch.empty_like(rows.positions)
+        tokens[:, 0] = self._newest[rows.requests]
+        for step in range(width - 1):
+            logits = self._passes.draft(tokens[:, step], step)
+            tokens[:, step + 1] = sampling.draft(logits, rows.positions[:, step], step)
+        verified = self._passes.verify(tokens)
         logits = verified.next_token_logits.unflatten(0, tokens.shape)
-        picks = sampling.verify(logits, positions)
-        accepted = count_accepted(tokens[:, 1:], picks)
-        accepted[list(sampling.capped)] = 1
-        last = torch.arange(len(requests)) * width + accepted - 1
-        self._keep(requests, picks.flatten()[last].tolist(), last)
-        self._count(lengths, width, accepted, sampling)
+        picks = sampling.verify(logits, rows.positions)
+        accepted = sampling.cap(count_accepted(tokens[:, 1:], picks))
+        last = torch.arange(len(tokens), device=tokens.device) * width + accepted - 1
+        self._keep(rows.requests, picks.flatten()[last], self._passes.queries_of(last))
+        self._launched.append(_Launched(batch.seq_lens_cpu, width, sampling.capped))
         if batch.return_logprob:
             compat.run_logprobs(batch, verified, picks)
         return compat.GenerationBatchResult(
             logits_output=verified,
             next_token_ids=picks.flatten(),
             accept_lens=accepted.int(),
-            new_seq_lens=lengths + accepted,
+            new_seq_lens=rows.lengths + accepted,
             next_draft_input=DraftInput(),
             speculative_num_draft_tokens=width,
         )
@@ -167,73 +168,35 @@ class LosslessWorker(compat.BaseSpecWorker):
             self._stats.count_undrafted("short")
         elif len(sampling.capped) == len(lengths):
             self._stats.count_undrafted("capped")
+        elif len(lengths) > self._passes.max_drafted:
+            self._stats.count_undrafted("large_batch")
         else:
             return int(self._policy.num_drafts)
         return 0
 
-    def _select_lists(self, batch: Any, requests: Sequence[int]) -> list[list[Tensor]]:
-        """Return for each SELECT layer the slots that each request's drafts read, those of drafts
-        left out: [n] int64."""
-        lists: list[list[Tensor]] = [[] for _ in self._select]
-        table = self.req_to_token_pool.req_to_token
-        rows = zip(requests, batch.seq_lens.tolist(), batch.reqs, strict=True)
-        for request, length, asked in rows:
-            slots = table[request, :length].long()
-            for index, (layer, of_layer) in enumerate(zip(self._select, lists, strict=True)):
-                if length <= self._policy.budget:
-                    of_layer.append(slots)
-                    continue
-                keys = self._runner.token_to_kv_pool.get_key_buffer(layer.layer_id)[slots]
-                query = self._queries[request][index]
-                kept = self._policy.keep(LayerInputs(query, keys, layer.scaling, layer.layer_id))
-                of_layer.append(slots[kept[0]])
-                if self._trace:
-                    self._trace.record(
-                        step=self._stats.cycles,
-                        rid=asked.rid,
-                        layer=layer.layer_id,
-                        seq_len=length,
-                        kept=kept.tolist(),
-                    )
-        return lists
+    def _keep(self, requests: Tensor, newest: Tensor, queries: Tensor) -> None:
+        """Keep the newest token of each request, [B], and the queries of the token before."""
+        self._newest[requests] = newest.long()
+        self._queries[requests] = queries
 
-    def _forward(self, batch: Any, tokens: Tensor, positions: Tensor, slots: Tensor) -> Any:
-        """Run the model over [B, n] tokens, each a row of a decode step.
+    def on_verify_complete_cpu(self, accepted: list[int], batch_size: int = 0) -> None:
+        """Count the oldest cycle that is not counted, now that the host knows its runs.
 
-        Returns:
-            SGLang's output; its logits have a row for each token.
+        Args:
+            accepted: drafts accepted of each request.
+            batch_size: SGLang's.
         """
-        with _fields_kept(batch):
-            batch.forward_mode = compat.ForwardMode.DECODE
-            batch.spec_info = None
-            batch.input_ids = tokens.flatten()
-            batch.out_cache_loc = slots.flatten()
-            batch.seq_lens = (positions + 1).flatten()
-            batch.seq_lens_cpu = batch.orig_seq_lens = batch.seq_lens
-            batch.seq_lens_sum = int(batch.seq_lens.sum())
-            batch.req_pool_indices = batch.req_pool_indices.repeat_interleave(tokens.shape[1])
-            forward_batch = compat.ForwardBatch.init_new(
-                batch, self._runner, return_hidden_states_before_norm=False
-            )
-            return self._runner.forward_uncounted(forward_batch).logits_output
-
-    def _keep(self, requests: Sequence[int], newest: Sequence[int], rows: Tensor) -> None:
-        """Keep each request's newest token, and the queries of its row of the last dense pass."""
-        by_layer = [self._backend.queries[layer.layer_id][rows] for layer in self._select]
-        queries = torch.stack(by_layer, 1)  # [B, layers, H, D]
-        self._newest.update(zip(requests, newest, strict=True))
-        self._queries.update(zip(requests, map(torch.clone, queries), strict=True))
-
-    def _count(self, lengths: Tensor, width: int, accepted: Tensor, sampling: RunSampling) -> None:
-        self._runner.lim_stats.count_step(lengths.numpy().astype(np.int64) + 1, None)
-        self._stats.count_cycle(width, (accepted - 1).tolist(), sampling.capped)
+        cycle = self._launched.popleft()
+        self._runner.lim_stats.count_step(cycle.lengths.numpy().astype(np.int64) + 1, None)
+        self._stats.count_cycle(cycle.width, accepted, cycle.capped)
 
 
-@contextmanager
-def _fields_kept(batch: Any) -> Iterator[None]:
-    """Put all fields of SGLang's batch back after the block."""
-    kept = dict(vars(batch))
-    try:
-        yield
-    finally:
-        vars(batch).update(kept)
+def _passes(runner: Any) -> Passes:
+    """Return the passes for the device that serves."""
+    if compat.serves_on_cpu():
+        from lim_sglang.lossless.cpu_passes import CpuPasses
+
+        return CpuPasses(runner)
+    from lim_sglang.lossless.gpu_passes import GpuPasses
+
+    return GpuPasses(runner)

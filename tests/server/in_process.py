@@ -230,6 +230,38 @@ async def _ask(
     }
 
 
+def answer(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Run an engine; ask it all requests at once.
+
+    Args:
+        given: `model`, `options` of SGLang's engine, and `requests`, their bodies.
+    """
+    import sglang
+
+    engine = sglang.Engine(
+        model_path=given["model"],
+        skip_tokenizer_init=True,
+        max_running_requests=32,
+        cuda_graph_max_bs_decode=24,
+        disable_prefill_cuda_graph=True,
+        log_level="warning",
+        **given["options"],
+    )
+
+    async def ask(body: Mapping[str, Any]) -> Any:
+        return await engine.async_generate(**body)
+
+    async def ask_all() -> Any:
+        return await asyncio.gather(*map(ask, given["requests"]))
+
+    try:
+        results = asyncio.get_event_loop().run_until_complete(ask_all())
+        state = engine.get_server_info()["internal_states"][0].get("lim")
+    finally:
+        engine.shutdown()
+    return {"results": results, "lim": state}
+
+
 NUM_PROMPTS, NUM_STEPS = 20, 64
 ORACLE_BUDGET = 256
 
@@ -300,7 +332,12 @@ def force_tokens(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-PROGRAMS = {"start": start, "serve_crowd": serve_crowd, "force_tokens": force_tokens}
+PROGRAMS = {
+    "start": start,
+    "serve_crowd": serve_crowd,
+    "answer": answer,
+    "force_tokens": force_tokens,
+}
 
 if __name__ == "__main__":
     result = PROGRAMS[sys.argv[1]](json.load(sys.stdin))

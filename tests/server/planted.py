@@ -5,12 +5,15 @@ the worker's module right after its import, by the function that `LIM_TEST_DEFEC
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lim_sglang.lossless.passes import CycleRows
 
 SITECUSTOMIZE = """
 import importlib.abc, importlib.machinery, os, sys
@@ -54,46 +57,50 @@ def _accept(change: Callable[[Tensor, int], Tensor]) -> Callable[[Any], None]:
     return plant
 
 
-def _forward(change: Callable[..., tuple[Any, ...]]) -> Callable[[Any], None]:
-    """Change the arguments of a model pass: `change(worker, batch, tokens, positions, slots)`."""
+def _slots(pass_name: str, change: Callable[[Any, CycleRows], Tensor]) -> Callable[[Any], None]:
+    """Let a pass, `draft` or `verify`, write elsewhere: `change(passes, rows)`."""
 
-    def plant(worker: Any) -> None:
-        def forward(original: Any, self: Any, *arguments: Any) -> Any:
-            return original(self, *change(self, *arguments))
+    def plant(_: Any) -> None:
+        def run(original: Any, self: Any, *arguments: Any) -> Any:
+            rows = self._rows
+            self._rows = replace(rows, slots=change(self, rows))
+            try:
+                return original(self, *arguments)
+            finally:
+                self._rows = rows
 
-        _around(worker.LosslessWorker, "_forward", forward)
+        _around(_cpu_passes(), pass_name, run)
 
     return plant
 
 
-def _draft_below(self: Any, batch: Any, tokens: Any, positions: Any, slots: Any) -> tuple[Any, ...]:
-    if self._backend._lists is not None:
-        table = self.req_to_token_pool.req_to_token
-        slots = table[batch.req_pool_indices[:, None], positions - 1].long()
-    return batch, tokens, positions, slots
+def _cpu_passes() -> Any:
+    from lim_sglang.lossless.cpu_passes import CpuPasses
+
+    return CpuPasses
 
 
-def _shift_slots(_: Any, batch: Any, tokens: Any, positions: Any, slots: Any) -> tuple[Any, ...]:
-    return batch, tokens, positions, slots.roll(1, 1)
+def _slots_below(self: Any, rows: CycleRows) -> Tensor:
+    return self.req_to_token[rows.requests[:, None], rows.positions - 1].long()
 
 
-def _keep_draft_keys(worker: Any) -> None:
+def _keep_draft_keys(_: Any) -> None:
     """Let verification attend without writing keys and values."""
-    from lim_sglang.lossless.cpu_backend import LosslessCpuBackend
+    from lim_sglang.lossless.cpu_passes import LosslessCpuBackend
 
     verifying = [False]
 
-    def forward(original: Any, self: Any, batch: Any, tokens: Tensor, *rest: Any) -> Any:
+    def verify(original: Any, self: Any, tokens: Tensor) -> Any:
         verifying[0] = tokens.shape[1] > 1
         try:
-            return original(self, batch, tokens, *rest)
+            return original(self, tokens)
         finally:
             verifying[0] = False
 
     def attend(original: Any, self: Any, *arguments: Any, **_: Any) -> Any:
         return original(self, *arguments[:5], not verifying[0])
 
-    _around(worker.LosslessWorker, "_forward", forward)
+    _around(_cpu_passes(), "verify", verify)
     _around(LosslessCpuBackend, "forward_decode", attend)
 
 
@@ -113,23 +120,27 @@ def _newest(choose: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Calla
     def plant(worker: Any) -> None:
         seen: dict[str, Tensor] = {}
 
-        def forward(original: Any, self: Any, batch: Any, tokens: Tensor, *rest: Any) -> Any:
+        def verify(original: Any, self: Any, tokens: Tensor) -> Any:
             seen["tokens"] = tokens
-            return original(self, batch, tokens, *rest)
+            return original(self, tokens)
 
-        def verify(original: Any, self: Any, *arguments: Any) -> Tensor:
+        def pick(original: Any, self: Any, *arguments: Any) -> Tensor:
             seen["picks"] = original(self, *arguments)
             return seen["picks"]
 
-        def keep(original: Any, self: Any, requests: Any, newest: Any, rows: Tensor) -> None:
-            if seen and len(seen["picks"]) == len(requests):
-                chosen = choose(torch.tensor(newest), seen["tokens"], seen["picks"], rows)
-                newest = chosen.tolist()
-            original(self, requests, newest, rows)
+        def find(original: Any, self: Any, rows: Tensor) -> Tensor:
+            seen["rows"] = rows
+            return original(self, rows)
+
+        def keep(original: Any, self: Any, requests: Any, newest: Tensor, queries: Any) -> None:
+            if seen:
+                newest = choose(newest, seen["tokens"], seen["picks"], seen["rows"])
+            original(self, requests, newest, queries)
             seen.clear()
 
-        _around(worker.LosslessWorker, "_forward", forward)
-        _around(worker.RunSampling, "verify", verify)
+        _around(_cpu_passes(), "verify", verify)
+        _around(_cpu_passes(), "queries_of", find)
+        _around(worker.RunSampling, "verify", pick)
         _around(worker.LosslessWorker, "_keep", keep)
 
     return plant
@@ -159,9 +170,9 @@ def _verify_positions(by: int) -> Callable[[Any], None]:
 
 
 def _lose_seeds(worker: Any) -> None:
-    def begin(original: Any, self: Any, requests: Any, info: Any, sampler: Any) -> None:
+    def begin(original: Any, self: Any, requests: Any, lengths: Any, info: Any, own: Any) -> None:
         info.sampling_seed = info.sampling_seed.roll(1)
-        original(self, requests, info, sampler)
+        original(self, requests, lengths, info, own)
 
     _around(worker.RunSampling, "__init__", begin)
 
@@ -185,40 +196,31 @@ def _wrong_stride(result: Any) -> None:
         result.speculative_num_draft_tokens -= 1
 
 
-def _queries(change: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Change what is kept of a pass: `change(worker)` after each."""
+def _swap_queries(_: Any) -> None:
+    """Give each request the queries of another."""
 
-    def plant(worker: Any) -> None:
-        def keep(original: Any, self: Any, *arguments: Any) -> None:
-            original(self, *arguments)
-            change(self)
+    def begin(original: Any, self: Any, rows: CycleRows, queries: Tensor) -> None:
+        original(self, rows, queries.roll(1, 0))
 
-        _around(worker.LosslessWorker, "_keep", keep)
-
-    return plant
-
-
-def _swap_queries(self: Any) -> None:
-    kept = list(self._queries.values())
-    self._queries.update(zip(self._queries, [*kept[1:], kept[0]], strict=True))
+    _around(_cpu_passes(), "begin", begin)
 
 
 def _lists(change: Callable[..., list[list[Tensor]]]) -> Callable[[Any], None]:
-    """Change the lists of a cycle: `change(worker, batch, requests, lists)`."""
+    """Change the lists of a cycle: `change(passes, rows, lists)`."""
 
-    def plant(worker: Any) -> None:
-        def select(original: Any, self: Any, batch: Any, requests: Any) -> Any:
-            return change(self, batch, requests, original(self, batch, requests))
+    def plant(_: Any) -> None:
+        def select(original: Any, self: Any, rows: CycleRows, queries: Tensor) -> Any:
+            return change(self, rows, original(self, rows, queries))
 
-        _around(worker.LosslessWorker, "_select_lists", select)
+        _around(_cpu_passes(), "_select_lists", select)
 
     return plant
 
 
-def _old_lists(self: Any, _: Any, requests: Any, lists: list[list[Tensor]]) -> list[list[Tensor]]:
+def _old_lists(self: Any, rows: CycleRows, lists: list[list[Tensor]]) -> list[list[Tensor]]:
     """Use each list in the next cycle, too."""
     old: dict[int, list[Tensor]] = self.__dict__.setdefault("planted", {})
-    for row, request in enumerate(requests):
+    for row, request in enumerate(rows.requests.tolist()):
         if request in old:
             for of_layer, kept in zip(lists, old.pop(request), strict=True):
                 of_layer[row] = kept
@@ -227,12 +229,10 @@ def _old_lists(self: Any, _: Any, requests: Any, lists: list[list[Tensor]]) -> l
     return lists
 
 
-def _all_slots(
-    self: Any, batch: Any, requests: Any, lists: list[list[Tensor]]
-) -> list[list[Tensor]]:
-    table = self.req_to_token_pool.req_to_token
-    rows = list(zip(requests, batch.seq_lens.tolist(), strict=True))
-    return [[table[request, :length].long() for request, length in rows] for _ in lists]
+def _all_slots(self: Any, rows: CycleRows, lists: list[list[Tensor]]) -> list[list[Tensor]]:
+    table = self.req_to_token
+    each = list(zip(rows.requests.tolist(), rows.lengths.tolist(), strict=True))
+    return [[table[request, :length].long() for request, length in each] for _ in lists]
 
 
 def _as_sglang_finishes(*, by_run: bool) -> Callable[[Any], None]:
@@ -256,25 +256,25 @@ def _rows_without_room(_: Any) -> None:
     module.get_req_to_token_extra_context_len = original
 
 
-def _random_slots(self: Any, _: Any, __: Any, lists: list[list[Tensor]]) -> list[list[Tensor]]:
-    slots = len(self._runner.token_to_kv_pool.get_key_buffer(0))
+def _random_slots(self: Any, _: Any, lists: list[list[Tensor]]) -> list[list[Tensor]]:
+    slots = len(self.runner.token_to_kv_pool.get_key_buffer(0))
     return [[torch.randint(0, slots, kept.shape) for kept in of_layer] for of_layer in lists]
 
 
-def _slot_zero(_: Any, __: Any, ___: Any, lists: list[list[Tensor]]) -> list[list[Tensor]]:
+def _slot_zero(_: Any, __: Any, lists: list[list[Tensor]]) -> list[list[Tensor]]:
     return [[torch.zeros_like(kept) for kept in of_layer] for of_layer in lists]
 
 
-def _others_lists(_: Any, __: Any, ___: Any, lists: list[list[Tensor]]) -> list[list[Tensor]]:
+def _others_lists(_: Any, __: Any, lists: list[list[Tensor]]) -> list[list[Tensor]]:
     return [[*of_layer[1:], of_layer[0]] for of_layer in lists]
 
 
 DEFECTS: Mapping[str, Callable[[Any], None]] = {
     "run-too-long": _accept(lambda count, width: (count + 1).clamp(max=width)),
     "run-too-short": _accept(lambda count, _: (count - 1).clamp(min=1)),
-    "draft-keys-below": _forward(_draft_below),
+    "draft-keys-below": _slots("draft", _slots_below),
     "draft-keys-stay": _keep_draft_keys,
-    "verified-slots-shifted": _forward(_shift_slots),
+    "verified-slots-shifted": _slots("verify", lambda _, rows: rows.slots.roll(1, 1)),
     "rejected-keys-shared": _share_rejected_keys,
     "newest-from-draft": _newest(_next_draft),
     "newest-of-next-row": _newest(_next_pick),
@@ -282,7 +282,7 @@ DEFECTS: Mapping[str, Callable[[Any], None]] = {
     "noise-earlier": _verify_positions(-1),
     "seeds-lost": _lose_seeds,
     "stride-not-width": _cycle(_wrong_stride),
-    "query-of-another": _queries(_swap_queries),
+    "query-of-another": _swap_queries,
     "set-of-last-cycle": _lists(_old_lists),
     "drafts-read-all": _lists(_all_slots),
     "rows-without-room": _rows_without_room,

@@ -72,17 +72,16 @@ def test_options_that_were_not_verified_with_drafts_are_refused_for_them_alone(
     value = next(v for v in ("fp8_e4m3", 64, True) if refusal.is_refused(v))
     given = options(**{refusal.field: value})
     config = LimConfig(policy="lossless")
-    assert refusal.option in " ".join(reasons_against_drafting(given, config, on_cpu=True))
-    assert reasons_against_drafting(options(), config, on_cpu=True) == []
-    assert reasons_against_drafting(given, LimConfig(), on_cpu=True) == []
+    assert refusal.option in " ".join(reasons_against_drafting(given, config))
+    assert reasons_against_drafting(options(), config) == []
+    assert reasons_against_drafting(given, LimConfig()) == []
 
 
 def test_drafts_are_refused_on_a_gpu_and_by_another_name() -> None:
     config = LimConfig(policy="lossless")
-    assert "CPU only" in reasons_against_drafting(options(), config, on_cpu=False)[0]
     by_name = options(speculative_algorithm=DRAFTING)
-    assert "--lim-policy lossless" in reasons_against_drafting(by_name, LimConfig(), on_cpu=True)[0]
-    assert reasons_against_drafting(by_name, config, on_cpu=True) == []
+    assert "--lim-policy lossless" in reasons_against_drafting(by_name, LimConfig())[0]
+    assert reasons_against_drafting(by_name, config) == []
 
 
 @dataclass
@@ -96,9 +95,9 @@ class Arguments:
 
 def test_every_option_of_speculation_is_refused_but_its_default() -> None:
     config = LimConfig(policy="lossless")
-    assert reasons_against_drafting(Arguments(), config, on_cpu=True) == []
+    assert reasons_against_drafting(Arguments(), config) == []
     given = Arguments(speculative_adaptive=True, speculative_accept_threshold_single=0.5)
-    assert reasons_against_drafting(given, config, on_cpu=True) == [
+    assert reasons_against_drafting(given, config) == [
         "--speculative-adaptive: policy lossless sets it",
         "--speculative-accept-threshold-single: policy lossless sets it",
     ]

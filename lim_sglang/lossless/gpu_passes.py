@@ -1,0 +1,454 @@
+"""The forward passes of a cycle on a GPU.
+
+A draft is a step of B rows whose layers all attend to lists, through the Triton kernel that plans
+nothing: one CUDA graph a batch size serves all drafts. A verification of several tokens runs
+without a graph: FlashInfer would plan it for the longest run that the rows of a graph may have, not
+for the run that all of them have, and the host launches it long before the drafts have ended. A
+verification of one token is SGLang's dense decode step, in SGLang's plan and a graph.
+
+Shapes: B requests, w tokens of each, R rows of a pass, S SELECT layers, K budget, N drafts.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lim_sglang import compat
+from lim_sglang.audit import Audit, AuditedStep
+from lim_sglang.kernels.compact import StepSlots
+from lim_sglang.kernels.packed import PackedRows
+from lim_sglang.kernels.selector import Room, ScoreSelector
+from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
+from lim_sglang.lossless.passes import CycleRows, KeptQueries, Passes, by_head
+from lim_sglang.policies.lossless import Lossless
+from lim_sglang.policies.policy import Role
+
+logger = logging.getLogger(__name__)
+
+MAX_DRAFTED = 48
+"""Most requests of a batch that drafts: as many as SGLang's own speculation runs by default."""
+SCORE_SOURCE = "a second reading of K"
+
+
+class LosslessGpuBackend(KeptQueries, compat.FlashInferAttnBackend):
+    """SGLang's FlashInfer backend, which prefills and runs dense decode steps."""
+
+    score_source = SCORE_SOURCE
+
+    def __init__(self, runner: Any, **options: Any) -> None:
+        super().__init__(runner, **options)
+        self.roles: tuple[Role, ...] = runner.lim_roles
+        self.query_layers = runner.lim_drafting.selecting(len(self.roles))
+        self.queries: dict[int, Tensor] = {}
+
+
+class _CycleBackend(compat.AttentionBackend):
+    """Attention of decode rows that writes the new keys and values first."""
+
+    def __init__(self, backend: LosslessGpuBackend) -> None:
+        super().__init__()
+        self.token_to_kv_pool = backend.token_to_kv_pool
+        self.req_to_token_pool = backend.req_to_token_pool
+
+    def forward_decode(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: Any,
+        batch: Any,
+        save_kv_cache: bool = True,
+        **_: Any,
+    ) -> Tensor:
+        """Run one layer.
+
+        Args:
+            q: [R, H * D], like the result.
+            k, v: [R, KV heads * D].
+            layer, batch, save_kv_cache: SGLang's.
+        """
+        pool = self.token_to_kv_pool
+        if save_kv_cache:
+            location = compat.KVWriteLoc(batch.out_cache_loc, None)
+            pool.set_kv_buffer(layer, location, k, v, layer.k_scale, layer.v_scale)
+        return self.attend(by_head(q, layer).contiguous(), layer).view(len(q), -1)
+
+    def attend(self, query: Tensor, layer: Any) -> Tensor:
+        """Attend [R, H, D]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class DraftMemory:
+    """Lists of slots that drafts read, and the selection's memory."""
+
+    selector: ScoreSelector
+    lists: Tensor
+    """[S, rows * (K + N)] int32, each row's kept slots and those of its drafts."""
+    starts: Tensor
+    """[rows + 1] int32, where the lists of each row begin."""
+    ends: Tensor
+    """[rows] int32, where the lists of each row end, for the draft that runs."""
+
+    @classmethod
+    def allocate(
+        cls, policy: Lossless, depth: int, room: Callable[[int], Room], max_requests: int
+    ) -> "DraftMemory":
+        """Allocate for batches that draft.
+
+        Args:
+            depth: layers of the model.
+            room: returns the selection's room, given the most rows.
+            max_requests: that SGLang runs at once.
+        """
+        rows = min(MAX_DRAFTED, max_requests)
+        selector = policy.allocate(room(rows))
+        assert isinstance(selector, ScoreSelector)
+        length = policy.budget + policy.num_drafts
+        device = selector.scores.values.device
+        lists = torch.zeros(
+            len(policy.selecting(depth)), rows * length, dtype=torch.int32, device=device
+        )
+        starts = torch.arange(rows + 1, dtype=torch.int32, device=device) * length
+        return cls(selector, lists, starts, starts[:-1].clone())
+
+    @property
+    def max_rows(self) -> int:
+        """Most requests of a batch that drafts."""
+        return len(self.ends)
+
+
+class DraftBackend(_CycleBackend):
+    """Every layer of a draft reads its list."""
+
+    queries: Mapping[int, Tensor] = MappingProxyType({})
+    """None are kept."""
+
+    def __init__(self, backend: LosslessGpuBackend, memory: DraftMemory, policy: Lossless) -> None:
+        super().__init__(backend)
+        shape = backend.indices_updater_decode
+        self._memory = memory
+        self._list_of_layer = policy.list_of_layer(len(backend.roles))
+        self._longest = policy.budget + policy.num_drafts
+        self._workspace = SplitWorkspace.allocate(
+            num_heads=shape.num_qo_heads,
+            num_units=shape.num_kv_heads,
+            dim=shape.head_dim,
+            cache_dtype=shape.data_type,
+            device=memory.lists.device,
+        )
+
+    def attend(self, query: Tensor, layer: Any) -> Tensor:
+        """Attend over the kept tokens and the drafts so far."""
+        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        memory, rows = self._memory, len(query)
+        return attend_tokens(
+            query,
+            keys,
+            values,
+            memory.lists[self._list_of_layer[layer.layer_id]],
+            memory.starts[:rows],
+            memory.ends[:rows],
+            longest=self._longest,
+            scale=layer.scaling,
+            soft_cap=layer.logit_cap,
+            workspace=self._workspace,
+            out=torch.empty_like(query),
+        )
+
+
+class VerifyBackend(KeptQueries, _CycleBackend):
+    """Dense attention of w rows a request, each over the tokens up to its own."""
+
+    def __init__(self, backend: LosslessGpuBackend) -> None:
+        super().__init__(backend)
+        self.query_layers = backend.query_layers
+        self.queries: dict[int, Tensor] = {}
+        self._shape = backend.indices_updater_decode
+        self._soft_cap = 0.0
+        self._wrapper = compat.prefill_wrapper(backend.workspace_buffer)
+
+    def plan(self, rows: CycleRows, slots: Tensor, lengths: Sequence[int]) -> None:
+        """Plan a cycle's verification, from the host's lengths: nothing waits for the device.
+
+        Args:
+            slots: [sum of lengths] int32, of each request's tokens.
+            lengths: tokens of each request, those verified included.
+        """
+        ends = [0, *accumulate(lengths)]
+        runs = range(0, (len(lengths) + 1) * rows.width, rows.width)
+        self._wrapper.plan(
+            _on_host(runs),
+            _on_host(ends),
+            slots,
+            _on_host([1] * len(lengths)),  # pages of one token
+            self._shape.num_qo_heads,
+            self._shape.num_kv_heads,
+            self._shape.head_dim,
+            1,
+            causal=True,
+            q_data_type=self._shape.q_data_type,
+            kv_data_type=self._shape.data_type,
+            seq_lens=_on_host(lengths),
+        )
+
+    def attend(self, query: Tensor, layer: Any) -> Tensor:
+        """Attend by the plan."""
+        output: Tensor = self._wrapper.forward(
+            query,
+            self.token_to_kv_pool.get_kv_buffer(layer.layer_id),
+            causal=True,
+            sm_scale=layer.scaling,
+            logits_soft_cap=layer.logit_cap,
+        )
+        return output
+
+
+def _on_host(numbers: Sequence[int] | range) -> Tensor:
+    """Return int32 in memory that is copied to a GPU without waiting."""
+    return torch.tensor(numbers, dtype=torch.int32).pin_memory()
+
+
+class RowPass:
+    """A pass over one token of each request, with inputs that stay in place for CUDA graphs."""
+
+    def __init__(self, runner: Any, backend: Any, max_rows: int) -> None:
+        """Allocate the inputs.
+
+        Args:
+            backend: attention of the pass, which plans each step if it has to.
+        """
+        self._runner, self.backend = runner, backend
+        inputs = torch.zeros(5, max_rows, dtype=torch.int64, device=runner.device)
+        self.tokens, self.positions, self.slots, self.requests, self.lengths = inputs
+        self.host_lengths = torch.ones(max_rows, dtype=torch.int64)
+        self.lengths.fill_(1)
+        self._graphs: dict[int, _Graph] = {}
+
+    def set_rows(self, requests: Tensor, lengths: Tensor, host_lengths: Tensor) -> None:
+        """Set what all passes of a cycle share; rows that pad a graph write to SGLang's slot 0.
+
+        Args:
+            requests, lengths, host_lengths: [B], of the cycle.
+        """
+        rows = len(requests)
+        self.requests[:rows], self.requests[rows:] = requests, 0
+        self.lengths[:rows], self.lengths[rows:] = lengths, 1
+        self.host_lengths[:rows], self.host_lengths[rows:] = host_lengths, 1
+        self.slots[rows:] = 0
+
+    def set_tokens(self, tokens: Tensor, positions: Tensor, slots: Tensor) -> None:
+        """Set the inputs of one pass, [B] each."""
+        rows = len(tokens)
+        self.tokens[:rows] = tokens
+        self.positions[:rows] = positions
+        self.slots[:rows] = slots
+
+    def run(self, rows: int, *, with_hidden_states: bool = False) -> tuple[Any, dict[int, Tensor]]:
+        """Run the pass over the first rows.
+
+        Args:
+            with_hidden_states: return the last layer's, too, which graphs do not have.
+
+        Returns:
+            SGLang's output, which the next pass overwrites, and the backend's queries.
+        """
+        sizes = [size for size in self._graphs if size >= rows]
+        if not sizes or with_hidden_states:
+            batch = self._batch(rows, with_hidden_states=with_hidden_states)
+            self.backend.init_forward_metadata(batch)
+            return self._forward(batch), self.backend.queries
+        size = min(sizes)
+        self.backend.init_forward_metadata_out_graph(self._batch(size))
+        found = self._graphs[size]
+        found.graph.replay()
+        logits = found.output.next_token_logits[:rows]
+        return compat.LogitsProcessorOutput(next_token_logits=logits), found.queries
+
+    def capture(self, sizes: Iterable[int], logits: Tensor) -> None:
+        """Capture a CUDA graph for each number of rows; the largest first, so that all of them use
+        its memory.
+
+        Args:
+            logits: [>= the largest size, V] f32, which the graphs write.
+        """
+        for size in sorted(sizes, reverse=True):
+            batch = self._batch(size, logits=logits[:size])
+            self.backend.init_forward_metadata_out_graph(batch, in_capture=True)
+            graph, output = compat.capture_graph(partial(self._forward, batch))
+            self._graphs[size] = _Graph(graph, output, dict(self.backend.queries))
+
+    def _batch(
+        self, rows: int, *, logits: Tensor | None = None, with_hidden_states: bool = False
+    ) -> Any:
+        return compat.decode_batch(
+            self._runner,
+            tokens=self.tokens[:rows],
+            requests=self.requests[:rows],
+            positions=self.positions[:rows],
+            lengths=self.lengths[:rows],
+            host_lengths=self.host_lengths[:rows],
+            slots=self.slots[:rows],
+            logits=logits,
+            with_hidden_states=with_hidden_states,
+        )
+
+    def _forward(self, batch: Any) -> Any:
+        return compat.call_model(self._runner, batch, self.backend)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    graph: torch.cuda.CUDAGraph
+    output: Any
+    queries: dict[int, Tensor]
+    """Those of the rows, in the graph's own memory."""
+
+
+class GpuPasses(Passes):
+    """Passes that call the model themselves, each with the backend that it needs."""
+
+    def __init__(self, runner: Any) -> None:
+        super().__init__(runner)
+        self._memory: DraftMemory = runner.lim_draft_memory
+        self._verification = VerifyBackend(self.backend)
+        self._queries: dict[int, Tensor] = {}
+        self._audit: Audit | None = runner.lim_audit
+        drafts = DraftBackend(self.backend, self._memory, self.policy)
+        self._draft = RowPass(runner, drafts, self._memory.max_rows)
+        self._dense = RowPass(runner, self.backend, runner.req_to_token_pool.size)
+
+    @property
+    def max_drafted(self) -> int:
+        """Requests of the largest batch that drafts."""
+        return self._memory.max_rows
+
+    def capture(self) -> None:
+        """Capture drafts, and dense steps of one token, at the batch sizes of SGLang's graphs."""
+        sizes = compat.graph_batch_sizes(self.runner)
+        if not sizes:
+            return
+        most = max(sizes)
+        self.backend.init_cuda_graph_state(most, most)
+        vocab = self.runner.model_config.vocab_size
+        logits = torch.zeros(most, vocab, dtype=torch.float32, device=self.runner.device)
+        logger.info("LessIsMore: capturing dense steps of %s and drafts up to %d", sizes, most)
+        with compat.graph_capture():
+            self._dense.capture(sizes, logits)
+            self._draft.capture({min(size, self.max_drafted) for size in sizes}, logits)
+
+    def begin(self, rows: CycleRows, queries: Tensor) -> None:
+        """Plan the verification and write the lists of the drafts."""
+        self._rows = rows
+        host_lengths = rows.host_lengths.tolist()
+        if rows.width == 1:
+            lengths, host = rows.lengths + 1, rows.host_lengths + 1
+            self._dense.set_rows(rows.requests, lengths, host)
+            return
+        verified = [length + rows.width for length in host_lengths]
+        _, slots = self._gather(rows.lengths + rows.width, sum(verified))
+        self._verification.plan(rows, slots, verified)
+        self._draft.set_rows(rows.requests, rows.lengths, rows.host_lengths)
+        self._select_lists(*self._gather(rows.lengths, sum(host_lengths)), queries)
+
+    def draft(self, tokens: Tensor, step: int) -> Tensor:
+        """Run all layers over the lists, of which a draft reads one token more than the last."""
+        rows, count = self._rows, len(tokens)
+        self._draft.set_tokens(tokens, rows.positions[:, step], rows.slots[:, step])
+        self._memory.ends[:count] += 1
+        output, _ = self._draft.run(count)
+        logits: Tensor = output.next_token_logits
+        return logits
+
+    def verify(self, tokens: Tensor) -> Any:
+        """Run a dense pass: one row a request as SGLang does, or w rows a request."""
+        rows = self._rows
+        with_hidden_states = rows.batch.return_hidden_states
+        if rows.width == 1:
+            self._dense.set_tokens(tokens[:, 0], rows.positions[:, 0], rows.slots[:, 0])
+            output, self._queries = self._dense.run(
+                len(tokens), with_hidden_states=with_hidden_states
+            )
+            return output
+        lengths = (rows.positions + 1).flatten()
+        batch = compat.decode_batch(
+            self.runner,
+            tokens=tokens.flatten(),
+            requests=rows.requests.repeat_interleave(rows.width),
+            positions=rows.positions.flatten(),
+            lengths=lengths,
+            host_lengths=None,  # the verification is planned
+            slots=rows.slots.flatten(),
+            logits=None,
+            with_hidden_states=with_hidden_states,
+        )
+        output = compat.call_model(self.runner, batch, self._verification)
+        self._queries = self._verification.queries
+        return output
+
+    def queries_of(self, rows: Tensor) -> Tensor:
+        """Return the queries of the last verification's rows."""
+        return self.stack(self._queries, rows)
+
+    def _gather(self, lengths: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        """Return where the tokens of each request begin, [B + 1] int32, and the slots of all.
+
+        Args:
+            lengths: [B] int64, tokens of each request.
+            total: their sum, which the host knows.
+        """
+        indptr = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=lengths.device)
+        indptr[1:] = lengths.cumsum(0)
+        slots = torch.empty(total, dtype=torch.int32, device=lengths.device)
+        compat.gather_slots(self.req_to_token, self._rows.requests, lengths, indptr, slots)
+        return indptr, slots
+
+    def _record(self, audit: Audit, slots: Tensor, scores: Sequence[PackedRows]) -> None:
+        """Let the audit check the lists that have just been written.
+
+        Args:
+            slots: [tokens of all requests] int32.
+            scores: of each SELECT layer.
+        """
+        lengths, memory = self._rows.host_lengths.tolist(), self._memory
+        if not memory.selector.fits(sum(lengths)):
+            audit.unchecked_steps += 1
+            return
+        starts = memory.starts.tolist()
+        kept = [
+            memory.lists[:, start : start + min(length, self.policy.budget)]
+            for start, length in zip(starts, lengths, strict=False)
+        ]
+        padded = torch.nn.utils.rnn.pad_sequence(slots.split(lengths), batch_first=True)
+        audit.record(AuditedStep(tuple(lengths), padded, tuple(scores), torch.cat(kept, 1)))
+
+    def _select_lists(self, indptr: Tensor, slots: Tensor, queries: Tensor) -> None:
+        """Write each request's kept slots, and the slots of its drafts behind them."""
+        rows, memory = self._rows, self._memory
+        count, drafts = len(rows.requests), rows.width - 1
+        selector = memory.selector.for_rows(rows.host_lengths)
+        starts = memory.starts[: count + 1]
+        scores = []
+        for index, layer in enumerate(self.select):
+            selector.select(
+                queries[:, index],
+                self.runner.token_to_kv_pool.get_key_buffer(layer.layer_id),
+                StepSlots(indptr, slots, starts, memory.lists[index]),
+                scale=layer.scaling,
+            )
+            if self._audit:
+                scores.append(selector.deciding_scores.used(indptr.tolist()))
+        if self._audit:
+            self._record(self._audit, slots, scores)
+        ends = starts[:count] + rows.lengths.clamp(max=self.policy.budget)
+        memory.ends[:count] = ends
+        memory.ends[count:] = memory.starts[count:-1]  # rows that pad a graph read nothing
+        behind = ends[:, None] + torch.arange(drafts, device=ends.device)
+        memory.lists[:, behind.flatten()] = rows.slots[:, :drafts].flatten().int()
