@@ -112,7 +112,7 @@ class RunSampling:
             return_logprob=False,
             top_logprobs_nums=[],
             token_ids_logprobs=[],
-            positions=positions.flatten(),
+            positions=positions.flatten().contiguous(),
         )
         return drawn.long().view(-1, width)
 
