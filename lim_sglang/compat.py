@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.memory_pool import KVWriteLoc
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
     from sglang.srt.model_executor.model_runner import ModelRunner
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
     from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
     from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
     from sglang.srt.speculative.spec_registry import CustomSpecAlgo
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         "LogitsProcessorOutput",
         "ModelRunner",
         "Sampler",
+        "SamplingBatchInfo",
         "SpecInput",
         "SpecInputType",
         "TorchNativeAttnBackend",
@@ -305,6 +307,7 @@ _INTERNALS: Mapping[str, str] = {
     "ModelRunner": "sglang.srt.model_executor.model_runner",
     "ParallelState": "sglang.srt.distributed.parallel_state_wrapper",
     "RadixAttention": "sglang.srt.layers.radix_attention",
+    "SamplingBatchInfo": "sglang.srt.sampling.sampling_batch_info",
     "Sampler": "sglang.srt.layers.sampler",
     "SpecInput": "sglang.srt.speculative.spec_info",
     "SpecInputType": "sglang.srt.speculative.spec_info",

@@ -14,7 +14,7 @@ import typer
 
 from lim_sglang.bench import workloads
 from lim_sglang.bench.workloads import SHAPES, CacheDtype, ModelChoice, Quantization
-from lim_sglang.config import BACKEND
+from lim_sglang.config import BACKEND, LimConfig
 from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.gates.training import MAX_SEED
 from lim_sglang.markdown_section import counted
@@ -120,6 +120,46 @@ def decode(
         typer.echo(row.describe())
     table = DecodeTable.of(measured)
     typer.echo(f"\n{table.section(points)}\n{'; '.join(table.conditions['notes'])}")
+
+
+@bench.command("drafts")
+def drafts(
+    shape: ShapeOption = None,
+    model: ModelOption = None,
+    point: PointOption = None,
+    budget: BudgetOption = 2048,
+    draft_budget: Annotated[int, typer.Option(min=1, help="Tokens that a draft keeps.")] = 1024,
+    drafts: Annotated[
+        str, typer.Option(help="Drafts of a cycle, between commas; 0 drafts nothing.")
+    ] = "0,4,8,12,15",
+    backends: BackendsOption = "lim,flashinfer,triton",
+    windows: Annotated[int, typer.Option(min=1, help="Timed windows of each.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps, or cycles, in a window.")] = 10,
+    mem_fraction_static: MemoryOption = 0.85,
+    out: OutOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Time cycles of lossless drafting, with sampling, beside dense and LessIsMore steps. Tokens
+    are counted by acceptance that was recorded on easy and on hard texts."""
+    choice = ModelChoice(shape, model)
+    points = workloads.choose_points(point or [], None, None)
+    names = workloads.read_backends(backends, choice)
+    numbers = workloads.read_drafts(drafts)
+    from lim_sglang.bench.decode import DecodeOptions
+    from lim_sglang.bench.drafts import draft_table, measure
+
+    options = DecodeOptions(
+        *(choice, points, names, budget, {}, mem_fraction_static, windows, steps, False)
+    )
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    config = LimConfig.from_mapping({"policy": "lossless", "budget": draft_budget})
+    rows, notes = [], ""
+    for row, conditions in measure(options, config, numbers, show):
+        rows.append(row)
+        keep(out, json.dumps({"drafts": asdict(row), "conditions": conditions}))
+        typer.echo(row.describe())
+        notes = "; ".join(conditions["notes"])
+    typer.echo(f"\n{draft_table(rows)}\n{notes}")
 
 
 @bench.command("capacity")

@@ -19,6 +19,7 @@ from lim_sglang.gates.files import folder_of, weights_digest
 from lim_sglang.gates.training import check_text, read_json_lines
 from lim_sglang.markdown_section import counted
 from lim_sglang.policies import POLICIES
+from lim_sglang.policies.lossless import MAX_DRAFT_TOKENS
 from lim_sglang.policies.policy import Role, SparsePolicy
 from lim_sglang.validation import default_page_size
 
@@ -248,6 +249,18 @@ def step_bytes(point: Point, facts: Mapping[str, Any], reads: SparseReads | None
     sparse_tokens = reads.tokens * reads.num_layers
     cache_bytes = facts["kv_bytes_per_token_and_layer"] * (dense_tokens + sparse_tokens)
     return int(facts["weight_bytes_read"] + cache_bytes + reads.summary_bytes)
+
+
+def read_drafts(text: str) -> tuple[int, ...]:
+    """Read numbers of drafts between commas.
+
+    Raises:
+        ConfigError: no number, or one that no cycle drafts.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) <= MAX_DRAFT_TOKENS for word in words):
+        raise ConfigError(f"--drafts are numbers from 0 to {MAX_DRAFT_TOKENS}, not {text!r}")
+    return tuple(dict.fromkeys(map(int, words)))
 
 
 def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:

@@ -24,14 +24,14 @@ VOCAB = 1024
 LENGTHS = (5, 100, 250, 256, 257, 300, 700, 1500)
 NUM_ASKED = 64
 NUM_NEW = 64
-NUM_TOP = 64
-"""Likeliest tokens whose logprobs the dense server tells."""
-NEAR = 0.02
+NEAR = 0.1
 """Nats by which the winner of a race may lead in float16, where another batch may exchange it."""
 LOSSLESS = {"policy": "lossless", "draft_tokens": NUM_DRAFTS, "select_layers": [2, 4]}
 CROWD_OPTIONS = {"attention_backend": "lim", "disable_overlap_schedule": True}
+DENSE = ({"policy": "full"}, {"sampling_backend": "lim"})
 SETTINGS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
-    "dense": ({"policy": "full"}, {"sampling_backend": "lim"}),
+    "dense": DENSE,
+    "dense-in-small-batches": (DENSE[0], {**DENSE[1], "max_running_requests": 5}),
     "lossless": ({**LOSSLESS, "budget": BUDGET}, {}),
     "one-list": ({**LOSSLESS, "budget": BUDGET, "select_layers": [3], "draft_tokens": 3}, {}),
     "by-mass": ({**LOSSLESS, "budget": BUDGET, "ranking": "mass"}, {}),
@@ -46,8 +46,15 @@ CHECKS = {
 """SGLang's own checks of its slots, which end a server that fails them."""
 
 
-def bodies() -> list[dict[str, Any]]:
-    """Return requests, half of them greedy, the others with seeds and some with filters."""
+DRAFTING = [name for name, (ours, _) in SETTINGS.items() if ours is not DENSE[0]]
+
+
+def bodies(*, num_top: int = 1) -> list[dict[str, Any]]:
+    """Return requests, half of them greedy, the others with seeds and some with filters.
+
+    Args:
+        num_top: likeliest tokens whose logprobs are asked for.
+    """
     rng = random.Random(5)
     found = []
     for number in range(NUM_ASKED):
@@ -61,7 +68,7 @@ def bodies() -> list[dict[str, Any]]:
         prompt = [rng.randrange(5, 1000) for _ in range(LENGTHS[number % len(LENGTHS)])]
         found.append(
             {"input_ids": prompt, "sampling_params": sampling}
-            | {"return_logprob": True, "top_logprobs_num": NUM_TOP}
+            | {"return_logprob": True, "top_logprobs_num": num_top}
         )
     return found
 
@@ -85,7 +92,7 @@ def runs(model: Path) -> Iterator[Runs]:
             "model": str(model),
             "options": {**CROWD_OPTIONS, "dtype": SHAPES[SHAPE].dtype, "mem_fraction_static": 0.5}
             | {"max_total_tokens": 60_000, **options},
-            "requests": bodies(),
+            "requests": bodies(num_top=VOCAB if name == "dense" else 1),
         }
         audited = {**CHECKS, "LIM_AUDIT": "1", "LIM_CONFIG": json.dumps(ours)}
         found: dict[str, Any] = run_in_process("answer", given, os.environ | audited)
@@ -115,30 +122,55 @@ def lead(body: Mapping[str, Any], dense: Mapping[str, Any], at: int, token: int)
     return float(found[0] - found[1])
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "dense"])
+@pytest.mark.parametrize("name", DRAFTING)
 def test_tokens_are_the_dense_servers_but_for_near_ties(runs: Runs, name: str) -> None:
     dense, found = runs["dense"].result()["results"], runs[name].result()["results"]
+    again = runs["dense-in-small-batches"].result()["results"]
+    leads, others = leads_of(dense, found), leads_of(dense, again)
+    sys.stdout.write(f"{name}: {len(leads)} of {NUM_ASKED} differ, by {leads}\n")  # with -rP
+    sys.stdout.write(f"dense in small batches: {len(others)} differ, by {others}\n")
+    assert all(abs(each) < NEAR for each in leads)
+    assert len(leads) <= 2 * len(others) + 4
+
+
+def leads_of(dense: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[float]:
+    """Return the lead of the dense server's token at the first difference of each answer."""
     leads = []
     for body, one, other in zip(bodies(), dense, found, strict=True):
         expected, tokens = tokens_of(one), tokens_of(other)
         assert len(tokens) == NUM_NEW
         if expected != tokens:
             at = next(n for n in range(NUM_NEW) if expected[n] != tokens[n])
-            leads.append(lead(body, one, at, tokens[at]))
-    sys.stdout.write(f"{name}: {len(leads)} of {NUM_ASKED} differ, by {leads}\n")  # with -rP
-    assert all(abs(each) < NEAR for each in leads)
-    assert len(leads) < NUM_ASKED / 4
+            leads.append(round(lead(body, one, at, tokens[at]), 4))
+    return leads
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "dense"])
+@pytest.mark.parametrize("name", DRAFTING)
 def test_lists_are_the_definitions_and_drafts_are_accepted(runs: Runs, name: str) -> None:
     state = runs[name].result()["lim"]
     sys.stdout.write(json.dumps(state) + "\n")
     assert state["checked_sets"] > 500
     assert state["wrong_sets"] == state["unchecked_steps"] == 0
-    assert state["accepted_tokens"] > 0.2 * state["drafted_tokens"] > 1000
+    assert state["drafted_tokens"] > 5000
     assert set(state["rows_capped"]) == {"penalty"}
     assert set(state["cycles_by_width"]) == {"1", str(1 + state["draft_tokens"])}
+
+
+@pytest.mark.parametrize("name", DRAFTING)
+def test_drafts_that_read_everything_are_accepted(runs: Runs, name: str) -> None:
+    """Requests within the budget, in batches with longer ones."""
+    found = runs[name].result()
+    width = 1 + found["lim"]["draft_tokens"]
+    cycles = [
+        result["meta_info"]["spec_verify_ct"]
+        for body, result in zip(bodies(), found["results"], strict=True)
+        if len(body["input_ids"]) + NUM_NEW <= BUDGET
+        and "frequency_penalty" not in body["sampling_params"]
+    ]
+    fewest = -(-(NUM_NEW - 1) // width)
+    assert len(cycles) > 10
+    assert sorted(cycles)[: len(cycles) // 2] == [fewest] * (len(cycles) // 2)
+    assert sum(cycles) <= 1.15 * fewest * len(cycles)
 
 
 def test_graphs_change_no_acceptance(runs: Runs) -> None:
@@ -159,23 +191,26 @@ def serve_crowd(model: Path, ours: Mapping[str, Any], **options: Any) -> dict[st
 
 def test_a_crowd_loses_nothing_and_gets_the_dense_servers_tokens(model: Path) -> None:
     """Requests come, finish, abort, share prefixes and are retracted."""
-    wanted = {"dense": SETTINGS["dense"], "lossless": SETTINGS["lossless"]}
-    with ThreadPoolExecutor(2) as pool:
+    wanted = {name: SETTINGS[name] for name in ("dense", "lossless")}
+    wanted["dense-without-graphs"] = (DENSE[0], {**DENSE[1], "disable_cuda_graph": True})
+    with ThreadPoolExecutor(len(wanted)) as pool:
         runs = {
             name: pool.submit(serve_crowd, model, ours, **options)
             for name, (ours, options) in wanted.items()
         }
-        dense, found = (runs[name].result() for name in wanted)
+        dense, found, again = (runs[name].result() for name in wanted)
     kept = [number for number in range(NUM_REQUESTS) if not is_aborted(number)]
     requests = make_requests()
     for number in kept:
         assert len(found["answers"][number]["tokens"]) == requests[number]["num_tokens"]
-    same = [
-        found["answers"][number]["tokens"] == dense["answers"][number]["tokens"] for number in kept
-    ]
+    same, usual = (
+        sum(each["answers"][n]["tokens"] == dense["answers"][n]["tokens"] for n in kept)
+        for each in (found, again)
+    )
     state = found["lim"]
-    sys.stdout.write(f"{sum(same)} of {len(kept)} equal dense: {json.dumps(state)}\n")
-    assert sum(same) > 0.9 * len(kept)
+    sys.stdout.write(f"{same} of {len(kept)} equal dense, {usual} in another dense run\n")
+    sys.stdout.write(json.dumps(state))
+    assert same > usual - 0.1 * len(kept)
     assert state["retractions"] > 0
     assert state["checked_sets"] > 1000
     assert state["wrong_sets"] == 0

@@ -1,0 +1,296 @@
+"""`lim bench drafts`: cycles of lossless drafting beside dense and LessIsMore steps, in tokens a
+second.
+
+A cycle is timed as the server runs it, by `LosslessWorker`, with sampling and with the host's gap
+to the next one. How many drafts are accepted depends on the text, and random weights accept none:
+tokens are counted by acceptance that was recorded on texts, of a real model.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import exp
+from time import perf_counter
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lim_sglang import compat
+from lim_sglang.bench import model_runner
+from lim_sglang.bench.decode import DecodeOptions, time_windows
+from lim_sglang.bench.model_runner import FilledBatch
+from lim_sglang.bench.results import NAMES, surroundings
+from lim_sglang.bench.verify import require_exact_kernels, require_exact_steps, require_gpu
+from lim_sglang.bench.workloads import DENSE_BACKENDS, Point
+from lim_sglang.config import BACKEND, LimConfig, with_preset
+from lim_sglang.counters import DraftStats
+from lim_sglang.kernels.bench import Spread
+from lim_sglang.lossless.gpu_passes import LosslessGpuBackend
+from lim_sglang.lossless.worker import LosslessWorker
+from lim_sglang.markdown_section import markdown_table
+from lim_sglang.policies.lossless import MAX_DRAFT_TOKENS, Lossless
+from lim_sglang.validation import model_shape
+
+LOSSLESS = "lossless"
+WARM_UP_CYCLES = 3
+NOTES = (
+    "no prefill: K and V are random, in slots of random order; the length stays",
+    "a cycle has sampling at temperature 0.6 and the host's gap; dense and LessIsMore steps have "
+    "the same sampling, by SGLang, and no gap",
+    "no scheduler",
+)
+"""Limits of the method, recorded with each row."""
+ACCEPTANCE: Mapping[str, Sequence[float]] = {
+    "easy": tuple(exp(-0.01739 * draft**0.8865) for draft in range(1, 1 + MAX_DRAFT_TOKENS)),
+    "hard": tuple(exp(-0.06323 * draft**0.9526) for draft in range(1, 1 + MAX_DRAFT_TOKENS)),
+}
+"""Share of cycles in which the first 1, 2, … drafts are all accepted: Qwen2.5-Coder-1.5B at 16K
+tokens, budget 1,024, on its own solutions of MATH (7.5 of 8, 14.3 of 16) and on source code (6.2 of
+8, 10.2 of 16); in between an exponential of a power, fitted to both."""
+
+
+@dataclass(frozen=True)
+class DraftRow:
+    """Result of one way to decode at one point."""
+
+    point: str
+    name: str
+    """A dense backend, `lim`, or `lossless`."""
+    drafts: int
+    """Of a cycle; 0 for steps."""
+    ms: Spread
+    """Of a cycle or step, sampling included."""
+    tokens: Mapping[str, float]
+    """Expected tokens of a request in a cycle, by the kind of text."""
+
+    def ms_per_token(self, text: str) -> float:
+        """Return the milliseconds of one token of each request."""
+        return self.ms.median / self.tokens[text]
+
+    def describe(self) -> str:
+        """Return the row in one line."""
+        what = f"{self.name}, {self.drafts} drafts" if self.drafts else self.name
+        parts = [f"{text} {self.ms_per_token(text):.3f}" for text in self.tokens]
+        return f"{self.point} {what}: {self.ms.median:.3f} ms, a token {', '.join(parts)}"
+
+
+def expected_tokens(drafts: int) -> dict[str, float]:
+    """Return the tokens that a cycle gives, by the kind of text."""
+    return {text: 1 + sum(shares[:drafts]) for text, shares in ACCEPTANCE.items()}
+
+
+class TimedWorker(LosslessWorker):
+    """The server's worker, which drafts as many tokens as it is told."""
+
+    num_drafts = 0
+
+    def _choose_drafts(self, lengths: Sequence[int], sampling: Any) -> int:
+        return self.num_drafts
+
+
+def build_worker(runner: Any, config: LimConfig) -> TimedWorker:
+    """Let a runner draft: its memory, its backend and its graphs are made beside the others'."""
+    config = with_preset(config, model_shape(runner.model_config.hf_text_config))
+    policy = config.make_policy()
+    assert isinstance(policy, Lossless)
+    policy = replace(policy, draft_tokens=MAX_DRAFT_TOKENS)
+    runner.lim_config, runner.lim_policy, runner.lim_audit = config, None, None
+    runner.lim_roles = policy.roles(len(runner.lim_roles))
+    runner.lim_drafting, runner.lim_stats.drafting = policy, DraftStats()
+    runner.lim_cos_sin = None
+    runner.allocate_drafts(policy, runner.max_total_num_tokens)
+    runner.attn_backend = LosslessGpuBackend(runner)
+    worker = TimedWorker(runner.server_args, 0, None, 0, SimpleNamespace(model_runner=runner))
+    worker.alloc_memory_pool(None, runner.req_to_token_pool, runner.token_to_kv_pool_allocator)
+    worker.init_attention_backends()
+    worker.init_cuda_graphs()
+    return worker
+
+
+def sampling_of(rows: int, vocab: int, device: Any) -> Any:
+    """Return SGLang's sampling parameters of a batch at temperature 0.6."""
+    ones = torch.ones(rows, device=device)
+    return compat.SamplingBatchInfo(
+        temperatures=0.6 * ones[:, None],
+        top_ps=ones,
+        top_ks=torch.full((rows,), 1 << 30, dtype=torch.int32, device=device),
+        min_ps=0 * ones,
+        is_all_greedy=False,
+        is_any_greedy=False,
+        need_top_p_sampling=False,
+        need_top_k_sampling=False,
+        need_min_p_sampling=False,
+        vocab_size=vocab,
+        sampling_seed=torch.arange(rows, device=device),
+    )
+
+
+def batch_of(runner: Any, filled: FilledBatch) -> Any:
+    """Return a scheduler's batch of the requests, each short of the tokens that a cycle adds."""
+    rows = filled.point.batch
+    parameters = SimpleNamespace(
+        frequency_penalty=0.0, presence_penalty=0.0, repetition_penalty=1.0, min_new_tokens=0
+    )
+    request = SimpleNamespace(
+        grammar=None,
+        custom_logit_processor=None,
+        return_hidden_states=False,
+        sampling_params=parameters,
+        origin_input_ids=[],
+    )
+    step = filled.forward_batch
+    return SimpleNamespace(
+        reqs=[request] * rows,
+        req_pool_indices=step.req_pool_indices,
+        seq_lens=step.seq_lens - MAX_DRAFT_TOKENS - 1,
+        seq_lens_cpu=step.seq_lens_cpu - MAX_DRAFT_TOKENS - 1,
+        sampling_info=sampling_of(rows, runner.model_config.vocab_size, runner.device),
+        return_logprob=False,
+        return_hidden_states=False,
+    )
+
+
+def time_cycles(worker: TimedWorker, batch: Any, drafts: int, options: DecodeOptions) -> Spread:
+    """Return the milliseconds of a cycle, mean of each window; the host takes each result."""
+    worker.num_drafts = drafts
+
+    def run() -> None:
+        result = worker._run_cycle(batch)
+        accepted = result.accept_lens.cpu().tolist()  # as the scheduler waits for it
+        worker.on_verify_complete_cpu([count - 1 for count in accepted])
+
+    for _ in range(WARM_UP_CYCLES):
+        run()
+    samples = []
+    for _ in range(options.windows):
+        torch.cuda.synchronize()
+        start = perf_counter()
+        for _ in range(options.steps):
+            run()
+        torch.cuda.synchronize()
+        samples.append(1000 * (perf_counter() - start) / options.steps)
+    return Spread.of(samples)
+
+
+def time_sampling(runner: Any, rows: int, options: DecodeOptions) -> float:
+    """Return the milliseconds in which SGLang's own sampler draws a token of each row."""
+    vocab = runner.model_config.vocab_size
+    logits = torch.randn(rows, vocab, device=runner.device)
+    info = sampling_of(rows, vocab, runner.device)
+    info.sampling_seed = None
+    sampler = compat.Sampler()
+    positions = torch.zeros(rows, dtype=torch.int64, device=runner.device)
+
+    def run(logits: Tensor) -> None:
+        output = compat.LogitsProcessorOutput(next_token_logits=logits.clone())
+        sampler(output, info, False, [], [], positions)
+
+    for _ in range(WARM_UP_CYCLES):
+        run(logits)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(options.steps):
+        run(logits)
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / options.steps
+
+
+def measure(
+    options: DecodeOptions,
+    lossless: LimConfig,
+    drafts: Sequence[int],
+    report: Callable[[str], None],
+) -> Iterator[tuple[DraftRow, dict[str, Any]]]:
+    """Load a model once; time steps and cycles at each point.
+
+    Args:
+        options: of `lim bench decode`, for dense and LessIsMore steps.
+        lossless: settings of the drafts.
+        drafts: of a cycle, each timed; 0 is a dense step by the worker.
+    """
+    require_gpu()
+    model_runner.check_backends(options.backends)
+    report("Checking the kernels on this GPU")
+    require_exact_kernels()
+    config = model_runner.settings_for(options.budget)
+    batch_sizes = sorted({point.batch for point in options.points})
+    with options.model.as_folder(options.longest + 2 * MAX_DRAFT_TOKENS + 2) as folder:
+        report(f"Loading {options.model.name}")
+        runner = model_runner.load_runner(
+            folder,
+            backend=BACKEND,
+            mem_fraction_static=options.mem_fraction_static,
+            batch_sizes=batch_sizes,
+            sampling_backend=BACKEND,
+            **options.model.load_options,
+        )
+        model_runner.check_room(runner, options.points)
+        contenders = []
+        for name in options.backends:
+            report(f"Capturing the decode graphs of {name}")
+            contenders.append(model_runner.make_contender(runner, name))
+        model_runner.fill_cache(runner.token_to_kv_pool, options.seed)
+        ours = model_runner.policy_state(runner)
+        report("Capturing drafts")
+        worker = build_worker(runner, lossless)
+        vars(runner).update(ours)
+        conditions = surroundings() | model_runner.model_facts(runner)
+        conditions |= {
+            "model": options.model.name,
+            "dummy_weights": options.model.is_dummy,
+            "lim_config": config.settings(),
+            "lossless_config": lossless.settings(),
+            "windows": options.windows,
+            "steps": options.steps,
+            "acceptance": dict(ACCEPTANCE),
+            "notes": list(NOTES),
+        }
+        for point in options.points:
+            report(f"{point}: {options.windows} windows of each")
+            with torch.no_grad():
+                rows = list(_measure_point(runner, worker, contenders, point, drafts, options))
+            yield from ((row, conditions) for row in rows)
+
+
+def _measure_point(
+    runner: Any,
+    worker: TimedWorker,
+    contenders: Sequence[model_runner.Contender],
+    point: Point,
+    drafts: Sequence[int],
+    options: DecodeOptions,
+) -> Iterator[DraftRow]:
+    sampling_ms = time_sampling(runner, point.batch, options)
+    with model_runner.filled_batch(runner, point, options.seed) as filled:
+        require_exact_steps(runner, filled, contenders, options.budget)
+        steps = time_windows(runner, filled, contenders, options)
+        for name, spread in steps.items():
+            with_sampling = Spread(*(each + sampling_ms for each in asdict(spread).values()))
+            yield DraftRow(str(point), name, 0, with_sampling, dict.fromkeys(ACCEPTANCE, 1.0))
+        batch = batch_of(runner, filled)
+        for number in drafts:
+            if point.batch > worker._passes.max_drafted and number:
+                continue
+            spread = time_cycles(worker, batch, number, options)
+            yield DraftRow(str(point), LOSSLESS, number, spread, expected_tokens(number))
+
+
+def draft_table(rows: Sequence[DraftRow]) -> str:
+    """Return milliseconds of a token as a Markdown table, with how many times as fast as the faster
+    dense backend each is."""
+    head = ["", "cycle, ms", *(f"{text}, ms a token" for text in ACCEPTANCE)]
+    return markdown_table(head, (_cells(row, rows) for row in rows))
+
+
+def _cells(row: DraftRow, rows: Sequence[DraftRow]) -> list[str]:
+    dense = [each for each in rows if each.point == row.point and each.name in DENSE_BACKENDS]
+    name = f"{row.point} {NAMES.get(row.name, row.name)}"
+    cells = [f"{name}, {row.drafts} drafts" if row.name == LOSSLESS else name]
+    cells.append(f"{row.ms.median:.2f}")
+    for text in ACCEPTANCE:
+        own = row.ms_per_token(text)
+        ratio = min((each.ms_per_token(text) for each in dense), default=own) / own
+        cells.append(f"{own:.2f} ({ratio:.2f})")
+    return cells
