@@ -1,4 +1,5 @@
-"""SGLang's internals, which only this module, `mends.py` and `frontend.py` name.
+"""SGLang's internals, which only this module, `mends.py`, `frontend.py` and
+`lossless/internals.py` name.
 
 In this order: the versions and signatures that the plugin relies on; names of SGLang, imported when
 they are first used; functions of SGLang that we call; hooks.
@@ -179,6 +180,11 @@ USED_ON_GPU: Mapping[str, tuple[str, ...]] = {
         f"{_BACKEND_CLASS}.forward_extend": "self q k v layer forward_batch save_kv_cache",
         f"{_BACKEND_CLASS}.init_forward_metadata": "self forward_batch",
         f"{_BACKEND_CLASS}.init_forward_metadata_out_graph": "self forward_batch in_capture",
+        f"{_BACKEND_CLASS}.init_cuda_graph_state": "self max_bs max_num_tokens kv_indices_buf",
+        "sglang.srt.model_executor.forward_context.forward_context": "ctx",
+        "sglang.srt.model_executor.runner.base_cuda_graph_runner.get_batch_sizes_to_capture": (
+            "model_runner captured_req_width"
+        ),
         f"{_FLASHINFER_BACKEND}.DecodeMetadata": "decode_wrappers swa_out_cache_loc",
         f"{_RUNNER_CLASS}.alloc_memory_pool": "self memory_pool_config",
         WRAPPER: "float_workspace_buffer kv_layout use_cuda_graph use_tensor_cores"
@@ -296,7 +302,6 @@ _INTERNALS: Mapping[str, str] = {
     "DecodeMetadata": _FLASHINFER_BACKEND,
     "FlashInferAttnBackend": _FLASHINFER_BACKEND,
     "ForwardBatch": "sglang.srt.model_executor.forward_batch_info",
-    "ForwardContext": "sglang.srt.model_executor.forward_context",
     "ForwardMode": "sglang.srt.model_executor.forward_batch_info",
     "FutureMap": "sglang.srt.managers.overlap_utils",
     "GenerationBatchResult": "sglang.srt.managers.utils",
@@ -348,31 +353,6 @@ def register_backend(name: str, create: Callable[[Any], Any]) -> None:
 def register_sampler(name: str, create: Callable[[], Any]) -> None:
     """Make `name` a sampling backend that the command line accepts and `create` builds."""
     importlib.import_module("sglang.srt.layers.sampler").register_sampler_backend(name, create)
-
-
-def register_drafting(name: str, algorithm: type, create: Callable[[Any], type]) -> None:
-    """Make `name` a speculative algorithm of SGLang.
-
-    Args:
-        algorithm: a subclass of `CustomSpecAlgo`.
-        create: returns the class of the worker for the server's arguments.
-    """
-    speculation = __getattr__("SpeculativeAlgorithm")
-    speculation.register(name, supports_overlap=False, spec_class=algorithm)(create)
-
-
-def run_logprobs(batch: Any, logits_output: Any, picks: Any) -> None:
-    """Compute the logprobs of verified tokens for SGLang's processing of a result.
-
-    Args:
-        logits_output: of B · w rows; gets the logprobs.
-        picks: [B, w] int, the tokens after each row.
-    """
-    processor = importlib.import_module("sglang.srt.layers.logprob_processor")
-    rows = importlib.import_module("torch").arange(picks.numel()).view_as(picks)
-    processor.compute_spec_v2_logprobs(
-        batch, logits_output, picks.flatten(), rows, picks.shape[1] - 1
-    )
 
 
 def server_arguments() -> Any:
@@ -552,117 +532,6 @@ def decode_on_tensor_cores(*, wanted: bool) -> Iterator[None]:
         yield
     finally:
         del os.environ[TENSOR_CORE_VAR]
-
-
-def prefill_wrapper(workspace: Any) -> Any:
-    """Return FlashInfer's attention of several query rows a request, planned step by step.
-
-    Args:
-        workspace: of SGLang's backend; its steps and these follow each other.
-    """
-    wrapper = importlib.import_module("flashinfer").BatchPrefillWithPagedKVCacheWrapper
-    return wrapper(workspace, "NHD", backend="fa2")
-
-
-def gather_slots(req_to_token: Any, requests: Any, lengths: Any, indptr: Any, out: Any) -> None:
-    """Write the cache slots of all tokens of some requests, one after the other.
-
-    Args:
-        req_to_token: [rows, S] int32, SGLang's table.
-        requests: [B] int64, rows of it.
-        lengths: [B] int64, tokens of each.
-        indptr: [B + 1] int32, where each begins in `out`.
-        out: [indptr[B]] int32.
-    """
-    ops = importlib.import_module("sglang.kernels.ops.kvcache.kv_indices")
-    ops.create_flashinfer_kv_indices_triton[(len(requests),)](
-        req_to_token, requests, lengths, indptr, None, out, req_to_token.stride(0)
-    )
-
-
-def decode_batch(
-    runner: Any,
-    *,
-    tokens: Any,
-    requests: Any,
-    positions: Any,
-    lengths: Any,
-    host_lengths: Any | None,
-    slots: Any,
-    logits: Any | None,
-    with_hidden_states: bool,
-) -> Any:
-    """Return SGLang's batch of a decode step that we run ourselves, of R rows.
-
-    Args:
-        tokens, requests, positions, lengths, slots: [R] int64, of each row.
-        host_lengths: the same on the host, None if the attention is planned.
-        logits: [R, V] f32, where the logits are written; None for memory of their own.
-    """
-    hidden = __getattr__("CaptureHiddenMode")
-    return __getattr__("ForwardBatch")(
-        forward_mode=__getattr__("ForwardMode").DECODE,
-        batch_size=len(tokens),
-        input_ids=tokens,
-        req_pool_indices=requests,
-        seq_lens=lengths,
-        orig_seq_lens=lengths,
-        seq_lens_cpu=host_lengths,
-        seq_lens_sum=None if host_lengths is None else int(host_lengths.sum()),
-        out_cache_loc=slots,
-        positions=positions,
-        spec_algorithm=runner.spec_algorithm,
-        capture_hidden_mode=hidden.FULL if with_hidden_states else hidden.NULL,
-        next_token_logits_buffer=logits,
-    )
-
-
-def call_model(runner: Any, batch: Any, backend: Any) -> Any:
-    """Run a model's layers over a batch, with an attention backend that has planned it."""
-    context = importlib.import_module(_INTERNALS["ForwardContext"])
-    with context.forward_context(context.ForwardContext(attn_backend=backend)):
-        return runner.model.forward(batch.input_ids, batch.positions, batch)
-
-
-def graph_batch_sizes(runner: Any) -> list[int]:
-    """Return the batch sizes at which SGLang captures decode steps; none if it captures none."""
-    config = runner.server_args.cuda_graph_config.decode
-    if config.backend == "disabled":
-        return []
-    module = importlib.import_module("sglang.srt.model_executor.runner.base_cuda_graph_runner")
-    sizes, _ = module.get_batch_sizes_to_capture(runner, 1)
-    return list(sizes)
-
-
-@contextmanager
-def graph_capture() -> Iterator[None]:
-    """Capture CUDA graphs in this block as SGLang does, without the collector of garbage."""
-    utils = "sglang.srt.model_executor.runner_utils"
-    runner = importlib.import_module("sglang.srt.model_executor.runner.base_cuda_graph_runner")
-    mode = importlib.import_module(f"{utils}.capture_mode")
-    with mode.model_capture_mode(), runner.freeze_gc(False):
-        yield
-
-
-def capture_graph(function: Callable[[], Any]) -> tuple[Any, Any]:
-    """Capture a function's work on the GPU as a CUDA graph, in the memory that all graphs share.
-
-    Returns:
-        the graph, and the function's result, whose tensors each replay writes.
-    """
-    torch: Any = importlib.import_module("torch")
-    pool = importlib.import_module("sglang.srt.model_executor.runner_utils.pool")
-    memory = pool.get_or_create_global_graph_memory_pool(torch.cuda)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):  # kernels are compiled and loaded
-            function()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=memory, stream=stream):
-        result = function()
-    return graph, result
 
 
 def hook_before(target: Target, function: Callable[..., Any]) -> None:

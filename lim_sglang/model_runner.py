@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -86,7 +86,8 @@ class LimModelRunner(compat.ModelRunner):
         self.lim_drafting: Lossless | None = None
         """None where nothing is drafted."""
         if isinstance(policy, Lossless):
-            self.lim_drafting = policy if on_cpu else _within_tile(policy, model_config)
+            self.lim_drafting = policy
+            self.lim_draft_choices = _draft_choices(policy, model_config, on_cpu=on_cpu)
         self.lim_stats = Stats(drafting=DraftStats() if self.lim_drafting else None)
         super().__init__(model_config=model_config, server_args=server_args, **rest)
         self.lim_preset: Mapping[str, Any] | None = None
@@ -220,6 +221,7 @@ class LimModelRunner(compat.ModelRunner):
 
         self.lim_draft_memory = memory = DraftMemory.allocate(
             policy,
+            self.lim_draft_choices[-1],
             len(self.lim_roles),
             lambda rows: self._room(rows, num_tokens),
             self._max_requests(),
@@ -357,21 +359,20 @@ class LimModelRunner(compat.ModelRunner):
         logger.info("LessIsMore: %s", describe(self))
 
 
-def _within_tile(policy: Lossless, model_config: Any) -> Lossless:
-    """Draft no more tokens than FlashInfer verifies in one tile of a KV head's queries; log it."""
+def _draft_choices(policy: Lossless, model_config: Any, *, on_cpu: bool) -> tuple[int, ...]:
+    """Return the numbers of tokens that a cycle may draft: on a GPU no more than FlashInfer
+    verifies in one tile of a KV head's queries, of which the log tells."""
+    if on_cpu:
+        return policy.choices(on_cpu=True)
     group = model_config.num_attention_heads // model_config.num_key_value_heads
-    most = max(1, VERIFY_TILE // group - 1)
-    if policy.num_drafts <= most:
-        return policy
-    logger.warning(
-        "%d drafts a cycle, not %d: a KV head has %d query heads, and its tokens are verified %d "
-        "queries at a time",
-        most,
-        policy.num_drafts,
-        group,
-        VERIFY_TILE,
-    )
-    return replace(policy, draft_tokens=most)
+    choices = policy.choices(on_cpu=False, most=max(1, VERIFY_TILE // group - 1))
+    if isinstance(policy.draft_tokens, int) and choices[0] < policy.draft_tokens:
+        logger.warning(
+            "%d drafts a cycle, not %d: a KV head has %d query heads, and its tokens are verified "
+            "%d queries at a time",
+            *(choices[0], policy.draft_tokens, group, VERIFY_TILE),
+        )
+    return choices
 
 
 def describe(runner: LimModelRunner) -> str:
@@ -403,7 +404,7 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
     }
     state |= state.pop("drafting") or {}
     if runner.lim_drafting:
-        state["draft_tokens"] = runner.lim_drafting.num_drafts
+        state["draft_tokens"] = runner.lim_draft_choices[-1]
     if runner.lim_preset:
         state["preset"] = dict(runner.lim_preset)
     if runner.lim_selector:

@@ -7,7 +7,7 @@ tokens are counted by acceptance that was recorded on texts, of a real model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import exp
 from time import perf_counter
 from types import SimpleNamespace
@@ -94,10 +94,10 @@ def build_worker(runner: Any, config: LimConfig) -> TimedWorker:
     config = with_preset(config, model_shape(runner.model_config.hf_text_config))
     policy = config.make_policy()
     assert isinstance(policy, Lossless)
-    policy = replace(policy, draft_tokens=MAX_DRAFT_TOKENS)
     runner.lim_config, runner.lim_policy, runner.lim_audit = config, None, None
     runner.lim_roles = policy.roles(len(runner.lim_roles))
     runner.lim_drafting, runner.lim_stats.drafting = policy, DraftStats()
+    runner.lim_draft_choices = policy.choices(on_cpu=False)
     runner.lim_cos_sin = None
     runner.allocate_drafts(policy, runner.max_total_num_tokens)
     runner.attn_backend = LosslessGpuBackend(runner)
@@ -245,6 +245,7 @@ def measure(
             "windows": options.windows,
             "steps": options.steps,
             "acceptance": dict(ACCEPTANCE),
+            "pass_times": asdict(worker._passes.times) if worker._passes.times else None,
             "notes": list(NOTES),
         }
         for point in options.points:

@@ -7,6 +7,7 @@ takes runs of tokens back.
 from typing import Any
 
 from lim_sglang import compat
+from lim_sglang.lossless import internals
 from lim_sglang.policies.lossless import Lossless
 from lim_sglang.validation import DRAFTING
 
@@ -36,7 +37,7 @@ class LosslessAlgorithm(compat.CustomSpecAlgo):
 
 def register() -> None:
     """Make the algorithm known to SGLang."""
-    compat.register_drafting(DRAFTING, LosslessAlgorithm, _worker_class)
+    internals.register_drafting(DRAFTING, LosslessAlgorithm, _worker_class)
 
 
 def _worker_class(_server_args: Any) -> type:
@@ -53,11 +54,13 @@ def prepare_arguments(server_args: Any, policy: Lossless, backend: str) -> None:
     """
     server_args.speculative_algorithm = DRAFTING
     server_args.speculative_eagle_topk = 1
-    server_args.speculative_num_steps = policy.num_drafts
-    server_args.speculative_num_draft_tokens = policy.num_drafts + 1
+    most = policy.choices(on_cpu=compat.serves_on_cpu())[-1]
+    server_args.speculative_num_steps = most
+    server_args.speculative_num_draft_tokens = most + 1
     server_args.speculative_attention_mode = "decode"
     server_args.sampling_backend = backend
-    server_args.disable_overlap_schedule = True  # cycles are synchronous so far
+    if compat.serves_on_cpu():
+        server_args.disable_overlap_schedule = True  # there is nothing beside the host
 
 
 def room_of_row(original: Any, server_args: Any) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from statistics import median
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +27,9 @@ from lim_sglang.kernels.compact import StepSlots
 from lim_sglang.kernels.packed import PackedRows
 from lim_sglang.kernels.selector import Room, ScoreSelector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
+from lim_sglang.lossless import internals
 from lim_sglang.lossless.passes import CycleRows, KeptQueries, Passes, by_head
+from lim_sglang.lossless.widths import PassTimes
 from lim_sglang.policies.lossless import Lossless
 from lim_sglang.policies.policy import Role
 
@@ -34,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 MAX_DRAFTED = 48
 """Most requests of a batch that drafts: as many as SGLang's own speculation runs by default."""
+TIMED_REPLAYS = 5
+TIMED_TOKENS = 1 << 18
+"""Tokens of all requests of the step by which dense attention is timed."""
 SCORE_SOURCE = "a second reading of K"
 
 
@@ -96,14 +102,22 @@ class DraftMemory:
     """[rows + 1] int32, where the lists of each row begin."""
     ends: Tensor
     """[rows] int32, where the lists of each row end, for the draft that runs."""
+    longest: int
+    """Slots of a row's list at most, K + N."""
 
     @classmethod
     def allocate(
-        cls, policy: Lossless, depth: int, room: Callable[[int], Room], max_requests: int
+        cls,
+        policy: Lossless,
+        most_drafts: int,
+        depth: int,
+        room: Callable[[int], Room],
+        max_requests: int,
     ) -> "DraftMemory":
         """Allocate for batches that draft.
 
         Args:
+            most_drafts: of a cycle.
             depth: layers of the model.
             room: returns the selection's room, given the most rows.
             max_requests: that SGLang runs at once.
@@ -111,13 +125,13 @@ class DraftMemory:
         rows = min(MAX_DRAFTED, max_requests)
         selector = policy.allocate(room(rows))
         assert isinstance(selector, ScoreSelector)
-        length = policy.budget + policy.num_drafts
+        length = policy.budget + most_drafts
         device = selector.scores.values.device
         lists = torch.zeros(
             len(policy.selecting(depth)), rows * length, dtype=torch.int32, device=device
         )
         starts = torch.arange(rows + 1, dtype=torch.int32, device=device) * length
-        return cls(selector, lists, starts, starts[:-1].clone())
+        return cls(selector, lists, starts, starts[:-1].clone(), length)
 
     @property
     def max_rows(self) -> int:
@@ -136,7 +150,6 @@ class DraftBackend(_CycleBackend):
         shape = backend.indices_updater_decode
         self._memory = memory
         self._list_of_layer = policy.list_of_layer(len(backend.roles))
-        self._longest = policy.budget + policy.num_drafts
         self._workspace = SplitWorkspace.allocate(
             num_heads=shape.num_qo_heads,
             num_units=shape.num_kv_heads,
@@ -156,7 +169,7 @@ class DraftBackend(_CycleBackend):
             memory.lists[self._list_of_layer[layer.layer_id]],
             memory.starts[:rows],
             memory.ends[:rows],
-            longest=self._longest,
+            longest=memory.longest,
             scale=layer.scaling,
             soft_cap=layer.logit_cap,
             workspace=self._workspace,
@@ -173,7 +186,7 @@ class VerifyBackend(KeptQueries, _CycleBackend):
         self.queries: dict[int, Tensor] = {}
         self._shape = backend.indices_updater_decode
         self._soft_cap = 0.0
-        self._wrapper = compat.prefill_wrapper(backend.workspace_buffer)
+        self._wrapper = internals.prefill_wrapper(backend.workspace_buffer)
 
     def plan(self, rows: CycleRows, slots: Tensor, lengths: Sequence[int]) -> None:
         """Plan a cycle's verification, from the host's lengths: nothing waits for the device.
@@ -282,13 +295,31 @@ class RowPass:
         for size in sorted(sizes, reverse=True):
             batch = self._batch(size, logits=logits[:size])
             self.backend.init_forward_metadata_out_graph(batch, in_capture=True)
-            graph, output = compat.capture_graph(partial(self._forward, batch))
+            graph, output = internals.capture_graph(partial(self._forward, batch))
             self._graphs[size] = _Graph(graph, output, dict(self.backend.queries))
+
+    def time_graphs(self) -> list[tuple[int, float]]:
+        """Return the rows of each graph, ascending, and the milliseconds of its pass."""
+        return [(size, self.time_graph(size)) for size in sorted(self._graphs)]
+
+    def time_graph(self, size: int) -> float:
+        """Return the median milliseconds of the pass of a captured size, with the inputs as they
+        are."""
+        times = []
+        self.backend.init_forward_metadata_out_graph(self._batch(size))
+        for _ in range(1 + TIMED_REPLAYS):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            self._graphs[size].graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+        return median(times[1:])
 
     def _batch(
         self, rows: int, *, logits: Tensor | None = None, with_hidden_states: bool = False
     ) -> Any:
-        return compat.decode_batch(
+        return internals.decode_batch(
             self._runner,
             tokens=self.tokens[:rows],
             requests=self.requests[:rows],
@@ -301,7 +332,7 @@ class RowPass:
         )
 
     def _forward(self, batch: Any) -> Any:
-        return compat.call_model(self._runner, batch, self.backend)
+        return internals.call_model(self._runner, batch, self.backend)
 
 
 @dataclass(frozen=True)
@@ -332,7 +363,7 @@ class GpuPasses(Passes):
 
     def capture(self) -> None:
         """Capture drafts, and dense steps of one token, at the batch sizes of SGLang's graphs."""
-        sizes = compat.graph_batch_sizes(self.runner)
+        sizes = internals.graph_batch_sizes(self.runner)
         if not sizes:
             return
         most = max(sizes)
@@ -340,9 +371,37 @@ class GpuPasses(Passes):
         vocab = self.runner.model_config.vocab_size
         logits = torch.zeros(most, vocab, dtype=torch.float32, device=self.runner.device)
         logger.info("LessIsMore: capturing dense steps of %s and drafts up to %d", sizes, most)
-        with compat.graph_capture():
+        with internals.graph_capture():
             self._dense.capture(sizes, logits)
             self._draft.capture({min(size, self.max_drafted) for size in sizes}, logits)
+        if len(self.choices) > 1:
+            self.times = self._time_passes()
+            logger.info("LessIsMore: passes took %s", self.times)
+
+    def _time_passes(self) -> PassTimes:
+        """Time the captured passes, before any request comes.
+
+        Lists of drafts, and the tokens of the longest dense step, are spread over the KV cache; K
+        and V are not written but in slot 0, which no request has.
+        """
+        pool_tokens = self.runner.max_total_num_tokens
+        memory, table = self._memory, self.req_to_token
+        spread = torch.randint(1, pool_tokens, memory.lists.shape, device=memory.lists.device)
+        memory.lists.copy_(spread)
+        memory.ends.copy_(memory.starts[:-1] + self.policy.budget)
+        draft_rows, draft_ms = zip(*self._draft.time_graphs(), strict=True)
+        rows, dense_ms = zip(*self._dense.time_graphs(), strict=True)
+        most = rows[-1]
+        length = max(2, min(table.shape[1], pool_tokens // most, TIMED_TOKENS // most))
+        written = table[:most, :length].clone()
+        table[:most, :length] = torch.randint(1, pool_tokens, written.shape, device=table.device)
+        self._dense.requests[:most] = torch.arange(most, device=table.device)
+        self._dense.lengths[:most], self._dense.host_lengths[:most] = length, length
+        long_ms = self._dense.time_graph(most)
+        table[:most, :length] = written
+        token_ms = max(0.0, long_ms - dense_ms[-1]) / (most * (length - 1))
+        layers = len(self.backend.roles)
+        return PassTimes(rows, dense_ms, draft_rows, draft_ms, token_ms, layers, len(self.select))
 
     def begin(self, rows: CycleRows, queries: Tensor) -> None:
         """Plan the verification and write the lists of the drafts."""
@@ -378,7 +437,7 @@ class GpuPasses(Passes):
             )
             return output
         lengths = (rows.positions + 1).flatten()
-        batch = compat.decode_batch(
+        batch = internals.decode_batch(
             self.runner,
             tokens=tokens.flatten(),
             requests=rows.requests.repeat_interleave(rows.width),
@@ -389,7 +448,7 @@ class GpuPasses(Passes):
             logits=None,
             with_hidden_states=with_hidden_states,
         )
-        output = compat.call_model(self.runner, batch, self._verification)
+        output = internals.call_model(self.runner, batch, self._verification)
         self._queries = self._verification.queries
         return output
 
@@ -407,7 +466,7 @@ class GpuPasses(Passes):
         indptr = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=lengths.device)
         indptr[1:] = lengths.cumsum(0)
         slots = torch.empty(total, dtype=torch.int32, device=lengths.device)
-        compat.gather_slots(self.req_to_token, self._rows.requests, lengths, indptr, slots)
+        internals.gather_slots(self.req_to_token, self._rows.requests, lengths, indptr, slots)
         return indptr, slots
 
     def _record(self, audit: Audit, slots: Tensor, scores: Sequence[PackedRows]) -> None:

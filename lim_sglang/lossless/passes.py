@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang import compat
+from lim_sglang.lossless.widths import PassTimes
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class Passes(ABC):
         self.runner = runner
         self.policy = runner.lim_drafting
         self.stats = runner.lim_stats.drafting
+        self.choices: Sequence[int] = runner.lim_draft_choices
+        """Numbers of tokens that a cycle may draft, ascending."""
+        self.times: PassTimes | None = None
+        """None where passes were not timed: one number alone may be drafted, or no graph runs."""
         self.backend = compat.decode_backend(runner.attn_backend)
         """The backend of prefills, which keeps queries."""
         self.req_to_token: Tensor = runner.req_to_token_pool.req_to_token

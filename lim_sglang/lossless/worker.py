@@ -17,17 +17,31 @@ from torch import Tensor
 
 from lim_sglang import compat
 from lim_sglang.kernels.reference_sampling import count_accepted
+from lim_sglang.lossless import internals
 from lim_sglang.lossless.passes import CycleRows, Passes
 from lim_sglang.lossless.sampling import RunSampling
+from lim_sglang.lossless.widths import GivenWidth, Widths, WidthsByCost
+from lim_sglang.policies.lossless import CPU_DRAFT_TOKENS
 
 
 class DraftInput(compat.SpecInput):
-    """State of a batch between two cycles: none, since all of it is kept by request
-    (`LosslessWorker`)."""
+    """State of a batch between two cycles, for SGLang's relay: the rows of `req_to_token` by which
+    it finds lengths, and newest tokens. `LosslessWorker` keeps all that a cycle needs by the same
+    rows."""
 
-    def __init__(self) -> None:
-        # A draft's state, which no forward pass is given: `_forward` takes it off the batch.
+    topk_p = topk_index = hidden_states = dsa_topk_indices = None
+    future_dsa_topk_indices_available = False
+
+    def __init__(self, newest: Tensor) -> None:
+        """Begin without rows, which SGLang sets if it overlaps.
+
+        Args:
+            newest: [B], of each request.
+        """
+        # A draft's state, which no forward pass is given.
         super().__init__(compat.SpecInputType.EAGLE_DRAFT)
+        self.bonus_tokens = newest
+        self.future_indices: Tensor | None = None
 
     def filter_batch(
         self,
@@ -35,10 +49,14 @@ class DraftInput(compat.SpecInput):
         has_been_filtered: bool = True,
         new_indices_cpu: list[int] | None = None,
     ) -> None:
-        """Do nothing."""
+        """Keep some requests' rows."""
+        if self.future_indices is not None:
+            self.future_indices = self.future_indices[new_indices]
 
     def merge_batch(self, spec_info: Any) -> None:
-        """Do nothing."""
+        """Add another batch's rows."""
+        if self.future_indices is not None:
+            self.future_indices = torch.cat([self.future_indices, spec_info.future_indices])
 
 
 class TargetAsDraft:
@@ -96,8 +114,9 @@ class LosslessWorker(compat.BaseSpecWorker):
         """[rows, SELECT layers, H, D], of position L - 1."""
 
     def init_cuda_graphs(self) -> None:
-        """Capture the passes of a cycle."""
+        """Capture the passes of a cycle; from now on it is known how many tokens may be drafted."""
         self._passes.capture()
+        self._widths = _widths(self._passes)
 
     def update_weights_from_disk(self, recv_req: Any) -> Any:
         """Update the served model's weights."""
@@ -113,15 +132,17 @@ class LosslessWorker(compat.BaseSpecWorker):
 
     def forward_batch_generation(self, batch: Any, on_publish: Any = None) -> Any:
         """Run a prefill, or one cycle of a decode batch."""
-        if batch.forward_mode.is_decode():
-            return self._run_cycle(batch)
-        return self._prefill(batch)
+        is_cycle = batch.forward_mode.is_decode()
+        result = self._run_cycle(batch) if is_cycle else self._prefill(batch)
+        if on_publish is not None:  # the host may prepare the next cycle
+            on_publish(result.new_seq_lens)
+        return result
 
     def _prefill(self, batch: Any) -> Any:
         """Run a prefill densely; keep each request's first token and last query."""
         result = self.target_worker.forward_batch_generation(batch)
-        result.next_draft_input = DraftInput()
         result.new_seq_lens = batch.seq_lens.clone()
+        result.next_draft_input = DraftInput(result.next_token_ids)
         if batch.forward_mode.is_idle():
             return result
         result.accept_lens = torch.ones(len(batch.reqs), dtype=torch.int32)
@@ -149,16 +170,17 @@ class LosslessWorker(compat.BaseSpecWorker):
         picks = sampling.verify(logits, rows.positions)
         accepted = sampling.cap(count_accepted(tokens[:, 1:], picks))
         last = torch.arange(len(tokens), device=tokens.device) * width + accepted - 1
-        self._keep(rows.requests, picks.flatten()[last], self._passes.queries_of(last))
+        newest = picks.flatten()[last]
+        self._keep(rows.requests, newest, self._passes.queries_of(last))
         self._launched.append(_Launched(batch.seq_lens_cpu, width, sampling.capped))
         if batch.return_logprob:
-            compat.run_logprobs(batch, verified, picks)
+            internals.run_logprobs(batch, verified, picks)
         return compat.GenerationBatchResult(
             logits_output=verified,
             next_token_ids=picks.flatten(),
             accept_lens=accepted.int(),
             new_seq_lens=rows.lengths + accepted,
-            next_draft_input=DraftInput(),
+            next_draft_input=DraftInput(newest),
             speculative_num_draft_tokens=width,
         )
 
@@ -170,8 +192,10 @@ class LosslessWorker(compat.BaseSpecWorker):
             self._stats.count_undrafted("capped")
         elif len(lengths) > self._passes.max_drafted:
             self._stats.count_undrafted("large_batch")
+        elif drafts := self._widths.choose(lengths):
+            return drafts
         else:
-            return int(self._policy.num_drafts)
+            self._stats.count_undrafted("cost")
         return 0
 
     def _keep(self, requests: Tensor, newest: Tensor, queries: Tensor) -> None:
@@ -189,6 +213,15 @@ class LosslessWorker(compat.BaseSpecWorker):
         cycle = self._launched.popleft()
         self._runner.lim_stats.count_step(cycle.lengths.numpy().astype(np.int64) + 1, None)
         self._stats.count_cycle(cycle.width, accepted, cycle.capped)
+        free = [count for row, count in enumerate(accepted) if row not in cycle.capped]
+        self._widths.saw(cycle.width - 1, free)
+
+
+def _widths(passes: Passes) -> Widths:
+    """Return the choice of drafts; without times, that of a CPU where several may be drafted."""
+    if passes.times:
+        return WidthsByCost(passes.choices, passes.times)
+    return GivenWidth(min(passes.choices[-1], max(CPU_DRAFT_TOKENS, passes.choices[0])))
 
 
 def _passes(runner: Any) -> Passes:

@@ -12,6 +12,8 @@ MAX_DRAFT_TOKENS = 15
 """Most tokens that a cycle drafts."""
 CPU_DRAFT_TOKENS = 8
 """Tokens that a cycle drafts on a CPU under `auto`."""
+AUTO_CHOICES = (0, 4, 8, 12, MAX_DRAFT_TOKENS)
+"""Tokens that a cycle may draft on a GPU under `auto`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class Lossless(LessIsMore):
     dense_layers: tuple[int, ...] = ()
     """None: a layer that reads everything would make a draft as slow as a dense step."""
     draft_tokens: int | str = AUTO
-    """Tokens drafted in each cycle in which a request is longer than the budget."""
+    """Tokens drafted in each cycle in which a request is longer than the budget; `auto` for those
+    that promise most tokens a second."""
 
     def problems(self) -> list[str]:
         """Name what leaves nothing to draft with."""
@@ -40,10 +43,16 @@ class Lossless(LessIsMore):
             found.append("policy lossless needs at least one of select_layers")
         return found
 
-    @property
-    def num_drafts(self) -> int:
-        """Tokens drafted in a cycle on a CPU."""
-        return CPU_DRAFT_TOKENS if isinstance(self.draft_tokens, str) else self.draft_tokens
+    def choices(self, *, on_cpu: bool, most: int = MAX_DRAFT_TOKENS) -> tuple[int, ...]:
+        """Return the numbers of tokens that a cycle may draft, ascending; one, if it is given.
+
+        Args:
+            most: tokens that a cycle can draft.
+        """
+        if not isinstance(self.draft_tokens, str):
+            return (min(self.draft_tokens, most),)
+        auto = (CPU_DRAFT_TOKENS,) if on_cpu else AUTO_CHOICES
+        return tuple(sorted({min(number, most) for number in auto}))
 
     def roles(self, depth: int) -> tuple[Role, ...]:
         """Return FULL: what is served is dense; only drafts are sparse."""

@@ -238,14 +238,13 @@ def answer(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     import sglang
 
+    options = {"max_running_requests": 32, "cuda_graph_max_bs_decode": 24, **given["options"]}
     engine = sglang.Engine(
         model_path=given["model"],
         skip_tokenizer_init=True,
-        max_running_requests=32,
-        cuda_graph_max_bs_decode=24,
         disable_prefill_cuda_graph=True,
         log_level="warning",
-        **given["options"],
+        **options,
     )
 
     async def ask(body: Mapping[str, Any]) -> Any:

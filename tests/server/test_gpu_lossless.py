@@ -27,7 +27,6 @@ NUM_NEW = 64
 NEAR = 0.1
 """Nats by which the winner of a race may lead in float16, where another batch may exchange it."""
 LOSSLESS = {"policy": "lossless", "draft_tokens": NUM_DRAFTS, "select_layers": [2, 4]}
-CROWD_OPTIONS = {"attention_backend": "lim", "disable_overlap_schedule": True}
 DENSE = ({"policy": "full"}, {"sampling_backend": "lim"})
 SETTINGS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "dense": DENSE,
@@ -35,6 +34,8 @@ SETTINGS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "lossless": ({**LOSSLESS, "budget": BUDGET}, {}),
     "one-list": ({**LOSSLESS, "budget": BUDGET, "select_layers": [3], "draft_tokens": 3}, {}),
     "by-mass": ({**LOSSLESS, "budget": BUDGET, "ranking": "mass"}, {}),
+    "auto": ({**LOSSLESS, "budget": BUDGET, "draft_tokens": "auto"}, {}),
+    "no-overlap": ({**LOSSLESS, "budget": BUDGET}, {"disable_overlap_schedule": True}),
     "no-graphs": ({**LOSSLESS, "budget": BUDGET}, {"disable_cuda_graph": True}),
 }
 """Settings of ours and of SGLang's, by server."""
@@ -47,6 +48,8 @@ CHECKS = {
 
 
 DRAFTING = [name for name, (ours, _) in SETTINGS.items() if ours is not DENSE[0]]
+GIVEN = [name for name in DRAFTING if name != "auto"]
+"""Those that draft a given number of tokens."""
 
 
 def bodies(*, num_top: int = 1) -> list[dict[str, Any]]:
@@ -90,8 +93,8 @@ def runs(model: Path) -> Iterator[Runs]:
         ours, options = SETTINGS[name]
         given = {
             "model": str(model),
-            "options": {**CROWD_OPTIONS, "dtype": SHAPES[SHAPE].dtype, "mem_fraction_static": 0.5}
-            | {"max_total_tokens": 60_000, **options},
+            "options": {"attention_backend": "lim", "dtype": SHAPES[SHAPE].dtype}
+            | {"mem_fraction_static": 0.5, "max_total_tokens": 60_000, **options},
             "requests": bodies(num_top=VOCAB if name == "dense" else 1),
         }
         audited = {**CHECKS, "LIM_AUDIT": "1", "LIM_CONFIG": json.dumps(ours)}
@@ -145,7 +148,7 @@ def leads_of(dense: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[f
     return leads
 
 
-@pytest.mark.parametrize("name", DRAFTING)
+@pytest.mark.parametrize("name", GIVEN)
 def test_lists_are_the_definitions_and_drafts_are_accepted(runs: Runs, name: str) -> None:
     state = runs[name].result()["lim"]
     sys.stdout.write(json.dumps(state) + "\n")
@@ -153,10 +156,10 @@ def test_lists_are_the_definitions_and_drafts_are_accepted(runs: Runs, name: str
     assert state["wrong_sets"] == state["unchecked_steps"] == 0
     assert state["drafted_tokens"] > 5000
     assert set(state["rows_capped"]) == {"penalty"}
-    assert set(state["cycles_by_width"]) == {"1", str(1 + state["draft_tokens"])}
+    assert set(state["cycles_by_width"]) <= {"1", str(1 + state["draft_tokens"])}
 
 
-@pytest.mark.parametrize("name", DRAFTING)
+@pytest.mark.parametrize("name", GIVEN)
 def test_drafts_that_read_everything_are_accepted(runs: Runs, name: str) -> None:
     """Requests within the budget, in batches with longer ones."""
     found = runs[name].result()
@@ -173,17 +176,25 @@ def test_drafts_that_read_everything_are_accepted(runs: Runs, name: str) -> None
     assert sum(cycles) <= 1.15 * fewest * len(cycles)
 
 
-def test_graphs_change_no_acceptance(runs: Runs) -> None:
+def test_small_models_need_no_drafts_at_short_contexts(runs: Runs) -> None:
+    state = runs["auto"].result()["lim"]
+    sys.stdout.write(json.dumps(state) + "\n")
+    assert state["draft_tokens"] == 8  # 64 queries a KV head, of 7 heads each: 9 tokens
+    assert state["cycles_undrafted"]["cost"] > state["cycles"] / 2
+
+
+@pytest.mark.parametrize("name", ["no-graphs", "no-overlap"])
+def test_graphs_and_overlap_change_no_acceptance(runs: Runs, name: str) -> None:
     shares = []
-    for name in ("lossless", "no-graphs"):
-        state = runs[name].result()["lim"]
+    for each in ("lossless", name):
+        state = runs[each].result()["lim"]
         shares.append(state["accepted_tokens"] / state["drafted_tokens"])
     assert shares[0] == pytest.approx(shares[1], abs=0.02)
 
 
 def serve_crowd(model: Path, ours: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     """Run an engine under the crowd."""
-    given = {"model": str(model), "options": {**CROWD_OPTIONS, **options}}
+    given = {"model": str(model), "options": {"attention_backend": "lim", **options}}
     audited = {**RETRACTING, "LIM_AUDIT": "1", "LIM_CONFIG": json.dumps(ours)}
     found: dict[str, Any] = run_in_process("serve_crowd", given, os.environ | audited)
     return found

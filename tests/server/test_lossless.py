@@ -34,8 +34,10 @@ def test_the_budget_is_its_own_and_auto_drafts_eight_on_a_cpu() -> None:
     assert (config.budget, config.draft_tokens) == (1024, "auto")
     policy = config.make_policy()
     assert isinstance(policy, Lossless)
-    assert policy.num_drafts == 8
-    assert Lossless(draft_tokens=15).num_drafts == 15
+    assert policy.choices(on_cpu=True) == (8,)
+    assert Lossless(draft_tokens=15).choices(on_cpu=False) == (15,)
+    assert Lossless(draft_tokens=15).choices(on_cpu=False, most=7) == (7,)
+    assert Lossless().choices(on_cpu=False, most=7) == (0, 4, 7)
 
 
 @pytest.mark.parametrize(

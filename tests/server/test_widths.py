@@ -1,0 +1,92 @@
+"""How many tokens are drafted, by times of passes and by what was accepted."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from lim_sglang.lossless.widths import (
+    MIN_GAIN,
+    RETRY_CYCLES,
+    GivenWidth,
+    PassTimes,
+    WidthsByCost,
+)
+
+CHOICES = (0, 4, 8, 12, 15)
+TIMES = PassTimes(
+    rows=(1, 8, 64, 256),
+    dense_ms=(4.3, 4.5, 5.0, 8.0),
+    draft_rows=(1, 8, 48),
+    draft_ms=(4.6, 5.2, 9.0),
+    token_ms=36 * 260e-3 / (8 * 32768),  # an 8B model on an H200
+    num_layers=36,
+    num_select=2,
+)
+LONG, SHORT = [32768] * 8, [1100] * 8
+
+
+def seen(accepted: Sequence[int], drafts: int, cycles: int = 200) -> WidthsByCost:
+    """Return a choice that has seen cycles of the same acceptance."""
+    widths = WidthsByCost(CHOICES, TIMES)
+    for _ in range(cycles):
+        widths.saw(drafts, accepted)
+    return widths
+
+
+def gain(widths: WidthsByCost, lengths: Sequence[int], drafts: int) -> float:
+    """Return the promised speed of a cycle over dense steps."""
+    return widths._tokens(drafts) * TIMES.step(lengths) / TIMES.cycle(lengths, drafts)
+
+
+def test_times_between_and_beyond_the_timed_rows_follow_them() -> None:
+    assert TIMES.dense(8) == 4.5
+    assert TIMES.dense(36) == pytest.approx(4.75)
+    assert TIMES.dense(448) == pytest.approx(11.0)
+    assert TIMES.draft(1) == 4.6
+    one = PassTimes((8,), (4.5,), (8,), (5.2,), 1e-5, 36, 2)
+    assert one.dense(72) == 4.5
+
+
+def test_long_contexts_are_drafted_and_short_ones_are_not() -> None:
+    widths = seen([8] * 8, 8)
+    assert widths.choose(LONG) == 15
+    assert widths.choose(SHORT) == 0
+    assert gain(widths, SHORT, 8) < MIN_GAIN < gain(widths, LONG, 8)
+
+
+def test_the_number_of_drafts_falls_with_the_acceptance() -> None:
+    found = [seen([count] * 8, 8).choose(LONG) for count in (8, 6, 4, 2, 0)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] == 15
+    assert found[-1] == 0
+
+
+def test_the_chosen_number_promises_most() -> None:
+    widths = seen([7] * 8, 8)
+    for lengths in (LONG, [8192] * 40, [32768], [16384] * 4 + [900] * 4):
+        gains = {drafts: gain(widths, lengths, drafts) for drafts in CHOICES if drafts}
+        best = max(gains, key=lambda drafts: gains[drafts])
+        assert widths.choose(lengths) == (best if gains[best] >= MIN_GAIN else 0)
+
+
+def test_texts_that_were_hard_are_tried_again() -> None:
+    widths = seen([0] * 8, 8)
+    found = [widths.choose(LONG) for _ in range(2 * RETRY_CYCLES)]
+    assert [place for place, drafts in enumerate(found, 1) if drafts] == [
+        RETRY_CYCLES,
+        2 * RETRY_CYCLES,
+    ]
+    # A short context gains at no acceptance, so nothing is tried.
+    assert {widths.choose(SHORT) for _ in range(2 * RETRY_CYCLES)} == {0}
+
+
+def test_a_rejected_draft_is_one_trial_and_those_behind_it_none() -> None:
+    assert seen([3], 4)._acceptance == pytest.approx(3 / 4, abs=0.01)
+    assert seen([4], 4)._acceptance == pytest.approx(1, abs=0.01)
+    assert seen([], 4)._acceptance == WidthsByCost(CHOICES, TIMES)._acceptance
+
+
+def test_a_given_number_never_changes() -> None:
+    widths = GivenWidth(7)
+    widths.saw(7, [0, 0])
+    assert widths.choose(SHORT) == 7
