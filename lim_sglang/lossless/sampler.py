@@ -23,15 +23,35 @@ class CoupledSampler(Sampler):
         self, probs: Tensor, sampling_info: Any, positions: Tensor, simple_sampling_case: bool
     ) -> Tensor:
         """Draw from [B, V] probabilities, for each row by its seed and position: [B] int32."""
-        pick = pick_coupled if probs.is_cuda else coupled_pick
-        return pick(
-            probs.float(),
-            sampling_info.sampling_seed,
-            positions,
-            sampling_info.top_ks,
-            sampling_info.top_ps,
-            sampling_info.min_ps,
-        ).int()
+        return _pick(probs.float(), sampling_info, positions).int()
+
+    def draw(self, logits: Tensor, sampling_info: Any, positions: Tensor, width: int) -> Tensor:
+        """Draw a token of each row, as a step does, without logprobs and masks of grammars.
+
+        Args:
+            logits: [B * width, V].
+            sampling_info: SGLang's, of B requests.
+            positions: [B * width], of the queries.
+            width: rows of each request.
+
+        Returns:
+            [B * width] int64.
+        """
+        if sampling_info.is_all_greedy:
+            return logits.argmax(-1)
+        probs = (logits / _by_row(sampling_info.temperatures, width)).softmax(-1)
+        return _pick(probs, sampling_info, positions, width)
+
+
+def _pick(probs: Tensor, info: Any, positions: Tensor, width: int = 1) -> Tensor:
+    settings = info.sampling_seed, info.top_ks, info.top_ps, info.min_ps
+    seeds, *filters = (_by_row(each, width) for each in settings)
+    pick = pick_coupled if probs.is_cuda else coupled_pick
+    return pick(probs, seeds, positions, *filters)
+
+
+def _by_row(values: Tensor, width: int) -> Tensor:
+    return values if width == 1 else values.repeat_interleave(width, dim=0)
 
 
 def fill_seeds(sampling_info: Any, _class: type, batch: Any, _vocab_size: int) -> None:

@@ -8,13 +8,10 @@ Shapes: B requests, w rows of each, V tokens of the vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from lim_sglang import compat
 
 NO_PENALTY = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
 
@@ -106,15 +103,9 @@ class RunSampling:
         for row, (missing, stops) in self._at_least.items():
             if missing > first:
                 logits[row, : missing - first, stops] = -torch.inf
-        drawn: Tensor = self._sampler(
-            compat.LogitsProcessorOutput(next_token_logits=logits.flatten(0, 1).clone()),
-            self._widened(width),
-            return_logprob=False,
-            top_logprobs_nums=[],
-            token_ids_logprobs=[],
-            positions=positions.flatten().contiguous(),
-        )
-        return drawn.long().view(-1, width)
+        of_rows = positions.flatten().contiguous()
+        drawn: Tensor = self._sampler.draw(logits.flatten(0, 1), self._info, of_rows, width)
+        return drawn.view(-1, width)
 
     def _as_dense(self, logits: Tensor) -> Tensor:
         """Apply everything that requests ask for to the [B, V] logits of their first rows."""
@@ -123,25 +114,6 @@ class RunSampling:
         self._info.vocab_mask = None
         processed: Tensor = self._sampler._preprocess_logits(logits, self._info)
         return processed
-
-    def _widened(self, width: int) -> Any:
-        """Return the parameters of the draw itself for `width` rows of each request."""
-        by_row = {
-            name: getattr(self._info, name).repeat_interleave(width, dim=0)
-            for name in ("temperatures", "top_ps", "top_ks", "min_ps", "sampling_seed")
-        }
-        return replace(
-            self._info,
-            **by_row,
-            grammars=None,
-            vocab_mask=None,
-            logit_bias=None,
-            penalizer_orchestrator=None,
-            acc_additive_penalties=None,
-            acc_scaling_penalties=None,
-            has_custom_logit_processor=False,
-            return_sampling_masks=None,
-        )
 
 
 def _missing(request: Any, length: int) -> int:

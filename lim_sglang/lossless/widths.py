@@ -1,12 +1,15 @@
 """How many tokens a cycle drafts: a given number, or the one that promises most tokens a second.
 
 The promise is the time of a cycle, from passes that were timed when the server started, and the
-share of drafts that the last cycles accepted.
+share of drafts that the last cycles accepted. Cycles that took longer waited for the host, and are
+then expected to take as long again.
 """
 
 from abc import ABC, abstractmethod
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
@@ -20,12 +23,17 @@ SCORE_FACTOR = 0.75
 alone."""
 CYCLE_MS = 0.7
 """Of a cycle beside its passes: sampling of the verified rows, and the host's gap."""
+GPU_BOUND = 1.15
+"""A cycle that takes no longer than this, in times of its passes, waited for the GPU alone."""
+SEEN_CYCLES = 5
+"""Cycles of a width whose median time counts."""
 FIRST_ACCEPTANCE = 0.9
 """Share of drafts that is expected of a server that has drafted nothing yet."""
 MEMORY_CYCLES = 32
 """Cycles after which what was seen weighs a third."""
 RETRY_CYCLES = 128
-"""Cycles without drafts, for their cost, after which one drafts: texts change."""
+"""Cycles without drafts, for their cost, after which one drafts, since texts change; twice as many
+after each that changed nothing."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,21 @@ class Widths(ABC):
         """Return how many tokens to draft for requests of these lengths."""
 
     @abstractmethod
-    def saw(self, drafts: int, accepted: Sequence[int]) -> None:
-        """Learn how many drafts of each request were accepted in a cycle."""
+    def saw(self, cycle: "Cycle") -> None:
+        """Learn from a cycle that has ended."""
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """What a cycle took and gave."""
+
+    lengths: Sequence[int]
+    """Tokens of each request before it."""
+    drafts: int
+    accepted: Sequence[int]
+    """Drafts accepted of each request whose run may have more than one token."""
+    ms: float | None
+    """Since the end of the cycle before; None where that was no cycle."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +115,26 @@ class GivenWidth(Widths):
         """Return the number."""
         return self.drafts
 
-    def saw(self, drafts: int, accepted: Sequence[int]) -> None:
+    def saw(self, cycle: Cycle) -> None:
         """Do nothing."""
+
+
+class HostTimes:
+    """Times of cycles that waited for the host, whose work depends on the number of drafts, and
+    hardly on the requests."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=SEEN_CYCLES))
+
+    def record(self, drafts: int, expected_ms: float, ms: float) -> None:
+        """Keep a cycle's time, or that the GPU was what it waited for."""
+        self._seen[drafts].append(ms if ms > GPU_BOUND * expected_ms else 0.0)
+
+    def longest(self, drafts: int, expected_ms: float) -> float:
+        """Return the time of a cycle whose passes take `expected_ms` on the GPU."""
+        seen = self._seen[drafts]
+        # The first cycles of a width compile kernels.
+        return max(expected_ms, median(seen)) if len(seen) == SEEN_CYCLES else expected_ms
 
 
 class WidthsByCost(Widths):
@@ -108,41 +147,51 @@ class WidthsByCost(Widths):
             choices: numbers of drafts, 0 among them.
         """
         self._choices, self._times = [each for each in choices if each], times
+        self._host = HostTimes()
         self._acceptance = FIRST_ACCEPTANCE
-        self._undrafted = 0
+        self._undrafted, self._patience = 0, RETRY_CYCLES
 
     def choose(self, lengths: Sequence[int]) -> int:
         """Return the number."""
-        step = self._times.step(lengths)
-        gains = {n: self._tokens(n) * step / self._times.cycle(lengths, n) for n in self._choices}
-        best = max(gains, key=lambda drafts: gains[drafts])
-        if gains[best] >= MIN_GAIN:
-            self._undrafted = 0
+        best, gain = self._best(lengths, self._acceptance)
+        if gain >= MIN_GAIN:
+            self._undrafted, self._patience = 0, RETRY_CYCLES
             return best
         self._undrafted += 1
-        # A retry tells the acceptance, and costs little where it was low alone.
-        could_gain = self._could_gain(lengths, step)
-        if could_gain and self._undrafted % RETRY_CYCLES == 0:
-            return self._choices[0]
-        return 0
+        if self._undrafted < self._patience:
+            return 0
+        self._undrafted, self._patience = 0, 2 * self._patience
+        # A cycle tells the acceptance, where that is the reason.
+        best, gain = self._best(lengths, FIRST_ACCEPTANCE)
+        return best if gain >= MIN_GAIN else 0
 
-    def saw(self, drafts: int, accepted: Sequence[int]) -> None:
-        """Move the acceptance towards that of the cycle."""
-        if not drafts or not accepted:
-            return
-        # Each draft that was judged, the first rejected one included, is a trial.
-        trials = sum(min(count + 1, drafts) for count in accepted)
-        share = sum(accepted) / trials
-        self._acceptance += (share - self._acceptance) / MEMORY_CYCLES
+    def saw(self, cycle: Cycle) -> None:
+        """Move the acceptance towards that of the cycle; keep its time."""
+        if cycle.ms is not None:
+            self._host.record(cycle.drafts, self._on_gpu(cycle.lengths, cycle.drafts), cycle.ms)
+        if cycle.drafts and cycle.accepted:
+            # Each draft that was judged, the first rejected one included, is a trial.
+            trials = sum(min(count + 1, cycle.drafts) for count in cycle.accepted)
+            share = sum(cycle.accepted) / trials
+            self._acceptance += (share - self._acceptance) / MEMORY_CYCLES
 
-    def _tokens(self, drafts: int, acceptance: float | None = None) -> float:
-        """Return the tokens that a request is expected to get by a cycle."""
-        share = self._acceptance if acceptance is None else acceptance
-        return sum(share**place for place in range(drafts + 1))
+    def _best(self, lengths: Sequence[int], acceptance: float) -> tuple[int, float]:
+        """Return the best number of drafts above 0, and its tokens a second in those of 0."""
+        dense = self._time(lengths, 0)
+        gains = {
+            drafts: _tokens(drafts, acceptance) * dense / self._time(lengths, drafts)
+            for drafts in self._choices
+        }
+        best = max(gains, key=lambda drafts: gains[drafts])
+        return best, gains[best]
 
-    def _could_gain(self, lengths: Sequence[int], step: float) -> bool:
-        """Return True if drafting would gain at the acceptance that most texts reach."""
-        return any(
-            self._tokens(n, FIRST_ACCEPTANCE) * step / self._times.cycle(lengths, n) >= MIN_GAIN
-            for n in self._choices
-        )
+    def _time(self, lengths: Sequence[int], drafts: int) -> float:
+        return self._host.longest(drafts, self._on_gpu(lengths, drafts))
+
+    def _on_gpu(self, lengths: Sequence[int], drafts: int) -> float:
+        return self._times.cycle(lengths, drafts) if drafts else self._times.step(lengths)
+
+
+def _tokens(drafts: int, acceptance: float) -> float:
+    """Return the tokens that a request is expected to get by a cycle."""
+    return sum(acceptance**place for place in range(drafts + 1))

@@ -9,6 +9,7 @@ query of position L - 1, which the pass before has kept.
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from lim_sglang.kernels.reference_sampling import count_accepted
 from lim_sglang.lossless import internals
 from lim_sglang.lossless.passes import CycleRows, Passes
 from lim_sglang.lossless.sampling import RunSampling
-from lim_sglang.lossless.widths import GivenWidth, Widths, WidthsByCost
+from lim_sglang.lossless.widths import Cycle, GivenWidth, Widths, WidthsByCost
 from lim_sglang.policies.lossless import CPU_DRAFT_TOKENS
 
 
@@ -74,6 +75,8 @@ class _Launched(NamedTuple):
     lengths: Tensor
     width: int
     capped: Mapping[int, str]
+    follows_cycle: bool
+    """False where a prefill ran before it."""
 
 
 class LosslessWorker(compat.BaseSpecWorker):
@@ -88,6 +91,9 @@ class LosslessWorker(compat.BaseSpecWorker):
         self._policy = self._runner.lim_drafting
         self._stats = self._runner.lim_stats.drafting
         self._launched: deque[_Launched] = deque()
+        self._follows_cycle = False
+        self._last_end = 0.0
+        """Time at which the cycle that was counted last had ended, in seconds."""
 
     def alloc_memory_pool(
         self,
@@ -134,6 +140,7 @@ class LosslessWorker(compat.BaseSpecWorker):
         """Run a prefill, or one cycle of a decode batch."""
         is_cycle = batch.forward_mode.is_decode()
         result = self._run_cycle(batch) if is_cycle else self._prefill(batch)
+        self._follows_cycle = is_cycle
         if on_publish is not None:  # the host may prepare the next cycle
             on_publish(result.new_seq_lens)
         return result
@@ -172,7 +179,9 @@ class LosslessWorker(compat.BaseSpecWorker):
         last = torch.arange(len(tokens), device=tokens.device) * width + accepted - 1
         newest = picks.flatten()[last]
         self._keep(rows.requests, newest, self._passes.queries_of(last))
-        self._launched.append(_Launched(batch.seq_lens_cpu, width, sampling.capped))
+        self._launched.append(
+            _Launched(batch.seq_lens_cpu, width, sampling.capped, self._follows_cycle)
+        )
         if batch.return_logprob:
             internals.run_logprobs(batch, verified, picks)
         return compat.GenerationBatchResult(
@@ -214,7 +223,9 @@ class LosslessWorker(compat.BaseSpecWorker):
         self._runner.lim_stats.count_step(cycle.lengths.numpy().astype(np.int64) + 1, None)
         self._stats.count_cycle(cycle.width, accepted, cycle.capped)
         free = [count for row, count in enumerate(accepted) if row not in cycle.capped]
-        self._widths.saw(cycle.width - 1, free)
+        begin, self._last_end = self._last_end, perf_counter()
+        ms = 1000 * (self._last_end - begin) if cycle.follows_cycle else None
+        self._widths.saw(Cycle(cycle.lengths.tolist(), cycle.width - 1, free, ms))
 
 
 def _widths(passes: Passes) -> Widths:
