@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 from lim_sglang.programs.grading.latex import FUNCTION, TRIGONOMETRY, as_latex, plain
+from lim_sglang.programs.grading.size import too_large
 from lim_sglang.programs.grading.units import (
     NUMBERS_IN_WORDS,
     SPACED_UNIT_LETTERS,
@@ -476,6 +477,8 @@ def decide(a: Value, b: Value) -> bool | Question:
     if not _bases_agree(left, right) or _is_pair_and_set(left, right):
         return False
     left, right = _as_union(left, right), _as_union(right, left)
+    if too_large(left) or too_large(right):
+        return False
     return min(left, right), max(left, right)
 
 

@@ -15,17 +15,17 @@ import pytest
 from lim_sglang.errors import LimError
 from lim_sglang.programs.grading.equivalence import MAX_LENGTH, EquivalenceChecker
 
-SLOW = ("10^{10^{8}}", "1")
+SLOW = (r"\int_0^1 x^{x^{x^x}} dx", "1")
 """math-verify works on this pair until it gives up after five seconds."""
 
-ASKS_UNTIL_INTERRUPTED = """
+ASKS_UNTIL_INTERRUPTED = r"""
 import signal
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with EquivalenceChecker() as checker:
     checker.equivalent("x/2", "0.5x")
     print("asking", flush=True)
-    checker.equivalent("10^{10^{8}}", "1")
+    checker.equivalent(r"\int_0^1 x^{x^{x^x}} dx", "1")
 """
 
 
