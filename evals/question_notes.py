@@ -1,5 +1,6 @@
 """Notes on questions that are perhaps not read as they are meant; no note refuses a question."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
@@ -8,6 +9,8 @@ from lim_sglang.evals.tasks import FILE_COLUMNS, OWN_FILE, Question, find_task
 from lim_sglang.markdown_section import join_words, places
 from lim_sglang.programs.grading.kinds import CHOICES, PARSERS, AnswerKind, as_choice
 from lim_sglang.programs.grading.values import read_value
+
+_WORD_IN_FORMULA = re.compile(r"(?<![\\a-zA-Z{])(?!(?:and|or)\b)[a-z]{2,}")
 
 
 def question_notes(benchmarks: Mapping[str, Sequence[Question]]) -> Iterator[str]:
@@ -83,8 +86,11 @@ def _prose_notes(questions: Sequence[Question]) -> Iterator[str]:
 
 
 def _is_prose(gold: str) -> bool:
-    """Return True for several words that are read as no value; False for a date and letters."""
-    words = read_value(gold).words
+    """Return True for several words that are read as no value, and for a sentence that holds one;
+    False for a date and letters.
+    """
+    value = read_value(gold)
+    words = value.words or tuple(_WORD_IN_FORMULA.findall(value.latex))
     return len(words) > 1 and words[0] != "date" and max(map(len, words)) > 2
 
 

@@ -17,8 +17,10 @@ from lim_sglang.programs.grading.kinds import (
 from lim_sglang.programs.grading.latex import plain, tidy
 from lim_sglang.programs.grading.stated import (
     ASSERTED,
+    MAX_STATED,
     NAME,
     WORD,
+    is_denied,
     is_measured,
     listed,
     result,
@@ -117,6 +119,14 @@ _STATEMENT = re.compile(
     r"|I mean\b)[\s,:*_]*(?:actually\s+)?)",
     re.IGNORECASE | re.MULTILINE,
 )
+_NOT = re.compile(r"not\b(?!.*\bbut\b)|(?:never|no longer|hardly|anything but|far from)\b")
+"""Words behind "the answer is" that deny what follows."""
+_VALUE_BEGINS = re.compile(
+    r"(?:[-+±(\[{|<>≤≥√∛π∞]|\\[({\[]|[a-zA-Z]\s*=)*\s*(?:\d|\\[a-zA-Z]|[√∛π∞])"
+    r"|(?:unknown|undetermined|indeterminate|n/a|impossible to)\b",
+    re.IGNORECASE,
+)
+"""The beginning of a value, or words for none; no beginning of a sentence about the answer."""
 _EMPHASIS = re.compile(r"(?<=[\d%a-z])!+\s*$|\s+or so\s*$")
 """The end of a statement that says nothing: `The answer is 391!`; in a formula, as `$5!$`, and in a
 box it is a factorial."""
@@ -249,15 +259,33 @@ def extract_answer(
     for part in (reply, thoughts):
         is_reply = part is reply
         found = _find_answer(part.lstrip(), kind, whole=is_reply, cut_off=cut_off and is_reply)
-        if found:
+        if found is not None:
+            if (begun := _unclosed_box(text)) and not _are_alike(found, begun):
+                return None
             letter = _OPEN_LETTER.fullmatch(found)
-            return letter[1] if letter else found
+            return letter[1] if letter else found or None
     return None
 
 
+def _unclosed_box(text: str) -> str | None:
+    """Return what stands in the last box if it is not closed; None if it is."""
+    box = None
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        if token["box"]:
+            box, depth = token.end(), 1
+        elif token[0] in "{}":
+            depth += 1 if token[0] == "{" else -1
+            if depth == 0:
+                box = None
+    return None if box is None else tidy(text[box : box + MAX_STATED])
+
+
 def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bool) -> str | None:
+    """Return the answer that a part of a text states; empty if its last one cannot be read."""
     end = _end_of_sentences(text) if cut_off else len(text)
-    found = list(_candidates(text, end, whole=whole, cut_off=cut_off))
+    stated = list(_candidates(text, end, whole=whole, cut_off=cut_off))
+    found = [answer for answer in stated if answer]
     if kind is AnswerKind.CHOICE:
         if not found and (line := _first_line(text, end, cut_off)):
             found = [line]
@@ -265,11 +293,11 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bo
         found = [
             answer for answer in found if (letter := as_choice(answer)) and letter not in several
         ] or found
-    elif not found and whole and not cut_off:
-        return _closing_answer(text)
+    elif not found and whole and not cut_off and (closing := _closing_answer(text)):
+        found = [closing]
     elif kind is None and found and _is_formula(found[0]):
         found = [answer for answer in found[1:] if _CHOICE.fullmatch(answer)] or found
-    return found[0] if found else None
+    return found[0] if found else ("" if stated else None)
 
 
 def _end_of_sentences(text: str) -> int:
@@ -278,13 +306,14 @@ def _end_of_sentences(text: str) -> int:
 
 
 def _candidates(text: str, end: int, *, whole: bool, cut_off: bool) -> Iterator[str]:
-    """Yield the answers that a text states, from the most to the least explicit.
+    """Yield the answers that a text states, from the most to the least explicit; empty is one that
+    cannot be read or is taken back.
 
     Args:
         end: end of the part in which an answer without a box or tags counts.
     """
     for answer in (_tagged(text), _last_box(text, cut_off), _last_statement(text, end)):
-        if answer:
+        if answer is not None:
             yield answer
     if whole and (bare := _bare_answer(text, end, cut_off)):
         yield bare
@@ -429,19 +458,55 @@ def _join(boxes: Iterable[tuple[int, int, str]], text: str) -> str:
 def _last_statement(text: str, end: int) -> str | None:
     """Return the answer of the last lead that states one before the end, else the last option that
     is called correct. "No wait, it is 6" states one only behind another answer.
+
+    Empty if a later lead takes the answer back: it denies the same one, or states another one that
+    cannot be read or has not ended.
     """
-    leads = deque(_STATEMENT.finditer(text, 0, end), maxlen=MAX_STATEMENTS)
+    leads = deque(_STATEMENT.finditer(text), maxlen=MAX_STATEMENTS)
     corrected = None
+    denied, unread = set(), []
     for lead in reversed(leads):
-        if answer := _read_statement(lead, end):
+        if lead.end() > end:
+            unread += filter(None, [_begun_value(lead, len(text))])
+        elif _is_denied(lead):
+            denied.add(_begun_value(lead, end).removeprefix("not "))
+        elif answer := _read_statement(lead, end):
+            if answer in denied or not all(_are_alike(answer, other) for other in unread):
+                return ""
             if not lead["corrected"]:
                 return corrected or answer
             corrected = corrected or answer
+        elif answer == "":
+            unread.append(_begun_value(lead, end))
     if corrected and _CHOICE.match(text):
         return corrected
     options = deque(_CORRECT_OPTION.finditer(text, 0, end), maxlen=MAX_STATEMENTS)
     asserted = next((option for option in reversed(options) if _is_asserted(option)), None)
-    return asserted[asserted.lastindex or 0] if asserted else None
+    if asserted:
+        return asserted[asserted.lastindex or 0]
+    return "" if unread else None
+
+
+def _are_alike(answer: str, begun: str) -> bool:
+    """Return True if one of two texts begins with the other."""
+    return begun.startswith(answer) or answer.startswith(begun)
+
+
+def _is_denied(lead: re.Match[str]) -> bool:
+    """Return True if a sentence denies or supposes an answer, as `I doubt that the answer is 7` and
+    `the answer is not 7`.
+    """
+    text, begin = lead.string, lead.start()
+    before = _SENTENCE_BEGIN.split(text[max(0, begin - MAX_BARE) : begin])[-1]
+    if lead["named"] or lead["hashes"] or lead["corrected"]:
+        return False
+    return is_denied(before) or bool(_NOT.match(text, lead.end()))
+
+
+def _begun_value(lead: re.Match[str], end: int) -> str:
+    """Return the beginning of what a lead states."""
+    stated = _STATED.match(lead.string, lead.end(), end)
+    return tidy(stated[0]) if stated else ""
 
 
 def _sentence_before(text: str, begin: int) -> str:
@@ -458,7 +523,7 @@ def _is_asserted(option: re.Match[str]) -> bool:
 
 def _read_statement(lead: re.Match[str], end: int) -> str | None:
     """Return the answer that follows "the answer is"; None if a sentence about it, or a list of
-    steps or options follows.
+    steps or options follows; empty if a value follows that cannot be read.
     """
     text = lead.string
     if lead["named"]:
@@ -476,14 +541,15 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
     if lead["several"]:
         return listed(answer) if _ALL.search(before) else None
     if stated and (chosen := _CHOICE.match(stated[0])):
-        return None if SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
+        return "" if SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
     if lead["choice"] or _is_about_a_box(answer):
         return None
     if lead["corrected"] and not is_measured(answer):
         return None
     if lead["hashes"] and stated and _is_heading(stated, answer):
         return None
-    return stated_value(answer)
+    is_value = _VALUE_BEGINS.match(answer) or listed_letters(answer)
+    return stated_value(answer) or ("" if is_value else None)
 
 
 def _named_value(lead: re.Match[str]) -> str | None:

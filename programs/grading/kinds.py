@@ -8,7 +8,7 @@ from decimal import Decimal
 from enum import StrEnum
 
 from lim_sglang.errors import cut
-from lim_sglang.programs.grading.latex import plain
+from lim_sglang.programs.grading.latex import is_unbalanced, plain
 from lim_sglang.programs.grading.values import REASON_WORDS, split_unit
 
 
@@ -118,6 +118,12 @@ def as_choice(text: str) -> str | None:
     return match[1].upper()
 
 
+_LABEL = re.compile(r"\A\s*\w{1,3}\)|\\(?:left|right)\s*[.\])\[(]")
+"""A bracket without another: behind the number or letter of an item, and one that TeX sizes, whose
+other side may be a full stop.
+"""
+
+
 def fault_of_reference(answer: str, kind: AnswerKind) -> str | None:
     r"""Return why no reply can equal a reference answer, as the end of a sentence that begins with
     the answer's name: `must be …`; None if one can.
@@ -129,9 +135,8 @@ def fault_of_reference(answer: str, kind: AnswerKind) -> str | None:
     if kind is AnswerKind.CHOICE and as_choice(answer) is None:
         letters = f"{CHOICES[0]} to {CHOICES[-1]}"
         return f"must be the letter of an option, {letters}, not {cut(repr(answer))}"
-    bare = answer.replace(r"\\", "").replace(r"\{", "").replace(r"\}", "")
-    if kind is AnswerKind.EXPRESSION and bare.count("{") != bare.count("}"):
-        return f"must have as many closing braces as opening ones: {cut(repr(answer))}"
+    if kind is AnswerKind.EXPRESSION and is_unbalanced(_LABEL.sub("", answer)):
+        return f"must close each brace and bracket that it opens: {cut(repr(answer))}"
     return _fault_of_text(answer)
 
 

@@ -149,6 +149,9 @@ _DEGREES = re.compile(
 _UNIT_FRACTION = re.compile(
     r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*((?:\^\s*\d)?)\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*((?:\^\s*\d)?)\s*\}"
 )
+_UNITS = re.compile(r"(?<=[\d}\s])\\frac\s*\{\s*([a-zA-Z]+)\s*\}\s*\{\s*([a-zA-Z]+)\s*\}\s*$")
+_BRACED_SIGN = re.compile(r"(?<![\^_])\{\s*([-+:;=<>/*])\s*\}")
+"""A sign in braces, which keep TeX from setting space around the sign: `12{:}30`."""
 _PERCENT = re.compile(
     r"(?:\\?%|\\text\s*\{\s*\\?%\s*\}|\\text\s*\{\s*per\s?cent(?:age)?s?\s*\}|\bper\s?cent\b)"
 )
@@ -188,6 +191,15 @@ def tidy(answer: str) -> str:
     return answer
 
 
+def is_unbalanced(answer: str) -> bool:
+    """Return True if a brace or a bracket of an answer is missing. An interval may have a bracket
+    of any kind at either end, as in `[0, 1)` and `[0, 1[`.
+    """
+    bare = re.sub(r"\\\\|\\[{}]", "", answer)
+    num_brackets = sum(bare.count(bracket) for bracket in "()[]")
+    return bare.count("{") != bare.count("}") or num_brackets % 2 == 1
+
+
 def plain(answer: str) -> str:
     r"""Return an answer as one line of LaTeX without styles, sizes, colours and spaces of its own.
 
@@ -202,11 +214,12 @@ def plain(answer: str) -> str:
     text = _GROUP_SEPARATOR.sub("", _INDIAN.sub("", text))
     text = _SPACE.sub(" ", _NO_SPACE.sub("", text))
     text = _TEXT.sub(_as_text, text)
-    text = _STYLED.sub("", _INVISIBLE.sub("", text))
+    text = _BRACED_SIGN.sub(r"\1", _STYLED.sub("", _INVISIBLE.sub("", text)))
     for synonyms, replacement in _SYNONYMS:
         text = synonyms.sub(replacement, text)
     text = _PERCENT.sub(r"\\%", text)
     text = _DEGREES.sub("°", text)
+    text = _UNITS.sub(_units, text)
     text = _UNIT_FRACTION.sub(r"\\text{\1\2/\3\4}", text.replace("smallmatrix", "matrix"))
     text = _CHOOSE.sub(r"\\binom{\1}{\2}", _roots(_powers(text)))
     text = _POWER.sub(r"^{\1}", _SLANTED.sub(r"\\frac{\1}{\2}", text))
@@ -236,6 +249,13 @@ def _as_commands(text: str) -> str:
 def _fraction(sign: re.Match[str]) -> str:
     numerator, denominator = unicodedata.normalize("NFKC", sign[0]).split("⁄")
     return rf"\frac{{{numerator}}}{{{denominator}}}"
+
+
+def _units(fraction: re.Match[str]) -> str:
+    r"""Return `\frac{km}{h}` behind a number as text, if its names are units and no variables."""
+    names = fraction.groups()
+    are_units = all(map(is_unit, names)) and max(map(len, names)) > 1
+    return rf"\text{{{'/'.join(names)}}}" if are_units else fraction[0]
 
 
 def _power(raised: re.Match[str]) -> str:

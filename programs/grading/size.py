@@ -1,4 +1,4 @@
-r"""The size of the numbers in a formula, found before SymPy computes them, as for `10^{10^{10}}`."""
+r"""The size of the numbers in a formula, found before SymPy computes them: `10^{10^{10}}`."""
 
 import math
 import re

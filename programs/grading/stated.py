@@ -5,7 +5,7 @@ import re
 from fractions import Fraction
 
 from lim_sglang.programs.grading.kinds import PRONOUN, without_name
-from lim_sglang.programs.grading.latex import FUNCTION, plain, tidy
+from lim_sglang.programs.grading.latex import FUNCTION, is_unbalanced, plain, tidy
 from lim_sglang.programs.grading.units import Unit
 from lim_sglang.programs.grading.values import (
     decide,
@@ -104,11 +104,132 @@ _VALUE_WORDS = frozenset(
     ("yes", "no", "true", "false", "even", "odd", "none", "undefined", "infinite", "infinity")
 )
 """Words that are an answer without a box."""
+_ENDS_EARLY = re.compile(r"(?:[*/=<>×·÷]|(?:^|\s)[-+]|\^|\\(?:cdot|times|div|[dt]?frac|sqrt))\s*\Z")
+"""A sign behind which a value goes on."""
 _WORD_AND_REASON = re.compile(
     rf"((?:{'|'.join(sorted(_VALUE_WORDS))}|no (?:real )?solutions?)\b)[\s,;:(—–]+"
     r"(?:because|since|as|due to)\b.*",
     re.DOTALL | re.IGNORECASE,
 )
+
+
+_SUBJECT = frozenset(
+    [
+        *("so", "and", "but", "hence", "thus", "therefore", "because", "since", "then", "now"),
+        *("i", "we", "you", "it", "this", "he", "she", "they"),
+    ]
+)
+"""Words behind which a new statement begins."""
+_LEADS_OVER = frozenset(
+    [
+        *("the", "my", "our", "this", "that", "your", "their", "final", "correct", "right", "real"),
+        *("true", "actual", "only"),
+    ]
+)
+"""Words between a verb and "answer": `believe that the final answer`."""
+_NEGATIONS = frozenset(
+    [
+        *(
+            "not",
+            "n't",
+            "no",
+            "never",
+            "none",
+            "nobody",
+            "nothing",
+            "cannot",
+            "hardly",
+            "neither",
+            "nor",
+        ),
+        *(
+            "without",
+            "little",
+            "few",
+            "far",
+            "beyond",
+            "fail",
+            "fails",
+            "failed",
+            "refuse",
+            "forget",
+        ),
+        *(
+            "doubt",
+            "doubts",
+            "doubtful",
+            "deny",
+            "denies",
+            "denied",
+            "disagree",
+            "reject",
+            "refutes",
+        ),
+        *("disproves", "unlikely", "unclear", "uncertain", "unsure", "unconvinced", "impossible"),
+        *("implausible", "false", "untrue", "wrong", "incorrect", "mistake", "mistaken", "error"),
+        *(
+            "questionable",
+            "question",
+            "debatable",
+            "dubious",
+            "unproven",
+            "misconception",
+            "tempting",
+        ),
+    ]
+)
+"""Words that deny what follows them; two of them, as in `no doubt`, assert it."""
+_ATTITUDES = frozenset(
+    [
+        *("think", "thinks", "believe", "believes", "say", "says", "said", "know", "knows", "mean"),
+        *("claim", "sure", "certain", "convinced", "confident", "clear", "obvious", "true", "see"),
+        *("guarantee", "agree", "conclude", "way", "case", "expect", "imagine", "feel", "accept"),
+        *("doubt", "doubts", "deny", "unlikely"),
+    ]
+)
+"""Words that deny a statement behind them without `that`, if they are denied or deny."""
+_CONDITION_WORDS = frozenset(
+    ("if", "whether", "unless", "suppose", "supposing", "assume", "assuming", "imagine", "pretend")
+)
+_HARMLESS = re.compile(
+    r"\b(?:not|n't) (?=(?:only|just|merely|hard|difficult|surprising|unreasonable|long)\b)"
+    r"|\bwithout (?=loss\b)"
+)
+"""Negations that deny nothing: `not hard to see that`."""
+_OTHERS_MIGHT = re.compile(
+    r"\b(?:one|you|some(?:one|body)?|many|people|students|others|they|he|she) (?:\w+ ){0,2}"
+    r"(?:might|may|could|would) (?:\w+ ){0,3}"
+    r"(?:think|say|guess|believe|assume|suspect|expect)(?: that)?\Z"
+)
+"""An opinion that nobody has: `one might think that`."""
+
+
+def is_denied(before: str) -> bool:
+    """Return True if the beginning of a sentence denies or supposes the answer that follows, as in
+    `I doubt that the` and `if the`.
+    """
+    *clauses, last = re.split(r"[,;:—]", before.lower().replace("’", "'").replace("n't", " n't"))
+    words = last.split()
+    while words and words[-1] in _LEADS_OVER - {"that"}:
+        words.pop()
+    if words == ["that"] and clauses:
+        words = [*clauses[-1].split(), "that"]  # behind a word between commas, as `, however,`
+        if len(clauses) > 1:
+            words = [*clauses[-2].split(), *words]
+    text = _HARMLESS.sub("", " ".join(words))
+    if _OTHERS_MIGHT.search(text):
+        return True
+    words = text.split()
+    has_that = words[-1:] == ["that"]
+    words = words[: len(words) - has_that]
+    if _CONDITION_WORDS.intersection(words[-1:]):
+        return True
+    for at, word in reversed(list(enumerate(words))):
+        if word.removesuffix("'s") in _SUBJECT:
+            words = words[at + 1 :]
+            break
+    governs = has_that or bool(_ATTITUDES.intersection(words[-1:]))
+    return governs and sum(word in _NEGATIONS for word in words) % 2 == 1
 
 
 def is_measured(answer: str) -> bool:
@@ -117,13 +238,18 @@ def is_measured(answer: str) -> bool:
     return number is not None and (number[1] is None or len(number[1].words) < 2)
 
 
+_NO_VALUE = re.compile(
+    rf"{PRONOUN}|an? (?:\w+ )?(?:integer|number|fraction|decimal|multiple|power|value)\b"
+    r"|in (?:the|simplest|lowest|terms)\b|(?:given|rounded|expressed|written|accurate|within)\b"
+)
+"""The beginning of a sentence about an answer: `an integer from 0 to 999`."""
 _NOT_BUT = re.compile(r"not\s+(\S+?),?\s+but\s+(?:rather\s+)?(.+)", re.DOTALL)
 """`not 12 but 13`."""
 
 
 def stated_value(answer: str) -> str | None:
     """Return an answer without a box, less the remark behind it; None if it is words alone."""
-    if len(answer) > MAX_STATED or re.match(PRONOUN, answer) or _WRONG.search(answer):
+    if len(answer) > MAX_STATED or _NO_VALUE.match(answer) or _WRONG.search(answer):
         return None
     if (corrected := _NOT_BUT.fullmatch(answer)) and read_number(corrected[1]):
         answer = corrected[2]
@@ -278,6 +404,8 @@ def _are_one(first: str, second: str) -> bool:
 
 def _is_value(answer: str) -> bool:
     """Return True if an answer can be read as a value or a choice, and False for other words."""
+    if is_unbalanced(answer) or _ENDS_EARLY.search(answer):
+        return False
     if re.search(r"[,;(—–]\s*[a-z][^\d\\$]*$", answer) and re.match(r"[^,;(]*\d", answer):
         return False
     value = read_value(answer)

@@ -139,6 +139,14 @@ _EXCEPT = re.compile(
 """All real numbers without a few."""
 _AND_OR_COMMA = r"\s*(?:,\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b)\s*"
 _LATEX_OF = {words: latex for latex, phrases in _PHRASES.items() for words in phrases.split("|")}
+_DENOMINATORS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5} | {
+    "sixth": 6,
+    "seventh": 7,
+    "eighth": 8,
+    "ninth": 9,
+    "tenth": 10,
+    "hundredth": 100,
+}
 _SCALES_IN_WORDS = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 _MONTHS = [name.lower() for name in calendar.month_name[1:]]
 
@@ -393,8 +401,12 @@ def _read_words(text: str) -> tuple[str, ...] | str:
     phrase = " ".join(word for word in words if word not in _DROPPED)
     if phrase in _LATEX_OF:
         return _LATEX_OF[phrase]
-    if (number := _number_in_words(bare)) is not None:
-        return str(number)
+    sign = words[0] in ("minus", "negative") and len(words) > 1
+    number: Fraction | int | None = _number_in_words(bare[len(words[0]) :] if sign else bare)
+    if number is None:
+        number = _fraction_in_words(words[sign:])
+    if number is not None:
+        return _in_latex(Fraction(-number if sign else number))
     return _canonical(words)
 
 
@@ -449,6 +461,25 @@ def _number_in_words(text: str) -> int | None:
             return None
         part, limit = part + value, bound
     return total + part
+
+
+def _fraction_in_words(words: list[str]) -> Fraction | None:
+    """Return the number that words spell which end in a fraction: `one half`, `two and a half`;
+    None for other words.
+    """
+    *others, name = words
+    denominator = _DENOMINATORS.get(name.removesuffix("s"))
+    if denominator is None:
+        return None
+    *others, last = others or ["one" if denominator == 2 else ""]
+    numerator = 1 if last in ("a", "an") else _number_in_words(last)
+    if not numerator or numerator >= 20:
+        return None
+    whole = _number_in_words(" ".join(others[:-1])) if others[-1:] == ["and"] else 0
+    is_fraction = not others or (
+        others[-1] == "and" and len(others) > 1 and numerator < denominator
+    )
+    return whole + Fraction(numerator, denominator) if is_fraction and whole is not None else None
 
 
 def decide(a: Value, b: Value) -> bool | Question:

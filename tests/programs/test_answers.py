@@ -31,7 +31,9 @@ from lim_sglang.programs.grading.kinds import MAX_PARSED_CHARS, AnswerKind, as_c
         (r"\boxed{[-2,7]}", "[-2,7]"),
         # An empty box is the prompt's own, an unclosed one was cut off.
         (r"\boxed{5} as I say, in \boxed{}", "5"),
-        (r"\boxed{5} or is it \boxed{6", "5"),
+        (r"\boxed{5} or is it \boxed{6", None),
+        (r"\boxed{56}, as said: \boxed{5", "56"),
+        (r"\boxed{5}, so $\boxed{5$.", "5"),
         (r"within \boxed{...} and no more", None),
         (r"the \boxed notation", None),
         (r"The answer is 3, to be put in \boxed{}.", "3, to be put in \\boxed{}"),
@@ -129,6 +131,27 @@ from lim_sglang.programs.grading.kinds import MAX_PARSED_CHARS, AnswerKind, as_c
         ("The answer to the first question is 5.", None),
         ("The answer to 2 is 5.", None),
         ("If the answer to the question is 5, x is 2.", None),
+        # A value that cannot be read takes an earlier one back; a remark does not.
+        ("The answer is 3 +", None),
+        (r"The answer is \frac{1}{", None),
+        ("The answer is [-2, 2.", None),
+        ("The answer is [-2, 2).", "[-2, 2)"),
+        ("The answer is 5.\nThe answer is 12 in the first case and 13 in the second one.", None),
+        ("The answer is 12.\nThe answer is 12 for all of the values that were asked for.", "12"),
+        (r"The answer is 7. So the answer is \frac{1}{", None),
+        ("The answer is 7.\nThe final answer is unknown.", None),
+        ("The answer is 7.\nFinal answer: N/A", None),
+        ("The answer is A. The answer is B or C.", None),
+        (r"\boxed{4}</think>The answer is 3 +", None),
+        ("The answer is 7. The answer is in simplest form.", "7"),
+        ("The answer is 7. The answer is an integer from 0 to 999.", "7"),
+        # Statements that are denied or supposed.
+        ("It is not clear that the answer is 7.", None),
+        ("The answer is 5. I doubt that the answer is 7.", "5"),
+        ("The answer is 7. But I don't think the answer is 7.", None),
+        ("The answer is 5. The answer is not 7.", "5"),
+        ("The answer is 7. No, the answer is not 7.", None),
+        ("If the answer is 7, x is 3.", None),
         # Several answers.
         ("The answers are x = 1, x = 3 and x = 1,000.", "1, 3, 1000"),
         ("The answers are (1, 2) and (3, 4).", "(1, 2), (3, 4)"),
@@ -187,6 +210,41 @@ def test_the_stated_answer_is_found(text: str, expected: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        *("I doubt that", "I doubt", "It is not clear that", "I don't think", "I'm not sure if"),
+        *("It is unlikely that", "There is no way", "It can't be that", "It is false that"),
+        *("Nobody knows whether", "I am far from certain that", "I doubt, however, that"),
+        *("There is no reason to believe that", "This does not mean that", "Suppose", "Unless"),
+        *("One might think that", "You could be tempted to say", "It is wrong to say"),
+        *("It does not follow that", "Let us check if", "A common mistake is to think that"),
+    ],
+)
+def test_a_statement_that_its_sentence_denies_is_none(words: str) -> None:
+    assert extract_answer(f"{words} the answer is 7.") is None
+    assert extract_answer(f"So 4 it is. {words} our final answer is $7$.") is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("I think", "Perhaps", "We see that", "There is no doubt that", "I have no doubt that"),
+        *("Without a doubt", "Since 4 does not divide 7", "Since 6 is no root we conclude that"),
+        *("If x = 2,", "It is not hard to see that", "Not only is it simple, but", "No,"),
+        *(
+            "6 is not prime so that",
+            "It cannot be denied that",
+            "I was wrong;",
+            "Don't forget that",
+        ),
+        *("I would say", "As you can see", "It is not 5 and"),
+    ],
+)
+def test_a_statement_in_a_sentence_that_denies_something_else_counts(words: str) -> None:
+    assert extract_answer(f"{words} the answer is 7.") == "7"
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("The answer is 3 + 1", None),
@@ -197,7 +255,10 @@ def test_the_stated_answer_is_found(text: str, expected: str | None) -> None:
         ("The answer is 3.", None),  # 3.14
         ("The answer is 3. Let me", "3"),
         ("The answer is 3 + 1\nLet me", "3 + 1"),
-        ("The answer is 3.\n\nWait: the answer is 4", "3"),
+        ("The answer is 3.\n\nWait: the answer is 4", None),
+        ("The answer is 31.\nSo the answer is 3", "31"),
+        ("The answer is 3.\n\nSo the answer is", "3"),
+        (r"\boxed{3}. Wait: \boxed{4", None),
         (r"\boxed{12}", "12"),
         (r"The answer is 3. So \boxed{12}", "12"),
         ("<answer>12</answer>", "12"),

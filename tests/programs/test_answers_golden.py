@@ -108,6 +108,8 @@ TOPICS = {
     11: "relations",
     12: "other notations",
     13: "samples that were cut off",
+    14: "statements that are denied or cannot be read",
+    15: "numbers too large to compute",
 }
 """Topics of the tables of replies, whose rows say whether a reply is right. `cut_off`: its sample
 reached the limit of tokens."""
