@@ -79,8 +79,8 @@ def check_settings(
     ):
         told.append(f"the questions have changed{changed}")
         advice += (
-            "; samples keep the reference answers with which they were made, so that corrected "
-            "ones need a new run"
+            "; samples keep the questions and reference answers with which they were made, so that "
+            "changed ones need a new run"
         )
     raise DataError(f"the run in {path} was made with other settings:{bullets(told)}\n{advice}")
 

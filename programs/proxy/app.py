@@ -41,7 +41,7 @@ from lim_sglang.programs.proxy.protocol import (
     read_request,
     refusal_body,
 )
-from lim_sglang.programs.proxy.upstream import ClosingStream, Upstream
+from lim_sglang.programs.proxy.upstream import ClosingStream, Upstream, is_name
 from lim_sglang.programs.proxy.vote_queue import (
     PendingVote,
     QueueFullError,
@@ -165,6 +165,9 @@ class Proxy:
             raise ModelNotFoundError(str(error)) from None
         if lost:
             raise lost
+        for model, card in served.items():
+            if is_name(name, model):
+                return _json_response(card)
         raise _not_found(name, served)
 
     async def health(self, _: Request) -> Response:

@@ -48,6 +48,15 @@ class ClosingStream(StreamingResponse):
             await self._close()
 
 
+def is_name(name: str, model: str) -> bool:
+    """Return True if a name is a model's id, the id without its owner, or either for a folder that
+    is called like the model: `Qwen3-8B` and `Qwen/Qwen3-8B` for `/models/Qwen3-8B`.
+    """
+    *owner, last = name.split("/")
+    is_short = not owner or (model.startswith("/") and len(owner) == 1)
+    return name == model or (is_short and bool(last) and last == model.rpartition("/")[2])
+
+
 class Upstream:
     """The server behind the proxy, which gets the requests that are no votes.
 
@@ -129,8 +138,13 @@ class Upstream:
         return is_renewed and bool(self.served) and not self._knows(model)
 
     def _knows(self, model: str) -> bool:
-        """Return True for an id, SGLang's `id:adapter`, and the name of a request without model."""
-        return model in (DEFAULT_MODEL, *self.served) or model.partition(":")[0] in self.served
+        """Return True for an id, SGLang's `id:adapter`, the last part of an id or of a folder, and
+        the name of a request without model.
+        """
+        bare = model.partition(":")[0]
+        return model in (DEFAULT_MODEL, *self.served) or any(
+            is_name(bare, each) for each in self.served
+        )
 
     async def _renew(self, request: Request) -> bool:
         """Read the list of the server's models; return False if the server does not answer."""

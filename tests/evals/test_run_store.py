@@ -222,7 +222,7 @@ def test_changed_questions_are_named_by_their_lines(
         open_run(tmp_path, RunRecord("math500-x", settings(now), {}), now)
     message = str(caught.value)
     assert f"other settings:\n{told}use the old settings, or name another" in message
-    assert ("corrected ones need a new run" in message) == bool(changes)
+    assert ("changed ones need a new run" in message) == bool(changes)
     assert "digest" not in message
 
 

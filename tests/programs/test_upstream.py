@@ -284,6 +284,27 @@ def test_a_model_that_nobody_lists_is_not_found_and_known_ones_cost_no_question(
         assert all(name in error["message"] for name in ("majority@8", "adaptive@40", *SERVED))
 
 
+@pytest.mark.parametrize(
+    ("served", "name", "is_found"),
+    [
+        ("/cache/SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct", True),
+        ("/cache/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", True),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct", True),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "other/SmolLM2-135M-Instruct", False),
+        ("/cache/SmolLM2-135M-Instruct", "SmolLM2-135M", False),
+    ],
+)
+def test_a_model_is_known_by_the_last_part_of_its_id_or_folder(
+    served: str, name: str, is_found: bool
+) -> None:
+    body = {"model": name, "messages": QUESTION}
+    with proxied(lambda _: Chain(("1",)), models=(served,)) as (_, proxy):
+        asked = httpx.post(f"{proxy.url}/v1/chat/completions", json=body)
+        card = httpx.get(f"{proxy.url}/v1/models/{name}")
+    assert [asked.status_code, card.status_code] == [200 if is_found else 404] * 2
+    assert not is_found or card.json()["id"] == served
+
+
 def test_a_server_without_a_list_and_anthropics_route_take_any_model() -> None:
     with proxied(lambda _: Chain(("1",))) as (_, proxy):
         assert proxy.ask("gpt-4").choices[0].message.content == "1"
