@@ -13,7 +13,14 @@ import typer
 from rich.console import Console
 
 from lim_sglang.config import CONFIG_VAR, URL_VAR
-from lim_sglang.errors import INTERRUPTED, ConfigError, LimError, ServerError, bullets
+from lim_sglang.errors import (
+    INTERRUPTED,
+    ConfigError,
+    LimError,
+    ServerError,
+    bullets,
+    lim_command,
+)
 from lim_sglang.evals.grading import Grader
 from lim_sglang.evals.metrics import Summary, score
 from lim_sglang.evals.question_notes import question_notes
@@ -481,7 +488,8 @@ def _print_next_commands(finished: Sequence[FinishedRun], console: Console) -> N
         f"stored in {folders}, each sample's text and answer in samples.jsonl; all tables (--html "
         "FILE writes a page), and a comparison with another run of the same questions:",
     )
-    print_plain(console, f"  lim report {paths}\n  lim compare {pair}", whole=True)
+    lim = lim_command()
+    print_plain(console, f"  {lim} report {paths}\n  {lim} compare {pair}", whole=True)
 
 
 def _print_summary(summary: Summary) -> None:

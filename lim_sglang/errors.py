@@ -1,9 +1,11 @@
 """Failures that a user can act on. A message says what was wrong, what was expected, what to do."""
 
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 REFUSED = 2
@@ -63,8 +65,22 @@ def errors_in_words() -> Iterator[None]:
     try:
         yield
     except LimError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {as_called(str(error))}\n")
         sys.exit(error.exit_code)
+
+
+def lim_command() -> str:
+    """Return the name of this program if the PATH has it, else its path."""
+    beside = Path(sys.executable).with_name("lim")
+    if shutil.which("lim") or not beside.is_file():
+        return "lim"
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
+
+
+def as_called(text: str) -> str:
+    """Return a message with the commands between backticks as they are called here."""
+    return text.replace("`lim ", f"`{lim_command()} ")
 
 
 def in_python(text: str) -> str:

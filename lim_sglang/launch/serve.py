@@ -1,8 +1,6 @@
 """`lim serve`: from a model's name to a server that is proved to decode with LessIsMore."""
 
 import os
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +9,7 @@ import typer
 from rich.console import Console
 
 from lim_sglang.config import API_KEY_VAR, LimConfig, default_of
-from lim_sglang.errors import INTERRUPTED, ServerError
+from lim_sglang.errors import INTERRUPTED, ServerError, lim_command
 from lim_sglang.flags import FLAG_HELP
 from lim_sglang.launch.server import (
     Server,
@@ -179,7 +177,7 @@ def commands_block(options: ServerOptions) -> str:
     key = "" if options.api_key is None else f' -H "Authorization: Bearer ${API_KEY_VAR}"'
     return "\n".join(
         [
-            f'  ask       {_lim()} ask "What is 17 * 23?" --samples 8 --url {options.url}',
+            f'  ask       {lim_command()} ask "What is 17 * 23?" --samples 8 --url {options.url}',
             f"  or        curl {options.url}/v1/chat/completions{key} "
             "-H 'Content-Type: application/json' "
             """-d '{"messages": [{"role": "user", "content": "What is 17 * 23?"}]}'""",
@@ -188,13 +186,3 @@ def commands_block(options: ServerOptions) -> str:
             "",
         ]
     )
-
-
-def _lim() -> str:
-    """Return the name of this program if the PATH has it, else its path."""
-    beside = Path(sys.executable).with_name("lim")
-    found = shutil.which("lim")
-    if found or not beside.is_file():
-        return "lim"
-    here = Path.cwd()
-    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)

@@ -119,7 +119,13 @@ _STATEMENT = re.compile(
     r"|I mean\b)[\s,:*_]*(?:actually\s+)?)",
     re.IGNORECASE | re.MULTILINE,
 )
-_NOT = re.compile(r"not\b(?!.*\bbut\b)|(?:never|no longer|hardly|anything but|far from)\b")
+_WRAPPING = re.compile(r"\A(?:\\(?:text|math)[a-z]*|[\s$({*])+")
+"""Signs before the first of a value."""
+_GOES_ON = re.compile(r"\w|[.,]\d|\s*[-+*/^=×·÷\\]")
+"""Signs that make another value of the one before."""
+_NOT = re.compile(
+    r"not\b(?!(?:[^.\n]|\.\d)*\bbut\b)|(?:never|no longer|hardly|anything but|far from)\b"
+)
 """Words behind "the answer is" that deny what follows."""
 _VALUE_BEGINS = re.compile(
     r"(?:[-+±(\[{|<>≤≥√∛π∞]|\\[({\[]|[a-zA-Z]\s*=)*\s*(?:\d|\\[a-zA-Z]|[√∛π∞])"
@@ -464,10 +470,13 @@ def _last_statement(text: str, end: int) -> str | None:
     """
     leads = deque(_STATEMENT.finditer(text), maxlen=MAX_STATEMENTS)
     corrected = None
-    denied, unread = set(), []
+    denied: set[str] = set()
+    unread: list[str] = []
     for lead in reversed(leads):
         if lead.end() > end:
-            unread += filter(None, [_begun_value(lead, len(text))])
+            begun = _begun_value(lead, len(text))
+            if _VALUE_BEGINS.match(begun) and not (lead["named"] or _is_about_a_box(begun)):
+                unread.append(begun)
         elif _is_denied(lead):
             denied.add(_begun_value(lead, end).removeprefix("not "))
         elif answer := _read_statement(lead, end):
@@ -488,8 +497,10 @@ def _last_statement(text: str, end: int) -> str | None:
 
 
 def _are_alike(answer: str, begun: str) -> bool:
-    """Return True if one of two texts begins with the other."""
-    return begun.startswith(answer) or answer.startswith(begun)
+    """Return True if an answer may be what was begun to state, or ended in words."""
+    answer, begun = (_WRAPPING.sub("", side) for side in (answer, begun))
+    goes_on = begun.startswith(answer) and not _GOES_ON.match(begun, len(answer))
+    return goes_on or answer.startswith(begun)
 
 
 def _is_denied(lead: re.Match[str]) -> bool:

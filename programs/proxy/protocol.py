@@ -10,7 +10,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -364,7 +364,8 @@ def _reasons_against(body: Mapping[str, Any]) -> list[str]:
         if name in _ChatRequest.model_fields or name in _IGNORED or value is None:
             continue
         if name not in _NEUTRAL:
-            reasons.append(f"{name}: a vote does not know this field ({_PLAIN})")
+            meant = _meant(name, (*_ChatRequest.model_fields, *_NEUTRAL, *_IGNORED))
+            reasons.append(f"{name}: a vote does not know this field ({meant or _PLAIN})")
         elif not any(type(value) is type(each) and value == each for each in _NEUTRAL[name]):
             advice = "use @SAMPLES in the model's name" if name == "n" else _PLAIN
             reasons.append(f"{name}: a vote cannot honour {cut(json.dumps(value), 60)} ({advice})")
@@ -375,7 +376,16 @@ def _reasons_against(body: Mapping[str, Any]) -> list[str]:
 
 def _in_words(problem: Mapping[str, Any]) -> str:
     where, text = ".".join(str(step) for step in problem["loc"]), value_error(problem)
+    if problem["type"] == "extra_forbidden" and problem["loc"][0] == "lim":
+        known = ", ".join(_LimField.model_fields)
+        return f"{where}: not a field of lim ({_meant(where[4:], _LimField.model_fields) or known})"
     return f"{where}: {text[:1].lower()}{text[1:]}"
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Return which known name a misspelt one may stand for; empty if none is like it."""
+    close = difflib.get_close_matches(name.casefold(), list(known), n=1, cutoff=SIMILAR)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def error_body(

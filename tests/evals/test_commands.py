@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from lim_sglang.config import LimConfig
-from lim_sglang.errors import ConfigError, DataError, ServerError
+from lim_sglang.errors import ConfigError, DataError, ServerError, lim_command
 from lim_sglang.evals import evaluate as evaluate_module
 from lim_sglang.evals.commands import grade
 from lim_sglang.evals.evaluate import evaluate
@@ -254,8 +254,8 @@ def test_the_closing_hint_compares_with_the_dense_run_first(
     runs.finished = [FinishedRun(each, summary) for each in stored]
     shown = call(evaluate, "aime24", "math500").stderr
     assert "stored in runs/one and runs/two, each sample" in shown
-    assert "\n  lim report runs/one runs/two\n" in shown
-    assert f"\n  lim compare {pair.format('runs/one runs/two')}\n" in shown
+    assert f"\n  {lim_command()} report runs/one runs/two\n" in shown
+    assert f"\n  {lim_command()} compare {pair.format('runs/one runs/two')}\n" in shown
 
 
 def test_ctrl_c_has_the_shells_exit_code(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import pytest
 from lim_sglang import __version__, config
 from lim_sglang.cli import command_line, main
 from lim_sglang.counters import DraftStats, Stats
-from lim_sglang.errors import INTERRUPTED
+from lim_sglang.errors import INTERRUPTED, as_called
 from lim_sglang.evals.tasks import TASKS
 from lim_sglang.programs.ask import run_script
 from lim_sglang.programs.program import PROGRAMS
@@ -287,3 +287,18 @@ def test_a_word_that_nearly_is_one_is_answered_with_the_right_one(
 
 if __name__ == "__main__":
     CLI_MD.write_text(rewritten(CLI_MD.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("path", "called"), [("/usr/bin", "`.venv/bin/lim serve`"), (".venv/bin", "`lim serve`")]
+)
+def test_messages_name_commands_as_they_are_called(
+    path: str, called: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / ".venv" / "bin" / "lim"
+    script.parent.mkdir(parents=True)
+    script.touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
+    monkeypatch.setenv("PATH", str(tmp_path / path))
+    assert as_called("start one with `lim serve`") == f"start one with {called}"
