@@ -500,7 +500,7 @@ def answer_so_far(text: str) -> str:
         start = max(text.rfind(box, 0, end) for box in ("\\boxed", "\\fbox"))
         if start < 0:
             return ""
-        answer = extract_answer(text[start : start + LONGEST_BOX])
+        answer = extract_answer(text[start : min(end, start + LONGEST_BOX)])
         if answer:
             return answer
         end = start
