@@ -124,7 +124,8 @@ _WRAPPING = re.compile(r"\A(?:\\(?:text|math)[a-z]*|[\s$({*])+")
 _GOES_ON = re.compile(r"\w|[.,]\d|\s*[-+*/^=×·÷\\]")
 """Signs that make another value of the one before."""
 _NOT = re.compile(
-    r"not\b(?!(?:[^.\n]|\.\d)*\bbut\b)|(?:never|no longer|hardly|anything but|far from)\b"
+    r"(?:\w+ly )?not\b(?!(?:[^.\n]|\.\d)*\bbut\b)"
+    r"|(?:never|no longer|hardly|anything but|far from)\b"
 )
 """Words behind "the answer is" that deny what follows."""
 _VALUE_BEGINS = re.compile(
@@ -248,10 +249,11 @@ def extract_answer(
     A reply that is nothing but a number, a formula or a letter to choose is an answer, too, unless
     it was cut off; so is the last sentence `Therefore, x = 42.` of a reply that states nothing
     else. The first item of a list, as in `1. First`, is none.
-    Empty boxes are skipped, since they are the prompt's own words, and unclosed ones, since they
-    were cut off. A box without braces, as in `\boxed 5`, needs a number. Boxes that commas, `and`
-    or `or` join are one answer. Words are an answer in a box only. The time is linear in the
-    length.
+    Empty boxes are skipped, since they are the prompt's own words. A box without braces, as in
+    `\boxed 5`, needs a number. Boxes that commas, `and` or `or` join are one answer. Words are an
+    answer in a box only. An answer is taken back by a later statement that denies it, that cannot
+    be read or that has not ended, and by an unclosed box, unless these begin with the same value.
+    The time is linear in the length.
 
     Args:
         kind: for a choice, the last of these that states a letter counts first; else a first line
@@ -478,7 +480,7 @@ def _last_statement(text: str, end: int) -> str | None:
             if _VALUE_BEGINS.match(begun) and not (lead["named"] or _is_about_a_box(begun)):
                 unread.append(begun)
         elif _is_denied(lead):
-            denied.add(_begun_value(lead, end).removeprefix("not "))
+            denied.add(_begun_value(lead, end).rpartition("not ")[2])
         elif answer := _read_statement(lead, end):
             if answer in denied or not all(_are_alike(answer, other) for other in unread):
                 return ""

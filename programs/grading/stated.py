@@ -47,7 +47,7 @@ _DENIED = re.compile(
 """Words of a remark that takes a number back, limits it, or goes on to another one."""
 _WRONG = re.compile(
     r"\b(?:which|that|this|it) (?:is|was) (?:(?!not\b)\w+ )?"
-    r"(?:wrong|incorrect|impossible)\b(?! to\b)"
+    r"(?:wrong|incorrect|impossible)\b(?! to\b)|\bI doubt (?:it|this|that)\b"
 )
 _OTHER_IS_WRONG = re.compile(
     r"(?P<kept>.+?)\s*(?:[;(—–]|,(?!.* are ))\s*(?:(?:and|but|while|whereas|since|as)\s+)?"
@@ -184,7 +184,7 @@ _ATTITUDES = frozenset(
         *("think", "thinks", "believe", "believes", "say", "says", "said", "know", "knows", "mean"),
         *("claim", "sure", "certain", "convinced", "confident", "clear", "obvious", "true", "see"),
         *("guarantee", "agree", "conclude", "way", "case", "expect", "imagine", "feel", "accept"),
-        *("doubt", "doubts", "deny", "unlikely"),
+        *("doubt", "doubts", "doubtful", "deny", "unlikely", "unclear"),
     ]
 )
 """Words that deny a statement behind them without `that`, if they are denied or deny."""

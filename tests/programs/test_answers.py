@@ -154,6 +154,8 @@ from lim_sglang.programs.grading.kinds import MAX_PARSED_CHARS, AnswerKind, as_c
         ("The answer is not 7. Hints say so, but no more.", None),
         ("The answer is 7. No, the answer is not 7.", None),
         ("If the answer is 7, x is 3.", None),
+        ("The answer is 7. No, the answer is definitely not 7.", None),
+        ("The answer is 7, but I doubt it.", None),
         # Several answers.
         ("The answers are x = 1, x = 3 and x = 1,000.", "1, 3, 1000"),
         ("The answers are (1, 2) and (3, 4).", "(1, 2), (3, 4)"),
