@@ -119,6 +119,14 @@ _STATEMENT = re.compile(
     r"|I mean\b)[\s,:*_]*(?:actually\s+)?)",
     re.IGNORECASE | re.MULTILINE,
 )
+_HEADING_ABOUT = re.compile(
+    r"\b(?:(?:double[- ]?)?check(?:s|ed|ing)?|verif(?:y|ies|ied|ying)|explain(?:s|ed|ing)?"
+    r"|justif(?:y|ies|ied|ying)|(?:verification|explanation|check|proof|justification|discussion"
+    r"|meaning|interpretation)\s+(?:of|for|behind))"
+    r"\s+(?:the|my|our|this|your)\s+(?:final\s+|correct\s+)?\Z",
+    re.IGNORECASE,
+)
+"""Words before "answer:" that make it a heading of what is said about the answer."""
 _WRAPPING = re.compile(r"\A(?:\\(?:text|math)[a-z]*|[\s$({*])+")
 """Signs before the first of a value."""
 _GOES_ON = re.compile(r"\w|[.,]\d|\s*[-+*/^=×·÷\\]")
@@ -541,6 +549,9 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
     text = lead.string
     if lead["named"]:
         return _named_value(lead)
+    is_heading = lead[0].rstrip(" \t*_").endswith(":")
+    if is_heading and _HEADING_ABOUT.search(text, max(0, lead.start() - MAX_BARE), lead.start()):
+        return None
     if lead["asked"] or lead["several"]:
         before = re.split(r"[,;]", _sentence_before(text, lead.start()))[-1]
         if _DOUBT.search(before.removesuffix("only ")):
