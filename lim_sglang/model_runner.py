@@ -260,6 +260,11 @@ class LimModelRunner(compat.ModelRunner):
         """Capture SGLang's graphs; where tokens are drafted those of decode steps are ours."""
         super().init_cuda_graphs(capture_decode_cuda_graph and self.lim_drafting is None)
 
+    def init_decode_cuda_graph(self) -> None:
+        """Capture SGLang's graphs of decode steps anew, if it has any."""
+        if self.lim_drafting is None:
+            super().init_decode_cuda_graph()
+
     @property
     def lim_sampler(self) -> str:
         """The backend of the live sampler: ours, or `sglang` for any other."""

@@ -161,7 +161,8 @@ class KeptQueries:
         output: Tensor = super().forward_extend(q, k, v, layer, batch, *others, **options)  # type: ignore[misc]
         if layer.layer_id in self.query_layers:
             last = batch.extend_seq_lens.long().cumsum(0) - 1
-            self.queries[layer.layer_id] = by_head(q, layer)[last]
+            # A prefill graph may pad the requests beyond the tokens.
+            self.queries[layer.layer_id] = by_head(q, layer)[last.clamp(max=len(q) - 1)]
         return output
 
     def forward_decode(

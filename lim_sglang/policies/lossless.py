@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lim_sglang.policies.lessismore import LessIsMore
 from lim_sglang.policies.policy import Role
@@ -42,6 +42,13 @@ class Lossless(LessIsMore):
         if self.select_layers == ():
             found.append("policy lossless needs at least one of select_layers")
         return found
+
+    def reasons_against_model(self, model_config: Any) -> list[str]:
+        """Refuse RoPE of several dimensions, whose positions a draft does not have."""
+        ropes = (getattr(model_config, name, None) for name in ("rope_parameters", "rope_scaling"))
+        if not any(rope and "mrope_section" in rope for rope in ropes):
+            return []
+        return ["the model has multimodal RoPE, which policy lossless does not draft with yet"]
 
     def choices(self, *, on_cpu: bool, most: int = MAX_DRAFT_TOKENS) -> tuple[int, ...]:
         """Return the numbers of tokens that a cycle may draft, ascending; one, if it is given.

@@ -79,7 +79,14 @@ def test_options_that_were_not_verified_with_drafts_are_refused_for_them_alone(
     assert reasons_against_drafting(given, LimConfig()) == []
 
 
-def test_drafts_are_refused_on_a_gpu_and_by_another_name() -> None:
+def test_multimodal_rope_is_refused() -> None:
+    plain = SimpleNamespace(rope_parameters={"rope_type": "default"}, rope_scaling=None)
+    several = SimpleNamespace(rope_scaling={"mrope_section": [16, 24, 24]})
+    assert Lossless().reasons_against_model(plain) == []
+    assert "multimodal RoPE" in Lossless().reasons_against_model(several)[0]
+
+
+def test_drafts_are_refused_by_another_name() -> None:
     config = LimConfig(policy="lossless")
     by_name = options(speculative_algorithm=DRAFTING)
     assert "--lim-policy lossless" in reasons_against_drafting(by_name, LimConfig())[0]
