@@ -5,7 +5,6 @@ Hugging Face hub or a file, checked row by row, and identified by digests.
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,6 @@ from typing import Any
 from lim_sglang.errors import ConfigError, DataError, bullets
 from lim_sglang.evals.options import check_letter, with_options
 from lim_sglang.markdown_section import places
-from lim_sglang.programs.grading.answers import extract_answer
 from lim_sglang.programs.grading.kinds import (
     AnswerKind,
     as_integer,
@@ -25,6 +23,7 @@ from lim_sglang.programs.grading.kinds import (
     lost_command,
     number_text,
 )
+from lim_sglang.programs.grading.references import reference_answer
 from lim_sglang.programs.schema import CHOICE_PROMPT, MATH_PROMPT
 
 OWN_FILE = "file:"
@@ -48,7 +47,7 @@ class Columns:
     """Mark before the answer, where every row of the column holds a solution."""
     may_be_solution: bool = False
     """True: an answer that ends in a mark is a solution, and only the part behind the mark counts;
-    see `_reference_answer`."""
+    see `reference_answer`."""
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -293,19 +292,10 @@ QUESTION_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".txt")
 MAX_PROBLEMS_SHOWN = 10
 MAX_SHOWN = 60
 """Characters of a wrong value in a message."""
-MAX_ANSWER_WORDS = 20
-"""Most words of a reference answer; a longer one is prose."""
 TO_JSONL = (
     """. To convert: python3 -c 'import csv, json, sys; [print(json.dumps(row)) for row in """
     """csv.DictReader(sys.stdin)]' < NAME.csv > NAME.jsonl"""
 )
-_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
-_BOX = r"\boxed"
-_MARK = "####"
-_MARKED_ANSWER = re.compile(rf"{_MARK}[ \t]*([^\s#][^\n#]*?)\s*\Z")
-"""End of GSM8K's solutions, `#### 72`."""
-_GROUPED_QUANTITY = re.compile(r"[-+]?[$€£¥]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!,).*")
-_GROUP_COMMA = re.compile(r"(?<=\d),(?=\d{3})")
 Rows = Iterator[tuple[str, object]]
 """Pairs of a row's location, for errors, and the row: a mapping, or a line of JSON."""
 
@@ -417,7 +407,7 @@ def _read_question(row: object, task: Task, columns: Columns, index: int) -> Que
     text = _check_text(row[problem], problem)
     gold, mark = _answer_text(row[columns.answer], columns.answer, columns), None
     if columns.may_be_solution:
-        gold, mark = _reference_answer(gold)
+        gold, mark = reference_answer(gold)
     ids = (row[name] for name in columns.identity if row.get(name) is not None)
     question_id = _check_id(next(ids, index))
     if columns.wrong_answers:
@@ -480,29 +470,6 @@ def _answer_text(answer: Any, name: str, columns: Columns) -> str:
 def _shown(value: object) -> str:
     """Return the beginning of a value as JSON."""
     return json.dumps(value, ensure_ascii=True, default=str)[:MAX_SHOWN]
-
-
-def _reference_answer(answer: str) -> tuple[str, str | None]:
-    """Return the reference in a file's answer, which may be a whole solution, and its mark.
-
-    Raises:
-        DataError: a solution in prose that does not mark its answer.
-    """
-    if found := _MARKED_ANSWER.search(answer):
-        number = (
-            _GROUP_COMMA.sub("", found[1]) if _GROUPED_QUANTITY.fullmatch(found[1]) else found[1]
-        )
-        return number, _MARK
-    if _BOX in answer and (boxed := extract_answer(answer)):
-        is_alone = answer.lstrip("$ ").startswith(_BOX)
-        return boxed, None if is_alone else f"{_BOX}{{}}"
-    if len(_WORD.findall(answer)) > MAX_ANSWER_WORDS or _MARK in answer:
-        raise DataError(
-            f"answer is a text of {len(answer):,} characters, to which no reply can be equal: give "
-            f"the final answer alone, or end the solution with {_MARK} and the answer, or put the "
-            f"answer into {_BOX}{{}}"
-        )
-    return answer, None
 
 
 def _check_gold(gold: str, kind: AnswerKind) -> None:

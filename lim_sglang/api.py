@@ -192,7 +192,8 @@ def grade(reply: str, answer: str | float, kind: Kind = "expression") -> bool:
 
     Args:
         reply: the text of a model; a bare answer counts as a number, a letter, or a formula in `$`.
-        answer: the right answer, a text or a number.
+        answer: the right answer, a text or a number; of a solution that ends in `####` and the
+            answer, or has it in a box, that alone.
         kind: expression, integer (from 0 to 999) or choice (a letter from A to J).
 
     Raises:
@@ -200,10 +201,12 @@ def grade(reply: str, answer: str | float, kind: Kind = "expression") -> bool:
             math-verify does not start.
     """
     from lim_sglang.programs.grading.kinds import AnswerKind, fault_of_reference, number_text
+    from lim_sglang.programs.grading.references import reference_answer
 
     grader = _grader(kind)
     gold: Any = number_text(answer) or answer
     _check_texts(reply=reply, answer=gold)
+    gold, _ = reference_answer(gold)
     if fault := fault_of_reference(gold, AnswerKind(kind)):
         raise ConfigError(f"answer: {fault}")
     return grader.correct(gold, grader.extract(reply))

@@ -2,8 +2,9 @@ r"""The final answer that a chain of thought states, found in the text."""
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
+from lim_sglang.programs.grading.boxes import BOX, BOX_OR_BRACE, last_box
 from lim_sglang.programs.grading.kinds import (
     CONDITIONS,
     PRONOUN,
@@ -14,7 +15,7 @@ from lim_sglang.programs.grading.kinds import (
     listed_letters,
     without_name,
 )
-from lim_sglang.programs.grading.latex import plain, tidy
+from lim_sglang.programs.grading.latex import tidy
 from lim_sglang.programs.grading.stated import (
     ASSERTED,
     MAX_STATED,
@@ -34,39 +35,15 @@ MAX_BARE = 200
 MAX_STATEMENTS = 100
 """Statements that are looked at, from the end of the text: a limit of the time."""
 
-_BOX = r"\\{1,2}(?:boxed|fbox)"
-_TOKEN = re.compile(
-    rf"{_BOX}\s*(?P<box>\{{)|{_BOX}\s*(?P<number>[-+]?\.?\d[^\s$]{{,99}})|\\.|[{{}}]", re.DOTALL
-)
-"""The beginning of a box, and every brace; an escaped character is skipped."""
-_NO_BOX = -1
-_FILLER = re.compile(r"[\s$*]|\\(?:[()\[\],;: ]|quad\b|qquad\b)")
-_NEXT_BOX = re.compile(
-    r" *+(?:(?:,|;|&|\\\\|\\lor\b|\\land\b|\\text *\{ *,? *(?:and|or) *\}|\b(?:and|or)\b) *+)++"
-    r"(?:(?P<name>[a-zA-Z](?:_\{?\w\}?)? *&?=)"
-    r"|(?:the )?(?:other|second|third|larger|smaller|next|last)(?: [a-z]+)? (?:is|equals|=))? *+"
-)
-"""Text between two boxes that are one answer: commas, `and`, `or`, the name of a value, and words
-as `and the other root is`."""
-MAX_JOINED = 30
-"""Most boxes that are one answer."""
-MAX_BETWEEN = 100
-"""Most characters between two boxes that are one answer."""
-_UNFINISHED = re.compile(
-    r"(?:[\s$*&)\]]|\\[)\]])*(?:(?:,|;|\b(?:and|or)\b)(?:[\s$*(\[]|\\[(\[])*)+(?:\w\s*=?\s*)?"
-    r"(?:\\{1,2}(?:boxed|fbox)|(?:\\+[a-z]*)?\Z)"
-)
-"""A sign behind a box that another box follows, which is not there."""
-_NAME_BEFORE = re.compile(r"([a-zA-Z](?:_\{?\w\}?)?)\s*&?=\s*$")
 _TAG = re.compile(r"<answer>((?:(?!</?answer).){1,2000})</answer>", re.DOTALL | re.IGNORECASE)
 _BEGINS_WITH_EMPTY_BOX = re.compile(
-    rf"[ \t$]*{_BOX}\s*\{{\s*\}}[ \t$]*"
+    rf"[ \t$]*{BOX}\s*\{{\s*\}}[ \t$]*"
     r"(?:[=:]?[ \t$]*(?=[-+\d\\(\[{]|[A-J]\b)"
     r"|\n\s*(?=[-+$]*[\d.,/]+[$ \t]*$|\(?[A-J]\)?\s*$))",
     re.MULTILINE,
 )
 """An empty box before a value: "the answer is \\boxed{} 32", or a value alone in the next line."""
-_EMPTY_BOX = re.compile(rf"{_BOX}\s*(?:\{{\s*\}}|$)")
+_EMPTY_BOX = re.compile(rf"{BOX}\s*(?:\{{\s*\}}|$)")
 """An empty box in a statement: the prompt's own words, "put your answer within \\boxed{}"."""
 _IS = (
     r"(?:is|must be|should be|would be|will be|equals)\b\s*"
@@ -127,6 +104,16 @@ _HEADING_ABOUT = re.compile(
     re.IGNORECASE,
 )
 """Words before "answer:" that make it a heading of what is said about the answer."""
+_WRONG_ONE = re.compile(r"\b(?:wrong|incorrect|mistaken|erroneous|false)\s+\Z", re.IGNORECASE)
+"""Words before "answer is" that name another answer than the right one."""
+_TAKEN_BACK = re.compile(
+    r"[\s.!*_]*(?:(?:no|wait|hmm|but|oh|actually|oops|sorry)\b[\s,.!…]*)*(?:that|this|it)"
+    r"(?:['’]s|\s+is|\s+was|\s+seems)(?:\s+\w+ly)?"
+    r"\s+(?:wrong|incorrect|mistaken|impossible|(?:not|n['’]t)\s+(?:right|correct|possible))\b"
+    r"|\s*\?\s*no\b",
+    re.IGNORECASE,
+)
+"""The sentence behind a statement, where it takes the answer back."""
 _WRAPPING = re.compile(r"\A(?:\\(?:text|math)[a-z]*|[\s$({*])+")
 """Signs before the first of a value."""
 _GOES_ON = re.compile(r"\w|[.,]\d|\s*[-+*/^=×·÷\\]")
@@ -287,7 +274,7 @@ def _unclosed_box(text: str) -> str | None:
     """Return what stands in the last box if it is not closed; None if it is."""
     box = None
     depth = 0
-    for token in _TOKEN.finditer(text):
+    for token in BOX_OR_BRACE.finditer(text):
         if token["box"]:
             box, depth = token.end(), 1
         elif token[0] in "{}":
@@ -328,7 +315,7 @@ def _candidates(text: str, end: int, *, whole: bool, cut_off: bool) -> Iterator[
     Args:
         end: end of the part in which an answer without a box or tags counts.
     """
-    for answer in (_tagged(text), _last_box(text, cut_off), _last_statement(text, end)):
+    for answer in (_tagged(text), last_box(text, cut_off), _last_statement(text, end)):
         if answer is not None:
             yield answer
     if whole and (bare := _bare_answer(text, end, cut_off)):
@@ -382,7 +369,7 @@ def _tagged(text: str) -> str | None:
     if chosen := _CHOICE.match(content.strip()):
         return tidy(chosen[0])
     return (
-        _last_box(content) or _last_statement(content, len(content)) or stated_value(tidy(content))
+        last_box(content) or _last_statement(content, len(content)) or stated_value(tidy(content))
     )
 
 
@@ -409,66 +396,6 @@ def _closing_answer(reply: str) -> str | None:
     equation = re.fullmatch(rf"{NAME}\s*=(.*)", tidy(closing["value"]), re.DOTALL)
     value = result(equation[1].strip()) if equation else ""
     return value if "=" not in value and is_measured(value) else None
-
-
-def _last_box(text: str, cut_off: bool = False) -> str | None:
-    """Return the content of the box that begins last, of those that are closed and not empty,
-    together with the boxes of the same list. None if the list was cut off.
-    """
-    boxes = deque(_boxes(text), maxlen=MAX_JOINED)
-    if cut_off and boxes and _UNFINISHED.match(text, boxes[-1][1]):
-        return None
-    return _join(boxes, text) or None
-
-
-def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
-    """Yield beginning, end and content of the boxes, each with a later beginning than the last."""
-    start = -1
-    # The beginning of each open box, and that of its content; no match objects, since there may be
-    # millions.
-    open_braces: list[tuple[int, int]] = []
-    for token in _TOKEN.finditer(text):
-        if token["number"]:
-            start = token.start("number")
-            yield token.start(), token.end(), tidy(token["number"])
-        elif token["box"] or token[0] == "{":
-            open_braces.append((token.start(), token.end() if token["box"] else _NO_BOX))
-        elif token[0] == "}" and open_braces:
-            outside, begin = open_braces.pop()
-            # An outer box ends later but begins earlier.
-            if begin > start and _shows(content := tidy(text[begin : token.start()])):
-                start = begin
-                yield outside, token.end(), content
-
-
-def _shows(content: str) -> bool:
-    r"""Return False for a box without an answer: an empty one, and one with a sign that an answer
-    is complete, as `\checkmark`.
-    """
-    return bool(plain(content) if len(content) < MAX_BETWEEN else content)
-
-
-def _join(boxes: Iterable[tuple[int, int, str]], text: str) -> str:
-    """Return the last of the boxes, with those before it that commas, `and` or `or` join to it."""
-    joined: list[tuple[str, str]] = []
-    last_end = 0
-    for begin, end, content in boxes:
-        between = None
-        if joined and begin - last_end < MAX_BETWEEN:
-            between = _NEXT_BOX.fullmatch(_FILLER.sub(" ", text[last_end:begin]))
-        if between is None:
-            before = _NAME_BEFORE.search(text, max(0, begin - 20), begin)
-            joined = [(before[1] if before else "", content)]
-        else:
-            name = (between["name"] or "").rstrip(" =&")
-            if (name, content) not in joined:
-                joined.append((name, content))
-        last_end = end
-    names = {name for name, _ in joined}
-    if len(joined) > 1 and len(names) == len(joined):
-        # Different names: the values have an order.
-        return ", ".join(f"{name}={content}" if name else content for name, content in joined)
-    return ", ".join(content for _, content in joined)
 
 
 def _last_statement(text: str, end: int) -> str | None:
@@ -521,7 +448,10 @@ def _is_denied(lead: re.Match[str]) -> bool:
     before = _SENTENCE_BEGIN.split(text[max(0, begin - MAX_BARE) : begin])[-1]
     if lead["named"] or lead["hashes"] or lead["corrected"]:
         return False
-    return is_denied(before) or bool(_NOT.match(text, lead.end()))
+    if is_denied(before) or _WRONG_ONE.search(before) or _NOT.match(text, lead.end()):
+        return True
+    stated = _STATED.match(text, lead.end())
+    return bool(stated and _TAKEN_BACK.match(text, stated.end()))
 
 
 def _begun_value(lead: re.Match[str], end: int) -> str:
@@ -607,7 +537,7 @@ def _is_about_a_box(answer: str) -> bool:
     """Return True if a statement echoes the prompt, or is a box that was cut off."""
     box = _EMPTY_BOX.search(answer)
     echoes = box and not re.search(r"\d", answer[: box.start()])
-    cut_off = re.search(_BOX, answer) and answer.count("{") > answer.count("}")
+    cut_off = re.search(BOX, answer) and answer.count("{") > answer.count("}")
     return bool(echoes or cut_off)
 
 

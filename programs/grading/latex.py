@@ -132,7 +132,7 @@ _SYNONYMS: list[tuple[re.Pattern[str], str]] = [
         ("centerdot|bullet", r"\\cdot"),
         ("div", "/"),
         ("colon", ":"),
-        ("ldots|dots|cdots", r"\\ldots"),
+        ("ldots|dots|cdots|dotsc|dotsb", "..."),
         ("RR|R|reals|Reals", r"\\mathbb{R}"),
         ("mathbb\\s*([RZNQC])", r"\\mathbb{\1}"),
         ("textdollar|mathdollar", r"\\$"),
@@ -217,7 +217,7 @@ def plain(answer: str) -> str:
     text = _BRACED_SIGN.sub(r"\1", _STYLED.sub("", _INVISIBLE.sub("", text)))
     for synonyms, replacement in _SYNONYMS:
         text = synonyms.sub(replacement, text)
-    text = _PERCENT.sub(r"\\%", text)
+    text = _ODD_ROOT.sub(r"(-\\sqrt[\1]{\2})", _with_braces(_PERCENT.sub(r"\\%", text)))
     text = _DEGREES.sub("°", text)
     text = _UNITS.sub(_units, text)
     text = _UNIT_FRACTION.sub(r"\\text{\1\2/\3\4}", text.replace("smallmatrix", "matrix"))
@@ -229,6 +229,49 @@ def plain(answer: str) -> str:
     text = re.sub(r"(?<=[a-z]{2})!+$", "", text.strip("'\"` "))
     text = _without_outer_braces(" ".join(tidy(text).split()))
     return text.replace(ROW_END, r"\\")
+
+
+_TAKES_ARGUMENTS = re.compile(r"\\(?:(frac|binom)|sqrt(?:\s*\[[^\[\]]*\])?)(?![a-zA-Z])\s*")
+_ARGUMENT = re.compile(r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}|\\[a-zA-Z]+|[a-zA-Z0-9]")
+_ODD_ROOT = re.compile(
+    r"\\sqrt\s*\[\s*([3579])\s*\]\s*\{\s*-\s*(\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\})\s*\}"
+)
+"""An odd root of a negative number, which is real here; math-verify takes the principal root."""
+MAX_COMMANDS = 100
+"""Most fractions and roots whose arguments are put into braces."""
+
+
+def _with_braces(text: str) -> str:
+    r"""Put the arguments of fractions, binomials and roots into braces, as in `\frac\pi2`."""
+    commands = list(_TAKES_ARGUMENTS.finditer(text))
+    if len(commands) > MAX_COMMANDS:
+        return text
+    for command in reversed(commands):  # inner ones, which follow, have braces then
+        place, arguments = command.end(), []
+        for _ in range(2 if command[1] else 1):
+            if (argument := _argument(text, place)) is None:
+                break
+            arguments.append(argument.strip())
+            place += len(argument)
+        else:
+            braced = (each if each[0] == "{" else f"{{{each}}}" for each in arguments)
+            text = text[: command.end()].rstrip() + "".join(braced) + text[place:]
+    return text
+
+
+def _argument(text: str, place: int) -> str | None:
+    """Return the argument at a place, spaces before it included; None if there is none."""
+    begin = place + len(text[place:]) - len(text[place:].lstrip())
+    if inner := _TAKES_ARGUMENTS.match(text, begin):
+        end = inner.end()
+        for _ in range(2 if inner[1] else 1):
+            group = _ARGUMENT.match(text, end)
+            if group is None:
+                return None
+            end = group.end()
+        return text[place:end]
+    found = _ARGUMENT.match(text, begin)
+    return text[place : found.end()] if found else None
 
 
 def _as_commands(text: str) -> str:

@@ -95,6 +95,17 @@ _RESTATED = re.compile(
     rf"(?:{ASSERTED}|(?P<said>{_SAID})|(?P<otherwise>{_OTHERWISE}))\s+(?P<second>.*)",
     re.DOTALL,
 )
+_SMALL_TALK = re.compile(
+    r"(?:[\s,;(—–-]*\b(?:I (?:think|believe|guess|suppose|hope)|if I(?:['’]m| am) not mistaken"
+    r"|I(?:['’]m| am) (?:\w+ )?(?:sure|confident|certain)|as (?:required|desired|needed)"
+    r"|in (?:total|all)|altogether|and (?:we(?:['’]re| are) done|that(?:['’]s| is) (?:it|all))"
+    r"|(?:rounded )?to \w+ (?:decimal places?|significant (?:figures?|digits?)))\b\)?"
+    r"|[\s*_]*[\u2600-\u27bf\U0001f300-\U0001faff]\ufe0f?)+[\s.!*_]*\Z"
+)
+"""Words, and pictures, behind a value that say nothing of it."""
+_LEAD_IN = re.compile(
+    r"\A(?:(?:only|just|simply|exactly|equal to|found to be|given by)\s+)+(?=[-+$\\({\[\d])"
+)
 WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 _REMARK = re.compile(r"\s*[,;(—–]\s*[^\d\\$]*$")
 """Words without a number behind a comma or in brackets: "72 clips, altogether"."""
@@ -259,6 +270,7 @@ def stated_value(answer: str) -> str | None:
         if _is_single(kept) and all(map(read_number, others)):
             is_kept = any(_are_one(without_name(kept), other) for other in others)
             return None if is_kept else kept
+    answer = _LEAD_IN.sub("", _SMALL_TALK.sub("", answer))
     answer = re.sub(r"^(?:minus|negative)\s+\$?(?=[\d.\\])", "-", answer)
     answer = _WORD_AND_REASON.sub(r"\1", result(without_reason(_settled(answer))))
     answer = _without_bracket(answer)

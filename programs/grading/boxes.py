@@ -1,0 +1,130 @@
+r"""The answer that a text puts into boxes: the last one, with those that belong to it."""
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from lim_sglang.programs.grading.latex import plain, tidy
+
+BOX = r"\\{1,2}(?:boxed|fbox)"
+"""The command of a box."""
+BOX_OR_BRACE = re.compile(
+    rf"{BOX}\s*(?P<box>\{{)|{BOX}\s*(?P<number>[-+]?\.?\d[^\s$]{{,99}})|\\.|[{{}}]", re.DOTALL
+)
+"""The beginning of a box, and every brace; an escaped character is skipped."""
+_NO_BOX = -1
+_FILLER = re.compile(r"[\s$*]|\\(?:[()\[\],;: ]|quad\b|qquad\b)")
+_NEXT_BOX = re.compile(
+    r" *+(?:(?:,|;|&|\\\\|\\lor\b|\\land\b|\\text *\{ *,? *(?:and|or) *\}|\b(?:and|or)\b) *+)++"
+    r"(?:(?P<name>[a-zA-Z](?:_\{?\w\}?)? *&?=)"
+    r"|(?:the )?(?:other|second|third|larger|smaller|next|last)(?: [a-z]+)? (?:is|equals|=))? *+"
+)
+"""Text between two boxes that are one answer: commas, `and`, `or`, the name of a value, and words
+as `and the other root is`."""
+MAX_JOINED = 30
+"""Most boxes that are one answer."""
+MAX_BETWEEN = 100
+"""Most characters between two boxes that are one answer."""
+_UNFINISHED = re.compile(
+    r"(?:[\s$*&)\]]|\\[)\]])*(?:(?:,|;|\b(?:and|or)\b)(?:[\s$*(\[]|\\[(\[])*)+(?:\w\s*=?\s*)?"
+    r"(?:\\{1,2}(?:boxed|fbox)|(?:\\+[a-z]*)?\Z)"
+)
+"""A sign behind a box that another box follows, which is not there."""
+_NAME_BEFORE = re.compile(r"([a-zA-Z](?:_\{?\w\}?)?)\s*&?=\s*$")
+_IS_NOT = r"(?:(?:is|was)(?:n['’]t|\s+(?:definitely\s+|certainly\s+)?not)|can(?:not|['’]t)\s+be)"
+_BOX_DENIED = re.compile(
+    rf"(?:\b(?:not|rather than|instead of)|\b(?:it|that|this|answer)\s+{_IS_NOT}"
+    r"|\b(?:doubt|don['’]t (?:think|believe))\s+(?:that\s+)?(?:it|this|that|the answer)\s+is"
+    r"|\b(?:wrong|incorrect)\s+(?:answer|result|value)\s+(?:is|would be))"
+    r"\s+(?:equal\s+to\s+|the\s+answer\s+)?[$*({\[\\\s]*\Z",
+    re.IGNORECASE,
+)
+"""Words before a box that deny what it holds."""
+_SAYS_WHAT_IT_IS_NOT = re.compile(
+    rf"\b(?:answer|value|result|solution|it)\s+{_IS_NOT}(?![a-zA-Z])|\banswer:?\s+not\b",
+    re.IGNORECASE,
+)
+"""Words of a box that say what the answer is not."""
+_SIGN_BEFORE = re.compile(r"(?:\A|[$=(\[{:]|\\[(\[])\s*[-−]\s*\Z")
+"""A sign before a box, in the formula that it is part of."""
+
+
+def last_box(text: str, cut_off: bool = False) -> str | None:
+    """Return the content of the box that begins last, of those that are closed and not empty,
+    together with the boxes of the same list. None if the list was cut off.
+    """
+    boxes = deque(_boxes(text), maxlen=MAX_JOINED)
+    if cut_off and boxes and _UNFINISHED.match(text, boxes[-1][1]):
+        return None
+    asserted = [each for each in boxes if not _BOX_DENIED.search(text, *_before(each[0]))]
+    found = _join(asserted, text)
+    return None if found and _is_denied_after(found, text, asserted[-1][1]) else found or None
+
+
+def _before(place: int) -> tuple[int, int]:
+    """Return the part of a text in which words that deny a box at a place stand."""
+    return max(0, place - MAX_BETWEEN), place
+
+
+def _is_denied_after(answer: str, text: str, end: int) -> bool:
+    """Return True if "the answer is not 7" follows an answer of 7 in a box."""
+    if len(answer) > MAX_BETWEEN:
+        return False
+    denied = (
+        rf"\banswer\s+{_IS_NOT}\s+[$*({{\[\\]*(?:{BOX}\s*\{{)?\s*{re.escape(answer)}(?![\w.,]*\w)"
+    )
+    return bool(re.search(denied, text[end:], re.IGNORECASE))
+
+
+def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield beginning, end and content of the boxes, each with a later beginning than the last."""
+    start = -1
+    # The beginning of each open box, and that of its content; no match objects, since there may be
+    # millions.
+    open_braces: list[tuple[int, int]] = []
+    for token in BOX_OR_BRACE.finditer(text):
+        if token["number"]:
+            start = token.start("number")
+            yield token.start(), token.end(), tidy(token["number"])
+        elif token["box"] or token[0] == "{":
+            open_braces.append((token.start(), token.end() if token["box"] else _NO_BOX))
+        elif token[0] == "}" and open_braces:
+            outside, begin = open_braces.pop()
+            # An outer box ends later but begins earlier.
+            if begin > start and _shows(content := tidy(text[begin : token.start()])):
+                start = begin
+                yield outside, token.end(), content
+
+
+def _shows(content: str) -> bool:
+    r"""Return False for a box without an answer: an empty one, and one with a sign that an answer
+    is complete, as `\checkmark`.
+    """
+    if len(content) >= MAX_BETWEEN:
+        return True
+    return bool(plain(content)) and not _SAYS_WHAT_IT_IS_NOT.search(content)
+
+
+def _join(boxes: Iterable[tuple[int, int, str]], text: str) -> str:
+    """Return the last of the boxes, with those before it that commas, `and` or `or` join to it."""
+    joined: list[tuple[str, str]] = []
+    last_end = 0
+    for begin, end, content in boxes:
+        between = None
+        if joined and begin - last_end < MAX_BETWEEN:
+            between = _NEXT_BOX.fullmatch(_FILLER.sub(" ", text[last_end:begin]))
+        if between is None:
+            before = _NAME_BEFORE.search(text, max(0, begin - 20), begin)
+            if _SIGN_BEFORE.search(text, max(0, begin - 20), begin):
+                content = f"-{content}" if re.match(r"[\w\\.]", content) else f"-({content})"
+            joined = [(before[1] if before else "", content)]
+        else:
+            name = (between["name"] or "").rstrip(" =&")
+            if (name, content) not in joined:
+                joined.append((name, content))
+        last_end = end
+    names = {name for name, _ in joined}
+    if len(joined) > 1 and len(names) == len(joined):
+        # Different names: the values have an order.
+        return ", ".join(f"{name}={content}" if name else content for name, content in joined)
+    return ", ".join(content for _, content in joined)
