@@ -368,7 +368,7 @@ def count_past_budget(summary: "Summary") -> PastBudget | None:
         None for a run without a budget.
     """
     budget = summary.conditions.get("budget")
-    if not budget or "draft_tokens" in summary.conditions:  # what is drafted, dense steps verify
+    if not budget or summary.conditions.get("draft_tokens"):  # dense steps verify all drafts
         return None
     lengths = [
         (question.prompt_tokens or 0) + tokens - 1
