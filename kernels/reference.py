@@ -111,12 +111,24 @@ def unite_rankings(ranking: Tensor, selected: int) -> Tensor:
     Returns:
         [selected] int64 candidate indices, in the order of their turns.
     """
-    candidates = ranking.shape[1]
     token_by_turn = ranking[:, :selected].T.reshape(-1)
     turns = torch.arange(token_by_turn.numel(), device=ranking.device)
-    first_turn = torch.full((candidates,), turns.numel(), device=ranking.device)
-    first_turn.scatter_reduce_(0, token_by_turn, turns, reduce="amin")
-    return first_turn.sort(stable=True).indices[:selected]
+    return _first_turns(token_by_turn, turns, ranking.shape[1], selected)[0]
+
+
+def _first_turns(
+    tokens: Tensor, turns: Tensor, candidates: int, selected: int
+) -> tuple[Tensor, Tensor]:
+    """Return the `selected` tokens of the smallest first turns, ascending, and those turns.
+
+    Args:
+        tokens, turns: [n] int64, a token and a turn at which a head has it.
+    """
+    never = torch.iinfo(turns.dtype).max
+    first_turn = torch.full((candidates,), never, device=turns.device)
+    first_turn.scatter_reduce_(0, tokens, turns, reduce="amin")
+    found = first_turn.sort(stable=True)
+    return found.indices[:selected], found.values[:selected]
 
 
 def keep_tokens(scores: Tensor, budget_split: BudgetSplit) -> Tensor:
@@ -130,19 +142,70 @@ def keep_tokens(scores: Tensor, budget_split: BudgetSplit) -> Tensor:
     Returns:
         [min(S, K)] int64, ascending.
     """
-    length, device = scores.shape[1], scores.device
+    length = scores.shape[1]
     if length <= budget_split.budget:
-        return torch.arange(length, device=device)
-    newest = length - budget_split.recent
-    ranking = rank_tokens(scores[:, budget_split.sinks : newest])
-    chosen = unite_rankings(ranking, budget_split.selected) + budget_split.sinks
+        return torch.arange(length, device=scores.device)
+    ranking = rank_tokens(_candidates(scores, budget_split))
+    return _with_ends(unite_rankings(ranking, budget_split.selected), length, budget_split)
+
+
+def _candidates(scores: Tensor, budget_split: BudgetSplit) -> Tensor:
+    """Return the scores of the tokens between sinks and newest tokens, [H, C]."""
+    return scores[:, budget_split.sinks : scores.shape[1] - budget_split.recent]
+
+
+def _with_ends(chosen: Tensor, length: int, budget_split: BudgetSplit) -> Tensor:
+    """Return the positions of sinks, chosen candidates and newest tokens, ascending."""
+    device = chosen.device
     return torch.cat(
         [
             torch.arange(budget_split.sinks, device=device),
-            chosen.sort().values,
-            torch.arange(newest, length, device=device),
+            chosen.sort().values + budget_split.sinks,
+            torch.arange(length - budget_split.recent, length, device=device),
         ]
     )
+
+
+def turns_of_rank(
+    scores: Tensor, budget_split: BudgetSplit, rank: int = 0, num_ranks: int = 1
+) -> Tensor:
+    """Return what one rank of tensor parallelism adds to a union over the heads of all ranks.
+
+    Rank r has the query heads `[r · H / ranks, (r + 1) · H / ranks)`. Among its own heads turns
+    come in the order that they have among all heads, so a token of the union is among the first
+    `selected` tokens of a rank, with its first turn among all heads.
+
+    Args:
+        scores: [H / ranks, S] float, raw q·k of the rank's heads; S > K.
+
+    Returns:
+        [selected, 2] int64: candidate index and turn among all heads, in the order of the turns.
+    """
+    heads, selected = scores.shape[0], budget_split.selected
+    ranking = rank_tokens(_candidates(scores, budget_split))
+    token_by_turn = ranking[:, :selected].T.reshape(-1)
+    own_turns = torch.arange(token_by_turn.numel(), device=scores.device)
+    depth, head = own_turns // heads, own_turns % heads
+    turns = depth * heads * num_ranks + rank * heads + head
+    return torch.stack(_first_turns(token_by_turn, turns, ranking.shape[1], selected), dim=1)
+
+
+def keep_by_turns(turns: Tensor, length: int, budget_split: BudgetSplit) -> Tensor:
+    """Return the kept positions of one request by what its ranks have found.
+
+    Equal to `keep_tokens` of the scores of all heads, for any number of ranks.
+
+    Args:
+        turns: [ranks, selected, 2] int64, from `turns_of_rank`.
+        length: tokens of the request (S), more than the budget.
+
+    Returns:
+        [K] int64, ascending.
+    """
+    candidates = length - budget_split.sinks - budget_split.recent
+    tokens, turns = turns.flatten(0, 1).unbind(1)
+    chosen, _ = _first_turns(tokens, turns, candidates, budget_split.selected)
+    return _with_ends(chosen, length, budget_split)
 
 
 def log_sum_exp(scores: Tensor, scale: float) -> Tensor:

@@ -13,7 +13,7 @@ each KV head (G) or for each query head (H). A request with S <= K keeps everyth
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -77,14 +77,13 @@ def keep_per_head(scores: Tensor, budget_split: BudgetSplit) -> Tensor:
     return torch.cat([ends, chosen], dim=1).sort(dim=1).values
 
 
-def keep_by_max_mass(scores: Tensor, scale: float, budget: int) -> Tensor:
+def keep_by_max_mass(mass: Tensor, budget: int) -> Tensor:
     """Return the newest token and the K - 1 others of largest `max_mass` (OmniKV).
 
     OmniKV is "OmniKV: Dynamic Context Selection for Efficient Long-Context LLMs", ICLR 2025.
 
     Args:
-        scores: [H, S] float, raw q·k.
-        scale: factor on q·k before the softmax.
+        mass: [S] float, from `max_mass`.
         budget: most tokens to keep.
 
     Returns:
@@ -94,7 +93,7 @@ def keep_by_max_mass(scores: Tensor, scale: float, budget: int) -> Tensor:
         ValueError: the budget is no integer of at least 1.
     """
     check_integer("budget", budget, 1)
-    return keep_per_head(max_mass(scores, scale)[None], split_budget(budget, 0.0, 0))
+    return keep_per_head(mass[None], split_budget(budget, 0.0, 0))
 
 
 def max_mass(scores: Tensor, scale: float) -> Tensor:
@@ -263,6 +262,12 @@ class BlockGate:
                 reasons.append(f"{name} must be {shape}, not {list(weight.shape)}")
         if reasons:
             raise ValueError("the gate's weights do not fit: " + "; ".join(reasons))
+
+    def of_rank(self, rank: int, num_ranks: int) -> "BlockGate":
+        """Return the gate of one rank's KV heads, which lie in rank order."""
+        weights = (self.query_weight, self.key_weight)
+        own = [weight.chunk(num_ranks)[rank] for weight in weights]
+        return replace(self, query_weight=own[0], key_weight=own[1])
 
 
 def summarize_blocks(keys_before_rope: Tensor, block: int = 64) -> Tensor:

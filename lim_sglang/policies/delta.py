@@ -45,14 +45,19 @@ class Delta(SelectingPolicy):
         """True: tokens are compared across heads."""
         return True
 
-    def keep(self, inputs: LayerInputs) -> "Tensor":
-        """Keep the newest pages and the others of largest score."""
+    def part_of_rank(self, inputs: LayerInputs) -> "Tensor":
+        """Return each token's largest softmax weight, [S]."""
         from lim_sglang.kernels.reference import score_tokens
-        from lim_sglang.kernels.reference_rivals import keep_pages, max_mass, page_mass
+        from lim_sglang.kernels.reference_rivals import max_mass
 
-        mass = max_mass(score_tokens(inputs.query, inputs.keys), inputs.scale)
-        scores = page_mass(mass, PAGE)[None]
-        return keep_pages(scores, mass.shape[0], self.budget, PAGE, WINDOW_PAGES)
+        return max_mass(score_tokens(inputs.query, inputs.keys), inputs.scale)
+
+    def keep_by_parts(self, parts: "Tensor", length: int) -> "Tensor":
+        """Keep the newest pages and the others of largest score."""
+        from lim_sglang.kernels.reference_rivals import keep_pages, page_mass
+
+        scores = page_mass(parts.amax(dim=0), PAGE)[None]
+        return keep_pages(scores, length, self.budget, PAGE, WINDOW_PAGES)
 
     def allocate(self, room: "Room") -> "Selector":
         """Allocate for masses of pages."""

@@ -35,17 +35,29 @@ class LessIsMore(SplitBudgetPolicy):
 
     def keep(self, inputs: LayerInputs) -> "Tensor":
         """Rank the candidates and keep the first of them, the sinks and the newest tokens."""
-        from lim_sglang.kernels.reference import (
-            keep_tokens,
-            score_tokens,
-            softmax_mass,
-            topk_by_mass,
-        )
+        from lim_sglang.kernels.reference import keep_tokens, score_tokens
+
+        if self.ranking == "mass":
+            return super().keep(inputs)
+        return keep_tokens(score_tokens(inputs.query, inputs.keys), self.budget_split)[None]
+
+    def part_of_rank(self, inputs: LayerInputs) -> "Tensor":
+        """Return the rank's first tokens with their turns, [selected, 2], or the mass that its
+        heads give each token, [S]."""
+        from lim_sglang.kernels.reference import score_tokens, softmax_mass, turns_of_rank
 
         scores = score_tokens(inputs.query, inputs.keys)
         if self.ranking == "mass":
-            return topk_by_mass(softmax_mass(scores, inputs.scale), self.budget_split)[None]
-        return keep_tokens(scores, self.budget_split)[None]
+            return softmax_mass(scores, inputs.scale)
+        return turns_of_rank(scores, self.budget_split, inputs.rank, inputs.num_ranks)
+
+    def keep_by_parts(self, parts: "Tensor", length: int) -> "Tensor":
+        """Merge the turns, or sum the masses in rank order, so that all ranks have equal bits."""
+        from lim_sglang.kernels.reference import keep_by_turns, topk_by_mass
+
+        if self.ranking == "mass":
+            return topk_by_mass(sum(parts[1:], start=parts[0]), self.budget_split)[None]
+        return keep_by_turns(parts, length, self.budget_split)[None]
 
     def allocate(self, room: "Room") -> "Selector":
         """Allocate for the ranking."""

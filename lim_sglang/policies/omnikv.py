@@ -26,13 +26,18 @@ class OmniKV(SelectingPolicy):
         """True: tokens are compared across heads."""
         return True
 
-    def keep(self, inputs: LayerInputs) -> "Tensor":
-        """Keep the newest token and the others of largest weight."""
+    def part_of_rank(self, inputs: LayerInputs) -> "Tensor":
+        """Return each token's largest softmax weight, [S]."""
         from lim_sglang.kernels.reference import score_tokens
+        from lim_sglang.kernels.reference_rivals import max_mass
+
+        return max_mass(score_tokens(inputs.query, inputs.keys), inputs.scale)
+
+    def keep_by_parts(self, parts: "Tensor", length: int) -> "Tensor":
+        """Keep the newest token and the others of largest weight."""
         from lim_sglang.kernels.reference_rivals import keep_by_max_mass
 
-        scores = score_tokens(inputs.query, inputs.keys)
-        return keep_by_max_mass(scores, inputs.scale, self.budget)
+        return keep_by_max_mass(parts.amax(dim=0), self.budget)
 
     def allocate(self, room: "Room") -> "Selector":
         """Allocate for masses that are the largest weight of any head."""

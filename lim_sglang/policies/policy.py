@@ -82,6 +82,9 @@ class LayerInputs:
     """Index of the layer."""
     cos_sin: "Tensor | None" = None
     """[>= S, D] f32, the model's RoPE, for a policy that `reads_before_rope`."""
+    rank: int = 0
+    """Rank of tensor parallelism, whose heads these are: a run of the model's, in rank order."""
+    num_ranks: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +103,14 @@ class Policy(ABC):
 
         Args:
             model_config: the Hugging Face text configuration.
+        """
+        return []
+
+    def reasons_against_ranks(self, num_ranks: int, num_kv_heads: int) -> list[str]:
+        """List what keeps the policy from being served by several ranks of tensor parallelism.
+
+        Args:
+            num_kv_heads: of the whole model.
         """
         return []
 
@@ -163,13 +174,41 @@ class SparsePolicy(Policy):
         read = self.budget - self.block + (length - 1) % self.block + 1
         return length - (length > self.budget) * (length - read)
 
-    @abstractmethod
     def keep(self, inputs: LayerInputs) -> "Tensor":
         """Return the kept positions of a row over the budget, by the definition in torch.
 
         Returns:
             [lists, `count_read(S)`] int64, ascending.
         """
+        return self.keep_by_parts(self.part_of_rank(inputs)[None], inputs.keys.shape[0])
+
+    @property
+    def needs_all_heads(self) -> bool:
+        """True if a list depends on the heads of all ranks: each contributes a part of it."""
+        return self.sharing is SharedBy.ALL
+
+    def part_of_rank(self, inputs: LayerInputs) -> "Tensor":
+        """Return what one rank's heads contribute to a row's list, of a shape that is the same on
+        all ranks."""
+        raise NotImplementedError
+
+    def keep_by_parts(self, parts: "Tensor", length: int) -> "Tensor":
+        """Return the kept positions of a row over the budget, the same on all ranks.
+
+        Args:
+            parts: [ranks, …], from `part_of_rank`, in rank order.
+            length: tokens of the request.
+        """
+        raise NotImplementedError
+
+    def reasons_against_ranks(self, num_ranks: int, num_kv_heads: int) -> list[str]:
+        """Refuse lists of KV heads whose query heads are on several ranks."""
+        if self.sharing is not SharedBy.KV_HEAD or num_ranks <= num_kv_heads:
+            return []
+        return [
+            f"the query heads of one KV head share a list, and {num_ranks} ranks have "
+            f"{num_kv_heads} KV heads between them: use {num_kv_heads} or less"
+        ]
 
     def allocate(self, room: "Room") -> "Selector":
         """Allocate the memory of the kernels that keep the same positions on a GPU."""

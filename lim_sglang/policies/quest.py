@@ -51,19 +51,19 @@ class Quest(SparsePolicy):
         """Return PICK for all layers but the dense ones."""
         return self._all_but_dense(Role.PICK, depth)
 
-    def keep(self, inputs: LayerInputs) -> "Tensor":
-        """Keep the newest page and the others of largest bound."""
-        from lim_sglang.kernels.reference_rivals import (
-            keep_pages,
-            page_bounds,
-            share_scores,
-            summarize_pages,
-        )
+    def part_of_rank(self, inputs: LayerInputs) -> "Tensor":
+        """Return the largest bound of each page, [lists, pages]."""
+        from lim_sglang.kernels.reference_rivals import page_bounds, share_scores, summarize_pages
 
         least, most = summarize_pages(inputs.keys, PAGE)
         bounds = page_bounds(inputs.query, least, most)
-        shared = share_scores(bounds, self.shared_by, num_groups=least.shape[1])
-        return keep_pages(shared, inputs.keys.shape[0], self.budget, PAGE)
+        return share_scores(bounds, self.shared_by, num_groups=least.shape[1])
+
+    def keep_by_parts(self, parts: "Tensor", length: int) -> "Tensor":
+        """Keep the newest page and the others of largest bound."""
+        from lim_sglang.kernels.reference_rivals import keep_pages
+
+        return keep_pages(parts.amax(dim=0), length, self.budget, PAGE)
 
     def allocate(self, room: "Room") -> "Selector":
         """Allocate for bounds of pages."""

@@ -83,6 +83,7 @@ class Seer(SparsePolicy):
 
         assert inputs.cos_sin is not None
         gate, length = _read(self._folder)[0][inputs.layer], inputs.keys.shape[0]
+        gate = gate.of_rank(inputs.rank, inputs.num_ranks)
         table = inputs.cos_sin[:length]
         query = rotate_back(inputs.query[None], table[-1:])[0]
         summaries = summarize_blocks(rotate_back(inputs.keys, table), BLOCK)

@@ -36,6 +36,11 @@ class Streaming(SparsePolicy):
         """Nothing."""
         return 0
 
+    @property
+    def needs_all_heads(self) -> bool:
+        """False: no head is asked."""
+        return False
+
     def roles(self, depth: int) -> tuple[Role, ...]:
         """Return REUSE: the tokens are known when the step begins."""
         return self._all_but_dense(Role.REUSE, depth)

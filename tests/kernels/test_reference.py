@@ -14,11 +14,13 @@ from lim_sglang.kernels.reference import (
     BudgetSplit,
     attend_lists,
     attend_tokens,
+    keep_by_turns,
     keep_tokens,
     rank_tokens,
     score_tokens,
     select_tokens,
     split_budget,
+    turns_of_rank,
     unite_rankings,
 )
 
@@ -134,6 +136,68 @@ def test_the_parts_add_up_to_the_budget(
 def test_heads_take_turns_and_skip_repeats() -> None:
     ranking = torch.tensor([[3, 1, 0, 2], [3, 2, 1, 0]])
     assert unite_rankings(ranking, 3).tolist() == [3, 1, 2]
+
+
+def test_a_rank_lists_its_tokens_with_their_turns_among_all_heads() -> None:
+    split = BudgetSplit(sinks=1, selected=3, recent=1)
+    # Behind a sink, the candidates in the order of the second rank's heads: 3, 0, 1, 2 and 3, 2, 0.
+    scores = torch.tensor([[9.0, 3, 2, 1, 4, 0], [9.0, 2, 1, 3, 4, 0]])
+    found = turns_of_rank(scores, split, rank=1, num_ranks=2)
+    # Heads 2 and 3 of 4: turns 2 and 3, then 6 and 7.
+    assert found.tolist() == [[3, 2], [0, 6], [2, 7]]
+
+
+def scores_of_kind(kind: str, heads: int, length: int, seed: int) -> torch.Tensor:
+    """Return scores [heads, length] of heads that agree more or less."""
+    generator = torch.Generator().manual_seed(seed)
+    own = torch.randn(heads, length, generator=generator)
+    common = torch.randn(length, generator=generator)
+    if kind == "ties":
+        return (own * 4).round() / 8
+    if kind == "alike":
+        return common.repeat(heads, 1)
+    if kind == "related":
+        return 2 * common + own
+    if kind == "not finite":
+        choices = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 0.0, 1.0])
+        return choices[torch.randint(len(choices), (heads, length), generator=generator)]
+    return own
+
+
+def kept_by_ranks(
+    scores: torch.Tensor, split: BudgetSplit, num_ranks: int, order: tuple[int, ...] = ()
+) -> list[int]:
+    """Share heads out among ranks; return what they keep together.
+
+    Args:
+        order: the rank that each one takes itself for.
+    """
+    parts = [
+        turns_of_rank(own, split, (order or range(num_ranks))[rank], num_ranks)
+        for rank, own in enumerate(scores.chunk(num_ranks))
+    ]
+    assert all(part.shape == (split.selected, 2) for part in parts)
+    kept: list[int] = keep_by_turns(torch.stack(parts), scores.shape[1], split).tolist()
+    return kept
+
+
+RANKS = [(1, 1), (2, 2), (4, 2), (4, 4), (6, 3), (9, 3), (14, 2), (14, 7), (32, 8)]
+
+
+@pytest.mark.parametrize("kind", ["own", "ties", "alike", "related", "not finite"])
+@pytest.mark.parametrize(("heads", "num_ranks"), RANKS)
+def test_ranks_keep_together_what_all_heads_keep(heads: int, num_ranks: int, kind: str) -> None:
+    rng = random.Random(heads * 100 + num_ranks)
+    for seed in range(12):
+        length = rng.randint(2, 90)
+        split = split_budget(rng.randint(1, length - 1), rng.choice([0, 0.25, 0.9, 1]), 4)
+        scores = scores_of_kind(kind, heads, length, seed)
+        assert kept_by_ranks(scores, split, num_ranks) == keep_tokens(scores, split).tolist()
+
+
+def test_the_order_of_ranks_is_the_order_of_heads() -> None:
+    split, scores = BudgetSplit(4, 20, 8), scores_of_kind("own", 4, 90, seed=1)
+    assert kept_by_ranks(scores, split, 2) != kept_by_ranks(scores, split, 2, order=(1, 0))
 
 
 def test_equal_scores_put_the_older_token_first() -> None:

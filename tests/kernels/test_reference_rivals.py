@@ -76,7 +76,7 @@ def delta(case: Mapping[str, Any]) -> Tensor:
 
 def omnikv(case: Mapping[str, Any]) -> Tensor:
     """Select tokens by their mass."""
-    return keep_by_max_mass(case["scores"], case["scale"], case["budget"])
+    return keep_by_max_mass(max_mass(case["scores"], case["scale"]), case["budget"])
 
 
 def seer(case: Mapping[str, Any]) -> Tensor:
@@ -442,7 +442,9 @@ def test_many_tokens_of_some_mass_win_over_one_of_more() -> None:
 def test_omnikv_keeps_the_newest_and_the_heaviest(
     weights: list[list[float]], budget: int, expected: list[int]
 ) -> None:
-    assert keep_by_max_mass(torch.tensor(weights).log(), 1.0, budget).tolist() == [expected]
+    assert keep_by_max_mass(max_mass(torch.tensor(weights).log(), 1.0), budget).tolist() == [
+        expected
+    ]
 
 
 @pytest.mark.parametrize("statistic", range(3), ids=["max", "min", "mean"])
@@ -610,7 +612,7 @@ def test_a_bad_argument_of_pages_is_named(arguments: dict[str, Any], word: str) 
         (lambda: keep_by_position(9, 0), "budget"),
         (lambda: keep_by_position(9, 4, -1), "sinks"),
         (lambda: keep_by_position(9, True), "budget"),
-        (lambda: keep_by_max_mass(torch.zeros(1, 9), 1.0, 0), "budget"),
+        (lambda: keep_by_max_mass(torch.zeros(9), 0), "budget"),
         (lambda: share_scores(torch.zeros(1, 9), "head", 1), "shared_by"),  # type: ignore[arg-type]
     ],
 )

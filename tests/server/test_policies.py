@@ -116,6 +116,38 @@ def test_the_kernels_of_a_policy_keep_what_its_definition_keeps(name: str, tmp_p
         assert torch.equal(found, slots[row][policy.keep(inputs)].int())
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2, 6])
+@pytest.mark.parametrize("name", KERNEL_CASES)
+def test_ranks_keep_what_one_rank_keeps(name: str, num_ranks: int, gate: Path) -> None:
+    settings = {"budget": BUDGET, **KERNEL_CASES[name]}
+    if settings["policy"] == "seer":
+        settings["gate"] = str(gate)
+    policy = LimConfig.from_mapping(settings).make_policy()
+    assert isinstance(policy, SparsePolicy)
+    by_kv_head = policy.sharing is SharedBy.KV_HEAD
+    assert bool(policy.reasons_against_ranks(num_ranks, KV_HEADS)) == (by_kv_head and num_ranks > 2)
+    if policy.reasons_against_ranks(num_ranks, KV_HEADS):
+        return
+    generator, length = torch.Generator().manual_seed(11), BUDGET + 90
+    query = torch.randn(HEADS, DIM, generator=generator) * 0.4
+    keys = torch.randn(length, KV_HEADS, DIM, generator=generator)
+    copies = max(1, num_ranks // KV_HEADS)  # of each KV head, as SGLang hands them out
+    own_keys = keys.repeat_interleave(copies, dim=1).chunk(num_ranks, dim=1)
+    table = rope_table(length + 9)
+    inputs = [
+        LayerInputs(own, own_keys[rank], SCALE, LAYER, table, rank, num_ranks)
+        for rank, own in enumerate(query.chunk(num_ranks))
+    ]
+    if policy.needs_all_heads:
+        parts = torch.stack([policy.part_of_rank(each) for each in inputs])
+        kept = policy.keep_by_parts(parts, length)
+    elif policy.sharing is SharedBy.ALL:
+        kept = policy.keep(inputs[-1])  # by the length alone
+    else:
+        kept = torch.cat([policy.keep(each) for each in inputs])
+    assert torch.equal(kept, policy.keep(LayerInputs(query, keys, SCALE, LAYER, table)))
+
+
 def test_a_gate_is_reported_by_the_digest_of_the_weights_that_serve(tmp_path: Path) -> None:
     folder = write_tiny_gates(tmp_path / "gate")
     digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
