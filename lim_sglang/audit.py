@@ -260,16 +260,20 @@ def copied_bytes(step: AuditedStep) -> int:
 class Trace:
     """A file of JSON lines, one for the kept set of each sparse row, step and SELECT layer."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open `kept-<pid>.jsonl` in this folder, one file a scheduler process."""
+    def __init__(self, folder: Path, rank: int) -> None:
+        """Open `kept-<rank>-<pid>.jsonl` in this folder, one file a scheduler process."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / f"kept-{os.getpid()}.jsonl").open("a", buffering=1)
+        self._file = (folder / f"kept-{rank}-{os.getpid()}.jsonl").open("a", buffering=1)
 
     @classmethod
-    def from_environment(cls) -> Self | None:
-        """Return a trace into the folder that `LIM_TRACE` names, None if the variable is unset."""
+    def from_environment(cls, rank: int) -> Self | None:
+        """Return a trace into the folder that `LIM_TRACE` names, None if the variable is unset.
+
+        Args:
+            rank: of tensor parallelism.
+        """
         folder = os.environ.get(TRACE_VAR)
-        return cls(Path(folder)) if folder else None
+        return cls(Path(folder), rank) if folder else None
 
     def record(self, step: int, rid: str, layer: int, seq_len: int, kept: Sequence[int]) -> None:
         """Write the ascending positions that one row keeps after one SELECT layer."""

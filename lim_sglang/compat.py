@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import entry_points
 from inspect import signature, unwrap
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
     from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
     from sglang.srt.speculative.spec_registry import CustomSpecAlgo
+    from torch import Tensor
 
     __all__ = [
         "AttentionBackend",
@@ -65,6 +67,9 @@ FLASHINFER_VERSION = "0.6.14"
 
 CPU_ENGINE_VAR = "SGLANG_USE_CPU_ENGINE"
 """Read by SGLang when SGLang is imported: 1 makes a host without a GPU serve on its CPU."""
+CPU_BIND_VAR = "SGLANG_CPU_OMP_THREADS_BIND"
+"""Read by SGLang when a rank of a CPU server begins: each rank's cores, as in `0,1|2,3`. Without it
+there may be as many ranks as NUMA nodes."""
 TENSOR_CORE_VAR = "SGLANG_FLASHINFER_USE_TENSOR_CORE"
 """Read by SGLang when a FlashInfer backend is made: true or false, for decode."""
 NO_COPY_VAR = "SGLANG_EAGER_INPUT_NO_COPY"
@@ -89,6 +94,8 @@ class Target(StrEnum):
     QUEUE_REQUEST = "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue"
     LOADS_FILE = "sglang.srt.managers.load_snapshot.shm_path_for"
     SUPPORT_TRITON = "sglang.srt.utils.common.support_triton"
+    INIT_GROUP = "sglang.srt.distributed.parallel_state.init_model_parallel_group"
+    MASK_VOCABULARY = "sglang.srt.layers.vocab_parallel_embedding.get_masked_input_and_mask"
     CHUNK_LOGPROBS = (
         "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._process_logprobs_tokens"
     )
@@ -135,6 +142,15 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
     Target.QUEUE_REQUEST: ("self", "req", "is_retracted"),
     Target.LOADS_FILE: ("ipc_name",),
     Target.SUPPORT_TRITON: ("backend",),
+    Target.INIT_GROUP: (
+        *("group_ranks", "local_rank", "backend", "use_pynccl", "use_custom_allreduce"),
+        *("use_message_queue_broadcaster", "group_name", "use_mscclpp_allreduce"),
+        *("use_torch_symm_mem_allreduce", "recovered_rank", "rank_offset", "max_world_size"),
+    ),
+    Target.MASK_VOCABULARY: (
+        *("input_", "org_vocab_start_index", "org_vocab_end_index", "num_org_vocab_padding"),
+        *("added_vocab_start_index", "added_vocab_end_index"),
+    ),
     Target.CHUNK_LOGPROBS: ("self", "logprobs", "use_token_index"),
     Target.HANDLE_BATCH: ("self", "obj", "request"),
     Target.GENERATE: ("self", "obj", "request"),
@@ -474,6 +490,40 @@ def with_model_runner(replacement: type, build: Callable[[], None]) -> None:
         build()
     finally:
         module.ModelRunner = original
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of tensor parallelism that share the query heads, as one of them sees them."""
+
+    rank: int
+    size: int
+
+    @classmethod
+    def of_runner(cls, runner: Any) -> "Ranks":
+        """Return the ranks of a model runner."""
+        return cls(runner.ps.attn_tp_rank, runner.ps.attn_tp_size)
+
+    def gather(self, part: "Tensor") -> "Tensor":
+        """Return the parts of all ranks, [ranks, n], in rank order; all ranks call this together.
+
+        Args:
+            part: [n], of the same shape on all ranks.
+        """
+        context = importlib.import_module("sglang.srt.runtime_context")
+        parts: Tensor = context.get_parallel().attn_tp_group.all_gather(part[None], dim=0)
+        return parts
+
+
+def gather_states(scheduler: Any, state: Any) -> list[Any]:
+    """Return a state of all ranks of tensor parallelism, in rank order.
+
+    All ranks call this together: SGLang hands a request for a server's state to each of them.
+    """
+    states: list[Any] = [None] * scheduler.ps.attn_tp_size
+    distributed = importlib.import_module("torch.distributed")
+    distributed.all_gather_object(states, state, group=scheduler.attn_tp_cpu_group)
+    return states
 
 
 def attention_layers(model: Any) -> Iterator[Any]:

@@ -1,11 +1,13 @@
 """Sparse decode on a CPU, through the definitions in torch. Prefill is SGLang's own."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lim_sglang.audit import Trace
-from lim_sglang.compat import KVWriteLoc, TorchNativeAttnBackend
+from lim_sglang.compat import KVWriteLoc, Ranks, TorchNativeAttnBackend
 from lim_sglang.counters import StepLengths, step_lengths
 from lim_sglang.kernels.reference import attend_lists
 from lim_sglang.policies.policy import SPARSE, LayerInputs, Role, SparsePolicy, window_layer
@@ -15,7 +17,7 @@ class LimCpuBackend(TorchNativeAttnBackend):
     """SGLang's torch backend whose decode layers act by their roles.
 
     Shapes: B requests, H query heads, G KV heads, D head_dim, P slots of the KV pool, S tokens of
-    one request.
+    one request. Heads are those of this rank of tensor parallelism.
     """
 
     def __init__(self, runner: Any) -> None:
@@ -25,7 +27,8 @@ class LimCpuBackend(TorchNativeAttnBackend):
         self.stats = runner.lim_stats
         self.policy: SparsePolicy | None = runner.lim_policy
         self.cos_sin: Tensor | None = runner.lim_cos_sin
-        self.trace = Trace.from_environment()
+        self.ranks = Ranks.of_runner(runner)
+        self.trace = Trace.from_environment(self.ranks.rank)
         self.lengths: StepLengths = step_lengths([], None)
         self.slots: list[Tensor] = []
         """[S] int64 of each row: the slots of all its tokens."""
@@ -81,12 +84,20 @@ class LimCpuBackend(TorchNativeAttnBackend):
             return
         query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)  # [P, G, D]
-        for row in self.lengths.sparse_rows:
-            slots = self.slots[row]
-            kept = self.policy.keep(
-                LayerInputs(query[row], keys[slots], layer.scaling, layer.layer_id, self.cos_sin)
+        inputs = (
+            LayerInputs(
+                query[row],
+                keys[self.slots[row]],
+                layer.scaling,
+                layer.layer_id,
+                self.cos_sin,
+                self.ranks.rank,
+                self.ranks.size,
             )
-            self.kept_slots[row] = slots[kept]
+            for row in self.lengths.sparse_rows
+        )
+        for row, kept in zip(self.lengths.sparse_rows, self._keep(inputs), strict=True):
+            self.kept_slots[row] = self.slots[row][kept]
             if self.trace:
                 self.trace.record(
                     step=self.stats.decode_steps,
@@ -95,6 +106,23 @@ class LimCpuBackend(TorchNativeAttnBackend):
                     seq_len=self.lengths.seq_lens[row],
                     kept=kept.tolist(),
                 )
+
+    def _keep(self, inputs: Iterable[LayerInputs]) -> Iterator[Tensor]:
+        """Yield the kept positions of each sparse row; ranks exchange the parts of all rows at
+        once."""
+        policy = self.policy
+        assert policy is not None
+        if self.ranks.size == 1 or not policy.needs_all_heads:
+            yield from map(policy.keep, inputs)
+            return
+        parts = [policy.part_of_rank(each) for each in inputs]
+        if not parts:
+            return
+        gathered = self.ranks.gather(torch.cat([part.flatten() for part in parts]))
+        of_rows = gathered.split([part.numel() for part in parts], dim=1)
+        for row, of_row, part in zip(self.lengths.sparse_rows, of_rows, parts, strict=True):
+            merged = of_row.reshape(self.ranks.size, *part.shape)
+            yield policy.keep_by_parts(merged, self.lengths.seq_lens[row])
 
     def _attend_kept(self, q: Tensor, layer: Any) -> Tensor:
         """Attend over the kept slots."""

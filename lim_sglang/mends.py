@@ -5,16 +5,18 @@
 
 import logging
 import multiprocessing
+import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from http import HTTPStatus
 from inspect import unwrap
 from typing import Any
 
 from lim_sglang.compat import (
+    CPU_BIND_VAR,
     CPU_GRAMMARS,
     Target,
     grammar_masks,
@@ -53,6 +55,9 @@ def mend_sglang(backend: str) -> None:
         return original(name) and not (name == backend and serves_on_cpu())
 
     hook_around(Target.SUPPORT_TRITON, supports_triton)
+    hook_around(Target.INIT_GROUP, group_without_nccl)
+    hook_around(Target.MASK_VOCABULARY, mask_without_compiler)
+    hook_before(Target.INIT_MODEL_RUNNER, bind_rank)
     hook_around(Target.HANDLE_BATCH, handle_batch_without_leak)
     hook_around(Target.CHUNK_LOGPROBS, tokens_with_own_candidates)
     hook_around(Target.UPDATE_FINISH, finish_of_run)
@@ -65,6 +70,46 @@ def mend_sglang(backend: str) -> None:
     hook_around(Target.COMPILE_GRAMMAR, grammar_that_can_begin)
     for mask in grammar_masks():
         hook_around(mask, fill_mask_or_allow_all)
+
+
+def group_without_nccl(original: Callable[..., Any], *arguments: Any, **words: Any) -> Any:
+    """Make a group of ranks; on a CPU without NCCL.
+
+    SGLang 0.5.16 asks for NCCL wherever torch's wheel has it, and NCCL refuses a CPU: no server of
+    several ranks starts there.
+    """
+    absent = {"use_pynccl": False, "use_custom_allreduce": False} if serves_on_cpu() else {}
+    return original(*arguments, **(words | absent))
+
+
+def mask_without_compiler(original: Callable[..., Any], *arguments: Any) -> Any:
+    """Mask the tokens that other ranks embed; on a CPU without `torch.compile`.
+
+    Otherwise a server of several ranks takes half a minute of a C++ compiler for its first
+    request, and ends where there is none.
+    """
+    return (unwrap(original) if serves_on_cpu() else original)(*arguments)
+
+
+def bind_rank(worker: Any) -> None:
+    """Share the cores out among the ranks of a CPU server, where the user has not.
+
+    SGLang 0.5.16 refuses more ranks than NUMA nodes that are not bound, and without Intel's AMX it
+    binds nothing: each rank would have a thread for each core.
+    """
+    ranks = worker.server_args.tp_size
+    if ranks == 1 or not serves_on_cpu():
+        return
+    shares = cores_of_ranks(sorted(os.sched_getaffinity(0)), ranks)
+    os.environ.setdefault(CPU_BIND_VAR, "|".join(",".join(map(str, share)) for share in shares))
+    if "OMP_NUM_THREADS" not in os.environ:
+        resolve("torch.set_num_threads")(len(shares[0]))
+
+
+def cores_of_ranks(cores: Sequence[int], ranks: int) -> list[Sequence[int]]:
+    """Return the cores of each rank, equally many; with fewer cores than ranks some share one."""
+    each = max(1, len(cores) // ranks)
+    return [cores[first : first + each] for first in (r * each % len(cores) for r in range(ranks))]
 
 
 async def handle_batch_without_leak(

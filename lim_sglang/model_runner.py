@@ -39,6 +39,7 @@ from lim_sglang.validation import (
     reasons_against_kv_cache,
     reasons_against_layers,
     reasons_against_model,
+    reasons_against_ranks,
     reasons_against_summaries,
 )
 
@@ -63,6 +64,7 @@ class LimModelRunner(compat.ModelRunner):
         on_cpu = compat.serves_on_cpu()
         reasons = reasons_against(server_args, on_cpu=on_cpu)
         reasons += reasons_against_model(text_config, config)
+        reasons += reasons_against_ranks(server_args.tp_size, text_config, config)
         if not on_cpu:
             reasons += reasons_against_summaries(server_args, config)
         if isinstance(config.make_policy(), Lossless):

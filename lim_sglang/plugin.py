@@ -45,6 +45,7 @@ from lim_sglang.validation import (
     reasons_against_drafting,
     reasons_against_gpu,
     reasons_against_model,
+    reasons_against_ranks,
     reasons_against_selection,
     reasons_against_summaries,
 )
@@ -262,6 +263,7 @@ def _reasons_against_settings(
     if model_config is None:
         return reasons
     reasons += reasons_against_model(model_config, config)
+    reasons += reasons_against_ranks(server_args.tp_size, model_config, config)
     if reasons or gpu is None or not reads_sparsely(model_config, config):
         return reasons
     reasons += reasons_against_summaries(server_args, config)
@@ -283,10 +285,17 @@ def _use_lim_runner(original: Callable[[Any], None], worker: Any) -> None:
 def _show_state(result: Any, scheduler: Any, _request: Any) -> None:
     result.internal_state[NAME_KEY] = os.environ.get(SERVER_VAR)
     runner = scheduler.tp_worker.model_runner
+    state = None
     if hasattr(runner, "lim_stats"):
         from lim_sglang.model_runner import live_state
 
-        result.internal_state[BACKEND] = live_state(runner)
+        state = live_state(runner)
+    if decodes_with_lim(scheduler.server_args) and scheduler.ps.attn_tp_size > 1:
+        states = compat.gather_states(scheduler, state)
+        if state is not None:
+            state |= {"ranks": len(states), "live_ranks": states.count(state)}
+    if state is not None:
+        result.internal_state[BACKEND] = state
 
 
 def _count_retraction(scheduler: Any, _request: Any, is_retracted: bool = False) -> None:

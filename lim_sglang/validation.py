@@ -88,17 +88,13 @@ _WHOLE_CONTEXT = "the set needs the whole context"
 REFUSALS = (
     # Parallelism
     Refusal(
-        "--tp-size",
-        _over_one,
-        "the set needs the heads of all ranks",
-        ("--tp", "--tensor-parallel-size"),
-    ),
-    Refusal(
         "--pp-size",
         _over_one,
         "a set cannot cross pipeline stages",
         ("--pp", "--pipeline-parallel-size"),
     ),
+    Refusal("--ep-size", _over_one, _UNTESTED, ("--ep", "--expert-parallel-size")),
+    Refusal("--nnodes", _over_one, _UNTESTED),
     Refusal("--enable-dp-attention", bool, _UNTESTED),
     Refusal("--dcp-size", _over_one, _WHOLE_CONTEXT),
     Refusal("--attn-cp-size", _over_one, _WHOLE_CONTEXT),
@@ -141,6 +137,14 @@ REFUSALS = (
     ),
 )
 
+GPU_REFUSALS = (
+    Refusal(
+        "--tp-size",
+        _over_one,
+        "ranks exchange what their heads select on a CPU only so far",
+        ("--tp", "--tensor-parallel-size"),
+    ),
+)
 CPU_REFUSALS = (
     Refusal(
         "--grammar-backend",
@@ -254,14 +258,19 @@ def reasons_against(options: Any, *, on_cpu: bool) -> list[str]:
     Args:
         options: a parsed command line or `ServerArgs`.
     """
-    return _refused(REFUSALS + (CPU_REFUSALS if on_cpu else ()), options)
+    return _refused(refusals(on_cpu=on_cpu), options)
+
+
+def refusals(*, on_cpu: bool) -> tuple[Refusal, ...]:
+    """Return the options that are refused, whatever the policy and the model."""
+    return REFUSALS + (CPU_REFUSALS if on_cpu else GPU_REFUSALS)
 
 
 def reasons_against_words(words: Sequence[str], *, on_cpu: bool) -> list[str]:
     """List the refused options among words of a command line: the reasons of `reasons_against` that
     need none of SGLang's parser, which takes half a minute to load.
     """
-    table = REFUSALS + (CPU_REFUSALS if on_cpu else ())
+    table = refusals(on_cpu=on_cpu)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for refusal in table:
         names = (refusal.option, *refusal.aliases)
@@ -348,6 +357,32 @@ def reasons_against_model(model_config: Any, config: LimConfig) -> list[str]:
     reasons = [f"the model has {trait}: not supported yet" for trait, has in traits.items() if has]
     reasons = reasons or _reasons_against_layer_lists(model_config, config)
     return reasons or config.make_policy().reasons_against_model(model_config)
+
+
+def reasons_against_ranks(num_ranks: int, model_config: Any, config: LimConfig) -> list[str]:
+    """List what keeps ranks of tensor parallelism from sharing the heads of a model.
+
+    Args:
+        model_config: the Hugging Face text configuration.
+    """
+    if num_ranks == 1:
+        return []
+    heads = getattr(model_config, "num_attention_heads", num_ranks)
+    kv_heads = getattr(model_config, "num_key_value_heads", None) or heads
+    reasons = config.make_policy().reasons_against_ranks(num_ranks, kv_heads)
+    if not _divides(num_ranks, heads, kv_heads):
+        possible = [n for n in range(1, heads + 1) if _divides(n, heads, kv_heads)]
+        reasons.append(
+            f"{num_ranks} ranks cannot share {heads} query heads and {kv_heads} KV heads equally: "
+            f"use {', '.join(map(str, possible))}"
+        )
+    return [f"--tp-size {num_ranks}: {reason}" for reason in reasons]
+
+
+def _divides(num_ranks: int, heads: int, kv_heads: int) -> bool:
+    """Return True if each rank gets equally many query heads and whole KV heads, or copies of
+    one."""
+    return heads % num_ranks == 0 and 0 in (kv_heads % num_ranks, num_ranks % kv_heads)
 
 
 def _reasons_against_layer_lists(model_config: Any, config: LimConfig) -> list[str]:

@@ -393,6 +393,11 @@ class Server:
                 "the server decodes without LessIsMore, so it was ended: "
                 "run `lim doctor` to see what keeps the plugin from loading"
             )
+        if (alive := live.get("live_ranks")) != (ranks := live.get("ranks")):
+            raise ServerError(
+                f"{alive} of {ranks} ranks decode with LessIsMore and the same settings, so the "
+                "server was ended: see its log"
+            )
         return live
 
     def poll(self) -> Ending | None:

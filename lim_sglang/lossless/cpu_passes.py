@@ -67,7 +67,7 @@ class CpuPasses(Passes):
 
     def __init__(self, runner: Any) -> None:
         super().__init__(runner)
-        self._trace = Trace.from_environment()
+        self._trace = Trace.from_environment(rank=0)
         self._lists: Lists = []
         # A verification has w rows of each request. The process is the server's scheduler alone.
         os.environ[compat.NO_COPY_VAR] = "1"

@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
@@ -199,8 +199,9 @@ def test_dense_decode_is_on_tensor_cores_unless_the_user_chose(
 
 
 @pytest.mark.parametrize(("on_cpu", "compiled"), [(True, 0), (False, 1)])
-def test_penalties_are_compiled_on_a_gpu_only(
-    monkeypatch: pytest.MonkeyPatch, on_cpu: bool, compiled: int
+@pytest.mark.parametrize("mend", [mends.penalties_without_compiler, mends.mask_without_compiler])
+def test_penalties_and_masks_are_compiled_on_a_gpu_only(
+    monkeypatch: pytest.MonkeyPatch, mend: Callable[..., Any], on_cpu: bool, compiled: int
 ) -> None:
     ran = []
 
@@ -213,8 +214,57 @@ def test_penalties_are_compiled_on_a_gpu_only(
         plain(*arguments)
 
     monkeypatch.setattr(mends, "serves_on_cpu", lambda: on_cpu)
-    mends.penalties_without_compiler(compiling, "logits", "scaling")
+    mend(compiling, "logits", "scaling")
     assert ran == ["compiled"] * compiled + [("logits", "scaling")]
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_ranks_of_a_cpu_have_no_nccl(monkeypatch: pytest.MonkeyPatch, on_cpu: bool) -> None:
+    monkeypatch.setattr(mends, "serves_on_cpu", lambda: on_cpu)
+    given = {"use_pynccl": True, "group_name": "tp"}
+    made = mends.group_without_nccl(lambda *_, **words: words, [[0, 1]], 0, "gloo", **given)
+    assert made == given | ({"use_pynccl": False, "use_custom_allreduce": False} if on_cpu else {})
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "shares"),
+    [
+        ([0, 1], 2, [[0], [1]]),
+        ([3, 4, 8, 9, 10], 2, [[3, 4], [8, 9]]),
+        ([5, 6], 3, [[5], [6], [5]]),
+    ],
+)
+def test_ranks_share_the_cores(cores: list[int], ranks: int, shares: list[list[int]]) -> None:
+    assert mends.cores_of_ranks(cores, ranks) == shares
+
+
+@pytest.mark.parametrize(
+    ("ranks", "given", "found", "threads"),
+    [
+        (1, {}, {}, []),
+        (2, {}, {"SGLANG_CPU_OMP_THREADS_BIND": "0,1|2,3"}, [2]),
+        (2, {"OMP_NUM_THREADS": "1"}, {"SGLANG_CPU_OMP_THREADS_BIND": "0,1|2,3"}, []),
+        (
+            *(2, {"SGLANG_CPU_OMP_THREADS_BIND": "8|9"}),
+            *({"SGLANG_CPU_OMP_THREADS_BIND": "8|9"}, [2]),
+        ),
+    ],
+)
+def test_a_rank_of_a_cpu_keeps_to_its_cores(
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: int,
+    given: dict[str, str],
+    found: dict[str, str],
+    threads: list[int],
+) -> None:
+    environment, set_to = dict(given), []
+    monkeypatch.setattr(mends, "serves_on_cpu", lambda: True)
+    monkeypatch.setattr(mends.os, "sched_getaffinity", lambda _: {3, 1, 2, 0})
+    monkeypatch.setattr(mends.os, "environ", environment)
+    monkeypatch.setattr(mends, "resolve", lambda _path: set_to.append)
+    mends.bind_rank(SimpleNamespace(server_args=SimpleNamespace(tp_size=ranks)))
+    assert environment == given | found
+    assert set_to == threads
 
 
 @pytest.mark.parametrize(

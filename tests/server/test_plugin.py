@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lim_sglang import compat, plugin
+from lim_sglang import compat, model_runner, plugin
 from lim_sglang.compat import option_names
 from lim_sglang.config import LimConfig
 from lim_sglang.errors import RefusedError
@@ -65,6 +65,7 @@ def start(
             "kv_cache_dtype": "auto",
             "max_running_requests": None,
             "page_size": None,
+            "tp_size": 1,
         }
         asked_options.append(SimpleNamespace(**(given | options)))
         try:
@@ -149,6 +150,28 @@ def test_a_policy_with_summaries_has_a_page_size_by_default(
     assert asked_options[-1].page_size == page_size
 
 
+@pytest.mark.parametrize(
+    ("others", "live"), [([{"steps": 3}], 2), ([{"steps": 2}], 1), ([None, {"steps": 3}], 2)]
+)
+def test_each_rank_that_decodes_alike_is_counted(
+    monkeypatch: pytest.MonkeyPatch, others: list[dict[str, int] | None], live: int
+) -> None:
+    monkeypatch.setattr(model_runner, "live_state", lambda _runner: {"steps": 3})
+    monkeypatch.setattr(compat, "gather_states", lambda _scheduler, state: [dict(state), *others])
+    scheduler = SimpleNamespace(
+        server_args=SimpleNamespace(decode_attention_backend=None, attention_backend="lim"),
+        ps=SimpleNamespace(attn_tp_size=1 + len(others)),
+        tp_worker=SimpleNamespace(model_runner=SimpleNamespace(lim_stats=None)),
+    )
+    result = SimpleNamespace(internal_state={})
+    plugin._show_state(result, scheduler, None)
+    assert result.internal_state["lim"] == {
+        "steps": 3,
+        "ranks": 1 + len(others),
+        "live_ranks": live,
+    }
+
+
 def test_settings_that_are_wrong_are_named_once(start: Callable[..., list[str]]) -> None:
     assert len(start('{"budget": 0}', gpu=None)) == 1
     assert len(start('{"select_layers": [99]}', gpu=None)) == 1
@@ -214,7 +237,12 @@ STARTS = {
     },
     "dp-attention": Start(
         ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"),
-        ("--tp-size 2", "--enable-dp-attention"),
+        ("--enable-dp-attention",),
+    ),
+    "ranks": Start(("--tp-size", "2")),
+    "unequal-ranks": Start(("--tp-size", "3"), ("--tp-size 3", "4 query heads", "use 1, 2, 4")),
+    "drafts-of-ranks": Start(
+        ("--tp-size", "2", "--lim-policy", "lossless"), ("--tp-size 2: policy lossless",)
     ),
     "three-at-once": Start(
         ("--enable-mixed-chunk", "--pp-size", "2", "--enable-deterministic-inference"),

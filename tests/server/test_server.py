@@ -104,8 +104,8 @@ def test_a_start_without_the_plugin_is_refused(
     ("words", "refused"),
     [
         ("--tp-size 1 --kv-cache-dtype fp8_e4m3 --trust-remote-code", None),
-        ("--tp 2", "--tp-size 2: the set needs"),
-        ("--log-level info --tensor-parallel-size=8", "--tp-size 8: the set needs"),
+        ("--tp 2", None),
+        ("--log-level info --pipeline-parallel-size=8", "--pp-size 8: a set cannot"),
         ("--pp 3 --tp two", "--pp-size 3: a set cannot"),  # SGLang refuses the word itself
         ("--enable-mixed-chunk", "--enable-mixed-chunk: decode tokens"),
         ("--enable-mis --schedule-policy fcfs", "--enable-mis: it needs"),
@@ -122,6 +122,15 @@ def test_refused_options_are_told_before_anything_starts(
     spec = ServerSpec("tiny", {}, tuple(words.split()))
     with pytest.raises(RefusedError, match=re.escape(refused)) if refused else nullcontext():
         server_options(spec, port=free_port())
+
+
+@pytest.mark.parametrize("words", ["--tp 2", "--log-level info --tensor-parallel-size=2"])
+def test_ranks_are_refused_on_a_gpu_before_anything_starts(
+    words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "has_gpu", lambda: True)
+    with pytest.raises(RefusedError, match=r"--tp-size 2: .* on a CPU only so far"):
+        server_options(ServerSpec("tiny", {}, tuple(words.split())), port=free_port())
 
 
 @pytest.mark.parametrize(
@@ -228,6 +237,7 @@ def test_a_live_server_shows_its_state_to_who_has_the_key() -> None:
             {"attention_backend": "flashinfer", "decode_attention_backend": "fa3"},
             "decodes by fa3",
         ),
+        ("lim", {"internal_states": [{"lim": {"ranks": 3, "live_ranks": 2}}]}, "2 of 3 ranks"),
         (
             "flashinfer",
             {"attention_backend": "flashinfer", "internal_states": [{"lim": {"roles": []}}]},

@@ -12,6 +12,7 @@ from lim_sglang.config import LimConfig
 from lim_sglang.policies.policy import Role
 from lim_sglang.validation import (
     CPU_REFUSALS,
+    GPU_REFUSALS,
     REFUSALS,
     Gpu,
     Refusal,
@@ -25,6 +26,7 @@ from lim_sglang.validation import (
     reasons_against_kv_cache,
     reasons_against_layers,
     reasons_against_model,
+    reasons_against_ranks,
     reasons_against_selection,
 )
 
@@ -38,6 +40,8 @@ BAD_VALUES: dict[str, Any] = {
     "tokenizer_worker_num": 2,
     "grammar_backend": "xgrammar",
     "tp_size": 2,
+    "ep_size": 2,
+    "nnodes": 2,
     "pp_size": 2,
     "dcp_size": 2,
     "attn_cp_size": 2,
@@ -57,17 +61,20 @@ def model(**traits: Any) -> SimpleNamespace:
     return SimpleNamespace(**(shape | traits))
 
 
-@pytest.mark.parametrize("refusal", REFUSALS + CPU_REFUSALS, ids=lambda r: r.option)
+ALL_REFUSALS = REFUSALS + CPU_REFUSALS + GPU_REFUSALS
+
+
+@pytest.mark.parametrize("refusal", ALL_REFUSALS, ids=lambda r: r.option)
 def test_each_option_is_refused_by_name(refusal: Refusal) -> None:
     options = SimpleNamespace(**{refusal.field: BAD_VALUES.get(refusal.field, True)})
-    (reason,) = reasons_against(options, on_cpu=True)
+    (reason,) = reasons_against(options, on_cpu=refusal not in GPU_REFUSALS)
     assert reason.startswith(refusal.option)
     assert refusal.why in reason
 
 
 def test_each_refused_option_is_documented() -> None:
     text = LIMITS_MD.read_text()
-    assert not [r.option for r in REFUSALS + CPU_REFUSALS if f"`{r.option}`" not in text]
+    assert not [r.option for r in ALL_REFUSALS if f"`{r.option}`" not in text]
 
 
 @pytest.mark.parametrize(
@@ -349,3 +356,44 @@ def test_the_base_of_rope_is_read_where_transformers_and_older_files_have_it(
     config: dict, theta: float | None
 ) -> None:
     assert model_traits(SimpleNamespace(**config)) == {"vocab_size": None, "rope_theta": theta}
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "heads", "kv_heads", "words"),
+    [
+        (1, 9, 3, None),
+        (3, 9, 3, None),
+        (4, 8, 2, None),  # two ranks have a copy of each KV head
+        (3, 9, None, None),
+        (2, 9, 3, "9 query heads and 3 KV heads equally: use 1, 3, 9"),
+        (6, 24, 4, "use 1, 2, 4, 8, 12, 24"),
+        (16, 8, 2, "use 1, 2, 4, 8"),
+    ],
+)
+def test_ranks_need_equal_shares_of_heads(
+    num_ranks: int, heads: int, kv_heads: int | None, words: str | None
+) -> None:
+    config = model(num_attention_heads=heads, num_key_value_heads=kv_heads)
+    reasons = reasons_against_ranks(num_ranks, config, LimConfig())
+    assert len(reasons) == (words is not None)
+    assert all(str(words) in each and f"--tp-size {num_ranks}:" in each for each in reasons)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"policy": "lossless"}, "drafts and verifies on one rank"),
+        ({"policy": "quest", "shared_by": "kv_head"}, "4 ranks have 2 KV heads"),
+        ({"policy": "quest"}, None),
+        ({"policy": "tidal"}, None),
+        ({"policy": "streaming"}, None),
+        ({"policy": "full"}, None),
+    ],
+)
+def test_some_policies_are_refused_on_several_ranks(
+    settings: dict[str, Any], words: str | None
+) -> None:
+    config = model(num_attention_heads=8, num_key_value_heads=2)
+    reasons = reasons_against_ranks(4, config, LimConfig.from_mapping(settings))
+    assert len(reasons) == (words is not None)
+    assert all(str(words) in reason for reason in reasons)
