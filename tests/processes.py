@@ -157,6 +157,10 @@ class Client:
         """
         return kept_sets(self._trace, answer)
 
+    def kept_by_rank(self, answer: Answer) -> list[KeptSets]:
+        """Return the sets that each rank of tensor parallelism has written for an answer."""
+        return [kept_sets(file, answer) for file in trace_files(self._trace)]
+
     def steps(self, rid: str) -> dict[int, int]:
         """Return a request's length at each decode step in which it had a sparse row."""
         return {line["step"]: line["seq_len"] for line in _read_trace(self._trace, rid)}
@@ -166,7 +170,11 @@ class Client:
 
 
 def kept_sets(trace: Path, answer: Answer) -> KeptSets:
-    """Return the sets in a folder of traces that led to an answer's tokens."""
+    """Return the sets that led to an answer's tokens.
+
+    Args:
+        trace: a folder of traces, or one of its files.
+    """
     last = answer.prompt_tokens + len(answer.tokens) - 1
     return {
         (line["seq_len"], line["layer"]): tuple(map(tuple, line["kept"]))
@@ -175,9 +183,14 @@ def kept_sets(trace: Path, answer: Answer) -> KeptSets:
     }
 
 
-def _read_trace(folder: Path, rid: str) -> list[dict[str, Any]]:
+def trace_files(trace: Path) -> list[Path]:
+    """Return the files of a folder of traces by rank, or the one file that is named."""
+    return [trace] if trace.is_file() else sorted(trace.glob("kept-*.jsonl"))
+
+
+def _read_trace(trace: Path, rid: str) -> list[dict[str, Any]]:
     """Read the kept sets of one request that a server has written so far."""
-    files = sorted(folder.glob("kept-*.jsonl"))
+    files = trace_files(trace)
     lines = (json.loads(line) for file in files for line in file.read_text().splitlines())
     return [line for line in lines if line["rid"] == rid]
 

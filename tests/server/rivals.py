@@ -9,7 +9,7 @@ import torch
 from lim_sglang.gates.files import write_gates
 from lim_sglang.kernels.reference_rivals import BlockGate
 from tests.kernels import make_vectors_rivals as plain
-from tests.server.oracle import Keep, raw_scores
+from tests.server.oracle import Keep, Oracle, OracleRun, raw_scores
 from tests.server.tiny_model import BUDGET, NUM_LAYERS
 
 
@@ -28,6 +28,22 @@ class Rival(NamedTuple):
         """Return the settings, with a gate where the policy needs one."""
         needs_gate = self.settings["policy"] == "seer"
         return {"budget": BUDGET, **self.settings} | ({"gate": str(gate)} if needs_gate else {})
+
+    def oracle(self, model: Path, select_layers: Sequence[int]) -> Oracle:
+        """Return the oracle of a model under this policy."""
+        return Oracle(
+            model,
+            select_layers=() if self.picks else select_layers,
+            budget=BUDGET,
+            keep=self.keep,
+            picks=self.picks,
+            dense_layers=self.dense_layers,
+        )
+
+    def written(self, run: OracleRun) -> OracleRun:
+        """Return a run with the sets that a server writes."""
+        kept = {row: kept for row, kept in run.kept.items() if not self.once_a_step or row[1] == 0}
+        return OracleRun(run.tokens, kept)
 
 
 def by_scores(keep: Any, *scale: None, **options: Any) -> Keep:

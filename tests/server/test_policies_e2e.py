@@ -6,9 +6,8 @@ import pytest
 
 from lim_sglang.config import LimConfig
 from tests.processes import ON_CPU, SGLANG, disagreements, serving
-from tests.server.oracle import Oracle, OracleRun
 from tests.server.rivals import RIVALS, write_tiny_gates
-from tests.server.tiny_model import BUDGET, SELECT_LAYERS, Prompt, crossing_prompts, long_prompts
+from tests.server.tiny_model import SELECT_LAYERS, Prompt, crossing_prompts, long_prompts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -20,27 +19,16 @@ NUM_NEW = 24
 def test_tokens_and_sets_are_the_oracles(name: str, tiny_model: Path, tmp_path: Path) -> None:
     rival = RIVALS[name]
     settings = rival.settings_with(write_tiny_gates(tmp_path / "gate"))
-    selects = not rival.picks
-    if selects:
+    if not rival.picks:
         settings["select_layers"] = SELECT_LAYERS
-    oracle = Oracle(
-        tiny_model,
-        select_layers=SELECT_LAYERS if selects else (),
-        budget=BUDGET,
-        keep=rival.keep,
-        picks=rival.picks,
-        dense_layers=rival.dense_layers,
-    )
+    oracle = rival.oracle(tiny_model, SELECT_LAYERS)
     prompts: list[Prompt] = [long_prompts()[0], *crossing_prompts()[1:3]]
     config = LimConfig.from_mapping(settings).to_json()
     command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU]
     command += ["--attention-backend", "lim", "--lim-config", config]
     with serving(command, folder=tmp_path) as server:
         answers = server.ask_together(prompts, NUM_NEW)
-        runs = [oracle.generate(prompt, NUM_NEW) for prompt in prompts]
-        if rival.once_a_step:
-            first = [{row: kept for row, kept in run.kept.items() if row[1] == 0} for run in runs]
-            runs = [OracleRun(run.tokens, kept) for run, kept in zip(runs, first, strict=True)]
+        runs = [rival.written(oracle.generate(prompt, NUM_NEW)) for prompt in prompts]
         assert not disagreements(server, answers, runs)
         state = server.lim()
     assert state["config"]["policy"] == rival.settings["policy"]

@@ -1,4 +1,4 @@
-"""A small random Qwen3, written offline, and prompts for it, which tell kept sets apart.
+"""Small random models, written offline, and prompts for the Qwen3, which tell kept sets apart.
 
 Its attention is peaked enough for a wrong set to change tokens, and no prompt hangs on rounding.
 `stories` are prompts for SmolLM2.
@@ -7,6 +7,7 @@ Its attention is peaked enough for a wrong set to change tokens, and no prompt h
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,8 +32,21 @@ BUDGET = 256
 _SEED = 7
 _WEIGHT_GAIN = 1.0
 """Standard deviation of random matrices over √fan-in: each layer changes much."""
+_BIAS_STD = 0.2
 _QK_NORM_GAIN = 1.5
 """Scale of q and k: a head prefers few tokens, and a wrong set moves the output."""
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": NUM_LAYERS,
+    "max_position_embeddings": MAX_LENGTH,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "tie_word_embeddings": False,
+    "dtype": "float32",
+}
 _SPECIAL = ("<unk>", "<|im_start|>", "<|im_end|>")
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|> {{ message['role'] }} {{ message['content'] }} "
@@ -44,33 +58,36 @@ def build_tiny_qwen3(folder: Path) -> Path:
     """Write a Hugging Face folder: 8 layers, 6 query heads over 2 KV heads, fp32, a tokenizer."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = Qwen3Config(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=MAX_LENGTH,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=False,
-        dtype="float32",
-    )
-    model = Qwen3ForCausalLM(config).to(torch.float32)
+    config = Qwen3Config(num_attention_heads=6, num_key_value_heads=2, head_dim=16, **_SIZES)
+    _write_random(Qwen3ForCausalLM(config), folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def build_tiny_qwen2(folder: Path) -> Path:
+    """Write a folder without a tokenizer: 8 layers, 4 query heads over 2 KV heads with biases."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(num_attention_heads=4, num_key_value_heads=2, **_SIZES)
+    _write_random(Qwen2ForCausalLM(config), folder)
+    return folder
+
+
+def _write_random(model: Any, folder: Path) -> None:
+    """Fill a model with random values, and write it."""
+    model.to(torch.float32)
     generator = torch.Generator().manual_seed(_SEED)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             _fill(name, weight, generator)
     model.save_pretrained(folder)
-    write_tokenizer(folder)
-    return folder
 
 
 def _fill(name: str, weight: torch.Tensor, generator: torch.Generator) -> None:
     """Fill one parameter with random values, in place."""
+    if name.endswith("bias"):
+        weight.normal_(0.0, _BIAS_STD, generator=generator)
+        return
     if weight.dim() == 1:
         is_qk_norm = name.endswith(("q_norm.weight", "k_norm.weight"))
         weight.fill_(_QK_NORM_GAIN if is_qk_norm else 1.0)
