@@ -4,6 +4,7 @@ The oracle knows no ranks: it ranks the scores of all heads.
 """
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(model: Path) -> list[OracleRun]:
-    """Return the oracle's runs of the prompts."""
+def runs(model: Path) -> Iterator[Future[list[OracleRun]]]:
+    """Run the oracle on the prompts, while SGLang's first process loads on another core."""
     oracle = Oracle(model, select_layers=SELECT_LAYERS, budget=BUDGET)
-    return [oracle.generate(prompt, NUM_NEW) for prompt in PROMPTS]
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(lambda: [oracle.generate(prompt, NUM_NEW) for prompt in PROMPTS])
 
 
 @pytest.fixture(scope="module")
 def server(
-    model: Path, runs: list[OracleRun], tmp_path_factory: pytest.TempPathFactory
+    model: Path, runs: Future[list[OracleRun]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalServer]:
-    """Serve the model by two ranks, started when the oracle has left the cores free."""
+    """Serve the model by two ranks."""
     command = [*SGLANG, "--model-path", str(model), "--skip-tokenizer-init"]
     command += [*ON_CPU, *WITH_LIM, "--tp-size", "2"]
     with serving(command, folder=tmp_path_factory.mktemp("ranks")) as running:
@@ -94,12 +96,12 @@ def joined(of_ranks: list[KeptSets]) -> KeptSets:
 
 @pytest.mark.parametrize("together", [False, True], ids=["one by one", "all at once"])
 def test_tokens_and_sets_of_each_rank_are_the_oracles(
-    server: LocalServer, runs: list[OracleRun], together: bool
+    server: LocalServer, runs: Future[list[OracleRun]], together: bool
 ) -> None:
     answers = [server.ask(prompt, NUM_NEW) for prompt in ([] if together else PROMPTS)]
     answers = answers or server.ask_together(PROMPTS, NUM_NEW)
-    assert all(run.kept for run in runs)
-    for answer, run in zip(answers, runs, strict=True):
+    assert all(run.kept for run in runs.result())
+    for answer, run in zip(answers, runs.result(), strict=True):
         assert not differences(server, answer, run)
 
 
