@@ -325,10 +325,14 @@ def _stored_runs(
         lim: LessIsMore's settings of the server that is to start; None: not known.
 
     Raises:
-        DataError: --out holds a run of other settings.
+        DataError: --out holds a run of other settings, or one that is being written.
     """
     from lim_sglang.evals.matrix import find_stored
+    from lim_sglang.evals.run_store import refuse_other_writers
 
+    for each in configs:
+        if each.out:
+            refuse_other_writers(each.out)
     server = {"lim": {"config": lim}} if lim else {}
     return [
         find_stored(each.out, each, benchmarks.get(each.task), server) if each.out else None

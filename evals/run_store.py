@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -360,6 +360,25 @@ class RunFolder:
         self.failures = read_failures(self.path, self.samples)
 
 
+def refuse_other_writers(path: Path) -> None:
+    """Refuse a run that another process is writing, before anything slow is begun.
+
+    Raises:
+        DataError: the run is locked.
+    """
+    if (path / SAMPLES_FILE).exists():
+        with closing(JsonlFile(path / SAMPLES_FILE)) as file:
+            _lock(file)
+
+
+def _lock(file: JsonlFile) -> None:
+    if not file.lock():
+        raise DataError(
+            f"another lim eval is writing to {file.path.parent}; wait for its end, "
+            "or name another folder with --out"
+        )
+
+
 def open_run(path: Path, record: RunRecord, questions: Sequence["Question"] = ()) -> RunFolder:
     """Begin the run in `path`, or open the run that was begun there.
 
@@ -383,11 +402,7 @@ def open_run(path: Path, record: RunRecord, questions: Sequence["Question"] = ()
         ) from None
     folder = RunFolder(path, file)
     try:
-        if not file.lock():
-            raise DataError(
-                f"another lim eval is writing to {path}; wait for its end, "
-                "or name another folder with --out"
-            )
+        _lock(file)
         _check_or_write_record(path, record, questions, is_empty=file.num_bytes == 0)
         folder.load()
     except BaseException:

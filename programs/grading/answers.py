@@ -104,6 +104,8 @@ _HEADING_ABOUT = re.compile(
     re.IGNORECASE,
 )
 """Words before "answer:" that make it a heading of what is said about the answer."""
+_NOT_LETTER = re.compile(r"not\s+[(*]{0,3}[A-J][)*]{0,3}\s*,?\s+but\s+(?:rather\s+)?")
+"""An option that is rejected before the one that is chosen: `not A but B`."""
 _WRONG_ONE = re.compile(r"\b(?:wrong|incorrect|mistaken|erroneous|false)\s+\Z", re.IGNORECASE)
 """Words before "answer is" that name another answer than the right one."""
 _TAKEN_BACK = re.compile(
@@ -494,7 +496,8 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
     answer = tidy(_LONG_SPACE.sub(" ", _EMPHASIS.sub("", stated[0]))) if stated else ""
     if lead["several"]:
         return listed(answer) if _ALL.search(before) else None
-    if stated and (chosen := _CHOICE.match(stated[0])):
+    rejected = _NOT_LETTER.match(stated[0]) if stated else None
+    if stated and (chosen := _CHOICE.match(stated[0], rejected.end() if rejected else 0)):
         return "" if SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
     if lead["choice"] or _is_about_a_box(answer):
         return None

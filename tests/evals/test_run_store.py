@@ -23,6 +23,7 @@ from lim_sglang.evals.run_store import (
     read_questions,
     read_record,
     read_samples,
+    refuse_other_writers,
     write_questions,
     write_record,
 )
@@ -261,6 +262,10 @@ def test_a_damaged_record_is_an_error(tmp_path: Path, content: str) -> None:
 def test_two_writers_are_refused(tmp_path: Path) -> None:
     with begin(tmp_path), pytest.raises(DataError, match="another lim eval is writing"):
         begin(tmp_path)
+    with begin(tmp_path), pytest.raises(DataError, match="another lim eval is writing"):
+        refuse_other_writers(tmp_path)  # before a server is started
+    refuse_other_writers(tmp_path)
+    refuse_other_writers(tmp_path / "none")
     write_run(tmp_path)
 
 
