@@ -45,8 +45,8 @@ _SAYS_WHAT_IT_IS_NOT = re.compile(
     re.IGNORECASE,
 )
 """Words of a box that say what the answer is not."""
-_SIGN_BEFORE = re.compile(r"(?:\A|[$=(\[{:]|\\[(\[])\s*[-−]\s*\Z")
-"""A sign before a box, in the formula that it is part of."""
+_SIGN_BEFORE = re.compile(r"(?:(?:[$=(\[{]|\\[(\[])[ \t]*[-−][ \t]*|:[ \t]*[-−])\Z")
+"""A sign before a box, in the formula that it is part of; no item of a list."""
 
 
 def last_box(text: str, cut_off: bool = False) -> str | None:
