@@ -56,14 +56,14 @@ def mend_sglang(backend: str) -> None:
 
     hook_around(Target.SUPPORT_TRITON, supports_triton)
     hook_around(Target.INIT_GROUP, group_without_nccl)
-    hook_around(Target.MASK_VOCABULARY, mask_without_compiler)
+    hook_around(Target.MASK_VOCABULARY, without_compiler)
     hook_before(Target.INIT_MODEL_RUNNER, bind_rank)
     hook_around(Target.HANDLE_BATCH, handle_batch_without_leak)
     hook_around(Target.CHUNK_LOGPROBS, tokens_with_own_candidates)
     hook_around(Target.UPDATE_FINISH, finish_of_run)
     hook_after(Target.TOKEN_LOGPROBS, rows_that_can_be_read)
     hook_around(Target.MATCH_STOPS, stops_within_time)
-    hook_around(Target.SCALE_PENALTIES, penalties_without_compiler)
+    hook_around(Target.SCALE_PENALTIES, without_compiler)
     hook_after(Target.INIT_TOKENIZER, bound_tokenizer)
     hook_before(Target.POST_INIT, use_grammars_of_cpu)
     hook_around(Target.CREATE_GRAMMARS, grammars_or_none)
@@ -80,15 +80,6 @@ def group_without_nccl(original: Callable[..., Any], *arguments: Any, **words: A
     """
     absent = {"use_pynccl": False, "use_custom_allreduce": False} if serves_on_cpu() else {}
     return original(*arguments, **(words | absent))
-
-
-def mask_without_compiler(original: Callable[..., Any], *arguments: Any) -> Any:
-    """Mask the tokens that other ranks embed; on a CPU without `torch.compile`.
-
-    Otherwise a server of several ranks takes half a minute of a C++ compiler for its first
-    request, and ends where there is none.
-    """
-    return (unwrap(original) if serves_on_cpu() else original)(*arguments)
 
 
 def bind_rank(worker: Any) -> None:
@@ -209,13 +200,14 @@ def stops_within_time(
         return True
 
 
-def penalties_without_compiler(original: Callable[..., None], *arguments: Any) -> None:
-    """Scale logits by repetition penalties; on a CPU without `torch.compile`.
+def without_compiler(original: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function that SGLang compiles; on a CPU as it is, without `torch.compile`.
 
-    Otherwise the first request with a penalty would stop all others for the half minute that a C++
-    compiler takes, or end the server where there is none.
+    Otherwise the first request with a repetition penalty, or to a server of several ranks, would
+    stop all others for the half minute that a C++ compiler takes, or end the server where there is
+    none.
     """
-    (unwrap(original) if serves_on_cpu() else original)(*arguments)
+    return (unwrap(original) if serves_on_cpu() else original)(*arguments)
 
 
 def bound_tokenizer(_result: None, manager: Any) -> None:

@@ -43,6 +43,11 @@ WITH_LIM = (
 )
 """Options for the tiny model."""
 
+CHECKS = {
+    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+}
+"""SGLang's own checks of its slots, which end a server that fails them."""
 READY_TIMEOUT_S = 600
 REQUEST_TIMEOUT_S = 300
 LOG_TAIL = 4000

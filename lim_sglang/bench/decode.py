@@ -125,18 +125,40 @@ class Bench:
         )
 
 
+def prepare(
+    options: DecodeOptions, report: Callable[[str], None]
+) -> tuple[LimConfig, Sequence[int]]:
+    """Check the GPU, its backends and the kernels, before a model is loaded.
+
+    Returns:
+        LessIsMore's settings, which are in the environment now, and the batch sizes, ascending.
+    """
+    require_gpu()
+    model_runner.check_backends(options.backends)
+    report("Checking the kernels on this GPU")
+    require_exact_kernels()
+    config = model_runner.settings_for(options.budget)
+    return config, sorted({point.batch for point in options.points})
+
+
+def make_contenders(
+    runner: Any, options: DecodeOptions, report: Callable[[str], None]
+) -> list[Contender]:
+    """Capture the decode graphs of all backends, ours first."""
+    contenders = []
+    for name in options.backends:
+        report(f"Capturing the decode graphs of {name}")
+        contenders.append(model_runner.make_contender(runner, name))
+    return contenders
+
+
 def measure(
     options: DecodeOptions, report: Callable[[str], None]
 ) -> Iterator[tuple[Row, dict[str, Any]]]:
     """Check the kernels, load the model once, capture the graphs of all backends, and yield the
     rows of each point with their conditions; `report` shows the current activity."""
     model = options.model
-    require_gpu()
-    model_runner.check_backends(options.backends)
-    report("Checking the kernels on this GPU")
-    require_exact_kernels()
-    config = model_runner.settings_for(options.budget)
-    batch_sizes = sorted({point.batch for point in options.points})
+    config, batch_sizes = prepare(options, report)
     with model.as_folder(options.context_limit or options.longest) as folder:
         model_runner.check_policies(folder, options.policies, model.kv_cache_dtype)
         report(f"Loading {model.name}")
@@ -151,10 +173,7 @@ def measure(
         )
         model_runner.check_formats(runner, model)
         model_runner.check_room(runner, options.points)
-        contenders = []
-        for name in options.backends:
-            report(f"Capturing the decode graphs of {name}")
-            contenders.append(model_runner.make_contender(runner, name))
+        contenders = make_contenders(runner, options, report)
         for name, policy in options.policies.items():
             report(f"Capturing the decode graphs of {name}")
             contenders.append(model_runner.make_contender(runner, name, policy))

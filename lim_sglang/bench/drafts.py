@@ -18,10 +18,10 @@ from torch import Tensor
 
 from lim_sglang import compat
 from lim_sglang.bench import model_runner
-from lim_sglang.bench.decode import DecodeOptions, time_windows
+from lim_sglang.bench.decode import DecodeOptions, make_contenders, prepare, time_windows
 from lim_sglang.bench.model_runner import FilledBatch
 from lim_sglang.bench.results import NAMES, surroundings
-from lim_sglang.bench.verify import require_exact_kernels, require_exact_steps, require_gpu
+from lim_sglang.bench.verify import require_exact_steps
 from lim_sglang.bench.workloads import DENSE_BACKENDS, Point
 from lim_sglang.config import BACKEND, LimConfig, with_preset
 from lim_sglang.counters import DraftStats
@@ -58,9 +58,9 @@ class DraftRow:
     name: str
     """A dense backend, `lim`, or `lossless`."""
     drafts: int
-    """Of a cycle; 0 for steps."""
+    """Drafts of a cycle; 0 for steps."""
     ms: Spread
-    """Of a cycle or step, sampling included."""
+    """Time of a cycle or step, sampling included."""
     tokens: Mapping[str, float]
     """Expected tokens of a request in a cycle, by the kind of text."""
 
@@ -210,12 +210,7 @@ def measure(
         lossless: settings of the drafts.
         drafts: of a cycle, each timed; 0 is a dense step by the worker.
     """
-    require_gpu()
-    model_runner.check_backends(options.backends)
-    report("Checking the kernels on this GPU")
-    require_exact_kernels()
-    config = model_runner.settings_for(options.budget)
-    batch_sizes = sorted({point.batch for point in options.points})
+    config, batch_sizes = prepare(options, report)
     with options.model.as_folder(options.longest + 2 * MAX_DRAFT_TOKENS + 2) as folder:
         report(f"Loading {options.model.name}")
         runner = model_runner.load_runner(
@@ -227,10 +222,7 @@ def measure(
             **options.model.load_options,
         )
         model_runner.check_room(runner, options.points)
-        contenders = []
-        for name in options.backends:
-            report(f"Capturing the decode graphs of {name}")
-            contenders.append(model_runner.make_contender(runner, name))
+        contenders = make_contenders(runner, options, report)
         model_runner.fill_cache(runner.token_to_kv_pool, options.seed)
         ours = model_runner.policy_state(runner)
         report("Capturing drafts")

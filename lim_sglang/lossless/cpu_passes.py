@@ -75,10 +75,10 @@ class CpuPasses(Passes):
     def capture(self) -> None:
         """Do nothing: a CPU has no graphs."""
 
-    def begin(self, rows: CycleRows, queries: Tensor) -> None:
+    def begin(self, rows: CycleRows, queries: Tensor | None) -> None:
         """Select the lists of the drafts."""
         self._rows = rows
-        if rows.width > 1:
+        if queries is not None:
             self._lists = self._select_lists(rows, queries)
 
     def draft(self, tokens: Tensor, step: int) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang import compat
+from lim_sglang.attention_backend import SECOND_READING
 from lim_sglang.audit import Audit, AuditedStep
 from lim_sglang.kernels.compact import StepSlots
 from lim_sglang.kernels.packed import PackedRows
@@ -40,13 +41,12 @@ MAX_DRAFTED = 48
 TIMED_REPLAYS = 5
 TIMED_TOKENS = 1 << 18
 """Tokens of all requests of the step by which dense attention is timed."""
-SCORE_SOURCE = "a second reading of K"
 
 
 class LosslessGpuBackend(KeptQueries, compat.FlashInferAttnBackend):
     """SGLang's FlashInfer backend, which prefills and runs dense decode steps."""
 
-    score_source = SCORE_SOURCE
+    score_source = SECOND_READING
 
     def __init__(self, runner: Any, **options: Any) -> None:
         super().__init__(runner, **options)
@@ -403,11 +403,11 @@ class GpuPasses(Passes):
         layers = len(self.backend.roles)
         return PassTimes(rows, dense_ms, draft_rows, draft_ms, token_ms, layers, len(self.select))
 
-    def begin(self, rows: CycleRows, queries: Tensor) -> None:
+    def begin(self, rows: CycleRows, queries: Tensor | None) -> None:
         """Plan the verification and write the lists of the drafts."""
         self._rows = rows
         host_lengths = rows.host_lengths.tolist()
-        if rows.width == 1:
+        if queries is None:
             lengths, host = rows.lengths + 1, rows.host_lengths + 1
             self._dense.set_rows(rows.requests, lengths, host)
             return

@@ -85,11 +85,12 @@ class Passes(ABC):
         """Capture what is run as CUDA graphs."""
 
     @abstractmethod
-    def begin(self, rows: CycleRows, queries: Tensor) -> None:
+    def begin(self, rows: CycleRows, queries: Tensor | None) -> None:
         """Begin a cycle; select what its drafts read, if it has any.
 
         Args:
-            queries: [B, SELECT layers, H, D], of the newest token with keys and values.
+            queries: [B, SELECT layers, H, D], of the newest token with keys and values; None where
+                w is 1, so that nothing is drafted.
         """
 
     @abstractmethod

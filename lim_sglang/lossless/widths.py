@@ -1,4 +1,4 @@
-"""How many tokens a cycle drafts: a given number, or the one that promises most tokens a second.
+"""Number of drafts of a cycle: a given one, or the one that promises most tokens a second.
 
 The promise is the time of a cycle, from passes that were timed when the server started, and the
 share of drafts that the last cycles accepted. Cycles that took longer waited for the host, and are
@@ -22,7 +22,7 @@ SCORE_FACTOR = 0.75
 """Scoring of one layer, and its selection, over that layer's dense attention: scoring reads K
 alone."""
 CYCLE_MS = 0.7
-"""Of a cycle beside its passes: sampling of the verified rows, and the host's gap."""
+"""Milliseconds of a cycle beside its passes: sampling of verified rows, and the host's gap."""
 GPU_BOUND = 1.15
 """A cycle that takes no longer than this, in times of its passes, waited for the GPU alone."""
 SEEN_CYCLES = 5
@@ -43,12 +43,12 @@ class PassTimes:
     rows: Sequence[int]
     """Rows of the timed steps, ascending."""
     dense_ms: Sequence[float]
-    """Of a dense step of as many rows, which attend to next to nothing."""
+    """Times of dense steps of as many rows, which attend to next to nothing."""
     draft_rows: Sequence[int]
     draft_ms: Sequence[float]
-    """Of a draft of as many rows, which attend to whole lists."""
+    """Times of drafts of as many rows, which attend to whole lists."""
     token_ms: float
-    """Of dense attention, in all layers, to one token of one request."""
+    """Time of dense attention, in all layers, to one token of one request."""
     num_layers: int
     num_select: int
 
@@ -94,7 +94,7 @@ class Widths(ABC):
 
 @dataclass(frozen=True)
 class Cycle:
-    """What a cycle took and gave."""
+    """Record of a cycle that has ended."""
 
     lengths: Sequence[int]
     """Tokens of each request before it."""

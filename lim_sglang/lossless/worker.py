@@ -166,7 +166,7 @@ class LosslessWorker(compat.BaseSpecWorker):
         sampling = RunSampling(batch.reqs, host_lengths, batch.sampling_info, self._runner.sampler)
         width = 1 + self._choose_drafts(host_lengths, sampling)
         rows = CycleRows.of(batch, width, self.req_to_token_pool.req_to_token)
-        self._passes.begin(rows, self._queries[rows.requests])
+        self._passes.begin(rows, self._queries[rows.requests] if width > 1 else None)
         tokens = torch.empty_like(rows.positions)
         tokens[:, 0] = self._newest[rows.requests]
         for step in range(width - 1):

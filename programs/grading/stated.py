@@ -133,69 +133,29 @@ _SUBJECT = frozenset(
 """Words behind which a new statement begins."""
 _LEADS_OVER = frozenset(
     [
-        *("the", "my", "our", "this", "that", "your", "their", "final", "correct", "right", "real"),
-        *("true", "actual", "only"),
+        *("the", "my", "our", "this", "that", "your", "their", "final", "correct", "right"),
+        *("real", "true", "actual", "only"),
     ]
 )
 """Words between a verb and "answer": `believe that the final answer`."""
 _NEGATIONS = frozenset(
     [
-        *(
-            "not",
-            "n't",
-            "no",
-            "never",
-            "none",
-            "nobody",
-            "nothing",
-            "cannot",
-            "hardly",
-            "neither",
-            "nor",
-        ),
-        *(
-            "without",
-            "little",
-            "few",
-            "far",
-            "beyond",
-            "fail",
-            "fails",
-            "failed",
-            "refuse",
-            "forget",
-        ),
-        *(
-            "doubt",
-            "doubts",
-            "doubtful",
-            "deny",
-            "denies",
-            "denied",
-            "disagree",
-            "reject",
-            "refutes",
-        ),
-        *("disproves", "unlikely", "unclear", "uncertain", "unsure", "unconvinced", "impossible"),
-        *("implausible", "false", "untrue", "wrong", "incorrect", "mistake", "mistaken", "error"),
-        *(
-            "questionable",
-            "question",
-            "debatable",
-            "dubious",
-            "unproven",
-            "misconception",
-            "tempting",
-        ),
+        *("not", "n't", "no", "never", "none", "nobody", "nothing", "cannot", "hardly"),
+        *("neither", "nor", "without", "little", "few", "far", "beyond", "fail", "fails"),
+        *("failed", "refuse", "forget", "doubt", "doubts", "doubtful", "deny", "denies"),
+        *("denied", "disagree", "reject", "refutes", "disproves", "unlikely", "unclear"),
+        *("uncertain", "unsure", "unconvinced", "impossible", "implausible", "false", "untrue"),
+        *("wrong", "incorrect", "mistake", "mistaken", "error", "questionable", "question"),
+        *("debatable", "dubious", "unproven", "misconception", "tempting"),
     ]
 )
 """Words that deny what follows them; two of them, as in `no doubt`, assert it."""
 _ATTITUDES = frozenset(
     [
-        *("think", "thinks", "believe", "believes", "say", "says", "said", "know", "knows", "mean"),
-        *("claim", "sure", "certain", "convinced", "confident", "clear", "obvious", "true", "see"),
-        *("guarantee", "agree", "conclude", "way", "case", "expect", "imagine", "feel", "accept"),
-        *("doubt", "doubts", "doubtful", "deny", "unlikely", "unclear"),
+        *("think", "thinks", "believe", "believes", "say", "says", "said", "know", "knows"),
+        *("mean", "claim", "sure", "certain", "convinced", "confident", "clear", "obvious"),
+        *("true", "see", "guarantee", "agree", "conclude", "way", "case", "expect", "imagine"),
+        *("feel", "accept", "doubt", "doubts", "doubtful", "deny", "unlikely", "unclear"),
     ]
 )
 """Words that deny a statement behind them without `that`, if they are denied or deny."""

@@ -128,6 +128,8 @@ def _ask_engine(given: Mapping[str, Any]) -> dict[str, Any]:
 NUM_REQUESTS = 200
 NUM_PREFIXES = 6
 ABORT_EVERY = 7
+RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "20"}
+"""Environment in which SGLang retracts requests again and again."""
 PAGE_SIZE = 64
 EDGES = (0, 1, 15, 63)
 """Lengths, modulo a page of 64 tokens, where a block of 16 or 64 tokens has just ended, has just

@@ -199,8 +199,8 @@ def _wrong_stride(result: Any) -> None:
 def _swap_queries(_: Any) -> None:
     """Give each request the queries of another."""
 
-    def begin(original: Any, self: Any, rows: CycleRows, queries: Tensor) -> None:
-        original(self, rows, queries.roll(1, 0))
+    def begin(original: Any, self: Any, rows: CycleRows, queries: Tensor | None) -> None:
+        original(self, rows, None if queries is None else queries.roll(1, 0))
 
     _around(_cpu_passes(), "begin", begin)
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
@@ -199,9 +199,8 @@ def test_dense_decode_is_on_tensor_cores_unless_the_user_chose(
 
 
 @pytest.mark.parametrize(("on_cpu", "compiled"), [(True, 0), (False, 1)])
-@pytest.mark.parametrize("mend", [mends.penalties_without_compiler, mends.mask_without_compiler])
 def test_penalties_and_masks_are_compiled_on_a_gpu_only(
-    monkeypatch: pytest.MonkeyPatch, mend: Callable[..., Any], on_cpu: bool, compiled: int
+    monkeypatch: pytest.MonkeyPatch, on_cpu: bool, compiled: int
 ) -> None:
     ran = []
 
@@ -214,7 +213,7 @@ def test_penalties_and_masks_are_compiled_on_a_gpu_only(
         plain(*arguments)
 
     monkeypatch.setattr(mends, "serves_on_cpu", lambda: on_cpu)
-    mend(compiling, "logits", "scaling")
+    mends.without_compiler(compiling, "logits", "scaling")
     assert ran == ["compiled"] * compiled + [("logits", "scaling")]
 
 

@@ -14,8 +14,15 @@ import pytest
 import torch
 
 from lim_sglang.kernels.reference_sampling import exponential_noise, hash_tokens
+from tests.processes import CHECKS
 from tests.server.gpu_rig import SHAPES, build_model
-from tests.server.in_process import NUM_REQUESTS, is_aborted, make_requests, run_in_process
+from tests.server.in_process import (
+    NUM_REQUESTS,
+    RETRACTING,
+    is_aborted,
+    make_requests,
+    run_in_process,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -40,12 +47,6 @@ SETTINGS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "no-graphs": ({**LOSSLESS, "budget": BUDGET}, {"disable_cuda_graph": True}),
 }
 """Settings of ours and of SGLang's, by server."""
-RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "20"}
-CHECKS = {
-    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
-    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
-}
-"""SGLang's own checks of its slots, which end a server that fails them."""
 
 
 DRAFTING = [name for name, (ours, _) in SETTINGS.items() if ours is not DENSE[0]]

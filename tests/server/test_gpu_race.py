@@ -19,6 +19,7 @@ from tests.server.gpu_rig import NUM_LAYERS, SHAPES, build_model, write_random_g
 from tests.server.in_process import (
     NUM_REQUESTS,
     PAGE_SIZE,
+    RETRACTING,
     is_aborted,
     make_requests,
     run_in_process,
@@ -29,7 +30,6 @@ pytestmark = pytest.mark.gpu
 SHAPE = "coder-0.5b"  # heads whose dense pass leaves the scores behind
 BUDGET = 256
 LESSISMORE = {"select_layers": [2, 4]}
-RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "20"}
 ENGINES_AT_ONCE = 6
 LORA_RANK = 8
 

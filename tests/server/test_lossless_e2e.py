@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.processes import (
+    CHECKS,
     ON_CPU,
     SGLANG,
     LocalServer,
@@ -40,11 +41,6 @@ LOSSLESS = (
     *("--lim-policy", "lossless", "--lim-budget", str(BUDGET)),
     *("--lim-select-layers", ",".join(map(str, SELECT_LAYERS))),
 )
-CHECKS = {
-    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
-    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
-}
-"""SGLang's own checks of its slots, which end a server that fails them."""
 
 
 def request(number: int) -> dict[str, Any]:
