@@ -80,6 +80,8 @@ def _pick(
     state = _mix(tl.full((), 0, tl.uint32), seed.to(tl.uint32))
     state = _mix(state, (seed >> 32).to(tl.uint32))
     state = _mix(state, tl.load(positions + row).to(tl.uint32))
+    top_k = tl.load(top_ks + row)
+    is_greedy = top_k == 1  # then the likeliest token wins without a race
     lanes = tl.arange(0, BLOCK)
     best = tl.full([BLOCK], -1.0, tl.float32)
     best_token = lanes
@@ -87,13 +89,13 @@ def _pick(
     for first in range(0, vocab, BLOCK):
         tokens = first + lanes
         prob = tl.load(probs + tokens, mask=tokens < vocab, other=_OUTSIDE)
-        best, best_token = _race(best, best_token, prob / _noise(state, tokens), tokens)
+        ratio = prob / tl.where(is_greedy, 1.0, _noise(state, tokens))
+        best, best_token = _race(best, best_token, ratio, tokens)
         likeliest = tl.where(prob > likeliest, prob, likeliest)
     token = _winner(best, best_token)
-    top_k = tl.load(top_ks + row)
     top_p = tl.load(top_ps + row)
     least = tl.max(likeliest, 0) * tl.load(min_ps + row)
-    is_open = (top_k < vocab) | (top_p < 1) | (least > 0)
+    is_open = (is_greedy == 0) & ((top_k < vocab) | (top_p < 1) | (least > 0))
     while is_open:
         winner = tl.load(probs + token)
         count = tl.full([BLOCK], 0, tl.int32)

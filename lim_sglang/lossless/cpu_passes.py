@@ -77,24 +77,24 @@ class CpuPasses(Passes):
 
     def begin(self, rows: CycleRows, queries: Tensor | None) -> None:
         """Select the lists of the drafts."""
-        self._rows = rows
+        self.rows = rows
         if queries is not None:
             self._lists = self._select_lists(rows, queries)
 
-    def draft(self, tokens: Tensor, step: int) -> Tensor:
+    def draft_step(self, tokens: Tensor, step: int) -> Tensor:
         """Add the slots of a token to the lists; run a step over them."""
         column = slice(step, step + 1)
-        slots = self._rows.slots[:, column]
+        slots = self.rows.slots[:, column]
         for of_layer in self._lists:
             of_layer[:] = map(torch.cat, zip(of_layer, slots, strict=True))
         with self.backend.drafting(self._lists):
-            output = self._forward(self._rows, tokens[:, None], column)
+            output = self._forward(self.rows, tokens[:, None], column)
         logits: Tensor = output.next_token_logits
         return logits
 
     def verify(self, tokens: Tensor) -> Any:
         """Run a dense step of B * w rows."""
-        return self._forward(self._rows, tokens, slice(None))
+        return self._forward(self.rows, tokens, slice(None))
 
     def queries_of(self, rows: Tensor) -> Tensor:
         """Return the queries of the backend's last dense step."""

@@ -25,11 +25,13 @@ from lim_sglang import compat
 from lim_sglang.attention_backend import SECOND_READING
 from lim_sglang.audit import Audit, AuditedStep
 from lim_sglang.kernels.compact import StepSlots
+from lim_sglang.kernels.coupled_sampling import pick_coupled
 from lim_sglang.kernels.packed import PackedRows
 from lim_sglang.kernels.selector import Room, ScoreSelector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
 from lim_sglang.lossless import internals
 from lim_sglang.lossless.passes import CycleRows, KeptQueries, Passes, by_head
+from lim_sglang.lossless.sampling import RunSampling
 from lim_sglang.lossless.widths import PassTimes
 from lim_sglang.policies.lossless import Lossless
 from lim_sglang.policies.policy import Role
@@ -273,17 +275,20 @@ class RowPass:
         Returns:
             SGLang's output, which the next pass overwrites, and the backend's queries.
         """
-        sizes = [size for size in self._graphs if size >= rows]
-        if not sizes or with_hidden_states:
+        size = self.size_for(rows)
+        if size is None or with_hidden_states:
             batch = self._batch(rows, with_hidden_states=with_hidden_states)
             self.backend.init_forward_metadata(batch)
             return self._forward(batch), self.backend.queries
-        size = min(sizes)
         self.backend.init_forward_metadata_out_graph(self._batch(size))
         found = self._graphs[size]
         found.graph.replay()
         logits = found.output.next_token_logits[:rows]
         return compat.LogitsProcessorOutput(next_token_logits=logits), found.queries
+
+    def size_for(self, rows: int) -> int | None:
+        """Return the rows of the graph that serves as many; None if there is none."""
+        return min((size for size in self._graphs if size >= rows), default=None)
 
     def capture(self, sizes: Iterable[int], logits: Tensor) -> None:
         """Capture a CUDA graph for each number of rows; the largest first, so that all of them use
@@ -335,6 +340,75 @@ class RowPass:
         return internals.call_model(self._runner, batch, self.backend)
 
 
+class DraftLoop(RowPass):
+    """Drafts, each a replay of one CUDA graph, which also draws the token and moves on to it.
+
+    Draws heed temperature, filters and seeds; a request's bias and least number of tokens are left
+    to verification.
+    """
+
+    def __init__(self, runner: Any, backend: DraftBackend, memory: DraftMemory, most: int) -> None:
+        """Allocate the inputs.
+
+        Args:
+            most: drafts of a cycle.
+        """
+        rows, device = memory.max_rows, runner.device
+        super().__init__(runner, backend, rows)
+        self._memory = memory
+        self._drafted = torch.zeros(rows, most + 1, dtype=torch.int64, device=device)
+        self._slot_table = torch.zeros_like(self._drafted)
+        self._step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._temperatures = torch.ones(rows, 1, device=device)
+        self._seeds = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._top_ks = torch.ones(rows, dtype=torch.int32, device=device)
+        self._top_ps, self._min_ps = torch.ones(2, rows, device=device)
+
+    def draft(self, rows: CycleRows, newest: Tensor, info: Any) -> Tensor:
+        """Draft w - 1 tokens behind the newest of each request.
+
+        Args:
+            newest: [B] int64.
+            info: SGLang's sampling parameters of the batch.
+
+        Returns:
+            [B, w] int64, the newest token first.
+        """
+        count, width = rows.positions.shape
+        self.set_tokens(newest, rows.positions[:, 0], rows.slots[:, 0])
+        self._drafted[:count, 0] = newest
+        self._slot_table[:count, :width] = rows.slots
+        self._temperatures[:count] = info.temperatures
+        self._seeds[:count], self._top_ks[:count] = info.sampling_seed, info.top_ks
+        self._top_ps[:count], self._min_ps[:count] = info.top_ps, info.min_ps
+        self._step.zero_()
+        self._memory.ends[:count] += 1
+        graph = self._graphs[self.size_for(count)].graph
+        for _ in range(width - 1):
+            graph.replay()
+        return self._drafted[:count, :width].clone()
+
+    def _forward(self, batch: Any) -> Any:
+        """Run the model, draw a token of each row, and make it the input of the next draft."""
+        output, rows = super()._forward(batch), batch.batch_size
+        probs = (output.next_token_logits / self._temperatures[:rows]).softmax(-1)
+        drawn = pick_coupled(
+            probs,
+            self._seeds[:rows],
+            self.positions[:rows],
+            self._top_ks[:rows],
+            self._top_ps[:rows],
+            self._min_ps[:rows],
+        )
+        self._step.add_(1)
+        self._drafted[:rows].index_copy_(1, self._step, drawn[:, None])
+        self.tokens[:rows] = drawn
+        self.positions[:rows] += 1
+        self.slots[:rows] = self._slot_table[:rows].index_select(1, self._step)[:, 0]
+        self._memory.ends[:rows] += 1
+        return output
+
+
 @dataclass(frozen=True)
 class _Graph:
     graph: torch.cuda.CUDAGraph
@@ -353,7 +427,7 @@ class GpuPasses(Passes):
         self._queries: dict[int, Tensor] = {}
         self._audit: Audit | None = runner.lim_audit
         drafts = DraftBackend(self.backend, self._memory, self.policy)
-        self._draft = RowPass(runner, drafts, self._memory.max_rows)
+        self._draft = DraftLoop(runner, drafts, self._memory, self.choices[-1])
         self._dense = RowPass(runner, self.backend, runner.req_to_token_pool.size)
 
     @property
@@ -405,7 +479,7 @@ class GpuPasses(Passes):
 
     def begin(self, rows: CycleRows, queries: Tensor | None) -> None:
         """Plan the verification and write the lists of the drafts."""
-        self._rows = rows
+        self.rows = rows
         host_lengths = rows.host_lengths.tolist()
         if queries is None:
             lengths, host = rows.lengths + 1, rows.host_lengths + 1
@@ -417,9 +491,15 @@ class GpuPasses(Passes):
         self._draft.set_rows(rows.requests, rows.lengths, rows.host_lengths)
         self._select_lists(*self._gather(rows.lengths, sum(host_lengths)), queries)
 
-    def draft(self, tokens: Tensor, step: int) -> Tensor:
+    def draft(self, newest: Tensor, sampling: RunSampling) -> Tensor:
+        """Draft in a graph, if there is one."""
+        if self.rows.width == 1 or self._draft.size_for(len(newest)) is None:
+            return super().draft(newest, sampling)
+        return self._draft.draft(self.rows, newest, sampling.info)
+
+    def draft_step(self, tokens: Tensor, step: int) -> Tensor:
         """Run all layers over the lists, of which a draft reads one token more than the last."""
-        rows, count = self._rows, len(tokens)
+        rows, count = self.rows, len(tokens)
         self._draft.set_tokens(tokens, rows.positions[:, step], rows.slots[:, step])
         self._memory.ends[:count] += 1
         output, _ = self._draft.run(count)
@@ -428,7 +508,7 @@ class GpuPasses(Passes):
 
     def verify(self, tokens: Tensor) -> Any:
         """Run a dense pass: one row a request as SGLang does, or w rows a request."""
-        rows = self._rows
+        rows = self.rows
         with_hidden_states = rows.batch.return_hidden_states
         if rows.width == 1:
             self._dense.set_tokens(tokens[:, 0], rows.positions[:, 0], rows.slots[:, 0])
@@ -466,7 +546,7 @@ class GpuPasses(Passes):
         indptr = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=lengths.device)
         indptr[1:] = lengths.cumsum(0)
         slots = torch.empty(total, dtype=torch.int32, device=lengths.device)
-        internals.gather_slots(self.req_to_token, self._rows.requests, lengths, indptr, slots)
+        internals.gather_slots(self.req_to_token, self.rows.requests, lengths, indptr, slots)
         return indptr, slots
 
     def _record(self, audit: Audit, slots: Tensor, scores: Sequence[PackedRows]) -> None:
@@ -476,7 +556,7 @@ class GpuPasses(Passes):
             slots: [tokens of all requests] int32.
             scores: of each SELECT layer.
         """
-        lengths, memory = self._rows.host_lengths.tolist(), self._memory
+        lengths, memory = self.rows.host_lengths.tolist(), self._memory
         if not memory.selector.fits(sum(lengths)):
             audit.unchecked_steps += 1
             return
@@ -490,7 +570,7 @@ class GpuPasses(Passes):
 
     def _select_lists(self, indptr: Tensor, slots: Tensor, queries: Tensor) -> None:
         """Write each request's kept slots, and the slots of its drafts behind them."""
-        rows, memory = self._rows, self._memory
+        rows, memory = self.rows, self._memory
         count, drafts = len(rows.requests), rows.width - 1
         selector = memory.selector.for_rows(rows.host_lengths)
         starts = memory.starts[: count + 1]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang import compat
+from lim_sglang.lossless.sampling import RunSampling
 from lim_sglang.lossless.widths import PassTimes
 
 
@@ -64,6 +65,8 @@ class Passes(ABC):
         """None where passes were not timed: one number alone may be drafted, or no graph runs."""
         self.backend = compat.decode_backend(runner.attn_backend)
         """The backend of prefills, which keeps queries."""
+        self.rows: CycleRows
+        """Those of the cycle that was begun last."""
         self.req_to_token: Tensor = runner.req_to_token_pool.req_to_token
         layers = {layer.layer_id: layer for layer in compat.attention_layers(runner.model)}
         self.select: Sequence[Any] = [layers[n] for n in self.policy.selecting(len(layers))]
@@ -93,8 +96,26 @@ class Passes(ABC):
                 w is 1, so that nothing is drafted.
         """
 
+    def draft(self, newest: Tensor, sampling: RunSampling) -> Tensor:
+        """Draft the tokens of a cycle, one after the other.
+
+        Args:
+            newest: [B] int64, of each request.
+            sampling: of the cycle.
+
+        Returns:
+            [B, w] int64, the newest token and the drafts behind it.
+        """
+        positions = self.rows.positions
+        tokens = torch.empty_like(positions)
+        tokens[:, 0] = newest
+        for step in range(self.rows.width - 1):
+            logits = self.draft_step(tokens[:, step], step)
+            tokens[:, step + 1] = sampling.draft(logits, positions[:, step], step)
+        return tokens
+
     @abstractmethod
-    def draft(self, tokens: Tensor, step: int) -> Tensor:
+    def draft_step(self, tokens: Tensor, step: int) -> Tensor:
         """Run the model over the lists and the drafts so far.
 
         Args:

@@ -44,7 +44,7 @@ class RunSampling:
             info: SGLang's sampling parameters of the batch.
             sampler: SGLang's live sampler, which must be the coupled one.
         """
-        self._info, self._sampler = info, sampler
+        self.info, self._sampler = info, sampler
         reasons = [reason_to_cap(request) for request in requests]
         self.capped = {row: reason for row, reason in enumerate(reasons) if reason}
         """Reasons by the index of the request."""
@@ -97,22 +97,22 @@ class RunSampling:
             first: place in its run of each request's first row.
         """
         width = logits.shape[1]
-        if (bias := self._info.logit_bias) is not None:
+        if (bias := self.info.logit_bias) is not None:
             uncapped = [row for row in range(len(logits)) if row not in self.capped]
             logits[uncapped] += bias[uncapped, None]
         for row, (missing, stops) in self._at_least.items():
             if missing > first:
                 logits[row, : missing - first, stops] = -torch.inf
         of_rows = positions.flatten().contiguous()
-        drawn: Tensor = self._sampler.draw(logits.flatten(0, 1), self._info, of_rows, width)
+        drawn: Tensor = self._sampler.draw(logits.flatten(0, 1), self.info, of_rows, width)
         return drawn.view(-1, width)
 
     def _as_dense(self, logits: Tensor) -> Tensor:
         """Apply everything that requests ask for to the [B, V] logits of their first rows."""
-        self._info.update_regex_vocab_mask()
-        self._info.apply_logits_bias(logits)
-        self._info.vocab_mask = None
-        processed: Tensor = self._sampler._preprocess_logits(logits, self._info)
+        self.info.update_regex_vocab_mask()
+        self.info.apply_logits_bias(logits)
+        self.info.vocab_mask = None
+        processed: Tensor = self._sampler._preprocess_logits(logits, self.info)
         return processed
 
 

@@ -167,11 +167,7 @@ class LosslessWorker(compat.BaseSpecWorker):
         width = 1 + self._choose_drafts(host_lengths, sampling)
         rows = CycleRows.of(batch, width, self.req_to_token_pool.req_to_token)
         self._passes.begin(rows, self._queries[rows.requests] if width > 1 else None)
-        tokens = torch.empty_like(rows.positions)
-        tokens[:, 0] = self._newest[rows.requests]
-        for step in range(width - 1):
-            logits = self._passes.draft(tokens[:, step], step)
-            tokens[:, step + 1] = sampling.draft(logits, rows.positions[:, step], step)
+        tokens = self._passes.draft(self._newest[rows.requests], sampling)
         verified = self._passes.verify(tokens)
         logits = verified.next_token_logits.unflatten(0, tokens.shape)
         picks = sampling.verify(logits, rows.positions)

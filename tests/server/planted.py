@@ -58,16 +58,16 @@ def _accept(change: Callable[[Tensor, int], Tensor]) -> Callable[[Any], None]:
 
 
 def _slots(pass_name: str, change: Callable[[Any, CycleRows], Tensor]) -> Callable[[Any], None]:
-    """Let a pass, `draft` or `verify`, write elsewhere: `change(passes, rows)`."""
+    """Let a pass, `draft_step` or `verify`, write elsewhere: `change(passes, rows)`."""
 
     def plant(_: Any) -> None:
         def run(original: Any, self: Any, *arguments: Any) -> Any:
-            rows = self._rows
-            self._rows = replace(rows, slots=change(self, rows))
+            rows = self.rows
+            self.rows = replace(rows, slots=change(self, rows))
             try:
                 return original(self, *arguments)
             finally:
-                self._rows = rows
+                self.rows = rows
 
         _around(_cpu_passes(), pass_name, run)
 
@@ -272,7 +272,7 @@ def _others_lists(_: Any, __: Any, lists: list[list[Tensor]]) -> list[list[Tenso
 DEFECTS: Mapping[str, Callable[[Any], None]] = {
     "run-too-long": _accept(lambda count, width: (count + 1).clamp(max=width)),
     "run-too-short": _accept(lambda count, _: (count - 1).clamp(min=1)),
-    "draft-keys-below": _slots("draft", _slots_below),
+    "draft-keys-below": _slots("draft_step", _slots_below),
     "draft-keys-stay": _keep_draft_keys,
     "verified-slots-shifted": _slots("verify", lambda _, rows: rows.slots.roll(1, 1)),
     "rejected-keys-shared": _share_rejected_keys,
