@@ -300,7 +300,7 @@ class RowPass:
         for size in sorted(sizes, reverse=True):
             batch = self._batch(size, logits=logits[:size])
             self.backend.init_forward_metadata_out_graph(batch, in_capture=True)
-            graph, output = internals.capture_graph(partial(self._forward, batch))
+            graph, output = internals.capture_graph(partial(self._captured, batch))
             self._graphs[size] = _Graph(graph, output, dict(self.backend.queries))
 
     def time_graphs(self) -> list[tuple[int, float]]:
@@ -335,6 +335,10 @@ class RowPass:
             logits=logits,
             with_hidden_states=with_hidden_states,
         )
+
+    def _captured(self, batch: Any) -> Any:
+        """Do what a graph captures."""
+        return self._forward(batch)
 
     def _forward(self, batch: Any) -> Any:
         return internals.call_model(self._runner, batch, self.backend)
@@ -383,14 +387,14 @@ class DraftLoop(RowPass):
         self._top_ps[:count], self._min_ps[:count] = info.top_ps, info.min_ps
         self._step.zero_()
         self._memory.ends[:count] += 1
-        graph = self._graphs[self.size_for(count)].graph
+        graph = self._graphs[min(size for size in self._graphs if size >= count)].graph
         for _ in range(width - 1):
             graph.replay()
         return self._drafted[:count, :width].clone()
 
-    def _forward(self, batch: Any) -> Any:
+    def _captured(self, batch: Any) -> Any:
         """Run the model, draw a token of each row, and make it the input of the next draft."""
-        output, rows = super()._forward(batch), batch.batch_size
+        output, rows = self._forward(batch), batch.batch_size
         probs = (output.next_token_logits / self._temperatures[:rows]).softmax(-1)
         drawn = pick_coupled(
             probs,
