@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from statistics import median
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +26,7 @@ from lim_sglang.audit import Audit, AuditedStep
 from lim_sglang.kernels.compact import StepSlots
 from lim_sglang.kernels.coupled_sampling import pick_coupled
 from lim_sglang.kernels.packed import PackedRows
+from lim_sglang.kernels.run_attention import RunWorkspace, attend_runs
 from lim_sglang.kernels.selector import Room, ScoreSelector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
 from lim_sglang.lossless import internals
@@ -38,6 +38,9 @@ from lim_sglang.policies.policy import Role
 
 logger = logging.getLogger(__name__)
 
+MAX_VERIFIED = 432
+"""Most rows of a verification that a CUDA graph captures: 48 requests of 9 tokens. Logits take 4
+bytes a row and token of the vocabulary."""
 MAX_DRAFTED = 48
 """Most requests of a batch that drafts: as many as SGLang's own speculation runs by default."""
 TIMED_REPLAYS = 5
@@ -179,56 +182,66 @@ class DraftBackend(_CycleBackend):
         )
 
 
+@dataclass(frozen=True)
+class RunMemory:
+    """Slots of all tokens that a verification reads, and the kernel's memory."""
+
+    slots: Tensor
+    """[most tokens] int32, one request behind the other."""
+    indptr: Tensor
+    """[rows + 1] int32, where each request's begin; behind the last they stay where they are."""
+    workspace: RunWorkspace
+
+    @classmethod
+    def allocate(
+        cls, backend: LosslessGpuBackend, max_rows: int, max_width: int, tokens: int
+    ) -> "RunMemory":
+        """Allocate for batches that draft.
+
+        Args:
+            max_rows: requests.
+            max_width: tokens of a run.
+            tokens: of all requests together, without their runs.
+        """
+        shape, device = backend.indices_updater_decode, backend.kv_last_page_len.device
+        return cls(
+            torch.zeros(tokens + max_rows * max_width, dtype=torch.int32, device=device),
+            torch.zeros(max_rows + 1, dtype=torch.int32, device=device),
+            RunWorkspace.allocate(
+                num_heads=shape.num_qo_heads,
+                num_kv_heads=shape.num_kv_heads,
+                dim=shape.head_dim,
+                max_width=max_width,
+                device=device,
+            ),
+        )
+
+
 class VerifyBackend(KeptQueries, _CycleBackend):
     """Dense attention of w rows a request, each over the tokens up to its own."""
 
-    def __init__(self, backend: LosslessGpuBackend) -> None:
+    def __init__(self, backend: LosslessGpuBackend, memory: RunMemory, width: int) -> None:
         super().__init__(backend)
         self.query_layers = backend.query_layers
         self.queries: dict[int, Tensor] = {}
-        self._shape = backend.indices_updater_decode
-        self._soft_cap = 0.0
-        self._wrapper = internals.prefill_wrapper(backend.workspace_buffer)
-
-    def plan(self, rows: CycleRows, slots: Tensor, lengths: Sequence[int]) -> None:
-        """Plan a cycle's verification, from the host's lengths: nothing waits for the device.
-
-        Args:
-            slots: [sum of lengths] int32, of each request's tokens.
-            lengths: tokens of each request, those verified included.
-        """
-        ends = [0, *accumulate(lengths)]
-        runs = range(0, (len(lengths) + 1) * rows.width, rows.width)
-        self._wrapper.plan(
-            _on_host(runs),
-            _on_host(ends),
-            slots,
-            _on_host([1] * len(lengths)),  # pages of one token
-            self._shape.num_qo_heads,
-            self._shape.num_kv_heads,
-            self._shape.head_dim,
-            1,
-            causal=True,
-            q_data_type=self._shape.q_data_type,
-            kv_data_type=self._shape.data_type,
-            seq_lens=_on_host(lengths),
-        )
+        self._memory, self._width = memory, width
 
     def attend(self, query: Tensor, layer: Any) -> Tensor:
-        """Attend by the plan."""
-        output: Tensor = self._wrapper.forward(
+        """Attend; nothing is planned."""
+        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        memory = self._memory
+        return attend_runs(
             query,
-            self.token_to_kv_pool.get_kv_buffer(layer.layer_id),
-            causal=True,
-            sm_scale=layer.scaling,
-            logits_soft_cap=layer.logit_cap,
+            keys,
+            values,
+            memory.slots,
+            memory.indptr[: len(query) // self._width + 1],
+            width=self._width,
+            scale=layer.scaling,
+            soft_cap=layer.logit_cap,
+            workspace=memory.workspace,
+            out=torch.empty_like(query),
         )
-        return output
-
-
-def _on_host(numbers: Sequence[int] | range) -> Tensor:
-    """Return int32 in memory that is copied to a GPU without waiting."""
-    return torch.tensor(numbers, dtype=torch.int32).pin_memory()
 
 
 class RowPass:
@@ -427,7 +440,18 @@ class GpuPasses(Passes):
     def __init__(self, runner: Any) -> None:
         super().__init__(runner)
         self._memory: DraftMemory = runner.lim_draft_memory
-        self._verification = VerifyBackend(self.backend)
+        widths = [number + 1 for number in self.choices if number]
+        self._runs = RunMemory.allocate(
+            self.backend, self._memory.max_rows, widths[-1], runner.max_total_num_tokens
+        )
+        self._verifications = {
+            width: RowPass(
+                runner,
+                VerifyBackend(self.backend, self._runs, width),
+                self._memory.max_rows * width,
+            )
+            for width in widths
+        }
         self._queries: dict[int, Tensor] = {}
         self._audit: Audit | None = runner.lim_audit
         drafts = DraftBackend(self.backend, self._memory, self.policy)
@@ -446,12 +470,21 @@ class GpuPasses(Passes):
             return
         most = max(sizes)
         self.backend.init_cuda_graph_state(most, most)
-        vocab = self.runner.model_config.vocab_size
-        logits = torch.zeros(most, vocab, dtype=torch.float32, device=self.runner.device)
+        vocab, drafted = self.runner.model_config.vocab_size, {
+            min(size, self.max_drafted) for size in sizes
+        }
+        verified = {
+            width: [size * width for size in drafted if size * width <= MAX_VERIFIED]
+            for width in self._verifications
+        }
+        rows = max(most, *map(max, verified.values()))
+        logits = torch.zeros(rows, vocab, dtype=torch.float32, device=self.runner.device)
         logger.info("LessIsMore: capturing dense steps of %s and drafts up to %d", sizes, most)
         with internals.graph_capture():
             self._dense.capture(sizes, logits)
-            self._draft.capture({min(size, self.max_drafted) for size in sizes}, logits)
+            self._draft.capture(drafted, logits)
+            for width, of_width in verified.items():
+                self._verifications[width].capture(of_width, logits)
         if len(self.choices) > 1:
             self.times = self._time_passes()
             logger.info("LessIsMore: passes took %s", self.times)
@@ -489,9 +522,11 @@ class GpuPasses(Passes):
             lengths, host = rows.lengths + 1, rows.host_lengths + 1
             self._dense.set_rows(rows.requests, lengths, host)
             return
-        verified = [length + rows.width for length in host_lengths]
-        _, slots = self._gather(rows.lengths + rows.width, sum(verified))
-        self._verification.plan(rows, slots, verified)
+        lengths, indptr = rows.lengths + rows.width, self._runs.indptr
+        count = len(lengths)
+        indptr[1 : count + 1] = lengths.cumsum(0)
+        indptr[count + 1 :] = indptr[count]
+        self._gather_into(lengths, indptr, self._runs.slots)
         self._draft.set_rows(rows.requests, rows.lengths, rows.host_lengths)
         self._select_lists(*self._gather(rows.lengths, sum(host_lengths)), queries)
 
@@ -520,20 +555,13 @@ class GpuPasses(Passes):
                 len(tokens), with_hidden_states=with_hidden_states
             )
             return output
-        lengths = (rows.positions + 1).flatten()
-        batch = internals.decode_batch(
-            self.runner,
-            tokens=tokens.flatten(),
-            requests=rows.requests.repeat_interleave(rows.width),
-            positions=rows.positions.flatten(),
-            lengths=lengths,
-            host_lengths=None,  # the verification is planned
-            slots=rows.slots.flatten(),
-            logits=None,
-            with_hidden_states=with_hidden_states,
+        verification = self._verifications[rows.width]
+        flat = (each.flatten() for each in (tokens, rows.positions, rows.slots))
+        verification.set_tokens(*flat)
+        verification.slots[tokens.numel() :] = 0  # rows that pad a graph
+        output, self._queries = verification.run(
+            tokens.numel(), with_hidden_states=with_hidden_states
         )
-        output = internals.call_model(self.runner, batch, self._verification)
-        self._queries = self._verification.queries
         return output
 
     def queries_of(self, rows: Tensor) -> Tensor:
@@ -550,8 +578,11 @@ class GpuPasses(Passes):
         indptr = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=lengths.device)
         indptr[1:] = lengths.cumsum(0)
         slots = torch.empty(total, dtype=torch.int32, device=lengths.device)
-        internals.gather_slots(self.req_to_token, self.rows.requests, lengths, indptr, slots)
+        self._gather_into(lengths, indptr, slots)
         return indptr, slots
+
+    def _gather_into(self, lengths: Tensor, indptr: Tensor, slots: Tensor) -> None:
+        internals.gather_slots(self.req_to_token, self.rows.requests, lengths, indptr, slots)
 
     def _record(self, audit: Audit, slots: Tensor, scores: Sequence[PackedRows]) -> None:
         """Let the audit check the lists that have just been written.
