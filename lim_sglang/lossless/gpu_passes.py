@@ -463,6 +463,14 @@ class GpuPasses(Passes):
         """Requests of the largest batch that drafts."""
         return self._memory.max_rows
 
+    def fits(self, lengths: Sequence[int]) -> bool:
+        """Return True unless the requests are many, or share so many tokens that they have more
+        together than the KV cache."""
+        return (
+            len(lengths) <= self.max_drafted
+            and sum(lengths) <= self.runner.max_total_num_tokens
+        )
+
     def capture(self) -> None:
         """Capture drafts, and dense steps of one token, at the batch sizes of SGLang's graphs."""
         sizes = internals.graph_batch_sizes(self.runner)
