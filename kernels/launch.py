@@ -74,6 +74,32 @@ SPLIT_ALIGNMENT = 16
 """Splits begin at multiples of this many tokens, so that slots are read in whole loads."""
 COMBINED_HEADS = 32
 """Heads times splits that are combined in one round."""
+MAX_RUN_ROWS = 64
+"""Most query rows, those of a run times the heads of a group, that one program attends for."""
+RUN_PROGRAMS_PER_SM = 2
+"""Programs per SM that share the tokens of all runs, and run at a time."""
+WIDE_RUN_TILE, NARROW_RUN_TILE = 16384, 8192
+"""Bytes of K, and of V, that a program of a run's attention reads at a time; `run_tile_bytes`
+chooses."""
+WIDE_RUN_SHARED = 228 << 10
+"""Shared memory of an SM that two programs with wide tiles take: queries, and three tiles each of K
+and V. So much have Hopper and Blackwell's data-centre GPUs."""
+MAX_RUN_BLOCK = 64
+"""Most tokens of a tile: more would take registers for their scores."""
+MIN_RUN_TILES = 2
+"""Fewest tiles of a program: the tiles of few and short requests are shared by fewer programs."""
+RUN_STAGES = 3
+"""Pipeline stages of the loop over tiles: while one is computed, the next is on its way, and the
+one after the next is requested."""
+COMBINED_SPLITS = 8
+"""Splits of a run that one program combines: more of them are combined in several levels."""
+COMBINED_ROWS = 16
+"""Rows of these splits that are combined at a time."""
+WIDE_RUN = 8192
+"""Rows times head dimension from which on a program of 4 warps lacks registers, and has 8."""
+MIN_REQUESTS, MAX_REQUESTS = 32, 512
+"""Requests that a program finds its share among: kernels are compiled for the powers of two from
+the first to the second."""
 SHORTLIST_BLOCK = 4096
 """Scores that a shortlist reads at a time."""
 RADIX_BLOCK = 2048
@@ -139,6 +165,31 @@ def attend_block(dim: int, group: int, cache_bytes: int, programs_per_sm: float)
     return (NARROW_TILE if narrow else WIDE_TILE).elements // dim
 
 
+def run_tile_bytes(shared_bytes: int) -> int:
+    """Return the bytes of K, and of V, in a tile of a run's attention.
+
+    Args:
+        shared_bytes: shared memory of an SM.
+    """
+    return WIDE_RUN_TILE if shared_bytes >= WIDE_RUN_SHARED else NARROW_RUN_TILE
+
+
+def run_block(dim: int, element_bytes: int, tile_bytes: int) -> int:
+    """Return the tokens in a tile of a run's attention.
+
+    Args:
+        dim: head dimension.
+        element_bytes: of K and V as they are multiplied.
+        tile_bytes: of K, and of V.
+    """
+    return max(MIN_DOT_ROWS, min(MAX_RUN_BLOCK, tile_bytes // (dim * element_bytes)))
+
+
+def run_warps(padded_rows: int, dim: int) -> int:
+    """Return the warps of a program that attends for the rows of a run."""
+    return 8 if padded_rows * dim > WIDE_RUN else 4
+
+
 def sample_size(columns: int) -> int:
     """Return the scores to sample of rows of up to `columns` tokens, a power of two."""
     return min(MAX_SAMPLE, max(MIN_SAMPLE, triton.next_power_of_2(columns // SAMPLE_STRIDE)))
@@ -194,6 +245,21 @@ def check_int32(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype != torch.int32:
             raise ValueError(f"{name} must be int32, not {tensor.dtype}")
+
+
+def check_attention(query: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    """Refuse query [R, H, D], keys and values [P, G, D] and output [R, H, D] that do not fit."""
+    num_heads, dim = query.shape[1:]
+    if values.shape != keys.shape or keys.shape[2] != dim or num_heads % keys.shape[1]:
+        raise ValueError(
+            "query heads must be a multiple of KV heads, and all head dimensions the same, not "
+            f"query {tuple(query.shape)}, keys {tuple(keys.shape)} and values {tuple(values.shape)}"
+        )
+    if out.shape != query.shape or out.dtype != query.dtype:
+        raise ValueError(
+            f"out must be {query.dtype} of shape {tuple(query.shape)}, not {out.dtype} of "
+            f"{tuple(out.shape)}"
+        )
 
 
 @triton.jit

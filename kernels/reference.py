@@ -7,6 +7,7 @@ Shapes: H query heads, G KV heads, D head dimension, S tokens of one request (ne
 C candidates, K budget.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -347,6 +348,48 @@ def attend_lists(query: Tensor, keys: Tensor, values: Tensor, kept: Tensor, scal
         scale=scale,
     )
     return output[:, 0]
+
+
+def attend_runs(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    indptr: Tensor,
+    *,
+    width: int,
+    scale: float,
+    soft_cap: float = 0.0,
+) -> Tensor:
+    """Compute attention of each request's last tokens, each over the tokens up to its own.
+
+    Args:
+        query: [B * width, H, D], of the last `width` tokens of each request, oldest first.
+        keys, values: [P, G, D].
+        slots: [indptr[B]], of each request's tokens, oldest first.
+        indptr: [B + 1], where each request's slots begin.
+        width: query rows of a request.
+        scale: factor on q·k before the softmax.
+        soft_cap: bound that a tanh keeps scaled scores within; 0 for none.
+
+    Returns:
+        [B * width, H, D] in the query's dtype; zeros for a row that has no token.
+    """
+    heads, groups, dim = query.shape[1], keys.shape[1], query.shape[2]
+    rows = query.view(-1, width, groups, heads // groups, dim)
+    output = torch.zeros_like(rows)
+    ends = indptr.tolist()
+    for request, (first, end) in enumerate(itertools.pairwise(ends)):
+        own, length = slots[first:end].long(), end - first
+        scores = torch.einsum("wghd,ngd->ghwn", rows[request], keys[own].to(query.dtype)) * scale
+        if soft_cap:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
+        row, token = torch.arange(width)[:, None], torch.arange(length)
+        visible = (token <= length - width + row).to(query.device)
+        weights = scores.masked_fill(~visible, -math.inf).softmax(-1)
+        weights = weights.masked_fill(~visible, 0)  # of a row without tokens, NaN
+        output[request] = torch.einsum("ghwn,ngd->wghd", weights, values[own].to(query.dtype))
+    return output.view(query.shape)
 
 
 def check_integer(name: str, value: Any, least: int) -> None:

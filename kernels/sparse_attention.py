@@ -25,6 +25,7 @@ from lim_sglang.kernels.launch import (
     PROGRAMS_PER_SM,
     SPLIT_ALIGNMENT,
     attend_block,
+    check_attention,
     check_int32,
     check_tensors,
     interpreted,
@@ -420,18 +421,9 @@ def _check_shapes(
     out: Tensor,
 ) -> None:
     """Refuse shapes with which the kernel would read or write out of bounds."""
+    check_attention(query, keys, values, out)
     rows, num_heads, dim = query.shape
     num_kv_heads = keys.shape[1]
-    if values.shape != keys.shape or keys.shape[2] != dim or num_heads % num_kv_heads:
-        raise ValueError(
-            "query heads must be a multiple of KV heads, and all head dimensions the same, not "
-            f"query {tuple(query.shape)}, keys {tuple(keys.shape)} and values {tuple(values.shape)}"
-        )
-    if out.shape != query.shape or out.dtype != query.dtype:
-        raise ValueError(
-            f"out must be {query.dtype} of shape {tuple(query.shape)}, not {out.dtype} of "
-            f"{tuple(out.shape)}"
-        )
     if len(starts) != rows or len(ends) != rows:
         raise ValueError(
             f"starts and ends must have {rows} elements, not {len(starts)} and {len(ends)}"

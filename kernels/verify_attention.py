@@ -1,6 +1,7 @@
-"""Run sparse attention on a random batch and compare it with the reference.
+"""Run attention on a random batch and compare it with the reference.
 
-As `verify.py`, whose batches these are; over one list of all heads, and over lists of their own.
+As `verify.py`, whose batches these are; sparse attention over one list of all heads, and over lists
+of their own; dense attention of runs of several tokens.
 """
 
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lim_sglang.kernels import reference
+from lim_sglang.kernels.run_attention import RunWorkspace, attend_runs
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
 from lim_sglang.kernels.verify import Batch, poison, random_step, relative_error
 
@@ -17,6 +19,8 @@ ATTENTION_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16:
 """Relative RMS of one layer's attention, by its dtype."""
 VALUE_SCALE = 0.5
 """Value scale of a quantised cache; a power of two, so that it changes no relative error."""
+FEW_PROGRAMS = 3
+"""Programs that share all runs once more, each with several requests or parts of them."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,7 @@ def _attention_differences(batch: Batch, inputs: AttentionInputs, num_units: int
             )
             for _ in range(2)
         )
-        if not torch.equal(found, again):
-            differences.append(f"{name}: a second run gives other bits")
-        if workspace.block_counters.any():
-            differences.append(f"{name}: block counters are not reset")
-            workspace.block_counters.zero_()
+        differences += _trace_differences(name, found, again, workspace.block_counters)
         for row, length in enumerate(batch.lengths):
             slots = inputs.slots[..., ends[row] : ends[row + 1]].long()
             error = attention_error(
@@ -129,6 +129,82 @@ def _attention_differences(batch: Batch, inputs: AttentionInputs, num_units: int
             if not error <= ATTENTION_TOLERANCE[batch.dtype]:
                 differences.append(
                     f"{name}: attention of row {row} of {length} tokens is off by {error:.1e}"
+                )
+    return differences
+
+
+def _trace_differences(
+    name: str, found: Tensor, again: Tensor, block_counters: Tensor
+) -> list[str]:
+    """Compare the results of two launches, and reset counters that they have left."""
+    differences = []
+    if not torch.equal(found, again):
+        differences.append(f"{name}: a second run gives other bits")
+    if block_counters.any():
+        differences.append(f"{name}: block counters are not reset")
+        block_counters.zero_()
+    return differences
+
+
+def run_attention_differences(
+    batch: Batch, device: str, width: int, soft_cap: float = 0.0
+) -> list[str]:
+    """Compare `attend_runs`, of the last `width` tokens of each request, with the reference.
+
+    Its tokens are shared by as many programs as the GPU runs at a time, and by few.
+    """
+    inputs = random_attention_inputs(batch, device)
+    generator = torch.Generator().manual_seed(3)
+    rows = len(batch.lengths) * width
+    query = torch.randn(rows, batch.heads, batch.dim, generator=generator).to(batch.dtype)
+    query = _pad_with_nan(query.to(device), (0, 0), 1, 16)[:, : batch.heads, : batch.dim]
+    expected = reference.attend_runs(
+        query.float(),
+        inputs.keys.float(),
+        inputs.values.float(),
+        inputs.slots,
+        inputs.indptr,
+        width=width,
+        scale=batch.scale,
+        soft_cap=soft_cap,
+    )
+    expected = VALUE_SCALE * expected.view(-1, width, batch.heads, batch.dim)
+    workspace = RunWorkspace.allocate(
+        num_heads=batch.heads,
+        num_kv_heads=batch.kv_heads,
+        dim=batch.dim,
+        max_width=width,
+        device=device,
+    )
+    differences = []
+    for name, given in (
+        ("many programs", workspace),
+        ("few programs", workspace.first_programs(FEW_PROGRAMS)),
+    ):
+        poison(workspace.outputs), poison(workspace.lse)
+        found, again = (
+            attend_runs(
+                query,
+                inputs.keys,
+                inputs.values,
+                inputs.slots,
+                inputs.indptr,
+                width=width,
+                scale=batch.scale,
+                soft_cap=soft_cap,
+                value_scale=VALUE_SCALE,
+                workspace=given,
+                out=poison(torch.empty_like(query)),
+            ).view(expected.shape)
+            for _ in range(2)
+        )
+        differences += _trace_differences(name, found, again, workspace.block_counters)
+        for request, length in enumerate(batch.lengths):
+            error = relative_error(found[request], expected[request])
+            if not error <= ATTENTION_TOLERANCE[batch.dtype]:
+                differences.append(
+                    f"{name}: attention of request {request} of {length} tokens is off by "
+                    f"{error:.1e}"
                 )
     return differences
 

@@ -25,12 +25,15 @@ from lim_sglang.kernels import (
     full_ranking,
     launch,
     mass,
+    run_attention,
     scores,
     shortlist,
     sparse_attention,
 )
 
 ARCHITECTURES = (80, 90, 100, 120)
+SM_SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10, 120: 100 << 10}
+"""Shared memory of an SM, by architecture: NVIDIA's CUDA programming guide."""
 LEAST_SHARED_MEMORY = 120
 """Architecture whose programs may take the least shared memory. Large sorts are compiled for it
 alone: they take the same memory everywhere, and 38 s of CPU time."""
@@ -178,6 +181,49 @@ def compile_attention(architecture: int) -> dict[str, Usage]:
     return found
 
 
+def compile_runs(architecture: int) -> dict[str, Usage]:
+    """Compile the attention of runs for each number of query rows, and for wide heads and fp8."""
+    found = {}
+    tile_bytes = launch.run_tile_bytes(SM_SHARED_BYTES[architecture])
+    for query, cache, dim, width, group in (
+        ("bf16", "bf16", 128, 9, 4),
+        ("bf16", "bf16", 128, 9, 7),
+        ("bf16", "bf16", 128, 5, 5),
+        ("bf16", "bf16", 128, 9, 1),
+        ("fp16", "fp16", 64, 8, 8),
+        ("bf16", "bf16", 256, 8, 8),
+        ("fp16", "fp8e5", 128, 16, 4),
+        ("bf16", "fp8e4nv", 128, 16, 4),
+    ):
+        if cache == "fp8e4nv" and architecture < FP8_FROM:
+            continue
+        rows = run_attention.padded_run(width, group)
+        constants = {
+            "GROUP": group,
+            "ROWS": rows,
+            "DIM": dim,
+            "BLOCK": launch.run_block(dim, 2, tile_bytes),
+            "PADDED_REQUESTS": launch.MAX_REQUESTS if group == 7 else launch.MIN_REQUESTS,
+            "MIN_TILES": launch.MIN_RUN_TILES,
+            "SPLITS": launch.COMBINED_SPLITS,
+            "COMBINED_ROWS": launch.COMBINED_ROWS,
+            "LEVELS": run_attention.LEVELS,
+            "CAPPED": group == 7,
+            "UPCAST": False,
+        }
+        types = {"query": f"*{query}", "output": f"*{query}"}
+        types |= dict.fromkeys(("keys", "values"), f"*{cache}")
+        found[f"attend_runs {query} {cache} {dim} {rows} {group}"] = compile_kernel(
+            architecture,
+            run_attention._attend_runs,
+            constants,
+            launch.run_warps(rows, dim),
+            launch.RUN_STAGES,
+            **types,
+        )
+    return found
+
+
 def compile_selection(architecture: int) -> dict[str, Usage]:
     """Compile selection for 32 heads, budget 256; also 2,048 and 6,144 where memory is least."""
     pdl = {"USE_PDL": architecture >= 10 * launch.PDL_CAPABILITY[0]}
@@ -259,6 +305,7 @@ def compile_for(architecture: int) -> dict[str, Usage]:
     return (
         compile_scores(architecture)
         | compile_attention(architecture)
+        | compile_runs(architecture)
         | compile_selection(architecture)
     )
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from lim_sglang.kernels.launch import RUN_PROGRAMS_PER_SM
+from tests.kernels.compile_all import SM_SHARED_BYTES
+
 SCRIPT = Path(__file__).parent / "compile_all.py"
 SHARED_BYTES = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10, "120": 99 << 10}
 """Shared memory that one program may take, by architecture: NVIDIA's CUDA programming guide."""
@@ -25,6 +28,7 @@ KERNELS = {
     "softmax_mass",
     "topk_by_mass",
     "attend_tokens",
+    "attend_runs",
     "pick_coupled",
 }
 
@@ -37,10 +41,14 @@ SIDE_BY_SIDE = {
     **dict.fromkeys(("score_tokens", "softmax_mass", "compact_slots"), 4),
     "attend_tokens bf16 bf16 128": 5,  # `WIDE_TILE`
     "attend_tokens fp16 fp16 64": 5,
+    "attend_runs bf16 bf16 128": 2,  # RUN_PROGRAMS_PER_SM
+    "attend_runs fp16 fp16 64": 2,
 }
 """Programs that an SM has registers for, at least, by the beginnings of kernels' names."""
 MAX_SPILLED = 72
 """Most bytes of a thread's stack where programs shall run side by side."""
+RESERVED_BYTES = 1024
+"""Shared memory of an SM that each program takes besides its own: the same guide."""
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +81,16 @@ def test_registers_are_left_for_programs_side_by_side(
         most = REGISTERS // (32 * each["warps"] * SIDE_BY_SIDE[beginning])
         assert each["registers"] <= most
         assert each["stack_bytes"] <= MAX_SPILLED
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_shared_memory_is_left_for_a_second_program_of_runs(
+    compiled: dict[str, dict[str, Any]], architecture: int
+) -> None:
+    """Of heads up to 128. SMs of architecture 120 run one, which suffices for their memory."""
+    found = compiled[str(architecture)]
+    names = [name for name in found if name.startswith("attend_runs") and " 256 " not in name]
+    assert names
+    for name in names:
+        taken = found[name]["shared_bytes"] + RESERVED_BYTES
+        assert RUN_PROGRAMS_PER_SM * taken <= SM_SHARED_BYTES[architecture]

@@ -13,6 +13,7 @@ import torch
 from lim_sglang.kernels.reference import (
     BudgetSplit,
     attend_lists,
+    attend_runs,
     attend_tokens,
     keep_by_turns,
     keep_tokens,
@@ -297,3 +298,36 @@ def test_attention_over_lists_is_each_heads_attention_over_its_own(lists: int) -
         mine, group = kept[head * lists // 6], slice(head // 3, head // 3 + 1)
         alone = attend_tokens(query[head : head + 1], keys[:, group], values[:, group], mine, 0.5)
         assert torch.allclose(found[head], alone[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_each_row_of_a_run_attends_to_the_tokens_up_to_its_own(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    lengths = [7, width, 12]
+    query = torch.randn(3 * width, 6, 8, generator=generator)
+    keys, values = torch.randn(2, 40, 2, 8, generator=generator)
+    slots = torch.randperm(40, generator=generator)
+    indptr = torch.tensor([0, *lengths]).cumsum(0)
+    found = attend_runs(query, keys, values, slots, indptr, width=width, scale=0.5)
+    for request, (first, length) in enumerate(zip(indptr.tolist(), lengths, strict=False)):
+        for row in range(width):
+            own = slots[first : first + length - width + row + 1]
+            index = request * width + row
+            alone = attend_tokens(query[index], keys, values, own, 0.5)
+            assert torch.allclose(found[index], alone, atol=1e-6)
+
+
+def test_scores_of_a_run_may_be_capped() -> None:
+    query, keys = torch.full((1, 1, 1), 9.0), torch.tensor([1.0, -1.0]).view(2, 1, 1)
+    values = torch.tensor([1.0, 0.0]).view(2, 1, 1)
+    slots, indptr = torch.arange(2), torch.tensor([0, 2])
+    found = attend_runs(query, keys, values, slots, indptr, width=1, scale=1.0, soft_cap=0.5)
+    capped = 0.5 * math.tanh(9.0 / 0.5)
+    assert found.item() == pytest.approx(1 / (1 + math.exp(-2 * capped)))
+
+
+def test_a_row_of_a_run_without_tokens_gives_zeros() -> None:
+    query, cache = torch.ones(6, 1, 4), torch.ones(5, 1, 4)
+    indptr = torch.tensor([0, 0, 2])
+    found = attend_runs(query, cache, cache, torch.arange(2), indptr, width=3, scale=1.0)
+    assert found[:, 0, 0].tolist() == [0, 0, 0, 0, 1, 1]
