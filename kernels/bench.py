@@ -1,8 +1,8 @@
-"""Time each selection kernel, and attention over a kept set, by replaying CUDA graphs.
+"""Time each selection kernel, and attention, by replaying CUDA graphs.
 
 An operation is timed twice: after a pass that fills the L2 cache with other data, as a decode step
-does between two layers, and right after itself. Attention is compared with
-`reference.attend_tokens` before it is timed.
+does between two layers, and right after itself. Attention is compared with `reference.attend_lists`
+or `reference.attend_runs` before it is timed.
 """
 
 import statistics
@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lim_sglang.kernels import reference
 from lim_sglang.kernels.compact import StepSlots
 from lim_sglang.kernels.mass import log_sum_exp, softmax_mass
 from lim_sglang.kernels.reference import BudgetSplit, split_budget
-from lim_sglang.kernels.scores import plan_flashinfer_decode
+from lim_sglang.kernels.run_attention import RunWorkspace, attend_runs
+from lim_sglang.kernels.scores import plan_flashinfer_decode, plan_flashinfer_runs
 from lim_sglang.kernels.selector import MassSelector, RankSelector, Room, ScoreSelector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
+from lim_sglang.kernels.verify import relative_error
 from lim_sglang.kernels.verify_attention import ATTENTION_TOLERANCE, attention_error
 
 RANK_OPS = ("score", "shortlist", "full-ranking", "select-scored", "select")
@@ -39,7 +42,11 @@ OWN_ATTENTION_OPS = (SPARSE_ATTENTION, KV_HEAD_LISTS, QUERY_HEAD_LISTS)
 TENSOR_CORES, CUDA_CORES = "sparse-attention-tensor-cores", "sparse-attention-cuda-cores"
 """FlashInfer's decode at page size 1. SGLang takes tensor cores from 4 query heads per KV head."""
 FLASHINFER_OPS = (TENSOR_CORES, CUDA_CORES)
-ATTENTION_OPS = (*OWN_ATTENTION_OPS, *FLASHINFER_OPS)
+RUN_ATTENTION, FLASHINFER_RUNS = "run-attention", "run-attention-flashinfer"
+"""Dense attention of the last tokens of each request, as a verification of drafts runs it: our
+kernel, and FlashInfer's causal prefill, planned for these lengths and not for any of a graph."""
+RUN_OPS = (RUN_ATTENTION, FLASHINFER_RUNS)
+ATTENTION_OPS = (*OWN_ATTENTION_OPS, *FLASHINFER_OPS, *RUN_OPS)
 CUDA_CORE_GROUPS = (1, 2, 3, 4, 8)
 """Query heads per KV head that FlashInfer compiles for CUDA cores (DISPATCH_GQA_GROUP_SIZE)."""
 LAYERS = 8
@@ -88,6 +95,8 @@ class StepShape:
     recent_ratio: float = 0.25
     sinks: int = 4
     dtype: torch.dtype = torch.bfloat16
+    width: int = 9
+    """Query rows of each request where runs attend."""
 
     @property
     def scale(self) -> float:
@@ -263,6 +272,35 @@ class SparseAttention:
         )
 
 
+class RunAttention:
+    """`attend_runs` with the interface of FlashInfer's planned wrapper."""
+
+    def __init__(self, shape: StepShape, indptr: Tensor, slots: Tensor) -> None:
+        self._shape, self._indptr, self._slots = shape, indptr, slots
+        self._workspace = RunWorkspace.allocate(
+            num_heads=shape.heads,
+            num_kv_heads=shape.kv_heads,
+            dim=shape.dim,
+            max_width=shape.width,
+            device=slots.device,
+        )
+
+    def run(self, query: Tensor, pages: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
+        """Attend [B * width, H, D] over all slots, in pages of one token."""
+        keys, values = (cache.squeeze(1) for cache in pages)
+        return attend_runs(
+            query,
+            keys,
+            values,
+            self._slots,
+            self._indptr,
+            width=self._shape.width,
+            scale=self._shape.scale,
+            workspace=self._workspace,
+            out=out,
+        )
+
+
 @dataclass(frozen=True)
 class AttentionLayers:
     """Attention of some layers over kept slots, ready to run repeatedly.
@@ -273,7 +311,7 @@ class AttentionLayers:
 
     shape: StepShape
     attention: Any
-    """FlashInfer's planned wrapper, or `SparseAttention`."""
+    """FlashInfer's planned wrapper, `SparseAttention` or `RunAttention`."""
     query: Tensor
     """[B, H, D]."""
     keys: Tensor
@@ -331,6 +369,36 @@ class AttentionLayers:
         return found
 
 
+class RunLayers(AttentionLayers):
+    """Attention of the last tokens of each request, over all of its tokens: K is the context.
+
+    Query and outputs have B * width rows.
+    """
+
+    def differences(self) -> list[str]:
+        """Return the requests of the last run that differ from the reference, one line each."""
+        found, width = [], self.shape.width
+        indptr = torch.arange(self.shape.batch + 1) * self.shape.context
+        for layer in range(self.times):
+            expected = reference.attend_runs(
+                self.query.float(),
+                self.keys[layer].float(),
+                self.values[layer].float(),
+                self.lists.flatten(),
+                indptr,
+                width=width,
+                scale=self.shape.scale,
+            )
+            for request in range(self.shape.batch):
+                rows = slice(request * width, (request + 1) * width)
+                error = relative_error(self.outputs[layer, rows], expected[rows])
+                if not error <= ATTENTION_TOLERANCE[self.shape.dtype]:
+                    found.append(
+                        f"layer {layer}, request {request}: attention is off by {error:.1e}"
+                    )
+        return found
+
+
 def prepare_attention(
     op: str, shape: StepShape, device: torch.device | str, seed: int = 0
 ) -> AttentionLayers:
@@ -347,21 +415,30 @@ def prepare_attention(
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, device=device, dtype=shape.dtype)
 
-    num_lists = {KV_HEAD_LISTS: shape.kv_heads, QUERY_HEAD_LISTS: shape.heads}.get(op, 1)
     owned = torch.randperm(num_slots, generator=generator, device=device)
     owned = owned.view(shape.batch, shape.context)
-    drawn = torch.rand(num_lists, *owned.shape, generator=generator, device=device)
-    kept = drawn.topk(shape.budget).indices  # distinct positions of a row
-    lists = owned.expand(num_lists, -1, -1).gather(2, kept).sort(dim=2).values.int()
-    indptr = torch.arange(shape.batch + 1, dtype=torch.int32, device=device) * shape.budget
+    lists = owned[None].int() if op in RUN_OPS else _kept_lists(op, shape, owned, generator)
+    indptr = torch.arange(shape.batch + 1, dtype=torch.int32, device=device) * lists.shape[2]
+    slots = lists.view(-1) if len(lists) == 1 else lists.view(len(lists), -1)
     attention: Any
-    if op in OWN_ATTENTION_OPS:
-        slots = lists[0].view(-1) if num_lists == 1 else lists.view(num_lists, -1)
+    if op == RUN_ATTENTION:
+        attention = RunAttention(shape, indptr, slots)
+    elif op == FLASHINFER_RUNS:
+        attention = plan_flashinfer_runs(
+            indptr,
+            slots,
+            width=shape.width,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.dim,
+            dtype=shape.dtype,
+        )
+    elif op in OWN_ATTENTION_OPS:
         attention = SparseAttention(shape, indptr, slots)
     else:
         attention = plan_flashinfer_decode(
             indptr,
-            lists.view(-1),
+            slots,
             heads=shape.heads,
             kv_heads=shape.kv_heads,
             head_dim=shape.dim,
@@ -369,12 +446,26 @@ def prepare_attention(
             tensor_cores=op == TENSOR_CORES,
             in_graph=True,
         )
-    query = normal(shape.batch, shape.heads, shape.dim)
+    rows = shape.batch * (shape.width if op in RUN_OPS else 1)
+    query = normal(rows, shape.heads, shape.dim)
     layer_bytes = 2 * num_slots * shape.kv_heads * shape.dim * shape.dtype.itemsize
     layers = max(1, min(LAYERS, MAX_CACHE_BYTES // layer_bytes))
     keys, values = (normal(layers, num_slots, shape.kv_heads, shape.dim) for _ in range(2))
     outputs = torch.full((layers, *query.shape), torch.nan, dtype=query.dtype, device=query.device)
-    return AttentionLayers(shape, attention, query, keys, values, lists, outputs)
+    kind = RunLayers if op in RUN_OPS else AttentionLayers
+    return kind(shape, attention, query, keys, values, lists, outputs)
+
+
+def _kept_lists(op: str, shape: StepShape, owned: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw the slots that sparse attention reads, [lists, B, K] int32.
+
+    Args:
+        owned: [B, context] int64, the slots of each row.
+    """
+    num_lists = {KV_HEAD_LISTS: shape.kv_heads, QUERY_HEAD_LISTS: shape.heads}.get(op, 1)
+    drawn = torch.rand(num_lists, *owned.shape, generator=generator, device=owned.device)
+    kept = drawn.topk(shape.budget).indices  # distinct positions of a row
+    return owned.expand(num_lists, -1, -1).gather(2, kept).sort(dim=2).values.int()
 
 
 def time_op(op: TimedOp, repeats: int) -> OpTiming:

@@ -366,3 +366,43 @@ def plan_flashinfer_decode(
         kv_data_type=dtype,
     )
     return wrapper
+
+
+def plan_flashinfer_runs(
+    indptr: Tensor,
+    slots: Tensor,
+    *,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+) -> Any:
+    """Plan FlashInfer's causal prefill of the last tokens of each request, for comparisons; return
+    its wrapper.
+
+    Args:
+        indptr: [B + 1] int32, where each request's slots begin.
+        slots: [indptr[B]] int32.
+        width: query rows of a request.
+        heads, kv_heads, head_dim: H, G and D.
+        dtype: of queries and cache.
+    """
+    from flashinfer.prefill import BatchPrefillWithPagedKVCacheWrapper
+
+    workspace = torch.zeros(GRAPH_WORKSPACE_BYTES, dtype=torch.uint8, device=slots.device)
+    wrapper = BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD", backend="fa2")
+    wrapper.plan(
+        torch.arange(len(indptr), dtype=torch.int32, device=slots.device) * width,
+        indptr,
+        slots,
+        torch.ones_like(indptr[1:]),
+        heads,
+        kv_heads,
+        head_dim,
+        1,  # token per page
+        causal=True,
+        q_data_type=dtype,
+        kv_data_type=dtype,
+    )
+    return wrapper

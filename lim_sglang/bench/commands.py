@@ -213,8 +213,10 @@ def kernel(
         typer.Option(
             help="score, shortlist, full-ranking, select-scored, select, lse, softmax-mass, "
             "topk-by-mass, select-by-mass, sparse-attention, sparse-attention-kv-heads, "
-            "sparse-attention-query-heads (a list each), sparse-attention-tensor-cores or "
-            "sparse-attention-cuda-cores (both FlashInfer's); may be repeated; all by default."
+            "sparse-attention-query-heads (a list each), sparse-attention-tensor-cores, "
+            "sparse-attention-cuda-cores (both FlashInfer's), run-attention or "
+            "run-attention-flashinfer (dense, of several tokens of a request); may be repeated; "
+            "all by default."
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Requests.")] = 8,
@@ -223,15 +225,18 @@ def kernel(
     kv_heads: Annotated[int, typer.Option(min=1, help="KV heads.")] = 8,
     dim: Annotated[int, typer.Option(min=16, help="Dimensions of a head.")] = 128,
     budget: BudgetOption = 2048,
+    width: Annotated[
+        int, typer.Option(min=1, help="Last tokens of each request that run-attention attends for.")
+    ] = 9,
     repeats: Annotated[int, typer.Option(min=1, help="Replays; the median is shown.")] = 30,
     out: OutOption = None,
 ) -> None:
-    """Time kernels of selection and sparse attention one by one, in CUDA graphs, with a cold and a
-    warm L2 cache."""
+    """Time kernels of selection and attention one by one, in CUDA graphs, with a cold and a warm L2
+    cache."""
     from lim_sglang.bench.kernel import check_case, measure_ops, op_table
     from lim_sglang.kernels.bench import StepShape
 
-    case = StepShape(batch, context, heads, kv_heads, dim, budget)
+    case = StepShape(batch, context, heads, kv_heads, dim, budget, width=width)
     check_case(case, op or [])
     show("Checking the kernels on this GPU")
     rows = []
@@ -239,7 +244,8 @@ def kernel(
         show(f"Measured {row.op}: {row.timing.cold_us.median:.1f} µs, L2 cold")
         rows.append(row)
         keep(out, row.to_json(case, repeats))
-    typer.echo(f"{batch} x {context:,}, {heads} / {kv_heads} heads x {dim}, K = {budget:,}")
+    shape = f"{batch} x {context:,}, {heads} / {kv_heads} heads x {dim}"
+    typer.echo(f"{shape}, K = {budget:,}, width {width}")
     typer.echo(op_table(rows))
 
 

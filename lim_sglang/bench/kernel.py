@@ -1,4 +1,4 @@
-"""`lim bench kernel`: one kernel of selection or sparse attention, on a batch of one length."""
+"""`lim bench kernel`: one kernel of selection or attention, on a batch of one length."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from lim_sglang.bench.verify import refuse_differences, require_exact_kernels
 from lim_sglang.errors import ConfigError
 from lim_sglang.kernels import bench
 from lim_sglang.kernels.bench import OpTiming, StepShape, TimedOp
-from lim_sglang.kernels.launch import MAX_ATTENDED_DIM
+from lim_sglang.kernels.launch import MAX_ATTENDED_DIM, MAX_RUN_ROWS
 from lim_sglang.kernels.verify import Batch, selection_differences
 from lim_sglang.markdown_section import markdown_table
 from lim_sglang.validation import HEAD_DIMS
@@ -52,7 +52,7 @@ def measure_ops(ops: Sequence[str], case: StepShape, repeats: int) -> Iterator[O
     require_exact_kernels()
     room = MAX_CHECKED_BYTES // (4 * case.heads * case.context)
     rows = max(1, min(case.batch, CHECKED_ROWS, room))
-    shape = {name: value for name, value in asdict(case).items() if name != "batch"}
+    shape = {n: value for n, value in asdict(case).items() if n not in ("batch", "width")}
     checked = Batch(lengths=(shape.pop("context"),) * rows, **shape)
     refuse_differences(selection_differences(checked, "cuda"), "on this case")
     copy_gb_per_s = bench.copy_gb_per_s()
@@ -88,12 +88,19 @@ def reasons_against(op: str, case: StepShape) -> list[str]:
     reasons = []
     if op in bench.OWN_ATTENTION_OPS and case.dim > MAX_ATTENDED_DIM:
         reasons.append(f"--op {op} takes --dim {MAX_ATTENDED_DIM} or less, not {case.dim}")
-    if op in bench.FLASHINFER_OPS and case.dim not in HEAD_DIMS:
+    if op in bench.FLASHINFER_OPS + bench.RUN_OPS and case.dim not in HEAD_DIMS:
         reasons.append(f"--op {op} takes --dim {', '.join(map(str, HEAD_DIMS))}, not {case.dim}")
     group, rest = divmod(case.heads, case.kv_heads)
     if op == bench.CUDA_CORES and not rest and group not in bench.CUDA_CORE_GROUPS:
         groups = ", ".join(map(str, bench.CUDA_CORE_GROUPS))
         reasons.append(f"--op {op} takes {groups} query heads per KV head, not {group}")
+    if op in bench.RUN_OPS and case.width > case.context:
+        reasons.append(f"--width {case.width} is more than --context {case.context}")
+    if op == bench.RUN_ATTENTION and case.width * group > MAX_RUN_ROWS:
+        reasons.append(
+            f"--op {op} takes --width {MAX_RUN_ROWS // group} or less with {group} query heads per "
+            f"KV head, not {case.width}"
+        )
     return reasons
 
 

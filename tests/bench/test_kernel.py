@@ -24,6 +24,9 @@ CASE = StepShape(8, 32768, 32, 8, 128, 2048)
         ("sparse-attention-cuda-cores", {"heads": 56}, "takes 1, 2, 3, 4, 8 query heads per KV"),
         ("sparse-attention-tensor-cores", {"dim": 32}, "takes --dim 64, 128, 256, not 32"),
         ("sparse-attention", {"dim": 1024}, "takes --dim 512 or less, not 1024"),
+        ("run-attention", {"dim": 32}, "takes --dim 64, 128, 256, not 32"),
+        ("run-attention", {"width": 17}, "takes --width 16 or less with 4 query heads per KV head"),
+        ("run-attention-flashinfer", {"width": 40_000}, "is more than --context 32768"),
     ],
 )
 def test_a_case_without_a_kernel_is_refused(op: str, changed: dict[str, int], words: str) -> None:

@@ -18,9 +18,12 @@ from lim_sglang.kernels import bench, scores
 from lim_sglang.kernels.bench import (
     ATTENTION_OPS,
     CUDA_CORES,
+    FLASHINFER_RUNS,
     KV_HEAD_LISTS,
     OPS,
     QUERY_HEAD_LISTS,
+    RUN_ATTENTION,
+    RUN_OPS,
     SPARSE_ATTENTION,
     TENSOR_CORES,
     OpTiming,
@@ -30,9 +33,10 @@ from lim_sglang.kernels.bench import (
     prepare,
     prepare_attention,
 )
-from lim_sglang.kernels.reference import attend_tokens, keep_tokens, score_tokens
+from lim_sglang.kernels.reference import attend_runs, attend_tokens, keep_tokens, score_tokens
 
 SHAPE = StepShape(3, context=90, heads=4, kv_heads=2, dim=64, budget=32, dtype=torch.float32)
+KEPT_OPS = [op for op in ATTENTION_OPS if op not in RUN_OPS]
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -118,19 +122,43 @@ class Wrapper:
             out[row] = attend_tokens(each, keys, values, kept, dim**-0.5)
 
 
+@dataclass
+class RunWrapper:
+    """Stands in for FlashInfer's prefill wrapper."""
+
+    workspace: Any
+    layout: str
+    backend: str
+    planned: tuple[Any, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def plan(self, *arguments: Any, **options: Any) -> None:
+        """Store the arguments."""
+        self.planned, self.options = arguments, options
+
+    def run(self, query: torch.Tensor, pages: Any, out: torch.Tensor) -> None:
+        """Attend over the planned slots by the definition."""
+        runs, indptr, slots, *_, dim, _ = self.planned
+        keys, values = (each.squeeze(1) for each in pages)
+        width, scale = int(runs[1]), dim**-0.5
+        out.copy_(attend_runs(query, keys, values, slots, indptr, width=width, scale=scale))
+
+
 @pytest.fixture(autouse=True)
 def flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace FlashInfer's decode module, installed or not; run few layers."""
     module: Any = SimpleNamespace(BatchDecodeWithPagedKVCacheWrapper=Wrapper)
-    package: Any = SimpleNamespace(decode=module)
+    prefill: Any = SimpleNamespace(BatchPrefillWithPagedKVCacheWrapper=RunWrapper)
+    package: Any = SimpleNamespace(decode=module, prefill=prefill)
     monkeypatch.setitem(sys.modules, "flashinfer", package)
     monkeypatch.setitem(sys.modules, "flashinfer.decode", module)
+    monkeypatch.setitem(sys.modules, "flashinfer.prefill", prefill)
     monkeypatch.setattr(scores, "GRAPH_WORKSPACE_BYTES", 8)
     monkeypatch.setattr(bench, "LAYERS", 2)
     Wrapper.made.clear()
 
 
-@pytest.mark.parametrize("op", ATTENTION_OPS)
+@pytest.mark.parametrize("op", KEPT_OPS)
 def test_rows_keep_slots_of_their_own_scattered_over_all_slots(op: str) -> None:
     lists = prepare_attention(op, SHAPE, "cpu").lists
     num_lists = {KV_HEAD_LISTS: 2, QUERY_HEAD_LISTS: 4}.get(op, 1)
@@ -162,6 +190,32 @@ def test_flashinfer_is_planned_once_as_serving_plans_it_for_a_graph(
     assert wrapper.paged_kv_indptr_buffer is indptr
     assert wrapper.paged_kv_indices_buffer is slots
     assert wrapper.paged_kv_last_page_len_buffer is last_page_len
+
+
+def test_runs_are_planned_for_their_lengths_over_all_tokens_in_random_order() -> None:
+    layers = prepare_attention(FLASHINFER_RUNS, SHAPE, "cpu")
+    wrapper = layers.attention
+    assert (wrapper.layout, wrapper.backend) == ("NHD", "fa2")
+    runs, indptr, slots, last_page_len, *shape = wrapper.planned
+    assert runs.tolist() == [0, 9, 18, 27]
+    assert indptr.tolist() == [0, 90, 180, 270]
+    assert sorted(slots.tolist()) == list(range(270)) != slots.tolist()
+    assert last_page_len.tolist() == [1, 1, 1]
+    assert shape == [4, 2, 64, 1]
+    dtypes = {"q_data_type": SHAPE.dtype, "kv_data_type": SHAPE.dtype}
+    assert wrapper.options == {"causal": True} | dtypes
+    assert layers.query.shape == (27, 4, 64)
+    # f32: K and V of all tokens in 2 heads, queries and output of 27 x 4 heads.
+    assert layers.num_bytes == 4 * (2 * 270 * 2 * 64 + 2 * 27 * 4 * 64)
+
+
+def test_a_request_whose_run_reads_another_slot_is_found() -> None:
+    layers = prepare_attention(RUN_ATTENTION, SHAPE, "cpu")
+    layers.attention._slots = layers.attention._slots.clone()
+    layers.attention._slots[100] = layers.attention._slots[0]
+    layers.run()
+    found = [text.split(":")[0] for text in layers.differences()]
+    assert found == [f"layer {n}, request 1" for n in (0, 1)]
 
 
 def test_flashinfer_is_planned_without_a_graph_for_comparisons() -> None:
@@ -275,7 +329,13 @@ def test_attention_is_timed_after_it_has_proved_right_and_the_copy_is_measured_o
 
 @pytest.mark.parametrize(
     ("op", "runs"),
-    [(SPARSE_ATTENTION, bench.SparseAttention), (TENSOR_CORES, Wrapper), (CUDA_CORES, Wrapper)],
+    [
+        (SPARSE_ATTENTION, bench.SparseAttention),
+        (TENSOR_CORES, Wrapper),
+        (CUDA_CORES, Wrapper),
+        (RUN_ATTENTION, bench.RunAttention),
+        (FLASHINFER_RUNS, RunWrapper),
+    ],
 )
 def test_no_time_is_shown_for_wrong_attention(
     monkeypatch: pytest.MonkeyPatch, measured: list[str], op: str, runs: type
@@ -283,7 +343,8 @@ def test_no_time_is_shown_for_wrong_attention(
     monkeypatch.setattr(runs, "run", lambda _self, query, _pages, out: out.copy_(query))
     with pytest.raises(LimError, match=f"no time is shown: kernels are not exact in {op}:") as e:
         next(kernel.measure_ops([op], SHAPE, 1))
-    assert "layer 1, row 2: attention is off by" in str(e.value)
+    row = "request" if op in RUN_OPS else "row"
+    assert f"layer 1, {row} 2: attention is off by" in str(e.value)
     assert "time" not in measured
 
 
@@ -291,9 +352,11 @@ def test_by_default_all_operations_are_timed_that_take_the_shape(measured: list[
     names = [row.op for row in kernel.measure_ops([], SHAPE, 1)]
     assert names == list(kernel.OPS)
     seven = StepShape(batch=1, context=90, heads=14, kv_heads=2, dim=64, budget=32)
-    assert [row.op for row in kernel.measure_ops([], seven, 1)] == names[:-1]
+    without_sevens = [op for op in names if op != CUDA_CORES]
+    assert [row.op for row in kernel.measure_ops([], seven, 1)] == without_sevens
     narrow = StepShape(batch=1, context=90, heads=4, kv_heads=2, dim=32, budget=32)
-    assert [row.op for row in kernel.measure_ops([], narrow, 1)] == names[:-2]
+    of_any_dim = [op for op in names if op not in (TENSOR_CORES, CUDA_CORES, *RUN_OPS)]
+    assert [row.op for row in kernel.measure_ops([], narrow, 1)] == of_any_dim
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from lim_sglang.kernels import reference, run_attention
+from lim_sglang.kernels import bench, reference, run_attention
 from lim_sglang.kernels.launch import COMBINED_SPLITS, run_block, run_tile_bytes
 from lim_sglang.kernels.run_attention import (
     INTERPRETED_PROGRAMS,
@@ -16,8 +16,8 @@ from lim_sglang.kernels.run_attention import (
     attend_runs,
     padded_run,
 )
-from lim_sglang.kernels.verify import Batch
-from lim_sglang.kernels.verify_attention import run_attention_differences
+from lim_sglang.kernels.verify import Batch, relative_error
+from lim_sglang.kernels.verify_attention import ATTENTION_TOLERANCE, run_attention_differences
 from tests.kernels.batches import BF16, COMPILED_HERE, DEVICES, E4M3, E5M2, F32, FP16
 
 SMALL = {
@@ -136,6 +136,36 @@ def test_rows_without_tokens_give_zeros_and_disturb_no_others(lengths: list[int]
 def test_a_workspace_serves_narrower_runs() -> None:
     found, expected = attended([300, 40], 2, workspace(7, max_width=32))
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_one_graph_serves_any_lengths() -> None:
+    """Lengths and slots change in place between replays; nothing is planned."""
+    width, heads, kv_heads, dim, room = 9, 32, 8, 128, 40_000
+    generator = torch.Generator().manual_seed(2)
+    keys, values, query = (
+        torch.randn(shape, generator=generator).bfloat16().cuda()
+        for shape in ((room, kv_heads, dim), (room, kv_heads, dim), (4 * width, heads, dim))
+    )
+    slots = torch.zeros(room, dtype=torch.int32, device="cuda")
+    indptr = torch.zeros(5, dtype=torch.int32, device="cuda")
+    given = RunWorkspace.allocate(
+        num_heads=heads, num_kv_heads=kv_heads, dim=dim, max_width=width, device="cuda"
+    )
+    out = torch.empty_like(query)
+    tensors, scale = (query, keys, values, slots, indptr), dim**-0.5
+    graph = bench.capture(
+        lambda: attend_runs(*tensors, width=width, scale=scale, workspace=given, out=out)
+    )
+    for lengths in ([9, 9, 9, 9], [30_000, 9, 700, 4001], [65, 20_000, 0, 12]):
+        slots.copy_(torch.randperm(room, generator=generator))
+        indptr.copy_(torch.tensor([0, *lengths]).cumsum(0))
+        out.fill_(torch.nan)
+        graph.replay()
+        in_f32 = (tensor.float() for tensor in tensors[:3])
+        expected = reference.attend_runs(*in_f32, slots, indptr, width=width, scale=scale)
+        assert relative_error(out, expected) <= ATTENTION_TOLERANCE[torch.bfloat16]
+        assert not given.block_counters.any()
 
 
 def test_one_workspace_serves_step_after_step() -> None:
