@@ -95,8 +95,8 @@ COMBINED_SPLITS = 8
 """Splits of a run that one program combines: more of them are combined in several levels."""
 COMBINED_ROWS = 16
 """Rows of these splits that are combined at a time."""
-WIDE_RUN = 8192
-"""Rows times head dimension from which on a program of 4 warps lacks registers, and has 8."""
+NARROW_RUN_DIM, MAX_RUN_DIM = 128, 256
+"""Largest head dimension that a program of 4 warps has registers for, and one of 8 warps."""
 MIN_REQUESTS, MAX_REQUESTS = 32, 512
 """Requests that a program finds its share among: kernels are compiled for the powers of two from
 the first to the second."""
@@ -185,9 +185,9 @@ def run_block(dim: int, element_bytes: int, tile_bytes: int) -> int:
     return max(MIN_DOT_ROWS, min(MAX_RUN_BLOCK, tile_bytes // (dim * element_bytes)))
 
 
-def run_warps(padded_rows: int, dim: int) -> int:
-    """Return the warps of a program that attends for the rows of a run."""
-    return 8 if padded_rows * dim > WIDE_RUN else 4
+def run_warps(dim: int) -> int:
+    """Return the warps of a program that attends for a run."""
+    return 4 if dim <= NARROW_RUN_DIM else WIDE_WARPS
 
 
 def sample_size(columns: int) -> int:

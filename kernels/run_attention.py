@@ -23,6 +23,7 @@ from lim_sglang.kernels.launch import (
     COMBINED_SPLITS,
     LOG2_E,
     MAX_REQUESTS,
+    MAX_RUN_DIM,
     MAX_RUN_ROWS,
     MIN_DOT_ROWS,
     MIN_REQUESTS,
@@ -420,7 +421,7 @@ def _attend_runs(
     dims = tl.arange(0, DIM)
     rows = width * GROUP
     row = tl.arange(0, ROWS)
-    member = row // GROUP
+    token = row // GROUP
     while tile < end_tile:
         begin = tl.load(indptr + request).to(tl.int64)
         length = (tl.load(indptr + request + 1) - begin).to(tl.int32)
@@ -431,7 +432,7 @@ def _attend_runs(
         seen_by_all = length - width + 1
         q = tl.load(
             query
-            + (run + member)[:, None] * query_row_stride
+            + (run + token)[:, None] * query_row_stride
             + (head * GROUP + row % GROUP)[:, None] * query_head_stride
             + dims[None, :],
             mask=(row < rows)[:, None],
@@ -439,7 +440,7 @@ def _attend_runs(
         )
         attended, lse = _attend_tiles(
             q,
-            seen_by_all + member,
+            seen_by_all + token,
             seen_by_all,
             keys + head * key_head_stride,
             values + head * value_head_stride,
@@ -463,7 +464,7 @@ def _attend_runs(
         if num_splits == 1:
             tl.store(
                 unit_output
-                + member[:, None] * output_row_stride
+                + token[:, None] * output_row_stride
                 + (row % GROUP)[:, None] * output_head_stride
                 + dims[None, :],
                 (attended * value_scale).to(output.dtype.element_ty),
@@ -574,7 +575,7 @@ def attend_runs(
         CAPPED=bool(soft_cap),
         # The interpreter computes bf16 products wrongly (Triton 3.6).
         UPCAST=interpreted() and query.dtype == torch.bfloat16,
-        num_warps=run_warps(padded_rows, dim),
+        num_warps=run_warps(dim),
         num_stages=RUN_STAGES,
     )
     return out
@@ -593,6 +594,8 @@ def _check_shapes(
     check_attention(query, keys, values, out)
     rows, num_heads, dim = query.shape
     num_requests = len(indptr) - 1
+    if dim > MAX_RUN_DIM or dim & (dim - 1):
+        raise ValueError(f"heads have a power of two up to {MAX_RUN_DIM} dimensions, not {dim}")
     if rows != num_requests * width:
         raise ValueError(
             f"{num_requests} requests of {width} query rows are {num_requests * width}, not {rows}"

@@ -217,7 +217,7 @@ def compile_runs(architecture: int) -> dict[str, Usage]:
             architecture,
             run_attention._attend_runs,
             constants,
-            launch.run_warps(rows, dim),
+            launch.run_warps(dim),
             launch.RUN_STAGES,
             **types,
         )

@@ -104,18 +104,18 @@ def test_any_number_of_programs_gives_the_same_attention(num_programs: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("lengths", "num_programs"),
-    [([100, 260, 70, 240], 12), ([330], 20), ([1240], 76)],
-    ids=["one-level", "two-levels", "three-levels"],
+    ("lengths", "combined"),
+    [([40, 130, 35, 120], 8), ([190], 8), ([190], 2)],
+    ids=["one-level", "two-levels", "four-levels"],
 )
 def test_programs_may_end_in_any_order_and_give_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch, lengths: list[int], num_programs: int
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], combined: int
 ) -> None:
-    monkeypatch.setattr(run_attention, "INTERPRETED_PROGRAMS", num_programs)
     monkeypatch.setattr(run_attention, "MIN_RUN_TILES", 1)
-    given = workspace(num_programs, heads=2, kv_heads=1, dim=128)
+    monkeypatch.setattr(run_attention, "COMBINED_SPLITS", combined)
+    given = workspace(INTERPRETED_PROGRAMS, heads=2, kv_heads=1, dim=128)
     ascending, expected = attended(lengths, 3, given, heads=2, kv_heads=1)
-    builder, order = interpreter.interpreter_builder, list(range(num_programs))
+    builder, order = interpreter.interpreter_builder, list(range(INTERPRETED_PROGRAMS))
     begin = builder.set_grid_idx
     random.Random(1).shuffle(order)
     monkeypatch.setattr(builder, "set_grid_idx", lambda x, y, z: begin(order[x], y, z))
@@ -134,7 +134,7 @@ def test_rows_without_tokens_give_zeros_and_disturb_no_others(lengths: list[int]
 
 
 def test_a_workspace_serves_narrower_runs() -> None:
-    found, expected = attended([300, 40], 2, workspace(7, max_width=32))
+    found, expected = attended([170, 40], 2, workspace(5, max_width=32))
     assert torch.allclose(found, expected, atol=1e-5)
 
 
@@ -222,6 +222,11 @@ def test_more_rows_than_a_program_attends_for_are_refused(width: int, group: int
         ({"indptr": torch.tensor([0, 9])}, "indptr must be int32"),
         ({"width": 3}, "1 requests of 3 query rows are 3, not 4"),
         ({"indptr": torch.zeros(1).int(), "width": 4}, "0 requests of 4 query rows are 0, not 4"),
+        (
+            dict.fromkeys(("keys", "values"), torch.zeros(9, 2, 96))
+            | dict.fromkeys(("query", "out"), torch.zeros(4, 4, 96)),
+            "power of two up to 256 dimensions, not 96",
+        ),
         ({"workspace": workspace(4, dim=32)}, "at most 16 padded rows of 32 .* not 16 of 64"),
         (
             {"query": torch.zeros(513, 4, 64), "out": torch.zeros(513, 4, 64), "width": 1}
