@@ -219,7 +219,7 @@ class LimModelRunner(compat.ModelRunner):
         Args:
             num_tokens: of the KV cache.
         """
-        from lim_sglang.lossless.gpu_passes import DraftMemory
+        from lim_sglang.lossless.gpu_backends import DraftMemory
 
         self.lim_draft_memory = memory = DraftMemory.allocate(
             policy,

@@ -113,7 +113,7 @@ def create_backend(runner: Any) -> Any:
 
         return LimCpuBackend(runner)
     if runner.lim_drafting:
-        from lim_sglang.lossless.gpu_passes import LosslessGpuBackend
+        from lim_sglang.lossless.gpu_backends import LosslessGpuBackend
 
         return LosslessGpuBackend(runner, init_new_workspace=runner.init_new_workspace)
     from lim_sglang.attention_backend import LimAttnBackend

@@ -28,8 +28,8 @@ SERVER_SIDE = (
     *("mends", "request_checks", "request_door"),
     *("models", "attention_backend", "cpu_backend", "lossless.sampler"),
     *("lossless.sampling", "lossless.cpu_kernels", "lossless.widths", "lossless.internals"),
-    *("lossless.passes", "lossless.cpu_passes", "lossless.gpu_passes", "lossless.worker"),
-    *("lossless.algorithm", "model_runner", "plugin"),
+    *("lossless.passes", "lossless.cpu_passes", "lossless.gpu_backends", "lossless.row_pass"),
+    *("lossless.gpu_passes", "lossless.worker", "lossless.algorithm", "model_runner", "plugin"),
     *("launch.supervisor", "launch.server_log", "launch.server", "launch.serve"),
     *("verify_gpu", "doctor"),
 )

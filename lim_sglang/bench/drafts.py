@@ -26,7 +26,7 @@ from lim_sglang.bench.workloads import DENSE_BACKENDS, Point
 from lim_sglang.config import BACKEND, LimConfig, with_preset
 from lim_sglang.counters import DraftStats
 from lim_sglang.kernels.bench import Spread
-from lim_sglang.lossless.gpu_passes import LosslessGpuBackend
+from lim_sglang.lossless.gpu_backends import LosslessGpuBackend
 from lim_sglang.lossless.worker import LosslessWorker
 from lim_sglang.markdown_section import markdown_table
 from lim_sglang.policies.lossless import MAX_DRAFT_TOKENS, Lossless

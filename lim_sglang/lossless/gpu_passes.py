@@ -1,437 +1,38 @@
-"""The forward passes of a cycle on a GPU.
+"""The forward passes of a cycle on a GPU, each a CUDA graph.
 
-A draft is a step of B rows whose layers all attend to lists, through the Triton kernel that plans
-nothing: one CUDA graph a batch size serves all drafts. A verification of several tokens runs
-without a graph: FlashInfer would plan it for the longest run that the rows of a graph may have, not
-for the run that all of them have, and the host launches it long before the drafts have ended. A
-verification of one token is SGLang's dense decode step, in SGLang's plan and a graph.
+A draft is a step of B rows whose layers all attend to lists: one graph a batch size serves all
+drafts of a cycle, and draws them. A verification has w rows a request, which attend to its tokens
+together: a graph for each batch size and w. Neither is planned. A verification of one token is
+SGLang's dense decode step, in SGLang's plan.
 
 Shapes: B requests, w tokens of each, R rows of a pass, S SELECT layers, K budget, N drafts.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from statistics import median
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lim_sglang import compat
-from lim_sglang.attention_backend import SECOND_READING
 from lim_sglang.audit import Audit, AuditedStep
 from lim_sglang.kernels.compact import StepSlots
-from lim_sglang.kernels.coupled_sampling import pick_coupled
 from lim_sglang.kernels.packed import PackedRows
-from lim_sglang.kernels.run_attention import RunWorkspace, attend_runs
-from lim_sglang.kernels.selector import Room, ScoreSelector
-from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
 from lim_sglang.lossless import internals
-from lim_sglang.lossless.passes import CycleRows, KeptQueries, Passes, by_head
+from lim_sglang.lossless.gpu_backends import DraftBackend, DraftMemory, RunMemory, VerifyBackend
+from lim_sglang.lossless.passes import CycleRows, Passes
+from lim_sglang.lossless.row_pass import DraftLoop, RowPass
 from lim_sglang.lossless.sampling import RunSampling
-from lim_sglang.lossless.widths import PassTimes
-from lim_sglang.policies.lossless import Lossless
-from lim_sglang.policies.policy import Role
+from lim_sglang.lossless.widths import PassTimes, StepTimes
 
 logger = logging.getLogger(__name__)
 
 MAX_VERIFIED = 432
 """Most rows of a verification that a CUDA graph captures: 48 requests of 9 tokens. Logits take 4
 bytes a row and token of the vocabulary."""
-MAX_DRAFTED = 48
-"""Most requests of a batch that drafts: as many as SGLang's own speculation runs by default."""
-TIMED_REPLAYS = 5
 TIMED_TOKENS = 1 << 18
-"""Tokens of all requests of the step by which dense attention is timed."""
-
-
-class LosslessGpuBackend(KeptQueries, compat.FlashInferAttnBackend):
-    """SGLang's FlashInfer backend, which prefills and runs dense decode steps."""
-
-    score_source = SECOND_READING
-
-    def __init__(self, runner: Any, **options: Any) -> None:
-        super().__init__(runner, **options)
-        self.roles: tuple[Role, ...] = runner.lim_roles
-        self.query_layers = runner.lim_drafting.selecting(len(self.roles))
-        self.queries: dict[int, Tensor] = {}
-
-
-class _CycleBackend(compat.AttentionBackend):
-    """Attention of decode rows that writes the new keys and values first."""
-
-    def __init__(self, backend: LosslessGpuBackend) -> None:
-        super().__init__()
-        self.token_to_kv_pool = backend.token_to_kv_pool
-        self.req_to_token_pool = backend.req_to_token_pool
-
-    def forward_decode(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layer: Any,
-        batch: Any,
-        save_kv_cache: bool = True,
-        **_: Any,
-    ) -> Tensor:
-        """Run one layer.
-
-        Args:
-            q: [R, H * D], like the result.
-            k, v: [R, KV heads * D].
-            layer, batch, save_kv_cache: SGLang's.
-        """
-        pool = self.token_to_kv_pool
-        if save_kv_cache:
-            location = compat.KVWriteLoc(batch.out_cache_loc, None)
-            pool.set_kv_buffer(layer, location, k, v, layer.k_scale, layer.v_scale)
-        return self.attend(by_head(q, layer).contiguous(), layer).view(len(q), -1)
-
-    def attend(self, query: Tensor, layer: Any) -> Tensor:
-        """Attend [R, H, D]."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class DraftMemory:
-    """Lists of slots that drafts read, and the selection's memory."""
-
-    selector: ScoreSelector
-    lists: Tensor
-    """[S, rows * (K + N)] int32, each row's kept slots and those of its drafts."""
-    starts: Tensor
-    """[rows + 1] int32, where the lists of each row begin."""
-    ends: Tensor
-    """[rows] int32, where the lists of each row end, for the draft that runs."""
-    longest: int
-    """Slots of a row's list at most, K + N."""
-
-    @classmethod
-    def allocate(
-        cls,
-        policy: Lossless,
-        most_drafts: int,
-        depth: int,
-        room: Callable[[int], Room],
-        max_requests: int,
-    ) -> "DraftMemory":
-        """Allocate for batches that draft.
-
-        Args:
-            most_drafts: of a cycle.
-            depth: layers of the model.
-            room: returns the selection's room, given the most rows.
-            max_requests: that SGLang runs at once.
-        """
-        rows = min(MAX_DRAFTED, max_requests)
-        selector = policy.allocate(room(rows))
-        assert isinstance(selector, ScoreSelector)
-        length = policy.budget + most_drafts
-        device = selector.scores.values.device
-        lists = torch.zeros(
-            len(policy.selecting(depth)), rows * length, dtype=torch.int32, device=device
-        )
-        starts = torch.arange(rows + 1, dtype=torch.int32, device=device) * length
-        return cls(selector, lists, starts, starts[:-1].clone(), length)
-
-    @property
-    def max_rows(self) -> int:
-        """Most requests of a batch that drafts."""
-        return len(self.ends)
-
-
-class DraftBackend(_CycleBackend):
-    """Every layer of a draft reads its list."""
-
-    queries: Mapping[int, Tensor] = MappingProxyType({})
-    """None are kept."""
-
-    def __init__(self, backend: LosslessGpuBackend, memory: DraftMemory, policy: Lossless) -> None:
-        super().__init__(backend)
-        shape = backend.indices_updater_decode
-        self._memory = memory
-        self._list_of_layer = policy.list_of_layer(len(backend.roles))
-        self._workspace = SplitWorkspace.allocate(
-            num_heads=shape.num_qo_heads,
-            num_units=shape.num_kv_heads,
-            dim=shape.head_dim,
-            cache_dtype=shape.data_type,
-            device=memory.lists.device,
-        )
-
-    def attend(self, query: Tensor, layer: Any) -> Tensor:
-        """Attend over the kept tokens and the drafts so far."""
-        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
-        memory, rows = self._memory, len(query)
-        return attend_tokens(
-            query,
-            keys,
-            values,
-            memory.lists[self._list_of_layer[layer.layer_id]],
-            memory.starts[:rows],
-            memory.ends[:rows],
-            longest=memory.longest,
-            scale=layer.scaling,
-            soft_cap=layer.logit_cap,
-            workspace=self._workspace,
-            out=torch.empty_like(query),
-        )
-
-
-@dataclass(frozen=True)
-class RunMemory:
-    """Slots of all tokens that a verification reads, and the kernel's memory."""
-
-    slots: Tensor
-    """[most tokens] int32, one request behind the other."""
-    indptr: Tensor
-    """[rows + 1] int32, where each request's begin; behind the last they stay where they are."""
-    workspace: RunWorkspace
-
-    @classmethod
-    def allocate(
-        cls, backend: LosslessGpuBackend, max_rows: int, max_width: int, tokens: int
-    ) -> "RunMemory":
-        """Allocate for batches that draft.
-
-        Args:
-            max_rows: requests.
-            max_width: tokens of a run.
-            tokens: of all requests together, without their runs.
-        """
-        shape, device = backend.indices_updater_decode, backend.kv_last_page_len.device
-        return cls(
-            torch.zeros(tokens + max_rows * max_width, dtype=torch.int32, device=device),
-            torch.zeros(max_rows + 1, dtype=torch.int32, device=device),
-            RunWorkspace.allocate(
-                num_heads=shape.num_qo_heads,
-                num_kv_heads=shape.num_kv_heads,
-                dim=shape.head_dim,
-                max_width=max_width,
-                device=device,
-            ),
-        )
-
-
-class VerifyBackend(KeptQueries, _CycleBackend):
-    """Dense attention of w rows a request, each over the tokens up to its own."""
-
-    def __init__(self, backend: LosslessGpuBackend, memory: RunMemory, width: int) -> None:
-        super().__init__(backend)
-        self.query_layers = backend.query_layers
-        self.queries: dict[int, Tensor] = {}
-        self._memory, self._width = memory, width
-
-    def attend(self, query: Tensor, layer: Any) -> Tensor:
-        """Attend; nothing is planned."""
-        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
-        memory = self._memory
-        return attend_runs(
-            query,
-            keys,
-            values,
-            memory.slots,
-            memory.indptr[: len(query) // self._width + 1],
-            width=self._width,
-            scale=layer.scaling,
-            soft_cap=layer.logit_cap,
-            workspace=memory.workspace,
-            out=torch.empty_like(query),
-        )
-
-
-class RowPass:
-    """A pass over one token of each request, with inputs that stay in place for CUDA graphs."""
-
-    def __init__(self, runner: Any, backend: Any, max_rows: int) -> None:
-        """Allocate the inputs.
-
-        Args:
-            backend: attention of the pass, which plans each step if it has to.
-        """
-        self._runner, self.backend = runner, backend
-        inputs = torch.zeros(5, max_rows, dtype=torch.int64, device=runner.device)
-        self.tokens, self.positions, self.slots, self.requests, self.lengths = inputs
-        self.host_lengths = torch.ones(max_rows, dtype=torch.int64)
-        self.lengths.fill_(1)
-        self._graphs: dict[int, _Graph] = {}
-
-    def set_rows(self, requests: Tensor, lengths: Tensor, host_lengths: Tensor) -> None:
-        """Set what all passes of a cycle share; rows that pad a graph write to SGLang's slot 0.
-
-        Args:
-            requests, lengths, host_lengths: [B], of the cycle.
-        """
-        rows = len(requests)
-        self.requests[:rows], self.requests[rows:] = requests, 0
-        self.lengths[:rows], self.lengths[rows:] = lengths, 1
-        self.host_lengths[:rows], self.host_lengths[rows:] = host_lengths, 1
-        self.slots[rows:] = 0
-
-    def set_tokens(self, tokens: Tensor, positions: Tensor, slots: Tensor) -> None:
-        """Set the inputs of one pass, [B] each."""
-        rows = len(tokens)
-        self.tokens[:rows] = tokens
-        self.positions[:rows] = positions
-        self.slots[:rows] = slots
-
-    def run(self, rows: int, *, with_hidden_states: bool = False) -> tuple[Any, dict[int, Tensor]]:
-        """Run the pass over the first rows.
-
-        Args:
-            with_hidden_states: return the last layer's, too, which graphs do not have.
-
-        Returns:
-            SGLang's output, which the next pass overwrites, and the backend's queries.
-        """
-        size = self.size_for(rows)
-        if size is None or with_hidden_states:
-            batch = self._batch(rows, with_hidden_states=with_hidden_states)
-            self.backend.init_forward_metadata(batch)
-            return self._forward(batch), self.backend.queries
-        self.backend.init_forward_metadata_out_graph(self._batch(size))
-        found = self._graphs[size]
-        found.graph.replay()
-        logits = found.output.next_token_logits[:rows]
-        return compat.LogitsProcessorOutput(next_token_logits=logits), found.queries
-
-    def size_for(self, rows: int) -> int | None:
-        """Return the rows of the graph that serves as many; None if there is none."""
-        return min((size for size in self._graphs if size >= rows), default=None)
-
-    def capture(self, sizes: Iterable[int], logits: Tensor) -> None:
-        """Capture a CUDA graph for each number of rows; the largest first, so that all of them use
-        its memory.
-
-        Args:
-            logits: [>= the largest size, V] f32, which the graphs write.
-        """
-        for size in sorted(sizes, reverse=True):
-            batch = self._batch(size, logits=logits[:size])
-            self.backend.init_forward_metadata_out_graph(batch, in_capture=True)
-            graph, output = internals.capture_graph(partial(self._captured, batch))
-            self._graphs[size] = _Graph(graph, output, dict(self.backend.queries))
-
-    def time_graphs(self) -> list[tuple[int, float]]:
-        """Return the rows of each graph, ascending, and the milliseconds of its pass."""
-        return [(size, self.time_graph(size)) for size in sorted(self._graphs)]
-
-    def time_graph(self, size: int) -> float:
-        """Return the median milliseconds of the pass of a captured size, with the inputs as they
-        are."""
-        times = []
-        self.backend.init_forward_metadata_out_graph(self._batch(size))
-        for _ in range(1 + TIMED_REPLAYS):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            self._graphs[size].graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-        return median(times[1:])
-
-    def _batch(
-        self, rows: int, *, logits: Tensor | None = None, with_hidden_states: bool = False
-    ) -> Any:
-        return internals.decode_batch(
-            self._runner,
-            tokens=self.tokens[:rows],
-            requests=self.requests[:rows],
-            positions=self.positions[:rows],
-            lengths=self.lengths[:rows],
-            host_lengths=self.host_lengths[:rows],
-            slots=self.slots[:rows],
-            logits=logits,
-            with_hidden_states=with_hidden_states,
-        )
-
-    def _captured(self, batch: Any) -> Any:
-        """Do what a graph captures."""
-        return self._forward(batch)
-
-    def _forward(self, batch: Any) -> Any:
-        return internals.call_model(self._runner, batch, self.backend)
-
-
-class DraftLoop(RowPass):
-    """Drafts, each a replay of one CUDA graph, which also draws the token and moves on to it.
-
-    Draws heed temperature, filters and seeds; a request's bias and least number of tokens are left
-    to verification.
-    """
-
-    def __init__(self, runner: Any, backend: DraftBackend, memory: DraftMemory, most: int) -> None:
-        """Allocate the inputs.
-
-        Args:
-            most: drafts of a cycle.
-        """
-        rows, device = memory.max_rows, runner.device
-        super().__init__(runner, backend, rows)
-        self._memory = memory
-        self._drafted = torch.zeros(rows, most + 1, dtype=torch.int64, device=device)
-        self._slot_table = torch.zeros_like(self._drafted)
-        self._step = torch.zeros(1, dtype=torch.int64, device=device)
-        self._temperatures = torch.ones(rows, 1, device=device)
-        self._seeds = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._top_ks = torch.ones(rows, dtype=torch.int32, device=device)
-        self._top_ps, self._min_ps = torch.ones(2, rows, device=device)
-
-    def draft(self, rows: CycleRows, newest: Tensor, info: Any) -> Tensor:
-        """Draft w - 1 tokens behind the newest of each request.
-
-        Args:
-            newest: [B] int64.
-            info: SGLang's sampling parameters of the batch.
-
-        Returns:
-            [B, w] int64, the newest token first.
-        """
-        count, width = rows.positions.shape
-        self.set_tokens(newest, rows.positions[:, 0], rows.slots[:, 0])
-        self._drafted[:count, 0] = newest
-        self._slot_table[:count, :width] = rows.slots
-        self._temperatures[:count] = info.temperatures
-        self._seeds[:count], self._top_ks[:count] = info.sampling_seed, info.top_ks
-        self._top_ps[:count], self._min_ps[:count] = info.top_ps, info.min_ps
-        self._step.zero_()
-        self._memory.ends[:count] += 1
-        graph = self._graphs[min(size for size in self._graphs if size >= count)].graph
-        for _ in range(width - 1):
-            graph.replay()
-        return self._drafted[:count, :width].clone()
-
-    def _captured(self, batch: Any) -> Any:
-        """Run the model, draw a token of each row, and make it the input of the next draft."""
-        output, rows = self._forward(batch), batch.batch_size
-        probs = (output.next_token_logits / self._temperatures[:rows]).softmax(-1)
-        drawn = pick_coupled(
-            probs,
-            self._seeds[:rows],
-            self.positions[:rows],
-            self._top_ks[:rows],
-            self._top_ps[:rows],
-            self._min_ps[:rows],
-        )
-        self._step.add_(1)
-        self._drafted[:rows].index_copy_(1, self._step, drawn[:, None])
-        self.tokens[:rows] = drawn
-        self.positions[:rows] += 1
-        self.slots[:rows] = self._slot_table[:rows].index_select(1, self._step)[:, 0]
-        self._memory.ends[:rows] += 1
-        return output
-
-
-@dataclass(frozen=True)
-class _Graph:
-    graph: torch.cuda.CUDAGraph
-    output: Any
-    queries: dict[int, Tensor]
-    """Those of the rows, in the graph's own memory."""
+"""Tokens of all requests of the pass by which dense attention is timed."""
 
 
 class GpuPasses(Passes):
@@ -442,7 +43,7 @@ class GpuPasses(Passes):
         self._memory: DraftMemory = runner.lim_draft_memory
         widths = [number + 1 for number in self.choices if number]
         self._runs = RunMemory.allocate(
-            self.backend, self._memory.max_rows, widths[-1], runner.max_total_num_tokens
+            self.backend, self._memory.max_rows, widths[-1], self.req_to_token.shape[1]
         )
         self._verifications = {
             width: RowPass(
@@ -463,14 +64,6 @@ class GpuPasses(Passes):
         """Requests of the largest batch that drafts."""
         return self._memory.max_rows
 
-    def fits(self, lengths: Sequence[int]) -> bool:
-        """Return True unless the requests are many, or share so many tokens that they have more
-        together than the KV cache."""
-        return (
-            len(lengths) <= self.max_drafted
-            and sum(lengths) <= self.runner.max_total_num_tokens
-        )
-
     def capture(self) -> None:
         """Capture drafts, and dense steps of one token, at the batch sizes of SGLang's graphs."""
         sizes = internals.graph_batch_sizes(self.runner)
@@ -478,9 +71,8 @@ class GpuPasses(Passes):
             return
         most = max(sizes)
         self.backend.init_cuda_graph_state(most, most)
-        vocab, drafted = self.runner.model_config.vocab_size, {
-            min(size, self.max_drafted) for size in sizes
-        }
+        vocab = self.runner.model_config.vocab_size
+        drafted = {min(size, self.max_drafted) for size in sizes}
         verified = {
             width: [size * width for size in drafted if size * width <= MAX_VERIFIED]
             for width in self._verifications
@@ -500,27 +92,57 @@ class GpuPasses(Passes):
     def _time_passes(self) -> PassTimes:
         """Time the captured passes, before any request comes.
 
-        Lists of drafts, and the tokens of the longest dense step, are spread over the KV cache; K
-        and V are not written but in slot 0, which no request has.
+        Lists of drafts, and the tokens of long contexts, are spread over the KV cache; K and V are
+        not written but in slot 0, which no request has.
         """
-        pool_tokens = self.runner.max_total_num_tokens
-        memory, table = self._memory, self.req_to_token
-        spread = torch.randint(1, pool_tokens, memory.lists.shape, device=memory.lists.device)
-        memory.lists.copy_(spread)
-        memory.ends.copy_(memory.starts[:-1] + self.policy.budget)
-        draft_rows, draft_ms = zip(*self._draft.time_graphs(), strict=True)
-        rows, dense_ms = zip(*self._dense.time_graphs(), strict=True)
-        most = rows[-1]
-        length = max(2, min(table.shape[1], pool_tokens // most, TIMED_TOKENS // most))
-        written = table[:most, :length].clone()
-        table[:most, :length] = torch.randint(1, pool_tokens, written.shape, device=table.device)
-        self._dense.requests[:most] = torch.arange(most, device=table.device)
-        self._dense.lengths[:most], self._dense.host_lengths[:most] = length, length
-        long_ms = self._dense.time_graph(most)
-        table[:most, :length] = written
-        token_ms = max(0.0, long_ms - dense_ms[-1]) / (most * (length - 1))
-        layers = len(self.backend.roles)
-        return PassTimes(rows, dense_ms, draft_rows, draft_ms, token_ms, layers, len(self.select))
+        lists, layers = self._memory.lists, len(self.backend.roles)
+        lists.copy_(self._spread(lists.shape))
+        self._draft.kept_ends.copy_(self._memory.starts[:-1] + self.policy.budget)
+        draft = self._draft.time_graphs()
+        dense = {1: self._time_dense(self._dense, 1, self._write_table)}
+        for width, verification in self._verifications.items():
+            dense[width] = self._time_dense(verification, width, self._write_runs)
+        self._runs.indptr.zero_()
+        return PassTimes(draft, dense, layers, len(self.select))
+
+    def _time_dense(
+        self, timed: RowPass, width: int, write_contexts: Callable[[int, int], None]
+    ) -> StepTimes:
+        """Time a dense pass without contexts, and that of most requests with long ones.
+
+        Args:
+            write_contexts: gives as many requests contexts of as many tokens.
+        """
+        write_contexts(timed.max_rows // width, 1)
+        short = timed.time_graphs(rows_of_request=width)
+        requests = short.rows[-1]
+        length = max(2, min(self._longest(requests), TIMED_TOKENS // requests))
+        write_contexts(requests, length)
+        more = timed.time_graph(requests * width) - short.ms[-1]
+        return replace(short, token_ms=max(0.0, more) / (requests * (length - 1)))
+
+    def _longest(self, requests: int) -> int:
+        """Return the tokens of a context that as many requests can have at once."""
+        return min(self.req_to_token.shape[1], self.runner.max_total_num_tokens // requests)
+
+    def _write_table(self, requests: int, length: int) -> None:
+        """Give the first requests contexts for dense steps: rows of `req_to_token`."""
+        dense, table = self._dense, self.req_to_token
+        table[:requests, :length] = self._spread((requests, length))
+        dense.requests[:requests] = torch.arange(requests, device=table.device)
+        dense.lengths[:requests], dense.host_lengths[:requests] = length, length
+
+    def _write_runs(self, requests: int, length: int) -> None:
+        """Give the first requests contexts for verifications, and the others none."""
+        runs = self._runs
+        runs.slots[: requests * length] = self._spread((requests * length,))
+        runs.indptr.fill_(requests * length)
+        runs.indptr[:requests] = length * torch.arange(requests, device=runs.indptr.device)
+
+    def _spread(self, shape: Sequence[int]) -> Tensor:
+        """Return slots from anywhere in the KV cache."""
+        device = self.req_to_token.device
+        return torch.randint(1, self.runner.max_total_num_tokens, shape, device=device)
 
     def begin(self, rows: CycleRows, queries: Tensor | None) -> None:
         """Plan the verification and write the lists of the drafts."""

@@ -77,10 +77,6 @@ class Passes(ABC):
         """Requests of the largest batch that drafts."""
         return len(self.req_to_token)
 
-    def fits(self, lengths: Sequence[int]) -> bool:
-        """Return True if there is memory for drafts behind requests of these lengths."""
-        return len(lengths) <= len(self.req_to_token)
-
     @property
     def query_shape(self) -> tuple[int, int, int]:
         """SELECT layers, H and D."""

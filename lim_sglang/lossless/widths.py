@@ -7,7 +7,7 @@ then expected to take as long again.
 
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -15,9 +15,6 @@ import numpy as np
 
 MIN_GAIN = 1.03
 """Tokens a second, in those of dense steps, below which nothing is drafted."""
-VERIFY_FACTOR = 1.2
-"""Dense attention of several tokens a request over that of one: an H200, 5 to 16 tokens, in one
-tile of FlashInfer's (`docs/log`)."""
 SCORE_FACTOR = 0.75
 """Scoring of one layer, and its selection, over that layer's dense attention: scoring reads K
 alone."""
@@ -37,39 +34,42 @@ after each that changed nothing."""
 
 
 @dataclass(frozen=True)
-class PassTimes:
-    """Milliseconds of passes, timed on the GPU that serves."""
+class StepTimes:
+    """Milliseconds of one kind of pass, timed on the GPU that serves."""
 
     rows: Sequence[int]
-    """Rows of the timed steps, ascending."""
-    dense_ms: Sequence[float]
-    """Times of dense steps of as many rows, which attend to next to nothing."""
-    draft_rows: Sequence[int]
-    draft_ms: Sequence[float]
-    """Times of drafts of as many rows, which attend to whole lists."""
-    token_ms: float
-    """Time of dense attention, in all layers, to one token of one request."""
+    """Requests of the timed passes, ascending."""
+    ms: Sequence[float]
+    """Times of passes of as many requests, which attend to next to nothing, or to whole lists."""
+    token_ms: float = 0.0
+    """Time of attention, in all layers, to one more token of one request."""
+
+    def of(self, requests: int, tokens: int = 0) -> float:
+        """Return the time of a pass over some requests that attend to some tokens together."""
+        return _between(requests, self.rows, self.ms) + self.token_ms * tokens
+
+
+@dataclass(frozen=True)
+class PassTimes:
+    """Times of the passes of a cycle."""
+
+    draft: StepTimes
+    dense: Mapping[int, StepTimes]
+    """By the tokens of each request: 1 in a dense step, more in a verification."""
     num_layers: int
     num_select: int
 
-    def dense(self, rows: int) -> float:
-        """Return the time of a dense step but for its attention."""
-        return _between(rows, self.rows, self.dense_ms)
-
-    def draft(self, rows: int) -> float:
-        """Return the time of a draft."""
-        return _between(rows, self.draft_rows, self.draft_ms)
-
     def step(self, lengths: Sequence[int]) -> float:
         """Return the time of a dense step over requests of these lengths."""
-        return self.dense(len(lengths)) + self.token_ms * sum(lengths)
+        return self.dense[1].of(len(lengths), sum(lengths))
 
     def cycle(self, lengths: Sequence[int], drafts: int) -> float:
         """Return the time of a cycle."""
-        attention = self.token_ms * sum(lengths)
-        selection = SCORE_FACTOR * self.num_select / self.num_layers * attention
-        verification = self.dense(len(lengths) * (drafts + 1)) + VERIFY_FACTOR * attention
-        return drafts * self.draft(len(lengths)) + selection + verification + CYCLE_MS
+        requests, tokens = len(lengths), sum(lengths)
+        share = SCORE_FACTOR * self.num_select / self.num_layers
+        selection = share * self.dense[1].token_ms * tokens
+        verification = self.dense[drafts + 1].of(requests, tokens)
+        return drafts * self.draft.of(requests) + selection + verification + CYCLE_MS
 
 
 def _between(rows: int, at: Sequence[int], times: Sequence[float]) -> float:

@@ -10,17 +10,21 @@ from lim_sglang.lossless.widths import (
     Cycle,
     GivenWidth,
     PassTimes,
+    StepTimes,
     WidthsByCost,
     _tokens,
 )
 
 CHOICES = (0, 4, 8, 12, 15)
+DENSE_MS, TOKEN_MS = (4.3, 4.5, 5.0, 8.0), 36 * 260e-3 / (8 * 32768)
+"""An 8B model on an H200."""
 TIMES = PassTimes(
-    rows=(1, 8, 64, 256),
-    dense_ms=(4.3, 4.5, 5.0, 8.0),
-    draft_rows=(1, 8, 48),
-    draft_ms=(4.6, 5.2, 9.0),
-    token_ms=36 * 260e-3 / (8 * 32768),  # an 8B model on an H200
+    draft=StepTimes((1, 8, 48), (4.6, 5.2, 9.0)),
+    dense={1: StepTimes((1, 8, 64, 256), DENSE_MS, TOKEN_MS)}
+    | {
+        drafts + 1: StepTimes((1, 8, 24), (4.5, 4.8, 7 + drafts / 4), 1.2 * TOKEN_MS)
+        for drafts in CHOICES[1:]
+    },
     num_layers=36,
     num_select=2,
 )
@@ -58,12 +62,13 @@ def gain(lengths: Sequence[int], drafts: int, acceptance: float) -> float:
 
 
 def test_times_between_and_beyond_the_timed_rows_follow_them() -> None:
-    assert TIMES.dense(8) == 4.5
-    assert TIMES.dense(36) == pytest.approx(4.75)
-    assert TIMES.dense(448) == pytest.approx(11.0)
-    assert TIMES.draft(1) == 4.6
-    one = PassTimes((8,), (4.5,), (8,), (5.2,), 1e-5, 36, 2)
-    assert one.dense(72) == 4.5
+    dense = TIMES.dense[1]
+    assert dense.of(8) == 4.5
+    assert dense.of(36) == pytest.approx(4.75)
+    assert dense.of(448) == pytest.approx(11.0)
+    assert dense.of(8, 8 * 32768) == pytest.approx(4.5 + 36 * 0.26)
+    assert TIMES.draft.of(1) == 4.6
+    assert StepTimes((8,), (4.5,)).of(72) == 4.5
 
 
 def test_long_contexts_are_drafted_and_short_ones_are_not() -> None:
