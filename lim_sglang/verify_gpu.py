@@ -18,7 +18,11 @@ from lim_sglang.kernels.verify import (
     stored_score_differences,
     window_differences,
 )
-from lim_sglang.kernels.verify_attention import attention_differences, list_attention_differences
+from lim_sglang.kernels.verify_attention import (
+    attention_differences,
+    list_attention_differences,
+    run_attention_differences,
+)
 from lim_sglang.kernels.verify_pages import gate_differences, page_differences
 from lim_sglang.validation import INTERPRET_VAR, reasons_against_kv_cache
 
@@ -44,6 +48,9 @@ BATCHES = {
 SCORED = ("Qwen3-8B", "Qwen3-8B alone", "Qwen3-1.7B", "Qwen2.5-Coder-1.5B")
 """Batches whose dense pass stores scores, all of one dtype and head dimension: nvcc is slow."""
 
+RUN_WIDTH = 9
+"""Tokens of a run that is verified by default."""
+
 Check = Callable[[Batch], list[str]]
 """Compares the kernels with the definition on one batch; returns the differences in words."""
 
@@ -58,8 +65,9 @@ CHECKS: Mapping[str, Check] = {
     "window": lambda batch: window_differences(batch, "cuda"),
     "sparse attention": lambda batch: attention_differences(batch, "cuda"),
     "scoring dense pass": stored_score_differences,
+    "attention of runs": lambda batch: run_attention_differences(batch, "cuda", RUN_WIDTH),
 }
-SCORED_CHECKS = ("scoring dense pass",)
+SCORED_CHECKS = ("scoring dense pass", "attention of runs")
 """Checks of `SCORED` batches only."""
 
 FAILURES = (TritonError, SubprocessError, OSError, RuntimeError)

@@ -9,7 +9,15 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
 from lim_sglang.kernels.verify import Batch
-from lim_sglang.verify_gpu import BATCHES, CHECKS, SCORED, Check, served_batches, verify_gpu
+from lim_sglang.verify_gpu import (
+    BATCHES,
+    CHECKS,
+    SCORED,
+    SCORED_CHECKS,
+    Check,
+    served_batches,
+    verify_gpu,
+)
 
 AMPERE, HOPPER = (8, 0), (9, 0)
 
@@ -61,7 +69,7 @@ def test_a_difference_in_any_check_is_named_by_batch(wrong: str) -> None:
         return ["row 0: another ranking"]
 
     checks: dict[str, Callable[[Batch], list[str]]] = dict.fromkeys(CHECKS, same)
-    names = SCORED if wrong == "scoring dense pass" else BATCHES
+    names = SCORED if wrong in SCORED_CHECKS else BATCHES
     assert verify_gpu(checks | {wrong: different}) == [
         f"{name}: row 0: another ranking" for name in names
     ]
