@@ -91,10 +91,8 @@ MIN_RUN_TILES = 2
 RUN_STAGES = 3
 """Pipeline stages of the loop over tiles: while one is computed, the next is on its way, and the
 one after the next is requested."""
-COMBINED_SPLITS = 8
-"""Splits of a run that one program combines: more of them are combined in several levels."""
-COMBINED_ROWS = 16
-"""Rows of these splits that are combined at a time."""
+COMBINED_SPLITS, COMBINED_ROWS, COMBINE_WARPS = 8, 4, 4
+"""Splits of a run that are combined at a time, and the rows and warps of the program that does."""
 NARROW_RUN_DIM, MAX_RUN_DIM = 128, 256
 """Largest head dimension that a program of 4 warps has registers for, and one of 8 warps."""
 MIN_REQUESTS, MAX_REQUESTS = 32, 512

@@ -6,9 +6,8 @@ behind the other, are shared evenly by a fixed number of programs, each of which
 from `indptr`. Lengths are read on the device, so nothing is planned, a CUDA graph serves any
 lengths, and requests of different lengths keep all SMs busy.
 
-Where a program's share begins or ends within a unit, its part is a *split*. The last program of up
-to `COMBINED_SPLITS` neighbours to end combines their splits, and the last of up to as many such
-groups the groups, and so on: always in the same order, so equal inputs give equal bits.
+Where a program's share begins or ends within a unit, its part is a *split*. A second kernel
+combines the splits of a unit, always in the same order, so equal inputs give equal bits.
 """
 
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lim_sglang.kernels.launch import (
+    COMBINE_WARPS,
     COMBINED_ROWS,
     COMBINED_SPLITS,
     LOG2_E,
@@ -34,7 +34,6 @@ from lim_sglang.kernels.launch import (
     check_int32,
     check_tensors,
     interpreted,
-    is_last_block,
     run_block,
     run_tile_bytes,
     run_warps,
@@ -42,8 +41,6 @@ from lim_sglang.kernels.launch import (
 
 INTERPRETED_PROGRAMS = 12
 """Programs on a CPU: enough for a unit to have more splits than are combined at a time."""
-LEVELS = 4
-"""Levels of combination: COMBINED_SPLITS ** LEVELS programs at most."""
 _LOG2_E: tl.constexpr = tl.constexpr(LOG2_E)
 _LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)
 
@@ -60,8 +57,6 @@ class RunWorkspace:
     """[W, 2, rows, D] f32, attention over each split; rows of the widest run."""
     lse: Tensor
     """[W, 2, rows] f32, log-sum-exp of each split and row, to base 2."""
-    block_counters: Tensor
-    """[W, 2, LEVELS] int32, programs of a group of splits that have ended; 0 between kernels."""
     tile_bytes: int
     """Bytes of K, and of V, that a program reads at a time."""
 
@@ -92,19 +87,13 @@ class RunWorkspace:
         return cls(
             torch.zeros(programs, 2, rows, dim, device=device),
             torch.zeros(programs, 2, rows, device=device),
-            torch.zeros(programs, 2, LEVELS, dtype=torch.int32, device=device),
             run_tile_bytes(shared_bytes),
         )
 
     def first_programs(self, num_programs: int) -> "RunWorkspace":
         """Return the same memory for fewer programs."""
         first = slice(num_programs)
-        return replace(
-            self,
-            outputs=self.outputs[first],
-            lse=self.lse[first],
-            block_counters=self.block_counters[first],
-        )
+        return replace(self, outputs=self.outputs[first], lse=self.lse[first])
 
 
 def padded_run(width: int, group: int) -> int:
@@ -208,155 +197,23 @@ def _split_place(first_program, split):
 
 
 @triton.jit
-def _combine(
-    split_outputs,  # [W, 2, ROWS, DIM] f32
-    split_lse,  # [W, 2, ROWS] f32
-    output,  # [width, GROUP, DIM], of one unit
-    first_program,  # of the unit
-    first,
-    step,
-    count,
-    is_final,
-    rows,
-    value_scale,
-    output_row_stride,
-    output_head_stride,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    DIM: tl.constexpr,
-    SPLITS: tl.constexpr,  # that are combined at a time
-    COMBINED_ROWS: tl.constexpr,  # rows of them
-):
-    """Combine a unit's splits `first`, `first + step`, … into `output`, or into split `first`."""
-    dims = tl.arange(0, DIM)
-    numbers = tl.arange(0, SPLITS)
-    splits = first + numbers * step
-    places = _split_place(first_program, splits)
-    for first_row in range(0, rows, COMBINED_ROWS):
-        row = first_row + tl.arange(0, COMBINED_ROWS)
-        inside = (numbers < count)[:, None] & (row < rows)[None, :]
-        # [SPLITS, COMBINED_ROWS], and DIM; read past L1, since other programs wrote the data
-        at = places[:, None] * ROWS + row[None, :]
-        lse = tl.load(split_lse + at, mask=inside, other=float("-inf"), cache_modifier=".cg")
-        outputs = tl.load(
-            split_outputs + at[:, :, None] * DIM + dims[None, None, :],
-            mask=inside[:, :, None],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        largest = tl.maximum(tl.max(lse, 0), _LOWEST)
-        weights = tl.exp2(lse - largest[None, :])
-        total = tl.sum(weights, 0)
-        has_any = total > 0
-        total = tl.where(has_any, total, 1.0)
-        combined = tl.sum(outputs * weights[:, :, None], 0) / total[:, None]
-        if is_final:
-            tl.store(
-                output
-                + (row // GROUP)[:, None] * output_row_stride
-                + (row % GROUP)[:, None] * output_head_stride
-                + dims[None, :],
-                (combined * value_scale).to(output.dtype.element_ty),
-                mask=(row < rows)[:, None],
-            )
-        else:
-            tl.debug_barrier()  # every thread has read before one writes
-            place = _split_place(first_program, first) * ROWS + row
-            combined_lse = tl.where(has_any, largest + tl.log2(total), float("-inf"))
-            tl.store(split_lse + place, combined_lse, mask=row < rows)
-            tl.store(
-                split_outputs + place[:, None] * DIM + dims[None, :],
-                combined,
-                mask=(row < rows)[:, None],
-            )
-
-
-@triton.jit
-def _add_split(
-    attended,  # [ROWS, DIM]
-    lse,  # [ROWS]
-    split_outputs,  # [W, 2, ROWS, DIM] f32
-    split_lse,  # [W, 2, ROWS] f32
-    block_counters,  # [W, 2, LEVELS] int32
-    output,  # [width, GROUP, DIM], of one unit
-    first_program,  # of the unit
-    split,
-    num_splits,
-    rows,
-    value_scale,
-    output_row_stride,
-    output_head_stride,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    DIM: tl.constexpr,
-    SPLITS: tl.constexpr,
-    COMBINED_ROWS: tl.constexpr,
-    LEVELS: tl.constexpr,
-):
-    """Store a unit's split, and combine the splits of each group of which it is the last.
-
-    Level by level, a group of neighbours becomes one split in the place of its first.
-    """
-    row = tl.arange(0, ROWS)
-    places = _split_place(first_program, split) * ROWS + row
-    tl.store(split_lse + places, lse, mask=row < rows)
-    tl.store(
-        split_outputs + places[:, None] * DIM + tl.arange(0, DIM)[None, :],
-        attended,
-        mask=(row < rows)[:, None],
-    )
-    level = 0
-    step = 1
-    while num_splits > 1:
-        group = split // SPLITS
-        count = tl.minimum(num_splits - group * SPLITS, SPLITS)
-        first = group * SPLITS * step
-        counter = _split_place(first_program, first) * LEVELS + level
-        if is_last_block(block_counters + counter, count):
-            _combine(
-                split_outputs,
-                split_lse,
-                output,
-                first_program,
-                first,
-                step,
-                count,
-                num_splits <= SPLITS,
-                rows,
-                value_scale,
-                output_row_stride,
-                output_head_stride,
-                GROUP,
-                ROWS,
-                DIM,
-                SPLITS,
-                COMBINED_ROWS,
-            )
-            split = group
-            num_splits = tl.cdiv(num_splits, SPLITS)
-            step *= SPLITS
-            level += 1
-        else:
-            num_splits = 1
-
-
-@triton.jit
-def _share_of_tiles(
+def _shares(
     indptr,  # [B + 1] int32
     num_requests,
     num_kv_heads,
+    num_programs,
     PADDED_REQUESTS: tl.constexpr,
     BLOCK: tl.constexpr,  # tokens of a tile
     MIN_TILES: tl.constexpr,  # of a program
 ):
-    """Return a program's tiles and the unit that they begin in, found from all lengths at once.
+    """Share all tiles among programs.
 
     Returns:
-        share, rest: tiles of each program that has any; the first `rest` have one more.
-        tile, end: of this program.
-        request, kv_head, unit_begin: the unit of `tile`, and its first tile.
+        requests, tiles, tile_ends: [PADDED_REQUESTS], their numbers, tiles of a KV head of each,
+            and where all tiles of each end.
+        programs, share, rest: programs that have tiles, the tiles of each; the first `rest` have
+            one more.
     """
-    program = tl.program_id(0)
     requests = tl.arange(0, PADDED_REQUESTS)
     is_request = requests < num_requests
     begins = tl.load(indptr + requests, mask=is_request, other=0)
@@ -364,17 +221,8 @@ def _share_of_tiles(
     tiles = tl.where(is_request, _num_tiles(ends - begins, BLOCK), 0)
     tile_ends = tl.cumsum(tiles, 0) * num_kv_heads
     num_tiles = tl.max(tile_ends, 0)
-    programs = tl.minimum(tl.num_programs(0), tl.maximum(num_tiles // MIN_TILES, 1))
-    share = num_tiles // programs
-    rest = num_tiles % programs
-    tile = program * share + tl.minimum(program, rest)
-    end = tl.where(program < programs, tile + share + (program < rest).to(tl.int32), tile)
-    is_before = tile_ends <= tile
-    request = tl.sum(is_before.to(tl.int32), 0)
-    before = tl.max(tl.where(is_before, tile_ends, 0), 0)
-    own_tiles = tl.maximum(tl.sum(tl.where(requests == request, tiles, 0), 0), 1)
-    kv_head = (tile - before) // own_tiles
-    return share, rest, tile, end, request, kv_head, before + kv_head * own_tiles
+    programs = tl.minimum(num_programs, tl.maximum(num_tiles // MIN_TILES, 1))
+    return requests, tiles, tile_ends, programs, num_tiles // programs, num_tiles % programs
 
 
 @triton.jit(do_not_specialize=["num_requests", "num_kv_heads", "width"])
@@ -386,7 +234,6 @@ def _attend_runs(
     indptr,  # [B + 1] int32
     split_outputs,  # [W, 2, ROWS, DIM] f32
     split_lse,  # [W, 2, ROWS] f32
-    block_counters,  # [W, 2, LEVELS] int32
     output,  # [B * width, H, DIM]
     num_requests,
     num_kv_heads,
@@ -408,16 +255,27 @@ def _attend_runs(
     BLOCK: tl.constexpr,  # tokens of a tile
     PADDED_REQUESTS: tl.constexpr,
     MIN_TILES: tl.constexpr,  # of a program
-    SPLITS: tl.constexpr,  # that are combined at a time
-    COMBINED_ROWS: tl.constexpr,  # rows of them
-    LEVELS: tl.constexpr,
     CAPPED: tl.constexpr,  # with a soft-cap
     UPCAST: tl.constexpr,  # products in f32, for the interpreter
 ):
     program = tl.program_id(0)
-    share, rest, tile, end_tile, request, kv_head, unit_begin = _share_of_tiles(
-        indptr, num_requests, num_kv_heads, PADDED_REQUESTS, BLOCK, MIN_TILES
+    requests, tiles, tile_ends, programs, share, rest = _shares(
+        indptr,
+        num_requests,
+        num_kv_heads,
+        tl.num_programs(0),
+        PADDED_REQUESTS,
+        BLOCK,
+        MIN_TILES,
     )
+    tile = program * share + tl.minimum(program, rest)
+    end_tile = tl.where(program < programs, tile + share + (program < rest).to(tl.int32), tile)
+    is_before = tile_ends <= tile
+    request = tl.sum(is_before.to(tl.int32), 0)
+    before = tl.max(tl.where(is_before, tile_ends, 0), 0)
+    own_tiles = tl.maximum(tl.sum(tl.where(requests == request, tiles, 0), 0), 1)
+    kv_head = (tile - before) // own_tiles
+    unit_begin = before + kv_head * own_tiles
     dims = tl.arange(0, DIM)
     rows = width * GROUP
     row = tl.arange(0, ROWS)
@@ -458,39 +316,23 @@ def _attend_runs(
             CAPPED,
             UPCAST,
         )
-        unit_output = output + run * output_row_stride + head * GROUP * output_head_stride
         first_program = _owner(unit_begin, share, rest)
-        num_splits = _owner(unit_end - 1, share, rest) - first_program + 1
-        if num_splits == 1:
+        if _owner(unit_end - 1, share, rest) == first_program:
             tl.store(
-                unit_output
-                + token[:, None] * output_row_stride
-                + (row % GROUP)[:, None] * output_head_stride
+                output
+                + (run + token)[:, None] * output_row_stride
+                + (head * GROUP + row % GROUP)[:, None] * output_head_stride
                 + dims[None, :],
                 (attended * value_scale).to(output.dtype.element_ty),
                 mask=(row < rows)[:, None],
             )
         else:
-            _add_split(
+            places = _split_place(first_program, program - first_program) * ROWS + row
+            tl.store(split_lse + places, lse, mask=row < rows)
+            tl.store(
+                split_outputs + places[:, None] * DIM + dims[None, :],
                 attended,
-                lse,
-                split_outputs,
-                split_lse,
-                block_counters,
-                unit_output,
-                first_program,
-                program - first_program,
-                num_splits,
-                rows,
-                value_scale,
-                output_row_stride,
-                output_head_stride,
-                GROUP,
-                ROWS,
-                DIM,
-                SPLITS,
-                COMBINED_ROWS,
-                LEVELS,
+                mask=(row < rows)[:, None],
             )
         tile = stop
         unit_begin = unit_end
@@ -498,6 +340,76 @@ def _attend_runs(
         if kv_head == num_kv_heads:
             kv_head = 0
             request += 1
+
+
+@triton.jit(do_not_specialize=["num_requests", "num_kv_heads", "width", "num_programs"])
+def _combine_splits(
+    split_outputs,  # [W, 2, ROWS, DIM] f32
+    split_lse,  # [W, 2, ROWS] f32
+    indptr,  # [B + 1] int32
+    output,  # [B * width, H, DIM]
+    num_requests,
+    num_kv_heads,
+    width,
+    num_programs,  # W
+    value_scale,
+    output_row_stride,
+    output_head_stride,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PADDED_REQUESTS: tl.constexpr,
+    MIN_TILES: tl.constexpr,
+    SPLITS: tl.constexpr,  # that are combined at a time
+    COMBINED_ROWS: tl.constexpr,  # rows of a program
+):
+    """Combine some rows of a unit's splits, if it has several."""
+    request = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    requests, tiles, tile_ends, _, share, rest = _shares(
+        indptr, num_requests, num_kv_heads, num_programs, PADDED_REQUESTS, BLOCK, MIN_TILES
+    )
+    own_tiles = tl.sum(tl.where(requests == request, tiles, 0), 0)
+    end = tl.sum(tl.where(requests == request, tile_ends, 0), 0)
+    unit_begin = end - (num_kv_heads - kv_head) * own_tiles
+    first_program = _owner(unit_begin, share, rest)
+    num_splits = _owner(unit_begin + own_tiles - 1, share, rest) - first_program + 1
+    if num_splits > 1:
+        dims = tl.arange(0, DIM)
+        numbers = tl.arange(0, SPLITS)
+        row = tl.program_id(2) * COMBINED_ROWS + tl.arange(0, COMBINED_ROWS)
+        is_row = row < width * GROUP
+        largest = tl.full([COMBINED_ROWS], _LOWEST, tl.float32)
+        total = tl.zeros([COMBINED_ROWS], tl.float32)
+        combined = tl.zeros([COMBINED_ROWS, DIM], tl.float32)
+        for first in range(0, num_splits, SPLITS):
+            splits = first + numbers
+            inside = (splits < num_splits)[:, None] & is_row[None, :]
+            # [SPLITS, COMBINED_ROWS], and DIM
+            at = _split_place(first_program, splits)[:, None] * ROWS + row[None, :]
+            lse = tl.load(split_lse + at, mask=inside, other=float("-inf"))
+            outputs = tl.load(
+                split_outputs + at[:, :, None] * DIM + dims[None, None, :],
+                mask=inside[:, :, None],
+                other=0.0,
+            )
+            new_largest = tl.maximum(largest, tl.max(lse, 0))
+            shrunk = tl.exp2(largest - new_largest)
+            weights = tl.exp2(lse - new_largest[None, :])
+            total = total * shrunk + tl.sum(weights, 0)
+            combined = combined * shrunk[:, None] + tl.sum(outputs * weights[:, :, None], 0)
+            largest = new_largest
+        combined /= tl.where(total > 0, total, 1.0)[:, None]
+        run = request.to(tl.int64) * width
+        tl.store(
+            output
+            + (run + row // GROUP)[:, None] * output_row_stride
+            + (kv_head * GROUP + row % GROUP)[:, None] * output_head_stride
+            + dims[None, :],
+            (combined * value_scale).to(output.dtype.element_ty),
+            mask=is_row[:, None],
+        )
 
 
 def attend_runs(
@@ -538,8 +450,16 @@ def attend_runs(
     num_heads, dim = query.shape[1:]
     num_kv_heads = keys.shape[1]
     group, num_requests = num_heads // num_kv_heads, len(indptr) - 1
-    padded_rows = padded_run(width, group)
-    _attend_runs[(len(workspace.lse),)](
+    num_programs, padded_rows = len(workspace.lse), padded_run(width, group)
+    shape = {
+        "GROUP": group,
+        "ROWS": padded_rows,
+        "DIM": dim,
+        "BLOCK": run_block(dim, query.itemsize, workspace.tile_bytes),
+        "PADDED_REQUESTS": max(MIN_REQUESTS, triton.next_power_of_2(num_requests)),
+        "MIN_TILES": MIN_RUN_TILES,
+    }
+    _attend_runs[(num_programs,)](
         query,
         keys,
         values,
@@ -547,7 +467,6 @@ def attend_runs(
         indptr,
         workspace.outputs,
         workspace.lse,
-        workspace.block_counters,
         out,
         num_requests,
         num_kv_heads,
@@ -563,20 +482,29 @@ def attend_runs(
         values.stride(1),
         out.stride(0),
         out.stride(1),
-        GROUP=group,
-        ROWS=padded_rows,
-        DIM=dim,
-        BLOCK=run_block(dim, query.itemsize, workspace.tile_bytes),
-        PADDED_REQUESTS=max(MIN_REQUESTS, triton.next_power_of_2(num_requests)),
-        MIN_TILES=MIN_RUN_TILES,
-        SPLITS=COMBINED_SPLITS,
-        COMBINED_ROWS=COMBINED_ROWS,
-        LEVELS=LEVELS,
+        **shape,
         CAPPED=bool(soft_cap),
         # The interpreter computes bf16 products wrongly (Triton 3.6).
         UPCAST=interpreted() and query.dtype == torch.bfloat16,
         num_warps=run_warps(dim),
         num_stages=RUN_STAGES,
+    )
+    _combine_splits[(num_requests, num_kv_heads, triton.cdiv(width * group, COMBINED_ROWS))](
+        workspace.outputs,
+        workspace.lse,
+        indptr,
+        out,
+        num_requests,
+        num_kv_heads,
+        width,
+        num_programs,
+        value_scale,
+        out.stride(0),
+        out.stride(1),
+        **shape,
+        SPLITS=COMBINED_SPLITS,
+        COMBINED_ROWS=COMBINED_ROWS,
+        num_warps=COMBINE_WARPS,
     )
     return out
 

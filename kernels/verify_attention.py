@@ -120,7 +120,11 @@ def _attention_differences(batch: Batch, inputs: AttentionInputs, num_units: int
             )
             for _ in range(2)
         )
-        differences += _trace_differences(name, found, again, workspace.block_counters)
+        if not torch.equal(found, again):
+            differences.append(f"{name}: a second run gives other bits")
+        if workspace.block_counters.any():
+            differences.append(f"{name}: block counters are not reset")
+            workspace.block_counters.zero_()
         for row, length in enumerate(batch.lengths):
             slots = inputs.slots[..., ends[row] : ends[row + 1]].long()
             error = attention_error(
@@ -130,19 +134,6 @@ def _attention_differences(batch: Batch, inputs: AttentionInputs, num_units: int
                 differences.append(
                     f"{name}: attention of row {row} of {length} tokens is off by {error:.1e}"
                 )
-    return differences
-
-
-def _trace_differences(
-    name: str, found: Tensor, again: Tensor, block_counters: Tensor
-) -> list[str]:
-    """Compare the results of two launches, and reset counters that they have left."""
-    differences = []
-    if not torch.equal(found, again):
-        differences.append(f"{name}: a second run gives other bits")
-    if block_counters.any():
-        differences.append(f"{name}: block counters are not reset")
-        block_counters.zero_()
     return differences
 
 
@@ -198,7 +189,8 @@ def run_attention_differences(
             ).view(expected.shape)
             for _ in range(2)
         )
-        differences += _trace_differences(name, found, again, workspace.block_counters)
+        if not torch.equal(found, again):
+            differences.append(f"{name}: a second run gives other bits")
         for request, length in enumerate(batch.lengths):
             error = relative_error(found[request], expected[request])
             if not error <= ATTENTION_TOLERANCE[batch.dtype]:

@@ -1,8 +1,8 @@
 """`lim bench drafts`: cycles of lossless drafting beside dense and LessIsMore steps, in tokens a
 second.
 
-A cycle is timed as the server runs it, by `LosslessWorker`, with sampling and with the host's gap
-to the next one. How many drafts are accepted depends on the text, and random weights accept none:
+A cycle is timed as the server runs it, by `LosslessWorker`, with sampling, while the host prepares
+the next one. How many drafts are accepted depends on the text, and random weights accept none:
 tokens are counted by acceptance that was recorded on texts, of a real model.
 """
 
@@ -36,8 +36,8 @@ LOSSLESS = "lossless"
 WARM_UP_CYCLES = 3
 NOTES = (
     "no prefill: K and V are random, in slots of random order; the length stays",
-    "a cycle has sampling at temperature 0.6 and the host's gap; dense and LessIsMore steps have "
-    "the same sampling, by SGLang, and no gap",
+    "a cycle has sampling at temperature 0.6; a cycle is launched before the result of the last is "
+    "read; dense and LessIsMore steps have the same sampling, by SGLang, and no host in between",
     "no scheduler",
 )
 """Limits of the method, recorded with each row."""
@@ -152,22 +152,36 @@ def batch_of(runner: Any, filled: FilledBatch) -> Any:
 
 
 def time_cycles(worker: TimedWorker, batch: Any, drafts: int, options: DecodeOptions) -> Spread:
-    """Return the milliseconds of a cycle, mean of each window; the host takes each result."""
+    """Return the milliseconds of a cycle, mean of each window.
+
+    Cycles overlap as SGLang's scheduler has it: one is launched before the host waits for the
+    result of the one before.
+    """
     worker.num_drafts = drafts
 
-    def run() -> None:
-        result = worker._run_cycle(batch)
-        accepted = result.accept_lens.cpu().tolist()  # as the scheduler waits for it
-        worker.on_verify_complete_cpu([count - 1 for count in accepted])
+    def launch() -> tuple[Tensor, torch.cuda.Event]:
+        accepted = worker._run_cycle(batch).accept_lens.to("cpu", non_blocking=True)
+        ended = torch.cuda.Event()
+        ended.record()
+        return accepted, ended
 
-    for _ in range(WARM_UP_CYCLES):
-        run()
+    def settle(accepted: Tensor, ended: torch.cuda.Event) -> None:
+        ended.synchronize()
+        worker.on_verify_complete_cpu([length - 1 for length in accepted.tolist()])
+
+    def run(count: int) -> None:
+        last = launch()
+        for _ in range(count - 1):
+            last, before = launch(), last
+            settle(*before)
+        settle(*last)
+
+    run(WARM_UP_CYCLES)
     samples = []
     for _ in range(options.windows):
         torch.cuda.synchronize()
         start = perf_counter()
-        for _ in range(options.steps):
-            run()
+        run(options.steps)
         torch.cuda.synchronize()
         samples.append(1000 * (perf_counter() - start) / options.steps)
     return Spread.of(samples)

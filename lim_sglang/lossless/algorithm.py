@@ -25,12 +25,15 @@ class LosslessAlgorithm(compat.CustomSpecAlgo):
         return False
 
     def create_future_map(self, device: Any, req_to_token_pool: Any, **options: Any) -> Any:
-        """Build the map of results that are not there yet, as SGLang does for its own."""
+        """Build the map of results that are not there yet, as SGLang does for its own.
+
+        The host does not wait for lengths: the worker launches a cycle while another runs.
+        """
         return compat.FutureMap(
             device,
             self,
             req_to_token_pool,
-            options.get("needs_cpu_seq_lens", True),
+            False,
             options.get("needs_confidence_relay", False),
         )
 

@@ -28,9 +28,6 @@ from lim_sglang.lossless.widths import PassTimes, StepTimes
 
 logger = logging.getLogger(__name__)
 
-MAX_VERIFIED = 432
-"""Most rows of a verification that a CUDA graph captures: 48 requests of 9 tokens. Logits take 4
-bytes a row and token of the vocabulary."""
 TIMED_TOKENS = 1 << 18
 """Tokens of all requests of the pass by which dense attention is timed."""
 
@@ -64,6 +61,10 @@ class GpuPasses(Passes):
         """Requests of the largest batch that drafts."""
         return self._memory.max_rows
 
+    def needs_exact_lengths(self, width: int) -> bool:
+        """Return True for SGLang's dense step, which is planned by lengths, and for an audit."""
+        return width == 1 or self._audit is not None
+
     def capture(self) -> None:
         """Capture drafts, and dense steps of one token, at the batch sizes of SGLang's graphs."""
         sizes = internals.graph_batch_sizes(self.runner)
@@ -73,18 +74,14 @@ class GpuPasses(Passes):
         self.backend.init_cuda_graph_state(most, most)
         vocab = self.runner.model_config.vocab_size
         drafted = {min(size, self.max_drafted) for size in sizes}
-        verified = {
-            width: [size * width for size in drafted if size * width <= MAX_VERIFIED]
-            for width in self._verifications
-        }
-        rows = max(most, *map(max, verified.values()))
+        rows = max(most, max(drafted) * (1 + self.choices[-1]))
         logits = torch.zeros(rows, vocab, dtype=torch.float32, device=self.runner.device)
         logger.info("LessIsMore: capturing dense steps of %s and drafts up to %d", sizes, most)
         with internals.graph_capture():
             self._dense.capture(sizes, logits)
             self._draft.capture(drafted, logits)
-            for width, of_width in verified.items():
-                self._verifications[width].capture(of_width, logits)
+            for width, verification in self._verifications.items():
+                verification.capture([size * width for size in drafted], logits)
         if len(self.choices) > 1:
             self.times = self._time_passes()
             logger.info("LessIsMore: passes took %s", self.times)
@@ -147,7 +144,6 @@ class GpuPasses(Passes):
     def begin(self, rows: CycleRows, queries: Tensor | None) -> None:
         """Plan the verification and write the lists of the drafts."""
         self.rows = rows
-        host_lengths = rows.host_lengths.tolist()
         if queries is None:
             lengths, host = rows.lengths + 1, rows.host_lengths + 1
             self._dense.set_rows(rows.requests, lengths, host)
@@ -158,7 +154,7 @@ class GpuPasses(Passes):
         indptr[count + 1 :] = indptr[count]
         self._gather_into(lengths, indptr, self._runs.slots)
         self._draft.set_rows(rows.requests, rows.lengths, rows.host_lengths)
-        self._select_lists(*self._gather(rows.lengths, sum(host_lengths)), queries)
+        self._select_lists(*self._gather(rows.lengths, int(rows.host_lengths.sum())), queries)
 
     def draft(self, newest: Tensor, sampling: RunSampling) -> Tensor:
         """Draft in a graph, if there is one."""
@@ -203,7 +199,7 @@ class GpuPasses(Passes):
 
         Args:
             lengths: [B] int64, tokens of each request.
-            total: their sum, which the host knows.
+            total: their sum, or more.
         """
         indptr = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=lengths.device)
         indptr[1:] = lengths.cumsum(0)

@@ -31,20 +31,20 @@ class CycleRows:
     lengths: Tensor
     """[B] int64, tokens that have keys and values."""
     host_lengths: Tensor
-    """The same, on the host."""
+    """The same on the host, or more: exact where the passes need them so."""
     positions: Tensor
     """[B, w] int64."""
     slots: Tensor
     """[B, w] int64, where the keys and values of these positions are written."""
 
     @classmethod
-    def of(cls, batch: Any, width: int, req_to_token: Tensor) -> "CycleRows":
+    def of(cls, batch: Any, width: int, host_lengths: Tensor, req_to_token: Tensor) -> "CycleRows":
         """Look up the slots of `width` tokens of each request, once for the whole cycle."""
         requests, lengths = batch.req_pool_indices, batch.seq_lens
         steps = torch.arange(width, device=lengths.device)
         positions = lengths[:, None] + steps
         slots = req_to_token[requests[:, None], positions].long()
-        return cls(batch, requests, lengths, batch.seq_lens_cpu, positions, slots)
+        return cls(batch, requests, lengths, host_lengths, positions, slots)
 
     @property
     def width(self) -> int:
@@ -76,6 +76,11 @@ class Passes(ABC):
     def max_drafted(self) -> int:
         """Requests of the largest batch that drafts."""
         return len(self.req_to_token)
+
+    def needs_exact_lengths(self, width: int) -> bool:
+        """Return True if a cycle of this width cannot do with more than its requests' lengths on
+        the host."""
+        return False
 
     @property
     def query_shape(self) -> tuple[int, int, int]:
@@ -111,7 +116,7 @@ class Passes(ABC):
         tokens[:, 0] = newest
         for step in range(self.rows.width - 1):
             logits = self.draft_step(tokens[:, step], step)
-            tokens[:, step + 1] = sampling.draft(logits, positions[:, step], step)
+            tokens[:, step + 1] = sampling.draft(logits, positions[:, step])
         return tokens
 
     @abstractmethod

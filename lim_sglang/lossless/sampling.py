@@ -34,13 +34,10 @@ def reason_to_cap(request: Any) -> str | None:
 class RunSampling:
     """Sampling of one cycle: parameters of its requests, ready to draw from any of their rows."""
 
-    def __init__(
-        self, requests: Sequence[Any], lengths: Sequence[int], info: Any, sampler: Any
-    ) -> None:
+    def __init__(self, requests: Sequence[Any], info: Any, sampler: Any) -> None:
         """Read the requests.
 
         Args:
-            lengths: tokens of each that have keys and values.
             info: SGLang's sampling parameters of the batch.
             sampler: SGLang's live sampler, which must be the coupled one.
         """
@@ -49,25 +46,24 @@ class RunSampling:
         self.capped = {row: reason for row, reason in enumerate(reasons) if reason}
         """Reasons by the index of the request."""
         self._at_least = {
-            row: (missing, _stop_tokens(request))
-            for row, (request, length) in enumerate(zip(requests, lengths, strict=True))
-            if row not in self.capped and (missing := _missing(request, length)) > 0
+            row: (_first_stop(request), _stop_tokens(request))
+            for row, request in enumerate(requests)
+            if row not in self.capped and request.sampling_params.min_new_tokens
         }
-        """Tokens that are missing, and the ids that may not come before, of each request that asks
-        for a least number of tokens."""
+        """Position of the first query that a stop may follow, and the ids that stop, of each
+        request that asks for a least number of tokens."""
 
-    def draft(self, logits: Tensor, positions: Tensor, step: int) -> Tensor:
+    def draft(self, logits: Tensor, positions: Tensor) -> Tensor:
         """Draw a draft of each request.
 
         Args:
             logits: [B, V]; changed to what is drawn from.
             positions: [B], of the queries.
-            step: drafts before.
 
         Returns:
             [B] int64.
         """
-        return self._pick(logits[:, None], positions[:, None], step)[:, 0]
+        return self._pick(logits[:, None], positions[:, None])[:, 0]
 
     def verify(self, logits: Tensor, positions: Tensor) -> Tensor:
         """Draw the token after each row of a run, as the dense server does.
@@ -82,7 +78,7 @@ class RunSampling:
         if self.capped:
             rows = list(self.capped)
             logits[rows, 0] = self._as_dense(logits[:, 0].clone())[rows]
-        return self._pick(logits, positions, 0)
+        return self._pick(logits, positions)
 
     def cap(self, counts: Tensor) -> Tensor:
         """Cap the runs of requests that have a reason; changes the counts, [B]."""
@@ -90,19 +86,15 @@ class RunSampling:
             counts[list(self.capped)] = 1
         return counts
 
-    def _pick(self, logits: Tensor, positions: Tensor, first: int) -> Tensor:
-        """Draw from logits of [B, w, V].
-
-        Args:
-            first: place in its run of each request's first row.
-        """
+    def _pick(self, logits: Tensor, positions: Tensor) -> Tensor:
+        """Draw from logits of [B, w, V] after queries at [B, w] positions."""
         width = logits.shape[1]
         if (bias := self.info.logit_bias) is not None:
             uncapped = [row for row in range(len(logits)) if row not in self.capped]
             logits[uncapped] += bias[uncapped, None]
-        for row, (missing, stops) in self._at_least.items():
-            if missing > first:
-                logits[row, : missing - first, stops] = -torch.inf
+        for row, (first, stops) in self._at_least.items():
+            run, is_early = logits[row], positions[row] < first
+            run[:, stops] = run[:, stops].masked_fill(is_early[:, None], -torch.inf)
         of_rows = positions.flatten().contiguous()
         drawn: Tensor = self._sampler.draw(logits.flatten(0, 1), self.info, of_rows, width)
         return drawn.view(-1, width)
@@ -116,10 +108,9 @@ class RunSampling:
         return processed
 
 
-def _missing(request: Any, length: int) -> int:
-    """Return how many tokens short of its `min_new_tokens` a request is."""
-    new = length + 1 - len(request.origin_input_ids)
-    return int(request.sampling_params.min_new_tokens) - new
+def _first_stop(request: Any) -> int:
+    """Return the position of the query after which a request has its `min_new_tokens`."""
+    return len(request.origin_input_ids) + int(request.sampling_params.min_new_tokens) - 1
 
 
 def _stop_tokens(request: Any) -> list[int]:

@@ -72,7 +72,10 @@ class TargetAsDraft:
 class _Launched(NamedTuple):
     """A cycle whose accepted tokens are not known on the host yet."""
 
+    requests: frozenset[int]
+    """Ids of SGLang's objects."""
     lengths: Tensor
+    """[B] on the host, before the cycle; there once the cycle has ended."""
     width: int
     capped: Mapping[int, str]
     follows_cycle: bool
@@ -162,10 +165,12 @@ class LosslessWorker(compat.BaseSpecWorker):
 
     def _run_cycle(self, batch: Any) -> Any:
         """Draft and verify; return the runs of all requests as SGLang's result."""
-        host_lengths = batch.seq_lens_cpu.tolist()
-        sampling = RunSampling(batch.reqs, host_lengths, batch.sampling_info, self._runner.sampler)
-        width = 1 + self._choose_drafts(host_lengths, sampling)
-        rows = CycleRows.of(batch, width, self.req_to_token_pool.req_to_token)
+        sampling = RunSampling(batch.reqs, batch.sampling_info, self._runner.sampler)
+        lengths, is_exact = self._host_lengths(batch)
+        width = 1 + self._choose_drafts(lengths.tolist(), sampling)
+        if not is_exact and self._passes.needs_exact_lengths(width):
+            lengths = batch.seq_lens.cpu()  # waits for the cycle before
+        rows = CycleRows.of(batch, width, lengths, self.req_to_token_pool.req_to_token)
         self._passes.begin(rows, self._queries[rows.requests] if width > 1 else None)
         tokens = self._passes.draft(self._newest[rows.requests], sampling)
         verified = self._passes.verify(tokens)
@@ -176,7 +181,13 @@ class LosslessWorker(compat.BaseSpecWorker):
         newest = picks.flatten()[last]
         self._keep(rows.requests, newest, self._passes.queries_of(last))
         self._launched.append(
-            _Launched(batch.seq_lens_cpu, width, sampling.capped, self._follows_cycle)
+            _Launched(
+                frozenset(map(id, batch.reqs)),
+                rows.lengths.to("cpu", non_blocking=True),
+                width,
+                sampling.capped,
+                self._follows_cycle,
+            )
         )
         if batch.return_logprob:
             internals.run_logprobs(batch, verified, picks)
@@ -189,8 +200,28 @@ class LosslessWorker(compat.BaseSpecWorker):
             speculative_num_draft_tokens=width,
         )
 
+    def _host_lengths(self, batch: Any) -> tuple[Tensor, bool]:
+        """Return the tokens of each request that have keys and values, [B] int64, or at most as
+        many, and whether they are exact.
+
+        A cycle is launched while the one before runs. Its run is not known on the host, only that
+        it has at least one token, and at most its width.
+        """
+        if batch.seq_lens_cpu is not None:
+            return batch.seq_lens_cpu, True
+        bounds = [
+            request.kv_committed_len
+            + sum(cycle.width for cycle in self._launched if id(request) in cycle.requests)
+            for request in batch.reqs
+        ]
+        return torch.tensor(bounds), all(cycle.width == 1 for cycle in self._launched)
+
     def _choose_drafts(self, lengths: Sequence[int], sampling: RunSampling) -> int:
-        """Return how many tokens this cycle drafts: none where none can be gained."""
+        """Return how many tokens this cycle drafts: none where none can be gained.
+
+        Args:
+            lengths: tokens of each request, or at most as many.
+        """
         if max(lengths) <= self._policy.budget:
             self._stats.count_undrafted("short")
         elif len(sampling.capped) == len(lengths):

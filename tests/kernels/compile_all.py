@@ -205,21 +205,24 @@ def compile_runs(architecture: int) -> dict[str, Usage]:
             "BLOCK": launch.run_block(dim, 2, tile_bytes),
             "PADDED_REQUESTS": launch.MAX_REQUESTS if group == 7 else launch.MIN_REQUESTS,
             "MIN_TILES": launch.MIN_RUN_TILES,
-            "SPLITS": launch.COMBINED_SPLITS,
-            "COMBINED_ROWS": launch.COMBINED_ROWS,
-            "LEVELS": run_attention.LEVELS,
-            "CAPPED": group == 7,
-            "UPCAST": False,
         }
         types = {"query": f"*{query}", "output": f"*{query}"}
         types |= dict.fromkeys(("keys", "values"), f"*{cache}")
         found[f"attend_runs {query} {cache} {dim} {rows} {group}"] = compile_kernel(
             architecture,
             run_attention._attend_runs,
-            constants,
+            constants | {"CAPPED": group == 7, "UPCAST": False},
             launch.run_warps(dim),
             launch.RUN_STAGES,
             **types,
+        )
+        combined = {"SPLITS": launch.COMBINED_SPLITS, "COMBINED_ROWS": launch.COMBINED_ROWS}
+        found[f"combine_splits {query} {dim} {rows} {group}"] = compile_kernel(
+            architecture,
+            run_attention._combine_splits,
+            constants | combined,
+            launch.COMBINE_WARPS,
+            output=f"*{query}",
         )
     return found
 

@@ -29,6 +29,7 @@ KERNELS = {
     "topk_by_mass",
     "attend_tokens",
     "attend_runs",
+    "combine_splits",
     "pick_coupled",
 }
 

@@ -170,9 +170,9 @@ def _verify_positions(by: int) -> Callable[[Any], None]:
 
 
 def _lose_seeds(worker: Any) -> None:
-    def begin(original: Any, self: Any, requests: Any, lengths: Any, info: Any, own: Any) -> None:
+    def begin(original: Any, self: Any, requests: Any, info: Any, sampler: Any) -> None:
         info.sampling_seed = info.sampling_seed.roll(1)
-        original(self, requests, lengths, info, own)
+        original(self, requests, info, sampler)
 
     _around(worker.RunSampling, "__init__", begin)
 

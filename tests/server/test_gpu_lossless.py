@@ -39,6 +39,7 @@ DENSE = ({"policy": "full"}, {"sampling_backend": "lim"})
 SETTINGS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "dense": DENSE,
     "dense-in-small-batches": (DENSE[0], {**DENSE[1], "max_running_requests": 5}),
+    "dense-no-overlap": (DENSE[0], {**DENSE[1], "disable_overlap_schedule": True}),
     "lossless": ({**LOSSLESS, "budget": BUDGET}, {}),
     "one-list": ({**LOSSLESS, "budget": BUDGET, "select_layers": [3], "draft_tokens": 3}, {}),
     "by-mass": ({**LOSSLESS, "budget": BUDGET, "ranking": "mass"}, {}),
@@ -97,7 +98,7 @@ def runs(model: Path) -> Iterator[Runs]:
             "model": str(model),
             "options": {"attention_backend": "lim", "dtype": SHAPES[SHAPE].dtype}
             | {"mem_fraction_static": 0.5, "max_total_tokens": 60_000, **options},
-            "requests": bodies(num_top=VOCAB if name == "dense" else 1),
+            "requests": bodies(num_top=VOCAB if name in ("dense", "dense-no-overlap") else 1),
         }
         audited = {**CHECKS, "LIM_AUDIT": "1", "LIM_CONFIG": json.dumps(ours)}
         found: dict[str, Any] = run_in_process("answer", given, os.environ | audited)
@@ -149,11 +150,13 @@ def keeps(logprobs: torch.Tensor, sampling: Mapping[str, Any], slack: float) -> 
 
 @pytest.mark.parametrize("name", DRAFTING)
 def test_tokens_are_the_dense_servers_but_for_near_ties(runs: Runs, name: str) -> None:
-    dense, found = runs["dense"].result()["results"], runs[name].result()["results"]
-    again = runs["dense-in-small-batches"].result()["results"]
-    leads, others = leads_of(dense, found), leads_of(dense, again)
-    if name == "no-overlap":  # with it SGLang applies penalties one token late
+    overlaps = name != "no-overlap"
+    dense = runs["dense" if overlaps else "dense-no-overlap"].result()["results"]
+    found, again = (runs[each].result()["results"] for each in (name, "dense-in-small-batches"))
+    leads = leads_of(dense, found)
+    if overlaps:  # then SGLang applies penalties a token late, or not, as requests come
         leads = {each: lost for each, lost in leads.items() if "penalty" not in each}
+    others = leads_of(runs["dense"].result()["results"], again)
     sys.stdout.write(f"{name}: {len(leads)} of {NUM_ASKED} differ, by {leads}\n")  # with -rP
     sys.stdout.write(f"dense in small batches: {len(others)} differ, by {others}\n")
     assert all(each < NEAR for each in leads.values())
@@ -250,7 +253,7 @@ def test_a_crowd_loses_nothing_and_gets_the_dense_servers_tokens(model: Path) ->
     state = found["lim"]
     sys.stdout.write(f"{same} of {len(kept)} equal dense, {usual} in another dense run\n")
     sys.stdout.write(json.dumps(state))
-    assert same > usual - 0.1 * len(kept)
+    assert same > usual - 0.2 * len(kept)
     assert state["retractions"] > 0
     assert state["checked_sets"] > 1000
     assert state["wrong_sets"] == 0
