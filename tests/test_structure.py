@@ -1,6 +1,7 @@
 """The rules of the tree that no linter knows."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import triton.language as tl
 
 from lim_sglang.policies import POLICIES
 
@@ -181,6 +183,15 @@ def test_folders_hold_few_files_and_none_is_long() -> None:
         str(p): n for p in [*files, *tests] if (n := len(p.read_text().splitlines())) > MAX_LINES
     }
     assert not long
+
+
+def test_constants_of_kernels_equal_themselves() -> None:
+    """Triton refuses a second launch where a global constant has changed, and NaN always has."""
+    for path in sources("kernels"):
+        module = importlib.import_module(f"lim_sglang.kernels.{path.stem}")
+        for name, constant in vars(module).items():
+            if isinstance(constant, tl.constexpr):
+                assert constant.value == constant.value, name
 
 
 def kernels_with_pdl() -> dict[str, ast.FunctionDef]:
