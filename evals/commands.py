@@ -82,7 +82,7 @@ def grade(
             name, total = f"grading {run.path}", len(run.samples)
             with show_progress(plain_console(stderr=True), total, name) as show:
                 result = grade_run(
-                    run.path,
+                    run,
                     Grader(kind, checker),
                     num_threads=num_workers,
                     on_graded=partial(_show_graded, show, name, total),

@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Protocol
 
-from lim_sglang.evals.run_store import GRADES_FILE, GradedSample, load_run, write_atomically
+from lim_sglang.evals.run_store import GRADES_FILE, GradedSample, Run, write_atomically
 from lim_sglang.programs.grading.answers import extract_answer
 from lim_sglang.programs.grading.kinds import PARSERS, AnswerKind
 from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
@@ -82,7 +81,7 @@ class GradingResult:
 
 
 def grade_run(
-    path: Path,
+    run: Run,
     grader: Grader,
     *,
     num_threads: int,
@@ -94,23 +93,23 @@ def grade_run(
     Grading twice writes the same file. An interruption leaves the file as it was before.
 
     Args:
+        run: its samples are graded, and none that another process has stored since it was read.
         num_threads: verdicts computed at the same time; the number of the checker's workers.
         on_graded: called with the number of graded samples after each of them.
 
     Raises:
-        DataError: the folder holds no run, a line of its files is damaged, or the disk is full.
+        DataError: the disk is full.
     """
-    samples = load_run(path).samples
     by = graded_by()
     rows = []
-    with closing(_verdicts(samples, grader, num_threads)) as verdicts:
+    with closing(_verdicts(run.samples, grader, num_threads)) as verdicts:
         for row in verdicts:
             rows.append({**row, "by": by})
             on_graded(len(rows))
-    write_atomically(path / GRADES_FILE, "".join(f"{json.dumps(row)}\n" for row in rows))
+    write_atomically(run.path / GRADES_FILE, "".join(f"{json.dumps(row)}\n" for row in rows))
     counted = [
         (graded.correct, row["correct"])
-        for graded, row in zip(samples, rows, strict=True)
+        for graded, row in zip(run.samples, rows, strict=True)
         if graded.sample.state in COMPLETED_STATES  # an aborted sample is neither right nor wrong
     ]
     return GradingResult(

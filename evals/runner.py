@@ -532,7 +532,7 @@ def _with_current_verdicts(run: Run, grader: Grader, console: Console) -> Run:
         is_current.add(began_with == GRADING_VERSION)
     if all(is_current):
         return load_run(run.path) if grades else run
-    result = grade_run(run.path, grader, num_threads=NUM_GRADING_THREADS)
+    result = grade_run(load_run(run.path), grader, num_threads=NUM_GRADING_THREADS)
     print_plain(
         console,
         f"verdicts of another version were renewed, as by lim grade: {result.num_changed} changed",

@@ -84,7 +84,7 @@ def test_verdicts_are_renewed_and_change_with_the_answers_alone(name: str, tmp_p
     shutil.copytree(GOLDEN / name, run)
     kind = find_task(load_run(run).record.settings["task"]).answer_kind
     with EquivalenceChecker() as checker:
-        found = grade_run(run, Grader(kind, checker), num_threads=1)
+        found = grade_run(load_run(run), Grader(kind, checker), num_threads=1)
     assert found.num_changed == NUM_RIGHT_SINCE.get(name, 0)
     answers = [
         (then.sample.answer, now.sample.answer)

@@ -88,7 +88,7 @@ def grade_again(
     path: Path, checker: TextEquivalence | Mock | None = None, **options: Any
 ) -> GradingResult:
     grader = Grader(AnswerKind.EXPRESSION, checker or TextEquivalence())
-    return grade_run(path, grader, **{"num_threads": 2, **options})
+    return grade_run(load_run(path), grader, **{"num_threads": 2, **options})
 
 
 def test_answers_and_verdicts_come_from_the_texts_alone_with_who_gave_them(tmp_path: Path) -> None:
@@ -113,6 +113,18 @@ def test_an_aborted_sample_has_a_verdict_and_is_not_counted(tmp_path: Path) -> N
         folder.append(GradedSample("q", "4", False, aborted))
     assert grade_again(run) == GradingResult(num_samples=1, num_changed=1, num_right=1)
     assert len((run / "grades.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_sample_that_is_stored_during_grading_is_not_counted(tmp_path: Path) -> None:
+    path = write_run(tmp_path, {("q", 0): r"\boxed{4}"})
+    run = load_run(path)
+    with open_run(path, run.record) as folder:
+        folder.append(GradedSample("r", "4", False, make_sample(0, "4")))
+    seen: list[int] = []
+    grader = Grader(AnswerKind.EXPRESSION, TextEquivalence())
+    found = grade_run(run, grader, num_threads=1, on_graded=seen.append)
+    assert found.num_samples == len(seen) == 1
+    assert len(load_run(path).samples) == 2
 
 
 def test_grading_again_gives_the_same_file(tmp_path: Path) -> None:
