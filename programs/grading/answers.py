@@ -35,6 +35,26 @@ MAX_BARE = 200
 MAX_STATEMENTS = 100
 """Statements that are looked at, from the end of the text: a limit of the time."""
 
+_MARKUP = re.compile(
+    r"(?<![^\s(\[\"“:])([*_]{1,3})(?=[^\s*_])([^*_\n]{1,500})(?<=[^\s*_])\1(?![^\s.,;:!?)\]\"”])"
+    r"|(?<!`)`([^`\n]{1,200})`(?!`)"
+    r"|^```(?:text|txt|plaintext|latex|math|markdown)?[ \t]*\n([^`\n]{1,500})\n```[ \t]*$",
+    re.MULTILINE,
+)
+"""Words in `_emphasis_`, in a span of code, or in a block of one line."""
+_PRICE_BEFORE_CENTS = re.compile(
+    r"\\?\$(\d+(?:,\d{3})*)"
+    r"(?=(?:,? |\s*\\text\{\s*)(?:and|or)[\s}]+\d+\s*(?:\\text\{\s*)?cents?\b)"
+)
+"""A price whose sign begins no formula: `$12 and 50 cents`."""
+_TWO_UNITS = re.compile(r"\$(\d[\d.,]*)\$( [a-z]+,? and )\$(\d[\d.,]*)\$(?= [a-z])")
+"""One quantity in two formulas: `$3$ hours and $20$ minutes`."""
+_LAST_BLOCK = re.compile(r"(?:\A|(?P<before>[^\n]*)\n\s*)```[ \t]*\n([^`\n]{1,100})\n```\s*\Z")
+"""A block of one line at the end of a reply, and the line before it."""
+_NO_RESULT = re.compile(
+    r"\b(?:input|example|sample|check|test|try|instance|not|if|wrong|incorrect)\b", re.IGNORECASE
+)
+"""Words before a block that make its content no result."""
 _TAG = re.compile(r"<answer>((?:(?!</?answer).){1,2000})</answer>", re.DOTALL | re.IGNORECASE)
 _BEGINS_WITH_EMPTY_BOX = re.compile(
     rf"[ \t$]*{BOX}\s*\{{\s*\}}[ \t$]*"
@@ -80,6 +100,7 @@ _NAMED = (
     r"|,?\s+(?:because|since|as(?!\s+(?:long|far|soon|if|though)))\b))"
 )
 """Words behind a value that end a sentence, as in `42 is the answer.`"""
+_ENDS_SENTENCE = r"(?:[.!](?=\s|\Z)|\s*(?:\n|\Z))"
 _STATEMENT = re.compile(
     # GSM8K's `#### 5`, a heading "Final Answer" with the answer below, "the answer is 5".
     r"^(?P<hashes>####)[ \t]*(?=(?:[a-z] *= *)?[^\s\d]*\d)"
@@ -93,7 +114,10 @@ _STATEMENT = re.compile(
     # "No wait, it is B.", behind another answer.
     r"|\b(?P<corrected>(?:wait|actually|correction|sorry|scratch that|rather|I mean)\b[\s,.:;!—–-]*"
     r"(?:(?:no|actually|I mean)\b[\s,.:;!—–-]*)*(?:it(?:['’]s|\s+(?:is|should be|must be))\b"
-    r"|I mean\b)[\s,:*_]*(?:actually\s+)?)",
+    r"|I mean\b)[\s,:*_]*(?:actually\s+)?)"
+    # "Correction: 13.", "Actually C."
+    r"|\b(?P<final>(?:correction\s*[:—–]|actually,?)\s*(?=(?:(?-i:\(?[A-J]\)?)"
+    rf"|(?:[a-z]\s*=\s*)?[-+$]*\d[\d.,/]*(?:\s+[a-z]+)?\$?){_ENDS_SENTENCE}))",
     re.IGNORECASE | re.MULTILINE,
 )
 _HEADING_ABOUT = re.compile(
@@ -288,6 +312,7 @@ def _unclosed_box(text: str) -> str | None:
 
 def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bool) -> str | None:
     """Return the answer that a part of a text states; empty if its last one cannot be read."""
+    marked, text = text, _unmarked(text)
     end = _end_of_sentences(text) if cut_off else len(text)
     stated = list(_candidates(text, end, whole=whole, cut_off=cut_off))
     found = [answer for answer in stated if answer]
@@ -298,11 +323,29 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bo
         found = [
             answer for answer in found if (letter := as_choice(answer)) and letter not in several
         ] or found
-    elif not found and whole and not cut_off and (closing := _closing_answer(text)):
-        found = [closing]
+    elif not found and whole and not cut_off:
+        closing = _last_block(marked) or _closing_answer(text)
+        found = [closing] if closing else []
     elif kind is None and found and _is_formula(found[0]):
         found = [answer for answer in found[1:] if _CHOICE.fullmatch(answer)] or found
     return found[0] if found else ("" if stated else None)
+
+
+def _unmarked(text: str) -> str:
+    """Return a text without the signs of Markdown around emphasised words and short code, and of
+    dollars and formulas within a quantity in two units.
+    """
+    text = _MARKUP.sub(lambda found: found[2] or found[3] or found[4], text)
+    return _TWO_UNITS.sub(r"\1\2\3", _PRICE_BEFORE_CENTS.sub(r"\1 dollars", text))
+
+
+def _last_block(reply: str) -> str | None:
+    """Return the number that the last block of a reply holds, if nothing follows the block."""
+    block = _LAST_BLOCK.search(reply, max(0, len(reply) - MAX_BARE))
+    if block is None or _NO_RESULT.search(block["before"] or ""):
+        return None
+    value = tidy(block[2])
+    return value if is_measured(value) else None
 
 
 def _end_of_sentences(text: str) -> int:
@@ -395,14 +438,16 @@ def _closing_answer(reply: str) -> str | None:
         return None
     if closing["several"]:
         return listed(closing["several"])
-    equation = re.fullmatch(rf"{NAME}\s*=(.*)", tidy(closing["value"]), re.DOTALL)
+    value = re.sub(r"(?<!\\)\$", "", closing["value"])
+    equation = re.fullmatch(rf"{NAME}\s*=(.*)", tidy(value), re.DOTALL)
     value = result(equation[1].strip()) if equation else ""
     return value if "=" not in value and is_measured(value) else None
 
 
 def _last_statement(text: str, end: int) -> str | None:
     """Return the answer of the last lead that states one before the end, else the last option that
-    is called correct. "No wait, it is 6" states one only behind another answer.
+    is called correct. "No wait, it is 6" states one only behind another answer, and
+    "Correction: 6." also as the last sentence.
 
     Empty if a later lead takes the answer back: it denies the same one, or states another one that
     cannot be read or has not ended.
@@ -421,12 +466,13 @@ def _last_statement(text: str, end: int) -> str | None:
         elif answer := _read_statement(lead, end):
             if answer in denied or not all(_are_alike(answer, other) for other in unread):
                 return ""
-            if not lead["corrected"]:
+            if not (lead["corrected"] or lead["final"]):
                 return corrected or answer
             corrected = corrected or answer
         elif answer == "":
             unread.append(_begun_value(lead, end))
-    if corrected and _CHOICE.match(text):
+    is_last = corrected and leads[-1]["final"] and text.rstrip(" .!*$\n").endswith(corrected)
+    if corrected and (is_last or _CHOICE.match(text)):
         return corrected
     options = deque(_CORRECT_OPTION.finditer(text, 0, end), maxlen=MAX_STATEMENTS)
     asserted = next((option for option in reversed(options) if _is_asserted(option)), None)
@@ -501,7 +547,7 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
         return "" if SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
     if lead["choice"] or _is_about_a_box(answer):
         return None
-    if lead["corrected"] and not is_measured(answer):
+    if (lead["corrected"] or lead["final"]) and not is_measured(answer):
         return None
     if lead["hashes"] and stated and _is_heading(stated, answer):
         return None

@@ -80,6 +80,11 @@ _SIGNS = [
     )
 ]
 """Words between the numbers of a calculation, and their signs."""
+_DASH = re.compile(
+    rf"(?<=[^\s-])\s+-{{1,3}}\s+(?=not\s|[a-z]+,?\s+[a-z]{{2}})(?!.*\b(?:{FUNCTION.pattern})\b)",
+    re.DOTALL,
+)
+"""A hyphen as a dash before words: `12 - which is even`; no minus, as in `12 - ab`."""
 _OTHERWISE = r"[\s,;(—–]*\bor(?: (?:equivalently|simply|just))?\b,?"
 """Words before the same value in another form, or before a second value."""
 _OPERATOR = re.compile(r"[-+*/^×·÷−!]|\\[a-zA-Z]")
@@ -230,7 +235,7 @@ def stated_value(answer: str) -> str | None:
         if _is_single(kept) and all(map(read_number, others)):
             is_kept = any(_are_one(without_name(kept), other) for other in others)
             return None if is_kept else kept
-    answer = _LEAD_IN.sub("", _SMALL_TALK.sub("", answer))
+    answer = _LEAD_IN.sub("", _SMALL_TALK.sub("", _DASH.sub(" — ", answer)))
     answer = re.sub(r"^(?:minus|negative)\s+\$?(?=[\d.\\])", "-", answer)
     answer = _WORD_AND_REASON.sub(r"\1", result(without_reason(_settled(answer))))
     answer = _without_bracket(answer)

@@ -106,6 +106,11 @@ REASON_WORDS = r"because|since|as|where|when|due to|given"
 _REASON = re.compile(
     rf"\s*[,;(—–]*\s*(?:\\text\{{\s*\(?\s*)?\b(?:{REASON_WORDS}|for all)\b.*$", re.DOTALL
 )
+_REJECTING = re.compile(
+    r"(.*?[\d}])(?:\s*,?\s*\\text\{\s*\(?|\s*[,(—–])\s*not\b\s*\}?\s*[-+$]*\d[\d.,/]*[)}\s]*",
+    re.DOTALL,
+)
+"""A value and another one that it is not: `8 \\text{ (not 7)}`."""
 _COUNTED = re.compile(r"\\?\$?\d[\d.,/]*(?:\s+[a-zA-Z]+){1,4}\s*")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
 _FRACTION = re.compile(
@@ -137,6 +142,8 @@ _EXCEPT = re.compile(
     re.IGNORECASE,
 )
 """All real numbers without a few."""
+_TRUTH_AND_NUMBER = re.compile(r"\A(yes|no|true|false)\s+\([-+$\d.,/\s=]*\d\s*\)\Z", re.IGNORECASE)
+"""A truth value and a number that explains it: `Yes (7)`."""
 _AND_OR_COMMA = r"\s*(?:,\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b)\s*"
 _LATEX_OF = {words: latex for latex, phrases in _PHRASES.items() for words in phrases.split("|")}
 _DENOMINATORS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5} | {
@@ -204,6 +211,9 @@ def _split_choice(text: str) -> tuple[str, str]:
 
 def without_reason(text: str) -> str:
     """Return an answer without the reason behind it, as in `18 eggs, since 9 + 9 = 18`."""
+    rejecting = _REJECTING.fullmatch(text)
+    if rejecting and _exact(rejecting[1]) is not None:
+        return rejecting[1]
     value = _REASON.sub("", text)
     return value if _ENDS_VALUE.search(value) or _COUNTED.fullmatch(value) else text
 
@@ -376,7 +386,7 @@ def _read_words(text: str) -> tuple[str, ...] | str:
     """Return the words of an answer without formulas; the LaTeX of words that name a value; empty
     if the answer is no text.
     """
-    bare = _TEXT.sub(r" \1 ", text).strip()
+    bare = _TRUTH_AND_NUMBER.sub(r"\1", _TEXT.sub(r" \1 ", text).strip())
     if not re.fullmatch(r"[^\W_][\w\s,.;:'’()&/-]*", bare) or "\\" in bare:
         return ""
     if bare != text and _VARIABLE.search(_TEXT.sub(" ", text)):
