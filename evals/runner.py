@@ -426,7 +426,7 @@ class RunProgress:
             done = f"{self._title}: {self.done}/{self.total} {self.unit}"
             return ", ".join([done, *figures.values()])
         if "left" in figures:
-            figures["left"] = figures["left"].removeprefix("about ").partition(", if")[0]
+            figures["left"] = figures["left"].removeprefix("about ").partition(", ")[0]
         done = f": {self.done:{len(str(self.total))}}/{self.total}"
         unused = width - len(done) - sum(room + len(", ") for room in ROOM.values())
         name = shortened(self._task, max(NAME_WIDTH, unused))

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from statistics import fmean
+from statistics import fmean, median
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -31,8 +31,8 @@ LINE_START = re.compile(r"\s*(?:\S+\s{2,}|- )?")
 """Indentation of a line, with a name before two spaces or the mark of a list."""
 KNOWN_AFTER_S, KNOWN_AFTER_TOKENS = 5.0, 32
 """Seconds and tokens of a running sample from which its speed is taken to be known."""
-FAR_BEYOND = 1.5
-"""Times the longest ended sample that a running one has taken when lengths predict no end of it."""
+FAR_BEYOND = 2.5
+"""Times the median ended sample that a running one has taken when lengths predict no end of it."""
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -188,9 +188,9 @@ def time_left(
 ) -> str:
     """Return the time left in words; empty as long as nothing is known.
 
-    A first ended sample gives an estimate (`seconds_left`). Before that, and once the last samples
-    run far longer than any that ended, the token limit gives a bound if the running samples have
-    been generated long enough to know their speed.
+    A first ended sample gives an estimate (`seconds_left`), until the last samples run far longer
+    than those that ended. Where no sample waits, the token limit gives a bound, which a sample that
+    runs to the limit does not change, as soon as the speed of the running samples is known.
 
     Args:
         ended_s: seconds of each sample that has ended by itself.
@@ -201,16 +201,19 @@ def time_left(
         max_tokens: token limit of a sample; infinity for none.
     """
     limit_s = max_tokens * spent_s / num_tokens if num_tokens else math.inf
-    is_beyond = not num_waiting and max([0.0, *running_s]) > FAR_BEYOND * max([0.0, *ended_s])
-    left_s = seconds_left([] if is_beyond else ended_s, running_s, num_waiting, limit_s)
-    if ended_s and not is_beyond:
-        return f"about {duration(left_s)} left"
+    bound_s = seconds_left([], running_s, num_waiting, limit_s)
     num_running = max(len(running_s), 1)
     is_known = spent_s >= KNOWN_AFTER_S * num_running
-    is_known &= num_tokens >= KNOWN_AFTER_TOKENS * num_running
-    if not is_known or math.isinf(left_s):
+    is_known &= num_tokens >= KNOWN_AFTER_TOKENS * num_running and math.isfinite(bound_s)
+    is_beyond = not num_waiting and max(running_s, default=0) > FAR_BEYOND * median(ended_s or [0])
+    if ended_s and not is_beyond:
+        left_s = seconds_left(ended_s, running_s, num_waiting, limit_s)
+        is_bounded = is_known and not num_waiting and bound_s > left_s
+        at_most = f", at most {duration(bound_s)}" if is_bounded else ""
+        return f"about {duration(left_s)} left{at_most}"
+    if not is_known:
         return ""
-    return f"at most {duration(left_s)} left, if all samples run to --max-tokens"
+    return f"at most {duration(bound_s)} left, if all samples run to --max-tokens"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lim_sglang import progress
 from lim_sglang.progress import (
+    duration,
     plain_console,
     print_plain,
     rate,
@@ -117,6 +118,22 @@ def test_the_time_left_is_told_once_it_is_known_and_a_bound_is_called_one(
     )
     assert bool(text) == bool(shown)
     assert all(word in text for word in shown or ())
+
+
+def test_a_sample_that_runs_to_the_limit_leaves_the_bound_steady() -> None:
+    """One of eight samples runs to the limit of 150 s, the others end at about 10 s."""
+    durations, limit_s, tokens_per_s = [7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 150.0], 150.0, 20.0
+    shown = []
+    for now_s in range(5, 150):
+        ended = [each for each in durations if each <= now_s]
+        running = [float(now_s)] * (len(durations) - len(ended))
+        spent_s = sum(ended) + sum(running)
+        limits = {"num_tokens": spent_s * tokens_per_s, "max_tokens": limit_s * tokens_per_s}
+        shown.append(time_left(ended, running, 0, spent_s=spent_s, **limits))
+    for now_s, text in enumerate(shown, start=5):
+        assert f"at most {duration(limit_s - now_s)}" in text
+    assert all("about" in text for text in shown[2:15])
+    assert not any("about" in text for text in shown[25:])
 
 
 @pytest.mark.parametrize("num_waiting", [0, 60])
