@@ -34,6 +34,7 @@ ALL_READ = "no sample grew past the budget, so every step read everything"
 SAYS_NOTHING = "both runs read everything, so the comparison says nothing about sparse attention"
 TIMES = "\N{MULTIPLICATION SIGN}"
 RIGHT_VOTES = "right votes"
+PASS_OF_TAKEN = "pass@1 of the samples taken"
 TOKENS_PER_RIGHT = "tokens a right sample"
 SECONDS = "seconds a sample"
 
@@ -253,7 +254,7 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
     if stops_early(conditions):
         rows += [
             (f"{RIGHT_VOTES} by {program}", f"{percent(score.vote_correct)} %"),
-            ("pass@1 of the samples taken", f"{percent(score.pass_at_1)} %"),
+            (PASS_OF_TAKEN, f"{percent(score.pass_at_1)} %"),
         ]
     else:
         rows += [
@@ -340,7 +341,8 @@ def comparison_table(found: Comparison) -> Table:
     rows = [("questions", num, num, ""), ("samples", f"{a.completed:,}", f"{b.completed:,}", "")]
     if found.has_failures:
         rows.append(("failed, left out", f"{a.failed:,}", f"{b.failed:,}", ""))
-    rows.append(_shares_row("pass@1", a.pass_at_1, b.pass_at_1, found.difference))
+    taken = PASS_OF_TAKEN if found.stops_by_itself else "pass@1"
+    rows.append(_shares_row(taken, a.pass_at_1, b.pass_at_1, found.difference))
     if found.has_majority:
         only = found.mcnemar
         p = f"McNemar p {p_value(only.p, decimals=3)}" if found.answers.bounds else ""

@@ -267,9 +267,10 @@ def extract_answer(
 
     The text after the last `</think>` counts first, since it is the reply to the reader. If the
     reply states nothing, the thoughts count, as in a sample that was cut off within its thoughts.
-    A reply that is nothing but a number, a formula or a letter to choose is an answer, too, unless
-    it was cut off; so is the last sentence `Therefore, x = 42.` of a reply that states nothing
-    else. The first item of a list, as in `1. First`, is none.
+    A reply that is nothing but a number, a formula, a letter to choose, or a calculation with its
+    result is an answer, too, unless it was cut off. So are the last sentence `Therefore, x = 42.`
+    and a number in a block of code at the end of a reply that states nothing else. The first item
+    of a list, as in `1. First`, is none.
     Empty boxes are skipped, since they are the prompt's own words. A box without braces, as in
     `\boxed 5`, needs a number. Boxes that commas, `and` or `or` join are one answer. Words are an
     answer in a box only. An answer is taken back by a later statement that denies it, that cannot
@@ -419,14 +420,17 @@ def _tagged(text: str) -> str | None:
 
 
 def _bare_answer(reply: str, end: int, cut_off: bool) -> str | None:
-    """Return the entire reply if it is nothing but a number, a formula or a letter to choose, or a
-    letter in its first line. A reply that was cut off is not entire.
+    """Return the entire reply if it is nothing but a number, a formula or a letter to choose, the
+    result of a reply that is a calculation, or a letter in its first line. A reply that was cut off
+    is not entire.
     """
     if letter := _FIRST_LINE.match(reply, 0, end):
         return None if _begins_options(reply, 0) else letter[1]
-    if cut_off or len(reply) > MAX_BARE or not _BARE.fullmatch(reply):
+    if cut_off or len(reply) > MAX_BARE:
         return None
-    return tidy(reply) or None
+    bare = tidy(reply)
+    value = bare if "\n" in bare else result(bare)
+    return value if value != bare or _BARE.fullmatch(reply) else None
 
 
 def _closing_answer(reply: str) -> str | None:

@@ -363,6 +363,11 @@ def test_seconds_compare_where_both_runs_had_the_same_requests_at_a_time_in_one_
     assert scores_of(slow)["seconds a sample"] == "3.0"
 
 
+def test_pass_at_1_of_a_program_that_stops_early_is_said_to_be_of_the_samples_taken() -> None:
+    table = comparison_table(compare(FOUR, EARLY, names=("a", "b")))
+    assert "pass@1 of the samples taken" in [row[0] for row in table.rows]
+
+
 def test_runs_without_seconds_have_no_ratio_and_no_note() -> None:
     timed_run = timed(2.0, 4.0, sessions=[8])
     unknown = run(question("q", [0, 0], tokens=[9, 9]), policy="b", requests_by_session=[4])
