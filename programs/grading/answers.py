@@ -113,7 +113,7 @@ _STATEMENT = re.compile(
     r"|^[#*_ \t]*+(?:option|choice)[*_]*:[ \t*_]*)"
     # "No wait, it is B.", behind another answer.
     r"|\b(?P<corrected>(?:wait|actually|correction|sorry|scratch that|rather|I mean)\b[\s,.:;!—–-]*"
-    r"(?:(?:no|actually|I mean)\b[\s,.:;!—–-]*)*(?:it(?:['’]s|\s+(?:is|should be|must be))\b"
+    r"(?:(?:no|actually|I mean)\b[\s,.:;!—–-]*){0,3}(?:it(?:['’]s|\s+(?:is|should be|must be))\b"
     r"|I mean\b)[\s,:*_]*(?:actually\s+)?)"
     # "Correction: 13.", "Actually C."
     r"|\b(?P<final>(?:correction\s*[:—–]|actually,?)\s*(?=(?:(?-i:\(?[A-J]\)?)"

@@ -351,6 +351,13 @@ def test_a_letter_in_a_line_that_was_cut_off_is_no_choice(reply: str, expected: 
         "1. ",
         "*",
         "</think>",
+        "actually ",
+        "actually 1. ",
+        " _a",
+        "`a ",
+        "```\n7\n",
+        "answer: 1 - a b ",
+        "$1 and ",
     ],
 )
 def test_hundreds_of_thousands_of_characters_take_no_time(piece: str) -> None:
