@@ -315,14 +315,14 @@ def shortened(body: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["url", "proxy_url"])
-def test_two_thousand_requests_get_no_5xx(
+def test_thousands_of_requests_get_no_5xx(
     target: str, url: str, request: pytest.FixtureRequest
 ) -> None:
     proxied = tuple(path for path in FUZZED if path.startswith("/v1/"))
-    paths, vote = (FUZZED, None) if target == "url" else (proxied, "majority@2")
-    statuses = fuzz(request.getfixturevalue(target), url, 2500, paths, vote)
+    number, paths, vote = (2500, FUZZED, None) if target == "url" else (1500, proxied, "majority@2")
+    statuses = fuzz(request.getfixturevalue(target), url, number, paths, vote)
     print(json.dumps(statuses, indent=1))  # noqa: T201
-    assert statuses.total() >= 2000
+    assert statuses.total() >= 0.8 * number
     assert_alive(url)
 
 
