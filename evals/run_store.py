@@ -331,6 +331,17 @@ class RunFolder:
         sessions = [*(before if has_begun else []), {"requests": requests}]
         write_record(self.path, replace(record, about={**record.about, "sessions": sessions}))
 
+    def add_to_session(self, facts: Mapping[str, Any]) -> None:
+        """Record in `run.json` what became of the session that was begun last.
+
+        Raises:
+            DataError: the disk is full or fails.
+        """
+        record = read_record(self.path)
+        *before, last = record.about["sessions"]
+        about = {**record.about, "sessions": [*before, {**last, **facts}]}
+        write_record(self.path, replace(record, about=about))
+
     def append(self, *samples: GradedSample) -> None:
         """Store samples, all of them or none.
 

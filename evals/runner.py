@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console
 
+from lim_sglang.config import Drafts
 from lim_sglang.environment import installed_versions, project_commit
 from lim_sglang.errors import ConfigError, DataError, LimError, ServerError, bullets
 from lim_sglang.evals.grading import GRADING_VERSION, Grader, grade_run, graded_by
@@ -284,6 +285,7 @@ def server_of(plan: RunPlan, connection: Connection, equivalent: Equivalent) -> 
         close=backend.close,
         concurrency=connection.facts.concurrency,
         in_flight=sampler.in_flight,
+        drafts=backend.drafts,
     )
 
 
@@ -324,6 +326,7 @@ def sample_missing(
             given_up=() if config.retry_failed else folder.failures,
             all_or_nothing=config.stops_early,
         )
+        drafted = [each.drafts() for each in servers if jobs]
         in_flight = min(plan.parallel, max((len(job.indices) for job in jobs), default=1))
         if jobs:
             folder.begin_session(requests_at_a_time(jobs, servers, in_flight))
@@ -355,8 +358,22 @@ def sample_missing(
                     show(progress.done, describe())
             except ServerError as error:
                 raise ServerError(f"{error}\n{_how_to_resume(plan)}") from None
+            finally:
+                _record_drafts(folder, servers, drafted, console)
         record = read_record(plan.path)
         return Run(plan.path, record, tuple(folder.samples), tuple(folder.failures.values()))
+
+
+def _record_drafts(
+    folder: RunFolder, servers: Sequence[Server], before: Sequence[Drafts | None], console: Console
+) -> None:
+    """Store and show what the servers have drafted in a session; nothing where none drafts."""
+    now = (each.drafts() for each in servers)
+    found = [after.since(first) for first, after in zip(before, now, strict=False) if after]
+    if found:
+        total = sum(found, Drafts())
+        folder.add_to_session({"drafts": asdict(total)})
+        print_plain(console, total.describe())
 
 
 class RunProgress:

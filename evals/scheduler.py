@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from lim_sglang.config import Drafts
 from lim_sglang.errors import ServerError, bullets
 from lim_sglang.evals.grading import TURN_S, Grader
 from lim_sglang.evals.run_store import Failure, GradedSample, Key
@@ -125,6 +126,8 @@ class Server:
     """Requests that the server is sent at the same time."""
     in_flight: Callable[[], InFlight] = InFlight
     """Count the samples that the server is generating; called from any thread."""
+    drafts: Callable[[], Drafts | None] = lambda: None
+    """Read what the server has drafted so far; None if it does not draft, or is gone."""
 
 
 def requests_at_a_time(jobs: Sequence[Job], servers: Sequence[Server], in_flight: int) -> int:

@@ -308,6 +308,49 @@ def honours_seeds(server_info: Mapping[str, Any]) -> bool:
     return bool(coupled or server_info.get("enable_deterministic_inference"))
 
 
+@dataclass(frozen=True)
+class Drafts:
+    """Counts of lossless drafting, of a server so far or of a time, whoever asked."""
+
+    cycles: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    runs: int = 0
+    """Requests of the cycles that drafted, but for those whose runs have one token."""
+
+    @classmethod
+    def of(cls, server_info: Mapping[str, Any]) -> Self | None:
+        """Read a server's counts; None if it does not draft."""
+        state = lim_state(server_info) or {}
+        if "accepted_histogram" not in state:
+            return None
+        return cls(
+            state["cycles"],
+            state["drafted_tokens"],
+            state["accepted_tokens"],
+            sum(state["accepted_histogram"].values()),
+        )
+
+    def since(self, before: Self | None) -> Self:
+        """Return the counts since then; a server that was started since counts from 0."""
+        earlier = asdict(before) if before and before.cycles <= self.cycles else {}
+        counts = {name: count - earlier.get(name, 0) for name, count in asdict(self).items()}
+        return type(self)(**counts)
+
+    def __add__(self, other: Self) -> Self:
+        pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
+        return type(self)(*map(sum, pairs))
+
+    def describe(self) -> str:
+        """Return the counts in words."""
+        if not self.runs:
+            return f"drafts: none in {self.cycles:,} cycles"
+        return (
+            f"drafts: {self.accepted_tokens:,} of {self.drafted_tokens:,} accepted, "
+            f"{1 + self.accepted_tokens / self.runs:.1f} tokens a request and cycle"
+        )
+
+
 def _first_state(server_info: Mapping[str, Any]) -> Mapping[str, Any]:
     states = server_info.get("internal_states") or [{}]
     first: Mapping[str, Any] = states[0]

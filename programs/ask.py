@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from textwrap import shorten
@@ -207,7 +208,7 @@ def ask(
             if seed is not None and not request.seeds_honoured:
                 print_plain(console, UNHEEDED_SEED)
             # Before the first sample: the server may be gone afterwards.
-            about = backend.about() if as_json else {}
+            about, drafted = backend.about() if as_json else {}, backend.drafts()
             with display:
                 checker.warm_up()
                 try:
@@ -223,14 +224,18 @@ def ask(
                     )
                 except KeyboardInterrupt:
                     outcome = display.interrupted()
+            now = backend.drafts()
+        drafts = now.since(drafted) if now else None
         if as_json:
             record = ask_record(text, chosen, options, request, outcome)
-            typer.echo(json.dumps({**record, "server": about}))
+            record |= {"server": about, "drafts": drafts and asdict(drafts)}
+            typer.echo(json.dumps(record))
         if outcome.interrupted:
             raise KeyboardInterrupt
         refuse_failures(outcome)
         chains = shown_chains(outcome, show) if not as_json else ()
-        for line in (*chains, *hints(outcome, chosen, max_tokens)):
+        drafting = (drafts.describe(),) if drafts else ()
+        for line in (*chains, *drafting, *hints(outcome, chosen, max_tokens)):
             print_plain(console, line)
         if not as_json:
             print_plain(plain_console(), result_line(outcome), whole=True)

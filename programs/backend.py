@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lim_sglang.config import Drafts
+from lim_sglang.errors import ServerError
 from lim_sglang.programs.chat import Generation, StreamReader
 from lim_sglang.programs.http_client import (
     RAISE_TIMEOUT,
@@ -292,6 +294,13 @@ class Backend(ABC):
     @abstractmethod
     def server_info(self) -> dict[str, Any]:
         """Return the server's description of itself; raises `ServerError`, also if it is gone."""
+
+    def drafts(self) -> Drafts | None:
+        """Return what the server has drafted so far; None if it does not draft, or is gone."""
+        try:
+            return Drafts.of(self.server_info())
+        except (ServerError, CancelledError):
+            return None
 
     @abstractmethod
     def about(self) -> dict[str, Any]:

@@ -94,6 +94,21 @@ def test_a_run_leaves_a_line_a_sample_and_its_conditions(config: RunConfig) -> N
     assert "math500 (own questions): 15/15 samples" in printed
 
 
+def test_a_session_records_what_its_servers_have_drafted(config: RunConfig) -> None:
+    with pytest.raises(ServerError):
+        run(config, JobServer(lives=7, drafts=True))
+    other, third = JobServer(drafts=True), JobServer("http://third", drafts=True)
+    other.asked += [("q", 0)] * 4  # by someone else, before
+    found, printed = run(config, other, third)
+    drafts = {"cycles": 8, "drafted_tokens": 64, "accepted_tokens": 48, "runs": 8}
+    first, second = found.record.about["sessions"]
+    assert first == {"requests": 1}  # the server was gone
+    assert second["drafts"] == drafts
+    assert "drafts: 48 of 64 accepted, 7.0 tokens a request and cycle" in printed
+    run(config, other)  # nothing is left to sample
+    assert read_record(found.path).about["sessions"][-1]["drafts"] == drafts
+
+
 def test_neither_the_address_nor_the_room_of_a_server_is_part_of_the_identity(
     config: RunConfig,
 ) -> None:

@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 
+from lim_sglang.config import Drafts
 from lim_sglang.errors import ServerError
 from lim_sglang.evals.run_store import Key
 from lim_sglang.evals.scheduler import Job, SampleResult, SampleSink, Server
@@ -13,9 +14,12 @@ from tests.builders import make_sample
 class JobServer:
     """Answers 1 to every question, and is gone after `lives` samples."""
 
-    def __init__(self, url: str = "http://here", *, lives: int = 10_000) -> None:
+    def __init__(
+        self, url: str = "http://here", *, lives: int = 10_000, drafts: bool = False
+    ) -> None:
         self.url = url
         self.lives = lives
+        self._drafts = drafts
         self.asked: list[Key] = []
         self.num_checked = 0
         self.num_closed = 0
@@ -52,8 +56,15 @@ class JobServer:
     def close(self) -> None:
         self.num_closed += 1
 
+    def drafts(self) -> Drafts | None:
+        """Count as if each sample had a cycle of 8 drafts, 6 accepted; nothing once it is gone."""
+        count, is_gone = len(self.asked), self.lives < 0
+        return Drafts(count, 8 * count, 6 * count, count) if self._drafts > is_gone else None
+
     def as_server(self, concurrency: int = 2) -> Server:
-        return Server(self.url, self.sample, self.check, self.close, concurrency)
+        return Server(
+            self.url, self.sample, self.check, self.close, concurrency, drafts=self.drafts
+        )
 
 
 class FailingServer(JobServer):

@@ -227,6 +227,8 @@ class FakeServer:
     url: str = ""
     deterministic: bool = False
     max_running_requests: int | None = None
+    drafts: bool = False
+    """True if it counts lossless drafting."""
     models: tuple[str, ...] = ()
     """Ids of the models that it lists; none: it has no such route."""
     tokenizes: bool = True
@@ -338,8 +340,14 @@ class FakeServer:
             "version": "0.5.16",
             "enable_deterministic_inference": self.deterministic,
             "max_running_requests": self.max_running_requests,
-            "internal_states": [{}],
+            "internal_states": [self._drafting() if self.drafts else {}],
         }
+
+    def _drafting(self) -> dict[str, Any]:
+        """Return counts as if each request had five cycles, and twenty before the first."""
+        cycles = 20 + 5 * len(self.requests)
+        counts = {"cycles": cycles, "drafted_tokens": 8 * cycles, "accepted_tokens": 6 * cycles}
+        return {"lim": {**counts, "accepted_histogram": {"6": cycles}}}
 
     def _abort(self, rid: str) -> None:
         """Abort as SGLang: an unknown id is forgotten, a known one ends all that begin with it."""

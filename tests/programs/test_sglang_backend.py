@@ -1,9 +1,11 @@
 """A SGLang server as a backend: connecting, requests, broken streams, thoughts and their budget."""
 
+import json
 import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -34,6 +36,7 @@ from tests.fakes.sglang_server import (
     eventually,
     serving,
 )
+from tests.forked_commands import Forker
 from tests.programs.harness import (
     MESSAGES,
     WAIT_S,
@@ -393,3 +396,18 @@ def test_no_second_request_follows_a_cancel() -> None:
 
 def test_half_a_character_is_not_repeated() -> None:
     assert close_thoughts("<think>\nπ is\ufffd") == f"<think>\nπ is{CLOSING_WORDS}"
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+def test_drafts_of_the_question_are_recorded_and_shown(
+    drafts: bool, forker: Forker, tmp_path: Path
+) -> None:
+    with serving(lambda _: completion("\\boxed{391}"), drafts=drafts) as fake:
+        words = ("ask", "What is 17 * 23?", "--url", fake.url, "--samples", "2")
+        code, shown = forker.run(tmp_path, *words)
+        _, recorded = forker.run(tmp_path, *words, "--json")
+    counts = {"cycles": 10, "drafted_tokens": 80, "accepted_tokens": 60, "runs": 10}
+    assert code == 0, shown.error
+    line = "drafts: 60 of 80 accepted, 7.0 tokens a request and cycle"
+    assert (line in shown.error) == drafts
+    assert json.loads(recorded.output)["drafts"] == (counts if drafts else None)

@@ -9,6 +9,7 @@ import pytest
 
 from lim_sglang.config import (
     PRESETS,
+    Drafts,
     LimConfig,
     ModelShape,
     Preset,
@@ -218,3 +219,15 @@ def test_a_layer_beyond_the_model_is_refused(name: str, policy: str) -> None:
     config = LimConfig.from_mapping({name: [1, 8], "policy": policy, **gate})
     with pytest.raises(ConfigError, match=rf"{name} names layer 8.*0 to 7"):
         config.make_policy().roles(8)
+
+
+def test_drafts_are_counted_from_a_time_on_and_added_up() -> None:
+    lim = {"cycles": 9, "drafted_tokens": 40, "accepted_tokens": 30}
+    info = {"internal_states": [{"lim": lim | {"accepted_histogram": {"8": 3, "3": 2}}}]}
+    now = Drafts.of(info)
+    assert now == Drafts(9, 40, 30, 5)
+    assert Drafts.of({"internal_states": [{"lim": {"cycles": 0}}]}) is None
+    assert now.since(Drafts(4, 16, 14, 2)) == Drafts(5, 24, 16, 3)
+    assert now.since(None) == now.since(Drafts(10, 80, 70, 10)) == now  # it was started since
+    assert (now + now).describe() == "drafts: 60 of 80 accepted, 7.0 tokens a request and cycle"
+    assert Drafts(3).describe() == "drafts: none in 3 cycles"
