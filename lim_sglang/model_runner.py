@@ -28,6 +28,7 @@ from lim_sglang.counters import DraftStats, Stats
 from lim_sglang.errors import RefusedError, ServerError
 from lim_sglang.kernels.selector import Room, Selector
 from lim_sglang.lossless.sampler import CoupledSampler
+from lim_sglang.lossless.widths import draft_choices, reasons_against_verifying
 from lim_sglang.models import weights_fingerprint
 from lim_sglang.policies.lossless import Lossless
 from lim_sglang.policies.policy import Role, SparsePolicy, sparse_policy
@@ -45,8 +46,6 @@ from lim_sglang.validation import (
 
 logger = logging.getLogger(__name__)
 
-VERIFY_TILE = 64
-"""Queries of a KV head that FlashInfer attends with at once; more take twice the time."""
 MAX_RUNNING_REQUESTS = 4096
 """Requests that SGLang runs at once, at most, if the user sets no limit."""
 
@@ -69,6 +68,8 @@ class LimModelRunner(compat.ModelRunner):
             reasons += reasons_against_summaries(server_args, config)
         if isinstance(config.make_policy(), Lossless):
             reasons += reasons_against_drafts(server_args)
+            if not on_cpu:
+                reasons += reasons_against_verifying(text_config)
         if reasons:
             raise RefusedError(reasons)
         shape = model_shape(text_config)
@@ -89,7 +90,7 @@ class LimModelRunner(compat.ModelRunner):
         """None where nothing is drafted."""
         if isinstance(policy, Lossless):
             self.lim_drafting = policy
-            self.lim_draft_choices = _draft_choices(policy, model_config, on_cpu=on_cpu)
+            self.lim_draft_choices = draft_choices(policy, model_config, on_cpu=on_cpu)
         self.lim_stats = Stats(drafting=DraftStats() if self.lim_drafting else None)
         super().__init__(model_config=model_config, server_args=server_args, **rest)
         self.lim_preset: Mapping[str, Any] | None = None
@@ -364,22 +365,6 @@ class LimModelRunner(compat.ModelRunner):
         if reasons:
             raise RefusedError(reasons)
         logger.info("LessIsMore: %s", describe(self))
-
-
-def _draft_choices(policy: Lossless, model_config: Any, *, on_cpu: bool) -> tuple[int, ...]:
-    """Return the numbers of tokens that a cycle may draft: on a GPU no more than FlashInfer
-    verifies in one tile of a KV head's queries, of which the log tells."""
-    if on_cpu:
-        return policy.choices(on_cpu=True)
-    group = model_config.num_attention_heads // model_config.num_key_value_heads
-    choices = policy.choices(on_cpu=False, most=max(1, VERIFY_TILE // group - 1))
-    if isinstance(policy.draft_tokens, int) and choices[0] < policy.draft_tokens:
-        logger.warning(
-            "%d drafts a cycle, not %d: a KV head has %d query heads, and its tokens are verified "
-            "%d queries at a time",
-            *(choices[0], policy.draft_tokens, group, VERIFY_TILE),
-        )
-    return choices
 
 
 def describe(runner: LimModelRunner) -> str:

@@ -172,6 +172,9 @@ DRAFTING_REFUSALS = (
     Refusal("--sampling-backend", lambda v: v not in (None, BACKEND), _ONE_SAMPLER),
     Refusal("--prefill-attention-backend", _is_given, _UNTESTED_DRAFTS),
     Refusal("--kv-cache-dtype", lambda v: v in FP8_DTYPES, _UNTESTED_DRAFTS),
+    Refusal(
+        "--enable-forward-pass-metrics", bool, "it reads lengths that the host does not wait for"
+    ),
     *_other_caches(_UNTESTED_DRAFTS),
 )
 """Options that are refused under policy lossless."""

@@ -138,6 +138,7 @@ def batch_of(runner: Any, filled: FilledBatch) -> Any:
         return_hidden_states=False,
         sampling_params=parameters,
         origin_input_ids=[],
+        kv_committed_len=0,
     )
     step = filled.forward_batch
     return SimpleNamespace(

@@ -153,7 +153,6 @@ class GpuPasses(Passes):
         indptr[1 : count + 1] = lengths.cumsum(0)
         indptr[count + 1 :] = indptr[count]
         self._gather_into(lengths, indptr, self._runs.slots)
-        self._draft.set_rows(rows.requests, rows.lengths, rows.host_lengths)
         self._select_lists(*self._gather(rows.lengths, int(rows.host_lengths.sum())), queries)
 
     def draft(self, newest: Tensor, sampling: RunSampling) -> Tensor:
@@ -174,7 +173,7 @@ class GpuPasses(Passes):
     def verify(self, tokens: Tensor) -> Any:
         """Run a dense pass: one row a request as SGLang does, or w rows a request."""
         rows = self.rows
-        with_hidden_states = rows.batch.return_hidden_states
+        with_hidden_states = any(each.return_hidden_states for each in rows.batch.reqs)
         if rows.width == 1:
             self._dense.set_tokens(tokens[:, 0], rows.positions[:, 0], rows.slots[:, 0])
             output, self._queries = self._dense.run(

@@ -6,6 +6,7 @@ Names of SGLang are imported when they are used, as in `compat.py`.
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,20 +34,10 @@ def run_logprobs(batch: Any, logits_output: Any, picks: Tensor) -> None:
         picks: [B, w] int, the tokens after each row.
     """
     processor = importlib.import_module("sglang.srt.layers.logprob_processor")
-    rows = torch.arange(picks.numel()).view_as(picks)
+    rows = torch.arange(picks.numel(), device=picks.device).view_as(picks)
     processor.compute_spec_v2_logprobs(
         batch, logits_output, picks.flatten(), rows, picks.shape[1] - 1
     )
-
-
-def prefill_wrapper(workspace: Any) -> Any:
-    """Return FlashInfer's attention of several query rows a request, planned step by step.
-
-    Args:
-        workspace: of SGLang's backend; its steps and these follow each other.
-    """
-    wrapper = importlib.import_module("flashinfer").BatchPrefillWithPagedKVCacheWrapper
-    return wrapper(workspace, "NHD", backend="fa2")
 
 
 def gather_slots(
@@ -74,7 +65,7 @@ def decode_batch(
     requests: Tensor,
     positions: Tensor,
     lengths: Tensor,
-    host_lengths: Tensor | None,
+    host_lengths: Tensor,
     slots: Tensor,
     logits: Tensor | None,
     with_hidden_states: bool,
@@ -83,7 +74,7 @@ def decode_batch(
 
     Args:
         tokens, requests, positions, lengths, slots: [R] int64, of each row.
-        host_lengths: the same on the host, None if the attention is planned.
+        host_lengths: lengths on the host, for attention that is planned.
         logits: [R, V] f32, where the logits are written; None for memory of their own.
     """
     hidden = compat.CaptureHiddenMode
@@ -95,7 +86,7 @@ def decode_batch(
         seq_lens=lengths,
         orig_seq_lens=lengths,
         seq_lens_cpu=host_lengths,
-        seq_lens_sum=None if host_lengths is None else int(host_lengths.sum()),
+        seq_lens_sum=int(host_lengths.sum()),
         out_cache_loc=slots,
         positions=positions,
         spec_algorithm=runner.spec_algorithm,
@@ -131,6 +122,12 @@ def graph_capture() -> Iterator[None]:
         yield
 
 
+@cache
+def _capture_stream() -> torch.cuda.Stream:
+    """Return the stream of all captures: cuBLAS keeps memory for each."""
+    return torch.cuda.Stream()
+
+
 def capture_graph(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
     """Capture a function's work on the GPU as a CUDA graph, in the memory that all graphs share.
 
@@ -139,7 +136,7 @@ def capture_graph(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, An
     """
     pool = importlib.import_module("sglang.srt.model_executor.runner_utils.pool")
     memory = pool.get_or_create_global_graph_memory_pool(torch.cuda)
-    stream = torch.cuda.Stream()
+    stream = _capture_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(2):  # kernels are compiled and loaded

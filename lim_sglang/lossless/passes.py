@@ -8,7 +8,7 @@ Shapes: B requests, w tokens of each, H query heads, D head_dim, V tokens of the
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,36 @@ class CycleRows:
     def width(self) -> int:
         """w."""
         return self.positions.shape[1]
+
+
+@dataclass(frozen=True)
+class LaunchedCycle:
+    """A cycle whose runs the host does not know yet."""
+
+    requests: frozenset[int]
+    """Ids of SGLang's objects."""
+    width: int
+
+
+def host_lengths(batch: Any, launched: Iterable[LaunchedCycle]) -> tuple[Tensor, bool]:
+    """Return the tokens of each request that have keys and values, [B] int64, or more, and whether
+    they are exact.
+
+    A cycle is launched while the one before runs, whose runs have from one token to its width.
+
+    Args:
+        batch: SGLang's.
+        launched: cycles whose runs SGLang has not counted yet.
+    """
+    if batch.seq_lens_cpu is not None:
+        return batch.seq_lens_cpu, True
+    cycles = list(launched)
+    bounds = [
+        request.kv_committed_len
+        + sum(cycle.width for cycle in cycles if id(request) in cycle.requests)
+        for request in batch.reqs
+    ]
+    return torch.tensor(bounds, dtype=torch.int64), all(cycle.width == 1 for cycle in cycles)
 
 
 class Passes(ABC):

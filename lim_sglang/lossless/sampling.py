@@ -45,10 +45,13 @@ class RunSampling:
         reasons = [reason_to_cap(request) for request in requests]
         self.capped = {row: reason for row, reason in enumerate(reasons) if reason}
         """Reasons by the index of the request."""
+        device = info.temperatures.device
+        self._capped = _on(device, list(self.capped))
+        self._uncapped = _on(device, [n for n in range(len(requests)) if n not in self.capped])
         self._at_least = {
-            row: (_first_stop(request), _stop_tokens(request))
+            row: (_first_stop(request), _on(device, _stop_tokens(request)))
             for row, request in enumerate(requests)
-            if row not in self.capped and request.sampling_params.min_new_tokens
+            if row not in self.capped and request.kv_committed_len < _first_stop(request)
         }
         """Position of the first query that a stop may follow, and the ids that stop, of each
         request that asks for a least number of tokens."""
@@ -76,22 +79,21 @@ class RunSampling:
             [B, w] int64; of a capped request the first counts alone.
         """
         if self.capped:
-            rows = list(self.capped)
+            rows = self._capped
             logits[rows, 0] = self._as_dense(logits[:, 0].clone())[rows]
         return self._pick(logits, positions)
 
     def cap(self, counts: Tensor) -> Tensor:
         """Cap the runs of requests that have a reason; changes the counts, [B]."""
         if self.capped:
-            counts[list(self.capped)] = 1
+            counts[self._capped] = 1
         return counts
 
     def _pick(self, logits: Tensor, positions: Tensor) -> Tensor:
         """Draw from logits of [B, w, V] after queries at [B, w] positions."""
         width = logits.shape[1]
         if (bias := self.info.logit_bias) is not None:
-            uncapped = [row for row in range(len(logits)) if row not in self.capped]
-            logits[uncapped] += bias[uncapped, None]
+            logits[self._uncapped] += bias[self._uncapped, None]
         for row, (first, stops) in self._at_least.items():
             run, is_early = logits[row], positions[row] < first
             run[:, stops] = run[:, stops].masked_fill(is_early[:, None], -torch.inf)
@@ -106,6 +108,12 @@ class RunSampling:
         self.info.vocab_mask = None
         processed: Tensor = self._sampler._preprocess_logits(logits, self.info)
         return processed
+
+
+def _on(device: torch.device, numbers: Sequence[int]) -> Tensor:
+    """Return numbers on a device, without waiting for it: [n] int64."""
+    found = torch.tensor(numbers, dtype=torch.int64)
+    return found if device.type == "cpu" else found.pin_memory().to(device, non_blocking=True)
 
 
 def _first_stop(request: Any) -> int:

@@ -5,13 +5,21 @@ share of drafts that the last cycles accepted. Cycles that took longer waited fo
 then expected to take as long again.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
+
+from lim_sglang.errors import reasons_that_hold
+from lim_sglang.kernels.launch import MAX_RUN_ROWS
+from lim_sglang.policies.lossless import Lossless
+
+logger = logging.getLogger(__name__)
 
 MIN_GAIN = 1.03
 """Tokens a second, in those of dense steps, below which nothing is drafted."""
@@ -19,7 +27,7 @@ SCORE_FACTOR = 0.75
 """Scoring of one layer, and its selection, over that layer's dense attention: scoring reads K
 alone."""
 CYCLE_MS = 0.7
-"""Milliseconds of a cycle beside its passes: sampling of verified rows, and the host's gap."""
+"""Milliseconds of a cycle beside its passes: sampling of verified rows, slots and lists."""
 GPU_BOUND = 1.15
 """A cycle that takes no longer than this, in times of its passes, waited for the GPU alone."""
 SEEN_CYCLES = 5
@@ -31,6 +39,36 @@ MEMORY_CYCLES = 32
 RETRY_CYCLES = 128
 """Cycles without drafts, for their cost, after which one drafts, since texts change; twice as many
 after each that changed nothing."""
+
+
+def reasons_against_verifying(model_config: Any) -> list[str]:
+    """List what keeps a GPU from verifying one draft of a model."""
+    heads = model_config.num_attention_heads
+    group = heads // (getattr(model_config, "num_key_value_heads", None) or heads)
+    return reasons_that_hold(
+        (
+            2 * group > MAX_RUN_ROWS,
+            f"policy lossless on a GPU: a KV head has {group} query heads, and a verification "
+            f"attends for up to {MAX_RUN_ROWS} of its queries: use a model with at most "
+            f"{MAX_RUN_ROWS // 2}, or another policy",
+        )
+    )
+
+
+def draft_choices(policy: Lossless, model_config: Any, *, on_cpu: bool) -> tuple[int, ...]:
+    """Return the numbers of tokens that a cycle may draft: on a GPU no more than one program of a
+    verification attends for, of which the log tells."""
+    if on_cpu:
+        return policy.choices(on_cpu=True)
+    group = model_config.num_attention_heads // model_config.num_key_value_heads
+    choices = policy.choices(on_cpu=False, most=MAX_RUN_ROWS // group - 1)
+    if isinstance(policy.draft_tokens, int) and choices[0] < policy.draft_tokens:
+        logger.warning(
+            "%d drafts a cycle, not %d: a KV head has %d query heads, and up to %d of its queries "
+            "are verified at once",
+            *(choices[0], policy.draft_tokens, group, MAX_RUN_ROWS),
+        )
+    return choices
 
 
 @dataclass(frozen=True)

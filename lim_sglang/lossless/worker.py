@@ -9,8 +9,9 @@ query of position L - 1, which the pass before has kept.
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from lim_sglang import compat
 from lim_sglang.kernels.reference_sampling import count_accepted
 from lim_sglang.lossless import internals
-from lim_sglang.lossless.passes import CycleRows, Passes
+from lim_sglang.lossless.passes import CycleRows, LaunchedCycle, Passes, host_lengths
 from lim_sglang.lossless.sampling import RunSampling
 from lim_sglang.lossless.widths import Cycle, GivenWidth, Widths, WidthsByCost
 from lim_sglang.policies.lossless import CPU_DRAFT_TOKENS
@@ -69,14 +70,12 @@ class TargetAsDraft:
         """None of its own: weights are updated once."""
 
 
-class _Launched(NamedTuple):
+@dataclass(frozen=True)
+class _Launched(LaunchedCycle):
     """A cycle whose accepted tokens are not known on the host yet."""
 
-    requests: frozenset[int]
-    """Ids of SGLang's objects."""
     lengths: Tensor
     """[B] on the host, before the cycle; there once the cycle has ended."""
-    width: int
     capped: Mapping[int, str]
     follows_cycle: bool
     """False where a prefill ran before it."""
@@ -166,7 +165,7 @@ class LosslessWorker(compat.BaseSpecWorker):
     def _run_cycle(self, batch: Any) -> Any:
         """Draft and verify; return the runs of all requests as SGLang's result."""
         sampling = RunSampling(batch.reqs, batch.sampling_info, self._runner.sampler)
-        lengths, is_exact = self._host_lengths(batch)
+        lengths, is_exact = host_lengths(batch, self._launched)
         width = 1 + self._choose_drafts(lengths.tolist(), sampling)
         if not is_exact and self._passes.needs_exact_lengths(width):
             lengths = batch.seq_lens.cpu()  # waits for the cycle before
@@ -183,8 +182,8 @@ class LosslessWorker(compat.BaseSpecWorker):
         self._launched.append(
             _Launched(
                 frozenset(map(id, batch.reqs)),
-                rows.lengths.to("cpu", non_blocking=True),
                 width,
+                rows.lengths.to("cpu", non_blocking=True),
                 sampling.capped,
                 self._follows_cycle,
             )
@@ -200,27 +199,11 @@ class LosslessWorker(compat.BaseSpecWorker):
             speculative_num_draft_tokens=width,
         )
 
-    def _host_lengths(self, batch: Any) -> tuple[Tensor, bool]:
-        """Return the tokens of each request that have keys and values, [B] int64, or at most as
-        many, and whether they are exact.
-
-        A cycle is launched while the one before runs. Its run is not known on the host, only that
-        it has at least one token, and at most its width.
-        """
-        if batch.seq_lens_cpu is not None:
-            return batch.seq_lens_cpu, True
-        bounds = [
-            request.kv_committed_len
-            + sum(cycle.width for cycle in self._launched if id(request) in cycle.requests)
-            for request in batch.reqs
-        ]
-        return torch.tensor(bounds), all(cycle.width == 1 for cycle in self._launched)
-
     def _choose_drafts(self, lengths: Sequence[int], sampling: RunSampling) -> int:
         """Return how many tokens this cycle drafts: none where none can be gained.
 
         Args:
-            lengths: tokens of each request, or at most as many.
+            lengths: tokens of each request, or more.
         """
         if max(lengths) <= self._policy.budget:
             self._stats.count_undrafted("short")

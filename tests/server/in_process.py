@@ -174,7 +174,8 @@ def serve_crowd(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     import sglang
 
-    options = {"max_total_tokens": 24_000, **given["options"]}
+    defaults = {"max_total_tokens": 24_000, "disable_prefill_cuda_graph": True}
+    options = {**defaults, **given["options"]}
     adapter = next(iter(options.get("lora_paths", ())), None)
     engine = sglang.Engine(
         model_path=given["model"],
@@ -184,7 +185,6 @@ def serve_crowd(given: Mapping[str, Any]) -> dict[str, Any]:
         max_running_requests=32,
         chunked_prefill_size=CHUNK,
         cuda_graph_max_bs_decode=24,  # larger steps run layer by layer
-        disable_prefill_cuda_graph=True,
         log_level="warning",
         **options,
     )
@@ -240,11 +240,11 @@ def answer(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     import sglang
 
-    options = {"max_running_requests": 32, "cuda_graph_max_bs_decode": 24, **given["options"]}
+    defaults = {"max_running_requests": 32, "cuda_graph_max_bs_decode": 24}
+    options = {**defaults, "disable_prefill_cuda_graph": True, **given["options"]}
     engine = sglang.Engine(
         model_path=given["model"],
         skip_tokenizer_init=True,
-        disable_prefill_cuda_graph=True,
         log_level="warning",
         **options,
     )

@@ -14,6 +14,8 @@ from lim_sglang.counters import DraftStats
 from lim_sglang.errors import ConfigError
 from lim_sglang.kernels.reference_sampling import count_accepted
 from lim_sglang.lossless.cpu_kernels import copy_in_place, write_slots
+from lim_sglang.lossless.passes import LaunchedCycle, host_lengths
+from lim_sglang.lossless.widths import reasons_against_verifying
 from lim_sglang.mends import finish_of_run, rows_that_can_be_read
 from lim_sglang.policies.lossless import Lossless
 from lim_sglang.policies.policy import Role
@@ -77,6 +79,33 @@ def test_options_that_were_not_verified_with_drafts_are_refused_for_them_alone(
     assert refusal.option in " ".join(reasons_against_drafting(given, config))
     assert reasons_against_drafting(options(), config) == []
     assert reasons_against_drafting(given, LimConfig()) == []
+
+
+def test_groups_that_no_verification_attends_for_are_refused_on_a_gpu() -> None:
+    reasons = [
+        reasons_against_verifying(SimpleNamespace(num_attention_heads=heads, num_key_value_heads=1))
+        for heads in (32, 33, 48)
+    ]
+    assert reasons[0] == []
+    assert "33 query heads" in reasons[1][0]
+    assert "at most 32" in reasons[2][0]
+
+
+def test_lengths_are_known_to_within_the_cycles_that_run() -> None:
+    """One request comes from a prefill, and is in no cycle yet."""
+    requests = [SimpleNamespace(kv_committed_len=length) for length in (100, 7)]
+    batch = SimpleNamespace(reqs=requests, seq_lens_cpu=None)
+    first = frozenset([id(requests[0])])
+    for widths, lengths, is_exact in (
+        ([], [100, 7], True),
+        ([9], [109, 7], False),
+        ([1], [101, 7], True),
+        ([9, 1], [110, 7], False),
+    ):
+        found, exact = host_lengths(batch, [LaunchedCycle(first, width) for width in widths])
+        assert (found.tolist(), exact) == (lengths, is_exact)
+    known = SimpleNamespace(reqs=requests, seq_lens_cpu=torch.tensor([3, 4]))
+    assert host_lengths(known, [LaunchedCycle(first, 9)])[0].tolist() == [3, 4]
 
 
 def test_multimodal_rope_is_refused() -> None:
