@@ -3,7 +3,8 @@
 Audit: when a step is planned, its lengths and cache slots are copied; when a SELECT layer has run,
 also inside a CUDA graph, its scores and kept slots are copied; of a policy whose kept slots are
 written as the step begins, the slots alone. All copies stay on the GPU, in the
-order of the stream, so that overlap scheduling goes on as always. Kept sets are recomputed by the
+order of the stream, so that overlap scheduling goes on as always, but for cycles of drafts, which
+wait for their exact lengths. Kept sets are recomputed by the
 definition when the copies fill their share of memory, and when `/server_info` is asked. A REUSE
 layer's output is recomputed at once, since its cache may be overwritten soon, and only the number
 of wrong rows is kept; so is a PICK layer's, and the summaries of the keys that a step's rows have.
