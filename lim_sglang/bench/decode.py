@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lim_sglang import compat
 from lim_sglang.bench import model_runner
@@ -199,9 +200,17 @@ def measure(
 
 
 def time_windows(
-    runner: Any, batch: FilledBatch, contenders: Sequence[Contender], options: DecodeOptions
+    runner: Any,
+    batch: FilledBatch,
+    contenders: Sequence[Contender],
+    options: DecodeOptions,
+    sample: Callable[[Tensor], object] = lambda _: None,
 ) -> dict[str, Spread]:
-    """Return the milliseconds per step of each backend; backends take turns window by window."""
+    """Return the milliseconds per step of each backend; backends take turns window by window.
+
+    Args:
+        sample: draws from the logits of each step, [B, V].
+    """
     samples: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for contender in contenders:
         contender.take_over(runner)
@@ -210,21 +219,23 @@ def time_windows(
     for _ in range(options.windows):
         for contender in contenders:
             contender.take_over(runner)
-            samples[contender.name].append(_time_window(runner, batch, options.steps))
+            samples[contender.name].append(
+                time_window(lambda: sample(run_step(runner, batch)), options.steps)
+            )
     return {name: Spread.of(found) for name, found in samples.items()}
 
 
-def _time_window(runner: Any, batch: FilledBatch, steps: int) -> float:
+def time_window(launch: Callable[[], object], steps: int) -> float:
     """Return the milliseconds per step over one window.
 
     The host plans and launches a step while the device runs the one before, and is never further
     ahead, as under SGLang's overlap scheduling.
     """
     torch.cuda.synchronize()
-    run_step(runner, batch)
+    launch()
     ends = [_record_event()]
     for _ in range(steps):
-        run_step(runner, batch)
+        launch()
         ends.append(_record_event())
         ends[-2].synchronize()
     ends[-1].synchronize()

@@ -6,10 +6,10 @@ the next one. How many drafts are accepted depends on the text, and random weigh
 tokens are counted by acceptance that was recorded on texts, of a real model.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import exp
-from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,13 @@ from torch import Tensor
 
 from lim_sglang import compat
 from lim_sglang.bench import model_runner
-from lim_sglang.bench.decode import DecodeOptions, make_contenders, prepare, time_windows
+from lim_sglang.bench.decode import (
+    DecodeOptions,
+    make_contenders,
+    prepare,
+    time_window,
+    time_windows,
+)
 from lim_sglang.bench.model_runner import FilledBatch
 from lim_sglang.bench.results import NAMES, surroundings
 from lim_sglang.bench.verify import require_exact_steps
@@ -36,8 +42,8 @@ LOSSLESS = "lossless"
 WARM_UP_CYCLES = 3
 NOTES = (
     "no prefill: K and V are random, in slots of random order; the length stays",
-    "a cycle has sampling at temperature 0.6; a cycle is launched before the result of the last is "
-    "read; dense and LessIsMore steps have the same sampling, by SGLang, and no host in between",
+    "with sampling at temperature 0.6, of dense and LessIsMore steps by SGLang; a cycle or step is "
+    "launched while the one before runs",
     "no scheduler",
 )
 """Limits of the method, recorded with each row."""
@@ -155,61 +161,34 @@ def batch_of(runner: Any, filled: FilledBatch) -> Any:
 def time_cycles(worker: TimedWorker, batch: Any, drafts: int, options: DecodeOptions) -> Spread:
     """Return the milliseconds of a cycle, mean of each window.
 
-    Cycles overlap as SGLang's scheduler has it: one is launched before the host waits for the
-    result of the one before.
+    Cycles overlap as SGLang's scheduler has it: one is launched while the one before runs.
     """
     worker.num_drafts = drafts
+    launched: deque[Tensor] = deque()
 
-    def launch() -> tuple[Tensor, torch.cuda.Event]:
-        accepted = worker._run_cycle(batch).accept_lens.to("cpu", non_blocking=True)
-        ended = torch.cuda.Event()
-        ended.record()
-        return accepted, ended
+    def launch() -> None:
+        if len(launched) == 2:  # the older one has ended
+            accepted = launched.popleft().tolist()
+            worker.on_verify_complete_cpu([length - 1 for length in accepted])
+        result = worker._run_cycle(batch)
+        launched.append(result.accept_lens.to("cpu", non_blocking=True))
 
-    def settle(accepted: Tensor, ended: torch.cuda.Event) -> None:
-        ended.synchronize()
-        worker.on_verify_complete_cpu([length - 1 for length in accepted.tolist()])
-
-    def run(count: int) -> None:
-        last = launch()
-        for _ in range(count - 1):
-            last, before = launch(), last
-            settle(*before)
-        settle(*last)
-
-    run(WARM_UP_CYCLES)
-    samples = []
-    for _ in range(options.windows):
-        torch.cuda.synchronize()
-        start = perf_counter()
-        run(options.steps)
-        torch.cuda.synchronize()
-        samples.append(1000 * (perf_counter() - start) / options.steps)
-    return Spread.of(samples)
+    time_window(launch, WARM_UP_CYCLES)
+    return Spread.of([time_window(launch, options.steps) for _ in range(options.windows)])
 
 
-def time_sampling(runner: Any, rows: int, options: DecodeOptions) -> float:
-    """Return the milliseconds in which SGLang's own sampler draws a token of each row."""
-    vocab = runner.model_config.vocab_size
-    logits = torch.randn(rows, vocab, device=runner.device)
-    info = sampling_of(rows, vocab, runner.device)
-    info.sampling_seed = None
+def sampler_of(runner: Any, rows: int) -> Callable[[Tensor], None]:
+    """Return SGLang's own sampler of as many rows, at the temperature of the cycles."""
     sampler = compat.Sampler()
+    info = sampling_of(rows, runner.model_config.vocab_size, runner.device)
+    info.sampling_seed = None
     positions = torch.zeros(rows, dtype=torch.int64, device=runner.device)
 
-    def run(logits: Tensor) -> None:
-        output = compat.LogitsProcessorOutput(next_token_logits=logits.clone())
+    def sample(logits: Tensor) -> None:
+        output = compat.LogitsProcessorOutput(next_token_logits=logits)
         sampler(output, info, False, [], [], positions)
 
-    for _ in range(WARM_UP_CYCLES):
-        run(logits)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(options.steps):
-        run(logits)
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / options.steps
+    return sample
 
 
 def measure(
@@ -270,13 +249,12 @@ def _measure_point(
     drafts: Sequence[int],
     options: DecodeOptions,
 ) -> Iterator[DraftRow]:
-    sampling_ms = time_sampling(runner, point.batch, options)
     with model_runner.filled_batch(runner, point, options.seed) as filled:
         require_exact_steps(runner, filled, contenders, options.budget)
-        steps = time_windows(runner, filled, contenders, options)
+        sample = sampler_of(runner, point.batch)
+        steps = time_windows(runner, filled, contenders, options, sample)
         for name, spread in steps.items():
-            with_sampling = Spread(*(each + sampling_ms for each in asdict(spread).values()))
-            yield DraftRow(str(point), name, 0, with_sampling, dict.fromkeys(ACCEPTANCE, 1.0))
+            yield DraftRow(str(point), name, 0, spread, dict.fromkeys(ACCEPTANCE, 1.0))
         batch = batch_of(runner, filled)
         for number in drafts:
             if point.batch > worker._passes.max_drafted and number:
