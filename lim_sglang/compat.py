@@ -127,6 +127,11 @@ class Target(StrEnum):
     UPDATE_FINISH = "sglang.srt.managers.schedule_batch.Req.update_finish_state"
     MATCH_STOPS = "sglang.srt.managers.schedule_batch.Req._check_str_based_finish"
     SCALE_PENALTIES = "sglang.srt.sampling.penaltylib.repetition_penalty.apply_scaling_penalties"
+    APPLY_PENALTIES = (
+        "sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator.apply"
+    )
+    COUNT_TOKENS = "sglang.srt.managers.schedule_batch.ScheduleBatch.cumulate_penalty_output_tokens"
+    COPY_SAMPLING = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.copy_for_forward"
     LLGUIDANCE_MASK = "sglang.srt.constrained.llguidance_backend.GuidanceGrammar.fill_vocab_mask"
     XGRAMMAR_MASK = "sglang.srt.constrained.xgrammar_backend.XGrammarGrammar.fill_vocab_mask"
 
@@ -173,6 +178,9 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
     Target.UPDATE_FINISH: ("self", "new_accepted_len"),
     Target.MATCH_STOPS: ("self", "new_accepted_len"),
     Target.SCALE_PENALTIES: ("logits", "scaling_penalties"),
+    Target.APPLY_PENALTIES: ("self", "logits", "repeat"),
+    Target.COUNT_TOKENS: ("self",),
+    Target.COPY_SAMPLING: ("self",),
     Target.LLGUIDANCE_MASK: ("self", "vocab_mask", "idx"),
     Target.XGRAMMAR_MASK: ("self", "vocab_mask", "idx"),
 }

@@ -64,6 +64,9 @@ def mend_sglang(backend: str) -> None:
     hook_after(Target.TOKEN_LOGPROBS, rows_that_can_be_read)
     hook_around(Target.MATCH_STOPS, stops_within_time)
     hook_around(Target.SCALE_PENALTIES, without_compiler)
+    hook_before(Target.APPLY_PENALTIES, add_penalties_before_scaling)
+    hook_around(Target.COUNT_TOKENS, count_tokens_later)
+    hook_before(Target.COPY_SAMPLING, count_newest_tokens)
     hook_after(Target.INIT_TOKENIZER, bound_tokenizer)
     hook_before(Target.POST_INIT, use_grammars_of_cpu)
     hook_around(Target.CREATE_GRAMMARS, grammars_or_none)
@@ -208,6 +211,38 @@ def without_compiler(original: Callable[..., Any], *arguments: Any) -> Any:
     none.
     """
     return (unwrap(original) if serves_on_cpu() else original)(*arguments)
+
+
+def add_penalties_before_scaling(
+    orchestrator: Any, logits: Any = None, repeat: int | None = None
+) -> None:
+    """Order a batch's penalties: frequency and presence before repetition, as under overlap.
+
+    SGLang 0.5.16 keeps them in a set, whose order varies from start to start.
+    """
+    ordered = sorted(orchestrator.penalizers.items(), key=lambda each: each[1].is_multiplicative)
+    orchestrator.penalizers = dict(ordered)
+
+
+def count_tokens_later(original: Callable[[Any], None], batch: Any) -> None:
+    """Let a decode step under overlap count its newest tokens once they are known on the device.
+
+    SGLang 0.5.16 counts the tokens that the host knows, which are those of the step before: at
+    first the prompt's last one. `count_newest_tokens` counts them.
+    """
+    if batch.enable_overlap:
+        batch.sampling_info.lim_uncounted = batch
+    else:
+        original(batch)
+
+
+def count_newest_tokens(sampling_info: Any) -> None:
+    """Count the newest tokens of a decode batch for its penalties, as its forward pass begins."""
+    batch = vars(sampling_info).pop("lim_uncounted", None)
+    if batch is not None:
+        drafts = not batch.spec_algorithm.is_none()
+        newest = batch.spec_info.bonus_tokens if drafts else batch.input_ids
+        sampling_info.penalizer_orchestrator.cumulate_output_tokens(newest)
 
 
 def bound_tokenizer(_result: None, manager: Any) -> None:

@@ -39,7 +39,6 @@ DENSE = ({"policy": "full"}, {"sampling_backend": "lim"})
 SETTINGS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "dense": DENSE,
     "dense-in-small-batches": (DENSE[0], {**DENSE[1], "max_running_requests": 5}),
-    "dense-no-overlap": (DENSE[0], {**DENSE[1], "disable_overlap_schedule": True}),
     "lossless": ({**LOSSLESS, "budget": BUDGET}, {}),
     "one-list": ({**LOSSLESS, "budget": BUDGET, "select_layers": [3], "draft_tokens": 3}, {}),
     "by-mass": ({**LOSSLESS, "budget": BUDGET, "ranking": "mass"}, {}),
@@ -100,7 +99,7 @@ def runs(model: Path) -> Iterator[Runs]:
             "model": str(model),
             "options": {"attention_backend": "lim", "dtype": SHAPES[SHAPE].dtype}
             | {"mem_fraction_static": 0.5, "max_total_tokens": 60_000, **options},
-            "requests": bodies(num_top=VOCAB if name in ("dense", "dense-no-overlap") else 1),
+            "requests": bodies(num_top=VOCAB if name == "dense" else 1),
         }
         audit = {} if name in WITHOUT_AUDIT else {"LIM_AUDIT": "1"}
         return answer(given, ours, **audit)
@@ -158,13 +157,9 @@ def keeps(logprobs: torch.Tensor, sampling: Mapping[str, Any], slack: float) -> 
 
 @pytest.mark.parametrize("name", DRAFTING)
 def test_tokens_are_the_dense_servers_but_for_near_ties(runs: Runs, name: str) -> None:
-    overlaps = name != "no-overlap"
-    dense = runs["dense" if overlaps else "dense-no-overlap"].result()["results"]
-    found, again = (runs[each].result()["results"] for each in (name, "dense-in-small-batches"))
-    leads = leads_of(dense, found)
-    if overlaps:  # then SGLang applies penalties a token late, or not, as requests come
-        leads = {each: lost for each, lost in leads.items() if "penalty" not in each}
-    others = leads_of(runs["dense"].result()["results"], again)
+    dense, found = runs["dense"].result()["results"], runs[name].result()["results"]
+    again = runs["dense-in-small-batches"].result()["results"]
+    leads, others = leads_of(dense, found), leads_of(dense, again)
     sys.stdout.write(f"{name}: {len(leads)} of {NUM_ASKED} differ, by {leads}\n")  # with -rP
     sys.stdout.write(f"dense in small batches: {len(others)} differ, by {others}\n")
     assert all(each < NEAR for each in leads.values())

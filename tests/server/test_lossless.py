@@ -16,7 +16,13 @@ from lim_sglang.kernels.reference_sampling import count_accepted
 from lim_sglang.lossless.cpu_kernels import copy_in_place, write_slots
 from lim_sglang.lossless.passes import LaunchedCycle, host_lengths
 from lim_sglang.lossless.widths import reasons_against_verifying
-from lim_sglang.mends import finish_of_run, rows_that_can_be_read
+from lim_sglang.mends import (
+    add_penalties_before_scaling,
+    count_newest_tokens,
+    count_tokens_later,
+    finish_of_run,
+    rows_that_can_be_read,
+)
 from lim_sglang.policies.lossless import Lossless
 from lim_sglang.policies.policy import Role
 from lim_sglang.validation import DRAFTING, DRAFTING_REFUSALS, reasons_against_drafting
@@ -139,6 +145,38 @@ def test_every_option_of_speculation_is_refused_but_its_default() -> None:
         "--speculative-adaptive: policy lossless sets it",
         "--speculative-accept-threshold-single: policy lossless sets it",
     ]
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+def test_under_overlap_newest_tokens_count_once_and_when_the_step_begins(drafts: bool) -> None:
+    counted: list[str] = []
+    orchestrator = SimpleNamespace(cumulate_output_tokens=counted.append)
+    info = SimpleNamespace(penalizer_orchestrator=orchestrator)
+    batch = SimpleNamespace(
+        enable_overlap=True,
+        sampling_info=info,
+        spec_algorithm=SimpleNamespace(is_none=lambda: not drafts),
+        spec_info=SimpleNamespace(bonus_tokens="of the cycle before"),
+        input_ids="of the step before",
+    )
+    count_tokens_later(pytest.fail, batch)
+    assert counted == []
+    count_newest_tokens(info)
+    count_newest_tokens(info)  # a prefill
+    assert counted == ["of the cycle before" if drafts else "of the step before"]
+    batch.enable_overlap = False
+    count_tokens_later(lambda _: counted.append("by SGLang"), batch)
+    assert counted[1:] == ["by SGLang"]
+
+
+def test_penalties_are_added_before_they_scale() -> None:
+    penalties = {
+        name: SimpleNamespace(is_multiplicative=name == "repetition")
+        for name in ("frequency", "repetition", "presence")
+    }
+    orchestrator = SimpleNamespace(penalizers=penalties)
+    add_penalties_before_scaling(orchestrator)
+    assert list(orchestrator.penalizers) == ["frequency", "presence", "repetition"]
 
 
 def test_a_request_that_names_no_tokens_has_a_row_that_can_be_read() -> None:

@@ -36,7 +36,7 @@ LENGTHS = (5, 40, 62, 63, 64, 65, 120, 300, 700)
 EOS = 2
 MAX_DIFFERENCE = 1e-4
 """Of two logprobs, by the rounding of a batch."""
-DENSE = ("--lim-policy", "full", "--sampling-backend", "lim", "--disable-overlap-schedule")
+DENSE = ("--lim-policy", "full", "--sampling-backend", "lim")
 LOSSLESS = (
     *("--lim-policy", "lossless", "--lim-budget", str(BUDGET)),
     *("--lim-select-layers", ",".join(map(str, SELECT_LAYERS))),
@@ -53,7 +53,8 @@ def request(number: int) -> dict[str, Any]:
     by_number = {
         5: {"min_new_tokens": 7},
         6: {"ignore_eos": True},
-        7: {"frequency_penalty": 0.5},  # never both: SGLang's order of the two varies by start
+        7: {"frequency_penalty": 0.5},
+        14: {"presence_penalty": 0.5, "repetition_penalty": 1.2},
         17: {"repetition_penalty": 1.2},
         9: {"logit_bias": {str(EOS): 6.0}},  # ends early, within runs
         10: {"stop": [f"w{n}" for n in range(5, 40)]},
