@@ -215,7 +215,7 @@ def write_report(
 ) -> None:
     """Report runs with their conditions; without options, print the tables: drawn on a terminal,
     in Markdown to a file or a pipe."""
-    from lim_sglang.evals.report import make_groups
+    from lim_sglang.evals.report import leave_out_repeats, make_groups
     from lim_sglang.evals.summaries import (
         find_runs,
         load_asked,
@@ -226,7 +226,10 @@ def write_report(
 
     names = read_pairs("--name", "FOLDER=MODEL", name or [])
     paths = find_runs(runs)
-    loaded = rename_models(load_summaries(paths, plain_console(stderr=True)), names)
+    errors = plain_console(stderr=True)
+    loaded, repeats = leave_out_repeats(rename_models(load_summaries(paths, errors), names))
+    for sentence in repeats:
+        print_plain(errors, f"warning: left out: {sentence}")
     groups = make_groups(loaded)
     typer.echo(f"{counted(len(loaded), 'run')} in {counted(len(groups), 'table')}", err=True)
     asked = load_asked(paths) if html else {}

@@ -116,6 +116,25 @@ class Group:
         return _unique(row.conditions.get(condition) for row in self.rows)
 
 
+def leave_out_repeats(summaries: Sequence[Summary]) -> tuple[list[Summary], list[str]]:
+    """Return the runs of which none repeats another's conditions: of several the one with most
+    samples, or the first; and a sentence about each other run."""
+    by_conditions: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        named = sorted((k, repr(v)) for k, v in summary.conditions.items() if k not in UNNAMED)
+        by_conditions.setdefault(repr(named), []).append(summary)
+    kept, sentences = [], []
+    for repeats in by_conditions.values():
+        best = max(repeats, key=lambda each: sum(len(q.indices) for q in each.questions))
+        kept.append(best)
+        sentences += [
+            f"{each.label} has the same conditions as {best.label}"
+            for each in repeats
+            if each is not best
+        ]
+    return kept, sentences
+
+
 def make_groups(summaries: Sequence[Summary]) -> tuple[Group, ...]:
     """Group runs that can be compared.
 

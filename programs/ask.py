@@ -331,8 +331,8 @@ class VoteDisplay:
         if self._console.is_terminal:
             self._live.start()
         else:
-            most = f"at most {counted(self._total, 'sample')}, {self._max_tokens:,} tokens each"
-            print_plain(self._console, f"asking: {most}")
+            samples, tokens = counted(self._total, "sample"), counted(self._max_tokens, "token")
+            print_plain(self._console, f"asking: at most {samples}, {tokens} each")
             self._lines.enter_context(repeated(self._print_waiting, LINE_INTERVAL_S))
         return self
 

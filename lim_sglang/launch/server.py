@@ -260,7 +260,10 @@ def _reasons_against_address(host: str, port: int) -> list[str]:
             probe.bind((host, port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                return [f"port {port} of {host} is in use: choose another --port"]
+                return [
+                    f"port {port} of {host} is in use: choose another --port, or wait 10 s if a "
+                    "server there was just killed"
+                ]
             return [f"cannot listen on {host}, port {port} ({error.strerror}): choose other ones"]
     return []
 

@@ -14,7 +14,7 @@ from lim_sglang.evals.commands import write_report
 from lim_sglang.evals.compare import compare
 from lim_sglang.evals.metrics import Summary, score
 from lim_sglang.evals.plots import PLOTS, draw_svg
-from lim_sglang.evals.report import Group, make_groups
+from lim_sglang.evals.report import Group, leave_out_repeats, make_groups
 from lim_sglang.evals.report_page import make_page
 from lim_sglang.evals.sections import SECTION, proof_section, results_section
 from lim_sglang.evals.summaries import load_summaries, write_summaries
@@ -126,6 +126,14 @@ def test_an_incomplete_run_has_a_note_and_is_not_compared() -> None:
 
 
 TWIN = replace(sparse(date="2026-11-26", commit="deadbeef"), run_id="twin")
+
+
+def test_of_runs_with_the_same_conditions_that_of_most_samples_is_reported() -> None:
+    smaller = replace(TWIN, questions=TWIN.questions[:-1])
+    kept, sentences = leave_out_repeats([smaller, full(), sparse()])
+    assert [run.label for run in kept] == [sparse().label, full().label]
+    assert sentences == [f"twin has the same conditions as {sparse().label}"]
+    assert leave_out_repeats([sparse(), TWIN])[0] == [sparse()]
 
 
 @pytest.mark.parametrize(
