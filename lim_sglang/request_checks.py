@@ -140,6 +140,17 @@ def _has_half_pair(body: bytes) -> bool:
     return False
 
 
+_VOTE = re.compile(r"[a-z_]+@\d+(\?.*)?")
+"""Model of a request for votes, as `lim proxy` names them."""
+
+
+def reasons_against_model_name(model: object) -> list[str]:
+    """List why no model of a server is called so: any name is served but that of a vote."""
+    if not isinstance(model, str) or not _VOTE.fullmatch(model):
+        return []
+    return [f"model {_shown(model)} is a vote, which lim proxy counts: send the request there"]
+
+
 def reasons_against_batch(request: Any, *, is_openai: bool) -> list[str]:
     """List the reasons against a request as it came in, before its lists are expanded.
 

@@ -23,6 +23,7 @@ from lim_sglang.request_checks import (
     reason_against_body,
     reasons_against_batch,
     reasons_against_ids,
+    reasons_against_model_name,
     reasons_against_request,
 )
 
@@ -116,14 +117,17 @@ def check_detokenized(route: Any, request: Any, _raw_request: Any = None) -> Non
     _refuse(reasons_against_ids("tokens", request.tokens, model.vocab_size))
 
 
-def checked_conversion(original: Callable[..., Any], *arguments: Any, **words: Any) -> Any:
+def checked_conversion(
+    original: Callable[..., Any], route: Any, request: Any, *others: Any, **words: Any
+) -> Any:
     """Run SGLang's reading of an OpenAI request; blame the request for an error in it.
 
     Raises:
-        ValueError: the request cannot be read.
+        ValueError: the request cannot be read, or is not the server's to answer.
     """
+    _refuse(reasons_against_model_name(getattr(request, "model", None)))
     try:
-        return original(*arguments, **words)
+        return original(route, request, *others, **words)
     except UNREADABLE as error:
         raise _as_bad_request(error) from error
 

@@ -17,6 +17,7 @@ from lim_sglang.request_checks import (
     Limits,
     reason_against_body,
     reasons_against_batch,
+    reasons_against_model_name,
     reasons_against_request,
     recurs_without_end,
 )
@@ -405,3 +406,15 @@ def test_brackets_of_a_large_body_are_counted_in_time() -> None:
     body = json.dumps({"input_ids": [[1, 2, 3]] * 50_000, "text": "[" * 10**6}).encode()
     assert len(body) < MAX_BODY_BYTES
     assert reason_against_body(body) is None
+
+
+@pytest.mark.parametrize("model", ["majority@8", "adaptive@40?confidence=0.9"])
+def test_a_vote_is_sent_to_the_proxy(model: str) -> None:
+    (reason,) = reasons_against_model_name(model)
+    assert model in reason
+    assert "lim proxy" in reason
+
+
+@pytest.mark.parametrize("model", ["default", "Qwen/Qwen3-8B", "me@home", "org/x@v2", None, 7])
+def test_any_other_name_of_a_model_is_served(model: object) -> None:
+    assert reasons_against_model_name(model) == []

@@ -279,10 +279,15 @@ def test_the_route_decides_how_many_logprobs_there_are(path: str, refused: bool)
         assert run(two_answers, request, path) == [1, 2]
 
 
+def test_a_vote_that_was_sent_to_the_server_is_refused() -> None:
+    with pytest.raises(ValueError, match="lim proxy counts"):
+        checked_conversion(pytest.fail, None, SimpleNamespace(model="majority@3"))
+
+
 def test_an_error_in_the_reading_of_a_request_is_blamed_on_it() -> None:
     with pytest.raises(ValueError, match="cannot be read: AttributeError"):
-        checked_conversion(lambda value: value.messages, 5)
-    assert checked_conversion(lambda value, more: value + more, 5, more=1) == 6
+        checked_conversion(lambda _, request: request.messages, None, 5)
+    assert checked_conversion(lambda _, value, more: value + more, None, 5, more=1) == 6
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError("a role"), 400), (OSError("x"), 500)])
