@@ -4,7 +4,7 @@ import math
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from lim_sglang.models import SMOLLM2, embedded_model
 from tests.processes import (
     CHECKS,
     ON_CPU,
@@ -29,7 +30,7 @@ from tests.server.tiny_model import SELECT_LAYERS, long_prompts, random_prompt
 pytestmark = pytest.mark.e2e
 
 BUDGET, NUM_DRAFTS = 64, 8
-NUM_REQUESTS, AT_ONCE = 60, 12
+NUM_REQUESTS, NUM_IN_CROWD, AT_ONCE = 60, 200, 12
 NUM_NEW = 48
 LENGTHS = (5, 40, 62, 63, 64, 65, 120, 300, 700)
 """Tokens of the prompts, on both sides of the budget."""
@@ -37,10 +38,16 @@ EOS = 2
 MAX_DIFFERENCE = 1e-4
 """Of two logprobs, by the rounding of a batch."""
 DENSE = ("--lim-policy", "full", "--sampling-backend", "lim")
-LOSSLESS = (
-    *("--lim-policy", "lossless", "--lim-budget", str(BUDGET)),
-    *("--lim-select-layers", ",".join(map(str, SELECT_LAYERS))),
-)
+
+
+def lossless(layers: Sequence[int]) -> tuple[str, ...]:
+    """Return the options of a server that drafts with lists of these layers."""
+    lists = ",".join(map(str, layers))
+    policy = ("--lim-policy", "lossless", "--lim-budget", str(BUDGET))
+    return (*policy, "--lim-select-layers", lists)
+
+
+LOSSLESS = lossless(SELECT_LAYERS)
 
 
 def request(number: int) -> dict[str, Any]:
@@ -57,7 +64,7 @@ def request(number: int) -> dict[str, Any]:
         14: {"presence_penalty": 0.5, "repetition_penalty": 1.2},
         17: {"repetition_penalty": 1.2},
         9: {"logit_bias": {str(EOS): 6.0}},  # ends early, within runs
-        10: {"stop": [f"w{n}" for n in range(5, 40)]},
+        10: {"stop": [*(f"w{n}" for n in range(5, 40)), " the", ","]},
         11: {"stop_token_ids": list(range(40, 80))},
     }
     for every, more in by_number.items():
@@ -261,6 +268,42 @@ def test_cycles_read_and_accept_what_the_oracle_does(
 
 def test_a_later_turn_reads_the_keys_that_a_prefill_would_have_left(server: LocalServer) -> None:
     assert wrong_keys(server) == []
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Many requests to one model, answered by the dense server."""
+
+    model: Path
+    layers: tuple[int, ...]
+    answers: list[Outcome]
+
+
+@pytest.fixture(scope="module", params=["tiny", SMOLLM2.name])
+def crowd(
+    request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Crowd:
+    """Ask the dense server of a model."""
+    is_tiny = request.param == "tiny"
+    model, layers = (tiny_model, SELECT_LAYERS) if is_tiny else (embedded_model(SMOLLM2), (2, 17))
+    folder = tmp_path_factory.mktemp("crowd")
+    with serving(command(model, *DENSE), folder=folder) as server:
+        return Crowd(model, layers, ask_all(server, NUM_IN_CROWD))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_drafts", [1, 4, 8])
+def test_a_crowd_of_any_model_gets_the_dense_servers_answers(
+    crowd: Crowd, num_drafts: int, tmp_path: Path
+) -> None:
+    options = [*lossless(crowd.layers), "--lim-draft-tokens", str(num_drafts)]
+    with serving(command(crowd.model, *options), folder=tmp_path, settings=CHECKS) as server:
+        found = ask_all(server, NUM_IN_CROWD)
+        state = drafting(server)
+    sys.stdout.write(f"{num_drafts} drafts: {state}\n")  # shown with -rP
+    assert differences(found, crowd.answers) == []
+    assert state["accepted_tokens"] > NUM_IN_CROWD
+    assert str(num_drafts + 1) in state["cycles_by_width"]
 
 
 @pytest.mark.slow
