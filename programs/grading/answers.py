@@ -1,10 +1,13 @@
 r"""The final answer that a chain of thought states, found in the text."""
 
+import json
 import re
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
+from fractions import Fraction
 
-from lim_sglang.programs.grading.boxes import BOX, BOX_OR_BRACE, last_box
+from lim_sglang.programs.grading.boxes import BOX, BOX_OR_BRACE, TAKEN_BACK, last_box
 from lim_sglang.programs.grading.kinds import (
     CONDITIONS,
     PRONOUN,
@@ -13,6 +16,7 @@ from lim_sglang.programs.grading.kinds import (
     AnswerKind,
     as_choice,
     listed_letters,
+    number_text,
     without_name,
 )
 from lim_sglang.programs.grading.latex import tidy
@@ -21,6 +25,7 @@ from lim_sglang.programs.grading.stated import (
     MAX_STATED,
     NAME,
     WORD,
+    are_one,
     is_denied,
     is_measured,
     listed,
@@ -42,6 +47,17 @@ _MARKUP = re.compile(
     re.MULTILINE,
 )
 """Words in `_emphasis_`, in a span of code, or in a block of one line."""
+_STRUCK_OR_CODE = re.compile(
+    r"~~(?=\S)[^~\n]{1,200}(?<=\S)~~|^```(?:python|py|c|cpp|java|javascript|js|bash|sh)\d?\b(?:(?!^```).)*+",
+    re.MULTILINE | re.DOTALL | re.IGNORECASE,
+)
+"""Words that are struck out, and a program."""
+_HTML = re.compile(
+    r"<(?:(?P<line>/?(?:p|div|li|h\d|br)\b)|/?(?:b|strong|i|em|u|span)\b)[^<>\n]{0,100}>",
+    re.IGNORECASE,
+)
+_HTML_END = re.compile(r"</(?:p|div|li|h\d|b|strong|i|em|u|span)>", re.IGNORECASE)
+"""The sign of HTML in a text; `a <b> c` may compare."""
 _PRICE_BEFORE_CENTS = re.compile(
     r"\\?\$(\d+(?:,\d{3})*)"
     r"(?=(?:,? |\s*\\text\{\s*)(?:and|or)[\s}]+\d+\s*(?:\\text\{\s*)?cents?\b)"
@@ -101,25 +117,43 @@ _NAMED = (
 )
 """Words behind a value that end a sentence, as in `42 is the answer.`"""
 _ENDS_SENTENCE = r"(?:[.!](?=\s|\Z)|\s*(?:\n|\Z))"
+_VALUE_ALONE = (
+    r"(?:[*_]*(?-i:\(?[A-J]\)?)|(?:[a-z]\s*=\s*)?[-+$*_]*\d[\d.,/]*"
+    r"(?:\s+(?!(?:less|more|fewer|times|too|left)\b)[a-z]+)?\$?)[*_]*\)?" + _ENDS_SENTENCE
+)
+_CORRECTING = (
+    r"wait|actually|correction|sorry|oops|scratch that|rather|I mean"
+    r"|I made an? (?:\w+ )?(?:mistake|error)"
+    r"|(?:that|this)(?:['’]s| is) (?:wrong|incorrect|not right)"
+)
 _STATEMENT = re.compile(
     # GSM8K's `#### 5`, a heading "Final Answer" with the answer below, "the answer is 5".
     r"^(?P<hashes>####)[ \t]*(?=(?:[a-z] *= *)?[^\s\d]*\d)"
     r"|^[#*_ \t]*+(?:the )?(?:final |correct )?answer[*_ \t]*+:?[*_ \t]*+\n\s*"
+    r"(?:[-*+•][ \t]+)?"
     rf"|\banswer[*_]*+(?P<asked>{_ASKED})?\s*+(?:{_IS}|:|=)[\s*_]*"
     r"(?:(?:option|choice|letter)\b[\s*_]*)?"
     rf"|(?P<several>\banswers(?:{_ASKED})?\s+are\b:?[\s*_]*)|\b(?P<named>{_NAMED})"
     rf"|\b(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*+\s*+"
     rf"(?:{_IS}|:)[\s*_]*"
     r"|^[#*_ \t]*+(?:option|choice)[*_]*:[ \t*_]*)"
-    # "No wait, it is B.", behind another answer.
-    r"|\b(?P<corrected>(?:wait|actually|correction|sorry|scratch that|rather|I mean)\b[\s,.:;!—–-]*"
-    r"(?:(?:no|actually|I mean)\b[\s,.:;!—–-]*){0,3}(?:it(?:['’]s|\s+(?:is|should be|must be))\b"
-    r"|I mean\b)[\s,:*_]*(?:actually\s+)?)"
     # "Correction: 13.", "Actually C."
-    r"|\b(?P<final>(?:correction\s*[:—–]|actually,?)\s*(?=(?:(?-i:\(?[A-J]\)?)"
-    rf"|(?:[a-z]\s*=\s*)?[-+$]*\d[\d.,/]*(?:\s+[a-z]+)?\$?){_ENDS_SENTENCE}))",
+    rf"|\b(?P<final>(?:correction\s*[:—–]|actually,?)\s*(?={_VALUE_ALONE}))"
+    # "No wait, it is B." and "No, 13.", behind another answer.
+    rf"|\b(?P<corrected>(?:{_CORRECTING}|(?<!\?[ \n])no)\b[\s,.:;!—–-]*"
+    rf"(?:(?:{_CORRECTING}|no)\b[\s,.:;!—–-]*){{0,3}}"
+    rf"(?:(?:it(?:['’]s|\s+(?:is|should be|must be))\b|I meant?\b)[\s,:*_]*(?:actually\s+)?"
+    rf"|(?<=[,.:;!—–-])\s*(?={_VALUE_ALONE})))",
     re.IGNORECASE | re.MULTILINE,
 )
+_BEFORE_OVERRULING = re.compile(
+    r"(?:[\s*_#>.:;,—–-]|\b(?:so|thus|hence|therefore|then|and|but|actually|wait|no|sorry|oops"
+    r"|in fact|correction|the|my|our|final|correct|right|real|true|actual|only|that|means"
+    r"|it follows|we|I|conclude|find)\b)*+",
+    re.IGNORECASE,
+)
+"""The beginning of a sentence whose statement overrules a box before: nothing limits it."""
+_ROUGHLY = re.compile(r"\b(?:would|approximately|about|roughly|around)\b", re.IGNORECASE)
 _HEADING_ABOUT = re.compile(
     r"\b(?:(?:double[- ]?)?check(?:s|ed|ing)?|verif(?:y|ies|ied|ying)|explain(?:s|ed|ing)?"
     r"|justif(?:y|ies|ied|ying)|(?:verification|explanation|check|proof|justification|discussion"
@@ -132,14 +166,6 @@ _NOT_LETTER = re.compile(r"not\s+[(*]{0,3}[A-J][)*]{0,3}\s*,?\s+but\s+(?:rather\
 """An option that is rejected before the one that is chosen: `not A but B`."""
 _WRONG_ONE = re.compile(r"\b(?:wrong|incorrect|mistaken|erroneous|false)\s+\Z", re.IGNORECASE)
 """Words before "answer is" that name another answer than the right one."""
-_TAKEN_BACK = re.compile(
-    r"[\s.!*_]*(?:(?:no|wait|hmm|but|oh|actually|oops|sorry)\b[\s,.!…]*)*(?:that|this|it)"
-    r"(?:['’]s|\s+is|\s+was|\s+seems)(?:\s+\w+ly)?"
-    r"\s+(?:wrong|incorrect|mistaken|impossible|(?:not|n['’]t)\s+(?:right|correct|possible))\b"
-    r"|\s*\?\s*no\b",
-    re.IGNORECASE,
-)
-"""The sentence behind a statement, where it takes the answer back."""
 _WRAPPING = re.compile(r"\A(?:\\(?:text|math)[a-z]*|[\s$({*])+")
 """Signs before the first of a value."""
 _GOES_ON = re.compile(r"\w|[.,]\d|\s*[-+*/^=×·÷\\]")
@@ -156,8 +182,8 @@ _VALUE_BEGINS = re.compile(
 )
 """The beginning of a value, or words for none; no beginning of a sentence about the answer."""
 _EMPHASIS = re.compile(r"(?<=[\d%a-z])!+\s*$|\s+or so\s*$")
-"""The end of a statement that says nothing: `The answer is 391!`; in a formula, as `$5!$`, and in a
-box it is a factorial."""
+"""The end of a statement that says nothing: `The answer is 391!`; in a formula, as `$5!$`, in a
+box and before a full stop, as `5!.`, it is a factorial."""
 _ENDS = r"(?=[*_$]{0,4}(?:[.,;:!\n]|\Z|\s+(?:because|since|as)\b))"
 _CORRECT_OPTION = re.compile(
     r"(?<![a-zA-Z0-9\\])(?-i:([A-J]))[)*_$]{0,4}\s+is\s+(?:the\s+)?(?:correct|right)\b"
@@ -193,11 +219,21 @@ _TO_THE_END = r"(?:[^\n.?!]|\.(?=\d))+?"
 _CLOSING = re.compile(
     rf"(?:\A|[.!?][*_]*\s|\n)[\s*_]*(?:(?:{_THUS})?(?:the )?(?:only |real |two |three )*"
     rf"(?:solutions|roots)(?:{_ASKED})? are:?\s*(?P<several>{_TO_THE_END})"
+    rf"|(?:{_THUS})?(?:(?:the|my|our|final|end)\s+)*(?:ans\.|(?:ans|result)\b[*_]*\s*(?:is\b|[:=]))[\s*_]*"
+    rf"(?P<result>{_FORMULA}|{_TO_THE_END})"
     rf"|{_THUS}(?:we (?:get|have|find|obtain|see)(?: that)?:?\s*)?"
     rf"(?P<value>{_FORMULA}|{_TO_THE_END}))(?<![,;:])[\s.*_]*\Z",
     re.IGNORECASE,
 )
-"""The last sentence of a reply: `Therefore, x = 42.`, `The solutions are 1 and 3.`"""
+"""The last sentence of a reply: `Therefore, x = 42.`, `The solutions are 1 and 3.`, `Ans: 5`"""
+_CLOSING_CHOICE = re.compile(
+    r"(?:(?:\A|[.!][*_]*\s|\n)[\s*_]*(?:(?:so|thus|hence|therefore),?\s+)?"
+    r"(?:I(?:\s+(?:would|will))?\s+(?:choose|pick|select)|choose|pick|select|I\s+(?:think|believe)(?:\s+it\s+is)?"
+    r"|(?:ans\b\.?|result)[*_]*:?)|,\s+(?:so|thus|hence|therefore),?)[\s*_]+"
+    r"(?:(?:option|choice|answer)\s+)?(?-i:[(\[]?[A-J][)\]]?)[\s.!*_]*\Z",
+    re.IGNORECASE,
+)
+"""The last sentence of a reply that chooses: `Choose (D)`, `I think B`, `A is wrong, so B.`"""
 _ENDED = re.compile(
     r"^[#>*_ \t-]*(?:\d+|[A-Ja-j])\.(?=[\s*_])"
     r"|((?:[.!?](?=\s)|(?<![,;])(?<![,;] )(?<!\bor)(?<!\band)\n))",
@@ -225,7 +261,8 @@ _STATED = re.compile(
 """A statement: formulas, or else the text up to the end of the sentence or of the line."""
 _LONG_SPACE = re.compile(r"[ \t]{3,}")
 _BARE = re.compile(
-    rf"\s*\**\s*(?:(?:[a-zA-Z]\s*=\s*)?[-+]?\$?\d[\d,./]*\s*%?|\(?[A-J]\)?|{_FORMULA})\s*\.?\s*\**\s*",
+    rf"\s*\**\s*(?:(?:[a-zA-Z]\s*=\s*)?[-+]?\$?\d[\d,./]*\s*%?|0(?:x[\da-fA-F]+|b[01]+)"
+    rf"|[-+−]?(?:∞|(?:\d+|[a-zA-Z])[⁰¹²³⁴-⁹]+)|\(?[A-J]\)?|{_FORMULA})\s*\.?\s*\**\s*",
     re.DOTALL,
 )
 _FIRST_LINE = re.compile(r"\s*[*_$(\[]*([A-J])[)\]*_$.:]*[ \t]*\n")
@@ -251,12 +288,13 @@ _REJECTED = re.compile(
     r"[*_$(\[]*(?:(?:option|choice) )?[A-J][)\].:,*_$]*\s+(?:[\d.,/]+\s+)?(?:"
     r"(?:is|was|would be|can be)\s+(?:\w+\s+)?"
     r"(?:wrong|incorrect|false|eliminated|excluded|ruled out)\b"
-    r"|(?:(?:is|was|can|could|would)(?:n['’]t| not)|cannot|can['’]t)\s+(?:be\s+)?(?:the\s+)?"
+    r"|(?-i:is|was)(?:n['’]t| not)\s"
+    r"|(?:(?:can|could|would)(?:n['’]t| not)|cannot|can['’]t)\s+(?:be\s+)?(?:the\s+)?"
     r"(?:right|correct|true|answer)\b"
     r"|does(?:n['’]t| not)\s+(?:work|satisfy|hold|fit)\b)",
     re.IGNORECASE,
 )
-"""A sentence that rejects an option: `A) is wrong`."""
+"""A sentence that rejects an option: `A) is wrong`, `B) is not prime`."""
 
 
 def extract_answer(
@@ -318,14 +356,17 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bo
     stated = list(_candidates(text, end, whole=whole, cut_off=cut_off))
     found = [answer for answer in stated if answer]
     if kind is AnswerKind.CHOICE:
-        if not found and (line := _first_line(text, end, cut_off)):
-            found = [line]
+        if not found:
+            line = _first_line(text, end, cut_off)
+            if line is None and whole and not cut_off:
+                line = _last_object(marked) or _closing_choice(text)
+            found = [line] if line else []
         several = listed_letters(found[0]) if found else ()
         found = [
             answer for answer in found if (letter := as_choice(answer)) and letter not in several
         ] or found
     elif not found and whole and not cut_off:
-        closing = _last_block(marked) or _closing_answer(text)
+        closing = _last_block(marked) or _last_object(marked) or _closing_answer(text)
         found = [closing] if closing else []
     elif kind is None and found and _is_formula(found[0]):
         found = [answer for answer in found[1:] if _CHOICE.fullmatch(answer)] or found
@@ -333,9 +374,13 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bo
 
 
 def _unmarked(text: str) -> str:
-    """Return a text without the signs of Markdown around emphasised words and short code, and of
-    dollars and formulas within a quantity in two units.
+    """Return a text without programs, words that are struck out, the signs of Markdown and HTML
+    around emphasised words and short code, and those of dollars and formulas within a quantity in
+    two units.
     """
+    text = _STRUCK_OR_CODE.sub("", text)
+    if _HTML_END.search(text):
+        text = _HTML.sub(lambda found: "\n" if found["line"] else "", text).lstrip()
     text = _MARKUP.sub(lambda found: found[2] or found[3] or found[4], text)
     return _TWO_UNITS.sub(r"\1\2\3", _PRICE_BEFORE_CENTS.sub(r"\1 dollars", text))
 
@@ -347,6 +392,28 @@ def _last_block(reply: str) -> str | None:
         return None
     value = tidy(block[2])
     return value if is_measured(value) else None
+
+
+def _last_object(reply: str) -> str | None:
+    """Return the number or the letter that the object of JSON at the end of a reply calls its
+    answer.
+    """
+    begin = max(0, len(reply) - MAX_STATED)
+    for line in re.finditer(r"^[ \t]*\{", reply[begin:], re.MULTILINE):
+        with suppress(ValueError, RecursionError):
+            holds = json.loads(reply[begin + line.start() :].rstrip("` \n"))
+            value = holds.get("answer", holds.get("final_answer"))
+            text = value if isinstance(value, str) else number_text(value) or ""
+            return text if is_measured(text) or as_choice(text) else None
+    return None
+
+
+def _closing_choice(reply: str) -> str | None:
+    """Return the letter that the last sentence of a reply chooses, unless something limits that."""
+    closing = _CLOSING_CHOICE.search(reply, max(0, len(reply) - MAX_BARE))
+    if closing is None or _DOUBT.search(_sentence_before(reply, closing.start() + 1)):
+        return None
+    return re.findall(r"[A-J]", closing[0])[-1]
 
 
 def _end_of_sentences(text: str) -> int:
@@ -361,7 +428,9 @@ def _candidates(text: str, end: int, *, whole: bool, cut_off: bool) -> Iterator[
     Args:
         end: end of the part in which an answer without a box or tags counts.
     """
-    for answer in (_tagged(text), last_box(text, cut_off), _last_statement(text, end)):
+    boxed = last_box(text, cut_off)
+    in_box = boxed and _unless_overruled(*boxed, text, end)
+    for answer in (_tagged(text), in_box, _last_statement(text, end)):
         if answer is not None:
             yield answer
     if whole and (bare := _bare_answer(text, end, cut_off)):
@@ -414,9 +483,9 @@ def _tagged(text: str) -> str | None:
     content = tags[0][1]
     if chosen := _CHOICE.match(content.strip()):
         return tidy(chosen[0])
-    return (
-        last_box(content) or _last_statement(content, len(content)) or stated_value(tidy(content))
-    )
+    end = len(content)
+    in_box = (boxed := last_box(content)) and _unless_overruled(*boxed, content, end)
+    return in_box or _last_statement(content, end) or stated_value(tidy(content))
 
 
 def _bare_answer(reply: str, end: int, cut_off: bool) -> str | None:
@@ -442,10 +511,11 @@ def _closing_answer(reply: str) -> str | None:
         return None
     if closing["several"]:
         return listed(closing["several"])
-    value = re.sub(r"(?<!\\)\$", "", closing["value"])
-    equation = re.fullmatch(rf"{NAME}\s*=(.*)", tidy(value), re.DOTALL)
-    value = result(equation[1].strip()) if equation else ""
-    return value if "=" not in value and is_measured(value) else None
+    stated = tidy(re.sub(r"(?<!\\)\$", "", closing["result"] or closing["value"]))
+    equation = re.fullmatch(rf"{NAME}\s*=(.*)", stated, re.DOTALL)
+    value = result(equation[1].strip() if equation else stated)
+    is_stated = equation or closing["result"] or value != stated
+    return value if is_stated and "=" not in value and is_measured(value) else None
 
 
 def _last_statement(text: str, end: int) -> str | None:
@@ -467,6 +537,8 @@ def _last_statement(text: str, end: int) -> str | None:
                 unread.append(begun)
         elif _is_denied(lead):
             denied.add(_begun_value(lead, end).rpartition("not ")[2])
+            if corrected:
+                return corrected
         elif answer := _read_statement(lead, end):
             if answer in denied or not all(_are_alike(answer, other) for other in unread):
                 return ""
@@ -483,6 +555,55 @@ def _last_statement(text: str, end: int) -> str | None:
     if asserted:
         return asserted[asserted.lastindex or 0]
     return "" if unread else None
+
+
+def _unless_overruled(box: str, begin: int, text: str, end: int) -> str:
+    """Return the answer of a box, or of the last statement behind the box that overrules it; empty
+    if a later statement denies it.
+
+    Args:
+        begin: end of the box.
+        end: end of the part in which a statement counts.
+    """
+    for lead in reversed(deque(_STATEMENT.finditer(text, begin, end), maxlen=MAX_STATEMENTS)):
+        if _is_denied(lead):
+            if _are_alike(box, _begun_value(lead, end)):
+                return ""
+        elif answer := _read_statement(lead, end):
+            if _repeats(answer, box):
+                return box
+            if _overrules(lead, answer, box):
+                return answer
+    return box
+
+
+def _overrules(lead: re.Match[str], answer: str, box: str) -> bool:
+    """Return True if nothing limits a statement behind a box, and the statement is of the same
+    sort: a number for a number, a letter for a letter, or a formula without words.
+    """
+    before = _SENTENCE_BEGIN.split(lead.string[max(0, lead.start() - MAX_BARE) : lead.start()])[-1]
+    is_correction = lead["corrected"] or lead["final"] or lead["named"]
+    if lead["several"] or not (is_correction or _BEFORE_OVERRULING.fullmatch(before)):
+        return False
+    if _ROUGHLY.search(lead[0]):
+        return False
+    if as_choice(box) or as_choice(answer):
+        return bool(as_choice(box) and as_choice(answer))
+    numbers = [read_number(without_name(side)) for side in (box, answer)]
+    if any(numbers):
+        return all(numbers) and is_measured(answer)
+    return not any(WORD.search(side) or re.search("[=,]", side) for side in (box, answer))
+
+
+def _repeats(answer: str, box: str) -> bool:
+    """Return True if a statement repeats the answer in a box, also as a rounded number."""
+    if _are_alike(without_name(answer), without_name(box)) or are_one(box, answer):
+        return True
+    exact, rounded = (read_number(without_name(side)) for side in (box, answer))
+    places = re.search(r"\.(\d+)", answer)
+    if not (exact and rounded and places):
+        return False
+    return 2 * abs(exact[0] - rounded[0]) <= Fraction(1, 10 ** len(places[1]))
 
 
 def _are_alike(answer: str, begun: str) -> bool:
@@ -503,7 +624,7 @@ def _is_denied(lead: re.Match[str]) -> bool:
     if is_denied(before) or _WRONG_ONE.search(before) or _NOT.match(text, lead.end()):
         return True
     stated = _STATED.match(text, lead.end())
-    return bool(stated and _TAKEN_BACK.match(text, stated.end()))
+    return bool(stated and TAKEN_BACK.match(text, stated.end()))
 
 
 def _begun_value(lead: re.Match[str], end: int) -> str:
@@ -543,7 +664,9 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
         return None
     box = _BEGINS_WITH_EMPTY_BOX.match(text, lead.end(), end)
     stated = _STATED.match(text, box.end() if box else lead.end(), end)
-    answer = tidy(_LONG_SPACE.sub(" ", _EMPHASIS.sub("", stated[0]))) if stated else ""
+    is_factorial = stated and text.startswith("!.", stated.end() - 1)
+    words = (stated[0] if is_factorial else _EMPHASIS.sub("", stated[0])) if stated else ""
+    answer = tidy(_LONG_SPACE.sub(" ", words))
     if lead["several"]:
         return listed(answer) if _ALL.search(before) else None
     rejected = _NOT_LETTER.match(stated[0]) if stated else None
@@ -551,8 +674,9 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
         return "" if SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
     if lead["choice"] or _is_about_a_box(answer):
         return None
-    if (lead["corrected"] or lead["final"]) and not is_measured(answer):
-        return None
+    if lead["corrected"] or lead["final"]:
+        answer = answer.rstrip(")")
+        return answer if is_measured(answer) else None
     if lead["hashes"] and stated and _is_heading(stated, answer):
         return None
     is_value = _VALUE_BEGINS.match(answer) or listed_letters(answer)

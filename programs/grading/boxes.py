@@ -40,6 +40,27 @@ _BOX_DENIED = re.compile(
     re.IGNORECASE,
 )
 """Words before a box that deny what it holds."""
+_RIGHT = r"\s+(?:(?:the|an?)\s+)?(?:right|correct|possible|valid|answer)"
+_IS_WRONG = (
+    r"(?:(?:['’]s|\s+(?:is|was|seems|(?:must|would)\s+be))(?:\s+\w+ly)?\s+(?:(?:the\s+|an?\s+)?"
+    rf"(?:wrong|incorrect|mistaken|impossible|false|invalid|mistake|error)|not{_RIGHT})"
+    rf"|\s+(?:(?:is|was)n['’]t|(?:can(?:not|['’]t)|could(?:n['’]t|\s+not))\s+be){_RIGHT}"
+    r"|\s+does(?:n['’]t|\s+not)\s+work)\b(?!\s+(?:to|for|if|unless|when|that|of)\b)"
+)
+_BEHIND = r"(?:[\s$()\]*_]|\\[)\]])*"
+TAKEN_BACK = re.compile(
+    rf"(?:{_BEHIND}[.,;!?—–-])*{_BEHIND}"
+    r"(?:(?:no|wait|hmm|but|however|oh|actually|oops|sorry)\b[\s,.!…]*)*"
+    rf"(?:(?:that|this|it|which){_IS_WRONG}|scratch\s+that\b"
+    r"|I\s+made\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b(?!\s+(?:at|before|earlier|above)\b))"
+    rf"|{_BEHIND}\?\s*no\b",
+    re.IGNORECASE,
+)
+"""The words behind an answer that take it back: `. Wait, that is wrong`, `? No`."""
+_OWN_MISTAKE = re.compile(r"wait|hmm|oops|mistake|error|scratch", re.IGNORECASE)
+_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2}")
+_BOX_IS_WRONG = re.compile(_BEHIND + _IS_WRONG, re.IGNORECASE)
+"""The rest of a sentence that calls the box before it wrong."""
 _SAYS_WHAT_IT_IS_NOT = re.compile(
     rf"\b(?:answer|value|result|solution|it)\s+{_IS_NOT}(?![a-zA-Z])|\banswer:?\s+not\b",
     re.IGNORECASE,
@@ -49,21 +70,29 @@ _SIGN_BEFORE = re.compile(r"(?:(?:[$=(\[{]|\\[(\[])[ \t]*[-−][ \t]*|:[ \t]*[-�
 """A sign before a box, in the formula that it is part of; no item of a list."""
 
 
-def last_box(text: str, cut_off: bool = False) -> str | None:
+def last_box(text: str, cut_off: bool = False) -> tuple[str, int] | None:
     """Return the content of the box that begins last, of those that are closed and not empty,
-    together with the boxes of the same list. None if the list was cut off.
+    together with the boxes of the same list, and their end. None if the list was cut off.
     """
     boxes = deque(_boxes(text), maxlen=MAX_JOINED)
     if cut_off and boxes and _UNFINISHED.match(text, boxes[-1][1]):
         return None
-    asserted = [each for each in boxes if not _BOX_DENIED.search(text, *_before(each[0]))]
+    asserted = [each for each in boxes if not _is_denied(text, *each)]
     found = _join(asserted, text)
-    return None if found and _is_denied_after(found, text, asserted[-1][1]) else found or None
+    if not found or _is_denied_after(found, text, asserted[-1][1]):
+        return None
+    return found, asserted[-1][1]
 
 
-def _before(place: int) -> tuple[int, int]:
-    """Return the part of a text in which words that deny a box at a place stand."""
-    return max(0, place - MAX_BETWEEN), place
+def _is_denied(text: str, begin: int, end: int, content: str) -> bool:
+    """Return True if the words before or behind a box deny what it holds."""
+    if _BOX_DENIED.search(text, max(0, begin - MAX_BETWEEN), begin):
+        return True
+    taken_back = TAKEN_BACK.match(text, end)
+    if taken_back and (content == "0" or _WORD.search(content)):
+        # In `0. That is impossible` and `No. This is wrong`, the question is meant.
+        return bool(_OWN_MISTAKE.search(taken_back[0]))
+    return bool(taken_back or _BOX_IS_WRONG.match(text, end))
 
 
 def _is_denied_after(answer: str, text: str, end: int) -> bool:

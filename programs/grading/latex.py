@@ -182,6 +182,10 @@ _PYTHON_POWER = re.compile(r"(?<=[\w)}\]])( ?)\*\*\1(?=[-+]?[\d.a-zA-Z]|[({])")
 _EXPONENT = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+|[a-zA-Z](?![a-zA-Z]))(?:\^\{[^{}]*\})*")
 
 
+_PREFIXED = re.compile(r"(?<![\w.\\])0[xbo][\da-f][\w.]*", re.IGNORECASE)
+"""A number as programs write it: `0xFF`, `0b11`."""
+
+
 def tidy(answer: str) -> str:
     """Strip the white space, Markdown, dollar signs and punctuation around an answer."""
     for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]"), ("", "")):
@@ -205,7 +209,7 @@ def plain(answer: str) -> str:
 
     Words stay in `\text{}` if they were in any command for text.
     """
-    text = _GONE.sub("", _as_commands(tidy(answer)))
+    text = _GONE.sub("", _as_commands(_PREFIXED.sub(_in_decimal, tidy(answer))))
     for command, replacement in _SIUNITX:
         text = command.sub(replacement, text)
     if r"\begin" not in text:
@@ -287,6 +291,14 @@ def _as_commands(text: str) -> str:
     text = _DOTTED.sub(r"\\dot{\1}", text)
     text = _MINUS.sub("-", text.translate(_CHARACTERS))
     return _GREEK.sub(lambda letter: _greek(letter[0]), text)
+
+
+def _in_decimal(number: re.Match[str]) -> str:
+    """Return a number of a program in decimal digits; words for one that has a wrong digit."""
+    try:
+        return str(int(number[0].rstrip("."), 0))
+    except ValueError:
+        return rf"\text{{number {number[0]}}}"
 
 
 def _fraction(sign: re.Match[str]) -> str:

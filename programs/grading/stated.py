@@ -233,7 +233,7 @@ def stated_value(answer: str) -> str | None:
         kept = tidy(rejecting["kept"])
         others = [without_name(tidy(part)) for part in _AND_OR.split(rejecting["other"])]
         if _is_single(kept) and all(map(read_number, others)):
-            is_kept = any(_are_one(without_name(kept), other) for other in others)
+            is_kept = any(are_one(without_name(kept), other) for other in others)
             return None if is_kept else kept
     answer = _LEAD_IN.sub("", _SMALL_TALK.sub("", _DASH.sub(" — ", answer)))
     answer = re.sub(r"^(?:minus|negative)\s+\$?(?=[\d.\\])", "-", answer)
@@ -338,7 +338,7 @@ def _settled(answer: str) -> str:
     if _is_single(first):
         if restated["otherwise"]:
             value = read_number(without_name(first))
-            is_one = (number and _are_one(first, second)) or (
+            is_one = (number and are_one(first, second)) or (
                 value and value[0] == _calculated(second)
             )
             return first if is_one else answer
@@ -370,7 +370,7 @@ def _gives(expression: str, number: str, unit: Unit | None) -> bool:
     return is_measured or set(WORD.findall(number)) <= set(WORD.findall(expression))
 
 
-def _are_one(first: str, second: str) -> bool:
+def are_one(first: str, second: str) -> bool:
     """Return True if two numbers are surely equal."""
     equal = decide(read_value(first), read_value(second))
     if isinstance(equal, bool):
@@ -387,7 +387,8 @@ def _is_value(answer: str) -> bool:
         return False
     value = read_value(answer)
     if not value.words:
-        return bool(re.search(r"\d|\\|[=<>+^∅]|^\W*\w\W*$", answer)) or value.latex != plain(answer)
+        bare = plain(answer)
+        return bool(re.search(r"\d|\\|[=<>+^]|^\W*\w\W*$", bare)) or value.latex != bare
     return value.words[0] in ("date", "digits") or (
         value.words[-1] in _VALUE_WORDS and len(value.words) < 3
     )
