@@ -306,13 +306,17 @@ def extract_answer(
     The text after the last `</think>` counts first, since it is the reply to the reader. If the
     reply states nothing, the thoughts count, as in a sample that was cut off within its thoughts.
     A reply that is nothing but a number, a formula, a letter to choose, or a calculation with its
-    result is an answer, too, unless it was cut off. So are the last sentence `Therefore, x = 42.`
-    and a number in a block of code at the end of a reply that states nothing else. The first item
+    result is an answer, too, unless it was cut off. So are the last sentence `Therefore, x = 42.`,
+    `Ans: 42`, `So 6 * 7 = 42` or, for a choice, `Choose (D)`, a number in a block of code and an
+    object of JSON, `{"answer": 42}`, at the end of a reply that states nothing else. The first item
     of a list, as in `1. First`, is none.
     Empty boxes are skipped, since they are the prompt's own words. A box without braces, as in
     `\boxed 5`, needs a number. Boxes that commas, `and` or `or` join are one answer. Words are an
-    answer in a box only. An answer is taken back by a later statement that denies it, that cannot
-    be read or that has not ended, and by an unclosed box, unless these begin with the same value.
+    answer in a box only. A box gives way to a later statement of another answer, as
+    `Final answer: 8` or `No, 8.`, and is none if the words behind it deny it, as in
+    `\boxed{7} is wrong`. A stated answer is taken back by a later statement that denies it, that
+    cannot be read or that has not ended, and any by an unclosed box, unless these begin with the
+    same value. Programs in blocks of code and words struck out state nothing.
     The time is linear in the length.
 
     Args:

@@ -42,16 +42,16 @@ _BOX_DENIED = re.compile(
 """Words before a box that deny what it holds."""
 _RIGHT = r"\s+(?:(?:the|an?)\s+)?(?:right|correct|possible|valid|answer)"
 _IS_WRONG = (
-    r"(?:(?:['’]s|\s+(?:is|was|seems|(?:must|would)\s+be))(?:\s+\w+ly)?\s+(?:(?:the\s+|an?\s+)?"
+    r"(?:(?:['’]s|is|was|seems|(?:must|would)\s+be)(?:\s+\w+ly)?\s+(?:(?:the\s+|an?\s+)?"
     rf"(?:wrong|incorrect|mistaken|impossible|false|invalid|mistake|error)|not{_RIGHT})"
-    rf"|\s+(?:(?:is|was)n['’]t|(?:can(?:not|['’]t)|could(?:n['’]t|\s+not))\s+be){_RIGHT}"
-    r"|\s+does(?:n['’]t|\s+not)\s+work)\b(?!\s+(?:to|for|if|unless|when|that|of)\b)"
+    rf"|(?:(?:is|was)n['’]t|(?:can(?:not|['’]t)|could(?:n['’]t|\s+not))\s+be){_RIGHT}"
+    r"|does(?:n['’]t|\s+not)\s+work)\b(?!\s+(?:to|for|if|unless|when|that|of)\b)"
 )
-_BEHIND = r"(?:[\s$()\]*_]|\\[)\]])*"
+_BEHIND = r"(?:[\s$()\]*_]|\\[)\]])*+"
 TAKEN_BACK = re.compile(
-    rf"(?:{_BEHIND}[.,;!?—–-])*{_BEHIND}"
+    rf"(?:{_BEHIND}[.,;!?—–-])*+{_BEHIND}"
     r"(?:(?:no|wait|hmm|but|however|oh|actually|oops|sorry)\b[\s,.!…]*)*"
-    rf"(?:(?:that|this|it|which){_IS_WRONG}|scratch\s+that\b"
+    rf"(?:(?:that|this|it|which)\s*{_IS_WRONG}|scratch\s+that\b"
     r"|I\s+made\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b(?!\s+(?:at|before|earlier|above)\b))"
     rf"|{_BEHIND}\?\s*no\b",
     re.IGNORECASE,

@@ -360,6 +360,7 @@ def test_a_letter_in_a_line_that_was_cut_off_is_no_choice(reply: str, expected: 
         "$1 and ",
         r"\boxed{7}. No, 8. ",
         r"\boxed{7} is not ",
+        r"\boxed{7}" + " " * 5000,
         "\\boxed{7}\n" + "The answer is 7. " * 50,
         "no, wait, ",
         "No, 8. ",
