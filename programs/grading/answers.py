@@ -48,7 +48,9 @@ _MARKUP = re.compile(
 )
 """Words in `_emphasis_`, in a span of code, or in a block of one line."""
 _STRUCK_OR_CODE = re.compile(
-    r"~~(?=\S)[^~\n]{1,200}(?<=\S)~~|^```(?:python|py|c|cpp|java|javascript|js|bash|sh)\d?\b(?:(?!^```).)*+",
+    r"~~(?=\S)[^~\n]{1,200}(?<=\S)~~"
+    r"|^[ \t]*+```(?:python|py|c|cpp|java|javascript|js|bash|sh)\d?\b(?:(?!^[ \t]*+```).)*+"
+    r"^[ \t]*+```[ \t]*$",
     re.MULTILINE | re.DOTALL | re.IGNORECASE,
 )
 """Words that are struck out, and a program."""

@@ -366,6 +366,7 @@ def test_a_letter_in_a_line_that_was_cut_off_is_no_choice(reply: str, expected: 
         "No, 8. ",
         "I made an error. ",
         "~~a",
+        "```py\n ```\n",
         "```python\n",
         "<b></",
         "{\n",
