@@ -1,0 +1,431 @@
+r"""Where a text states its answer: each statement, what it denies, corrects or repeats."""
+
+import re
+from collections import deque
+from fractions import Fraction
+
+from lim_sglang.programs.grading.boxes import BOX, TAKEN_BACK
+from lim_sglang.programs.grading.kinds import (
+    CONDITIONS,
+    PRONOUN,
+    REASON,
+    SECOND_LETTER,
+    as_choice,
+    listed_letters,
+    without_name,
+)
+from lim_sglang.programs.grading.latex import tidy
+from lim_sglang.programs.grading.stated import (
+    ASSERTED,
+    WORD,
+    are_one,
+    is_denied,
+    is_measured,
+    listed,
+    stated_value,
+)
+from lim_sglang.programs.grading.units import Unit
+from lim_sglang.programs.grading.values import REASON_WORDS, read_number
+
+MAX_BARE = 200
+"""Longest reply, in characters, that may be nothing but an answer."""
+MAX_STATEMENTS = 100
+"""Statements that are looked at, from the end of the text: a limit of the time."""
+_BEGINS_WITH_EMPTY_BOX = re.compile(
+    rf"[ \t$]*{BOX}\s*\{{\s*\}}[ \t$]*"
+    r"(?:[=:]?[ \t$]*(?=[-+\d\\(\[{]|[A-J]\b)"
+    r"|\n\s*(?=[-+$]*[\d.,/]+[$ \t]*$|\(?[A-J]\)?\s*$))",
+    re.MULTILINE,
+)
+"""An empty box before a value: "the answer is \\boxed{} 32", or a value alone in the next line."""
+_EMPTY_BOX = re.compile(rf"{BOX}\s*(?:\{{\s*\}}|$)")
+"""An empty box in a statement: the prompt's own words, "put your answer within \\boxed{}"."""
+_IS = (
+    r"(?:is|must be|should be|would be|will be|equals)\b\s*"
+    r"(?:(?:therefore|thus|then|hence|simply|exactly|just|indeed|clearly|actually|really|still"
+    r"|in fact|approximately|about|probably|likely|roughly|around)\b,?\s*)?:?"
+)
+FORMULA = (
+    r"(?:\$\$[^$]{1,500}\$\$|\$(?!\s)[^$]{1,500}(?<!\s)\$(?!\d)"
+    r"|\\\(.{1,500}?\\\)|\\\[.{1,500}?\\\])"
+)
+_PROBLEM = (
+    r"(?:the|this|our|your)\s+(?:(?:given|original|whole|entire|above)\s+)?"
+    r"(?:question|problem|exercise|task|puzzle|riddle|equation|calculation|expression)\b"
+)
+_OPERAND = r"[-+(]?(?:\d[\d.,]*+|[a-z](?![a-z]))[a-z\d)%!]*+"
+_BETWEEN_OPERANDS = (
+    r" {0,2}(?:[-+*/×·÷−^=]|\\(?:times|cdot|div)(?![a-z])"
+    r"|(?:times|plus|minus|divided by|multiplied by|over|of|mod(?:ulo)?)\b) {0,2}"
+)
+_CALCULATION_ASKED = (
+    rf"(?:{FORMULA}|how (?:many|much) [^\n.,;:?!]{{1,80}}?"
+    rf"|{_OPERAND}(?:{_BETWEEN_OPERANDS}{_OPERAND}){{1,20}})"
+)
+ASKED = (
+    rf"\s+(?:to|of|for)\s+(?:{_PROBLEM}(?:\s+(?:of\s+)?{_CALCULATION_ASKED})?"
+    rf"|{_CALCULATION_ASKED})[*_]*+"
+)
+"""The question or a calculation behind "the answer", as in `to the question` and `to 2 + 3`; no
+part of the question."""
+_NAMED = (
+    r"(?:is|must be)\s+(?:(?:therefore|thus|hence|then|indeed|clearly)\s+)?(?:the|my|our)\s+"
+    rf"(?:(?:final|correct|right|only)\s+)*answer\b(?:\s+to\s+{_PROBLEM})?"
+    r"(?=[*_]{0,4}(?:[.!](?:[\s*_]|\Z)|\s*(?:\n|\Z)"
+    r"|,?\s+(?:because|since|as(?!\s+(?:long|far|soon|if|though)))\b))"
+)
+"""Words behind a value that end a sentence, as in `42 is the answer.`"""
+_ENDS_SENTENCE = r"(?:[.!](?=\s|\Z)|\s*(?:\n|\Z))"
+_VALUE_ALONE = (
+    r"(?:[*_]*(?-i:\(?[A-J]\)?)|(?:[a-z]\s*=\s*)?[-+$*_]*\d[\d.,/]*"
+    r"(?:\s+(?!(?:less|more|fewer|times|too|left)\b)[a-z]+)?\$?)[*_]*\)?" + _ENDS_SENTENCE
+)
+_CORRECTING = (
+    r"wait|actually|correction|sorry|oops|scratch that|rather|I mean"
+    r"|I made an? (?:\w+ )?(?:mistake|error)"
+    r"|(?:that|this)(?:['’]s| is) (?:wrong|incorrect|not right)"
+)
+_STATEMENT = re.compile(
+    # GSM8K's `#### 5`, a heading "Final Answer" with the answer below, "the answer is 5".
+    r"^(?P<hashes>####)[ \t]*(?=(?:[a-z] *= *)?[^\s\d]*\d)"
+    r"|^[#*_ \t]*+(?:the )?(?:final |correct )?answer[*_ \t]*+:?[*_ \t]*+\n\s*"
+    r"(?:[-*+•][ \t]+)?"
+    rf"|\banswer[*_]*+(?P<asked>{ASKED})?\s*+(?:{_IS}|:|=)[\s*_]*"
+    r"(?:(?:option|choice|letter)\b[\s*_]*)?"
+    rf"|(?P<several>\banswers(?:{ASKED})?\s+are\b:?[\s*_]*)|\b(?P<named>{_NAMED})"
+    rf"|\b(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*+\s*+"
+    rf"(?:{_IS}|:)[\s*_]*"
+    r"|^[#*_ \t]*+(?:option|choice)[*_]*:[ \t*_]*)"
+    # "Correction: 13.", "Actually C."
+    rf"|\b(?P<final>(?:correction\s*[:—–]|actually,?)\s*(?={_VALUE_ALONE}))"
+    # "No wait, it is B." and "No, 13.", behind another answer.
+    rf"|\b(?P<corrected>(?:{_CORRECTING}|(?<!\?[ \n])no)\b[\s,.:;!—–-]*"
+    rf"(?:(?:{_CORRECTING}|no)\b[\s,.:;!—–-]*){{0,3}}"
+    rf"(?:(?:it(?:['’]s|\s+(?:is|should be|must be))\b|I meant?\b)[\s,:*_]*(?:actually\s+)?"
+    rf"|(?<=[,.:;!—–-])\s*(?={_VALUE_ALONE})))",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BEFORE_OVERRULING = re.compile(
+    r"(?:[\s*_#>.:;,—–-]|\b(?:so|thus|hence|therefore|then|and|but|actually|wait|no|sorry|oops"
+    r"|in fact|correction|the|my|our|final|correct|right|real|true|actual|only|that|means"
+    r"|it follows|we|I|conclude|find)\b)*+",
+    re.IGNORECASE,
+)
+"""The beginning of a sentence whose statement overrules a box before: nothing limits it."""
+_ROUGHLY = re.compile(r"\b(?:would|approximately|about|roughly|around)\b", re.IGNORECASE)
+_HEADING_ABOUT = re.compile(
+    r"\b(?:(?:double[- ]?)?check(?:s|ed|ing)?|verif(?:y|ies|ied|ying)|explain(?:s|ed|ing)?"
+    r"|justif(?:y|ies|ied|ying)|(?:verification|explanation|check|proof|justification|discussion"
+    r"|meaning|interpretation)\s+(?:of|for|behind))"
+    r"\s+(?:the|my|our|this|your)\s+(?:final\s+|correct\s+)?\Z",
+    re.IGNORECASE,
+)
+"""Words before "answer:" that make it a heading of what is said about the answer."""
+_NOT_LETTER = re.compile(r"not\s+[(*]{0,3}[A-J][)*]{0,3}\s*,?\s+but\s+(?:rather\s+)?")
+"""An option that is rejected before the one that is chosen: `not A but B`."""
+_WRONG_ONE = re.compile(r"\b(?:wrong|incorrect|mistaken|erroneous|false)\s+\Z", re.IGNORECASE)
+"""Words before "answer is" that name another answer than the right one."""
+_WRAPPING = re.compile(r"\A(?:\\(?:text|math)[a-z]*|[\s$({*])+")
+"""Signs before the first of a value."""
+_GOES_ON = re.compile(r"\w|[.,]\d|\s*[-+*/^=×·÷\\]")
+"""Signs that make another value of the one before."""
+_NOT = re.compile(
+    r"(?:\w+ly )?not\b(?!(?:[^.\n]|\.\d)*\bbut\b)"
+    r"|(?:never|no longer|hardly|anything but|far from)\b"
+)
+"""Words behind "the answer is" that deny what follows."""
+_VALUE_BEGINS = re.compile(
+    r"(?:[-+±(\[{|<>≤≥√∛π∞]|\\[({\[]|[a-zA-Z]\s*=)*\s*(?:\d|\\[a-zA-Z]|[√∛π∞])"
+    r"|(?:unknown|undetermined|indeterminate|n/a|impossible to)\b",
+    re.IGNORECASE,
+)
+"""The beginning of a value, or words for none; no beginning of a sentence about the answer."""
+_EMPHASIS = re.compile(r"(?<=[\d%a-z])!+\s*$|\s+or so\s*$")
+"""The end of a statement that says nothing: `The answer is 391!`; in a formula, as `$5!$`, in a
+box and before a full stop, as `5!.`, it is a factorial."""
+_ENDS = r"(?=[*_$]{0,4}(?:[.,;:!\n]|\Z|\s+(?:because|since|as)\b))"
+_CORRECT_OPTION = re.compile(
+    r"(?<![a-zA-Z0-9\\])(?-i:([A-J]))[)*_$]{0,4}\s+is\s+(?:the\s+)?(?:correct|right)\b"
+    r"|(?:^|[.,:!]\s|\b(?:option|choice|letter|so|thus|hence|therefore|that)\b)[\s*_$(\[]{0,4}"
+    rf"(?-i:([A-J]))[)\]*_$]{{0,4}}\s+is\s+(?:the|my)\s+(?:final\s+)?answer\b{_ENDS}"
+    r"|(?:^|[.!]\s)[\s*_]{0,4}(?:(?:so|thus|hence|therefore),?\s+)?I(?:\s+(?:would|will)|['’](?:d|ll))?"
+    r"\s+(?:choose|pick|select)\s+(?:(?:the\s+)?(?:option|choice|answer|letter)\s+)?[*_$(\[]{0,4}"
+    rf"(?-i:([A-J]))[)\]]?{_ENDS}",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""`Option (B) is correct`, `Therefore, B is the answer`, `I choose B`."""
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
+_SENTENCE_BEGIN = re.compile(r"[.!?][*_]*\s|(?<![a-z,;—–-])\n|\n\s*\n")
+"""The end of a sentence, or of a line that does not go on in the next one."""
+_ALL = re.compile(r"(?<!of )\b(?:the|my|our|both) (?:(?:final|correct|only) )*\Z", re.IGNORECASE)
+"""Words before "answers" that speak of all of them."""
+_SO = (
+    r"(?:(?:so|thus|hence|therefore|then|and|finally|clearly|consequently|as a result"
+    r"|in conclusion|it follows|(?:we|I) (?:see|find|conclude|get|know)|this (?:means|shows))\b"
+    r",?\s+(?:that\s+)?|(?:wait|actually|yes|no|ok(?:ay)?|well),\s+)*"
+)
+_BEFORE_NAMED = re.compile(
+    r"[\s*_>]*(?:#+\s+)?(?:\d+[.)]\s+)?"
+    r"(?:(?P<task>(?:(?:find|compute|calculate|determine|state|give|write|evaluate|simplify|solve"
+    r"|conclude|report|add|multiply|subtract|divide|check|verify|count)\b[^:]*"
+    r"|(?:the )?(?:final |correct )?(?:answer|conclusion|result|solution)|step \d+)[*_]*):\s+)?"
+    rf"(?:(?:since|because|as|given that)\b.*,\s+)?{_SO}(?P<value>\S.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A sentence up to "is the answer": a task or a reason, and the value."""
+_ITEM = re.compile(r"[ \t]*(?:[*_]*\(?1[.)][*_]*[ \t]+\S|([-*+•])[ \t].*\n\s*\1(?:[ \t]|\Z))")
+"""The first item of a list, with its number or with the sign of a second item."""
+_HEADING = re.compile(r"[.)][ \t]+\S.*\n")
+"""The rest of a numbered heading, `#### 2. Add`, behind its number."""
+DOUBT = re.compile(
+    r"\b(?:nor|neither|if|whether|unless|only|suppose|assume|assuming|why)\b"
+    r"|\b(?:not|no|never|false|doubt|\w+n['’]t|cannot)\b(?!.*[,;])",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Words that deny or limit what follows: some in the whole sentence, some up to a comma."""
+_CONDITION = re.compile(CONDITIONS, re.IGNORECASE)
+_STATED = re.compile(
+    rf"{FORMULA}(?:(?:,?\s*+(?:(?:and|or)\b\s*+)?|(?:{ASSERTED})\s+){FORMULA})*+"
+    r"(?!\s+(?:(?:times|plus|minus|over|multiplied by|divided by)\s+[-$\\\d(]|(?:squared|cubed)\b))"
+    r"|(?:[^\n.?]|[.?](?![\s*]|$)|(?<=\bi\.e)\.){1,500}",
+    re.DOTALL,
+)
+"""A statement: formulas, or else the text up to the end of the sentence or of the line."""
+_LONG_SPACE = re.compile(r"[ \t]{3,}")
+CHOICE = re.compile(
+    rf"[*_$]*(?!{PRONOUN})(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)|[A-J](?=[*_$]*(?:[.,;:]|\s+{REASON}|\s*[(—–]|\s+-\s|$)))"
+)
+"""A letter in brackets, or before the beginning of a reason: the choice, whatever text follows."""
+_OPTION_LINE = re.compile(
+    r"^[ \t*_#>$(\[-]*(?:(?:option|choice) )?([A-J])(?:[*_$]*([)\].:])|[*_$ \t]*$)",
+    re.MULTILINE | re.IGNORECASE,
+)
+"""A line that begins with the letter of an option and its sign, or is the letter alone."""
+_REST_OF_LINE = re.compile(r".*\n(?:[ \t]*\n)*")
+_NEXT_OPTION = re.compile(
+    rf"(?:(?!\b(?:{REASON_WORDS}|so|which|not|than|unlike)\b).)*?(?<!\w)[(\[*_]{{0,4}}"
+    r"([A-J])([)\]:]|(?<=[,;\d]\s[A-J])\.)(?=[*_$]*[ \t]+\S)"
+)
+"""The letter of an option in the same line, before which no reason begins."""
+
+
+def begins_options(text: str, begin: int, *, next_line: bool = False) -> bool:
+    """Return True if a line is the first of a list of options, as in `A) 4` before `B) 5`.
+
+    Args:
+        next_line: only the next line, and no later one, may hold the second option.
+    """
+    option = _OPTION_LINE.match(text, begin)
+    if option is None:
+        return False
+    rest = _REST_OF_LINE.match(text, option.end())
+    if next_line:
+        later = rest and _OPTION_LINE.match(text, rest.end())
+    else:
+        later = _OPTION_LINE.search(text, option.end())
+    return any(
+        ord(other[1].upper()) == ord(option[1].upper()) + 1
+        and (other[2] == option[2] or other.end() == len(text))
+        for other in (_NEXT_OPTION.match(text, option.end()), later)
+        if other
+    )
+
+
+def last_statement(text: str, end: int) -> str | None:
+    """Return the answer of the last lead that states one before the end, else the last option that
+    is called correct. "No wait, it is 6" states one only behind another answer, and
+    "Correction: 6." also as the last sentence.
+
+    Empty if a later lead takes the answer back: it denies the same one, or states another one that
+    cannot be read or has not ended.
+    """
+    leads = deque(_STATEMENT.finditer(text), maxlen=MAX_STATEMENTS)
+    corrected = None
+    denied: set[str] = set()
+    unread: list[str] = []
+    for lead in reversed(leads):
+        if lead.end() > end:
+            begun = _begun_value(lead, len(text))
+            if _VALUE_BEGINS.match(begun) and not (lead["named"] or _is_about_a_box(begun)):
+                unread.append(begun)
+        elif _is_denied(lead):
+            denied.add(_begun_value(lead, end).rpartition("not ")[2])
+            if corrected:
+                return corrected
+        elif answer := _read_statement(lead, end):
+            if answer in denied or not all(are_alike(answer, other) for other in unread):
+                return ""
+            if not (lead["corrected"] or lead["final"]):
+                return corrected or answer
+            corrected = corrected or answer
+        elif answer == "":
+            unread.append(_begun_value(lead, end))
+    is_last = corrected and leads[-1]["final"] and text.rstrip(" .!*$\n").endswith(corrected)
+    if corrected and (is_last or CHOICE.match(text)):
+        return corrected
+    options = deque(_CORRECT_OPTION.finditer(text, 0, end), maxlen=MAX_STATEMENTS)
+    asserted = next((option for option in reversed(options) if _is_asserted(option)), None)
+    if asserted:
+        return asserted[asserted.lastindex or 0]
+    return "" if unread else None
+
+
+def unless_overruled(box: str, begin: int, text: str, end: int) -> str:
+    """Return the answer of a box, or of the last statement behind the box that overrules it; empty
+    if a later statement denies it.
+
+    Args:
+        begin: end of the box.
+        end: end of the part in which a statement counts.
+    """
+    for lead in reversed(deque(_STATEMENT.finditer(text, begin, end), maxlen=MAX_STATEMENTS)):
+        if _is_denied(lead):
+            if are_alike(box, _begun_value(lead, end)):
+                return ""
+        elif answer := _read_statement(lead, end):
+            if _repeats(answer, box):
+                return box
+            if _overrules(lead, answer, box):
+                return answer
+    return box
+
+
+def _overrules(lead: re.Match[str], answer: str, box: str) -> bool:
+    """Return True if nothing limits a statement behind a box, and the statement is of the same
+    sort: a number for a number, a letter for a letter, or a formula without words.
+    """
+    before = _SENTENCE_BEGIN.split(lead.string[max(0, lead.start() - MAX_BARE) : lead.start()])[-1]
+    is_correction = lead["corrected"] or lead["final"] or lead["named"]
+    if lead["several"] or not (is_correction or _BEFORE_OVERRULING.fullmatch(before)):
+        return False
+    if _ROUGHLY.search(lead[0]):
+        return False
+    if as_choice(box) or as_choice(answer):
+        return bool(as_choice(box) and as_choice(answer))
+    numbers = [read_number(without_name(side)) for side in (box, answer)]
+    if any(numbers):
+        return all(numbers) and is_measured(answer)
+    return not any(WORD.search(side) or re.search("[=,]", side) for side in (box, answer))
+
+
+def _repeats(answer: str, box: str) -> bool:
+    """Return True if a statement repeats the answer in a box, also as a rounded number."""
+    if are_alike(without_name(answer), without_name(box)) or are_one(box, answer):
+        return True
+    exact, rounded = (read_number(without_name(side)) for side in (box, answer))
+    places = re.search(r"\.(\d+)", answer)
+    if not (exact and rounded and places):
+        return False
+    return 2 * abs(exact[0] - rounded[0]) <= Fraction(1, 10 ** len(places[1]))
+
+
+def are_alike(answer: str, begun: str) -> bool:
+    """Return True if an answer may be what was begun to state, or ended in words."""
+    answer, begun = (_WRAPPING.sub("", side) for side in (answer, begun))
+    goes_on = begun.startswith(answer) and not _GOES_ON.match(begun, len(answer))
+    return goes_on or answer.startswith(begun)
+
+
+def _is_denied(lead: re.Match[str]) -> bool:
+    """Return True if a sentence denies or supposes an answer, as `I doubt that the answer is 7` and
+    `the answer is not 7`.
+    """
+    text, begin = lead.string, lead.start()
+    before = _SENTENCE_BEGIN.split(text[max(0, begin - MAX_BARE) : begin])[-1]
+    if lead["named"] or lead["hashes"] or lead["corrected"]:
+        return False
+    if is_denied(before) or _WRONG_ONE.search(before) or _NOT.match(text, lead.end()):
+        return True
+    stated = _STATED.match(text, lead.end())
+    return bool(stated and TAKEN_BACK.match(text, stated.end()))
+
+
+def _begun_value(lead: re.Match[str], end: int) -> str:
+    """Return the beginning of what a lead states."""
+    stated = _STATED.match(lead.string, lead.end(), end)
+    return tidy(stated[0]) if stated else ""
+
+
+def sentence_before(text: str, begin: int) -> str:
+    """Return the beginning of the sentence that a position is in."""
+    return _SENTENCE_END.split(text[max(0, begin - MAX_BARE) : begin])[-1]
+
+
+def _is_asserted(option: re.Match[str]) -> bool:
+    """Return True if nothing in its sentence denies or limits that an option is correct."""
+    text, begin = option.string, option.start()
+    before = sentence_before(text, begin)
+    return not (DOUBT.search(before) or _CONDITION.match(text, option.end()))
+
+
+def _read_statement(lead: re.Match[str], end: int) -> str | None:
+    """Return the answer that follows "the answer is"; None if a sentence about it, or a list of
+    steps or options follows; empty if a value follows that cannot be read.
+    """
+    text = lead.string
+    if lead["named"]:
+        return _named_value(lead)
+    is_heading = lead[0].rstrip(" \t*_").endswith(":")
+    if is_heading and _HEADING_ABOUT.search(text, max(0, lead.start() - MAX_BARE), lead.start()):
+        return None
+    if lead["asked"] or lead["several"]:
+        before = re.split(r"[,;]", sentence_before(text, lead.start()))[-1]
+        if DOUBT.search(before.removesuffix("only ")):
+            return None
+    line = text.rfind("\n", lead.start(), lead.end()) + 1
+    if line and (_ITEM.match(text, line) or begins_options(text, line, next_line=True)):
+        return None
+    box = _BEGINS_WITH_EMPTY_BOX.match(text, lead.end(), end)
+    stated = _STATED.match(text, box.end() if box else lead.end(), end)
+    is_factorial = stated and text.startswith("!.", stated.end() - 1)
+    words = (stated[0] if is_factorial else _EMPHASIS.sub("", stated[0])) if stated else ""
+    answer = tidy(_LONG_SPACE.sub(" ", words))
+    if lead["several"]:
+        return listed(answer) if _ALL.search(before) else None
+    rejected = _NOT_LETTER.match(stated[0]) if stated else None
+    if stated and (chosen := CHOICE.match(stated[0], rejected.end() if rejected else 0)):
+        return "" if SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
+    if lead["choice"] or _is_about_a_box(answer):
+        return None
+    if lead["corrected"] or lead["final"]:
+        answer = answer.rstrip(")")
+        return answer if is_measured(answer) else None
+    if lead["hashes"] and stated and _is_heading(stated, answer):
+        return None
+    is_value = _VALUE_BEGINS.match(answer) or listed_letters(answer)
+    return stated_value(answer) or ("" if is_value else None)
+
+
+def _named_value(lead: re.Match[str]) -> str | None:
+    """Return the value of a sentence as `So 42 is the answer.`; None for a letter, and for a
+    sentence that says more than that, as "I doubt that 42 is the answer".
+    """
+    begin = max(0, lead.start() - MAX_BARE)
+    *earlier, sentence = _SENTENCE_BEGIN.split(lead.string[begin : lead.start()])
+    named = _BEFORE_NAMED.fullmatch(sentence) if earlier or begin == 0 else None
+    if named is None or (named["task"] and DOUBT.search(named["task"])):
+        return None
+    value = stated_value(tidy(named["value"]))
+    if value is None or as_choice(value) or re.match(r"[^()]*\)|\(\w+\)\Z", value):
+        return None
+    number = read_number(without_name(value))
+    is_counted = number is not None and number[1] not in (None, Unit()) and is_measured(value)
+    return value if is_counted or not WORD.search(value) else None
+
+
+def _is_heading(stated: re.Match[str], answer: str) -> bool:
+    """Return True for a heading as `#### 2 cases` or `#### 2. Add` in the middle of a text; GSM8K's
+    line `#### 5` is the last.
+    """
+    text, end = stated.string, stated.end()
+    if _ITEM.match(text, stated.start()) or _HEADING.match(text, end):
+        return True
+    return bool(re.search(r"\s", answer) and text[end:].strip(" .*\n"))
+
+
+def _is_about_a_box(answer: str) -> bool:
+    """Return True if a statement echoes the prompt, or is a box that was cut off."""
+    box = _EMPTY_BOX.search(answer)
+    echoes = box and not re.search(r"\d", answer[: box.start()])
+    cut_off = re.search(BOX, answer) and answer.count("{") > answer.count("}")
+    return bool(echoes or cut_off)
