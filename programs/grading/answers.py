@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 
-from lim_sglang.programs.grading.boxes import BOX_OR_BRACE, last_box
+from lim_sglang.programs.grading.boxes import BOX_OR_BRACE, last_box, last_boxes, without_denied
 from lim_sglang.programs.grading.kinds import (
     AnswerKind,
     as_choice,
@@ -254,9 +254,10 @@ def _candidates(text: str, end: int, *, whole: bool, cut_off: bool) -> Iterator[
     Args:
         end: end of the part in which an answer without a box or tags counts.
     """
-    boxed = last_box(text, cut_off)
+    boxes = last_boxes(text)
+    boxed = last_box(boxes, text, cut_off)
     in_box = boxed and unless_overruled(*boxed, text, end)
-    for answer in (_tagged(text), in_box, last_statement(text, end)):
+    for answer in (_tagged(text), in_box, last_statement(without_denied(boxes, text), end)):
         if answer is not None:
             yield answer
     if whole and (bare := _bare_answer(text, end, cut_off)):
@@ -288,7 +289,9 @@ def _tagged(text: str) -> str | None:
     if chosen := CHOICE.match(content.strip()):
         return tidy(chosen[0])
     end = len(content)
-    in_box = (boxed := last_box(content)) and unless_overruled(*boxed, content, end)
+    in_box = (boxed := last_box(last_boxes(content), content)) and unless_overruled(
+        *boxed, content, end
+    )
     return in_box or last_statement(content, end) or stated_value(tidy(content))
 
 

@@ -2,7 +2,7 @@ r"""The answer that a text puts into boxes: the last one, with those that belong
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from lim_sglang.programs.grading.latex import plain, tidy
 
@@ -70,18 +70,41 @@ _SIGN_BEFORE = re.compile(r"(?:(?:[$=(\[{]|\\[(\[])[ \t]*[-âˆ’][ \t]*|:[ \t]*[-â
 """A sign before a box, in the formula that it is part of; no item of a list."""
 
 
-def last_box(text: str, cut_off: bool = False) -> tuple[str, int] | None:
-    """Return the content of the box that begins last, of those that are closed and not empty,
-    together with the boxes of the same list, and their end. None if the list was cut off.
+Box = tuple[int, int, str]
+"""Beginning, end and content."""
+
+
+def last_boxes(text: str) -> Collection[Box]:
+    """Return the last boxes of a text, of those that are closed and not empty."""
+    return deque(_boxes(text), maxlen=MAX_JOINED)
+
+
+def last_box(boxes: Collection[Box], text: str, cut_off: bool = False) -> tuple[str, int] | None:
+    """Return the content of the box that begins last, together with the boxes of the same list, and
+    their end. None if there is none, all are denied, or the list was cut off.
     """
-    boxes = deque(_boxes(text), maxlen=MAX_JOINED)
-    if cut_off and boxes and _UNFINISHED.match(text, boxes[-1][1]):
+    if cut_off and boxes and _UNFINISHED.match(text, [*boxes][-1][1]):
         return None
-    asserted = [each for each in boxes if not _is_denied(text, *each)]
+    denied = _denied(boxes, text)
+    asserted = [each for each in boxes if each not in denied]
     found = _join(asserted, text)
     if not found or _is_denied_after(found, text, asserted[-1][1]):
         return None
     return found, asserted[-1][1]
+
+
+def without_denied(boxes: Collection[Box], text: str) -> str:
+    """Return a text with spaces in the place of its boxes that are denied."""
+    for begin, end, _ in _denied(boxes, text):
+        text = text[:begin] + " " * (end - begin) + text[end:]
+    return text
+
+
+def _denied(boxes: Collection[Box], text: str) -> list[Box]:
+    """Return the boxes that are denied; of equal ones the last says whether all of them are."""
+    is_denied = {each: _is_denied(text, *each) for each in boxes}
+    by_content = {each[2]: denied for each, denied in is_denied.items()}
+    return [each for each, denied in is_denied.items() if denied or by_content[each[2]]]
 
 
 def _is_denied(text: str, begin: int, end: int, content: str) -> bool:
