@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lim_sglang.config import Drafts
-from lim_sglang.errors import ServerError
 from lim_sglang.programs.chat import Generation, StreamReader
 from lim_sglang.programs.http_client import (
     RAISE_TIMEOUT,
@@ -297,10 +296,7 @@ class Backend(ABC):
 
     def drafts(self) -> Drafts | None:
         """Return what the server has drafted so far; None if it does not draft, or is gone."""
-        try:
-            return Drafts.of(self.server_info())
-        except (ServerError, CancelledError):
-            return None
+        return None
 
     @abstractmethod
     def about(self) -> dict[str, Any]:

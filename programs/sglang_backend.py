@@ -13,6 +13,7 @@ them.
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import cached_property
@@ -20,8 +21,8 @@ from typing import Any
 
 from rich.console import Console
 
-from lim_sglang.config import honours_seeds, lim_state
-from lim_sglang.errors import ConfigError
+from lim_sglang.config import Drafts, honours_seeds, lim_state
+from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.programs.backend import Backend, InFlightSample
 from lim_sglang.programs.chat import (
     END_OF_THOUGHT,
@@ -145,6 +146,13 @@ class SglangBackend(Backend):
         about |= {"thinking": access.thinking, "timeout_s": access.timeout_s}
         budget = access.thinking_budget
         return about | ({"thinking_budget": budget} if budget is not None else {})
+
+    def drafts(self) -> Drafts | None:
+        """Return what the server has drafted so far; None if it does not draft, or is gone."""
+        with suppress(ServerError, CancelledError):
+            # Asked again only of a server that drafts.
+            return Drafts.of(self._first_info) and Drafts.of(self.server_info())
+        return None
 
     def sampling_defaults(self) -> Mapping[str, Any]:
         """Return the model's generation config if LessIsMore serves it; raises `ServerError`."""

@@ -183,7 +183,6 @@ class GpuPasses(Passes):
         verification = self._verifications[rows.width]
         flat = (each.flatten() for each in (tokens, rows.positions, rows.slots))
         verification.set_tokens(*flat)
-        verification.slots[tokens.numel() :] = 0  # rows that pad a graph
         output, self._queries = verification.run(
             tokens.numel(), with_hidden_states=with_hidden_states
         )

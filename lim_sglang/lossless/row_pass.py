@@ -47,7 +47,7 @@ class RowPass:
         self._graphs: dict[int, _Graph] = {}
 
     def set_rows(self, requests: Tensor, lengths: Tensor, host_lengths: Tensor) -> None:
-        """Set what all passes of a cycle share; rows that pad a graph write to SGLang's slot 0.
+        """Set what all passes of a cycle share.
 
         Args:
             requests, lengths, host_lengths: [B], of the cycle.
@@ -56,14 +56,14 @@ class RowPass:
         self.requests[:rows], self.requests[rows:] = requests, 0
         self.lengths[:rows], self.lengths[rows:] = lengths, 1
         self.host_lengths[:rows], self.host_lengths[rows:] = host_lengths, 1
-        self.slots[rows:] = 0
 
     def set_tokens(self, tokens: Tensor, positions: Tensor, slots: Tensor) -> None:
-        """Set the inputs of one pass, [B] each."""
+        """Set the inputs of one pass, one of each a row; rows that pad a graph write to SGLang's
+        slot 0."""
         rows = len(tokens)
         self.tokens[:rows] = tokens
         self.positions[:rows] = positions
-        self.slots[:rows] = slots
+        self.slots[:rows], self.slots[rows:] = slots, 0
 
     def run(self, rows: int, *, with_hidden_states: bool = False) -> tuple[Any, dict[int, Tensor]]:
         """Run the pass over the first rows.

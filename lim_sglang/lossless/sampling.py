@@ -8,6 +8,7 @@ Shapes: B requests, w rows of each, V tokens of the vocabulary.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,16 +46,18 @@ class RunSampling:
         reasons = [reason_to_cap(request) for request in requests]
         self.capped = {row: reason for row, reason in enumerate(reasons) if reason}
         """Reasons by the index of the request."""
-        device = info.temperatures.device
-        self._capped = _on(device, list(self.capped))
-        self._uncapped = _on(device, [n for n in range(len(requests)) if n not in self.capped])
         self._at_least = {
-            row: (_first_stop(request), _on(device, _stop_tokens(request)))
+            row: (_first_stop(request), self._on_device(_stop_tokens(request)))
             for row, request in enumerate(requests)
             if row not in self.capped and request.kv_committed_len < _first_stop(request)
         }
         """Position of the first query that a stop may follow, and the ids that stop, of each
         request that asks for a least number of tokens."""
+
+    @cached_property
+    def _capped(self) -> Tensor:
+        """[n] int64, rows of capped requests."""
+        return self._on_device(list(self.capped))
 
     def draft(self, logits: Tensor, positions: Tensor) -> Tensor:
         """Draw a draft of each request.
@@ -93,13 +96,19 @@ class RunSampling:
         """Draw from logits of [B, w, V] after queries at [B, w] positions."""
         width = logits.shape[1]
         if (bias := self.info.logit_bias) is not None:
-            logits[self._uncapped] += bias[self._uncapped, None]
+            rows = self._on_device([row for row in range(len(logits)) if row not in self.capped])
+            logits[rows] += bias[rows, None]
         for row, (first, stops) in self._at_least.items():
             run, is_early = logits[row], positions[row] < first
             run[:, stops] = run[:, stops].masked_fill(is_early[:, None], -torch.inf)
         of_rows = positions.flatten().contiguous()
         drawn: Tensor = self._sampler.draw(logits.flatten(0, 1), self.info, of_rows, width)
         return drawn.view(-1, width)
+
+    def _on_device(self, numbers: Sequence[int]) -> Tensor:
+        """Return numbers on the batch's device, without waiting for it: [n] int64."""
+        device, found = self.info.temperatures.device, torch.tensor(numbers, dtype=torch.int64)
+        return found if device.type == "cpu" else found.pin_memory().to(device, non_blocking=True)
 
     def _as_dense(self, logits: Tensor) -> Tensor:
         """Apply everything that requests ask for to the [B, V] logits of their first rows."""
@@ -108,12 +117,6 @@ class RunSampling:
         self.info.vocab_mask = None
         processed: Tensor = self._sampler._preprocess_logits(logits, self.info)
         return processed
-
-
-def _on(device: torch.device, numbers: Sequence[int]) -> Tensor:
-    """Return numbers on a device, without waiting for it: [n] int64."""
-    found = torch.tensor(numbers, dtype=torch.int64)
-    return found if device.type == "cpu" else found.pin_memory().to(device, non_blocking=True)
 
 
 def _first_stop(request: Any) -> int:
