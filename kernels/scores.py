@@ -137,8 +137,9 @@ def score_tokens(
     return out
 
 
-DTYPES = (torch.float16, torch.bfloat16)
-"""Dtypes of queries and cache for which a dense pass stores scores."""
+QUERY_DTYPES = (torch.float16, torch.bfloat16)
+"""Dtypes of queries for which a dense pass stores scores; the cache has the same, or an fp8 one."""
+FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 VARIANT_NAME = "LimScoringAttention"
 VARIANT_SOURCE = f"""
 struct {VARIANT_NAME} : AttentionVariantBase {{
@@ -226,13 +227,14 @@ GRAPH_WORKSPACE_BYTES = 512 << 20
 
 
 class ScoreStoringAttention:
-    """FlashInfer's dense decode with stored scores, compiled for a head dimension and a dtype."""
+    """FlashInfer's dense decode with stored scores, compiled for a head dimension and dtypes."""
 
-    def __init__(self, dtype: torch.dtype, head_dim: int) -> None:
+    def __init__(self, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> None:
         """Load the kernel, compiled on first use (26 s on 16 cores).
 
         Args:
-            dtype: of queries and cache, one of `DTYPES`.
+            dtype: of queries, one of `QUERY_DTYPES`.
+            cache_dtype: of K and V: that of queries, or one of `FP8_DTYPES`.
             head_dim: D.
         """
         from flashinfer.jit import gen_customize_batch_prefill_module
@@ -240,12 +242,13 @@ class ScoreStoringAttention:
 
         # FlashInfer caches compiled modules by name.
         digest = hashlib.sha256(VARIANT_SOURCE.encode()).hexdigest()[:8]
+        dtypes = "_".join(str(each).removeprefix("torch.") for each in {dtype: 0, cache_dtype: 0})
         numbers = ("num_scored_rows", "budget", "score_heads")
         spec = gen_customize_batch_prefill_module(
             "fa2",
-            f"lim_scoring_{str(dtype).removeprefix('torch.')}_{head_dim}_{digest}",
+            f"lim_scoring_{dtypes}_{head_dim}_{digest}",
             dtype_q=dtype,
-            dtype_kv=dtype,
+            dtype_kv=cache_dtype,
             dtype_o=dtype,
             idtype=torch.int32,
             head_dim_qk=head_dim,
@@ -327,6 +330,7 @@ def plan_flashinfer_decode(
     kv_heads: int,
     head_dim: int,
     dtype: torch.dtype,
+    cache_dtype: torch.dtype | None = None,
     tensor_cores: bool = True,
     in_graph: bool = False,
 ) -> Any:
@@ -336,7 +340,8 @@ def plan_flashinfer_decode(
         indptr: [B + 1] int32, where each row's slots begin.
         slots: [indptr[B]] int32.
         heads, kv_heads, head_dim: H, G and D.
-        dtype: of queries and cache.
+        dtype: of queries.
+        cache_dtype: of K and V; None for `dtype`.
         tensor_cores: decode on tensor cores; else on CUDA cores.
         in_graph: plan as SGLang does for a CUDA graph; `indptr` and `slots` are its buffers.
     """
@@ -363,7 +368,7 @@ def plan_flashinfer_decode(
         head_dim,
         1,  # token per page
         q_data_type=dtype,
-        kv_data_type=dtype,
+        kv_data_type=cache_dtype or dtype,
     )
     return wrapper
 

@@ -485,7 +485,7 @@ def stored_score_differences(batch: Batch) -> list[str]:
     """
     step = random_step(batch, "cuda")
     rows = len(batch.lengths)
-    values = step.keys.flip(0).contiguous()
+    values = step.keys[torch.arange(len(step.keys)).flip(0).to("cuda")]  # fp8 has no flip
     wrapper = plan_flashinfer_decode(
         step.slots.indptr,
         step.slots.slots,
@@ -493,10 +493,11 @@ def stored_score_differences(batch: Batch) -> list[str]:
         kv_heads=batch.kv_heads,
         head_dim=batch.dim,
         dtype=batch.dtype,
+        cache_dtype=batch.key_dtype,
     )
     scores = allocate_poisoned(HeadSelector, batch, "cuda").scores
     lse = poison(torch.empty(rows, batch.heads, device="cuda"))
-    output = ScoreStoringAttention(batch.dtype, batch.dim).run(
+    output = ScoreStoringAttention(batch.dtype, step.keys.dtype, batch.dim).run(
         wrapper,
         step.query,
         (step.keys, values),
@@ -509,7 +510,8 @@ def stored_score_differences(batch: Batch) -> list[str]:
     same_bits = torch.equal(output, wrapper.run(step.query, pages))
 
     def expected(row: int) -> Tensor:
-        return reference.score_tokens(step.query[row], step.keys[token_slots(step.slots, row)])
+        keys = step.keys[token_slots(step.slots, row)].to(batch.dtype)
+        return reference.score_tokens(step.query[row], keys)
 
     return [
         *([] if same_bits else ["attention has other bits than FlashInfer's"]),

@@ -25,7 +25,7 @@ from lim_sglang.audit import BEGINNING, Audit
 from lim_sglang.compat import DecodeMetadata, FlashInferAttnBackend, decode_on_tensor_cores
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.compact import StepSlots, count_kept
-from lim_sglang.kernels.scores import DTYPES, ScoreStoringAttention
+from lim_sglang.kernels.scores import FP8_DTYPES, QUERY_DTYPES, ScoreStoringAttention
 from lim_sglang.kernels.selector import PageSelector, ScoreSelector, Selector, WindowSelector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
 from lim_sglang.policies.policy import SPARSE, Role, SparsePolicy, window_layer
@@ -233,12 +233,12 @@ class LimAttnBackend(FlashInferAttnBackend):
 
     def _load_scoring(self) -> ScoreStoringAttention | None:
         updater = self.indices_updater_decode
-        dtypes = {updater.q_data_type, updater.data_type}
-        if not self.decode_use_tensor_cores or len(dtypes) > 1:
+        dtype, cache_dtype = updater.q_data_type, updater.data_type
+        if not self.decode_use_tensor_cores or dtype not in QUERY_DTYPES:
             return None
-        if updater.q_data_type not in DTYPES:
+        if cache_dtype not in (dtype, *FP8_DTYPES):
             return None
-        return ScoreStoringAttention(updater.q_data_type, updater.head_dim)
+        return ScoreStoringAttention(dtype, cache_dtype, updater.head_dim)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Begin an eager step; the plan is SGLang's dense one."""

@@ -18,6 +18,7 @@ STORED = some(
     "coder-0.5b",
     "group-of-one",
     "wide-head",
+    "fp8-cache",
 )
 
 

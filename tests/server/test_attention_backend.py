@@ -367,8 +367,8 @@ def test_a_select_layers_attention_has_the_dense_backends_bits(rig: Rig, name: s
 
 @pytest.mark.gpu
 def test_the_dense_pass_gives_the_scores_where_it_can(rig: Rig, backend: Any) -> None:
-    from_k = rig.runner.kv_cache_dtype != rig.runner.dtype or not backend.decode_use_tensor_cores
-    assert backend.score_source == (SECOND_READING if from_k else DENSE_PASS)
+    on_tensor_cores = backend.decode_use_tensor_cores
+    assert backend.score_source == (DENSE_PASS if on_tensor_cores else SECOND_READING)
     assert backend.decode_use_tensor_cores == (os.environ.get(TENSOR_CORE_VAR) != "false")
 
 
