@@ -351,7 +351,7 @@ class LimModelRunner(compat.ModelRunner):
         if getattr(live, "roles", None) is not self.lim_roles:
             raise ServerError(
                 f"the live decode backend is {type(live).__name__}, expected one of lim-sglang: "
-                "another plugin replaced it"
+                "another plugin replaced it, or SGLang, for a model with layers of other kinds"
             )
         if self.server_args.sampling_backend == BACKEND and self.lim_sampler != BACKEND:
             raise ServerError(
