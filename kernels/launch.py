@@ -104,6 +104,8 @@ RADIX_BLOCK = 2048
 """Scores that one pass of a full ranking's radix selection reads at a time."""
 MAX_SORT = 16384
 """Longest ranking of one head that is sorted within one program."""
+COUNTED_SCORES = 1 << 21
+"""Scores that are too many for the counters of a search among all of a row's, of 21 bits each."""
 LSE_BLOCK = 1024
 """Scores whose exponentials are summed at a time."""
 MASS_BLOCK = 256

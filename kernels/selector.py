@@ -19,7 +19,7 @@ from lim_sglang.kernels import reference, reference_rivals
 from lim_sglang.kernels.block_gate import compress_blocks, gate_logits
 from lim_sglang.kernels.compact import StepSlots, compact_slots, copy_window
 from lim_sglang.kernels.full_ranking import rank_tokens
-from lim_sglang.kernels.launch import RowBuffers
+from lim_sglang.kernels.launch import COUNTED_SCORES, RowBuffers
 from lim_sglang.kernels.mass import candidate_capacity, log_sum_exp, softmax_mass, topk_by_mass
 from lim_sglang.kernels.packed import PackedRows
 from lim_sglang.kernels.page_bounds import page_bounds, summarize_pages
@@ -226,7 +226,15 @@ def allocate_scores(room: Room, lists: int, num_candidates: int, page: int = 1) 
 
 
 def allocate_candidates(scores: PackedRows, capacity: int) -> Tensor:
-    """Allocate the candidates of each list of a chunk of rows, [R, lists, capacity] int32."""
+    """Allocate the candidates of each list of a chunk of rows, [R, lists, capacity] int32.
+
+    Raises:
+        ValueError: a row may have more scores than are counted.
+    """
+    if scores.columns >= COUNTED_SCORES:
+        raise ValueError(
+            f"at most {COUNTED_SCORES - 1} scores of a row can be counted, not {scores.columns}"
+        )
     shape = scores.max_rows, scores.lists, capacity
     return torch.zeros(shape, dtype=torch.int32, device=scores.values.device)
 

@@ -8,9 +8,9 @@ wait for their exact lengths. Kept sets are recomputed by the
 definition when the copies fill their share of memory, and when `/server_info` is asked. A REUSE
 layer's output is recomputed at once, since its cache may be overwritten soon, and only the number
 of wrong rows is kept; so is a PICK layer's, and the summaries of the keys that a step's rows have.
-Scores are taken as they are. A step whose rows have more tokens than one chunk has room for is
-counted, not checked. Rows that pad a graph's batch, and rows of a graph's warm-up, are
-checked, too.
+Scores are taken as they are, then overwritten with NaN, so that a score which the next dense pass
+leaves out is seen. A step whose rows have more tokens than one chunk has room for is counted, not
+checked. Rows that pad a graph's batch, and rows of a graph's warm-up, are checked, too.
 """
 
 import json
@@ -26,7 +26,7 @@ from torch import Tensor
 from lim_sglang.config import AUDIT_VAR, TRACE_VAR
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.packed import PackedRows, row_ends
-from lim_sglang.kernels.selector import PageSelector, Selector
+from lim_sglang.kernels.selector import PageSelector, ScoreSelector, Selector
 from lim_sglang.kernels.verify_attention import ATTENTION_TOLERANCE
 from lim_sglang.policies.policy import SparsePolicy
 
@@ -126,6 +126,8 @@ class Audit:
         index = self._index_of_layer[layer]
         if self._scores is not None and self._selector.deciding_scores is not None:
             self._scores[index].values.copy_(self._selector.deciding_scores.values)
+        if isinstance(self._selector, ScoreSelector):
+            self._selector.scores.values.fill_(torch.nan)
         self._kept[index].copy_(self._kept_slots)
 
     def note_attention(
@@ -248,9 +250,16 @@ class Audit:
             last = first + self._count_read(length)
             # A row within the budget has no scores: it keeps everything.
             positions = self._selector.keep(rows[row], length)
+            is_right = torch.equal(kept[..., first:last], step.slots[row, positions])
             self.checked_sets += 1
-            self.wrong_sets += not torch.equal(kept[..., first:last], step.slots[row, positions])
+            self.wrong_sets += not is_right or self._has_gaps(rows[row], length)
             first = last
+
+    def _has_gaps(self, scores: Tensor | None, length: int) -> bool:
+        """Return True if a score that a row's set depends on was not written."""
+        if scores is None or length <= self._selector.budget:
+            return False
+        return bool(scores[:, : self._selector.num_candidates(length)].isnan().any())
 
 
 def copied_bytes(step: AuditedStep) -> int:

@@ -67,3 +67,9 @@ def test_memory_of_fewer_rows_is_the_same_memory(kind: type[ScoreSelector]) -> N
     assert (selector.max_rows, part.max_rows) == (5, 2)
     assert part.scores.values.data_ptr() == selector.scores.values.data_ptr()
     assert part.num_bytes < selector.num_bytes
+
+
+def test_more_scores_than_are_counted_are_refused() -> None:
+    room = Room(1, 4, 2, context=1 << 21, tokens=1 << 21, device="meta")
+    with pytest.raises(ValueError, match=r"at most 2097151 scores .* not 2097152"):
+        MassSelector.allocate(SMALL["mixed-lengths"].budget_split, room)
