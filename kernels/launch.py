@@ -48,6 +48,15 @@ MIN_SAMPLE, MAX_SAMPLE = 2048, 8192
 """Fewest and most scores of a head that a threshold is sampled from."""
 SAMPLE_STRIDE = 16
 """Columns of the longest row that there can be per sampled score, within those bounds."""
+SHORTLIST_SAMPLE = 4096
+"""Most scores of a head that a shortlist samples in registers. Where the longest row would need
+more, thresholds of long rows are raised among denser samples."""
+THIN_STRIDE, DENSE_STRIDE = 8, 4
+"""Candidates per sampled score above which one in DENSE_STRIDE groups of four is read first; above
+DENSE_STRIDE times as many, one in THIN_STRIDE * DENSE_STRIDE before that."""
+MAX_COLLECTIONS = 4
+"""Most collections of a head's candidates: up to three of ever denser samples, one if too many
+pass."""
 SAMPLE_SLACK = 16
 """One in this many sampled scores that should reach a threshold may miss it: a sample is inexact
 anyway, and the search for the threshold ends earlier."""

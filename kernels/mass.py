@@ -326,7 +326,7 @@ def _topk_by_mass(
     sampled = tl.minimum(end - sinks, SAMPLE)
     wanted = tl.maximum(target.to(tl.int64) * sampled // (end - sinks), 1)
     lowest = sampled_threshold(mass, sinks, end, wanted, SAMPLE)
-    passed = collect(mass, candidates, lowest, sinks, end, CAPACITY, BLOCK)
+    passed = collect(mass, candidates, lowest, sinks, end, 1, CAPACITY, BLOCK)
     if (passed >= selected) & (passed <= CAPACITY):
         _keep_collected(mass, slots, candidates, kept, lowest, passed, selected, CAPACITY, PAGE)
     else:

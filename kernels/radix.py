@@ -7,9 +7,12 @@ with +0.0, NaN ranks last.
 import triton
 import triton.language as tl
 
-from lim_sglang.kernels.launch import SAMPLE_SLACK
+from lim_sglang.kernels.launch import DENSE_STRIDE, MAX_COLLECTIONS, SAMPLE_SLACK, THIN_STRIDE
 
 _SAMPLE_SLACK: tl.constexpr = tl.constexpr(SAMPLE_SLACK)
+_THIN: tl.constexpr = tl.constexpr(THIN_STRIDE)
+_DENSE: tl.constexpr = tl.constexpr(DENSE_STRIDE)
+_MAX_COLLECTIONS: tl.constexpr = tl.constexpr(MAX_COLLECTIONS)
 _SIGN: tl.constexpr = tl.constexpr(-0x80000000)
 
 
@@ -101,19 +104,20 @@ def collect(
     threshold,
     sinks,
     end,
+    stride,
     CAPACITY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Write the first CAPACITY candidates that reach the threshold; return the number of all.
 
     A thread takes four neighbours, loaded at once from an aligned address, so most of a block's
-    prefix sum stays within threads.
+    prefix sum stays within threads. Of `stride` such groups of four, one is read.
     """
-    first_of_four = tl.arange(0, BLOCK // 4) * 4
+    first_of_four = tl.arange(0, BLOCK // 4) * 4 * stride
     lanes = first_of_four[:, None] + tl.arange(0, 4)[None, :]
     lowest = lowest_score(threshold)
     passed = 0
-    for first in range(0, end, BLOCK):
+    for first in range(0, end, BLOCK * stride):
         found = first + lanes
         read = (first + first_of_four < end)[:, None]
         reaches = (tl.load(values + found, mask=read, other=0.0) >= lowest) | (threshold == 0)
@@ -158,3 +162,79 @@ def read_back(
     lanes = tl.arange(0, PADDED)
     inside = lanes < count
     return tl.load(positions + lanes, mask=inside, other=0), inside
+
+
+@triton.jit
+def safe_target(candidates, sampled, CAPACITY: tl.constexpr):
+    """Return the number of candidates to aim at, so that seldom more than CAPACITY pass.
+
+    The number that passes varies by about sqrt(CAPACITY * (candidates / sampled - 1)): room is left
+    for three times that, so a complete sample fills the shortlist and a thin sample half of it.
+    """
+    # Never below 0, whatever the rounding.
+    unsampled = (candidates - sampled).to(tl.float32) / sampled
+    return tl.maximum(CAPACITY - 3.0 * tl.sqrt(CAPACITY * unsampled), CAPACITY / 2)
+
+
+@triton.jit
+def collect_by_sample(
+    scores, ranking, sinks, end, SAMPLE: tl.constexpr, CAPACITY: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Collect a head's best candidates, and once more if too many pass; return their number."""
+    candidates = end - sinks
+    sampled = tl.minimum(candidates, SAMPLE)
+    target = safe_target(candidates, sampled, CAPACITY)
+    wanted = tl.maximum((target * sampled / candidates).to(tl.int32), 1)
+    passed = CAPACITY + 1
+    attempts = 0
+    while (passed > CAPACITY) & (attempts < 2):
+        tl.debug_barrier()  # a second attempt overwrites the positions of the first
+        threshold = sampled_threshold(scores, sinks, end, wanted, SAMPLE)
+        passed = collect(scores, ranking, threshold, sinks, end, 1, CAPACITY, BLOCK)
+        # The number that passed tells the error of the sample: aim at half the capacity.
+        wanted = tl.maximum((wanted.to(tl.float32) * CAPACITY / (2.0 * passed)).to(tl.int32), 1)
+        attempts += 1
+    return passed
+
+
+@triton.jit
+def collect_densely(
+    scores, ranking, sinks, end, SAMPLE: tl.constexpr, CAPACITY: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Collect a head's best candidates, of long rows first those of ever denser samples.
+
+    The next threshold is raised among those collected before, from one in `stride` groups of four
+    or, where too many passed, from all.
+    """
+    candidates = end - sinks
+    stride = tl.where(candidates > _THIN * SAMPLE, _DENSE, 1)
+    stride = tl.where(candidates > _THIN * _DENSE * SAMPLE, _THIN * _DENSE, stride)
+    sampled = tl.minimum(candidates, SAMPLE)
+    best = tl.where(stride > 1, candidates // _DENSE, sampled)  # the densest sample's size
+    target = safe_target(candidates, best, CAPACITY)
+    reaching = candidates
+    threshold = tl.full((), 0, tl.uint32)
+    passed = CAPACITY + 1
+    attempts = 0
+    is_open = True
+    while is_open & (attempts < _MAX_COLLECTIONS):
+        if attempts == 0:
+            keys = sample_keys(scores, sinks, end, SAMPLE)
+        else:
+            positions, inside = read_back(ranking, sampled, SAMPLE)
+            keys = sortable_key(tl.load(scores + positions, mask=inside, other=0.0))
+            keys = tl.where(inside, keys, 0)
+        aim = tl.where(stride > 1, stride * (CAPACITY / 2), target)
+        wanted = tl.maximum((aim * sampled / reaching).to(tl.int32), 1)
+        slack = tl.where(candidates > SAMPLE, wanted // _SAMPLE_SLACK, 0)
+        highest = tl.full((), 0xFFFFFFFF, tl.uint32)
+        threshold = tl.maximum(threshold, nth_largest(keys, wanted - slack, slack, highest))
+        tl.debug_barrier()  # the next positions overwrite those that were read back
+        passed = collect(scores, ranking, threshold, sinks, end, stride, CAPACITY, BLOCK)
+        is_open = (stride > 1) | (passed > CAPACITY)
+        reaching = tl.maximum(passed * stride, 1)
+        sampled = tl.minimum(passed, CAPACITY)
+        if passed <= CAPACITY:
+            stride = tl.where(stride > _DENSE, stride // _THIN, 1)
+        attempts += 1
+    return tl.where(is_open, CAPACITY + 1, passed)

@@ -19,6 +19,7 @@ from lim_sglang.kernels.launch import (
     MAX_REGISTERS,
     NEEDS_FULL_RANKING,
     SHORTLIST_BLOCK,
+    SHORTLIST_SAMPLE,
     is_last_block,
     pdl_launch_next,
     pdl_options,
@@ -28,22 +29,9 @@ from lim_sglang.kernels.launch import (
     sort_warps,
 )
 from lim_sglang.kernels.packed import PackedRows, packed_row
-from lim_sglang.kernels.radix import collect, read_back, sampled_threshold, sort_ranking
+from lim_sglang.kernels.radix import collect_by_sample, collect_densely, read_back, sort_ranking
 from lim_sglang.kernels.reference import BudgetSplit
 from lim_sglang.kernels.union import RankingBuffers, find_last_turn, record_turns
-
-
-@triton.jit
-def _sample_rank(candidates, sampled, CAPACITY: tl.constexpr):
-    """Return the rank in a sample whose score seldom lets more than CAPACITY candidates pass.
-
-    The number that passes varies by about sqrt(CAPACITY * (candidates / sampled - 1)): room is left
-    for three times that, so a complete sample fills the shortlist and a thin sample half of it.
-    """
-    # Never below 0, whatever the rounding.
-    unsampled = (candidates - sampled).to(tl.float32) / sampled
-    target = tl.maximum(CAPACITY - 3.0 * tl.sqrt(CAPACITY * unsampled), CAPACITY / 2)
-    return tl.maximum((target * sampled / candidates).to(tl.int32), 1)
 
 
 @triton.jit(do_not_specialize=["budget", "sinks", "recent", "selected", "num_heads"])
@@ -69,6 +57,7 @@ def _shortlist_tokens(
     CAPACITY: tl.constexpr,
     SORTED_AT_ONCE: tl.constexpr,  # most candidates of a row that no shortlist is tried for
     SAMPLE: tl.constexpr,
+    DENSE: tl.constexpr,  # the longest row that there can be is too long for one sample
     BLOCK: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
     COUNTED_RANKS: tl.constexpr,
@@ -95,16 +84,10 @@ def _shortlist_tokens(
             tl.store(last_turn + row, NEEDS_FULL_RANKING)
             tl.atomic_add(rows_fully_ranked, 1, sem="relaxed")
         return
-    wanted = _sample_rank(candidates, tl.minimum(candidates, SAMPLE), CAPACITY)
-    passed = CAPACITY + 1
-    attempts = 0
-    while (passed > CAPACITY) & (attempts < 2):
-        tl.debug_barrier()  # a second attempt overwrites the positions of the first
-        threshold = sampled_threshold(scores, sinks, end, wanted, SAMPLE)
-        passed = collect(scores, ranking, threshold, sinks, end, CAPACITY, BLOCK)
-        # The number that passed tells the error of the sample: aim at half the capacity.
-        wanted = tl.maximum((wanted.to(tl.float32) * CAPACITY / (2.0 * passed)).to(tl.int32), 1)
-        attempts += 1
+    if DENSE:
+        passed = collect_densely(scores, ranking, sinks, end, SAMPLE, CAPACITY, BLOCK)
+    else:
+        passed = collect_by_sample(scores, ranking, sinks, end, SAMPLE, CAPACITY, BLOCK)
     fits = passed <= CAPACITY
     if fits:
         positions, inside = read_back(ranking, passed, CAPACITY)
@@ -169,6 +152,7 @@ def shortlist_tokens(
     buffers.check(scores, indptr)
     heads = scores.lists
     capacity = shortlist_capacity(budget_split.selected)
+    sample, most = sample_size(scores.columns), max(SHORTLIST_SAMPLE, capacity)
     _shortlist_tokens[(len(indptr) - 1, heads)](
         scores.values,
         indptr,
@@ -190,7 +174,8 @@ def shortlist_tokens(
         NEEDS_FULL_RANKING=NEEDS_FULL_RANKING,
         CAPACITY=capacity,
         SORTED_AT_ONCE=sorted_at_once(budget_split.selected),
-        SAMPLE=sample_size(scores.columns),
+        SAMPLE=min(sample, most),
+        DENSE=sample > most,
         BLOCK=SHORTLIST_BLOCK,
         PADDED_HEADS=triton.next_power_of_2(heads),
         COUNTED_RANKS=buffers.new_tokens_per_rank.shape[1],

@@ -270,7 +270,8 @@ def compile_selection(architecture: int) -> dict[str, Usage]:
             | {
                 "CAPACITY": capacity,
                 "SORTED_AT_ONCE": shortlist.sorted_at_once(selected),
-                "SAMPLE": launch.MAX_SAMPLE,
+                "SAMPLE": launch.SHORTLIST_SAMPLE,
+                "DENSE": True,
                 "BLOCK": launch.SHORTLIST_BLOCK,
             },
             launch.sort_warps(capacity),

@@ -46,7 +46,7 @@ SIDE_BY_SIDE = {
     "attend_runs fp16 fp16 64": 2,
 }
 """Programs that an SM has registers for, at least, by the beginnings of kernels' names."""
-MAX_SPILLED = 72
+MAX_SPILLED = 16
 """Most bytes of a thread's stack where programs shall run side by side."""
 RESERVED_BYTES = 1024
 """Shared memory of an SM that each program takes besides its own: the same guide."""

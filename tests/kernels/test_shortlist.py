@@ -57,10 +57,20 @@ def test_shortlists_decide_all_rows_but_those_just_over_the_budget(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("length", [3000, 8192, 32768, 131072])
-def test_shortlists_of_32_heads_decide_at_any_length(length: int) -> None:
-    batch = Batch((length, length), 32, 8, 128, 2048, dtype=BF16)
+@pytest.mark.parametrize("budget", [256, 2048, 6144])
+@pytest.mark.parametrize("length", [8192, 32768, 65536, 131072, 300_000, 1_000_000])
+def test_shortlists_of_32_heads_decide_at_any_length(length: int, budget: int) -> None:
+    batch = Batch((length,), 32, 8, 128, budget, dtype=BF16)
     assert rows_left_open(batch, "cuda") == []
+
+
+@pytest.mark.parametrize("lengths", [(66_000, 20_000, 1500, 641), (131_700,)], ids=str)
+def test_thresholds_of_long_rows_are_raised_among_denser_samples(lengths: tuple[int, ...]) -> None:
+    batch = Batch(lengths, heads=2, kv_heads=1, budget=300)
+    assert not shortlist_differences(batch, "cpu")
+    capacity = shortlist_capacity(batch.budget_split.selected)
+    assert min(shortlist_depths(batch, "cpu")) > capacity // 3
+    assert rows_left_open(batch, "cpu") == []
 
 
 @on_both(
