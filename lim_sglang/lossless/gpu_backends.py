@@ -5,9 +5,8 @@ The last two plan nothing: a CUDA graph serves any lengths.
 Shapes: R rows of a pass, S SELECT layers, K budget, N drafts, H query heads, D head_dim.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -125,8 +124,8 @@ class DraftMemory:
 class DraftBackend(_CycleBackend):
     """Every layer of a draft reads its list."""
 
-    queries: Mapping[int, Tensor] = MappingProxyType({})
-    """None are kept."""
+    query_layers: Sequence[int] = ()
+    """None keeps its queries."""
 
     def __init__(self, backend: LosslessGpuBackend, memory: DraftMemory, policy: Lossless) -> None:
         super().__init__(backend)

@@ -50,7 +50,8 @@ class GpuPasses(Passes):
             )
             for width in widths
         }
-        self._queries: dict[int, Tensor] = {}
+        self._queries: Tensor | None = None
+        """[rows, S, H, D], of the last verification."""
         self._audit: Audit | None = runner.lim_audit
         drafts = DraftBackend(self.backend, self._memory, self.policy)
         self._draft = DraftLoop(runner, drafts, self._memory, self.choices[-1])
@@ -142,11 +143,9 @@ class GpuPasses(Passes):
         return torch.randint(1, self.runner.max_total_num_tokens, shape, device=device)
 
     def begin(self, rows: CycleRows, queries: Tensor | None) -> None:
-        """Plan the verification and write the lists of the drafts."""
+        """Write the lists of the drafts, and the slots that their verification reads."""
         self.rows = rows
         if queries is None:
-            lengths, host = rows.lengths + 1, rows.host_lengths + 1
-            self._dense.set_rows(rows.requests, lengths, host)
             return
         lengths, indptr = rows.lengths + rows.width, self._runs.indptr
         count = len(lengths)
@@ -164,7 +163,7 @@ class GpuPasses(Passes):
     def draft_step(self, tokens: Tensor, step: int) -> Tensor:
         """Run all layers over the lists, of which a draft reads one token more than the last."""
         rows, count = self.rows, len(tokens)
-        self._draft.set_tokens(tokens, rows.positions[:, step], rows.slots[:, step])
+        self._draft.set_inputs(tokens, rows.positions[:, step], rows.slots[:, step])
         self._memory.ends[:count] += 1
         output, _ = self._draft.run(count)
         logits: Tensor = output.next_token_logits
@@ -173,24 +172,24 @@ class GpuPasses(Passes):
     def verify(self, tokens: Tensor) -> Any:
         """Run a dense pass: one row a request as SGLang does, or w rows a request."""
         rows = self.rows
-        with_hidden_states = any(each.return_hidden_states for each in rows.batch.reqs)
+        inputs = [each.flatten() for each in (tokens, rows.positions, rows.slots)]
         if rows.width == 1:
-            self._dense.set_tokens(tokens[:, 0], rows.positions[:, 0], rows.slots[:, 0])
-            output, self._queries = self._dense.run(
-                len(tokens), with_hidden_states=with_hidden_states
-            )
-            return output
-        verification = self._verifications[rows.width]
-        flat = (each.flatten() for each in (tokens, rows.positions, rows.slots))
-        verification.set_tokens(*flat)
+            verification = self._dense
+            inputs += [rows.requests, rows.lengths + 1]
+            verification.set_host_lengths(rows.host_lengths + 1)
+        else:
+            verification = self._verifications[rows.width]
+        verification.set_inputs(*inputs)
         output, self._queries = verification.run(
-            tokens.numel(), with_hidden_states=with_hidden_states
+            tokens.numel(),
+            with_hidden_states=any(each.return_hidden_states for each in rows.batch.reqs),
         )
         return output
 
     def queries_of(self, rows: Tensor) -> Tensor:
         """Return the queries of the last verification's rows."""
-        return self.stack(self._queries, rows)
+        assert self._queries is not None
+        return self._queries[rows]
 
     def _gather(self, lengths: Tensor, total: int) -> tuple[Tensor, Tensor]:
         """Return where the tokens of each request begin, [B + 1] int32, and the slots of all.

@@ -41,8 +41,9 @@ class CycleRows:
     def of(cls, batch: Any, width: int, host_lengths: Tensor, req_to_token: Tensor) -> "CycleRows":
         """Look up the slots of `width` tokens of each request, once for the whole cycle."""
         requests, lengths = batch.req_pool_indices, batch.seq_lens
-        steps = torch.arange(width, device=lengths.device)
-        positions = lengths[:, None] + steps
+        positions = lengths[:, None]
+        if width > 1:
+            positions = positions + torch.arange(width, device=lengths.device)
         slots = req_to_token[requests[:, None], positions].long()
         return cls(batch, requests, lengths, host_lengths, positions, slots)
 
@@ -142,6 +143,8 @@ class Passes(ABC):
             [B, w] int64, the newest token and the drafts behind it.
         """
         positions = self.rows.positions
+        if self.rows.width == 1:
+            return newest[:, None]
         tokens = torch.empty_like(positions)
         tokens[:, 0] = newest
         for step in range(self.rows.width - 1):

@@ -26,8 +26,8 @@ TIMED_REPLAYS = 5
 class _Graph:
     graph: torch.cuda.CUDAGraph
     output: Any
-    queries: dict[int, Tensor]
-    """Those of the rows, in the graph's own memory."""
+    queries: Tensor | None
+    """[rows, layers that keep theirs, H, D], in the graph's own memory; None if none does."""
 
 
 class RowPass:
@@ -40,45 +40,44 @@ class RowPass:
             backend: attention of the pass, which plans each step if it has to.
         """
         self._runner, self.backend, self.max_rows = runner, backend, max_rows
-        inputs = torch.zeros(5, max_rows, dtype=torch.int64, device=runner.device)
-        self.tokens, self.positions, self.slots, self.requests, self.lengths = inputs
+        self._padding = torch.tensor([[0], [0], [0], [0], [1]], device=runner.device)
+        """Inputs of a row that pads a graph: it writes to SGLang's slot 0 and reads it."""
+        self._inputs = self._padding.repeat(1, max_rows)
+        self.tokens, self.positions, self.slots, self.requests, self.lengths = self._inputs
         self.host_lengths = torch.ones(max_rows, dtype=torch.int64)
-        self.lengths.fill_(1)
         self._graphs: dict[int, _Graph] = {}
 
-    def set_rows(self, requests: Tensor, lengths: Tensor, host_lengths: Tensor) -> None:
-        """Set what all passes of a cycle share.
+    def set_inputs(self, *inputs: Tensor) -> None:
+        """Set the inputs of one pass, by few launches.
 
         Args:
-            requests, lengths, host_lengths: [B], of the cycle.
+            inputs: [rows] int64 each: tokens, positions and slots; of a pass that is planned the
+                requests and their lengths, too.
         """
-        rows = len(requests)
-        self.requests[:rows], self.requests[rows:] = requests, 0
-        self.lengths[:rows], self.lengths[rows:] = lengths, 1
-        self.host_lengths[:rows], self.host_lengths[rows:] = host_lengths, 1
+        rows, kinds = len(inputs[0]), len(inputs)
+        self._inputs[:kinds, :rows] = torch.stack(inputs)
+        self._inputs[:kinds, rows:] = self._padding[:kinds]
 
-    def set_tokens(self, tokens: Tensor, positions: Tensor, slots: Tensor) -> None:
-        """Set the inputs of one pass, one of each a row; rows that pad a graph write to SGLang's
-        slot 0."""
-        rows = len(tokens)
-        self.tokens[:rows] = tokens
-        self.positions[:rows] = positions
-        self.slots[:rows], self.slots[rows:] = slots, 0
+    def set_host_lengths(self, lengths: Tensor) -> None:
+        """Set the lengths by which a pass is planned, [rows] on the host."""
+        rows = len(lengths)
+        self.host_lengths[:rows], self.host_lengths[rows:] = lengths, 1
 
-    def run(self, rows: int, *, with_hidden_states: bool = False) -> tuple[Any, dict[int, Tensor]]:
+    def run(self, rows: int, *, with_hidden_states: bool = False) -> tuple[Any, Tensor | None]:
         """Run the pass over the first rows.
 
         Args:
             with_hidden_states: return the last layer's, too, which graphs do not have.
 
         Returns:
-            SGLang's output, which the next pass overwrites, and the backend's queries.
+            SGLang's output, and the queries that the backend keeps, [rows, layers, H, D], if any;
+            the next pass overwrites both.
         """
         size = self.size_for(rows)
         if size is None or with_hidden_states:
             batch = self._batch(rows, with_hidden_states=with_hidden_states)
             self.backend.init_forward_metadata(batch)
-            return self._forward(batch), self.backend.queries
+            return self._forward(batch), self._queries()
         self.backend.init_forward_metadata_out_graph(self._batch(size))
         found = self._graphs[size]
         found.graph.replay()
@@ -99,8 +98,8 @@ class RowPass:
         for size in sorted(sizes, reverse=True):
             batch = self._batch(size, logits=logits[:size])
             self.backend.init_forward_metadata_out_graph(batch, in_capture=True)
-            graph, output = internals.capture_graph(partial(self._captured, batch))
-            self._graphs[size] = _Graph(graph, output, dict(self.backend.queries))
+            graph, found = internals.capture_graph(partial(self._captured, batch))
+            self._graphs[size] = _Graph(graph, *found)
 
     def time_graphs(self, *, rows_of_request: int = 1) -> StepTimes:
         """Return the times of the passes of all captured sizes, with the inputs as they are."""
@@ -137,9 +136,13 @@ class RowPass:
             with_hidden_states=with_hidden_states,
         )
 
-    def _captured(self, batch: Any) -> Any:
-        """Do what a graph captures."""
-        return self._forward(batch)
+    def _captured(self, batch: Any) -> tuple[Any, Tensor | None]:
+        """Do what a graph captures; return the output and the queries."""
+        return self._forward(batch), self._queries()
+
+    def _queries(self) -> Tensor | None:
+        kept = [self.backend.queries[layer] for layer in self.backend.query_layers]
+        return torch.stack(kept, 1) if kept else None
 
     def _forward(self, batch: Any) -> Any:
         return internals.call_model(self._runner, batch, self.backend)
@@ -197,7 +200,7 @@ class DraftLoop(RowPass):
             self._graphs[size].graph.replay()
         return self._drafted[:count, :width].clone()
 
-    def _captured(self, batch: Any) -> Any:
+    def _captured(self, batch: Any) -> tuple[Any, None]:
         """Run the model over the last draft of each row, and draw the next one."""
         rows, step = batch.batch_size, self._step
         self.tokens[:rows] = self._drafted[:rows].index_select(1, step)[:, 0]
@@ -216,4 +219,4 @@ class DraftLoop(RowPass):
         )
         self._drafted[:rows].index_copy_(1, step + 1, drawn[:, None])
         step.add_(1).remainder_(self._most)  # so that timed replays stay in bounds
-        return output
+        return output, None

@@ -120,6 +120,8 @@ class LosslessWorker(compat.BaseSpecWorker):
         shape = rows, *self._passes.query_shape
         self._queries = torch.zeros(shape, dtype=self._runner.dtype, device=device)
         """[rows, SELECT layers, H, D], of position L - 1."""
+        self._numbers = torch.arange(rows, device=device)
+        self._ones = torch.ones_like(self._numbers)
 
     def init_cuda_graphs(self) -> None:
         """Capture the passes of a cycle; from now on it is known how many tokens may be drafted."""
@@ -175,8 +177,7 @@ class LosslessWorker(compat.BaseSpecWorker):
         verified = self._passes.verify(tokens)
         logits = verified.next_token_logits.unflatten(0, tokens.shape)
         picks = sampling.verify(logits, rows.positions)
-        accepted = sampling.cap(count_accepted(tokens[:, 1:], picks))
-        last = torch.arange(len(tokens), device=tokens.device) * width + accepted - 1
+        accepted, last = self._runs(tokens, picks, sampling)
         newest = picks.flatten()[last]
         self._keep(rows.requests, newest, self._passes.queries_of(last))
         self._launched.append(
@@ -199,6 +200,23 @@ class LosslessWorker(compat.BaseSpecWorker):
             speculative_num_draft_tokens=width,
         )
 
+    def _runs(self, tokens: Tensor, picks: Tensor, sampling: RunSampling) -> tuple[Tensor, Tensor]:
+        """Return how many tokens of each request stand, and the verified row of the last: [B].
+
+        A run of one token launches nothing: where dense steps are short, launches are what they
+        wait for.
+
+        Args:
+            tokens: [B, w], the newest token and the drafts behind it.
+            picks: [B, w], the verified token after each.
+        """
+        count, width = tokens.shape
+        numbers = self._numbers[:count]
+        if width == 1:
+            return self._ones[:count], numbers
+        accepted = sampling.cap(count_accepted(tokens[:, 1:], picks))
+        return accepted, numbers * width + accepted - 1
+
     def _choose_drafts(self, lengths: Sequence[int], sampling: RunSampling) -> int:
         """Return how many tokens this cycle drafts: none where none can be gained.
 
@@ -219,8 +237,8 @@ class LosslessWorker(compat.BaseSpecWorker):
 
     def _keep(self, requests: Tensor, newest: Tensor, queries: Tensor) -> None:
         """Keep the newest token of each request, [B], and the queries of the token before."""
-        self._newest[requests] = newest.long()
-        self._queries[requests] = queries
+        self._newest.index_copy_(0, requests, newest.long())
+        self._queries.index_copy_(0, requests, queries)
 
     def on_verify_complete_cpu(self, accepted: list[int], batch_size: int = 0) -> None:
         """Count the oldest cycle that is not counted, now that the host knows its runs.

@@ -174,7 +174,11 @@ def serve_crowd(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     import sglang
 
-    defaults = {"max_total_tokens": 24_000, "disable_prefill_cuda_graph": True}
+    defaults = {
+        "max_total_tokens": 24_000,
+        "max_running_requests": 32,
+        "disable_prefill_cuda_graph": True,
+    }
     options = {**defaults, **given["options"]}
     adapter = next(iter(options.get("lora_paths", ())), None)
     engine = sglang.Engine(
@@ -182,7 +186,6 @@ def serve_crowd(given: Mapping[str, Any]) -> dict[str, Any]:
         skip_tokenizer_init=True,
         dtype="float16",
         mem_fraction_static=0.6,
-        max_running_requests=32,
         chunked_prefill_size=CHUNK,
         cuda_graph_max_bs_decode=24,  # larger steps run layer by layer
         log_level="warning",
