@@ -6,7 +6,14 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 
-from lim_sglang.programs.grading.boxes import BOX_OR_BRACE, last_box, last_boxes, without_denied
+from lim_sglang.programs.grading.boxes import (
+    BOX_OR_BRACE,
+    denied_boxes,
+    last_box,
+    last_boxes,
+    without,
+)
+from lim_sglang.programs.grading.corrections import FORMULA
 from lim_sglang.programs.grading.kinds import (
     AnswerKind,
     as_choice,
@@ -27,7 +34,6 @@ from lim_sglang.programs.grading.statements import (
     ASKED,
     CHOICE,
     DOUBT,
-    FORMULA,
     MAX_BARE,
     are_alike,
     begins_options,
@@ -257,7 +263,8 @@ def _candidates(text: str, end: int, *, whole: bool, cut_off: bool) -> Iterator[
     boxes = last_boxes(text)
     boxed = last_box(boxes, text, cut_off)
     in_box = boxed and unless_overruled(*boxed, text, end)
-    for answer in (_tagged(text), in_box, last_statement(without_denied(boxes, text), end)):
+    denied = denied_boxes(boxes, text)
+    for answer in (_tagged(text), in_box, last_statement(without(denied, text), end, denied)):
         if answer is not None:
             yield answer
     if whole and (bare := _bare_answer(text, end, cut_off)):

@@ -41,7 +41,7 @@ _BOX_DENIED = re.compile(
 )
 """Words before a box that deny what it holds."""
 _RIGHT = r"\s+(?:(?:the|an?)\s+)?(?:right|correct|possible|valid|answer)"
-_IS_WRONG = (
+IS_WRONG = (
     r"(?:(?:['’]s|is|was|seems|(?:must|would)\s+be)(?:\s+\w+ly)?\s+(?:(?:the\s+|an?\s+)?"
     rf"(?:wrong|incorrect|mistaken|impossible|false|invalid|mistake|error)|not{_RIGHT})"
     rf"|(?:(?:is|was)n['’]t|(?:can(?:not|['’]t)|could(?:n['’]t|\s+not))\s+be){_RIGHT}"
@@ -51,15 +51,18 @@ _BEHIND = r"(?:[\s$()\]*_]|\\[)\]])*+"
 TAKEN_BACK = re.compile(
     rf"(?:{_BEHIND}[.,;!?—–-])*+{_BEHIND}"
     r"(?:(?:no|wait|hmm|but|however|oh|actually|oops|sorry)\b[\s,.!…]*)*"
-    rf"(?:(?:that|this|it|which)\s*{_IS_WRONG}|scratch\s+that\b"
+    rf"(?:(?:that|this|it|which)\s*{IS_WRONG}|scratch\s+that\b"
+    r"|(?:(?:that|this|it)\s+should\s+(?:read|have\s+(?:been|read))"
+    r"|(?:sorry|oops|correction|typo|my\s+mistake)\b[\s,.:;!—–-]*(?:(?:that|this|it)\s+)?should\s+be)"
+    r"(?=[\s*_\"“:]+[-+({\[$]*(?:\d|\\|(?!a\s)[a-z](?![a-z])))"
     r"|I\s+made\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b(?!\s+(?:at|before|earlier|above)\b))"
     rf"|{_BEHIND}\?\s*no\b",
     re.IGNORECASE,
 )
 """The words behind an answer that take it back: `. Wait, that is wrong`, `? No`."""
-_OWN_MISTAKE = re.compile(r"wait|hmm|oops|mistake|error|scratch", re.IGNORECASE)
+_OWN_MISTAKE = re.compile(r"wait|hmm|oops|mistake|error|scratch|should", re.IGNORECASE)
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2}")
-_BOX_IS_WRONG = re.compile(_BEHIND + _IS_WRONG, re.IGNORECASE)
+_BOX_IS_WRONG = re.compile(_BEHIND + IS_WRONG, re.IGNORECASE)
 """The rest of a sentence that calls the box before it wrong."""
 _SAYS_WHAT_IT_IS_NOT = re.compile(
     rf"\b(?:answer|value|result|solution|it)\s+{_IS_NOT}(?![a-zA-Z])|\banswer:?\s+not\b",
@@ -85,7 +88,7 @@ def last_box(boxes: Collection[Box], text: str, cut_off: bool = False) -> tuple[
     """
     if cut_off and boxes and _UNFINISHED.match(text, [*boxes][-1][1]):
         return None
-    denied = _denied(boxes, text)
+    denied = denied_boxes(boxes, text)
     asserted = [each for each in boxes if each not in denied]
     found = _join(asserted, text)
     if not found or _is_denied_after(found, text, asserted[-1][1]):
@@ -93,14 +96,14 @@ def last_box(boxes: Collection[Box], text: str, cut_off: bool = False) -> tuple[
     return found, asserted[-1][1]
 
 
-def without_denied(boxes: Collection[Box], text: str) -> str:
-    """Return a text with spaces in the place of its boxes that are denied."""
-    for begin, end, _ in _denied(boxes, text):
+def without(boxes: Collection[Box], text: str) -> str:
+    """Return a text with spaces in the place of some boxes."""
+    for begin, end, _ in boxes:
         text = text[:begin] + " " * (end - begin) + text[end:]
     return text
 
 
-def _denied(boxes: Collection[Box], text: str) -> list[Box]:
+def denied_boxes(boxes: Collection[Box], text: str) -> list[Box]:
     """Return the boxes that are denied; of equal ones the last says whether all of them are."""
     is_denied = {each: _is_denied(text, *each) for each in boxes}
     by_content = {each[2]: denied for each, denied in is_denied.items()}

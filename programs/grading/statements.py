@@ -2,9 +2,21 @@ r"""Where a text states its answer: each statement, what it denies, corrects or 
 
 import re
 from collections import deque
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 
-from lim_sglang.programs.grading.boxes import BOX, TAKEN_BACK
+from lim_sglang.programs.grading.boxes import BOX, TAKEN_BACK, Box
+from lim_sglang.programs.grading.corrections import (
+    AMENDED,
+    FORMULA,
+    REPLACED,
+    Given,
+    amended_value,
+    is_correction,
+    is_formula,
+    is_supposed,
+    value_end,
+)
 from lim_sglang.programs.grading.kinds import (
     CONDITIONS,
     PRONOUN,
@@ -41,13 +53,9 @@ _BEGINS_WITH_EMPTY_BOX = re.compile(
 _EMPTY_BOX = re.compile(rf"{BOX}\s*(?:\{{\s*\}}|$)")
 """An empty box in a statement: the prompt's own words, "put your answer within \\boxed{}"."""
 _IS = (
-    r"(?:is|must be|should be|would be|will be|equals)\b\s*"
+    r"(?:is|must be|should be|should have been|would be|will be|equals)\b\s*"
     r"(?:(?:therefore|thus|then|hence|simply|exactly|just|indeed|clearly|actually|really|still"
     r"|in fact|approximately|about|probably|likely|roughly|around)\b,?\s*)?:?"
-)
-FORMULA = (
-    r"(?:\$\$[^$]{1,500}\$\$|\$(?!\s)[^$]{1,500}(?<!\s)\$(?!\d)"
-    r"|\\\(.{1,500}?\\\)|\\\[.{1,500}?\\\])"
 )
 _PROBLEM = (
     r"(?:the|this|our|your)\s+(?:(?:given|original|whole|entire|above)\s+)?"
@@ -81,10 +89,12 @@ _VALUE_ALONE = (
     r"(?:\s+(?!(?:less|more|fewer|times|too|left)\b)[a-z]+)?\$?)[*_]*\)?" + _ENDS_SENTENCE
 )
 _CORRECTING = (
-    r"wait|actually|correction|sorry|oops|scratch that|rather|I mean"
+    r"wait|actually|correction|sorry|oops|whoops|scratch that|rather|I mean|my (?:mistake|bad)|typo"
+    r"|hold on|nope"
     r"|I made an? (?:\w+ )?(?:mistake|error)"
     r"|(?:that|this)(?:['’]s| is) (?:wrong|incorrect|not right)"
 )
+_GAP = r"(?:[\s,.:;!—–]|-(?![\d$\\]))*"
 _STATEMENT = re.compile(
     # GSM8K's `#### 5`, a heading "Final Answer" with the answer below, "the answer is 5".
     r"^(?P<hashes>####)[ \t]*(?=(?:[a-z] *= *)?[^\s\d]*\d)"
@@ -99,10 +109,13 @@ _STATEMENT = re.compile(
     # "Correction: 13.", "Actually C."
     rf"|\b(?P<final>(?:correction\s*[:—–]|actually,?)\s*(?={_VALUE_ALONE}))"
     # "No wait, it is B." and "No, 13.", behind another answer.
-    rf"|\b(?P<corrected>(?:{_CORRECTING}|(?<!\?[ \n])no)\b[\s,.:;!—–-]*"
-    rf"(?:(?:{_CORRECTING}|no)\b[\s,.:;!—–-]*){{0,3}}"
+    rf"|\b(?P<corrected>(?:{_CORRECTING}|(?<!\?[ \n])no)\b{_GAP}"
+    rf"(?:(?:{_CORRECTING}|no)\b{_GAP}){{0,3}}"
     rf"(?:(?:it(?:['’]s|\s+(?:is|should be|must be))\b|I meant?\b)[\s,:*_]*(?:actually\s+)?"
-    rf"|(?<=[,.:;!—–-])\s*(?={_VALUE_ALONE})))",
+    rf"|(?P<replaced>{REPLACED})"
+    rf"|(?<=[,.:;!—–-])\s*(?={_VALUE_ALONE})))"
+    # "It should be 13.", directly behind an answer, or "it is 13" behind words that reject one.
+    rf"|(?P<amended>{AMENDED})",
     re.IGNORECASE | re.MULTILINE,
 )
 _BEFORE_OVERRULING = re.compile(
@@ -231,15 +244,19 @@ def begins_options(text: str, begin: int, *, next_line: bool = False) -> bool:
     )
 
 
-def last_statement(text: str, end: int) -> str | None:
+def last_statement(text: str, end: int, denied_boxes: Collection[Box] = ()) -> str | None:
     """Return the answer of the last lead that states one before the end, else the last option that
     is called correct. "No wait, it is 6" states one only behind another answer, and
     "Correction: 6." also as the last sentence.
 
     Empty if a later lead takes the answer back: it denies the same one, or states another one that
     cannot be read or has not ended.
+
+    Args:
+        denied_boxes: boxes that are denied, and spaces in the text: answers to correct.
     """
-    leads = deque(_STATEMENT.finditer(text), maxlen=MAX_STATEMENTS)
+    given = [Given(content, box_end, True) for _, box_end, content in denied_boxes]
+    leads = _leads(text, 0, len(text), given)
     corrected = None
     denied: set[str] = set()
     unread: list[str] = []
@@ -255,7 +272,8 @@ def last_statement(text: str, end: int) -> str | None:
         elif answer := _read_statement(lead, end):
             if answer in denied or not all(are_alike(answer, other) for other in unread):
                 return ""
-            if not (lead["corrected"] or lead["final"]):
+            follows_box = lead["corrected"] and any(each.end <= lead.start() for each in given)
+            if follows_box or not (lead["corrected"] or lead["final"]):
                 return corrected or answer
             corrected = corrected or answer
         elif answer == "":
@@ -278,7 +296,7 @@ def unless_overruled(box: str, begin: int, text: str, end: int) -> str:
         begin: end of the box.
         end: end of the part in which a statement counts.
     """
-    for lead in reversed(deque(_STATEMENT.finditer(text, begin, end), maxlen=MAX_STATEMENTS)):
+    for lead in reversed(_leads(text, begin, end, [Given(box, begin)])):
         if _is_denied(lead):
             if are_alike(box, _begun_value(lead, end)):
                 return ""
@@ -290,13 +308,43 @@ def unless_overruled(box: str, begin: int, text: str, end: int) -> str:
     return box
 
 
+def _leads(text: str, begin: int, end: int, boxes: Sequence[Given]) -> list[re.Match[str]]:
+    """Return the last leads of a part of a text, but for words as "it should be" that correct none
+    of the answers before them.
+
+    Args:
+        boxes: answers in boxes, by their end.
+    """
+    leads = []
+    given: Given | None = None
+    rest = deque(boxes)
+    for lead in deque(_STATEMENT.finditer(text, begin, end), maxlen=MAX_STATEMENTS):
+        while rest and rest[0].end <= lead.start():
+            given = rest.popleft()
+        if lead["amended"] and not is_correction(lead, given, _are_equal):
+            continue
+        if lead["corrected"] and is_supposed(text, lead.start()):
+            continue
+        leads.append(lead)
+        if (value := value_end(text, lead.end())) is not None:
+            words = text[lead.end() : value]
+            given = Given(tidy(words.removeprefix("not ")), value, words.startswith("not "))
+    return leads
+
+
+def _are_equal(first: str, second: str) -> bool:
+    """Return True if a text names the same number or letter as another one."""
+    first, second = (without_name(tidy(side)).strip("()") for side in (first, second))
+    return first == second or are_one(first, second)
+
+
 def _overrules(lead: re.Match[str], answer: str, box: str) -> bool:
     """Return True if nothing limits a statement behind a box, and the statement is of the same
     sort: a number for a number, a letter for a letter, or a formula without words.
     """
     before = _SENTENCE_BEGIN.split(lead.string[max(0, lead.start() - MAX_BARE) : lead.start()])[-1]
-    is_correction = lead["corrected"] or lead["final"] or lead["named"]
-    if lead["several"] or not (is_correction or _BEFORE_OVERRULING.fullmatch(before)):
+    corrects = lead["corrected"] or lead["final"] or lead["named"] or lead["amended"]
+    if lead["several"] or not (corrects or _BEFORE_OVERRULING.fullmatch(before)):
         return False
     if _ROUGHLY.search(lead[0]):
         return False
@@ -332,7 +380,7 @@ def _is_denied(lead: re.Match[str]) -> bool:
     """
     text, begin = lead.string, lead.start()
     before = _SENTENCE_BEGIN.split(text[max(0, begin - MAX_BARE) : begin])[-1]
-    if lead["named"] or lead["hashes"] or lead["corrected"]:
+    if lead["named"] or lead["hashes"] or lead["corrected"] or lead["amended"]:
         return False
     if is_denied(before) or _WRONG_ONE.search(before) or _NOT.match(text, lead.end()):
         return True
@@ -387,6 +435,8 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
         return "" if SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
     if lead["choice"] or _is_about_a_box(answer):
         return None
+    if lead["amended"] or lead["replaced"]:
+        return _amended(lead, words)
     if lead["corrected"] or lead["final"]:
         answer = answer.rstrip(")")
         return answer if is_measured(answer) else None
@@ -394,6 +444,22 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
         return None
     is_value = _VALUE_BEGINS.match(answer) or listed_letters(answer)
     return stated_value(answer) or ("" if is_value else None)
+
+
+def _amended(lead: re.Match[str], words: str) -> str | None:
+    """Return the number or the formula that a correction states; None for another counted thing
+    than the answer before, as in `It should be 2 digits.`
+    """
+    value = stated_value(tidy(amended_value(words)).rstrip(")"))
+    if value is None or not (is_measured(value) or is_formula(words)):
+        return None
+    number = read_number(value)
+    unit = number[1] if number else None
+    before = lead.string[max(0, lead.start() - MAX_BARE) : lead.start()]
+    is_other = (
+        unit and not unit.dimensions and not {*WORD.findall(value)} <= {*WORD.findall(before)}
+    )
+    return None if is_other else value
 
 
 def _named_value(lead: re.Match[str]) -> str | None:

@@ -110,6 +110,7 @@ TOPICS = {
     13: "samples that were cut off",
     14: "statements that are denied or cannot be read",
     15: "numbers too large to compute",
+    16: "corrections that replace an answer",
 }
 """Topics of the tables of replies, whose rows say whether a reply is right. `cut_off`: its sample
 reached the limit of tokens."""

@@ -1,0 +1,163 @@
+r"""Corrections that need an answer before them: `It should be 13.`, `is wrong, it is 13`."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lim_sglang.programs.grading.boxes import IS_WRONG
+
+MAX_BEFORE = 200
+"""Characters before a correction that are read for what it corrects."""
+FORMULA = (
+    r"(?:\$\$[^$]{1,500}\$\$|\$(?!\s)[^$]{1,500}(?<!\s)\$(?!\d)"
+    r"|\\\(.{1,500}?\\\)|\\\[.{1,500}?\\\])"
+)
+_FRACTION = r"\\[dt]?frac\s*\{[^{}\n]{1,50}\}\s*\{[^{}\n]{1,50}\}"
+_NUMBER = rf"(?:{FORMULA}|[-+−]?\$?(?:\d+(?:[.,/]\d+)*+|{_FRACTION})\$?(?:\s?\\?%)?)"
+_LETTER = r"(?-i:\(?(?<![a-zA-Z])[A-J](?![a-zA-Z])\)?)"
+_NO_UNIT = r"(?!(?:less|more|fewer|times|too|left|or|and|to|is|in|of|by|per|if|plus|minus|mod)\b)"
+_UNIT = rf"(?:\s+{_NO_UNIT}[a-z]+(?:\^?[23]|[²³])?)?"
+_VALUE = rf"(?:(?:[a-z]\s*=\s*)?{_NUMBER}{_UNIT}|{_LETTER})"
+_ENDS = (
+    r"[*_)\"”]*(?:[.!](?=\s|\Z)|\s*(?:\n|\Z)"
+    r"|[,;—–-]?\s*\b(?:because|since|as|not|rather\s+than|instead\s+of)\b|;\s)"
+)
+_PRONOUN = r"(?:it|that|this)"
+_STRESS = r"(?:(?:actually|really|rather|instead|simply|just|of\s+course|in\s+fact)\s+)?"
+SHOULD = (
+    rf"(?:{_PRONOUN}\s+)?(?:should|ought\s+to)\s+{_STRESS}(?:be|read|say|have\s+(?:been|read|said))"
+)
+"""Words that put another value in the place of the one before."""
+AMENDED = (
+    r"\b(?:(?P<should>"
+    rf"{SHOULD}|make\s+{_PRONOUN}|I\s+meant?(?:\s+to\s+(?:say|write))?|no(?:pe)?(?=[\s,.:;!—–-])"
+    r"|(?:the\s+)?(?:correct|right|true|actual)\s+(?:value|result|number|one)\s+(?:is|should\s+be)"
+    rf"|{_PRONOUN}(?:['’]s|\s+is)\s+(?:actually|really|rather|in\s+fact))"
+    rf"|(?:{_PRONOUN}(?:['’]s|\s+(?:is|was|must\s+be))|but(?:\s+rather)?"
+    r"|(?P<wrong>wrong|incorrect|mistaken|mistake|typo|right|correct)[.,;:!—–-]*"
+    rf"(?=\s+(?:{_NUMBER}\s+is\s+(?:the\s+)?(?:correct|right)\b|{_VALUE}{_ENDS}))))"
+    rf"[\s,.:;!*_\"“—–]*(?:-{{1,3}}\s+)?{_STRESS}"
+    rf"(?=(?:{_VALUE}|{_NUMBER}\s+is\s+(?:the\s+)?(?:correct|right)\b){_ENDS})"
+)
+"""Words before a value that correct an answer, if `is_correction` finds one before them."""
+REPLACED = rf"{SHOULD}[\s,:*_\"“]*(?={_VALUE}{_ENDS})"
+"""Words that correct an answer, if an apology is before them: `sorry, that should read`."""
+_APOLOGY = (
+    r"(?:sorry|oops|whoops|correction|edit|erratum|typo|scratch\s+that|my\s+(?:bad|apologies|mistake"
+    r"|error)|apologies|I\s+(?:apologi[sz]e|misspoke|mistyped|miscounted|misread(?:\s+it)?)"
+    r"|I\s+made\s+an?\s+(?:\w+\s+)?(?:mistake|error|slip|typo))"
+)
+_FILLER = (
+    r"(?:[\s$*_\"'“”()\[\].,;:!?…—–>→-]|\\[()\[\],;!]"
+    rf"|\b(?:{_APOLOGY}|so|thus|hence|therefore|then|and|but|no(?:pe)?|wait|actually|hmm|oh|ah|well"
+    r"|rather|instead|in\s+fact|of\s+course|hold\s+on|on\s+second\s+thoughts?"
+    rf"|let\s+me\s+correct\s+(?:{_PRONOUN}|myself)|is\s+{_PRONOUN}\s+(?:right|correct|true)"
+    rf"|I\s+(?:now\s+)?(?:think|believe|see|realize)(?:\s+(?:that|now))?)\b)*+"
+)
+"""Text between an answer and its correction that is about nothing else."""
+_DIRECTLY = re.compile(
+    rf"[\s$}}]*(?:\\text\s*\{{[^{{}}]{{1,30}}\}}|[a-z]+\b(?=[\s$]*[.,;:(\n—–-]))?{_FILLER}",
+    re.IGNORECASE,
+)
+"""Text between an answer, or its unit, and a correction."""
+_WRONG = (
+    rf"(?:{IS_WRONG}|(?:['’]s|is|was)\s+(?:\w+ly\s+)?"
+    r"(?:too\s+(?:small|large|big|low|high|few|many)|off(?:\s+by\s+\w+)?|a\s+typo)\b)"
+)
+_IS_WRONG = re.compile(rf"[\s$*_)\]}}\\]*{_WRONG}{_FILLER}", re.IGNORECASE)
+"""Words directly behind an answer that reject it."""
+_REJECTED = re.compile(
+    rf"(?:(?P<pronoun>\b(?:{_PRONOUN}|which))|(?P<number>(?<![\w.{{]){_NUMBER}|{_LETTER})"
+    r"|\b(?:my|the|this|that|our)\s+(?:(?:first|earlier|previous|boxed|final)\s+)?"
+    rf"(?:answer|result|box)(?:\s+above)?)\s*{_WRONG}{_FILLER}\Z"
+    rf"|\b(?:(?P<answer>answer)|{_PRONOUN}|(?<![a-z])[a-z])\s*"
+    r"(?:(?:is|was)(?:n['’]t|\s+(?:\w+ly\s+)?not)|['’]s\s+not|(?:can|could)(?:not|n['’]t|\s+not)\s+be)"
+    rf"\s+(?:the\s+answer\s+)?(?P<not>{_NUMBER}{_UNIT}|{_LETTER}){_FILLER}\Z",
+    re.IGNORECASE,
+)
+"""Words before a correction that reject an answer, or a value that they name."""
+_SUPPOSED = re.compile(
+    r"\b(?:if|whether|unless|suppos\w+|assum\w+|imagine|why|when|may|might|would|could|says?"
+    r"|claims?|(?<!\bI )thinks?)\b[^.,;]*\Z",
+    re.IGNORECASE,
+)
+_OWN_MISTAKE = re.compile(
+    r"\bI\s+(?:(?:missed|overlooked|misread|miscounted|miscalculated|dropped|omitted|skipped|swapped"
+    r"|mixed\s+up|double[- ]counted)\b|made\s+an?\s+(?:\w+\s+)?(?:mistake|error|slip)\b"
+    r"|forgot\b(?!\s+to\s+(?:check|mention|say|note|verify|state|write|explain)\b))"
+    rf"[^\n]*(?:[.,;:—–-]|\bso\b)\s*{_FILLER}\Z",
+    re.IGNORECASE,
+)
+"""A mistake that the writer owns up to, up to the beginning of a clause."""
+_BEGINS = re.compile(rf"(?:not\s+)?(?:{_NUMBER}|{_LETTER})")
+_SENTENCE = re.compile(r"[.!?]\s|\n")
+_REST = re.compile(r"(?:[^\n.!?]|\.(?=\d))*[\s.!*_$)]*\Z")
+"""The rest of a last sentence."""
+_TAIL = re.compile(
+    r"\s+(?:instead|though|after\s+all|actually)$|\s+is\s+(?:the\s+)?(?:correct|right)\b.*|;\s.*",
+    re.DOTALL | re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The answer before a correction."""
+
+    value: str
+    end: int
+    """End of the value in the text."""
+    is_denied: bool = False
+
+
+def amended_value(words: str) -> str:
+    """Return the value of a correction without the words behind it: `13 instead`."""
+    return _TAIL.sub("", words)
+
+
+def is_formula(words: str) -> bool:
+    """Return True for words that begin with a formula between signs."""
+    return bool(re.match(FORMULA, words))
+
+
+def value_end(text: str, begin: int) -> int | None:
+    """Return the end of a number or a letter that begins somewhere; None if none begins there."""
+    value = _BEGINS.match(text, begin)
+    return value.end() if value else None
+
+
+def is_correction(
+    lead: re.Match[str], given: Given | None, same: Callable[[str, str], bool]
+) -> bool:
+    """Return True if the words before a value correct an answer: they follow it directly, or reject
+    it, as `is wrong, it is`, `The answer isn't 7, it's` and `I forgot one, so it should be`.
+
+    Args:
+        lead: a match of `AMENDED`.
+        given: the last answer before the lead.
+        same: equality of two values.
+    """
+    text, begin = lead.string, lead.start()
+    earliest = max(0, begin - MAX_BEFORE)
+    until = lead.end() if lead["wrong"] else begin
+    if given and earliest <= given.end <= begin:
+        is_strong = lead["should"] or (given.is_denied and not lead["wrong"])
+        if is_strong and _DIRECTLY.fullmatch(text, given.end, begin):
+            return True
+        if _IS_WRONG.fullmatch(text, given.end, until):
+            return True
+    rejected = _REJECTED.search(text, earliest, until)
+    if rejected and not is_supposed(text, rejected.start()):
+        if value := rejected["not"] or rejected["number"]:
+            return bool(rejected["answer"] or (given and same(value, given.value)))
+        if rejected["pronoun"]:
+            at = rejected.start()
+            return bool(given and given.end <= at and _DIRECTLY.fullmatch(text, given.end, at))
+        return given is not None
+    is_own = lead["should"] and given and _OWN_MISTAKE.search(text, max(earliest, given.end), begin)
+    return bool(is_own and _REST.match(text, lead.end()))
+
+
+def is_supposed(text: str, begin: int) -> bool:
+    """Return True if the beginning of a sentence supposes what follows, or has it from others."""
+    before = _SENTENCE.split(text[max(0, begin - MAX_BEFORE) : begin])[-1]
+    return bool(_SUPPOSED.search(before))
