@@ -18,7 +18,6 @@ from lim_sglang.progress import plain_console, print_plain, show_progress
 if TYPE_CHECKING:
     from lim_sglang.evals.compare import Comparison
     from lim_sglang.evals.report import Group
-    from lim_sglang.evals.run_store import AskedQuestion
 
 
 def read_pairs(option: str, form: str, texts: Sequence[str]) -> dict[str, str]:
@@ -228,13 +227,17 @@ def write_report(
     paths = find_runs(runs)
     errors = plain_console(stderr=True)
     loaded, repeats = leave_out_repeats(rename_models(load_summaries(paths, errors), names))
-    for sentence in repeats:
-        print_plain(errors, f"warning: left out: {sentence}")
+    for repeat in repeats:
+        print_plain(errors, f"warning: {repeat.sentence()}")
     groups = make_groups(loaded)
     typer.echo(f"{counted(len(loaded), 'run')} in {counted(len(groups), 'table')}", err=True)
     asked = load_asked(paths) if html else {}
     # Everything is made before anything is written, so that an error leaves no half of a report.
-    files = _make_files(groups, asked, html=html, plots=plots, results=results, update=update)
+    files = _make_files(groups, plots=plots, results=results, update=update)
+    if html:
+        from lim_sglang.evals.report_page import make_page
+
+        files[html] = make_page(groups, asked, repeats)
     written = [*_write_files(files), *(write_summaries(loaded, summaries) if summaries else [])]
     for path in written:
         typer.echo(f"wrote {path}", err=True)
@@ -259,19 +262,16 @@ def _print_results(groups: Sequence["Group"]) -> None:
 
 def _make_files(
     groups: Sequence["Group"],
-    asked: Mapping[str, Mapping[str, "AskedQuestion"]],
     *,
-    html: Path | None,
     plots: Path | None,
     results: Path | None,
     update: Path | None,
 ) -> dict[Path, str | bytes]:
-    """Return the contents of all requested files except the summaries; print which plots no group
-    has data for.
+    """Return the contents of all requested files except the summaries and the page; print which
+    plots no group has data for.
     """
     from lim_sglang.evals.metrics import MIN_QUESTIONS
     from lim_sglang.evals.plots import PLOTS, draw_png, draw_svg
-    from lim_sglang.evals.report_page import make_page
     from lim_sglang.evals.sections import SECTION, proof_rows, proof_section, results_section
 
     files: dict[Path, str | bytes] = {}
@@ -299,8 +299,6 @@ def _make_files(
                 f"at least {MIN_QUESTIONS} questions and past its budget, has a row for it; "
                 "--results shows all tables"
             )
-    if html:
-        files[html] = make_page(groups, asked)
     return files
 
 

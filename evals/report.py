@@ -1,7 +1,7 @@
 """Runs grouped for a report, pure: shared tables, distinct names, comparisons with full."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,23 +116,35 @@ class Group:
         return _unique(row.conditions.get(condition) for row in self.rows)
 
 
-def leave_out_repeats(summaries: Sequence[Summary]) -> tuple[list[Summary], list[str]]:
-    """Return the runs of which none repeats another's conditions: of several the one with most
-    samples, or the first; and a sentence about each other run."""
+@dataclass(frozen=True)
+class Repeat:
+    """A run that is left out, since it repeats the conditions of another one."""
+
+    left_out: Summary
+    kept: Summary
+
+    def sentence(self, name: Callable[[Summary], str] = lambda run: run.label) -> str:
+        """Return the note on the run, for a terminal or, by other names, a page.
+
+        Args:
+            name: names a run; paths of a machine are for its own terminal only.
+        """
+        return f"left out: {name(self.left_out)} has the same conditions as {name(self.kept)}"
+
+
+def leave_out_repeats(summaries: Sequence[Summary]) -> tuple[list[Summary], list[Repeat]]:
+    """Return the runs of which none repeats another's conditions, of several the one with most
+    samples, or the first; and the other runs."""
     by_conditions: dict[str, list[Summary]] = {}
     for summary in summaries:
         named = sorted((k, repr(v)) for k, v in summary.conditions.items() if k not in UNNAMED)
         by_conditions.setdefault(repr(named), []).append(summary)
-    kept, sentences = [], []
+    kept, left_out = [], []
     for repeats in by_conditions.values():
         best = max(repeats, key=lambda each: sum(len(q.indices) for q in each.questions))
         kept.append(best)
-        sentences += [
-            f"{each.label} has the same conditions as {best.label}"
-            for each in repeats
-            if each is not best
-        ]
-    return kept, sentences
+        left_out += [Repeat(each, best) for each in repeats if each is not best]
+    return kept, left_out
 
 
 def make_groups(summaries: Sequence[Summary]) -> tuple[Group, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lim_sglang.evals.plots import PLOTS, Plot, draw_svg
-from lim_sglang.evals.report import Group
+from lim_sglang.evals.report import Group, Repeat
 from lim_sglang.evals.run_store import AskedQuestion
 from lim_sglang.evals.sections import method_text, table_text
 from lim_sglang.evals.tables import (
@@ -40,6 +40,8 @@ class Section:
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
     """Conditions other than the policy in which runs differ from full attention."""
+    left_out: tuple[str, ...]
+    """Notes on runs that repeat the conditions of a run of the group."""
     pictures: tuple[tuple[Plot, str], ...]
     """Plots, with their files as data URLs."""
     missing: tuple[str, ...]
@@ -52,12 +54,15 @@ class Section:
 
 
 def make_page(
-    groups: Sequence[Group], asked: Mapping[str, Mapping[str, AskedQuestion]] | None = None
+    groups: Sequence[Group],
+    asked: Mapping[str, Mapping[str, AskedQuestion]] | None = None,
+    repeats: Sequence[Repeat] = (),
 ) -> str:
     """Return the HTML file; the same runs give the same text.
 
     Args:
         asked: questions by digest and id; see `load_asked`.
+        repeats: runs that are left out.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -70,14 +75,19 @@ def make_page(
     environment.globals.update(light=LIGHT, dark=DARK, font=FONT)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     sections = [
-        _make_section(group, f"table{n}", (asked or {}).get(group.values("questions")[0], {}))
+        _make_section(
+            group, f"table{n}", (asked or {}).get(group.values("questions")[0], {}), repeats
+        )
         for n, group in enumerate(groups, start=1)
     ]
     return template.render(sections=sections)
 
 
-def _make_section(group: Group, name: str, asked: Mapping[str, AskedQuestion]) -> Section:
+def _make_section(
+    group: Group, name: str, asked: Mapping[str, AskedQuestion], repeats: Sequence[Repeat]
+) -> Section:
     missing = {plot.name: plot.missing(group) for plot in PLOTS}
+    names = {id(row.summary): row.name for row in group.rows}
     compared = [(row.name, row.against_full) for row in group.rows if row.against_full]
     return Section(
         name=name,
@@ -90,6 +100,11 @@ def _make_section(group: Group, name: str, asked: Mapping[str, AskedQuestion]) -
             f"{found.a} and {row} also differ in {'; '.join(found.other_differences)}."
             for row, found in compared
             if found.other_differences
+        ),
+        left_out=tuple(
+            repeat.sentence(lambda run: names.get(id(run), run.run_id))
+            for repeat in repeats
+            if id(repeat.kept) in names
         ),
         pictures=tuple(
             (plot, _data_url(draw_svg(plot, [group]))) for plot in PLOTS if not missing[plot.name]

@@ -130,9 +130,10 @@ TWIN = replace(sparse(date="2026-11-26", commit="deadbeef"), run_id="twin")
 
 def test_of_runs_with_the_same_conditions_that_of_most_samples_is_reported() -> None:
     smaller = replace(TWIN, questions=TWIN.questions[:-1])
-    kept, sentences = leave_out_repeats([smaller, full(), sparse()])
+    kept, repeats = leave_out_repeats([smaller, full(), sparse()])
     assert [run.label for run in kept] == [sparse().label, full().label]
-    assert sentences == [f"twin has the same conditions as {sparse().label}"]
+    (note,) = (repeat.sentence() for repeat in repeats)
+    assert note == f"left out: twin has the same conditions as {sparse().label}"
     assert leave_out_repeats([sparse(), TWIN])[0] == [sparse()]
 
 
@@ -210,6 +211,18 @@ def test_everything_is_written_at_once_and_a_second_time_without_a_change(
     }
     assert (plots / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert load_summaries(sorted(kept.iterdir())) == load_summaries(sorted(folder.iterdir()))
+
+
+def test_a_repeated_run_is_named_on_the_terminal_and_on_the_page(
+    tmp_path: Path, folder: Path
+) -> None:
+    write_summaries([TWIN], folder)
+    page = tmp_path / "a.html"
+    result = report(folder, "--html", page)
+    assert result.exit_code == 0, result.exception
+    assert "warning: left out:" in result.stderr
+    assert "left out: " in page.read_text()
+    assert str(tmp_path) not in page.read_text()
 
 
 def test_plots_that_no_run_has_data_for_are_left_out_and_named(

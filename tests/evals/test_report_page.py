@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element
 import pytest
 
 from lim_sglang.evals.metrics import Summary
-from lim_sglang.evals.report import Group, make_groups
+from lim_sglang.evals.report import Group, leave_out_repeats, make_groups
 from lim_sglang.evals.report_page import make_page
 from lim_sglang.evals.run_store import AskedQuestion
 from lim_sglang.evals.sections import METHOD
@@ -246,3 +246,17 @@ def test_one_run_alone_and_other_differences() -> None:
     )
     (note,) = (item for item in texts(page, "li") if "also differ" in item)
     assert note == "full and LessIsMore 256 also differ in dtype: 'auto' and 'fp8'."
+
+
+def test_a_run_that_is_left_out_as_a_repeat_is_named_in_its_section_by_no_path() -> None:
+    first, other = simulated(questions=20), simulated(questions=20, model="other")
+    twin = replace(first, run_id="twin", source="/home/me/twin", questions=first.questions[:-1])
+    kept, repeats = leave_out_repeats([twin, first, other, simulated(questions=20, **FULL)])
+    (note,) = (repeat.sentence() for repeat in repeats)
+    assert note == f"left out: /home/me/twin has the same conditions as {first.label}"
+    page = make_page(make_groups(kept), repeats=repeats)
+    assert "/home/me" not in page
+    sections = list(ElementTree.fromstring(page).iter("section"))
+    notes = [[text for text in texts(each, "p") if "left out" in text] for each in sections]
+    name = "LessIsMore 256"
+    assert sorted(notes) == [[], [f"left out: twin has the same conditions as {name}"]]
