@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -372,7 +372,7 @@ def _record_drafts(
     found = [after.since(first) for first, after in zip(before, now, strict=False) if after]
     if found:
         total = sum(found, Drafts())
-        folder.add_to_session({"drafts": asdict(total)})
+        folder.add_to_session({"drafts": total.counts()})
         print_plain(console, total.describe())
 
 

@@ -2,8 +2,9 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from lim_sglang.errors import ConfigError
@@ -308,6 +309,15 @@ def honours_seeds(server_info: Mapping[str, Any]) -> bool:
     return bool(coupled or server_info.get("enable_deterministic_inference"))
 
 
+WHY_UNDRAFTED = {
+    "short": "no request was longer than the budget",
+    "capped": "all requests asked for penalties, a grammar, a logit processor or hidden states",
+    "large_batch": "more requests ran at a time than drafts are made for",
+    "cost": "drafts would not have paid",
+}
+"""Reasons of a cycle without drafts, as `/server_info` counts them, in words."""
+
+
 @dataclass(frozen=True)
 class Drafts:
     """Counts of lossless drafting, of a server so far or of a time, whoever asked."""
@@ -317,6 +327,10 @@ class Drafts:
     accepted_tokens: int = 0
     runs: int = 0
     """Requests of the cycles that drafted, but for those whose runs have one token."""
+    undrafted: Mapping[str, int] = field(default_factory=dict)
+    """Cycles without drafts, by the reason."""
+    budget: int | None = None
+    """Tokens of the longest request that is not drafted; None if unknown."""
 
     @classmethod
     def of(cls, server_info: Mapping[str, Any]) -> Self | None:
@@ -329,26 +343,45 @@ class Drafts:
             state["drafted_tokens"],
             state["accepted_tokens"],
             sum(state["accepted_histogram"].values()),
+            state.get("cycles_undrafted", {}),
+            state.get("config", {}).get("budget"),
         )
+
+    def counts(self) -> dict[str, int]:
+        """Return the counts by their names, as runs record them."""
+        names = ("cycles", "drafted_tokens", "accepted_tokens", "runs")
+        return {name: getattr(self, name) for name in names}
 
     def since(self, before: Self | None) -> Self:
         """Return the counts since then; a server that was started since counts from 0."""
-        earlier = asdict(before) if before and before.cycles <= self.cycles else {}
-        counts = {name: count - earlier.get(name, 0) for name, count in asdict(self).items()}
-        return type(self)(**counts)
+        if before is None or before.cycles > self.cycles:
+            return self
+        earlier = before.counts()
+        counts = {name: count - earlier[name] for name, count in self.counts().items()}
+        undrafted = Counter(self.undrafted)
+        undrafted.subtract(before.undrafted)
+        return replace(self, **counts, undrafted=dict(+undrafted))
 
     def __add__(self, other: Self) -> Self:
-        pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
-        return type(self)(*map(sum, pairs))
+        counts = {name: count + other.counts()[name] for name, count in self.counts().items()}
+        undrafted = dict(Counter(self.undrafted) + Counter(other.undrafted))
+        return replace(self, **counts, undrafted=undrafted, budget=self.budget or other.budget)
 
     def describe(self) -> str:
-        """Return the counts in words."""
+        """Return the counts in words; without drafts, the reasons that the server gave."""
         if not self.runs:
-            return f"drafts: none in {self.cycles:,} cycles"
+            none = f"drafts: none in {self.cycles:,} cycles"
+            reasons = [self._why(reason) for reason, _ in Counter(self.undrafted).most_common()]
+            return f"{none}: {', or '.join(reasons)}" if reasons else none
         return (
             f"drafts: {self.accepted_tokens:,} of {self.drafted_tokens:,} accepted, "
             f"{1 + self.accepted_tokens / self.runs:.1f} tokens a request and cycle"
         )
+
+    def _why(self, reason: str) -> str:
+        words = WHY_UNDRAFTED.get(reason, reason)
+        tokens = f" of {self.budget:,} tokens" if reason == "short" and self.budget else ""
+        return f"{words}{tokens}"
 
 
 def _first_state(server_info: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from textwrap import shorten
@@ -228,7 +227,7 @@ def ask(
         drafts = now.since(drafted) if now else None
         if as_json:
             record = ask_record(text, chosen, options, request, outcome)
-            record |= {"server": about, "drafts": drafts and asdict(drafts)}
+            record |= {"server": about, "drafts": drafts and drafts.counts()}
             typer.echo(json.dumps(record))
         if outcome.interrupted:
             raise KeyboardInterrupt

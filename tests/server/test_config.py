@@ -1,14 +1,17 @@
 """The configuration: defaults, JSON, precedence, presets, refusals, and the layers' roles."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lim_sglang.config import (
     PRESETS,
+    WHY_UNDRAFTED,
     Drafts,
     LimConfig,
     ModelShape,
@@ -231,3 +234,39 @@ def test_drafts_are_counted_from_a_time_on_and_added_up() -> None:
     assert now.since(None) == now.since(Drafts(10, 80, 70, 10)) == now  # it was started since
     assert (now + now).describe() == "drafts: 60 of 80 accepted, 7.0 tokens a request and cycle"
     assert Drafts(3).describe() == "drafts: none in 3 cycles"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "reason"),
+    [
+        ({}, {"short": 3}, ": no request was longer than the budget of 1,024 tokens"),
+        ({"short": 3, "cost": 2}, {"short": 3, "cost": 9}, ": drafts would not have paid"),
+        (
+            {"short": 1},
+            {"short": 2, "capped": 4},
+            ": all requests asked for penalties, a grammar, a logit processor or hidden states, or "
+            "no request was longer than the budget of 1,024 tokens",
+        ),
+        ({}, {"large_batch": 1}, ": more requests ran at a time than drafts are made for"),
+        ({}, {"newer": 1}, ": newer"),
+        ({"short": 3}, {"short": 3}, ""),
+        ({}, {}, ""),
+    ],
+)
+def test_cycles_without_drafts_say_the_reasons_that_the_server_counted(
+    before: dict[str, int], now: dict[str, int], reason: str
+) -> None:
+    lim = {"drafted_tokens": 0, "accepted_tokens": 0, "accepted_histogram": {}}
+    lim |= {"config": {"budget": 1024}}
+    first, last = (
+        Drafts.of({"internal_states": [{"lim": lim | {"cycles": cycles, "cycles_undrafted": why}}]})
+        for cycles, why in ((5, before), (12, now))
+    )
+    assert last
+    assert (Drafts() + last.since(first)).describe() == f"drafts: none in 7 cycles{reason}"
+
+
+def test_every_reason_that_a_server_counts_has_its_words() -> None:
+    worker = Path(__file__).parents[2] / "lim_sglang/lossless/worker.py"
+    counted = re.findall(r'count_undrafted\("(\w+)"\)', worker.read_text())
+    assert set(counted) == set(WHY_UNDRAFTED)
