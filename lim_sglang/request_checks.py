@@ -4,6 +4,7 @@ Pure functions, called at one place, `request_door.py`. Each reason names the fi
 the values that are served.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -140,15 +141,42 @@ def _has_half_pair(body: bytes) -> bool:
     return False
 
 
+PROGRAMS = ("single", "majority", "adaptive", "early_stop", "short", "confidence", "budget")
+"""Programs that vote, by the names that `lim proxy` reads."""
 _VOTE = re.compile(r"[a-z_]+@\d+(\?.*)?")
-"""Model of a request for votes, as `lim proxy` names them."""
+"""Model of a request for votes, of a program that need not exist."""
+MAX_LETTERS = 40
+"""Letters of a name that are compared, a limit of the time."""
+SIMILAR, VERY_SIMILAR = 0.8, 0.9
+"""Similarity (`difflib`, 0 to 1) from which a name before `@` or `?`, and a name alone, mean a
+program, as in `lim proxy`."""
 
 
-def reasons_against_model_name(model: object) -> list[str]:
-    """List why no model of a server is called so: any name is served but that of a vote."""
-    if not isinstance(model, str) or not _VOTE.fullmatch(model):
+def reasons_against_model_name(model: object, served: str | None = None) -> list[str]:
+    """List why no model of a server is called so: any name is served but that of a vote, also of a
+    misspelt one, and of a program alone.
+
+    Args:
+        served: the name of the server's model, which may be like a vote's; None if unknown.
+    """
+    if not isinstance(model, str) or (served and _last_part(served) == _last_part(model)):
         return []
-    return [f"model {_shown(model)} is a vote, which lim proxy counts: send the request there"]
+    name, *behind = re.split("[@?]", model)
+    letters = re.sub(r"[^a-z]", "", _last_part(name).casefold())[:MAX_LETTERS]
+    programs = [program.replace("_", "") for program in PROGRAMS]
+    cutoff = SIMILAR if behind else VERY_SIMILAR
+    if not (_VOTE.fullmatch(model) or difflib.get_close_matches(letters, programs, 1, cutoff)):
+        return []
+    return [
+        f"model {_shown(model)} is a vote, which a server does not count: send the request to lim "
+        f"proxy, where a vote is PROGRAM@SAMPLES with one of {', '.join(PROGRAMS)}; or name the "
+        f"model of this server{f', {cut(served, 200)}' if served else ''}"
+    ]
+
+
+def _last_part(name: str) -> str:
+    """Return a name without the path of its provider."""
+    return name.rpartition("/")[2].strip()
 
 
 def reasons_against_batch(request: Any, *, is_openai: bool) -> list[str]:

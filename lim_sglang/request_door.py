@@ -125,7 +125,8 @@ def checked_conversion(
     Raises:
         ValueError: the request cannot be read, or is not the server's to answer.
     """
-    _refuse(reasons_against_model_name(getattr(request, "model", None)))
+    served = getattr(getattr(route, "tokenizer_manager", None), "served_model_name", None)
+    _refuse(reasons_against_model_name(getattr(request, "model", None), served))
     try:
         return original(route, request, *others, **words)
     except UNREADABLE as error:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.request_checks import (
     ALL_TOKENS,
     MAX_BODY_BYTES,
@@ -20,6 +21,9 @@ from lim_sglang.request_checks import (
     reasons_against_model_name,
     reasons_against_request,
     recurs_without_end,
+)
+from lim_sglang.request_checks import (
+    PROGRAMS as PROGRAM_NAMES,
 )
 
 VOCAB_SIZE = 1000
@@ -408,13 +412,46 @@ def test_brackets_of_a_large_body_are_counted_in_time() -> None:
     assert reason_against_body(body) is None
 
 
-@pytest.mark.parametrize("model", ["majority@8", "adaptive@40?confidence=0.9"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        *("majority@8", "adaptive@40?confidence=0.9", "majorty@8", "nothing@8", "Majority@8"),
+        *("majority @8", "openai/majority@8", "early-stop@3", "majority@", "majority@two"),
+        *(
+            "majority",
+            "Majority",
+            "majorty",
+            "majority:8",
+            "short",
+            "openai/short",
+            "budget?tokens=9",
+        ),
+    ],
+)
 def test_a_vote_is_sent_to_the_proxy(model: str) -> None:
-    (reason,) = reasons_against_model_name(model)
-    assert model in reason
+    (reason,) = reasons_against_model_name(model, "org/Qwen3-8B")
+    assert reason.startswith(f"model {model!r} is a vote")
     assert "lim proxy" in reason
+    assert reason.endswith("or name the model of this server, org/Qwen3-8B")
+    assert reasons_against_model_name(model) != []
 
 
-@pytest.mark.parametrize("model", ["default", "Qwen/Qwen3-8B", "me@home", "org/x@v2", None, 7])
+def test_the_server_and_the_proxy_know_the_same_programs() -> None:
+    assert set(PROGRAM_NAMES) == set(PROGRAMS)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *("default", "Qwen/Qwen3-8B", "me@home", "org/x@v2", "claude-sonnet@20240620", None, 7),
+        *("gpt-4", "qwn3", "base:adapter", "shortener", "", "@", "a" * 10**6),
+    ],
+)
 def test_any_other_name_of_a_model_is_served(model: object) -> None:
     assert reasons_against_model_name(model) == []
+
+
+@pytest.mark.parametrize("model", ["majority@8", "/models/short", "me/budget-8b"])
+def test_a_model_that_is_called_like_a_vote_is_served(model: str) -> None:
+    assert reasons_against_model_name(model, model) == []
+    assert reasons_against_model_name(model.rpartition("/")[2], model) == []

@@ -280,8 +280,11 @@ def test_the_route_decides_how_many_logprobs_there_are(path: str, refused: bool)
 
 
 def test_a_vote_that_was_sent_to_the_server_is_refused() -> None:
-    with pytest.raises(ValueError, match="lim proxy counts"):
+    with pytest.raises(ValueError, match=r"to lim proxy, .* this server$"):
         checked_conversion(pytest.fail, None, SimpleNamespace(model="majority@3"))
+    route = SimpleNamespace(tokenizer_manager=SimpleNamespace(served_model_name="org/tiny"))
+    with pytest.raises(ValueError, match=r"this server, org/tiny$"):
+        checked_conversion(pytest.fail, route, SimpleNamespace(model="Early-Stop @3"))
 
 
 def test_an_error_in_the_reading_of_a_request_is_blamed_on_it() -> None:
