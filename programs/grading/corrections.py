@@ -33,7 +33,7 @@ AMENDED = (
     rf"{SHOULD}|make\s+{_PRONOUN}|I\s+meant?(?:\s+to\s+(?:say|write))?|no(?:pe)?(?=[\s,.:;!—–-])"
     r"|(?:the\s+)?(?:correct|right|true|actual)\s+(?:value|result|number|one)\s+(?:is|should\s+be)"
     rf"|{_PRONOUN}(?:['’]s|\s+is)\s+(?:actually|really|rather|in\s+fact))"
-    rf"|(?:{_PRONOUN}(?:['’]s|\s+(?:is|was|must\s+be))|but(?:\s+rather)?"
+    r"|(?:it(?:['’]s|\s+(?:is|was|must\s+be))|but(?:\s+rather)?"
     r"|(?P<wrong>wrong|incorrect|mistaken|mistake|typo|right|correct)[.,;:!—–-]*"
     rf"(?=\s+(?:{_NUMBER}\s+is\s+(?:the\s+)?(?:correct|right)\b|{_VALUE}{_ENDS}))))"
     rf"[\s,.:;!*_\"“—–]*(?:-{{1,3}}\s+)?{_STRESS}"
@@ -70,7 +70,7 @@ _REJECTED = re.compile(
     rf"(?:(?P<pronoun>\b(?:{_PRONOUN}|which))|(?P<number>(?<![\w.{{]){_NUMBER}|{_LETTER})"
     r"|\b(?:my|the|this|that|our)\s+(?:(?:first|earlier|previous|boxed|final)\s+)?"
     rf"(?:answer|result|box)(?:\s+above)?)\s*{_WRONG}{_FILLER}\Z"
-    rf"|\b(?:(?P<answer>answer)|{_PRONOUN}|(?<![a-z])[a-z])\s*"
+    rf"|\b(?:(?P<answer>answer)|{_PRONOUN})\s*"
     r"(?:(?:is|was)(?:n['’]t|\s+(?:\w+ly\s+)?not)|['’]s\s+not|(?:can|could)(?:not|n['’]t|\s+not)\s+be)"
     rf"\s+(?:the\s+answer\s+)?(?P<not>{_NUMBER}{_UNIT}|{_LETTER}){_FILLER}\Z",
     re.IGNORECASE,
