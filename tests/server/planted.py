@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang.lossless.passes import CycleRows
+from tests.server import interpreted_passes
 
 SITECUSTOMIZE = """
 import importlib.abc, importlib.machinery, os, sys
@@ -296,4 +297,4 @@ WRONG_SETS: Mapping[str, Callable[[Any], None]] = {
     "lists-of-others": _lists(_others_lists),
 }
 """Each costs acceptance and changes no token."""
-CHANGES = {**DEFECTS, **WRONG_SETS}
+CHANGES = {**DEFECTS, **WRONG_SETS, "interpreted": interpreted_passes.serve}
