@@ -297,4 +297,4 @@ WRONG_SETS: Mapping[str, Callable[[Any], None]] = {
     "lists-of-others": _lists(_others_lists),
 }
 """Each costs acceptance and changes no token."""
-CHANGES = {**DEFECTS, **WRONG_SETS, "interpreted": interpreted_passes.serve}
+CHANGES = {**DEFECTS, **WRONG_SETS, interpreted_passes.NAME: interpreted_passes.serve}

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from lim_sglang.attention_backend import SECOND_READING
 from lim_sglang.models import SMOLLM2, embedded_model
 from tests.processes import (
     CHECKS,
@@ -23,7 +25,7 @@ from tests.processes import (
     set_differences,
     token_differences,
 )
-from tests.server import planted
+from tests.server import interpreted_passes, planted
 from tests.server.draft_oracle import DraftOracle
 from tests.server.tiny_model import SELECT_LAYERS, long_prompts, random_prompt
 
@@ -304,6 +306,34 @@ def test_a_crowd_of_any_model_gets_the_dense_servers_answers(
     assert differences(found, crowd.answers) == []
     assert state["accepted_tokens"] > NUM_IN_CROWD
     assert str(num_drafts + 1) in state["cycles_by_width"]
+
+
+@pytest.mark.slow
+def test_the_passes_of_a_gpu_give_the_dense_servers_answers(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """Interpreted, so that few short requests take a minute."""
+    bodies = [request(number) for number in (1, 2, 3, 4, 5, 7)]  # on both sides of the budget
+    for number, body in enumerate(bodies):
+        body["input_ids"] = body["input_ids"][: BUDGET + 3 * number]
+        body["sampling_params"]["max_new_tokens"] = 9
+
+    def answers(server: LocalServer) -> list[Outcome]:
+        with ThreadPoolExecutor(len(bodies)) as pool:
+            return [Outcome.from_result(found) for found in pool.map(partial(ask, server), bodies)]
+
+    (tmp_path / "dense").mkdir()
+    with serving(command(tiny_model, *DENSE), folder=tmp_path / "dense") as server:
+        expected = answers(server)
+    options = (*LOSSLESS, "--lim-draft-tokens", "3", "--disable-cuda-graph")
+    settings = planted.sitecustomize(tmp_path, interpreted_passes.NAME)
+    settings |= interpreted_passes.SETTINGS | CHECKS
+    with serving(command(tiny_model, *options), folder=tmp_path, settings=settings) as server:
+        assert differences(answers(server), expected) == []
+        state = drafting(server)
+    assert state["score_source"] == SECOND_READING
+    assert {"1", "4"} == set(state["cycles_by_width"])
+    assert state["accepted_tokens"] > 0
 
 
 @pytest.mark.slow
