@@ -1,14 +1,17 @@
 """A real server of which any process is killed: all others end, and no file is left."""
 
+import shlex
 import time
 from pathlib import Path
 from signal import SIGINT
 
+import httpx
 import psutil
 import pytest
 
 from lim_sglang.launch.supervisor import ServerFolder
 from tests.processes import LIM_SERVE, LocalServer, serving, still_running
+from tests.server.tiny_model import random_prompt
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -56,6 +59,30 @@ def test_nothing_is_left_behind(
         ServerFolder.make().remove()
     assert list(temporary.iterdir()) == []
     assert not list(Path("/dev/shm").glob(f"*{folder.name}*"))
+
+
+@pytest.mark.parametrize("victim", ["TP0", "TP1"])
+def test_a_killed_rank_ends_the_server(
+    victim: str, tiny_model: Path, tmp_path: Path, temporary: Path
+) -> None:
+    """In the middle of a decode step, in which the other rank waits for it."""
+    words = shlex.join([*LIM_SERVE, str(tiny_model), "--lim-select-layers", "2,5"])
+    command = ["sh", "-c", f'exec {words} "$@" -- --tp-size 2', "sh"]  # the port comes before --
+    body = {
+        "input_ids": random_prompt(300, 1),
+        "sampling_params": {"max_new_tokens": 3000, "ignore_eos": True},
+        "stream": True,
+    }
+    with serving(command, folder=tmp_path, settings={"TMPDIR": str(temporary)}) as server:
+        lines = {process: " ".join(process.cmdline()) for process in server.tree()}
+        [rank] = [each for each, line in lines.items() if f"scheduler_{victim}" in line]
+        with httpx.stream("POST", f"{server.url}/generate", json=body, timeout=60) as stream:
+            next(stream.iter_lines())
+            rank.kill()
+            assert not still_running(list(lines), GONE_WITHIN_S)
+    log = (tmp_path / "server.log").read_text()
+    assert f"SGLang's scheduler_{victim} (process {rank.pid}) died" in log
+    assert list(temporary.iterdir()) == []
 
 
 def test_an_idle_server_leaves_the_cores_alone(
