@@ -130,6 +130,7 @@ class Target(StrEnum):
     APPLY_PENALTIES = (
         "sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator.apply"
     )
+    PREPARE_PENALTY = "sglang.srt.sampling.penaltylib.orchestrator._BatchedPenalizer.prepare"
     COUNT_TOKENS = "sglang.srt.managers.schedule_batch.ScheduleBatch.cumulate_penalty_output_tokens"
     COPY_SAMPLING = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.copy_for_forward"
     LLGUIDANCE_MASK = "sglang.srt.constrained.llguidance_backend.GuidanceGrammar.fill_vocab_mask"
@@ -179,6 +180,7 @@ HOOKED: Mapping[str, tuple[str, ...]] = {
     Target.MATCH_STOPS: ("self", "new_accepted_len"),
     Target.SCALE_PENALTIES: ("logits", "scaling_penalties"),
     Target.APPLY_PENALTIES: ("self", "logits", "repeat"),
+    Target.PREPARE_PENALTY: ("self",),
     Target.COUNT_TOKENS: ("self",),
     Target.COPY_SAMPLING: ("self",),
     Target.LLGUIDANCE_MASK: ("self", "vocab_mask", "idx"),

@@ -29,6 +29,8 @@ from lim_sglang.compat import (
 
 _log = logging.getLogger(__name__)
 
+NO_PENALTY = {"frequency": 0.0, "presence": 0.0, "repetition": 1.0}
+"""Penalties of a request that has none."""
 MAX_MATCH_S = 0.05
 """Time in which a request's stop patterns have to be looked for after a step."""
 
@@ -65,6 +67,7 @@ def mend_sglang(backend: str) -> None:
     hook_around(Target.MATCH_STOPS, stops_within_time)
     hook_around(Target.SCALE_PENALTIES, without_compiler)
     hook_before(Target.APPLY_PENALTIES, add_penalties_before_scaling)
+    hook_around(Target.PREPARE_PENALTY, prepare_after_retraction)
     hook_around(Target.COUNT_TOKENS, count_tokens_later)
     hook_before(Target.COPY_SAMPLING, count_newest_tokens)
     hook_after(Target.INIT_TOKENIZER, bound_tokenizer)
@@ -222,6 +225,32 @@ def add_penalties_before_scaling(
     """
     ordered = sorted(orchestrator.penalizers.items(), key=lambda each: each[1].is_multiplicative)
     orchestrator.penalizers = dict(ordered)
+
+
+def prepare_after_retraction(original: Callable[[Any], None], penalizer: Any) -> None:
+    """Prepare one kind of penalty of a batch; count the tokens that a retracted request has.
+
+    SGLang 0.5.16 begins a request's penalties, and its count of tokens, anew as it goes on.
+    """
+    if penalizer.is_prepared():
+        return
+    original(penalizer)
+    state = vars(penalizer)
+    for row, request in enumerate(penalizer.orchestrator.reqs()):
+        if not request.output_ids:
+            continue
+        if (lengths := state.get("len_output_tokens")) is not None:
+            lengths[row] = len(request.output_ids)
+        for kind, default in NO_PENALTY.items():
+            counted = state.get(f"cumulated_{kind}_penalties")
+            if counted is None or getattr(request.sampling_params, f"{kind}_penalty") == default:
+                continue
+            tokens = counted.new_tensor(request.output_ids, dtype=resolve("torch.int64"))
+            penalties = state[f"{kind}_penalties"][row].expand(len(tokens))
+            if kind == "frequency":
+                counted[row].scatter_add_(0, tokens, penalties)
+            else:
+                counted[row].scatter_(0, tokens, penalties)
 
 
 def count_tokens_later(original: Callable[[Any], None], batch: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NO_PENALTY = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+from lim_sglang.mends import NO_PENALTY
 
 
 def reason_to_cap(request: Any) -> str | None:
@@ -25,7 +25,7 @@ def reason_to_cap(request: Any) -> str | None:
     parameters = request.sampling_params
     if request.grammar is not None:
         return "grammar"
-    if any(getattr(parameters, name) != value for name, value in NO_PENALTY.items()):
+    if any(getattr(parameters, f"{kind}_penalty") != none for kind, none in NO_PENALTY.items()):
         return "penalty"
     if request.custom_logit_processor:
         return "logit_processor"

@@ -21,6 +21,7 @@ from lim_sglang.mends import (
     count_newest_tokens,
     count_tokens_later,
     finish_of_run,
+    prepare_after_retraction,
     rows_that_can_be_read,
 )
 from lim_sglang.policies.lossless import Lossless
@@ -167,6 +168,36 @@ def test_under_overlap_newest_tokens_count_once_and_when_the_step_begins(drafts:
     batch.enable_overlap = False
     count_tokens_later(lambda _: counted.append("by SGLang"), batch)
     assert counted[1:] == ["by SGLang"]
+
+
+def test_a_retracted_requests_tokens_are_counted_once() -> None:
+    asked = SimpleNamespace(
+        frequency_penalty=0.5, presence_penalty=0.0, repetition_penalty=1.2, min_new_tokens=3
+    )
+    requests = [
+        SimpleNamespace(output_ids=tokens, sampling_params=asked) for tokens in ([], [1, 2, 1])
+    ]
+    penalizer = SimpleNamespace(
+        orchestrator=SimpleNamespace(reqs=lambda: requests),
+        is_prepared=lambda: hasattr(penalizer, "cumulated_frequency_penalties"),
+    )
+
+    def prepare(_: Any) -> None:
+        penalizer.cumulated_frequency_penalties = torch.zeros(2, 4)
+        penalizer.frequency_penalties = torch.full((2, 1), 0.5)
+        penalizer.cumulated_presence_penalties = torch.zeros(2, 4)
+        penalizer.presence_penalties = torch.zeros(2, 1)
+        penalizer.cumulated_repetition_penalties = torch.ones(2, 4)
+        penalizer.repetition_penalties = torch.full((2, 1), 1.2)
+        penalizer.len_output_tokens = torch.zeros(2, 1, dtype=torch.int32)
+
+    prepare_after_retraction(prepare, penalizer)
+    prepare_after_retraction(pytest.fail, penalizer)
+    assert penalizer.cumulated_frequency_penalties.tolist() == [[0] * 4, [0, 1, 0.5, 0]]
+    assert not penalizer.cumulated_presence_penalties.any()
+    scaled = torch.tensor([[1, 1, 1, 1], [1, 1.2, 1.2, 1]])
+    assert torch.equal(penalizer.cumulated_repetition_penalties, scaled)
+    assert penalizer.len_output_tokens.tolist() == [[0], [3]]
 
 
 def test_penalties_are_added_before_they_scale() -> None:

@@ -1,10 +1,13 @@
 """A server that is made to retract: only the retracted request changes, as the oracle says."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from tests.processes import (
@@ -100,3 +103,29 @@ def test_the_retracted_request_goes_on_from_a_dense_prefill(
     assert not token_differences(tokens, run.tokens)
     assert not set_differences(kept, run.kept)
     assert tokens != tiny_run(prompt).tokens, "this prompt cannot tell a retraction"
+
+
+@pytest.mark.slow
+def test_a_retracted_requests_penalties_go_on(tiny_model: Path, tmp_path: Path) -> None:
+    """Dense, so that what was decoded and what is prefilled again have the same keys."""
+    options = ["--attention-backend", "lim", "--lim-policy", "full", "--skip-server-warmup"]
+    command = [*SGLANG_SERVE, "--model-path", str(tiny_model), *ON_CPU, *options]
+    sampling = {"temperature": 0, "max_new_tokens": 80, "min_new_tokens": 70}
+    sampling |= {"logit_bias": {"2": 3.0}}  # it would end without a least number of tokens
+    penalties = {"frequency_penalty": 0.3, "presence_penalty": 0.5, "repetition_penalty": 1.2}
+    bodies = [{"input_ids": prompt, "sampling_params": sampling | penalties} for prompt in PROMPTS]
+
+    def answers(folder: str, settings: dict[str, str]) -> list[Any]:
+        (tmp_path / folder).mkdir()
+        with serving(command, folder=tmp_path / folder, settings=settings) as server:
+
+            def ask(body: dict[str, Any]) -> Any:
+                return httpx.post(f"{server.url}/generate", json=body, timeout=300).json()
+
+            with ThreadPoolExecutor(len(bodies)) as pool:
+                return list(pool.map(ask, bodies))
+
+    often = RETRACTING | {"SGLANG_TEST_RETRACT_INTERVAL": "12"}
+    expected, found = answers("plain", {}), answers("retracting", often)
+    assert sum(each["meta_info"]["num_retractions"] for each in found) > 2
+    assert [each["output_ids"] for each in found] == [each["output_ids"] for each in expected]
