@@ -1,9 +1,7 @@
 """Exactness before speed: every kernel on the current GPU against the definition in torch."""
 
 import logging
-import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from subprocess import SubprocessError
 
 import torch
@@ -93,27 +91,16 @@ def verify_gpu(checks: Mapping[str, Check] = CHECKS) -> list[str]:
     """
     if interpreted():
         return [f"{INTERPRET_VAR} is set: unset it, interpreted kernels prove nothing of a GPU"]
-    batches = served_batches(torch.cuda.get_device_capability())
-    pairs = [
-        (name, check)
-        for name in batches
-        for check in checks
-        if name in SCORED or check not in SCORED_CHECKS
-    ]
-
-    def compare(pair: tuple[str, str]) -> list[str]:
-        name, check = pair
+    found = []
+    for name, batch in served_batches(torch.cuda.get_device_capability()).items():
         try:
-            return checks[check](batches[name])
+            for check, compare in checks.items():
+                if name in SCORED or check not in SCORED_CHECKS:
+                    found += [f"{name}: {difference}" for difference in compare(batch)]
         except FAILURES as error:
-            logger.debug("%s of the batch %s failed", check, name, exc_info=True)
-            return [_in_words(error)]
-
-    # Compilers take nearly all of the time, and run beside one another.
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = zip(pairs, pool.map(compare, pairs), strict=True)
-        lines = [f"{name}: {line}" for (name, _), differences in found for line in differences]
-    return list(dict.fromkeys(lines))
+            logger.debug("the batch %s failed", name, exc_info=True)
+            found.append(f"{name}: {_in_words(error)}")
+    return found
 
 
 def _in_words(error: Exception) -> str:
