@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -291,10 +291,36 @@ NAME_KEY = "lim_server"
 """Key of `/server_info` that holds the name of a server that `lim` started."""
 
 
+_NO_COUNT = ("draft_tokens", "config", "preset", "sampling_defaults")
+"""Keys of LessIsMore's state that hold numbers which are settings."""
+
+
 def lim_state(server_info: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return LessIsMore's part of a server's `/server_info`; None if another backend decodes."""
-    live: dict[str, Any] | None = _first_state(server_info).get("lim")
-    return live
+    """Return LessIsMore's part of a server's `/server_info`, of all its workers added up; None if
+    another backend decodes in any of them.
+    """
+    states = [state.get("lim") for state in server_info.get("internal_states") or [{}]]
+    live = [state for state in states if state is not None]
+    return add_up(live) if len(live) == len(states) else None
+
+
+def add_up(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the state of several workers as that of one server.
+
+    Counters are added, key by key where a counter has several; what is true of one is true only if
+    it is true of all; all else is the first one's.
+    """
+    total = dict(states[0])
+    for name in total.keys() - set(_NO_COUNT):
+        values = [state.get(name) for state in states]
+        if all(isinstance(value, bool) for value in values):
+            total[name] = all(values)
+        elif all(isinstance(value, int) for value in values):
+            total[name] = sum(values)
+        elif maps := [value for value in values if isinstance(value, Mapping)]:
+            keys = dict.fromkeys(key for each in maps for key in each)
+            total[name] = {key: sum(each.get(key, 0) for each in maps) for key in keys}
+    return total
 
 
 def server_name(server_info: Mapping[str, Any]) -> str | None:

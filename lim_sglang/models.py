@@ -32,6 +32,8 @@ HUB_TIMEOUT_S = 8.0
 BLOCK_BYTES = 1 << 20
 FINGERPRINT_BYTES = 64 << 10
 """Bytes of the weights of each file, behind its header, that tell models apart."""
+GPUS_VAR = "CUDA_VISIBLE_DEVICES"
+"""Read by NVIDIA's driver: the GPUs that a process may use."""
 MODELSCOPE_VAR = "SGLANG_USE_MODELSCOPE"
 """Read by SGLang: true fetches models from another hub."""
 
@@ -60,14 +62,23 @@ _INSTEAD = f"name a local model folder, or {SMOLLM2.name}, which comes from PyPI
 
 
 def has_gpu() -> bool:
-    """Return True if the driver shows an NVIDIA GPU. (To ask torch takes 6 s.)"""
+    """Return True if the driver shows an NVIDIA GPU."""
+    return bool(visible_gpus())
+
+
+def visible_gpus() -> list[str]:
+    """Return the NVIDIA GPUs that the driver shows, named as in `CUDA_VISIBLE_DEVICES`. (To ask
+    torch takes 6 s.)
+    """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return False
+        return []
     count = ctypes.c_int()
-    found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-    return found and count.value > 0
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    named = [name.strip() for name in os.environ.get(GPUS_VAR, "").split(",") if name.strip()]
+    return (named or [str(number) for number in range(count.value)])[: count.value]
 
 
 CACHES: Mapping[str, str] = {

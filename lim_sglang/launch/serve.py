@@ -1,8 +1,9 @@
 """`lim serve`: from a model's name to a server that is proved to decode with LessIsMore."""
 
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from rich.console import Console
 from lim_sglang.config import API_KEY_VAR, LimConfig, default_of
 from lim_sglang.errors import INTERRUPTED, ServerError, lim_command
 from lim_sglang.flags import FLAG_HELP
+from lim_sglang.launch.replicas import replicated, serve_on
 from lim_sglang.launch.server import (
     Server,
     ServerOptions,
@@ -20,6 +22,9 @@ from lim_sglang.launch.server import (
 )
 from lim_sglang.policies.policy import SPARSE, Role
 from lim_sglang.progress import plain_console, print_plain
+
+MAX_REPLICAS = 64
+"""More GPUs than a machine has."""
 
 
 def _option(flag: str, *others: str, default: object) -> Any:
@@ -67,6 +72,14 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(envvar=API_KEY_VAR, help="Key that clients must send.")
     ] = None,
+    replicas: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=MAX_REPLICAS,
+            help="Servers behind the address, each with its share of the GPUs, or of the cores.",
+        ),
+    ] = 1,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show SGLang's log.")] = False,
 ) -> None:
     """Serve a model with LessIsMore at decode. Options after -- go to SGLang."""
@@ -85,10 +98,10 @@ def serve(
     given = {flag: text for flag, text in flags.items() if text is not None}
     spec = ServerSpec(model, given, context.obj or (), api_key)
     options = server_options(spec, host=host, port=port)
-    _run(options, spec.title(options), verbose=verbose)
+    _run(options, spec.title(options), replicas=replicas, verbose=verbose)
 
 
-def _run(options: ServerOptions, title: str, *, verbose: bool) -> None:
+def _run(options: ServerOptions, title: str, *, replicas: int = 1, verbose: bool) -> None:
     """Serve until a signal to stop.
 
     Raises:
@@ -98,11 +111,11 @@ def _run(options: ServerOptions, title: str, *, verbose: bool) -> None:
     is_live = False
     try:
         console = Console(stderr=True)
-        with running_server(options, console, title=title, verbose=verbose) as server:
-            print_plain(plain_console(), ready_block(options, server.live, server.log))
+        with _running(options, replicas, console, title=title, verbose=verbose) as (servers, wait):
+            print_plain(plain_console(), ready_block(options, servers))
             print_plain(plain_console(), commands_block(options), whole=True)
             is_live = True
-            _wait(server)
+            _tell_signal(wait)
             raise ServerError("the server is gone")
     except KeyboardInterrupt:  # any of the signals to stop
         if not is_live:
@@ -111,22 +124,38 @@ def _run(options: ServerOptions, title: str, *, verbose: bool) -> None:
         typer.echo("The server has been stopped.")
 
 
-def _wait(server: Server) -> None:
-    """Wait until the server ends by itself; tell a signal at once, since the end takes seconds."""
+@contextmanager
+def _running(
+    options: ServerOptions, replicas: int, console: Console, *, title: str, verbose: bool
+) -> Iterator[tuple[Mapping[str, Server], Callable[[], object]]]:
+    """Run one server, or several replicas, until the block ends; yield the servers by name, and a
+    function that waits until none is left.
+    """
+    if replicas == 1:
+        with running_server(options, console, title=title, verbose=verbose) as server:
+            yield {"": server}, server.wait
+        return
+    with replicated(options, replicas, console, title=title, verbose=verbose) as (servers, found):
+        yield servers, partial(serve_on, servers, found, console)
+
+
+def _tell_signal(wait: Callable[[], object]) -> None:
+    """Wait until no server is left; tell a signal at once, since the end takes seconds."""
     try:
-        server.wait()
+        wait()
     except KeyboardInterrupt:
         typer.echo("Stopping the server.")
         raise
 
 
-def ready_block(options: ServerOptions, live: Mapping[str, Any], log: Path | None) -> str:
-    """Return the message of a ready server: address, model, schedule, log.
+def ready_block(options: ServerOptions, servers: Mapping[str, Server]) -> str:
+    """Return the message of ready servers: address, model, schedule, logs.
 
     Args:
-        live: LessIsMore's part of `/server_info`.
-        log: the file with SGLang's output, None if that was shown.
+        options: of the address that clients ask.
+        servers: by name; the name of a server that is no replica is empty.
     """
+    live = next(iter(servers.values())).live
     config, roles = live["config"], live["roles"]
     schedule = _describe_drafts(config, live) or _describe_roles(config, roles)
     return "\n".join(
@@ -137,9 +166,19 @@ def ready_block(options: ServerOptions, live: Mapping[str, Any], log: Path | Non
             f"  model     {options.model}",
             f"  policy    {config['policy']}: {schedule}",
             *_preset_lines(live.get("preset") or {}),
-            *([f"  log       {log}"] if log else []),
+            *(line for name, server in servers.items() for line in _server_lines(name, server)),
         ]
     )
+
+
+def _server_lines(name: str, server: Server) -> Iterator[str]:
+    """Yield the line of a replica, with its part of the machine, and that of a server's log."""
+    if name:
+        gpus, cores = server.options.gpus, ", ".join(map(str, server.options.cores))
+        part = f"GPU {gpus}" if gpus else f"core{'s' if ',' in cores else ''} {cores}"
+        yield f"  {name} {server.url} ({part})"
+    if server.log:
+        yield f"  log       {server.log}"
 
 
 def _describe_drafts(config: Mapping[str, Any], live: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,7 +35,14 @@ from lim_sglang.errors import REFUSED, ConfigError, DataError, RefusedError, Ser
 from lim_sglang.flags import CONFIG_FLAG, FLAGS, read_settings, reasons_against_settings
 from lim_sglang.launch.server_log import cause_of_failure, keep_log, start_shown
 from lim_sglang.launch.supervisor import STOPPING, Ending, ServerFolder, supervision
-from lim_sglang.models import check_model, default_model, has_gpu, known_depth, lasting_caches
+from lim_sglang.models import (
+    GPUS_VAR,
+    check_model,
+    default_model,
+    has_gpu,
+    known_depth,
+    lasting_caches,
+)
 from lim_sglang.validation import reasons_against_environment, reasons_against_words
 
 POLL_S = 0.5
@@ -110,6 +117,10 @@ class ServerOptions:
     lim_flags: tuple[str, ...] = ()
     sglang_options: tuple[str, ...] = ()
     """Passed on to SGLang as they are; they win over everything above."""
+    cores: tuple[int, ...] = ()
+    """The processor's cores that the server may use; empty: all."""
+    gpus: str | None = None
+    """The server's part of the GPUs, as `CUDA_VISIBLE_DEVICES` has them; None: all."""
 
     def command_line(self) -> list[str]:
         """Return the command that starts SGLang's server."""
@@ -123,7 +134,13 @@ class ServerOptions:
         """Return the environment of SGLang's processes."""
         defaults = lasting_caches() | (CPU_ENVIRONMENT if self.on_cpu else {})
         ours = {CPU_ENGINE_VAR: "1"} if self.on_cpu else {}
+        ours |= {GPUS_VAR: self.gpus} if self.gpus else {}
         return defaults | dict(os.environ) | ours
+
+    def use_own_cores(self) -> None:
+        """Keep this process and those that it starts on the server's cores."""
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)
 
     @property
     def url(self) -> str:
@@ -270,10 +287,16 @@ def _reasons_against_address(host: str, port: int) -> list[str]:
 
 def free_port() -> int:
     """Return a TCP port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
+
+
+def free_ports(number: int) -> list[int]:
+    """Return different TCP ports of this machine that nothing listens on."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 class StartError(ServerError):
@@ -348,6 +371,7 @@ class Server:
                 stderr=output,
                 start_new_session=True,
                 pass_fds=(theirs.fileno(), folder.lock),
+                preexec_fn=self.options.use_own_cores if self.options.cores else None,
             )
 
     def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
@@ -358,14 +382,22 @@ class Server:
                 server has taken its port.
         """
         deadline = time.monotonic() + timeout_s
-        while not self._is_healthy():
-            if ending := self.poll():
-                raise StartError(ending)
+        while not self.is_ready():
             if time.monotonic() > deadline:
                 raise ServerError(f"the server was not ready after {timeout_s:.0f} s; it was ended")
             time.sleep(POLL_S)
-        self.live = self.prove()
         return self.live
+
+    def is_ready(self) -> bool:
+        """Return True, and fill in `live`, once the server is healthy; raises `ServerError` as
+        `wait_until_ready` does.
+        """
+        if self._is_healthy():
+            self.live = self.prove()
+            return True
+        if ending := self.poll():
+            raise StartError(ending)
+        return False
 
     def prove(self) -> dict[str, Any]:
         """Return LessIsMore's part of `/server_info`; an empty one if a dense server was asked for.
@@ -418,6 +450,11 @@ class Server:
             time.sleep(POLL_S)
         return ending
 
+    def begin_to_stop(self) -> None:
+        """Tell the supervisor to end SGLang, without a wait; `stop` has to follow."""
+        if self._link:
+            self._link.close()
+
     def stop(self) -> None:
         """End SGLang and everything that it started, and remove its files.
 
@@ -427,8 +464,7 @@ class Server:
         # A signal must neither interrupt the end, which would leave a server behind, nor get lost.
         received: list[int] = []
         with on_signals(lambda number, _: received.append(number)):
-            if self._link:
-                self._link.close()  # the supervisor's sign to end
+            self.begin_to_stop()
             if self._process and self._process.wait() < 0:  # the supervisor was killed
                 with suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
@@ -538,12 +574,13 @@ def running_server(
     with on_signals(signal.default_int_handler):
         try:
             server.start()
-            with start_shown(title, server.log, console):
+            with start_shown(title, {"": server.log}, console) as tell_ready:
                 server.wait_until_ready()
+                tell_ready("")
             with _end_told(server):
                 yield server
         except ServerError as error:
-            error.args = (_explained(error, server, is_temporary=log is None),)
+            error.args = (explained(error, server, is_temporary=log is None),)
             raise
         finally:
             server.stop()
@@ -560,7 +597,7 @@ def _end_told(server: Server) -> Iterator[None]:
         raise
 
 
-def _explained(error: ServerError, server: Server, *, is_temporary: bool) -> str:
+def explained(error: ServerError, server: Server, *, is_temporary: bool) -> str:
     """Return the text of an error with what the server's log says about it."""
     if server.log is None:
         return f"{error}: see above"

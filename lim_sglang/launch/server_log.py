@@ -3,7 +3,7 @@
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -45,46 +45,68 @@ EXCEPTION = re.compile(r"(?:\[[^]]*\] )?((?:\w+\.)*\w*(?:Error|Exception)\b: .*)
 
 
 @contextmanager
-def start_shown(title: str, log: Path | None, console: Console) -> Iterator[None]:
-    """Show a start until the block ends: the seconds, and the newest line of the log.
+def start_shown(
+    title: str, logs: Mapping[str, Path | None], console: Console
+) -> Iterator[Callable[[str], None]]:
+    """Show a start until the block ends: the seconds, and the newest line of each log.
 
     On a terminal the lines are redrawn in place; elsewhere one is printed now and then. Without a
     log, whose lines are shown anyway, only beginning and end are told.
+
+    Args:
+        logs: by the name of the server, which is empty for a server that starts alone.
+
+    Yields:
+        A function that tells the name of a server which is ready.
     """
     opening = f"Starting a server: {title}"
-    if log:
-        print_plain(console, f"SGLang's log: {log}", whole=True)
+    if len(logs) > 1:
+        opening = f"Starting {len(logs)} servers: {title}"
+    for name, log in logs.items():
+        if log:
+            print_plain(console, f"SGLang's log{name and f' of {name}'}: {log}", whole=True)
+    starting = {name: log for name, log in logs.items() if log}
     began_s = time.monotonic()
-    if log is None:
+
+    def tell_ready(name: str) -> None:
+        starting.pop(name, None)
+        server = name and f"{name[:1].upper()}{name[1:]}"
+        print_plain(console, f"{server or 'The server'} is ready after {_seconds(began_s)}")
+
+    def tell() -> None:
+        for name, log in list(starting.items()):
+            line = f"{name and f'{name}: '}{shown_line(log) or NO_LINE}"
+            print_plain(console, f"  {_seconds(began_s)} {line}")
+
+    if not starting:
         print_plain(console, opening)
-        yield
+        yield tell_ready
     elif console.is_terminal:
         with (
             console.status(Text(opening)) as status,
             repeated(
-                lambda: status.update(_progress(opening, began_s, log, console.width)), POLL_S
+                lambda: status.update(_progress(opening, began_s, dict(starting), console.width)),
+                POLL_S,
             ),
         ):
-            yield
+            yield tell_ready
     else:
         print_plain(console, opening)
-
-        def tell() -> None:
-            print_plain(console, f"  {_seconds(began_s)} {shown_line(log) or NO_LINE}")
-
         with repeated(tell, LINE_INTERVAL_S, first_s=FIRST_LINE_S):
-            yield
-    print_plain(console, f"The server is ready after {_seconds(began_s)}")
+            yield tell_ready
 
 
 def _seconds(began_s: float) -> str:
     return f"{time.monotonic() - began_s:.0f} s"
 
 
-def _progress(opening: str, began_s: float, log: Path, width: int) -> Text:
+def _progress(opening: str, began_s: float, logs: Mapping[str, Path], width: int) -> Text:
     # As Text: a log may hold what looks like markup.
-    line = Text(f"\n  {shown_line(log, width - 2)}", style="dim")
-    return Text(f"{opening} {_seconds(began_s)}") + line
+    text = Text(f"{opening} {_seconds(began_s)}")
+    for name, log in logs.items():
+        start = name and f"{name}: "
+        text += Text(f"\n  {start}{shown_line(log, width - 2 - len(start))}", style="dim")
+    return text
 
 
 def shown_line(log: Path, width: int = MAX_LINE) -> str:

@@ -9,8 +9,8 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -142,7 +142,7 @@ class Proxy:
             served = await self.upstream.cards(request)
         except httpx.RequestError:
             served = []
-        return _json_response({"object": "list", "data": [*served, *map(_program_card, VOTES)]})
+        return json_response({"object": "list", "data": [*served, *map(_program_card, VOTES)]})
 
     async def model(self, request: Request) -> Response:
         """Describe a vote, or a model of the server, by its id."""
@@ -153,21 +153,21 @@ class Proxy:
         except httpx.RequestError as error:  # a vote can be described all the same
             lost = error
         if name in served:
-            return _json_response(served[name])
+            return json_response(served[name])
         if query := request.url.query:  # options whose ? the client did not encode
             name = f"{name}?{unquote(query)}"
         try:
             named = read_model(name, PROGRAM_SAMPLES)
             if named and named[0]:
                 find_program(named[0]).check(named[2], named[1])
-                return _json_response(_program_card(name))
+                return json_response(_program_card(name))
         except ConfigError as error:
             raise ModelNotFoundError(str(error)) from None
         if lost:
             raise lost
         for model, card in served.items():
             if is_name(name, model):
-                return _json_response(card)
+                return json_response(card)
         raise _not_found(name, served)
 
     async def health(self, _: Request) -> Response:
@@ -197,7 +197,7 @@ class Proxy:
             await cancel_on_disconnect(request, asyncio.wait({outcome}, timeout=limit_s))
             found = _result(pending, outcome) if outcome.done() else None
             if found and not asked.stream:
-                return _json_response(answer.completion(found))
+                return json_response(answer.completion(found))
         except BaseException:
             pending.cancel()
             raise
@@ -264,9 +264,8 @@ def create_app(proxy: Proxy) -> ASGIApp:
         yield
         await proxy.upstream.close()
 
-    errors = (LimError, httpx.RequestError, HTTPException, ClientDisconnect)
-    app = Starlette(
-        routes=[
+    return words_as_answers(
+        [
             Route("/health", proxy.health),
             Route("/v1/models", proxy.keyed(proxy.models)),
             Route("/v1/models/{id:path}", proxy.keyed(proxy.model)),
@@ -274,6 +273,17 @@ def create_app(proxy: Proxy) -> ASGIApp:
             Route("/v1/{path:path}", proxy.keyed(proxy.forward), methods=METHODS),
             Route("/{path:path}", _refuse_route, methods=METHODS),
         ],
+        lifespan,
+    )
+
+
+def words_as_answers(
+    routes: Sequence[Route], lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]
+) -> ASGIApp:
+    """Return routes as an application that answers errors in words, with SGLang's CORS headers."""
+    errors = (LimError, httpx.RequestError, HTTPException, ClientDisconnect)
+    app = Starlette(
+        routes=routes,
         exception_handlers=dict.fromkeys(
             (*errors, ClientDisconnectedError, Exception), _answer_error
         ),
@@ -293,9 +303,10 @@ async def _refuse_route(request: Request) -> Response:
     )
 
 
-def _json_response(
+def json_response(
     content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
+    """Return an answer of JSON."""
     # Escaped, since texts may hold halves of surrogate pairs, which UTF-8 cannot.
     return Response(json.dumps(content), status, headers, media_type="application/json")
 
@@ -372,7 +383,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     if request.url.path.startswith(MESSAGES):
         body = anthropic_error_body(body["error"]["message"], status)
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else {}
-    return _json_response(body, status, {**headers, **(getattr(error, "headers", None) or {})})
+    return json_response(body, status, {**headers, **(getattr(error, "headers", None) or {})})
 
 
 def _error_event(error: Exception) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
@@ -72,8 +72,57 @@ class Upstream:
         """Ids of the server's models when the list was last read; empty if it lists none."""
         self._served_until_s = 0.0
 
-    async def forward(self, request: Request, content: bytes) -> Response:
+    async def forward(
+        self, request: Request, content: bytes, on_end: Callable[[bool], object] = lambda _: None
+    ) -> Response:
         """Pass a request on, API key included, and return the answer as it comes.
+
+        The answer is returned with its first piece, so that a server that dies before is an error
+        and no broken stream.
+
+        Args:
+            on_end: called when the returned answer has ended in any way; True: the server broke
+                the answer off.
+
+        Raises:
+            httpx.RequestError: the server cannot be reached, or died before it answered.
+        """
+        answer = await self.send(request, content)
+        pieces = answer.aiter_raw()
+        try:
+            first = await anext(pieces, b"")
+        except BaseException:
+            await answer.aclose()
+            raise
+
+        is_broken = False
+
+        async def whole() -> AsyncIterator[bytes]:
+            nonlocal is_broken
+            yield first
+            try:
+                async for piece in pieces:
+                    yield piece
+            except httpx.RequestError:
+                is_broken = True
+                raise
+
+        async def close() -> None:
+            try:
+                await answer.aclose()
+            finally:
+                on_end(is_broken)
+
+        response = ClosingStream(whole(), close=close, status_code=answer.status_code)
+        # The proxy has a date, and a `Vary: Origin` with its CORS headers, of its own.
+        headers = without(end_to_end(answer.headers.raw), b"date")
+        response.raw_headers = [
+            header for header in headers if (header[0], header[1].lower()) != (b"vary", b"origin")
+        ]
+        return response
+
+    async def send(self, request: Request, content: bytes) -> httpx.Response:
+        """Send a request on and return the answer, whose body is not read yet.
 
         The server gets target, headers and body as the client sent them, but for Host and the
         headers of one connection; nothing is added.
@@ -93,16 +142,7 @@ class Upstream:
             content=content,
             extensions={"target": target, "timeout": self._http.timeout.as_dict()},
         )
-        answer = await self._http.send(forwarded, stream=True)
-        response = ClosingStream(
-            answer.aiter_raw(), close=answer.aclose, status_code=answer.status_code
-        )
-        # The proxy has a date, and a `Vary: Origin` with its CORS headers, of its own.
-        headers = without(end_to_end(answer.headers.raw), b"date")
-        response.raw_headers = [
-            header for header in headers if (header[0], header[1].lower()) != (b"vary", b"origin")
-        ]
-        return response
+        return await self._http.send(forwarded, stream=True)
 
     async def cards(self, request: Request) -> list[dict[str, Any]]:
         """Return the server's models as the server lists them, none if it lists none.

@@ -31,30 +31,35 @@ def live(roles: list[str], policy: str = "lessismore") -> dict[str, Any]:
     return {"config": {"policy": policy, "budget": 256}, "roles": roles}
 
 
+def alone(state: dict[str, Any], log: Path | None = None) -> Any:
+    """Return a ready server as `ready_block` takes it."""
+    return {"": SimpleNamespace(live=state, log=log)}
+
+
 def test_the_message_says_where_what_and_how_but_never_the_key() -> None:
     log = Path("/tmp/lim-server-x/server.log")
-    sparse = ready_block(ServerOptions("some/model", port=31000), live(ROLES), log)
+    sparse = ready_block(ServerOptions("some/model", port=31000), alone(live(ROLES), log))
     assert "http://127.0.0.1:31000" in sparse
     assert "some/model" in sparse
     assert "2 of 6 layers read 256 tokens picked at layers 2, 4" in sparse
     assert str(log) in sparse
-    dense = ready_block(ServerOptions("some/model"), live(["full"] * 6, "full"), None)
+    dense = ready_block(ServerOptions("some/model"), alone(live(["full"] * 6, "full")))
     assert "full: all 6 layers read everything" in dense
     assert "256" not in dense
     assert "log " not in dense
     assert "layers    " not in sparse
     drafting = live(["full"] * 6, "lossless") | {"draft_tokens": 8}
     drafting["config"]["select_layers"] = [2, 4]
-    lossless = ready_block(ServerOptions("some/model"), drafting, None)
+    lossless = ready_block(ServerOptions("some/model"), alone(drafting))
     assert "up to 8 drafts a step, from 256 tokens picked at layers 2, 4; all 6 layers" in lossless
     other = {
         "measured_on": "Qwen3-8B",
         "differences": ["rope theta 1", "other weights"],
     }
-    shown = ready_block(ServerOptions("some/model"), live(ROLES) | {"preset": other}, None)
+    shown = ready_block(ServerOptions("some/model"), alone(live(ROLES) | {"preset": other}))
     assert "  layers    those of Qwen3-8B, but rope theta 1, other weights: compare" in shown
     unknown = {"measured_on": None, "differences": ["no model of its shape was measured"]}
-    shown = ready_block(ServerOptions("some/model"), live(ROLES) | {"preset": unknown}, None)
+    shown = ready_block(ServerOptions("some/model"), alone(live(ROLES) | {"preset": unknown}))
     assert "  layers    no model of its shape was measured: compare with --policy full" in shown
     open_to_all = commands_block(ServerOptions("some/model"))
     assert 'lim ask "What is 17 * 23?"' in open_to_all

@@ -396,7 +396,7 @@ def test_markup_in_a_log_is_shown_as_it_is(
     log.write_text("Loading [/bold] 100%\n")
     deadline = time.monotonic() + 10
     console = Console(file=shown, width=80, force_terminal=terminal)
-    with server_log.start_shown("tiny", log, console):
+    with server_log.start_shown("tiny", {"": log}, console):
         while "Loading [/bold] 100%" not in shown.getvalue() and time.monotonic() < deadline:
             time.sleep(0.01)
     assert "Loading [/bold] 100%" in shown.getvalue()
