@@ -505,6 +505,11 @@ def _json_fault(line: str) -> str | None:
     return None
 
 
+def _line_of(row: Any) -> Any:
+    """Return an item of a JSON array as a row: a text, which would be taken for a line, as JSON."""
+    return json.dumps(row) if isinstance(row, str) else row
+
+
 def _check_ending(path: Path) -> None:
     """Raise `ConfigError` where a path is that of a file with an unknown kind of answer."""
     name, _, word = str(path).rpartition(":")
@@ -542,7 +547,8 @@ def _file_rows(path: Path, expected: str) -> Rows:
         raise ConfigError(f"cannot read {path} ({reason}); {expected}, {ROW_FORM}") from None
     if text.lstrip().startswith("["):
         with suppress(ValueError, RecursionError):
-            return ((f"{path}, item {n}", row) for n, row in enumerate(json.loads(text), 1))
+            items = enumerate(json.loads(text), 1)
+            return ((f"{path}, item {n}", _line_of(row)) for n, row in items)
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     faults = [(n, fault) for n, line in lines if (fault := _json_fault(line))]
     if lines and len(faults) == len(lines):

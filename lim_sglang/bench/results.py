@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, TypeAdapter
 from lim_sglang.bench.workloads import DENSE_BACKENDS, Point
 from lim_sglang.config import BACKEND
 from lim_sglang.environment import driver_version, installed_versions, project_commit
-from lim_sglang.errors import DataError
+from lim_sglang.errors import ConfigError, DataError
 from lim_sglang.kernels.bench import Spread
 from lim_sglang.markdown_section import MarkdownSection, counted, markdown_table, short_commit
 from lim_sglang.policies import POLICIES
@@ -261,6 +261,8 @@ def read_tables(paths: Sequence[Path]) -> list[DecodeTable]:
     for path in paths:
         try:
             lines = path.read_text().splitlines()
+        except FileNotFoundError:
+            raise ConfigError(f"{path} does not exist: name a file that --out has written") from None
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read: {error}") from None
         for number, line in enumerate(lines, start=1):
