@@ -446,13 +446,13 @@ def _paired_questions(a: Summary, b: Summary, *, common: bool) -> Pairs:
 
 def _describe_missing(run: Summary, names: Collection[str], num_all: int) -> str:
     """Return how many of all questions a run has no sample of, and the ids of the first of them."""
-    shown = sorted(names, key=_natural_order)[:MAX_NAMES_SHOWN]
+    shown = sorted(names, key=natural_order)[:MAX_NAMES_SHOWN]
     more = ["…"] if len(names) > len(shown) else []
     ids = f"the id{'s' if len(names) > 1 else ''} {', '.join([*shown, *more])}"
     return f"{run.label} lacks {len(names):,} of {counted(num_all, 'question')}, with {ids}"
 
 
-def _natural_order(name: str) -> list[tuple[int, str]]:
+def natural_order(name: str) -> list[tuple[int, str]]:
     """Return a key that sorts `q2` before `q10`."""
     return [(int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
 

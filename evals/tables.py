@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lim_sglang.evals.compare import Comparison, Interval, policy_name, uneven_seconds
+from lim_sglang.evals.compare import (
+    Comparison,
+    Interval,
+    natural_order,
+    policy_name,
+    uneven_seconds,
+)
 from lim_sglang.evals.metrics import (
     MIN_QUESTIONS,
     MIN_VOTERS,
@@ -492,8 +498,8 @@ def disagreement_table(rows: Sequence[Row], most: int = MAX_DISAGREEMENTS) -> Ta
 
 
 def question_table(rows: Sequence[Row]) -> Table:
-    """Return every question, in the order of the first run, with its correct samples."""
-    return _question_table(rows, list(_by_question(rows)))
+    """Return every question, in the order of their ids, with its correct samples."""
+    return _question_table(rows, sorted(_by_question(rows), key=natural_order))
 
 
 def _by_question(rows: Sequence[Row]) -> dict[str, list[QuestionResult | None]]:

@@ -262,7 +262,9 @@ def read_tables(paths: Sequence[Path]) -> list[DecodeTable]:
         try:
             lines = path.read_text().splitlines()
         except FileNotFoundError:
-            raise ConfigError(f"{path} does not exist: name a file that --out has written") from None
+            raise ConfigError(
+                f"{path} does not exist: name a file that --out has written"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read: {error}") from None
         for number, line in enumerate(lines, start=1):

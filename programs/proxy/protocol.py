@@ -15,7 +15,16 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictFloat,
+    StrictInt,
+    Tag,
+    ValidationError,
+)
 
 from lim_sglang.errors import ConfigError, cut, value_error
 from lim_sglang.programs.chat import split_thoughts
@@ -103,9 +112,16 @@ class _Part(_Strict):
     text: str
 
 
+_TEXT, _PARTS = "<text>", "<parts>"
+"""Forms of a turn's content; pydantic puts them into the places of faults."""
+
+
 class _Turn(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part]
+    content: Annotated[
+        Annotated[str, Tag(_TEXT)] | Annotated[list[_Part], Tag(_PARTS)],
+        Discriminator(lambda content: _PARTS if isinstance(content, list) else _TEXT),
+    ]
     name: None = None
     # An earlier answer comes back as a turn with all its fields; its thoughts are left out.
     reasoning_content: str | None = None
@@ -375,7 +391,8 @@ def _reasons_against(body: Mapping[str, Any]) -> list[str]:
 
 
 def _in_words(problem: Mapping[str, Any]) -> str:
-    where, text = ".".join(str(step) for step in problem["loc"]), value_error(problem)
+    steps = (str(step) for step in problem["loc"] if step not in (_TEXT, _PARTS))
+    where, text = ".".join(steps), value_error(problem)
     if problem["type"] == "extra_forbidden" and problem["loc"][0] == "lim":
         known = ", ".join(_LimField.model_fields)
         return f"{where}: not a field of lim ({_meant(where[4:], _LimField.model_fields) or known})"

@@ -8,7 +8,7 @@ import pytest
 
 from lim_sglang.bench.results import SECTION, DecodeTable, point_name, read_tables
 from lim_sglang.bench.workloads import Point
-from lim_sglang.errors import DataError
+from lim_sglang.errors import ConfigError, DataError
 from tests.bench.recorded import CONDITIONS, LINES, line, row, table, write
 
 ROOT = Path(__file__).parents[2]
@@ -142,8 +142,13 @@ def test_rows_of_other_conditions_are_in_a_table_of_their_own(tmp_path: Path, na
 def test_lines_that_make_no_table_are_refused(tmp_path: Path, lines: list[Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         read_tables([write(tmp_path, *lines)])
-    with pytest.raises(DataError, match="cannot be read"):
+
+
+def test_a_file_that_does_not_exist_is_a_wrong_option(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist: name a file"):
         read_tables([tmp_path / "none.jsonl"])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_tables([tmp_path])
 
 
 @pytest.mark.parametrize(

@@ -307,6 +307,8 @@ def test_files_of_other_programs_are_read(content: bytes, tmp_path: Path) -> Non
         ("own.jsonl", b'{"problem": "caf\xe9", "answer": "1"}', "not UTF-8 at byte 16"),
         ("own.json", b'{"data": [{"problem": "P", "answer": "1"}]}', 'it has "data", and needs'),
         ("own.json", b'[{"problem": "P"}]', 'own.json, item 1: lacks "answer"'),
+        ("own.json", b'["a", "b"]', "item 2: expected one JSON object a line"),
+        ("own.json", b'["a"]', "own.json, item 1: expected one JSON object a line"),
         ("own.json", b"[]", "holds no question"),
         ("own.jsonl", b"[" * 100_000, "is not JSON"),
         ("own.jsonl", b"\xef\xbb\xbf\r\n", "holds no question"),

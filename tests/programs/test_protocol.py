@@ -238,7 +238,11 @@ def test_the_projects_instruction_is_added_on_request() -> None:
         ({"stream": "yes"}, "stream: "),
         ({"messages": []}, "messages: "),
         ({"messages": [{"role": "tool", "content": ""}]}, "messages.0.role: "),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            r"^messages\.0\.content\.0\.type: ",
+        ),
+        ({"messages": [{"role": "user", "content": 5}]}, r"^messages\.0\.content: "),
         ({"max_token": 5}, r"max_token: .* know this field \(did you mean max_tokens\?\)"),
         ({"temprature": 1}, r"temprature: .* \(did you mean temperature\?\)"),
         ({"lim": {"programme": "majority"}}, r"lim.programme: not .* \(did you mean program\?\)"),
