@@ -395,13 +395,14 @@ def _show(error: LimError, console: Console) -> LimError:
 
 
 def describe_matrix(matrix: Matrix) -> str:
-    """Return a line for each run with its state and samples, and a line with their counts."""
+    """Return a heading, a line for each run with its state and samples, and the counts of all."""
     states, lines = [], []
     for run, found in zip(matrix.runs, stored_runs(matrix.runs), strict=True):
         states.append("complete" if found and found.is_complete else "begun" if found else "new")
         lines.append(f"{states[-1]:8} {len(found.samples) if found else 0:8,}  {run.name}")
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "begun", "new"))
-    return "\n".join([*lines, f"{len(lines)} runs: {counts}"])
+    head = f"{'state':8} {'samples':>8}  run"
+    return "\n".join([head, *lines, f"{len(lines)} runs: {counts}"])
 
 
 def next_commands(runs: Sequence[MatrixRun], folder: Path) -> list[list[str]]:
