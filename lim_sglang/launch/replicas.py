@@ -141,9 +141,12 @@ def _wait_until_ready(servers: Mapping[str, Server]) -> Iterator[str]:
     deadline = time.monotonic() + START_TIMEOUT_S
     starting = dict(servers)
     while starting:
-        for name, server in list(starting.items()):
+        for name, server in servers.items():
             try:
-                if server.is_ready():
+                if name not in starting:
+                    if ending := server.poll():
+                        raise ServerError(f"{ending} while others started")
+                elif server.is_ready():
                     del starting[name]
                     yield name
                 elif time.monotonic() > deadline:
@@ -196,11 +199,14 @@ def balancing(servers: Mapping[str, Server], listener: socket.socket) -> Iterato
         listener: a socket that is bound to the address.
 
     Raises:
+        ConfigError: another process has begun to listen there.
         ServerError: the balancer does not listen.
     """
     from lim_sglang.programs.proxy.app import ProxyServer
     from lim_sglang.programs.proxy.balancer import Balancer, create_app
+    from lim_sglang.programs.proxy.command import begin_to_listen
 
+    begin_to_listen(listener)
     _allow_many_connections()
     balancer = Balancer([server.url for server in servers.values()])
     is_ready = threading.Event()

@@ -4,8 +4,8 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Annotated
 
 import typer
@@ -34,6 +34,9 @@ from lim_sglang.programs.schema import (
     resolve_sampling,
 )
 from lim_sglang.programs.sglang_backend import connect
+
+BACKLOG = 2048
+"""Connections that may wait to be taken, as uvicorn has it."""
 
 
 def proxy(
@@ -116,6 +119,7 @@ def proxy(
                 typer.echo(ready)
                 loading.start()
 
+            begin_to_listen(listener)
             server = ProxyServer(app, when_ready=begin, when_stopped=queue.close)
             server.serve_until_stopped(listener)
             typer.echo("Stopping the proxy.")
@@ -161,13 +165,33 @@ def listen(host: str, port: int) -> socket.socket:
     """Take the port before anything slow is done; raises `ConfigError` if that fails."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except OSError as error:
+        with _refusals_in_words(host, port):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+    except ConfigError:
         listener.close()
+        raise
+    return listener
+
+
+def begin_to_listen(listener: socket.socket) -> None:
+    """Let clients connect; raises `ConfigError` if another process has begun before.
+
+    Linux lets two processes bind a port as long as neither listens, and uvloop passes the refusal
+    of the second over in silence.
+    """
+    host, port, *_ = listener.getsockname()
+    with _refusals_in_words(host, port):
+        listener.listen(BACKLOG)
+
+
+@contextmanager
+def _refusals_in_words(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(f"port {port} of {host} is in use: choose another --port") from None
         raise ConfigError(
             f"cannot listen on {host}, port {port} ({error.strerror}): choose other ones"
         ) from None
-    return listener

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -27,6 +28,7 @@ from lim_sglang.launch.replicas import (
 from lim_sglang.launch.serve import ready_block
 from lim_sglang.launch.server import Server, ServerOptions, free_port
 from lim_sglang.programs.proxy.balancer import Balancer
+from lim_sglang.programs.proxy.command import begin_to_listen, listen
 from tests.fakes.sglang_process import LAST_WORDS
 from tests.fakes.sglang_server import eventually
 from tests.server.fake_servers import fake_options, fake_spec, process_ids, running
@@ -90,6 +92,15 @@ def test_a_replica_that_does_not_start_ends_all_with_words(folders: Path) -> Non
         pytest.fail("a replica was missing")
 
 
+def test_a_replica_that_ends_while_others_start_ends_all_with_words(folders: Path) -> None:
+    console, _ = shown()
+    with (
+        pytest.raises(ServerError, match=rf"(?s)^replica 1: .*started \(log: .*{LAST_WORDS}$"),
+        running_replicas(fakes(folders, "break", "hang"), console, title="tiny"),
+    ):
+        pytest.fail("a replica was missing")
+
+
 def test_a_replica_that_ends_is_told_and_the_last_one_ends_all(
     folders: Path, temporary: Path
 ) -> None:
@@ -123,6 +134,15 @@ def test_the_address_is_taken_before_anything_starts(folders: Path) -> None:
         ),
     ):
         pytest.fail("it listens elsewhere")
+
+
+def test_one_of_two_that_bound_a_port_answers_there() -> None:
+    with closing(listen("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        with closing(listen("127.0.0.1", port)) as second:
+            begin_to_listen(first)
+            with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is in use"):
+                begin_to_listen(second)
 
 
 def test_each_replica_on_a_cpu_has_cores_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
