@@ -47,7 +47,11 @@ turns."""
 MAX_BLOCKS = 32
 """Longest beginnings of one prompt that are remembered."""
 DOUBT_S = 2.0
-"""Time for which a replica that lost a request gets others only if no other replica is left."""
+"""Time for which a replica that failed a request gets others only if no other replica is left. One
+that answers its failures at once would have the fewest requests in flight, and get all."""
+INFO_LIMIT_S = 30.0
+"""Time after which a replica that does not tell its state is one that does not serve; clients give
+up after a minute."""
 MAX_LOST = 2
 """Replicas that may lose one request before its client is told: the request may be what ends
 them."""
@@ -68,6 +72,10 @@ TO_ALL = ("/abort_request", "/flush_cache")
 INFO = ("/server_info", "/get_server_info")
 ADDED = ("max_running_requests", "max_total_num_tokens")
 """Limits in `/server_info` that are added up, beside LessIsMore's counters."""
+NONE_LEFT = (
+    "no replica is left that could answer: see the log of `lim serve`, and start it again if all "
+    "have ended"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +96,13 @@ class Replica:
 
     @property
     def is_doubted(self) -> bool:
-        """True for a short time after the replica lost a request."""
+        """True for a short time after the replica failed a request."""
         return time.monotonic() < self._doubted_until_s
 
-    def end_one(self, is_lost: bool = False) -> None:
-        """Note the end of a request, and whether the replica lost the request."""
+    def end_one(self, has_failed: bool = False) -> None:
+        """Note the end of a request, and whether the replica failed the request."""
         self.in_flight -= 1
-        if is_lost:
+        if has_failed:
             self._doubted_until_s = time.monotonic() + DOUBT_S
 
 
@@ -126,10 +134,7 @@ class Balancer:
         left = [each for each in self._serving() if each not in tried]
         left = [each for each in left if not each.is_doubted] or left
         if not left:
-            raise ServerError(
-                "no replica is left that could answer: see the log of `lim serve`, and start it "
-                "again if all have ended"
-            )
+            raise ServerError(NONE_LEFT)
         least = min(each.in_flight for each in left)
         seen = next((self._seen[key] for key in reversed(keys) if key in self._seen), set())
         near = [each for each in left if each in seen and each.in_flight < least + SLACK]
@@ -163,11 +168,15 @@ class Balancer:
             try:
                 return await replica.upstream.forward(request, content, replica.end_one)
             except httpx.RequestError as error:
-                replica.end_one(is_lost=True)
+                replica.end_one(has_failed=True)
                 tried.append(replica)
                 num_lost += not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
                 if num_lost == MAX_LOST or set(self._serving()) <= set(tried):
-                    raise
+                    urls = ", ".join(each.url for each in tried)
+                    raise ServerError(
+                        f"{urls} lost the request ({type(error).__name__}), which may be what "
+                        "ends replicas: see the log of `lim serve`"
+                    ) from None
                 logger.warning(
                     "%s lost a request (%s): another replica gets it",
                     replica.url,
@@ -181,19 +190,19 @@ class Balancer:
         """Send a request to every replica; answer with the answer of the highest status."""
         content = await request.body()
         answers = await cancel_on_disconnect(request, self._to_all(request, content))
-        worst = max(answers.values(), key=lambda answer: answer.status_code)
-        kind = worst.headers.get("content-type")
-        return Response(worst.content, worst.status_code, media_type=kind)
+        return _whole(max(answers.values(), key=lambda answer: answer.status_code))
 
-    async def _to_all(self, request: Request, content: bytes) -> dict[Replica, httpx.Response]:
-        """Return the answers of the replicas that answer.
+    async def _to_all(
+        self, request: Request, content: bytes, limit_s: float | None = None
+    ) -> dict[Replica, httpx.Response]:
+        """Return the answers of the replicas that answer, within a time if there is a limit.
 
         Raises:
             httpx.RequestError: none does.
             ServerError: none is left.
         """
         replicas = self._serving()
-        asked = (self._ask(each, request, content) for each in replicas)
+        asked = (self._ask(each, request, content, limit_s) for each in replicas)
         answers = await asyncio.gather(*asked, return_exceptions=True)
         found = dict(zip(replicas, answers, strict=True))
         answered = {each: got for each, got in found.items() if isinstance(got, httpx.Response)}
@@ -202,24 +211,30 @@ class Balancer:
         for error in answers:
             if isinstance(error, BaseException):
                 raise error
-        raise ServerError("no replica is left: start `lim serve` again")
+        raise ServerError(NONE_LEFT)
 
-    async def _ask(self, replica: Replica, request: Request, content: bytes) -> httpx.Response:
-        answer = await replica.upstream.send(request, content)
+    async def _ask(
+        self, replica: Replica, request: Request, content: bytes, limit_s: float | None
+    ) -> httpx.Response:
         try:
-            await answer.aread()
-        finally:
-            await answer.aclose()
+            async with asyncio.timeout(limit_s):
+                answer = await replica.upstream.send(request, content)
+                try:
+                    await answer.aread()
+                finally:
+                    await answer.aclose()
+        except TimeoutError:
+            raise httpx.ReadTimeout(f"{replica.url} did not answer in {limit_s} s") from None
         return answer
 
     async def server_info(self, request: Request) -> Response:
         """Answer with the state of all replicas that serve, added up, and of each."""
-        answers = await cancel_on_disconnect(request, self._to_all(request, b""))
-        for refused in answers.values():
-            if not refused.is_success:
-                kind = refused.headers.get("content-type")
-                return Response(refused.content, refused.status_code, media_type=kind)
-        infos = {each.url: answer.json() for each, answer in answers.items()}
+        content = await request.body()
+        asked = self._to_all(request, content, INFO_LIMIT_S)
+        answers = await cancel_on_disconnect(request, asked)
+        infos = {each.url: got.json() for each, got in answers.items() if got.is_success}
+        if not infos:
+            return _whole(next(iter(answers.values())))
         in_flight = {each.url: each.in_flight for each in self.replicas}
         return json_response(sum_infos(infos, in_flight))
 
@@ -244,6 +259,12 @@ class Balancer:
             await replica.upstream.close()
 
 
+def _whole(answer: httpx.Response) -> Response:
+    """Return a replica's answer, which has been read, as ours."""
+    kind = answer.headers.get("content-type")
+    return Response(answer.content, answer.status_code, media_type=kind)
+
+
 def prompt_keys(content: bytes) -> list[bytes]:
     """Return the digests of the beginnings of a request's prompt, the longest last; none without a
     prompt.
@@ -261,6 +282,11 @@ def prompt_keys(content: bytes) -> list[bytes]:
         raise ConfigError(
             "previous_response_id: replicas do not know each other's answers; send the whole "
             "conversation as input"
+        )
+    if body.get("background"):
+        raise ConfigError(
+            "background: only one replica would have the answer, which could not be fetched; wait "
+            "for the answer, or stream it"
         )
     digest, keys = hashlib.blake2b(digest_size=16), []
     for block in _blocks(next((body[name] for name in PROMPTS if body.get(name)), "")):
@@ -321,7 +347,7 @@ def create_app(balancer: Balancer) -> ASGIApp:
     return words_as_answers(
         [
             Route("/health", balancer.health),
-            *(Route(path, balancer.server_info) for path in INFO),
+            *(Route(path, balancer.server_info, methods=("GET",)) for path in INFO),
             *(Route(path, balancer.to_all, methods=METHODS) for path in TO_ALL),
             *(Route(path, balancer.to_one, methods=METHODS) for path in TO_ONE),
             Route("/{path:path}", balancer.refuse, methods=METHODS),

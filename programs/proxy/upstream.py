@@ -81,8 +81,8 @@ class Upstream:
         and no broken stream.
 
         Args:
-            on_end: called when the returned answer has ended in any way; True: the server broke
-                the answer off.
+            on_end: called when the returned answer has ended in any way; True: the server failed,
+                by a status above 499 or by breaking the answer off.
 
         Raises:
             httpx.RequestError: the server cannot be reached, or died before it answered.
@@ -95,23 +95,23 @@ class Upstream:
             await answer.aclose()
             raise
 
-        is_broken = False
+        has_failed = answer.status_code >= 500
 
         async def whole() -> AsyncIterator[bytes]:
-            nonlocal is_broken
+            nonlocal has_failed
             yield first
             try:
                 async for piece in pieces:
                     yield piece
             except httpx.RequestError:
-                is_broken = True
+                has_failed = True
                 raise
 
         async def close() -> None:
             try:
                 await answer.aclose()
             finally:
-                on_end(is_broken)
+                on_end(has_failed)
 
         response = ClosingStream(whole(), close=close, status_code=answer.status_code)
         # The proxy has a date, and a `Vary: Origin` with its CORS headers, of its own.

@@ -1,5 +1,6 @@
 """Several replicas behind one address: the choice, aborts, deaths and the state of all."""
 
+import socket
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.launch.replicas import balancing
 from lim_sglang.launch.server import Server, ServerOptions, local_client
 from lim_sglang.programs.backend import InFlightSample
+from lim_sglang.programs.proxy import balancer as balancer_module
 from lim_sglang.programs.proxy.balancer import (
     MAX_KEYS,
     MAX_LOST,
@@ -27,9 +29,18 @@ from lim_sglang.programs.proxy.balancer import (
     sum_infos,
 )
 from lim_sglang.programs.proxy.command import listen
+from lim_sglang.programs.proxy.upstream import Upstream
 from lim_sglang.programs.schema import Access, Sampling
 from lim_sglang.programs.sglang_backend import SglangBackend
-from tests.fakes.sglang_server import CUT, Answerer, Chain, FakeServer, eventually, serving
+from tests.fakes.sglang_server import (
+    CUT,
+    Answerer,
+    Chain,
+    FakeServer,
+    Reply,
+    eventually,
+    serving,
+)
 from tests.programs.proxy_harness import proxy_at
 
 CHAT = "/v1/chat/completions"
@@ -154,7 +165,7 @@ def test_lost_replicas_get_nothing_and_doubted_ones_only_what_is_left() -> None:
     lost, doubted, good = balancer.replicas
     balancer.lose(lost.url)
     doubted.in_flight += 1
-    doubted.end_one(is_lost=True)
+    doubted.end_one(has_failed=True)
     assert {balancer.choose([]) for _ in range(9)} == {good}
     assert balancer.choose([], [good]) is doubted
     with pytest.raises(ServerError, match="no replica is left"):
@@ -194,6 +205,8 @@ def test_a_body_that_no_replica_could_answer_is_refused() -> None:
         prompt_keys(b"[" * 100_000)
     with pytest.raises(ConfigError, match="previous_response_id"):
         prompt_keys(b'{"input": "a", "previous_response_id": "r"}')
+    with pytest.raises(ConfigError, match="background"):
+        prompt_keys(b'{"input": "a", "background": true}')
 
 
 def test_requests_are_passed_on_whole_and_routes_of_one_server_are_refused() -> None:
@@ -297,8 +310,33 @@ def test_a_request_that_ends_replicas_does_not_end_all_of_them() -> None:
     with replicated(dying, dying, dying) as served:
         answer = served.post(chat("a"))
         assert answer.status_code == 502
-        assert "cannot be reached" in answer.json()["error"]["message"]
+        assert "lost the request (RemoteProtocolError)" in answer.json()["error"]["message"]
         assert sum(served.numbers()) == MAX_LOST
+
+
+def test_a_replica_that_fails_at_once_does_not_get_all_requests() -> None:
+    def failing(_: Mapping[str, Any]) -> Reply:
+        return 503, {"error": {"message": "not healthy"}}
+
+    def slow(_: Mapping[str, Any]) -> Chain:
+        return Chain(("hi",), pace_s=0.05)
+
+    with replicated(failing, slow) as served, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(served.post, [chat(f"{number}") for number in range(40)]))
+        assert sum(answer.is_error for answer in found) <= 8
+        assert served.in_flight == [0, 0]
+
+
+def test_a_replica_that_hangs_hides_no_state_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(balancer_module, "INFO_LIMIT_S", 0.2)
+    with replicated(quick, quick) as served, socket.create_server(("127.0.0.1", 0)) as hanging:
+        served.balancer.replicas[0].upstream = Upstream(f"{HERE}:{hanging.getsockname()[1]}")
+        info = served.get("/server_info").json()
+        assert [each["serves"] for each in info["replicas"]] == [False, True]
+        served.fakes[1].kill()
+        assert served.get("/server_info").status_code in (502, 504)
 
 
 def test_it_is_healthy_while_one_replica_is() -> None:
