@@ -9,6 +9,7 @@ from contextlib import suppress
 from lim_sglang.programs.grading.boxes import (
     BOX_OR_BRACE,
     denied_boxes,
+    is_taken_back,
     last_box,
     last_boxes,
     without,
@@ -33,6 +34,7 @@ from lim_sglang.programs.grading.stated import (
 from lim_sglang.programs.grading.statements import (
     ASKED,
     CHOICE,
+    CHOOSE,
     DOUBT,
     MAX_BARE,
     are_alike,
@@ -83,19 +85,32 @@ _CLOSING = re.compile(
     rf"(?:solutions|roots)(?:{ASKED})? are:?\s*(?P<several>{_TO_THE_END})"
     rf"|(?:{_THUS})?(?:(?:the|my|our|final|end)\s+)*(?:ans\.|(?:ans|result)\b[*_]*\s*(?:is\b|[:=]))[\s*_]*"
     rf"(?P<result>{FORMULA}|{_TO_THE_END})"
+    rf"|(?<![^\n*_])(?P<line>(?-i:A)[*_]*:[\s*_]*{_TO_THE_END}"
+    rf"|(?:\$\$?|\\[\[(])?\s*[a-zA-Z]\s*(?:\+\s*[a-zA-Z]\s*){{1,4}}={_TO_THE_END})"
+    rf"|(?P<calculated>[-+(\d$](?:[^\n.?!;:]|[.](?=\d)){{1,80}}\s(?:is|equals)\s"
+    rf"(?:equal to\s)?(?=[-+$\\\d]){_TO_THE_END})"
     rf"|{_THUS}(?:we (?:get|have|find|obtain|see)(?: that)?:?\s*)?"
     rf"(?P<value>{FORMULA}|{_TO_THE_END}))(?<![,;:])[\s.*_]*\Z",
     re.IGNORECASE,
 )
-"""The last sentence of a reply: `Therefore, x = 42.`, `The solutions are 1 and 3.`, `Ans: 5`"""
+"""The last sentence of a reply: `Therefore, x = 42.`, `The solutions are 1 and 3.`, `Ans: 5`, `6
+times 7 is 42.`, or a last line `A: 5` or `m + n = 42`."""
+_NAMES = rf"{NAME}(?:\s*[-+]\s*{NAME}){{0,4}}"
+_OTHER_OPTION = re.compile(r"^[\s*_]*[B-J][*_]*[:.)]", re.MULTILINE)
+_SILENT_END = re.compile(r"(?:\s*(?:</s>|<\|\w{1,30}\|>|<(?:eos|end_of_turn)>)|\s[:;]-?\))+\s*\Z")
+"""Tokens that end a reply, and a smiley."""
+_CHOOSING = (
+    rf"(?:{CHOOSE}|choose|pick|select|go\s+with|I\s+(?:think|believe)(?:\s+it(?:['’]s|\s+is))?"
+    r"|(?:ans\b\.?|result)[*_]*:?)"
+)
 _CLOSING_CHOICE = re.compile(
-    r"(?:(?:\A|[.!][*_]*\s|\n)[\s*_]*(?:(?:so|thus|hence|therefore),?\s+)?"
-    r"(?:I(?:\s+(?:would|will))?\s+(?:choose|pick|select)|choose|pick|select|I\s+(?:think|believe)(?:\s+it\s+is)?"
-    r"|(?:ans\b\.?|result)[*_]*:?)|,\s+(?:so|thus|hence|therefore),?)[\s*_]+"
+    rf"(?:(?:\A|[.!][*_]*\s|\n)[\s*_]*(?:(?={_THUS})|(?={_CHOOSING}))|,\s+(?={_THUS}))"
+    rf"(?:{_THUS}(?!I\W*\Z)(?:it(?:['’]s|\s+is|\s+must\s+be)[\s*_]+)?)?(?:{_CHOOSING}[\s*_]+)?[*_]*"
     r"(?:(?:option|choice|answer)\s+)?(?-i:[(\[]?[A-J][)\]]?)[\s.!*_]*\Z",
     re.IGNORECASE,
 )
-"""The last sentence of a reply that chooses: `Choose (D)`, `I think B`, `A is wrong, so B.`"""
+"""The last sentence of a reply that chooses: `Choose (D)`, `I think B`, `A is wrong, so B.`,
+`Hence D.`"""
 _ENDED = re.compile(
     r"^[#>*_ \t-]*(?:\d+|[A-Ja-j])\.(?=[\s*_])"
     r"|((?:[.!?](?=\s)|(?<![,;])(?<![,;] )(?<!\bor)(?<!\band)\n))",
@@ -110,6 +125,12 @@ _BARE = re.compile(
 )
 _FIRST_LINE = re.compile(r"\s*[*_$(\[]*([A-J])[)\]*_$.:]*[ \t]*\n")
 """A reply that begins with nothing but a letter in its first line."""
+_CHOSEN = re.compile(
+    r"(?<![a-zA-Z])([A-Ja-j])(?![a-zA-Z])(?:[)\]*_$.:]*\s+-?\d[\d,/]*(?:\.\d+)?"
+    r"|[)\]*_$]*\s+is\s+(?:(?:the|my)\s+)?"
+    r"(?:(?:final|correct|right|answer|option|choice|one)\b ?)+)?"
+)
+"""A letter in a line, with the number of its option or with words that choose it."""
 _OPEN_LETTER = re.compile(r"(?:\\text\{)?([A-Ja-j])\s*[)\].:]+\}?")
 """The letter of an option with the sign behind it, as a list of options has it: `D)`."""
 _REJECTED = re.compile(
@@ -155,6 +176,8 @@ def extract_answer(
             only if its sentence or line has ended: `the answer is 3` may have become `30`. Boxes
             count only if no comma, `and` or `or` behind them leads to another one.
     """
+    if end := _SILENT_END.search(text, max(0, len(text) - MAX_BARE)):
+        text = text[: end.start()]
     thoughts, _, reply = text.rpartition("</think>")
     for part in (reply, thoughts):
         is_reply = part is reply
@@ -243,7 +266,7 @@ def _last_object(reply: str) -> str | None:
 def _closing_choice(reply: str) -> str | None:
     """Return the letter that the last sentence of a reply chooses, unless something limits that."""
     closing = _CLOSING_CHOICE.search(reply, max(0, len(reply) - MAX_BARE))
-    if closing is None or DOUBT.search(sentence_before(reply, closing.start() + 1)):
+    if closing is None or DOUBT.search(sentence_before(reply, closing.start() + 2)):
         return None
     return re.findall(r"[A-J]", closing[0])[-1]
 
@@ -279,6 +302,10 @@ def _first_line(text: str, end: int, cut_off: bool) -> str | None:
     if len(line) >= MAX_BARE or not as_choice(line) or _REJECTED.match(line):
         return None
     is_last = cut_off and not WORD.search(text, len(line))
+    chosen = as_choice(line)
+    letter = next((each for each in _CHOSEN.finditer(line) if each[1].upper() == chosen), None)
+    if letter and is_taken_back(text, letter.end(), letter[1]):
+        return None
     return None if is_last or begins_options(text, 0) else line.rstrip()
 
 
@@ -308,6 +335,8 @@ def _bare_answer(reply: str, end: int, cut_off: bool) -> str | None:
     is not entire.
     """
     if letter := _FIRST_LINE.match(reply, 0, end):
+        if is_taken_back(reply, letter.end(1), letter[1]):
+            return None
         return None if begins_options(reply, 0) else letter[1]
     if cut_off or len(reply) > MAX_BARE:
         return None
@@ -325,10 +354,17 @@ def _closing_answer(reply: str) -> str | None:
         return None
     if closing["several"]:
         return listed(closing["several"])
-    stated = tidy(re.sub(r"(?<!\\)\$", "", closing["result"] or closing["value"]))
-    equation = re.fullmatch(rf"{NAME}\s*=(.*)", stated, re.DOTALL)
+    words = closing["result"] or closing["line"] or closing["calculated"] or closing["value"]
+    answer = re.match(r"A[*_]*:[\s*_]*", words) if closing["line"] else None
+    if answer and _OTHER_OPTION.search(reply):
+        return None
+    words = words[answer.end() if answer else 0 :]
+    if closing["calculated"]:
+        words = re.sub(r"\s(?:is|equals)\s(?:equal to\s)?", " = ", words, count=1)
+    stated = tidy(re.sub(r"(?<!\\)\$|\\[\[\]()]", "", words))
+    equation = re.fullmatch(rf"{_NAMES}\s*=(.*)", stated, re.DOTALL)
     value = result(equation[1].strip() if equation else stated)
-    is_stated = equation or closing["result"] or value != stated
+    is_stated = equation or closing["result"] or answer or value != stated
     return value if is_stated and "=" not in value and is_measured(value) else None
 
 

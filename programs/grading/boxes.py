@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 
 from lim_sglang.programs.grading.latex import plain, tidy
+from lim_sglang.programs.grading.units import NUMBERS_IN_WORDS, TENS_IN_WORDS
 
 BOX = r"\\{1,2}(?:boxed|fbox)"
 """The command of a box."""
@@ -40,26 +41,51 @@ _BOX_DENIED = re.compile(
     re.IGNORECASE,
 )
 """Words before a box that deny what it holds."""
-_RIGHT = r"\s+(?:(?:the|an?)\s+)?(?:right|correct|possible|valid|answer)"
-IS_WRONG = (
-    r"(?:(?:['’]s|is|was|seems|(?:must|would)\s+be)(?:\s+\w+ly)?\s+(?:(?:the\s+|an?\s+)?"
-    rf"(?:wrong|incorrect|mistaken|impossible|false|invalid|mistake|error)|not{_RIGHT})"
-    rf"|(?:(?:is|was)n['’]t|(?:can(?:not|['’]t)|could(?:n['’]t|\s+not))\s+be){_RIGHT}"
-    r"|does(?:n['’]t|\s+not)\s+work)\b(?!\s+(?:to|for|if|unless|when|that|of)\b)"
+NUMBER_IN_WORDS = (
+    rf"\b(?:(?:{'|'.join(TENS_IN_WORDS)})(?:[ -](?:{'|'.join(NUMBERS_IN_WORDS[1:10])}))?"
+    rf"|{'|'.join(NUMBERS_IN_WORDS)})\b"
 )
-_BEHIND = r"(?:[\s$()\]*_]|\\[)\]])*+"
-TAKEN_BACK = re.compile(
+"""A number below a hundred in words."""
+_RIGHT = r"\s+(?:(?:the|an?)\s+)?(?:right|correct|possible|valid|answer)"
+_APPEARS = r"(?:look|seem|sound|feel)"
+_DOES_NOT = (
+    r"do(?:es)?(?:n['’]t|\s+not)\s+(?:work|make\s+(?:any\s+|much\s+)?sense|add\s+up"
+    rf"|{_APPEARS}(?:\s+to\s+be)?{_RIGHT})"
+)
+_UNLIMITED = r"\b(?!-|\s+(?:to(?!\s+me\b)|for|if|unless|when|that|of)\b)"
+IS_WRONG = (
+    rf"(?:(?:['’]s|is|was|{_APPEARS}s|(?:must|would)\s+be)(?:\s+\w+ly)?\s+(?:(?:the\s+|an?\s+)?"
+    rf"(?:wrong|incorrect|mistaken|impossible|false|invalid|mistake|error|off)|not{_RIGHT})"
+    rf"|(?:(?:is|was)n['’]t|(?:can(?:not|['’]t)|could(?:n['’]t|\s+not))\s+be){_RIGHT}"
+    rf"|{_DOES_NOT}){_UNLIMITED}"
+)
+_BEHIND = r"(?:[\s$()\[\]*_]|\\[)\]])*+"
+_PAUSE = (
     rf"(?:{_BEHIND}[.,;!?—–-])*+{_BEHIND}"
-    r"(?:(?:no|wait|hmm|but|however|oh|actually|oops|sorry)\b[\s,.!…]*)*"
-    rf"(?:(?:that|this|it|which)\s*{IS_WRONG}|scratch\s+that\b"
+    r"(?:(?:no|wait|hm+|but|however|oh|ah|actually|oops|sorry|nope|never\s*mind|hold\s+on|on\s+second\s+thought)\b"
+    r"[\s,.!…—–-]*)*"
+)
+TAKEN_BACK = re.compile(
+    rf"{_PAUSE}(?:(?:that|this|it|which)\s*{IS_WRONG}|{_DOES_NOT}{_UNLIMITED}|scratch\s+that\b"
+    rf"|(?:(?:wrong|incorrect|not{_RIGHT})|I\s+doubt\s+(?:it|this|that))(?=[.!]|\s*\Z)"
     r"|(?:(?:that|this|it)\s+should\s+(?:read|have\s+(?:been|read))"
     r"|(?:sorry|oops|correction|typo|my\s+mistake)\b[\s,.:;!—–-]*(?:(?:that|this|it)\s+)?should\s+be)"
-    r"(?=[\s*_\"“:]+[-+({\[$]*(?:\d|\\|(?!a\s)[a-z](?![a-z])))"
+    r"(?=[\s*_\"“:]+[-+({\[$]*(?:\d|\\|(?!a\s)[a-z](?![a-z])"
+    rf"|{NUMBER_IN_WORDS}))"
     r"|I\s+made\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b(?!\s+(?:at|before|earlier|above)\b))"
     rf"|{_BEHIND}\?\s*no\b",
     re.IGNORECASE,
 )
 """The words behind an answer that take it back: `. Wait, that is wrong`, `? No`."""
+_NAMED_WRONG = re.compile(
+    rf"{_PAUSE}(?:(?:the\s+)?(?:option|choice|answer)\s+)?[$*_(]*"
+    r"(?P<value>(?-i:[A-J](?![a-zA-Z]))|-?\d[\d,/]*(?:\.\d+)?)[$*_)]*\s*"
+    rf"(?:{IS_WRONG}|(?P<is_not>is(?:n['’]t|\s+not)\b(?!\s+(?:the\s+)?(?:only|just)\b)))",
+    re.IGNORECASE,
+)
+"""The words behind an answer that call it wrong by its name: `. But B is wrong`."""
+_STOPS = re.compile(r"\b(?:wait|hm+|hold\s+on|oops)\b", re.IGNORECASE)
+"""Words before a property that the answer lacks: `. Wait, B is not prime`."""
 _OWN_MISTAKE = re.compile(r"wait|hmm|oops|mistake|error|scratch|should", re.IGNORECASE)
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2}")
 _BOX_IS_WRONG = re.compile(_BEHIND + IS_WRONG, re.IGNORECASE)
@@ -75,6 +101,14 @@ _SIGN_BEFORE = re.compile(r"(?:(?:[$=(\[{]|\\[(\[])[ \t]*[-−][ \t]*|:[ \t]*[-�
 
 Box = tuple[int, int, str]
 """Beginning, end and content."""
+
+
+def is_taken_back(text: str, end: int, answer: str) -> bool:
+    """Return True if the words behind an answer take it back, or call it wrong by its name."""
+    named = _NAMED_WRONG.match(text, end)
+    if named and named["value"] == re.sub(r"\\text|[^\w,./-]", "", answer).rstrip("."):
+        return not named["is_not"] or bool(_STOPS.search(named[0]))
+    return bool(TAKEN_BACK.match(text, end))
 
 
 def last_boxes(text: str) -> Collection[Box]:
@@ -118,7 +152,7 @@ def _is_denied(text: str, begin: int, end: int, content: str) -> bool:
     if taken_back and (content == "0" or _WORD.search(content)):
         # In `0. That is impossible` and `No. This is wrong`, the question is meant.
         return bool(_OWN_MISTAKE.search(taken_back[0]))
-    return bool(taken_back or _BOX_IS_WRONG.match(text, end))
+    return is_taken_back(text, end, content) or bool(_BOX_IS_WRONG.match(text, end))
 
 
 def _is_denied_after(answer: str, text: str, end: int) -> bool:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lim_sglang.programs.grading.boxes import IS_WRONG
+from lim_sglang.programs.grading.boxes import IS_WRONG, NUMBER_IN_WORDS
 
 MAX_BEFORE = 200
 """Characters before a correction that are read for what it corrects."""
@@ -12,15 +12,18 @@ FORMULA = (
     r"(?:\$\$[^$]{1,500}\$\$|\$(?!\s)[^$]{1,500}(?<!\s)\$(?!\d)"
     r"|\\\(.{1,500}?\\\)|\\\[.{1,500}?\\\])"
 )
-_FRACTION = r"\\[dt]?frac\s*\{[^{}\n]{1,50}\}\s*\{[^{}\n]{1,50}\}"
-_NUMBER = rf"(?:{FORMULA}|[-+−]?\$?(?:\d+(?:[.,/]\d+)*+|{_FRACTION})\$?(?:\s?\\?%)?)"
+_ARGUMENT = r"\{(?:[^{}\n]|\{[^{}\n]{0,30}\}){1,50}\}"
+_LATEX = rf"\\(?:[dt]?frac\s*(?:\d\s?\d|{_ARGUMENT}\s*{_ARGUMENT})|sqrt\s*(?:\d|{_ARGUMENT})|pi\b)"
+_NUMBER = rf"(?:{FORMULA}|[-+−]?\$?(?:\d+(?:[.,/]\d+)*+|{_LATEX}){{1,2}}\$?(?:\s?\\?%)?)"
+_TUPLE = r"(?:\\?[(\[{](?=[^()\[\]{}\n]{0,60},)[^()\[\]{}\n]{3,100}[)\]}])"
 _LETTER = r"(?-i:\(?(?<![a-zA-Z])[A-J](?![a-zA-Z])\)?)"
 _NO_UNIT = r"(?!(?:less|more|fewer|times|too|left|or|and|to|is|in|of|by|per|if|plus|minus|mod)\b)"
 _UNIT = rf"(?:\s+{_NO_UNIT}[a-z]+(?:\^?[23]|[²³])?)?"
-_VALUE = rf"(?:(?:[a-z]\s*=\s*)?{_NUMBER}{_UNIT}|{_LETTER})"
+VALUE = rf"(?:(?:[a-z]\s*=\s*)?(?:{_NUMBER}{_UNIT}|{_TUPLE}|{NUMBER_IN_WORDS})|{_LETTER})"
+ENDS_SENTENCE = r"[*_)\]\"”]*(?:[.!](?=[\s)\]]|\Z)|\s*(?:\n|\Z))"
 _ENDS = (
-    r"[*_)\"”]*(?:[.!](?=\s|\Z)|\s*(?:\n|\Z)"
-    r"|[,;—–-]?\s*\b(?:because|since|as|not|rather\s+than|instead\s+of)\b|;\s)"
+    rf"(?:{ENDS_SENTENCE}|[*_)\"”]*"
+    r"(?:[,;—–-]?\s*\b(?:because|since|as|not|rather\s+than|instead|i\.e\.)(?!\w)|;\s))"
 )
 _PRONOUN = r"(?:it|that|this)"
 _STRESS = r"(?:(?:actually|really|rather|instead|simply|just|of\s+course|in\s+fact)\s+)?"
@@ -28,33 +31,37 @@ SHOULD = (
     rf"(?:{_PRONOUN}\s+)?(?:should|ought\s+to)\s+{_STRESS}(?:be|read|say|have\s+(?:been|read|said))"
 )
 """Words that put another value in the place of the one before."""
+MEANT = r"(?:I\s+meant?|meant)(?:\s+to\s+(?:say|write|type|put))?\b"
 AMENDED = (
-    r"\b(?:(?P<should>"
-    rf"{SHOULD}|make\s+{_PRONOUN}|I\s+meant?(?:\s+to\s+(?:say|write))?|no(?:pe)?(?=[\s,.:;!—–-])"
+    r"(?:(?P<should>"
+    rf"(?:(?P<old>\d+(?:[.,/]\d+)*+\$?|{_LETTER})\s+)?{SHOULD}|make\s+{_PRONOUN}|{MEANT}"
+    r"|no(?:pe)?(?=[\s,.:;!—–-])|on\s+second\s+thoughts?(?=,)|please\s+read|(?:edit|erratum|update)(?=:)"
     r"|(?:the\s+)?(?:correct|right|true|actual)\s+(?:value|result|number|one)\s+(?:is|should\s+be)"
     rf"|{_PRONOUN}(?:['’]s|\s+is)\s+(?:actually|really|rather|in\s+fact))"
     r"|(?:it(?:['’]s|\s+(?:is|was|must\s+be))|but(?:\s+rather)?"
     r"|(?P<wrong>wrong|incorrect|mistaken|mistake|typo|right|correct)[.,;:!—–-]*"
-    rf"(?=\s+(?:{_NUMBER}\s+is\s+(?:the\s+)?(?:correct|right)\b|{_VALUE}{_ENDS}))))"
+    rf"(?=\s+(?:{_NUMBER}\s+is\s+(?:the\s+)?(?:correct|right)\b|{VALUE}{_ENDS}))))"
     rf"[\s,.:;!*_\"“—–]*(?:-{{1,3}}\s+)?{_STRESS}"
-    rf"(?=(?:{_VALUE}|{_NUMBER}\s+is\s+(?:the\s+)?(?:correct|right)\b){_ENDS})"
+    rf"(?=(?:{VALUE}|{_NUMBER}\s+is\s+(?:the\s+)?(?:correct|right)\b){_ENDS})"
 )
 """Words before a value that correct an answer, if `is_correction` finds one before them."""
-REPLACED = rf"{SHOULD}[\s,:*_\"“]*(?={_VALUE}{_ENDS})"
+REPLACED = rf"{SHOULD}[\s,:*_\"“]*(?={VALUE}{_ENDS})"
 """Words that correct an answer, if an apology is before them: `sorry, that should read`."""
-_APOLOGY = (
-    r"(?:sorry|oops|whoops|correction|edit|erratum|typo|scratch\s+that|my\s+(?:bad|apologies|mistake"
-    r"|error)|apologies|I\s+(?:apologi[sz]e|misspoke|mistyped|miscounted|misread(?:\s+it)?)"
+APOLOGY = (
+    r"(?:sorry|oops|whoops|typo|scratch\s+that|my\s+(?:bad|apologies|mistake|error)|apologies"
+    r"|I\s+(?:apologi[sz]e|misspoke|mistyped|miscounted|misread(?:\s+it)?)"
     r"|I\s+made\s+an?\s+(?:\w+\s+)?(?:mistake|error|slip|typo))"
 )
+_EDIT = r"(?:correction|edit|erratum|update|on\s+second\s+thoughts?)"
 _FILLER = (
     r"(?:[\s$*_\"'“”()\[\].,;:!?…—–>→-]|\\[()\[\],;!]"
-    rf"|\b(?:{_APOLOGY}|so|thus|hence|therefore|then|and|but|no(?:pe)?|wait|actually|hmm|oh|ah|well"
-    r"|rather|instead|in\s+fact|of\s+course|hold\s+on|on\s+second\s+thoughts?"
+    rf"|\b(?:{APOLOGY}|{_EDIT}|so|thus|hence|therefore|then|and|but|no(?:pe)?|wait|actually|hmm|oh|ah|well"
+    r"|rather|instead|in\s+fact|of\s+course|hold\s+on"
     rf"|let\s+me\s+correct\s+(?:{_PRONOUN}|myself)|is\s+{_PRONOUN}\s+(?:right|correct|true)"
     rf"|I\s+(?:now\s+)?(?:think|believe|see|realize)(?:\s+(?:that|now))?)\b)*+"
 )
 """Text between an answer and its correction that is about nothing else."""
+_ADMITTED = re.compile(rf"\b(?:{APOLOGY}|{_EDIT})\b", re.IGNORECASE)
 _DIRECTLY = re.compile(
     rf"[\s$}}]*(?:\\text\s*\{{[^{{}}]{{1,30}}\}}|[a-z]+\b(?=[\s$]*[.,;:(\n—–-]))?{_FILLER}",
     re.IGNORECASE,
@@ -93,6 +100,7 @@ _BEGINS = re.compile(rf"(?:not\s+)?(?:{_NUMBER}|{_LETTER})")
 _SENTENCE = re.compile(r"[.!?]\s|\n")
 _REST = re.compile(r"(?:[^\n.!?]|\.(?=\d))*[\s.!*_$)]*\Z")
 """The rest of a last sentence."""
+_CLOSER = re.compile(r"[\s.!*_]*[)\]][\s.!*_]*\Z")
 _TAIL = re.compile(
     r"\s+(?:instead|though|after\s+all|actually)$|\s+is\s+(?:the\s+)?(?:correct|right)\b.*|;\s.*",
     re.DOTALL | re.IGNORECASE,
@@ -110,13 +118,16 @@ class Given:
 
 
 def amended_value(words: str) -> str:
-    """Return the value of a correction without the words behind it: `13 instead`."""
-    return _TAIL.sub("", words)
+    """Return the value of a correction without the words behind it, as `13 instead`, and without
+    the end of a sentence in brackets.
+    """
+    num_opened, num_closed = (len(re.findall(signs, words)) for signs in (r"[(\[]", r"[)\]]"))
+    return _TAIL.sub("", _CLOSER.sub("", words) if num_closed > num_opened else words)
 
 
 def is_formula(words: str) -> bool:
-    """Return True for words that begin with a formula between signs."""
-    return bool(re.match(FORMULA, words))
+    """Return True for words that begin with a formula, or with values in brackets."""
+    return bool(re.match(rf"{FORMULA}|{_TUPLE}|[-+]?\d*{_LATEX}", words))
 
 
 def value_end(text: str, begin: int) -> int | None:
@@ -139,8 +150,12 @@ def is_correction(
     text, begin = lead.string, lead.start()
     earliest = max(0, begin - MAX_BEFORE)
     until = lead.end() if lead["wrong"] else begin
+    if lead["old"]:
+        sign = "-" if text[begin - 1 : begin] in ("-", "−") else ""
+        return bool(given and same(sign + lead["old"], given.value))
     if given and earliest <= given.end <= begin:
-        is_strong = lead["should"] or (given.is_denied and not lead["wrong"])
+        is_strong = lead["should"] or _ADMITTED.search(text, given.end, begin)
+        is_strong = is_strong or (given.is_denied and not lead["wrong"])
         if is_strong and _DIRECTLY.fullmatch(text, given.end, begin):
             return True
         if _IS_WRONG.fullmatch(text, given.end, until):

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from lim_sglang.errors import cut
 from lim_sglang.programs.grading.latex import is_unbalanced, plain
-from lim_sglang.programs.grading.values import REASON_WORDS, split_unit
+from lim_sglang.programs.grading.values import REASON_WORDS, read_number, split_unit
 
 
 class AnswerKind(StrEnum):
@@ -60,8 +60,8 @@ _WORDED_LETTER = re.compile(r"([A-J])\s*\\text\{(?!\W*(?:and|or|to|than)\b)[^{}]
 """A letter and the words of its option."""
 SECOND_LETTER = re.compile(
     # Not in `B; C is wrong`.
-    r"(?!\s*[,;—–-]\s*(?:but )?[(\[]?[A-J][)\]]?\s+(?:is|was)\s+(?:(?:clearly|obviously|also) )?"
-    r"(?:wrong|incorrect|false)\b)"
+    r"(?!\s*[,;—–-]\s*(?:(?:but|and|while) )?[(\[]?[A-J][)\]]?\s+(?:is|was)\s+"
+    r"(?:(?:clearly|obviously|also) )?(?:wrong|incorrect|false)\b)"
     r"[)\].:]*\s*(?:[,/&+;—–-]| and\b| or\b)[, ]*(?:(?:and|or) )?[(\[]?"
     r"(?:[A-J](?!\w)|[a-j](?=[)\]]|$))"
 )
@@ -73,12 +73,16 @@ def as_integer(text: str) -> int | None:
 
     Leading zeros, a name (`m+n = 33`, but not `2m = 33`), a unit, a counted thing, a modulus, a
     degree or percent sign, brackets, styles, spaces, zero decimals and a full stop are ignored.
+    `forty-two` is 42.
     """
     if len(text) > MAX_PARSED_CHARS:
         return None
     value, _ = split_unit(without_name(plain(text)))
     match = _INTEGER.fullmatch(re.sub(r"\\?[%$]|°|(?<!\\)[{}]", "", value))
-    return int(match[1]) if match else None
+    if match:
+        return int(match[1])
+    spelt = read_number(text) if re.fullmatch(r"(?!and\b)[a-zA-Z -]+", text) else None
+    return int(spelt[0]) if spelt and spelt[0] in range(1000) else None
 
 
 def without_name(text: str) -> str:

@@ -4,6 +4,7 @@ import math
 import re
 from fractions import Fraction
 
+from lim_sglang.programs.grading.boxes import IS_WRONG
 from lim_sglang.programs.grading.kinds import PRONOUN, without_name
 from lim_sglang.programs.grading.latex import FUNCTION, is_unbalanced, plain, tidy
 from lim_sglang.programs.grading.units import Unit
@@ -46,8 +47,7 @@ _DENIED = re.compile(
 )
 """Words of a remark that takes a number back, limits it, or goes on to another one."""
 _WRONG = re.compile(
-    r"\b(?:which|that|this|it) (?:is|was) (?:(?!not\b)\w+ )?"
-    r"(?:wrong|incorrect|impossible)\b(?! to\b)|\bI doubt (?:it|this|that)\b"
+    rf"\b(?:which|that|this|it)\s*{IS_WRONG}|\bI doubt (?:it|this|that)\b", re.IGNORECASE
 )
 _OTHER_IS_WRONG = re.compile(
     r"(?P<kept>.+?)\s*(?:[;(—–]|,(?!.* are ))\s*(?:(?:and|but|while|whereas|since|as)\s+)?"
@@ -109,7 +109,8 @@ _SMALL_TALK = re.compile(
 )
 """Words, and pictures, behind a value that say nothing of it."""
 _LEAD_IN = re.compile(
-    r"\A(?:(?:only|just|simply|exactly|equal to|found to be|given by)\s+)+(?=[-+$\\({\[\d])"
+    r"\A(?:(?:only|just|simply|exactly|equal to|found to be|given by"
+    r"|the (?:set|interval|number|point|(?:ordered )?(?:pair|triple)))\s+)+(?=[-+$\\({\[\d])"
 )
 WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 _REMARK = re.compile(r"\s*[,;(—–]\s*[^\d\\$]*$")
@@ -235,7 +236,7 @@ def stated_value(answer: str) -> str | None:
         if _is_single(kept) and all(map(read_number, others)):
             is_kept = any(are_one(without_name(kept), other) for other in others)
             return None if is_kept else kept
-    answer = _LEAD_IN.sub("", _SMALL_TALK.sub("", _DASH.sub(" — ", answer)))
+    answer = tidy(_LEAD_IN.sub("", _SMALL_TALK.sub("", _DASH.sub(" — ", answer))))
     answer = re.sub(r"^(?:minus|negative)\s+\$?(?=[\d.\\])", "-", answer)
     answer = _WORD_AND_REASON.sub(r"\1", result(without_reason(_settled(answer))))
     answer = _without_bracket(answer)

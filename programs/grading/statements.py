@@ -5,11 +5,15 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from fractions import Fraction
 
-from lim_sglang.programs.grading.boxes import BOX, TAKEN_BACK, Box
+from lim_sglang.programs.grading.boxes import BOX, Box, is_taken_back
 from lim_sglang.programs.grading.corrections import (
     AMENDED,
+    APOLOGY,
+    ENDS_SENTENCE,
     FORMULA,
+    MEANT,
     REPLACED,
+    VALUE,
     Given,
     amended_value,
     is_correction,
@@ -83,15 +87,9 @@ _NAMED = (
     r"|,?\s+(?:because|since|as(?!\s+(?:long|far|soon|if|though)))\b))"
 )
 """Words behind a value that end a sentence, as in `42 is the answer.`"""
-_ENDS_SENTENCE = r"(?:[.!](?=\s|\Z)|\s*(?:\n|\Z))"
-_VALUE_ALONE = (
-    r"(?:[*_]*(?-i:\(?[A-J]\)?)|(?:[a-z]\s*=\s*)?[-+$*_]*\d[\d.,/]*"
-    r"(?:\s+(?!(?:less|more|fewer|times|too|left)\b)[a-z]+)?\$?)[*_]*\)?" + _ENDS_SENTENCE
-)
+_VALUE_ALONE = rf"[*_]*{VALUE}{ENDS_SENTENCE}"
 _CORRECTING = (
-    r"wait|actually|correction|sorry|oops|whoops|scratch that|rather|I mean|my (?:mistake|bad)|typo"
-    r"|hold on|nope"
-    r"|I made an? (?:\w+ )?(?:mistake|error)"
+    rf"{APOLOGY}|wait|actually|correction|rather|I mean|hold on|nope"
     r"|(?:that|this)(?:['’]s| is) (?:wrong|incorrect|not right)"
 )
 _GAP = r"(?:[\s,.:;!—–]|-(?![\d$\\]))*"
@@ -100,22 +98,25 @@ _STATEMENT = re.compile(
     r"^(?P<hashes>####)[ \t]*(?=(?:[a-z] *= *)?[^\s\d]*\d)"
     r"|^[#*_ \t]*+(?:the )?(?:final |correct )?answer[*_ \t]*+:?[*_ \t]*+\n\s*"
     r"(?:[-*+•][ \t]+)?"
-    rf"|\banswer[*_]*+(?P<asked>{ASKED})?\s*+(?:{_IS}|:|=)[\s*_]*"
+    rf"|\b(?:answer[*_]*+(?P<asked>{ASKED})?\s*+(?:{_IS}|:|=)[\s*_]*"
     r"(?:(?:option|choice|letter)\b[\s*_]*)?"
-    rf"|(?P<several>\banswers(?:{ASKED})?\s+are\b:?[\s*_]*)|\b(?P<named>{_NAMED})"
-    rf"|\b(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*+\s*+"
+    rf"|(?P<several>answers(?:{ASKED})?\s+are\b:?[\s*_]*)|(?P<named>{_NAMED})"
+    rf"|(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*+\s*+"
     rf"(?:{_IS}|:)[\s*_]*"
     r"|^[#*_ \t]*+(?:option|choice)[*_]*:[ \t*_]*)"
+    # What the writer thought before something else.
+    r"|(?P<thought>(?:first|initially|originally),?\s+(?:(?:I|we)\s+)?(?:had\s+)?thought\s+"
+    r"(?:that\s+)?the\s+answer\s+(?:is|was|would\s+be)\b\s*)"
     # "Correction: 13.", "Actually C."
-    rf"|\b(?P<final>(?:correction\s*[:—–]|actually,?)\s*(?={_VALUE_ALONE}))"
+    rf"|(?P<final>(?:correction\s*[:—–]|actually,?)\s*(?={_VALUE_ALONE}))"
     # "No wait, it is B." and "No, 13.", behind another answer.
-    rf"|\b(?P<corrected>(?:{_CORRECTING}|(?<!\?[ \n])no)\b{_GAP}"
+    rf"|(?P<corrected>(?:{_CORRECTING}|(?<!\?[ \n])no)\b{_GAP}"
     rf"(?:(?:{_CORRECTING}|no)\b{_GAP}){{0,3}}"
-    rf"(?:(?:it(?:['’]s|\s+(?:is|should be|must be))\b|I meant?\b)[\s,:*_]*(?:actually\s+)?"
+    rf"(?:(?:(?:it|that)(?:['’]s|\s+(?:is|should be|must be))\b|{MEANT})[\s,:*_]*(?:actually\s+)?"
     rf"|(?P<replaced>{REPLACED})"
     rf"|(?<=[,.:;!—–-])\s*(?={_VALUE_ALONE})))"
     # "It should be 13.", directly behind an answer, or "it is 13" behind words that reject one.
-    rf"|(?P<amended>{AMENDED})",
+    rf"|(?P<amended>{AMENDED}))",
     re.IGNORECASE | re.MULTILINE,
 )
 _BEFORE_OVERRULING = re.compile(
@@ -136,6 +137,8 @@ _HEADING_ABOUT = re.compile(
 """Words before "answer:" that make it a heading of what is said about the answer."""
 _NOT_LETTER = re.compile(r"not\s+[(*]{0,3}[A-J][)*]{0,3}\s*,?\s+but\s+(?:rather\s+)?")
 """An option that is rejected before the one that is chosen: `not A but B`."""
+_BRACKETED = re.compile(r"\\?[(\[{][^a-z()\[\]]*,[^a-z()\[\]]*[)\]}]")
+"""Values in brackets: a point or a set."""
 _WRONG_ONE = re.compile(r"\b(?:wrong|incorrect|mistaken|erroneous|false)\s+\Z", re.IGNORECASE)
 """Words before "answer is" that name another answer than the right one."""
 _WRAPPING = re.compile(r"\A(?:\\(?:text|math)[a-z]*|[\s$({*])+")
@@ -156,17 +159,33 @@ _VALUE_BEGINS = re.compile(
 _EMPHASIS = re.compile(r"(?<=[\d%a-z])!+\s*$|\s+or so\s*$")
 """The end of a statement that says nothing: `The answer is 391!`; in a formula, as `$5!$`, in a
 box and before a full stop, as `5!.`, it is a factorial."""
+_PRICE = re.compile(
+    r"\$\d+(?:,\d{3})*(?:\.\d+)?(?=[\s*_]*\Z|,?\s+(?:because|since|as|which)\b[^$]*\Z)"
+)
+"""A sum of money whose sign begins no formula."""
 _ENDS = r"(?=[*_$]{0,4}(?:[.,;:!\n]|\Z|\s+(?:because|since|as)\b))"
+CHOOSE = (
+    r"I(?:\s+(?:would|will|am)|['’](?:d|ll|m))?"
+    r"\s+(?:choos(?:e|ing)|(?:pick|select)(?:ing)?|go(?:ing)?\s+(?:with|for))"
+)
+"""Words before the letter of an option: `I choose`, `I'd go with`."""
 _CORRECT_OPTION = re.compile(
     r"(?<![a-zA-Z0-9\\])(?-i:([A-J]))[)*_$]{0,4}\s+is\s+(?:the\s+)?(?:correct|right)\b"
     r"|(?:^|[.,:!]\s|\b(?:option|choice|letter|so|thus|hence|therefore|that)\b)[\s*_$(\[]{0,4}"
     rf"(?-i:([A-J]))[)\]*_$]{{0,4}}\s+is\s+(?:the|my)\s+(?:final\s+)?answer\b{_ENDS}"
-    r"|(?:^|[.!]\s)[\s*_]{0,4}(?:(?:so|thus|hence|therefore),?\s+)?I(?:\s+(?:would|will)|['’](?:d|ll))?"
-    r"\s+(?:choose|pick|select)\s+(?:(?:the\s+)?(?:option|choice|answer|letter)\s+)?[*_$(\[]{0,4}"
+    r"|(?:(?:^|[.!]\s)[\s*_]{0,4}|,\s+(?=so|thus|hence|therefore))"
+    rf"(?:(?:so|thus|hence|therefore),?\s+)?{CHOOSE}\s+"
+    r"(?:(?:the\s+)?(?:option|choice|answer|letter)\s+)?[*_$(\[]{0,4}"
     rf"(?-i:([A-J]))[)\]]?{_ENDS}",
     re.IGNORECASE | re.MULTILINE,
 )
 """`Option (B) is correct`, `Therefore, B is the answer`, `I choose B`."""
+_CHOSEN_BEFORE = re.compile(
+    r"\b(?:I\s+(?:think|believe|guess)(?:\s+it(?:['’]s|\s+is))?|it\s+(?:is|must\s+be))\s+"
+    r"[*_(]{0,3}(?-i:[A-J])[*_)]{0,3}[.,;!?]",
+    re.IGNORECASE,
+)
+"""A letter that a later one corrects: `I think A.`"""
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
 _SENTENCE_BEGIN = re.compile(r"[.!?][*_]*\s|(?<![a-z,;—–-])\n|\n\s*\n")
 """The end of a sentence, or of a line that does not go on in the next one."""
@@ -278,8 +297,10 @@ def last_statement(text: str, end: int, denied_boxes: Collection[Box] = ()) -> s
             corrected = corrected or answer
         elif answer == "":
             unread.append(_begun_value(lead, end))
+    begin = leads[-1].start() if leads else 0
     is_last = corrected and leads[-1]["final"] and text.rstrip(" .!*$\n").endswith(corrected)
-    if corrected and (is_last or CHOICE.match(text)):
+    is_chosen = corrected and as_choice(corrected) and _CHOSEN_BEFORE.search(text, 0, begin)
+    if corrected and (is_last or is_chosen or CHOICE.match(text)):
         return corrected
     options = deque(_CORRECT_OPTION.finditer(text, 0, end), maxlen=MAX_STATEMENTS)
     asserted = next((option for option in reversed(options) if _is_asserted(option)), None)
@@ -328,7 +349,9 @@ def _leads(text: str, begin: int, end: int, boxes: Sequence[Given]) -> list[re.M
         leads.append(lead)
         if (value := value_end(text, lead.end())) is not None:
             words = text[lead.end() : value]
-            given = Given(tidy(words.removeprefix("not ")), value, words.startswith("not "))
+            is_no = bool(lead["thought"] or words.startswith("not "))
+            is_no = is_no or is_taken_back(text, value, words)
+            given = Given(tidy(words.removeprefix("not ")), value, is_no)
     return leads
 
 
@@ -353,6 +376,8 @@ def _overrules(lead: re.Match[str], answer: str, box: str) -> bool:
     numbers = [read_number(without_name(side)) for side in (box, answer)]
     if any(numbers):
         return all(numbers) and is_measured(answer)
+    if all(_BRACKETED.fullmatch(side) for side in (box, answer)):
+        return True
     return not any(WORD.search(side) or re.search("[=,]", side) for side in (box, answer))
 
 
@@ -379,13 +404,15 @@ def _is_denied(lead: re.Match[str]) -> bool:
     `the answer is not 7`.
     """
     text, begin = lead.string, lead.start()
+    if lead["thought"]:
+        return True
     before = _SENTENCE_BEGIN.split(text[max(0, begin - MAX_BARE) : begin])[-1]
     if lead["named"] or lead["hashes"] or lead["corrected"] or lead["amended"]:
         return False
     if is_denied(before) or _WRONG_ONE.search(before) or _NOT.match(text, lead.end()):
         return True
     stated = _STATED.match(text, lead.end())
-    return bool(stated and TAKEN_BACK.match(text, stated.end()))
+    return bool(stated and is_taken_back(text, stated.end(), stated[0]))
 
 
 def _begun_value(lead: re.Match[str], end: int) -> str:
@@ -403,7 +430,9 @@ def _is_asserted(option: re.Match[str]) -> bool:
     """Return True if nothing in its sentence denies or limits that an option is correct."""
     text, begin = option.string, option.start()
     before = sentence_before(text, begin)
-    return not (DOUBT.search(before) or _CONDITION.match(text, option.end()))
+    letter = option[option.lastindex or 0]
+    is_limited = DOUBT.search(before) or _CONDITION.match(text, option.end())
+    return not (is_limited or is_taken_back(text, option.end(), letter))
 
 
 def _read_statement(lead: re.Match[str], end: int) -> str | None:
@@ -427,19 +456,21 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
     stated = _STATED.match(text, box.end() if box else lead.end(), end)
     is_factorial = stated and text.startswith("!.", stated.end() - 1)
     words = (stated[0] if is_factorial else _EMPHASIS.sub("", stated[0])) if stated else ""
+    if _PRICE.match(words):
+        words = f"\\{words}"
     answer = tidy(_LONG_SPACE.sub(" ", words))
     if lead["several"]:
         return listed(answer) if _ALL.search(before) else None
     rejected = _NOT_LETTER.match(stated[0]) if stated else None
     if stated and (chosen := CHOICE.match(stated[0], rejected.end() if rejected else 0)):
-        return "" if SECOND_LETTER.match(stated[0], chosen.end()) else tidy(chosen[0])
+        if SECOND_LETTER.match(stated[0], chosen.end()):
+            return ""
+        is_no = is_taken_back(text, stated.start() + chosen.end(), chosen[0])
+        return "" if is_no else tidy(chosen[0])
     if lead["choice"] or _is_about_a_box(answer):
         return None
-    if lead["amended"] or lead["replaced"]:
+    if lead["amended"] or lead["corrected"] or lead["final"]:
         return _amended(lead, words)
-    if lead["corrected"] or lead["final"]:
-        answer = answer.rstrip(")")
-        return answer if is_measured(answer) else None
     if lead["hashes"] and stated and _is_heading(stated, answer):
         return None
     is_value = _VALUE_BEGINS.match(answer) or listed_letters(answer)
@@ -450,9 +481,12 @@ def _amended(lead: re.Match[str], words: str) -> str | None:
     """Return the number or the formula that a correction states; None for another counted thing
     than the answer before, as in `It should be 2 digits.`
     """
-    value = stated_value(tidy(amended_value(words)).rstrip(")"))
-    if value is None or not (is_measured(value) or is_formula(words)):
+    value = stated_value(tidy(amended_value(words)))
+    is_value = value and (is_measured(value) or is_formula(words) or CHOICE.fullmatch(value))
+    if not value or not is_value:
         return None
+    if lead["replaced"] or lead["final"]:
+        return value
     number = read_number(value)
     unit = number[1] if number else None
     before = lead.string[max(0, lead.start() - MAX_BARE) : lead.start()]
