@@ -52,7 +52,7 @@ _DOES_NOT = (
     r"do(?:es)?(?:n['’]t|\s+not)\s+(?:work|make\s+(?:any\s+|much\s+)?sense|add\s+up"
     rf"|{_APPEARS}(?:\s+to\s+be)?{_RIGHT})"
 )
-_UNLIMITED = r"\b(?!-|\s+(?:to(?!\s+me\b)|for|if|unless|when|that|of)\b)"
+_UNLIMITED = r"\b(?!-|\s+(?:to(?!\s+me\b)|for|if|unless|when|that|of|otherwise)\b)"
 IS_WRONG = (
     rf"(?:(?:['’]s|is|was|{_APPEARS}s|(?:must|would)\s+be)(?:\s+\w+ly)?\s+(?:(?:the\s+|an?\s+)?"
     rf"(?:wrong|incorrect|mistaken|impossible|false|invalid|mistake|error|off)|not{_RIGHT})"
