@@ -87,7 +87,7 @@ _CLOSING = re.compile(
     rf"(?P<result>{FORMULA}|{_TO_THE_END})"
     rf"|(?<![^\n*_])(?P<line>(?-i:A)[*_]*:[\s*_]*{_TO_THE_END}"
     rf"|(?:\$\$?|\\[\[(])?\s*[a-zA-Z]\s*(?:\+\s*[a-zA-Z]\s*){{1,4}}={_TO_THE_END})"
-    rf"|(?P<calculated>[-+(\d$](?:[^\n.?!;:]|[.](?=\d)){{1,80}}\s(?:is|equals)\s"
+    rf"|(?:{_THUS})?(?P<calculated>[-+(\d$](?:[^\n.?!;:]|[.](?=\d)){{1,80}}\s(?:is|equals)\s"
     rf"(?:equal to\s)?(?=[-+$\\\d]){_TO_THE_END})"
     rf"|{_THUS}(?:we (?:get|have|find|obtain|see)(?: that)?:?\s*)?"
     rf"(?P<value>{FORMULA}|{_TO_THE_END}))(?<![,;:])[\s.*_]*\Z",
@@ -96,7 +96,7 @@ _CLOSING = re.compile(
 """The last sentence of a reply: `Therefore, x = 42.`, `The solutions are 1 and 3.`, `Ans: 5`, `6
 times 7 is 42.`, or a last line `A: 5` or `m + n = 42`."""
 _NAMES = rf"{NAME}(?:\s*[-+]\s*{NAME}){{0,4}}"
-_OTHER_OPTION = re.compile(r"^[\s*_]*[B-J][*_]*[:.)]", re.MULTILINE)
+_OTHER_OPTION = re.compile(r"^[ \t*_]*[B-J][*_]*[:.)]", re.MULTILINE)
 _SILENT_END = re.compile(r"(?:\s*(?:</s>|<\|\w{1,30}\|>|<(?:eos|end_of_turn)>)|\s[:;]-?\))+\s*\Z")
 """Tokens that end a reply, and a smiley."""
 _CHOOSING = (
@@ -156,9 +156,9 @@ def extract_answer(
     reply states nothing, the thoughts count, as in a sample that was cut off within its thoughts.
     A reply that is nothing but a number, a formula, a letter to choose, or a calculation with its
     result is an answer, too, unless it was cut off. So are the last sentence `Therefore, x = 42.`,
-    `Ans: 42`, `So 6 * 7 = 42` or, for a choice, `Choose (D)`, a number in a block of code and an
-    object of JSON, `{"answer": 42}`, at the end of a reply that states nothing else. The first item
-    of a list, as in `1. First`, is none.
+    `Ans: 42`, `6 times 7 is 42` or, for a choice, `Choose (D)` or `Hence D`, a
+    number in a block of code and an object of JSON, `{"answer": 42}`, at the end of a reply that
+    states nothing else. The first item of a list, as in `1. First`, is none.
     Empty boxes are skipped, since they are the prompt's own words. A box without braces, as in
     `\boxed 5`, needs a number. Boxes that commas, `and` or `or` join are one answer. Words are an
     answer in a box only. A box gives way to a later statement of another answer, as
@@ -304,7 +304,11 @@ def _first_line(text: str, end: int, cut_off: bool) -> str | None:
     is_last = cut_off and not WORD.search(text, len(line))
     chosen = as_choice(line)
     letter = next((each for each in _CHOSEN.finditer(line) if each[1].upper() == chosen), None)
-    if letter and is_taken_back(text, letter.end(), letter[1]):
+    sentence = _ENDED.search(text, letter.end(1)) if letter else None
+    ends = [letter.end()] if letter else []
+    if sentence and re.match(r"\W*(?:\w+ ){0,3}answer\b", line, re.IGNORECASE):
+        ends.append(sentence.start())
+    if letter and any(is_taken_back(text, each, letter[1]) for each in ends):
         return None
     return None if is_last or begins_options(text, 0) else line.rstrip()
 

@@ -48,8 +48,10 @@ AMENDED = (
 REPLACED = rf"{SHOULD}[\s,:*_\"“]*(?={VALUE}{_ENDS})"
 """Words that correct an answer, if an apology is before them: `sorry, that should read`."""
 APOLOGY = (
-    r"(?:sorry|oops|whoops|typo|scratch\s+that|my\s+(?:bad|apologies|mistake|error)|apologies"
-    r"|I\s+(?:apologi[sz]e|misspoke|mistyped|miscounted|misread(?:\s+it)?)"
+    r"(?:(?:sorry|I\s+apologi[sz]e|(?:my\s+)?apologies)"
+    r"(?:\s+(?:about|for)\s+(?:that|this|(?:the|my)\s+(?:confusion|error|mistake|slip|typo)))?"
+    r"|oops|whoops|typo|scratch\s+that|my\s+(?:bad|mistake|error)"
+    r"|I\s+(?:misspoke|mistyped|miscounted|misread(?:\s+it)?)"
     r"|I\s+made\s+an?\s+(?:\w+\s+)?(?:mistake|error|slip|typo))"
 )
 _EDIT = r"(?:correction|edit|erratum|update|on\s+second\s+thoughts?)"
@@ -140,7 +142,8 @@ def is_correction(
     lead: re.Match[str], given: Given | None, same: Callable[[str, str], bool]
 ) -> bool:
     """Return True if the words before a value correct an answer: they follow it directly, or reject
-    it, as `is wrong, it is`, `The answer isn't 7, it's` and `I forgot one, so it should be`.
+    it, as `is wrong, it is`, `The answer isn't 7, it's` and `I forgot one, so it should be`, or
+    name it, as `12 should read`.
 
     Args:
         lead: a match of `AMENDED`.

@@ -407,12 +407,15 @@ def _is_denied(lead: re.Match[str]) -> bool:
     if lead["thought"]:
         return True
     before = _SENTENCE_BEGIN.split(text[max(0, begin - MAX_BARE) : begin])[-1]
-    if lead["named"] or lead["hashes"] or lead["corrected"] or lead["amended"]:
+    if lead["corrected"] or lead["amended"]:
         return False
-    if is_denied(before) or _WRONG_ONE.search(before) or _NOT.match(text, lead.end()):
-        return True
+    if lead["named"]:
+        return is_taken_back(text, lead.end(), before)
     stated = _STATED.match(text, lead.end())
-    return bool(stated and is_taken_back(text, stated.end(), stated[0]))
+    if stated and is_taken_back(text, stated.end(), stated[0]):
+        return True
+    is_no = is_denied(before) or _WRONG_ONE.search(before) or _NOT.match(text, lead.end())
+    return bool(is_no and not lead["hashes"])
 
 
 def _begun_value(lead: re.Match[str], end: int) -> str:
