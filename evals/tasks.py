@@ -297,7 +297,7 @@ TO_JSONL = (
     """csv.DictReader(sys.stdin)]' < NAME.csv > NAME.jsonl"""
 )
 Rows = Iterator[tuple[str, object]]
-"""Pairs of a row's location, for errors, and the row: a mapping, or a line of JSON."""
+"""Pairs of a row's location, for errors, and the row, which should be a mapping."""
 
 
 @dataclass(frozen=True)
@@ -389,15 +389,13 @@ def selection_digest(questions: Iterable[Question]) -> str:
 
 
 def _read_question(row: object, task: Task, columns: Columns, index: int) -> Question:
-    """Check one row, a mapping or a line of JSON, and return its question.
+    """Check one row and return its question.
 
     Raises:
         DataError: the row is no question; the message does not say where the row stands.
     """
-    if isinstance(row, str):
-        if fault := _json_fault(row):
-            raise DataError(f"not JSON ({fault})")
-        row = json.loads(row)
+    if isinstance(row, _NoJson):
+        raise DataError(f"not JSON ({row.fault})")
     if not isinstance(row, Mapping):
         raise DataError(f"expected {ROW_FORM}, not {_shown(row)}")
     problem = next((name for name in columns.problem if row.get(name) is not None), None)
@@ -496,18 +494,19 @@ def _describe_problems(problems: Mapping[str, Sequence[str]], num_rows: int) -> 
     return f"these rows are not questions:{bullets(shown)}"
 
 
-def _json_fault(line: str) -> str | None:
-    """Return why a line is not JSON; None if it is."""
+@dataclass(frozen=True)
+class _NoJson:
+    """A line of a file that is not JSON."""
+
+    fault: str
+
+
+def _read_line(line: str) -> object:
+    """Return the value of a line of JSON; `_NoJson` if it is none."""
     try:
-        json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError) as error:
-        return str(error)
-    return None
-
-
-def _line_of(row: Any) -> Any:
-    """Return an item of a JSON array as a row: a text, which would be taken for a line, as JSON."""
-    return json.dumps(row) if isinstance(row, str) else row
+        return _NoJson(str(error))
 
 
 def _check_ending(path: Path) -> None:
@@ -528,7 +527,7 @@ def _hint(path: Path) -> str:
 
 
 def _file_rows(path: Path, expected: str) -> Rows:
-    """Return the lines of a JSONL file, without blank ones, or the items of a JSON array.
+    """Return the values of a JSONL file's lines, blank ones left out, or the items of a JSON array.
 
     Lines are split at newlines alone: `str.splitlines` would also split at U+2028 inside a text.
 
@@ -547,18 +546,18 @@ def _file_rows(path: Path, expected: str) -> Rows:
         raise ConfigError(f"cannot read {path} ({reason}); {expected}, {ROW_FORM}") from None
     if text.lstrip().startswith("["):
         with suppress(ValueError, RecursionError):
-            items = enumerate(json.loads(text), 1)
-            return ((f"{path}, item {n}", _line_of(row)) for n, row in items)
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    faults = [(n, fault) for n, line in lines if (fault := _json_fault(line))]
-    if lines and len(faults) == len(lines):
+            return ((f"{path}, item {n}", row) for n, row in enumerate(json.loads(text), 1))
+    lines = enumerate(text.split("\n"), 1)
+    rows = [(n, _read_line(line)) for n, line in lines if line.strip()]
+    faults = [(n, row.fault) for n, row in rows if isinstance(row, _NoJson)]
+    if rows and len(faults) == len(rows):
         number, fault = faults[0]
-        others = ", nor is any other line" if len(lines) > 1 else ""
+        others = ", nor is any other line" if len(rows) > 1 else ""
         raise DataError(
             f"{path} is no JSONL file: line {number} is not JSON ({fault}){others}; expected "
             f"{ROW_FORM}{TO_JSONL if path.suffix == '.csv' else ''}"
         )
-    return ((f"{path}, line {n}", line) for n, line in lines)
+    return ((f"{path}, line {n}", row) for n, row in rows)
 
 
 @contextmanager

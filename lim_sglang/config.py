@@ -1,9 +1,11 @@
 """`LimConfig`, the one configuration object: what options and JSON say, and presets by model."""
 
+import difflib
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -285,6 +287,32 @@ def with_preset(config: LimConfig, shape: ModelShape) -> LimConfig:
     preset = PRESETS.get(shape)
     layers = preset.layers if preset else default_select_layers(shape.num_layers)
     return replace(config, select_layers=layers)
+
+
+PROGRAM_NAMES = (
+    *("single", "majority", "adaptive", "early_stop", "short", "confidence", "budget"),
+)
+"""Programs that vote; a server knows them by name alone."""
+SIMILAR, VERY_SIMILAR = 0.8, 0.9
+"""Similarity (`difflib`, 0 to 1) from which a name before `@` or `?`, and a name alone, are a
+misspelt program: `majorty` has 0.93, `adapter` 0.8."""
+_MAX_LETTERS = 40
+"""Letters of a name that are compared, a limit of the time; no longer name is like a program's."""
+
+
+def is_like_a_program(name: str, programs: Iterable[str], *, is_alone: bool) -> bool:
+    """Return True for `majority`, `majorty`, `majority-3` and `majority:3`: the letters are a
+    program's.
+
+    Args:
+        name: without the path of a provider.
+        programs: the known ones.
+        is_alone: neither samples nor options follow the name.
+    """
+    letters = re.sub(r"[^a-z]", "", name.casefold())[:_MAX_LETTERS]
+    known = [program.replace("_", "") for program in programs]
+    cutoff = VERY_SIMILAR if is_alone else SIMILAR
+    return bool(difflib.get_close_matches(letters, known, n=1, cutoff=cutoff))
 
 
 NAME_KEY = "lim_server"

@@ -4,7 +4,6 @@ Pure functions, called at one place, `request_door.py`. Each reason names the fi
 the values that are served.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import msgspec
 import numpy as np
 
 from lim_sglang.compat import CPU_GRAMMARS
+from lim_sglang.config import PROGRAM_NAMES, is_like_a_program
 from lim_sglang.errors import cut, reasons_that_hold
 
 MAX_SAMPLES = 4096
@@ -141,15 +141,8 @@ def _has_half_pair(body: bytes) -> bool:
     return False
 
 
-PROGRAMS = ("single", "majority", "adaptive", "early_stop", "short", "confidence", "budget")
-"""Programs that vote, by the names that `lim proxy` reads."""
 _VOTE = re.compile(r"[a-z_]+@\d+(\?.*)?")
 """Model of a request for votes, of a program that need not exist."""
-MAX_LETTERS = 40
-"""Letters of a name that are compared, a limit of the time."""
-SIMILAR, VERY_SIMILAR = 0.8, 0.9
-"""Similarity (`difflib`, 0 to 1) from which a name before `@` or `?`, and a name alone, mean a
-program, as in `lim proxy`."""
 
 
 def reasons_against_model_name(model: object, served: str | None = None) -> list[str]:
@@ -162,15 +155,13 @@ def reasons_against_model_name(model: object, served: str | None = None) -> list
     if not isinstance(model, str) or (served and _last_part(served) == _last_part(model)):
         return []
     name, *behind = re.split("[@?]", model)
-    letters = re.sub(r"[^a-z]", "", _last_part(name).casefold())[:MAX_LETTERS]
-    programs = [program.replace("_", "") for program in PROGRAMS]
-    cutoff = SIMILAR if behind else VERY_SIMILAR
-    if not (_VOTE.fullmatch(model) or difflib.get_close_matches(letters, programs, 1, cutoff)):
+    is_like = is_like_a_program(_last_part(name), PROGRAM_NAMES, is_alone=not behind)
+    if not (_VOTE.fullmatch(model) or is_like):
         return []
     return [
         f"model {_shown(model)} is a vote, which a server does not count: send the request to lim "
-        f"proxy, where a vote is PROGRAM@SAMPLES with one of {', '.join(PROGRAMS)}; or name the "
-        f"model of this server{f', {cut(served, 200)}' if served else ''}"
+        f"proxy, where a vote is PROGRAM@SAMPLES with one of {', '.join(PROGRAM_NAMES)}; or name "
+        f"the model of this server{f', {cut(served, 200)}' if served else ''}"
     ]
 
 

@@ -139,8 +139,7 @@ class ServerOptions:
 
     def use_own_cores(self) -> None:
         """Keep this process and those that it starts on the server's cores."""
-        if self.cores:
-            os.sched_setaffinity(0, self.cores)
+        os.sched_setaffinity(0, self.cores)
 
     @property
     def url(self) -> str:

@@ -365,7 +365,7 @@ def _overrules(lead: re.Match[str], answer: str, box: str) -> bool:
     """Return True if nothing limits a statement behind a box, and the statement is of the same
     sort: a number for a number, a letter for a letter, or a formula without words.
     """
-    before = _SENTENCE_BEGIN.split(lead.string[max(0, lead.start() - MAX_BARE) : lead.start()])[-1]
+    before = _sentence_of(lead)
     corrects = lead["corrected"] or lead["final"] or lead["named"] or lead["amended"]
     if lead["several"] or not (corrects or _BEFORE_OVERRULING.fullmatch(before)):
         return False
@@ -403,10 +403,10 @@ def _is_denied(lead: re.Match[str]) -> bool:
     """Return True if a sentence denies or supposes an answer, as `I doubt that the answer is 7` and
     `the answer is not 7`.
     """
-    text, begin = lead.string, lead.start()
+    text = lead.string
     if lead["thought"]:
         return True
-    before = _SENTENCE_BEGIN.split(text[max(0, begin - MAX_BARE) : begin])[-1]
+    before = _sentence_of(lead)
     if lead["corrected"] or lead["amended"]:
         return False
     if lead["named"]:
@@ -422,6 +422,12 @@ def _begun_value(lead: re.Match[str], end: int) -> str:
     """Return the beginning of what a lead states."""
     stated = _STATED.match(lead.string, lead.end(), end)
     return tidy(stated[0]) if stated else ""
+
+
+def _sentence_of(lead: re.Match[str]) -> str:
+    """Return the beginning of a lead's sentence, which may go on over lines."""
+    begin = lead.start()
+    return _SENTENCE_BEGIN.split(lead.string[max(0, begin - MAX_BARE) : begin])[-1]
 
 
 def sentence_before(text: str, begin: int) -> str:

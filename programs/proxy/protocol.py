@@ -26,6 +26,7 @@ from pydantic import (
     ValidationError,
 )
 
+from lim_sglang.config import SIMILAR, is_like_a_program
 from lim_sglang.errors import ConfigError, cut, value_error
 from lim_sglang.programs.chat import split_thoughts
 from lim_sglang.programs.http_client import reason_of
@@ -51,9 +52,6 @@ DEFAULT_PROGRAM = "majority"
 SAMPLE_LIMIT = 1024
 """Samples of one question at most: a typing error must not keep a server busy for days."""
 
-SIMILAR, VERY_SIMILAR = 0.8, 0.9
-"""Similarity (`difflib`, 0 to 1) from which a name before `@` or `?`, and a name alone, are a
-misspelt program: `majorty` has 0.93, `adapter` 0.8."""
 INT32_MAX = 2**31 - 1
 SEED_MAX = 2**63 - 1 - SAMPLE_LIMIT
 """The largest base seed: sample i is sent `seed + i`, and servers keep seeds in 64 bits."""
@@ -289,17 +287,10 @@ def read_model(model: Any, programs: ProgramSamples) -> Named | None:
     if program is None:
         is_number = _NUMBER.fullmatch((count or "").strip())
         is_alone = count is None and options is None
-        if is_number or _is_misspelt(name, programs, VERY_SIMILAR if is_alone else SIMILAR):
+        if is_number or is_like_a_program(name, programs, is_alone=is_alone):
             raise _unknown(f"model {cut(repr(model), 200)}: ", name, programs)
         return None
     return program, _read_count(model, count), _read_options(model, options)
-
-
-def _is_misspelt(name: str, programs: ProgramSamples, cutoff: float) -> bool:
-    """Return True for `majorty`, `majority-3` and `majority:3`: the letters are a program's."""
-    letters = re.sub(r"[^a-z]", "", name.casefold())
-    known = [program.replace("_", "") for program in programs]
-    return bool(difflib.get_close_matches(letters, known, n=1, cutoff=cutoff))
 
 
 def _unknown(where: str, name: str, programs: ProgramSamples) -> ConfigError:

@@ -250,10 +250,10 @@ def test_one_run_alone_and_other_differences() -> None:
 
 def test_a_run_that_is_left_out_as_a_repeat_is_named_in_its_section_by_no_path() -> None:
     first, other = simulated(questions=20), simulated(questions=20, model="other")
-    twin = replace(first, run_id="twin", source="/home/me/twin", questions=first.questions[:-1])
+    twin = replace(first, run_id="twin", source="/some/folder/twin", questions=first.questions[:-1])
     kept, repeats = leave_out_repeats([twin, first, other, simulated(questions=20, **FULL)])
     (note,) = (repeat.sentence() for repeat in repeats)
-    assert note == f"left out: /home/me/twin has the same conditions as {first.label}"
+    assert note == f"left out: /some/folder/twin has the same conditions as {first.label}"
     page = make_page(make_groups(kept), repeats=repeats)
     assert "/home/me" not in page
     sections = list(ElementTree.fromstring(page).iter("section"))

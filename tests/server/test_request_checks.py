@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from lim_sglang.config import PROGRAM_NAMES
 from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.request_checks import (
     ALL_TOKENS,
@@ -21,9 +22,6 @@ from lim_sglang.request_checks import (
     reasons_against_model_name,
     reasons_against_request,
     recurs_without_end,
-)
-from lim_sglang.request_checks import (
-    PROGRAMS as PROGRAM_NAMES,
 )
 
 VOCAB_SIZE = 1000
