@@ -36,6 +36,7 @@ from lim_sglang.programs.grading.statements import (
     CHOICE,
     CHOOSE,
     DOUBT,
+    ONLY,
     MAX_BARE,
     are_alike,
     begins_options,
@@ -101,16 +102,19 @@ _SILENT_END = re.compile(r"(?:\s*(?:</s>|<\|\w{1,30}\|>|<(?:eos|end_of_turn)>)|\
 """Tokens that end a reply, and a smiley."""
 _CHOOSING = (
     rf"(?:{CHOOSE}|choose|pick|select|go\s+with|I\s+(?:think|believe)(?:\s+it(?:['’]s|\s+is))?"
-    r"|(?:ans\b\.?|result)[*_]*:?)"
+    r"|by\s+(?:\w+\s+of\s+)?elimination,?(?:\s+it(?:['’]s|\s+is|\s+must\s+be))?"
+    r"|(?:that|this|which)\s+leaves(?:\s+us)?(?:\s+(?:only|just|with))*"
+    r"|(?:ans\b\.?|result|(?:my|the)\s+(?:choice|pick)(?:\s+is)?)[*_]*:?)"
 )
 _CLOSING_CHOICE = re.compile(
-    rf"(?:(?:\A|[.!][*_]*\s|\n)[\s*_]*(?:(?={_THUS})|(?={_CHOOSING}))|,\s+(?={_THUS}))"
+    rf"(?:(?:\A|[.!][*_]*\s|\n)[\s*_]*(?:(?={_THUS})|(?={_CHOOSING}))"
+    rf"|,\s+(?={_THUS}|which leaves))"
     rf"(?:{_THUS}(?!I\W*\Z)(?:it(?:['’]s|\s+is|\s+must\s+be)[\s*_]+)?)?(?:{_CHOOSING}[\s*_]+)?[*_]*"
     r"(?:(?:option|choice|answer)\s+)?(?-i:[(\[]?[A-J][)\]]?)[\s.!*_]*\Z",
     re.IGNORECASE,
 )
 """The last sentence of a reply that chooses: `Choose (D)`, `I think B`, `A is wrong, so B.`,
-`Hence D.`"""
+`Hence D.`, `By elimination, D.`"""
 _ENDED = re.compile(
     r"^[#>*_ \t-]*(?:\d+|[A-Ja-j])\.(?=[\s*_])"
     r"|((?:[.!?](?=\s)|(?<![,;])(?<![,;] )(?<!\bor)(?<!\band)\n))",
@@ -266,7 +270,10 @@ def _last_object(reply: str) -> str | None:
 def _closing_choice(reply: str) -> str | None:
     """Return the letter that the last sentence of a reply chooses, unless something limits that."""
     closing = _CLOSING_CHOICE.search(reply, max(0, len(reply) - MAX_BARE))
-    if closing is None or DOUBT.search(sentence_before(reply, closing.start() + 2)):
+    if closing is None:
+        return None
+    before = sentence_before(reply, closing.start() + 2)
+    if DOUBT.search(ONLY.sub("", before) if closing[0].startswith(",") else before):
         return None
     return re.findall(r"[A-J]", closing[0])[-1]
 
@@ -368,7 +375,7 @@ def _closing_answer(reply: str) -> str | None:
     stated = tidy(re.sub(r"(?<!\\)\$|\\[\[\]()]", "", words))
     equation = re.fullmatch(rf"{_NAMES}\s*=(.*)", stated, re.DOTALL)
     value = result(equation[1].strip() if equation else stated)
-    is_stated = equation or closing["result"] or answer or value != stated
+    is_stated = equation or closing["result"] or closing["value"] or answer or value != stated
     return value if is_stated and "=" not in value and is_measured(value) else None
 
 

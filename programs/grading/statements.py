@@ -165,8 +165,9 @@ _PRICE = re.compile(
 """A sum of money whose sign begins no formula."""
 _ENDS = r"(?=[*_$]{0,4}(?:[.,;:!\n]|\Z|\s+(?:because|since|as)\b))"
 CHOOSE = (
-    r"I(?:\s+(?:would|will|am)|['’](?:d|ll|m))?"
-    r"\s+(?:choos(?:e|ing)|(?:pick|select)(?:ing)?|go(?:ing)?\s+(?:with|for))"
+    r"(?:I(?:\s+(?:would|will|am)|['’](?:d|ll|m))?\s+go(?:ing)?\s+(?:with|for)"
+    r"|(?:I|we)(?:\s+(?:would|will|am|are)|['’](?:d|ll|m|re))?"
+    r"\s+(?:choos(?:e|ing)|(?:pick|select)(?:ing)?))"
 )
 """Words before the letter of an option: `I choose`, `I'd go with`."""
 _CORRECT_OPTION = re.compile(
@@ -180,6 +181,8 @@ _CORRECT_OPTION = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """`Option (B) is correct`, `Therefore, B is the answer`, `I choose B`."""
+ONLY = re.compile(r"\bonly\b(?!\s+if\b)", re.IGNORECASE)
+"""A word of a reason, as in `Only B is prime, so I choose B`, that limits no choice behind it."""
 _CHOSEN_BEFORE = re.compile(
     r"\b(?:I\s+(?:think|believe|guess)(?:\s+it(?:['’]s|\s+is))?|it\s+(?:is|must\s+be))\s+"
     r"[*_(]{0,3}(?-i:[A-J])[*_)]{0,3}[.,;!?]",
@@ -439,6 +442,8 @@ def _is_asserted(option: re.Match[str]) -> bool:
     """Return True if nothing in its sentence denies or limits that an option is correct."""
     text, begin = option.string, option.start()
     before = sentence_before(text, begin)
+    if option[0].startswith(","):
+        before = ONLY.sub("", before)
     letter = option[option.lastindex or 0]
     is_limited = DOUBT.search(before) or _CONDITION.match(text, option.end())
     return not (is_limited or is_taken_back(text, option.end(), letter))

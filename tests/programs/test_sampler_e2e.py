@@ -16,7 +16,7 @@ from tests.programs.harness import run_on
 
 pytestmark = pytest.mark.e2e
 
-SAMPLES, TOKENS, MAX_TOKENS = 6, 60, 900
+SAMPLES, TOKENS, MAX_TOKENS = 6, 240, 900
 GONE_WITHIN_S = 2.0
 
 
@@ -66,7 +66,8 @@ def test_samples_of_a_settled_program_are_gone_from_the_server_at_once(server: L
     assert 0 < gone_at_s - settled_at_s <= GONE_WITHIN_S
     aborted = [s for s in outcome.samples if s.state is SampleState.ABORTED]
     assert len(aborted) >= 2
-    assert all(0 < sample.num_tokens < MAX_TOKENS for sample in aborted)
+    assert all(sample.num_tokens < MAX_TOKENS for sample in aborted)
+    assert sum(sample.num_tokens > 0 for sample in aborted) >= 2  # others may still have waited
     assert outcome.settled
     assert outcome.spent_tokens >= TOKENS
 
