@@ -1,5 +1,6 @@
 """Real SGLang servers on the CPU: started as a user does it, asked over HTTP, ended as a tree."""
 
+import atexit
 import json
 import os
 import signal
@@ -9,8 +10,9 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,10 @@ import psutil
 
 from lim_sglang.launch.server import free_port
 from lim_sglang.launch.supervisor import is_running, remove_stale_folders
+from tests.forked_commands import ROOT, SERVER, Command, Forker, forking
 from tests.server.oracle import KeptSets, OracleRun
 from tests.server.tiny_model import BUDGET, NUM_NEW, SELECT_LAYERS, Prompt
 
-ROOT = Path(__file__).parents[1]
 SGLANG = (sys.executable, "-m", "sglang.launch_server")
 SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
 LIM_SERVE = (sys.executable, "-m", "lim_sglang", "serve")
@@ -263,7 +265,11 @@ class LocalServer(Client):
     """A client whose server is a child of this process."""
 
     def __init__(
-        self, port: int, trace: Path, api_key: str | None, process: subprocess.Popen[bytes]
+        self,
+        port: int,
+        trace: Path,
+        api_key: str | None,
+        process: subprocess.Popen[bytes] | Command,
     ) -> None:
         super().__init__(f"http://127.0.0.1:{port}", trace, api_key)
         self.port = port
@@ -286,7 +292,7 @@ class LocalServer(Client):
     def end_by(self, number: signal.Signals, timeout_s: float) -> Ending:
         """Send a signal to the main process; wait until the tree has ended, or the time is over."""
         tree = self.tree()
-        self._process.send_signal(number)
+        os.kill(self.pid, number)
         left = still_running(tree, timeout_s)
         for member in left:
             with suppress(psutil.NoSuchProcess):
@@ -310,20 +316,49 @@ def serving(
     """
     settings = settings or {}
     port, log, trace = free_port(), folder / "server.log", folder / "trace"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            env=clean_environment({"LIM_TRACE": str(trace), **settings}),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    words = [*command, "--host", "127.0.0.1", "--port", str(port)]
+    environment = clean_environment({"LIM_TRACE": str(trace), **settings})
+    process = _start(words, environment, log, is_forked=is_plain(command, settings))
     server = LocalServer(port, trace, settings.get("LIM_API_KEY"), process)
     try:
         _wait_until_ready(server, process, log)
         yield server
     finally:
         end_tree(process)
+
+
+def is_plain(command: Sequence[str], settings: Mapping[str, str]) -> bool:
+    """Return True for `python -m sglang.launch_server` without settings that SGLang's modules read
+    when they are imported.
+    """
+    is_read_later = all(name.startswith("LIM_") or name in CHECKS for name in settings)
+    return tuple(command[: len(SGLANG)]) == SGLANG and is_read_later
+
+
+def _start(
+    words: Sequence[str], environment: Mapping[str, str], log: Path, *, is_forked: bool
+) -> subprocess.Popen[bytes] | Command:
+    """Start a server whose output goes to a log; forked, it shares one import with others."""
+    if is_forked:
+        streams = (log.name, log.name)
+        rest = words[1:]  # without the interpreter
+        return _forker().start(log.parent, *rest, streams=streams, environment=environment)
+    with log.open("w") as output:
+        return subprocess.Popen(
+            words,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+@cache
+def _forker() -> Forker:
+    """Return the process that forks servers until this one ends."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(forking(SERVER, clean_environment({})))
 
 
 def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
@@ -339,7 +374,7 @@ def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **steered, **settings}
 
 
-def end_tree(process: subprocess.Popen[bytes]) -> None:
+def end_tree(process: subprocess.Popen[bytes] | Command) -> None:
     """Kill a process that leads its own session, and every process that it started."""
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -358,10 +393,12 @@ def still_running(tree: Sequence[psutil.Process], timeout_s: float) -> list[psut
     return left
 
 
-def _wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(
+    client: Client, process: subprocess.Popen[bytes] | Command, log: Path
+) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while not client.is_ready():
         tail = log.read_text()[-LOG_TAIL:]
-        assert process.poll() is None, f"the server ended with code {process.returncode}:\n{tail}"
+        assert (code := process.poll()) is None, f"the server ended with code {code}:\n{tail}"
         assert time.monotonic() < deadline, f"not ready in {READY_TIMEOUT_S} s:\n{tail}"
         time.sleep(0.5)
