@@ -116,8 +116,8 @@ def read(latex: str) -> list[Formula]:
 
 
 def _mended(formula: Formula) -> Formula:
-    """Return a formula with decimals as fractions, i as the imaginary unit, and the value of a
-    calculation `2 + 3 = 5`.
+    """Return a formula with decimals as fractions, i as the imaginary unit, the value of a
+    calculation `2 + 3 = 5`, and `12 = 3x` as `3x = 12`.
     """
     if hasattr(formula, "_unsorted_args"):
         # A list or a chain of relations, in the order in which math-verify read it.
@@ -135,7 +135,7 @@ def _mended(formula: Formula) -> Formula:
         return type(formula)(*map(_mended, parts))
     if isinstance(formula, sympy.Eq) and getattr(formula.lhs, "is_number", False):
         left, right = _exact(formula.lhs), _exact(formula.rhs)
-        if right.is_Symbol:
+        if right.free_symbols:
             return sympy.Eq(right, left, evaluate=False)
         return _value_of_calculation([formula])
     return _exact(formula)

@@ -113,6 +113,19 @@ _LEAD_IN = re.compile(
     r"|the (?:set|interval|number|point|(?:ordered )?(?:pair|triple)))\s+)+(?=[-+$\\({\[\d])"
 )
 WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
+_FORMULA = re.compile(r"\$([^$\n]+)\$(?!\d)")
+_TOLD = re.compile(
+    r"(?:[a-z][^\d\\$=<>]*\s)?(?:(?:is|are|was|were|equals|totals|has|have|had|gets?|got|costs?|makes?"
+    r"|made|needs?|takes?|took|sold|earn(?:s|ed)|spen[dt]s?|paid|pays|contains?|holds?|weighs?"
+    r"|amounts?\sto|comes?\sto)\s)"
+    r"(?:(?:a\stotal\sof|exactly|equal\sto|only|just|now|still|about|approximately|indeed)\s)*"
+    r"(?:[a-z]\s*=\s*|\$(?=\\))?(?P<value>(?:\\?\$|[£€])?[-+]?"
+    r"(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[dt]?frac\{\d+\}\{\d+\})(?:\s?\\?%)?)"
+    r"(?P<second>\s[a-z]+,?\s(?:and\s)?\d+\s[a-z]+)?(?P<rest>(?:\s(?!(?:and|or|but|if|than|more|less|fewer|times|plus|minus|not|to|of|[ap]\.?m)\b)"
+    r"[^\d\s=<>]+){0,4})",
+    re.IGNORECASE,
+)
+"""A short sentence with one number, which it states: `The total cost is $45`."""
 _REMARK = re.compile(r"\s*[,;(—–]\s*[^\d\\$]*$")
 """Words without a number behind a comma or in brackets: "72 clips, altogether"."""
 _CALCULATION = re.compile(r"\s*\((?!.*\bor\b)[^()]*\)$")
@@ -240,11 +253,30 @@ def stated_value(answer: str) -> str | None:
     answer = re.sub(r"^(?:minus|negative)\s+\$?(?=[\d.\\])", "-", answer)
     answer = _WORD_AND_REASON.sub(r"\1", result(without_reason(_settled(answer))))
     answer = _without_bracket(answer)
+    if told := told_value(answer):
+        return told
     for words in (answer, _REMARK.sub("", answer), _CALCULATION.sub("", answer)):
         is_short = len(WORD.findall(words)) <= MAX_WORDS or is_complement(words)
         if words and is_short and _is_value(words):
             return words
     return None
+
+
+def told_value(sentence: str) -> str | None:
+    """Return the number that a short sentence states, with its unit of measurement, as
+    `She has 42 apples left`; None for a sentence that states none or two.
+    """
+    told = _TOLD.fullmatch(_FORMULA.sub(r"\1", sentence.strip()).rstrip("."))
+    if told is None:
+        return None
+    value = told["value"] + (told["second"] or "")
+    words = told["rest"].split()
+    for count in range(len(words), -1, -1):
+        measured = " ".join([value, *words[:count]])
+        number = read_number(measured)
+        if number and number[1] and number[1].dimensions:
+            return measured
+    return None if told["second"] else value
 
 
 def listed(answer: str) -> str | None:
@@ -390,6 +422,9 @@ def _is_value(answer: str) -> bool:
     if not value.words:
         bare = plain(answer)
         return bool(re.search(r"\d|\\|[=<>+^]|^\W*\w\W*$", bare)) or value.latex != bare
-    return value.words[0] in ("date", "digits") or (
-        value.words[-1] in _VALUE_WORDS and len(value.words) < 3
+    is_counted = value.words[0] == "ratio" or any(map(str.isdigit, value.words[0]))
+    return (
+        is_counted
+        or value.words[0] in ("date", "digits")
+        or (value.words[-1] in _VALUE_WORDS and len(value.words) < 3)
     )

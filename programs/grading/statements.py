@@ -95,7 +95,7 @@ _CORRECTING = (
 _GAP = r"(?:[\s,.:;!—–]|-(?![\d$\\]))*"
 _STATEMENT = re.compile(
     # GSM8K's `#### 5`, a heading "Final Answer" with the answer below, "the answer is 5".
-    r"^(?P<hashes>####)[ \t]*(?=(?:[a-z] *= *)?[^\s\d]*\d)"
+    r"(?:^|(?<=[ \t]))(?P<hashes>####)[ \t]*(?=(?:[a-z] *= *)?[^\s\d]*\d)"
     r"|^[#*_ \t]*+(?:the )?(?:final |correct )?answer[*_ \t]*+:?[*_ \t]*+\n\s*"
     r"(?:[-*+•][ \t]+)?"
     rf"|\b(?:answer[*_]*+(?P<asked>{ASKED})?\s*+(?:{_IS}|:|=)[\s*_]*"

@@ -3,7 +3,6 @@ r"""Answers as they are compared: value and unit, time of day, words, or a lette
 `decide` compares two of them where no mathematics is needed, which is most answers.
 """
 
-import calendar
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -15,14 +14,22 @@ from typing import Any
 from lim_sglang.programs.grading.latex import FUNCTION, TRIGONOMETRY, as_latex, plain
 from lim_sglang.programs.grading.size import too_large
 from lim_sglang.programs.grading.units import (
-    NUMBERS_IN_WORDS,
     SPACED_UNIT_LETTERS,
-    TENS_IN_WORDS,
     UNIT_LETTERS,
     Unit,
     read_power_of_unit,
     read_unit,
     split_scale,
+)
+from lim_sglang.programs.grading.words import (
+    AND_OR_COMMA,
+    TEXT,
+    in_latex,
+    number_in_words,
+    read_counted,
+    read_digits,
+    read_ratio,
+    read_words,
 )
 
 
@@ -65,7 +72,6 @@ class Clock:
 Question = tuple[str, str]
 """Two values in LaTeX whose equality is left to math-verify."""
 
-_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _AND_OR = r"\b(?:and|or)\b"
 _WORD = r"[A-Za-z]++(?:[-'’][A-Za-z]++)*+"
 _UNIT_TEXT = r"\\text\{[^{}0-9=<>^]*+(?:\^-?\d[^{}0-9=<>^]*+)*+\}"
@@ -85,9 +91,6 @@ _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _PART = r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?"
 _SUM = re.compile(rf"{_PART}(?:\s*,?\s*(?:and\s+)?{_PART})+", re.IGNORECASE)
 _CLOCK = re.compile(r"(\d{1,2})(?::(\d{2})(?::(\d{2}))?)?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
-_ISO_DATE = re.compile(r"(\d{4})[-–](0[1-9]|1[0-2])[-–](0[1-9]|[12]\d|3[01])", re.ASCII)
-_CODE = re.compile(r"(?=.*\b0\d)\d+(?:\s*[-–]\s*\d+)+|(?:(?:\d-)?\d{3}-)?\d{3}-\d{4}", re.ASCII)
-"""Digits that are no numbers: with zeros in front, as `10-05`, or of a telephone, `555-1234`."""
 _TEMPERATURE = re.compile(
     r"(?:°|\bdegrees?)\s*(C|F)(?:elsius|ahrenheit)?\b|\bdegrees?\s+(?=centigrade)", re.IGNORECASE
 )
@@ -127,41 +130,15 @@ _SET = re.compile(r"\\\{(?!.*(?:[|:<>]|\\(?:mid|in|le|ge)(?![a-z])))[^()]*,[^()]
 _INTERVAL = r"[(\[][^()\[\],]+,[^()\[\],]+[)\]]"
 _INTERVALS = re.compile(rf"{_INTERVAL}(?:\s*,\s*{_INTERVAL})+")
 _BASED = re.compile(r"[\dA-F.]+_\{(\d+)\}")
-_PHRASES = {
-    r"\emptyset": "no solution|no solutions|no real solution|no real solutions|empty set|none",
-    r"\mathbb{R} \setminus \{0\}": "all nonzero real numbers|all non zero real numbers"
-    "|nonzero real numbers|non zero real numbers|all nonzero reals|all non zero reals",
-    r"\mathbb{R}": "all real numbers|all reals|all real number|real numbers|all real values",
-    r"\mathbb{Z}": "all integers|integers",
-    r"\infty": "infinity|positive infinity|plus infinity",
-    r"-\infty": "negative infinity|minus infinity",
-}
 _EXCEPT = re.compile(
     r"(?:all|every) (?:real numbers?|reals|real values?(?: of [a-z])?),?(?: [a-z])? "
     r"(?:except|excluding|other than|but|besides|apart from)(?: for)?:? +(.{1,100})",
     re.IGNORECASE,
 )
 """All real numbers without a few."""
-_TRUTH_AND_NUMBER = re.compile(r"\A(yes|no|true|false)\s+\([-+$\d.,/\s=]*\d\s*\)\Z", re.IGNORECASE)
-"""A truth value and a number that explains it: `Yes (7)`."""
-_AND_OR_COMMA = r"\s*(?:,\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b)\s*"
-_LATEX_OF = {words: latex for latex, phrases in _PHRASES.items() for words in phrases.split("|")}
-_DENOMINATORS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5} | {
-    "sixth": 6,
-    "seventh": 7,
-    "eighth": 8,
-    "ninth": 9,
-    "tenth": 10,
-    "hundredth": 100,
-}
-_SCALES_IN_WORDS = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
-_MONTHS = [name.lower() for name in calendar.month_name[1:]]
-
-_VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
 _SPACES = re.compile(r"(?<![0-9a-zA-Z])\s+|\s+(?![0-9a-zA-Z])")
 """Spaces that part no two numbers or words."""
 _ORDINALS = frozenset(("st", "nd", "rd", "th"))
-_DROPPED = frozenset(("there", "are")) | frozenset(["a", "an", "the", "is", "it"])
 SURE_DIGITS = 10
 """Digits to which a decimal must be equal to a value that has no finite decimal."""
 MAX_DECIMAL_PLACES = 400
@@ -173,16 +150,18 @@ def read_value(answer: str) -> Value:
     text, choice = _split_choice(plain(answer))
     if choice and not text:
         return Value(choice, choice=choice)
-    if excepted := _EXCEPT.fullmatch(_TEXT.sub(r" \1 ", text).strip()):
-        points = [_point(point) for point in re.split(_AND_OR_COMMA, excepted[1])]
+    if excepted := _EXCEPT.fullmatch(TEXT.sub(r" \1 ", text).strip()):
+        points = [_point(point) for point in re.split(AND_OR_COMMA, excepted[1])]
         if all(points):
             return Value(rf"\mathbb{{R}} \setminus \{{{','.join(points)}\}}")
     if clock := _read_clock(text):
         return Value(as_latex(text), clock=clock)
-    if words := _read_digits(text) or _read_words(text):
+    if words := read_digits(text) or read_counted(text) or read_words(text):
         return Value(as_latex(text), words=words) if isinstance(words, tuple) else Value(words)
     if total := _read_sum(text):
         return total
+    if words := read_ratio(text):
+        return Value(as_latex(text), words=words)
     value, unit = split_unit(text)
     return Value(as_latex(value), unit, choice=choice)
 
@@ -196,9 +175,9 @@ def _point(text: str) -> str:
     """Return the LaTeX of a rational number, also in words or behind `x =`; empty for others."""
     bare = re.sub(r"^[a-z]\s*=", "", text.strip()).strip()
     number = _exact(as_latex(bare))
-    if number is None and (spelt := _number_in_words(bare)) is not None and bare:
+    if number is None and (spelt := number_in_words(bare)) is not None and bare:
         number = Fraction(spelt)
-    return "" if number is None else _in_latex(number)
+    return "" if number is None else in_latex(number)
 
 
 def _split_choice(text: str) -> tuple[str, str]:
@@ -232,9 +211,7 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     scale, words = split_scale(words)
     if scale is not None:
         number = _exact(value)
-        value = (
-            rf"{value} \times {_in_latex(scale)}" if number is None else _in_latex(number * scale)
-        )
+        value = rf"{value} \times {in_latex(scale)}" if number is None else in_latex(number * scale)
     behind = read_unit(words)
     if behind == Unit():
         behind = read_power_of_unit(words)
@@ -293,7 +270,7 @@ def _find_tail(text: str) -> tuple[str, str] | None:
 
 def _flat(text: str) -> str:
     """Return the words of a unit without commands, and without remarks in brackets."""
-    text = _TEXT.sub(r" \1 ", text).replace(r"\Omega", "Ω").replace(r"\mu", "µ").replace(r"\$", "$")
+    text = TEXT.sub(r" \1 ", text).replace(r"\Omega", "Ω").replace(r"\mu", "µ").replace(r"\$", "$")
     text = re.sub(r"\([^()]*\)", " ", text)
     text = re.sub(r"(?<=µ)\s+|(?<=\b[kMm])\s+(?=Ω)", "", text)
     return _TEMPERATURE.sub(lambda found: f"°{found[1].upper()}", text)
@@ -341,7 +318,7 @@ def _is_numeric(value: str) -> bool:
 
 
 def _read_clock(text: str) -> Clock | None:
-    bare = " ".join(_TEXT.sub(r" \1 ", text).split())
+    bare = " ".join(TEXT.sub(r" \1 ", text).split())
     bare = {"noon": "12 pm", "midnight": "12 am"}.get(bare.lower(), bare)
     time = _CLOCK.fullmatch(re.sub(r"\s*:\s*", ":", bare))
     if time is None or not (time[2] or time[4]):
@@ -359,7 +336,7 @@ def _read_clock(text: str) -> Clock | None:
 
 def _read_sum(text: str) -> Value | None:
     """Read a quantity in several units, as `3 h 20 min`, in the largest of them."""
-    bare = " ".join(_TEXT.sub(r" \1 ", text).split())
+    bare = " ".join(TEXT.sub(r" \1 ", text).split())
     if not _SUM.fullmatch(bare):
         return None
     parts = [(Fraction(number), read_unit(name)) for number, name in re.findall(_PART, bare)]
@@ -372,124 +349,7 @@ def _read_sum(text: str) -> Value | None:
         return None
     largest = max(units, key=lambda unit: unit.factor)
     total = sum((number * unit.factor for number, unit in parts if unit), Fraction(0))
-    return Value(_in_latex(total / largest.factor), largest)
-
-
-def _read_digits(text: str) -> tuple[str, ...]:
-    """Return the words of a date as `2024-01-02`, or the digits of a code; empty for a number."""
-    if date := _ISO_DATE.fullmatch(text):
-        return _canonical([_MONTHS[int(date[2]) - 1], date[3], date[1]])
-    return ("digits", *re.findall(r"\d+", text)) if _CODE.fullmatch(text) else ()
-
-
-def _read_words(text: str) -> tuple[str, ...] | str:
-    """Return the words of an answer without formulas; the LaTeX of words that name a value; empty
-    if the answer is no text.
-    """
-    bare = _TRUTH_AND_NUMBER.sub(r"\1", _TEXT.sub(r" \1 ", text).strip())
-    if not re.fullmatch(r"[^\W_][\w\s,.;:'’()&/-]*", bare) or "\\" in bare:
-        return ""
-    if bare != text and _VARIABLE.search(_TEXT.sub(" ", text)):
-        return ""
-    words = re.findall(r"[^\W_]+", bare.casefold())
-    names = [word for word in words if word.isalpha()]
-    if words[0].isdigit() and not any(_month(word) for word in words):
-        return ""
-    marked = bool(_TEXT.search(text)) and max(map(len, names), default=0) > 1
-    if (
-        not marked
-        and (max(map(len, names), default=0) < 3 or all(map(FUNCTION.fullmatch, names)))
-        and words != ["no"]
-    ):
-        return (
-            ""
-            if not re.fullmatch(r"\(?[A-J]\)?(?:\s*,\s*\(?[A-J]\)?)+", bare.strip())
-            else tuple(sorted(words))
-        )
-    if not marked and re.search(r"\d|[()/=+]", bare) and not any(_month(word) for word in words):
-        return ""
-    phrase = " ".join(word for word in words if word not in _DROPPED)
-    if phrase in _LATEX_OF:
-        return _LATEX_OF[phrase]
-    sign = words[0] in ("minus", "negative") and len(words) > 1
-    number: Fraction | int | None = _number_in_words(bare[len(words[0]) :] if sign else bare)
-    if number is None:
-        number = _fraction_in_words(words[sign:])
-    if number is not None:
-        return _in_latex(Fraction(-number if sign else number))
-    return _canonical(words)
-
-
-def _canonical(words: list[str]) -> tuple[str, ...]:
-    """Return words as they are compared: a date without order, a list of letters sorted."""
-    months = [_month(word) for word in words if _month(word)]
-    rest = [re.sub(r"(?<=\d)(?:st|nd|rd|th)$", "", word) for word in words if not _month(word)]
-    if months and all(word.isdigit() or word == "of" for word in rest):
-        days = sorted(word.lstrip("0") for word in rest if word.isdigit())
-        return ("date", *months, *days)
-    kept = [word for word in words if word not in _DROPPED]
-    if all(len(word) == 1 for word in words):
-        return tuple(sorted(words))
-    return tuple(kept or words)
-
-
-def _month(word: str) -> str:
-    """Return a month by its name or first letters; empty for another word."""
-    found = [
-        month
-        for month in _MONTHS
-        if word == month or (len(word) in (3, 4) and month.startswith(word))
-    ]
-    return found[0] if found else ""
-
-
-def _number_in_words(text: str) -> int | None:
-    """Return the number that words spell: `seventy two`, `two thousand and five`; None for other
-    words, and for two numbers, as `one, two`.
-    """
-    if not re.fullmatch(r"[\s\w-]*|\w+ thousand,[\s\w-]*", text):
-        return None
-    total = part = 0
-    # The next word's number has to be below the limit, as the words of a number become smaller.
-    limit = 1000
-    for word in re.findall(r"\w+", text.casefold()):
-        if word in NUMBERS_IN_WORDS:
-            value, bound = NUMBERS_IN_WORDS.index(word), 1
-        elif word in TENS_IN_WORDS:
-            value, bound = 10 * (TENS_IN_WORDS.index(word) + 2), 10
-        elif word == "hundred" and part < 100:
-            part, limit = (part or 1) * 100, 100
-            continue
-        elif word in _SCALES_IN_WORDS and (scale := _SCALES_IN_WORDS[word]) < (total or scale + 1):
-            total, part, limit = total + (part or 1) * scale, 0, 1000
-            continue
-        elif word == "and":
-            continue
-        else:
-            return None
-        if value >= limit:
-            return None
-        part, limit = part + value, bound
-    return total + part
-
-
-def _fraction_in_words(words: list[str]) -> Fraction | None:
-    """Return the number that words spell which end in a fraction: `one half`, `two and a half`;
-    None for other words.
-    """
-    *others, name = words
-    denominator = _DENOMINATORS.get(name.removesuffix("s"))
-    if denominator is None:
-        return None
-    *others, last = others or ["one" if denominator == 2 else ""]
-    numerator = 1 if last in ("a", "an") else _number_in_words(last)
-    if not numerator or numerator >= 20:
-        return None
-    whole = _number_in_words(" ".join(others[:-1])) if others[-1:] == ["and"] else 0
-    is_fraction = not others or (
-        others[-1] == "and" and len(others) > 1 and numerator < denominator
-    )
-    return whole + Fraction(numerator, denominator) if is_fraction and whole is not None else None
+    return Value(in_latex(total / largest.factor), largest)
 
 
 def decide(a: Value, b: Value) -> bool | Question:
@@ -555,15 +415,9 @@ def _scaled(latex: str, unit: Unit) -> str:
     """Return a value in base units."""
     number = _exact(latex)
     if number is not None and not unit.pi:
-        return _in_latex(number * unit.factor)
+        return in_latex(number * unit.factor)
     pi = rf" \cdot \pi^{{{unit.pi}}}" if unit.pi else ""
-    return rf"\left({latex}\right) \cdot {_in_latex(unit.factor)}{pi}"
-
-
-def _in_latex(number: Fraction) -> str:
-    if number.denominator == 1:
-        return str(number.numerator)
-    return rf"\frac{{{number.numerator}}}{{{number.denominator}}}"
+    return rf"\left({latex}\right) \cdot {in_latex(unit.factor)}{pi}"
 
 
 def read_number(answer: str) -> tuple[Fraction, Unit | None] | None:
