@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from lim_sglang.programs.program import Program
     from lim_sglang.programs.schema import Sample
 
-Kind = Literal["expression", "integer", "choice"]
-"""Comparison of answers: mathematical equality, integers from 0 to 999, letters A to J."""
+Kind = Literal["expression", "integer", "choice", "text"]
+"""Comparison of answers: mathematical equality, integers from 0 to 999, letters A to J, texts."""
 
 
 P = ParamSpec("P")
@@ -194,7 +194,8 @@ def grade(reply: str, answer: str | float, kind: Kind = "expression") -> bool:
         reply: the text of a model; a bare answer counts as a number, a letter, or a formula in `$`.
         answer: the right answer, a text or a number; of a solution that ends in `####` and the
             answer, or has it in a box, that alone.
-        kind: expression, integer (from 0 to 999) or choice (a letter from A to J).
+        kind: expression, integer (from 0 to 999), choice (a letter from A to J) or text (the same
+            words and signs, without white space, quotes and punctuation around them).
 
     Raises:
         LimError: there is no such kind, a text is none, no reply can equal the answer, or
@@ -206,7 +207,8 @@ def grade(reply: str, answer: str | float, kind: Kind = "expression") -> bool:
     grader = _grader(kind)
     gold: Any = number_text(answer) or answer
     _check_texts(reply=reply, answer=gold)
-    gold, _ = reference_answer(gold)
+    if kind != "text":
+        gold, _ = reference_answer(gold)
     if fault := fault_of_reference(gold, AnswerKind(kind)):
         raise ConfigError(f"answer: {fault}")
     return grader.correct(gold, grader.extract(reply))

@@ -44,6 +44,7 @@ from lim_sglang.programs.grading.statements import (
     sentence_before,
     unless_overruled,
 )
+from lim_sglang.programs.grading.texts import stated_text
 
 _MARKUP = re.compile(
     r"(?<![^\s(\[\"“:])([*_]{1,3})(?=[^\s*_])([^*_\n]{1,500})(?<=[^\s*_])\1(?![^\s.,;:!?)\]\"”])"
@@ -176,12 +177,15 @@ def extract_answer(
         kind: for a choice, the last of these that states a letter counts first; else a first line
             as `B) 5` counts, unless it begins a list of options or rejects one. Without a kind, a
             statement of a letter counts before a box that holds a formula of more than numbers.
+            A text is read by `stated_text`.
         cut_off: the text reached a limit of tokens. An answer without a box or tags then counts
             only if its sentence or line has ended: `the answer is 3` may have become `30`. Boxes
             count only if no comma, `and` or `or` behind them leads to another one.
     """
     if end := _SILENT_END.search(text, max(0, len(text) - MAX_BARE)):
         text = text[: end.start()]
+    if kind is AnswerKind.TEXT:
+        return stated_text(text, cut_off=cut_off)
     thoughts, _, reply = text.rpartition("</think>")
     for part in (reply, thoughts):
         is_reply = part is reply

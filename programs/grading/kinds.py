@@ -1,4 +1,5 @@
-r"""Answers of a kind: an integer, the letter of an option, and references that can be right."""
+r"""Answers of a kind: an integer, the letter of an option, a text, and references that can be
+right."""
 
 import json
 import math
@@ -9,6 +10,7 @@ from enum import StrEnum
 
 from lim_sglang.errors import cut
 from lim_sglang.programs.grading.latex import is_unbalanced, plain
+from lim_sglang.programs.grading.texts import as_text
 from lim_sglang.programs.grading.values import REASON_WORDS, read_number, split_unit
 
 
@@ -21,6 +23,8 @@ class AnswerKind(StrEnum):
     """Integer from 0 to 999, as the AIME asks for."""
     CHOICE = "choice"
     """Letter of an option, A to J."""
+    TEXT = "text"
+    """The same text, once both are trimmed (`as_text`)."""
 
 
 CHOICES = "ABCDEFGHIJ"
@@ -139,6 +143,8 @@ def fault_of_reference(answer: str, kind: AnswerKind) -> str | None:
     if kind is AnswerKind.CHOICE and as_choice(answer) is None:
         letters = f"{CHOICES[0]} to {CHOICES[-1]}"
         return f"must be the letter of an option, {letters}, not {cut(repr(answer))}"
+    if kind is AnswerKind.TEXT and as_text(answer) is None:
+        return f"must be more than quotes and punctuation, not {cut(repr(answer))}"
     if kind is AnswerKind.EXPRESSION and is_unbalanced(_LABEL.sub("", answer)):
         return f"must close each brace and bracket that it opens: {cut(repr(answer))}"
     return _fault_of_text(answer)
@@ -190,5 +196,6 @@ def number_text(value: object) -> str | None:
 PARSERS: Mapping[AnswerKind, Callable[[str], int | str | None]] = {
     AnswerKind.INTEGER: as_integer,
     AnswerKind.CHOICE: as_choice,
+    AnswerKind.TEXT: as_text,
 }
 """Parsers of the kinds that need no math-verify."""

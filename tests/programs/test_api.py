@@ -216,7 +216,13 @@ def test_an_answer_that_is_neither_text_nor_number_is_refused(answer: Any) -> No
 
 @pytest.mark.parametrize(
     ("kind", "answer"),
-    [("integer", "1000"), ("choice", "K"), ("expression", " "), ("expression", "\frac{1}{2}")],
+    [
+        ("integer", "1000"),
+        ("choice", "K"),
+        ("expression", " "),
+        ("expression", "\frac{1}{2}"),
+        ("text", "'.'"),
+    ],
 )
 def test_an_answer_that_no_reply_can_equal_is_refused(
     kind: lim_sglang.api.Kind, answer: str
@@ -239,6 +245,10 @@ def test_an_answer_that_no_reply_can_equal_is_refused(
         ("the answer is 5", "integer", 5.0, True),
         ("the answer is 0.00001", "expression", 1e-5, True),
         ("the answer is 5", "integer", 6, False),
+        ("\\boxed{\\text{blue lamp}}", "text", " blue lamp.", True),
+        ("The answer is 070.", "text", "70", False),
+        ("The answer is 5.", "text", 5, True),
+        ("\\boxed{a}", "text", "#### a", False),
     ],
 )
 def test_replies_are_graded_by_kind_in_any_thread(
@@ -258,6 +268,7 @@ def test_replies_are_graded_by_kind_in_any_thread(
         ("\\boxed{42}", "choice", None),
         ("who knows", "expression", None),
         ("", "choice", None),
+        ("So it is \\boxed{\\text{blue lamp.}}", "text", "blue lamp"),
     ],
 )
 def test_an_answer_is_extracted_if_it_is_of_the_kind(
@@ -268,7 +279,7 @@ def test_an_answer_is_extracted_if_it_is_of_the_kind(
 
 @pytest.mark.parametrize("function", [lim_sglang.extract_answer, lim_sglang.grade])
 def test_an_unknown_kind_is_refused_with_the_known_ones(function: object) -> None:
-    words = "kind: expected expression, integer, choice, got 'word'"
+    words = "kind: expected expression, integer, choice, text, got 'word'"
     with pytest.raises(LimError, match=words):
         function(*["1"] * (1 + (function is lim_sglang.grade)), kind="word")  # type: ignore[operator]
 
