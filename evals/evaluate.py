@@ -22,6 +22,7 @@ from lim_sglang.errors import (
     lim_command,
 )
 from lim_sglang.evals.grading import Grader
+from lim_sglang.evals.long_questions import DEFAULT_LENGTH, GENERATORS, LENGTHS
 from lim_sglang.evals.metrics import Summary, score
 from lim_sglang.evals.question_notes import question_notes
 from lim_sglang.evals.report import FULL
@@ -36,8 +37,9 @@ from lim_sglang.evals.runner import (
     load_benchmarks,
 )
 from lim_sglang.evals.servers import split_urls
+from lim_sglang.evals.sources import ROW_FORM
 from lim_sglang.evals.tables import print_table, reasons_without_answer, score_table
-from lim_sglang.evals.tasks import ROW_FORM, TASKS, Question, short_name
+from lim_sglang.evals.tasks import TASKS, Question, short_name, sized_name
 from lim_sglang.launch.server import ServerSpec, serving
 from lim_sglang.markdown_section import join_words
 from lim_sglang.policies import POLICIES
@@ -70,9 +72,9 @@ TasksArgument = Annotated[
         help=f"Questions: {', '.join(TASKS)}, or file:PATH.jsonl for your own, {ROW_FORM}, and "
         '"id" if you like. Their answers are compared as mathematical expressions, which '
         "file:PATH.jsonl:expression says, too; with file:PATH.jsonl:integer as integers from 0 to "
-        "999; with file:PATH.jsonl:choice as the letters of options, which stand in the "
-        'question\'s text, as in "Which is prime?\\nA) 4\\nB) 5". Several tasks are run one '
-        "after the other.",
+        "999; with file:PATH.jsonl:text word for word; with file:PATH.jsonl:choice as the "
+        "letters of options, which stand in the question's text, as in \"Which is prime?\\nA) 4\\n"
+        'B) 5". Several tasks are run one after the other.',
         show_default=False,
     ),
 ]
@@ -88,6 +90,28 @@ NumSamplesOption = Annotated[
 LimitOption = Annotated[
     int | None,
     typer.Option("--limit", min=1, help="Number of questions of each task, the first ones."),
+]
+LengthOption = Annotated[
+    int | None,
+    typer.Option(
+        "--length",
+        min=LENGTHS[0],
+        max=LENGTHS[-1],
+        help="Tokens of each question, about: a word, a digit and a sign count as one each. "
+        f"{join_words(GENERATORS)} are generated in that length; before a question of a benchmark "
+        "whose rows have solutions, such as math500, others are shown with theirs. "
+        "TASK:LENGTH says it of one task.",
+        show_default=f"{DEFAULT_LENGTH} for {join_words(GENERATORS)}, else the question alone",
+    ),
+]
+QuestionSeedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--question-seed",
+        min=0,
+        help="Seed of generated questions, and of the choice of questions shown with solutions.",
+        show_default="0",
+    ),
 ]
 UrlsOption = Annotated[
     list[str] | None,
@@ -199,6 +223,8 @@ def evaluate(
     samples: NumSamplesOption = None,
     settings: SettingsOption = None,
     limit: LimitOption = None,
+    length: LengthOption = None,
+    question_seed: QuestionSeedOption = None,
     max_tokens: MaxTokensOption = Sampling.max_tokens,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
@@ -241,6 +267,7 @@ def evaluate(
         raise ConfigError("name a task, such as math500 or file:PATH.jsonl, or give --matrix FILE")
     if only or dry_run:
         raise ConfigError("--only and --dry-run go with --matrix")
+    tasks = [sized_name(task, length, question_seed) for task in tasks]
     if twice := {task for task in tasks if tasks.count(task) > 1}:
         raise ConfigError(f"{', '.join(sorted(twice))} is named twice: name each task once")
     several = len(tasks) > 1

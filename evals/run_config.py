@@ -152,6 +152,8 @@ def task_settings(
             "digest": digest,
             "asked": len(asked),
             "asked_digest": selection_digest(asked),
+            # Only where there are some, so that other runs keep their ids.
+            **({"length": task.length, "seed": task.question_seed} if task.length else {}),
         }
     return settings
 

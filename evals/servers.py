@@ -183,7 +183,7 @@ class ProgramSampler:
 
         try:
             outcome = self._run(
-                job.question.text,
+                job.question.asked,
                 job.indices,
                 question_id=job.question.question_id,
                 on_sample=on_sample,

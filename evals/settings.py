@@ -16,6 +16,8 @@ OPTIONS = {
     "num_samples": "--samples",
     "program.name": "--program",
     "questions.asked": "--limit",
+    "questions.length": "--length",
+    "questions.seed": "--question-seed",
     "system": "--system",
     "thinking.budget": "--thinking-budget",
     "thinking.enabled": "--thinking",

@@ -4,9 +4,8 @@ Hugging Face hub or a file, checked row by row, and identified by digests.
 
 import hashlib
 import json
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import StrEnum
@@ -14,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from lim_sglang.errors import ConfigError, DataError, bullets
+from lim_sglang.evals.long_questions import (
+    DEFAULT_LENGTH,
+    GENERATORS,
+    LENGTHS,
+    NUM_QUESTIONS,
+    Generator,
+    shots_of,
+)
 from lim_sglang.evals.options import check_letter, with_options
+from lim_sglang.evals.sources import ROW_FORM, NoJson, file_rows, hub_rows
 from lim_sglang.markdown_section import places
 from lim_sglang.programs.grading.kinds import (
     AnswerKind,
@@ -26,10 +34,9 @@ from lim_sglang.programs.grading.kinds import (
 from lim_sglang.programs.grading.references import reference_answer
 from lim_sglang.programs.schema import CHOICE_PROMPT, MATH_PROMPT
 
+_SIZE = re.compile(r"[0-9]{1,9}")
 OWN_FILE = "file:"
 """Prefix of the name of a task whose questions are in a user's own file."""
-ROW_FORM = 'one JSON object a line with "problem" (or "question") and "answer"'
-"""Form of a file of questions, in messages."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class Columns:
     answer: str = "answer"
     wrong_answers: tuple[str, ...] = ()
     """Columns of the wrong options of a multiple choice, which are shuffled with the right one."""
+    solution: str = "solution"
+    """Worked solution, where a row has one: it is shown before other questions."""
     identity: tuple[str, ...] = ("id", "unique_id")
     """Candidates for the question's id: the first that a row has, else the row's number."""
     answer_follows: str | None = None
@@ -95,6 +104,13 @@ class Task:
     """Seed of the order of options, which follows from the seed and the question's id."""
     file: Path | None = None
     """File of a user's own questions."""
+    generator: Generator | None = None
+    """Makes the questions of a task that has none elsewhere."""
+    length: int | None = None
+    """Tokens of a question, about (`count_tokens`), with the solved ones before it; None: no solved
+    questions stand before it."""
+    question_seed: int = 0
+    """Seed of generated questions, and of the choice of solved ones."""
 
 
 TASKS: Mapping[str, Task] = {
@@ -171,6 +187,19 @@ TASKS: Mapping[str, Task] = {
         num_questions=1319,
         source="Cobbe et al., Training Verifiers to Solve Math Word Problems, arXiv 2110.14168",
     ),
+    **{
+        name: Task(
+            name=name,
+            version=1,
+            answer_kind=generator.answer_kind,
+            prompt=generator.prompt,
+            num_questions=NUM_QUESTIONS,
+            source="generated from a seed, evals/long_questions.py",
+            generator=generator,
+            length=DEFAULT_LENGTH,
+        )
+        for name, generator in GENERATORS.items()
+    },
 }
 
 
@@ -178,21 +207,71 @@ def find_task(name: str) -> Task:
     """Return the benchmark of that name, or the task of a user's own file.
 
     `file:PATH.jsonl` compares answers by math-verify, letters and integers among them;
-    `file:PATH.jsonl:choice` asks for the letter of an option, and `file:PATH.jsonl:integer` takes
-    only integers from 0 to 999. The short name that such a task has in a stored run
-    (`file:STEM:choice`) is accepted, too.
+    `file:PATH.jsonl:choice` asks for the letter of an option, `file:PATH.jsonl:integer` takes only
+    integers from 0 to 999, and `file:PATH.jsonl:text` compares texts. The short name that such a
+    task has in a stored run (`file:STEM:choice`) is accepted, too. `needle:2048`, or
+    `needle:2048:7` with a seed, has questions of about 2,048 tokens; those of a benchmark get there
+    by solved questions before each question.
 
     Raises:
         ConfigError: unknown name; the message names the likeliest one, and lists the known ones.
+            Or a length or seed that is none.
     """
     if name.startswith(OWN_FILE) and (text := name.removeprefix(OWN_FILE)):
         return _own_task(text)
+    benchmark, *size = name.split(":")
+    if benchmark in TASKS and (size or TASKS[benchmark].length):
+        return _sized_task(TASKS[benchmark], size)
     if name not in TASKS:
         known = ", ".join(TASKS)
         raise ConfigError(
             f"unknown task {name!r}; {_guess(name)}the tasks are {known}, and {OWN_FILE}PATH.jsonl"
         )
     return TASKS[name]
+
+
+def sized_name(name: str, length: int | None, seed: int | None) -> str:
+    """Return the name of a task of questions of a length and a seed; None: the task's own.
+
+    Raises:
+        ConfigError: the name states a length already, or the task has no length.
+    """
+    if length is None and seed is None:
+        return name
+    task = find_task(name)
+    if ":" in name:
+        raise ConfigError(
+            f"{name}: --length and --question-seed go with a benchmark's name alone, such as needle"
+        )
+    length = task.length if length is None else length
+    if length is None:
+        raise ConfigError(
+            f"{name}: --question-seed chooses the solved questions before each question: give "
+            "--length, too"
+        )
+    return find_task(f"{name}:{length}:{seed or 0}").name
+
+
+def _sized_task(task: Task, size: Sequence[str]) -> Task:
+    """Return a task with the length, and perhaps the seed, of its questions."""
+    if len(size) > 2 or not all(map(_SIZE.fullmatch, size)):
+        raise ConfigError(
+            f"{':'.join([task.name, *size])}: expected {task.name}:LENGTH or "
+            f"{task.name}:LENGTH:SEED, such as {task.name}:2048 or {task.name}:2048:7"
+        )
+    length, seed = map(int, [*size, *(str(task.length), "0")[len(size) :]])
+    if length not in LENGTHS:
+        raise ConfigError(
+            f"{task.name}: expected a length of {LENGTHS[0]:,} to {LENGTHS[-1]:,} tokens, got "
+            f"{length:,}"
+        )
+    name = f"{task.name}:{length}" + (f":{seed}" if seed else "")
+    return replace(task, name=name, length=length, question_seed=seed)
+
+
+def _benchmark(name: str) -> Task | None:
+    """Return the benchmark of a task's name, which may state a length; None: an own file."""
+    return TASKS.get(name.partition(":")[0])
 
 
 def _guess(name: str) -> str:
@@ -254,6 +333,8 @@ def question_origin(task: Task, questions: Sequence["Question"], *, from_hub: bo
         questions: all questions of the task, before any limit.
         from_hub: the questions were loaded from the hub.
     """
+    if task.generator:
+        return Origin.PUBLISHED
     if task.file or len(questions) != task.num_questions:
         return Origin.OWN
     if task.digest is None:
@@ -272,7 +353,7 @@ def recorded_origin(name: str, digest: str, source: str | None) -> Origin:
         digest: `questions_digest` of the run's task.
         source: file or data set that the questions came from; None: not recorded.
     """
-    task = TASKS.get(name)
+    task = _benchmark(name)
     if task is None:
         return Origin.OWN
     if task.digest:
@@ -282,7 +363,7 @@ def recorded_origin(name: str, digest: str, source: str | None) -> Origin:
 
 def task_title(name: str, origin: Origin) -> str:
     """Return a task's name for readers: `math500 (own questions)` where it is not the benchmark."""
-    if origin is Origin.PUBLISHED or name not in TASKS:
+    if origin is Origin.PUBLISHED or _benchmark(name) is None:
         return name
     return f"{name} ({origin} questions)"
 
@@ -292,12 +373,6 @@ QUESTION_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".txt")
 MAX_PROBLEMS_SHOWN = 10
 MAX_SHOWN = 60
 """Characters of a wrong value in a message."""
-TO_JSONL = (
-    """. To convert: python3 -c 'import csv, json, sys; [print(json.dumps(row)) for row in """
-    """csv.DictReader(sys.stdin)]' < NAME.csv > NAME.jsonl"""
-)
-Rows = Iterator[tuple[str, object]]
-"""Pairs of a row's location, for errors, and the row, which should be a mapping."""
 
 
 @dataclass(frozen=True)
@@ -314,11 +389,20 @@ class Question:
     """File and line, or data set and row."""
     unread: tuple[str, ...] = field(default=(), compare=False)
     """Fields of a file's row that are not read."""
+    solution: str | None = field(default=None, compare=False)
+    """Worked solution, where a row has one."""
+    shots: str = ""
+    """Solved questions that stand before the text."""
+
+    @property
+    def asked(self) -> str:
+        """The text as it goes into the prompt."""
+        return self.shots + self.text
 
 
 def load_questions(task: Task, data_dir: Path | None = None) -> list[Question]:
-    """Load all questions of a task in the order of their source: the user's own file, else
-    `<data_dir>/<task>.jsonl`, else the hub.
+    """Load all questions of a task in the order of their source: the user's own file, the task's
+    generator, else `<data_dir>/<task>.jsonl`, else the hub.
 
     Raises:
         ConfigError: the user's own file does not exist, or an unknown kind of answer follows it.
@@ -327,12 +411,22 @@ def load_questions(task: Task, data_dir: Path | None = None) -> list[Question]:
     columns = FILE_COLUMNS
     if task.file:
         _check_ending(task.file)
-        rows = _file_rows(task.file, f"{OWN_FILE}PATH must name a file{_hint(task.file)}")
+        rows = file_rows(task.file, f"{OWN_FILE}PATH must name a file{_hint(task.file)}")
+    elif task.generator:
+        made = task.generator.rows(task.length or DEFAULT_LENGTH, task.question_seed)
+        rows = ((f"{task.name}, question {row['id']}", row) for row in made)
     elif data_dir:
-        path = data_dir / f"{task.name}.jsonl"
-        rows = _file_rows(path, f"--data-dir must be a folder with {path.name}")
+        path = data_dir / _file_name(task)
+        rows = file_rows(path, f"--data-dir must be a folder with {path.name}")
     else:
-        rows, columns = _hub_rows(task), task.columns
+        columns = task.columns
+        rows = hub_rows(
+            task.hub_id,
+            config=task.hub_config,
+            split=task.split,
+            revision=task.revision,
+            file=_file_name(task),
+        )
     questions: dict[str, Question] = {}
     problems: dict[str, list[str]] = {}
     for index, (location, row) in enumerate(rows):
@@ -352,12 +446,23 @@ def load_questions(task: Task, data_dir: Path | None = None) -> list[Question]:
     if not questions:
         source = questions_source(task, data_dir)
         raise DataError(f"{source} holds no question; expected one row a question")
-    return list(questions.values())
+    loaded = list(questions.values())
+    if task.length and not task.generator:
+        solved = [(each.text, each.solution) for each in loaded]
+        shots = shots_of(solved, task.length, task.question_seed)
+        loaded = [replace(each, shots=text) for each, text in zip(loaded, shots, strict=True)]
+    return loaded
+
+
+def _file_name(task: Task) -> str:
+    return f"{task.name.partition(':')[0]}.jsonl"
 
 
 def questions_source(task: Task, data_dir: Path | None) -> str:
-    """Return the file or data set that `load_questions` reads."""
-    return str(task.file or (data_dir / f"{task.name}.jsonl" if data_dir else task.hub_id))
+    """Return the file or data set that `load_questions` reads, or that it reads none."""
+    if task.generator:
+        return f"the generator of {task.name}, version {task.version}"
+    return str(task.file or (data_dir / _file_name(task) if data_dir else task.hub_id))
 
 
 def questions_digest(questions: Iterable[Question]) -> str:
@@ -384,7 +489,8 @@ def answers_digest(questions: Iterable[Question], kind: AnswerKind) -> str:
 
 def selection_digest(questions: Iterable[Question]) -> str:
     """Return the SHA-256 of ids, texts and gold answers in their order: exactly what a run asks."""
-    rows = [[q.question_id, q.text, q.gold] for q in questions]
+    # Without shots no field, so that other runs keep their ids.
+    rows = [[q.question_id, q.text, q.gold, *filter(None, [q.shots])] for q in questions]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -394,7 +500,7 @@ def _read_question(row: object, task: Task, columns: Columns, index: int) -> Que
     Raises:
         DataError: the row is no question; the message does not say where the row stands.
     """
-    if isinstance(row, _NoJson):
+    if isinstance(row, NoJson):
         raise DataError(f"not JSON ({row.fault})")
     if not isinstance(row, Mapping):
         raise DataError(f"expected {ROW_FORM}, not {_shown(row)}")
@@ -404,7 +510,7 @@ def _read_question(row: object, task: Task, columns: Columns, index: int) -> Que
         raise DataError(_describe_fields(row, columns))
     text = _check_text(row[problem], problem)
     gold, mark = _answer_text(row[columns.answer], columns.answer, columns), None
-    if columns.may_be_solution:
+    if columns.may_be_solution and task.answer_kind is not AnswerKind.TEXT:
         gold, mark = reference_answer(gold)
     ids = (row[name] for name in columns.identity if row.get(name) is not None)
     question_id = _check_id(next(ids, index))
@@ -414,7 +520,15 @@ def _read_question(row: object, task: Task, columns: Columns, index: int) -> Que
     _check_gold(gold, task.answer_kind)
     unread = tuple(each for each in row if columns is FILE_COLUMNS and each not in columns.names)
     check_letter(text, gold, task.answer_kind, [each for each in unread if row[each]])
-    return Question(question_id, text, gold, answer_behind=mark, unread=unread)
+    solution = row.get(columns.solution)
+    return Question(
+        question_id,
+        text,
+        gold,
+        solution=solution if isinstance(solution, str) else None,
+        answer_behind=mark,
+        unread=unread,
+    )
 
 
 def _describe_fields(row: Mapping[str, Any], columns: Columns) -> str:
@@ -494,21 +608,6 @@ def _describe_problems(problems: Mapping[str, Sequence[str]], num_rows: int) -> 
     return f"these rows are not questions:{bullets(shown)}"
 
 
-@dataclass(frozen=True)
-class _NoJson:
-    """A line of a file that is not JSON."""
-
-    fault: str
-
-
-def _read_line(line: str) -> object:
-    """Return the value of a line of JSON; `_NoJson` if it is none."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return _NoJson(str(error))
-
-
 def _check_ending(path: Path) -> None:
     """Raise `ConfigError` where a path is that of a file with an unknown kind of answer."""
     name, _, word = str(path).rpartition(":")
@@ -524,68 +623,3 @@ def _hint(path: Path) -> str:
         return ""
     similar = path.with_name(f"{path.name}.jsonl")
     return f" ({similar} exists)" if _is_file(similar) else ""
-
-
-def _file_rows(path: Path, expected: str) -> Rows:
-    """Return the values of a JSONL file's lines, blank ones left out, or the items of a JSON array.
-
-    Lines are split at newlines alone: `str.splitlines` would also split at U+2028 inside a text.
-
-    Raises:
-        ConfigError: there is no such file.
-        DataError: the file is not UTF-8, or no line of it is JSON.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"cannot read {path} (not UTF-8 at byte {error.start}); save it as UTF-8, {ROW_FORM}"
-        ) from None
-    except (OSError, ValueError) as error:  # a ValueError: not a valid file name
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot read {path} ({reason}); {expected}, {ROW_FORM}") from None
-    if text.lstrip().startswith("["):
-        with suppress(ValueError, RecursionError):
-            return ((f"{path}, item {n}", row) for n, row in enumerate(json.loads(text), 1))
-    lines = enumerate(text.split("\n"), 1)
-    rows = [(n, _read_line(line)) for n, line in lines if line.strip()]
-    faults = [(n, row.fault) for n, row in rows if isinstance(row, _NoJson)]
-    if rows and len(faults) == len(rows):
-        number, fault = faults[0]
-        others = ", nor is any other line" if len(rows) > 1 else ""
-        raise DataError(
-            f"{path} is no JSONL file: line {number} is not JSON ({fault}){others}; expected "
-            f"{ROW_FORM}{TO_JSONL if path.suffix == '.csv' else ''}"
-        )
-    return ((f"{path}, line {n}", row) for n, row in rows)
-
-
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Silence the hub client's warning about each retry; the last failure becomes our error."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _hub_rows(task: Task) -> Rows:
-    """Return the rows of the hub's data set at the pinned revision."""
-    try:
-        from datasets import load_dataset
-
-        with _quiet_hub():
-            rows = load_dataset(
-                task.hub_id, name=task.hub_config, split=task.split, revision=task.revision
-            )
-    except Exception as error:  # noqa: BLE001 - the hub's clients raise a dozen unrelated classes
-        reason = " ".join(str(error).split())
-        version = f" at revision {task.revision[:8]}" if task.revision else ""
-        raise DataError(
-            f"cannot load {task.hub_id}{version} from the hub ({reason}); "
-            f"connect to it, or give --data-dir a folder with {task.name}.jsonl"
-        ) from None
-    return ((f"{task.hub_id}, row {number}", row) for number, row in enumerate(rows))
