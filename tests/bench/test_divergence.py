@@ -225,7 +225,7 @@ TOKENS = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().m
 def test_each_step_is_compared_with_the_dense_one_on_the_texts_own_tokens(runner: Runner) -> None:
     """The expected numbers come from the definition of KL, token by token."""
     asked = options()
-    clock = divergence.StepClock(4, STEPS, lambda *_: None)
+    clock = divergence.StepClock(4 * STEPS, lambda *_: None)
     runner.live, runner.budget = 9, 4  # another policy served last
     results = measure_group(runner, Dense(), asked.cells, TOKENS, asked, clock)  # type: ignore[arg-type]
     for cell, found in results:
@@ -264,7 +264,7 @@ def test_each_pass_has_summaries_of_the_prefill(
     monkeypatch.setattr(model_runner, "make_contender", make_contender)
     pool = SimpleNamespace(get_key_buffer=lambda n: SimpleNamespace(device="cpu", of_layer=n))
     monkeypatch.setattr(runner, "token_to_kv_pool", pool, raising=False)
-    clock = divergence.StepClock(2, STEPS, lambda *_: None)
+    clock = divergence.StepClock(2 * STEPS, lambda *_: None)
     asked = options()
     next(measure_group(runner, Dense(), asked.cells[:1], TOKENS, asked, clock))  # type: ignore[arg-type]
     prefilled = list(range(1, LENGTH - STEPS + 1))
@@ -298,7 +298,7 @@ def test_kl_is_of_dense_to_sparse_and_averaged_over_steps_within_a_sequence() ->
 
 def test_logits_that_are_not_finite_are_no_result(runner: Runner) -> None:
     runner.table.fill_(math.nan)
-    clock = divergence.StepClock(4, STEPS, lambda *_: None)
+    clock = divergence.StepClock(4 * STEPS, lambda *_: None)
     with pytest.raises(ServerError, match="the logits at position 24 are not finite"):
         next(measure_group(runner, Dense(), (), TOKENS, options(), clock))  # type: ignore[arg-type]
 
@@ -323,15 +323,15 @@ def test_the_prefill_goes_through_the_cache_chunk_by_chunk(
         assert torch.cat([chunk.out_cache_loc for chunk in chunks]).tolist() == slots[row]
 
 
-def test_the_clock_shows_policy_step_pass_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_shows_policy_step_share_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 10.0, 20.0, 30.0])
     monkeypatch.setattr(divergence.time, "monotonic", lambda: next(times))
     shown: list[tuple[float, str]] = []
-    clock = divergence.StepClock(2, 2, lambda *found: shown.append(found))
-    list(clock.follow(iter([torch.ones(1)] * 2), "full"))
-    list(clock.follow(iter([torch.ones(1)]), "quest at 256"))
-    assert shown[0] == (1, "full: step 1 of 2, pass 1 of 2; about 30 s left")
-    assert shown[2] == (3, "quest at 256: step 1 of 2, pass 2 of 2; about 10 s left")
+    clock = divergence.StepClock(4, lambda *found: shown.append(found))
+    list(clock.follow(iter([torch.ones(1)] * 2), "full", 2))
+    list(clock.follow(iter([torch.ones(1)]), "quest at 256", 2))
+    assert shown[0] == (1, "full: step 1 of 2, 25 % of all; about 30 s left")
+    assert shown[2] == (3, "quest at 256: step 1 of 2, 75 % of all; about 10 s left")
 
 
 # Rows and tables

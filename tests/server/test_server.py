@@ -152,7 +152,7 @@ def test_layers_that_the_model_lacks_are_refused_before_anything_starts(
 ) -> None:
     monkeypatch.delenv("LIM_CONFIG", raising=False)
     monkeypatch.setattr(server_module, "has_gpu", lambda: False)
-    (tmp_path / "config.json").write_text('{"num_hidden_layers": 30}')
+    write_config(tmp_path, num_hidden_layers=30)
     with pytest.raises(RefusedError, match=refused) if refused else nullcontext():
         server_options(ServerSpec(str(tmp_path), flags, words), port=free_port())
 
