@@ -83,7 +83,7 @@ class CalibrationOptions:
     budget: int = 128
     sequences: int = 8
     length: int = 1024  # tokens of a sequence
-    steps: int = 128  # of these tokens, the last ones, are measured
+    steps: int = 64  # of these tokens, the last ones, are measured
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -151,8 +151,8 @@ class Calibration:
             if each.steps == found["steps"]
         ]
         return (
-            f"{markdown_table(['SELECT layers', 'KL × 1,000'], rows)}\n\nKL(dense || LessIsMore) "
-            f"of the next token in nats at a budget of {found['budget']:,}, mean ± standard error "
+            f"{markdown_table(['SELECT layers', 'KL \N{MULTIPLICATION SIGN} 1,000'], rows)}\n\nKL(dense || LessIsMore) "
+            f"of the next token in nats at a budget of {found['budget']:,}, mean \N{PLUS-MINUS SIGN} standard error "
             f"over {found['sequences']} sequences of {found['length']:,} tokens, the last "
             f"{found['steps']:,} teacher-forced; {found['texts']}, seed {found['seed']}."
         )
@@ -241,7 +241,7 @@ def calibrate(options: CalibrationOptions, console: Console) -> Calibration:
         text_config = runner.model_config.hf_text_config
         shape = model_shape(text_config)
         layers = selectable_layers(shape, options.num_layers)
-        if given is not None:
+        if given is not None and options.texts:
             check_tokens(given, runner, options.texts)
         sizes = (options.num_layers, options.steps, options.rough_steps)
         dense_steps = options.steps if options.texts else options.length

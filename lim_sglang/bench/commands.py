@@ -388,7 +388,7 @@ def calibrate(
     budget: Annotated[int, typer.Option(min=1, help="Tokens that a sparse layer reads.")] = 128,
     sequences: Annotated[int, typer.Option(min=1, help="Sequences of text.")] = 8,
     length: Annotated[int, typer.Option(min=2, help="Tokens of each.")] = 1024,
-    steps: Annotated[int, typer.Option(min=1, help="Last tokens of each, to be measured.")] = 128,
+    steps: Annotated[int, typer.Option(min=1, help="Last tokens of each, to be measured.")] = 64,
     seed: Annotated[
         int,
         typer.Option(min=0, max=MAX_SEED, help="Of the model's answers, or of the texts' order."),
@@ -402,9 +402,9 @@ def calibrate(
     ] = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Choose a model's SELECT layers and write a preset of them for --lim-preset: of the layers above
-    the dense ones, the first, then one by one those that bring next tokens nearest to dense
-    attention's (KL divergence, teacher-forced), on one GPU or on the CPU."""
+    """Choose a model's SELECT layers, and write a preset of them for --lim-preset: the first layer
+    above the dense ones, then one by one those that bring next tokens nearest to dense attention's
+    (KL divergence, teacher-forced), on one GPU or on the CPU."""
     if not has_gpu():
         for name, value in CPU_ENVIRONMENT.items():  # before torch, which reads it once, is loaded
             os.environ.setdefault(name, value)
@@ -424,9 +424,8 @@ def calibrate(
         raise typer.Exit(INTERRUPTED) from None
     calibration.write_preset(found, path)
     words = shlex.join(["lim", "serve", model, "--lim-preset", str(path)])
-    typer.echo(
-        f"{found.table()}\n\nThe preset of layers {found.layers} is in {path}. Next:\n{words}"
-    )
+    typer.echo(f"{found.table()}\n")
+    typer.echo(f"The preset of layers {found.layers} is in {path}. Next:\n{words}")
 
 
 @bench.command("regress")

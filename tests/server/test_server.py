@@ -152,7 +152,7 @@ def test_layers_that_the_model_lacks_are_refused_before_anything_starts(
 ) -> None:
     monkeypatch.delenv("LIM_CONFIG", raising=False)
     monkeypatch.setattr(server_module, "has_gpu", lambda: False)
-    write_config(tmp_path, num_hidden_layers=30)
+    write_shape(tmp_path, ModelShape("llama", 30, 576, 9))
     with pytest.raises(RefusedError, match=refused) if refused else nullcontext():
         server_options(ServerSpec(str(tmp_path), flags, words), port=free_port())
 
