@@ -150,10 +150,11 @@ class Calibration:
             for each in self.measured
             if each.steps == found["steps"]
         ]
+        table = markdown_table(["SELECT layers", "KL \N{MULTIPLICATION SIGN} 1,000"], rows)
         return (
-            f"{markdown_table(['SELECT layers', 'KL \N{MULTIPLICATION SIGN} 1,000'], rows)}\n\nKL(dense || LessIsMore) "
-            f"of the next token in nats at a budget of {found['budget']:,}, mean \N{PLUS-MINUS SIGN} standard error "
-            f"over {found['sequences']} sequences of {found['length']:,} tokens, the last "
+            f"{table}\n\nKL(dense || LessIsMore) of the next token in nats at a budget of "
+            f"{found['budget']:,}, mean \N{PLUS-MINUS SIGN} standard error over "
+            f"{found['sequences']} sequences of {found['length']:,} tokens, the last "
             f"{found['steps']:,} teacher-forced; {found['texts']}, seed {found['seed']}."
         )
 

@@ -1,6 +1,7 @@
 """A server's options, start, proof of life, log and end, with fake SGLang processes."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -152,7 +153,8 @@ def test_layers_that_the_model_lacks_are_refused_before_anything_starts(
 ) -> None:
     monkeypatch.delenv("LIM_CONFIG", raising=False)
     monkeypatch.setattr(server_module, "has_gpu", lambda: False)
-    write_shape(tmp_path, ModelShape("llama", 30, 576, 9))
+    config = {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 30}))
     with pytest.raises(RefusedError, match=refused) if refused else nullcontext():
         server_options(ServerSpec(str(tmp_path), flags, words), port=free_port())
 
