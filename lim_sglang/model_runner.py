@@ -115,8 +115,8 @@ class LimModelRunner(compat.ModelRunner):
             differences = preset.differences(traits)
         if differences:
             logger.warning(
-                "SELECT layers %s were not measured for this model (%s%s): compare it with "
-                "--lim-policy full before you rely on it",
+                "SELECT layers %s were not measured for this model (%s%s): find its own by lim "
+                "calibrate, or compare it with --lim-policy full before you rely on it",
                 layers,
                 f"{preset.model} was, and this model has " if preset else "",
                 ", ".join(differences),

@@ -210,7 +210,9 @@ def _preset_lines(preset: Mapping[str, Any]) -> list[str]:
     if not differences:
         return []
     measured = f"those of {preset['measured_on']}, but " if preset["measured_on"] else ""
-    return [f"  layers    {measured}{differences}: compare with --policy full"]
+    return [
+        f"  layers    {measured}{differences}: compare with --policy full, or run lim calibrate"
+    ]
 
 
 def commands_block(options: ServerOptions) -> str:
