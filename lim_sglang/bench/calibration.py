@@ -39,8 +39,9 @@ from lim_sglang.bench.results import mean_in_words, surroundings
 from lim_sglang.bench.verify import require_exact_kernels
 from lim_sglang.bench.workloads import Cell, ModelChoice, Point, make_sequences, read_texts
 from lim_sglang.config import BACKEND, LimConfig, ModelShape, Preset
-from lim_sglang.errors import ConfigError, DataError
+from lim_sglang.errors import ConfigError
 from lim_sglang.gates.files import replace_file
+from lim_sglang.gates.training import disk_errors
 from lim_sglang.markdown_section import markdown_table
 from lim_sglang.models import model_digest, weights_fingerprint
 from lim_sglang.progress import show_progress
@@ -251,20 +252,27 @@ def calibrate(options: CalibrationOptions, console: Console) -> Calibration:
             clock = StepClock(total, update)
             with prepared(options, folder, runner, given, clock) as (tokens, measure):
                 chosen, measured = search(measure, layers, *sizes)
+        seconds = round(time.monotonic() - start_s, 1)
+        conditions = describe(options, folder, runner, tokens) | {"seconds": seconds}
         name = named.resolve().name if named.is_dir() else options.model.name
-        facts = model_runner.model_facts(runner)
-        conditions = {
-            **surroundings(),
-            **{name: facts[name] for name in ("dtype", "kv_dtype", "page_size")},
-            "model_sha256": model_digest(folder),
-            "policy": config.policy,
-            "texts": options.describe_texts(),
-            "texts_sha256": hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest(),
-            **{n: getattr(options, n) for n in ["budget", "sequences", "length", "steps", "seed"]},
-            "seconds": round(time.monotonic() - start_s, 1),
-        }
         traits = model_traits(text_config) | {"fingerprint": weights_fingerprint(folder)}
         return Calibration(shape, Preset(chosen, name, **traits), measured, conditions)
+
+
+def describe(
+    options: CalibrationOptions, folder: str, runner: Any, tokens: Tensor
+) -> dict[str, Any]:
+    """Return the conditions of a calibration on texts [B, L] int64."""
+    facts = model_runner.model_facts(runner)
+    return {
+        **surroundings(),
+        **{name: facts[name] for name in ("dtype", "kv_dtype", "page_size")},
+        "model_sha256": model_digest(folder),
+        "policy": LimConfig().policy,
+        "texts": options.describe_texts(),
+        "texts_sha256": hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest(),
+        **{n: getattr(options, n) for n in ["budget", "sequences", "length", "steps", "seed"]},
+    }
 
 
 @contextmanager
@@ -290,7 +298,7 @@ def prepared(
             model_runner.prefill(runner, batch, tokens[:, :-steps])
             forced = decode_forced(runner, batch, tokens, steps)
             dense_pass = clock.follow(forced, DENSE, steps)
-        newest = torch.stack([*deque(map(Tensor.clone, dense_pass), maxlen=steps)])  # [T, B, V]
+        newest = torch.stack([*deque(dense_pass, maxlen=steps)])  # [T, B, V]
 
         def measure(layers: tuple[int, ...], steps: int) -> tuple[float, ...]:
             config = LimConfig(budget=options.budget, select_layers=layers)
@@ -338,7 +346,7 @@ def write_texts(
         prompts: token ids of each sequence's prompts.
 
     Yields:
-        [B, V] f32, log-probabilities of the token that follows the step's; valid until the next.
+        [B, V] f32, log-probabilities of the token that follows the step's.
     """
     ends = set(runner.model_config.hf_eos_token_id or ())
     generator = torch.Generator(tokens.device).manual_seed(seed)
@@ -364,8 +372,6 @@ def write_preset(found: Calibration, out: Path) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    try:
+    with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(out, found.to_json().encode())
-    except OSError as error:
-        raise DataError(f"{out} cannot be written ({error}): name another --out") from None

@@ -17,7 +17,7 @@ from lim_sglang.bench import workloads
 from lim_sglang.bench.workloads import SHAPES, CacheDtype, ModelChoice, Quantization
 from lim_sglang.config import BACKEND, LimConfig
 from lim_sglang.errors import INTERRUPTED, ConfigError, DataError
-from lim_sglang.gates.training import MAX_SEED
+from lim_sglang.gates.training import MAX_SEED, check_folder
 from lim_sglang.launch.server import CPU_ENVIRONMENT
 from lim_sglang.markdown_section import counted
 from lim_sglang.models import has_gpu
@@ -416,6 +416,9 @@ def calibrate(
         choice, texts, layers, budget, sequences, length, steps, seed
     )
     path = out or Path("presets", f"{Path(model).name}.json")
+    if path.is_dir():
+        raise ConfigError(f"--out {path} is a folder: name the preset's file")
+    check_folder(path.parent)
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
     try:
         found = calibration.calibrate(options, plain_console(stderr=True))

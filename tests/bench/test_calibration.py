@@ -243,6 +243,10 @@ def test_an_interruption_leaves_the_old_preset(
     assert "The preset of layers 2,17 is in" in done.output
     assert f"lim serve model --lim-preset {out}" in done.output
     assert read_preset(str(out)) == (SHAPE, PRESET)
+    monkeypatch.setattr(calibration, "calibrate", pytest.fail)
+    for place, error in ((tmp_path, ConfigError), (out / "below-a-file.json", DataError)):
+        done = CliRunner().invoke(app, ["model", "--out", str(place)])
+        assert isinstance(done.exception, error)
 
 
 def run_lim(place: Path, *words: str) -> None:
