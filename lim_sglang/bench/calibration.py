@@ -49,8 +49,8 @@ from lim_sglang.validation import model_shape, model_traits
 
 FINALISTS = 4
 """Candidates of a round that are measured on all steps."""
-ROUGH_SHARE = 8
-"""All candidates of a round are measured on the first eighth of the steps."""
+ROUGH_SHARE = 4
+"""All candidates of a round are measured on the first quarter of the steps."""
 TEMPERATURE = 0.6
 """Of the texts that the model writes: a greedy small model repeats itself."""
 PROMPTS = (
