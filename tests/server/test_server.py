@@ -134,6 +134,12 @@ def test_ranks_are_refused_on_a_gpu_before_anything_starts(
         server_options(ServerSpec("tiny", {}, tuple(words.split())), port=free_port())
 
 
+def write_config(folder: Path) -> None:
+    """Write the configuration of a model of 30 layers."""
+    config = {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9}
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 30}))
+
+
 @pytest.mark.parametrize(
     ("flags", "words", "refused"),
     [
@@ -153,8 +159,7 @@ def test_layers_that_the_model_lacks_are_refused_before_anything_starts(
 ) -> None:
     monkeypatch.delenv("LIM_CONFIG", raising=False)
     monkeypatch.setattr(server_module, "has_gpu", lambda: False)
-    config = {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9}
-    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 30}))
+    write_config(tmp_path)
     with pytest.raises(RefusedError, match=refused) if refused else nullcontext():
         server_options(ServerSpec(str(tmp_path), flags, words), port=free_port())
 
@@ -179,8 +184,7 @@ def test_a_preset_that_is_not_the_models_is_refused_before_anything_starts(
     monkeypatch.delenv("LIM_CONFIG", raising=False)
     monkeypatch.setattr(server_module, "has_gpu", lambda: False)
     monkeypatch.setattr(server_module, "check_model", lambda model, _: model)
-    config = {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9}
-    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 30}))
+    write_config(tmp_path)
     shape = {"model_type": "llama", "num_layers": 30, "hidden_size": 576, "num_heads": heads}
     unknown = dict.fromkeys(("vocab_size", "rope_theta", "fingerprint"))
     preset = tmp_path / "preset.json"
