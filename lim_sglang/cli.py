@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lim_sglang import __version__
-from lim_sglang.bench.commands import bench
+from lim_sglang.bench.commands import bench, calibrate
 from lim_sglang.doctor import doctor
 from lim_sglang.errors import errors_in_words
 from lim_sglang.evals.commands import compare_runs, grade, write_report
@@ -40,6 +40,7 @@ app.command("eval", cls=ServerCommand)(evaluate)
 app.command("grade")(grade)
 app.command("compare")(compare_runs)
 app.command("report")(write_report)
+app.command("calibrate")(calibrate)
 app.command("train-gate")(train_gate)
 app.command("doctor")(doctor)
 app.add_typer(bench, name="bench")

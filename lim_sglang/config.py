@@ -3,10 +3,12 @@
 import difflib
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Self
 
 from lim_sglang.errors import ConfigError
@@ -54,7 +56,9 @@ class LimConfig:
     gate: str | None = None
     dense_layers: tuple[int, ...] | None = None
     select_layers: tuple[int, ...] | None = None
-    """None, under a policy that selects: the preset of the model."""
+    """None, under a policy that selects: those of the preset."""
+    preset: str | None = None
+    """File of `lim calibrate`; None: the preset of the model's shape."""
     draft_tokens: int | str | None = None
 
     def __post_init__(self) -> None:
@@ -214,6 +218,7 @@ CHECKS: Mapping[str, Check] = {
     "ranking": Check(lambda v: v in RANKINGS, f"one of {', '.join(RANKINGS)}"),
     "shared_by": Check(lambda v: v in list(SharedBy), f"one of {', '.join(SharedBy)}"),
     "gate": Check(lambda v: isinstance(v, str) and v != "", "the folder of a trained gate"),
+    "preset": Check(lambda v: isinstance(v, str) and v != "", "a file that lim calibrate wrote"),
     "draft_tokens": Check(
         lambda v: v == AUTO or (_is_int(v) and 1 <= v <= MAX_DRAFT_TOKENS),
         f"{AUTO} or an integer from 1 to {MAX_DRAFT_TOKENS}",
@@ -232,6 +237,12 @@ class ModelShape:
     hidden_size: int
     num_heads: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.model_type}, {self.num_layers} layers of {self.hidden_size} dimensions and "
+            f"{self.num_heads} heads"
+        )
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -239,8 +250,9 @@ class Preset:
 
     layers: tuple[int, ...]
     model: str
-    vocab_size: int
-    rope_theta: float
+    vocab_size: int | None
+    """None: not known, as for the next two."""
+    rope_theta: float | None
     fingerprint: str | None = None
     """`models.weights_fingerprint`; None: not known, so that weights cannot be compared."""
 
@@ -253,7 +265,8 @@ class Preset:
         found = [
             f"{name.replace('_', ' ')} {traits[name]:,.0f} instead of {getattr(self, name):,.0f}"
             for name in ("vocab_size", "rope_theta")
-            if traits.get(name) not in (None, getattr(self, name))
+            if None not in (traits.get(name), getattr(self, name))
+            and traits[name] != getattr(self, name)
         ]
         known = self.fingerprint and traits.get("fingerprint")
         return [*found, *(["other weights"] if known and known != self.fingerprint else [])]
@@ -280,11 +293,73 @@ PRESETS: Mapping[ModelShape, Preset] = {
 """SELECT layers that were measured, by model shape: a local folder has no hub name."""
 
 
+def read_preset(name: str) -> tuple[ModelShape, Preset]:
+    """Read the shape and the preset in a file of `lim calibrate`; its other keys are evidence.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no preset.
+    """
+    try:
+        found = json.loads(Path(os.path.expanduser(name)).read_bytes())
+        shape = ModelShape(**found["shape"])
+        preset = Preset(**{field.name: found[field.name] for field in fields(Preset)})
+        preset = replace(preset, layers=tuple(preset.layers))
+        if not _is_preset(shape, preset):
+            raise ValueError("a value is of another type")
+    except OSError as error:
+        raise ConfigError(
+            f"the preset {name} cannot be read ({error.strerror}): name a file that lim calibrate "
+            "wrote"
+        ) from None
+    except (KeyError, TypeError, ValueError, RecursionError):
+        keys = ", ".join(["shape", *(field.name for field in fields(Preset))])
+        raise ConfigError(
+            f"the preset {name} is damaged: expected is a JSON object with {keys}; lim calibrate "
+            "MODEL writes one"
+        ) from None
+    return shape, preset
+
+
+def _is_preset(shape: ModelShape, preset: Preset) -> bool:
+    """Return True if all values that a file gave are of their types."""
+    numbers = (preset.vocab_size, preset.rope_theta)
+    return (
+        all(isinstance(text, str) for text in (shape.model_type, preset.model))
+        and all(map(_is_int, (shape.num_layers, shape.hidden_size, shape.num_heads)))
+        and _is_layer_list(preset.layers)
+        and len(preset.layers) > 0
+        and all(number is None or _is_number(number) for number in numbers)
+        and isinstance(preset.fingerprint, str | None)
+    )
+
+
+def find_preset(config: LimConfig, shape: ModelShape) -> Preset | None:
+    """Return the preset of the file that the settings name, else that of the shape; None if no
+    model of the shape was measured.
+
+    Raises:
+        ConfigError: the file cannot be read, is no preset, or is of a model of another shape.
+    """
+    if config.preset is None:
+        return PRESETS.get(shape)
+    measured, preset = read_preset(config.preset)
+    if measured != shape:
+        raise ConfigError(
+            f"the preset {config.preset} was measured on {preset.model} ({measured}), but the "
+            f"model is {shape}: name a preset of this model, which lim calibrate writes"
+        )
+    return preset
+
+
 def with_preset(config: LimConfig, shape: ModelShape) -> LimConfig:
-    """Fill in `select_layers` if the policy has SELECT layers and the user named none."""
+    """Fill in `select_layers` if the policy has SELECT layers and the user named none.
+
+    Raises:
+        ConfigError: as `find_preset`.
+    """
     if config.select_layers is not None or "select_layers" not in _defaults(config.policy):
         return config
-    preset = PRESETS.get(shape)
+    preset = find_preset(config, shape)
     layers = preset.layers if preset else default_select_layers(shape.num_layers)
     return replace(config, select_layers=layers)
 

@@ -64,6 +64,12 @@ FLAGS = (
         "Layers that select the kept tokens, such as 2,12; empty makes every layer dense.",
     ),
     Flag(
+        "--lim-preset",
+        str,
+        "FILE",
+        "Preset that names these layers, for this model; lim calibrate makes one.",
+    ),
+    Flag(
         "--lim-recent-ratio",
         float,
         "RATIO",

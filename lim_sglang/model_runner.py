@@ -18,9 +18,9 @@ from lim_sglang.audit import BEGINNING, Audit
 from lim_sglang.config import (
     BACKEND,
     CONFIG_VAR,
-    PRESETS,
     LimConfig,
     Preset,
+    find_preset,
     resolve_settings,
     with_preset,
 )
@@ -98,7 +98,7 @@ class LimModelRunner(compat.ModelRunner):
         where the user named the layers, or none selects."""
         selects = self.lim_drafting or Role.SELECT in self.lim_roles
         if selects and config.select_layers is None:
-            self.lim_preset = self._compare_with_measured(PRESETS.get(shape))
+            self.lim_preset = self._compare_with_measured(find_preset(config, shape))
 
     def _compare_with_measured(self, preset: Preset | None) -> Mapping[str, Any]:
         """Compare the loaded model with the one that its preset was measured on; log differences.
@@ -115,8 +115,8 @@ class LimModelRunner(compat.ModelRunner):
             differences = preset.differences(traits)
         if differences:
             logger.warning(
-                "SELECT layers %s were not measured for this model (%s%s): compare it with "
-                "--lim-policy full before you rely on it",
+                "SELECT layers %s were not measured for this model (%s%s): find its own by lim "
+                "calibrate, or compare it with --lim-policy full before you rely on it",
                 layers,
                 f"{preset.model} was, and this model has " if preset else "",
                 ", ".join(differences),

@@ -22,7 +22,7 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import Progress
 
-from lim_sglang.config import CACHE_VAR
+from lim_sglang.config import CACHE_VAR, ModelShape
 from lim_sglang.errors import ModelError, UnknownModelError
 from lim_sglang.progress import print_plain
 
@@ -196,8 +196,9 @@ def _ask_hub(model: str, revision: str | None) -> str | None:
     return None
 
 
-def known_depth(source: str, revision: str | None = None) -> int | None:
-    """Return a model's number of layers; None where its configuration is not on this machine.
+def known_shape(source: str, revision: str | None = None) -> ModelShape | None:
+    """Return a model's shape; None where its configuration is not on this machine, or has no such
+    numbers.
 
     Args:
         source: from `check_model`.
@@ -210,11 +211,13 @@ def known_depth(source: str, revision: str | None = None) -> int | None:
         if not isinstance(found, str):
             return None
         folder = Path(found).parent
+    names = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads")
     try:
-        depth = _read(folder / "config.json").get("num_hidden_layers")
-    except (OSError, ValueError):
+        config = _read(folder / "config.json")
+        shape = ModelShape(*(config[name] for name in names))
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return depth if isinstance(depth, int) else None
+    return shape if isinstance(shape.num_layers, int) else None
 
 
 def model_digest(source: str) -> str:

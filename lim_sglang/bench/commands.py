@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import signal
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -15,9 +16,11 @@ import typer
 from lim_sglang.bench import workloads
 from lim_sglang.bench.workloads import SHAPES, CacheDtype, ModelChoice, Quantization
 from lim_sglang.config import BACKEND, LimConfig
-from lim_sglang.errors import ConfigError, DataError
-from lim_sglang.gates.training import MAX_SEED
+from lim_sglang.errors import INTERRUPTED, ConfigError, DataError
+from lim_sglang.gates.training import MAX_SEED, check_folder
+from lim_sglang.launch.server import CPU_ENVIRONMENT
 from lim_sglang.markdown_section import counted
+from lim_sglang.models import has_gpu
 from lim_sglang.programs.options import ApiKeyOption, ServerCommand, given_options
 
 bench = typer.Typer(
@@ -370,6 +373,62 @@ def divergence(
         if (row, conditions) not in recorded:
             keep(out, row.to_json(conditions))
     typer.echo(DivergenceTable.of(measured).section())
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A model folder, or a hub id.")],
+    layers: Annotated[int, typer.Option(min=1, max=4, help="SELECT layers to choose.")] = 2,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            help="As for lim bench divergence.",
+            show_default="the model's own answers to built-in prompts",
+        ),
+    ] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Tokens that a sparse layer reads.")] = 128,
+    sequences: Annotated[int, typer.Option(min=1, help="Sequences of text.")] = 8,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of each.")] = 1024,
+    steps: Annotated[int, typer.Option(min=1, help="Last tokens of each, to be measured.")] = 64,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=MAX_SEED, help="Of the model's answers, or of the texts' order."),
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the preset, written at the end.",
+            show_default="presets/ and the model's name",
+        ),
+    ] = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Choose a model's SELECT layers, and write a preset of them for --lim-preset: the first layer
+    above the dense ones, then one by one those that bring next tokens nearest to dense attention's
+    (KL divergence, teacher-forced), on one GPU or on the CPU."""
+    if not has_gpu():
+        for name, value in CPU_ENVIRONMENT.items():  # before torch, which reads it once, is loaded
+            os.environ.setdefault(name, value)
+    from lim_sglang.bench import calibration
+    from lim_sglang.progress import plain_console
+
+    choice = ModelChoice(None, model)
+    options = calibration.CalibrationOptions(
+        choice, texts, layers, budget, sequences, length, steps, seed
+    )
+    path = out or Path("presets", f"{Path(model).name}.json")
+    if path.is_dir():
+        raise ConfigError(f"--out {path} is a folder: name the preset's file")
+    check_folder(path.parent)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    try:
+        found = calibration.calibrate(options, plain_console(stderr=True))
+    except KeyboardInterrupt:
+        show("Interrupted: no preset was written.")
+        raise typer.Exit(INTERRUPTED) from None
+    calibration.write_preset(found, path)
+    words = shlex.join(["lim", "serve", model, "--lim-preset", str(path)])
+    typer.echo(f"{found.table()}\n")
+    typer.echo(f"The preset of layers {found.layers} is in {path}. Next:\n{words}")
 
 
 @bench.command("regress")

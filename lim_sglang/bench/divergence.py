@@ -148,10 +148,9 @@ def measure_cells(
         console.print("Checking the kernels on this GPU")
         require_exact_kernels()
     console.print(f"Loading {options.model.name}")
-    runner = load_dense_runner(options, folder, cells, [len(group) for group in groups])
-    largest = max(int(group.max()) for group in groups)
-    if largest >= runner.model_config.vocab_size:
-        raise DataError(f"--texts {options.texts} has the token {largest}, which the model lacks")
+    sizes = [len(group) for group in groups]
+    runner = load_dense_runner(options.model, options.length, folder, cells, sizes)
+    check_tokens(torch.cat([*groups]), runner, options.texts)
     facts = model_runner.model_facts(runner)
     shown = ("dtype", "kv_dtype", "quantization", "page_size")
     conditions = {**conditions, **{name: facts[name] for name in shown}}
@@ -160,7 +159,7 @@ def measure_cells(
     kl: dict[Cell, list[float]] = {cell: [] for cell in cells}
     agreement: dict[Cell, list[float]] = {cell: [] for cell in cells}
     with show_progress(console, passes * options.steps, "Prefilling") as update:
-        clock = StepClock(passes, options.steps, update)
+        clock = StepClock(passes * options.steps, update)
         for tokens in groups:
             for cell, found in measure_group(runner, dense, cells, tokens, options, clock):
                 kl[cell] += found.kl
@@ -170,11 +169,21 @@ def measure_cells(
                     yield DivergenceRow(*cell.key, found.settings, *means), conditions
 
 
+def check_tokens(tokens: Tensor, runner: Any, texts: Path) -> None:
+    """Refuse token ids of `--texts` that the model does not have."""
+    if (largest := int(tokens.max())) >= runner.model_config.vocab_size:
+        raise DataError(f"--texts {texts} has the token {largest}, which the model lacks")
+
+
 def load_dense_runner(
-    options: DivergenceOptions, folder: str, cells: Sequence[Cell], batch_sizes: Sequence[int]
+    model: ModelChoice,
+    length: int,
+    folder: str,
+    cells: Sequence[Cell],
+    batch_sizes: Sequence[int],
 ) -> Any:
-    """Load the model with the dense policy, for batches of these sizes: on the GPU, or in f32 on
-    the CPU of a machine without one."""
+    """Load a model with the dense policy, for batches of these sizes and requests of `length`
+    tokens: on the GPU, or in f32 on the CPU of a machine without one."""
     os.environ[CONFIG_VAR] = LimConfig(policy=DENSE).to_json()
     policies = {str(cell): cell.config for cell in cells if cell.config}
     chosen = options_of_policies(policies, max(batch_sizes))
@@ -186,11 +195,11 @@ def load_dense_runner(
         backend=BACKEND,
         mem_fraction_static=MEM_FRACTION,
         batch_sizes=sorted(set(batch_sizes)),
-        max_total_tokens=max(batch_sizes) * -(-options.length // page) * page,
-        **options.model.load_options,
+        max_total_tokens=max(batch_sizes) * -(-length // page) * page,
+        **model.load_options,
         **chosen,
     )
-    model_runner.check_room(runner, [Point((options.length,) * max(batch_sizes))])
+    model_runner.check_room(runner, [Point((length,) * max(batch_sizes))])
     return runner
 
 
@@ -229,24 +238,47 @@ def measure_group(
         shape = (steps, num_rows, runner.model_config.vocab_size)
         expected = torch.empty(shape, dtype=torch.float32, device=runner.device)
         dense_pass = decode_forced(runner, batch, tokens, steps)
-        for step, found in zip(expected, clock.follow(dense_pass, DENSE), strict=True):
+        for step, found in zip(expected, clock.follow(dense_pass, DENSE, steps), strict=True):
             step.copy_(found)
         for cell in cells:
-            contender = model_runner.make_contender(runner, str(cell), cell.config)
-            settings = named_settings(runner.lim_config.settings())
-            # A pass reads K, V and summaries of the dense prefill and of itself, never what another
-            # pass left there. Tokens: those of later steps lie beyond the request's length, and a
-            # step writes its own token before a layer reads. Blocks: one that this pass has not
-            # completed yet is the request's newest, which is read whatever its summary says; the
-            # step that completes a block writes its summary again.
-            model_runner.summarize_rows(runner, contender, [own[:-steps] for own in batch.slots])
-            sparse_pass = clock.follow(decode_forced(runner, batch, tokens, steps), str(cell))
-            yield cell, GroupDivergence(*compare_passes(expected, sparse_pass), settings)
-            dense.take_over(runner)
-            del contender, sparse_pass
-            gc.collect()  # else lists, scores and graphs of the policy stay in memory
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            yield cell, measure_cell(runner, dense, cell, batch, tokens, expected, clock)
+
+
+def measure_cell(
+    runner: Any,
+    dense: Contender,
+    cell: Cell,
+    batch: FilledBatch,
+    tokens: Tensor,
+    expected: Tensor,
+    clock: "StepClock",
+) -> GroupDivergence:
+    """Decode the last tokens of texts by a policy, and compare each step with the dense one; the
+    dense policy serves afterwards.
+
+    Args:
+        batch: requests of at least L tokens, of which all but the last T are in the KV cache.
+        tokens: [B, L] int64 on the device.
+        expected: [T, B, V], dense log-probabilities.
+    """
+    steps = len(expected)
+    contender = model_runner.make_contender(runner, str(cell), cell.config)
+    settings = named_settings(runner.lim_config.settings())
+    # A pass reads K, V and summaries of the dense prefill and of itself, never what another pass
+    # left there. Tokens: those of later steps lie beyond the request's length, and a step writes
+    # its own token before a layer reads. Blocks: one that this pass has not completed yet is the
+    # request's newest, which is read whatever its summary says; the step that completes a block
+    # writes its summary again.
+    prefilled = tokens.shape[1] - steps
+    model_runner.summarize_rows(runner, contender, [own[:prefilled] for own in batch.slots])
+    sparse_pass = clock.follow(decode_forced(runner, batch, tokens, steps), str(cell), steps)
+    found = GroupDivergence(*compare_passes(expected, sparse_pass), settings)
+    dense.take_over(runner)
+    del contender, sparse_pass
+    if torch.cuda.is_available():
+        gc.collect()  # else lists, scores and graphs of the policy stay in the GPU's memory
+        torch.cuda.empty_cache()
+    return found
 
 
 def decode_forced(runner: Any, batch: FilledBatch, tokens: Tensor, steps: int) -> Iterator[Tensor]:
@@ -302,20 +334,24 @@ def compare_passes(expected: Tensor, found: Iterable[Tensor]) -> tuple[list[floa
 class StepClock:
     """Progress over all passes: name, step, and time left at the mean speed so far."""
 
-    def __init__(self, passes: int, steps: int, update: Callable[[float, str], None]) -> None:
-        self._passes, self._steps, self._update = passes, steps, update
+    def __init__(self, total: int, update: Callable[[float, str], None]) -> None:
+        """Begin to count the time.
+
+        Args:
+            total: steps of all passes.
+        """
+        self._total, self._update = total, update
         self._done, self._start_s = 0, time.monotonic()
 
-    def follow(self, steps: Iterator[Tensor], name: str) -> Iterator[Tensor]:
-        """Yield the steps of the next pass, each shown when it has been made."""
+    def follow(self, steps: Iterator[Tensor], name: str, length: int) -> Iterator[Tensor]:
+        """Yield the steps of the next pass, of this length, each shown when it has been made."""
         for step, found in enumerate(steps, start=1):
             self._done += 1
             step_s = (time.monotonic() - self._start_s) / self._done
-            left_s = step_s * (self._passes * self._steps - self._done)
-            number = -(-self._done // self._steps)
+            left_s = step_s * (self._total - self._done)
             self._update(
                 self._done,
-                f"{name}: step {step:,} of {self._steps:,}, pass {number} of {self._passes}; about "
-                f"{duration(left_s)} left",
+                f"{name}: step {step:,} of {length:,}, {100 * self._done // self._total} % of all; "
+                f"about {duration(left_s)} left",
             )
             yield found

@@ -370,7 +370,12 @@ class DivergenceTable:
 def _mean_cell(row: DivergenceRow, name: str, factor: float) -> str:
     if row.reason:
         return UNDEFINED
-    mean, error = mean_and_error([factor * each for each in getattr(row, name)])
+    return mean_in_words(getattr(row, name), factor)
+
+
+def mean_in_words(values: Sequence[float], factor: float) -> str:
+    """Return the mean of values, multiplied, with its standard error."""
+    mean, error = mean_and_error([factor * each for each in values])
     if error is None:
         return _rounded(mean)
     return f"{_rounded(mean)} \N{PLUS-MINUS SIGN} {_rounded(error, digits=2)}"

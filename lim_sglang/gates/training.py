@@ -340,7 +340,7 @@ def train(source: str, settings: Settings, budget: int, out: Path, console: Cons
         KeyboardInterrupt: a checkpoint is written, if there was a step.
     """
     check_settings(settings, budget)
-    _check_folder(out)
+    check_folder(out)
     read_checkpoint(out, settings)
     import torch
 
@@ -368,21 +368,21 @@ def train(source: str, settings: Settings, budget: int, out: Path, console: Cons
 
         def keep() -> None:
             state = archived(trainer.state() | inputs | {"settings": _plain(settings)})
-            with _disk_errors(out):
+            with disk_errors(out):
                 replace_file(out / CHECKPOINT_FILE, state)
 
         _run_steps(trainer, training, keep, console)
         print_plain(console, f"Measuring recall on {HELD_OUT} held-out texts")
         recall = trainer.recall(list(held_out), budget)
-        with _disk_errors(out):
+        with disk_errors(out):
             write_gates(out, trainer.finished_gates(), _described(model, settings, recall))
             (out / CHECKPOINT_FILE).unlink()
     return recall
 
 
-def _check_folder(out: Path) -> None:
+def check_folder(out: Path) -> None:
     """Refuse a folder that cannot be made or written, before hours of work."""
-    with _disk_errors(out):
+    with disk_errors(out):
         place = next(each for each in (out, *out.absolute().parents) if each.exists())
         if not place.is_dir():
             raise NotADirectoryError(f"{place} is no folder")
@@ -393,7 +393,7 @@ def _check_folder(out: Path) -> None:
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
     """Make the folder, and refuse one in which another process trains."""
-    with _disk_errors(out):
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / LOCK_FILE, timeout=0)
         try:
@@ -411,7 +411,7 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
+def disk_errors(out: Path) -> Iterator[None]:
     """Say in words that a folder cannot be written."""
     try:
         yield

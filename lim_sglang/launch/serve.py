@@ -51,6 +51,7 @@ def serve(
     lim_select_layers: Annotated[
         str | None, _option("--lim-select-layers", default="by model")
     ] = None,
+    lim_preset: Annotated[str | None, _option("--lim-preset", default="none")] = None,
     lim_recent_ratio: Annotated[
         str | None, _option("--lim-recent-ratio", default=default_of("recent_ratio"))
     ] = None,
@@ -87,6 +88,7 @@ def serve(
         "--lim-budget": budget,
         "--lim-policy": policy,
         "--lim-select-layers": lim_select_layers,
+        "--lim-preset": lim_preset,
         "--lim-recent-ratio": lim_recent_ratio,
         "--lim-sinks": lim_sinks,
         "--lim-ranking": lim_ranking,
@@ -208,7 +210,9 @@ def _preset_lines(preset: Mapping[str, Any]) -> list[str]:
     if not differences:
         return []
     measured = f"those of {preset['measured_on']}, but " if preset["measured_on"] else ""
-    return [f"  layers    {measured}{differences}: compare with --policy full"]
+    return [
+        f"  layers    {measured}{differences}: compare with --policy full, or run lim calibrate"
+    ]
 
 
 def commands_block(options: ServerOptions) -> str:

@@ -30,7 +30,16 @@ from lim_sglang.compat import (
     option_names,
     reasons_against_version,
 )
-from lim_sglang.config import BACKEND, CONFIG_VAR, SERVER_VAR, lim_state, server_name
+from lim_sglang.config import (
+    BACKEND,
+    CONFIG_VAR,
+    SERVER_VAR,
+    ModelShape,
+    lim_state,
+    read_preset,
+    server_name,
+    with_preset,
+)
 from lim_sglang.errors import REFUSED, ConfigError, DataError, RefusedError, ServerError
 from lim_sglang.flags import CONFIG_FLAG, FLAGS, read_settings, reasons_against_settings
 from lim_sglang.launch.server_log import cause_of_failure, keep_log, start_shown
@@ -40,7 +49,7 @@ from lim_sglang.models import (
     check_model,
     default_model,
     has_gpu,
-    known_depth,
+    known_shape,
     lasting_caches,
 )
 from lim_sglang.validation import reasons_against_environment, reasons_against_words
@@ -203,7 +212,7 @@ def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> S
         raise RefusedError(reasons)
     revision = _read_option(spec.sglang_options, "--revision")
     model = check_model(spec.model or default_model(on_cpu=on_cpu), revision)
-    if reasons := _reasons_against_layers(spec, known_depth(model, revision)):
+    if reasons := _reasons_against_layers(spec, known_shape(model, revision)):
         raise RefusedError(reasons)
     return ServerOptions(
         model=model,
@@ -217,15 +226,18 @@ def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> S
     )
 
 
-def _reasons_against_layers(spec: ServerSpec, depth: int | None) -> list[str]:
-    """List the layers that the settings name and a model of `depth` layers does not have, where
-    both are known before SGLang starts."""
+def _reasons_against_layers(spec: ServerSpec, shape: ModelShape | None) -> list[str]:
+    """List the layers that the settings name and a model of this shape does not have, and what is
+    wrong with a preset's file, where both are known before SGLang starts."""
     config, _ = read_settings(os.environ.get(CONFIG_VAR), spec.lim_flags)
     may_change = any(word.startswith(("--lim-", "--json")) for word in spec.sglang_options)
-    if config is None or depth is None or may_change:
+    if config is None or may_change:
         return []
     try:
-        config.make_policy().roles(depth)
+        if shape:
+            with_preset(config, shape).make_policy().roles(shape.num_layers)
+        elif config.preset:
+            read_preset(config.preset)
     except ConfigError as error:
         return [str(error)]
     return []

@@ -245,7 +245,10 @@ class SelectingPolicy(SparsePolicy):
     """A policy whose SELECT layers read everything, and keep tokens for the layers above them."""
 
     select_layers: tuple[int, ...] | None = None
-    """Layers that read the whole KV cache and select tokens. None: the preset of the model."""
+    """Layers that read the whole KV cache and select tokens. None: those of the preset."""
+    preset: str | None = None
+    """File of `lim calibrate` that names the SELECT layers, unless they are given. None: the preset
+    of the model's shape."""
 
     def roles(self, depth: int) -> tuple[Role, ...]:
         """Return FULL below the first SELECT layer and in dense layers, REUSE in all others."""

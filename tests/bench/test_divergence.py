@@ -37,13 +37,13 @@ from lim_sglang.errors import ConfigError, DataError, RefusedError, ServerError
 from lim_sglang.gates.files import WEIGHTS_FILE, write_gates
 from lim_sglang.kernels.reference_rivals import BlockGate
 from lim_sglang.progress import plain_console
+from tests.bench.forced_runner import LENGTH, ROWS, STEPS, VOCABULARY, Dense, Runner, stand_in
 from tests.bench.recorded import LINES, write
 from tests.processes import clean_environment
 from tests.server.gpu_rig import build_model
 from tests.server.tiny_model import random_prompt, write_tokenizer
 
 ROOT = Path(__file__).parents[2]
-VOCABULARY, LENGTH, STEPS, ROWS = 40, 30, 6, 3
 
 
 # Texts and cells
@@ -135,81 +135,10 @@ def test_settings_that_are_wrong_at_any_budget_are_refused(
 # Passes, on a model in plain torch
 
 
-class Runner:
-    """Stands in for `LimModelRunner`: a model whose next token hangs on each token that it reads.
-
-    The cache holds, for each slot, the token and the pass that wrote it, and a read asserts that
-    the prefix is the dense pass's and the rest the live pass's own.
-    """
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.table = torch.randn(LENGTH, VOCABULARY, VOCABULARY, generator=generator)
-        self.cache = torch.full((2, 1 + ROWS * LENGTH), -1)
-        self.live = self.num_passes = 0
-        self.budget = LENGTH
-        self.device = "cpu"
-        self.page_size = 1
-        self.spec_algorithm = None
-        self.model_config = SimpleNamespace(vocab_size=VOCABULARY)
-        self.token_to_kv_pool_allocator = SimpleNamespace(
-            alloc=lambda need: torch.arange(1, need + 1), clear=lambda: None
-        )
-        self.req_to_token_pool = SimpleNamespace(
-            free_slots=[1, 2, 3], req_to_token=torch.zeros(4, LENGTH, dtype=torch.int32)
-        )
-
-    def logits(self, tokens: list[int], budget: int) -> torch.Tensor:
-        """Return the logits after some tokens, of which the newest `budget` are read."""
-        read = range(max(0, len(tokens) - budget), len(tokens))
-        return sum((self.table[n, tokens[n]] for n in read), torch.zeros(VOCABULARY))
-
-    def forward(self, batch: Any) -> Any:
-        """Run one step, or a prefill."""
-        self.cache[0, batch.out_cache_loc] = batch.input_ids
-        self.cache[1, batch.out_cache_loc] = self.live
-        if batch.forward_mode == "extend":
-            assert self.live == 0
-            return None
-        rows = []
-        for request, length in zip(batch.req_pool_indices, batch.seq_lens.tolist(), strict=True):
-            slots = self.req_to_token_pool.req_to_token[request, :length].long()
-            tokens, writers = self.cache[:, slots]
-            assert writers[: LENGTH - STEPS].eq(0).all()
-            assert writers[LENGTH - STEPS :].eq(self.live).all()
-            rows.append(self.logits(tokens.tolist(), self.budget))
-        output = SimpleNamespace(next_token_logits=torch.stack(rows))
-        return SimpleNamespace(can_run_graph=True, logits_output=output)
-
-
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
-    """Return the model; policies read the newest tokens of their budget."""
-    made = Runner()
-    fakes = {
-        "ForwardBatch": SimpleNamespace,
-        "ForwardMode": SimpleNamespace(DECODE="decode", EXTEND="extend"),
-        "CaptureHiddenMode": SimpleNamespace(NULL="none"),
-    }
-    for name, fake in fakes.items():
-        monkeypatch.setitem(vars(compat), name, fake)
-
-    def make_contender(runner: Runner, name: str, config: LimConfig) -> Any:
-        runner.num_passes += 1
-        runner.live, runner.budget = runner.num_passes, config.budget or LENGTH
-        runner.lim_config = config  # type: ignore[attr-defined]
-        return SimpleNamespace(state={})
-
-    monkeypatch.setattr(model_runner, "make_contender", make_contender)
-    return made
-
-
-class Dense:
-    """Stands in for the dense policy's `Contender`."""
-
-    def take_over(self, runner: Runner) -> None:
-        """Let the dense policy serve."""
-        runner.live, runner.budget = 0, LENGTH
+    """Return the model."""
+    return stand_in(monkeypatch)
 
 
 def options(**changed: Any) -> DivergenceOptions:
@@ -225,7 +154,7 @@ TOKENS = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().m
 def test_each_step_is_compared_with_the_dense_one_on_the_texts_own_tokens(runner: Runner) -> None:
     """The expected numbers come from the definition of KL, token by token."""
     asked = options()
-    clock = divergence.StepClock(4, STEPS, lambda *_: None)
+    clock = divergence.StepClock(4 * STEPS, lambda *_: None)
     runner.live, runner.budget = 9, 4  # another policy served last
     results = measure_group(runner, Dense(), asked.cells, TOKENS, asked, clock)  # type: ignore[arg-type]
     for cell, found in results:
@@ -264,7 +193,7 @@ def test_each_pass_has_summaries_of_the_prefill(
     monkeypatch.setattr(model_runner, "make_contender", make_contender)
     pool = SimpleNamespace(get_key_buffer=lambda n: SimpleNamespace(device="cpu", of_layer=n))
     monkeypatch.setattr(runner, "token_to_kv_pool", pool, raising=False)
-    clock = divergence.StepClock(2, STEPS, lambda *_: None)
+    clock = divergence.StepClock(2 * STEPS, lambda *_: None)
     asked = options()
     next(measure_group(runner, Dense(), asked.cells[:1], TOKENS, asked, clock))  # type: ignore[arg-type]
     prefilled = list(range(1, LENGTH - STEPS + 1))
@@ -298,7 +227,7 @@ def test_kl_is_of_dense_to_sparse_and_averaged_over_steps_within_a_sequence() ->
 
 def test_logits_that_are_not_finite_are_no_result(runner: Runner) -> None:
     runner.table.fill_(math.nan)
-    clock = divergence.StepClock(4, STEPS, lambda *_: None)
+    clock = divergence.StepClock(4 * STEPS, lambda *_: None)
     with pytest.raises(ServerError, match="the logits at position 24 are not finite"):
         next(measure_group(runner, Dense(), (), TOKENS, options(), clock))  # type: ignore[arg-type]
 
@@ -323,15 +252,15 @@ def test_the_prefill_goes_through_the_cache_chunk_by_chunk(
         assert torch.cat([chunk.out_cache_loc for chunk in chunks]).tolist() == slots[row]
 
 
-def test_the_clock_shows_policy_step_pass_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_shows_policy_step_share_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 10.0, 20.0, 30.0])
     monkeypatch.setattr(divergence.time, "monotonic", lambda: next(times))
     shown: list[tuple[float, str]] = []
-    clock = divergence.StepClock(2, 2, lambda *found: shown.append(found))
-    list(clock.follow(iter([torch.ones(1)] * 2), "full"))
-    list(clock.follow(iter([torch.ones(1)]), "quest at 256"))
-    assert shown[0] == (1, "full: step 1 of 2, pass 1 of 2; about 30 s left")
-    assert shown[2] == (3, "quest at 256: step 1 of 2, pass 2 of 2; about 10 s left")
+    clock = divergence.StepClock(4, lambda *found: shown.append(found))
+    list(clock.follow(iter([torch.ones(1)] * 2), "full", 2))
+    list(clock.follow(iter([torch.ones(1)]), "quest at 256", 2))
+    assert shown[0] == (1, "full: step 1 of 2, 25 % of all; about 30 s left")
+    assert shown[2] == (3, "quest at 256: step 1 of 2, 75 % of all; about 10 s left")
 
 
 # Rows and tables

@@ -204,7 +204,7 @@ def test_two_trainings_do_not_share_a_folder(model: Path, texts: Path, tmp_path:
 
 
 def test_a_failure_of_the_device_is_no_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(torch.OutOfMemoryError), training._disk_errors(tmp_path):
+    with pytest.raises(torch.OutOfMemoryError), training.disk_errors(tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 

@@ -1,6 +1,7 @@
 """The configuration: defaults, JSON, precedence, presets, refusals, and the layers' roles."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
@@ -16,7 +17,9 @@ from lim_sglang.config import (
     LimConfig,
     ModelShape,
     Preset,
+    find_preset,
     parse_layers,
+    read_preset,
     resolve_settings,
     with_preset,
 )
@@ -136,6 +139,84 @@ def test_layers_that_the_user_named_beat_the_preset_which_beats_the_default(
     assert with_preset(LimConfig(select_layers=named), shape).select_layers == layers
 
 
+MEASURED = {
+    "shape": asdict(QWEN3_4B),
+    "layers": [2, 15],
+    "model": "Qwen3-4B-own",
+    "vocab_size": 151936,
+    "rope_theta": 1e6,
+    "fingerprint": None,
+}
+"""A preset as its file has it."""
+
+
+def preset_file(folder: Path, content: object) -> str:
+    """Write a preset; return its path."""
+    path = folder / "preset.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def test_a_file_beats_the_preset_of_the_shape_and_named_layers_beat_the_file(
+    tmp_path: Path,
+) -> None:
+    path = preset_file(tmp_path, MEASURED | {"evidence": {"seconds": 3}})
+    for policy in ("lessismore", "lossless", "omnikv"):
+        config = LimConfig(policy=policy, preset=path)
+        assert with_preset(config, QWEN3_4B).select_layers == (2, 15)
+        named = with_preset(replace(config, select_layers=(2, 9)), UNKNOWN)
+        assert named.select_layers == (2, 9)
+    found = find_preset(LimConfig(preset=path), QWEN3_4B)
+    assert found == Preset((2, 15), "Qwen3-4B-own", 151936, 1e6)
+    with pytest.raises(ConfigError, match="policy full does not heed preset"):
+        LimConfig(policy="full", preset=path)
+
+
+def test_a_preset_of_another_shape_is_refused(tmp_path: Path) -> None:
+    config = LimConfig(preset=preset_file(tmp_path, MEASURED))
+    words = (
+        r"measured on Qwen3-4B-own \(qwen3, 36 layers of 2560 dimensions and 32 heads\), but the "
+        r"model is qwen3, 36 layers of 2560 dimensions and 16 heads: name a preset of this model"
+    )
+    with pytest.raises(ConfigError, match=words):
+        with_preset(config, replace(QWEN3_4B, num_heads=16))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[1]", "{", "[" * 100_000, "null"),
+        {name: value for name, value in MEASURED.items() if name != "fingerprint"},
+        MEASURED | {"layers": [2, 2]},
+        MEASURED | {"layers": []},
+        MEASURED | {"layers": "2,12"},
+        MEASURED | {"layers": 2},
+        MEASURED | {"shape": [36]},
+        MEASURED | {"shape": {**asdict(QWEN3_4B), "num_heads": "32"}},
+        MEASURED | {"shape": {**asdict(QWEN3_4B), "heads": 32}},
+        MEASURED | {"vocab_size": "many"},
+        MEASURED | {"rope_theta": math.nan},
+        MEASURED | {"fingerprint": 5},
+        MEASURED | {"model": None},
+    ],
+    ids=lambda content: str(content)[-20:],
+)
+def test_a_damaged_preset_is_refused_with_what_was_expected(
+    content: object, tmp_path: Path
+) -> None:
+    words = (
+        "is damaged: expected is a JSON object with shape, layers, model, vocab_size, rope_theta"
+    )
+    with pytest.raises(ConfigError, match=words):
+        read_preset(preset_file(tmp_path, content))
+
+
+def test_a_preset_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    for path, why in ((tmp_path / "none.json", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ConfigError, match=f"cannot be read \\({why}.*lim calibrate wrote"):
+            read_preset(str(path))
+
+
 CODER = PRESETS[ModelShape("qwen2", 28, 1536, 12)]
 
 
@@ -148,6 +229,7 @@ CODER = PRESETS[ModelShape("qwen2", 28, 1536, 12)]
         (CODER, {"vocab_size": 152064}, ["vocab size 152,064 instead of 151,936"]),
         (replace(CODER, fingerprint="a"), {"fingerprint": "a"}, []),
         (replace(CODER, fingerprint="a"), {"fingerprint": None}, []),
+        (replace(CODER, vocab_size=None, rope_theta=None), {"vocab_size": 1, "rope_theta": 1}, []),
         (replace(CODER, fingerprint="a"), {"fingerprint": "b", "rope_theta": 1}, ["rope", "other"]),
     ],
 )

@@ -22,6 +22,7 @@ def parse(*words: str) -> argparse.Namespace:
         (("--lim-budget", "256"), {"budget": 256}, ["--lim-budget"]),
         (("--lim-select-layers", "2,12"), {"select_layers": (2, 12)}, ["--lim-select-layers"]),
         (("--lim-select-layers", ""), {"select_layers": ()}, ["--lim-select-layers"]),
+        (("--lim-preset", "a.json"), {"preset": "a.json"}, ["--lim-preset"]),
         (("--lim-recent-ratio", "0.5"), {"recent_ratio": 0.5}, ["--lim-recent-ratio"]),
         (("--lim-config", "{}", "--lim-sinks", "0"), {"sinks": 0}, ["--lim-sinks", "--lim-config"]),
     ],

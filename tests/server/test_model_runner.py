@@ -1,17 +1,23 @@
 """What `LimModelRunner` decides around a step: memory for selection, and when a graph is left."""
 
+import json
+from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from lim_sglang import compat
+from lim_sglang.config import LimConfig, ModelShape, Preset, find_preset
 from lim_sglang.counters import Stats
 from lim_sglang.kernels.reference import split_budget
 from lim_sglang.kernels.selector import RankSelector, Room
 from lim_sglang.lossless.sampler import seed_of
 from lim_sglang.model_runner import LimModelRunner
+from lim_sglang.models import weights_fingerprint
 from lim_sglang.policies.policy import Role
 
 GIB = 2**30
@@ -97,3 +103,28 @@ def test_seeds_are_numbers_of_64_bits_whatever_a_sample_adds() -> None:
     found = torch.tensor([seed_of(request(seed)) for seed in seeds])
     assert found.tolist() == [0, -5, 2**63 - 1, -(2**63), -(2**63) + 7, -(2**63)]
     assert seed_of(request(None)) == seed_of(request(None)) != seed_of(request(None, "b"))
+
+
+def test_a_preset_of_other_weights_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    safetensors.torch.save_file({"a": torch.ones(8)}, tmp_path / "model.safetensors")
+    own = weights_fingerprint(str(tmp_path))
+    shape = ModelShape("llama", 30, 576, 9)
+    text_config = SimpleNamespace(vocab_size=49152, rope_theta=1e5)
+    made = runner(
+        lim_config=LimConfig(select_layers=(2, 15)),
+        model_config=SimpleNamespace(
+            hf_text_config=text_config, model_path=str(tmp_path), revision=None
+        ),
+    )
+    for fingerprint, differences in ((own, []), ("another", ["other weights"])):
+        preset = Preset((2, 15), "SmolLM2-own", 49152, 1e5, fingerprint)
+        content = {"shape": asdict(shape), **asdict(preset)}
+        (tmp_path / "preset.json").write_text(json.dumps(content))
+        config = LimConfig(preset=str(tmp_path / "preset.json"))
+        found = made._compare_with_measured(find_preset(config, shape))
+        assert found == {"measured_on": "SmolLM2-own", "differences": differences}
+        assert ("SmolLM2-own was, and this model has other weights" in caplog.text) == bool(
+            differences
+        )

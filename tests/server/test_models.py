@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from lim_sglang import models
+from lim_sglang.config import ModelShape
 from lim_sglang.errors import REFUSED, ModelError
 from lim_sglang.models import (
     SMOLLM2,
@@ -20,7 +21,7 @@ from lim_sglang.models import (
     check_model,
     embedded_model,
     finish_folder,
-    known_depth,
+    known_shape,
     model_digest,
     weights_fingerprint,
 )
@@ -214,10 +215,13 @@ def test_without_the_hub_a_cached_model_is_served_and_another_is_refused(
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("abc")
     (folder / "snapshots" / "abc").mkdir(parents=True)
-    (folder / "snapshots" / "abc" / "config.json").write_text('{"num_hidden_layers": 30}')
+    (folder / "snapshots" / "abc" / "config.json").write_text(
+        '{"model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, '
+        '"num_attention_heads": 9}'
+    )
     assert check_model("some/model") == "some/model"
-    assert known_depth("some/model") == 30
-    assert known_depth("some/model", "another-revision") is None
+    assert known_shape("some/model") == ModelShape("llama", 30, 576, 9)
+    assert known_shape("some/model", "another-revision") is None
     assert hub == []
 
 

@@ -1,6 +1,7 @@
 """A server's options, start, proof of life, log and end, with fake SGLang processes."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -133,6 +134,12 @@ def test_ranks_are_refused_on_a_gpu_before_anything_starts(
         server_options(ServerSpec("tiny", {}, tuple(words.split())), port=free_port())
 
 
+def write_config(folder: Path) -> None:
+    """Write the configuration of a model of 30 layers."""
+    config = {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9}
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 30}))
+
+
 @pytest.mark.parametrize(
     ("flags", "words", "refused"),
     [
@@ -152,9 +159,40 @@ def test_layers_that_the_model_lacks_are_refused_before_anything_starts(
 ) -> None:
     monkeypatch.delenv("LIM_CONFIG", raising=False)
     monkeypatch.setattr(server_module, "has_gpu", lambda: False)
-    (tmp_path / "config.json").write_text('{"num_hidden_layers": 30}')
+    write_config(tmp_path)
     with pytest.raises(RefusedError, match=refused) if refused else nullcontext():
         server_options(ServerSpec(str(tmp_path), flags, words), port=free_port())
+
+
+@pytest.mark.parametrize(
+    ("heads", "model", "refused"),
+    [
+        (9, "here", None),
+        (3, "here", "was measured on own .* and 3 heads.*, but the model is .* and 9 heads"),
+        (None, "here", "is damaged"),
+        (3, "elsewhere", None),  # its shape is not known before the start
+        (None, "elsewhere", "is damaged"),
+    ],
+)
+def test_a_preset_that_is_not_the_models_is_refused_before_anything_starts(
+    heads: int | None,
+    model: str,
+    refused: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.delenv("LIM_CONFIG", raising=False)
+    monkeypatch.setattr(server_module, "has_gpu", lambda: False)
+    monkeypatch.setattr(server_module, "check_model", lambda model, _: model)
+    write_config(tmp_path)
+    shape = {"model_type": "llama", "num_layers": 30, "hidden_size": 576, "num_heads": heads}
+    unknown = dict.fromkeys(("vocab_size", "rope_theta", "fingerprint"))
+    preset = tmp_path / "preset.json"
+    preset.write_text(json.dumps({"shape": shape, "layers": [2], "model": "own", **unknown}))
+    flags = {"--lim-preset": str(preset)}
+    source = str(tmp_path) if model == "here" else "some/model"
+    with pytest.raises(RefusedError, match=refused) if refused else nullcontext():
+        server_options(ServerSpec(source, flags), port=free_port())
 
 
 def test_all_reasons_against_a_start_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Refusals: SGLang options, models, layers and GPUs, all reasons at once, before anything loads."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from lim_sglang.validation import (
     decodes_with_lim,
     has_nvcc,
     head_dim_of,
+    model_shape,
     model_traits,
     reads_sparsely,
     reasons_against,
@@ -141,6 +143,23 @@ def test_a_model_is_refused_by_its_trait(traits: dict[str, Any], word: str | Non
     reasons = reasons_against_model(model(**traits), LimConfig(select_layers=(2, 7)))
     assert len(reasons) == (word is not None)
     assert all(word in reason for reason in reasons if word)
+
+
+def test_a_preset_that_cannot_serve_is_a_reason_against_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "preset.json"
+    config = LimConfig(preset=str(path))
+    (reason,) = reasons_against_model(model(), config)
+    assert "cannot be read (No such file or directory)" in reason
+    served = model_shape(model())
+    unknown = dict.fromkeys(("vocab_size", "rope_theta", "fingerprint"))
+    for shape, words in (
+        (replace(served, hidden_size=7), "but the model is"),
+        (served, "layer 99"),
+    ):
+        content = {"shape": asdict(shape), "layers": [2, 99], "model": "own", **unknown}
+        path.write_text(json.dumps(content))
+        (reason,) = reasons_against_model(model(), config)
+        assert words in reason
 
 
 @pytest.mark.parametrize(
