@@ -121,18 +121,18 @@ def conditions_text(trace: Trace) -> str:
     found, versions = trace.conditions, trace.conditions["versions"]
     cut = sum(question.cut_off for question in trace.questions)
     lengths = [question.prompt_tokens + question.new_tokens for question in trace.questions]
-    steps = len({(q.question, r.step) for q in trace.questions for r in q.layers})
+    reach = " to ".join(f"{length:,}" for length in sorted({min(lengths), max(lengths)}))
+    steps = {(each.question, record.step) for each in trace.questions for record in each.layers}
     return (
         f"{found['model']}, CPU, f32, budget {found['budget']:,}; greedy answers to "
-        f"{counted(len(trace.questions), 'question')}, decoded by {found['served']}, "
-        f"{min(lengths):,} to {max(lengths):,} tokens with their prompts, {cut} cut off at "
-        f"{found['max_tokens']:,} new tokens. {counted(steps, 'step')} over the budget, one in "
-        f"{found['every']}; sets of policies that do not decode are chosen by their definitions "
-        f"from the same queries and keys. Recall is over the {len(shared_layers(trace))} layers "
-        "that all these policies read sparsely; \N{PLUS-MINUS SIGN} one standard error over "
-        f"questions. By `lim trace` on {found['date'][:10]}, commit "
-        f"{short_commit(found['commit'])}, torch {versions.get('torch')}, SGLang "
-        f"{versions.get('sglang')}."
+        f"{counted(len(trace.questions), 'question')}, decoded by {found['served']}, {reach} "
+        f"tokens with their prompts, {cut} cut off at {found['max_tokens']:,} new tokens. "
+        f"{counted(len(steps), 'step')} over the budget were measured, one in {found['every']}. "
+        "Policies that do not decode choose by their definitions from the same queries and keys. "
+        f"Recall is over the {counted(len(shared_layers(trace)), 'layer')} that all policies read "
+        "sparsely; \N{PLUS-MINUS SIGN} one standard error over questions. By `lim trace` on "
+        f"{found['date'][:10]}, commit {short_commit(found['commit'])}, torch "
+        f"{versions.get('torch')}, SGLang {versions.get('sglang')}."
     )
 
 

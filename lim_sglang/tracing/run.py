@@ -121,6 +121,11 @@ def trace(options: TraceOptions, console: Console) -> Trace:
                 traced = QuestionTrace(name, *sizes, cut_off, text, tuple(recorder.take()))
                 add_question(options.out, traced)
                 found.append(traced)
+    if not any(each.layers for each in found):
+        raise DataError(
+            f"no answer had a measured step over the budget of {options.budget:,} tokens: lower "
+            "--budget or --every, or ask longer questions"
+        )
     return Trace(conditions, tuple(found))
 
 
