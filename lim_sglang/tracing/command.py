@@ -31,7 +31,7 @@ def trace(
     dense: Annotated[
         bool, typer.Option("--dense", help="Decode by full attention; all policies choose beside.")
     ] = False,
-    budget: Annotated[int, typer.Option(min=2, help="Tokens that a sparse layer reads.")] = 2048,
+    budget: Annotated[int, typer.Option(min=2, help="Tokens that a sparse layer reads.")] = 256,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most new tokens of an answer.")] = 1024,
     every: Annotated[int, typer.Option(min=1, help="Measure one decode step in so many.")] = 8,
     layers: Annotated[

@@ -173,6 +173,8 @@ class Plot:
             for panel, place in zip(self.panels, places, strict=True):
                 axes = place.subplots()
                 for number, (name, curve) in enumerate(panel.curves.items()):
+                    if not curve:  # a policy has one colour in all panels
+                        continue
                     axes.plot(
                         *zip(*curve, strict=True),
                         label=name,
@@ -192,8 +194,7 @@ def plots(trace: Trace) -> dict[str, Plot]:
     records, layers = all_records(trace), shared_layers(trace)
 
     def curves(measure: str, x: str, chosen: Sequence[LayerRecord] = records) -> dict[str, Curve]:
-        of_all = {n: mean_curve(chosen, x, percent(measure, n)) for n in names(trace)}
-        return {name: curve for name, curve in of_all.items() if curve}
+        return {n: mean_curve(chosen, x, percent(measure, n)) for n in names(trace)}
 
     recall = curves("recall", "step", [record for record in records if record.layer in layers])
     sums = {name: cumulative(curve) for name, curve in recall.items()}

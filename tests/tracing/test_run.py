@@ -73,7 +73,7 @@ def test_a_budget_that_no_answer_can_exceed_is_refused_before_the_model_is_loade
     words = ("--questions", questions, "--out", tmp_path / "out", "--max-tokens", 4)
     found = refused(tiny_model, *words)
     assert isinstance(found, DataError)
-    assert "within the budget of 2,048" in str(found)
+    assert "within the budget of 256" in str(found)
     assert not (tmp_path / "out").exists()
 
 
