@@ -37,20 +37,20 @@ PAGE = "trace.html"
 TEMPLATE = Path(__file__).with_name("trace.html.jinja")
 NONE = "-"
 OVERLAPS: Mapping[str, Value] = {
-    "Jaccard with sinks and recent": lambda record: record.jaccard,
-    "without": lambda record: record.jaccard_ranked,
+    "with sinks and recent": lambda record: record.jaccard,
+    "without sinks and recent": lambda record: record.jaccard_ranked,
 }
 """Overlap of the heads' own sets, by its name in tables and plots."""
 CHANGES = {
     "from_step": "of the set from the step before, %",
-    "from_layer": "from the selecting layer below, %",
+    "from_layer": "of the set from the selecting layer below, %",
 }
 """Columns of the changes of sets, by the field of a record."""
 WINDOW = 8
 """Measured steps in a running mean."""
 MANY_POINTS = 40
 """Points of a line from which it has no markers."""
-PANEL_INCHES = (5.2, 4.4)
+PANEL_INCHES = (5.6, 4.4)
 
 
 def all_records(trace: Trace) -> list[LayerRecord]:
@@ -89,7 +89,7 @@ def layer_table(trace: Trace) -> Table:
     """Return for each layer the overlap of the heads, the union's depth and the recalls."""
     records = all_records(trace)
     columns: dict[str, tuple[Value, int]] = {
-        **{name: (value, 2) for name, value in OVERLAPS.items()},
+        **{f"Jaccard {name}": (value, 2) for name, value in OVERLAPS.items()},
         "ranks deep": (lambda record: record.ranks_deep, 1),
         **{f"recall of {name}, %": (percent("recall", name), 1) for name in names(trace)},
     }
@@ -113,7 +113,7 @@ def overlap_text(trace: Trace) -> str:
             f"{name}: {fmean(values):.3f}, below {CRITERION:g} in {low} of "
             f"{counted(len(values), 'layer')}"
         )
-    return f"Overlap of the heads' own top-k sets, mean over layers. {'; '.join(parts)}."
+    return f"Jaccard index of the heads' own top-k sets, mean over layers: {'; '.join(parts)}."
 
 
 def conditions_text(trace: Trace) -> str:
@@ -199,9 +199,12 @@ def plots(trace: Trace) -> dict[str, Plot]:
     recall = curves("recall", "step", [record for record in records if record.layer in layers])
     sums = {name: cumulative(curve) for name, curve in recall.items()}
     newest = {name: running(curve, WINDOW) for name, curve in recall.items()}
-    overlap = {name: mean_curve(records, "layer", value) for name, value in OVERLAPS.items()}
-    mass, same = "attention mass in the set, %", "of the set, %"
-    window = f"mean of the newest {WINDOW} measured steps"
+    overlaps = [
+        {name: mean_curve(records, x, value) for name, value in OVERLAPS.items()}
+        for x in ("layer", "step")
+    ]
+    mass, same, jaccard = "attention mass in the set, %", "of the set, %", "Jaccard index"
+    newest_title = f"mean of the newest {WINDOW} measured steps"
     found = {
         "recall": Plot(
             "Attention recall over decode steps",
@@ -209,16 +212,22 @@ def plots(trace: Trace) -> dict[str, Plot]:
             "layers that all policies read sparsely.",
             (
                 Panel("mean of all steps so far", "decode step", mass, sums),
-                Panel(window, "decode step", mass, newest),
+                Panel(newest_title, "decode step", mass, newest),
             ),
         ),
         "layers": Plot(
-            "Attention recall and overlap of the heads by layer",
-            "Recall of each policy in the layers that it reads sparsely, and the Jaccard index of "
-            f"the heads' own top-k sets with the criterion of {CRITERION:g}.",
+            "Attention recall by layer",
+            "Share of the attention mass that is in each policy's set, in layers that the policy "
+            "reads sparsely.",
+            (Panel("attention recall", "layer", mass, curves("recall", "layer")),),
+        ),
+        "overlap": Plot(
+            "Overlap of the heads",
+            f"Jaccard index of the heads' own top-k sets, with the criterion of {CRITERION:g}. "
+            "Sets of short requests overlap by chance.",
             (
-                Panel("attention recall", "layer", mass, curves("recall", "layer")),
-                Panel("overlap of the heads", "layer", "Jaccard index", overlap, CRITERION),
+                Panel("by layer", "layer", jaccard, overlaps[0], CRITERION),
+                Panel("mean over layers", "decode step", jaccard, overlaps[1], CRITERION),
             ),
         ),
         "changes": Plot(

@@ -62,8 +62,8 @@ def test_the_layers_table_leaves_dense_layers_open() -> None:
 
 def test_the_overlap_is_said_by_the_criterion() -> None:
     words = report.overlap_text(TRACE)
-    assert "sinks and recent: 0.312, below 0.3 in 1 of 2 layers" in words
-    assert "without: 0.188, below 0.3 in 2 of 2 layers" in words
+    assert "with sinks and recent: 0.312, below 0.3 in 1 of 2 layers" in words
+    assert "without sinks and recent: 0.188, below 0.3 in 2 of 2 layers" in words
     alone = replace(question("a"), layers=(record(8, 3, {}, None),))
     assert "one query head" in report.overlap_text(Trace(CONDITIONS, (alone,)))
 
@@ -78,7 +78,7 @@ def test_conditions_name_who_decodes_and_what_was_measured() -> None:
 def test_the_page_loads_nothing_and_holds_plots_and_tables(tmp_path: Path) -> None:
     page = report.write_page(TRACE, tmp_path).read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!data:image/svg)""", page)
-    assert page.count("<img ") == len(list(tmp_path.glob("*.svg"))) == 3
+    assert page.count("<img ") == len(list(tmp_path.glob("*.svg"))) == 4
     for cell in ("81.2 ± 6.2", "0.38"):
         assert f"<td>{cell}</td>" in page
 
@@ -92,4 +92,4 @@ def test_plots_have_both_means_of_recall_and_the_criterion() -> None:
     found = report.plots(TRACE)
     sums, newest = (panel.curves["lessismore"] for panel in found["recall"].panels)
     assert sums == newest == [(8, 75.0), (16, 81.25)]
-    assert found["layers"].panels[1].level == 0.3
+    assert [panel.level for panel in found["overlap"].panels] == [0.3, 0.3]
