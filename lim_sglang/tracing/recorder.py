@@ -39,25 +39,22 @@ class Chooser:
 
     def selects(self, layer: int) -> bool:
         """Return True if a set is chosen in a layer."""
-        is_first = layer == self._window_layer
-        return self._roles[layer] in (Role.SELECT, Role.PICK) or is_first
+        chooses = self._roles[layer] in (Role.SELECT, Role.PICK) or layer == self._window_layer
+        return self._policy is not None and chooses
 
     def reads(self, layer: int) -> bool:
         """Return True if a layer reads no more than a set."""
         return self._roles[layer] in SPARSE
 
     def choose(self, row: ObservedRow) -> Tensor | None:
-        """Return the set after a layer, [lists, n]; None below the first layer that selects, and
-        for a policy whose layers read everything.
+        """Return the set after a layer, [lists, n], where the layer reads or selects one.
 
         The layers of a step come in their order; the row is over the budget.
         """
-        layer = row.inputs.layer
-        if layer == 0:
-            self._kept = None
-        if self._policy and (self.selects(layer) or (self._is_served and self._kept is not None)):
-            own = replace(row.inputs, cos_sin=self._cos_sin)
-            self._kept = row.kept if self._is_served else self._policy.keep(own)
+        if self._is_served:
+            return row.kept
+        if self._policy and self.selects(row.inputs.layer):
+            self._kept = self._policy.keep(replace(row.inputs, cos_sin=self._cos_sin))
         return self._kept
 
 

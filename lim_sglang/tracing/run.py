@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from lim_sglang.bench import model_runner
+from lim_sglang.bench.divergence import DENSE, MEM_FRACTION
 from lim_sglang.bench.results import surroundings
 from lim_sglang.bench.workloads import Point, named_settings
 from lim_sglang.config import BACKEND, CONFIG_VAR, LimConfig, with_preset
@@ -24,10 +25,6 @@ from lim_sglang.progress import show_progress
 from lim_sglang.tracing.recorder import Chooser, Recorder, sampled_steps
 from lim_sglang.tracing.records import QuestionTrace, Trace, add_question, begin_trace
 from lim_sglang.validation import model_shape
-
-MEM_FRACTION = 0.5
-DENSE = "full"
-"""The policy that reads everything."""
 
 
 @dataclass(frozen=True)

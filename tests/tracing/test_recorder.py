@@ -99,6 +99,9 @@ def test_policies_that_pick_choose_in_each_layer_and_a_window_is_known_at_the_fi
     expected = recall_by_hand(inputs(1, DEPTH - 1, 90), [window])
     assert last.recall["streaming"] == pytest.approx(expected)
     assert {*last.from_layer} == {"quest"}  # one layer alone selects for the window
+    run_step(recorder, 2)
+    records = {record.layer: [*record.from_layer] for record in recorder.take()}
+    assert records == {n: ["quest"] if n > 2 else [] for n in range(DEPTH)}
 
 
 def test_the_served_policys_sets_are_those_that_the_backend_has_kept() -> None:
