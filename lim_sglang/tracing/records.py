@@ -69,8 +69,8 @@ class Trace:
     questions: tuple[QuestionTrace, ...]
 
 
-def begin_trace(folder: Path, conditions: Mapping[str, Any]) -> list[QuestionTrace]:
-    """Make the folder of a trace, or read the questions that an interrupted run has completed.
+def begin_trace(folder: Path, conditions: Mapping[str, Any]) -> Trace:
+    """Make the folder of a trace, or read what an interrupted run has completed.
 
     Raises:
         DataError: the folder holds a trace of other conditions, or the file is no trace.
@@ -79,7 +79,7 @@ def begin_trace(folder: Path, conditions: Mapping[str, Any]) -> list[QuestionTra
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"conditions": conditions}) + "\n")
-        return []
+        return Trace(conditions, ())
     whole, _, _ = path.read_text().rpartition("\n")  # a line that was cut off is written anew
     path.write_text(f"{whole}\n")
     found = read_trace(path)
@@ -89,7 +89,7 @@ def begin_trace(folder: Path, conditions: Mapping[str, Any]) -> list[QuestionTra
             f"{folder} holds a trace with another {', '.join(differ)}: name another folder by "
             "--out, or repeat the command of that trace"
         )
-    return list(found.questions)
+    return found
 
 
 def add_question(folder: Path, trace: QuestionTrace) -> None:

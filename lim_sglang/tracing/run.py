@@ -4,7 +4,6 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ class TraceOptions:
     """Number of questions, the first ones; None for all."""
     out: Path
 
-    @cached_property
+    @property
     def served(self) -> str:
         """Name of the policy that decodes."""
         return DENSE if self.is_dense else next(iter(self.policies))
@@ -97,7 +96,8 @@ def trace(options: TraceOptions, console: Console) -> Trace:
         "policies": {n: named_settings(c.settings()) for n, c in options.policies.items()},
         **{name: getattr(options, name) for name in ("budget", "max_tokens", "every", "layers")},
     }
-    found = begin_trace(options.out, conditions)
+    begun = begin_trace(options.out, conditions)
+    found = list(begun.questions)
     known = {each.question for each in found}
     pairs = zip(questions, prompts, strict=True)
     left = {each.question_id: ids for each, ids in pairs if each.question_id not in known}
@@ -123,7 +123,7 @@ def trace(options: TraceOptions, console: Console) -> Trace:
             f"no answer had a measured step over the budget of {options.budget:,} tokens: lower "
             "--budget or --every, or ask longer questions"
         )
-    return Trace(conditions, tuple(found))
+    return replace(begun, questions=tuple(found))
 
 
 def load_chat_tokenizer(folder: str) -> Any:

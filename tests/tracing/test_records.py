@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.tracing.records import FILE, add_question, begin_trace, read_trace
+from lim_sglang.tracing.records import FILE, Trace, add_question, begin_trace, read_trace
 from tests.tracing.traces import CONDITIONS, TRACE, question
 
 
 def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "trace"
-    assert begin_trace(folder, CONDITIONS) == []
+    assert begin_trace(folder, CONDITIONS) == Trace(CONDITIONS, ())
     for each in TRACE.questions:
         add_question(folder, each)
     assert read_trace(folder / FILE) == TRACE
@@ -25,7 +25,7 @@ def test_a_question_that_was_cut_off_is_forgotten_and_may_be_added_again(tmp_pat
     with (tmp_path / FILE).open("a") as file:
         file.write('{"question": "b", "lay')
     later = CONDITIONS | {"date": "2026-12-01T00:00:00+00:00", "commit": None}
-    assert begin_trace(tmp_path, later) == [question("a")]
+    assert begin_trace(tmp_path, later) == Trace(CONDITIONS, (question("a"),))
     add_question(tmp_path, question("b"))
     assert [each.question for each in read_trace(tmp_path / FILE).questions] == ["a", "b"]
 
@@ -40,7 +40,7 @@ def test_a_folder_with_a_trace_of_other_conditions_is_refused(tmp_path: Path) ->
 
 def test_conditions_are_compared_as_json_holds_them(tmp_path: Path) -> None:
     begin_trace(tmp_path, CONDITIONS | {"layers": (2, 3)})
-    assert begin_trace(tmp_path, CONDITIONS | {"layers": (2, 3)}) == []
+    assert begin_trace(tmp_path, CONDITIONS | {"layers": (2, 3)}).questions == ()
 
 
 @pytest.mark.parametrize(
