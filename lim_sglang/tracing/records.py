@@ -70,26 +70,29 @@ class Trace:
 
 
 def begin_trace(folder: Path, conditions: Mapping[str, Any]) -> Trace:
-    """Make the folder of a trace, or read what an interrupted run has completed.
+    """Make the folder of a trace, or read what an interrupted run has completed. A trace without a
+    question is begun anew.
 
     Raises:
         DataError: the folder holds a trace of other conditions, or the file is no trace.
     """
-    path = folder / FILE
-    if not path.exists():
+    path, begun = folder / FILE, Trace(conditions, ())
+    if path.exists():
+        begun = read_trace(path)
+    if not begun.questions:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"conditions": conditions}) + "\n")
         return Trace(conditions, ())
-    whole, _, _ = path.read_text().rpartition("\n")  # a line that was cut off is written anew
-    path.write_text(f"{whole}\n")
-    found = read_trace(path)
-    old, new = found.conditions, json.loads(json.dumps(conditions))
+    old, new = begun.conditions, json.loads(json.dumps(conditions))
     if differ := [n for n in {**old, **new} if n not in VOLATILE and old.get(n) != new.get(n)]:
         raise DataError(
             f"{folder} holds a trace with another {', '.join(differ)}: name another folder by "
             "--out, or repeat the command of that trace"
         )
-    return found
+    whole, _, cut_off = path.read_text().rpartition("\n")
+    if cut_off:  # further lines follow
+        path.write_text(f"{whole}\n")
+    return begun
 
 
 def add_question(folder: Path, trace: QuestionTrace) -> None:
@@ -99,13 +102,13 @@ def add_question(folder: Path, trace: QuestionTrace) -> None:
 
 
 def read_trace(path: Path) -> Trace:
-    """Read a trace.
+    """Read a trace, but for a last line that was cut off.
 
     Raises:
         DataError: the file cannot be read, or is no trace.
     """
     try:
-        first, *lines = path.read_text().splitlines()
+        first, *lines = path.read_text().rpartition("\n")[0].splitlines()
         conditions = json.loads(first)["conditions"]
         questions = tuple(map(_QUESTION.validate_json, lines))
         return Trace(conditions, questions)

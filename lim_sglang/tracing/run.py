@@ -97,33 +97,52 @@ def trace(options: TraceOptions, console: Console) -> Trace:
         **{name: getattr(options, name) for name in ("budget", "max_tokens", "every", "layers")},
     }
     begun = begin_trace(options.out, conditions)
-    found = list(begun.questions)
-    known = {each.question for each in found}
+    known = {each.question for each in begun.questions}
     pairs = zip(questions, prompts, strict=True)
     left = {each.question_id: ids for each, ids in pairs if each.question_id not in known}
+    found = list(begun.questions)
     if left:
         console.print(f"Loading {options.model}")
         runner = load_runner(options, folder, longest)
-        recorder = make_recorder(options, runner)
-        with show_progress(console, len(left) * options.max_tokens, "Tracing") as update:
-            for number, (name, prompt) in enumerate(left.items()):
-                answer: list[int] = []
-                for token in decode_greedily(runner, recorder, prompt, options):
-                    answer.append(token)
-                    place = f"question {number + 1} of {len(left)}, token {len(answer):,}"
-                    update(number * options.max_tokens + len(answer), place)
-                cut_off = answer[-1] not in end_tokens(runner)
-                text = tokenizer.decode(answer, skip_special_tokens=True)
-                sizes = len(prompt), len(answer)
-                traced = QuestionTrace(name, *sizes, cut_off, text, tuple(recorder.take()))
-                add_question(options.out, traced)
-                found.append(traced)
+        for traced in trace_questions(runner, tokenizer, left, options, console):
+            add_question(options.out, traced)
+            found.append(traced)
     if not any(each.layers for each in found):
         raise DataError(
             f"no answer had a measured step over the budget of {options.budget:,} tokens: lower "
             "--budget or --every, or ask longer questions"
         )
     return replace(begun, questions=tuple(found))
+
+
+def trace_questions(
+    runner: Any,
+    tokenizer: Any,
+    prompts: Mapping[str, Sequence[int]],
+    options: TraceOptions,
+    console: Console,
+) -> Iterator[QuestionTrace]:
+    """Yield the trace of each question.
+
+    Args:
+        prompts: token ids by the question's id.
+    """
+    recorder, most = make_recorder(options, runner), options.max_tokens
+    with show_progress(console, len(prompts) * most, "Tracing") as update:
+        for number, (name, prompt) in enumerate(prompts.items()):
+            answer: list[int] = []
+            for token in decode_greedily(runner, recorder, prompt, options):
+                answer.append(token)
+                place = f"question {number + 1} of {len(prompts)}, token {len(answer):,}"
+                update(number * most + len(answer), place)
+            yield QuestionTrace(
+                question=name,
+                prompt_tokens=len(prompt),
+                new_tokens=len(answer),
+                cut_off=answer[-1] not in end_tokens(runner),
+                text=tokenizer.decode(answer, skip_special_tokens=True),
+                layers=tuple(recorder.take()),
+            )
 
 
 def load_chat_tokenizer(folder: str) -> Any:

@@ -32,15 +32,24 @@ def test_a_question_that_was_cut_off_is_forgotten_and_may_be_added_again(tmp_pat
 
 def test_a_folder_with_a_trace_of_other_conditions_is_refused(tmp_path: Path) -> None:
     begin_trace(tmp_path, CONDITIONS)
+    add_question(tmp_path, question("a"))
     before = (tmp_path / FILE).read_text()
     with pytest.raises(DataError, match="a trace with another budget, every"):
         begin_trace(tmp_path, CONDITIONS | {"every": 4, "budget": 32})
     assert (tmp_path / FILE).read_text() == before
 
 
+def test_a_trace_without_a_question_is_begun_anew(tmp_path: Path) -> None:
+    begin_trace(tmp_path, CONDITIONS | {"layers": [99]})
+    begin_trace(tmp_path, CONDITIONS)
+    assert read_trace(tmp_path / FILE) == Trace(CONDITIONS, ())
+
+
 def test_conditions_are_compared_as_json_holds_them(tmp_path: Path) -> None:
     begin_trace(tmp_path, CONDITIONS | {"layers": (2, 3)})
-    assert begin_trace(tmp_path, CONDITIONS | {"layers": (2, 3)}).questions == ()
+    add_question(tmp_path, question("a"))
+    again = begin_trace(tmp_path, CONDITIONS | {"layers": (2, 3)})
+    assert again.questions == (question("a"),)
 
 
 @pytest.mark.parametrize(
