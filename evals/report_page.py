@@ -1,6 +1,5 @@
 """The report as one HTML file that loads nothing: no network, no scripts, no fonts."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from lim_sglang.evals.tables import (
     signed,
 )
 from lim_sglang.markdown_section import counted
-from lim_sglang.plot_style import DARK, FONT, LIGHT
+from lim_sglang.plot_style import DARK, FONT, LIGHT, data_url
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -107,7 +106,7 @@ def _make_section(
             if id(repeat.kept) in names
         ),
         pictures=tuple(
-            (plot, _data_url(draw_svg(plot, [group]))) for plot in PLOTS if not missing[plot.name]
+            (plot, data_url(draw_svg(plot, [group]))) for plot in PLOTS if not missing[plot.name]
         ),
         missing=tuple(dict.fromkeys(filter(None, missing.values()))),
         disagreements=disagreement_table(group.rows),
@@ -115,7 +114,3 @@ def _make_section(
         asked=asked,
         all_conditions=condition_table(group),
     )
-
-
-def _data_url(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"

@@ -1,4 +1,5 @@
-"""Two debugging aids: `Audit` checks a GPU server step by step, `Trace` writes a CPU server's sets.
+"""Two debugging aids: `Audit` checks a GPU server step by step; on a CPU a `LayerObserver` is shown
+what each layer has read, and `KeptSets`, an observer, writes the sets of a server.
 
 Audit: when a step is planned, its lengths and cache slots are copied; when a SELECT layer has run,
 also inside a CUDA graph, its scores and kept slots are copied; of a policy whose kept slots are
@@ -18,7 +19,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from lim_sglang.errors import ServerError
 from lim_sglang.kernels.packed import PackedRows, row_ends
 from lim_sglang.kernels.selector import PageSelector, ScoreSelector, Selector
 from lim_sglang.kernels.verify_attention import ATTENTION_TOLERANCE
-from lim_sglang.policies.policy import SparsePolicy
+from lim_sglang.policies.policy import LayerInputs, SparsePolicy
 
 BEGINNING = -1
 """In a layer's place: the kept slots are written before the first layer."""
@@ -267,8 +268,31 @@ def copied_bytes(step: AuditedStep) -> int:
     return step.slots.nbytes + step.kept.nbytes + sum(each.num_bytes for each in step.scores or ())
 
 
-class Trace:
-    """A file of JSON lines, one for the kept set of each sparse row, step and SELECT layer."""
+@dataclass(frozen=True)
+class ObservedRow:
+    """Inputs of one row in one layer of a decode step that has just run, and its kept set."""
+
+    step: int
+    """Number of the server's decode step, or of its cycle of drafts."""
+    rid: str | None
+    """Id of the row's request; None outside a server."""
+    inputs: LayerInputs
+    kept: Tensor
+    """[lists, n] int64, ascending positions that the nearest layer below that selects, or this one,
+    has kept; all S of a row without such a layer, or within the budget."""
+    selects: bool
+    """True if this layer selects."""
+
+
+class LayerObserver(Protocol):
+    """What a backend on a CPU shows the layers of its decode steps to."""
+
+    def note_layer(self, row: ObservedRow) -> None:
+        """See a row of a layer; its tensors are the observer's own."""
+
+
+class KeptSets:
+    """A file of JSON lines, one for the kept set of a sparse row after each layer that selects."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         """Open `kept-<rank>-<pid>.jsonl` in this folder, one file a scheduler process."""
@@ -277,7 +301,7 @@ class Trace:
 
     @classmethod
     def from_environment(cls, rank: int) -> Self | None:
-        """Return a trace into the folder that `LIM_TRACE` names, None if the variable is unset.
+        """Return kept sets in the folder that `LIM_TRACE` names, None if the variable is unset.
 
         Args:
             rank: of tensor parallelism.
@@ -285,7 +309,9 @@ class Trace:
         folder = os.environ.get(TRACE_VAR)
         return cls(Path(folder), rank) if folder else None
 
-    def record(self, step: int, rid: str, layer: int, seq_len: int, kept: Sequence[int]) -> None:
-        """Write the ascending positions that one row keeps after one SELECT layer."""
-        line = {"step": step, "rid": rid, "layer": layer, "seq_len": seq_len, "kept": list(kept)}
-        self._file.write(json.dumps(line) + "\n")
+    def note_layer(self, row: ObservedRow) -> None:
+        """Write the ascending positions that a sparse row keeps after a layer that selects."""
+        length = row.inputs.keys.shape[0]
+        if row.selects and row.kept.shape[1] < length:
+            line = {"step": row.step, "rid": row.rid, "layer": row.inputs.layer, "seq_len": length}
+            self._file.write(json.dumps(line | {"kept": row.kept.tolist()}) + "\n")

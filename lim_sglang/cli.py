@@ -23,6 +23,7 @@ from lim_sglang.programs.options import (
     list_programs,
 )
 from lim_sglang.programs.proxy.command import proxy
+from lim_sglang.tracing.command import trace
 
 app = typer.Typer(
     name="lim",
@@ -42,6 +43,7 @@ app.command("compare")(compare_runs)
 app.command("report")(write_report)
 app.command("calibrate")(calibrate)
 app.command("train-gate")(train_gate)
+app.command("trace")(trace)
 app.command("doctor")(doctor)
 app.add_typer(bench, name="bench")
 

@@ -34,7 +34,7 @@ COMMIT_VAR = "LIM_COMMIT"
 AUDIT_VAR = "LIM_AUDIT"
 """1 checks every kept set and sparse output on a GPU (`audit.Audit`); slow, and takes memory."""
 TRACE_VAR = "LIM_TRACE"
-"""Folder for the kept sets of a CPU server as JSON lines (`audit.Trace`); slow."""
+"""Folder for the kept sets of a CPU server as JSON lines (`audit.KeptSets`); slow."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Sparse decode on a CPU, through the definitions in torch. Prefill is SGLang's own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lim_sglang.audit import Trace
+from lim_sglang.audit import KeptSets, LayerObserver, ObservedRow
 from lim_sglang.compat import KVWriteLoc, Ranks, TorchNativeAttnBackend
 from lim_sglang.counters import StepLengths, step_lengths
 from lim_sglang.kernels.reference import attend_lists
@@ -28,12 +28,12 @@ class LimCpuBackend(TorchNativeAttnBackend):
         self.policy: SparsePolicy | None = runner.lim_policy
         self.cos_sin: Tensor | None = runner.lim_cos_sin
         self.ranks = Ranks.of_runner(runner)
-        self.trace = Trace.from_environment(self.ranks.rank)
+        self.observer: LayerObserver | None = KeptSets.from_environment(self.ranks.rank)
         self.lengths: StepLengths = step_lengths([], None)
         self.slots: list[Tensor] = []
         """[S] int64 of each row: the slots of all its tokens."""
-        self.kept_slots: list[Tensor] = []
-        """[lists, n] int64 of each row: the slots that sparse layers read."""
+        self.kept: list[Tensor] = []
+        """[lists, n] int64 of each row: the positions that sparse layers read."""
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Begin a decode step: count lengths and look up each request's slots in the KV pool."""
@@ -48,7 +48,7 @@ class LimCpuBackend(TorchNativeAttnBackend):
             for row, length in zip(rows, self.lengths.seq_lens, strict=True)
         ]
         # A row within the budget keeps everything.
-        self.kept_slots = [slots[None] for slots in self.slots]
+        self.kept = [torch.arange(length)[None] for length in self.lengths.seq_lens]
 
     def forward_decode(
         self,
@@ -66,26 +66,40 @@ class LimCpuBackend(TorchNativeAttnBackend):
             k, v: [B, G * D].
         """
         role = self.roles[layer.layer_id]
+        selects = role in (Role.SELECT, Role.PICK) or layer.layer_id == self.window_layer
         if role in SPARSE and self.lengths.sparse_rows:
             if save_kv_cache and k is not None and v is not None:
                 location = KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc)
                 self.token_to_kv_pool.set_kv_buffer(layer, location, k, v)
-            if role is Role.PICK or layer.layer_id == self.window_layer:
-                self._select(q, layer, forward_batch.rids)
-            return self._attend_kept(q, layer)
-        output: Tensor = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
-        if role is Role.SELECT:
-            self._select(q, layer, forward_batch.rids)
+            if selects:
+                self._select(q, layer)
+            output = self._attend_kept(q, layer)
+        else:
+            output = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
+            if selects:
+                self._select(q, layer)
+        if self.observer:
+            rids = forward_batch.rids or [None] * len(self.slots)
+            rows = zip(rids, self._inputs(q, layer, range(len(rids))), self.kept, strict=True)
+            for rid, inputs, kept in rows:
+                row = ObservedRow(self.stats.decode_steps, rid, inputs, kept, selects)
+                self.observer.note_layer(row)
         return output
 
-    def _select(self, q: Tensor, layer: Any, rids: list[str]) -> None:
-        """Select each sparse row's kept slots from this layer's queries and keys."""
+    def _select(self, q: Tensor, layer: Any) -> None:
+        """Select each sparse row's kept tokens from this layer's queries and keys."""
         if self.policy is None:  # no layer above reuses
             return
+        sparse = self.lengths.sparse_rows
+        for row, kept in zip(sparse, self._keep(self._inputs(q, layer, sparse)), strict=True):
+            self.kept[row] = kept
+
+    def _inputs(self, q: Tensor, layer: Any, rows: Sequence[int]) -> Iterator[LayerInputs]:
+        """Yield what a layer selects from, row by row."""
         query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)  # [P, G, D]
-        inputs = (
-            LayerInputs(
+        for row in rows:
+            yield LayerInputs(
                 query[row],
                 keys[self.slots[row]],
                 layer.scaling,
@@ -94,18 +108,6 @@ class LimCpuBackend(TorchNativeAttnBackend):
                 self.ranks.rank,
                 self.ranks.size,
             )
-            for row in self.lengths.sparse_rows
-        )
-        for row, kept in zip(self.lengths.sparse_rows, self._keep(inputs), strict=True):
-            self.kept_slots[row] = self.slots[row][kept]
-            if self.trace:
-                self.trace.record(
-                    step=self.stats.decode_steps,
-                    rid=rids[row],
-                    layer=layer.layer_id,
-                    seq_len=self.lengths.seq_lens[row],
-                    kept=kept.tolist(),
-                )
 
     def _keep(self, inputs: Iterable[LayerInputs]) -> Iterator[Tensor]:
         """Yield the kept positions of each sparse row; ranks exchange the parts of all rows at
@@ -130,6 +132,7 @@ class LimCpuBackend(TorchNativeAttnBackend):
         output = query.new_empty(*query.shape[:2], layer.v_head_dim)
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)  # [P, G, D]
         values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
-        for row, kept in enumerate(self.kept_slots):
-            output[row] = attend_lists(query[row], keys, values, kept, layer.scaling)
+        for row, kept in enumerate(self.kept):
+            slots = self.slots[row][kept]
+            output[row] = attend_lists(query[row], keys, values, slots, layer.scaling)
         return output.flatten(1)

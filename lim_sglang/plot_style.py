@@ -5,6 +5,7 @@ the colour of the same name in `DARK` if the reader's browser prefers dark pages
 style sheets show the light colours, as a PNG does.
 """
 
+import base64
 import io
 import re
 import textwrap
@@ -141,6 +142,11 @@ def _style_sheet() -> str:
 
 
 STYLE_SHEET = _style_sheet()
+
+
+def data_url(svg: str) -> str:
+    """Return an SVG file as the address of an image, for pages that load nothing."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
 def to_png(figure: "Figure") -> bytes:

@@ -17,7 +17,7 @@ from lim_sglang.policies import POLICIES
 ROOT = Path(__file__).parents[1]
 FOLDERS = (
     *("lim_sglang", "lim_sglang/bench", "lim_sglang/gates", "lim_sglang/launch"),
-    *("lim_sglang/lossless", "lim_sglang/policies"),
+    *("lim_sglang/lossless", "lim_sglang/policies", "lim_sglang/tracing"),
     *("kernels", "programs", "programs/grading", "programs/proxy", "evals"),
 )
 MAX_LINES = 650
@@ -51,6 +51,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "programs": {"programs", "frontend", *EVERYWHERE},
     "evals": {"evals", "programs", "launch.server", *EVERYWHERE},
     "bench": {"bench", "gates", "kernels", "programs", "evals", *SERVER_SIDE, *EVERYWHERE},
+    "tracing": {"tracing", "bench", "kernels", "programs", "evals", *SERVER_SIDE, *EVERYWHERE},
 }
 """Folders, and single modules, that each folder may import."""
 

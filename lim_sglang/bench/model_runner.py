@@ -418,14 +418,17 @@ def _forward_batch(runner: Any, **given: Any) -> Any:
     )
 
 
-def prefill(runner: Any, batch: FilledBatch, tokens: Tensor) -> None:
+def prefill(runner: Any, batch: FilledBatch, tokens: Tensor) -> list[Any]:
     """Write K and V of the first tokens of each request, by the runner's live backend.
 
     Args:
         batch: requests of at least T tokens, from `filled_batch`.
         tokens: [B, T] int64 on the device.
+
+    Returns:
+        SGLang's output of each request's last token.
     """
-    requests = batch.forward_batch.req_pool_indices
+    requests, outputs = batch.forward_batch.req_pool_indices, []
     for row, slots in enumerate(batch.slots):
         for first in range(0, tokens.shape[1], PREFILL_TOKENS):
             new = tokens[row, first : first + PREFILL_TOKENS]
@@ -453,7 +456,9 @@ def prefill(runner: Any, batch: FilledBatch, tokens: Tensor) -> None:
                 extend_seq_lens_cpu=[len(new)],
                 extend_logprob_start_lens_cpu=[len(new)],
             )
-            runner.forward(chunk)
+            output = runner.forward(chunk)
+        outputs.append(output)
+    return outputs
 
 
 def run_step(runner: Any, batch: FilledBatch) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang import compat
-from lim_sglang.audit import Trace
+from lim_sglang.audit import KeptSets, ObservedRow
 from lim_sglang.kernels.reference import attend_tokens
 from lim_sglang.lossless.passes import CycleRows, KeptQueries, Passes, by_head
 from lim_sglang.policies.policy import LayerInputs, Role
@@ -67,7 +67,7 @@ class CpuPasses(Passes):
 
     def __init__(self, runner: Any) -> None:
         super().__init__(runner)
-        self._trace = Trace.from_environment(rank=0)
+        self._observer = KeptSets.from_environment(rank=0)
         self._lists: Lists = []
         # A verification has w rows of each request. The process is the server's scheduler alone.
         os.environ[compat.NO_COPY_VAR] = "1"
@@ -114,14 +114,9 @@ class CpuPasses(Passes):
                 inputs = LayerInputs(queries[row, index], keys, layer.scaling, layer.layer_id)
                 kept = self.policy.keep(inputs)
                 of_layer.append(slots[kept[0]])
-                if self._trace:
-                    self._trace.record(
-                        step=self.stats.cycles,
-                        rid=asked.rid,
-                        layer=layer.layer_id,
-                        seq_len=length,
-                        kept=kept.tolist(),
-                    )
+                if self._observer:
+                    row_seen = ObservedRow(self.stats.cycles, asked.rid, inputs, kept, selects=True)
+                    self._observer.note_layer(row_seen)
         return lists
 
     def _forward(self, rows: CycleRows, tokens: Tensor, columns: slice) -> Any:

@@ -1,15 +1,18 @@
 """`Audit` on steps whose scores and kept slots are written here, as kernels would."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from lim_sglang.audit import Audit
+from lim_sglang.audit import Audit, KeptSets, ObservedRow
 from lim_sglang.kernels.packed import row_ends
 from lim_sglang.kernels.reference import split_budget
 from lim_sglang.kernels.selector import MassSelector, RankSelector, Room, ScoreSelector
+from lim_sglang.policies.policy import LayerInputs
 
 LAYER, BUDGET = 2, 8
 LENGTHS = (20, 5, 30)
@@ -74,3 +77,13 @@ def test_a_score_of_the_step_before_is_no_score() -> None:
     layers.step(unwritten=13)
     counts = layers.audit.counts()
     assert (counts["checked_sets"], counts["wrong_sets"]) == (6, 1)
+
+
+def test_only_sets_of_sparse_rows_in_layers_that_select_are_written(tmp_path: Path) -> None:
+    kept_sets = KeptSets(tmp_path, rank=1)
+    for layer, length, selects in ((2, 4, True), (3, 4, False), (2, 2, True)):
+        inputs = LayerInputs(torch.zeros(2, 8), torch.zeros(length, 1, 8), 1.0, layer)
+        kept_sets.note_layer(ObservedRow(7, "r", inputs, torch.tensor([[0, 3]]), selects))
+    (file,) = tmp_path.glob("kept-1-*.jsonl")
+    (line,) = map(json.loads, file.read_text().splitlines())
+    assert line == {"step": 7, "rid": "r", "layer": 2, "seq_len": 4, "kept": [[0, 3]]}

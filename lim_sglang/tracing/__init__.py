@@ -1,0 +1,1 @@
+"""`lim trace`: what the layers of decode steps read, and what other policies would have read."""

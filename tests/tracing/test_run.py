@@ -1,0 +1,128 @@
+"""`lim trace`: what is refused before a model is loaded, and a real trace beside the oracle."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from lim_sglang.cli import app
+from lim_sglang.compat import CPU_ENGINE_VAR
+from lim_sglang.errors import ConfigError, DataError, LimError
+from lim_sglang.evals.tasks import find_task
+from lim_sglang.tracing.records import FILE, QuestionTrace, read_trace
+from lim_sglang.tracing.run import encode_question, load_chat_tokenizer
+from tests.processes import clean_environment
+from tests.server.oracle import KeptSets, Oracle
+
+BUDGET, NEW = 48, 24
+SELECT_LAYERS = (2, 3)
+"""Of a model of 8 layers that was never measured."""
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """Return a file of two questions of 60 words."""
+    path = tmp_path / "own.jsonl"
+    rows = [" ".join(f"w{(7 * n * n + seed) % 400 + 5}" for n in range(60)) for seed in (1, 2)]
+    path.write_text("".join(json.dumps({"question": r, "answer": "1"}) + "\n" for r in rows))
+    return path
+
+
+def refused(*words: object) -> BaseException | None:
+    """Run the command; return its error."""
+    return CliRunner().invoke(app, ["trace", *map(str, words)]).exception
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--policy", "lessismore,lossless"), "write --dense --policy lessismore"),
+        (("--policy", "full"), "reads everything"),
+        (("--policy", "quest", "--budget", "100"), "multiple of 16"),
+        (("--layers", "2,x"), "integers separated by commas"),
+        (("--layers", ""), "--layers takes layers from 0"),
+        (("--layers", "-1"), "--layers takes layers from 0"),
+    ],
+)
+def test_options_that_are_wrong_are_refused_in_words(
+    tmp_path: Path, questions: Path, options: tuple[str, ...], words: str
+) -> None:
+    found = refused("M", "--questions", questions, "--out", tmp_path / "out", *options)
+    assert isinstance(found, ConfigError)
+    assert words in str(found)
+
+
+def test_a_gpu_is_refused_with_the_way_around(
+    tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = refused("M", "--questions", questions, "--out", tmp_path / "out")
+    assert isinstance(found, LimError)
+    assert "lim trace on a GPU: not yet" in str(found)
+    assert "CUDA_VISIBLE_DEVICES=" in str(found)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is refused first")
+def test_a_budget_that_no_answer_can_exceed_is_refused_before_the_model_is_loaded(
+    tiny_model: Path, tmp_path: Path, questions: Path
+) -> None:
+    words = ("--questions", questions, "--out", tmp_path / "out", "--max-tokens", 4)
+    found = refused(tiny_model, *words)
+    assert isinstance(found, DataError)
+    assert "within the budget of 256" in str(found)
+    assert not (tmp_path / "out").exists()
+
+
+def trace_by_command(folder: Path, questions: Path, out: Path) -> str:
+    """Trace each step in a process of its own; return what the command printed."""
+    command = [sys.executable, "-m", "lim_sglang", "trace", str(folder), "--out", str(out)]
+    command += ["--questions", str(questions), "--budget", f"{BUDGET}", "--max-tokens", f"{NEW}"]
+    command += ["--every", "1"]
+    environment = clean_environment({CPU_ENGINE_VAR: "1"})
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def check_sets(traced: QuestionTrace, kept: KeptSets) -> None:
+    """Compare the changes of the served policy's sets with those of the oracle's sets."""
+    for record in traced.layers:
+        length, layer = record.length, record.layer
+        assert length == traced.prompt_tokens + record.step
+        if layer not in SELECT_LAYERS:
+            assert "lessismore" not in {*record.from_step, *record.from_layer}
+            continue
+        now = {*kept[length, layer][0]}
+        if record.step > 1:
+            before = kept[length - 1, layer][0]
+            assert record.from_step["lessismore"] == len(now & {*before}) / BUDGET
+        if layer == max(SELECT_LAYERS):
+            below = kept[length, min(SELECT_LAYERS)][0]
+            assert record.from_layer["lessismore"] == len(now & {*below}) / BUDGET
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_answers_and_sets_of_a_trace_are_the_oracles_and_a_second_command_traces_nothing(
+    tiny_model: Path, tmp_path: Path, questions: Path
+) -> None:
+    printed = trace_by_command(tiny_model, questions, tmp_path / "out")
+    found = read_trace(tmp_path / "out" / FILE)
+    assert [each.question for each in found.questions] == ["0", "1"]
+    tokenizer = load_chat_tokenizer(str(tiny_model))
+    oracle = Oracle(tiny_model, select_layers=SELECT_LAYERS, budget=BUDGET)
+    template = find_task(f"file:{questions}").prompt
+    for traced, line in zip(found.questions, questions.read_text().splitlines(), strict=True):
+        prompt = encode_question(tokenizer, json.loads(line)["question"], template)
+        assert traced.prompt_tokens == len(prompt) > BUDGET
+        run = oracle.generate(prompt, traced.new_tokens)
+        assert traced.text == tokenizer.decode(run.tokens, skip_special_tokens=True)
+        assert {record.step for record in traced.layers} == {*range(1, traced.new_tokens)}
+        check_sets(traced, run.kept)
+    again = trace_by_command(tiny_model, questions, tmp_path / "out")
+    assert again == printed
+    assert read_trace(tmp_path / "out" / FILE) == found
