@@ -294,8 +294,9 @@ def read_model(model: Any, programs: ProgramSamples) -> Named | None:
 
 def _unknown(where: str, name: str, programs: ProgramSamples) -> ConfigError:
     return ConfigError(
-        f"{where}unknown program {cut(repr(name))}; known: {', '.join(programs)}; a vote is "
-        f"PROGRAM@SAMPLES, such as {DEFAULT_PROGRAM}@{programs[DEFAULT_PROGRAM]}"
+        f"{where}unknown program {cut(repr(name))}; {likely_name(name, programs)}known: "
+        f"{', '.join(programs)}; a vote is PROGRAM@SAMPLES, such as "
+        f"{DEFAULT_PROGRAM}@{programs[DEFAULT_PROGRAM]}"
     )
 
 

@@ -38,7 +38,7 @@ from lim_sglang.programs.backend import InFlightSample
 from lim_sglang.programs.chat import StreamReader
 from lim_sglang.programs.grading.answers import extract_answer
 from lim_sglang.programs.http_client import START_ONE
-from lim_sglang.programs.program import PROGRAMS, Outcome, outcome_of, outcome_record
+from lim_sglang.programs.program import PROGRAMS, Outcome, outcome_record
 from lim_sglang.programs.schema import IN_A_BOX, UNANSWERED, Sample, SampleState
 from lim_sglang.programs.vote import tally
 from lim_sglang.progress import printable
@@ -71,7 +71,7 @@ def test_a_programs_file_is_a_script_whose_record_holds_vote_and_samples(
         )
         assert (code, "not known to heed" in command.error) == (0, False), command.error
     record = json.loads(command.output)
-    assert fake.most_running == 1
+    assert (fake.most_running, {request["stream"] for request in fake.requests}) == (1, {True})
     num_taken, left = NUM_TAKEN[program], samples - NUM_TAKEN[program]
     assert (record["question"], record["program"], record["answer"]) == (QUESTION, program, "391")
     assert record["server"]["url"] == fake.url
@@ -273,9 +273,7 @@ def test_a_template_is_sent_as_it_is_but_for_the_question(forker: Forker, tmp_pa
         (("--program", "confidence", "--set", "window=0"), "window: expected at least 1, got 0"),
         (("--program", "early_stop", "--set", "window=2.5"), "expected a whole number, got 2.5"),
         (("--program", "short", "--samples", "2"), "short with wanted=3 cannot stop before it has"),
-        (("--program", "majorty"), "unknown program 'majorty'; did you mean majority? known, and"),
         (("--url", "ftp://127.0.0.1"), "error: 'ftp://127.0.0.1' is no server address: write one"),
-        (("--api-key", "a\nb"), "error: the API key holds a line break"),
         (("--template", "no question"), "must hold {question} exactly once"),
         (("times", "23?"), "3 words where one question was expected: put the question in quotes"),
         (("--api", "grpc"), "'grpc'"),
@@ -290,10 +288,9 @@ def test_impossible_options_are_refused_before_a_server_is_asked(
     words: tuple[str, ...], message: str, forker: Forker, tmp_path: Path
 ) -> None:
     code, command = forker.run(tmp_path, "ask", QUESTION, "--url", NOBODY, *words)
-    assert code == 2
+    assert (code, command.output) == (2, "")
     assert message in " ".join(command.error.split())
     assert "Traceback" not in command.error
-    assert command.output == ""
 
 
 def test_a_question_mark_lists_when_each_program_stops(forker: Forker, tmp_path: Path) -> None:
@@ -347,21 +344,13 @@ def test_a_record_is_printed_though_the_server_died_in_mid_vote(
     assert (record["answer"], record["without_vote"]["failed"]) == ("391", 2)
 
 
-@pytest.mark.parametrize("as_json", [False, True])
-def test_tokens_are_counted_as_they_come_for_a_record_too(as_json: bool) -> None:
-    with serving(lambda _: completion("\\boxed{391}")) as fake:
-        ask(QUESTION, url=fake.url, samples=2, as_json=as_json)
-    assert [request.get("stream") for request in fake.requests] == [True, True]
-
-
 def test_a_record_is_printed_though_every_sample_failed(forker: Forker, tmp_path: Path) -> None:
     with serving(lambda _: (400, {"detail": "too long"})) as fake:
         words = ("ask", QUESTION, "--url", fake.url, "--json", "--samples", "2")
         code, command = forker.run(tmp_path, *words)
     assert code == 1
     assert json.loads(command.output)["without_vote"]["failed"] == 2
-    assert "the server failed all 2 samples" in command.error
-    assert command.error.count("too long") == 2  # in a line for both, and at the end
+    assert [command.error.count(words) for words in ("failed all 2 samples", "too long")] == [1, 2]
 
 
 def running(
@@ -594,16 +583,6 @@ def in_flight(index: int, text: str = "", num_tokens: int = 0) -> InFlightSample
     sample.begin_try(reader)
     sample.num_tokens = num_tokens
     return sample
-
-
-def test_tokens_of_samples_that_an_interruption_leaves_out_are_spent() -> None:
-    ended, flying = [SAMPLES[0]], {1: in_flight(1, "so", 50), 2: in_flight(2)}
-    run: Any = SimpleNamespace(
-        ended=ended, voters=ended, in_flight=flying, equivalent=str.__eq__, settled=False
-    )
-    found = outcome_of(PROGRAMS["majority"], run, 3, 1.0, interrupted=True)
-    assert outcome_record(found)["tokens_spent"] == 10 + 50
-    assert [sample.index for sample in found.samples] == [0]
 
 
 def test_samples_in_flight_are_shown_with_their_tokens_and_states() -> None:
