@@ -68,8 +68,7 @@ def split_urls(texts: Sequence[str]) -> tuple[str, ...]:
     """Return the addresses in some texts, several in one text between spaces or commas.
 
     Raises:
-        ConfigError: no address, or one is given twice.
-        ServerError: a text is not an address.
+        ConfigError: no address, a text that is none, or one that is given twice.
     """
     urls = [normalise_url(url) for text in texts for url in re.split(r"[\s,]+", text) if url]
     if not urls:

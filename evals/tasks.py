@@ -7,12 +7,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from lim_sglang.errors import ConfigError, DataError, bullets
+from lim_sglang.errors import ConfigError, DataError, bullets, likely_name
 from lim_sglang.evals.long_questions import (
     DEFAULT_LENGTH,
     GENERATORS,
@@ -280,8 +279,7 @@ def _guess(name: str) -> str:
     file = Path(path if path and word in list(AnswerKind) else name)
     if file.suffix in QUESTION_SUFFIXES or "/" in name or _is_file(file):
         return f"questions in a file of your own are named {OWN_FILE}{name}; "
-    likely = get_close_matches(name.lower(), TASKS, n=1)
-    return f"did you mean {likely[0]}? " if likely else ""
+    return likely_name(name, TASKS)
 
 
 def _is_file(path: Path) -> bool:

@@ -11,13 +11,13 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_args
 
 from lim_sglang.config import API_KEY_VAR, URL_VAR
 from lim_sglang.errors import ConfigError, LimError, cut, in_python
 
 if TYPE_CHECKING:
-    from lim_sglang.evals.grading import Grader
     from lim_sglang.programs.grading.equivalence import EquivalenceChecker
     from lim_sglang.programs.program import Program
     from lim_sglang.programs.schema import Sample
@@ -30,20 +30,70 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _ends_trace(function: Callable[P, R]) -> Callable[P, R]:
-    """End the trace of a `LimError` here, whose message says all, with arguments in the place of
+def _public(function: Callable[P, R]) -> Callable[P, R]:
+    """Check the arguments of each call by name, before anything is read or sent.
+
+    The trace of a `LimError`, whose message says all, ends here, with arguments in the place of
     options: the fault is the caller's or the server's. Any other error keeps its whole trace.
     """
+    parameters = signature(function).parameters
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            for name, value in (dict(zip(parameters, args, strict=False)) | kwargs).items():
+                if name in parameters and value is not parameters[name].default:
+                    _check(name, value)
             return function(*args, **kwargs)
         except LimError as error:
             error.args = (in_python(str(error)),)
             raise error.with_traceback(None) from None
 
     return call
+
+
+def _is_program(value: object) -> bool:
+    from lim_sglang.programs.program import Program
+
+    return isinstance(value, str | Program)
+
+
+def _is_answer(value: object) -> bool:
+    from lim_sglang.programs.grading.kinds import number_text
+
+    return isinstance(value, str) or number_text(value) is not None
+
+
+def _is_options(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(number, int | float) and not isinstance(number, bool)
+        for number in value.values()
+    )
+
+
+TEXTS = ("question", "url", "system", "template", "api_key", "reply")
+EXPECTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(TEXTS, ("a text", lambda value: isinstance(value, str))),
+    "program": ("a name or a Program", _is_program),
+    "options": ("a mapping of names to numbers, such as {'confidence': 0.9}", _is_options),
+    "thinking": ("True or False", lambda value: isinstance(value, bool)),
+    "on_sample": ("a function of a sample", callable),
+    "answer": ("a text or a finite number", _is_answer),
+    "kind": (", ".join(get_args(Kind)), lambda value: value in get_args(Kind)),
+}
+"""What each argument has to be, and its test; the numbers are in `schema.RANGES`."""
+
+
+def _check(name: str, value: object) -> None:
+    """Refuse an argument of a wrong type, or a number out of range; raises `ConfigError`."""
+    from lim_sglang.programs.schema import RANGES
+
+    if name in RANGES:
+        RANGES[name].check(name, value)
+        return
+    expected, holds = EXPECTED[name]
+    if not holds(value):
+        raise ConfigError(f"{name}: expected {expected}, got {cut(repr(value))}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +113,7 @@ class Vote:
     seconds: float
 
 
-@_ends_trace
+@_public
 def ask(
     question: str,
     program: "str | Program" = "majority",
@@ -107,35 +157,29 @@ def ask(
         on_sample: called with each sample as it ends, in the caller's thread.
 
     Raises:
-        LimError: no server answers, every sample failed, or an argument is impossible.
+        LimError: no server answers, every sample failed, or an argument is impossible or of
+            another type.
     """
     from rich.console import Console
 
     from lim_sglang.programs.options import TEMPLATE, read_template
-    from lim_sglang.programs.program import Program, find_program, refuse_failures, run_program
+    from lim_sglang.programs.program import find_program, refuse_failures, run_program
     from lim_sglang.programs.schema import (
         DEFAULT_URL,
         Access,
         SamplingRequest,
         ask_messages,
-        check_ranges,
         check_thinking_budget,
         resolve_sampling,
     )
     from lim_sglang.programs.sglang_backend import connect
 
-    _check_texts(question=question, **({} if template is None else {"template": template}))
     if not question.strip():
         raise ConfigError("the question is empty: write one")
     chosen = find_program(program) if isinstance(program, str) else program
-    if not isinstance(chosen, Program):
-        raise ConfigError(f"program: expected a name or a Program, got {cut(repr(program))}")
-    if not (on_sample is None or callable(on_sample)):
-        raise ConfigError(f"on_sample: expected a function of a sample, got {cut(repr(on_sample))}")
     most = chosen.samples if samples is None else samples
     likeliest = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     given = {"max_tokens": max_tokens, "seed": seed, **likeliest}
-    check_ranges(samples=most, thinking_budget=thinking_budget, timeout_s=timeout_s, **given)
     chosen.check(options or {}, most)
     check_thinking_budget(thinking_budget, max_tokens)
     messages = ask_messages(
@@ -184,7 +228,7 @@ def _in_python(sample: "Sample") -> "Sample":
     return replace(sample, error=in_python(sample.error)) if sample.error else sample
 
 
-@_ends_trace
+@_public
 def grade(reply: str, answer: str | float, kind: Kind = "expression") -> bool:
     """Return True if the answer that a reply states equals the right one, as `lim eval` decides.
 
@@ -201,12 +245,12 @@ def grade(reply: str, answer: str | float, kind: Kind = "expression") -> bool:
         LimError: there is no such kind, a text is none, no reply can equal the answer, or
             math-verify does not start.
     """
+    from lim_sglang.evals.grading import Grader
     from lim_sglang.programs.grading.kinds import AnswerKind, fault_of_reference, number_text
     from lim_sglang.programs.grading.references import reference_answer
 
-    grader = _grader(kind)
-    gold: Any = number_text(answer) or answer
-    _check_texts(reply=reply, answer=gold)
+    grader = Grader(AnswerKind(kind), _checker(os.getpid()))
+    gold = number_text(answer) or str(answer)
     if kind != "text":
         gold, _ = reference_answer(gold)
     if fault := fault_of_reference(gold, AnswerKind(kind)):
@@ -214,7 +258,7 @@ def grade(reply: str, answer: str | float, kind: Kind = "expression") -> bool:
     return grader.correct(gold, grader.extract(reply))
 
 
-@_ends_trace
+@_public
 def extract_answer(reply: str, kind: Kind = "expression") -> str | None:
     r"""Return the answer that a reply states: the last `\boxed{}`, "the answer is", `####`.
 
@@ -231,33 +275,13 @@ def extract_answer(reply: str, kind: Kind = "expression") -> str | None:
     from lim_sglang.programs.grading.answers import extract_answer as extract
     from lim_sglang.programs.grading.kinds import PARSERS, AnswerKind
 
-    answer_kind = AnswerKind(_known(kind))
-    _check_texts(reply=reply)
+    answer_kind = AnswerKind(kind)
     found = extract(reply, answer_kind)
     parse = PARSERS.get(answer_kind)
     if found is None or parse is None:
         return found
     value = parse(found)
     return None if value is None else str(value)
-
-
-def _grader(kind: str) -> "Grader":
-    from lim_sglang.evals.grading import Grader
-    from lim_sglang.programs.grading.kinds import AnswerKind
-
-    return Grader(AnswerKind(_known(kind)), _checker(os.getpid()))
-
-
-def _check_texts(**texts: object) -> None:
-    for name, value in texts.items():
-        if not isinstance(value, str):
-            raise ConfigError(f"{name}: expected a text, got {cut(repr(value))}")
-
-
-def _known(kind: str) -> str:
-    if kind not in get_args(Kind):
-        raise ConfigError(f"kind: expected {', '.join(get_args(Kind))}, got {kind!r}")
-    return kind
 
 
 _checkers: "dict[int, EquivalenceChecker]" = {}

@@ -5,9 +5,10 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from importlib.metadata import PackageNotFoundError, entry_points, requires
 
 import typer
@@ -27,7 +28,7 @@ from lim_sglang.config import BACKEND, CONFIG_VAR, LimConfig
 from lim_sglang.environment import installed_version
 from lim_sglang.errors import ConfigError, LimError
 from lim_sglang.models import SMOLLM2, cache_folder, has_gpu
-from lim_sglang.progress import print_plain
+from lim_sglang.progress import print_plain, waiting
 from lim_sglang.validation import find_gpu, reasons_against_environment, reasons_against_gpu
 
 GROUPS = (PLUGIN_GROUP, "sglang.srt.platforms")
@@ -69,36 +70,33 @@ def doctor() -> None:
     """Check installation and environment, one line each; exit code 1 if something is off."""
     console = Console(highlight=False)
     found_off = False
-    with console.status("Checking") as status:  # shown on a terminal only
-
-        def tell(wait: str) -> None:
-            status.update(wait)
-            if not console.is_terminal:
-                typer.echo(wait, err=True)
-
-        for finding in examine(tell):
-            line = f"{finding.verdict.value:>4}  {finding.text}"
-            print_plain(console, line, whole=finding.verdict is not Verdict.OK)
-            found_off |= finding.verdict is Verdict.OFF
+    for finding in examine(partial(waiting, Console(stderr=True))):
+        line = f"{finding.verdict.value:>4}  {finding.text}"
+        print_plain(console, line, whole=finding.verdict is not Verdict.OK)
+        found_off |= finding.verdict is Verdict.OFF
     if found_off:
         raise typer.Exit(1)
 
 
-def examine(tell: Callable[[str], object] = lambda _: None) -> Iterator[Finding]:
+def examine(
+    show_wait: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[Finding]:
     """Yield all findings as they are made, the quick ones first.
 
     Args:
-        tell: called with the reason for each wait before the wait begins.
+        show_wait: makes the block of each wait of seconds from what it waits for.
     """
     yield _python()
     yield from _packages()
     yield from map(_entry_point, GROUPS)
     yield from _environment()
     yield _cache()
-    tell("loading torch …")
-    yield from _device()
-    tell("loading SGLang's server and the plugin, up to half a minute …")
-    yield _backend()
+    with show_wait("loading torch and checking the device"):
+        found = [*_device()]
+    yield from found
+    with show_wait("loading SGLang's server and the plugin"):
+        backend = _backend()
+    yield backend
 
 
 def _findings(reasons: list[str], fine: str) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,18 @@ _SHORTER = (
     ("greater than", "more than"),
 )
 """Patterns of pydantic's descriptions of a value, and their replacements."""
+
+
+def likely_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return the known name that was probably meant, as the question `did you mean x? ` for a
+    message, or nothing if none is like it.
+
+    Args:
+        known: names in lower case.
+        cutoff: similarity of the least likely guess, from 0 to 1 (`difflib`).
+    """
+    likely = get_close_matches(name.casefold(), list(known), n=1, cutoff=cutoff)
+    return f"did you mean {likely[0]}? " if likely else ""
 
 
 def cut(text: str, most: int = 100) -> str:

@@ -201,7 +201,7 @@ def ask(
                 messages,
                 sampling,
                 parallel=parallel or chosen.parallel or samples,
-                streamed=chosen.streamed or console.is_terminal or not as_json,
+                streamed=True,  # the progress on standard error counts tokens as they come
                 seeds_honoured=sampling.seed is not None and backend.honours_seeds,
             )
             if seed is not None and not request.seeds_honoured:
@@ -347,11 +347,13 @@ class VoteDisplay:
         self._run = run
 
     def add(self, sample: Sample) -> None:
-        """Show a sample that has ended."""
+        """Show a sample that has ended; of several that failed alike only the first."""
         self.samples.append(sample)
         voters = self._run.voters if self._run else self.samples
         self.tally = self._program.count(voters, self._equivalent)
         self._bar.advance(self._task)
+        if sample.error and any(sample.error == before.error for before in self.samples[:-1]):
+            return  # the end of the command says how many failed so
         name = sample_name(sample.index)
         line = f"{len(self.samples)}/{self._total}  {name}: {sample_line(sample, self.tally)}"
         if self._console.is_terminal:

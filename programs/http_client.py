@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from lim_sglang.errors import ServerError
+from lim_sglang.errors import ConfigError, ServerError
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_IDLE_CONNECTIONS = 8
@@ -161,11 +161,11 @@ class Client:
         """Prepare the client; nothing is sent yet.
 
         Raises:
-            ServerError: `url` is no HTTP address, or no HTTP header can hold the key.
+            ConfigError: `url` is no HTTP address, or no HTTP header can hold the key.
         """
         self.url = self.address(url)
         if api_key and not _fits_header(api_key):
-            raise ServerError(
+            raise ConfigError(
                 "the API key holds a line break, a space at an end or a character that is not "
                 "ASCII: give it as the server has it"
             )
@@ -367,7 +367,7 @@ def normalise_url(url: str) -> str:
     """Return an address with a scheme, without a final slash, and without a route after /v1.
 
     Raises:
-        ServerError: `url` is no HTTP address.
+        ConfigError: `url` is no HTTP address.
     """
     full = url if "://" in url else f"http://{url}"
     try:
@@ -382,7 +382,7 @@ def normalise_url(url: str) -> str:
     except ValueError:
         valid = False
     if not valid:
-        raise ServerError(
+        raise ConfigError(
             f"{url!r} is no server address: write one like http://127.0.0.1:30000 after --url"
         )
     return _ROUTE.sub("", full.rstrip("/"))
@@ -392,7 +392,7 @@ def root_url(url: str) -> str:
     """Return an SGLang server's address, without the /v1 that clients of OpenAI's API add.
 
     Raises:
-        ServerError: `url` is no HTTP address.
+        ConfigError: `url` is no HTTP address.
     """
     return normalise_url(url).removesuffix("/v1")
 

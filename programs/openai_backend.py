@@ -108,7 +108,7 @@ class OpenAIClient(Client):
         """Prepare the client; nothing is sent yet.
 
         Raises:
-            ServerError: `url` is no HTTP address, or no HTTP header can hold the key.
+            ConfigError: `url` is no HTTP address, or no HTTP header can hold the key.
         """
         super().__init__(url, api_key=api_key)
         self._limit_name = LIMIT
@@ -235,7 +235,7 @@ def base_url(url: str) -> str:
     """Return the address of the API's paths: a host gets /v1, a path is kept.
 
     Raises:
-        ServerError: `url` is no HTTP address.
+        ConfigError: `url` is no HTTP address.
     """
     full = normalise_url(url)
     return full if urlsplit(full).path else f"{full}/v1"
@@ -255,7 +255,7 @@ class OpenAIBackend(Backend):
                 `chat_template_kwargs`.
 
         Raises:
-            ServerError: the URL is no HTTP address, or no HTTP header can hold the key.
+            ConfigError: the URL is no HTTP address, or no HTTP header can hold the key.
         """
         self._openai = OpenAIClient(access.url, api_key=access.api_key)
         super().__init__(self._openai, access)

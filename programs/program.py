@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 
 from lim_sglang.environment import project_commit
-from lim_sglang.errors import ConfigError, ServerError
+from lim_sglang.errors import ConfigError, ServerError, likely_name
 from lim_sglang.markdown_section import counted, join_words
 from lim_sglang.programs.schema import (
     COMPLETED_STATES,
@@ -229,11 +229,14 @@ def find_program(name: str) -> Program:
     """Look up a program, as `find_name` does.
 
     Raises:
-        ConfigError: none has this name; the message lists the known ones.
+        ConfigError: none has this name; the message names the likeliest one, and lists all.
     """
     found = find_name(name)
     if found is None:
-        raise ConfigError(f"unknown program {name!r}; known, and when each stops:\n{listing()}")
+        guess = likely_name(name, PROGRAMS)
+        raise ConfigError(
+            f"unknown program {name!r}; {guess}known, and when each stops:\n{listing()}"
+        )
     return PROGRAMS[found]
 
 
@@ -278,6 +281,8 @@ class Outcome:
     """Samples that ended by themselves after that, too late to vote."""
     interrupted: bool = False
     """True if Ctrl-C ended the question: samples in flight are left out."""
+    left_out_tokens: int = 0
+    """Tokens of these samples as far as they were counted."""
 
     @property
     def num_not_begun(self) -> int:
@@ -286,8 +291,8 @@ class Outcome:
 
     @property
     def spent_tokens(self) -> int:
-        """Tokens generated, by aborted samples too."""
-        return sum(sample.num_tokens for sample in self.samples)
+        """Tokens generated, by aborted samples and by those left out, too."""
+        return self.left_out_tokens + sum(sample.num_tokens for sample in self.samples)
 
     @property
     def spent_at_least(self) -> bool:
@@ -368,6 +373,7 @@ def outcome_of(
         elapsed_s=elapsed_s,
         num_late=len(samples) - len(voters),
         interrupted=interrupted,
+        left_out_tokens=sum(each.num_tokens for each in list(run.in_flight.values())),
     )
 
 

@@ -101,17 +101,6 @@ RANGES: Mapping[str, Range] = {
 """Values of the parameters of a question, by name."""
 
 
-def check_ranges(**values: object) -> None:
-    """Refuse values outside of `RANGES`, of which None stands for a default.
-
-    Raises:
-        ConfigError: there is such a value.
-    """
-    for name, value in values.items():
-        if value is not None:
-            RANGES[name].check(name, value)
-
-
 RECOMMENDED = ("temperature", "top_p", "top_k")
 """Parameters that a model's generation config may recommend; the server applies all others."""
 

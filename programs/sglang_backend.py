@@ -124,7 +124,7 @@ class SglangBackend(Backend):
         """Prepare the backend; nothing is sent yet.
 
         Raises:
-            ServerError: the URL is no HTTP address, or no HTTP header can hold the key.
+            ConfigError: the URL is no HTTP address, or no HTTP header can hold the key.
         """
         super().__init__(Client(access.url, api_key=access.api_key), access)
 

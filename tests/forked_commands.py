@@ -94,7 +94,7 @@ class Forker:
         """
         paths = [str(folder / name) for name in streams]
         for path in paths:
-            Path(path).touch()
+            Path(path).write_bytes(b"")
         order = {"words": words, "streams": paths, "environment": environment}
         return Command(self, self.ask(order), folder)
 

@@ -1,16 +1,19 @@
 """`lim serve`: from a model's name to a server that is proved to decode with LessIsMore."""
 
+import errno
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from struct import Struct
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from lim_sglang.config import API_KEY_VAR, LimConfig, default_of
-from lim_sglang.errors import INTERRUPTED, ServerError, lim_command
+from lim_sglang.errors import INTERRUPTED, ConfigError, ServerError, lim_command
 from lim_sglang.flags import FLAG_HELP
 from lim_sglang.launch.replicas import replicated, serve_on
 from lim_sglang.launch.server import (
@@ -25,6 +28,10 @@ from lim_sglang.progress import plain_console, print_plain
 
 MAX_REPLICAS = 64
 """More GPUs than a machine has."""
+LONGEST_NAME = 107
+"""Bytes that Linux takes for the name of a Unix socket."""
+UCRED = Struct("3i")
+"""Process, user and group at the other end of a Unix socket, as Linux gives them."""
 
 
 def _option(flag: str, *others: str, default: object) -> Any:
@@ -99,8 +106,46 @@ def serve(
     }
     given = {flag: text for flag, text in flags.items() if text is not None}
     spec = ServerSpec(model, given, context.obj or (), api_key)
-    options = server_options(spec, host=host, port=port)
-    _run(options, spec.title(options), replicas=replicas, verbose=verbose)
+    with claimed(host, port):
+        options = server_options(spec, host=host, port=port)
+        _run(options, spec.title(options), replicas=replicas, verbose=verbose)
+
+
+@contextmanager
+def claimed(host: str, port: int) -> Iterator[None]:
+    """Claim an address from the start of its server on, long before the server listens there.
+
+    Abstract Unix socket: a name without a file, in the same network namespace as the port, which
+    the kernel frees at the end of this process.
+
+    Raises:
+        ConfigError: another process has the claim.
+    """
+    name = f"\0lim-serve {port} {host}".encode()[:LONGEST_NAME]
+    with socket.socket(socket.AF_UNIX) as claim:
+        try:
+            claim.bind(name)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise ConfigError(
+                f"port {port} of {host} is taken by another lim serve{_owner(name)}, which starts "
+                "or runs: choose another --port, or stop that one"
+            ) from None
+        claim.listen(socket.SOMAXCONN)  # for `_owner`, whose connections nobody takes
+        yield
+
+
+def _owner(name: bytes) -> str:
+    """Return the process that listens at a Unix socket, as ` (process 12)` if it is known."""
+    with socket.socket(socket.AF_UNIX) as asked:
+        asked.setblocking(False)
+        try:
+            asked.connect(name)
+            told = asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+        except OSError:  # it does not listen yet, or many have asked before
+            return ""
+    return f" (process {UCRED.unpack(told)[0]})"
 
 
 def _run(options: ServerOptions, title: str, *, replicas: int = 1, verbose: bool) -> None:

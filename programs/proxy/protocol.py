@@ -5,12 +5,11 @@ A request is a vote if its model string names a program, as in `majority@16` or
 answer is one message, with the vote in a `lim` field; thoughts are in `reasoning_content`.
 """
 
-import difflib
 import json
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -27,7 +26,7 @@ from pydantic import (
 )
 
 from lim_sglang.config import SIMILAR, is_like_a_program
-from lim_sglang.errors import ConfigError, cut, value_error
+from lim_sglang.errors import ConfigError, cut, likely_name, value_error
 from lim_sglang.programs.chat import split_thoughts
 from lim_sglang.programs.http_client import reason_of
 from lim_sglang.programs.options import read_settings
@@ -295,8 +294,9 @@ def read_model(model: Any, programs: ProgramSamples) -> Named | None:
 
 def _unknown(where: str, name: str, programs: ProgramSamples) -> ConfigError:
     return ConfigError(
-        f"{where}unknown program {cut(repr(name))}; known: {', '.join(programs)}; a vote is "
-        f"PROGRAM@SAMPLES, such as {DEFAULT_PROGRAM}@{programs[DEFAULT_PROGRAM]}"
+        f"{where}unknown program {cut(repr(name))}; {likely_name(name, programs)}known: "
+        f"{', '.join(programs)}; a vote is PROGRAM@SAMPLES, such as "
+        f"{DEFAULT_PROGRAM}@{programs[DEFAULT_PROGRAM]}"
     )
 
 
@@ -371,7 +371,8 @@ def _reasons_against(body: Mapping[str, Any]) -> list[str]:
         if name in _ChatRequest.model_fields or name in _IGNORED or value is None:
             continue
         if name not in _NEUTRAL:
-            meant = _meant(name, (*_ChatRequest.model_fields, *_NEUTRAL, *_IGNORED))
+            known = (*_ChatRequest.model_fields, *_NEUTRAL, *_IGNORED)
+            meant = likely_name(name, known, SIMILAR).strip()
             reasons.append(f"{name}: a vote does not know this field ({meant or _PLAIN})")
         elif not any(type(value) is type(each) and value == each for each in _NEUTRAL[name]):
             advice = "use @SAMPLES in the model's name" if name == "n" else _PLAIN
@@ -385,15 +386,10 @@ def _in_words(problem: Mapping[str, Any]) -> str:
     steps = (str(step) for step in problem["loc"] if step not in (_TEXT, _PARTS))
     where, text = ".".join(steps), value_error(problem)
     if problem["type"] == "extra_forbidden" and problem["loc"][0] == "lim":
-        known = ", ".join(_LimField.model_fields)
-        return f"{where}: not a field of lim ({_meant(where[4:], _LimField.model_fields) or known})"
+        known = _LimField.model_fields
+        meant = likely_name(where[4:], known, SIMILAR).strip()
+        return f"{where}: not a field of lim ({meant or ', '.join(known)})"
     return f"{where}: {text[:1].lower()}{text[1:]}"
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    """Return which known name a misspelt one may stand for; empty if none is like it."""
-    close = difflib.get_close_matches(name.casefold(), list(known), n=1, cutoff=SIMILAR)
-    return f"did you mean {close[0]}?" if close else ""
 
 
 def error_body(

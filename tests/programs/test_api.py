@@ -170,6 +170,53 @@ def test_what_cannot_be_asked_is_refused_in_words_and_a_short_trace(
     assert "--" not in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (function, name)
+        for function in (lim_sglang.ask, lim_sglang.grade, lim_sglang.extract_answer)
+        for name in inspect.signature(function).parameters
+    ],
+)
+@pytest.mark.parametrize("by_name", [True, False])
+def test_each_argument_of_another_type_is_refused_before_a_server_is_asked(
+    function: Any, name: str, by_name: bool
+) -> None:
+    parameters = inspect.signature(function).parameters
+    required = {n: "1" for n, p in parameters.items() if p.default is p.empty and n != name}
+    arguments = required | {name: object()}
+    if by_name or parameters[name].kind is inspect.Parameter.KEYWORD_ONLY:
+        before = []
+    else:
+        before = [
+            arguments.pop(n, parameters[n].default)
+            for n in [*parameters][: [*parameters].index(name) + 1]
+        ]
+    with pytest.raises(LimError, match=f"^{name}: expected .*, got <object"):
+        function(*before, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("options", 3, "a mapping of names to numbers"),
+        ("options", [1], "a mapping of names to numbers"),
+        ("options", "window=2", "a mapping of names to numbers"),
+        ("options", {"confidence": "high"}, "a mapping of names to numbers"),
+        ("url", 5, "a text"),
+        ("api_key", 5, "a text"),
+        ("system", 5, "a text"),
+        ("thinking", "yes", "True or False"),
+        ("max_tokens", None, "a whole number of at least 1"),
+    ],
+)
+def test_values_that_look_likely_are_refused_by_their_type(
+    name: str, value: object, expected: str
+) -> None:
+    with pytest.raises(LimError, match=f"^{name}: expected {expected}"):
+        lim_sglang.ask(QUESTION, **{"url": NOBODY, "program": "adaptive", name: value})  # type: ignore[arg-type]
+
+
 def test_an_error_of_another_kind_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lim_sglang.programs.program.find_program", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError) as found:
@@ -210,7 +257,7 @@ def test_options_become_arguments_and_commands_stay(text: str, expected: str) ->
 
 @pytest.mark.parametrize("answer", [True, float("nan"), None, [5]])
 def test_an_answer_that_is_neither_text_nor_number_is_refused(answer: Any) -> None:
-    with pytest.raises(LimError, match="answer: expected a text, got"):
+    with pytest.raises(LimError, match="answer: expected a text or a finite number, got"):
         lim_sglang.grade("the answer is 5", answer)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lim_sglang.errors import ServerError
+from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.programs import http_client as client_module
 from lim_sglang.programs.http_client import (
     Backoff,
@@ -114,7 +114,7 @@ def test_the_api_key_is_sent_and_its_refusal_says_what_to_give(url: str) -> None
 
 @pytest.mark.parametrize("key", ["schlüssel", "two\nlines", "secret "])
 def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(url: str, key: str) -> None:
-    with pytest.raises(ServerError, match="API key") as caught:
+    with pytest.raises(ConfigError, match="API key") as caught:
         Client(url, api_key=key)
     assert key not in str(caught.value)
 
@@ -309,7 +309,7 @@ def test_an_address_is_completed_and_needs_no_version(url: str, expected: str) -
     ],
 )
 def test_an_impossible_address_is_refused_with_an_example(url: str) -> None:
-    with pytest.raises(ServerError, match=r"write one like http://127\.0\.0\.1:30000"):
+    with pytest.raises(ConfigError, match=r"write one like http://127\.0\.0\.1:30000"):
         Client(url)
 
 

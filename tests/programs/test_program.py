@@ -7,6 +7,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ import pytest
 from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.evals.run_config import EVAL_SAMPLES
 from lim_sglang.markdown_section import counted
+from lim_sglang.programs.backend import InFlightSample
 from lim_sglang.programs.program import (
     PROGRAMS,
     Outcome,
     Program,
     find_program,
     listing,
+    outcome_of,
     outcome_record,
     reasons_without_vote,
     refuse_failures,
@@ -46,8 +49,11 @@ _, _, ADAPTIVE, EARLY_STOP, SHORT, CONFIDENCE, BUDGET = PROGRAMS.values()
 def test_a_program_has_the_name_that_finds_it() -> None:
     assert all(find_program(name).name == name for name in PROGRAMS)
     assert find_program(" Early-Stop") is EARLY_STOP
-    with pytest.raises(ConfigError, match=r"unknown program 'majorty'; known.*\n  single "):
+    meant = r"unknown program 'majorty'; did you mean majority\? known, .*\n  single "
+    with pytest.raises(ConfigError, match=meant):
         find_program("majorty")
+    with pytest.raises(ConfigError, match="unknown program 'oracle'; known, and"):
+        find_program("oracle")
 
 
 def test_a_programs_file_is_a_script_that_prints_each_sample_and_last_the_answer() -> None:
@@ -370,6 +376,17 @@ def test_a_sample_that_ends_before_the_abort_is_kept_and_does_not_vote() -> None
     assert sum(group.votes for group in outcome.vote.groups) == 2
     finished = [s for s in outcome.samples if s.state is SampleState.FINISHED]
     assert outcome.num_late == len(finished) - 2
+
+
+def test_tokens_of_samples_that_an_interruption_leaves_out_are_spent() -> None:
+    ended, running = [make_sample(0, "391", num_tokens=10)], InFlightSample(1)
+    running.num_tokens = 50
+    run: Any = SimpleNamespace(
+        ended=ended, voters=ended, in_flight={1: running}, equivalent=str.__eq__, settled=False
+    )
+    found = outcome_of(PROGRAMS["majority"], run, 3, 1.0, interrupted=True)
+    assert outcome_record(found)["tokens_spent"] == 10 + 50
+    assert [sample.index for sample in found.samples] == [0]
 
 
 def test_the_list_names_the_samples_of_each_program_and_those_of_eval_that_differ() -> None:

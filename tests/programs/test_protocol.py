@@ -66,7 +66,10 @@ def test_a_model_string_names_a_program_or_a_model(model: Any, expected: Any) ->
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("majorty@16", "unknown program 'majorty'; known: single, majority, adaptive"),
+        (
+            "majorty@16",
+            "unknown program 'majorty'; did you mean majority\\? known: single, majority, adaptive",
+        ),
         ("majorty@three", "unknown program 'majorty'"),
         ("openai/Majorty", "unknown program 'Majorty'"),
         ("vote@3", "unknown program 'vote'.* such as majority@8"),

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+import time
 from contextlib import suppress
 
 import pytest
 import typer
 
-from lim_sglang import doctor
+from lim_sglang import doctor, progress
 from lim_sglang.doctor import (
     Finding,
     Verdict,
@@ -121,7 +122,28 @@ def test_a_wait_is_announced_before_it_begins_in_a_pipe_too(
         monkeypatch.setattr(sys, "stdout", Screen())
     with suppress(typer.Exit):
         doctor.doctor()
-    assert ("SGLang's server and the plugin, up to half a minute" in told[0]) is not is_terminal
+    assert "loading SGLang's server and the plugin\n" in told[0]
+
+
+def test_a_long_wait_shows_its_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+
+    def load() -> Finding:
+        told.append("")
+        while "waiting" not in told[-1] and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+            told.append(told[-1] + capsys.readouterr().err)
+        return Finding(Verdict.OK, "loaded")
+
+    monkeypatch.setattr(progress, "FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr(doctor, "_device", lambda: iter(()))
+    monkeypatch.setattr(doctor, "_backend", load)
+    deadline_s = time.monotonic() + 5
+    with suppress(typer.Exit):
+        doctor.doctor()
+    assert "loading SGLang's server and the plugin\n  waiting, 0 s\n" in told[-1]
 
 
 def test_every_pin_is_one_that_the_doctor_can_read() -> None:

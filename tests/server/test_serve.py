@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from lim_sglang import cli
+from lim_sglang.errors import ConfigError
 from lim_sglang.launch import serve as serve_module
-from lim_sglang.launch.serve import commands_block, ready_block
+from lim_sglang.launch.serve import claimed, commands_block, ready_block
 from lim_sglang.launch.server import ServerOptions, free_port
 from lim_sglang.programs.options import list_programs
 from tests.builders import Screen
@@ -159,6 +160,54 @@ def test_a_start_that_cannot_be_is_one_message_and_an_exit_code(
     assert ended.value.code == code
     assert error.startswith("error: ")
     assert named.format(taken=taken) in error
+
+
+@pytest.mark.parametrize("replicas", [(), ("--replicas", "2")])
+def test_a_second_start_at_an_address_is_refused_before_anything_else(
+    replicas: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    port = free_port()
+    command = ["lim", "serve", "no-such-model", "--port", str(port), *replicas]
+    monkeypatch.setattr(sys, "argv", command)
+    with claimed("127.0.0.1", port), pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == REFUSED
+    assert capsys.readouterr().err.startswith(f"error: port {port} of 127.0.0.1 is taken by")
+
+
+def test_an_address_has_one_lim_serve_which_a_second_one_names() -> None:
+    port, host = free_port(), "h" * 300
+    for each in ("127.0.0.1", host):
+        with (
+            claimed(each, port),
+            claimed("127.0.0.2", port),
+            pytest.raises(ConfigError, match=rf"port {port} of .*\(process {os.getpid()}\)"),
+            claimed(each, port),
+        ):
+            pytest.fail("both start there")
+    with claimed(host, port):
+        pass  # free again at the end of the block
+
+
+def test_a_killed_lim_serve_claims_nothing() -> None:
+    port = free_port()
+    program = (
+        "from lim_sglang.launch.serve import claimed\n"
+        f"with claimed('127.0.0.1', {port}): print('claimed', flush=True), input()"
+    )
+    command = [sys.executable, "-c", program]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "claimed\n"
+        refused = pytest.raises(ConfigError, match=rf"process {other.pid}\), which starts or runs")
+        with refused, claimed("127.0.0.1", port):
+            pytest.fail("both start there")
+        other.kill()
+    with claimed("127.0.0.1", port):
+        pass
 
 
 @pytest.mark.e2e
