@@ -256,7 +256,7 @@ def test_a_name_is_that_of_a_file_first_and_of_one_of_ours_then(
     assert find_matrix("tiny") == MATRICES / "tiny.toml"
     Path("tiny").write_text(LEAST)
     assert find_matrix("tiny") == Path("tiny")
-    with pytest.raises(ConfigError, match=r"no file tinny: .* one of math500-coder-1\.5b, paper"):
+    with pytest.raises(ConfigError, match=r"no file tinny: .* one of analyses, math500"):
         find_matrix("tinny")
 
 
@@ -269,7 +269,10 @@ def test_the_matrices_that_come_with_lim_have_their_runs_and_servers() -> None:
     numbers = {
         name: (len(runs), len({run.server.name for run in runs})) for name, runs in found.items()
     }
-    assert numbers == {"paper": (48, 15), "math500-coder-1.5b": (23, 23), "tiny": (2, 2)}
+    assert numbers == {
+        **{"paper": (48, 15), "math500-coder-1.5b": (23, 23), "tiny": (2, 2)},
+        **{"analyses": (27, 27), "tiny-analyses": (10, 10)},
+    }
 
 
 def test_the_headline_matrix_is_all_of_math500_dense_and_for_every_policy() -> None:
