@@ -17,6 +17,7 @@ from lim_sglang.progress import plain_console, print_plain, show_progress
 
 if TYPE_CHECKING:
     from lim_sglang.evals.compare import Comparison
+    from lim_sglang.evals.equal_time import EqualTime
     from lim_sglang.evals.report import Group
 
 
@@ -110,18 +111,28 @@ def compare_runs(
     common: Annotated[
         bool, typer.Option("--common", help="Compare the questions that both runs have.")
     ] = False,
+    per_second: Annotated[
+        bool,
+        typer.Option(
+            "--per-second",
+            help="Compare votes at equal time, too: as many samples of each run as take the same "
+            "seconds. The slower run goes first.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a comparison.")] = False,
 ) -> None:
     """Compare runs of the same questions: difference with a 95 % interval, McNemar's test on the
     votes, ratio of lengths, and a sentence on what these show."""
     from lim_sglang.evals.compare import compare, distinct_names
+    from lim_sglang.evals.equal_time import equal_times
     from lim_sglang.evals.summaries import check_paths, load_by_task
-    from lim_sglang.evals.tables import comparison_table, sentence
+    from lim_sglang.evals.tables import comparison_table, equal_time_table, sentence
 
     check_paths(runs)
     errors = plain_console(stderr=True)
     comparisons: list[tuple[str, Comparison]] = []
+    times: list[list[EqualTime]] = []
     tasks, empty = load_by_task(runs, errors)
     unequal: list[DataError] = []
     for first, *others in tasks:
@@ -130,6 +141,9 @@ def compare_runs(
             try:
                 found = compare(first, other, names=(name, other_name), common=common, seed=seed)
                 comparisons.append((first.conditions["task"], found))
+                times.append([])
+                if per_second:
+                    times[-1] = equal_times(first, other, common=common, seed=seed)
             except DataError as problem:
                 unequal.append(problem)
     left_out = [
@@ -151,16 +165,20 @@ def compare_runs(
     for reason in (*left_out, *unequal):
         print_plain(errors, f"warning: left out: {reason}")
     if as_json:
-        for task, found in comparisons:
+        for (task, found), rows in zip(comparisons, times, strict=True):
             row = {"task": task, **asdict(found), "sentence": sentence(found)}
+            if per_second:
+                row["equal_time"] = [asdict(each) for each in rows]
             typer.echo(json.dumps(row, ensure_ascii=False))
         return
-    for task, found in comparisons:
+    for (task, found), rows in zip(comparisons, times, strict=True):
         table = comparison_table(found)
         if len(tasks) > 1:
             table = replace(table, title=f"{task}: {table.title}")
         print_table(plain_console(), table)
         print_plain(plain_console(), sentence(found))
+        if rows:
+            print_table(plain_console(), equal_time_table(found, rows))
         for difference in found.other_differences:
             print_plain(errors, f"warning: {found.a} and {found.b} differ in {difference}")
     if sum(found.difference.bounds is not None for _, found in comparisons) > 1:

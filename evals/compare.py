@@ -298,7 +298,7 @@ def compare(
     Raises:
         DataError: the tasks or the questions differ, or no question can be compared.
     """
-    pairs = _paired_questions(a, b, common=common)
+    pairs = paired_questions(a, b, common=common)
     completed = [(x, y) for x, y in pairs if x.completed and y.completed]
     if not completed:
         raise DataError(f"{a.label} and {b.label} share no question with completed samples")
@@ -319,7 +319,7 @@ def compare(
         length_ratio=_ratio(completed, _mean_tokens, **bootstrap),
         spent_ratio=_ratio(pairs, lambda q: sum(q.tokens), **bootstrap),
         seconds_ratio=(
-            _ratio(completed, _mean_seconds, **bootstrap) if has_seconds and not uneven else None
+            _ratio(completed, mean_seconds, **bootstrap) if has_seconds and not uneven else None
         ),
         uneven_seconds=uneven,
         stops_by_itself=stops_early(a.conditions) or stops_early(b.conditions),
@@ -381,7 +381,7 @@ def _figures(
         mean_tokens=fmean(map(_mean_tokens, completed)),
         tokens_per_question=fmean(sum(question.tokens) for question in compared),
         mean_seconds=(
-            fmean(map(_mean_seconds, completed)) if all(q.seconds for q in completed) else None
+            fmean(map(mean_seconds, completed)) if all(q.seconds for q in completed) else None
         ),
     )
 
@@ -417,13 +417,13 @@ def _mean_tokens(question: QuestionResult) -> float:
     return fmean(question.tokens[n] for n in question.completed)
 
 
-def _mean_seconds(question: QuestionResult) -> float:
+def mean_seconds(question: QuestionResult) -> float:
     """Return the mean of recorded seconds, at least their resolution, so that a ratio exists."""
     assert question.seconds, "only called where seconds were recorded"
     return max(fmean(question.seconds[n] for n in question.completed), 0.01)
 
 
-def _paired_questions(a: Summary, b: Summary, *, common: bool) -> Pairs:
+def paired_questions(a: Summary, b: Summary, *, common: bool) -> Pairs:
     """Return the questions that have samples in both runs, in a's order."""
     if a.conditions["task"] != b.conditions["task"]:
         raise DataError(

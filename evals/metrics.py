@@ -545,13 +545,15 @@ def majority_at_k(summary: Summary, k: int) -> Estimate:
     Raises:
         DataError: no question has k voters.
     """
-    shares = []
-    for question in _questions_with(summary, k, lambda question: question.voters):
-        voters = question.voters
-        groups = tuple(question.group[n] for n in voters)
-        correct = tuple(question.correct[n] for n in voters)
-        shares.append(winning_subsets(groups, correct)[k] / comb(len(voters), k))
-    return estimate(shares)
+    questions = _questions_with(summary, k, lambda question: question.voters)
+    return estimate([majority_share(question, k) for question in questions])
+
+
+def majority_share(question: QuestionResult, k: int) -> float:
+    """Return the share of the subsets of k voters of a question whose majority is correct."""
+    groups = tuple(question.group[n] for n in question.voters)
+    correct = tuple(question.correct[n] for n in question.voters)
+    return winning_subsets(groups, correct)[k] / comb(len(groups), k)
 
 
 @lru_cache(maxsize=4096)

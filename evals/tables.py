@@ -14,6 +14,7 @@ from lim_sglang.evals.compare import (
     policy_name,
     uneven_seconds,
 )
+from lim_sglang.evals.equal_time import EqualTime
 from lim_sglang.evals.metrics import (
     MIN_QUESTIONS,
     MIN_VOTERS,
@@ -375,6 +376,22 @@ def comparison_table(found: Comparison) -> Table:
     level = " (95 %)" if found.difference.bounds else ""
     head = ("measure", found.a, found.b, f"difference{level}")
     return Table(head, tuple(rows), f"{found.b} against {found.a}", "; ".join(filter(None, notes)))
+
+
+def equal_time_table(found: Comparison, rows: Sequence[EqualTime]) -> Table:
+    """Return the votes of both runs at equal seconds, a row for each time."""
+    level = ", 95 %" if any(row.difference.bounds for row in rows) else ""
+    names = (found.a, found.b)
+    columns = [f"{what}, {name}" for what in ("samples", f"{RIGHT_VOTES} %") for name in names]
+    head = ("seconds", *columns, f"difference, points{level}")
+    cells = tuple(
+        (
+            *(seconds(row.seconds), str(row.samples_a), str(row.samples_b)),
+            *(share(row.majority_a), share(row.majority_b), points(row.difference)),
+        )
+        for row in rows
+    )
+    return Table(head, cells, f"{found.b} against {found.a} at equal time")
 
 
 def _shares_row(
