@@ -236,8 +236,8 @@ class Generator:
 GENERATORS: Mapping[str, Generator] = {
     each.name: each
     for each in (
-        Generator("needle", _needle, AnswerKind.TEXT, ANSWER_PROMPT),
-        Generator("chain", _chain, AnswerKind.TEXT, MATH_PROMPT),
+        Generator("needle", _needle, AnswerKind.EXPRESSION, ANSWER_PROMPT),
+        Generator("chain", _chain, AnswerKind.EXPRESSION, MATH_PROMPT),
         Generator("copy", _copy, AnswerKind.TEXT, ANSWER_PROMPT),
         Generator("sum", _sum, AnswerKind.INTEGER, MATH_PROMPT),
     )

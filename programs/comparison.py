@@ -50,6 +50,13 @@ _EXCLUDED = re.compile(r"([a-zA-Z])\s*\\ne\s*([^,<>=]+(?:,[^,<>=\\]+)+)")
 _ANY_REAL = re.compile(
     r"^\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}\s*,|(?:,|\\text\{\s*and\s*\}|\\land)?\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}$"
 )
+_QUANTITY = re.compile(
+    r"\s*((?:[eiI]|(?:\\(?:det|dim|gcd|lcm|max|min|deg|ker|rank|Pr|nabla|lim|operatorname|mathrm|vec|mathbf"
+    r"|widehat|overline)(?![a-zA-Z])|\\?P\s*(?:\\left)?\(|\\mathbb\s*\{P\}|\\\||\\(?:left)?\\\|)[^=]*)\s*)=\s*([^=]+)"
+)
+"""A value and its quantity, whose name math-verify takes for a constant or a relation."""
+_PLUS_MINUS = re.compile(r"(\w+\s*=\s*)?(?=[^,]*\{[^,]*\\pm(?![a-zA-Z]))([^,;=]+)")
+r"""A value with `\pm` within a fraction or a root: `\frac{1\pm\sqrt{5}}{2}`."""
 _CONNECTIVE = re.compile(
     r"\s*,?\s*(?:\\text\{\s*(or|and)\s*\}|\b(or|and)\b|\\(lor|land|cup|cap)(?![a-zA-Z])|([,;]))\s*"
 )
@@ -61,6 +68,7 @@ _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])")
 
 def compare(a: str, b: str) -> bool:
     """Return True if two values in plain LaTeX are equal; symmetric."""
+    a, b = _without_quantity(a, b), _without_quantity(b, a)
     first, second = read(a), read(b)
     if any(_is_statement(part) for part in (*first, *second)):
         # A statement about numbers, as 3 > 5, is no value.
@@ -68,6 +76,17 @@ def compare(a: str, b: str) -> bool:
     if not _comparable(a, b):
         return False
     return _verify(first, second) or _verify(second, first) or _same_set(first, second)
+
+
+def _without_quantity(latex: str, other: str) -> str:
+    """Return the value of `P(X > 2) = 0.3` or `e = 0.6`, where the other answer is a value, or one
+    of the same quantity.
+    """
+    named, same = _QUANTITY.fullmatch(latex), _QUANTITY.fullmatch(other)
+    if named is None or (same is None and re.search(r"[=<>]|\\[lg]e", other)):
+        return latex
+    is_other = same is not None and re.sub(r"\s", "", same[1]) != re.sub(r"\s", "", named[1])
+    return latex if is_other else named[2]
 
 
 def _is_statement(formula: Formula) -> bool:
@@ -105,6 +124,10 @@ def read(latex: str) -> list[Formula]:
     latex = _ANY_REAL.sub("", latex) or latex
     if excluded := _EXCLUDED.fullmatch(latex):
         latex = ",".join(f"{excluded[1]} \\ne {value}" for value in excluded[2].split(","))
+    if either := _PLUS_MINUS.fullmatch(latex):
+        latex = (
+            rf"{either[1] or ''}\{{{_with_sign(either[2], '+')}, {_with_sign(either[2], '-')}\}}"
+        )
     solutions = _solution_set(latex, is_set=builder is not None)
     if solutions is not None:
         return [solutions]
@@ -113,6 +136,12 @@ def read(latex: str) -> list[Formula]:
     listed = re.sub(r"\\l(?:or|and)(?![a-zA-Z])", ",", latex)
     found = parse(rf"\boxed{{{listed}}}", _READING)
     return [part if isinstance(part, str) else _mended(part) for part in found]
+
+
+def _with_sign(latex: str, sign: str) -> str:
+    r"""Return a value with a sign for `\pm`, and the other one for `\mp`."""
+    other = "-" if sign == "+" else "+"
+    return re.sub(r"\\mp(?![a-zA-Z])", other, re.sub(r"\\pm(?![a-zA-Z])", sign, latex))
 
 
 def _mended(formula: Formula) -> Formula:

@@ -30,6 +30,7 @@ from lim_sglang.programs.grading.stated import (
     listed,
     result,
     stated_value,
+    told_value,
 )
 from lim_sglang.programs.grading.statements import (
     ASKED,
@@ -45,6 +46,7 @@ from lim_sglang.programs.grading.statements import (
     unless_overruled,
 )
 from lim_sglang.programs.grading.texts import stated_text
+from lim_sglang.programs.grading.values import read_number
 
 _MARKUP = re.compile(
     r"(?<![^\s(\[\"“:])([*_]{1,3})(?=[^\s*_])([^*_\n]{1,500})(?<=[^\s*_])\1(?![^\s.,;:!?)\]\"”])"
@@ -97,6 +99,13 @@ _CLOSING = re.compile(
 )
 """The last sentence of a reply: `Therefore, x = 42.`, `The solutions are 1 and 3.`, `Ans: 5`, `6
 times 7 is 42.`, or a last line `A: 5` or `m + n = 42`."""
+_LAST_SENTENCE = re.compile(r"[.!?:][*_]*\s|\n")
+"""What parts the last sentence from those before."""
+_CONCLUDED = re.compile(
+    rf"[\s*_#>-]*{_THUS}(?!\s*(?:it|its|this|that|these|those|their|we|you|I)\b)(?!.*\banswers?\b)",
+    re.IGNORECASE,
+)
+"""The beginning of a last sentence that concludes, as in `So she has 5 apples left.`"""
 _NAMES = rf"{NAME}(?:\s*[-+]\s*{NAME}){{0,4}}"
 _OTHER_OPTION = re.compile(r"^[ \t*_]*[B-J][*_]*[:.)]", re.MULTILINE)
 _SILENT_END = re.compile(r"(?:\s*(?:</s>|<\|\w{1,30}\|>|<(?:eos|end_of_turn)>)|\s[:;]-?\))+\s*\Z")
@@ -361,8 +370,25 @@ def _bare_answer(reply: str, end: int, cut_off: bool) -> str | None:
 
 
 def _closing_answer(reply: str) -> str | None:
-    """Return the number that a name equals, or the solutions, which the last sentence of a reply
-    states, as in `Therefore, x = 42.`
+    """Return the number, or the solutions, which the last sentence of a reply states, as in
+    `Therefore, x = 42.` and `So she has 5 apples left.`
+    """
+    return _closing_value(reply) or _told_at_end(reply)
+
+
+def _told_at_end(reply: str) -> str | None:
+    """Return the only number of a last sentence that concludes something of a named subject."""
+    end = reply[-MAX_BARE:].rstrip()
+    sentence = _LAST_SENTENCE.split(end.rstrip(".!*_"))[-1]
+    concluded = _CONCLUDED.match(sentence)
+    if concluded is None or end.endswith(("?", ":")) or DOUBT.search(sentence):
+        return None
+    return told_value(sentence[concluded.end() :])
+
+
+def _closing_value(reply: str) -> str | None:
+    """Return the number that a name equals or a calculation ends in, or the solutions, which the
+    last sentence of a reply states.
     """
     closing = _CLOSING.search(reply, max(0, len(reply) - MAX_BARE))
     if closing is None:
@@ -379,7 +405,10 @@ def _closing_answer(reply: str) -> str | None:
     stated = tidy(re.sub(r"(?<!\\)\$|\\[\[\]()]", "", words))
     equation = re.fullmatch(rf"{_NAMES}\s*=(.*)", stated, re.DOTALL)
     value = result(equation[1].strip() if equation else stated)
-    is_stated = equation or closing["result"] or closing["value"] or answer or value != stated
+    concluded = read_number(value) if closing["value"] else None
+    is_counted = concluded and concluded[1] and not concluded[1].dimensions
+    is_stated = equation or closing["result"] or answer or value != stated
+    is_stated = is_stated or (concluded and not is_counted)
     return value if is_stated and "=" not in value and is_measured(value) else None
 
 

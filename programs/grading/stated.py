@@ -16,6 +16,7 @@ from lim_sglang.programs.grading.values import (
     read_value,
     without_reason,
 )
+from lim_sglang.programs.grading.words import OPERATIONS
 
 MAX_WORDS = 4
 """Most words of an answer without a box; a longer one is a sentence about the answer."""
@@ -113,6 +114,7 @@ _LEAD_IN = re.compile(
     r"|the (?:set|interval|number|point|(?:ordered )?(?:pair|triple)))\s+)+(?=[-+$\\({\[\d])"
 )
 WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
+_LIMITING = frozenset(("and", "or", "but", "if", "than", "more", "less", "fewer", "of", "unless"))
 _FORMULA = re.compile(r"\$([^$\n]+)\$(?!\d)")
 _TOLD = re.compile(
     r"(?:[a-z][^\d\\$=<>]*\s)?(?:(?:is|are|was|were|equals|totals|has|have|had|gets?|got|costs?|makes?"
@@ -121,11 +123,17 @@ _TOLD = re.compile(
     r"(?:(?:a\stotal\sof|exactly|equal\sto|only|just|now|still|about|approximately|indeed)\s)*"
     r"(?:[a-z]\s*=\s*|\$(?=\\))?(?P<value>(?:\\?\$|[£€])?[-+]?"
     r"(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[dt]?frac\{\d+\}\{\d+\})(?:\s?\\?%)?)"
-    r"(?P<second>\s[a-z]+,?\s(?:and\s)?\d+\s[a-z]+)?(?P<rest>(?:\s(?!(?:and|or|but|if|than|more|less|fewer|times|plus|minus|not|to|of|[ap]\.?m)\b)"
-    r"[^\d\s=<>]+){0,4})",
+    r"(?P<second>\s[a-z]+,?\s(?:and\s)?\d+\s[a-z]+)?"
+    rf"(?P<rest>(?:\s(?!(?:{'|'.join(sorted(OPERATIONS | _LIMITING))}|[ap]\.?m)\b)"
+    r"(?:[a-z]{2,}|m)(?:['’/²³^-][a-z\d]*)*){0,4})",
     re.IGNORECASE,
 )
 """A short sentence with one number, which it states: `The total cost is $45`."""
+_UNTOLD = re.compile(
+    r"\W*(?:if|unless|when|suppose|assume|assuming|whether|does|do|is|are|nobody|no|none|neither|not)\b",
+    re.IGNORECASE,
+)
+"""The beginning of a sentence that asks, supposes or denies."""
 _REMARK = re.compile(r"\s*[,;(—–]\s*[^\d\\$]*$")
 """Words without a number behind a comma or in brackets: "72 clips, altogether"."""
 _CALCULATION = re.compile(r"\s*\((?!.*\bor\b)[^()]*\)$")
@@ -267,7 +275,7 @@ def told_value(sentence: str) -> str | None:
     `She has 42 apples left`; None for a sentence that states none or two.
     """
     told = _TOLD.fullmatch(_FORMULA.sub(r"\1", sentence.strip()).rstrip("."))
-    if told is None:
+    if told is None or _UNTOLD.match(sentence):
         return None
     value = told["value"] + (told["second"] or "")
     words = told["rest"].split()

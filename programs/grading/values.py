@@ -91,6 +91,8 @@ _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _PART = r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?"
 _SUM = re.compile(rf"{_PART}(?:\s*,?\s*(?:and\s+)?{_PART})+", re.IGNORECASE)
 _CLOCK = re.compile(r"(\d{1,2})(?::(\d{2})(?::(\d{2}))?)?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
+_ODDS = re.compile(r"(\d+)\s+(?:to|(in|out of))\s+(\d+)", re.IGNORECASE | re.ASCII)
+"""Odds and shares in words: `3 to 1`, `1 in 6`, `75 out of 100`."""
 _TEMPERATURE = re.compile(
     r"(?:°|\bdegrees?)\s*(C|F)(?:elsius|ahrenheit)?\b|\bdegrees?\s+(?=centigrade)", re.IGNORECASE
 )
@@ -148,6 +150,8 @@ MAX_DECIMAL_PLACES = 400
 def read_value(answer: str) -> Value:
     """Read an answer."""
     text, choice = _split_choice(plain(answer))
+    if odds := _ODDS.fullmatch(TEXT.sub(r" \1 ", text).strip()):
+        text = f"{odds[1]}{'/' if odds[2] else ':'}{odds[3]}"
     if choice and not text:
         return Value(choice, choice=choice)
     if excepted := _EXCEPT.fullmatch(TEXT.sub(r" \1 ", text).strip()):
@@ -312,9 +316,14 @@ def _marked_unit(value: str, words: str, measured: bool) -> bool:
     return measured
 
 
+_POWER_OF_TEN = re.compile(r"(?<=\d)(?:[eE](?=[-+]?\d)| ?x ?(?=10 ?\^))")
+"""Signs of a number that are no variables: `3e8`, `3 x 10^8`."""
+
+
 def _is_numeric(value: str) -> bool:
     """Return True if a value has no variable."""
-    return not re.search(r"[A-Za-z]", _COMMAND.sub("", value).replace("e^", ""))
+    bare = _POWER_OF_TEN.sub("", _COMMAND.sub("", value).replace("e^", ""))
+    return not re.search(r"[A-Za-z]", bare)
 
 
 def _read_clock(text: str) -> Clock | None:
@@ -365,7 +374,7 @@ def decide(a: Value, b: Value) -> bool | Question:
     if (a.clock is None) != (b.clock is None):
         timed, other = (a, b) if a.clock else (b, a)
         return _equals_clock(timed, other)
-    if not _units_agree(a, b):
+    if not _units_agree(a, b) or _is_share_and_quantity(a, b) or _is_share_and_quantity(b, a):
         return False
     left, right = _in_one_unit(a, b)
     if left == right or _SPACES.sub("", left) == _SPACES.sub("", right):
@@ -399,6 +408,12 @@ def _equals_clock(timed: Value, other: Value) -> bool | Question:
     if timed.clock.has_half or ":" not in other.latex:
         return False
     return min(timed.latex, other.latex), max(timed.latex, other.latex)
+
+
+def _is_share_and_quantity(a: Value, b: Value) -> bool:
+    """Return True for a percentage and a number of a unit: `20\\%` and `20 kg`."""
+    is_share = a.latex.endswith(r"\%") and not b.latex.endswith(r"\%")
+    return bool(is_share and b.unit and (b.unit.dimensions or b.unit.words))
 
 
 def _units_agree(a: Value, b: Value) -> bool:

@@ -34,13 +34,20 @@ _DENOMINATORS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "
     "hundredth": 100,
 }
 _SCALES_IN_WORDS = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
-_OPERATIONS = frozenset(
+OPERATIONS = frozenset(
     (
         *("times", "plus", "minus", "over", "divided", "multiplied", "squared", "cubed", "to"),
-        *("mod", "modulo", "choose", "not", "is", "are", "percent", "base", "dozen"),
+        *("mod", "modulo", "choose", "not", "is", "are", "percent", "base", "dozen", "below"),
+        *("hundred", "thousand", "million", "billion", "half", "halves", "thirds", "quarters"),
+        *("fifths", "tenths", "hundredths", "factorial", "root", "pi", "power", "in", "by"),
     )
 )
-"""Words between numbers that make a calculation, or a statement, of them."""
+"""Words behind a number that make a calculation, another number or a statement of it."""
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?", re.ASCII)
+_COUNTED = re.compile(r"(?:[\w\s,.'’]|(?<=[^\W\d_]{2})-(?=[^\W\d_]))+")
+_COUNTED_WORD = re.compile(rf"{_NUMBER.pattern}|[^\W\d_]+")
+_AND_OR_LIST = re.compile(r"\s*(?:,(?!\d{3}\b)\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b)\s*")
+"""What parts counted things, no comma within a number."""
 _MONTHS = [name.lower() for name in calendar.month_name[1:]]
 
 _VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
@@ -166,24 +173,29 @@ def _fraction_in_words(words: list[str]) -> Fraction | None:
 
 def read_counted(text: str) -> tuple[str, ...]:
     """Return the parts of words with several numbers, `3 red and 2 blue`, in no order; empty for
-    quantities and lists of numbers.
+    formulas, quantities and lists of numbers.
     """
     bare = TEXT.sub(r" \1 ", text).strip()
-    if not re.fullmatch(r"[\w\s,.'’-]+", bare) or len(re.findall(r"\d+(?:[.,]\d+)*", bare)) < 2:
+    if not _COUNTED.fullmatch(bare) or len(_NUMBER.findall(bare)) < 2:
         return ()
-    parts = [re.findall(r"[\d.]*\d|\w+", part) for part in re.split(AND_OR_COMMA, bare)]
-    names = [[word for word in part if word.isalpha()] for part in parts]
+    parts = [_COUNTED_WORD.findall(part) for part in re.split(_AND_OR_LIST, bare)]
+    names = [[word for word in part if word[0].isalpha()] for part in parts]
     if any(len(part) in (0, len(words)) for part, words in zip(names, parts, strict=True)):
         return ()
-    if any(map(_is_no_name, (name for part in names for name in part))):
+    if any(len(name) < 2 or _is_no_name(name) for part in names for name in part):
         return ()
-    return tuple(sorted(" ".join(words).casefold() for words in parts))
+    return tuple(sorted(" ".join(map(_canonical_word, words)) for words in parts))
+
+
+def _canonical_word(word: str) -> str:
+    """Return a word in lower case, or a number without the zeros and commas that say nothing."""
+    return word.casefold() if word[0].isalpha() else in_latex(Fraction(word.replace(",", "")))
 
 
 def _is_no_name(word: str) -> bool:
     """Return True for a month, a unit of measurement and a word of a calculation."""
     unit, lower = read_unit(word), word.lower()
-    return bool(_month(lower) or lower in _OPERATIONS or (unit and unit.dimensions))
+    return bool(_month(lower) or lower in OPERATIONS or (unit and unit.dimensions))
 
 
 def read_ratio(text: str) -> tuple[str, ...]:
