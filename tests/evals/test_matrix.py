@@ -228,6 +228,10 @@ lim = 7
             ["2 runs share the folder math500-tiny-less", "2 models are published as tiny: rename"],
         ),
         (f"{LEAST}[[servers]]", ["2 runs share the folder math500-default-model-lessismore: give"]),
+        (
+            "[[tasks]]\ntask = 'needle'\n[[tasks]]\ntask = 'needle:1024'\n[[servers]]",
+            ["2 runs share the folder needle-1024-default-model-lessismore: give"],
+        ),
         (f"{LEAST}[[tasks]]\ntask = 'math500'", ["2 runs share the folder math500-default-model"]),
     ],
 )

@@ -196,7 +196,7 @@ def test_a_damaged_checkpoint_is_refused(
 
 
 def test_two_trainings_do_not_share_a_folder(model: Path, texts: Path, tmp_path: Path) -> None:
-    with training._alone_in(tmp_path):
+    with training.alone_in(tmp_path, "lim train-gate"):
         words = "another lim train-gate is writing to .*: wait for its end, or name another --out"
         with pytest.raises(DataError, match=words):
             command_line()(args=words_of(model, texts, tmp_path))
