@@ -91,7 +91,7 @@ def test_the_page_loads_nothing_and_holds_plots_and_tables(tmp_path: Path) -> No
 
 
 def test_a_page_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be written .* name another --out"):
+    with pytest.raises(DataError, match=r"cannot be written .* name another --out"):
         report.write_page(TRACE, tmp_path / "none")
 
 
