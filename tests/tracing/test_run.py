@@ -109,11 +109,10 @@ def test_a_folder_that_cannot_be_written_is_refused_before_questions_are_read(
 def test_layers_beyond_the_models_are_refused_before_it_is_loaded(
     tiny_model: Path, tmp_path: Path, letters: Path
 ) -> None:
-    words = ("--questions", letters, "--out", tmp_path / "out")
-    found = refused(tiny_model, *words, "--layers", "7,8,99")
-    assert isinstance(found, ConfigError)
-    assert "--layers names 8, 99: the model has layers 0 to 7" in str(found)
-    assert not (tmp_path / "out").exists()
+    out = tmp_path / "out"
+    error = refused(tiny_model, "--questions", letters, "--out", out, "--layers", "7,8,99")
+    assert "--layers names 8, 99: the model has layers 0 to 7" in str(error)
+    assert not out.exists()
 
 
 @ON_CPU
@@ -127,9 +126,8 @@ def test_another_prompt_is_another_trace(
     assert conditions["model"] == tiny_model.name
     assert conditions["policies"]["lessismore"]["select_layers"] == [*SELECT_LAYERS]
     assert refused(".", "--questions", letters, *out) is None
-    found = refused(".", "--questions", f"{letters}:choice", *out)
-    assert isinstance(found, DataError)
-    assert "a trace with another prompts_sha256:" in str(found)
+    words = "a trace with another prompts_sha256:"
+    assert words in str(refused(".", "--questions", f"{letters}:choice", *out))
 
 
 @ON_CPU
