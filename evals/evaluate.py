@@ -99,7 +99,8 @@ LengthOption = Annotated[
         max=LENGTHS[-1],
         help="Tokens of each question, about: a word, a digit and a sign count as one each. "
         f"{join_words(GENERATORS)} are generated in that length; before a question of a benchmark "
-        "whose rows have solutions, such as math500, others are shown with theirs. "
+        "whose rows have solutions, such as math500, others are shown with theirs, up to that "
+        "length at most. "
         "TASK:LENGTH says it of one task.",
         show_default=f"{DEFAULT_LENGTH} for {join_words(GENERATORS)}, else the question alone",
     ),

@@ -9,10 +9,11 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TypeVar
 
-from lim_sglang.errors import DataError, cut
+from lim_sglang.errors import DataError
+from lim_sglang.markdown_section import counted
 from lim_sglang.programs.grading.kinds import AnswerKind
 from lim_sglang.programs.schema import MATH_PROMPT
 
@@ -245,8 +246,8 @@ GENERATORS: Mapping[str, Generator] = {
 
 
 def shots_of(solved: Sequence[tuple[str, str | None]], length: int, seed: int) -> Iterator[str]:
-    """Yield, for each question, the others with their solutions, up to a length in tokens together
-    with the question.
+    """Yield, for each question, the others with their solutions, up to the first one that exceeds
+    a length in tokens together with the question.
 
     The order of the others follows from the seed and is the same for all questions, so that prompts
     share their beginning, which a server keeps. A question never stands before itself.
@@ -265,8 +266,21 @@ def shots_of(solved: Sequence[tuple[str, str | None]], length: int, seed: int) -
     order = Draws(f"shots {seed}").sample(solved, len(solved))
     shots = [(text.strip(), SHOT.format(text.strip(), solution)) for text, solution in order]
     sizes = [count_tokens(shot) for _, shot in shots]
-    for text, _ in solved:
-        room = length - count_tokens(SHOT.format(text, ""))
+    rooms = [length - count_tokens(SHOT.format(text, "")) for text, _ in solved]
+    lacking = [
+        size - room
+        for (text, _), room in zip(solved, rooms, strict=True)
+        for size in islice(
+            (n for (other, _), n in zip(shots, sizes, strict=True) if other != text.strip()), 1
+        )
+        if size > room
+    ]
+    if lacking:
+        raise DataError(
+            f"--length {length:,} has no room for a solved question before {len(lacking)} of "
+            f"{len(solved)} questions: raise it by {counted(max(lacking), 'token')}"
+        )
+    for (text, _), room in zip(solved, rooms, strict=True):
         shown = []
         for (other, shot), size in zip(shots, sizes, strict=True):
             if other == text.strip():
@@ -279,10 +293,5 @@ def shots_of(solved: Sequence[tuple[str, str | None]], length: int, seed: int) -
             raise DataError(
                 f"all {len(solved)} questions with their solutions are {room:,} tokens short of "
                 f"--length {length:,}: lower it"
-            )
-        if not shown:
-            raise DataError(
-                f"--length {length:,} has no room for a solved question before {cut(repr(text))}: "
-                f"raise it by {size - room:,} tokens"
             )
         yield "".join(shown) + SHOT.partition("{")[0]

@@ -230,13 +230,15 @@ def _expand(
     for number, row in enumerate(content.servers):
         try:
             servers = list(_servers(row, content.sglang))
-            if unknown := {*(row.tasks or ())} - {*names}:
+            given = names if row.tasks is None else row.tasks
+            wanted = {each if each in names else short_name(each) for each in given}
+            if unknown := wanted - {*names}:
                 raise ConfigError(f"no task {', '.join(unknown)}; the tasks are {', '.join(names)}")
         except ConfigError as problem:
             problems.append(f"servers.{number}: {problem}")
             continue
         for server, (name, config) in product(servers, tasks):
-            if row.tasks is not None and name not in row.tasks:
+            if name not in wanted:
                 continue
             path = out / folder_name(f"{name} {server.name}")
             sampling = {**config.sampling, **row.sampling.model_dump(exclude_none=True)}

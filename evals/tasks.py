@@ -232,11 +232,13 @@ def find_task(name: str) -> Task:
 def sized_name(name: str, length: int | None, seed: int | None) -> str:
     """Return the name of a task of questions of a length and a seed; None: the task's own.
 
+    `needle`, `needle:1024` and `needle:1024:0` are one name.
+
     Raises:
         ConfigError: the name states a length already, or the task has no length.
     """
     if length is None and seed is None:
-        return name
+        return find_task(name).name if _benchmark(name) else name
     task = find_task(name)
     if ":" in name:
         raise ConfigError(
@@ -291,8 +293,10 @@ def _is_file(path: Path) -> bool:
 
 
 def short_name(name: str) -> str:
-    """Return a task's name without the folder of a user's own file. The task need not exist."""
-    return find_task(name).name if name.startswith(OWN_FILE) and name != OWN_FILE else name
+    """Return a task's name without the folder of a user's own file, that of a generated one with
+    its length. The task need not exist."""
+    is_file = name.startswith(OWN_FILE) and name != OWN_FILE
+    return find_task(name).name if is_file or name in GENERATORS else name
 
 
 def _own_task(text: str) -> Task:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from inspect import signature
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_args
 
 from lim_sglang.config import API_KEY_VAR, URL_VAR
@@ -40,16 +41,29 @@ def _public(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        values: Any = tuple(map(_plain, args))
+        named: Any = {name: _plain(value) for name, value in kwargs.items()}
         try:
-            for name, value in (dict(zip(parameters, args, strict=False)) | kwargs).items():
+            for name, value in (dict(zip(parameters, values, strict=False)) | named).items():
                 if name in parameters and value is not parameters[name].default:
                     _check(name, value)
-            return function(*args, **kwargs)
+            return function(*values, **named)
         except LimError as error:
             error.args = (in_python(str(error)),)
             raise error.with_traceback(None) from None
 
     return call
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of another library, such as numpy, as Python's own, alone or in a mapping."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 def _is_program(value: object) -> bool:

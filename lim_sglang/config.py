@@ -56,7 +56,7 @@ class LimConfig:
     gate: str | None = None
     dense_layers: tuple[int, ...] | None = None
     select_layers: tuple[int, ...] | None = None
-    """None, under a policy that selects: those of the preset."""
+    """None, under a policy that selects: those of the preset; never given beside one."""
     preset: str | None = None
     """File of `lim calibrate`; None: the preset of the model's shape."""
     draft_tokens: int | str | None = None
@@ -180,6 +180,11 @@ def _problems(config: LimConfig) -> list[str]:
     if ignored := [name for name in given if name not in heeded]:
         known = ", ".join(heeded) or "no settings"
         problems.append(f"policy {policy} does not heed {', '.join(ignored)}: it heeds {known}")
+    if None not in (config.preset, config.select_layers):
+        problems.append(
+            "select_layers and preset both say which layers select: name layers or a preset, not "
+            "both"
+        )
     if not wrong:
         settings = {name: given.get(name, default) for name, default in heeded.items()}
         problems += POLICIES[policy](**settings).problems()
@@ -297,7 +302,7 @@ def read_preset(name: str) -> tuple[ModelShape, Preset]:
     """Read the shape and the preset in a file of `lim calibrate`; its other keys are evidence.
 
     Raises:
-        ConfigError: the file cannot be read, or is no preset.
+        ConfigError: the file cannot be read, is no preset, or no layer would read the sets.
     """
     try:
         found = json.loads(Path(os.path.expanduser(name)).read_bytes())
@@ -317,6 +322,12 @@ def read_preset(name: str) -> tuple[ModelShape, Preset]:
             f"the preset {name} is damaged: expected is a JSON object with {keys}; lim calibrate "
             "MODEL writes one"
         ) from None
+    if set(range(min(preset.layers), shape.num_layers)) <= {*preset.layers}:
+        raise ConfigError(
+            f"the preset {name} has SELECT layers {', '.join(map(str, preset.layers))} of "
+            f"{shape.num_layers}, and no layer above to read their sets: name a preset that "
+            "lim calibrate wrote"
+        )
     return shape, preset
 
 
@@ -352,7 +363,8 @@ def find_preset(config: LimConfig, shape: ModelShape) -> Preset | None:
 
 
 def with_preset(config: LimConfig, shape: ModelShape) -> LimConfig:
-    """Fill in `select_layers` if the policy has SELECT layers and the user named none.
+    """Put `select_layers` in the place of a preset if the policy has SELECT layers and the user
+    named none.
 
     Raises:
         ConfigError: as `find_preset`.
@@ -361,7 +373,7 @@ def with_preset(config: LimConfig, shape: ModelShape) -> LimConfig:
         return config
     preset = find_preset(config, shape)
     layers = preset.layers if preset else default_select_layers(shape.num_layers)
-    return replace(config, select_layers=layers)
+    return replace(config, select_layers=layers, preset=None)
 
 
 PROGRAM_NAMES = (

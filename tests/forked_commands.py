@@ -46,6 +46,11 @@ class Command:
         """Send a signal to the command and its children."""
         os.killpg(self.pid, number)
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the command alone, unless it has ended."""
+        if self.poll() is None:  # asks the parent, who frees the id of an ended child
+            os.kill(self.pid, number)
+
     def poll(self) -> int | None:
         """Return the exit code, None for a command that runs."""
         code: int | None = self.parent.ask({"poll": self.pid})

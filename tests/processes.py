@@ -292,7 +292,7 @@ class LocalServer(Client):
     def end_by(self, number: signal.Signals, timeout_s: float) -> Ending:
         """Send a signal to the main process; wait until the tree has ended, or the time is over."""
         tree = self.tree()
-        os.kill(self.pid, number)
+        self._process.send_signal(number)
         left = still_running(tree, timeout_s)
         for member in left:
             with suppress(psutil.NoSuchProcess):

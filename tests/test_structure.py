@@ -51,7 +51,16 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "programs": {"programs", "frontend", *EVERYWHERE},
     "evals": {"evals", "programs", "launch.server", *EVERYWHERE},
     "bench": {"bench", "gates", "kernels", "programs", "evals", *SERVER_SIDE, *EVERYWHERE},
-    "tracing": {"tracing", "bench", "kernels", "programs", "evals", *SERVER_SIDE, *EVERYWHERE},
+    "tracing": {
+        "tracing",
+        "bench",
+        "gates",
+        "kernels",
+        "programs",
+        "evals",
+        *SERVER_SIDE,
+        *EVERYWHERE,
+    },
 }
 """Folders, and single modules, that each folder may import."""
 

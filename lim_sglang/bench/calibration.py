@@ -42,7 +42,7 @@ from lim_sglang.config import BACKEND, LimConfig, ModelShape, Preset
 from lim_sglang.errors import ConfigError
 from lim_sglang.gates.files import replace_file
 from lim_sglang.gates.training import disk_errors
-from lim_sglang.markdown_section import markdown_table
+from lim_sglang.markdown_section import counted, markdown_table
 from lim_sglang.models import model_digest, weights_fingerprint
 from lim_sglang.progress import show_progress
 from lim_sglang.validation import model_shape, model_traits
@@ -155,7 +155,7 @@ class Calibration:
         return (
             f"{table}\n\nKL(dense || LessIsMore) of the next token in nats at a budget of "
             f"{found['budget']:,}, mean \N{PLUS-MINUS SIGN} standard error over "
-            f"{found['sequences']} sequences of {found['length']:,} tokens, the last "
+            f"{counted(found['sequences'], 'sequence')} of {found['length']:,} tokens, the last "
             f"{found['steps']:,} teacher-forced; {found['texts']}, seed {found['seed']}."
         )
 

@@ -415,7 +415,7 @@ def calibrate(
     options = calibration.CalibrationOptions(
         choice, texts, layers, budget, sequences, length, steps, seed
     )
-    path = out or Path("presets", f"{Path(model).name}.json")
+    path = out or Path("presets", f"{Path(model).resolve().name}.json")
     if path.is_dir():
         raise ConfigError(f"--out {path} is a folder: name the preset's file")
     check_folder(path.parent)

@@ -48,7 +48,7 @@ HELD_OUT = 2
 """Texts, of the training's length, on which recall is measured."""
 MAX_SEED = 2**63 - 1
 """Largest seed that torch takes."""
-LOCK_FILE = "training.lock"
+LOCK_FILE = "lim.lock"
 _TOKENIZED_AT_ONCE = 64
 
 
@@ -100,7 +100,7 @@ def train_gate(
     with Ctrl-C; the same command goes on. Never train on benchmark questions, or their scores mean
     nothing."""
     source = check_model(model)
-    folder = out or Path("gates", Path(model).name)
+    folder = out or Path("gates", Path(model).resolve().name)
     settings = Settings(model, tuple(map(str, texts or ())), steps, length, seed)
     try:
         recall = train(source, settings, budget, folder, plain_console(stderr=True))
@@ -350,7 +350,7 @@ def train(source: str, settings: Settings, budget: int, out: Path, console: Cons
     config, tokenizer = _load_config(source, settings.length)
     held_out, training = load_texts(settings, tokenizer, console)
     inputs = {"tokens of the texts": _digest(held_out, training), "model": model_digest(source)}
-    with _alone_in(out):
+    with alone_in(out, "lim train-gate"):
         checkpoint = read_checkpoint(out, settings)  # again, as nobody else writes there now
         changed = [name for name in inputs if checkpoint and checkpoint[name] != inputs[name]]
         if changed:
@@ -391,8 +391,8 @@ def check_folder(out: Path) -> None:
 
 
 @contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Make the folder, and refuse one in which another process trains."""
+def alone_in(out: Path, command: str) -> Iterator[None]:
+    """Make the folder of a command's results, and refuse one to which another process writes."""
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / LOCK_FILE, timeout=0)
@@ -400,8 +400,7 @@ def _alone_in(out: Path) -> Iterator[None]:
             lock.acquire()
         except Timeout:
             raise DataError(
-                f"another lim train-gate is writing to {out}: wait for its end, or name another "
-                "--out"
+                f"another {command} is writing to {out}: wait for its end, or name another --out"
             ) from None
     try:
         yield

@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from struct import Struct
 from typing import Annotated, Any
@@ -116,23 +116,23 @@ def claimed(host: str, port: int) -> Iterator[None]:
     """Claim an address from the start of its server on, long before the server listens there.
 
     Abstract Unix socket: a name without a file, in the same network namespace as the port, which
-    the kernel frees at the end of this process.
+    the kernel frees at the end of this process. Where there are none, nothing is claimed.
 
     Raises:
         ConfigError: another process has the claim.
     """
-    name = f"\0lim-serve {port} {host}".encode()[:LONGEST_NAME]
-    with socket.socket(socket.AF_UNIX) as claim:
+    name = f"\0lim-serve {port} {host}".encode(errors="surrogatepass")[:LONGEST_NAME]
+    with ExitStack() as stack:
         try:
+            claim = stack.enter_context(socket.socket(socket.AF_UNIX))
             claim.bind(name)
+            claim.listen(socket.SOMAXCONN)  # for `_owner`, whose connections nobody takes
         except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise ConfigError(
-                f"port {port} of {host} is taken by another lim serve{_owner(name)}, which starts "
-                "or runs: choose another --port, or stop that one"
-            ) from None
-        claim.listen(socket.SOMAXCONN)  # for `_owner`, whose connections nobody takes
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigError(
+                    f"port {port} of {host} is taken by another lim serve{_owner(name)}, which "
+                    "starts or runs: choose another --port, or stop that one"
+                ) from None
         yield
 
 
@@ -143,7 +143,8 @@ def _owner(name: bytes) -> str:
         try:
             asked.connect(name)
             told = asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
-        except OSError:  # it does not listen yet, or many have asked before
+        # It does not listen yet, or many have asked before; or the system does not say.
+        except (OSError, AttributeError):
             return ""
     return f" (process {UCRED.unpack(told)[0]})"
 

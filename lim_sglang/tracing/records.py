@@ -1,7 +1,9 @@
 """Records of `lim trace`: a file of JSON lines, the conditions first, then a line a question."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from lim_sglang.errors import DataError
+from lim_sglang.gates.training import disk_errors
 
 FILE = "trace.jsonl"
 VOLATILE = ("date", "commit", "gpu", "driver", "cuda")
@@ -74,14 +77,16 @@ def begin_trace(folder: Path, conditions: Mapping[str, Any]) -> Trace:
     question is begun anew.
 
     Raises:
-        DataError: the folder holds a trace of other conditions, or the file is no trace.
+        DataError: the folder holds a trace of other conditions, the file is no trace, or cannot be
+            written.
     """
     path, begun = folder / FILE, Trace(conditions, ())
-    if path.exists():
+    if path.exists() and not _is_cut_off_in_first_line(path):
         begun = read_trace(path)
     if not begun.questions:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"conditions": conditions}) + "\n")
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"conditions": conditions}) + "\n")
         return Trace(conditions, ())
     old, new = begun.conditions, json.loads(json.dumps(conditions))
     if differ := [n for n in {**old, **new} if n not in VOLATILE and old.get(n) != new.get(n)]:
@@ -91,13 +96,22 @@ def begin_trace(folder: Path, conditions: Mapping[str, Any]) -> Trace:
         )
     whole, _, cut_off = path.read_text().rpartition("\n")
     if cut_off:  # further lines follow
-        path.write_text(f"{whole}\n")
+        with disk_errors(folder):
+            path.write_text(f"{whole}\n")
     return begun
 
 
+def _is_cut_off_in_first_line(path: Path) -> bool:
+    """Return True for an empty file, and for the beginning of the conditions alone."""
+    with suppress(OSError, UnicodeDecodeError):  # `read_trace` says what is wrong
+        text, begin = path.read_text(), '{"conditions": '
+        return "\n" not in text and text[: len(begin)] == begin[: len(text)]
+    return False
+
+
 def add_question(folder: Path, trace: QuestionTrace) -> None:
-    """Add the line of a question."""
-    with (folder / FILE).open("a") as file:
+    """Add the line of a question; raises `DataError` if the disk does not take it."""
+    with disk_errors(folder), (folder / FILE).open("a") as file:
         file.write(json.dumps(asdict(trace)) + "\n")
 
 
@@ -111,7 +125,12 @@ def read_trace(path: Path) -> Trace:
         first, *lines = path.read_text().rpartition("\n")[0].splitlines()
         conditions = json.loads(first)["conditions"]
         questions = tuple(map(_QUESTION.validate_json, lines))
+        for name, count in Counter(each.question for each in questions).items():
+            if count > 1:
+                raise ValueError(f"it has question {name} {count} times")
         return Trace(conditions, questions)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).partition("\n")[0]
-        raise DataError(f"{path} is no trace of `lim trace`: {reason}") from None
+        raise DataError(
+            f"{path} is no trace of `lim trace` ({reason}): name another --out, or remove it"
+        ) from None

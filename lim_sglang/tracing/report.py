@@ -8,6 +8,7 @@ from statistics import fmean
 
 from lim_sglang.bench.results import mean_and_error
 from lim_sglang.evals.tables import Table
+from lim_sglang.gates.training import disk_errors
 from lim_sglang.markdown_section import counted, short_commit
 from lim_sglang.plot_style import (
     DARK,
@@ -122,6 +123,10 @@ def conditions_text(trace: Trace) -> str:
     cut = sum(question.cut_off for question in trace.questions)
     lengths = [question.prompt_tokens + question.new_tokens for question in trace.questions]
     reach = " to ".join(f"{length:,}" for length in sorted({min(lengths), max(lengths)}))
+    shared = len(shared_layers(trace))
+    sparse = f"over the {counted(shared, 'layer')} that all policies read sparsely"
+    if not shared:
+        sparse = "not shown, as no layer is read sparsely by all policies"
     steps = {(each.question, record.step) for each in trace.questions for record in each.layers}
     return (
         f"{found['model']}, CPU, f32, budget {found['budget']:,}; greedy answers to "
@@ -129,9 +134,8 @@ def conditions_text(trace: Trace) -> str:
         f"tokens with their prompts, {cut} cut off at {found['max_tokens']:,} new tokens. "
         f"{counted(len(steps), 'step')} over the budget were measured, one in {found['every']}. "
         "Policies that do not decode choose by their definitions from the same queries and keys. "
-        f"Recall is over the {counted(len(shared_layers(trace)), 'layer')} that all policies read "
-        "sparsely; \N{PLUS-MINUS SIGN} one standard error over questions. By `lim trace` on "
-        f"{found['date'][:10]}, commit {short_commit(found['commit'])}, torch "
+        f"Recall is {sparse}; \N{PLUS-MINUS SIGN} one standard error over questions. "
+        f"By `lim trace` on {found['date'][:10]}, commit {short_commit(found['commit'])}, torch "
         f"{versions.get('torch')}, SGLang {versions.get('sglang')}."
     )
 
@@ -246,25 +250,31 @@ def plots(trace: Trace) -> dict[str, Plot]:
 
 
 def write_page(trace: Trace, folder: Path) -> Path:
-    """Write the page, which loads nothing, and its plots as files; return the page's path."""
+    """Write the page, which loads nothing, and its plots as files; return the page's path.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(light=LIGHT, dark=DARK, font=FONT)
-    pictures = []
+    pictures, files = [], {}
     for name, plot in plots(trace).items():
         if plot.panels:
             svg = plot.svg()
-            (folder / f"{name}.svg").write_text(svg)
+            files[f"{name}.svg"] = svg
             pictures.append((plot, data_url(svg)))
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    files[PAGE] = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         model=trace.conditions["model"],
         conditions=conditions_text(trace),
         overlap=overlap_text(trace),
         tables={"Policies": policy_table(trace), "Layers": layer_table(trace)},
         pictures=pictures,
     )
-    (folder / PAGE).write_text(page, encoding="utf-8")
+    with disk_errors(folder):
+        for file, text in files.items():
+            (folder / file).write_text(text, encoding="utf-8")
     return folder / PAGE

@@ -1,6 +1,8 @@
 """A trace from questions to records: the model in this process, greedy answers, steps observed."""
 
+import hashlib
 import itertools
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +19,8 @@ from lim_sglang.bench.workloads import Point, named_settings
 from lim_sglang.config import BACKEND, CONFIG_VAR, LimConfig, with_preset
 from lim_sglang.errors import ConfigError, DataError, LimError, ServerError
 from lim_sglang.evals.tasks import OWN_FILE, find_task, load_questions, questions_digest
-from lim_sglang.models import check_model, model_digest
+from lim_sglang.gates.training import alone_in, check_folder
+from lim_sglang.models import check_model, known_shape, model_digest
 from lim_sglang.policies.lessismore import LessIsMore
 from lim_sglang.programs.schema import ask_messages
 from lim_sglang.progress import show_progress
@@ -67,18 +70,23 @@ def trace(options: TraceOptions, console: Console) -> Trace:
 
     Raises:
         LimError: this machine has a GPU, or SGLang does not serve the model or a policy.
-        DataError: questions or folder are unusable, or no answer can be longer than the budget.
+        ConfigError: `--layers` names a layer that the model does not have.
+        DataError: questions or folder are unusable, another command writes there, or no answer can
+            be longer than the budget.
     """
     if torch.cuda.is_available():
         raise LimError(
             "lim trace on a GPU: not yet, since only the backend of a CPU shows its layers: hide "
             "the GPU, CUDA_VISIBLE_DEVICES= lim trace …"
         )
+    check_folder(options.out)
     task = find_task(f"{OWN_FILE}{options.questions}")
     questions = load_questions(task)[: options.limit]
     folder = check_model(options.model)
     model_runner.check_policies(folder, options.policies, "auto")
-    tokenizer = load_chat_tokenizer(folder)
+    tokenizer, shape = load_chat_tokenizer(folder), known_shape(folder)
+    if shape:
+        check_layers(options, shape.num_layers)
     prompts = [encode_question(tokenizer, each.text, task.prompt) for each in questions]
     longest = max(map(len, prompts)) + options.max_tokens
     if longest <= options.budget:
@@ -88,25 +96,31 @@ def trace(options: TraceOptions, console: Console) -> Trace:
             "--max-tokens, lower --budget, or ask longer questions"
         )
     conditions = surroundings() | {
-        "model": Path(options.model).name,
+        "model": Path(options.model).resolve().name,
         "model_sha256": model_digest(folder),
         "questions_sha256": questions_digest(questions),
+        "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "num_questions": len(questions),
         "served": options.served,
-        "policies": {n: named_settings(c.settings()) for n, c in options.policies.items()},
+        "policies": {
+            # The layers of a preset, too, which another version or file may change.
+            name: named_settings((with_preset(config, shape) if shape else config).settings())
+            for name, config in options.policies.items()
+        },
         **{name: getattr(options, name) for name in ("budget", "max_tokens", "every", "layers")},
     }
-    begun = begin_trace(options.out, conditions)
-    known = {each.question for each in begun.questions}
-    pairs = zip(questions, prompts, strict=True)
-    left = {each.question_id: ids for each, ids in pairs if each.question_id not in known}
-    found = list(begun.questions)
-    if left:
-        console.print(f"Loading {options.model}")
-        runner = load_runner(options, folder, longest)
-        for traced in trace_questions(runner, tokenizer, left, options, console):
-            add_question(options.out, traced)
-            found.append(traced)
+    with alone_in(options.out, "lim trace"):
+        begun = begin_trace(options.out, conditions)
+        known = {each.question for each in begun.questions}
+        pairs = zip(questions, prompts, strict=True)
+        left = {each.question_id: ids for each, ids in pairs if each.question_id not in known}
+        found = list(begun.questions)
+        if left:
+            console.print(f"Loading {options.model}")
+            runner = load_runner(options, folder, longest)
+            for traced in trace_questions(runner, tokenizer, left, options, console):
+                add_question(options.out, traced)
+                found.append(traced)
     if not any(each.layers for each in found):
         raise DataError(
             f"no answer had a measured step over the budget of {options.budget:,} tokens: lower "
@@ -195,6 +209,14 @@ def load_runner(options: TraceOptions, folder: str, longest: int) -> Any:
     return runner
 
 
+def check_layers(options: TraceOptions, depth: int) -> None:
+    """Refuse layers that a model of `depth` layers does not have; raises `ConfigError`."""
+    if beyond := [layer for layer in options.layers or () if layer >= depth]:
+        raise ConfigError(
+            f"--layers names {', '.join(map(str, beyond))}: the model has layers 0 to {depth - 1}"
+        )
+
+
 def make_recorder(options: TraceOptions, runner: Any) -> Recorder:
     """Return what measures the layers of a runner's steps.
 
@@ -202,11 +224,8 @@ def make_recorder(options: TraceOptions, runner: Any) -> Recorder:
         ConfigError: a layer that the model does not have.
     """
     depth, shape = len(runner.lim_roles), model_shape(runner.model_config.hf_text_config)
+    check_layers(options, depth)
     layers = range(depth) if options.layers is None else options.layers
-    if beyond := [layer for layer in layers if layer >= depth]:
-        raise ConfigError(
-            f"--layers names {', '.join(map(str, beyond))}: the model has layers 0 to {depth - 1}"
-        )
     choosers = {}
     for name, config in options.policies.items():
         policy = with_preset(config, shape).make_policy()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,6 +221,8 @@ def test_the_table_has_the_sets_that_were_measured_on_all_steps() -> None:
     assert "| 2 | 300 ± 100 |\n| 2, 17 | 20 ± 10 |\n" in table
     assert "2, 3" not in table
     assert "2 sequences of 1,024 tokens, the last 64 teacher-forced; own, seed 0." in table
+    alone = replace(FOUND, conditions=CONDITIONS | {"sequences": 1})
+    assert "over 1 sequence of" in alone.table()
 
 
 def test_an_interruption_leaves_the_old_preset(
@@ -247,6 +250,20 @@ def test_an_interruption_leaves_the_old_preset(
     for place, error in ((tmp_path, ConfigError), (out / "below-a-file.json", DataError)):
         done = CliRunner().invoke(app, ["model", "--out", str(place)])
         assert isinstance(done.exception, error)
+
+
+def test_the_preset_of_the_working_folder_has_the_folders_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "own").mkdir()
+    monkeypatch.chdir(tmp_path / "own")
+    monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
+    monkeypatch.setattr(calibration, "calibrate", lambda *_: FOUND)
+    app = typer.Typer()
+    app.command()(calibrate)
+    done = CliRunner().invoke(app, ["."])
+    assert "is in presets/own.json" in done.output
+    assert read_preset("presets/own.json") == (SHAPE, PRESET)
 
 
 def run_lim(place: Path, *words: str) -> None:

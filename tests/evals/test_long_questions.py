@@ -172,6 +172,11 @@ def test_a_generated_task_has_a_length_without_one_in_its_name() -> None:
     task = find_task("needle")
     assert task.name == f"needle:{task.length}"
     assert sized_name("needle", None, 3) == f"needle:{task.length}:3"
+    names = ("needle", task.name, f"{task.name}:0")
+    assert {sized_name(name, None, None) for name in names} == {task.name}
+    twice = lim("eval", *names[:2])
+    assert twice.code == 2
+    assert f"{task.name} is named twice" in twice.error
 
 
 @pytest.mark.parametrize(
@@ -267,10 +272,16 @@ def test_shots_that_cannot_be_are_refused(
 def test_a_length_without_room_for_any_solved_question_is_refused(tmp_path: Path) -> None:
     folder = tmp_path
     row = {"problem": "Add 1 and 1.", "answer": "2", "solution": "so " * 300}
-    rows = [row, {**row, "problem": "Add 1 and 2."}]
+    rows = [row, {**row, "problem": "Add 1 and 2."}, {**row, "problem": "Add 1 and 3" + " x" * 9}]
     (folder / "math500.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
-    with pytest.raises(DataError, match="--length 256 has no room for a solved question before"):
-        load_questions(find_task("math500:256"), folder)
+    with pytest.raises(DataError, match="--length 256 has no room for a solved question") as found:
+        load_questions(find_task("math500:256:1"), folder)
+    assert "before 3 of 3 questions" in str(found.value)
+    more = re.search(r"raise it by (\d+) tokens", str(found.value))
+    assert more
+    assert len(load_questions(find_task(f"math500:{256 + int(more[1])}:1"), folder)) == 3
+    with pytest.raises(DataError, match=r"before 1 of 3 questions: raise it by 1 token$"):
+        load_questions(find_task(f"math500:{255 + int(more[1])}:1"), folder)
 
 
 def finding(body: Mapping[str, Any]) -> Chain:

@@ -159,6 +159,14 @@ def test_a_list_of_policies_stands_for_a_row_each(tmp_path: Path) -> None:
     assert runs[2].server.lim == {"policy": "quest", "budget": 64}
 
 
+def test_a_server_names_a_generated_task_with_or_without_its_length(tmp_path: Path) -> None:
+    tasks = "[[tasks]]\ntask = 'needle'\n[[tasks]]\ntask = 'chain'\nname = 'chain'\n"
+    server = "[[servers]]\ntasks = ['{}', 'chain']\n"
+    for name in ("needle", "needle:1024"):
+        found = [run.name.split()[0] for run in runs_of(tmp_path, tasks + server.format(name))]
+        assert found == ["needle:1024", "chain"]
+
+
 def test_mistakes_of_form_are_told_at_once_with_their_keys(tmp_path: Path) -> None:
     text = """
 concurency = 5
@@ -228,6 +236,10 @@ lim = 7
             ["2 runs share the folder math500-tiny-less", "2 models are published as tiny: rename"],
         ),
         (f"{LEAST}[[servers]]", ["2 runs share the folder math500-default-model-lessismore: give"]),
+        (
+            "[[tasks]]\ntask = 'needle'\n[[tasks]]\ntask = 'needle:1024'\n[[servers]]",
+            ["2 runs share the folder needle-1024-default-model-lessismore: give"],
+        ),
         (f"{LEAST}[[tasks]]\ntask = 'math500'", ["2 runs share the folder math500-default-model"]),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 from lim_sglang.cli import command_line
 from lim_sglang.errors import ConfigError, DataError, LimError, ModelError
@@ -195,8 +196,26 @@ def test_a_damaged_checkpoint_is_refused(
         training.read_checkpoint(tmp_path, settings)
 
 
+def test_the_gate_of_the_working_folders_model_has_the_folders_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def train(_: object, __: object, ___: object, folder: Path, *____: object) -> None:
+        folders.append(folder)
+        raise KeyboardInterrupt
+
+    (tmp_path / "own").mkdir()
+    monkeypatch.chdir(tmp_path / "own")
+    monkeypatch.setattr(training, "check_model", lambda model: model)
+    monkeypatch.setattr(training, "train", train)
+    with pytest.raises(typer.Exit):
+        training.train_gate(".")
+    assert folders == [Path("gates", "own")]
+
+
 def test_two_trainings_do_not_share_a_folder(model: Path, texts: Path, tmp_path: Path) -> None:
-    with training._alone_in(tmp_path):
+    with training.alone_in(tmp_path, "lim train-gate"):
         words = "another lim train-gate is writing to .*: wait for its end, or name another --out"
         with pytest.raises(DataError, match=words):
             command_line()(args=words_of(model, texts, tmp_path))

@@ -14,6 +14,7 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import lim_sglang
@@ -91,6 +92,26 @@ def test_no_stated_answer_is_none_and_no_error() -> None:
     with serving(lambda _: completion("who knows", reason="length")) as fake:
         vote = lim_sglang.ask(QUESTION, "single", url=fake.url)
     assert (vote.answer, vote.votes, vote.margin, len(vote.samples)) == (None, {}, 0, 1)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    with answering() as fake:
+        vote = lim_sglang.ask(
+            QUESTION,
+            "adaptive",
+            np.int64(4),
+            fake.url,
+            options={"confidence": np.float32(0.5625)},
+            max_tokens=np.int32(99),
+            temperature=np.float32(0.5),
+            seed=np.int64(0),
+        )
+        sent = fake.requests[0]
+    assert vote.answer == "391"
+    assert (sent["max_tokens"], sent["temperature"]) == (99, 0.5)
+    assert lim_sglang.grade("25", np.int64(25), "integer")
+    with pytest.raises(LimError, match="max_tokens: expected a whole number of at least 1, got 0"):
+        lim_sglang.ask(QUESTION, url=NOBODY, max_tokens=np.int64(0))
 
 
 def test_a_vote_from_many_threads_and_beside_a_running_loop() -> None:

@@ -157,19 +157,33 @@ def preset_file(folder: Path, content: object) -> str:
     return str(path)
 
 
-def test_a_file_beats_the_preset_of_the_shape_and_named_layers_beat_the_file(
-    tmp_path: Path,
-) -> None:
+def test_a_file_beats_the_preset_of_the_shape(tmp_path: Path) -> None:
     path = preset_file(tmp_path, MEASURED | {"evidence": {"seconds": 3}})
     for policy in ("lessismore", "lossless", "omnikv"):
         config = LimConfig(policy=policy, preset=path)
-        assert with_preset(config, QWEN3_4B).select_layers == (2, 15)
-        named = with_preset(replace(config, select_layers=(2, 9)), UNKNOWN)
-        assert named.select_layers == (2, 9)
-    found = find_preset(LimConfig(preset=path), QWEN3_4B)
-    assert found == Preset((2, 15), "Qwen3-4B-own", 151936, 1e6)
+        found = with_preset(config, QWEN3_4B)
+        assert (found.select_layers, found.preset) == ((2, 15), None)
+    assert find_preset(LimConfig(preset=path), QWEN3_4B) == Preset(
+        (2, 15), "Qwen3-4B-own", 151936, 1e6
+    )
     with pytest.raises(ConfigError, match="policy full does not heed preset"):
         LimConfig(policy="full", preset=path)
+
+
+@pytest.mark.parametrize("layers", [(), (2, 5)])
+def test_layers_beside_a_preset_are_refused(layers: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="name layers or a preset, not both"):
+        LimConfig(preset="/nonexist", select_layers=layers)
+
+
+@pytest.mark.parametrize("layers", [[35], [34, 35], [40]])
+def test_a_preset_whose_sets_no_layer_would_read_is_refused(
+    layers: list[int], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="of 36, and no layer above to read their sets"):
+        read_preset(preset_file(tmp_path, MEASURED | {"layers": layers}))
+    below = preset_file(tmp_path, MEASURED | {"layers": [33, 35]})
+    assert read_preset(below)[1].layers == (33, 35)
 
 
 def test_a_preset_of_another_shape_is_refused(tmp_path: Path) -> None:

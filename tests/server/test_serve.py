@@ -1,5 +1,6 @@
 """`lim serve` before and after the server: its refusals, its message, and a real refused start."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -189,6 +190,30 @@ def test_an_address_has_one_lim_serve_which_a_second_one_names() -> None:
             pytest.fail("both start there")
     with claimed(host, port):
         pass  # free again at the end of the block
+
+
+@pytest.mark.parametrize("method", ["bind", "listen", "__init__"])
+def test_a_server_starts_where_nothing_can_be_claimed(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, "no abstract sockets")
+
+    port, began = free_port(), False
+    monkeypatch.setattr(socket.socket, method, refuse)
+    with claimed("127.0.0.1", port):
+        began = True
+    assert began
+
+
+def test_a_name_that_is_no_unicode_is_claimed_by_a_process_that_may_stay_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port, host = free_port(), "host\udcff"
+    monkeypatch.delattr(socket, "SO_PEERCRED")
+    refused = pytest.raises(ConfigError, match="another lim serve, which starts or runs")
+    with claimed(host, port), refused, claimed(host, port):
+        pytest.fail("both start there")
 
 
 def test_a_killed_lim_serve_claims_nothing() -> None:

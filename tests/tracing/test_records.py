@@ -53,9 +53,36 @@ def test_conditions_are_compared_as_json_holds_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "no json\n", '{"other": 1}\n', json.dumps({"conditions": {}}) + '\n{"a": 1}\n']
+    "text",
+    ["no json\n", "no json", '{"other": 1}\n', json.dumps({"conditions": {}}) + '\n{"a": 1}\n'],
 )
 def test_another_file_is_refused_in_words(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
-    with pytest.raises(DataError, match="is no trace of `lim trace`: "):
+    with pytest.raises(DataError, match=r"is no trace of `lim trace` \(.*\): name another"):
+        begin_trace(tmp_path, CONDITIONS)
+    assert (tmp_path / FILE).read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", '{"con', '{"conditions": {"date": '])
+def test_a_trace_that_was_cut_off_in_its_first_line_is_begun_anew(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / FILE).write_text(text)
+    assert begin_trace(tmp_path, CONDITIONS) == Trace(CONDITIONS, ())
+    assert read_trace(tmp_path / FILE) == Trace(CONDITIONS, ())
+
+
+def test_a_trace_with_a_question_twice_is_refused(tmp_path: Path) -> None:
+    begin_trace(tmp_path, CONDITIONS)
+    for name in ("a", "b", "a"):
+        add_question(tmp_path, question(name))
+    with pytest.raises(DataError, match="it has question a 2 times"):
         read_trace(tmp_path / FILE)
+
+
+def test_a_disk_that_takes_nothing_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file cannot be written .* name another --out"):
+        begin_trace(tmp_path / "file", CONDITIONS)
+    with pytest.raises(DataError, match="none cannot be written"):
+        add_question(tmp_path / "none", question("a"))

@@ -4,6 +4,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from lim_sglang.errors import DataError
 from lim_sglang.tracing import report
 from lim_sglang.tracing.records import Trace
 from lim_sglang.tracing.summary import (
@@ -73,6 +76,10 @@ def test_conditions_name_who_decodes_and_what_was_measured() -> None:
     assert "2 questions, decoded by lessismore, 117 tokens with their prompts, 0 cut off" in words
     assert "4 steps over the budget were measured, one in 8" in words
     assert "commit 0123456789, torch 2.11.0, SGLang 0.5.16" in words
+    assert "Recall is over the 1 layer that all policies read sparsely;" in words
+    dense = replace(question("a"), layers=(record(8, 2, {"streaming": 0.5}),))
+    none = report.conditions_text(Trace(CONDITIONS, (dense,)))
+    assert "Recall is not shown, as no layer is read sparsely by all policies;" in none
 
 
 def test_the_page_loads_nothing_and_holds_plots_and_tables(tmp_path: Path) -> None:
@@ -81,6 +88,11 @@ def test_the_page_loads_nothing_and_holds_plots_and_tables(tmp_path: Path) -> No
     assert page.count("<img ") == len(list(tmp_path.glob("*.svg"))) == 4
     for cell in ("81.2 ± 6.2", "0.38"):
         assert f"<td>{cell}</td>" in page
+
+
+def test_a_page_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be written .* name another --out"):
+        report.write_page(TRACE, tmp_path / "none")
 
 
 def test_a_panel_without_curves_is_left_out() -> None:

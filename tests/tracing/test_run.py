@@ -9,15 +9,22 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from lim_sglang.bench.calibration import Calibration, write_preset
 from lim_sglang.cli import app
 from lim_sglang.compat import CPU_ENGINE_VAR
+from lim_sglang.config import Preset
 from lim_sglang.errors import ConfigError, DataError, LimError
 from lim_sglang.evals.tasks import find_task
+from lim_sglang.gates.training import alone_in
+from lim_sglang.models import known_shape
+from lim_sglang.tracing import run
 from lim_sglang.tracing.records import FILE, QuestionTrace, read_trace
 from lim_sglang.tracing.run import encode_question, load_chat_tokenizer
 from tests.processes import clean_environment
 from tests.server.oracle import KeptSets, Oracle
+from tests.tracing.traces import question
 
+ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is refused first")
 BUDGET, NEW = 48, 24
 SELECT_LAYERS = (2, 3)
 """Of a model of 8 layers that was never measured."""
@@ -66,7 +73,7 @@ def test_a_gpu_is_refused_with_the_way_around(
     assert "CUDA_VISIBLE_DEVICES=" in str(found)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is refused first")
+@ON_CPU
 def test_a_budget_that_no_answer_can_exceed_is_refused_before_the_model_is_loaded(
     tiny_model: Path, tmp_path: Path, questions: Path
 ) -> None:
@@ -75,6 +82,85 @@ def test_a_budget_that_no_answer_can_exceed_is_refused_before_the_model_is_loade
     assert isinstance(found, DataError)
     assert "within the budget of 256" in str(found)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a file of questions whose answers are letters; traces of them are made up."""
+    monkeypatch.setattr(run, "load_runner", lambda *_: None)
+    monkeypatch.setattr(run, "trace_questions", lambda _, __, prompts, *___: map(question, prompts))
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"question": "A or B?", "answer": "A"}\n')
+    return path
+
+
+@ON_CPU
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_is_refused_before_questions_are_read(
+    tmp_path: Path, out: str
+) -> None:
+    (tmp_path / "file").touch()
+    found = refused("M", "--questions", tmp_path / "none", "--out", tmp_path / out)
+    assert isinstance(found, DataError)
+    assert "cannot be written" in str(found)
+
+
+@ON_CPU
+def test_layers_beyond_the_models_are_refused_before_it_is_loaded(
+    tiny_model: Path, tmp_path: Path, letters: Path
+) -> None:
+    out = tmp_path / "out"
+    error = refused(tiny_model, "--questions", letters, "--out", out, "--layers", "7,8,99")
+    assert "--layers names 8, 99: the model has layers 0 to 7" in str(error)
+    assert not out.exists()
+
+
+@ON_CPU
+def test_another_prompt_is_another_trace(
+    tiny_model: Path, tmp_path: Path, letters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = ("--out", tmp_path / "out")
+    monkeypatch.chdir(tiny_model)
+    assert refused(".", "--questions", letters, *out) is None
+    conditions = read_trace(tmp_path / "out" / FILE).conditions
+    assert conditions["model"] == tiny_model.name
+    assert conditions["policies"]["lessismore"]["select_layers"] == [*SELECT_LAYERS]
+    assert refused(".", "--questions", letters, *out) is None
+    words = "a trace with another prompts_sha256:"
+    assert words in str(refused(".", "--questions", f"{letters}:choice", *out))
+
+
+@ON_CPU
+def test_other_layers_of_a_preset_are_another_trace(
+    tiny_model: Path, tmp_path: Path, letters: Path
+) -> None:
+    preset = tmp_path / "preset.json"
+    policy = json.dumps({"policy": "lessismore", "preset": str(preset)})
+    words = ("--questions", letters, "--out", tmp_path / "out", "--policy", policy)
+    shape = known_shape(str(tiny_model))
+    assert shape
+    errors = []
+    for layers in ((2, 4), (2, 5)):
+        write_preset(Calibration(shape, Preset(layers, "own", None, None), []), preset)
+        errors.append(refused(tiny_model, *words))
+    assert errors[0] is None
+    assert "a trace with another policies:" in str(errors[1])
+    conditions = read_trace(tmp_path / "out" / FILE).conditions
+    (settings,) = conditions["policies"].values()
+    assert settings["select_layers"] == [2, 4]
+    assert "preset" not in settings
+
+
+@ON_CPU
+def test_two_commands_do_not_trace_into_one_folder(
+    tiny_model: Path, tmp_path: Path, letters: Path
+) -> None:
+    out = tmp_path / "out"
+    with alone_in(out, "lim trace"):
+        error = refused(tiny_model, "--questions", letters, "--out", out)
+        assert not (out / FILE).exists()
+    assert f"another lim trace is writing to {out}: wait for its end" in str(error)
+    assert refused(tiny_model, "--questions", letters, "--out", out) is None
 
 
 def trace_by_command(folder: Path, questions: Path, out: Path) -> str:
@@ -119,10 +205,10 @@ def test_answers_and_sets_of_a_trace_are_the_oracles_and_a_second_command_traces
     for traced, line in zip(found.questions, questions.read_text().splitlines(), strict=True):
         prompt = encode_question(tokenizer, json.loads(line)["question"], template)
         assert traced.prompt_tokens == len(prompt) > BUDGET
-        run = oracle.generate(prompt, traced.new_tokens)
-        assert traced.text == tokenizer.decode(run.tokens, skip_special_tokens=True)
+        decoded = oracle.generate(prompt, traced.new_tokens)
+        assert traced.text == tokenizer.decode(decoded.tokens, skip_special_tokens=True)
         assert {record.step for record in traced.layers} == {*range(1, traced.new_tokens)}
-        check_sets(traced, run.kept)
+        check_sets(traced, decoded.kept)
     again = trace_by_command(tiny_model, questions, tmp_path / "out")
     assert again == printed
     assert read_trace(tmp_path / "out" / FILE) == found
