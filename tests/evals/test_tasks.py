@@ -55,9 +55,9 @@ def test_a_prompt_is_text_that_asks_the_question_once_and_wants_a_box(task: Task
 def test_each_task_has_its_kind_of_answer() -> None:
     assert {name: find_task(name).answer_kind for name in TASKS} == {
         **dict.fromkeys(["aime24", "aime25", "aime26"], AnswerKind.INTEGER),
-        **dict.fromkeys(["math500", "gsm8k"], AnswerKind.EXPRESSION),
+        **dict.fromkeys(["math500", "gsm8k", "needle", "chain"], AnswerKind.EXPRESSION),
         "gpqa_diamond": AnswerKind.CHOICE,
-        **dict.fromkeys(["needle", "chain", "copy"], AnswerKind.TEXT),
+        "copy": AnswerKind.TEXT,
         "sum": AnswerKind.INTEGER,
     }
 
