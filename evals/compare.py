@@ -393,9 +393,18 @@ Pairs = Sequence[tuple[QuestionResult, QuestionResult]]
 def _difference(
     pairs: Pairs, measure: Callable[[QuestionResult], float], **bootstrap: int
 ) -> Interval:
-    values = [measure(y) - measure(x) for x, y in pairs]
+    return mean_difference([measure(y) - measure(x) for x, y in pairs], **bootstrap)
+
+
+def mean_difference(values: Sequence[float], **bootstrap: int) -> Interval:
+    """Return the mean difference over questions, with its interval where they are enough.
+
+    Args:
+        values: difference in each question, from -1 to 1.
+        bootstrap: `seed` and `resamples`.
+    """
     mean = math.fsum(values) / len(values)
-    if len(pairs) < MIN_QUESTIONS:
+    if len(values) < MIN_QUESTIONS:
         return Interval(mean)
     return Interval(mean, *mean_interval(values, **bootstrap))
 

@@ -10,13 +10,12 @@ from lim_sglang.evals.compare import (
     RESAMPLES,
     Interval,
     distinct_names,
-    mean_interval,
+    mean_difference,
     mean_seconds,
     paired_questions,
     uneven_seconds,
 )
 from lim_sglang.evals.metrics import (
-    MIN_QUESTIONS,
     QuestionResult,
     Summary,
     majority_share,
@@ -97,19 +96,13 @@ def _votes(
     pairs: Sequence[tuple[QuestionResult, QuestionResult]],
     seconds: float,
     counts: tuple[int, int],
-    *,
-    seed: int,
-    resamples: int,
+    **bootstrap: int,
 ) -> EqualTime:
-    """Compare the votes of so many samples of each run."""
+    """Compare the votes of a number of samples of each run."""
     shares_a, shares_b = (
         [majority_share(question, count) for question in run]
         for run, count in zip(zip(*pairs, strict=True), counts, strict=True)
     )
     differences = [y - x for x, y in zip(shares_a, shares_b, strict=True)]
-    mean = fmean(differences)
-    bounds: tuple[float, float] | tuple[()] = ()
-    if len(pairs) >= MIN_QUESTIONS:
-        bounds = mean_interval(differences, seed=seed, resamples=resamples)
-    interval = Interval(mean, *bounds)
-    return EqualTime(seconds, *counts, fmean(shares_a), fmean(shares_b), interval)
+    difference = mean_difference(differences, **bootstrap)
+    return EqualTime(seconds, *counts, fmean(shares_a), fmean(shares_b), difference)

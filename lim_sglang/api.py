@@ -95,7 +95,7 @@ EXPECTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "answer": ("a text or a finite number", _is_answer),
     "kind": (", ".join(get_args(Kind)), lambda value: value in get_args(Kind)),
 }
-"""What each argument has to be, and its test; the numbers are in `schema.RANGES`."""
+"""Type of each argument in words, and its test; the numbers are in `schema.RANGES`."""
 
 
 def _check(name: str, value: object) -> None:

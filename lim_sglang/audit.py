@@ -285,7 +285,7 @@ class ObservedRow:
 
 
 class LayerObserver(Protocol):
-    """What a backend on a CPU shows the layers of its decode steps to."""
+    """Receiver of the layers of decode steps, which a backend on a CPU shows to it."""
 
     def note_layer(self, row: ObservedRow) -> None:
         """See a row of a layer; its tensors are the observer's own."""

@@ -52,7 +52,7 @@ FINALISTS = 4
 ROUGH_SHARE = 4
 """All candidates of a round are measured on the first quarter of the steps."""
 TEMPERATURE = 0.6
-"""Of the texts that the model writes: a greedy small model repeats itself."""
+"""Temperature of the texts that the model writes: a greedy small model repeats itself."""
 PROMPTS = (
     "A train leaves at 9:40 and travels 210 km at 84 km/h. When does it arrive? Show each step.",
     "Prove that the sum of two odd numbers is even, then that their product is odd.",

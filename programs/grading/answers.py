@@ -100,7 +100,7 @@ _CLOSING = re.compile(
 """The last sentence of a reply: `Therefore, x = 42.`, `The solutions are 1 and 3.`, `Ans: 5`, `6
 times 7 is 42.`, or a last line `A: 5` or `m + n = 42`."""
 _LAST_SENTENCE = re.compile(r"[.!?:][*_]*\s|\n")
-"""What parts the last sentence from those before."""
+"""End of a sentence, of an introduction with a colon or of a line, before the last sentence."""
 _CONCLUDED = re.compile(
     rf"[\s*_#>-]*{_THUS}(?!\s*(?:it|its|this|that|these|those|their|we|you|I)\b)(?!.*\banswers?\b)",
     re.IGNORECASE,

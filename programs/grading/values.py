@@ -22,7 +22,6 @@ from lim_sglang.programs.grading.units import (
     split_scale,
 )
 from lim_sglang.programs.grading.words import (
-    AND_OR_COMMA,
     TEXT,
     in_latex,
     number_in_words,
@@ -138,6 +137,7 @@ _EXCEPT = re.compile(
     re.IGNORECASE,
 )
 """All real numbers without a few."""
+_AND_OR_COMMA = r"\s*(?:,\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b)\s*"
 _SPACES = re.compile(r"(?<![0-9a-zA-Z])\s+|\s+(?![0-9a-zA-Z])")
 """Spaces that part no two numbers or words."""
 _ORDINALS = frozenset(("st", "nd", "rd", "th"))
@@ -155,7 +155,7 @@ def read_value(answer: str) -> Value:
     if choice and not text:
         return Value(choice, choice=choice)
     if excepted := _EXCEPT.fullmatch(TEXT.sub(r" \1 ", text).strip()):
-        points = [_point(point) for point in re.split(AND_OR_COMMA, excepted[1])]
+        points = [_point(point) for point in re.split(_AND_OR_COMMA, excepted[1])]
         if all(points):
             return Value(rf"\mathbb{{R}} \setminus \{{{','.join(points)}\}}")
     if clock := _read_clock(text):

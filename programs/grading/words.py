@@ -23,7 +23,6 @@ _PHRASES = {
 }
 _TRUTH_AND_NUMBER = re.compile(r"\A(yes|no|true|false)\s+\([-+$\d.,/\s=]*\d\s*\)\Z", re.IGNORECASE)
 """A truth value and a number that explains it: `Yes (7)`."""
-AND_OR_COMMA = r"\s*(?:,\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b)\s*"
 _LATEX_OF = {words: latex for latex, phrases in _PHRASES.items() for words in phrases.split("|")}
 _DENOMINATORS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5} | {
     "sixth": 6,
@@ -47,7 +46,7 @@ _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?", re.ASCII)
 _COUNTED = re.compile(r"(?:[\w\s,.'’]|(?<=[^\W\d_]{2})-(?=[^\W\d_]))+")
 _COUNTED_WORD = re.compile(rf"{_NUMBER.pattern}|[^\W\d_]+")
 _AND_OR_LIST = re.compile(r"\s*(?:,(?!\d{3}\b)\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b)\s*")
-"""What parts counted things, no comma within a number."""
+"""Words and commas between counted things; no comma within a number."""
 _MONTHS = [name.lower() for name in calendar.month_name[1:]]
 
 _VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
