@@ -34,6 +34,8 @@ NUM_ASKED = 64
 NUM_NEW = 64
 NEAR = 0.1
 """Nats by which the winner of a race may lead in float16, where another batch may exchange it."""
+ROUNDING = 1e-6
+"""Of sums of probabilities in f32."""
 LOSSLESS = {"policy": "lossless", "draft_tokens": NUM_DRAFTS, "select_layers": [2, 4]}
 DENSE = ({"policy": "full"}, {"sampling_backend": "lim"})
 SETTINGS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
@@ -150,7 +152,8 @@ def keeps(logprobs: torch.Tensor, sampling: Mapping[str, Any], slack: float) -> 
     kept = logprobs >= least - slack
     kept &= logprobs >= ordered[min(sampling.get("top_k", VOCAB), VOCAB) - 1] - slack
     before = torch.stack([probs[logprobs > each + slack].sum() for each in logprobs])
-    kept &= before <= sampling.get("top_p", 1.0) * (1 + slack)
+    top_p = sampling.get("top_p", 1.0)
+    kept &= before <= top_p + (1 - top_p) * slack + ROUNDING
     kept[logprobs.argmax()] = True
     return kept
 
