@@ -7,6 +7,10 @@ from lim_sglang.programs.grading.boxes import BOX, last_box, last_boxes
 
 MAX_WHOLE = 1000
 """Characters of the longest line that is an answer as a whole reply."""
+_BOX = re.compile(rf"{BOX}\s*\{{(.*)\}}", re.DOTALL)
+_STYLED = re.compile(
+    r"\\(?:text|mathrm|mbox)(?:bf|it|tt)?\s*\{([^{}]*)\}|\\math(?:bf|tt)\{([^{}]*)\}"
+)
 _WRAPPED = re.compile(
     r"(?P<sign>\$\$?|\*{1,3}|`{1,3})(?P<a>(?:(?!(?P=sign)).)+)(?P=sign)|\\\((?P<b>(?:(?!\\\)).)+)\\\)"
     r"|\\\[(?P<c>(?:(?!\\\]).)+)\\\]|[\"“”](?P<d>[^\"“”]+)[\"“”]|``(?P<e>[^`']+)''"
@@ -14,10 +18,6 @@ _WRAPPED = re.compile(
     re.DOTALL,
 )
 """A text between two quotes, or two signs of a formula, of code or of emphasis."""
-_BOX = re.compile(rf"{BOX}\s*\{{(.*)\}}", re.DOTALL)
-_STYLED = re.compile(
-    r"\\(?:text|mathrm|mbox)(?:bf|it|tt)?\s*\{([^{}]*)\}|\\math(?:bf|tt)\{([^{}]*)\}"
-)
 _TAGGED = re.compile(r"<answer>((?:(?!</?answer).)+)</answer>", re.DOTALL | re.IGNORECASE)
 _STATED = re.compile(
     r"(?:\banswer\b[^\n.:]{0,40}?(?:\bis\b(?! not\b)|:)|^####)[*:\s]*"

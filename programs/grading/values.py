@@ -138,24 +138,6 @@ _EXCEPT = re.compile(
     re.IGNORECASE,
 )
 """All real numbers without a few."""
-_DECIMAL_BEHIND = re.compile(
-    r"(?:\s*=\s*(?P<begun>[-+]?\d*\.\d+)\s*(?:\\[lc]?dots[bc]?(?![a-z])|…)"
-    r"|(?:\s*,\s*(?:or\s+)?|\s+or\s+)(?:about|approximately|roughly|around|≈|\\approx(?![a-z]))"
-    r"\s*(?P<rounded>[-+]?\d*\.?\d+)\s*(?P<percent>\\?%|per\s?cent)?)\s*\Z",
-    re.ASCII,
-)
-"""The decimal of the value before, which goes on or is rounded."""
-MAX_IN_PARTS = 500
-"""Characters of the longest answer that is read as a value and its decimal, or as equations."""
-_EQUATION = re.compile(r"([a-zA-Z](?:_\{?\w+\}?)?)\s*=\s*[^=<>&]+")
-_AROUND_ROWS = re.compile(
-    r"\A\\\{|\\begin\{(?:array|matrix|[dr]?cases)\}(?:\{[lcr|\s]*\})?"
-    r"|\\end\{(?:array|matrix|[dr]?cases)\}|\\\}\Z"
-)
-"""The brace before rows, and the environment that they stand in."""
-_AROUND_EQUATION = re.compile(
-    r"\A(?:[\s,.;]|\\text\{\s*,?\s*and\s*\})+|(?:[\s,.;]|\\text\{\s*,?\s*and\s*\}|\band\b)+\Z"
-)
 _AND_OR_COMMA = r"\s*(?:,\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b)\s*"
 _JOINT = re.compile(r"\s*(?:,(?:\s*and\b)?|\\text\{\s*,?\s*and\s*\}|\band\b)\s*")
 _SPACES = re.compile(r"(?<![0-9a-zA-Z])\s+|\s+(?![0-9a-zA-Z])")
@@ -164,6 +146,8 @@ _ORDINALS = frozenset(("st", "nd", "rd", "th"))
 SURE_DIGITS = 10
 """Digits to which a decimal must be equal to a value that has no finite decimal."""
 MAX_DECIMAL_PLACES = 400
+MAX_IN_PARTS = 500
+"""Characters of the longest answer that is read as a value and its decimal, or as equations."""
 
 
 @lru_cache(maxsize=65_536)
@@ -190,6 +174,15 @@ def read_value(answer: str) -> Value:
     return Value(as_latex(value), unit, choice=choice)
 
 
+_DECIMAL_BEHIND = re.compile(
+    r"(?:\s*=\s*(?P<begun>[-+]?\d*\.\d+)\s*(?:\\[lc]?dots[bc]?(?![a-z])|…)"
+    r"|(?:\s*,\s*(?:or\s+)?|\s+or\s+)(?:about|approximately|roughly|around|≈|\\approx(?![a-z]))"
+    r"\s*(?P<rounded>[-+]?\d*\.?\d+)\s*(?P<percent>\\?%|per\s?cent)?)\s*\Z",
+    re.ASCII,
+)
+"""The decimal of the value before, which goes on or is rounded."""
+
+
 def _without_decimal(answer: str) -> str:
     r"""Return a fraction without its own decimal behind it, as in `\frac13 = 0.333\ldots` and
     `2/3, or about 66.67 %`; any other answer as it is.
@@ -214,6 +207,17 @@ def _without_decimal(answer: str) -> str:
     else:
         is_own = places > 0 and 2 * abs(difference) <= last
     return exact if is_own else answer
+
+
+_AROUND_ROWS = re.compile(
+    r"\A\\\{|\\begin\{(?:array|matrix|[dr]?cases)\}(?:\{[lcr|\s]*\})?"
+    r"|\\end\{(?:array|matrix|[dr]?cases)\}|\\\}\Z"
+)
+"""The brace before rows, and the environment that they stand in."""
+_AROUND_EQUATION = re.compile(
+    r"\A(?:[\s,.;]|\\text\{\s*,?\s*and\s*\})+|(?:[\s,.;]|\\text\{\s*,?\s*and\s*\}|\band\b)+\Z"
+)
+_EQUATION = re.compile(r"([a-zA-Z](?:_\{?\w+\}?)?)\s*=\s*[^=<>&]+")
 
 
 def _in_order(text: str) -> str:

@@ -376,7 +376,10 @@ of_transformers.get_logger("transformers.tokens").warning("TRANSFORMERS")
 logging.getLogger("lim_sglang.model_runner").warning("OURS")
 logging.getLogger("sglang.srt").error("BROKEN")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    environment = clean_environment({})
+    environment.pop("TRANSFORMERS_VERBOSITY", None)  # another test may have set it
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     of_others = {"SGLANG", "TORCH", "IMPORTED", "TRANSFORMERS"}
     shown = {each for each in (*of_others, "OURS", "BROKEN") if each in done.stderr}
