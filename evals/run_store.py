@@ -432,37 +432,41 @@ class AskedQuestion:
 
 
 def write_questions(path: Path, questions: Mapping[str, AskedQuestion]) -> None:
-    """Write the questions of a run, by id, into its folder, unless they are there.
+    """Write the questions of a run, by id, into its folder, unless exactly these are there.
 
     Raises:
         DataError: the disk is full or fails.
     """
     file = path / QUESTIONS_FILE
-    if not file.exists():
-        lines = (json.dumps({"id": name, **asdict(each)}) for name, each in questions.items())
-        write_atomically(file, "".join(f"{line}\n" for line in lines))
+    lines = (json.dumps({"id": name, **asdict(each)}) for name, each in questions.items())
+    content = "".join(f"{line}\n" for line in lines)
+    if not file.exists() or file.read_bytes() != content.encode():
+        write_atomically(file, content)
 
 
 def read_questions(path: Path) -> dict[str, AskedQuestion]:
     """Return the questions of a run by id; of a run that stored none, those with samples.
 
     Raises:
-        DataError: a line is damaged.
+        DataError: a line is damaged or missing.
     """
     file = path / QUESTIONS_FILE
     if not file.exists():
         samples, _ = read_samples(path / SAMPLES_FILE)
         return {graded.question_id: AskedQuestion(graded.gold, None) for graded in samples}
     questions = {}
+    way_out = "delete the file, then the lim eval command of the run writes it again"
     for number, line, _ in complete_lines(file):
         try:
             row = json.loads(line)
             questions[row["id"]] = AskedQuestion(row["gold"], row["text"])
         except (ValueError, KeyError, TypeError) as problem:
             raise DataError(
-                f"{file}, line {number} is no question ({problem!r}): delete the file, then the "
-                "lim eval command of the run writes it again"
+                f"{file}, line {number} is no question ({problem!r}): {way_out}"
             ) from None
+    asked = read_record(path).settings["questions"]["asked"]
+    if len(questions) != asked:
+        raise DataError(f"{file} holds {len(questions)} of the run's {asked} questions: {way_out}")
     return questions
 
 

@@ -6,8 +6,9 @@ the values that are served.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -230,6 +231,11 @@ def _reasons_against_raw_sampling(sampling: Any, prompts: int) -> list[str]:
         for name in INTERNAL_SAMPLING
         if name in sampling
     ]
+    reasons += [
+        f"sampling_params.{name}: expected {expected}, got {_shown(value)}"
+        for name, (expected, has_type) in SAMPLING_TYPES.items()
+        if (value := sampling.get(name)) is not None and not has_type(value)
+    ]
     samples = sampling.get("n", 1)
     if samples is not None and not _is_within(samples, 1, MAX_SAMPLES):
         reasons.append(f"n: expected 1 to {MAX_SAMPLES} samples, got {_shown(samples)}")
@@ -238,6 +244,46 @@ def _reasons_against_raw_sampling(sampling: Any, prompts: int) -> list[str]:
             f"n: {samples} samples of {prompts} prompts are over {MAX_SAMPLES}: send fewer at once"
         )
     return reasons
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (_is_whole(value) and abs(value) <= MAX_FLOAT32)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    )
+
+
+def _is_ids(value: Any) -> bool:
+    is_list = isinstance(value, list | tuple | set)
+    return is_list and all(each is None or _is_whole(each) for each in value)
+
+
+def _is_bias(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(re.fullmatch("-?[0-9]+", str(key)) for key in value)
+
+
+SAMPLING_TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(
+        ("max_new_tokens", "min_new_tokens", "top_k", "stream_interval", "sampling_seed"),
+        ("a whole number", _is_whole),
+    ),
+    **dict.fromkeys(("temperature", "top_p", "min_p"), ("a number", _is_number)),
+    **dict.fromkeys(
+        ("frequency_penalty", "presence_penalty", "repetition_penalty"), ("a number", _is_number)
+    ),
+    **dict.fromkeys(("stop", "stop_regex"), ("a string, or a list of strings", _is_text)),
+    "stop_token_ids": ("a list of token ids", _is_ids),
+    "logit_bias": ('token ids as keys, such as {"42": -5.0}', _is_bias),
+}
+"""What each sampling parameter has to be, None aside, before SGLang computes with it; `n` is
+checked by its bounds."""
 
 
 def reasons_against_request(request: Any, limits: Limits) -> list[str]:
@@ -550,10 +596,11 @@ def _is_json(value: Any) -> bool:
 
 
 def _is_within(value: Any, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    return _is_whole(value) and bool(least <= value <= most)
 
 
 def _shown(value: Any) -> str:
     """Return a value for a message, cut if it is long."""
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"{value:.3g}"
+    is_long = isinstance(value, int) and abs(value) >= 10**20
+    text = f"{Decimal(value):.3g}" if is_long else repr(value)
     return cut(text, 40)

@@ -51,7 +51,7 @@ _ANY_REAL = re.compile(
     r"^\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}\s*,|(?:,|\\text\{\s*and\s*\}|\\land)?\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}$"
 )
 _QUANTITY = re.compile(
-    r"\s*((?:[eiI]|(?:\\(?:det|dim|gcd|lcm|max|min|deg|ker|rank|Pr|nabla|lim|operatorname|mathrm|vec|mathbf"
+    r"\s*((?:[eiIE](?:_(?:\w|\{[^{}]*\}))?|(?:\\(?:det|dim|gcd|lcm|max|min|deg|ker|rank|Pr|nabla|lim|operatorname|mathrm|vec|mathbf"
     r"|widehat|overline)(?![a-zA-Z])|\\?P\s*(?:\\left)?\(|\\mathbb\s*\{P\}|\\\||\\(?:left)?\\\|)[^=]*)\s*)=\s*([^=]+)"
 )
 """A value and its quantity, whose name math-verify takes for a constant or a relation."""

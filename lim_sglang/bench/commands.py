@@ -1,7 +1,6 @@
 """`lim bench`: its commands and their options."""
 
 import json
-import logging
 import os
 import shlex
 import signal
@@ -108,6 +107,7 @@ def decode(
     points = workloads.choose_points(point or [], batch, context)
     names = workloads.read_backends(backends, choice)
     from lim_sglang.bench.decode import DecodeOptions, measure
+    from lim_sglang.bench.model_runner import show_log
     from lim_sglang.bench.results import DecodeTable
 
     policies = workloads.read_policies(policy or [], budget)
@@ -115,7 +115,7 @@ def decode(
         *(choice, points, names, budget, policies, mem_fraction_static, windows, steps, split),
         context_limit=context_limit,
     )
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    show_log(verbose=verbose)
     measured = []
     for row, conditions in measure(options, show):
         measured.append((row, conditions))
@@ -150,11 +150,12 @@ def drafts(
     numbers = workloads.read_drafts(drafts)
     from lim_sglang.bench.decode import DecodeOptions
     from lim_sglang.bench.drafts import draft_table, measure
+    from lim_sglang.bench.model_runner import show_log
 
     options = DecodeOptions(
         *(choice, points, names, budget, {}, mem_fraction_static, windows, steps, False)
     )
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    show_log(verbose=verbose)
     config = LimConfig.from_mapping({"policy": "lossless", "budget": draft_budget})
     rows, notes = [], ""
     for row, conditions in measure(options, config, numbers, show):
@@ -182,11 +183,11 @@ def capacity(
     With --policy all have the page size that any of them needs, and 64 requests at once."""
     choice = ModelChoice(shape, model, kv_cache_dtype, quantization)
     names = workloads.read_backends(backends, choice)
-    from lim_sglang.bench.model_runner import count_slots, run_in_child, settings_for
+    from lim_sglang.bench.model_runner import count_slots, run_in_child, settings_for, show_log
     from lim_sglang.bench.results import surroundings
     from lim_sglang.bench.verify import require_gpu
 
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    show_log(verbose=verbose)
     require_gpu()
     policies = workloads.read_policies(policy or [], budget)
     options = workloads.options_of_policies(policies, MOST_COUNTED_REQUESTS)
@@ -360,12 +361,13 @@ def divergence(
     CPU."""
     cells = workloads.read_cells(policy, budget)
     from lim_sglang.bench.divergence import DivergenceOptions, measure
+    from lim_sglang.bench.model_runner import show_log
     from lim_sglang.bench.results import DivergenceTable, read_divergences
     from lim_sglang.progress import plain_console
 
     choice = ModelChoice(None, model)
     options = DivergenceOptions(choice, texts, cells, sequences, length, steps, seed)
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    show_log(verbose=verbose)
     recorded = read_divergences(out) if out and out.exists() else []
     measured = []
     for row, conditions in measure(options, recorded, plain_console(stderr=True)):
@@ -409,6 +411,7 @@ def calibrate(
         for name, value in CPU_ENVIRONMENT.items():  # before torch, which reads it once, is loaded
             os.environ.setdefault(name, value)
     from lim_sglang.bench import calibration
+    from lim_sglang.bench.model_runner import show_log
     from lim_sglang.progress import plain_console
 
     choice = ModelChoice(None, model)
@@ -419,7 +422,7 @@ def calibrate(
     if path.is_dir():
         raise ConfigError(f"--out {path} is a folder: name the preset's file")
     check_folder(path.parent)
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    show_log(verbose=verbose)
     try:
         found = calibration.calibrate(options, plain_console(stderr=True))
     except KeyboardInterrupt:

@@ -2,13 +2,16 @@
 cache, each with CUDA graphs of its own, and batches whose random context is in the cache."""
 
 import importlib
+import io
+import logging
 import multiprocessing
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -39,6 +42,22 @@ from lim_sglang.validation import (
 
 FILL_ROWS = 1 << 16  # slots of one layer that get random K or V at a time
 PREFILL_TOKENS = 2048  # of one request at a time
+
+
+def show_log(*, verbose: bool) -> None:
+    """Log to stderr: with `verbose` all that SGLang and its libraries say, else our own warnings
+    and errors alone. To be called before SGLang or transformers is imported."""
+    handler = logging.StreamHandler()
+    if not verbose:
+        handler.addFilter(_is_ours_or_error)
+        logging.getLogger("torch").setLevel(logging.ERROR)  # has a handler of its own
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        warnings.simplefilter("ignore")
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+
+
+def _is_ours_or_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or record.name.startswith("lim_sglang")
 
 
 def settings_for(budget: int) -> LimConfig:
@@ -84,7 +103,10 @@ def load_runner(
         **options,
     )
     runner_class = LimModelRunner if backend == BACKEND else compat.ModelRunner
-    runner = compat.load_runner(runner_class, server_args, free_port())
+    is_verbose = logging.getLogger().isEnabledFor(logging.INFO)
+    # SGLang draws its bars on `sys.stderr`; the log's handlers have the stream from before.
+    with nullcontext() if is_verbose else redirect_stderr(io.StringIO()):
+        runner = compat.load_runner(runner_class, server_args, free_port())
     if dummy:
         reset_dummy_scales(compat.attention_layers(runner.model))
     runner.alloc_memory_pool()

@@ -1,6 +1,5 @@
 """`lim trace`: its options."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -52,9 +51,10 @@ def trace(
     chosen = parse_layers(layers) if layers is not None else None
     if chosen == () or (chosen and min(chosen) < 0):
         raise ConfigError(f"--layers takes layers from 0 between commas, not {layers!r}")
+    from lim_sglang.bench.model_runner import show_log
     from lim_sglang.tracing import report, run
 
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    show_log(verbose=verbose)
     options = run.TraceOptions(
         *(model, questions, policies, dense, budget, max_tokens, every, chosen, limit, out)
     )

@@ -34,6 +34,7 @@ from lim_sglang.programs.grading.stated import (
 )
 from lim_sglang.programs.grading.statements import (
     ASKED,
+    ASKS,
     CHOICE,
     CHOOSE,
     DOUBT,
@@ -315,11 +316,13 @@ def _candidates(text: str, end: int, *, whole: bool, cut_off: bool) -> Iterator[
 
 
 def _first_line(text: str, end: int, cut_off: bool) -> str | None:
-    """Return the first line if it chooses an option, and neither begins a list of options nor
-    rejects one. In a text that was cut off, another line has to follow.
+    """Return the first line if it chooses an option, and neither begins a list of options, nor
+    rejects one, nor asks. In a text that was cut off, another line has to follow.
     """
     line = text[:end].partition("\n")[0]
-    if len(line) >= MAX_BARE or not as_choice(line) or _REJECTED.match(line):
+    if len(line) >= MAX_BARE or not as_choice(line):
+        return None
+    if _REJECTED.match(line) or ASKS.match(line):
         return None
     is_last = cut_off and not WORD.search(text, len(line))
     chosen = as_choice(line)

@@ -146,12 +146,17 @@ _SYNONYMS: list[tuple[re.Pattern[str], str]] = [
 _DEGREES = re.compile(
     r"(?:\{\s*\}\s*)?\^\s*(?:\{\s*(?:\\circ|\\text\{o\}|o)\s*\}|\\circ(?![a-zA-Z])|o(?![a-zA-Z]))|º"
 )
+_UNIT_POWER = r"\\text\{[^{}]*\}(?:\s*\^\s*(?:-?\d|\{\s*-?\d\s*\}))?"
+_UNIT_PRODUCT = rf"{_UNIT_POWER}(?:\s*(?:\\cdot\s*)?{_UNIT_POWER}){{0,4}}"
 _UNIT_FRACTION = re.compile(
-    r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*((?:\^\s*\d)?)\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*((?:\^\s*\d)?)\s*\}"
+    rf"\\frac\s*\{{\s*({_UNIT_PRODUCT})\s*\}}\s*\{{\s*({_UNIT_PRODUCT})\s*\}}"
+    rf"|({_UNIT_PRODUCT})\s*/\s*\(\s*({_UNIT_PRODUCT})\s*\)"
 )
 _UNITS = re.compile(r"(?<=[\d}\s])\\frac\s*\{\s*([a-zA-Z]+)\s*\}\s*\{\s*([a-zA-Z]+)\s*\}\s*$")
 _BRACED_SIGN = re.compile(r"(?<![\^_])\{\s*([-+:;=<>/*])\s*\}")
 """A sign in braces, which keep TeX from setting space around the sign: `12{:}30`."""
+_BRACED_NAME = re.compile(r"(?<![\w^{}])\{\s*([a-zA-Z])\s*\}(?=\s*=)")
+"""A name in braces, as a command for bold letters leaves it."""
 _PERCENT = re.compile(
     r"(?:\\?%|\\text\s*\{\s*\\?%\s*\}|\\text\s*\{\s*per\s?cent(?:age)?s?\s*\}|\bper\s?cent\b)"
 )
@@ -182,12 +187,15 @@ _PYTHON_POWER = re.compile(r"(?<=[\w)}\]])( ?)\*\*\1(?=[-+]?[\d.a-zA-Z]|[({])")
 _EXPONENT = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+|[a-zA-Z](?![a-zA-Z]))(?:\^\{[^{}]*\})*")
 
 
+_GOES_ON = re.compile(r"([\d}]\s*=\s*-?\d*\.\d+)\s*\.{3,}(?=[\s$*.]*\Z)")
+"""A decimal behind a value, with the sign that it goes on."""
 _PREFIXED = re.compile(r"(?<![\w.\\])0[xbo][\da-f][\w.]*", re.IGNORECASE)
 """A number as programs write it: `0xFF`, `0b11`."""
 
 
 def tidy(answer: str) -> str:
     """Strip the white space, Markdown, dollar signs and punctuation around an answer."""
+    answer = _GOES_ON.sub(r"\1\\ldots", answer) if "..." in answer else answer
     for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]"), ("", "")):
         answer = answer.lstrip(" \n\r\t$*").rstrip(" \n\r\t$*.,;:?\\。")
         if answer.startswith(opening) and answer.endswith(closing):
@@ -212,19 +220,20 @@ def plain(answer: str) -> str:
     text = _GONE.sub("", _as_commands(_PREFIXED.sub(_in_decimal, tidy(answer))))
     for command, replacement in _SIUNITX:
         text = command.sub(replacement, text)
-    if r"\begin" not in text:
+    if r"\begin" not in answer:  # else an end of a row
         text = _DOUBLED.sub(r"\\", text)
     text = re.sub(r"\\cr(?![a-zA-Z])", ROW_END, _ROW_SPACING.sub(ROW_END, text))
     text = _GROUP_SEPARATOR.sub("", _INDIAN.sub("", text))
     text = _SPACE.sub(" ", _NO_SPACE.sub("", text))
     text = _TEXT.sub(_as_text, text)
     text = _BRACED_SIGN.sub(r"\1", _STYLED.sub("", _INVISIBLE.sub("", text)))
+    text = _BRACED_NAME.sub(r"\1", text)
     for synonyms, replacement in _SYNONYMS:
         text = synonyms.sub(replacement, text)
     text = _ODD_ROOT.sub(r"(-\\sqrt[\1]{\2})", _with_braces(_PERCENT.sub(r"\\%", text)))
     text = _DEGREES.sub("°", text)
     text = _UNITS.sub(_units, text)
-    text = _UNIT_FRACTION.sub(r"\\text{\1\2/\3\4}", text.replace("smallmatrix", "matrix"))
+    text = _UNIT_FRACTION.sub(_unit_fraction, text.replace("smallmatrix", "matrix"))
     text = _CHOOSE.sub(r"\\binom{\1}{\2}", _roots(_powers(text)))
     text = _POWER.sub(r"^{\1}", _SLANTED.sub(r"\\frac{\1}{\2}", text))
     text = _FACTOR.sub(r"\\frac{\1}{\2}", text)
@@ -311,6 +320,18 @@ def _units(fraction: re.Match[str]) -> str:
     names = fraction.groups()
     are_units = all(map(is_unit, names)) and max(map(len, names)) > 1
     return rf"\text{{{'/'.join(names)}}}" if are_units else fraction[0]
+
+
+def _unit_fraction(fraction: re.Match[str]) -> str:
+    """Return a fraction of products of units as one text: `J/(kg K)`."""
+    over, under = (
+        " ".join(
+            re.sub(r"\\text(?=\{)|\\cdot(?![a-z])|[{}]", " ", part).replace(" ^ ", "^").split()
+        )
+        for part in fraction.groups()
+        if part
+    )
+    return rf"\text{{{over}/({under})}}" if " " in under else rf"\text{{{over}/{under}}}"
 
 
 def _power(raised: re.Match[str]) -> str:

@@ -433,6 +433,6 @@ def _is_value(answer: str) -> bool:
     is_counted = value.words[0] == "ratio" or any(map(str.isdigit, value.words[0]))
     return (
         is_counted
-        or value.words[0] in ("date", "digits")
+        or value.words[0] in ("date", "digits", "remainder")
         or (value.words[-1] in _VALUE_WORDS and len(value.words) < 3)
     )

@@ -218,6 +218,8 @@ DOUBT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """Words that deny or limit what follows: some in the whole sentence, some up to a comma."""
+ASKS = re.compile(r"[^.,;:!?\n]*\?")
+"""The rest of a question, or all of one."""
 _CONDITION = re.compile(CONDITIONS, re.IGNORECASE)
 _STATED = re.compile(
     rf"{FORMULA}(?:(?:,?\s*+(?:(?:and|or)\b\s*+)?|(?:{ASSERTED})\s+){FORMULA})*+"
@@ -446,6 +448,7 @@ def _is_asserted(option: re.Match[str]) -> bool:
         before = ONLY.sub("", before)
     letter = option[option.lastindex or 0]
     is_limited = DOUBT.search(before) or _CONDITION.match(text, option.end())
+    is_limited = is_limited or ASKS.match(text, option.end())
     return not (is_limited or is_taken_back(text, option.end(), letter))
 
 

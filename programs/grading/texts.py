@@ -3,15 +3,21 @@ r"""Answers that are texts, compared word for word: trimmed, and read from a rep
 import re
 from collections import deque
 
-from lim_sglang.programs.grading.boxes import last_box, last_boxes
-from lim_sglang.programs.grading.latex import tidy
+from lim_sglang.programs.grading.boxes import BOX, last_box, last_boxes
 
 MAX_WHOLE = 1000
 """Characters of the longest line that is an answer as a whole reply."""
-_QUOTES = "\"'“”‘’`"
+_BOX = re.compile(rf"{BOX}\s*\{{(.*)\}}", re.DOTALL)
 _STYLED = re.compile(
     r"\\(?:text|mathrm|mbox)(?:bf|it|tt)?\s*\{([^{}]*)\}|\\math(?:bf|tt)\{([^{}]*)\}"
 )
+_WRAPPED = re.compile(
+    r"(?P<sign>\$\$?|\*{1,3}|`{1,3})(?P<a>(?:(?!(?P=sign)).)+)(?P=sign)|\\\((?P<b>(?:(?!\\\)).)+)\\\)"
+    r"|\\\[(?P<c>(?:(?!\\\]).)+)\\\]|[\"“”](?P<d>[^\"“”]+)[\"“”]|``(?P<e>[^`']+)''"
+    r"|['‘’](?P<f>(?:[^'‘’]|(?<=\w)['’](?=\w))+)['‘’]",
+    re.DOTALL,
+)
+"""A text between two quotes, or two signs of a formula, of code or of emphasis."""
 _TAGGED = re.compile(r"<answer>((?:(?!</?answer).)+)</answer>", re.DOTALL | re.IGNORECASE)
 _STATED = re.compile(
     r"(?:\banswer\b[^\n.:]{0,40}?(?:\bis\b(?! not\b)|:)|^####)[*:\s]*"
@@ -22,16 +28,22 @@ _STATED = re.compile(
 
 
 def as_text(text: str) -> str | None:
-    r"""Trim an answer: white space, quotes, backticks, `$` and `*` at both ends, `.,;:?` and
-    backslashes at the end, and a `\text{}` around the whole. White space within is one space each.
-    None if nothing is left.
+    r"""Trim an answer: white space, `.,;:?` and backslashes at the end, and pairs of quotes, of
+    backticks, of `$` and of `*`, and a `\text{}`, around the whole. White space within is one space
+    each. None if nothing is left.
     """
     before, trimmed = "", text
     while before != trimmed:
         before = trimmed
-        trimmed = tidy(trimmed).strip(_QUOTES)
-        if styled := _STYLED.fullmatch(trimmed):
+        trimmed = trimmed.strip()
+        if wrapped := _WRAPPED.fullmatch(trimmed):
+            trimmed = next(
+                part for name, part in wrapped.groupdict().items() if part and name != "sign"
+            )
+        elif styled := _STYLED.fullmatch(trimmed):
             trimmed = styled[1] or styled[2] or ""
+        else:
+            trimmed = trimmed.rstrip(".,;:?\\。")
     return " ".join(trimmed.split()) or None
 
 
@@ -55,11 +67,28 @@ def stated_text(text: str, *, cut_off: bool) -> str | None:
 
 def _stated(text: str, *, cut_off: bool) -> str | None:
     """Return what a part of a text states in a box, in tags or in a sentence."""
-    if boxed := last_box(last_boxes(text), text, cut_off):
-        return as_text(boxed[0])
+    boxes = last_boxes(text)
+    if boxed := last_box(boxes, text, cut_off):
+        # As written: the content of a box has lost signs on one side.
+        alone = (text[begin:end] for begin, end, content in boxes if (content, end) == boxed)
+        written = _BOX.fullmatch(next(alone, ""))
+        return as_text(written[1] if written else boxed[0])
     if tags := deque(_TAGGED.finditer(text), maxlen=1):
         return as_text(tags[0][1])
     statements = deque(_STATED.finditer(text), maxlen=1)
     if not statements or r"\boxed" in statements[0]["answer"]:
         return None
-    return as_text(statements[0]["answer"]) if statements[0]["end"] or not cut_off else None
+    return as_text(_without_half(statements[0])) if statements[0]["end"] or not cut_off else None
+
+
+def _without_half(statement: re.Match[str]) -> str:
+    """Return the answer of a statement without the sign behind it whose other half is before it, as
+    in `**Answer: Paris**`.
+    """
+    answer = statement["answer"].rstrip()
+    begin = statement.string.rfind("\n", 0, statement.start()) + 1
+    before = statement.string[begin : statement.start("answer")]
+    for sign in ("***", "**", "*", '"', "”", "`", "$"):
+        if answer.endswith(sign) and before.count("“" if sign == "”" else sign) % 2:
+            return answer.removesuffix(sign)
+    return answer

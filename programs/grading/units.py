@@ -93,6 +93,7 @@ _METRIC: dict[str, tuple[Fraction | int, Dimensions]] = {
     "C coulomb": (1, (("ampere", 1), ("time", 1))),
     "V volt": (1, (("ampere", -1), ("length", 2), ("mass", 1), ("time", -3))),
     "Ω ohm": (1, (("ampere", -2), ("length", 2), ("mass", 1), ("time", -3))),
+    "F farad": (1, (("ampere", 2), ("length", -2), ("mass", -1), ("time", 4))),
     "T tesla": (1, (("ampere", -1), ("mass", 1), ("time", -2))),
     "K kelvin": (1, (("kelvin", 1),)),
     "mol mole": (1, (("mole", 1),)),
@@ -202,6 +203,10 @@ UNIT_LETTERS = "mgs"
 """Letters that are a unit directly behind a number; any other letter is a variable."""
 SPACED_UNIT_LETTERS = "mgshLJNWVAK"
 """Letters that are a unit behind a number and a space."""
+_NAMED_UNITS_TEXT = "A V N J W K km cm mm kg kN kJ kW kV mA Hz Pa eV ft"
+NAMED_UNITS = frozenset(_NAMED_UNITS_TEXT.split())
+"""Units of one or two letters behind a number that a name equals; others, as in `F = 2 mg`, may be
+variables."""
 _IRREGULAR = {
     "buses": "bus",
     "gas": "gas",
@@ -286,7 +291,7 @@ def _measure(tokens: list[tuple[str, str, str]]) -> Unit | None:
     factors: list[tuple[Unit, int]] = []
     sign = power = 1
     for exponent, symbol, slash in tokens:
-        word = symbol.lower()
+        word = symbol if symbol == "A" else symbol.lower()  # ampere, no article
         if slash or (word in ("per", "a", "an") and factors):
             sign = -1
         elif exponent or word in _LATER_POWERS:

@@ -14,6 +14,7 @@ from typing import Any
 from lim_sglang.programs.grading.latex import FUNCTION, TRIGONOMETRY, as_latex, plain
 from lim_sglang.programs.grading.size import too_large
 from lim_sglang.programs.grading.units import (
+    NAMED_UNITS,
     SPACED_UNIT_LETTERS,
     UNIT_LETTERS,
     Unit,
@@ -138,18 +139,21 @@ _EXCEPT = re.compile(
 )
 """All real numbers without a few."""
 _AND_OR_COMMA = r"\s*(?:,\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b)\s*"
+_JOINT = re.compile(r"\s*(?:,(?:\s*and\b)?|\\text\{\s*,?\s*and\s*\}|\band\b)\s*")
 _SPACES = re.compile(r"(?<![0-9a-zA-Z])\s+|\s+(?![0-9a-zA-Z])")
 """Spaces that part no two numbers or words."""
 _ORDINALS = frozenset(("st", "nd", "rd", "th"))
 SURE_DIGITS = 10
 """Digits to which a decimal must be equal to a value that has no finite decimal."""
 MAX_DECIMAL_PLACES = 400
+MAX_IN_PARTS = 500
+"""Characters of the longest answer that is read as a value and its decimal, or as equations."""
 
 
 @lru_cache(maxsize=65_536)
 def read_value(answer: str) -> Value:
     """Read an answer."""
-    text, choice = _split_choice(plain(answer))
+    text, choice = _split_choice(_in_order(plain(_without_decimal(answer))))
     if odds := _ODDS.fullmatch(TEXT.sub(r" \1 ", text).strip()):
         text = f"{odds[1]}{'/' if odds[2] else ':'}{odds[3]}"
     if choice and not text:
@@ -168,6 +172,73 @@ def read_value(answer: str) -> Value:
         return Value(as_latex(text), words=words)
     value, unit = split_unit(text)
     return Value(as_latex(value), unit, choice=choice)
+
+
+_DECIMAL_BEHIND = re.compile(
+    r"(?:\s*=\s*(?P<begun>[-+]?\d*\.\d+)\s*(?:\\[lc]?dots[bc]?(?![a-z])|…)"
+    r"|(?:\s*,\s*(?:or\s+)?|\s+or\s+)(?:about|approximately|roughly|around|≈|\\approx(?![a-z]))"
+    r"\s*(?P<rounded>[-+]?\d*\.?\d+)\s*(?P<percent>\\?%|per\s?cent)?)\s*\Z",
+    re.ASCII,
+)
+"""The decimal of the value before, which goes on or is rounded."""
+
+
+def _without_decimal(answer: str) -> str:
+    r"""Return a fraction without its own decimal behind it, as in `\frac13 = 0.333\ldots` and
+    `2/3, or about 66.67 %`; any other answer as it is.
+    """
+    if len(answer) > MAX_IN_PARTS:
+        return answer
+    bare = TEXT.sub(r" \1 ", answer)
+    found = _DECIMAL_BEHIND.search(bare)
+    if found is None:
+        return answer
+    exact = bare[: found.start()]
+    number = read_number(exact.rpartition("=")[2])
+    if number is None or number[1]:
+        return answer
+    digits = found["begun"] or found["rounded"]
+    shown, places = Fraction(Decimal(digits)), len(digits.partition(".")[2])
+    if found["percent"]:
+        shown, places = shown / 100, places + 2
+    difference, last = number[0] - shown, Fraction(1, 10**places)
+    if found["begun"]:
+        is_own = abs(difference) < last and difference * number[0] >= 0
+    else:
+        is_own = places > 0 and 2 * abs(difference) <= last
+    return exact if is_own else answer
+
+
+_AROUND_ROWS = re.compile(
+    r"\A\\\{|\\begin\{(?:array|matrix|[dr]?cases)\}(?:\{[lcr|\s]*\})?"
+    r"|\\end\{(?:array|matrix|[dr]?cases)\}|\\\}\Z"
+)
+"""The brace before rows, and the environment that they stand in."""
+_AROUND_EQUATION = re.compile(
+    r"\A(?:[\s,.;]|\\text\{\s*,?\s*and\s*\})+|(?:[\s,.;]|\\text\{\s*,?\s*and\s*\}|\band\b)+\Z"
+)
+_EQUATION = re.compile(r"([a-zA-Z](?:_\{?\w+\}?)?)\s*=\s*[^=<>&]+")
+
+
+def _in_order(text: str) -> str:
+    r"""Return `x = 1, y = 2` for rows of equations, and for `y = 2, x = 1`, whose values are a
+    point; any other text as it is.
+    """
+    if "=" not in text or len(text) > MAX_IN_PARTS:
+        return text
+    rows = _AROUND_ROWS.sub("", text).split(r"\\")
+    if len(rows) == 1:
+        parts = _JOINT.split(text)
+    else:
+        parts = [_AROUND_EQUATION.sub("", row.replace("&", "")) for row in rows]
+    parts = [*filter(None, parts)]
+    equations = [*map(_EQUATION.fullmatch, parts)]
+    names = [equation[1] for equation in equations if equation]
+    if len(names) < 2 or not len(equations) == len(set(names)) == len(names):
+        return text
+    if set(names) <= {*"xyz"}:
+        parts.sort()
+    return ", ".join(parts)
 
 
 def is_complement(answer: str) -> bool:
@@ -275,7 +346,7 @@ def _find_tail(text: str) -> tuple[str, str] | None:
 def _flat(text: str) -> str:
     """Return the words of a unit without commands, and without remarks in brackets."""
     text = TEXT.sub(r" \1 ", text).replace(r"\Omega", "Ω").replace(r"\mu", "µ").replace(r"\$", "$")
-    text = re.sub(r"\([^()]*\)", " ", text)
+    text = re.sub(r"\([^()]*\)", " ", re.sub(r"/\s*\(([^()]*)\)", r"/\1", text))
     text = re.sub(r"(?<=µ)\s+|(?<=\b[kMm])\s+(?=Ω)", "", text)
     return _TEMPERATURE.sub(lambda found: f"°{found[1].upper()}", text)
 
@@ -295,15 +366,22 @@ def _may_be_unit(tail: re.Match[str], value: str, words: str) -> bool:
         return _marked_unit(value, words, measured)
     spaced = tail.start() > len(value)
     first = re.split(r"[^A-Za-z]", words)[0]
-    if not (_is_numeric(value) and _ENDS_VALUE.search(value)):
+    bare = _NAME_OF_QUANTITY.sub("", value)
+    if not (_is_numeric(bare) and _ENDS_VALUE.search(value)):
         return False
+    if bare != value:
+        is_symbol = first in NAMED_UNITS or len(first) > 2 or "/" in words
+        return spaced and measured and is_symbol
     if FUNCTION.fullmatch(first.lower()) and not _TIME_WITHOUT_ARGUMENT.fullmatch(words):
         return False
     if len(first) == 1:
         # A letter is a variable, as a rule: 6s^2, 2t.
         letters = SPACED_UNIT_LETTERS if spaced else UNIT_LETTERS
-        power = spaced and words[0] == "m" and "^" in words
-        return words in letters or (measured and ("/" in words or power))
+        power = words[0] == "m" and "^" in words
+        product = words[0] in "NJW" and " " in words
+        scientific = words[0].isupper() and _HAS_POWER_OF_TEN.search(value)
+        is_told = "/" in words or (spaced and (power or product or scientific))
+        return words in letters or bool(measured and is_told)
     if first == "of":
         return True
     return measured or len(first) > (2 if spaced else 3)
@@ -318,6 +396,12 @@ def _marked_unit(value: str, words: str, measured: bool) -> bool:
 
 _POWER_OF_TEN = re.compile(r"(?<=\d)(?:[eE](?=[-+]?\d)| ?x ?(?=10 ?\^))")
 """Signs of a number that are no variables: `3e8`, `3 x 10^8`."""
+
+
+_HAS_POWER_OF_TEN = re.compile(r"\d(?:[eE][-+]?\d|\s*(?:\\times|\\cdot|[x*])\s*10\s*\^)")
+_NAME_OF_QUANTITY = re.compile(
+    r"\A(?:\\Delta\s*)?(?:[a-zA-Z]|\\[a-z]{2,7})(?:_(?:\w|\{(?:\\text\{)?\w+\}?\}))?\s*=\s*(?=\S)"
+)
 
 
 def _is_numeric(value: str) -> bool:
@@ -337,6 +421,8 @@ def _read_clock(text: str) -> Clock | None:
     if max(minute, second) > 59 or hour > (12 if half else 24) or (half and hour == 0):
         return None
     past = minute * 60 + second
+    if hour == 24 and past:
+        return None
     if half:
         return Clock((hour % 12 + (12 if half == "p" else 0)) * 3600 + past, True, True)
     # From 13 on, and at 0, the clock has 24 hours.
@@ -369,7 +455,7 @@ def decide(a: Value, b: Value) -> bool | Question:
         return a.clock.equals(b.clock)
     if a.words and b.words:
         return a.words == b.words
-    if {"date", "digits"} & {*a.words[:1], *b.words[:1]}:
+    if {"date", "digits", "remainder"} & {*a.words[:1], *b.words[:1]}:
         return False
     if (a.clock is None) != (b.clock is None):
         timed, other = (a, b) if a.clock else (b, a)
@@ -407,6 +493,8 @@ def _equals_clock(timed: Value, other: Value) -> bool | Question:
         return other.unit is None and other.latex in {str(hour), str((hour - 1) % 12 + 1)}
     if timed.clock.has_half or ":" not in other.latex:
         return False
+    if other.words:
+        return read_ratio(timed.latex) == other.words
     return min(timed.latex, other.latex), max(timed.latex, other.latex)
 
 

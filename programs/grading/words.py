@@ -12,6 +12,12 @@ TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _ISO_DATE = re.compile(r"(\d{4})[-–](0[1-9]|1[0-2])[-–](0[1-9]|[12]\d|3[01])", re.ASCII)
 _CODE = re.compile(r"(?=.*\b0\d)\d+(?:\s*[-–]\s*\d+)+|(?:(?:\d-)?\d{3}-)?\d{3}-\d{4}", re.ASCII)
 """Digits that are no numbers: with zeros in front, as `10-05`, or of a telephone, `555-1234`."""
+_REMAINDER = re.compile(
+    r"(?:quotient\b[:=]?\s*)?(-?\d+)\s*,?\s*(?:(?:and|with)\s+)?(?:a\s+)?"
+    r"(?:r(?:em\b\.?)?|remainder\b)(?:\s+of\b|\s+is\b|\s*[:=])?\s*(\d+)",
+    re.ASCII | re.IGNORECASE,
+)
+"""The result of a division of whole numbers: `5 R 2`, `5 with a remainder of 2`."""
 _PHRASES = {
     r"\emptyset": "no solution|no solutions|no real solution|no real solutions|empty set|none",
     r"\mathbb{R} \setminus \{0\}": "all nonzero real numbers|all non zero real numbers"
@@ -54,7 +60,11 @@ _DROPPED = frozenset(("there", "are")) | frozenset(["a", "an", "the", "is", "it"
 
 
 def read_digits(text: str) -> tuple[str, ...]:
-    """Return the words of a date as `2024-01-02`, or the digits of a code; empty for a number."""
+    """Return the words of a date as `2024-01-02`, the numbers of a division with remainder, or the
+    digits of a code; empty for a number.
+    """
+    if division := _REMAINDER.fullmatch(TEXT.sub(r" \1 ", text).strip()):
+        return ("remainder", *(str(int(number)) for number in division.groups()))
     if date := _ISO_DATE.fullmatch(text):
         return _canonical([_MONTHS[int(date[2]) - 1], date[3], date[1]])
     return ("digits", *re.findall(r"\d+", text)) if _CODE.fullmatch(text) else ()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -267,13 +268,14 @@ def test_the_preset_of_the_working_folder_has_the_folders_name(
 
 
 def run_lim(place: Path, *words: str) -> None:
-    """Run a command in a process of its own, on the CPU."""
+    """Run a command in a process of its own, on the CPU, whose log stays out of sight."""
     command = [sys.executable, "-m", "lim_sglang", *words]
     environment = clean_environment({})
     done = subprocess.run(
         command, cwd=place, env=environment, capture_output=True, text=True, timeout=560
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert not re.search("WARNING:(?!lim_sglang)|Warning|shards", done.stderr), done.stderr
 
 
 @pytest.mark.e2e

@@ -34,6 +34,7 @@ from lim_sglang.bench.workloads import Cell, ModelChoice, make_sequences, read_c
 from lim_sglang.compat import CPU_ENGINE_VAR
 from lim_sglang.config import LimConfig
 from lim_sglang.errors import ConfigError, DataError, RefusedError, ServerError
+from lim_sglang.evals.run_store import AskedQuestion, read_questions, write_questions
 from lim_sglang.gates.files import WEIGHTS_FILE, write_gates
 from lim_sglang.kernels.reference_rivals import BlockGate
 from lim_sglang.progress import plain_console
@@ -97,8 +98,8 @@ def test_a_runs_texts_are_its_questions_with_their_answers(tmp_path: Path) -> No
     assert "12 divided by 4 equals 3 with a remainder of 2." in read_texts(run)
     for file in run.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    question = {"id": "div-1", "gold": "3", "text": "What is 12 / 4?\ud800"}
-    (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    asked = dict.fromkeys(read_questions(run), AskedQuestion("3", "What is 12 / 4?\ud800"))
+    write_questions(tmp_path, asked)
     expected = "What is 12 / 4??\n\n12 divided by 4 equals 3 with a remainder of 2."
     assert expected in read_texts(tmp_path)
 

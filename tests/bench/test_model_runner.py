@@ -359,3 +359,28 @@ def test_the_counted_bytes_are_the_models_own(shown: dict[str, Any]) -> None:
     per_layer = 64 * 16 * (6 + 2 + 2) + 6 * 16 * 64 + 3 * 64 * 128 + 2 * 16 + 2 * 64
     # Matrices, norms and the output matrix in f32; the embedding is not tied, so not read.
     assert facts["weight_bytes_read"] == 4 * (NUM_LAYERS * per_layer + 64 + 512 * 64)
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_the_log_of_others_is_shown_if_it_is_asked_for(verbose: bool) -> None:
+    """In a process of its own, since handlers and filters stay."""
+    script = f"""
+import logging, warnings
+from lim_sglang.bench.model_runner import show_log
+show_log(verbose={verbose})
+logging.getLogger("sglang.srt").warning("SGLANG")
+logging.getLogger("torch.utils").warning("TORCH")
+warnings.warn("IMPORTED")
+from transformers.utils import logging as of_transformers
+of_transformers.get_logger("transformers.tokens").warning("TRANSFORMERS")
+logging.getLogger("lim_sglang.model_runner").warning("OURS")
+logging.getLogger("sglang.srt").error("BROKEN")
+"""
+    environment = clean_environment({})
+    environment.pop("TRANSFORMERS_VERBOSITY", None)  # another test may have set it
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    of_others = {"SGLANG", "TORCH", "IMPORTED", "TRANSFORMERS"}
+    shown = {each for each in (*of_others, "OURS", "BROKEN") if each in done.stderr}
+    assert shown == {"OURS", "BROKEN", *(of_others if verbose else ())}

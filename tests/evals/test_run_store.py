@@ -458,18 +458,40 @@ def test_a_damaged_verdict_is_an_error_with_the_way_out(tmp_path: Path, row: str
         load_run(tmp_path)
 
 
-def test_questions_are_written_once_and_read_as_they_were(tmp_path: Path) -> None:
+def test_questions_are_read_as_they_were_written(tmp_path: Path) -> None:
     asked = {"q": AskedQuestion("4", AWKWARD), "r": AskedQuestion("5", None)}
     write_run(tmp_path, graded(0, "s"))
     assert read_questions(tmp_path) == {"s": AskedQuestion(graded().gold, None)}  # of its samples
     (tmp_path / "questions.jsonl.new").write_text('{"id": "q", "go')  # left by a kill
     write_questions(tmp_path, asked)
-    write_questions(tmp_path, {})
     assert read_questions(tmp_path) == asked
-    for damaged in ('{"id": "q"', "[]", '{"id": "q", "gold": "4"}'):
-        (tmp_path / "questions.jsonl").write_text(f"{damaged}\n")
-        with pytest.raises(DataError, match=r"line 1 is no question .*delete the file"):
-            read_questions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        ("{first}\n", "holds 1 of the run's 2 questions: delete the file"),
+        ("{first}\n{second}", "holds 1 of the run's 2 questions: delete the file"),
+        ("{first}\n{first}\n", "holds 1 of the run's 2 questions: delete the file"),
+        ("", "holds 0 of the run's 2 questions: delete the file"),
+        ('{{"id": "q"\n', r"line 1 is no question .*delete the file"),
+        ("[]\n", r"line 1 is no question .*delete the file"),
+        ('{{"id": "q", "gold": "4"}}\n', r"line 1 is no question .*delete the file"),
+    ],
+)
+def test_lost_questions_are_an_error_until_they_are_written_again(
+    left: str, words: str, tmp_path: Path
+) -> None:
+    asked = {"q": AskedQuestion("4", AWKWARD), "r": AskedQuestion("5", None)}
+    write_run(tmp_path, graded(0, "s"))
+    write_questions(tmp_path, asked)
+    file = tmp_path / "questions.jsonl"
+    first, second = file.read_text().splitlines()
+    file.write_text(left.format(first=first, second=second))
+    with pytest.raises(DataError, match=words):
+        read_questions(tmp_path)
+    write_questions(tmp_path, asked)
+    assert read_questions(tmp_path) == asked
 
 
 @pytest.mark.parametrize("names", [("samples.jsonl",), ("samples.jsonl", "run.json.new")])

@@ -94,6 +94,15 @@ def test_a_run_leaves_a_line_a_sample_and_its_conditions(config: RunConfig) -> N
     assert "math500 (own questions): 15/15 samples" in printed
 
 
+def test_a_complete_run_writes_lost_questions_again(config: RunConfig) -> None:
+    found, _ = run(config, JobServer())
+    file = found.path / "questions.jsonl"
+    written = file.read_text()
+    file.write_text(written.partition("\n")[2])
+    run(config, JobServer())
+    assert file.read_text() == written
+
+
 def test_a_session_records_what_its_servers_have_drafted(config: RunConfig) -> None:
     with pytest.raises(ServerError):
         run(config, JobServer(lives=7, drafts=True))

@@ -27,6 +27,14 @@ from lim_sglang.programs.vote import tally
         ("Blue Lamp", "Blue Lamp"),
         ("blue_lamp_", "blue_lamp_"),
         ("(blue) lamp!", "(blue) lamp!"),
+        ('"blue lamp', '"blue lamp'),
+        ("**blue lamp", "**blue lamp"),
+        ("blue lamp`", "blue lamp`"),
+        ("'blue lamp\"", "'blue lamp\""),
+        ("$5", "$5"),
+        ("the dogs'", "the dogs'"),
+        ("'the dog's lamp'", "the dog's lamp"),
+        ('"blue" and "red"', '"blue" and "red"'),
         ("007", "007"),
         ("a, b", "a, b"),
         (" . ", None),
@@ -34,7 +42,7 @@ from lim_sglang.programs.vote import tally
         (r"\text{}", None),
     ],
 )
-def test_white_space_quotes_and_stops_are_trimmed_and_nothing_else(
+def test_white_space_pairs_of_quotes_and_stops_are_trimmed_and_nothing_else(
     text: str, trimmed: str | None
 ) -> None:
     assert as_text(text) == trimmed
@@ -50,6 +58,11 @@ def test_white_space_quotes_and_stops_are_trimmed_and_nothing_else(
         ("The answer is blue lamp. It stood there.", "blue lamp"),
         ("The answer is red.\nThe final answer is: **blue lamp**", "blue lamp"),
         ("**Answer:** blue lamp", "blue lamp"),
+        ("**Answer: blue lamp**", "blue lamp"),
+        ('"The answer is blue lamp"', "blue lamp"),
+        ('The answer is blue lamp"', 'blue lamp"'),
+        (r"\boxed{**blue lamp}", "**blue lamp"),
+        (r"\boxed{$5}", "$5"),
         ("The answer to question 3 is v1.5 now.", "v1.5 now"),
         ("Some steps.\n#### blue lamp", "blue lamp"),
         ("Look: <answer>blue\nlamp</answer>", "blue lamp"),

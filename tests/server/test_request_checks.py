@@ -320,10 +320,44 @@ def incoming(is_openai: bool = False, **fields: Any) -> list[str]:
     return reasons_against_batch(SimpleNamespace(**fields), is_openai=is_openai)
 
 
-@pytest.mark.parametrize("samples", [0, -1, MAX_SAMPLES + 1, 10**9, NAN, "3", [], {}, True, 1.0])
+@pytest.mark.parametrize("samples", [0, -1, MAX_SAMPLES + 1, 10**400, NAN, "3", [], {}, True, 1.0])
 def test_a_number_of_samples_is_refused_before_lists_are_made_of_it(samples: Any) -> None:
     (reason,) = incoming(text="a", sampling_params={"n": samples})
     assert reason.startswith(f"n: expected 1 to {MAX_SAMPLES}")
+
+
+WHOLE = ("max_new_tokens", "min_new_tokens", "top_k", "stream_interval", "sampling_seed")
+PENALTIES = ("frequency_penalty", "presence_penalty", "repetition_penalty")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected", "wrong"),
+    [
+        (WHOLE, "a whole number", ["5", [5], {}, True, 5.0, ""]),
+        (("temperature", "top_p", "min_p", *PENALTIES), "a number", ["0.5", [1], {}, False]),
+        (("temperature", *PENALTIES), "a number", [10**400]),
+        (("stop_token_ids",), "a list of token ids", ["5", 5, {}, True, ["5"], [[5]], [True]]),
+        (("stop", "stop_regex"), "a string, or a list of strings", [5, True, {}, [5], ["a", None]]),
+        (("logit_bias",), "token ids as keys", ["5", [5], 5, {"a": 1.0}, {"": 1.0}]),
+    ],
+)
+def test_a_sampling_parameter_of_another_type_is_refused_by_its_name(
+    names: tuple[str, ...], expected: str, wrong: list[Any]
+) -> None:
+    for name in names:
+        for value in wrong:
+            (reason,) = incoming(text="a", sampling_params={name: value})
+            assert reason.startswith(f"sampling_params.{name}: expected {expected}"), value
+            assert ", got " in reason
+        assert incoming(text="a", sampling_params={name: None}) == []
+    (reason,) = incoming(text="a", sampling_params={"max_new_tokens": "5"})
+    assert reason == "sampling_params.max_new_tokens: expected a whole number, got '5'"
+
+
+def test_sampling_parameters_of_the_expected_types_pass() -> None:
+    whole, numbers = dict.fromkeys(WHOLE, 5), dict.fromkeys(("temperature", *PENALTIES), 1)
+    others = {"stop": ["a"], "stop_token_ids": [5, None], "logit_bias": {"5": -1}, "top_p": 0.5}
+    assert incoming(text="a", sampling_params={**whole, **numbers, **others}) == []
 
 
 def test_samples_count_for_each_prompt() -> None:

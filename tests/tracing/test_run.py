@@ -171,6 +171,8 @@ def trace_by_command(folder: Path, questions: Path, out: Path) -> str:
     environment = clean_environment({CPU_ENGINE_VAR: "1"})
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
+    ours = ("Loading ", "WARNING:lim_sglang.", "Tracing", "question ")
+    assert all(line.startswith(ours) for line in filter(None, done.stderr.splitlines()))
     return done.stdout
 
 
