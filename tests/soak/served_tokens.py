@@ -97,7 +97,6 @@ def summary(leads: Sequence[Mapping[int, Tensor]]) -> dict[str, Any]:
         "tokens": len(every[0]),
         "lost": {fault: float((found > 0).float().mean()) for fault, found in every.items()},
         "not_near": {fault: float((found > NEAR).float().mean()) for fault, found in every.items()},
-        "largest_leads": [round(float(each), 4) for each in every[0].topk(10).values],
     }
 
 
