@@ -53,6 +53,12 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         **_QWEN3, "hidden_size": 2048, "intermediate_size": 6144, "tie_word_embeddings": True,
         "num_hidden_layers": 28, "num_attention_heads": 16,
     },
+    "qwen3-30b-a3b": {  # 128 experts in each layer, 8 of which serve a token
+        **_QWEN3, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe",
+        "num_hidden_layers": 48, "hidden_size": 2048, "num_key_value_heads": 4,
+        "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True,
+        "moe_intermediate_size": 768, "intermediate_size": 6144, "tie_word_embeddings": False,
+    },
     "llama-8b": {  # Llama-3.1-8B and DeepSeek-R1-Distill-Llama-8B
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,

@@ -18,6 +18,7 @@ PARAMETERS = {
     "qwen3-4b": 4.02e9,
     "qwen3-4b-2507": 4.02e9,
     "qwen3-1.7b": 1.72e9,
+    "qwen3-30b-a3b": 30.53e9,
     "llama-8b": 8.03e9,
     "coder-1.5b": 1.54e9,
 }
@@ -115,13 +116,16 @@ def test_every_kv_cache_that_is_measured_is_served() -> None:
 
 
 def count_parameters(config: Any) -> int:
-    """Count the parameters in matrices of a dense decoder; norms are left out."""
+    """Count the parameters in matrices of a decoder; norms are left out."""
     hidden, heads, kv_heads = (
         config[name] for name in ("hidden_size", "num_attention_heads", "num_key_value_heads")
     )
     head_dim = config.get("head_dim", hidden // heads)
     attention = head_dim * hidden * (2 * heads + 2 * kv_heads)
-    layer = attention + 3 * hidden * config["intermediate_size"]
+    mlp = 3 * hidden * config["intermediate_size"]
+    if experts := config.get("num_experts"):
+        mlp = experts * hidden * (3 * config["moe_intermediate_size"] + 1)  # 1: the router
+    layer = attention + mlp
     tables = 1 if config["tie_word_embeddings"] else 2
     return config["num_hidden_layers"] * layer + tables * config["vocab_size"] * hidden
 

@@ -32,6 +32,7 @@ from tests.server.tiny_model import (
     SELECT_LAYERS,
     Prompt,
     build_tiny_qwen2,
+    build_tiny_qwen3_moe,
     crossing_prompts,
     long_prompts,
     random_prompt,
@@ -157,3 +158,13 @@ def test_three_ranks_serve_smollm2(tmp_path: Path) -> None:
     command = [*SGLANG, "--model-path", str(model), *ON_CPU, "--tp-size", "3"]
     command += ["--attention-backend", "lim", "--lim-budget", str(BUDGET)]
     assert serve_and_compare(command, tmp_path, prompts, runs, ranks=3)["live_ranks"] == 3
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_model_of_experts_keeps_what_its_oracle_keeps(ranks: int, tmp_path: Path) -> None:
+    model = build_tiny_qwen3_moe(tmp_path / "experts")
+    oracle = Oracle(model, select_layers=SELECT_LAYERS, budget=BUDGET)
+    runs = [oracle.generate(prompt, NUM_NEW) for prompt in PROMPTS]
+    command = [*SGLANG, "--model-path", str(model), "--skip-tokenizer-init"]
+    command += [*ON_CPU, *WITH_LIM, "--tp-size", str(ranks)]
+    assert serve_and_compare(command, tmp_path, PROMPTS, runs, ranks=ranks)["sparse_rows"] > 0

@@ -73,6 +73,17 @@ def build_tiny_qwen2(folder: Path) -> Path:
     return folder
 
 
+def build_tiny_qwen3_moe(folder: Path) -> Path:
+    """Write a folder without a tokenizer: 8 layers, 8 experts of which a token takes 2."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    config = Qwen3MoeConfig(**heads, **experts, norm_topk_prob=True, **_SIZES)
+    _write_random(Qwen3MoeForCausalLM(config), folder)
+    return folder
+
+
 def _write_random(model: Any, folder: Path) -> None:
     """Fill a model with random values, and write it."""
     model.to(torch.float32)
