@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from importlib.metadata import entry_points
 from inspect import signature, unwrap
 from pathlib import Path
@@ -352,8 +353,14 @@ _INTERNALS: Mapping[str, str] = {
 def __getattr__(name: str) -> Any:
     if name not in _INTERNALS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    check_version()
+    _check_version_once()
     return getattr(importlib.import_module(_INTERNALS[name]), name)
+
+
+@cache
+def _check_version_once() -> None:
+    """Check the version where names are looked up, as each step does: a millisecond of reading."""
+    check_version()
 
 
 def serves_on_cpu() -> bool:

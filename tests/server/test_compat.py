@@ -61,6 +61,12 @@ def test_another_sglang_is_refused_in_words(
         compat.check_version()
 
 
+def test_names_that_each_step_looks_up_read_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = compat.ForwardMode
+    monkeypatch.setattr(compat, "installed_version", lambda _package: pytest.fail("read again"))
+    assert compat.ForwardMode is expected
+
+
 @pytest.mark.parametrize("found", ["0.6.13", "0.6.15", None])
 def test_another_flashinfer_is_a_reason_of_its_own(
     monkeypatch: pytest.MonkeyPatch, found: str | None
