@@ -52,6 +52,9 @@ UNREADABLE = (
 )
 """Errors with which SGLang meets a value that no check knows, before it has sent anything on."""
 
+_PLACE_IN_CODE = re.compile(r'\n\s*File "[^"\n]*", line \d+[^\n]*(?:\n[ \t]+[^\n]*)?')
+"""The function of a route that FastAPI names behind the errors of a request, and its path."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -349,6 +352,7 @@ def shaped_error(payload: Mapping[str, Any], status: int, path: str) -> dict[str
     Args:
         payload: SGLang's body, flat or with an error object, or an error object.
     """
+    payload = {key: _without_place(value) for key, value in payload.items()}
     error = payload.get("error")
     given = error if isinstance(error, dict) else payload
     message = given.get("message") or given.get("detail") or error or "the request failed"
@@ -360,3 +364,10 @@ def shaped_error(payload: Mapping[str, Any], status: int, path: str) -> dict[str
     if isinstance(error, dict):
         shape |= {key: value for key, value in error.items() if value is not None}
     return {"object": "error", **shape, **payload, "error": shape}
+
+
+def _without_place(value: Any) -> Any:
+    """Return a message, or an error with one, without a place in SGLang's code."""
+    if isinstance(value, dict):
+        return {key: _without_place(each) for key, each in value.items()}
+    return _PLACE_IN_CODE.sub("", value) if isinstance(value, str) else value

@@ -51,12 +51,16 @@ _ANY_REAL = re.compile(
     r"^\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}\s*,|(?:,|\\text\{\s*and\s*\}|\\land)?\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}$"
 )
 _QUANTITY = re.compile(
-    r"\s*((?:[eiIE](?:_(?:\w|\{[^{}]*\}))?|(?:\\(?:det|dim|gcd|lcm|max|min|deg|ker|rank|Pr|nabla|lim|operatorname|mathrm|vec|mathbf"
-    r"|widehat|overline)(?![a-zA-Z])|\\?P\s*(?:\\left)?\(|\\mathbb\s*\{P\}|\\\||\\(?:left)?\\\|)[^=]*)\s*)=\s*([^=]+)"
+    r"\s*((?:(?:[eiIE](?:_(?:\w|\{[^{}]*\}))?|(?:\\(?:det|dim|gcd|lcm|max|min|deg|ker|rank|Pr|nabla|lim|operatorname|mathrm|vec|mathbf"
+    r"|widehat|overline)(?![a-zA-Z])|\\?P\s*(?:\\left)?\(|\\mathbb\s*\{P\}|\\\||\\(?:left)?\\\|)[^=]*)"
+    r"|(?:\\frac\s*\{\s*(?:d|\\partial)(?![a-zA-Z]{2})[^=|]*|[a-zA-Z](?:'+|\^\{[^{}]*\})?)"
+    r"\|\s*_\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|\w)|\[(?!\s*\d)[^=,\[\]]*[A-Z][^=,\[\]]*\])\s*)=\s*([^=]+)"
 )
 """A value and its quantity, whose name math-verify takes for a constant or a relation."""
-_PLUS_MINUS = re.compile(r"(\w+\s*=\s*)?(?=[^,]*\{[^,]*\\pm(?![a-zA-Z]))([^,;=]+)")
-r"""A value with `\pm` within a fraction or a root: `\frac{1\pm\sqrt{5}}{2}`."""
+_PLUS_MINUS = re.compile(
+    r"(\\?\w+\s*=\s*)?(?=[^,]*\{[^,]*\\pm(?![a-zA-Z])|\\pm(?![a-zA-Z])[^,]*[-+])([^,;=]+)"
+)
+r"""A value with `\pm` within a fraction or a root, or before a sum: `\frac{1\pm\sqrt{5}}{2}`."""
 _CONNECTIVE = re.compile(
     r"\s*,?\s*(?:\\text\{\s*(or|and)\s*\}|\b(or|and)\b|\\(lor|land|cup|cap)(?![a-zA-Z])|([,;]))\s*"
 )
@@ -68,6 +72,8 @@ _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])")
 
 def compare(a: str, b: str) -> bool:
     """Return True if two values in plain LaTeX are equal; symmetric."""
+    if _differ_in_place(a, b):
+        return False
     a, b = _without_quantity(a, b), _without_quantity(b, a)
     first, second = read(a), read(b)
     if any(_is_statement(part) for part in (*first, *second)):
@@ -87,6 +93,18 @@ def _without_quantity(latex: str, other: str) -> str:
         return latex
     is_other = same is not None and re.sub(r"\s", "", same[1]) != re.sub(r"\s", "", named[1])
     return latex if is_other else named[2]
+
+
+def _differ_in_place(a: str, b: str) -> bool:
+    """Return True for a derivative at two points, and for two concentrations, which math-verify
+    takes for one.
+    """
+    names = [re.sub(r"\s", "", found[1]) for each in (a, b) if (found := _QUANTITY.fullmatch(each))]
+    return (
+        len(names) == 2
+        and names[0] != names[1]
+        and any(each[0] == "[" or "|_" in each for each in names)
+    )
 
 
 def _is_statement(formula: Formula) -> bool:
@@ -368,6 +386,8 @@ def _same_solutions(a: Formula, b: Formula, *precision: int) -> bool:
     if not (a.free_symbols and b.free_symbols):
         return False
     if isinstance(a, sympy.Eq) and isinstance(b, sympy.Eq):
+        if isinstance(a.rhs, sympy.Set) and isinstance(b.rhs, sympy.Set):
+            return a.lhs == b.lhs and bool(grader.sympy_expr_eq(a.rhs, b.rhs, *precision))
         difference = sympy.simplify(a.lhs - a.rhs)
         if not difference.free_symbols:
             return False

@@ -24,7 +24,8 @@ from lim_sglang.programs.options import ApiKeyOption, ServerCommand, given_optio
 
 bench = typer.Typer(
     name="bench",
-    help="Measure speed and memory on an NVIDIA GPU. No time is shown where a kernel is not exact.",
+    help="Measure speed and memory on an NVIDIA GPU; divergence runs on a CPU, too, regress and "
+    "report need neither. No time is shown where a kernel is not exact.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from lim_sglang.bench.workloads import read_policies
-from lim_sglang.config import parse_layers
+from lim_sglang.config import LimConfig, parse_layers
 from lim_sglang.errors import ConfigError
 from lim_sglang.progress import plain_console
+
+DEFAULT_POLICIES = ("lessismore", "tidal", "streaming", "quest")
 
 
 def trace(
@@ -17,14 +19,18 @@ def trace(
         str, typer.Option(help="Questions of your own, in the form that lim eval file: takes.")
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder of trace.jsonl, the records, and trace.html, the page.")
+        Path,
+        typer.Option(
+            help="Folder of trace.jsonl, the records, trace.html, the page, and its plots "
+            "recall.svg, layers.svg, overlap.svg and changes.svg."
+        ),
     ],
     policy: Annotated[
         list[str] | None,
         typer.Option(
             help="Policies: names between commas, or the JSON of --lim-config; repeatable. The "
             "first decodes; the others choose beside it.",
-            show_default="lessismore,tidal,streaming,quest",
+            show_default=",".join(DEFAULT_POLICIES),
         ),
     ] = None,
     dense: Annotated[
@@ -45,7 +51,7 @@ def trace(
     """Trace what the layers of decode steps read, in greedy answers on a CPU: the share of the
     attention mass in the sets of each policy, the heads' overlap, and the change of the sets. The
     same command goes on where it was interrupted."""
-    policies = read_policies(policy or ["lessismore,tidal,streaming,quest"], budget)
+    policies = read_policies(policy, budget) if policy else _default_policies(budget)
     if "lossless" in {config.policy for config in policies.values()}:
         raise ConfigError("--policy lossless decodes densely: write --dense --policy lessismore")
     chosen = parse_layers(layers) if layers is not None else None
@@ -62,3 +68,18 @@ def trace(
     typer.echo(report.as_markdown(found))
     page = report.write_page(found, out)
     typer.echo(f"\nThe page is {page}.")
+
+
+def _default_policies(budget: int) -> dict[str, LimConfig]:
+    """Return the settings of the default policies that take a budget; say which do not.
+
+    Raises:
+        ConfigError: the first of them does not, as then none decodes.
+    """
+    found = read_policies(DEFAULT_POLICIES[:1], budget)
+    for name in DEFAULT_POLICIES[1:]:
+        try:
+            found |= read_policies([name], budget)
+        except ConfigError as error:
+            typer.echo(f"Left out: {name}, since {error}", err=True)
+    return found

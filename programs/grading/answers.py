@@ -126,6 +126,16 @@ _CLOSING_CHOICE = re.compile(
 )
 """The last sentence of a reply that chooses: `Choose (D)`, `I think B`, `A is wrong, so B.`,
 `Hence D.`, `By elimination, D.`"""
+_CLOSING_TRUE = re.compile(
+    rf"(?:\A|[.!][*_]*\s|\n)[\s*_]*(?:{_THUS})?(?:only\s+)?"
+    r"(?:(?:option|choice|statement)\s+[*_$]*(?-i:[(\[]?([A-J])[)\]]?)[*_$]*\s+is\s+"
+    r"(?:the\s+)?(?:only\s+)?(?:true|correct|right)(?:\s+(?:option|choice|statement|one))?"
+    r"|the\s+(?:only\s+)?(?:true|correct|right)\s+(?:option|choice|statement|one)\s+is\s+"
+    r"(?:(?:option|choice|statement)\s+)?[*_$]*(?-i:[(\[]?([A-J])[)\]]?))[\s.!*_$]*\Z",
+    re.IGNORECASE,
+)
+"""The last sentence of a reply: `So, statement C is true.`"""
+_ALSO_TRUE = re.compile(r"(?<![a-zA-Z])([A-J])[)\]*_$]*\s+is\s+(?:also\s+)?(?:true|correct)\b")
 _ENDED = re.compile(
     r"^[#>*_ \t-]*(?:\d+|[A-Ja-j])\.(?=[\s*_])"
     r"|((?:[.!?](?=\s)|(?<![,;])(?<![,;] )(?<!\bor)(?<!\band)\n))",
@@ -232,7 +242,7 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bo
         if not found:
             line = _first_line(text, end, cut_off)
             if line is None and whole and not cut_off:
-                line = _last_object(marked) or _closing_choice(text)
+                line = _last_object(marked) or _closing_choice(text) or _closing_true(text)
             found = [line] if line else []
         several = listed_letters(found[0]) if found else ()
         found = [
@@ -290,6 +300,17 @@ def _closing_choice(reply: str) -> str | None:
     if DOUBT.search(ONLY.sub("", before) if closing[0].startswith(",") else before):
         return None
     return re.findall(r"[A-J]", closing[0])[-1]
+
+
+def _closing_true(reply: str) -> str | None:
+    """Return the letter of the statement that the last sentence of a reply calls true, unless the
+    reply calls another one true.
+    """
+    closing = _CLOSING_TRUE.search(reply, max(0, len(reply) - MAX_BARE))
+    if closing is None:
+        return None
+    letter = closing[1] or closing[2]
+    return letter if {*_ALSO_TRUE.findall(reply)} <= {letter} else None
 
 
 def _end_of_sentences(text: str) -> int:

@@ -16,7 +16,10 @@ from typing import Any, Self
 
 import lim_sglang
 from lim_sglang.errors import LimError
+from lim_sglang.programs.grading.conditions import without_conditions
+from lim_sglang.programs.grading.forms import differ_in_noun
 from lim_sglang.programs.grading.values import decide, read_value
+from lim_sglang.programs.grading.vectors import as_coordinates
 
 DEADLINE_S = 30.0
 """Limit of one pair. math-verify gives up by itself after 4 times 5 seconds, unless it hangs."""
@@ -64,6 +67,12 @@ class EquivalenceChecker:
             return True
         if max(len(a), len(b)) > MAX_LENGTH:
             return False
+        if differ_in_noun(a, b):
+            return False
+        pairs = without_conditions(a, b)
+        return bool(pairs) and all(self._are_equal(*as_coordinates(*pair)) for pair in pairs)
+
+    def _are_equal(self, a: str, b: str) -> bool:
         verdict = decide(read_value(a), read_value(b))
         return verdict if isinstance(verdict, bool) else self._verdict(*verdict)
 

@@ -9,6 +9,7 @@ from decimal import Decimal
 from enum import StrEnum
 
 from lim_sglang.errors import cut
+from lim_sglang.programs.grading.forms import rewritten
 from lim_sglang.programs.grading.latex import is_unbalanced, plain
 from lim_sglang.programs.grading.texts import as_text
 from lim_sglang.programs.grading.values import REASON_WORDS, read_number, split_unit
@@ -81,7 +82,7 @@ def as_integer(text: str) -> int | None:
     """
     if len(text) > MAX_PARSED_CHARS:
         return None
-    value, _ = split_unit(without_name(plain(text)))
+    value, _ = split_unit(without_name(plain(rewritten(text))))
     match = _INTEGER.fullmatch(re.sub(r"\\?[%$]|°|(?<!\\)[{}]", "", value))
     if match:
         return int(match[1])

@@ -187,15 +187,17 @@ _PYTHON_POWER = re.compile(r"(?<=[\w)}\]])( ?)\*\*\1(?=[-+]?[\d.a-zA-Z]|[({])")
 _EXPONENT = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+|[a-zA-Z](?![a-zA-Z]))(?:\^\{[^{}]*\})*")
 
 
-_GOES_ON = re.compile(r"([\d}]\s*=\s*-?\d*\.\d+)\s*\.{3,}(?=[\s$*.]*\Z)")
-"""A decimal behind a value, with the sign that it goes on."""
+_GOES_ON = re.compile(
+    r"([\d}]\s*=\s*-?\d*\.\d+|\.\d{0,5}?(?:(\d)\2{2,}|(\d\d)\3{2,}))\s*\.{2,}(?=[\s$*.]*\Z)"
+)
+"""A decimal behind a value, or one that repeats, with the sign that it goes on."""
 _PREFIXED = re.compile(r"(?<![\w.\\])0[xbo][\da-f][\w.]*", re.IGNORECASE)
 """A number as programs write it: `0xFF`, `0b11`."""
 
 
 def tidy(answer: str) -> str:
     """Strip the white space, Markdown, dollar signs and punctuation around an answer."""
-    answer = _GOES_ON.sub(r"\1\\ldots", answer) if "..." in answer else answer
+    answer = _GOES_ON.sub(r"\1\\ldots", answer) if ".." in answer else answer
     for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]"), ("", "")):
         answer = answer.lstrip(" \n\r\t$*").rstrip(" \n\r\t$*.,;:?\\。")
         if answer.startswith(opening) and answer.endswith(closing):

@@ -21,6 +21,7 @@ from lim_sglang.programs.grading.corrections import (
     is_supposed,
     value_end,
 )
+from lim_sglang.programs.grading.forms import is_ordinal
 from lim_sglang.programs.grading.kinds import (
     CONDITIONS,
     PRONOUN,
@@ -374,7 +375,7 @@ def _overrules(lead: re.Match[str], answer: str, box: str) -> bool:
     corrects = lead["corrected"] or lead["final"] or lead["named"] or lead["amended"]
     if lead["several"] or not (corrects or _BEFORE_OVERRULING.fullmatch(before)):
         return False
-    if _ROUGHLY.search(lead[0]):
+    if _ROUGHLY.search(lead[0]) or (is_ordinal(answer) and not is_ordinal(box)):
         return False
     if as_choice(box) or as_choice(answer):
         return bool(as_choice(box) and as_choice(answer))

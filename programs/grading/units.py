@@ -64,6 +64,7 @@ _MEASURES: dict[str, tuple[Fraction | int, Dimensions]] = {
     "kWh": (3_600_000, _ENERGY),
     "mph": (Fraction(63360, 3600) * _INCH, (("length", 1), ("time", -1))),
     "kph kmh kmph": (Fraction(1000, 3600), (("length", 1), ("time", -1))),
+    "M molar": (1000, (("length", -3), ("mole", 1))),
     "unit": (1, (("unit", 1),)),
     "radian rad": (1, (("angle", 1),)),
     "dollar $ usd buck": (1, _MONEY),

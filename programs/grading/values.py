@@ -11,6 +11,7 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
+from lim_sglang.programs.grading.forms import are_endless, rewritten
 from lim_sglang.programs.grading.latex import FUNCTION, TRIGONOMETRY, as_latex, plain
 from lim_sglang.programs.grading.size import too_large
 from lim_sglang.programs.grading.units import (
@@ -142,6 +143,7 @@ _AND_OR_COMMA = r"\s*(?:,\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b)\s*"
 _JOINT = re.compile(r"\s*(?:,(?:\s*and\b)?|\\text\{\s*,?\s*and\s*\}|\band\b)\s*")
 _SPACES = re.compile(r"(?<![0-9a-zA-Z])\s+|\s+(?![0-9a-zA-Z])")
 """Spaces that part no two numbers or words."""
+_DEGREE = read_unit("°") or Unit()
 _ORDINALS = frozenset(("st", "nd", "rd", "th"))
 SURE_DIGITS = 10
 """Digits to which a decimal must be equal to a value that has no finite decimal."""
@@ -153,7 +155,7 @@ MAX_IN_PARTS = 500
 @lru_cache(maxsize=65_536)
 def read_value(answer: str) -> Value:
     """Read an answer."""
-    text, choice = _split_choice(_in_order(plain(_without_decimal(answer))))
+    text, choice = _split_choice(_in_order(plain(_as_one(_without_decimal(rewritten(answer))))))
     if odds := _ODDS.fullmatch(TEXT.sub(r" \1 ", text).strip()):
         text = f"{odds[1]}{'/' if odds[2] else ':'}{odds[3]}"
     if choice and not text:
@@ -207,6 +209,30 @@ def _without_decimal(answer: str) -> str:
     else:
         is_own = places > 0 and 2 * abs(difference) <= last
     return exact if is_own else answer
+
+
+_ALTERNATIVES = re.compile(
+    r"(?P<first>[^,()=]+?)\s*(?:,?\s*\bor\b|=|\()\s*(?P<second>[^,()=]+?)\s*\)?[\s.]*"
+)
+
+
+def _as_one(answer: str) -> str:
+    r"""Return the number of `0.25 \text{ or } 25\%` and of `25\% = \frac14`, which are one value;
+    any other answer as it is.
+    """
+    if "%" not in answer or len(answer) > MAX_IN_PARTS:
+        return answer
+    both = _ALTERNATIVES.fullmatch(TEXT.sub(r" \1 ", answer))
+    sides = (both["first"], both["second"]) if both else ()
+    shares = [side for side in sides if side.rstrip(" .").endswith("%")]
+    others = [side for side in sides if side not in shares]
+    if len(shares) != 1 or len(others) != 1:
+        return answer
+    share, number = (
+        _exact(as_latex(plain(side).removesuffix(r"\%").rstrip()))
+        for side in (shares[0], others[0])
+    )
+    return others[0] if number is not None and share == 100 * number else answer
 
 
 _AROUND_ROWS = re.compile(
@@ -454,7 +480,7 @@ def decide(a: Value, b: Value) -> bool | Question:
     if a.clock and b.clock:
         return a.clock.equals(b.clock)
     if a.words and b.words:
-        return a.words == b.words
+        return a.words == b.words or are_endless(a.words, b.words)
     if {"date", "digits", "remainder"} & {*a.words[:1], *b.words[:1]}:
         return False
     if (a.clock is None) != (b.clock is None):
@@ -462,7 +488,7 @@ def decide(a: Value, b: Value) -> bool | Question:
         return _equals_clock(timed, other)
     if not _units_agree(a, b) or _is_share_and_quantity(a, b) or _is_share_and_quantity(b, a):
         return False
-    left, right = _in_one_unit(a, b)
+    left, right = _in_radians(a, b) or _in_one_unit(a, b)
     if left == right or _SPACES.sub("", left) == _SPACES.sub("", right):
         return True
     first, second = _percent(left), _percent(right)
@@ -512,6 +538,23 @@ def _in_one_unit(a: Value, b: Value) -> Question:
     if a.unit is None or b.unit is None or (a.unit.factor, a.unit.pi) == (b.unit.factor, b.unit.pi):
         return a.latex, b.latex
     return _scaled(a.latex, a.unit), _scaled(b.latex, b.unit)
+
+
+_MULTIPLE_OF_PI = re.compile(
+    r"[-+]?\s*(?:(?:\d+|\\frac\s*\{\d+\}\s*\{\d+\})?\s*\\pi\s*(?:/\s*\d+)?"
+    r"|\\frac\s*\{\s*\d*\s*\\pi\s*\}\s*\{\s*\d+\s*\})"
+)
+
+
+def _in_radians(a: Value, b: Value) -> Question | None:
+    """Return an angle in degrees and a multiple of pi as two angles in radians; None for others."""
+    for degrees, other in ((a, b), (b, a)):
+        if degrees.unit == _DEGREE and other.unit is None:
+            angle, multiple = (_NAME_OF_QUANTITY.sub("", each.latex) for each in (degrees, other))
+            names = {degrees.latex.removesuffix(angle), other.latex.removesuffix(multiple)} - {""}
+            if _exact(angle) is not None and _MULTIPLE_OF_PI.fullmatch(multiple):
+                return (_scaled(angle, _DEGREE), multiple) if len(names) < 2 else None
+    return None
 
 
 def _scaled(latex: str, unit: Unit) -> str:

@@ -22,6 +22,7 @@ from lim_sglang.request_door import (
     check_detokenized,
     check_incoming,
     checked_conversion,
+    shaped_error,
 )
 
 ABORTED = {"type": "abort", "message": "too long", "status_code": 400}
@@ -176,6 +177,14 @@ def test_errors_have_openais_object_beside_sglangs_fields(client: Caller) -> Non
     assert answer["error"] == error
     assert (answer["message"], answer["type"]) == ("no", "BadRequest")
     assert client.post("/generate", {}).json()["error"] == {**error, "param": None}
+
+
+def test_an_error_names_no_place_in_the_code() -> None:
+    place = '\n  File "/home/u/sglang/http_server.py", line 12, in generate\n    POST /generate'
+    told = "1 validation error:\n  {'type': 'int_parsing'}"
+    for payload in ({"message": told + place}, {"error": {"message": told + place}}):
+        assert shaped_error(payload, 400, "/generate")["error"]["message"] == told
+        assert "File" not in json.dumps(shaped_error(payload, 400, "/v1/messages"))
 
 
 def test_anthropics_routes_keep_their_shape(client: Caller) -> None:

@@ -63,6 +63,16 @@ def test_options_that_are_wrong_are_refused_in_words(
     assert words in str(found)
 
 
+def test_default_policies_that_do_not_take_the_budget_are_left_out_in_words(
+    tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    words = ("M", "--questions", questions, "--out", tmp_path / "out", "--budget", "32")
+    found = CliRunner().invoke(app, ["trace", *map(str, words)])
+    assert "lim trace on a GPU" in str(found.exception)
+    assert "Left out: quest, since budget must be a multiple of 16" in found.stderr
+
+
 def test_a_gpu_is_refused_with_the_way_around(
     tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
