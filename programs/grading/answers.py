@@ -127,11 +127,11 @@ _CLOSING_CHOICE = re.compile(
 """The last sentence of a reply that chooses: `Choose (D)`, `I think B`, `A is wrong, so B.`,
 `Hence D.`, `By elimination, D.`"""
 _CLOSING_TRUE = re.compile(
-    rf"(?:\A|[.!][*_]*\s|\n)[\s*_]*(?:{_THUS})?(?:only\s+)?"
-    r"(?:(?:option|choice|statement)\s+[*_$]*(?-i:[(\[]?([A-J])[)\]]?)[*_$]*\s+is\s+"
+    rf"(?:\A|[.!][*_]*\s|\n)[\s*_]*(?P<so>{_THUS})?(?P<only>only\s+)?"
+    r"(?:(?:(?:the\s+)?(?:option|choice|statement)\s+|(?(so)|(?(only)|(?!))))[*_$]*(?-i:[(\[]?(?P<letter>[A-J])[)\]]?)[*_$]*\s+is\s+"
     r"(?:the\s+)?(?:only\s+)?(?:true|correct|right)(?:\s+(?:option|choice|statement|one))?"
     r"|the\s+(?:only\s+)?(?:true|correct|right)\s+(?:option|choice|statement|one)\s+is\s+"
-    r"(?:(?:option|choice|statement)\s+)?[*_$]*(?-i:[(\[]?([A-J])[)\]]?))[\s.!*_$]*\Z",
+    r"(?:(?:option|choice|statement)\s+)?[*_$]*(?-i:[(\[]?(?P<one>[A-J])[)\]]?))[\s.!*_$]*\Z",
     re.IGNORECASE,
 )
 """The last sentence of a reply: `So, statement C is true.`"""
@@ -309,7 +309,7 @@ def _closing_true(reply: str) -> str | None:
     closing = _CLOSING_TRUE.search(reply, max(0, len(reply) - MAX_BARE))
     if closing is None:
         return None
-    letter = closing[1] or closing[2]
+    letter = closing["letter"] or closing["one"]
     return letter if {*_ALSO_TRUE.findall(reply)} <= {letter} else None
 
 

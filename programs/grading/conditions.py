@@ -15,6 +15,7 @@ MAX_LENGTH = 300
 _INTEGERS, _NATURALS, _ANY = "integer", "natural", "any"
 _TEXT = re.compile(r"\\(?:text(?:rm|bf|it)?|mathrm|mbox)\s*\{([^{}]*)\}")
 _SPACE = re.compile(r"\\[,;:!> ]|~|\\q?quad(?![a-zA-Z])|\\(?:left|right)(?![a-zA-Z])|\s+")
+_DOTS = r"(?:\\[lc]?dots|…|\.{2,})[\s.]*"
 _SIGNS = [
     (re.compile(pattern), sign)
     for pattern, sign in (
@@ -26,7 +27,7 @@ _SIGNS = [
         (r"\\in(?![a-zA-Z])", "∈"),
         (r"\\forall(?![a-zA-Z])", " for "),
         (r"\\(?:mathbb|mathbf|Bbb)\s*(?:\{\s*([ZNR])\s*\}|([ZNR]))", r"\\\1\2 "),
-        (r"(?<=∈)\s*\\?Z\s*[\^_]\s*\{?\+\}?|(?<=∈)\s*(?:\\?N\b|ℕ)", "ℕ"),
+        (r"(?<=∈)\s*\\?Z\s*[\^_]\s*\{?\+\}?|(?<=∈)\s*(?:\\?N\b\s*(?:\^\s*\{?[*+]?\}?)?|ℕ)", "ℕ"),
         (r"(?<=∈)\s*\\?Z(?![a-zA-Z\d_^])", "ℤ"),
         (r"(?<=∈)\s*\\?R(?![a-zA-Z\d_^])", "ℝ"),
         (
@@ -34,6 +35,8 @@ _SIGNS = [
             r"(?:\\pm\s*3[\s,.…]*)?(?:\\[lc]?dots[\s.]*)?$",
             r"\1∈ℤ",
         ),
+        (rf"(?<![\\a-zA-Z])([kmn])\s*=\s*1\s*,\s*2\s*,[\s\d,]*{_DOTS}$", r"\1∈ℕ"),
+        (rf"(?<![\\a-zA-Z])([kmn])\s*=\s*0\s*,\s*1\s*,[\s\d,]*{_DOTS}$", r"\1≥0"),
         (r"\s*(?:\\mid(?![a-zA-Z])|\|)(?=\s*[a-zA-Z]\s*∈\s*ℤ\s*$)", ","),
     )
 ]
@@ -41,16 +44,19 @@ _LETTER = r"(?:[a-zA-Z](?:_(?:\w|\{\w+\}))?|\\(?:alpha|beta|gamma|theta|phi|lamb
 _JOINT = r"\s*(?:,\s*and\b|,|\band\b)\s*"
 _LISTED = re.compile(
     rf"((?:[,;(]|\b(?:where|for|with|constants|any|all))\s*)({_LETTER}(?:{_JOINT}{_LETTER}){{1,4}})"
-    rf"(?=\s*(?:∈|are\b|[<>]\s*0\b))"
+    rf"(?=\s*(?:∈|(?:are|constants|integers)\b|[<>]\s*0\b))"
+    rf"|(\b(?:constants|integers|numbers)\s+)({_LETTER}(?:{_JOINT}{_LETTER}){{1,4}})(?=[\s.)]*$)"
 )
 """Names that share a condition: `C_1 and C_2 are`."""
 _EXCLUDED = re.compile(r"(≠\s*[^,;<>=∈≠a-zA-Z]+),(?=\s*[^,;<>=∈≠a-zA-Z]+(?:[,)]|$))")
 """The first of several values that a name does not have: `x ≠ -3, 2`."""
 _SEPARATOR = re.compile(
-    r"[,;]?\s*\b(?:where|for|with|when|provided(?: that)?|given that)\b|[,;]|\b(?:and|or)\b"
+    r"[,;]?\s*\b(?:where|for|with|when|if|provided(?: that)?|given that)\b|[,;]|\b(?:and|or)\b"
 )
 _IN_BRACKETS = re.compile(r"(.*[^\s,;])\s*[,;]?\s*\(([^()]*)\)")
-_QUANTIFIER = re.compile(r"(?:(?:all|any|every|each|some|an?|the)\s+)+", re.IGNORECASE)
+_QUANTIFIER = re.compile(
+    r"(?:(?:for|where|with|domain:?|all|any|every|each|some|an?|the)\s+)+", re.IGNORECASE
+)
 _KIND = (
     r"(?:(?:arbitrary|any|some|real|fixed|non-?zero)\s+)*"
     r"(?P<sort>positive |natural |non-?negative |whole |even |odd |negative )?"
@@ -163,7 +169,7 @@ def _read(answer: str) -> _Conditioned | None:
     text = " ".join(_SPACE.sub(" ", _TEXT.sub(r" \1 ", answer)).split())
     for pattern, sign in _SIGNS:
         text = pattern.sub(sign, text)
-    text = _LISTED.sub(lambda found: found[1] + re.sub(_JOINT, "&", found[2]), text)
+    text = _LISTED.sub(_joined, text)
     for _ in range(3):
         text = _EXCLUDED.sub(r"\1&", text)
     if bracketed := _IN_BRACKETS.fullmatch(text.rstrip(" .")):
@@ -177,6 +183,8 @@ def _read(answer: str) -> _Conditioned | None:
         found = _condition(text[separator.end() : end].strip(" ."))
         if found is None or separator[0] == "or":
             break
+        if separator[0].endswith("if") and not all("≠" in relation for relation in found[1]):
+            break  # one case of several
         end = separator.start()
         kinds |= found[0]
         relations += found[1]
@@ -192,6 +200,12 @@ def _read(answer: str) -> _Conditioned | None:
     free = frozenset(name for name, kind in kinds if kind == _ANY)
     kept = frozenset(each for each in kinds if each[1] != _ANY)
     return _Conditioned(formula, kept, free, tuple(sorted(relations)))
+
+
+def _joined(listed: re.Match[str]) -> str:
+    """Return names with one sign between them, which is no separator of conditions."""
+    before, names = (listed[1], listed[2]) if listed[2] else (listed[3], listed[4])
+    return before + re.sub(_JOINT, "&", names)
 
 
 def _outermost(text: str) -> str:

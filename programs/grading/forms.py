@@ -19,8 +19,8 @@ _REPEATING = re.compile(
 """A decimal that ends in three equal digits, or pairs of digits, and dots."""
 _EXTREME = re.compile(r"_\s*(\{)?\s*\\(max|min)(?![a-zA-Z])\s*(?(1)\})")
 _COMPOSED = re.compile(
-    r"(\()?\s*([a-zA-Z](?:\^\{-1\})?(?:\s*\\circ\s*[a-zA-Z](?:\^\{-1\})?)+)\s*(?(1)\))"
-    r"\s*\(([^()]{1,50})\)(?=\s*=)"
+    r"((?:\\left\s*)?\()?\s*([a-zA-Z](?:\^\{-1\})?(?:\s*\\circ\s*[a-zA-Z](?:\^\{-1\})?)+)"
+    r"\s*(?(1)(?:\\right\s*)?\))\s*\(([^()]{1,50})\)(?=\s*=)"
 )
 _ORDINAL = re.compile(
     r"(?:the\s+|[a-z]\s*=\s*)?(\d{1,9})\s*(?:(\^)\s*(\{)?\s*)?(st|nd|rd|th)\b\s*(?(3)\})((?:\s+[a-z]+){0,3})[\s.]*",
@@ -32,11 +32,16 @@ _NO_NOUN = frozenset(
     for name in (*calendar.month_name, *calendar.month_abbr, "part", "derivative", "share")
 )
 """Words behind an ordinal that make of it a day, a fraction or a function."""
-_UP = frozenset(("increase", "increased", "rise", "rose", "gain", "growth", "profit"))
+_UP = frozenset(
+    (
+        *("increase", "increases", "increased", "rise", "rises", "rose", "gain", "growth"),
+        "profit",
+    )
+)
 _DOWN = frozenset(
     (
-        *("decrease", "decreased", "reduction", "reduced", "drop", "dropped", "fall", "fell"),
-        *("decline", "declined", "loss"),
+        *("decrease", "decreases", "decreased", "reduction", "reduced", "drop", "drops"),
+        *("dropped", "fall", "falls", "fell", "decline", "declines", "declined", "loss"),
     )
 )
 _QUANTITIES_TEXT = (
@@ -53,7 +58,7 @@ _NUMBER = (
 )
 _ARTICLE = r"(?:(?:an?|the|net|overall)\s+)*"
 _NOUN_BEFORE = re.compile(
-    rf"{_ARTICLE}(?P<noun>{_CHANGES}|{_QUANTITIES})\s+(?:of|by)\s+(?P<value>{_NUMBER})[\s.]*",
+    rf"{_ARTICLE}(?P<noun>{_CHANGES}|{_QUANTITIES})(?:\s+(?:of|by)\s+|\s*:\s*)(?P<value>{_NUMBER})[\s.]*",
     re.IGNORECASE | re.ASCII,
 )
 _NOUN_BEHIND = re.compile(
@@ -99,23 +104,22 @@ def _flat(answer: str) -> str:
 
 
 def _cardinal(answer: str) -> str | None:
-    """Return the number of an ordinal, with the noun behind it as its unit; None for any other
-    answer, and for `3rd root` and `3rd quarter`.
+    """Return the number of an ordinal, with the noun behind it as its unit, which is none of a
+    quantity; None for any other answer, and for `3rd root` and `3rd quarter`.
     """
-    ordinal = _ORDINAL.fullmatch(_flat(answer).replace("{ ", "{").replace(" }", "}"))
+    raised = answer.replace(r"\textsuperscript", "^")
+    ordinal = _ORDINAL.fullmatch(_flat(raised).replace("{ ", "{").replace(" }", "}"))
     if ordinal is None:
         return None
     number, words = int(ordinal[1]), ordinal[5].lower().split()
     suffix = "th" if number % 100 in (11, 12, 13) else _SUFFIXES.get(number % 10, "th")
     if ordinal[4].lower() != suffix or not _NO_NOUN.isdisjoint(words):
         return None
-    if not words:
-        return ordinal[1]
     noun = " ".join(words)
-    unit = read_unit(noun)
-    if unit is None or unit.pi or split_scale(noun)[0] is not None:
+    unit = read_unit(noun) if noun else None
+    if noun and (unit is None or unit.pi or split_scale(noun)[0] is not None):
         return None
-    return rf"{ordinal[1]} \text{{{noun}}}"
+    return rf"{ordinal[1]} \text{{{' '.join(['ordinal', *words])}}}"
 
 
 @lru_cache(maxsize=4096)
@@ -133,7 +137,7 @@ def _value_of_noun(answer: str) -> tuple[str, str]:
 
 _ENDLESS = re.compile(
     r"(?:infinitely many|(?:infinite|unlimited)(?: number of| amount of)?)"
-    r"(?: (?!of\b)(\w+(?: \w+)?))?"
+    r"(?: (?!of\b)(\w+(?: \w+)??))?(?: exist)?"
 )
 
 

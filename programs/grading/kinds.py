@@ -73,6 +73,10 @@ SECOND_LETTER = re.compile(
 """A second letter behind the first."""
 
 
+_AT_POINT = re.compile(r"\|\s*_\s*\{[^{}]*\}(?=\s*=)")
+"""The point at which a derivative has a value: `|_{(1,2)}`."""
+
+
 def as_integer(text: str) -> int | None:
     r"""Parse an integer from 0 to 999; return None where `text` states none.
 
@@ -82,7 +86,7 @@ def as_integer(text: str) -> int | None:
     """
     if len(text) > MAX_PARSED_CHARS:
         return None
-    value, _ = split_unit(without_name(plain(rewritten(text))))
+    value, _ = split_unit(without_name(_AT_POINT.sub("", plain(rewritten(text)))))
     match = _INTEGER.fullmatch(re.sub(r"\\?[%$]|°|(?<!\\)[{}]", "", value))
     if match:
         return int(match[1])

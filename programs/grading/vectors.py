@@ -18,7 +18,8 @@ _STYLED = re.compile(
 _BARE = re.compile(r"(?<![a-zA-Z\\])([ijk])(?![a-zA-Z])")
 _HATS = (("î", _UNITS["i"]), ("ĵ", _UNITS["j"]), ("k\u0302", _UNITS["k"]))
 _VECTOR_NAME = (
-    rf"(?:{_STYLE}\s*)(?:\{{\s*(?:{_STYLE}\s*)?\{{?\s*[a-zA-Z]\s*\}}?\s*\}}|[a-zA-Z](?![a-zA-Z]))"
+    rf"{_STYLE}\s*(?:\{{\s*(?:{_STYLE}\s*)?\{{?\s*[a-zA-Z]{{1,2}}\s*\}}?\s*\}}"
+    r"|[a-zA-Z](?![a-zA-Z]))"
 )
 _NAME = re.compile(
     rf"\s*(?:{_VECTOR_NAME}|\\nabla\s*[a-zA-Z])(?:_\{{?\w\}}?)?'{{0,2}}\s*"
