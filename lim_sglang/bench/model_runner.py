@@ -79,8 +79,8 @@ def _is_verbose() -> bool:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Keep what SGLang draws on `sys.stderr`, as its bars, until the block ends, and write it if the
-    block fails; the log's handlers have the stream from before."""
+    """Keep what SGLang draws on `sys.stderr` from the user, and show it if the block fails; the
+    log's handlers have the stream from before."""
     if _is_verbose():
         yield
         return
