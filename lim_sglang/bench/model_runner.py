@@ -45,11 +45,6 @@ FILL_ROWS = 1 << 16  # slots of one layer that get random K or V at a time
 PREFILL_TOKENS = 2048  # of one request at a time
 
 
-LOADING = ("models", "model_loader", "layers", "configs", "model_executor")
-"""Packages of `sglang.srt` that read a checkpoint: their warnings tell what it lacks."""
-NOISE = "sglang.srt.models.registry"  # names each model of SGLang's that cannot be imported here
-
-
 def show_log(*, verbose: bool) -> None:
     """Log to stderr: with `verbose` all that SGLang and its libraries say, else errors, our own
     warnings and those of SGLang about the model that it loads. To be called before SGLang is
@@ -66,10 +61,8 @@ def show_log(*, verbose: bool) -> None:
 
 def _is_of_use(record: logging.LogRecord) -> bool:
     """Return True for what a user sees without `--verbose`."""
-    if record.levelno >= logging.ERROR or record.name.startswith("lim_sglang"):
-        return True
-    *_, package = record.name.split(".")[:3]
-    return record.name.startswith("sglang.srt.") and package in LOADING and record.name != NOISE
+    is_ours = record.name.startswith("lim_sglang")
+    return record.levelno >= logging.ERROR or is_ours or compat.tells_of_model(record.name)
 
 
 def _is_verbose() -> bool:

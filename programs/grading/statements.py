@@ -221,8 +221,9 @@ DOUBT = re.compile(
 ASKS = re.compile(
     r"(?:(?!\b(?:because|since|as|so)\b|\s-{1,3}\s"
     r"|\s(?:Would|Could|Should|Do|Does|Did|Can|Shall|Want|Need|Is|Are|Will|Have|Any|Wh\w+|How)\b)"
-    r"[^.,;:!?\n(—–])*+"
-    r"(?:\(?\?|[\s,(—–-]+(?:or|really|is\s+(?:it|that|this))\b[^.!?\n]*\?)"
+    r"[^.,;:!?\n(—–…]){0,300}+(?:\(?\?"
+    r"|(?:[\s,(…—–-]|\.{3})+(?:or|really|is\s+(?:it|that|this))\b[^.!?\n]{0,300}\?"
+    r"|[^.!?\n]{0,300}\?\s*[Nn]o[,.!])"
 )
 """The rest of a question whether an option is right; no reason and no other question, as in `—
 would you like an example?`"""
