@@ -150,7 +150,8 @@ SURE_DIGITS = 10
 """Digits to which a decimal must be equal to a value that has no finite decimal."""
 MAX_DECIMAL_PLACES = 400
 MAX_IN_PARTS = 500
-"""Characters of the longest answer that is read as a value and its decimal, or as equations."""
+"""Characters of the longest answer that is read as a value and its decimal, as equations, or as a
+formula that may be a quantity."""
 
 
 @lru_cache(maxsize=65_536)
@@ -351,7 +352,7 @@ def _read_quantity(text: str) -> Value | None:
     """Read a number and the letters behind it, also behind a name, as value and unit: `E = -2 J`;
     None if the letters are no unit.
     """
-    found = _find_tail(text, _may_be_quantity)
+    found = _find_tail(text, _may_be_quantity) if len(text) <= MAX_IN_PARTS else None
     if found is None:
         return None
     return Value(as_latex(_NAME_OF_QUANTITY.sub("", found[0])), read_unit(found[1]))
