@@ -103,7 +103,10 @@ times 7 is 42.`, or a last line `A: 5` or `m + n = 42`."""
 _LAST_SENTENCE = re.compile(r"[.!?:][*_]*\s|\n")
 """End of a sentence, of an introduction with a colon or of a line, before the last sentence."""
 _CONCLUDED = re.compile(
-    rf"[\s*_#>-]*{_THUS}(?!\s*(?:it|its|this|that|these|those|their|we|you|I)\b)(?!.*\banswers?\b)",
+    rf"[\s*_#>-]*(?:{_THUS}|in conclusion,?\s*)"
+    r"(?!\s*(?:its|this|that|these|those|their|you|I)\b)(?!.*\banswers?\b)"
+    r"(?!\s*it\s(?!(?:(?:will|would) )?(?:takes?|took|costs?)\b))"
+    r"(?!\s*we\s(?!(?:will |would )?need\b))",
     re.IGNORECASE,
 )
 """The beginning of a last sentence that concludes, as in `So she has 5 apples left.`"""

@@ -37,8 +37,10 @@ from lim_sglang.programs.grading.stated import (
     are_one,
     is_denied,
     is_measured,
+    is_sentence,
     listed,
     stated_value,
+    told_value,
 )
 from lim_sglang.programs.grading.units import Unit
 from lim_sglang.programs.grading.values import REASON_WORDS, read_number
@@ -498,7 +500,11 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
     if lead["hashes"] and stated and _is_heading(stated, answer):
         return None
     is_value = _VALUE_BEGINS.match(answer) or listed_letters(answer)
-    return stated_value(answer) or ("" if is_value else None)
+    # A paragraph behind "Answer:" may begin with another number than it ends with.
+    is_last = stated is not None and not re.search(r"\d", text[stated.end() :])
+    told = told_value(words.strip(), plainly=not is_last)
+    value = (told if is_sentence(answer) else None) or stated_value(answer) or told
+    return value or ("" if is_value else None)
 
 
 def _amended(lead: re.Match[str], words: str) -> str | None:
