@@ -14,6 +14,7 @@ from lim_sglang.programs.grading.values import (
     is_complement,
     read_number,
     read_value,
+    without_decimal,
     without_reason,
 )
 from lim_sglang.programs.grading.words import OPERATIONS
@@ -444,10 +445,13 @@ def _in_signs(text: str) -> str:
 
 
 def result(answer: str) -> str:
-    """Return the number that a calculation without names ends in, as in `10 + 5 = 15`; else the
-    answer."""
+    """Return the number that a calculation without names ends in, as in `10 + 5 = 15`, the fraction
+    before its own decimal, or else the answer."""
     calculation = _CALCULATED.fullmatch(_in_signs(answer))
-    return calculation[1] if calculation and read_number(calculation[1]) else answer
+    if calculation is None or read_number(calculation[1]) is None:
+        return answer
+    exact = without_decimal(answer)
+    return calculation[1] if exact == answer else exact
 
 
 def _settled(answer: str) -> str:

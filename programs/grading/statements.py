@@ -220,8 +220,15 @@ DOUBT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """Words that deny or limit what follows: some in the whole sentence, some up to a comma."""
-ASKS = re.compile(r"[^.,;:!?\n]*\?")
-"""The rest of a question, or all of one."""
+ASKS = re.compile(
+    r"(?:(?!\b(?:because|since|as|so)\b|\s-{1,3}\s"
+    r"|\s(?:Would|Could|Should|Do|Does|Did|Can|Shall|Want|Need|Is|Are|Will|Have|Any|Wh\w+|How)\b)"
+    r"[^.,;:!?\n(—–…]){0,300}+(?:\(?\?"
+    r"|(?:[\s,(…—–-]|\.{3})+(?:or|really|is\s+(?:it|that|this))\b[^.!?\n]{0,300}\?"
+    r"|[^.!?\n]{0,300}\?\s*[Nn]o[,.!])"
+)
+"""The rest of a question whether an option is right; no reason and no other question, as in `—
+would you like an example?`"""
 _CONDITION = re.compile(CONDITIONS, re.IGNORECASE)
 _STATED = re.compile(
     rf"{FORMULA}(?:(?:,?\s*+(?:(?:and|or)\b\s*+)?|(?:{ASSERTED})\s+){FORMULA})*+"
