@@ -144,7 +144,7 @@ _LIMITED = _DENYING | frozenset(
     ]
 )
 """Words before a number that make it a part, a bound or a denial of what is told."""
-_SORTED = frozenset(
+_LABELLING = frozenset(
     [
         *("step", "case", "problem", "question", "equation", "part", "option", "choice", "formula"),
         *("theorem", "example", "figure", "table", "line", "row", "method", "rule", "section"),
@@ -154,21 +154,21 @@ _SORTED = frozenset(
     ]
 )
 """Words directly before a number that make it a name or a property of something else."""
-_GOING_ON = (OPERATIONS - {"in", "to", "by", "is", "are"}) | {
+_NOT_BEHIND = (OPERATIONS - {"in", "to", "by", "is", "are"}) | {
     *("or", "but", "if", "than", "unless", "because", "since", "was", "were", "has", "have"),
 }
 """Words behind a number that make another number or a statement of it."""
-_LEFT = re.compile(
+_SAYS_OF_IT = re.compile(
     r"\b(?:is|are)\s(?!(?:left|remaining|needed|required|used|sold|missing|in\stotal)\b)"
     r"|\A\s*of\b|\bto\sthe\b|\bin\s(?:base|binary)\b",
     re.IGNORECASE,
 )
 """Words behind a number that say something of it: `5 is prime`."""
 _SENTENCE = re.compile(r"[a-z]+\s(?:[a-z]+\s)+[a-z'’\s]*[$\\(\d]", re.IGNORECASE)
-_AREA_WORDS = re.compile(r"\s*(?:(?:square|cubic)\s)?[a-z]*\s*", re.IGNORECASE)
+_UNIT_WORDS = re.compile(r"\s*(?:(?:square|cubic)\s)?[a-z]*\s*", re.IGNORECASE)
 """A unit in words behind a formula."""
 _EQUALS = re.compile(
-    r"\A(?P<before>[a-z][^\d\\$=<>]*?)\s(?:is|are|equals)\s(?:equal to\s)?(?=\S)", re.I
+    r"\A(?P<before>[a-z][^\d\\$=<>:()]*?)\s(?:is|are|equals)\s(?:equal to\s)?(?=\S)", re.I
 )
 """The beginning of a sentence up to the value that it states."""
 _UNTOLD = re.compile(
@@ -348,14 +348,14 @@ def told_value(sentence: str, *, plainly: bool = False) -> str | None:
 def _is_told(told: re.Match[str], *, plainly: bool) -> bool:
     """Return True if a sentence states its number rather than a part, a bound or a name."""
     before, rest = (told[side].lower() for side in ("before", "rest"))
-    if _GOING_ON.intersection(rest.split()) or _LEFT.search(rest):
+    if _NOT_BEHIND.intersection(rest.split()) or _SAYS_OF_IT.search(rest):
         return False
     words = before.replace(",", " ").replace("n't", " not").split()
     if _TELLING.search(before):
         return not _DENYING.intersection(words)
     if plainly:
         return False
-    return not (told["name"] or _LIMITED.intersection(words) or _SORTED.intersection(words[-1:]))
+    return not (told["name"] or _LIMITED.intersection(words) or _LABELLING.intersection(words[-1:]))
 
 
 def _told_formula(sentence: str) -> str | None:
@@ -371,7 +371,7 @@ def _told_formula(sentence: str) -> str | None:
     formulas = _FORMULA.findall(rest)
     if len(formulas) > 1:
         return listed(_FORMULA.sub(r"\1", rest))
-    if formulas and not _AREA_WORDS.fullmatch(_FORMULA.sub("", rest)):
+    if formulas and not _UNIT_WORDS.fullmatch(_FORMULA.sub("", rest)):
         return None
     value = tidy(formulas[0] if formulas else rest)
     is_one = len(value) > 1 and not WORD.search(value)
