@@ -455,7 +455,7 @@ def read_questions(path: Path) -> dict[str, AskedQuestion]:
         samples, _ = read_samples(path / SAMPLES_FILE)
         return {graded.question_id: AskedQuestion(graded.gold, None) for graded in samples}
     questions = {}
-    way_out = "delete the file, then the lim eval command of the run writes it again"
+    way_out = "run its lim eval command again, or delete the file"
     for number, line, _ in complete_lines(file):
         try:
             row = json.loads(line)

@@ -498,6 +498,18 @@ def load_runner(runner_class: type, server_args: Any, port: int) -> Any:
     )
 
 
+_LOADERS = re.compile(
+    r"sglang\.srt\.(?:models(?!\.registry)|model_loader|model_executor|layers|configs)\b"
+)
+"""Loggers of the modules that read a checkpoint; the registry names each model of SGLang's that
+cannot be imported here."""
+
+
+def tells_of_model(logger: str) -> bool:
+    """Return True if warnings of one of SGLang's loggers are about the model that is loaded."""
+    return bool(_LOADERS.match(logger))
+
+
 def with_model_runner(replacement: type, build: Callable[[], None]) -> None:
     """Run `build`, which looks `ModelRunner` up in its module, with `replacement` in its place."""
     module: Any = importlib.import_module(_INTERNALS["ModelRunner"])

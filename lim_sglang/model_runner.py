@@ -63,7 +63,7 @@ class LimModelRunner(compat.ModelRunner):
         on_cpu = compat.serves_on_cpu()
         reasons = reasons_against(server_args, on_cpu=on_cpu)
         reasons += reasons_against_model(text_config, config)
-        reasons += reasons_against_ranks(server_args.tp_size, text_config, config)
+        reasons += reasons_against_ranks(server_args.tp_size, text_config, config, on_cpu=on_cpu)
         if not on_cpu:
             reasons += reasons_against_summaries(server_args, config)
         if isinstance(config.make_policy(), Lossless):

@@ -263,7 +263,8 @@ def _reasons_against_settings(
     if model_config is None:
         return reasons
     reasons += reasons_against_model(model_config, config)
-    reasons += reasons_against_ranks(server_args.tp_size, model_config, config)
+    on_cpu = compat.serves_on_cpu()
+    reasons += reasons_against_ranks(server_args.tp_size, model_config, config, on_cpu=on_cpu)
     if reasons or gpu is None or not reads_sparsely(model_config, config):
         return reasons
     reasons += reasons_against_summaries(server_args, config)

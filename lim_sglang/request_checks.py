@@ -6,9 +6,10 @@ the values that are served.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import msgspec
@@ -261,8 +262,16 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_ids(value: Any) -> bool:
-    is_list = isinstance(value, list | tuple | set)
-    return is_list and all(each is None or _is_whole(each) for each in value)
+    is_list = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+    return is_list and all(each is None or _is_id(each) for each in value)
+
+
+def _is_id(value: Any) -> bool:
+    """Return True for what SGLang's `int(value)` keeps: integral numbers, and digits as text."""
+    if isinstance(value, str):
+        return bool(re.fullmatch("-?[0-9]{1,18}", value))
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return is_number and bool(value == value // 1)
 
 
 def _is_bias(value: Any) -> bool:

@@ -362,19 +362,31 @@ def reasons_against_model(model_config: Any, config: LimConfig) -> list[str]:
     return reasons or config.make_policy().reasons_against_model(model_config)
 
 
-def reasons_against_ranks(num_ranks: int, model_config: Any, config: LimConfig) -> list[str]:
+def reasons_against_ranks(
+    num_ranks: int, model_config: Any, config: LimConfig, *, on_cpu: bool
+) -> list[str]:
     """List what keeps ranks of tensor parallelism from sharing the heads of a model.
+
+    On a CPU SGLang adds heads of zeros to the configuration where ranks cannot share KV heads
+    equally, and keeps the model's numbers beside them. These heads would take turns, too.
 
     Args:
         model_config: the Hugging Face text configuration.
     """
     if num_ranks == 1:
         return []
-    heads = getattr(model_config, "num_attention_heads", num_ranks)
-    kv_heads = getattr(model_config, "num_key_value_heads", None) or heads
+    heads, kv_heads = (
+        getattr(model_config, own, None) or getattr(model_config, name, None)
+        for own, name in (
+            ("original_num_attention_heads", "num_attention_heads"),
+            ("original_total_num_kv_heads", "num_key_value_heads"),
+        )
+    )
+    heads = heads or num_ranks
+    kv_heads = kv_heads or heads
     reasons = config.make_policy().reasons_against_ranks(num_ranks, kv_heads)
-    if not _divides(num_ranks, heads, kv_heads):
-        possible = [n for n in range(1, heads + 1) if _divides(n, heads, kv_heads)]
+    if not _divides(num_ranks, heads, kv_heads, on_cpu):
+        possible = [n for n in range(1, heads + 1) if _divides(n, heads, kv_heads, on_cpu)]
         reasons.append(
             f"{num_ranks} ranks cannot share {heads} query heads and {kv_heads} KV heads equally: "
             f"use {', '.join(map(str, possible))}"
@@ -382,10 +394,11 @@ def reasons_against_ranks(num_ranks: int, model_config: Any, config: LimConfig) 
     return [f"--tp-size {num_ranks}: {reason}" for reason in reasons]
 
 
-def _divides(num_ranks: int, heads: int, kv_heads: int) -> bool:
-    """Return True if each rank gets equally many query heads and whole KV heads, or copies of
-    one."""
-    return heads % num_ranks == 0 and 0 in (kv_heads % num_ranks, num_ranks % kv_heads)
+def _divides(num_ranks: int, heads: int, kv_heads: int, on_cpu: bool) -> bool:
+    """Return True if each rank gets equally many query heads and whole KV heads, or on a GPU a copy
+    of one."""
+    has_copies = not on_cpu and num_ranks % kv_heads == 0
+    return heads % num_ranks == 0 and (kv_heads % num_ranks == 0 or has_copies)
 
 
 def _reasons_against_layer_lists(model_config: Any, config: LimConfig) -> list[str]:

@@ -15,7 +15,7 @@ import typer
 from lim_sglang.bench import workloads
 from lim_sglang.bench.workloads import SHAPES, CacheDtype, ModelChoice, Quantization
 from lim_sglang.config import BACKEND, LimConfig
-from lim_sglang.errors import INTERRUPTED, ConfigError, DataError
+from lim_sglang.errors import INTERRUPTED, ConfigError, DataError, lim_command
 from lim_sglang.gates.training import MAX_SEED, check_folder
 from lim_sglang.launch.server import CPU_ENVIRONMENT
 from lim_sglang.markdown_section import counted
@@ -430,7 +430,7 @@ def calibrate(
         show("Interrupted: no preset was written.")
         raise typer.Exit(INTERRUPTED) from None
     calibration.write_preset(found, path)
-    words = shlex.join(["lim", "serve", model, "--lim-preset", str(path)])
+    words = shlex.join([lim_command(), "serve", model, "--lim-preset", str(path)])
     typer.echo(f"{found.table()}\n")
     typer.echo(f"The preset of layers {found.layers} is in {path}. Next:\n{words}")
 

@@ -6,12 +6,13 @@ import io
 import logging
 import multiprocessing
 import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -45,19 +46,44 @@ PREFILL_TOKENS = 2048  # of one request at a time
 
 
 def show_log(*, verbose: bool) -> None:
-    """Log to stderr: with `verbose` all that SGLang and its libraries say, else our own warnings
-    and errors alone. To be called before SGLang or transformers is imported."""
+    """Log to stderr: with `verbose` all that SGLang and its libraries say, else errors, our own
+    warnings and those of SGLang about the model that it loads. To be called before SGLang is
+    imported."""
     handler = logging.StreamHandler()
     if not verbose:
-        handler.addFilter(_is_ours_or_error)
+        handler.addFilter(_is_of_use)
         logging.getLogger("torch").setLevel(logging.ERROR)  # has a handler of its own
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         warnings.simplefilter("ignore")
+        # Has a handler of its own, too, and sets its level while it is imported.
+        importlib.import_module("transformers.utils.logging").set_verbosity_error()
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
 
 
-def _is_ours_or_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR or record.name.startswith("lim_sglang")
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Return True for what a user sees without `--verbose`."""
+    is_ours = record.name.startswith("lim_sglang")
+    return record.levelno >= logging.ERROR or is_ours or compat.tells_of_model(record.name)
+
+
+def _is_verbose() -> bool:
+    """Return True if `show_log` shows all."""
+    return logging.getLogger().isEnabledFor(logging.INFO)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep what SGLang draws on `sys.stderr` from the user, and show it if the block fails; the
+    log's handlers have the stream from before."""
+    if _is_verbose():
+        yield
+        return
+    drawn = io.StringIO()
+    try:
+        with redirect_stderr(drawn):
+            yield
+    except Exception:
+        sys.stderr.write(drawn.getvalue())
+        raise
 
 
 def settings_for(budget: int) -> LimConfig:
@@ -103,9 +129,7 @@ def load_runner(
         **options,
     )
     runner_class = LimModelRunner if backend == BACKEND else compat.ModelRunner
-    is_verbose = logging.getLogger().isEnabledFor(logging.INFO)
-    # SGLang draws its bars on `sys.stderr`; the log's handlers have the stream from before.
-    with nullcontext() if is_verbose else redirect_stderr(io.StringIO()):
+    with _without_bars():
         runner = compat.load_runner(runner_class, server_args, free_port())
     if dummy:
         reset_dummy_scales(compat.attention_layers(runner.model))
@@ -526,9 +550,10 @@ def count_slots(
 
 
 def run_in_child(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a module's function in a new process, so that all memory of the GPU is free again
-    afterwards; its error comes through as a `LimError`."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    """Call a module's function in a new process, with the log of this one, so that all memory of
+    the GPU is free again afterwards; its error comes through as a `LimError`."""
+    log = partial(show_log, verbose=_is_verbose())
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), log) as pool:
         try:
             return pool.submit(_call, function, args).result()
         except BrokenProcessPool:

@@ -21,7 +21,7 @@ from lim_sglang.programs.grading.kinds import (
     listed_letters,
     number_text,
 )
-from lim_sglang.programs.grading.latex import tidy
+from lim_sglang.programs.grading.latex import tidy, with_ellipses
 from lim_sglang.programs.grading.stated import (
     MAX_STATED,
     NAME,
@@ -103,7 +103,10 @@ times 7 is 42.`, or a last line `A: 5` or `m + n = 42`."""
 _LAST_SENTENCE = re.compile(r"[.!?:][*_]*\s|\n")
 """End of a sentence, of an introduction with a colon or of a line, before the last sentence."""
 _CONCLUDED = re.compile(
-    rf"[\s*_#>-]*{_THUS}(?!\s*(?:it|its|this|that|these|those|their|we|you|I)\b)(?!.*\banswers?\b)",
+    rf"[\s*_#>-]*(?:{_THUS}|in conclusion,?\s*)"
+    r"(?!\s*(?:its|this|that|these|those|their|you|I)\b)(?!.*\banswers?\b)"
+    r"(?!\s*it\s(?!(?:(?:will|would) )?(?:takes?|took|costs?)\b))"
+    r"(?!\s*we\s(?!(?:will |would )?need\b))",
     re.IGNORECASE,
 )
 """The beginning of a last sentence that concludes, as in `So she has 5 apples left.`"""
@@ -156,6 +159,8 @@ _CHOSEN = re.compile(
     r"(?:(?:final|correct|right|answer|option|choice|one)\b ?)+)?"
 )
 """A letter in a line, with the number of its option or with words that choose it."""
+_ASKED = re.compile(r"[^\w.!]*\?")
+"""The sign of a question behind a letter; words between are those of its option."""
 _OPEN_LETTER = re.compile(r"(?:\\text\{)?([A-Ja-j])\s*[)\].:]+\}?")
 """The letter of an option with the sign behind it, as a list of options has it: `D)`."""
 _REJECTED = re.compile(
@@ -261,7 +266,7 @@ def _unmarked(text: str) -> str:
     around emphasised words and short code, and those of dollars and formulas within a quantity in
     two units.
     """
-    text = _STRUCK_OR_CODE.sub("", text)
+    text = with_ellipses(_STRUCK_OR_CODE.sub("", text))
     if _HTML_END.search(text):
         text = _HTML.sub(lambda found: "\n" if found["line"] else "", text).lstrip()
     text = _MARKUP.sub(lambda found: found[2] or found[3] or found[4], text)
@@ -343,11 +348,13 @@ def _first_line(text: str, end: int, cut_off: bool) -> str | None:
     line = text[:end].partition("\n")[0]
     if len(line) >= MAX_BARE or not as_choice(line):
         return None
-    if _REJECTED.match(line) or ASKS.match(line):
+    if _REJECTED.match(line):
         return None
     is_last = cut_off and not WORD.search(text, len(line))
     chosen = as_choice(line)
     letter = next((each for each in _CHOSEN.finditer(line) if each[1].upper() == chosen), None)
+    if letter and (ASKS if " is " in letter[0] else _ASKED).match(line, letter.end()):
+        return None
     sentence = _ENDED.search(text, letter.end(1)) if letter else None
     ends = [letter.end()] if letter else []
     if sentence and re.match(r"\W*(?:\w+ ){0,3}answer\b", line, re.IGNORECASE):

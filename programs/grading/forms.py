@@ -1,5 +1,5 @@
-"""Ways to write a value: ordinals, decimals that go on, compositions of functions, and nouns
-around it, as in `profit of $15`.
+"""Ways to write a value: ordinals, decimals that go on, compositions of functions, nouns around it,
+as in `profit of $15`, and rows of equations.
 """
 
 import calendar
@@ -147,3 +147,47 @@ def are_endless(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
     """
     first, second = (_ENDLESS.fullmatch(" ".join(words)) for words in (a, b))
     return bool(first and second and (not first[1] or not second[1] or first[1] == second[1]))
+
+
+MAX_EQUATIONS = 500
+"""Characters of the longest answer that is read as equations."""
+_JOINT = re.compile(r"\s*(?:,(?:\s*and\b)?|\\text\{\s*,?\s*and\s*\}|\band\b)\s*")
+"""Signs between equations that hold together."""
+_AROUND_ROWS = re.compile(
+    r"\A\\\{|\\begin\{(?:array|matrix|[dr]?cases)\}(?:\{[lcr|\s]*\})?"
+    r"|\\end\{(?:array|matrix|[dr]?cases)\}|\\\}\Z"
+)
+"""The brace before rows, and the environment that they stand in."""
+_AROUND_EQUATION = re.compile(
+    r"\A(?:[\s,.;]|\\text\{\s*,?\s*and\s*\})+|(?:[\s,.;]|\\text\{\s*,?\s*and\s*\}|\band\b)+\Z"
+)
+_EQUATION = re.compile(r"([a-zA-Z](?:_\{?\w+\}?)?)\s*=\s*[^=<>&]+")
+
+
+def in_order(text: str) -> str:
+    """Return `x = 1, y = 2` for rows of equations, and for `y = 2, x = 1`, whose values are a
+    point; any other text as it is.
+    """
+    equations = _equations(text)
+    if {each.partition("=")[0].strip() for each in equations} <= {*"xyz"}:
+        equations.sort()
+    return ", ".join(equations) or text
+
+
+def _equations(text: str) -> list[str]:
+    """Return the equations of rows or of a list, each with a name of its own on the left; none for
+    any other text.
+    """
+    if "=" not in text or len(text) > MAX_EQUATIONS:
+        return []
+    rows = _AROUND_ROWS.sub("", text).split(r"\\")
+    if len(rows) == 1:
+        parts = _JOINT.split(text)
+    else:
+        parts = [_AROUND_EQUATION.sub("", row.replace("&", "")) for row in rows]
+    parts = [*filter(None, parts)]
+    equations = [*map(_EQUATION.fullmatch, parts)]
+    names = [equation[1] for equation in equations if equation]
+    if len(names) < 2 or not len(equations) == len(set(names)) == len(names):
+        return []
+    return parts

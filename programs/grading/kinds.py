@@ -11,7 +11,7 @@ from enum import StrEnum
 from lim_sglang.errors import cut
 from lim_sglang.programs.grading.forms import rewritten
 from lim_sglang.programs.grading.latex import is_unbalanced, plain
-from lim_sglang.programs.grading.texts import as_text
+from lim_sglang.programs.grading.texts import SIGNS, as_text
 from lim_sglang.programs.grading.values import REASON_WORDS, read_number, split_unit
 
 
@@ -148,7 +148,7 @@ def fault_of_reference(answer: str, kind: AnswerKind) -> str | None:
     if kind is AnswerKind.CHOICE and as_choice(answer) is None:
         letters = f"{CHOICES[0]} to {CHOICES[-1]}"
         return f"must be the letter of an option, {letters}, not {cut(repr(answer))}"
-    if kind is AnswerKind.TEXT and as_text(answer) is None:
+    if kind is AnswerKind.TEXT and not answer.strip(SIGNS):
         return f"must be more than quotes and punctuation, not {cut(repr(answer))}"
     if kind is AnswerKind.EXPRESSION and is_unbalanced(_LABEL.sub("", answer)):
         return f"must close each brace and bracket that it opens: {cut(repr(answer))}"

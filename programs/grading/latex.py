@@ -188,16 +188,27 @@ _EXPONENT = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+|[a-zA-Z](?![a-zA-Z]))(?:\^\
 
 
 _GOES_ON = re.compile(
-    r"([\d}]\s*=\s*-?\d*\.\d+|\.\d{0,5}?(?:(\d)\2{2,}|(\d\d)\3{2,}))\s*\.{2,}(?=[\s$*.]*\Z)"
+    r"([\d}]\s*+=\s*+-?\d*+\.\d++|\.\d{0,5}?(?:(\d)\2{2,}|(\d\d)\3{2,}))\s?(?:\.{3}(?!\.\.|\d)|…)"
+    r"(?P<ends>(?=\s+[A-Z]|\s*?(?:\n|\Z)))?"
 )
-"""A decimal behind a value, or one that repeats, with the sign that it goes on."""
+"""A decimal behind a value, or one that repeats, with dots, since it goes on; also at the end of a
+sentence."""
 _PREFIXED = re.compile(r"(?<![\w.\\])0[xbo][\da-f][\w.]*", re.IGNORECASE)
 """A number as programs write it: `0xFF`, `0b11`."""
 
 
+def with_ellipses(text: str) -> str:
+    r"""Return a text with `\ldots` for dots behind decimals that go on, which end no sentence."""
+    if "..." not in text and "…" not in text:
+        return text
+    return _GOES_ON.sub(
+        lambda found: rf"{found[1]}\ldots{'' if found['ends'] is None else '.'}", text
+    )
+
+
 def tidy(answer: str) -> str:
     """Strip the white space, Markdown, dollar signs and punctuation around an answer."""
-    answer = _GOES_ON.sub(r"\1\\ldots", answer) if ".." in answer else answer
+    answer = with_ellipses(answer)
     for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]"), ("", "")):
         answer = answer.lstrip(" \n\r\t$*").rstrip(" \n\r\t$*.,;:?\\。")
         if answer.startswith(opening) and answer.endswith(closing):

@@ -14,6 +14,7 @@ from lim_sglang.programs.grading.values import (
     is_complement,
     read_number,
     read_value,
+    without_decimal,
     without_reason,
 )
 from lim_sglang.programs.grading.words import OPERATIONS
@@ -114,23 +115,64 @@ _LEAD_IN = re.compile(
     r"|the (?:set|interval|number|point|(?:ordered )?(?:pair|triple)))\s+)+(?=[-+$\\({\[\d])"
 )
 WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
-_LIMITING = frozenset(("and", "or", "but", "if", "than", "more", "less", "fewer", "of", "unless"))
 _FORMULA = re.compile(r"\$([^$\n]+)\$(?!\d)")
+_COUNT = (
+    r"(?:\\?\$|[£€])?[-+]?(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[dt]?frac\{\d+\}\{\d+\})(?:\s?\\?%)?"
+)
 _TOLD = re.compile(
-    r"(?:[a-z][^\d\\$=<>]*\s)?(?:(?:is|are|was|were|equals|totals|has|have|had|gets?|got|costs?|makes?"
-    r"|made|needs?|takes?|took|sold|earn(?:s|ed)|spen[dt]s?|paid|pays|contains?|holds?|weighs?"
-    r"|amounts?\sto|comes?\sto)\s)"
-    r"(?:(?:a\stotal\sof|exactly|equal\sto|only|just|now|still|about|approximately|indeed)\s)*"
-    r"(?:[a-z]\s*=\s*|\$(?=\\))?(?P<value>(?:\\?\$|[£€])?[-+]?"
-    r"(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[dt]?frac\{\d+\}\{\d+\})(?:\s?\\?%)?)"
-    r"(?P<second>\s[a-z]+,?\s(?:and\s)?\d+\s[a-z]+)?"
-    rf"(?P<rest>(?:\s(?!(?:{'|'.join(sorted(OPERATIONS | _LIMITING))}|[ap]\.?m)\b)"
-    r"(?:[a-z]{2,}|m)(?:['’/²³^-][a-z\d]*)*){0,4})",
+    r"(?P<before>(?:[a-z][^\d\\$=<>:()]*\s)?)(?P<name>[a-z]\s*=\s*)?"
+    rf"(?P<value>{_COUNT})(?P<second>\s[a-z]+,?\s(?:and\s)?\d+\s[a-z]+)?"
+    r"(?P<rest>(?:\s(?![ap]\.?m\b)(?:[a-z]{2,}|[am])(?:['’/²³^-][a-z\d]*)*){0,10})",
     re.IGNORECASE,
 )
 """A short sentence with one number, which it states: `The total cost is $45`."""
+_TELLING = re.compile(
+    r"(?:^|\s)(?:is|are|was|were|equals|totals|has|have|had|gets?|got|costs?|makes?"
+    r"|made|needs?|takes?|took|sold|earn(?:s|ed)|spen[dt]s?|paid|pays|contains?|holds?|weighs?"
+    r"|amounts?\sto|comes?\sto)\s"
+    r"(?:(?:a\stotal\sof|exactly|equal\sto|only|just|now|still|about|approximately|indeed)\s)*\Z",
+    re.IGNORECASE,
+)
+"""Words that state the number behind them, whatever stands before."""
+_DENYING = frozenset(("not", "no", "never", "cannot"))
+_LIMITED = _DENYING | frozenset(
+    [
+        *("than", "least", "most", "exceed", "exceeds", "except", "without", "if"),
+        *("unless", "whether", "half", "twice", "double", "triple", "times", "minus", "plus"),
+        *("between", "from", "over", "under", "above", "below", "every", "each", "per", "or"),
+        *("because", "since", "when", "while", "where", "which", "who", "until", "by"),
+    ]
+)
+"""Words before a number that make it a part, a bound or a denial of what is told."""
+_LABELLING = frozenset(
+    [
+        *("step", "case", "problem", "question", "equation", "part", "option", "choice", "formula"),
+        *("theorem", "example", "figure", "table", "line", "row", "method", "rule", "section"),
+        *("chapter", "page", "exercise", "the", "these", "those", "his", "her", "their", "its"),
+        *("our", "my", "your", "all", "both", "of", "first", "last", "next", "other", "another"),
+        *("at", "on", "in", "for", "with", "after", "before", "and", "to"),
+    ]
+)
+"""Words directly before a number that make it a name or a property of something else."""
+_NOT_BEHIND = (OPERATIONS - {"in", "to", "by", "is", "are"}) | {
+    *("or", "but", "if", "than", "unless", "because", "since", "was", "were", "has", "have"),
+}
+"""Words behind a number that make another number or a statement of it."""
+_SAYS_OF_IT = re.compile(
+    r"\b(?:is|are)\s(?!(?:left|remaining|needed|required|used|sold|missing|in\stotal)\b)"
+    r"|\A\s*of\b|\bto\sthe\b|\bin\s(?:base|binary)\b",
+    re.IGNORECASE,
+)
+"""Words behind a number that say something of it: `5 is prime`."""
+_SENTENCE = re.compile(r"[a-z]+\s(?:[a-z]+\s)+[a-z'’\s]*[$\\(\d]", re.IGNORECASE)
+_UNIT_WORDS = re.compile(r"\s*(?:(?:square|cubic)\s)?[a-z]*\s*", re.IGNORECASE)
+"""A unit in words behind a formula."""
+_EQUALS = re.compile(
+    r"\A(?P<before>[a-z][^\d\\$=<>:()]*?)\s(?:is|are|equals)\s(?:equal to\s)?(?=\S)", re.I
+)
+"""The beginning of a sentence up to the value that it states."""
 _UNTOLD = re.compile(
-    r"\W*(?:if|unless|when|suppose|assume|assuming|whether|does|do|is|are|nobody|no|none|neither|not)\b",
+    r"\W*(?:if|unless|when|let|note|recall|consider|suppose|assume|assuming|whether|does|do|is|are|nobody|no|none|neither|not)\b",
     re.IGNORECASE,
 )
 """The beginning of a sentence that asks, supposes or denies."""
@@ -261,7 +303,7 @@ def stated_value(answer: str) -> str | None:
     answer = re.sub(r"^(?:minus|negative)\s+\$?(?=[\d.\\])", "-", answer)
     answer = _WORD_AND_REASON.sub(r"\1", result(without_reason(_settled(answer))))
     answer = _without_bracket(answer)
-    if told := told_value(answer):
+    if told := told_value(answer, plainly=True):
         return told
     for words in (answer, _REMARK.sub("", answer), _CALCULATION.sub("", answer)):
         is_short = len(WORD.findall(words)) <= MAX_WORDS or is_complement(words)
@@ -270,21 +312,70 @@ def stated_value(answer: str) -> str | None:
     return None
 
 
-def told_value(sentence: str) -> str | None:
-    """Return the number that a short sentence states, with its unit of measurement, as
-    `She has 42 apples left`; None for a sentence that states none or two.
+def is_sentence(answer: str) -> bool:
+    """Return True if two words or more stand before the first number or formula of an answer."""
+    return bool(_SENTENCE.match(answer))
+
+
+def told_value(sentence: str, *, plainly: bool = False) -> str | None:
+    """Return the number that a short sentence states, with its unit of measurement, as `She has 42
+    apples left`, or the formula that it ends in, as `The derivative is $2x$`.
+
+    Args:
+        plainly: only a number behind a verb that states it, and nothing but words behind it.
+
+    Returns:
+        None for a sentence that states none or two.
     """
-    told = _TOLD.fullmatch(_FORMULA.sub(r"\1", sentence.strip()).rstrip("."))
-    if told is None or _UNTOLD.match(sentence):
+    if _UNTOLD.match(sentence):
+        return None
+    words = _FORMULA.sub(r"\1", sentence.strip()).rstrip(".")
+    told = _TOLD.fullmatch(words)
+    if told is None:
+        return None if plainly else _told_formula(sentence.strip().rstrip("."))
+    if not _is_told(told, plainly=plainly):
         return None
     value = told["value"] + (told["second"] or "")
-    words = told["rest"].split()
-    for count in range(len(words), -1, -1):
-        measured = " ".join([value, *words[:count]])
+    rest = told["rest"].split()
+    for count in range(len(rest), -1, -1):
+        measured = " ".join([value, *rest[:count]])
         number = read_number(measured)
         if number and number[1] and number[1].dimensions:
             return measured
     return None if told["second"] else value
+
+
+def _is_told(told: re.Match[str], *, plainly: bool) -> bool:
+    """Return True if a sentence states its number rather than a part, a bound or a name."""
+    before, rest = (told[side].lower() for side in ("before", "rest"))
+    if _NOT_BEHIND.intersection(rest.split()) or _SAYS_OF_IT.search(rest):
+        return False
+    words = before.replace(",", " ").replace("n't", " not").split()
+    if _TELLING.search(before):
+        return not _DENYING.intersection(words)
+    if plainly:
+        return False
+    return not (told["name"] or _LIMITED.intersection(words) or _LABELLING.intersection(words[-1:]))
+
+
+def _told_formula(sentence: str) -> str | None:
+    """Return the formula that a sentence ends in, or several that are alike; None for a formula in
+    words, and for one of several.
+    """
+    if (whole := _FORMULA.fullmatch(sentence)) and whole[1].count("=") == 1:
+        return None if WORD.search(whole[1]) else tidy(whole[1])
+    begin = _EQUALS.match(sentence)
+    if begin is None or _LIMITED.intersection(begin["before"].lower().split()):
+        return None
+    rest = sentence[begin.end() :]
+    formulas = _FORMULA.findall(rest)
+    if len(formulas) > 1:
+        return listed(_FORMULA.sub(r"\1", rest))
+    if formulas and not _UNIT_WORDS.fullmatch(_FORMULA.sub("", rest)):
+        return None
+    value = tidy(formulas[0] if formulas else rest)
+    is_one = len(value) > 1 and not WORD.search(value)
+    return value if is_one and value.count("=") < 2 and _is_value(value) else None
 
 
 def listed(answer: str) -> str | None:
@@ -354,10 +445,13 @@ def _in_signs(text: str) -> str:
 
 
 def result(answer: str) -> str:
-    """Return the number that a calculation without names ends in, as in `10 + 5 = 15`; else the
-    answer."""
+    """Return the number that a calculation without names ends in, as in `10 + 5 = 15`, the fraction
+    before its own decimal, or else the answer."""
     calculation = _CALCULATED.fullmatch(_in_signs(answer))
-    return calculation[1] if calculation and read_number(calculation[1]) else answer
+    if calculation is None or read_number(calculation[1]) is None:
+        return answer
+    exact = without_decimal(answer)
+    return calculation[1] if exact == answer else exact
 
 
 def _settled(answer: str) -> str:

@@ -38,8 +38,10 @@ from lim_sglang.programs.grading.stated import (
     are_one,
     is_denied,
     is_measured,
+    is_sentence,
     listed,
     stated_value,
+    told_value,
 )
 from lim_sglang.programs.grading.units import Unit
 from lim_sglang.programs.grading.values import REASON_WORDS, read_number
@@ -219,8 +221,15 @@ DOUBT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """Words that deny or limit what follows: some in the whole sentence, some up to a comma."""
-ASKS = re.compile(r"[^.,;:!?\n]*\?")
-"""The rest of a question, or all of one."""
+ASKS = re.compile(
+    r"(?:(?!\b(?:because|since|as|so)\b|\s-{1,3}\s"
+    r"|\s(?:Would|Could|Should|Do|Does|Did|Can|Shall|Want|Need|Is|Are|Will|Have|Any|Wh\w+|How)\b)"
+    r"[^.,;:!?\n(—–…]){0,300}+(?:\(?\?"
+    r"|(?:[\s,(…—–-]|\.{3})+(?:or|really|is\s+(?:it|that|this))\b[^.!?\n]{0,300}\?"
+    r"|[^.!?\n]{0,300}\?\s*[Nn]o[,.!])"
+)
+"""The rest of a question whether an option is right; no reason and no other question, as in `—
+would you like an example?`"""
 _CONDITION = re.compile(CONDITIONS, re.IGNORECASE)
 _STATED = re.compile(
     rf"{FORMULA}(?:(?:,?\s*+(?:(?:and|or)\b\s*+)?|(?:{ASSERTED})\s+){FORMULA})*+"
@@ -492,7 +501,11 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
     if lead["hashes"] and stated and _is_heading(stated, answer):
         return None
     is_value = _VALUE_BEGINS.match(answer) or listed_letters(answer)
-    return stated_value(answer) or ("" if is_value else None)
+    # A paragraph behind "Answer:" may begin with another number than it ends with.
+    is_last = stated is not None and not re.search(r"\d", text[stated.end() :])
+    told = told_value(words.strip(), plainly=not is_last)
+    value = (told if is_sentence(answer) else None) or stated_value(answer) or told
+    return value or ("" if is_value else None)
 
 
 def _amended(lead: re.Match[str], words: str) -> str | None:

@@ -5,6 +5,8 @@ from collections import deque
 
 from lim_sglang.programs.grading.boxes import BOX, last_box, last_boxes
 
+SIGNS = " \n\r\t\"'“”‘’`$*.,;:?\\。"
+"""What may be trimmed of a text; a text of nothing else is none."""
 MAX_WHOLE = 1000
 """Characters of the longest line that is an answer as a whole reply."""
 _BOX = re.compile(rf"{BOX}\s*\{{(.*)\}}", re.DOTALL)
@@ -14,13 +16,14 @@ _STYLED = re.compile(
 _WRAPPED = re.compile(
     r"(?P<sign>\$\$?|\*{1,3}|`{1,3})(?P<a>(?:(?!(?P=sign)).)+)(?P=sign)|\\\((?P<b>(?:(?!\\\)).)+)\\\)"
     r"|\\\[(?P<c>(?:(?!\\\]).)+)\\\]|[\"“”](?P<d>[^\"“”]+)[\"“”]|``(?P<e>[^`']+)''"
-    r"|['‘’](?P<f>(?:[^'‘’]|(?<=\w)['’](?=\w))+)['‘’]",
+    r"|['‘’](?P<f>[^'‘’]|[^'‘’].*[^'‘’])['‘’]",
     re.DOTALL,
 )
 """A text between two quotes, or two signs of a formula, of code or of emphasis."""
+_CLOSING_QUOTE, _OPENING_QUOTE = re.compile(r"(?<=\S)['’](?!\w)"), re.compile(r"(?<!\w)['‘](?=\w)")
 _TAGGED = re.compile(r"<answer>((?:(?!</?answer).)+)</answer>", re.DOTALL | re.IGNORECASE)
 _STATED = re.compile(
-    r"(?:\banswer\b[^\n.:]{0,40}?(?:\bis\b(?! not\b)|:)|^####)[*:\s]*"
+    r"(?:\banswer\b[^\n.:]{0,40}?(?:\bis\b(?! not\b)|:)|^####)(?P<lead>[*:\s]*)"
     r"(?P<answer>(?:[^\n.]|\.(?=\S))+)(?P<end>\.?\s)?",
     re.MULTILINE | re.IGNORECASE,
 )
@@ -36,15 +39,25 @@ def as_text(text: str) -> str | None:
     while before != trimmed:
         before = trimmed
         trimmed = trimmed.strip()
-        if wrapped := _WRAPPED.fullmatch(trimmed):
-            trimmed = next(
-                part for name, part in wrapped.groupdict().items() if part and name != "sign"
-            )
+        if within := _within_pair(trimmed):
+            trimmed = within
         elif styled := _STYLED.fullmatch(trimmed):
             trimmed = styled[1] or styled[2] or ""
         else:
             trimmed = trimmed.rstrip(".,;:?\\。")
     return " ".join(trimmed.split()) or None
+
+
+def _within_pair(text: str) -> str | None:
+    """Return what stands between the two signs around a text; None if the first one closes before
+    the last, as in `'a' or 'b'`.
+    """
+    wrapped = _WRAPPED.fullmatch(text)
+    if wrapped is None:
+        return None
+    if (quoted := wrapped["f"]) and (closing := _CLOSING_QUOTE.search(quoted)):
+        return None if _OPENING_QUOTE.search(quoted, closing.end()) else quoted
+    return next(part for name, part in wrapped.groupdict().items() if part and name != "sign")
 
 
 def stated_text(text: str, *, cut_off: bool) -> str | None:
@@ -81,14 +94,21 @@ def _stated(text: str, *, cut_off: bool) -> str | None:
     return as_text(_without_half(statements[0])) if statements[0]["end"] or not cut_off else None
 
 
+_HALVES = [(sign, sign) for sign in ("***", "**", "*", '"', "`", "$")] + [("“", "”")]
+
+
 def _without_half(statement: re.Match[str]) -> str:
     """Return the answer of a statement without the sign behind it whose other half is before it, as
-    in `**Answer: Paris**`.
+    in `**Answer: Paris**` and, between the words and the answer, `Answer: *Paris*`.
     """
-    answer = statement["answer"].rstrip()
-    begin = statement.string.rfind("\n", 0, statement.start()) + 1
-    before = statement.string[begin : statement.start("answer")]
-    for sign in ("***", "**", "*", '"', "”", "`", "$"):
-        if answer.endswith(sign) and before.count("“" if sign == "”" else sign) % 2:
-            return answer.removesuffix(sign)
+    text, lead = statement.string, statement["lead"]
+    answer = statement["answer"].rstrip().removesuffix(lead[len(lead.rstrip("*")) :])
+    begin = text.rfind("\n", 0, statement.start()) + 1
+    before = text[begin : statement.start("lead")]
+    for opening, closing in _HALVES:
+        if answer.endswith(closing) and (opening != closing or answer.count(closing) % 2):
+            last = before.rfind(opening)
+            around = f"{before[:last][-1:]}{before[last + len(opening) :][:1]}"
+            if last >= 0 and re.fullmatch(r"[^\w*]?[^\s*]", around):
+                return answer.removesuffix(closing)
     return answer

@@ -94,7 +94,6 @@ _METRIC: dict[str, tuple[Fraction | int, Dimensions]] = {
     "C coulomb": (1, (("ampere", 1), ("time", 1))),
     "V volt": (1, (("ampere", -1), ("length", 2), ("mass", 1), ("time", -3))),
     "Ω ohm": (1, (("ampere", -2), ("length", 2), ("mass", 1), ("time", -3))),
-    "F farad": (1, (("ampere", 2), ("length", -2), ("mass", -1), ("time", 4))),
     "T tesla": (1, (("ampere", -1), ("mass", 1), ("time", -2))),
     "K kelvin": (1, (("kelvin", 1),)),
     "mol mole": (1, (("mole", 1),)),
@@ -204,10 +203,6 @@ UNIT_LETTERS = "mgs"
 """Letters that are a unit directly behind a number; any other letter is a variable."""
 SPACED_UNIT_LETTERS = "mgshLJNWVAK"
 """Letters that are a unit behind a number and a space."""
-_NAMED_UNITS_TEXT = "A V N J W K km cm mm kg kN kJ kW kV mA Hz Pa eV ft"
-NAMED_UNITS = frozenset(_NAMED_UNITS_TEXT.split())
-"""Units of one or two letters behind a number that a name equals; others, as in `F = 2 mg`, may be
-variables."""
 _IRREGULAR = {
     "buses": "bus",
     "gas": "gas",
@@ -310,7 +305,8 @@ def _measure(tokens: list[tuple[str, str, str]]) -> Unit | None:
             power = 1
         else:
             return None
-    return _multiply(factors) if factors else None
+        is_whole = not slash and word not in ("per", "a", "an")
+    return _multiply(factors) if factors and is_whole else None
 
 
 def _multiply(factors: list[tuple[Unit, int]]) -> Unit:

@@ -4,6 +4,7 @@ r"""Answers as they are compared: value and unit, time of day, words, or a lette
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -11,11 +12,10 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
-from lim_sglang.programs.grading.forms import are_endless, rewritten
+from lim_sglang.programs.grading.forms import are_endless, in_order, rewritten
 from lim_sglang.programs.grading.latex import FUNCTION, TRIGONOMETRY, as_latex, plain
 from lim_sglang.programs.grading.size import too_large
 from lim_sglang.programs.grading.units import (
-    NAMED_UNITS,
     SPACED_UNIT_LETTERS,
     UNIT_LETTERS,
     Unit,
@@ -24,6 +24,7 @@ from lim_sglang.programs.grading.units import (
     split_scale,
 )
 from lim_sglang.programs.grading.words import (
+    AND_OR_LIST,
     TEXT,
     in_latex,
     number_in_words,
@@ -48,6 +49,8 @@ class Value:
     """A time of day."""
     choice: str = ""
     """The letter of an option, which the answer is or which stands before a value."""
+    quantity: "Value | None" = None
+    """The value and the unit of a formula whose letters may be a unit or variables: `5 N m`."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,6 @@ _EXCEPT = re.compile(
     re.IGNORECASE,
 )
 """All real numbers without a few."""
-_AND_OR_COMMA = r"\s*(?:,\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b)\s*"
-_JOINT = re.compile(r"\s*(?:,(?:\s*and\b)?|\\text\{\s*,?\s*and\s*\}|\band\b)\s*")
 _SPACES = re.compile(r"(?<![0-9a-zA-Z])\s+|\s+(?![0-9a-zA-Z])")
 """Spaces that part no two numbers or words."""
 _DEGREE = read_unit("°") or Unit()
@@ -149,19 +150,20 @@ SURE_DIGITS = 10
 """Digits to which a decimal must be equal to a value that has no finite decimal."""
 MAX_DECIMAL_PLACES = 400
 MAX_IN_PARTS = 500
-"""Characters of the longest answer that is read as a value and its decimal, or as equations."""
+"""Characters of the longest answer that is read as a value and its decimal or its percentage, or as
+a formula that may be a quantity."""
 
 
 @lru_cache(maxsize=65_536)
 def read_value(answer: str) -> Value:
     """Read an answer."""
-    text, choice = _split_choice(_in_order(plain(_as_one(_without_decimal(rewritten(answer))))))
+    text, choice = _split_choice(in_order(plain(_as_one(without_decimal(rewritten(answer))))))
     if odds := _ODDS.fullmatch(TEXT.sub(r" \1 ", text).strip()):
         text = f"{odds[1]}{'/' if odds[2] else ':'}{odds[3]}"
     if choice and not text:
         return Value(choice, choice=choice)
     if excepted := _EXCEPT.fullmatch(TEXT.sub(r" \1 ", text).strip()):
-        points = [_point(point) for point in re.split(_AND_OR_COMMA, excepted[1])]
+        points = [_point(point) for point in AND_OR_LIST.split(excepted[1])]
         if all(points):
             return Value(rf"\mathbb{{R}} \setminus \{{{','.join(points)}\}}")
     if clock := _read_clock(text):
@@ -173,7 +175,8 @@ def read_value(answer: str) -> Value:
     if words := read_ratio(text):
         return Value(as_latex(text), words=words)
     value, unit = split_unit(text)
-    return Value(as_latex(value), unit, choice=choice)
+    quantity = _read_quantity(value) if unit is None else None
+    return Value(as_latex(value), unit, choice=choice, quantity=quantity)
 
 
 _DECIMAL_BEHIND = re.compile(
@@ -185,7 +188,7 @@ _DECIMAL_BEHIND = re.compile(
 """The decimal of the value before, which goes on or is rounded."""
 
 
-def _without_decimal(answer: str) -> str:
+def without_decimal(answer: str) -> str:
     r"""Return a fraction without its own decimal behind it, as in `\frac13 = 0.333\ldots` and
     `2/3, or about 66.67 %`; any other answer as it is.
     """
@@ -196,8 +199,10 @@ def _without_decimal(answer: str) -> str:
     if found is None:
         return answer
     exact = bare[: found.start()]
-    number = read_number(exact.rpartition("=")[2])
-    if number is None or number[1]:
+    sides = [*map(read_number, exact.split("="))]
+    number = sides[-1]
+    # Other sides are names or the same number.
+    if number is None or number[1] or not {*sides} <= {None, number}:
         return answer
     digits = found["begun"] or found["rounded"]
     shown, places = Fraction(Decimal(digits)), len(digits.partition(".")[2])
@@ -233,38 +238,6 @@ def _as_one(answer: str) -> str:
         for side in (shares[0], others[0])
     )
     return others[0] if number is not None and share == 100 * number else answer
-
-
-_AROUND_ROWS = re.compile(
-    r"\A\\\{|\\begin\{(?:array|matrix|[dr]?cases)\}(?:\{[lcr|\s]*\})?"
-    r"|\\end\{(?:array|matrix|[dr]?cases)\}|\\\}\Z"
-)
-"""The brace before rows, and the environment that they stand in."""
-_AROUND_EQUATION = re.compile(
-    r"\A(?:[\s,.;]|\\text\{\s*,?\s*and\s*\})+|(?:[\s,.;]|\\text\{\s*,?\s*and\s*\}|\band\b)+\Z"
-)
-_EQUATION = re.compile(r"([a-zA-Z](?:_\{?\w+\}?)?)\s*=\s*[^=<>&]+")
-
-
-def _in_order(text: str) -> str:
-    r"""Return `x = 1, y = 2` for rows of equations, and for `y = 2, x = 1`, whose values are a
-    point; any other text as it is.
-    """
-    if "=" not in text or len(text) > MAX_IN_PARTS:
-        return text
-    rows = _AROUND_ROWS.sub("", text).split(r"\\")
-    if len(rows) == 1:
-        parts = _JOINT.split(text)
-    else:
-        parts = [_AROUND_EQUATION.sub("", row.replace("&", "")) for row in rows]
-    parts = [*filter(None, parts)]
-    equations = [*map(_EQUATION.fullmatch, parts)]
-    names = [equation[1] for equation in equations if equation]
-    if len(names) < 2 or not len(equations) == len(set(names)) == len(names):
-        return text
-    if set(names) <= {*"xyz"}:
-        parts.sort()
-    return ", ".join(parts)
 
 
 def is_complement(answer: str) -> bool:
@@ -305,7 +278,7 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
         return text[: modulus.start()].rstrip(" ("), Unit((("modulus " + modulus[1], 1),))
     if "," in text and (listed := _split_listed(text)):
         return listed
-    tail = _find_tail(_IN_WORDS.sub(r"\1", text))
+    tail = _find_tail(_IN_WORDS.sub(r"\1", text), _may_be_unit)
     if tail is None:
         return _IN_WORDS.sub(r"\1", text), unit
     value, words = tail
@@ -349,11 +322,35 @@ def _product(currency: Unit, behind: str, unit: Unit) -> Unit:
     return (read_unit(f"$ {behind}") or currency) if rate and unit.dimensions else currency
 
 
+_E_NOTATION = re.compile(r"\d[eE][-+]?\d")
+"""A power of ten in a number, behind which no formula goes on: `1.6e-19`."""
+_NAME_OF_QUANTITY = re.compile(
+    r"\A(?:\\Delta\s*)?(?:[a-zA-Z]|\\[a-z]{2,7})(?:_(?:\w|\{(?:\\text\{)?\w+\}?\}))?\s*=\s*(?=\S)"
+)
+"""The name before a quantity, as in `v_0 = 3 metres`."""
 _TIME_WITHOUT_ARGUMENT = re.compile(r"(?:min|sec)(?: ?/.*| per .*)?")
 """A unit of time that is called like a function: nothing follows that could be an argument."""
 
 
-def _find_tail(text: str) -> tuple[str, str] | None:
+def _read_quantity(text: str) -> Value | None:
+    """Read a number and the letters behind it, also behind a name, as value and unit: `E = -2 J`;
+    None if the letters are no unit.
+    """
+    found = _find_tail(text, _may_be_quantity) if len(text) <= MAX_IN_PARTS else None
+    if found is None:
+        return None
+    return Value(as_latex(_NAME_OF_QUANTITY.sub("", found[0])), read_unit(found[1]))
+
+
+def _may_be_quantity(tail: re.Match[str], value: str, words: str) -> bool:
+    """Return True if the words behind a number may be its unit, though they may be variables."""
+    unit, number = read_unit(words), _exact(as_latex(_NAME_OF_QUANTITY.sub("", value)))
+    return bool(tail.start() > len(value) and unit and unit.dimensions and number is not None)
+
+
+def _find_tail(
+    text: str, may_be: Callable[[re.Match[str], str, str], bool]
+) -> tuple[str, str] | None:
     """Return the value and the words behind it, where these may be a unit."""
     start = 0
     while tail := _UNIT_TAIL.search(text, start):
@@ -363,7 +360,7 @@ def _find_tail(text: str) -> tuple[str, str] | None:
             else text[: tail.start()].rstrip()
         )
         words = " ".join(re.sub(r"\\(?:cdot|times)(?![a-zA-Z])|[*{}]", " ", _flat(tail[0])).split())
-        if value and _may_be_unit(tail, value, words):
+        if value and may_be(tail, value, words):
             return value, words
         start = tail.end("text")
     return None
@@ -396,17 +393,16 @@ def _may_be_unit(tail: re.Match[str], value: str, words: str) -> bool:
     if not (_is_numeric(bare) and _ENDS_VALUE.search(value)):
         return False
     if bare != value:
-        is_symbol = first in NAMED_UNITS or len(first) > 2 or "/" in words
-        return spaced and measured and is_symbol
+        # Fewer letters, as in `F = 2 mg` and `E = -2 J`, may be variables.
+        return spaced and measured and len(first) > 3
     if FUNCTION.fullmatch(first.lower()) and not _TIME_WITHOUT_ARGUMENT.fullmatch(words):
         return False
     if len(first) == 1:
         # A letter is a variable, as a rule: 6s^2, 2t.
         letters = SPACED_UNIT_LETTERS if spaced else UNIT_LETTERS
         power = words[0] == "m" and "^" in words
-        product = words[0] in "NJW" and " " in words
-        scientific = words[0].isupper() and _HAS_POWER_OF_TEN.search(value)
-        is_told = "/" in words or (spaced and (power or product or scientific))
+        scientific = words[0].isupper() and _E_NOTATION.search(value)
+        is_told = "/" in words or (spaced and (power or scientific))
         return words in letters or bool(measured and is_told)
     if first == "of":
         return True
@@ -422,12 +418,6 @@ def _marked_unit(value: str, words: str, measured: bool) -> bool:
 
 _POWER_OF_TEN = re.compile(r"(?<=\d)(?:[eE](?=[-+]?\d)| ?x ?(?=10 ?\^))")
 """Signs of a number that are no variables: `3e8`, `3 x 10^8`."""
-
-
-_HAS_POWER_OF_TEN = re.compile(r"\d(?:[eE][-+]?\d|\s*(?:\\times|\\cdot|[x*])\s*10\s*\^)")
-_NAME_OF_QUANTITY = re.compile(
-    r"\A(?:\\Delta\s*)?(?:[a-zA-Z]|\\[a-z]{2,7})(?:_(?:\w|\{(?:\\text\{)?\w+\}?\}))?\s*=\s*(?=\S)"
-)
 
 
 def _is_numeric(value: str) -> bool:
@@ -486,6 +476,10 @@ def decide(a: Value, b: Value) -> bool | Question:
     if (a.clock is None) != (b.clock is None):
         timed, other = (a, b) if a.clock else (b, a)
         return _equals_clock(timed, other)
+    if (a.quantity and b.unit) or (b.quantity and a.unit):
+        a, b = a.quantity or a, b.quantity or b
+    elif (a.quantity or b.quantity) and _differ_in_case(a.latex, b.latex):
+        return False
     if not _units_agree(a, b) or _is_share_and_quantity(a, b) or _is_share_and_quantity(b, a):
         return False
     left, right = _in_radians(a, b) or _in_one_unit(a, b)
@@ -528,6 +522,15 @@ def _is_share_and_quantity(a: Value, b: Value) -> bool:
     """Return True for a percentage and a number of a unit: `20\\%` and `20 kg`."""
     is_share = a.latex.endswith(r"\%") and not b.latex.endswith(r"\%")
     return bool(is_share and b.unit and (b.unit.dimensions or b.unit.words))
+
+
+def _differ_in_case(a: str, b: str) -> bool:
+    """Return True if a letter is small in one formula alone and capital in the other alone, which
+    math-verify takes for equal.
+    """
+    letters = [{*_COMMAND.sub("", latex)} for latex in (a, b)]
+    differ = letters[0] ^ letters[1]
+    return any(letter != letter.swapcase() and letter.swapcase() in differ for letter in differ)
 
 
 def _units_agree(a: Value, b: Value) -> bool:

@@ -14,7 +14,7 @@ _CODE = re.compile(r"(?=.*\b0\d)\d+(?:\s*[-–]\s*\d+)+|(?:(?:\d-)?\d{3}-)?\d{3}
 """Digits that are no numbers: with zeros in front, as `10-05`, or of a telephone, `555-1234`."""
 _REMAINDER = re.compile(
     r"(?:quotient\b[:=]?\s*)?(-?\d+)\s*,?\s*(?:(?:and|with)\s+)?(?:a\s+)?"
-    r"(?:r(?:em\b\.?)?|remainder\b)(?:\s+of\b|\s+is\b|\s*[:=])?\s*(\d+)",
+    r"(?:r|(?:rem\b\.?|remainder\b)(?:\s+of\b|\s+is\b|\s*[:=])?)\s*(\d+)",
     re.ASCII | re.IGNORECASE,
 )
 """The result of a division of whole numbers: `5 R 2`, `5 with a remainder of 2`."""
@@ -51,8 +51,8 @@ OPERATIONS = frozenset(
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?", re.ASCII)
 _COUNTED = re.compile(r"(?:[\w\s,.'’]|(?<=[^\W\d_]{2})-(?=[^\W\d_]))+")
 _COUNTED_WORD = re.compile(rf"{_NUMBER.pattern}|[^\W\d_]+")
-_AND_OR_LIST = re.compile(r"\s*(?:,(?!\d{3}\b)\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b)\s*")
-"""Words and commas between counted things; no comma within a number."""
+AND_OR_LIST = re.compile(r"\s*(?:,(?!\d{3}\b)\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b)\s*")
+"""Words and commas of a list; no comma within a number."""
 _MONTHS = [name.lower() for name in calendar.month_name[1:]]
 
 _VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
@@ -187,7 +187,7 @@ def read_counted(text: str) -> tuple[str, ...]:
     bare = TEXT.sub(r" \1 ", text).strip()
     if not _COUNTED.fullmatch(bare) or len(_NUMBER.findall(bare)) < 2:
         return ()
-    parts = [_COUNTED_WORD.findall(part) for part in re.split(_AND_OR_LIST, bare)]
+    parts = [_COUNTED_WORD.findall(part) for part in AND_OR_LIST.split(bare)]
     names = [[word for word in part if word[0].isalpha()] for part in parts]
     if any(len(part) in (0, len(words)) for part, words in zip(names, parts, strict=True)):
         return ()

@@ -49,6 +49,9 @@ MAX_BLOCKS = 32
 DOUBT_S = 2.0
 """Time for which a replica that failed a request gets others only if no other replica is left. One
 that answers its failures at once would have the fewest requests in flight, and get all."""
+SILENT_S = 60.0
+"""Time for which a replica with requests in flight may send nothing before others are given the new
+ones, as long as any other replica is heard: one that hangs would get its share, which is lost."""
 INFO_LIMIT_S = 30.0
 """Time after which a replica that does not tell its state is one that does not serve; clients give
 up after a minute."""
@@ -93,6 +96,24 @@ class Replica:
         self.chosen = 0
         """Number of the newest choice of this replica, among all choices."""
         self._doubted_until_s = 0.0
+        self._heard_s = 0.0
+        """Time of the newest piece of an answer, or of the first request after none."""
+
+    def begin_one(self, choice: int) -> None:
+        """Note that a request is passed on, by the choice of this number."""
+        if not self.in_flight:
+            self.hear()
+        self.in_flight += 1
+        self.chosen = choice
+
+    def hear(self) -> None:
+        """Note a piece of an answer."""
+        self._heard_s = time.monotonic()
+
+    @property
+    def is_silent(self) -> bool:
+        """True for a replica that has long sent nothing for the requests that it has."""
+        return bool(self.in_flight) and time.monotonic() > self._heard_s + SILENT_S
 
     @property
     def is_doubted(self) -> bool:
@@ -132,6 +153,7 @@ class Balancer:
             ServerError: no replica is left.
         """
         left = [each for each in self._serving() if each not in tried]
+        left = [each for each in left if not each.is_silent] or left
         left = [each for each in left if not each.is_doubted] or left
         if not left:
             raise ServerError(NONE_LEFT)
@@ -139,8 +161,7 @@ class Balancer:
         seen = next((self._seen[key] for key in reversed(keys) if key in self._seen), set())
         near = [each for each in left if each in seen and each.in_flight < least + SLACK]
         found = min(near or left, key=lambda each: (each.in_flight, each.chosen))
-        found.in_flight += 1
-        found.chosen = next(self._count)
+        found.begin_one(next(self._count))
         self._remember(keys, found)
         return found
 
@@ -166,7 +187,9 @@ class Balancer:
         while True:
             replica = self.choose(keys, tried)
             try:
-                return await replica.upstream.forward(request, content, replica.end_one)
+                return await replica.upstream.forward(
+                    request, content, replica.end_one, replica.hear
+                )
             except httpx.RequestError as error:
                 replica.end_one(has_failed=True)
                 tried.append(replica)

@@ -73,7 +73,11 @@ class Upstream:
         self._served_until_s = 0.0
 
     async def forward(
-        self, request: Request, content: bytes, on_end: Callable[[bool], object] = lambda _: None
+        self,
+        request: Request,
+        content: bytes,
+        on_end: Callable[[bool], object] = lambda _: None,
+        on_piece: Callable[[], object] = lambda: None,
     ) -> Response:
         """Pass a request on, API key included, and return the answer as it comes.
 
@@ -83,6 +87,7 @@ class Upstream:
         Args:
             on_end: called when the returned answer has ended in any way; True: the server failed,
                 by a status above 499 or by breaking the answer off.
+            on_piece: called with each piece of the answer.
 
         Raises:
             httpx.RequestError: the server cannot be reached, or died before it answered.
@@ -94,7 +99,7 @@ class Upstream:
         except BaseException:
             await answer.aclose()
             raise
-
+        on_piece()
         has_failed = answer.status_code >= 500
 
         async def whole() -> AsyncIterator[bytes]:
@@ -102,6 +107,7 @@ class Upstream:
             yield first
             try:
                 async for piece in pieces:
+                    on_piece()
                     yield piece
             except httpx.RequestError:
                 has_failed = True

@@ -5,6 +5,7 @@ The end-to-end tests build one in SGLang itself, on a CPU, in a process of its o
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -361,26 +362,51 @@ def test_the_counted_bytes_are_the_models_own(shown: dict[str, Any]) -> None:
     assert facts["weight_bytes_read"] == 4 * (NUM_LAYERS * per_layer + 64 + 512 * 64)
 
 
-@pytest.mark.parametrize("verbose", [True, False])
-def test_the_log_of_others_is_shown_if_it_is_asked_for(verbose: bool) -> None:
-    """In a process of its own, since handlers and filters stay."""
-    script = f"""
-import logging, warnings
-from lim_sglang.bench.model_runner import show_log
+LOGGED = """
+import logging, os, warnings
+from lim_sglang.bench.model_runner import run_in_child, show_log
 show_log(verbose={verbose})
-logging.getLogger("sglang.srt").warning("SGLANG")
+logging.getLogger("sglang.srt.server_args").warning("SGLANG")
+logging.getLogger("sglang.srt.models.registry").warning("REGISTRY")
+logging.getLogger("sglang.srt.models.qwen3").warning("UNKNOWN-WEIGHT")
+logging.getLogger("sglang.srt.model_loader.loader").warning("LOADER")
 logging.getLogger("torch.utils").warning("TORCH")
 warnings.warn("IMPORTED")
 from transformers.utils import logging as of_transformers
 of_transformers.get_logger("transformers.tokens").warning("TRANSFORMERS")
 logging.getLogger("lim_sglang.model_runner").warning("OURS")
 logging.getLogger("sglang.srt").error("BROKEN")
+run_in_child(logging.getLogger("lim_sglang.model_runner").warning, "CHILD")
+run_in_child(logging.getLogger("sglang.srt.server_args").warning, "OF-CHILD")
+assert "TRANSFORMERS_VERBOSITY" not in os.environ
 """
+OF_USE = {"UNKNOWN-WEIGHT", "LOADER", "OURS", "BROKEN", "CHILD"}
+OF_OTHERS = {"SGLANG", "REGISTRY", "TORCH", "IMPORTED", "TRANSFORMERS", "OF-CHILD"}
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_the_log_of_others_is_shown_if_it_is_asked_for_or_tells_of_the_model(
+    verbose: bool,
+) -> None:
+    """In a process of its own, since handlers and filters stay."""
     environment = clean_environment({})
-    environment.pop("TRANSFORMERS_VERBOSITY", None)  # another test may have set it
-    command = [sys.executable, "-c", script]
+    environment.pop("TRANSFORMERS_VERBOSITY", None)
+    command = [sys.executable, "-c", LOGGED.format(verbose=verbose)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    of_others = {"SGLANG", "TORCH", "IMPORTED", "TRANSFORMERS"}
-    shown = {each for each in (*of_others, "OURS", "BROKEN") if each in done.stderr}
-    assert shown == {"OURS", "BROKEN", *(of_others if verbose else ())}
+    shown = {each for each in OF_USE | OF_OTHERS if re.search(rf"\b{each}\b", done.stderr)}
+    assert shown == OF_USE | (OF_OTHERS if verbose else set())
+
+
+def test_bars_are_hidden_unless_the_load_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    @model_runner._without_bars()
+    def load(text: str, fails: bool) -> None:
+        sys.stderr.write(text)
+        if fails:
+            raise ValueError("no weights")
+
+    load("bar", fails=False)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError, match="no weights"):
+        load("the cause", fails=True)
+    assert capsys.readouterr().err == "the cause"

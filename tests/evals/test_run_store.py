@@ -470,13 +470,13 @@ def test_questions_are_read_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("left", "words"),
     [
-        ("{first}\n", "holds 1 of the run's 2 questions: delete the file"),
-        ("{first}\n{second}", "holds 1 of the run's 2 questions: delete the file"),
-        ("{first}\n{first}\n", "holds 1 of the run's 2 questions: delete the file"),
-        ("", "holds 0 of the run's 2 questions: delete the file"),
-        ('{{"id": "q"\n', r"line 1 is no question .*delete the file"),
-        ("[]\n", r"line 1 is no question .*delete the file"),
-        ('{{"id": "q", "gold": "4"}}\n', r"line 1 is no question .*delete the file"),
+        ("{first}\n", "holds 1 of the run's 2 questions: run its lim eval command again"),
+        ("{first}\n{second}", "holds 1 of the run's 2 questions: run its lim eval command again"),
+        ("{first}\n{first}\n", "holds 1 of the run's 2 questions: run its lim eval command again"),
+        ("", "holds 0 of the run's 2 questions: run its lim eval command again"),
+        ('{{"id": "q"\n', r"line 1 is no question .*or delete the file"),
+        ("[]\n", r"line 1 is no question .*or delete the file"),
+        ('{{"id": "q", "gold": "4"}}\n', r"line 1 is no question .*or delete the file"),
     ],
 )
 def test_lost_questions_are_an_error_until_they_are_written_again(

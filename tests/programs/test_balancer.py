@@ -327,6 +327,35 @@ def test_a_replica_that_fails_at_once_does_not_get_all_requests() -> None:
         assert eventually(lambda: served.in_flight == [0, 0])
 
 
+def test_a_replica_that_hangs_gets_no_more_requests_while_another_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(balancer_module, "SILENT_S", 0.3)
+    is_over = threading.Event()
+
+    def hanging(_: Mapping[str, Any]) -> Chain:
+        is_over.wait(20)
+        return Chain(("late",))
+
+    with replicated(hanging, quick) as served, ThreadPoolExecutor(16) as pool:
+        lost = pool.submit(served.post, chat("hangs"))
+        assert eventually(lambda: served.in_flight == [1, 0])
+        time.sleep(0.4)
+        held = [pool.submit(served.post, chat(f"{number}")) for number in range(12)]
+        assert all(each.result().is_success for each in held)
+        assert served.numbers() == [1, 12]
+        is_over.set()
+        assert lost.result().is_success
+        assert eventually(lambda: served.in_flight == [0, 0])
+        assert not served.balancer.replicas[0].is_silent
+
+
+def test_replicas_that_are_all_silent_share_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balancer_module, "SILENT_S", 0.0)
+    balancer = Balancer([f"{HERE}:1", f"{HERE}:2"])
+    assert Counter(choices(balancer, [f"{number}" for number in range(8)])) == {0: 4, 1: 4}
+
+
 def test_a_replica_that_hangs_hides_no_state_of_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -34,6 +34,9 @@ from lim_sglang.programs.vote import tally
         ("$5", "$5"),
         ("the dogs'", "the dogs'"),
         ("'the dog's lamp'", "the dog's lamp"),
+        ("'the dogs' lamp'", "the dogs' lamp"),
+        ("'rock 'n' roll'", "rock 'n' roll"),
+        ("'the dog' and 'the cat'", "'the dog' and 'the cat'"),
         ('"blue" and "red"', '"blue" and "red"'),
         ("007", "007"),
         ("a, b", "a, b"),
@@ -133,7 +136,9 @@ def test_texts_vote_together_if_they_are_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "is_refused"), [("blue lamp", False), ("(", False), ('"."', True), (" ", True)]
+    ("answer", "is_refused"),
+    [("blue lamp", False), ("(", False), ('"."', True), (" ", True)]
+    + [(sign, True) for sign in ("*", '"', "**", "$", "'")],
 )
 def test_a_reference_must_leave_something_after_trimming(answer: str, is_refused: bool) -> None:
     fault = fault_of_reference(answer, AnswerKind.TEXT)

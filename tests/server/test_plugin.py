@@ -240,7 +240,7 @@ STARTS = {
         ("--enable-dp-attention",),
     ),
     "ranks": Start(("--tp-size", "2")),
-    "unequal-ranks": Start(("--tp-size", "3"), ("--tp-size 3", "4 query heads", "use 1, 2, 4")),
+    "unequal-ranks": Start(("--tp-size", "3"), ("--tp-size 3", "4 query heads", "use 1, 2")),
     "drafts-of-ranks": Start(
         ("--tp-size", "2", "--lim-policy", "lossless"), ("--tp-size 2: policy lossless",)
     ),

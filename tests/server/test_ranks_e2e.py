@@ -3,6 +3,7 @@
 The oracle knows no ranks: it ranks the scores of all heads.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +39,7 @@ from tests.server.tiny_model import (
     random_prompt,
     stories,
 )
+from tests.soak.server_soak import RETRACTING, soak_server
 
 pytestmark = pytest.mark.e2e
 
@@ -147,6 +149,15 @@ def test_each_policy_keeps_on_two_ranks_what_its_oracle_keeps(
     shared = policy.sharing is SharedBy.ALL
     state = serve_and_compare(command, tmp_path, prompts, runs, shared=shared)
     assert state["live_ranks"] == 2
+
+
+@pytest.mark.slow
+def test_ranks_lose_nothing_to_aborts_and_retractions(tiny_model: Path, tmp_path: Path) -> None:
+    command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU, *WITH_LIM]
+    with serving([*command, *RETRACTING, "--tp-size", "2"], folder=tmp_path) as server:
+        found = asyncio.run(soak_server(server, tmp_path, num_requests=120, seed=1))
+    assert found["broken"] == []
+    assert found["sparse_rows"] > 0
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy
 import pytest
 
 from lim_sglang.config import PROGRAM_NAMES
@@ -336,7 +337,12 @@ PENALTIES = ("frequency_penalty", "presence_penalty", "repetition_penalty")
         (WHOLE, "a whole number", ["5", [5], {}, True, 5.0, ""]),
         (("temperature", "top_p", "min_p", *PENALTIES), "a number", ["0.5", [1], {}, False]),
         (("temperature", *PENALTIES), "a number", [10**400]),
-        (("stop_token_ids",), "a list of token ids", ["5", 5, {}, True, ["5"], [[5]], [True]]),
+        (("stop_token_ids",), "a list of token ids", ["5", 5, {}, True, [[5]], [True]]),
+        (
+            ("stop_token_ids",),
+            "a list of token ids",
+            [["a"], ["5.0"], [5.5], [INFINITY], [NAN], {5: 5}],
+        ),
         (("stop", "stop_regex"), "a string, or a list of strings", [5, True, {}, [5], ["a", None]]),
         (("logit_bias",), "token ids as keys", ["5", [5], 5, {"a": 1.0}, {"": 1.0}]),
     ],
@@ -358,6 +364,9 @@ def test_sampling_parameters_of_the_expected_types_pass() -> None:
     whole, numbers = dict.fromkeys(WHOLE, 5), dict.fromkeys(("temperature", *PENALTIES), 1)
     others = {"stop": ["a"], "stop_token_ids": [5, None], "logit_bias": {"5": -1}, "top_p": 0.5}
     assert incoming(text="a", sampling_params={**whole, **numbers, **others}) == []
+    # SGLang makes integers of token ids.
+    for ids in ([5.0], ["5"], (5,), range(5), {5}, numpy.arange(5), [numpy.float32(5)]):
+        assert incoming(text="a", sampling_params={"stop_token_ids": ids}) == []
 
 
 def test_samples_count_for_each_prompt() -> None:

@@ -378,24 +378,37 @@ def test_the_base_of_rope_is_read_where_transformers_and_older_files_have_it(
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "heads", "kv_heads", "words"),
+    ("num_ranks", "heads", "kv_heads", "on_cpu", "words"),
     [
-        (1, 9, 3, None),
-        (3, 9, 3, None),
-        (4, 8, 2, None),  # two ranks have a copy of each KV head
-        (3, 9, None, None),
-        (2, 9, 3, "9 query heads and 3 KV heads equally: use 1, 3, 9"),
-        (6, 24, 4, "use 1, 2, 4, 8, 12, 24"),
-        (16, 8, 2, "use 1, 2, 4, 8"),
+        (1, 9, 3, True, None),
+        (3, 9, 3, True, None),
+        (4, 8, 2, False, None),  # two ranks have a copy of each KV head
+        (4, 8, 2, True, "8 query heads and 2 KV heads equally: use 1, 2"),
+        (3, 9, None, True, None),
+        (2, 9, 3, True, "9 query heads and 3 KV heads equally: use 1, 3"),
+        (2, 9, 3, False, "9 query heads and 3 KV heads equally: use 1, 3, 9"),
+        (6, 24, 4, False, "use 1, 2, 4, 8, 12, 24"),
+        (16, 8, 2, False, "use 1, 2, 4, 8"),
     ],
 )
 def test_ranks_need_equal_shares_of_heads(
-    num_ranks: int, heads: int, kv_heads: int | None, words: str | None
+    num_ranks: int, heads: int, kv_heads: int | None, on_cpu: bool, words: str | None
 ) -> None:
     config = model(num_attention_heads=heads, num_key_value_heads=kv_heads)
-    reasons = reasons_against_ranks(num_ranks, config, LimConfig())
+    reasons = reasons_against_ranks(num_ranks, config, LimConfig(), on_cpu=on_cpu)
     assert len(reasons) == (words is not None)
     assert all(str(words) in each and f"--tp-size {num_ranks}:" in each for each in reasons)
+
+
+def test_heads_that_sglang_adds_on_a_cpu_are_no_heads_of_the_model() -> None:
+    config = model(
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        original_num_attention_heads=4,
+        original_total_num_kv_heads=2,
+    )
+    (reason,) = reasons_against_ranks(4, config, LimConfig(), on_cpu=True)
+    assert "4 query heads and 2 KV heads equally: use 1, 2" in reason
 
 
 @pytest.mark.parametrize(
@@ -413,6 +426,6 @@ def test_some_policies_are_refused_on_several_ranks(
     settings: dict[str, Any], words: str | None
 ) -> None:
     config = model(num_attention_heads=8, num_key_value_heads=2)
-    reasons = reasons_against_ranks(4, config, LimConfig.from_mapping(settings))
+    reasons = reasons_against_ranks(4, config, LimConfig.from_mapping(settings), on_cpu=False)
     assert len(reasons) == (words is not None)
     assert all(str(words) in reason for reason in reasons)
