@@ -73,7 +73,8 @@ def rewritten(answer: str) -> str:
     """
     if len(answer) > MAX_LENGTH:
         return answer
-    answer = _REPEATING.sub(_recurring, answer)
+    if answer.count("=") < 2:  # a chain may end in the decimal of another value
+        answer = _REPEATING.sub(_recurring, answer)
     answer = _COMPOSED.sub(_nested, _EXTREME.sub(r"_{\\text{\2}}", answer))
     return _value_of_noun(answer)[1] or _cardinal(answer) or answer
 

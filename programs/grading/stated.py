@@ -451,6 +451,8 @@ def result(answer: str) -> str:
     if calculation is None or read_number(calculation[1]) is None:
         return answer
     exact = without_decimal(answer)
+    if exact == answer and r"\ldots" in answer and answer.count("=") > 1:
+        return answer  # the decimal is another value's
     return calculation[1] if exact == answer else exact
 
 
