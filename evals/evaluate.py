@@ -210,7 +210,10 @@ OnlyOption = Annotated[
     ),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="With --matrix: only list the runs and their samples.")
+    bool,
+    typer.Option(
+        "--dry-run", help="With --matrix: only list the runs, with stored and planned samples."
+    ),
 ]
 BESIDE_MATRIX = ("matrix", "only", "dry_run", "data_dir", "out")
 """Parameters of `lim eval` that go with --matrix. Everything else is in the file."""
@@ -574,9 +577,11 @@ def _evaluate_matrix(
         typer.echo(describe_matrix(matrix))
         return
     failed = complete_matrix(matrix, plain_console(stderr=True))
-    stored = zip(matrix.runs, stored_runs(matrix.runs), strict=True)
+    whole = read_matrix(path, folder, data_dir, [])
+    stored = zip(whole.runs, stored_runs(whole.runs), strict=True)
     sampled = [run for run, found in stored if found and found.samples]
-    for summary in load_summaries([run.path for run in sampled], plain_console(stderr=True)):
+    asked = [run.path for run in sampled if run in matrix.runs]
+    for summary in load_summaries(asked, plain_console(stderr=True)):
         _print_summary(summary)
     for command in next_commands(sampled, folder):
         typer.echo(shlex.join(command))

@@ -7,7 +7,7 @@ its runs is completed by the function that `lim eval` uses.
 import re
 import tomllib
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -191,7 +191,7 @@ def read_matrix(
             problems.append(f"{count} models are published as {name}: rename their folders")
     if problems:
         raise ConfigError(f"{path} is not a matrix of runs:{bullets(problems)}")
-    found = [run for run in runs if not only or any(_matches(run.name, each) for each in only)]
+    found = [run for run in runs if not only or any(_matches(run, each, runs) for each in only)]
     if not found:
         names = bullets(run.name for run in runs)
         raise ConfigError(f"--only {' '.join(only)} matches none of these runs:{names}")
@@ -199,8 +199,12 @@ def read_matrix(
     return Matrix(tuple(found), access)
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return any(fnmatch(text, pattern) for text in (name, *name.split()))
+def _matches(run: MatrixRun, pattern: str, runs: Iterable[MatrixRun]) -> bool:
+    """Return True for a run that a pattern names: by the name of its server row, if any run has
+    just that one, else by its own name or a word of it."""
+    if any(each.server.name.endswith(f" {pattern}") for each in runs):
+        return run.server.name.endswith(f" {pattern}")
+    return any(fnmatch(text, pattern) for text in (run.name, *run.name.split()))
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
@@ -397,19 +401,25 @@ def _show(error: LimError, console: Console) -> LimError:
 
 
 def describe_matrix(matrix: Matrix) -> str:
-    """Return a heading, a line for each run with its state and samples, and the counts of all."""
+    """Return a heading, a line for each run with its state, its stored samples and what it asks,
+    and the counts of all."""
     states, lines = [], []
     for run, found in zip(matrix.runs, stored_runs(matrix.runs), strict=True):
         states.append("complete" if found and found.is_complete else "begun" if found else "new")
-        lines.append(f"{states[-1]:8} {len(found.samples) if found else 0:8,}  {run.name}")
+        stored, each = len(found.samples) if found else 0, run.config.samples_per_question
+        asked = run.config.limit or "all"
+        lines.append(f"{states[-1]:8} {stored:7,} {each:11} {asked:>10}  {run.name}")
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "begun", "new"))
-    head = f"{'state':8} {'samples':>8}  run"
+    head = f"{'state':8} {'stored':>7} {'a question':>11} {'questions':>10}  run"
     return "\n".join([head, *lines, f"{len(lines)} runs: {counts}"])
 
 
 def next_commands(runs: Sequence[MatrixRun], folder: Path) -> list[list[str]]:
     """Return `lim compare` for the runs of each model and task row, the dense run first, and
     `lim report` for all runs.
+
+    Args:
+        runs: those with samples, of this session or an earlier one.
     """
     groups: dict[tuple[str, str | None], list[str]] = {}
     for run in sorted(runs, key=lambda run: run.server.lim["policy"] != "full"):

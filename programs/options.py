@@ -47,7 +47,10 @@ class ServerCommand(TyperCommand):
             words: list[str] = super().parse_args(ctx, args)
         except _UsageError as error:
             if hasattr(error, "possibilities"):  # an unknown option
-                error.message += "; options of SGLang go after --"
+                own = (
+                    "" if ctx.command.name == "serve" else ", other settings of lim by --lim-config"
+                )
+                error.message += f"; options of SGLang go after --{own}"
             raise
         return words
 

@@ -91,8 +91,8 @@ def begin_trace(folder: Path, conditions: Mapping[str, Any]) -> Trace:
     old, new = begun.conditions, json.loads(json.dumps(conditions))
     if differ := [n for n in {**old, **new} if n not in VOLATILE and old.get(n) != new.get(n)]:
         raise DataError(
-            f"{folder} holds a trace with another {', '.join(differ)}: name another folder by "
-            "--out, or repeat the command of that trace"
+            f"{folder} holds a trace of other settings ({', '.join(differ)}): name another folder "
+            "by --out, or repeat the command of that trace"
         )
     whole, _, cut_off = path.read_text().rpartition("\n")
     if cut_off:  # further lines follow

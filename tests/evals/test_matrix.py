@@ -151,6 +151,15 @@ def test_only_takes_runs_by_their_name_or_a_word_of_it(
         runs_of(tmp_path, SMALL, only=["lessismore-51"])
 
 
+def test_only_takes_the_plain_row_by_its_name_without_those_that_say_more(tmp_path: Path) -> None:
+    rows = f"{LEAST}budget = 64\n[[servers]]\nbudget = 64\nlim = {{ recent_ratio = 0.5 }}\n"
+    plain, other = runs_of(tmp_path, rows)
+    name = plain.name.split()[-1]
+    assert other.name.startswith(f"{plain.name} ")
+    assert runs_of(tmp_path, rows, only=[name]) == [plain]
+    assert runs_of(tmp_path, rows, only=[f"{name}*"]) == [plain, other]
+
+
 def test_a_list_of_policies_stands_for_a_row_each(tmp_path: Path) -> None:
     runs = runs_of(tmp_path, f'{LEAST}policy = ["streaming", "quest"]\nbudget = [64, 128]\n')
     assert [run.server.name.split()[-1] for run in runs] == [
@@ -468,6 +477,8 @@ def test_the_end_shows_each_score_and_the_commands_that_say_more(world: World) -
     for command in (first, second, report):
         said = lim(*command.split()[1:])
         assert said.code == 0, said.error
+    later = world.run("--only", "lessismore-64").output
+    assert later.endswith(f"{first}\n{second}\n{report}\n")  # the dense run is the reference
 
 
 def test_a_server_that_does_not_start_costs_its_own_runs_only(world: World) -> None:

@@ -34,7 +34,7 @@ def test_a_folder_with_a_trace_of_other_conditions_is_refused(tmp_path: Path) ->
     begin_trace(tmp_path, CONDITIONS)
     add_question(tmp_path, question("a"))
     before = (tmp_path / FILE).read_text()
-    with pytest.raises(DataError, match="a trace with another budget, every"):
+    with pytest.raises(DataError, match=r"a trace of other settings \(budget, every\)"):
         begin_trace(tmp_path, CONDITIONS | {"every": 4, "budget": 32})
     assert (tmp_path / FILE).read_text() == before
 
