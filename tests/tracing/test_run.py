@@ -136,7 +136,7 @@ def test_another_prompt_is_another_trace(
     assert conditions["model"] == tiny_model.name
     assert conditions["policies"]["lessismore"]["select_layers"] == [*SELECT_LAYERS]
     assert refused(".", "--questions", letters, *out) is None
-    words = "a trace with another prompts_sha256:"
+    words = "a trace of other settings (prompts_sha256):"
     assert words in str(refused(".", "--questions", f"{letters}:choice", *out))
 
 
@@ -154,7 +154,7 @@ def test_other_layers_of_a_preset_are_another_trace(
         write_preset(Calibration(shape, Preset(layers, "own", None, None), []), preset)
         errors.append(refused(tiny_model, *words))
     assert errors[0] is None
-    assert "a trace with another policies:" in str(errors[1])
+    assert "a trace of other settings (policies):" in str(errors[1])
     conditions = read_trace(tmp_path / "out" / FILE).conditions
     (settings,) = conditions["policies"].values()
     assert settings["select_layers"] == [2, 4]
