@@ -576,8 +576,8 @@ def _evaluate_matrix(
     if dry_run:
         typer.echo(describe_matrix(matrix))
         return
+    whole = read_matrix(path, folder, data_dir, [])  # now: the file may change while runs go on
     failed = complete_matrix(matrix, plain_console(stderr=True))
-    whole = read_matrix(path, folder, data_dir, [])
     stored = zip(whole.runs, stored_runs(whole.runs), strict=True)
     sampled = [run for run, found in stored if found and found.samples]
     asked = [run.path for run in sampled if run in matrix.runs]

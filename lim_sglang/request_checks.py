@@ -291,8 +291,8 @@ SAMPLING_TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "stop_token_ids": ("a list of token ids", _is_ids),
     "logit_bias": ('token ids as keys, such as {"42": -5.0}', _is_bias),
 }
-"""What each sampling parameter has to be, None aside, before SGLang computes with it; `n` is
-checked by its bounds."""
+"""Types of sampling parameters, None aside, in words and as a check, before SGLang computes with
+them; `n` is checked by its bounds."""
 
 
 def reasons_against_request(request: Any, limits: Limits) -> list[str]:

@@ -8,12 +8,11 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lim_sglang.programs.grading.latex import FUNCTION
+from lim_sglang.programs.grading.latex import FUNCTION, TEXT_COMMAND
 
 MAX_LENGTH = 300
 """Characters of the longest answer in which a condition is looked for."""
 _INTEGERS, _NATURALS, _ANY = "integer", "natural", "any"
-_TEXT = re.compile(r"\\(?:text(?:rm|bf|it)?|mathrm|mbox)\s*\{([^{}]*)\}")
 _SPACE = re.compile(r"\\[,;:!> ]|~|\\q?quad(?![a-zA-Z])|\\(?:left|right)(?![a-zA-Z])|\s+")
 _DOTS = r"(?:\\[lc]?dots|…|\.{2,})[\s.]*"
 _SIGNS = [
@@ -166,7 +165,7 @@ def _read(answer: str) -> _Conditioned | None:
     """Return formula and conditions of an answer; None for an answer without any."""
     if len(answer) > MAX_LENGTH:
         return None
-    text = " ".join(_SPACE.sub(" ", _TEXT.sub(r" \1 ", answer)).split())
+    text = " ".join(_SPACE.sub(" ", TEXT_COMMAND.sub(r" \1 ", answer)).split())
     for pattern, sign in _SIGNS:
         text = pattern.sub(sign, text)
     text = _LISTED.sub(_joined, text)

@@ -6,11 +6,11 @@ import calendar
 import re
 from functools import lru_cache
 
+from lim_sglang.programs.grading.latex import TEXT_COMMAND
 from lim_sglang.programs.grading.units import read_unit, split_scale
 
 MAX_LENGTH = 200
 """Characters of the longest answer that is written in another way."""
-_TEXT = re.compile(r"\\(?:text(?:rm|bf|it)?|mathrm|mbox)\s*\{([^{}]*)\}")
 _REPEATING = re.compile(
     r"(?<![\d.,])(\d*\.\d{0,5}?)(?:(\d)\2{2,}|(\d\d)\3{2,})"
     r"\s*(?:\.{3,}|…|\\[lc]?dots[bc]?(?![a-zA-Z]))(?!\s*(?:\d|\\(?!%)))",
@@ -101,7 +101,7 @@ def _nested(composed: re.Match[str]) -> str:
 
 def _flat(answer: str) -> str:
     """Return an answer without commands for text."""
-    return " ".join(re.sub(r"\\[,;:! ]|~", " ", _TEXT.sub(r" \1 ", answer)).split())
+    return " ".join(re.sub(r"\\[,;:! ]|~", " ", TEXT_COMMAND.sub(r" \1 ", answer)).split())
 
 
 def _cardinal(answer: str) -> str | None:

@@ -30,6 +30,8 @@ _CHARACTERS = str.maketrans(
     | dict.fromkeys("\u200b\u200c\u200d\u2060\u2061\u2062\u2063\ufeff", "")
 )
 """LaTeX for signs; dashes that are always a minus, and invisible characters."""
+TEXT_COMMAND = re.compile(r"\\(?:text(?:rm|bf|it)?|mathrm|mbox)\s*\{([^{}]*)\}")
+"""Words within a formula, as group."""
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
 _FRACTION_SIGN = re.compile("[¼½¾⅐-⅞]")

@@ -6,7 +6,7 @@ from collections import deque
 from lim_sglang.programs.grading.boxes import BOX, last_box, last_boxes
 
 SIGNS = " \n\r\t\"'“”‘’`$*.,;:?\\。"
-"""What may be trimmed of a text; a text of nothing else is none."""
+"""Signs that may be trimmed of a text; a text of nothing else is none."""
 MAX_WHOLE = 1000
 """Characters of the longest line that is an answer as a whole reply."""
 _BOX = re.compile(rf"{BOX}\s*\{{(.*)\}}", re.DOTALL)

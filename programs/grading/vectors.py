@@ -98,15 +98,15 @@ def _read(answer: str, *, bare: bool = False) -> _Vector | None:
     for hat, unit in _HATS:
         text = text.replace(hat, unit)
     for _ in range(3):
-        text = _STYLED.sub(lambda found: _unit_of(found), text)
+        text = _STYLED.sub(_unit_of, text)
     if bare:
         text = _BARE.sub(lambda letter: _UNITS[letter[1]], text)
     has_units = any(unit in text for unit in _ANY_UNIT)
     if not has_units and not re.search(r"[)⟧]|\\rangle", text):
         return None
-    behind = _UNIT_BEHIND.search(text)
-    if behind and behind.start():
-        text = text[: behind.start()]
+    behind = ""
+    if (measured := _UNIT_BEHIND.search(text)) and measured.start():
+        text, behind = text[: measured.start()], measured[1]
     text = text.replace(r"\langle", "⟨").replace(r"\rangle", "⟩")
     total = _sum(text.strip())
     if total is None:
@@ -114,12 +114,11 @@ def _read(answer: str, *, bare: bool = False) -> _Vector | None:
     coordinates, notation = total
     if name is not None and notation in ("tuple", "column"):
         notation = "sum"
-    is_measured = behind and behind.start()
     return _Vector(
         coordinates,
         notation,
         name=re.sub(r"[\s{}]", "", name[0]) if name else "",
-        behind=behind[1] if behind and is_measured else "",
+        behind=behind,
     )
 
 

@@ -180,7 +180,7 @@ def test_errors_have_openais_object_beside_sglangs_fields(client: Caller) -> Non
 
 
 def test_an_error_names_no_place_in_the_code() -> None:
-    place = '\n  File "/home/u/sglang/http_server.py", line 12, in generate\n    POST /generate'
+    place = '\n  File "/sglang/http_server.py", line 12, in generate\n    POST /generate'
     told = "1 validation error:\n  {'type': 'int_parsing'}"
     for payload in ({"message": told + place}, {"error": {"message": told + place}}):
         assert shaped_error(payload, 400, "/generate")["error"]["message"] == told
