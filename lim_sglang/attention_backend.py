@@ -21,14 +21,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lim_sglang.audit import BEGINNING, Audit
+from lim_sglang.audit import BEGINNING, Audit, LayerObserver, ObservedRow
 from lim_sglang.compat import DecodeMetadata, FlashInferAttnBackend, decode_on_tensor_cores
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.compact import StepSlots, count_kept
 from lim_sglang.kernels.scores import FP8_DTYPES, QUERY_DTYPES, ScoreStoringAttention
 from lim_sglang.kernels.selector import PageSelector, ScoreSelector, Selector, WindowSelector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
-from lim_sglang.policies.policy import SPARSE, Role, SparsePolicy, window_layer
+from lim_sglang.policies.policy import (
+    SPARSE,
+    LayerInputs,
+    Role,
+    SparsePolicy,
+    choosing_layers,
+    window_layer,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +212,10 @@ class LimAttnBackend(FlashInferAttnBackend):
         self.summaries: Mapping[int, Tensor] = runner.lim_summaries
         """Summaries of the KV cache's blocks, by PICK layer."""
         self.window_layer = window_layer(self.roles)
+        self.choosing = choosing_layers(self.roles)
+        self.stats = runner.lim_stats
+        self.observer: LayerObserver | None = None
+        """Sees the layers of eager steps; a step that a CUDA graph replays shows none."""
         if self.selector is not None:
             self.sparse_decode = SparseDecodeWrapper(self, runner.lim_kept_slots, runner.lim_policy)
         self.scoring: ScoreStoringAttention | None = None
@@ -292,6 +303,8 @@ class LimAttnBackend(FlashInferAttnBackend):
             self._select(q, layer, is_scored=scoring is not None)
         elif role in SPARSE and self.audit:
             self._audit_attention(self.audit, q, layer, output)
+        if self.observer:
+            self._show(self.observer, q, layer, batch)
         return output
 
     def forward_extend(
@@ -377,3 +390,30 @@ class LimAttnBackend(FlashInferAttnBackend):
             self.sparse_decode.kept_indptr,
             layer,
         )
+
+    def _show(self, observer: LayerObserver, q: Tensor, layer: Any, batch: Any) -> None:
+        """Show each row of a layer that has just run to an observer; waits for the device."""
+        query = q.view(-1, layer.tp_q_head_num, layer.head_dim)
+        keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
+        scale = layer.scaling * (layer.k_scale_float or 1.0)
+        has_kept = self.selector is not None and layer.layer_id >= min(self.choosing)
+        for row, length in enumerate(batch.seq_lens_cpu[: len(query)].tolist()):
+            request = batch.req_pool_indices[row]
+            slots = self.req_to_token_pool.req_to_token[request, :length].long()
+            kept = torch.arange(length, device=slots.device)[None]
+            if has_kept and length > self.sparse_decode.budget:
+                kept = self._kept_positions(row, slots)
+            inputs = LayerInputs(query[row], keys[slots], scale, layer.layer_id)
+            selects = layer.layer_id in self.choosing
+            observer.note_layer(ObservedRow(self.stats.decode_steps, None, inputs, kept, selects))
+
+    def _kept_positions(self, row: int, slots: Tensor) -> Tensor:
+        """Return the positions of the slots that a row keeps, [lists, n] int64, ascending.
+
+        Args:
+            slots: [S] int64, of all its tokens.
+        """
+        first, last = self.sparse_decode.kept_indptr[row : row + 2].tolist()
+        kept = self.sparse_decode.kept_slots[..., first:last].long()
+        ordered, positions = slots.sort()
+        return positions[torch.searchsorted(ordered, kept)].sort().values.view(-1, last - first)

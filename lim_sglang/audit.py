@@ -1,5 +1,5 @@
-"""Two debugging aids: `Audit` checks a GPU server step by step; on a CPU a `LayerObserver` is shown
-what each layer has read, and `KeptSets`, an observer, writes the sets of a server.
+"""Two debugging aids: `Audit` checks a GPU server step by step; a `LayerObserver` is shown what a
+layer has read, on a CPU or in an eager step of a GPU. `KeptSets` observes a CPU server.
 
 Audit: when a step is planned, its lengths and cache slots are copied; when a SELECT layer has run,
 also inside a CUDA graph, its scores and kept slots are copied; of a policy whose kept slots are
@@ -285,7 +285,7 @@ class ObservedRow:
 
 
 class LayerObserver(Protocol):
-    """Receiver of the layers of decode steps, which a backend on a CPU shows to it."""
+    """Receiver of the layers of decode steps: of each step on a CPU, of eager steps on a GPU."""
 
     def note_layer(self, row: ObservedRow) -> None:
         """See a row of a layer; its tensors are the observer's own."""

@@ -10,7 +10,7 @@ from lim_sglang.audit import KeptSets, LayerObserver, ObservedRow
 from lim_sglang.compat import KVWriteLoc, Ranks, TorchNativeAttnBackend
 from lim_sglang.counters import StepLengths, step_lengths
 from lim_sglang.kernels.reference import attend_lists
-from lim_sglang.policies.policy import SPARSE, LayerInputs, Role, SparsePolicy, window_layer
+from lim_sglang.policies.policy import SPARSE, LayerInputs, Role, SparsePolicy, choosing_layers
 
 
 class LimCpuBackend(TorchNativeAttnBackend):
@@ -23,7 +23,7 @@ class LimCpuBackend(TorchNativeAttnBackend):
     def __init__(self, runner: Any) -> None:
         super().__init__(runner)
         self.roles: tuple[Role, ...] = runner.lim_roles
-        self.window_layer = window_layer(self.roles)
+        self.choosing = choosing_layers(self.roles)
         self.stats = runner.lim_stats
         self.policy: SparsePolicy | None = runner.lim_policy
         self.cos_sin: Tensor | None = runner.lim_cos_sin
@@ -66,7 +66,7 @@ class LimCpuBackend(TorchNativeAttnBackend):
             k, v: [B, G * D].
         """
         role = self.roles[layer.layer_id]
-        selects = role in (Role.SELECT, Role.PICK) or layer.layer_id == self.window_layer
+        selects = layer.layer_id in self.choosing
         if role in SPARSE and self.lengths.sparse_rows:
             if save_kv_cache and k is not None and v is not None:
                 location = KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang import compat
+from lim_sglang.audit import LayerObserver
 from lim_sglang.bench.workloads import DENSE_BACKENDS, CacheDtype, ModelChoice, Point
 from lim_sglang.config import (
     BACKEND,
@@ -507,8 +508,11 @@ def prefill(runner: Any, batch: FilledBatch, tokens: Tensor) -> list[Any]:
     return outputs
 
 
-def run_step(runner: Any, batch: FilledBatch) -> Tensor:
+def run_step(runner: Any, batch: FilledBatch, observer: LayerObserver | None = None) -> Tensor:
     """Run one decode step, on a GPU by a captured graph, whose next replay overwrites the result.
+
+    Args:
+        observer: sees the step's layers, for which the step runs without a graph.
 
     Returns:
         The logits [B, V].
@@ -516,11 +520,24 @@ def run_step(runner: Any, batch: FilledBatch) -> Tensor:
     Raises:
         ServerError: the step ran without a graph on a GPU.
     """
-    output = runner.forward(batch.forward_batch)
-    if not output.can_run_graph and not compat.serves_on_cpu():
+    with _observed(runner, observer) if observer else nullcontext():
+        output = runner.forward(batch.forward_batch)
+    if not output.can_run_graph and not compat.serves_on_cpu() and not observer:
         raise ServerError(f"{batch.point}: the step ran without its CUDA graph")
     logits: Tensor = output.logits_output.next_token_logits
     return logits
+
+
+@contextmanager
+def _observed(runner: Any, observer: LayerObserver) -> Iterator[None]:
+    """Let our backend show the layers of the block's steps, which run without a graph."""
+    graphs, runner.decode_cuda_graph_runner = runner.decode_cuda_graph_runner, None
+    runner.attn_backend.observer = observer
+    try:
+        yield
+    finally:
+        runner.attn_backend.observer = None
+        runner.decode_cuda_graph_runner = graphs
 
 
 def count_slots(

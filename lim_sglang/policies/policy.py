@@ -51,6 +51,14 @@ def window_layer(roles: Sequence[Role]) -> int | None:
     return None if Role.SELECT in roles or Role.REUSE not in roles else roles.index(Role.REUSE)
 
 
+def choosing_layers(roles: Sequence[Role]) -> frozenset[int]:
+    """Return the layers in which kept tokens are written: SELECT and PICK layers, or the first that
+    reads what lengths alone decide."""
+    chosen = {layer for layer, role in enumerate(roles) if role in (Role.SELECT, Role.PICK)}
+    window = window_layer(roles)
+    return frozenset(chosen if window is None else chosen | {window})
+
+
 class SharedBy(StrEnum):
     """The heads that read one list of tokens."""
 

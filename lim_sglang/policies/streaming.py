@@ -49,7 +49,8 @@ class Streaming(SparsePolicy):
         """Keep sinks and window."""
         from lim_sglang.kernels.reference_rivals import keep_by_position
 
-        return keep_by_position(inputs.keys.shape[0], self.budget, self.sinks)
+        device = inputs.keys.device
+        return keep_by_position(inputs.keys.shape[0], self.budget, self.sinks, device)
 
     def allocate(self, room: "Room") -> "Selector":
         """Allocate nothing: the slots are copied from the dense plan."""

@@ -48,7 +48,7 @@ def trace(
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show SGLang's log.")] = False,
 ) -> None:
-    """Trace what the layers of decode steps read, in greedy answers on a CPU: the share of the
+    """Trace what the layers of decode steps read, in greedy answers: the share of the
     attention mass in the sets of each policy, the heads' overlap, and the change of the sets. The
     same command goes on where it was interrupted."""
     policies = read_policies(policy, budget) if policy else _default_policies(budget)

@@ -20,7 +20,7 @@ def attention_recall(weights: Tensor, kept: Tensor) -> float:
         kept: [lists, n].
     """
     heads = weights.shape[0]
-    own = kept[torch.arange(heads) * kept.shape[0] // heads]  # [H, n]
+    own = kept[torch.arange(heads, device=kept.device) * kept.shape[0] // heads]  # [H, n]
     return float(weights.gather(1, own).sum(1).mean())
 
 
@@ -46,8 +46,9 @@ def mean_jaccard(sets: Tensor) -> float | None:
     heads, size = sets.shape
     if heads == 1 or not size:
         return None
-    members = torch.zeros(heads, int(sets.max()) + 1).scatter_(1, sets, 1.0)
-    common = (members @ members.T)[torch.ones(heads, heads).triu(1).bool()]
+    members = torch.zeros(heads, int(sets.max()) + 1, device=sets.device).scatter_(1, sets, 1.0)
+    first, second = torch.triu_indices(heads, heads, offset=1, device=sets.device)
+    common = (members @ members.T)[first, second]
     return float((common / (2 * size - common)).mean())
 
 

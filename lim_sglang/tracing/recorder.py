@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lim_sglang.audit import ObservedRow
 from lim_sglang.kernels.reference import BudgetSplit, score_tokens
-from lim_sglang.policies.policy import SPARSE, Policy, Role, sparse_policy, window_layer
+from lim_sglang.policies.policy import SPARSE, Policy, choosing_layers, sparse_policy
 from lim_sglang.tracing.measures import (
     attention_recall,
     mean_jaccard,
@@ -33,14 +33,13 @@ class Chooser:
         """
         self._roles = policy.roles(depth)
         self._policy = sparse_policy(policy, self._roles)
-        self._window_layer = window_layer(self._roles)
+        self._choosing = choosing_layers(self._roles)
         self._cos_sin, self._is_served = cos_sin, served
         self._kept: Tensor | None = None
 
     def selects(self, layer: int) -> bool:
         """Return True if a set is chosen in a layer."""
-        chooses = self._roles[layer] in (Role.SELECT, Role.PICK) or layer == self._window_layer
-        return self._policy is not None and chooses
+        return self._policy is not None and layer in self._choosing
 
     def reads(self, layer: int) -> bool:
         """Return True if a layer reads no more than a set."""

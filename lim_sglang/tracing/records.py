@@ -14,7 +14,7 @@ from lim_sglang.errors import DataError
 from lim_sglang.gates.training import disk_errors
 
 FILE = "trace.jsonl"
-VOLATILE = ("date", "commit", "gpu", "driver", "cuda")
+VOLATILE = ("date", "commit", "driver", "cuda")
 """Conditions in which the runs that complete one trace may differ."""
 
 

@@ -15,9 +15,10 @@ from rich.console import Console
 from lim_sglang.bench import model_runner
 from lim_sglang.bench.divergence import DENSE, MEM_FRACTION
 from lim_sglang.bench.results import surroundings
-from lim_sglang.bench.workloads import Point, named_settings
+from lim_sglang.bench.verify import require_exact_kernels
+from lim_sglang.bench.workloads import Point, named_settings, options_of_policies
 from lim_sglang.config import BACKEND, CONFIG_VAR, LimConfig, with_preset
-from lim_sglang.errors import ConfigError, DataError, LimError, ServerError
+from lim_sglang.errors import ConfigError, DataError, ServerError
 from lim_sglang.evals.tasks import OWN_FILE, find_task, load_questions, questions_digest
 from lim_sglang.gates.training import alone_in, check_folder
 from lim_sglang.models import check_model, known_shape, model_digest
@@ -69,16 +70,11 @@ def trace(options: TraceOptions, console: Console) -> Trace:
         console: shows question, step and time left.
 
     Raises:
-        LimError: this machine has a GPU, or SGLang does not serve the model or a policy.
+        LimError: SGLang or the kernels do not serve the model or a policy.
         ConfigError: `--layers` names a layer that the model does not have.
         DataError: questions or folder are unusable, another command writes there, or no answer can
             be longer than the budget.
     """
-    if torch.cuda.is_available():
-        raise LimError(
-            "lim trace on a GPU: not yet, since only the backend of a CPU shows its layers: hide "
-            "the GPU, CUDA_VISIBLE_DEVICES= lim trace …"
-        )
     check_folder(options.out)
     task = find_task(f"{OWN_FILE}{options.questions}")
     questions = load_questions(task)[: options.limit]
@@ -101,6 +97,7 @@ def trace(options: TraceOptions, console: Console) -> Trace:
         "questions_sha256": questions_digest(questions),
         "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "num_questions": len(questions),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
         "served": options.served,
         "policies": {
             # The layers of a preset, too, which another version or file may change.
@@ -116,6 +113,9 @@ def trace(options: TraceOptions, console: Console) -> Trace:
         left = {each.question_id: ids for each, ids in pairs if each.question_id not in known}
         found = list(begun.questions)
         if left:
+            if torch.cuda.is_available():
+                console.print("Checking the kernels on this GPU")
+                require_exact_kernels()
             console.print(f"Loading {options.model}")
             runner = load_runner(options, folder, longest)
             for traced in trace_questions(runner, tokenizer, left, options, console):
@@ -187,22 +187,25 @@ def encode_question(tokenizer: Any, question: str, prompt: str) -> list[int]:
 
 
 def load_runner(options: TraceOptions, folder: str, longest: int) -> Any:
-    """Load a model in f32 on the CPU, with the policy that decodes, for one request.
+    """Load a model with the policy that decodes, for one request: on the GPU, or in f32 on the CPU
+    of a machine without one.
 
     Args:
         longest: tokens of the longest prompt and answer.
     """
     os.environ[CONFIG_VAR] = options.served_config.to_json()
+    chosen = options_of_policies({options.served: options.served_config}, max_rows=1)
+    if not torch.cuda.is_available():
+        chosen |= {"device": "cpu", "dtype": "float32", "page_size": 1}
+    page = chosen["page_size"]
     runner = model_runner.load_runner(
         folder,
         backend=BACKEND,
         dummy=False,
         mem_fraction_static=MEM_FRACTION,
-        device="cpu",
-        dtype="float32",
-        page_size=1,
-        max_running_requests=1,
-        max_total_tokens=longest,
+        batch_sizes=[1],
+        max_total_tokens=-(-longest // page) * page,
+        **chosen,
     )
     model_runner.check_room(runner, [Point((longest,))])
     model_runner.make_contender(runner, BACKEND)
@@ -252,11 +255,12 @@ def decode_greedily(
     Raises:
         ServerError: a logit is not finite.
     """
-    ends, backend = end_tokens(runner), runner.attn_backend
+    ends = end_tokens(runner)
     point = Point((len(prompt) + options.max_tokens,))
     with model_runner.filled_batch(runner, point, seed=0) as batch:
         requests, slots = batch.forward_batch.req_pool_indices, batch.slots[0]
-        output = model_runner.prefill(runner, batch, torch.tensor([prompt]))[0]
+        tokens = torch.tensor([prompt], device=runner.device)
+        output = model_runner.prefill(runner, batch, tokens)[0]
         logits = output.logits_output.next_token_logits
         for step, observes, measures in itertools.islice(
             sampled_steps(options.every), options.max_tokens
@@ -275,6 +279,9 @@ def decode_greedily(
                 input_ids=token,
                 new_slots=slots[length - 1 : length],
             )
-            backend.observer = recorder if observes else None
             recorder.begin_step(step, measures=measures)
-            logits = model_runner.run_step(runner, replace(batch, forward_batch=forward_batch))
+            logits = model_runner.run_step(
+                runner,
+                replace(batch, forward_batch=forward_batch),
+                observer=recorder if observes else None,
+            )

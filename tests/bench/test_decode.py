@@ -87,6 +87,22 @@ def test_a_step_without_its_graph_is_no_measurement() -> None:
         run_step(Runner(with_graph=False), BATCH)
 
 
+def test_an_observed_step_runs_without_its_graph_and_gives_it_back() -> None:
+    runner, seen = Runner(with_graph=False), []
+    runner.attn_backend, runner.decode_cuda_graph_runner = SimpleNamespace(), "graphs"
+    forward = runner.forward
+
+    def observed(batch: Any) -> Any:
+        seen.append((runner.attn_backend.observer, runner.decode_cuda_graph_runner))
+        return forward(batch)
+
+    runner.forward = observed
+    run_step(runner, BATCH, observer="observer")
+    assert seen == [("observer", None)]
+    assert runner.attn_backend.observer is None
+    assert runner.decode_cuda_graph_runner == "graphs"
+
+
 def test_the_graph_alone_is_replayed_without_a_step(runner: Runner) -> None:
     replayed: list[Any] = []
 

@@ -22,6 +22,7 @@ from lim_sglang.attention_backend import (
     ScoreStoringWrapper,
     SparseDecodeWrapper,
 )
+from lim_sglang.audit import ObservedRow
 from lim_sglang.compat import TENSOR_CORE_VAR, DecodeMetadata, FlashInferAttnBackend
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.reference import attend_tokens
@@ -29,6 +30,8 @@ from lim_sglang.kernels.verify import relative_error
 from lim_sglang.policies.lessismore import LessIsMore
 from lim_sglang.policies.policy import Role
 from tests.server.gpu_rig import (
+    REUSE,
+    SELECT,
     Graph,
     Rig,
     Step,
@@ -178,7 +181,7 @@ def dispatch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
         fails = fail
         used.clear()
         backend = object.__new__(LimAttnBackend)
-        backend.roles, backend.audit = ROLES, None
+        backend.roles, backend.audit, backend.observer = ROLES, None, None
         backend.selector = backend.step_selector = Recorder()
         backend.sparse_decode, backend.scoring = sparse, Attention() if scores_in_pass else None
         backend.forward_metadata, backend.window_layer = planned, None
@@ -303,6 +306,40 @@ def test_graphs_and_eager_steps_select_and_attend_as_the_definition_says(
     rig.summarize(step)
     assert not wrong_rows(rig, backend, step, graph.run(step))
     assert not wrong_rows(rig, backend, step, run_eager(rig, backend, step))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", POLICIES.values(), ids=POLICIES)
+def test_an_observer_sees_what_each_layer_of_an_eager_step_has_kept(
+    rig: Rig, settings: Mapping[str, Any]
+) -> None:
+    skip_gate_of_fp8(rig, settings)
+    fill_cache(rig)
+    backend = rig.use_lim(BUDGET, **settings)
+    step = make_step(rig, RAGGED["eight"], padding=2)
+    rig.summarize(step)
+    seen: list[ObservedRow] = []
+    backend.observer = SimpleNamespace(note_layer=seen.append)
+    try:
+        found = run_eager(rig, backend, step)
+    finally:
+        backend.observer = None
+    first = min(backend.choosing)
+    rows, (heads, _, dim) = len(step.slots), rig.heads
+    assert [row.inputs.layer for row in seen] == [SELECT] * rows + [REUSE] * rows
+    assert [row.selects for row in seen] == [first == SELECT] * rows + [first == REUSE] * rows
+    for row, shown in enumerate(seen):
+        layer, slots = shown.inputs.layer, step.slots[row % rows].long()
+        keys = rig.runner.token_to_kv_pool.get_key_buffer(layer)
+        query = step.query[layer == REUSE].view(rows, heads, dim)
+        assert torch.equal(shown.inputs.query, query[row % rows])
+        assert torch.equal(shown.inputs.keys.float(), keys[slots].float())
+        assert (shown.kept.diff() > 0).all()
+        if len(slots) <= BUDGET or layer < first:
+            assert shown.kept.tolist() == [list(range(len(slots)))]
+        else:
+            kept = found.kept[row % rows].view(-1, shown.kept.shape[1])
+            assert torch.equal(slots[shown.kept].sort().values, kept.long().sort().values)
 
 
 SUMMARIZED: Mapping[str, Mapping[str, Any]] = {
