@@ -196,7 +196,7 @@ MatrixOption = Annotated[
         metavar="FILE",
         help="In place of TASK: complete all runs of a TOML file, rows of server settings times "
         "rows of task settings. A path, or a file that comes with lim: paper, analyses, "
-        "math500-coder-1.5b, tiny or tiny-analyses.",
+        "math500-coder-1.5b, long-coder-1.5b, tiny or tiny-analyses.",
         show_default=False,
     ),
 ]

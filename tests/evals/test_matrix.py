@@ -277,7 +277,7 @@ def test_a_name_is_that_of_a_file_first_and_of_one_of_ours_then(
     assert find_matrix("tiny") == MATRICES / "tiny.toml"
     Path("tiny").write_text(LEAST)
     assert find_matrix("tiny") == Path("tiny")
-    with pytest.raises(ConfigError, match=r"no file tinny: .* one of analyses, math500"):
+    with pytest.raises(ConfigError, match=r"no file tinny: .* one of analyses, long-coder"):
         find_matrix("tinny")
 
 
@@ -292,7 +292,7 @@ def test_the_matrices_that_come_with_lim_have_their_runs_and_servers() -> None:
     }
     assert numbers == {
         **{"paper": (48, 15), "math500-coder-1.5b": (23, 23), "tiny": (2, 2)},
-        **{"analyses": (27, 27), "tiny-analyses": (10, 10)},
+        **{"analyses": (27, 27), "tiny-analyses": (10, 10), "long-coder-1.5b": (144, 24)},
     }
 
 
