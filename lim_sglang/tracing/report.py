@@ -127,9 +127,10 @@ def conditions_text(trace: Trace) -> str:
     sparse = f"over the {counted(shared, 'layer')} that all policies read sparsely"
     if not shared:
         sparse = "not shown, as no layer is read sparsely by all policies"
+    where = found["gpu"] or "CPU, f32"
     steps = {(each.question, record.step) for each in trace.questions for record in each.layers}
     return (
-        f"{found['model']}, CPU, f32, budget {found['budget']:,}; greedy answers to "
+        f"{found['model']}, {where}, budget {found['budget']:,}; greedy answers to "
         f"{counted(len(trace.questions), 'question')}, decoded by {found['served']}, {reach} "
         f"tokens with their prompts, {cut} cut off at {found['max_tokens']:,} new tokens. "
         f"{counted(len(steps), 'step')} over the budget were measured, one in {found['every']}. "

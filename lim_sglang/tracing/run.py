@@ -97,7 +97,6 @@ def trace(options: TraceOptions, console: Console) -> Trace:
         "questions_sha256": questions_digest(questions),
         "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "num_questions": len(questions),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
         "served": options.served,
         "policies": {
             # The layers of a preset, too, which another version or file may change.

@@ -73,6 +73,9 @@ def test_the_overlap_is_said_by_the_criterion() -> None:
 
 def test_conditions_name_who_decodes_and_what_was_measured() -> None:
     words = report.conditions_text(TRACE)
+    assert words.startswith("SmolLM2-135M-Instruct, CPU, f32, budget 64; greedy answers to ")
+    on_gpu = report.conditions_text(replace(TRACE, conditions=CONDITIONS | {"gpu": "NVIDIA H200"}))
+    assert on_gpu.startswith("SmolLM2-135M-Instruct, NVIDIA H200, budget 64;")
     assert "2 questions, decoded by lessismore, 117 tokens with their prompts, 0 cut off" in words
     assert "4 steps over the budget were measured, one in 8" in words
     assert "commit 0123456789, torch 2.11.0, SGLang 0.5.16" in words
