@@ -147,6 +147,7 @@ POLICY = (
     "draft_tokens",
     "dense_layers",
     "select_layers",
+    "pick_layers",
 )
 """Conditions that are compared on purpose."""
 PROVENANCE = ("date", "commit", "seed", "requests_by_session")

@@ -298,6 +298,7 @@ def _policy_conditions(lim: Mapping[str, Any], api: str) -> dict[str, Any]:
         **({"draft_tokens": sparse["draft_tokens"]} if drafts else {}),
         "dense_layers": full if sparse and not drafts else None,
         "select_layers": (config.get("select_layers") if drafts else select) or None,
+        **({"pick_layers": pick} if (pick := config.get("pick_layers")) else {}),
     }
 
 

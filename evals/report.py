@@ -36,7 +36,8 @@ SHARED = (
 TITLE = ("task", "model")
 """Conditions in the title of every table; others follow if two tables share these."""
 DISTINCTIVE = (
-    *("select_layers", "dense_layers", "recent_ratio", "sinks", "shared_by", "draft_tokens"),
+    *("select_layers", "pick_layers", "dense_layers", "recent_ratio", "sinks", "shared_by"),
+    "draft_tokens",
     *("options", "samples"),
 )
 """Conditions that tell rows of the same name apart before all others are tried."""

@@ -335,6 +335,9 @@ class LimAttnBackend(FlashInferAttnBackend):
 
     def _pick(self, layer: Any, step: StepSlots, batch: Any, query: Tensor, keys: Tensor) -> None:
         """Write each row's kept slots for the layer that is about to read them."""
+        if isinstance(self.selector, ScoreSelector):
+            self._select_slots(query, keys, layer, step, is_scored=False)
+            return
         rows = len(query)
         self._summarize(layer.layer_id, keys, batch.seq_lens[:rows], batch.out_cache_loc[:rows])
         selector = cast(PageSelector, self.step_selector)
@@ -353,10 +356,18 @@ class LimAttnBackend(FlashInferAttnBackend):
         if self.selector is None:  # no layer above reuses
             return
         query = q.view(-1, layer.tp_q_head_num, layer.head_dim)
+        keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
+        self._select_slots(query, keys, layer, self._step_slots(), is_scored=is_scored)
+
+    def _select_slots(
+        self, query: Tensor, keys: Tensor, layer: Any, step: StepSlots, *, is_scored: bool
+    ) -> None:
+        """Write each row's kept slots by its scores, which the dense pass has stored or which are
+        computed here."""
         cast(ScoreSelector, self.step_selector).select(
             query,
-            self.token_to_kv_pool.get_key_buffer(layer.layer_id),
-            self._step_slots(),
+            keys,
+            step,
             scale=layer.scaling * (layer.k_scale_float or 1.0),
             first_chunk_is_scored=is_scored,
         )

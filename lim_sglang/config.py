@@ -57,12 +57,13 @@ class LimConfig:
     dense_layers: tuple[int, ...] | None = None
     select_layers: tuple[int, ...] | None = None
     """None, under a policy that selects: those of the preset; never given beside one."""
+    pick_layers: tuple[int, ...] | None = None
     preset: str | None = None
     """File of `lim calibrate`; None: the preset of the model's shape."""
     draft_tokens: int | str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("dense_layers", "select_layers"):
+        for name in ("dense_layers", "select_layers", "pick_layers"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
@@ -230,6 +231,7 @@ CHECKS: Mapping[str, Check] = {
     ),
     "dense_layers": _LAYERS,
     "select_layers": _LAYERS,
+    "pick_layers": _LAYERS,
 }
 
 

@@ -64,6 +64,13 @@ FLAGS = (
         "Layers that select the kept tokens, such as 2,12; empty makes every layer dense.",
     ),
     Flag(
+        "--lim-pick-layers",
+        parse_layers,
+        "LAYERS",
+        "Further layers that select, at half the bytes: they score all keys, but read the values "
+        "of the tokens that they select alone. Not the paper's.",
+    ),
+    Flag(
         "--lim-preset",
         str,
         "FILE",

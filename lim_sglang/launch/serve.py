@@ -58,6 +58,7 @@ def serve(
     lim_select_layers: Annotated[
         str | None, _option("--lim-select-layers", default="by model")
     ] = None,
+    lim_pick_layers: Annotated[str | None, _option("--lim-pick-layers", default="none")] = None,
     lim_preset: Annotated[str | None, _option("--lim-preset", default="none")] = None,
     lim_recent_ratio: Annotated[
         str | None, _option("--lim-recent-ratio", default=default_of("recent_ratio"))
@@ -95,6 +96,7 @@ def serve(
         "--lim-budget": budget,
         "--lim-policy": policy,
         "--lim-select-layers": lim_select_layers,
+        "--lim-pick-layers": lim_pick_layers,
         "--lim-preset": lim_preset,
         "--lim-recent-ratio": lim_recent_ratio,
         "--lim-sinks": lim_sinks,
@@ -247,6 +249,8 @@ def _describe_roles(config: Mapping[str, Any], roles: Sequence[str]) -> str:
     if not sparse:
         return f"all {len(roles)} layers read everything"
     picked = f" picked at layers {', '.join(select)}" if select else ""
+    if pick := ", ".join(map(str, config.get("pick_layers") or ())):
+        picked += f" and, by the keys of all, in {pick}"
     return f"{sparse} of {len(roles)} layers read {config['budget']} tokens{picked}"
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from lim_sglang.errors import ConfigError
 from lim_sglang.policies.policy import SINKS, LayerInputs, SplitBudgetPolicy
 
 if TYPE_CHECKING:
@@ -27,6 +28,33 @@ class LessIsMore(SplitBudgetPolicy):
     ranking: str = "rank"
     """Order of tokens at a SELECT layer: `rank` is the paper's, where heads take turns; `mass` sums
     the heads' softmax weights, which is not the paper's."""
+    pick_layers: tuple[int, ...] | None = None
+    """Layers that score all keys to select anew, but read the values of the selected tokens alone:
+    half the bytes of a SELECT layer. Not the paper's. None: no layer."""
+
+    def problems(self) -> list[str]:
+        """Name layers of two roles, too."""
+        found = super().problems()
+        for name in ("select_layers", "dense_layers"):
+            if twice := sorted({*(self.pick_layers or ())} & {*(getattr(self, name) or ())}):
+                layers = ", ".join(map(str, twice))
+                found.append(f"pick_layers and {name} both name {layers}: name a layer in one")
+        return found
+
+    def picking(self, depth: int) -> tuple[int, ...]:
+        """Return `pick_layers`, if there are any.
+
+        Raises:
+            ConfigError: the model has no such layer, or its preset lets the layer read everything.
+        """
+        pick = self.pick_layers or ()
+        self._check_layers(pick, depth, "pick_layers")
+        if twice := sorted({*pick} & {*self.selecting(depth)}):
+            raise ConfigError(
+                f"pick_layers names {', '.join(map(str, twice))}, a SELECT layer of this model: "
+                "name select_layers, too, without it"
+            )
+        return pick
 
     @property
     def weighs_by_softmax(self) -> bool:

@@ -39,6 +39,11 @@ class Lossless(LessIsMore):
         found = super().problems()
         if self.dense_layers:
             found.append("policy lossless has no dense_layers: no layer of a draft is dense")
+        if self.pick_layers:
+            found.append(
+                "policy lossless has no pick_layers: name them in select_layers, which score keys "
+                "that the verification reads in any case"
+            )
         if self.select_layers == ():
             found.append("policy lossless needs at least one of select_layers")
         return found

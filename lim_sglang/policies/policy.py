@@ -35,8 +35,8 @@ class Role(StrEnum):
     PICK = "pick"
     """Selects tokens and reads only those, in the same layer."""
     REUSE = "reuse"
-    """Reads the tokens that the nearest SELECT layer below has kept; without SELECT layers those
-    that the row's length decides."""
+    """Reads the tokens that the nearest SELECT or PICK layer below has kept; without such a layer
+    those that the row's length decides."""
 
 
 SPARSE = (Role.PICK, Role.REUSE)
@@ -48,7 +48,8 @@ def window_layer(roles: Sequence[Role]) -> int | None:
 
     Kept tokens are written there, once a step.
     """
-    return None if Role.SELECT in roles or Role.REUSE not in roles else roles.index(Role.REUSE)
+    chooses = Role.SELECT in roles or Role.PICK in roles
+    return None if chooses or Role.REUSE not in roles else roles.index(Role.REUSE)
 
 
 def choosing_layers(roles: Sequence[Role]) -> frozenset[int]:
@@ -259,14 +260,16 @@ class SelectingPolicy(SparsePolicy):
     of the model's shape."""
 
     def roles(self, depth: int) -> tuple[Role, ...]:
-        """Return FULL below the first SELECT layer and in dense layers, REUSE in all others."""
-        select = self.selecting(depth)
+        """Return FULL below the first layer that selects and in dense layers, REUSE in others."""
+        select, pick = self.selecting(depth), self.picking(depth)
         self._check_dense_layers(depth)
-        first = min(select, default=depth)
+        first = min((*select, *pick), default=depth)
 
         def role(layer: int) -> Role:
             if layer in select:
                 return Role.SELECT
+            if layer in pick:
+                return Role.PICK
             return Role.FULL if layer < first or layer in self.dense_layers else Role.REUSE
 
         return tuple(map(role, range(depth)))
@@ -276,6 +279,10 @@ class SelectingPolicy(SparsePolicy):
         select = default_select_layers(depth) if self.select_layers is None else self.select_layers
         self._check_layers(select, depth, "select_layers")
         return select
+
+    def picking(self, depth: int) -> tuple[int, ...]:
+        """Return the layers that select and read only what they select."""
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)

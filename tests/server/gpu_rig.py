@@ -40,7 +40,7 @@ from lim_sglang.kernels.verify import MASS_TOLERANCE, SCORE_TOLERANCE, relative_
 from lim_sglang.kernels.verify_attention import ATTENTION_TOLERANCE
 from lim_sglang.kernels.verify_pages import row_logits
 from lim_sglang.policies import POLICIES
-from lim_sglang.policies.policy import SelectingPolicy
+from lim_sglang.policies.policy import Role, SelectingPolicy
 
 NUM_LAYERS = 6
 """Layers of the small random models."""
@@ -438,18 +438,19 @@ def wrong_rows(rig: Rig, backend: Any, step: Step, found: Outcome) -> list[str]:
     keys = [pool.get_key_buffer(layer) for layer in (SELECT, REUSE)]
     values = [pool.get_value_buffer(layer) for layer in (SELECT, REUSE)]
     selector, wrong = backend.selector, []
+    chooser = int(backend.roles[REUSE] is Role.PICK)  # index of the layer that scores tokens
 
     for row, slots in enumerate(step.slots):
         name = f"row {row} of {len(slots)} tokens"
         query = [q[row].view(heads, dim).float() for q in step.query]
         if len(slots) > selector.budget and found.scores is not None:
             scores = found.scores[row][:, : len(slots)]
-            expected = score_tokens(query[0], keys[0][slots.long()].float())
+            expected = score_tokens(query[chooser], keys[chooser][slots.long()].float())
             error = relative_error(scores, expected)
             if not error <= SCORE_TOLERANCE:
                 wrong.append(f"{name}: scores are off by {error:.1e}")
             if isinstance(selector, MassSelector):
-                mass = selector.masses(scores, layers_of(rig)[0].scaling)
+                mass = selector.masses(scores, layers_of(rig)[chooser].scaling)
                 error = relative_error(found.deciding_scores[row][0, : len(mass)], mass)
                 if not error <= 10 * MASS_TOLERANCE:  # the normalisers are FlashInfer's
                     wrong.append(f"{name}: masses are off by {error:.1e}")

@@ -49,6 +49,7 @@ class Oracle:
         by_mass: bool = False,
         keep: Keep | None = None,
         picks: bool = False,
+        pick_layers: Collection[int] = (),
         dense_layers: Collection[int] = (0, 1),
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
@@ -58,7 +59,7 @@ class Oracle:
         self._budget, self._recent_ratio, self._sinks = budget, recent_ratio, sinks
         self._by_mass = by_mass
         self._keep = keep or self._keep_unified
-        self._picks = picks
+        self._picks, self._pick_layers = picks, frozenset(pick_layers)
         # [lists, n], of the nearest SELECT layer below, or of this layer; None for everything.
         self._set: torch.Tensor | None = None
         self._kept: KeptSets = {}
@@ -124,7 +125,7 @@ class Oracle:
         if is_decode and layer in self._select_layers:
             self._set = self._select(module, query, key)
         elif is_decode and layer not in self._dense_layers:
-            if self._picks:
+            if self._picks or layer in self._pick_layers:
                 self._set = self._select(module, query, key)
             if self._set is not None:
                 return self._attend_kept(module, query, key, value), None

@@ -232,9 +232,16 @@ RAGGED = {
     "forty-four": [60 * n + 1 for n in range(44)],
     "a-hundred-and-twenty-eight": [7 * n + 1 for n in range(128)],
 }
+PICKED: Mapping[str, Any] = {
+    "select_layers": (),
+    "dense_layers": (0, 1, 2),
+    "pick_layers": (3,),
+}
 POLICIES: Mapping[str, Mapping[str, Any]] = {
     "rank": {},
     "mass": {"ranking": "mass"},
+    "rank-picked": PICKED,
+    "mass-picked": {"ranking": "mass", **PICKED},
     "streaming": {"policy": "streaming", "dense_layers": (0, 1, 2)},
     "omnikv": {"policy": "omnikv"},
     "delta": {"policy": "delta"},

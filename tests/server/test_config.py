@@ -65,6 +65,10 @@ def test_json_holds_what_the_policy_heeds(policy: str) -> None:
         ({"policy": "quest", "budget": 100, "sinks": 4}, "not heed sinks.*multiple of 16"),
         ({"policy": "tidal", "sinks": 4}, "recent_ratio above 0 only"),
         ({"policy": "tidal", "sinks": 65, "budget": 256, "recent_ratio": 0.25}, "65 do not fit"),
+        ({"select_layers": [2, 5], "pick_layers": [5, 7]}, "pick_layers and select_layers .* 5:"),
+        ({"pick_layers": [1, 7]}, "pick_layers and dense_layers both name 1:"),
+        ({"policy": "tidal", "pick_layers": [4]}, "tidal does not heed pick_layers"),
+        ({"policy": "lossless", "pick_layers": [4]}, "lossless has no pick_layers"),
         ({"sinks": 5000}, "512 tokens of the budget here: 5000 do not fit"),
         ({"policy": "streaming", "sinks": 64, "budget": 64}, "63 tokens of the budget"),
     ],
@@ -285,6 +289,9 @@ def test_a_layer_list_with_words_is_refused() -> None:
         (LimConfig(select_layers=(2,), dense_layers=()), 5, "FFSRR"),
         (LimConfig(select_layers=(1,), dense_layers=(0, 3)), 5, "FSRFR"),
         (LimConfig(select_layers=(1, 3), dense_layers=(0, 3)), 5, "FSRSR"),
+        (LimConfig(select_layers=(2,), pick_layers=(4, 6)), 8, "FFSRPRPR"),
+        (LimConfig(select_layers=(4,), pick_layers=(2,)), 6, "FFPRSR"),
+        (LimConfig(select_layers=(), pick_layers=(2, 4)), 6, "FFPRPR"),
         (LimConfig(policy="full"), 4, "FFFF"),
         (LimConfig(policy="streaming"), 3, "RRR"),
         (LimConfig(policy="streaming", dense_layers=(0, 1)), 3, "FFR"),
@@ -303,6 +310,11 @@ def test_a_role_follows_from_the_layer_lists_and_the_policy(
     assert letters == expected
 
 
+def test_a_pick_layer_that_the_preset_lets_read_everything_is_refused_in_words() -> None:
+    with pytest.raises(ConfigError, match="pick_layers names 3, a SELECT layer of this model"):
+        LimConfig(pick_layers=(3, 5)).make_policy().roles(8)
+
+
 @pytest.mark.parametrize(
     ("policy", "name"),
     [
@@ -310,12 +322,12 @@ def test_a_role_follows_from_the_layer_lists_and_the_policy(
         for name, policy in POLICIES.items()
         for field in fields(policy)
         if field.name.endswith("_layers")
-        and (name, field.name) != ("lossless", "dense_layers")  # has none
+        and (name, field.name) not in {("lossless", "dense_layers"), ("lossless", "pick_layers")}
     ],
 )
 def test_a_layer_beyond_the_model_is_refused(name: str, policy: str) -> None:
     gate = {"gate": "g"} if policy == "seer" else {}
-    config = LimConfig.from_mapping({name: [1, 8], "policy": policy, **gate})
+    config = LimConfig.from_mapping({name: [3, 8], "policy": policy, **gate})
     with pytest.raises(ConfigError, match=rf"{name} names layer 8.*0 to 7"):
         config.make_policy().roles(8)
 

@@ -6,13 +6,39 @@ import pytest
 
 from lim_sglang.config import LimConfig
 from tests.processes import ON_CPU, SGLANG, disagreements, serving
+from tests.server.oracle import Oracle
 from tests.server.rivals import RIVALS, write_tiny_gates
-from tests.server.tiny_model import SELECT_LAYERS, Prompt, crossing_prompts, long_prompts
+from tests.server.tiny_model import (
+    BUDGET,
+    SELECT_LAYERS,
+    Prompt,
+    crossing_prompts,
+    long_prompts,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 NUM_NEW = 24
 """Tokens of each answer: lists are slow."""
+PICK_LAYERS = (4, 7)
+
+
+def test_pick_layers_read_the_set_that_they_choose_themselves(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    layers = {"select_layers": SELECT_LAYERS, "pick_layers": PICK_LAYERS}
+    oracle = Oracle(tiny_model, budget=BUDGET, **layers)
+    prompts: list[Prompt] = [long_prompts()[0], *crossing_prompts()[1:3]]
+    config = LimConfig(budget=BUDGET, **layers).to_json()
+    command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU]
+    command += ["--attention-backend", "lim", "--lim-config", config]
+    with serving(command, folder=tmp_path) as server:
+        answers = server.ask_together(prompts, NUM_NEW)
+        runs = [oracle.generate(prompt, NUM_NEW) for prompt in prompts]
+        assert not disagreements(server, answers, runs)
+        state = server.lim()
+    assert {layer for run in runs for _, layer in run.kept} == {*SELECT_LAYERS, *PICK_LAYERS}
+    assert [n for n, role in enumerate(state["roles"]) if role == "pick"] == [*PICK_LAYERS]
 
 
 @pytest.mark.parametrize("name", RIVALS)
