@@ -16,8 +16,8 @@ _WORD_IN_FORMULA = re.compile(r"(?<![\\a-zA-Z{])(?!(?:and|or)\b)[a-z]{2,}")
 def question_notes(benchmarks: Mapping[str, Sequence[Question]]) -> Iterator[str]:
     """Yield a line for everything in files of questions that is perhaps not read as it is meant:
     letters as reference answers among expressions or beside other options, multiple choice without
-    options, prose among expressions, questions with several answers or that occur twice, options in
-    fields of their own, and misspelt fields.
+    options, prose and words among expressions, questions with several answers or that occur twice,
+    options in fields of their own, and misspelt fields.
 
     Args:
         benchmarks: questions by the task's name.
@@ -36,6 +36,7 @@ def question_notes(benchmarks: Mapping[str, Sequence[Question]]) -> Iterator[str
             yield from _option_notes(questions)
         if task.file and task.answer_kind is AnswerKind.EXPRESSION:
             yield from _prose_notes(questions)
+            yield from _word_notes(questions)
         yield from _answer_notes(questions, PARSERS.get(task.answer_kind, str.split))
         if task.file:
             yield from _repeated_notes(questions)
@@ -92,6 +93,17 @@ def _is_prose(gold: str) -> bool:
     value = read_value(gold)
     words = value.words or tuple(_WORD_IN_FORMULA.findall(value.latex))
     return len(words) > 1 and words[0] != "date" and max(map(len, words)) > 2
+
+
+def _word_notes(questions: Sequence[Question]) -> Iterator[str]:
+    """Yield a line for the reference answers that are one word."""
+    words = [each for each in questions if len(read_value(each.gold).words) == 1]
+    if words:
+        yield (
+            f"{places([each.location for each in words])}: the reference answer, such as "
+            f"{words[0].gold!r}, is a word, and among expressions a word counts in \\boxed{{}} "
+            f"alone: words belong in a file of their own, {OWN_FILE}PATH.jsonl:{AnswerKind.TEXT}"
+        )
 
 
 def _answer_notes(questions: Sequence[Question], read: Callable[[str], object]) -> Iterator[str]:

@@ -52,7 +52,9 @@ def test_letters_in_a_file_of_expressions_are_named_by_their_lines(
         ("", ["P"], ["infinitely many"], "line 1: .* 'infinitely many', is read as no expression"),
         ("", ["P", "Q"], ["it depends on x", "5"], "line 1: .* the same words is right"),
         ("", ["P"], ["the price is 5"], "line 1: .* 'the price is 5', is read as no expression"),
-        ("", ["P", "Q", "R"], ["Evelyn", "two", "10 apples"], None),
+        ("", ["P", "Q", "R"], ["two", "10 apples", "none"], None),
+        ("", ["P", "Q"], ["5", "Evelyn"], r"line 3: .* 'Evelyn', is a word, .*:text"),
+        (":text", ["P", "Q"], ["5", "Evelyn"], None),
         ("", ["P", "Q"], [r"\begin{pmatrix}1\\2\end{pmatrix}", "x=5 and y=3"], None),
         ("", ["P", "Q", "R"], ["May 3, 2020", "A, C", "no solution"], None),
         (
