@@ -15,8 +15,8 @@ import pytest
 from lim_sglang.errors import LimError
 from lim_sglang.programs.grading.equivalence import MAX_LENGTH, EquivalenceChecker
 
-SLOW = (r"\int_0^1 x^{x^{x^x}} dx", "1")
-"""math-verify works on this pair until it gives up after five seconds."""
+SLOW = (r"\int_0^a x^{x^{x^x}} dx", "1")
+"""math-verify works on this pair until it is stopped."""
 
 ASKS_UNTIL_INTERRUPTED = r"""
 import signal
@@ -25,7 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 with EquivalenceChecker() as checker:
     checker.equivalent("x/2", "0.5x")
     print("asking", flush=True)
-    checker.equivalent(r"\int_0^1 x^{x^{x^x}} dx", "1")
+    checker.equivalent(r"\int_0^a x^{x^{x^x}} dx", "1")
 """
 
 
@@ -147,7 +147,7 @@ def test_a_warmed_up_worker_is_not_waited_for_and_its_verdict_is_cached(workers:
 def test_a_worker_that_hangs_is_replaced_and_its_pair_is_not_equal(
     workers: Workers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with EquivalenceChecker(deadline_s=1.5) as checker:
+    with EquivalenceChecker(deadline_s=0.5) as checker:
         assert not checker.equivalent(*SLOW)
         assert "did not decide" in caplog.text
         assert workers() == []
