@@ -5,6 +5,7 @@ Each function returns True only if two formulas surely differ; False leaves the 
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import mpmath
@@ -33,13 +34,13 @@ def differ(a: Formula, b: Formula) -> bool:
     so that no branch of a root or a logarithm matters.
     """
     names = _names(a, b)
-    functions = [_function(each, names) for each in (a, b)]
-    if not names or None in functions:
+    f, g = (_function(each, names) for each in (a, b))
+    if f is None or g is None or not names:
         return False
     differences = 0
     with mpmath.workdps(DIGITS):
         for point in _points(len(names)):
-            x, y = (_value(function, point) for function in functions)
+            x, y = _value(f, point), _value(g, point)
             if x is not None and y is not None:
                 differences += abs(x - y) > TOLERANCE * max(abs(x), abs(y))
     return differences > 1
@@ -51,16 +52,15 @@ def curves_differ(a: Formula, b: Formula) -> bool:
     unknown = {each: sympy.Dummy() for side in sides for each in side.atoms(AppliedUndef)}
     first, second = (side.xreplace(unknown) for side in sides)
     names = _names(first, second)
-    functions = [_function(each, names) for each in (first, second)]
-    if None in functions:
+    f, g = (_function(each, names) for each in (first, second))
+    if f is None or g is None:
         return False
-    f, g = functions
     with mpmath.workdps(DIGITS):
         return any(
-            _misses(*pair, point, place)
+            _misses(one, other, point, place)
             for point in _points(len(names))[:2]
             for place in range(len(names))
-            for pair in ((f, g), (g, f))
+            for one, other in ((f, g), (g, f))
         )
 
 
@@ -86,9 +86,10 @@ def _function(formula: Formula, names: Sequence[Formula]) -> _Function | None:
     if not isinstance(formula, sympy.Expr) or formula.has(*_UNSAMPLED, AppliedUndef):
         return None
     try:
-        return sympy.lambdify(names, formula, "mpmath", dummify=True)  # type: ignore[no-any-return]
+        function: _Function = sympy.lambdify(names, formula, "mpmath", dummify=True)
     except _ERRORS:
         return None
+    return function
 
 
 def _points(num_names: int) -> list[list[Any]]:
@@ -115,7 +116,7 @@ def _misses(f: _Function, g: _Function, point: Sequence[Any], place: int) -> boo
         return None if value is None or isinstance(value, mpmath.mpc) else value
 
     values = [at(f, x) for x in _GRID]
-    for n, (left, right) in enumerate(zip(values, values[1:], strict=False)):
+    for n, (left, right) in enumerate(pairwise(values)):
         if left is None or right is None or left * right >= 0:
             continue
         root = _bisected(lambda x: at(f, x), _GRID[n], _GRID[n + 1], left)

@@ -8,10 +8,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lim_sglang.programs.grading.latex import FUNCTION, TEXT_COMMAND
+from lim_sglang.programs.grading.latex import FUNCTION, MAX_READ, TEXT_COMMAND
 
-MAX_LENGTH = 300
-"""Characters of the longest answer in which a condition is looked for."""
 _INTEGERS, _NATURALS, _ANY = "integer", "natural", "any"
 _SPACE = re.compile(r"\\[,;:!> ]|~|\\q?quad(?![a-zA-Z])|\\(?:left|right)(?![a-zA-Z])|\s+")
 _DOTS = r"(?:\\[lc]?dots|…|\.{2,})[\s.]*"
@@ -164,9 +162,7 @@ def _with_one_letter(a: _Conditioned, b: _Conditioned) -> tuple[_Conditioned, _C
         taken += integers[-1].sub("", one.formula)
     new = next(name for name in (*sorted(_INTEGER_LETTERS, reverse=True), "p") if name not in taken)
     first, second = (
-        _Conditioned(
-            integer.sub(new, one.formula), frozenset((new, kind) for _, kind in one.kinds)
-        )
+        _Conditioned(integer.sub(new, one.formula), frozenset((new, kind) for _, kind in one.kinds))
         for one, integer in zip((a, b), integers, strict=True)
     )
     return first, second
@@ -182,7 +178,7 @@ def _letters(formula: str) -> set[str]:
 @lru_cache(maxsize=4096)
 def _read(answer: str) -> _Conditioned | None:
     """Return formula and conditions of an answer; None for an answer without any."""
-    if len(answer) > MAX_LENGTH:
+    if len(answer) > MAX_READ:
         return None
     text = " ".join(_SPACE.sub(" ", TEXT_COMMAND.sub(r" \1 ", answer)).split())
     for pattern, sign in _SIGNS:

@@ -1,5 +1,5 @@
-"""Ways to write a value: ordinals, decimals that go on, compositions of functions, angles in minutes,
-nouns around it, as in `profit of $15`, and rows of equations.
+"""Ways to write a value: ordinals, decimals that go on, compositions of functions, minutes of an
+angle, nouns around a value, as in `profit of $15`, and rows of equations.
 """
 
 import calendar
@@ -7,11 +7,9 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from lim_sglang.programs.grading.latex import TEXT_COMMAND
+from lim_sglang.programs.grading.latex import MAX_READ, TEXT_COMMAND
 from lim_sglang.programs.grading.units import read_unit, split_scale
 
-MAX_LENGTH = 200
-"""Characters of the longest answer that is written in another way."""
 _REPEATING = re.compile(
     r"(?<![\d.,])(\d*\.\d{0,5}?)(?:(\d)\2{2,}|(\d\d)\3{2,})"
     r"\s*(?:\.{3,}|…|\\[lc]?dots[bc]?(?![a-zA-Z]))(?!\s*(?:\d|\\(?!%)))",
@@ -34,7 +32,9 @@ _NO_NOUN = frozenset(
 )
 """Words behind an ordinal that make of it a day, a fraction or a function."""
 _UP = r"increase[sd]?|rises?|rose|gains?|growth|profits?|higher"
-_DOWN = r"decrease[sd]?|reductions?|reduced|drops?|dropped|falls?|fell|declined?|declines|loss|lower"
+_DOWN = (
+    r"decrease[sd]?|reductions?|reduced|drops?|dropped|falls?|fell|declined?|declines|loss|lower"
+)
 _QUANTITIES_TEXT = (
     "total cost price amount revenue income salary interest tax tip discount savings distance "
     "length height width depth radius diameter area volume perimeter circumference speed velocity "
@@ -45,7 +45,7 @@ _NOUN = rf"(?P<up>{_UP})|(?P<down>{_DOWN})|(?:{'|'.join(_QUANTITIES_TEXT.split()
 _SYNONYMS = {"mean": "average", "chance": "probability"}
 _NUMBER = (
     r"[-+]?(?:\\?[$€£]\s*)?(?:\d[\d,]*(?:\.\d+)?|\\[dt]?frac\s*\{\d+\}\s*\{\d+\})"
-    r"\s*(?:\\?%|per\s?cent|[a-z]{1,12})?"
+    r"\s*(?:\\?%|per\s?cent|[a-z/]{1,12})?"
 )
 _ARTICLE = r"(?:(?:an?|the|net|overall)\s+)*"
 _NOUN_BEFORE = re.compile(
@@ -58,14 +58,15 @@ _NOUN_BEHIND = re.compile(
 )
 _WORDS_BEHIND = re.compile(r".*?[\d%}]\s*([a-z]+(?: [a-z]+)*)[\s.]*", re.IGNORECASE | re.ASCII)
 _ANGLE = re.compile(
-    r"(\d+)\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*(?:\\[,;: ])?\s*(\d+)\s*(?:['′’]|\^\s*\{?\s*\\prime\s*\}?)"
+    r"(\d+)\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*(?:\\[,;: ])?\s*(\d+)"
+    r"\s*(?:['′’]|\^\s*\{?\s*\\prime\s*\}?)"
     r"(?:\s*(?:\\[,;: ])?(\d+)\s*(?:''|[\"″”]))?",
     re.ASCII,
 )
 """Degrees, minutes and perhaps seconds of an angle."""
 _INDEX = r"\{?(\w+)\}?"
 _CHOSEN = re.compile(
-    rf"(?:\{{\s*\}}|(?:(?<=\A)|(?<=[-+=*/({{$])))\s*[\^_]\s*{_INDEX}\s*"
+    rf"(?:\{{\s*\}}|(?:(?<=\A)|(?<=[-+=*/({{$]))(?:\\[,;:!])?)\s*[\^_]\s*{_INDEX}\s*"
     rf"(?:\\(?:text|mathrm)\s*\{{\s*)?([CP])\s*\}}?\s*_\s*{_INDEX}",
     re.ASCII,
 )
@@ -77,7 +78,7 @@ def rewritten(answer: str) -> str:
     `(f \circ g)(2) = 7` as `f(g(2)) = 7`, `x_{\max}` as a name, `profit of $15` as `$15`,
     `{}_5C_2` as a binomial coefficient, and `30^\circ 15'` in degrees.
     """
-    if len(answer) > MAX_LENGTH:
+    if len(answer) > MAX_READ:
         return answer
     if answer.count("=") < 2:  # a chain may end in the decimal of another value
         answer = _REPEATING.sub(_recurring, answer)
@@ -95,10 +96,10 @@ def without_nouns(a: str, b: str) -> tuple[str, str] | None:
         return (a, b) if noun == other_noun else None
     if noun in ("up", "down"):
         signed = _signed(noun, value, b)
-        return signed and (signed, b)
+        return None if signed is None else (signed, b)
     if other_noun in ("up", "down"):
         signed = _signed(other_noun, other_value, a)
-        return signed and (a, signed)
+        return None if signed is None else (a, signed)
     return a, b
 
 
@@ -167,7 +168,7 @@ def _cardinal(answer: str) -> str | None:
 @lru_cache(maxsize=4096)
 def _value_of_noun(answer: str) -> tuple[str, str]:
     """Return the noun of a value, `up` and `down` for a change, and the value; empty for others."""
-    if len(answer) > MAX_LENGTH:
+    if len(answer) > MAX_READ:
         return "", ""
     flat = _flat(answer)
     found = _NOUN_BEFORE.fullmatch(flat) or _NOUN_BEHIND.fullmatch(flat)
@@ -192,8 +193,6 @@ def are_endless(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
     return bool(first and second and (not first[1] or not second[1] or first[1] == second[1]))
 
 
-MAX_EQUATIONS = 500
-"""Characters of the longest answer that is read as equations."""
 _JOINT = re.compile(r"\s*(?:,(?:\s*and\b)?|\\text\{\s*,?\s*and\s*\}|\band\b)\s*")
 """Signs between equations that hold together."""
 _AROUND_ROWS = re.compile(
@@ -221,7 +220,7 @@ def _equations(text: str) -> list[str]:
     """Return the equations of rows or of a list, each with a name of its own on the left; none for
     any other text.
     """
-    if "=" not in text or len(text) > MAX_EQUATIONS:
+    if "=" not in text or len(text) > MAX_READ:
         return []
     rows = _AROUND_ROWS.sub("", text).split(r"\\")
     if len(rows) == 1:

@@ -9,6 +9,10 @@ from decimal import Decimal
 
 from lim_sglang.programs.grading.units import is_unit
 
+MAX_READ = 500
+"""Characters of the longest answer whose parts are read: conditions, nouns, equations, vectors,
+decimals. A longer one is compared as a formula, as it stands.
+"""
 _CHARACTERS = str.maketrans(
     {"∞": r"\infty ", "×": r"\times ", "÷": "/", "⁄": "/", "∕": "/", "±": r"\pm ", "∓": r"\mp "}
     | {"≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx "}

@@ -26,7 +26,8 @@ def compare_ratios(a: str, b: str) -> bool | tuple[str, str] | None:
     names = {re.sub(r"\s", "", ratio["names"]) for ratio in ratios if ratio and ratio["names"]}
     if len(parts[0]) != len(parts[1]) or len(names) > 1:
         return False
-    first, second = ("({})".format(",".join(map(_quotient, x[1:], x))) for x in parts)
+    # Three coordinates at least, since math-verify reads two as an interval.
+    first, second = (f"(1,{','.join(map(_quotient, x[1:], x))})" for x in parts)
     return min(first, second), max(first, second)
 
 

@@ -1,7 +1,7 @@
 r"""Names and products in LaTeX that math-verify reads otherwise than a reader does.
 
-math-verify takes `I` for the imaginary unit, reads no `E_0`, drops the exponent of `2^T` and has two
-names for `\phi` and `\varphi`.
+math-verify takes `I` for the imaginary unit, reads no `E_0`, drops the exponent of `2^T`, and keeps
+`\phi` and `\varphi` apart.
 """
 
 import re
@@ -18,6 +18,8 @@ _MIXED = re.compile(
     re.ASCII,
 )
 """A whole number and a fraction side by side."""
+_PI_BEFORE_BRACKET = re.compile(r"(\\pi)\s*(?=\()")
+"""A factor, which math-verify takes for a function."""
 _SPELLINGS = (
     *((rf"\var{name}", rf"\{name}") for name in ("phi", "epsilon", "theta", "rho", "sigma")),
     *((letter.upper(), letter) for letter in "xyz"),
@@ -33,8 +35,11 @@ def with_own_names(latex: str) -> str:
     r"""Return LaTeX in which math-verify reads E, I and an exponent T as names, and `3\frac13`, but
     not `3(\frac13)`, as a sum.
     """
+    latex = _PI_BEFORE_BRACKET.sub(r"\1\\cdot ", latex)
     latex = _MIXED.sub(r"\1(\2+\4)", _TRANSPOSE.sub(r"^{\\text{T}}", latex))
-    return _TOKEN.sub(lambda token: rf"\text{{{token[0]}}}" if token[0] in "EI" else token[0], latex)
+    return _TOKEN.sub(
+        lambda token: rf"\text{{{token[0]}}}" if token[0] in "EI" else token[0], latex
+    )
 
 
 def in_one_spelling(a: str, b: str) -> tuple[str, str]:

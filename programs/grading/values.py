@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any
 
 from lim_sglang.programs.grading.forms import are_endless, in_order, rewritten
-from lim_sglang.programs.grading.latex import FUNCTION, TRIGONOMETRY, as_latex, plain
+from lim_sglang.programs.grading.latex import FUNCTION, MAX_READ, TRIGONOMETRY, as_latex, plain
 from lim_sglang.programs.grading.ratios import compare_ratios
 from lim_sglang.programs.grading.size import too_large
 from lim_sglang.programs.grading.units import (
@@ -99,7 +99,8 @@ _CLOCK = re.compile(r"(\d{1,2})(?::(\d{2})(?::(\d{2}))?)?\s*(?:([ap])\.?\s?m\.?)
 _ODDS = re.compile(r"\d+(?:\s+to\s+\d+)+|\d+(?:\s+(?:in|out of)\s+)\d+", re.IGNORECASE | re.ASCII)
 """Odds, ratios and shares in words: `3 to 1`, `1 in 6`, `75 out of 100`."""
 _DENIED = re.compile(
-    r"(?<![\\a-zA-Z])(?:no|not|never|neither|except|excluding|without|unless|other than)(?![a-zA-Z,]).*="
+    r"(?<![\\a-zA-Z])(?:no|not|never|neither|except|excluding|without|unless|other than)"
+    r"(?![a-zA-Z,]).*="
 )
 """A word before an equation that denies the equation."""
 _TEMPERATURE = re.compile(
@@ -121,6 +122,7 @@ _REASON = re.compile(
     rf"\s*[,;(—–]*\s*(?:\\text\{{\s*\(?\s*)?\b(?:{REASON_WORDS}|for all)\b.*$", re.DOTALL
 )
 _RELATION = re.compile(r"[<>]|\\[lg]e(?![a-zA-Z])")
+_WHERE = re.compile(r"\\text\{\s*,?\s*(?:where|when)\s*\}|\b(?:where|when)\b")
 _REJECTING = re.compile(
     r"(.*?[\d}])(?:\s*,?\s*\\text\{\s*\(?|\s*[,(—–])\s*not\b\s*\}?\s*[-+$]*\d[\d.,/]*[)}\s]*",
     re.DOTALL,
@@ -155,9 +157,6 @@ _ORDINALS = frozenset(("st", "nd", "rd", "th"))
 SURE_DIGITS = 10
 """Digits to which a decimal must be equal to a value that has no finite decimal."""
 MAX_DECIMAL_PLACES = 400
-MAX_IN_PARTS = 500
-"""Characters of the longest answer that is read as a value and its decimal or its percentage, or as
-a formula that may be a quantity."""
 
 
 @lru_cache(maxsize=65_536)
@@ -201,7 +200,7 @@ def without_decimal(answer: str) -> str:
     r"""Return a fraction without its own decimal behind it, as in `\frac13 = 0.333\ldots` and
     `2/3, or about 66.67 %`; any other answer as it is.
     """
-    if len(answer) > MAX_IN_PARTS:
+    if len(answer) > MAX_READ:
         return answer
     bare = TEXT.sub(r" \1 ", answer)
     found = _DECIMAL_BEHIND.search(bare)
@@ -234,7 +233,7 @@ def _as_one(answer: str) -> str:
     r"""Return the number of `0.25 \text{ or } 25\%` and of `25\% = \frac14`, which are one value;
     any other answer as it is.
     """
-    if "%" not in answer or len(answer) > MAX_IN_PARTS:
+    if "%" not in answer or len(answer) > MAX_READ:
         return answer
     both = _ALTERNATIVES.fullmatch(TEXT.sub(r" \1 ", answer))
     sides = (both["first"], both["second"]) if both else ()
@@ -278,7 +277,8 @@ def without_reason(text: str) -> str:
         return rejecting[1]
     value = _REASON.sub("", text)
     if _RELATION.search(value) and _RELATION.search(text, len(value)):
-        return text  # a second bound, `x < 3 where x > 0`
+        # A second bound: `x < 3 where x > 0`.
+        return _WHERE.sub(r"\\text{ and }", text)
     return value if _ENDS_VALUE.search(value) or _COUNTED.fullmatch(value) else text
 
 
@@ -347,7 +347,7 @@ def _read_quantity(text: str) -> Value | None:
     """Read a number and the letters behind it, also behind a name, as value and unit: `E = -2 J`;
     None if the letters are no unit.
     """
-    found = _find_tail(text, _may_be_quantity) if len(text) <= MAX_IN_PARTS else None
+    found = _find_tail(text, _may_be_quantity) if len(text) <= MAX_READ else None
     if found is None:
         return None
     return Value(as_latex(_NAME_OF_QUANTITY.sub("", found[0])), read_unit(found[1]))

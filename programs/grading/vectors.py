@@ -5,8 +5,8 @@ r"""Vectors in any notation as their coordinates: `3\hat{i} - \mathbf{k}`, colum
 import re
 from dataclasses import dataclass
 
-MAX_LENGTH = 500
-"""Characters of the longest answer that is read as a vector."""
+from lim_sglang.programs.grading.latex import MAX_READ
+
 _STYLE = r"\\(?:hat|widehat|vec|overrightarrow|mathbf|boldsymbol|bm|textbf)(?![a-zA-Z])"
 _UNITS = {"i": "\ue011", "j": "\ue012", "k": "\ue013"}
 """Characters that stand for the unit vectors."""
@@ -69,7 +69,7 @@ def as_coordinates(a: str, b: str) -> tuple[str, str]:
     Without a `k`, `3i + 4j` has two coordinates, or three beside a vector of three. Letters without
     a style are unit vectors beside styled ones only.
     """
-    if max(len(a), len(b)) > MAX_LENGTH:
+    if max(len(a), len(b)) > MAX_READ:
         return a, b
     first, second = _read(a), _read(b)
     if first and first.notation == "units" and second is None:
