@@ -66,15 +66,27 @@ def curves_differ(a: Formula, b: Formula) -> bool:
 
 def numbers_differ(a: Formula, b: Formula) -> bool:
     """Return True if two numbers, of which one is an integral, a sum or a limit, have other values
-    by numerical integration.
+    by numerical integration, which has to come to the same value with more digits. No integral to
+    infinity, over which an integrand may oscillate.
     """
     if not any(each.has(*_UNSAMPLED) for each in (a, b)):
         return False
+    integrals = [integral for each in (a, b) for integral in each.atoms(sympy.Integral)]
+    if any(limit.has(sympy.oo) for integral in integrals for limit in integral.limits):
+        return False
     try:
-        x, y = (each.evalf(15) for each in (a, b))
-        return bool(x.is_Float and y.is_Float and abs(x - y) > 1e-6 * max(abs(x), abs(y)))
+        values = [each.evalf(digits) for digits in (15, DIGITS) for each in (a, b)]
+        if not all(value.is_Float or value.is_Integer for value in values):
+            return False
+        x, y, exact_x, exact_y = map(abs, (*values[:2], *values[2:]))
+        is_sure = _are_close(x, exact_x) and _are_close(y, exact_y)
+        return is_sure and not _are_close(values[2], values[3])
     except _ERRORS:
         return False
+
+
+def _are_close(x: Any, y: Any) -> bool:
+    return bool(abs(x - y) <= 1e-8 * max(abs(x), abs(y)))
 
 
 def _names(a: Formula, b: Formula) -> list[Formula]:

@@ -249,8 +249,8 @@ def test_importing_the_checker_is_light() -> None:
 
 TOKENS_TEXT = (
     r"\ 1 2 10 3.5 { } $ ( ) [ ] ^ _ ! ° \\ \sqrt \frac \binom \sum \Gamma \infty % x e E I / \{ \}"
-    r" \text{ + - = \3 \10 \pi < > \le , \in \mathbb{Z} \begin{pmatrix} \end{pmatrix} & | : st th"
-    r" or and where \neq k n \circ ... \overline{ \hat{i} ^T ' C ~ \% \log m kg decrease 12:30 ² ½ ٣"
+    r" \text{ + - = \3 \10 \pi < > \le , \in \mathbb{Z} \begin{pmatrix} \end{pmatrix} & | : ٣ ½"
+    r" st th or and where \neq k n \circ ... \overline{ \hat{i} ^T ' C ~ \% \log kg decrease 12:30"
 )
 TOKENS = TOKENS_TEXT.split(" ")
 
