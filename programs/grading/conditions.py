@@ -160,7 +160,9 @@ def _with_one_letter(a: _Conditioned, b: _Conditioned) -> tuple[_Conditioned, _C
             return a, b
         integers.append(re.compile(rf"(?<![a-zA-Z\\]){re.escape(*names)}(?![a-zA-Z])"))
         taken += integers[-1].sub("", one.formula)
-    new = next(name for name in (*sorted(_INTEGER_LETTERS, reverse=True), "p") if name not in taken)
+    new = next((name for name in "nkjlqt" if name not in taken), None)  # no m, which is metres
+    if new is None:
+        return a, b
     first, second = (
         _Conditioned(integer.sub(new, one.formula), frozenset((new, kind) for _, kind in one.kinds))
         for one, integer in zip((a, b), integers, strict=True)

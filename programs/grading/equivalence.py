@@ -22,7 +22,7 @@ from lim_sglang.programs.grading.values import decide, read_value
 from lim_sglang.programs.grading.vectors import as_coordinates
 
 DEADLINE_S = 30.0
-"""Limit of one pair. math-verify gives up by itself after 4 times 5 seconds, unless it hangs."""
+"""Limit of one pair. `comparison.py` stops by itself after 1.5 s of computing, unless it hangs."""
 START_TIMEOUT_S = 120.0
 MAX_LENGTH = 1000
 """Characters of the longest answer that is compared; a longer one is prose, and equal only to its

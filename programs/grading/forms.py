@@ -70,7 +70,7 @@ _CHOSEN = re.compile(
     rf"(?:\\(?:text|mathrm)\s*\{{\s*)?([CP])\s*\}}?\s*_\s*{_INDEX}",
     re.ASCII,
 )
-"""Numbers of choices and orders with the larger number before the letter: `{{}}_5C_2`, `^5P_2`."""
+"""Numbers of choices and orders with the larger number before the letter: `{}_5C_2`, `^5P_2`."""
 
 
 def rewritten(answer: str) -> str:
@@ -83,7 +83,7 @@ def rewritten(answer: str) -> str:
     if answer.count("=") < 2:  # a chain may end in the decimal of another value
         answer = _REPEATING.sub(_recurring, answer)
     answer = _ANGLE.sub(_in_degrees, _CHOSEN.sub(_binomial, answer))
-    answer = _COMPOSED.sub(_nested, _EXTREME.sub(r"_{\text{\2}}", answer))
+    answer = _COMPOSED.sub(_nested, _EXTREME.sub(r"_{\\text{\2}}", answer))
     return _value_of_noun(answer)[1] or _cardinal(answer) or answer
 
 

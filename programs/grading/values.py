@@ -415,6 +415,8 @@ def _may_be_unit(tail: re.Match[str], value: str, words: str) -> bool:
         scientific = words[0].isupper() and _E_NOTATION.search(value)
         is_told = "/" in words or (spaced and (power or scientific))
         return words in letters or bool(measured and is_told)
+    if value.endswith("}") and re.fullmatch(r"[A-Za-z]{2} ?\^ ?\d", words):
+        return [*dict(unit.dimensions)] == ["length"]  # else variables: `\frac12 CV^2`
     if first == "of":
         return True
     return measured or len(first) > (2 if spaced else 3)
@@ -526,8 +528,6 @@ def _equals_clock(timed: Value, other: Value) -> bool | Question:
         return other.unit is None and other.latex in {str(hour), str((hour - 1) % 12 + 1)}
     if timed.clock.has_half or ":" not in other.latex:
         return False
-    if other.words:
-        return read_ratio(timed.latex) == other.words
     return min(timed.latex, other.latex), max(timed.latex, other.latex)
 
 
