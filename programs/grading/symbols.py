@@ -8,7 +8,7 @@ import re
 
 _TOKEN = re.compile(
     r"\\(?:text|mathrm|mathbb|operatorname|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+"
-    r"|(?<=\d)E[-+]?\d|(?P<letter>[a-zA-Z])"
+    r"|(?<=\d)E[-+]?\d|[a-zA-Z]"
 )
 """Words, commands, powers of ten, and letters that are names."""
 _TRANSPOSE = re.compile(r"(?<!matrix\})(?<=[\w)}])\s*\^\s*(?:T(?![a-zA-Z])|\{\s*T\s*\})")
