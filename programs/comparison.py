@@ -9,18 +9,25 @@ solve them.
 """
 
 import re
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache, partial
 from typing import Any
 
+import math_verify.parser
 import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy, latex2sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig
+from latex2sympy2_extended.symbols import sympy_singleton_map
 from math_verify import LatexExtractionConfig, grader, parse, verify
 from sympy.core.function import AppliedUndef
 from sympy.functions.elementary.trigonometric import TrigonometricFunction
 from sympy.logic.boolalg import BooleanAtom
 
+from lim_sglang.programs import points
+from lim_sglang.programs.grading.symbols import in_one_spelling, with_own_names
 from lim_sglang.programs.grading.values import (
     SURE_DIGITS,
     decimal_digits,
@@ -34,6 +41,8 @@ DIGITS = 60
 """Digits to which two numbers are computed that are not fractions."""
 EQUAL_DIGITS = 45
 """Digits in which two such numbers must agree."""
+LIMIT_S = 1.5
+"""Seconds of computing in which a pair is decided; a pair that takes longer counts as different."""
 
 _READING = [
     LatexExtractionConfig(
@@ -67,19 +76,54 @@ _CONNECTIVE = re.compile(
 _OPERATIONS = (AppliedUndef, sympy.Derivative, sympy.Integral, sympy.Limit, sympy.Sum)
 """Left sides that are a quantity and no unknown: f(3), an integral."""
 _UNIONS, _INTERSECTIONS = {"or", "lor", "cup"}, {"and", "land", "cap"}
+_PAIR = re.compile(r"\(.*,.*\)", re.DOTALL)
+_DESCENDING = re.compile(r"[^<>,;]+(?:(?:>|\\ge(?![a-zA-Z]))[^<>,;]+){2,}")
+"""A chain from the largest value down, which is read from its end."""
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])")
 
 
 def compare(a: str, b: str) -> bool:
-    """Return True if two values in plain LaTeX are equal; symmetric."""
+    """Return True if two values in plain LaTeX are equal; symmetric. False if that is not decided
+    within `LIMIT_S`.
+    """
+    try:
+        with _stopped_after(LIMIT_S):
+            return _are_equal(a, b)
+    except _StoppedError:
+        return False
+
+
+class _StoppedError(BaseException):
+    """The time is over; no `Exception`, which SymPy and math-verify would catch."""
+
+
+@contextmanager
+def _stopped_after(limit_s: float) -> Iterator[None]:
+    """Stop what a block computes after as many seconds of the process's own, on a busy machine as
+    on an idle one.
+    """
+
+    def stop(*_: object) -> None:
+        raise _StoppedError
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _are_equal(a: str, b: str) -> bool:
     if _differ_in_place(a, b):
         return False
-    a, b = _without_quantity(a, b), _without_quantity(b, a)
+    a, b = in_one_spelling(_without_quantity(a, b), _without_quantity(b, a))
     first, second = read(a), read(b)
     if any(_is_statement(part) for part in (*first, *second)):
         # A statement about numbers, as 3 > 5, is no value.
         return False
-    if not _comparable(a, b):
+    if not _comparable(a, b) or _is_no_point(a, b) or _is_no_point(b, a):
         return False
     return _verify(first, second) or _verify(second, first) or _same_set(first, second)
 
@@ -105,6 +149,20 @@ def _differ_in_place(a: str, b: str) -> bool:
         and names[0] != names[1]
         and any(each[0] == "[" or "|_" in each for each in names)
     )
+
+
+def _is_no_point(latex: str, other: str) -> bool:
+    """Return True for equations that name no coordinates in their order, beside a pair of numbers:
+    `y = 1, z = 2`, `x_2 = 1, x_1 = 2`, `x = 1 or y = 2`.
+    """
+    if not _PAIR.fullmatch(other):
+        return False
+    parts = getattr(read(latex)[0], "_unsorted_args", ())
+    names = [str(part.lhs) for part in parts if isinstance(part, sympy.Eq)]
+    if len(names) < 2 or len(names) < len(parts):
+        return False
+    is_choice = not _UNIONS.isdisjoint({*_CONNECTIVE.split(latex)})
+    return is_choice or names != sorted({*names}) or names[0] in ("y", "z")
 
 
 def _is_statement(formula: Formula) -> bool:
@@ -140,6 +198,9 @@ def read(latex: str) -> list[Formula]:
     if builder := _BUILDER.fullmatch(latex):
         latex = builder[2]
     latex = _ANY_REAL.sub("", latex) or latex
+    if _DESCENDING.fullmatch(latex) and r"\text" not in latex:
+        ends = re.split(r"(>|\\ge(?![a-zA-Z]))", latex)[::-1]
+        latex = " ".join({">": "<", r"\ge": r"\le"}.get(end, end) for end in ends)
     if excluded := _EXCLUDED.fullmatch(latex):
         latex = ",".join(f"{excluded[1]} \\ne {value}" for value in excluded[2].split(","))
     if either := _PLUS_MINUS.fullmatch(latex):
@@ -152,7 +213,7 @@ def read(latex: str) -> list[Formula]:
     # In a box, where math-verify looks for LaTeX; plain expressions would take the last number of
     # any prose.
     listed = re.sub(r"\\l(?:or|and)(?![a-zA-Z])", ",", latex)
-    found = parse(rf"\boxed{{{listed}}}", _READING)
+    found = parse(rf"\boxed{{{with_own_names(listed)}}}", _READING)
     return [part if isinstance(part, str) else _mended(part) for part in found]
 
 
@@ -204,6 +265,12 @@ def _exact(formula: Formula) -> Formula:
         return formula.xreplace(
             {number: sympy.Rational(str(number)) for number in formula.atoms(sympy.Float)}
             | {each: sympy.I for each in formula.free_symbols if each.name == "i"}
+            # A name would be constant, and its derivative zero.
+            | {
+                each: sympy.Symbol(str(each), real=True)
+                for each in formula.atoms(sympy.Derivative)
+                if each.expr.is_Symbol and each.expr not in each.variables
+            }
         )
     except (AttributeError, TypeError, ValueError):
         return formula
@@ -358,6 +425,8 @@ def _equal_values(a: Formula, b: Formula, *precision: int) -> bool:
         return any(_equal_values(number, b) for number in may_be)
     if percents[1] is not None and percents[0] is None:
         return _equal_values(b, a)
+    if a.is_number and b.is_number and points.numbers_differ(a, b):
+        return False
     x, y = grader.safe_sympy_doit(a), grader.safe_sympy_doit(b)
     if x == y:
         return True
@@ -388,6 +457,8 @@ def _same_solutions(a: Formula, b: Formula, *precision: int) -> bool:
     if isinstance(a, sympy.Eq) and isinstance(b, sympy.Eq):
         if isinstance(a.rhs, sympy.Set) and isinstance(b.rhs, sympy.Set):
             return a.lhs == b.lhs and bool(grader.sympy_expr_eq(a.rhs, b.rhs, *precision))
+        if points.curves_differ(a, b):
+            return False
         difference = sympy.simplify(a.lhs - a.rhs)
         if not difference.free_symbols:
             return False
@@ -429,20 +500,55 @@ def _match(
 
 
 def _proved_equal(a: Formula, b: Formula) -> bool:
-    """Compare two formulas by simplification, unless both are numbers, whose digits tell."""
-    numbers = [getattr(x, "is_number", False) for x in (a, b)]
-    return not all(numbers) and bool(_symbolic_eq(a, b))
+    """Compare two formulas by simplification, unless both are numbers, whose digits tell, or their
+    values differ.
+    """
+    if all(getattr(x, "is_number", False) for x in (a, b)) or points.differ(a, b):
+        return False
+    return bool(_symbolic_eq(a, b))
 
 
 def _equal_to_name(a: Formula, b: Formula) -> bool:
-    """Compare two formulas of which one is a name alone, `x` and `8x/8`; extends math-verify's."""
-    return bool(_compare_symbols(a, b)) or _proved_equal(a, b)
+    r"""Compare two formulas of which one is a name alone, `x` and `8x/8`, `ab` and `\text{ab}`;
+    replaces math-verify's, which knows no capitals.
+    """
+    names = [_letters(each) for each in (a, b)]
+    return (names[0] == names[1] != "") or _proved_equal(a, b)
 
 
-_compare_symbols = grader.sympy_compare_symbols
+def _letters(formula: Formula) -> str:
+    """Return the letters of a name, or of names side by side; empty for any other formula."""
+    factors = formula.args if isinstance(formula, sympy.Mul) else (formula,)
+    if not all(each == sympy.E or isinstance(each, sympy.Symbol) for each in factors):
+        return ""
+    return "".join("e" if each == sympy.E else each.name for each in factors)
+
+
+def _convert_factors(reader: Any, factors: Sequence[Any], place: int = 0) -> Any:
+    """Read what stands side by side as a product; replaces math-verify's, which takes `3(2)` for a
+    mixed number. Those are sums here (`with_own_names`).
+    """
+    first = reader.convert_postfix(factors[place])
+    if place + 1 == len(factors) or not isinstance(first, sympy.Expr | sympy.MatrixBase):
+        return _read_factors(reader, factors, place)
+    if all(part.getText().strip().isdecimal() for part in factors[place : place + 2]):
+        raise ValueError("two numbers without a sign are no product")
+    rest = reader.convert_postfix_list(factors, place + 1)
+    if isinstance(first, sympy.MatrixBase) or isinstance(rest, sympy.MatrixBase):
+        return reader.mat_mul_flat(first, rest)
+    return reader.mul_flat(first, rest)
+
+
 _solve_and_compare, _symbolic_eq = grader.sympy_solve_and_compare, grader.sympy_symbolic_eq
 grader.sympy_numeric_eq = _equal_values
 grader.sympy_solve_and_compare = _same_solutions
 grader.sympy_deep_compare_set_and_tuple = _equal_members
 grader.sympy_symbolic_eq = _proved_equal
 grader.sympy_compare_symbols = _equal_to_name
+_read_factors = _Latex2Sympy.convert_postfix_list
+_Latex2Sympy.convert_postfix_list = _convert_factors
+math_verify.parser.latex2sympy = partial(
+    latex2sympy, conversion_config=ConversionConfig(lowercase_symbols=False)
+)
+for _greek in ("gamma", "Gamma"):  # names here, which math-verify takes for Euler's constant
+    sympy_singleton_map.pop(_greek, None)

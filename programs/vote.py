@@ -88,13 +88,15 @@ def tally(
     """Group the answers of one question's samples.
 
     Args:
-        equivalent: returns True if two answers are equal. An answer joins the first group whose
-            earliest answer it equals.
+        equivalent: returns True if two answers are equal. An answer joins the first group of which
+            it equals all answers, since equality is not transitive: an area of 15 and a perimeter
+            of 15 both equal 15.
         order: ranks the groups.
         finished_only: an answer of a sample that was cut off is no vote.
     """
     voting = (SampleState.FINISHED,) if finished_only else COMPLETED_STATES
     groups: dict[str, list[Sample]] = {}
+    members: dict[str, list[str]] = {}
     without_vote = []
     uncounted = 0
     for sample in sorted(samples, key=lambda sample: sample.index):
@@ -103,9 +105,7 @@ def tally(
             uncounted += sample.answer is not None and sample.state is SampleState.TRUNCATED
             continue
         answer = sample.answer
-        leader = next(
-            (known for known in groups if known == answer or equivalent(known, answer)), answer
-        )
+        leader = _leader(answer, members, equivalent)
         groups.setdefault(leader, []).append(sample)
     weighted = all(sample.confidence is not None for group in groups.values() for sample in group)
     found = [_group(answer, voters, weighted) for answer, voters in groups.items()]
@@ -117,6 +117,21 @@ def tally(
         aborted=without_vote.count(SampleState.ABORTED),
         uncounted=uncounted,
     )
+
+
+def _leader(answer: str, members: dict[str, list[str]], equivalent: Equivalent) -> str:
+    """Return the earliest answer of the group that an answer joins, and add the answer to the
+    group's members, which are different texts.
+    """
+    for leader, known in members.items():
+        if answer in known:
+            return leader
+    for leader, known in members.items():
+        if all(equivalent(each, answer) for each in known):
+            known.append(answer)
+            return leader
+    members[answer] = [answer]
+    return answer
 
 
 def _group(answer: str, voters: Sequence[Sample], weighted: bool) -> Group:

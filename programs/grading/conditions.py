@@ -8,10 +8,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lim_sglang.programs.grading.latex import FUNCTION, TEXT_COMMAND
+from lim_sglang.programs.grading.latex import FUNCTION, MAX_READ, TEXT_COMMAND
 
-MAX_LENGTH = 300
-"""Characters of the longest answer in which a condition is looked for."""
 _INTEGERS, _NATURALS, _ANY = "integer", "natural", "any"
 _SPACE = re.compile(r"\\[,;:!> ]|~|\\q?quad(?![a-zA-Z])|\\(?:left|right)(?![a-zA-Z])|\s+")
 _DOTS = r"(?:\\[lc]?dots|…|\.{2,})[\s.]*"
@@ -30,12 +28,12 @@ _SIGNS = [
         (r"(?<=∈)\s*\\?Z(?![a-zA-Z\d_^])", "ℤ"),
         (r"(?<=∈)\s*\\?R(?![a-zA-Z\d_^])", "ℝ"),
         (
-            r"(?<![\\a-zA-Z])([kmn])\s*=\s*0\s*,\s*\\pm\s*1\s*,\s*\\pm\s*2[\s,.…]*"
+            r"(?<![\\a-zA-Z])([a-zA-Z])\s*=\s*0\s*,\s*\\pm\s*1\s*,\s*\\pm\s*2[\s,.…]*"
             r"(?:\\pm\s*3[\s,.…]*)?(?:\\[lc]?dots[\s.]*)?$",
             r"\1∈ℤ",
         ),
-        (rf"(?<![\\a-zA-Z])([kmn])\s*=\s*1\s*,\s*2\s*,[\s\d,]*{_DOTS}$", r"\1∈ℕ"),
-        (rf"(?<![\\a-zA-Z])([kmn])\s*=\s*0\s*,\s*1\s*,[\s\d,]*{_DOTS}$", r"\1≥0"),
+        (rf"(?<![\\a-zA-Z])([a-zA-Z])\s*=\s*1\s*,\s*2\s*,[\s\d,]*{_DOTS}$", r"\1∈ℕ"),
+        (rf"(?<![\\a-zA-Z])([a-zA-Z])\s*=\s*0\s*,\s*1\s*,[\s\d,]*{_DOTS}$", r"\1≥0"),
         (r"\s*(?:\\mid(?![a-zA-Z])|\|)(?=\s*[a-zA-Z]\s*∈\s*ℤ\s*$)", ","),
     )
 ]
@@ -69,8 +67,12 @@ _IS = re.compile(
 _OF = re.compile(rf"{_KIND}\s+{_NAMES}", re.IGNORECASE)
 _OF_RELATION = re.compile(r"(?:positive |natural )?(?:integers?|numbers?)\s+(.*)", re.IGNORECASE)
 _RELATION = re.compile(r"[^=≠<>≤≥∈]+(?:[≠<>≤≥][^=≠<>≤≥∈]+){1,2}")
+_INTEGER_LETTERS = frozenset("ijklmn")
+_MULTIPLE = re.compile(r"\\pi|π|°|\\circ")
 _RELATION_SIGN = re.compile(r"[≠<>≤≥∈]")
-_POSITIVE = re.compile(r"([kmn])(?:≥1|>0)")
+_NOT_EQUAL = re.compile(r"([a-zA-Z])≠([^a-zA-Z≠<>=≤≥]*(?:\\pm[^a-zA-Z≠<>=≤≥]*)*)")
+"""A name and the numbers that it does not have."""
+_POSITIVE = re.compile(r"([i-n])(?:≥1|>0)")
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}")
 _SET = re.compile(
     r"(?:[a-zA-Z]\s*[=∈]\s*)?\\\{(?:\s*[a-zA-Z]\s*(?:\\mid|\||:)\s*(?=[a-zA-Z]\s*=))?"
@@ -108,10 +110,10 @@ def without_conditions(a: str, b: str) -> list[tuple[str, str]]:
         name in other.free for one, other in ((left, right), (right, left)) for name, _ in one.kinds
     ):
         return []
+    left, right = _with_one_letter(left, right)
     if left.has_any != right.has_any:
         one = left if left.has_any else right
         return [(left.formula, right.formula) if _is_harmless(one) else (a, b)]
-    right = _renamed(right, left)
     if left.kinds != right.kinds or len(left.relations) != len(right.relations):
         return []
     return [(left.formula, right.formula), *zip(left.relations, right.relations, strict=True)]
@@ -120,37 +122,52 @@ def without_conditions(a: str, b: str) -> list[tuple[str, str]]:
 def _is_harmless(answer: _Conditioned) -> bool:
     """Return True if conditions say no more than for which values of its names a formula holds.
 
-    A multiple of pi is a general solution, whose integers are all of them.
+    A multiple of pi is a general solution, whose integers are all of them. An arbitrary constant,
+    a capital letter or c beside other names, is no integer, and of either sign.
     """
     letters = _letters(answer.formula)
-    is_general = bool(re.search(r"\\pi|π|°|\\circ", answer.formula)) and not letters.isdisjoint(
-        "kmn"
-    )
+    constants = {name for name in letters if name[0].isupper() or name[0] == "c"}
+    if len(letters) == 1:
+        constants = set()
+    integers = {name for name, _ in answer.kinds} or letters & _INTEGER_LETTERS
+    is_general = bool(_MULTIPLE.search(answer.formula) and letters & integers)
     for name, kind in answer.kinds:
-        if name not in letters or kind not in (_INTEGERS, _NATURALS):
+        if name not in letters - constants or kind not in (_INTEGERS, _NATURALS):
             return False
         if is_general and kind != _INTEGERS:
             return False
-    if answer.relations and is_general:
+        if kind == _INTEGERS and answer.relations:
+            return False
+    if is_general and answer.relations:
         return False
-    if answer.kinds and answer.relations and any(kind == _INTEGERS for _, kind in answer.kinds):
-        return False
-    return all(
-        (names := _letters(relation)) and names <= letters for relation in answer.relations
-    ) and not (answer.relations and _SEPARATOR.search(_outermost(answer.formula)))
+    for relation in answer.relations:
+        names = _letters(relation)
+        if not names or not names <= letters or ("≠" not in relation and names & constants):
+            return False
+    return not (answer.relations and _SEPARATOR.search(_outermost(answer.formula)))
 
 
-def _renamed(answer: _Conditioned, other: _Conditioned) -> _Conditioned:
-    """Return an answer with the name of its integer as in another answer, if it is the only name of
-    both.
+def _with_one_letter(a: _Conditioned, b: _Conditioned) -> tuple[_Conditioned, _Conditioned]:
+    """Return two answers with one name for their integer, if it is the only name of both; beside a
+    multiple of pi, a name of integers needs no condition.
     """
-    if len(answer.kinds) != 1 or len(other.kinds) != 1 or answer.relations or other.relations:
-        return answer
-    ((own, kind),), ((new, _),) = answer.kinds, other.kinds
-    if own == new or _letters(answer.formula) != {own} or _letters(other.formula) != {new}:
-        return answer
-    formula = re.sub(rf"(?<![a-zA-Z\\]){re.escape(own)}(?![a-zA-Z])", new, answer.formula)
-    return _Conditioned(formula, frozenset(((new, kind),)))
+    integers, taken = [], ""
+    for one in (a, b):
+        names = {name for name, _ in one.kinds}
+        if not one.has_any and not one.free and _MULTIPLE.search(one.formula):
+            names = _letters(one.formula) & _INTEGER_LETTERS
+        if len(names) != 1 or names != _letters(one.formula) or one.relations:
+            return a, b
+        integers.append(re.compile(rf"(?<![a-zA-Z\\]){re.escape(*names)}(?![a-zA-Z])"))
+        taken += integers[-1].sub("", one.formula)
+    new = next((name for name in "nkjlqt" if name not in taken), None)  # no m, which is metres
+    if new is None:
+        return a, b
+    first, second = (
+        _Conditioned(integer.sub(new, one.formula), frozenset((new, kind) for _, kind in one.kinds))
+        for one, integer in zip((a, b), integers, strict=True)
+    )
+    return first, second
 
 
 def _letters(formula: str) -> set[str]:
@@ -163,7 +180,7 @@ def _letters(formula: str) -> set[str]:
 @lru_cache(maxsize=4096)
 def _read(answer: str) -> _Conditioned | None:
     """Return formula and conditions of an answer; None for an answer without any."""
-    if len(answer) > MAX_LENGTH:
+    if len(answer) > MAX_READ:
         return None
     text = " ".join(_SPACE.sub(" ", TEXT_COMMAND.sub(r" \1 ", answer)).split())
     for pattern, sign in _SIGNS:
@@ -232,9 +249,17 @@ def _condition(text: str) -> tuple[set[tuple[str, str]], list[str]] | None:
     if related := _OF_RELATION.fullmatch(text):
         text = related[1]
     bare = re.sub(r"\s+", "", text)
+    if excluded := _NOT_EQUAL.fullmatch(bare):
+        values = (value for part in excluded[2].split("&") for value in _with_both_signs(part))
+        return set(), [f"{excluded[1]}≠{value}" for value in values]
     if not _RELATION.fullmatch(bare) or _WORD.search(text) or not _letters(text):
         return None
     return set(), [bare.replace("&", ",")]
+
+
+def _with_both_signs(value: str) -> list[str]:
+    number = value.removeprefix(r"\pm").strip()
+    return [value] if number == value else [number, f"-{number}"]
 
 
 def _kind(found: re.Match[str]) -> str:

@@ -17,12 +17,12 @@ from typing import Any, Self
 import lim_sglang
 from lim_sglang.errors import LimError
 from lim_sglang.programs.grading.conditions import without_conditions
-from lim_sglang.programs.grading.forms import differ_in_noun
+from lim_sglang.programs.grading.forms import without_nouns
 from lim_sglang.programs.grading.values import decide, read_value
 from lim_sglang.programs.grading.vectors import as_coordinates
 
 DEADLINE_S = 30.0
-"""Limit of one pair. math-verify gives up by itself after 4 times 5 seconds, unless it hangs."""
+"""Limit of one pair. `comparison.py` stops by itself after 1.5 s of computing, unless it hangs."""
 START_TIMEOUT_S = 120.0
 MAX_LENGTH = 1000
 """Characters of the longest answer that is compared; a longer one is prose, and equal only to its
@@ -67,9 +67,8 @@ class EquivalenceChecker:
             return True
         if max(len(a), len(b)) > MAX_LENGTH:
             return False
-        if differ_in_noun(a, b):
-            return False
-        pairs = without_conditions(a, b)
+        values = without_nouns(a, b)
+        pairs = without_conditions(*values) if values else []
         return bool(pairs) and all(self._are_equal(*as_coordinates(*pair)) for pair in pairs)
 
     def _are_equal(self, a: str, b: str) -> bool:

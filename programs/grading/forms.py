@@ -1,16 +1,15 @@
-"""Ways to write a value: ordinals, decimals that go on, compositions of functions, nouns around it,
-as in `profit of $15`, and rows of equations.
+"""Ways to write a value: ordinals, decimals that go on, compositions of functions, minutes of an
+angle, nouns around a value, as in `profit of $15`, and rows of equations.
 """
 
 import calendar
 import re
+from fractions import Fraction
 from functools import lru_cache
 
-from lim_sglang.programs.grading.latex import TEXT_COMMAND
+from lim_sglang.programs.grading.latex import MAX_READ, TEXT_COMMAND
 from lim_sglang.programs.grading.units import read_unit, split_scale
 
-MAX_LENGTH = 200
-"""Characters of the longest answer that is written in another way."""
 _REPEATING = re.compile(
     r"(?<![\d.,])(\d*\.\d{0,5}?)(?:(\d)\2{2,}|(\d\d)\3{2,})"
     r"\s*(?:\.{3,}|…|\\[lc]?dots[bc]?(?![a-zA-Z]))(?!\s*(?:\d|\\(?!%)))",
@@ -32,17 +31,9 @@ _NO_NOUN = frozenset(
     for name in (*calendar.month_name, *calendar.month_abbr, "part", "derivative", "share")
 )
 """Words behind an ordinal that make of it a day, a fraction or a function."""
-_UP = frozenset(
-    (
-        *("increase", "increases", "increased", "rise", "rises", "rose", "gain", "growth"),
-        "profit",
-    )
-)
-_DOWN = frozenset(
-    (
-        *("decrease", "decreases", "decreased", "reduction", "reduced", "drop", "drops"),
-        *("dropped", "fall", "falls", "fell", "decline", "declines", "declined", "loss"),
-    )
+_UP = r"increase[sd]?|rises?|rose|gains?|growth|profits?|higher"
+_DOWN = (
+    r"decrease[sd]?|reductions?|reduced|drops?|dropped|falls?|fell|declined?|declines|loss|lower"
 )
 _QUANTITIES_TEXT = (
     "total cost price amount revenue income salary interest tax tip discount savings distance "
@@ -50,39 +41,79 @@ _QUANTITIES_TEXT = (
     "mass weight force pressure temperature probability chance average mean median minimum maximum "
     "score age"
 )
-_CHANGES = "|".join(sorted(_UP | _DOWN, reverse=True))
-_QUANTITIES = "|".join(_QUANTITIES_TEXT.split())
+_NOUN = rf"(?P<up>{_UP})|(?P<down>{_DOWN})|(?:{'|'.join(_QUANTITIES_TEXT.split())})"
+_SYNONYMS = {"mean": "average", "chance": "probability"}
 _NUMBER = (
     r"[-+]?(?:\\?[$€£]\s*)?(?:\d[\d,]*(?:\.\d+)?|\\[dt]?frac\s*\{\d+\}\s*\{\d+\})"
-    r"\s*(?:\\?%|per\s?cent|[a-z]{1,12})?"
+    r"\s*(?:\\?%|per\s?cent|[a-z/]{1,12})?"
 )
 _ARTICLE = r"(?:(?:an?|the|net|overall)\s+)*"
 _NOUN_BEFORE = re.compile(
-    rf"{_ARTICLE}(?P<noun>{_CHANGES}|{_QUANTITIES})(?:\s+(?:of|by)\s+|\s*:\s*)(?P<value>{_NUMBER})[\s.]*",
+    rf"{_ARTICLE}(?P<noun>{_NOUN})(?:\s+(?:of|by)\s+|\s*:\s*)(?P<value>{_NUMBER})[\s.]*",
     re.IGNORECASE | re.ASCII,
 )
 _NOUN_BEHIND = re.compile(
-    rf"{_ARTICLE}(?P<value>{_NUMBER})\s*\b(?P<noun>{_CHANGES})(?:\s+in(?:\s+[a-z]+){{1,3}})?[\s.]*",
+    rf"{_ARTICLE}(?P<value>{_NUMBER})\s*\b(?P<noun>{_NOUN})(?:\s+in(?:\s+[a-z]+){{1,3}})?[\s.]*",
     re.IGNORECASE | re.ASCII,
 )
+_WORDS_BEHIND = re.compile(r".*?[\d%}]\s*([a-z]+(?: [a-z]+)*)[\s.]*", re.IGNORECASE | re.ASCII)
+_ANGLE = re.compile(
+    r"(\d+)\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*(?:\\[,;: ])?\s*(\d+)"
+    r"\s*(?:['′’]|\^\s*\{?\s*\\prime\s*\}?)"
+    r"(?:\s*(?:\\[,;: ])?(\d+)\s*(?:''|[\"″”]))?",
+    re.ASCII,
+)
+"""Degrees, minutes and perhaps seconds of an angle."""
+_INDEX = r"\{?(\w+)\}?"
+_CHOSEN = re.compile(
+    rf"(?:\{{\s*\}}|(?:(?<=\A)|(?<=[-+=*/({{$]))(?:\\[,;:!])?)\s*[\^_]\s*{_INDEX}\s*"
+    rf"(?:\\(?:text|mathrm)\s*\{{\s*)?([CP])\s*\}}?\s*_\s*{_INDEX}",
+    re.ASCII,
+)
+"""Numbers of choices and orders with the larger number before the letter: `{}_5C_2`, `^5P_2`."""
 
 
 def rewritten(answer: str) -> str:
     r"""Return an answer as it is read: `0.1666…` as `0.1\overline{6}`, `15^{\text{th}}` as 15,
-    `(f \circ g)(2) = 7` as `f(g(2)) = 7`, `x_{\max}` as a name, and `profit of $15` as `$15`.
+    `(f \circ g)(2) = 7` as `f(g(2)) = 7`, `x_{\max}` as a name, `profit of $15` as `$15`,
+    `{}_5C_2` as a binomial coefficient, and `30^\circ 15'` in degrees.
     """
-    if len(answer) > MAX_LENGTH:
+    if len(answer) > MAX_READ:
         return answer
     if answer.count("=") < 2:  # a chain may end in the decimal of another value
         answer = _REPEATING.sub(_recurring, answer)
+    answer = _ANGLE.sub(_in_degrees, _CHOSEN.sub(_binomial, answer))
     answer = _COMPOSED.sub(_nested, _EXTREME.sub(r"_{\\text{\2}}", answer))
     return _value_of_noun(answer)[1] or _cardinal(answer) or answer
 
 
-def differ_in_noun(a: str, b: str) -> bool:
-    """Return True for values of two quantities, as an increase and a decrease of 15 %."""
-    first, second = _value_of_noun(a)[0], _value_of_noun(b)[0]
-    return bool(first and second and first != second)
+def without_nouns(a: str, b: str) -> tuple[str, str] | None:
+    """Return two answers, a change that only one of them names with its sign: `loss of $15` is
+    `-$15`; None for values of two quantities, as an increase and a decrease of 15 %.
+    """
+    (noun, value), (other_noun, other_value) = _value_of_noun(a), _value_of_noun(b)
+    if noun and other_noun:
+        return (a, b) if noun == other_noun else None
+    if noun in ("up", "down"):
+        signed = _signed(noun, value, b)
+        return None if signed is None else (signed, b)
+    if other_noun in ("up", "down"):
+        signed = _signed(other_noun, other_value, a)
+        return None if signed is None else (a, signed)
+    return a, b
+
+
+def _signed(direction: str, value: str, other: str) -> str | None:
+    """Return a change as a number; None beside words, which do not tell the direction, and for an
+    amount beside a percentage.
+    """
+    words = _WORDS_BEHIND.fullmatch(flat := _flat(other))
+    unit = read_unit(words[1]) if words else None
+    if is_ordinal(other) or (words and (unit is None or unit.words)):
+        return None
+    if ("%" in flat and "%" not in value) or value[0] in "-+":
+        return None
+    return f"-{value}" if direction == "down" else value
 
 
 def is_ordinal(answer: str) -> bool:
@@ -97,6 +128,17 @@ def _recurring(decimal: re.Match[str]) -> str:
 def _nested(composed: re.Match[str]) -> str:
     names = [name.strip() for name in composed[2].split(r"\circ")]
     return "(".join(names) + f"({composed[3]}" + ")" * len(names)
+
+
+def _in_degrees(angle: re.Match[str]) -> str:
+    whole, minutes, seconds = (int(part or 0) for part in angle.groups())
+    number = whole + Fraction(minutes, 60) + Fraction(seconds, 3600)
+    return rf"\frac{{{number.numerator}}}{{{number.denominator}}}^\circ"
+
+
+def _binomial(chosen: re.Match[str]) -> str:
+    n, letter, k = chosen.groups()
+    return rf"\binom{{{n}}}{{{k}}}" if letter == "C" else rf"\frac{{{n}!}}{{({n}-{k})!}}"
 
 
 def _flat(answer: str) -> str:
@@ -126,14 +168,15 @@ def _cardinal(answer: str) -> str | None:
 @lru_cache(maxsize=4096)
 def _value_of_noun(answer: str) -> tuple[str, str]:
     """Return the noun of a value, `up` and `down` for a change, and the value; empty for others."""
-    if len(answer) > MAX_LENGTH:
+    if len(answer) > MAX_READ:
         return "", ""
     flat = _flat(answer)
     found = _NOUN_BEFORE.fullmatch(flat) or _NOUN_BEHIND.fullmatch(flat)
     if found is None:
         return "", ""
     noun = found["noun"].lower()
-    return "up" if noun in _UP else "down" if noun in _DOWN else noun, found["value"]
+    direction = "up" if found["up"] else "down" if found["down"] else ""
+    return direction or _SYNONYMS.get(noun, noun), found["value"]
 
 
 _ENDLESS = re.compile(
@@ -150,8 +193,6 @@ def are_endless(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
     return bool(first and second and (not first[1] or not second[1] or first[1] == second[1]))
 
 
-MAX_EQUATIONS = 500
-"""Characters of the longest answer that is read as equations."""
 _JOINT = re.compile(r"\s*(?:,(?:\s*and\b)?|\\text\{\s*,?\s*and\s*\}|\band\b)\s*")
 """Signs between equations that hold together."""
 _AROUND_ROWS = re.compile(
@@ -179,7 +220,7 @@ def _equations(text: str) -> list[str]:
     """Return the equations of rows or of a list, each with a name of its own on the left; none for
     any other text.
     """
-    if "=" not in text or len(text) > MAX_EQUATIONS:
+    if "=" not in text or len(text) > MAX_READ:
         return []
     rows = _AROUND_ROWS.sub("", text).split(r"\\")
     if len(rows) == 1:

@@ -9,6 +9,10 @@ from decimal import Decimal
 
 from lim_sglang.programs.grading.units import is_unit
 
+MAX_READ = 500
+"""Characters of the longest answer whose parts are read: conditions, nouns, equations, vectors,
+decimals. A longer one is compared as a formula, as it stands.
+"""
 _CHARACTERS = str.maketrans(
     {"∞": r"\infty ", "×": r"\times ", "÷": "/", "⁄": "/", "∕": "/", "±": r"\pm ", "∓": r"\mp "}
     | {"≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx "}
@@ -81,6 +85,8 @@ _GROUP_SEPARATOR = re.compile(
     r"(?=\d{3}(?![\d/]))"
 )
 _INDIAN = re.compile(r"(?<=\d)\{,\}(?=\d\d(?:\{,\}\d\d)*\{,\}\d{3}(?!\d))")
+_DECIMAL_COMMA = re.compile(r"(?<![\d.,}])(\d+)\{,\}(?=(?:\d{1,2}|\d{4,})(?!\d|\{,\}))", re.ASCII)
+"""A comma that TeX sets without a space behind, before other than three digits: `3{,}5`."""
 _ROW_SPACING = re.compile(rf"\\\\(?:\s*\[\s*{_LENGTH}\s*\])?")
 ROW_END = "\ue000"
 """The place of the end of a matrix's row, which begins like a command and like a space."""
@@ -238,7 +244,7 @@ def plain(answer: str) -> str:
     if r"\begin" not in answer:  # else an end of a row
         text = _DOUBLED.sub(r"\\", text)
     text = re.sub(r"\\cr(?![a-zA-Z])", ROW_END, _ROW_SPACING.sub(ROW_END, text))
-    text = _GROUP_SEPARATOR.sub("", _INDIAN.sub("", text))
+    text = _DECIMAL_COMMA.sub(r"\1.", _GROUP_SEPARATOR.sub("", _INDIAN.sub("", text)))
     text = _SPACE.sub(" ", _NO_SPACE.sub("", text))
     text = _TEXT.sub(_as_text, text)
     text = _BRACED_SIGN.sub(r"\1", _STYLED.sub("", _INVISIBLE.sub("", text)))

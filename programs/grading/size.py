@@ -117,18 +117,21 @@ class _Formula:
 
     def _part_with_powers(self) -> _Part:
         """Read an exponent, also as in `10^10^10`, which has no braces."""
-        part = self._part()
-        if self._next() == "^":
+        parts = [self._part()]
+        while self._next() == "^":
             self._at += 1
-            return _raised(part, self._part_with_powers())
-        return part
+            parts.append(self._part())
+        power = parts.pop()
+        while parts:
+            power = _raised(parts.pop(), power)
+        return power
 
     def _part(self) -> _Part:
         """Read a number, a name, a bracket, or a command with its arguments."""
         token = self._take()
         if token in _CLOSING:
             return self._bracket(_CLOSING[token])
-        if token[-1:].isdecimal():
+        if token[-1:].isdecimal() and token[0] != "\\":
             return _Part(float(token), len(token) - ("." in token))
         if token in _CONSTANTS:
             return _Part(_CONSTANTS[token], 1.0)

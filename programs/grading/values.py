@@ -13,7 +13,8 @@ from itertools import product
 from typing import Any
 
 from lim_sglang.programs.grading.forms import are_endless, in_order, rewritten
-from lim_sglang.programs.grading.latex import FUNCTION, TRIGONOMETRY, as_latex, plain
+from lim_sglang.programs.grading.latex import FUNCTION, MAX_READ, TRIGONOMETRY, as_latex, plain
+from lim_sglang.programs.grading.ratios import compare_ratios
 from lim_sglang.programs.grading.size import too_large
 from lim_sglang.programs.grading.units import (
     SPACED_UNIT_LETTERS,
@@ -82,7 +83,7 @@ _UNIT_TEXT = r"\\text\{[^{}0-9=<>^]*+(?:\^-?\d[^{}0-9=<>^]*+)*+\}"
 _UNIT_TAIL = re.compile(
     rf"(?P<text>{_UNIT_TEXT}|°|(?<![\\A-Za-z_]){_WORD}|[$£¥¢฿元円\u20a0-\u20cfΩµ]|\\(?:Omega|mu)(?![a-zA-Z]))"
     rf"(?:\s*+(?:{_UNIT_TEXT}|°|{_WORD}|\\(?:cdot|times|Omega)(?![a-zA-Z])|[/*.]"
-    r"|\^\s*+(?:-?\d|\{\s*-?\d\s*\})|\((?!.*\bor\b)[\w .+*/=-]*\)))*+\s*+$"
+    r"|\^\s*+(?:-?\d|\{\s*-?\d\s*\})|\((?!.*\bor\b)(?:[\w .+*/=-]|\\cdot(?![a-z]))*\)))*+\s*+$"
 )
 """Words, signs and powers at the end of an answer; possessive, so that no text takes long."""
 _CURRENCY = (
@@ -92,11 +93,16 @@ _CURRENCY = (
 _PREFIX = re.compile(rf"([-+]?)\s*({_CURRENCY})\s*(?=[-+]?\s*[\d.\\({{])")
 _ENDS_VALUE = re.compile(r"(?:[\d)}\]!%]|\\pi|\\infty|\|)\s*$")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
-_PART = r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?"
-_SUM = re.compile(rf"{_PART}(?:\s*,?\s*(?:and\s+)?{_PART})+", re.IGNORECASE)
+_PART = r"(\d++(?:\.\d++)?+)\s*+([A-Za-z]++)\.?+"
+_SUM = re.compile(rf"{_PART}(?:\s*+,?+\s*+(?:and\s++)?+{_PART})+", re.IGNORECASE)
 _CLOCK = re.compile(r"(\d{1,2})(?::(\d{2})(?::(\d{2}))?)?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
-_ODDS = re.compile(r"(\d+)\s+(?:to|(in|out of))\s+(\d+)", re.IGNORECASE | re.ASCII)
-"""Odds and shares in words: `3 to 1`, `1 in 6`, `75 out of 100`."""
+_ODDS = re.compile(r"\d+(?:\s+to\s+\d+)+|\d+(?:\s+(?:in|out of)\s+)\d+", re.IGNORECASE | re.ASCII)
+"""Odds, ratios and shares in words: `3 to 1`, `1 in 6`, `75 out of 100`."""
+_DENIED = re.compile(
+    r"(?<![\\a-zA-Z])(?:no|not|never|neither|except|excluding|without|unless|other than)"
+    r"(?![a-zA-Z,]).*="
+)
+"""A word before an equation that denies the equation."""
 _TEMPERATURE = re.compile(
     r"(?:°|\bdegrees?)\s*(C|F)(?:elsius|ahrenheit)?\b|\bdegrees?\s+(?=centigrade)", re.IGNORECASE
 )
@@ -115,6 +121,8 @@ REASON_WORDS = r"because|since|as|where|when|due to|given"
 _REASON = re.compile(
     rf"\s*[,;(—–]*\s*(?:\\text\{{\s*\(?\s*)?\b(?:{REASON_WORDS}|for all)\b.*$", re.DOTALL
 )
+_RELATION = re.compile(r"[<>]|\\[lg]e(?![a-zA-Z])")
+_WHERE = re.compile(r"\\text\{\s*,?\s*(?:where|when)\s*\}|\b(?:where|when)\b")
 _REJECTING = re.compile(
     r"(.*?[\d}])(?:\s*,?\s*\\text\{\s*\(?|\s*[,(—–])\s*not\b\s*\}?\s*[-+$]*\d[\d.,/]*[)}\s]*",
     re.DOTALL,
@@ -149,20 +157,18 @@ _ORDINALS = frozenset(("st", "nd", "rd", "th"))
 SURE_DIGITS = 10
 """Digits to which a decimal must be equal to a value that has no finite decimal."""
 MAX_DECIMAL_PLACES = 400
-MAX_IN_PARTS = 500
-"""Characters of the longest answer that is read as a value and its decimal or its percentage, or as
-a formula that may be a quantity."""
 
 
 @lru_cache(maxsize=65_536)
 def read_value(answer: str) -> Value:
     """Read an answer."""
     text, choice = _split_choice(in_order(plain(_as_one(without_decimal(rewritten(answer))))))
-    if odds := _ODDS.fullmatch(TEXT.sub(r" \1 ", text).strip()):
-        text = f"{odds[1]}{'/' if odds[2] else ':'}{odds[3]}"
+    bare = " ".join(TEXT.sub(r" \1 ", text).split())
+    if _ODDS.fullmatch(bare):
+        text = (":" if "to" in bare.lower() else "/").join(re.findall(r"\d+", bare))
     if choice and not text:
         return Value(choice, choice=choice)
-    if excepted := _EXCEPT.fullmatch(TEXT.sub(r" \1 ", text).strip()):
+    if excepted := _EXCEPT.fullmatch(bare):
         points = [_point(point) for point in AND_OR_LIST.split(excepted[1])]
         if all(points):
             return Value(rf"\mathbb{{R}} \setminus \{{{','.join(points)}\}}")
@@ -175,6 +181,8 @@ def read_value(answer: str) -> Value:
     if words := read_ratio(text):
         return Value(as_latex(text), words=words)
     value, unit = split_unit(text)
+    if _DENIED.search(value):
+        return Value(as_latex(value), words=("denied", *bare.lower().split()))
     quantity = _read_quantity(value) if unit is None else None
     return Value(as_latex(value), unit, choice=choice, quantity=quantity)
 
@@ -192,7 +200,7 @@ def without_decimal(answer: str) -> str:
     r"""Return a fraction without its own decimal behind it, as in `\frac13 = 0.333\ldots` and
     `2/3, or about 66.67 %`; any other answer as it is.
     """
-    if len(answer) > MAX_IN_PARTS:
+    if len(answer) > MAX_READ:
         return answer
     bare = TEXT.sub(r" \1 ", answer)
     found = _DECIMAL_BEHIND.search(bare)
@@ -225,7 +233,7 @@ def _as_one(answer: str) -> str:
     r"""Return the number of `0.25 \text{ or } 25\%` and of `25\% = \frac14`, which are one value;
     any other answer as it is.
     """
-    if "%" not in answer or len(answer) > MAX_IN_PARTS:
+    if "%" not in answer or len(answer) > MAX_READ:
         return answer
     both = _ALTERNATIVES.fullmatch(TEXT.sub(r" \1 ", answer))
     sides = (both["first"], both["second"]) if both else ()
@@ -268,6 +276,9 @@ def without_reason(text: str) -> str:
     if rejecting and _exact(rejecting[1]) is not None:
         return rejecting[1]
     value = _REASON.sub("", text)
+    if _RELATION.search(value) and _RELATION.search(text, len(value)):
+        # A second bound: `x < 3 where x > 0`.
+        return _WHERE.sub(r"\\text{ and }", text)
     return value if _ENDS_VALUE.search(value) or _COUNTED.fullmatch(value) else text
 
 
@@ -336,7 +347,7 @@ def _read_quantity(text: str) -> Value | None:
     """Read a number and the letters behind it, also behind a name, as value and unit: `E = -2 J`;
     None if the letters are no unit.
     """
-    found = _find_tail(text, _may_be_quantity) if len(text) <= MAX_IN_PARTS else None
+    found = _find_tail(text, _may_be_quantity) if len(text) <= MAX_READ else None
     if found is None:
         return None
     return Value(as_latex(_NAME_OF_QUANTITY.sub("", found[0])), read_unit(found[1]))
@@ -404,6 +415,8 @@ def _may_be_unit(tail: re.Match[str], value: str, words: str) -> bool:
         scientific = words[0].isupper() and _E_NOTATION.search(value)
         is_told = "/" in words or (spaced and (power or scientific))
         return words in letters or bool(measured and is_told)
+    if value.endswith("}") and re.fullmatch(r"[A-Za-z]{2} ?\^ ?\d", words):
+        return [*dict(unit.dimensions)] == ["length"]  # else variables: `\frac12 CV^2`
     if first == "of":
         return True
     return measured or len(first) > (2 if spaced else 3)
@@ -471,15 +484,17 @@ def decide(a: Value, b: Value) -> bool | Question:
         return a.clock.equals(b.clock)
     if a.words and b.words:
         return a.words == b.words or are_endless(a.words, b.words)
-    if {"date", "digits", "remainder"} & {*a.words[:1], *b.words[:1]}:
+    if {"date", "digits", "remainder", "denied"} & {*a.words[:1], *b.words[:1]}:
         return False
+    if not any(x.clock and x.clock.has_half for x in (a, b)):
+        verdict = compare_ratios(a.latex, b.latex)
+        if verdict is not None:
+            return verdict
     if (a.clock is None) != (b.clock is None):
         timed, other = (a, b) if a.clock else (b, a)
         return _equals_clock(timed, other)
     if (a.quantity and b.unit) or (b.quantity and a.unit):
         a, b = a.quantity or a, b.quantity or b
-    elif (a.quantity or b.quantity) and _differ_in_case(a.latex, b.latex):
-        return False
     if not _units_agree(a, b) or _is_share_and_quantity(a, b) or _is_share_and_quantity(b, a):
         return False
     left, right = _in_radians(a, b) or _in_one_unit(a, b)
@@ -513,8 +528,6 @@ def _equals_clock(timed: Value, other: Value) -> bool | Question:
         return other.unit is None and other.latex in {str(hour), str((hour - 1) % 12 + 1)}
     if timed.clock.has_half or ":" not in other.latex:
         return False
-    if other.words:
-        return read_ratio(timed.latex) == other.words
     return min(timed.latex, other.latex), max(timed.latex, other.latex)
 
 
@@ -522,15 +535,6 @@ def _is_share_and_quantity(a: Value, b: Value) -> bool:
     """Return True for a percentage and a number of a unit: `20\\%` and `20 kg`."""
     is_share = a.latex.endswith(r"\%") and not b.latex.endswith(r"\%")
     return bool(is_share and b.unit and (b.unit.dimensions or b.unit.words))
-
-
-def _differ_in_case(a: str, b: str) -> bool:
-    """Return True if a letter is small in one formula alone and capital in the other alone, which
-    math-verify takes for equal.
-    """
-    letters = [{*_COMMAND.sub("", latex)} for latex in (a, b)]
-    differ = letters[0] ^ letters[1]
-    return any(letter != letter.swapcase() and letter.swapcase() in differ for letter in differ)
 
 
 def _units_agree(a: Value, b: Value) -> bool:

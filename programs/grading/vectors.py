@@ -5,8 +5,8 @@ r"""Vectors in any notation as their coordinates: `3\hat{i} - \mathbf{k}`, colum
 import re
 from dataclasses import dataclass
 
-MAX_LENGTH = 500
-"""Characters of the longest answer that is read as a vector."""
+from lim_sglang.programs.grading.latex import MAX_READ
+
 _STYLE = r"\\(?:hat|widehat|vec|overrightarrow|mathbf|boldsymbol|bm|textbf)(?![a-zA-Z])"
 _UNITS = {"i": "\ue011", "j": "\ue012", "k": "\ue013"}
 """Characters that stand for the unit vectors."""
@@ -31,6 +31,11 @@ _COLUMN = re.compile(
     r"\\end\{\1\}(?:\s*\\right\s*[)\]])?",
     re.DOTALL,
 )
+_TRANSPOSED = re.compile(
+    r"\s*[(\[]([^()\[\]]*,[^()\[\]]*)[)\]]\s*\^\s*\{?\s*(?:\\(?:text|mathrm|mathsf)\s*)?"
+    r"\{?(?:T|\\top|\\intercal)\}?\s*\}?\s*"
+)
+"""A row that stands for a column: `(1,2)^T`."""
 _ROW_END = re.compile(r"\\\\(?:\s*\[[^\[\]]*\])?|\\cr(?![a-zA-Z])")
 _SPACE = re.compile(r"\\[,;:!> ]|~|\\q?quad(?![a-zA-Z])|\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])")
 _UNIT_BEHIND = re.compile(r"\s*(\\(?:text|mathrm)\s*\{[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?)\s*\Z")
@@ -64,7 +69,7 @@ def as_coordinates(a: str, b: str) -> tuple[str, str]:
     Without a `k`, `3i + 4j` has two coordinates, or three beside a vector of three. Letters without
     a style are unit vectors beside styled ones only.
     """
-    if max(len(a), len(b)) > MAX_LENGTH:
+    if max(len(a), len(b)) > MAX_READ:
         return a, b
     first, second = _read(a), _read(b)
     if first and first.notation == "units" and second is None:
@@ -95,6 +100,8 @@ def _read(answer: str, *, bare: bool = False) -> _Vector | None:
     name = _NAME.match(answer)
     text = _COLUMN.sub(_bracketed_column, answer[name.end() :] if name else answer)
     text = _SPACE.sub(" ", text)
+    if transposed := _TRANSPOSED.fullmatch(text):
+        text = f"({transposed[1]})"
     for hat, unit in _HATS:
         text = text.replace(hat, unit)
     for _ in range(3):
@@ -112,7 +119,7 @@ def _read(answer: str, *, bare: bool = False) -> _Vector | None:
     if total is None:
         return None
     coordinates, notation = total
-    if name is not None and notation in ("tuple", "column"):
+    if (name or transposed) and notation in ("tuple", "column"):
         notation = "sum"
     return _Vector(
         coordinates,

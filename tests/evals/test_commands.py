@@ -30,7 +30,7 @@ from tests.fakes.sglang_server import eventually
 from tests.forked_commands import Forker
 
 MODEL_OWN = {"temperature": None, "top_p": None, "top_k": None, "seed": None}
-SLOW = r"\int_0^1 x^{x^{x^x}} dx"
+SLOW = r"\int_0^a x^{x^{x^x}} dx"
 """An expression that keeps math-verify busy until it gives up after five seconds."""
 
 

@@ -6,6 +6,7 @@ from itertools import permutations
 
 import pytest
 
+from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 from lim_sglang.programs.schema import Sample, SampleState
 from lim_sglang.programs.vote import Group, Order, Tally, tally
 from tests.builders import make_sample
@@ -153,13 +154,33 @@ def test_weights_do_not_depend_on_the_order_in_which_they_come(order: Order) -> 
     assert len(tallies) == 1
 
 
-def test_an_answer_joins_the_first_group_whose_earliest_answer_it_equals() -> None:
-    # 2 equals both 1 and 3, which differ; 3 stays apart, though the first group holds a 2.
-    found = [vote(*answers, equivalent=within_one).groups for answers in ("132", "123")]
+def test_an_answer_joins_the_first_group_of_which_it_equals_all_answers() -> None:
+    # 2 equals both 1 and 3, which differ, and are never in one group, not even behind a 2.
+    found = [vote(*answers, equivalent=within_one).groups for answers in ("132", "123", "2132")]
     assert [[group.indices for group in groups] for groups in found] == [
         [(0, 2), (1,)],
         [(0, 1), (2,)],
+        [(0, 1, 3), (2,)],
     ]
+
+
+@pytest.mark.parametrize(
+    ("first", "vague", "second"),
+    [
+        (r"15\% \text{ decrease}", r"15\%", r"15\% \text{ increase}"),
+        (r"\text{area of } 15", "15", r"\text{perimeter of } 15"),
+        ("x^2, x > 0", "x^2", "x^2, x < 0"),
+        ("0.5", r"50\%", "50"),
+    ],
+)
+def test_incompatible_answers_are_not_counted_together_through_a_vague_one(
+    first: str, vague: str, second: str
+) -> None:
+    with EquivalenceChecker(num_workers=1) as checker:
+        for answers in permutations((first, vague, second)):
+            groups = vote(*answers, equivalent=checker.equivalent).groups
+            together = [{answers[n] for n in group.indices} for group in groups]
+            assert not any({first, second} <= members for members in together)
 
 
 @pytest.mark.parametrize(
