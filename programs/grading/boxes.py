@@ -84,7 +84,7 @@ _PAUSE = (
     r"[\s,.!…—–-]*)*"
 )
 TAKEN_BACK = re.compile(
-    rf"{_PAUSE}(?:{_ITSELF}\s*{IS_WRONG}|{_MISTAKE}|{_DOES_NOT}{_UNLIMITED}|scratch\s+that\b"
+    rf"{_PAUSE}(?:{_ITSELF}\s*{IS_WRONG}|{_MISTAKE}|(?:this|that)\s+is\s+not\s+the\s+answer\s+to\b|{_DOES_NOT}{_UNLIMITED}|scratch\s+that\b"
     rf"|(?:(?:wrong|incorrect|not{_RIGHT})|I\s+doubt\s+(?:it|this|that))(?=[.!]|\s*\Z)"
     r"|(?:(?:that|this|it)\s+should\s+(?:read|have\s+(?:been|read))"
     r"|(?:sorry|oops|correction|typo|my\s+mistake)\b[\s,.:;!—–-]*(?:(?:that|this|it)\s+)?should\s+be)"
@@ -138,7 +138,7 @@ _STATING = re.compile(
 _REJECTING = re.compile(
     r"\b(?:(?:rul(?:e|es|ed|ing)\s+out|(?:reject|exclud|discard|eliminat|dismiss|disprov|refut)\w*)"
     r"(?:\s+(?:the\s+)?(?:case|value|solution|root|answer|possibility)(?:\s+of)?)?"
-    r"|\bif\b[^.;]*\b(?:had|were|did)\b[^.;]*\bwould\b[^.;]*"
+    r"|\b(?:if\b[^.;]*\b(?:had|were|did)|had\s(?:we|I|he|she|it|they|the))\b[^.;]*\bwould\b[^.;]*"
     r"|(?:suppose|supposing|assume|assuming|imagine|pretend)\b[^.,;]*\b(?:answer|value|result)"
     r"\s+(?:is|was|were)"
     r"|(?:previous|earlier|old|former|initial|naive|wrong|incorrect)\s+(?:\w+\s+)?"

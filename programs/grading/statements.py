@@ -104,7 +104,7 @@ _STATEMENT = re.compile(
     rf"|\b(?:answer[*_]*+(?P<asked>{ASKED})?\s*+(?:{_IS}|:|=)[\s*_]*"
     r"(?:(?:option|choice|letter)\b[\s*_]*)?"
     rf"|(?P<several>answers(?:{ASKED})?\s+are\b:?[\s*_]*)|(?P<named>{_NAMED})"
-    rf"|(?P<choice>(?:correct|right|best|final|my|closest|nearest) "
+    rf"|(?P<choice>(?:correct|right|best|final|my|closest|nearest|most likely) "
     r"(?:option|choice|letter)[*_]*+\s*+"
     rf"(?:{_IS}|:)[\s*_]*(?:(?:option|choice)\b[\s*_]*)?"
     r"|^[#*_ \t]*+(?:option|choice)[*_]*:[ \t*_]*)"

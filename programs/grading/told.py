@@ -38,7 +38,8 @@ _PART = (
 _ARITHMETIC = (
     r"negative|minus|plus|times|twice|thrice|(?:doubl|tripl|quadrupl|halv|invert|negat)\w*"
     r"|squared|cubed|factorial|transpose\w*|conjugate|reversed|reciprocal|inverse|opposite|additive"
-    r"|(?:square|cube|power|multiple|logarithm)s? of|pi|root(?= \d)|choose|modulo|mod"
+    r"|(?:square|cube|power|multiple|log|logarithm|absolute value)s? of|pi|root(?= \d)"
+    r"|choose|modulo|mod"
     r"|over(?! the| a)|divided|multiplied|raised|base|binary|hexadecimal|octal"
 )
 _SUPPOSITION = (
@@ -79,7 +80,7 @@ _STATING = re.compile(
 """A verb that states the number behind it, of which nothing is counted."""
 _ANY_VERB = re.compile(
     r"(?:^|\s)(?!(?:these|those|his|its|this|hers|ours|as|plus|towards|across|versus)\s)"
-    r"(?:(?:you|he|she|it|they|will|can|must|to)\s[a-z]+|[a-z]*(?:[^su\W]s|ed)|held|kept|rode"
+    r"(?:(?:you|he|she|it|they|will|can|must|should|to)\s[a-z]+|[a-z]*(?:[^su\W]s|ed)|held|kept|rode"
     r"|drove|ran|ate|gave|bought|lost|won|left|read|wrote|saw|drew|grew|fell|rose|wove|built)"
     rf"\s(?:{_ADVERB}\s)*\Z",
     re.IGNORECASE,
