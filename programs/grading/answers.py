@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from lim_sglang.programs.grading.boxes import (
+    BOX,
     BOX_OR_BRACE,
     denied_boxes,
     is_taken_back,
@@ -15,6 +16,7 @@ from lim_sglang.programs.grading.boxes import (
     without,
 )
 from lim_sglang.programs.grading.corrections import FORMULA
+from lim_sglang.programs.grading.denials import DOUBT
 from lim_sglang.programs.grading.kinds import (
     AnswerKind,
     as_choice,
@@ -30,14 +32,12 @@ from lim_sglang.programs.grading.stated import (
     listed,
     result,
     stated_value,
-    told_value,
 )
 from lim_sglang.programs.grading.statements import (
     ASKED,
     ASKS,
     CHOICE,
     CHOOSE,
-    DOUBT,
     MAX_BARE,
     ONLY,
     are_alike,
@@ -47,6 +47,7 @@ from lim_sglang.programs.grading.statements import (
     unless_overruled,
 )
 from lim_sglang.programs.grading.texts import stated_text
+from lim_sglang.programs.grading.told import told_value
 from lim_sglang.programs.grading.values import read_number
 
 _MARKUP = re.compile(
@@ -103,13 +104,15 @@ times 7 is 42.`, or a last line `A: 5` or `m + n = 42`."""
 _LAST_SENTENCE = re.compile(r"[.!?:][*_]*\s|\n")
 """End of a sentence, of an introduction with a colon or of a line, before the last sentence."""
 _CONCLUDED = re.compile(
-    rf"[\s*_#>-]*(?:{_THUS}|in conclusion,?\s*)"
+    rf"[\s*_#>-]*(?:(?:{_THUS}|(?:in\s+(?:conclusion|total|all)|finally|altogether|overall)\b,?\s*)+"
+    r"(?:(?:we|I)\s+(?:conclude|find|get|see|obtain)\s+that\s+)?"
+    r"|(?=the\s+(?:final\s+)?(?:solution|result)\s+is\s))"
     r"(?!\s*(?:its|this|that|these|those|their|you|I)\b)(?!.*\banswers?\b)"
-    r"(?!\s*it\s(?!(?:(?:will|would) )?(?:takes?|took|costs?)\b))"
-    r"(?!\s*we\s(?!(?:will |would )?need\b))",
+    r"(?!\s*we\s(?!(?:will |would )?need\b))(?P<it>it\s)?",
     re.IGNORECASE,
 )
 """The beginning of a last sentence that concludes, as in `So she has 5 apples left.`"""
+_TAKES = re.compile(r"(?:(?:will|would) )?(?:takes?|took|costs?|needs?|requires?)\b")
 _NAMES = rf"{NAME}(?:\s*[-+]\s*{NAME}){{0,4}}"
 _OTHER_OPTION = re.compile(r"^[ \t*_]*[B-J][*_]*[:.)]", re.MULTILINE)
 _SILENT_END = re.compile(r"(?:\s*(?:</s>|<\|\w{1,30}\|>|<(?:eos|end_of_turn)>)|\s[:;]-?\))+\s*\Z")
@@ -182,8 +185,8 @@ def extract_answer(
     r"""Return the answer that a text states: its last box, else its last "the answer is X",
     "X is the answer", "Answer: X" or `#### X`. None if it states none; a last number is no answer.
 
-    The text after the last `</think>` counts first, since it is the reply to the reader. If the
-    reply states nothing, the thoughts count, as in a sample that was cut off within its thoughts.
+    The text after the last `</think>` counts first, since it is the reply to the reader. The
+    thoughts count where no reply follows, or one that was cut off before it states an answer.
     A reply that is nothing but a number, a formula, a letter to choose, or a calculation with its
     result is an answer, too, unless it was cut off. So are the last sentence `Therefore, x = 42.`,
     `Ans: 42`, `6 times 7 is 42` or, for a choice, `Choose (D)` or `Hence D`, a
@@ -212,7 +215,7 @@ def extract_answer(
     if kind is AnswerKind.TEXT:
         return stated_text(text, cut_off=cut_off)
     thoughts, _, reply = text.rpartition("</think>")
-    for part in (reply, thoughts):
+    for part in (reply, thoughts) if cut_off or not reply.strip() else (reply,):
         is_reply = part is reply
         found = _find_answer(part.lstrip(), kind, whole=is_reply, cut_off=cut_off and is_reply)
         if found is not None:
@@ -381,7 +384,8 @@ def _tagged(text: str) -> str | None:
     in_box = (boxed := last_box(last_boxes(content), content)) and unless_overruled(
         *boxed, content, end
     )
-    return in_box or last_statement(content, end) or stated_value(tidy(content))
+    answer = in_box or last_statement(content, end) or stated_value(tidy(content))
+    return answer or told_value(content, plainly=True)
 
 
 def _bare_answer(reply: str, end: int, cut_off: bool) -> str | None:
@@ -396,6 +400,8 @@ def _bare_answer(reply: str, end: int, cut_off: bool) -> str | None:
     if cut_off or len(reply) > MAX_BARE:
         return None
     bare = tidy(reply)
+    if re.search(rf"{BOX}\s*\{{", bare):
+        return None
     value = bare if "\n" in bare else result(bare)
     return value if value != bare or _BARE.fullmatch(reply) else None
 
@@ -414,7 +420,15 @@ def _told_at_end(reply: str) -> str | None:
     concluded = _CONCLUDED.match(sentence)
     if concluded is None or end.endswith(("?", ":")) or DOUBT.search(sentence):
         return None
-    return told_value(sentence[concluded.end() :])
+    told = told_value(f"{concluded['it'] or ''}{sentence[concluded.end() :]}")
+    number = read_number(told) if told and concluded["it"] else None
+    is_measured = number and number[1] and number[1].dimensions
+    # "It" may be any thing named before, unless it is measured, takes or costs something.
+    return (
+        told
+        if is_measured or not concluded["it"] or _TAKES.match(sentence, concluded.end())
+        else None
+    )
 
 
 def _closing_value(reply: str) -> str | None:

@@ -2,9 +2,11 @@ r"""The answer that a text puts into boxes: the last one, with those that belong
 
 import re
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
 
-from lim_sglang.programs.grading.latex import plain, tidy
+from lim_sglang.programs.grading.denials import is_denied
+from lim_sglang.programs.grading.latex import is_unbalanced, plain, tidy
 from lim_sglang.programs.grading.units import NUMBERS_IN_WORDS, TENS_IN_WORDS
 
 BOX = r"\\{1,2}(?:boxed|fbox)"
@@ -37,7 +39,7 @@ _BOX_DENIED = re.compile(
     rf"(?:\b(?:not|rather than|instead of)|\b(?:it|that|this|answer)\s+{_IS_NOT}"
     r"|\b(?:doubt|don['’]t (?:think|believe))\s+(?:that\s+)?(?:it|this|that|the answer)\s+is"
     r"|\b(?:wrong|incorrect)\s+(?:answer|result|value)\s+(?:is|would be))"
-    r"\s+(?:equal\s+to\s+|the\s+answer\s+)?[$*({\[\\\s]*\Z",
+    r"\s+(?:equal\s+to\s+|the\s+answer\s+)?[$*({\[\\\s]*\Z|(?:\\neq?(?![a-z])|≠|!=)[\s{]*\Z",
     re.IGNORECASE,
 )
 """Words before a box that deny what it holds."""
@@ -49,7 +51,7 @@ NUMBER_IN_WORDS = (
 _RIGHT = r"\s+(?:(?:the|an?)\s+)?(?:right|correct|possible|valid|answer)"
 _APPEARS = r"(?:look|seem|sound|feel)"
 _DOES_NOT = (
-    r"do(?:es)?(?:n['’]t|\s+not)\s+(?:work|make\s+(?:any\s+|much\s+)?sense|add\s+up"
+    r"do(?:es)?(?:n['’]t|\s+not)\s+(?:work|fit|hold|satisfy|match|solve|check\s+out|make\s+(?:any\s+|much\s+)?sense|add\s+up"
     rf"|{_APPEARS}(?:\s+to\s+be)?{_RIGHT})"
 )
 _UNLIMITED = r"\b(?!-|\s+(?:to(?!\s+me\b)|for|if|unless|when|that|of|otherwise)\b)"
@@ -57,22 +59,41 @@ IS_WRONG = (
     rf"(?:(?:['’]s|is|was|{_APPEARS}s|(?:must|would)\s+be)(?:\s+\w+ly)?\s+(?:(?:the\s+|an?\s+)?"
     rf"(?:wrong|incorrect|mistaken|impossible|false|invalid|mistake|error|off)|not{_RIGHT})"
     rf"|(?:(?:is|was)n['’]t|(?:can(?:not|['’]t)|could(?:n['’]t|\s+not))\s+be){_RIGHT}"
+    r"|(?:is|was|must\s+be)(?:\s+\w+ly)?\s+(?:extraneous|rejected|excluded|discarded|ruled\s+out)"
+    r"|(?:contradict|violate|fail)s"
     rf"|{_DOES_NOT}){_UNLIMITED}"
 )
+_ITSELF = (
+    r"(?:(?:(?:this|that|the|my|our)\s+)?(?:(?:above|previous|last|boxed|final)\s+)*"
+    r"(?:answer|result|value|solution|conclusion|box)(?:\s+above)?|that|this|it|which)"
+)
+"""Words for the answer before: `the above answer`, `this`."""
+_MISTAKE = (
+    r"(?:(?:I|we)(?:['’]ve)?\s+(?:(?:have|just|now|think|see|realize|notice|believe|that|I|we)\s+)*"
+    r"(?:made\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b|(?:misread|miscounted|miscalculated|overlooked"
+    r"|misinterpreted)\b|forgot\b(?!\s+to\s+(?:check|mention|say|note|verify|state|write|explain)\b))"
+    r"|there\s+(?:was|is)\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b|(?:whoops|oops)\b[\s,.:;!—–-]+(?=[a-z]{2}))"
+    r"(?![^.\n]*\b(?:at\s+first|before|earlier|first|initial(?:ly)?|previous(?:ly)?|original(?:ly)?"
+    r"|fine|right|correct|ok(?:ay)?)\b)"
+)
+"""A mistake that the writer owns up to, and that is not an earlier one."""
 _BEHIND = r"(?:[\s$()\[\]*_]|\\[)\]])*+"
 _PAUSE = (
     rf"(?:{_BEHIND}[.,;!?—–-])*+{_BEHIND}"
-    r"(?:(?:no|wait|hm+|but|however|oh|ah|actually|oops|sorry|nope|never\s*mind|hold\s+on|on\s+second\s+thought)\b"
+    r"(?:(?:no|wait|hm+|but|however|oh|ah|actually|oops|sorry|apologies|nope|never\s*mind|hold\s+on|on\s+second\s+thought)\b"
     r"[\s,.!…—–-]*)*"
 )
 TAKEN_BACK = re.compile(
-    rf"{_PAUSE}(?:(?:that|this|it|which)\s*{IS_WRONG}|{_DOES_NOT}{_UNLIMITED}|scratch\s+that\b"
+    rf"{_PAUSE}(?:{_ITSELF}\s*{IS_WRONG}|{_MISTAKE}|(?:this|that)\s+is\s+not\s+the\s+answer\s+to\b|{_DOES_NOT}{_UNLIMITED}|scratch\s+that\b"
     rf"|(?:(?:wrong|incorrect|not{_RIGHT})|I\s+doubt\s+(?:it|this|that))(?=[.!]|\s*\Z)"
     r"|(?:(?:that|this|it)\s+should\s+(?:read|have\s+(?:been|read))"
     r"|(?:sorry|oops|correction|typo|my\s+mistake)\b[\s,.:;!—–-]*(?:(?:that|this|it)\s+)?should\s+be)"
     r"(?=[\s*_\"“:]+[-+({\[$]*(?:\d|\\|(?!a\s)[a-z](?![a-z])"
     rf"|{NUMBER_IN_WORDS}))"
-    r"|I\s+made\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b(?!\s+(?:at|before|earlier|above)\b))"
+    r"|(?:wait|hm+|oh|actually|hold\s+on)\b[\s,.!…—–-]*no(?:pe)?(?=[.!]+(?:\s|\Z)|\s*\Z)"
+    r"|(?:but|wait|however|actually)\b[\s,]+(?:actually,?\s+)?(?:we|I)\s+"
+    r"(?:must|(?:still\s+)?(?:need|have)\s+to|should)\s+(?:(?:still|also)\s+)?"
+    r"(?:add|subtract|multiply|divide|double(?![\s-]*check)|halve|square|exclude|include|account|remove|take)\b)"
     rf"|{_BEHIND}\?\s*no\b",
     re.IGNORECASE,
 )
@@ -80,7 +101,9 @@ TAKEN_BACK = re.compile(
 _NAMED_WRONG = re.compile(
     rf"{_PAUSE}(?:(?:the\s+)?(?:option|choice|answer)\s+)?[$*_(]*"
     r"(?P<value>(?-i:[A-J](?![a-zA-Z]))|-?\d[\d,/]*(?:\.\d+)?)[$*_)]*\s*"
-    rf"(?:{IS_WRONG}|(?P<is_not>is(?:n['’]t|\s+not)\b(?!\s+(?:the\s+)?(?:only|just)\b)))",
+    rf"(?:{IS_WRONG}|(?P<is_not>is(?:n['’]t|\s+not)\b(?!\s+(?:the\s+)?(?:only|just)\b)))"
+    rf"|{_PAUSE}not\s+(?:option\s+)?[$*_(]*"
+    r"(?P<denied>(?-i:[A-J](?![a-zA-Z]))|-?\d[\d,/]*(?:\.\d+)?)[$*_)]*(?=[.!]|\s*\Z)",
     re.IGNORECASE,
 )
 """The words behind an answer that call it wrong by its name: `. But B is wrong`."""
@@ -90,6 +113,12 @@ _OWN_MISTAKE = re.compile(r"wait|hmm|oops|mistake|error|scratch|should", re.IGNO
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2}")
 _BOX_IS_WRONG = re.compile(_BEHIND + IS_WRONG, re.IGNORECASE)
 """The rest of a sentence that calls the box before it wrong."""
+_PROMPTED = re.compile(
+    r"(?:\\text\s*\{)?[\s<\[]*(?:(?:your|the|my|final|correct)[\s_-]+)*"
+    r"(?:answer|result|letter|value|number|choice)(?:\s+here)?[\s>\]}]*",
+    re.IGNORECASE,
+)
+"""The words for an answer in the prompt's own box."""
 _SAYS_WHAT_IT_IS_NOT = re.compile(
     rf"\b(?:answer|value|result|solution|it)\s+{_IS_NOT}(?![a-zA-Z])|\banswer:?\s+not\b",
     re.IGNORECASE,
@@ -97,6 +126,75 @@ _SAYS_WHAT_IT_IS_NOT = re.compile(
 """Words of a box that say what the answer is not."""
 _SIGN_BEFORE = re.compile(r"(?:(?:[$=(\[{]|\\[(\[])[ \t]*[-−][ \t]*|:[ \t]*[-−])\Z")
 """A sign before a box, in the formula that it is part of; no item of a list."""
+
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|\n\s*\n")
+_STATING = re.compile(
+    r"(?:\b(?:(?:(?:the|my|our)\s+)?(?:(?:final|correct)\s+)*(?:answer|value|result)|it|this|that)"
+    r"(?:['’]s|\s+(?:is|was|were|would\s+be|equals))(?:\s+equal\s+to)?)?"
+    r"[\s$*({\[\\]*(?:[a-zA-Z]\s*=\s*)?\Z",
+    re.IGNORECASE,
+)
+"""Words before a box that state what it holds."""
+_REJECTING = re.compile(
+    r"\b(?:(?:rul(?:e|es|ed|ing)\s+out|(?:reject|exclud|discard|eliminat|dismiss|disprov|refut)\w*)"
+    r"(?:\s+(?:the\s+)?(?:case|value|solution|root|answer|possibility)(?:\s+of)?)?"
+    r"|\b(?:if\b[^.;]*\b(?:had|were|did)|had\s(?:we|I|he|she|it|they|the))\b[^.;]*\bwould\b[^.;]*"
+    r"|(?:suppose|supposing|assume|assuming|imagine|pretend)\b[^.,;]*\b(?:answer|value|result)"
+    r"\s+(?:is|was|were)"
+    r"|(?:previous|earlier|old|former|initial|naive|wrong|incorrect)\s+(?:\w+\s+)?"
+    r"(?:version|answer|attempt|draft|formula|approach|method|calculation|guess)s?"
+    r"\s+(?:said|was|gave|gives|had|would\s+give|yields|read)|naively\b[^.;]*)"
+    r"[\s$*({\[\\]*(?:[a-zA-Z]\s*=\s*)?\Z",
+    re.IGNORECASE,
+)
+"""Words before a box, in its sentence, that reject what it holds, or suppose it."""
+_NO_TERM = re.compile(r"[=,<>;]|\\(?:text|[gl]eq?|approx|pm)(?![a-z])|(?<![\\a-zA-Z])[a-zA-Z]{3}")
+"""A sign of a box that holds more than a term of a formula."""
+_ONE_TERM = re.compile(r"[\w.]+|\\[a-zA-Z]+(?:\{[^{}]*\})*")
+"""A term that needs no brackets in a formula."""
+_SEPARATOR = re.compile(
+    r"=|\\(?:approx|equiv|cong|sim|in|(?:q?quad|Right|right|Long(?:right)?|long(?:right)?)"
+    r"(?:arrow)?|implies|iff|therefore|because|to|leadsto|tag|begin|end)(?![a-z])(?:\{[^{}]*\})?"
+    r"|\\\\|[,;&\n]"
+)
+"""A sign between the sides of a formula, and between formulas."""
+_EQUALS_NEXT = re.compile(r"=|\\(?:approx|equiv)(?![a-z])")
+_STYLED = r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?"
+_BESIDE = re.compile(
+    rf"/?{_STYLED}|\^\s*\{{?\s*\\circ\s*\}}?|\\?[%$]|[°*~£€]"
+    r"|\\(?:displaystyle|left|right|[bB]igg?[lr]?|[lL]arge|LARGE|[hH]uge|square|blacksquare|Box"
+    r"|checkmark|bf|bm|boldsymbol|underline|color\s*\{\w+\}|textcolor\s*\{\w+\}|p?mod\s*\{?\d*\}?)"
+    r"(?![a-z])|\\[,;:! ]|\s+"
+)
+"""Signs beside a box that say nothing of the value: units, styles, spaces."""
+_LABEL_BEFORE = re.compile(r"\A[a-zA-Z]*:|\A[^\w\\({\[|+−√-]+")
+"""The name of a value before its formula."""
+_OPENED = re.compile(r"(?<![\w}^])(?:\\\{|[({\[])\Z")
+"""A bracket that opens at the beginning of a side."""
+_CLOSED = re.compile(r"\A(?:\\\}|[)}\]])")
+_DELIMITER = re.compile(r"(?<!\\)\$\$?|\\[()\[\]]")
+"""A sign that opens or closes a formula."""
+_PAIRS = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
+_RUN_BEFORE = re.compile(
+    r"(?<![^\s*])(?!(?<![^\n])-)(?:[-+−±√/^_=.\d{}()]|\\[a-z]+|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])){1,40}\Z"
+)
+_RUN_BEHIND = re.compile(
+    r"(?:[-+/^_]|\\(?:sqrt|pi|frac|cdot|times)(?![a-z])|[a-z](?![a-z]))[^\s*$]{0,40}"
+)
+"""Signs without a space before and behind a box outside of a formula."""
+_FACTOR_BEFORE = re.compile(
+    r"\b((?P<sign>minus|negative)|(?:(?:a|one|two|three)[ -])?(?:half|twice|double|triple|thirds?"
+    r"|quarters?|fourths?|fifths?|\w+ times)(?: of)?)\s+[$*({\[\\]*\Z",
+    re.IGNORECASE,
+)
+"""Words before a box that make another number of it: `half of`."""
+_SCALE_BEHIND = re.compile(
+    r"[\s$*]*+(?:\\text\s*\{\s*)?((?:hundred|thousand|million|billion|trillion|lakh|crore|dozen|squared|cubed"
+    r"|factorial|and\s+(?:a|one|two|three|four)\s+(?:half|halves|thirds?|quarters?|fourths?|fifths?"
+    r"|sixths?|eighths?|tenths?))s?\b)\}?",
+    re.IGNORECASE,
+)
+"""Words behind a box that make another number of it: `thousand`, `and a half`."""
 
 
 Box = tuple[int, int, str]
@@ -106,14 +204,97 @@ Box = tuple[int, int, str]
 def is_taken_back(text: str, end: int, answer: str) -> bool:
     """Return True if the words behind an answer take it back, or call it wrong by its name."""
     named = _NAMED_WRONG.match(text, end)
-    if named and named["value"] == re.sub(r"\\text|[^\w,./-]", "", answer).rstrip("."):
+    bare = re.sub(r"\\text|[^\w,./-]", "", answer).rstrip(".")
+    if named and bare in (named["value"], named["denied"]):
         return not named["is_not"] or bool(_STOPS.search(named[0]))
     return bool(TAKEN_BACK.match(text, end))
 
 
 def last_boxes(text: str) -> Collection[Box]:
-    """Return the last boxes of a text, of those that are closed and not empty."""
-    return deque(_boxes(text), maxlen=MAX_JOINED)
+    """Return the last boxes of a text, of those that are closed and not empty, each with what its
+    formula or sentence adds to the value: `\\boxed{5}\\pi`, `\\boxed{6} thousand`.
+    """
+    boxes = [*deque(_boxes(text), maxlen=MAX_JOINED)]
+    whole: list[Box] = []
+    for box in boxes:
+        if whole and box[1] <= whole[-1][1]:
+            continue
+        whole.append(_in_words(text, _in_formula(text, box, boxes)))
+    return whole
+
+
+def _in_formula(text: str, box: Box, boxes: Sequence[Box]) -> Box:
+    """Return the side of the formula that a box is in, without the braces of boxes; the box itself
+    where the side has no more than that, or another side follows.
+    """
+    begin, end, content = box
+    if len(content) > MAX_BETWEEN or _NO_TERM.search(content):
+        return box
+    if _BOX_DENIED.search(text, max(0, begin - MAX_BETWEEN), begin):
+        return box
+    around = _formula_around(text, begin, end)
+    if around is None:
+        return box
+    before = _SEPARATOR.split(text[around[0] : begin])[-1]
+    behind = _SEPARATOR.split(text[end : around[1]], maxsplit=1)
+    if _EQUALS_NEXT.match(text, end + len(behind[0])):
+        return box
+    first, last = begin - len(before), end + len(behind[0])
+    inner = [each for each in boxes if first <= each[0] and each[1] <= last]
+    if any(later[0] - each[1] < 1 for each, later in pairwise(inner)):
+        return box
+    pieces = [""]
+    at = first
+    for each in inner:
+        pieces[-1] += text[at : each[0]]
+        is_one = _ONE_TERM.fullmatch(each[2]) and not re.search(r"\w\s*\Z", pieces[-1])
+        is_one = is_one and (each[2].isalnum() or not re.match(r"\s*\^", text[each[1] :]))
+        pieces += [each[2] if is_one else f"({each[2]})", ""]
+        at = each[1]
+    pieces[-1] += text[at:last]
+    pieces[0], pieces[-1] = _BESIDE.sub("", pieces[0]), _BESIDE.sub("", pieces[-1])
+    pieces[0] = _LABEL_BEFORE.sub("", pieces[0])
+    while opened := _OPENED.search(pieces[0]):
+        pieces[0], pieces[-1] = pieces[0][: opened.start()], _CLOSED.sub("", pieces[-1])
+    while len(pieces) == 3 and not pieces[0] and _CLOSED.match(pieces[-1]):
+        pieces[-1] = _CLOSED.sub("", pieces[-1])
+    side = "".join(pieces).strip(" .")
+    if len(pieces) == 3 and not (pieces[0] + pieces[-1]).strip(" ."):
+        return box
+    return box if is_unbalanced(side) else (first, last, tidy(side))
+
+
+def _formula_around(text: str, begin: int, end: int) -> tuple[int, int] | None:
+    """Return beginning and end of the formula, or of the run of signs without a space, that a box
+    is in; None if words stand in it.
+    """
+    earliest = max(0, begin - MAX_BETWEEN)
+    opened = deque(_DELIMITER.finditer(text, earliest, begin), maxlen=1)
+    closed = _DELIMITER.search(text, end, end + MAX_BETWEEN)
+    first = last = None
+    if opened and closed and _PAIRS.get(opened[0][0]) == closed[0]:
+        line = text.rfind("\n\n", 0, begin) + 1
+        count = len(_DELIMITER.findall(text, max(line, begin - 10 * MAX_BETWEEN), begin))
+        if closed[0] not in ("$", "$$") or count % 2:
+            first, last = opened[0].end(), closed.start()
+    if first is None or last is None:
+        run = _RUN_BEFORE.search(text, earliest, begin)
+        first = run.start() if run else begin
+        run = _RUN_BEHIND.match(text, end, end + MAX_BETWEEN)
+        last = run.end() if run else end
+    has_words = _WORD.search(_BESIDE.sub("", text[first:begin] + " " + text[end:last]))
+    return None if has_words else (first, last)
+
+
+def _in_words(text: str, box: Box) -> Box:
+    """Return a box with the words beside it that make another number of what it holds."""
+    begin, end, content = box
+    if before := _FACTOR_BEFORE.search(text, max(0, begin - MAX_BETWEEN), begin):
+        words = "-" if before["sign"] else f"{before[1]} "
+        return before.start(), end, f"{words}{content}"
+    if behind := _SCALE_BEHIND.match(text, end):
+        return begin, behind.end(), f"{content} {behind[1]}"
+    return box
 
 
 def last_box(boxes: Collection[Box], text: str, cut_off: bool = False) -> tuple[str, int] | None:
@@ -146,13 +327,22 @@ def denied_boxes(boxes: Collection[Box], text: str) -> list[Box]:
 
 def _is_denied(text: str, begin: int, end: int, content: str) -> bool:
     """Return True if the words before or behind a box deny what it holds."""
-    if _BOX_DENIED.search(text, max(0, begin - MAX_BETWEEN), begin):
+    if _BOX_DENIED.search(text, max(0, begin - MAX_BETWEEN), begin) or _in_denial(text, begin):
         return True
     taken_back = TAKEN_BACK.match(text, end)
     if taken_back and (content == "0" or _WORD.search(content)):
         # In `0. That is impossible` and `No. This is wrong`, the question is meant.
         return bool(_OWN_MISTAKE.search(taken_back[0]))
     return is_taken_back(text, end, content) or bool(_BOX_IS_WRONG.match(text, end))
+
+
+def _in_denial(text: str, begin: int) -> bool:
+    """Return True if the sentence before a box denies or supposes what the box holds."""
+    before = _SENTENCE_END.split(text[max(0, begin - 3 * MAX_BETWEEN) : begin])[-1]
+    if _REJECTING.search(before):
+        return True
+    clause = _STATING.sub("", before)
+    return clause != before and is_denied(clause)
 
 
 def _is_denied_after(answer: str, text: str, end: int) -> bool:
@@ -186,11 +376,13 @@ def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _shows(content: str) -> bool:
-    r"""Return False for a box without an answer: an empty one, and one with a sign that an answer
-    is complete, as `\checkmark`.
+    r"""Return False for a box without an answer: an empty one, one with the prompt's own words, and
+    one with a sign that an answer is complete, as `\checkmark`.
     """
     if len(content) >= MAX_BETWEEN:
         return True
+    if _PROMPTED.fullmatch(content):
+        return False
     return bool(plain(content)) and not _SAYS_WHAT_IT_IS_NOT.search(content)
 
 

@@ -34,7 +34,7 @@ SHOULD = (
 MEANT = r"(?:I\s+meant?|meant)(?:\s+to\s+(?:say|write|type|put))?\b"
 AMENDED = (
     r"(?:(?P<should>"
-    rf"(?:(?P<old>\d+(?:[.,/]\d+)*+\$?|{_LETTER})\s+)?{SHOULD}|make\s+{_PRONOUN}|{MEANT}"
+    rf"(?:(?P<old>(?<![\d.,/])\d+(?:[.,/]\d+)*+\$?|{_LETTER})\s+)?{SHOULD}|make\s+{_PRONOUN}|{MEANT}"
     r"|no(?:pe)?(?=[\s,.:;!—–-])|on\s+second\s+thoughts?(?=,)|(?:edit|erratum|update)(?=:)"
     rf"|please\s+read|read(?=\s+{VALUE}\s+instead\b)"
     r"|(?:the\s+)?(?:correct|right|true|actual)\s+(?:value|result|number|one)\s+(?:is|should\s+be)"

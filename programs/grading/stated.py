@@ -5,6 +5,8 @@ import re
 from fractions import Fraction
 
 from lim_sglang.programs.grading.boxes import IS_WRONG
+from lim_sglang.programs.grading.denials import NEGATION
+from lim_sglang.programs.grading.forms import rewritten
 from lim_sglang.programs.grading.kinds import PRONOUN, without_name
 from lim_sglang.programs.grading.latex import FUNCTION, is_unbalanced, plain, tidy
 from lim_sglang.programs.grading.units import Unit
@@ -17,10 +19,11 @@ from lim_sglang.programs.grading.values import (
     without_decimal,
     without_reason,
 )
-from lim_sglang.programs.grading.words import OPERATIONS
 
 MAX_WORDS = 4
 """Most words of an answer without a box; a longer one is a sentence about the answer."""
+MAX_SENTENCE = 100
+"""Characters of the longest sentence in which a noun of a value is looked for."""
 MAX_STATED = 1000
 """Characters of the longest answer without a box."""
 NAME = r"(?:[a-zA-Z](?:_\{?\w\}?)?|[A-Z]{2}|[fghP]\((?:-?\d+|[A-Z])\)|\\[a-z]{2,7})"
@@ -62,6 +65,8 @@ _OTHER_IS_WRONG = re.compile(
 )
 """An answer and another value that is rejected: `7; 8 is wrong`."""
 _AND_OR = re.compile(r"\b(?:and|or)\b")
+_NUMBER_DENIED = re.compile(rf"\d(?:[.,/]?\d)*\s+(?:[a-z]+\s+)?{NEGATION}\b", re.IGNORECASE)
+"""A number and a word behind it that denies the number: `12 fails`."""
 _BRACKETS = re.compile(r"([^()]+?)\s+\((?!.*\bor\b)([^()]*\d[^()]*)\)", re.DOTALL)
 """A value and a remark in brackets: `391 (17 times 23)`."""
 _NO_REMARK = re.compile(rf"{FUNCTION.pattern}|base|modulo")
@@ -112,70 +117,16 @@ _SMALL_TALK = re.compile(
 """Words, and pictures, behind a value that say nothing of it."""
 _LEAD_IN = re.compile(
     r"\A(?:(?:only|just|simply|exactly|equal to|found to be|given by"
-    r"|the (?:set|interval|number|point|(?:ordered )?(?:pair|triple)))\s+)+(?=[-+$\\({\[\d])"
+    r"|the (?:set|interval|number|point|year|(?:ordered )?(?:pair|triple)))\s+)+(?=[-+$\\({\[\d])"
 )
 WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
-_FORMULA = re.compile(r"\$([^$\n]+)\$(?!\d)")
-_COUNT = (
-    r"(?:\\?\$|[£€])?[-+]?(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[dt]?frac\{\d+\}\{\d+\})(?:\s?\\?%)?"
-)
-_TOLD = re.compile(
-    r"(?P<before>(?:[a-z][^\d\\$=<>:()]*\s)?)(?P<name>[a-z]\s*=\s*)?"
-    rf"(?P<value>{_COUNT})(?P<second>\s[a-z]+,?\s(?:and\s)?\d+\s[a-z]+)?"
-    r"(?P<rest>(?:\s(?![ap]\.?m\b)(?:[a-z]{2,}|[am])(?:['’/²³^-][a-z\d]*)*){0,10})",
-    re.IGNORECASE,
-)
-"""A short sentence with one number, which it states: `The total cost is $45`."""
-_TELLING = re.compile(
-    r"(?:^|\s)(?:is|are|was|were|equals|totals|has|have|had|gets?|got|costs?|makes?"
-    r"|made|needs?|takes?|took|sold|earn(?:s|ed)|spen[dt]s?|paid|pays|contains?|holds?|weighs?"
-    r"|amounts?\sto|comes?\sto)\s"
-    r"(?:(?:a\stotal\sof|exactly|equal\sto|only|just|now|still|about|approximately|indeed)\s)*\Z",
-    re.IGNORECASE,
-)
-"""Words that state the number behind them, whatever stands before."""
-_DENYING = frozenset(("not", "no", "never", "cannot"))
-_LIMITED = _DENYING | frozenset(
-    [
-        *("than", "least", "most", "exceed", "exceeds", "except", "without", "if"),
-        *("unless", "whether", "half", "twice", "double", "triple", "times", "minus", "plus"),
-        *("between", "from", "over", "under", "above", "below", "every", "each", "per", "or"),
-        *("because", "since", "when", "while", "where", "which", "who", "until", "by"),
-    ]
-)
-"""Words before a number that make it a part, a bound or a denial of what is told."""
-_LABELLING = frozenset(
-    [
-        *("step", "case", "problem", "question", "equation", "part", "option", "choice", "formula"),
-        *("theorem", "example", "figure", "table", "line", "row", "method", "rule", "section"),
-        *("chapter", "page", "exercise", "the", "these", "those", "his", "her", "their", "its"),
-        *("our", "my", "your", "all", "both", "of", "first", "last", "next", "other", "another"),
-        *("at", "on", "in", "for", "with", "after", "before", "and", "to"),
-    ]
-)
-"""Words directly before a number that make it a name or a property of something else."""
-_NOT_BEHIND = (OPERATIONS - {"in", "to", "by", "is", "are"}) | {
-    *("or", "but", "if", "than", "unless", "because", "since", "was", "were", "has", "have"),
-}
-"""Words behind a number that make another number or a statement of it."""
-_SAYS_OF_IT = re.compile(
-    r"\b(?:is|are)\s(?!(?:left|remaining|needed|required|used|sold|missing|in\stotal)\b)"
-    r"|\A\s*of\b|\bto\sthe\b|\bin\s(?:base|binary)\b",
-    re.IGNORECASE,
-)
-"""Words behind a number that say something of it: `5 is prime`."""
 _SENTENCE = re.compile(r"[a-z]+\s(?:[a-z]+\s)+[a-z'’\s]*[$\\(\d]", re.IGNORECASE)
-_UNIT_WORDS = re.compile(r"\s*(?:(?:square|cubic)\s)?[a-z]*\s*", re.IGNORECASE)
-"""A unit in words behind a formula."""
-_EQUALS = re.compile(
-    r"\A(?P<before>[a-z][^\d\\$=<>:()]*?)\s(?:is|are|equals)\s(?:equal to\s)?(?=\S)", re.I
-)
-"""The beginning of a sentence up to the value that it states."""
-_UNTOLD = re.compile(
-    r"\W*(?:if|unless|when|let|note|recall|consider|suppose|assume|assuming|whether|does|do|is|are|nobody|no|none|neither|not)\b",
+_CALCULATION_BEGINS = re.compile(
+    r"(?:(?:the|of|square|cube|root|half|twice|pi|over|plus|minus|times|negative|divided|by|sum|product)"
+    r"\s+)+[$\\(\d]",
     re.IGNORECASE,
 )
-"""The beginning of a sentence that asks, supposes or denies."""
+"""The words of a calculation before its first number: `the square root of 3`."""
 _REMARK = re.compile(r"\s*[,;(—–]\s*[^\d\\$]*$")
 """Words without a number behind a comma or in brackets: "72 clips, altogether"."""
 _CALCULATION = re.compile(r"\s*\((?!.*\bor\b)[^()]*\)$")
@@ -191,85 +142,6 @@ _WORD_AND_REASON = re.compile(
     r"(?:because|since|as|due to)\b.*",
     re.DOTALL | re.IGNORECASE,
 )
-
-
-_SUBJECT = frozenset(
-    [
-        *("so", "and", "but", "hence", "thus", "therefore", "because", "since", "then", "now"),
-        *("i", "we", "you", "it", "this", "he", "she", "they"),
-    ]
-)
-"""Words behind which a new statement begins."""
-_LEADS_OVER = frozenset(
-    [
-        *("the", "my", "our", "this", "that", "your", "their", "final", "correct", "right"),
-        *("real", "true", "actual", "only"),
-    ]
-)
-"""Words between a verb and "answer": `believe that the final answer`."""
-_NEGATIONS = frozenset(
-    [
-        *("not", "n't", "no", "never", "none", "nobody", "nothing", "cannot", "hardly"),
-        *("neither", "nor", "without", "little", "few", "far", "beyond", "fail", "fails"),
-        *("failed", "refuse", "forget", "doubt", "doubts", "doubtful", "deny", "denies"),
-        *("denied", "disagree", "reject", "refutes", "disproves", "unlikely", "unclear"),
-        *("uncertain", "unsure", "unconvinced", "impossible", "implausible", "false", "untrue"),
-        *("wrong", "incorrect", "mistake", "mistaken", "error", "questionable", "question"),
-        *("debatable", "dubious", "unproven", "misconception", "tempting"),
-    ]
-)
-"""Words that deny what follows them; two of them, as in `no doubt`, assert it."""
-_ATTITUDES = frozenset(
-    [
-        *("think", "thinks", "believe", "believes", "say", "says", "said", "know", "knows"),
-        *("mean", "claim", "sure", "certain", "convinced", "confident", "clear", "obvious"),
-        *("true", "see", "guarantee", "agree", "conclude", "way", "case", "expect", "imagine"),
-        *("feel", "accept", "doubt", "doubts", "doubtful", "deny", "unlikely", "unclear"),
-    ]
-)
-"""Words that deny a statement behind them without `that`, if they are denied or deny."""
-_CONDITION_WORDS = frozenset(
-    ("if", "whether", "unless", "suppose", "supposing", "assume", "assuming", "imagine", "pretend")
-)
-_HARMLESS = re.compile(
-    r"\b(?:not|n't) (?=(?:only|just|merely|hard|difficult|surprising|unreasonable|long)\b)"
-    r"|\bwithout (?=loss\b)"
-)
-"""Negations that deny nothing: `not hard to see that`."""
-_OTHERS_MIGHT = re.compile(
-    r"\b(?:one|you|some(?:one|body)?|many|people|students|others|they|he|she) (?:\w+ ){0,2}"
-    r"(?:might|may|could|would) (?:\w+ ){0,3}"
-    r"(?:think|say|guess|believe|assume|suspect|expect)(?: that)?\Z"
-)
-"""An opinion that nobody has: `one might think that`."""
-
-
-def is_denied(before: str) -> bool:
-    """Return True if the beginning of a sentence denies or supposes the answer that follows, as in
-    `I doubt that the` and `if the`.
-    """
-    *clauses, last = re.split(r"[,;:—]", before.lower().replace("’", "'").replace("n't", " n't"))
-    words = last.split()
-    while words and words[-1] in _LEADS_OVER - {"that"}:
-        words.pop()
-    if words == ["that"] and clauses:
-        words = [*clauses[-1].split(), "that"]  # behind a word between commas, as `, however,`
-        if len(clauses) > 1:
-            words = [*clauses[-2].split(), *words]
-    text = _HARMLESS.sub("", " ".join(words))
-    if _OTHERS_MIGHT.search(text):
-        return True
-    words = text.split()
-    has_that = words[-1:] == ["that"]
-    words = words[: len(words) - has_that]
-    if _CONDITION_WORDS.intersection(words[-1:]):
-        return True
-    for at, word in reversed(list(enumerate(words))):
-        if word.removesuffix("'s") in _SUBJECT:
-            words = words[at + 1 :]
-            break
-    governs = has_that or bool(_ATTITUDES.intersection(words[-1:]))
-    return governs and sum(word in _NEGATIONS for word in words) % 2 == 1
 
 
 def is_measured(answer: str) -> bool:
@@ -303,79 +175,25 @@ def stated_value(answer: str) -> str | None:
     answer = re.sub(r"^(?:minus|negative)\s+\$?(?=[\d.\\])", "-", answer)
     answer = _WORD_AND_REASON.sub(r"\1", result(without_reason(_settled(answer))))
     answer = _without_bracket(answer)
-    if told := told_value(answer, plainly=True):
-        return told
+    if _is_about(answer):
+        return None
     for words in (answer, _REMARK.sub("", answer), _CALCULATION.sub("", answer)):
         is_short = len(WORD.findall(words)) <= MAX_WORDS or is_complement(words)
-        if words and is_short and _is_value(words):
+        if words and is_short and is_value(words) and not _NUMBER_DENIED.search(words):
             return words
     return None
+
+
+def _is_about(answer: str) -> bool:
+    """Return True for a sentence that says more of a number or formula than what it is."""
+    if not is_sentence(answer) or _CALCULATION_BEGINS.match(answer):
+        return False
+    return len(answer) > MAX_SENTENCE or is_sentence(rewritten(answer))
 
 
 def is_sentence(answer: str) -> bool:
     """Return True if two words or more stand before the first number or formula of an answer."""
     return bool(_SENTENCE.match(answer))
-
-
-def told_value(sentence: str, *, plainly: bool = False) -> str | None:
-    """Return the number that a short sentence states, with its unit of measurement, as `She has 42
-    apples left`, or the formula that it ends in, as `The derivative is $2x$`.
-
-    Args:
-        plainly: only a number behind a verb that states it, and nothing but words behind it.
-
-    Returns:
-        None for a sentence that states none or two.
-    """
-    if _UNTOLD.match(sentence):
-        return None
-    words = _FORMULA.sub(r"\1", sentence.strip()).rstrip(".")
-    told = _TOLD.fullmatch(words)
-    if told is None:
-        return None if plainly else _told_formula(sentence.strip().rstrip("."))
-    if not _is_told(told, plainly=plainly):
-        return None
-    value = told["value"] + (told["second"] or "")
-    rest = told["rest"].split()
-    for count in range(len(rest), -1, -1):
-        measured = " ".join([value, *rest[:count]])
-        number = read_number(measured)
-        if number and number[1] and number[1].dimensions:
-            return measured
-    return None if told["second"] else value
-
-
-def _is_told(told: re.Match[str], *, plainly: bool) -> bool:
-    """Return True if a sentence states its number rather than a part, a bound or a name."""
-    before, rest = (told[side].lower() for side in ("before", "rest"))
-    if _NOT_BEHIND.intersection(rest.split()) or _SAYS_OF_IT.search(rest):
-        return False
-    words = before.replace(",", " ").replace("n't", " not").split()
-    if _TELLING.search(before):
-        return not _DENYING.intersection(words)
-    if plainly:
-        return False
-    return not (told["name"] or _LIMITED.intersection(words) or _LABELLING.intersection(words[-1:]))
-
-
-def _told_formula(sentence: str) -> str | None:
-    """Return the formula that a sentence ends in, or several that are alike; None for a formula in
-    words, and for one of several.
-    """
-    if (whole := _FORMULA.fullmatch(sentence)) and whole[1].count("=") == 1:
-        return None if WORD.search(whole[1]) else tidy(whole[1])
-    begin = _EQUALS.match(sentence)
-    if begin is None or _LIMITED.intersection(begin["before"].lower().split()):
-        return None
-    rest = sentence[begin.end() :]
-    formulas = _FORMULA.findall(rest)
-    if len(formulas) > 1:
-        return listed(_FORMULA.sub(r"\1", rest))
-    if formulas and not _UNIT_WORDS.fullmatch(_FORMULA.sub("", rest)):
-        return None
-    value = tidy(formulas[0] if formulas else rest)
-    is_one = len(value) > 1 and not WORD.search(value)
-    return value if is_one and value.count("=") < 2 and _is_value(value) else None
 
 
 def listed(answer: str) -> str | None:
@@ -403,7 +221,7 @@ def _is_listable(value: str) -> bool:
     number = read_number(value)
     if number and number[1]:
         return bool(number[1].dimensions)
-    return not (WORD.search(value) or _COMPARED.search(value)) and _is_value(value)
+    return not (WORD.search(value) or _COMPARED.search(value)) and is_value(value)
 
 
 def _without_bracket(answer: str) -> str:
@@ -418,11 +236,11 @@ def _without_bracket(answer: str) -> str:
     if words or parts[2].startswith("="):
         kept = any(map(_NO_REMARK.fullmatch, words)) or bool(_DENIED.match(parts[2]))
     else:
-        kept = _calculated(parts[2].partition("=")[0]) != number[0]
+        kept = calculated(parts[2].partition("=")[0]) != number[0]
     return answer if kept else parts[1]
 
 
-def _calculated(text: str) -> Fraction | None:
+def calculated(text: str) -> Fraction | None:
     """Return the value of a sum of products of numbers, also in words, as `7 times 8`; None for any
     other text.
     """
@@ -476,14 +294,14 @@ def _settled(answer: str) -> str:
         if restated["otherwise"]:
             value = read_number(without_name(first))
             is_one = (number and are_one(first, second)) or (
-                value and value[0] == _calculated(second)
+                value and value[0] == calculated(second)
             )
             return first if is_one else answer
         return first if number or not _DENIED.match(restated["second"]) else answer
     if number is None or restated["said"]:
         return answer
-    calculated = _calculated(first.removesuffix(re.sub(r"^.*?(?=[ a-z]*$)", "", second)))
-    if calculated == number[0]:
+    total = calculated(first.removesuffix(re.sub(r"^.*?(?=[ a-z]*$)", "", second)))
+    if total == number[0]:
         return second
     is_value = not restated["otherwise"] and _gives(first, second, number[1])
     return second if is_value else answer
@@ -516,7 +334,7 @@ def are_one(first: str, second: str) -> bool:
     return all(numbers) and equal_numbers(*(number[0] for number in numbers if number))
 
 
-def _is_value(answer: str) -> bool:
+def is_value(answer: str) -> bool:
     """Return True if an answer can be read as a value or a choice, and False for other words."""
     if is_unbalanced(answer) or _ENDS_EARLY.search(answer):
         return False

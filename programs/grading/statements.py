@@ -21,6 +21,7 @@ from lim_sglang.programs.grading.corrections import (
     is_supposed,
     value_end,
 )
+from lim_sglang.programs.grading.denials import CONDITION, DOUBT, is_denied
 from lim_sglang.programs.grading.forms import is_ordinal
 from lim_sglang.programs.grading.kinds import (
     CONDITIONS,
@@ -36,15 +37,14 @@ from lim_sglang.programs.grading.stated import (
     ASSERTED,
     WORD,
     are_one,
-    is_denied,
     is_measured,
     is_sentence,
     listed,
     stated_value,
-    told_value,
 )
+from lim_sglang.programs.grading.told import told_value
 from lim_sglang.programs.grading.units import Unit
-from lim_sglang.programs.grading.values import REASON_WORDS, read_number
+from lim_sglang.programs.grading.values import REASON_WORDS, read_number, without_reason
 
 MAX_BARE = 200
 """Longest reply, in characters, that may be nothing but an answer."""
@@ -104,8 +104,9 @@ _STATEMENT = re.compile(
     rf"|\b(?:answer[*_]*+(?P<asked>{ASKED})?\s*+(?:{_IS}|:|=)[\s*_]*"
     r"(?:(?:option|choice|letter)\b[\s*_]*)?"
     rf"|(?P<several>answers(?:{ASKED})?\s+are\b:?[\s*_]*)|(?P<named>{_NAMED})"
-    rf"|(?P<choice>(?:correct|right|best|final|my) (?:option|choice|letter)[*_]*+\s*+"
-    rf"(?:{_IS}|:)[\s*_]*"
+    rf"|(?P<choice>(?:correct|right|best|final|my|closest|nearest|most likely) "
+    r"(?:option|choice|letter)[*_]*+\s*+"
+    rf"(?:{_IS}|:)[\s*_]*(?:(?:option|choice)\b[\s*_]*)?"
     r"|^[#*_ \t]*+(?:option|choice)[*_]*:[ \t*_]*)"
     # What the writer thought before something else.
     r"|(?P<thought>(?:first|initially|originally),?\s+(?:(?:I|we)\s+)?(?:had\s+)?thought\s+"
@@ -125,6 +126,7 @@ _STATEMENT = re.compile(
 _BEFORE_OVERRULING = re.compile(
     r"(?:[\s*_#>.:;,—–-]|\b(?:so|thus|hence|therefore|then|and|but|actually|wait|no|sorry|oops"
     r"|in fact|correction|the|my|our|final|correct|right|real|true|actual|only|that|means"
+    r"|corrected|revised|updated|amended|new"
     r"|it follows|we|I|conclude|find)\b)*+",
     re.IGNORECASE,
 )
@@ -138,10 +140,17 @@ _HEADING_ABOUT = re.compile(
     re.IGNORECASE,
 )
 """Words before "answer:" that make it a heading of what is said about the answer."""
+_WHICH_OPTION = re.compile(
+    r"[,(]\s*(?:which|that)\s+(?:is|corresponds\s+to|matches)\s+(?:option|choice)\s+"
+    r"[*_$(\[]{0,4}([A-J])[)\]*_$]{0,4}\s*\Z"
+)
+"""The option that an answer in words is: `compound C, which is option A`."""
 _NOT_LETTER = re.compile(r"not\s+[(*]{0,3}[A-J][)*]{0,3}\s*,?\s+but\s+(?:rather\s+)?")
 """An option that is rejected before the one that is chosen: `not A but B`."""
 _BRACKETED = re.compile(r"\\?[(\[{][^a-z()\[\]]*,[^a-z()\[\]]*[)\]}]")
 """Values in brackets: a point or a set."""
+_SUPPOSED = re.compile(rf"[\s*_]*{CONDITION}\b", re.IGNORECASE)
+"""The beginning of a sentence that holds under a condition."""
 _WRONG_ONE = re.compile(r"\b(?:wrong|incorrect|mistaken|erroneous|false)\s+\Z", re.IGNORECASE)
 """Words before "answer is" that name another answer than the right one."""
 _WRAPPING = re.compile(r"\A(?:\\(?:text|math)[a-z]*|[\s$({*])+")
@@ -180,7 +189,9 @@ _CORRECT_OPTION = re.compile(
     r"|(?:(?:^|[.!]\s)[\s*_]{0,4}|,\s+(?=so|thus|hence|therefore))"
     rf"(?:(?:so|thus|hence|therefore),?\s+)?{CHOOSE}\s+"
     r"(?:(?:the\s+)?(?:option|choice|answer|letter)\s+)?[*_$(\[]{0,4}"
-    rf"(?-i:([A-J]))[)\]]?{_ENDS}",
+    rf"(?-i:([A-J]))[)\]]?{_ENDS}"
+    r"|(?<![a-zA-Z])(?-i:[A-J])[)*_$]{0,4}\s+is(?:\s+not|n['’]t)\s+(?:correct|right|true)[,;]\s+"
+    r"(?:but\s+)?(?-i:([A-J]))[)*_$]{0,4}\s+is(?=[.!]|\s*\Z)",
     re.IGNORECASE | re.MULTILINE,
 )
 """`Option (B) is correct`, `Therefore, B is the answer`, `I choose B`."""
@@ -215,12 +226,6 @@ _ITEM = re.compile(r"[ \t]*(?:[*_]*\(?1[.)][*_]*[ \t]+\S|([-*+•])[ \t].*\n\s*\
 """The first item of a list, with its number or with the sign of a second item."""
 _HEADING = re.compile(r"[.)][ \t]+\S.*\n")
 """The rest of a numbered heading, `#### 2. Add`, behind its number."""
-DOUBT = re.compile(
-    r"\b(?:nor|neither|if|whether|unless|only|suppose|assume|assuming|why)\b"
-    r"|\b(?:not|no|never|false|doubt|\w+n['’]t|cannot)\b(?!.*[,;])",
-    re.IGNORECASE | re.DOTALL,
-)
-"""Words that deny or limit what follows: some in the whole sentence, some up to a comma."""
 ASKS = re.compile(
     r"(?:(?!\b(?:because|since|as|so)\b|\s-{1,3}\s"
     r"|\s(?:Would|Could|Should|Do|Does|Did|Can|Shall|Want|Need|Is|Are|Will|Have|Any|Wh\w+|How)\b)"
@@ -336,7 +341,7 @@ def unless_overruled(box: str, begin: int, text: str, end: int) -> str:
         if _is_denied(lead):
             if are_alike(box, _begun_value(lead, end)):
                 return ""
-        elif answer := _read_statement(lead, end):
+        elif answer := _read_statement(lead, end, told=False):
             if _repeats(answer, box):
                 return box
             if _overrules(lead, answer, box):
@@ -365,7 +370,7 @@ def _leads(text: str, begin: int, end: int, boxes: Sequence[Given]) -> list[re.M
         if (value := value_end(text, lead.end())) is not None:
             words = text[lead.end() : value]
             is_no = bool(lead["thought"] or words.startswith("not "))
-            is_no = is_no or is_taken_back(text, value, words)
+            is_no = is_no or is_taken_back(text, value, words) or is_denied(_sentence_of(lead))
             given = Given(tidy(words.removeprefix("not ")), value, is_no)
     return leads
 
@@ -429,7 +434,8 @@ def _is_denied(lead: re.Match[str]) -> bool:
     stated = _STATED.match(text, lead.end())
     if stated and is_taken_back(text, stated.end(), stated[0]):
         return True
-    is_no = is_denied(before) or _WRONG_ONE.search(before) or _NOT.match(text, lead.end())
+    is_no = lead["choice"] and _SUPPOSED.match(before)
+    is_no = is_no or is_denied(before) or _WRONG_ONE.search(before) or _NOT.match(text, lead.end())
     return bool(is_no and not lead["hashes"])
 
 
@@ -462,9 +468,12 @@ def _is_asserted(option: re.Match[str]) -> bool:
     return not (is_limited or is_taken_back(text, option.end(), letter))
 
 
-def _read_statement(lead: re.Match[str], end: int) -> str | None:
+def _read_statement(lead: re.Match[str], end: int, *, told: bool = True) -> str | None:
     """Return the answer that follows "the answer is"; None if a sentence about it, or a list of
     steps or options follows; empty if a value follows that cannot be read.
+
+    Args:
+        told: a sentence counts, too, whose only number is told.
     """
     text = lead.string
     if lead["named"]:
@@ -485,9 +494,12 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
     words = (stated[0] if is_factorial else _EMPHASIS.sub("", stated[0])) if stated else ""
     if _PRICE.match(words):
         words = f"\\{words}"
-    answer = tidy(_LONG_SPACE.sub(" ", words))
+    words = _LONG_SPACE.sub(" ", words).strip()
+    answer = tidy(words)
     if lead["several"]:
         return listed(answer) if _ALL.search(before) else None
+    if stated and (option := _WHICH_OPTION.search(stated[0])):
+        return option[1]
     rejected = _NOT_LETTER.match(stated[0]) if stated else None
     if stated and (chosen := CHOICE.match(stated[0], rejected.end() if rejected else 0)):
         if SECOND_LETTER.match(stated[0], chosen.end()):
@@ -503,8 +515,8 @@ def _read_statement(lead: re.Match[str], end: int) -> str | None:
     is_value = _VALUE_BEGINS.match(answer) or listed_letters(answer)
     # A paragraph behind "Answer:" may begin with another number than it ends with.
     is_last = stated is not None and not re.search(r"\d", text[stated.end() :])
-    told = told_value(words.strip(), plainly=not is_last)
-    value = (told if is_sentence(answer) else None) or stated_value(answer) or told
+    told_here = told_value(without_reason(words), plainly=not is_last) if told else None
+    value = (told_here if is_sentence(answer) else None) or stated_value(answer) or told_here
     return value or ("" if is_value else None)
 
 

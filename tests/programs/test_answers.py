@@ -191,8 +191,8 @@ from lim_sglang.programs.grading.kinds import MAX_PARSED_CHARS, AnswerKind, as_c
         # The reply before the thoughts.
         (r"\boxed{4}</think>So \boxed{5}", "5"),
         (r"\boxed{4}</think>The answer is 5.", "5"),
-        (r"\boxed{4}</think>That is it.", "4"),
-        (r"\boxed{3}</think>\boxed{4}</think>So \boxed", "4"),
+        (r"\boxed{4}</think>That is it.", None),
+        (r"\boxed{3}</think>\boxed{4}</think>So \boxed", None),
         (r"is it \boxed{4}?</think>5", "5"),
         # A reply that is nothing but an answer.
         (" 5.\n", "5"),

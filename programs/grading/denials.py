@@ -1,0 +1,92 @@
+"""Words that deny or suppose what a sentence states: one list for statements, choices and boxes."""
+
+import re
+
+NEGATION = (
+    r"(?:n[o'’]t|no|none|nor|neither|never|no(?:body|thing|where|[ ]one)|cannot|hardly|barely"
+    r"|scarcely|without|little|few|far|beyond|dubious|debatable|tempting|extraneous"
+    r"|un(?:likely|clear|certain|sure|convinced|true|proven)|im(?:possible|plausible)"
+    r"|in(?:correct|valid)(?:ly)?|questionable|fals(?:e|ely|ify|ifies)|wrong(?:ly)?|erroneous(?:ly)?|errors?"
+    r"|mistak(?:e|es|en|enly)|misconceptions?|naive(?:ly)?"
+    r"|(?:fail|doubt|reject|refute|disprove|contradict|exclude|avoid|disagree|refuse|forget|dismiss"
+    r"|prevent|prohibit|forbid|discard|eliminate|lack|deny|denie)(?:s|es|d|ed|ing|ful)?"
+    r"|refuting|disproving|excluding|refusing|eliminating|forgot|forgotten|ruled?[ ]out)"
+)
+"""A word that denies what follows it; two of them, as in `no doubt`, assert it."""
+CONDITION = (
+    r"(?:if|whether|unless|suppos(?:e|ed|ing)|assum(?:e|ed|ing)|imagin(?:e|ing)|pretend(?:ing)?)"
+)
+"""A word that supposes what follows it."""
+_NEGATION = re.compile(NEGATION)
+_CONDITION = re.compile(CONDITION)
+DOUBT = re.compile(
+    rf"\b(?:nor|neither|only|why|{CONDITION})\b"
+    rf"|\b(?:{NEGATION}|\w+n['’]t)\b(?!.*(?:[,;]|\bso\b))",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Words that deny or limit what follows: some in the whole sentence, some up to a comma or "so"."""
+_SUBJECT = frozenset(
+    [
+        *("so", "and", "but", "hence", "thus", "therefore", "because", "since", "then", "now"),
+        *("i", "we", "you", "it", "this", "he", "she", "they"),
+    ]
+)
+"""Words behind which a new statement begins."""
+_LEADS_OVER = frozenset(
+    [
+        *("the", "my", "our", "this", "that", "your", "their", "final", "correct", "right"),
+        *("real", "true", "actual", "only"),
+    ]
+)
+"""Words between a verb and "answer": `believe that the final answer`."""
+_ATTITUDES = frozenset(
+    [
+        *("think", "thinks", "believe", "believes", "say", "says", "said", "know", "knows"),
+        *("mean", "claim", "sure", "certain", "convinced", "confident", "clear", "obvious"),
+        *("true", "see", "guarantee", "agree", "conclude", "way", "case", "expect", "imagine"),
+        *("feel", "accept", "doubt", "doubts", "doubtful", "deny", "unlikely", "unclear"),
+    ]
+)
+"""Words that deny a statement behind them without `that`, if they are denied or deny."""
+_HARMLESS = re.compile(
+    r"\b(?:not|n't) (?=(?:only|just|merely|hard|difficult|surprising|unreasonable|long)\b)"
+    r"|\bwithout (?=loss\b)"
+)
+"""Negations that deny nothing: `not hard to see that`."""
+_OTHERS_MIGHT = re.compile(
+    r"\b(?:one|you|some(?:one|body)?|many|people|students|others|they|he|she) (?:\w+ ){0,2}"
+    r"(?:might|may|could|would) (?:\w+ ){0,3}"
+    r"(?:think|say|guess|believe|assume|suspect|expect)(?: that)?\Z"
+)
+"""An opinion that nobody has: `one might think that`."""
+
+
+_NAIVELY = re.compile(r"(?:naively|at first (?:glance|sight))\b", re.IGNORECASE)
+
+
+def is_denied(before: str) -> bool:
+    """Return True if the beginning of a sentence denies or supposes the answer that follows, as in
+    `I doubt that the` and `if the`.
+    """
+    *clauses, last = re.split(r"[,;:—]", before.lower().replace("’", "'").replace("n't", " n't"))
+    words = last.split()
+    while words and words[-1] in _LEADS_OVER - {"that"}:
+        words.pop()
+    if words == ["that"] and clauses:
+        words = [*clauses[-1].split(), "that"]  # behind a word between commas, as `, however,`
+        if len(clauses) > 1:
+            words = [*clauses[-2].split(), *words]
+    text = _HARMLESS.sub("", " ".join(words))
+    if _OTHERS_MIGHT.search(text) or _NAIVELY.match(before.strip()):
+        return True
+    words = text.split()
+    has_that = words[-1:] == ["that"]
+    words = words[: len(words) - has_that]
+    if words and _CONDITION.fullmatch(words[-1]):
+        return True
+    for at, word in reversed(list(enumerate(words))):
+        if word.removesuffix("'s") in _SUBJECT:
+            words = words[at + 1 :]
+            break
+    governs = has_that or bool(_ATTITUDES.intersection(words[-1:]))
+    return governs and sum(bool(_NEGATION.fullmatch(word)) for word in words) % 2 == 1

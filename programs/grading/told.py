@@ -1,0 +1,230 @@
+r"""The only number or formula that a sentence states, as in `So she has 12 apples left.`"""
+
+import re
+
+from lim_sglang.programs.grading.denials import CONDITION, NEGATION
+from lim_sglang.programs.grading.latex import tidy
+from lim_sglang.programs.grading.stated import (
+    NAME,
+    WORD,
+    calculated,
+    is_value,
+    listed,
+)
+from lim_sglang.programs.grading.units import (
+    NUMBERS_IN_WORDS,
+    TENS_IN_WORDS,
+    read_unit,
+    split_scale,
+)
+from lim_sglang.programs.grading.values import read_number
+
+_FORMULA = re.compile(r"\$([^$\n]+)\$(?!\d)")
+_COUNT = (
+    r"(?:\\?\$|[£€])?[-+]?(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[dt]?frac\{\d+\}\{\d+\})(?:\s?\\?%)?"
+)
+_TOLD = re.compile(
+    rf"(?P<before>(?:[a-z][^\d\\$=<>:()]*\s)?)(?:[a-z]\s*=\s*)?(?P<value>{_COUNT})"
+    r"(?P<second>\s[a-z]+,?\s(?:and\s)?\d+\s[a-z]+)?"
+    r"(?P<rest>(?:\s(?![ap]\.?m\b)(?:[a-z]{2,}|[am])(?:['’/²³^-][a-z\d]*)*){0,10})",
+    re.IGNORECASE,
+)
+"""A sentence with one number, or one in two units as `3 hours and 20 minutes`."""
+_NUMBER = rf"{'|'.join([*NUMBERS_IN_WORDS, *TENS_IN_WORDS])}|dozens?|half|halves|quarters?"
+_PART = (
+    r"an? \w+(?:th|rd)|(?:part|portion|percentage|choice)s? of|others?|another|some\w*|any\w*"
+    r"|either|both"
+)
+_ARITHMETIC = (
+    r"negative|minus|plus|times|twice|thrice|(?:doubl|tripl|quadrupl|halv|invert|negat)\w*"
+    r"|squared|cubed|factorial|transpose\w*|conjugate|reversed|reciprocal|inverse|opposite|additive"
+    r"|(?:square|cube|power|multiple|log|logarithm|absolute value)s? of|pi|root(?= \d)"
+    r"|choose|modulo|mod"
+    r"|over(?! the| a)|divided|multiplied|raised|base|binary|hexadecimal|octal"
+)
+_SUPPOSITION = (
+    rf"{CONDITION}|would|could|might|(?-i:may)|when(?:ever)?|while|whereas|until|till|otherwise"
+    r"|provided|depend\w*|perhaps|maybe|possibl[ey]|probabl[ey]|likely|hypothetical\w*|because"
+    r"|since|seem\w*|appear\w*|claim\w*|thinks?|thought|believ\w*|guess\w*|says?|said"
+)
+_BOUND = (
+    r"least|most|than|less|fewer|within|below|above|under|between|beneath|inside|outside"
+    r"|near(?:ly)?|close|almost|exceed\w*|surpass\w*|bound\w*|limit\w*|up to|off|or"
+)
+_EXCEPTION = r"but|except\w*|besides|save for|instead|rather|apart|aside"
+_RELATIVE = r"whose|which|who|whom|where|that (?:is|are|was|were|has|have|had|gives?|equals?)"
+_LIMITS = re.compile(
+    rf"\b(?:{_NUMBER}|{_PART}|{_ARITHMETIC}|{NEGATION}|{_SUPPOSITION}|{_BOUND}|{_EXCEPTION}"
+    rf"|{_RELATIVE})\b|n['’]t\b|\d.*\b(?:before|after|originally|initially)\b",
+    re.IGNORECASE,
+)
+"""A word of a closed class anywhere in a sentence, that makes of its number a part, a bound, an
+operand, a condition, a denial or the property of something else."""
+_LEFT_OVER = re.compile(r"\bleft ?over\b", re.IGNORECASE)
+_NOT_TELLING = re.compile(
+    r"\W*(?:let|note|recall|consider|set|does|do|is|are|check|use)\b", re.IGNORECASE
+)
+"""The beginning of a sentence that asks, or that begins a thought."""
+_TO = r"(?:comes?|came|amounts?|adds up|sums?|works out|evaluates|simplifies|reduces|equal)\sto"
+_EQUALS = rf"(?:is|are|was|were|be|equals?|totals?|becomes?|gives?|yields?|{_TO})"
+_ADVERB = (
+    r"(?:a total of|exactly|equal to|given by|only|just|now|still|about|approximately|indeed|simply"
+    r"|also|therefore|thus|then|the|an?)"
+)
+_STATING = re.compile(
+    rf"(?:^|\s)(?:{_EQUALS}|has|have|had|gets?|got|costs?|ma[dk]es?|needs?|takes?|took|sold"
+    r"|earn(?:s|ed)?|spen[dt]s?|paid|pays?|weighs?|obtain(?:ed)?|f[io]und)"
+    rf"\s(?:{_ADVERB}\s)*\Z",
+    re.IGNORECASE,
+)
+"""A verb that states the number behind it, of which nothing is counted."""
+_ANY_VERB = re.compile(
+    r"(?:^|\s)(?!(?:these|those|his|its|this|hers|ours|as|plus|towards|across|versus)\s)"
+    r"(?:(?:you|he|she|it|they|will|can|must|should|to)\s[a-z]+|[a-z]*(?:[^su\W]s|ed)|held|kept|rode"
+    r"|drove|ran|ate|gave|bought|lost|won|left|read|wrote|saw|drew|grew|fell|rose|wove|built)"
+    rf"\s(?:{_ADVERB}\s)*\Z",
+    re.IGNORECASE,
+)
+"""The form of a verb, before a number of things that are counted or measured."""
+_INDEFINITE = re.compile(r"^(?:so\s|thus\s)?an?\s[^,]*\s(?:is|was)\s\Z", re.IGNORECASE)
+"""A sentence about one of several values: `a root is`."""
+_COUNTED = re.compile(
+    r"\s(?!(?:in|to|by|of|for|at|on|per|with|out|from|into|as|is|are|was|were|has|too|and|[a-z]+ly)\b)"
+    r"[a-z]",
+    re.IGNORECASE,
+)
+"""The beginning of a noun behind a number."""
+_LEFT = re.compile(r"\s(?:in (?:total|all)|altogether|left|each|remaining|overall)", re.IGNORECASE)
+"""Words behind a number of which nothing is counted."""
+_COUNTED_FIRST = re.compile(
+    r"(?:\s[a-z]+){1,3}\s(?:are|were|will|can|remain|have|had|did|[a-z]+ed)\b.*", re.IGNORECASE
+)
+"""The rest of a sentence that begins with its number: `12 students passed`."""
+_PURPOSE = re.compile(r"\s([a-z]+) to [a-z]+", re.IGNORECASE)
+_SAYS_MORE = re.compile(
+    r"\b(?:is|are|was|were)\b(?!\s(?:left|remaining|needed|required|used|sold|missing|in\stotal)\b)"
+    r"|\bto the\b"
+    r"|\band\b(?!\s[A-Z])"
+)
+"""Words behind a number that say something of it, as `5 is prime`, or begin another statement."""
+_REMAINDER = re.compile(
+    r"\bremainder (?:when|if|of) \S.{0,80}? (?:is )?divided by (?:\$[^$]{1,40}\$|\d+)(?= is\b)"
+)
+"""The name of a remainder, whose condition limits nothing."""
+_BEFORE_FORMULA = re.compile(
+    rf"\A(?P<before>[a-z][^\d\\$=<>:()]*?)\s(?:{_EQUALS})\s"
+    rf"(?:{_ADVERB}\s)*(?=[^a-z\s]|[a-z]\b)",
+    re.IGNORECASE,
+)
+"""The beginning of a sentence up to the formula that it states."""
+_DIGIT = re.compile(r"\d")
+_IS_SOLUTION = re.compile(
+    r"\s+is\s(?:the|our|a)\s(?:(?:only|unique|final|correct|desired)\s)*(?:solution|value|result|answer)",
+    re.IGNORECASE,
+)
+_SUMMED = re.compile(
+    r"(?<![\d.,^])(?P<left>(?:\d[\d.,]*\s*[-+*/×·÷]\s*)+\d[\d.,]*)\s*="
+    r"\s*(?P<result>\d(?:[\d.,]*\d)?)(?![\d^])"
+)
+"""A calculation within a sentence, and its result: `48 + 24 = 72`."""
+
+
+def told_value(sentence: str, *, plainly: bool = False) -> str | None:
+    """Return the only number that a sentence states, with its unit of measurement, as `She has 42
+    apples left`, or the formula that it ends in, as `The derivative is $2x$`. None for a sentence
+    that states none or two, or that holds a word that limits what it states.
+
+    Args:
+        plainly: only a number behind a verb.
+    """
+    sentence = _REMAINDER.sub("remainder", sentence.strip().rstrip("."))
+    sentence = _SUMMED.sub(_result, sentence)
+    if sentence.startswith("$"):
+        sentence = _IS_SOLUTION.sub("", sentence)
+    if whole := _FORMULA.fullmatch(sentence):
+        return None if plainly else _equation(whole[1])
+    words = _FORMULA.sub(r"\1", sentence)
+    told = _TOLD.fullmatch(words)
+    text = _LEFT_OVER.sub("left", words if told else _FORMULA.sub(" ", sentence))
+    if _NOT_TELLING.match(text) or _LIMITS.search(text):
+        return None
+    if told is None:
+        return None if plainly else _told_formula(sentence)
+    if not _is_told(told, plainly=plainly):
+        return None
+    value = told["value"] + (told["second"] or "")
+    rest = told["rest"].split()
+    for count in range(len(rest), -1, -1):
+        measured = " ".join([value, *rest[:count]])
+        number = read_number(measured)
+        if number and number[1] and number[1].dimensions:
+            return measured
+    if rest[:1] == ["percent"]:
+        return f"{value} percent"
+    return None if told["second"] else value
+
+
+def _result(calculation: re.Match[str]) -> str:
+    """Return the result of a calculation that is right, and any other calculation as it is."""
+    number = read_number(calculation["result"])
+    is_right = number is not None and calculated(calculation["left"]) == number[0]
+    return calculation["result"] if is_right else calculation[0]
+
+
+def _is_told(told: re.Match[str], *, plainly: bool) -> bool:
+    """Return True if a verb before the number states it, or if it is a number of counted things at
+    the beginning.
+    """
+    before, value, rest = told["before"], told["value"], told["rest"]
+    if split_scale(rest.strip())[0] or split_scale(" ".join(rest.split()[:1]))[0]:
+        return False
+    if _SAYS_MORE.search(rest):
+        return False
+    if not before:
+        is_told = _COUNTED_FIRST.fullmatch(rest)
+        if purpose := _PURPOSE.match(rest):
+            unit = read_unit(purpose[1])
+            is_told = purpose if unit and unit.dimensions else is_told
+        return not plainly and bool(is_told)
+    is_counted = bool(_COUNTED.match(rest)) or re.search(r"[$£€%]", value) is not None
+    if _STATING.search(before):
+        is_bare = not rest or bool(_LEFT.match(rest))
+        return (is_counted or is_bare) and not _INDEFINITE.match(before)
+    is_ours = re.match(r"(?:we|I)\b", before, re.IGNORECASE)
+    return is_counted and not (plainly or is_ours) and bool(_ANY_VERB.search(before))
+
+
+def _told_formula(sentence: str) -> str | None:
+    """Return the formula that a sentence ends in, or several that are alike; None for a formula in
+    words, and for one of several.
+    """
+    sentence = re.sub(rf"\$({NAME})\$(?=\s[a-z])", "it", sentence)
+    begin = _BEFORE_FORMULA.match(sentence)
+    if begin is None or _INDEFINITE.match(f"{begin['before']} is "):
+        return None
+    rest = sentence[begin.end() :]
+    formulas = _FORMULA.findall(rest)
+    if len(formulas) > 1:
+        return listed(_FORMULA.sub(r"\1", rest))
+    if formulas:
+        behind = _FORMULA.sub("", rest).strip()
+        unit = read_unit(behind) if behind else None
+        if not rest.startswith("$") or (behind and not (unit and not unit.words)):
+            return None
+    value = tidy(formulas[0] if formulas else rest)
+    is_one = len(value) > 1 and not WORD.search(value)
+    return value if is_one and value.count("=") < 2 and is_value(value) else None
+
+
+def _equation(formula: str) -> str | None:
+    """Return an equation, or the number at the end of a chain of equations that begins with a
+    name: `N = 2^{10} - 951 = 73`.
+    """
+    sides = formula.split("=")
+    if WORD.search(formula) or len(sides) < 2:
+        return None
+    if len(sides) == 2:
+        return tidy(formula)
+    last = tidy(sides[-1])
+    is_chain = re.fullmatch(rf"\s*{NAME}\s*", sides[0]) and all(map(_DIGIT.search, sides[1:]))
+    return last if is_chain and read_number(last) else None

@@ -1,0 +1,33 @@
+"""Times of an extraction at two lengths, whose ratio says whether it is linear."""
+
+import time
+
+import pytest
+
+from lim_sglang.programs.grading.answers import extract_answer
+
+
+def seconds(text: str) -> float:
+    """Return the least time of three extractions."""
+
+    def once() -> float:
+        began = time.process_time()
+        extract_answer(text)
+        return time.process_time() - began
+
+    return min(once() for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("1,", "10,", "1.", ".3", "1/2/", "$1 ", "1%", "x=", "1+", "-1", "wait ", "half of "),
+        *(r"\boxed{5}+", r"\boxed{1", "a = ", "12 and ", "the answer is 5. No, ", "I forgot "),
+    ],
+)
+@pytest.mark.parametrize("frame", ["{}", r"\boxed{{{}1}}", "So we get {}", r"$\boxed{{5}}{}$"])
+def test_four_times_the_characters_take_four_times_as_long(piece: str, frame: str) -> None:
+    short, long = (
+        seconds(frame.format(piece * (number // len(piece)))) for number in (20_000, 80_000)
+    )
+    assert long < 10 * short + 0.02
