@@ -609,7 +609,7 @@ def test_samples_in_flight_are_shown_with_their_tokens_and_states() -> None:
         (r"\boxed{1}, no, \boxed{[red]} it is", "[red]"),
         (r"\boxed{1}, no, \boxed{\frac{1}{2", "1"),
         (r"\boxed{1} within \boxed{}, so \boxed{", "1"),
-        (r"\boxed{7}</think>It is", "7"),
+        (r"\boxed{7}</think>It is", ""),
         (r"the answer is 5", ""),
         ("", ""),
     ],

@@ -293,9 +293,9 @@ def test_a_failed_sample_is_no_evidence_but_its_tokens_are_spent() -> None:
 
 WARM_UP = {
     0: Chain((boxed("1"), "", "."), confidences=(6.0, 4.0, 6.0)),
-    1: Chain((boxed("1"), "x", "."), confidences=(9.0, 7.0, 9.0)),
-    2: Chain((boxed("2"), "x", "."), confidences=(5.0, 5.0, 5.0)),
-    3: Chain((boxed("2"), "x", "."), confidences=(8.0, 8.0, 2.0)),
+    1: Chain((boxed("1"), " x", "."), confidences=(9.0, 7.0, 9.0)),
+    2: Chain((boxed("2"), " x", "."), confidences=(5.0, 5.0, 5.0)),
+    3: Chain((boxed("2"), " x", "."), confidences=(8.0, 8.0, 2.0)),
 }
 """Lowest means of two tokens: 6 (a token without text has no logprobs), 8, 5, 5."""
 OPTIONS = {"warm_up": 4, "window": 2, "keep": 0.5, "agreement": 0.99}
@@ -305,9 +305,9 @@ def test_confidence_aborts_unsure_chains_and_weighs_the_votes() -> None:
     assert confidence_threshold([6.0, 8.0, 5.0, 5.0], 0.5) == 5.5
     after = {
         4: endless("so", "then", "wait", confidences=(6.0, 5.5, 4.0)),
-        5: Chain((boxed("3"), "x", "."), confidences=(30.0, 30.0, 30.0)),
+        5: Chain((boxed("3"), " x", "."), confidences=(30.0, 30.0, 30.0)),
         6: endless("hm", "hm", confidences=(5.5, 5.4)),
-        7: Chain((boxed("1"), "x", "."), confidences=(5.5, 5.5, 5.5)),
+        7: Chain((boxed("1"), " x", "."), confidences=(5.5, 5.5, 5.5)),
     }
     with serving(by_sample({**WARM_UP, **after})) as fake:
         outcome = run_at(fake, 8, program=CONFIDENCE, seed=0, options=OPTIONS)
@@ -326,7 +326,7 @@ def test_confidence_aborts_unsure_chains_and_weighs_the_votes() -> None:
 
 
 def test_an_unsure_chain_has_no_vote_even_if_it_ended_before_the_abort() -> None:
-    unsure = Chain((boxed("1"), "x", "."), confidences=(5.0, 5.0, 5.0))
+    unsure = Chain((boxed("1"), " x", "."), confidences=(5.0, 5.0, 5.0))
     with serving(by_sample({**WARM_UP, 4: unsure})) as fake:
         outcome = run_at(fake, 5, program=CONFIDENCE, seed=0, options=OPTIONS)
     assert states(outcome)[4] == "aborted"
@@ -334,7 +334,7 @@ def test_an_unsure_chain_has_no_vote_even_if_it_ended_before_the_abort() -> None
 
 
 def test_confidence_stops_once_the_warm_up_agrees() -> None:
-    usual = Chain((boxed("1"), "x"), confidences=(3.0, 3.0))
+    usual = Chain((boxed("1"), " x"), confidences=(3.0, 3.0))
     with serving(by_sample({}, usual)) as fake:
         outcome = run_at(fake, 32, program=CONFIDENCE, seed=0, options=OPTIONS)
     assert requests_by_seed(fake) == dict.fromkeys(range(4), 1)
@@ -343,7 +343,7 @@ def test_confidence_stops_once_the_warm_up_agrees() -> None:
 
 
 def test_confidence_stops_at_the_chain_that_gives_the_leader_its_share() -> None:
-    usual = Chain((boxed("1"), "x"), confidences=(8.0, 8.0))
+    usual = Chain((boxed("1"), " x"), confidences=(8.0, 8.0))
     shares = [22 / 32, 30 / 40, 38 / 48, 46 / 56]  # of 14 + 8 n against 10
     stop = next(n for n, share in enumerate(shares, 1) if share >= 0.8)
     with serving(by_sample(WARM_UP, usual)) as fake:
