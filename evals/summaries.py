@@ -137,13 +137,15 @@ def _with_origin(conditions: Mapping[str, Any]) -> dict[str, Any]:
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
     """Replace each folder that is no run by the runs in it, at any depth, and by the summaries
-    right in it; sorted by path.
+    right in it; sorted by path. Servers' logs, which a shell pattern names beside them, are left
+    out.
 
     Raises:
         ConfigError: a folder holds neither.
     """
     found: list[Path] = []
-    for path in paths:
+    paths = list(paths)
+    for path in [path for path in paths if path.suffix != ".log"] or paths:
         if not path.is_dir() or (path / RUN_FILE).exists():
             found.append(path)
             continue

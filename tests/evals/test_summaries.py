@@ -128,6 +128,9 @@ def test_the_folder_of_a_run_is_summarised_with_its_newest_verdicts(tmp_path: Pa
     write_summary(found, tmp_path / "pair" / "a copy of it.json")
     assert find_runs([tmp_path]) == [folder, tmp_path / "s.json"]
     assert find_runs([folder]) == [folder]
+    log = tmp_path / "server.log"
+    assert find_runs([folder, log]) == [folder]
+    assert find_runs([log]) == [log]  # refused in words when it is read
 
 
 @pytest.mark.parametrize(
