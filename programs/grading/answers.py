@@ -349,7 +349,7 @@ def _first_line(text: str, end: int, cut_off: bool) -> str | None:
     rejects one, nor asks. In a text that was cut off, another line has to follow.
     """
     line = text[:end].partition("\n")[0]
-    if len(line) >= MAX_BARE or not as_choice(line):
+    if len(line) >= MAX_BARE or not as_choice(line) or last_boxes(line):
         return None
     if _REJECTED.match(line):
         return None

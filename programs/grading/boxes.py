@@ -37,7 +37,8 @@ _NAME_BEFORE = re.compile(r"([a-zA-Z](?:_\{?\w\}?)?)\s*&?=\s*$")
 _IS_NOT = r"(?:(?:is|was)(?:n['’]t|\s+(?:definitely\s+|certainly\s+)?not)|can(?:not|['’]t)\s+be)"
 _BOX_DENIED = re.compile(
     rf"(?:\b(?:not|rather than|instead of)|\b(?:it|that|this|answer)\s+{_IS_NOT}"
-    r"|\b(?:doubt|don['’]t (?:think|believe))\s+(?:that\s+)?(?:it|this|that|the answer)\s+is"
+    r"|\b(?:(?<!no )(?<!not )(?<!n't )doubt|don['’]t (?:think|believe))\s+(?:that\s+)?"
+    r"(?:it|this|that|the answer)\s+is"
     r"|\b(?:wrong|incorrect)\s+(?:answer|result|value)\s+(?:is|would be))"
     r"\s+(?:equal\s+to\s+|the\s+answer\s+)?[$*({\[\\\s]*\Z|(?:\\neq?(?![a-z])|≠|!=)[\s{]*\Z",
     re.IGNORECASE,
@@ -155,9 +156,16 @@ _ONE_TERM = re.compile(r"[\w.]+|\\[a-zA-Z]+(?:\{[^{}]*\})*")
 _SEPARATOR = re.compile(
     r"=|\\(?:approx|equiv|cong|sim|in|(?:q?quad|Right|right|Long(?:right)?|long(?:right)?)"
     r"(?:arrow)?|implies|iff|therefore|because|to|leadsto|tag|begin|end)(?![a-z])(?:\{[^{}]*\})?"
+    r"|\\(?:[gln]eq?q?|[lg]t|mapsto)(?![a-z])|[<>≤≥≠]|\\(?:text|mbox)[a-z]*\s*\{[^{}]*\}"
     r"|\\\\|[,;&\n]"
 )
-"""A sign between the sides of a formula, and between formulas."""
+"""A sign between the sides of a formula, and between formulas; words in it are one."""
+_REMARK = re.compile(r"(?:\\[ ,;:!]|\s|~)+\(")
+"""The beginning of a remark in brackets behind a box."""
+_NO_OPERAND = re.compile(
+    r"\A(?:[*/^_]|\\(?:cdot|times|div)(?![a-z]))|(?:[-+*/^_]|\\(?:cdot|times|div))\s*\Z"
+)
+"""A sign of calculation at the end of a side, beside which nothing stands."""
 _EQUALS_NEXT = re.compile(r"=|\\(?:approx|equiv)(?![a-z])")
 _STYLED = r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?"
 _BESIDE = re.compile(
@@ -235,11 +243,17 @@ def _in_formula(text: str, box: Box, boxes: Sequence[Box]) -> Box:
     around = _formula_around(text, begin, end)
     if around is None:
         return box
-    before = _SEPARATOR.split(text[around[0] : begin])[-1]
-    behind = _SEPARATOR.split(text[end : around[1]], maxsplit=1)
-    if _EQUALS_NEXT.match(text, end + len(behind[0])):
+    before = _after_last(_SEPARATOR, text[around[0] : begin])
+    if not re.search(BOX, before):  # else a ratio
+        before = before.rpartition(":")[2]
+    behind = text[end : around[1]]
+    stop = _SEPARATOR.search(behind)
+    if stop and _EQUALS_NEXT.match(stop[0]):
         return box
-    first, last = begin - len(before), end + len(behind[0])
+    behind = behind[: stop.start()] if stop else behind
+    if remark := _REMARK.match(behind):
+        behind = behind[: remark.start()]
+    first, last = begin - len(before), end + len(behind)
     inner = [each for each in boxes if first <= each[0] and each[1] <= last]
     if any(later[0] - each[1] < 1 for each, later in pairwise(inner)):
         return box
@@ -261,7 +275,15 @@ def _in_formula(text: str, box: Box, boxes: Sequence[Box]) -> Box:
     side = "".join(pieces).strip(" .")
     if len(pieces) == 3 and not (pieces[0] + pieces[-1]).strip(" ."):
         return box
-    return box if is_unbalanced(side) else (first, last, tidy(side))
+    if is_unbalanced(side) or _NO_OPERAND.search(side) or re.search(BOX, side):
+        return box
+    return first, last, tidy(side)
+
+
+def _after_last(pattern: re.Pattern[str], text: str) -> str:
+    """Return what stands behind the last match in a text; all of it without a match."""
+    last = deque(pattern.finditer(text), maxlen=1)
+    return text[last[0].end() :] if last else text
 
 
 def _formula_around(text: str, begin: int, end: int) -> tuple[int, int] | None:
@@ -333,7 +355,8 @@ def _is_denied(text: str, begin: int, end: int, content: str) -> bool:
     if taken_back and (content == "0" or _WORD.search(content)):
         # In `0. That is impossible` and `No. This is wrong`, the question is meant.
         return bool(_OWN_MISTAKE.search(taken_back[0]))
-    return is_taken_back(text, end, content) or bool(_BOX_IS_WRONG.match(text, end))
+    is_wrong = bool(_BOX_IS_WRONG.match(text, end)) or _is_denied_after(content, text, end)
+    return is_wrong or is_taken_back(text, end, content)
 
 
 def _in_denial(text: str, begin: int) -> bool:

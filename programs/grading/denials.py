@@ -49,7 +49,9 @@ _ATTITUDES = frozenset(
 )
 """Words that deny a statement behind them without `that`, if they are denied or deny."""
 _HARMLESS = re.compile(
-    r"\b(?:not|n't) (?=(?:only|just|merely|hard|difficult|surprising|unreasonable|long)\b)"
+    r"\b(?:not|n't) (?=(?:only|just|merely|surpris(?:ing|ed)|unreasonable|long|immediately|need"
+    r"|(?:too )?(?:hard|difficult))\b)"
+    r"|\bno (?=(?:surprise|wonder|question|coincidence|secret)\b)"
     r"|\bwithout (?=loss\b)"
 )
 """Negations that deny nothing: `not hard to see that`."""

@@ -81,7 +81,7 @@ _SPACE = re.compile(
 )
 _NO_SPACE = re.compile(r"\\!|\\(?:negthinspace|negmedspace|negthickspace)(?![a-zA-Z])")
 _GROUP_SEPARATOR = re.compile(
-    r"(?<=\d)(?:\\[,;: ]|\\thinspace\s*|\\!\s*\\,|\\text\{,\}|\\!|[~ ]|\{\s*\}|\{\\,\}|,\\!|\{,\})"
+    r"(?<=\d)(?:\\[,;: ]|\\thinspace\s*|\\!\s*\\,|\\text\{,\}|,?\\!\s*|[~ ]|\{\s*\}|\{\\,\}|\{,\})"
     r"(?=\d{3}(?![\d/]))"
 )
 _INDIAN = re.compile(r"(?<=\d)\{,\}(?=\d\d(?:\{,\}\d\d)*\{,\}\d{3}(?!\d))")

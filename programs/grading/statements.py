@@ -124,9 +124,10 @@ _STATEMENT = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _BEFORE_OVERRULING = re.compile(
-    r"(?:[\s*_#>.:;,—–-]|\b(?:so|thus|hence|therefore|then|and|but|actually|wait|no|sorry|oops"
+    r"(?:[^?]{1,200}[,;]\s+(?=(?:so|hence|thus|therefore)\b))?(?:[\s*_#>.:;,—–-]|\b(?:so|thus|hence|therefore|then|and|but|actually|wait|no|sorry|oops"
     r"|in fact|correction|the|my|our|final|correct|right|real|true|actual|only|that|means"
-    r"|corrected|revised|updated|amended|new"
+    r"|corrected|revised|updated|amended|new|answer|let me correct (?:that|this|it)|now|however"
+    r"|hold on|on (?:second thought|reflection)"
     r"|it follows|we|I|conclude|find)\b)*+",
     re.IGNORECASE,
 )
