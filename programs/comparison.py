@@ -79,6 +79,8 @@ _UNIONS, _INTERSECTIONS = {"or", "lor", "cup"}, {"and", "land", "cap"}
 _PAIR = re.compile(r"\(.*,.*\)", re.DOTALL)
 _DESCENDING = re.compile(r"[^<>,;]+(?:(?:>|\\ge(?![a-zA-Z]))[^<>,;]+){2,}")
 """A chain from the largest value down, which is read from its end."""
+_RANGE = re.compile(r"[<>(\[]|\\(?:le|ge|ne|in|cup|lor|mid)(?![a-zA-Z])")
+"""A sign of a set of numbers that is no list."""
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])")
 
 
@@ -125,6 +127,8 @@ def _are_equal(a: str, b: str) -> bool:
         return False
     if not _comparable(a, b) or _is_no_point(a, b) or _is_no_point(b, a):
         return False
+    if any(_is_open(x) and not _RANGE.search(y) for x, y in ((a, b), (b, a))):
+        return False
     return _verify(first, second) or _verify(second, first) or _same_set(first, second)
 
 
@@ -163,6 +167,11 @@ def _is_no_point(latex: str, other: str) -> bool:
         return False
     is_choice = not _UNIONS.isdisjoint({*_CONNECTIVE.split(latex)})
     return is_choice or names != sorted({*names}) or names[0] in ("y", "z")
+
+
+def _is_open(latex: str) -> bool:
+    """Return True for an interval without ends, `1 < x < 2`, which math-verify takes for them."""
+    return len(re.findall(r"[<>]", latex)) == 2
 
 
 def _is_statement(formula: Formula) -> bool:

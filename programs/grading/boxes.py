@@ -137,31 +137,38 @@ _STATING = re.compile(
 )
 """Words before a box that state what it holds."""
 _REJECTING = re.compile(
-    r"\b(?:(?:rul(?:e|es|ed|ing)\s+out|(?:reject|exclud|discard|eliminat|dismiss|disprov|refut)\w*)"
-    r"(?:\s+(?:the\s+)?(?:case|value|solution|root|answer|possibility)(?:\s+of)?)?"
-    r"|\b(?:if\b[^.;]*\b(?:had|were|did)|had\s(?:we|I|he|she|it|they|the))\b[^.;]*\bwould\b[^.;]*"
+    r"\b(?:rul(?:e|es|ed|ing)\s+out|(?:rul(?:e|es|ed|ing)\s+out"
+    r"|(?:reject|exclud|discard|eliminat|dismiss|disprov|refut)\w*)"
+    r"\s+(?:the\s+)?(?:case|value|solution|root|answer|possibility)(?:\s+of)?"
+    r"|(?:wrong|incorrect)\s+(?:formula|approach|method|rule)\b[^.;]*\bwould\b[^.;]*"
     r"|(?:suppose|supposing|assume|assuming|imagine|pretend)\b[^.,;]*\b(?:answer|value|result)"
     r"\s+(?:is|was|were)"
     r"|(?:previous|earlier|old|former|initial|naive|wrong|incorrect)\s+(?:\w+\s+)?"
     r"(?:version|answer|attempt|draft|formula|approach|method|calculation|guess)s?"
-    r"\s+(?:said|was|gave|gives|had|would\s+give|yields|read)|naively\b[^.;]*)"
+    r"\s+(?:said|was|gave|gives|had|would\s+give|yields|read)|naively\b(?:(?!\bbut\b)[^.;])*)"
     r"[\s$*({\[\\]*(?:[a-zA-Z]\s*=\s*)?\Z",
     re.IGNORECASE,
 )
 """Words before a box, in its sentence, that reject what it holds, or suppose it."""
 _NO_TERM = re.compile(r"[=,<>;]|\\(?:text|[gl]eq?|approx|pm)(?![a-z])|(?<![\\a-zA-Z])[a-zA-Z]{3}")
 """A sign of a box that holds more than a term of a formula."""
+_LETTER = re.compile(r"\(?[A-J]\)?")
+"""An option, which is no factor."""
 _ONE_TERM = re.compile(r"[\w.]+|\\[a-zA-Z]+(?:\{[^{}]*\})*")
 """A term that needs no brackets in a formula."""
 _SEPARATOR = re.compile(
     r"=|\\(?:approx|equiv|cong|sim|in|(?:q?quad|Right|right|Long(?:right)?|long(?:right)?)"
     r"(?:arrow)?|implies|iff|therefore|because|to|leadsto|tag|begin|end)(?![a-z])(?:\{[^{}]*\})?"
-    r"|\\(?:[gln]eq?q?|[lg]t|mapsto)(?![a-z])|[<>≤≥≠]|\\(?:text|mbox)[a-z]*\s*\{[^{}]*\}"
     r"|\\\\|[,;&\n]"
 )
-"""A sign between the sides of a formula, and between formulas; words in it are one."""
-_REMARK = re.compile(r"(?:\\[ ,;:!]|\s|~)+\(")
-"""The beginning of a remark in brackets behind a box."""
+"""A sign between the sides of a formula, and between formulas."""
+_ARITHMETIC = re.compile(
+    r"(?:\d|\.\d|[a-zA-Z](?![a-zA-Z])|\\(?:sqrt|[dt]?frac|pi|cdot|times|div|pm|mp|left|right)(?![a-z])"
+    r"|[-+*/^_(){}:!±√×·−]|\s)*"
+)
+"""Signs that can be part of a value beside a box; with any other the box stands alone."""
+_APART_BEFORE, _APART_BEHIND = re.compile(r"[\w)}]\s+\Z"), re.compile(r"\s+[\w(]")
+"""A number, a name or a bracket that a space parts from a box."""
 _NO_OPERAND = re.compile(
     r"\A(?:[*/^_]|\\(?:cdot|times|div)(?![a-z]))|(?:[-+*/^_]|\\(?:cdot|times|div))\s*\Z"
 )
@@ -174,7 +181,9 @@ _BESIDE = re.compile(
     r"|checkmark|bf|bm|boldsymbol|underline|color\s*\{\w+\}|textcolor\s*\{\w+\}|p?mod\s*\{?\d*\}?)"
     r"(?![a-z])|\\[,;:! ]|\s+"
 )
-"""Signs beside a box that say nothing of the value: units, styles, spaces."""
+"""Signs beside a value that say nothing of it: units, styles, spaces."""
+_LEADING = re.compile(rf"\A(?:{_BESIDE.pattern})+")
+_TRAILING = re.compile(rf"(?:{_BESIDE.pattern})++\Z")
 _LABEL_BEFORE = re.compile(r"\A[a-zA-Z]*:|\A[^\w\\({\[|+−√-]+")
 """The name of a value before its formula."""
 _OPENED = re.compile(r"(?<![\w}^])(?:\\\{|[({\[])\Z")
@@ -183,13 +192,8 @@ _CLOSED = re.compile(r"\A(?:\\\}|[)}\]])")
 _DELIMITER = re.compile(r"(?<!\\)\$\$?|\\[()\[\]]")
 """A sign that opens or closes a formula."""
 _PAIRS = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
-_RUN_BEFORE = re.compile(
-    r"(?<![^\s*])(?!(?<![^\n])-)(?:[-+−±√/^_=.\d{}()]|\\[a-z]+|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])){1,40}\Z"
-)
-_RUN_BEHIND = re.compile(
-    r"(?:[-+/^_]|\\(?:sqrt|pi|frac|cdot|times)(?![a-z])|[a-z](?![a-z]))[^\s*$]{0,40}"
-)
-"""Signs without a space before and behind a box outside of a formula."""
+_RUN_BEHIND = re.compile(r"(?:[-+/^]\d|\\(?:sqrt|pi|frac|cdot|times)(?![a-z]))[^\s*$]{0,40}")
+"""Signs without a space behind a box outside of a formula."""
 _FACTOR_BEFORE = re.compile(
     r"\b((?P<sign>minus|negative)|(?:(?:a|one|two|three)[ -])?(?:half|twice|double|triple|thirds?"
     r"|quarters?|fourths?|fifths?|\w+ times)(?: of)?)\s+[$*({\[\\]*\Z",
@@ -197,9 +201,11 @@ _FACTOR_BEFORE = re.compile(
 )
 """Words before a box that make another number of it: `half of`."""
 _SCALE_BEHIND = re.compile(
-    r"[\s$*]*+(?:\\text\s*\{\s*)?((?:hundred|thousand|million|billion|trillion|lakh|crore|dozen|squared|cubed"
-    r"|factorial|and\s+(?:a|one|two|three|four)\s+(?:half|halves|thirds?|quarters?|fourths?|fifths?"
-    r"|sixths?|eighths?|tenths?))s?\b)\}?",
+    r"[\s$*]*+(?:\\text\s*\{\s*)?"
+    r"((?:hundred|thousand|million|billion|trillion|lakh|crore|dozen|factorial)s?\b"
+    r"|(?:squared|cubed)\b(?!\s+[a-z])"
+    r"|and\s+(?:a|one|two|three|four)\s+(?:half|halves|thirds?|quarters?|fourths?|fifths?|sixths?"
+    r"|eighths?|tenths?)\b(?!\s+of\b))\}?",
     re.IGNORECASE,
 )
 """Words behind a box that make another number of it: `thousand`, `and a half`."""
@@ -236,7 +242,7 @@ def _in_formula(text: str, box: Box, boxes: Sequence[Box]) -> Box:
     where the side has no more than that, or another side follows.
     """
     begin, end, content = box
-    if len(content) > MAX_BETWEEN or _NO_TERM.search(content):
+    if len(content) > MAX_BETWEEN or _NO_TERM.search(content) or _LETTER.fullmatch(content):
         return box
     if _BOX_DENIED.search(text, max(0, begin - MAX_BETWEEN), begin):
         return box
@@ -251,8 +257,6 @@ def _in_formula(text: str, box: Box, boxes: Sequence[Box]) -> Box:
     if stop and _EQUALS_NEXT.match(stop[0]):
         return box
     behind = behind[: stop.start()] if stop else behind
-    if remark := _REMARK.match(behind):
-        behind = behind[: remark.start()]
     first, last = begin - len(before), end + len(behind)
     inner = [each for each in boxes if first <= each[0] and each[1] <= last]
     if any(later[0] - each[1] < 1 for each, later in pairwise(inner)):
@@ -266,8 +270,12 @@ def _in_formula(text: str, box: Box, boxes: Sequence[Box]) -> Box:
         pieces += [each[2] if is_one else f"({each[2]})", ""]
         at = each[1]
     pieces[-1] += text[at:last]
-    pieces[0], pieces[-1] = _BESIDE.sub("", pieces[0]), _BESIDE.sub("", pieces[-1])
-    pieces[0] = _LABEL_BEFORE.sub("", pieces[0])
+    pieces[0] = _LABEL_BEFORE.sub("", _LEADING.sub("", pieces[0]))
+    pieces[-1] = _TRAILING.sub("", pieces[-1])
+    if _APART_BEFORE.search(pieces[0]) or _APART_BEHIND.match(pieces[-1]):
+        return box
+    if not all(map(_ARITHMETIC.fullmatch, pieces[::2])):
+        return box
     while opened := _OPENED.search(pieces[0]):
         pieces[0], pieces[-1] = pieces[0][: opened.start()], _CLOSED.sub("", pieces[-1])
     while len(pieces) == 3 and not pieces[0] and _CLOSED.match(pieces[-1]):
@@ -300,8 +308,7 @@ def _formula_around(text: str, begin: int, end: int) -> tuple[int, int] | None:
         if closed[0] not in ("$", "$$") or count % 2:
             first, last = opened[0].end(), closed.start()
     if first is None or last is None:
-        run = _RUN_BEFORE.search(text, earliest, begin)
-        first = run.start() if run else begin
+        first = begin
         run = _RUN_BEHIND.match(text, end, end + MAX_BETWEEN)
         last = run.end() if run else end
     has_words = _WORD.search(_BESIDE.sub("", text[first:begin] + " " + text[end:last]))

@@ -79,7 +79,7 @@ def is_denied(before: str) -> bool:
         if len(clauses) > 1:
             words = [*clauses[-2].split(), *words]
     text = _HARMLESS.sub("", " ".join(words))
-    if _OTHERS_MIGHT.search(text) or _NAIVELY.match(before.strip()):
+    if _OTHERS_MIGHT.search(text) or (_NAIVELY.match(before.strip()) and " but " not in before):
         return True
     words = text.split()
     has_that = words[-1:] == ["that"]

@@ -14,7 +14,7 @@ _TOKEN = re.compile(
 _TRANSPOSE = re.compile(r"(?<!matrix\})(?<=[\w)}])\s*\^\s*(?:T(?![a-zA-Z])|\{\s*T\s*\})")
 """An exponent T of a number, a name or a bracket, which math-verify drops as a transpose's sign."""
 _MIXED = re.compile(
-    r"(\\[a-zA-Z]+\s*|(?<![\w.^}]))(\d+)\s*(\{)?(\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\})(?(3)\})",
+    r"(\\begin\s*\{\w+\}\s*|\\[a-zA-Z]+\s*|(?<![\w.^}]))(\d+)\s*(\{)?(\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\})(?(3)\})",
     re.ASCII,
 )
 """A whole number and a fraction side by side."""
@@ -29,6 +29,11 @@ and small letters are two quantities, as are R and r, N and n, or an angle C and
 """
 _ADDED_CONSTANT = re.compile(r"\+\s*([Cc])(?!\s*[\w({^\\])")
 """The constant of an integral."""
+_NUMBERED_CONSTANT = re.compile(r"(?<![\\a-zA-Z])[Cc](?=_\{?\d)")
+"""A constant of a general solution: `C_1`."""
+_CONSTANT = re.compile(r"(?<![\\a-zA-Z])[Cc](?![a-zA-Z])")
+_PRIME = re.compile(r"(?<=[a-zA-Z)}])(?:'+|\^\s*\{?(?:\\prime\s*)+\}?)")
+"""The sign of a derivative, or of another name, which math-verify drops."""
 
 
 def with_own_names(latex: str) -> str:
@@ -36,10 +41,15 @@ def with_own_names(latex: str) -> str:
     not `3(\frac13)`, as a sum.
     """
     latex = _PI_BEFORE_BRACKET.sub(r"\1\\cdot ", latex)
+    latex = _PRIME.sub(lambda prime: rf"_{{\text{{p{'p' * _num_primes(prime[0])}}}}}", latex)
     latex = _MIXED.sub(r"\1(\2+\4)", _TRANSPOSE.sub(r"^{\\text{T}}", latex))
     return _TOKEN.sub(
         lambda token: rf"\text{{{token[0]}}}" if token[0] in "EI" else token[0], latex
     )
+
+
+def _num_primes(signs: str) -> int:
+    return signs.count("'") + signs.count(r"\prime")
 
 
 def in_one_spelling(a: str, b: str) -> tuple[str, str]:
@@ -52,6 +62,8 @@ def in_one_spelling(a: str, b: str) -> tuple[str, str]:
     }
     constants = [_ADDED_CONSTANT.findall(latex) for latex in (a, b)]
     if all(len(found) == 1 for found in constants) and not any({"C", "c"} <= x for x in names):
+        to_new["C"] = "c"
+    if all(len(_NUMBERED_CONSTANT.findall(x)) == len(_CONSTANT.findall(x)) > 0 for x in (a, b)):
         to_new["C"] = "c"
     first, second = (
         _TOKEN.sub(lambda token: to_new.get(token[0], token[0]), latex) for latex in (a, b)
