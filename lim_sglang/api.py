@@ -276,6 +276,8 @@ def grade(reply: str, answer: str | float, kind: Kind = "expression") -> bool:
 def extract_answer(reply: str, kind: Kind = "expression") -> str | None:
     r"""Return the answer that a reply states: the last `\boxed{}`, "the answer is", `####`.
 
+    A box stands with the arithmetic beside it in its formula: `3\sqrt{2}` of `\boxed{3}\sqrt{2}`.
+
     None if the reply states none of this kind. An integer comes without leading zeros, a choice as
     its capital letter.
 
