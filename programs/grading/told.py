@@ -78,14 +78,17 @@ _STATING = re.compile(
     re.IGNORECASE,
 )
 """A verb that states the number behind it, of which nothing is counted."""
-_ANY_VERB = re.compile(
-    r"(?:^|\s)(?!(?:these|those|his|its|this|hers|ours|as|plus|towards|across|versus)\s)"
-    r"(?:(?:you|he|she|it|they|will|can|must|should|to)\s[a-z]+|[a-z]*(?:[^su\W]s|ed)|held|kept|rode"
-    r"|drove|ran|ate|gave|bought|lost|won|left|read|wrote|saw|drew|grew|fell|rose|wove|built)"
-    rf"\s(?:{_ADVERB}\s)*\Z",
+_NO_VERB = re.compile(
+    r"(?:^|\s)(?:in|on|at|by|for|of|to|from|with|into|over|under|after|before|during|per|than|within"
+    r"|until|since|through|against|towards?|across|versus|and|or|but|as|plus|if|this|that|these"
+    r"|those|his|her|hers|its|their|our|ours|my|your|each|every|all|both|some|any|which|who|number"
+    r"|numbered|step|case|part|question|problem|option|example|figure|page|day|week|month|year|not"
+    rf"|be|been|being|\w+ly)\s(?:{_ADVERB}\s)*\Z",
     re.IGNORECASE,
 )
-"""The form of a verb, before a number of things that are counted or measured."""
+"""A word before a number that is no verb: the number belongs to it, or to a phrase of its own."""
+_SUBJECT = re.compile(r"\w\W+(?:\w+\s)*\w")
+"""Two words: a subject and its verb."""
 _INDEFINITE = re.compile(r"^(?:so\s|thus\s)?an?\s[^,]*\s(?:is|was)\s\Z", re.IGNORECASE)
 """A sentence about one of several values: `a root is`."""
 _COUNTED = re.compile(
@@ -191,7 +194,8 @@ def _is_told(told: re.Match[str], *, plainly: bool) -> bool:
         is_bare = not rest or bool(_LEFT.match(rest))
         return (is_counted or is_bare) and not _INDEFINITE.match(before)
     is_ours = re.match(r"(?:we|I)\b", before, re.IGNORECASE)
-    return is_counted and not (plainly or is_ours) and bool(_ANY_VERB.search(before))
+    has_verb = _SUBJECT.search(before) and not _NO_VERB.search(before)
+    return is_counted and not (plainly or is_ours) and bool(has_verb)
 
 
 def _told_formula(sentence: str) -> str | None:
