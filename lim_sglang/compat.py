@@ -474,6 +474,16 @@ def extra_context(server_args: Any) -> int:
     return int(sizing.get_req_to_token_extra_context_len(server_args))
 
 
+@contextmanager
+def without_decode_graphs(runner: Any) -> Iterator[None]:
+    """Let a model runner's decode steps run eagerly, until the block ends."""
+    graphs, runner.decode_cuda_graph_runner = runner.decode_cuda_graph_runner, None
+    try:
+        yield
+    finally:
+        runner.decode_cuda_graph_runner = graphs
+
+
 def load_runner(runner_class: type, server_args: Any, port: int) -> Any:
     """Load a model runner in this process, on its first GPU, as SGLang's scheduler does.
 

@@ -186,11 +186,8 @@ class LimModelRunner(compat.ModelRunner):
         if selector is None or selector.fits(int(forward_batch.seq_lens_cpu.sum())):
             return super()._forward_raw(forward_batch, *arguments, **options)
         self.lim_stats.oversized_steps += 1
-        graphs, self.decode_cuda_graph_runner = self.decode_cuda_graph_runner, None
-        try:
+        with compat.without_decode_graphs(self):
             return super()._forward_raw(forward_batch, *arguments, **options)
-        finally:
-            self.decode_cuda_graph_runner = graphs
 
     def allocate_selection(self, policy: SparsePolicy, num_tokens: int) -> None:
         """Allocate the memory that a policy's selection needs.

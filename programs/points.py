@@ -25,7 +25,7 @@ _STEPS = [10 ** mpmath.mpf(0.4 * n) for n in range(-4, 12)]
 _GRID = [*(-step for step in reversed(_STEPS)), mpmath.mpf(0), *_STEPS]
 """Values between whose signs a root is looked for."""
 _ERRORS = (ArithmeticError, ValueError, TypeError, NameError, AttributeError, NotImplementedError)
-"""What mpmath raises outside of a function's domain, and SymPy for functions that mpmath lacks."""
+"""Errors of mpmath outside of a function's domain, and of SymPy where mpmath lacks a function."""
 _UNSAMPLED = (sympy.Derivative, sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit)
 
 

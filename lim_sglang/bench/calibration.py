@@ -36,7 +36,7 @@ from lim_sglang.bench.divergence import (
 )
 from lim_sglang.bench.model_runner import FilledBatch
 from lim_sglang.bench.results import mean_in_words, surroundings
-from lim_sglang.bench.verify import require_exact_kernels
+from lim_sglang.bench.verify import check_this_gpu
 from lim_sglang.bench.workloads import Cell, ModelChoice, Point, make_sequences, read_texts
 from lim_sglang.config import BACKEND, LimConfig, ModelShape, Preset
 from lim_sglang.errors import ConfigError
@@ -233,9 +233,7 @@ def calibrate(options: CalibrationOptions, console: Console) -> Calibration:
             given = torch.tensor(make_sequences(texts, encode, end_token, **sized))
         config = LimConfig(budget=options.budget)
         model_runner.check_policies(folder, {config.policy: config}, "auto")
-        if torch.cuda.is_available():
-            console.print("Checking the kernels on this GPU")
-            require_exact_kernels()
+        check_this_gpu(console)
         console.print(f"Loading {options.model.name}")
         cell = Cell(config.policy, options.budget, config)
         batch_sizes = [options.sequences]

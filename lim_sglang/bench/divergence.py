@@ -22,14 +22,13 @@ from torch.nn.functional import kl_div
 from lim_sglang.bench import model_runner
 from lim_sglang.bench.model_runner import Contender, FilledBatch, decode_batch, run_step
 from lim_sglang.bench.results import DivergenceRow, Measured, same_divergence, surroundings
-from lim_sglang.bench.verify import require_exact_kernels
+from lim_sglang.bench.verify import check_this_gpu
 from lim_sglang.bench.workloads import (
     Cell,
     ModelChoice,
     Point,
     make_sequences,
     named_settings,
-    options_of_policies,
     read_texts,
 )
 from lim_sglang.config import BACKEND, CONFIG_VAR, LimConfig
@@ -144,9 +143,7 @@ def measure_cells(
     """
     policies = {cell.policy: cell.config for cell in cells if cell.config}
     model_runner.check_policies(folder, policies, options.model.kv_cache_dtype)
-    if torch.cuda.is_available():
-        console.print("Checking the kernels on this GPU")
-        require_exact_kernels()
+    check_this_gpu(console)
     console.print(f"Loading {options.model.name}")
     sizes = [len(group) for group in groups]
     runner = load_dense_runner(options.model, options.length, folder, cells, sizes)
@@ -186,9 +183,7 @@ def load_dense_runner(
     tokens: on the GPU, or in f32 on the CPU of a machine without one."""
     os.environ[CONFIG_VAR] = LimConfig(policy=DENSE).to_json()
     policies = {str(cell): cell.config for cell in cells if cell.config}
-    chosen = options_of_policies(policies, max(batch_sizes))
-    if not torch.cuda.is_available():
-        chosen |= {"device": "cpu", "dtype": "float32", "page_size": 1}
+    chosen = model_runner.options_on_this_machine(policies, max(batch_sizes))
     page = chosen["page_size"]
     runner = model_runner.load_runner(
         folder,

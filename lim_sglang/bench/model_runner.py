@@ -23,7 +23,13 @@ from torch import Tensor
 
 from lim_sglang import compat
 from lim_sglang.audit import LayerObserver
-from lim_sglang.bench.workloads import DENSE_BACKENDS, CacheDtype, ModelChoice, Point
+from lim_sglang.bench.workloads import (
+    DENSE_BACKENDS,
+    CacheDtype,
+    ModelChoice,
+    Point,
+    options_of_policies,
+)
 from lim_sglang.config import (
     BACKEND,
     CONFIG_VAR,
@@ -146,6 +152,19 @@ def reset_dummy_scales(layers: Iterable[Any]) -> None:
             layer.k_scale.fill_(1.0)
             layer.v_scale.fill_(1.0)
             layer.k_scale_float = layer.v_scale_float = 1.0
+
+
+def options_on_this_machine(policies: Mapping[str, LimConfig], max_rows: int) -> dict[str, Any]:
+    """Return SGLang's options that all of these policies can have: on the GPU, or in f32 on the CPU
+    of a machine without one.
+
+    Args:
+        max_rows: requests at a time.
+    """
+    options = options_of_policies(policies, max_rows)
+    if not torch.cuda.is_available():
+        options |= {"device": "cpu", "dtype": "float32", "page_size": 1}
+    return options
 
 
 def check_formats(runner: Any, model: ModelChoice) -> None:
@@ -531,13 +550,12 @@ def run_step(runner: Any, batch: FilledBatch, observer: LayerObserver | None = N
 @contextmanager
 def _observed(runner: Any, observer: LayerObserver) -> Iterator[None]:
     """Let our backend show the layers of the block's steps, which run without a graph."""
-    graphs, runner.decode_cuda_graph_runner = runner.decode_cuda_graph_runner, None
     runner.attn_backend.observer = observer
     try:
-        yield
+        with compat.without_decode_graphs(runner):
+            yield
     finally:
         runner.attn_backend.observer = None
-        runner.decode_cuda_graph_runner = graphs
 
 
 def count_slots(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from lim_sglang import compat
@@ -36,6 +37,13 @@ def require_exact_kernels() -> None:
 
     require_gpu()
     refuse_differences(verify_gpu(), "on this GPU")
+
+
+def check_this_gpu(console: Console) -> None:
+    """Refuse a GPU on which a kernel is not exact; a machine without a GPU needs no check."""
+    if torch.cuda.is_available():
+        console.print("Checking the kernels on this GPU")
+        require_exact_kernels()
 
 
 def refuse_differences(differences: Sequence[str], where: str) -> None:

@@ -15,8 +15,8 @@ from rich.console import Console
 from lim_sglang.bench import model_runner
 from lim_sglang.bench.divergence import DENSE, MEM_FRACTION
 from lim_sglang.bench.results import surroundings
-from lim_sglang.bench.verify import require_exact_kernels
-from lim_sglang.bench.workloads import Point, named_settings, options_of_policies
+from lim_sglang.bench.verify import check_this_gpu
+from lim_sglang.bench.workloads import Point, named_settings
 from lim_sglang.config import BACKEND, CONFIG_VAR, LimConfig, with_preset
 from lim_sglang.errors import ConfigError, DataError, ServerError
 from lim_sglang.evals.tasks import OWN_FILE, find_task, load_questions, questions_digest
@@ -112,9 +112,7 @@ def trace(options: TraceOptions, console: Console) -> Trace:
         left = {each.question_id: ids for each, ids in pairs if each.question_id not in known}
         found = list(begun.questions)
         if left:
-            if torch.cuda.is_available():
-                console.print("Checking the kernels on this GPU")
-                require_exact_kernels()
+            check_this_gpu(console)
             console.print(f"Loading {options.model}")
             runner = load_runner(options, folder, longest)
             for traced in trace_questions(runner, tokenizer, left, options, console):
@@ -193,9 +191,8 @@ def load_runner(options: TraceOptions, folder: str, longest: int) -> Any:
         longest: tokens of the longest prompt and answer.
     """
     os.environ[CONFIG_VAR] = options.served_config.to_json()
-    chosen = options_of_policies({options.served: options.served_config}, max_rows=1)
-    if not torch.cuda.is_available():
-        chosen |= {"device": "cpu", "dtype": "float32", "page_size": 1}
+    served = {options.served: options.served_config}
+    chosen = model_runner.options_on_this_machine(served, max_rows=1)
     page = chosen["page_size"]
     runner = model_runner.load_runner(
         folder,

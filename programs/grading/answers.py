@@ -334,9 +334,9 @@ def _candidates(text: str, end: int, *, whole: bool, cut_off: bool) -> Iterator[
         end: end of the part in which an answer without a box or tags counts.
     """
     boxes = last_boxes(text)
-    boxed = last_box(boxes, text, cut_off)
-    in_box = boxed and unless_overruled(*boxed, text, end)
     denied = denied_boxes(boxes, text)
+    boxed = last_box(boxes, denied, text, cut_off)
+    in_box = boxed and unless_overruled(*boxed, text, end)
     for answer in (_tagged(text), in_box, last_statement(without(denied, text), end, denied)):
         if answer is not None:
             yield answer
@@ -381,9 +381,9 @@ def _tagged(text: str) -> str | None:
     if chosen := CHOICE.match(content.strip()):
         return tidy(chosen[0])
     end = len(content)
-    in_box = (boxed := last_box(last_boxes(content), content)) and unless_overruled(
-        *boxed, content, end
-    )
+    boxes = last_boxes(content)
+    boxed = last_box(boxes, denied_boxes(boxes, content), content)
+    in_box = boxed and unless_overruled(*boxed, content, end)
     answer = in_box or last_statement(content, end) or stated_value(tidy(content))
     return answer or told_value(content, plainly=True)
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from lim_sglang.programs.grading.denials import is_denied
+from lim_sglang.programs.grading.denials import FORGOT, is_denied
 from lim_sglang.programs.grading.latex import is_unbalanced, plain, tidy
 from lim_sglang.programs.grading.units import NUMBERS_IN_WORDS, TENS_IN_WORDS
 
@@ -72,7 +72,7 @@ _ITSELF = (
 _MISTAKE = (
     r"(?:(?:I|we)(?:['’]ve)?\s+(?:(?:have|just|now|think|see|realize|notice|believe|that|I|we)\s+)*"
     r"(?:made\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b|(?:misread|miscounted|miscalculated|overlooked"
-    r"|misinterpreted)\b|forgot\b(?!\s+to\s+(?:check|mention|say|note|verify|state|write|explain)\b))"
+    rf"|misinterpreted)\b|{FORGOT})"
     r"|there\s+(?:was|is)\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b|(?:whoops|oops)\b[\s,.:;!—–-]+(?=[a-z]{2}))"
     r"(?![^.\n]*\b(?:at\s+first|before|earlier|first|initial(?:ly)?|previous(?:ly)?|original(?:ly)?"
     r"|fine|right|correct|ok(?:ay)?)\b)"
@@ -156,6 +156,7 @@ _LETTER = re.compile(r"\(?[A-J]\)?")
 """An option, which is no factor."""
 _ONE_TERM = re.compile(r"[\w.]+|\\[a-zA-Z]+(?:\{[^{}]*\})*")
 """A term that needs no brackets in a formula."""
+_POWER_NEXT = re.compile(r"\s*\^")
 _SEPARATOR = re.compile(
     r"=|\\(?:approx|equiv|cong|sim|in|(?:q?quad|Right|right|Long(?:right)?|long(?:right)?)"
     r"(?:arrow)?|implies|iff|therefore|because|to|leadsto|tag|begin|end)(?![a-z])(?:\{[^{}]*\})?"
@@ -266,7 +267,7 @@ def _in_formula(text: str, box: Box, boxes: Sequence[Box]) -> Box:
     for each in inner:
         pieces[-1] += text[at : each[0]]
         is_one = _ONE_TERM.fullmatch(each[2]) and not re.search(r"\w\s*\Z", pieces[-1])
-        is_one = is_one and (each[2].isalnum() or not re.match(r"\s*\^", text[each[1] :]))
+        is_one = is_one and (each[2].isalnum() or not _POWER_NEXT.match(text, each[1]))
         pieces += [each[2] if is_one else f"({each[2]})", ""]
         at = each[1]
     pieces[-1] += text[at:last]
@@ -326,18 +327,24 @@ def _in_words(text: str, box: Box) -> Box:
     return box
 
 
-def last_box(boxes: Collection[Box], text: str, cut_off: bool = False) -> tuple[str, int] | None:
+def last_box(
+    boxes: Collection[Box], denied: Collection[Box], text: str, cut_off: bool = False
+) -> tuple[str, int] | None:
     """Return the content of the box that begins last, together with the boxes of the same list, and
     their end. None if there is none, all are denied, or the list was cut off.
+
+    Args:
+        denied: those of `denied_boxes`.
     """
     if cut_off and boxes and _UNFINISHED.match(text, [*boxes][-1][1]):
         return None
-    denied = denied_boxes(boxes, text)
     asserted = [each for each in boxes if each not in denied]
     found = _join(asserted, text)
-    if not found or _is_denied_after(found, text, asserted[-1][1]):
+    if not found:
         return None
-    return found, asserted[-1][1]
+    _, end, content = asserted[-1]
+    # `denied_boxes` has looked for a denial of one box's content.
+    return None if found != content and _is_denied_after(found, text, end) else (found, end)
 
 
 def without(boxes: Collection[Box], text: str) -> str:

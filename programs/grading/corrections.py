@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lim_sglang.programs.grading.boxes import IS_WRONG, NUMBER_IN_WORDS
+from lim_sglang.programs.grading.denials import FORGOT
 
 MAX_BEFORE = 200
 """Characters before a correction that are read for what it corrects."""
@@ -94,7 +95,7 @@ _SUPPOSED = re.compile(
 _OWN_MISTAKE = re.compile(
     r"\bI\s+(?:(?:missed|overlooked|misread|miscounted|miscalculated|dropped|omitted|skipped|swapped"
     r"|mixed\s+up|double[- ]counted)\b|made\s+an?\s+(?:\w+\s+)?(?:mistake|error|slip)\b"
-    r"|forgot\b(?!\s+to\s+(?:check|mention|say|note|verify|state|write|explain)\b))"
+    rf"|{FORGOT})"
     rf"[^\n]*(?:[.,;:—–-]|\bso\b)\s*{_FILLER}\Z",
     re.IGNORECASE,
 )

@@ -17,6 +17,8 @@ CONDITION = (
     r"(?:if|whether|unless|suppos(?:e|ed|ing)|assum(?:e|ed|ing)|imagin(?:e|ing)|pretend(?:ing)?)"
 )
 """A word that supposes what follows it."""
+FORGOT = r"forgot\b(?!\s+to\s+(?:check|mention|say|note|verify|state|write|explain)\b)"
+"""Words behind "I" that own up to a mistake."""
 _NEGATION = re.compile(NEGATION)
 _CONDITION = re.compile(CONDITION)
 DOUBT = re.compile(

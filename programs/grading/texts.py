@@ -3,7 +3,7 @@ r"""Answers that are texts, compared word for word: trimmed, and read from a rep
 import re
 from collections import deque
 
-from lim_sglang.programs.grading.boxes import BOX, last_box, last_boxes
+from lim_sglang.programs.grading.boxes import BOX, denied_boxes, last_box, last_boxes
 
 SIGNS = " \n\r\t\"'“”‘’`$*.,;:?\\。"
 """Signs that may be trimmed of a text; a text of nothing else is none."""
@@ -81,7 +81,7 @@ def stated_text(text: str, *, cut_off: bool) -> str | None:
 def _stated(text: str, *, cut_off: bool) -> str | None:
     """Return what a part of a text states in a box, in tags or in a sentence."""
     boxes = last_boxes(text)
-    if boxed := last_box(boxes, text, cut_off):
+    if boxed := last_box(boxes, denied_boxes(boxes, text), text, cut_off):
         # As written: the content of a box has lost signs on one side.
         alone = (text[begin:end] for begin, end, content in boxes if (content, end) == boxed)
         written = _BOX.fullmatch(next(alone, ""))
