@@ -133,6 +133,8 @@ COMPACT_REGISTERS = 64
 """Registers of a thread that compacts, at most: four programs of eight warps run on an SM."""
 COMPACT_SPLITS = 64
 """Most programs that compact a row: longer rows have programs with several blocks."""
+MERGE_BLOCK = 2048
+"""Turns of one rank of tensor parallelism that a program merges at a time."""
 LENGTH_BLOCK = 1024
 """Rows whose lengths are summed at a time."""
 MAX_REGISTERS = 128

@@ -1,30 +1,27 @@
 """Selection of kept slots: memory allocated once, and the kernels that run in it, in order.
 
 `RankSelector` is LessIsMore's selection; `MassSelector` ranks tokens, or pages of them, by
-attention mass; `HeadSelector` ranks tokens for each query head; `BoundSelector` ranks pages by
-bounds on their scores and `GateSelector` by a trained gate's logits; `WindowSelector` keeps by
-position, without scores.
+attention mass; `HeadSelector` ranks tokens for each query head; `WindowSelector` keeps by position,
+without scores. Selectors of pages by summaries of their keys are in `page_selector.py`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 import triton
 from torch import Tensor
 
 from lim_sglang.kernels import reference, reference_rivals
-from lim_sglang.kernels.block_gate import compress_blocks, gate_logits
 from lim_sglang.kernels.compact import StepSlots, compact_slots, copy_window
+from lim_sglang.kernels.exchange import HeadRanks, ScoreExchange, TurnExchange
 from lim_sglang.kernels.full_ranking import rank_tokens
 from lim_sglang.kernels.launch import COUNTED_SCORES, RowBuffers
 from lim_sglang.kernels.mass import candidate_capacity, log_sum_exp, softmax_mass, topk_by_mass
 from lim_sglang.kernels.packed import PackedRows
-from lim_sglang.kernels.page_bounds import page_bounds, summarize_pages
 from lim_sglang.kernels.reference import BudgetSplit, keep_tokens
-from lim_sglang.kernels.reference_rivals import BlockGate
 from lim_sglang.kernels.scores import score_tokens
 from lim_sglang.kernels.shortlist import shortlist_capacity, shortlist_tokens
 from lim_sglang.kernels.union import RankingBuffers
@@ -33,9 +30,6 @@ MAX_CHUNK_ROWS = 256
 """Most rows of a chunk: SGLang captures CUDA graphs of up to as many."""
 MAX_CANDIDATE_BYTES = 256 << 20
 """Most bytes for the rankings, or the candidates, of a chunk of rows."""
-SUMMARY_TOLERANCE = 2.0**-7
-"""Largest relative error of a gate's summary of a block, which has 8 bits in a bf16 cache; Triton's
-interpreter cuts what a GPU rounds."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +39,9 @@ class Room:
     max_rows: int
     """Most rows of a batch."""
     num_heads: int
-    """Query heads."""
+    """Query heads of this rank."""
     num_kv_heads: int
-    """KV heads."""
+    """KV heads of this rank."""
     context: int
     """Tokens of the longest row there can be."""
     tokens: int
@@ -55,6 +49,8 @@ class Room:
     device: torch.device | str
     cos_sin: Tensor | None = None
     """[positions, D] f32, the model's RoPE, for a policy that rotates back."""
+    ranks: HeadRanks | None = None
+    """The ranks of tensor parallelism; None if no list depends on the heads of others."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +115,19 @@ class Selector(RowBuffers, ABC):
     def num_candidates(self, length: int) -> int:
         """Return the deciding scores of one list that a row of this length has."""
         return length
+
+    def of_all_ranks(self, scores: Tensor) -> Tensor:
+        """Return the deciding scores of a row, where ranks have only those of their own heads.
+
+        All ranks call this together, outside a CUDA graph.
+
+        Args:
+            scores: [lists of this rank, columns].
+
+        Returns:
+            [lists of all ranks that take turns, columns].
+        """
+        return scores
 
     def counts(self) -> dict[str, int]:
         """Return counters for `/server_info`; waits for the device."""
@@ -244,13 +253,17 @@ class RankSelector(ScoreSelector):
     """LessIsMore's selection: heads take turns, each by its own ranking."""
 
     buffers: RankingBuffers
+    exchange: TurnExchange | None = None
+    """None if this rank has all heads."""
 
     @classmethod
     def allocate(cls, budget_split: BudgetSplit, room: Room) -> Self:
         """Allocate scores and rankings."""
         depth = max(budget_split.selected, shortlist_capacity(budget_split.selected))
         scores = allocate_scores(room, room.num_heads, room.num_heads * depth)
-        return cls(budget_split, scores, None, RankingBuffers.allocate(scores, depth))
+        buffers = RankingBuffers.allocate(scores, depth)
+        exchange = TurnExchange.allocate(room.ranks, buffers, budget_split)
+        return cls(budget_split, scores, None, buffers, exchange)
 
     def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
         """Return the union of the heads' rankings, sinks and recent tokens."""
@@ -267,10 +280,21 @@ class RankSelector(ScoreSelector):
         self.compact(step)
 
     def unite(self, indptr: Tensor) -> None:
-        """Find each row's last turn, with shortlists and, where they fail, full rankings."""
+        """Find each row's last turn, with shortlists and, where they fail, full rankings; then, if
+        ranks share the heads, with the turns of all ranks."""
         if self.budget_split.selected:  # else nothing but sinks and recent tokens is kept
             self.shortlist(indptr)
             self.rank_fully(indptr)
+            if self.exchange:
+                self.exchange.unite(indptr, self.budget_split, self.buffers)
+
+    def of_all_ranks(self, scores: Tensor) -> Tensor:
+        """Return the scores of all heads, [heads of all ranks, columns]."""
+        if self.exchange is None:
+            return scores
+        gathered = scores.new_empty(self.exchange.ranks.size, *scores.shape)
+        self.exchange.ranks.gather_into(scores.contiguous(), gathered)
+        return gathered.flatten(0, 1)
 
     def shortlist(self, indptr: Tensor) -> None:
         """Try shortlists in every row over the budget."""
@@ -297,6 +321,8 @@ class MassSelector(ScoreSelector):
     """[R, 1, `candidate_capacity(selected)`] int32."""
     by_largest: bool = False
     """A token's mass is the largest of the heads' weights, not their sum."""
+    exchange: ScoreExchange | None = None
+    """None if this rank has all heads."""
 
     @property
     def page(self) -> int:
@@ -319,6 +345,7 @@ class MassSelector(ScoreSelector):
             mass=mass,
             candidates=allocate_candidates(mass, capacity),
             by_largest=by_largest,
+            exchange=ScoreExchange.allocate(room.ranks, mass, by_largest=by_largest),
         )
 
     @property
@@ -356,7 +383,7 @@ class MassSelector(ScoreSelector):
         return mass if self.page == 1 else reference_rivals.page_mass(mass, self.page)
 
     def weigh(self, indptr: Tensor, scale: float) -> None:
-        """Write the masses of every row over the budget."""
+        """Write the masses of every row over the budget, those that the heads of all ranks give."""
         softmax_mass(
             self.scores,
             indptr,
@@ -366,6 +393,8 @@ class MassSelector(ScoreSelector):
             self.mass,
             by_largest=self.by_largest,
         )
+        if self.exchange:
+            self.exchange.unite(self.mass)
 
     def topk(self, step: StepSlots) -> None:
         """Write the slots of sinks, top-k by mass and recent pages."""
@@ -394,238 +423,3 @@ class HeadSelector(ScoreSelector):
     def select_scored(self, step: StepSlots, *, scale: float, has_lse: bool) -> None:
         """Keep each head's top-k."""
         topk_by_mass(self.scores, step, self.budget_split, self.candidates)
-
-
-@dataclass(frozen=True)
-class PageSelector(Selector):
-    """Selection of pages by summaries of their keys, in the layer that reads them."""
-
-    page_scores: PackedRows
-    """Scores of pages, for each list of kept slots."""
-    candidates: Tensor
-    """[R, lists, `candidate_capacity(selected)`] int32."""
-
-    @property
-    def page(self) -> int:
-        """Tokens that are kept or dropped together."""
-        return self.page_scores.page
-
-    @property
-    def budget(self) -> int:
-        """Tokens that a row keeps at most."""
-        return self.budget_split.budget * self.page
-
-    @property
-    def deciding_scores(self) -> PackedRows:
-        """The scores of pages."""
-        return self.page_scores
-
-    def in_chunks_of(self, num_rows: int) -> Self:
-        """Return the same memory for chunks of fewer rows."""
-        return replace(self, page_scores=self.page_scores.first_rows(num_rows))
-
-    def num_candidates(self, length: int) -> int:
-        """Return the row's pages but for the newest, which is kept anyway."""
-        return triton.cdiv(length, self.page) - 1
-
-    def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
-        """Return the tokens of the newest page and of the others of largest score, [n] or
-        [lists, n]."""
-        assert deciding_scores is not None
-        others = deciding_scores[:, : self.num_candidates(length)]
-        kept = reference_rivals.keep_pages(others, length, self.budget, self.page)
-        return kept[0] if len(kept) == 1 else kept
-
-    def select(self, layer: int, query: Tensor, summaries: Tensor, step: StepSlots) -> None:
-        """Write each row's kept slots to `step.kept`.
-
-        Args:
-            layer: index of the layer.
-            query: [B, H, D].
-            summaries: [pages of the cache, …], the layer's, from `summarize`.
-            step: slots of B rows.
-        """
-        for _, chunk, of_rows, lists in self.chunks(query, step, self.page_scores.max_rows):
-            chunk.score(layer, of_rows, summaries, lists)
-            topk_by_mass(chunk.page_scores, lists, self.budget_split, chunk.candidates)
-
-    def read_once(self, layer: int) -> int:
-        """Return the bytes that one step reads of a layer's weights of the selection."""
-        return 0
-
-    @abstractmethod
-    def summarize(
-        self, layer: int, keys: Tensor, lengths: Tensor, slots: Tensor, summaries: Tensor
-    ) -> None:
-        """Summarize the pages that new tokens complete.
-
-        Args:
-            layer: index of the layer.
-            keys: [P, G, D], the layer's, the new tokens' keys included.
-            lengths: [T] int, tokens of the request up to each new token, the token included.
-            slots: [T] int, slot of each new token.
-            summaries: [>= P / page, …], written at `slot // page`.
-        """
-
-    @abstractmethod
-    def score(self, layer: int, query: Tensor, summaries: Tensor, step: StepSlots) -> None:
-        """Write the scores of the pages of a chunk of R rows to `page_scores`."""
-
-    @abstractmethod
-    def summarized(self, layer: int, keys: Tensor) -> Tensor:
-        """Return the summaries of complete pages by the definition.
-
-        Args:
-            layer: index of the layer.
-            keys: [pages · page, G, D], of one request from its first token on.
-
-        Returns:
-            [pages, …] f32.
-        """
-
-    def has_right_summaries(self, layer: int, keys: Tensor, summaries: Tensor) -> Tensor:
-        """Compare summaries with the definition.
-
-        Args:
-            layer: index of the layer.
-            keys: [pages · page, G, D], of one request from its first token on.
-            summaries: [pages, …], of the same pages.
-
-        Returns:
-            [pages] bool.
-        """
-        return (summaries.float() == self.summarized(layer, keys)).flatten(1).all(1)
-
-
-@dataclass(frozen=True)
-class BoundSelector(PageSelector):
-    """Selection of pages by bounds on their scores (Quest)."""
-
-    @classmethod
-    def allocate(cls, budget_split: BudgetSplit, room: Room, *, lists: int, page: int) -> Self:
-        """Allocate for batches that keep `budget_split` pages in each of a row's lists."""
-        capacity = candidate_capacity(budget_split.selected)
-        bounds = allocate_scores(room, lists, lists * capacity, page)
-        return cls(budget_split, bounds, allocate_candidates(bounds, capacity))
-
-    def summarize(
-        self, layer: int, keys: Tensor, lengths: Tensor, slots: Tensor, summaries: Tensor
-    ) -> None:
-        """Write the least and the greatest keys; see `page_bounds.summarize_pages`."""
-        summarize_pages(keys, lengths, slots, self.page, summaries)
-
-    def summarized(self, layer: int, keys: Tensor) -> Tensor:
-        """Return [pages, 2, G, D]: least, greatest."""
-        return torch.stack(reference_rivals.summarize_pages(keys, self.page), 1).float()
-
-    def score(self, layer: int, query: Tensor, summaries: Tensor, step: StepSlots) -> None:
-        """Write bounds."""
-        page_bounds(query, summaries, step.indptr, step.slots, self.budget, self.page_scores)
-
-
-@dataclass(frozen=True)
-class ModelGates:
-    """Gates of a model's layers, with the model's RoPE, on one device."""
-
-    of_layer: Mapping[int, BlockGate]
-    cos_sin: Tensor
-    """[positions, D] f32, as in `reference_rivals.rotate`."""
-
-    @classmethod
-    def load(cls, gates: Sequence[BlockGate], room: Room) -> Self:
-        """Copy the gates of all layers to a device.
-
-        Raises:
-            ValueError: the room has no RoPE.
-        """
-        if room.cos_sin is None:
-            raise ValueError("a gate needs the model's RoPE")
-        of_layer = {}
-        for layer, gate in enumerate(gates):
-            moved: dict[str, Any] = {
-                name: value.to(room.device).contiguous()
-                for name, value in vars(gate).items()
-                if isinstance(value, Tensor)
-            }
-            of_layer[layer] = replace(gate, **moved)
-        return cls(of_layer, room.cos_sin)
-
-    @property
-    def block(self) -> int:
-        """Tokens of a block."""
-        return self.of_layer[0].block
-
-    @property
-    def num_bytes(self) -> int:
-        """Device memory held, in bytes."""
-        tensors = (each for gate in self.of_layer.values() for each in vars(gate).values())
-        weights = sum(each.nbytes for each in tensors if isinstance(each, Tensor))
-        return weights + self.cos_sin.nbytes
-
-
-@dataclass(frozen=True)
-class GateSelector(PageSelector):
-    """Selection of blocks by a trained gate, for each KV head (SeerAttention-R)."""
-
-    projected: Tensor
-    """[R, G, D] f32, the projected queries."""
-    gates: ModelGates
-
-    @classmethod
-    def allocate(cls, budget_split: BudgetSplit, room: Room, gates: ModelGates) -> Self:
-        """Allocate for batches that keep `budget_split` blocks for each KV head."""
-        capacity = candidate_capacity(budget_split.selected)
-        lists = room.num_kv_heads
-        logits = allocate_scores(room, lists, lists * capacity, gates.block)
-        shape = logits.max_rows, logits.lists, gates.cos_sin.shape[1]
-        return cls(
-            budget_split=budget_split,
-            page_scores=logits,
-            candidates=allocate_candidates(logits, capacity),
-            projected=logits.values.new_zeros(shape),
-            gates=gates,
-        )
-
-    @property
-    def num_bytes(self) -> int:
-        """Device memory held, in bytes."""
-        return super().num_bytes + self.gates.num_bytes
-
-    def read_once(self, layer: int) -> int:
-        """Return the bytes of the weights that project queries."""
-        return self.gates.of_layer[layer].query_weight.nbytes
-
-    def summarize(
-        self, layer: int, keys: Tensor, lengths: Tensor, slots: Tensor, summaries: Tensor
-    ) -> None:
-        """Write compressed keys; see `block_gate.compress_blocks`."""
-        gate, table = self.gates.of_layer[layer], self.gates.cos_sin
-        compress_blocks(keys, lengths, slots, gate, table, summaries)
-
-    def summarized(self, layer: int, keys: Tensor) -> Tensor:
-        """Return [blocks, G, D], the compressed keys before they are rounded to the cache."""
-        gate, table = self.gates.of_layer[layer], self.gates.cos_sin[: len(keys)]
-        before_rope = reference_rivals.rotate_back(keys, table)
-        summaries = reference_rivals.summarize_blocks(before_rope, self.page)
-        return reference_rivals.compress_blocks(summaries, gate, table)
-
-    def has_right_summaries(self, layer: int, keys: Tensor, summaries: Tensor) -> Tensor:
-        """Compare each KV head's compressed key, but for rounding."""
-        expected = self.summarized(layer, keys)
-        error = (summaries.float() - expected).square().sum(-1)
-        bound = SUMMARY_TOLERANCE**2 * expected.square().sum(-1)
-        return (error <= bound).all(1)
-
-    def score(self, layer: int, query: Tensor, summaries: Tensor, step: StepSlots) -> None:
-        """Write logits."""
-        gate_logits(
-            query,
-            summaries,
-            step.indptr,
-            step.slots,
-            self.budget,
-            self.gates.of_layer[layer],
-            self.gates.cos_sin,
-            self.projected,
-            self.page_scores,
-        )

@@ -92,23 +92,39 @@ class RankingBuffers(RowBuffers):
 
 
 @triton.jit
-def record_turns(
-    first_turn, new_tokens_per_rank, ranked, count, head, num_heads, PADDED: tl.constexpr
-):
-    """Lower the first turns of the `count` tokens that a head has ranked, best first.
+def lower_turns(first_turn, new_tokens_per_rank, tokens, ranks, turns, inside, num_heads):
+    """Lower the first turns of different tokens.
 
     `new_tokens_per_rank` counts each token once, at the best rank that any head has given it yet.
     """
-    ranks = tl.arange(0, PADDED)
-    inside = ranks < count
-    turns = (ranks * num_heads + head).to(tl.int32)
-    before = tl.atomic_min(first_turn + ranked, turns, mask=inside, sem="relaxed")
+    before = tl.atomic_min(first_turn + tokens, turns, mask=inside, sem="relaxed")
     lowered = inside & (turns < before)
     tl.atomic_add(new_tokens_per_rank + ranks, 1, mask=lowered, sem="relaxed")
     moved = lowered & (before != _NO_TURN)
     tl.atomic_add(
         new_tokens_per_rank + tl.where(moved, before // num_heads, 0), -1, mask=moved, sem="relaxed"
     )
+
+
+@triton.jit
+def record_turns(
+    first_turn, new_tokens_per_rank, ranked, count, head, num_heads, PADDED: tl.constexpr
+):
+    """Lower the first turns of the `count` tokens that a head has ranked, best first."""
+    ranks = tl.arange(0, PADDED)
+    turns = (ranks * num_heads + head).to(tl.int32)
+    lower_turns(first_turn, new_tokens_per_rank, ranked, ranks, turns, ranks < count, num_heads)
+
+
+@triton.jit
+def find_last_rank(new_tokens, selected, COUNTED_RANKS: tl.constexpr):
+    """Return the rank at which `selected` tokens are reached, and the new tokens before it.
+
+    The rank is COUNTED_RANKS if they are not reached.
+    """
+    last_rank = tl.sum((tl.cumsum(new_tokens, 0) < selected).to(tl.int32), 0)
+    ranks = tl.arange(0, COUNTED_RANKS)
+    return last_rank, tl.sum(tl.where(ranks < last_rank, new_tokens, 0), 0)
 
 
 @triton.jit
@@ -132,10 +148,9 @@ def find_last_turn(
     new_tokens = tl.load(
         new_tokens_per_rank + ranks, mask=ranks < num_ranks, other=0, cache_modifier=".cg"
     )
-    last_rank = tl.sum((tl.cumsum(new_tokens, 0) < selected).to(tl.int32), 0)
+    last_rank, num_before = find_last_rank(new_tokens, selected, COUNTED_RANKS)
     last_turn = _NEEDS_FULL_RANKING
     if last_rank < COUNTED_RANKS:
-        num_before = tl.sum(tl.where(ranks < last_rank, new_tokens, 0), 0)
         heads = tl.arange(0, PADDED_HEADS)
         inside = heads < num_heads
         ranked = ranking + heads.to(tl.int64) * ranking_head_stride + last_rank

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lim_sglang.kernels import reference
 from lim_sglang.kernels.compact import StepSlots, count_kept
+from lim_sglang.kernels.exchange import HeadRanks
 from lim_sglang.kernels.launch import NEEDS_FULL_RANKING, NO_TURN
 from lim_sglang.kernels.mass import log_sum_exp
 from lim_sglang.kernels.packed import PackedRows, row_ends
@@ -152,7 +153,11 @@ def poison(tensor: Tensor) -> Tensor:
 
 
 def allocate_poisoned(
-    kind: type[AnySelector], batch: Batch, device: str, max_rows: int | None = None
+    kind: type[AnySelector],
+    batch: Batch,
+    device: str,
+    max_rows: int | None = None,
+    ranks: HeadRanks | None = None,
 ) -> AnySelector:
     """Allocate a selector and poison all memory that it must write before it reads.
 
@@ -161,10 +166,11 @@ def allocate_poisoned(
         batch: the rows to select for.
         device: of all tensors.
         max_rows: most rows of a chunk; None for all of the batch.
+        ranks: that share heads, of which the batch has those of one.
     """
     rows, tokens = len(batch.lengths), sum(batch.lengths)
     longest = max(batch.lengths) + 3
-    room = Room(max_rows or rows, batch.heads, batch.kv_heads, longest, tokens, device)
+    room = Room(max_rows or rows, batch.heads, batch.kv_heads, longest, tokens, device, ranks=ranks)
     options: dict[str, Any] = {}
     if kind is MassSelector:
         options = {"by_largest": batch.by_largest, "page": batch.page}
@@ -182,9 +188,11 @@ def allocate_poisoned(
     return selector
 
 
-def scored_selector(kind: type[AnySelector], batch: Batch, step: RandomStep) -> AnySelector:
+def scored_selector(
+    kind: type[AnySelector], batch: Batch, step: RandomStep, ranks: HeadRanks | None = None
+) -> AnySelector:
     """Allocate a poisoned selector for the whole batch that holds its scores."""
-    selector = allocate_poisoned(kind, batch, str(step.scores.device))
+    selector = allocate_poisoned(kind, batch, str(step.scores.device), ranks=ranks)
     for row, view in enumerate(selector.scores.rows(step.ends)):
         view[:, : batch.lengths[row]].copy_(step.scores[row, :, : batch.lengths[row]])
     return selector

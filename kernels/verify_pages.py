@@ -13,15 +13,10 @@ from torch import Tensor
 
 from lim_sglang.kernels import reference_rivals
 from lim_sglang.kernels.compact import StepSlots
+from lim_sglang.kernels.page_selector import BoundSelector, GateSelector, ModelGates, PageSelector
 from lim_sglang.kernels.reference import BudgetSplit
 from lim_sglang.kernels.reference_rivals import BlockGate
-from lim_sglang.kernels.selector import (
-    BoundSelector,
-    GateSelector,
-    ModelGates,
-    PageSelector,
-    Room,
-)
+from lim_sglang.kernels.selector import Room
 from lim_sglang.kernels.verify import (
     SCORE_TOLERANCE,
     SPARE,

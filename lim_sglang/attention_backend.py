@@ -25,8 +25,9 @@ from lim_sglang.audit import BEGINNING, Audit, LayerObserver, ObservedRow
 from lim_sglang.compat import DecodeMetadata, FlashInferAttnBackend, decode_on_tensor_cores
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.compact import StepSlots, count_kept
+from lim_sglang.kernels.page_selector import PageSelector
 from lim_sglang.kernels.scores import FP8_DTYPES, QUERY_DTYPES, ScoreStoringAttention
-from lim_sglang.kernels.selector import PageSelector, ScoreSelector, Selector, WindowSelector
+from lim_sglang.kernels.selector import ScoreSelector, Selector, WindowSelector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
 from lim_sglang.policies.policy import (
     SPARSE,

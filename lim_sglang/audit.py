@@ -27,7 +27,8 @@ from torch import Tensor
 from lim_sglang.config import AUDIT_VAR, TRACE_VAR
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.packed import PackedRows, row_ends
-from lim_sglang.kernels.selector import PageSelector, ScoreSelector, Selector
+from lim_sglang.kernels.page_selector import PageSelector
+from lim_sglang.kernels.selector import ScoreSelector, Selector
 from lim_sglang.kernels.verify_attention import ATTENTION_TOLERANCE
 from lim_sglang.policies.policy import LayerInputs, SparsePolicy
 

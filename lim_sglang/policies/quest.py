@@ -67,8 +67,8 @@ class Quest(SparsePolicy):
 
     def allocate(self, room: "Room") -> "Selector":
         """Allocate for bounds of pages."""
+        from lim_sglang.kernels.page_selector import BoundSelector
         from lim_sglang.kernels.reference import BudgetSplit
-        from lim_sglang.kernels.selector import BoundSelector
 
         split = BudgetSplit(sinks=0, selected=self.num_ranked, recent=1)
         lists = self.sharing.num_lists(room.num_heads, room.num_kv_heads)

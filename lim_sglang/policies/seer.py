@@ -92,8 +92,8 @@ class Seer(SparsePolicy):
 
     def allocate(self, room: "Room") -> "Selector":
         """Allocate for logits of blocks, and copy the gate to the GPU."""
+        from lim_sglang.kernels.page_selector import GateSelector, ModelGates
         from lim_sglang.kernels.reference import BudgetSplit
-        from lim_sglang.kernels.selector import GateSelector, ModelGates
 
         split = BudgetSplit(sinks=0, selected=self.num_ranked, recent=1)
         return GateSelector.allocate(split, room, ModelGates.load(_read(self._folder)[0], room))

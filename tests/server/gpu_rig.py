@@ -28,6 +28,7 @@ from lim_sglang.bench.model_runner import (
 from lim_sglang.config import LimConfig
 from lim_sglang.gates.files import write_gates
 from lim_sglang.kernels.packed import PackedRows
+from lim_sglang.kernels.page_selector import GateSelector, PageSelector
 from lim_sglang.kernels.reference import attend_lists, score_tokens
 from lim_sglang.kernels.reference_rivals import (
     BlockGate,
@@ -35,7 +36,7 @@ from lim_sglang.kernels.reference_rivals import (
     share_scores,
     summarize_pages,
 )
-from lim_sglang.kernels.selector import GateSelector, MassSelector, PageSelector, ScoreSelector
+from lim_sglang.kernels.selector import MassSelector, ScoreSelector
 from lim_sglang.kernels.verify import MASS_TOLERANCE, SCORE_TOLERANCE, relative_error
 from lim_sglang.kernels.verify_attention import ATTENTION_TOLERANCE
 from lim_sglang.kernels.verify_pages import row_logits

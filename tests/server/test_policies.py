@@ -10,7 +10,8 @@ import torch
 from lim_sglang.config import LimConfig
 from lim_sglang.gates.files import WEIGHTS_FILE
 from lim_sglang.kernels.compact import StepSlots
-from lim_sglang.kernels.selector import PageSelector, Room, ScoreSelector, WindowSelector
+from lim_sglang.kernels.page_selector import PageSelector
+from lim_sglang.kernels.selector import Room, ScoreSelector, WindowSelector
 from lim_sglang.kernels.verify_pages import poison_summaries
 from lim_sglang.policies.policy import LayerInputs, SharedBy, SparsePolicy
 from tests.server.rivals import (
