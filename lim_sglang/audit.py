@@ -3,15 +3,16 @@ layer has read, on a CPU or in an eager step of a GPU. `KeptSets` observes a CPU
 
 Audit: when a step is planned, its lengths and cache slots are copied; when a SELECT layer has run,
 also inside a CUDA graph, its scores and kept slots are copied; of a policy whose kept slots are
-written as the step begins, the slots alone. All copies stay on the GPU, in the
-order of the stream, so that overlap scheduling goes on as always, but for cycles of drafts, which
-wait for their exact lengths. Kept sets are recomputed by the
-definition when the copies fill their share of memory, and when `/server_info` is asked. A REUSE
-layer's output is recomputed at once, since its cache may be overwritten soon, and only the number
-of wrong rows is kept; so is a PICK layer's, and the summaries of the keys that a step's rows have.
-Scores are taken as they are, then overwritten with NaN, so that a score which the next dense pass
-leaves out is seen. A step whose rows have more tokens than one chunk has room for is counted, not
-checked. Rows that pad a graph's batch, and rows of a graph's warm-up, are checked, too.
+written as the step begins, the slots alone. All copies stay on the GPU, in the order of the stream,
+so that overlap scheduling goes on as always, but for cycles of drafts, which wait for their exact
+lengths. Kept sets are recomputed by the definition when the copies fill their share of memory, and
+when `/server_info` is asked; where ranks of tensor parallelism share the heads, each rank does so
+from the scores of all heads. A REUSE layer's output is recomputed at once, since its cache may be
+overwritten soon, and only the number of wrong rows is kept; so is a PICK layer's, and the summaries
+of the keys that a step's rows have. Scores are taken as they are, then overwritten with NaN, so
+that a score which the next dense pass leaves out is seen. A step whose rows have more tokens than
+one chunk has room for is counted, not checked. Rows that pad a graph's batch, and rows of a graph's
+warm-up, are checked, too.
 """
 
 import json
@@ -249,12 +250,14 @@ class Audit:
         rows = [None] * len(step.lengths) if scores is None else scores.rows(row_ends(step.lengths))
         first = 0
         for row, length in enumerate(step.lengths):
-            last = first + self._count_read(length)
+            last, of_row = first + self._count_read(length), rows[row]
+            if of_row is not None and length > self._selector.budget:
+                of_row = self._selector.of_all_ranks(of_row)
             # A row within the budget has no scores: it keeps everything.
-            positions = self._selector.keep(rows[row], length)
+            positions = self._selector.keep(of_row, length)
             is_right = torch.equal(kept[..., first:last], step.slots[row, positions])
             self.checked_sets += 1
-            self.wrong_sets += not is_right or self._has_gaps(rows[row], length)
+            self.wrong_sets += not is_right or self._has_gaps(of_row, length)
             first = last
 
     def _has_gaps(self, scores: Tensor | None, length: int) -> bool:

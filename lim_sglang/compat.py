@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lim_sglang.environment import installed_version
-from lim_sglang.errors import RefusedError, ServerError
+from lim_sglang.errors import ServerError
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
@@ -543,15 +543,30 @@ class Ranks:
         """Return the ranks of a model runner."""
         return cls(runner.ps.attn_tp_rank, runner.ps.attn_tp_size)
 
-    def gather(self, part: "Tensor") -> "Tensor":
-        """Return the parts of all ranks, [ranks, n], in rank order; all ranks call this together.
+    def gather_into(self, part: "Tensor", out: "Tensor") -> None:
+        """Write the parts of all ranks to `out`, in rank order; all ranks call this together.
+
+        A graph captures it, if it is captured as SGLang captures its own.
 
         Args:
-            part: [n], of the same shape on all ranks.
+            part: contiguous, of the same shape on all ranks.
+            out: contiguous, of ranks times as many elements.
         """
+        group, part, out = self._group, part.view(-1), out.view(-1)
+        if part.is_cpu:
+            distributed = importlib.import_module("torch.distributed")
+            distributed.all_gather_into_tensor(out, part, group=group.device_group)
+        else:
+            group.all_gather_into_tensor(out, part)
+
+    def least(self, number: int) -> int:
+        """Return the least of the numbers of all ranks, which call this together."""
+        return min(self._group.all_gather_object(number)) if self.size > 1 else number
+
+    @property
+    def _group(self) -> Any:
         context = importlib.import_module("sglang.srt.runtime_context")
-        parts: Tensor = context.get_parallel().attn_tp_group.all_gather(part[None], dim=0)
-        return parts
+        return context.get_parallel().attn_tp_group
 
 
 def gather_states(scheduler: Any, state: Any) -> list[Any]:
@@ -569,34 +584,6 @@ def attention_layers(model: Any) -> Iterator[Any]:
     """Yield the decoder attention layers of a loaded model."""
     radix_attention = __getattr__("RadixAttention")
     return (module for module in model.modules() if isinstance(module, radix_attention))
-
-
-def rope_table(model: Any, context: int, extra: int) -> Any:
-    """Return a copy of a loaded model's RoPE, [context + extra, D] f32: cosines, then sines.
-
-    Args:
-        context: tokens of the longest request.
-        extra: rows beyond, for the surplus step of a request that has just filled the context.
-            Positions that no token has may repeat the last one.
-
-    Raises:
-        RefusedError: the layers differ in RoPE, or it is not half-split over whole heads, or it
-            ends before the context does.
-    """
-    ropes = {id(each): each for each in model.modules() if hasattr(each, "cos_sin_cache")}
-    if len(ropes) != 1:
-        reason = f"the model has {len(ropes)} kinds of RoPE, a gate is made for one"
-        raise RefusedError([f"{reason}: serve another policy"])
-    (rope,) = ropes.values()
-    if not rope.is_neox_style or rope.rotary_dim != rope.head_size:
-        reason = "the model's RoPE is not half-split over whole heads, as a gate's is"
-        raise RefusedError([f"{reason}: serve another policy"])
-    table, positions = rope.cos_sin_cache.float(), context + extra
-    if len(table) < context:
-        reason = f"the model's RoPE has {len(table)} positions, a context of {context} needs more"
-        raise RefusedError([f"{reason}: use --context-length {len(table)} or less"])
-    last = table[-1:].expand(max(0, positions - len(table)), -1)
-    return importlib.import_module("torch").cat([table[:positions], last])
 
 
 def decode_backend(backend: Any) -> Any:

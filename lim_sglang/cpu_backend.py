@@ -120,7 +120,9 @@ class LimCpuBackend(TorchNativeAttnBackend):
         parts = [policy.part_of_rank(each) for each in inputs]
         if not parts:
             return
-        gathered = self.ranks.gather(torch.cat([part.flatten() for part in parts]))
+        own = torch.cat([part.flatten() for part in parts])
+        gathered = own.new_empty(self.ranks.size, len(own))
+        self.ranks.gather_into(own, gathered)
         of_rows = gathered.split([part.numel() for part in parts], dim=1)
         for row, of_row, part in zip(self.lengths.sparse_rows, of_rows, parts, strict=True):
             merged = of_row.reshape(self.ranks.size, *part.shape)

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -195,13 +195,15 @@ class LimModelRunner(compat.ModelRunner):
         Args:
             num_tokens: of the KV cache.
         """
-        max_rows = self._max_requests()
-        lists = policy.sharing.num_lists(
-            self.model_config.num_attention_heads, self.model_config.num_key_value_heads
-        )
+        max_rows, (heads, kv_heads) = self._max_requests(), self._heads_of_rank
+        lists = policy.sharing.num_lists(heads, kv_heads)
         shape = (max_rows * policy.budget,) if lists == 1 else (lists, max_rows * policy.budget)
         self.lim_kept_slots = torch.zeros(shape, dtype=torch.int32, device=self.device)
-        self.lim_selector = policy.allocate(self._room(max_rows, num_tokens))
+        ranks = compat.Ranks.of_runner(self)
+        merging = ranks if policy.needs_all_heads and ranks.size > 1 else None
+        self.lim_selector = policy.allocate(
+            replace(self._room(max_rows, num_tokens), ranks=merging)
+        )
         if Audit.is_wanted():
             selecting = (Role.SELECT, Role.PICK)
             layers = [n for n, role in enumerate(self.lim_roles) if role in selecting]
@@ -235,6 +237,12 @@ class LimModelRunner(compat.ModelRunner):
         taken = memory.selector.num_bytes + memory.lists.nbytes
         logger.info("LessIsMore: %.0f MiB for drafts", taken / 2**20)
 
+    @property
+    def _heads_of_rank(self) -> tuple[int, int]:
+        """The query heads and the KV heads of this rank of tensor parallelism."""
+        size, config = compat.Ranks.of_runner(self).size, self.model_config
+        return config.get_num_attention_heads(size), config.get_num_kv_heads(size)
+
     def _max_requests(self) -> int:
         return self.server_args.max_running_requests or MAX_RUNNING_REQUESTS
 
@@ -246,10 +254,11 @@ class LimModelRunner(compat.ModelRunner):
             num_tokens: of the KV cache.
         """
         context = self.model_config.context_len + compat.extra_context(self.server_args)
+        heads, kv_heads = self._heads_of_rank
         return Room(
             max_rows=max_rows,
-            num_heads=self.model_config.num_attention_heads,
-            num_kv_heads=self.model_config.num_key_value_heads,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
             context=context,
             tokens=max(context, num_tokens),
             device=self.device,
@@ -275,8 +284,7 @@ class LimModelRunner(compat.ModelRunner):
         if policy is None or not policy.reads_before_rope:
             return None
         extra = compat.extra_context(self.server_args)
-        table: torch.Tensor = compat.rope_table(self.model, self.model_config.context_len, extra)
-        return table
+        return model_rope(self.model, self.model_config.context_len, extra)
 
     def _reserve_summaries(self, policy: SparsePolicy) -> torch.Tensor | None:
         """Take the memory that summaries of the KV cache will need, while SGLang sizes the cache;
@@ -300,16 +308,17 @@ class LimModelRunner(compat.ModelRunner):
             more_bytes: that each token takes beside its keys and values.
         """
         config = self.model_config
-        cache_bytes = config.num_key_value_heads * (config.head_dim + config.v_head_dim)
+        cache_bytes = self._heads_of_rank[1] * (config.head_dim + config.v_head_dim)
         cache_bytes *= len(self.lim_roles) * self.kv_cache_dtype.itemsize
         free, _ = torch.cuda.mem_get_info()
         left_free = self.pre_model_load_memory * 2**30 * (1 - self.mem_fraction_static)
         tokens = (free - left_free) / (cache_bytes + more_bytes)
-        return max(0, int(min(tokens, self.server_args.max_total_tokens or tokens)))
+        tokens = max(0, int(min(tokens, self.server_args.max_total_tokens or tokens)))
+        # Chunks of rows follow from it, and each chunk is an exchange: all ranks need the same.
+        return compat.Ranks.of_runner(self).least(tokens)
 
     def _summary_shape(self, policy: SparsePolicy) -> tuple[int, ...] | None:
-        config = self.model_config
-        return policy.summary_shape(config.num_key_value_heads, config.head_dim)
+        return policy.summary_shape(self._heads_of_rank[1], self.model_config.head_dim)
 
     def allocate_summaries(self, policy: SparsePolicy) -> None:
         """Allocate a summary for each block of the KV cache and PICK layer, if the policy has any.
@@ -364,6 +373,35 @@ class LimModelRunner(compat.ModelRunner):
         logger.info("LessIsMore: %s", describe(self))
 
 
+def model_rope(model: Any, context: int, extra: int) -> torch.Tensor:
+    """Return a copy of a loaded model's RoPE, [context + extra, D] f32: cosines, then sines.
+
+    Args:
+        context: tokens of the longest request.
+        extra: rows beyond, for the surplus step of a request that has just filled the context.
+            Positions that no token has may repeat the last one.
+
+    Raises:
+        RefusedError: the layers differ in RoPE, or it is not half-split over whole heads, or it
+            ends before the context does.
+    """
+    ropes = {id(each): each for each in model.modules() if hasattr(each, "cos_sin_cache")}
+    if len(ropes) != 1:
+        reason = f"the model has {len(ropes)} kinds of RoPE, a gate is made for one"
+        raise RefusedError([f"{reason}: serve another policy"])
+    (rope,) = ropes.values()
+    if not rope.is_neox_style or rope.rotary_dim != rope.head_size:
+        reason = "the model's RoPE is not half-split over whole heads, as a gate's is"
+        raise RefusedError([f"{reason}: serve another policy"])
+    positions = context + extra
+    table: torch.Tensor = rope.cos_sin_cache.float()
+    if len(table) < context:
+        reason = f"the model's RoPE has {len(table)} positions, a context of {context} needs more"
+        raise RefusedError([f"{reason}: use --context-length {len(table)} or less"])
+    last = table[-1:].expand(max(0, positions - len(table)), -1)
+    return torch.cat([table[:positions], last])
+
+
 def describe(runner: LimModelRunner) -> str:
     """Return the configuration and the layers of each role, as one line for the log."""
     by_role = {
@@ -377,8 +415,8 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
     """Return LessIsMore's part of `/server_info`.
 
     Version, device, configuration and digests of the files that it names, roles, the model's
-    sampling defaults, the sampler, counters; on a GPU also the source of the scores, the selector's
-    counters and, under `LIM_AUDIT`, the audit's.
+    sampling defaults, the sampler, counters of the host; on a GPU also the source of the scores.
+    Equal on all ranks of tensor parallelism.
     """
     state = {
         "version": __version__,
@@ -397,8 +435,14 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
     if runner.lim_preset:
         state["preset"] = dict(runner.lim_preset)
     if runner.lim_selector:
-        state |= runner.lim_selector.counts()
         state["score_source"] = compat.decode_backend(runner.attn_backend).score_source
-    if runner.lim_audit:
-        state |= runner.lim_audit.counts()
     return state
+
+
+def device_counts(runner: LimModelRunner) -> dict[str, int]:
+    """Return the selector's counters and, under `LIM_AUDIT`, the audit's; waits for the device.
+
+    They may differ between ranks of tensor parallelism, all of which call this together.
+    """
+    counts = runner.lim_selector.counts() if runner.lim_selector else {}
+    return counts | (runner.lim_audit.counts() if runner.lim_audit else {})

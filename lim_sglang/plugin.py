@@ -286,17 +286,19 @@ def _use_lim_runner(original: Callable[[Any], None], worker: Any) -> None:
 def _show_state(result: Any, scheduler: Any, _request: Any) -> None:
     result.internal_state[NAME_KEY] = os.environ.get(SERVER_VAR)
     runner = scheduler.tp_worker.model_runner
-    state = None
+    state: dict[str, Any] | None = None
+    counts: dict[str, int] = {}
     if hasattr(runner, "lim_stats"):
-        from lim_sglang.model_runner import live_state
+        from lim_sglang.model_runner import device_counts, live_state
 
-        state = live_state(runner)
+        state, counts = live_state(runner), device_counts(runner)
     if decodes_with_lim(scheduler.server_args) and scheduler.ps.attn_tp_size > 1:
-        states = compat.gather_states(scheduler, state)
+        states, of_ranks = zip(*compat.gather_states(scheduler, (state, counts)), strict=True)
+        counts = {name: sum(each.get(name, 0) for each in of_ranks) for name in counts}
         if state is not None:
             state |= {"ranks": len(states), "live_ranks": states.count(state)}
     if state is not None:
-        result.internal_state[BACKEND] = state
+        result.internal_state[BACKEND] = state | counts
 
 
 def _count_retraction(scheduler: Any, _request: Any, is_retracted: bool = False) -> None:

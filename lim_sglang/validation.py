@@ -137,14 +137,6 @@ REFUSALS = (
     ),
 )
 
-GPU_REFUSALS = (
-    Refusal(
-        "--tp-size",
-        _over_one,
-        "ranks exchange what their heads select on a CPU only so far",
-        ("--tp", "--tensor-parallel-size"),
-    ),
-)
 CPU_REFUSALS = (
     Refusal(
         "--grammar-backend",
@@ -266,7 +258,7 @@ def reasons_against(options: Any, *, on_cpu: bool) -> list[str]:
 
 def refusals(*, on_cpu: bool) -> tuple[Refusal, ...]:
     """Return the options that are refused, whatever the policy and the model."""
-    return REFUSALS + (CPU_REFUSALS if on_cpu else GPU_REFUSALS)
+    return REFUSALS + (CPU_REFUSALS if on_cpu else ())
 
 
 def reasons_against_words(words: Sequence[str], *, on_cpu: bool) -> list[str]:
@@ -384,7 +376,10 @@ def reasons_against_ranks(
     )
     heads = heads or num_ranks
     kv_heads = kv_heads or heads
-    reasons = config.make_policy().reasons_against_ranks(num_ranks, kv_heads)
+    policy = config.make_policy()
+    reasons = policy.reasons_against_ranks(num_ranks, kv_heads)
+    if not (on_cpu or policy.merges_on_gpu):
+        reasons.append(f"ranks exchange what policy {config.policy} selects on a CPU only so far")
     if not _divides(num_ranks, heads, kv_heads, on_cpu):
         possible = [n for n in range(1, heads + 1) if _divides(n, heads, kv_heads, on_cpu)]
         reasons.append(

@@ -24,6 +24,8 @@ class Delta(SelectingPolicy):
 
     title: ClassVar[str] = "DELTA"
     block: ClassVar[int] = PAGE
+    merges_on_gpu: ClassVar[bool] = False
+    """The kernels add up a page's largest weights before ranks could compare them."""
 
     def problems(self) -> list[str]:
         """Name a budget that is no number of pages, or leaves none to select."""

@@ -102,6 +102,8 @@ class Policy(ABC):
 
     title: ClassVar[str]
     """The method's name in documents."""
+    merges_on_gpu: ClassVar[bool] = True
+    """True if kernels merge what the ranks of tensor parallelism contribute to one list."""
 
     def problems(self) -> list[str]:
         """List everything that is wrong with the settings together; each by itself is right."""

@@ -21,7 +21,7 @@ from lim_sglang.compat import (
     reasons_against_decode_stack,
     wrong_signatures,
 )
-from lim_sglang.errors import RefusedError, ServerError
+from lim_sglang.errors import ServerError
 
 ROOT = Path(__file__).parents[2]
 HERE = __name__
@@ -392,40 +392,3 @@ def test_a_stop_pattern_that_takes_too_long_ends_its_request_alone(
     assert time.monotonic() - began_s < 5
     assert ("stop_regex" in (request.finished_reason or "")) == (pattern == "(a+)+$")
     time.sleep(2 * mends.MAX_MATCH_S)  # no alarm comes afterwards
-
-
-def rope(positions: int, *, neox: bool = True, rotary: int = 8) -> torch.nn.Module:
-    """Return a stand-in for SGLang's rotary embedding of heads of 8 dimensions."""
-    module = torch.nn.Module()
-    module.register_buffer("cos_sin_cache", torch.rand(positions, 8))
-    module.is_neox_style, module.rotary_dim, module.head_size = neox, rotary, 8
-    return module
-
-
-def test_a_rope_table_has_rows_for_the_surplus_step() -> None:
-    """Two layers share one RoPE, as SGLang's do; the table is a copy."""
-    shared = rope(10)
-    model = torch.nn.ModuleList([torch.nn.ModuleList([shared]), torch.nn.ModuleList([shared])])
-    table = compat.rope_table(model, 10, 3)
-    assert torch.equal(table[:10], shared.cos_sin_cache)
-    assert torch.equal(table[10:], shared.cos_sin_cache[-1:].expand(3, -1))
-    assert torch.equal(compat.rope_table(model, 6, 1), shared.cos_sin_cache[:7])
-    shared.cos_sin_cache.zero_()
-    assert table.all()
-
-
-@pytest.mark.parametrize(
-    ("layers", "words"),
-    [
-        ([rope(10), rope(10)], "2 kinds of RoPE, a gate is made for one: serve another policy"),
-        ([], "0 kinds of RoPE"),
-        ([rope(10, neox=False)], "not half-split .*: serve another policy"),
-        ([rope(10, rotary=4)], "not half-split"),
-        ([rope(9)], "has 9 positions.*: use --context-length 9 or less"),
-    ],
-)
-def test_a_rope_that_no_gate_was_trained_for_is_refused(
-    layers: list[torch.nn.Module], words: str
-) -> None:
-    with pytest.raises(RefusedError, match=words):
-        compat.rope_table(torch.nn.ModuleList(layers), 10, 3)

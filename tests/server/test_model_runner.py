@@ -13,10 +13,11 @@ import torch
 from lim_sglang import compat
 from lim_sglang.config import LimConfig, ModelShape, Preset, find_preset
 from lim_sglang.counters import Stats
+from lim_sglang.errors import RefusedError
 from lim_sglang.kernels.reference import split_budget
 from lim_sglang.kernels.selector import RankSelector, Room
 from lim_sglang.lossless.sampler import seed_of
-from lim_sglang.model_runner import LimModelRunner
+from lim_sglang.model_runner import LimModelRunner, model_rope
 from lim_sglang.models import weights_fingerprint
 from lim_sglang.policies.policy import Role
 
@@ -45,15 +46,36 @@ def test_the_caches_tokens_are_estimated_by_what_was_free_before_the_model(
 ) -> None:
     """Another process may hold memory of the GPU, so its size says nothing."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * GIB, 141 * GIB))
-    made = runner(
-        model_config=SimpleNamespace(num_key_value_heads=4, head_dim=64, v_head_dim=64),
+    made = sizing_runner(before_model, limit, num_ranks=1)
+    assert made._estimate_tokens() == pytest.approx(tokens, abs=1)
+
+
+def sizing_runner(before_model: int, limit: int | None, num_ranks: int) -> LimModelRunner:
+    """Return a runner of a model with 4 KV heads that is about to size its KV cache."""
+    config = SimpleNamespace(
+        get_num_attention_heads=lambda ranks: 8 // ranks,
+        get_num_kv_heads=lambda ranks: 4 // ranks,
+        head_dim=64,
+        v_head_dim=64,
+    )
+    return runner(
+        model_config=config,
+        ps=SimpleNamespace(attn_tp_rank=0, attn_tp_size=num_ranks),
         lim_roles=(Role.FULL, Role.REUSE),
         kv_cache_dtype=torch.bfloat16,
         pre_model_load_memory=float(before_model),
         mem_fraction_static=0.8,
         server_args=SimpleNamespace(max_total_tokens=limit),
     )
-    assert made._estimate_tokens() == pytest.approx(tokens, abs=1)
+
+
+def test_ranks_agree_on_the_caches_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has half of the KV heads, and the other one has less memory free."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 * GIB, 141 * GIB))
+    others = SimpleNamespace(all_gather_object=lambda tokens: [tokens, tokens - 7])
+    monkeypatch.setattr(compat.Ranks, "_group", others)
+    tokens = sizing_runner(80, None, num_ranks=2)._estimate_tokens()
+    assert tokens == pytest.approx((60 - 16) * GIB // (CACHE_BYTES // 2) - 7, abs=1)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -128,3 +150,40 @@ def test_a_preset_of_other_weights_is_warned_of(
         assert ("SmolLM2-own was, and this model has other weights" in caplog.text) == bool(
             differences
         )
+
+
+def rope(positions: int, *, neox: bool = True, rotary: int = 8) -> torch.nn.Module:
+    """Return a stand-in for SGLang's rotary embedding of heads of 8 dimensions."""
+    module = torch.nn.Module()
+    module.register_buffer("cos_sin_cache", torch.rand(positions, 8))
+    module.is_neox_style, module.rotary_dim, module.head_size = neox, rotary, 8
+    return module
+
+
+def test_a_rope_table_has_rows_for_the_surplus_step() -> None:
+    """Two layers share one RoPE, as SGLang's do; the table is a copy."""
+    shared = rope(10)
+    model = torch.nn.ModuleList([torch.nn.ModuleList([shared]), torch.nn.ModuleList([shared])])
+    table = model_rope(model, 10, 3)
+    assert torch.equal(table[:10], shared.cos_sin_cache)
+    assert torch.equal(table[10:], shared.cos_sin_cache[-1:].expand(3, -1))
+    assert torch.equal(model_rope(model, 6, 1), shared.cos_sin_cache[:7])
+    shared.cos_sin_cache.zero_()
+    assert table.all()
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([rope(10), rope(10)], "2 kinds of RoPE, a gate is made for one: serve another policy"),
+        ([], "0 kinds of RoPE"),
+        ([rope(10, neox=False)], "not half-split .*: serve another policy"),
+        ([rope(10, rotary=4)], "not half-split"),
+        ([rope(9)], "has 9 positions.*: use --context-length 9 or less"),
+    ],
+)
+def test_a_rope_that_no_gate_was_trained_for_is_refused(
+    layers: list[torch.nn.Module], words: str
+) -> None:
+    with pytest.raises(RefusedError, match=words):
+        model_rope(torch.nn.ModuleList(layers), 10, 3)

@@ -103,8 +103,8 @@ def test_the_decode_stack_is_checked_on_a_gpu_only(start: Callable[..., list[str
 
 
 def test_selection_is_checked_with_everything_else(start: Callable[..., list[str]]) -> None:
-    reasons = start('{"budget": 20000}', kv_cache_dtype="fp8_e4m3", tp_size=2)
-    expected = ["--tp-size 2", "another flashinfer", "a budget of 20000", "fp8_e4m3 needs"]
+    reasons = start('{"budget": 20000}', kv_cache_dtype="fp8_e4m3", pp_size=2)
+    expected = ["--pp-size 2", "another flashinfer", "a budget of 20000", "fp8_e4m3 needs"]
     assert len(reasons) == len(expected)
     for words, reason in zip(expected, reasons, strict=True):
         assert words in reason
@@ -153,11 +153,15 @@ def test_a_policy_with_summaries_has_a_page_size_by_default(
 @pytest.mark.parametrize(
     ("others", "live"), [([{"steps": 3}], 2), ([{"steps": 2}], 1), ([None, {"steps": 3}], 2)]
 )
-def test_each_rank_that_decodes_alike_is_counted(
+def test_each_rank_that_decodes_alike_is_counted_and_what_ranks_count_is_added_up(
     monkeypatch: pytest.MonkeyPatch, others: list[dict[str, int] | None], live: int
 ) -> None:
-    monkeypatch.setattr(model_runner, "live_state", lambda _runner: {"steps": 3})
-    monkeypatch.setattr(compat, "gather_states", lambda _scheduler, state: [dict(state), *others])
+    own, counts = {"steps": 3}, {"checked_sets": 5, "wrong_sets": 0}
+    monkeypatch.setattr(model_runner, "live_state", lambda _runner: dict(own))
+    monkeypatch.setattr(model_runner, "device_counts", lambda _runner: counts)
+    of_others = [(state, counts | {"wrong_sets": 1} if state else {}) for state in others]
+    gathered = [(own, counts), *of_others]
+    monkeypatch.setattr(compat, "gather_states", lambda _scheduler, _state: gathered)
     scheduler = SimpleNamespace(
         server_args=SimpleNamespace(decode_attention_backend=None, attention_backend="lim"),
         ps=SimpleNamespace(attn_tp_size=1 + len(others)),
@@ -169,6 +173,8 @@ def test_each_rank_that_decodes_alike_is_counted(
         "steps": 3,
         "ranks": 1 + len(others),
         "live_ranks": live,
+        "checked_sets": 5 * (1 + len([state for state in others if state])),
+        "wrong_sets": len([state for state in others if state]),
     }
 
 

@@ -13,7 +13,6 @@ from lim_sglang.config import LimConfig
 from lim_sglang.policies.policy import Role
 from lim_sglang.validation import (
     CPU_REFUSALS,
-    GPU_REFUSALS,
     REFUSALS,
     Gpu,
     Refusal,
@@ -63,13 +62,13 @@ def model(**traits: Any) -> SimpleNamespace:
     return SimpleNamespace(**(shape | traits))
 
 
-ALL_REFUSALS = REFUSALS + CPU_REFUSALS + GPU_REFUSALS
+ALL_REFUSALS = REFUSALS + CPU_REFUSALS
 
 
 @pytest.mark.parametrize("refusal", ALL_REFUSALS, ids=lambda r: r.option)
 def test_each_option_is_refused_by_name(refusal: Refusal) -> None:
     options = SimpleNamespace(**{refusal.field: BAD_VALUES.get(refusal.field, True)})
-    (reason,) = reasons_against(options, on_cpu=refusal not in GPU_REFUSALS)
+    (reason,) = reasons_against(options, on_cpu=True)
     assert reason.startswith(refusal.option)
     assert refusal.why in reason
 
@@ -118,7 +117,7 @@ def test_a_cache_with_scales_beside_its_keys_is_refused(dtype: str) -> None:
 
 
 def test_all_reasons_come_at_once() -> None:
-    options = SimpleNamespace(pp_size=2, enable_mixed_chunk=True, tp_size=4)
+    options = SimpleNamespace(pp_size=2, enable_mixed_chunk=True, ep_size=4)
     assert len(reasons_against(options, on_cpu=False)) == 3
 
 
@@ -416,6 +415,7 @@ def test_heads_that_sglang_adds_on_a_cpu_are_no_heads_of_the_model() -> None:
     [
         ({"policy": "lossless"}, "drafts and verifies on one rank"),
         ({"policy": "quest", "shared_by": "kv_head"}, "4 ranks have 2 KV heads"),
+        ({"policy": "delta"}, "policy delta selects on a CPU only so far"),
         ({"policy": "quest"}, None),
         ({"policy": "tidal"}, None),
         ({"policy": "streaming"}, None),
