@@ -1,9 +1,10 @@
-"""Defects that are planted into a server with lossless drafting, to see that tests catch them.
+"""Defects that are planted into a server, to see that tests catch them.
 
 `sitecustomize(folder)` makes every Python process whose `PYTHONPATH` begins with the folder change
-the worker's module right after its import, by the function that `LIM_TEST_DEFECT` names.
+a module right after its import, by the function that `LIM_TEST_DEFECT` names.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from inspect import unwrap
@@ -21,7 +22,7 @@ import importlib.abc, importlib.machinery, os, sys
 
 class Planter(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "lim_sglang.lossless.worker":
+        if name != os.environ["LIM_TEST_DEFECTIVE"]:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         run = spec.loader.exec_module
@@ -36,11 +37,19 @@ sys.meta_path.insert(0, Planter())
 """
 
 
-def sitecustomize(folder: Path, change: str) -> dict[str, str]:
+WORKER, EXCHANGE = "lim_sglang.lossless.worker", "lim_sglang.kernels.exchange"
+"""Modules that are changed: of lossless drafting, and of ranks that share query heads."""
+
+
+def sitecustomize(folder: Path, change: str, module: str = WORKER) -> dict[str, str]:
     """Write the module into a folder; return the environment that plants a change."""
     (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
-    root = Path(__file__).parents[2]
-    return {"PYTHONPATH": f"{folder}:{root}", "LIM_TEST_DEFECT": change}
+    paths = [str(folder), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "LIM_TEST_DEFECT": change,
+        "LIM_TEST_DEFECTIVE": module,
+    }
 
 
 def _around(owner: Any, name: str, function: Callable[..., Any]) -> None:
@@ -236,6 +245,18 @@ def _all_slots(self: Any, rows: CycleRows, lists: list[list[Tensor]]) -> list[li
     return [[table[request, :length].long() for request, length in each] for _ in lists]
 
 
+def _merge_alone(exchange: Any) -> None:
+    """Let the second rank take its own turns for those of all."""
+
+    def merge(original: Any, self: Any, *arguments: Any) -> None:
+        *others, gathered = arguments
+        if self.ranks.rank == 1:
+            gathered.view(self.ranks.size, -1).copy_(self.own.view(1, -1))
+        original(self, *others, gathered)
+
+    _around(exchange.TurnExchange, "merge_turns", merge)
+
+
 def _as_sglang_finishes(*, by_run: bool) -> Callable[[Any], None]:
     """Take the mend of a run's end back; or look at the last token of a run alone."""
 
@@ -297,4 +318,10 @@ WRONG_SETS: Mapping[str, Callable[[Any], None]] = {
     "lists-of-others": _lists(_others_lists),
 }
 """Each costs acceptance and changes no token."""
-CHANGES = {**DEFECTS, **WRONG_SETS, interpreted_passes.NAME: interpreted_passes.serve}
+ALONE = "a rank merges its own turns alone"
+CHANGES = {
+    **DEFECTS,
+    **WRONG_SETS,
+    interpreted_passes.NAME: interpreted_passes.serve,
+    ALONE: _merge_alone,
+}
