@@ -484,13 +484,14 @@ def without_decode_graphs(runner: Any) -> Iterator[None]:
         runner.decode_cuda_graph_runner = graphs
 
 
-def load_runner(runner_class: type, server_args: Any, port: int) -> Any:
-    """Load a model runner in this process, on its first GPU, as SGLang's scheduler does.
+def load_runner(runner_class: type, server_args: Any, port: int, rank: int = 0) -> Any:
+    """Load a model runner in this process, on the GPU of its rank, as SGLang's scheduler does.
 
     The runner has weights; its memory pools, attention backends and CUDA graphs are not made yet.
 
     Args:
-        port: a free one, for torch's process group of one.
+        port: a free one, for torch's process group of all ranks.
+        rank: of `server_args.tp_size` ranks of tensor parallelism, which all call this together.
     """
     # The set-up of a process before SGLang loads a model there.
     importlib.import_module("sglang.srt.entrypoints.engine")._set_envs_and_config(server_args)
@@ -498,11 +499,13 @@ def load_runner(runner_class: type, server_args: Any, port: int) -> Any:
     quantization = "sglang.srt.layers.quantization"
     importlib.import_module(f"{quantization}.fp8_utils").initialize_fp8_gemm_config(server_args)
     importlib.import_module(f"{quantization}.fp4_utils").initialize_fp4_gemm_config(server_args)
+    state = {"tp_rank": rank, "attn_tp_rank": rank, "gpu_id": rank, "dp_rank": None}
+    state |= dict.fromkeys(("tp_size", "attn_tp_size"), server_args.tp_size)
     return runner_class(
         model_config=__getattr__("ModelConfig").from_server_args(server_args),
         mem_fraction_static=server_args.mem_fraction_static,
-        gpu_id=0,
-        ps=__getattr__("ParallelState").trivial(dp_rank=None, moe_dp_rank=None),
+        gpu_id=rank,
+        ps=__getattr__("ParallelState").trivial(**state, moe_dp_rank=None),
         nccl_port=port,
         server_args=server_args,
     )

@@ -96,6 +96,10 @@ def decode(
     policy: PoliciesOption = None,
     kv_cache_dtype: CacheOption = "auto",
     quantization: QuantizationOption = "none",
+    tp: Annotated[
+        int,
+        typer.Option(min=1, help="GPUs that share the heads of each layer (tensor parallelism)."),
+    ] = 1,
     windows: Annotated[int, typer.Option(min=1, help="Timed windows of each backend.")] = 7,
     steps: Annotated[int, typer.Option(min=1, help="Decode steps in a window.")] = 20,
     mem_fraction_static: MemoryOption = 0.88,
@@ -115,6 +119,7 @@ def decode(
     options = DecodeOptions(
         *(choice, points, names, budget, policies, mem_fraction_static, windows, steps, split),
         context_limit=context_limit,
+        tp=tp,
     )
     show_log(verbose=verbose)
     measured = []

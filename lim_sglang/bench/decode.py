@@ -14,6 +14,7 @@ from torch import Tensor
 from lim_sglang import compat
 from lim_sglang.bench import model_runner
 from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
+from lim_sglang.bench.ranks import ALONE, Rank, Report, run_ranks
 from lim_sglang.bench.results import Row, StepSplit, surroundings
 from lim_sglang.bench.verify import (
     require_exact_kernels,
@@ -37,6 +38,11 @@ NOTES = (
     "reads and writes of selection itself are not in the byte limit",
 )
 """Limits of the method, recorded with each row."""
+RANK_NOTES = (
+    "bytes, heads and the byte limit are those of one GPU",
+    "what GPUs send each other is not in the byte limit",
+)
+"""Further limits where several GPUs share the heads."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class DecodeOptions:
     split: bool = True  # also divide the step into its parts
     seed: int = 0
     context_limit: int | None = None  # tokens of the longest request that the server allows
+    tp: int = 1  # GPUs that share the heads of each layer
 
     def __post_init__(self) -> None:
         if self.context_limit is not None and self.context_limit < self.longest:
@@ -126,9 +133,7 @@ class Bench:
         )
 
 
-def prepare(
-    options: DecodeOptions, report: Callable[[str], None]
-) -> tuple[LimConfig, Sequence[int]]:
+def prepare(options: DecodeOptions, report: Report) -> tuple[LimConfig, Sequence[int]]:
     """Check the GPU, its backends and the kernels, before a model is loaded.
 
     Returns:
@@ -142,9 +147,7 @@ def prepare(
     return config, sorted({point.batch for point in options.points})
 
 
-def make_contenders(
-    runner: Any, options: DecodeOptions, report: Callable[[str], None]
-) -> list[Contender]:
+def make_contenders(runner: Any, options: DecodeOptions, report: Report) -> list[Contender]:
     """Capture the decode graphs of all backends, ours first."""
     contenders = []
     for name in options.backends:
@@ -153,50 +156,79 @@ def make_contenders(
     return contenders
 
 
-def measure(
-    options: DecodeOptions, report: Callable[[str], None]
-) -> Iterator[tuple[Row, dict[str, Any]]]:
+Measured = tuple[Row, dict[str, Any]]
+"""A row with its conditions."""
+
+
+def measure(options: DecodeOptions, report: Report) -> Iterator[Measured]:
     """Check the kernels, load the model once, capture the graphs of all backends, and yield the
-    rows of each point with their conditions; `report` shows the current activity."""
+    rows of each point with their conditions; `report` shows the current activity.
+
+    Several GPUs have a process each; the rows are those of the first one.
+    """
+    require_gpu()
+    with options.model.as_folder(options.context_limit or options.longest) as folder:
+        if options.tp == 1:
+            yield from measure_rank(options, folder, report)
+            return
+        ours = {BACKEND: model_runner.settings_for(options.budget)}
+        model_runner.check_ranks(folder, options.tp, ours | dict(options.policies))
+        report(f"Starting {options.tp} ranks")
+        log = model_runner.log_as_here()
+        yield from run_ranks(measure_rank, (options, folder), options.tp, report, log)
+
+
+def measure_rank(
+    options: DecodeOptions, folder: str, report: Report, rank: Rank = ALONE
+) -> Iterator[Measured]:
+    """Measure in the process of one rank. All ranks take the same steps, and wait for each other
+    in each: nothing here may depend on a time, or on what a rank's own heads hold.
+
+    Args:
+        folder: of the model.
+    """
     model = options.model
+    if rank.size > 1:
+        torch.cuda.set_device(rank.number)
     config, batch_sizes = prepare(options, report)
-    with model.as_folder(options.context_limit or options.longest) as folder:
-        model_runner.check_policies(folder, options.policies, model.kv_cache_dtype)
-        report(f"Loading {model.name}")
-        runner = model_runner.load_runner(
-            folder,
-            backend=BACKEND,
-            mem_fraction_static=options.mem_fraction_static,
-            batch_sizes=batch_sizes,
-            context_length=options.context_limit,
-            **model.load_options,
-            **options_of_policies(options.policies, batch_sizes[-1]),
-        )
-        model_runner.check_formats(runner, model)
-        model_runner.check_room(runner, options.points)
-        contenders = make_contenders(runner, options, report)
-        for name, policy in options.policies.items():
-            report(f"Capturing the decode graphs of {name}")
-            contenders.append(model_runner.make_contender(runner, name, policy))
-        report("Filling the KV cache")
-        model_runner.fill_cache(runner.token_to_kv_pool, options.seed)
-        contenders[0].take_over(runner)
-        chosen = ("budget", "mem_fraction_static", "windows", "steps", "seed", "context_limit")
-        conditions = surroundings() | {name: getattr(options, name) for name in chosen}
-        conditions |= model_runner.model_facts(runner) | {
-            "model": model.name,
-            "dummy_weights": model.is_dummy,
-            "kv_cache_dtype": model.kv_cache_dtype,
-            "lim_config": config.settings(),
-            "graph_batch_sizes": batch_sizes,
-            "kernels_exact": True,  # or require_exact_kernels would have refused
-            "copy_gb_per_s": round(copy_gb_per_s(), 1),
-            "notes": list(NOTES),
-        }
-        bench = Bench(options, runner, contenders, conditions, cache_flush())
-        for point in options.points:
-            report(f"{point}: checking the steps, then {options.windows} windows of each backend")
-            yield from ((row, conditions) for row in bench.measure(point))
+    model_runner.check_policies(folder, options.policies, model.kv_cache_dtype)
+    report(f"Loading {model.name}")
+    runner = model_runner.load_runner(
+        folder,
+        backend=BACKEND,
+        mem_fraction_static=options.mem_fraction_static,
+        batch_sizes=batch_sizes,
+        rank=rank,
+        context_length=options.context_limit,
+        **model.load_options,
+        **options_of_policies(options.policies, batch_sizes[-1]),
+    )
+    model_runner.check_formats(runner, model)
+    model_runner.check_room(runner, options.points)
+    contenders = make_contenders(runner, options, report)
+    for name, policy in options.policies.items():
+        report(f"Capturing the decode graphs of {name}")
+        contenders.append(model_runner.make_contender(runner, name, policy))
+    report("Filling the KV cache")
+    # The heads of each rank have K and V of their own.
+    model_runner.fill_cache(runner.token_to_kv_pool, options.seed + rank.number)
+    contenders[0].take_over(runner)
+    chosen = ("budget", "mem_fraction_static", "windows", "steps", "seed", "context_limit", "tp")
+    conditions = surroundings() | {name: getattr(options, name) for name in chosen}
+    conditions |= model_runner.model_facts(runner) | {
+        "model": model.name,
+        "dummy_weights": model.is_dummy,
+        "kv_cache_dtype": model.kv_cache_dtype,
+        "lim_config": config.settings(),
+        "graph_batch_sizes": batch_sizes,
+        "kernels_exact": True,  # or require_exact_kernels would have refused
+        "copy_gb_per_s": round(copy_gb_per_s(), 1),
+        "notes": [*NOTES, *(RANK_NOTES if rank.size > 1 else ())],
+    }
+    bench = Bench(options, runner, contenders, conditions, cache_flush())
+    for point in options.points:
+        report(f"{point}: checking the steps, then {options.windows} windows of each backend")
+        yield from ((row, conditions) for row in bench.measure(point))
 
 
 def time_windows(

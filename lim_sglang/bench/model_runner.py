@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lim_sglang import compat
 from lim_sglang.audit import LayerObserver
+from lim_sglang.bench.ranks import ALONE, Rank
 from lim_sglang.bench.workloads import (
     DENSE_BACKENDS,
     CacheDtype,
@@ -37,8 +38,9 @@ from lim_sglang.config import (
     resolve_settings,
     with_preset,
 )
-from lim_sglang.errors import LimError, RefusedError, ServerError
+from lim_sglang.errors import ConfigError, LimError, RefusedError, ServerError
 from lim_sglang.launch.server import free_port
+from lim_sglang.models import visible_gpus
 from lim_sglang.plugin import register
 from lim_sglang.policies.policy import SparsePolicy, sparse_policy
 from lim_sglang.validation import (
@@ -46,6 +48,7 @@ from lim_sglang.validation import (
     model_shape,
     reasons_against_kv_cache,
     reasons_against_model,
+    reasons_against_ranks,
 )
 
 FILL_ROWS = 1 << 16  # slots of one layer that get random K or V at a time
@@ -75,6 +78,11 @@ def _is_of_use(record: logging.LogRecord) -> bool:
 def _is_verbose() -> bool:
     """Return True if `show_log` shows all."""
     return logging.getLogger().isEnabledFor(logging.INFO)
+
+
+def log_as_here() -> Callable[[], None]:
+    """Return a function for a new process, which gives it the log of this one."""
+    return partial(show_log, verbose=_is_verbose())
 
 
 @contextmanager
@@ -107,6 +115,7 @@ def load_runner(
     dummy: bool,
     mem_fraction_static: float,
     batch_sizes: Sequence[int] | None = None,
+    rank: Rank = ALONE,
     **options: Any,
 ) -> Any:
     """Load a model and size its KV cache, exactly as a server with this backend does.
@@ -114,6 +123,7 @@ def load_runner(
     Args:
         folder: a model folder; with `dummy`, its configuration is enough.
         batch_sizes: batch sizes of the decode graphs; None for SGLang's own choice.
+        rank: of this process; all ranks call this together.
         options: further fields of SGLang's `ServerArgs`.
     """
     # First, since SGLang reads while it is imported whether it serves on a CPU.
@@ -127,6 +137,7 @@ def load_runner(
         skip_tokenizer_init=True,
         attention_backend=backend,
         mem_fraction_static=mem_fraction_static,
+        tp_size=rank.size,
         cuda_graph_bs_decode=list(batch_sizes) if batch_sizes else None,
         # Prefill is not measured, and capturing its graphs takes minutes.
         disable_prefill_cuda_graph=True,
@@ -137,7 +148,8 @@ def load_runner(
     )
     runner_class = LimModelRunner if backend == BACKEND else compat.ModelRunner
     with _without_bars():
-        runner = compat.load_runner(runner_class, server_args, free_port())
+        port = rank.port or free_port()
+        runner = compat.load_runner(runner_class, server_args, port, rank.number)
     if dummy:
         reset_dummy_scales(compat.attention_layers(runner.model))
     runner.alloc_memory_pool()
@@ -254,12 +266,8 @@ def check_policies(
     Raises:
         RefusedError: with the reasons against each policy by its name.
     """
-    from transformers import AutoConfig
-
-    try:
-        text_config = AutoConfig.from_pretrained(folder).get_text_config()
-    except (OSError, ValueError):
-        return  # SGLang says what is wrong with the model, or knows the model
+    if (text_config := _text_config(folder)) is None:
+        return
     reasons = []
     for name, config in policies.items():
         found = reasons_against_model(text_config, config)
@@ -268,6 +276,39 @@ def check_policies(
         reasons += [f"{name}: {reason}" for reason in found]
     if reasons:
         raise RefusedError(reasons)
+
+
+def check_ranks(folder: str, num_ranks: int, policies: Mapping[str, LimConfig]) -> None:
+    """Refuse more ranks than GPUs, and ranks that cannot share the heads of a model equally.
+
+    Raises:
+        ConfigError: there are fewer GPUs.
+        RefusedError: with the reasons against the ranks, each once.
+    """
+    if num_ranks > (num_gpus := len(visible_gpus())):
+        raise ConfigError(
+            f"--tp {num_ranks} needs as many GPUs, found {num_gpus}: use --tp {num_gpus} or less"
+        )
+    if (text_config := _text_config(folder)) is None:
+        return
+    reasons = [
+        reason.replace("--tp-size", "--tp", 1)  # by the name of our option
+        for config in policies.values()
+        for reason in reasons_against_ranks(num_ranks, text_config, config, on_cpu=False)
+    ]
+    if reasons:
+        raise RefusedError(list(dict.fromkeys(reasons)))
+
+
+def _text_config(folder: str) -> Any | None:
+    """Return the Hugging Face text configuration of a model; None where it cannot be read: SGLang
+    says what is wrong with the model, or knows the model."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder).get_text_config()
+    except (OSError, ValueError):
+        return None
 
 
 def reasons_against_cache(dtype: torch.dtype, queries: torch.dtype, config: LimConfig) -> list[str]:
@@ -587,8 +628,7 @@ def count_slots(
 def run_in_child(function: Callable[..., Any], *args: Any) -> Any:
     """Call a module's function in a new process, with the log of this one, so that all memory of
     the GPU is free again afterwards; its error comes through as a `LimError`."""
-    log = partial(show_log, verbose=_is_verbose())
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), log) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), log_as_here()) as pool:
         try:
             return pool.submit(_call, function, args).result()
         except BrokenProcessPool:

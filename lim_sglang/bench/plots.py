@@ -53,7 +53,7 @@ def draw(table: DecodeTable, path: Path) -> None:
             axes.set_ylabel("decode step, ms")
         for axes in panels.flat[len(batches) :]:
             axes.set_visible(False)
-        figure.suptitle(title := f"{table.model}, {found['gpu']}, budget {found['budget']:,}")
+        figure.suptitle(title := f"{table.model}, {table.gpus}, budget {found['budget']:,}")
         handles = panels.flat[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=2)
         path.parent.mkdir(parents=True, exist_ok=True)

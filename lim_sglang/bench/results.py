@@ -30,9 +30,9 @@ SECTION = MarkdownSection("lim bench decode")
 """The section of a Markdown file that `lim bench report` writes."""
 SAME = (
     "commit gpu model budget lim_config roles kv_dtype quantization versions dummy_weights "
-    "context_length"
+    "context_length tp"
 )
-"""Conditions that all rows of one table share."""
+"""Conditions that all rows of one table share; rows of before 2026-11-30 lack `tp`, which was 1."""
 DIVERGENCE_SECTION = MarkdownSection("lim bench divergence")
 """The section of divergence rows."""
 DIVERGENCE_SAME = "commit gpu model texts_sha256 sequences length steps seed versions"
@@ -160,6 +160,12 @@ class DecodeTable:
         dummy = " shape, dummy weights" if found["dummy_weights"] else ""
         return f"{found['model']}{dummy}{formats}"
 
+    @property
+    def gpus(self) -> str:
+        """The GPU, with the number of those that share the heads if there are several."""
+        name, number = self.conditions["gpu"], self.conditions["tp"]
+        return f"{number} {TIMES} {name} (tensor parallelism)" if number > 1 else name
+
     def fastest_dense(self, point: Point) -> Row | None:
         """Return the dense row that LessIsMore is compared with; None where none was measured."""
         found = [row for name in self.dense_backends if (row := self.rows.get((point, name)))]
@@ -179,14 +185,15 @@ class DecodeTable:
         ranking = found["lim_config"].get("ranking", "rank")
         limited = found.get("context_limit")
         limit = f", of up to {limited:,} that the server allows" if limited else ""
+        share = " of one GPU's bytes" if found["tp"] > 1 else ""
         by_mass = "" if ranking == "rank" else f", tokens ranked by {ranking}"
         return (
-            f"{self.model}, {found['gpu']}, budget {found['budget']:,}{by_mass}; B requests of S "
+            f"{self.model}, {self.gpus}, budget {found['budget']:,}{by_mass}; B requests of S "
             f"tokens{limit}. By `lim bench decode` on {days}, "
             f"commit {short_commit(found['commit'])}, driver {found['driver']}, "
             f"{', '.join(stack)}, SGLang {versions.get('sglang')}; medians of {found['windows']} "
             f"windows of {found['steps']} steps in CUDA graphs, backends in turns; speed-up over "
-            "the fastest dense backend; byte limit at the measured copy speed of "
+            f"the fastest dense backend; byte limit{share} at the measured copy speed of "
             f"{found['copy_gb_per_s']:,.0f} GB/s."
         )
 
@@ -269,7 +276,8 @@ def read_tables(paths: Sequence[Path]) -> list[DecodeTable]:
             raise DataError(f"{path} cannot be read: {error}") from None
         for number, line in enumerate(lines, start=1):
             try:
-                row, conditions = _ROW.validate_json(line), json.loads(line)["conditions"]
+                row = _ROW.validate_json(line)
+                conditions = {"tp": 1} | json.loads(line)["conditions"]
                 key = json.dumps([conditions[name] for name in SAME.split()], sort_keys=True)
                 known = (BACKEND, *DENSE_BACKENDS, *POLICIES)
                 if row.backend.split()[0] not in known or not conditions.keys() >= SHOWN:

@@ -58,11 +58,15 @@ def require_exact_steps(
     """Run a step of each contender, and refuse logits that are not finite and a step of ours that
     differs from the definition.
 
+    The first contender with a problem is refused at once: with several ranks, the others may wait
+    in a collective operation that a rank with a problem does not come to.
+
     Returns:
         The rows that were counted as sparse in each step of ours, by the contender's name.
     """
-    problems, num_sparse = [], {}
+    num_sparse = {}
     for contender in contenders:
+        problems = []
         contender.take_over(runner)
         before = runner.lim_stats.sparse_rows
         # A step that does not write kept slots and scores is noticed.
@@ -76,8 +80,8 @@ def require_exact_steps(
             num_sparse[contender.name] = runner.lim_stats.sparse_rows - before
             prefix = "" if contender.name == BACKEND else f"{contender.name}: "
             problems += [f"{prefix}{each}" for each in step_differences(runner, batch, budget)]
-    if problems:
-        raise LimError(f"no time is shown of {batch.point}: {'; '.join(problems)}")
+        if problems:
+            raise LimError(f"no time is shown of {batch.point}: {'; '.join(problems)}")
     return num_sparse
 
 
@@ -168,7 +172,7 @@ def differing_sets(selector: Any, batch: FilledBatch, kept: Sequence[Tensor]) ->
     """List the rows over the budget that keep other slots than their scores give.
 
     Only rows of the last chunk with a row over the budget, whose scores of the last SELECT layer
-    are still in memory. The others have `rows_with_wrong_slots`.
+    are still in memory. The others have `rows_with_wrong_slots`. All ranks call this together.
     """
     if (deciding_scores := selector.deciding_scores) is None:
         over = batch.point.rows_over(selector.budget)
@@ -180,8 +184,10 @@ def differing_sets(selector: Any, batch: FilledBatch, kept: Sequence[Tensor]) ->
     of_chunk = lengths[first : first + deciding_scores.max_rows]
     in_chunk = deciding_scores.rows(row_ends(of_chunk))
     for row in (row for row in over if row >= first):
-        length, scores = lengths[row], in_chunk[row - first]
-        if not scores[:, : selector.num_candidates(length)].isfinite().all():
+        length = lengths[row]
+        own = in_chunk[row - first][:, : selector.num_candidates(length)]
+        scores = selector.of_all_ranks(own)  # before all that hangs on this rank's own scores
+        if not scores.isfinite().all():
             found.append(f"row {row} has scores that are not finite, or not written")
         elif not torch.equal(kept[row], batch.slots[row][selector.keep(scores, length)]):
             found.append(f"row {row} keeps another set than its scores give")

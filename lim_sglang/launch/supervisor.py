@@ -203,7 +203,7 @@ class Tree:
         for number in STOPPING:
             signal.signal(number, self._stop)
         # This process has one thread, at whose end the kernel sends the signal.
-        self._main = subprocess.Popen(command, preexec_fn=_die_with(os.getpid())).pid
+        self._main = subprocess.Popen(command, preexec_fn=die_with(os.getpid())).pid
         self._members: dict[int, str] = {}
         """Descriptor -> name of each process that SGLang keeps as long as it serves."""
         self._known: set[int] = set()
@@ -289,7 +289,7 @@ def is_running(process: psutil.Process) -> bool:
     return False
 
 
-def _die_with(parent: int) -> Callable[[], None]:
+def die_with(parent: int) -> Callable[[], None]:
     """Return a function for a new process: the kernel kills it when its parent dies."""
 
     def prepare() -> None:

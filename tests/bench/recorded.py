@@ -22,6 +22,7 @@ CONDITIONS: dict[str, Any] = {
     "kv_dtype": "torch.bfloat16",
     "quantization": "none",
     "context_length": 40960,
+    "tp": 1,
     "copy_gb_per_s": 3000.0,
     "weight_bytes_read": 15_000_000_000,
     "kv_bytes_per_token_and_layer": 4096,

@@ -55,7 +55,9 @@ def test_bad_use_is_refused_before_anything_starts(words: tuple[str, ...], messa
     assert message in str(error)
 
 
-@pytest.mark.parametrize("words", ["--budget 0", "--windows 0", "--steps 0", "--quantization awq"])
+@pytest.mark.parametrize(
+    "words", ["--budget 0", "--windows 0", "--steps 0", "--quantization awq", "--tp 0"]
+)
 def test_values_that_are_not_measured_are_refused(words: str) -> None:
     done = run("decode", *SHAPE, "--point", "1x1k", *words.split())
     assert (done.exit_code, words.split()[0] in done.output) == (2, True)
@@ -75,7 +77,7 @@ def test_decode_shows_and_keeps_each_row(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(decode, "measure", measure)
     words = ("--point", "4x32k+4x1k", "--batch", "8", "--context", "512", "--no-split")
     words += ("--backends", "triton,lim,fa3,flashinfer", "--kv-cache-dtype", "fp8_e4m3")
-    words += ("--context-limit", "131072")
+    words += ("--context-limit", "131072", "--tp", "2")
     done = run("decode", *SHAPE, *words, "--out", out)
     assert done.exit_code == 0, done.exception
     assert done.stderr == "Loading the model\n"
@@ -86,7 +88,8 @@ def test_decode_shows_and_keeps_each_row(monkeypatch: pytest.MonkeyPatch, tmp_pa
     points = (Point((32768,) * 4 + (1024,) * 4), Point((512,) * 8))
     backends = ("lim", "triton", "fa3", "flashinfer")
     model = ModelChoice("qwen3-8b", None, "fp8_e4m3")
-    assert asked == [DecodeOptions(model, points, backends, split=False, context_limit=131072)]
+    options = DecodeOptions(model, points, backends, split=False, context_limit=131072, tp=2)
+    assert asked == [options]
 
 
 @pytest.mark.usefixtures("with_gpu")

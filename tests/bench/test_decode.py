@@ -1,7 +1,9 @@
 """Timing decode steps without a GPU: who runs when, with which layers; the parts of a step."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import make_dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +14,11 @@ from lim_sglang import compat
 from lim_sglang.bench import decode, model_runner
 from lim_sglang.bench.decode import WARM_UP_STEPS, Bench, DecodeOptions
 from lim_sglang.bench.model_runner import Contender, FilledBatch, run_step
+from lim_sglang.bench.ranks import Rank
 from lim_sglang.bench.results import StepSplit
 from lim_sglang.bench.workloads import ModelChoice, Point, SparseReads
-from lim_sglang.errors import ConfigError, ServerError
+from lim_sglang.config import LimConfig
+from lim_sglang.errors import ConfigError, LimError, ServerError
 from lim_sglang.kernels.bench import Spread
 from lim_sglang.policies.policy import Role
 
@@ -254,12 +258,64 @@ def test_the_model_is_loaded_in_the_chosen_formats_after_the_kernels_are_exact(
     with pytest.raises(ServerError, match="enough"):
         next(decode.measure(OPTIONS, done.append))
     assert done[:3] == ["Checking the kernels on this GPU", "exact", "policies"]
-    chosen = {"backend": "lim", "mem_fraction_static": 0.88, "batch_sizes": [3]}
+    chosen = {"backend": "lim", "mem_fraction_static": 0.88, "batch_sizes": [3], "rank": Rank()}
     formats = {"dummy": True, "kv_cache_dtype": "fp8_e4m3", "quantization": "fp8"}
     assert done[-1] == chosen | formats | {"context_length": None}
     with pytest.raises(ServerError, match="enough"):
         next(decode.measure(replace(OPTIONS, context_limit=131_072), done.append))
     assert done[-1]["context_length"] == 131_072
+
+
+def test_ranks_are_started_once_they_can_share_the_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+
+    def run_ranks(function: Any, args: Any, size: int, *_: Any) -> Iterator[str]:
+        started.append((function, args[0], Path(args[1], "config.json").exists(), size))
+        yield "row"
+
+    monkeypatch.setattr(decode, "require_gpu", lambda: None)
+    monkeypatch.setattr(decode, "run_ranks", run_ranks)
+    monkeypatch.setattr(model_runner, "visible_gpus", lambda: ["0", "1", "2"])
+    monkeypatch.setenv("LIM_CONFIG", "{}")
+    two = replace(OPTIONS, tp=2)
+    shown: list[str] = []
+    assert list(decode.measure(two, shown.append)) == ["row"]
+    assert started == [(decode.measure_rank, two, True, 2)]
+    assert shown == ["Starting 2 ranks"]
+    for number, words in ((3, "--tp 3: 3 ranks cannot share 32 query heads"), (4, "found 3")):
+        with pytest.raises(LimError, match=words):
+            list(decode.measure(replace(OPTIONS, tp=number), shown.append))
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(("number", "size"), [(0, 1), (0, 2), (1, 2)])
+def test_each_rank_measures_on_its_own_gpu_with_keys_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, number: int, size: int
+) -> None:
+    done: dict[str, Any] = {}
+
+    def load(_folder: str, **options: Any) -> Any:
+        done["rank"] = options["rank"]
+        return SimpleNamespace(token_to_kv_pool="pool")
+
+    made = SimpleNamespace(take_over=lambda _runner: None)
+    rank, options = Rank(number, size), replace(OPTIONS, points=(), tp=size)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: done.update(gpu=gpu))
+    monkeypatch.setattr(decode, "prepare", lambda *_: (LimConfig(), [3]))
+    monkeypatch.setattr(decode, "make_contenders", lambda *_: [made])
+    monkeypatch.setattr(decode, "copy_gb_per_s", lambda: 1.0)
+    monkeypatch.setattr(decode, "cache_flush", lambda: None)
+    for name in ("check_policies", "check_formats", "check_room"):
+        monkeypatch.setattr(model_runner, name, lambda *_: None)
+    monkeypatch.setattr(model_runner, "model_facts", lambda _runner: {})
+    monkeypatch.setattr(model_runner, "load_runner", load)
+    monkeypatch.setattr(model_runner, "fill_cache", lambda *given: done.update(filled=given))
+    monkeypatch.setattr(decode, "Bench", lambda *given: done.update(conditions=given[3]))
+    assert list(decode.measure_rank(options, "folder", lambda _: None, rank)) == []
+    assert (done["rank"], done["filled"]) == (rank, ("pool", number))
+    assert done.get("gpu") == (number if size > 1 else None)
+    assert done["conditions"]["tp"] == size
+    assert ("bytes, heads" in " ".join(done["conditions"]["notes"])) == (size > 1)
 
 
 def test_a_limit_below_the_longest_request_is_refused() -> None:

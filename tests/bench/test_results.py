@@ -96,6 +96,8 @@ def test_the_proof_is_of_the_longest_contexts_and_tells_the_range(tmp_path: Path
         ({"commit": "0123456789abcdef+d61e43"}, "commit 0123456789 with local edits d61e43,"),
         ({"commit": None}, "commit unknown,"),
         ({"model": "/models/x", "dummy_weights": False}, "/models/x, NVIDIA"),
+        ({"tp": 2}, f"weights, 2 {TIMES} NVIDIA H100 80GB HBM3 (tensor parallelism), budget"),
+        ({"tp": 2}, "byte limit of one GPU's bytes at the measured copy speed"),
     ],
 )
 def test_below_a_table_stand_its_conditions(
@@ -115,6 +117,7 @@ OTHER = {
     "quantization": "fp8",
     "versions": {"torch": "2.12.0"},
     "dummy_weights": False,
+    "tp": 2,
 }
 
 
@@ -123,6 +126,12 @@ def test_rows_of_other_conditions_are_in_a_table_of_their_own(tmp_path: Path, na
     lines = line("lim"), line("flashinfer"), line("lim", "1x32k", **{name: OTHER[name]})
     first, second = read_tables([write(tmp_path, *lines)])
     assert [len(first.rows), len(second.rows)] == [2, 1]
+
+
+def test_rows_of_before_there_was_tensor_parallelism_are_of_one_gpu(tmp_path: Path) -> None:
+    old = line("flashinfer")
+    del old["conditions"]["tp"]
+    assert len(table(tmp_path, line("lim"), old).rows) == 2
 
 
 @pytest.mark.parametrize(

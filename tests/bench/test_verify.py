@@ -91,6 +91,14 @@ def test_no_time_is_shown_for_a_step_that_is_not_what_it_should_be(
     assert words in str(caught.value)
 
 
+def test_a_wrong_step_is_refused_before_the_next_backend_runs() -> None:
+    """Other ranks would not come to its collective operations."""
+    broken = Runner(kept=WRONG, logit=float("nan"))
+    with pytest.raises(LimError, match=r"row 1 keeps another set than its scores give$"):
+        verify_steps(broken)
+    assert broken.attn_backend is broken.ours
+
+
 @pytest.mark.parametrize(
     ("kept", "tokens"),
     [
@@ -127,6 +135,23 @@ def test_scores_that_the_step_did_not_write_prove_no_set() -> None:
     runner.lim_selector.deciding_scores.values.fill_(torch.nan)
     found = verify.differing_sets(runner.lim_selector, BATCH, WRONG)
     assert found == [f"row {row} has scores that are not finite, or not written" for row in (0, 1)]
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_set_is_proved_by_the_scores_of_all_ranks(bad: bool) -> None:
+    """The other rank's heads prefer the tokens that this rank's like least."""
+    runner, calls = Runner(), []
+    selector = runner.lim_selector
+    scores = torch.arange(6.0).expand(2, 6).clone()
+    others = -scores[:1]
+    for view in selector.deciding_scores.rows([0, 6, 12]):
+        view[:, :6] = torch.nan if bad else scores
+    selector.of_all_ranks = lambda own: calls.append(own) or torch.cat([others, own])
+    kept = [mine[selector.keep(torch.cat([others, scores]), 6)] for mine in SLOTS]
+    assert not torch.equal(kept[0], SLOTS[0][selector.keep(scores, 6)])
+    found = verify.differing_sets(selector, BATCH, kept)
+    assert [row[:5] for row in found] == (["row 0", "row 1"] if bad else [])
+    assert [own.shape for own in calls] == [(2, 6)] * 2  # for each row, whatever the row before
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ class Runner:
             budget=BUDGET,
             keep=lambda scores, length: keep_tokens(scores[:, :length], SHARES),
             num_candidates=lambda length: length,
+            of_all_ranks=lambda scores: scores,
         )
         self.token_to_kv_pool = Pool(self.cache_dtype)
         self.ours = Backend(self)
