@@ -53,6 +53,10 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         **_QWEN3, "hidden_size": 2048, "intermediate_size": 6144, "tie_word_embeddings": True,
         "num_hidden_layers": 28, "num_attention_heads": 16,
     },
+    "qwen3-32b": {
+        **_QWEN3, "hidden_size": 5120, "intermediate_size": 25600, "tie_word_embeddings": False,
+        "num_hidden_layers": 64, "num_attention_heads": 64,
+    },
     "qwen3-30b-a3b": {  # 128 experts in each layer, 8 of which serve a token
         **_QWEN3, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe",
         "num_hidden_layers": 48, "hidden_size": 2048, "num_key_value_heads": 4,

@@ -84,7 +84,7 @@ def decode_on_cpu(folder: str, report: Callable[[str], None], rank: Rank) -> Ite
             "kept": kept.flatten(),
         }
         same = {
-            name: bool((each := ranks.gather(part)).eq(each[0]).all())
+            name: bool((each := of_all(ranks, part)).eq(each[0]).all())
             for name, part in found.items()
         }
     facts = model_runner.model_facts(runner)
@@ -93,9 +93,16 @@ def decode_on_cpu(folder: str, report: Callable[[str], None], rank: Rank) -> Ite
         "kept": kept.numel(),
         "finite": bool(logits.isfinite().all()),
         "sparse_rows": runner.lim_stats.sparse_rows,
-        "ranks": ranks.gather(torch.tensor([ranks.rank])).flatten().tolist(),
+        "ranks": of_all(ranks, torch.tensor([ranks.rank])).flatten().tolist(),
         "heads": (facts["heads"], facts["kv_heads"]),
     }
+
+
+def of_all(ranks: compat.Ranks, part: Tensor) -> Tensor:
+    """Return the parts of all ranks, [ranks, n], of one part, [n], a rank."""
+    parts = part.new_empty(ranks.size, len(part))
+    ranks.gather_into(part.contiguous(), parts)
+    return parts
 
 
 if __name__ == "__main__":

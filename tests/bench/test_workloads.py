@@ -18,6 +18,7 @@ PARAMETERS = {
     "qwen3-4b": 4.02e9,
     "qwen3-4b-2507": 4.02e9,
     "qwen3-1.7b": 1.72e9,
+    "qwen3-32b": 32.76e9,
     "qwen3-30b-a3b": 30.53e9,
     "llama-8b": 8.03e9,
     "coder-1.5b": 1.54e9,
