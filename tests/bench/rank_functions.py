@@ -98,8 +98,8 @@ def decode_on_cpu(folder: str, report: Callable[[str], None], rank: Rank) -> Ite
     }
 
 
-def of_all(ranks: compat.Ranks, part: Tensor) -> Tensor:
-    """Return the parts of all ranks, [ranks, n], of one part, [n], a rank."""
+def of_all(ranks: Any, part: Any) -> Any:
+    """Return the parts of all ranks, [ranks, n], of one part, [n], a rank of `compat.Ranks`."""
     parts = part.new_empty(ranks.size, len(part))
     ranks.gather_into(part.contiguous(), parts)
     return parts
