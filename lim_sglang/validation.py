@@ -137,6 +137,14 @@ REFUSALS = (
     ),
 )
 
+GPU_REFUSALS = (
+    Refusal(
+        "--tp-size",
+        _over_one,
+        "the exchange of ranks has not been verified on several GPUs",
+        ("--tp", "--tensor-parallel-size"),
+    ),
+)
 CPU_REFUSALS = (
     Refusal(
         "--grammar-backend",
@@ -258,7 +266,7 @@ def reasons_against(options: Any, *, on_cpu: bool) -> list[str]:
 
 def refusals(*, on_cpu: bool) -> tuple[Refusal, ...]:
     """Return the options that are refused, whatever the policy and the model."""
-    return REFUSALS + (CPU_REFUSALS if on_cpu else ())
+    return REFUSALS + (CPU_REFUSALS if on_cpu else GPU_REFUSALS)
 
 
 def reasons_against_words(words: Sequence[str], *, on_cpu: bool) -> list[str]:

@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 from lim_sglang.kernels import (
     compact,
     coupled_sampling,
+    exchange,
     full_ranking,
     launch,
     mass,
@@ -43,7 +44,7 @@ DEFAULT_STAGES = 3
 """Pipeline stages where a launch names none."""
 POINTERS = {
     **dict.fromkeys(("indptr", "starts", "ends", "slots", "first_turn", "last_turn"), "*i32"),
-    **dict.fromkeys(("ranking", "kept_indptr", "kept", "depth", "candidates"), "*i32"),
+    **dict.fromkeys(("ranking", "kept_indptr", "kept", "depth", "candidates", "listed"), "*i32"),
     **dict.fromkeys(("chosen_counts", "new_tokens_per_rank", "block_counters"), "*i32"),
     **dict.fromkeys(("lengths", "rows_fully_ranked"), "*i64"),
     **dict.fromkeys(("scores", "lse", "mass", "split_outputs", "split_lse"), "*fp32"),
@@ -255,6 +256,11 @@ def compile_selection(architecture: int) -> dict[str, Usage]:
             coupled_sampling.PICK_WARPS,
         ),
         "count_kept": compile_one(compact._count_kept, {"BLOCK": launch.LENGTH_BLOCK, "PAGE": 1}),
+        "list_turns": compile_one(
+            exchange._list_turns,
+            {"BLOCK": launch.COMPACT_BLOCK, "PADDED_COUNTS": 64},
+            launch.WIDE_WARPS,
+        ),
     }
     for selected in (192, 1536, 4608) if architecture == LEAST_SHARED_MEMORY else (192,):
         capacity = shortlist.shortlist_capacity(selected)
@@ -286,6 +292,17 @@ def compile_selection(architecture: int) -> dict[str, Usage]:
                 "COUNTED_BLOCK": launch.COMPACT_BLOCK,
             },
             launch.full_ranking_warps(ranks),
+        )
+        found[f"merge_turns {selected}"] = compile_one(
+            exchange._merge_turns,
+            {
+                "PADDED_HEADS": 32,
+                "COUNTED_RANKS": max(capacity, ranks),
+                "PADDED_COUNTS": 64,
+                "COUNTED_BLOCK": launch.COMPACT_BLOCK,
+                "BLOCK": launch.MERGE_BLOCK,
+            },
+            launch.WIDE_WARPS,
         )
         capacity = mass.candidate_capacity(selected)
         found[f"topk_by_mass {selected}"] = compile_one(

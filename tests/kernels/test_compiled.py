@@ -24,6 +24,8 @@ KERNELS = {
     "count_kept",
     "copy_window",
     "compact_slots",
+    "list_turns",
+    "merge_turns",
     "log_sum_exp",
     "softmax_mass",
     "topk_by_mass",

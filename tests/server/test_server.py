@@ -125,6 +125,15 @@ def test_refused_options_are_told_before_anything_starts(
         server_options(spec, port=free_port())
 
 
+@pytest.mark.parametrize("words", ["--tp 2", "--log-level info --tensor-parallel-size=2"])
+def test_ranks_are_refused_on_a_gpu_before_anything_starts(
+    words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "has_gpu", lambda: True)
+    with pytest.raises(RefusedError, match=r"--tp-size 2: .* on several GPUs"):
+        server_options(ServerSpec("tiny", {}, tuple(words.split())), port=free_port())
+
+
 def write_config(folder: Path) -> None:
     """Write the configuration of a model of 30 layers."""
     config = {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9}

@@ -13,6 +13,7 @@ from lim_sglang.config import LimConfig
 from lim_sglang.policies.policy import Role
 from lim_sglang.validation import (
     CPU_REFUSALS,
+    GPU_REFUSALS,
     REFUSALS,
     Gpu,
     Refusal,
@@ -62,13 +63,13 @@ def model(**traits: Any) -> SimpleNamespace:
     return SimpleNamespace(**(shape | traits))
 
 
-ALL_REFUSALS = REFUSALS + CPU_REFUSALS
+ALL_REFUSALS = REFUSALS + CPU_REFUSALS + GPU_REFUSALS
 
 
 @pytest.mark.parametrize("refusal", ALL_REFUSALS, ids=lambda r: r.option)
 def test_each_option_is_refused_by_name(refusal: Refusal) -> None:
     options = SimpleNamespace(**{refusal.field: BAD_VALUES.get(refusal.field, True)})
-    (reason,) = reasons_against(options, on_cpu=True)
+    (reason,) = reasons_against(options, on_cpu=refusal not in GPU_REFUSALS)
     assert reason.startswith(refusal.option)
     assert refusal.why in reason
 
