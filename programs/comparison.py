@@ -59,8 +59,14 @@ _EXCLUDED = re.compile(r"([a-zA-Z])\s*\\ne\s*([^,<>=]+(?:,[^,<>=\\]+)+)")
 _ANY_REAL = re.compile(
     r"^\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}\s*,|(?:,|\\text\{\s*and\s*\}|\\land)?\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}$"
 )
+_SIZE_OF_SET = (
+    r"(?:[a-zA-Z#]\s*(?:\\left)?\(|(?:\\left)?\|)[^=|()]*\\(?:cap|cup|setminus|times)(?![a-z])"
+    r"[^=|()]*(?:\\right)?[|)]"
+)
+"""`|A \\cap B|` and `n(A \\cap B)`."""
 _QUANTITY = re.compile(
-    r"\s*((?:(?:[eiIE](?:_(?:\w|\{[^{}]*\}))?|(?:\\(?:det|dim|gcd|lcm|max|min|deg|ker|rank|Pr|nabla|lim|operatorname|mathrm|vec|mathbf"
+    rf"\s*((?:{_SIZE_OF_SET}"
+    r"|(?:[eiIE](?:_(?:\w|\{[^{}]*\}))?|(?:\\(?:det|dim|gcd|lcm|max|min|deg|ker|rank|Pr|nabla|lim|operatorname|mathrm|vec|mathbf"
     r"|widehat|overline)(?![a-zA-Z])|\\?P\s*(?:\\left)?\(|\\mathbb\s*\{P\}|\\\||\\(?:left)?\\\|)[^=]*)"
     r"|(?:\\frac\s*\{\s*(?:d|\\partial)(?![a-zA-Z]{2})[^=|]*|[a-zA-Z](?:'+|\^\{[^{}]*\})?)"
     r"\|\s*_\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|\w)|\[(?!\s*\d)[^=,\[\]]*[A-Z][^=,\[\]]*\])\s*)=\s*([^=]+)"
@@ -75,6 +81,8 @@ _CONNECTIVE = re.compile(
 )
 _OPERATIONS = (AppliedUndef, sympy.Derivative, sympy.Integral, sympy.Limit, sympy.Sum)
 """Left sides that are a quantity and no unknown: f(3), an integral."""
+_JOINED_NAME = re.compile(r"\s*((?:\\(?:neg|lnot)\s*|~)?[a-zA-Z](?:_\{?\w+\}?)?)\s*(?:=|\Z)")
+"""What a part of a joint statement names: the left side of an equation, or a statement or set."""
 _UNIONS, _INTERSECTIONS = {"or", "lor", "cup"}, {"and", "land", "cap"}
 _PAIR = re.compile(r"\(.*,.*\)", re.DOTALL)
 _DESCENDING = re.compile(r"[^<>,;]+(?:(?:>|\\ge(?![a-zA-Z]))[^<>,;]+){2,}")
@@ -118,7 +126,7 @@ def _stopped_after(limit_s: float) -> Iterator[None]:
 
 
 def _are_equal(a: str, b: str) -> bool:
-    if _differ_in_place(a, b):
+    if _differ_in_place(a, b) or _differ_in_joint(a, b):
         return False
     a, b = in_one_spelling(_without_quantity(a, b), _without_quantity(b, a))
     first, second = read(a), read(b)
@@ -153,6 +161,24 @@ def _differ_in_place(a: str, b: str) -> bool:
         and names[0] != names[1]
         and any(each[0] == "[" or "|_" in each for each in names)
     )
+
+
+def _differ_in_joint(a: str, b: str) -> bool:
+    r"""Return True where all of several statements hold in one answer, and one of them in the other:
+    `p \land q` and `p \lor q`, `x = 1, y = 2` and `x = 1 \lor y = 2`; False for values of one name.
+    """
+    return {_holds_jointly(a), _holds_jointly(b)} == {True, False}
+
+
+def _holds_jointly(latex: str) -> bool | None:
+    """Return True if all of several statements hold, False if one of them does; None for a list."""
+    pieces = _CONNECTIVE.split(latex)
+    joins = {join for n, join in enumerate(pieces) if n % 5 and join}
+    named = [found for part in pieces[::5] if (found := _JOINED_NAME.match(part))]
+    is_list = joins <= {",", ";"} and not all(each[0].endswith("=") for each in named)
+    if is_list or len({each[1] for each in named}) < 2:
+        return None
+    return not joins <= _UNIONS
 
 
 def _is_no_point(latex: str, other: str) -> bool:

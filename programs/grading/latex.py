@@ -181,6 +181,13 @@ _FUNCTION_NAMES = re.compile(
     r"(sin|cos|tan|cot|sec(?!\s*(?:/|$))|csc|ln|log|arcsin|arccos|arctan|pi)(?![a-zA-Z])"
 )
 """Functions without a backslash; `sec` without an argument is a unit of time."""
+_QUOTES = re.compile(
+    r"\A['\"` ]*['\"`][\"` ]*(?P<quoted>.*?)['\"` ]*\Z"
+    r"|[\"` ]+\Z|(?:(?<![a-zA-Z)}'])|(?<=[a-z]{2}))'+[\"` ]*\Z",
+    re.DOTALL,
+)
+"""Quotation marks around an answer, or left behind it; the sign of a derivative, or of another
+name, stays."""
 _FACTOR = re.compile(
     r"(?<![\w.,)}\]/^\\])(\d+)/(\d+)"
     r"(?=\s*\\(?:pi|sqrt|sin|cos|tan|ln|log|theta|alpha|left\()|\s*\(| [a-zA-Z])"
@@ -260,7 +267,7 @@ def plain(answer: str) -> str:
     text = _FACTOR.sub(r"\\frac{\1}{\2}", text)
     text = _FUNCTION_NAMES.sub(r"\\\1 ", text)
     text = _NO_LEFT_SIDE.sub("", text, count=1) if _NO_LEFT_SIDE.match(text) else text
-    text = re.sub(r"(?<=[a-z]{2})!+$", "", text.strip("'\"` "))
+    text = re.sub(r"(?<=[a-z]{2})!+$", "", _QUOTES.sub(r"\g<quoted>", text).strip())
     text = _without_outer_braces(" ".join(tidy(text).split()))
     return text.replace(ROW_END, r"\\")
 
