@@ -164,8 +164,8 @@ def _differ_in_place(a: str, b: str) -> bool:
 
 
 def _differ_in_joint(a: str, b: str) -> bool:
-    r"""Return True where all of several statements hold in one answer, and one of them in the other:
-    `p \land q` and `p \lor q`, `x = 1, y = 2` and `x = 1 \lor y = 2`; False for values of one name.
+    r"""Return True where all statements of one answer hold, and one of the other's: `p \land q` and
+    `p \lor q`, `x = 1, y = 2` and `x = 1 \lor y = 2`; False for values of one name.
     """
     return {_holds_jointly(a), _holds_jointly(b)} == {True, False}
 
