@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -166,7 +166,7 @@ def _device() -> Iterator[Finding]:
         threads = torch.get_num_threads()
         yield Finding(Verdict.OK, f"no GPU: serving on the CPU with {threads} threads")
         return
-    yield Finding(Verdict.OK, f"GPU {gpu.name}")
+    yield from _gpus([torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())])
     if serves_on_cpu():
         text = f"{CPU_ENGINE_VAR}=1 keeps SGLang from using the GPU: unset it"
         yield Finding(Verdict.OFF, text)
@@ -176,6 +176,18 @@ def _device() -> Iterator[Finding]:
     yield from (Finding(Verdict.OFF, reason) for reason in reasons)
     if not reasons:
         yield from _kernels(gpu.capability)
+
+
+def _gpus(names: Sequence[str]) -> Iterator[Finding]:
+    """Name the GPUs, and how several of them serve."""
+    yield Finding(Verdict.OK, f"GPU {names[0]}")
+    if len(names) == 1:
+        return
+    serves = f"lim serve MODEL --replicas {len(names)} serves a copy of the model on each"
+    yield Finding(Verdict.OK, f"{len(names)} GPUs: {serves}; none is shared out among several")
+    if others := {*names} - {names[0]}:
+        text = f"GPUs of other kinds, {', '.join(sorted(others))}: only {names[0]} is checked here"
+        yield Finding(Verdict.NOTE, text)
 
 
 def _decode_stack() -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from lim_sglang.doctor import (
     Verdict,
     _decode_stack,
     _environment,
+    _gpus,
     _kernels,
     compare_packages,
 )
@@ -49,6 +50,14 @@ def test_what_cannot_decode_on_a_gpu_is_off(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(doctor, "reasons_against_decode_stack", list)
     (fine,) = _decode_stack()
     assert fine.verdict is Verdict.OK
+
+
+def test_several_gpus_are_counted_and_other_kinds_named() -> None:
+    assert [each.text for each in _gpus(["H200"])] == ["GPU H200"]
+    _, serving = _gpus(["H200"] * 4)
+    assert "4 GPUs: lim serve MODEL --replicas 4 serves a copy" in serving.text
+    *_, other = _gpus(["H200", "A10", "H200"])
+    assert (other.verdict, "A10: only H200 is checked" in other.text) == (Verdict.NOTE, True)
 
 
 def test_kernels_that_fail_are_off_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
