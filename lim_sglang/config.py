@@ -58,6 +58,7 @@ class LimConfig:
     select_layers: tuple[int, ...] | None = None
     """None, under a policy that selects: those of the preset; never given beside one."""
     pick_layers: tuple[int, ...] | None = None
+    """None, under a policy that picks: those of the preset, if it has any."""
     preset: str | None = None
     """File of `lim calibrate`; None: the preset of the model's shape."""
     draft_tokens: int | str | None = None
@@ -253,7 +254,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Preset:
-    """SELECT layers, and the model that they were measured on."""
+    """SELECT layers and pick layers, and the model that they were measured on."""
 
     layers: tuple[int, ...]
     model: str
@@ -262,6 +263,7 @@ class Preset:
     rope_theta: float | None
     fingerprint: str | None = None
     """`models.weights_fingerprint`; None: not known, so that weights cannot be compared."""
+    pick_layers: tuple[int, ...] = ()
 
     def differences(self, traits: Mapping[str, Any]) -> list[str]:
         """List the traits in which a model of the same shape differs from the measured one.
@@ -304,13 +306,16 @@ def read_preset(name: str) -> tuple[ModelShape, Preset]:
     """Read the shape and the preset in a file of `lim calibrate`; its other keys are evidence.
 
     Raises:
-        ConfigError: the file cannot be read, is no preset, or no layer would read the sets.
+        ConfigError: the file cannot be read, is no preset, a layer has two roles in it, or no layer
+            would read the sets.
     """
     try:
         found = json.loads(Path(os.path.expanduser(name)).read_bytes())
+        found = {"pick_layers": (), **found}  # files of older versions have none
         shape = ModelShape(**found["shape"])
         preset = Preset(**{field.name: found[field.name] for field in fields(Preset)})
-        preset = replace(preset, layers=tuple(preset.layers))
+        layers, pick = tuple(preset.layers), tuple(preset.pick_layers)
+        preset = replace(preset, layers=layers, pick_layers=pick)
         if not _is_preset(shape, preset):
             raise ValueError("a value is of another type")
     except OSError as error:
@@ -330,6 +335,11 @@ def read_preset(name: str) -> tuple[ModelShape, Preset]:
             f"{shape.num_layers}, and no layer above to read their sets: name a preset that "
             "lim calibrate wrote"
         )
+    if twice := sorted({*preset.layers} & {*preset.pick_layers}):
+        raise ConfigError(
+            f"the preset {name} has {', '.join(map(str, twice))} as SELECT and as pick layers: "
+            "name a preset that lim calibrate wrote"
+        )
     return shape, preset
 
 
@@ -341,6 +351,7 @@ def _is_preset(shape: ModelShape, preset: Preset) -> bool:
         and all(map(_is_int, (shape.num_layers, shape.hidden_size, shape.num_heads)))
         and _is_layer_list(preset.layers)
         and len(preset.layers) > 0
+        and _is_layer_list(preset.pick_layers)
         and all(number is None or _is_number(number) for number in numbers)
         and isinstance(preset.fingerprint, str | None)
     )
@@ -366,16 +377,25 @@ def find_preset(config: LimConfig, shape: ModelShape) -> Preset | None:
 
 def with_preset(config: LimConfig, shape: ModelShape) -> LimConfig:
     """Put `select_layers` in the place of a preset if the policy has SELECT layers and the user
-    named none.
+    named none, and the preset's pick layers beside them, if the policy has any and the user named
+    none.
 
     Raises:
-        ConfigError: as `find_preset`.
+        ConfigError: as `find_preset`, or a pick layer is dense.
     """
     if config.select_layers is not None or "select_layers" not in _defaults(config.policy):
         return config
     preset = find_preset(config, shape)
     layers = preset.layers if preset else default_select_layers(shape.num_layers)
-    return replace(config, select_layers=layers, preset=None)
+    pick = config.pick_layers
+    if preset and preset.pick_layers and pick is None and config.make_policy().may_pick:
+        pick = preset.pick_layers
+        if dense := sorted({*pick} & {*(config.dense_layers or ())}):
+            raise ConfigError(
+                f"the preset of {preset.model} has the pick layers {', '.join(map(str, dense))}, "
+                "which dense_layers names: name pick_layers, too, without them"
+            )
+    return replace(config, select_layers=layers, pick_layers=pick, preset=None)
 
 
 PROGRAM_NAMES = (

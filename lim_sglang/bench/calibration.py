@@ -1,10 +1,10 @@
-"""`lim calibrate`: the SELECT layers of a model, by the distance of its next tokens from dense
-attention's.
+"""`lim calibrate`: the SELECT layers and pick layers of a model, by the distance of its next tokens
+from dense attention's.
 
 Greedy forward selection: the first SELECT layer stands above the dense layers, since layers below
-it read everything; each further one is the layer that lowers KL(dense || LessIsMore) most. The
-decode steps are those of `lim bench divergence`, teacher-forced on texts that the model wrote
-itself.
+it read everything; each further one is the layer that lowers KL(dense || LessIsMore) most. Pick
+layers follow in the same way. The decode steps are those of `lim bench divergence`, teacher-forced
+on texts that the model wrote itself.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import json
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
@@ -86,6 +86,7 @@ class CalibrationOptions:
     length: int = 1024  # tokens of a sequence
     steps: int = 64  # of these tokens, the last ones, are measured
     seed: int = 0
+    num_pick_layers: int = 0
 
     def __post_init__(self) -> None:
         if self.budget > self.length - self.steps:
@@ -109,12 +110,13 @@ class CalibrationOptions:
 
 @dataclass(frozen=True)
 class LayersKl:
-    """Distance from dense attention with some SELECT layers."""
+    """Distance from dense attention with some SELECT layers and pick layers."""
 
     layers: tuple[int, ...]
     steps: int
     kl: tuple[float, ...]
     """[B], nats, KL(dense || LessIsMore) of the next token, mean over the steps of a sequence."""
+    pick_layers: tuple[int, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -134,8 +136,8 @@ class Calibration:
 
     @property
     def layers(self) -> str:
-        """The chosen layers, as options take them."""
-        return ",".join(map(str, self.preset.layers))
+        """The chosen layers in words."""
+        return name_layers(self.preset.layers, self.preset.pick_layers)
 
     def to_json(self) -> str:
         """Return the preset as `config.read_preset` takes it, with the evidence."""
@@ -147,7 +149,7 @@ class Calibration:
         """Return the sets that were measured on all steps, in Markdown, and the conditions."""
         found = self.conditions
         rows = [
-            [", ".join(map(str, each.layers)), mean_in_words(each.kl, 1000)]
+            [name_layers(each.layers, each.pick_layers), mean_in_words(each.kl, 1000)]
             for each in self.measured
             if each.steps == found["steps"]
         ]
@@ -160,64 +162,93 @@ class Calibration:
         )
 
 
-Measure = Callable[[tuple[int, ...], int], tuple[float, ...]]
-"""Returns the KL of each sequence, given SELECT layers and a number of steps."""
+def name_layers(select: Sequence[int], pick: Sequence[int] = ()) -> str:
+    """Return SELECT layers in words, and pick layers behind them, if there are any."""
+    named = ", ".join(map(str, select))
+    return f"{named}, pick {', '.join(map(str, pick))}" if pick else named
+
+
+Measure = Callable[[tuple[int, ...], tuple[int, ...], int], tuple[float, ...]]
+"""Returns the KL of each sequence, given SELECT layers, pick layers and a number of steps."""
 
 
 def search(
-    measure: Measure, layers: range, num_layers: int, steps: int, rough_steps: int
-) -> tuple[tuple[int, ...], list[LayersKl]]:
-    """Choose SELECT layers, one after the other.
+    measure: Measure,
+    layers: range,
+    num_layers: int,
+    num_pick_layers: int,
+    steps: int,
+    rough_steps: int,
+) -> tuple[LayersKl, list[LayersKl]]:
+    """Choose SELECT layers, one after the other, then pick layers beside them.
 
     Args:
-        layers: those that may select; the first one does.
+        layers: those that may select; the first one does. The layer above them, the model's last,
+            may pick, since a pick layer reads its own set.
         rough_steps: all candidates are measured on these, the best ones again on `steps`.
 
     Returns:
         The chosen layers, ascending, and all that was measured.
     """
 
-    def measured(chosen: Sequence[int], steps: int) -> LayersKl:
-        chosen = tuple(sorted(chosen))
-        return LayersKl(chosen, steps, measure(chosen, steps))
+    def measured(select: Sequence[int], pick: Sequence[int], steps: int) -> LayersKl:
+        select, pick = tuple(sorted(select)), tuple(sorted(pick))
+        return LayersKl(select, steps, measure(select, pick, steps), pick)
 
-    best = measured(layers[:1], steps)
+    best = measured(layers[:1], (), steps)
     found = [best]
+
+    def nearest(candidates: Iterable[tuple[Sequence[int], Sequence[int]]]) -> LayersKl:
+        rough = [measured(*each, rough_steps) for each in candidates]
+        first = sorted(rough, key=lambda each: each.mean)[:FINALISTS]
+        final = [measured(each.layers, each.pick_layers, steps) for each in first]
+        found.extend(rough + final)
+        return min(final, key=lambda each: each.mean)
+
     while len(best.layers) < num_layers:
         left = [layer for layer in layers if layer not in best.layers]
-        rough = [measured((*best.layers, layer), rough_steps) for layer in left]
-        first = sorted(rough, key=lambda each: each.mean)[:FINALISTS]
-        final = [measured(each.layers, steps) for each in first]
-        best = min(final, key=lambda each: each.mean)
-        found += rough + final
-    return best.layers, found
+        best = nearest(((*best.layers, layer), ()) for layer in left)
+    while len(best.pick_layers) < num_pick_layers:
+        taken = best.layers + best.pick_layers
+        left = [layer for layer in range(layers.start, layers.stop + 1) if layer not in taken]
+        best = nearest((best.layers, (*best.pick_layers, layer)) for layer in left)
+    return best, found
 
 
-def num_search_steps(num_candidates: int, num_layers: int, steps: int, rough_steps: int) -> int:
+def num_search_steps(
+    num_candidates: int, num_layers: int, num_pick_layers: int, steps: int, rough_steps: int
+) -> int:
     """Return the decode steps that `search` takes among layers, the first one included."""
     left = [num_candidates - chosen for chosen in range(1, num_layers)]
+    left += [num_candidates + 1 - num_layers - chosen for chosen in range(num_pick_layers)]
     return steps + sum(n * rough_steps + min(n, FINALISTS) * steps for n in left)
 
 
-def selectable_layers(shape: ModelShape, num_layers: int) -> range:
+def selectable_layers(shape: ModelShape, num_layers: int, num_pick_layers: int) -> range:
     """Return the layers that may select: above the dense ones, and below the last one, whose set no
     layer would read.
 
     Raises:
-        ConfigError: they are too few.
+        ConfigError: they are too few, or leave too few that may pick.
     """
     dense = LimConfig().dense_layers or ()
     layers = range(next(n for n in range(len(dense) + 1) if n not in dense), shape.num_layers - 1)
     if len(layers) < num_layers:
         raise ConfigError(
             f"--layers {num_layers}: of {shape.num_layers} layers {len(layers)} can select, since "
-            f"layers {', '.join(map(str, dense))} are dense and no layer reads the set of the last"
+            f"layers {name_layers(dense)} are dense and no layer reads the set of the last"
+        )
+    if (left := len(layers) + 1 - num_layers) < num_pick_layers:
+        raise ConfigError(
+            f"--pick-layers {num_pick_layers}: of {shape.num_layers} layers {left} can pick, since "
+            f"layers {name_layers(dense)} are dense and {num_layers} select"
         )
     return layers
 
 
 def calibrate(options: CalibrationOptions, console: Console) -> Calibration:
-    """Find the SELECT layers of a model; `console` shows what is measured, and the time left.
+    """Find the SELECT layers and pick layers of a model; `console` shows what is measured, and the
+    time left.
 
     Raises:
         DataError: the texts are unusable.
@@ -240,21 +271,23 @@ def calibrate(options: CalibrationOptions, console: Console) -> Calibration:
         runner = load_dense_runner(options.model, options.length, folder, [cell], batch_sizes)
         text_config = runner.model_config.hf_text_config
         shape = model_shape(text_config)
-        layers = selectable_layers(shape, options.num_layers)
+        numbers = (options.num_layers, options.num_pick_layers)
+        layers = selectable_layers(shape, *numbers)
         if given is not None and options.texts:
             check_tokens(given, runner, options.texts)
-        sizes = (options.num_layers, options.steps, options.rough_steps)
+        sizes = (*numbers, options.steps, options.rough_steps)
         dense_steps = options.steps if options.texts else options.length
         total = dense_steps + num_search_steps(len(layers), *sizes)
         with show_progress(console, total, "Dense steps") as update, torch.no_grad():
             clock = StepClock(total, update)
             with prepared(options, folder, runner, given, clock) as (tokens, measure):
-                chosen, measured = search(measure, layers, *sizes)
+                best, measured = search(measure, layers, *sizes)
         seconds = round(time.monotonic() - start_s, 1)
         conditions = describe(options, folder, runner, tokens) | {"seconds": seconds}
         name = named.resolve().name if named.is_dir() else options.model.name
         traits = model_traits(text_config) | {"fingerprint": weights_fingerprint(folder)}
-        return Calibration(shape, Preset(chosen, name, **traits), measured, conditions)
+        preset = Preset(best.layers, name, **traits, pick_layers=best.pick_layers)
+        return Calibration(shape, preset, measured, conditions)
 
 
 def describe(
@@ -298,9 +331,11 @@ def prepared(
             dense_pass = clock.follow(forced, DENSE, steps)
         newest = torch.stack([*deque(dense_pass, maxlen=steps)])  # [T, B, V]
 
-        def measure(layers: tuple[int, ...], steps: int) -> tuple[float, ...]:
-            config = LimConfig(budget=options.budget, select_layers=layers)
-            cell = Cell(f"SELECT {', '.join(map(str, layers))}", options.budget, config)
+        def measure(
+            select: tuple[int, ...], pick: tuple[int, ...], steps: int
+        ) -> tuple[float, ...]:
+            config = LimConfig(budget=options.budget, select_layers=select, pick_layers=pick)
+            cell = Cell(f"SELECT {name_layers(select, pick)}", options.budget, config)
             part = tokens[:, : options.length - options.steps + steps]
             found = measure_cell(runner, dense, cell, batch, part, newest[:steps], clock)
             return tuple(found.kl)

@@ -386,6 +386,9 @@ def divergence(
 def calibrate(
     model: Annotated[str, typer.Argument(help="A model folder, or a hub id.")],
     layers: Annotated[int, typer.Option(min=1, max=4, help="SELECT layers to choose.")] = 2,
+    pick_layers: Annotated[
+        int, typer.Option(min=0, max=4, help="Pick layers to choose beside the SELECT layers.")
+    ] = 0,
     texts: Annotated[
         Path | None,
         typer.Option(
@@ -412,7 +415,7 @@ def calibrate(
 ) -> None:
     """Choose a model's SELECT layers, and write a preset of them for --lim-preset: the first layer
     above the dense ones, then one by one those that bring next tokens nearest to dense attention's
-    (KL divergence, teacher-forced), on one GPU or on the CPU."""
+    (KL divergence, teacher-forced), then pick layers in the same way, on one GPU or on the CPU."""
     if not has_gpu():
         for name, value in CPU_ENVIRONMENT.items():  # before torch, which reads it once, is loaded
             os.environ.setdefault(name, value)
@@ -422,7 +425,7 @@ def calibrate(
 
     choice = ModelChoice(None, model)
     options = calibration.CalibrationOptions(
-        choice, texts, layers, budget, sequences, length, steps, seed
+        choice, texts, layers, budget, sequences, length, steps, seed, pick_layers
     )
     path = out or Path("presets", f"{Path(model).resolve().name}.json")
     if path.is_dir():

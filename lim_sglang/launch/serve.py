@@ -58,7 +58,9 @@ def serve(
     lim_select_layers: Annotated[
         str | None, _option("--lim-select-layers", default="by model")
     ] = None,
-    lim_pick_layers: Annotated[str | None, _option("--lim-pick-layers", default="none")] = None,
+    lim_pick_layers: Annotated[
+        str | None, _option("--lim-pick-layers", default="those of --lim-preset")
+    ] = None,
     lim_preset: Annotated[str | None, _option("--lim-preset", default="none")] = None,
     lim_recent_ratio: Annotated[
         str | None, _option("--lim-recent-ratio", default=default_of("recent_ratio"))

@@ -22,6 +22,7 @@ class LessIsMore(SplitBudgetPolicy):
     """
 
     title: ClassVar[str] = "LessIsMore"
+    may_pick: ClassVar[bool] = True
 
     recent_ratio: float = 0.25
     sinks: int = SINKS
@@ -30,7 +31,7 @@ class LessIsMore(SplitBudgetPolicy):
     the heads' softmax weights, which is not the paper's."""
     pick_layers: tuple[int, ...] | None = None
     """Layers that score all keys to select anew, but read the values of the selected tokens alone:
-    half the bytes of a SELECT layer. Not the paper's. None: no layer."""
+    half the bytes of a SELECT layer. Not the paper's. None: those of the preset, if it has any."""
 
     def problems(self) -> list[str]:
         """Name layers of two roles, too."""

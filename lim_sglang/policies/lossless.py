@@ -26,6 +26,7 @@ class Lossless(LessIsMore):
     """
 
     title: ClassVar[str] = "Lossless"
+    may_pick: ClassVar[bool] = False
 
     budget: int = 1024
     dense_layers: tuple[int, ...] = ()

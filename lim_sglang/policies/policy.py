@@ -104,6 +104,8 @@ class Policy(ABC):
     """The method's name in documents."""
     merges_on_gpu: ClassVar[bool] = True
     """True if kernels merge what the ranks of tensor parallelism contribute to one list."""
+    may_pick: ClassVar[bool] = False
+    """True if layers that settings name may pick, beside those that select."""
 
     def problems(self) -> list[str]:
         """List everything that is wrong with the settings together; each by itself is right."""
@@ -258,8 +260,8 @@ class SelectingPolicy(SparsePolicy):
     select_layers: tuple[int, ...] | None = None
     """Layers that read the whole KV cache and select tokens. None: those of the preset."""
     preset: str | None = None
-    """File of `lim calibrate` that names the SELECT layers, unless they are given. None: the preset
-    of the model's shape."""
+    """File of `lim calibrate` that names the SELECT layers, unless they are given, and pick layers
+    for a policy that `may_pick`. None: the preset of the model's shape."""
 
     def roles(self, depth: int) -> tuple[Role, ...]:
         """Return FULL below the first layer that selects and in dense layers, REUSE in others."""

@@ -42,6 +42,8 @@ from tests.server.tiny_model import random_prompt
 SHAPE = ModelShape("llama", 30, 576, 9)
 GAIN = {2: 1, 9: 60, 13: 25, 17: 40, 20: 38, 25: 10}
 """Made-up worth of a SELECT layer; others have none."""
+PICK_GAIN = {4: 3, 9: 5, 13: 8, 20: 20, 29: 14}
+"""The same of a pick layer."""
 
 
 class Made:
@@ -49,47 +51,69 @@ class Made:
 
     def __init__(self, decoys: dict[int, int]) -> None:
         self.decoys = decoys
-        self.calls: list[tuple[tuple[int, ...], int]] = []
+        self.calls: list[tuple[tuple[int, ...], tuple[int, ...], int]] = []
 
-    def __call__(self, layers: tuple[int, ...], steps: int) -> tuple[float, ...]:
+    def __call__(
+        self, select: tuple[int, ...], pick: tuple[int, ...], steps: int
+    ) -> tuple[float, ...]:
         """Return a KL for each of two sequences."""
-        self.calls.append((layers, steps))
-        gain = GAIN if steps == 64 else GAIN | self.decoys
-        kl = 200.0 - sum(gain.get(layer, 0) for layer in layers)
+        self.calls.append((select, pick, steps))
+        decoys = self.decoys if steps < 64 else {}
+        kl = 200.0 - sum((GAIN | decoys).get(layer, 0) for layer in select)
+        kl -= sum((PICK_GAIN | decoys).get(layer, 0) for layer in pick)
         return (kl - 5, kl + 5)
 
 
 @pytest.mark.parametrize(
-    ("num_layers", "decoys", "layers"),
+    ("num_layers", "num_pick_layers", "decoys", "layers", "pick"),
     [
-        (1, {}, (2,)),
-        (2, {}, (2, 9)),
-        (2, {5: 70, 25: 65}, (2, 9)),  # few steps flatter others, all steps do not
-        (2, {4: 70, 5: 70, 6: 70, 7: 70}, (2, 4)),  # four of them leave no place for layer 9
-        (3, {}, (2, 9, 17)),
-        (4, {}, (2, 9, 17, 20)),
+        (1, 0, {}, (2,), ()),
+        (2, 0, {}, (2, 9), ()),
+        (2, 0, {5: 70, 25: 65}, (2, 9), ()),  # few steps flatter others, all steps do not
+        (2, 0, {4: 70, 5: 70, 6: 70, 7: 70}, (2, 4), ()),  # four leave no place for layer 9
+        (3, 0, {}, (2, 9, 17), ()),
+        (4, 0, {}, (2, 9, 17, 20), ()),
+        (1, 1, {}, (2,), (20,)),
+        (2, 2, {}, (2, 9), (20, 29)),  # the last layer picks, and never selects
+        (2, 2, {5: 70, 25: 65}, (2, 9), (20, 29)),
+        (2, 3, {}, (2, 9), (13, 20, 29)),  # layer 9 selects, and picks no more
+        (4, 1, {}, (2, 9, 17, 20), (29,)),
     ],
 )
 def test_layers_are_added_by_their_worth_on_all_steps(
-    num_layers: int, decoys: dict[int, int], layers: tuple[int, ...]
+    num_layers: int,
+    num_pick_layers: int,
+    decoys: dict[int, int],
+    layers: tuple[int, ...],
+    pick: tuple[int, ...],
 ) -> None:
     measure, candidates = Made(decoys), range(2, 29)
-    found, measured = search(measure, candidates, num_layers, 64, 8)
-    assert found == layers
-    assert [(each.layers, each.steps) for each in measured] == measure.calls
+    numbers = (num_layers, num_pick_layers)
+    best, measured = search(measure, candidates, *numbers, 64, 8)
+    assert (best.layers, best.pick_layers, best.steps) == (layers, pick, 64)
+    assert [(each.layers, each.pick_layers, each.steps) for each in measured] == measure.calls
     assert measured[0] == LayersKl((2,), 64, (194.0, 204.0))
-    steps = sum(steps for _, steps in measure.calls)
-    assert steps == num_search_steps(len(candidates), num_layers, 64, 8)
-    tried = [layers for layers, steps in measure.calls if steps == 8 and len(layers) == 2]
-    assert tried == ([(2, layer) for layer in range(3, 29)] if num_layers > 1 else [])
+    assert best in measured
+    steps = sum(steps for *_, steps in measure.calls)
+    assert steps == num_search_steps(len(candidates), *numbers, 64, 8)
+    tried = [layers for layers, _, steps in measure.calls if steps == 8 and len(layers) == 2]
+    rivals = [(2, layer) for layer in range(3, 29)]
+    assert tried[: len(rivals)] == (rivals if num_layers > 1 else [])
+    first = [pick for _, pick, steps in measure.calls if steps == 8 and len(pick) == 1]
+    left = [(layer,) for layer in range(3, 30) if layer not in layers]
+    assert first == (left if num_pick_layers else [])
 
 
 def test_the_first_layer_stands_above_the_dense_ones_and_the_last_never_selects() -> None:
-    assert selectable_layers(SHAPE, 4) == range(2, 29)
-    assert selectable_layers(ModelShape("llama", 5, 64, 2), 2) == range(2, 4)
+    small = ModelShape("llama", 5, 64, 2)
+    assert selectable_layers(SHAPE, 4, 4) == range(2, 29)
+    assert selectable_layers(small, 2, 1) == range(2, 4)
     words = "--layers 3: of 5 layers 2 can select, since layers 0, 1 are dense"
     with pytest.raises(ConfigError, match=words):
-        selectable_layers(ModelShape("llama", 5, 64, 2), 3)
+        selectable_layers(small, 3, 0)
+    words = "--pick-layers 2: of 5 layers 1 can pick, since layers 0, 1 are dense and 2 select"
+    with pytest.raises(ConfigError, match=words):
+        selectable_layers(small, 2, 2)
 
 
 def options(**changed: Any) -> CalibrationOptions:
@@ -125,7 +149,17 @@ def written(runner: Runner, **changed: Any) -> tuple[torch.Tensor, list[tuple[fl
     runner.live, runner.budget = 0, LENGTH
     clock = StepClock(100, lambda *_: None)
     with prepared(options(**changed), "folder", runner, None, clock) as (tokens, measure):
-        return tokens.clone(), [measure((2, 9), steps) for steps in (1, STEPS)]
+        return tokens.clone(), [measure((2, 9), (), steps) for steps in (1, STEPS)]
+
+
+def test_a_set_is_measured_with_the_layers_of_both_kinds(runner: Runner) -> None:
+    shown: list[str] = []
+    clock = StepClock(100, lambda _, text: shown.append(text))
+    with prepared(options(), "folder", runner, None, clock) as (_, measure):
+        measure((2, 9), (4, 20), 1)
+    config = runner.lim_config  # type: ignore[attr-defined]
+    assert (config.select_layers, config.pick_layers) == ((2, 9), (4, 20))
+    assert "SELECT 2, 9, pick 4, 20 at 4" in shown[-1]
 
 
 def test_a_sequence_is_prompts_with_the_models_own_answers(runner: Runner) -> None:
@@ -192,7 +226,7 @@ def test_prompts_are_chats_in_an_order_of_each_sequence(
 
 # The preset
 
-PRESET = Preset((2, 17), "SmolLM2-135M-Instruct", 49152, 1e5, "59400d41")
+PRESET = Preset((2, 17), "SmolLM2-135M-Instruct", 49152, 1e5, "59400d41", (8, 20))
 CONDITIONS = {"steps": 64, "budget": 128, "sequences": 2, "length": 1024, "texts": "own", "seed": 0}
 FOUND = Calibration(
     SHAPE,
@@ -201,6 +235,7 @@ FOUND = Calibration(
         LayersKl((2,), 64, (0.2, 0.4)),
         LayersKl((2, 3), 8, (0.1, 0.2)),
         LayersKl((2, 17), 64, (0.01, 0.03)),
+        LayersKl((2, 17), 64, (0.01, 0.01), (8, 20)),
     ],
     CONDITIONS,
 )
@@ -212,14 +247,16 @@ def test_a_written_preset_is_read_with_its_shape(tmp_path: Path) -> None:
     assert read_preset(str(out)) == (SHAPE, PRESET)
     evidence = json.loads(out.read_text())["evidence"]
     assert evidence.items() >= CONDITIONS.items()
-    assert evidence["measured"][1] == {"layers": [2, 3], "steps": 8, "kl": [0.1, 0.2]}
+    sets = [LayersKl(**each) for each in evidence["measured"]]
+    assert [(*each.layers, each.steps, *each.kl) for each in sets[1:2]] == [(2, 3, 8, 0.1, 0.2)]
+    assert (sets[3].layers, sets[3].pick_layers) == ([2, 17], [8, 20])
     with pytest.raises(DataError, match="name another --out"):
         write_preset(FOUND, out / "below-a-file.json")
 
 
 def test_the_table_has_the_sets_that_were_measured_on_all_steps() -> None:
     table = FOUND.table()
-    assert "| 2 | 300 ± 100 |\n| 2, 17 | 20 ± 10 |\n" in table
+    assert "| 2 | 300 ± 100 |\n| 2, 17 | 20 ± 10 |\n| 2, 17, pick 8, 20 | 10 ± 0 |\n" in table
     assert "2, 3" not in table
     assert "2 sequences of 1,024 tokens, the last 64 teacher-forced; own, seed 0." in table
     alone = replace(FOUND, conditions=CONDITIONS | {"sequences": 1})
@@ -244,7 +281,7 @@ def test_an_interruption_leaves_the_old_preset(
     assert [*tmp_path.iterdir()] == [out]
     monkeypatch.setattr(calibration, "calibrate", lambda *_: FOUND)
     done = CliRunner().invoke(app, ["model", "--out", str(out)])
-    assert "The preset of layers 2,17 is in" in done.output
+    assert "The preset of layers 2, 17, pick 8, 20 is in" in done.output
     assert f"lim serve model --lim-preset {out}" in done.output
     assert read_preset(str(out)) == (SHAPE, PRESET)
     monkeypatch.setattr(calibration, "calibrate", pytest.fail)
@@ -288,30 +325,37 @@ def test_a_model_is_calibrated_as_it_is_measured_by_lim_bench_divergence(
     (tmp_path / "texts.jsonl").write_text("".join(lines))
     sizes = ("--sequences", "2", "--length", "600", "--steps", "24", "--budget", "64")
     given = ("--texts", "texts.jsonl", *sizes)
-    run_lim(tmp_path, "calibrate", str(tiny_model), *given, "--out", "given.json")
+    words = ("calibrate", str(tiny_model), *given, "--pick-layers", "1")
+    run_lim(tmp_path, *words, "--out", "given.json")
     evidence = json.loads((tmp_path / "given.json").read_text())["evidence"]
     final = {
-        tuple(each["layers"]): each["kl"] for each in evidence["measured"] if each["steps"] == 24
+        (tuple(each["layers"]), tuple(each["pick_layers"])): each["kl"]
+        for each in evidence["measured"]
+        if each["steps"] == 24
     }
     shape, preset = read_preset(str(tmp_path / "given.json"))
     assert (shape.num_layers, preset.model) == (8, tiny_model.name)
     assert preset.fingerprint == weights_fingerprint(str(tiny_model))
-    assert preset.layers == min(
-        (layers for layers in final if len(layers) == 2), key=lambda layers: sum(final[layers])
-    )
-    policy = json.dumps({"policy": "lessismore", "select_layers": preset.layers})
+    found = (preset.layers, preset.pick_layers)
+    for number, each in enumerate(((preset.layers, ()), found)):
+        rivals = [
+            (select, pick) for select, pick in final if (len(select), len(pick)) == (2, number)
+        ]
+        assert each == min(rivals, key=lambda layers: sum(final[layers]))
+    policy = json.dumps({"policy": "lessismore", "preset": str(tmp_path / "given.json")})
     run_lim(
         tmp_path,
         *("bench", "divergence", str(tiny_model), *given, "--policy", policy),
         *("--out", "rows.jsonl"),
     )
     ((row, _),) = read_divergences(tmp_path / "rows.jsonl")
-    assert row.kl == pytest.approx(final[preset.layers], rel=1e-3)
+    assert row.settings["pick_layers"] == [*preset.pick_layers]
+    assert row.kl == pytest.approx(final[found], rel=1e-3)
 
-    found = []
+    alike = []
     for name in ("one.json", "two.json"):
         run_lim(tmp_path, "calibrate", str(tiny_model), *sizes, "--layers", "1", "--out", name)
         written = json.loads((tmp_path / name).read_text())
         assert (written["layers"], len(written["evidence"]["measured"])) == ([2], 1)
-        found.append([written["evidence"][key] for key in ("texts_sha256", "measured")])
-    assert found[0] == found[1]
+        alike.append([written["evidence"][key] for key in ("texts_sha256", "measured")])
+    assert alike[0] == alike[1]

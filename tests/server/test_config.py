@@ -25,7 +25,7 @@ from lim_sglang.config import (
 )
 from lim_sglang.errors import ConfigError
 from lim_sglang.policies import POLICIES
-from lim_sglang.policies.policy import default_select_layers
+from lim_sglang.policies.policy import Role, default_select_layers
 
 QWEN3_4B = ModelShape("qwen3", 36, 2560, 32)
 UNKNOWN = ModelShape("qwen3", 28, 1024, 16)
@@ -174,6 +174,37 @@ def test_a_file_beats_the_preset_of_the_shape(tmp_path: Path) -> None:
         LimConfig(policy="full", preset=path)
 
 
+@pytest.mark.parametrize(
+    ("settings", "pick"),
+    [
+        ({}, (8, 35)),
+        ({"pick_layers": ()}, ()),
+        ({"pick_layers": (4,)}, (4,)),
+        ({"dense_layers": (0, 1, 8), "pick_layers": (4,)}, (4,)),
+        # Policies without pick layers are served with the SELECT layers, which were found first.
+        *(({"policy": policy}, None) for policy in ("lossless", "omnikv", "tidal", "delta")),
+    ],
+)
+def test_pick_layers_of_a_preset_serve_unless_the_user_named_some(
+    settings: dict[str, Any], pick: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    path = preset_file(tmp_path, MEASURED | {"pick_layers": [8, 35]})
+    found = with_preset(LimConfig(preset=path, **settings), QWEN3_4B)
+    assert (found.select_layers, found.pick_layers) == ((2, 15), pick)
+    roles = found.make_policy().roles(36)
+    assert [n for n, role in enumerate(roles) if role is Role.PICK] == [*(pick or ())]
+
+
+def test_pick_layers_of_two_roles_are_refused_where_the_preset_is_read(tmp_path: Path) -> None:
+    twice = preset_file(tmp_path, MEASURED | {"pick_layers": [8, 15]})
+    with pytest.raises(ConfigError, match=r"preset\.json has 15 as SELECT and as pick layers"):
+        read_preset(twice)
+    config = LimConfig(preset=preset_file(tmp_path, MEASURED | {"pick_layers": [1, 8]}))
+    with pytest.raises(ConfigError, match="has the pick layers 1, which dense_layers names: name"):
+        with_preset(config, QWEN3_4B)
+    assert with_preset(replace(config, dense_layers=(0,)), QWEN3_4B).pick_layers == (1, 8)
+
+
 @pytest.mark.parametrize("layers", [(), (2, 5)])
 def test_layers_beside_a_preset_are_refused(layers: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="name layers or a preset, not both"):
@@ -209,6 +240,9 @@ def test_a_preset_of_another_shape_is_refused(tmp_path: Path) -> None:
         MEASURED | {"layers": []},
         MEASURED | {"layers": "2,12"},
         MEASURED | {"layers": 2},
+        MEASURED | {"pick_layers": [8, 4]},
+        MEASURED | {"pick_layers": 8},
+        MEASURED | {"pick_layers": None},
         MEASURED | {"shape": [36]},
         MEASURED | {"shape": {**asdict(QWEN3_4B), "num_heads": "32"}},
         MEASURED | {"shape": {**asdict(QWEN3_4B), "heads": 32}},
