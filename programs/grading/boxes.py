@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from lim_sglang.programs.grading.denials import FORGOT, is_denied
+from lim_sglang.programs.grading.denials import FORGOT, is_asked, is_denied, is_hypothetical
 from lim_sglang.programs.grading.latex import is_unbalanced, plain, tidy
 from lim_sglang.programs.grading.units import NUMBERS_IN_WORDS, TENS_IN_WORDS
 
@@ -355,10 +355,21 @@ def without(boxes: Collection[Box], text: str) -> str:
 
 
 def denied_boxes(boxes: Collection[Box], text: str) -> list[Box]:
-    """Return the boxes that are denied; of equal ones the last says whether all of them are."""
-    is_denied = {each: _is_denied(text, *each) for each in boxes}
+    """Return the boxes that are denied; of equal ones the last says whether all of them are. A box
+    that is asked or would be right in another case says nothing of the others.
+    """
+    supposed = {each for each in boxes if _is_supposed(text, *each)}
+    is_denied = {each: _is_denied(text, *each) for each in boxes if each not in supposed}
     by_content = {each[2]: denied for each, denied in is_denied.items()}
-    return [each for each, denied in is_denied.items() if denied or by_content[each[2]]]
+    return [each for each in boxes if each in supposed or is_denied[each] or by_content[each[2]]]
+
+
+def _is_supposed(text: str, begin: int, end: int, content: str) -> bool:
+    """Return True if a box is asked, or its sentence says what would be right in another case."""
+    if is_asked(text, end):
+        return True
+    before = _SENTENCE_END.split(text[max(0, begin - 3 * MAX_BETWEEN) : begin])[-1]
+    return is_hypothetical(before, text[end : end + MAX_BETWEEN])
 
 
 def _is_denied(text: str, begin: int, end: int, content: str) -> bool:

@@ -63,9 +63,81 @@ _OTHERS_MIGHT = re.compile(
     r"(?:think|say|guess|believe|assume|suspect|expect)(?: that)?\Z"
 )
 """An opinion that nobody has: `one might think that`."""
-
-
 _NAIVELY = re.compile(r"(?:naively|at first (?:glance|sight))\b", re.IGNORECASE)
+_WOULD = re.compile(
+    r"(?P<before>.*)\b(?:answer(?:\s+\w+){0,4}?|it|this|that|we|I|you|one|there)"
+    r"(?:['’]d|\s+would)(?:\s+(?:then|instead|also|just|\w+ly))?"
+    r"\s+(?:be|have|get|obtain|find|give|yield)(?:\s+(?:\w+ly|just))?[\s:*_$({\[\\]*\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+"""The beginning of a sentence up to a value that would be the answer."""
+_UNREAL = re.compile(
+    r"(?:(?:\A|[,;:—–]|\b(?:and|but|so|yet|now|then)\b)[\s*_>#,-]*(?:were|had|should)\s+(?!to\b)\w"
+    r"|\botherwise\b|(?<!even )(?<!as )(?<!and only )\b(?:if|unless)\b"
+    r"(?P<condition>(?:(?![,;:]\s*(?:so|thus|hence|therefore)\b).)*))",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A condition that may be contrary to fact: `were the coin fair`, `if order mattered`."""
+_PRESENT = re.compile(r"\b(?:is|are|has|have|does|do|we|I|you|one)\b|=", re.IGNORECASE)
+_PAST = re.compile(
+    r"\b(?:were|was|had|did|could|might|would|should|only|instead"
+    r"|(?<!is )(?<!are )(?<!been )(?<!be )(?<!has )(?<!have )[a-z]{2,}(?<!e)ed"
+    r"|took|went|got|ran|came|gave|made|sold|bought|kept|left|chose|lost|won|drew|began|wrote"
+    r"|found|built|ate|knew|paid|spent|threw|thought)\b",
+    re.IGNORECASE,
+)
+_USUALLY = re.compile(
+    r"[\s*_>#-]*(?:(?:and|but|so|yet)\s+)?"
+    r"(?:with|without|for|in|under|normally|usually|ordinarily|generally|originally)\b",
+    re.IGNORECASE,
+)
+"""The beginning of a sentence about another case than the one in question, if "but" follows."""
+_REST = re.compile(r"(?:[^.!?\n]|\.(?=\S))*")
+_BUT = re.compile(r"[,;—–]\s*(?:but|yet|though|although|however)\b", re.IGNORECASE)
+_YES = re.compile(
+    r"(?:\A|[.!?:,—–]\s)\W*(?:yes|yep|yeah|indeed|right|correct|confirmed|exactly|sure)\b"
+    r"|\b(?:is|['’]s)\s+(?:indeed\s+)?(?:right|correct|true)\b(?!\s*\?)|[✓✔✅]",
+    re.IGNORECASE,
+)
+"""Words that answer a question with yes."""
+_QUESTION = re.compile(
+    r"(?:[\s$*_)\]}]|\\[)\]])*(?:(?:right|correct|true|the\s+(?:\w+\s+)?answer)\s*)?\(?\?",
+    re.IGNORECASE,
+)
+"""The end of a question behind a value."""
+
+
+def is_hypothetical(before: str, behind: str) -> bool:
+    """Return True if a sentence says what an answer would be in another case than the one in
+    question, as `If order mattered, the answer would be`.
+
+    Args:
+        before: the beginning of the sentence, up to the value.
+        behind: the text behind, with or without the value.
+    """
+    would = _WOULD.fullmatch(before)
+    if would is None:
+        return False
+    rest = _REST.match(behind)
+    after = rest[0] if rest else ""
+    if _BUT.search(after) and _USUALLY.match(before):
+        return True
+    for unreal in (_UNREAL.search(would["before"]), _UNREAL.search(after)):
+        if unreal and unreal["condition"] is None:
+            return True
+        if unreal and (_PAST.search(unreal[0]) or not _PRESENT.search(unreal[0])):
+            return True
+    return False
+
+
+def is_asked(text: str, end: int) -> bool:
+    """Return True if a value ends a question that the text does not answer with yes.
+
+    Args:
+        end: end of the value.
+    """
+    question = _QUESTION.match(text, end)
+    return bool(question and not _YES.search(text[question.end() :]))
 
 
 def is_denied(before: str) -> bool:

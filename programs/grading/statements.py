@@ -21,7 +21,13 @@ from lim_sglang.programs.grading.corrections import (
     is_supposed,
     value_end,
 )
-from lim_sglang.programs.grading.denials import CONDITION, DOUBT, is_denied
+from lim_sglang.programs.grading.denials import (
+    CONDITION,
+    DOUBT,
+    is_asked,
+    is_denied,
+    is_hypothetical,
+)
 from lim_sglang.programs.grading.forms import is_ordinal
 from lim_sglang.programs.grading.kinds import (
     CONDITIONS,
@@ -90,6 +96,7 @@ _NAMED = (
     r"|,?\s+(?:because|since|as(?!\s+(?:long|far|soon|if|though)))\b))"
 )
 """Words behind a value that end a sentence, as in `42 is the answer.`"""
+_VALUE = re.compile(VALUE, re.IGNORECASE)
 _VALUE_ALONE = rf"[*_]*{VALUE}{ENDS_SENTENCE}"
 _CORRECTING = (
     rf"{APOLOGY}|wait|actually|correction|rather|I mean|hold on|nope"
@@ -305,6 +312,9 @@ def last_statement(text: str, end: int, denied_boxes: Collection[Box] = ()) -> s
             begun = _begun_value(lead, len(text))
             if _VALUE_BEGINS.match(begun) and not (lead["named"] or _is_about_a_box(begun)):
                 unread.append(begun)
+        elif _is_supposed(lead):
+            if corrected:
+                return corrected
         elif _is_denied(lead):
             denied.add(_begun_value(lead, end).rpartition("not ")[2])
             if corrected:
@@ -339,6 +349,8 @@ def unless_overruled(box: str, begin: int, text: str, end: int) -> str:
         end: end of the part in which a statement counts.
     """
     for lead in reversed(_leads(text, begin, end, [Given(box, begin)])):
+        if _is_supposed(lead):
+            continue
         if _is_denied(lead):
             if are_alike(box, _begun_value(lead, end)):
                 return ""
@@ -438,6 +450,17 @@ def _is_denied(lead: re.Match[str]) -> bool:
     is_no = lead["choice"] and _SUPPOSED.match(before)
     is_no = is_no or is_denied(before) or _WRONG_ONE.search(before) or _NOT.match(text, lead.end())
     return bool(is_no and not lead["hashes"])
+
+
+def _is_supposed(lead: re.Match[str]) -> bool:
+    """Return True if a statement is a question, or about another case than the one in question."""
+    text, begin = lead.string, lead.end()
+    if lead["named"]:
+        return False
+    value = _VALUE.match(text, begin)
+    if value and is_asked(text, value.end()):
+        return True
+    return is_hypothetical(_sentence_of(lead) + lead[0], text[begin : begin + MAX_BARE])
 
 
 def _begun_value(lead: re.Match[str], end: int) -> str:
