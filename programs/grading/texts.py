@@ -3,7 +3,14 @@ r"""Answers that are texts, compared word for word: trimmed, and read from a rep
 import re
 from collections import deque
 
-from lim_sglang.programs.grading.boxes import BOX, denied_boxes, last_box, last_boxes
+from lim_sglang.programs.grading.boxes import (
+    BOX,
+    denied_boxes,
+    is_taken_back,
+    last_box,
+    last_boxes,
+)
+from lim_sglang.programs.grading.denials import is_asked, is_denied
 
 SIGNS = " \n\r\t\"'“”‘’`$*.,;:?\\。"
 """Signs that may be trimmed of a text; a text of nothing else is none."""
@@ -22,12 +29,32 @@ _WRAPPED = re.compile(
 """A text between two quotes, or two signs of a formula, of code or of emphasis."""
 _CLOSING_QUOTE, _OPENING_QUOTE = re.compile(r"(?<=\S)['’](?!\w)"), re.compile(r"(?<!\w)['‘](?=\w)")
 _TAGGED = re.compile(r"<answer>((?:(?!</?answer).)+)</answer>", re.DOTALL | re.IGNORECASE)
+_NAME = (
+    r"(?!(?:The|It|Its|This|That|These|Those|There|They|Their|He|His|She|Her|We|I|You|My|Our|Your"
+    r"|So|Because|Since|As|If|For|In|On|At|By|To|From|With|And|But|Or|Not|No|Yes|All|Both|Each|Some"
+    r"|However|Therefore|Thus|Hence|Then|When|Where|Why|How|What|Which|Who|Here|Note|Let|First"
+    r"|Also|Option|Answer|Choice|Wait|Actually|Explanation|Others?|Only)\b)[A-Z][\w'’-]+"
+)
+"""A word with a capital letter that is unlikely to begin a sentence."""
+_ABBREVIATION = (
+    rf"(?-i:(?:(?<=\b(?:St|Dr|Mt|Ft|Mr|Ms|Lt))|(?<=\b(?:Ste|Mrs|Gen|Sen|Gov|Rev|Col|Sgt|Maj|Adm))"
+    rf"|(?<=\bProf)|(?<=\bCapt))\.(?=[ ]{_NAME})"
+    rf"|(?<=\b[A-Z])\.(?=[ ](?:[A-Z]\.[ ]){{0,3}}{_NAME}(?:[ ]{_NAME}){{0,3}}(?:[.,;]|[*_ ]*(?:\n|\Z)))"
+    r"|(?<=\w[ ]No)(?<!\bis[ ]No)\.(?=[ ]\d))"
+)
+"""A full stop within a name: `St. Petersburg`, `J. R. R. Tolkien`, `Symphony No. 5`."""
 _STATED = re.compile(
     r"(?:\banswer\b[^\n.:]{0,40}?(?:\bis\b(?! not\b)|:)|^####)(?P<lead>[*:\s]*)"
-    r"(?P<answer>(?:[^\n.]|\.(?=\S))+)(?P<end>\.?\s)?",
+    rf"(?P<answer>(?:[^\n.]|\.(?=\S)|{_ABBREVIATION})+)(?P<end>\.?\s)?",
     re.MULTILINE | re.IGNORECASE,
 )
 """A statement, to the end of its sentence or line."""
+_SENTENCE_BEGIN = re.compile(r"[.!?][*_]*\s|\n")
+_WRONG_ONE = re.compile(r"\b(?:wrong|incorrect|mistaken|false)\s+\Z", re.IGNORECASE)
+"""Words before "answer" that name another one than the right one."""
+_INTERROGATIVE = re.compile(r"\W*(?:who|whom|whose|what|which|when|where|why|how)\b", re.IGNORECASE)
+MAX_STATEMENTS = 100
+"""Statements that are looked at, from the end of the text: a limit of the time."""
 
 
 def as_text(text: str) -> str | None:
@@ -88,10 +115,29 @@ def _stated(text: str, *, cut_off: bool) -> str | None:
         return as_text(written[1] if written else boxed[0])
     if tags := deque(_TAGGED.finditer(text), maxlen=1):
         return as_text(tags[0][1])
-    statements = deque(_STATED.finditer(text), maxlen=1)
-    if not statements or r"\boxed" in statements[0]["answer"]:
-        return None
-    return as_text(_without_half(statements[0])) if statements[0]["end"] or not cut_off else None
+    rejected: set[str | None] = set()
+    for statement in reversed(deque(_STATED.finditer(text), maxlen=MAX_STATEMENTS)):
+        if r"\boxed" in statement["answer"]:
+            return None
+        answer = as_text(_without_half(statement))
+        if not _is_rejected(statement):
+            has_ended = statement["end"] or not cut_off
+            return answer if has_ended and answer not in rejected else None
+        rejected.add(answer)
+    return None
+
+
+def _is_rejected(statement: re.Match[str]) -> bool:
+    """Return True if the words around a statement deny, suppose or ask what it states."""
+    text, begin, end = statement.string, statement.start(), statement.end("answer")
+    before = _SENTENCE_BEGIN.split(text[max(0, begin - MAX_WHOLE) : begin])[-1]
+    if statement[0].startswith("#"):
+        return False
+    answer = statement["answer"].rstrip("*_ ")
+    if is_taken_back(text, end, answer) or is_denied(before) or _WRONG_ONE.search(before):
+        return True
+    asks = answer.endswith("?") and not _INTERROGATIVE.match(answer)
+    return asks and is_asked(text, statement.start("answer") + len(answer) - 1)
 
 
 _HALVES = [(sign, sign) for sign in ("***", "**", "*", '"', "`", "$")] + [("“", "”")]
