@@ -89,7 +89,9 @@ _TO_THE_END = r"(?:[^\n.?!]|\.(?=\d))+?"
 _CLOSING = re.compile(
     rf"(?:\A|[.!?][*_]*\s|\n)[\s*_]*(?:(?:{_THUS})?(?:the )?(?:only |real |two |three )*"
     rf"(?:solutions|roots)(?:{ASKED})? are:?\s*(?P<several>{_TO_THE_END})"
-    rf"|(?:{_THUS})?(?:(?:the|my|our|final|end)\s+)*(?:ans\.|(?:ans|result)\b[*_]*\s*(?:is\b|[:=]))[\s*_]*"
+    rf"|(?:{_THUS})?(?:(?:the|my|our|final|end)\s+)*(?:ans\.|(?:ans|result)\b[*_]*\s*(?:is\b|[:=])"
+    r"|(?:only|unique)\s+(?:real\s+|integer\s+|positive\s+)?solution(?:\s+is\b|:)"
+    r"|(?:total|solution)[*_]*:)[\s*_]*"
     rf"(?P<result>{FORMULA}|{_TO_THE_END})"
     rf"|(?<![^\n*_])(?P<line>(?-i:A)[*_]*:[\s*_]*{_TO_THE_END}"
     rf"|(?:\$\$?|\\[\[(])?\s*[a-zA-Z]\s*(?:\+\s*[a-zA-Z]\s*){{1,4}}={_TO_THE_END})"
@@ -117,31 +119,47 @@ _NAMES = rf"{NAME}(?:\s*[-+]\s*{NAME}){{0,4}}"
 _OTHER_OPTION = re.compile(r"^[ \t*_]*[B-J][*_]*[:.)]", re.MULTILINE)
 _SILENT_END = re.compile(r"(?:\s*(?:</s>|<\|\w{1,30}\|>|<(?:eos|end_of_turn)>)|\s[:;]-?\))+\s*\Z")
 """Tokens that end a reply, and a smiley."""
+_OPTION = r"(?-i:[(\[]?[A-J][)\]]?|\([a-j]\))"
+"""The letter of an option; a small one needs its brackets."""
+_LEAVES = (
+    r"(?:(?:(?:that|this|which)\s+leaves|leaving)(?:\s+us)?(?:\s+(?:only|just|with))*"
+    r"|we(?:['’]re|\s+are)\s+left\s+with(?:\s+(?:only|just))?)"
+)
+"""Words before the last option that is not ruled out."""
 _CHOOSING = (
     rf"(?:{CHOOSE}|choose|pick|select|go\s+with|I\s+(?:think|believe)(?:\s+it(?:['’]s|\s+is))?"
     r"|by\s+(?:\w+\s+of\s+)?elimination,?(?:\s+it(?:['’]s|\s+is|\s+must\s+be))?"
-    r"|(?:that|this|which)\s+leaves(?:\s+us)?(?:\s+(?:only|just|with))*"
+    rf"|{_LEAVES}"
     r"|(?:ans\b\.?|result|(?:my|the)\s+(?:choice|pick)(?:\s+is)?)[*_]*:?)"
 )
 _CLOSING_CHOICE = re.compile(
     rf"(?:(?:\A|[.!][*_]*\s|\n)[\s*_]*(?:(?={_THUS})|(?={_CHOOSING}))"
-    rf"|,\s+(?={_THUS}|which leaves))"
+    rf"|,\s+(?={_THUS}|which leaves|leaving))"
     rf"(?:{_THUS}(?!I\W*\Z)(?:it(?:['’]s|\s+is|\s+must\s+be)[\s*_]+)?)?(?:{_CHOOSING}[\s*_]+)?[*_]*"
-    r"(?:(?:option|choice|answer)\s+)?(?-i:[(\[]?[A-J][)\]]?)[\s.!*_]*\Z",
+    rf"(?:(?:option|choice|answer)\s+)?(?P<option>{_OPTION})"
+    r"(?:[*_]*\s+as\s+(?:the|our|my)\s+(?:\w+\s+)?(?:answer|option|choice))?[\s.!*_]*\Z",
     re.IGNORECASE,
 )
 """The last sentence of a reply that chooses: `Choose (D)`, `I think B`, `A is wrong, so B.`,
 `Hence D.`, `By elimination, D.`"""
+_NOUN = r"option|choice|statement|one|answer"
+_SURELY = r"(?:therefore|thus|hence|then|clearly|indeed)"
 _CLOSING_TRUE = re.compile(
-    rf"(?:\A|[.!][*_]*\s|\n)[\s*_]*(?P<so>{_THUS})?(?P<only>only\s+)?"
-    r"(?:(?:(?:the\s+)?(?:option|choice|statement)\s+|(?(so)|(?(only)|(?!))))[*_$]*(?-i:[(\[]?(?P<letter>[A-J])[)\]]?)[*_$]*\s+is\s+"
-    r"(?:the\s+)?(?:only\s+)?(?:true|correct|right)(?:\s+(?:option|choice|statement|one))?"
-    r"|the\s+(?:only\s+)?(?:true|correct|right)\s+(?:option|choice|statement|one)\s+is\s+"
-    r"(?:(?:option|choice|statement)\s+)?[*_$]*(?-i:[(\[]?(?P<one>[A-J])[)\]]?))[\s.!*_$]*\Z",
+    rf"(?:\A|[.!][*_]*\s|\n)[\s*_]*(?P<so>(?:(?:{_THUS}|clearly,?\s+|finally,?\s+)+))?(?P<only>only\s+)?"
+    r"(?:(?:(?:the\s+)?(?:option|choice|statement|answer)\s+|(?(so)|(?(only)|(?!))))"
+    rf"[*_$]*(?P<option>{_OPTION})[*_$]*\s+is\s+(?:{_SURELY}\s+)?"
+    rf"(?:the\s+)?(?:only\s+)?(?:true|correct|right)(?:\s+(?:{_NOUN}))?"
+    rf"|the\s+(?:only\s+)?(?:true|correct|right)\s+(?:{_NOUN})\s+is\s+(?:{_SURELY},?\s+)?"
+    rf"(?:(?:option|choice|statement)\s+)?[*_$]*(?P<one>{_OPTION}))[\s.!*_$]*\Z",
     re.IGNORECASE,
 )
 """The last sentence of a reply: `So, statement C is true.`"""
-_ALSO_TRUE = re.compile(r"(?<![a-zA-Z])([A-J])[)\]*_$]*\s+is\s+(?:also\s+)?(?:true|correct)\b")
+_ALSO_TRUE = re.compile(
+    r"(?<![a-zA-Z])([A-J](?=[)\]*_$]*\s)|(?<=\()[a-j](?=\)))[)\]*_$]*\s+is\s+"
+    r"(?:(?:also|therefore|thus|clearly)\s+)?(?:the\s+)?(?:true|correct|right)\b"
+)
+_MODAL = re.compile(r"\b(?:would|could|might|may|perhaps|maybe)\b", re.IGNORECASE)
+"""A word that makes a possibility of the sentence."""
 _ENDED = re.compile(
     r"^[#>*_ \t-]*(?:\d+|[A-Ja-j])\.(?=[\s*_])"
     r"|((?:[.!?](?=\s)|(?<![,;])(?<![,;] )(?<!\bor)(?<!\band)\n))",
@@ -305,9 +323,12 @@ def _closing_choice(reply: str) -> str | None:
     if closing is None:
         return None
     before = sentence_before(reply, closing.start() + 2)
-    if DOUBT.search(ONLY.sub("", before) if closing[0].startswith(",") else before):
+    is_clause = closing[0].startswith(",")
+    if DOUBT.search(ONLY.sub("", before) if is_clause else before):
         return None
-    return re.findall(r"[A-J]", closing[0])[-1]
+    if is_clause and "leav" in closing[0] and _MODAL.search(before):
+        return None
+    return closing["option"].strip("()[]").upper()
 
 
 def _closing_true(reply: str) -> str | None:
@@ -317,8 +338,8 @@ def _closing_true(reply: str) -> str | None:
     closing = _CLOSING_TRUE.search(reply, max(0, len(reply) - MAX_BARE))
     if closing is None:
         return None
-    letter = closing["letter"] or closing["one"]
-    return letter if {*_ALSO_TRUE.findall(reply)} <= {letter} else None
+    letter = (closing["option"] or closing["one"]).strip("()[]").upper()
+    return letter if {each.upper() for each in _ALSO_TRUE.findall(reply)} <= {letter} else None
 
 
 def _end_of_sentences(text: str) -> int:

@@ -71,6 +71,10 @@ SECOND_LETTER = re.compile(
     r"(?:[A-J](?!\w)|[a-j](?=[)\]]|$))"
 )
 """A second letter behind the first."""
+_CONDITIONAL = re.compile(
+    rf"[)\].:]*\s+is (?:the )?(?:correct|right)(?: (?:option|choice|one|answer))?{CONDITIONS}"
+)
+"""Words behind a letter that choose it in some cases alone."""
 
 
 _AT_POINT = re.compile(r"\|\s*_\s*\{[^{}]*\}(?=\s*=)")
@@ -127,6 +131,8 @@ def as_choice(text: str) -> str | None:
     bare = _bare(text)
     match = _LETTER.match(bare)
     if match is None or SECOND_LETTER.match(bare, match.end()):
+        return None
+    if _CONDITIONAL.match(bare, match.end()):
         return None
     return match[1].upper()
 

@@ -89,6 +89,8 @@ ASKED = (
 )
 """The question or a calculation behind "the answer", as in `to the question` and `to 2 + 3`; no
 part of the question."""
+_WITHIN_BOX = rf"\s+(?:with)?in(?:side)?\s+(?:the\s+|a\s+)?\$?{BOX}\s*\{{\s*\}}\$?"
+"""The prompt's own words behind "the answer"."""
 _NAMED = (
     r"(?:is|must be)\s+(?:(?:therefore|thus|hence|then|indeed|clearly)\s+)?(?:the|my|our)\s+"
     rf"(?:(?:final|correct|right|only)\s+)*answer\b(?:\s+to\s+{_PROBLEM})?"
@@ -108,7 +110,7 @@ _STATEMENT = re.compile(
     r"(?:^|(?<=[ \t]))(?P<hashes>####)[ \t]*(?=(?:[a-z] *= *)?[^\s\d]*\d)"
     r"|^[#*_ \t]*+(?:the )?(?:final |correct )?answer[*_ \t]*+:?[*_ \t]*+\n\s*"
     r"(?:[-*+•][ \t]+)?"
-    rf"|\b(?:answer[*_]*+(?P<asked>{ASKED})?\s*+(?:{_IS}|:|=)[\s*_]*"
+    rf"|\b(?:answer[*_]*+(?P<asked>{ASKED})?(?:{_WITHIN_BOX})?\s*+(?:{_IS}|:|=)[\s*_]*"
     r"(?:(?:option|choice|letter)\b[\s*_]*)?"
     rf"|(?P<several>answers(?:{ASKED})?\s+are\b:?[\s*_]*)|(?P<named>{_NAMED})"
     rf"|(?P<choice>(?:correct|right|best|final|my|closest|nearest|most likely) "
