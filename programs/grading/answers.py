@@ -214,7 +214,8 @@ def extract_answer(
     `\boxed 5`, needs a number. Boxes that commas, `and` or `or` join are one answer. Words are an
     answer in a box only. A box gives way to a later statement of another answer, as
     `Final answer: 8` or `No, 8.`, and is none if the words behind it deny it, as in
-    `\boxed{7} is wrong`. A stated answer is taken back by a later statement that denies it, that
+    `\boxed{7} is wrong`. A question that the text does not affirm, as `Is it 7?`, and a sentence
+    about another case, as `If order mattered, the answer would be 7`, state nothing. A stated answer is taken back by a later statement that denies it, that
     cannot be read or that has not ended, and any by an unclosed box, unless these begin with the
     same value. Programs in blocks of code and words struck out state nothing.
     The time is linear in the length.

@@ -72,13 +72,23 @@ _WOULD = re.compile(
 )
 """The beginning of a sentence up to a value that would be the answer."""
 _UNREAL = re.compile(
-    r"(?:(?:\A|[,;:—–]|\b(?:and|but|so|yet|now|then)\b)[\s*_>#,-]*(?:were|had|should)\s+(?!to\b)\w"
-    r"|\botherwise\b|(?<!even )(?<!as )(?<!and only )\b(?:if|unless)\b"
+    r"(?:(?:\A[\s*_>#-]*(?:(?:and|but|so|yet|now|then)\b,?\s+)?(?:were|had|should)\s+(?!to\b)(?=\w)"
+    r"|(?:[,;:—–]|\b(?:and|but)\b)\s*(?:were|had|should)\s+(?=(?:the|we|it|he|she|they|there|I|you)\b)"
+    r"|(?<=[\w$)}\]])\s+(?:were|had)\s+(?=(?:the|we|it|he|she|they|there|I|you)\b[^,;]*\Z)"
+    r"|\botherwise\b)(?!.*[,;:]\s*(?:so|thus|hence|therefore)\b)"
+    r"|(?<!even )(?<!as )(?<!and only )\b(?:if|unless)\b"
+    r"(?!\s+(?:rounded|needed|required|desired|expressed|written|simplified"
+    r"|I\s+(?:am|made|misread|miscounted))\b)"
     r"(?P<condition>(?:(?![,;:]\s*(?:so|thus|hence|therefore)\b).)*))",
     re.IGNORECASE | re.DOTALL,
 )
 """A condition that may be contrary to fact: `were the coin fair`, `if order mattered`."""
-_PRESENT = re.compile(r"\b(?:is|are|has|have|does|do|we|I|you|one)\b|=", re.IGNORECASE)
+_PRESENT = re.compile(
+    r"\b(?:is|are|has|have|does|do|we|I|you|one"
+    r"|(?:a|an|each|every|he|she|it)\s(?:\w+\s)?[a-z]+s)\b|=",
+    re.IGNORECASE,
+)
+"""A word of a condition that may hold."""
 _PAST = re.compile(
     r"\b(?:were|was|had|did|could|might|would|should|only|instead"
     r"|(?<!is )(?<!are )(?<!been )(?<!be )(?<!has )(?<!have )[a-z]{2,}(?<!e)ed"
@@ -86,22 +96,27 @@ _PAST = re.compile(
     r"|found|built|ate|knew|paid|spent|threw|thought)\b",
     re.IGNORECASE,
 )
+"""A word of a condition that is contrary to fact."""
 _USUALLY = re.compile(
     r"[\s*_>#-]*(?:(?:and|but|so|yet)\s+)?"
     r"(?:with|without|for|in|under|normally|usually|ordinarily|generally|originally)\b",
     re.IGNORECASE,
 )
 """The beginning of a sentence about another case than the one in question, if "but" follows."""
-_REST = re.compile(r"(?:[^.!?\n]|\.(?=\S))*")
+_SENTENCE = re.compile(r"(?:[^.!?\n]|\.(?=\S))*")
 _BUT = re.compile(r"[,;—–]\s*(?:but|yet|though|although|however)\b", re.IGNORECASE)
+MAX_ANSWERED = 1000
+"""Characters behind a question in which its answer is looked for."""
 _YES = re.compile(
     r"(?:\A|[.!?:,—–]\s)\W*(?:yes|yep|yeah|indeed|right|correct|confirmed|exactly|sure)\b"
-    r"|\b(?:is|['’]s)\s+(?:indeed\s+)?(?:right|correct|true)\b(?!\s*\?)|[✓✔✅]",
+    r"|(?:\A|[.!?:,]\s|\b(?:so|then|and|thus|hence|therefore)\s)\s*"
+    r"(?:it|that|this|(?:(?:the|my|our)\s+)?(?:answer|result|value))(?:\s+is|['’]s)"
+    r"\s+(?:indeed\s+)?(?:right|correct|true)\b(?!\s*\?)|[✓✔✅]",
     re.IGNORECASE,
 )
 """Words that answer a question with yes."""
 _QUESTION = re.compile(
-    r"(?:[\s$*_)\]}]|\\[)\]])*(?:(?:right|correct|true|the\s+(?:\w+\s+)?answer)\s*)?\(?\?",
+    r"(?:[ \t$*_)\]}]|\\[)\]])*(?:(?:right|correct|true|the\s+(?:\w+\s+)?answer)\s*)?\(?\?",
     re.IGNORECASE,
 )
 """The end of a question behind a value."""
@@ -118,7 +133,7 @@ def is_hypothetical(before: str, behind: str) -> bool:
     would = _WOULD.fullmatch(before)
     if would is None:
         return False
-    rest = _REST.match(behind)
+    rest = _SENTENCE.match(behind)
     after = rest[0] if rest else ""
     if _BUT.search(after) and _USUALLY.match(before):
         return True
@@ -137,7 +152,10 @@ def is_asked(text: str, end: int) -> bool:
         end: end of the value.
     """
     question = _QUESTION.match(text, end)
-    return bool(question and not _YES.search(text[question.end() :]))
+    if question is None:
+        return False
+    begin = question.end()
+    return not _YES.search(text[begin : begin + MAX_ANSWERED])
 
 
 def is_denied(before: str) -> bool:
