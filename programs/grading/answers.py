@@ -155,7 +155,7 @@ _CLOSING_TRUE = re.compile(
 )
 """The last sentence of a reply: `So, statement C is true.`"""
 _ALSO_TRUE = re.compile(
-    r"(?<![a-zA-Z])([A-J](?=[)\]*_$]*\s)|(?<=\()[a-j](?=\)))[)\]*_$]*\s+is\s+"
+    r"(?<![a-zA-Z])([A-J](?=[)\]*_$]*\s)|(?<=\()[a-hj](?=\)))[)\]*_$]*\s+is\s+"
     r"(?:(?:also|therefore|thus|clearly)\s+)?(?:the\s+)?(?:true|correct|right)\b"
 )
 _MODAL = re.compile(r"\b(?:would|could|might|may|perhaps|maybe)\b", re.IGNORECASE)
@@ -215,9 +215,10 @@ def extract_answer(
     answer in a box only. A box gives way to a later statement of another answer, as
     `Final answer: 8` or `No, 8.`, and is none if the words behind it deny it, as in
     `\boxed{7} is wrong`. A question that the text does not affirm, as `Is it 7?`, and a sentence
-    about another case, as `If order mattered, the answer would be 7`, state nothing. A stated answer is taken back by a later statement that denies it, that
-    cannot be read or that has not ended, and any by an unclosed box, unless these begin with the
-    same value. Programs in blocks of code and words struck out state nothing.
+    about another case, as `If order mattered, the answer would be 7`, state nothing. A stated
+    answer is taken back by a later statement that denies it, that cannot be read or that has not
+    ended, and any by an unclosed box, unless these begin with the same value. Programs in blocks of
+    code and words struck out state nothing.
     The time is linear in the length.
 
     Args:

@@ -65,12 +65,13 @@ _OTHERS_MIGHT = re.compile(
 """An opinion that nobody has: `one might think that`."""
 _NAIVELY = re.compile(r"(?:naively|at first (?:glance|sight))\b", re.IGNORECASE)
 _WOULD = re.compile(
-    r"(?P<before>.*)\b(?:answer(?:\s+\w+){0,4}?|it|this|that|we|I|you|one|there)"
+    r"(?P<before>.*)\b(?:answer(?:\s+\w+){0,4}?|we|I|you|one)"
     r"(?:['’]d|\s+would)(?:\s+(?:then|instead|also|just|\w+ly))?"
     r"\s+(?:be|have|get|obtain|find|give|yield)(?:\s+(?:\w+ly|just))?[\s:*_$({\[\\]*\Z",
     re.IGNORECASE | re.DOTALL,
 )
-"""The beginning of a sentence up to a value that would be the answer."""
+"""The beginning of a sentence up to a value that would be the answer; `the speed would be` may
+answer the question itself."""
 _UNREAL = re.compile(
     r"(?:(?:\A[\s*_>#-]*(?:(?:and|but|so|yet|now|then)\b,?\s+)?(?:were|had|should)\s+(?!to\b)(?=\w)"
     r"|(?:[,;:—–]|\b(?:and|but)\b)\s*(?:were|had|should)\s+(?=(?:the|we|it|he|she|they|there|I|you)\b)"
@@ -111,7 +112,8 @@ _YES = re.compile(
     r"(?:\A|[.!?:,—–]\s)\W*(?:yes|yep|yeah|indeed|right|correct|confirmed|exactly|sure)\b"
     r"|(?:\A|[.!?:,]\s|\b(?:so|then|and|thus|hence|therefore)\s)\s*"
     r"(?:it|that|this|(?:(?:the|my|our)\s+)?(?:answer|result|value))(?:\s+is|['’]s)"
-    r"\s+(?:indeed\s+)?(?:right|correct|true)\b(?!\s*\?)|[✓✔✅]",
+    r"\s+(?:indeed\s+)?(?:right|correct|true)\b(?!\s*\?)"
+    r"|\A\s*(?:yes\W+)?(?:it|that)\s+(?:is|does)(?=[.!]|\Z)|[✓✔✅]",
     re.IGNORECASE,
 )
 """Words that answer a question with yes."""
