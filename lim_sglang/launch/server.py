@@ -585,7 +585,8 @@ def running_server(
     with on_signals(signal.default_int_handler):
         try:
             server.start()
-            with start_shown(title, {"": server.log}, console) as tell_ready:
+            logs = {"": server.log}
+            with start_shown(title, logs, console, on_cpu=options.on_cpu) as tell_ready:
                 server.wait_until_ready()
                 tell_ready("")
             with _end_told(server):
