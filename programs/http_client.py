@@ -288,7 +288,7 @@ class Client:
             if _cause(error, ssl.SSLError):
                 plain = self.url.replace("https:", "http:", 1)
                 raise RejectedError(
-                    f"the server at {self.url} does not speak https: try {plain}"
+                    f"the server at {self.url} does not answer in https: try {plain}"
                 ) from None
             raise UnreachableError(
                 f"no server answers at {self.url}: {START_ONE}",

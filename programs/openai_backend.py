@@ -213,7 +213,8 @@ class OpenAIClient(Client):
                 raise
             except APIConnectionError as error:
                 if isinstance(error.__cause__, httpx.RequestError):
-                    raise error.__cause__ from None
+                    # With its own cause, such as a name that is not known.
+                    raise error.__cause__ from error.__cause__.__cause__
                 raise RequestError(f"the connection to {self.url} failed ({error})") from None
             except APIError as error:
                 raise RequestError(

@@ -102,6 +102,19 @@ def test_another_server_is_refused_with_the_command_that_can_ask_it(
 
 
 @pytest.mark.parametrize("api", Api)
+def test_a_server_without_https_is_told_so_by_either_api(api: Api) -> None:
+    with served(Other) as url, pytest.raises(ServerError, match=f"in https: try {url}"):
+        connect(Access(url.replace("http:", "https:"), api), CONSOLE)
+
+
+def test_lim_ask_is_named_where_it_meets_another_server(forker: Forker, tmp_path: Path) -> None:
+    with served(Other) as url:
+        code, command = forker.run(tmp_path, "ask", "2 + 2?", "--url", url)
+    assert (code, command.output) == (1, "")
+    assert "lim ask --api openai` asks other servers" in command.error
+
+
+@pytest.mark.parametrize("api", Api)
 def test_a_server_that_does_not_answer_is_waited_for_in_words_and_not_longer_than_a_sample(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
