@@ -304,6 +304,7 @@ def evaluate(
         api_key=api_key,
         timeout_s=timeout,
         max_concurrency=concurrency,
+        command="lim eval",
     )
     flags = {
         "--lim-policy": policy,
@@ -326,7 +327,7 @@ def evaluate(
     lim = spec.lim_settings() if serve and api is Api.SGLANG else None
     stored = _stored_runs(configs, benchmarks, lim)
     notes = list(question_notes(benchmarks))
-    _print_lines(console, notes)
+    _print_lines(console, (f"warning: {note}" for note in notes))
     with _exit_code_of_ctrl_c():
         if complete := _all_complete(configs, stored):
             finished = _score_stored(complete, console, "no server is started")

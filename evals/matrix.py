@@ -367,7 +367,7 @@ def complete_matrix(matrix: Matrix, console: Console) -> dict[str, LimError]:
     """
     benchmarks = load_benchmarks([run.config for run in matrix.runs], console)
     for note in question_notes(benchmarks):
-        print_plain(console, note)
+        print_plain(console, f"warning: {note}")
     pairs = zip(matrix.runs, stored_runs(matrix.runs, benchmarks), strict=True)
     missing = [run for run, found in pairs if not (found and found.is_complete)]
     failed: dict[str, LimError] = {}

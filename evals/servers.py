@@ -14,7 +14,7 @@ from rich.console import Console
 from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.evals.run_config import RunConfig
 from lim_sglang.evals.scheduler import InFlight, Job, SampleResult, SampleSink
-from lim_sglang.programs.http_client import UnreachableError, check_server, normalise_url
+from lim_sglang.programs.http_client import UnreachableError, normalise_url
 from lim_sglang.programs.program import Outcome, find_program, load_frontend, run_program
 from lim_sglang.programs.schema import (
     COMPLETED_STATES,
@@ -26,7 +26,7 @@ from lim_sglang.programs.schema import (
     SamplingRequest,
     ask_messages,
 )
-from lim_sglang.programs.sglang_backend import connect
+from lim_sglang.programs.sglang_backend import check_server, connect
 from lim_sglang.programs.vote import Equivalent
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def connected(
         ServerError: servers do not answer; all of them are named.
     """
     if access.api is Api.SGLANG:
-        _check_all(urls, access.api_key)
+        _check_all(urls, access, console)
     with ExitStack() as stack:
         connections = []
         for url in urls:
@@ -103,12 +103,12 @@ def connected(
         yield tuple(connections)
 
 
-def _check_all(urls: Sequence[str], api_key: str | None) -> None:
+def _check_all(urls: Sequence[str], access: Access, console: Console) -> None:
     """Check that every server answers, before SGLang's frontend is loaded, which takes seconds."""
     problems = []
     for url in urls:
         try:
-            check_server(url, api_key)
+            check_server(replace(access, url=url), console)
         except ServerError as error:
             problems.append(error)
     if problems:

@@ -308,11 +308,13 @@ def reasons_without_answer(conditions: Mapping[str, Any], score: Score) -> Itera
     """Yield a line for each reason why samples of a run have no answer, with the way to mend it."""
     of = f"of {counted(score.num_samples, 'sample')}"
     if score.num_cut_off:
-        were = "was" if score.num_cut_off == 1 else "were"
+        cut_off = round(score.truncated * score.num_samples)
+        were = "was" if cut_off == 1 else "were"
+        of_them = f", {score.num_cut_off:,} of them" if score.num_cut_off < cut_off else ""
         longest = score.longest_cut_off
         advice = cut_off_advice(longest, conditions["max_tokens"], "serve a longer context")
         yield (
-            f"{score.num_cut_off:,} {of} {were} cut off with no answer, after at most {longest:,} "
+            f"{cut_off:,} {of} {were} cut off{of_them} with no answer, after at most {longest:,} "
             f"tokens: {advice}"
         )
     if score.num_unanswered:

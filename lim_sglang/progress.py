@@ -25,6 +25,8 @@ LINE_INTERVAL_S = 10.0
 """Least time between two lines in a log or a pipe."""
 FIRST_WAIT_S = 3.0
 """Time until the first line about a wait, in a log or a pipe."""
+LATE_S = 2.0
+"""Time after which a wait that is seldom noticed is told."""
 REDRAW_INTERVAL_S = 1.0
 """Time between two descriptions on a terminal while no work is completed."""
 LINE_START = re.compile(r"\s*(?:\S+\s{2,}|- )?")
@@ -236,6 +238,18 @@ def waiting(console: Console, text: str) -> Iterator[None]:
         return
     with repeated(lambda: print_plain(console, line()), LINE_INTERVAL_S, first_s=FIRST_WAIT_S):
         yield
+
+
+@contextmanager
+def told_if_late(console: Console, text: str) -> Iterator[None]:
+    """Print what the block waits for, unless the block ends within `LATE_S`."""
+    notice = threading.Timer(LATE_S, print_plain, (console, text))
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
+    finally:
+        notice.cancel()
 
 
 @contextmanager

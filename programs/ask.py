@@ -183,7 +183,9 @@ def ask(
     chosen.check(options, samples)
     messages = ask_messages(text, template=read_template(template), system=system)
     console = Console(stderr=True)
-    access = Access(url, api, model, api_key, timeout, samples, thinking, thinking_budget)
+    access = Access(
+        url, api, model, api_key, timeout, samples, thinking, thinking_budget, command="lim ask"
+    )
     checker = EquivalenceChecker()
     display = VoteDisplay(console, samples, checker.equivalent, chosen, max_tokens)
     try:

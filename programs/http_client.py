@@ -5,6 +5,7 @@ import ipaddress
 import random
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
@@ -40,6 +41,7 @@ CHECK_SERVER = "it has ended, or speaks no HTTP: see its log, or name another se
 RAISE_TIMEOUT = "raise --timeout"
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 def without_advice(error: str) -> str:
@@ -157,13 +159,19 @@ class Client:
         """Return the address to which the paths of requests are added."""
         return root_url(url)
 
-    def __init__(self, url: str, *, api_key: str | None = None) -> None:
+    def __init__(
+        self, url: str, *, api_key: str | None = None, timeout_s: float = INFO_TIMEOUT_S
+    ) -> None:
         """Prepare the client; nothing is sent yet.
+
+        Args:
+            timeout_s: limit of a request that a server answers at once, `INFO_TIMEOUT_S` at most.
 
         Raises:
             ConfigError: `url` is no HTTP address, or no HTTP header can hold the key.
         """
         self.url = self.address(url)
+        self.info_timeout_s = min(timeout_s, INFO_TIMEOUT_S)
         if api_key and not _fits_header(api_key):
             raise ConfigError(
                 "the API key holds a line break, a space at an end or a character that is not "
@@ -192,11 +200,11 @@ class Client:
 
     def get(self, path: str) -> Any:
         """Return the JSON that the server has under a path; raises `RequestError`."""
-        return self.start(self.fetch("GET", path, timeout_s=INFO_TIMEOUT_S)).result()
+        return self.start(self.fetch("GET", path, timeout_s=self.info_timeout_s)).result()
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Return the JSON that the server answers to a body; raises `RequestError`."""
-        return self.start(self.fetch("POST", path, body, timeout_s=INFO_TIMEOUT_S)).result()
+        return self.start(self.fetch("POST", path, body, timeout_s=self.info_timeout_s)).result()
 
     async def fetch(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float
@@ -267,11 +275,20 @@ class Client:
                 f"second{'' if timeout_s == 1 else 's'}"
             ) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            if unknown := _unresolved(error):
+            if unknown := _cause(error, socket.gaierror):
                 raise UnreachableError(
-                    f"no server answers at {self.url}, whose name is not known here ({unknown}): "
-                    f"{CHECK_NAME}",
+                    f"no server answers at {self.url}, whose name is not known here "
+                    f"({unknown.strerror}): {CHECK_NAME}",
                     retryable=True,
+                ) from None
+            if untrusted := _cause(error, ssl.SSLCertVerificationError):
+                raise RejectedError(
+                    f"the certificate of {self.url} is not trusted ({untrusted.verify_message})"
+                ) from None
+            if _cause(error, ssl.SSLError):
+                plain = self.url.replace("https:", "http:", 1)
+                raise RejectedError(
+                    f"the server at {self.url} does not answer in https: try {plain}"
                 ) from None
             raise UnreachableError(
                 f"no server answers at {self.url}: {START_ONE}",
@@ -294,9 +311,7 @@ class Client:
             )
         if status == 404:
             raise RejectedError(
-                f"{self.url} has no {path}: is it an SGLang server? `lim ask --api openai` asks "
-                "other servers of OpenAI's API",
-                response=response,
+                f"{self.url} has no {path}: is it an SGLang server?", response=response
             )
         # SGLang also answers 5xx in the midst of a generation.
         kind = RejectedError if status < 500 else RequestError
@@ -342,25 +357,20 @@ class Client:
         self.close()
 
 
-def _unresolved(error: BaseException) -> str | None:
-    """Return why the name of a server could not be resolved; None for any other failure."""
+def _cause(error: BaseException, kind: type[E]) -> E | None:
+    """Return the error of some kind from which an error came; None if there is none."""
     causes = [error]
     for each in causes:
-        if isinstance(each, socket.gaierror):
-            return each.strerror
+        if isinstance(each, kind):
+            return each
         further = (each.__cause__, each.__context__)  # which may lead in a circle
         causes += [other for other in further if other and other not in causes]
     return None
 
 
-def check_server(url: str, api_key: str | None = None) -> None:
-    """Refuse an address where no SGLang server answers.
-
-    Raises:
-        ServerError: nothing answers, the key is wrong, or it is no SGLang server.
-    """
-    with Client(url, api_key=api_key) as client:
-        client.get("/model_info")
+def awaited(client: Client) -> str:
+    """Return the words for the wait for a client's server."""
+    return f"{client.url} has not answered yet; waiting {client.info_timeout_s:g} s at most"
 
 
 def normalise_url(url: str) -> str:

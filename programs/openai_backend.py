@@ -38,11 +38,12 @@ from lim_sglang.programs.http_client import (
     Client,
     RejectedError,
     RequestError,
+    awaited,
     normalise_url,
     reason_of,
 )
 from lim_sglang.programs.schema import Access, Sampling
-from lim_sglang.progress import print_plain
+from lim_sglang.progress import print_plain, told_if_late
 
 CHAT, MODELS = "/chat/completions", "/models"
 NOT_LISTED = (404, 405, 501)
@@ -60,7 +61,7 @@ def connect_openai(access: Access, console: Console) -> "OpenAIBackend":
         ConfigError: a model has to be chosen, or the server lists its models without the given one.
         ServerError: nothing answers, or the key is wrong.
     """
-    with OpenAIClient(access.url, api_key=access.api_key) as client:
+    with _client(access) as client, told_if_late(console, awaited(client)):
         listed = client.models()
         if access.model and listed and access.model not in listed and not client.has(access.model):
             raise ConfigError(
@@ -73,6 +74,10 @@ def connect_openai(access: Access, console: Console) -> "OpenAIBackend":
         f"{model} by OpenAI's API, which has no top_k: one is sent only if --top-k names it",
     )
     return OpenAIBackend(replace(access, model=model))
+
+
+def _client(access: Access) -> "OpenAIClient":
+    return OpenAIClient(access.url, api_key=access.api_key, timeout_s=access.timeout_s)
 
 
 def choose_model(given: str | None, listed: Sequence[str] | None, url: str) -> str:
@@ -104,13 +109,18 @@ class OpenAIClient(Client):
         """Return the address to which the paths of requests are added."""
         return base_url(url)
 
-    def __init__(self, url: str, *, api_key: str | None = None) -> None:
+    def __init__(
+        self, url: str, *, api_key: str | None = None, timeout_s: float = INFO_TIMEOUT_S
+    ) -> None:
         """Prepare the client; nothing is sent yet.
+
+        Args:
+            timeout_s: limit of a request that a server answers at once, `INFO_TIMEOUT_S` at most.
 
         Raises:
             ConfigError: `url` is no HTTP address, or no HTTP header can hold the key.
         """
-        super().__init__(url, api_key=api_key)
+        super().__init__(url, api_key=api_key, timeout_s=timeout_s)
         self._limit_name = LIMIT
         self._openai = AsyncOpenAI(
             base_url=self.url,
@@ -167,7 +177,7 @@ class OpenAIClient(Client):
 
     async def _has(self, model: str) -> bool:
         path = f"{MODELS}/{quote(model, safe='')}"
-        async with self._translate_openai_failures(path, INFO_TIMEOUT_S):
+        async with self._translate_openai_failures(path, self.info_timeout_s):
             try:
                 await self._openai.get(path, cast_to=object)
             except APIStatusError as error:
@@ -177,7 +187,7 @@ class OpenAIClient(Client):
         return True
 
     async def _list_models(self) -> tuple[str, ...] | None:
-        async with self._translate_openai_failures(MODELS, INFO_TIMEOUT_S):
+        async with self._translate_openai_failures(MODELS, self.info_timeout_s):
             try:
                 found: Any = await self._openai.get(MODELS, cast_to=object)
             except APIStatusError as error:
@@ -203,7 +213,8 @@ class OpenAIClient(Client):
                 raise
             except APIConnectionError as error:
                 if isinstance(error.__cause__, httpx.RequestError):
-                    raise error.__cause__ from None
+                    # With its own cause, such as a name that is not known.
+                    raise error.__cause__ from error.__cause__.__cause__
                 raise RequestError(f"the connection to {self.url} failed ({error})") from None
             except APIError as error:
                 raise RequestError(
@@ -257,7 +268,7 @@ class OpenAIBackend(Backend):
         Raises:
             ConfigError: the URL is no HTTP address, or no HTTP header can hold the key.
         """
-        self._openai = OpenAIClient(access.url, api_key=access.api_key)
+        self._openai = _client(access)
         super().__init__(self._openai, access)
 
     @property

@@ -293,7 +293,7 @@ TimeoutOption = Annotated[
         "--timeout",
         min=RANGES["timeout_s"].least,
         max=RANGES["timeout_s"].most,
-        help="Seconds that the server has for one sample.",
+        help="Seconds that the server has for one sample, and, 60 at most, to say what it serves.",
     ),
 ]
 

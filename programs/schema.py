@@ -42,6 +42,9 @@ class Access:
     """On or off for models that can do both; None leaves it to the model's template."""
     thinking_budget: int | None = None
     """Tokens after which thoughts are closed; None: no limit."""
+    command: str | None = None
+    """The command, such as `lim ask`, whose `--api openai` asks other servers; None: there is none.
+    """
 
 
 @dataclass(frozen=True)

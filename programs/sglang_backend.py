@@ -19,6 +19,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import httpx
 from rich.console import Console
 
 from lim_sglang.config import Drafts, honours_seeds, lim_state
@@ -35,8 +36,9 @@ from lim_sglang.programs.chat import (
     thinking_switch,
     thoughts_in,
 )
-from lim_sglang.programs.http_client import Client, RequestError
+from lim_sglang.programs.http_client import Client, RejectedError, RequestError, awaited
 from lim_sglang.programs.schema import Access, Api, Sampling
+from lim_sglang.progress import told_if_late
 
 ABORT_TIMEOUT_S = 3.0
 """Limit of one abort, and of the wait for the result of an aborted request."""
@@ -44,7 +46,7 @@ COUNT_TIMEOUT_S = 2.0
 """Limit of a count of tokens; shorter, so that an abort does not lose a complete answer."""
 ABORT_AGAIN_S = 0.5
 """Pause between two aborts of a request: the server forgets one that overtakes its request."""
-CHAT = "/v1/chat/completions"
+CHAT, MODEL_INFO = "/v1/chat/completions", "/model_info"
 CLOSING_WORDS = (
     "\n\nConsidering the limited time by the user, I have to give the solution based on the "
     f"thinking directly now.\n{END_OF_THOUGHT}\n\n"
@@ -66,13 +68,42 @@ def connect(access: Access, console: Console) -> Backend:
         from lim_sglang.programs.openai_backend import connect_openai
 
         return connect_openai(access, console)
-    with Client(access.url, api_key=access.api_key) as client:
-        client.get("/model_info")
+    with _client(access) as client, told_if_late(console, awaited(client)):
+        _check_sglang(client, access.command)
         running: int | None = client.get("/server_info").get("max_running_requests")
         check_thinking(client, access.thinking, access.thinking_budget)
     if running:
         access = replace(access, max_concurrency=min(access.max_concurrency, running))
     return SglangBackend(access)
+
+
+def check_server(access: Access, console: Console) -> None:
+    """Refuse an address where no SGLang server answers.
+
+    Raises:
+        ServerError: nothing answers, the key is wrong, or it is no SGLang server.
+    """
+    with _client(access) as client, told_if_late(console, awaited(client)):
+        _check_sglang(client, access.command)
+
+
+def _client(access: Access) -> Client:
+    return Client(access.url, api_key=access.api_key, timeout_s=access.timeout_s)
+
+
+def _check_sglang(client: Client, command: str | None) -> None:
+    """Raise `RequestError` unless a server says which model it serves, as SGLang does."""
+    others = f" `{command} --api openai` asks other servers of OpenAI's API" if command else ""
+    try:
+        info = client.get(MODEL_INFO)
+    except RejectedError as error:
+        if error.response is not None and error.response.status_code == httpx.codes.NOT_FOUND:
+            error.args = (f"{error}{others}",)
+        raise
+    if not (isinstance(info, dict) and info.get("model_path")):
+        raise RejectedError(
+            f"{client.url}{MODEL_INFO} names no model: is it an SGLang server?{others}"
+        )
 
 
 def _refuse_options(access: Access) -> None:
@@ -126,7 +157,7 @@ class SglangBackend(Backend):
         Raises:
             ConfigError: the URL is no HTTP address, or no HTTP header can hold the key.
         """
-        super().__init__(Client(access.url, api_key=access.api_key), access)
+        super().__init__(_client(access), access)
 
     def server_info(self) -> dict[str, Any]:
         """Return the server's `/server_info`; raises `ServerError`."""

@@ -128,7 +128,8 @@ def running_replicas(
             for server in servers.values():
                 server.start()
             logs = {name: server.log for name, server in servers.items()}
-            with start_shown(title, logs, console) as tell_ready:
+            on_cpu = any(each.on_cpu for each in options)
+            with start_shown(title, logs, console, on_cpu=on_cpu) as tell_ready:
                 for name in _wait_until_ready(servers):
                     tell_ready(name)
             yield servers

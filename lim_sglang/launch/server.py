@@ -585,7 +585,8 @@ def running_server(
     with on_signals(signal.default_int_handler):
         try:
             server.start()
-            with start_shown(title, {"": server.log}, console) as tell_ready:
+            logs = {"": server.log}
+            with start_shown(title, logs, console, on_cpu=options.on_cpu) as tell_ready:
                 server.wait_until_ready()
                 tell_ready("")
             with _end_told(server):
@@ -610,10 +611,12 @@ def _end_told(server: Server) -> Iterator[None]:
 
 def explained(error: ServerError, server: Server, *, is_temporary: bool) -> str:
     """Return the text of an error with what the server's log says about it."""
+    ending = server.poll()
+    hint = f"\n{ending.hint}" if ending and ending.hint else ""
     if server.log is None:
-        return f"{error}: see above"
+        return f"{error}: see above{hint}"
     cause = cause_of_failure(server.log)
     if error.exit_code == REFUSED:  # SGLang's process has named all reasons
         return cause
     kept = keep_log(server.log) if is_temporary else server.log
-    return f"{error} (log: {kept})\n{cause}"
+    return f"{error} (log: {kept})\n{cause}{hint}"

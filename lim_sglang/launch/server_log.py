@@ -19,6 +19,7 @@ POLL_S = 1.0
 FIRST_LINE_S, LINE_INTERVAL_S = 5.0, 30.0
 """Seconds until the first line of a start that no terminal shows, and between two lines."""
 NO_LINE = "SGLang has logged nothing yet"
+USUAL_ON_CPU = "usually 30 to 120 s on a CPU"
 TAIL_BYTES = 20_000
 """The part of a log that has its newest line, from that line's beginning: SGLang's longest line, of
 its options, has about 5,000 bytes."""
@@ -46,7 +47,7 @@ EXCEPTION = re.compile(r"(?:\[[^]]*\] )?((?:\w+\.)*\w*(?:Error|Exception)\b: .*)
 
 @contextmanager
 def start_shown(
-    title: str, logs: Mapping[str, Path | None], console: Console
+    title: str, logs: Mapping[str, Path | None], console: Console, *, on_cpu: bool = False
 ) -> Iterator[Callable[[str], None]]:
     """Show a start until the block ends: the seconds, and the newest line of each log.
 
@@ -55,6 +56,7 @@ def start_shown(
 
     Args:
         logs: by the name of the server, which is empty for a server that starts alone.
+        on_cpu: say how long a start usually takes there.
 
     Yields:
         A function that tells the name of a server which is ready.
@@ -62,6 +64,8 @@ def start_shown(
     opening = f"Starting a server: {title}"
     if len(logs) > 1:
         opening = f"Starting {len(logs)} servers: {title}"
+    if on_cpu:
+        opening += f" ({USUAL_ON_CPU})"
     for name, log in logs.items():
         if log:
             print_plain(console, f"SGLang's log{name and f' of {name}'}: {log}", whole=True)

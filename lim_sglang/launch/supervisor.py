@@ -48,6 +48,10 @@ and multiprocessing's `/pymp-abcdefgh/listener-abcdefgh`."""
 MAX_SOCKET_PATH = 107
 """Bytes that Linux allows for the path of a Unix socket."""
 SHARED_MEMORY = Path("/dev/shm")
+OUT_OF_MEMORY = (
+    "if nobody killed it, memory has most likely run out: `dmesg` names the processes that Linux "
+    "killed for it"
+)
 _LIBC = ctypes.CDLL(None)
 
 
@@ -149,13 +153,21 @@ class Ending:
     """Exit code of SGLang's main process; 128 + n after signal n."""
     dead: str | None = None
     """The process of SGLang whose death ended the others."""
+    dead_code: int | None = None
+    """Exit code of that process, as `code`; None: not known."""
 
     def __str__(self) -> str:
         if self.dead:
-            return f"SGLang's {self.dead} died"
+            return f"SGLang's {self.dead} {_way_to_end(self.dead_code)}"
         if self.code > 128:
-            return f"SGLang's main process was killed by signal {self.code - 128}"
+            return f"SGLang's main process {_way_to_end(self.code)}"
         return f"the server ended with code {self.code}"
+
+    @property
+    def hint(self) -> str:
+        """What to look for where SIGKILL, or nothing known, ended a process; else empty."""
+        code = self.dead_code if self.dead else self.code
+        return OUT_OF_MEMORY if code in (None, 128 + signal.SIGKILL) else ""
 
     def to_json(self) -> str:
         """Return one line that `from_json` reads."""
@@ -165,6 +177,18 @@ class Ending:
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote."""
         return cls(**json.loads(text))
+
+
+def _way_to_end(code: int | None) -> str:
+    """Return how a process ended, by its exit code, which is 128 + n after signal n."""
+    if code is None:
+        return "died"
+    if code <= 128:
+        return f"ended with exit code {code}"
+    number, name = code - 128, ""
+    with suppress(ValueError):  # a real-time signal
+        name = f" ({signal.Signals(number).name})"
+    return f"was killed by signal {number}{name}"
 
 
 def supervision(command: Sequence[str], link: int, folder: Path, grace_s: float) -> list[str]:
@@ -188,7 +212,7 @@ def main(link: str, folder: str, grace_s: str, *command: str) -> None:
     tree.end(float(grace_s))
     if ending is not None:
         with suppress(OSError):
-            owner.sendall(Ending(tree.code, ending or None).to_json().encode())
+            owner.sendall(Ending(tree.code, ending or None, tree.dead_code).to_json().encode())
             owner.recv(1)  # until the owner has read the log
     remove_files(Path(folder))
 
@@ -198,14 +222,16 @@ class Tree:
 
     def __init__(self, command: Sequence[str]) -> None:
         self.code = 0
+        self.dead_code: int | None = None
+        """Exit code of the member that died; None: none did, or its parent was quicker to ask."""
         self._has_ended = False
         self._is_asked_to_stop = False
         for number in STOPPING:
             signal.signal(number, self._stop)
         # This process has one thread, at whose end the kernel sends the signal.
         self._main = subprocess.Popen(command, preexec_fn=die_with(os.getpid())).pid
-        self._members: dict[int, str] = {}
-        """Descriptor -> name of each process that SGLang keeps as long as it serves."""
+        self._members: dict[int, tuple[str, int]] = {}
+        """Descriptor -> name and id of each process that SGLang keeps as long as it serves."""
         self._known: set[int] = set()
         self._searched_s = 0.0
 
@@ -223,13 +249,16 @@ class Tree:
             ready = select.select([owner.fileno(), *self._members], [], [], TICK_S)[0]
             if owner.fileno() in ready:
                 return None
-            if ready:  # at the end of a main process its children end as well: which was first?
-                time.sleep(TICK_S)
+            if ready:
+                name, pid = self._members[ready[0]]
+                code = _code_of_zombie(pid)
+                time.sleep(TICK_S)  # a main process ends its children as well: which was first?
             self._reap()
             if self._has_ended:
                 return ""
             if ready:
-                return self._members[ready[0]]
+                self.dead_code = code
+                return f"{name} (process {pid})"
             self._find_members()
         return None
 
@@ -242,7 +271,7 @@ class Tree:
             with suppress(psutil.Error, OSError):  # it has ended, or the system has no pidfd
                 name = _member_name(process.cmdline())
                 if name and process.pid not in self._known:
-                    self._members[os.pidfd_open(process.pid)] = f"{name} (process {process.pid})"
+                    self._members[os.pidfd_open(process.pid)] = name, process.pid
                     self._known.add(process.pid)
 
     def end(self, grace_s: float) -> None:
@@ -269,9 +298,25 @@ class Tree:
         with suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 if found[0] == self._main:
-                    code = os.waitstatus_to_exitcode(found[1])
-                    self.code = code if code >= 0 else 128 - code
+                    self.code = _shell_code(found[1])
                     self._has_ended = True
+
+
+def _shell_code(status: int) -> int:
+    """Return the exit code of a wait status, 128 + n after signal n."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _code_of_zombie(pid: int) -> int | None:
+    """Return the exit code of a process that need not be our child, from the last field of its
+    `/proc/PID/stat`; None if it runs, or its parent has already asked for the code.
+    """
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] == "Z":
+            return _shell_code(int(fields[-1]))
+    return None
 
 
 def _member_name(command_line: Sequence[str]) -> str | None:

@@ -72,7 +72,9 @@ def test_without_options_it_is_four_samples_by_majority_on_a_local_server(runs: 
     assert runs.configs == [RunConfig("math500", sampling={"max_tokens": 2048, **MODEL_OWN})]
     assert runs.configs[0].samples_per_question == 4
     assert runs.urls == ("http://127.0.0.1:30000",)
-    assert runs.access == Access(api=Api.SGLANG, timeout_s=600.0, max_concurrency=64)
+    assert runs.access == Access(
+        api=Api.SGLANG, timeout_s=600.0, max_concurrency=64, command="lim eval"
+    )
 
 
 def test_every_option_arrives(runs: Runs) -> None:
@@ -101,7 +103,7 @@ def test_every_option_arrives(runs: Runs) -> None:
     own = replace(expected, task="file:my/own.jsonl", out=Path("runs/x/file-own"))
     assert runs.configs == [expected, own]
     assert runs.urls == ("http://a:1", "http://b:2")
-    assert runs.access == Access(api_key="k", timeout_s=60.0, max_concurrency=8)
+    assert runs.access == Access(api_key="k", timeout_s=60.0, max_concurrency=8, command="lim eval")
 
 
 def test_one_task_gets_the_folder_itself(runs: Runs) -> None:

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -84,6 +85,28 @@ def test_mistakes_are_refused_before_anything_is_sampled(
     expected = ("error: ", *(message.format(folder=tmp_path) for message in messages))
     assert all(message in done.error for message in expected), done.error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_question_with_two_answers_is_warned_of_before_a_sample_and_noted_at_the_end(
+    tmp_path: Path,
+) -> None:
+    questions = tmp_path / "twice.jsonl"
+    lines = ({"problem": "What is 1 + 1?", "answer": answer} for answer in (2, 3))
+    questions.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    told: list[str] = []
+
+    def answer(body: dict[str, Any]) -> Chain:
+        told.append(sys.stderr.getvalue())  # type: ignore[attr-defined]  # `lim` redirects it
+        return Chain(words(said(body), NUM_TOKENS))
+
+    with serving(answer) as fake:
+        options = ("--samples", "1", "--out", str(tmp_path / "run"), "--url", fake.url)
+        done = lim("eval", f"file:{questions}:integer", *options)
+    assert done.code == 0, done.error
+    note = f"{questions}, lines 1-2: the same question with the reference answers '2' and '3'"
+    assert all(f"warning: {note}" in each for each in told)
+    assert len(told) == 2
+    assert done.error.count(f"\n{note}") == 1
 
 
 def test_names_are_printed_as_they_are_and_own_questions_are_named_so(tmp_path: Path) -> None:

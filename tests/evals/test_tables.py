@@ -194,7 +194,7 @@ def test_samples_without_an_answer_have_a_reason_each() -> None:
         question("b", [0, 1, None], states={0: TRUNCATED, 2: TRUNCATED}),
     )
     cut_off, unanswered = reasons_without_answer(found.conditions, score(found))
-    assert cut_off.startswith("2 of 6 samples were cut off")
+    assert cut_off.startswith("3 of 6 samples were cut off, 2 of them with no answer, after")
     assert "30 tokens" in cut_off
     assert cut_off.endswith("so the server's context is full: serve a longer context")
     short = {**found.conditions, "max_tokens": 30}
@@ -203,7 +203,7 @@ def test_samples_without_an_answer_have_a_reason_each() -> None:
     assert f" {UNANSWERED};" in unanswered
     one = run(question("a", [0, None], states={1: TRUNCATED}))
     assert next(reasons_without_answer(one.conditions, score(one))).startswith(
-        "1 of 2 samples was cut off"
+        "1 of 2 samples was cut off with no answer"
     )
     assert not [*reasons_without_answer(FOUR.conditions, score(run(question("q", [0, 1]))))]
 

@@ -321,7 +321,7 @@ class FakeServer:
         elif path == "/server_info":
             await peer.send_json(200, self._about())
         elif path == "/model_info":
-            await peer.send_json(200, {})
+            await peer.send_json(200, {"model_path": "/models/fake"})
         else:
             await peer.send_json(404, {"detail": "Not Found"})
 

@@ -14,15 +14,15 @@ from typing import Any
 import httpx
 import pytest
 
-from lim_sglang.errors import ConfigError, ServerError
+from lim_sglang.errors import ConfigError
 from lim_sglang.programs import http_client as client_module
 from lim_sglang.programs.http_client import (
+    INFO_TIMEOUT_S,
     Backoff,
     Client,
     RequestError,
     RequestTimeoutError,
     Retries,
-    check_server,
     retry_after_s,
     root_url,
 )
@@ -94,12 +94,6 @@ def error_of(client: Client, method: str, path: str, body: Any = None, timeout_s
 def test_an_answer_is_read_as_json(client: Client) -> None:
     assert client.get("/model_info") == {"model_path": "m"}
     assert client.post("/status/200", {"a": [1, "é"]}) == {"a": [1, "é"]}
-
-
-def test_a_server_that_is_no_sglang_server_is_refused(url: str) -> None:
-    check_server(f"{url}/v1/")
-    with pytest.raises(ServerError, match="is it an SGLang server"):
-        check_server(f"{url}/elsewhere")
 
 
 def test_the_api_key_is_sent_and_its_refusal_says_what_to_give(url: str) -> None:
@@ -192,6 +186,25 @@ def test_a_port_where_no_server_speaks_http_has_a_way_out() -> None:
             error = error_of(client, "GET", "/model_info")
     assert "(RemoteProtocolError): it has ended, or speaks no HTTP: see its log" in str(error)
     assert client_module.without_advice(str(error)).endswith("was lost (RemoteProtocolError)")
+
+
+def test_https_is_said_to_be_the_wrong_scheme_of_a_server_without_it(url: str) -> None:
+    with Client(url.replace("http:", "https:")) as client:
+        error = error_of(client, "GET", "/model_info")
+    assert f" does not answer in https: try {url}" in str(error)
+    assert not error.retryable
+
+
+@pytest.mark.parametrize(("timeout_s", "limit_s"), [(0.2, 0.2), (600, INFO_TIMEOUT_S)])
+def test_a_limit_of_samples_bounds_what_a_server_answers_at_once(
+    timeout_s: float, limit_s: float, url: str
+) -> None:
+    with Client(url, timeout_s=timeout_s) as client:
+        assert client.info_timeout_s == limit_s
+        if timeout_s < 1:
+            with pytest.raises(RequestTimeoutError, match=r"did not answer within 0\.2 seconds"):
+                client.get("/slow")
+            wait_for_slow_requests(1)
 
 
 def test_a_request_out_of_time_is_an_error_of_its_own_and_disconnects(client: Client) -> None:
@@ -317,8 +330,9 @@ def test_no_http_proxy_is_asked_for_this_machine(url: str, monkeypatch: pytest.M
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    check_server(url)
-    check_server(url.replace("127.0.0.1", "localhost"))
+    for address in (url, url.replace("127.0.0.1", "localhost")):
+        with Client(address) as client:
+            assert client.get("/model_info")
 
 
 BACKOFF = Backoff(tries=6, first_s=1.0, most_s=8.0, total_s=60.0)

@@ -1,6 +1,9 @@
 """A SGLang server as a backend: connecting, requests, broken streams, thoughts and their budget."""
 
+import io
 import json
+import re
+import socket
 import subprocess
 import sys
 from contextlib import closing
@@ -12,18 +15,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lim_sglang.errors import ConfigError
+from lim_sglang import progress
+from lim_sglang.errors import ConfigError, ServerError
 from lim_sglang.programs import sglang_backend as sglang_module
 from lim_sglang.programs.backend import InFlightSample
 from lim_sglang.programs.chat import Generation
 from lim_sglang.programs.program import PROGRAMS
-from lim_sglang.programs.schema import Access, Sample, SampleState
+from lim_sglang.programs.schema import Access, Api, Sample, SampleState
 from lim_sglang.programs.sglang_backend import (
     CLOSING_WORDS,
     SglangBackend,
+    check_server,
     close_thoughts,
     connect,
 )
+from tests.fakes.http import JsonHandler, served
 from tests.fakes.sglang_server import (
     CUT,
     Answerer,
@@ -66,6 +72,66 @@ def test_a_server_is_not_given_more_requests_than_it_says_it_runs() -> None:
             assert backend.limiter.total == 2
         with closing(connect(Access(fake.url, max_concurrency=1), CONSOLE)) as backend:
             assert backend.limiter.total == 1
+
+
+class Other(JsonHandler):
+    """No SGLang server: answers all paths alike."""
+
+    def answer(self, body: Any) -> None:
+        """Send an empty object, or for an address with /none that there is nothing."""
+        self.send_json(404 if self.path.startswith("/none") else 200, {})
+
+
+@pytest.mark.parametrize("path", ["", "/none"])
+@pytest.mark.parametrize(
+    ("command", "ending"),
+    [
+        (None, ""),
+        ("lim eval", " `lim eval --api openai` asks other servers of OpenAI's API"),
+    ],
+)
+def test_another_server_is_refused_with_the_command_that_can_ask_it(
+    path: str, command: str | None, ending: str
+) -> None:
+    with served(Other) as url:
+        access = Access(f"{url}{path}", command=command)
+        for act in (connect, check_server):
+            with pytest.raises(ServerError) as refused:
+                act(access, CONSOLE)
+            assert str(refused.value).endswith(f": is it an SGLang server?{ending}")
+
+
+@pytest.mark.parametrize("api", Api)
+def test_a_server_without_https_is_told_so_by_either_api(api: Api) -> None:
+    with served(Other) as url, pytest.raises(ServerError, match=f"in https: try {url}"):
+        connect(Access(url.replace("http:", "https:"), api), CONSOLE)
+
+
+def test_lim_ask_is_named_where_it_meets_another_server(forker: Forker, tmp_path: Path) -> None:
+    with served(Other) as url:
+        code, command = forker.run(tmp_path, "ask", "2 + 2?", "--url", url)
+    assert (code, command.output) == (1, "")
+    assert "lim ask --api openai` asks other servers" in command.error
+
+
+@pytest.mark.parametrize("api", Api)
+def test_a_server_that_does_not_answer_is_waited_for_in_words_and_not_longer_than_a_sample(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LATE_S", 0.05)
+    shown = io.StringIO()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ServerError, match=r"did not answer within 1 second"):
+            connect(Access(url, api, timeout_s=1.0), Console(file=shown, width=200))
+    assert re.search("has not answered yet; waiting 1 s at most\n", shown.getvalue())
+
+
+def test_a_server_that_answers_at_once_is_not_said_to_be_waited_for() -> None:
+    shown = io.StringIO()
+    with serving(lambda _: completion("")) as fake:
+        connect(Access(fake.url), Console(file=shown)).close()
+    assert not shown.getvalue()
 
 
 def test_connecting_loads_nothing_of_sglang() -> None:

@@ -127,4 +127,4 @@ def test_a_server_ends_with_any_of_its_ranks(victim: str, model: Path, tmp_path:
             next(stream.iter_lines())
             rank.kill()
             assert not still_running(list(lines), GONE_WITHIN_S)
-    assert f"scheduler_{victim} (process {rank.pid}) died" in (tmp_path / "server.log").read_text()
+    assert f"scheduler_{victim} (process {rank.pid}) " in (tmp_path / "server.log").read_text()

@@ -27,6 +27,7 @@ from tests.server.fake_servers import (
 )
 
 GONE_WITHIN_S = 10.0
+KILLED = "was killed by signal 9 (SIGKILL)"
 
 
 class Fake:
@@ -120,9 +121,12 @@ def name(process: psutil.Process) -> str:
     ("victims", "words"),
     [
         (["lim"], None),
-        (["main"], "the server is gone: SGLang's main process was killed by signal 9"),
-        (["scheduler"], "the server is gone: SGLang's scheduler (process {scheduler}) died"),
-        (["detokenizer"], "the server is gone: SGLang's detokenizer (process {detokenizer}) died"),
+        (["main"], f"the server is gone: SGLang's main process {KILLED}"),
+        (["scheduler"], f"the server is gone: SGLang's scheduler (process {{scheduler}}) {KILLED}"),
+        (
+            ["detokenizer"],
+            f"the server is gone: SGLang's detokenizer (process {{detokenizer}}) {KILLED}",
+        ),
         (["supervisor"], "the server is gone: SGLang's supervisor died"),
         (["detokenizer", "lim"], None),
     ],
@@ -139,6 +143,7 @@ def test_whoever_is_killed_takes_all_others_along_and_no_file_is_left(
     assert eventually(lambda: not list(temporary.iterdir()), 1)
     if words:
         assert words.format(**fake.pids) in fake.error.read_text()
+        assert "`dmesg` names the processes" in fake.error.read_text()
         assert "Traceback" not in fake.error.read_text()
         assert fake.code == 1
 
@@ -186,10 +191,33 @@ def test_sockets_have_room_for_their_paths(
     ("ending", "words"),
     [
         (Ending(2), "the server ended with code 2"),
-        (Ending(137), "SGLang's main process was killed by signal 9"),
+        (Ending(137), f"SGLang's main process {KILLED}"),
+        (Ending(128 + 40), "SGLang's main process was killed by signal 40"),
         (Ending(137, "scheduler (process 7)"), "SGLang's scheduler (process 7) died"),
+        (Ending(0, "scheduler (process 7)", 137), f"SGLang's scheduler (process 7) {KILLED}"),
+        (
+            Ending(137, "scheduler (process 7)", 1),
+            "SGLang's scheduler (process 7) ended with exit code 1",
+        ),
     ],
 )
 def test_an_ending_is_said_in_words_and_crosses_the_socket(ending: Ending, words: str) -> None:
     assert str(ending) == words
     assert Ending.from_json(ending.to_json()) == ending
+
+
+def test_a_lack_of_memory_is_named_where_a_process_was_killed_or_its_end_is_not_known() -> None:
+    hinted = (Ending(137), Ending(0, "scheduler", 137), Ending(0, "scheduler"))
+    assert all("`dmesg`" in each.hint for each in hinted)
+    assert not any(each.hint for each in (Ending(1), Ending(137, "scheduler", 1)))
+
+
+def test_how_a_process_ended_is_known_until_its_parent_asks() -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(3)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert supervisor._code_of_zombie(child) == 3
+    os.waitpid(child, 0)
+    assert supervisor._code_of_zombie(child) is None
+    assert supervisor._code_of_zombie(os.getpid()) is None
