@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ from lim_sglang.policies.policy import SparsePolicy, sparse_policy
 from lim_sglang.validation import (
     FP8_DTYPES,
     model_shape,
+    reasons_against,
     reasons_against_kv_cache,
     reasons_against_model,
     reasons_against_ranks,
@@ -289,15 +290,14 @@ def check_ranks(folder: str, num_ranks: int, policies: Mapping[str, LimConfig]) 
         raise ConfigError(
             f"--tp {num_ranks} needs as many GPUs, found {num_gpus}: use --tp {num_gpus} or less"
         )
-    if (text_config := _text_config(folder)) is None:
-        return
-    reasons = [
-        reason.replace("--tp-size", "--tp", 1)  # by the name of our option
-        for config in policies.values()
-        for reason in reasons_against_ranks(num_ranks, text_config, config, on_cpu=False)
-    ]
-    if reasons:
-        raise RefusedError(list(dict.fromkeys(reasons)))
+    reasons = reasons_against(SimpleNamespace(tp_size=num_ranks), on_cpu=False)
+    if text_config := _text_config(folder):
+        for config in policies.values():
+            reasons += reasons_against_ranks(num_ranks, text_config, config, on_cpu=False)
+    if reasons:  # by the name of our option
+        raise RefusedError(
+            [each.replace("--tp-size", "--tp", 1) for each in dict.fromkeys(reasons)]
+        )
 
 
 def _text_config(folder: str) -> Any | None:

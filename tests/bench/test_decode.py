@@ -18,7 +18,7 @@ from lim_sglang.bench.ranks import Rank
 from lim_sglang.bench.results import StepSplit
 from lim_sglang.bench.workloads import ModelChoice, Point, SparseReads
 from lim_sglang.config import LimConfig
-from lim_sglang.errors import ConfigError, LimError, ServerError
+from lim_sglang.errors import ConfigError, LimError, RefusedError, ServerError
 from lim_sglang.kernels.bench import Spread
 from lim_sglang.policies.policy import Role
 
@@ -279,6 +279,9 @@ def test_ranks_are_started_once_they_can_share_the_heads(monkeypatch: pytest.Mon
     monkeypatch.setenv("LIM_CONFIG", "{}")
     two = replace(OPTIONS, tp=2)
     shown: list[str] = []
+    with pytest.raises(RefusedError, match="--tp 2: .* not been verified on several GPUs"):
+        list(decode.measure(two, shown.append))
+    monkeypatch.setattr(model_runner, "reasons_against", lambda _options, **_: [])
     assert list(decode.measure(two, shown.append)) == ["row"]
     assert started == [(decode.measure_rank, two, True, 2)]
     assert shown == ["Starting 2 ranks"]
