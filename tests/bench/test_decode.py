@@ -279,7 +279,7 @@ def test_ranks_are_started_once_they_can_share_the_heads(monkeypatch: pytest.Mon
     monkeypatch.setenv("LIM_CONFIG", "{}")
     two = replace(OPTIONS, tp=2)
     shown: list[str] = []
-    with pytest.raises(RefusedError, match="--tp 2: .* not been verified on several GPUs"):
+    with pytest.raises(RefusedError, match=r"--tp 2: .* not been verified on several GPUs"):
         list(decode.measure(two, shown.append))
     monkeypatch.setattr(model_runner, "reasons_against", lambda _options, **_: [])
     assert list(decode.measure(two, shown.append)) == ["row"]
