@@ -53,6 +53,13 @@ class HeadRanks(Protocol):
         together; a CUDA graph may capture it."""
 
 
+def gather(ranks: HeadRanks, part: Tensor) -> Tensor:
+    """Return the parts of all ranks, [ranks, …], in new memory; not for a CUDA graph."""
+    parts = part.new_empty(ranks.size, *part.shape)
+    ranks.gather_into(part.contiguous(), parts)
+    return parts
+
+
 @triton.jit(do_not_specialize=["budget", "selected", "num_heads", "first_head", "all_heads"])
 def _list_turns(
     indptr,  # [B + 1] int32
@@ -276,11 +283,13 @@ class TurnExchange(RowBuffers):
 
 @dataclass(frozen=True)
 class ScoreExchange(RowBuffers):
-    """Masses or bounds that each rank computes from its own heads."""
+    """Masses or bounds that each rank computes from its own heads, for chunks of rows."""
 
     ranks: HeadRanks
+    own: PackedRows
+    """Those of this rank's heads."""
     gathered: Tensor
-    """[ranks, values of all rows] f32."""
+    """[ranks * values of all rows] f32: those of all ranks, of the rows of a chunk."""
     by_largest: bool
     """The largest of the ranks' values counts, not their sum."""
 
@@ -288,17 +297,47 @@ class ScoreExchange(RowBuffers):
     def allocate(
         cls, ranks: HeadRanks | None, scores: PackedRows, *, by_largest: bool
     ) -> Self | None:
-        """Allocate for the values of `scores`; None without ranks."""
+        """Allocate for rows as `scores` has them; None without ranks."""
         if ranks is None:
             return None
-        return cls(ranks, scores.values.new_zeros(ranks.size, len(scores.values)), by_largest)
+        own = replace(scores, values=torch.zeros_like(scores.values))
+        return cls(ranks, own, own.values.new_zeros(ranks.size * len(own.values)), by_largest)
 
     def first_rows(self, num_rows: int) -> Self:
-        """Return the same memory: values of all rows lie one behind the other."""
-        return self
+        """Return the same memory for fewer rows."""
+        return replace(self, own=self.own.first_rows(num_rows))
 
-    def unite(self, scores: PackedRows) -> None:
-        """Replace the values of this rank's heads by those of all heads, the same on all ranks."""
-        self.ranks.gather_into(scores.values, self.gathered)
-        unite = torch.amax if self.by_largest else torch.sum
-        unite(self.gathered, dim=0, out=scores.values)
+    def unite(self, out: PackedRows) -> None:
+        """Write the values that all heads give, the same on all ranks.
+
+        What rows can take is exchanged, whatever they have: a graph knows no lengths. Values past
+        the rows' ends mean nothing.
+
+        Args:
+            out: rows as `own` has them.
+        """
+        used = self.own.most_values
+        gathered = self.gathered[: self.ranks.size * used]
+        self.ranks.gather_into(self.own.values[:used], gathered)
+        self.merge(gathered.view(self.ranks.size, used), out.values[:used])
+
+    def merge(self, parts: Tensor, out: Tensor) -> Tensor:
+        """Write the sum, or the largest, of what ranks have to `out`, in rank order.
+
+        Args:
+            parts: [ranks, …].
+        """
+        join = torch.maximum if self.by_largest else torch.add
+        out.copy_(parts[0])
+        for part in parts[1:]:
+            join(out, part, out=out)
+        return out
+
+    def of_all_ranks(self, own: Tensor) -> Tensor:
+        """Return the values of a row that all heads give. All ranks call this together.
+
+        Args:
+            own: [lists, columns], of this rank's heads.
+        """
+        parts = gather(self.ranks, own)
+        return self.merge(parts, torch.empty_like(own))

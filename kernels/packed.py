@@ -69,12 +69,18 @@ class PackedRows(RowBuffers):
         page: int = 1,
     ) -> Self:
         """Allocate float32 for rows of up to `longest` tokens, `tokens` at most of all rows."""
+        nothing = torch.zeros(0, device=device)
         tokens = min(tokens, max_rows * longest)
+        rows = cls(nothing, lists, max_rows, tokens, longest, page)
+        return replace(rows, values=nothing.new_zeros(rows.most_values))
+
+    @property
+    def most_values(self) -> int:
+        """Values that rows may take, all of them together, from the first one on."""
+        tokens = min(self.tokens, self.max_rows * self.longest)
         # A row may waste an alignment; a row that pads a graph's batch has a token more.
-        room = triton.cdiv(tokens + max_rows, page) + max_rows * ALIGNMENT
-        shape = (lists * triton.cdiv(room, ALIGNMENT) * ALIGNMENT,)
-        values = torch.zeros(shape, device=device)
-        return cls(values, lists, max_rows, tokens, longest, page)
+        room = triton.cdiv(tokens + self.max_rows, self.page) + self.max_rows * ALIGNMENT
+        return self.lists * triton.cdiv(room, ALIGNMENT) * ALIGNMENT
 
     def first_rows(self, num_rows: int) -> Self:
         """Return the same memory for fewer rows."""

@@ -144,6 +144,15 @@ class BoundSelector(PageSelector):
         exchange = ScoreExchange.allocate(room.ranks, bounds, by_largest=True)
         return cls(budget_split, bounds, allocate_candidates(bounds, capacity), exchange)
 
+    @property
+    def own_scores(self) -> PackedRows:
+        """The bounds of this rank's heads."""
+        return self.exchange.own if self.exchange else self.page_scores
+
+    def of_all_ranks(self, own_scores: Tensor) -> Tensor:
+        """Return the largest bounds of all heads that share a list."""
+        return self.exchange.of_all_ranks(own_scores) if self.exchange else own_scores
+
     def summarize(
         self, layer: int, keys: Tensor, lengths: Tensor, slots: Tensor, summaries: Tensor
     ) -> None:
@@ -156,7 +165,7 @@ class BoundSelector(PageSelector):
 
     def score(self, layer: int, query: Tensor, summaries: Tensor, step: StepSlots) -> None:
         """Write bounds."""
-        page_bounds(query, summaries, step.indptr, step.slots, self.budget, self.page_scores)
+        page_bounds(query, summaries, step.indptr, step.slots, self.budget, self.own_scores)
         if self.exchange:
             self.exchange.unite(self.page_scores)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lim_sglang.kernels import reference, reference_rivals
 from lim_sglang.kernels.compact import StepSlots, compact_slots, copy_window
-from lim_sglang.kernels.exchange import HeadRanks, ScoreExchange, TurnExchange
+from lim_sglang.kernels.exchange import HeadRanks, ScoreExchange, TurnExchange, gather
 from lim_sglang.kernels.full_ranking import rank_tokens
 from lim_sglang.kernels.launch import COUNTED_SCORES, RowBuffers
 from lim_sglang.kernels.mass import candidate_capacity, log_sum_exp, softmax_mass, topk_by_mass
@@ -71,6 +71,11 @@ class Selector(RowBuffers, ABC):
         lengths decide."""
         return None
 
+    @property
+    def own_scores(self) -> PackedRows | None:
+        """What this rank adds to the deciding scores: all of them, if no rank has other heads."""
+        return self.deciding_scores
+
     @abstractmethod
     def keep(self, deciding_scores: Tensor | None, length: int) -> Tensor:
         """Return the positions that a row keeps, by the definition in torch: [n], or [lists, n]
@@ -116,18 +121,16 @@ class Selector(RowBuffers, ABC):
         """Return the deciding scores of one list that a row of this length has."""
         return length
 
-    def of_all_ranks(self, scores: Tensor) -> Tensor:
-        """Return the deciding scores of a row, where ranks have only those of their own heads.
-
-        All ranks call this together, outside a CUDA graph.
+    def of_all_ranks(self, own_scores: Tensor) -> Tensor:
+        """Return the deciding scores of a row. All ranks call this together, outside a CUDA graph.
 
         Args:
-            scores: [lists of this rank, columns].
+            own_scores: [lists of this rank, columns].
 
         Returns:
             [lists of all ranks that take turns, columns].
         """
-        return scores
+        return own_scores
 
     def counts(self) -> dict[str, int]:
         """Return counters for `/server_info`; waits for the device."""
@@ -288,13 +291,11 @@ class RankSelector(ScoreSelector):
             if self.exchange:
                 self.exchange.unite(indptr, self.budget_split, self.buffers)
 
-    def of_all_ranks(self, scores: Tensor) -> Tensor:
+    def of_all_ranks(self, own_scores: Tensor) -> Tensor:
         """Return the scores of all heads, [heads of all ranks, columns]."""
         if self.exchange is None:
-            return scores
-        gathered = scores.new_empty(self.exchange.ranks.size, *scores.shape)
-        self.exchange.ranks.gather_into(scores.contiguous(), gathered)
-        return gathered.flatten(0, 1)
+            return own_scores
+        return gather(self.exchange.ranks, own_scores).flatten(0, 1)
 
     def shortlist(self, indptr: Tensor) -> None:
         """Try shortlists in every row over the budget."""
@@ -358,6 +359,15 @@ class MassSelector(ScoreSelector):
         """The masses, as the scores of one head."""
         return self.mass
 
+    @property
+    def own_scores(self) -> PackedRows:
+        """The masses that this rank's heads give."""
+        return self.exchange.own if self.exchange else self.mass
+
+    def of_all_ranks(self, own_scores: Tensor) -> Tensor:
+        """Return the masses that all heads give."""
+        return self.exchange.of_all_ranks(own_scores) if self.exchange else own_scores
+
     def num_candidates(self, length: int) -> int:
         """Return the row's tokens, or pages."""
         return triton.cdiv(length, self.page)
@@ -390,7 +400,7 @@ class MassSelector(ScoreSelector):
             self.lse,
             self.budget,
             scale,
-            self.mass,
+            self.own_scores,
             by_largest=self.by_largest,
         )
         if self.exchange:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lim_sglang.kernels import reference
 from lim_sglang.kernels.selector import MassSelector, RankSelector
 from lim_sglang.kernels.verify import (
     MASS_TOLERANCE,
@@ -116,14 +115,14 @@ def mass_exchange_differences(batch: Batch, device: str, num_ranks: int) -> list
 
 def united_mass_differences(batch: Batch, step: RandomStep, selector: MassSelector) -> list[str]:
     """Compare one rank's masses with those that all heads give, and its top-k by them."""
-    masses = selector.mass.rows(step.ends)
+    masses = selector.deciding_scores.rows(step.ends)
     selector.topk(step.slots)
     differences = kept_differences(
         batch, step.slots, lambda row, length: selector.keep(masses[row], length)
     )
     for row in batch.rows_over_budget:
         length = batch.lengths[row]
-        expected = reference.softmax_mass(step.scores[row, :, :length], batch.scale)
+        expected = selector.masses(step.scores[row, :, :length], batch.scale)
         error = relative_error(masses[row][0, :length], expected)
         if not error <= MASS_TOLERANCE:
             differences.append(f"row {row}: masses are off by {error:.2e}")

@@ -47,7 +47,7 @@ class AuditedStep:
     slots: Tensor
     """[B, S] int32, the cache slots of each row's tokens when the step was planned."""
     scores: tuple[PackedRows, ...] | None
-    """Scores that decide which tokens are kept, of each layer."""
+    """What this rank adds to the scores that decide which tokens are kept, of each layer."""
     kept: Tensor
     """[L, sum of kept lengths] int32, the kept slots; [L, lists, …] where heads have their own."""
 
@@ -71,7 +71,7 @@ class Audit:
         Raises:
             ServerError: a step may have more rows than the selector holds at once.
         """
-        scores = selector.deciding_scores
+        scores = selector.own_scores
         if scores is not None and max_rows > scores.max_rows:
             raise ServerError(
                 f"{AUDIT_VAR} covers {scores.max_rows} rows a step, not {max_rows}: "
@@ -127,8 +127,8 @@ class Audit:
     def note_layer(self, layer: int) -> None:
         """Copy the scores and kept slots of a SELECT layer that has just run; graphs capture it."""
         index = self._index_of_layer[layer]
-        if self._scores is not None and self._selector.deciding_scores is not None:
-            self._scores[index].values.copy_(self._selector.deciding_scores.values)
+        if self._scores is not None and self._selector.own_scores is not None:
+            self._scores[index].values.copy_(self._selector.own_scores.values)
         if isinstance(self._selector, ScoreSelector):
             self._selector.scores.values.fill_(torch.nan)
         self._kept[index].copy_(self._kept_slots)

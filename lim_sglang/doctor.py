@@ -184,7 +184,7 @@ def _gpus(names: Sequence[str]) -> Iterator[Finding]:
     if len(names) == 1:
         return
     serves = f"lim serve MODEL --replicas {len(names)} serves a copy of the model on each"
-    yield Finding(Verdict.OK, f"{len(names)} GPUs: {serves}; none is shared out among several")
+    yield Finding(Verdict.OK, f"{len(names)} GPUs: {serves}; no model is shared out among several")
     if others := {*names} - {names[0]}:
         text = f"GPUs of other kinds, {', '.join(sorted(others))}: only {names[0]} is checked here"
         yield Finding(Verdict.NOTE, text)

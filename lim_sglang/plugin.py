@@ -286,19 +286,23 @@ def _use_lim_runner(original: Callable[[Any], None], worker: Any) -> None:
 def _show_state(result: Any, scheduler: Any, _request: Any) -> None:
     result.internal_state[NAME_KEY] = os.environ.get(SERVER_VAR)
     runner = scheduler.tp_worker.model_runner
-    state: dict[str, Any] | None = None
-    counts: dict[str, int] = {}
-    if hasattr(runner, "lim_stats"):
-        from lim_sglang.model_runner import device_counts, live_state
+    if not decodes_with_lim(scheduler.server_args) and not hasattr(runner, "lim_stats"):
+        return
+    from lim_sglang.model_runner import device_counts, live_state
 
-        state, counts = live_state(runner), device_counts(runner)
+    state = live_state(runner) if hasattr(runner, "lim_stats") else None
+    states = [state]
     if decodes_with_lim(scheduler.server_args) and scheduler.ps.attn_tp_size > 1:
-        states, of_ranks = zip(*compat.gather_states(scheduler, (state, counts)), strict=True)
-        counts = {name: sum(each.get(name, 0) for each in of_ranks) for name in counts}
-        if state is not None:
-            state |= {"ranks": len(states), "live_ranks": states.count(state)}
-    if state is not None:
-        result.internal_state[BACKEND] = state | counts
+        states = compat.gather_states(scheduler, state)
+    if state is None:
+        return
+    if len(states) > 1:
+        state = state | {"ranks": len(states), "live_ranks": states.count(state)}
+    if None not in states:  # ranks count together
+        counts = device_counts(runner)
+        of_ranks = compat.gather_states(scheduler, counts) if len(states) > 1 else [counts]
+        state = state | {name: sum(each[name] for each in of_ranks) for name in counts}
+    result.internal_state[BACKEND] = state
 
 
 def _count_retraction(scheduler: Any, _request: Any, is_retracted: bool = False) -> None:

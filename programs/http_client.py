@@ -29,6 +29,13 @@ request on a connection that is being closed is lost."""
 INFO_TIMEOUT_S = 60.0
 """Limit of a request that a server answers at once, unless it is busy with a long step."""
 CLOSE_TIMEOUT_S = 5.0
+_PLAIN_HTTP = (
+    "WRONG_VERSION_NUMBER",
+    "RECORD_LAYER_FAILURE",
+    "HTTP_REQUEST",
+    "PACKET_LENGTH_TOO_LONG",
+)
+"""OpenSSL's reasons where a server answers in plain HTTP."""
 _ROUTE = re.compile(r"(?<=/v1)/(chat/completions|completions|models)$")
 """A route of OpenAI's API that was copied into an address."""
 START_ONE = (
@@ -285,7 +292,7 @@ class Client:
                 raise RejectedError(
                     f"the certificate of {self.url} is not trusted ({untrusted.verify_message})"
                 ) from None
-            if _cause(error, ssl.SSLError):
+            if (failed := _cause(error, ssl.SSLError)) and failed.reason in _PLAIN_HTTP:
                 plain = self.url.replace("https:", "http:", 1)
                 raise RejectedError(
                     f"the server at {self.url} does not answer in https: try {plain}"

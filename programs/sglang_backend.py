@@ -68,8 +68,8 @@ def connect(access: Access, console: Console) -> Backend:
         from lim_sglang.programs.openai_backend import connect_openai
 
         return connect_openai(access, console)
-    with _client(access) as client, told_if_late(console, awaited(client)):
-        _check_sglang(client, access.command)
+    check_server(access, console)
+    with _client(access) as client:
         running: int | None = client.get("/server_info").get("max_running_requests")
         check_thinking(client, access.thinking, access.thinking_budget)
     if running:

@@ -98,7 +98,11 @@ def decode(
     quantization: QuantizationOption = "none",
     tp: Annotated[
         int,
-        typer.Option(min=1, help="GPUs that share the heads of each layer (tensor parallelism)."),
+        typer.Option(
+            min=1,
+            help="GPUs that share the heads of each layer; over 1 is refused so far, as a server's "
+            "--tp-size is on a GPU.",
+        ),
     ] = 1,
     windows: Annotated[int, typer.Option(min=1, help="Timed windows of each backend.")] = 7,
     steps: Annotated[int, typer.Option(min=1, help="Decode steps in a window.")] = 20,

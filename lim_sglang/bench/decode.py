@@ -112,8 +112,10 @@ class Bench:
         num_bytes = step_bytes(batch.point, self.conditions, reads)
         limit_ms = num_bytes / (self.conditions["copy_gb_per_s"] * 1e6)
         replay_ms, split = time_replays(self.runner, batch, contender, self.options), None
-        # Layers of other backends than FlashInfer's cannot be timed by themselves.
-        if self.options.split and isinstance(backend, compat.FlashInferAttnBackend):
+        # Layers of other backends than FlashInfer's cannot be timed by themselves,
+        # and layers that several GPUs share exchange what they select within SGLang's graphs alone.
+        is_alone = self.options.tp == 1 and isinstance(backend, compat.FlashInferAttnBackend)
+        if self.options.split and is_alone:
             roles = self.runner.lim_roles
             roles = roles if is_ours else (Role.FULL,) * len(roles)
             layer_ms = time_layers(self.runner, batch, contender, roles, self.flush)

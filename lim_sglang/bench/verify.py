@@ -72,7 +72,7 @@ def require_exact_steps(
         # A step that does not write kept slots and scores is noticed.
         if getattr(runner, "lim_kept_slots", None) is not None:
             runner.lim_kept_slots.zero_()
-            if (scores := runner.lim_selector.deciding_scores) is not None:
+            if (scores := runner.lim_selector.own_scores) is not None:
                 scores.values.fill_(torch.nan)
         if not run_step(runner, batch).isfinite().all():
             problems.append(f"{contender.name} gives logits that are not finite")
@@ -174,15 +174,15 @@ def differing_sets(selector: Any, batch: FilledBatch, kept: Sequence[Tensor]) ->
     Only rows of the last chunk with a row over the budget, whose scores of the last SELECT layer
     are still in memory. The others have `rows_with_wrong_slots`. All ranks call this together.
     """
-    if (deciding_scores := selector.deciding_scores) is None:
+    if (own_scores := selector.own_scores) is None:
         over = batch.point.rows_over(selector.budget)
         keeps = {row: selector.keep(None, batch.point.lengths[row]) for row in over}
         wrong = [row for row in over if not torch.equal(kept[row], batch.slots[row][keeps[row]])]
         return [f"row {row} keeps another set than its length gives" for row in wrong]
     over, lengths, found = batch.point.rows_over(selector.budget), batch.point.lengths, []
-    first = over[-1] // deciding_scores.max_rows * deciding_scores.max_rows
-    of_chunk = lengths[first : first + deciding_scores.max_rows]
-    in_chunk = deciding_scores.rows(row_ends(of_chunk))
+    first = over[-1] // own_scores.max_rows * own_scores.max_rows
+    of_chunk = lengths[first : first + own_scores.max_rows]
+    in_chunk = own_scores.rows(row_ends(of_chunk))
     for row in (row for row in over if row >= first):
         length = lengths[row]
         own = in_chunk[row - first][:, : selector.num_candidates(length)]

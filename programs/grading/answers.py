@@ -156,10 +156,17 @@ _CLOSING_TRUE = re.compile(
 """The last sentence of a reply: `So, statement C is true.`"""
 _ALSO_TRUE = re.compile(
     r"(?<![a-zA-Z])([A-J](?=[)\]*_$]*\s)|(?<=\()[a-hj](?=\)))[)\]*_$]*\s+is\s+"
-    r"(?:(?:also|therefore|thus|clearly)\s+)?(?:the\s+)?(?:true|correct|right)\b"
+    r"(?:(?:also|therefore|thus|clearly)\s+)?(?:true|correct)\b"
 )
-_MODAL = re.compile(r"\b(?:would|could|might|may|perhaps|maybe)\b", re.IGNORECASE)
-"""A word that makes a possibility of the sentence."""
+_RULED_OUT = re.compile(
+    r"\b(?:eliminat\w+|rul(?:ed|es|ing) out|exclud\w+|discard\w+|wrong|incorrect|false|impossible"
+    r"|fails?)\b",
+    re.IGNORECASE,
+)
+_UNSURE = re.compile(
+    r"\b(?:would|could|might|may|perhaps|maybe|not|cannot|none|\w+n['’]t)\b", re.IGNORECASE
+)
+"""A word by which a sentence states a possibility, or denies."""
 _ENDED = re.compile(
     r"^[#>*_ \t-]*(?:\d+|[A-Ja-j])\.(?=[\s*_])"
     r"|((?:[.!?](?=\s)|(?<![,;])(?<![,;] )(?<!\bor)(?<!\band)\n))",
@@ -328,9 +335,14 @@ def _closing_choice(reply: str) -> str | None:
     is_clause = closing[0].startswith(",")
     if DOUBT.search(ONLY.sub("", before) if is_clause else before):
         return None
-    if is_clause and "leav" in closing[0] and _MODAL.search(before):
+    if is_clause and "leaving" in closing[0] and not _ruled_out(before):
         return None
     return closing["option"].strip("()[]").upper()
+
+
+def _ruled_out(clause: str) -> bool:
+    """Return True if a clause rules options out."""
+    return bool(_RULED_OUT.search(clause)) and not _UNSURE.search(clause)
 
 
 def _closing_true(reply: str) -> str | None:

@@ -52,7 +52,7 @@ _ATTITUDES = frozenset(
 """Words that deny a statement behind them without `that`, if they are denied or deny."""
 _HARMLESS = re.compile(
     r"\b(?:not|n't) (?=(?:only|just|merely|surpris(?:ing|ed)|unreasonable|long|immediately|need"
-    r"|(?:too )?(?:hard|difficult))\b)"
+    r"|(?:be )?obvious|a coincidence|(?:too )?(?:hard|difficult))\b)"
     r"|\bno (?=(?:surprise|wonder|question|coincidence|secret)\b)"
     r"|\bwithout (?=loss\b)"
 )
@@ -72,56 +72,32 @@ _WOULD = re.compile(
 )
 """The beginning of a sentence up to a value that would be the answer; `the speed would be` may
 answer the question itself."""
+_INVERTED = re.compile(
+    r"\A[\s*_>#-]*(?:(?:and|but|so|yet|now|then)\b,?\s+)?(?:were|had)\s+(?!to\b)(?=\w)"
+    r"|(?<=[\w$)}\],])\s+(?:were|had)\s+(?=(?:the|we|it|he|she|they|there)\b)",
+    re.IGNORECASE,
+)
+"""The beginning of a condition contrary to fact without `if`: `Were the coin fair`."""
+_JOINED = r"[;:]|\b(?:but|since|so|thus|hence|therefore|here|now|as)\b"
+"""What ends a condition before its consequence."""
 _UNREAL = re.compile(
-    r"(?:(?:\A[\s*_>#-]*(?:(?:and|but|so|yet|now|then)\b,?\s+)?(?:were|had|should)\s+(?!to\b)(?=\w)"
-    r"|(?:[,;:—–]|\b(?:and|but)\b)\s*(?:were|had|should)\s+(?=(?:the|we|it|he|she|they|there|I|you)\b)"
-    r"|(?<=[\w$)}\]])\s+(?:were|had)\s+(?=(?:the|we|it|he|she|they|there|I|you)\b[^,;]*\Z)"
-    r"|\botherwise\b)(?!.*[,;:]\s*(?:so|thus|hence|therefore)\b)"
-    r"|(?<!even )(?<!as )(?<!and only )\b(?:if|unless)\b"
-    r"(?!\s+(?:rounded|needed|required|desired|expressed|written|simplified"
-    r"|I\s+(?:am|made|misread|miscounted))\b)"
-    r"(?P<condition>(?:(?![,;:]\s*(?:so|thus|hence|therefore)\b).)*))",
+    rf"(?<!even )(?<!only )\b(?:if|unless)\b(?:(?!{_JOINED}).)*?"
+    r"\b(?:were|weren['’]t|had (?:been|not|\w+(?:ed|en|pt|ght))|hadn['’]t|could(?:n['’]t)?"
+    r"|mattered)\b"
+    rf"(?:(?!{_JOINED}).)*\Z",
     re.IGNORECASE | re.DOTALL,
 )
-"""A condition that may be contrary to fact: `were the coin fair`, `if order mattered`."""
-_PRESENT = re.compile(
-    r"\b(?:is|are|has|have|does|do|we|I|you|one"
-    r"|(?:a|an|each|every|he|she|it)\s(?:\w+\s)?[a-z]+s)\b|=",
-    re.IGNORECASE,
-)
-"""A word of a condition that may hold."""
-_PAST = re.compile(
-    r"\b(?:were|was|had|did|could|might|would|should|only|instead"
-    r"|(?<!is )(?<!are )(?<!been )(?<!be )(?<!has )(?<!have )[a-z]{2,}(?<!e)ed"
-    r"|took|went|got|ran|came|gave|made|sold|bought|kept|left|chose|lost|won|drew|began|wrote"
-    r"|found|built|ate|knew|paid|spent|threw|thought)\b",
-    re.IGNORECASE,
-)
-"""A word of a condition that is contrary to fact."""
-_USUALLY = re.compile(
-    r"[\s*_>#-]*(?:(?:and|but|so|yet)\s+)?"
-    r"(?:with|without|for|in|under|normally|usually|ordinarily|generally|originally)\b",
-    re.IGNORECASE,
-)
-"""The beginning of a sentence about another case than the one in question, if "but" follows."""
+"""A condition contrary to fact, up to what would follow from it: `if order mattered`."""
 _SENTENCE = re.compile(r"(?:[^.!?\n]|\.(?=\S))*")
-_BUT = re.compile(r"[,;—–]\s*(?:but|yet|though|although|however)\b", re.IGNORECASE)
-MAX_ANSWERED = 1000
-"""Characters behind a question in which its answer is looked for."""
-_YES = re.compile(
-    r"(?:\A|[.!?:,—–]\s)\W*(?:yes|yep|yeah|indeed|right|correct|confirmed|exactly|sure)\b"
-    r"|(?:\A|[.!?:,]\s|\b(?:so|then|and|thus|hence|therefore)\s)\s*"
-    r"(?:it|that|this|(?:(?:the|my|our)\s+)?(?:answer|result|value))(?:\s+is|['’]s)"
-    r"\s+(?:indeed\s+)?(?:right|correct|true)\b(?!\s*\?)"
-    r"|\A\s*(?:yes\W+)?(?:it|that)\s+(?:is|does)(?=[.!]|\Z)|[✓✔✅]",
-    re.IGNORECASE,
-)
-"""Words that answer a question with yes."""
-_QUESTION = re.compile(
-    r"(?:[ \t$*_)\]}]|\\[)\]])*(?:(?:right|correct|true|the\s+(?:\w+\s+)?answer)\s*)?\(?\?",
-    re.IGNORECASE,
-)
+_QUESTION = re.compile(r"(?:[ \t$*_)\]}]|\\[)\]])*\(?\?")
 """The end of a question behind a value."""
+_UNSURE_END = re.compile(
+    r"\s*(?:hmm+|wait|not sure|let(?:['’]s| me)|I(?:['’]m| am) (?:stuck|lost|not sure)"
+    r"|I (?:do not|don['’]t|cannot|can['’]t|need))\b"
+    r"[^.!?…\n]{0,60}[.!…]*\s*\Z",
+    re.IGNORECASE,
+)
+"""The only sentence behind a question: the reply ends without an answer to it."""
 
 
 def is_hypothetical(before: str, behind: str) -> bool:
@@ -136,28 +112,20 @@ def is_hypothetical(before: str, behind: str) -> bool:
     if would is None:
         return False
     rest = _SENTENCE.match(behind)
-    after = rest[0] if rest else ""
-    if _BUT.search(after) and _USUALLY.match(before):
-        return True
-    for unreal in (_UNREAL.search(would["before"]), _UNREAL.search(after)):
-        if unreal and unreal["condition"] is None:
-            return True
-        if unreal and (_PAST.search(unreal[0]) or not _PRESENT.search(unreal[0])):
-            return True
-    return False
+    return any(
+        _INVERTED.search(part) or _UNREAL.search(part)
+        for part in (would["before"], rest[0] if rest else "")
+    )
 
 
 def is_asked(text: str, end: int) -> bool:
-    """Return True if a value ends a question that the text does not answer with yes.
+    """Return True if a value ends a question at which a reply breaks off.
 
     Args:
         end: end of the value.
     """
     question = _QUESTION.match(text, end)
-    if question is None:
-        return False
-    begin = question.end()
-    return not _YES.search(text[begin : begin + MAX_ANSWERED])
+    return bool(question and _UNSURE_END.match(text, question.end()))
 
 
 def is_denied(before: str) -> bool:

@@ -39,7 +39,8 @@ _NAME = (
 _ABBREVIATION = (
     rf"(?-i:(?:(?<=\b(?:St|Dr|Mt|Ft|Mr|Ms|Lt))|(?<=\b(?:Ste|Mrs|Gen|Sen|Gov|Rev|Col|Sgt|Maj|Adm))"
     rf"|(?<=\bProf)|(?<=\bCapt))\.(?=[ ]{_NAME})"
-    rf"|(?<=\b[A-Z])\.(?=[ ](?:[A-Z]\.[ ]){{0,3}}{_NAME}(?:[ ]{_NAME}){{0,3}}"
+    r"|(?:(?<=\bis [A-Z])|(?<=: [A-Z])|(?<=\b[A-Z]\. [A-Z]))"
+    rf"\.(?=[ ](?:[A-Z]\.[ ]){{0,3}}{_NAME}(?:[ ]{_NAME}){{0,3}}"
     r"(?:[.,;]|[*_ ]*(?:\n|\Z)))"
     r"|(?<=\w[ ]No)(?<!\bis[ ]No)\.(?=[ ]\d))"
 )

@@ -144,7 +144,7 @@ def test_a_set_is_proved_by_the_scores_of_all_ranks(bad: bool) -> None:
     selector = runner.lim_selector
     scores = torch.arange(6.0).expand(2, 6).clone()
     others = -scores[:1]
-    for view in selector.deciding_scores.rows([0, 6, 12]):
+    for view in selector.own_scores.rows([0, 6, 12]):
         view[:, :6] = torch.nan if bad else scores
     selector.of_all_ranks = lambda own: calls.append(own) or torch.cat([others, own])
     kept = [mine[selector.keep(torch.cat([others, scores]), 6)] for mine in SLOTS]

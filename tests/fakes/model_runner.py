@@ -130,10 +130,12 @@ class Runner:
         self.lim_policy = SimpleNamespace(
             count_read=lambda length: min(length, BUDGET), budget=BUDGET, block=1
         )
+        scores = PackedRows.allocate(
+            lists=2, max_rows=self.chunk, longest=9, tokens=99, device="cpu"
+        )
         self.lim_selector = SimpleNamespace(
-            deciding_scores=PackedRows.allocate(
-                lists=2, max_rows=self.chunk, longest=9, tokens=99, device="cpu"
-            ),
+            deciding_scores=scores,
+            own_scores=scores,
             budget=BUDGET,
             keep=lambda scores, length: keep_tokens(scores[:, :length], SHARES),
             num_candidates=lambda length: length,

@@ -52,6 +52,10 @@ def test_ranks_of_odd_heads_keep_the_set_of_all(batch: Batch, device: str, num_r
 
 
 @pytest.mark.parametrize("num_ranks", [2, 8])
+@pytest.mark.parametrize("by_largest", [False, True])
 @on_both(some(SHARED, "mixed-lengths", "ties"), some(LARGE, "qwen3-8b", "many-rows"))
-def test_ranks_add_up_masses(batch: Batch, device: str, num_ranks: int) -> None:
+def test_ranks_add_up_or_compare_masses(
+    batch: Batch, device: str, by_largest: bool, num_ranks: int
+) -> None:
+    batch = replace(batch, by_largest=by_largest)
     assert not mass_exchange_differences(batch, device, num_ranks)

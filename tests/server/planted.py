@@ -246,7 +246,7 @@ def _all_slots(self: Any, rows: CycleRows, lists: list[list[Tensor]]) -> list[li
 
 
 def _merge_alone(exchange: Any) -> None:
-    """Let the second rank take its own turns for those of all."""
+    """Let the second rank take its own turns, masses and bounds for those of all."""
 
     def merge(original: Any, self: Any, *arguments: Any) -> None:
         *others, gathered = arguments
@@ -254,7 +254,13 @@ def _merge_alone(exchange: Any) -> None:
             gathered.view(self.ranks.size, -1).copy_(self.own.view(1, -1))
         original(self, *others, gathered)
 
+    def unite(original: Any, self: Any, out: Any) -> None:
+        original(self, out)
+        if self.ranks.rank == 1:
+            out.values[: self.own.most_values].copy_(self.own.values[: self.own.most_values])
+
     _around(exchange.TurnExchange, "merge_turns", merge)
+    _around(exchange.ScoreExchange, "unite", unite)
 
 
 def _as_sglang_finishes(*, by_run: bool) -> Callable[[Any], None]:

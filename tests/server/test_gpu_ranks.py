@@ -4,6 +4,7 @@ the set that the scores of all heads give."""
 import shlex
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ CROWDS = {
     "quest-all": Crowd(PAGES, settings={"policy": "quest", "shared_by": "all"}),
     "seer": Crowd(PAGES, settings={"policy": "seer"}),
 }
+PLANTED = ("rank", "mass", "omnikv", "quest-all")
+"""Crowds with a kind of exchange each."""
 ENGINES_AT_ONCE = 5
 GONE_WITHIN_S = 10.0
 ON_GPU = "--mem-fraction-static 0.3 --max-total-tokens 8000 --dtype float16"
@@ -65,7 +68,8 @@ def results(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     )
     wanted = {("lim", name): crowd for name, crowd in (CROWDS | {"seer": seer}).items()}
     wanted["flashinfer", "dense"] = Crowd(TWO_RANKS)
-    wanted["lim", "planted"] = Crowd(TWO_RANKS, environment)
+    for name in PLANTED:
+        wanted["lim", f"planted {name}"] = replace(CROWDS[name], environment=environment)
     with ThreadPoolExecutor(ENGINES_AT_ONCE) as pool:
         yield {
             name: pool.submit(serve_crowd, model, backend, crowd)
@@ -104,8 +108,9 @@ def test_within_the_budget_tokens_are_those_of_dense_ranks(results: Results) -> 
     assert sum(differing) <= 0.3 * len(differing)
 
 
-def test_a_rank_that_selects_otherwise_is_caught_by_the_audit(results: Results) -> None:
-    state = results["planted"].result()["lim"]
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_rank_that_selects_otherwise_is_caught_by_the_audit(results: Results, name: str) -> None:
+    state = results[f"planted {name}"].result()["lim"]
     assert state["wrong_sets"] > 100
 
 
