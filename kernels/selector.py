@@ -73,7 +73,7 @@ class Selector(RowBuffers, ABC):
 
     @property
     def own_scores(self) -> PackedRows | None:
-        """What this rank adds to the deciding scores: all of them, if no rank has other heads."""
+        """Part of this rank in the deciding scores: all of them, if no rank has other heads."""
         return self.deciding_scores
 
     @abstractmethod

@@ -47,7 +47,7 @@ class AuditedStep:
     slots: Tensor
     """[B, S] int32, the cache slots of each row's tokens when the step was planned."""
     scores: tuple[PackedRows, ...] | None
-    """What this rank adds to the scores that decide which tokens are kept, of each layer."""
+    """Part of this rank in the scores that decide which tokens are kept, of each layer."""
     kept: Tensor
     """[L, sum of kept lengths] int32, the kept slots; [L, lists, …] where heads have their own."""
 

@@ -82,7 +82,7 @@ _CONNECTIVE = re.compile(
 _OPERATIONS = (AppliedUndef, sympy.Derivative, sympy.Integral, sympy.Limit, sympy.Sum)
 """Left sides that are a quantity and no unknown: f(3), an integral."""
 _JOINED_NAME = re.compile(r"\s*((?:\\(?:neg|lnot)\s*|~)?[a-zA-Z])(?:_\{?\w+\}?)?\s*(?:=|\Z)")
-"""What a part of a joint statement names: the left side of an equation, or a statement or set."""
+"""Name in a part of a joint statement: the left side of an equation, or a statement or set."""
 _UNIONS, _INTERSECTIONS = {"or", "lor", "cup"}, {"and", "land", "cap"}
 _PAIR = re.compile(r"\(.*,.*\)", re.DOTALL)
 _DESCENDING = re.compile(r"[^<>,;]+(?:(?:>|\\ge(?![a-zA-Z]))[^<>,;]+){2,}")

@@ -165,7 +165,7 @@ class Ending:
 
     @property
     def hint(self) -> str:
-        """What to look for where SIGKILL, or nothing known, ended a process; else empty."""
+        """Advice where SIGKILL, or nothing known, ended a process; else empty."""
         code = self.dead_code if self.dead else self.code
         return OUT_OF_MEMORY if code in (None, 128 + signal.SIGKILL) else ""
 

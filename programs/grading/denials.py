@@ -79,7 +79,7 @@ _INVERTED = re.compile(
 )
 """The beginning of a condition contrary to fact without `if`: `Were the coin fair`."""
 _JOINED = r"[;:]|\b(?:but|since|so|thus|hence|therefore|here|now|as)\b"
-"""What ends a condition before its consequence."""
+"""Sign or word that ends a condition before its consequence."""
 _UNREAL = re.compile(
     rf"(?<!even )(?<!only )\b(?:if|unless)\b(?:(?!{_JOINED}).)*?"
     r"\b(?:were|weren['’]t|had (?:been|not|\w+(?:ed|en|pt|ght))|hadn['’]t|could(?:n['’]t)?"
