@@ -38,6 +38,9 @@ BudgetOption = Annotated[int, typer.Option(min=1, help="Tokens that a sparse lay
 MemoryOption = Annotated[
     float, typer.Option(min=0.01, max=0.99, help="Share of the GPU for weights and KV cache.")
 ]
+TopPOption = Annotated[
+    float, typer.Option(min=0.01, max=1, help="Of all requests that are not greedy.")
+]
 BackendsOption = Annotated[
     str, typer.Option(help="lim, and of flashinfer, triton, fa3 those to compare with.")
 ]
@@ -141,10 +144,20 @@ def drafts(
     model: ModelOption = None,
     point: PointOption = None,
     budget: BudgetOption = 2048,
-    draft_budget: Annotated[int, typer.Option(min=1, help="Tokens that a draft keeps.")] = 1024,
+    draft_budget: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Tokens that a draft keeps; repeatable.", show_default="1024"),
+    ] = None,
     drafts: Annotated[
         str, typer.Option(help="Drafts of a cycle, between commas; 0 drafts nothing.")
     ] = "0,4,8,12,15",
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0, max=2, help="Of all requests, 0 for greedy; repeatable.", show_default="0.6"
+        ),
+    ] = None,
+    top_p: TopPOption = 1.0,
     backends: BackendsOption = "lim,flashinfer,triton",
     windows: Annotated[int, typer.Option(min=1, help="Timed windows of each.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Steps, or cycles, in a window.")] = 10,
@@ -159,16 +172,20 @@ def drafts(
     names = workloads.read_backends(backends, choice)
     numbers = workloads.read_drafts(drafts)
     from lim_sglang.bench.decode import DecodeOptions
-    from lim_sglang.bench.drafts import draft_table, measure
+    from lim_sglang.bench.drafts import Draw, draft_table, measure
     from lim_sglang.bench.model_runner import show_log
 
     options = DecodeOptions(
         *(choice, points, names, budget, {}, mem_fraction_static, windows, steps, False)
     )
     show_log(verbose=verbose)
-    config = LimConfig.from_mapping({"policy": "lossless", "budget": draft_budget})
+    budgets = [
+        LimConfig.from_mapping({"policy": "lossless", "budget": each})
+        for each in dict.fromkeys(draft_budget or [1024])
+    ]
+    draws = [Draw(each, top_p if each else 1.0) for each in dict.fromkeys(temperature or [0.6])]
     rows, notes = [], ""
-    for row, conditions in measure(options, config, numbers, show):
+    for row, conditions in measure(options, budgets, numbers, draws, show):
         rows.append(row)
         keep(out, json.dumps({"drafts": asdict(row), "conditions": conditions}))
         typer.echo(row.describe())
@@ -281,6 +298,10 @@ def serve(
         typer.Option(min=1, help="Then abort all requests of the server."),
     ] = None,
     stream_interval: Annotated[int, typer.Option(min=1, help="New tokens sent together.")] = 1,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="Of all requests, 0 for greedy.")
+    ] = 0.0,
+    top_p: TopPOption = 1.0,
     mem_fraction_static: MemoryOption = 0.88,
     url: Annotated[str | None, typer.Option(help="A running server of this machine.")] = None,
     api_key: ApiKeyOption = None,
@@ -294,7 +315,9 @@ def serve(
     from lim_sglang.launch.server import on_signals
 
     loads = [
-        serving.Load(number, prompt_tokens, new_tokens, limit_seconds, stream_interval)
+        serving.Load(
+            *(number, prompt_tokens, new_tokens, limit_seconds, stream_interval, temperature, top_p)
+        )
         for number in dict.fromkeys(concurrency or [64])
     ]
     further: tuple[str, ...] = context.obj or ()

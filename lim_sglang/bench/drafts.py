@@ -6,6 +6,7 @@ the next one. How many drafts are accepted depends on the text, and random weigh
 tokens are counted by acceptance that was recorded on texts, of a real model.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -42,8 +43,8 @@ LOSSLESS = "lossless"
 WARM_UP_CYCLES = 3
 NOTES = (
     "no prefill: K and V are random, in slots of random order; the length stays",
-    "with sampling at temperature 0.6, of dense and LessIsMore steps by SGLang; a cycle or step is "
-    "launched while the one before runs",
+    "with sampling, of dense and LessIsMore steps by SGLang; a cycle or step is launched while the "
+    "one before runs",
     "no scheduler",
 )
 """Limits of the method, recorded with each row."""
@@ -57,14 +58,31 @@ tokens, budget 1,024, on its own solutions of MATH (7.5 of 8, 14.3 of 16) and on
 
 
 @dataclass(frozen=True)
+class Draw:
+    """Parameters by which all requests of a batch are sampled."""
+
+    temperature: float = 0.6
+    top_p: float = 1.0
+
+    def __str__(self) -> str:
+        """Return the parameters as a column names them."""
+        if not self.temperature:
+            return "greedy"
+        return f"T {self.temperature:g}" + (f", top_p {self.top_p:g}" if self.top_p < 1 else "")
+
+
+@dataclass(frozen=True)
 class DraftRow:
     """Result of one way to decode at one point."""
 
     point: str
     name: str
     """A dense backend, `lim`, or `lossless`."""
+    budget: int | None
+    """Tokens that a draft keeps; None for steps."""
     drafts: int
     """Drafts of a cycle; 0 for steps."""
+    draw: Draw
     ms: Spread
     """Time of a cycle or step, sampling included."""
     tokens: Mapping[str, float]
@@ -76,9 +94,15 @@ class DraftRow:
 
     def describe(self) -> str:
         """Return the row in one line."""
-        what = f"{self.name}, {self.drafts} drafts" if self.drafts else self.name
         parts = [f"{text} {self.ms_per_token(text):.3f}" for text in self.tokens]
-        return f"{self.point} {what}: {self.ms.median:.3f} ms, a token {', '.join(parts)}"
+        return f"{self.label()}: {self.ms.median:.3f} ms, a token {', '.join(parts)}"
+
+    def label(self) -> str:
+        """Return what was timed."""
+        label = f"{self.point} {NAMES.get(self.name, self.name)}"
+        if self.budget:
+            label += f" {self.budget:,}, {self.drafts} drafts"
+        return f"{label} ({self.draw})"
 
 
 def expected_tokens(drafts: int) -> dict[str, float]:
@@ -114,25 +138,25 @@ def build_worker(runner: Any, config: LimConfig) -> TimedWorker:
     return worker
 
 
-def sampling_of(rows: int, vocab: int, device: Any) -> Any:
-    """Return SGLang's sampling parameters of a batch at temperature 0.6."""
-    ones = torch.ones(rows, device=device)
+def sampling_of(rows: int, draw: Draw, vocab: int, device: Any) -> Any:
+    """Return SGLang's sampling parameters of a batch whose requests are all drawn alike."""
+    ones, is_greedy = torch.ones(rows, device=device), not draw.temperature
     return compat.SamplingBatchInfo(
-        temperatures=0.6 * ones[:, None],
-        top_ps=ones,
-        top_ks=torch.full((rows,), 1 << 30, dtype=torch.int32, device=device),
+        temperatures=(draw.temperature or 1.0) * ones[:, None],
+        top_ps=(1.0 if is_greedy else draw.top_p) * ones,
+        top_ks=torch.full((rows,), 1 if is_greedy else 1 << 30, dtype=torch.int32, device=device),
         min_ps=0 * ones,
-        is_all_greedy=False,
-        is_any_greedy=False,
-        need_top_p_sampling=False,
-        need_top_k_sampling=False,
+        is_all_greedy=is_greedy,
+        is_any_greedy=is_greedy,
+        need_top_p_sampling=not is_greedy and draw.top_p < 1,
+        need_top_k_sampling=is_greedy,
         need_min_p_sampling=False,
         vocab_size=vocab,
         sampling_seed=torch.arange(rows, device=device),
     )
 
 
-def batch_of(runner: Any, filled: FilledBatch) -> Any:
+def batch_of(runner: Any, filled: FilledBatch, draw: Draw) -> Any:
     """Return a scheduler's batch of the requests, each short of the tokens that a cycle adds."""
     rows = filled.point.batch
     parameters = SimpleNamespace(
@@ -152,7 +176,7 @@ def batch_of(runner: Any, filled: FilledBatch) -> Any:
         req_pool_indices=step.req_pool_indices,
         seq_lens=step.seq_lens - MAX_DRAFT_TOKENS - 1,
         seq_lens_cpu=step.seq_lens_cpu - MAX_DRAFT_TOKENS - 1,
-        sampling_info=sampling_of(rows, runner.model_config.vocab_size, runner.device),
+        sampling_info=sampling_of(rows, draw, runner.model_config.vocab_size, runner.device),
         return_logprob=False,
         return_hidden_states=False,
     )
@@ -177,10 +201,10 @@ def time_cycles(worker: TimedWorker, batch: Any, drafts: int, options: DecodeOpt
     return Spread.of([time_window(launch, options.steps) for _ in range(options.windows)])
 
 
-def sampler_of(runner: Any, rows: int) -> Callable[[Tensor], None]:
-    """Return SGLang's own sampler of as many rows, at the temperature of the cycles."""
+def sampler_of(runner: Any, rows: int, draw: Draw) -> Callable[[Tensor], None]:
+    """Return SGLang's own sampler of as many rows."""
     sampler = compat.Sampler()
-    info = sampling_of(rows, runner.model_config.vocab_size, runner.device)
+    info = sampling_of(rows, draw, runner.model_config.vocab_size, runner.device)
     info.sampling_seed = None
     positions = torch.zeros(rows, dtype=torch.int64, device=runner.device)
 
@@ -193,16 +217,18 @@ def sampler_of(runner: Any, rows: int) -> Callable[[Tensor], None]:
 
 def measure(
     options: DecodeOptions,
-    lossless: LimConfig,
+    budgets: Sequence[LimConfig],
     drafts: Sequence[int],
+    draws: Sequence[Draw],
     report: Callable[[str], None],
 ) -> Iterator[tuple[DraftRow, dict[str, Any]]]:
     """Load a model once; time steps and cycles at each point.
 
     Args:
         options: of `lim bench decode`, for dense and LessIsMore steps.
-        lossless: settings of the drafts.
+        budgets: settings of the drafts, each timed by a worker of its own.
         drafts: of a cycle, each timed; 0 is a dense step by the worker.
+        draws: ways to sample, each timed.
     """
     config, batch_sizes = prepare(options, report)
     with options.model.as_folder(options.longest + 2 * MAX_DRAFT_TOKENS + 2) as folder:
@@ -219,48 +245,73 @@ def measure(
         contenders = make_contenders(runner, options, report)
         model_runner.fill_cache(runner.token_to_kv_pool, options.seed)
         ours = model_runner.policy_state(runner)
-        report("Capturing drafts")
-        worker = build_worker(runner, lossless)
-        vars(runner).update(ours)
         conditions = surroundings() | model_runner.model_facts(runner)
         conditions |= {
             "model": options.model.name,
             "dummy_weights": options.model.is_dummy,
             "lim_config": config.settings(),
-            "lossless_config": lossless.settings(),
             "windows": options.windows,
             "steps": options.steps,
             "acceptance": dict(ACCEPTANCE),
-            "pass_times": asdict(worker._passes.times) if worker._passes.times else None,
             "notes": list(NOTES),
         }
         for point in options.points:
-            report(f"{point}: {options.windows} windows of each")
-            with torch.no_grad():
-                rows = list(_measure_point(runner, worker, contenders, point, drafts, options))
-            yield from ((row, conditions) for row in rows)
+            report(f"{point}: {options.windows} windows of each step")
+            for row in _measure_steps(runner, contenders, point, draws, options):
+                yield row, conditions
+        for lossless in budgets:
+            report(f"Capturing drafts of a budget of {lossless.budget:,}")
+            worker = build_worker(runner, lossless)
+            vars(runner).update(ours)
+            passes = worker._passes.times
+            conditions |= {
+                "lossless_config": lossless.settings(),
+                "pass_times": asdict(passes) if passes else None,
+            }
+            for point in options.points:
+                report(f"{point}: {options.windows} windows of each number of drafts")
+                for row in _measure_cycles(runner, worker, point, drafts, draws, options):
+                    yield row, conditions
+            del worker
 
 
-def _measure_point(
+@torch.no_grad()
+def _measure_steps(
     runner: Any,
-    worker: TimedWorker,
     contenders: Sequence[model_runner.Contender],
     point: Point,
-    drafts: Sequence[int],
+    draws: Sequence[Draw],
     options: DecodeOptions,
-) -> Iterator[DraftRow]:
+) -> list[DraftRow]:
+    """Time dense and LessIsMore steps."""
+    tokens, rows = dict.fromkeys(ACCEPTANCE, 1.0), []
     with model_runner.filled_batch(runner, point, options.seed) as filled:
         require_exact_steps(runner, filled, contenders, options.budget)
-        sample = sampler_of(runner, point.batch)
-        steps = time_windows(runner, filled, contenders, options, sample)
-        for name, spread in steps.items():
-            yield DraftRow(str(point), name, 0, spread, dict.fromkeys(ACCEPTANCE, 1.0))
-        batch = batch_of(runner, filled)
-        for number in drafts:
-            if point.batch > worker._passes.max_drafted and number:
-                continue
-            spread = time_cycles(worker, batch, number, options)
-            yield DraftRow(str(point), LOSSLESS, number, spread, expected_tokens(number))
+        for draw in draws:
+            sample = sampler_of(runner, point.batch, draw)
+            for name, spread in time_windows(runner, filled, contenders, options, sample).items():
+                rows.append(DraftRow(str(point), name, None, 0, draw, spread, tokens))
+    return rows
+
+
+@torch.no_grad()
+def _measure_cycles(
+    runner: Any,
+    worker: TimedWorker,
+    point: Point,
+    drafts: Sequence[int],
+    draws: Sequence[Draw],
+    options: DecodeOptions,
+) -> list[DraftRow]:
+    """Time cycles, of the numbers of drafts that the worker has graphs for."""
+    budget, rows = runner.lim_drafting.budget, []
+    fitting = [each for each in drafts if not each or point.batch <= worker._passes.max_drafted]
+    with model_runner.filled_batch(runner, point, options.seed) as filled:
+        for draw, number in itertools.product(draws, fitting):
+            spread = time_cycles(worker, batch_of(runner, filled, draw), number, options)
+            expected = expected_tokens(number)
+            rows.append(DraftRow(str(point), LOSSLESS, budget, number, draw, spread, expected))
+    return rows
 
 
 def draft_table(rows: Sequence[DraftRow]) -> str:
@@ -271,10 +322,9 @@ def draft_table(rows: Sequence[DraftRow]) -> str:
 
 
 def _cells(row: DraftRow, rows: Sequence[DraftRow]) -> list[str]:
-    dense = [each for each in rows if each.point == row.point and each.name in DENSE_BACKENDS]
-    name = f"{row.point} {NAMES.get(row.name, row.name)}"
-    cells = [f"{name}, {row.drafts} drafts" if row.name == LOSSLESS else name]
-    cells.append(f"{row.ms.median:.2f}")
+    same = [each for each in rows if (each.point, each.draw) == (row.point, row.draw)]
+    dense = [each for each in same if each.name in DENSE_BACKENDS]
+    cells = [row.label(), f"{row.ms.median:.2f}"]
     for text in ACCEPTANCE:
         own = row.ms_per_token(text)
         ratio = min((each.ms_per_token(text) for each in dense), default=own) / own

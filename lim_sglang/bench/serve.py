@@ -69,6 +69,8 @@ class Load:
     new_tokens: int = 8192
     limit_s: float | None = None  # after which the run is cut; None for a whole run
     stream_interval: int = 1  # new tokens of a request that the server sends together
+    temperature: float = 0.0
+    top_p: float = 1.0
     seed: int = 0
 
 
@@ -292,7 +294,8 @@ async def generate(http: httpx.Client, load: Load) -> list[Any]:
         token_ids_logprob=None,
     )
     serving.set_global_args(arguments)
-    sampling = {"temperature": 0, "max_new_tokens": load.new_tokens, "ignore_eos": True}
+    sampling: dict[str, Any] = {"max_new_tokens": load.new_tokens, "ignore_eos": True}
+    sampling |= {"temperature": load.temperature, "top_p": load.top_p}
     # The client counts only events with text.
     sampling |= {"skip_special_tokens": False, "stream_interval": load.stream_interval}
     random = np.random.default_rng([load.seed, load.concurrency])
