@@ -202,15 +202,17 @@ def time_cycles(worker: TimedWorker, batch: Any, drafts: int, options: DecodeOpt
 
 
 def sampler_of(runner: Any, rows: int, draw: Draw) -> Callable[[Tensor], None]:
-    """Return SGLang's own sampler of as many rows."""
-    sampler = compat.Sampler()
+    """Return SGLang's own sampler of as many rows, on a server of its default options."""
+    sampler, arguments = compat.Sampler(), compat.server_arguments()
     info = sampling_of(rows, draw, runner.model_config.vocab_size, runner.device)
     info.sampling_seed = None
     positions = torch.zeros(rows, dtype=torch.int64, device=runner.device)
 
     def sample(logits: Tensor) -> None:
         output = compat.LogitsProcessorOutput(next_token_logits=logits)
+        ours, arguments.sampling_backend = arguments.sampling_backend, "flashinfer"
         sampler(output, info, False, [], [], positions)
+        arguments.sampling_backend = ours
 
     return sample
 

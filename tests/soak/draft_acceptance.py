@@ -34,7 +34,7 @@ from lim_sglang.policies.lossless import MAX_DRAFT_TOKENS, Lossless
 RECENT_RATIO, SINKS = 0.25, 4
 """LessIsMore's defaults."""
 TEMPERATURE, TOP_P = 0.6, 0.95
-RACES = 16
+RACES = 8
 """Seeds by which each token is drawn."""
 ROWS = 128
 """Places whose noise is made at once: [128, 152K] hashes of 8 bytes are 156 MB."""
