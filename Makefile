@@ -8,7 +8,7 @@ kernels := tests/kernels
 gate := tests/server/test_verify_gpu.py
 GPU_JOBS := 4
 
-.PHONY: install check format docs test test-gpu gate-gpu gate-kernels gate-backend sanitize-gpu
+.PHONY: install check format docs test try-sglang test-gpu gate-gpu gate-kernels gate-backend sanitize-gpu
 
 install:  ## make the virtual environment and install everything, pinned
 	./launch.sh --install-only
@@ -29,6 +29,9 @@ docs:  ## write the option tables of docs/cli.md
 test: check  ## all that a machine without a GPU can run; starts real servers
 	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not gpu and not e2e and not slow"
 	$(PYTHON) -m pytest -m "e2e and not gpu and not slow"
+
+try-sglang:  ## install VERSION of SGLang beside this one, and say what moved: docs/upgrading.md
+	$(PYTHON) -m tests.try_release $(VERSION)
 
 # Each shape has a process of its own, as SGLang has one runner a process; they share the GPU.
 test-gpu:  ## needs one NVIDIA GPU
