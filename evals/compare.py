@@ -6,7 +6,8 @@ McNemar's exact test compares the votes.
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, Any
@@ -434,28 +435,60 @@ def mean_seconds(question: QuestionResult) -> float:
 
 
 def paired_questions(a: Summary, b: Summary, *, common: bool) -> Pairs:
-    """Return the questions that have samples in both runs, in a's order."""
+    """Return the questions that have samples in both runs, in a's order.
+
+    Runs that were asked different selections are paired by text and reference, whatever the ids.
+    """
     if a.conditions["task"] != b.conditions["task"]:
         raise DataError(
             f"{a.label} has task {a.conditions['task']} and {b.label} has task "
             f"{b.conditions['task']}: compare runs of one task"
         )
-    of_a = {question.question_id: question for question in a.questions}
-    of_b = {question.question_id: question for question in b.questions}
-    missing = ((a, of_b.keys() - of_a.keys()), (b, of_a.keys() - of_b.keys()))
+    is_same = a.conditions.get("questions") == b.conditions.get("questions")
+    has_digests = all(question.digest for run in (a, b) for question in run.questions)
+    by_content = has_digests and not is_same
+    of_a, of_b = (_by_content(run) if by_content else _by_id(run) for run in (a, b))
+    missing = (
+        (a, b, [of_b[key] for key in of_b.keys() - of_a.keys()]),
+        (b, a, [of_a[key] for key in of_a.keys() - of_b.keys()]),
+    )
     num_all = len(of_a.keys() | of_b.keys())
-    gaps = [_describe_missing(run, names, num_all) for run, names in missing if names]
-    same_text = a.conditions.get("questions") == b.conditions.get("questions")
-    if not common and (gaps or not same_text):
+    gaps = [
+        f"{_describe_missing(run, lacking, num_all)}{f' of {other.label}' if by_content else ''}"
+        for run, other, lacking in missing
+        if lacking
+    ]
+    if not common and (gaps or not (is_same or by_content)):
         raise DataError(
             f"{a.label} and {b.label} have different questions "
             f"({'; '.join(gaps) or 'their digests are not equal'}); {_how_to_pair(a, b)}"
         )
-    return [(question, of_b[name]) for name, question in of_a.items() if name in of_b]
+    if not (is_same or by_content) and a.conditions["benchmark"] != b.conditions["benchmark"]:
+        raise DataError(
+            f"{a.label} and {b.label} come from different files of questions, and one of them does "
+            "not say which they are: name the folders of the runs, or summaries that this version "
+            "has written of them"
+        )
+    return [(question, of_b[key]) for key, question in of_a.items() if key in of_b]
 
 
-def _describe_missing(run: Summary, names: Collection[str], num_all: int) -> str:
+def _by_id(run: Summary) -> dict[Any, QuestionResult]:
+    return {question.question_id: question for question in run.questions}
+
+
+def _by_content(run: Summary) -> dict[Any, QuestionResult]:
+    """Return the questions by their digest, and by the number of equal ones before each."""
+    before = Counter[str | None]()
+    found = {}
+    for question in run.questions:
+        found[question.digest, before[question.digest]] = question
+        before[question.digest] += 1
+    return found
+
+
+def _describe_missing(run: Summary, lacking: Sequence[QuestionResult], num_all: int) -> str:
     """Return how many of all questions a run has no sample of, and the ids of the first of them."""
+    names = [question.question_id for question in lacking]
     shown = sorted(names, key=natural_order)[:MAX_NAMES_SHOWN]
     more = ["…"] if len(names) > len(shown) else []
     ids = f"the id{'s' if len(names) > 1 else ''} {', '.join([*shown, *more])}"
@@ -469,16 +502,17 @@ def natural_order(name: str) -> list[tuple[int, str]]:
 
 def _how_to_pair(a: Summary, b: Summary) -> str:
     """Return what makes two runs with different questions comparable."""
-    failed = [
+    ways = []
+    if failed := [
         f"{counted(run.num_failed, 'sample')} of {run.label}" for run in (a, b) if run.num_failed
-    ]
-    retry = (
-        f"{' and '.join(failed)} failed: the same lim eval command with --retry-failed tries them "
-        "again"
-        if failed
-        else "complete the runs with lim eval"
-    )
-    return f"{retry}, or compare the questions of both by lim compare --common"
+    ]:
+        ways.append(
+            f"{' and '.join(failed)} failed: the same lim eval command with --retry-failed tries "
+            "them again"
+        )
+    elif a.gap or b.gap:
+        ways.append("complete the runs with lim eval")
+    return ", or ".join([*ways, "compare the questions of both by lim compare --common"])
 
 
 def _other_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:

@@ -6,9 +6,10 @@ A summary may be published where the samples may not, since samples quote the qu
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from math import comb
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from lim_sglang.errors import DataError
@@ -20,7 +21,7 @@ from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
 from lim_sglang.programs.vote import Equivalent, Order, tally
 
 if TYPE_CHECKING:
-    from lim_sglang.evals.run_store import RunRecord
+    from lim_sglang.evals.run_store import AskedQuestion, RunRecord
 
 SAMPLE_LISTS = ("indices", "correct", "group", "states", "tokens", "late")
 """Fields of a question that have one value a sample."""
@@ -52,6 +53,9 @@ class QuestionResult:
     """Tokens of the question's prompt; None: not recorded."""
     seconds: tuple[float, ...] | None = None
     """Seconds of each sample, from its request to its end; None: not recorded."""
+    digest: str | None = None
+    """Start of the SHA-256 of the question's text and reference, by which runs of different
+    selections are paired; None: not recorded."""
 
     @property
     def answer_correct(self) -> bool:
@@ -87,6 +91,8 @@ class QuestionResult:
     def to_row(self) -> dict[str, Any]:
         """Return a flat JSON object."""
         row = asdict(self)
+        if self.digest is None:  # as in the files of older versions
+            del row["digest"]
         return {"id": row.pop("question_id"), **row, "correct": [int(c) for c in self.correct]}
 
     @classmethod
@@ -111,6 +117,7 @@ class QuestionResult:
             question_id=row["id"],
             chosen=row["chosen"],
             prompt_tokens=row.get("prompt_tokens"),
+            digest=row.get("digest"),
             **lists,
         )
         if result.chosen not in (None, *(result.group[n] for n in result.voters)):
@@ -173,6 +180,7 @@ def summarise(
     samples: Sequence[GradedSample],
     equivalent: Equivalent,
     num_failed: int = 0,
+    asked: Mapping[str, "AskedQuestion"] = MappingProxyType({}),
 ) -> Summary:
     """Summarise a run.
 
@@ -180,6 +188,7 @@ def summarise(
         samples: finished, truncated and aborted samples, in any order.
         equivalent: returns True for two answers that share a vote.
         num_failed: samples that the server failed.
+        asked: the questions by id, of which the summary keeps digests.
     """
     questions: dict[str, list[GradedSample]] = {}
     for graded in samples:
@@ -190,7 +199,10 @@ def summarise(
         run_id=record.run_id,
         conditions=run_conditions(record),
         questions=tuple(
-            _question_result(question_id, group, equivalent, order)
+            replace(
+                _question_result(question_id, group, equivalent, order),
+                digest=asked[question_id].digest if question_id in asked else None,
+            )
             for question_id, group in sorted(questions.items())
         ),
         num_failed=num_failed,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lim_sglang.errors import DataError, bullets
-from lim_sglang.markdown_section import places
+from lim_sglang.markdown_section import counted, places
 from lim_sglang.programs.schema import Sampling
 
 if TYPE_CHECKING:
@@ -73,18 +73,36 @@ def check_settings(
     found = list(differences(stored, json.loads(json.dumps(settings))))
     if not found:
         return
-    told: list[object] = [each for each in found if each.name not in DIGESTS]
+    names = {each.name for each in found}
+    is_other_file = {"questions.asked", "questions.digest"} <= names
+    unsaid = (*DIGESTS, "questions.asked") if is_other_file else DIGESTS
+    told: list[object] = [each for each in found if each.name not in unsaid]
     advice = "use the old settings, or name another folder with --out"
-    counts_differ = any(each.name == "questions.asked" for each in found)
-    if len(told) < len(found) and (
-        changed := _changed_questions(read_stored(), questions, counts_differ)
-    ):
+    changed = ""
+    if is_other_file:
+        changed = _added_and_gone(read_stored(), questions)
+    elif names & {*DIGESTS}:
+        changed = _changed_questions(read_stored(), questions, "questions.asked" in names)
+    if changed:
         told.append(f"the questions have changed{changed}")
         advice += (
             "; samples keep the questions and reference answers with which they were made, so that "
             "changed ones need a new run"
         )
     raise DataError(f"the run in {path} was made with other settings:{bullets(told)}\n{advice}")
+
+
+def _added_and_gone(stored: Mapping[str, Any], questions: Sequence["Question"]) -> str:
+    """Return which questions a file has more or fewer than the stored ones, as the rest of a
+    sentence."""
+    before = {(each.text, each.gold) for each in stored.values()}
+    now = {(each.text, each.gold) for each in questions}
+    added = [each.location for each in questions if (each.text, each.gold) not in before]
+    gone = len(before - now)
+    parts = [f"{counted(len(stored), 'question')}, now {len(questions):,}"]
+    parts += [f"new in {places(added)}"] if added else []
+    parts += [f"{gone:,} gone"] if gone else []
+    return f": {'; '.join(parts)}"
 
 
 def _changed_questions(

@@ -278,4 +278,5 @@ def _summarise_folder(path: Path, checker: "EquivalenceChecker") -> Summary:
     if not run.samples:
         raise DataError(f"{path} has no sample yet; run lim eval until it has")
     grader = Grader(recorded_task(run).answer_kind, checker)
-    return summarise(run.record, run.samples, grader.equivalent, len(run.failures))
+    asked = read_questions(path)
+    return summarise(run.record, run.samples, grader.equivalent, len(run.failures), asked)

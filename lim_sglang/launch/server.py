@@ -83,7 +83,7 @@ RESERVED_OPTIONS: Mapping[str, str] = {
     "--model-path": "lim sets it from the model that is named before the --",
     "--model": "lim sets it from the model that is named before the --",
     "--host": "lim sets it, in lim serve from --host before the --",
-    "--port": "lim sets it, in lim serve from --port before the --",
+    "--port": "lim sets it: lim serve from --port before the --, others to a port that is free",
     "--api-key": "lim sets it from --api-key before the --",
     "--help": "`python -m sglang.launch_server --help` shows SGLang's options",
     "--ssl-certfile": "put a proxy that speaks TLS in front",

@@ -18,6 +18,13 @@ _PRICE = re.compile(r"\A(\$ ?\d[\d.,]*)\Z")
 _GROUP_COMMA = re.compile(r"(?<=\d),(?=\d{3})")
 
 
+_STATED_ANSWER = re.compile(
+    r"((?:the\s+)?(?:(?:final|correct)\s+)?answer(?:\s+is(?:\s*:)?|\s*:))\s*([^\s:].*?)\.?",
+    re.IGNORECASE,
+)
+"""A sentence that is nothing but the statement of an answer."""
+
+
 def reference_answer(answer: str) -> tuple[str, str | None]:
     """Return the reference in an answer, which may be a whole solution, and the mark before it.
 
@@ -32,6 +39,8 @@ def reference_answer(answer: str) -> tuple[str, str | None]:
     if _BOX in answer and (boxed := extract_answer(answer)):
         is_alone = answer.lstrip("$ ").startswith(_BOX)
         return boxed, None if is_alone else f"{_BOX}{{}}"
+    if found := _STATED_ANSWER.fullmatch(answer.strip()):
+        return found[2], found[1]
     if len(_WORD.findall(answer)) > MAX_ANSWER_WORDS or _MARK in answer:
         raise DataError(
             f"answer is a text of {len(answer):,} characters, to which no reply can be equal: give "

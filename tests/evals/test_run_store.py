@@ -27,7 +27,7 @@ from lim_sglang.evals.run_store import (
     write_questions,
     write_record,
 )
-from lim_sglang.evals.tasks import Question, selection_digest
+from lim_sglang.evals.tasks import Question, questions_digest, selection_digest
 from lim_sglang.programs.schema import SampleState
 from tests.builders import make_graded
 
@@ -225,6 +225,39 @@ def test_changed_questions_are_named_by_their_lines(
     assert f"other settings:\n{told}use the old settings, or name another" in message
     assert ("changed ones need a new run" in message) == bool(changes)
     assert "digest" not in message
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("abc", "2 questions, now 3; new in own.jsonl, line 3"),
+        ("cab", "2 questions, now 3; new in own.jsonl, line 1"),
+        ("a", "2 questions, now 1; 1 gone"),
+        ("acd", "2 questions, now 3; new in own.jsonl, lines 2-3; 1 gone"),
+    ],
+)
+def test_rows_that_were_added_or_removed_are_not_blamed_on_limit(
+    rows: str, told: str, tmp_path: Path
+) -> None:
+    """A file without ids: each row's id is its number."""
+
+    def questions(texts: str) -> list[Question]:
+        return [
+            Question(str(n), text, "4", location=f"own.jsonl, line {n + 1}")
+            for n, text in enumerate(texts)
+        ]
+
+    def settings(asked: list[Question]) -> dict[str, Any]:
+        digests = {"digest": questions_digest(asked), "asked_digest": selection_digest(asked)}
+        return {**SETTINGS, "questions": {"asked": len(asked), **digests}}
+
+    before, now = questions("ab"), questions(rows)
+    with begin(tmp_path, settings(before)):
+        write_questions(tmp_path, {q.question_id: AskedQuestion(q.gold, q.text) for q in before})
+    with pytest.raises(DataError) as caught:
+        open_run(tmp_path, RunRecord("math500-x", settings(now), {}), now)
+    assert f"other settings:\n  - the questions have changed: {told}\nuse" in str(caught.value)
+    assert "--limit" not in str(caught.value)
 
 
 def test_a_folder_of_runs_is_no_folder_for_a_run(tmp_path: Path) -> None:

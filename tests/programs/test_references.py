@@ -17,6 +17,11 @@ from lim_sglang.programs.grading.references import reference_answer
         ("$12", (r"\$12", None)),  # a price, not the beginning of a formula
         ("$12$", ("$12$", None)),
         ("$x$", ("$x$", None)),
+        ("The answer is 4", ("4", "The answer is")),
+        (r"The final answer is: $\frac12$.", (r"$\frac12$", "The final answer is:")),
+        ("Answer: 3.5", ("3.5", "Answer:")),
+        ("The answers are 3 and 4", ("The answers are 3 and 4", None)),
+        ("no answer is known", ("no answer is known", None)),
     ],
 )
 def test_the_answer_is_taken_out_of_its_solution(
