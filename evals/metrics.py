@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lim_sglang.errors import DataError
 from lim_sglang.evals.run_store import Extent, GradedSample
-from lim_sglang.evals.tasks import Origin, recorded_origin, task_title
+from lim_sglang.evals.tasks import Origin, question_digest, recorded_origin, task_title
 from lim_sglang.markdown_section import counted
 from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
@@ -193,6 +193,7 @@ def summarise(
     questions: dict[str, list[GradedSample]] = {}
     for graded in samples:
         questions.setdefault(graded.question_id, []).append(graded)
+    digests = {name: question_digest(each.text, each.gold) for name, each in asked.items()}
     program = PROGRAMS.get(_program(record)["name"])
     order = program.order if program else Order.BY_VOTES  # a program of another version
     return Summary(
@@ -201,7 +202,7 @@ def summarise(
         questions=tuple(
             replace(
                 _question_result(question_id, group, equivalent, order),
-                digest=asked[question_id].digest if question_id in asked else None,
+                digest=digests.get(question_id),
             )
             for question_id, group in sorted(questions.items())
         ),

@@ -6,7 +6,6 @@ opening, and readers get the newest verdicts (`grades.jsonl`).
 """
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -430,14 +429,6 @@ class AskedQuestion:
     gold: str
     text: str | None
     """None: not stored by an earlier version, or not to be shown."""
-
-    @property
-    def digest(self) -> str | None:
-        """Start of the SHA-256 of text and reference; None without a text."""
-        if self.text is None:
-            return None
-        content = json.dumps([self.text.strip(), self.gold])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def write_questions(path: Path, questions: Mapping[str, AskedQuestion]) -> None:

@@ -489,6 +489,13 @@ def answers_digest(questions: Iterable[Question], kind: AnswerKind) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
+def question_digest(text: str | None, gold: str) -> str | None:
+    """Return the start of the SHA-256 of a question's text and reference; None without a text."""
+    if text is None:
+        return None
+    return hashlib.sha256(json.dumps([text.strip(), gold]).encode()).hexdigest()[:16]
+
+
 def selection_digest(questions: Iterable[Question]) -> str:
     """Return the SHA-256 of ids, texts and gold answers in their order: exactly what a run asks."""
     # Without shots no field, so that other runs keep their ids.
