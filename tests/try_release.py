@@ -3,7 +3,7 @@
     python -m tests.try_release 0.5.23 --folder .venv-0.5.23
 
 Both releases describe themselves, each in its own environment: versions, the functions that are
-hooked or called, the bodies of those that are hooked, every name of SGLang in our code, options
+hooked, overridden or called, the bodies of the first two, every name of SGLang in our code, options
 and their defaults, whether a hook on the checks of options is still called, and the part of
 FlashInfer's kernels that stores scores. What differs is printed by what it breaks; then the
 end-to-end tests run on the new release, on a CPU. The exit code is 1 if anything moved.
@@ -51,12 +51,13 @@ class HookCalledError(Exception):
 def describe() -> dict[str, Any]:
     """Describe the installed release, as JSON."""
     activate_cpu_platform()
-    checked, named = {*compat.HOOKED, *compat.USED_ON_GPU}, set(names_in_code())
+    checked = {*map(str, compat.HOOKED), *compat.USED_ON_GPU}
+    named, ours = set(names_in_code()), set(overridden_methods())
     return {
         "versions": installed_versions(),
-        "checked": {str(path): _signature(path) for path in sorted(checked)},
-        "called": {path: _signature(path) for path in sorted(named - checked)},
-        "bodies": {str(path): _body(path) for path in compat.HOOKED},
+        "checked": {path: _signature(path) for path in sorted(checked)},
+        "called": {path: _signature(path) for path in sorted((named | ours) - checked)},
+        "bodies": {path: _body(path) for path in sorted({*map(str, compat.HOOKED), *ours})},
         "buffers": compat.missing_attributes(compat.WRAPPER, compat.WRAPPER_BUFFERS),
         "missing_names": [name for name in sorted(named) if not _exists(name)],
         "options": _options(),
@@ -97,6 +98,18 @@ def names_in_code() -> Iterator[str]:
                 case ast.Attribute(value=ast.Call(args=[ast.Constant(value=str(text))]), attr=attr):
                     if _is_theirs(text):  # importlib.import_module("sglang.srt.layers.moe").name
                         yield f"{text}.{attr}"
+
+
+def overridden_methods() -> Iterator[str]:
+    """Yield the methods of SGLang's classes that have one of the same name in a class of ours, and
+    methods of ours that no class of SGLang has."""
+    for file in sorted((ROOT / "lim_sglang").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            for base in node.bases if isinstance(node, ast.ClassDef) else ():
+                name = base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "")
+                if module := compat._INTERNALS.get(name):
+                    methods = (each for each in node.body if isinstance(each, ast.FunctionDef))
+                    yield from (f"{module}.{name}.{each.name}" for each in methods)
 
 
 def _is_theirs(name: str) -> bool:
@@ -189,7 +202,7 @@ def moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[str]
             for name in here
             if name in there and here[name] != there[name]
         ],
-        "Hooked functions with another body: does the hook still mend what it mended?": bodies,
+        "Hooked or overridden functions with another body: does ours still fit?": bodies,
     }
 
 
