@@ -242,6 +242,12 @@ def described_by(python: Path) -> dict[str, Any]:
     return description
 
 
+def say(text: str) -> None:
+    """Show a text at once: what follows takes minutes."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def main() -> None:
     """Install, compare, test."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -255,7 +261,6 @@ def main() -> None:
         return
     if not given.version:
         parser.error("name the version to try")
-    say = sys.stdout.write
     folder = given.folder or ROOT / f".venv-{given.version}"
     say(f"Installing SGLang {given.version} in {folder}\n")
     python = install(given.version, folder)
