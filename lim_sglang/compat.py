@@ -18,9 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from importlib.metadata import entry_points
 from inspect import signature, unwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lim_sglang.environment import installed_version
@@ -400,29 +398,6 @@ def loads_backend(name: str) -> bool:
     importlib.import_module("sglang.srt.plugins").load_plugins()
     choices: list[str] = importlib.import_module("sglang.srt.server_args").ATTENTION_BACKEND_CHOICES
     return name in choices
-
-
-def option_names() -> set[str]:
-    """Return the options of SGLang's server, and more words of that form, read from sources.
-
-    To import the parser takes half a minute. Plugins of SGLang may add options, so their sources
-    are read, too. Without SGLang the set is empty.
-    """
-    if not (folder := _folder_of("sglang")):
-        return set()
-    plugins = {point.value.partition(".")[0] for point in entry_points(group=PLUGIN_GROUP)}
-    files = [path for name in plugins if (at := _folder_of(name)) for path in at.rglob("*.py")]
-    source = (folder / "srt" / "server_args.py").read_text()
-    names = [name.replace("_", "-") for name in re.findall(r"^    (\w+): A\[", source, re.M)]
-    words = re.findall(r"--\w[\w-]*", "\n".join([source, *(path.read_text() for path in files)]))
-    return {f"--{name}" for name in names} | {f"--no-{name}" for name in names} | set(words)
-
-
-def _folder_of(package: str) -> Path | None:
-    """Return the folder of an installed package, without importing the package."""
-    spec = importlib.util.find_spec(package)
-    folders = spec.submodule_search_locations if spec else None
-    return Path(next(iter(folders))) if folders else None
 
 
 def missing_backend(name: str) -> str | None:

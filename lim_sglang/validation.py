@@ -4,7 +4,6 @@ Each function `reasons_against_…` returns one line for each reason, so that a 
 them at once. Nothing is loaded to find out: torch is imported only where a GPU is asked.
 """
 
-import argparse
 import math
 import os
 import shutil
@@ -267,22 +266,6 @@ def reasons_against(options: Any, *, on_cpu: bool) -> list[str]:
 def refusals(*, on_cpu: bool) -> tuple[Refusal, ...]:
     """Return the options that are refused, whatever the policy and the model."""
     return REFUSALS + (CPU_REFUSALS if on_cpu else GPU_REFUSALS)
-
-
-def reasons_against_words(words: Sequence[str], *, on_cpu: bool) -> list[str]:
-    """List the refused options among words of a command line: the reasons of `reasons_against` that
-    need none of SGLang's parser, which takes half a minute to load.
-    """
-    table = refusals(on_cpu=on_cpu)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for refusal in table:
-        names = (refusal.option, *refusal.aliases)
-        parser.add_argument(*names, nargs="?", const=True, type=_number_or_text, dest=refusal.field)
-    return _refused(table, parser.parse_known_args(words)[0])
-
-
-def _number_or_text(word: str) -> int | str:
-    return int(word) if word.isdecimal() else word
 
 
 def _refused(table: Sequence[Refusal], options: Any) -> list[str]:

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from lim_sglang import compat, model_runner, plugin
-from lim_sglang.compat import option_names
 from lim_sglang.config import LimConfig
 from lim_sglang.errors import RefusedError
-from lim_sglang.flags import add_flags
+from lim_sglang.flags import add_flags, option_names
 from lim_sglang.launch.server import RESERVED_OPTIONS
 from lim_sglang.validation import CPU_REFUSALS, REFUSALS, Gpu, Refusal
 from tests.processes import (
