@@ -14,7 +14,7 @@ import pytest
 
 from lim_sglang import compat, model_runner, plugin
 from lim_sglang.config import CHECKED_MARK, LimConfig
-from lim_sglang.errors import RefusedError
+from lim_sglang.errors import RefusedError, ServerError
 from lim_sglang.flags import add_flags, option_names
 from lim_sglang.launch.server import RESERVED_OPTIONS
 from lim_sglang.validation import CPU_REFUSALS, REFUSALS, Gpu, Refusal
@@ -131,6 +131,24 @@ def test_each_option_that_is_read_or_set_is_checked_to_exist() -> None:
     read = {node.attr for node in nodes}
     assert {"tp_size", "page_size", "speculative_num_steps", "cuda_graph_config"} <= read
     assert read - {"get"} <= plugin.FIELDS  # of a dictionary
+
+
+@pytest.mark.parametrize("tried", [None, "9.9"])
+def test_a_renamed_option_or_a_release_that_is_tried_is_told_before_anything_is_hooked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tried: str | None
+) -> None:
+    for name in ("check_version", "check_signatures"):
+        monkeypatch.setattr(compat, name, lambda: None)
+    monkeypatch.setattr(compat, "tried_version", lambda: tried)
+    monkeypatch.setattr(compat, "register_backend", lambda *_: pytest.fail("hooked"))
+    monkeypatch.setattr(plugin, "FIELDS", {"tp_size", "renamed"})
+    with pytest.raises(ServerError, match="ServerArgs has no renamed, which lim-sglang checks"):
+        plugin.register()
+    monkeypatch.setattr(plugin, "FIELDS", {"tp_size"})
+    monkeypatch.setattr(compat, "register_backend", lambda *_: json.loads(""))
+    with pytest.raises(json.JSONDecodeError):
+        plugin.register()
+    assert ("LIM_ALLOW_SGLANG lets SGLang 9.9 serve" in caplog.text) == bool(tried)
 
 
 def test_selection_is_checked_with_everything_else(start: Callable[..., list[str]]) -> None:
