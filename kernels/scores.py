@@ -333,6 +333,7 @@ def plan_flashinfer_decode(
     cache_dtype: torch.dtype | None = None,
     tensor_cores: bool = True,
     in_graph: bool = False,
+    workspace: Tensor | None = None,
 ) -> Any:
     """Plan FlashInfer's own decode over these slots, for comparisons; return its wrapper.
 
@@ -344,13 +345,16 @@ def plan_flashinfer_decode(
         cache_dtype: of K and V; None for `dtype`.
         tensor_cores: decode on tensor cores; else on CUDA cores.
         in_graph: plan as SGLang does for a CUDA graph; `indptr` and `slots` are its buffers.
+        workspace: FlashInfer's, [bytes] uint8; None for one of its own.
     """
     from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper
 
     last_page_len = torch.ones_like(indptr[1:])
     num_bytes = GRAPH_WORKSPACE_BYTES if in_graph else WORKSPACE_BYTES
+    if workspace is None:
+        workspace = torch.zeros(num_bytes, dtype=torch.uint8, device=indptr.device)
     wrapper = BatchDecodeWithPagedKVCacheWrapper(
-        torch.zeros(num_bytes, dtype=torch.uint8, device=indptr.device),
+        workspace,
         "NHD",
         use_cuda_graph=in_graph,
         use_tensor_cores=tensor_cores,

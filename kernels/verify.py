@@ -238,7 +238,10 @@ def value_differences(
         written = triton.cdiv(length, found.page) if length > batch.budget else 0
         if written:
             error = relative_error(view[:, :written], torch.atleast_2d(expected(row)))
-            if not error <= tolerance:
+            if missing := int(view[:, :written].isnan().sum()):
+                total = view[:, :written].numel()
+                differences.append(f"row {row}: {missing} of {total} {name} are missing")
+            elif not error <= tolerance:
                 differences.append(f"row {row}: {name} are off by {error:.2e}")
             view[:, :written] = torch.nan
     if not found.values.isnan().all():
@@ -526,3 +529,103 @@ def stored_score_differences(batch: Batch) -> list[str]:
         *lse_differences(batch, list(range(rows)), lse, expected, tolerance=1e-4),
         *value_differences("stored scores", batch, scores, expected, SCORE_TOLERANCE),
     ]
+
+
+TILE = 16
+"""Tokens whose scores FlashInfer's attention computes at once; a chunk of a row may end within."""
+PROBED_CHUNK = 200
+"""Tokens of a chunk of the longest row of a self-test; no multiple of `TILE`."""
+
+StoreScores = Callable[[Tensor, Tensor, Tensor, Tensor, PackedRows], object]
+"""Attends, given query, keys, indptr and slots as `score_tokens` has them, and stores scores."""
+
+
+def self_test_batch(
+    num_processors: int,
+    *,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    key_dtype: torch.dtype,
+) -> Batch:
+    """Return a few rows whose chunks end within a tile.
+
+    FlashInfer splits rows into chunks of 128 tokens, or of more if there were more than two chunks
+    and KV heads for each multiprocessor.
+
+    Args:
+        num_processors: multiprocessors of the GPU.
+        heads, kv_heads, dim: H, G and D.
+        dtype: of queries.
+        key_dtype: of the cache.
+    """
+    others = (77, 32)  # over the budget, and within it; a chunk each
+    chunks = max(1, 2 * num_processors // kv_heads - len(others))
+    lengths = (chunks * PROBED_CHUNK - 3, *others)
+    return Batch(lengths, heads, kv_heads, dim, 32, dtype=dtype, key_dtype=key_dtype)
+
+
+def probe_differences(batch: Batch, device: str, store: StoreScores) -> list[str]:
+    """Compare the scores that an attention stores with the definition's, within milliseconds.
+
+    Args:
+        batch: the rows.
+        device: of all tensors, where they are generated.
+        store: is given memory of NaN.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    num_tokens, ends = sum(batch.lengths), row_ends(batch.lengths)
+
+    def normal(*shape: int) -> Tensor:
+        values = torch.randn(*shape, generator=generator, device=device)
+        return values.to(batch.dtype)
+
+    query = normal(len(batch.lengths), batch.heads, batch.dim)
+    keys = normal(num_tokens, batch.kv_heads, batch.dim).to(batch.key_dtype or batch.dtype)
+    slots = torch.randperm(num_tokens, generator=generator, device=device).int()
+    indptr = torch.tensor(ends, dtype=torch.int32, device=device)
+    scores = PackedRows.allocate(
+        lists=batch.heads,
+        max_rows=len(batch.lengths),
+        longest=max(batch.lengths),
+        tokens=num_tokens,
+        device=device,
+    )
+    poison(scores.values)
+    store(query, keys, indptr, slots, scores)
+
+    def expected(row: int) -> Tensor:
+        members = slots[ends[row] : ends[row + 1]].long()
+        return reference.score_tokens(query[row], keys[members].to(batch.dtype))
+
+    return value_differences("stored scores", batch, scores, expected, SCORE_TOLERANCE)
+
+
+def self_test_differences(
+    attention: ScoreStoringAttention, batch: Batch, workspace: Tensor
+) -> list[str]:
+    """Compare the scores of an attention that is about to serve; needs a GPU.
+
+    Args:
+        attention: compiled for the batch's head dimension and dtypes.
+        batch: the rows, from `self_test_batch`.
+        workspace: FlashInfer's, which nothing else uses meanwhile.
+    """
+
+    def store(
+        query: Tensor, keys: Tensor, indptr: Tensor, slots: Tensor, scores: PackedRows
+    ) -> None:
+        wrapper = plan_flashinfer_decode(
+            indptr,
+            slots,
+            heads=batch.heads,
+            kv_heads=batch.kv_heads,
+            head_dim=batch.dim,
+            dtype=batch.dtype,
+            cache_dtype=batch.key_dtype,
+            workspace=workspace,
+        )
+        attention.run(wrapper, query, (keys, keys), batch.scale, scores, batch.budget)
+
+    return probe_differences(batch, str(workspace.device), store)

@@ -12,6 +12,7 @@ Which tokens are kept is the policy's matter (`lim_sglang/policies/`); its selec
 """
 
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,13 +23,21 @@ import torch
 from torch import Tensor
 
 from lim_sglang.audit import BEGINNING, Audit, LayerObserver, ObservedRow
-from lim_sglang.compat import DecodeMetadata, FlashInferAttnBackend, decode_on_tensor_cores
+from lim_sglang.compat import (
+    TENSOR_CORE_VAR,
+    DecodeMetadata,
+    FlashInferAttnBackend,
+    decode_on_tensor_cores,
+    flashinfer_version,
+)
+from lim_sglang.environment import installed_version
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.compact import StepSlots, count_kept
 from lim_sglang.kernels.page_selector import PageSelector
 from lim_sglang.kernels.scores import FP8_DTYPES, QUERY_DTYPES, ScoreStoringAttention
 from lim_sglang.kernels.selector import ScoreSelector, Selector, WindowSelector
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
+from lim_sglang.kernels.verify import self_test_batch, self_test_differences
 from lim_sglang.policies.policy import (
     SPARSE,
     LayerInputs,
@@ -224,6 +233,8 @@ class LimAttnBackend(FlashInferAttnBackend):
         if isinstance(self.selector, ScoreSelector):
             self._check_width(self.selector.scores.columns)
             self.scoring = self._load_scoring()
+            if self.scoring:
+                self._test_scoring(self.scoring)
             logger.info("LessIsMore: SELECT layers' scores come from %s", self.score_source)
         if isinstance(self.selector, PageSelector):
             self._check_width(self.selector.page_scores.columns * self.selector.page)
@@ -251,6 +262,31 @@ class LimAttnBackend(FlashInferAttnBackend):
         if cache_dtype not in (dtype, *FP8_DTYPES):
             return None
         return ScoreStoringAttention(dtype, cache_dtype, updater.head_dim)
+
+    def _test_scoring(self, scoring: ScoreStoringAttention) -> None:
+        """Store the scores of a few random rows as a SELECT layer does, before anything is served.
+
+        Raises:
+            ServerError: scores are missing or wrong, so that every kept set would be.
+        """
+        updater, began_s = self.indices_updater_decode, time.monotonic()
+        batch = self_test_batch(
+            torch.cuda.get_device_properties().multi_processor_count,
+            heads=updater.num_qo_heads,
+            kv_heads=updater.num_kv_heads,
+            dim=updater.head_dim,
+            dtype=updater.q_data_type,
+            key_dtype=updater.data_type,
+        )
+        if wrong := self_test_differences(scoring, batch, self.workspace_buffer):
+            raise ServerError(
+                "SELECT layers would choose by wrong scores: in a self-test with FlashInfer "
+                f"{installed_version('flashinfer-python')} {'; '.join(wrong)}. Install "
+                f"flashinfer-python=={flashinfer_version()}, or set {TENSOR_CORE_VAR}=false, by "
+                "which scores come from a second reading of K"
+            )
+        took_ms = 1e3 * (time.monotonic() - began_s)
+        logger.info("LessIsMore: a self-test of %.0f ms found all stored scores right", took_ms)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Begin an eager step; the plan is SGLang's dense one."""

@@ -13,16 +13,16 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import requires
 from inspect import signature, unwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lim_sglang.config import ALLOW_VAR
 from lim_sglang.environment import installed_version
 from lim_sglang.errors import ServerError
 
@@ -76,6 +76,8 @@ TENSOR_CORE_VAR = "SGLANG_FLASHINFER_USE_TENSOR_CORE"
 NO_COPY_VAR = "SGLANG_EAGER_INPUT_NO_COPY"
 """Read by SGLang at each step without a graph: 1 takes a batch's tensors as they are, in place of
 copying them into buffers of as many rows as there may be requests."""
+GLUE_GRAPH_VAR = "SGLANG_ENABLE_METADATA_GLUE_GRAPH"
+"""Read by later releases of SGLang: true captures what a backend does before each step."""
 PLUGINS_VAR = "SGLANG_PLUGINS"
 """Comma-separated names of the plugins that SGLang loads; unset for all."""
 PLATFORM_VAR = "SGLANG_PLATFORM"
@@ -239,7 +241,7 @@ CPU_GRAMMARS = "llguidance"
 
 
 def check_version() -> None:
-    """Refuse any SGLang but the one that this plugin was verified with."""
+    """Refuse any SGLang but the one that this plugin was verified with, or that is tried."""
     reasons = reasons_against_version("sglang", SGLANG_VERSION)
     if reasons:
         raise ServerError(reasons[0])
@@ -253,28 +255,55 @@ def check_signatures() -> None:
         raise ServerError(wrong[0])
 
 
+def check_fields(names: Iterable[str]) -> None:
+    """Refuse an SGLang whose options lack one of these names: our checks would read nothing."""
+    path = Target.POST_INIT.rpartition(".")[0]
+    missing = sorted(set(names) - signature(resolve(path)).parameters.keys())
+    if missing:
+        raise ServerError(
+            f"{path} has no {', '.join(missing)}, which lim-sglang checks before a start: "
+            f"{_not_as_published(path)}"
+        )
+
+
+def tried_version() -> str | None:
+    """Return SGLang's version if `LIM_ALLOW_SGLANG` lets it be tried, None for the pinned one."""
+    found = installed_version("sglang")
+    return found if found == os.environ.get(ALLOW_VAR) and found != SGLANG_VERSION else None
+
+
 def grammar_masks() -> list[Target]:
     """Return the functions of the grammar backends that are installed."""
     return [path for path, package in GRAMMAR_MASKS.items() if importlib.util.find_spec(package)]
 
 
 def reasons_against_version(package: str, expected: str) -> list[str]:
-    """Return one reason if another version of a package, or none, is installed."""
+    """Return one reason if another version of a package, or none, is installed; the SGLang that is
+    tried will do."""
     found = installed_version(package)
-    if found == expected:
+    if found == expected or (package == "sglang" and tried_version()):
         return []
+    allowed = os.environ.get(ALLOW_VAR) if package == "sglang" else None
+    also = f" ({ALLOW_VAR} allows {allowed} beside it)" if allowed else ""
     return [
-        f"lim-sglang needs {package} {expected} exactly, found {found or 'none'}: "
+        f"lim-sglang needs {package} {expected} exactly, found {found or 'none'}{also}: "
         f"install {package}=={expected}"
     ]
 
 
 def reasons_against_decode_stack() -> list[str]:
     """List the reasons why the installed packages cannot decode on a GPU; a CPU needs none."""
-    reasons = reasons_against_version("flashinfer-python", FLASHINFER_VERSION)
+    reasons = reasons_against_version("flashinfer-python", flashinfer_version())
     if reasons:
         return reasons
     return wrong_signatures(USED_ON_GPU) or missing_attributes(WRAPPER, WRAPPER_BUFFERS)
+
+
+def flashinfer_version() -> str:
+    """Return the FlashInfer to decode with: the pinned one, or that of the SGLang that is tried."""
+    required = "\n".join(requires("sglang") or ()) if tried_version() else ""
+    pin = re.search(r"^flashinfer[-_]python(?:\[.*\])?==([\w.]+)", required, re.M)
+    return pin[1] if pin else FLASHINFER_VERSION
 
 
 def wrong_signatures(expected: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -306,6 +335,8 @@ def missing_attributes(path: str, names: Sequence[str]) -> list[str]:
 
 def _not_as_published(path: str) -> str:
     package = path.split(".")[0]
+    if tried := tried_version():
+        return f"lim-sglang is made for SGLang {SGLANG_VERSION}, adapt it to {tried}"
     expected = {"sglang": SGLANG_VERSION, "flashinfer": FLASHINFER_VERSION}.get(package, "")
     return f"this {package} is not {expected} as published, install it again"
 
@@ -400,29 +431,6 @@ def loads_backend(name: str) -> bool:
     importlib.import_module("sglang.srt.plugins").load_plugins()
     choices: list[str] = importlib.import_module("sglang.srt.server_args").ATTENTION_BACKEND_CHOICES
     return name in choices
-
-
-def option_names() -> set[str]:
-    """Return the options of SGLang's server, and more words of that form, read from sources.
-
-    To import the parser takes half a minute. Plugins of SGLang may add options, so their sources
-    are read, too. Without SGLang the set is empty.
-    """
-    if not (folder := _folder_of("sglang")):
-        return set()
-    plugins = {point.value.partition(".")[0] for point in entry_points(group=PLUGIN_GROUP)}
-    files = [path for name in plugins if (at := _folder_of(name)) for path in at.rglob("*.py")]
-    source = (folder / "srt" / "server_args.py").read_text()
-    names = [name.replace("_", "-") for name in re.findall(r"^    (\w+): A\[", source, re.M)]
-    words = re.findall(r"--\w[\w-]*", "\n".join([source, *(path.read_text() for path in files)]))
-    return {f"--{name}" for name in names} | {f"--no-{name}" for name in names} | set(words)
-
-
-def _folder_of(package: str) -> Path | None:
-    """Return the folder of an installed package, without importing the package."""
-    spec = importlib.util.find_spec(package)
-    folders = spec.submodule_search_locations if spec else None
-    return Path(next(iter(folders))) if folders else None
 
 
 def missing_backend(name: str) -> str | None:

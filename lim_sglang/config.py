@@ -35,6 +35,10 @@ AUDIT_VAR = "LIM_AUDIT"
 """1 checks every kept set and sparse output on a GPU (`audit.Audit`); slow, and takes memory."""
 TRACE_VAR = "LIM_TRACE"
 """Folder for the kept sets of a CPU server as JSON lines (`audit.KeptSets`); slow."""
+ALLOW_VAR = "LIM_ALLOW_SGLANG"
+"""The one other release of SGLang that is let through, for a maintainer who tries it."""
+CHECKED_MARK = "_lim_checked"
+"""Attribute of SGLang's `ServerArgs`: True once our checks of a start ran and found nothing."""
 
 
 @dataclass(frozen=True)

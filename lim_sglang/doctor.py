@@ -17,14 +17,14 @@ from rich.console import Console
 from lim_sglang import __version__, compat
 from lim_sglang.compat import (
     CPU_ENGINE_VAR,
-    FLASHINFER_VERSION,
     PLATFORM_VAR,
     PLUGIN_GROUP,
     PLUGINS_VAR,
+    flashinfer_version,
     reasons_against_decode_stack,
     serves_on_cpu,
 )
-from lim_sglang.config import BACKEND, CONFIG_VAR, LimConfig
+from lim_sglang.config import ALLOW_VAR, BACKEND, CONFIG_VAR, LimConfig
 from lim_sglang.environment import installed_version
 from lim_sglang.errors import ConfigError, LimError
 from lim_sglang.models import SMOLLM2, cache_folder, has_gpu
@@ -34,7 +34,8 @@ from lim_sglang.validation import find_gpu, reasons_against_environment, reasons
 GROUPS = (PLUGIN_GROUP, "sglang.srt.platforms")
 """Entry point groups that SGLang reads."""
 DISTRIBUTION = "lim-sglang"
-EXACT, EXACT_ON_GPU = ("sglang",), ("sglang", "flashinfer-python")
+EXACT: tuple[str, ...] = ("sglang",)
+EXACT_ON_GPU = ("sglang", "flashinfer-python")
 """Packages of which no other version can be served with."""
 USED_BY: Mapping[str, str] = {
     "math-verify": "lim ask, proxy, eval and grade",
@@ -121,7 +122,11 @@ def _packages() -> Iterator[Finding]:
     except PackageNotFoundError:
         yield Finding(Verdict.OFF, f"{DISTRIBUTION} is not installed: run `make install`")
         return
-    yield from compare_packages(requirements, EXACT_ON_GPU if has_gpu() else EXACT)
+    exact = EXACT_ON_GPU if has_gpu() else EXACT
+    if tried := compat.tried_version():
+        yield Finding(Verdict.NOTE, f"{ALLOW_VAR}={tried} lets this SGLang serve, unverified")
+        exact = ()
+    yield from compare_packages(requirements, exact)
 
 
 def compare_packages(requirements: Iterable[str], exact: Collection[str]) -> Iterator[Finding]:
@@ -144,7 +149,8 @@ def compare_packages(requirements: Iterable[str], exact: Collection[str]) -> Ite
         elif found and name in exact:
             yield Finding(Verdict.OFF, f"{name} {found}: exactly {version} is needed, {install}")
         elif found:
-            yield Finding(Verdict.NOTE, f"{name} {found}: harmless, tested was {version}")
+            harmless = "" if compat.tried_version() else "harmless, "
+            yield Finding(Verdict.NOTE, f"{name} {found}: {harmless}tested was {version}")
         elif name in USED_BY:
             text = f"{name} is missing: needed by {USED_BY[name]}, not to serve; {install}"
             yield Finding(Verdict.NOTE, text)
@@ -194,7 +200,7 @@ def _decode_stack() -> Iterator[Finding]:
     """Check the packages that decode on a GPU beside our kernels."""
     with _quiet():
         reasons = reasons_against_decode_stack()
-    fine = f"FlashInfer {FLASHINFER_VERSION} and SGLang's part for it are as published"
+    fine = f"FlashInfer {flashinfer_version()} and SGLang's part for it are as published"
     yield from _findings(reasons, fine)
 
 

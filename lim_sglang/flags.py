@@ -1,10 +1,15 @@
 """The `--lim-*` command-line flags: one table for SGLang's parser and for our own commands."""
 
 import argparse
+import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
+from lim_sglang.compat import PLUGIN_GROUP
 from lim_sglang.config import LimConfig, parse_layers, resolve_settings
 from lim_sglang.errors import ConfigError
 from lim_sglang.policies import POLICIES
@@ -170,3 +175,26 @@ def read_settings(
 def reasons_against_settings(environment: str | None, texts: Mapping[str, str | None]) -> list[str]:
     """List everything that is wrong with LessIsMore's own settings, as `read_settings` finds it."""
     return read_settings(environment, texts)[1]
+
+
+def option_names() -> set[str]:
+    """Return the options of SGLang's server, and more words of that form, read from sources.
+
+    To import the parser takes half a minute. Plugins of SGLang may add options, so their sources
+    are read, too. Without SGLang the set is empty.
+    """
+    if not (folder := _folder_of("sglang")):
+        return set()
+    plugins = {point.value.partition(".")[0] for point in entry_points(group=PLUGIN_GROUP)}
+    files = [path for name in plugins if (at := _folder_of(name)) for path in at.rglob("*.py")]
+    source = (folder / "srt" / "server_args.py").read_text()
+    names = [name.replace("_", "-") for name in re.findall(r"^    (\w+): A\[", source, re.M)]
+    words = re.findall(r"--\w[\w-]*", "\n".join([source, *(path.read_text() for path in files)]))
+    return {f"--{name}" for name in names} | {f"--no-{name}" for name in names} | set(words)
+
+
+def _folder_of(package: str) -> Path | None:
+    """Return the folder of an installed package, without importing the package."""
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    return Path(next(iter(folders))) if folders else None

@@ -17,6 +17,7 @@ from lim_sglang import __version__, compat
 from lim_sglang.audit import BEGINNING, Audit
 from lim_sglang.config import (
     BACKEND,
+    CHECKED_MARK,
     CONFIG_VAR,
     LimConfig,
     Preset,
@@ -58,6 +59,12 @@ class LimModelRunner(compat.ModelRunner):
     """GiB that were free before the model was loaded, of which SGLang leaves a share free."""
 
     def __init__(self, *, model_config: Any, server_args: Any, **rest: Any) -> None:
+        if not getattr(server_args, CHECKED_MARK, False):
+            raise ServerError(
+                f"lim-sglang's checks of options, model and GPU were skipped: SGLang did not call "
+                f"the hook on {compat.Target.POST_INIT} that makes them. Install sglang=="
+                f"{compat.SGLANG_VERSION}, and make ServerArgs only once plugins are loaded"
+            )
         text_config = model_config.hf_text_config
         config = resolve_settings(os.environ.get(CONFIG_VAR), None, {})
         on_cpu = compat.serves_on_cpu()
@@ -415,7 +422,8 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
     """Return LessIsMore's part of `/server_info`.
 
     Version, device, configuration and digests of the files that it names, roles, the model's
-    sampling defaults, the sampler, counters of the host; on a GPU also the source of the scores.
+    sampling defaults, the sampler, counters of the host; on a GPU also the source of the scores; an
+    SGLang that is tried.
     Equal on all ranks of tensor parallelism.
     """
     state = {
@@ -432,6 +440,8 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
     state |= state.pop("drafting") or {}
     if runner.lim_drafting:
         state["draft_tokens"] = runner.lim_draft_choices[-1]
+    if tried := compat.tried_version():
+        state["tried_sglang"] = tried
     if runner.lim_preset:
         state["preset"] = dict(runner.lim_preset)
     if runner.lim_selector:

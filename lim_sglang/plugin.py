@@ -6,6 +6,7 @@ backend `lim`, its flags, its refusals, its checks of requests and its counters 
 
 import argparse
 import importlib
+import logging
 import multiprocessing
 import os
 import sys
@@ -17,7 +18,9 @@ from typing import Any
 from lim_sglang import compat, mends
 from lim_sglang.compat import Target, serves_on_cpu
 from lim_sglang.config import (
+    ALLOW_VAR,
     BACKEND,
+    CHECKED_MARK,
     CONFIG_VAR,
     NAME_KEY,
     SERVER_VAR,
@@ -36,6 +39,11 @@ from lim_sglang.request_door import (
     checked_conversion,
 )
 from lim_sglang.validation import (
+    CPU_REFUSALS,
+    DRAFTING_REFUSALS,
+    GPU_REFUSALS,
+    REFUSALS,
+    SUMMARY_REFUSALS,
     Gpu,
     decodes_with_lim,
     default_page_size,
@@ -50,12 +58,36 @@ from lim_sglang.validation import (
     reasons_against_summaries,
 )
 
+_log = logging.getLogger(__name__)
+
+FIELDS = {
+    *(each.field for table in (REFUSALS, CPU_REFUSALS, GPU_REFUSALS) for each in table),
+    *(each.field for each in DRAFTING_REFUSALS + SUMMARY_REFUSALS),
+    *("attention_backend", "decode_attention_backend", "prefill_attention_backend"),
+    *("sampling_backend", "grammar_backend", "kv_cache_dtype", "page_size", "tp_size"),
+    *("context_length", "max_running_requests", "max_total_tokens", "mem_fraction_static"),
+    *("model_path", "revision", "trust_remote_code", "json_model_override_args"),
+    *("cuda_graph_config", "disable_overlap_schedule"),
+    *("speculative_algorithm", "speculative_attention_mode", "speculative_eagle_topk"),
+    *("speculative_num_draft_tokens", "speculative_num_steps"),
+}
+"""Fields of SGLang's `ServerArgs` that we read or set. A refusal of one that SGLang has renamed
+would let everything pass."""
+
 
 def register() -> None:
     """Make the backend `lim`, its flags, refusals, checks and counters known to SGLang."""
     _end_if_orphaned()
     compat.check_version()
     compat.check_signatures()
+    compat.check_fields(FIELDS)
+    if tried := compat.tried_version():
+        _log.warning(
+            "%s lets SGLang %s serve: lim-sglang was verified with %s, and a hook may do nothing",
+            ALLOW_VAR,
+            tried,
+            compat.SGLANG_VERSION,
+        )
     if SERVER_VAR in os.environ:
         mends.name_shared_memory(os.environ[SERVER_VAR])
     compat.register_backend(BACKEND, create_backend)
@@ -206,7 +238,8 @@ def _refuse_unused_flags(args: argparse.Namespace) -> None:
 
 
 def _refuse(server_args: Any) -> None:
-    """Name every reason against a start, before SGLang checks or rewrites its options.
+    """Name every reason against a start, before SGLang checks or rewrites its options; mark options
+    without one, as `LimModelRunner` expects.
 
     Raises:
         RefusedError: the options, the model, the GPU or our settings cannot be served.
@@ -228,6 +261,7 @@ def _refuse(server_args: Any) -> None:
     reasons += _reasons_against_settings(server_args, model_config, gpu)
     if reasons:
         raise RefusedError(reasons)
+    setattr(server_args, CHECKED_MARK, True)  # copies and child processes get the mark, too
 
 
 def _default_page_size() -> int | None:

@@ -4,7 +4,6 @@ Each function `reasons_against_…` returns one line for each reason, so that a 
 them at once. Nothing is loaded to find out: torch is imported only where a GPU is asked.
 """
 
-import argparse
 import math
 import os
 import shutil
@@ -13,7 +12,13 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lim_sglang.compat import CPU_ENGINE_VAR, CPU_GRAMMARS, PLATFORM_VAR, PLUGINS_VAR
+from lim_sglang.compat import (
+    CPU_ENGINE_VAR,
+    CPU_GRAMMARS,
+    GLUE_GRAPH_VAR,
+    PLATFORM_VAR,
+    PLUGINS_VAR,
+)
 from lim_sglang.config import (
     AUDIT_VAR,
     BACKEND,
@@ -78,6 +83,7 @@ _DENSE = "these steps would be dense"
 _UNTESTED = "it has not been verified with sparse decode"
 _UNCHECKED = "requests would reach the scheduler without the checks that keep it alive"
 _WHOLE_GRAPHS = "decode graphs must be captured in one piece, so use full or disabled"
+_ANOTHER_PROGRAM = "it takes the place of the model's layers, and all would be dense"
 _WITHOUT_SUMMARIES = "keys could come back without their summaries"
 _UNTESTED_DRAFTS = "it has not been verified with policy lossless"
 _ONE_SAMPLER = f"drafts and verification sample by {BACKEND}"
@@ -153,6 +159,13 @@ CPU_REFUSALS = (
     ),
     Refusal("--page-size", _over_one, "SGLang needs a GPU for pages of several tokens"),
 )
+LATER_REFUSALS = (
+    Refusal("--attn-dp-size", _over_one, _UNTESTED),  # in 0.5.22 and later
+    Refusal("--enable-nvidia-megakernel", bool, _ANOTHER_PROGRAM),  # 0.5.23
+    Refusal("--enable-amd-monokernel", bool, _ANOTHER_PROGRAM),  # 0.5.23
+    Refusal("--enable-unified-memory", bool, _UNTESTED),  # 0.5.23
+)
+"""Options that the pinned release of SGLang does not have, refused where a later one has them."""
 
 
 def _other_caches(why: str) -> tuple[Refusal, ...]:
@@ -266,23 +279,7 @@ def reasons_against(options: Any, *, on_cpu: bool) -> list[str]:
 
 def refusals(*, on_cpu: bool) -> tuple[Refusal, ...]:
     """Return the options that are refused, whatever the policy and the model."""
-    return REFUSALS + (CPU_REFUSALS if on_cpu else GPU_REFUSALS)
-
-
-def reasons_against_words(words: Sequence[str], *, on_cpu: bool) -> list[str]:
-    """List the refused options among words of a command line: the reasons of `reasons_against` that
-    need none of SGLang's parser, which takes half a minute to load.
-    """
-    table = refusals(on_cpu=on_cpu)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for refusal in table:
-        names = (refusal.option, *refusal.aliases)
-        parser.add_argument(*names, nargs="?", const=True, type=_number_or_text, dest=refusal.field)
-    return _refused(table, parser.parse_known_args(words)[0])
-
-
-def _number_or_text(word: str) -> int | str:
-    return int(word) if word.isdecimal() else word
+    return REFUSALS + (CPU_REFUSALS if on_cpu else GPU_REFUSALS) + LATER_REFUSALS
 
 
 def _refused(table: Sequence[Refusal], options: Any) -> list[str]:
@@ -550,6 +547,10 @@ def reasons_against_gpu(
         (
             environment.get(INTERPRET_VAR, "").lower() in INTERPRETED,
             f"{INTERPRET_VAR} is set, so no kernel would be compiled: unset it",
+        ),
+        (
+            environment.get(GLUE_GRAPH_VAR, "").lower() in INTERPRETED,
+            f"{GLUE_GRAPH_VAR} would keep LessIsMore from beginning a step: unset it",
         ),
     )
 

@@ -366,8 +366,8 @@ def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
 
     One thread a process: models are small, and a server's processes share two cores with the tests.
     """
-    steering = ("LIM_", "SGLANG_")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(steering) or k == "LIM_CACHE"}
+    steering, left = ("LIM_", "SGLANG_"), ("LIM_CACHE", "LIM_ALLOW_SGLANG")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(steering) or k in left}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     steered = {"PATH": path, "SGLANG_USE_CPU_ENGINE": "1", "HF_HUB_OFFLINE": "1"}
     steered["OMP_NUM_THREADS"] = "1"

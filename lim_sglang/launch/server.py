@@ -24,12 +24,7 @@ from weakref import WeakSet
 import httpx
 from rich.console import Console
 
-from lim_sglang.compat import (
-    CPU_ENGINE_VAR,
-    SGLANG_VERSION,
-    option_names,
-    reasons_against_version,
-)
+from lim_sglang.compat import CPU_ENGINE_VAR, SGLANG_VERSION, reasons_against_version
 from lim_sglang.config import (
     BACKEND,
     CONFIG_VAR,
@@ -41,7 +36,13 @@ from lim_sglang.config import (
     with_preset,
 )
 from lim_sglang.errors import REFUSED, ConfigError, DataError, RefusedError, ServerError
-from lim_sglang.flags import CONFIG_FLAG, FLAGS, read_settings, reasons_against_settings
+from lim_sglang.flags import (
+    CONFIG_FLAG,
+    FLAGS,
+    option_names,
+    read_settings,
+    reasons_against_settings,
+)
 from lim_sglang.launch.server_log import cause_of_failure, keep_log, start_shown
 from lim_sglang.launch.supervisor import STOPPING, Ending, ServerFolder, supervision
 from lim_sglang.models import (
@@ -52,7 +53,7 @@ from lim_sglang.models import (
     known_shape,
     lasting_caches,
 )
-from lim_sglang.validation import reasons_against_environment, reasons_against_words
+from lim_sglang.validation import reasons_against, reasons_against_environment, refusals
 
 POLL_S = 0.5
 """Pause between two health checks of a server that starts."""
@@ -224,6 +225,21 @@ def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> S
         lim_flags=tuple(f"{flag}={text}" for flag, text in spec.lim_flags.items()),
         sglang_options=spec.sglang_options,
     )
+
+
+def reasons_against_words(words: Sequence[str], *, on_cpu: bool) -> list[str]:
+    """List the refused options among words of a command line: the reasons of `reasons_against` that
+    need none of SGLang's parser, which takes half a minute to load.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for refusal in refusals(on_cpu=on_cpu):
+        names = (refusal.option, *refusal.aliases)
+        parser.add_argument(*names, nargs="?", const=True, type=_number_or_text, dest=refusal.field)
+    return reasons_against(parser.parse_known_args(words)[0], on_cpu=on_cpu)
+
+
+def _number_or_text(word: str) -> int | str:
+    return int(word) if word.isdecimal() else word
 
 
 def _reasons_against_layers(spec: ServerSpec, shape: ModelShape | None) -> list[str]:

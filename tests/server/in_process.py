@@ -7,9 +7,11 @@ last line; `run_in_process` starts it.
 import argparse
 import asyncio
 import contextlib
+import inspect
 import io
 import json
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -60,6 +62,7 @@ def start(given: Mapping[str, Any]) -> dict[str, Any]:
         "tensor_cores": _tensor_cores_for_pairs(),
         "decode_stack": reasons_against_decode_stack(),
         "options": _server_options(),
+        "runners": _make_runners(given["engine"]),
         "engine": _ask_engine(given),
     }
 
@@ -88,6 +91,26 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
     os.environ.clear()
     os.environ.update(environment)
     return {"code": code, "message": errors.getvalue()}
+
+
+def _make_runners(options: Mapping[str, Any]) -> list[str]:
+    """Make a model runner of options that our hook has seen, then of some that it has not; return
+    the errors."""
+    from sglang.srt.server_args import ServerArgs
+
+    from lim_sglang.errors import LimError
+    from lim_sglang.model_runner import LimModelRunner
+
+    hooked, errors = ServerArgs.__post_init__, []
+    for init in (hooked, inspect.unwrap(hooked)):
+        ServerArgs.__post_init__ = init
+        sent = pickle.loads(pickle.dumps(ServerArgs(**options)))  # as to a child process
+        try:
+            LimModelRunner(model_config=None, server_args=sent)
+        except (AttributeError, LimError) as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    ServerArgs.__post_init__ = hooked
+    return errors
 
 
 def _tensor_cores_for_pairs() -> list[bool]:

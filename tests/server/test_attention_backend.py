@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from lim_sglang import attention_backend
 from lim_sglang.attention_backend import (
     DENSE_PASS,
     SECOND_READING,
@@ -23,9 +24,15 @@ from lim_sglang.attention_backend import (
     SparseDecodeWrapper,
 )
 from lim_sglang.audit import ObservedRow
-from lim_sglang.compat import TENSOR_CORE_VAR, DecodeMetadata, FlashInferAttnBackend
+from lim_sglang.compat import (
+    FLASHINFER_VERSION,
+    TENSOR_CORE_VAR,
+    DecodeMetadata,
+    FlashInferAttnBackend,
+)
 from lim_sglang.errors import ServerError
 from lim_sglang.kernels.reference import attend_tokens
+from lim_sglang.kernels.scores import ScoreStoringAttention
 from lim_sglang.kernels.verify import relative_error
 from lim_sglang.policies.lessismore import LessIsMore
 from lim_sglang.policies.policy import Role
@@ -224,6 +231,40 @@ def test_more_rows_than_there_is_memory_for_are_refused_in_words() -> None:
         kept.begin_step(torch.tensor([1, 1, 1, 1, 1]))
 
 
+def test_a_start_whose_dense_pass_stores_wrong_scores_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend = object.__new__(LimAttnBackend)
+    backend.indices_updater_decode = SimpleNamespace(
+        num_qo_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        q_data_type=torch.bfloat16,
+        data_type=torch.float8_e4m3fn,
+    )
+    backend.workspace_buffer = "workspace"
+    gpu, tested = SimpleNamespace(multi_processor_count=132), []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: gpu)
+    found = ["row 0: 640 of 198304 stored scores are missing"]
+
+    def differences(*given: Any) -> list[str]:
+        tested.append(given)
+        return found
+
+    monkeypatch.setattr(attention_backend, "self_test_differences", differences)
+    attention: Any = Attention()
+    with pytest.raises(ServerError) as refused:
+        backend._test_scoring(attention)
+    words = f"in a self-test with FlashInfer {FLASHINFER_VERSION} {found[0]}. Install flashinfer"
+    assert words in str(refused.value)
+    assert f"set {TENSOR_CORE_VAR}=false" in str(refused.value)
+    found.clear()
+    backend._test_scoring(attention)
+    (_, batch, workspace), _ = tested
+    assert (batch.heads, batch.kv_heads, batch.dim, workspace) == (32, 8, 128, "workspace")
+    assert (batch.dtype, batch.key_dtype) == (torch.bfloat16, torch.float8_e4m3fn)
+
+
 BUDGET = 256
 RAGGED = {
     "one": [700],
@@ -414,6 +455,26 @@ def test_the_dense_pass_gives_the_scores_where_it_can(rig: Rig, backend: Any) ->
     on_tensor_cores = backend.decode_use_tensor_cores
     assert backend.score_source == (DENSE_PASS if on_tensor_cores else SECOND_READING)
     assert backend.decode_use_tensor_cores == (os.environ.get(TENSOR_CORE_VAR) != "false")
+
+
+@pytest.mark.gpu
+def test_a_start_whose_dense_pass_drops_the_last_scores_of_a_row_is_refused(
+    rig: Rig, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend.scoring is None:
+        pytest.skip("scores come from a second reading of K")
+    LimAttnBackend(rig.runner)  # tests itself
+    run = ScoreStoringAttention.run
+
+    def drop(self: Any, wrapper: Any, *given: Any) -> torch.Tensor:
+        output = run(self, wrapper, *given)
+        scores, ends = given[3], wrapper._paged_kv_indptr_buf.tolist()
+        scores.rows(ends)[0][:, ends[1] - 5 : ends[1]] = torch.nan
+        return output
+
+    monkeypatch.setattr(ScoreStoringAttention, "run", drop)
+    with pytest.raises(ServerError, match=r"row 0: \d+ of \d+ stored scores are missing"):
+        LimAttnBackend(rig.runner)
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from lim_sglang.errors import ServerError
 
 ROOT = Path(__file__).parents[2]
 HERE = __name__
+SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
 
 
 def decorated(function: Any) -> Any:
@@ -59,6 +61,56 @@ def test_another_sglang_is_refused_in_words(
     monkeypatch.setattr(compat, "installed_version", lambda _package: found)
     with pytest.raises(ServerError, match=rf"sglang 0\.5\.16 exactly, found {found or 'none'}"):
         compat.check_version()
+
+
+@pytest.mark.parametrize(
+    ("found", "allowed", "tried"),
+    [
+        ("0.5.23", "0.5.23", "0.5.23"),
+        ("0.5.23", "0.5.22", None),
+        ("0.5.23", "0.5.2", None),
+        ("0.5.23", "1", None),
+        ("0.5.23", "", None),
+        ("0.5.23", None, None),
+        (None, "0.5.23", None),
+        (SGLANG_VERSION, SGLANG_VERSION, None),
+        (SGLANG_VERSION, "0.5.23", None),
+    ],
+)
+def test_another_sglang_is_let_through_by_exactly_its_version(
+    monkeypatch: pytest.MonkeyPatch, found: str | None, allowed: str | None, tried: str | None
+) -> None:
+    monkeypatch.setattr(compat, "installed_version", lambda _package: found)
+    monkeypatch.delenv("LIM_ALLOW_SGLANG", raising=False)
+    if allowed is not None:
+        monkeypatch.setenv("LIM_ALLOW_SGLANG", allowed)
+    assert compat.tried_version() == tried
+    reasons = compat.reasons_against_version("sglang", SGLANG_VERSION)
+    assert (not reasons) == (bool(tried) or found == SGLANG_VERSION)
+    if reasons and allowed:
+        assert f"(LIM_ALLOW_SGLANG allows {allowed} beside it)" in reasons[0]
+    with nullcontext() if not reasons else pytest.raises(ServerError):
+        compat.check_version()
+
+
+def test_a_tried_sglang_decodes_with_the_flashinfer_that_it_requires(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert compat.flashinfer_version() == FLASHINFER_VERSION
+    found = {"sglang": "0.5.23", "flashinfer-python": FLASHINFER_VERSION}
+    monkeypatch.setattr(compat, "installed_version", found.get)
+    monkeypatch.setattr(compat, "requires", lambda _: ["a==1", "flashinfer_python[cu13]==0.7.2"])
+    monkeypatch.setenv("LIM_ALLOW_SGLANG", "0.5.23")
+    (reason,) = reasons_against_decode_stack()
+    assert f"needs flashinfer-python 0.7.2 exactly, found {FLASHINFER_VERSION}: " in reason
+    monkeypatch.setattr(compat, "requires", lambda _: ["a==1"])
+    assert compat.flashinfer_version() == FLASHINFER_VERSION
+
+
+def test_the_pinned_sglang_requires_the_pinned_flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "tried_version", lambda: "as if")
+    monkeypatch.setattr(compat, "FLASHINFER_VERSION", "another")
+    assert compat.flashinfer_version() == FLASHINFER_VERSION
 
 
 def test_names_that_each_step_looks_up_read_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +161,35 @@ def test_a_hooked_function_with_other_parameters_is_refused(
     monkeypatch.setattr(compat, "HOOKED", {"json.dumps": ("text",)})
     with pytest.raises(ServerError, match=r"json\.dumps takes \('obj', "):
         compat.check_signatures()
+
+
+@dataclass
+class Options:
+    """A stand-in for SGLang's `ServerArgs`, of which a release has renamed one."""
+
+    page_size: int = 1
+    mixed_chunk: bool = False
+
+
+@pytest.mark.parametrize(
+    ("allowed", "words"),
+    [
+        (None, "this sglang is not 0.5.16 as published, install it again"),
+        ("0.5.23", "lim-sglang is made for SGLang 0.5.16, adapt it to 0.5.23"),
+    ],
+)
+def test_a_renamed_option_is_refused_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, allowed: str | None, words: str
+) -> None:
+    monkeypatch.setattr(compat, "resolve", lambda path: {SERVER_ARGS: Options}[path])
+    monkeypatch.setattr(compat, "tried_version", lambda: allowed)
+    compat.check_fields(["page_size"])
+    with pytest.raises(ServerError) as found:
+        compat.check_fields(["page_size", "enable_mixed_chunk", "allow_all"])
+    assert str(found.value) == (
+        f"{SERVER_ARGS} has no allow_all, enable_mixed_chunk, which lim-sglang checks before a "
+        f"start: {words}"
+    )
 
 
 def test_what_does_not_load_is_named_and_ends_the_search() -> None:

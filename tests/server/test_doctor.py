@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 import typer
 
-from lim_sglang import doctor, progress
+from lim_sglang import compat, doctor, progress
 from lim_sglang.doctor import (
     Finding,
     Verdict,
@@ -100,6 +100,19 @@ def test_a_package_that_is_missing_or_differs_is_needed_or_harmless(
     requirements.append('pytest==9.2.0; extra == "dev"')
     findings = list(compare_packages(requirements, ["engine"]))
     assert [f for f in findings if f.verdict is verdict and f.text.startswith(words)], findings
+
+
+def test_an_sglang_that_is_tried_is_noted_and_not_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIM_ALLOW_SGLANG", "9.9")
+    found = {"sglang": "9.9", "engine": "1.4"}
+    for module in (compat, doctor):
+        monkeypatch.setattr(module, "installed_version", found.get)
+    monkeypatch.setattr(doctor, "requires", lambda _: ["sglang==0.5.16", "engine==1.5"])
+    assert list(doctor._packages()) == [
+        Finding(Verdict.NOTE, "LIM_ALLOW_SGLANG=9.9 lets this SGLang serve, unverified"),
+        Finding(Verdict.NOTE, "sglang 9.9: tested was 0.5.16"),
+        Finding(Verdict.NOTE, "engine 1.4: tested was 1.5"),
+    ]
 
 
 def test_on_a_terminal_a_finding_with_a_command_stays_whole(

@@ -1,6 +1,9 @@
 """What `LimModelRunner` decides around a step: memory for selection, and when a graph is left."""
 
+import copy
 import json
+import pickle
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +14,13 @@ import safetensors.torch
 import torch
 
 from lim_sglang import compat
-from lim_sglang.config import LimConfig, ModelShape, Preset, find_preset
+from lim_sglang.config import CHECKED_MARK, LimConfig, ModelShape, Preset, find_preset
 from lim_sglang.counters import Stats
-from lim_sglang.errors import RefusedError
+from lim_sglang.errors import RefusedError, ServerError
 from lim_sglang.kernels.reference import split_budget
 from lim_sglang.kernels.selector import RankSelector, Room
 from lim_sglang.lossless.sampler import seed_of
-from lim_sglang.model_runner import LimModelRunner, model_rope
+from lim_sglang.model_runner import LimModelRunner, live_state, model_rope
 from lim_sglang.models import weights_fingerprint
 from lim_sglang.policies.policy import Role
 
@@ -115,6 +118,44 @@ def test_a_step_before_the_graphs_are_made_runs(monkeypatch: pytest.MonkeyPatch)
     made = runner(lim_selector=None)
     batch = SimpleNamespace(forward_mode=SimpleNamespace(is_decode=lambda: True))
     assert made._forward_raw(batch) == "ran"
+
+
+def test_a_runner_whose_options_were_not_checked_is_refused_in_words() -> None:
+    """SGLang did not call our hook, as from 0.5.20 on it would not, without a word."""
+    unchecked = object.__new__(compat.ServerArgs)
+    with pytest.raises(ServerError, match=r"checks of options, .* were skipped: .*__post_init__"):
+        LimModelRunner(model_config=None, server_args=unchecked)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))]
+)
+def test_checked_options_are_marked_in_copies_and_child_processes(
+    copied: Callable[[Any], Any],
+) -> None:
+    checked = object.__new__(compat.ServerArgs)
+    setattr(checked, CHECKED_MARK, True)
+    with pytest.raises(AttributeError, match="hf_text_config"):  # which comes after the mark
+        LimModelRunner(model_config=None, server_args=copied(checked))
+
+
+@pytest.mark.parametrize("tried", [None, "0.5.23"])
+def test_an_sglang_that_is_tried_is_shown(
+    monkeypatch: pytest.MonkeyPatch, tried: str | None
+) -> None:
+    monkeypatch.setattr(compat, "tried_version", lambda: tried)
+    monkeypatch.setattr(compat, "serves_on_cpu", lambda: True)
+    made = runner(
+        lim_config=LimConfig(policy="full"),
+        lim_roles=(),
+        lim_stats=Stats(),
+        lim_drafting=None,
+        lim_preset=None,
+        lim_selector=None,
+        sampler=None,
+        model_config=SimpleNamespace(get_default_sampling_params=dict),
+    )
+    assert live_state(made).get("tried_sglang") == tried
 
 
 def test_seeds_are_numbers_of_64_bits_whatever_a_sample_adds() -> None:

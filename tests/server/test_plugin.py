@@ -1,6 +1,7 @@
 """The plugin: its refusals before SGLang starts, and its work inside real SGLang processes."""
 
 import argparse
+import ast
 import json
 import os
 from collections.abc import Callable
@@ -12,10 +13,9 @@ from typing import Any
 import pytest
 
 from lim_sglang import compat, model_runner, plugin
-from lim_sglang.compat import option_names
-from lim_sglang.config import LimConfig
-from lim_sglang.errors import RefusedError
-from lim_sglang.flags import add_flags
+from lim_sglang.config import CHECKED_MARK, LimConfig
+from lim_sglang.errors import RefusedError, ServerError
+from lim_sglang.flags import add_flags, option_names
 from lim_sglang.launch.server import RESERVED_OPTIONS
 from lim_sglang.validation import CPU_REFUSALS, REFUSALS, Gpu, Refusal
 from tests.processes import (
@@ -100,6 +100,55 @@ def test_the_decode_stack_is_checked_on_a_gpu_only(start: Callable[..., list[str
     assert start() == ["another flashinfer"]
     assert start(gpu=None) == []
     assert start(attention_backend="flashinfer") == []
+
+
+def test_options_are_marked_once_they_have_passed(
+    start: Callable[..., list[str]],
+    asked_options: list[SimpleNamespace],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compat, "reasons_against_decode_stack", list)
+    assert start("{}") == start("{}", gpu=None) == start(attention_backend="flashinfer") == []
+    assert start(pp_size=2)
+    marks = [getattr(options, CHECKED_MARK, False) for options in asked_options]
+    assert marks == [True, True, False, False]
+
+
+READERS = ("validation", "plugin", "compat", "mends", "model_runner", "request_door", "lossless")
+"""Modules of lim_sglang/, and the folder, that read SGLang's options."""
+
+
+def test_each_option_that_is_read_or_set_is_checked_to_exist() -> None:
+    folder = Path(plugin.__file__).parent
+    files = [each for name in READERS for each in folder.glob(f"{name}.py")]
+    nodes = [
+        node
+        for file in (*files, *(folder / "lossless").glob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node.value).split(".")[-1] in ("server_args", "options")
+    ]
+    read = {node.attr for node in nodes}
+    assert {"tp_size", "page_size", "speculative_num_steps", "cuda_graph_config"} <= read
+    assert read - {"get"} <= plugin.FIELDS  # of a dictionary
+
+
+@pytest.mark.parametrize("tried", [None, "9.9"])
+def test_a_renamed_option_or_a_release_that_is_tried_is_told_before_anything_is_hooked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tried: str | None
+) -> None:
+    for name in ("check_version", "check_signatures"):
+        monkeypatch.setattr(compat, name, lambda: None)
+    monkeypatch.setattr(compat, "tried_version", lambda: tried)
+    monkeypatch.setattr(compat, "register_backend", lambda *_: pytest.fail("hooked"))
+    monkeypatch.setattr(plugin, "FIELDS", {"tp_size", "renamed"})
+    with pytest.raises(ServerError, match="ServerArgs has no renamed, which lim-sglang checks"):
+        plugin.register()
+    monkeypatch.setattr(plugin, "FIELDS", {"tp_size"})
+    monkeypatch.setattr(compat, "register_backend", lambda *_: json.loads(""))
+    with pytest.raises(json.JSONDecodeError):
+        plugin.register()
+    assert ("LIM_ALLOW_SGLANG lets SGLang 9.9 serve" in caplog.text) == bool(tried)
 
 
 def test_selection_is_checked_with_everything_else(start: Callable[..., list[str]]) -> None:
@@ -337,6 +386,14 @@ def test_sglang_and_flashinfer_as_installed_have_the_signatures_that_are_relied_
 ) -> None:
     assert started.found["decode_stack"] == []
     assert started.found["tensor_cores"] == [False, True]  # as it is, and while we make a backend
+
+
+@pytest.mark.e2e
+def test_a_start_whose_checks_sglang_does_not_call_is_refused_in_words(started: Started) -> None:
+    hooked, without_hook = started.found["runners"]
+    assert hooked.startswith("AttributeError")  # past the mark: there is no model
+    assert without_hook.startswith("ServerError: lim-sglang's checks of options, model and GPU")
+    assert "ServerArgs.__post_init__" in without_hook
 
 
 @pytest.mark.e2e

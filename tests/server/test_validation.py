@@ -14,6 +14,7 @@ from lim_sglang.policies.policy import Role
 from lim_sglang.validation import (
     CPU_REFUSALS,
     GPU_REFUSALS,
+    LATER_REFUSALS,
     REFUSALS,
     Gpu,
     Refusal,
@@ -47,6 +48,7 @@ BAD_VALUES: dict[str, Any] = {
     "pp_size": 2,
     "dcp_size": 2,
     "attn_cp_size": 2,
+    "attn_dp_size": 2,
     "cuda_graph_config": {"decode": {"backend": "breakable"}},
     "page_size": 16,
 }
@@ -63,7 +65,7 @@ def model(**traits: Any) -> SimpleNamespace:
     return SimpleNamespace(**(shape | traits))
 
 
-ALL_REFUSALS = REFUSALS + CPU_REFUSALS + GPU_REFUSALS
+ALL_REFUSALS = REFUSALS + CPU_REFUSALS + GPU_REFUSALS + LATER_REFUSALS
 
 
 @pytest.mark.parametrize("refusal", ALL_REFUSALS, ids=lambda r: r.option)
@@ -237,6 +239,12 @@ def test_every_reason_is_named_at_once() -> None:
     assert len(reasons) == len(expected)
     for reason, words in zip(reasons, expected, strict=True):
         assert words in reason
+
+
+@pytest.mark.parametrize(("value", "refused"), [("true", True), ("1", True), ("false", False)])
+def test_a_graph_around_the_beginning_of_a_step_is_refused(value: str, refused: bool) -> None:
+    reasons = reasons_against_gpu(H100, MODEL, {"SGLANG_ENABLE_METADATA_GLUE_GRAPH": value})
+    assert [each.split()[0] for each in reasons] == ["SGLANG_ENABLE_METADATA_GLUE_GRAPH"] * refused
 
 
 @pytest.mark.parametrize(("value", "refused"), [("TRUE", True), ("on", True), ("0", False)])
