@@ -23,6 +23,7 @@ from lim_sglang.programs.grading.kinds import (
     listed_letters,
     number_text,
 )
+from lim_sglang.programs.grading.last_line import last_letter, last_value
 from lim_sglang.programs.grading.latex import tidy, with_ellipses
 from lim_sglang.programs.grading.stated import (
     MAX_STATED,
@@ -278,6 +279,7 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bo
             line = _first_line(text, end, cut_off)
             if line is None and whole and not cut_off:
                 line = _last_object(marked) or _closing_choice(text) or _closing_true(text)
+                line = line or last_letter(marked)
             found = [line] if line else []
         several = listed_letters(found[0]) if found else ()
         found = [
@@ -285,6 +287,7 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bo
         ] or found
     elif not found and whole and not cut_off:
         closing = _last_block(marked) or _last_object(marked) or _closing_answer(text)
+        closing = closing or (None if stated else last_value(marked))
         found = [closing] if closing else []
     elif kind is None and found and _is_formula(found[0]):
         found = [answer for answer in found[1:] if CHOICE.fullmatch(answer)] or found
