@@ -8,16 +8,14 @@ from lim_sglang.programs.grading.latex import tidy
 from lim_sglang.programs.grading.stated import is_measured
 from lim_sglang.programs.grading.told import told_value
 
-MAX_LINE = 200
+MAX_LINE = 1000
 """Characters at the end of a reply in which its last lines are looked for."""
-_SHOWN = (
-    r"(?P<sign>\*\*|__|\$\$?|\\\[|\\\(){sign}\s*(?P<shown>[^\n*$]{{1,60}}?)\s*"
-    r"(?:\*\*|__|\$\$?|\\\]|\\\))\.?"
-)
-_BEFORE = r"(?:\A|\n)[ \t]*(?P<before>\S[^\n]*?)[ \t]*\n\s*"
+_SHOWN = r"(?:\*\*|__|\$\$?|\\\[|\\\()\s*(?P<shown>[^\n*$]{1,60}?)\s*(?:\*\*|__|\$\$?|\\\]|\\\))\.?"
+"""A value in bold or as a formula."""
+_BEFORE = r"(?:\A|\n)[ \t]*(?P<before>\S[^\n]*?)[ \t]*\n\s*+"
 """The last line before the one that stands alone."""
-_LAST_LETTER = re.compile(rf"{_BEFORE}(?:{_SHOWN.format(sign='')}|(?P<bare>\(?[A-HJ]\)?)\.?)\s*\Z")
-_LAST_VALUE = re.compile(rf"{_BEFORE}{_SHOWN.format(sign='')}\s*\Z")
+_LAST_LETTER = re.compile(rf"{_BEFORE}(?:{_SHOWN}|(?P<bare>\(?[A-HJ]\)?)\.?)\s*\Z")
+_LAST_VALUE = re.compile(rf"{_BEFORE}{_SHOWN}\s*\Z")
 _LETTER = re.compile(r"(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?\(?([A-J])\)?\}?\.?")
 _SENTENCE_ENDS = re.compile(r"(?:[.!]|\\\]|\$\$)[)\"”*_]*\Z")
 """The end of a line that leaves nothing open."""
@@ -87,7 +85,7 @@ def last_value(reply: str) -> str | None:
         value = tidy(going["value"])
         is_supposed = re.search(rf"\b{CONDITION}\b", before, re.IGNORECASE)
         return value if is_measured(value) and not is_supposed else None
-    if bold := _BOLD_SENTENCE.search(end) or _BOLD_VALUE.fullmatch(reply[: MAX_LINE + 1]):
+    if bold := _BOLD_SENTENCE.search(end) or _BOLD_VALUE.fullmatch(reply):
         sentence = bold["sentence"].replace("*", "").strip()
         return None if DOUBT.search(sentence) else told_value(sentence, plainly=True)
     return None

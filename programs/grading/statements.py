@@ -118,8 +118,8 @@ _WANTED = (
     rf"|to\s+(?:obtain|get|give)\s+(?={VALUE},?\s+(?:as|since|because)\s+{_ASKS_FOR}\s+[^,.;\n]{{1,60}}"
     r"(?:[.\n]|\Z))"
 )
-"""Words before the value that a problem asks for, behind another one: `The problem asks for the
-square, which is 49.`"""
+"""Words before the value that a problem asks for, behind a box with another one: `The problem asks
+for the square, which is 49.`"""
 _STATEMENT = re.compile(
     # GSM8K's `#### 5`, a heading "Final Answer" with the answer below, "the answer is 5".
     r"(?:^|(?<=[ \t]))(?P<hashes>####)[ \t]*(?=(?:[a-z] *= *)?[^\s\d]*\d)"
@@ -145,7 +145,7 @@ _STATEMENT = re.compile(
     rf"|(?<=[,.:;!—–-])\s*(?={_VALUE_ALONE})))"
     # "I change my answer to 13."
     rf"|(?P<changed>{CHANGED}(?={VALUE}(?:{ENDS_SENTENCE}|\s+from\b|,?\s+(?:because|since)\b)))"
-    # "The problem asks for 2x = 14.", behind an answer.
+    # "The problem asks for 2x = 14.", behind a box.
     rf"|(?P<wanted>{_WANTED})"
     # "It should be 13.", directly behind an answer, or "it is 13" behind words that reject one.
     rf"|(?P<amended>{AMENDED}))",
@@ -324,7 +324,7 @@ def last_statement(text: str, end: int, denied_boxes: Collection[Box] = ()) -> s
         denied_boxes: boxes that are denied, and spaces in the text: answers to correct.
     """
     given = [Given(content, box_end, True) for _, box_end, content in denied_boxes]
-    leads = _leads(text, 0, len(text), given)
+    leads = [each for each in _leads(text, 0, len(text), given) if not each["wanted"]]
     corrected = None
     denied: set[str] = set()
     unread: list[str] = []
@@ -401,8 +401,6 @@ def _leads(text: str, begin: int, end: int, boxes: Sequence[Given]) -> list[re.M
         if lead["corrected"] and is_supposed(text, lead.start()):
             continue
         if lead["changed"] and not is_changed(text, lead.start()):
-            continue
-        if lead["wanted"] and given is None:
             continue
         leads.append(lead)
         if (value := value_end(text, lead.end())) is not None:

@@ -186,18 +186,20 @@ def _corrected(answer: str | None, text: str, end: int) -> str | None:
     words = correction["words"].rstrip("*_ ")
     it_is = _IT_IS.fullmatch(words)
     other = as_text(it_is["value"] if it_is else words) or ""
-    is_answer = other and len(other.split()) <= MAX_CORRECTION and not _NO_ANSWER.match(other)
-    if is_answer and (_is_name(other, answer) or (is_sure and (it_is or correction["named"]))):
-        return other if is_sure or not (it_is and it_is["noun"]) else answer
-    goes_on = text[correction.end("no") :].casefold() if correction["no"] else answer.casefold()
-    has_stopped = is_sure and not (_STAYS.search(words) or answer.casefold() in goes_on)
-    return None if has_stopped and correction["no"] else answer
+    if other and len(other.split()) <= MAX_CORRECTION and not _NO_ANSWER.match(other):
+        is_plain = correction["no"] and answer[:1].islower() and len(other.split()) < 3
+        is_like = _is_name(other) or (is_plain and not other.endswith("ly"))
+        if is_sure and (is_like or it_is or correction["named"]):
+            return other
+        if is_like and not (it_is and it_is["noun"]):
+            return other
+    has_stopped = correction["wait"] and correction["no"] and not _STAYS.search(words)
+    is_repeated = answer.casefold() in text[correction.start("words") :].casefold()
+    return None if has_stopped and not is_repeated else answer
 
 
-def _is_name(words: str, answer: str) -> bool:
-    """Return True for words with capital letters, or for two words behind an answer without."""
-    if answer[:1].islower() and len(words.split()) < 3:
-        return True
+def _is_name(words: str) -> bool:
+    """Return True for words that each have a capital letter, or none as `of`."""
     return not any(word[:1].islower() and word not in _SMALL_WORDS for word in words.split())
 
 
