@@ -71,7 +71,7 @@ _ITSELF = (
 """Words for the answer before: `the above answer`, `this`."""
 _MISTAKE = (
     r"(?:(?:I|we)(?:['’]ve)?\s+(?:(?:have|just|now|think|see|realize|notice|believe|that|I|we)\s+)*"
-    r"(?:made\s+an?\s+(?:\w+\s+)?(?:mistake|error|slip)\b|(?:misread|miscounted|miscalculated|overlooked"
+    r"(?:made\s+an?\s+(?:\w+\s+)?(?:mistake|error|slip(?!\s+(?:of\s+paper|for\b)))\b|(?:misread|miscounted|miscalculated|overlooked"
     rf"|misinterpreted)\b|{FORGOT})"
     r"|there\s+(?:was|is)\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b|(?:whoops|oops)\b[\s,.:;!—–-]+(?=[a-z]{2}))"
     r"(?![^.\n]*\b(?:at\s+first|before|earlier|first|initial(?:ly)?|previous(?:ly)?|original(?:ly)?"
