@@ -23,6 +23,7 @@ from lim_sglang.programs.grading.kinds import (
     listed_letters,
     number_text,
 )
+from lim_sglang.programs.grading.last_line import last_letter, last_value
 from lim_sglang.programs.grading.latex import tidy, with_ellipses
 from lim_sglang.programs.grading.stated import (
     MAX_STATED,
@@ -214,18 +215,19 @@ def extract_answer(
     thoughts count where no reply follows, or one that was cut off before it states an answer.
     A reply that is nothing but a number, a formula, a letter to choose, or a calculation with its
     result is an answer, too, unless it was cut off. So are the last sentence `Therefore, x = 42.`,
-    `Ans: 42`, `6 times 7 is 42` or, for a choice, `Choose (D)` or `Hence D`, a
-    number in a block of code and an object of JSON, `{"answer": 42}`, at the end of a reply that
-    states nothing else. The first item of a list, as in `1. First`, is none.
-    Empty boxes are skipped, since they are the prompt's own words. A box without braces, as in
-    `\boxed 5`, needs a number. Boxes that commas, `and` or `or` join are one answer. Words are an
-    answer in a box only. A box gives way to a later statement of another answer, as
-    `Final answer: 8` or `No, 8.`, and is none if the words behind it deny it, as in
-    `\boxed{7} is wrong`. A question that the text does not affirm, as `Is it 7?`, and a sentence
-    about another case, as `If order mattered, the answer would be 7`, state nothing. A stated
-    answer is taken back by a later statement that denies it, that cannot be read or that has not
-    ended, and any by an unclosed box, unless these begin with the same value. Programs in blocks of
-    code and words struck out state nothing.
+    `Ans: 42`, `6 times 7 is 42` or, for a choice, `Choose (D)` or `Hence D`, a number in a block of
+    code, an object of JSON, `{"answer": 42}`, a letter or a number in bold alone in its line,
+    `**42**`, and `so I'm going with 42` at the end of a reply that states nothing else. The first
+    item of a list, as in `1. First`, is none. Empty boxes are skipped, since they are the prompt's
+    own words. A box without braces, as in `\boxed 5`, needs a number. Boxes that commas, `and` or
+    `or` join are one answer. Words are an answer in a box only. A box gives way to a later
+    statement of another answer, as `Final answer: 8`, `No, 8.` or `I change my answer to 8.`, and
+    is none if the words beside it deny it, as in `\boxed{7} is wrong` and `I reject \boxed{7}`. A
+    question that the text does not affirm, as `Is it 7?`, and a sentence about another case, as `If
+    order mattered, the answer would be 7`, state nothing. A stated answer is taken back by a later
+    statement that denies it, that cannot be read or that has not ended, and any by an unclosed box,
+    unless these begin with the same value. Programs in blocks of code and words struck out state
+    nothing.
     The time is linear in the length.
 
     Args:
@@ -278,6 +280,7 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bo
             line = _first_line(text, end, cut_off)
             if line is None and whole and not cut_off:
                 line = _last_object(marked) or _closing_choice(text) or _closing_true(text)
+                line = line or last_letter(marked)
             found = [line] if line else []
         several = listed_letters(found[0]) if found else ()
         found = [
@@ -285,6 +288,7 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bo
         ] or found
     elif not found and whole and not cut_off:
         closing = _last_block(marked) or _last_object(marked) or _closing_answer(text)
+        closing = closing or (None if stated else last_value(marked))
         found = [closing] if closing else []
     elif kind is None and found and _is_formula(found[0]):
         found = [answer for answer in found[1:] if CHOICE.fullmatch(answer)] or found

@@ -71,11 +71,11 @@ _ITSELF = (
 """Words for the answer before: `the above answer`, `this`."""
 _MISTAKE = (
     r"(?:(?:I|we)(?:['’]ve)?\s+(?:(?:have|just|now|think|see|realize|notice|believe|that|I|we)\s+)*"
-    r"(?:made\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b|(?:misread|miscounted|miscalculated|overlooked"
+    r"(?:made\s+an?\s+(?:\w+\s+)?(?:mistake|error|slip(?!\s+(?:of\s+paper|for\b)))\b|(?:misread|miscounted|miscalculated|overlooked"
     rf"|misinterpreted)\b|{FORGOT})"
     r"|there\s+(?:was|is)\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b|(?:whoops|oops)\b[\s,.:;!—–-]+(?=[a-z]{2}))"
     r"(?![^.\n]*\b(?:at\s+first|before|earlier|first|initial(?:ly)?|previous(?:ly)?|original(?:ly)?"
-    r"|fine|right|correct|ok(?:ay)?)\b)"
+    r"|fine|right|correct|ok(?:ay)?|fixed|corrected)\b)"
 )
 """A mistake that the writer owns up to, and that is not an earlier one."""
 _BEHIND = r"(?:[\s$()\[\]*_]|\\[)\]])*+"
@@ -112,8 +112,12 @@ _STOPS = re.compile(r"\b(?:wait|hm+|hold\s+on|oops)\b", re.IGNORECASE)
 """Words before a property that the answer lacks: `. Wait, B is not prime`."""
 _OWN_MISTAKE = re.compile(r"wait|hmm|oops|mistake|error|scratch|should", re.IGNORECASE)
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2}")
-_BOX_IS_WRONG = re.compile(_BEHIND + IS_WRONG, re.IGNORECASE)
-"""The rest of a sentence that calls the box before it wrong."""
+_BOX_IS_WRONG = re.compile(
+    rf"{_BEHIND}(?:{IS_WRONG}"
+    r"|was\s+what\s+(?:I|we)\s+(?:\w+\s+)?(?:got|had|found|obtained)\b[^.;\n]{0,150}\bbut\b)",
+    re.IGNORECASE,
+)
+"""The rest of a sentence that calls the box before it wrong, or gives it up for another value."""
 _PROMPTED = re.compile(
     r"(?:\\text\s*\{)?[\s<\[]*(?:(?:your|the|my|final|correct)[\s_-]+)*"
     r"(?:answer|result|letter|value|number|choice)(?:\s+here)?[\s>\]}]*",
@@ -150,6 +154,27 @@ _REJECTING = re.compile(
     re.IGNORECASE,
 )
 """Words before a box, in its sentence, that reject what it holds, or suppose it."""
+_REJECTS = re.compile(
+    r"\b(?:(?:reject|discard|dismiss|disprov|refut)(?:e|ing)?"
+    r"|(?:I|we)(?:['’](?:ll|ve))?\s+(?:(?!do\b)\w+\s+){0,3}(?:exclude|eliminate)"
+    r"|(?:I|we)(?:['’]ve)?\s+(?:(?:have|had|then|thus|also|just|\w+ly)\s+)*"
+    r"(?:reject|discard|dismiss|exclud|eliminat|disprov|refut)e?d"
+    r"|(?:throw|throwing|cross|crossing|strike|striking)\s+out)"
+    r"\s+[$*({\[\\]*(?:[a-zA-Z]\s*=\s*)?\Z"
+    r"|\bchang\w+\s+(?:(?:my|the|our)\s+(?:\w+\s+)?(?:answer\s+)?|to\s+\S{1,30}\s+)from\s+[$*({\[\\]*\Z",
+    re.IGNORECASE,
+)
+"""A verb directly before a box, whose object is rejected: `so I reject`, `changed to 8 from`."""
+_CLAUSE = re.compile(r"[,;:—–]|\b(?:so|and|but|then|thus|hence|therefore)\b")
+_NEGATED = re.compile(
+    r"\b(?:not|cannot|never|no|none|nothing|without|nor)\b|n['’]t\b", re.IGNORECASE
+)
+_OF_OBJECT = re.compile(
+    r"[$*)\]}\\]*\s[\s$*]*(?!(?:and|but|or|so|since|as|because|for|when|if|which|here|in|too|also"
+    r"|by|on|due|leaving|immediately)\b)[a-z]"
+)
+"""Words behind a box that make its content a number or a part of something, as in `we discard 3
+cards` and `we exclude 3 from the domain`."""
 _NO_TERM = re.compile(r"[=,<>;]|\\(?:text|[gl]eq?|approx|pm)(?![a-z])|(?<![\\a-zA-Z])[a-zA-Z]{3}")
 """A sign of a box that holds more than a term of a formula."""
 _LETTER = re.compile(r"\(?[A-J]\)?")
@@ -374,7 +399,9 @@ def _is_supposed(text: str, begin: int, end: int, content: str) -> bool:
 
 def _is_denied(text: str, begin: int, end: int, content: str) -> bool:
     """Return True if the words before or behind a box deny what it holds."""
-    if _BOX_DENIED.search(text, max(0, begin - MAX_BETWEEN), begin) or _in_denial(text, begin):
+    if _BOX_DENIED.search(text, max(0, begin - MAX_BETWEEN), begin):
+        return True
+    if _in_denial(text, begin, end):
         return True
     taken_back = TAKEN_BACK.match(text, end)
     if taken_back and (content == "0" or _WORD.search(content)):
@@ -384,11 +411,13 @@ def _is_denied(text: str, begin: int, end: int, content: str) -> bool:
     return is_wrong or is_taken_back(text, end, content)
 
 
-def _in_denial(text: str, begin: int) -> bool:
+def _in_denial(text: str, begin: int, end: int) -> bool:
     """Return True if the sentence before a box denies or supposes what the box holds."""
     before = _SENTENCE_END.split(text[max(0, begin - 3 * MAX_BETWEEN) : begin])[-1]
     if _REJECTING.search(before):
         return True
+    if (rejects := _REJECTS.search(before)) and not _OF_OBJECT.match(text, end):
+        return not _NEGATED.search(_CLAUSE.split(before[: rejects.end()])[-1])
     clause = _STATING.sub("", before)
     return clause != before and is_denied(clause)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lim_sglang.programs.grading.boxes import IS_WRONG, NUMBER_IN_WORDS
-from lim_sglang.programs.grading.denials import FORGOT
+from lim_sglang.programs.grading.denials import CONDITION, FORGOT
 
 MAX_BEFORE = 200
 """Characters before a correction that are read for what it corrects."""
@@ -49,6 +49,22 @@ AMENDED = (
 """Words before a value that correct an answer, if `is_correction` finds one before them."""
 REPLACED = rf"{SHOULD}[\s,:*_\"“]*(?={VALUE}{_ENDS})"
 """Words that correct an answer, if an apology is before them: `sorry, that should read`."""
+_CHANGE = r"(?:chang|revis|updat|amend|switch)(?:e|ing|ed)?"
+_OWN_ANSWER = r"(?:my|the|our)\s+(?:final\s+)?(?:answer|choice|response)"
+CHANGED = (
+    rf"(?:(?:I|we)(?:['’](?:d|ll|m|ve|re))?\s+(?:(?:would|will|am|are|have|must|should|need|want|going"
+    r"|to|now|thus|therefore|hence|then|instead)\s+)*)?"
+    rf"(?:{_CHANGE}\s+{_OWN_ANSWER}|{_OWN_ANSWER}\s+(?:now\s+|therefore\s+)?changes)"
+    r"\s+(?:from\s+(?:[^\s.]+\s+)?)?to\s+(?:be\s+)?[*_\"“]*(?:(?:option|choice)\s+)?"
+)
+"""Words before the value that takes the place of the own answer: `I change my answer to`."""
+_UNCHANGED = re.compile(
+    rf"\b(?:not|never|no|nothing|cannot|why|refuse|reason|before|earlier|initially|first|once"
+    rf"|previously|would|could|might|may|will|can|does|did|{CONDITION})\b"
+    r"|n['’]t\b",
+    re.IGNORECASE,
+)
+"""A word before `change my answer to` by which the answer stays, or would change otherwise."""
 APOLOGY = (
     r"(?:(?:sorry|I\s+apologi[sz]e|(?:my\s+)?apologies)"
     r"(?:\s+(?:about|for)\s+(?:that|this|(?:the|my)\s+(?:confusion|error|mistake|slip|typo)))?"
@@ -106,7 +122,7 @@ _REST = re.compile(r"(?:[^\n.!?]|\.(?=\d))*[\s.!*_$)]*\Z")
 """The rest of a last sentence."""
 _CLOSER = re.compile(r"[\s.!*_]*[)\]][\s.!*_]*\Z")
 _TAIL = re.compile(
-    r"\s+(?:instead|though|after\s+all|actually)$|\s+is\s+(?:the\s+)?(?:correct|right)\b.*|;\s.*",
+    r"\s+(?:instead|though|after\s+all|actually)$|\s+from\b.*|\s+is\s+(?:the\s+)?(?:correct|right)\b.*|;\s.*",
     re.DOTALL | re.IGNORECASE,
 )
 
@@ -175,6 +191,12 @@ def is_correction(
         return given is not None
     is_own = lead["should"] and given and _OWN_MISTAKE.search(text, max(earliest, given.end), begin)
     return bool(is_own and _REST.match(text, lead.end()))
+
+
+def is_changed(text: str, begin: int) -> bool:
+    """Return True if nothing before `change my answer to` denies or limits the change."""
+    before = _SENTENCE.split(text[max(0, begin - MAX_BEFORE) : begin])[-1]
+    return not _UNCHANGED.search(before)
 
 
 def is_supposed(text: str, begin: int) -> bool:

@@ -9,6 +9,7 @@ from lim_sglang.programs.grading.boxes import BOX, Box, is_taken_back
 from lim_sglang.programs.grading.corrections import (
     AMENDED,
     APOLOGY,
+    CHANGED,
     ENDS_SENTENCE,
     FORMULA,
     MEANT,
@@ -16,6 +17,7 @@ from lim_sglang.programs.grading.corrections import (
     VALUE,
     Given,
     amended_value,
+    is_changed,
     is_correction,
     is_formula,
     is_supposed,
@@ -100,11 +102,24 @@ _NAMED = (
 """Words behind a value that end a sentence, as in `42 is the answer.`"""
 _VALUE = re.compile(VALUE, re.IGNORECASE)
 _VALUE_ALONE = rf"[*_]*{VALUE}{ENDS_SENTENCE}"
+_CALCULATION = r"\$?(?:\d[\d.]*\s*[-+*/×·÷]\s*)+\d[\d.]*\s*=\s*(?=\d[\d.,]*\$?[.!*\s]*\Z)"
+"""A calculation that ends a reply, up to its result."""
 _CORRECTING = (
     rf"{APOLOGY}|wait|actually|correction|rather|I mean|hold on|nope"
     r"|(?:that|this)(?:['’]s| is) (?:wrong|incorrect|not right)"
 )
 _GAP = r"(?:[\s,.:;!—–]|-(?![\d$\\]))*"
+_ASKS_FOR = r"(?:the|this)\s+(?:problem|question|task)\s+(?:actually\s+)?asks\s+for"
+_WANTED = (
+    rf"{_ASKS_FOR}\s+(?:[$(]*(?:[^\s.,=a-zA-Z]|[a-zA-Z](?![a-zA-Z])| (?=[-+*/^])"
+    r"|(?<=[-+*/^]) ){1,30}\s*=\s*"
+    rf"|the\s+(?:(?!(?:when|if|where|for|with|given|at)\b)[a-z]+\s+){{0,5}}[a-z]+,\s+which\s+is\s+)"
+    rf"(?={_VALUE_ALONE})"
+    rf"|to\s+(?:obtain|get|give)\s+(?={VALUE},?\s+(?:as|since|because)\s+{_ASKS_FOR}\s+[^,.;\n]{{1,60}}"
+    r"(?:[.\n]|\Z))"
+)
+"""Words before the value that a problem asks for, behind a box with another one: `The problem asks
+for the square, which is 49.`"""
 _STATEMENT = re.compile(
     # GSM8K's `#### 5`, a heading "Final Answer" with the answer below, "the answer is 5".
     r"(?:^|(?<=[ \t]))(?P<hashes>####)[ \t]*(?=(?:[a-z] *= *)?[^\s\d]*\d)"
@@ -121,13 +136,17 @@ _STATEMENT = re.compile(
     r"|(?P<thought>(?:first|initially|originally),?\s+(?:(?:I|we)\s+)?(?:had\s+)?thought\s+"
     r"(?:that\s+)?the\s+answer\s+(?:is|was|would\s+be)\b\s*)"
     # "Correction: 13.", "Actually C."
-    rf"|(?P<final>(?:correction\s*[:—–]|actually,?)\s*(?={_VALUE_ALONE}))"
+    rf"|(?P<final>(?:correction\s*[:—–]|actually,?)\s*(?:(?={_VALUE_ALONE})|{_CALCULATION}))"
     # "No wait, it is B." and "No, 13.", behind another answer.
     rf"|(?P<corrected>(?:{_CORRECTING}|(?<!\?[ \n])no)\b{_GAP}"
     rf"(?:(?:{_CORRECTING}|no)\b{_GAP}){{0,3}}"
     rf"(?:(?:(?:it|that)(?:['’]s|\s+(?:is|should be|must be))\b|{MEANT})[\s,:*_]*(?:actually\s+)?"
     rf"|(?P<replaced>{REPLACED})"
     rf"|(?<=[,.:;!—–-])\s*(?={_VALUE_ALONE})))"
+    # "I change my answer to 13."
+    rf"|(?P<changed>{CHANGED}(?={VALUE}(?:{ENDS_SENTENCE}|\s+from\b|,?\s+(?:because|since)\b)))"
+    # "The problem asks for 2x = 14.", behind a box.
+    rf"|(?P<wanted>{_WANTED})"
     # "It should be 13.", directly behind an answer, or "it is 13" behind words that reject one.
     rf"|(?P<amended>{AMENDED}))",
     re.IGNORECASE | re.MULTILINE,
@@ -305,7 +324,7 @@ def last_statement(text: str, end: int, denied_boxes: Collection[Box] = ()) -> s
         denied_boxes: boxes that are denied, and spaces in the text: answers to correct.
     """
     given = [Given(content, box_end, True) for _, box_end, content in denied_boxes]
-    leads = _leads(text, 0, len(text), given)
+    leads = [each for each in _leads(text, 0, len(text), given) if not each["wanted"]]
     corrected = None
     denied: set[str] = set()
     unread: list[str] = []
@@ -381,6 +400,8 @@ def _leads(text: str, begin: int, end: int, boxes: Sequence[Given]) -> list[re.M
             continue
         if lead["corrected"] and is_supposed(text, lead.start()):
             continue
+        if lead["changed"] and not is_changed(text, lead.start()):
+            continue
         leads.append(lead)
         if (value := value_end(text, lead.end())) is not None:
             words = text[lead.end() : value]
@@ -402,6 +423,7 @@ def _overrules(lead: re.Match[str], answer: str, box: str) -> bool:
     """
     before = _sentence_of(lead)
     corrects = lead["corrected"] or lead["final"] or lead["named"] or lead["amended"]
+    corrects = corrects or lead["changed"] or lead["wanted"]
     if lead["several"] or not (corrects or _BEFORE_OVERRULING.fullmatch(before)):
         return False
     if _ROUGHLY.search(lead[0]) or (is_ordinal(answer) and not is_ordinal(box)):
@@ -534,7 +556,7 @@ def _read_statement(lead: re.Match[str], end: int, *, told: bool = True) -> str 
         return "" if is_no else tidy(chosen[0])
     if lead["choice"] or _is_about_a_box(answer):
         return None
-    if lead["amended"] or lead["corrected"] or lead["final"]:
+    if any(map(lead.group, ("amended", "corrected", "final", "changed", "wanted"))):
         return _amended(lead, words)
     if lead["hashes"] and stated and _is_heading(stated, answer):
         return None
@@ -554,7 +576,7 @@ def _amended(lead: re.Match[str], words: str) -> str | None:
     is_value = value and (is_measured(value) or is_formula(words) or CHOICE.fullmatch(value))
     if not value or not is_value:
         return None
-    if lead["replaced"] or lead["final"]:
+    if any(map(lead.group, ("replaced", "final", "changed", "wanted"))):
         return value
     number = read_number(value)
     unit = number[1] if number else None

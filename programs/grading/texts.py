@@ -10,6 +10,7 @@ from lim_sglang.programs.grading.boxes import (
     last_box,
     last_boxes,
 )
+from lim_sglang.programs.grading.corrections import CHANGED, is_changed
 from lim_sglang.programs.grading.denials import is_asked, is_denied
 
 SIGNS = " \n\r\t\"'“”‘’`$*.,;:?\\。"
@@ -55,6 +56,39 @@ _SENTENCE_BEGIN = re.compile(r"[.!?][*_]*\s|\n")
 _WRONG_ONE = re.compile(r"\b(?:wrong|incorrect|mistaken|false)\s+\Z", re.IGNORECASE)
 """Words before "answer" that name another one than the right one."""
 _INTERROGATIVE = re.compile(r"\W*(?:who|whom|whose|what|which|when|where|why|how)\b", re.IGNORECASE)
+_SENTENCE = r"(?:[^\n.!?]|\.(?=\S)){0,200}+(?![^\n.!?]|\?)"
+"""The rest of a short sentence that is no question."""
+_CORRECTION = re.compile(
+    r"[\s.,;:!?*_$)\]}\"”—–-]*+"
+    r"(?P<wait>(?:(?:wait|hm+|oh|actually|sorry|oops|hold\s+on|(?:my\s+)?apologies|my\s+mistake"
+    r"|on\s+second\s+thought)\b[\s,.!…—–-]*)*+)"
+    r"(?:(?P<no>no(?:pe)?\b(?=\s*[,.:;!—–-])[\s,.:;!—–-]*(?:wait\b[\s,.!…—–-]*)?)"
+    rf"|(?P<named>correction\s*[:—–]\s*))?(?P<words>{_SENTENCE})",
+    re.IGNORECASE,
+)
+"""A sentence behind an answer that may correct it: `. Wait, no, it is Paris`, `. No, Paris`."""
+_IT_IS = re.compile(
+    r"(?:(?:it|that|this)(?:['’]s|\s+(?:is|was|should\s+be|must\s+be))|I\s+meant?"
+    r"|(?P<noun>the\s+(?:\w+\s+){1,5}?(?:is|was|should\s+be)))\s+"
+    r"(?:(?:actually|really|rather)\s+)?(?P<value>.+)",
+    re.IGNORECASE,
+)
+_NO_ANSWER = re.compile(
+    r"(?:not|also|still|indeed|only|no|yes|never|wrong|incorrect|just|too|right|correct|fine|true"
+    r"|ok(?:ay)?|need|doubt|problem|really|thanks?|done|I|we|it|that|this|there|let|you|they|he|she"
+    r"|because|since|as|if|so|but|and|the\s+(?:answer|above|earlier))\b",
+    re.IGNORECASE,
+)
+"""The beginning of words behind `No` that are no answer."""
+_STAYS = re.compile(
+    r"\b(?:right|correct|fine|good|true|need|doubt|worry|problem|reason)\b", re.IGNORECASE
+)
+"""A word of a sentence behind `Wait, no` that leaves the answer as it is."""
+_SMALL_WORDS = frozenset(["of", "the", "and", "de", "la", "von", "van", "du", "da", "del", "al"])
+"""Words of a name that have no capital letter."""
+_CHANGED = re.compile(rf"(?<![^\s.,]){CHANGED}(?P<words>{_SENTENCE})", re.IGNORECASE)
+MAX_CORRECTION = 5
+"""Most words of a text that takes the place of another one."""
 MAX_STATEMENTS = 100
 """Statements that are looked at, from the end of the text: a limit of the time."""
 
@@ -114,7 +148,8 @@ def _stated(text: str, *, cut_off: bool) -> str | None:
         # As written: the content of a box has lost signs on one side.
         alone = (text[begin:end] for begin, end, content in boxes if (content, end) == boxed)
         written = _BOX.fullmatch(next(alone, ""))
-        return as_text(written[1] if written else boxed[0])
+        answer = as_text(written[1] if written else boxed[0])
+        return _corrected(answer, text, boxed[1])
     if tags := deque(_TAGGED.finditer(text), maxlen=1):
         return as_text(tags[0][1])
     rejected: set[str | None] = set()
@@ -124,9 +159,48 @@ def _stated(text: str, *, cut_off: bool) -> str | None:
         answer = as_text(_without_half(statement))
         if not _is_rejected(statement):
             has_ended = statement["end"] or not cut_off
-            return answer if has_ended and answer not in rejected else None
+            answer = answer if has_ended and answer not in rejected else None
+            return _corrected(answer, text, statement.end("answer"))
         rejected.add(answer)
     return None
+
+
+def _corrected(answer: str | None, text: str, end: int) -> str | None:
+    """Return an answer, or the one by which the words behind it correct it; None if these take it
+    back and name no other one.
+
+    Args:
+        end: end of the answer in the text.
+    """
+    if answer is None:
+        return None
+    for changed in reversed([*_CHANGED.finditer(text, end)]):
+        if is_changed(text, changed.start()):
+            return as_text(changed["words"].rstrip("*_ "))
+    correction = _CORRECTION.match(text, end)
+    if correction is None or not (correction["wait"] or correction["no"] or correction["named"]):
+        return answer
+    is_sure = correction["named"] or (correction["wait"] and correction["no"])
+    if not is_sure and answer.casefold() == "no":
+        return answer
+    words = correction["words"].rstrip("*_ ")
+    it_is = _IT_IS.fullmatch(words)
+    other = as_text(it_is["value"] if it_is else words) or ""
+    if other and len(other.split()) <= MAX_CORRECTION and not _NO_ANSWER.match(other):
+        is_plain = correction["no"] and answer[:1].islower() and len(other.split()) < 3
+        is_like = _is_name(other) or (is_plain and not other.endswith("ly"))
+        if is_sure and (is_like or it_is or correction["named"]):
+            return other
+        if is_like and not (it_is and it_is["noun"]):
+            return other
+    has_stopped = correction["wait"] and correction["no"] and not _STAYS.search(words)
+    is_repeated = answer.casefold() in text[correction.start("words") :].casefold()
+    return None if has_stopped and not is_repeated else answer
+
+
+def _is_name(words: str) -> bool:
+    """Return True for words that each have a capital letter, or none as `of`."""
+    return not any(word[:1].islower() and word not in _SMALL_WORDS for word in words.split())
 
 
 def _is_rejected(statement: re.Match[str]) -> bool:

@@ -216,6 +216,8 @@ def _told_formula(sentence: str) -> str | None:
         if not rest.startswith("$") or (behind and not (unit and not unit.words)):
             return None
     value = tidy(formulas[0] if formulas else rest)
+    if number := _end_of_chain(value):
+        return number
     is_one = len(value) > 1 and not WORD.search(value)
     return value if is_one and value.count("=") < 2 and is_value(value) else None
 
@@ -229,6 +231,13 @@ def _equation(formula: str) -> str | None:
         return None
     if len(sides) == 2:
         return tidy(formula)
-    last = tidy(sides[-1])
-    is_chain = re.fullmatch(rf"\s*{NAME}\s*", sides[0]) and all(map(_DIGIT.search, sides[1:]))
-    return last if is_chain and read_number(last) else None
+    return _end_of_chain(formula) if re.fullmatch(rf"\s*{NAME}\s*", sides[0]) else None
+
+
+def _end_of_chain(formula: str) -> str | None:
+    """Return the number that a chain of equations ends in; None without two equations or more, and
+    for a chain of names, as `x = y = 3`.
+    """
+    _, *sides = formula.split("=")
+    last = tidy(sides[-1]) if len(sides) > 1 else ""
+    return last if all(map(_DIGIT.search, sides)) and read_number(last) else None

@@ -23,6 +23,7 @@ def seconds(text: str) -> float:
     [
         *("1,", "10,", "1.", ".3", "1/2/", "$1 ", "1%", "x=", "1+", "-1", "wait ", "half of "),
         *(r"\boxed{5}+", r"\boxed{1", "a = ", "12 and ", "the answer is 5. No, ", "I forgot "),
+        *("I change my answer to ", "the problem asks for 2 + ", "I exclude ", "**5** "),
     ],
 )
 @pytest.mark.parametrize("frame", ["{}", r"\boxed{{{}1}}", "So we get {}", r"$\boxed{{5}}{}$"])

@@ -1,0 +1,103 @@
+r"""The answer that the last line of a reply shows: a letter or a number that stands alone, a bold
+sentence, or the value that a last clause settles on."""
+
+import re
+
+from lim_sglang.programs.grading.denials import CONDITION, DOUBT
+from lim_sglang.programs.grading.latex import tidy
+from lim_sglang.programs.grading.stated import is_measured
+from lim_sglang.programs.grading.told import told_value
+
+MAX_LINE = 1000
+"""Characters at the end of a reply in which its last lines are looked for."""
+_SHOWN = r"(?:\*\*|__|\$\$?|\\\[|\\\()\s*(?P<shown>[^\n*$]{1,60}?)\s*(?:\*\*|__|\$\$?|\\\]|\\\))\.?"
+"""A value in bold or as a formula."""
+_BEFORE = r"(?:\A|\n)[ \t]*(?P<before>\S[^\n]*?)[ \t]*\n\s*+"
+"""The last line before the one that stands alone."""
+_LAST_LETTER = re.compile(rf"{_BEFORE}(?:{_SHOWN}|(?P<bare>\(?[A-HJ]\)?)\.?)\s*\Z")
+_LAST_VALUE = re.compile(rf"{_BEFORE}{_SHOWN}\s*\Z")
+_LETTER = re.compile(r"(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?\(?([A-J])\)?\}?\.?")
+_SENTENCE_ENDS = re.compile(r"(?:[.!]|\\\]|\$\$)[)\"”*_]*\Z")
+"""The end of a line that leaves nothing open."""
+_INTRODUCES = re.compile(
+    r"\b(?:therefore|thus|hence|so|answer|result|total|altogether|finally|conclu\w+)\b[^:]*:[*_]*\Z"
+    r"|\b(?:is|are|equals|get|obtain|have)\s*:[*_]*\Z",
+    re.IGNORECASE,
+)
+"""A line that leads to the one below: `Therefore, the number of ways is:`."""
+_NO_RESULT = re.compile(
+    rf"\b(?:input|example|sample|check|test|try|instance|{CONDITION}|when|other\w*)\b",
+    re.IGNORECASE,
+)
+"""A word of an introduction by which the line below is no result."""
+_ITEM = re.compile(r"[\s*_#>$(\[-]*(?:[A-Ja-j]|\d+)(?:[)\].:*_$]|\s*\Z)")
+"""A line that is an item of a list, or alone like the one below."""
+_BOLD_SENTENCE = re.compile(r"(?:\A|\n)[ \t]*\*\*(?P<sentence>[^*\n]{1,200})\*\*\.?\s*\Z")
+_BOLD_VALUE = re.compile(
+    r"\s*(?P<sentence>(?:[^\n.!?*:]|\.(?=\d)){1,150}\s(?:is|are|equals)\s+\*\*(?P<value>[^*\n]{1,40})\*\*)"
+    r"\.?\s*\Z"
+)
+"""A reply of one sentence with its value in bold."""
+_GOING_WITH = re.compile(
+    r"(?:(?:\A|[.!?][*_]*\s|\n)[\s*_]*|,\s+)(?:(?:so|thus|hence|therefore|finally)\b,?\s+)?"
+    r"(?:I|we)(?:['’](?:m|re|ll|d)|\s+(?:am|are|will|would))\s+(?:going\s+with|go\s+with)\s+"
+    r"(?P<value>[^\n,;:?!]{1,60}?)[\s.!*_]*\Z",
+    re.IGNORECASE,
+)
+"""The last clause of a reply, as `, so I'm going with 120.`"""
+_WHICH_IS_OPTION = re.compile(
+    r"\b(?:I|we|my|our|this|that|the)\b(?:[^.\n]|\.(?=\d))*\d[^.,\n]*,\s+which\s+"
+    r"(?:is|matches|corresponds\s+to|agrees\s+with)\s+(?:(?:answer|option|choice)\s+)+"
+    r"[*_$(\[]*(?-i:([A-J]))[)\]*_$.!\s]*\Z",
+    re.IGNORECASE,
+)
+"""A last sentence whose result is an option: `My calculation gives 2, which is option B.`"""
+_UNREAL = re.compile(r"\b(?:would|could|might|may|trap|student|someone|tempt\w+)\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?][*_]*\s|\n")
+
+
+def last_letter(reply: str) -> str | None:
+    """Return the letter that is alone in the last line of a reply, or that its last sentence calls
+    the option of a result; None behind an open sentence, and for the last item of a list.
+    """
+    end = reply[-MAX_LINE:]
+    last = _LAST_LETTER.search(end)
+    letter = _LETTER.fullmatch(last["shown"] or last["bare"]) if last else None
+    if last and letter and _leads_to_last(last["before"]):
+        return letter[1]
+    sentence = _SENTENCE_END.split(end.rstrip(".!*_ \n"))[-1]
+    option = _WHICH_IS_OPTION.fullmatch(sentence.strip())
+    is_no = option and (DOUBT.search(sentence) or _UNREAL.search(sentence))
+    return option[1] if option and not is_no else None
+
+
+def last_value(reply: str) -> str | None:
+    """Return the number that is alone in the last line of a reply, in bold or as a formula, that a
+    bold last line states, or that the last clause settles on.
+    """
+    end = reply[-MAX_LINE:]
+    last = _LAST_VALUE.search(end)
+    value = tidy(last["shown"]) if last else ""
+    if last and is_measured(value):
+        return value if _leads_to_last(last["before"]) else None
+    if going := _GOING_WITH.search(end):
+        before = _SENTENCE_END.split(end[: going.start() + 1])[-1]
+        value = tidy(going["value"])
+        is_supposed = re.search(rf"\b{CONDITION}\b", before, re.IGNORECASE)
+        return value if is_measured(value) and not is_supposed else None
+    if bold := _BOLD_SENTENCE.search(end) or _BOLD_VALUE.fullmatch(reply):
+        sentence = bold["sentence"].replace("*", "").strip()
+        return None if DOUBT.search(sentence) else told_value(sentence, plainly=True)
+    return None
+
+
+def _leads_to_last(line: str) -> bool:
+    """Return True if a line leaves the answer to the next one: its sentence has ended, or leads to
+    a result.
+    """
+    if _ITEM.match(line):
+        return False
+    if _SENTENCE_ENDS.search(line):
+        return True
+    is_no = DOUBT.search(line) or _NO_RESULT.search(line)
+    return bool(_INTRODUCES.search(line)) and not is_no
