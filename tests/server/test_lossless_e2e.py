@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from lim_sglang.attention_backend import SECOND_READING
+from lim_sglang.compat import resolve
 from lim_sglang.models import SMOLLM2, embedded_model
 from tests.processes import (
     CHECKS,
@@ -39,6 +40,8 @@ LENGTHS = (5, 40, 62, 63, 64, 65, 120, 300, 700)
 EOS = 2
 MAX_DIFFERENCE = 1e-4
 """Of two logprobs, by the rounding of a batch."""
+CAPPED = {"penalty", "logit_processor", "hidden_states"}
+"""Reasons for runs of one token that requests of every model have."""
 DENSE = ("--lim-policy", "full", "--sampling-backend", "lim")
 
 
@@ -50,6 +53,14 @@ def lossless(layers: Sequence[int]) -> tuple[str, ...]:
 
 
 LOSSLESS = lossless(SELECT_LAYERS)
+
+
+@cache
+def without_tokens() -> str:
+    """Return SGLang's processor that keeps some tokens from being drawn, as requests name it."""
+    name = "sglang.srt.sampling.custom_logit_processor.DisallowedTokensLogitsProcessor"
+    processor: Any = resolve(name)
+    return str(processor.to_str())
 
 
 def request(number: int) -> dict[str, Any]:
@@ -68,6 +79,8 @@ def request(number: int) -> dict[str, Any]:
         9: {"logit_bias": {str(EOS): 6.0}},  # ends early, within runs
         10: {"stop": [*(f"w{n}" for n in range(5, 40)), " the", ","]},
         11: {"stop_token_ids": list(range(40, 80))},
+        19: {"custom_params": {"token_ids": list(range(5, 60))}},
+        21: {"frequency_penalty": 0.5, "logit_bias": {str(EOS): 4.0}},
     }
     for every, more in by_number.items():
         if number % every == 0:
@@ -76,6 +89,10 @@ def request(number: int) -> dict[str, Any]:
     body = {"input_ids": prompt, "sampling_params": sampling, "return_logprob": number % 3 == 0}
     if number % 12 == 0:
         body["token_ids_logprob"] = [5, 6]
+    if number % 19 == 0:
+        body["custom_logit_processor"] = without_tokens()
+    if number % 23 == 0:
+        body["return_hidden_states"] = True
     return body | {"top_logprobs_num": 2 * (number % 3 == 0)}
 
 
@@ -108,8 +125,11 @@ def ask(server: LocalServer, body: Mapping[str, Any]) -> Any:
     return answer.json()
 
 
-def ask_all(server: LocalServer, count: int = NUM_REQUESTS) -> list[Outcome]:
-    """Ask many requests, several at once, and abort others among them."""
+def ask_all(
+    server: LocalServer, count: int = NUM_REQUESTS, *, with_grammar: bool = False
+) -> list[Outcome]:
+    """Ask many requests, several at once, and abort others among them; some by a grammar, if the
+    model has a tokenizer that grammars can read."""
 
     def one(number: int) -> Outcome:
         if number % 8 == 3:  # ends in mid-stream
@@ -118,7 +138,10 @@ def ask_all(server: LocalServer, count: int = NUM_REQUESTS) -> list[Outcome]:
             url = f"{server.url}/generate"
             with httpx.stream("POST", url, json=aborted, timeout=300) as stream:
                 next(stream.iter_lines())
-        return Outcome.from_result(ask(server, request(number)))
+        body = request(number)
+        if with_grammar and number % 13 == 0:
+            body["sampling_params"]["regex"] = "[ a-zA-Z,.]{30,}"
+        return Outcome.from_result(ask(server, body))
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(one, range(count)))
@@ -153,7 +176,8 @@ class Dense:
 def command(model: Path, *options: str) -> list[str]:
     """Return the command of a server."""
     start = [*SGLANG, "--model-path", str(model), *ON_CPU]
-    return [*start, "--attention-backend", "lim", *options]
+    allowed = ("--enable-custom-logit-processor", "--enable-return-hidden-states")
+    return [*start, *allowed, "--attention-backend", "lim", *options]
 
 
 @pytest.fixture(scope="module")
@@ -258,8 +282,20 @@ def test_every_answer_is_the_dense_servers(server: LocalServer, dense_server: De
     assert len(set(dense_server.samples)) == 3
     state = drafting(server)
     assert state["accepted_tokens"] - before["accepted_tokens"] > NUM_REQUESTS
-    assert set(state["rows_capped"]) == {"penalty"}
+    assert set(state["rows_capped"]) == CAPPED
     assert {"1", str(NUM_DRAFTS + 1)} == set(state["cycles_by_width"])
+
+
+@pytest.mark.slow
+def test_a_pool_too_small_changes_no_answer(
+    tiny_model: Path, dense_server: Dense, tmp_path: Path
+) -> None:
+    """Requests are retracted, and go on from a prefill of their prompt and answer."""
+    small = ("--max-total-tokens", "2200", "--schedule-conservativeness", "0")
+    start = command(tiny_model, *LOSSLESS, "--lim-draft-tokens", str(NUM_DRAFTS), *small)
+    with serving(start, folder=tmp_path, settings=CHECKS) as server:
+        assert wrong_answers(server, dense_server) == []
+        assert drafting(server)["retractions"] > 2
 
 
 def test_cycles_read_and_accept_what_the_oracle_does(
@@ -278,6 +314,7 @@ class Crowd:
 
     model: Path
     layers: tuple[int, ...]
+    has_grammar: bool
     answers: list[Outcome]
 
 
@@ -290,7 +327,8 @@ def crowd(
     model, layers = (tiny_model, SELECT_LAYERS) if is_tiny else (embedded_model(SMOLLM2), (2, 17))
     folder = tmp_path_factory.mktemp("crowd")
     with serving(command(model, *DENSE), folder=folder) as server:
-        return Crowd(model, layers, ask_all(server, NUM_IN_CROWD))
+        answers = ask_all(server, NUM_IN_CROWD, with_grammar=not is_tiny)
+    return Crowd(model, layers, not is_tiny, answers)
 
 
 @pytest.mark.slow
@@ -300,11 +338,12 @@ def test_a_crowd_of_any_model_gets_the_dense_servers_answers(
 ) -> None:
     options = [*lossless(crowd.layers), "--lim-draft-tokens", str(num_drafts)]
     with serving(command(crowd.model, *options), folder=tmp_path, settings=CHECKS) as server:
-        found = ask_all(server, NUM_IN_CROWD)
+        found = ask_all(server, NUM_IN_CROWD, with_grammar=crowd.has_grammar)
         state = drafting(server)
     sys.stdout.write(f"{num_drafts} drafts: {state}\n")  # shown with -rP
     assert differences(found, crowd.answers) == []
     assert state["accepted_tokens"] > NUM_IN_CROWD
+    assert set(state["rows_capped"]) == CAPPED | ({"grammar"} if crowd.has_grammar else set())
     assert str(num_drafts + 1) in state["cycles_by_width"]
 
 
