@@ -613,6 +613,11 @@ def reasons_against_kv_cache(
     """
     import torch
 
+    if isinstance(policy, Lossless) and dtype.itemsize == 1:
+        return [
+            f"policy lossless with a KV cache of {str(dtype).removeprefix('torch.')}, which the "
+            "checkpoint asks for: not verified yet, use --kv-cache-dtype bfloat16"
+        ]
     if policy and policy.reads_before_rope and dtype.itemsize == 1:
         return [
             "a KV cache of fp8 does not give back the keys before RoPE that the policy's gate was "

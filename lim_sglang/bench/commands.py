@@ -146,10 +146,14 @@ def drafts(
     budget: BudgetOption = 2048,
     draft_budget: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Tokens that a draft keeps; repeatable.", show_default="1024"),
+        typer.Option(
+            min=1,
+            help="Tokens that a draft keeps: 256, 512, 1024, 2048; repeatable.",
+            show_default="1024",
+        ),
     ] = None,
     drafts: Annotated[
-        str, typer.Option(help="Drafts of a cycle, between commas; 0 drafts nothing.")
+        str, typer.Option(help="Drafts of a cycle, of 0, 4, 8, 12 and 15, between commas.")
     ] = "0,4,8,12,15",
     temperature: Annotated[
         list[float] | None,
@@ -172,16 +176,17 @@ def drafts(
     names = workloads.read_backends(backends, choice)
     numbers = workloads.read_drafts(drafts)
     from lim_sglang.bench.decode import DecodeOptions
-    from lim_sglang.bench.drafts import Draw, draft_table, measure
+    from lim_sglang.bench.drafts import ACCEPTANCE, Draw, draft_table, measure
     from lim_sglang.bench.model_runner import show_log
 
     options = DecodeOptions(
         *(choice, points, names, budget, {}, mem_fraction_static, windows, steps, False)
     )
     show_log(verbose=verbose)
+    numbers_kept = tuple(dict.fromkeys(draft_budget or [1024]))
+    workloads.check_draft_budgets(numbers_kept, ACCEPTANCE)
     budgets = [
-        LimConfig.from_mapping({"policy": "lossless", "budget": each})
-        for each in dict.fromkeys(draft_budget or [1024])
+        LimConfig.from_mapping({"policy": "lossless", "budget": each}) for each in numbers_kept
     ]
     draws = [Draw(each, top_p if each else 1.0) for each in dict.fromkeys(temperature or [0.6])]
     rows, notes = [], ""

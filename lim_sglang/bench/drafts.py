@@ -34,6 +34,7 @@ from lim_sglang.config import BACKEND, LimConfig, with_preset
 from lim_sglang.counters import DraftStats
 from lim_sglang.kernels.bench import Spread
 from lim_sglang.lossless.gpu_backends import LosslessGpuBackend
+from lim_sglang.lossless.widths import draft_choices
 from lim_sglang.lossless.worker import LosslessWorker
 from lim_sglang.markdown_section import markdown_table
 from lim_sglang.policies.lossless import MAX_DRAFT_TOKENS, Lossless
@@ -48,13 +49,48 @@ NOTES = (
     "no scheduler",
 )
 """Limits of the method, recorded with each row."""
-ACCEPTANCE: Mapping[str, Sequence[float]] = {
-    "easy": tuple(exp(-0.01739 * draft**0.8865) for draft in range(1, 1 + MAX_DRAFT_TOKENS)),
-    "hard": tuple(exp(-0.06323 * draft**0.9526) for draft in range(1, 1 + MAX_DRAFT_TOKENS)),
+ACCEPTANCE: Mapping[int, Mapping[str, Sequence[float]]] = {
+    256: {
+        "easy": (
+            *(0.987, 0.965, 0.940, 0.914, 0.891, 0.875, 0.858, 0.827),
+            *(0.803, 0.780, 0.757, 0.732, 0.712, 0.688, 0.663),
+        ),
+        "hard": (
+            *(0.905, 0.817, 0.740, 0.668, 0.606, 0.545, 0.495, 0.453),
+            *(0.413, 0.380, 0.340, 0.317, 0.289, 0.270, 0.236),
+        ),
+    },
+    512: {
+        "easy": (
+            *(0.991, 0.979, 0.964, 0.945, 0.930, 0.918, 0.902, 0.885),
+            *(0.873, 0.856, 0.841, 0.827, 0.815, 0.801, 0.786),
+        ),
+        "hard": (
+            *(0.940, 0.876, 0.804, 0.742, 0.693, 0.635, 0.599, 0.559),
+            *(0.521, 0.489, 0.454, 0.428, 0.392, 0.362, 0.326),
+        ),
+    },
+    2048: {
+        "easy": (
+            *(0.993, 0.986, 0.979, 0.969, 0.959, 0.956, 0.946, 0.934),
+            *(0.926, 0.916, 0.905, 0.896, 0.890, 0.883, 0.876),
+        ),
+        "hard": (
+            *(0.976, 0.939, 0.902, 0.860, 0.823, 0.771, 0.742, 0.717),
+            *(0.685, 0.663, 0.628, 0.604, 0.579, 0.557, 0.530),
+        ),
+    },
+    1024: {
+        "easy": tuple(exp(-0.01739 * draft**0.8865) for draft in range(1, 1 + MAX_DRAFT_TOKENS)),
+        "hard": tuple(exp(-0.06323 * draft**0.9526) for draft in range(1, 1 + MAX_DRAFT_TOKENS)),
+    },
 }
-"""Share of cycles in which the first 1, 2, … drafts are all accepted: Qwen2.5-Coder-1.5B at 16K
-tokens, budget 1,024, on its own solutions of MATH (7.5 of 8, 14.3 of 16) and on source code (6.2 of
-8, 10.2 of 16); in between an exponential of a power, fitted to both."""
+"""By budget and kind of text, the share of cycles in which the first 1, 2, … drafts are accepted:
+Qwen2.5-Coder-1.5B at 16K tokens, on its own solutions of MATH and on source code. At 1,024 an
+exponential of a power, fitted to 7.5 of 8 and 14.3 of 16, and 6.2 and 10.2; else as measured in
+`docs/log/2026-12-01-lossless-budgets.md`."""
+TEXTS = tuple(ACCEPTANCE[1024])
+"""Kinds of text."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +141,9 @@ class DraftRow:
         return f"{label} ({self.draw})"
 
 
-def expected_tokens(drafts: int) -> dict[str, float]:
+def expected_tokens(drafts: int, budget: int) -> dict[str, float]:
     """Return the tokens that a cycle gives, by the kind of text."""
-    return {text: 1 + sum(shares[:drafts]) for text, shares in ACCEPTANCE.items()}
+    return {text: 1 + sum(shares[:drafts]) for text, shares in ACCEPTANCE[budget].items()}
 
 
 class TimedWorker(LosslessWorker):
@@ -127,7 +163,8 @@ def build_worker(runner: Any, config: LimConfig) -> TimedWorker:
     runner.lim_config, runner.lim_policy, runner.lim_audit = config, None, None
     runner.lim_roles = policy.roles(len(runner.lim_roles))
     runner.lim_drafting, runner.lim_stats.drafting = policy, DraftStats()
-    runner.lim_draft_choices = policy.choices(on_cpu=False)
+    model_config = runner.model_config.hf_text_config
+    runner.lim_draft_choices = draft_choices(policy, model_config, on_cpu=False)
     runner.lim_cos_sin = None
     runner.allocate_drafts(policy, runner.max_total_num_tokens)
     runner.attn_backend = LosslessGpuBackend(runner)
@@ -254,7 +291,6 @@ def measure(
             "lim_config": config.settings(),
             "windows": options.windows,
             "steps": options.steps,
-            "acceptance": dict(ACCEPTANCE),
             "notes": list(NOTES),
         }
         for point in options.points:
@@ -265,14 +301,18 @@ def measure(
             report(f"Capturing drafts of a budget of {lossless.budget:,}")
             worker = build_worker(runner, lossless)
             vars(runner).update(ours)
+            fitting = [each for each in drafts if each in runner.lim_draft_choices]
+            if left := [str(each) for each in drafts if each not in fitting]:
+                report(f"Left out {', '.join(left)}: the model drafts {runner.lim_draft_choices}")
             passes = worker._passes.times
             conditions |= {
                 "lossless_config": lossless.settings(),
+                "acceptance": dict(ACCEPTANCE[runner.lim_drafting.budget]),
                 "pass_times": asdict(passes) if passes else None,
             }
             for point in options.points:
                 report(f"{point}: {options.windows} windows of each number of drafts")
-                for row in _measure_cycles(runner, worker, point, drafts, draws, options):
+                for row in _measure_cycles(runner, worker, point, fitting, draws, options):
                     yield row, conditions
             del worker
 
@@ -286,7 +326,7 @@ def _measure_steps(
     options: DecodeOptions,
 ) -> list[DraftRow]:
     """Time dense and LessIsMore steps."""
-    tokens, rows = dict.fromkeys(ACCEPTANCE, 1.0), []
+    tokens, rows = dict.fromkeys(TEXTS, 1.0), []
     with model_runner.filled_batch(runner, point, options.seed) as filled:
         require_exact_steps(runner, filled, contenders, options.budget)
         for draw in draws:
@@ -311,7 +351,7 @@ def _measure_cycles(
     with model_runner.filled_batch(runner, point, options.seed) as filled:
         for draw, number in itertools.product(draws, fitting):
             spread = time_cycles(worker, batch_of(runner, filled, draw), number, options)
-            expected = expected_tokens(number)
+            expected = expected_tokens(number, budget)
             rows.append(DraftRow(str(point), LOSSLESS, budget, number, draw, spread, expected))
     return rows
 
@@ -319,7 +359,7 @@ def _measure_cycles(
 def draft_table(rows: Sequence[DraftRow]) -> str:
     """Return milliseconds of a token as a Markdown table, with how many times as fast as the faster
     dense backend each is."""
-    head = ["", "cycle, ms", *(f"{text}, ms a token" for text in ACCEPTANCE)]
+    head = ["", "cycle, ms", *(f"{text}, ms a token" for text in TEXTS)]
     return markdown_table(head, (_cells(row, rows) for row in rows))
 
 
@@ -327,7 +367,7 @@ def _cells(row: DraftRow, rows: Sequence[DraftRow]) -> list[str]:
     same = [each for each in rows if (each.point, each.draw) == (row.point, row.draw)]
     dense = [each for each in same if each.name in DENSE_BACKENDS]
     cells = [row.label(), f"{row.ms.median:.2f}"]
-    for text in ACCEPTANCE:
+    for text in TEXTS:
         own = row.ms_per_token(text)
         ratio = min((each.ms_per_token(text) for each in dense), default=own) / own
         cells.append(f"{own:.2f} ({ratio:.2f})")

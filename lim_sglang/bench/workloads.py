@@ -5,7 +5,7 @@ import json
 import random
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -19,7 +19,7 @@ from lim_sglang.gates.files import folder_of, weights_digest
 from lim_sglang.gates.training import check_text, read_json_lines
 from lim_sglang.markdown_section import counted
 from lim_sglang.policies import POLICIES
-from lim_sglang.policies.lossless import MAX_DRAFT_TOKENS
+from lim_sglang.policies.lossless import AUTO_CHOICES, Lossless
 from lim_sglang.policies.policy import Role, SparsePolicy
 from lim_sglang.validation import default_page_size
 
@@ -268,9 +268,24 @@ def read_drafts(text: str) -> tuple[int, ...]:
         ConfigError: no number, or one that no cycle drafts.
     """
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) <= MAX_DRAFT_TOKENS for word in words):
-        raise ConfigError(f"--drafts are numbers from 0 to {MAX_DRAFT_TOKENS}, not {text!r}")
+    if not all(word.isdecimal() and int(word) in AUTO_CHOICES for word in words):
+        known = ", ".join(map(str, AUTO_CHOICES))
+        raise ConfigError(f"--drafts are some of {known}, which have CUDA graphs, not {text!r}")
     return tuple(dict.fromkeys(map(int, words)))
+
+
+def check_draft_budgets(budgets: Sequence[int], known: Collection[int]) -> None:
+    """Refuse a budget at which no acceptance was recorded.
+
+    Raises:
+        ConfigError: names it.
+    """
+    if unknown := [f"{each:,}" for each in budgets if each not in known]:
+        recorded = ", ".join(f"{each:,}" for each in sorted(known))
+        raise ConfigError(
+            f"--draft-budget {', '.join(unknown)}: how many drafts are accepted was recorded with "
+            f"{recorded}; use some of these"
+        )
 
 
 def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
@@ -299,6 +314,11 @@ def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
             if "budget" in settings:
                 raise ConfigError("--policy: the budget is that of --budget, the same for all")
             given = resolve_settings(json.dumps(settings), None, {})
+            if issubclass(POLICIES[given.policy], Lossless):
+                raise ConfigError(
+                    "--policy lossless serves dense steps, and drafts between them: time it by "
+                    "lim bench drafts"
+                )
             if not issubclass(POLICIES[given.policy], SparsePolicy):
                 raise ConfigError(
                     f"--policy {given.policy} reads everything, as what policies are compared with"

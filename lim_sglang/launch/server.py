@@ -43,7 +43,7 @@ from lim_sglang.flags import (
     read_settings,
     reasons_against_settings,
 )
-from lim_sglang.launch.server_log import cause_of_failure, keep_log, start_shown
+from lim_sglang.launch.server_log import cause_of_failure, ended_itself, keep_log, start_shown
 from lim_sglang.launch.supervisor import STOPPING, Ending, ServerFolder, supervision
 from lim_sglang.models import (
     GPUS_VAR,
@@ -634,5 +634,8 @@ def explained(error: ServerError, server: Server, *, is_temporary: bool) -> str:
     cause = cause_of_failure(server.log)
     if error.exit_code == REFUSED:  # SGLang's process has named all reasons
         return cause
+    by_itself = bool(hint) and ended_itself(server.log)
     kept = keep_log(server.log) if is_temporary else server.log
+    if by_itself:
+        return f"{error}, by SGLang itself after an error (log: {kept})\n{cause}"
     return f"{error} (log: {kept})\n{cause}{hint}"

@@ -27,6 +27,8 @@ MAX_LINE = 100
 """Most characters of a log's line that are shown; the words beyond are left out."""
 CAUSE_BYTES = 100_000
 """The part of a log that is searched for the cause of a failure."""
+KILLS_ITSELF = "Received sigquit from a child process"
+"""Words of SGLang's main process before it kills itself and all others."""
 NUM_KEPT_LOGS = 5
 NUM_ERRORS, NUM_LAST_LINES = 3, 5
 """Errors of a log, or lines of a log without errors, that a message quotes."""
@@ -166,6 +168,11 @@ def cause_of_failure(log: Path) -> str:
     errors = dict.fromkeys(match[1] for line in lines if (match := EXCEPTION.match(line)))
     cause = list(errors)[-NUM_ERRORS:] or lines[-NUM_LAST_LINES:]
     return "\n".join(cause) or "(which is empty)"
+
+
+def ended_itself(log: Path) -> bool:
+    """Return True if SGLang killed its processes after an error in one, as its log then says."""
+    return any(KILLS_ITSELF in line for line in _lines(log, CAUSE_BYTES))
 
 
 def keep_log(log: Path) -> Path:

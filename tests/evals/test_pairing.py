@@ -37,6 +37,8 @@ def test_a_row_put_first_shifts_no_question() -> None:
         compare(OLD, new)
     found = compare(OLD, new, common=True)
     assert (found.num_questions, found.difference.value) == (3, 0.0)
+    moved = "the ids of 3 questions, and so in the seeds of their samples"
+    assert found.other_differences[-1] == moved
 
 
 def test_an_edited_question_is_another_one() -> None:

@@ -2,9 +2,12 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from lim_sglang.launch.server import StartError, explained
 from lim_sglang.launch.server_log import (
     MAX_LINE,
     NUM_KEPT_LOGS,
@@ -13,6 +16,7 @@ from lim_sglang.launch.server_log import (
     newest_line,
     shown_line,
 )
+from lim_sglang.launch.supervisor import Ending
 
 TRACEBACK = """\
 [2026-11-28 17:00:01] Scheduler hit an exception: Traceback (most recent call last):
@@ -149,3 +153,23 @@ def test_a_log_that_cannot_be_kept_stays(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_log_that_is_gone_says_nothing(tmp_path: Path) -> None:
     assert newest_line(tmp_path / "server.log") == ""
     assert cause_of_failure(tmp_path / "server.log") == "(which is empty)"
+
+
+@pytest.mark.parametrize(
+    ("log", "told", "untold"),
+    [
+        ("RuntimeError: no room\n[…] Received sigquit from a child process. It", "itself", "dmesg"),
+        ("RuntimeError: no room\n", "dmesg", "itself"),
+    ],
+)
+def test_memory_is_not_blamed_where_sglang_killed_itself(
+    log: str, told: str, untold: str, tmp_path: Path
+) -> None:
+    """A child that fails asks the main process to kill all, by SIGKILL."""
+    path = tmp_path / "server.log"
+    path.write_text(log)
+    server: Any = SimpleNamespace(poll=lambda: Ending(137), log=path)
+    text = explained(StartError(Ending(137)), server, is_temporary=False)
+    assert "killed by signal 9 (SIGKILL) before it was ready" in text
+    assert "RuntimeError: no room" in text
+    assert (told in text, untold in text) == (True, False)

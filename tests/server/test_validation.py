@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from lim_sglang.config import LimConfig
+from lim_sglang.policies.lessismore import LessIsMore
+from lim_sglang.policies.lossless import Lossless
 from lim_sglang.policies.policy import Role
 from lim_sglang.validation import (
     CPU_REFUSALS,
@@ -319,6 +322,15 @@ def test_a_cache_is_served_whose_keys_can_be_scored(
     reasons = reasons_against_kv_cache(dtype, torch.bfloat16, capability)
     assert len(reasons) == (words is not None)
     assert all(words in reason for reason in reasons if words)
+
+
+def test_drafts_are_not_verified_over_a_cache_of_fp8_that_a_checkpoint_asks_for() -> None:
+    """`--kv-cache-dtype auto` leaves the choice to the checkpoint, after options were checked."""
+    of = partial(reasons_against_kv_cache, queries=torch.bfloat16, capability=(9, 0))
+    (reason,) = of(torch.float8_e4m3fn, policy=Lossless())
+    assert "policy lossless with a KV cache of float8_e4m3fn, which the checkpoint asks" in reason
+    assert of(torch.bfloat16, policy=Lossless()) == []
+    assert of(torch.float8_e4m3fn, policy=LessIsMore(budget=64)) == []
 
 
 @pytest.mark.parametrize(
