@@ -325,7 +325,10 @@ def compare(
         ),
         uneven_seconds=uneven,
         stops_by_itself=stops_early(a.conditions) or stops_early(b.conditions),
-        other_differences=tuple(_other_differences(a.conditions, b.conditions)),
+        other_differences=(
+            *_other_differences(a.conditions, b.conditions),
+            *_other_seeds(pairs),
+        ),
         past_budget_a=count_past_budget(a),
         past_budget_b=count_past_budget(b),
         figures_a=_figures(a, [x for x, _ in pairs], [x for x, _ in completed]),
@@ -520,6 +523,12 @@ def _other_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[s
         if found.name.partition(".")[0] not in (*POLICY, *PROVENANCE):
             name = DESCRIBED.get(found.name, found.name)
             yield f"{name}: {_abbreviated(found.old)} and {_abbreviated(found.new)}"
+
+
+def _other_seeds(pairs: Pairs) -> Iterator[str]:
+    """Yield a line if questions have other ids, from which the seeds of their samples are made."""
+    if moved := sum(x.question_id != y.question_id for x, y in pairs):
+        yield f"the ids of {counted(moved, 'question')}, and so in the seeds of their samples"
 
 
 def _abbreviated(value: object) -> str:
