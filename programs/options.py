@@ -190,8 +190,8 @@ SeedOption = Annotated[
     typer.Option(
         "--seed",
         min=RANGES["seed"].least,
-        help="Sample i is sent SEED + i; lim eval draws a seed for each question from it and the id. SGLang "
-        "heeds seeds with --sampling-backend lim, or in deterministic inference.",
+        help="Sample i is sent SEED + i; lim eval draws a seed for each question from it and the "
+        "id. SGLang heeds seeds with --sampling-backend lim, or in deterministic inference.",
     ),
 ]
 
