@@ -3,7 +3,7 @@
 import argparse
 import importlib.util
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,6 +16,12 @@ from lim_sglang.policies import POLICIES
 from lim_sglang.policies.lessismore import RANKINGS
 from lim_sglang.policies.lossless import AUTO, MAX_DRAFT_TOKENS
 from lim_sglang.policies.policy import SharedBy
+from lim_sglang.validation import (
+    DRAFTING_REFUSALS,
+    reasons_against,
+    reasons_against_drafts,
+    refusals,
+)
 
 CONFIG_FLAG = "--lim-config"
 CONFIG_HELP = "Any of these settings as one JSON object."
@@ -172,9 +178,22 @@ def read_settings(
     return (None if reasons else config), reasons
 
 
-def reasons_against_settings(environment: str | None, texts: Mapping[str, str | None]) -> list[str]:
-    """List everything that is wrong with LessIsMore's own settings, as `read_settings` finds it."""
-    return read_settings(environment, texts)[1]
+def reasons_against_words(words: Sequence[str], *, on_cpu: bool, is_lossless: bool) -> list[str]:
+    """List the refused options among words of a command line: the reasons of `reasons_against` and
+    `reasons_against_drafts` that need none of SGLang's parser, which takes half a minute to load.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    table = (*refusals(on_cpu=on_cpu), *(DRAFTING_REFUSALS if is_lossless else ()))
+    for refusal in {each.option: each for each in table}.values():
+        names = (refusal.option, *refusal.aliases)
+        parser.add_argument(*names, nargs="?", const=True, type=_number_or_text, dest=refusal.field)
+    given = parser.parse_known_args(words)[0]
+    against_drafts = reasons_against_drafts(given) if is_lossless else []
+    return list(dict.fromkeys([*reasons_against(given, on_cpu=on_cpu), *against_drafts]))
+
+
+def _number_or_text(word: str) -> int | str:
+    return int(word) if word.isdecimal() else word
 
 
 def option_names() -> set[str]:

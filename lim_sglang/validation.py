@@ -179,6 +179,10 @@ def _other_caches(why: str) -> tuple[Refusal, ...]:
 
 
 DRAFTING_REFUSALS = (
+    Refusal(
+        *("--tp-size", _over_one, "policy lossless drafts and verifies on one rank so far"),
+        aliases=("--tp", "--tensor-parallel-size"),
+    ),
     Refusal("--page-size", _over_one, _UNTESTED_DRAFTS),
     Refusal("--enable-lora", bool, _UNTESTED_DRAFTS),
     Refusal("--lora-paths", bool, _UNTESTED_DRAFTS),

@@ -122,7 +122,7 @@ def decode(
     from lim_sglang.bench.model_runner import show_log
     from lim_sglang.bench.results import DecodeTable
 
-    policies = workloads.read_policies(policy or [], budget)
+    policies = workloads.read_timed_policies(policy or [], budget)
     options = DecodeOptions(
         *(choice, points, names, budget, policies, mem_fraction_static, windows, steps, split),
         context_limit=context_limit,
@@ -221,7 +221,7 @@ def capacity(
 
     show_log(verbose=verbose)
     require_gpu()
-    policies = workloads.read_policies(policy or [], budget)
+    policies = workloads.read_timed_policies(policy or [], budget)
     options = workloads.options_of_policies(policies, MOST_COUNTED_REQUESTS)
     settings = dict.fromkeys(names, settings_for(budget)) | policies
     slots = dict.fromkeys(settings, 0)

@@ -288,6 +288,21 @@ def check_draft_budgets(budgets: Sequence[int], known: Collection[int]) -> None:
         )
 
 
+def read_timed_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
+    """Read policies whose steps are to be timed; see `read_policies`.
+
+    Raises:
+        ConfigError: as there, or a policy whose steps are dense.
+    """
+    found = read_policies(texts, budget)
+    if any(issubclass(POLICIES[config.policy], Lossless) for config in found.values()):
+        raise ConfigError(
+            "--policy lossless serves dense steps, and drafts between them: time it by lim bench "
+            "drafts"
+        )
+    return found
+
+
 def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
     """Read policies to compare: names between commas, or the JSON of settings.
 
@@ -314,11 +329,6 @@ def read_policies(texts: Sequence[str], budget: int) -> dict[str, LimConfig]:
             if "budget" in settings:
                 raise ConfigError("--policy: the budget is that of --budget, the same for all")
             given = resolve_settings(json.dumps(settings), None, {})
-            if issubclass(POLICIES[given.policy], Lossless):
-                raise ConfigError(
-                    "--policy lossless serves dense steps, and drafts between them: time it by "
-                    "lim bench drafts"
-                )
             if not issubclass(POLICIES[given.policy], SparsePolicy):
                 raise ConfigError(
                     f"--policy {given.policy} reads everything, as what policies are compared with"

@@ -41,7 +41,7 @@ from lim_sglang.flags import (
     FLAGS,
     option_names,
     read_settings,
-    reasons_against_settings,
+    reasons_against_words,
 )
 from lim_sglang.launch.server_log import cause_of_failure, ended_itself, keep_log, start_shown
 from lim_sglang.launch.supervisor import STOPPING, Ending, ServerFolder, supervision
@@ -53,7 +53,8 @@ from lim_sglang.models import (
     known_shape,
     lasting_caches,
 )
-from lim_sglang.validation import reasons_against, reasons_against_environment, refusals
+from lim_sglang.policies.lossless import Lossless
+from lim_sglang.validation import reasons_against_environment
 
 POLL_S = 0.5
 """Pause between two health checks of a server that starts."""
@@ -204,9 +205,12 @@ def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> S
     reasons += reasons_against_version("sglang", SGLANG_VERSION)
     reasons += _unknown_options(spec.sglang_options)
     on_cpu = not has_gpu() or _read_option(spec.sglang_options, "--device") == "cpu"
-    reasons += reasons_against_words(spec.sglang_options, on_cpu=on_cpu)
+    config, wrong = read_settings(os.environ.get(CONFIG_VAR), spec.lim_flags)
+    is_lossless = config is not None and isinstance(config.make_policy(), Lossless)
+    words = spec.sglang_options
+    reasons += reasons_against_words(words, on_cpu=on_cpu, is_lossless=is_lossless)
     reasons += reasons_against_start(host, port, spec.sglang_options, os.environ)
-    reasons += reasons_against_settings(os.environ.get(CONFIG_VAR), spec.lim_flags)
+    reasons += wrong
     if spec.api_key == "":
         reasons.append("the API key is empty: leave it out, or give one that clients must send")
     if reasons:
@@ -225,21 +229,6 @@ def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> S
         lim_flags=tuple(f"{flag}={text}" for flag, text in spec.lim_flags.items()),
         sglang_options=spec.sglang_options,
     )
-
-
-def reasons_against_words(words: Sequence[str], *, on_cpu: bool) -> list[str]:
-    """List the refused options among words of a command line: the reasons of `reasons_against` that
-    need none of SGLang's parser, which takes half a minute to load.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for refusal in refusals(on_cpu=on_cpu):
-        names = (refusal.option, *refusal.aliases)
-        parser.add_argument(*names, nargs="?", const=True, type=_number_or_text, dest=refusal.field)
-    return reasons_against(parser.parse_known_args(words)[0], on_cpu=on_cpu)
-
-
-def _number_or_text(word: str) -> int | str:
-    return int(word) if word.isdecimal() else word
 
 
 def _reasons_against_layers(spec: ServerSpec, shape: ModelShape | None) -> list[str]:

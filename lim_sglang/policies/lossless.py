@@ -72,10 +72,6 @@ class Lossless(LessIsMore):
         self.selecting(depth)
         return (Role.FULL,) * depth
 
-    def reasons_against_ranks(self, num_ranks: int, num_kv_heads: int) -> list[str]:
-        """Refuse several ranks, whose drafts are not exchanged."""
-        return ["policy lossless drafts and verifies on one rank so far"]
-
     def list_of_layer(self, depth: int) -> tuple[int, ...]:
         """Return for each layer the index of the SELECT layer whose list a draft reads there: the
         last one up to the layer, and the first one below it.

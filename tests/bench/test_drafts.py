@@ -14,7 +14,7 @@ from lim_sglang.bench.drafts import (
     expected_tokens,
     sampling_of,
 )
-from lim_sglang.bench.workloads import check_draft_budgets, read_drafts, read_policies
+from lim_sglang.bench.workloads import check_draft_budgets, read_drafts, read_timed_policies
 from lim_sglang.errors import ConfigError
 from lim_sglang.kernels.bench import Spread
 from lim_sglang.policies.lossless import MAX_DRAFT_TOKENS
@@ -79,4 +79,4 @@ def test_budgets_without_recorded_acceptance_are_refused() -> None:
 
 def test_lossless_is_no_policy_of_steps() -> None:
     with pytest.raises(ConfigError, match="time it by lim bench drafts"):
-        read_policies(["quest,lossless"], 256)
+        read_timed_policies(["quest,lossless"], 256)

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from lim_sglang.flags import add_flags, given_flags, given_settings, reasons_against_settings
+from lim_sglang.flags import add_flags, given_flags, given_settings, read_settings
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -34,12 +34,12 @@ def test_each_flag_sets_its_field(
     assert given_settings(arguments) == settings
     assert given_flags(arguments) == flags
     texts = dict(zip(words[::2], words[1::2], strict=True))
-    assert reasons_against_settings(None, texts) == []
+    assert read_settings(None, texts)[1] == []
 
 
 def test_everything_wrong_with_the_settings_is_named_at_once() -> None:
     texts = {"--lim-budget": "abc", "--lim-select-layers": "two", "--lim-policy": "dense"}
-    reasons = reasons_against_settings('{"sinks": -1}', texts)
+    _, reasons = read_settings('{"sinks": -1}', texts)
     expected = ["--lim-budget: must be an integer, not 'abc'", "--lim-select-layers: layers must"]
     for words in [*expected, "policy must be one of", "sinks must be"]:
         assert any(words in reason for reason in reasons), words

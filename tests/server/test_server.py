@@ -134,6 +134,28 @@ def test_ranks_are_refused_on_a_gpu_before_anything_starts(
         server_options(ServerSpec("tiny", {}, tuple(words.split())), port=free_port())
 
 
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("--tp 2", "--tp-size 2: policy lossless drafts and verifies on one rank"),
+        ("--kv-cache-dtype fp8_e4m3", "--kv-cache-dtype fp8_e4m3: it has not been verified with"),
+        ("--sampling-backend pytorch", "--sampling-backend pytorch: drafts and verification"),
+        ("--enable-lora", "--enable-lora: it has not been verified with policy lossless"),
+        ("--sampling-backend lim --kv-cache-dtype auto --tp 1", None),
+    ],
+)
+def test_what_drafts_cannot_be_served_with_is_told_before_anything_starts(
+    words: str, refused: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LIM_CONFIG", raising=False)
+    monkeypatch.setattr(server_module, "check_model", lambda model, _: model)
+    monkeypatch.setattr(server_module, "has_gpu", lambda: False)
+    for policy, is_refused in (("lossless", bool(refused)), ("lessismore", False)):
+        spec = ServerSpec("tiny", {"--lim-policy": policy}, tuple(words.split()))
+        with pytest.raises(RefusedError, match=refused) if is_refused else nullcontext():
+            server_options(spec, port=free_port())
+
+
 def write_config(folder: Path) -> None:
     """Write the configuration of a model of 30 layers."""
     config = {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9}

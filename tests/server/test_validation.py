@@ -434,7 +434,6 @@ def test_heads_that_sglang_adds_on_a_cpu_are_no_heads_of_the_model() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"policy": "lossless"}, "drafts and verifies on one rank"),
         ({"policy": "quest", "shared_by": "kv_head"}, "4 ranks have 2 KV heads"),
         ({"policy": "delta"}, "policy delta selects on a CPU only so far"),
         ({"policy": "quest"}, None),
