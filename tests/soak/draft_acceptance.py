@@ -28,7 +28,7 @@ from lim_sglang.bench.divergence import load_tokenizer
 from lim_sglang.bench.results import surroundings
 from lim_sglang.bench.workloads import make_sequences, read_texts
 from lim_sglang.kernels.reference import keep_tokens, softmax_mass, split_budget, topk_by_mass
-from lim_sglang.kernels.reference_sampling import exponential_noise, hash_tokens
+from lim_sglang.kernels.reference_sampling import exponential_noise, hash_tokens, kept_tokens
 from lim_sglang.policies.lossless import MAX_DRAFT_TOKENS, Lossless
 
 RECENT_RATIO, SINKS = 0.25, 4
@@ -200,9 +200,9 @@ def race_winners(logits: Tensor, positions: Tensor) -> Tensor:
         positions: [T] int64, of the queries.
     """
     probs = (logits / TEMPERATURE).softmax(-1)
-    ordered, order = probs.sort(dim=-1, descending=True)
-    dropped = ordered.cumsum(-1) - ordered > TOP_P
-    probs.scatter_(-1, order, ordered.masked_fill(dropped, 0.0))
+    unlimited = torch.full_like(positions, probs.shape[-1] + 1)
+    ones = torch.ones(len(probs), device=probs.device)
+    probs.masked_fill_(~kept_tokens(probs, unlimited, TOP_P * ones, 0 * ones), 0.0)
     winners = []
     for seed in range(RACES):
         hashes = hash_tokens(torch.full_like(positions, seed), positions, probs.shape[-1])
