@@ -1,9 +1,12 @@
 """Coupled sampling: the token whose probability over its noise is largest, among those kept.
 
-Defined by `reference_sampling.coupled_pick`. A program draws one row, and sorts nothing: all three
-filters keep the likeliest tokens up to some rank, so the winner of the race is checked against
-them, and where it is not kept, neither is any token behind it, and the race is run again among
-those before it. Nearly always the first winner is kept.
+Defined by `reference_sampling.coupled_pick`. Nothing is sorted: all three filters keep the
+likeliest tokens up to some rank, so the winner of the race is checked against them, and where it is
+not kept, neither is any token behind it, and the race is run again among those before it. Nearly
+always the first winner is kept. So one launch races all tokens, a second checks the winners and
+races those before them, both with a program for each block of a row; a third settles each row, and
+runs the further races that few rows need. Blocks do not depend on the batch, so a row's sums are
+rounded alike in every batch.
 """
 
 import torch
@@ -14,13 +17,14 @@ from torch import Tensor
 from lim_sglang.kernels.launch import check_tensors
 from lim_sglang.kernels.reference_sampling import LARGEST
 
-PICK_BLOCK = 8192
-"""Tokens that a program reads at a time."""
-PICK_WARPS = 16
+PICK_BLOCK = 4096
+"""Tokens that a program reads."""
+PICK_WARPS = 8
 
 _LARGEST: tl.constexpr = tl.constexpr(LARGEST)
-_OUTSIDE: tl.constexpr = tl.constexpr(float("-inf"))
-"""Probability of no token."""
+_OUTSIDE: tl.constexpr = tl.constexpr(-1.0)
+"""Probability, and ratio, of no token."""
+_NO_TOKEN: tl.constexpr = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
@@ -48,73 +52,167 @@ def _noise(state, tokens):
 
 
 @triton.jit
-def _race(best, best_token, ratio, tokens):
-    """Let tokens race the best ones so far; what is not a number never wins."""
-    is_better = ratio > best
-    return tl.where(is_better, ratio, best), tl.where(is_better, tokens, best_token)
+def _hash_row(seeds, positions, row):
+    """Hash seed and position of a row."""
+    seed = tl.load(seeds + row).to(tl.int64)
+    state = _mix(tl.full((), 0, tl.uint32), seed.to(tl.uint32))
+    state = _mix(state, (seed >> 32).to(tl.uint32))
+    return _mix(state, tl.load(positions + row).to(tl.uint32))
 
 
 @triton.jit
-def _winner(best, best_token):
-    """Return the token of the largest ratio; of equal ones the lowest."""
-    largest = tl.max(best, 0)
-    return tl.min(tl.where(best == largest, best_token, 0x7FFFFFFF), 0)
+def _race(probs, first, vocab, state, is_greedy, rival, BLOCK: tl.constexpr):
+    """Let those of a block's tokens race that come before a rival, or all if the rival is negative.
+
+    Of equal probabilities the lower token comes first; what is not a number never races. A greedy
+    row's likeliest token wins, without noise.
+
+    Returns:
+        The winner's ratio and token, and mass, largest probability and number of the racers.
+    """
+    tokens = first + tl.arange(0, BLOCK)
+    prob = tl.load(probs + tokens, mask=tokens < vocab, other=_OUTSIDE)
+    limit = tl.load(probs + rival, mask=rival >= 0, other=_OUTSIDE)
+    is_before = (prob > limit) | ((prob == limit) & (tokens < rival))
+    ratio = prob / tl.where(is_greedy, 1.0, _noise(state, tokens))
+    ratio = tl.where(is_before, ratio, _OUTSIDE)
+    best = tl.max(ratio, 0)
+    winner = tl.min(tl.where(ratio == best, tokens, _NO_TOKEN), 0)
+    mass = tl.where(is_before, prob, 0.0)
+    return best, winner, tl.sum(mass, 0), tl.max(mass, 0), tl.sum(is_before.to(tl.int32), 0)
 
 
-@triton.jit(do_not_specialize=["vocab"])
-def _pick(
+@triton.jit
+def _winner(ratios, tokens, blocks, BLOCKS: tl.constexpr):
+    """Return the token of the largest ratio of a row's blocks; of equal ones the lowest."""
+    lanes = tl.arange(0, BLOCKS)
+    ratio = tl.load(ratios + lanes, mask=lanes < blocks, other=_OUTSIDE - 1)
+    token = tl.load(tokens + lanes, mask=lanes < blocks, other=_NO_TOKEN)
+    return tl.min(tl.where(ratio == tl.max(ratio, 0), token, _NO_TOKEN), 0)
+
+
+@triton.jit
+def _least_kept(largest, min_ps, row, blocks, BLOCKS: tl.constexpr):
+    """Return the least probability that min_p keeps in a row."""
+    lanes = tl.arange(0, BLOCKS)
+    return tl.max(tl.load(largest + lanes, mask=lanes < blocks, other=0.0), 0) * tl.load(
+        min_ps + row
+    )
+
+
+@triton.jit
+def _is_filtered(top_k, top_p, least, vocab):
+    """Return True where a filter may refuse a token that has won by noise."""
+    return (top_k != 1) & ((top_k < vocab) | (top_p < 1) | (least > 0))
+
+
+@triton.jit
+def _is_refused(before, mass, prob, top_k, top_p, least):
+    """Return True if a filter refuses a token of this probability, with so many tokens of so much
+    mass before it; the likeliest is always kept.
+    """
+    is_within = (before < top_k) & ((mass <= top_p) | (top_p >= 1)) & (prob >= least)
+    return (before > 0) & (is_within == 0)
+
+
+@triton.jit(do_not_specialize=["vocab", "blocks"])
+def _race_blocks(
     probs,  # [B, V] f32
     seeds,  # [B] int64
     positions,  # [B] int64
     top_ks,  # [B] int32
     top_ps,  # [B] f32
     min_ps,  # [B] f32
-    picks,  # [B] int64
+    ratios,  # [2, B, blocks] f32, as the next four: what each race of a row found in each block
+    tokens,  # int32
+    masses,  # f32
+    largest,  # f32
+    counts,  # int32
     vocab,
+    blocks,
     row_stride,
     BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    IS_SECOND: tl.constexpr,
 ):
+    """Race a block's tokens; in the second race those before the winner of the first, if a filter
+    may refuse it.
+    """
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    rows = tl.num_programs(0)
+    probs += row * row_stride
+    top_k = tl.load(top_ks + row)
+    place = row * blocks
+    rival = tl.full((), -1, tl.int32)
+    is_open = rival < 0
+    if IS_SECOND:
+        rival = _winner(ratios + place, tokens + place, blocks, BLOCKS)
+        least = _least_kept(largest + place, min_ps, row, blocks, BLOCKS)
+        is_open = _is_filtered(top_k, tl.load(top_ps + row), least, vocab)
+        place += rows * blocks
+    if is_open:
+        state = _hash_row(seeds, positions, row)
+        best, winner, mass, most, count = _race(
+            probs, block * BLOCK, vocab, state, top_k == 1, rival, BLOCK
+        )
+        place += block
+        tl.store(ratios + place, best)
+        tl.store(tokens + place, winner)
+        tl.store(masses + place, mass)
+        tl.store(largest + place, most)
+        tl.store(counts + place, count)
+
+
+@triton.jit(do_not_specialize=["vocab", "blocks"])
+def _settle(
+    probs,
+    seeds,
+    positions,
+    top_ks,
+    top_ps,
+    min_ps,
+    ratios,
+    tokens,
+    masses,
+    largest,
+    counts,
+    picks,  # [B] int64
+    vocab,
+    blocks,
+    row_stride,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """Pick a row's first winner that its filters keep, by further races where it takes them; for
+    the arguments see `_race_blocks`.
+    """
     row = tl.program_id(0).to(tl.int64)
     probs += row * row_stride
-    seed = tl.load(seeds + row).to(tl.int64)
-    state = _mix(tl.full((), 0, tl.uint32), seed.to(tl.uint32))
-    state = _mix(state, (seed >> 32).to(tl.uint32))
-    state = _mix(state, tl.load(positions + row).to(tl.uint32))
     top_k = tl.load(top_ks + row)
-    is_greedy = top_k == 1  # then the likeliest token wins without a race
-    lanes = tl.arange(0, BLOCK)
-    best = tl.full([BLOCK], -1.0, tl.float32)
-    best_token = lanes
-    likeliest = tl.full([BLOCK], 0.0, tl.float32)
-    for first in range(0, vocab, BLOCK):
-        tokens = first + lanes
-        prob = tl.load(probs + tokens, mask=tokens < vocab, other=_OUTSIDE)
-        ratio = prob / tl.where(is_greedy, 1.0, _noise(state, tokens))
-        best, best_token = _race(best, best_token, ratio, tokens)
-        likeliest = tl.where(prob > likeliest, prob, likeliest)
-    token = _winner(best, best_token)
     top_p = tl.load(top_ps + row)
-    least = tl.max(likeliest, 0) * tl.load(min_ps + row)
-    is_open = (is_greedy == 0) & ((top_k < vocab) | (top_p < 1) | (least > 0))
-    while is_open:
-        winner = tl.load(probs + token)
-        count = tl.full([BLOCK], 0, tl.int32)
-        mass = tl.full([BLOCK], 0.0, tl.float32)
-        best = tl.full([BLOCK], -1.0, tl.float32)
-        best_token = lanes
-        for first in range(0, vocab, BLOCK):
-            tokens = first + lanes
-            prob = tl.load(probs + tokens, mask=tokens < vocab, other=_OUTSIDE)
-            is_before = (prob > winner) | ((prob == winner) & (tokens < token))
-            count += is_before.to(tl.int32)
-            mass += tl.where(is_before, prob, 0.0)
-            ratio = tl.where(is_before, prob / _noise(state, tokens), _OUTSIDE)
-            best, best_token = _race(best, best_token, ratio, tokens)
-        before = tl.sum(count, 0)
-        is_within = (tl.sum(mass, 0) <= top_p) | (top_p >= 1)
-        is_kept = (before < top_k) & is_within & (winner >= least)
-        is_open = (before > 0) & (is_kept == 0)
-        token = tl.where(is_open, _winner(best, best_token), token)
+    first_race = row * blocks
+    token = _winner(ratios + first_race, tokens + first_race, blocks, BLOCKS)
+    least = _least_kept(largest + first_race, min_ps, row, blocks, BLOCKS)
+    if _is_filtered(top_k, top_p, least, vocab):
+        second_race = (row + tl.num_programs(0)) * blocks
+        lanes = tl.arange(0, BLOCKS)
+        before = tl.sum(tl.load(counts + second_race + lanes, mask=lanes < blocks, other=0), 0)
+        mass = tl.sum(tl.load(masses + second_race + lanes, mask=lanes < blocks, other=0.0), 0)
+        rival = _winner(ratios + second_race, tokens + second_race, blocks, BLOCKS)
+        state = _hash_row(seeds, positions, row)
+        while _is_refused(before, mass, tl.load(probs + token), top_k, top_p, least):
+            token = rival
+            before = tl.full((), 0, tl.int32)
+            mass = tl.full((), 0.0, tl.float32)
+            best = tl.full((), _OUTSIDE - 1, tl.float32)
+            for first in range(0, vocab, BLOCK):
+                ratio, winner, block_mass, _, count = _race(
+                    probs, first, vocab, state, False, token, BLOCK
+                )
+                before += count
+                mass += block_mass
+                rival = tl.where(ratio > best, winner, rival)
+                best = tl.maximum(ratio, best)
     tl.store(picks + row, token.to(tl.int64))
 
 
@@ -131,22 +229,23 @@ def pick_coupled(
     Returns:
         [B] int64; of equal tokens the lowest id.
     """
-    arguments = seeds, positions, top_ks, top_ps, min_ps
+    settings = seeds, positions, top_ks, top_ps, min_ps
     check_tensors(probs=probs, seeds=seeds, positions=positions, top_ks=top_ks, top_ps=top_ps)
     rows, vocab = probs.shape
-    if any(each.shape != (rows,) for each in arguments) or probs.dtype != torch.float32:
+    if any(each.shape != (rows,) for each in settings) or probs.dtype != torch.float32:
         raise ValueError(
             f"probs must be float32, and {rows} of each setting, not {probs.dtype} and "
-            f"{[tuple(each.shape) for each in arguments]}"
+            f"{[tuple(each.shape) for each in settings]}"
         )
     picks = torch.empty(rows, dtype=torch.int64, device=probs.device)
-    _pick[(rows,)](
-        probs,
-        *arguments,
-        picks,
-        vocab,
-        probs.stride(0),
-        BLOCK=min(PICK_BLOCK, triton.next_power_of_2(vocab)),
-        num_warps=PICK_WARPS,
-    )
+    block = min(PICK_BLOCK, triton.next_power_of_2(vocab))
+    blocks = triton.cdiv(vocab, block)
+    ratios, masses, largest = (probs.new_empty(2, rows, blocks) for _ in range(3))
+    tokens, counts = (probs.new_empty(2, rows, blocks, dtype=torch.int32) for _ in range(2))
+    arguments = probs, *settings, ratios, tokens, masses, largest, counts
+    sizes = vocab, blocks, probs.stride(0)
+    shape = {"BLOCK": block, "BLOCKS": triton.next_power_of_2(blocks), "num_warps": PICK_WARPS}
+    for is_second in (False, True):
+        _race_blocks[rows, blocks](*arguments, *sizes, IS_SECOND=is_second, **shape)
+    _settle[(rows,)](*arguments, picks, *sizes, **shape)
     return picks

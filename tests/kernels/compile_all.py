@@ -48,9 +48,9 @@ POINTERS = {
     **dict.fromkeys(("chosen_counts", "new_tokens_per_rank", "block_counters"), "*i32"),
     **dict.fromkeys(("lengths", "rows_fully_ranked"), "*i64"),
     **dict.fromkeys(("scores", "lse", "mass", "split_outputs", "split_lse"), "*fp32"),
-    **dict.fromkeys(("probs", "top_ps", "min_ps"), "*fp32"),
+    **dict.fromkeys(("probs", "top_ps", "min_ps", "ratios", "masses", "largest"), "*fp32"),
     **dict.fromkeys(("seeds", "positions", "picks"), "*i64"),
-    "top_ks": "*i32",
+    **dict.fromkeys(("top_ks", "tokens", "counts"), "*i32"),
     **dict.fromkeys(("scale", "soft_cap", "value_scale"), "fp32"),
 }
 """Types of the parameters that are no i32."""
@@ -250,11 +250,18 @@ def compile_selection(architecture: int) -> dict[str, Usage]:
             launch.WIDE_WARPS,
             max_registers=launch.COMPACT_REGISTERS,
         ),
-        "pick_coupled": compile_one(
-            coupled_sampling._pick,
-            {"BLOCK": coupled_sampling.PICK_BLOCK},
-            coupled_sampling.PICK_WARPS,
-        ),
+        **{
+            f"pick_coupled {name}": compile_one(
+                kernel,
+                constants | {"BLOCK": coupled_sampling.PICK_BLOCK, "BLOCKS": 64},
+                coupled_sampling.PICK_WARPS,
+            )
+            for name, kernel, constants in (
+                ("first", coupled_sampling._race_blocks, {"IS_SECOND": False}),
+                ("second", coupled_sampling._race_blocks, {"IS_SECOND": True}),
+                ("settle", coupled_sampling._settle, {}),
+            )
+        },
         "count_kept": compile_one(compact._count_kept, {"BLOCK": launch.LENGTH_BLOCK, "PAGE": 1}),
         "list_turns": compile_one(
             exchange._list_turns,
