@@ -78,7 +78,7 @@ _MISTAKE = (
     r"|fine|right|correct|ok(?:ay)?|fixed|corrected)\b)"
 )
 """A mistake that the writer owns up to, and that is not an earlier one."""
-_BEHIND = r"(?:[\s$()\[\]*_]|\\[)\]])*+"
+_BEHIND = r"(?:[\s$()\[\]*_]|\\[)\]]|</answer>)*+"
 _PAUSE = (
     rf"(?:{_BEHIND}[.,;!?—–-])*+{_BEHIND}"
     r"(?:(?:no|wait|hm+|but|however|oh|ah|actually|oops|sorry|apologies|nope|never\s*mind|hold\s+on|on\s+second\s+thought)\b"

@@ -72,6 +72,15 @@ _WOULD = re.compile(
 )
 """The beginning of a sentence up to a value that would be the answer; `the speed would be` may
 answer the question itself."""
+_RULED_OUT = re.compile(
+    r"\b(?:eliminat\w+|rul(?:ed|es|ing) out|exclud\w+|discard\w+|wrong|incorrect|false|impossible"
+    r"|fails?)\b",
+    re.IGNORECASE,
+)
+_UNSURE = re.compile(
+    r"\b(?:would|could|might|may|perhaps|maybe|not|cannot|none|\w+n['’]t)\b", re.IGNORECASE
+)
+"""A word by which a sentence states a possibility, or denies."""
 _INVERTED = re.compile(
     r"\A[\s*_>#-]*(?:(?:and|but|so|yet|now|then)\b,?\s+)?(?:were|had)\s+(?!to\b)(?=\w)"
     r"|(?<=[\w$)}\],])\s+(?:were|had)\s+(?=(?:the|we|it|he|she|they|there)\b)",
@@ -116,6 +125,11 @@ def is_hypothetical(before: str, behind: str) -> bool:
         _INVERTED.search(part) or _UNREAL.search(part)
         for part in (would["before"], rest[0] if rest else "")
     )
+
+
+def rules_out(clause: str) -> bool:
+    """Return True if a clause rules options out."""
+    return bool(_RULED_OUT.search(clause)) and not _UNSURE.search(clause)
 
 
 def is_asked(text: str, end: int) -> bool:
