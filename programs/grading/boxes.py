@@ -456,7 +456,7 @@ def _shows(content: str) -> bool:
     r"""Return False for a box without an answer: an empty one, one with the prompt's own words, and
     one with a sign that an answer is complete, as `\checkmark`.
     """
-    if len(content) >= MAX_BETWEEN:
+    if len(content) >= MAX_BETWEEN or content.isdecimal():
         return True
     if _PROMPTED.fullmatch(content):
         return False

@@ -77,6 +77,19 @@ _RULED_OUT = re.compile(
     r"|fails?)\b",
     re.IGNORECASE,
 )
+_NO_NOUN = (
+    r"(?!\s+(?!(?:is|are|was|were|has|have|can|fails?|and|or|being|but"
+    r"|ruled|excluded|eliminated|discarded)\b)[a-z])"
+)
+"""No noun behind an article or a number."""
+_OPTIONS = re.compile(
+    rf"(?<![a-zA-Z])(?-i:A{_NO_NOUN}|[B-J])(?![a-zA-Z])|\([a-j]\)"
+    r"|\b(?:options?|choices?|answers?|statements?|others?|rest|possibilit(?:y|ies)|alternatives?"
+    rf"|everything|else|ones?|all|both|two|three|four|they|these|those)\b{_NO_NOUN}"
+    r"|\bby\s+(?:\w+\s+of\s+)?elimination\b(?!\s+of\b)",
+    re.IGNORECASE,
+)
+"""Words for what may be ruled out before an answer; no atoms, terms or cases."""
 _UNSURE = re.compile(
     r"\b(?:would|could|might|may|perhaps|maybe|not|cannot|none|\w+n['’]t)\b", re.IGNORECASE
 )
@@ -129,7 +142,8 @@ def is_hypothetical(before: str, behind: str) -> bool:
 
 def rules_out(clause: str) -> bool:
     """Return True if a clause rules options out."""
-    return bool(_RULED_OUT.search(clause)) and not _UNSURE.search(clause)
+    is_about_options = _RULED_OUT.search(clause) and _OPTIONS.search(clause)
+    return bool(is_about_options) and not _UNSURE.search(clause)
 
 
 def is_asked(text: str, end: int) -> bool:

@@ -66,7 +66,7 @@ _LAST_ONE = (
     r"|(?:(?:only|last)\s+)?remaining\s+(?:option|choice|answer|possibility|one))"
 )
 _ELIMINATING = (
-    r"(?:(?:the\s+)?(?:process\s+of\s+)?elimination"
+    r"(?:(?:the\s+)?process\s+of\s+elimination"
     r"|(?:(?:eliminat|exclud|discard)ing|ruling\s+out)\s[^.]*?)"
 )
 _REMAINING = re.compile(
@@ -74,7 +74,7 @@ _REMAINING = re.compile(
     r"(?P<so>(?:so|thus|hence|therefore)\b,?\s+(?:that\s+)?)?"
     rf"(?:(?P<only>only\s+)?(?P<noun>(?:option|choice|answer)\s+)?{_OPTION.format('option')}\s+"
     rf"(?:remains|is\s+left(?:\s+over)?|is\s+the\s+(?P<last>{_LAST_ONE}))"
-    rf"|(?:(?:the|our|my)\s+{_LAST_ONE}\s+is|{_ELIMINATING}\s+leaves(?:\s+us)?(?:\s+(?:only|just|with))*)"
+    rf"|(?:(?:the|our|my)\s+{_LAST_ONE}\s+is|(?P<ruling>{_ELIMINATING})\s+leaves(?:\s+us)?(?:\s+(?:only|just|with))*)"
     rf"\s+(?:(?:option|choice)\s+)?{_OPTION.format('one')})",
     re.IGNORECASE,
 )
@@ -109,7 +109,10 @@ def _remaining(sentence: str) -> str | None:
     if remaining is None:
         return None
     before = remaining["before"] or ""
+    ruling = remaining["ruling"]
     is_last = remaining["only"] or remaining["last"] or remaining["one"]
+    if ruling and not (ruling.endswith("elimination") or rules_out(ruling)):
+        return None
     if not (is_last or (remaining["so"] and remaining["noun"]) or rules_out(before)):
         return None
     if DOUBT.search(f"{ONLY.sub('', before)},"):
