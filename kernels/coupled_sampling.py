@@ -6,8 +6,7 @@ not kept, neither is any token behind it, and the race is run again among those 
 always the first or the second winner is kept. So three launches race, each with a program for each
 block of a row: the first lets all tokens race, each later one those before the winner so far,
 which also counts them for its check. A last launch settles each row, and runs the further races
-that few rows need. Blocks do not depend on the batch, so a row's sums are rounded alike in every
-batch.
+that few rows need. Many rows occupy a GPU by themselves: there the first race alone is shared.
 """
 
 import torch
@@ -22,7 +21,10 @@ PICK_BLOCK = 4096
 """Tokens that a program reads."""
 PICK_WARPS = 8
 PICK_RACES = 3
-"""Races that all blocks of a row share."""
+"""Races that all blocks of a row share, in batches of at most so many rows."""
+PICK_SHARED_ROWS = 64
+SETTLE_BLOCK = 8192
+SETTLE_WARPS = 16
 
 _LARGEST: tl.constexpr = tl.constexpr(LARGEST)
 _OUTSIDE: tl.constexpr = tl.constexpr(-1.0)
@@ -64,34 +66,35 @@ def _hash_row(seeds, positions, row):
 
 
 @triton.jit
-def _race(probs, first, vocab, state, is_greedy, rival, BLOCK: tl.constexpr):
-    """Let those of a block's tokens race that come before a rival, or all if the rival is negative.
+def _race(probs, tokens, vocab, state, is_greedy, rival):
+    """Let those of some tokens race that come before a rival, or all if the rival is negative.
 
     Of equal probabilities the lower token comes first; what is not a number never races. A greedy
     row's likeliest token wins, without noise.
 
     Returns:
-        The winner's ratio and token, and mass, largest probability and number of the racers.
+        For each token its ratio, its probability, 0 where it does not race, and True if it races.
     """
-    tokens = first + tl.arange(0, BLOCK)
     prob = tl.load(probs + tokens, mask=tokens < vocab, other=_OUTSIDE)
     limit = tl.load(probs + rival, mask=rival >= 0, other=_OUTSIDE)
     is_before = (prob > limit) | ((prob == limit) & (tokens < rival))
     ratio = prob / tl.where(is_greedy, 1.0, _noise(state, tokens))
-    ratio = tl.where(is_before, ratio, _OUTSIDE)
-    best = tl.max(ratio, 0)
-    winner = tl.min(tl.where(ratio == best, tokens, _NO_TOKEN), 0)
-    mass = tl.where(is_before, prob, 0.0)
-    return best, winner, tl.sum(mass, 0), tl.max(mass, 0), tl.sum(is_before.to(tl.int32), 0)
+    return tl.where(is_before, ratio, _OUTSIDE), tl.where(is_before, prob, 0.0), is_before
+
+
+@triton.jit
+def _first_largest(ratio, tokens):
+    """Return the token of the largest ratio; of equal ones the lowest."""
+    return tl.min(tl.where(ratio == tl.max(ratio, 0), tokens, _NO_TOKEN), 0)
 
 
 @triton.jit
 def _winner(ratios, tokens, blocks, BLOCKS: tl.constexpr):
-    """Return the token of the largest ratio of a row's blocks; of equal ones the lowest."""
+    """Return the token of the largest ratio of a row's blocks."""
     lanes = tl.arange(0, BLOCKS)
     ratio = tl.load(ratios + lanes, mask=lanes < blocks, other=_OUTSIDE - 1)
     token = tl.load(tokens + lanes, mask=lanes < blocks, other=_NO_TOKEN)
-    return tl.min(tl.where(ratio == tl.max(ratio, 0), token, _NO_TOKEN), 0)
+    return _first_largest(ratio, token)
 
 
 @triton.jit
@@ -191,15 +194,14 @@ def _race_blocks(
         )
     if is_open:
         state = _hash_row(seeds, positions, row)
-        best, winner, mass, most, count = _race(
-            probs, block * BLOCK, vocab, state, top_k == 1, rival, BLOCK
-        )
+        lanes = block * BLOCK + tl.arange(0, BLOCK)
+        ratio, prob, is_before = _race(probs, lanes, vocab, state, top_k == 1, rival)
         place += RACE * race_stride + block
-        tl.store(ratios + place, best)
-        tl.store(tokens + place, winner)
-        tl.store(masses + place, mass)
-        tl.store(largest + place, most)
-        tl.store(counts + place, count)
+        tl.store(ratios + place, tl.max(ratio, 0))
+        tl.store(tokens + place, _first_largest(ratio, lanes))
+        tl.store(masses + place, tl.sum(prob, 0))
+        tl.store(largest + place, tl.max(prob, 0))
+        tl.store(counts + place, tl.sum(is_before.to(tl.int32), 0))
 
 
 @triton.jit(do_not_specialize=["vocab", "blocks"])
@@ -248,21 +250,21 @@ def _settle(
         BLOCKS,
     )
     state = _hash_row(seeds, positions, row)
+    lanes = tl.arange(0, BLOCK)
     while is_open:
-        before = tl.full((), 0, tl.int32)
-        mass = tl.full((), 0.0, tl.float32)
-        best = tl.full((), _OUTSIDE - 1, tl.float32)
-        rival = token
+        count = tl.full([BLOCK], 0, tl.int32)
+        mass = tl.full([BLOCK], 0.0, tl.float32)
+        best = tl.full([BLOCK], _OUTSIDE, tl.float32)
+        best_token = lanes
         for first in range(0, vocab, BLOCK):
-            ratio, winner, block_mass, _, count = _race(
-                probs, first, vocab, state, False, token, BLOCK
-            )
-            before += count
-            mass += block_mass
-            rival = tl.where(ratio > best, winner, rival)
+            ratio, prob, is_before = _race(probs, first + lanes, vocab, state, False, token)
+            count += is_before.to(tl.int32)
+            mass += prob
+            best_token = tl.where(ratio > best, first + lanes, best_token)
             best = tl.maximum(ratio, best)
-        is_open = _is_refused(before, mass, tl.load(probs + token), top_k, top_p, least)
-        token = tl.where(is_open, rival, token)
+        before, mass_before, prob = tl.sum(count, 0), tl.sum(mass, 0), tl.load(probs + token)
+        is_open = _is_refused(before, mass_before, prob, top_k, top_p, least)
+        token = tl.where(is_open, _first_largest(best, best_token), token)
     tl.store(picks + row, token.to(tl.int64))
 
 
@@ -294,8 +296,19 @@ def pick_coupled(
     tokens, counts = (torch.empty_like(ratios, dtype=torch.int32) for _ in range(2))
     arguments = probs, *settings, ratios, tokens, masses, largest, counts
     sizes = vocab, blocks, probs.stride(0)
-    shape = {"BLOCK": block, "BLOCKS": triton.next_power_of_2(blocks), "num_warps": PICK_WARPS}
-    for race in range(PICK_RACES):
-        _race_blocks[rows, blocks](*arguments, *sizes, RACE=race, **shape)
-    _settle[(rows,)](*arguments, picks, *sizes, RACES=PICK_RACES, **shape)
+    padded = triton.next_power_of_2(blocks)
+    races = PICK_RACES if rows <= PICK_SHARED_ROWS else 1
+    for race in range(races):
+        _race_blocks[rows, blocks](
+            *arguments, *sizes, BLOCK=block, BLOCKS=padded, RACE=race, num_warps=PICK_WARPS
+        )
+    _settle[(rows,)](
+        *arguments,
+        picks,
+        *sizes,
+        BLOCK=min(SETTLE_BLOCK, triton.next_power_of_2(vocab)),
+        BLOCKS=padded,
+        RACES=races,
+        num_warps=SETTLE_WARPS,
+    )
     return picks

@@ -251,17 +251,19 @@ def compile_selection(architecture: int) -> dict[str, Usage]:
             max_registers=launch.COMPACT_REGISTERS,
         ),
         **{
-            f"pick_coupled {name}": compile_one(
-                kernel,
-                constants | {"BLOCK": coupled_sampling.PICK_BLOCK, "BLOCKS": 64},
+            f"pick_coupled race {race}": compile_one(
+                coupled_sampling._race_blocks,
+                {"BLOCK": coupled_sampling.PICK_BLOCK, "BLOCKS": 64, "RACE": race},
                 coupled_sampling.PICK_WARPS,
             )
-            for name, kernel, constants in (
-                ("all", coupled_sampling._race_blocks, {"RACE": 0}),
-                ("checked", coupled_sampling._race_blocks, {"RACE": 2}),
-                ("settle", coupled_sampling._settle, {"RACES": coupled_sampling.PICK_RACES}),
-            )
+            for race in range(coupled_sampling.PICK_RACES)
         },
+        "pick_coupled settle": compile_one(
+            coupled_sampling._settle,
+            {"BLOCK": coupled_sampling.SETTLE_BLOCK, "BLOCKS": 64}
+            | {"RACES": coupled_sampling.PICK_RACES},
+            coupled_sampling.SETTLE_WARPS,
+        ),
         "count_kept": compile_one(compact._count_kept, {"BLOCK": launch.LENGTH_BLOCK, "PAGE": 1}),
         "list_turns": compile_one(
             exchange._list_turns,

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lim_sglang.kernels import coupled_sampling
 from lim_sglang.kernels.coupled_sampling import pick_coupled
 from lim_sglang.kernels.reference_sampling import (
     coupled_pick,
@@ -54,6 +55,13 @@ def is_near(row: int, found: int, wanted: int, inputs: tuple[Tensor, ...]) -> bo
     return at_limit or abs(float(ratios[0] / ratios[1]) - 1) < CLOSE
 
 
+@pytest.fixture(params=[coupled_sampling.PICK_SHARED_ROWS, 0], ids=["few rows", "many rows"])
+def _shared_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of few rows, whose blocks share all races, and of many, which share the first."""
+    monkeypatch.setattr(coupled_sampling, "PICK_SHARED_ROWS", request.param)
+
+
+@pytest.mark.usefixtures("_shared_rows")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("vocab", [1, 7, 1000, 8192, 20_001])
 def test_draws_are_the_definitions(vocab: int, device: str) -> None:
@@ -66,6 +74,7 @@ def test_draws_are_the_definitions(vocab: int, device: str) -> None:
     assert kept.gather(1, found[:, None]).float().mean() > 0.9
 
 
+@pytest.mark.usefixtures("_shared_rows")
 @pytest.mark.parametrize("device", DEVICES)
 def test_races_are_run_again_until_a_kept_token_wins(device: str) -> None:
     """Flat rows, where nearly every first winner is filtered out."""
