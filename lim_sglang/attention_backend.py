@@ -233,7 +233,7 @@ class LimAttnBackend(FlashInferAttnBackend):
         if isinstance(self.selector, ScoreSelector):
             self._check_width(self.selector.scores.columns)
             self.scoring = self._load_scoring()
-            if self.scoring and self.audit:
+            if self.scoring:
                 self._test_scoring(self.scoring)
             logger.info("LessIsMore: SELECT layers' scores come from %s", self.score_source)
         if isinstance(self.selector, PageSelector):

@@ -458,12 +458,11 @@ def test_the_dense_pass_gives_the_scores_where_it_can(rig: Rig, backend: Any) ->
 
 
 @pytest.mark.gpu
-def test_an_audited_start_whose_dense_pass_drops_the_last_scores_of_a_row_is_refused(
+def test_a_start_whose_dense_pass_drops_the_last_scores_of_a_row_is_refused(
     rig: Rig, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if backend.scoring is None:
         pytest.skip("scores come from a second reading of K")
-    monkeypatch.setattr(rig.runner, "lim_audit", object())  # an audited start tests its scores
     LimAttnBackend(rig.runner)
     run = ScoreStoringAttention.run
 
