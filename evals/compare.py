@@ -6,9 +6,8 @@ McNemar's exact test compares the votes.
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from lim_sglang.evals.metrics import (
     stops_early,
 )
 from lim_sglang.evals.settings import differences
+from lim_sglang.evals.tasks import Origin
 from lim_sglang.markdown_section import counted, join_words
 from lim_sglang.policies import POLICIES
 from lim_sglang.programs.schema import SampleState
@@ -158,6 +158,7 @@ DESCRIBED = {
 }
 """Conditions whose names do not say what they are."""
 MAX_NAMES_SHOWN = 5
+COMMON = "compare the questions of both by lim compare --common"
 
 
 @dataclass(frozen=True)
@@ -327,10 +328,11 @@ def compare(
         stops_by_itself=stops_early(a.conditions) or stops_early(b.conditions),
         other_differences=(
             *_other_differences(a.conditions, b.conditions),
+            *_other_references(a, b, pairs),
             *_other_seeds(pairs),
         ),
-        past_budget_a=count_past_budget(a),
-        past_budget_b=count_past_budget(b),
+        past_budget_a=count_past_budget(replace(a, questions=tuple(x for x, _ in pairs))),
+        past_budget_b=count_past_budget(replace(b, questions=tuple(y for _, y in pairs))),
         figures_a=_figures(a, [x for x, _ in pairs], [x for x, _ in completed]),
         figures_b=_figures(b, [y for _, y in pairs], [y for _, y in completed]),
         has_majority=has_majority(a) and has_majority(b),
@@ -440,7 +442,7 @@ def mean_seconds(question: QuestionResult) -> float:
 def paired_questions(a: Summary, b: Summary, *, common: bool) -> Pairs:
     """Return the questions that have samples in both runs, in a's order.
 
-    Runs that were asked different selections are paired by text and reference, whatever the ids.
+    Runs that were asked different selections are paired by what they ask, whatever the ids.
     """
     if a.conditions["task"] != b.conditions["task"]:
         raise DataError(
@@ -448,45 +450,106 @@ def paired_questions(a: Summary, b: Summary, *, common: bool) -> Pairs:
             f"{b.conditions['task']}: compare runs of one task"
         )
     is_same = a.conditions.get("questions") == b.conditions.get("questions")
-    has_digests = all(question.digest for run in (a, b) for question in run.questions)
-    by_content = has_digests and not is_same
-    of_a, of_b = (_by_content(run) if by_content else _by_id(run) for run in (a, b))
-    missing = (
-        (a, b, [of_b[key] for key in of_b.keys() - of_a.keys()]),
-        (b, a, [of_a[key] for key in of_a.keys() - of_b.keys()]),
-    )
-    num_all = len(of_a.keys() | of_b.keys())
+    by_content = not is_same and _has_texts(a) and _has_texts(b)
+    if not (is_same or by_content or _differ_in_limit(a, b)):
+        raise DataError(_why_unpaired(a, b))
+    partners = _partners_by_content(a, b) if by_content else _partners_by_id(a, b)
+    taken = {partner.question_id for partner in partners.values()}
+    only_a = [each for each in a.questions if each.question_id not in partners]
+    only_b = [each for each in b.questions if each.question_id not in taken]
+    num_all = len(partners) + len(only_a) + len(only_b)
     gaps = [
-        f"{_describe_missing(run, lacking, num_all)}{f' of {other.label}' if by_content else ''}"
-        for run, other, lacking in missing
+        f"{_describe_missing(run, lacking, num_all)}{'' if is_same else f' of {other.label}'}"
+        for run, other, lacking in ((a, b, only_b), (b, a, only_a))
         if lacking
     ]
-    if not common and (gaps or not (is_same or by_content)):
+    if gaps and not common:
+        ways = [*(_how_to_complete(a, b) if is_same else []), COMMON]
         raise DataError(
-            f"{a.label} and {b.label} have different questions "
-            f"({'; '.join(gaps) or 'their digests are not equal'}); {_how_to_pair(a, b)}"
+            f"{a.label} and {b.label} have different questions ({'; '.join(gaps)}); "
+            f"{', or '.join(ways)}"
         )
-    if not (is_same or by_content) and a.conditions["benchmark"] != b.conditions["benchmark"]:
-        raise DataError(
-            f"{a.label} and {b.label} come from different files of questions, and one of them does "
-            "not say which they are: name the folders of the runs, or summaries that this version "
-            "has written of them"
-        )
-    return [(question, of_b[key]) for key, question in of_a.items() if key in of_b]
+    return [(x, partners[x.question_id]) for x in a.questions if x.question_id in partners]
 
 
-def _by_id(run: Summary) -> dict[Any, QuestionResult]:
-    return {question.question_id: question for question in run.questions}
+def _has_texts(run: Summary) -> bool:
+    """Return True if a summary tells the questions of the run by their texts."""
+    return all(question.text_digest for question in run.questions)
 
 
-def _by_content(run: Summary) -> dict[Any, QuestionResult]:
-    """Return the questions by their digest, and by the number of equal ones before each."""
-    before = Counter[str | None]()
-    found = {}
-    for question in run.questions:
-        found[question.digest, before[question.digest]] = question
-        before[question.digest] += 1
-    return found
+def _differ_in_limit(a: Summary, b: Summary) -> bool:
+    """Return True if one run was asked the first questions of the other, so that ids name them.
+
+    Digests of a file do not depend on the order of its rows. The order is known of published
+    questions; the rows of another file may be in another one, which changes the ids that are
+    numbers of rows.
+    """
+    if a.conditions["benchmark"] != b.conditions["benchmark"]:
+        return False
+    if a.conditions["asked"] == b.conditions["asked"]:  # the same first questions would be equal
+        return False
+    return _are_published(a, b) or not any(
+        question.question_id.isdecimal() for run in (a, b) for question in run.questions
+    )
+
+
+def _are_published(*runs: Summary) -> bool:
+    return all(run.conditions.get("origin") == Origin.PUBLISHED for run in runs)
+
+
+def _why_unpaired(a: Summary, b: Summary) -> str:
+    """Return why ids do not pair two runs' questions, and what makes the runs comparable."""
+    silent = [run for run in (a, b) if not _has_texts(run)]
+    ways = ["compare runs over the same questions"]
+    if any(question.reference is None for run in silent for question in run.questions):
+        ways.insert(0, "in the place of a summary name its run's folder, or a summary written anew")
+    return (
+        f"{a.label} and {b.label} were asked different questions, or the same ones in another "
+        f"order or with other references; {join_words(run.label for run in silent)} "
+        f"{'do' if len(silent) > 1 else 'does'} not record the texts, without which one id may "
+        f"stand for two questions: {', or '.join(ways)}"
+    )
+
+
+def _partners_by_id(a: Summary, b: Summary) -> dict[str, QuestionResult]:
+    """Return b's question for each id of a that b has, too, unless the references are known to
+    differ."""
+    of_b = {question.question_id: question for question in b.questions}
+    found = ((x, of_b[x.question_id]) for x in a.questions if x.question_id in of_b)
+    return {
+        x.question_id: y
+        for x, y in found
+        if x.reference == y.reference or None in (x.reference, y.reference)
+    }
+
+
+def _partners_by_content(a: Summary, b: Summary) -> dict[str, QuestionResult]:
+    """Return b's question of the same text for ids of a.
+
+    Where both runs know the references, these are equal, too. Of equal questions those with equal
+    ids are paired first, the others in the order of their ids.
+    """
+    has_references = all(each.reference is not None for run in (a, b) for each in run.questions)
+
+    def content(question: QuestionResult) -> tuple[str | None, str | None]:
+        return question.text_digest, question.reference if has_references else None
+
+    def has_moved(question: QuestionResult) -> bool:
+        return question.question_id not in left.get(content(question), ())
+
+    left: dict[tuple[str | None, str | None], dict[str, QuestionResult]] = {}
+    for question in _in_natural_order(b):
+        left.setdefault(content(question), {})[question.question_id] = question
+    partners = {}
+    for question in sorted(_in_natural_order(a), key=has_moved):
+        if equal := left.get(content(question)):
+            name = question.question_id
+            partners[name] = equal.pop(name if name in equal else next(iter(equal)))
+    return partners
+
+
+def _in_natural_order(run: Summary) -> list[QuestionResult]:
+    return sorted(run.questions, key=lambda question: natural_order(question.question_id))
 
 
 def _describe_missing(run: Summary, lacking: Sequence[QuestionResult], num_all: int) -> str:
@@ -503,19 +566,16 @@ def natural_order(name: str) -> list[tuple[int, str]]:
     return [(int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _how_to_pair(a: Summary, b: Summary) -> str:
-    """Return what makes two runs with different questions comparable."""
-    ways = []
+def _how_to_complete(a: Summary, b: Summary) -> list[str]:
+    """Return what adds the samples that two runs of the same questions lack."""
     if failed := [
         f"{counted(run.num_failed, 'sample')} of {run.label}" for run in (a, b) if run.num_failed
     ]:
-        ways.append(
+        return [
             f"{' and '.join(failed)} failed: the same lim eval command with --retry-failed tries "
             "them again"
-        )
-    elif a.gap or b.gap:
-        ways.append("complete the runs with lim eval")
-    return ", or ".join([*ways, "compare the questions of both by lim compare --common"])
+        ]
+    return ["complete the runs with lim eval"] if a.gap or b.gap else []
 
 
 def _other_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
@@ -523,6 +583,15 @@ def _other_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[s
         if found.name.partition(".")[0] not in (*POLICY, *PROVENANCE):
             name = DESCRIBED.get(found.name, found.name)
             yield f"{name}: {_abbreviated(found.old)} and {_abbreviated(found.new)}"
+
+
+def _other_references(a: Summary, b: Summary, pairs: Pairs) -> Iterator[str]:
+    """Yield a line if the references of runs that were asked different selections may differ."""
+    is_same = a.conditions.get("questions") == b.conditions.get("questions")
+    if is_same or _are_published(a, b):
+        return
+    if any(question.reference is None for pair in pairs for question in pair):
+        yield "references, perhaps: a summary keeps none, the folder of its run does"
 
 
 def _other_seeds(pairs: Pairs) -> Iterator[str]:

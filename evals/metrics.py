@@ -1,6 +1,7 @@
-"""Summaries of runs, which hold no text, and their scores: pass@k, maj@k, lengths, standard errors.
+"""Summaries of runs, and their scores: pass@k, maj@k, lengths, standard errors.
 
-A summary may be published where the samples may not, since samples quote the questions.
+A written summary holds no text and no reference: it may be published where the samples may not,
+since samples quote the questions.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lim_sglang.errors import DataError
 from lim_sglang.evals.run_store import Extent, GradedSample
-from lim_sglang.evals.tasks import Origin, question_digest, recorded_origin, task_title
+from lim_sglang.evals.tasks import Origin, recorded_origin, task_title, text_digest
 from lim_sglang.markdown_section import counted
 from lim_sglang.programs.program import PROGRAMS
 from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
@@ -53,9 +54,11 @@ class QuestionResult:
     """Tokens of the question's prompt; None: not recorded."""
     seconds: tuple[float, ...] | None = None
     """Seconds of each sample, from its request to its end; None: not recorded."""
-    digest: str | None = None
-    """Start of the SHA-256 of the question's text and reference, by which runs of different
-    selections are paired; None: not recorded."""
+    text_digest: str | None = None
+    """See the function `text_digest`, by which runs of different selections are paired; None: not
+    recorded, or recorded with the reference by an earlier version."""
+    reference: str | None = field(default=None, compare=False, repr=False)
+    """Gold answer, which is never written; None: read from a written summary."""
 
     @property
     def answer_correct(self) -> bool:
@@ -91,8 +94,9 @@ class QuestionResult:
     def to_row(self) -> dict[str, Any]:
         """Return a flat JSON object."""
         row = asdict(self)
-        if self.digest is None:  # as in the files of older versions
-            del row["digest"]
+        del row["reference"]
+        if self.text_digest is None:  # as in the files of older versions
+            del row["text_digest"]
         return {"id": row.pop("question_id"), **row, "correct": [int(c) for c in self.correct]}
 
     @classmethod
@@ -103,7 +107,7 @@ class QuestionResult:
             ValueError: the lists contradict each other.
             KeyError, TypeError: the object has other fields or types.
         """
-        lists = {name: tuple(row[name]) for name in SAMPLE_LISTS}
+        lists: dict[str, Any] = {name: tuple(row[name]) for name in SAMPLE_LISTS}
         if row.get("seconds") is not None:
             lists["seconds"] = tuple(map(float, row["seconds"]))
         indices, tokens = lists["indices"], lists["tokens"]
@@ -117,7 +121,7 @@ class QuestionResult:
             question_id=row["id"],
             chosen=row["chosen"],
             prompt_tokens=row.get("prompt_tokens"),
-            digest=row.get("digest"),
+            text_digest=row.get("text_digest"),
             **lists,
         )
         if result.chosen not in (None, *(result.group[n] for n in result.voters)):
@@ -127,7 +131,7 @@ class QuestionResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """A run without its texts."""
+    """A run without its texts; see `QuestionResult.reference`."""
 
     run_id: str
     conditions: Mapping[str, Any]
@@ -188,12 +192,12 @@ def summarise(
         samples: finished, truncated and aborted samples, in any order.
         equivalent: returns True for two answers that share a vote.
         num_failed: samples that the server failed.
-        asked: the questions by id, of which the summary keeps digests.
+        asked: the questions by id, of whose texts the summary keeps digests.
     """
     questions: dict[str, list[GradedSample]] = {}
     for graded in samples:
         questions.setdefault(graded.question_id, []).append(graded)
-    digests = {name: question_digest(each.text, each.gold) for name, each in asked.items()}
+    digests = {name: text_digest(each.text) for name, each in asked.items()}
     program = PROGRAMS.get(_program(record)["name"])
     order = program.order if program else Order.BY_VOTES  # a program of another version
     return Summary(
@@ -202,7 +206,8 @@ def summarise(
         questions=tuple(
             replace(
                 _question_result(question_id, group, equivalent, order),
-                digest=digests.get(question_id),
+                text_digest=digests.get(question_id),
+                reference=group[0].gold,
             )
             for question_id, group in sorted(questions.items())
         ),

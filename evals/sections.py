@@ -27,9 +27,9 @@ SECTION = MarkdownSection("lim report")
 NOT_MEASURED = "Accuracy: not measured yet."
 MCNEMAR = "McNemar's exact test compares the votes. "
 COUNTED = (
-    f"{MCNEMAR}Cut off: samples that reached the limit of new tokens. No answer: samples that "
-    "state none, cut off or not; they count as wrong. Length ratios are relative to full; tokens a "
-    "right sample count all generated tokens."
+    f"{MCNEMAR}Cut off: samples that reached the limit of new tokens. No answer: samples of "
+    "which none could be read, cut off or not; they count as wrong. Length ratios are relative to "
+    "full; tokens a right sample count all generated tokens."
 )
 METHOD = (
     f"{PLUS_MINUS} is one standard error, clustered by question. Differences of pass@1 are paired "

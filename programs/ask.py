@@ -2,10 +2,11 @@
 
 import inspect
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from textwrap import shorten
@@ -189,7 +190,11 @@ def ask(
     checker = EquivalenceChecker()
     display = VoteDisplay(console, samples, checker.equivalent, chosen, max_tokens)
     try:
-        with checker, closing(connect(access, console)) as backend:
+        with (
+            checker,
+            closing(connect(access, console)) as backend,
+            ExitStack() as interruptions,  # closed before the backend, whose end may be waited for
+        ):
             load_frontend(console)
             sampling = resolve_sampling(
                 backend.sampling_defaults(),
@@ -224,6 +229,7 @@ def ask(
                         on_begin=display.begin,
                     )
                 except KeyboardInterrupt:
+                    interruptions.enter_context(_without_ctrl_c())
                     outcome = display.interrupted()
             now = backend.drafts()
         drafts = now.since(drafted) if now else None
@@ -245,6 +251,16 @@ def ask(
         raise typer.Exit(INTERRUPTED) from None
     if outcome.vote.winner is None:
         raise typer.Exit(NO_ANSWER)
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Ignore a second Ctrl-C, which `timeout` sends at once, until the record is written."""
+    heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, heeded)
 
 
 def read_question(given: str | None) -> str:

@@ -240,24 +240,94 @@ def test_rows_that_were_added_or_removed_are_not_blamed_on_limit(
     rows: str, told: str, tmp_path: Path
 ) -> None:
     """A file without ids: each row's id is its number."""
+    found = refusal(tmp_path, ("ab", None), (rows, None))
+    assert found == [f"the questions have changed: {told}"]
 
-    def questions(texts: str) -> list[Question]:
-        return [
-            Question(str(n), text, "4", location=f"own.jsonl, line {n + 1}")
-            for n, text in enumerate(texts)
-        ]
 
-    def settings(asked: list[Question]) -> dict[str, Any]:
-        digests = {"digest": questions_digest(asked), "asked_digest": selection_digest(asked)}
-        return {**SETTINGS, "questions": {"asked": len(asked), **digests}}
+def refusal(
+    path: Path, old: tuple[str, int | None], new: tuple[str, int | None], *, has_texts: bool = True
+) -> list[str]:
+    """Return the lines with which a run refuses another file of questions or another limit.
 
-    before, now = questions("ab"), questions(rows)
-    with begin(tmp_path, settings(before)):
-        write_questions(tmp_path, {q.question_id: AskedQuestion(q.gold, q.text) for q in before})
+    Args:
+        old: a letter for each row of a file without ids, and the limit.
+    """
+    (before, old_settings), (now, new_settings) = map(_asked_of, (old, new))
+    with begin(path, old_settings):
+        if has_texts:
+            write_questions(path, {q.question_id: AskedQuestion(q.gold, q.text) for q in before})
     with pytest.raises(DataError) as caught:
-        open_run(tmp_path, RunRecord("math500-x", settings(now), {}), now)
-    assert f"other settings:\n  - the questions have changed: {told}\nuse" in str(caught.value)
-    assert "--limit" not in str(caught.value)
+        open_run(path, RunRecord("math500-x", new_settings, {}), now)
+    return [line[4:] for line in str(caught.value).split("\n") if line.startswith("  - ")]
+
+
+def _asked_of(file: tuple[str, int | None]) -> tuple[list[Question], dict[str, Any]]:
+    rows, limit = file
+    benchmark = [
+        Question(str(n), text, "4", location=f"own.jsonl, line {n + 1}")
+        for n, text in enumerate(rows)
+    ]
+    asked = benchmark[:limit]
+    digests = {"digest": questions_digest(benchmark), "asked_digest": selection_digest(asked)}
+    return asked, {**SETTINGS, "questions": {"asked": len(asked), **digests}}
+
+
+LIMIT_2_3 = "questions.asked (--limit) was 2 and is now 3"
+BEHIND_2 = "the file of questions has changed behind the first 2"
+CHANGED = "the questions have changed"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (("abcd", 2), ("abcd", 3), [LIMIT_2_3]),
+        (("abcd", 2), ("abcde", 3), [LIMIT_2_3, BEHIND_2]),
+        (("abcdx", 2), ("abcdy", 3), [LIMIT_2_3, BEHIND_2]),
+        (("abcd", 2), ("abcde", 2), [BEHIND_2]),
+        (("ab", None), ("abc", 2), [BEHIND_2]),
+        (("abcd", 3), ("abcde", 2), ["questions.asked (--limit) was 3 and is now 2", BEHIND_2]),
+        (
+            ("abcd", 2),
+            ("xabcd", 3),
+            [LIMIT_2_3, f"{CHANGED}: 2 questions, now 3; new in own.jsonl, line 1"],
+        ),
+        (("abcd", 3), ("ab", 3), [f"{CHANGED}: 3 questions, now 2; 1 gone"]),
+        (
+            ("ab", 3),
+            ("abcd", 3),
+            [f"{CHANGED}: 2 questions, now 3; new in own.jsonl, line 3"],
+        ),
+        (("abb", None), ("ab", None), [f"{CHANGED}: 3 questions, now 2; 1 gone"]),
+    ],
+)
+def test_a_limit_and_a_file_that_has_changed_are_told_apart(
+    old: tuple[str, int | None], new: tuple[str, int | None], told: list[str], tmp_path: Path
+) -> None:
+    assert refusal(tmp_path, old, new) == told
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            ("ab", None),
+            ("abc", None),
+            [f"{CHANGED}: 2 questions, now 3; new in own.jsonl, line 3"],
+        ),
+        (("ab", None), ("xbc", None), [f"{CHANGED}: 2 questions, now 3"]),
+        (("abcd", 2), ("abcde", 2), [BEHIND_2]),
+        (("abcd", 2), ("abcde", 3), [LIMIT_2_3, BEHIND_2]),
+        (
+            ("abcd", 3),
+            ("abcde", 2),
+            ["questions.asked (--limit) was 3 and is now 2", "the file of questions has changed"],
+        ),
+    ],
+)
+def test_a_run_without_texts_says_of_its_questions_what_digests_tell(
+    old: tuple[str, int | None], new: tuple[str, int | None], told: list[str], tmp_path: Path
+) -> None:
+    assert refusal(tmp_path, old, new, has_texts=False) == told
 
 
 def test_a_folder_of_runs_is_no_folder_for_a_run(tmp_path: Path) -> None:
