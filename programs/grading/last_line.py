@@ -32,11 +32,13 @@ _NO_RESULT = re.compile(
 )
 """A word of an introduction by which the line below is no result."""
 _UNSETTLED = re.compile(
-    rf"\b(?:{CONDITION}|first|next|steps?|cases?|consider|let|guess\w*|approximation|students?"
+    rf"\b(?:{CONDITION}|first|next|steps?|case|consider|let|guess\w*|approximation|students?"
     r"|distractors?|except|least\s+likely)\b",
     re.IGNORECASE,
 )
 """A word of a sentence by which the line below is no result."""
+_OTHERS = re.compile(r"\bothers?\b", re.IGNORECASE)
+"""A word of a sentence that denies all but the answer: `The other options are wrong.`"""
 _ITEM = re.compile(r"[\s*_#>$(\[-]*(?:[A-Ja-j]|\d+)(?:[)\].:*_$]|\s*\Z)")
 """A line that is an item of a list, or alone like the one below."""
 _BOLD_SENTENCE = re.compile(r"(?:\A|\n)[ \t]*\*\*(?P<sentence>[^*\n]{1,200})\*\*\.?\s*\Z")
@@ -73,7 +75,7 @@ def last_letter(reply: str) -> str | None:
     end = reply[-MAX_LINE:]
     last = _LAST_LETTER.search(end)
     letter = _LETTER.fullmatch(last["shown"] or last["bare"]) if last else None
-    if last and letter and _leads_to_last(last["before"]):
+    if last and letter and _leads_to_last(last["before"], letter[1]):
         return letter[1]
     sentence = _SENTENCE_END.split(end.rstrip(".!*_ \n"))[-1]
     option = _WHICH_IS_OPTION.fullmatch(sentence.strip())
@@ -89,7 +91,7 @@ def last_value(reply: str) -> str | None:
     last = _LAST_VALUE.search(end)
     value = tidy(last["shown"]) if last else ""
     if last and is_measured(value):
-        is_led_to = _leads_to_last(last["before"])
+        is_led_to = _leads_to_last(last["before"], value)
         # An equation as `r = 12` may be a result on the way.
         is_led_to = is_led_to and ("=" not in value or bool(_INTRODUCES.search(last["before"])))
         return value if is_led_to else None
@@ -104,13 +106,13 @@ def last_value(reply: str) -> str | None:
     return None
 
 
-def _leads_to_last(line: str) -> bool:
+def _leads_to_last(line: str, value: str) -> bool:
     """Return True if a line leaves the answer to the next one: its sentence has ended, or leads to
-    a result, and nothing in it limits the answer.
+    a result, and nothing in it limits the answer, unless it ends in the same value.
     """
-    sentence = ONLY.sub("", _SENTENCE_END.split(line.rstrip(".!*_ "))[-1])
-    if _ITEM.match(line) or DOUBT.search(sentence):
+    sentence = ONLY.sub("", _SENTENCE_END.split(line.rstrip(".!*_$ "))[-1])
+    if _ITEM.match(line) or (DOUBT.search(sentence) and not _OTHERS.search(sentence)):
         return False
     if _SENTENCE_ENDS.search(line):
-        return not _UNSETTLED.search(sentence)
+        return sentence.endswith(value) or not _UNSETTLED.search(sentence)
     return bool(_INTRODUCES.search(line)) and not _NO_RESULT.search(line)

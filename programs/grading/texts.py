@@ -53,19 +53,16 @@ _STATED = re.compile(
 )
 """A statement, to the end of its sentence or line."""
 _SENTENCE_BEGIN = re.compile(r"[.!?][*_]*\s|\n")
-_WRONG_ONE = re.compile(
-    r"\b(?:wrong|incorrect|mistaken|false"
-    r"|(?:chang|revis|updat|amend|switch)(?:e|ing|ed)?\s+my)\s+\Z",
-    re.IGNORECASE,
-)
-"""Words before "answer" that name another one than the right one, or begin no statement."""
+_WRONG_ONE = re.compile(r"\b(?:wrong|incorrect|mistaken|false)\s+\Z", re.IGNORECASE)
+"""Words before "answer" that name another one than the right one."""
+_GIVES_REASON = re.compile(r"answer\s+to\b.*\b(?:since|because|which)\b", re.IGNORECASE)
+"""The beginning of no statement: `I change my answer to Paris, since it is`."""
 _INTERROGATIVE = re.compile(r"\W*(?:who|whom|whose|what|which|when|where|why|how)\b", re.IGNORECASE)
 _OTHER = (
     rf"(?-i:(?:[Tt]he\s+)?{_NAME}"
     rf"(?:\s+(?:(?:of|the|and|de|la|von|van|du|da)\s+)*{_NAME}){{0,3}}|\d[\d,]*(?:\.\d+)?)"
 )
 """A name or a number that takes the place of another one."""
-_WORD = r"(?-i:[a-z]+)"
 _OPENED = r"[*_$\"“]*"
 _ENDS = r"(?=[*_$\"”]*(?:[.!]?(?:\s*\Z|\s*\n)|[.!]\s|,?\s+(?:because|since|not)\b))"
 _IT_IS = r"(?:(?:it(?:['’]s|\s+(?:is|should\s+be|must\s+be))|I\s+meant?)\s+(?:actually\s+)?)"
@@ -80,12 +77,12 @@ _CORRECTION = re.compile(
     rf"(?:{_WAIT}*+no(?:pe)?(?:[,:—–]\s*{_THE_ONE_IS}?|[.;!]\s*{_THE_ONE_IS})"
     rf"|(?P<named>correction\s*[:—–]\s*){_THE_ONE_IS}?|{_WAIT}++{_IT_IS}"
     rf"|{_ACTUALLY}[,:]?\s*){_OPENED}"
-    rf"(?P<other>(?!(?:none|typo|fixed)\b)(?:{_OTHER}|(?(named){_WORD}|(?!)))){_ENDS}",
+    rf"(?P<other>(?!(?:none|typo|fixed)\b)(?:{_OTHER}|(?(named)[a-z]+|(?!)))){_ENDS}",
     re.IGNORECASE,
 )
 """A sentence behind an answer that names another one: `. Wait, no, it is Paris`, `. No, Paris`."""
 _CHANGED = re.compile(
-    rf"\b{CHANGED}{_OPENED}(?P<other>{_OTHER}|{_WORD})"
+    rf"\b{CHANGED}{_OPENED}(?P<other>{_OTHER}|(?<!\bbe )[a-z]+)"
     rf"(?:{_ENDS}|(?=[*_\"”]*(?:,|\s+(?:from\b|\())))",
     re.IGNORECASE,
 )
@@ -201,6 +198,8 @@ def _is_rejected(statement: re.Match[str]) -> bool:
         return False
     answer = statement["answer"].rstrip("*_ ")
     if is_taken_back(text, end, answer) or is_denied(before) or _WRONG_ONE.search(before):
+        return True
+    if _GIVES_REASON.match(text, begin, statement.start("answer")):
         return True
     asks = answer.endswith("?") and not _INTERROGATIVE.match(answer)
     return asks and is_asked(text, statement.start("answer") + len(answer) - 1)
