@@ -1,12 +1,13 @@
 """Coupled sampling: the token whose probability over its noise is largest, among those kept.
 
 Defined by `reference_sampling.coupled_pick`. Nothing is sorted: all three filters keep the
-likeliest tokens up to some rank, so the winner of the race is checked against them, and where it is
+likeliest tokens up to some rank, so the winner of a race is checked against them, and where it is
 not kept, neither is any token behind it, and the race is run again among those before it. Nearly
-always the first winner is kept. So one launch races all tokens, a second checks the winners and
-races those before them, both with a program for each block of a row; a third settles each row, and
-runs the further races that few rows need. Blocks do not depend on the batch, so a row's sums are
-rounded alike in every batch.
+always the first or the second winner is kept. So three launches race, each with a program for each
+block of a row: the first lets all tokens race, each later one those before the winner so far,
+which also counts them for its check. A last launch settles each row, and runs the further races
+that few rows need. Blocks do not depend on the batch, so a row's sums are rounded alike in every
+batch.
 """
 
 import torch
@@ -20,6 +21,8 @@ from lim_sglang.kernels.reference_sampling import LARGEST
 PICK_BLOCK = 4096
 """Tokens that a program reads."""
 PICK_WARPS = 8
+PICK_RACES = 3
+"""Races that all blocks of a row share."""
 
 _LARGEST: tl.constexpr = tl.constexpr(LARGEST)
 _OUTSIDE: tl.constexpr = tl.constexpr(-1.0)
@@ -92,27 +95,51 @@ def _winner(ratios, tokens, blocks, BLOCKS: tl.constexpr):
 
 
 @triton.jit
-def _least_kept(largest, min_ps, row, blocks, BLOCKS: tl.constexpr):
-    """Return the least probability that min_p keeps in a row."""
-    lanes = tl.arange(0, BLOCKS)
-    return tl.max(tl.load(largest + lanes, mask=lanes < blocks, other=0.0), 0) * tl.load(
-        min_ps + row
-    )
-
-
-@triton.jit
-def _is_filtered(top_k, top_p, least, vocab):
-    """Return True where a filter may refuse a token that has won by noise."""
-    return (top_k != 1) & ((top_k < vocab) | (top_p < 1) | (least > 0))
-
-
-@triton.jit
 def _is_refused(before, mass, prob, top_k, top_p, least):
     """Return True if a filter refuses a token of this probability, with so many tokens of so much
     mass before it; the likeliest is always kept.
     """
     is_within = (before < top_k) & ((mass <= top_p) | (top_p >= 1)) & (prob >= least)
     return (before > 0) & (is_within == 0)
+
+
+@triton.jit
+def _follow(
+    probs,  # [V] f32
+    ratios,  # [races, B, blocks] f32, from the row on; as the next four: what a race found
+    tokens,  # int32
+    masses,  # f32
+    largest,  # f32
+    counts,  # int32
+    top_k,
+    top_p,
+    min_p,
+    vocab,
+    blocks,
+    race_stride,
+    RACES: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """Follow a row's races to the first winner that its filters keep.
+
+    Returns:
+        The token, True if no race has checked it yet, and the least probability that min_p keeps.
+    """
+    lanes = tl.arange(0, BLOCKS)
+    is_block = lanes < blocks
+    least = tl.max(tl.load(largest + lanes, mask=is_block, other=0.0), 0) * min_p
+    token = _winner(ratios, tokens, blocks, BLOCKS)
+    # The likeliest token of a greedy row needs no check, nor does any where nothing is filtered.
+    is_open = (top_k != 1) & ((top_k < vocab) | (top_p < 1) | (least > 0))
+    for race in tl.static_range(1, RACES):
+        place = race * race_stride
+        before = tl.sum(tl.load(counts + place + lanes, mask=is_block & is_open, other=0), 0)
+        mass = tl.sum(tl.load(masses + place + lanes, mask=is_block & is_open, other=0.0), 0)
+        prob = tl.load(probs + token)
+        is_open = is_open & _is_refused(before, mass, prob, top_k, top_p, least)
+        if is_open:
+            token = _winner(ratios + place, tokens + place, blocks, BLOCKS)
+    return token, is_open, least
 
 
 @triton.jit(do_not_specialize=["vocab", "blocks"])
@@ -123,7 +150,7 @@ def _race_blocks(
     top_ks,  # [B] int32
     top_ps,  # [B] f32
     min_ps,  # [B] f32
-    ratios,  # [2, B, blocks] f32, as the next four: what each race of a row found in each block
+    ratios,  # [races, B, blocks] f32, as the next four: what each race found in each block
     tokens,  # int32
     masses,  # f32
     largest,  # f32
@@ -133,29 +160,41 @@ def _race_blocks(
     row_stride,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
-    IS_SECOND: tl.constexpr,
+    RACE: tl.constexpr,
 ):
-    """Race a block's tokens; in the second race those before the winner of the first, if a filter
+    """Let a block's tokens race: all in race 0, later those before the winner so far, if a filter
     may refuse it.
     """
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    rows = tl.num_programs(0)
+    race_stride = tl.num_programs(0) * blocks
     probs += row * row_stride
     top_k = tl.load(top_ks + row)
     place = row * blocks
     rival = tl.full((), -1, tl.int32)
     is_open = rival < 0
-    if IS_SECOND:
-        rival = _winner(ratios + place, tokens + place, blocks, BLOCKS)
-        least = _least_kept(largest + place, min_ps, row, blocks, BLOCKS)
-        is_open = _is_filtered(top_k, tl.load(top_ps + row), least, vocab)
-        place += rows * blocks
+    if RACE > 0:
+        rival, is_open, _ = _follow(
+            probs,
+            ratios + place,
+            tokens + place,
+            masses + place,
+            largest + place,
+            counts + place,
+            top_k,
+            tl.load(top_ps + row),
+            tl.load(min_ps + row),
+            vocab,
+            blocks,
+            race_stride,
+            RACE,
+            BLOCKS,
+        )
     if is_open:
         state = _hash_row(seeds, positions, row)
         best, winner, mass, most, count = _race(
             probs, block * BLOCK, vocab, state, top_k == 1, rival, BLOCK
         )
-        place += block
+        place += RACE * race_stride + block
         tl.store(ratios + place, best)
         tl.store(tokens + place, winner)
         tl.store(masses + place, mass)
@@ -182,37 +221,48 @@ def _settle(
     row_stride,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
+    RACES: tl.constexpr,
 ):
     """Pick a row's first winner that its filters keep, by further races where it takes them; for
     the arguments see `_race_blocks`.
     """
     row = tl.program_id(0).to(tl.int64)
     probs += row * row_stride
+    place = row * blocks
     top_k = tl.load(top_ks + row)
     top_p = tl.load(top_ps + row)
-    first_race = row * blocks
-    token = _winner(ratios + first_race, tokens + first_race, blocks, BLOCKS)
-    least = _least_kept(largest + first_race, min_ps, row, blocks, BLOCKS)
-    if _is_filtered(top_k, top_p, least, vocab):
-        second_race = (row + tl.num_programs(0)) * blocks
-        lanes = tl.arange(0, BLOCKS)
-        before = tl.sum(tl.load(counts + second_race + lanes, mask=lanes < blocks, other=0), 0)
-        mass = tl.sum(tl.load(masses + second_race + lanes, mask=lanes < blocks, other=0.0), 0)
-        rival = _winner(ratios + second_race, tokens + second_race, blocks, BLOCKS)
-        state = _hash_row(seeds, positions, row)
-        while _is_refused(before, mass, tl.load(probs + token), top_k, top_p, least):
-            token = rival
-            before = tl.full((), 0, tl.int32)
-            mass = tl.full((), 0.0, tl.float32)
-            best = tl.full((), _OUTSIDE - 1, tl.float32)
-            for first in range(0, vocab, BLOCK):
-                ratio, winner, block_mass, _, count = _race(
-                    probs, first, vocab, state, False, token, BLOCK
-                )
-                before += count
-                mass += block_mass
-                rival = tl.where(ratio > best, winner, rival)
-                best = tl.maximum(ratio, best)
+    token, is_open, least = _follow(
+        probs,
+        ratios + place,
+        tokens + place,
+        masses + place,
+        largest + place,
+        counts + place,
+        top_k,
+        top_p,
+        tl.load(min_ps + row),
+        vocab,
+        blocks,
+        tl.num_programs(0) * blocks,
+        RACES,
+        BLOCKS,
+    )
+    state = _hash_row(seeds, positions, row)
+    while is_open:
+        before = tl.full((), 0, tl.int32)
+        mass = tl.full((), 0.0, tl.float32)
+        best = tl.full((), _OUTSIDE - 1, tl.float32)
+        rival = token
+        for first in range(0, vocab, BLOCK):
+            ratio, winner, block_mass, _, count = _race(
+                probs, first, vocab, state, False, token, BLOCK
+            )
+            before += count
+            mass += block_mass
+            rival = tl.where(ratio > best, winner, rival)
+            best = tl.maximum(ratio, best)
+        is_open = _is_refused(before, mass, tl.load(probs + token), top_k, top_p, least)
+        token = tl.where(is_open, rival, token)
     tl.store(picks + row, token.to(tl.int64))
 
 
@@ -240,12 +290,12 @@ def pick_coupled(
     picks = torch.empty(rows, dtype=torch.int64, device=probs.device)
     block = min(PICK_BLOCK, triton.next_power_of_2(vocab))
     blocks = triton.cdiv(vocab, block)
-    ratios, masses, largest = (probs.new_empty(2, rows, blocks) for _ in range(3))
-    tokens, counts = (probs.new_empty(2, rows, blocks, dtype=torch.int32) for _ in range(2))
+    ratios, masses, largest = (probs.new_empty(PICK_RACES, rows, blocks) for _ in range(3))
+    tokens, counts = (torch.empty_like(ratios, dtype=torch.int32) for _ in range(2))
     arguments = probs, *settings, ratios, tokens, masses, largest, counts
     sizes = vocab, blocks, probs.stride(0)
     shape = {"BLOCK": block, "BLOCKS": triton.next_power_of_2(blocks), "num_warps": PICK_WARPS}
-    for is_second in (False, True):
-        _race_blocks[rows, blocks](*arguments, *sizes, IS_SECOND=is_second, **shape)
-    _settle[(rows,)](*arguments, picks, *sizes, **shape)
+    for race in range(PICK_RACES):
+        _race_blocks[rows, blocks](*arguments, *sizes, RACE=race, **shape)
+    _settle[(rows,)](*arguments, picks, *sizes, RACES=PICK_RACES, **shape)
     return picks

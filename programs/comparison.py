@@ -27,6 +27,7 @@ from sympy.functions.elementary.trigonometric import TrigonometricFunction
 from sympy.logic.boolalg import BooleanAtom
 
 from lim_sglang.programs import points
+from lim_sglang.programs.grading.latex import MAX_READ
 from lim_sglang.programs.grading.symbols import in_one_spelling, with_own_names
 from lim_sglang.programs.grading.values import (
     SURE_DIGITS,
@@ -65,13 +66,13 @@ _SIZE_OF_SET = (
 )
 """`|A \\cap B|` and `n(A \\cap B)`."""
 _QUANTITY = re.compile(
-    rf"\s*((?:{_SIZE_OF_SET}"
+    rf"\s*(?:(?:{_SIZE_OF_SET}"
     r"|(?:[eiIE](?:_(?:\w|\{[^{}]*\}))?|(?:\\(?:det|dim|gcd|lcm|max|min|deg|ker|rank|Pr|nabla|lim|operatorname|mathrm|vec|mathbf"
     r"|widehat|overline)(?![a-zA-Z])|\\?P\s*(?:\\left)?\(|\\mathbb\s*\{P\}|\\\||\\(?:left)?\\\|)[^=]*)"
     r"|(?:\\frac\s*\{\s*(?:d|\\partial)(?![a-zA-Z]{2})[^=|]*|[a-zA-Z](?:'+|\^\{[^{}]*\})?)"
-    r"\|\s*_\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|\w)|\[(?!\s*\d)[^=,\[\]]*[A-Z][^=,\[\]]*\])\s*)=\s*([^=]+)"
+    r"\|\s*_\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|\w)|\[(?!\s*\d)[^=,\[\]]*[A-Z][^=,\[\]]*\])\s*)"
 )
-"""A value and its quantity, whose name math-verify takes for a constant or a relation."""
+"""A quantity before its value, whose name math-verify takes for a constant or a relation."""
 _PLUS_MINUS = re.compile(
     r"(\\?\w+\s*=\s*)?(?=[^,]*\{[^,]*\\pm(?![a-zA-Z])|\\pm(?![a-zA-Z])[^,]*[-+])([^,;=]+)"
 )
@@ -144,20 +145,30 @@ def _without_quantity(latex: str, other: str) -> str:
     """Return the value of `P(X > 2) = 0.3` or `e = 0.6`, where the other answer is a value, or one
     of the same quantity.
     """
-    named, same = _QUANTITY.fullmatch(latex), _QUANTITY.fullmatch(other)
-    if named is None or (same is None and re.search(r"[=<>]|\\[lg]e", other)):
+    name, value = _quantity(latex)
+    same, _ = _quantity(other)
+    if not name or (not same and re.search(r"[=<>]|\\[lg]e", other)):
         return latex
-    is_other = same is not None and re.sub(r"\s", "", same[1]) != re.sub(r"\s", "", named[1])
-    return latex if is_other else named[2]
+    return latex if same not in ("", name) else value
+
+
+def _quantity(latex: str) -> tuple[str, str]:
+    """Return the name of a quantity, without spaces, and its value; an empty name for any other
+    answer.
+    """
+    name, _, value = latex.rpartition("=")
+    if len(name) > MAX_READ or not value.strip() or not _QUANTITY.fullmatch(name):
+        return "", latex
+    return re.sub(r"\s", "", name), value.lstrip()
 
 
 def _differ_in_place(a: str, b: str) -> bool:
     """Return True for a derivative at two points, and for two concentrations, which math-verify
     takes for one.
     """
-    names = [re.sub(r"\s", "", found[1]) for each in (a, b) if (found := _QUANTITY.fullmatch(each))]
+    names = [_quantity(each)[0] for each in (a, b)]
     return (
-        len(names) == 2
+        all(names)
         and names[0] != names[1]
         and any(each[0] == "[" or "|_" in each for each in names)
     )

@@ -9,6 +9,7 @@ from contextlib import suppress
 from lim_sglang.programs.grading.boxes import (
     BOX,
     BOX_OR_BRACE,
+    Box,
     denied_boxes,
     is_taken_back,
     last_box,
@@ -16,7 +17,7 @@ from lim_sglang.programs.grading.boxes import (
     without,
 )
 from lim_sglang.programs.grading.corrections import FORMULA
-from lim_sglang.programs.grading.denials import DOUBT
+from lim_sglang.programs.grading.denials import DOUBT, rules_out
 from lim_sglang.programs.grading.kinds import (
     AnswerKind,
     as_choice,
@@ -125,20 +126,28 @@ _OPTION = r"(?-i:[(\[]?[A-J][)\]]?|\([a-j]\))"
 _LEAVES = (
     r"(?:(?:(?:that|this|which)\s+leaves|leaving)(?:\s+us)?(?:\s+(?:only|just|with))*"
     r"|we(?:['’]re|\s+are)\s+left\s+with(?:\s+(?:only|just))?)"
+    r"(?:\s+(?:one|a\s+single)\s+(?:option|choice|possibility):)?"
 )
 """Words before the last option that is not ruled out."""
+_THE_RIGHT_ONE = (
+    r"(?:the|our|my)\s+(?:(?!(?:not|wrong|incorrect|false|impossible|invalid|un\w+|worst|weak\w+|least"
+    r"|(?:reject|exclud|eliminat|discard)\w+|next|other)\b)\w+\s+){0,3}"
+    r"(?:answer|option|choice|possibility|one)(?:\s+(?:left|remaining))?"
+)
+"""Words for an option that is chosen: `the only remaining option`."""
 _CHOOSING = (
     rf"(?:{CHOOSE}|choose|pick|select|go\s+with|I\s+(?:think|believe)(?:\s+it(?:['’]s|\s+is))?"
-    r"|by\s+(?:\w+\s+of\s+)?elimination,?(?:\s+it(?:['’]s|\s+is|\s+must\s+be))?"
+    rf"|by\s+(?:\w+\s+of\s+)?elimination,?(?:\s+(?:it(?:['’]s|\s+is|\s+must\s+be)|{_LEAVES}))?"
     rf"|{_LEAVES}"
     r"|(?:ans\b\.?|result|(?:my|the)\s+(?:choice|pick)(?:\s+is)?)[*_]*:?)"
 )
 _CLOSING_CHOICE = re.compile(
     rf"(?:(?:\A|[.!][*_]*\s|\n)[\s*_]*(?:(?={_THUS})|(?={_CHOOSING}))"
-    rf"|,\s+(?={_THUS}|which leaves|leaving))"
+    rf"|,\s+(?={_THUS}|which leaves|(?P<leaving>leaving|we(?:['’]re|\s+are)\s+left\b)))"
     rf"(?:{_THUS}(?!I\W*\Z)(?:it(?:['’]s|\s+is|\s+must\s+be)[\s*_]+)?)?(?:{_CHOOSING}[\s*_]+)?[*_]*"
     rf"(?:(?:option|choice|answer)\s+)?(?P<option>{_OPTION})"
-    r"(?:[*_]*\s+as\s+(?:the|our|my)\s+(?:\w+\s+)?(?:answer|option|choice))?[\s.!*_]*\Z",
+    rf"(?:[*_]*(?:\s+as\s+{_THE_RIGHT_ONE}|,\s+(?:which\s+is\s+)?{_THE_RIGHT_ONE}"
+    r"|,\s+which\s+is\s+(?:correct|right|true)))?[\s.!*_]*\Z",
     re.IGNORECASE,
 )
 """The last sentence of a reply that chooses: `Choose (D)`, `I think B`, `A is wrong, so B.`,
@@ -159,15 +168,6 @@ _ALSO_TRUE = re.compile(
     r"(?<![a-zA-Z])([A-J](?=[)\]*_$]*\s)|(?<=\()[a-hj](?=\)))[)\]*_$]*\s+is\s+"
     r"(?:(?:also|therefore|thus|clearly)\s+)?(?:true|correct)\b"
 )
-_RULED_OUT = re.compile(
-    r"\b(?:eliminat\w+|rul(?:ed|es|ing) out|exclud\w+|discard\w+|wrong|incorrect|false|impossible"
-    r"|fails?)\b",
-    re.IGNORECASE,
-)
-_UNSURE = re.compile(
-    r"\b(?:would|could|might|may|perhaps|maybe|not|cannot|none|\w+n['’]t)\b", re.IGNORECASE
-)
-"""A word by which a sentence states a possibility, or denies."""
 _ENDED = re.compile(
     r"^[#>*_ \t-]*(?:\d+|[A-Ja-j])\.(?=[\s*_])"
     r"|((?:[.!?](?=\s)|(?<![,;])(?<![,;] )(?<!\bor)(?<!\band)\n))",
@@ -223,11 +223,12 @@ def extract_answer(
     `or` join are one answer. Words are an answer in a box only. A box gives way to a later
     statement of another answer, as `Final answer: 8`, `No, 8.` or `I change my answer to 8.`, and
     is none if the words beside it deny it, as in `\boxed{7} is wrong` and `I reject \boxed{7} since
-    it is odd`. A question that the text does not affirm, as `Is it 7?`, and a sentence about
-    another case, as `If order mattered, the answer would be 7`, state nothing. A stated answer is
-    taken back by a later statement that denies it, that cannot be read or that has not ended, and
-    any by an unclosed box, unless these begin with the same value. Programs in blocks of code and
-    words struck out state nothing.
+    it is odd`. The same holds for `<answer>7</answer>`, which counts before a box. A question that
+    the text does not affirm, as `Is it 7?`, and a sentence about another case, as `If order
+    mattered, the answer would be 7`, state nothing. A stated answer is taken back by a later
+    statement that denies it, that cannot be read or that has not ended, and any by an unclosed box,
+    unless these begin with the same value. Programs in blocks of code and words struck out state
+    nothing.
     The time is linear in the length.
 
     Args:
@@ -339,14 +340,9 @@ def _closing_choice(reply: str) -> str | None:
     is_clause = closing[0].startswith(",")
     if DOUBT.search(ONLY.sub("", before) if is_clause else before):
         return None
-    if is_clause and "leaving" in closing[0] and not _ruled_out(before):
+    if closing["leaving"] and not rules_out(before):
         return None
     return closing["option"].strip("()[]").upper()
-
-
-def _ruled_out(clause: str) -> bool:
-    """Return True if a clause rules options out."""
-    return bool(_RULED_OUT.search(clause)) and not _UNSURE.search(clause)
 
 
 def _closing_true(reply: str) -> str | None:
@@ -372,11 +368,19 @@ def _candidates(text: str, end: int, *, whole: bool, cut_off: bool) -> Iterator[
     Args:
         end: end of the part in which an answer without a box or tags counts.
     """
+    tagged = _tagged(text)
+    denied_tags = denied_boxes(tagged, text)
+    in_tags = None
+    if tagged:
+        _, behind, content = tagged[0]
+        in_tags = "" if denied_tags else unless_overruled(content, behind, text, end)
+        text = text if in_tags else without(tagged, text)
     boxes = last_boxes(text)
     denied = denied_boxes(boxes, text)
     boxed = last_box(boxes, denied, text, cut_off)
     in_box = boxed and unless_overruled(*boxed, text, end)
-    for answer in (_tagged(text), in_box, last_statement(without(denied, text), end, denied)):
+    given = sorted([*denied, *denied_tags])
+    for answer in (in_tags, in_box, last_statement(without(denied, text), end, given)):
         if answer is not None:
             yield answer
     if whole and (bare := _bare_answer(text, end, cut_off)):
@@ -411,12 +415,16 @@ def _is_formula(answer: str) -> bool:
     return as_choice(answer) is None and bool(re.search(r"[a-zA-Z]", answer))
 
 
-def _tagged(text: str) -> str | None:
-    """Return what stands in the last `<answer>…</answer>`, unless the tags are the prompt's."""
+def _tagged(text: str) -> list[Box]:
+    """Return the last `<answer>…</answer>` with the answer in it, unless the tags are the
+    prompt's.
+    """
     tags = deque(_TAG.finditer(text), maxlen=1)
-    if not tags:
-        return None
-    content = tags[0][1]
+    return [(tag.start(), tag.end(), answer) for tag in tags if (answer := _in_tags(tag[1]))]
+
+
+def _in_tags(content: str) -> str | None:
+    """Return the answer that stands between tags."""
     if chosen := CHOICE.match(content.strip()):
         return tidy(chosen[0])
     end = len(content)

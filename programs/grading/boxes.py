@@ -81,7 +81,7 @@ _MISTAKE = (
     r"|fine|right|correct|ok(?:ay)?|fixed|corrected|cancels|unaffected|notation)\b)"
 )
 """A mistake that the writer owns up to, and that is not an earlier one."""
-_BEHIND = r"(?:[\s$()\[\]*_]|\\[)\]])*+"
+_BEHIND = r"(?:[\s$()\[\]*_]|\\[)\]]|</answer>)*+"
 _PAUSE = (
     rf"(?:{_BEHIND}[.,;!?—–-])*+{_BEHIND}"
     r"(?:(?:no|wait|hm+|but|however|oh|ah|actually|oops|sorry|apologies|nope|never\s*mind|hold\s+on"
@@ -457,7 +457,7 @@ def _shows(content: str) -> bool:
     r"""Return False for a box without an answer: an empty one, one with the prompt's own words, and
     one with a sign that an answer is complete, as `\checkmark`.
     """
-    if len(content) >= MAX_BETWEEN:
+    if len(content) >= MAX_BETWEEN or content.isdecimal():
         return True
     if _PROMPTED.fullmatch(content):
         return False

@@ -72,6 +72,28 @@ _WOULD = re.compile(
 )
 """The beginning of a sentence up to a value that would be the answer; `the speed would be` may
 answer the question itself."""
+_RULED_OUT = re.compile(
+    r"\b(?:eliminat\w+|rul(?:ed|es|ing) out|exclud\w+|discard\w+|wrong|incorrect|false|impossible"
+    r"|fails?)\b",
+    re.IGNORECASE,
+)
+_NO_NOUN = (
+    r"(?!\s+(?!(?:is|are|was|were|has|have|can|fails?|and|or|being|but"
+    r"|ruled|excluded|eliminated|discarded)\b)[a-z])"
+)
+"""No noun behind an article or a number."""
+_OPTIONS = re.compile(
+    rf"(?<![a-zA-Z])(?-i:A{_NO_NOUN}|[B-J])(?![a-zA-Z])|\([a-j]\)"
+    r"|\b(?:options?|choices?|answers?|statements?|others?|rest|possibilit(?:y|ies)|alternatives?"
+    rf"|everything|else|ones?|all|both|two|three|four|they|these|those)\b{_NO_NOUN}"
+    r"|\bby\s+(?:\w+\s+of\s+)?elimination\b(?!\s+of\b)",
+    re.IGNORECASE,
+)
+"""Words for what may be ruled out before an answer; no atoms, terms or cases."""
+_UNSURE = re.compile(
+    r"\b(?:would|could|might|may|perhaps|maybe|not|cannot|none|\w+n['’]t)\b", re.IGNORECASE
+)
+"""A word by which a sentence states a possibility, or denies."""
 _INVERTED = re.compile(
     r"\A[\s*_>#-]*(?:(?:and|but|so|yet|now|then)\b,?\s+)?(?:were|had)\s+(?!to\b)(?=\w)"
     r"|(?<=[\w$)}\],])\s+(?:were|had)\s+(?=(?:the|we|it|he|she|they|there)\b)",
@@ -116,6 +138,12 @@ def is_hypothetical(before: str, behind: str) -> bool:
         _INVERTED.search(part) or _UNREAL.search(part)
         for part in (would["before"], rest[0] if rest else "")
     )
+
+
+def rules_out(clause: str) -> bool:
+    """Return True if a clause rules options out."""
+    is_about_options = _RULED_OUT.search(clause) and _OPTIONS.search(clause)
+    return bool(is_about_options) and not _UNSURE.search(clause)
 
 
 def is_asked(text: str, end: int) -> bool:

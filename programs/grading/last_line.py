@@ -3,7 +3,7 @@ sentence, or the value that a last clause settles on."""
 
 import re
 
-from lim_sglang.programs.grading.denials import CONDITION, DOUBT
+from lim_sglang.programs.grading.denials import CONDITION, DOUBT, rules_out
 from lim_sglang.programs.grading.latex import tidy
 from lim_sglang.programs.grading.stated import is_measured
 from lim_sglang.programs.grading.statements import ONLY
@@ -11,13 +11,19 @@ from lim_sglang.programs.grading.told import RESULT, told_value
 
 MAX_LINE = 1000
 """Characters at the end of a reply in which its last lines are looked for."""
-_SHOWN = r"(?:\*\*|__|\$\$?|\\\[|\\\()\s*(?P<shown>[^\n*$]{1,60}?)\s*(?:\*\*|__|\$\$?|\\\]|\\\))\.?"
+_SHOWN = (
+    r"(?:(?:\*\*|__)?(?:\$\$?|\\\[|\\\()|\*\*|__)\s*(?P<shown>[^\n*$]{1,60}?)\s*"
+    r"(?:(?:\$\$?|\\\]|\\\))\.?(?:\*\*|__)?|\*\*|__)\.?"
+)
 """A value in bold or as a formula."""
 _BEFORE = r"(?:\A|\n)[ \t]*(?P<before>\S[^\n]*?)[ \t]*\n\s*+"
 """The last line before the one that stands alone."""
-_LAST_LETTER = re.compile(rf"{_BEFORE}(?:{_SHOWN}|(?P<bare>\(?[A-HJ]\)?)\.?)\s*\Z")
+_STYLE = r"\\(?:text|textbf|mathrm|mathbf|mathsf|boldsymbol|bm)\s*"
+_LAST_LETTER = re.compile(
+    rf"{_BEFORE}(?:{_SHOWN}|(?P<bare>\(?[A-HJ]\)?|{_STYLE}\{{\(?[A-J]\)?\}})\.?)\s*\Z"
+)
 _LAST_VALUE = re.compile(rf"{_BEFORE}{_SHOWN}\s*\Z")
-_LETTER = re.compile(r"(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?\(?([A-J])\)?\}?\.?")
+_LETTER = re.compile(rf"(?:{_STYLE}\{{(?:{_STYLE}\{{)?)?\s*\(?([A-J])\)?\s*\}}{{0,2}}\.?")
 _SENTENCE_ENDS = re.compile(r"(?:[.!]|\\\]|\$\$)[)\"”*_]*\Z")
 """The end of a line that leaves nothing open."""
 _INTRODUCES = re.compile(
@@ -64,23 +70,65 @@ _WHICH_IS_OPTION = re.compile(
     re.IGNORECASE,
 )
 """A last sentence whose result is an option: `My calculation gives 2, which is option B.`"""
+_OPTION = r"[*_]*(?P<{}>(?-i:[(\[]?[A-J][)\]]?|\([a-j]\)))[*_]*"
+_LAST_ONE = (
+    r"(?:(?:only|last)\s+(?:\w+\s+)?(?:option|choice|answer|possibility|one)\s+"
+    r"(?:left(?:\s+standing)?|remaining|that\s+(?:remains|is\s+left))"
+    r"|(?:(?:only|last)\s+)?remaining\s+(?:option|choice|answer|possibility|one))"
+)
+_ELIMINATING = (
+    r"(?:(?:the\s+)?process\s+of\s+elimination"
+    r"|(?:(?:eliminat|exclud|discard)ing|ruling\s+out)\s[^.]*?)"
+)
+_REMAINING = re.compile(
+    r"(?!.*\b(?:at first|initially)\b)(?:(?P<before>.*),\s+)?[\s*_]*"
+    r"(?P<so>(?:so|thus|hence|therefore)\b,?\s+(?:that\s+)?)?"
+    rf"(?:(?P<only>only\s+)?(?P<noun>(?:option|choice|answer)\s+)?{_OPTION.format('option')}\s+"
+    rf"(?:remains|is\s+left(?:\s+over)?|is\s+the\s+(?P<last>{_LAST_ONE}))"
+    rf"|(?:(?:the|our|my)\s+{_LAST_ONE}\s+is|(?P<ruling>{_ELIMINATING})\s+leaves(?:\s+us)?(?:\s+(?:only|just|with))*)"
+    rf"\s+(?:(?:option|choice)\s+)?{_OPTION.format('one')})",
+    re.IGNORECASE,
+)
+"""A last sentence that leaves one option: `By elimination, C remains.`, `Only option C is left.`,
+`The only remaining option is C.`, `Eliminating the others leaves C.`"""
 _UNREAL = re.compile(r"\b(?:would|could|might|may|trap|student|someone|tempt\w+)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?][*_]*\s|\n")
 
 
 def last_letter(reply: str) -> str | None:
     """Return the letter that is alone in the last line of a reply, or that its last sentence calls
-    the option of a result; None behind an open sentence, and for the last item of a list.
+    the option of a result, or the only one left; None behind an open sentence, and for the last
+    item of a list.
     """
     end = reply[-MAX_LINE:]
     last = _LAST_LETTER.search(end)
     letter = _LETTER.fullmatch(last["shown"] or last["bare"]) if last else None
     if last and letter and _leads_to_last(last["before"], letter[1]):
         return letter[1]
-    sentence = _SENTENCE_END.split(end.rstrip(".!*_ \n"))[-1]
-    option = _WHICH_IS_OPTION.fullmatch(sentence.strip())
-    is_no = option and (DOUBT.search(option["before"]) or _UNREAL.search(sentence))
-    return option["letter"] if option and not is_no else None
+    *earlier, sentence = map(str.strip, _SENTENCE_END.split(end.rstrip(".!*_ \n")))
+    if _UNREAL.search(sentence) or not (earlier or len(reply) <= MAX_LINE):
+        return None
+    option = _WHICH_IS_OPTION.fullmatch(sentence)
+    if option and not DOUBT.search(option["before"]):
+        return option["letter"]
+    return _remaining(sentence)
+
+
+def _remaining(sentence: str) -> str | None:
+    """Return the letter of the option that a sentence leaves, unless something limits that."""
+    remaining = _REMAINING.fullmatch(sentence)
+    if remaining is None:
+        return None
+    before = remaining["before"] or ""
+    ruling = remaining["ruling"]
+    is_last = remaining["only"] or remaining["last"] or remaining["one"]
+    if ruling and not (ruling.endswith("elimination") or rules_out(ruling)):
+        return None
+    if not (is_last or (remaining["so"] and remaining["noun"]) or rules_out(before)):
+        return None
+    if DOUBT.search(f"{ONLY.sub('', before)},"):
+        return None
+    return (remaining["option"] or remaining["one"]).strip("()[]").upper()
 
 
 def last_value(reply: str) -> str | None:

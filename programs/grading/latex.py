@@ -181,13 +181,8 @@ _FUNCTION_NAMES = re.compile(
     r"(sin|cos|tan|cot|sec(?!\s*(?:/|$))|csc|ln|log|arcsin|arccos|arctan|pi)(?![a-zA-Z])"
 )
 """Functions without a backslash; `sec` without an argument is a unit of time."""
-_QUOTES = re.compile(
-    r"\A['\"` ]*['\"`][\"` ]*(?P<quoted>.*?)['\"` ]*\Z"
-    r"|[\"` ]+\Z|(?:(?<![a-zA-Z)}'])|(?<=[a-z]{2}))'+[\"` ]*\Z",
-    re.DOTALL,
-)
-"""Quotation marks around an answer, or left behind it; the sign of a derivative, or of another
-name, stays."""
+_PRIMED = re.compile(r"(?:(?<![a-z])[a-z]|[A-Z)}])\Z")
+"""The end of a name or a bracket, to which a quotation mark belongs."""
 _FACTOR = re.compile(
     r"(?<![\w.,)}\]/^\\])(\d+)/(\d+)"
     r"(?=\s*\\(?:pi|sqrt|sin|cos|tan|ln|log|theta|alpha|left\()|\s*\(| [a-zA-Z])"
@@ -267,7 +262,7 @@ def plain(answer: str) -> str:
     text = _FACTOR.sub(r"\\frac{\1}{\2}", text)
     text = _FUNCTION_NAMES.sub(r"\\\1 ", text)
     text = _NO_LEFT_SIDE.sub("", text, count=1) if _NO_LEFT_SIDE.match(text) else text
-    text = re.sub(r"(?<=[a-z]{2})!+$", "", _QUOTES.sub(r"\g<quoted>", text).strip())
+    text = re.sub(r"(?<=[a-z]{2})!+$", "", _without_quotes(text).strip())
     text = _without_outer_braces(" ".join(tidy(text).split()))
     return text.replace(ROW_END, r"\\")
 
@@ -435,6 +430,18 @@ def _group(text: str) -> tuple[str | None, str]:
         if depth == 0:
             return text[1:end], text[end + 1 :]
     return None, text
+
+
+def _without_quotes(text: str) -> str:
+    """Return an answer without quotation marks around it, or left behind it; the sign of a
+    derivative, or of another name, stays.
+    """
+    quoted = text.lstrip("'\"` ")
+    if text[: len(text) - len(quoted)].strip():
+        return quoted.rstrip("'\"` ")
+    marked = text.rstrip('"` ')
+    bare = marked.rstrip("'")
+    return marked if _PRIMED.search(bare[-2:]) else bare
 
 
 def _without_outer_braces(text: str) -> str:

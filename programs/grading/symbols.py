@@ -32,6 +32,8 @@ _ADDED_CONSTANT = re.compile(r"\+\s*([Cc])(?!\s*[\w({^\\])")
 _NUMBERED_CONSTANT = re.compile(r"(?<![\\a-zA-Z])[Cc](?=_\{?\d)")
 """A constant of a general solution: `C_1`."""
 _CONSTANT = re.compile(r"(?<![\\a-zA-Z])[Cc](?![a-zA-Z])")
+_LOGARITHM = re.compile(r"\\(?:ln|log)(?![a-zA-Z])(?:\s*_)?")
+"""A logarithm, with the sign of its base."""
 _PRIME = re.compile(r"(?<=[a-zA-Z)}])(?:'+|\^\s*\{?(?:\\prime\s*)+\}?)")
 """The sign of a derivative, or of another name, which math-verify drops."""
 
@@ -53,9 +55,12 @@ def _num_primes(signs: str) -> int:
 
 
 def in_one_spelling(a: str, b: str) -> tuple[str, str]:
-    r"""Return two formulas with one of two ways to write a name: `\phi` for `\varphi`, x for X; as
-    they are where one of them has both.
+    r"""Return two formulas with one of two ways to write a name: `\phi` for `\varphi`, x for X,
+    `\ln` for a `\log` without a base; as they are where one of them has both.
     """
+    logarithms = [{*_LOGARITHM.findall(latex)} for latex in (a, b)]
+    if all(len(each) == 1 for each in logarithms) and set.union(*logarithms) == {r"\ln", r"\log"}:
+        a, b = (_LOGARITHM.sub(r"\\ln", latex) for latex in (a, b))
     names = [{token[0] for token in _TOKEN.finditer(latex)} for latex in (a, b)]
     to_new = {
         old: new for old, new in _SPELLINGS if not any({old, new} <= known for known in names)

@@ -9,6 +9,7 @@ from lim_sglang.programs.grading.boxes import (
     is_taken_back,
     last_box,
     last_boxes,
+    without,
 )
 from lim_sglang.programs.grading.corrections import CHANGED, is_changed
 from lim_sglang.programs.grading.denials import is_asked, is_denied
@@ -73,7 +74,7 @@ _WAIT = (
     rf"|{_ACTUALLY})\b[\s,.!…—–-]*+)"
 )
 _CORRECTION = re.compile(
-    r"[\s.,;:!?*_$)\]}\"”—–-]*+"
+    r"(?:[\s.,;:!?*_$)\]}\"”—–-]|</answer>)*+"
     rf"(?:{_WAIT}*+no(?:pe)?(?:[,:—–]\s*{_THE_ONE_IS}?|[.;!]\s*{_THE_ONE_IS})"
     rf"|(?P<named>correction\s*[:—–]\s*){_THE_ONE_IS}?|{_WAIT}++{_IT_IS}"
     rf"|{_ACTUALLY}[,:]?\s*){_OPENED}"
@@ -134,7 +135,7 @@ def stated_text(text: str, *, cut_off: bool) -> str | None:
     thoughts, _, reply = text.rpartition("</think>")
     found = _stated(reply, cut_off=cut_off)
     if found is None and not cut_off and "\n" not in reply.strip() and len(reply) <= MAX_WHOLE:
-        found = None if r"\boxed" in reply else as_text(reply)
+        found = None if r"\boxed" in reply or _TAGGED.search(reply) else as_text(reply)
     if found is None:
         found = _stated(thoughts, cut_off=False)
     return found or None
@@ -153,7 +154,10 @@ def _stated(text: str, *, cut_off: bool) -> str | None:
         answer = as_text(written[1] if written else boxed[0])
         return _corrected(answer, text, boxed[1])
     if tags := deque(_TAGGED.finditer(text), maxlen=1):
-        return as_text(tags[0][1])
+        tag = (*tags[0].span(), as_text(tags[0][1]) or "")
+        if not denied_boxes([tag], text):
+            return _corrected(tag[2] or None, text, tag[1])
+        text = without([tag], text)
     rejected: set[str | None] = set()
     for statement in reversed(deque(_STATED.finditer(text), maxlen=MAX_STATEMENTS)):
         if r"\boxed" in statement["answer"]:

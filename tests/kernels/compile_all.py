@@ -257,9 +257,9 @@ def compile_selection(architecture: int) -> dict[str, Usage]:
                 coupled_sampling.PICK_WARPS,
             )
             for name, kernel, constants in (
-                ("first", coupled_sampling._race_blocks, {"IS_SECOND": False}),
-                ("second", coupled_sampling._race_blocks, {"IS_SECOND": True}),
-                ("settle", coupled_sampling._settle, {}),
+                ("all", coupled_sampling._race_blocks, {"RACE": 0}),
+                ("checked", coupled_sampling._race_blocks, {"RACE": 2}),
+                ("settle", coupled_sampling._settle, {"RACES": coupled_sampling.PICK_RACES}),
             )
         },
         "count_kept": compile_one(compact._count_kept, {"BLOCK": launch.LENGTH_BLOCK, "PAGE": 1}),
