@@ -222,12 +222,13 @@ def extract_answer(
     own words. A box without braces, as in `\boxed 5`, needs a number. Boxes that commas, `and` or
     `or` join are one answer. Words are an answer in a box only. A box gives way to a later
     statement of another answer, as `Final answer: 8`, `No, 8.` or `I change my answer to 8.`, and
-    is none if the words beside it deny it, as in `\boxed{7} is wrong` and `I reject \boxed{7}`. The
-    same holds for `<answer>7</answer>`, which counts before a box. A question that the text does
-    not affirm, as `Is it 7?`, and a sentence about another case, as `If order mattered, the answer
-    would be 7`, state nothing. A stated answer is taken back by a later statement that denies it,
-    that cannot be read or that has not ended, and any by an unclosed box, unless these begin with
-    the same value. Programs in blocks of code and words struck out state nothing.
+    is none if the words beside it deny it, as in `\boxed{7} is wrong` and `I reject \boxed{7} since
+    it is odd`. The same holds for `<answer>7</answer>`, which counts before a box. A question that
+    the text does not affirm, as `Is it 7?`, and a sentence about another case, as `If order
+    mattered, the answer would be 7`, state nothing. A stated answer is taken back by a later
+    statement that denies it, that cannot be read or that has not ended, and any by an unclosed box,
+    unless these begin with the same value. Programs in blocks of code and words struck out state
+    nothing.
     The time is linear in the length.
 
     Args:

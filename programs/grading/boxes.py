@@ -52,7 +52,8 @@ NUMBER_IN_WORDS = (
 _RIGHT = r"\s+(?:(?:the|an?)\s+)?(?:right|correct|possible|valid|answer)"
 _APPEARS = r"(?:look|seem|sound|feel)"
 _DOES_NOT = (
-    r"do(?:es)?(?:n['’]t|\s+not)\s+(?:work|fit|hold|satisfy|match|solve|check\s+out|make\s+(?:any\s+|much\s+)?sense|add\s+up"
+    r"do(?:es)?(?:n['’]t|\s+not)\s+(?:work|fit|hold|satisfy|match|solve|check\s+out|add\s+up"
+    r"|make\s+(?:any\s+|much\s+)?sense"
     rf"|{_APPEARS}(?:\s+to\s+be)?{_RIGHT})"
 )
 _UNLIMITED = r"\b(?!-|\s+(?:to(?!\s+me\b)|for|if|unless|when|that|of|otherwise)\b)"
@@ -71,30 +72,35 @@ _ITSELF = (
 """Words for the answer before: `the above answer`, `this`."""
 _MISTAKE = (
     r"(?:(?:I|we)(?:['’]ve)?\s+(?:(?:have|just|now|think|see|realize|notice|believe|that|I|we)\s+)*"
-    r"(?:made\s+an?\s+(?:\w+\s+)?(?:mistake|error|slip(?!\s+(?:of\s+paper|for\b)))\b|(?:misread|miscounted|miscalculated|overlooked"
-    rf"|misinterpreted)\b|{FORGOT})"
-    r"|there\s+(?:was|is)\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b|(?:whoops|oops)\b[\s,.:;!—–-]+(?=[a-z]{2}))"
+    r"(?:made\s+an?\s+(?:\w+\s+)?(?:mistake|error|slip(?!\s+(?:of\s+paper|for\b)))\b(?!\?)"
+    r"|(?:misread|miscounted|miscalculated|overlooked|misinterpreted)\b"
+    rf"|{FORGOT})"
+    r"|there\s+(?:was|is)\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b"
+    r"|(?:whoops|oops)\b[\s,.:;!—–-]+(?=[a-z]{2}))"
     r"(?![^.\n]*\b(?:at\s+first|before|earlier|first|initial(?:ly)?|previous(?:ly)?|original(?:ly)?"
-    r"|fine|right|correct|ok(?:ay)?|fixed|corrected)\b)"
+    r"|fine|right|correct|ok(?:ay)?|fixed|corrected|cancels|unaffected|notation)\b)"
 )
 """A mistake that the writer owns up to, and that is not an earlier one."""
 _BEHIND = r"(?:[\s$()\[\]*_]|\\[)\]]|</answer>)*+"
 _PAUSE = (
     rf"(?:{_BEHIND}[.,;!?—–-])*+{_BEHIND}"
-    r"(?:(?:no|wait|hm+|but|however|oh|ah|actually|oops|sorry|apologies|nope|never\s*mind|hold\s+on|on\s+second\s+thought)\b"
-    r"[\s,.!…—–-]*)*"
+    r"(?:(?:no|wait|hm+|but|however|oh|ah|actually|oops|sorry|apologies|nope|never\s*mind|hold\s+on"
+    r"|on\s+second\s+thought)\b[\s,.!…—–-]*)*"
 )
 TAKEN_BACK = re.compile(
-    rf"{_PAUSE}(?:{_ITSELF}\s*{IS_WRONG}|{_MISTAKE}|(?:this|that)\s+is\s+not\s+the\s+answer\s+to\b|{_DOES_NOT}{_UNLIMITED}|scratch\s+that\b"
+    rf"{_PAUSE}(?:{_ITSELF}\s*{IS_WRONG}|{_MISTAKE}"
+    rf"|(?:this|that)\s+is\s+not\s+the\s+answer\s+to\b|{_DOES_NOT}{_UNLIMITED}|scratch\s+that\b"
     rf"|(?:(?:wrong|incorrect|not{_RIGHT})|I\s+doubt\s+(?:it|this|that))(?=[.!]|\s*\Z)"
     r"|(?:(?:that|this|it)\s+should\s+(?:read|have\s+(?:been|read))"
-    r"|(?:sorry|oops|correction|typo|my\s+mistake)\b[\s,.:;!—–-]*(?:(?:that|this|it)\s+)?should\s+be)"
+    r"|(?:sorry|oops|correction|typo|my\s+mistake)\b[\s,.:;!—–-]*"
+    r"(?:(?:that|this|it)\s+)?should\s+be)"
     r"(?=[\s*_\"“:]+[-+({\[$]*(?:\d|\\|(?!a\s)[a-z](?![a-z])"
     rf"|{NUMBER_IN_WORDS}))"
     r"|(?:wait|hm+|oh|actually|hold\s+on)\b[\s,.!…—–-]*no(?:pe)?(?=[.!]+(?:\s|\Z)|\s*\Z)"
     r"|(?:but|wait|however|actually)\b[\s,]+(?:actually,?\s+)?(?:we|I)\s+"
     r"(?:must|(?:still\s+)?(?:need|have)\s+to|should)\s+(?:(?:still|also)\s+)?"
-    r"(?:add|subtract|multiply|divide|double(?![\s-]*check)|halve|square|exclude|include|account|remove|take)\b)"
+    r"(?:add|subtract|multiply|divide|double(?![\s-]*check)|halve|square|exclude|include"
+    r"|account|remove|take)\b)"
     rf"|{_BEHIND}\?\s*no\b",
     re.IGNORECASE,
 )
@@ -112,12 +118,8 @@ _STOPS = re.compile(r"\b(?:wait|hm+|hold\s+on|oops)\b", re.IGNORECASE)
 """Words before a property that the answer lacks: `. Wait, B is not prime`."""
 _OWN_MISTAKE = re.compile(r"wait|hmm|oops|mistake|error|scratch|should", re.IGNORECASE)
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2}")
-_BOX_IS_WRONG = re.compile(
-    rf"{_BEHIND}(?:{IS_WRONG}"
-    r"|was\s+what\s+(?:I|we)\s+(?:\w+\s+)?(?:got|had|found|obtained)\b[^.;\n]{0,150}\bbut\b)",
-    re.IGNORECASE,
-)
-"""The rest of a sentence that calls the box before it wrong, or gives it up for another value."""
+_BOX_IS_WRONG = re.compile(_BEHIND + IS_WRONG, re.IGNORECASE)
+"""The rest of a sentence that calls the box before it wrong."""
 _PROMPTED = re.compile(
     r"(?:\\text\s*\{)?[\s<\[]*(?:(?:your|the|my|final|correct)[\s_-]+)*"
     r"(?:answer|result|letter|value|number|choice)(?:\s+here)?[\s>\]}]*",
@@ -155,26 +157,24 @@ _REJECTING = re.compile(
 )
 """Words before a box, in its sentence, that reject what it holds, or suppose it."""
 _REJECTS = re.compile(
-    r"\b(?:(?:reject|discard|dismiss|disprov|refut)(?:e|ing)?"
-    r"|(?:I|we)(?:['’](?:ll|ve))?\s+(?:(?!do\b)\w+\s+){0,3}(?:exclude|eliminate)"
-    r"|(?:I|we)(?:['’]ve)?\s+(?:(?:have|had|then|thus|also|just|\w+ly)\s+)*"
-    r"(?:reject|discard|dismiss|exclud|eliminat|disprov|refut)e?d"
-    r"|(?:throw|throwing|cross|crossing|strike|striking)\s+out)"
-    r"\s+[$*({\[\\]*(?:[a-zA-Z]\s*=\s*)?\Z"
-    r"|\bchang\w+\s+(?:(?:my|the|our)\s+(?:\w+\s+)?(?:answer\s+)?|to\s+\S{1,30}\s+)from\s+[$*({\[\\]*\Z",
+    r"(?:\A|[,;:—–]|\b(?:so|thus|hence|therefore|then|and|but|that|why))[\s*_]*\b(?:I|we)\s+"
+    r"(?:(?:must|should|can|will|now|also|then|thus|therefore|have\s+to|need\s+to)\s+)*"
+    r"(?:reject|discard|exclude|eliminate)\s+[$*({\[\\]*(?:[a-zA-Z]\s*=\s*)?\Z",
     re.IGNORECASE,
 )
-"""A verb directly before a box, whose object is rejected: `so I reject`, `changed to 8 from`."""
-_CLAUSE = re.compile(r"[,;:—–]|\b(?:so|and|but|then|thus|hence|therefore)\b")
-_NEGATED = re.compile(
-    r"\b(?:not|cannot|never|no|none|nothing|without|nor)\b|n['’]t\b", re.IGNORECASE
+"""A clause directly before a box that may reject what it holds: `so I reject`."""
+_REASON = re.compile(
+    rf"{_BEHIND}(?:(?:,\s*)?(?:(?:since|as|because)\s+(?:it|this|that|[$(\\]*-?\d)|and\s+conclude)"
+    r"|[,;]\s+(?:and\s+)?\S{1,20}\s+remains\b)",
+    re.IGNORECASE,
 )
-_OF_OBJECT = re.compile(
-    r"[$*)\]}\\]*\s[\s$*]*(?!(?:and|but|or|so|since|as|because|for|when|if|which|here|in|too|also"
-    r"|by|on|due|leaving|immediately)\b)[a-z]"
+"""Words behind a box by which it is rejected and not counted: `We discard 3 since it is even`."""
+_CHANGED_FROM = re.compile(
+    r"\b(?:chang\w+\s+(?:my|the|our)\s+answer|(?:my|the|our)\s+answer\s+chang\w+)\s+"
+    r"(?:to\s+\S{1,30}\s+)?from\s+[$*({\[\\]*\Z",
+    re.IGNORECASE,
 )
-"""Words behind a box that make its content a number or a part of something, as in `we discard 3
-cards` and `we exclude 3 from the domain`."""
+"""Words before a box that is an earlier answer: `my answer changes to 8 from`."""
 _NO_TERM = re.compile(r"[=,<>;]|\\(?:text|[gl]eq?|approx|pm)(?![a-z])|(?<![\\a-zA-Z])[a-zA-Z]{3}")
 """A sign of a box that holds more than a term of a formula."""
 _LETTER = re.compile(r"\(?[A-J]\)?")
@@ -189,7 +189,8 @@ _SEPARATOR = re.compile(
 )
 """A sign between the sides of a formula, and between formulas."""
 _ARITHMETIC = re.compile(
-    r"(?:\d|\.\d|[a-zA-Z](?![a-zA-Z])|\\(?:sqrt|[dt]?frac|pi|cdot|times|div|pm|mp|left|right)(?![a-z])"
+    r"(?:\d|\.\d|[a-zA-Z](?![a-zA-Z])"
+    r"|\\(?:sqrt|[dt]?frac|pi|cdot|times|div|pm|mp|left|right)(?![a-z])"
     r"|[-+*/^_(){}:!±√×·−]|\s)*"
 )
 """Signs that can be part of a value beside a box; with any other the box stands alone."""
@@ -414,10 +415,10 @@ def _is_denied(text: str, begin: int, end: int, content: str) -> bool:
 def _in_denial(text: str, begin: int, end: int) -> bool:
     """Return True if the sentence before a box denies or supposes what the box holds."""
     before = _SENTENCE_END.split(text[max(0, begin - 3 * MAX_BETWEEN) : begin])[-1]
-    if _REJECTING.search(before):
+    if _REJECTING.search(before) or _CHANGED_FROM.search(before):
         return True
-    if (rejects := _REJECTS.search(before)) and not _OF_OBJECT.match(text, end):
-        return not _NEGATED.search(_CLAUSE.split(before[: rejects.end()])[-1])
+    if _REJECTS.search(before) and _REASON.match(text, end):
+        return True
     clause = _STATING.sub("", before)
     return clause != before and is_denied(clause)
 

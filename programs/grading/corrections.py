@@ -49,22 +49,26 @@ AMENDED = (
 """Words before a value that correct an answer, if `is_correction` finds one before them."""
 REPLACED = rf"{SHOULD}[\s,:*_\"“]*(?={VALUE}{_ENDS})"
 """Words that correct an answer, if an apology is before them: `sorry, that should read`."""
-_CHANGE = r"(?:chang|revis|updat|amend|switch)(?:e|ing|ed)?"
 _OWN_ANSWER = r"(?:my|the|our)\s+(?:final\s+)?(?:answer|choice|response)"
+_I_WILL = (
+    r"(?:I|we)(?:['’](?:d|ll|m|ve|re))?\s+(?:(?:would|will|am|are|have|must|should|need|want|going"
+    r"|like|to|now|thus|therefore|hence|instead)\s+)*|let\s+me\s+|(?=changing\b)"
+)
 CHANGED = (
-    rf"(?:(?:I|we)(?:['’](?:d|ll|m|ve|re))?\s+(?:(?:would|will|am|are|have|must|should|need|want|going"
-    r"|to|now|thus|therefore|hence|then|instead)\s+)*)?"
-    rf"(?:{_CHANGE}\s+{_OWN_ANSWER}|{_OWN_ANSWER}\s+(?:now\s+|therefore\s+)?changes)"
-    r"\s+(?:from\s+(?:[^\s.]+\s+)?)?to\s+(?:be\s+)?[*_\"“]*(?:(?:option|choice)\s+)?"
+    rf"(?:(?:{_I_WILL})(?:chang|revis|updat|amend|switch)(?:e|ing|ed)?\s+{_OWN_ANSWER}"
+    r"|my\s+answer\s+(?:now\s+|therefore\s+)?changes)"
+    r"\s+(?:from\s+(?:[^\s.]+\s+)?)?to:?\s+(?:be\s+)?[*_\"“]*(?:(?:option|choice)\s+)?"
 )
 """Words before the value that takes the place of the own answer: `I change my answer to`."""
-_UNCHANGED = re.compile(
-    rf"\b(?:not|never|no|nothing|cannot|why|refuse|reason|before|earlier|initially|first|once"
-    rf"|previously|would|could|might|may|will|can|does|did|{CONDITION})\b"
-    r"|n['’]t\b",
-    re.IGNORECASE,
+_OPENS = re.compile(
+    r"(?:.*[,;:—–]\s+(?=(?:so|thus|hence|therefore)\b))?"
+    r"(?:[\s*_#>.,:;…—–-]|\b(?:so|thus|hence|therefore|and|but|now|hmm+|oh|oops|sorry|wait|no"
+    r"|actually|given\s+(?:that|this)|on\s+(?:second\s+thoughts?|reflection))\b)*+",
+    re.IGNORECASE | re.DOTALL,
 )
-"""A word before `change my answer to` by which the answer stays, or would change otherwise."""
+"""The beginning of a sentence up to a clause that nothing limits."""
+_OTHER_CASE = re.compile(rf"\b(?:would|could|might|may|when|{CONDITION})\b", re.IGNORECASE)
+"""A word by which a sentence is about another case."""
 APOLOGY = (
     r"(?:(?:sorry|I\s+apologi[sz]e|(?:my\s+)?apologies)"
     r"(?:\s+(?:about|for)\s+(?:that|this|(?:the|my)\s+(?:confusion|error|mistake|slip|typo)))?"
@@ -194,9 +198,9 @@ def is_correction(
 
 
 def is_changed(text: str, begin: int) -> bool:
-    """Return True if nothing before `change my answer to` denies or limits the change."""
+    """Return True if `I change my answer to` begins a clause that nothing limits."""
     before = _SENTENCE.split(text[max(0, begin - MAX_BEFORE) : begin])[-1]
-    return not _UNCHANGED.search(before)
+    return bool(_OPENS.fullmatch(before)) and not _OTHER_CASE.search(before)
 
 
 def is_supposed(text: str, begin: int) -> bool:

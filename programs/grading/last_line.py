@@ -7,7 +7,7 @@ from lim_sglang.programs.grading.denials import CONDITION, DOUBT, rules_out
 from lim_sglang.programs.grading.latex import tidy
 from lim_sglang.programs.grading.stated import is_measured
 from lim_sglang.programs.grading.statements import ONLY
-from lim_sglang.programs.grading.told import told_value
+from lim_sglang.programs.grading.told import RESULT, told_value
 
 MAX_LINE = 1000
 """Characters at the end of a reply in which its last lines are looked for."""
@@ -37,25 +37,36 @@ _NO_RESULT = re.compile(
     re.IGNORECASE,
 )
 """A word of an introduction by which the line below is no result."""
+_UNSETTLED = re.compile(
+    rf"\b(?:{CONDITION}|first|next|steps?|case|consider|let|guess\w*|approximation|students?"
+    r"|distractors?|except|least\s+likely)\b",
+    re.IGNORECASE,
+)
+"""A word of a sentence by which the line below is no result."""
+_OTHERS = re.compile(r"\bothers?\b", re.IGNORECASE)
+"""A word of a sentence that denies all but the answer: `The other options are wrong.`"""
 _ITEM = re.compile(r"[\s*_#>$(\[-]*(?:[A-Ja-j]|\d+)(?:[)\].:*_$]|\s*\Z)")
 """A line that is an item of a list, or alone like the one below."""
 _BOLD_SENTENCE = re.compile(r"(?:\A|\n)[ \t]*\*\*(?P<sentence>[^*\n]{1,200})\*\*\.?\s*\Z")
 _BOLD_VALUE = re.compile(
-    r"\s*(?P<sentence>(?:[^\n.!?*:]|\.(?=\d)){1,150}\s(?:is|are|equals)\s+\*\*(?P<value>[^*\n]{1,40})\*\*)"
-    r"\.?\s*\Z"
+    rf"\s*(?P<sentence>{RESULT}\s+(?:is|are|equals)\s+\*\*(?P<value>[^*\n]{{1,40}})\*\*)\.?\s*\Z",
+    re.IGNORECASE,
 )
 """A reply of one sentence with its value in bold."""
 _GOING_WITH = re.compile(
-    r"(?:(?:\A|[.!?][*_]*\s|\n)[\s*_]*|,\s+)(?:(?:so|thus|hence|therefore|finally)\b,?\s+)?"
+    r"(?:(?:\A|[.!?][*_]*\s|\n)[\s*_]*|,\s+(?=(?:so|and|thus|hence|therefore)\b))"
+    r"(?:(?:so|and|thus|hence|therefore|finally)\b,?\s+)?"
     r"(?:I|we)(?:['’](?:m|re|ll|d)|\s+(?:am|are|will|would))\s+(?:going\s+with|go\s+with)\s+"
     r"(?P<value>[^\n,;:?!]{1,60}?)[\s.!*_]*\Z",
     re.IGNORECASE,
 )
 """The last clause of a reply, as `, so I'm going with 120.`"""
 _WHICH_IS_OPTION = re.compile(
-    r"\b(?:I|we|my|our|this|that|the)\b(?:[^.\n]|\.(?=\d))*\d[^.,\n]*,\s+which\s+"
+    r"(?P<before>\b(?:I|we|my|our|this|that|the)\b(?:[^.\n]|\.(?=\d))*"
+    r"\b(?:is|are|gives?|yields?|equals?|get|find|obtain)\s+(?:about|approximately|roughly)?"
+    r"[\s$(\\]*(?:[a-zA-Z]\s*=\s*)?[^\w\s]?\d(?:[^.,\n]|\.(?=\d))*),\s+which\s+"
     r"(?:is|matches|corresponds\s+to|agrees\s+with)\s+(?:(?:answer|option|choice)\s+)+"
-    r"[*_$(\[]*(?-i:([A-J]))[)\]*_$.!\s]*\Z",
+    r"[*_$(\[]*(?P<letter>(?-i:[A-J]))[)\]*_$.!\s]*\Z",
     re.IGNORECASE,
 )
 """A last sentence whose result is an option: `My calculation gives 2, which is option B.`"""
@@ -92,14 +103,14 @@ def last_letter(reply: str) -> str | None:
     end = reply[-MAX_LINE:]
     last = _LAST_LETTER.search(end)
     letter = _LETTER.fullmatch(last["shown"] or last["bare"]) if last else None
-    if last and letter and _leads_to_last(last["before"]):
+    if last and letter and _leads_to_last(last["before"], letter[1]):
         return letter[1]
     *earlier, sentence = map(str.strip, _SENTENCE_END.split(end.rstrip(".!*_ \n")))
     if _UNREAL.search(sentence) or not (earlier or len(reply) <= MAX_LINE):
         return None
     option = _WHICH_IS_OPTION.fullmatch(sentence)
-    if option and not DOUBT.search(sentence):
-        return option[1]
+    if option and not DOUBT.search(option["before"]):
+        return option["letter"]
     return _remaining(sentence)
 
 
@@ -128,7 +139,10 @@ def last_value(reply: str) -> str | None:
     last = _LAST_VALUE.search(end)
     value = tidy(last["shown"]) if last else ""
     if last and is_measured(value):
-        return value if _leads_to_last(last["before"]) else None
+        is_led_to = _leads_to_last(last["before"], value)
+        # An equation as `r = 12` may be a result on the way.
+        is_led_to = is_led_to and ("=" not in value or bool(_INTRODUCES.search(last["before"])))
+        return value if is_led_to else None
     if going := _GOING_WITH.search(end):
         before = _SENTENCE_END.split(end[: going.start() + 1])[-1]
         value = tidy(going["value"])
@@ -140,13 +154,13 @@ def last_value(reply: str) -> str | None:
     return None
 
 
-def _leads_to_last(line: str) -> bool:
+def _leads_to_last(line: str, value: str) -> bool:
     """Return True if a line leaves the answer to the next one: its sentence has ended, or leads to
-    a result.
+    a result, and nothing in it limits the answer, unless it ends in the same value.
     """
-    if _ITEM.match(line):
+    sentence = ONLY.sub("", _SENTENCE_END.split(line.rstrip(".!*_$ "))[-1])
+    if _ITEM.match(line) or (DOUBT.search(sentence) and not _OTHERS.search(sentence)):
         return False
     if _SENTENCE_ENDS.search(line):
-        return True
-    is_no = DOUBT.search(line) or _NO_RESULT.search(line)
-    return bool(_INTRODUCES.search(line)) and not is_no
+        return sentence.endswith(value) or not _UNSETTLED.search(sentence)
+    return bool(_INTRODUCES.search(line)) and not _NO_RESULT.search(line)

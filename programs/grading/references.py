@@ -19,7 +19,8 @@ _GROUP_COMMA = re.compile(r"(?<=\d),(?=\d{3})")
 
 
 _STATED_ANSWER = re.compile(
-    r"((?:the\s+)?(?:(?:final|correct)\s+)?answer(?:\s+is(?:\s*:)?|\s*:))\s*([^\s:].*?)\.?",
+    r"((?:the\s+)?(?:(?:final|correct)\s+)?answer(?:\s+is\b(?:\s*:)?|\s*:))"
+    r"\s*(?!(?:not|see)\b)([^\s:].*?)\.*",
     re.IGNORECASE,
 )
 """A sentence that is nothing but the statement of an answer."""
@@ -39,12 +40,12 @@ def reference_answer(answer: str) -> tuple[str, str | None]:
     if _BOX in answer and (boxed := extract_answer(answer)):
         is_alone = answer.lstrip("$ ").startswith(_BOX)
         return boxed, None if is_alone else f"{_BOX}{{}}"
-    if found := _STATED_ANSWER.fullmatch(answer.strip()):
-        return found[2], found[1]
     if len(_WORD.findall(answer)) > MAX_ANSWER_WORDS or _MARK in answer:
         raise DataError(
             f"answer is a text of {len(answer):,} characters, to which no reply can be equal: give "
             f"the final answer alone, or end the solution with {_MARK} and the answer, or put the "
             f"answer into {_BOX}{{}}"
         )
+    if found := _STATED_ANSWER.fullmatch(answer.strip()):
+        return found[2], found[1]
     return _PRICE.sub(r"\\\1", answer), None

@@ -102,8 +102,6 @@ _NAMED = (
 """Words behind a value that end a sentence, as in `42 is the answer.`"""
 _VALUE = re.compile(VALUE, re.IGNORECASE)
 _VALUE_ALONE = rf"[*_]*{VALUE}{ENDS_SENTENCE}"
-_CALCULATION = r"\$?(?:\d[\d.]*\s*[-+*/×·÷]\s*)+\d[\d.]*\s*=\s*(?=\d[\d.,]*\$?[.!*\s]*\Z)"
-"""A calculation that ends a reply, up to its result."""
 _CORRECTING = (
     rf"{APOLOGY}|wait|actually|correction|rather|I mean|hold on|nope"
     r"|(?:that|this)(?:['’]s| is) (?:wrong|incorrect|not right)"
@@ -111,12 +109,10 @@ _CORRECTING = (
 _GAP = r"(?:[\s,.:;!—–]|-(?![\d$\\]))*"
 _ASKS_FOR = r"(?:the|this)\s+(?:problem|question|task)\s+(?:actually\s+)?asks\s+for"
 _WANTED = (
-    rf"{_ASKS_FOR}\s+(?:[$(]*(?:[^\s.,=a-zA-Z]|[a-zA-Z](?![a-zA-Z])| (?=[-+*/^])"
-    r"|(?<=[-+*/^]) ){1,30}\s*=\s*"
-    rf"|the\s+(?:(?!(?:when|if|where|for|with|given|at)\b)[a-z]+\s+){{0,5}}[a-z]+,\s+which\s+is\s+)"
-    rf"(?={_VALUE_ALONE})"
-    rf"|to\s+(?:obtain|get|give)\s+(?={VALUE},?\s+(?:as|since|because)\s+{_ASKS_FOR}\s+[^,.;\n]{{1,60}}"
-    r"(?:[.\n]|\Z))"
+    rf"{_ASKS_FOR}\s+(?:[$(]*\d{{1,3}}\s*[a-z]\s*=\s*"
+    rf"|the\s+(?:[a-z]+\s+)?[a-z]+,\s+which\s+is\s+)(?={_VALUE_ALONE})"
+    rf"|to\s+(?:obtain|get|give)\s+(?={VALUE},?\s+(?:as|since|because)\s+{_ASKS_FOR}\s+"
+    r"[^,.;\n]{1,60}(?:[.\n]|\Z))"
 )
 """Words before the value that a problem asks for, behind a box with another one: `The problem asks
 for the square, which is 49.`"""
@@ -136,7 +132,7 @@ _STATEMENT = re.compile(
     r"|(?P<thought>(?:first|initially|originally),?\s+(?:(?:I|we)\s+)?(?:had\s+)?thought\s+"
     r"(?:that\s+)?the\s+answer\s+(?:is|was|would\s+be)\b\s*)"
     # "Correction: 13.", "Actually C."
-    rf"|(?P<final>(?:correction\s*[:—–]|actually,?)\s*(?:(?={_VALUE_ALONE})|{_CALCULATION}))"
+    rf"|(?P<final>(?:correction\s*[:—–]|actually,?)\s*(?={_VALUE_ALONE}))"
     # "No wait, it is B." and "No, 13.", behind another answer.
     rf"|(?P<corrected>(?:{_CORRECTING}|(?<!\?[ \n])no)\b{_GAP}"
     rf"(?:(?:{_CORRECTING}|no)\b{_GAP}){{0,3}}"
@@ -152,7 +148,8 @@ _STATEMENT = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _BEFORE_OVERRULING = re.compile(
-    r"(?:[^?]{1,200}[,;]\s+(?=(?:so|hence|thus|therefore)\b))?(?:[\s*_#>.:;,—–-]|\b(?:so|thus|hence|therefore|then|and|but|actually|wait|no|sorry|oops"
+    r"(?:[^?]{1,200}[,;]\s+(?=(?:so|hence|thus|therefore)\b))?"
+    r"(?:[\s*_#>.:;,—–-]|\b(?:so|thus|hence|therefore|then|and|but|actually|wait|no|sorry|oops"
     r"|in fact|correction|the|my|our|final|correct|right|real|true|actual|only|that|means"
     r"|corrected|revised|updated|amended|new|answer|let me correct (?:that|this|it)|now|however"
     r"|hold on|on (?:second thought|reflection)"
@@ -274,7 +271,8 @@ _STATED = re.compile(
 """A statement: formulas, or else the text up to the end of the sentence or of the line."""
 _LONG_SPACE = re.compile(r"[ \t]{3,}")
 CHOICE = re.compile(
-    rf"[*_$]*(?!{PRONOUN})(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)|[A-J](?=[*_$]*(?:[.,;:]|\s+{REASON}|\s*[(—–]|\s+-\s|$)))"
+    rf"[*_$]*(?!{PRONOUN})(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)"
+    rf"|[A-J](?=[*_$]*(?:[.,;:]|\s+{REASON}|\s*[(—–]|\s+-\s|$)))"
 )
 """A letter in brackets, or before the beginning of a reason: the choice, whatever text follows."""
 _OPTION_LINE = re.compile(

@@ -56,40 +56,37 @@ _STATED = re.compile(
 _SENTENCE_BEGIN = re.compile(r"[.!?][*_]*\s|\n")
 _WRONG_ONE = re.compile(r"\b(?:wrong|incorrect|mistaken|false)\s+\Z", re.IGNORECASE)
 """Words before "answer" that name another one than the right one."""
+_GIVES_REASON = re.compile(r"answer\s+to\b.*\b(?:since|because|which)\b", re.IGNORECASE)
+"""The beginning of no statement: `I change my answer to Paris, since it is`."""
 _INTERROGATIVE = re.compile(r"\W*(?:who|whom|whose|what|which|when|where|why|how)\b", re.IGNORECASE)
-_SENTENCE = r"(?:[^\n.!?]|\.(?=\S)){0,200}+(?![^\n.!?]|\?)"
-"""The rest of a short sentence that is no question."""
+_OTHER = (
+    rf"(?-i:(?:[Tt]he\s+)?{_NAME}"
+    rf"(?:\s+(?:(?:of|the|and|de|la|von|van|du|da)\s+)*{_NAME}){{0,3}}|\d[\d,]*(?:\.\d+)?)"
+)
+"""A name or a number that takes the place of another one."""
+_OPENED = r"[*_$\"“]*"
+_ENDS = r"(?=[*_$\"”]*(?:[.!]?(?:\s*\Z|\s*\n)|[.!]\s|,?\s+(?:because|since|not)\b))"
+_IT_IS = r"(?:(?:it(?:['’]s|\s+(?:is|should\s+be|must\s+be))|I\s+meant?)\s+(?:actually\s+)?)"
+_THE_ONE_IS = rf"(?:{_IT_IS}|the\s+(?:\w+\s+){{1,4}}?(?:is|should\s+be)\s+)"
+_ACTUALLY = r"(?:actually|on\s+second\s+thought)\b"
+_WAIT = (
+    r"(?:(?:wait|hm+|oh|sorry|oops|hold\s+on|(?:my\s+)?apologies|my\s+mistake"
+    rf"|{_ACTUALLY})\b[\s,.!…—–-]*+)"
+)
 _CORRECTION = re.compile(
     r"(?:[\s.,;:!?*_$)\]}\"”—–-]|</answer>)*+"
-    r"(?P<wait>(?:(?:wait|hm+|oh|actually|sorry|oops|hold\s+on|(?:my\s+)?apologies|my\s+mistake"
-    r"|on\s+second\s+thought)\b[\s,.!…—–-]*)*+)"
-    r"(?:(?P<no>no(?:pe)?\b(?=\s*[,.:;!—–-])[\s,.:;!—–-]*(?:wait\b[\s,.!…—–-]*)?)"
-    rf"|(?P<named>correction\s*[:—–]\s*))?(?P<words>{_SENTENCE})",
+    rf"(?:{_WAIT}*+no(?:pe)?(?:[,:—–]\s*{_THE_ONE_IS}?|[.;!]\s*{_THE_ONE_IS})"
+    rf"|(?P<named>correction\s*[:—–]\s*){_THE_ONE_IS}?|{_WAIT}++{_IT_IS}"
+    rf"|{_ACTUALLY}[,:]?\s*){_OPENED}"
+    rf"(?P<other>(?!(?:none|typo|fixed)\b)(?:{_OTHER}|(?(named)[a-z]+|(?!)))){_ENDS}",
     re.IGNORECASE,
 )
-"""A sentence behind an answer that may correct it: `. Wait, no, it is Paris`, `. No, Paris`."""
-_IT_IS = re.compile(
-    r"(?:(?:it|that|this)(?:['’]s|\s+(?:is|was|should\s+be|must\s+be))|I\s+meant?"
-    r"|(?P<noun>the\s+(?:\w+\s+){1,5}?(?:is|was|should\s+be)))\s+"
-    r"(?:(?:actually|really|rather)\s+)?(?P<value>.+)",
+"""A sentence behind an answer that names another one: `. Wait, no, it is Paris`, `. No, Paris`."""
+_CHANGED = re.compile(
+    rf"\b{CHANGED}{_OPENED}(?P<other>{_OTHER}|(?<!\bbe )[a-z]+)"
+    rf"(?:{_ENDS}|(?=[*_\"”]*(?:,|\s+(?:from\b|\())))",
     re.IGNORECASE,
 )
-_NO_ANSWER = re.compile(
-    r"(?:not|also|still|indeed|only|no|yes|never|wrong|incorrect|just|too|right|correct|fine|true"
-    r"|ok(?:ay)?|need|doubt|problem|really|thanks?|done|I|we|it|that|this|there|let|you|they|he|she"
-    r"|because|since|as|if|so|but|and|the\s+(?:answer|above|earlier))\b",
-    re.IGNORECASE,
-)
-"""The beginning of words behind `No` that are no answer."""
-_STAYS = re.compile(
-    r"\b(?:right|correct|fine|good|true|need|doubt|worry|problem|reason)\b", re.IGNORECASE
-)
-"""A word of a sentence behind `Wait, no` that leaves the answer as it is."""
-_SMALL_WORDS = frozenset(["of", "the", "and", "de", "la", "von", "van", "du", "da", "del", "al"])
-"""Words of a name that have no capital letter."""
-_CHANGED = re.compile(rf"(?<![^\s.,]){CHANGED}(?P<words>{_SENTENCE})", re.IGNORECASE)
-MAX_CORRECTION = 5
-"""Most words of a text that takes the place of another one."""
 MAX_STATEMENTS = 100
 """Statements that are looked at, from the end of the text: a limit of the time."""
 
@@ -139,13 +136,18 @@ def stated_text(text: str, *, cut_off: bool) -> str | None:
     found = _stated(reply, cut_off=cut_off)
     if found is None and not cut_off and "\n" not in reply.strip() and len(reply) <= MAX_WHOLE:
         found = None if r"\boxed" in reply or _TAGGED.search(reply) else as_text(reply)
-    return found or _stated(thoughts, cut_off=False)
+    if found is None:
+        found = _stated(thoughts, cut_off=False)
+    return found or None
 
 
 def _stated(text: str, *, cut_off: bool) -> str | None:
-    """Return what a part of a text states in a box, in tags or in a sentence."""
+    """Return what a part of a text states in a box, in tags or in a sentence; empty if it rejects
+    all that it states.
+    """
     boxes = last_boxes(text)
-    if boxed := last_box(boxes, denied_boxes(boxes, text), text, cut_off):
+    denied = denied_boxes(boxes, text)
+    if boxed := last_box(boxes, denied, text, cut_off):
         # As written: the content of a box has lost signs on one side.
         alone = (text[begin:end] for begin, end, content in boxes if (content, end) == boxed)
         written = _BOX.fullmatch(next(alone, ""))
@@ -166,12 +168,11 @@ def _stated(text: str, *, cut_off: bool) -> str | None:
             answer = answer if has_ended and answer not in rejected else None
             return _corrected(answer, text, statement.end("answer"))
         rejected.add(answer)
-    return None
+    return "" if rejected or denied else None
 
 
 def _corrected(answer: str | None, text: str, end: int) -> str | None:
-    """Return an answer, or the one by which the words behind it correct it; None if these take it
-    back and name no other one.
+    """Return an answer, or the one of the same form by which the words behind it replace it.
 
     Args:
         end: end of the answer in the text.
@@ -179,32 +180,18 @@ def _corrected(answer: str | None, text: str, end: int) -> str | None:
     if answer is None:
         return None
     for changed in reversed([*_CHANGED.finditer(text, end)]):
-        if is_changed(text, changed.start()):
-            return as_text(changed["words"].rstrip("*_ "))
-    correction = _CORRECTION.match(text, end)
-    if correction is None or not (correction["wait"] or correction["no"] or correction["named"]):
-        return answer
-    is_sure = correction["named"] or (correction["wait"] and correction["no"])
-    if not is_sure and answer.casefold() == "no":
-        return answer
-    words = correction["words"].rstrip("*_ ")
-    it_is = _IT_IS.fullmatch(words)
-    other = as_text(it_is["value"] if it_is else words) or ""
-    if other and len(other.split()) <= MAX_CORRECTION and not _NO_ANSWER.match(other):
-        is_plain = correction["no"] and answer[:1].islower() and len(other.split()) < 3
-        is_like = _is_name(other) or (is_plain and not other.endswith("ly"))
-        if is_sure and (is_like or it_is or correction["named"]):
-            return other
-        if is_like and not (it_is and it_is["noun"]):
-            return other
-    has_stopped = correction["wait"] and correction["no"] and not _STAYS.search(words)
-    is_repeated = answer.casefold() in text[correction.start("words") :].casefold()
-    return None if has_stopped and not is_repeated else answer
+        if _form(changed["other"]) == _form(answer) and is_changed(text, changed.start()):
+            return as_text(changed["other"])
+    while correction := _CORRECTION.match(text, end):
+        if _form(correction["other"]) != _form(answer):
+            break
+        answer, end = correction["other"], correction.end()
+    return as_text(answer)
 
 
-def _is_name(words: str) -> bool:
-    """Return True for words that each have a capital letter, or none as `of`."""
-    return not any(word[:1].islower() and word not in _SMALL_WORDS for word in words.split())
+def _form(text: str) -> tuple[bool, bool]:
+    """Return whether a text begins with a digit, and whether it has a capital letter."""
+    return text[:1].isdigit(), text != text.lower()
 
 
 def _is_rejected(statement: re.Match[str]) -> bool:
@@ -215,6 +202,8 @@ def _is_rejected(statement: re.Match[str]) -> bool:
         return False
     answer = statement["answer"].rstrip("*_ ")
     if is_taken_back(text, end, answer) or is_denied(before) or _WRONG_ONE.search(before):
+        return True
+    if _GIVES_REASON.match(text, begin, statement.start("answer")):
         return True
     asks = answer.endswith("?") and not _INTERROGATIVE.match(answer)
     return asks and is_asked(text, statement.start("answer") + len(answer) - 1)

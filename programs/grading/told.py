@@ -60,6 +60,13 @@ _LIMITS = re.compile(
 )
 """A word of a closed class anywhere in a sentence, that makes of its number a part, a bound, an
 operand, a condition, a denial or the property of something else."""
+RESULT = (
+    r"(?:the|our)\s+(?:(?:final|total|overall|correct|requested|required|desired|expected)\s+)?"
+    r"(?:answer|result|solution|value|total|sum|product|difference|number|probability|area|volume"
+    r"|perimeter)(?:\s+of\s+(?:(?:the|all|this)\s+)?\w+)?"
+)
+"""The name of what a question asks for; no `first angle`, and no `circle`."""
+_CONCLUDED = re.compile(rf"(?:\w+,?\s+)?{RESULT}", re.IGNORECASE)
 _LEFT_OVER = re.compile(r"\bleft ?over\b", re.IGNORECASE)
 _NOT_TELLING = re.compile(
     r"\W*(?:let|note|recall|consider|set|does|do|is|are|check|use)\b", re.IGNORECASE
@@ -216,7 +223,7 @@ def _told_formula(sentence: str) -> str | None:
         if not rest.startswith("$") or (behind and not (unit and not unit.words)):
             return None
     value = tidy(formulas[0] if formulas else rest)
-    if number := _end_of_chain(value):
+    if _CONCLUDED.fullmatch(begin["before"]) and (number := _end_of_chain(value)):
         return number
     is_one = len(value) > 1 and not WORD.search(value)
     return value if is_one and value.count("=") < 2 and is_value(value) else None
