@@ -193,7 +193,7 @@ def ask(
         with (
             checker,
             closing(connect(access, console)) as backend,
-            ExitStack() as interruptions,  # closed before the backend, whose end may be waited for
+            ExitStack() as ctrl_c,
         ):
             load_frontend(console)
             sampling = resolve_sampling(
@@ -229,14 +229,14 @@ def ask(
                         on_begin=display.begin,
                     )
                 except KeyboardInterrupt:
-                    interruptions.enter_context(_without_ctrl_c())
+                    ctrl_c.enter_context(_without_ctrl_c())
                     outcome = display.interrupted()
             now = backend.drafts()
-        drafts = now.since(drafted) if now else None
-        if as_json:
-            record = ask_record(text, chosen, options, request, outcome)
-            record |= {"server": about, "drafts": drafts and drafts.counts()}
-            typer.echo(json.dumps(record))
+            drafts = now.since(drafted) if now else None
+            if as_json:  # before the backend's end, which may be waited for
+                record = ask_record(text, chosen, options, request, outcome)
+                record |= {"server": about, "drafts": drafts and drafts.counts()}
+                typer.echo(json.dumps(record))
         if outcome.interrupted:
             raise KeyboardInterrupt
         refuse_failures(outcome)

@@ -230,7 +230,7 @@ def test_ctrl_c_shows_the_votes_and_the_record_so_far(forker: Forker, tmp_path: 
         words = ("ask", QUESTION, "--url", fake.url, "--json", "--samples", "4", "--seed", "0")
         command = forker.start(tmp_path, *words)
         assert eventually(lambda: "2/4" in command.error and fake.in_flight == 2, 60)
-        command.interrupt(), time.sleep(0.02), command.interrupt()  # as `timeout` sends it
+        command.interrupt(), time.sleep(0.005), command.interrupt()  # as `timeout` sends it
         assert command.wait(30) == 130
     assert "interrupted after 2 of 4 samples  |  391: 1, 392: 1" in command.error
     record = json.loads(command.output)
