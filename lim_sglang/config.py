@@ -487,15 +487,16 @@ WHY_UNDRAFTED = {
 
 @dataclass(frozen=True)
 class Drafts:
-    """Counts of lossless drafting, of a server so far or of a time, whoever asked."""
+    """Counts of lossless drafting, of a server so far or of a time, whoever asked: by the names and
+    with the keys of `/server_info`."""
 
     cycles: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
-    runs: int = 0
-    """Requests of the cycles that drafted, but for those whose runs have one token."""
-    undrafted: Mapping[str, int] = field(default_factory=dict)
-    """Cycles without drafts, by the reason."""
+    accepted_histogram: Mapping[str, int] = field(default_factory=dict)
+    cycles_by_width: Mapping[str, int] = field(default_factory=dict)
+    rows_capped: Mapping[str, int] = field(default_factory=dict)
+    cycles_undrafted: Mapping[str, int] = field(default_factory=dict)
     budget: int | None = None
     """Tokens of the longest request that is not drafted; None if unknown."""
 
@@ -505,40 +506,47 @@ class Drafts:
         state = lim_state(server_info) or {}
         if "accepted_histogram" not in state:
             return None
-        return cls(
-            state["cycles"],
-            state["drafted_tokens"],
-            state["accepted_tokens"],
-            sum(state["accepted_histogram"].values()),
-            state.get("cycles_undrafted", {}),
-            state.get("config", {}).get("budget"),
-        )
+        counts = {name: state[name] for name in cls().counts() if name in state}
+        return cls(**counts, budget=state.get("config", {}).get("budget"))
 
-    def counts(self) -> dict[str, int]:
-        """Return the counts by their names, as runs record them."""
-        names = ("cycles", "drafted_tokens", "accepted_tokens", "runs")
-        return {name: getattr(self, name) for name in names}
+    @property
+    def runs(self) -> int:
+        """Requests of the cycles that drafted, but for those whose runs have one token."""
+        return sum(self.accepted_histogram.values())
+
+    def counts(self) -> dict[str, Any]:
+        """Return the counts by their names, as records hold them."""
+        return {name: count for name, count in vars(self).items() if name != "budget"}
 
     def since(self, before: Self | None) -> Self:
         """Return the counts since then; a server that was started since counts from 0."""
         if before is None or before.cycles > self.cycles:
             return self
-        earlier = before.counts()
-        counts = {name: count - earlier[name] for name, count in self.counts().items()}
-        undrafted = Counter(self.undrafted)
-        undrafted.subtract(before.undrafted)
-        return replace(self, **counts, undrafted=dict(+undrafted))
+        return self._with(before, sign=-1)
 
     def __add__(self, other: Self) -> Self:
-        counts = {name: count + other.counts()[name] for name, count in self.counts().items()}
-        undrafted = dict(Counter(self.undrafted) + Counter(other.undrafted))
-        return replace(self, **counts, undrafted=undrafted, budget=self.budget or other.budget)
+        return replace(self._with(other, sign=1), budget=self.budget or other.budget)
+
+    def _with(self, other: Self, *, sign: int) -> Self:
+        """Add the counts of another, or take them away; what none is left of is left out."""
+        totals: dict[str, Any] = {}
+        for name, count in self.counts().items():
+            more = getattr(other, name)
+            if isinstance(count, int):
+                totals[name] = count + sign * more
+            else:
+                keys = [*count, *(key for key in more if key not in count)]
+                each = {key: count.get(key, 0) + sign * more.get(key, 0) for key in keys}
+                totals[name] = {key: number for key, number in each.items() if number}
+        return replace(self, **totals)
 
     def describe(self) -> str:
         """Return the counts in words; without drafts, the reasons that the server gave."""
         if not self.runs:
             none = f"drafts: none in {self.cycles:,} cycles"
-            reasons = [self._why(reason) for reason, _ in Counter(self.undrafted).most_common()]
+            reasons = [
+                self._why(reason) for reason, _ in Counter(self.cycles_undrafted).most_common()
+            ]
             return f"{none}: {', or '.join(reasons)}" if reasons else none
         return (
             f"drafts: {self.accepted_tokens:,} of {self.drafted_tokens:,} accepted, "

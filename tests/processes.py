@@ -280,6 +280,10 @@ class LocalServer(Client):
         """The process id of the server's main process."""
         return self._process.pid
 
+    def is_alive(self) -> bool:
+        """Return True if the server's main process has not ended."""
+        return self._process.poll() is None
+
     def tree(self) -> list[psutil.Process]:
         """Return the main process and all that it started."""
         main = psutil.Process(self._process.pid)

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from lim_sglang import progress as progress_module
+from lim_sglang.config import Drafts
 from lim_sglang.errors import ConfigError, DataError, ServerError
 from lim_sglang.evals import runner as runner_module
 from lim_sglang.evals.grading import Grader
@@ -109,7 +110,7 @@ def test_a_session_records_what_its_servers_have_drafted(config: RunConfig) -> N
     other, third = JobServer(drafts=True), JobServer("http://third", drafts=True)
     other.asked += [("q", 0)] * 4  # by someone else, before
     found, printed = run(config, other, third)
-    drafts = {"cycles": 8, "drafted_tokens": 64, "accepted_tokens": 48, "runs": 8}
+    drafts = Drafts(8, 64, 48, {"6": 8}).counts()
     first, second = found.record.about["sessions"]
     assert first == {"requests": 1}  # the server was gone
     assert second["drafts"] == drafts

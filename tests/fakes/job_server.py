@@ -59,7 +59,8 @@ class JobServer:
     def drafts(self) -> Drafts | None:
         """Count as if each sample had a cycle of 8 drafts, 6 accepted; nothing once it is gone."""
         count, is_gone = len(self.asked), self.lives < 0
-        return Drafts(count, 8 * count, 6 * count, count) if self._drafts > is_gone else None
+        found = Drafts(count, 8 * count, 6 * count, {"6": count})
+        return found if self._drafts > is_gone else None
 
     def as_server(self, concurrency: int = 2) -> Server:
         return Server(

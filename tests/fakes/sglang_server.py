@@ -347,7 +347,9 @@ class FakeServer:
         """Return counts as if each request had five cycles, and twenty before the first."""
         cycles = 20 + 5 * len(self.requests)
         counts = {"cycles": cycles, "drafted_tokens": 8 * cycles, "accepted_tokens": 6 * cycles}
-        return {"lim": {**counts, "accepted_histogram": {"6": cycles}}}
+        return {
+            "lim": {**counts, "accepted_histogram": {"6": cycles}, "cycles_by_width": {"9": cycles}}
+        }
 
     def _abort(self, rid: str) -> None:
         """Abort as SGLang: an unknown id is forgotten, a known one ends all that begin with it."""

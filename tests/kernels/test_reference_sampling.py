@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from lim_sglang.kernels.reference_sampling import (
+    count_accepted,
     coupled_pick,
     exponential_noise,
     hash_tokens,
@@ -100,6 +101,30 @@ def test_three_steps_of_a_seed_are_independent() -> None:
     found = torch.bincount(steps[0] * 9 + steps[1] * 3 + steps[2], minlength=27)
     share = (PROBS[:3] / PROBS[:3].sum()).double()
     expected = torch.einsum("a,b,c->abc", share, share, share).flatten()
+    assert stats.chisquare(found, expected / expected.sum() * count).pvalue > LEAST_P
+
+
+def test_chains_of_drafts_have_the_law_of_the_verifier() -> None:
+    """Two drafts by one Markov chain, verified by another: the joint law of three tokens, of which
+    each run gives the first ones, and a step of the verifier the others.
+    """
+    count, generator = 100_000, torch.Generator().manual_seed(5)
+    verifier, drafter = (torch.rand(2, 3, 3, generator=generator) + 0.2).softmax(-1)
+    start, seeds = torch.zeros(count, dtype=torch.int64), torch.arange(count)
+    at = [torch.full((count,), place) for place in (10, 11, 12)]
+    drafts = [pick(drafter[start], seeds, at[0])]
+    drafts.append(pick(drafter[drafts[0]], seeds, at[1]))
+    before = [start, *drafts]
+    picks = [pick(verifier[each], seeds, place) for each, place in zip(before, at, strict=True)]
+    accepted = count_accepted(torch.stack(drafts, 1), torch.stack(picks, 1))
+    assert set(accepted.tolist()) == {1, 2, 3}
+    tokens = [picks[0]]
+    for place in (1, 2):
+        alone = pick(verifier[tokens[-1]], seeds, at[place])
+        tokens.append(torch.where(accepted > place, picks[place], alone))
+    found = torch.bincount(tokens[0] * 9 + tokens[1] * 3 + tokens[2], minlength=27)
+    law = verifier.double()
+    expected = torch.einsum("a,ab,bc->abc", law[0], law, law).flatten()
     assert stats.chisquare(found, expected / expected.sum() * count).pvalue > LEAST_P
 
 

@@ -6,7 +6,7 @@ a module right after its import, by the function that `LIM_TEST_DEFECT` names.
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from inspect import unwrap
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,71 @@ def _cycle(change: Callable[[Any], None]) -> Callable[[Any], None]:
     return plant
 
 
+def _bias_twice(worker: Any) -> None:
+    """Add the bias to capped rows again, which have theirs with all else that they ask for."""
+
+    def pick(original: Any, self: Any, logits: Tensor, positions: Tensor) -> Tensor:
+        if self.capped and self.info.logit_bias is not None:
+            rows = list(self.capped)
+            logits[rows] += self.info.logit_bias[rows, None]
+        picked: Tensor = original(self, logits, positions)
+        return picked
+
+    _around(worker.RunSampling, "_pick", pick)
+
+
+def _prefill(change: Callable[[Any, Any, Tensor, Tensor], None]) -> Callable[[Any], None]:
+    """Change what a prefill keeps: `change(worker, batch, newest, queries)`, both as they were."""
+
+    def plant(worker: Any) -> None:
+        def run(original: Any, self: Any, batch: Any) -> Any:
+            rows = batch.req_pool_indices
+            before = self._newest[rows].clone(), self._queries[rows].clone()
+            result = original(self, batch)
+            change(self, batch, *before)
+            return result
+
+        _around(worker.LosslessWorker, "_prefill", run)
+
+    return plant
+
+
+def _stale_newest(self: Any, batch: Any, newest: Tensor, _: Tensor) -> None:
+    """Go on from the token before where a request was retracted."""
+    for row, request in enumerate(batch.reqs):
+        if request.output_ids:
+            self._newest[batch.req_pool_indices[row]] = newest[row]
+
+
+def _lost_queries(self: Any, batch: Any, _: Tensor, queries: Tensor) -> None:
+    """Keep no query where the radix tree had a part of the prompt."""
+    for row, request in enumerate(batch.reqs):
+        if len(request.prefix_indices) > 0:
+            self._queries[batch.req_pool_indices[row]] = queries[row]
+
+
+def _save_keys(_: Any) -> None:
+    """Save keys and values of each request that ends, of all tokens that go into the tree, to a
+    file named by the number of these tokens."""
+    from sglang.srt.mem_cache.radix_cache import RadixCache
+
+    folder = Path(os.environ[KEYS_VAR])
+
+    def cache(original: Any, self: Any, req: Any, *arguments: Any, **words: Any) -> None:
+        length, pool = words["kv_len_to_handle"], self.token_to_kv_pool_allocator.get_kvcache()
+        slots = self.req_to_token_pool.req_to_token[req.req_pool_idx, :length].long()
+        layers = range(pool.layer_num)
+        found = {
+            "tokens": list(req.origin_input_ids + req.output_ids)[:length],
+            "keys": torch.stack([pool.get_key_buffer(layer)[slots] for layer in layers]),
+            "values": torch.stack([pool.get_value_buffer(layer)[slots] for layer in layers]),
+        }
+        torch.save(found, folder / f"{length}.pt")
+        original(self, req, *arguments, **words)
+
+    _around(RadixCache, "cache_finished_req", cache)
+
+
 def _wrong_stride(result: Any) -> None:
     if result.speculative_num_draft_tokens > 1:
         result.speculative_num_draft_tokens -= 1
@@ -297,27 +362,48 @@ def _others_lists(_: Any, __: Any, lists: list[list[Tensor]]) -> list[list[Tenso
     return [[*of_layer[1:], of_layer[0]] for of_layer in lists]
 
 
-DEFECTS: Mapping[str, Callable[[Any], None]] = {
-    "run-too-long": _accept(lambda count, width: (count + 1).clamp(max=width)),
-    "run-too-short": _accept(lambda count, _: (count - 1).clamp(min=1)),
-    "draft-keys-below": _slots("draft_step", _slots_below),
-    "draft-keys-stay": _keep_draft_keys,
-    "verified-slots-shifted": _slots("verify", lambda _, rows: rows.slots.roll(1, 1)),
-    "rejected-keys-shared": _share_rejected_keys,
-    "newest-from-draft": _newest(_next_draft),
-    "newest-of-next-row": _newest(_next_pick),
-    "noise-later": _verify_positions(1),
-    "noise-earlier": _verify_positions(-1),
-    "seeds-lost": _lose_seeds,
-    "stride-not-width": _cycle(_wrong_stride),
-    "query-of-another": _swap_queries,
-    "set-of-last-cycle": _lists(_old_lists),
-    "drafts-read-all": _lists(_all_slots),
-    "rows-without-room": _rows_without_room,
-    "stop-at-run-end": _as_sglang_finishes(by_run=False),
-    "length-before-end-token": _as_sglang_finishes(by_run=True),
+@dataclass(frozen=True)
+class Defect:
+    """A change that has to be caught."""
+
+    plant: Callable[[Any], None]
+    caught_by: tuple[str, ...]
+    """Checks of `test_lossless_e2e.py` that find it, or `start`: the server does not come up."""
+    options: tuple[str, ...] = ()
+    """Options of the server, without which nothing meets the change."""
+
+
+SMALL_POOL = ("--max-total-tokens", "2200", "--schedule-conservativeness", "0")
+"""Options of a server that retracts requests."""
+DEFECTS: Mapping[str, Defect] = {
+    "run-too-long": Defect(
+        _accept(lambda count, width: (count + 1).clamp(max=width)), ("answers",)
+    ),
+    "run-too-short": Defect(_accept(lambda count, _: (count - 1).clamp(min=1)), ("answers",)),
+    "draft-keys-below": Defect(_slots("draft_step", _slots_below), ("answers",)),
+    "draft-keys-stay": Defect(_keep_draft_keys, ("answers",)),
+    "verified-slots-shifted": Defect(
+        _slots("verify", lambda _, rows: rows.slots.roll(1, 1)), ("answers",)
+    ),
+    "rejected-keys-shared": Defect(_share_rejected_keys, ("answers",)),
+    "newest-from-draft": Defect(_newest(_next_draft), ("answers",)),
+    "newest-of-next-row": Defect(_newest(_next_pick), ("answers",)),
+    "noise-later": Defect(_verify_positions(1), ("answers",)),
+    "noise-earlier": Defect(_verify_positions(-1), ("answers",)),
+    "seeds-lost": Defect(_lose_seeds, ("answers",)),
+    "stride-not-width": Defect(_cycle(_wrong_stride), ("answers",)),
+    "query-of-another": Defect(_swap_queries, ("answers",)),
+    "set-of-last-cycle": Defect(_lists(_old_lists), ("answers",)),
+    "drafts-read-all": Defect(_lists(_all_slots), ("answers",)),
+    "rows-without-room": Defect(_rows_without_room, ("answers",)),
+    "stop-at-run-end": Defect(_as_sglang_finishes(by_run=False), ("answers",)),
+    "length-before-end-token": Defect(_as_sglang_finishes(by_run=True), ("answers",)),
+    "bias-twice": Defect(_bias_twice, ("answers",)),
+    "query-lost-behind-prefix": Defect(_prefill(_lost_queries), ("cycles",)),
+    "newest-stale-after-retraction": Defect(
+        _prefill(_stale_newest), ("answers",), options=SMALL_POOL
+    ),
 }
-"""Each has to be caught."""
 WRONG_SETS: Mapping[str, Callable[[Any], None]] = {
     "random-slots": _lists(_random_slots),
     "slot-zero": _lists(_slot_zero),
@@ -325,8 +411,10 @@ WRONG_SETS: Mapping[str, Callable[[Any], None]] = {
 }
 """Each costs acceptance and changes no token."""
 ALONE = "a rank merges its own turns alone"
+KEYS_VAR, SAVED_KEYS = "LIM_TEST_KEYS", "keys of each request are saved"
 CHANGES = {
-    **DEFECTS,
+    **{name: defect.plant for name, defect in DEFECTS.items()},
+    SAVED_KEYS: _save_keys,
     **WRONG_SETS,
     interpreted_passes.NAME: interpreted_passes.serve,
     ALONE: _merge_alone,

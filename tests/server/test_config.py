@@ -368,12 +368,17 @@ def test_a_layer_beyond_the_model_is_refused(name: str, policy: str) -> None:
 
 def test_drafts_are_counted_from_a_time_on_and_added_up() -> None:
     lim = {"cycles": 9, "drafted_tokens": 40, "accepted_tokens": 30}
-    info = {"internal_states": [{"lim": lim | {"accepted_histogram": {"8": 3, "3": 2}}}]}
-    now = Drafts.of(info)
-    assert now == Drafts(9, 40, 30, 5)
+    lim |= {"accepted_histogram": {"8": 3, "3": 2}, "cycles_by_width": {"1": 4, "9": 5}}
+    lim |= {"rows_capped": {"penalty": 2}, "cycles_undrafted": {"short": 4}}
+    now = Drafts.of({"internal_states": [{"lim": lim}]})
+    assert now is not None
+    assert (now.counts(), now.runs) == (lim, 5)
     assert Drafts.of({"internal_states": [{"lim": {"cycles": 0}}]}) is None
-    assert now.since(Drafts(4, 16, 14, 2)) == Drafts(5, 24, 16, 3)
-    assert now.since(None) == now.since(Drafts(10, 80, 70, 10)) == now  # it was started since
+    first = Drafts(4, 16, 14, {"8": 1, "6": 0}, {"1": 2, "9": 2}, {}, {"short": 2})
+    later = Drafts(5, 24, 16, {"8": 2, "3": 2}, {"1": 2, "9": 3}, {"penalty": 2}, {"short": 2})
+    assert now.since(first) == later
+    assert first + later == now
+    assert now.since(None) == now.since(Drafts(10, 80, 70)) == now  # it was started since
     assert (now + now).describe() == "drafts: 60 of 80 accepted, 7.0 tokens a request and cycle"
     assert Drafts(3).describe() == "drafts: none in 3 cycles"
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from lim_sglang.attention_backend import SECOND_READING
 from lim_sglang.compat import resolve
@@ -246,8 +247,10 @@ def wrong_answers(server: LocalServer, dense: Dense) -> list[str]:
 def wrong_cycles(server: LocalServer, oracle: DraftOracle) -> list[str]:
     """Return a line for each list and count of accepted drafts that is not the oracle's."""
     lines = []
-    # Two at once, which may be mistaken for one another, and one that grows past the budget.
-    for prompts in (long_prompts()[:2], [random_prompt(62, 3)]):
+    # Two at once, which may be mistaken for one another, again with their prompts in the radix
+    # tree, and one that grows past the budget.
+    pair = long_prompts()[:2]
+    for prompts in (pair, pair, [random_prompt(62, 3)]):
         before = drafting(server)["accepted_histogram"]
         answers = server.ask_together(prompts, NUM_NEW)
         after = drafting(server)["accepted_histogram"]
@@ -257,8 +260,15 @@ def wrong_cycles(server: LocalServer, oracle: DraftOracle) -> list[str]:
             lines += set_differences(server.kept_sets(answer), run.sets)
         found = Counter({int(each): count - before.get(each, 0) for each, count in after.items()})
         expected = sum((run.accepted for run in runs), Counter[int]())
-        lines += [] if +found == expected else [f"accepted {+found}, expected {expected}"]
+        if +found != expected:
+            fewer = "fewer " * (found.total() > 0 and _mean(found) < _mean(expected))
+            lines.append(f"{fewer}accepted: {+found}, expected {expected}")
     return lines
+
+
+def _mean(histogram: Counter[int]) -> float:
+    """Return the mean of numbers that a histogram counts."""
+    return sum(number * count for number, count in histogram.items()) / histogram.total()
 
 
 def wrong_keys(server: LocalServer) -> list[str]:
@@ -291,8 +301,8 @@ def test_a_pool_too_small_changes_no_answer(
     tiny_model: Path, dense_server: Dense, tmp_path: Path
 ) -> None:
     """Requests are retracted, and go on from a prefill of their prompt and answer."""
-    small = ("--max-total-tokens", "2200", "--schedule-conservativeness", "0")
-    start = command(tiny_model, *LOSSLESS, "--lim-draft-tokens", str(NUM_DRAFTS), *small)
+    drafts = ("--lim-draft-tokens", str(NUM_DRAFTS))
+    start = command(tiny_model, *LOSSLESS, *drafts, *planted.SMALL_POOL)
     with serving(start, folder=tmp_path, settings=CHECKS) as server:
         assert wrong_answers(server, dense_server) == []
         assert drafting(server)["retractions"] > 2
@@ -396,24 +406,29 @@ def checks(dense_server: Dense, oracle: DraftOracle, filling: Filling) -> Checks
     }
 
 
-def faults(name: str, checks: Checks, model: Path, folder: Path) -> dict[str, list[str]]:
+def faults(
+    name: str, checks: Checks, model: Path, folder: Path, options: Sequence[str] = ()
+) -> dict[str, list[str]]:
     """Return what each check finds in a server with a change planted; those that find nothing are
-    left out.
+    left out. A server that does not come up, or that its own checks end, is a fault by the name of
+    `start` or `death`.
     """
     found: dict[str, list[str]] = {}
     drafts = ("--lim-draft-tokens", str(NUM_DRAFTS))
     settings = planted.sitecustomize(folder, name)
-    start = command(model, *LOSSLESS, *drafts)
+    start = command(model, *LOSSLESS, *drafts, *options)
     try:
         with serving(start, folder=folder, settings=settings) as server:
             for check, run in checks.items():
                 try:
                     lines = run(server)
                 except (AssertionError, httpx.HTTPError) as error:
+                    if not server.is_alive():
+                        return found | {"death": [str(error)]}
                     lines = [str(error)]
                 if lines:
                     found[check] = lines
-    except AssertionError as error:  # SGLang's own checks may end it before it is ready
+    except AssertionError as error:
         found["start"] = [str(error)]
     return found
 
@@ -423,9 +438,10 @@ def faults(name: str, checks: Checks, model: Path, folder: Path) -> dict[str, li
 def test_a_planted_defect_is_caught(
     name: str, checks: Checks, tiny_model: Path, tmp_path: Path
 ) -> None:
-    found = faults(name, checks, tiny_model, tmp_path)
+    defect = planted.DEFECTS[name]
+    found = faults(name, checks, tiny_model, tmp_path, defect.options)
     sys.stdout.write(f"{name}: {', '.join(found)}\n")  # shown with -rP
-    assert found
+    assert set(defect.caught_by) <= set(found)
 
 
 @pytest.mark.slow
@@ -435,5 +451,34 @@ def test_a_wrong_set_costs_acceptance_and_changes_no_token(
 ) -> None:
     found = faults(name, checks, tiny_model, tmp_path)
     assert set(found) == {"cycles"}
-    assert any(line.startswith("accepted") for line in found["cycles"])
+    assert any(line.startswith("fewer accepted") for line in found["cycles"])
     assert not any(line.startswith("tokens") for line in found["cycles"])
+
+
+@pytest.mark.slow
+def test_committed_keys_are_a_prefills(tiny_model: Path, tmp_path: Path) -> None:
+    """Keys and values that verification has left in the radix tree, beside those of a prefill of
+    the same tokens in an empty cache.
+    """
+    saved = tmp_path / "keys"
+    saved.mkdir()
+    settings = planted.sitecustomize(tmp_path, planted.SAVED_KEYS) | CHECKS
+    settings[planted.KEYS_VAR] = str(saved)
+    start = command(tiny_model, *LOSSLESS, "--lim-draft-tokens", str(NUM_DRAFTS))
+    with serving(start, folder=tmp_path, settings=settings) as server:
+        prompts = [random_prompt(length, length) for length in (30, 62, 150, 700)]
+        server.ask_together(prompts, 40)
+        # The newest token has keys only where its run was longer than the answer.
+        drafted = {file.name: torch.load(file) for file in saved.iterdir()}
+        drafted = {name: each for name, each in drafted.items() if len(each["tokens"]) > 30 + 38}
+        assert drafting(server)["accepted_tokens"] > 4 * 10
+        for file in saved.iterdir():
+            file.unlink()
+        httpx.post(f"{server.url}/flush_cache?timeout=20", timeout=60).raise_for_status()
+        server.ask_together([each["tokens"] for each in drafted.values()], 1)
+    assert len(drafted) == len(prompts)
+    for name, found in drafted.items():
+        expected = torch.load(saved / name)
+        assert expected["tokens"] == found["tokens"]
+        for part in ("keys", "values"):
+            torch.testing.assert_close(found[part], expected[part], rtol=1e-5, atol=1e-5)
