@@ -21,8 +21,9 @@ PICK_BLOCK = 4096
 """Tokens that a program reads."""
 PICK_WARPS = 8
 PICK_RACES = 3
-"""Races that all blocks of a row share, in batches of at most so many rows."""
+"""Races that all blocks of a row share."""
 PICK_SHARED_ROWS = 64
+"""Rows of the largest batch in which they share more than the first."""
 SETTLE_BLOCK = 8192
 SETTLE_WARPS = 16
 
@@ -262,8 +263,8 @@ def _settle(
             mass += prob
             best_token = tl.where(ratio > best, first + lanes, best_token)
             best = tl.maximum(ratio, best)
-        before, mass_before, prob = tl.sum(count, 0), tl.sum(mass, 0), tl.load(probs + token)
-        is_open = _is_refused(before, mass_before, prob, top_k, top_p, least)
+        before, mass_before = tl.sum(count, 0), tl.sum(mass, 0)
+        is_open = _is_refused(before, mass_before, tl.load(probs + token), top_k, top_p, least)
         token = tl.where(is_open, _first_largest(best, best_token), token)
     tl.store(picks + row, token.to(tl.int64))
 
