@@ -392,6 +392,39 @@ def attend_runs(
     return output.view(query.shape)
 
 
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `rows @ weight.T + bias` in f32.
+
+    Args:
+        rows: [B, depth].
+        weight: [features, depth].
+        bias: [features].
+
+    Returns:
+        [B, features] f32.
+    """
+    return functional.linear(rows.float(), weight.float(), None if bias is None else bias.float())
+
+
+def norm_and_rotate(heads: Tensor, weight: Tensor, epsilon: float, cos_sin: Tensor) -> Tensor:
+    """Return the RMS norm of each head, rotated by RoPE.
+
+    Args:
+        heads: [B, H, D].
+        weight: [D], of the norm.
+        epsilon: added to the mean square.
+        cos_sin: [B, D], of each row's position: cosines, then sines, of the two halves' pairs.
+
+    Returns:
+        [B, H, D] f32; what is rotated has been rounded to the dtype of `heads`.
+    """
+    values = heads.float()
+    values *= (values.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight.float()
+    low, high = values.to(heads.dtype).float().chunk(2, -1)
+    cosine, sine = cos_sin.float()[:, None].chunk(2, -1)
+    return torch.cat([low * cosine - high * sine, high * cosine + low * sine], -1)
+
+
 def check_integer(name: str, value: Any, least: int) -> None:
     """Raise ValueError unless a value is an integer of at least `least`; True is no integer."""
     is_integer = isinstance(value, Integral) and not isinstance(value, bool)

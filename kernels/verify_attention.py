@@ -1,7 +1,7 @@
 """Run attention on a random batch and compare it with the reference.
 
 As `verify.py`, whose batches these are; sparse attention over one list of all heads, and over lists
-of their own; dense attention of runs of several tokens.
+of their own; dense attention of runs of several tokens; the kernels of a layer beside attention.
 """
 
 from dataclasses import dataclass, replace
@@ -11,9 +11,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from lim_sglang.kernels import reference
+from lim_sglang.kernels.decode_layer import (
+    MAX_SKINNY_ROWS,
+    HeadNorms,
+    norm_rotate_store,
+    skinny_linear,
+    suits,
+)
 from lim_sglang.kernels.run_attention import RunWorkspace, attend_runs
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
-from lim_sglang.kernels.verify import Batch, poison, random_step, relative_error
+from lim_sglang.kernels.verify import POISON, Batch, poison, random_step, relative_error
 
 ATTENTION_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Relative RMS of one layer's attention, by its dtype."""
@@ -223,3 +230,79 @@ def attention_error(
     lists = torch.atleast_2d(slots)
     expected = reference.attend_lists(query.float(), keys, values, lists, scale)
     return relative_error(found, value_scale * expected)
+
+
+def linear_differences(features: int, depth: int, dtype: torch.dtype, device: str) -> list[str]:
+    """Compare `skinny_linear`, with and without a bias, with the reference.
+
+    Args:
+        features, depth: of the weight matrix.
+        dtype: of all inputs.
+    """
+    generator = torch.Generator().manual_seed(features + depth)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype).to(device)
+
+    weight, differences = normal(features, depth), []
+    for num_rows in (1, 5, MAX_SKINNY_ROWS):
+        # Rows that follow the last are NaN: nothing may be read of them.
+        rows = functional.pad(normal(num_rows, depth), (0, 0, 0, 1), value=torch.nan)[:num_rows]
+        for bias in (None, normal(features)):
+            found = skinny_linear(rows, weight, bias)
+            error = relative_error(found, reference.linear(rows, weight, bias))
+            if not error <= ATTENTION_TOLERANCE[dtype]:
+                differences.append(
+                    f"{num_rows} rows times {features} x {depth}, "
+                    f"{'no ' * (bias is None)}bias: off by {error:.1e}"
+                )
+    return differences
+
+
+def norm_and_rope_differences(
+    rows: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, device: str
+) -> list[str]:
+    """Compare `norm_rotate_store` with the reference, and look for stores elsewhere."""
+    generator = torch.Generator().manual_seed(rows)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    total, num_slots = heads + 2 * kv_heads, 2 * rows + 1
+    qkv = normal(rows, total * dim).to(dtype).to(device)
+    query_weight, key_weight = (1 + normal(2, dim) / 4).to(dtype).to(device)
+    norms = HeadNorms(query_weight, key_weight, epsilon=1e-6)
+    angles = normal(40, dim // 2)
+    cos_sin = torch.cat([angles.cos(), angles.sin()], -1).to(device)
+    positions = torch.randint(0, len(cos_sin), (rows,), generator=generator).to(device)
+    slots = (torch.randperm(num_slots - 1, generator=generator)[:rows] + 1).to(device)
+    keys, values = (
+        torch.full((num_slots, kv_heads, dim), POISON, dtype=dtype, device=device) for _ in range(2)
+    )
+    expected_keys, expected_values = keys.float(), values.float()
+    query, key, value = qkv.view(rows, total, dim).split([heads, kv_heads, kv_heads], 1)
+    of_rows = cos_sin[positions]
+    expected = reference.norm_and_rotate(query, norms.query, norms.epsilon, of_rows)
+    expected_keys[slots] = reference.norm_and_rotate(key, norms.key, norms.epsilon, of_rows)
+    expected_values[slots] = value.float()
+    found = norm_rotate_store(qkv, norms, cos_sin, positions, slots, keys, values)
+    return [
+        f"{name} of {rows} rows of {heads} and {kv_heads} heads of {dim} are off by {error:.1e}"
+        for name, error in (
+            ("queries", relative_error(found, expected.view(found.shape))),
+            ("keys", relative_error(keys, expected_keys)),
+            ("values", relative_error(values, expected_values)),
+        )
+        if not error <= ATTENTION_TOLERANCE[dtype]
+    ]
+
+
+def decode_layer_differences(batch: Batch, device: str) -> list[str]:
+    """Compare the kernels of a decode layer with the reference: the projection to q, k and v, if it
+    suits, and what follows it."""
+    heads = (len(batch.lengths), batch.heads, batch.kv_heads, batch.dim)
+    found = norm_and_rope_differences(*heads, batch.dtype, device)
+    shape = (batch.heads + 2 * batch.kv_heads) * batch.dim, batch.heads * batch.dim
+    if suits(torch.empty(shape, dtype=batch.dtype, device="meta")):
+        found += linear_differences(*shape, batch.dtype, device)
+    return found

@@ -199,6 +199,8 @@ GRAMMAR_MASKS: Mapping[Target, str] = {
 
 _FLASHINFER_BACKEND = "sglang.srt.layers.attention.flashinfer_backend"
 _BACKEND_CLASS = f"{_FLASHINFER_BACKEND}.FlashInferAttnBackend"
+_LINEAR_METHOD = "sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod"
+_QWEN3_ATTENTION = "sglang.srt.models.qwen3.Qwen3Attention"
 _RUNNER_CLASS = "sglang.srt.model_executor.model_runner.ModelRunner"
 WRAPPER = "flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper"
 
@@ -216,6 +218,8 @@ USED_ON_GPU: Mapping[str, tuple[str, ...]] = {
         ),
         f"{_FLASHINFER_BACKEND}.DecodeMetadata": "decode_wrappers swa_out_cache_loc",
         f"{_RUNNER_CLASS}.alloc_memory_pool": "self memory_pool_config",
+        f"{_LINEAR_METHOD}.apply": "self layer x bias",
+        f"{_QWEN3_ATTENTION}.forward": "self positions hidden_states forward_batch",
         WRAPPER: "float_workspace_buffer kv_layout use_cuda_graph use_tensor_cores"
         " paged_kv_indptr_buffer paged_kv_indices_buffer paged_kv_last_page_len_buffer"
         " backend jit_args",
@@ -224,12 +228,8 @@ USED_ON_GPU: Mapping[str, tuple[str, ...]] = {
 """Parameters of the functions and classes that are overridden or called on a GPU."""
 
 WRAPPER_BUFFERS = (
-    "_float_workspace_buffer",
-    "_int_workspace_buffer",
-    "_qo_indptr_buf",
-    "_paged_kv_indptr_buf",
-    "_paged_kv_indices_buf",
-    "_paged_kv_last_page_len_buf",
+    *("_float_workspace_buffer", "_int_workspace_buffer", "_qo_indptr_buf"),
+    *("_paged_kv_indptr_buf", "_paged_kv_indices_buf", "_paged_kv_last_page_len_buf"),
 )
 """Private buffers of FlashInfer's wrapper that we read."""
 
@@ -576,8 +576,7 @@ class Ranks:
 
     @property
     def _group(self) -> Any:
-        context = importlib.import_module("sglang.srt.runtime_context")
-        return context.get_parallel().attn_tp_group
+        return resolve("sglang.srt.runtime_context.get_parallel")().attn_tp_group
 
 
 def gather_states(scheduler: Any, state: Any) -> list[Any]:
@@ -593,8 +592,18 @@ def gather_states(scheduler: Any, state: Any) -> list[Any]:
 
 def attention_layers(model: Any) -> Iterator[Any]:
     """Yield the decoder attention layers of a loaded model."""
-    radix_attention = __getattr__("RadixAttention")
-    return (module for module in model.modules() if isinstance(module, radix_attention))
+    return (each for each in model.modules() if isinstance(each, __getattr__("RadixAttention")))
+
+
+def unquantized_linears(model: Any) -> Iterator[Any]:
+    """Yield the linear layers of a loaded model whose weights are not quantized."""
+    methods = ((each, getattr(each, "quant_method", None)) for each in model.modules())
+    return (layer for layer, method in methods if type(method) is resolve(_LINEAR_METHOD))
+
+
+def qwen3_attention_layers(model: Any) -> Iterator[Any]:
+    """Yield the attention layers, projections included, of a loaded Qwen3; none of other models."""
+    return (module for module in model.modules() if type(module) is resolve(_QWEN3_ATTENTION))
 
 
 def decode_backend(backend: Any) -> Any:

@@ -7,7 +7,8 @@ A decode step begins here: `forward` counts the step's rows, dense and sparse, a
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from lim_sglang.config import (
     BACKEND,
     CHECKED_MARK,
     CONFIG_VAR,
+    LAYER_KERNELS_VAR,
     LimConfig,
     Preset,
     find_preset,
@@ -27,7 +29,10 @@ from lim_sglang.config import (
 )
 from lim_sglang.counters import DraftStats, Stats
 from lim_sglang.errors import RefusedError, ServerError
+from lim_sglang.kernels.decode_layer import MEASURED_CAPABILITY
 from lim_sglang.kernels.selector import Room, Selector
+from lim_sglang.layers.linear import SkinnyLinears
+from lim_sglang.layers.qwen3_attention import Qwen3AttentionLayers
 from lim_sglang.lossless.sampler import CoupledSampler
 from lim_sglang.lossless.widths import draft_choices, reasons_against_verifying
 from lim_sglang.models import weights_fingerprint
@@ -130,6 +135,21 @@ class LimModelRunner(compat.ModelRunner):
             )
         return {"measured_on": preset.model if preset else None, "differences": differences}
 
+    def load_model(self) -> None:
+        """Load the model, and let its linear layers multiply few rows by our kernel."""
+        super().load_model()
+        layers = compat.unquantized_linears(self.model) if uses_layer_kernels() else ()
+        self.lim_linears = SkinnyLinears(layers)
+
+    @contextmanager
+    def sglang_layers(self) -> Iterator[None]:
+        """Run layers by SGLang's kernels alone, also in CUDA graphs that the block captures."""
+        self.lim_linears.enabled = self.lim_attentions.enabled = False
+        try:
+            yield
+        finally:
+            self.lim_linears.enabled = self.lim_attentions.enabled = True
+
     def alloc_memory_pool(self, *arguments: Any, **options: Any) -> None:
         """Allocate the selection's memory first, so that the KV pool is sized by the rest."""
         self.lim_selector: Selector | None = None
@@ -151,6 +171,8 @@ class LimModelRunner(compat.ModelRunner):
                 self.allocate_selection(selecting, self._estimate_tokens())
                 reserved = self._reserve_summaries(selecting)
         super().alloc_memory_pool(*arguments, **options)
+        attentions = compat.qwen3_attention_layers(self.model) if uses_layer_kernels() else ()
+        self.lim_attentions = Qwen3AttentionLayers(attentions, self.token_to_kv_pool)
         self._compare_memory()
         if reserved is not None and self.lim_policy:
             del reserved
@@ -380,6 +402,16 @@ class LimModelRunner(compat.ModelRunner):
         logger.info("LessIsMore: %s", describe(self))
 
 
+def uses_layer_kernels() -> bool:
+    """Return True where layers of decode steps run by our kernels: on GPUs of the kind on which
+    these were measured, unless the user forbids it."""
+    return (
+        not compat.serves_on_cpu()
+        and os.environ.get(LAYER_KERNELS_VAR) != "0"
+        and torch.cuda.get_device_capability() == MEASURED_CAPABILITY
+    )
+
+
 def model_rope(model: Any, context: int, extra: int) -> torch.Tensor:
     """Return a copy of a loaded model's RoPE, [context + extra, D] f32: cosines, then sines.
 
@@ -442,6 +474,12 @@ def live_state(runner: LimModelRunner) -> dict[str, Any]:
         state["draft_tokens"] = runner.lim_draft_choices[-1]
     if tried := compat.tried_version():
         state["tried_sglang"] = tried
+    kernels = {
+        "skinny_gemm": len(runner.lim_linears.layers),
+        "norm_rope_store": len(runner.lim_attentions.layers),
+    }
+    if any(kernels.values()):
+        state["layer_kernels"] = kernels
     if runner.lim_preset:
         state["preset"] = dict(runner.lim_preset)
     if runner.lim_selector:

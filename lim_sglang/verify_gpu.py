@@ -8,6 +8,7 @@ import torch
 from triton.errors import TritonError
 from triton.runtime.errors import OutOfResources
 
+from lim_sglang.kernels.decode_layer import MEASURED_CAPABILITY
 from lim_sglang.kernels.launch import interpreted
 from lim_sglang.kernels.verify import (
     Batch,
@@ -20,6 +21,7 @@ from lim_sglang.kernels.verify import (
 )
 from lim_sglang.kernels.verify_attention import (
     attention_differences,
+    decode_layer_differences,
     list_attention_differences,
     run_attention_differences,
 )
@@ -54,6 +56,13 @@ RUN_WIDTH = 9
 Check = Callable[[Batch], list[str]]
 """Compares the kernels with the definition on one batch; returns the differences in words."""
 
+
+def _served_layer_differences(batch: Batch) -> list[str]:
+    """Compare the kernels of a decode layer on a GPU where they serve."""
+    serves = torch.cuda.get_device_capability() == MEASURED_CAPABILITY
+    return decode_layer_differences(batch, "cuda") if serves else []
+
+
 CHECKS: Mapping[str, Check] = {
     "selection": lambda batch: selection_differences(batch, "cuda"),
     "selection by mass": lambda batch: mass_differences(batch, "cuda"),
@@ -62,6 +71,7 @@ CHECKS: Mapping[str, Check] = {
     "attention over lists": lambda batch: list_attention_differences(batch, "cuda"),
     "selection by page": lambda batch: page_differences(batch, "cuda"),
     "selection by gate": lambda batch: gate_differences(batch, "cuda"),
+    "decode layer": _served_layer_differences,
     "window": lambda batch: window_differences(batch, "cuda"),
     "sparse attention": lambda batch: attention_differences(batch, "cuda"),
     "scoring dense pass": stored_score_differences,

@@ -397,7 +397,8 @@ def build_dense_backend(runner: Any, name: str) -> None:
     try:
         # Bypasses LimModelRunner's check that the live backend is ours: here it must not be.
         compat.ModelRunner.init_attention_backends(runner)
-        runner.init_decode_cuda_graph()
+        with runner.sglang_layers():
+            runner.init_decode_cuda_graph()
     finally:
         override(attention_backend=BACKEND)
 

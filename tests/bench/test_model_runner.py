@@ -8,7 +8,8 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -142,15 +143,24 @@ def test_a_dense_backend_is_built_under_its_own_name_and_ours_comes_back(
     args = SimpleNamespace(attention_backend="lim", decode_attention_backend="lim")
     args.override = lambda _source, **fields: vars(args).update(fields)
     seen: list[str] = []
+
+    @contextmanager
+    def sglang_layers() -> Iterator[None]:
+        seen.append("SGLang's layers")
+        yield
+        seen.append("ours")
+
     runner = SimpleNamespace(
-        server_args=args, init_decode_cuda_graph=lambda: seen.append(args.attention_backend)
+        server_args=args,
+        init_decode_cuda_graph=lambda: seen.append(args.attention_backend),
+        sglang_layers=sglang_layers,
     )
     base = SimpleNamespace(
         init_attention_backends=lambda built: seen.append(built.server_args.attention_backend)
     )
     monkeypatch.setitem(vars(compat), "ModelRunner", base)
     model_runner.build_dense_backend(runner, "triton")
-    assert seen == ["triton", "triton"]
+    assert seen == ["triton", "SGLang's layers", "triton", "ours"]
     assert (args.attention_backend, args.decode_attention_backend) == ("lim", None)
 
 

@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 from lim_sglang.kernels import (
     compact,
     coupled_sampling,
+    decode_layer,
     exchange,
     full_ranking,
     launch,
@@ -91,11 +92,11 @@ def compile_kernel(
     pointers = POINTERS | types
     signature = {name: pointers.get(name, "i32") for name in kernel.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")
-    # Triton learns from the real arguments that addresses and strides are multiples of 16.
+    # Triton learns from the real arguments which addresses and sizes are multiples of 16.
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(kernel.arg_names)
-        if pointers.get(name, "").startswith("*") or name.endswith("_stride")
+        if pointers.get(name, "").startswith("*") or name.endswith(("_stride", "_features"))
     }
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned),
@@ -330,6 +331,41 @@ def compile_selection(architecture: int) -> dict[str, Usage]:
     return found
 
 
+def compile_layers(architecture: int) -> dict[str, Usage]:
+    """Compile the kernels of a decode layer for the architecture that they serve; products of few
+    rows as a program has an SM to itself and as two share one."""
+    if divmod(architecture, 10) != decode_layer.MEASURED_CAPABILITY:
+        return {}
+    found = {}
+    for stages in (decode_layer.SKINNY_STAGES, decode_layer.SKINNY_STAGES_SHARED):
+        constants = {
+            "HAS_BIAS": True,
+            "ROWS": decode_layer.MAX_SKINNY_ROWS,
+            "FEATURES": decode_layer.SKINNY_FEATURES,
+            "DEPTH": decode_layer.SKINNY_DEPTH,
+            "STAGES": stages,
+            "USE_PDL": True,
+            "UPCAST": False,
+        }
+        types = dict.fromkeys(("rows", "weight", "bias", "out"), "*bf16")
+        found[f"multiply {stages}"] = compile_kernel(
+            architecture, decode_layer._multiply, constants, decode_layer.SKINNY_WARPS, **types
+        )
+    types = dict.fromkeys(("qkv", "query", "query_weight", "key_weight", "keys", "values"), "*bf16")
+    found["norm_rotate_store"] = compile_kernel(
+        architecture,
+        decode_layer._norm_rotate_store,
+        {"HEADS": 32, "KV_HEADS": 8, "DIM": 128, "USE_PDL": True},
+        warps=1,
+        epsilon="fp32",
+        cos_sin="*fp32",
+        positions="*i64",
+        slots="*i64",
+        **types,
+    )
+    return found
+
+
 def compile_for(architecture: int) -> dict[str, Usage]:
     """Compile every kernel; return what each takes by kernel and shape."""
     return (
@@ -337,6 +373,7 @@ def compile_for(architecture: int) -> dict[str, Usage]:
         | compile_attention(architecture)
         | compile_runs(architecture)
         | compile_selection(architecture)
+        | compile_layers(architecture)
     )
 
 

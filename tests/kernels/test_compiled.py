@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lim_sglang.kernels.decode_layer import SKINNY_STAGES_SHARED
 from lim_sglang.kernels.launch import RUN_PROGRAMS_PER_SM
 from tests.kernels.compile_all import SM_SHARED_BYTES
 
@@ -34,6 +35,8 @@ KERNELS = {
     "combine_splits",
     "pick_coupled",
 }
+OF_HOPPER = {"multiply", "norm_rotate_store"}
+"""Kernels that serve on that architecture alone."""
 
 
 HOPPER = "90"
@@ -42,6 +45,7 @@ REGISTERS = 65536
 SIDE_BY_SIDE = {
     **dict.fromkeys(("shortlist_tokens", "rank_tokens 192"), 2),
     **dict.fromkeys(("score_tokens", "softmax_mass", "compact_slots"), 4),
+    f"multiply {SKINNY_STAGES_SHARED}": 2,
     "attend_tokens bf16 bf16 128": 5,  # `WIDE_TILE`
     "attend_tokens fp16 fp16 64": 5,
     "attend_runs bf16 bf16 128": 2,  # RUN_PROGRAMS_PER_SM
@@ -69,7 +73,8 @@ def compiled() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("architecture", SHARED_BYTES)
 def test_every_kernel_fits(compiled: dict[str, dict[str, Any]], architecture: str) -> None:
     kernels = compiled[architecture]
-    assert {name.split()[0] for name in kernels} == KERNELS
+    of_one = OF_HOPPER if architecture == HOPPER else set()
+    assert {name.split()[0] for name in kernels} == KERNELS | of_one
     assert max(each["shared_bytes"] for each in kernels.values()) <= SHARED_BYTES[architecture]
 
 
@@ -97,3 +102,10 @@ def test_shared_memory_is_left_for_a_second_program_of_runs(
     for name in names:
         taken = found[name]["shared_bytes"] + RESERVED_BYTES
         assert RUN_PROGRAMS_PER_SM * taken <= SM_SHARED_BYTES[architecture]
+
+
+def test_two_programs_share_an_sm_where_products_need_more_programs_than_sms(
+    compiled: dict[str, dict[str, Any]],
+) -> None:
+    taken = compiled[HOPPER][f"multiply {SKINNY_STAGES_SHARED}"]["shared_bytes"] + RESERVED_BYTES
+    assert 2 * taken <= SM_SHARED_BYTES[int(HOPPER)]

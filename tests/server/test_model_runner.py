@@ -19,6 +19,8 @@ from lim_sglang.counters import Stats
 from lim_sglang.errors import RefusedError, ServerError
 from lim_sglang.kernels.reference import split_budget
 from lim_sglang.kernels.selector import RankSelector, Room
+from lim_sglang.layers.linear import SkinnyLinears
+from lim_sglang.layers.qwen3_attention import Qwen3AttentionLayers
 from lim_sglang.lossless.sampler import seed_of
 from lim_sglang.model_runner import LimModelRunner, live_state, model_rope
 from lim_sglang.models import weights_fingerprint
@@ -152,10 +154,17 @@ def test_an_sglang_that_is_tried_is_shown(
         lim_drafting=None,
         lim_preset=None,
         lim_selector=None,
+        lim_linears=SkinnyLinears(()),
+        lim_attentions=Qwen3AttentionLayers((), None),
         sampler=None,
         model_config=SimpleNamespace(get_default_sampling_params=dict),
     )
-    assert live_state(made).get("tried_sglang") == tried
+    state = live_state(made)
+    assert state.get("tried_sglang") == tried
+    assert "layer_kernels" not in state
+    made.lim_linears.layers = [None] * 5
+    kernels = {"skinny_gemm": 5, "norm_rope_store": 0}
+    assert live_state(made)["layer_kernels"] == kernels
 
 
 def test_seeds_are_numbers_of_64_bits_whatever_a_sample_adds() -> None:

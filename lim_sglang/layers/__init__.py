@@ -1,0 +1,1 @@
+"""Layers of SGLang's models that run by our kernels in decode steps."""

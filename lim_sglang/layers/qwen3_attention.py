@@ -1,0 +1,76 @@
+"""Qwen3's attention layers: norms of q and k, RoPE and the store of a decode step in one kernel."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lim_sglang.kernels.decode_layer import HeadNorms, norm_rotate_store
+
+
+class Qwen3AttentionLayers:
+    """The attention layers of a model that prepare decode steps by `norm_rotate_store`."""
+
+    def __init__(self, layers: Iterable[Any], pool: Any) -> None:
+        """Take over the layers whose RoPE and KV cache the kernel serves.
+
+        Args:
+            layers: SGLang's `Qwen3Attention` of each layer.
+            pool: SGLang's KV cache.
+        """
+        self.enabled = True
+        """False: all steps are SGLang's, also in a CUDA graph that is captured now."""
+        self._pool = pool
+        self.layers = [layer for layer in layers if self._serves(layer)]
+        for layer in self.layers:
+            norms = HeadNorms(
+                layer.q_norm.weight.data, layer.k_norm.weight.data, layer.q_norm.variance_epsilon
+            )
+            layer.forward = partial(self._forward, layer, norms, layer.forward)
+
+    def _serves(self, layer: Any) -> bool:
+        keys, rope, dim = self._cache(layer)[0], layer.rotary_emb, layer.head_dim
+        return (
+            keys.dtype == layer.q_norm.weight.dtype == layer.k_norm.weight.dtype
+            and keys.shape[1:] == (layer.num_kv_heads, dim)
+            and keys.is_contiguous()
+            and dim & (dim - 1) == 0
+            and rope.is_neox_style
+            and rope.rotary_dim == rope.head_size == dim
+            and not hasattr(rope, "mrope_section")
+            and layer.q_norm.variance_epsilon == layer.k_norm.variance_epsilon
+        )
+
+    def _cache(self, layer: Any) -> tuple[Tensor, Tensor]:
+        keys, values = self._pool.get_kv_buffer(layer.attn.layer_id)
+        return keys, values
+
+    def _forward(
+        self,
+        layer: Any,
+        norms: HeadNorms,
+        original: Callable[..., Tensor],
+        positions: Tensor,
+        hidden_states: Tensor,
+        forward_batch: Any,
+    ) -> Tensor:
+        if (
+            not self.enabled
+            or not forward_batch.forward_mode.is_decode()
+            or torch.compiler.is_compiling()
+        ):
+            return original(positions, hidden_states, forward_batch)
+        qkv, _ = layer.qkv_proj(hidden_states)
+        query = norm_rotate_store(
+            qkv,
+            norms,
+            layer.rotary_emb.cos_sin_cache,
+            positions,
+            forward_batch.out_cache_loc,
+            *self._cache(layer),
+        )
+        attended = layer.attn(query, None, None, forward_batch, save_kv_cache=False)
+        output: Tensor = layer.o_proj(attended)[0]
+        return output
