@@ -139,20 +139,14 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
 
 
 POLICY = (
-    "policy",
-    "budget",
-    "ranking",
-    "recent_ratio",
-    "sinks",
-    "shared_by",
-    "draft_tokens",
-    "dense_layers",
-    "select_layers",
-    "pick_layers",
+    *("policy", "budget", "ranking", "recent_ratio", "sinks", "shared_by"),
+    *("draft_tokens", "dense_layers", "select_layers", "pick_layers"),
 )
 """Conditions that are compared on purpose."""
 PROVENANCE = ("date", "commit", "seed", "requests_by_session")
 """Conditions whose differences need no warning; that of the sessions is the note on seconds."""
+SELECTION = ("benchmark", "questions")
+"""Digests of a file and of the questions asked, in place of which the questions are named."""
 DESCRIBED = {
     "concurrency": "most requests at a time (the lower of --concurrency and the servers' limit)"
 }
@@ -327,6 +321,7 @@ def compare(
         uneven_seconds=uneven,
         stops_by_itself=stops_early(a.conditions) or stops_early(b.conditions),
         other_differences=(
+            *_other_questions(a, b, pairs),
             *_other_differences(a.conditions, b.conditions),
             *_other_references(a, b, pairs),
             *_other_seeds(pairs),
@@ -449,27 +444,39 @@ def paired_questions(a: Summary, b: Summary, *, common: bool) -> Pairs:
             f"{a.label} has task {a.conditions['task']} and {b.label} has task "
             f"{b.conditions['task']}: compare runs of one task"
         )
-    is_same = a.conditions.get("questions") == b.conditions.get("questions")
+    is_same = _ask_the_same(a, b)
     by_content = not is_same and _has_texts(a) and _has_texts(b)
     if not (is_same or by_content or _differ_in_limit(a, b)):
         raise DataError(_why_unpaired(a, b))
     partners = _partners_by_content(a, b) if by_content else _partners_by_id(a, b)
-    taken = {partner.question_id for partner in partners.values()}
-    only_a = [each for each in a.questions if each.question_id not in partners]
-    only_b = [each for each in b.questions if each.question_id not in taken]
-    num_all = len(partners) + len(only_a) + len(only_b)
-    gaps = [
-        f"{_describe_missing(run, lacking, num_all)}{'' if is_same else f' of {other.label}'}"
-        for run, other, lacking in ((a, b, only_b), (b, a, only_a))
-        if lacking
-    ]
-    if gaps and not common:
+    pairs = [(x, partners[x.question_id]) for x in a.questions if x.question_id in partners]
+    if (gaps := _gaps(a, b, pairs)) and not common:
         ways = [*(_how_to_complete(a, b) if is_same else []), COMMON]
         raise DataError(
             f"{a.label} and {b.label} have different questions ({'; '.join(gaps)}); "
             f"{', or '.join(ways)}"
         )
-    return [(x, partners[x.question_id]) for x in a.questions if x.question_id in partners]
+    return pairs
+
+
+def _ask_the_same(a: Summary, b: Summary) -> bool:
+    """Return True if two runs were asked the same selection of questions."""
+    same: bool = a.conditions.get("questions") == b.conditions.get("questions")
+    return same
+
+
+def _gaps(a: Summary, b: Summary, pairs: Pairs) -> list[str]:
+    """Return what each of two runs lacks of the questions of both, given those that are paired."""
+    taken_a, taken_b = ({pair[n].question_id for pair in pairs} for n in (0, 1))
+    only_a = [each for each in a.questions if each.question_id not in taken_a]
+    only_b = [each for each in b.questions if each.question_id not in taken_b]
+    num_all = len(pairs) + len(only_a) + len(only_b)
+    return [
+        _describe_missing(run, lacking, num_all)
+        + ("" if _ask_the_same(a, b) else f" of {other.label}")
+        for run, other, lacking in ((a, b, only_b), (b, a, only_a))
+        if lacking
+    ]
 
 
 def _has_texts(run: Summary) -> bool:
@@ -578,17 +585,24 @@ def _how_to_complete(a: Summary, b: Summary) -> list[str]:
     return ["complete the runs with lim eval"] if a.gap or b.gap else []
 
 
+def _other_questions(a: Summary, b: Summary, pairs: Pairs) -> Iterator[str]:
+    """Yield which questions are not compared, or how selections of the same texts may differ."""
+    if _ask_the_same(a, b):
+        return
+    gaps = "; ".join(_gaps(a, b, pairs))
+    yield f"their questions ({gaps})" if gaps else "the order of their questions, or in references"
+
+
 def _other_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
     for found in differences(a, b):
-        if found.name.partition(".")[0] not in (*POLICY, *PROVENANCE):
+        if found.name.partition(".")[0] not in (*POLICY, *PROVENANCE, *SELECTION):
             name = DESCRIBED.get(found.name, found.name)
             yield f"{name}: {_abbreviated(found.old)} and {_abbreviated(found.new)}"
 
 
 def _other_references(a: Summary, b: Summary, pairs: Pairs) -> Iterator[str]:
     """Yield a line if the references of runs that were asked different selections may differ."""
-    is_same = a.conditions.get("questions") == b.conditions.get("questions")
-    if is_same or _are_published(a, b):
+    if _ask_the_same(a, b) or _are_published(a, b):
         return
     if any(question.reference is None for pair in pairs for question in pair):
         yield "references, perhaps: a summary keeps none, the folder of its run does"

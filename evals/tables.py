@@ -128,7 +128,8 @@ def sentence(found: Comparison) -> str:
     """Return in one sentence which differences the data show and which ones they exclude."""
     grown, reservations = _past_budgets(found), [failures(found), *_gaps(found)]
     if found.reads_everything:
-        return _sentences(f"{grown}: {SAYS_NOTHING}", *reservations)
+        few = "" if found.headline_difference.bounds else too_few(found.num_questions)
+        return _sentences(f"{grown}: {SAYS_NOTHING}", few, _unanswered(found), *reservations)
     difference, tokens = found.headline_difference, found.headline_ratio
     measured = f"share of {RIGHT_VOTES}" if found.stops_by_itself else "pass@1"
     size = share(abs(difference.value))

@@ -27,7 +27,7 @@ from lim_sglang.evals.compare import (
 )
 from lim_sglang.evals.metrics import NO_MAJORITY, Summary
 from lim_sglang.evals.summaries import read_summary, write_summaries
-from lim_sglang.evals.tables import comparison_table, sentence
+from lim_sglang.evals.tables import SAYS_NOTHING, comparison_table, sentence, too_few
 from lim_sglang.programs.schema import SampleState
 from tests.evals.summaries import FULL, five_runs, question, run, simulated
 
@@ -377,7 +377,8 @@ def test_the_questions_of_both_runs_are_compared_on_demand() -> None:
     found = compare(A, run(*B.questions[:2], questions="fewer"), common=True)
     assert found.num_questions == 2
     assert found.difference.value == pytest.approx(-1 / 8)
-    assert found.other_differences == ("asked: 20 and 2", "questions: '59695e34…' and 'fewer'")
+    lacks = "run lacks 18 of 20 questions, with the ids q2, q3, q4, q5, q6, … of run"
+    assert found.other_differences == (f"their questions ({lacks})", "asked: 20 and 2")
 
 
 def test_samples_that_failed_are_told_with_what_follows() -> None:
@@ -444,11 +445,23 @@ def test_a_comparison_in_which_no_sample_grew_past_the_budget_says_so(
     found = compare(a, b, names=("one", "two"))
     assert found.reads_everything is reads_everything
     says = "both runs read everything, so the comparison says nothing about sparse attention."
-    assert sentence(found).endswith(says) is reads_everything
+    assert (says in sentence(found)) is reads_everything
     if b.conditions["budget"]:
         assert f"samples of two grew past the budget of {b.conditions['budget']}" in sentence(found)
     else:
         assert "budget" not in sentence(found)
+
+
+def test_a_comparison_that_reads_everything_tells_its_reservations_too() -> None:
+    """Too few questions for intervals, and one run with far more samples without an answer."""
+    answered = replace(DENSE, questions=DENSE.questions[:8])
+    unread = (question(f"q{n}", [None], tokens=[51]) for n in range(8))
+    made = [replace(each, prompt_tokens=50) for each in unread]
+    silent = replace(past(101), questions=tuple(made))
+    told = sentence(compare(answered, silent))
+    assert SAYS_NOTHING in told
+    assert too_few(8) in told
+    assert "have no answer that could be read" in told
 
 
 def test_differing_conditions_other_than_the_policy_are_named() -> None:
