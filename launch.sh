@@ -45,7 +45,9 @@ install_once() {
   fi
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION"
   "$venv/bin/uv" pip sync --python "$venv/bin/python" --require-hashes "$here/requirements.lock"
-  "$venv/bin/uv" pip install --python "$venv/bin/python" --no-deps --editable "$here"
+  mkdir -p "$venv/tmp"  # uv leaves a lock file there
+  TMPDIR=$venv/tmp "$venv/bin/uv" pip install --python "$venv/bin/python" --no-deps --editable "$here"
+  rm -rf "$venv/tmp"
   fingerprint >"$stamp"
 }
 

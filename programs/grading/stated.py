@@ -225,8 +225,9 @@ def _is_listable(value: str) -> bool:
 
 
 def _without_bracket(answer: str) -> str:
-    """Return a number without the bracket behind it that says how it was found, as in
-    `391 (17 times 23)` and `391 (17 * 23)`; any other answer as it is.
+    r"""Return a number without the bracket behind it that says how it was found, as in
+    `391 (17 times 23)` and `391 (17 * 23)`, or the same number in another form, as in
+    `4.5 (\frac{9}{2})`; any other answer as it is.
     """
     parts = _BRACKETS.fullmatch(answer)
     number = read_number(parts[1]) if parts else None
@@ -236,7 +237,8 @@ def _without_bracket(answer: str) -> str:
     if words or parts[2].startswith("="):
         kept = any(map(_NO_REMARK.fullmatch, words)) or bool(_DENIED.match(parts[2]))
     else:
-        kept = calculated(parts[2].partition("=")[0]) != number[0]
+        same = read_number(tidy(parts[2])) == number
+        kept = not same and calculated(parts[2].partition("=")[0]) != number[0]
     return answer if kept else parts[1]
 
 

@@ -115,11 +115,12 @@ def _keep_draft_keys(_: Any) -> None:
 
 
 def _share_rejected_keys(_: Any) -> None:
-    """Put one token more into the radix tree than was verified."""
+    """Put one token more into the radix tree than was verified, where the request has its slot."""
     from sglang.srt.managers.schedule_batch import Req
 
     def length(original: Any, req: Any) -> int:
-        return min(original(req) + 1, len(req.origin_input_ids) + len(req.output_ids))
+        longest = len(req.origin_input_ids) + len(req.output_ids)
+        return min(original(req) + 1, longest, req.kv.kv_allocated_len)
 
     _around(Req, "effective_kv_committed_len", length)
 
@@ -368,7 +369,8 @@ class Defect:
 
     plant: Callable[[Any], None]
     caught_by: tuple[str, ...]
-    """Checks of `test_lossless_e2e.py` that find it, or `start`: the server does not come up."""
+    """Checks of `test_lossless_e2e.py` that find it; or `death`: SGLang ends, as by a row of slots
+    that is written past its end."""
     options: tuple[str, ...] = ()
     """Options of the server, without which nothing meets the change."""
 
@@ -379,23 +381,23 @@ DEFECTS: Mapping[str, Defect] = {
     "run-too-long": Defect(
         _accept(lambda count, width: (count + 1).clamp(max=width)), ("answers",)
     ),
-    "run-too-short": Defect(_accept(lambda count, _: (count - 1).clamp(min=1)), ("answers",)),
+    "run-too-short": Defect(_accept(lambda count, _: (count - 1).clamp(min=1)), ("cycles",)),
     "draft-keys-below": Defect(_slots("draft_step", _slots_below), ("answers",)),
     "draft-keys-stay": Defect(_keep_draft_keys, ("answers",)),
     "verified-slots-shifted": Defect(
         _slots("verify", lambda _, rows: rows.slots.roll(1, 1)), ("answers",)
     ),
-    "rejected-keys-shared": Defect(_share_rejected_keys, ("answers",)),
+    "rejected-keys-shared": Defect(_share_rejected_keys, ("keys",)),
     "newest-from-draft": Defect(_newest(_next_draft), ("answers",)),
     "newest-of-next-row": Defect(_newest(_next_pick), ("answers",)),
     "noise-later": Defect(_verify_positions(1), ("answers",)),
     "noise-earlier": Defect(_verify_positions(-1), ("answers",)),
     "seeds-lost": Defect(_lose_seeds, ("answers",)),
     "stride-not-width": Defect(_cycle(_wrong_stride), ("answers",)),
-    "query-of-another": Defect(_swap_queries, ("answers",)),
-    "set-of-last-cycle": Defect(_lists(_old_lists), ("answers",)),
-    "drafts-read-all": Defect(_lists(_all_slots), ("answers",)),
-    "rows-without-room": Defect(_rows_without_room, ("answers",)),
+    "query-of-another": Defect(_swap_queries, ("cycles",)),
+    "set-of-last-cycle": Defect(_lists(_old_lists), ("cycles",)),
+    "drafts-read-all": Defect(_lists(_all_slots), ("cycles",)),
+    "rows-without-room": Defect(_rows_without_room, ("death",)),
     "stop-at-run-end": Defect(_as_sglang_finishes(by_run=False), ("answers",)),
     "length-before-end-token": Defect(_as_sglang_finishes(by_run=True), ("answers",)),
     "bias-twice": Defect(_bias_twice, ("answers",)),

@@ -248,9 +248,9 @@ def wrong_cycles(server: LocalServer, oracle: DraftOracle) -> list[str]:
     """Return a line for each list and count of accepted drafts that is not the oracle's."""
     lines = []
     # Two at once, which may be mistaken for one another, again with their prompts in the radix
-    # tree, and one that grows past the budget.
+    # tree, and two that grow past the budget, where the list decides what is accepted.
     pair = long_prompts()[:2]
-    for prompts in (pair, pair, [random_prompt(62, 3)]):
+    for prompts in (pair, pair, [random_prompt(62, number) for number in (3, 4)]):
         before = drafting(server)["accepted_histogram"]
         answers = server.ask_together(prompts, NUM_NEW)
         after = drafting(server)["accepted_histogram"]
@@ -440,7 +440,8 @@ def test_a_planted_defect_is_caught(
 ) -> None:
     defect = planted.DEFECTS[name]
     found = faults(name, checks, tiny_model, tmp_path, defect.options)
-    sys.stdout.write(f"{name}: {', '.join(found)}\n")  # shown with -rP
+    for check, lines in found.items():
+        sys.stdout.write(f"{name}: {check}: {lines[0][:300]}\n")  # shown with -rP
     assert set(defect.caught_by) <= set(found)
 
 
@@ -450,6 +451,7 @@ def test_a_wrong_set_costs_acceptance_and_changes_no_token(
     name: str, checks: Checks, tiny_model: Path, tmp_path: Path
 ) -> None:
     found = faults(name, checks, tiny_model, tmp_path)
+    sys.stdout.write("\n".join([f"{name}: {', '.join(found)}", *found.get("cycles", ())]))
     assert set(found) == {"cycles"}
     assert any(line.startswith("fewer accepted") for line in found["cycles"])
     assert not any(line.startswith("tokens") for line in found["cycles"])
