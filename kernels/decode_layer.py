@@ -40,6 +40,8 @@ SKINNY_STAGES, SKINNY_STAGES_SHARED = 6, 4
 """Tiles of weights in flight: where each program has an SM to itself, and where there are more
 programs than SMs, so that two share one."""
 SKINNY_WARPS = 4
+MIN_FEATURES = 512
+"""Fewest output features: fewer were not measured, and make few programs."""
 MAX_NARROW_DEPTH, MIN_DEEP_FEATURES = 4096, 4096
 """Most input features of a weight matrix with fewer than MIN_DEEP_FEATURES output features: its
 programs are too few for more, and cuBLAS, which also splits the depth, is faster."""
@@ -129,6 +131,7 @@ def suits(weight: Tensor) -> bool:
     return (
         weight.dtype in (torch.bfloat16, torch.float16)
         and weight.is_contiguous()
+        and features >= MIN_FEATURES
         and features % SKINNY_FEATURES == 0
         and depth % SKINNY_DEPTH == 0
         and (depth <= MAX_NARROW_DEPTH or features >= MIN_DEEP_FEATURES)

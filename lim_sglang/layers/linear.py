@@ -31,11 +31,11 @@ class SkinnyLinears:
     ) -> Tensor:
         if (
             self.enabled
+            and not torch.compiler.is_compiling()
             and rows.ndim == 2
             and 0 < len(rows) <= MAX_SKINNY_ROWS
             and rows.dtype == layer.weight.dtype
             and rows.is_contiguous()
-            and not torch.compiler.is_compiling()
         ):
             return skinny_linear(rows, layer.weight, bias)
         return original(layer, rows, bias)

@@ -25,13 +25,11 @@ class Qwen3AttentionLayers:
         self._pool = pool
         self.layers = [layer for layer in layers if self._serves(layer)]
         for layer in self.layers:
-            norms = HeadNorms(
-                layer.q_norm.weight.data, layer.k_norm.weight.data, layer.q_norm.variance_epsilon
-            )
-            layer.forward = partial(self._forward, layer, norms, layer.forward)
+            layer.forward = partial(self._forward, layer, layer.forward)
 
     def _serves(self, layer: Any) -> bool:
         keys, rope, dim = self._cache(layer)[0], layer.rotary_emb, layer.head_dim
+        angles = getattr(rope, "cos_sin_cache", None)
         return (
             keys.dtype == layer.q_norm.weight.dtype == layer.k_norm.weight.dtype
             and keys.shape[1:] == (layer.num_kv_heads, dim)
@@ -39,6 +37,8 @@ class Qwen3AttentionLayers:
             and dim & (dim - 1) == 0
             and rope.is_neox_style
             and rope.rotary_dim == rope.head_size == dim
+            and angles is not None
+            and angles.shape[1:] == (dim,)
             and not hasattr(rope, "mrope_section")
             and layer.q_norm.variance_epsilon == layer.k_norm.variance_epsilon
         )
@@ -50,7 +50,6 @@ class Qwen3AttentionLayers:
     def _forward(
         self,
         layer: Any,
-        norms: HeadNorms,
         original: Callable[..., Tensor],
         positions: Tensor,
         hidden_states: Tensor,
@@ -58,14 +57,14 @@ class Qwen3AttentionLayers:
     ) -> Tensor:
         if (
             not self.enabled
-            or not forward_batch.forward_mode.is_decode()
             or torch.compiler.is_compiling()
+            or not forward_batch.forward_mode.is_decode()
         ):
             return original(positions, hidden_states, forward_batch)
         qkv, _ = layer.qkv_proj(hidden_states)
         query = norm_rotate_store(
             qkv,
-            norms,
+            HeadNorms(layer.q_norm.weight, layer.k_norm.weight, layer.q_norm.variance_epsilon),
             layer.rotary_emb.cos_sin_cache,
             positions,
             forward_batch.out_cache_loc,

@@ -68,6 +68,7 @@ def test_products_follow_one_another_in_a_graph() -> None:
         (2048, 6144, BF16, False),  # few programs, each of a deep matrix
         (6144, 4096, F32, False),
         (576, 576, BF16, False),
+        (128, 2048, BF16, False),  # a router of experts
         (100, 4096, BF16, False),
     ],
 )

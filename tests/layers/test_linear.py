@@ -43,7 +43,7 @@ class Layer:
     ids=["too many", "none", "of three dimensions", "transposed"],
 )
 def test_other_rows_are_multiplied_as_before(rows: Tensor) -> None:
-    layer = Layer(64, 128)
+    layer = Layer(512, 128)
     linears = SkinnyLinears([layer])
     assert torch.equal(layer(rows), functional.linear(rows, layer.weight))
     assert (layer.own_products, len(linears.layers)) == (1, 1)
@@ -60,7 +60,7 @@ def test_layers_multiply_few_rows_by_the_kernel_while_it_is_enabled(
         return skinny_linear(rows, weight, bias)
 
     monkeypatch.setattr(linear, "skinny_linear", count)
-    layer, rows, bias = Layer(64, 128), torch.randn(3, 128).to(BF16), torch.randn(64).to(BF16)
+    layer, rows, bias = Layer(512, 128), torch.randn(3, 128).to(BF16), torch.randn(512).to(BF16)
     linears = SkinnyLinears([layer])
     expected = functional.linear(rows, layer.weight, bias)
     torch.testing.assert_close(layer(rows, bias), expected)

@@ -38,8 +38,13 @@ class Attention:
             for _ in range(2)
         )
         self.rotary_emb = SimpleNamespace(
-            **{"is_neox_style": True, "rotary_dim": DIM, "head_size": DIM} | rope,
-            cos_sin_cache=torch.cat([angles.cos(), angles.sin()], -1),
+            **{
+                "is_neox_style": True,
+                "rotary_dim": DIM,
+                "head_size": DIM,
+                "cos_sin_cache": torch.cat([angles.cos(), angles.sin()], -1),
+            }
+            | rope
         )
         self.attn = Queries()
         self.own_steps = 0
@@ -116,9 +121,18 @@ def test_prefills_and_disabled_layers_run_as_sglang_does() -> None:
         (Attention(is_neox_style=False), Pool()),
         (Attention(rotary_dim=DIM // 2), Pool()),
         (Attention(mrope_section=[8, 4, 4]), Pool()),
+        (Attention(cos_sin_cache=None), Pool()),
         (Attention(), Pool(dim=2 * DIM)),
     ],
-    ids=["fp8 cache", "other dtype", "interleaved", "partial", "of images", "other heads"],
+    ids=[
+        "fp8 cache",
+        "other dtype",
+        "interleaved",
+        "partial",
+        "of images",
+        "no table",
+        "other heads",
+    ],
 )
 def test_other_layers_are_left_alone(layer: Attention, pool: Pool) -> None:
     assert not Qwen3AttentionLayers([layer], pool).layers
