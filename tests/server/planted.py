@@ -38,7 +38,9 @@ sys.meta_path.insert(0, Planter())
 
 
 WORKER, EXCHANGE = "lim_sglang.lossless.worker", "lim_sglang.kernels.exchange"
-"""Modules that are changed: of lossless drafting, and of ranks that share query heads."""
+RUNNER = "lim_sglang.model_runner"
+"""Modules that are changed: of lossless drafting, of ranks that share query heads, of a server's
+start."""
 
 
 def sitecustomize(folder: Path, change: str, module: str = WORKER) -> dict[str, str]:
@@ -329,6 +331,11 @@ def _merge_alone(exchange: Any) -> None:
     _around(exchange.ScoreExchange, "unite", unite)
 
 
+def _use_layer_kernels(runner: Any) -> None:
+    """Let the layers of a CPU server run by the kernels, which are interpreted."""
+    runner.uses_layer_kernels = lambda: True
+
+
 def _as_sglang_finishes(*, by_run: bool) -> Callable[[Any], None]:
     """Take the mend of a run's end back; or look at the last token of a run alone."""
 
@@ -413,6 +420,7 @@ WRONG_SETS: Mapping[str, Callable[[Any], None]] = {
 }
 """Each costs acceptance and changes no token."""
 ALONE = "a rank merges its own turns alone"
+LAYER_KERNELS = "layers run by our kernels"
 KEYS_VAR, SAVED_KEYS = "LIM_TEST_KEYS", "keys of each request are saved"
 CHANGES = {
     **{name: defect.plant for name, defect in DEFECTS.items()},
@@ -420,4 +428,5 @@ CHANGES = {
     **WRONG_SETS,
     interpreted_passes.NAME: interpreted_passes.serve,
     ALONE: _merge_alone,
+    LAYER_KERNELS: _use_layer_kernels,
 }

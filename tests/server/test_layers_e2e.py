@@ -1,0 +1,35 @@
+"""SGLang's layers by our kernels, interpreted: a CPU server's tokens and sets stay the oracle's."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ON_CPU, SGLANG, WITH_LIM, serving, set_differences, token_differences
+from tests.server import interpreted_passes, planted
+from tests.server.oracle import Oracle
+from tests.server.tiny_model import NUM_LAYERS, crossing_prompts, long_prompts
+
+pytestmark = pytest.mark.e2e
+
+NUM_NEW = 12
+"""Tokens of each request: some seconds, interpreted."""
+
+
+def test_tokens_and_sets_are_the_oracles(
+    tiny_model: Path, tiny_oracle: Oracle, tmp_path: Path
+) -> None:
+    """A request that grows past the budget beside a sparse one; then both from the radix tree."""
+    command = [*SGLANG, "--model-path", str(tiny_model), *ON_CPU, *WITH_LIM]
+    settings = planted.sitecustomize(tmp_path, planted.LAYER_KERNELS, planted.RUNNER)
+    prompts = [crossing_prompts()[1], long_prompts()[0]]
+    expected = [tiny_oracle.generate(prompt, NUM_NEW) for prompt in prompts]
+    settings |= interpreted_passes.SETTINGS
+    with serving(command, folder=tmp_path, settings=settings) as server:
+        for _ in range(2):
+            for answer, run in zip(server.ask_together(prompts, NUM_NEW), expected, strict=True):
+                assert token_differences(answer.tokens, run.tokens) == []
+                assert set_differences(server.kept_sets(answer), run.kept) == []
+        state = server.lim()
+    assert state is not None
+    # In 32 bits the linear layers do not suit.
+    assert state["layer_kernels"] == {"skinny_gemm": 0, "norm_rope_store": NUM_LAYERS}
