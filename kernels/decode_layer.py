@@ -3,7 +3,7 @@ and store of q, k and v.
 
 Defined by `reference.linear` and `reference.norm_and_rotate`.
 
-**Skinny GEMM**: a program multiplies up to 16 rows by a tile of output features over the whole
+**Skinny GEMM**: a program multiplies up to 32 rows by a tile of output features over the whole
 depth, so that no sums are left to add: nearly as fast as a copy of the weights. Programmatic
 dependent launch: the programs start while the kernel before still runs, and allow the next kernel's
 at once.
@@ -12,6 +12,7 @@ at once.
 SGLang that this one replaces.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -30,21 +31,33 @@ from lim_sglang.kernels.launch import (
 
 MEASURED_CAPABILITY = (9, 0)
 """Compute capability of the GPUs on which these kernels were measured."""
-MAX_SKINNY_ROWS = MIN_DOT_ROWS
-"""Most rows: a tensor core multiplies as many at the cost of one."""
+
+
+@dataclass(frozen=True)
+class GemmTile:
+    """How a program of the skinny GEMM reads its weights."""
+
+    depth: int
+    """Input features at a time."""
+    stages: int
+    """Tiles in flight."""
+
+
+SKINNY_TILES: Mapping[int, tuple[GemmTile, GemmTile]] = {
+    MIN_DOT_ROWS: (GemmTile(128, stages=6), GemmTile(128, stages=4)),
+    2 * MIN_DOT_ROWS: (GemmTile(128, stages=5), GemmTile(64, stages=6)),
+}
+"""Tiles by the rows that a program multiplies: where each program has an SM to itself, and where
+there are more programs than SMs, so that they share SMs."""
+MAX_SKINNY_ROWS = max(SKINNY_TILES)
 SKINNY_FEATURES = 64
 """Output features of a program."""
-SKINNY_DEPTH = 128
-"""Input features that a program reads at a time."""
-SKINNY_STAGES, SKINNY_STAGES_SHARED = 6, 4
-"""Tiles of weights in flight: where each program has an SM to itself, and where there are more
-programs than SMs, so that two share one."""
 SKINNY_WARPS = 4
 MIN_FEATURES = 512
 """Fewest output features: fewer were not measured, and make few programs."""
-MAX_NARROW_DEPTH, MIN_DEEP_FEATURES = 4096, 4096
-"""Most input features of a weight matrix with fewer than MIN_DEEP_FEATURES output features: its
-programs are too few for more, and cuBLAS, which also splits the depth, is faster."""
+DEEP = 4096
+"""Input features of a weight matrix above which cuBLAS, which also splits the depth, is faster for
+matrices of fewer output features, and for more than 16 rows."""
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -87,8 +100,8 @@ def skinny_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     """Multiply rows by a weight matrix; the other rows of a batch change no bit of a row's result.
 
     Args:
-        rows: [B, depth], B up to MAX_SKINNY_ROWS, contiguous.
-        weight: [features, depth] of the same dtype, for which `suits` returns True.
+        rows: [B, depth], B up to `most_rows` of the weights, contiguous.
+        weight: [features, depth] of the same dtype.
         bias: [features].
 
     Returns:
@@ -97,6 +110,8 @@ def skinny_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     (num_rows, depth), features = rows.shape, len(weight)
     out = rows.new_empty(num_rows, features)
     num_programs = features // SKINNY_FEATURES
+    padded_rows = next(most for most in SKINNY_TILES if num_rows <= most)
+    tile = SKINNY_TILES[padded_rows][num_programs > _num_sms()]
     _multiply[(num_programs,)](
         rows,
         weight,
@@ -106,10 +121,10 @@ def skinny_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
         features,
         depth,
         HAS_BIAS=bias is not None,
-        ROWS=MAX_SKINNY_ROWS,
+        ROWS=padded_rows,
         FEATURES=SKINNY_FEATURES,
-        DEPTH=SKINNY_DEPTH,
-        STAGES=SKINNY_STAGES if num_programs <= _num_sms() else SKINNY_STAGES_SHARED,
+        DEPTH=tile.depth,
+        STAGES=tile.stages,
         UPCAST=interpreted(),
         num_warps=SKINNY_WARPS,
         **pdl_options(),
@@ -122,20 +137,24 @@ def _num_sms() -> int:
     return 1 if interpreted() else torch.cuda.get_device_properties().multi_processor_count
 
 
-def suits(weight: Tensor) -> bool:
-    """Return True if the kernel multiplies by a matrix, [features, depth], and faster than cuBLAS.
+def most_rows(weight: Tensor) -> int:
+    """Return the most rows that the kernel multiplies by a matrix, [features, depth], faster than
+    cuBLAS does; 0 for a matrix that it does not serve.
 
-    Measured: `docs/log/2026-12-01-skinny-gemm.md`.
+    Measured: `docs/log/2026-12-01-layer-kernels.md`.
     """
     features, depth = weight.shape
-    return (
-        weight.dtype in (torch.bfloat16, torch.float16)
-        and weight.is_contiguous()
-        and features >= MIN_FEATURES
-        and features % SKINNY_FEATURES == 0
-        and depth % SKINNY_DEPTH == 0
-        and (depth <= MAX_NARROW_DEPTH or features >= MIN_DEEP_FEATURES)
-    )
+    if (
+        weight.dtype not in (torch.bfloat16, torch.float16)
+        or not weight.is_contiguous()
+        or features < MIN_FEATURES
+        or features % SKINNY_FEATURES
+        or any(depth % tile.depth for tiles in SKINNY_TILES.values() for tile in tiles)
+    ):
+        return 0
+    if depth <= DEEP:
+        return MAX_SKINNY_ROWS
+    return min(SKINNY_TILES) if features >= DEEP else 0
 
 
 @dataclass(frozen=True)

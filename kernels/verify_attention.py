@@ -14,9 +14,9 @@ from lim_sglang.kernels import reference
 from lim_sglang.kernels.decode_layer import (
     MAX_SKINNY_ROWS,
     HeadNorms,
+    most_rows,
     norm_rotate_store,
     skinny_linear,
-    suits,
 )
 from lim_sglang.kernels.run_attention import RunWorkspace, attend_runs
 from lim_sglang.kernels.sparse_attention import SplitWorkspace, attend_tokens
@@ -245,7 +245,7 @@ def linear_differences(features: int, depth: int, dtype: torch.dtype, device: st
         return torch.randn(*shape, generator=generator).to(dtype).to(device)
 
     weight, differences = normal(features, depth), []
-    for num_rows in (1, 5, MAX_SKINNY_ROWS):
+    for num_rows in (1, 5, 16, 17, MAX_SKINNY_ROWS):
         # Rows that follow the last are NaN: nothing may be read of them.
         rows = functional.pad(normal(num_rows, depth), (0, 0, 0, 1), value=torch.nan)[:num_rows]
         for bias in (None, normal(features)):
@@ -303,6 +303,6 @@ def decode_layer_differences(batch: Batch, device: str) -> list[str]:
     heads = (len(batch.lengths), batch.heads, batch.kv_heads, batch.dim)
     found = norm_and_rope_differences(*heads, batch.dtype, device)
     shape = (batch.heads + 2 * batch.kv_heads) * batch.dim, batch.heads * batch.dim
-    if suits(torch.empty(shape, dtype=batch.dtype, device="meta")):
+    if most_rows(torch.empty(shape, dtype=batch.dtype, device="meta")):
         found += linear_differences(*shape, batch.dtype, device)
     return found

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lim_sglang.kernels.decode_layer import MAX_SKINNY_ROWS, skinny_linear, suits
+from lim_sglang.kernels.decode_layer import most_rows, skinny_linear
 
 
 class SkinnyLinears:
@@ -22,18 +22,25 @@ class SkinnyLinears:
         """
         self.enabled = True
         """False: all products are SGLang's, also in a CUDA graph that is captured now."""
-        self.layers = [layer for layer in layers if suits(layer.weight)]
-        for layer in self.layers:
-            layer.quant_method.apply = partial(self._apply, layer.quant_method.apply)
+        found = [(layer, most_rows(layer.weight)) for layer in layers]
+        self.layers = [layer for layer, most in found if most]
+        for layer, most in found:
+            if most:
+                layer.quant_method.apply = partial(self._apply, layer.quant_method.apply, most)
 
     def _apply(
-        self, original: Callable[..., Tensor], layer: Any, rows: Tensor, bias: Tensor | None = None
+        self,
+        original: Callable[..., Tensor],
+        most: int,
+        layer: Any,
+        rows: Tensor,
+        bias: Tensor | None = None,
     ) -> Tensor:
         if (
             self.enabled
             and not torch.compiler.is_compiling()
             and rows.ndim == 2
-            and 0 < len(rows) <= MAX_SKINNY_ROWS
+            and 0 < len(rows) <= most
             and rows.dtype == layer.weight.dtype
             and rows.is_contiguous()
         ):

@@ -337,18 +337,23 @@ def compile_layers(architecture: int) -> dict[str, Usage]:
     if divmod(architecture, 10) != decode_layer.MEASURED_CAPABILITY:
         return {}
     found = {}
-    for stages in (decode_layer.SKINNY_STAGES, decode_layer.SKINNY_STAGES_SHARED):
+    tiles = [
+        (rows, sharing, tile)
+        for rows, of_rows in decode_layer.SKINNY_TILES.items()
+        for sharing, tile in zip(("alone", "shared"), of_rows, strict=True)
+    ]
+    for rows, sharing, tile in tiles:
         constants = {
             "HAS_BIAS": True,
-            "ROWS": decode_layer.MAX_SKINNY_ROWS,
+            "ROWS": rows,
             "FEATURES": decode_layer.SKINNY_FEATURES,
-            "DEPTH": decode_layer.SKINNY_DEPTH,
-            "STAGES": stages,
+            "DEPTH": tile.depth,
+            "STAGES": tile.stages,
             "USE_PDL": True,
             "UPCAST": False,
         }
         types = dict.fromkeys(("rows", "weight", "bias", "out"), "*bf16")
-        found[f"multiply {stages}"] = compile_kernel(
+        found[f"multiply {sharing} {rows}"] = compile_kernel(
             architecture, decode_layer._multiply, constants, decode_layer.SKINNY_WARPS, **types
         )
     types = dict.fromkeys(("qkv", "query", "query_weight", "key_weight", "keys", "values"), "*bf16")

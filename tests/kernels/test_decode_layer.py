@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lim_sglang.kernels.decode_layer import MAX_SKINNY_ROWS, skinny_linear, suits
+from lim_sglang.kernels.decode_layer import MAX_SKINNY_ROWS, most_rows, skinny_linear
 from lim_sglang.kernels.verify_attention import linear_differences, norm_and_rope_differences
 from tests.kernels.batches import BF16, DEVICES, F32, FP16
 
@@ -35,7 +35,7 @@ def test_products_are_the_reference_s_on_a_gpu(shape: str, dtype: torch.dtype) -
 def test_a_row_does_not_depend_on_its_neighbours(device: str) -> None:
     rows, weight = (torch.randn(n, 256).to(device, BF16) for n in (MAX_SKINNY_ROWS, 128))
     together = skinny_linear(rows, weight)
-    for number in (1, 2, 7):
+    for number in (1, 2, 7, 16, 17):
         assert torch.equal(skinny_linear(rows[:number], weight), together[:number])
 
 
@@ -63,19 +63,21 @@ def test_products_follow_one_another_in_a_graph() -> None:
 @pytest.mark.parametrize(
     ("features", "depth", "dtype", "expected"),
     [
-        (6144, 4096, BF16, True),
-        (4096, 12288, FP16, True),
-        (2048, 6144, BF16, False),  # few programs, each of a deep matrix
-        (6144, 4096, F32, False),
-        (576, 576, BF16, False),
-        (128, 2048, BF16, False),  # a router of experts
-        (100, 4096, BF16, False),
+        (6144, 4096, BF16, 32),
+        (4096, 12288, FP16, 16),
+        (2048, 6144, BF16, 0),  # few programs, each of a deep matrix
+        (6144, 4096, F32, 0),
+        (576, 576, BF16, 0),
+        (128, 2048, BF16, 0),  # a router of experts
+        (1000, 4096, BF16, 0),
     ],
 )
-def test_shapes_that_suit(features: int, depth: int, dtype: torch.dtype, expected: bool) -> None:
+def test_shapes_are_multiplied_by_so_many_rows(
+    features: int, depth: int, dtype: torch.dtype, expected: int
+) -> None:
     weight = torch.empty(features, depth, dtype=dtype, device="meta")
-    assert suits(weight) == expected
-    assert not suits(weight.T)
+    assert most_rows(weight) == expected
+    assert most_rows(weight.T) == 0
 
 
 SHAPES = {
