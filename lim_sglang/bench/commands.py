@@ -44,6 +44,13 @@ TopPOption = Annotated[
 BackendsOption = Annotated[
     str, typer.Option(help="lim, and of flashinfer, triton, fa3 those to compare with.")
 ]
+StepBackendsOption = Annotated[
+    str,
+    typer.Option(
+        help="lim, and of flashinfer, triton, fa3 those to compare with; flashinfer+layers is "
+        "dense with our kernels of layers."
+    ),
+]
 PointOption = Annotated[
     list[str] | None, typer.Option(help="BATCHxCONTEXT: 8x32k, or mixed, 4x32k+4x1k; repeatable.")
 ]
@@ -95,7 +102,7 @@ def decode(
         ),
     ] = None,
     budget: BudgetOption = 2048,
-    backends: BackendsOption = "lim,flashinfer",
+    backends: StepBackendsOption = "lim,flashinfer",
     policy: PoliciesOption = None,
     kv_cache_dtype: CacheOption = "auto",
     quantization: QuantizationOption = "none",
@@ -117,7 +124,7 @@ def decode(
     """Time decode steps of lim and of SGLang's dense backends, window by window in turns."""
     choice = ModelChoice(shape, model, kv_cache_dtype, quantization)
     points = workloads.choose_points(point or [], batch, context)
-    names = workloads.read_backends(backends, choice)
+    names = workloads.read_backends(backends, choice, by_step=True)
     from lim_sglang.bench.decode import DecodeOptions, measure
     from lim_sglang.bench.model_runner import show_log
     from lim_sglang.bench.results import DecodeTable
@@ -162,7 +169,7 @@ def drafts(
         ),
     ] = None,
     top_p: TopPOption = 1.0,
-    backends: BackendsOption = "lim,flashinfer,triton",
+    backends: StepBackendsOption = "lim,flashinfer,triton",
     windows: Annotated[int, typer.Option(min=1, help="Timed windows of each.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Steps, or cycles, in a window.")] = 10,
     mem_fraction_static: MemoryOption = 0.85,
@@ -173,7 +180,7 @@ def drafts(
     are counted by acceptance that was recorded on easy and on hard texts."""
     choice = ModelChoice(shape, model)
     points = workloads.choose_points(point or [], None, None)
-    names = workloads.read_backends(backends, choice)
+    names = workloads.read_backends(backends, choice, by_step=True)
     numbers = workloads.read_drafts(drafts)
     from lim_sglang.bench.decode import DecodeOptions
     from lim_sglang.bench.drafts import ACCEPTANCE, Draw, draft_table, measure

@@ -26,6 +26,7 @@ from lim_sglang.audit import LayerObserver
 from lim_sglang.bench.ranks import ALONE, Rank
 from lim_sglang.bench.workloads import (
     DENSE_BACKENDS,
+    WITH_LAYERS,
     CacheDtype,
     ModelChoice,
     Point,
@@ -358,7 +359,11 @@ def summarize_rows(runner: Any, contender: Contender, rows: Iterable[Tensor]) ->
 
 def check_backends(names: Sequence[str]) -> None:
     """Refuse backends that this GPU cannot run, before a model is loaded."""
-    found = [(name, compat.missing_backend(name)) for name in names]
+    found = [(name, compat.missing_backend(name.removesuffix(WITH_LAYERS))) for name in names]
+    if layers := [name for name in names if name.endswith(WITH_LAYERS)]:
+        runner = importlib.import_module("lim_sglang.model_runner")  # imports SGLang
+        if not runner.uses_layer_kernels():
+            found.append((layers[0], "our kernels of layers serve on Hopper alone"))
     if reasons := [f"--backends {name}: {reason}" for name, reason in found if reason]:
         raise LimError("; ".join(reasons))
 
@@ -378,7 +383,7 @@ def make_contender(runner: Any, name: str, config: LimConfig | None = None) -> C
             runner.init_cuda_graphs()
         else:
             build_dense_backend(runner, name)
-    live, expected = runner.attn_backend, BACKEND if is_ours else name
+    live, expected = runner.attn_backend, BACKEND if is_ours else name.removesuffix(WITH_LAYERS)
     # SGLang records the backend that it chose for the name; ours alone has roles.
     if live.decode_attention_backend_str != expected or hasattr(live, "roles") != is_ours:
         raise ServerError(f"SGLang built {type(live).__name__} for the backend {name}")
@@ -393,11 +398,11 @@ def build_dense_backend(runner: Any, name: str) -> None:
     others = dict.fromkeys(("prefill_attention_backend", "decode_attention_backend"))
     # SGLang records the origin of a changed option.
     override = partial(runner.server_args.override, "lim bench", **others)
-    override(attention_backend=name)
+    override(attention_backend=name.removesuffix(WITH_LAYERS))
     try:
         # Bypasses LimModelRunner's check that the live backend is ours: here it must not be.
         compat.ModelRunner.init_attention_backends(runner)
-        with runner.sglang_layers():
+        with nullcontext() if name.endswith(WITH_LAYERS) else runner.sglang_layers():
             runner.init_decode_cuda_graph()
     finally:
         override(attention_backend=BACKEND)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self
 import torch
 from pydantic import BeforeValidator, TypeAdapter
 
-from lim_sglang.bench.workloads import DENSE_BACKENDS, Point
+from lim_sglang.bench.workloads import DENSE_BACKENDS, WITH_LAYERS, Point
 from lim_sglang.config import BACKEND
 from lim_sglang.environment import driver_version, installed_versions, project_commit
 from lim_sglang.errors import ConfigError, DataError
@@ -25,7 +25,12 @@ from lim_sglang.policies import POLICIES
 
 NONE = "-"
 TIMES, DOT = "\N{MULTIPLICATION SIGN}", "\N{MIDDLE DOT}"
-NAMES = {"flashinfer": "FlashInfer", "triton": "Triton", "fa3": "FlashAttention 3"}
+NAMES = {
+    "flashinfer": "FlashInfer",
+    "triton": "Triton",
+    "fa3": "FlashAttention 3",
+    f"flashinfer{WITH_LAYERS}": "FlashInfer with our layers",
+}
 SECTION = MarkdownSection("lim bench decode")
 """The section of a Markdown file that `lim bench report` writes."""
 SAME = (

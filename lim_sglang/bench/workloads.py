@@ -23,8 +23,11 @@ from lim_sglang.policies.lossless import AUTO_CHOICES, Lossless
 from lim_sglang.policies.policy import Role, SparsePolicy
 from lim_sglang.validation import default_page_size
 
-DENSE_BACKENDS = ("flashinfer", "triton", "fa3")
+SGLANG_BACKENDS = ("flashinfer", "triton", "fa3")
 """SGLang's own attention backends that are compared with ours."""
+WITH_LAYERS = "+layers"
+"""Ending of the name of such a backend whose steps run layers by our kernels, too."""
+DENSE_BACKENDS = (*SGLANG_BACKENDS, f"flashinfer{WITH_LAYERS}")
 CacheDtype = Literal["auto", "fp8_e4m3", "fp8_e5m2"]
 """Format of the KV cache; `auto` is the model's dtype, or the checkpoint's choice."""
 Quantization = Literal["none", "fp8"]
@@ -154,11 +157,17 @@ def write_shape(shape: str, folder: Path, longest: int) -> None:
         (folder / name).write_text(json.dumps(content) + "\n")
 
 
-def read_backends(text: str, model: ModelChoice | None = None) -> tuple[str, ...]:
+def read_backends(
+    text: str, model: ModelChoice | None = None, *, by_step: bool = False
+) -> tuple[str, ...]:
     """Read a comma-separated list of attention backends, each once; ours comes first if named. For
-    a model, refuse a list without ours, and a backend that cannot read the model's KV cache."""
+    a model, refuse a list without ours, and a backend that cannot read the model's KV cache.
+
+    Args:
+        by_step: steps are timed, so that a backend may have our kernels of layers.
+    """
     names = dict.fromkeys(name.strip() for name in text.split(","))
-    known = (BACKEND, *DENSE_BACKENDS)
+    known = (BACKEND, *(DENSE_BACKENDS if by_step else SGLANG_BACKENDS))
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"unknown backend {', '.join(unknown)}; known: {', '.join(known)}")
     if model and BACKEND not in names:

@@ -137,8 +137,27 @@ def test_a_backend_without_its_binary_is_refused(monkeypatch: pytest.MonkeyPatch
         model_runner.check_backends(["flashinfer", "fa3"])
 
 
+@pytest.mark.parametrize("serves", [True, False])
+def test_kernels_of_layers_are_refused_where_they_do_not_serve(
+    monkeypatch: pytest.MonkeyPatch, serves: bool
+) -> None:
+    monkeypatch.setattr(compat, "missing_backend", {}.get)
+    ours: Any = SimpleNamespace(uses_layer_kernels=lambda: serves)
+    monkeypatch.setitem(sys.modules, "lim_sglang.model_runner", ours)
+    words = r"--backends flashinfer\+layers: our kernels of layers serve on Hopper alone"
+    with nullcontext() if serves else pytest.raises(LimError, match=words):
+        model_runner.check_backends(["flashinfer", "flashinfer+layers"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("triton", ["triton", "SGLang's layers", "triton", "ours"]),
+        ("flashinfer+layers", ["flashinfer", "flashinfer"]),
+    ],
+)
 def test_a_dense_backend_is_built_under_its_own_name_and_ours_comes_back(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, name: str, expected: list[str]
 ) -> None:
     args = SimpleNamespace(attention_backend="lim", decode_attention_backend="lim")
     args.override = lambda _source, **fields: vars(args).update(fields)
@@ -159,8 +178,8 @@ def test_a_dense_backend_is_built_under_its_own_name_and_ours_comes_back(
         init_attention_backends=lambda built: seen.append(built.server_args.attention_backend)
     )
     monkeypatch.setitem(vars(compat), "ModelRunner", base)
-    model_runner.build_dense_backend(runner, "triton")
-    assert seen == ["triton", "SGLang's layers", "triton", "ours"]
+    model_runner.build_dense_backend(runner, name)
+    assert seen == expected
     assert (args.attention_backend, args.decode_attention_backend) == ("lim", None)
 
 

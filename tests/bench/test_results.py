@@ -65,6 +65,15 @@ def test_the_table_is_by_batch_then_context_with_a_dash_for_a_missing_row(tmp_pa
     ]
 
 
+def test_dense_with_our_layers_is_a_dense_backend(tmp_path: Path) -> None:
+    """So that the smaller speed-up is the one that is shown."""
+    times = {"lim": 10.0, "flashinfer": 20.0, "flashinfer+layers": 18.0}
+    found = table(tmp_path, *(line(name, "8x32k", ms) for name, ms in times.items()))
+    head, row_of_8 = cells(found.section(found.points))
+    assert head[1:3] == ["dense FlashInfer, ms", "dense FlashInfer with our layers, ms"]
+    assert row_of_8[1:5] == ["20.00", "18.00", "10.00", "1.80"]
+
+
 def test_the_order_of_files_and_lines_changes_nothing_and_days_are_named(tmp_path: Path) -> None:
     first, second = write(tmp_path, *LINES[:3]), write(tmp_path, *LINES[3:], name="more.jsonl")
     (found,), (again,) = read_tables([first, second]), read_tables([second, first])

@@ -82,6 +82,8 @@ def test_our_backend_comes_first_because_the_runner_is_built_with_it() -> None:
     found = workloads.read_backends("flashinfer, lim,fa3,flashinfer", ModelChoice("qwen3-8b"))
     assert found == ("lim", "flashinfer", "fa3")
     assert workloads.read_backends("triton") == ("triton",)
+    layers = workloads.read_backends("lim,flashinfer+layers", ModelChoice("qwen3-8b"), by_step=True)
+    assert layers == ("lim", "flashinfer+layers")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,7 @@ def test_our_backend_comes_first_because_the_runner_is_built_with_it() -> None:
     [
         ("flashinfer", "auto", "must name lim"),
         ("lim,fa4,x", "auto", "unknown backend fa4, x; known: lim, flashinfer"),
+        ("lim,flashinfer+layers", "auto", r"unknown backend flashinfer\+layers"),
         ("lim,fa3", "fp8_e5m2", "fa3 reads no KV cache of fp8_e5m2"),
     ],
 )
