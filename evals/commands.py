@@ -128,6 +128,7 @@ def compare_runs(
     from lim_sglang.evals.equal_time import equal_times
     from lim_sglang.evals.summaries import check_paths, load_by_task
     from lim_sglang.evals.tables import comparison_table, equal_time_table, sentence
+    from lim_sglang.evals.tasks import OWN_FILE
 
     check_paths(runs)
     errors = plain_console(stderr=True)
@@ -146,14 +147,13 @@ def compare_runs(
                     times[-1] = equal_times(first, other, common=common, seed=seed)
             except DataError as problem:
                 unequal.append(problem)
+    alone = [run for run, *others in tasks if not others]
     left_out = [
         *(f"{path} has no sample yet" for path in empty),
-        *(
-            f"{run.label} is the only run of {run.conditions['task']}"
-            for run, *others in tasks
-            if not others
-        ),
+        *(f"{run.label} is the only run of {run.conditions['task']}" for run in alone),
     ]
+    if sum(run.conditions["task"].startswith(OWN_FILE) for run in alone) > 1:
+        left_out.append("files of one name are one task: an edited file keeps its name")
     if not comparisons:
         if unequal:
             raise DataError("\n".join(map(str, unequal)))

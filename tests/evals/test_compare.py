@@ -542,6 +542,12 @@ def test_the_command_needs_two_runs_of_a_task(paths: list[str], tmp_path: Path) 
         lim_compare(paths[0], str(other))
 
 
+def test_files_of_two_names_are_told_to_be_two_tasks(tmp_path: Path) -> None:
+    runs = [simulated(questions=40, task=f"file:{name}", origin="own") for name in ("own", "own2")]
+    with pytest.raises(ConfigError, match="only run of file:own2; files of one name are one task"):
+        lim_compare(*map(str, write_summaries(runs, tmp_path / "runs")))
+
+
 def test_folders_of_runs_are_compared_task_by_task_dense_runs_first(tmp_path: Path) -> None:
     delta = simulated(questions=40, policy="delta")  # sorted before full by its name
     write_summaries([delta, simulated(questions=40, **FULL)], tmp_path / "one")
