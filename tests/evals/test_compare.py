@@ -363,7 +363,7 @@ GONE = question("q", [None], states={0: ABORTED})
         (
             run(*A.questions[:10][::-1], num_failed=1),
             run(*A.questions[11:12], num_failed=2),
-            r"lacks 10 of 11 .* q2 and 7 more.*1 sample of run and 2 samples of run failed: .*--ret",
+            r"lacks 10 of 11 .* q2 and 7 more.*1 sample of run and 2 samples of run .*--ret",
         ),
         (run(GONE), run(GONE), "share no question with completed samples"),
     ],
