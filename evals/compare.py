@@ -5,7 +5,6 @@ McNemar's exact test compares the votes.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
@@ -21,8 +20,14 @@ from lim_sglang.evals.metrics import (
     has_majority,
     stops_early,
 )
+from lim_sglang.evals.pairing import (
+    Pairs,
+    are_published,
+    ask_the_same,
+    paired_questions,
+    unpaired,
+)
 from lim_sglang.evals.settings import differences
-from lim_sglang.evals.tasks import Origin
 from lim_sglang.markdown_section import counted, join_words
 from lim_sglang.policies import POLICIES
 from lim_sglang.programs.schema import SampleState
@@ -151,8 +156,6 @@ DESCRIBED = {
     "concurrency": "most requests at a time (the lower of --concurrency and the servers' limit)"
 }
 """Conditions whose names do not say what they are."""
-MAX_NAMES_SHOWN = 5
-COMMON = "compare the questions of both by lim compare --common"
 
 
 @dataclass(frozen=True)
@@ -388,10 +391,6 @@ def _figures(
     )
 
 
-Pairs = Sequence[tuple[QuestionResult, QuestionResult]]
-"""The same question in both runs."""
-
-
 def _difference(
     pairs: Pairs, measure: Callable[[QuestionResult], float], **bootstrap: int
 ) -> Interval:
@@ -434,163 +433,12 @@ def mean_seconds(question: QuestionResult) -> float:
     return max(fmean(question.seconds[n] for n in question.completed), 0.01)
 
 
-def paired_questions(a: Summary, b: Summary, *, common: bool) -> Pairs:
-    """Return the questions that have samples in both runs, in a's order.
-
-    Runs that were asked different selections are paired by what they ask, whatever the ids.
-    """
-    if a.conditions["task"] != b.conditions["task"]:
-        raise DataError(
-            f"{a.label} has task {a.conditions['task']} and {b.label} has task "
-            f"{b.conditions['task']}: compare runs of one task"
-        )
-    is_same = _ask_the_same(a, b)
-    by_content = not is_same and _has_texts(a) and _has_texts(b)
-    if not (is_same or by_content or _differ_in_limit(a, b)):
-        raise DataError(_why_unpaired(a, b))
-    partners = _partners_by_content(a, b) if by_content else _partners_by_id(a, b)
-    pairs = [(x, partners[x.question_id]) for x in a.questions if x.question_id in partners]
-    if (gaps := _gaps(a, b, pairs)) and not common:
-        ways = [*(_how_to_complete(a, b) if is_same else []), COMMON]
-        raise DataError(
-            f"{a.label} and {b.label} have different questions ({'; '.join(gaps)}); "
-            f"{', or '.join(ways)}"
-        )
-    return pairs
-
-
-def _ask_the_same(a: Summary, b: Summary) -> bool:
-    """Return True if two runs were asked the same selection of questions."""
-    same: bool = a.conditions.get("questions") == b.conditions.get("questions")
-    return same
-
-
-def _gaps(a: Summary, b: Summary, pairs: Pairs) -> list[str]:
-    """Return what each of two runs lacks of the questions of both, given those that are paired."""
-    taken_a, taken_b = ({pair[n].question_id for pair in pairs} for n in (0, 1))
-    only_a = [each for each in a.questions if each.question_id not in taken_a]
-    only_b = [each for each in b.questions if each.question_id not in taken_b]
-    num_all = len(pairs) + len(only_a) + len(only_b)
-    return [
-        _describe_missing(run, lacking, num_all)
-        + ("" if _ask_the_same(a, b) else f" of {other.label}")
-        for run, other, lacking in ((a, b, only_b), (b, a, only_a))
-        if lacking
-    ]
-
-
-def _has_texts(run: Summary) -> bool:
-    """Return True if a summary tells the questions of the run by their texts."""
-    return all(question.text_digest for question in run.questions)
-
-
-def _differ_in_limit(a: Summary, b: Summary) -> bool:
-    """Return True if one run was asked the first questions of the other, so that ids name them.
-
-    Digests of a file do not depend on the order of its rows. The order is known of published
-    questions; the rows of another file may be in another one, which changes the ids that are
-    numbers of rows.
-    """
-    if a.conditions["benchmark"] != b.conditions["benchmark"]:
-        return False
-    if a.conditions["asked"] == b.conditions["asked"]:  # the same first questions would be equal
-        return False
-    return _are_published(a, b) or not any(
-        question.question_id.isdecimal() for run in (a, b) for question in run.questions
-    )
-
-
-def _are_published(*runs: Summary) -> bool:
-    return all(run.conditions.get("origin") == Origin.PUBLISHED for run in runs)
-
-
-def _why_unpaired(a: Summary, b: Summary) -> str:
-    """Return why ids do not pair two runs' questions, and what makes the runs comparable."""
-    silent = [run for run in (a, b) if not _has_texts(run)]
-    ways = ["compare runs over the same questions"]
-    if any(question.reference is None for run in silent for question in run.questions):
-        ways.insert(0, "in the place of a summary name its run's folder, or a summary written anew")
-    return (
-        f"{a.label} and {b.label} were asked different questions, or the same ones in another "
-        f"order or with other references; {join_words(run.label for run in silent)} "
-        f"{'do' if len(silent) > 1 else 'does'} not record the texts, without which one id may "
-        f"stand for two questions: {', or '.join(ways)}"
-    )
-
-
-def _partners_by_id(a: Summary, b: Summary) -> dict[str, QuestionResult]:
-    """Return b's question for each id of a that b has, too, unless the references are known to
-    differ."""
-    of_b = {question.question_id: question for question in b.questions}
-    found = ((x, of_b[x.question_id]) for x in a.questions if x.question_id in of_b)
-    return {
-        x.question_id: y
-        for x, y in found
-        if x.reference == y.reference or None in (x.reference, y.reference)
-    }
-
-
-def _partners_by_content(a: Summary, b: Summary) -> dict[str, QuestionResult]:
-    """Return b's question of the same text for ids of a.
-
-    Where both runs know the references, these are equal, too. Of equal questions those with equal
-    ids are paired first, the others in the order of their ids.
-    """
-    has_references = all(each.reference is not None for run in (a, b) for each in run.questions)
-
-    def content(question: QuestionResult) -> tuple[str | None, str | None]:
-        return question.text_digest, question.reference if has_references else None
-
-    def has_moved(question: QuestionResult) -> bool:
-        return question.question_id not in left.get(content(question), ())
-
-    left: dict[tuple[str | None, str | None], dict[str, QuestionResult]] = {}
-    for question in _in_natural_order(b):
-        left.setdefault(content(question), {})[question.question_id] = question
-    partners = {}
-    for question in sorted(_in_natural_order(a), key=has_moved):
-        if equal := left.get(content(question)):
-            name = question.question_id
-            partners[name] = equal.pop(name if name in equal else next(iter(equal)))
-    return partners
-
-
-def _in_natural_order(run: Summary) -> list[QuestionResult]:
-    return sorted(run.questions, key=lambda question: natural_order(question.question_id))
-
-
-def _describe_missing(run: Summary, lacking: Sequence[QuestionResult], num_all: int) -> str:
-    """Return how many of all questions a run has no sample of, and the ids of the first of them."""
-    names = [question.question_id for question in lacking]
-    shown = sorted(names, key=natural_order)[:MAX_NAMES_SHOWN]
-    more = ["…"] if len(names) > len(shown) else []
-    ids = f"the id{'s' if len(names) > 1 else ''} {', '.join([*shown, *more])}"
-    return f"{run.label} lacks {len(names):,} of {counted(num_all, 'question')}, with {ids}"
-
-
-def natural_order(name: str) -> list[tuple[int, str]]:
-    """Return a key that sorts `q2` before `q10`."""
-    return [(int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
-
-
-def _how_to_complete(a: Summary, b: Summary) -> list[str]:
-    """Return what adds the samples that two runs of the same questions lack."""
-    if failed := [
-        f"{counted(run.num_failed, 'sample')} of {run.label}" for run in (a, b) if run.num_failed
-    ]:
-        return [
-            f"{' and '.join(failed)} failed: the same lim eval command with --retry-failed tries "
-            "them again"
-        ]
-    return ["complete the runs with lim eval"] if a.gap or b.gap else []
-
-
 def _other_questions(a: Summary, b: Summary, pairs: Pairs) -> Iterator[str]:
-    """Yield which questions are not compared, or how selections of the same texts may differ."""
-    if _ask_the_same(a, b):
-        return
-    gaps = "; ".join(_gaps(a, b, pairs))
-    yield f"their questions ({gaps})" if gaps else "the order of their questions, or in references"
+    """Yield which questions are left out, or how selections of the same texts may differ."""
+    if left_out := "; ".join(unpaired(a, b, pairs)):
+        yield f"their questions, of which these are left out: {left_out}"
+    elif not ask_the_same(a, b):
+        yield "the order of their questions, or in references"
 
 
 def _other_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
@@ -602,7 +450,7 @@ def _other_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[s
 
 def _other_references(a: Summary, b: Summary, pairs: Pairs) -> Iterator[str]:
     """Yield a line if the references of runs that were asked different selections may differ."""
-    if _ask_the_same(a, b) or _are_published(a, b):
+    if ask_the_same(a, b) or are_published(a, b):
         return
     if any(question.reference is None for pair in pairs for question in pair):
         yield "references, perhaps: a summary keeps none, the folder of its run does"

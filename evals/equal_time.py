@@ -12,7 +12,6 @@ from lim_sglang.evals.compare import (
     distinct_names,
     mean_difference,
     mean_seconds,
-    paired_questions,
     uneven_seconds,
 )
 from lim_sglang.evals.metrics import (
@@ -21,6 +20,7 @@ from lim_sglang.evals.metrics import (
     majority_share,
     stops_early,
 )
+from lim_sglang.evals.pairing import paired_questions
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Samples of the reference run whose time is compared."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from lim_sglang.evals.compare import (
     Comparison,
     Interval,
-    natural_order,
     policy_name,
     uneven_seconds,
 )
@@ -25,6 +24,7 @@ from lim_sglang.evals.metrics import (
     Score,
     stops_early,
 )
+from lim_sglang.evals.pairing import natural_order
 from lim_sglang.evals.report import Group, Row
 from lim_sglang.markdown_section import counted, markdown_table
 from lim_sglang.programs.schema import UNANSWERED, cut_off_advice

@@ -24,7 +24,7 @@ from lim_sglang.programs.grading.kinds import (
     listed_letters,
     number_text,
 )
-from lim_sglang.programs.grading.last_line import last_letter, last_value
+from lim_sglang.programs.grading.last_line import last_letter, last_value, without_other_form
 from lim_sglang.programs.grading.latex import tidy, with_ellipses
 from lim_sglang.programs.grading.stated import (
     MAX_STATED,
@@ -288,6 +288,8 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bo
             answer for answer in found if (letter := as_choice(answer)) and letter not in several
         ] or found
     elif not found and whole and not cut_off:
+        if (plainer := without_other_form(marked)) != marked:
+            return _find_answer(plainer, kind, whole=whole, cut_off=cut_off)
         closing = _last_block(marked) or _last_object(marked) or _closing_answer(text)
         closing = closing or (None if stated else last_value(marked))
         found = [closing] if closing else []

@@ -5,9 +5,10 @@ import re
 
 from lim_sglang.programs.grading.denials import CONDITION, DOUBT, rules_out
 from lim_sglang.programs.grading.latex import tidy
-from lim_sglang.programs.grading.stated import is_measured
+from lim_sglang.programs.grading.stated import are_one, calculated, is_measured
 from lim_sglang.programs.grading.statements import ONLY
 from lim_sglang.programs.grading.told import RESULT, told_value
+from lim_sglang.programs.grading.values import read_number
 
 MAX_LINE = 1000
 """Characters at the end of a reply in which its last lines are looked for."""
@@ -53,6 +54,17 @@ _BOLD_VALUE = re.compile(
     re.IGNORECASE,
 )
 """A reply of one sentence with its value in bold."""
+_BOLD_RESULT = re.compile(
+    r"(?P<calculation>half of \d[^*\n]{0,60}?)\s(?:is|equals)\s"
+    r"\*\*(?P<value>[^*\n]{1,40})\*\*\.?\s*\Z",
+    re.IGNORECASE,
+)
+"""A reply of one sentence with the result of its calculation in bold: `Half of 9 is **4.5**.`"""
+_OTHER_FORM = re.compile(
+    r"\*\*(?P<value>[^*\n]{1,40})\*\*(?P<bracket>\s*\(\s*(?:(?:or|i\.e\.|=|equivalently|that is)"
+    r"(?![a-z]),?\s*)?(?P<other>[^()*\n]{1,60})\))[\s.]*\Z"
+)
+"""A value in bold at the end, and a value in brackets behind it: `**4.5** (or 9/2)`."""
 _GOING_WITH = re.compile(
     r"(?:(?:\A|[.!?][*_]*\s|\n)[\s*_]*|,\s+(?=(?:so|and|thus|hence|therefore)\b))"
     r"(?:(?:so|and|thus|hence|therefore|finally)\b,?\s+)?"
@@ -151,7 +163,22 @@ def last_value(reply: str) -> str | None:
     if bold := _BOLD_SENTENCE.search(end) or _BOLD_VALUE.fullmatch(reply):
         sentence = bold["sentence"].replace("*", "").strip()
         return None if DOUBT.search(sentence) else told_value(sentence, plainly=True)
+    if result := _BOLD_RESULT.fullmatch(reply):
+        value = tidy(result["value"])
+        total = calculated(result["calculation"].lower())
+        return value if total is not None and read_number(value) == (total, None) else None
     return None
+
+
+def without_other_form(reply: str) -> str:
+    """Return a reply without the bracket at its end that repeats the bold number before in another
+    form, as in `Half of 9 is **4.5** (or 9/2).`; any other reply as it is.
+    """
+    found = _OTHER_FORM.search(reply, max(0, len(reply) - MAX_LINE))
+    sides = [tidy(found[side]) for side in ("value", "other")] if found else []
+    if found is None or not all(map(is_measured, sides)) or not are_one(*sides):
+        return reply
+    return reply[: found.start("bracket")] + reply[found.end("bracket") :]
 
 
 def _leads_to_last(line: str, value: str) -> bool:

@@ -353,7 +353,7 @@ GONE = question("q", [None], states={0: ABORTED})
         (
             run_of((1, 1), (1, 1)),
             run_of(*[(1, 1)] * 10),
-            r"lacks 8 of 10 .* ids q2, q3, q4, q5, q6, …\)",
+            r"lacks 8 of 10 .* ids q2, q3, q4 and 5 more\)",
         ),
         (
             run(*A.questions[8:11]),
@@ -363,7 +363,7 @@ GONE = question("q", [None], states={0: ABORTED})
         (
             run(*A.questions[:10][::-1], num_failed=1),
             run(*A.questions[11:12], num_failed=2),
-            r"lacks 10 of 11 .* q0, q1, q2, .*1 sample of run and 2 samples of run failed: .*--ret",
+            r"lacks 10 of 11 .* q2 and 7 more.*1 sample of run and 2 samples of run .*--ret",
         ),
         (run(GONE), run(GONE), "share no question with completed samples"),
     ],
@@ -377,8 +377,12 @@ def test_the_questions_of_both_runs_are_compared_on_demand() -> None:
     found = compare(A, run(*B.questions[:2], questions="fewer"), common=True)
     assert found.num_questions == 2
     assert found.difference.value == pytest.approx(-1 / 8)
-    lacks = "run lacks 18 of 20 questions, with the ids q2, q3, q4, q5, q6, … of run"
-    assert found.other_differences == (f"their questions ({lacks})", "asked: 20 and 2")
+    lacks = "run lacks 18 of 20 questions, with the ids q2, q3, q4 and 15 more of run"
+    left_out = f"their questions, of which these are left out: {lacks}"
+    assert found.other_differences == (left_out, "asked: 20 and 2")
+    part = compare(A, run(*B.questions[:19]), common=True)
+    lacks = "run lacks 1 of 20 questions, with the id q19"
+    assert part.other_differences[0].endswith(f"left out: {lacks}")
 
 
 def test_samples_that_failed_are_told_with_what_follows() -> None:

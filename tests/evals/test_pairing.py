@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from lim_sglang.errors import DataError
-from lim_sglang.evals.compare import compare, paired_questions
+from lim_sglang.evals.compare import compare
 from lim_sglang.evals.metrics import Summary, summarise
+from lim_sglang.evals.pairing import paired_questions
 from lim_sglang.evals.run_store import AskedQuestion
 from lim_sglang.evals.summaries import read_summary, write_summary
 from tests.evals.summaries import RECORD, SAMPLES, equivalent, question, run
@@ -68,12 +69,28 @@ def test_a_row_put_first_shifts_no_question() -> None:
 
 def test_an_edited_question_is_another_one() -> None:
     new = asked(("0", "a", True), ("1", "edited", False), ("2", "c", False), name="new")
-    with pytest.raises(
-        DataError, match=r"id 1 of new; new lacks 1 of 4 questions, with the id 1 of"
-    ):
+    edited = "the texts differ in 1 of 3 questions, with the id 1"
+    with pytest.raises(DataError, match=rf"\({edited}\); compare the questions of both by"):
         compare(OLD, new)
     found = compare(OLD, new, common=True)
     assert (found.num_questions, found.difference.value) == (2, 0.0)
+    left_out = f"their questions, of which these are left out: {edited}"
+    assert found.other_differences[0] == left_out
+
+
+def test_edited_added_and_removed_questions_are_told_apart() -> None:
+    rows = [(f"q{n}", f"text {n}", True) for n in range(8)]
+    before = asked(*rows, name="before", references="12345678")
+    edited = [("q0", "another", True), *rows[1:3], ("new", "n", True)]
+    after = asked(*edited, name="after", references="1204")
+    found = compare(before, after, common=True)
+    assert found.num_questions == 1
+    assert found.other_differences[0] == (
+        "their questions, of which these are left out: before lacks 1 of 9 questions, with the id "
+        "new of after; after lacks 5 of 9 questions, with the ids q3, q4, q5 and 2 more of before; "
+        "the texts differ in 1 of 9 questions, with the id q0; "
+        "the references differ in 1 of 9 questions, with the id q2"
+    )
 
 
 def test_only_compared_questions_count_as_grown_past_the_budget() -> None:
