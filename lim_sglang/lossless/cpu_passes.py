@@ -48,13 +48,21 @@ class LosslessCpuBackend(KeptQueries, compat.TorchNativeAttnBackend):
             self._lists = None
 
     def forward_decode(
-        self, q: Tensor, k: Tensor, v: Tensor, layer: Any, batch: Any, *others: Any, **options: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: Any,
+        batch: Any,
+        save_kv_cache: bool = True,
+        **options: Any,
     ) -> Tensor:
         """Run one layer: over the lists in a draft, dense in any other step."""
         if self._lists is None:
-            return super().forward_decode(q, k, v, layer, batch, *others, **options)
+            return super().forward_decode(q, k, v, layer, batch, save_kv_cache, **options)
         pool = self.token_to_kv_pool
-        pool.set_kv_buffer(layer, compat.KVWriteLoc(batch.out_cache_loc, None), k, v)
+        if save_kv_cache:
+            pool.set_kv_buffer(layer, compat.KVWriteLoc(batch.out_cache_loc, None), k, v)
         keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
         lists = self._lists[self._list_of_layer[layer.layer_id]]
         rows = zip(by_head(q, layer), lists, strict=True)

@@ -7,7 +7,8 @@ import pytest
 from tests.processes import ON_CPU, SGLANG, WITH_LIM, serving, set_differences, token_differences
 from tests.server import interpreted_passes, planted
 from tests.server.oracle import Oracle
-from tests.server.tiny_model import NUM_LAYERS, crossing_prompts, long_prompts
+from tests.server.test_lossless_e2e import BUDGET, DENSE, LOSSLESS, command, drafting
+from tests.server.tiny_model import NUM_LAYERS, crossing_prompts, long_prompts, random_prompt
 
 pytestmark = pytest.mark.e2e
 
@@ -33,3 +34,20 @@ def test_tokens_and_sets_are_the_oracles(
     assert state is not None
     # In 32 bits the linear layers do not suit.
     assert state["layer_kernels"] == {"skinny_gemm": 0, "norm_rope_store": NUM_LAYERS}
+
+
+@pytest.mark.slow
+def test_drafts_and_verifications_keep_the_dense_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    prompts = [random_prompt(BUDGET - 2, 3), random_prompt(BUDGET + 6, 4)]
+    (tmp_path / "dense").mkdir()
+    with serving(command(tiny_model, *DENSE), folder=tmp_path / "dense") as server:
+        expected = [answer.tokens for answer in server.ask_together(prompts, NUM_NEW)]
+    settings = planted.sitecustomize(tmp_path, planted.LAYER_KERNELS, planted.RUNNER)
+    settings |= interpreted_passes.SETTINGS
+    start = command(tiny_model, *LOSSLESS, "--lim-draft-tokens", "3")
+    with serving(start, folder=tmp_path, settings=settings) as server:
+        found = [answer.tokens for answer in server.ask_together(prompts, NUM_NEW)]
+        state = drafting(server)
+    assert found == expected
+    assert state["layer_kernels"]["norm_rope_store"] == NUM_LAYERS
+    assert state["drafted_tokens"] > 0
