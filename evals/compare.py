@@ -434,7 +434,7 @@ def mean_seconds(question: QuestionResult) -> float:
 
 
 def _other_questions(a: Summary, b: Summary, pairs: Pairs) -> Iterator[str]:
-    """Yield which questions are left out, or how selections of the same texts may differ."""
+    """Yield the questions that are left out, or how selections of the same texts may differ."""
     if left_out := "; ".join(unpaired(a, b, pairs)):
         yield f"their questions, of which these are left out: {left_out}"
     elif not ask_the_same(a, b):

@@ -1,4 +1,4 @@
-"""Which question of one run is which of another, and what each of two runs lacks. Pure."""
+"""Pairs of the same question in two runs, and the questions that either run lacks. Pure."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -92,6 +92,7 @@ def _differ_in_limit(a: Summary, b: Summary) -> bool:
 
 
 def are_published(*runs: Summary) -> bool:
+    """Return True if the questions of all runs are a published benchmark's."""
     return all(run.conditions.get("origin") == Origin.PUBLISHED for run in runs)
 
 

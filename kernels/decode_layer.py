@@ -35,10 +35,10 @@ MEASURED_CAPABILITY = (9, 0)
 
 @dataclass(frozen=True)
 class GemmTile:
-    """How a program of the skinny GEMM reads its weights."""
+    """Tile of a weight matrix that one program of the skinny GEMM reads at a time."""
 
     depth: int
-    """Input features at a time."""
+    """Input features."""
     stages: int
     """Tiles in flight."""
 

@@ -199,6 +199,7 @@ GRAMMAR_MASKS: Mapping[Target, str] = {
 
 _FLASHINFER_BACKEND = "sglang.srt.layers.attention.flashinfer_backend"
 _BACKEND_CLASS = f"{_FLASHINFER_BACKEND}.FlashInferAttnBackend"
+_GRAPH_RUNNER = "sglang.srt.model_executor.runner.base_cuda_graph_runner"
 _LINEAR_METHOD = "sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod"
 _QWEN3_ATTENTION = "sglang.srt.models.qwen3.Qwen3Attention"
 _RUNNER_CLASS = "sglang.srt.model_executor.model_runner.ModelRunner"
@@ -213,9 +214,7 @@ USED_ON_GPU: Mapping[str, tuple[str, ...]] = {
         f"{_BACKEND_CLASS}.init_forward_metadata_out_graph": "self forward_batch in_capture",
         f"{_BACKEND_CLASS}.init_cuda_graph_state": "self max_bs max_num_tokens kv_indices_buf",
         "sglang.srt.model_executor.forward_context.forward_context": "ctx",
-        "sglang.srt.model_executor.runner.base_cuda_graph_runner.get_batch_sizes_to_capture": (
-            "model_runner captured_req_width"
-        ),
+        f"{_GRAPH_RUNNER}.get_batch_sizes_to_capture": "model_runner captured_req_width",
         f"{_FLASHINFER_BACKEND}.DecodeMetadata": "decode_wrappers swa_out_cache_loc",
         f"{_RUNNER_CLASS}.alloc_memory_pool": "self memory_pool_config",
         f"{_LINEAR_METHOD}.apply": "self layer x bias",
@@ -429,8 +428,7 @@ def loads_backend(name: str) -> bool:
     if not importlib.import_module("torch").cuda.is_available():
         os.environ.setdefault(CPU_ENGINE_VAR, "1")
     importlib.import_module("sglang.srt.plugins").load_plugins()
-    choices: list[str] = importlib.import_module("sglang.srt.server_args").ATTENTION_BACKEND_CHOICES
-    return name in choices
+    return bool(name in importlib.import_module("sglang.srt.server_args").ATTENTION_BACKEND_CHOICES)
 
 
 def missing_backend(name: str) -> str | None:
@@ -576,7 +574,7 @@ class Ranks:
 
     @property
     def _group(self) -> Any:
-        return resolve("sglang.srt.runtime_context.get_parallel")().attn_tp_group
+        return importlib.import_module("sglang.srt.runtime_context").get_parallel().attn_tp_group
 
 
 def gather_states(scheduler: Any, state: Any) -> list[Any]:
@@ -592,18 +590,20 @@ def gather_states(scheduler: Any, state: Any) -> list[Any]:
 
 def attention_layers(model: Any) -> Iterator[Any]:
     """Yield the decoder attention layers of a loaded model."""
-    return (each for each in model.modules() if isinstance(each, __getattr__("RadixAttention")))
+    radix_attention = __getattr__("RadixAttention")
+    return (module for module in model.modules() if isinstance(module, radix_attention))
 
 
 def unquantized_linears(model: Any) -> Iterator[Any]:
     """Yield the linear layers of a loaded model whose weights are not quantized."""
-    methods = ((each, getattr(each, "quant_method", None)) for each in model.modules())
-    return (layer for layer, method in methods if type(method) is resolve(_LINEAR_METHOD))
+    method = resolve(_LINEAR_METHOD)
+    return (each for each in model.modules() if type(getattr(each, "quant_method", 0)) is method)
 
 
 def qwen3_attention_layers(model: Any) -> Iterator[Any]:
     """Yield the attention layers, projections included, of a loaded Qwen3; none of other models."""
-    return (module for module in model.modules() if type(module) is resolve(_QWEN3_ATTENTION))
+    attention = resolve(_QWEN3_ATTENTION)
+    return (module for module in model.modules() if type(module) is attention)
 
 
 def decode_backend(backend: Any) -> Any:
