@@ -249,6 +249,10 @@ def write_report(
         print_plain(errors, f"warning: {repeat.sentence()}")
     groups = make_groups(loaded)
     typer.echo(f"{counted(len(loaded), 'run')} in {counted(len(groups), 'table')}", err=True)
+    for group in groups if len(groups) > 1 else ():
+        for row in group.rows:
+            run = f"{row.summary.label} ({row.summary.run_id})"
+            print_plain(errors, f"  {group.title}: {row.name} is {run}", whole=True)
     asked = load_asked(paths) if html else {}
     # Everything is made before anything is written, so that an error leaves no half of a report.
     files = _make_files(groups, plots=plots, results=results, update=update)

@@ -63,6 +63,7 @@ from lim_sglang.programs.options import (
     given_options,
     read_settings,
 )
+from lim_sglang.programs.program import is_too_long
 from lim_sglang.programs.schema import DEFAULT_URL, Access, Api, Sampling
 from lim_sglang.progress import plain_console, print_plain
 
@@ -318,7 +319,7 @@ def evaluate(
     given = {flag: text for flag, text in flags.items() if text is not None}
     if serve is None:
         _refuse_without_server(context, given)
-    spec = ServerSpec(serve, given, context.obj or (), access.api_key)
+    spec = ServerSpec(serve, given, context.obj or (), access.api_key, max_tokens)
     configs = [replace(each, served=_started_with(spec)) for each in configs]
     console = plain_console(stderr=True)
     servers = _servers(spec, url, console, is_typed=bool(given_options(context, ["url"])))
@@ -542,10 +543,13 @@ def _refuse_gaps(finished: Sequence[FinishedRun]) -> None:
         if each.run.failures
     ]
     if gaps:
-        raise ServerError(
-            f"{''.join(gaps)}they are not scored; the same command with --retry-failed tries them "
-            "again"
+        errors = [failure.error for each in finished for failure in each.run.failures]
+        advice = (
+            "lower --max-tokens, in a folder of its own if this one holds samples"
+            if all(map(is_too_long, errors))
+            else "the same command with --retry-failed tries them again"
         )
+        raise ServerError(f"{''.join(gaps)}they are not scored; {advice}")
 
 
 def _refuse_beside_matrix(context: typer.Context) -> None:

@@ -21,7 +21,7 @@ from lim_sglang.programs.schema import COMPLETED_STATES, SampleState
 TURN_S = 0.5
 """Longest wait of the main thread, which Ctrl-C cannot interrupt if the kernel hands the signal to
 another thread."""
-GRADING_VERSION = 18
+GRADING_VERSION = 19
 """Version of extraction and grading: raise the number with a change of this module, of
 `programs/grading/` or of `programs/comparison.py` that changes a verdict. Verdicts of another
 version are renewed from the stored texts."""

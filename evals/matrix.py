@@ -25,7 +25,14 @@ from lim_sglang.errors import ConfigError, DataError, LimError, ServerError, bul
 from lim_sglang.evals.metrics import published_name
 from lim_sglang.evals.question_notes import question_notes
 from lim_sglang.evals.run_config import RunConfig, folder_name, task_settings
-from lim_sglang.evals.run_store import RUN_FILE, Run, load_run, read_questions, read_record
+from lim_sglang.evals.run_store import (
+    RUN_FILE,
+    SAMPLES_FILE,
+    Run,
+    load_run,
+    read_questions,
+    read_record,
+)
 from lim_sglang.evals.runner import (
     complete_run,
     describe_failures,
@@ -292,7 +299,7 @@ def find_stored(
     server: Mapping[str, Any] = MappingProxyType({}),
 ) -> Run | None:
     """Return what a run's folder holds, checked by all settings that are known without a server;
-    None: the run has not begun.
+    None: it has no sample yet.
 
     Args:
         benchmark: all questions of the task; None: the stored questions are not compared.
@@ -301,7 +308,7 @@ def find_stored(
     Raises:
         DataError: the folder is damaged, or holds a run of other settings.
     """
-    if not (path / RUN_FILE).exists():
+    if not _has_samples(path):
         return None
     record = read_record(path)
     sampling = {name: value for name, value in config.sampling.items() if value is not None}
@@ -313,6 +320,12 @@ def find_stored(
     asked = (benchmark or ())[: config.limit]
     check_settings(path, found, expected, asked, partial(read_questions, path))
     return load_run(path)
+
+
+def _has_samples(path: Path) -> bool:
+    """Return True if a folder holds a sample of a run; with none, nothing can be mixed."""
+    samples = path / SAMPLES_FILE
+    return (path / RUN_FILE).exists() and samples.exists() and samples.stat().st_size > 0
 
 
 def _restrict(settings: Any, expected: Any) -> Any:

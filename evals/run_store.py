@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -424,11 +424,10 @@ def open_run(path: Path, record: RunRecord, questions: Sequence["Question"] = ()
 
 @dataclass(frozen=True)
 class AskedQuestion:
-    """A question of a run, for reports."""
+    """A question of a run, for reports; without a text if none was stored, or to be shown."""
 
     gold: str
     text: str | None
-    """None: not stored by an earlier version, or not to be shown."""
 
 
 def write_questions(path: Path, questions: Mapping[str, AskedQuestion]) -> None:
@@ -478,15 +477,20 @@ def write_record(path: Path, record: RunRecord) -> None:
 def _check_or_write_record(
     path: Path, record: RunRecord, questions: Sequence["Question"], *, is_empty: bool
 ) -> None:
-    if not (path / RUN_FILE).exists():
-        if not is_empty:
-            raise DataError(
-                f"{path} has samples but no {RUN_FILE} with the settings that made them; "
-                "name another folder with --out"
-            )
-        write_record(path, record)
-        return
-    stored = read_record(path).settings
+    if (path / RUN_FILE).exists():
+        stored = read_record(path).settings
+        with suppress(DataError) if is_empty else nullcontext():  # with no sample it begins anew
+            _check_stored(path, stored, record, questions)
+            return
+    elif not is_empty:
+        raise DataError(f"{path} has samples but no {RUN_FILE}; name another folder with --out")
+    (path / FAILURES_FILE).unlink(missing_ok=True)  # of other settings
+    write_record(path, record)
+
+
+def _check_stored(
+    path: Path, stored: Mapping[str, Any], record: RunRecord, questions: Sequence["Question"]
+) -> None:
     if "code_sha256" in stored:  # in the place of the sampling version
         raise DataError(
             f"the run in {path} was begun by an earlier lim-sglang, which recorded no sampling "

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,13 @@ from lim_sglang.evals.tasks import (
 from lim_sglang.markdown_section import counted
 from lim_sglang.programs.grading.equivalence import EquivalenceChecker
 from lim_sglang.programs.grading.kinds import AnswerKind
-from lim_sglang.programs.schema import COMPLETED_STATES, Access, Sampling, resolve_sampling
+from lim_sglang.programs.schema import (
+    COMPLETED_STATES,
+    Access,
+    Sampling,
+    copies_note,
+    resolve_sampling,
+)
 from lim_sglang.programs.vote import Equivalent
 from lim_sglang.progress import (
     fitting,
@@ -332,6 +338,8 @@ def sample_missing(
             folder.begin_session(requests_at_a_time(jobs, servers, in_flight))
         progress = RunProgress(plan, folder, servers)
         print_plain(console, _opening(plan, progress))
+        if copies := copies_note(asdict(plan.sampling), config.samples_per_question):
+            print_plain(console, f"warning: {copies}")
 
         def describe() -> str:
             return progress.describe(console.width - BAR_WIDTH if console.is_terminal else None)

@@ -22,6 +22,7 @@ from lim_sglang.evals.tables import (
     too_few,
 )
 from lim_sglang.markdown_section import MarkdownSection, join_words, markdown_table, short_commit
+from lim_sglang.programs.schema import copies_note
 
 SECTION = MarkdownSection("lim report")
 NOT_MEASURED = "Accuracy: not measured yet."
@@ -158,6 +159,8 @@ def conditions_text(group: Group) -> str:
     notes = "".join(f" {row.name}: {row_note(row)}." for row in group.rows if row_note(row))
     if group.num_questions < MIN_QUESTIONS:
         notes = f" {too_few(group.num_questions)}.{notes}"
+    if copies := copies_note(values, group.num_samples):
+        notes += f" {copies[0].upper()}{copies[1:]}."
     if not all(row.score.has_majority for row in group.rows):
         notes += f" Votes: {NO_MAJORITY}."
     return (

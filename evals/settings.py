@@ -168,5 +168,11 @@ def _changed_questions(
         and (old.gold != each.gold or old.text not in (None, each.text))
     ]
     if changed:
-        return f"the questions have changed: {places(changed)}"
+        are_same = all(
+            stored[each.question_id].text == each.text
+            for each in questions
+            if each.question_id in stored
+        )
+        what = "reference answers" if are_same else "questions"
+        return f"the {what} have changed: {places(changed)}"
     return "" if counts_differ else "the questions have changed, or their ids or their order"

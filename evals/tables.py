@@ -27,7 +27,7 @@ from lim_sglang.evals.metrics import (
 from lim_sglang.evals.pairing import natural_order
 from lim_sglang.evals.report import Group, Row
 from lim_sglang.markdown_section import counted, markdown_table
-from lim_sglang.programs.schema import UNANSWERED, cut_off_advice
+from lim_sglang.programs.schema import UNANSWERED, copies_note, cut_off_advice
 from lim_sglang.progress import print_plain
 
 if TYPE_CHECKING:
@@ -274,6 +274,8 @@ def score_table(conditions: Mapping[str, Any], score: Score) -> Table:
             for k, found in score.majority_at.items()
             if k >= MIN_VOTERS
         ]
+    copies = copies_note(conditions, conditions["samples"])
+    notes += [copies] if copies else []
     notes += [] if score.has_majority else [NO_MAJORITY]
     rows += [
         ("cut off", f"{share(score.truncated)} %"),

@@ -210,21 +210,42 @@ def known_shape(source: str, revision: str | None = None) -> ModelShape | None:
     Args:
         source: from `check_model`.
     """
+    config = _known_config(source, revision)
+    names = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads")
+    if not {*names} <= {*config}:
+        return None
+    shape = ModelShape(*(config[name] for name in names))
+    return shape if isinstance(shape.num_layers, int) else None
+
+
+def known_context(source: str, revision: str | None = None) -> int | None:
+    """Return the tokens that a model takes, where its configuration is on this machine and scales
+    no rotary embedding; else None.
+
+    Args:
+        source: from `check_model`.
+    """
+    config = _known_config(source, revision)
+    tokens = config.get("max_position_embeddings")
+    is_scaled = config.get("rope_scaling") or config.get("rope_parameters")
+    return tokens if isinstance(tokens, int) and not is_scaled else None
+
+
+def _known_config(source: str, revision: str | None) -> dict[str, Any]:
+    """Return a model's configuration; empty where it is not on this machine."""
     folder = Path(source)
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(source, "config.json", revision=revision)
         if not isinstance(found, str):
-            return None
+            return {}
         folder = Path(found).parent
-    names = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads")
     try:
         config = _read(folder / "config.json")
-        shape = ModelShape(*(config[name] for name in names))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return shape if isinstance(shape.num_layers, int) else None
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def model_digest(source: str) -> str:

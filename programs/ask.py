@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from textwrap import shorten
@@ -73,6 +74,7 @@ from lim_sglang.programs.schema import (
     SamplingRequest,
     ask_messages,
     check_thinking_budget,
+    copies_note,
     resolve_sampling,
 )
 from lim_sglang.programs.sglang_backend import connect
@@ -213,6 +215,8 @@ def ask(
             )
             if seed is not None and not request.seeds_honoured:
                 print_plain(console, UNHEEDED_SEED)
+            if note := copies_note(asdict(sampling), samples):
+                print_plain(console, f"note: {note}; give --temperature, or --samples 1")
             # Before the first sample: the server may be gone afterwards.
             about, drafted = backend.about() if as_json else {}, backend.drafts()
             with display:

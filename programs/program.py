@@ -391,12 +391,17 @@ def refuse_failures(outcome: Outcome) -> None:
 
 
 _TOO_LONG = re.compile(r"maximum context length|max_(completion_)?tokens")
-"""Words of servers, SGLang among them, whose context cannot hold a question and its answer."""
+"""Words of servers, SGLang among them, whose context is too short for a request."""
+
+
+def is_too_long(error: object) -> bool:
+    """Return True if a server's context cannot hold a question and its answer."""
+    return bool(_TOO_LONG.search(str(error)))
 
 
 def _failure(sample: Sample) -> str:
     """Return the error of a sample, with the option that mends the request if there is one."""
-    too_long = _TOO_LONG.search(str(sample.error))
+    too_long = is_too_long(sample.error)
     advice = " (lower --max-tokens, or ask a shorter question)" if too_long else ""
     return f"{sample.error}{advice}"
 

@@ -108,6 +108,22 @@ RECOMMENDED = ("temperature", "top_p", "top_k")
 """Parameters that a model's generation config may recommend; the server applies all others."""
 
 
+def copies_note(sampling: Mapping[str, Any], num_samples: int) -> str | None:
+    """Return what to say of samples that are copies of one chain; None where they are drawn.
+
+    Args:
+        sampling: fields of `Sampling` by name.
+    """
+    is_greedy = sampling.get("temperature") == 0 or sampling.get("top_k") == 1
+    if num_samples < 2 or not is_greedy:
+        return None
+    setting = "temperature 0" if sampling.get("temperature") == 0 else "top_k 1"
+    return (
+        f"at {setting} the {num_samples} samples of a question are copies of one chain, or nearly: "
+        "votes and pass@k say no more than one sample"
+    )
+
+
 def resolve_sampling(published: Mapping[str, Any], **given: Any) -> Sampling:
     """Return the parameters of a run: given ones, else the model's, else the paper's.
 

@@ -50,6 +50,7 @@ from lim_sglang.models import (
     check_model,
     default_model,
     has_gpu,
+    known_context,
     known_shape,
     lasting_caches,
 )
@@ -170,6 +171,8 @@ class ServerSpec:
     sglang_options: tuple[str, ...] = ()
     """Passed on to SGLang."""
     api_key: str | None = None
+    max_tokens: int | None = None
+    """New tokens that requests will ask for; None: not known."""
 
     def title(self, options: "ServerOptions") -> str:
         """Return the model's name and the flags, for people.
@@ -217,7 +220,8 @@ def server_options(spec: ServerSpec, *, host: str = "127.0.0.1", port: int) -> S
         raise RefusedError(reasons)
     revision = _read_option(spec.sglang_options, "--revision")
     model = check_model(spec.model or default_model(on_cpu=on_cpu), revision)
-    if reasons := _reasons_against_layers(spec, known_shape(model, revision)):
+    reasons = _reasons_against_layers(spec, known_shape(model, revision))
+    if reasons := [*reasons, *_reasons_against_tokens(spec, known_context(model, revision))]:
         raise RefusedError(reasons)
     return ServerOptions(
         model=model,
@@ -246,6 +250,21 @@ def _reasons_against_layers(spec: ServerSpec, shape: ModelShape | None) -> list[
     except ConfigError as error:
         return [str(error)]
     return []
+
+
+def _reasons_against_tokens(spec: ServerSpec, context: int | None) -> list[str]:
+    """List the requests that a model's context cannot hold, as far as both are known before SGLang
+    starts, which would answer each of them with an error."""
+    given = _read_option(spec.sglang_options, "--context-length")
+    may_change = any(word.startswith("--json") for word in spec.sglang_options)
+    if given is not None:
+        context = int(given) if given.isdecimal() else None
+    if not spec.max_tokens or not context or may_change or spec.max_tokens < context:
+        return []
+    return [
+        f"--max-tokens {spec.max_tokens:,}: the model takes {context:,} tokens, a question and its "
+        "answer together; ask for so many fewer as the longest question has"
+    ]
 
 
 def _unknown_options(sglang_options: Sequence[str]) -> list[str]:

@@ -11,7 +11,6 @@ from lim_sglang.programs.grading.boxes import (
     BOX_OR_BRACE,
     Box,
     denied_boxes,
-    is_taken_back,
     last_box,
     last_boxes,
     without,
@@ -51,6 +50,7 @@ from lim_sglang.programs.grading.statements import (
 from lim_sglang.programs.grading.texts import stated_text
 from lim_sglang.programs.grading.told import told_value
 from lim_sglang.programs.grading.values import read_number
+from lim_sglang.programs.grading.withdrawals import is_taken_back
 
 _MARKUP = re.compile(
     r"(?<![^\s(\[\"“:])([*_]{1,3})(?=[^\s*_])([^*_\n]{1,500})(?<=[^\s*_])\1(?![^\s.,;:!?)\]\"”])"
@@ -108,9 +108,12 @@ times 7 is 42.`, or a last line `A: 5` or `m + n = 42`."""
 _LAST_SENTENCE = re.compile(r"[.!?:][*_]*\s|\n")
 """End of a sentence, of an introduction with a colon or of a line, before the last sentence."""
 _CONCLUDED = re.compile(
-    rf"[\s*_#>-]*(?:(?:{_THUS}|(?:in\s+(?:conclusion|total|all)|finally|altogether|overall)\b,?\s*)+"
+    rf"[\s*_#>-]*(?:(?:{_THUS}|(?:in\s+(?:conclusion|total|all)|finally|altogether|overall"
+    r"|as\s+a\s+result|it\s+follows\s+that|(?:this|that)\s+(?:means|implies|shows)(?:\s+that)?"
+    r"|(?:we|I)\s+(?:conclude|find)\s+that)\b,?\s*)+"
     r"(?:(?:we|I)\s+(?:conclude|find|get|see|obtain)\s+that\s+)?"
-    r"|(?=the\s+(?:final\s+)?(?:solution|result)\s+is\s))"
+    r"|(?=the\s+(?:final\s+)?(?:solution|result)\s+is\s"
+    r"|[^\d$\\\n]{3,80}\s(?:is|are|equals|has|have)\s(?:therefore|thus|hence)\s))"
     r"(?!\s*(?:its|this|that|these|those|their|you|I)\b)(?!.*\banswers?\b)"
     r"(?!\s*we\s(?!(?:will |would )?need\b))(?P<it>it\s)?",
     re.IGNORECASE,
@@ -119,8 +122,22 @@ _CONCLUDED = re.compile(
 _TAKES = re.compile(r"(?:(?:will|would) )?(?:takes?|took|costs?|needs?|requires?)\b")
 _NAMES = rf"{NAME}(?:\s*[-+]\s*{NAME}){{0,4}}"
 _OTHER_OPTION = re.compile(r"^[ \t*_]*[B-J][*_]*[:.)]", re.MULTILINE)
-_SILENT_END = re.compile(r"(?:\s*(?:</s>|<\|\w{1,30}\|>|<(?:eos|end_of_turn)>)|\s[:;]-?\))+\s*\Z")
-"""Tokens that end a reply, and a smiley."""
+_SILENT_END = re.compile(
+    r"(?:\s*(?:</s>|<\|\w{1,30}\|>|<(?:eos|end_of_turn)>)|\s[:;]-?\)"
+    r"|(?<=[.!*_])\s+[*_]{0,3}(?:This|That|It)(?:['’]s| is) (?:the|my|our) (?:final )?answer"
+    r"[.!*_]*)+\s*\Z"
+)
+"""Tokens that end a reply, a smiley, and a sentence that calls the one before the answer."""
+MOST_CHATTER = 2
+"""Last sentences that may speak to the reader."""
+_CHATTER = re.compile(
+    r"(?<=[.!?*_)$])\s+(?!(?:but|however|wait|no|so|thus|hence|therefore)\b)"
+    r"(?!\w[^\n]*\b(?:check|verif\w+|actually|wrong|incorrect|mistake|not\s+sure|unsure|(?-i:[B-HJ]))\b)"
+    r"[A-Z](?=[^.!?\n]*\b(?:you|your|me|hope|luck|question|done|thanks|welcome|enjoy|happy)\b)"
+    r"[^.!?\n$\\\d]{3,150}[.!?]+[^\w\n]*\Z",
+    re.IGNORECASE,
+)
+"""A last sentence to the reader, without a number, a formula or a letter: `Hope this helps you!`"""
 _OPTION = r"(?-i:[(\[]?[A-J][)\]]?|\([a-j]\))"
 """The letter of an option; a small one needs its brackets."""
 _LEAVES = (
@@ -192,6 +209,11 @@ _ASKED = re.compile(r"[^\w.!]*\?")
 """The sign of a question behind a letter; words between are those of its option."""
 _OPEN_LETTER = re.compile(r"(?:\\text\{)?([A-Ja-j])\s*[)\].:]+\}?")
 """The letter of an option with the sign behind it, as a list of options has it: `D)`."""
+_CHANGES_MIND = re.compile(
+    r"\b(?:wait|actually|hold\s+on|on\s+second\s+thought)\b.*(?<![a-zA-Z])[(*]{0,3}[A-J](?![a-zA-Z])",
+    re.IGNORECASE,
+)
+"""Words of a line by which a letter takes the place of the first one."""
 _REJECTED = re.compile(
     r"[*_$(\[]*(?:(?:option|choice) )?[A-J][)\].:,*_$]*\s+(?:[\d.,/]+\s+)?(?:"
     r"(?:is|was|would be|can be)\s+(?:\w+\s+)?"
@@ -280,8 +302,9 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bo
         if not found:
             line = _first_line(text, end, cut_off)
             if line is None and whole and not cut_off:
-                line = _last_object(marked) or _closing_choice(text) or _closing_true(text)
-                line = line or last_letter(marked)
+                plain = _without_chatter(text)
+                line = _last_object(marked) or _closing_choice(plain) or _closing_true(plain)
+                line = line or last_letter(_without_chatter(marked))
             found = [line] if line else []
         several = listed_letters(found[0]) if found else ()
         found = [
@@ -290,8 +313,9 @@ def _find_answer(text: str, kind: AnswerKind | None, *, whole: bool, cut_off: bo
     elif not found and whole and not cut_off:
         if (plainer := without_other_form(marked)) != marked:
             return _find_answer(plainer, kind, whole=whole, cut_off=cut_off)
-        closing = _last_block(marked) or _last_object(marked) or _closing_answer(text)
-        closing = closing or (None if stated else last_value(marked))
+        closing = _last_block(marked) or _last_object(marked)
+        closing = closing or _closing_answer(_without_chatter(text))
+        closing = closing or (None if stated else last_value(_without_chatter(marked)))
         found = [closing] if closing else []
     elif kind is None and found and _is_formula(found[0]):
         found = [answer for answer in found[1:] if CHOICE.fullmatch(answer)] or found
@@ -399,6 +423,8 @@ def _first_line(text: str, end: int, cut_off: bool) -> str | None:
     if _REJECTED.match(line):
         return None
     is_last = cut_off and not WORD.search(text, len(line))
+    if _CHANGES_MIND.search(line):
+        return None
     chosen = as_choice(line)
     letter = next((each for each in _CHOSEN.finditer(line) if each[1].upper() == chosen), None)
     if letter and (ASKS if " is " in letter[0] else _ASKED).match(line, letter.end()):
@@ -453,6 +479,16 @@ def _bare_answer(reply: str, end: int, cut_off: bool) -> str | None:
         return None
     value = bare if "\n" in bare else result(bare)
     return value if value != bare or _BARE.fullmatch(reply) else None
+
+
+def _without_chatter(reply: str) -> str:
+    """Return a reply without the last sentences that speak to the reader and state nothing, as `Let
+    me know if you have questions.`
+    """
+    for _ in range(MOST_CHATTER):
+        if chatter := _CHATTER.search(reply, max(0, len(reply) - MAX_BARE)):
+            reply = reply[: chatter.start()]
+    return reply
 
 
 def _closing_answer(reply: str) -> str | None:

@@ -5,9 +5,15 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from lim_sglang.programs.grading.denials import FORGOT, is_asked, is_denied, is_hypothetical
+from lim_sglang.programs.grading.denials import is_asked, is_denied, is_hypothetical
 from lim_sglang.programs.grading.latex import is_unbalanced, plain, tidy
-from lim_sglang.programs.grading.units import NUMBERS_IN_WORDS, TENS_IN_WORDS
+from lim_sglang.programs.grading.withdrawals import (
+    BEHIND,
+    IS_WRONG,
+    OWN_MISTAKE,
+    TAKEN_BACK,
+    is_taken_back,
+)
 
 BOX = r"\\{1,2}(?:boxed|fbox)"
 """The command of a box."""
@@ -44,81 +50,8 @@ _BOX_DENIED = re.compile(
     re.IGNORECASE,
 )
 """Words before a box that deny what it holds."""
-NUMBER_IN_WORDS = (
-    rf"\b(?:(?:{'|'.join(TENS_IN_WORDS)})(?:[ -](?:{'|'.join(NUMBERS_IN_WORDS[1:10])}))?"
-    rf"|{'|'.join(NUMBERS_IN_WORDS)})\b"
-)
-"""A number below a hundred in words."""
-_RIGHT = r"\s+(?:(?:the|an?)\s+)?(?:right|correct|possible|valid|answer)"
-_APPEARS = r"(?:look|seem|sound|feel)"
-_DOES_NOT = (
-    r"do(?:es)?(?:n['’]t|\s+not)\s+(?:work|fit|hold|satisfy|match|solve|check\s+out|add\s+up"
-    r"|make\s+(?:any\s+|much\s+)?sense"
-    rf"|{_APPEARS}(?:\s+to\s+be)?{_RIGHT})"
-)
-_UNLIMITED = r"\b(?!-|\s+(?:to(?!\s+me\b)|for|if|unless|when|that|of|otherwise)\b)"
-IS_WRONG = (
-    rf"(?:(?:['’]s|is|was|{_APPEARS}s|(?:must|would)\s+be)(?:\s+\w+ly)?\s+(?:(?:the\s+|an?\s+)?"
-    rf"(?:wrong|incorrect|mistaken|impossible|false|invalid|mistake|error|off)|not{_RIGHT})"
-    rf"|(?:(?:is|was)n['’]t|(?:can(?:not|['’]t)|could(?:n['’]t|\s+not))\s+be){_RIGHT}"
-    r"|(?:is|was|must\s+be)(?:\s+\w+ly)?\s+(?:extraneous|rejected|excluded|discarded|ruled\s+out)"
-    r"|(?:contradict|violate|fail)s"
-    rf"|{_DOES_NOT}){_UNLIMITED}"
-)
-_ITSELF = (
-    r"(?:(?:(?:this|that|the|my|our)\s+)?(?:(?:above|previous|last|boxed|final)\s+)*"
-    r"(?:answer|result|value|solution|conclusion|box)(?:\s+above)?|that|this|it|which)"
-)
-"""Words for the answer before: `the above answer`, `this`."""
-_MISTAKE = (
-    r"(?:(?:I|we)(?:['’]ve)?\s+(?:(?:have|just|now|think|see|realize|notice|believe|that|I|we)\s+)*"
-    r"(?:made\s+an?\s+(?:\w+\s+)?(?:mistake|error|slip(?!\s+(?:of\s+paper|for\b)))\b(?!\?)"
-    r"|(?:misread|miscounted|miscalculated|overlooked|misinterpreted)\b"
-    rf"|{FORGOT})"
-    r"|there\s+(?:was|is)\s+an?\s+(?:\w+\s+)?(?:mistake|error)\b"
-    r"|(?:whoops|oops)\b[\s,.:;!—–-]+(?=[a-z]{2}))"
-    r"(?![^.\n]*\b(?:at\s+first|before|earlier|first|initial(?:ly)?|previous(?:ly)?|original(?:ly)?"
-    r"|fine|right|correct|ok(?:ay)?|fixed|corrected|cancels|unaffected|notation)\b)"
-)
-"""A mistake that the writer owns up to, and that is not an earlier one."""
-_BEHIND = r"(?:[\s$()\[\]*_]|\\[)\]]|</answer>)*+"
-_PAUSE = (
-    rf"(?:{_BEHIND}[.,;!?—–-])*+{_BEHIND}"
-    r"(?:(?:no|wait|hm+|but|however|oh|ah|actually|oops|sorry|apologies|nope|never\s*mind|hold\s+on"
-    r"|on\s+second\s+thought)\b[\s,.!…—–-]*)*"
-)
-TAKEN_BACK = re.compile(
-    rf"{_PAUSE}(?:{_ITSELF}\s*{IS_WRONG}|{_MISTAKE}"
-    rf"|(?:this|that)\s+is\s+not\s+the\s+answer\s+to\b|{_DOES_NOT}{_UNLIMITED}|scratch\s+that\b"
-    rf"|(?:(?:wrong|incorrect|not{_RIGHT})|I\s+doubt\s+(?:it|this|that))(?=[.!]|\s*\Z)"
-    r"|(?:(?:that|this|it)\s+should\s+(?:read|have\s+(?:been|read))"
-    r"|(?:sorry|oops|correction|typo|my\s+mistake)\b[\s,.:;!—–-]*"
-    r"(?:(?:that|this|it)\s+)?should\s+be)"
-    r"(?=[\s*_\"“:]+[-+({\[$]*(?:\d|\\|(?!a\s)[a-z](?![a-z])"
-    rf"|{NUMBER_IN_WORDS}))"
-    r"|(?:wait|hm+|oh|actually|hold\s+on)\b[\s,.!…—–-]*no(?:pe)?(?=[.!]+(?:\s|\Z)|\s*\Z)"
-    r"|(?:but|wait|however|actually)\b[\s,]+(?:actually,?\s+)?(?:we|I)\s+"
-    r"(?:must|(?:still\s+)?(?:need|have)\s+to|should)\s+(?:(?:still|also)\s+)?"
-    r"(?:add|subtract|multiply|divide|double(?![\s-]*check)|halve|square|exclude|include"
-    r"|account|remove|take)\b)"
-    rf"|{_BEHIND}\?\s*no\b",
-    re.IGNORECASE,
-)
-"""The words behind an answer that take it back: `. Wait, that is wrong`, `? No`."""
-_NAMED_WRONG = re.compile(
-    rf"{_PAUSE}(?:(?:the\s+)?(?:option|choice|answer)\s+)?[$*_(]*"
-    r"(?P<value>(?-i:[A-J](?![a-zA-Z]))|-?\d[\d,/]*(?:\.\d+)?)[$*_)]*\s*"
-    rf"(?:{IS_WRONG}|(?P<is_not>is(?:n['’]t|\s+not)\b(?!\s+(?:the\s+)?(?:only|just)\b)))"
-    rf"|{_PAUSE}not\s+(?:option\s+)?[$*_(]*"
-    r"(?P<denied>(?-i:[A-J](?![a-zA-Z]))|-?\d[\d,/]*(?:\.\d+)?)[$*_)]*(?=[.!]|\s*\Z)",
-    re.IGNORECASE,
-)
-"""The words behind an answer that call it wrong by its name: `. But B is wrong`."""
-_STOPS = re.compile(r"\b(?:wait|hm+|hold\s+on|oops)\b", re.IGNORECASE)
-"""Words before a property that the answer lacks: `. Wait, B is not prime`."""
-_OWN_MISTAKE = re.compile(r"wait|hmm|oops|mistake|error|scratch|should", re.IGNORECASE)
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2}")
-_BOX_IS_WRONG = re.compile(_BEHIND + IS_WRONG, re.IGNORECASE)
+_BOX_IS_WRONG = re.compile(BEHIND + IS_WRONG, re.IGNORECASE)
 """The rest of a sentence that calls the box before it wrong."""
 _PROMPTED = re.compile(
     r"(?:\\text\s*\{)?[\s<\[]*(?:(?:your|the|my|final|correct)[\s_-]+)*"
@@ -164,7 +97,7 @@ _REJECTS = re.compile(
 )
 """A clause directly before a box that may reject what it holds: `so I reject`."""
 _REASON = re.compile(
-    rf"{_BEHIND}(?:(?:,\s*)?(?:(?:since|as|because)\s+(?:it|this|that|[$(\\]*-?\d)|and\s+conclude)"
+    rf"{BEHIND}(?:(?:,\s*)?(?:(?:since|as|because)\s+(?:it|this|that|[$(\\]*-?\d)|and\s+conclude)"
     r"|[,;]\s+(?:and\s+)?\S{1,20}\s+remains\b)",
     re.IGNORECASE,
 )
@@ -240,15 +173,6 @@ _SCALE_BEHIND = re.compile(
 
 Box = tuple[int, int, str]
 """Beginning, end and content."""
-
-
-def is_taken_back(text: str, end: int, answer: str) -> bool:
-    """Return True if the words behind an answer take it back, or call it wrong by its name."""
-    named = _NAMED_WRONG.match(text, end)
-    bare = re.sub(r"\\text|[^\w,./-]", "", answer).rstrip(".")
-    if named and bare in (named["value"], named["denied"]):
-        return not named["is_not"] or bool(_STOPS.search(named[0]))
-    return bool(TAKEN_BACK.match(text, end))
 
 
 def last_boxes(text: str) -> Collection[Box]:
@@ -392,10 +316,8 @@ def denied_boxes(boxes: Collection[Box], text: str) -> list[Box]:
 
 def _is_supposed(text: str, begin: int, end: int, content: str) -> bool:
     """Return True if a box is asked, or its sentence says what would be right in another case."""
-    if is_asked(text, end):
-        return True
     before = _SENTENCE_END.split(text[max(0, begin - 3 * MAX_BETWEEN) : begin])[-1]
-    return is_hypothetical(before, text[end : end + MAX_BETWEEN])
+    return is_asked(text, end, before) or is_hypothetical(before, text[end : end + MAX_BETWEEN])
 
 
 def _is_denied(text: str, begin: int, end: int, content: str) -> bool:
@@ -407,7 +329,7 @@ def _is_denied(text: str, begin: int, end: int, content: str) -> bool:
     taken_back = TAKEN_BACK.match(text, end)
     if taken_back and (content == "0" or _WORD.search(content)):
         # In `0. That is impossible` and `No. This is wrong`, the question is meant.
-        return bool(_OWN_MISTAKE.search(taken_back[0]))
+        return bool(OWN_MISTAKE.search(taken_back[0]))
     is_wrong = bool(_BOX_IS_WRONG.match(text, end)) or _is_denied_after(content, text, end)
     return is_wrong or is_taken_back(text, end, content)
 

@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lim_sglang.programs.grading.boxes import IS_WRONG, NUMBER_IN_WORDS
 from lim_sglang.programs.grading.denials import CONDITION, FORGOT
+from lim_sglang.programs.grading.units import NUMBER_IN_WORDS
+from lim_sglang.programs.grading.withdrawals import IS_WRONG
 
 MAX_BEFORE = 200
 """Characters before a correction that are read for what it corrects."""
@@ -124,6 +125,8 @@ _BEGINS = re.compile(rf"(?:not\s+)?(?:{_NUMBER}|{_LETTER})")
 _SENTENCE = re.compile(r"[.!?]\s|\n")
 _REST = re.compile(r"(?:[^\n.!?]|\.(?=\d))*[\s.!*_$)]*\Z")
 """The rest of a last sentence."""
+_SO = re.compile(r"[\s*_]*(?:(?:so|thus|hence|therefore|then|and)\b[\s,]*)*", re.IGNORECASE)
+_LAST_VALUE = re.compile(rf"[*_$(\\]*{VALUE}[\s.!*_$)\\]*\Z", re.IGNORECASE)
 _CLOSER = re.compile(r"[\s.!*_]*[)\]][\s.!*_]*\Z")
 _TAIL = re.compile(
     r"\s+(?:instead|though|after\s+all|actually)$|\s+from\b.*|\s+is\s+(?:the\s+)?(?:correct|right)\b.*|;\s.*",
@@ -185,6 +188,8 @@ def is_correction(
             return True
         if _IS_WRONG.fullmatch(text, given.end, until):
             return True
+    if given and given.is_denied and not lead["wrong"] and _is_conclusion(lead):
+        return True
     rejected = _REJECTED.search(text, earliest, until)
     if rejected and not is_supposed(text, rejected.start()):
         if value := rejected["not"] or rejected["number"]:
@@ -195,6 +200,14 @@ def is_correction(
         return given is not None
     is_own = lead["should"] and given and _OWN_MISTAKE.search(text, max(earliest, given.end), begin)
     return bool(is_own and _REST.match(text, lead.end()))
+
+
+def _is_conclusion(lead: re.Match[str]) -> bool:
+    """Return True if the words before a value are its whole sentence, which is the last one: `So it
+    is 15.`
+    """
+    before = _SENTENCE.split(lead.string[max(0, lead.start() - MAX_BEFORE) : lead.start()])[-1]
+    return bool(_SO.fullmatch(before) and _LAST_VALUE.match(lead.string, lead.end()))
 
 
 def is_changed(text: str, begin: int) -> bool:

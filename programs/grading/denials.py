@@ -61,8 +61,12 @@ _OTHERS_MIGHT = re.compile(
     r"\b(?:one|you|some(?:one|body)?|many|people|students|others|they|he|she) (?:\w+ ){0,2}"
     r"(?:might|may|could|would) (?:\w+ ){0,3}"
     r"(?:think|say|guess|believe|assume|suspect|expect)(?: that)?\Z"
+    r"|\b(?:some|many|most|(?:a )?few|other)(?: of (?:the|my|your|our))? (?:\w+ )?"
+    r"(?:people|students?|pupils|readers|solvers|candidates|learners|beginners|classmates|others)"
+    r" (?:(?:might|may|will|would|could|often|wrongly|mistakenly|still|\w+ly) )*"
+    r"(?:think|say|guess|believe|assume|claim|argue|answer|insist|expect)(?: that)?\Z"
 )
-"""An opinion that nobody has: `one might think that`."""
+"""An opinion that nobody has, or others: `one might think that`, `some students say`."""
 _NAIVELY = re.compile(r"(?:naively|at first (?:glance|sight))\b", re.IGNORECASE)
 _WOULD = re.compile(
     r"(?P<before>.*)\b(?:answer(?:\s+\w+){0,4}?|we|I|you|one)"
@@ -113,6 +117,13 @@ _UNREAL = re.compile(
 _SENTENCE = re.compile(r"(?:[^.!?\n]|\.(?=\S))*")
 _QUESTION = re.compile(r"(?:[ \t$*_)\]}]|\\[)\]])*\(?\?")
 """The end of a question behind a value."""
+_ASKS = re.compile(
+    r"[\s*_>#-]*(?:(?:and|but|so|then|now|hmm+|wait|oh|well)\b[\s,.…—–-]*)*"
+    r"(?:(?:is|are|was|can|could|may|might|would|should|will|do|does|did|perhaps|maybe|possibly)\b"
+    r"|wh(?:o|at|en|ere|y)\b|how\b)",
+    re.IGNORECASE,
+)
+"""The beginning of a question: `Could it be that`, `Perhaps`."""
 _UNSURE_END = re.compile(
     r"\s*(?:hmm+|wait|not sure|let(?:['’]s| me)|I(?:['’]m| am) (?:stuck|lost|not sure)"
     r"|I (?:do not|don['’]t|cannot|can['’]t|need))\b"
@@ -146,14 +157,19 @@ def rules_out(clause: str) -> bool:
     return bool(is_about_options) and not _UNSURE.search(clause)
 
 
-def is_asked(text: str, end: int) -> bool:
-    """Return True if a value ends a question at which a reply breaks off.
+def is_asked(text: str, end: int, before: str) -> bool:
+    """Return True if a value ends a question at which a reply breaks off, or that is its last
+    sentence, as `Is it true that the answer is 12?`
 
     Args:
         end: end of the value.
+        before: the beginning of its sentence.
     """
     question = _QUESTION.match(text, end)
-    return bool(question and _UNSURE_END.match(text, question.end()))
+    if question is None:
+        return False
+    is_last = not text[question.end() :].strip(' \n*_)"”')
+    return bool((is_last and _ASKS.match(before)) or _UNSURE_END.match(text, question.end()))
 
 
 def is_denied(before: str) -> bool:

@@ -65,6 +65,11 @@ _OTHER_FORM = re.compile(
     r"(?![a-z]),?\s*)?(?P<other>[^()*\n]{1,60})\))[\s.]*\Z"
 )
 """A value in bold at the end, and a value in brackets behind it: `**4.5** (or 9/2)`."""
+_THAT_IS = re.compile(
+    r"\s(?P<value>\$[^$\n]{1,60}\$|[^\s$]{1,40})(?P<bracket>,?\s(?:i\.e\.|that\sis|equivalently),?\s"
+    r"(?P<other>[^\n,;]{1,40}?))[\s.]*\Z"
+)
+"""A value at the end, and the same in another form behind it: `3/8, i.e. 37.5%`."""
 _GOING_WITH = re.compile(
     r"(?:(?:\A|[.!?][*_]*\s|\n)[\s*_]*|,\s+(?=(?:so|and|thus|hence|therefore)\b))"
     r"(?:(?:so|and|thus|hence|therefore|finally)\b,?\s+)?"
@@ -171,10 +176,11 @@ def last_value(reply: str) -> str | None:
 
 
 def without_other_form(reply: str) -> str:
-    """Return a reply without the bracket at its end that repeats the bold number before in another
-    form, as in `Half of 9 is **4.5** (or 9/2).`; any other reply as it is.
+    """Return a reply without the words at its end that repeat the number before in another form, as
+    in `Half of 9 is **4.5** (or 9/2).` and `It is 3/8, i.e. 37.5%.`; any other reply as it is.
     """
-    found = _OTHER_FORM.search(reply, max(0, len(reply) - MAX_LINE))
+    begin = max(0, len(reply) - MAX_LINE)
+    found = _OTHER_FORM.search(reply, begin) or _THAT_IS.search(reply, begin)
     sides = [tidy(found[side]) for side in ("value", "other")] if found else []
     if found is None or not all(map(is_measured, sides)) or not are_one(*sides):
         return reply

@@ -4,7 +4,6 @@ import math
 import re
 from fractions import Fraction
 
-from lim_sglang.programs.grading.boxes import IS_WRONG
 from lim_sglang.programs.grading.denials import NEGATION
 from lim_sglang.programs.grading.forms import rewritten
 from lim_sglang.programs.grading.kinds import PRONOUN, without_name
@@ -19,6 +18,7 @@ from lim_sglang.programs.grading.values import (
     without_decimal,
     without_reason,
 )
+from lim_sglang.programs.grading.withdrawals import IS_WRONG
 
 MAX_WORDS = 4
 """Most words of an answer without a box; a longer one is a sentence about the answer."""

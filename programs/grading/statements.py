@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from fractions import Fraction
 
-from lim_sglang.programs.grading.boxes import BOX, Box, is_taken_back
+from lim_sglang.programs.grading.boxes import BOX, Box
 from lim_sglang.programs.grading.corrections import (
     AMENDED,
     APOLOGY,
@@ -50,9 +50,10 @@ from lim_sglang.programs.grading.stated import (
     listed,
     stated_value,
 )
-from lim_sglang.programs.grading.told import told_value
+from lim_sglang.programs.grading.told import told_value, with_plain_subject
 from lim_sglang.programs.grading.units import Unit
 from lim_sglang.programs.grading.values import REASON_WORDS, read_number, without_reason
+from lim_sglang.programs.grading.withdrawals import is_taken_back
 
 MAX_BARE = 200
 """Longest reply, in characters, that may be nothing but an answer."""
@@ -134,7 +135,7 @@ _STATEMENT = re.compile(
     # "Correction: 13.", "Actually C."
     rf"|(?P<final>(?:correction\s*[:—–]|actually,?)\s*(?={_VALUE_ALONE}))"
     # "No wait, it is B." and "No, 13.", behind another answer.
-    rf"|(?P<corrected>(?:{_CORRECTING}|(?<!\?[ \n])no)\b{_GAP}"
+    rf"|(?P<corrected>(?:{_CORRECTING}|(?<!\?[ \n])(?!(?<=[a-z] )no\. \d)no)\b{_GAP}"
     rf"(?:(?:{_CORRECTING}|no)\b{_GAP}){{0,3}}"
     rf"(?:(?:(?:it|that)(?:['’]s|\s+(?:is|should be|must be))\b|{MEANT})[\s,:*_]*(?:actually\s+)?"
     rf"|(?P<replaced>{REPLACED})"
@@ -269,6 +270,12 @@ _STATED = re.compile(
     re.DOTALL,
 )
 """A statement: formulas, or else the text up to the end of the sentence or of the line."""
+_INTRODUCTION = re.compile(
+    r"\A(?:with|after|dividing|multiplying|adding|subtracting|for|drawing|rolling|out\s+of|starting"
+    r"\s+(?:with|from)|working)\s[^,;:.]{1,80}(?:,\s[^,;:.]{1,40})?,\s+(?=[a-z])",
+    re.IGNORECASE,
+)
+"""A phrase before a sentence that states an answer: `With 7 rows of 8 seats, it seats 56.`"""
 _LONG_SPACE = re.compile(r"[ \t]{3,}")
 CHOICE = re.compile(
     rf"[*_$]*(?!{PRONOUN})(?:[(\[]?[A-J][)\]](?=[\s.,;:*_$]|$)"
@@ -480,9 +487,10 @@ def _is_supposed(lead: re.Match[str]) -> bool:
     if lead["named"]:
         return False
     value = _VALUE.match(text, begin)
-    if value and is_asked(text, value.end()):
+    before = _sentence_of(lead)
+    if value and is_asked(text, value.end(), before):
         return True
-    return is_hypothetical(_sentence_of(lead) + lead[0], text[begin : begin + MAX_BARE])
+    return is_hypothetical(before + lead[0], text[begin : begin + MAX_BARE])
 
 
 def _begun_value(lead: re.Match[str], end: int) -> str:
@@ -541,6 +549,9 @@ def _read_statement(lead: re.Match[str], end: int, *, told: bool = True) -> str 
     if _PRICE.match(words):
         words = f"\\{words}"
     words = _LONG_SPACE.sub(" ", words).strip()
+    if is_heading and not lead["choice"]:
+        words = _INTRODUCTION.sub("", words)
+    words = with_plain_subject(words)
     answer = tidy(words)
     if lead["several"]:
         return listed(answer) if _ALL.search(before) else None

@@ -6,13 +6,13 @@ from collections import deque
 from lim_sglang.programs.grading.boxes import (
     BOX,
     denied_boxes,
-    is_taken_back,
     last_box,
     last_boxes,
     without,
 )
 from lim_sglang.programs.grading.corrections import CHANGED, is_changed
 from lim_sglang.programs.grading.denials import is_asked, is_denied
+from lim_sglang.programs.grading.withdrawals import is_taken_back
 
 SIGNS = " \n\r\t\"'“”‘’`$*.,;:?\\。"
 """Signs that may be trimmed of a text; a text of nothing else is none."""
@@ -206,7 +206,7 @@ def _is_rejected(statement: re.Match[str]) -> bool:
     if _GIVES_REASON.match(text, begin, statement.start("answer")):
         return True
     asks = answer.endswith("?") and not _INTERROGATIVE.match(answer)
-    return asks and is_asked(text, statement.start("answer") + len(answer) - 1)
+    return asks and is_asked(text, statement.start("answer") + len(answer) - 1, before)
 
 
 _HALVES = [(sign, sign) for sign in ("***", "**", "*", '"', "`", "$")] + [("“", "”")]

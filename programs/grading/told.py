@@ -121,6 +121,47 @@ _REMAINDER = re.compile(
     r"\bremainder (?:when|if|of) \S.{0,80}? (?:is )?divided by (?:\$[^$]{1,40}\$|\d+)(?= is\b)"
 )
 """The name of a remainder, whose condition limits nothing."""
+_CALCULATION = re.compile(
+    r"(?:(?:the|of|and|by|a|square|cube|root|half|third|quarter|twice|double|triple|sum"
+    r"|product|difference|quotient|between|percent|times|plus|minus|divided|multiplied|over"
+    r"|squared|cubed|factorial)\b|\d[\d,]*+(?:\.\d+)?+(?![a-z])|\\?[%$]|[-+*/×·÷√^()=]|\s)+?"
+    r"(?=\s(?:is|equals|gives|makes)\s(?:(?:exactly|equal\sto|simply|just)\s)?[-\\$£€]{0,2}\d)",
+    re.IGNORECASE,
+)
+"""A calculation as subject of a sentence: `half of 9`, `the square root of 144`."""
+_OF_EQUATION = re.compile(
+    r"(?<=\w)\s(?:to|of|for)\s(?:the|this|our)\s(?:(?:given|original|linear|quadratic)\s)?"
+    r"(?:equation|expression|calculation|sum|inequality)\s(?:\$[^$\n]{1,80}\$|[^.;:?!$a-z]*?"
+    r"(?:[a-z](?![a-z])[^.;:?!$a-z]*?){0,4})(?=\s(?:is|are|equals)\s)",
+    re.IGNORECASE,
+)
+"""The equation that a sentence names and solves."""
+_PRICE_OF = re.compile(
+    r"\d+(?:\s[a-z]+){1,3}?\s(?:would\s|will\s)?costs?\s(?=(?:\\?\$|[£€])?\d)", re.IGNORECASE
+)
+"""A number of things up to what they cost."""
+_OF_NUMBERS = re.compile(
+    r"(?P<noun>(?:the|our)\s(?:[a-z]+\s){0,2}?(?:probability|chance|sum|product|difference|area"
+    r"|volume|perimeter|circumference|length|width|height|distance|hypotenuse|cost|price|number"
+    r"|total|mean|average|median|angle|remainder|largest|smallest|greatest|least))\s"
+    r"(?P<of>(?:of|that|for|with|in|from|between|when)\s[^.;:?!=]{1,80}?)(?=\s(?:is|equals)\s"
+    r"(?:(?:exactly|equal\sto|simply|just)\s)?(?:\$[^$]{1,40}\$|[-\\$£€]{0,2}\d[^\s]*)[^.;,]{0,20}\Z)",
+    re.IGNORECASE,
+)
+"""A quantity as subject of a sentence, and what it is of: `the area of a square with side 6`."""
+_NO_COMPLEMENT = re.compile(
+    rf"\b(?:{NEGATION}|{_SUPPOSITION.replace('|may', '')}|{_EXCEPTION}|is|are|was|were|first|second"
+    rf"|third|other|another)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+"""A word by which what a quantity is of makes it another one than is asked for."""
+_THERE_ARE = re.compile(
+    r"(?P<count>there\s(?:are|is)\s(?:(?:exactly|only|a\stotal\sof)\s)?\d[\d,]*\s(?:[a-z]+\s){0,2}?"
+    r"(?:ways?|pairs?|arrangements?|subsets?|numbers?|integers?|solutions?|outcomes?|possibilities))"
+    r"\s(?:to|of|in\swhich|for)\s[^.;:?!]{1,80}",
+    re.IGNORECASE,
+)
+"""A count of ways, and what they are ways of."""
 _BEFORE_FORMULA = re.compile(
     rf"\A(?P<before>[a-z][^\d\\$=<>:()]*?)\s(?:{_EQUALS})\s"
     rf"(?:{_ADVERB}\s)*(?=[^a-z\s]|[a-z]\b)",
@@ -139,6 +180,23 @@ _SUMMED = re.compile(
 """A calculation within a sentence, and its result: `48 + 24 = 72`."""
 
 
+def with_plain_subject(sentence: str) -> str:
+    """Return a sentence without the numbers that its result is of: `The result is 4.5` for `Half of
+    9 is 4.5`, and for `The area of a square with side 6 is 36` `The result is 36`.
+    """
+    sentence = _OF_EQUATION.sub("", sentence, count=1)
+    calculation = _CALCULATION.match(sentence)
+    if calculation and _DIGIT.search(calculation[0]):
+        return f"The result{sentence[calculation.end() :]}"
+    quantity = _OF_NUMBERS.match(sentence)
+    if quantity and _DIGIT.search(quantity["of"]) and not _NO_COMPLEMENT.search(quantity["of"]):
+        return f"The result{sentence[quantity.end() :]}"
+    if ways := _THERE_ARE.fullmatch(sentence.rstrip(".")):
+        return ways["count"]
+    price = _PRICE_OF.match(sentence)
+    return f"They cost {sentence[price.end() :]}" if price else sentence
+
+
 def told_value(sentence: str, *, plainly: bool = False) -> str | None:
     """Return the only number that a sentence states, with its unit of measurement, as `She has 42
     apples left`, or the formula that it ends in, as `The derivative is $2x$`. None for a sentence
@@ -148,6 +206,7 @@ def told_value(sentence: str, *, plainly: bool = False) -> str | None:
         plainly: only a number behind a verb.
     """
     sentence = _REMAINDER.sub("remainder", sentence.strip().rstrip("."))
+    sentence = with_plain_subject(sentence)
     sentence = _SUMMED.sub(_result, sentence)
     if sentence.startswith("$"):
         sentence = _IS_SOLUTION.sub("", sentence)

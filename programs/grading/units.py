@@ -151,6 +151,11 @@ _NUMBERS_IN_WORDS_TEXT = (
 )
 NUMBERS_IN_WORDS = _NUMBERS_IN_WORDS_TEXT.split()
 TENS_IN_WORDS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+NUMBER_IN_WORDS = (
+    rf"\b(?:(?:{'|'.join(TENS_IN_WORDS)})(?:[ -](?:{'|'.join(NUMBERS_IN_WORDS[1:10])}))?"
+    rf"|{'|'.join(NUMBERS_IN_WORDS)})\b"
+)
+"""A number below a hundred in words."""
 _VALUE_WORDS_TEXT = (
     "squared cubed factorial doubled tripled quadrupled halved negative plus minus over out "
     "divided multiplied power root inverse reciprocal below beneath under less is isn't are was "

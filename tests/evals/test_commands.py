@@ -23,7 +23,7 @@ from lim_sglang.evals.run_store import Failure, GradedSample, Run, RunRecord, op
 from lim_sglang.evals.runner import FinishedRun
 from lim_sglang.evals.tasks import find_task
 from lim_sglang.launch.server import ServerSpec
-from lim_sglang.programs.schema import Access, Api
+from lim_sglang.programs.schema import Access, Api, Sampling
 from tests.builders import make_sample
 from tests.evals.summaries import question, run
 from tests.fakes.sglang_server import eventually
@@ -138,7 +138,7 @@ def test_a_server_is_started_for_the_run_with_the_options_of_lim_serve(
     call(evaluate, "math500", *options.split(), further=("--dtype", "half"))
     flags = {"--lim-policy": "lessismore", "--lim-budget": "256", "--lim-ranking": "mass"}
     assert served == [
-        ServerSpec("tiny", flags, ("--dtype", "half"), "k"),
+        ServerSpec("tiny", flags, ("--dtype", "half"), "k", Sampling.max_tokens),
         ("http://127.0.0.1:31999",),
     ]
 
@@ -277,6 +277,10 @@ def test_samples_that_failed_are_told_for_each_task(runs: Runs) -> None:
     assert "math500: 2 samples failed, the last with: HTTP 503" in str(caught.value)
     assert "aime24" not in str(caught.value)
     assert "--retry-failed tries them again" in str(caught.value)
+    too_long = "HTTP 400: exceeds the model's maximum context length of 8192 tokens"
+    runs.finished = [finished("math500", too_long, too_long)]
+    with pytest.raises(ServerError, match="not scored; lower --max-tokens"):
+        call(evaluate, "math500")
 
 
 def write_run(path: Path, task: str, gold: str, *texts: str) -> Path:

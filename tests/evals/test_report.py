@@ -187,6 +187,16 @@ def test_without_options_the_tables_are_printed(folder: Path) -> None:
     assert report(*sorted(folder.iterdir())).stdout == result.stdout
 
 
+def test_rows_of_several_tables_are_named_by_their_runs(folder: Path) -> None:
+    conditions = {**full().conditions, "questions": "ab" * 32}
+    edited = replace(full(), run_id="edited", conditions=conditions)
+    (path,) = write_summaries([edited], folder / "edited")
+    several = report(folder, path)
+    assert "questions abababab" in several.stdout
+    assert f"questions abababab: full is {path} (edited)\n" in several.stderr
+    assert " is " not in report(path).stderr
+
+
 def test_everything_is_written_at_once_and_a_second_time_without_a_change(
     tmp_path: Path, folder: Path
 ) -> None:

@@ -183,7 +183,7 @@ def test_a_damaged_or_repeated_sample_is_an_error_with_its_line(
 
 
 def test_a_run_of_other_settings_is_not_mixed_with(tmp_path: Path) -> None:
-    write_run(tmp_path)
+    write_run(tmp_path, graded())
     other = {**SETTINGS, "lim": {"config": {"policy": "full", "budget": 256}}}
     with pytest.raises(DataError) as caught:
         begin(tmp_path, other)
@@ -194,10 +194,23 @@ def test_a_run_of_other_settings_is_not_mixed_with(tmp_path: Path) -> None:
     assert "name another folder with --out" in message
 
 
+def test_a_run_without_samples_begins_anew_with_other_settings(tmp_path: Path) -> None:
+    with begin(tmp_path) as folder:
+        folder.append_failure(Failure("q", 0, "too long"))
+    other = {**SETTINGS, "sampling": {"max_tokens": 5}}
+    with begin(tmp_path, other) as folder:
+        assert not folder.failures
+    assert read_record(tmp_path).settings["sampling"] == {"max_tokens": 5}
+    with begin(tmp_path, other) as folder:
+        folder.append(graded())
+    with pytest.raises(DataError, match="other settings"):
+        begin(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("num_asked", "changes", "told"),
     [
-        (2, {"gold": "5"}, "  - the questions have changed: own.jsonl, line 2\n"),
+        (2, {"gold": "5"}, "  - the reference answers have changed: own.jsonl, line 2\n"),
         (2, {"text": "Q?"}, "  - the questions have changed: own.jsonl, line 2\n"),
         (2, {"question_id": "c"}, "  - the questions have changed, or their ids or their order\n"),
         (3, {}, "  - questions.asked (--limit) was 2 and is now 3\n"),
@@ -216,9 +229,10 @@ def test_changed_questions_are_named_by_their_lines(
         digest = selection_digest(asked)
         return {**SETTINGS, "questions": {"asked": len(asked), "asked_digest": digest}}
 
-    with begin(tmp_path, settings(before[:2])):
+    with begin(tmp_path, settings(before[:2])) as folder:
         asked = {each.question_id: AskedQuestion(each.gold, each.text) for each in before[:2]}
         write_questions(tmp_path, asked)
+        folder.append(graded())
     with pytest.raises(DataError) as caught:
         open_run(tmp_path, RunRecord("math500-x", settings(now), {}), now)
     message = str(caught.value)
@@ -253,7 +267,8 @@ def refusal(
         old: a letter for each row of a file without ids, and the limit.
     """
     (before, old_settings), (now, new_settings) = map(_asked_of, (old, new))
-    with begin(path, old_settings):
+    with begin(path, old_settings) as folder:
+        folder.append(graded())
         if has_texts:
             write_questions(path, {q.question_id: AskedQuestion(q.gold, q.text) for q in before})
     with pytest.raises(DataError) as caught:

@@ -26,6 +26,7 @@ def seconds(text: str, read: Callable[[str], object] = extract_answer) -> float:
         *("1,", "10,", "1.", ".3", "1/2/", "$1 ", "1%", "x=", "1+", "-1", "wait ", "half of "),
         *(r"\boxed{5}+", r"\boxed{1", "a = ", "12 and ", "the answer is 5. No, ", "I forgot "),
         *("I change my answer to ", "the problem asks for 2 + ", "I exclude ", "**5** "),
+        *("the answer is 5. Check: 6, not 5. ", "I hope you like it. ", "is half of the sum of 3 "),
         *("<answer>5</answer> No, ", "</answer>", "only C remains, ", "eliminating A, "),
     ],
 )

@@ -9,6 +9,7 @@ from lim_sglang.programs.schema import (
     Sampling,
     ask_messages,
     check_thinking_budget,
+    copies_note,
     resolve_sampling,
 )
 
@@ -59,3 +60,19 @@ def test_a_thinking_budget_leaves_tokens_for_the_answer() -> None:
     check_thinking_budget(9, 10)
     with pytest.raises(ConfigError, match="leaves nothing of max_tokens 10 to answer with"):
         check_thinking_budget(10, 10)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "num_samples", "told"),
+    [
+        ({"temperature": 0.0, "top_k": 20}, 4, "at temperature 0 the 4 samples"),
+        ({"temperature": 0.6, "top_k": 1}, 2, "at top_k 1 the 2 samples"),
+        ({"temperature": 0.0}, 1, None),
+        ({"temperature": 0.6, "top_k": 20}, 4, None),
+    ],
+)
+def test_copies_of_one_chain_are_no_vote(
+    sampling: dict[str, float], num_samples: int, told: str | None
+) -> None:
+    note = copies_note(sampling, num_samples)
+    assert note is told or (note and told and note.startswith(told))

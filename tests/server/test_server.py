@@ -156,9 +156,9 @@ def test_what_drafts_cannot_be_served_with_is_told_before_anything_starts(
             server_options(spec, port=free_port())
 
 
-def write_config(folder: Path) -> None:
+def write_config(folder: Path, **more: Any) -> None:
     """Write the configuration of a model of 30 layers."""
-    config = {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9}
+    config = {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9, **more}
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 30}))
 
 
@@ -184,6 +184,35 @@ def test_layers_that_the_model_lacks_are_refused_before_anything_starts(
     write_config(tmp_path)
     with pytest.raises(RefusedError, match=refused) if refused else nullcontext():
         server_options(ServerSpec(str(tmp_path), flags, words), port=free_port())
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "more", "words", "is_refused"),
+    [
+        (8192, {}, "", True),
+        (8191, {}, "", False),
+        (8191, {}, "--context-length 4096", True),
+        (8192, {}, "--context-length 16384", False),
+        (99_999, {"rope_scaling": {"factor": 4.0, "rope_type": "yarn"}}, "", False),
+        (99_999, {}, "--json-model-override-args {}", False),
+        (None, {}, "", False),
+    ],
+)
+def test_more_tokens_than_the_model_takes_are_refused_before_anything_starts(
+    max_tokens: int | None,
+    more: dict[str, Any],
+    words: str,
+    is_refused: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.delenv("LIM_CONFIG", raising=False)
+    monkeypatch.setattr(server_module, "has_gpu", lambda: False)
+    write_config(tmp_path, max_position_embeddings=8192, **more)
+    spec = ServerSpec(str(tmp_path), {}, tuple(words.split()), max_tokens=max_tokens)
+    context = pytest.raises(RefusedError, match=r"--max-tokens \d,\d{3}: the model takes")
+    with context if is_refused else nullcontext():
+        server_options(spec, port=free_port())
 
 
 @pytest.mark.parametrize(
