@@ -47,7 +47,7 @@ def draw(table: DecodeTable, path: Path) -> None:
             axes.set_xscale("log", base=2)
             axes.set_yscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens / 1024:g}K")
-            axes.yaxis.set_major_locator(LogLocator(2, subs=(1, 1.25, 1.5, 1.75)))
+            axes.yaxis.set_major_locator(LogLocator(2, subs=(1, 1.5)))
             axes.yaxis.set_major_formatter(lambda ms, _: f"{ms:g}")
             axes.set(title=f"{batch} request{'s' * (batch > 1)}", xlabel="context, tokens")
             axes.set_ylabel("decode step, ms")
