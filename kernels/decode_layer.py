@@ -183,6 +183,7 @@ def _norm_rotate_store(
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
+    HAS_NORMS: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
     pdl_wait(USE_PDL)
@@ -194,16 +195,18 @@ def _norm_rotate_store(
         half = tl.arange(0, DIM // 2)
         low = tl.load(source + half).to(tl.float32)
         high = tl.load(source + DIM // 2 + half).to(tl.float32)
-        weight = query_weight
         target = query + (row * HEADS + head) * DIM
         if head >= HEADS:
-            weight = key_weight
             target = keys + (slot * KV_HEADS + head - HEADS) * DIM
-        scale = tl.rsqrt((tl.sum(low * low) + tl.sum(high * high)) / DIM + epsilon)
-        low *= scale * tl.load(weight + half).to(tl.float32)
-        high *= scale * tl.load(weight + DIM // 2 + half).to(tl.float32)
-        low = low.to(qkv.dtype.element_ty).to(tl.float32)
-        high = high.to(qkv.dtype.element_ty).to(tl.float32)
+        if HAS_NORMS:
+            weight = query_weight
+            if head >= HEADS:
+                weight = key_weight
+            scale = tl.rsqrt((tl.sum(low * low) + tl.sum(high * high)) / DIM + epsilon)
+            low *= scale * tl.load(weight + half).to(tl.float32)
+            high *= scale * tl.load(weight + DIM // 2 + half).to(tl.float32)
+            low = low.to(qkv.dtype.element_ty).to(tl.float32)
+            high = high.to(qkv.dtype.element_ty).to(tl.float32)
         angles = cos_sin + tl.load(positions + row).to(tl.int64) * DIM
         cosine = tl.load(angles + half).to(tl.float32)
         sine = tl.load(angles + DIM // 2 + half).to(tl.float32)
@@ -217,18 +220,18 @@ def _norm_rotate_store(
 
 def norm_rotate_store(
     qkv: Tensor,
-    norms: HeadNorms,
+    norms: HeadNorms | None,
     cos_sin: Tensor,
     positions: Tensor,
     slots: Tensor,
     keys: Tensor,
     values: Tensor,
 ) -> Tensor:
-    """Norm and rotate q and k of new tokens, and store k and v.
+    """Norm q and k of new tokens, if the model does, rotate them, and store k and v.
 
     Args:
         qkv: [B, (H + 2 G) * D], heads of q, k and v of each token, D a power of two.
-        norms: of the heads.
+        norms: of the heads; None: the model has none.
         cos_sin: [positions, D], half-split RoPE: cosines, then sines.
         positions: [B] int.
         slots: [B] int, of the new tokens.
@@ -244,9 +247,9 @@ def norm_rotate_store(
     _norm_rotate_store[(num_rows, heads + 2 * kv_heads)](
         qkv,
         query,
-        norms.query,
-        norms.key,
-        norms.epsilon,
+        norms and norms.query,
+        norms and norms.key,
+        norms.epsilon if norms else 0.0,
         cos_sin,
         positions,
         slots,
@@ -255,6 +258,7 @@ def norm_rotate_store(
         HEADS=heads,
         KV_HEADS=kv_heads,
         DIM=dim,
+        HAS_NORMS=norms is not None,
         num_warps=1,
         **pdl_options(),
     )

@@ -406,12 +406,14 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return functional.linear(rows.float(), weight.float(), None if bias is None else bias.float())
 
 
-def norm_and_rotate(heads: Tensor, weight: Tensor, epsilon: float, cos_sin: Tensor) -> Tensor:
-    """Return the RMS norm of each head, rotated by RoPE.
+def norm_and_rotate(
+    heads: Tensor, weight: Tensor | None, epsilon: float, cos_sin: Tensor
+) -> Tensor:
+    """Return the RMS norm of each head, or the head itself, rotated by RoPE.
 
     Args:
         heads: [B, H, D].
-        weight: [D], of the norm.
+        weight: [D], of the norm; None: no norm.
         epsilon: added to the mean square.
         cos_sin: [B, D], of each row's position: cosines, then sines, of the two halves' pairs.
 
@@ -419,7 +421,8 @@ def norm_and_rotate(heads: Tensor, weight: Tensor, epsilon: float, cos_sin: Tens
         [B, H, D] f32; what is rotated has been rounded to the dtype of `heads`.
     """
     values = heads.float()
-    values *= (values.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight.float()
+    if weight is not None:
+        values *= (values.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight.float()
     low, high = values.to(heads.dtype).float().chunk(2, -1)
     cosine, sine = cos_sin.float()[:, None].chunk(2, -1)
     return torch.cat([low * cosine - high * sine, high * cosine + low * sine], -1)

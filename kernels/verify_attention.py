@@ -262,7 +262,8 @@ def linear_differences(features: int, depth: int, dtype: torch.dtype, device: st
 def norm_and_rope_differences(
     rows: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, device: str
 ) -> list[str]:
-    """Compare `norm_rotate_store` with the reference, and look for stores elsewhere."""
+    """Compare `norm_rotate_store`, with and without norms, with the reference, and look for stores
+    elsewhere."""
     generator = torch.Generator().manual_seed(rows)
 
     def normal(*shape: int) -> Tensor:
@@ -270,31 +271,36 @@ def norm_and_rope_differences(
 
     total, num_slots = heads + 2 * kv_heads, 2 * rows + 1
     qkv = normal(rows, total * dim).to(dtype).to(device)
-    query_weight, key_weight = (1 + normal(2, dim) / 4).to(dtype).to(device)
-    norms = HeadNorms(query_weight, key_weight, epsilon=1e-6)
+    weights = (1 + normal(2, dim) / 4).to(dtype).to(device)
     angles = normal(40, dim // 2)
     cos_sin = torch.cat([angles.cos(), angles.sin()], -1).to(device)
     positions = torch.randint(0, len(cos_sin), (rows,), generator=generator).to(device)
     slots = (torch.randperm(num_slots - 1, generator=generator)[:rows] + 1).to(device)
-    keys, values = (
-        torch.full((num_slots, kv_heads, dim), POISON, dtype=dtype, device=device) for _ in range(2)
-    )
-    expected_keys, expected_values = keys.float(), values.float()
     query, key, value = qkv.view(rows, total, dim).split([heads, kv_heads, kv_heads], 1)
-    of_rows = cos_sin[positions]
-    expected = reference.norm_and_rotate(query, norms.query, norms.epsilon, of_rows)
-    expected_keys[slots] = reference.norm_and_rotate(key, norms.key, norms.epsilon, of_rows)
-    expected_values[slots] = value.float()
-    found = norm_rotate_store(qkv, norms, cos_sin, positions, slots, keys, values)
-    return [
-        f"{name} of {rows} rows of {heads} and {kv_heads} heads of {dim} are off by {error:.1e}"
-        for name, error in (
-            ("queries", relative_error(found, expected.view(found.shape))),
-            ("keys", relative_error(keys, expected_keys)),
-            ("values", relative_error(values, expected_values)),
+    differences = []
+    for norms in (HeadNorms(weights[0], weights[1], epsilon=1e-6), None):
+        keys, values = (
+            torch.full((num_slots, kv_heads, dim), POISON, dtype=dtype, device=device)
+            for _ in range(2)
         )
-        if not error <= ATTENTION_TOLERANCE[dtype]
-    ]
+        wanted_keys, wanted_values = keys.float(), values.float()
+        wanted, wanted_keys[slots] = (
+            reference.norm_and_rotate(each, weight if norms else None, 1e-6, cos_sin[positions])
+            for each, weight in zip((query, key), weights, strict=True)
+        )
+        wanted_values[slots] = value.float()
+        found = norm_rotate_store(qkv, norms, cos_sin, positions, slots, keys, values)
+        differences += [
+            f"{name} of {rows} rows of {heads} and {kv_heads} heads of {dim}, "
+            f"{'no ' * (norms is None)}norms, are off by {error:.1e}"
+            for name, error in (
+                ("queries", relative_error(found, wanted.view(found.shape))),
+                ("keys", relative_error(keys, wanted_keys)),
+                ("values", relative_error(values, wanted_values)),
+            )
+            if not error <= ATTENTION_TOLERANCE[dtype]
+        ]
+    return differences
 
 
 def decode_layer_differences(batch: Batch, device: str) -> list[str]:

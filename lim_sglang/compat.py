@@ -201,7 +201,7 @@ _FLASHINFER_BACKEND = "sglang.srt.layers.attention.flashinfer_backend"
 _BACKEND_CLASS = f"{_FLASHINFER_BACKEND}.FlashInferAttnBackend"
 _GRAPH_RUNNER = "sglang.srt.model_executor.runner.base_cuda_graph_runner"
 _LINEAR_METHOD = "sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod"
-_QWEN3_ATTENTION = "sglang.srt.models.qwen3.Qwen3Attention"
+_ATTENTIONS = [f"sglang.srt.models.{m}.{m.title()}Attention" for m in ("llama", "qwen2", "qwen3")]
 _RUNNER_CLASS = "sglang.srt.model_executor.model_runner.ModelRunner"
 WRAPPER = "flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper"
 
@@ -218,7 +218,7 @@ USED_ON_GPU: Mapping[str, tuple[str, ...]] = {
         f"{_FLASHINFER_BACKEND}.DecodeMetadata": "decode_wrappers swa_out_cache_loc",
         f"{_RUNNER_CLASS}.alloc_memory_pool": "self memory_pool_config",
         f"{_LINEAR_METHOD}.apply": "self layer x bias",
-        f"{_QWEN3_ATTENTION}.forward": "self positions hidden_states forward_batch",
+        **{f"{a}.forward": "self positions hidden_states forward_batch" for a in _ATTENTIONS},
         WRAPPER: "float_workspace_buffer kv_layout use_cuda_graph use_tensor_cores"
         " paged_kv_indptr_buffer paged_kv_indices_buffer paged_kv_last_page_len_buffer"
         " backend jit_args",
@@ -600,10 +600,10 @@ def unquantized_linears(model: Any) -> Iterator[Any]:
     return (each for each in model.modules() if type(getattr(each, "quant_method", 0)) is method)
 
 
-def qwen3_attention_layers(model: Any) -> Iterator[Any]:
-    """Yield the attention layers, projections included, of a loaded Qwen3; none of other models."""
-    attention = resolve(_QWEN3_ATTENTION)
-    return (module for module in model.modules() if type(module) is attention)
+def rotary_attention_layers(model: Any) -> Iterator[Any]:
+    """Yield the attention layers of a loaded model, projections included, whose code was read."""
+    kinds = [resolve(each) for each in _ATTENTIONS]
+    return (module for module in model.modules() if type(module) in kinds)
 
 
 def decode_backend(backend: Any) -> Any:

@@ -31,8 +31,8 @@ from lim_sglang.counters import DraftStats, Stats
 from lim_sglang.errors import RefusedError, ServerError
 from lim_sglang.kernels.decode_layer import MEASURED_CAPABILITY
 from lim_sglang.kernels.selector import Room, Selector
+from lim_sglang.layers.attention import AttentionLayers
 from lim_sglang.layers.linear import SkinnyLinears
-from lim_sglang.layers.qwen3_attention import Qwen3AttentionLayers
 from lim_sglang.lossless.sampler import CoupledSampler
 from lim_sglang.lossless.widths import draft_choices, reasons_against_verifying
 from lim_sglang.models import weights_fingerprint
@@ -171,8 +171,8 @@ class LimModelRunner(compat.ModelRunner):
                 self.allocate_selection(selecting, self._estimate_tokens())
                 reserved = self._reserve_summaries(selecting)
         super().alloc_memory_pool(*arguments, **options)
-        attentions = compat.qwen3_attention_layers(self.model) if uses_layer_kernels() else ()
-        self.lim_attentions = Qwen3AttentionLayers(attentions, self.token_to_kv_pool)
+        attentions = compat.rotary_attention_layers(self.model) if uses_layer_kernels() else ()
+        self.lim_attentions = AttentionLayers(attentions, self.token_to_kv_pool, self.dtype)
         self._compare_memory()
         if reserved is not None and self.lim_policy:
             del reserved

@@ -357,17 +357,19 @@ def compile_layers(architecture: int) -> dict[str, Usage]:
             architecture, decode_layer._multiply, constants, decode_layer.SKINNY_WARPS, **types
         )
     types = dict.fromkeys(("qkv", "query", "query_weight", "key_weight", "keys", "values"), "*bf16")
-    found["norm_rotate_store"] = compile_kernel(
-        architecture,
-        decode_layer._norm_rotate_store,
-        {"HEADS": 32, "KV_HEADS": 8, "DIM": 128, "USE_PDL": True},
-        warps=1,
-        epsilon="fp32",
-        cos_sin="*fp32",
-        positions="*i64",
-        slots="*i64",
-        **types,
-    )
+    for has_norms in (True, False):
+        constants = {"HEADS": 32, "KV_HEADS": 8, "DIM": 128, "HAS_NORMS": has_norms}
+        found[f"norm_rotate_store {has_norms}"] = compile_kernel(
+            architecture,
+            decode_layer._norm_rotate_store,
+            {**constants, "USE_PDL": True},
+            warps=1,
+            epsilon="fp32",
+            cos_sin="*fp32",
+            positions="*i64",
+            slots="*i64",
+            **types,
+        )
     return found
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lim_sglang.models import SMOLLM2, embedded_model
 from tests.processes import ON_CPU, SGLANG, WITH_LIM, serving, set_differences, token_differences
 from tests.server import interpreted_passes, planted
 from tests.server.oracle import Oracle
@@ -12,6 +13,7 @@ from tests.server.tiny_model import NUM_LAYERS, crossing_prompts, long_prompts, 
 
 pytestmark = pytest.mark.e2e
 
+LLAMA = ["--attention-backend", "lim", "--lim-budget", "64", "--lim-select-layers", "2,17"]
 NUM_NEW = 12
 """Tokens of each request: some seconds, interpreted."""
 
@@ -34,6 +36,25 @@ def test_tokens_and_sets_are_the_oracles(
     assert state is not None
     # In 32 bits the linear layers do not suit.
     assert state["layer_kernels"] == {"skinny_gemm": 0, "norm_rope_store": NUM_LAYERS}
+
+
+@pytest.mark.slow
+def test_a_model_without_norms_answers_the_same(tmp_path: Path) -> None:
+    """Rows below the budget, beyond it, and one that crosses it; SmolLM2 is a Llama."""
+    command = [*SGLANG, "--model-path", str(embedded_model(SMOLLM2)), *ON_CPU, *LLAMA]
+    prompts = [random_prompt(length, length) for length in (20, 60, 90)]
+    kernels = planted.sitecustomize(tmp_path, planted.LAYER_KERNELS, planted.RUNNER)
+    kernels |= interpreted_passes.SETTINGS
+    found = []
+    for name, settings in (("sglang", {}), ("ours", kernels)):
+        (tmp_path / name).mkdir()
+        with serving(command, folder=tmp_path / name, settings=settings) as server:
+            answers = server.ask_together(prompts, NUM_NEW)
+            found.append([answer.tokens for answer in answers])
+            state = server.lim()
+    assert found[0] == found[1]
+    assert state is not None
+    assert state["layer_kernels"] == {"skinny_gemm": 0, "norm_rope_store": 30}
 
 
 @pytest.mark.slow

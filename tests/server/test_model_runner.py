@@ -19,8 +19,8 @@ from lim_sglang.counters import Stats
 from lim_sglang.errors import RefusedError, ServerError
 from lim_sglang.kernels.reference import split_budget
 from lim_sglang.kernels.selector import RankSelector, Room
+from lim_sglang.layers.attention import AttentionLayers
 from lim_sglang.layers.linear import SkinnyLinears
-from lim_sglang.layers.qwen3_attention import Qwen3AttentionLayers
 from lim_sglang.lossless.sampler import seed_of
 from lim_sglang.model_runner import LimModelRunner, live_state, model_rope
 from lim_sglang.models import weights_fingerprint
@@ -155,7 +155,7 @@ def test_an_sglang_that_is_tried_is_shown(
         lim_preset=None,
         lim_selector=None,
         lim_linears=SkinnyLinears(()),
-        lim_attentions=Qwen3AttentionLayers((), None),
+        lim_attentions=AttentionLayers((), None, torch.bfloat16),
         sampler=None,
         model_config=SimpleNamespace(get_default_sampling_params=dict),
     )

@@ -1,4 +1,4 @@
-"""Qwen3's attention layers, whose decode steps norm, rotate and store by one kernel."""
+"""Attention layers whose decode steps norm, rotate and store by one kernel."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang.kernels import reference
-from lim_sglang.layers.qwen3_attention import Qwen3AttentionLayers
+from lim_sglang.layers.attention import AttentionLayers
 from tests.kernels.batches import BF16, COMPILED_HERE, FP16
 
 HEADS, KV_HEADS, DIM, HIDDEN = 4, 2, 32, 48
@@ -29,14 +29,15 @@ class Pool:
 class Attention:
     """An attention layer as SGLang has them; it attends by returning its queries."""
 
-    def __init__(self, **rope: Any) -> None:
+    def __init__(self, *, has_norms: bool = True, **rope: Any) -> None:
         angles = torch.randn(20, DIM // 2)
         self.weight = torch.randn((HEADS + 2 * KV_HEADS) * DIM, HIDDEN).to(FP16)
         self.num_heads, self.num_kv_heads, self.head_dim = HEADS, KV_HEADS, DIM
-        self.q_norm, self.k_norm = (
-            SimpleNamespace(weight=torch.randn(DIM).to(FP16), variance_epsilon=1e-6)
-            for _ in range(2)
-        )
+        if has_norms:
+            self.q_norm, self.k_norm = (
+                SimpleNamespace(weight=torch.randn(DIM).to(FP16), variance_epsilon=1e-6)
+                for _ in range(2)
+            )
         self.rotary_emb = SimpleNamespace(
             **{
                 "is_neox_style": True,
@@ -81,9 +82,10 @@ def batch(*, decodes: bool = True) -> Any:
 
 
 @COMPILED_HERE
-def test_a_decode_step_attends_with_q_and_finds_k_and_v_in_the_cache() -> None:
-    layer, pool = Attention(), Pool()
-    layers = Qwen3AttentionLayers([layer], pool)
+@pytest.mark.parametrize("has_norms", [True, False])
+def test_a_decode_step_attends_with_q_and_finds_k_and_v_in_the_cache(*, has_norms: bool) -> None:
+    layer, pool = Attention(has_norms=has_norms), Pool()
+    layers = AttentionLayers([layer], pool, FP16)
     hidden, positions = torch.randn(3, HIDDEN).to(FP16), torch.tensor([0, 19, 4])
     output = layer.forward(positions=positions, hidden_states=hidden, forward_batch=batch())
     assert (len(layers.layers), layer.own_steps) == (1, 0)
@@ -92,8 +94,10 @@ def test_a_decode_step_attends_with_q_and_finds_k_and_v_in_the_cache() -> None:
     q, k, v = heads.split([HEADS, KV_HEADS, KV_HEADS], 1)
     of_rows = layer.rotary_emb.cos_sin_cache[positions]
     expected = (
-        reference.norm_and_rotate(rows, norm.weight, norm.variance_epsilon, of_rows)
-        for rows, norm in ((q, layer.q_norm), (k, layer.k_norm))
+        reference.norm_and_rotate(
+            rows, getattr(layer, norm).weight if has_norms else None, 1e-6, of_rows
+        )
+        for rows, norm in ((q, "q_norm"), (k, "k_norm"))
     )
     keys, values = (buffer[[5, 1, 8]] for buffer in pool.buffers)
     queries = output.view(3, HEADS, DIM) / 2
@@ -105,7 +109,7 @@ def test_a_decode_step_attends_with_q_and_finds_k_and_v_in_the_cache() -> None:
 
 def test_prefills_and_disabled_layers_run_as_sglang_does() -> None:
     layer = Attention()
-    layers, hidden = Qwen3AttentionLayers([layer], Pool()), torch.randn(3, HIDDEN)
+    layers, hidden = AttentionLayers([layer], Pool(), FP16), torch.randn(3, HIDDEN)
     arguments = {"positions": torch.arange(3), "hidden_states": hidden}
     assert layer.forward(**arguments, forward_batch=batch(decodes=False)) is hidden
     layers.enabled = False
@@ -135,5 +139,5 @@ def test_prefills_and_disabled_layers_run_as_sglang_does() -> None:
     ],
 )
 def test_other_layers_are_left_alone(layer: Attention, pool: Pool) -> None:
-    assert not Qwen3AttentionLayers([layer], pool).layers
+    assert not AttentionLayers([layer], pool, FP16).layers
     assert layer.forward.__func__ is Attention.forward  # type: ignore[attr-defined]
