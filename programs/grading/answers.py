@@ -249,8 +249,8 @@ def extract_answer(
     the text does not affirm, as `Is it 7?`, and a sentence about another case, as `If order
     mattered, the answer would be 7`, state nothing. A stated answer is taken back by a later
     statement that denies it, that cannot be read or that has not ended, and any by an unclosed box,
-    unless these begin with the same value. Programs in blocks of code and words struck out state
-    nothing.
+    unless these begin with the same value; and by a check that finds another value in its place, as
+    `Check: 3*5 = 15, not 12.` Programs in blocks of code and words struck out state nothing.
     The time is linear in the length.
 
     Args:
