@@ -219,15 +219,17 @@ def known_shape(source: str, revision: str | None = None) -> ModelShape | None:
 
 
 def known_context(source: str, revision: str | None = None) -> int | None:
-    """Return the tokens that a model takes, where its configuration is on this machine and scales
-    no rotary embedding; else None.
+    """Return the tokens that a model takes, where its configuration is on this machine and states
+    them; else None.
 
     Args:
         source: from `check_model`.
     """
     config = _known_config(source, revision)
     tokens = config.get("max_position_embeddings")
-    is_scaled = config.get("rope_scaling") or config.get("rope_parameters")
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    # As SGLang's `get_context_length`: a factor counts where the length before it is not stated.
+    is_scaled = "factor" in rope and "original_max_position_embeddings" not in rope
     return tokens if isinstance(tokens, int) and not is_scaled else None
 
 

@@ -156,6 +156,9 @@ def test_what_drafts_cannot_be_served_with_is_told_before_anything_starts(
             server_options(spec, port=free_port())
 
 
+LLAMA3 = {"rope_type": "llama3", "original_max_position_embeddings": 1024}
+
+
 def write_config(folder: Path, **more: Any) -> None:
     """Write the configuration of a model of 30 layers."""
     config = {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9, **more}
@@ -193,6 +196,8 @@ def test_layers_that_the_model_lacks_are_refused_before_anything_starts(
         (8191, {}, "", False),
         (8191, {}, "--context-length 4096", True),
         (8192, {}, "--context-length 16384", False),
+        (8192, {"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}, "", True),
+        (8192, {"rope_scaling": {"factor": 8.0, **LLAMA3}}, "", True),
         (99_999, {"rope_scaling": {"factor": 4.0, "rope_type": "yarn"}}, "", False),
         (99_999, {}, "--json-model-override-args {}", False),
         (None, {}, "", False),
