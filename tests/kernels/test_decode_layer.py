@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang.kernels.decode_layer import MAX_SKINNY_ROWS, most_rows, skinny_linear
+from lim_sglang.kernels.launch import MIN_DOT_ROWS
 from lim_sglang.kernels.verify_attention import linear_differences, norm_and_rope_differences
 from tests.kernels.batches import BF16, DEVICES, F32, FP16
 
@@ -34,8 +35,10 @@ def test_products_are_the_reference_s_on_a_gpu(shape: str, dtype: torch.dtype) -
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_row_does_not_depend_on_its_neighbours(device: str) -> None:
     rows, weight = (torch.randn(n, 256).to(device, BF16) for n in (MAX_SKINNY_ROWS, 128))
-    together = skinny_linear(rows, weight)
     for number in (1, 2, 7, 16, 17):
+        # The interpreter multiplies by numpy, which adds products of 16 and 32 rows in two orders.
+        is_padded_less = device == "cpu" and number <= MIN_DOT_ROWS
+        together = skinny_linear(rows[:MIN_DOT_ROWS] if is_padded_less else rows, weight)
         assert torch.equal(skinny_linear(rows[:number], weight), together[:number])
 
 
